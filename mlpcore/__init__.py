@@ -1,0 +1,57 @@
+"""mlpcore: a training engine for multilayer perceptrons, its backward pass written out in matrix form.
+
+import mlpcore as mc
+
+net = mc.MLP([784, 128, 10], activations="relu", output="softmax")
+trainer = mc.Trainer(net, loss="cross_entropy", optimizer=mc.AdamW(1e-3))
+trainer.fit(X, Y, epochs=10, batch_size=256)
+"""
+
+from mlpcore.backends.device import info
+from mlpcore.callbacks import Callback, EarlyStopping
+from mlpcore.core.activations import Activation
+from mlpcore.core.errors import DeviceUnavailable, NonFiniteLoss
+from mlpcore.core.losses import Loss
+from mlpcore.core.optimizers import (
+    SGD,
+    Adam,
+    AdamW,
+    Adaptive,
+    Constant,
+    Cosine,
+    InverseScaling,
+    Lion,
+    RMSprop,
+    StepDecay,
+)
+from mlpcore.gradcheck import GradientCheck, check_gradients
+from mlpcore.mlp import MLP, Cache, Gradient, loss
+from mlpcore.trainer import Trainer
+
+__version__ = "0.1.0"
+__all__ = [
+    "MLP",
+    "SGD",
+    "Activation",
+    "Adam",
+    "AdamW",
+    "Adaptive",
+    "Cache",
+    "Callback",
+    "Constant",
+    "Cosine",
+    "DeviceUnavailable",
+    "EarlyStopping",
+    "Gradient",
+    "GradientCheck",
+    "InverseScaling",
+    "Lion",
+    "Loss",
+    "NonFiniteLoss",
+    "RMSprop",
+    "StepDecay",
+    "Trainer",
+    "check_gradients",
+    "info",
+    "loss",
+]

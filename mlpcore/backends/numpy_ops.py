@@ -1,0 +1,385 @@
+"""The reference backend: in-place ufuncs and `matmul` on preallocated arrays.
+
+It is written against an array module `xp`, so that the same code on CuPy arrays is the unfused check of the fused kernels.
+Every GEMM goes through NumPy's own BLAS: a second one in the process (SciPy's) would fight the first for the cores.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mlpcore.core.activations import Activation
+from mlpcore.core.formulas import Program, program
+from mlpcore.core.losses import Objective
+from mlpcore.core.ops import Array, Buffer
+
+PIECE = 32768  # entries of a flat vector per pass of the optimizer: what it reads and writes stays in L2
+NARROW = 64  # softmax over at most so many classes works on the transpose, where row sums are sums of contiguous rows
+Call = tuple[Callable[..., object], tuple[Any, ...]]
+
+
+class Input:
+    """An array that may be another one at each replay: the rows of a chunk where the caller keeps them."""
+
+    def __init__(self, array: Array = None):
+        self.array = array
+
+    @property
+    def T(self) -> Transposed:
+        """Its transpose, whatever the array is at the time."""
+        return Transposed(self)
+
+
+class Transposed:
+    """The transpose of an `Input`."""
+
+    def __init__(self, source: Input):
+        self.source = source
+
+    @property
+    def array(self) -> Array:
+        """The transpose of the array that the input is now."""
+        return self.source.array.T
+
+
+class Tape:
+    """A recorded run: calls with their arguments."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def replay(self) -> None:
+        """Do the calls again."""
+        for function, arguments in self.calls:
+            function(*arguments)
+
+
+class NumpyOps:
+    """`core.ops.Ops` on NumPy arrays, or on those of a module with NumPy's interface."""
+
+    def __init__(self, xp: Any = np):
+        self.xp = xp
+        self._tape: Tape | None = None
+        self._scratch: Mapping[str, Array] = {}
+        self._functions = {
+            "copy": xp.positive,
+            "positive": partial(xp.greater, casting="unsafe"),
+            **{name: getattr(xp, name) for name in ("add", "subtract", "multiply", "divide", "negative")},
+            **{name: getattr(xp, name) for name in ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p")},
+            **{name: getattr(xp, name) for name in ("abs", "sqrt", "sign")},
+        }
+
+    # -- memory --
+
+    def empty(self, nbytes: int) -> Array:
+        """`nbytes` of uninitialised memory, as a 1-D uint8 array."""
+        return self.xp.empty(nbytes, self.xp.uint8)
+
+    def scratch(
+        self,
+        rows: int,
+        sizes: tuple[int, ...],
+        dtype: str,
+        activations: tuple[Activation | None, ...],
+        objective: Objective,
+        accumulates: bool,
+    ) -> list[Buffer]:
+        """The arrays of its own that this backend needs for a chunk of up to `rows` rows, for the plan."""
+        L, wide, classes = len(sizes) - 1, max(sizes[1:]), sizes[-1]
+        registers = 0
+        for l, activation in enumerate(activations):
+            if activation is None or activation.rowwise or (l == L and objective.matched):
+                continue
+            kept = activation.slope_reads_s
+            value = self._value(activation, in_place=not kept)
+            slope = self._slope(activation, "z")
+            registers = max(registers, (value.registers if value else 0) * sizes[l], slope.registers * sizes[l])
+        if objective.output.rowwise and not objective.matched:
+            registers = max(registers, classes)
+        if not objective.loss.rowwise:
+            value, slope = self._loss(objective, in_place=objective.matched)
+            registers = max(registers, (1 + max(value.registers, slope.registers)) * classes)
+        buffers = [Buffer("ones", (rows,), dtype, "db = 1ᵀ D")]
+        if registers:
+            buffers.append(Buffer("registers", (rows * registers,), dtype, "intermediate results of formulas"))
+        if objective.loss.rowwise:
+            buffers += [
+                Buffer("softmax", (rows * classes,), dtype, "exponentials"),
+                Buffer("row sums", (3, rows), dtype, "maximum, sum and label's entry of each row"),
+                Buffer("row numbers", (rows,), "int64", "0, 1, 2, …"),
+                Buffer("label entries", (rows,), "int64", "where each row's label stands"),
+            ]
+        if objective.output.rowwise and not objective.matched:
+            buffers.append(Buffer("row sum", (rows,), dtype, "softmax: maximum, sum"))
+        if accumulates:
+            largest = max(a * b for a, b in itertools.pairwise(sizes))
+            buffers.append(Buffer("dW of a chunk", (largest,), dtype, "before it is added to dW"))
+            buffers.append(Buffer("db of a chunk", (wide,), dtype, "before it is added to db"))
+        return buffers
+
+    def map_scratch(self, program: Program, size: int, dtype: str) -> list[Buffer]:
+        """Likewise for `map` over vectors of `size` entries."""
+        shape = max(1, program.registers) * min(PIECE, size)
+        return [Buffer("registers", (shape,), dtype, "of the update, a piece of the vectors at a time")]
+
+    def use(self, scratch: Mapping[str, Array]) -> None:
+        """Take these arrays, as `scratch` listed them, instead of allocating at each call."""
+        self._scratch = scratch
+        if "ones" in scratch:
+            scratch["ones"][...] = 1
+        if "row numbers" in scratch:
+            scratch["row numbers"][...] = self.xp.arange(len(scratch["row numbers"]))
+
+    def _take(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """The planned scratch array of this name, cut to `shape`; outside a workspace a fresh one."""
+        if name in self._scratch:
+            size = int(np.prod(shape))
+            return self._scratch[name].reshape(-1)[:size].reshape(shape)
+        return self.xp.empty(shape, dtype)
+
+    # -- recording --
+
+    @contextmanager
+    def capture(self) -> Iterator[Tape]:
+        """Record the operations called inside the `with` block instead of running them."""
+        assert self._tape is None, "a capture is under way"
+        self._tape = tape = Tape()
+        try:
+            yield tape
+        finally:
+            self._tape = None
+
+    def _do(self, function: Callable[..., object], *arguments: Any) -> None:
+        if self._tape is None:
+            function(*arguments)
+        else:
+            self._tape.calls.append((function, arguments))
+
+    def _run(self, compiled: Program, arrays: Mapping[str, Array], registers: list[Array]) -> None:
+        """Each step of a program on its arrays; scalars are among them under their folded keys."""
+        places = {**arrays, **{f"r{i}": register for i, register in enumerate(registers)}}
+        for function, operands, out in compiled.steps:
+            if function == "positive":
+                self._do(self._functions[function], places[operands[0]], 0, places[out])
+            else:
+                self._do(self._functions[function], *[places[x] for x in operands], places[out])
+
+    def _registers(self, count: int, shape: tuple[int, ...], dtype: Any, skip: int = 0) -> list[Array]:
+        return list(self._take("registers", (skip + count, *shape), dtype)[skip:])
+
+    def _constants(self, compiled: Program, scalars: Mapping[str, float], dtype: Any) -> dict[str, Array]:
+        return {key: self.xp.asarray(value, dtype) for key, value in compiled.fold(scalars).items()}
+
+    # -- operations --
+
+    def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
+        """Out = source[rows], cast to out's dtype by way of `stage` (source's dtype) where the dtypes differ."""
+        if isinstance(rows, slice):
+            self.xp.copyto(out, source[rows], casting="unsafe")
+        elif stage is None:
+            source.take(rows, 0, out, "clip")
+        else:
+            source.take(rows, 0, stage, "clip")
+            self.xp.copyto(out, stage, casting="unsafe")
+
+    def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
+        """C = A B, or C += A B. A and B may be transposed views, A an `Input`."""
+        if isinstance(A, Input | Transposed):
+            self._do(self._gemm_of_input, A, B, C, self._take("dW of a chunk", C.shape, C.dtype) if accumulate else None)
+        elif accumulate:
+            product = self._take("dW of a chunk", C.shape, C.dtype)
+            self._multiply(A, B, product)
+            self._do(self.xp.add, C, product, C)
+        else:
+            self._multiply(A, B, C)
+
+    def _multiply(self, A: Array, B: Array, C: Array) -> None:
+        if A.shape[1] == 1:  # an outer product: matmul would take 6 times as long (docs/performance.md)
+            self._do(self.xp.multiply, A, B, C)
+        else:
+            self._do(self.xp.matmul, A, B, C)
+
+    def _gemm_of_input(self, A: Input | Transposed, B: Array, C: Array, product: Array | None) -> None:
+        if product is None:
+            self.xp.matmul(A.array, B, C)
+        else:
+            self.xp.matmul(A.array, B, product)
+            self.xp.add(C, product, C)
+
+    def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
+        """S += b; Z = σ(S), row by row. Z may be S."""
+        if b is not None:
+            self._do(self.xp.add, S, b, S)
+        if activation.rowwise:
+            self._softmax(S, Z)
+            return
+        compiled = self._value(activation, in_place=Z is S)
+        if compiled is None:
+            return
+        registers = self._registers(compiled.registers, S.shape, S.dtype)
+        self._run(compiled, {"s": S, "z": Z, **self._constants(compiled, activation.scalars, S.dtype)}, registers)
+
+    def _softmax(self, S: Array, Z: Array) -> None:
+        xp, row = self.xp, self._take("row sum", (S.shape[0], 1), S.dtype)
+        self._do(xp.maximum.reduce, S, 1, None, row, True)
+        self._do(xp.subtract, S, row, Z)
+        self._do(xp.exp, Z, Z)
+        self._do(xp.add.reduce, Z, 1, None, row, True)
+        self._do(xp.divide, Z, row, Z)
+
+    def activation_gradient(
+        self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False
+    ) -> None:
+        """D = G ⊙ σ'(S, Z); db = Σ_rows D, or db += Σ_rows D. D may be G or Z; S, Z and G are otherwise kept."""
+        if activation.rowwise:
+            self._softmax_gradient(G, Z, D)
+        else:
+            target = "z" if D is Z else "g" if D is G else "d"
+            compiled = self._slope(activation, target)
+            registers = self._registers(compiled.registers, Z.shape, Z.dtype)
+            constants = self._constants(compiled, activation.scalars, Z.dtype)
+            self._run(compiled, {"g": G, "s": S, "z": Z, "d": D, **constants}, registers)
+        self._sum_rows(D, db, accumulate)
+
+    def _softmax_gradient(self, G: Array, Z: Array, D: Array) -> None:
+        """D = Z ⊙ (G - Σ_columns G ⊙ Z): the Jacobian of a row of softmax, applied."""
+        xp, row = self.xp, self._take("row sum", (Z.shape[0], 1), Z.dtype)
+        product = self._take("registers", Z.shape, Z.dtype)
+        self._do(xp.multiply, G, Z, product)
+        self._do(xp.add.reduce, product, 1, None, row, True)
+        self._do(xp.subtract, G, row, product)
+        self._do(xp.multiply, product, Z, D)
+
+    def _sum_rows(self, D: Array, db: Array | None, accumulate: bool) -> None:
+        if db is None:
+            return
+        ones = self._scratch["ones"][: D.shape[0]] if "ones" in self._scratch else self.xp.ones(D.shape[0], D.dtype)
+        if accumulate:
+            part = self._take("db of a chunk", db.shape, db.dtype)
+            self._do(self.xp.matmul, ones, D, part)
+            self._do(self.xp.add, db, part, db)
+        else:
+            self._do(self.xp.matmul, ones, D, db)
+
+    def loss(
+        self, x: Array, Y: Array, k: Array, objective: Objective, D: Array, db: Array | None, J: Array, accumulate: bool
+    ) -> None:
+        """J += Σ k ℓ(x, Y) and D = k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if matched, else Z[L]; D may be x."""
+        if objective.loss.rowwise:
+            self._softmax_cross_entropy(x, Y, k, D, J)
+        else:
+            value, slope = self._loss(objective, in_place=D is x)
+            part, *registers = self._registers(1 + max(value.registers, slope.registers), x.shape, x.dtype)
+            for compiled in (value, slope):
+                constants = self._constants(compiled, dict(objective.scalars), x.dtype)
+                self._run(compiled, {"x": x, "y": Y, "k": k, "v": part, "d": D, **constants}, registers)
+            self._do(_add_sum, self.xp, part, J)
+        self._sum_rows(D, db, accumulate)
+
+    def _softmax_cross_entropy(self, S: Array, Y: Array, k: Array, D: Array, J: Array) -> None:
+        """ℓ = log Σ exp(s - max) - (s_y - max) and D = k (softmax(s) - onehot(y)), from S: neither overflows nor cancels."""
+        xp, (rows, classes) = self.xp, S.shape
+        flat = self._take("softmax", (rows * classes,), S.dtype)
+        P = flat.reshape(classes, rows).T if classes <= NARROW else flat.reshape(rows, classes)
+        top, total, entry = self._take("row sums", (3, rows, 1), S.dtype)
+        self._do(xp.copyto, P, S)
+        self._do(xp.maximum.reduce, P, 1, None, top, True)
+        self._do(xp.subtract, P, top, P)
+        if Y.ndim == 1:  # class indices
+            at = self._take("label entries", (rows,), xp.int64)
+            numbers = self._scratch["row numbers"][:rows] if "row numbers" in self._scratch else xp.arange(rows)
+            if classes <= NARROW:
+                self._do(xp.multiply, Y, rows, at)
+                self._do(xp.add, at, numbers, at)
+            else:
+                self._do(xp.multiply, numbers, classes, at)
+                self._do(xp.add, at, Y, at)
+            label = entry[:, 0]
+            self._do(flat.take, at, 0, label, "clip")
+            self._do(xp.exp, P, P)
+            self._do(xp.add.reduce, P, 1, None, total, True)
+            self._do(xp.log, total, top)
+            self._do(xp.subtract, top, entry, top)
+            self._do(xp.multiply, top, k, top)
+            self._do(_add_sum, xp, top, J)
+            self._do(xp.divide, k, total, total)
+            self._do(xp.multiply, P, total, P)
+            self._do(flat.take, at, 0, label, "clip")
+            self._do(xp.subtract, entry, k, entry)
+            self._do(flat.put, at, label, "clip")
+            self._do(xp.copyto, D, P)
+        else:  # a distribution over classes: one-hot, or soft
+            self._do(xp.multiply, Y, P, D)
+            self._do(xp.add.reduce, D, 1, None, entry, True)
+            self._do(xp.exp, P, P)
+            self._do(xp.add.reduce, P, 1, None, total, True)
+            self._do(xp.divide, P, total, P)
+            self._do(xp.log, total, total)
+            self._do(xp.add.reduce, Y, 1, None, top, True)
+            self._do(xp.multiply, total, top, total)
+            self._do(xp.subtract, total, entry, total)
+            self._do(xp.multiply, total, k, total)
+            self._do(_add_sum, xp, total, J)
+            self._do(xp.multiply, P, top, P)
+            self._do(xp.subtract, P, Y, P)
+            self._do(xp.multiply, P, k, D)
+
+    def map(self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]) -> None:
+        """Elementwise statements over flat vectors in one pass, by pieces that stay in cache."""
+        first = next(iter(arrays.values()))
+        registers = self._registers(program.registers, (min(PIECE, first.size),), first.dtype)
+        for start in range(0, first.size, PIECE):
+            pieces = {name: array[start : start + PIECE] for name, array in arrays.items()}
+            size = min(PIECE, first.size - start)
+            self._run(program, {**pieces, **scalars}, [register[:size] for register in registers])
+
+    def sum_squares(self, v: Array) -> float:
+        """Σ v², as a float: infinite only if an entry is, or the sum in double precision."""
+        total = float(self.xp.dot(v, v))
+        if np.isfinite(total) or v.dtype == np.float64:
+            return total
+        return sum(float(self.xp.sum(self.xp.square(piece, dtype=np.float64))) for piece in _pieces(v))
+
+    def sum_abs(self, v: Array) -> float:
+        """Σ |v|, as a float."""
+        return sum(float(self.xp.add.reduce(self.xp.abs(piece))) for piece in _pieces(v))
+
+    def copy(self, source: Array, destination: Array) -> None:
+        """Destination = source, cast if need be."""
+        self._do(partial(self.xp.copyto, casting="unsafe"), destination, source)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: NumPy's calls are done when they return."""
+
+    # -- compiled formulas --
+
+    def _value(self, activation: Activation, in_place: bool) -> Program | None:
+        """Z = σ(s), written into s where Z is S; None where nothing is left to do."""
+        if activation.value == "s" and in_place:
+            return None
+        return program(f"{'s' if in_place else 'z'} = {activation.value}", frozenset(activation.scalars))
+
+    def _slope(self, activation: Activation, target: str) -> Program:
+        """D = G σ', written into the array that D shares memory with."""
+        formula = "g" if activation.slope == "1" else f"g * ({activation.slope})"
+        return program(f"{target} = {formula}", frozenset(activation.scalars))
+
+    def _loss(self, objective: Objective, in_place: bool) -> tuple[Program, Program]:
+        """V = k ℓ and D = k ∂ℓ/∂x, the latter written into x where D is x."""
+        scalars = frozenset(dict(objective.scalars))
+        target = "x" if in_place else "d"
+        return program(f"v = k * ({objective.value})", scalars), program(f"{target} = k * ({objective.slope})", scalars)
+
+
+def _pieces(v: Array) -> list[Array]:
+    return [v[i : i + 4096] for i in range(0, v.size, 4096)]
+
+
+def _add_sum(xp: Any, v: Array, J: Array) -> None:
+    J += xp.add.reduce(v, None)

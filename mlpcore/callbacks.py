@@ -1,0 +1,80 @@
+"""What `Trainer.fit` does around the steps: early stopping, progress, and what users add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlpcore.core import inputs
+
+if TYPE_CHECKING:
+    from mlpcore.trainer import Trainer
+
+Entry = dict[str, float]
+
+
+class Callback:
+    """Called by `fit`; override what you need. A plain function `f(trainer, entry)` is taken as an `epoch_end`."""
+
+    def fit_begin(self, trainer: Trainer) -> None:
+        """Before the first step."""
+
+    def step_end(self, trainer: Trainer, J: float) -> None:
+        """After each step; `J` is its loss."""
+
+    def epoch_end(self, trainer: Trainer, entry: Entry) -> object:
+        """After each epoch; `entry` is its line of the history. Returning True stops the training."""
+
+    def fit_end(self, trainer: Trainer, history: dict[str, list[float]]) -> None:
+        """After the last epoch, also when it was stopped early."""
+
+
+class _Function(Callback):
+    def __init__(self, function: Callable[[Trainer, Entry], object]):
+        self.function = function
+
+    def epoch_end(self, trainer: Trainer, entry: Entry) -> object:
+        return self.function(trainer, entry)
+
+
+def resolve(callbacks: Any) -> list[Callback]:
+    """The callbacks that a user's list of callbacks and functions means. Raises TypeError for anything else."""
+    if not isinstance(callbacks, list | tuple):
+        raise TypeError(f"callbacks must be a list; got {type(callbacks).__name__}")
+    found = []
+    for i, callback in enumerate(callbacks):
+        if isinstance(callback, type) or not (isinstance(callback, Callback) or callable(callback)):
+            raise TypeError(f"callbacks[{i}] must be an mc.Callback or a function (trainer, entry); got {callback!r}")
+        found.append(callback if isinstance(callback, Callback) else _Function(callback))
+    return found
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when the monitored figure has not improved for `patience` epochs; the best weights come back.
+
+    Args:
+        patience: epochs without an improvement before the training stops.
+        monitor: a key of the history, e.g. "validation_loss", "validation_accuracy", "loss".
+        minimum_change: an improvement is more than this.
+        restore_best: whether the parameters of the best epoch are put back at the end.
+    """
+
+    patience: int = 3
+    monitor: str = "validation_loss"
+    minimum_change: float = 0.0
+    restore_best: bool = True
+
+    def __post_init__(self) -> None:
+        inputs.positive_integer(self.patience, "EarlyStopping: patience")
+        inputs.not_negative(self.minimum_change, "EarlyStopping: minimum_change")
+
+    @property
+    def sign(self) -> float:
+        """1 where larger is better (accuracy, r2), else -1."""
+        return 1.0 if self.monitor.endswith(("accuracy", "r2")) else -1.0
+
+    def improves(self, value: float, best: float | None) -> bool:
+        """Whether `value` is an improvement on the best so far (None: there is none yet)."""
+        return best is None or self.sign * (value - best) > self.minimum_change

@@ -1,0 +1,1 @@
+"""The mathematics: it is handed arrays and the operations of a backend."""

@@ -1,0 +1,158 @@
+"""Activations: rows of `kernels/activations.def`, or the same formulas given at run time.
+
+z = σ(s),   σ' as a formula in z where it can be, so that Z alone is cached
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+
+from mlpcore import kernel_files
+from mlpcore.core import formulas
+from mlpcore.core.errors import unknown
+
+INITIAL = ("he", "glorot", "lecun")
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise activation, given by the formulas of its value and slope.
+
+    Args:
+        name: how it is called in messages and files.
+        value: z = σ(s), a formula in `s` and, with a parameter, `a`.
+        slope: σ', a formula in `z`, `s`, `a`. One that does without `s` saves the cache of S.
+        parameter: the value of `a`, None without one.
+        init: the variance of initial weights: "he" 2 / n_in, "glorot" 2 / (n_in + n_out) / σ'(0)², "lecun" 1 / n_in.
+
+    Raises:
+        ValueError: a formula is not in the common subset of C++ and Python, or reads another variable; says which.
+
+    Example:
+        >>> net = MLP([4, 8, 1], activations=Activation("cubic", "s * s * s", "3 * s * s"))
+    """
+
+    name: str
+    value: str
+    slope: str
+    parameter: float | None = None
+    init: str = "glorot"
+    default: float | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        a = () if self.parameter is None else ("a",)
+        if self.parameter is not None:
+            object.__setattr__(self, "parameter", finite(self.parameter, f"the parameter of {self.name}"))
+        if not self.rowwise:
+            formulas.parse(self.value, ("s", *a))
+            formulas.parse(self.slope, ("s", "z", *a))
+        if self.init not in INITIAL:
+            raise unknown("init", self.init, INITIAL)
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether it mixes the outputs of a row (softmax): then no formula, but code of each backend."""
+        return self.name == "softmax" and not self.value
+
+    @property
+    def slope_reads_s(self) -> bool:
+        """Whether S must be cached beside Z."""
+        return "s" in formulas.reads(self.slope)
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """The formula's scalar variables."""
+        return {} if self.parameter is None else {"a": self.parameter}
+
+    @property
+    def spec(self) -> tuple[str, float] | str:
+        """How a user writes it: the name, or the name with its parameter."""
+        return self.name if self.parameter is None else (self.name, self.parameter)
+
+    def slope_at_zero(self) -> float:
+        """σ'(0), which scales glorot weights so that the signal keeps its size at the start."""
+        z = formulas.evaluate_scalar(self.value, s=0.0, **self.scalars)
+        return formulas.evaluate_scalar(self.slope, s=0.0, z=z, **self.scalars)
+
+    def standard_deviation(self, n_in: int, n_out: int, output: bool) -> float:
+        """The standard deviation of initial weights (He et al. 2015, Glorot and Bengio 2010, LeCun et al. 1998).
+
+        Glorot weights are divided by σ'(0), so that sigmoid(a) starts where sigmoid(1) does: substituting a s for s shows
+        that the two nets are the same up to the scale of W. The output layer only follows the parameter (1/a), because
+        what matters there is the size of the prediction, not of a signal passed on.
+        """
+        if self.rowwise:
+            return math.sqrt(2 / (n_in + n_out))
+        if self.init == "lecun":
+            return math.sqrt(1 / n_in)
+        if self.init == "he":
+            return math.sqrt(2 / n_in)
+        slope = self.slope_at_zero()
+        if output:
+            slope /= Activation(self.name, self.value, self.slope, self.default).slope_at_zero() if self.default else slope
+        return math.sqrt(2 / (n_in + n_out)) / (abs(slope) if math.isfinite(slope) and slope else 1.0)
+
+
+def finite(value: object, what: str) -> float:
+    """`value` as a float; a TypeError or ValueError that names `what` if it is no finite number."""
+    if isinstance(value, bool) or (not isinstance(value, int | float) and not hasattr(value, "__float__")):
+        raise TypeError(f"{what} must be a number; got {type(value).__name__}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{what} must be finite; got {number}")
+    return number
+
+
+SOFTMAX = Activation("softmax", "", "")
+
+
+@functools.cache
+def sheet() -> dict[str, list[str]]:
+    """The rows of `activations.def` by name: initial weights, default parameter, its condition, value, slope."""
+    return {name: rest for name, *rest in formulas.read_sheet(kernel_files.read("activations.def"), "ACTIVATION")}
+
+
+def names(output: bool = False) -> list[str]:
+    """The names that may be given for a hidden layer, or for the output layer."""
+    return [*sheet(), *(["softmax"] if output else [])]
+
+
+def resolve(spec: object, argument: str = "activations", output: bool = False) -> Activation:
+    """The activation that a user's `"relu"`, `("sigmoid", 2.0)` or `Activation(…)` means.
+
+    Raises:
+        TypeError, ValueError: names `argument`, the nearest known name, or what is wrong with the parameter.
+    """
+    if isinstance(spec, Activation):
+        return spec
+    name, parameter = spec if isinstance(spec, tuple | list) and len(spec) == 2 else (spec, None)
+    if not isinstance(name, str):
+        raise TypeError(f"{argument} must be a name, (name, parameter) or mc.Activation; got {spec!r}")
+    if name == "softmax" and output:
+        if parameter is not None:
+            raise ValueError(f"{argument}: softmax takes no parameter; got {parameter!r}")
+        return SOFTMAX
+    if name not in sheet():
+        if name == "softmax":
+            raise ValueError(f"{argument}: softmax is for the output layer only (output='softmax')")
+        raise unknown(argument, name, names(output))
+    init, default, condition, value, slope = sheet()[name]
+    number, default_number = row_parameter(argument, name, parameter, default, condition, "a")
+    return Activation(name, value, slope, number, init, default_number)
+
+
+def row_parameter(
+    argument: str, name: str, given: object, default: str, condition: str, letter: str
+) -> tuple[float | None, float | None]:
+    """The parameter of a sheet's row: the given one, checked against the row's condition, or the default; and the default."""
+    if default == "none":
+        if given is not None:
+            raise ValueError(f"{argument}: {name} takes no parameter; got {given!r}")
+        return None, None
+    standard = formulas.evaluate_scalar(default)
+    number = standard if given is None else finite(given, f"{argument}: the parameter of {name}")
+    if not formulas.holds(condition, **{letter: number}):
+        raise ValueError(f"{argument}: the parameter of {name} must satisfy {condition}; got {letter} = {number}")
+    return number, standard

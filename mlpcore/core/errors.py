@@ -1,0 +1,32 @@
+"""The project's own exceptions, and the words in which all errors name an argument."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DeviceUnavailable(RuntimeError):
+    """The device asked for cannot be used; the message says why, and what to install."""
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or its gradient became NaN or infinite. The parameters are those before the step.
+
+    Attributes:
+        step: the number of the update that failed, counted from 1.
+        learning_rate: its learning rate.
+    """
+
+    def __init__(self, message: str, step: int, learning_rate: float):
+        super().__init__(message)
+        self.step = step
+        self.learning_rate = learning_rate
+
+
+def unknown(argument: str, name: object, known: Iterable[str]) -> ValueError:
+    """The error for a name that is none of the known ones, with the nearest match."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"{argument}: unknown name {name!r}{hint} Known: {', '.join(known)}")

@@ -1,0 +1,249 @@
+"""The formula sheets: text in the common subset of C++ and Python, parsed, checked, and compiled into in-place array calls.
+
+A sheet is a list of rows `MACRO(column, column, …)` between `//` comments. A formula is built from names, numbers (`T(0.5)`),
+`+ - * /` and the functions below; nothing else passes, so a formula that comes from a file can do no harm.
+
+    gelu's slope  →  Program: 19 ufunc calls on at most 3 registers; equal subexpressions computed once,
+                     scalar subexpressions folded into 0-d arrays, registers reused as soon as they are free
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from types import CodeType
+from typing import Any, NamedTuple
+
+FUNCTIONS = ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign", "positive")
+_BINARY = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"}
+_ARGUMENTS = {"maximum": 2, "minimum": 2, "pow": 2}
+_SCALAR: dict[str, Any] = {
+    "__builtins__": {},
+    "T": float,
+    "maximum": max,
+    "minimum": min,
+    "abs": abs,
+    "positive": lambda x: float(x > 0),
+    "sign": lambda x: float((x > 0) - (x < 0)),
+    **{name: getattr(math, name) for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "pow")},
+}
+
+
+# -- sheets ------------------------------------------------------------------------------------------------------------
+
+
+def read_sheet(text: str, macro: str) -> list[list[str]]:
+    """The rows of one macro, each a list of columns, in the order of the sheet."""
+    text = re.sub(r"//.*", "", text)
+    return [split_columns(text[start.end() :]) for start in re.finditer(rf"^{macro}\(", text, re.M)]
+
+
+def split_columns(text: str) -> list[str]:
+    """The comma-separated columns of `text` up to the bracket that closes the row; white space is folded."""
+    columns, depth, begin = [], 0, 0
+    for i, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth < 0 or (letter == "," and depth == 0):
+            columns.append(" ".join(text[begin:i].split()))
+            begin = i + 1
+        if depth < 0:
+            return columns
+    raise ValueError(f"a row of a formula sheet is not closed: {text[:60]!r}")
+
+
+# -- formulas ----------------------------------------------------------------------------------------------------------
+
+
+def parse(formula: str, names: Sequence[str] | None = None) -> ast.expr:
+    """The checked syntax tree of one formula; `names` are the variables it may read (None: any).
+
+    Raises:
+        ValueError: the text is not a formula, or uses something outside the common subset; says what.
+    """
+    if not isinstance(formula, str):
+        raise TypeError(f"a formula is a string such as 'maximum(s, 0)'; got {type(formula).__name__}")
+    try:
+        tree = ast.parse(formula, mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"formula {formula!r} cannot be read: {error.msg}") from None
+    _check(tree, formula, names)
+    return tree
+
+
+def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
+    match node:
+        case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
+            return
+        case ast.Name(id=name):
+            if names is not None and name not in names:
+                raise ValueError(f"formula {formula!r} reads {name!r}; it may read {', '.join(names)}")
+            return
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            parts = [left, right]
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            parts = [operand]
+        case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in (*FUNCTIONS, "T", "pow"):
+            if len(parts) != _ARGUMENTS.get(name, 1):
+                raise ValueError(f"formula {formula!r}: {name} takes {_ARGUMENTS.get(name, 1)} argument(s)")
+        case _:
+            raise ValueError(
+                f"formula {formula!r}: {ast.unparse(node)!r} is outside the common subset of C++ and Python "
+                f"(names, numbers, + - * /, {', '.join(FUNCTIONS)})"
+            )
+    for part in parts:
+        _check(part, formula, names)
+
+
+def reads(formula: str) -> frozenset[str]:
+    """The variables that a formula reads: `reads("1 - z * z") == {"z"}`, so the output alone must be cached."""
+    return frozenset(node.id for node in _variables(parse(formula)))
+
+
+def _variables(tree: ast.AST) -> list[ast.Name]:
+    functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in functions]
+
+
+def substitute(formula: str, replacements: Mapping[str, str]) -> str:
+    """The formula with variables replaced by other formulas: `substitute("a * z", {"z": "s + 1"}) == "a * (s + 1)"`."""
+
+    class Replace(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.AST:
+            return parse(replacements[node.id]) if node.id in replacements else node
+
+    return ast.unparse(Replace().visit(parse(formula)))
+
+
+def kinks(formula: str) -> list[str]:
+    """Formulas whose change of sign marks a kink: `kinks("maximum(s, 0)") == ["s - 0"]`. For the gradient check."""
+    found = []
+    for node in ast.walk(parse(formula)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            arguments = [f"({ast.unparse(x)})" for x in node.args]
+            if node.func.id in ("maximum", "minimum"):
+                found.append(" - ".join(arguments))
+            elif node.func.id in ("abs", "sign", "positive"):
+                found.append(arguments[0])
+    return found
+
+
+def evaluate_scalar(formula: str, **values: float) -> float:
+    """The value of a formula of scalars, in double precision: the default of a parameter, a slope at one point."""
+    return float(eval(_code(parse(formula)), _SCALAR, values))  # the tree has passed _check: arithmetic only
+
+
+def holds(condition: str, **values: float) -> bool:
+    """Whether a row's condition on its parameter holds, e.g. `holds("0 < q < 1", q=0.5)`."""
+    tree = ast.parse(condition, mode="eval").body
+    if not isinstance(tree, ast.Compare):
+        raise ValueError(f"{condition!r} is not a comparison")
+    for part in (tree.left, *tree.comparators):
+        _check(part, condition, tuple(values))
+    return bool(eval(_code(tree), _SCALAR, values))
+
+
+def _code(tree: ast.expr) -> CodeType:
+    return compile(ast.fix_missing_locations(ast.Expression(tree)), "formula", "eval")
+
+
+# -- programs ----------------------------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """One array call: `out = function(*operands)`; operands and `out` are names bound to arrays before the run."""
+
+    function: str
+    operands: tuple[str, ...]
+    out: str
+
+
+class Program:
+    """Statements `target = formula; …` compiled into steps.
+
+    Attributes:
+        steps: the calls in order. Operands are variables, folded scalars `k0, k1, …` and registers `r0, r1, …`.
+        registers: how many registers, each of the arrays' shape, the steps need. Once the old value of a statement's
+            target has been read for the last time, the target itself serves as a register.
+        folded: the scalar subexpressions, evaluated in double by `fold`.
+    """
+
+    def __init__(self, statements: str, scalars: frozenset[str]):
+        self.scalars = scalars
+        self.folded: dict[str, CodeType] = {}
+        self.steps: list[Step] = []
+        self.registers = 0
+        self._keys: dict[str, str] = {}
+        for statement in statements.split(";"):
+            target, _, formula = statement.partition("=")
+            self._compile(target.strip(), parse(formula.strip()))
+
+    def fold(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The scalar subexpressions' values for these scalars."""
+        names = dict(values)
+        return {key: float(eval(code, _SCALAR, names)) for key, code in self.folded.items()}
+
+    def _compile(self, target: str, tree: ast.expr) -> None:
+        nodes: list[tuple[str, tuple[str | int, ...]]] = []  # operands: names, or indices of earlier nodes
+        seen: dict[str, int] = {}
+
+        def visit(node: ast.expr) -> str | int:
+            if not {name.id for name in _variables(node)} - self.scalars:
+                return self._fold(node)
+            if isinstance(node, ast.Name):
+                return node.id
+            key = ast.dump(node)
+            call: tuple[str, tuple[str | int, ...]]
+            if key not in seen:
+                match node:
+                    case ast.BinOp(left=left, op=op, right=right):
+                        call = _BINARY[type(op)], (visit(left), visit(right))
+                    case ast.UnaryOp(operand=operand):
+                        call = "negative", (visit(operand),)
+                    case ast.Call(func=ast.Name(id="T"), args=[x]):
+                        return visit(x)
+                    case ast.Call(func=ast.Name(id=name), args=arguments) if name != "pow":
+                        call = name, tuple(visit(x) for x in arguments)
+                    case _:
+                        raise ValueError(f"{ast.unparse(node)!r}: pow takes scalars only")
+                nodes.append(call)
+                seen[key] = len(nodes) - 1
+            return seen[key]
+
+        root = visit(tree)
+        if root == target:
+            return
+        if root != len(nodes) - 1 or isinstance(root, str):
+            nodes.append(("copy", (root,)))
+        last = {operand: i for i, (_, operands) in enumerate(nodes) for operand in operands}
+        free = [f"r{i}" for i in reversed(range(self.registers))] + ([] if target in last else [target])
+        place: dict[str | int, str] = {}
+        for i, (function, operands) in enumerate(nodes):
+            names = tuple(place.get(x, str(x)) for x in operands)
+            for x in dict.fromkeys(operands):
+                if last[x] == i and (x == target or isinstance(x, int)):
+                    free.append(place.get(x, str(x)))
+            if i == len(nodes) - 1:
+                out = target
+            else:
+                if not free:
+                    free.append(f"r{self.registers}")
+                    self.registers += 1
+                out = free.pop()
+            place[i] = out
+            self.steps.append(Step(function, names, out))
+
+    def _fold(self, node: ast.expr) -> str:
+        text = ast.unparse(node)
+        if text not in self._keys:
+            self._keys[text] = f"k{len(self._keys)}"
+            self.folded[self._keys[text]] = _code(node)
+        return self._keys[text]
+
+
+@functools.cache
+def program(statements: str, scalars: frozenset[str]) -> Program:
+    """The compiled program of these statements; the same object for the same text."""
+    return Program(statements, scalars)

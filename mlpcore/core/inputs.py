@@ -1,0 +1,159 @@
+"""The public door: arrays that come in are checked once, here; inner code trusts them.
+
+Each error names the argument, what was expected and what came. Nothing is copied where the array can be used as it lies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpcore.core.losses import Loss
+
+Array = NDArray[Any]
+_PIECE = 1 << 20  # entries looked at in one go
+
+
+def matrix(X: object, columns: int | None, name: str = "X") -> Array:
+    """`X` as a 2-D numeric array of (m, `columns`), m >= 1, whose rows are contiguous; a view of it where that is so.
+
+    Raises:
+        TypeError: not numeric.
+        ValueError: another number of axes or columns, or empty.
+    """
+    array = _numeric(X, name)
+    if array.ndim != 2:
+        hint = f"; for one row write {name}[None, :], for one column {name}[:, None]" if array.ndim == 1 else ""
+        raise ValueError(f"{name} must have 2 axes, rows and columns; it has shape {array.shape}{hint}")
+    if array.size == 0:
+        raise ValueError(f"{name} is empty: shape {array.shape}")
+    if columns is not None and array.shape[1] != columns:
+        raise ValueError(f"{name} has {array.shape[1]} columns; the network takes {columns}")
+    return array
+
+
+def _numeric(value: object, name: str) -> Array:
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:  # a ragged list, an array that lies on a GPU
+        raise type(error)(f"{name} cannot be read as an array: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must hold real numbers; its dtype is {array.dtype}")
+    return array
+
+
+def target(Y: object, rows: int, outputs: int, loss: Loss, name: str = "Y") -> tuple[Array, bool]:
+    """`Y` as the loss takes it, and whether it holds class indices: (m,) integers in 0 … n_L - 1, else (m, n_L) numbers.
+
+    A 1-D Y is taken as one column where the network has one output.
+
+    Raises:
+        TypeError, ValueError: not numeric, another shape or length, labels that are no classes (the first is named).
+    """
+    array = _numeric(Y, name)
+    if array.ndim == 0 or len(array) != rows:
+        raise ValueError(f"{name} has {0 if array.ndim == 0 else len(array)} rows; X has {rows}")
+    if loss.takes_classes and array.ndim == 1:
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"{name} holds class indices and must have an integer dtype; got {array.dtype}")
+        low, high = array.min(), array.max()
+        if low < 0 or high >= outputs:
+            at = int(np.argmax((array < 0) | (array >= outputs)))
+            raise ValueError(f"{name} must hold classes 0 … {outputs - 1}; row {at} holds {array[at]}")
+        return array, True
+    if array.ndim == 1 and outputs == 1:
+        array = array[:, None]
+    if array.shape != (rows, outputs):
+        also = f" or ({rows},) class indices" if loss.takes_classes else ""
+        raise ValueError(f"{name} must have shape ({rows}, {outputs}){also}; got {array.shape}")
+    return array, False
+
+
+def weights(sample_weight: object, rows: int, name: str = "sample_weight") -> Array | None:
+    """Row weights (m,), finite, none negative, not all zero; None for None.
+
+    Raises:
+        TypeError, ValueError: anything else; the first bad row is named.
+    """
+    if sample_weight is None:
+        return None
+    array = _numeric(sample_weight, name)
+    if array.shape != (rows,):
+        raise ValueError(f"{name} must have shape ({rows},), a weight a row; got {array.shape}")
+    bad = ~(np.isfinite(array) & (array >= 0))
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise ValueError(f"{name} must be finite and not negative; row {at} holds {array[at]}")
+    if not array.any():
+        raise ValueError(f"{name} must not be all zero")
+    return np.ascontiguousarray(array)
+
+
+def row_index(rows: object, count: int, name: str = "rows") -> Array | None:
+    """Row numbers (k,) as int64 in 0 … count - 1, k >= 1; None for None.
+
+    Raises:
+        TypeError, ValueError: anything else; the first bad one is named.
+    """
+    if rows is None:
+        return None
+    array = _numeric(rows, name)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integers; its dtype is {array.dtype}")
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{name} must be a list of row numbers, at least one; got shape {array.shape}")
+    if array.min() < 0 or array.max() >= count:
+        at = int(np.argmax((array < 0) | (array >= count)))
+        raise ValueError(f"{name} must lie in 0 … {count - 1}; number {at} is {array[at]}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def contiguous(array: Array) -> Array:
+    """The array row-major: itself, or one copy (so that rows can be gathered from it without a copy each time)."""
+    return np.ascontiguousarray(array)
+
+
+def positive_integer(value: object, name: str, least: int = 1) -> int:
+    """`value` as an int of at least `least`; a TypeError or ValueError that names it otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an integer; got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
+    return int(value)
+
+
+def not_negative(value: object, name: str) -> float:
+    """`value` as a finite float of at least 0; a TypeError or ValueError that names it otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if not (np.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and not negative; got {value}")
+    return float(value)
+
+
+def require_finite(array: Array, name: str) -> None:
+    """Raise a ValueError that names row and column of the first NaN or infinity, if there is one."""
+    if array.dtype.kind != "f":
+        return
+    step = max(1, _PIECE // max(1, array[:1].size))
+    for start in range(0, len(array), step):
+        bad = ~np.isfinite(array[start : start + step])
+        if bad.any():
+            place = np.unravel_index(int(np.argmax(bad)), bad.shape)
+            row, rest = start + int(place[0]), place[1:]
+            column = f", column {int(rest[0])}" if rest else ""
+            raise ValueError(f"{name} must be finite; row {row}{column} holds {array[(row, *rest)]}")
+
+
+def require_distribution(Y: Array, name: str = "Y") -> None:
+    """Raise a ValueError that names the first row of a one-hot or soft Y that is no distribution over classes."""
+    for start in range(0, len(Y), 65536):
+        piece = Y[start : start + 65536]
+        bad = (piece < 0).any(axis=1) | (abs(piece.sum(axis=1, dtype=np.float64) - 1) > 1e-3)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(
+                f"{name} must be one-hot, or each row a distribution over classes; row {start + row} is {piece[row]}"
+            )

@@ -1,0 +1,152 @@
+"""Losses: rows of `kernels/losses.def`, softmax + cross-entropy, or the same formulas given at run time.
+
+    J = Σ_i w_i ℓ(z_i, y_i) / Σ_i w_i,   ℓ of a row = the sum of the formula over its outputs
+
+A loss and an output activation that match (softmax + cross_entropy, sigmoid + binary_cross_entropy, …) are evaluated from S[L]
+and go straight to D[L] = ∂J/∂S[L]; every other pair goes through G[L] = ∂J/∂Z[L].
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+from mlpcore import kernel_files
+from mlpcore.core import activations, formulas
+from mlpcore.core.activations import Activation, finite, row_parameter
+from mlpcore.core.errors import unknown
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss that is a sum over the outputs of a row, given by the formulas of its value and slope.
+
+    Args:
+        name: how it is called in messages and files.
+        value: a formula in `z` (an output), `y` (its target) and, with a parameter, `q`.
+        slope: ∂value/∂z, in the same variables.
+        parameter: the value of `q`, None without one.
+
+    Raises:
+        ValueError: a formula is not in the common subset of C++ and Python, or reads another variable; says which.
+
+    Example:
+        >>> trainer = Trainer(net, loss=Loss("fourth_power", "(z - y) * (z - y) * (z - y) * (z - y)",
+        ...                                  "4 * (z - y) * (z - y) * (z - y)"))
+    """
+
+    name: str
+    value: str
+    slope: str
+    parameter: float | None = None
+    outputs: str = field(default="any", repr=False)
+
+    def __post_init__(self) -> None:
+        q = () if self.parameter is None else ("q",)
+        if self.parameter is not None:
+            object.__setattr__(self, "parameter", finite(self.parameter, f"the parameter of {self.name}"))
+        if not self.rowwise:
+            formulas.parse(self.value, ("z", "y", *q))
+            formulas.parse(self.slope, ("z", "y", *q))
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether it needs sums over a row (cross-entropy): then no formula, but code of each backend."""
+        return self.name == "cross_entropy" and not self.value
+
+    @property
+    def takes_classes(self) -> bool:
+        """Whether Y may hold class indices."""
+        return self.rowwise
+
+    @property
+    def classifies(self) -> bool:
+        """Whether accuracy says something about a model trained with it."""
+        return self.name in ("cross_entropy", "binary_cross_entropy")
+
+    @property
+    def spec(self) -> tuple[str, float] | str:
+        """How a user writes it: the name, or the name with its parameter."""
+        return self.name if self.parameter is None else (self.name, self.parameter)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss on top of an output activation, as the backends compute it.
+
+    Attributes:
+        matched: whether `value` and `slope` read `x` = S[L] and give D[L]; otherwise x = Z[L] and they give G[L].
+        value, slope: formulas in `x`, `y` and the scalars; empty where the loss is row-wise.
+        scalars: the parameters `a` of the activation and `q` of the loss.
+    """
+
+    loss: Loss
+    output: Activation
+    matched: bool
+    value: str
+    slope: str
+    scalars: tuple[tuple[str, float], ...]
+
+
+ANY_OUTPUT = Activation("any output", "s", "1")
+CROSS_ENTROPY = Loss("cross_entropy", "", "", outputs="softmax")
+
+
+@functools.cache
+def sheet() -> dict[str, list[str]]:
+    """The rows LOSS of `losses.def` by name: outputs, default parameter, its condition, value, slope."""
+    return {name: rest for name, *rest in formulas.read_sheet(kernel_files.read("losses.def"), "LOSS")}
+
+
+@functools.cache
+def matched() -> dict[tuple[str, str], tuple[str, str]]:
+    """The rows MATCHED of `losses.def`: value and D of (loss, output), in s, z, y, a."""
+    rows = formulas.read_sheet(kernel_files.read("losses.def"), "MATCHED")
+    return {(loss, output): (value, slope) for loss, output, value, slope in rows}
+
+
+def resolve(spec: object, argument: str = "loss") -> Loss:
+    """The loss that a user's `"cross_entropy"`, `("huber", 1.0)` or `Loss(…)` means.
+
+    Raises:
+        TypeError, ValueError: names `argument`, the nearest known name, or what is wrong with the parameter.
+    """
+    if isinstance(spec, Loss):
+        return spec
+    name, parameter = spec if isinstance(spec, tuple | list) and len(spec) == 2 else (spec, None)
+    if not isinstance(name, str):
+        raise TypeError(f"{argument} must be a name, (name, parameter) or mc.Loss; got {spec!r}")
+    if name == CROSS_ENTROPY.name:
+        if parameter is not None:
+            raise ValueError(f"{argument}: cross_entropy takes no parameter; got {parameter!r}")
+        return CROSS_ENTROPY
+    if name not in sheet():
+        raise unknown(argument, name, [*sheet(), CROSS_ENTROPY.name])
+    outputs, default, condition, value, slope = sheet()[name]
+    return Loss(name, value, slope, row_parameter(argument, name, parameter, default, condition, "q")[0], outputs)
+
+
+def pair(loss: Loss, output: Activation | None) -> Objective:
+    """The loss on top of this output activation; with None, of numbers from anywhere.
+
+    Raises:
+        ValueError: the loss is not defined on what the activation puts out (cross_entropy needs softmax, …).
+    """
+    output = output or ANY_OUTPUT
+    fits = {*loss.outputs.split(), *(activation for name, activation in matched() if name == loss.name)}
+    own = output.name not in activations.names(output=True)  # the user's activation: the user knows its range
+    if output.name not in fits and not (loss.outputs == "any" or own and not loss.rowwise):
+        needed = " or ".join(map(repr, sorted(fits)))
+        raise ValueError(f"loss {loss.name!r} needs output {needed}; the network has {output.name!r}")
+    if loss.rowwise:
+        return Objective(loss, output, True, "", "", ())
+    scalars = tuple({**output.scalars, **({} if loss.parameter is None else {"q": loss.parameter})}.items())
+    row = matched().get((loss.name, output.name))
+    from_sheets = activations.sheet().get(output.name, [])[3:] == [output.value, output.slope] and sheet().get(loss.name, [])[
+        3:
+    ] == [loss.value, loss.slope]
+    if row is None or not from_sheets:
+        value, slope = (formulas.substitute(text, {"z": "x"}) for text in (loss.value, loss.slope))
+        return Objective(loss, output, False, value, slope, scalars)
+    value, slope = (formulas.substitute(formulas.substitute(text, {"z": output.value}), {"s": "x"}) for text in row)
+    return Objective(loss, output, True, value, slope, scalars)

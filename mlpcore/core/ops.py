@@ -1,0 +1,105 @@
+"""What a backend does: every array operation of the engine, and no other.
+
+The recurrences of `backprop.py` are written once against this Protocol. A call either runs at once (eager) or, between
+`capture()` and its end, is recorded and runs at each `replay()`: on NumPy a list of in-place calls, on CUDA a graph.
+Arrays are of the backend's kind, row-major unless said otherwise; sizes and aliasing are the planner's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+from mlpcore.core.activations import Activation
+from mlpcore.core.formulas import Program
+from mlpcore.core.losses import Objective
+
+Array = Any
+
+
+class Buffer(NamedTuple):
+    """One line of the plan: an array that the engine will allocate.
+
+    Attributes:
+        name: as in the derivation where it is one of its letters.
+        shape: of the array.
+        dtype: its NumPy name, e.g. "float32".
+        why: what it is for.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    why: str
+
+
+class Recording(Protocol):
+    """A captured run of operations."""
+
+    def replay(self) -> None:
+        """Do them again, on the same arrays."""
+
+
+class Ops(Protocol):
+    """The operations of one stream of work: arrays in, arrays overwritten, nothing returned."""
+
+    def empty(self, nbytes: int) -> Array:
+        """`nbytes` of uninitialised memory, as a 1-D uint8 array."""
+
+    def scratch(
+        self,
+        rows: int,
+        sizes: tuple[int, ...],
+        dtype: str,
+        activations: tuple[Activation | None, ...],
+        objective: Objective,
+        accumulates: bool,
+    ) -> list[Buffer]:
+        """The arrays of its own that the backend needs for a chunk of up to `rows` rows, for the plan."""
+
+    def map_scratch(self, program: Program, size: int, dtype: str) -> list[Buffer]:
+        """Likewise for `map` over vectors of `size` entries."""
+
+    def use(self, scratch: Mapping[str, Array]) -> None:
+        """Take these arrays, as `scratch` listed them, instead of allocating at each call."""
+
+    def capture(self) -> AbstractContextManager[Recording]:
+        """Record the operations called inside the `with` block instead of running them."""
+
+    def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
+        """Out = source[rows], cast to out's dtype by way of `stage` (source's dtype) where the dtypes differ."""
+
+    def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
+        """C = A B, or C += A B. A and B may be transposed views, A an input that changes between replays."""
+
+    def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
+        """S += b; Z = σ(S), row by row. Z may be S."""
+
+    def activation_gradient(
+        self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False
+    ) -> None:
+        """D = G ⊙ σ'(S, Z); db = Σ_rows D, or db += Σ_rows D. D may be G or Z; S, Z and G are otherwise kept."""
+
+    def loss(
+        self, x: Array, Y: Array, k: Array, objective: Objective, D: Array, db: Array | None, J: Array, accumulate: bool
+    ) -> None:
+        """J += Σ k ℓ(x, Y) and D = k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if matched, else Z[L]; D may be x.
+
+        k is the row weight over the batch's weight: (rows, 1), or 0-d where all rows weigh the same. J is 0-d float64.
+        """
+
+    def map(self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]) -> None:
+        """Elementwise statements over flat vectors in one pass; `scalars` are 0-d arrays for the keys of `program.folded`."""
+
+    def sum_squares(self, v: Array) -> float:
+        """Σ v², as a float (waits for it)."""
+
+    def sum_abs(self, v: Array) -> float:
+        """Σ |v|, as a float (waits for it)."""
+
+    def copy(self, source: Array, destination: Array) -> None:
+        """Destination = source, cast if need be."""
+
+    def synchronize(self) -> None:
+        """Wait until everything asked for so far is done."""

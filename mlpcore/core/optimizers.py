@@ -1,0 +1,263 @@
+"""Optimizers: rows of `kernels/updates.def` with their settings. Learning-rate schedules: data, saved with a run.
+
+An optimizer object holds settings only; its state vectors belong to the trainer. `optimizer.learning_rate = 1e-4` counts from
+the next update on.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+from mlpcore import kernel_files
+from mlpcore.core import formulas
+from mlpcore.core.activations import finite
+
+# -- schedules ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """How far a run is: what a schedule may depend on.
+
+    Attributes:
+        step: updates done so far.
+        total: updates that the current `fit` will have done at its end; None outside `fit`.
+        reductions: how often an `Adaptive` schedule has lowered the rate.
+    """
+
+    step: int = 0
+    total: int | None = None
+    reductions: int = 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning rate that changes from update to update; the subclasses say how."""
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            condition = _SCHEDULE_CONDITIONS.get(name)
+            if condition and value is not None:
+                _check_setting(f"{type(self).__name__}: {name}", value, condition)
+
+    def at(self, progress: Progress) -> float:
+        """The rate of the next update, number `progress.step + 1`."""
+        raise TypeError("Schedule is the common base; use Constant, StepDecay, Cosine, InverseScaling or Adaptive")
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same rate throughout: what a plain number means."""
+
+    def at(self, progress: Progress) -> float:
+        """The rate of the next update."""
+        return self.rate
+
+
+@dataclass(frozen=True)
+class StepDecay(Schedule):
+    """`rate · factor^⌊t / every⌋` after t updates."""
+
+    every: int
+    factor: float = 0.1
+
+    def at(self, progress: Progress) -> float:
+        """The rate of the next update."""
+        return self.rate * math.pow(self.factor, progress.step // self.every)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Up in a straight line over `warmup` updates, then down along half a cosine to `final` at update `steps`.
+
+    Loshchilov and Hutter 2017. `steps=None` takes the number of updates of the `fit` that runs.
+    """
+
+    steps: int | None = None
+    warmup: int = 0
+    final: float = 0.0
+
+    def at(self, progress: Progress) -> float:
+        """The rate of the next update. Raises ValueError outside `fit` if `steps` is None."""
+        steps = progress.total if self.steps is None else self.steps
+        if steps is None:
+            raise ValueError("learning_rate: Cosine needs steps=… outside fit, which alone knows how many there will be")
+        if progress.step < self.warmup:
+            return self.rate * (progress.step + 1) / self.warmup
+        share = min(1.0, (progress.step - self.warmup) / max(1, steps - self.warmup))
+        return self.final + (self.rate - self.final) * (1 + math.cos(math.pi * share)) / 2
+
+
+@dataclass(frozen=True)
+class InverseScaling(Schedule):
+    """`rate / t^power` for update number t, as scikit-learn's "invscaling"."""
+
+    power: float = 0.5
+
+    def at(self, progress: Progress) -> float:
+        """The rate of the next update."""
+        return self.rate / (progress.step + 1) ** self.power
+
+
+@dataclass(frozen=True)
+class Adaptive(Schedule):
+    """`rate · factor^reductions`: lowered each time the training loss has not fallen by `tolerance` for `patience` epochs."""
+
+    factor: float = 0.2
+    patience: int = 2
+    tolerance: float = 1e-4
+    minimum: float = 1e-6
+
+    def at(self, progress: Progress) -> float:
+        """The rate of the next update."""
+        return max(self.minimum, self.rate * self.factor**progress.reductions)
+
+
+_SCHEDULE_CONDITIONS = {
+    "rate": "x > 0",
+    "every": "x >= 1",
+    "factor": "0 < x <= 1",
+    "steps": "x >= 1",
+    "warmup": "x >= 0",
+    "final": "x >= 0",
+    "power": "x >= 0",
+    "patience": "x >= 1",
+    "tolerance": "x >= 0",
+    "minimum": "x >= 0",
+}
+
+# -- optimizers --------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def sheet() -> dict[str, list[str]]:
+    """The rows of `updates.def` by name: state vectors, statements."""
+    return {name: rest for name, *rest in formulas.read_sheet(kernel_files.read("updates.def"), "UPDATE")}
+
+
+def _check_setting(what: str, value: object, condition: str) -> None:
+    number = finite(value, what)
+    if not formulas.holds(condition, x=number):
+        raise ValueError(f"{what} must satisfy {condition.replace('x', what.split()[-1])}; got {value}")
+
+
+@dataclass
+class Optimizer:
+    """Settings of an update rule; the subclasses say which. Settings are checked whenever they are set."""
+
+    learning_rate: float | Schedule
+
+    conditions: ClassVar[dict[str, str]] = {
+        "momentum": "0 <= x < 1",
+        "beta1": "0 <= x < 1",
+        "beta2": "0 <= x < 1",
+        "alpha": "0 <= x < 1",
+        "epsilon": "x > 0",
+        "weight_decay": "x >= 0",
+    }
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in self.__dataclass_fields__:
+            raise AttributeError(
+                f"{type(self).__name__} has no setting {name!r}; it has {', '.join(self.__dataclass_fields__)}"
+            )
+        if name == "learning_rate" and not isinstance(value, Schedule):
+            _check_setting(f"{type(self).__name__}: learning_rate", value, "x >= 0")
+        elif name in self.conditions:
+            _check_setting(f"{type(self).__name__}: {name}", value, self.conditions[name])
+        object.__setattr__(self, name, value)
+
+    @property
+    def row(self) -> str:
+        """The name of the row of `updates.def`."""
+        return type(self).__name__.lower()
+
+    @property
+    def states(self) -> list[str]:
+        """The names of the state vectors, each as long as the parameters."""
+        text = sheet()[self.row][0]
+        return [] if text == "none" else text.split()
+
+    @property
+    def statements(self) -> str:
+        """The row's statements."""
+        return sheet()[self.row][1]
+
+    def rate(self, progress: Progress) -> float:
+        """The learning rate of the next update."""
+        schedule = self.learning_rate
+        return schedule.at(progress) if isinstance(schedule, Schedule) else float(schedule)
+
+    def scalars(self, progress: Progress) -> dict[str, float]:
+        """The values of the row's scalars for the next update: settings, `rate`, `t` and, where it has one, `decay`."""
+        settings = {k: float(v) for k, v in vars(self).items() if k in self.conditions and k != "weight_decay"}
+        return {
+            **settings,
+            "rate": self.rate(progress),
+            "t": progress.step + 1.0,
+            "decay": getattr(self, "weight_decay", 0.0),
+        }
+
+
+@dataclass
+class SGD(Optimizer):
+    """Gradient descent, with momentum (Sutskever et al. 2013) if `momentum` > 0.
+
+    Args:
+        learning_rate: a number or a schedule.
+        momentum: share of the last velocity that is kept, in [0, 1).
+        nesterov: look ahead along the velocity.
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    @property
+    def row(self) -> str:
+        """The name of the row of `updates.def`."""
+        return ("nesterov" if self.nesterov else "momentum") if self.momentum else "sgd"
+
+
+@dataclass
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015): steps of the learning rate's size, along m / √v."""
+
+    learning_rate: float | Schedule = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+@dataclass
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), on weights, not on biases."""
+
+    learning_rate: float | Schedule = 1e-3
+    weight_decay: float = 1e-2
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+@dataclass
+class RMSprop(Optimizer):
+    """RMSprop (Tieleman and Hinton 2012): the gradient over its running root mean square."""
+
+    learning_rate: float | Schedule = 1e-3
+    alpha: float = 0.99
+    epsilon: float = 1e-8
+
+
+@dataclass
+class Lion(Optimizer):
+    """Lion (Chen et al. 2023): the sign of an interpolated momentum, with decoupled weight decay on weights."""
+
+    learning_rate: float | Schedule = 1e-4
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.99

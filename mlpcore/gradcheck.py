@@ -1,0 +1,238 @@
+"""Gradient checking by central differences, in float64.
+
+    (J(θ + h v) - J(θ - h v)) / 2h   against   g · v,    error O(h²) + O(ε J / h)
+
+Shapes that match do not prove a gradient right; this does, as far as numbers can. A row of a net with kinks (relu) whose
+activation pattern differs between θ + h v and θ - h v has no derivative in between: for such rows the engine's own share of
+g · v stands in for the difference, and the result says how many there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mlpcore.backends import device as devices
+from mlpcore.core import backprop, formulas, inputs
+from mlpcore.core import losses as loss_sheet
+from mlpcore.core.optimizers import SGD
+from mlpcore.mlp import MLP
+from mlpcore.training.chunks import Batch
+from mlpcore.training.plan import Inputs
+from mlpcore.training.step import Settings, Step, weight_of
+
+Array = NDArray[Any]
+ROWS = 1024  # rows of a chunk of the two forward passes
+STEP = 1e-5  # relative to the block's norm: where truncation h² and rounding ε/h are both small in float64
+NOISE = 16 * np.finfo(np.float64).eps  # of J, relative
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """What a gradient check found.
+
+    Attributes:
+        max_relative_error: the largest |g · v - difference|, relative to the larger of the two, of the size that g · v
+            typically has in that block, and of what rounding lets a difference resolve.
+        worst: where: "W[2]", or with `entries=True` one entry, "W[2][0, 3]".
+        ok: whether it is at most `tolerance`.
+        errors: the largest error of each block, by name.
+        rows_left_out: rows whose activation pattern differed, at most, in one difference.
+        tolerance: the bound.
+    """
+
+    max_relative_error: float
+    worst: str
+    ok: bool
+    errors: dict[str, float] = field(repr=False)
+    rows_left_out: int
+    tolerance: float
+
+    def __str__(self) -> str:
+        """A line a block, and the verdict."""
+        lines = [
+            f"  {name:<6} {error:8.1e}{'' if error <= self.tolerance else '   <- wrong'}" for name, error in self.errors.items()
+        ]
+        verdict = "gradient right" if self.ok else f"gradient WRONG, worst in {self.worst}"
+        left_out = f", {self.rows_left_out} row(s) at a kink left out" if self.rows_left_out else ""
+        lines.append(f"{verdict}: largest relative error {self.max_relative_error:.1e} (bound {self.tolerance:.0e}){left_out}")
+        return "\n".join(lines)
+
+
+def check_gradients(
+    net: MLP,
+    X: ArrayLike,
+    Y: ArrayLike,
+    loss: Any = "cross_entropy",
+    gradient: Any = None,
+    *,
+    sample_weight: ArrayLike | None = None,
+    entries: bool = False,
+    directions: int = 2,
+    tolerance: float = 1e-6,
+    seed: int = 0,
+) -> GradientCheck:
+    """Compare ∂J/∂parameters with central differences, block by block (W[1], b[1], …), on a float64 copy of the network.
+
+    Args:
+        net: its parameters are where the gradient is checked; it is not changed.
+        X, Y, sample_weight: the batch, as in `Trainer.step`.
+        loss: a name, `(name, parameter)` or `mc.Loss`.
+        gradient: somebody else's gradient to check: flat, laid out as `net.parameters`, or an object with `.flat`. None
+            checks the engine's, as a training step computes it.
+        entries: difference every parameter by itself (2 passes each), instead of `directions` random directions a block.
+        tolerance: the bound of `ok`; 1e-6 suits float64, a gradient computed in float32 needs about 1e-3.
+        seed: of the directions.
+
+    Raises:
+        TypeError, ValueError: names the argument, what was expected and what came.
+    """
+    checker = _Checker(net, X, Y, loss, sample_weight)
+    g = checker.gradient() if gradient is None else _flat(gradient, net.layout.size)
+    rng = np.random.default_rng(seed)
+    errors: dict[str, float] = {}
+    worst, largest, left_out = "", -1.0, 0
+    count = inputs.positive_integer(directions, "directions")
+    for name, start, stop in _blocks(net):
+        typical = float(np.linalg.norm(g[start:stop])) / np.sqrt(stop - start)
+        blocks = _units(start, stop, net) if entries else ((name, v) for v in _random(checker, start, stop, count, rng))
+        errors[name] = 0.0
+        for place, v in blocks:
+            numeric, noise, excluded = checker.difference(v, g)
+            analytic = float(g @ v)
+            size = max(abs(analytic), abs(numeric), typical * float(np.linalg.norm(v)), noise / tolerance)
+            error = abs(analytic - numeric) / size
+            error = float("inf") if np.isnan(error) else error
+            errors[name] = max(errors[name], error)
+            left_out = max(left_out, excluded)
+            if error > largest:
+                worst, largest = place, error
+    return GradientCheck(largest, worst, largest <= tolerance, errors, left_out, tolerance)
+
+
+def _flat(gradient: Any, size: int) -> Array:
+    flat = gradient.flat if not isinstance(gradient, np.ndarray) and hasattr(gradient, "flat") else gradient
+    array = np.asarray(flat, np.float64)
+    if array.shape != (size,):
+        raise ValueError(f"gradient must be flat, shape ({size},), laid out as net.parameters; got {array.shape}")
+    return array
+
+
+def _blocks(net: MLP) -> Iterator[tuple[str, int, int]]:
+    """Name and range in the flat vector of each W[l] and b[l]."""
+    offset = 0
+    for letter, views in (("W", net.W), ("b", net.b)):
+        for l, view in enumerate(views):
+            if view is not None:
+                yield f"{letter}[{l}]", offset, offset + view.size
+                offset += view.size
+
+
+def _units(start: int, stop: int, net: MLP) -> Iterator[tuple[str, Array]]:
+    for at in range(start, stop):
+        v = np.zeros(net.layout.size)
+        v[at] = 1
+        yield net.layout.name(at), v
+
+
+def _random(checker: _Checker, start: int, stop: int, count: int, rng: np.random.Generator) -> Iterator[Array]:
+    """Random directions within a block, as long as the block itself (as √size where it is zero)."""
+    for _ in range(count):
+        v = np.zeros(checker.net.layout.size)
+        v[start:stop] = rng.standard_normal(stop - start)
+        length = float(np.linalg.norm(checker.net.parameters[start:stop])) or np.sqrt(stop - start)
+        yield v * (length / np.linalg.norm(v))
+
+
+class _Checker:
+    """The two sides of the comparison, on a float64 copy."""
+
+    def __init__(self, net: MLP, X: ArrayLike, Y: ArrayLike, loss: Any, sample_weight: ArrayLike | None):
+        if not isinstance(net, MLP):
+            raise TypeError(f"net must be an mc.MLP; got {type(net).__name__}")
+        self.net = net.copy("float64")
+        self.X = inputs.contiguous(inputs.matrix(X, net.sizes[0]))
+        self.loss = loss_sheet.resolve(loss)
+        Y_, self.classes = inputs.target(Y, len(self.X), net.sizes[-1], self.loss)
+        self.Y = inputs.contiguous(Y_)
+        self.weights = inputs.weights(sample_weight, len(self.X))
+        for array, name in ((self.X, "X"), (self.Y, "Y")):
+            inputs.require_finite(array, name)
+        last = self.net.activations[-1]
+        assert last is not None
+        self.objective = loss_sheet.pair(self.loss, last)
+        self.batch = Batch(self.X, self.Y, self.weights, None, len(self.X))
+        self.total = weight_of(self.batch)
+        self.ops = devices.operations(net.device)()
+
+    def gradient(self, rows: Array | None = None) -> Array:
+        """The engine's gradient of J over these rows, their weights over the *whole* batch's weight."""
+        step = Step(
+            self.net.layout, self.net.parameters, self.net.activations, self.objective, SGD(0.0), Settings(),
+            devices.operations(self.net.device),
+        )  # fmt: skip
+        batch = self.batch if rows is None else self.batch._replace(rows=rows, size=len(rows))
+        weight = "" if self.weights is None else self.weights.dtype.str
+        plan = step.prepare(batch.size, Inputs(self.X.dtype.str, self.Y.dtype.str, weight, self.classes))
+        if not weight_of(batch):
+            return np.zeros(self.net.layout.size)
+        step.loss_and_gradient(batch, plan)
+        share: Array = step.gradient * (weight_of(batch) / self.total)
+        return share
+
+    def difference(self, v: Array, g: Array) -> tuple[float, float, int]:
+        """The central difference of J along v, its rounding noise, and how many rows `g` of the engine stood in for."""
+        theta = self.net.parameters.copy()
+        h = STEP * max(1.0, float(np.linalg.norm(theta[v != 0])) / float(np.linalg.norm(v)))
+        total, size, excluded = 0.0, 0.0, []
+        for start in range(0, len(self.X), ROWS):
+            part = slice(start, start + ROWS)
+            self.net.parameters[...] = theta + h * v
+            above, pattern = self._rows(part)
+            self.net.parameters[...] = theta - h * v
+            below, other = self._rows(part)
+            same = (pattern == other).all(axis=1)
+            w = np.ones(len(same)) if self.weights is None else self.weights[part].astype(np.float64)
+            total += float(np.sum((w * (above - below))[same])) / self.total
+            size += float(np.sum((w * (abs(above) + abs(below)))[same])) / self.total
+            excluded.append(start + np.flatnonzero(~same))
+        self.net.parameters[...] = theta
+        rows = np.concatenate(excluded)
+        at_kinks = float(self.gradient(rows) @ v) if len(rows) else 0.0
+        return total / (2 * h) + at_kinks, NOISE * (size + 1e-300) / h, len(rows)
+
+    def _rows(self, part: slice) -> tuple[Array, Array]:
+        """The loss of each row (rows,), and the signs at every kink (rows, kinks)."""
+        net = self.net
+        Z = [self.X[part].astype(np.float64)] + [np.empty((len(self.X[part]), n)) for n in net.sizes[1:]]
+        S = [None] + [np.empty_like(z) for z in Z[1:]]
+        with np.errstate(all="ignore"):
+            backprop.forward(self.ops, net.W, net.b, net.activations, S, Z)
+            signs = []
+            for s, activation in zip(S[1:], net.activations[1:], strict=True):
+                assert activation is not None
+                assert s is not None
+                if not activation.rowwise:
+                    for kink in formulas.kinks(activation.value):
+                        signs.append(self._evaluate(kink, activation.scalars, s=s) > 0)
+            Y = self.Y[part]
+            if self.loss.rowwise:
+                log_p = np.log(np.maximum(Z[-1], np.finfo(np.float64).tiny))
+                rows = -log_p[np.arange(len(Y)), Y] if self.classes else -np.sum(Y * log_p, axis=1)
+            else:
+                scalars = {} if self.loss.parameter is None else {"q": self.loss.parameter}
+                arrays = {"z": Z[-1], "y": np.ascontiguousarray(Y, np.float64)}
+                rows = self._evaluate(self.loss.value, scalars, **arrays).sum(axis=1)
+                signs += [self._evaluate(kink, scalars, **arrays) > 0 for kink in formulas.kinks(self.loss.value)]
+        return rows, np.concatenate(signs, axis=1) if signs else np.zeros((len(rows), 0), bool)
+
+    def _evaluate(self, formula: str, scalars: dict[str, float], **arrays: Array) -> Array:
+        out = np.empty_like(next(iter(arrays.values())))
+        compiled = formulas.program(f"out = {formula}", frozenset(scalars))
+        folded = {key: np.asarray(value) for key, value in compiled.fold(scalars).items()}
+        self.ops.map(compiled, {"out": out.reshape(-1), **{k: a.reshape(-1) for k, a in arrays.items()}}, folded)
+        return out

@@ -1,0 +1,356 @@
+"""The network that people hold: parameters, forward, backward, predict, save.
+
+Z[0] = X,   Z[l] = σ_l(Z[l-1] W[l] + b[l]),   l = 1 … L
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mlpcore.backends import device as devices
+from mlpcore.core import activations as activation_sheet
+from mlpcore.core import backprop, inputs
+from mlpcore.core import losses as loss_sheet
+from mlpcore.core.activations import Activation
+from mlpcore.core.errors import unknown
+from mlpcore.core.layout import Layout
+from mlpcore.formats import model_file
+
+Array = NDArray[Any]
+DTYPES = ("float32", "float64")
+PREDICT_BYTES = 8 << 20  # of a chunk's outputs in predict, unless the caller says how many rows
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What a forward pass keeps for the backward pass.
+
+    Attributes:
+        Z: layer outputs (m, n_l), Z[0] = X.
+        S: pre-activations (m, n_l) of the layers whose slope reads them; None elsewhere.
+    """
+
+    Z: tuple[Array, ...]
+    S: tuple[Array | None, ...]
+
+    @property
+    def output(self) -> Array:
+        """Z[L], (m, n_L)."""
+        return self.Z[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the cache costs beyond X."""
+        return sum(z.nbytes for z in self.Z[1:]) + sum(s.nbytes for s in self.S if s is not None)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """∂J/∂parameters, and on request the rest.
+
+    Attributes:
+        flat: all of it, laid out as `net.parameters`.
+        W, b: views of it, index 0 None.
+        X: ∂J/∂X = G[0], (m, n_0), or None.
+        D, G: every D[l] = ∂J/∂S[l] and G[l] = ∂J/∂Z[l], (m, n_l), or None unless kept.
+    """
+
+    flat: Array
+    W: tuple[Array, ...]
+    b: tuple[Array | None, ...]
+    X: Array | None
+    D: tuple[Array, ...] | None
+    G: tuple[Array, ...] | None
+
+
+class MLP:
+    """A multilayer perceptron.
+
+    Args:
+        sizes: widths n_0 … n_L, e.g. `[784, 512, 10]`.
+        activations: of the hidden layers: one for all, or a list of L - 1. A name, `(name, parameter)` or `mc.Activation`.
+        output: activation of the last layer; also "softmax".
+        bias: whether layers have a bias.
+        dtype: "float32" or "float64".
+        init: "auto" (by activation), "he", "glorot", "lecun", or "zeros". Biases start at 0.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        seed: of the initial weights, drawn in float64 on the host: equal on every device.
+
+    Attributes:
+        W, b: tuples of views of `parameters`, index 0 None. `net.W[1][...] = …` writes into the network.
+        parameters: the flat vector, all W, then all b.
+
+    Raises:
+        TypeError, ValueError: names the argument, what was expected and what came.
+        DeviceUnavailable: the device cannot be used; says why.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activations: Any = "relu",
+        output: Any = "identity",
+        *,
+        bias: bool = True,
+        dtype: Any = "float32",
+        init: str = "auto",
+        device: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        self.layout = Layout(_sizes(sizes), _bool(bias, "bias"))
+        self.activations = _activations(activations, output, self.layout.layers)
+        try:
+            self.dtype = np.dtype(dtype)
+        except TypeError:
+            raise TypeError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}") from None
+        if self.dtype.name not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype.name!r}")
+        self.device = devices.choose(device)
+        self.parameters = np.zeros(self.layout.size, self.dtype)
+        self.W, self.b = self.layout.views(self.parameters)
+        self._draw(init, inputs.positive_integer(seed, "seed", least=0))
+
+    def _draw(self, init: str, seed: int) -> None:
+        known = ("auto", *activation_sheet.INITIAL, "zeros")
+        if init not in known:
+            raise unknown("init", init, known)
+        if init == "zeros":
+            return
+        rng = np.random.default_rng(seed)
+        sizes, L = self.layout.sizes, self.layout.layers
+        for l in range(1, L + 1):
+            activation = self.activations[l]
+            assert activation is not None
+            if init == "auto":
+                deviation = activation.standard_deviation(sizes[l - 1], sizes[l], output=l == L)
+            else:
+                deviation = Activation("identity", "s", "1", init=init).standard_deviation(sizes[l - 1], sizes[l], False)
+            self.W[l][...] = deviation * rng.standard_normal(self.W[l].shape)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The widths n_0 … n_L."""
+        return self.layout.sizes
+
+    def __repr__(self) -> str:
+        hidden = ", ".join(str(a.spec) if isinstance(a.spec, tuple) else a.name for a in self.activations[1:-1] if a)
+        last = self.activations[-1]
+        assert last is not None
+        size = f"{self.layout.size:,} parameters, {self.dtype.name} on {self.device}"
+        return f"MLP({'-'.join(map(str, self.sizes))}, activations=[{hidden}], output={last.spec!r}; {size})"
+
+    # -- forward and backward --
+
+    def forward(self, X: ArrayLike) -> Cache:
+        """Z[1] … Z[L] of the rows of X (m, n_0), kept for `backward`.
+
+        Raises:
+            TypeError, ValueError: X is not numeric, empty, or has another number of columns.
+        """
+        Z0 = inputs.matrix(X, self.sizes[0]).astype(self.dtype, order="C", copy=False)
+        Z: list[Array] = [Z0]
+        S: list[Array | None] = [None]
+        for l in range(1, self.layout.layers + 1):
+            activation = self.activations[l]
+            assert activation is not None
+            keep = not activation.rowwise and activation.slope_reads_s
+            Z.append(np.empty((len(Z0), self.sizes[l]), self.dtype))
+            S.append(np.empty_like(Z[l]) if keep else None)
+        with np.errstate(all="ignore"):
+            pre = [s if s is not None else z for s, z in zip(S, Z, strict=True)]
+            backprop.forward(devices.operations(self.device)(), self.W, self.b, self.activations, pre, Z)
+        return Cache(tuple(Z), tuple(S))
+
+    def backward(self, cache: Cache, G: ArrayLike, *, input_gradient: bool = False, keep: bool = False) -> Gradient:
+        """The gradient for any G = ∂J/∂Z[L] (m, n_L). Neither `G` nor the cache is changed.
+
+        Args:
+            cache: of `forward`, with the parameters as they were then.
+            G: ∂J/∂Z[L], e.g. from `mc.loss(...)`. Behind a softmax output its Jacobian is applied.
+            input_gradient: also ∂J/∂X.
+            keep: also every D[l] and G[l].
+
+        Raises:
+            TypeError, ValueError: G is not numeric or not of the output's shape.
+        """
+        if not isinstance(cache, Cache):
+            raise TypeError(f"cache must be what net.forward(X) returned; got {type(cache).__name__}")
+        G_L = inputs.matrix(G, self.sizes[-1], "G").astype(self.dtype, order="C", copy=False)
+        if G_L.shape != cache.output.shape:
+            raise ValueError(f"G must have the output's shape {cache.output.shape}; got {G_L.shape}")
+        L = self.layout.layers
+        flat = np.zeros(self.layout.size, self.dtype)
+        dW, db = self.layout.views(flat)
+        wanted = [input_gradient or keep, *[True] * L]
+        Gs = [np.empty_like(z) if want else None for z, want in zip(cache.Z, wanted, strict=True)]
+        Gs[L] = G_L
+        # D[L] must not overwrite the caller's G; the others may take the place of G[l] unless both are wanted
+        D: list[Any] = [None] + [np.empty_like(z) if keep or l == L else Gs[l] for l, z in enumerate(cache.Z) if l]
+        S = [s if s is not None else z for s, z in zip(cache.S, cache.Z, strict=True)]
+        with np.errstate(all="ignore"):
+            backprop.backward(devices.operations(self.device)(), self.W, self.activations, S, cache.Z, Gs, D, dW, db)
+        kept: Any = (tuple(D), tuple(Gs)) if keep else (None, None)
+        return Gradient(flat, dW, db, Gs[0] if input_gradient else None, *kept)
+
+    def predict(self, X: ArrayLike, chunk_rows: int | None = None) -> Array:
+        """Z[L] (m, n_L) of the rows of X, computed chunk by chunk: memory does not grow with m beyond the result.
+
+        Raises:
+            TypeError, ValueError: X is not numeric, empty, or has another number of columns; chunk_rows < 1.
+        """
+        source = inputs.matrix(X, self.sizes[0])
+        if chunk_rows is None:
+            chunk_rows = max(1, PREDICT_BYTES // (2 * sum(self.sizes) * self.dtype.itemsize))
+        rows = inputs.positive_integer(chunk_rows, "chunk_rows")
+        result = np.empty((len(source), self.sizes[-1]), self.dtype)
+        for start in range(0, len(source), rows):
+            result[start : start + rows] = self.forward(source[start : start + rows]).output
+        return result
+
+    # -- copies and files --
+
+    def copy(self, dtype: Any = None) -> MLP:
+        """An independent network with equal parameters, on request in another dtype."""
+        L = self.layout.layers
+        net = MLP(
+            self.sizes, list(self.activations[1:L]), self.activations[L], bias=self.layout.bias,
+            dtype=dtype or self.dtype, init="zeros", device=self.device,
+        )  # fmt: skip
+        net.parameters[...] = self.parameters
+        return net
+
+    def to(self, device: str) -> MLP:
+        """The network on another device; itself if it is there."""
+        if devices.choose(device) == self.device:
+            return self
+        raise AssertionError("one device so far")
+
+    def save(self, path: str | os.PathLike[str], **tensors: Array) -> None:
+        """Write the network to a safetensors file, atomically; `tensors` are stored beside the parameters.
+
+        Raises:
+            OSError: the file cannot be written; what was there before is intact.
+        """
+        rows = [[a.name, a.parameter, a.value, a.slope, a.init, a.default] for a in self.activations if a]
+        header = {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows}
+        model_file.write(path, header, {"parameters": self.parameters, **tensors})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str = "auto") -> MLP:
+        """The network of a file that `save` wrote.
+
+        Raises:
+            FileNotFoundError, OSError: it cannot be read.
+            ValueError: it is no such file, a damaged one, or one of a newer version.
+        """
+        return cls.load_with(path, device)[0]
+
+    @classmethod
+    def load_with(cls, path: str | os.PathLike[str], device: str = "auto") -> tuple[MLP, dict[str, Array]]:
+        """The network of a file, and the tensors stored beside it."""
+        header, tensors = model_file.read(path)
+        try:
+            parameters = tensors.pop("parameters")
+            rows = [Activation(*row) for row in header["activations"]]
+            net = cls(
+                header["sizes"],
+                rows[:-1],
+                rows[-1],
+                bias=header["bias"],
+                dtype=parameters.dtype,
+                init="zeros",
+                device=device,
+            )
+            if parameters.shape != net.parameters.shape:
+                raise ValueError(f"{parameters.size} parameters for a network of {net.parameters.size}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} is not a network: {error!r}") from None
+        net.parameters[...] = parameters
+        return net, tensors
+
+
+class LossFunction:
+    """`J, G = mc.loss("cross_entropy")(Z, Y)`: a loss on an output, by itself."""
+
+    def __init__(self, loss: loss_sheet.Loss):
+        self.loss = loss
+
+    def __repr__(self) -> str:
+        return f"loss({self.loss.spec!r})"
+
+    def __call__(self, Z: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None) -> tuple[float, Array]:
+        """J = Σ w ℓ / Σ w and G = ∂J/∂Z (m, n_L) in Z's dtype; Y as in `Trainer.step`.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came.
+        """
+        raw = inputs.matrix(Z, None, "Z")
+        output = np.ascontiguousarray(raw, raw.dtype if raw.dtype.name in DTYPES else np.float64)
+        rows, columns = output.shape
+        target, classes = inputs.target(Y, rows, columns, self.loss)
+        w = inputs.weights(sample_weight, rows)
+        share = np.full(rows, 1 / rows) if w is None else w / w.sum(dtype=np.float64)
+        k = share.astype(output.dtype)[:, None]
+        if self.loss.rowwise:
+            return _cross_entropy(output, target, classes, k)
+        G, J = np.empty_like(output), np.zeros((), np.float64)
+        objective = loss_sheet.pair(self.loss, None)
+        with np.errstate(all="ignore"):
+            Y_ = np.ascontiguousarray(target, output.dtype)
+            devices.operations("cpu")().loss(output, Y_, k, objective, G, None, J, accumulate=False)
+        return float(J), G
+
+
+def _cross_entropy(Z: Array, Y: Array, classes: bool, k: Array) -> tuple[float, Array]:
+    """-Σ y log z from probabilities: J and G = -k y / z. A trainer evaluates it from S[L] instead."""
+    hot = np.zeros_like(Z)
+    if classes:
+        hot[np.arange(len(Z)), Y] = 1
+    else:
+        hot[...] = Y
+    least = np.maximum(Z, np.finfo(Z.dtype).tiny)
+    return float(-np.sum(k * hot * np.log(least), dtype=np.float64)), -k * hot / least
+
+
+def loss(spec: Any) -> LossFunction:
+    """The loss of this name, `(name, parameter)` or `mc.Loss`, as a function `(Z, Y, sample_weight=None) -> J, G`.
+
+    Raises:
+        TypeError, ValueError: no such loss (with the nearest match), or a parameter out of range.
+    """
+    return LossFunction(loss_sheet.resolve(spec))
+
+
+def _sizes(sizes: object) -> tuple[int, ...]:
+    if isinstance(sizes, str) or not hasattr(sizes, "__iter__"):
+        raise TypeError(f"sizes must be a list of widths such as [784, 512, 10]; got {sizes!r}")
+    widths = tuple(inputs.positive_integer(n, f"sizes[{i}]") for i, n in enumerate(sizes))
+    if len(widths) < 2:
+        raise ValueError(f"sizes needs at least an input and an output width; got {list(widths)}")
+    return widths
+
+
+def _bool(value: object, name: str) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return bool(value)
+
+
+def _activations(hidden: Any, output: Any, layers: int) -> tuple[Activation | None, ...]:
+    one = isinstance(hidden, str | Activation) or (
+        isinstance(hidden, tuple) and len(hidden) == 2 and not isinstance(hidden[1], str | Activation | tuple | list)
+    )
+    if one:
+        hidden = [hidden] * (layers - 1)
+    elif not isinstance(hidden, list | tuple):
+        raise TypeError(f"activations must be a name, (name, parameter), mc.Activation or a list of them; got {hidden!r}")
+    if len(hidden) != layers - 1:
+        raise ValueError(f"activations: {layers - 1} hidden layer(s) need as many; got {len(hidden)}")
+    resolved = [activation_sheet.resolve(spec, f"activations[{i}]") for i, spec in enumerate(hidden)]
+    return (None, *resolved, activation_sheet.resolve(output, "output", output=True))

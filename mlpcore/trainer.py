@@ -1,0 +1,417 @@
+"""Training: one step, whole runs, evaluation.
+
+trainer = Trainer(net, loss="cross_entropy", optimizer=AdamW(1e-3))
+history = trainer.fit(X, Y, epochs=10, batch_size=256, validation=(Xv, Yv))
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tqdm.auto import tqdm
+
+from mlpcore import callbacks as hooks
+from mlpcore.backends import device as devices
+from mlpcore.callbacks import EarlyStopping, Entry
+from mlpcore.core import inputs
+from mlpcore.core import losses as loss_sheet
+from mlpcore.core.errors import NonFiniteLoss, unknown
+from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
+from mlpcore.mlp import MLP
+from mlpcore.training import plan as planning
+from mlpcore.training.chunks import Batch, cut
+from mlpcore.training.plan import Inputs, Plan
+from mlpcore.training.step import Settings, Step, weight_of
+
+Array = NDArray[Any]
+History = dict[str, list[float]]
+log = logging.getLogger("mlpcore")
+_PRECISIONS = ("tf32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Checked arrays: what `fit`, `step` and `evaluate` work on."""
+
+    X: Array
+    Y: Array
+    weights: Array | None
+    classes: bool
+
+    @property
+    def inputs(self) -> Inputs:
+        weight = "" if self.weights is None else self.weights.dtype.str
+        return Inputs(self.X.dtype.str, self.Y.dtype.str, weight, self.classes)
+
+    def batch(self, rows: Array | None) -> Batch:
+        return Batch(self.X, self.Y, self.weights, rows, len(self.X) if rows is None else len(rows))
+
+
+class Trainer:
+    """Trains one network.
+
+    Args:
+        net: the network; its parameters are updated in place.
+        loss: a name, `(name, parameter)` or `mc.Loss`. It must be defined on the network's output.
+        optimizer: `mc.SGD(0.1)`, `mc.AdamW(1e-3)` (the default), …
+        l1, l2: J gains l1 Σ|W| + ½ l2 Σ W², over weights, not biases.
+        clip_norm: scale the gradient down to this Euclidean norm where it is longer.
+        precision: "tf32", "bfloat16", "float16": for GPUs; a CPU computes in the network's dtype and says so.
+        memory_limit: bytes, or "2 GiB", that all the trainer's arrays together may take; sets the chunk.
+        chunk_rows: at most so many rows at a time go forward and backward; "auto" fits them to the cache.
+        deterministic: on CUDA, no timing in the choice of algorithms; NumPy is deterministic anyway.
+        workers: threads that run chunks of large batches side by side; None chooses.
+        seed: of the row order in `fit`.
+
+    Raises:
+        TypeError, ValueError: names the argument, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        net: MLP,
+        loss: Any = "cross_entropy",
+        optimizer: Optimizer | None = None,
+        *,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        clip_norm: float | None = None,
+        precision: str | None = None,
+        memory_limit: int | str | None = None,
+        chunk_rows: int | str = "auto",
+        deterministic: bool = False,
+        workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(net, MLP):
+            raise TypeError(f"net must be an mc.MLP; got {type(net).__name__}")
+        optimizer = AdamW() if optimizer is None else optimizer
+        if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
+            raise TypeError(f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {optimizer!r}")
+        if precision is not None and precision not in _PRECISIONS:
+            raise unknown("precision", precision, _PRECISIONS)
+        if precision is not None:
+            log.warning("precision=%r is for GPUs: on the CPU the network computes in %s", precision, net.dtype.name)
+        if isinstance(chunk_rows, str) and chunk_rows != "auto":
+            raise ValueError(f"chunk_rows must be 'auto' or a number of rows; got {chunk_rows!r}")
+        if clip_norm is not None and not inputs.not_negative(clip_norm, "clip_norm"):
+            raise ValueError("clip_norm must be positive; got 0 (None: no clipping)")
+        last = net.activations[-1]
+        assert last is not None
+        self.net = net
+        self.loss = loss_sheet.resolve(loss)
+        self._optimizer = optimizer
+        self.deterministic = deterministic
+        self.progress = Progress()
+        self._rng = np.random.default_rng(inputs.positive_integer(seed, "seed", least=0))
+        self._settings = Settings(
+            l1=inputs.not_negative(l1, "l1"),
+            l2=inputs.not_negative(l2, "l2"),
+            clip_norm=clip_norm,
+            chunk_rows=None if chunk_rows == "auto" else inputs.positive_integer(chunk_rows, "chunk_rows"),
+            memory_limit=planning.parse_bytes(memory_limit),
+            workers=None if workers is None else inputs.positive_integer(workers, "workers"),
+        )
+        self._step = Step(
+            net.layout, net.parameters, net.activations, loss_sheet.pair(self.loss, last), optimizer, self._settings,
+            devices.operations(net.device),
+        )  # fmt: skip
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer's settings; what is set on it counts from the next step on."""
+        return self._optimizer
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return self._optimizer.rate(self.progress)
+
+    def __repr__(self) -> str:
+        return f"Trainer({self.net!r}, loss={self.loss.spec!r}, optimizer={self._optimizer!r}, step {self.progress.step})"
+
+    def plan(self, batch_size: int, rows: int = 0, early_stopping: bool = False) -> Plan:
+        """The memory table for steps of `batch_size` rows, before anything is allocated; `print` it.
+
+        Args:
+            batch_size: rows of a batch.
+            rows: rows of the data set, for `fit`: adds their order.
+            early_stopping: adds the best parameters.
+
+        Raises:
+            MemoryError: `memory_limit` cannot be kept; prints the largest buffers.
+        """
+        size = inputs.positive_integer(batch_size, "batch_size")
+        dtype = self.net.dtype.str
+        like = Inputs(dtype, "int64" if self.loss.takes_classes else dtype, "", self.loss.takes_classes)
+        return self._step.make_plan(size, like, inputs.positive_integer(rows, "rows", least=0), early_stopping)
+
+    # -- one step --
+
+    def step(
+        self, X: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None, *, rows: ArrayLike | None = None
+    ) -> float:
+        """One update on these rows. Returns J before it.
+
+        Args:
+            X: (m, n_0) numbers.
+            Y: (m, n_L) targets; (m,) where there is one output; (m,) class indices or one-hot for cross_entropy.
+            sample_weight: (m,) row weights, not negative; J divides by their sum over the batch.
+            rows: row numbers of a mini-batch within X and Y, read without copying the batch.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came.
+            NonFiniteLoss: J or its gradient overflowed; the parameters are as before the step.
+        """
+        data = self._checked(X, Y, sample_weight)
+        index = inputs.row_index(rows, len(data.X))
+        batch = data.batch(index)
+        if not weight_of(batch) > 0:
+            raise ValueError("sample_weight must not be all zero on the rows of the batch")
+        plan = self._step.prepare(batch.size, data.inputs)
+        return self._update(data, batch, plan)
+
+    def _checked(self, X: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None) -> _Data:
+        x = inputs.matrix(X, self.net.sizes[0])
+        y, classes = inputs.target(Y, len(x), self.net.sizes[-1], self.loss)
+        w = inputs.weights(sample_weight, len(x))
+        return _Data(inputs.contiguous(x), inputs.contiguous(y), w, classes)
+
+    def _update(self, data: _Data, batch: Batch, plan: Plan) -> float:
+        try:
+            return self._step.run(batch, plan, self.progress)
+        except NonFiniteLoss as error:
+            inputs.require_finite(data.X, "X")  # the culprit is looked for only now
+            inputs.require_finite(data.Y, "Y")
+            error.add_note("a lower learning rate or clip_norm=1.0 may help")
+            raise
+
+    # -- whole runs --
+
+    def fit(
+        self,
+        X: ArrayLike,
+        Y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        epochs: int = 10,
+        batch_size: int = 256,
+        validation: Sequence[Any] | None = None,
+        early_stopping: EarlyStopping | None = None,
+        callbacks: Sequence[Any] = (),
+        shuffle: bool = True,
+        progress: bool = True,
+    ) -> History:
+        """Train for `epochs` passes over the rows, in shuffled mini-batches with a last partial one.
+
+        Args:
+            X, Y, sample_weight: as in `step`; scanned once for NaN, infinity and impossible labels.
+            validation: `(Xv, Yv)` or `(Xv, Yv, weights)`, evaluated after each epoch.
+            early_stopping: when to stop before; the best weights come back.
+            callbacks: `mc.Callback` objects, or functions `(trainer, entry)`; one that returns True stops.
+            shuffle: a new row order each epoch, from the trainer's seed.
+            progress: a bar with rows/s, loss and the validation figure.
+
+        Returns:
+            A dict of lists, one entry an epoch: "loss" (mean of J over its steps), "learning_rate" (of its last step),
+            "seconds", and with validation "validation_loss" and "validation_accuracy" or "validation_r2".
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came; nothing is trained yet.
+            NonFiniteLoss: J or its gradient overflowed; the parameters are as before that step.
+        """
+        data = self._checked(X, Y, sample_weight)
+        _require_finite(data, "X", "Y")
+        held_out = self._validation(validation)
+        stopping = self._early_stopping(early_stopping, held_out is not None)
+        observers = hooks.resolve(callbacks)
+        epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
+        count = len(data.X)
+        size = min(size, count)
+        steps = -(-count // size)
+        plan = self._step.prepare(size, data.inputs, count, stopping is not None and stopping.restore_best)
+        arrays = planning.allocate(self._step.ops, plan.parts["fit"])
+        order = arrays["row order"]
+        order[...] = np.arange(count)
+        # the rows in their own order need no index; the last batch has its own plan
+        plans = {n: self._step.prepare(n, data.inputs) for n in {size, count - (steps - 1) * size}}
+        self.progress.total = self.progress.step + epochs * steps
+        history: History = {}
+        watch, adaptive = _Watch(stopping), _Watch(self._adaptive())
+        for observer in observers:
+            observer.fit_begin(self)
+        with tqdm(total=epochs * count, unit="row", unit_scale=True, disable=not progress) as bar:
+            for epoch in range(1, epochs + 1):
+                begin = time.perf_counter()
+                if shuffle:
+                    self._rng.shuffle(order)
+                bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
+                entry = {"loss": self._epoch(data, order, size, plans, observers, bar)}
+                entry["learning_rate"] = self._optimizer.rate(Progress(self.progress.step - 1, *self._rest()))
+                if held_out is not None:
+                    entry |= {f"validation_{key}": value for key, value in self._evaluate(held_out).items()}
+                entry["seconds"] = time.perf_counter() - begin
+                for key, value in entry.items():
+                    history.setdefault(key, []).append(value)
+                bar.set_postfix({k: f"{entry[k]:.4g}" for k in entry if k.startswith(("loss", "validation"))})
+                if adaptive.sees(entry):
+                    adaptive.waited = 0
+                    self.progress.reductions += 1
+                stop = watch.sees(entry)
+                if watch.improved and "best" in arrays:
+                    arrays["best"][...] = self.net.parameters
+                # every callback sees every epoch: no short cut
+                if any(observer.epoch_end(self, entry) is True for observer in observers) or stop:
+                    break
+        if "best" in arrays and watch.best is not None:
+            self.net.parameters[...] = arrays["best"]
+        self.progress.total = None
+        for observer in observers:
+            observer.fit_end(self, history)
+        return history
+
+    def _rest(self) -> tuple[int | None, int]:
+        return self.progress.total, self.progress.reductions
+
+    def _epoch(
+        self, data: _Data, order: Array, size: int, plans: dict[int, Plan], observers: list[hooks.Callback], bar: Any
+    ) -> float:
+        """One pass over the rows; the mean of J, each step by its weight."""
+        total = weight = 0.0
+        for start in range(0, len(order), size):
+            batch = data.batch(order[start : start + size])
+            w = float(batch.size) if batch.weights is None else weight_of(batch)
+            if w > 0:  # a batch of rows that weigh nothing says nothing
+                J = self._update(data, batch, plans[batch.size])
+                total, weight = total + w * J, weight + w
+                for observer in observers:
+                    observer.step_end(self, J)
+            bar.update(batch.size)
+        return total / weight
+
+    def _validation(self, validation: Any) -> _Data | None:
+        if validation is None:
+            return None
+        if not isinstance(validation, list | tuple) or len(validation) not in (2, 3):
+            raise TypeError("validation must be (X, Y) or (X, Y, sample_weight)")
+        try:
+            data = self._checked(*([*list(validation), None])[:3])
+            _require_finite(data, "X", "Y")
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"validation: {error}") from None
+        return data
+
+    def _early_stopping(self, stopping: EarlyStopping | None, validated: bool) -> EarlyStopping | None:
+        if stopping is None:
+            return None
+        if not isinstance(stopping, EarlyStopping):
+            raise TypeError(f"early_stopping must be mc.EarlyStopping(patience=…); got {stopping!r}")
+        figures = [f"validation_{key}" for key in self._figures()] if validated else []
+        if stopping.monitor not in ("loss", *figures):
+            if stopping.monitor.startswith("validation_") and not validated:
+                raise ValueError(f"early_stopping monitors {stopping.monitor!r}, but fit was given no validation=(Xv, Yv)")
+            raise unknown("early_stopping: monitor", stopping.monitor, ("loss", *figures))
+        return stopping
+
+    def _adaptive(self) -> EarlyStopping | None:
+        schedule = self._optimizer.learning_rate
+        if not isinstance(schedule, Adaptive):
+            return None
+        return EarlyStopping(schedule.patience, "loss", schedule.tolerance, restore_best=False)
+
+    # -- evaluation --
+
+    def evaluate(self, X: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None) -> Entry:
+        """The mean loss over these rows, without penalties, and "accuracy" (classification) or "r2" (regression).
+
+        Accuracy is the share of right classes, of right outputs with binary_cross_entropy. r2 is averaged over the outputs.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came.
+        """
+        data = self._checked(X, Y, sample_weight)
+        _require_finite(data, "X", "Y")
+        return self._evaluate(data)
+
+    def _figures(self) -> tuple[str, str]:
+        return ("loss", "accuracy" if self.loss.classifies else "r2")
+
+    def _evaluate(self, data: _Data) -> Entry:
+        batch = data.batch(None)
+        step = self._step
+        plan = step.prepare(min(batch.size, planning.WIDEST), data.inputs)
+        worker = step.workers[0]
+        step.scale[...] = 1 / weight_of(batch)
+        worker.J[...] = 0
+        scores = _Scores(self.loss.classifies, self.net.sizes[-1])
+        for start, stop in cut(batch.size, plan.rows, 1)[0]:
+            output = worker.outputs(batch, start, stop)
+            weights = None if data.weights is None else data.weights[start:stop]
+            scores.add(output, data.Y[start:stop], weights, from_s=step.objective.matched)
+        return dict(zip(self._figures(), (float(worker.J), scores.result()), strict=True))
+
+
+def _require_finite(data: _Data, x: str, y: str) -> None:
+    inputs.require_finite(data.X, x)
+    inputs.require_finite(data.Y, y)
+
+
+class _Watch:
+    """The best value so far of the monitored figure, and how long ago it was."""
+
+    def __init__(self, stopping: EarlyStopping | None):
+        self.stopping, self.best, self.waited, self.improved = stopping, None, 0, False
+
+    best: float | None
+
+    def sees(self, entry: Entry) -> bool:
+        """Take in one epoch; whether patience is at its end."""
+        if self.stopping is None:
+            return False
+        value = entry[self.stopping.monitor]
+        self.improved = self.stopping.improves(value, self.best)
+        self.waited = 0 if self.improved else self.waited + 1
+        self.best = value if self.improved else self.best
+        return self.waited >= self.stopping.patience
+
+
+class _Scores:
+    """Accuracy or R², added up over chunks in float64."""
+
+    def __init__(self, classifies: bool, outputs: int):
+        self.classifies = classifies
+        self.right = self.weight = 0.0
+        self.moments = np.zeros((3, outputs))  # Σ w (y - z)², Σ w y, Σ w y²
+
+    def add(self, output: Array, Y: Array, weights: Array | None, from_s: bool) -> None:
+        """Take in the outputs of one chunk: S[L] if `from_s`, else Z[L]; both rank classes alike."""
+        w = np.ones(len(Y)) if weights is None else weights.astype(np.float64)
+        self.weight += float(w.sum())
+        if not self.classifies:
+            y = Y.astype(np.float64)
+            self.moments += np.stack([w @ (y - output) ** 2, w @ y, w @ y**2])
+        elif Y.ndim == 1:
+            self.right += float(w @ (output.argmax(axis=1) == Y))
+        elif output.shape[1] > 1 and self._one_hot(Y):
+            self.right += float(w @ (output.argmax(axis=1) == Y.argmax(axis=1)))
+        else:
+            self.right += float(w @ ((output > (0 if from_s else 0.5)) == (Y > 0.5)).mean(axis=1))
+
+    def _one_hot(self, Y: Array) -> bool:
+        return bool((Y.sum(axis=1) == 1).all())
+
+    def result(self) -> float:
+        """The figure over all rows seen; r2 is NaN where Y is constant."""
+        if self.classifies:
+            return self.right / self.weight
+        residual, first, second = self.moments
+        spread = second - first**2 / self.weight
+        with np.errstate(all="ignore"):
+            return float(np.mean(np.where(spread > 0, 1 - residual / spread, math.nan)))

@@ -1,0 +1,152 @@
+"""A batch cut into chunks of rows, and the worker that runs chunks: gather, forward, loss, backward.
+
+Rows are independent, so dW and db of a batch are sums over its chunks; the first chunk of a worker writes them, the others add.
+A worker has arrays of its own and records each shape of chunk once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from mlpcore.backends.numpy_ops import Input
+from mlpcore.core import backprop
+from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.losses import Objective
+from mlpcore.core.ops import Array, Ops, Recording
+
+SHAPES = 32  # recordings that a worker keeps; the least recently used goes first
+IDENTITY = resolve("identity")
+
+
+class Batch(NamedTuple):
+    """The rows of one update: all of X, or those that `rows` lists.
+
+    Attributes:
+        X, Y: the caller's arrays.
+        weights: row weights, or None.
+        rows: row numbers of the batch, or None for all rows in order.
+        size: how many rows.
+    """
+
+    X: Array
+    Y: Array
+    weights: Array | None
+    rows: Array | None
+    size: int
+
+
+def cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]]:
+    """For each worker its chunks (start, stop), of at most `chunk_rows` rows and as equal as can be; together 0 … size."""
+    count = -(-size // chunk_rows)
+    workers = min(workers, count)
+    count = -(-count // workers) * workers
+    edges = [size * i // count for i in range(count + 1)]
+    chunks = list(itertools.pairwise(edges))
+    per = count // workers
+    return [chunks[i * per : (i + 1) * per] for i in range(workers)]
+
+
+class Worker:
+    """One stream of chunks: its operations, its arrays, its share of the gradient and of J.
+
+    Args:
+        ops: a backend's operations, for this worker alone.
+        W, b: the parameters' views; dW, db: this worker's gradient.
+        buffers: the arrays that `plan.chunk_buffers` lists.
+        scale: 0-d, 1 / Σ w of the batch, shared by all workers.
+    """
+
+    def __init__(
+        self, ops: Ops, W: backprop.Arrays, b: backprop.Arrays, activations: tuple[Activation | None, ...],
+        objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array,
+    ) -> None:  # fmt: skip
+        self.ops, self.W, self.b, self.activations, self.objective = ops, W, b, activations, objective
+        self.dW, self.db, self.buffers, self.scale = dW, db, buffers, scale
+        self.J = np.zeros((), np.float64)
+        self.x = Input()
+        self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
+        ops.use(buffers)
+
+    def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:
+        """Forward, loss and backward, chunk by chunk: J, dW and db of these rows in this worker's arrays."""
+        self.J[...] = 0
+        with np.errstate(all="ignore"):
+            for i, (start, stop) in enumerate(chunks):
+                self.place(batch, start, stop)
+                self._recorded("step", stop - start, batch.weights is not None, i > 0).replay()
+
+    def outputs(self, batch: Batch, start: int, stop: int) -> Array:
+        """Forward and loss of one chunk without a gradient: adds to J and returns the output, S[L] if the pair is matched."""
+        rows, weighted = stop - start, batch.weights is not None
+        with np.errstate(all="ignore"):
+            self.place(batch, start, stop)
+            self._recorded("forward", rows, weighted, False).replay()
+            result = self._last(rows).copy()
+            self._recorded("loss", rows, weighted, False).replay()
+        return result
+
+    def place(self, batch: Batch, start: int, stop: int) -> None:
+        """Put the rows of a chunk where the recordings read them."""
+        rows = slice(start, stop) if batch.rows is None else batch.rows[start:stop]
+        X, size = self._rows("X", stop - start), stop - start
+        if batch.rows is None and batch.X.dtype == X.dtype and batch.X.strides[1] == X.strides[1]:
+            self.x.array = batch.X[rows]  # where they lie: no copy
+        else:
+            self._gather("X", batch.X, rows, size)
+            self.x.array = X
+        self._gather("Y", batch.Y, rows, size)
+        if batch.weights is not None:
+            self._gather("w", batch.weights, rows, size)
+            w = self._rows("w", size)
+            np.multiply(w, self.scale, w)
+
+    def _gather(self, name: str, source: Array, rows: slice | Array, size: int) -> None:
+        stage = self._rows(f"{name} as given", size) if f"{name} as given" in self.buffers else None
+        self.ops.gather(source, rows, self._rows(name, size), stage)
+
+    def _rows(self, name: str, rows: int) -> Array:
+        return self.buffers[name][:rows]
+
+    def _last(self, rows: int) -> Array:
+        return self._rows(f"{'S' if self.objective.matched else 'Z'}[{len(self.W) - 1}]", rows)
+
+    def _recorded(self, what: str, rows: int, weighted: bool, accumulate: bool) -> Recording:
+        key = what, rows, weighted, accumulate
+        if key not in self.recordings:
+            with self.ops.capture() as recording:
+                self._chunk(what, rows, weighted, accumulate)
+            self.recordings[key] = recording
+            if len(self.recordings) > SHAPES:
+                self.recordings.popitem(last=False)
+        self.recordings.move_to_end(key)
+        return self.recordings[key]
+
+    def _chunk(self, what: str, rows: int, weighted: bool, accumulate: bool) -> None:
+        """The operations of a chunk, on the first `rows` rows of the buffers."""
+        L, matched = len(self.W) - 1, self.objective.matched
+        activations = list(self.activations)
+        if matched:
+            activations[L] = IDENTITY  # the loss reads S[L] itself
+        Z: list[Array] = [self.x]
+        S: list[Array] = [None]
+        G: list[Array] = [None]
+        for l in range(1, L + 1):
+            last = matched and l == L
+            S.append(self._rows(f"S[{l}]", rows) if f"S[{l}]" in self.buffers else self._rows(f"Z[{l}]", rows))
+            Z.append(S[l] if last or f"S[{l}]" not in self.buffers else self._rows(f"Z[{l}]", rows))
+            G.append(None if last else self.buffers["G"][: rows * Z[l].shape[1]].reshape(Z[l].shape))
+        k = self._rows("w", rows)[:, None] if weighted else self.scale
+        target = Z[L] if matched else G[L]
+        db = self.db[L] if matched else None
+        if what in ("step", "forward"):
+            backprop.forward(self.ops, self.W, self.b, activations, S, Z)
+        if what in ("step", "loss"):
+            db = None if what == "loss" else db
+            self.ops.loss(Z[L], self._rows("Y", rows), k, self.objective, target, db, self.J, accumulate)
+        if what == "step":
+            backprop.backward(self.ops, self.W, activations, S, Z, G, Z, self.dW, self.db, accumulate)

@@ -1,0 +1,191 @@
+"""The plan: every array of a training step, listed before the first is allocated.
+
+    bytes = parameters + gradient + optimizer state                 (fixed by the network)
+          + workers × (inputs, S, Z, G, scratch of one chunk)       (∝ chunk rows, not ∝ batch rows)
+
+What the plan lists is what the engine allocates, to the byte. The arrays of each part are cut from one allocation.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlpcore.core.activations import Activation
+from mlpcore.core.layout import Layout
+from mlpcore.core.losses import Objective
+from mlpcore.core.ops import Array, Buffer, Ops
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+CACHE = 1 << 20  # bytes of a chunk's arrays: half of a common core's L2
+NARROWEST, WIDEST = 256, 1024  # rows of a chunk when chosen by itself (docs/performance.md)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the caller's arrays look like, as far as the plan depends on it.
+
+    Attributes:
+        x_dtype, y_dtype, w_dtype: dtypes as given, as NumPy strings; w_dtype is "" without row weights.
+        classes: whether Y holds class indices, one a row.
+    """
+
+    x_dtype: str
+    y_dtype: str
+    w_dtype: str = ""
+    classes: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The memory table of a training step.
+
+    Attributes:
+        rows: rows of the largest chunk.
+        workers: threads that each run chunks of their own.
+        batch_rows: rows of the batch that it was made for.
+        parts: the tables, by the name of the allocation that they are cut from.
+    """
+
+    rows: int
+    workers: int
+    batch_rows: int
+    parts: Mapping[str, Sequence[Buffer]]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part_bytes(buffers) for buffers in self.parts.values())
+
+    def covers(self, other: Plan) -> bool:
+        """Whether this plan's arrays will do for the other plan, made for the same kind of inputs."""
+        sizes = {x.name: math.prod(x.shape) for x in self.parts["workspace"]}
+        enough = all(sizes.get(x.name, -1) >= math.prod(x.shape) for x in other.parts["workspace"])
+        return enough and self.rows >= other.rows and self.workers >= other.workers
+
+    def __str__(self) -> str:
+        """The table as text, part by part, and the total."""
+        lines = [f"batch {self.batch_rows:,} rows, in chunks of at most {self.rows:,} rows, {self.workers} worker(s)"]
+        for part, buffers in self.parts.items():
+            lines.append(f"{part}: {human(part_bytes(buffers))}")
+            for x in buffers:
+                shape = " x ".join(f"{n:,}" for n in x.shape)
+                lines.append(f"  {x.name:<16} {shape:>16} {x.dtype:<8} {human(nbytes(x)):>11}  {x.why}")
+        lines.append(f"total: {human(self.total_bytes)} = {self.total_bytes:,} bytes")
+        return "\n".join(lines)
+
+    def largest(self, count: int = 5) -> str:
+        """The largest buffers, for the message of a limit that cannot be kept."""
+        every = sorted((x for buffers in self.parts.values() for x in buffers), key=nbytes, reverse=True)
+        return ", ".join(f"{x.name} {human(nbytes(x))}" for x in every[:count])
+
+
+def nbytes(buffer: Buffer) -> int:
+    """Bytes that a buffer takes up, rounded up to the alignment."""
+    return -(-math.prod(buffer.shape) * np.dtype(buffer.dtype).itemsize // ALIGNMENT) * ALIGNMENT
+
+
+def part_bytes(buffers: Sequence[Buffer]) -> int:
+    """Bytes of one allocation: its buffers, and what is lost to align the first."""
+    return sum(map(nbytes, buffers)) + ALIGNMENT if buffers else 0
+
+
+def human(count: float) -> str:
+    """`1536` as "1.5 KiB"."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    raise AssertionError(count)
+
+
+def parse_bytes(limit: object, argument: str = "memory_limit") -> int | None:
+    """Bytes meant by `2 << 30`, `"2 GiB"`, `"500 MB"`; None for None.
+
+    Raises:
+        TypeError, ValueError: names the argument, what was expected and what came.
+    """
+    if limit is None:
+        return None
+    if isinstance(limit, int) and not isinstance(limit, bool):
+        count = limit
+    elif isinstance(limit, str):
+        match = re.fullmatch(r"\s*([\d.]+)\s*(B|bytes|[KMGT]i?B)\s*", limit)
+        if not match or match[1].count(".") > 1 or match[1] == ".":
+            raise ValueError(f"{argument}: expected bytes or text such as '2 GiB'; got {limit!r}")
+        base, unit = (1024 if "i" in match[2] else 1000), match[2][0]
+        count = int(float(match[1]) * base ** ("KMGT".index(unit) + 1 if unit in "KMGT" else 0))
+    else:
+        raise TypeError(f"{argument}: expected bytes or text such as '2 GiB'; got {type(limit).__name__}")
+    if count <= 0:
+        raise ValueError(f"{argument} must be positive; got {limit!r}")
+    return count
+
+
+def allocate(ops: Ops, buffers: Sequence[Buffer]) -> dict[str, Array]:
+    """The buffers of one part as arrays by name, cut from one allocation of `part_bytes(buffers)` bytes."""
+    if not buffers:
+        return {}
+    memory = ops.empty(part_bytes(buffers))
+    offset = -_address(memory) % ALIGNMENT
+    arrays = {}
+    for x in buffers:
+        size = math.prod(x.shape) * np.dtype(x.dtype).itemsize
+        arrays[x.name] = memory[offset : offset + size].view(np.dtype(x.dtype)).reshape(x.shape)
+        offset += nbytes(x)
+    return arrays
+
+
+def _address(memory: Array) -> int:
+    interface = getattr(memory, "__array_interface__", None) or memory.__cuda_array_interface__
+    return int(interface["data"][0])
+
+
+def chunk_buffers(
+    ops: Ops, layout: Layout, dtype: str, activations: tuple[Activation | None, ...], objective: Objective,
+    inputs: Inputs, rows: int, accumulates: bool,
+) -> list[Buffer]:  # fmt: skip
+    """The arrays of one worker for chunks of up to `rows` rows."""
+    sizes, L = layout.sizes, layout.layers
+    buffers = [Buffer("X", (rows, sizes[0]), dtype, "rows of the chunk, gathered")]
+    buffers += _as_given("X", (rows, sizes[0]), inputs.x_dtype, dtype)
+    y_shape, y_dtype = ((rows,), "int64") if inputs.classes else ((rows, sizes[L]), dtype)
+    buffers.append(Buffer("Y", y_shape, y_dtype, "their targets"))
+    buffers += _as_given("Y", y_shape, inputs.y_dtype, y_dtype)
+    if inputs.w_dtype:
+        buffers.append(Buffer("w", (rows,), dtype, "their weights over the batch's weight"))
+        buffers += _as_given("w", (rows,), inputs.w_dtype, dtype)
+    for l in range(1, L + 1):
+        activation = activations[l]
+        assert activation is not None
+        if l == L and objective.matched:
+            buffers.append(Buffer(f"S[{l}]", (rows, sizes[l]), dtype, f"pre-activation, then D[{l}]"))
+        else:
+            if activation.slope_reads_s:
+                buffers.append(Buffer(f"S[{l}]", (rows, sizes[l]), dtype, f"pre-activation: σ' of {activation.name} reads it"))
+            buffers.append(Buffer(f"Z[{l}]", (rows, sizes[l]), dtype, f"output of layer {l}, then D[{l}]"))
+    widths = sizes[1:L] if objective.matched else sizes[1:]
+    if widths:
+        buffers.append(Buffer("G", (rows * max(widths),), dtype, "∂J/∂Z[l] of one layer at a time"))
+    return buffers + ops.scratch(rows, sizes, dtype, activations, objective, accumulates)
+
+
+def _as_given(name: str, shape: tuple[int, ...], given: str, dtype: str) -> list[Buffer]:
+    if np.dtype(given) == np.dtype(dtype):
+        return []
+    return [Buffer(f"{name} as given", shape, np.dtype(given).str, f"{name} before the cast to {dtype}")]
+
+
+def choose_rows(per_row: Callable[[int], int], layout: Layout, itemsize: int, batch_rows: int) -> int:
+    """Rows of a chunk: as many as keep its arrays in cache, but enough to pay for a pass over dW.
+
+    Adding a chunk's dW costs about as much as 15 rows of its GEMMs, so that 1,024 rows make it 1.5%; where dW itself stays
+    in cache, 256 rows will do.
+    """
+    fit = CACHE // max(1, per_row(1024) // 1024)
+    least = NARROWEST if layout.weights * itemsize <= CACHE // 4 else WIDEST
+    return max(1, min(batch_rows, max(least, min(WIDEST, fit))))

@@ -1,0 +1,270 @@
+"""One training step: X, Y → forward → loss → backward → reduce → update.
+
+J = Σ_rows w ℓ / Σ_rows w + l1 Σ|W| + ½ l2 Σ W²,    flat gradient g = ∂J/∂parameters,    w ← update(w, g, state)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlpcore.backends import blas
+from mlpcore.core.activations import Activation
+from mlpcore.core.errors import NonFiniteLoss
+from mlpcore.core.formulas import Program, program
+from mlpcore.core.layout import Layout
+from mlpcore.core.losses import Objective
+from mlpcore.core.ops import Array, Buffer, Ops, Recording
+from mlpcore.core.optimizers import Optimizer, Progress
+from mlpcore.training import plan as planning
+from mlpcore.training.chunks import Batch, Worker, cut
+from mlpcore.training.plan import Inputs, Plan
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of a trainer's settings the step needs."""
+
+    l1: float = 0.0
+    l2: float = 0.0
+    clip_norm: float | None = None
+    chunk_rows: int | None = None  # None: chosen
+    memory_limit: int | None = None
+    workers: int | None = None  # None: chosen
+
+
+@dataclass
+class Update:
+    """One recorded optimizer pass over a range of the flat vectors, with its scalars as 0-d arrays."""
+
+    program: Program
+    scalars: dict[str, Array]
+    decays: bool
+    recording: Recording
+    values: dict[str, float] | None = None
+
+    def run(self, values: dict[str, float]) -> None:
+        """Refresh the scalars where they changed, and update."""
+        values = values if self.decays else {**values, "decay": 0.0}
+        if values != self.values:
+            for key, value in self.program.fold(values).items():
+                self.scalars[key][...] = value
+            self.values = values
+        self.recording.replay()
+
+
+class Step:
+    """Gradient and update of one network, on buffers planned beforehand.
+
+    Args:
+        layout, parameters: the network's flat vector and how it is cut.
+        activations: index 0 None, then one a layer.
+        objective: the loss on top of the output activation.
+        optimizer: the update rule's settings.
+        new_ops: makes the operations of one more worker.
+    """
+
+    def __init__(
+        self, layout: Layout, parameters: Array, activations: tuple[Activation | None, ...], objective: Objective,
+        optimizer: Optimizer, settings: Settings, new_ops: Callable[[], Ops],
+    ) -> None:  # fmt: skip
+        self.layout, self.parameters, self.activations = layout, parameters, activations
+        self.objective, self.optimizer, self.settings, self.new_ops = objective, optimizer, settings, new_ops
+        self.ops = new_ops()
+        self.dtype = str(parameters.dtype)
+        self.W, self.b = layout.views(parameters)
+        self.state = planning.allocate(self.ops, self._state_buffers())
+        for vector in self.state.values():
+            vector[...] = 0
+        self.gradient = self.state.pop("gradient")
+        self.ops.use({"registers": self.state.pop("registers")})
+        self.dW, self.db = layout.views(self.gradient)
+        self.penalty, self.updates = self._record_penalty(), self._record_updates()
+        self.scale = np.ones((), self.dtype)
+        self.allocated: Plan | None = None
+        self.inputs: Inputs | None = None
+        self.workers: list[Worker] = []
+        self.extra: list[Array] = []
+        self._plans: dict[tuple[object, ...], Plan] = {}
+
+    # -- the plan --
+
+    def _state_buffers(self) -> list[Buffer]:
+        size, states = self.layout.size, self.optimizer.states
+        buffers = [Buffer("gradient", (size,), self.dtype, "dW and db of a batch, flat")]
+        buffers += [Buffer(f"state {name}", (size,), self.dtype, "optimizer state") for name in states]
+        return buffers + self.ops.map_scratch(self._program(), size, self.dtype)
+
+    def make_plan(self, batch_rows: int, inputs: Inputs, fit_rows: int = 0, best: bool = False) -> Plan:
+        """The memory table for batches of up to `batch_rows` rows of such inputs.
+
+        Args:
+            fit_rows: rows of the data set that `fit` shuffles; adds its row order.
+            best: whether early stopping keeps the best parameters.
+
+        Raises:
+            MemoryError: `memory_limit` cannot be kept even with chunks of one row; prints the largest buffers.
+        """
+        fixed = {"parameters": [Buffer("parameters", (self.layout.size,), self.dtype, "W[1] … W[L], b[1] … b[L]")]}
+        fixed["state"] = self._state_buffers()
+        if fit_rows or best:
+            fixed["fit"] = [Buffer("row order", (fit_rows,), "int64", "shuffled row numbers")] if fit_rows else []
+            fixed["fit"] += [Buffer("best", (self.layout.size,), self.dtype, "parameters to go back to")] if best else []
+
+        def table(rows: int, workers: int) -> Plan:
+            accumulates = rows * workers < batch_rows
+            buffers = planning.chunk_buffers(
+                self.ops, self.layout, self.dtype, self.activations, self.objective, inputs, rows, accumulates
+            )
+            parts = {**fixed, "workspace": buffers}
+            for i in range(1, workers):
+                gradient = Buffer("gradient", (self.layout.size,), self.dtype, f"of worker {i + 1}")
+                parts[f"workspace {i + 1}"] = [*buffers, gradient]
+            return Plan(rows, workers, batch_rows, parts)
+
+        itemsize = np.dtype(self.dtype).itemsize
+        per_row = lambda rows: planning.part_bytes(table(rows, 1).parts["workspace"])  # noqa: E731
+        rows = self.settings.chunk_rows or planning.choose_rows(per_row, self.layout, itemsize, batch_rows)
+        rows = min(rows, batch_rows)
+        workers = self.settings.workers or self._choose_workers(batch_rows, rows)
+        limit = self.settings.memory_limit
+        if limit is None or table(rows, workers).total_bytes <= limit:
+            return table(rows, workers)
+        if table(1, 1).total_bytes > limit:
+            raise MemoryError(
+                f"memory_limit {planning.human(limit)} is less than the {planning.human(table(1, 1).total_bytes)} that one "
+                f"row takes; the largest: {table(1, 1).largest()}"
+            )
+        low, high = 1, rows  # the largest chunk that fits
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if table(middle, 1).total_bytes <= limit else (low, middle - 1)
+        return table(low, 1)
+
+    def _choose_workers(self, batch_rows: int, rows: int) -> int:
+        """Threads with chunks of their own pay where there are chunks for all and dW is small beside a chunk's arrays."""
+        threads = blas.threads()
+        enough = batch_rows >= 4 * threads * rows
+        small = self.layout.size <= rows * max(self.layout.sizes)
+        return threads if enough and small else 1
+
+    def prepare(self, batch_rows: int, inputs: Inputs, fit_rows: int = 0, best: bool = False) -> Plan:
+        """The plan for batches of this size, and its arrays allocated, unless those that are there will do."""
+        key = batch_rows, inputs, fit_rows, best
+        if key not in self._plans:
+            if len(self._plans) > 64:
+                self._plans.clear()
+            self._plans[key] = self.make_plan(*key)
+        plan, have = self._plans[key], self.allocated
+        if have is None or self.inputs != inputs or not have.covers(plan):
+            self.workers, self.extra, self.allocated = [], [], None  # the old arrays go before the new ones come
+            for i in range(plan.workers):
+                self._add_worker(plan.parts[f"workspace {i + 1}" if i else "workspace"])
+            self.allocated, self.inputs = plan, inputs
+        return plan
+
+    def _add_worker(self, buffers: Sequence[Buffer]) -> None:
+        ops = self.new_ops()
+        arrays = planning.allocate(ops, buffers)
+        gradient = arrays.pop("gradient", self.gradient)
+        if gradient is not self.gradient:
+            self.extra.append(gradient)
+        dW, db = self.layout.views(gradient)
+        worker = Worker(ops, self.W, self.b, self.activations, self.objective, dW, db, arrays, self.scale)
+        self.workers.append(worker)
+
+    # -- the step --
+
+    def run(self, batch: Batch, plan: Plan, progress: Progress) -> float:
+        """One update. Returns J; raises NonFiniteLoss with the parameters as they were."""
+        J = self.loss_and_gradient(batch, plan)
+        self.update(J, progress)
+        return J
+
+    def loss_and_gradient(self, batch: Batch, plan: Plan) -> float:
+        """J of a batch, its gradient in `self.gradient`: forward → loss → backward → reduce, and the penalties."""
+        self.scale[...] = 1 / weight_of(batch)
+        shares = cut(batch.size, plan.rows, plan.workers)
+        if len(shares) == 1:
+            self.workers[0].gradient(batch, shares[0])
+        else:
+            with blas.limited(1), ThreadPoolExecutor(len(shares) - 1) as pool:
+                jobs = [pool.submit(self.workers[i].gradient, batch, shares[i]) for i in range(1, len(shares))]
+                self.workers[0].gradient(batch, shares[0])
+                for job in jobs:
+                    job.result()
+        J = float(self.workers[0].J)
+        for worker, gradient in zip(self.workers[1 : len(shares)], self.extra, strict=False):
+            J += float(worker.J)
+            np.add(self.gradient, gradient, self.gradient)
+        if self.penalty is not None:
+            self.penalty.replay()
+        return J + self.penalty_value()
+
+    def penalty_value(self) -> float:
+        """l1 Σ|W| + ½ l2 Σ W² of the weights as they are."""
+        l1, l2, w = self.settings.l1, self.settings.l2, self.parameters[: self.layout.weights]
+        return (l1 * self.ops.sum_abs(w) if l1 else 0.0) + (0.5 * l2 * self.ops.sum_squares(w) if l2 else 0.0)
+
+    def update(self, J: float, progress: Progress) -> None:
+        """Check, clip, and one pass of the optimizer over the flat vectors."""
+        squares = self.ops.sum_squares(self.gradient)
+        values = self.optimizer.scalars(progress)
+        if not (math.isfinite(J) and math.isfinite(squares)):
+            what = f"the loss is {J}" if not math.isfinite(J) else "the gradient is not finite"
+            message = f"step {progress.step + 1}: {what} at learning rate {values['rate']:g}; the parameters are as before it"
+            raise NonFiniteLoss(message, progress.step + 1, values["rate"])
+        if self.settings.clip_norm is not None:
+            norm = math.sqrt(squares)
+            values["clip"] = min(1.0, self.settings.clip_norm / norm) if norm else 1.0
+        for update in self.updates:
+            update.run(values)
+        progress.step += 1
+
+    # -- recordings --
+
+    def _program(self) -> Program:
+        statements = self.optimizer.statements
+        if self.settings.clip_norm is not None:
+            statements = f"g = clip * g; {statements}"
+        return program(statements, frozenset({"clip", *self.optimizer.scalars(Progress(total=1))}))
+
+    def _record_penalty(self) -> Recording | None:
+        """The penalties' gradient, added to that of the weights."""
+        l1, l2, n = self.settings.l1, self.settings.l2, self.layout.weights
+        terms = ["g", *(["l2 * w"] if l2 else []), *(["l1 * sign(w)"] if l1 else [])]
+        if len(terms) == 1:
+            return None
+        compiled = program(f"g = {' + '.join(terms)}", frozenset({"l1", "l2"}))
+        scalars = {key: np.asarray(value, self.dtype) for key, value in compiled.fold({"l1": l1, "l2": l2}).items()}
+        with self.ops.capture() as recording:
+            self.ops.map(compiled, {"g": self.gradient[:n], "w": self.parameters[:n]}, scalars)
+        return recording
+
+    def _record_updates(self) -> list[Update]:
+        """One pass over all parameters, or, where weights decay, one over the weights and one over the biases."""
+        state = {name.removeprefix("state "): vector for name, vector in self.state.items()}
+        arrays = {"w": self.parameters, "g": self.gradient, **state}
+        n, compiled = self.layout.weights, self._program()
+        separate = hasattr(self.optimizer, "weight_decay") and n < self.layout.size
+        updates = []
+        for part in (slice(0, n), slice(n, None)) if separate else (slice(None),):
+            scalars = {key: np.zeros((), self.dtype) for key in compiled.folded}
+            with self.ops.capture() as recording:
+                self.ops.map(compiled, {name: array[part] for name, array in arrays.items()}, scalars)
+            updates.append(Update(compiled, scalars, decays=part.start != n, recording=recording))
+        return updates
+
+
+def weight_of(batch: Batch) -> float:
+    """Σ w over the rows of a batch; their number without weights."""
+    if batch.weights is None:
+        return float(batch.size)
+    if batch.rows is None:
+        return float(np.sum(batch.weights, dtype=np.float64))
+    pieces = range(0, batch.size, 8192)
+    return sum(float(np.sum(batch.weights.take(batch.rows[i : i + 8192]), dtype=np.float64)) for i in pieces)
