@@ -5,6 +5,7 @@ Z[0] = X,   Z[l] = σ_l(Z[l-1] W[l] + b[l]),   l = 1 … L
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -231,15 +232,22 @@ class MLP:
             return self
         raise AssertionError("one device so far")
 
-    def save(self, path: str | os.PathLike[str], **tensors: Array) -> None:
-        """Write the network to a safetensors file, atomically; `tensors` are stored beside the parameters.
+    def save(
+        self, path: str | os.PathLike[str], *, tensors: dict[str, Array] | None = None, about: dict[str, Any] | None = None
+    ) -> None:
+        """Write the network to a safetensors file, atomically.
+
+        Args:
+            path: of the file.
+            tensors: arrays to store beside the parameters, by name.
+            about: what else to remember, as far as JSON can hold it.
 
         Raises:
             OSError: the file cannot be written; what was there before is intact.
         """
-        rows = [[a.name, a.parameter, a.value, a.slope, a.init, a.default] for a in self.activations if a]
-        header = {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows}
-        model_file.write(path, header, {"parameters": self.parameters, **tensors})
+        rows = [dataclasses.asdict(activation) for activation in self.activations if activation]
+        header = {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows, "about": about or {}}
+        model_file.write(path, header, {"parameters": self.parameters, **(tensors or {})})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> MLP:
@@ -252,27 +260,21 @@ class MLP:
         return cls.load_with(path, device)[0]
 
     @classmethod
-    def load_with(cls, path: str | os.PathLike[str], device: str = "auto") -> tuple[MLP, dict[str, Array]]:
-        """The network of a file, and the tensors stored beside it."""
+    def load_with(cls, path: str | os.PathLike[str], device: str = "auto") -> tuple[MLP, dict[str, Array], dict[str, Any]]:
+        """The network of a file, and the `tensors` and `about` that were saved with it."""
         header, tensors = model_file.read(path)
         try:
             parameters = tensors.pop("parameters")
-            rows = [Activation(*row) for row in header["activations"]]
+            rows = [Activation(**row) for row in header["activations"]]
             net = cls(
-                header["sizes"],
-                rows[:-1],
-                rows[-1],
-                bias=header["bias"],
-                dtype=parameters.dtype,
-                init="zeros",
-                device=device,
+                header["sizes"], rows[:-1], rows[-1], bias=header["bias"], dtype=parameters.dtype, init="zeros", device=device
             )
             if parameters.shape != net.parameters.shape:
                 raise ValueError(f"{parameters.size} parameters for a network of {net.parameters.size}")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} is not a network: {error!r}") from None
         net.parameters[...] = parameters
-        return net, tensors
+        return net, tensors, header.get("about", {})
 
 
 class LossFunction:

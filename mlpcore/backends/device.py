@@ -8,6 +8,7 @@ import logging
 import platform
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mlpcore.backends import blas
@@ -44,6 +45,13 @@ def operations(device: str) -> Callable[[], Ops]:
     return NumpyOps
 
 
+def _cpu() -> str:
+    """The processor's name, as far as the system tells it."""
+    file = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", file.read_text(), re.M) if file.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def info() -> dict[str, Any]:
     """What mlpcore finds on this machine: device and why not CUDA, CPUs, BLAS with its kernels, versions.
 
@@ -57,10 +65,13 @@ def info() -> dict[str, Any]:
     return {
         "device": choose("auto"),
         "cuda": NO_CUDA,
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": _cpu(),
         "cpus": blas.cpus(),
         "blas": blas.describe(),
         "blas pinned by the environment": blas.pin(),
         "python": platform.python_version(),
-        "versions": {**{name: names.get(name) for name in packages}, "cupy": ", ".join(cupy) or None},
+        "versions": {
+            **{name: names.get(name, "not installed") for name in packages},
+            "cupy": ", ".join(cupy) or "not installed",
+        },
     }

@@ -164,11 +164,14 @@ class NumpyOps:
     def _run(self, compiled: Program, arrays: Mapping[str, Array], registers: list[Array]) -> None:
         """Each step of a program on its arrays; scalars are among them under their folded keys."""
         places = {**arrays, **{f"r{i}": register for i, register in enumerate(registers)}}
-        for function, operands, out in compiled.steps:
-            if function == "positive":
-                self._do(self._functions[function], places[operands[0]], 0, places[out])
+        for name, operands, out in compiled.steps:
+            function, arguments = self._functions[name], [places[x] for x in operands]
+            if name == "positive":
+                self._do(function, *arguments, 0, places[out])
+            elif name in ("maximum", "minimum"):  # NumPy 2.4 wants their `out` by name
+                self._do(partial(function, out=places[out]), *arguments)
             else:
-                self._do(self._functions[function], *[places[x] for x in operands], places[out])
+                self._do(function, *arguments, places[out])
 
     def _registers(self, count: int, shape: tuple[int, ...], dtype: Any, skip: int = 0) -> list[Array]:
         return list(self._take("registers", (skip + count, *shape), dtype)[skip:])

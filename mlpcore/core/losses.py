@@ -135,7 +135,7 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
     output = output or ANY_OUTPUT
     fits = {*loss.outputs.split(), *(activation for name, activation in matched() if name == loss.name)}
     own = output.name not in activations.names(output=True)  # the user's activation: the user knows its range
-    if output.name not in fits and not (loss.outputs == "any" or own and not loss.rowwise):
+    if output.name not in fits and not (loss.outputs == "any" or (own and not loss.rowwise)):
         needed = " or ".join(map(repr, sorted(fits)))
         raise ValueError(f"loss {loss.name!r} needs output {needed}; the network has {output.name!r}")
     if loss.rowwise:

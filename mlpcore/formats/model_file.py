@@ -1,7 +1,7 @@
 """Networks as safetensors files: the flat parameters, and a header that says how they are cut. No pickle.
 
     tensors:   "parameters" (size,), and what the caller adds (a standardiser's mean and scale)
-    metadata:  "mlpcore" = JSON {"version": 1, "sizes": …, "bias": …, "activations": [[name, parameter, value, slope, init], …]}
+    metadata:  "mlpcore" = JSON {"version": 1, "sizes": …, "bias": …, "activations": [{"name": …, "value": …}, …], …}
 
 Written to a temporary file beside the target and renamed, so that a file is whole or not there.
 """

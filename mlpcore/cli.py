@@ -1,0 +1,406 @@
+"""The command `mlpcore`: train, predict, check, plan, info."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import mlpcore as mc
+from mlpcore import data
+from mlpcore.core.optimizers import Optimizer
+from mlpcore.training.plan import human
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings that suit a data set; each can be overruled on the command line."""
+
+    hidden: str = "64,64"
+    activation: str = "relu"
+    epochs: int = 30
+    batch: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    patience: int = 5
+
+
+RECIPES = {
+    "flights": Recipe(hidden="64,32", epochs=8, batch=512, learning_rate=2e-3, weight_decay=1e-2, patience=3),
+    "digits": Recipe(hidden="256", epochs=60, batch=32, learning_rate=2e-3, weight_decay=0.5, patience=20),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 0, 2 for a wrong call or input, 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, mc.NonFiniteLoss, mc.DeviceUnavailable) as error:
+        print(f"mlpcore: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mlpcore: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("mlpcore", description="Train multilayer perceptrons, and look at how it is done.")
+    parser.add_argument("--version", action="version", version=f"mlpcore {mc.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    train = command(
+        "train", _train, "Train on flights, digits, or an .npz file with arrays X and Y, and report on held-out rows."
+    )
+    train.add_argument("data", help="flights, digits, or a file such as data.npz")
+    train.add_argument("--hidden", help="widths of the hidden layers, e.g. 128,64; 'none' for a linear model")
+    train.add_argument("--activation", help="of the hidden layers")
+    train.add_argument("--epochs", type=int)
+    train.add_argument("--batch", type=int, help="rows of a mini-batch")
+    train.add_argument("--learning-rate", type=float)
+    train.add_argument("--weight-decay", type=float)
+    train.add_argument("--patience", type=int, help="epochs without a better validation loss before it stops")
+    train.add_argument("--seed", type=int, default=0, help="of the split, the initial weights and the row order")
+    train.add_argument("--splits", type=int, default=1, help="repeat for so many seeds and report the medians")
+    train.add_argument("--out", default=".", metavar="FOLDER", help="where the model and the picture go (default: here)")
+    train.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    train.add_argument("--no-baselines", action="store_true", help="flights: leave out scikit-learn's models")
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    predict = command("predict", _predict, "Apply a trained model to the rows of a data set.")
+    predict.add_argument("model", help="a .safetensors file of mlpcore train")
+    predict.add_argument("data", help="flights, digits, or an .npz file with an array X")
+    predict.add_argument("--out", default="predictions.csv", metavar="FILE", help="a CSV file (default: %(default)s)")
+
+    check = command("check", _check, "Check the gradient of a model by central differences.")
+    check.add_argument("model", help="a .safetensors file")
+    check.add_argument("data", nargs="?", help="flights, digits or an .npz file; without it, random rows")
+    check.add_argument("--rows", type=int, default=256, help="so many rows (default: %(default)s)")
+
+    plan = command("plan", _plan, "Print every array of a training step before any is allocated.")
+    plan.add_argument("sizes", help="widths from input to output, e.g. 784,512,10")
+    plan.add_argument("--batch", type=int, default=256, help="rows of a batch (default: %(default)s)")
+    plan.add_argument("--activation", default="relu")
+    plan.add_argument("--output", default="softmax")
+    plan.add_argument("--loss", default=None, help="default: the one that matches the output")
+    plan.add_argument("--optimizer", default="adamw", choices=["sgd", "momentum", "adam", "adamw", "rmsprop", "lion"])
+    plan.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+    plan.add_argument("--chunk-rows", type=int, help="at most so many rows at a time (default: chosen)")
+    plan.add_argument("--memory-limit", help="e.g. '64 MiB'")
+
+    command("info", _info, "Print device, BLAS and versions.")
+    return parser
+
+
+# -- train -------------------------------------------------------------------------------------------------------------
+
+
+def _load(name: str, target: bool = True) -> data.Dataset:
+    if name == "flights":
+        return data.load_flights()
+    if name == "digits":
+        return data.load_digits()
+    if not name.endswith(".npz") and not Path(name).exists():
+        raise ValueError(f"data {name!r} is neither 'flights' nor 'digits' nor an .npz file")
+    return data.load_npz(name, target)
+
+
+def _widths(text: str, argument: str) -> list[int]:
+    try:
+        return [] if text == "none" else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{argument} must be widths such as 784,512,10; got {text!r}") from None
+
+
+def _train(options: argparse.Namespace) -> None:
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise PermissionError(f"--out {options.out}: the folder cannot be written")
+    mc.core.inputs.positive_integer(options.splits, "--splits")
+    base = RECIPES.get(options.data, Recipe())
+    given = {name: getattr(options, name) for name in vars(base) if getattr(options, name) is not None}
+    recipe = Recipe(**{**vars(base), **given})
+    started = time.perf_counter()
+    dataset = _load(options.data)
+    rows, columns = dataset.X.shape
+    kind = f"{len(dataset.class_names)} classes" if dataset.class_names else "regression"
+    print(f"{options.data}: {rows:,} rows, {columns} columns, {kind}; read in {time.perf_counter() - started:.1f} s")
+    name = Path(options.data).stem
+    runs = [_Run(dataset, recipe, options, options.seed + i) for i in range(options.splits)]
+    for i, run in enumerate(runs):
+        if i:
+            print()
+        run.train()
+        run.report(baselines=options.data == "flights" and not options.no_baselines)
+    if len(runs) > 1:
+        _medians(runs)
+    model, picture = out / f"{name}.safetensors", out / f"{name}.png"
+    runs[0].save(model)
+    runs[0].draw(picture, name)
+    print(f"saved {model} and {picture}")
+
+
+class _Run:
+    """One split of a data set: train, report, save."""
+
+    def __init__(self, dataset: data.Dataset, recipe: Recipe, options: argparse.Namespace, seed: int):
+        assert dataset.Y is not None
+        self.dataset, self.recipe, self.seed, self.quiet = dataset, recipe, seed, options.quiet
+        self.rows = data.split(dataset, seed)
+        train, validation, test = self.rows
+        for part, count in (("validation", len(validation)), ("test", len(test))):
+            if not count:
+                raise ValueError(f"data: {len(dataset.X)} rows are too few to hold out any for the {part}")
+        self.standardizer = data.Standardizer.fit(dataset.X, train)
+        classes = len(dataset.class_names)
+        self.regression = not classes
+        self.scale = data.Standardizer.fit(dataset.Y, train) if self.regression else None
+        outputs = dataset.Y.shape[1] if self.regression else classes
+        self.X = self.standardizer.apply(dataset.X)
+        self.Y = self.scale.apply(dataset.Y) if self.scale else dataset.Y
+        sizes = [dataset.X.shape[1], *_widths(recipe.hidden, "--hidden"), outputs]
+        output = "identity" if self.regression else "softmax"
+        self.net = mc.MLP(sizes, recipe.activation, output, seed=seed, device=options.device)
+        loss = "squared_error" if self.regression else "cross_entropy"
+        rate = mc.Cosine(recipe.learning_rate)
+        self.trainer = mc.Trainer(self.net, loss, mc.AdamW(rate, weight_decay=recipe.weight_decay), seed=seed)
+        self.history: dict[str, list[float]] = {}
+        self.results: dict[str, dict[str, float]] = {}
+
+    def part(self, i: int) -> tuple[Array, Array]:
+        """The rows of training (0), validation (1) or test (2), standardised."""
+        return self.X[self.rows[i]], self.Y[self.rows[i]]
+
+    def train(self) -> None:
+        """Fit, and say how it went."""
+        unit = f" of {self._days()}" if self.dataset.groups is not None else ""
+        counts = ", ".join(f"{len(r):,} {n}" for r, n in zip(self.rows, ("training", "validation", "test"), strict=True))
+        print(f"seed {self.seed}: {counts} rows{unit}\n{self.net!r}")
+        began = time.perf_counter()
+        self.history = self.trainer.fit(
+            *self.part(0),
+            epochs=self.recipe.epochs,
+            batch_size=self.recipe.batch,
+            validation=self.part(1),
+            early_stopping=mc.EarlyStopping(self.recipe.patience),
+            progress=not self.quiet,
+        )
+        seconds = time.perf_counter() - began
+        losses = self.history["validation_loss"]
+        seen = len(self.rows[0]) * len(losses)
+        plan = self.trainer.plan(min(self.recipe.batch, len(self.rows[0])), len(self.rows[0]), True)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(
+            f"best epoch {int(np.argmin(losses)) + 1} of {len(losses)}; {seconds:.1f} s, {seen / seconds:,.0f} rows/s; "
+            f"the engine's arrays take {human(plan.total_bytes)}, the process {human(peak)} at its peak"
+        )
+        self.seconds = seconds
+
+    def _days(self) -> str:
+        assert self.dataset.groups is not None
+        days = [len(np.unique(self.dataset.groups[rows])) for rows in self.rows]
+        return " + ".join(map(str, days)) + " whole days"
+
+    def report(self, baselines: bool) -> None:
+        """A table of figures on the test rows, ours first."""
+        X, Y = self.part(2)
+        prediction = self.net.predict(X)
+        if self.regression:
+            assert self.scale is not None
+            figures = self.trainer.evaluate(X, Y)
+            error = np.sqrt(np.mean(((prediction - Y) * self.scale.scale) ** 2))
+            self.results["mlpcore"] = {"R2": figures["r2"], "RMSE": float(error), "seconds": self.seconds}
+        else:
+            self.results["mlpcore"] = {**_figures(prediction, Y), "seconds": self.seconds}
+            if baselines:
+                for name, model in _baselines():
+                    began = time.perf_counter()
+                    model.fit(*self.part(0))
+                    seconds = time.perf_counter() - began
+                    self.results[name] = {**_figures(model.predict_proba(X), Y), "seconds": seconds}
+            most = np.bincount(self.part(0)[1], minlength=prediction.shape[1]) / len(self.rows[0])
+            self.results["class shares only"] = _figures(np.tile(most, (len(Y), 1)), Y)
+        _table(f"{len(Y):,} test rows", self.results)
+
+    def save(self, path: Path) -> None:
+        """The model with what `predict` needs: standardisation and names."""
+        tensors = {"mean": self.standardizer.mean, "scale": self.standardizer.scale}
+        if self.scale:
+            tensors |= {"target mean": self.scale.mean, "target scale": self.scale.scale}
+        about = {"features": self.dataset.feature_names, "classes": self.dataset.class_names, "loss": self.trainer.loss.name}
+        self.net.save(path, tensors=tensors, about=about)
+
+    def draw(self, path: Path, name: str) -> None:
+        """The learning curve as a picture."""
+        plt = _pyplot()
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+        epochs = np.arange(1, len(self.history["loss"]) + 1)
+        best = int(np.argmin(self.history["validation_loss"]))
+        score = "validation_r2" if self.regression else "validation_accuracy"
+        axes[0].plot(epochs, self.history["loss"], "o-", ms=3, label="training rows")
+        axes[0].plot(epochs, self.history["validation_loss"], "o-", ms=3, label="held-out validation rows")
+        axes[0].set_ylabel("squared error" if self.regression else "cross-entropy")
+        axes[1].plot(epochs, self.history[score], "o-", ms=3, color="C1", label="held-out validation rows")
+        axes[1].set_ylabel(score.removeprefix("validation_"))
+        for axis in axes:
+            axis.axvline(epochs[best], color="grey", lw=0.8, ls="--", label="weights kept")
+            axis.set_xlabel("epoch")
+            axis.grid(alpha=0.3)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        axes[0].legend()
+        figure.suptitle(f"{name}: {'-'.join(map(str, self.net.sizes))}, batch {self.recipe.batch}, seed {self.seed}")
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
+
+
+def _figures(p: Array, Y: Array) -> dict[str, float]:
+    """AUC (two classes), accuracy and log loss of class probabilities (m, classes)."""
+    from sklearn.metrics import log_loss, roc_auc_score
+
+    scores = {"AUC": float(roc_auc_score(Y, p[:, 1]))} if p.shape[1] == 2 and len(np.unique(Y)) == 2 else {}
+    p = p.astype(np.float64)
+    p /= p.sum(axis=1, keepdims=True)
+    return {**scores, "accuracy": float(np.mean(p.argmax(1) == Y)), "log loss": log_loss(Y, p, labels=range(p.shape[1]))}
+
+
+def _baselines() -> list[tuple[str, Any]]:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.linear_model import LogisticRegression
+
+    return [
+        ("logistic regression", LogisticRegression(C=0.1, max_iter=300)),
+        ("hist gradient boosting", HistGradientBoostingClassifier(early_stopping=True, random_state=0)),
+    ]
+
+
+def _table(title: str, results: dict[str, dict[str, float]]) -> None:
+    columns = list(dict.fromkeys(key for figures in results.values() for key in figures))
+    print(f"\n{title:<24}" + "".join(f"{column:>11}" for column in columns))
+    for name, figures in results.items():
+        cells = [f"{figures[c]:>11.{1 if c == 'seconds' else 4}f}" if c in figures else " " * 11 for c in columns]
+        print(f"{name:<24}" + "".join(cells).rstrip())
+
+
+def _medians(runs: list[_Run]) -> None:
+    names = list(runs[0].results)
+    keys = {name: list(runs[0].results[name]) for name in names}
+    medians = {n: {k: float(np.median([run.results[n][k] for run in runs])) for k in keys[n]} for n in names}
+    _table(f"medians, {len(runs)} splits", medians)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError('the picture needs matplotlib: pip install "mlpcore[cli]"') from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+# -- the other commands ------------------------------------------------------------------------------------------------
+
+
+def _model(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
+    net, tensors, about = mc.MLP.load_with(path)
+    if "mean" not in tensors:
+        raise ValueError(f"{path!r} holds a network without its standardisation: it is not from 'mlpcore train'")
+    return net, tensors, about
+
+
+def _predict(options: argparse.Namespace) -> None:
+    net, tensors, about = _model(options.model)
+    dataset = _load(options.data, target=False)
+    if dataset.X.shape[1] != net.sizes[0]:
+        raise ValueError(f"data {options.data!r} has {dataset.X.shape[1]} columns; the model takes {net.sizes[0]}")
+    Z = net.predict(data.Standardizer(tensors["mean"], tensors["scale"]).apply(dataset.X))
+    classes = about["classes"]
+    target = Path(options.out)
+    temporary = target.with_name(f".{target.name}.part")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        if classes:
+            writer.writerow(["prediction", *(f"p({name})" for name in classes)])
+            writer.writerows([classes[row.argmax()], *(f"{p:.6f}" for p in row)] for row in Z)
+        else:
+            Z = Z * tensors["target scale"] + tensors["target mean"]
+            writer.writerow([f"prediction {i}" for i in range(Z.shape[1])] if Z.shape[1] > 1 else ["prediction"])
+            writer.writerows([f"{z:.9g}" for z in row] for row in Z)
+    os.replace(temporary, target)
+    print(f"{len(Z):,} predictions written to {target}")
+
+
+def _check(options: argparse.Namespace) -> None:
+    count = mc.core.inputs.positive_integer(options.rows, "--rows")
+    if options.data:
+        net, tensors, about = _model(options.model)
+        dataset = _load(options.data)
+        assert dataset.Y is not None
+        rows = np.random.default_rng(0).permutation(len(dataset.X))[:count]
+        X = data.Standardizer(tensors["mean"], tensors["scale"]).apply(dataset.X[rows])
+        Y = dataset.Y[rows]
+        Y = Y if about["classes"] else data.Standardizer(tensors["target mean"], tensors["target scale"]).apply(Y)
+        loss = about["loss"]
+    else:
+        net, _, about = mc.MLP.load_with(options.model)
+        last = net.activations[-1]
+        assert last is not None
+        loss = about.get("loss") or _matching(last.name)
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((count, net.sizes[0]))
+        Y = rng.integers(0, net.sizes[-1], count) if loss == "cross_entropy" else rng.random((count, net.sizes[-1]))
+    print(f"{net!r}\nloss {loss}, {len(X)} {'rows of ' + options.data if options.data else 'random rows'}, in float64")
+    result = mc.check_gradients(net, X, Y, loss)
+    print(result)
+    if not result.ok:
+        raise ValueError(f"the gradient is wrong, worst in {result.worst}")
+
+
+def _matching(output: str) -> str:
+    return {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy", "exp": "poisson"}.get(output, "squared_error")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    net = mc.MLP(_widths(options.sizes, "sizes"), options.activation, options.output, dtype=options.dtype, init="zeros")
+    optimizers: dict[str, Optimizer] = {
+        "sgd": mc.SGD(0.1), "momentum": mc.SGD(0.1, momentum=0.9), "adam": mc.Adam(), "adamw": mc.AdamW(),
+        "rmsprop": mc.RMSprop(), "lion": mc.Lion(),
+    }  # fmt: skip
+    trainer = mc.Trainer(
+        net,
+        options.loss or _matching(options.output),
+        optimizers[options.optimizer],
+        chunk_rows=options.chunk_rows or "auto",
+        memory_limit=options.memory_limit,
+    )
+    print(trainer.plan(options.batch))
+
+
+def _info(options: argparse.Namespace) -> None:
+    for key, value in mc.info().items():
+        print(f"{key}: {json.dumps(value) if isinstance(value, list | dict) else value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
