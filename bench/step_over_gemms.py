@@ -2,8 +2,8 @@
 
     python bench/step_over_gemms.py [--cases 784-512-512-10] [--json FILE]
 
-The GEMMs are the step's own: the same backend, BLAS and threads, whole batch, preallocated outputs, random data. Step and GEMMs
-run interleaved in one process; a ratio is taken of each pair, and the median printed with its 95% bound. "A/A" is the same ratio
+The GEMMs are the step's own: the same backend, BLAS and threads, whole batch, preallocated outputs, random data. Step and
+GEMMs run interleaved in one process; a ratio is taken of each pair, the median printed with its 95% bound. "A/A" is the ratio
 between two runs of the GEMMs, the band inside which nothing is a difference. The run is repeated in a child process without the
 environment's pins of OpenBLAS (OPENBLAS_CORETYPE), where there are any.
 """
@@ -104,12 +104,10 @@ def main() -> None:
         environment = {key: value for key, value in os.environ.items() if key not in PINS}
         sys.exit(subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode)
     info = mc.info()
-    print(
-        f"{info['cpu']}, {info['cpus']} CPUs; numpy {np.__version__}; {[(b['architecture'], b['num_threads']) for b in info['blas']]}"
-    )
-    print(
-        f"{'case':<21}{'batch':>7} {'optimizer':<10}{'GEMMs ms':>10}{'step ms':>10}{'ratio':>7}  {'95% bound':<13}{'A/A':>6}  chunk"
-    )
+    kernels = ", ".join(f"{pool['architecture']} kernels on {pool['num_threads']} threads" for pool in info["blas"])
+    print(f"{info['cpu']}, {info['cpus']} CPUs; numpy {np.__version__}; {kernels}")
+    head = f"{'case':<21}{'batch':>7} {'optimizer':<10}{'GEMMs ms':>10}{'step ms':>10}{'ratio':>7}"
+    print(f"{head}  {'95% bound':<12}{'A/A':>6}  chunk")
     rows = []
     for sizes, activation, batches in CASES:
         if options.cases not in "-".join(map(str, sizes)):
@@ -118,18 +116,15 @@ def main() -> None:
             for optimizer in OPTIMIZERS:
                 row = measure(sizes, activation, batch, optimizer, options.rounds)
                 rows.append(row)
-                print(
-                    f"{row['case']:<21}{batch:>7,} {optimizer:<10}{row['gemms_ms']:>10.3f}{row['step_ms']:>10.3f}{row['ratio']:>7.2f}"
-                    f"  {row['low']:.2f} … {row['high']:.2f} {row['a_a']:>6.1%}  {row['chunk_rows']} x {row['workers']}",
-                    flush=True,
-                )
+                times = f"{row['gemms_ms']:>10.3f}{row['step_ms']:>10.3f}{row['ratio']:>7.2f}"
+                bounds = f"{row['low']:.2f} … {row['high']:.2f} {row['a_a']:>6.1%}  {row['chunk_rows']} x {row['workers']}"
+                print(f"{row['case']:<21}{batch:>7,} {optimizer:<10}{times}  {bounds}", flush=True)
     if options.json:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
         for pool in info["blas"]:
             pool["filepath"] = Path(pool["filepath"]).name  # no machine's paths
-        options.json.write_text(
-            json.dumps({"info": info, "commit": commit, "rounds": options.rounds, "rows": rows}, indent=1) + "\n"
-        )
+        result = {"info": info, "commit": commit, "rounds": options.rounds, "rows": rows}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

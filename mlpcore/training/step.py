@@ -25,6 +25,10 @@ from mlpcore.training.chunks import Batch, Worker, cut
 from mlpcore.training.plan import Inputs, Plan
 
 
+WORKER_ROWS = 256  # a worker's rows, per other worker
+WORKER_FLOP = 1e9  # of a step that is worth the start of threads
+
+
 @dataclass(frozen=True)
 class Settings:
     """What of a trainer's settings the step needs."""
@@ -129,8 +133,8 @@ class Step:
         itemsize = np.dtype(self.dtype).itemsize
         per_row = lambda rows: planning.part_bytes(table(rows, 1).parts["workspace"])  # noqa: E731
         rows = self.settings.chunk_rows or planning.choose_rows(per_row, self.layout, itemsize, batch_rows)
-        rows = min(rows, batch_rows)
-        workers = self.settings.workers or self._choose_workers(batch_rows, rows)
+        workers = min(batch_rows, self.settings.workers or self._choose_workers(batch_rows))
+        rows = min(rows, -(-batch_rows // workers))
         limit = self.settings.memory_limit
         if limit is None or table(rows, workers).total_bytes <= limit:
             return table(rows, workers)
@@ -145,12 +149,16 @@ class Step:
             low, high = (middle, high) if table(middle, 1).total_bytes <= limit else (low, middle - 1)
         return table(low, 1)
 
-    def _choose_workers(self, batch_rows: int, rows: int) -> int:
-        """Threads with chunks of their own pay where there are chunks for all and dW is small beside a chunk's arrays."""
+    def _choose_workers(self, batch_rows: int) -> int:
+        """As many threads as BLAS would use, each with rows of its own, or one.
+
+        Adding up two gradients costs about as much as 15 rows of the GEMMs: with 256 rows a worker and more for each further
+        one, that is 6% at most, less than what the passes between the GEMMs gain from several threads. Starting the threads
+        takes 0.1 ms, so that a step of less than 1 GFLOP stays on one.
+        """
         threads = blas.threads()
-        enough = batch_rows >= 4 * threads * rows
-        small = self.layout.size <= rows * max(self.layout.sizes)
-        return threads if enough and small else 1
+        enough = batch_rows >= threads * WORKER_ROWS * (threads - 1)
+        return threads if enough and 6 * batch_rows * self.layout.weights >= WORKER_FLOP else 1
 
     def prepare(self, batch_rows: int, inputs: Inputs, fit_rows: int = 0, best: bool = False) -> Plan:
         """The plan for batches of this size, and its arrays allocated, unless those that are there will do."""
