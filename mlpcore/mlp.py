@@ -132,7 +132,9 @@ class MLP:
                 deviation = activation.standard_deviation(sizes[l - 1], sizes[l], output=l == L)
             else:
                 deviation = Activation("identity", "s", "1", init=init).standard_deviation(sizes[l - 1], sizes[l], False)
-            self.W[l][...] = deviation * rng.standard_normal(self.W[l].shape)
+            draw = rng.standard_normal(self.W[l].shape)
+            draw *= deviation
+            self.W[l][...] = draw
 
     @property
     def sizes(self) -> tuple[int, ...]:
