@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,4 +78,6 @@ class EarlyStopping:
 
     def improves(self, value: float, best: float | None) -> bool:
         """Whether `value` is an improvement on the best so far (None: there is none yet)."""
-        return best is None or self.sign * (value - best) > self.minimum_change
+        if best is None:
+            return not math.isnan(value)
+        return self.sign * (value - best) > self.minimum_change

@@ -37,7 +37,7 @@ class GradientCheck:
 
     Attributes:
         max_relative_error: the largest |g · v - difference|, relative to the larger of the two, of the size that g · v
-            typically has in that block, and of what rounding lets a difference resolve.
+            typically has in that block, and of what rounding and curvature let a difference resolve.
         worst: where: "W[2]", or with `entries=True` one entry, "W[2][0, 3]".
         ok: whether it is at most `tolerance`.
         errors: the largest error of each block, by name.
@@ -102,16 +102,16 @@ def check_gradients(
         blocks = _units(start, stop, net) if entries else ((name, v) for v in _random(checker, start, stop, count, rng))
         errors[name] = 0.0
         for place, v in blocks:
-            numeric, noise, excluded = checker.difference(v, g)
+            numeric, noise, excluded = checker.difference(v)
             analytic = float(g @ v)
             size = max(abs(analytic), abs(numeric), typical * float(np.linalg.norm(v)), noise / tolerance)
-            error = abs(analytic - numeric) / size
-            error = float("inf") if np.isnan(error) else error
+            error = abs(analytic - numeric) / size if analytic != numeric else 0.0
+            error = float("inf") if np.isnan(error) else float(error)
             errors[name] = max(errors[name], error)
             left_out = max(left_out, excluded)
             if error > largest:
                 worst, largest = place, error
-    return GradientCheck(largest, worst, largest <= tolerance, errors, left_out, tolerance)
+    return GradientCheck(largest, worst, bool(largest <= tolerance), errors, left_out, tolerance)
 
 
 def _flat(gradient: Any, size: int) -> Array:
@@ -168,6 +168,8 @@ class _Checker:
         self.batch = Batch(self.X, self.Y, self.weights, None, len(self.X))
         self.total = weight_of(self.batch)
         self.ops = devices.operations(net.device)()
+        parts = [slice(i, i + ROWS) for i in range(0, len(self.X), ROWS)]
+        self.base = np.concatenate([self._rows(part)[0] for part in parts])
 
     def gradient(self, rows: Array | None = None) -> Array:
         """The engine's gradient of J over these rows, their weights over the *whole* batch's weight."""
@@ -184,11 +186,11 @@ class _Checker:
         share: Array = step.gradient * (weight_of(batch) / self.total)
         return share
 
-    def difference(self, v: Array, g: Array) -> tuple[float, float, int]:
-        """The central difference of J along v, its rounding noise, and how many rows `g` of the engine stood in for."""
+    def difference(self, v: Array) -> tuple[float, float, int]:
+        """The central difference of J along v, what it cannot resolve, and how many rows the engine stood in for."""
         theta = self.net.parameters.copy()
         h = STEP * max(1.0, float(np.linalg.norm(theta[v != 0])) / float(np.linalg.norm(v)))
-        total, size, excluded = 0.0, 0.0, []
+        total, size, bend, excluded = 0.0, 0.0, 0.0, []
         for start in range(0, len(self.X), ROWS):
             part = slice(start, start + ROWS)
             self.net.parameters[...] = theta + h * v
@@ -198,12 +200,15 @@ class _Checker:
             same = (pattern == other).all(axis=1)
             w = np.ones(len(same)) if self.weights is None else self.weights[part].astype(np.float64)
             total += float(np.sum((w * (above - below))[same])) / self.total
+            here = self.base[part]
+            bend += float(np.sum((w * (above - here + (below - here)))[same])) / self.total
             size += float(np.sum((w * (abs(above) + abs(below)))[same])) / self.total
             excluded.append(start + np.flatnonzero(~same))
         self.net.parameters[...] = theta
         rows = np.concatenate(excluded)
         at_kinks = float(self.gradient(rows) @ v) if len(rows) else 0.0
-        return total / (2 * h) + at_kinks, NOISE * (size + 1e-300) / h, len(rows)
+        # rounding is about ε J / h, truncation h² J''' / 6; the second difference h² J'' says how large the latter may be
+        return total / (2 * h) + at_kinks, NOISE * size / h + abs(bend), len(rows)
 
     def _rows(self, part: slice) -> tuple[Array, Array]:
         """The loss of each row (rows,), and the signs at every kink (rows, kinks)."""

@@ -156,13 +156,15 @@ class MLP:
         Raises:
             TypeError, ValueError: X is not numeric, empty, or has another number of columns.
         """
-        Z0 = inputs.matrix(X, self.sizes[0]).astype(self.dtype, order="C", copy=False)
+        source = inputs.matrix(X, self.sizes[0])
+        with np.errstate(over="ignore"):
+            Z0 = source.astype(self.dtype, order="C", copy=False)
         Z: list[Array] = [Z0]
         S: list[Array | None] = [None]
         for l in range(1, self.layout.layers + 1):
             activation = self.activations[l]
             assert activation is not None
-            keep = not activation.rowwise and activation.slope_reads_s
+            keep = activation.slope_reads_s
             Z.append(np.empty((len(Z0), self.sizes[l]), self.dtype))
             S.append(np.empty_like(Z[l]) if keep else None)
         with np.errstate(all="ignore"):
@@ -247,6 +249,8 @@ class MLP:
         Raises:
             OSError: the file cannot be written; what was there before is intact.
         """
+        if "parameters" in (tensors or {}):
+            raise ValueError("tensors: the name 'parameters' is the network's own")
         rows = [dataclasses.asdict(activation) for activation in self.activations if activation]
         header = {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows, "about": about or {}}
         model_file.write(path, header, {"parameters": self.parameters, **(tensors or {})})
@@ -264,6 +268,7 @@ class MLP:
     @classmethod
     def load_with(cls, path: str | os.PathLike[str], device: str = "auto") -> tuple[MLP, dict[str, Array], dict[str, Any]]:
         """The network of a file, and the `tensors` and `about` that were saved with it."""
+        devices.choose(device)
         header, tensors = model_file.read(path)
         try:
             parameters = tensors.pop("parameters")
@@ -273,8 +278,8 @@ class MLP:
             )
             if parameters.shape != net.parameters.shape:
                 raise ValueError(f"{parameters.size} parameters for a network of {net.parameters.size}")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{str(path)!r} is not a network: {error!r}") from None
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} does not hold a network: {error!r}") from None
         net.parameters[...] = parameters
         return net, tensors, header.get("about", {})
 

@@ -6,6 +6,7 @@ history = trainer.fit(X, Y, epochs=10, batch_size=256, validation=(Xv, Yv))
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -45,7 +46,7 @@ class _Data:
     weights: Array | None
     classes: bool
 
-    @property
+    @functools.cached_property
     def inputs(self) -> Inputs:
         weight = "" if self.weights is None else self.weights.dtype.str
         return Inputs(self.X.dtype.str, self.Y.dtype.str, weight, self.classes)
@@ -151,7 +152,8 @@ class Trainer:
         size = inputs.positive_integer(batch_size, "batch_size")
         dtype = self.net.dtype.str
         like = Inputs(dtype, "int64" if self.loss.takes_classes else dtype, "", self.loss.takes_classes)
-        return self._step.make_plan(size, like, inputs.positive_integer(rows, "rows", least=0), early_stopping)
+        reserved = self._step.fit_buffers(inputs.positive_integer(rows, "rows", least=0), early_stopping)
+        return self._step.make_plan(size, like, reserved)
 
     # -- one step --
 
@@ -175,8 +177,7 @@ class Trainer:
         batch = data.batch(index)
         if not weight_of(batch) > 0:
             raise ValueError("sample_weight must not be all zero on the rows of the batch")
-        plan = self._step.prepare(batch.size, data.inputs)
-        return self._update(data, batch, plan)
+        return self._update(data, batch)
 
     def _checked(self, X: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None) -> _Data:
         x = inputs.matrix(X, self.net.sizes[0])
@@ -184,7 +185,8 @@ class Trainer:
         w = inputs.weights(sample_weight, len(x))
         return _Data(inputs.contiguous(x), inputs.contiguous(y), w, classes)
 
-    def _update(self, data: _Data, batch: Batch, plan: Plan) -> float:
+    def _update(self, data: _Data, batch: Batch) -> float:
+        plan = self._step.prepare(batch.size, data.inputs)
         try:
             return self._step.run(batch, plan, self.progress)
         except NonFiniteLoss as error:
@@ -228,23 +230,31 @@ class Trainer:
             NonFiniteLoss: J or its gradient overflowed; the parameters are as before that step.
         """
         data = self._checked(X, Y, sample_weight)
-        _require_finite(data, "X", "Y")
+        _require_finite(data, self.loss)
         held_out = self._validation(validation)
         stopping = self._early_stopping(early_stopping, held_out is not None)
         observers = hooks.resolve(callbacks)
         epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
-        count = len(data.X)
-        size = min(size, count)
-        steps = -(-count // size)
-        plan = self._step.prepare(size, data.inputs, count, stopping is not None and stopping.restore_best)
-        arrays = planning.allocate(self._step.ops, plan.parts["fit"])
+        arrays = self._step.reserve(self._step.fit_buffers(len(data.X), stopping is not None and stopping.restore_best))
+        try:
+            size = min(size, len(data.X))
+            return self._fit(data, held_out, arrays, epochs, size, _Watch(stopping), observers, shuffle, progress)
+        finally:
+            self.progress.total = None
+            self._step.reserve([])
+
+    def _fit(
+        self, data: _Data, held_out: _Data | None, arrays: dict[str, Array], epochs: int, size: int, watch: _Watch,
+        observers: list[hooks.Callback], shuffle: bool, progress: bool,
+    ) -> History:  # fmt: skip
         order = arrays["row order"]
-        order[...] = np.arange(count)
-        # the rows in their own order need no index; the last batch has its own plan
-        plans = {n: self._step.prepare(n, data.inputs) for n in {size, count - (steps - 1) * size}}
+        order[...] = 1
+        np.subtract(np.cumsum(order, out=order), 1, out=order)  # 0, 1, 2, … without a second array of that size
+        count = len(order)
+        steps = -(-count // size)
         self.progress.total = self.progress.step + epochs * steps
         history: History = {}
-        watch, adaptive = _Watch(stopping), _Watch(self._adaptive())
+        adaptive = _Watch(self._adaptive())
         for observer in observers:
             observer.fit_begin(self)
         with tqdm(total=epochs * count, unit="row", unit_scale=True, disable=not progress) as bar:
@@ -253,7 +263,7 @@ class Trainer:
                 if shuffle:
                     self._rng.shuffle(order)
                 bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
-                entry = {"loss": self._epoch(data, order, size, plans, observers, bar)}
+                entry = {"loss": self._epoch(data, order, size, observers, bar)}
                 entry["learning_rate"] = self._optimizer.rate(Progress(self.progress.step - 1, *self._rest()))
                 if held_out is not None:
                     entry |= {f"validation_{key}": value for key, value in self._evaluate(held_out).items()}
@@ -268,11 +278,11 @@ class Trainer:
                 if watch.improved and "best" in arrays:
                     arrays["best"][...] = self.net.parameters
                 # every callback sees every epoch: no short cut
-                if any(observer.epoch_end(self, entry) is True for observer in observers) or stop:
+                answers = [observer.epoch_end(self, entry) for observer in observers]
+                if stop or any(isinstance(answer, bool | np.bool_) and answer for answer in answers):
                     break
         if "best" in arrays and watch.best is not None:
             self.net.parameters[...] = arrays["best"]
-        self.progress.total = None
         for observer in observers:
             observer.fit_end(self, history)
         return history
@@ -280,16 +290,14 @@ class Trainer:
     def _rest(self) -> tuple[int | None, int]:
         return self.progress.total, self.progress.reductions
 
-    def _epoch(
-        self, data: _Data, order: Array, size: int, plans: dict[int, Plan], observers: list[hooks.Callback], bar: Any
-    ) -> float:
+    def _epoch(self, data: _Data, order: Array, size: int, observers: list[hooks.Callback], bar: Any) -> float:
         """One pass over the rows; the mean of J, each step by its weight."""
         total = weight = 0.0
         for start in range(0, len(order), size):
             batch = data.batch(order[start : start + size])
             w = float(batch.size) if batch.weights is None else weight_of(batch)
             if w > 0:  # a batch of rows that weigh nothing says nothing
-                J = self._update(data, batch, plans[batch.size])
+                J = self._update(data, batch)
                 total, weight = total + w * J, weight + w
                 for observer in observers:
                     observer.step_end(self, J)
@@ -303,7 +311,7 @@ class Trainer:
             raise TypeError("validation must be (X, Y) or (X, Y, sample_weight)")
         try:
             data = self._checked(*([*list(validation), None])[:3])
-            _require_finite(data, "X", "Y")
+            _require_finite(data, self.loss)
         except (TypeError, ValueError) as error:
             raise type(error)(f"validation: {error}") from None
         return data
@@ -337,7 +345,7 @@ class Trainer:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
         data = self._checked(X, Y, sample_weight)
-        _require_finite(data, "X", "Y")
+        _require_finite(data, self.loss)
         return self._evaluate(data)
 
     def _figures(self) -> tuple[str, str]:
@@ -346,21 +354,28 @@ class Trainer:
     def _evaluate(self, data: _Data) -> Entry:
         batch = data.batch(None)
         step = self._step
-        plan = step.prepare(min(batch.size, planning.WIDEST), data.inputs)
+        rows = step.allocated.rows if step.allocated else planning.WIDEST  # those that are there will do
+        plan = step.prepare(min(batch.size, rows), data.inputs)
         worker = step.workers[0]
         step.scale[...] = 1 / weight_of(batch)
         worker.J[...] = 0
-        scores = _Scores(self.loss.classifies, self.net.sizes[-1])
+        scores = _Scores(self.loss, self.net.sizes[-1])
         for start, stop in cut(batch.size, plan.rows, 1)[0]:
-            output = worker.outputs(batch, start, stop)
-            weights = None if data.weights is None else data.weights[start:stop]
-            scores.add(output, data.Y[start:stop], weights, from_s=step.objective.matched)
+            output = worker.forward(batch, start, stop)
+            for i in range(start, stop, 256):  # a few rows at a time: what the figures need stays small
+                part = slice(i, min(i + 256, stop))
+                weights = None if data.weights is None else data.weights[part]
+                scores.add(output[i - start : part.stop - start], data.Y[part], weights, from_s=step.objective.matched)
+            worker.loss(batch, start, stop)
         return dict(zip(self._figures(), (float(worker.J), scores.result()), strict=True))
 
 
-def _require_finite(data: _Data, x: str, y: str) -> None:
-    inputs.require_finite(data.X, x)
-    inputs.require_finite(data.Y, y)
+def _require_finite(data: _Data, loss: loss_sheet.Loss) -> None:
+    """The scan of `fit` and `evaluate`: no NaN, no infinity, and where Y is a distribution over classes, a proper one."""
+    inputs.require_finite(data.X, "X")
+    inputs.require_finite(data.Y, "Y")
+    if loss.takes_classes and not data.classes:
+        inputs.require_distribution(data.Y)
 
 
 class _Watch:
@@ -385,31 +400,29 @@ class _Watch:
 class _Scores:
     """Accuracy or R², added up over chunks in float64."""
 
-    def __init__(self, classifies: bool, outputs: int):
-        self.classifies = classifies
+    def __init__(self, loss: loss_sheet.Loss, outputs: int):
+        self.loss = loss
         self.right = self.weight = 0.0
-        self.moments = np.zeros((3, outputs))  # Σ w (y - z)², Σ w y, Σ w y²
+        self.moments = np.zeros((3, outputs))  # Σ w (y - z)², Σ w (y - origin), Σ w (y - origin)²
+        self.origin: Array | None = None  # the first row's y, so that a shift of Y costs no digits
 
     def add(self, output: Array, Y: Array, weights: Array | None, from_s: bool) -> None:
         """Take in the outputs of one chunk: S[L] if `from_s`, else Z[L]; both rank classes alike."""
         w = np.ones(len(Y)) if weights is None else weights.astype(np.float64)
         self.weight += float(w.sum())
-        if not self.classifies:
-            y = Y.astype(np.float64)
-            self.moments += np.stack([w @ (y - output) ** 2, w @ y, w @ y**2])
-        elif Y.ndim == 1:
-            self.right += float(w @ (output.argmax(axis=1) == Y))
-        elif output.shape[1] > 1 and self._one_hot(Y):
-            self.right += float(w @ (output.argmax(axis=1) == Y.argmax(axis=1)))
-        else:
+        if self.loss.takes_classes:
+            self.right += float(w @ (output.argmax(axis=1) == (Y if Y.ndim == 1 else Y.argmax(axis=1))))
+        elif self.loss.classifies:
             self.right += float(w @ ((output > (0 if from_s else 0.5)) == (Y > 0.5)).mean(axis=1))
-
-    def _one_hot(self, Y: Array) -> bool:
-        return bool((Y.sum(axis=1) == 1).all())
+        else:
+            y = Y.astype(np.float64)
+            self.origin = y[0].copy() if self.origin is None else self.origin
+            residual, y = y - output, y - self.origin
+            self.moments += np.stack([w @ residual**2, w @ y, w @ y**2])
 
     def result(self) -> float:
         """The figure over all rows seen; r2 is NaN where Y is constant."""
-        if self.classifies:
+        if self.loss.classifies:
             return self.right / self.weight
         residual, first, second = self.moments
         spread = second - first**2 / self.weight

@@ -59,7 +59,7 @@ class Activation:
     @property
     def slope_reads_s(self) -> bool:
         """Whether S must be cached beside Z."""
-        return "s" in formulas.reads(self.slope)
+        return not self.rowwise and "s" in formulas.reads(self.slope)
 
     @property
     def scalars(self) -> dict[str, float]:

@@ -67,9 +67,11 @@ def parse(formula: str, names: Sequence[str] | None = None) -> ast.expr:
         raise TypeError(f"a formula is a string such as 'maximum(s, 0)'; got {type(formula).__name__}")
     try:
         tree = ast.parse(formula, mode="eval").body
+        _check(tree, formula, names)
     except SyntaxError as error:
         raise ValueError(f"formula {formula!r} cannot be read: {error.msg}") from None
-    _check(tree, formula, names)
+    except (RecursionError, MemoryError):  # how Python's parser says that brackets are nested too deep
+        raise ValueError(f"formula {formula[:60]!r}… is nested too deep") from None
     return tree
 
 
@@ -85,6 +87,8 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
             parts = [left, right]
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             parts = [operand]
+        case ast.Call(func=ast.Name(id="pow")) if names is not None:
+            raise ValueError(f"formula {formula!r}: pow is for the scalars of updates.def only; write s * s")
         case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in (*FUNCTIONS, "T", "pow"):
             if len(parts) != _ARGUMENTS.get(name, 1):
                 raise ValueError(f"formula {formula!r}: {name} takes {_ARGUMENTS.get(name, 1)} argument(s)")

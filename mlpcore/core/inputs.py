@@ -82,10 +82,11 @@ def weights(sample_weight: object, rows: int, name: str = "sample_weight") -> Ar
     array = _numeric(sample_weight, name)
     if array.shape != (rows,):
         raise ValueError(f"{name} must have shape ({rows},), a weight a row; got {array.shape}")
-    bad = ~(np.isfinite(array) & (array >= 0))
-    if bad.any():
-        at = int(np.argmax(bad))
-        raise ValueError(f"{name} must be finite and not negative; row {at} holds {array[at]}")
+    for start in range(0, rows, 8192):  # piece by piece: a step allocates next to nothing
+        bad = ~(np.isfinite(array[start : start + 8192]) & (array[start : start + 8192] >= 0))
+        if bad.any():
+            at = start + int(np.argmax(bad))
+            raise ValueError(f"{name} must be finite and not negative; row {at} holds {array[at]}")
     if not array.any():
         raise ValueError(f"{name} must not be all zero")
     return np.ascontiguousarray(array)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
 from mlpcore import kernel_files
@@ -101,7 +101,7 @@ class InverseScaling(Schedule):
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update."""
-        return self.rate / (progress.step + 1) ** self.power
+        return self.rate / math.pow(progress.step + 1, self.power)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Adaptive(Schedule):
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update."""
-        return max(self.minimum, self.rate * self.factor**progress.reductions)
+        return min(self.rate, max(self.minimum, self.rate * math.pow(self.factor, progress.reductions)))
 
 
 _SCHEDULE_CONDITIONS = {
@@ -162,10 +162,11 @@ class Optimizer:
     }
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name not in self.__dataclass_fields__:
-            raise AttributeError(
-                f"{type(self).__name__} has no setting {name!r}; it has {', '.join(self.__dataclass_fields__)}"
-            )
+        settings = [setting.name for setting in fields(self)]
+        if name not in settings:
+            raise AttributeError(f"{type(self).__name__} has no setting {name!r}; it has {', '.join(settings)}")
+        if name == "nesterov" and not isinstance(value, bool):
+            raise TypeError(f"{type(self).__name__}: nesterov must be True or False; got {value!r}")
         if name == "learning_rate" and not isinstance(value, Schedule):
             _check_setting(f"{type(self).__name__}: learning_rate", value, "x >= 0")
         elif name in self.conditions:

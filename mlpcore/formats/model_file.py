@@ -59,7 +59,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
         raise ValueError(f"{str(path)!r} is not a safetensors file, or a damaged one: {error}") from None
     if "mlpcore" not in metadata:
         raise ValueError(f"{str(path)!r} is a safetensors file, but not one of mlpcore's")
-    header = json.loads(metadata["mlpcore"])
-    if header["version"] > VERSION:
-        raise ValueError(f"{str(path)!r} has version {header['version']}; this mlpcore reads up to {VERSION}: upgrade it")
+    try:
+        header = json.loads(metadata["mlpcore"])
+        version = header["version"]
+        newer = version > VERSION
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{str(path)!r} has a damaged header: {error!r}") from None
+    if newer:
+        raise ValueError(f"{str(path)!r} has version {version}; this mlpcore reads up to {VERSION}: upgrade it")
     return header, tensors

@@ -42,13 +42,14 @@ class Batch(NamedTuple):
 
 def cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]]:
     """For each worker its chunks (start, stop), of at most `chunk_rows` rows and as equal as can be; together 0 … size."""
-    count = -(-size // chunk_rows)
-    workers = min(workers, count)
-    count = -(-count // workers) * workers
-    edges = [size * i // count for i in range(count + 1)]
-    chunks = list(itertools.pairwise(edges))
-    per = count // workers
-    return [chunks[i * per : (i + 1) * per] for i in range(workers)]
+    workers = min(workers, -(-size // chunk_rows))
+    return [_even(size * i // workers, size * (i + 1) // workers, chunk_rows) for i in range(workers)]
+
+
+def _even(start: int, stop: int, most: int) -> list[tuple[int, int]]:
+    count = -(-(stop - start) // most)
+    edges = [start + (stop - start) * i // count for i in range(count + 1)]
+    return list(itertools.pairwise(edges))
 
 
 class Worker:
@@ -75,20 +76,19 @@ class Worker:
     def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:
         """Forward, loss and backward, chunk by chunk: J, dW and db of these rows in this worker's arrays."""
         self.J[...] = 0
-        with np.errstate(all="ignore"):
-            for i, (start, stop) in enumerate(chunks):
-                self.place(batch, start, stop)
-                self._recorded("step", stop - start, batch.weights is not None, i > 0).replay()
-
-    def outputs(self, batch: Batch, start: int, stop: int) -> Array:
-        """Forward and loss of one chunk without a gradient: adds to J and returns the output, S[L] if the pair is matched."""
-        rows, weighted = stop - start, batch.weights is not None
-        with np.errstate(all="ignore"):
+        for i, (start, stop) in enumerate(chunks):
             self.place(batch, start, stop)
-            self._recorded("forward", rows, weighted, False).replay()
-            result = self._last(rows).copy()
-            self._recorded("loss", rows, weighted, False).replay()
-        return result
+            self._recorded("step", stop - start, batch.weights is not None, i > 0).replay()
+
+    def forward(self, batch: Batch, start: int, stop: int) -> Array:
+        """The output of one chunk, S[L] if the pair is matched, else Z[L]; it holds until the next call."""
+        self.place(batch, start, stop)
+        self._recorded("forward", stop - start, batch.weights is not None, False).replay()
+        return self._rows(f"{'S' if self.objective.matched else 'Z'}[{len(self.W) - 1}]", stop - start)
+
+    def loss(self, batch: Batch, start: int, stop: int) -> None:
+        """Adds the loss of the chunk that went forward last to J; its output is overwritten."""
+        self._recorded("loss", stop - start, batch.weights is not None, False).replay()
 
     def place(self, batch: Batch, start: int, stop: int) -> None:
         """Put the rows of a chunk where the recordings read them."""
@@ -111,9 +111,6 @@ class Worker:
 
     def _rows(self, name: str, rows: int) -> Array:
         return self.buffers[name][:rows]
-
-    def _last(self, rows: int) -> Array:
-        return self._rows(f"{'S' if self.objective.matched else 'Z'}[{len(self.W) - 1}]", rows)
 
     def _recorded(self, what: str, rows: int, weighted: bool, accumulate: bool) -> Recording:
         key = what, rows, weighted, accumulate

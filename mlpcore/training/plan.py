@@ -90,7 +90,9 @@ def nbytes(buffer: Buffer) -> int:
 
 
 def part_bytes(buffers: Sequence[Buffer]) -> int:
-    """Bytes of one allocation: its buffers, and what is lost to align the first."""
+    """Bytes of one allocation: its buffers, and what is lost to align the first; a buffer by itself is not aligned."""
+    if len(buffers) == 1:
+        return math.prod(buffers[0].shape) * np.dtype(buffers[0].dtype).itemsize
     return sum(map(nbytes, buffers)) + ALIGNMENT if buffers else 0
 
 
@@ -111,8 +113,8 @@ def parse_bytes(limit: object, argument: str = "memory_limit") -> int | None:
     """
     if limit is None:
         return None
-    if isinstance(limit, int) and not isinstance(limit, bool):
-        count = limit
+    if isinstance(limit, int | np.integer) and not isinstance(limit, bool):
+        count = int(limit)
     elif isinstance(limit, str):
         match = re.fullmatch(r"\s*([\d.]+)\s*(B|bytes|[KMGT]i?B)\s*", limit)
         if not match or match[1].count(".") > 1 or match[1] == ".":
@@ -131,7 +133,7 @@ def allocate(ops: Ops, buffers: Sequence[Buffer]) -> dict[str, Array]:
     if not buffers:
         return {}
     memory = ops.empty(part_bytes(buffers))
-    offset = -_address(memory) % ALIGNMENT
+    offset = -_address(memory) % ALIGNMENT if len(buffers) > 1 else 0
     arrays = {}
     for x in buffers:
         size = math.prod(x.shape) * np.dtype(x.dtype).itemsize

@@ -24,7 +24,6 @@ from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Worker, cut
 from mlpcore.training.plan import Inputs, Plan
 
-
 WORKER_ROWS = 256  # a worker's rows, per other worker
 WORKER_FLOP = 1e9  # of a step that is worth the start of threads
 
@@ -81,19 +80,15 @@ class Step:
         self.ops = new_ops()
         self.dtype = str(parameters.dtype)
         self.W, self.b = layout.views(parameters)
-        self.state = planning.allocate(self.ops, self._state_buffers())
-        for vector in self.state.values():
-            vector[...] = 0
-        self.gradient = self.state.pop("gradient")
-        self.ops.use({"registers": self.state.pop("registers")})
-        self.dW, self.db = layout.views(self.gradient)
-        self.penalty, self.updates = self._record_penalty(), self._record_updates()
         self.scale = np.ones((), self.dtype)
+        self.rule = ""  # the row of updates.def that the state vectors belong to
+        self.state: dict[str, Array] = {}
+        self.reserved: Sequence[Buffer] = ()
+        self._plans: dict[tuple[object, ...], Plan] = {}
         self.allocated: Plan | None = None
         self.inputs: Inputs | None = None
         self.workers: list[Worker] = []
         self.extra: list[Array] = []
-        self._plans: dict[tuple[object, ...], Plan] = {}
 
     # -- the plan --
 
@@ -103,21 +98,23 @@ class Step:
         buffers += [Buffer(f"state {name}", (size,), self.dtype, "optimizer state") for name in states]
         return buffers + self.ops.map_scratch(self._program(), size, self.dtype)
 
-    def make_plan(self, batch_rows: int, inputs: Inputs, fit_rows: int = 0, best: bool = False) -> Plan:
-        """The memory table for batches of up to `batch_rows` rows of such inputs.
+    def fit_buffers(self, rows: int, best: bool) -> list[Buffer]:
+        """What `fit` needs beside the step: the order of so many rows, and the best parameters if they are kept."""
+        order = [Buffer("row order", (rows,), "int64", "shuffled row numbers")] if rows else []
+        return order + ([Buffer("best", (self.layout.size,), self.dtype, "parameters to go back to")] if best else [])
 
-        Args:
-            fit_rows: rows of the data set that `fit` shuffles; adds its row order.
-            best: whether early stopping keeps the best parameters.
+    def make_plan(self, batch_rows: int, inputs: Inputs, reserved: Sequence[Buffer] = ()) -> Plan:
+        """The memory table for batches of up to `batch_rows` rows of such inputs, beside what `fit` has reserved.
 
         Raises:
             MemoryError: `memory_limit` cannot be kept even with chunks of one row; prints the largest buffers.
         """
-        fixed = {"parameters": [Buffer("parameters", (self.layout.size,), self.dtype, "W[1] … W[L], b[1] … b[L]")]}
+        fixed: dict[str, Sequence[Buffer]] = {
+            "parameters": [Buffer("parameters", (self.layout.size,), self.dtype, "W[1] … W[L], b[1] … b[L]")]
+        }
         fixed["state"] = self._state_buffers()
-        if fit_rows or best:
-            fixed["fit"] = [Buffer("row order", (fit_rows,), "int64", "shuffled row numbers")] if fit_rows else []
-            fixed["fit"] += [Buffer("best", (self.layout.size,), self.dtype, "parameters to go back to")] if best else []
+        if reserved:
+            fixed["fit"] = list(reserved)
 
         def table(rows: int, workers: int) -> Plan:
             accumulates = rows * workers < batch_rows
@@ -160,20 +157,46 @@ class Step:
         enough = batch_rows >= threads * WORKER_ROWS * (threads - 1)
         return threads if enough and 6 * batch_rows * self.layout.weights >= WORKER_FLOP else 1
 
-    def prepare(self, batch_rows: int, inputs: Inputs, fit_rows: int = 0, best: bool = False) -> Plan:
+    def reserve(self, buffers: Sequence[Buffer]) -> dict[str, Array]:
+        """Arrays for `fit`, part of every plan until `reserve([])` gives them back."""
+        self.reserved = tuple(buffers)
+        self._plans.clear()
+        if self.settings.memory_limit is not None:
+            self._drop_workspace()  # it may be larger than what is left now
+        return planning.allocate(self.ops, buffers)
+
+    def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
         """The plan for batches of this size, and its arrays allocated, unless those that are there will do."""
-        key = batch_rows, inputs, fit_rows, best
+        if self.rule != self.optimizer.row:
+            self._bind_optimizer()
+        key = batch_rows, inputs
         if key not in self._plans:
             if len(self._plans) > 64:
                 self._plans.clear()
-            self._plans[key] = self.make_plan(*key)
+            self._plans[key] = self.make_plan(batch_rows, inputs, self.reserved)
         plan, have = self._plans[key], self.allocated
         if have is None or self.inputs != inputs or not have.covers(plan):
-            self.workers, self.extra, self.allocated = [], [], None  # the old arrays go before the new ones come
+            self._drop_workspace()
             for i in range(plan.workers):
                 self._add_worker(plan.parts[f"workspace {i + 1}" if i else "workspace"])
             self.allocated, self.inputs = plan, inputs
         return plan
+
+    def _bind_optimizer(self) -> None:
+        """State vectors, zero, and the recorded update for the optimizer's rule as it is now."""
+        self._drop_workspace()
+        self.state.clear()
+        self.state = planning.allocate(self.ops, self._state_buffers())
+        for vector in self.state.values():
+            vector[...] = 0
+        self.gradient = self.state.pop("gradient")
+        self.ops.use({"registers": self.state.pop("registers")})
+        self.penalty, self.updates = self._record_penalty(), self._record_updates()
+        self.rule = self.optimizer.row
+        self._plans.clear()
+
+    def _drop_workspace(self) -> None:
+        self.workers, self.extra, self.allocated, self.inputs = [], [], None, None
 
     def _add_worker(self, buffers: Sequence[Buffer]) -> None:
         ops = self.new_ops()
@@ -272,7 +295,6 @@ def weight_of(batch: Batch) -> float:
     """Σ w over the rows of a batch; their number without weights."""
     if batch.weights is None:
         return float(batch.size)
-    if batch.rows is None:
-        return float(np.sum(batch.weights, dtype=np.float64))
-    pieces = range(0, batch.size, 8192)
-    return sum(float(np.sum(batch.weights.take(batch.rows[i : i + 8192]), dtype=np.float64)) for i in pieces)
+    cuts = [slice(i, i + 2048) for i in range(0, batch.size, 2048)]
+    pieces = (batch.weights[part] if batch.rows is None else batch.weights.take(batch.rows[part]) for part in cuts)
+    return sum(float(w.astype(np.float64).sum()) for w in pieces)

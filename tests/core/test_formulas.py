@@ -1,0 +1,463 @@
+"""The formula sheets and the compiler: slopes are derivatives, programs are what their text says, nothing else gets in."""
+
+import ast
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import mlpcore as mc
+from mlpcore import kernel_files
+from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.core import activations, formulas, losses, optimizers
+from mlpcore.core.formulas import Program
+
+# -- an evaluator of its own: the text, taken as Python, on real or complex arrays ----------------------------------------
+
+NUMPY = {
+    "T": lambda x: x,
+    "positive": lambda x: np.where(x > 0, 1.0, 0.0),
+    **{name: getattr(np, name) for name in ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p", "abs")},
+    **{name: getattr(np, name) for name in ("sqrt", "sign")},
+}
+NOT_ANALYTIC = ("maximum", "minimum", "abs", "sign", "positive")
+
+
+def value(text, **variables):
+    return eval(text, {"__builtins__": {}, **NUMPY}, variables)
+
+
+def derivative(text, by, h=2e-3, **variables):
+    """∂/∂by: by a complex step where the formula is analytic, else by a difference of fourth order."""
+    x = variables.pop(by)
+    if not any(f"{name}(" in text for name in NOT_ANALYTIC):
+        return value(text, **{by: x + 1e-30j}, **variables).imag / 1e-30
+
+    def f(h):
+        return value(text, **{by: x + h}, **variables)
+
+    return (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h)
+
+
+def grid(low, high, *kinks):
+    x = np.linspace(low, high, 241) + 0.00137
+    return x[np.all([abs(x - kink) > 0.01 for kink in kinks], axis=0)] if kinks else x
+
+
+ACTIVATIONS = [
+    (name, a) for name, (_, default, *_rest) in activations.sheet().items()
+    for a in ([None] if default == "none" else [0.5, 1.0, 4.0] if name == "sigmoid" else [0.0, 0.01, 0.7, 1.0, 1.6])
+]  # fmt: skip
+LOSSES = [(name, q) for name, (_, default, *_) in losses.sheet().items() for q in ([None] if default == "none" else [0.2, 0.9])]
+
+
+def scalars(**given):
+    return {key: number for key, number in given.items() if number is not None}
+
+
+def targets(loss, size, seed=0):
+    rng = np.random.default_rng(seed)
+    if loss == "poisson":
+        return rng.integers(0, 6, size).astype(float)
+    if loss == "binary_cross_entropy":
+        return rng.choice([0.0, 0.3, 1.0], size)
+    return rng.standard_normal(size)
+
+
+def outputs(loss, y):
+    """Points z at which the loss on y has no kink, in its range."""
+    if loss == "poisson":
+        return np.linspace(0.05, 7, y.size)
+    if loss == "binary_cross_entropy":
+        return np.linspace(0.01, 0.99, y.size)
+    gap = grid(-3, 3, 0, 0.2, -0.2, 0.9, -0.9)
+    return y + np.resize(gap, y.size)
+
+
+# -- the sheets ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_sheets_hold_every_activation_loss_and_optimizer_of_the_design():
+    assert set(activations.sheet()) == {
+        "identity",
+        "sigmoid",
+        "tanh",
+        "relu",
+        "leaky_relu",
+        "elu",
+        "selu",
+        "softplus",
+        "gelu",
+        "silu",
+        "mish",
+        "hard_tanh",
+        "exp",
+    }
+    assert set(losses.sheet()) == {
+        "squared_error",
+        "absolute_error",
+        "huber",
+        "log_cosh",
+        "quantile",
+        "poisson",
+        "binary_cross_entropy",
+    }
+    assert set(optimizers.sheet()) == {"sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "lion"}
+    assert {len(row) for row in activations.sheet().values()} == {5}
+    assert {len(row) for row in losses.sheet().values()} == {5}
+    assert {len(row) for row in optimizers.sheet().values()} == {2}
+
+
+@pytest.mark.parametrize("macro", ["ACTIVATION", "LOSS", "MATCHED", "UPDATE"])
+def test_reading_a_sheet_loses_no_row(macro):
+    text = "".join(kernel_files.read(f"{sheet}.def") for sheet in ("activations", "losses", "updates"))
+    lines = [line for line in text.splitlines() if line.startswith(f"{macro}(")]
+    assert [row[0] for row in formulas.read_sheet(text, macro)] == [line.split("(")[1].split(",")[0] for line in lines]
+
+
+def test_every_formula_of_the_sheets_reads_what_its_row_may_read_and_no_literal_is_bare():
+    for name, (_, default, _, z, slope) in activations.sheet().items():
+        own = set() if default == "none" else {"a"}
+        assert formulas.reads(z) <= {"s"} | own, name
+        assert formulas.reads(slope) <= {"s", "z"} | own, name
+    for name, (_, default, _, z, slope) in losses.sheet().items():
+        own = set() if default == "none" else {"q"}
+        assert formulas.reads(z) | formulas.reads(slope) <= {"z", "y"} | own, name
+    for sheet in ("activations", "losses", "updates"):
+        rows = "".join(line.split("//")[0] + "\n" for line in kernel_files.read(f"{sheet}.def").splitlines())
+        wrapped = {id(c) for n in ast.walk(ast.parse(_as_python(rows))) for c in _literals_of_T(n)}
+        bare = [n for n in ast.walk(ast.parse(_as_python(rows))) if isinstance(n, ast.Constant) and isinstance(n.value, float)]
+        assert len(bare) == len(wrapped), sheet
+
+
+def _as_python(rows):
+    numbers = [part for macro in ("ACTIVATION", "LOSS", "MATCHED", "UPDATE") for row in formulas.read_sheet(rows, macro)
+               for column in row[2:] if macro != "UPDATE" and column != "none" for part in [column]]  # fmt: skip
+    statements = [part.split("=", 1)[1] for row in formulas.read_sheet(rows, "UPDATE") for part in row[2].split(";")]
+    return "\n".join(f"({text.strip()})" for text in [*numbers, *statements])
+
+
+def _literals_of_T(node):
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "T":
+        return [x for x in ast.walk(node) if isinstance(x, ast.Constant) and isinstance(x.value, float)]
+    return []
+
+
+def test_every_default_parameter_satisfies_its_own_condition():
+    rows = [(name, row, "a") for name, row in activations.sheet().items()] + [(n, r, "q") for n, r in losses.sheet().items()]
+    for name, (_, default, condition, *_), letter in rows:
+        assert (default == "none") == (condition == "none"), name
+        if default != "none":
+            assert formulas.holds(condition, **{letter: formulas.evaluate_scalar(default)}), name
+
+
+# -- slopes are derivatives ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "a"), ACTIVATIONS)
+def test_the_slope_of_an_activation_is_the_derivative_of_its_value(name, a):
+    _, _, _, formula, slope = activations.sheet()[name]
+    s, own = grid(-6, 6, 0, 1, -1), scalars(a=a)
+    z = value(formula, s=s, **own)
+    found = value(slope, s=s, z=z, **own) + 0 * s
+    np.testing.assert_allclose(found, derivative(formula, "s", s=s, **own), rtol=1e-9, atol=2e-10)
+
+
+@pytest.mark.parametrize(("name", "q"), LOSSES)
+def test_the_slope_of_a_loss_is_the_derivative_of_its_value_in_z(name, q):
+    _, _, _, formula, slope = losses.sheet()[name]
+    y = targets(name, 300)
+    z, own = outputs(name, y), scalars(q=q)
+    edge = {"poisson": z, "binary_cross_entropy": np.minimum(z, 1 - z)}.get(name, 1.0)  # the logarithm's pole
+    found = value(slope, z=z, y=y, **own)
+    np.testing.assert_allclose(found, derivative(formula, "z", z=z, y=y, h=2e-3 * edge, **own), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("a", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(("loss", "output"), list(losses.matched()))
+def test_a_matched_row_is_the_loss_of_the_output_and_its_derivative_by_s(loss, output, a):
+    formula, slope = losses.matched()[loss, output]
+    s = grid(-5, 2, 0)
+    y = targets(loss, s.size)
+    z = value(activations.sheet()[output][3], s=s, a=a)
+    composed = formulas.substitute(formula, {"z": activations.sheet()[output][3]})
+    np.testing.assert_allclose(value(slope, s=s, z=z, y=y, a=a), derivative(composed, "s", s=s, y=y, a=a), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        value(formula, s=s, z=z, y=y, a=a), value(losses.sheet()[loss][3], z=z, y=y), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", list(activations.sheet()))
+def test_values_and_slopes_stay_finite_and_right_in_the_limits(name):
+    _, default, _, formula, slope = activations.sheet()[name]
+    own = {} if default == "none" else {"a": formulas.evaluate_scalar(default)}
+    s = np.array([-1e4, -800.0, 0.0, 700.0 if name == "exp" else 1e4])
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        z = value(formula, s=s, **own)
+        d = value(slope, s=s, z=z, **own) + 0 * s
+    assert np.isfinite(z).all()
+    assert np.isfinite(d).all()
+    left = {"identity": 1, "leaky_relu": 0.01}.get(name, 0)
+    right = {"sigmoid": 0, "tanh": 0, "hard_tanh": 0, "selu": 1.0507009873554805, "exp": np.exp(700)}.get(name, 1)
+    np.testing.assert_allclose([d[0], d[-1]], [left, right], rtol=1e-12, atol=1e-12)
+
+
+# -- programs are what their text says -----------------------------------------------------------------------------------
+
+ARRAYS, SCALARS = ("x", "y", "z"), ("a", "q")
+LEAVES = st.sampled_from([*ARRAYS, *ARRAYS, *SCALARS, "T(0.5)", "2", "T(-1.5)", "T(3)"])
+
+
+def grow(inner):
+    call1 = st.tuples(st.sampled_from(["tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign", "positive", "-"]), inner)
+    call2 = st.tuples(st.sampled_from(["maximum", "minimum"]), inner, inner)
+    binary = st.tuples(inner, st.sampled_from("+-*/"), inner)
+    twice = st.tuples(inner, st.sampled_from("+-*/"))
+    return st.one_of(
+        call1.map(lambda t: f"{t[0]}({t[1]})"),
+        call2.map(lambda t: f"{t[0]}({t[1]}, {t[2]})"),
+        binary.map(lambda t: f"({t[0]} {t[1]} {t[2]})"),
+        twice.map(lambda t: f"({t[0]} {t[1]} tanh({t[0]}))"),
+    )
+
+
+EXPRESSIONS = st.recursive(LEAVES, grow, max_leaves=12)
+FLOATS = {
+    "T": float, "positive": lambda x: float(x > 0), "sign": lambda x: float((x > 0) - (x < 0)), "maximum": max,
+    "minimum": min, "abs": abs, **{name: getattr(math, name) for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt")},
+}  # fmt: skip
+
+
+def plain(text, variables):
+    """The formula by recursion: scalars in Python floats, arrays by NumPy, every intermediate result a new array."""
+
+    def go(node):
+        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        functions = NUMPY if names & set(ARRAYS) else FLOATS
+        match node:
+            case ast.Constant():
+                return float(node.value)
+            case ast.Name():
+                return variables[node.id]
+            case ast.UnaryOp():
+                return -go(node.operand)
+            case ast.BinOp():
+                left, right = go(node.left), go(node.right)
+                symbol = {ast.Add: "__add__", ast.Sub: "__sub__", ast.Mult: "__mul__", ast.Div: "__truediv__"}[type(node.op)]
+                if isinstance(right, np.ndarray) and not isinstance(left, np.ndarray):
+                    left = np.asarray(left)
+                return getattr(left, symbol)(right)
+            case ast.Call():
+                return functions[node.func.id](*[go(x) for x in node.args])
+
+    return go(ast.parse(text, mode="eval").body)
+
+
+def run(statements, variables):
+    """The program on copies of the arrays; returns them, and the program."""
+    compiled = Program(statements, frozenset(SCALARS))
+    arrays = {name: x.copy() for name, x in variables.items() if isinstance(x, np.ndarray)}
+    numbers = {name: x for name, x in variables.items() if not isinstance(x, np.ndarray)}
+    ops = NumpyOps()
+    with np.errstate(all="ignore"):
+        ops.map(compiled, arrays, {key: np.asarray(x) for key, x in compiled.fold(numbers).items()})
+    return arrays, compiled
+
+
+def variables(seed):
+    rng = np.random.default_rng(seed)
+    arrays = {name: rng.standard_normal(17) for name in (*ARRAYS, "out")}
+    arrays["y"][3], arrays["x"][5], arrays["z"][7] = 0.0, np.nan, np.inf
+    return {**arrays, "a": 0.75, "q": -1.25}
+
+
+ARITHMETIC = (ZeroDivisionError, ValueError, OverflowError)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["x", "z", "out"]), EXPRESSIONS), min_size=1, max_size=3), st.integers(0, 99))
+def test_a_program_computes_what_its_statements_say_also_in_place_and_keeps_every_other_array(statements, seed):
+    state = variables(seed)
+    try:
+        with np.errstate(all="ignore"):
+            expected = dict(state)
+            for target, text in statements:
+                expected[target] = np.array(np.broadcast_to(plain(text, expected), 17))  # + 0 would lose the sign of -0
+    except ARITHMETIC:  # a division by 0 among scalars
+        assume(False)
+    arrays, _ = run("; ".join(f"{target} = {text}" for target, text in statements), state)
+    for name in (*ARRAYS, "out"):
+        np.testing.assert_array_equal(arrays[name], expected[name], err_msg=name)
+
+
+@settings(max_examples=300, deadline=None)
+@given(EXPRESSIONS, st.sampled_from(["x", "out"]))
+def test_a_program_uses_as_few_registers_as_its_order_of_steps_allows(text, target):
+    compiled = Program(f"{target} = {text}", frozenset(SCALARS))
+
+    def temporary(name):
+        return name == target or name.startswith("r")
+
+    written, uses, holds = [], {}, {}  # each step's result by number; who reads it last; what a place holds now
+    for i, step in enumerate(compiled.steps):
+        for name in step.operands:
+            if name in holds:
+                uses[holds[name]] = i
+            elif name == target:
+                uses["old"] = i
+        assert temporary(step.out)
+        holds[step.out] = i
+        written.append(i)
+    need = 0
+    for i in written[:-1]:  # the last result goes into the target itself
+        live = sum(j <= i < uses[j] for j in written[:-1])
+        need = max(need, live - (uses.get("old", -1) <= i))
+    assert compiled.registers == max(0, need)
+    assert {name for step in compiled.steps for name in (*step.operands, step.out) if name[0] == "r"} == {
+        f"r{i}" for i in range(compiled.registers)
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(EXPRESSIONS)
+def test_equal_subexpressions_are_computed_once_and_scalars_not_per_entry(text):
+    compiled = Program(f"out = {text}", frozenset(SCALARS))
+    arrays = set()
+    for node in ast.walk(ast.parse(text, mode="eval")):
+        reads = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & set(ARRAYS)
+        if reads and isinstance(node, ast.BinOp | ast.UnaryOp | ast.Call) and getattr(node, "func", ast.Name("")).id != "T":
+            arrays.add(ast.dump(node))
+    assert len(compiled.steps) == max(1, len(arrays))
+
+
+def test_the_programs_of_the_sheets_give_equal_results_on_separate_and_on_shared_arrays():
+    rng = np.random.default_rng(1)
+    for name in activations.sheet():
+        activation = activations.resolve(name)
+        ops, s, g = NumpyOps(), rng.standard_normal((3, 5)), rng.standard_normal((3, 5))
+        z, in_place = np.empty_like(s), s.copy()
+        kept = s.copy()
+        ops.bias_activation(kept, None, activation, z)
+        np.testing.assert_array_equal(kept, s, err_msg=f"{name}: S must be kept for the slope")
+        ops.bias_activation(in_place, None, activation, in_place)
+        np.testing.assert_array_equal(in_place, z, err_msg=name)
+        np.testing.assert_array_equal(z, value(activation.value, s=s, **activation.scalars), err_msg=name)
+        results = []
+        for shared in ("none", "g", "z"):
+            S, Z, G, D = s.copy(), z.copy(), g.copy(), np.empty_like(s)
+            D = {"none": D, "g": G, "z": Z}[shared]
+            ops.activation_gradient(G, S, Z, activation, D, None)
+            results.append(D)
+            for letter, array, was in (("S", S, s), ("Z", Z, z), ("G", G, g)):
+                if array is not D:
+                    np.testing.assert_array_equal(array, was, err_msg=f"{name}: {letter} must be kept")
+        np.testing.assert_array_equal(results[0], g * value(activation.slope, s=s, z=z, **activation.scalars), err_msg=name)
+        np.testing.assert_array_equal(results[1], results[0], err_msg=name)
+        np.testing.assert_array_equal(results[2], results[0], err_msg=name)
+
+
+@pytest.mark.parametrize(("target", "registers"), [("z", 2), ("g", 3), ("d", 2)])
+def test_the_cost_of_gelus_slope_does_not_creep_up(target, registers):
+    compiled = Program(f"{target} = g * ({activations.resolve('gelu').slope})", frozenset())
+    assert len(compiled.steps) <= 15  # of 26 operations that are written out
+    assert compiled.registers <= registers
+
+
+@pytest.mark.parametrize("function", ["maximum", "minimum"])
+def test_maximum_and_minimum_pass_nan_on_from_either_side(function):
+    x = np.array([np.nan, 1.0, np.nan])
+    y = np.array([1.0, np.nan, np.nan])
+    arrays, _ = run(f"out = {function}(x, y)", {"x": x, "y": y, "out": np.zeros(3)})
+    assert np.isnan(arrays["out"]).all()
+    for text in (f"out = {function}(x, 0)", f"out = {function}(0, x)"):
+        arrays, _ = run(text, {"x": x, "out": np.zeros(3)})
+        np.testing.assert_array_equal(np.isnan(arrays["out"]), np.isnan(x))
+
+
+@pytest.mark.parametrize("name", list(activations.sheet()))
+def test_a_nan_in_the_pre_activation_is_a_nan_in_the_output(name):
+    s = np.array([[np.nan, 0.3]])
+    NumpyOps().bias_activation(s, None, activations.resolve(name), s)
+    np.testing.assert_array_equal(np.isnan(s), [[True, False]])
+
+
+# -- the whitelist -------------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    "s.real", "s.__class__", "().__class__", "s[0]", "s[:, 0]", "(lambda: s)()", "lambda s: s", "'s'", "b's'", "f'{s}'",
+    "s if s else 1",
+    "s and 1", "not s", "s < 1", "s == s", "[s]", "(s, s)", "{s}", "{s: 1}", "[x for x in s]", "s ** 2", "s // 2", "s % 2",
+    "s @ s", "s << 1", "~s", "+s", "(t := s)", "*s", "await s", "yield", "print(s)", "eval(s)", "__import__(s)",
+    "exp(s)(s)", "maximum(s)", "maximum(s, 0, 1)", "tanh()", "tanh(s, s)", "tanh(x=s)", "tanh(*s)", "maximum(**s)", "np.exp(s)",
+    "1j * s", "True", "None", "...", "s; s", "s = 1", "", " ", "s +", "import os", "s\n+ 1", "sin(s)", "exp",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_is_not_arithmetic_on_the_allowed_names_is_refused(text):
+    with pytest.raises(ValueError, match="formula"):
+        mc.Activation("mine", text, "1")
+    with pytest.raises(ValueError, match="formula"):
+        mc.Loss("mine", "z - y", text.replace("s", "z"))
+
+
+@pytest.mark.parametrize("text", [3, None, b"s", ["s"]])
+def test_a_formula_that_is_no_text_is_a_type_error(text):
+    with pytest.raises(TypeError, match="formula"):
+        mc.Activation("mine", text, "1")
+
+
+@pytest.mark.parametrize(
+    ("make", "reads"),
+    [
+        (lambda: mc.Activation("mine", "z", "1"), "'z'"),
+        (lambda: mc.Activation("mine", "a * s", "a"), "'a'"),
+        (lambda: mc.Activation("mine", "s", "y"), "'y'"),
+        (lambda: mc.Activation("mine", "q * s", "q", 1.0), "'q'"),
+        (lambda: mc.Loss("mine", "s - y", "1"), "'s'"),
+        (lambda: mc.Loss("mine", "q * (z - y)", "q"), "'q'"),
+        (lambda: mc.Loss("mine", "a * (z - y)", "a", 1.0), "'a'"),
+    ],
+)
+def test_a_variable_that_the_row_does_not_have_is_refused_by_name(make, reads):
+    with pytest.raises(ValueError, match=f"reads {reads}"):
+        make()
+
+
+@pytest.mark.parametrize("text", ["pow(s, 2)", "pow(2, s)"])
+def test_a_power_of_an_array_is_refused_where_the_formula_is_given_not_at_the_first_step(text):
+    with pytest.raises(ValueError, match="pow"):
+        mc.Activation("mine", text, "1")
+
+
+@pytest.mark.parametrize("text", ["-" * 3000 + "s", "+".join(["s"] * 3000), "(" * 500 + "s" + ")" * 500])
+def test_a_formula_too_deep_to_read_is_a_value_error_too(text):
+    with pytest.raises(ValueError, match="formula"):
+        mc.Activation("mine", text, "1")
+
+
+def test_reads_substitute_and_kinks_see_the_tree_not_the_text():
+    assert formulas.reads("maximum(s, 0) + a * exp(T(2))") == {"s", "a"}
+    assert formulas.reads("1 - z * z") == {"z"}
+    for text, replacements in [
+        ("a * z", {"z": "s + 1"}),
+        ("z - z", {"z": "s - a"}),
+        ("1 / z", {"z": "a / s"}),
+        ("-z", {"z": "-s"}),
+    ]:
+        replaced = formulas.substitute(text, replacements)
+        z = value(replacements["z"], s=1.7, a=0.4)
+        assert value(replaced, s=1.7, a=0.4) == value(text, z=z, a=0.4)
+    for kink, text in ((0.0, "maximum(s, 0)"), (2.0, "abs(s - 2)"), (-1.0, "minimum(-1, s)"), (3.0, "positive(3 - s)")):
+        (sign,) = formulas.kinks(text)
+        assert value(sign, s=kink - 1e-9) * value(sign, s=kink + 1e-9) < 0
+
+
+@pytest.mark.parametrize(("condition", "values", "holds"), [
+    ("a > 0", {"a": 0.0}, False), ("a >= 0", {"a": 0.0}, True), ("0 < q < 1", {"q": 1.0}, False),
+    ("0 < q < 1", {"q": 0.5}, True),
+])  # fmt: skip
+def test_conditions_of_parameters_hold_where_they_say(condition, values, holds):
+    assert formulas.holds(condition, **values) is holds

@@ -1,0 +1,403 @@
+"""Every update rule against the paper's formulas, entry by entry in Python floats; schedules, clipping, penalties."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+import mlpcore as mc
+from mlpcore.core.optimizers import Progress
+
+# A loss that is linear in the output has whatever gradient the targets say: dW = Xᵀ Y / m, db = the mean of Y.
+LINEAR = mc.Loss("linear", "y * z", "y + 0 * z")
+FLAT = mc.Loss("flat", "0 * z + 1", "0 * z")
+STEPS = 20
+
+
+# -- the rules, from the papers ------------------------------------------------------------------------------------------
+
+
+def sgd(w, g, state, t, rate, decay):
+    return w - rate * g
+
+
+def momentum(w, g, state, t, rate, decay, mu=0.9):
+    state["v"] = mu * state.get("v", 0.0) - rate * g
+    return w + state["v"]
+
+
+def nesterov(w, g, state, t, rate, decay, mu=0.9):
+    """Sutskever et al. 2013, 3 and 4: the gradient is taken at x + mu v, and w is that point."""
+    v = state.get("v", 0.0)
+    x = w - mu * v
+    state["v"] = mu * v - rate * g
+    return x + state["v"] + mu * state["v"]
+
+
+def adam(w, g, state, t, rate, decay, beta1=0.8, beta2=0.95, epsilon=1e-2):
+    m = state["m"] = beta1 * state.get("m", 0.0) + (1 - beta1) * g
+    v = state["v"] = beta2 * state.get("v", 0.0) + (1 - beta2) * g * g
+    m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+    return w - rate * (m_hat / (math.sqrt(v_hat) + epsilon) + decay * w)
+
+
+def rmsprop(w, g, state, t, rate, decay, alpha=0.9, epsilon=1e-2):
+    state["v"] = alpha * state.get("v", 0.0) + (1 - alpha) * g * g
+    return w - rate * g / (math.sqrt(state["v"]) + epsilon)
+
+
+def lion(w, g, state, t, rate, decay, beta1=0.8, beta2=0.95):
+    m = state.get("m", 0.0)
+    c = beta1 * m + (1 - beta1) * g
+    state["m"] = beta2 * m + (1 - beta2) * g
+    return w - rate * (math.copysign(1.0, c) + decay * w)
+
+
+RULES = [
+    ("sgd", lambda rate: mc.SGD(rate), sgd, 0.0),
+    ("sgd ignores nesterov without momentum", lambda rate: mc.SGD(rate, nesterov=True), sgd, 0.0),
+    ("momentum", lambda rate: mc.SGD(rate, momentum=0.9), momentum, 0.0),
+    ("nesterov", lambda rate: mc.SGD(rate, momentum=0.9, nesterov=True), nesterov, 0.0),
+    ("adam", lambda rate: mc.Adam(rate, beta1=0.8, beta2=0.95, epsilon=1e-2), adam, 0.0),
+    ("adamw", lambda rate: mc.AdamW(rate, 0.3, beta1=0.8, beta2=0.95, epsilon=1e-2), adam, 0.3),
+    ("adamw without decay", lambda rate: mc.AdamW(rate, 0.0, beta1=0.8, beta2=0.95, epsilon=1e-2), adam, 0.0),
+    ("rmsprop", lambda rate: mc.RMSprop(rate, alpha=0.9, epsilon=1e-2), rmsprop, 0.0),
+    ("lion", lambda rate: mc.Lion(rate, beta1=0.8, beta2=0.95), lion, 0.0),
+    ("lion with decay", lambda rate: mc.Lion(rate, 0.3, beta1=0.8, beta2=0.95), lion, 0.3),
+]
+RATES = [0.05, mc.InverseScaling(0.05, 0.7)]
+
+
+@pytest.mark.parametrize("rate", RATES, ids=["constant", "scheduled"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize(("make", "rule", "decay"), [rule[1:] for rule in RULES], ids=[rule[0] for rule in RULES])
+def test_twenty_updates_are_those_of_the_paper_entry_by_entry(make, rule, decay, bias, rate):
+    net = mc.MLP([3, 2], bias=bias, dtype="float64", seed=3)
+    net.parameters[...] += 0.5
+    trainer = mc.Trainer(net, loss=LINEAR, optimizer=make(rate))
+    weights = net.layout.weights
+    plain, states = net.parameters.tolist(), [{} for _ in range(net.layout.size)]
+    rng = np.random.default_rng(7)
+    for t in range(1, STEPS + 1):
+        X, Y = rng.standard_normal((5, 3)), rng.standard_normal((5, 2)) * rng.choice([1e-3, 1.0, 30.0])
+        gradient = [*(X.T @ Y / 5).ravel(), *(Y.mean(axis=0) if bias else [])]
+        now = rate if isinstance(rate, float) else 0.05 / t**0.7
+        for i, g in enumerate(gradient):
+            plain[i] = rule(plain[i], float(g), states[i], t, now, decay if i < weights else 0.0)
+        trainer.step(X, Y)
+        np.testing.assert_allclose(net.parameters, plain, rtol=1e-10, atol=1e-13, err_msg=f"update {t}")
+    assert trainer.progress.step == STEPS
+
+
+@pytest.mark.parametrize(("make", "rule"), [rule[1:3] for rule in RULES], ids=[rule[0] for rule in RULES])
+def test_float32_updates_agree_with_float64_ones_over_vectors_longer_than_a_piece(make, rule):
+    rng = np.random.default_rng(1)
+    batches = [(rng.standard_normal((4, 200)).astype(np.float32), rng.standard_normal((4, 200)).astype(np.float32))
+               for _ in range(3)]  # fmt: skip
+    found = []
+    for dtype in ("float32", "float64"):
+        net = mc.MLP([200, 200], dtype=dtype, seed=2)  # 40,200 entries: two pieces of 32,768
+        trainer = mc.Trainer(net, loss=LINEAR, optimizer=make(0.01))
+        for X, Y in batches:
+            trainer.step(X, Y)
+        found.append(net.parameters.astype(np.float64))
+    far = abs(found[0] - found[1]) > 1e-5 * (1 + abs(found[1]))
+    assert far.sum() <= (4 if rule is lion else 0)  # a sign may fall either way where rounding decides
+
+
+@pytest.mark.parametrize("optimizer", [mc.AdamW(0.1, weight_decay=0.2), mc.Lion(0.1, weight_decay=0.2)])
+def test_decay_shrinks_weights_and_leaves_biases(optimizer):
+    net = mc.MLP([3, 4, 2], "tanh", dtype="float64", seed=1)
+    net.parameters[...] = np.arange(1.0, 1 + net.layout.size)
+    before = net.parameters.copy()
+    mc.Trainer(net, loss=FLAT, optimizer=optimizer).step(np.ones((3, 3)), np.ones((3, 2)))
+    n = net.layout.weights
+    np.testing.assert_allclose(net.parameters[:n], before[:n] * (1 - 0.1 * 0.2), rtol=1e-14)
+    np.testing.assert_array_equal(net.parameters[n:], before[n:])
+
+
+def test_optimizers_without_decay_do_not_move_on_a_flat_loss():
+    for optimizer in (mc.SGD(0.1, momentum=0.5), mc.Adam(0.1), mc.RMSprop(0.1), mc.Lion(0.1)):
+        net = mc.MLP([2, 2], dtype="float64")
+        before = net.parameters.copy()
+        mc.Trainer(net, loss=FLAT, optimizer=optimizer).step(np.ones((3, 2)), np.ones((3, 2)))
+        np.testing.assert_array_equal(net.parameters, before)
+
+
+# -- one table of problems -----------------------------------------------------------------------------------------------
+
+
+def _least_squares(rng):
+    X = rng.standard_normal((64, 3)) * [1.0, 2.0, 0.5]
+    Y = X @ rng.standard_normal((3, 2)) + 0.3 * rng.standard_normal((64, 2))
+    design = np.hstack([X, np.ones((64, 1))])
+    theta = np.linalg.lstsq(design, Y)[0]
+    return "identity", "squared_error", X, Y, np.concatenate([theta[:3].ravel(), theta[3]])
+
+
+def _ridge(rng):
+    X = rng.standard_normal((64, 3))
+    Y = X @ [[1.0], [-2.0], [0.5]] + 0.1 * rng.standard_normal((64, 1))
+    theta = np.linalg.solve(X.T @ X / 64 + 0.3 * np.eye(3), X.T @ Y / 64)
+    return "identity", "squared_error", X, Y, theta.ravel()
+
+
+def _logistic(rng):
+    X, theta = rng.standard_normal((64, 3)), np.array([1.5, -0.7, 0.4, 0.2])
+    return "sigmoid", "binary_cross_entropy", X, 1 / (1 + np.exp(-(X @ theta[:3] + theta[3])))[:, None], theta
+
+
+def _poisson(rng):
+    X, theta = rng.standard_normal((64, 3)), np.array([0.5, -0.7, 0.4, 0.2])
+    return "exp", "poisson", X, np.exp(X @ theta[:3] + theta[3])[:, None], theta
+
+
+def _median(rng):
+    y = rng.standard_normal((63, 1))
+    return "identity", "absolute_error", np.ones((63, 1)), y, np.median(y, axis=0)
+
+
+PROBLEMS = {"least squares": _least_squares, "ridge": _ridge, "logistic": _logistic, "poisson": _poisson, "median": _median}
+OPTIMIZERS = [
+    lambda n: mc.SGD(mc.Cosine(0.2, steps=n)),
+    lambda n: mc.SGD(mc.Cosine(0.03, steps=n), momentum=0.9),
+    lambda n: mc.SGD(mc.Cosine(0.03, steps=n), momentum=0.9, nesterov=True),
+    lambda n: mc.Adam(mc.Cosine(0.1, steps=n)),
+    lambda n: mc.AdamW(mc.Cosine(0.1, steps=n), weight_decay=0.0),
+    lambda n: mc.RMSprop(mc.Cosine(0.1, steps=n)),
+    lambda n: mc.Lion(mc.Cosine(0.03, steps=n)),
+]
+
+
+@pytest.mark.parametrize("problem", list(PROBLEMS))
+@pytest.mark.parametrize("make", OPTIMIZERS, ids=["SGD", "momentum", "nesterov", "Adam", "AdamW", "RMSprop", "Lion"])
+def test_every_optimizer_reaches_the_known_optimum(make, problem):
+    output, loss, X, Y, optimum = PROBLEMS[problem](np.random.default_rng(5))
+    bias = problem not in ("ridge", "median")
+    net = mc.MLP([X.shape[1], Y.shape[1]], output=output, bias=bias, dtype="float64", init="zeros")
+    trainer = mc.Trainer(net, loss=loss, optimizer=make(1500), l2=0.3 if problem == "ridge" else 0.0)
+    for _ in range(1500):
+        trainer.step(X, Y)
+    np.testing.assert_allclose(net.parameters, optimum, atol=5e-3)
+
+
+# -- schedules -----------------------------------------------------------------------------------------------------------
+
+
+def at(schedule, step, total=None, reductions=0):
+    return schedule.at(Progress(step, total, reductions))
+
+
+def test_a_number_and_constant_mean_the_same():
+    assert mc.SGD(0.3).rate(Progress(99)) == mc.SGD(mc.Constant(0.3)).rate(Progress(7)) == 0.3
+
+
+def test_step_decay_multiplies_after_every_so_many_updates():
+    schedule = mc.StepDecay(0.8, every=10, factor=0.5)
+    assert [at(schedule, t) for t in (0, 9, 10, 19, 20, 30)] == [0.8, 0.8, 0.4, 0.4, 0.2, 0.1]
+
+
+def test_cosine_warms_up_in_a_line_and_ends_at_its_final_rate():
+    schedule = mc.Cosine(1.0, steps=110, warmup=10, final=0.2)
+    np.testing.assert_allclose([at(schedule, t) for t in (0, 4, 9)], [0.1, 0.5, 1.0])
+    np.testing.assert_allclose([at(schedule, t) for t in (10, 35, 60, 85, 110, 500)], [
+        1.0, 0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2, 0.6, 0.2 + 0.8 * (1 - math.sqrt(0.5)) / 2, 0.2, 0.2])  # fmt: skip
+
+
+def test_cosine_without_steps_takes_them_from_fit_and_says_so_outside():
+    assert at(mc.Cosine(1.0), 50, total=100) == pytest.approx(0.5)
+    net = mc.MLP([2, 1])
+    trainer = mc.Trainer(net, loss="squared_error", optimizer=mc.SGD(mc.Cosine(0.1)))
+    X, Y = np.ones((8, 2)), np.ones(8)
+    before = net.parameters.copy()
+    with pytest.raises(ValueError, match=r"Cosine needs steps=.* outside fit"):
+        trainer.step(X, Y)
+    np.testing.assert_array_equal(net.parameters, before)
+    rates = trainer.fit(X, Y, epochs=5, batch_size=4, progress=False)["learning_rate"]
+    np.testing.assert_allclose(rates, [0.1 * (1 + math.cos(math.pi * (2 * e - 1) / 10)) / 2 for e in range(1, 6)])
+
+
+def test_inverse_scaling_divides_by_a_power_of_the_updates_number():
+    schedule = mc.InverseScaling(0.6, power=0.5)
+    np.testing.assert_allclose([at(schedule, t) for t in (0, 3, 99)], [0.6, 0.3, 0.06])
+
+
+def test_adaptive_lowers_the_rate_each_time_the_loss_has_not_fallen_for_patience_epochs():
+    def rates(loss, Y):
+        schedule = mc.Adaptive(0.1, factor=0.5, patience=2, minimum=0.02)
+        trainer = mc.Trainer(mc.MLP([2, 1], dtype="float64"), loss=loss, optimizer=mc.SGD(schedule))
+        return trainer.fit(np.ones((4, 2)), Y, epochs=10, batch_size=4, progress=False)["learning_rate"]
+
+    np.testing.assert_allclose(rates(FLAT, np.ones(4)), [0.1, 0.1, 0.1, 0.05, 0.05, 0.025, 0.025, 0.02, 0.02, 0.02])
+    np.testing.assert_allclose(rates(LINEAR, np.ones(4)), [0.1] * 10)  # falls without end
+
+
+def test_adaptive_counts_a_fall_smaller_than_its_tolerance_as_none():
+    def last(tolerance):
+        schedule = mc.Adaptive(1e-3, factor=0.5, patience=1, tolerance=tolerance)
+        trainer = mc.Trainer(mc.MLP([1, 1], dtype="float64"), loss=LINEAR, optimizer=mc.SGD(schedule))
+        return trainer.fit(np.ones((2, 1)), np.ones(2), epochs=4, batch_size=2, progress=False)["learning_rate"][-1]
+
+    assert last(tolerance=1e-4) == 1e-3  # J falls by 2e-3 an epoch
+    assert last(tolerance=1.0) == pytest.approx(1e-3 / 4)
+
+
+@pytest.mark.parametrize("schedule", [mc.Adaptive(1e-7), mc.Adaptive(1e-7, minimum=0.0)])
+def test_a_minimum_above_the_rate_does_not_raise_the_rate(schedule):
+    assert at(schedule, 0) == 1e-7
+
+
+# -- settings ------------------------------------------------------------------------------------------------------------
+
+BAD = [
+    *[(cls, "learning_rate", bad) for cls in (mc.SGD, mc.Adam, mc.AdamW, mc.RMSprop, mc.Lion) for bad in (-0.1, math.nan,
+        math.inf)],
+    *[(mc.SGD, "momentum", bad) for bad in (-0.1, 1.0, 2, math.nan)],
+    *[(cls, name, bad) for cls in (mc.Adam, mc.AdamW, mc.Lion) for name in ("beta1", "beta2") for bad in (-0.1, 1.0, math.nan)],
+    *[(cls, "epsilon", bad) for cls in (mc.Adam, mc.AdamW, mc.RMSprop) for bad in (0.0, -1e-8)],
+    *[(cls, "weight_decay", bad) for cls in (mc.AdamW, mc.Lion) for bad in (-0.1, math.inf)],
+    *[(mc.RMSprop, "alpha", bad) for bad in (-0.1, 1.0)],
+]  # fmt: skip
+WRONG_TYPE = [(mc.SGD, "learning_rate", "0.1"), (mc.SGD, "momentum", None), (mc.Adam, "beta1", True),
+    (mc.AdamW, "epsilon", [1]),
+              (mc.SGD, "nesterov", "yes")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cls", "name", "bad"), BAD)
+def test_a_setting_out_of_range_is_refused_at_first_and_later(cls, name, bad):
+    with pytest.raises(ValueError, match=f"{cls.__name__}: {name} must.*{bad}"):
+        cls(**{"learning_rate": 0.1, name: bad})
+    optimizer = cls(0.1)
+    kept = dataclasses.asdict(optimizer)
+    with pytest.raises(ValueError, match=f"{cls.__name__}: {name} must"):
+        setattr(optimizer, name, bad)
+    assert dataclasses.asdict(optimizer) == kept
+
+
+@pytest.mark.parametrize(("cls", "name", "bad"), WRONG_TYPE)
+def test_a_setting_of_another_type_is_refused_at_first_and_later(cls, name, bad):
+    with pytest.raises(TypeError, match=f"{name} must"):
+        cls(**{"learning_rate": 0.1, name: bad})
+    with pytest.raises(TypeError, match=f"{name} must"):
+        setattr(cls(0.1), name, bad)
+
+
+def test_a_misspelt_setting_is_refused_with_those_there_are():
+    with pytest.raises(AttributeError, match="no setting 'rate'; it has learning_rate, weight_decay"):
+        mc.AdamW().rate = 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: mc.Constant(0.0), "rate"),
+        (lambda: mc.StepDecay(0.1, every=0), "every"),
+        (lambda: mc.StepDecay(0.1, every=5, factor=1.5), "factor"),
+        (lambda: mc.Cosine(-0.1), "rate"),
+        (lambda: mc.Cosine(0.1, steps=0), "steps"),
+        (lambda: mc.Cosine(0.1, warmup=-1), "warmup"),
+        (lambda: mc.Cosine(0.1, final=-1.0), "final"),
+        (lambda: mc.InverseScaling(0.1, power=-1), "power"),
+        (lambda: mc.Adaptive(0.1, factor=0.0), "factor"),
+        (lambda: mc.Adaptive(0.1, patience=0), "patience"),
+        (lambda: mc.Adaptive(0.1, tolerance=-1.0), "tolerance"),
+        (lambda: mc.Adaptive(0.1, minimum=math.nan), "minimum"),
+    ],
+)
+def test_a_schedules_setting_out_of_range_is_refused_by_name_and_none_can_be_changed_later(make, name):
+    with pytest.raises(ValueError, match=rf"\w+: {name} must"):
+        make()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        mc.Constant(0.1).rate = -1.0
+
+
+@pytest.mark.parametrize(
+    ("first", "change", "second"),
+    [
+        (mc.SGD(0.1), {"learning_rate": 0.01}, mc.SGD(0.01)),
+        (mc.SGD(0.1), {"learning_rate": mc.Constant(0.02)}, mc.SGD(0.02)),
+        (mc.AdamW(0.1), {"weight_decay": 0.0, "epsilon": 0.1}, mc.AdamW(0.1, 0.0, epsilon=0.1)),
+        (mc.SGD(0.1, momentum=0.9), {"momentum": 0.0}, mc.SGD(0.1)),
+        (mc.SGD(0.1), {"momentum": 0.9}, mc.SGD(0.1, momentum=0.9)),
+        (mc.SGD(0.1, momentum=0.9), {"nesterov": True}, mc.SGD(0.1, momentum=0.9, nesterov=True)),
+    ],
+)
+def test_a_setting_changed_before_the_first_step_of_a_trainer_counts_from_then_on(first, change, second):
+    """`Trainer.optimizer`: what is set on it counts from the next step on."""
+    X, Y, found = np.random.default_rng(0).standard_normal((6, 3)), np.ones((6, 2)), []
+    for optimizer, later in ((dataclasses.replace(first), change), (second, {})):
+        net = mc.MLP([3, 2], dtype="float64", seed=4)
+        trainer = mc.Trainer(net, loss="squared_error", optimizer=optimizer)
+        for name, value in later.items():
+            setattr(trainer.optimizer, name, value)
+        for _ in range(3):
+            trainer.step(X, Y)
+        found.append(net.parameters)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+# -- clipping and penalties ----------------------------------------------------------------------------------------------
+
+
+def _gradient(clip_norm=None, l1=0.0, l2=0.0, W=1.0):
+    """Parameters' change by one step of rate 1, and J, where the gradient of the data is known."""
+    net = mc.MLP([3, 2], dtype="float64", seed=1)
+    net.parameters[...] = W * np.array([0.5, -1.0, 0.0, 2.0, -0.25, 1.5, 3.0, -4.0])
+    before = net.parameters.copy()
+    X, Y = np.arange(12.0).reshape(4, 3) / 10, np.array([[1.0, -2.0], [0.5, 1.0], [2.0, 0.0], [-1.0, 3.0]])
+    J = mc.Trainer(net, loss=LINEAR, optimizer=mc.SGD(1.0), clip_norm=clip_norm, l1=l1, l2=l2).step(X, Y)
+    data = np.concatenate([(X.T @ Y / 4).ravel(), Y.mean(axis=0)])
+    return before - net.parameters, data, J, before
+
+
+def test_a_gradient_longer_than_the_clip_norm_is_scaled_to_it_over_all_parameters_together():
+    found, g, _, before = _gradient(clip_norm=0.25)
+    length = np.linalg.norm(g)
+    assert length > 0.25
+    np.testing.assert_allclose(found, g * 0.25 / length, rtol=1e-12, atol=4e-16 * abs(before).max())
+    np.testing.assert_allclose(np.linalg.norm(found), 0.25, rtol=1e-14)
+
+
+def test_a_gradient_no_longer_than_the_clip_norm_is_left_to_the_bit():
+    free, g, _, _ = _gradient()
+    clipped, *_ = _gradient(clip_norm=float(np.linalg.norm(g)) * 1.0001)
+    np.testing.assert_array_equal(clipped, free)
+
+
+def test_clipping_takes_the_penalties_gradient_in():
+    g, *_ = _gradient(l1=0.5, l2=2.0)
+    clipped, *_ = _gradient(l1=0.5, l2=2.0, clip_norm=0.1)
+    np.testing.assert_allclose(clipped, g * 0.1 / np.linalg.norm(g), rtol=1e-12, atol=2e-15)
+
+
+def test_clipping_survives_a_gradient_whose_squares_overflow_float32():
+    net = mc.MLP([1, 1], bias=False)
+    net.parameters[...] = 0
+    mc.Trainer(net, loss=LINEAR, optimizer=mc.SGD(1.0), clip_norm=1.0).step([[1e15]], [[1e15]])
+    np.testing.assert_allclose(net.parameters, [-1.0], rtol=1e-6)
+
+
+def test_a_zero_gradient_is_clipped_to_zero_not_to_nan():
+    net = mc.MLP([1, 1], bias=False, init="zeros")
+    mc.Trainer(net, loss=FLAT, optimizer=mc.SGD(1.0), clip_norm=1.0).step([[1.0]], [[1.0]])
+    assert net.parameters == [0.0]
+
+
+@pytest.mark.parametrize(("l1", "l2"), [(0.3, 0.0), (0.0, 0.7), (0.3, 0.7)])
+def test_penalties_enter_j_and_the_gradient_of_the_weights_only(l1, l2):
+    _, _, J0, _ = _gradient()
+    found, g, J, theta = _gradient(l1=l1, l2=l2)
+    W = theta[:6]
+    np.testing.assert_allclose(J - J0, l1 * abs(W).sum() + 0.5 * l2 * (W**2).sum(), rtol=1e-14)
+    np.testing.assert_allclose(found[:6], g[:6] + l1 * np.sign(W) + l2 * W, rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(found[6:], g[6:], rtol=1e-14)
+
+
+def test_the_penalties_sums_do_not_lose_digits_over_many_weights():
+    net = mc.MLP([300, 300], bias=False)
+    net.parameters[...] = np.float32(0.1)
+    trainer = mc.Trainer(net, loss=FLAT, optimizer=mc.SGD(0.0), l1=1.0, l2=1.0)
+    J = trainer.step(np.ones((1, 300)), np.ones((1, 300)))
+    w = float(np.float32(0.1))
+    assert pytest.approx(300 + 90000 * (w + 0.5 * w * w), rel=1e-6) == J

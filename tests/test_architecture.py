@@ -1,0 +1,259 @@
+"""What docs/architecture.md promises about the shape of the code, read from the code."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mlpcore as mc
+from mlpcore import kernel_files
+from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.core import activations, losses
+from mlpcore.core.ops import Ops
+
+PACKAGE = Path(mc.__file__).parent
+LEVELS = [
+    ["kernel_files"], ["core"], ["backends", "formats"], ["training"], ["mlp"],
+    ["gradcheck", "callbacks", "trainer", "checkpoint", "data"], ["__init__"], ["estimators", "cli", "__main__"],
+]  # fmt: skip
+LEVEL = {unit: i for i, units in enumerate(LEVELS) for unit in units}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name(path):
+    """`mlpcore/core/layout.py` is "core.layout"; a package's `__init__.py` is the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def imports(path, at_run_time=True):
+    """Absolute names of what a module imports; without what only type checkers see."""
+    tree = ast.parse(path.read_text())
+    if at_run_time:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own(path):
+    """The modules of this package that a module imports at run time."""
+    known = {name(m) for m in MODULES}
+    found = set()
+    for target in imports(path):
+        if target == "mlpcore":
+            found.add("__init__")
+        elif target.startswith("mlpcore."):
+            parts = target.split(".")[1:]
+            while parts and ".".join(parts) not in known:
+                parts.pop()
+            found.add(".".join(parts) or "__init__")
+    return found
+
+
+def test_the_reader_of_imports_sees_imports():
+    """The tests below could not fail if it saw none."""
+    assert own(PACKAGE / "trainer.py") >= {"mlp", "callbacks", "core.inputs", "training.step"}
+    assert "core.optimizers" in own(PACKAGE / "__init__.py")
+    assert "trainer" not in own(PACKAGE / "callbacks.py")
+    assert any(target.startswith("mlpcore.trainer") for target in imports(PACKAGE / "callbacks.py", at_run_time=False))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=[name(path) for path in MODULES])
+def test_imports_point_one_way(path):
+    unit = name(path).split(".")[0]
+    assert unit in LEVEL, f"{unit} has no place in the house yet: give it one in LEVELS and in docs/architecture.md"
+    for target in own(path):
+        other = target.split(".")[0]
+        below = LEVEL[other] < LEVEL[unit] or other == unit or LEVEL[other] == LEVEL["trainer"] == LEVEL[unit]
+        assert below, f"{name(path)} must not import {target}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {name(path): own(path) - {name(path)} for path in MODULES if name(path) != "__init__"}
+    done, under_way = set(), []
+
+    def visit(module):
+        assert module not in under_way, f"a circle: {' -> '.join([*under_way, module])}"
+        if module in done or module not in graph:
+            return
+        under_way.append(module)
+        for target in graph[module]:
+            visit(target)
+        done.add(under_way.pop())
+
+    for module in graph:
+        visit(module)
+
+
+def test_the_mathematics_needs_numpy_alone_and_its_heart_not_even_that():
+    for path in (PACKAGE / "core").glob("*.py"):
+        outside = {target.split(".")[0] for target in imports(path)} - {"mlpcore", "__future__"}
+        foreign = {target for target in outside if target not in _standard()}
+        assert foreign <= {"numpy"}, path.name
+        if path.name in ("backprop.py", "layout.py", "formulas.py", "activations.py", "losses.py", "optimizers.py", "ops.py"):
+            assert not foreign, path.name
+
+
+def _standard():
+    import sys
+
+    return sys.stdlib_module_names
+
+
+def test_cupy_and_pickle_stay_outside():
+    for path in MODULES:
+        roots = {target.split(".")[0] for target in imports(path, at_run_time=False)}
+        if name(path).split(".")[0] != "backends" and name(path) != "training.cuda_graph":
+            assert "cupy" not in roots, path
+        assert not roots & {"pickle", "torch", "joblib", "shelve"}, path
+
+
+def test_only_the_formulas_evaluate_text():
+    for path in MODULES:
+        calls = {
+            n.func.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        }
+        assert not calls & {"exec", "__import__"}, path
+        assert "eval" not in calls or name(path) == "core.formulas", path
+
+
+def test_the_recurrences_fit_on_one_screen():
+    assert len((PACKAGE / "core" / "backprop.py").read_text().splitlines()) <= 50
+
+
+def test_a_backend_has_the_operations_of_the_protocol_with_the_same_signatures():
+    wanted = {n: f for n, f in vars(Ops).items() if inspect.isfunction(f) and not n.startswith("_")}
+    assert len(wanted) > 10
+    for operation, function in wanted.items():
+        theirs = list(inspect.signature(getattr(NumpyOps, operation)).parameters.values())
+        ours = list(inspect.signature(function).parameters.values())
+        assert [(p.name, p.kind, p.default) for p in theirs] == [(p.name, p.kind, p.default) for p in ours], operation
+    public = {n for n, f in vars(NumpyOps).items() if inspect.isfunction(f) and not n.startswith("_")}
+    assert public == set(wanted)
+
+
+# -- one row ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sheets(tmp_path, monkeypatch):
+    """A copy of the folder `kernels/` that the library reads in place of its own."""
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    for file in kernel_files.folder().glob("*.def"):
+        (folder / file.name).write_text(file.read_text())
+    caches = (activations.sheet, losses.sheet, losses.matched)
+    monkeypatch.setattr(kernel_files, "_PLACES", (folder,))
+    for cache in caches:
+        cache.cache_clear()
+    yield folder
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("row", "spec"),
+    [
+        ("ACTIVATION(softsign, glorot, none, none, s / (1 + abs(s)), (1 - abs(z)) * (1 - abs(z)))", "softsign"),
+        ("ACTIVATION(bent, he, T(0.5), a > 0, a * s * tanh(s), a * (tanh(s) + s * (1 - tanh(s) * tanh(s))))", ("bent", 1.5)),
+    ],
+)
+def test_adding_an_activation_is_one_row(sheets, tmp_path, row, spec):
+    with pytest.raises(ValueError, match="unknown name"):
+        mc.MLP([3, 5, 2], "softsig", spec if isinstance(spec, str) else spec[0])
+    with open(sheets / "activations.def", "a") as file:
+        file.write(f"\n{row}\n")
+    activations.sheet.cache_clear()
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((100, 3))
+    Y = np.tanh(X @ rng.standard_normal((3, 2)))
+    net = mc.MLP([3, 8, 8, 2], [spec, "tanh"], spec)
+    assert mc.check_gradients(net, X, Y, "squared_error").ok
+    history = mc.Trainer(net, loss="squared_error", optimizer=mc.Adam(1e-2)).fit(X, Y, epochs=20, batch_size=16, progress=False)
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+    net.save(tmp_path / "net.safetensors")
+    np.testing.assert_array_equal(mc.MLP.load(tmp_path / "net.safetensors").predict(X), net.predict(X))
+
+
+def test_adding_a_loss_and_a_matched_pair_is_a_row_each(sheets):
+    with open(sheets / "losses.def", "a") as file:
+        file.write("\nLOSS(fourth, any, none, none, (z - y) * (z - y) * (z - y) * (z - y), 4 * (z - y) * (z - y) * (z - y))\n")
+        file.write("MATCHED(fourth, identity, (s - y) * (s - y) * (s - y) * (s - y), 4 * (s - y) * (s - y) * (s - y))\n")
+    losses.sheet.cache_clear()
+    losses.matched.cache_clear()
+    X, Y = np.random.default_rng(0).standard_normal((2, 50, 3))
+    net = mc.MLP([3, 5, 3], "tanh")
+    assert losses.pair(losses.resolve("fourth"), net.activations[-1]).matched
+    assert mc.check_gradients(net, X, Y, "fourth").ok
+    assert mc.check_gradients(mc.MLP([3, 5, 3], "tanh", "tanh"), X, Y, "fourth").ok
+
+
+def test_without_its_sheets_the_library_says_where_it_looked(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_files, "_PLACES", (tmp_path / "here",))
+    with pytest.raises(FileNotFoundError, match=r"kernels.*here"):
+        kernel_files.folder()
+
+
+# -- words -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_public_names_are_those_of_the_design_and_each_is_there():
+    promised = {
+        "MLP",
+        "Trainer",
+        "SGD",
+        "Adam",
+        "AdamW",
+        "RMSprop",
+        "Lion",
+        "Activation",
+        "Loss",
+        "EarlyStopping",
+        "loss",
+        "check_gradients",
+        "info",
+        "DeviceUnavailable",
+        "NonFiniteLoss",
+        "Constant",
+        "StepDecay",
+        "Cosine",
+        "InverseScaling",
+        "Adaptive",
+    }
+    assert promised <= set(mc.__all__)
+    assert len(set(mc.__all__)) == len(mc.__all__)
+    for public in mc.__all__:
+        assert hasattr(mc, public)
+    assert mc.__version__
+
+
+@pytest.mark.parametrize("public", mc.__all__)
+def test_each_public_name_and_each_of_its_methods_has_a_docstring(public):
+    thing = getattr(mc, public)
+    assert inspect.getdoc(thing)
+    if inspect.isclass(thing):
+        assert not (thing.__doc__ or "").startswith(f"{public}("), "a dataclass's signature is no docstring"
+        for method, value in vars(thing).items():
+            if not method.startswith("_") and (
+                inspect.isfunction(value) or isinstance(value, property | classmethod | staticmethod)
+            ):
+                assert inspect.getdoc(value), f"{public}.{method}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=[name(path) for path in MODULES])
+def test_each_module_and_each_public_function_and_class_in_it_has_a_docstring(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), path
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}: {node.name}"

@@ -1,0 +1,297 @@
+"""The gradient check passes what is right and exposes what is wrong: each misprint in a net that hides it, and in one that
+does not."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+
+import mlpcore as mc
+
+
+def problem(sizes, hidden, output="identity", loss="squared_error", rows=6, bias=True, seed=0):
+    rng = np.random.default_rng(seed)
+    net = mc.MLP(sizes, hidden, output, bias=bias, dtype="float64", init="glorot", seed=seed)
+    net.parameters[...] += 0.3 * rng.standard_normal(net.layout.size)
+    X, Y = rng.standard_normal((rows, sizes[0])), rng.standard_normal((rows, sizes[-1]))
+    if loss == "cross_entropy":
+        Y = rng.integers(0, sizes[-1], rows)
+    return net, X, Y
+
+
+def slope(activation, s, z):
+    return {
+        "identity": lambda: np.ones_like(s),
+        "tanh": lambda: 1 - np.tanh(s) ** 2,
+        "relu": lambda: (s > 0) * 1.0,
+        "exp": lambda: np.exp(s),
+        "sigmoid": lambda: activation.parameter * z * (1 - z),
+    }[activation.name]()
+
+
+def plain_gradient(net, X, Y, make_D=None, make_dW=None, share=None):
+    """Backpropagation by the book for squared error, with the lines to misprint as arguments."""
+    make_D = make_D or (lambda G, S, Z, l: G * slope(net.activations[l], S, Z))
+    make_dW = make_dW or (lambda Z, D: Z.T @ D)
+    Z, S = [X], [None]
+    for l in range(1, net.layout.layers + 1):
+        b = net.b[l]
+        S.append(Z[-1] @ net.W[l] + (0 if b is None else b))
+        Z.append(net.forward(X).Z[l])
+    G = (Z[-1] - Y) / (len(X) if share is None else share)
+    dW, db = {}, {}
+    for l in range(net.layout.layers, 0, -1):
+        D = make_D(G, S[l], Z[l], l)
+        dW[l], db[l] = make_dW(Z[l - 1], D), D.sum(axis=0)
+        assert dW[l].shape == net.W[l].shape
+        G = D @ net.W[l].T
+    L = range(1, net.layout.layers + 1)
+    return np.concatenate([dW[l].ravel() for l in L] + ([db[l] for l in L] if net.layout.bias else []))
+
+
+def check(net, X, Y, gradient=None, **settings):
+    return mc.check_gradients(net, X, Y, loss="squared_error", gradient=gradient, **settings)
+
+
+# -- right ones pass -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entries", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_right_gradients_pass_the_engines_and_by_the_book(seed, entries):
+    net, X, Y = problem([3, 5, 4, 2], ["tanh", ("sigmoid", 2.0)], seed=seed)
+    for gradient in (None, plain_gradient(net, X, Y), net.backward(net.forward(X), mc.loss("squared_error")(
+            net.forward(X).output, Y)[1])):  # fmt: skip
+        result = check(net, X, Y, gradient, entries=entries)
+        assert result.ok
+        assert result.max_relative_error < 1e-6
+        assert list(result.errors) == ["W[1]", "W[2]", "W[3]", "b[1]", "b[2]", "b[3]"]
+        assert result.max_relative_error == max(result.errors.values())
+        assert "gradient right" in str(result)
+
+
+def test_the_network_its_data_and_its_dtype_are_left_as_they_were():
+    net, X, Y = problem([3, 5, 2], "relu")
+    narrow = mc.MLP([3, 5, 2], "relu", seed=3)
+    for n in (net, narrow):
+        before = [n.parameters.copy(), X.copy(), Y.copy()]
+        assert check(n, X, Y).ok
+        for array, was in zip((n.parameters, X, Y), before, strict=True):
+            np.testing.assert_array_equal(array, was)
+    assert narrow.parameters.dtype == np.float32
+
+
+def test_a_gradient_computed_in_float32_passes_at_a_thousandth_and_not_at_a_millionth_of_a_millionth():
+    net, X, Y = problem([3, 5, 2], "tanh")
+    narrow = mc.MLP([3, 5, 2], "tanh", init="zeros")
+    narrow.parameters[...] = net.parameters
+    cache = narrow.forward(X)
+    flat = narrow.backward(cache, mc.loss("squared_error")(cache.output, Y)[1]).flat
+    assert check(narrow, X, Y, flat, tolerance=1e-3).ok
+    assert not check(narrow, X, Y, flat, tolerance=1e-12).ok
+
+
+def test_a_relu_net_with_65536_rows_passes_and_the_rows_at_kinks_are_reported():
+    net, X, Y = problem([4, 8, 8, 1], "relu", rows=65536, seed=1)
+    begin = time.perf_counter()
+    result = check(net, X, Y)
+    assert result.ok, str(result)
+    assert 0 < result.rows_left_out < 2000
+    assert f"{result.rows_left_out} row(s) at a kink" in str(result)
+    assert time.perf_counter() - begin < 20
+
+
+def test_rows_at_kinks_do_not_hide_a_wrong_gradient():
+    net, X, Y = problem([4, 8, 8, 1], "relu", rows=65536, seed=1)
+    wrong = plain_gradient(net, X, Y)
+    net.layout.views(wrong)[0][2][...] *= 1 + 1e-4
+    result = check(net, X, Y, wrong)
+    assert result.rows_left_out > 0
+    assert not result.ok
+    assert result.worst == "W[2]"
+
+
+@pytest.mark.parametrize("loss", ["absolute_error", ("huber", 0.5), ("quantile", 0.3)])
+def test_rows_at_the_kink_of_a_loss_are_left_out_too(loss):
+    net, X, Y = problem([2, 1], [], rows=5000, seed=2)
+    result = mc.check_gradients(net, 10 * X, 10 * Y, loss)
+    assert result.ok, str(result)
+    Y[:3] = net.forward(10 * X).output[:3] / 10  # right on the kink of |z - y|
+    result = mc.check_gradients(net, 10 * X, 10 * Y, loss)
+    assert result.ok, str(result)
+    if loss != ("huber", 0.5):
+        assert result.rows_left_out >= 1
+
+
+@pytest.mark.parametrize("hidden", ["softplus", "mish", "gelu", "tanh", "silu", "exp"])
+def test_hardly_a_row_is_left_out_where_the_activation_is_smooth(hidden):
+    """softplus and mish are written with |s|, though their slope does not jump."""
+    net, X, Y = problem([2, 6, 1], hidden, rows=20000, seed=2)
+    result = check(net, 0.3 * X, Y)
+    assert result.ok, str(result)
+    assert result.rows_left_out <= (20 if hidden in ("softplus", "mish") else 0)
+
+
+def test_row_weights_are_part_of_what_is_checked():
+    net, X, Y = problem([3, 5, 2], "tanh")
+    w = np.array([0.0, 1, 2, 0, 3, 0.5])
+    assert check(net, X, Y, sample_weight=w).ok
+    assert not check(net, X, Y, plain_gradient(net, X, Y), sample_weight=w).ok
+
+
+def test_a_gradient_of_zero_where_it_should_be_zero_passes():
+    net, X, _ = problem([3, 5, 2], "tanh")
+    result = check(net, X, net.forward(X).output)
+    assert result.ok, str(result)
+
+
+def test_the_same_seed_checks_along_the_same_directions():
+    net, X, Y = problem([3, 5, 2], "tanh")
+    wrong = plain_gradient(net, X, Y) * 1.01
+    assert check(net, X, Y, wrong, seed=3) == check(net, X, Y, wrong, seed=3)
+    assert check(net, X, Y, wrong, seed=3).max_relative_error != check(net, X, Y, wrong, seed=4).max_relative_error
+
+
+# -- wrong ones fail, and are named ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entries", [False, True])
+@pytest.mark.parametrize("block", ["W[1]", "W[2]", "W[3]", "b[1]", "b[2]", "b[3]"])
+def test_an_error_of_a_ten_thousandth_in_one_block_is_caught_and_named(block, entries):
+    net, X, Y = problem([3, 5, 4, 2], "tanh")
+    wrong = plain_gradient(net, X, Y)
+    W, b = net.layout.views(wrong)
+    eval(block, {"W": W, "b": b})[...] *= 1 + 1e-4
+    result = check(net, X, Y, wrong, entries=entries)
+    assert not result.ok
+    assert result.worst.startswith(block)
+    assert [name for name, error in result.errors.items() if error > result.tolerance] == [block]
+    assert f"gradient WRONG, worst in {block}" in str(result)
+
+
+def test_entries_name_the_very_entry():
+    net, X, Y = problem([3, 5, 2], "tanh")
+    for entry in ("W[1][2, 3]", "W[2][0, 1]", "b[1][4]", "b[2][0]"):
+        wrong = plain_gradient(net, X, Y)
+        W, b = net.layout.views(wrong)
+        view, index = entry[:4], eval(f"np.s_{entry[4:]}", {"np": np})
+        eval(view, {"W": W, "b": b})[index] += 1e-3
+        result = check(net, X, Y, wrong, entries=True)
+        assert not result.ok
+        assert result.worst == entry
+
+
+def misprint(number, net):
+    """What a book with this misprint would compute, as arguments of `plain_gradient`."""
+    act = net.activations
+    own = lambda l, s, z: slope(act[l], s, z)  # noqa: E731
+    return {
+        1: {"make_D": lambda G, S, Z, l: G * Z},  # σ for σ'
+        2: {"make_D": lambda G, S, Z, l: G * own(l, Z, _value(act[l], Z))},  # σ' at the output
+        3: {"make_dW": lambda Z, D: Z.T @ D.T},  # D transposed
+        4: {"make_D": lambda G, S, Z, l: G * own(m := min(l + 1, len(act) - 1), S, _value(act[m], S))},  # σ_{l+1}
+        5: {"make_D": lambda G, S, Z, l: G * own(l, S, Z) / (act[l].parameter or 1)},  # no a
+    }[number]
+
+
+def _value(activation, s):
+    return {
+        "identity": lambda: s,
+        "tanh": lambda: np.tanh(s),
+        "relu": lambda: np.maximum(s, 0),
+        "exp": lambda: np.exp(s),
+        "sigmoid": lambda: 1 / (1 + np.exp(-(activation.parameter or 1) * s)),
+    }[activation.name]()
+
+
+A, B = [3, 4, 2], [3, 4, 4, 2]
+MISPRINTS = [  # number, the net that hides it, the one that exposes it, the blocks that come out wrong
+    (1, (A, ["exp"], "exp", 5), (A, ["tanh"], "tanh", 5), ["W[1]", "W[2]", "b[1]", "b[2]"]),
+    (2, (A, ["relu"], "relu", 5), (A, ["tanh"], "tanh", 5), ["W[1]", "W[2]", "b[1]", "b[2]"]),
+    (3, ([3, 1, 1], ["tanh"], "identity", 1), ([3, 4, 4], ["tanh"], "identity", 4), ["W[1]", "W[2]"]),
+    (4, (B, ["tanh", "tanh"], "tanh", 5), (B, ["tanh", "sigmoid"], "identity", 5), ["W[1]", "W[2]", "b[1]", "b[2]"]),
+    (4, (B, ["tanh", "tanh"], "tanh", 5), (B, ["tanh", "tanh"], "identity", 5), ["W[1]", "W[2]", "b[1]", "b[2]"]),
+    (5, (B, [("sigmoid", 1.0)] * 2, "identity", 5), (B, [("sigmoid", 2.0)] * 2, "identity", 5),
+        ["W[1]", "W[2]", "b[1]", "b[2]"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "hides", "exposes", "wrong"), MISPRINTS)
+def test_a_misprint_passes_on_the_net_that_hides_it_and_fails_on_the_one_that_exposes_it(number, hides, exposes, wrong):
+    for (sizes, hidden, output, rows), exposed in ((hides, False), (exposes, True)):
+        net, X, Y = problem(sizes, hidden, output, rows=rows, seed=4)
+        assert check(net, X, Y, plain_gradient(net, X, Y)).ok
+        for entries in (False, True):
+            result = check(net, X, Y, plain_gradient(net, X, Y, **misprint(number, net)), entries=entries)
+            assert result.ok == (not exposed), str(result)
+            bad = [name for name, error in result.errors.items() if error > result.tolerance]
+            assert bad == (wrong if exposed else [])
+            assert not exposed or result.worst.split("][")[0].rstrip("]") + "]" in wrong
+
+
+def test_the_transposed_d_clashes_where_batch_and_width_differ():
+    net, X, Y = problem(A, ["tanh"], rows=5)
+    with pytest.raises(ValueError, match="matmul"):
+        plain_gradient(net, X, Y, **misprint(3, net))
+
+
+def test_the_missing_slope_of_the_sigmoid_costs_each_layer_that_it_passes_a_factor():
+    net, X, Y = problem(B, [("sigmoid", 2.0)] * 2, rows=5, seed=4)
+    result = check(net, X, Y, plain_gradient(net, X, Y, **misprint(5, net)), entries=True)
+    assert result.errors["W[1]"] == pytest.approx(0.75)  # a quarter of the right one
+    assert result.errors["W[2]"] == pytest.approx(0.5)
+    assert result.errors["W[3]"] < 1e-6
+
+
+def test_a_gradient_divided_by_the_chunks_rows_instead_of_the_batchs_is_wrong_everywhere():
+    net, X, Y = problem([3, 5, 2], "tanh", rows=8)
+    parts = [slice(0, 3), slice(3, 6), slice(6, 8)]
+    wrong = sum(plain_gradient(net, X[part], Y[part]) for part in parts)
+    result = check(net, X, Y, wrong)
+    assert not result.ok
+    assert all(error > 0.01 for error in result.errors.values())
+    right = sum(plain_gradient(net, X[part], Y[part], share=8) for part in parts)
+    assert check(net, X, Y, right).ok
+
+
+def test_a_missing_bias_gradient_is_named():
+    net, X, Y = problem([3, 5, 2], "tanh")
+    wrong = plain_gradient(net, X, Y)
+    net.layout.views(wrong)[1][1][...] = 0
+    result = check(net, X, Y, wrong)
+    assert not result.ok
+    assert result.worst == "b[1]"
+    assert [name for name, error in result.errors.items() if error > result.tolerance] == ["b[1]"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_is_wrong(bad):
+    net, X, Y = problem([3, 5, 2], "tanh")
+    wrong = plain_gradient(net, X, Y)
+    wrong[4] = bad
+    with np.errstate(invalid="ignore"):
+        assert not check(net, X, Y, wrong).ok
+
+
+def test_the_engine_itself_is_checked_a_wrong_slope_in_a_formula_fails():
+    wrong = mc.Activation("wrong", "s * s", "s")
+    net, X, Y = problem([3, 5, 2], wrong)
+    result = check(net, X, Y)
+    assert not result.ok
+    assert [name for name, error in result.errors.items() if error > result.tolerance] == ["W[1]", "b[1]"]
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    net, X, Y = problem([3, 5, 2], "tanh")
+    with pytest.raises(ValueError, match=r"gradient must be flat, shape \(32,\)"):
+        check(net, X, Y, np.zeros(31))
+
+
+def test_a_check_is_a_record_of_plain_values_that_cannot_be_changed():
+    net, X, Y = problem([3, 5, 2], "tanh")
+    result = check(net, X, Y)
+    assert result.ok is True
+    assert type(result.max_relative_error) is float
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.ok = False
