@@ -88,7 +88,7 @@ class Step:
         self.allocated: Plan | None = None
         self.inputs: Inputs | None = None
         self.workers: list[Worker] = []
-        self.extra: list[Array] = []
+        self.additions: list[Recording] = []
 
     # -- the plan --
 
@@ -196,14 +196,16 @@ class Step:
         self._plans.clear()
 
     def _drop_workspace(self) -> None:
-        self.workers, self.extra, self.allocated, self.inputs = [], [], None, None
+        self.workers, self.additions, self.allocated, self.inputs = [], [], None, None
 
     def _add_worker(self, buffers: Sequence[Buffer]) -> None:
         ops = self.new_ops()
         arrays = planning.allocate(ops, buffers)
         gradient = arrays.pop("gradient", self.gradient)
         if gradient is not self.gradient:
-            self.extra.append(gradient)
+            with self.ops.capture() as addition:
+                self.ops.map(program("g = g + h", frozenset()), {"g": self.gradient, "h": gradient}, {})
+            self.additions.append(addition)
         dW, db = self.layout.views(gradient)
         worker = Worker(ops, self.W, self.b, self.activations, self.objective, dW, db, arrays, self.scale)
         self.workers.append(worker)
@@ -211,30 +213,41 @@ class Step:
     # -- the step --
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> float:
-        """One update. Returns J; raises NonFiniteLoss with the parameters as they were."""
+        """X, Y → forward → loss → backward → reduce → update. Returns J; a J that is not finite changes no parameter."""
         J = self.loss_and_gradient(batch, plan)
         self.update(J, progress)
         return J
 
     def loss_and_gradient(self, batch: Batch, plan: Plan) -> float:
-        """J of a batch, its gradient in `self.gradient`: forward → loss → backward → reduce, and the penalties."""
+        """J of a batch, its gradient in `self.gradient`: forward → loss → backward by chunks → reduce, and the penalties."""
         self.scale[...] = 1 / weight_of(batch)
         shares = cut(batch.size, plan.rows, plan.workers)
-        if len(shares) == 1:
-            self.workers[0].gradient(batch, shares[0])
-        else:
-            with blas.limited(1), ThreadPoolExecutor(len(shares) - 1) as pool:
-                jobs = [pool.submit(self.workers[i].gradient, batch, shares[i]) for i in range(1, len(shares))]
-                self.workers[0].gradient(batch, shares[0])
-                for job in jobs:
-                    job.result()
-        J = float(self.workers[0].J)
-        for worker, gradient in zip(self.workers[1 : len(shares)], self.extra, strict=False):
-            J += float(worker.J)
-            np.add(self.gradient, gradient, self.gradient)
+        self._forward_loss_backward(batch, shares)
+        return self._reduce(len(shares)) + self._penalize()
+
+    def _forward_loss_backward(self, batch: Batch, shares: list[list[tuple[int, int]]]) -> None:
+        """Each worker's share of the chunks, side by side; BLAS on one thread meanwhile."""
+        first, *others = shares
+        if not others:
+            self.workers[0].gradient(batch, first)
+            return
+        with blas.limited(1), ThreadPoolExecutor(len(others)) as pool:
+            jobs = [pool.submit(worker.gradient, batch, s) for worker, s in zip(self.workers[1:], others, strict=False)]
+            self.workers[0].gradient(batch, first)
+            for job in jobs:
+                job.result()
+
+    def _reduce(self, count: int) -> float:
+        """J and the gradient of the batch: the sums over the workers that had rows."""
+        for addition in self.additions[: count - 1]:
+            addition.replay()
+        return sum(float(worker.J) for worker in self.workers[:count])
+
+    def _penalize(self) -> float:
+        """Adds the penalties' gradient to that of the weights; returns their value."""
         if self.penalty is not None:
             self.penalty.replay()
-        return J + self.penalty_value()
+        return self.penalty_value()
 
     def penalty_value(self) -> float:
         """l1 Σ|W| + ½ l2 Σ W² of the weights as they are."""

@@ -42,16 +42,22 @@ def one_step(net, X, Y, w=None, rows=None, loss="squared_error", optimizer=None,
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 9))
-def test_chunks_cover_every_row_once_in_order_and_none_is_too_long_or_empty(size, rows, workers):
+def test_chunks_cover_every_row_once_in_order_none_too_long_or_empty_and_workers_share_the_rows_evenly(size, rows, workers):
     shares = cut(size, rows, workers)
     chunks = [chunk for share in shares for chunk in share]
     assert chunks[0][0] == 0
     assert chunks[-1][1] == size
     assert all(a[1] == b[0] for a, b in itertools.pairwise(chunks))
     assert all(0 < stop - start <= rows for start, stop in chunks)
-    assert max(stop - start for start, stop in chunks) - min(stop - start for start, stop in chunks) <= 1
     assert len(shares) == min(workers, -(-size // rows))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    of_worker = [share[-1][1] - share[0][0] for share in shares]
+    assert max(of_worker) - min(of_worker) <= 1
+    for share in shares:
+        lengths = [stop - start for start, stop in share]
+        assert max(lengths) - min(lengths) <= 1
+        assert len(share) == -(-sum(lengths) // rows)
+    if rows * workers >= size:  # then the plan has no arrays for a second chunk
+        assert all(len(share) == 1 for share in shares)
 
 
 # -- the result does not depend on the chunks -----------------------------------------------------------------------------
