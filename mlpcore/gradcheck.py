@@ -229,10 +229,9 @@ class _Checker:
                 log_p = np.log(np.maximum(Z[-1], np.finfo(np.float64).tiny))
                 rows = -log_p[np.arange(len(Y)), Y] if self.classes else -np.sum(Y * log_p, axis=1)
             else:
-                scalars = {} if self.loss.parameter is None else {"q": self.loss.parameter}
                 arrays = {"z": Z[-1], "y": np.ascontiguousarray(Y, np.float64)}
-                rows = self._evaluate(self.loss.value, scalars, **arrays).sum(axis=1)
-                signs += [self._evaluate(kink, scalars, **arrays) > 0 for kink in formulas.kinks(self.loss.value)]
+                rows = self._evaluate(self.loss.value, self.loss.scalars, **arrays).sum(axis=1)
+                signs += [self._evaluate(kink, self.loss.scalars, **arrays) > 0 for kink in formulas.kinks(self.loss.value)]
         return rows, np.concatenate(signs, axis=1) if signs else np.zeros((len(rows), 0), bool)
 
     def _evaluate(self, formula: str, scalars: dict[str, float], **arrays: Array) -> Array:

@@ -107,7 +107,7 @@ class MLP:
         self.layout = Layout(_sizes(sizes), _bool(bias, "bias"))
         self.activations = _activations(activations, output, self.layout.layers)
         try:
-            self.dtype = np.dtype(dtype)
+            self.dtype = np.dtype("" if dtype is None else dtype).newbyteorder("=")
         except TypeError:
             raise TypeError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}") from None
         if self.dtype.name not in DTYPES:

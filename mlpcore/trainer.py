@@ -6,6 +6,7 @@ history = trainer.fit(X, Y, epochs=10, batch_size=256, validation=(Xv, Yv))
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -252,7 +253,7 @@ class Trainer:
         np.subtract(np.cumsum(order, out=order), 1, out=order)  # 0, 1, 2, … without a second array of that size
         count = len(order)
         steps = -(-count // size)
-        self.progress.total = self.progress.step + epochs * steps
+        self.progress.begun, self.progress.total = self.progress.step, epochs * steps
         history: History = {}
         adaptive = _Watch(self._adaptive())
         for observer in observers:
@@ -264,7 +265,7 @@ class Trainer:
                     self._rng.shuffle(order)
                 bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
                 entry = {"loss": self._epoch(data, order, size, observers, bar)}
-                entry["learning_rate"] = self._optimizer.rate(Progress(self.progress.step - 1, *self._rest()))
+                entry["learning_rate"] = self._optimizer.rate(dataclasses.replace(self.progress, step=self.progress.step - 1))
                 if held_out is not None:
                     entry |= {f"validation_{key}": value for key, value in self._evaluate(held_out).items()}
                 entry["seconds"] = time.perf_counter() - begin
@@ -286,9 +287,6 @@ class Trainer:
         for observer in observers:
             observer.fit_end(self, history)
         return history
-
-    def _rest(self) -> tuple[int | None, int]:
-        return self.progress.total, self.progress.reductions
 
     def _epoch(self, data: _Data, order: Array, size: int, observers: list[hooks.Callback], bar: Any) -> float:
         """One pass over the rows; the mean of J, each step by its weight."""
@@ -357,7 +355,7 @@ class Trainer:
         rows = step.allocated.rows if step.allocated else planning.WIDEST  # those that are there will do
         plan = step.prepare(min(batch.size, rows), data.inputs)
         worker = step.workers[0]
-        step.scale[...] = 1 / weight_of(batch)
+        step.set_scale(batch)
         worker.J[...] = 0
         scores = _Scores(self.loss, self.net.sizes[-1])
         for start, stop in cut(batch.size, plan.rows, 1)[0]:

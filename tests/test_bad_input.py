@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
+from mlpcore.core.optimizers import Schedule
 
 X = np.random.default_rng(0).standard_normal((6, 4))
 CLASSES = np.array([0, 1, 2, 0, 1, 2])
@@ -322,3 +323,21 @@ def test_messages_are_one_line_and_without_a_second_exception_in_front():
         assert not re.search(r"\n", str(caught.value))
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("value", ["s * (1 / (1 - 1))", "s * log(0 - 1)"])
+def test_a_formula_whose_scalars_have_no_value_is_refused_where_it_is_given(value):
+    with pytest.raises(ValueError, match="has no value"):
+        mc.Activation("odd", value, "1")
+
+
+def test_weights_too_small_for_the_dtype_and_a_schedule_without_a_shape_are_refused():
+    trainer = mc.Trainer(mc.MLP([2, 1]), loss="squared_error")
+    with pytest.raises(ValueError, match="sample_weight sums to"):
+        trainer.step(np.ones((3, 2)), np.ones(3), np.full(3, 1e-44))
+    with pytest.raises(TypeError, match="learning_rate must be a number or one of the schedules"):
+        mc.SGD(Schedule(0.1))
+    for dtype in (None, "float16"):
+        with pytest.raises((TypeError, ValueError), match="dtype"):
+            mc.MLP([2, 1], dtype=dtype)
+    assert mc.MLP([2, 1], dtype=">f4").dtype == np.float32

@@ -42,12 +42,11 @@ class Activation:
     default: float | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        a = () if self.parameter is None else ("a",)
         if self.parameter is not None:
             object.__setattr__(self, "parameter", finite(self.parameter, f"the parameter of {self.name}"))
         if not self.rowwise:
-            formulas.parse(self.value, ("s", *a))
-            formulas.parse(self.slope, ("s", "z", *a))
+            formulas.check(self.value, ("s",), self.scalars)
+            formulas.check(self.slope, ("s", "z"), self.scalars)
         if self.init not in INITIAL:
             raise unknown("init", self.init, INITIAL)
 

@@ -42,17 +42,21 @@ class Loss:
     outputs: str = field(default="any", repr=False)
 
     def __post_init__(self) -> None:
-        q = () if self.parameter is None else ("q",)
         if self.parameter is not None:
             object.__setattr__(self, "parameter", finite(self.parameter, f"the parameter of {self.name}"))
         if not self.rowwise:
-            formulas.parse(self.value, ("z", "y", *q))
-            formulas.parse(self.slope, ("z", "y", *q))
+            formulas.check(self.value, ("z", "y"), self.scalars)
+            formulas.check(self.slope, ("z", "y"), self.scalars)
 
     @property
     def rowwise(self) -> bool:
         """Whether it needs sums over a row (cross-entropy): then no formula, but code of each backend."""
         return self.name == "cross_entropy" and not self.value
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """The formula's scalar variables."""
+        return {} if self.parameter is None else {"q": self.parameter}
 
     @property
     def takes_classes(self) -> bool:
@@ -140,7 +144,7 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
         raise ValueError(f"loss {loss.name!r} needs output {needed}; the network has {output.name!r}")
     if loss.rowwise:
         return Objective(loss, output, True, "", "", ())
-    scalars = tuple({**output.scalars, **({} if loss.parameter is None else {"q": loss.parameter})}.items())
+    scalars = tuple({**output.scalars, **loss.scalars}.items())
     row = matched().get((loss.name, output.name))
     from_sheets = activations.sheet().get(output.name, [])[3:] == [output.value, output.slope] and sheet().get(loss.name, [])[
         3:

@@ -24,13 +24,15 @@ class Progress:
 
     Attributes:
         step: updates done so far.
-        total: updates that the current `fit` will have done at its end; None outside `fit`.
+        total: updates of the current `fit`; None outside `fit`.
         reductions: how often an `Adaptive` schedule has lowered the rate.
+        begun: updates that were done when the current `fit` began.
     """
 
     step: int = 0
     total: int | None = None
     reductions: int = 0
+    begun: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,14 @@ class Cosine(Schedule):
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update. Raises ValueError outside `fit` if `steps` is None."""
-        steps = progress.total if self.steps is None else self.steps
+        steps, step = self.steps, progress.step
+        if steps is None:
+            steps, step = progress.total, progress.step - progress.begun
         if steps is None:
             raise ValueError("learning_rate: Cosine needs steps=… outside fit, which alone knows how many there will be")
-        if progress.step < self.warmup:
-            return self.rate * (progress.step + 1) / self.warmup
-        share = min(1.0, (progress.step - self.warmup) / max(1, steps - self.warmup))
+        if step < self.warmup:
+            return self.rate * (step + 1) / self.warmup
+        share = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
         return self.final + (self.rate - self.final) * (1 + math.cos(math.pi * share)) / 2
 
 
@@ -167,6 +171,8 @@ class Optimizer:
             raise AttributeError(f"{type(self).__name__} has no setting {name!r}; it has {', '.join(settings)}")
         if name == "nesterov" and not isinstance(value, bool):
             raise TypeError(f"{type(self).__name__}: nesterov must be True or False; got {value!r}")
+        if type(value) is Schedule:
+            raise TypeError(f"{type(self).__name__}: {name} must be a number or one of the schedules, such as mc.Cosine(0.1)")
         if name == "learning_rate" and not isinstance(value, Schedule):
             _check_setting(f"{type(self).__name__}: learning_rate", value, "x >= 0")
         elif name in self.conditions:

@@ -220,10 +220,17 @@ class Step:
 
     def loss_and_gradient(self, batch: Batch, plan: Plan) -> float:
         """J of a batch, its gradient in `self.gradient`: forward → loss → backward by chunks → reduce, and the penalties."""
-        self.scale[...] = 1 / weight_of(batch)
+        self.set_scale(batch)
         shares = cut(batch.size, plan.rows, plan.workers)
         self._forward_loss_backward(batch, shares)
         return self._reduce(len(shares)) + self._penalize()
+
+    def set_scale(self, batch: Batch) -> None:
+        """1 / Σ w of the batch, where every worker reads it."""
+        with np.errstate(over="ignore"):
+            self.scale[...] = 1 / weight_of(batch)
+        if not np.isfinite(self.scale):
+            raise ValueError(f"sample_weight sums to {weight_of(batch):g}, too little for {self.dtype}: scale the weights up")
 
     def _forward_loss_backward(self, batch: Batch, shares: list[list[tuple[int, int]]]) -> None:
         """Each worker's share of the chunks, side by side; BLAS on one thread meanwhile."""

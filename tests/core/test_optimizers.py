@@ -216,6 +216,8 @@ def test_cosine_without_steps_takes_them_from_fit_and_says_so_outside():
     np.testing.assert_array_equal(net.parameters, before)
     rates = trainer.fit(X, Y, epochs=5, batch_size=4, progress=False)["learning_rate"]
     np.testing.assert_allclose(rates, [0.1 * (1 + math.cos(math.pi * (2 * e - 1) / 10)) / 2 for e in range(1, 6)])
+    again = trainer.fit(X, Y, epochs=5, batch_size=4, progress=False)["learning_rate"]
+    np.testing.assert_allclose(again, rates)  # each fit runs the whole curve
 
 
 def test_inverse_scaling_divides_by_a_power_of_the_updates_number():

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -351,15 +354,23 @@ def test_the_callers_arrays_may_change_and_move_between_steps():
 
 
 def test_batches_of_many_sizes_one_after_the_other_on_the_same_arrays():
-    """More shapes than a worker keeps recordings of, and inputs of changing kinds."""
+    """More shapes of chunk than a worker keeps recordings of, there and back."""
     X, Y = problem(80, 3, 2, "squared_error", 15)
     net = mc.MLP([3, 4, 2], "gelu", dtype="float64")
     trainer = mc.Trainer(net, loss="squared_error", optimizer=mc.SGD(0.0), chunk_rows=64)
-    w = np.linspace(0, 1, 80)
-    for n in [*range(1, 81), *range(80, 0, -7)]:
-        weights, x = (w if n % 3 == 0 else None), (X.astype(np.float32) if n % 5 == 0 else X)
-        expected = one_step(net, x[:n], Y[:n], weights if weights is None else 1e-9 + w[:n], chunk_rows=64)[0]
-        assert trainer.step(x[:n], Y[:n], None if weights is None else 1e-9 + w[:n]) == expected
+    for n in [*range(80, 0, -1), *range(1, 81, 3)]:
+        assert trainer.step(X[:n], Y[:n]) == one_step(net, X[:n], Y[:n], chunk_rows=64)[0]
+    assert len(trainer._step.workers[0].recordings) <= 32
+
+
+def test_inputs_of_changing_kinds_one_after_the_other():
+    X, Y = problem(80, 3, 2, "squared_error", 15)
+    net = mc.MLP([3, 4, 2], "gelu", dtype="float64")
+    trainer = mc.Trainer(net, loss="squared_error", optimizer=mc.SGD(0.0), chunk_rows=16)
+    w = np.linspace(0.1, 1, 80)
+    for n in range(1, 81):
+        weights, x = (w[:n] if n % 3 == 0 else None), (X.astype(np.float32) if n % 5 == 0 else X)
+        assert trainer.step(x[:n], Y[:n], weights) == one_step(net, x[:n], Y[:n], weights, chunk_rows=16)[0]
 
 
 def test_two_trainers_of_one_network_see_each_others_updates():
@@ -373,10 +384,24 @@ def test_two_trainers_of_one_network_see_each_others_updates():
     np.testing.assert_array_equal(one.parameters, two.parameters)
 
 
-def test_a_step_does_not_hold_on_to_the_blas_setting():
-    from mlpcore.backends import blas
-
-    X, Y = problem(2000, 3, 2, "squared_error", 17)
-    before = blas.describe()
-    mc.Trainer(mc.MLP([3, 8, 2]), loss="squared_error", workers=2, chunk_rows=100).step(X, Y)
-    assert blas.describe() == before
+def test_a_step_on_several_threads_limits_blas_while_it_runs_and_puts_its_setting_back():
+    code = """
+import numpy as np, mlpcore as mc
+from mlpcore.backends import blas
+count = lambda: {pool["num_threads"] for pool in blas.describe()}
+print(count())
+trainer = mc.Trainer(mc.MLP([3, 8, 2]), loss="squared_error", workers=2, chunk_rows=100)
+for _ in range(3):
+    trainer.step(np.ones((2000, 3)), np.ones((2000, 2)))
+print(count())
+with blas.limited(1):
+    with blas.limited(1):
+        print(count())
+    print(count())
+print(count())
+"""
+    env = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    out = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout.splitlines()
+    before, after_steps, inner, outer, after = out
+    assert before == after_steps == after
+    assert inner == outer == "{1}"
