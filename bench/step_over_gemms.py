@@ -70,7 +70,7 @@ def measure(sizes: list[int], activation: str, batch: int, optimizer: str, round
         run()
     begin = time.perf_counter()
     runs["step"]()
-    repeat = max(1, int(0.05 / (time.perf_counter() - begin)))
+    repeat = max(1, int(0.15 / (time.perf_counter() - begin)))
     seconds: dict[str, list[float]] = {name: [] for name in order}
     for turn in range(rounds):
         for name in order if turn % 2 else order[::-1]:

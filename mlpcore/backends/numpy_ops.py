@@ -72,6 +72,7 @@ class NumpyOps:
         self._scratch: Mapping[str, Array] = {}
         self._functions = {
             "copy": xp.positive,
+            "positive": partial(xp.greater, casting="unsafe"),
             **{name: getattr(xp, name) for name in ("add", "subtract", "multiply", "divide", "negative")},
             **{name: getattr(xp, name) for name in ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p")},
             **{name: getattr(xp, name) for name in ("abs", "sqrt", "sign")},
@@ -94,7 +95,7 @@ class NumpyOps:
     ) -> list[Buffer]:
         """The arrays of its own that this backend needs for a chunk of up to `rows` rows, for the plan."""
         L, wide, classes = len(sizes) - 1, max(sizes[1:]), sizes[-1]
-        registers = mask = 0
+        registers = 0
         for l, activation in enumerate(activations):
             if activation is None or activation.rowwise or (l == L and objective.matched):
                 continue
@@ -102,18 +103,14 @@ class NumpyOps:
             value = self._value(activation, in_place=not kept)
             slope = self._slope(activation, "z")
             registers = max(registers, (value.registers if value else 0) * sizes[l], slope.registers * sizes[l])
-            mask = max(mask, sizes[l] * any("positive" in (step.function for step in p.steps) for p in (value, slope) if p))
         if objective.output.rowwise and not objective.matched:
             registers = max(registers, classes)
         if not objective.loss.rowwise:
             value, slope = self._loss(objective, in_place=objective.matched)
             registers = max(registers, (1 + max(value.registers, slope.registers)) * classes)
-            mask = max(mask, classes * any(step.function == "positive" for p in (value, slope) for step in p.steps))
         buffers = [Buffer("ones", (rows,), dtype, "db = 1ᵀ D")]
         if registers:
             buffers.append(Buffer("registers", (rows * registers,), dtype, "intermediate results of formulas"))
-        if mask:
-            buffers.append(Buffer("mask", (rows * mask,), "bool", "where positive(x) is 1"))
         if objective.loss.rowwise:
             buffers += [
                 Buffer("softmax", (rows * classes,), dtype, "exponentials"),
@@ -171,14 +168,10 @@ class NumpyOps:
         """Each step of a program on its arrays; scalars are among them under their folded keys."""
         places = {**arrays, **{f"r{i}": register for i, register in enumerate(registers)}}
         for name, operands, out in compiled.steps:
-            arguments = [places[x] for x in operands]
-            if name == "positive":  # by way of a mask: a comparison into floats would allocate its buffers
-                mask = self._take("mask", places[out].shape, bool)
-                self._do(self.xp.greater, *arguments, 0, mask)
-                self._do(self.xp.copyto, places[out], mask)
-                continue
-            function = self._functions[name]
-            if name in ("maximum", "minimum"):  # NumPy 2.4 wants their `out` by name
+            function, arguments = self._functions[name], [places[x] for x in operands]
+            if name == "positive":
+                self._do(function, *arguments, 0, places[out])
+            elif name in ("maximum", "minimum"):  # NumPy 2.4 wants their `out` by name
                 self._do(partial(function, out=places[out]), *arguments)
             else:
                 self._do(function, *arguments, places[out])

@@ -5,6 +5,7 @@ J = Σ_rows w ℓ / Σ_rows w + l1 Σ|W| + ½ l2 Σ W²,    flat gradient g = �
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -214,8 +215,10 @@ class Step:
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> float:
         """X, Y → forward → loss → backward → reduce → update. Returns J; a J that is not finite changes no parameter."""
-        J = self.loss_and_gradient(batch, plan)
-        self.update(J, progress)
+        # where workers share the cores, a BLAS thread that still spins after its last call would be one too many
+        with blas.limited(1) if plan.workers > 1 else contextlib.nullcontext():
+            J = self.loss_and_gradient(batch, plan)
+            self.update(J, progress)
         return J
 
     def loss_and_gradient(self, batch: Batch, plan: Plan) -> float:
@@ -233,12 +236,12 @@ class Step:
             raise ValueError(f"sample_weight sums to {weight_of(batch):g}, too little for {self.dtype}: scale the weights up")
 
     def _forward_loss_backward(self, batch: Batch, shares: list[list[tuple[int, int]]]) -> None:
-        """Each worker's share of the chunks, side by side; BLAS on one thread meanwhile."""
+        """Each worker's share of the chunks, side by side."""
         first, *others = shares
         if not others:
             self.workers[0].gradient(batch, first)
             return
-        with blas.limited(1), ThreadPoolExecutor(len(others)) as pool:
+        with ThreadPoolExecutor(len(others)) as pool:
             jobs = [pool.submit(worker.gradient, batch, s) for worker, s in zip(self.workers[1:], others, strict=False)]
             self.workers[0].gradient(batch, first)
             for job in jobs:
