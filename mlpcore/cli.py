@@ -146,12 +146,14 @@ def _train(options: argparse.Namespace) -> None:
     kind = f"{len(dataset.class_names)} classes" if dataset.class_names else "regression"
     print(f"{options.data}: {rows:,} rows, {columns} columns, {kind}; read in {time.perf_counter() - started:.1f} s")
     name = Path(options.data).stem
-    runs = [_Run(dataset, recipe, options, options.seed + i) for i in range(options.splits)]
-    for i, run in enumerate(runs):
+    runs: list[_Run] = []
+    for i in range(options.splits):
         if i:
             print()
-        run.train()
-        run.report(baselines=options.data == "flights" and not options.no_baselines)
+        runs.append(_Run(dataset, recipe, options, options.seed + i))
+        runs[i].train()
+        runs[i].report(baselines=options.data == "flights" and not options.no_baselines)
+        del runs[i].X, runs[i].Y
     if len(runs) > 1:
         _medians(runs)
     model, picture = out / f"{name}.safetensors", out / f"{name}.png"

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tqdm.auto import tqdm
 
 from mlpcore import callbacks as hooks
 from mlpcore.backends import device as devices
@@ -258,6 +257,8 @@ class Trainer:
         adaptive = _Watch(self._adaptive())
         for observer in observers:
             observer.fit_begin(self)
+        from tqdm.auto import tqdm  # not at import: it brings asyncio
+
         with tqdm(total=epochs * count, unit="row", unit_scale=True, disable=not progress) as bar:
             for epoch in range(1, epochs + 1):
                 begin = time.perf_counter()

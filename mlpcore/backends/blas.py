@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import threadpoolctl
-
 _lock = threading.Lock()
 _limits: list[Any] = []  # BLAS threads are a setting of the whole process, so is the count of those who limit it
 
 
 @functools.cache
 def _controller() -> Any:
+    import threadpoolctl
+
     return threadpoolctl.ThreadpoolController().select(user_api="blas")
 
 
@@ -51,6 +51,8 @@ def limited(count: int) -> Iterator[None]:
 
 def describe() -> list[dict[str, Any]]:
     """Each BLAS loaded: library, version, kernel family, threads."""
+    import threadpoolctl
+
     keys = ("internal_api", "version", "architecture", "num_threads", "filepath")
     return [{key: pool.get(key) for key in keys} for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import logging
 import platform
 import re
@@ -57,6 +55,8 @@ def info() -> dict[str, Any]:
 
     Creates no CUDA context.
     """
+    import importlib.metadata  # 30 ms, for this function alone
+
     packages = ("mlpcore", "numpy", "cupy", "threadpoolctl", "safetensors", "tqdm", "scikit-learn", "matplotlib")
     names = {
         dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions() if dist.metadata["Name"]

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 VERSION = 1
 
 
 def write(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
     """Write a model file, atomically. Raises OSError if the folder is missing or cannot be written."""
+    from safetensors.numpy import save
+
     target = Path(path)
     whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}  # safetensors corrupts others silently
     data = save(whole, {"mlpcore": json.dumps({"version": VERSION, **header})})
@@ -49,6 +49,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
         FileNotFoundError, OSError: it cannot be read.
         ValueError: it is no model file of mlpcore, or one of a newer version; says which.
     """
+    from safetensors import SafetensorError, safe_open
+
     if not Path(path).is_file():
         raise FileNotFoundError(f"model file {str(path)!r} does not exist" + (" (a folder)" if Path(path).is_dir() else ""))
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -241,6 +240,8 @@ class Step:
         if not others:
             self.workers[0].gradient(batch, first)
             return
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(len(others)) as pool:
             jobs = [pool.submit(worker.gradient, batch, s) for worker, s in zip(self.workers[1:], others, strict=False)]
             self.workers[0].gradient(batch, first)
