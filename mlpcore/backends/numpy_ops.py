@@ -337,7 +337,7 @@ class NumpyOps:
             self._do(xp.multiply, P, k, D)
 
     def _add_sum(self, v: Array, J: Array) -> None:
-        """J += Σ v, as a sum over one axis: over two it is ten times slower where the second is short."""
+        """J += Σ v."""
         self._do(_accumulate, self.xp.add.reduce, v.reshape(-1), J)
 
     def map(self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]) -> None:

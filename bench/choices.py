@@ -1,0 +1,141 @@
+"""The small measurements behind the NumPy backend's choices.
+
+    python bench/choices.py
+
+A line a question: medians in microseconds of each way, interleaved. The first way of a line is the one taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Ways = dict[str, Callable[[], Any]]
+rng = np.random.default_rng(0)
+
+
+def numbers(*shape: int) -> np.ndarray:
+    """Random float32."""
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def gemm_and_accumulate() -> Ways:
+    """S = Z W and dW += Zᵀ D, 1,024 x 784 x 512."""
+    Z, W, D, S = numbers(1024, 784), numbers(784, 512), numbers(1024, 512), numbers(1024, 512)
+    dW, product = np.zeros_like(W), np.empty_like(W)
+
+    def numpy_and_add() -> None:
+        np.matmul(Z, W, out=S)
+        np.matmul(Z.T, D, out=product)
+        np.add(dW, product, out=dW)
+
+    ways: Ways = {"matmul, matmul, add": numpy_and_add}
+    with contextlib.suppress(ImportError):  # SciPy is no dependency
+        ways["SciPy's sgemm, beta = 1"] = _scipy_gemms(Z, W, D, S, dW)
+    return ways
+
+
+def _scipy_gemms(Z: np.ndarray, W: np.ndarray, D: np.ndarray, S: np.ndarray, dW: np.ndarray) -> Callable[[], None]:
+    """The same two GEMMs by the pointer that SciPy publishes for other compiled code. Column-major: C = A B is Cᵀ = Bᵀ Aᵀ."""
+    from scipy.linalg import cython_blas
+
+    capsule = cython_blas.__pyx_capi__["sgemm"]
+    name = ctypes.pythonapi.PyCapsule_GetName
+    name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    sgemm = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 13)(pointer(capsule, name(capsule)))
+    n, t = ctypes.c_char(b"N"), ctypes.c_char(b"T")
+    one, zero = ctypes.c_float(1), ctypes.c_float(0)
+    (m, k), n_out = Z.shape, W.shape[1]
+    size = {value: ctypes.c_int(value) for value in (m, k, n_out)}
+
+    def ref(*values: Any) -> list[Any]:
+        return [v.ctypes.data if isinstance(v, np.ndarray) else ctypes.addressof(v) for v in values]
+
+    M, K, N = size[m], size[k], size[n_out]
+    forward = ref(n, n, N, M, K, one, W, N, Z, K, zero, S, N)
+    backward = ref(n, t, N, K, M, one, D, N, Z, K, one, dW, N)
+
+    def run(keep: tuple[Any, ...] = (n, t, one, zero, size)) -> None:
+        sgemm(*forward)
+        sgemm(*backward)
+
+    return run
+
+
+def outer_product() -> Ways:
+    """G = D Wᵀ with one output, 1,024 x 1 x 64."""
+    D, W, G = numbers(1024, 1), numbers(1, 64), numbers(1024, 64)
+    return {"multiply": lambda: np.multiply(D, W, G), "matmul": lambda: np.matmul(D, W, G)}
+
+
+def narrow_softmax() -> Ways:
+    """Maximum, subtract, exp, sum, divide over 10 classes of 1,024 rows."""
+    S, row = numbers(1024, 10), numbers(1024, 1)
+    P, T = np.empty_like(S), np.empty((10, 1024), np.float32).T
+
+    def softmax(out: np.ndarray) -> None:
+        np.copyto(out, S)
+        np.maximum.reduce(out, 1, None, row, True)
+        np.subtract(out, row, out)
+        np.exp(out, out)
+        np.add.reduce(out, 1, None, row, True)
+        np.divide(out, row, out)
+
+    return {"on the transpose": lambda: softmax(T), "on rows": lambda: softmax(P)}
+
+
+def relu_slope() -> Ways:
+    """D = G ⊙ positive(z), 512 x 512."""
+    Z, G, D = numbers(512, 512), numbers(512, 512), numbers(512, 512)
+    mask = np.empty(Z.shape, bool)
+
+    def floats() -> None:
+        np.greater(Z, 0, D, casting="unsafe")
+        np.multiply(G, D, D)
+
+    def by_mask() -> None:
+        np.greater(Z, 0, mask)
+        np.multiply(G, mask, D)
+
+    return {"comparison into floats": floats, "mask, then multiply": by_mask}
+
+
+def broadcast_buffer() -> Ways:
+    """S += b, 1,024 x 512, by the size of NumPy's buffer."""
+    S, b = numbers(1024, 512), np.zeros(512, np.float32)
+
+    def add(size: int) -> None:
+        with np.errstate():
+            np.setbufsize(size)
+            np.add(S, b, S)
+
+    return {"2,048 entries": lambda: add(2048), "8,192 entries, the default": lambda: add(8192)}
+
+
+def main() -> None:
+    for question in (gemm_and_accumulate, outer_product, narrow_softmax, relu_slope, broadcast_buffer):
+        ways = question()
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(15):
+            for name, run in ways.items():
+                time.sleep(0.1)  # see docs/performance.md: an idle BLAS thread spins
+                run()
+                begin, count = time.perf_counter(), 0
+                while time.perf_counter() - begin < 0.03:
+                    run()
+                    count += 1
+                times[name].append((time.perf_counter() - begin) / count * 1e6)
+        print(question.__doc__)
+        print("   " + ";  ".join(f"{name}: {statistics.median(v):,.1f} us" for name, v in times.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
