@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import resource
 import sys
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 import mlpcore as mc
 from mlpcore import data
+from mlpcore.core import activations
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.training.plan import human
 
@@ -73,11 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("data", help="flights, digits, or a file such as data.npz")
     train.add_argument("--hidden", help="widths of the hidden layers, e.g. 128,64; 'none' for a linear model")
-    train.add_argument("--activation", help="of the hidden layers")
-    train.add_argument("--epochs", type=int)
-    train.add_argument("--batch", type=int, help="rows of a mini-batch")
-    train.add_argument("--learning-rate", type=float)
-    train.add_argument("--weight-decay", type=float)
+    train.add_argument("--activation", help=f"of the hidden layers (default: relu): {', '.join(activations.names())}")
+    train.add_argument("--epochs", type=int, help="passes over the training rows, at most (default: 30; flights 6, digits 60)")
+    train.add_argument("--batch", type=int, help="rows of a mini-batch (default: 256; flights 512, digits 32)")
+    train.add_argument("--learning-rate", type=float, help="at the start of its cosine (default: 0.001; digits 0.002)")
+    train.add_argument("--weight-decay", type=float, help="of AdamW (default: 0.01; flights 1, digits 0.5)")
     train.add_argument("--patience", type=int, help="epochs without a better validation loss before it stops")
     train.add_argument("--seed", type=int, default=0, help="of the split, the initial weights and the row order")
     train.add_argument("--splits", type=int, default=1, help="repeat for so many seeds and report the medians")
@@ -104,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--loss", default=None, help="default: the one that matches the output")
     plan.add_argument("--optimizer", default="adamw", choices=["sgd", "momentum", "adam", "adamw", "rmsprop", "lion"])
     plan.add_argument("--dtype", default="float32", choices=["float32", "float64"])
-    plan.add_argument("--chunk-rows", type=int, help="at most so many rows at a time (default: chosen)")
+    plan.add_argument("--chunk-rows", type=int, help="at most so many rows at a time and worker (default: chosen)")
+    plan.add_argument("--workers", type=int, help="threads with rows of their own (default: chosen)")
     plan.add_argument("--memory-limit", help="e.g. '64 MiB'")
 
     command("info", _info, "Print device, BLAS and versions.")
@@ -159,7 +160,9 @@ def _train(options: argparse.Namespace) -> None:
     model, picture = out / f"{name}.safetensors", out / f"{name}.png"
     runs[0].save(model)
     runs[0].draw(picture, name)
-    print(f"saved {model} and {picture}")
+    which = f" (seed {options.seed})" if len(runs) > 1 else ""
+    print(f"saved {model} and {picture}{which}")
+    print("the model takes standardised columns: 'mlpcore predict' does that by itself; in Python see docs/guide.md")
 
 
 class _Run:
@@ -373,7 +376,7 @@ def _check(options: argparse.Namespace) -> None:
         net, _, about = mc.MLP.load_with(options.model)
         last = net.activations[-1]
         assert last is not None
-        loss = about.get("loss") or _matching(last.name)
+        loss = about.get("loss") or mc.core.losses.matching(last)
         rng = np.random.default_rng(0)
         X = rng.standard_normal((count, net.sizes[0]))
         Y = rng.integers(0, net.sizes[-1], count) if loss == "cross_entropy" else rng.random((count, net.sizes[-1]))
@@ -384,29 +387,36 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"the gradient is wrong, worst in {result.worst}")
 
 
-def _matching(output: str) -> str:
-    return {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy", "exp": "poisson"}.get(output, "squared_error")
-
-
 def _plan(options: argparse.Namespace) -> None:
     net = mc.MLP(_widths(options.sizes, "sizes"), options.activation, options.output, dtype=options.dtype, init="zeros")
+    last = net.activations[-1]
+    assert last is not None
     optimizers: dict[str, Optimizer] = {
         "sgd": mc.SGD(0.1), "momentum": mc.SGD(0.1, momentum=0.9), "adam": mc.Adam(), "adamw": mc.AdamW(),
         "rmsprop": mc.RMSprop(), "lion": mc.Lion(),
     }  # fmt: skip
     trainer = mc.Trainer(
         net,
-        options.loss or _matching(options.output),
+        options.loss or mc.core.losses.matching(last),
         optimizers[options.optimizer],
         chunk_rows=options.chunk_rows or "auto",
         memory_limit=options.memory_limit,
+        workers=options.workers,
     )
     print(trainer.plan(options.batch))
 
 
 def _info(options: argparse.Namespace) -> None:
     for key, value in mc.info().items():
-        print(f"{key}: {json.dumps(value) if isinstance(value, list | dict) else value}")
+        if key == "blas":
+            for pool in value:
+                print(
+                    f"blas: {pool['internal_api']} {pool['version']}, {pool['architecture']} kernels, {pool['num_threads']} threads"
+                )
+        elif isinstance(value, dict):
+            print(f"{key}: " + ", ".join(f"{name} {version}" for name, version in value.items()))
+        else:
+            print(f"{key}: {value}")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def check_gradients(
     net: MLP,
     X: ArrayLike,
     Y: ArrayLike,
-    loss: Any = "cross_entropy",
+    loss: Any = None,
     gradient: Any = None,
     *,
     sample_weight: ArrayLike | None = None,
@@ -81,7 +81,7 @@ def check_gradients(
     Args:
         net: its parameters are where the gradient is checked; it is not changed.
         X, Y, sample_weight: the batch, as in `Trainer.step`.
-        loss: a name, `(name, parameter)` or `mc.Loss`.
+        loss: a name, `(name, parameter)` or `mc.Loss`; None: the one that matches the output.
         gradient: somebody else's gradient to check: flat, laid out as `net.parameters`, or an object with `.flat`. None
             checks the engine's, as a training step computes it.
         entries: difference every parameter by itself (2 passes each), instead of `directions` random directions a block.
@@ -156,15 +156,15 @@ class _Checker:
             raise TypeError(f"net must be an mc.MLP; got {type(net).__name__}")
         self.net = net.copy("float64")
         self.X = inputs.contiguous(inputs.matrix(X, net.sizes[0]))
-        self.loss = loss_sheet.resolve(loss)
+        last = self.net.activations[-1]
+        assert last is not None
+        self.loss = loss_sheet.resolve(loss_sheet.matching(last) if loss is None else loss)
+        self.objective = loss_sheet.pair(self.loss, last)
         Y_, self.classes = inputs.target(Y, len(self.X), net.sizes[-1], self.loss)
         self.Y = inputs.contiguous(Y_)
         self.weights = inputs.weights(sample_weight, len(self.X))
         for array, name in ((self.X, "X"), (self.Y, "Y")):
             inputs.require_finite(array, name)
-        last = self.net.activations[-1]
-        assert last is not None
-        self.objective = loss_sheet.pair(self.loss, last)
         self.batch = Batch(self.X, self.Y, self.weights, None, len(self.X))
         self.total = weight_of(self.batch)
         self.ops = devices.operations(net.device)()

@@ -45,6 +45,10 @@ class Cache:
         """Z[L], (m, n_L)."""
         return self.Z[-1]
 
+    def __repr__(self) -> str:
+        kept = [l for l, s in enumerate(self.S) if s is not None]
+        return f"Cache(Z[0] … Z[{len(self.Z) - 1}] of {len(self.Z[0])} rows, S of layers {kept}, {self.nbytes:,} bytes)"
+
     @property
     def nbytes(self) -> int:
         """Bytes that the cache costs beyond X."""
@@ -68,6 +72,10 @@ class Gradient:
     X: Array | None
     D: tuple[Array, ...] | None
     G: tuple[Array, ...] | None
+
+    def __repr__(self) -> str:
+        more = [name for name in ("X", "D", "G") if getattr(self, name) is not None]
+        return f"Gradient(flat {self.flat.shape}, W[1] … W[{len(self.W) - 1}], b; {', '.join(more) or 'no X, D, G'})"
 
 
 class MLP:
@@ -113,8 +121,8 @@ class MLP:
         if self.dtype.name not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype.name!r}")
         self.device = devices.choose(device)
-        self.parameters = np.zeros(self.layout.size, self.dtype)
-        self.W, self.b = self.layout.views(self.parameters)
+        self._parameters = np.zeros(self.layout.size, self.dtype)
+        self._W, self._b = self.layout.views(self._parameters)
         self._draw(init, inputs.positive_integer(seed, "seed", least=0))
 
     def _draw(self, init: str, seed: int) -> None:
@@ -135,6 +143,23 @@ class MLP:
             draw = rng.standard_normal(self.W[l].shape)
             draw *= deviation
             self.W[l][...] = draw
+
+    # read-only, so that nobody puts an array beside the one that is trained: write with net.W[1][...] = …
+
+    @property
+    def parameters(self) -> Array:
+        """The flat vector: all W, then all b."""
+        return self._parameters
+
+    @property
+    def W(self) -> tuple[Any, ...]:
+        """Views of the weights, W[l] (n_{l-1}, n_l); W[0] is None."""
+        return self._W
+
+    @property
+    def b(self) -> tuple[Any, ...]:
+        """Views of the biases, b[l] (n_l,); b[0], and every one without bias, is None."""
+        return self._b
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -191,7 +191,7 @@ CALLS = {
     "loss weights": (lambda: mc.loss("squared_error")(NUMBERS, NUMBERS, [1] * 5), ValueError,
         ["sample_weight", "(6,)", "(5,)"]),
     "loss labels": (lambda: mc.loss("cross_entropy")(NUMBERS / 3, [0, 1, 2, 3, 0, 0]), ValueError, ["0 … 2", "row 3 holds 3"]),
-    "check loss": (lambda: mc.check_gradients(NET, X, CLASSES), ValueError,
+    "check loss": (lambda: mc.check_gradients(NET, X, CLASSES, "cross_entropy"), ValueError,
         ["'cross_entropy' needs output 'softmax'", "'identity'"]),
     "check net": (lambda: mc.check_gradients("net", X, CLASSES), TypeError, ["net must be an mc.MLP", "str"]),
     "check directions": (

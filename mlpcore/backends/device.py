@@ -15,10 +15,7 @@ from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.ops import Ops
 
 log = logging.getLogger("mlpcore")
-NO_CUDA = (
-    "this version of mlpcore has no CUDA backend yet (see CHANGELOG.md), so that no pip command will help; "
-    "use device='cpu', or 'auto'"
-)
+NO_CUDA = "this version of mlpcore has no CUDA backend yet (see CHANGELOG.md); use device='cpu' or 'auto'"
 
 
 def choose(device: object) -> str:

@@ -24,9 +24,17 @@ class NonFiniteLoss(ArithmeticError):
         self.learning_rate = learning_rate
 
 
+_ELSEWHERE = {  # what others call it
+    "mse": "squared_error", "l2": "squared_error", "mae": "absolute_error", "l1": "absolute_error", "pinball": "quantile",
+    "bce": "binary_cross_entropy", "ce": "cross_entropy", "linear": "identity", "none": "identity", "swish": "silu",
+    "logistic": "sigmoid", "hardtanh": "hard_tanh", "leakyrelu": "leaky_relu",
+}  # fmt: skip
+
+
 def unknown(argument: str, name: object, known: Iterable[str]) -> ValueError:
     """The error for a name that is none of the known ones, with the nearest match."""
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    other = _ELSEWHERE.get(str(name).lower())
+    near = [other] if other in known else difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return ValueError(f"{argument}: unknown name {name!r}{hint} Known: {', '.join(known)}")

@@ -81,7 +81,8 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
             return
         case ast.Name(id=name):
             if names is not None and name not in names:
-                raise ValueError(f"formula {formula!r} reads {name!r}; it may read {', '.join(names)}")
+                parameter = " (give parameter=… for a parameter)" if name in ("a", "q") else ""
+                raise ValueError(f"formula {formula!r} reads {name!r}; it may read {', '.join(names)}{parameter}")
             return
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             parts = [left, right]

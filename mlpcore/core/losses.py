@@ -96,6 +96,11 @@ ANY_OUTPUT = Activation("any output", "s", "1")
 CROSS_ENTROPY = Loss("cross_entropy", "", "", outputs="softmax")
 
 
+def matching(output: Activation) -> str:
+    """The name of the loss that goes with an output activation: cross_entropy with softmax, squared_error with most."""
+    return {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy", "exp": "poisson"}.get(output.name, "squared_error")
+
+
 @functools.cache
 def sheet() -> dict[str, list[str]]:
     """The rows LOSS of `losses.def` by name: outputs, default parameter, its condition, value, slope."""

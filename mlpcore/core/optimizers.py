@@ -63,7 +63,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class StepDecay(Schedule):
-    """`rate · factor^⌊t / every⌋` after t updates."""
+    """`rate · factor^⌊t / every⌋` after t updates; `every` counts updates, not epochs."""
 
     every: int
     factor: float = 0.1

@@ -25,6 +25,8 @@ def write(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[st
     from safetensors.numpy import save
 
     target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{str(path)!r} cannot be written: the folder {str(target.parent)!r} does not exist")
     whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}  # safetensors corrupts others silently
     data = save(whole, {"mlpcore": json.dumps({"version": VERSION, **header})})
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)

@@ -74,7 +74,7 @@ class Plan:
             lines.append(f"{part}: {human(part_bytes(buffers))}")
             for x in buffers:
                 shape = " x ".join(f"{n:,}" for n in x.shape)
-                lines.append(f"  {x.name:<16} {shape:>16} {x.dtype:<8} {human(nbytes(x)):>11}  {x.why}")
+                lines.append(f"  {x.name:<16} {shape:>16} {x.dtype:<8} {human(part_bytes([x])):>11}  {x.why}")
         lines.append(f"total: {human(self.total_bytes)} = {self.total_bytes:,} bytes")
         return "\n".join(lines)
 
@@ -116,10 +116,10 @@ def parse_bytes(limit: object, argument: str = "memory_limit") -> int | None:
     if isinstance(limit, int | np.integer) and not isinstance(limit, bool):
         count = int(limit)
     elif isinstance(limit, str):
-        match = re.fullmatch(r"\s*([\d.]+)\s*(B|bytes|[KMGT]i?B)\s*", limit)
+        match = re.fullmatch(r"\s*([\d.]+)\s*(B|bytes|[KMGT]i?B)\s*", limit, re.I)
         if not match or match[1].count(".") > 1 or match[1] == ".":
             raise ValueError(f"{argument}: expected bytes or text such as '2 GiB'; got {limit!r}")
-        base, unit = (1024 if "i" in match[2] else 1000), match[2][0]
+        base, unit = (1024 if "i" in match[2].lower() else 1000), match[2][0].upper()
         count = int(float(match[1]) * base ** ("KMGT".index(unit) + 1 if unit in "KMGT" else 0))
     else:
         raise TypeError(f"{argument}: expected bytes or text such as '2 GiB'; got {type(limit).__name__}")
