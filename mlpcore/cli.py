@@ -179,6 +179,8 @@ class _Run:
         self.standardizer = data.Standardizer.fit(dataset.X, train, alike=dataset.alike)
         classes = len(dataset.class_names)
         self.regression = not classes
+        if classes == 1:
+            raise ValueError(f"data: every row has the class {dataset.class_names[0]!r}; nothing to tell apart")
         self.scale = data.Standardizer.fit(dataset.Y, train) if self.regression else None
         outputs = dataset.Y.shape[1] if self.regression else classes
         self.X = self.standardizer.apply(dataset.X)
@@ -334,7 +336,7 @@ def _pyplot() -> Any:
 
 def _model(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
     net, tensors, about = mc.MLP.load_with(path)
-    if "mean" not in tensors:
+    if not {"mean", "scale"} <= set(tensors) or "classes" not in about:
         raise ValueError(f"{path!r} holds a network without its standardisation: it is not from 'mlpcore train'")
     return net, tensors, about
 
@@ -347,6 +349,8 @@ def _predict(options: argparse.Namespace) -> None:
     Z = net.predict(data.Standardizer(tensors["mean"], tensors["scale"]).apply(dataset.X))
     classes = about["classes"]
     target = Path(options.out)
+    if target.is_dir():
+        raise IsADirectoryError(f"--out {options.out}: is a folder; name a file")
     temporary = target.with_name(f".{target.name}.part")
     with open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
@@ -410,9 +414,8 @@ def _info(options: argparse.Namespace) -> None:
     for key, value in mc.info().items():
         if key == "blas":
             for pool in value:
-                print(
-                    f"blas: {pool['internal_api']} {pool['version']}, {pool['architecture']} kernels, {pool['num_threads']} threads"
-                )
+                threads = f"{pool['architecture']} kernels, {pool['num_threads']} threads"
+                print(f"blas: {pool['internal_api']} {pool['version']}, {threads}")
         elif isinstance(value, dict):
             print(f"{key}: " + ", ".join(f"{name} {version}" for name, version in value.items()))
         else:

@@ -91,6 +91,8 @@ def check_gradients(
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
     """
+    if not inputs.not_negative(tolerance, "tolerance"):
+        raise ValueError("tolerance must be positive; got 0")
     checker = _Checker(net, X, Y, loss, sample_weight)
     g = checker.gradient() if gradient is None else _flat(gradient, net.layout.size)
     rng = np.random.default_rng(seed)
@@ -214,24 +216,25 @@ class _Checker:
         """The loss of each row (rows,), and the signs at every kink (rows, kinks)."""
         net = self.net
         Z = [self.X[part].astype(np.float64)] + [np.empty((len(self.X[part]), n)) for n in net.sizes[1:]]
-        S = [None] + [np.empty_like(z) for z in Z[1:]]
+        S: list[Any] = [None] + [np.empty_like(z) for z in Z[1:]]
         with np.errstate(all="ignore"):
             backprop.forward(self.ops, net.W, net.b, net.activations, S, Z)
             signs = []
             for s, activation in zip(S[1:], net.activations[1:], strict=True):
                 assert activation is not None
-                assert s is not None
                 if not activation.rowwise:
                     for kink in formulas.kinks(activation.value):
                         signs.append(self._evaluate(kink, activation.scalars, s=s) > 0)
-            Y = self.Y[part]
-            if self.loss.rowwise:
-                log_p = np.log(np.maximum(Z[-1], np.finfo(np.float64).tiny))
+            Y, objective = self.Y[part], self.objective
+            if self.loss.rowwise:  # from S[L], as the engine: Z[L] says nothing where it has rounded to 0 or 1
+                s = S[-1] - S[-1].max(axis=1, keepdims=True)
+                log_p = s - np.log(np.exp(s).sum(axis=1, keepdims=True))
                 rows = -log_p[np.arange(len(Y)), Y] if self.classes else -np.sum(Y * log_p, axis=1)
             else:
-                arrays = {"z": Z[-1], "y": np.ascontiguousarray(Y, np.float64)}
-                rows = self._evaluate(self.loss.value, self.loss.scalars, **arrays).sum(axis=1)
-                signs += [self._evaluate(kink, self.loss.scalars, **arrays) > 0 for kink in formulas.kinks(self.loss.value)]
+                arrays = {"x": S[-1] if objective.matched else Z[-1], "y": np.ascontiguousarray(Y, np.float64)}
+                scalars = dict(objective.scalars)
+                rows = self._evaluate(objective.value, scalars, **arrays).sum(axis=1)
+                signs += [self._evaluate(kink, scalars, **arrays) > 0 for kink in formulas.kinks(objective.value)]
         return rows, np.concatenate(signs, axis=1) if signs else np.zeros((len(rows), 0), bool)
 
     def _evaluate(self, formula: str, scalars: dict[str, float], **arrays: Array) -> Array:

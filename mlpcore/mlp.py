@@ -144,6 +144,13 @@ class MLP:
             draw *= deviation
             self.W[l][...] = draw
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("_W", "_b")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._W, self._b = self.layout.views(self._parameters)  # a copy's views belong to the copy
+
     # read-only, so that nobody puts an array beside the one that is trained: write with net.W[1][...] = …
 
     @property
@@ -298,11 +305,12 @@ class MLP:
         try:
             parameters = tensors.pop("parameters")
             rows = [Activation(**row) for row in header["activations"]]
+            size = Layout(_sizes(header["sizes"]), _bool(header["bias"], "bias")).size
+            if parameters.shape != (size,):
+                raise ValueError(f"parameters of shape {parameters.shape} for a network of {size}")
             net = cls(
                 header["sizes"], rows[:-1], rows[-1], bias=header["bias"], dtype=parameters.dtype, init="zeros", device=device
             )
-            if parameters.shape != net.parameters.shape:
-                raise ValueError(f"{parameters.size} parameters for a network of {net.parameters.size}")
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} does not hold a network: {error!r}") from None
         net.parameters[...] = parameters

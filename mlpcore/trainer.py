@@ -190,8 +190,8 @@ class Trainer:
         try:
             return self._step.run(batch, plan, self.progress)
         except NonFiniteLoss as error:
-            inputs.require_finite(data.X, "X")  # the culprit is looked for only now
-            inputs.require_finite(data.Y, "Y")
+            inputs.require_finite(data.X, "X", self.net.dtype)  # the culprit is looked for only now
+            inputs.require_finite(data.Y, "Y", self.net.dtype)
             error.add_note("a lower learning rate or clip_norm=1.0 may help")
             raise
 
@@ -229,8 +229,10 @@ class Trainer:
             TypeError, ValueError: names the argument, what was expected and what came; nothing is trained yet.
             NonFiniteLoss: J or its gradient overflowed; the parameters are as before that step.
         """
+        if self.progress.total is not None:
+            raise RuntimeError("fit is running: a callback may call step, evaluate and predict, but not fit")
         data = self._checked(X, Y, sample_weight)
-        _require_finite(data, self.loss)
+        _require_finite(data, self.loss, self.net.dtype)
         held_out = self._validation(validation)
         stopping = self._early_stopping(early_stopping, held_out is not None)
         observers = hooks.resolve(callbacks)
@@ -273,6 +275,8 @@ class Trainer:
                 for key, value in entry.items():
                     history.setdefault(key, []).append(value)
                 bar.set_postfix({k: f"{entry[k]:.4g}" for k in entry if k.startswith(("loss", "validation"))})
+                if adaptive.stopping != self._adaptive():  # set in the meantime
+                    adaptive = _Watch(self._adaptive())
                 if adaptive.sees(entry):
                     adaptive.waited = 0
                     self.progress.reductions += 1
@@ -310,7 +314,7 @@ class Trainer:
             raise TypeError("validation must be (X, Y) or (X, Y, sample_weight)")
         try:
             data = self._checked(*([*list(validation), None])[:3])
-            _require_finite(data, self.loss)
+            _require_finite(data, self.loss, self.net.dtype)
         except (TypeError, ValueError) as error:
             raise type(error)(f"validation: {error}") from None
         return data
@@ -344,7 +348,7 @@ class Trainer:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
         data = self._checked(X, Y, sample_weight)
-        _require_finite(data, self.loss)
+        _require_finite(data, self.loss, self.net.dtype)
         return self._evaluate(data)
 
     def _figures(self) -> tuple[str, str]:
@@ -364,17 +368,24 @@ class Trainer:
             for i in range(start, stop, 256):  # a few rows at a time: what the figures need stays small
                 part = slice(i, min(i + 256, stop))
                 weights = None if data.weights is None else data.weights[part]
-                scores.add(output[i - start : part.stop - start], data.Y[part], weights, from_s=step.objective.matched)
+                piece = output[i - start : part.stop - start]
+                if step.objective.matched and not self.loss.classifies:  # S[L], of which r2 wants the activation
+                    piece = piece.copy()
+                    with np.errstate(all="ignore"):
+                        step.ops.bias_activation(piece, None, step.objective.output, piece)
+                scores.add(piece, data.Y[part], weights, from_s=step.objective.matched)
             worker.loss(batch, start, stop)
         return dict(zip(self._figures(), (float(worker.J), scores.result()), strict=True))
 
 
-def _require_finite(data: _Data, loss: loss_sheet.Loss) -> None:
-    """The scan of `fit` and `evaluate`: no NaN, no infinity, and where Y is a distribution over classes, a proper one."""
-    inputs.require_finite(data.X, "X")
-    inputs.require_finite(data.Y, "Y")
+def _require_finite(data: _Data, loss: loss_sheet.Loss, dtype: np.dtype[Any]) -> None:
+    """The scan of `fit` and `evaluate`: no NaN, no infinity (in the network's dtype), no target outside the loss's range."""
+    inputs.require_finite(data.X, "X", dtype)
+    inputs.require_finite(data.Y, "Y", dtype)
     if loss.takes_classes and not data.classes:
         inputs.require_distribution(data.Y)
+    low, high = {"binary_cross_entropy": (0, 1), "poisson": (0, math.inf)}.get(loss.name, (-math.inf, math.inf))
+    inputs.require_range(data.Y, low, high, f"Y: {loss.name}")
 
 
 class _Watch:
@@ -403,7 +414,7 @@ class _Scores:
         self.loss = loss
         self.right = self.weight = 0.0
         self.moments = np.zeros((3, outputs))  # Σ w (y - z)², Σ w (y - origin), Σ w (y - origin)²
-        self.origin: Array | None = None  # the first row's y, so that a shift of Y costs no digits
+        self.origin: Array | None = None  # y of the first row that weighs anything, so that a shift of Y costs no digits
 
     def add(self, output: Array, Y: Array, weights: Array | None, from_s: bool) -> None:
         """Take in the outputs of one chunk: S[L] if `from_s`, else Z[L]; both rank classes alike."""
@@ -415,7 +426,8 @@ class _Scores:
             self.right += float(w @ ((output > (0 if from_s else 0.5)) == (Y > 0.5)).mean(axis=1))
         else:
             y = Y.astype(np.float64)
-            self.origin = y[0].copy() if self.origin is None else self.origin
+            if self.origin is None:
+                self.origin = y[np.argmax(w > 0)].copy()
             residual, y = y - output, y - self.origin
             self.moments += np.stack([w @ residual**2, w @ y, w @ y**2])
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _lock = threading.Lock()
+_before: list[int] = []  # threads that the first of them found
 _limits: list[Any] = []  # BLAS threads are a setting of the whole process, so is the count of those who limit it
 
 
@@ -27,6 +28,8 @@ def cpus() -> int:
 
 def threads() -> int:
     """Threads that a GEMM uses: what the user allows by OMP_NUM_THREADS and the like, at most the CPUs there are."""
+    if _before:
+        return _before[0]
     counts: list[int] = [pool["num_threads"] for pool in _controller().info() if "numpy" in pool["filepath"]]
     return max(1, min([cpus(), *counts]))
 
@@ -36,6 +39,7 @@ def limited(count: int) -> Iterator[None]:
     """BLAS with `count` threads inside the block. Nested and concurrent blocks restore what was there before the first."""
     with _lock:
         if not _limits:
+            _before[:] = [threads()]
             _limits.append(_controller().limit(limits=count))
         else:
             _limits.append(None)
@@ -47,6 +51,7 @@ def limited(count: int) -> Iterator[None]:
             _limits.pop()
             if not _limits:
                 first.restore_original_limits()
+                _before.clear()
 
 
 def describe() -> list[dict[str, Any]]:

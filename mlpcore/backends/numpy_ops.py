@@ -186,13 +186,13 @@ class NumpyOps:
 
     def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
         """Out = source[rows], cast to out's dtype by way of `stage` (source's dtype) where the dtypes differ."""
-        if isinstance(rows, slice):
-            self.xp.copyto(out, source[rows], casting="unsafe")
-        elif stage is None:
+        if stage is None and not isinstance(rows, slice):
             source.take(rows, 0, out, "clip")
-        else:
+            return
+        if not isinstance(rows, slice):
             source.take(rows, 0, stage, "clip")
-            self.xp.copyto(out, stage, casting="unsafe")
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.xp.copyto(out, source[rows] if isinstance(rows, slice) else stage, casting="unsafe")
 
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
         """C = A B, or C += A B. A and B may be transposed views, A an `Input`."""

@@ -71,9 +71,13 @@ class Activation:
         return self.name if self.parameter is None else (self.name, self.parameter)
 
     def slope_at_zero(self) -> float:
-        """σ'(0), which scales glorot weights so that the signal keeps its size at the start."""
-        z = formulas.evaluate_scalar(self.value, s=0.0, **self.scalars)
-        return formulas.evaluate_scalar(self.slope, s=0.0, z=z, **self.scalars)
+        """|σ'(0)|, which scales glorot weights so that the signal keeps its size at the start; 1 where that says nothing."""
+        try:
+            z = formulas.evaluate_scalar(self.value, s=0.0, **self.scalars)
+            slope = abs(formulas.evaluate_scalar(self.slope, s=0.0, z=z, **self.scalars))
+        except (ArithmeticError, ValueError):  # 1 / s, log(s)
+            return 1.0
+        return slope if slope and math.isfinite(slope) else 1.0
 
     def standard_deviation(self, n_in: int, n_out: int, output: bool) -> float:
         """The standard deviation of initial weights (He et al. 2015, Glorot and Bengio 2010, LeCun et al. 1998).
@@ -90,8 +94,9 @@ class Activation:
             return math.sqrt(2 / n_in)
         slope = self.slope_at_zero()
         if output:
-            slope /= Activation(self.name, self.value, self.slope, self.default).slope_at_zero() if self.default else slope
-        return math.sqrt(2 / (n_in + n_out)) / (abs(slope) if math.isfinite(slope) and slope else 1.0)
+            standard = Activation(self.name, self.value, self.slope, self.default) if self.default else self
+            slope /= standard.slope_at_zero()
+        return math.sqrt(2 / (n_in + n_out)) / slope
 
 
 def finite(value: object, what: str) -> float:
@@ -125,6 +130,8 @@ def resolve(spec: object, argument: str = "activations", output: bool = False) -
         TypeError, ValueError: names `argument`, the nearest known name, or what is wrong with the parameter.
     """
     if isinstance(spec, Activation):
+        if spec.rowwise and not output:
+            raise ValueError(f"{argument}: softmax is for the output layer only (output='softmax')")
         return spec
     name, parameter = spec if isinstance(spec, tuple | list) and len(spec) == 2 else (spec, None)
     if not isinstance(name, str):

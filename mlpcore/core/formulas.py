@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from types import CodeType
 from typing import Any, NamedTuple
 
+LONGEST = 4000  # characters of a formula: those of files are read, too
 FUNCTIONS = ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign", "positive")
 _BINARY = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"}
 _ARGUMENTS = {"maximum": 2, "minimum": 2, "pow": 2}
@@ -65,6 +66,8 @@ def parse(formula: str, names: Sequence[str] | None = None) -> ast.expr:
     """
     if not isinstance(formula, str):
         raise TypeError(f"a formula is a string such as 'maximum(s, 0)'; got {type(formula).__name__}")
+    if len(formula) > LONGEST:
+        raise ValueError(f"formula {formula[:60]!r}… has {len(formula):,} characters; at most {LONGEST:,} are read")
     try:
         tree = ast.parse(formula, mode="eval").body
         _check(tree, formula, names)

@@ -35,6 +35,8 @@ def matrix(X: object, columns: int | None, name: str = "X") -> Array:
 
 
 def _numeric(value: object, name: str) -> Array:
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise TypeError(f"{name} is a masked array with masked entries; fill them first, e.g. with {name}.filled(0)")
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:  # a ragged list, an array that lies on a GPU
@@ -134,18 +136,26 @@ def not_negative(value: object, name: str) -> float:
     return float(value)
 
 
-def require_finite(array: Array, name: str) -> None:
-    """Raise a ValueError that names row and column of the first NaN or infinity, if there is one."""
+def require_finite(array: Array, name: str, dtype: Any = np.float64) -> None:
+    """Raise a ValueError that names row and column of the first number that is not finite in `dtype`, if there is one."""
     if array.dtype.kind != "f":
         return
+    largest = np.finfo(dtype).max
     step = max(1, _PIECE // max(1, array[:1].size))
     for start in range(0, len(array), step):
-        bad = ~np.isfinite(array[start : start + step])
+        bad = ~(np.abs(array[start : start + step]) <= largest)
         if bad.any():
             place = np.unravel_index(int(np.argmax(bad)), bad.shape)
             row, rest = start + int(place[0]), place[1:]
             column = f", column {int(rest[0])}" if rest else ""
             raise ValueError(f"{name} must be finite; row {row}{column} holds {array[(row, *rest)]}")
+
+
+def require_range(array: Array, low: float, high: float, name: str) -> None:
+    """Raise a ValueError that names the first row with an entry outside `low` … `high`."""
+    if array.min() < low or array.max() > high:
+        row = int(np.argmax(((array < low) | (array > high)).reshape(len(array), -1).any(axis=1)))
+        raise ValueError(f"{name} takes {low} … {high}; row {row} holds {array[row]}")
 
 
 def require_distribution(Y: Array, name: str = "Y") -> None:

@@ -144,8 +144,9 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
     output = output or ANY_OUTPUT
     fits = {*loss.outputs.split(), *(activation for name, activation in matched() if name == loss.name)}
     own = output.name not in activations.names(output=True)  # the user's activation: the user knows its range
-    if output.name not in fits and not (loss.outputs == "any" or (own and not loss.rowwise)):
-        needed = " or ".join(map(repr, sorted(fits)))
+    allowed = output.rowwise if loss.rowwise else output.name in fits or loss.outputs == "any" or own
+    if not allowed:
+        needed = "'softmax'" if loss.rowwise else " or ".join(map(repr, sorted(fits)))
         raise ValueError(f"loss {loss.name!r} needs output {needed}; the network has {output.name!r}")
     if loss.rowwise:
         return Objective(loss, output, True, "", "", ())

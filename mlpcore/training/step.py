@@ -229,10 +229,11 @@ class Step:
 
     def set_scale(self, batch: Batch) -> None:
         """1 / Σ w of the batch, where every worker reads it."""
-        with np.errstate(over="ignore"):
-            self.scale[...] = 1 / weight_of(batch)
-        if not np.isfinite(self.scale):
-            raise ValueError(f"sample_weight sums to {weight_of(batch):g}, too little for {self.dtype}: scale the weights up")
+        weight = weight_of(batch)
+        largest = float(np.finfo(self.dtype).max)
+        if not 1 / largest < weight < largest:
+            raise ValueError(f"sample_weight sums to {weight:g}, out of the range of {self.dtype}: rescale the weights")
+        self.scale[...] = 1 / weight
 
     def _forward_loss_backward(self, batch: Batch, shares: list[list[tuple[int, int]]]) -> None:
         """Each worker's share of the chunks, side by side."""
@@ -242,11 +243,15 @@ class Step:
             return
         from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(len(others)) as pool:
-            jobs = [pool.submit(worker.gradient, batch, s) for worker, s in zip(self.workers[1:], others, strict=False)]
-            self.workers[0].gradient(batch, first)
-            for job in jobs:
-                job.result()
+        try:
+            with ThreadPoolExecutor(len(others)) as pool:
+                jobs = [pool.submit(worker.gradient, batch, s) for worker, s in zip(self.workers[1:], others, strict=False)]
+                self.workers[0].gradient(batch, first)
+                for job in jobs:
+                    job.result()
+        except BaseException:  # an interrupt may leave a thread running: it must not write into the next step's arrays
+            self._drop_workspace()
+            raise
 
     def _reduce(self, count: int) -> float:
         """J and the gradient of the batch: the sums over the workers that had rows."""
