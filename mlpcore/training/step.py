@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,8 +25,12 @@ from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Worker, cut
 from mlpcore.training.plan import Inputs, Plan
 
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
 WORKER_ROWS = 256  # a worker's rows, per other worker
 WORKER_FLOP = 1e9  # of a step that is worth the start of threads
+LANE_ENTRIES = 1 << 18  # of the flat vector from which workers share the optimizer's pass as well
 
 
 @dataclass(frozen=True)
@@ -42,22 +47,21 @@ class Settings:
 
 @dataclass
 class Update:
-    """One recorded optimizer pass over a range of the flat vectors, with its scalars as 0-d arrays."""
+    """One optimizer pass over a range of the flat vectors, with its scalars as 0-d arrays; recorded lane by lane."""
 
     program: Program
     scalars: dict[str, Array]
     decays: bool
-    recording: Recording
+    lanes: list[Recording]
     values: dict[str, float] | None = None
 
-    def run(self, values: dict[str, float]) -> None:
-        """Refresh the scalars where they changed, and update."""
+    def refresh(self, values: dict[str, float]) -> None:
+        """Set the scalars, where they changed."""
         values = values if self.decays else {**values, "decay": 0.0}
         if values != self.values:
             for key, value in self.program.fold(values).items():
                 self.scalars[key][...] = value
             self.values = values
-        self.recording.replay()
 
 
 class Step:
@@ -81,6 +85,7 @@ class Step:
         self.dtype = str(parameters.dtype)
         self.W, self.b = layout.views(parameters)
         self.scale = np.ones((), self.dtype)
+        self.lanes = blas.threads() if layout.size >= LANE_ENTRIES else 1  # that the optimizer's pass is cut into
         self.rule = ""  # the row of updates.def that the state vectors belong to
         self.state: dict[str, Array] = {}
         self.reserved: Sequence[Buffer] = ()
@@ -96,7 +101,8 @@ class Step:
         size, states = self.layout.size, self.optimizer.states
         buffers = [Buffer("gradient", (size,), self.dtype, "dW and db of a batch, flat")]
         buffers += [Buffer(f"state {name}", (size,), self.dtype, "optimizer state") for name in states]
-        return buffers + self.ops.map_scratch(self._program(), size, self.dtype)
+        (registers,) = self.ops.map_scratch(self._program(), size, self.dtype)
+        return buffers + [registers._replace(name=f"registers {lane}") for lane in range(self.lanes)]
 
     def fit_buffers(self, rows: int, best: bool) -> list[Buffer]:
         """What `fit` needs beside the step: the order of so many rows, and the best parameters if they are kept."""
@@ -190,7 +196,8 @@ class Step:
         for vector in self.state.values():
             vector[...] = 0
         self.gradient = self.state.pop("gradient")
-        self.ops.use({"registers": self.state.pop("registers")})
+        self._registers = [self.state.pop(f"registers {lane}") for lane in range(self.lanes)]
+        self.ops.use({"registers": self._registers[0]})
         self.penalty, self.updates = self._record_penalty(), self._record_updates()
         self.rule = self.optimizer.row
         self._plans.clear()
@@ -214,17 +221,30 @@ class Step:
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> float:
         """X, Y → forward → loss → backward → reduce → update. Returns J; a J that is not finite changes no parameter."""
-        # where workers share the cores, a BLAS thread that still spins after its last call would be one too many
-        with blas.limited(1) if plan.workers > 1 else contextlib.nullcontext():
-            J = self.loss_and_gradient(batch, plan)
-            self.update(J, progress)
+        with self._side_by_side(plan) as pool:
+            J = self.loss_and_gradient(batch, plan, pool)
+            self.update(J, progress, pool)
         return J
 
-    def loss_and_gradient(self, batch: Batch, plan: Plan) -> float:
+    @contextlib.contextmanager
+    def _side_by_side(self, plan: Plan) -> Iterator[Executor | None]:
+        """Threads for a step of several workers, none for others.
+
+        BLAS has one thread meanwhile, for the whole step: one of its own that still spun would be one too many.
+        """
+        if plan.workers == 1:
+            yield None
+            return
+        from concurrent.futures import ThreadPoolExecutor
+
+        with blas.limited(1), ThreadPoolExecutor(plan.workers - 1) as pool:
+            yield pool
+
+    def loss_and_gradient(self, batch: Batch, plan: Plan, pool: Executor | None = None) -> float:
         """J of a batch, its gradient in `self.gradient`: forward → loss → backward by chunks → reduce, and the penalties."""
         self.set_scale(batch)
         shares = cut(batch.size, plan.rows, plan.workers)
-        self._forward_loss_backward(batch, shares)
+        self._forward_loss_backward(batch, shares, pool)
         return self._reduce(len(shares)) + self._penalize()
 
     def set_scale(self, batch: Batch) -> None:
@@ -235,20 +255,18 @@ class Step:
             raise ValueError(f"sample_weight sums to {weight:g}, out of the range of {self.dtype}: rescale the weights")
         self.scale[...] = 1 / weight
 
-    def _forward_loss_backward(self, batch: Batch, shares: list[list[tuple[int, int]]]) -> None:
-        """Each worker's share of the chunks, side by side."""
-        first, *others = shares
-        if not others:
-            self.workers[0].gradient(batch, first)
+    def _forward_loss_backward(self, batch: Batch, shares: list[list[tuple[int, int]]], pool: Executor | None) -> None:
+        """Each worker's share of the chunks, side by side, or one after the other without a pool."""
+        if pool is None:
+            for worker, chunks in zip(self.workers, shares, strict=False):
+                worker.gradient(batch, chunks)
             return
-        from concurrent.futures import ThreadPoolExecutor
-
+        first, *others = shares
         try:
-            with ThreadPoolExecutor(len(others)) as pool:
-                jobs = [pool.submit(worker.gradient, batch, s) for worker, s in zip(self.workers[1:], others, strict=False)]
-                self.workers[0].gradient(batch, first)
-                for job in jobs:
-                    job.result()
+            jobs = [pool.submit(worker.gradient, batch, s) for worker, s in zip(self.workers[1:], others, strict=False)]
+            self.workers[0].gradient(batch, first)
+            for job in jobs:
+                job.result()
         except BaseException:  # an interrupt may leave a thread running: it must not write into the next step's arrays
             self._drop_workspace()
             raise
@@ -270,8 +288,8 @@ class Step:
         l1, l2, w = self.settings.l1, self.settings.l2, self.parameters[: self.layout.weights]
         return (l1 * self.ops.sum_abs(w) if l1 else 0.0) + (0.5 * l2 * self.ops.sum_squares(w) if l2 else 0.0)
 
-    def update(self, J: float, progress: Progress) -> None:
-        """Check, clip, and one pass of the optimizer over the flat vectors."""
+    def update(self, J: float, progress: Progress, pool: Executor | None = None) -> None:
+        """Check, clip, and one pass of the optimizer over the flat vectors, its lanes side by side."""
         squares = self.ops.sum_squares(self.gradient)
         values = self.optimizer.scalars(progress)
         if not (math.isfinite(J) and math.isfinite(squares)):
@@ -282,8 +300,20 @@ class Step:
             norm = math.sqrt(squares)
             values["clip"] = min(1.0, self.settings.clip_norm / norm) if norm else 1.0
         for update in self.updates:
-            update.run(values)
+            update.refresh(values)
+        if pool is None:
+            for lane in range(self.lanes):
+                self._run_lane(lane)
+        else:
+            jobs = [pool.submit(self._run_lane, lane) for lane in range(1, self.lanes)]
+            self._run_lane(0)
+            for job in jobs:
+                job.result()
         progress.step += 1
+
+    def _run_lane(self, lane: int) -> None:
+        for update in self.updates:
+            update.lanes[lane].replay()
 
     # -- recordings --
 
@@ -314,9 +344,15 @@ class Step:
         updates = []
         for part in (slice(0, n), slice(n, None)) if separate else (slice(None),):
             scalars = {key: np.zeros((), self.dtype) for key in compiled.folded}
-            with self.ops.capture() as recording:
-                self.ops.map(compiled, {name: array[part] for name, array in arrays.items()}, scalars)
-            updates.append(Update(compiled, scalars, decays=part.start != n, recording=recording))
+            cuts = {name: np.array_split(array[part], self.lanes) for name, array in arrays.items()}
+            lanes = []
+            for lane, registers in enumerate(self._registers):
+                ops = self.new_ops()
+                ops.use({"registers": registers})
+                with ops.capture() as recording:
+                    ops.map(compiled, {name: pieces[lane] for name, pieces in cuts.items()}, scalars)
+                lanes.append(recording)
+            updates.append(Update(compiled, scalars, decays=part.start != n, lanes=lanes))
         return updates
 
 
