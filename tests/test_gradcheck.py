@@ -185,7 +185,10 @@ def test_entries_name_the_very_entry():
 def misprint(number, net):
     """What a book with this misprint would compute, as arguments of `plain_gradient`."""
     act = net.activations
-    own = lambda l, s, z: slope(act[l], s, z)  # noqa: E731
+
+    def own(l, s, z):
+        return slope(act[l], s, z)
+
     return {
         1: {"make_D": lambda G, S, Z, l: G * Z},  # σ for σ'
         2: {"make_D": lambda G, S, Z, l: G * own(l, Z, _value(act[l], Z))},  # σ' at the output

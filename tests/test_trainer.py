@@ -412,7 +412,10 @@ def test_callbacks_are_called_in_order_with_what_happened():
         X, Y, epochs=2, batch_size=10, progress=False, callbacks=[Recorder(calls, "a"), Recorder(calls, "b")]
     )
     order = [call[:2] for call in calls]
-    both = lambda what: [("a", what), ("b", what)]  # noqa: E731
+
+    def both(what):
+        return [("a", what), ("b", what)]
+
     epoch = [*both("step_end"), *both("step_end"), *both("epoch_end")]
     assert order == [*both("fit_begin"), *epoch, *epoch, *both("fit_end")]
     entries = [call[2] for call in calls if call[:2] == ("a", "epoch_end")]

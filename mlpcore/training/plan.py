@@ -182,12 +182,12 @@ def _as_given(name: str, shape: tuple[int, ...], given: str, dtype: str) -> list
     return [Buffer(f"{name} as given", shape, np.dtype(given).str, f"{name} before the cast to {dtype}")]
 
 
-def choose_rows(per_row: Callable[[int], int], layout: Layout, itemsize: int, batch_rows: int) -> int:
+def choose_rows(workspace: Callable[[int], int], layout: Layout, itemsize: int, batch_rows: int) -> int:
     """Rows of a chunk: as many as keep its arrays in cache, but enough to pay for a pass over dW.
 
     Adding a chunk's dW costs about as much as 15 rows of its GEMMs, so that 1,024 rows make it 1.5%; where dW itself stays
     in cache, 256 rows will do.
     """
-    fit = CACHE // max(1, per_row(1024) // 1024)
+    fit = CACHE // max(1, workspace(1024) // 1024)
     least = NARROWEST if layout.weights * itemsize <= CACHE // 4 else WIDEST
     return max(1, min(batch_rows, max(least, min(WIDEST, fit))))

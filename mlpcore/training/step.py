@@ -134,8 +134,11 @@ class Step:
             return Plan(rows, workers, batch_rows, parts)
 
         itemsize = np.dtype(self.dtype).itemsize
-        per_row = lambda rows: planning.part_bytes(table(rows, 1).parts["workspace"])  # noqa: E731
-        rows = self.settings.chunk_rows or planning.choose_rows(per_row, self.layout, itemsize, batch_rows)
+
+        def workspace(rows: int) -> int:
+            return planning.part_bytes(table(rows, 1).parts["workspace"])
+
+        rows = self.settings.chunk_rows or planning.choose_rows(workspace, self.layout, itemsize, batch_rows)
         workers = min(batch_rows, self.settings.workers or self._choose_workers(batch_rows))
         rows = min(rows, -(-batch_rows // workers))
         limit = self.settings.memory_limit

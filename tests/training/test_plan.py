@@ -343,9 +343,10 @@ def test_a_limit_is_kept_by_all_of_fit(ledger, traced, share, validated):
     """Row order, best parameters, the last partial batch, validation: everything the engine allocates."""
     X, Y = data(2000, 20, 10)
     net = mc.MLP([20, 64, 10], "gelu")
-    new = lambda limit, rows: mc.Trainer(  # noqa: E731
-        net, loss="squared_error", optimizer=mc.Adam(1e-3), memory_limit=limit, chunk_rows=rows
-    )
+
+    def new(limit, rows):
+        return mc.Trainer(net, loss="squared_error", optimizer=mc.Adam(1e-3), memory_limit=limit, chunk_rows=rows)
+
     low = new(None, 1).plan(900, rows=2000, early_stopping=True).total_bytes
     high = new(None, 900).plan(900, rows=2000, early_stopping=True).total_bytes
     limit = int(low + share * (high - low))
