@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mlpcore import callbacks as hooks
 from mlpcore.backends import device as devices
+from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.callbacks import EarlyStopping, Entry
 from mlpcore.core import inputs
 from mlpcore.core import losses as loss_sheet
@@ -27,13 +28,15 @@ from mlpcore.core.errors import NonFiniteLoss, unknown
 from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
 from mlpcore.mlp import MLP
 from mlpcore.training import plan as planning
-from mlpcore.training.chunks import Batch, cut
+from mlpcore.training.chunks import Batch
 from mlpcore.training.plan import Inputs, Plan
-from mlpcore.training.step import Settings, Step, weight_of
+from mlpcore.training.planned import Settings
+from mlpcore.training.step import Step, weight_of
 
 Array = NDArray[Any]
 History = dict[str, list[float]]
 log = logging.getLogger("mlpcore")
+HOST = NumpyOps()
 _PRECISIONS = ("tf32", "bfloat16", "float16")
 
 
@@ -359,12 +362,9 @@ class Trainer:
         step = self._step
         rows = step.allocated.rows if step.allocated else planning.WIDEST  # those that are there will do
         plan = step.prepare(min(batch.size, rows), data.inputs)
-        worker = step.workers[0]
-        step.set_scale(batch)
-        worker.J[...] = 0
         scores = _Scores(self.loss, self.net.sizes[-1])
-        for start, stop in cut(batch.size, plan.rows, 1)[0]:
-            output = worker.forward(batch, start, stop)
+
+        def see(output: Array, start: int, stop: int) -> None:
             for i in range(start, stop, 256):  # a few rows at a time: what the figures need stays small
                 part = slice(i, min(i + 256, stop))
                 weights = None if data.weights is None else data.weights[part]
@@ -372,10 +372,11 @@ class Trainer:
                 if step.objective.matched and not self.loss.classifies:  # S[L], of which r2 wants the activation
                     piece = piece.copy()
                     with np.errstate(all="ignore"):
-                        step.ops.bias_activation(piece, None, step.objective.output, piece)
+                        HOST.bias_activation(piece, None, step.objective.output, piece)
                 scores.add(piece, data.Y[part], weights, from_s=step.objective.matched)
-            worker.loss(batch, start, stop)
-        return dict(zip(self._figures(), (float(worker.J), scores.result()), strict=True))
+
+        loss = step.evaluate(batch, plan, see)
+        return dict(zip(self._figures(), (loss, scores.result()), strict=True))
 
 
 def _require_finite(data: _Data, loss: loss_sheet.Loss, dtype: np.dtype[Any]) -> None:

@@ -7,8 +7,7 @@ Every GEMM goes through NumPy's own BLAS: a second one in the process (SciPy's) 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -65,6 +64,8 @@ class Tape:
 
 class NumpyOps:
     """`core.ops.Ops` on NumPy arrays, or on those of a module with NumPy's interface."""
+
+    stages = True
 
     def __init__(self, xp: Any = np):
         self.xp = xp
@@ -148,15 +149,15 @@ class NumpyOps:
 
     # -- recording --
 
-    @contextmanager
-    def capture(self) -> Iterator[Tape]:
-        """Record the operations called inside the `with` block instead of running them."""
-        assert self._tape is None, "a capture is under way"
+    def record(self, run: Callable[[], None]) -> Tape:
+        """The operations that `run` calls, recorded instead of executed."""
+        assert self._tape is None, "a recording is under way"
         self._tape = tape = Tape()
         try:
-            yield tape
+            run()
         finally:
             self._tape = None
+        return tape
 
     def _do(self, function: Callable[..., object], *arguments: Any) -> None:
         if self._tape is None:
@@ -217,6 +218,11 @@ class NumpyOps:
         else:
             self.xp.matmul(A.array, B, product)
             self.xp.add(C, product, C)
+
+    def layer(self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array) -> None:
+        """S = A W + b; Z = σ(S)."""
+        self.gemm(A, W, S)
+        self.bias_activation(S, b, activation, Z)
 
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
         """S += b; Z = σ(S), row by row. Z may be S."""

@@ -24,8 +24,7 @@ Arrays = Sequence[Array]
 def forward(ops: Ops, W: Arrays, b: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays) -> None:
     """Fills S and Z from Z[0] = X."""
     for l in range(1, len(W)):
-        ops.gemm(Z[l - 1], W[l], S[l])
-        ops.bias_activation(S[l], b[l], activations[l], Z[l])
+        ops.layer(Z[l - 1], W[l], b[l], activations[l], S[l], Z[l])
 
 
 def backward(

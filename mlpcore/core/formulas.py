@@ -175,12 +175,13 @@ class Program:
         steps: the calls in order. Operands are variables, folded scalars `k0, k1, …` and registers `r0, r1, …`.
         registers: how many registers, each of the arrays' shape, the steps need. Once the old value of a statement's
             target has been read for the last time, the target itself serves as a register.
-        folded: the scalar subexpressions, evaluated in double by `fold`.
+        folded: the scalar subexpressions, evaluated in double by `fold`; `folded_text` holds their text.
     """
 
     def __init__(self, statements: str, scalars: frozenset[str]):
         self.scalars = scalars
         self.folded: dict[str, CodeType] = {}
+        self.folded_text: dict[str, str] = {}
         self.steps: list[Step] = []
         self.registers = 0
         self._keys: dict[str, str] = {}
@@ -248,6 +249,7 @@ class Program:
         if text not in self._keys:
             self._keys[text] = f"k{len(self._keys)}"
             self.folded[self._keys[text]] = _code(node)
+            self.folded_text[self._keys[text]] = text
         return self._keys[text]
 
 

@@ -1,14 +1,13 @@
 """What a backend does: every array operation of the engine, and no other.
 
-The recurrences of `backprop.py` are written once against this Protocol. A call either runs at once (eager) or, between
-`capture()` and its end, is recorded and runs at each `replay()`: on NumPy a list of in-place calls, on CUDA a graph.
+The recurrences of `backprop.py` are written once against this Protocol. A call either runs at once (eager) or, inside `record`,
+is noted and runs at each `replay()`: on NumPy a list of in-place calls, on CUDA a graph.
 Arrays are of the backend's kind, row-major unless said otherwise; sizes and aliasing are the planner's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from mlpcore.core.activations import Activation
@@ -34,15 +33,31 @@ class Buffer(NamedTuple):
     why: str
 
 
+def storage(dtype: str) -> str:
+    """The NumPy dtype in which numbers of a type are stored: bfloat16, which NumPy does not know, as its bits."""
+    return "uint16" if dtype == "bfloat16" else dtype
+
+
+def accumulator(dtype: str) -> str:
+    """The dtype of sums, gradients, targets and weights of rows beside layers of `dtype`: float32 for half types."""
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
 class Recording(Protocol):
-    """A captured run of operations."""
+    """A recorded run of operations."""
 
     def replay(self) -> None:
         """Do them again, on the same arrays."""
 
 
 class Ops(Protocol):
-    """The operations of one stream of work: arrays in, arrays overwritten, nothing returned."""
+    """The operations of one stream of work: arrays in, arrays overwritten, nothing returned.
+
+    Attributes:
+        stages: whether rows of another dtype are gathered into a buffer of that dtype before they are cast.
+    """
+
+    stages: bool
 
     def empty(self, nbytes: int) -> Array:
         """`nbytes` of uninitialised memory, as a 1-D uint8 array."""
@@ -64,8 +79,8 @@ class Ops(Protocol):
     def use(self, scratch: Mapping[str, Array]) -> None:
         """Take these arrays, as `scratch` listed them, instead of allocating at each call."""
 
-    def capture(self) -> AbstractContextManager[Recording]:
-        """Record the operations called inside the `with` block instead of running them."""
+    def record(self, run: Callable[[], None]) -> Recording:
+        """The operations that `run` calls, recorded instead of executed. A backend may call `run` twice, to prepare itself."""
 
     def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
         """Out = source[rows], cast to out's dtype by way of `stage` (source's dtype) where the dtypes differ."""
@@ -75,6 +90,9 @@ class Ops(Protocol):
 
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
         """S += b; Z = σ(S), row by row. Z may be S."""
+
+    def layer(self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array) -> None:
+        """S = A W + b; Z = σ(S): `gemm` and `bias_activation`, which a backend may do in one."""
 
     def activation_gradient(
         self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False

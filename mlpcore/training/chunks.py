@@ -52,26 +52,75 @@ def _even(start: int, stop: int, most: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-class Worker:
-    """One stream of chunks: its operations, its arrays, its share of the gradient and of J.
+class Chunk:
+    """The arrays of a chunk of rows, and the operations on them.
 
     Args:
-        ops: a backend's operations, for this worker alone.
-        W, b: the parameters' views; dW, db: this worker's gradient.
+        ops: a backend's operations, for this chunk's arrays alone.
+        W, b: the parameters' views; dW, db: of the gradient that the chunk adds to.
         buffers: the arrays that `plan.chunk_buffers` lists.
-        scale: 0-d, 1 / Σ w of the batch, shared by all workers.
+        scale: 0-d, 1 / Σ w of the batch.
+        J: 0-d, the loss that the chunk adds to.
+        x: Z[0] where it is not the buffer of that name.
+    """
+
+    def __init__(
+        self, ops: Ops, W: backprop.Arrays, b: backprop.Arrays, activations: tuple[Activation | None, ...],
+        objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array, J: Array,
+        x: Input | None = None,
+    ) -> None:  # fmt: skip
+        self.ops, self.W, self.b, self.activations, self.objective = ops, W, b, activations, objective
+        self.dW, self.db, self.buffers, self.scale, self.J, self.x = dW, db, buffers, scale, J, x
+        ops.use(buffers)
+
+    def rows(self, name: str, rows: int) -> Array:
+        """The first rows of a buffer."""
+        return self.buffers[name][:rows]
+
+    def output(self, rows: int) -> Array:
+        """What the loss reads: S[L] if the pair is matched, else Z[L]."""
+        return self.rows(f"{'S' if self.objective.matched else 'Z'}[{len(self.W) - 1}]", rows)
+
+    def run(self, what: str, rows: int, weighted: bool, accumulate: bool) -> None:
+        """The operations of a chunk, on the first `rows` rows of the buffers."""
+        L, matched = len(self.W) - 1, self.objective.matched
+        activations = list(self.activations)
+        if matched:
+            activations[L] = IDENTITY  # the loss reads S[L] itself
+        Z: list[Array] = [self.rows("X", rows) if self.x is None else self.x]
+        S: list[Array] = [None]
+        G: list[Array] = [None]
+        for l in range(1, L + 1):
+            last = matched and l == L
+            S.append(self.rows(f"S[{l}]", rows) if f"S[{l}]" in self.buffers else self.rows(f"Z[{l}]", rows))
+            Z.append(S[l] if last or f"S[{l}]" not in self.buffers else self.rows(f"Z[{l}]", rows))
+            G.append(None if last else self.buffers["G"][: rows * Z[l].shape[1]].reshape(Z[l].shape))
+        k = self.rows("w", rows)[:, None] if weighted else self.scale
+        target = Z[L] if matched else G[L]
+        db = self.db[L] if matched else None
+        if what in ("step", "forward"):
+            backprop.forward(self.ops, self.W, self.b, activations, S, Z)
+        if what in ("step", "loss"):
+            db = None if what == "loss" else db
+            self.ops.loss(Z[L], self.rows("Y", rows), k, self.objective, target, db, self.J, accumulate)
+        if what == "step":
+            backprop.backward(self.ops, self.W, activations, S, Z, G, Z, self.dW, self.db, accumulate)
+
+
+class Worker(Chunk):
+    """One stream of chunks whose operations run as they are called: it puts rows in place and records each shape once.
+
+    Args: as `Chunk`, without J, which is its own: its share of the batch's.
     """
 
     def __init__(
         self, ops: Ops, W: backprop.Arrays, b: backprop.Arrays, activations: tuple[Activation | None, ...],
         objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array,
     ) -> None:  # fmt: skip
-        self.ops, self.W, self.b, self.activations, self.objective = ops, W, b, activations, objective
-        self.dW, self.db, self.buffers, self.scale = dW, db, buffers, scale
-        self.J = np.zeros((), np.float64)
-        self.x = Input()
+        self.input = Input()
+        J = np.zeros((), np.float64)
+        super().__init__(ops, W, b, activations, objective, dW, db, buffers, scale, J, self.input)
         self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
-        ops.use(buffers)
 
     def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:
         """Forward, loss and backward, chunk by chunk: J, dW and db of these rows in this worker's arrays."""
@@ -84,7 +133,7 @@ class Worker:
         """The output of one chunk, S[L] if the pair is matched, else Z[L]; it holds until the next call."""
         self.place(batch, start, stop)
         self._recorded("forward", stop - start, batch.weights is not None, False).replay()
-        return self._rows(f"{'S' if self.objective.matched else 'Z'}[{len(self.W) - 1}]", stop - start)
+        return self.output(stop - start)
 
     def loss(self, batch: Batch, start: int, stop: int) -> None:
         """Adds the loss of the chunk that went forward last to J; its output is overwritten."""
@@ -93,57 +142,27 @@ class Worker:
     def place(self, batch: Batch, start: int, stop: int) -> None:
         """Put the rows of a chunk where the recordings read them."""
         rows = slice(start, stop) if batch.rows is None else batch.rows[start:stop]
-        X, size = self._rows("X", stop - start), stop - start
+        X, size = self.rows("X", stop - start), stop - start
         if batch.rows is None and batch.X.dtype == X.dtype and batch.X.strides[1] == X.strides[1]:
-            self.x.array = batch.X[rows]  # where they lie: no copy
+            self.input.array = batch.X[rows]  # where they lie: no copy
         else:
             self._gather("X", batch.X, rows, size)
-            self.x.array = X
+            self.input.array = X
         self._gather("Y", batch.Y, rows, size)
         if batch.weights is not None:
             self._gather("w", batch.weights, rows, size)
-            w = self._rows("w", size)
+            w = self.rows("w", size)
             np.multiply(w, self.scale, w)
 
     def _gather(self, name: str, source: Array, rows: slice | Array, size: int) -> None:
-        stage = self._rows(f"{name} as given", size) if f"{name} as given" in self.buffers else None
-        self.ops.gather(source, rows, self._rows(name, size), stage)
-
-    def _rows(self, name: str, rows: int) -> Array:
-        return self.buffers[name][:rows]
+        stage = self.rows(f"{name} as given", size) if f"{name} as given" in self.buffers else None
+        self.ops.gather(source, rows, self.rows(name, size), stage)
 
     def _recorded(self, what: str, rows: int, weighted: bool, accumulate: bool) -> Recording:
         key = what, rows, weighted, accumulate
         if key not in self.recordings:
-            with self.ops.capture() as recording:
-                self._chunk(what, rows, weighted, accumulate)
-            self.recordings[key] = recording
+            self.recordings[key] = self.ops.record(lambda: self.run(what, rows, weighted, accumulate))
             if len(self.recordings) > SHAPES:
                 self.recordings.popitem(last=False)
         self.recordings.move_to_end(key)
         return self.recordings[key]
-
-    def _chunk(self, what: str, rows: int, weighted: bool, accumulate: bool) -> None:
-        """The operations of a chunk, on the first `rows` rows of the buffers."""
-        L, matched = len(self.W) - 1, self.objective.matched
-        activations = list(self.activations)
-        if matched:
-            activations[L] = IDENTITY  # the loss reads S[L] itself
-        Z: list[Array] = [self.x]
-        S: list[Array] = [None]
-        G: list[Array] = [None]
-        for l in range(1, L + 1):
-            last = matched and l == L
-            S.append(self._rows(f"S[{l}]", rows) if f"S[{l}]" in self.buffers else self._rows(f"Z[{l}]", rows))
-            Z.append(S[l] if last or f"S[{l}]" not in self.buffers else self._rows(f"Z[{l}]", rows))
-            G.append(None if last else self.buffers["G"][: rows * Z[l].shape[1]].reshape(Z[l].shape))
-        k = self._rows("w", rows)[:, None] if weighted else self.scale
-        target = Z[L] if matched else G[L]
-        db = self.db[L] if matched else None
-        if what in ("step", "forward"):
-            backprop.forward(self.ops, self.W, self.b, activations, S, Z)
-        if what in ("step", "loss"):
-            db = None if what == "loss" else db
-            self.ops.loss(Z[L], self._rows("Y", rows), k, self.objective, target, db, self.J, accumulate)
-        if what == "step":
-            backprop.backward(self.ops, self.W, activations, S, Z, G, Z, self.dW, self.db, accumulate)

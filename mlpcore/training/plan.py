@@ -18,9 +18,9 @@ import numpy as np
 from mlpcore.core.activations import Activation
 from mlpcore.core.layout import Layout
 from mlpcore.core.losses import Objective
-from mlpcore.core.ops import Array, Buffer, Ops
+from mlpcore.core.ops import Array, Buffer, Ops, accumulator, storage
 
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+ALIGNMENT = 256  # bytes: what cuBLASLt likes best, and a multiple of a cache line
 CACHE = 1 << 20  # bytes of a chunk's arrays: half of a common core's L2
 NARROWEST, WIDEST = 256, 1024  # rows of a chunk when chosen by itself (docs/performance.md)
 
@@ -86,13 +86,17 @@ class Plan:
 
 def nbytes(buffer: Buffer) -> int:
     """Bytes that a buffer takes up, rounded up to the alignment."""
-    return -(-math.prod(buffer.shape) * np.dtype(buffer.dtype).itemsize // ALIGNMENT) * ALIGNMENT
+    return -(-_used(buffer) // ALIGNMENT) * ALIGNMENT
+
+
+def _used(buffer: Buffer) -> int:
+    return math.prod(buffer.shape) * np.dtype(storage(buffer.dtype)).itemsize
 
 
 def part_bytes(buffers: Sequence[Buffer]) -> int:
     """Bytes of one allocation: its buffers, and what is lost to align the first; a buffer by itself is not aligned."""
     if len(buffers) == 1:
-        return math.prod(buffers[0].shape) * np.dtype(buffers[0].dtype).itemsize
+        return _used(buffers[0])
     return sum(map(nbytes, buffers)) + ALIGNMENT if buffers else 0
 
 
@@ -136,14 +140,13 @@ def allocate(ops: Ops, buffers: Sequence[Buffer]) -> dict[str, Array]:
     offset = -_address(memory) % ALIGNMENT if len(buffers) > 1 else 0
     arrays = {}
     for x in buffers:
-        size = math.prod(x.shape) * np.dtype(x.dtype).itemsize
-        arrays[x.name] = memory[offset : offset + size].view(np.dtype(x.dtype)).reshape(x.shape)
+        arrays[x.name] = memory[offset : offset + _used(x)].view(np.dtype(storage(x.dtype))).reshape(x.shape)
         offset += nbytes(x)
     return arrays
 
 
 def _address(memory: Array) -> int:
-    interface = getattr(memory, "__array_interface__", None) or memory.__cuda_array_interface__
+    interface = memory.__array_interface__ if isinstance(memory, np.ndarray) else memory.__cuda_array_interface__
     return int(interface["data"][0])
 
 
@@ -151,16 +154,17 @@ def chunk_buffers(
     ops: Ops, layout: Layout, dtype: str, activations: tuple[Activation | None, ...], objective: Objective,
     inputs: Inputs, rows: int, accumulates: bool,
 ) -> list[Buffer]:  # fmt: skip
-    """The arrays of one worker for chunks of up to `rows` rows."""
+    """The arrays of one worker for chunks of up to `rows` rows, layers in `dtype`."""
     sizes, L = layout.sizes, layout.layers
     buffers = [Buffer("X", (rows, sizes[0]), dtype, "rows of the chunk, gathered")]
-    buffers += _as_given("X", (rows, sizes[0]), inputs.x_dtype, dtype)
-    y_shape, y_dtype = ((rows,), "int64") if inputs.classes else ((rows, sizes[L]), dtype)
+    buffers += _as_given(ops, "X", (rows, sizes[0]), inputs.x_dtype, dtype)
+    wide = accumulator(dtype)
+    y_shape, y_dtype = ((rows,), "int64") if inputs.classes else ((rows, sizes[L]), wide)
     buffers.append(Buffer("Y", y_shape, y_dtype, "their targets"))
-    buffers += _as_given("Y", y_shape, inputs.y_dtype, y_dtype)
+    buffers += _as_given(ops, "Y", y_shape, inputs.y_dtype, y_dtype)
     if inputs.w_dtype:
-        buffers.append(Buffer("w", (rows,), dtype, "their weights over the batch's weight"))
-        buffers += _as_given("w", (rows,), inputs.w_dtype, dtype)
+        buffers.append(Buffer("w", (rows,), wide, "their weights over the batch's weight"))
+        buffers += _as_given(ops, "w", (rows,), inputs.w_dtype, wide)
     for l in range(1, L + 1):
         activation = activations[l]
         assert activation is not None
@@ -176,8 +180,8 @@ def chunk_buffers(
     return buffers + ops.scratch(rows, sizes, dtype, activations, objective, accumulates)
 
 
-def _as_given(name: str, shape: tuple[int, ...], given: str, dtype: str) -> list[Buffer]:
-    if np.dtype(given) == np.dtype(dtype):
+def _as_given(ops: Ops, name: str, shape: tuple[int, ...], given: str, dtype: str) -> list[Buffer]:
+    if not ops.stages or np.dtype(given) == np.dtype(dtype):
         return []
     return [Buffer(f"{name} as given", shape, np.dtype(given).str, f"{name} before the cast to {dtype}")]
 

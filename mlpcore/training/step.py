@@ -9,6 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from mlpcore.core.optimizers import Optimizer, Progress
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Worker, cut
 from mlpcore.training.plan import Inputs, Plan
+from mlpcore.training.planned import Parts, PlannedStep, Settings
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -31,18 +33,6 @@ if TYPE_CHECKING:
 WORKER_ROWS = 256  # a worker's rows, per other worker
 WORKER_FLOP = 1e9  # of a step that is worth the start of threads
 LANE_ENTRIES = 1 << 18  # of the flat vector from which workers share the optimizer's pass as well
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What of a trainer's settings the step needs."""
-
-    l1: float = 0.0
-    l2: float = 0.0
-    clip_norm: float | None = None
-    chunk_rows: int | None = None  # None: chosen
-    memory_limit: int | None = None
-    workers: int | None = None  # None: chosen
 
 
 @dataclass
@@ -64,34 +54,19 @@ class Update:
             self.values = values
 
 
-class Step:
-    """Gradient and update of one network, on buffers planned beforehand.
+class Step(PlannedStep):
+    """A step whose operations run as they are called, on threads of its own where the batch is large.
 
-    Args:
-        layout, parameters: the network's flat vector and how it is cut.
-        activations: index 0 None, then one a layer.
-        objective: the loss on top of the output activation.
-        optimizer: the update rule's settings.
-        new_ops: makes the operations of one more worker.
+    Args: as `PlannedStep`.
     """
 
     def __init__(
         self, layout: Layout, parameters: Array, activations: tuple[Activation | None, ...], objective: Objective,
         optimizer: Optimizer, settings: Settings, new_ops: Callable[[], Ops],
     ) -> None:  # fmt: skip
-        self.layout, self.parameters, self.activations = layout, parameters, activations
-        self.objective, self.optimizer, self.settings, self.new_ops = objective, optimizer, settings, new_ops
-        self.ops = new_ops()
-        self.dtype = str(parameters.dtype)
-        self.W, self.b = layout.views(parameters)
+        super().__init__(layout, parameters, activations, objective, optimizer, settings, new_ops)
         self.scale = np.ones((), self.dtype)
         self.lanes = blas.threads() if layout.size >= LANE_ENTRIES else 1  # that the optimizer's pass is cut into
-        self.rule = ""  # the row of updates.def that the state vectors belong to
-        self.state: dict[str, Array] = {}
-        self.reserved: Sequence[Buffer] = ()
-        self._plans: dict[tuple[object, ...], Plan] = {}
-        self.allocated: Plan | None = None
-        self.inputs: Inputs | None = None
         self.workers: list[Worker] = []
         self.additions: list[Recording] = []
 
@@ -104,56 +79,25 @@ class Step:
         (registers,) = self.ops.map_scratch(self._program(), size, self.dtype)
         return buffers + [registers._replace(name=f"registers {lane}") for lane in range(self.lanes)]
 
-    def fit_buffers(self, rows: int, best: bool) -> list[Buffer]:
-        """What `fit` needs beside the step: the order of so many rows, and the best parameters if they are kept."""
-        order = [Buffer("row order", (rows,), "int64", "shuffled row numbers")] if rows else []
-        return order + ([Buffer("best", (self.layout.size,), self.dtype, "parameters to go back to")] if best else [])
+    def _workspace(self, rows: int, workers: int, batch_rows: int, inputs: Inputs) -> Parts:
+        accumulates = rows * workers < batch_rows
+        buffers = planning.chunk_buffers(
+            self.ops, self.layout, self.dtype, self.activations, self.objective, inputs, rows, accumulates
+        )
+        parts: Parts = {"workspace": buffers}
+        for i in range(1, workers):
+            gradient = Buffer("gradient", (self.layout.size,), self.dtype, f"of worker {i + 1}")
+            parts[f"workspace {i + 1}"] = [*buffers, gradient]
+        return parts
 
-    def make_plan(self, batch_rows: int, inputs: Inputs, reserved: Sequence[Buffer] = ()) -> Plan:
-        """The memory table for batches of up to `batch_rows` rows of such inputs, beside what `fit` has reserved.
-
-        Raises:
-            MemoryError: `memory_limit` cannot be kept even with chunks of one row; prints the largest buffers.
-        """
-        fixed: dict[str, Sequence[Buffer]] = {
-            "parameters": [Buffer("parameters", (self.layout.size,), self.dtype, "W[1] … W[L], b[1] … b[L]")]
-        }
-        fixed["state"] = self._state_buffers()
-        if reserved:
-            fixed["fit"] = list(reserved)
-
-        def table(rows: int, workers: int) -> Plan:
-            accumulates = rows * workers < batch_rows
-            buffers = planning.chunk_buffers(
-                self.ops, self.layout, self.dtype, self.activations, self.objective, inputs, rows, accumulates
-            )
-            parts = {**fixed, "workspace": buffers}
-            for i in range(1, workers):
-                gradient = Buffer("gradient", (self.layout.size,), self.dtype, f"of worker {i + 1}")
-                parts[f"workspace {i + 1}"] = [*buffers, gradient]
-            return Plan(rows, workers, batch_rows, parts)
+    def _choose(self, batch_rows: int, inputs: Inputs) -> tuple[int, int]:
+        def workspace(rows: int) -> int:
+            return planning.part_bytes(self._workspace(rows, 1, batch_rows, inputs)["workspace"])
 
         itemsize = np.dtype(self.dtype).itemsize
-
-        def workspace(rows: int) -> int:
-            return planning.part_bytes(table(rows, 1).parts["workspace"])
-
         rows = self.settings.chunk_rows or planning.choose_rows(workspace, self.layout, itemsize, batch_rows)
         workers = min(batch_rows, self.settings.workers or self._choose_workers(batch_rows))
-        rows = min(rows, -(-batch_rows // workers))
-        limit = self.settings.memory_limit
-        if limit is None or table(rows, workers).total_bytes <= limit:
-            return table(rows, workers)
-        if table(1, 1).total_bytes > limit:
-            raise MemoryError(
-                f"memory_limit {planning.human(limit)} is less than the {planning.human(table(1, 1).total_bytes)} that one "
-                f"row takes; the largest: {table(1, 1).largest()}"
-            )
-        low, high = 1, rows  # the largest chunk that fits
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if table(middle, 1).total_bytes <= limit else (low, middle - 1)
-        return table(low, 1)
+        return min(rows, -(-batch_rows // workers)), workers
 
     def _choose_workers(self, batch_rows: int) -> int:
         """As many threads as BLAS would use, each with rows of its own, or one.
@@ -166,30 +110,9 @@ class Step:
         enough = batch_rows >= threads * WORKER_ROWS * (threads - 1)
         return threads if enough and 6 * batch_rows * self.layout.weights >= WORKER_FLOP else 1
 
-    def reserve(self, buffers: Sequence[Buffer]) -> dict[str, Array]:
-        """Arrays for `fit`, part of every plan until `reserve([])` gives them back."""
-        self.reserved = tuple(buffers)
-        self._plans.clear()
-        if self.settings.memory_limit is not None:
-            self._drop_workspace()  # it may be larger than what is left now
-        return planning.allocate(self.ops, buffers)
-
-    def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
-        """The plan for batches of this size, and its arrays allocated, unless those that are there will do."""
-        if self.rule != self.optimizer.row:
-            self._bind_optimizer()
-        key = batch_rows, inputs
-        if key not in self._plans:
-            if len(self._plans) > 64:
-                self._plans.clear()
-            self._plans[key] = self.make_plan(batch_rows, inputs, self.reserved)
-        plan, have = self._plans[key], self.allocated
-        if have is None or self.inputs != inputs or not have.covers(plan):
-            self._drop_workspace()
-            for i in range(plan.workers):
-                self._add_worker(plan.parts[f"workspace {i + 1}" if i else "workspace"])
-            self.allocated, self.inputs = plan, inputs
-        return plan
+    def _allocate(self, plan: Plan, inputs: Inputs) -> None:
+        for i in range(plan.workers):
+            self._add_worker(plan.parts[f"workspace {i + 1}" if i else "workspace"])
 
     def _bind_optimizer(self) -> None:
         """State vectors, zero, and the recorded update for the optimizer's rule as it is now."""
@@ -213,9 +136,9 @@ class Step:
         arrays = planning.allocate(ops, buffers)
         gradient = arrays.pop("gradient", self.gradient)
         if gradient is not self.gradient:
-            with self.ops.capture() as addition:
-                self.ops.map(program("g = g + h", frozenset()), {"g": self.gradient, "h": gradient}, {})
-            self.additions.append(addition)
+            sum_ = program("g = g + h", frozenset())
+            both = {"g": self.gradient, "h": gradient}
+            self.additions.append(self.ops.record(lambda: self.ops.map(sum_, both, {})))
         dW, db = self.layout.views(gradient)
         worker = Worker(ops, self.W, self.b, self.activations, self.objective, dW, db, arrays, self.scale)
         self.workers.append(worker)
@@ -249,6 +172,20 @@ class Step:
         shares = cut(batch.size, plan.rows, plan.workers)
         self._forward_loss_backward(batch, shares, pool)
         return self._reduce(len(shares)) + self._penalize()
+
+    def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
+        """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's output, S[L] if matched."""
+        worker = self.workers[0]
+        self.set_scale(batch)
+        worker.J[...] = 0
+        for start, stop in cut(batch.size, plan.rows, 1)[0]:
+            see(worker.forward(batch, start, stop), start, stop)
+            worker.loss(batch, start, stop)
+        return float(worker.J)
+
+    def weight(self, batch: Batch) -> float:
+        """Σ w over the rows of a batch."""
+        return weight_of(batch)
 
     def set_scale(self, batch: Batch) -> None:
         """1 / Σ w of the batch, where every worker reads it."""
@@ -334,9 +271,8 @@ class Step:
             return None
         compiled = program(f"g = {' + '.join(terms)}", frozenset({"l1", "l2"}))
         scalars = {key: np.asarray(value, self.dtype) for key, value in compiled.fold({"l1": l1, "l2": l2}).items()}
-        with self.ops.capture() as recording:
-            self.ops.map(compiled, {"g": self.gradient[:n], "w": self.parameters[:n]}, scalars)
-        return recording
+        arrays = {"g": self.gradient[:n], "w": self.parameters[:n]}
+        return self.ops.record(lambda: self.ops.map(compiled, arrays, scalars))
 
     def _record_updates(self) -> list[Update]:
         """One pass over all parameters, or, where weights decay, one over the weights and one over the biases."""
@@ -352,9 +288,7 @@ class Step:
             for lane, registers in enumerate(self._registers):
                 ops = self.new_ops()
                 ops.use({"registers": registers})
-                with ops.capture() as recording:
-                    ops.map(compiled, {name: pieces[lane] for name, pieces in cuts.items()}, scalars)
-                lanes.append(recording)
+                lanes.append(ops.record(partial(ops.map, compiled, {name: cut[lane] for name, cut in cuts.items()}, scalars)))
             updates.append(Update(compiled, scalars, decays=part.start != n, lanes=lanes))
         return updates
 

@@ -1,0 +1,164 @@
+"""What a training step needs before it runs: settings, the plan, and the arrays that the plan lists.
+
+A step comes in two kinds: `step.Step` runs its operations one by one, on several threads if that pays; `cuda_graph.GraphStep`
+captures them and launches them together. Both plan, reserve and allocate here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mlpcore.core.activations import Activation
+from mlpcore.core.layout import Layout
+from mlpcore.core.losses import Objective
+from mlpcore.core.ops import Array, Buffer, Ops
+from mlpcore.core.optimizers import Optimizer, Progress
+from mlpcore.training import plan as planning
+from mlpcore.training.chunks import Batch
+from mlpcore.training.plan import Inputs, Plan
+
+Parts = dict[str, Sequence[Buffer]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of a trainer's settings the step needs."""
+
+    l1: float = 0.0
+    l2: float = 0.0
+    clip_norm: float | None = None
+    chunk_rows: int | None = None  # None: chosen
+    memory_limit: int | None = None
+    workers: int | None = None  # None: chosen
+
+
+class PlannedStep(ABC):
+    """Gradient and update of one network, on buffers planned beforehand.
+
+    Args:
+        layout, parameters: the network's flat vector and how it is cut.
+        activations: index 0 None, then one a layer.
+        objective: the loss on top of the output activation.
+        optimizer: the update rule's settings.
+        new_ops: makes the operations of one more worker.
+    """
+
+    def __init__(
+        self, layout: Layout, parameters: Array, activations: tuple[Activation | None, ...], objective: Objective,
+        optimizer: Optimizer, settings: Settings, new_ops: Callable[[], Ops],
+    ) -> None:  # fmt: skip
+        self.layout, self.parameters, self.activations = layout, parameters, activations
+        self.objective, self.optimizer, self.settings, self.new_ops = objective, optimizer, settings, new_ops
+        self.ops = new_ops()
+        self.dtype = str(parameters.dtype)
+        self.W, self.b = layout.views(parameters)
+        self.rule = ""  # the row of updates.def that the state vectors belong to
+        self.state: dict[str, Array] = {}
+        self.reserved: Sequence[Buffer] = ()
+        self._plans: dict[tuple[object, ...], Plan] = {}
+        self.allocated: Plan | None = None
+        self.inputs: Inputs | None = None
+
+    # -- what the kinds of step differ in --
+
+    @abstractmethod
+    def _state_buffers(self) -> list[Buffer]:
+        """Gradient, optimizer state and what else lasts from step to step."""
+
+    @abstractmethod
+    def _workspace(self, rows: int, workers: int, batch_rows: int, inputs: Inputs) -> Parts:
+        """The parts that hold the arrays of chunks of `rows` rows."""
+
+    @abstractmethod
+    def _choose(self, batch_rows: int, inputs: Inputs) -> tuple[int, int]:
+        """Rows of a chunk, and workers, where memory is no object."""
+
+    @abstractmethod
+    def _bind_optimizer(self) -> None:
+        """State vectors, zero, for the optimizer's rule as it is now."""
+
+    @abstractmethod
+    def _allocate(self, plan: Plan, inputs: Inputs) -> None:
+        """The plan's workspace."""
+
+    @abstractmethod
+    def _drop_workspace(self) -> None:
+        """Give the workspace back."""
+
+    @abstractmethod
+    def run(self, batch: Batch, plan: Plan, progress: Progress) -> object:
+        """One update; J before it."""
+
+    @abstractmethod
+    def loss_and_gradient(self, batch: Batch, plan: Plan) -> float:
+        """J of a batch, penalties included, and its gradient in `self.gradient`."""
+
+    @abstractmethod
+    def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
+        """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's output, S[L] if matched."""
+
+    @abstractmethod
+    def weight(self, batch: Batch) -> float | None:
+        """Σ w over the rows of a batch; None where only the device knows."""
+
+    # -- the plan --
+
+    def fit_buffers(self, rows: int, best: bool) -> list[Buffer]:
+        """What `fit` needs beside the step: the order of so many rows, and the best parameters if they are kept."""
+        order = [Buffer("row order", (rows,), "int64", "shuffled row numbers")] if rows else []
+        return order + ([Buffer("best", (self.layout.size,), self.dtype, "parameters to go back to")] if best else [])
+
+    def make_plan(self, batch_rows: int, inputs: Inputs, reserved: Sequence[Buffer] = ()) -> Plan:
+        """The memory table for batches of up to `batch_rows` rows of such inputs, beside what `fit` has reserved.
+
+        Raises:
+            MemoryError: `memory_limit` cannot be kept even with chunks of one row; prints the largest buffers.
+        """
+        fixed: Parts = {"parameters": [Buffer("parameters", (self.layout.size,), self.dtype, "W[1] … W[L], b[1] … b[L]")]}
+        fixed["state"] = self._state_buffers()
+        if reserved:
+            fixed["fit"] = list(reserved)
+
+        def table(rows: int, workers: int) -> Plan:
+            return Plan(rows, workers, batch_rows, {**fixed, **self._workspace(rows, workers, batch_rows, inputs)})
+
+        rows, workers = self._choose(batch_rows, inputs)
+        limit = self.settings.memory_limit
+        if limit is None or table(rows, workers).total_bytes <= limit:
+            return table(rows, workers)
+        if table(1, 1).total_bytes > limit:
+            raise MemoryError(
+                f"memory_limit {planning.human(limit)} is less than the {planning.human(table(1, 1).total_bytes)} that one "
+                f"row takes; the largest: {table(1, 1).largest()}"
+            )
+        low, high = 1, rows  # the largest chunk that fits
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if table(middle, 1).total_bytes <= limit else (low, middle - 1)
+        return table(low, 1)
+
+    def reserve(self, buffers: Sequence[Buffer]) -> dict[str, Array]:
+        """Arrays for `fit`, part of every plan until `reserve([])` gives them back."""
+        self.reserved = tuple(buffers)
+        self._plans.clear()
+        if self.settings.memory_limit is not None:
+            self._drop_workspace()  # it may be larger than what is left now
+        return planning.allocate(self.ops, buffers)
+
+    def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
+        """The plan for batches of this size, and its arrays allocated, unless those that are there will do."""
+        if self.rule != self.optimizer.row:
+            self._bind_optimizer()
+        key = batch_rows, inputs
+        if key not in self._plans:
+            if len(self._plans) > 64:
+                self._plans.clear()
+            self._plans[key] = self.make_plan(batch_rows, inputs, self.reserved)
+        plan, have = self._plans[key], self.allocated
+        if have is None or self.inputs != inputs or not have.covers(plan):
+            self._drop_workspace()
+            self._allocate(plan, inputs)
+            self.allocated, self.inputs = plan, inputs
+        return plan
