@@ -22,8 +22,10 @@ from mlpcore.core import losses as loss_sheet
 from mlpcore.core.optimizers import SGD
 from mlpcore.mlp import MLP
 from mlpcore.training.chunks import Batch
+from mlpcore.training.new_step import new_step
 from mlpcore.training.plan import Inputs
-from mlpcore.training.step import Settings, Step, weight_of
+from mlpcore.training.planned import Settings
+from mlpcore.training.step import weight_of
 
 Array = NDArray[Any]
 ROWS = 1024  # rows of a chunk of the two forward passes
@@ -156,36 +158,36 @@ class _Checker:
     def __init__(self, net: MLP, X: ArrayLike, Y: ArrayLike, loss: Any, sample_weight: ArrayLike | None):
         if not isinstance(net, MLP):
             raise TypeError(f"net must be an mc.MLP; got {type(net).__name__}")
-        self.net = net.copy("float64")
-        self.X = inputs.contiguous(inputs.matrix(X, net.sizes[0]))
+        self.on_device = net.copy("float64")  # whose gradient it is; the differences are taken on the CPU
+        self.net = self.on_device.to("cpu")
+        self.X = inputs.contiguous(inputs.matrix(X, net.sizes[0], adopt=devices.adopt_on_host))
         last = self.net.activations[-1]
         assert last is not None
         self.loss = loss_sheet.resolve(loss_sheet.matching(last) if loss is None else loss)
         self.objective = loss_sheet.pair(self.loss, last)
-        Y_, self.classes = inputs.target(Y, len(self.X), net.sizes[-1], self.loss)
+        Y_, self.classes = inputs.target(Y, len(self.X), net.sizes[-1], self.loss, adopt=devices.adopt_on_host)
         self.Y = inputs.contiguous(Y_)
-        self.weights = inputs.weights(sample_weight, len(self.X))
+        self.weights = inputs.weights(sample_weight, len(self.X), adopt=devices.adopt_on_host)
         for array, name in ((self.X, "X"), (self.Y, "Y")):
             inputs.require_finite(array, name)
         self.batch = Batch(self.X, self.Y, self.weights, None, len(self.X))
         self.total = weight_of(self.batch)
-        self.ops = devices.operations(net.device)()
+        self.ops = devices.operations("cpu")()
         parts = [slice(i, i + ROWS) for i in range(0, len(self.X), ROWS)]
         self.base = np.concatenate([self._rows(part)[0] for part in parts])
 
     def gradient(self, rows: Array | None = None) -> Array:
         """The engine's gradient of J over these rows, their weights over the *whole* batch's weight."""
-        step = Step(
-            self.net.layout, self.net.parameters, self.net.activations, self.objective, SGD(0.0), Settings(),
-            devices.operations(self.net.device),
-        )  # fmt: skip
+        net = self.on_device
+        step = new_step(net.device, net.layout, net.parameters, net.activations, self.objective, SGD(0.0), Settings())
         batch = self.batch if rows is None else self.batch._replace(rows=rows, size=len(rows))
         weight = "" if self.weights is None else self.weights.dtype.str
-        plan = step.prepare(batch.size, Inputs(self.X.dtype.str, self.Y.dtype.str, weight, self.classes))
+        given = Inputs(self.X.dtype.str, self.Y.dtype.str, weight, self.classes, host=net.device != "cpu")
+        plan = step.prepare(batch.size, given)
         if not weight_of(batch):
             return np.zeros(self.net.layout.size)
         step.loss_and_gradient(batch, plan)
-        share: Array = step.gradient * (weight_of(batch) / self.total)
+        share: Array = devices.to_host(net.device, step.gradient) * (weight_of(batch) / self.total)
         return share
 
     def difference(self, v: Array) -> tuple[float, float, int]:

@@ -6,6 +6,7 @@ Z[0] = X,   Z[l] = σ_l(Z[l-1] W[l] + b[l]),   l = 1 … L
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ from mlpcore.core import activations as activation_sheet
 from mlpcore.core import backprop, inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation
-from mlpcore.core.errors import unknown
+from mlpcore.core.errors import DeviceUnavailable, unknown
 from mlpcore.core.layout import Layout
 from mlpcore.formats import model_file
 
 Array = NDArray[Any]
 DTYPES = ("float32", "float64")
 PREDICT_BYTES = 8 << 20  # of a chunk's outputs in predict, unless the caller says how many rows
+PREDICT_CUDA_BYTES = 256 << 20  # on a GPU
+log = logging.getLogger("mlpcore")
 
 
 @dataclass(frozen=True)
@@ -121,18 +124,23 @@ class MLP:
         if self.dtype.name not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype.name!r}")
         self.device = devices.choose(device)
-        self._parameters = np.zeros(self.layout.size, self.dtype)
-        self._W, self._b = self.layout.views(self._parameters)
-        self._draw(init, inputs.positive_integer(seed, "seed", least=0))
+        self._set(self._drawn(init, inputs.positive_integer(seed, "seed", least=0)))
 
-    def _draw(self, init: str, seed: int) -> None:
+    def _set(self, parameters: Array) -> None:
+        """Take a flat vector of the host's as the parameters, on the network's device."""
+        self._parameters: Array = devices.to_device(self.device, parameters)
+        self._W, self._b = self.layout.views(self._parameters)
+
+    def _drawn(self, init: str, seed: int) -> Array:
+        """The initial parameters, on the host."""
         known = ("auto", *activation_sheet.INITIAL, "zeros")
         if init not in known:
             raise unknown("init", init, known)
+        flat = np.zeros(self.layout.size, self.dtype)
         if init == "zeros":
-            return
+            return flat
         rng = np.random.default_rng(seed)
-        sizes, L = self.layout.sizes, self.layout.layers
+        sizes, L, W = self.layout.sizes, self.layout.layers, self.layout.views(flat)[0]
         for l in range(1, L + 1):
             activation = self.activations[l]
             assert activation is not None
@@ -140,16 +148,23 @@ class MLP:
                 deviation = activation.standard_deviation(sizes[l - 1], sizes[l], output=l == L)
             else:
                 deviation = Activation("identity", "s", "1", init=init).standard_deviation(sizes[l - 1], sizes[l], False)
-            draw = rng.standard_normal(self.W[l].shape)
+            draw = rng.standard_normal(W[l].shape)
             draw *= deviation
-            self.W[l][...] = draw
+            W[l][...] = draw
+        return flat
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_W", "_b")}
+        state = {key: value for key, value in vars(self).items() if key not in ("_W", "_b")}
+        return state | {"_parameters": devices.to_host(self.device, self._parameters)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._W, self._b = self.layout.views(self._parameters)  # a copy's views belong to the copy
+        try:
+            self.device = devices.choose(self.device)
+        except DeviceUnavailable as reason:  # pickled on a machine with a GPU
+            log.warning("a network of %s is put on the CPU: %s", self.device, reason)
+            self.device = "cpu"
+        self._set(self._parameters)  # a copy's views belong to the copy
 
     # read-only, so that nobody puts an array beside the one that is trained: write with net.W[1][...] = …
 
@@ -188,20 +203,21 @@ class MLP:
         Raises:
             TypeError, ValueError: X is not numeric, empty, or has another number of columns.
         """
-        source = inputs.matrix(X, self.sizes[0])
+        source = inputs.matrix(X, self.sizes[0], adopt=devices.adopter(self.device))
+        xp = devices.module(self.device)
         with np.errstate(over="ignore"):
-            Z0 = source.astype(self.dtype, order="C", copy=False)
+            Z0 = devices.to_device(self.device, source).astype(self.dtype, order="C", copy=False)
         Z: list[Array] = [Z0]
         S: list[Array | None] = [None]
         for l in range(1, self.layout.layers + 1):
             activation = self.activations[l]
             assert activation is not None
             keep = activation.slope_reads_s
-            Z.append(np.empty((len(Z0), self.sizes[l]), self.dtype))
-            S.append(np.empty_like(Z[l]) if keep else None)
+            Z.append(xp.empty((len(Z0), self.sizes[l]), self.dtype))
+            S.append(xp.empty_like(Z[l]) if keep else None)
         with np.errstate(all="ignore"):
             pre = [s if s is not None else z for s, z in zip(S, Z, strict=True)]
-            backprop.forward(devices.operations(self.device)(), self.W, self.b, self.activations, pre, Z)
+            backprop.forward(devices.operations(self.device, deterministic=True)(), self.W, self.b, self.activations, pre, Z)
         return Cache(tuple(Z), tuple(S))
 
     def backward(self, cache: Cache, G: ArrayLike, *, input_gradient: bool = False, keep: bool = False) -> Gradient:
@@ -218,20 +234,23 @@ class MLP:
         """
         if not isinstance(cache, Cache):
             raise TypeError(f"cache must be what net.forward(X) returned; got {type(cache).__name__}")
-        G_L = inputs.matrix(G, self.sizes[-1], "G").astype(self.dtype, order="C", copy=False)
+        given = inputs.matrix(G, self.sizes[-1], "G", devices.adopter(self.device))
+        G_L = devices.to_device(self.device, given).astype(self.dtype, order="C", copy=False)
+        xp = devices.module(self.device)
         if G_L.shape != cache.output.shape:
             raise ValueError(f"G must have the output's shape {cache.output.shape}; got {G_L.shape}")
         L = self.layout.layers
-        flat = np.zeros(self.layout.size, self.dtype)
+        flat = xp.zeros(self.layout.size, self.dtype)
         dW, db = self.layout.views(flat)
         wanted = [input_gradient or keep, *[True] * L]
-        Gs = [np.empty_like(z) if want else None for z, want in zip(cache.Z, wanted, strict=True)]
+        Gs = [xp.empty_like(z) if want else None for z, want in zip(cache.Z, wanted, strict=True)]
         Gs[L] = G_L
         # D[L] must not overwrite the caller's G; the others may take the place of G[l] unless both are wanted
-        D: list[Any] = [None] + [np.empty_like(z) if keep or l == L else Gs[l] for l, z in enumerate(cache.Z) if l]
+        D: list[Any] = [None] + [xp.empty_like(z) if keep or l == L else Gs[l] for l, z in enumerate(cache.Z) if l]
         S = [s if s is not None else z for s, z in zip(cache.S, cache.Z, strict=True)]
         with np.errstate(all="ignore"):
-            backprop.backward(devices.operations(self.device)(), self.W, self.activations, S, cache.Z, Gs, D, dW, db)
+            ops = devices.operations(self.device, deterministic=True)()
+            backprop.backward(ops, self.W, self.activations, S, cache.Z, Gs, D, dW, db)
         kept: Any = (tuple(D), tuple(Gs)) if keep else (None, None)
         return Gradient(flat, dW, db, Gs[0] if input_gradient else None, *kept)
 
@@ -241,32 +260,41 @@ class MLP:
         Raises:
             TypeError, ValueError: X is not numeric, empty, or has another number of columns; chunk_rows < 1.
         """
-        source = inputs.matrix(X, self.sizes[0])
+        source = inputs.matrix(X, self.sizes[0], adopt=devices.adopter(self.device))
         if chunk_rows is None:
-            chunk_rows = max(1, PREDICT_BYTES // (2 * sum(self.sizes) * self.dtype.itemsize))
+            most = PREDICT_BYTES if self.device == "cpu" else PREDICT_CUDA_BYTES
+            chunk_rows = max(1, most // (2 * sum(self.sizes) * self.dtype.itemsize))
         rows = inputs.positive_integer(chunk_rows, "chunk_rows")
-        result = np.empty((len(source), self.sizes[-1]), self.dtype)
+        here = inputs.on_host(source)
+        result: Array = (np if here else devices.module(self.device)).empty((len(source), self.sizes[-1]), self.dtype)
         for start in range(0, len(source), rows):
-            result[start : start + rows] = self.forward(source[start : start + rows]).output
+            output = self.forward(source[start : start + rows]).output
+            result[start : start + rows] = devices.to_host(self.device, output) if here else output
         return result
 
     # -- copies and files --
 
     def copy(self, dtype: Any = None) -> MLP:
         """An independent network with equal parameters, on request in another dtype."""
+        return self._copy(dtype or self.dtype, self.device)
+
+    def _copy(self, dtype: Any, device: str) -> MLP:
         L = self.layout.layers
         net = MLP(
-            self.sizes, list(self.activations[1:L]), self.activations[L], bias=self.layout.bias,
-            dtype=dtype or self.dtype, init="zeros", device=self.device,
+            self.sizes, list(self.activations[1:L]), self.activations[L], bias=self.layout.bias, dtype=dtype, init="zeros",
+            device=device,
         )  # fmt: skip
-        net.parameters[...] = self.parameters
+        net._set(devices.to_host(self.device, self.parameters).astype(dtype))
         return net
 
     def to(self, device: str) -> MLP:
-        """The network on another device; itself if it is there."""
-        if devices.choose(device) == self.device:
-            return self
-        raise AssertionError("one device so far")
+        """A copy of the network on another device ("cpu", "cuda", "cuda:1", "auto"); the network itself if it is there.
+
+        Raises:
+            DeviceUnavailable: the device cannot be used; says why.
+        """
+        chosen = devices.choose(device)
+        return self if chosen == self.device else self._copy(self.dtype, chosen)
 
     def save(
         self, path: str | os.PathLike[str], *, tensors: dict[str, Array] | None = None, about: dict[str, Any] | None = None
@@ -285,7 +313,8 @@ class MLP:
             raise ValueError("tensors: the name 'parameters' is the network's own")
         rows = [dataclasses.asdict(activation) for activation in self.activations if activation]
         header = {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows, "about": about or {}}
-        model_file.write(path, header, {"parameters": self.parameters, **(tensors or {})})
+        parameters = devices.to_host(self.device, self.parameters)
+        model_file.write(path, header, {"parameters": parameters, **(tensors or {})})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> MLP:
@@ -313,7 +342,7 @@ class MLP:
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} does not hold a network: {error!r}") from None
-        net.parameters[...] = parameters
+        net._set(parameters)
         return net, tensors, header.get("about", {})
 
 
@@ -332,32 +361,37 @@ class LossFunction:
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
-        raw = inputs.matrix(Z, None, "Z")
-        output = np.ascontiguousarray(raw, raw.dtype if raw.dtype.name in DTYPES else np.float64)
+        device = devices.of(Z)
+        xp, adopt = devices.module(device), devices.adopter(device)
+        raw = inputs.matrix(Z, None, "Z", adopt)
+        output = xp.ascontiguousarray(raw, raw.dtype if raw.dtype.name in DTYPES else np.float64)
         rows, columns = output.shape
-        target, classes = inputs.target(Y, rows, columns, self.loss)
-        w = inputs.weights(sample_weight, rows)
-        share = np.full(rows, 1 / rows) if w is None else w / w.sum(dtype=np.float64)
+        target, classes = inputs.target(Y, rows, columns, self.loss, adopt=adopt)
+        target = devices.to_device(device, target)
+        w = inputs.weights(sample_weight, rows, adopt=adopt)
+        share = xp.full(rows, 1 / rows) if w is None else devices.to_device(device, w / w.sum(dtype=np.float64))
         k = share.astype(output.dtype)[:, None]
         if self.loss.rowwise:
-            return _cross_entropy(output, target, classes, k)
-        G, J = np.empty_like(output), np.zeros((), np.float64)
+            if classes:
+                inputs.require_classes(target, columns)
+            return _cross_entropy(xp, output, target, classes, k)
+        G, J = xp.empty_like(output), xp.zeros((), np.float64 if device == "cpu" else output.dtype)
         objective = loss_sheet.pair(self.loss, None)
         with np.errstate(all="ignore"):
-            Y_ = np.ascontiguousarray(target, output.dtype)
-            devices.operations("cpu")().loss(output, Y_, k, objective, G, None, J, accumulate=False)
+            Y_ = xp.ascontiguousarray(target, output.dtype)
+            devices.operations(device)().loss(output, Y_, k, objective, G, None, J, accumulate=False)
         return float(J), G
 
 
-def _cross_entropy(Z: Array, Y: Array, classes: bool, k: Array) -> tuple[float, Array]:
+def _cross_entropy(xp: Any, Z: Array, Y: Array, classes: bool, k: Array) -> tuple[float, Array]:
     """-Σ y log z from probabilities: J and G = -k y / z. A trainer evaluates it from S[L] instead."""
-    hot = np.zeros_like(Z)
+    hot = xp.zeros_like(Z)
     if classes:
-        hot[np.arange(len(Z)), Y] = 1
+        hot[xp.arange(len(Z)), Y] = 1
     else:
         hot[...] = Y
-    least = np.maximum(Z, np.finfo(Z.dtype).tiny)
-    return float(-np.sum(k * hot * np.log(least), dtype=np.float64)), -k * hot / least
+    least = xp.maximum(Z, np.finfo(Z.dtype).tiny)
+    return float(-xp.sum(k * hot * xp.log(least), dtype=np.float64)), -k * hot / least
 
 
 def loss(spec: Any) -> LossFunction:

@@ -29,9 +29,9 @@ from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
 from mlpcore.mlp import MLP
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch
+from mlpcore.training.new_step import new_step
 from mlpcore.training.plan import Inputs, Plan
 from mlpcore.training.planned import Settings
-from mlpcore.training.step import Step, weight_of
 
 Array = NDArray[Any]
 History = dict[str, list[float]]
@@ -48,11 +48,12 @@ class _Data:
     Y: Array
     weights: Array | None
     classes: bool
+    staged: bool = False  # lies on the host, and goes to the device row by row
 
     @functools.cached_property
     def inputs(self) -> Inputs:
         weight = "" if self.weights is None else self.weights.dtype.str
-        return Inputs(self.X.dtype.str, self.Y.dtype.str, weight, self.classes)
+        return Inputs(self.X.dtype.str, self.Y.dtype.str, weight, self.classes, self.staged)
 
     def batch(self, rows: Array | None) -> Batch:
         return Batch(self.X, self.Y, self.weights, rows, len(self.X) if rows is None else len(rows))
@@ -101,8 +102,10 @@ class Trainer:
             raise TypeError(f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {optimizer!r}")
         if precision is not None and precision not in _PRECISIONS:
             raise unknown("precision", precision, _PRECISIONS)
-        if precision is not None:
+        if precision is not None and net.device == "cpu":
             log.warning("precision=%r is for GPUs: on the CPU the network computes in %s", precision, net.dtype.name)
+        elif precision is not None and net.dtype != np.float32:
+            raise ValueError(f"precision={precision!r} is for a float32 network; this one is {net.dtype.name}")
         if isinstance(chunk_rows, str) and chunk_rows != "auto":
             raise ValueError(f"chunk_rows must be 'auto' or a number of rows; got {chunk_rows!r}")
         if clip_norm is not None and not inputs.not_negative(clip_norm, "clip_norm"):
@@ -123,9 +126,9 @@ class Trainer:
             memory_limit=planning.parse_bytes(memory_limit),
             workers=None if workers is None else inputs.positive_integer(workers, "workers"),
         )
-        self._step = Step(
-            net.layout, net.parameters, net.activations, loss_sheet.pair(self.loss, last), optimizer, self._settings,
-            devices.operations(net.device),
+        self._step = new_step(
+            net.device, net.layout, net.parameters, net.activations, loss_sheet.pair(self.loss, last), optimizer,
+            self._settings, precision, deterministic,
         )  # fmt: skip
 
     @property
@@ -160,10 +163,8 @@ class Trainer:
 
     # -- one step --
 
-    def step(
-        self, X: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None, *, rows: ArrayLike | None = None
-    ) -> float:
-        """One update on these rows. Returns J before it.
+    def step(self, X: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None, *, rows: ArrayLike | None = None) -> Any:
+        """One update on these rows. Returns J before it: a float; on a GPU a `DeviceLoss`, which stays there until `float(J)`.
 
         Args:
             X: (m, n_0) numbers.
@@ -176,19 +177,34 @@ class Trainer:
             NonFiniteLoss: J or its gradient overflowed; the parameters are as before the step.
         """
         data = self._checked(X, Y, sample_weight)
-        index = inputs.row_index(rows, len(data.X))
+        index = inputs.row_index(rows, len(data.X), adopt=devices.adopter(self.net.device))
+        if index is not None:
+            index = self._laid(index, data.staged)
         batch = data.batch(index)
-        if not weight_of(batch) > 0:
+        if self._step.weight(batch) == 0:
             raise ValueError("sample_weight must not be all zero on the rows of the batch")
         return self._update(data, batch)
 
     def _checked(self, X: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None) -> _Data:
-        x = inputs.matrix(X, self.net.sizes[0])
-        y, classes = inputs.target(Y, len(x), self.net.sizes[-1], self.loss)
-        w = inputs.weights(sample_weight, len(x))
-        return _Data(inputs.contiguous(x), inputs.contiguous(y), w, classes)
+        device = self.net.device
+        adopt = devices.adopter(device)
+        x = inputs.matrix(X, self.net.sizes[0], adopt=adopt)
+        y, classes = inputs.target(Y, len(x), self.net.sizes[-1], self.loss, adopt=adopt)
+        w = inputs.weights(sample_weight, len(x), adopt=adopt)
+        staged = device != "cpu" and not devices.open_device(device).holds(x)
+        return _Data(
+            self._laid(x, staged), self._laid(y, staged), None if w is None else self._laid(w, staged), classes, staged
+        )
 
-    def _update(self, data: _Data, batch: Batch) -> float:
+    def _laid(self, array: Array, staged: bool) -> Array:
+        """The array row-major and where X lies: on the host if it is staged, in the machine's byte order."""
+        device = self.net.device
+        if staged:
+            array = devices.to_host(device, array) if not inputs.on_host(array) else array
+            array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return inputs.contiguous(array if staged else devices.to_device(device, array))
+
+    def _update(self, data: _Data, batch: Batch) -> Any:
         plan = self._step.prepare(batch.size, data.inputs)
         try:
             return self._step.run(batch, plan, self.progress)
@@ -240,7 +256,8 @@ class Trainer:
         stopping = self._early_stopping(early_stopping, held_out is not None)
         observers = hooks.resolve(callbacks)
         epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
-        arrays = self._step.reserve(self._step.fit_buffers(len(data.X), stopping is not None and stopping.restore_best))
+        rows = 0 if data.staged else len(data.X)  # a staged batch is picked on the host
+        arrays = self._step.reserve(self._step.fit_buffers(rows, stopping is not None and stopping.restore_best))
         try:
             size = min(size, len(data.X))
             return self._fit(data, held_out, arrays, epochs, size, _Watch(stopping), observers, shuffle, progress)
@@ -252,7 +269,8 @@ class Trainer:
         self, data: _Data, held_out: _Data | None, arrays: dict[str, Array], epochs: int, size: int, watch: _Watch,
         observers: list[hooks.Callback], shuffle: bool, progress: bool,
     ) -> History:  # fmt: skip
-        order = arrays["row order"]
+        there = arrays.get("row order")  # on the data's device
+        order = there if isinstance(there, np.ndarray) else np.empty(len(data.X), np.int64)
         order[...] = 1
         np.subtract(np.cumsum(order, out=order), 1, out=order)  # 0, 1, 2, … without a second array of that size
         count = len(order)
@@ -270,7 +288,9 @@ class Trainer:
                 if shuffle:
                     self._rng.shuffle(order)
                 bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
-                entry = {"loss": self._epoch(data, order, size, observers, bar)}
+                if there is not None and there is not order:
+                    there[...] = devices.to_device(self.net.device, order)
+                entry = {"loss": self._epoch(data, order if there is None else there, size, observers, bar)}
                 entry["learning_rate"] = self._optimizer.rate(dataclasses.replace(self.progress, step=self.progress.step - 1))
                 if held_out is not None:
                     entry |= {f"validation_{key}": value for key, value in self._evaluate(held_out).items()}
@@ -297,18 +317,23 @@ class Trainer:
         return history
 
     def _epoch(self, data: _Data, order: Array, size: int, observers: list[hooks.Callback], bar: Any) -> float:
-        """One pass over the rows; the mean of J, each step by its weight."""
-        total = weight = 0.0
+        """One pass over the rows; the mean of J, each step by its weight. On a GPU nobody waits for J before the end."""
+        losses, weights = [], []
         for start in range(0, len(order), size):
             batch = data.batch(order[start : start + size])
-            w = float(batch.size) if batch.weights is None else weight_of(batch)
-            if w > 0:  # a batch of rows that weigh nothing says nothing
+            w = self._step.weight(batch)
+            if w != 0:  # a batch of rows that weigh nothing says nothing
                 J = self._update(data, batch)
-                total, weight = total + w * J, weight + w
+                self._step.untouched = not observers
+                losses.append(J)
+                weights.append(w)
                 for observer in observers:
                     observer.step_end(self, J)
             bar.update(batch.size)
-        return total / weight
+        self._step.untouched = False
+        values = [float(J) for J in losses]
+        known = [J.weight if w is None else w for J, w in zip(losses, weights, strict=True)]
+        return float(np.dot(values, known) / sum(known))
 
     def _validation(self, validation: Any) -> _Data | None:
         if validation is None:

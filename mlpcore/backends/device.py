@@ -1,25 +1,37 @@
-"""Which device runs a network, and what there is to say about it."""
+"""Which device runs a network, and what there is to say about it.
+
+CuPy is imported when a CUDA device is asked for, and by `"auto"`; importing mlpcore imports no CuPy and creates no context.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import logging
 import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlpcore.backends import blas
 from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.core import inputs
 from mlpcore.core.errors import DeviceUnavailable
-from mlpcore.core.ops import Ops
+from mlpcore.core.ops import Array, Ops
+
+if TYPE_CHECKING:
+    from mlpcore.backends.cuda_device import Device
+    from mlpcore.backends.cuda_ops import Algorithms
 
 log = logging.getLogger("mlpcore")
-NO_CUDA = "this version of mlpcore has no CUDA backend yet (see CHANGELOG.md); use device='cpu' or 'auto'"
+INSTALL = "pip install 'mlpcore[cuda13]' (CUDA 13 driver) or 'mlpcore[cuda12]'"
+_opened: dict[str, Device] = {}  # CUDA devices in use, by name
+_algorithms: dict[tuple[str, bool], Algorithms] = {}  # of matrix products, by device and whether they may be timed
 
 
 def choose(device: object) -> str:
-    """The device that `"auto"`, `"cpu"`, `"cuda"` or `"cuda:1"` means on this machine.
+    """The device that `"auto"`, `"cpu"`, `"cuda"` or `"cuda:1"` means on this machine: "cpu", "cuda:0" or another.
 
     Raises:
         DeviceUnavailable: CUDA was asked for and cannot be used; says why.
@@ -27,17 +39,117 @@ def choose(device: object) -> str:
     """
     if not isinstance(device, str):
         raise TypeError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:1'; got {device!r}")
-    if device in ("auto", "cpu"):
+    if device == "cpu":
         return "cpu"
-    if re.fullmatch(r"cuda(:\d+)?", device):
-        raise DeviceUnavailable(f"device={device!r}: {NO_CUDA}")
-    raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:1'; got {device!r}")
+    if device == "auto":
+        reason = "" if "cuda:0" in _opened else why_no_cuda()
+        if reason:
+            _say_once(reason)
+        return "cpu" if reason else "cuda:0"
+    if not re.fullmatch(r"cuda(:\d+)?", device):
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:1'; got {device!r}")
+    name = device if ":" in device else "cuda:0"
+    open_device(name, device)
+    return name
 
 
-def operations(device: str) -> Callable[[], Ops]:
-    """What makes the operations of one stream of work on a device."""
-    assert device == "cpu", device
-    return NumpyOps
+@functools.cache
+def _say_once(reason: str) -> None:
+    log.info("device='auto' is the CPU: %s", reason)
+
+
+def open_device(name: str, asked: str = "") -> Device:
+    """The CUDA device of this name, "cuda:0" …; opened once. `asked` is what the user called it.
+
+    Raises:
+        DeviceUnavailable: it cannot be used; says why, and what to install.
+    """
+    if name not in _opened:
+        reason = why_no_cuda()
+        if reason:
+            raise DeviceUnavailable(f"device={(asked or name)!r}: CUDA cannot be used: {reason}")
+        from mlpcore.backends.cupy_device import CupyDevice
+
+        _opened[name] = CupyDevice(int(name.removeprefix("cuda:")))
+    return _opened[name]
+
+
+@functools.cache
+def why_no_cuda() -> str:
+    """Why CUDA cannot be used here, with what to do about it; "" where it can. Found out once."""
+    if importlib.util.find_spec("cupy") is None:
+        return f"CuPy is not installed: {INSTALL}"
+    wheels = _cupy_wheels()
+    if len(wheels) > 1:
+        return f"{len(wheels)} CuPy packages ({', '.join(wheels)}) overwrite each other: pip uninstall all but one"
+    from mlpcore.backends import cupy_device
+
+    return cupy_device.why_not()
+
+
+def _cupy_wheels() -> list[str]:
+    """The installed CuPy packages, e.g. "cupy-cuda13x 14.2.0"."""
+    import importlib.metadata  # 30 ms, for those who have CuPy
+
+    found = {
+        f"{name} {dist.version}"
+        for dist in importlib.metadata.distributions()
+        if (name := (dist.metadata["Name"] or "").lower()) == "cupy" or name.startswith(("cupy-cuda", "cupy_cuda", "cupy-rocm"))
+    }
+    return sorted(found)
+
+
+def operations(device: str, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
+    """What makes the operations of one stream of work on a device: all of them share one choice of algorithms."""
+    if device == "cpu":
+        return NumpyOps
+    opened = open_device(device)
+    if not opened.captures:
+        from mlpcore.backends.cupy_reference import CupyReference
+
+        return functools.partial(CupyReference, opened.xp)
+    from mlpcore.backends.cuda_ops import Algorithms, CudaOps
+
+    algorithms = _algorithms.setdefault((device, deterministic), Algorithms(deterministic))
+    return functools.partial(CudaOps, opened, tf32, algorithms)
+
+
+def module(device: str) -> Any:
+    """The array module of a device: NumPy or CuPy."""
+    if device == "cpu":
+        import numpy
+
+        return numpy
+    return open_device(device).xp
+
+
+def adopter(device: str) -> Callable[[object, str], Array]:
+    """What takes in a user's array for a network on a device: `adopt(value, argument's name)`."""
+    return inputs.host_array if device == "cpu" else open_device(device).adopt
+
+
+def adopt_on_host(value: object, name: str) -> Array:
+    """A user's array as NumPy's, from wherever it lies."""
+    device = of(value)
+    return adopter(device)(value, name) if device == "cpu" else to_host(device, adopter(device)(value, name))
+
+
+def of(array: object) -> str:
+    """The name of the device that an array lies on: "cpu", "cuda:0" or another."""
+    if hasattr(array, "__cuda_array_interface__") or getattr(array, "__dlpack_device__", lambda: (1, 0))()[0] == 2:
+        device = getattr(array, "device", None)
+        return choose(f"cuda:{getattr(device, 'id', getattr(device, 'index', None)) or 0}")
+    return "cpu"
+
+
+def to_device(device: str, array: Array) -> Array:
+    """The array on this device; itself if it is there."""
+    return array if device == "cpu" or not inputs.on_host(array) else open_device(device).to_device(array)
+
+
+def to_host(device: str, array: Array) -> Array:
+    """The array as NumPy's; itself on the CPU."""
+    return array if device == "cpu" else open_device(device).to_host(array)
 
 
 def _cpu() -> str:
@@ -48,20 +160,21 @@ def _cpu() -> str:
 
 
 def info() -> dict[str, Any]:
-    """What mlpcore finds on this machine: device and why not CUDA, CPUs, BLAS with its kernels, versions.
+    """What mlpcore finds on this machine: device and why not CUDA, CPUs, BLAS with its kernels, versions."""
+    import importlib.metadata
 
-    Creates no CUDA context.
-    """
-    import importlib.metadata  # 30 ms, for this function alone
-
-    packages = ("mlpcore", "numpy", "cupy", "threadpoolctl", "safetensors", "tqdm", "scikit-learn", "matplotlib")
+    packages = ("mlpcore", "numpy", "threadpoolctl", "safetensors", "tqdm", "scikit-learn", "matplotlib")
     names = {
         dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions() if dist.metadata["Name"]
     }
-    cupy = [f"{name} {version}" for name, version in names.items() if name.startswith("cupy")]
+    reason = why_no_cuda()
+    if not reason:
+        from mlpcore.backends import cupy_device
+
+        reason = cupy_device.describe()
     return {
         "device": choose("auto"),
-        "cuda": NO_CUDA,
+        "cuda": reason,
         "cpu": _cpu(),
         "cpus": blas.cpus(),
         "blas": blas.describe(),
@@ -69,6 +182,6 @@ def info() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {
             **{name: names.get(name, "not installed") for name in packages},
-            "cupy": ", ".join(cupy) or "not installed",
+            "cupy": ", ".join(_cupy_wheels()) or "not installed",
         },
     }

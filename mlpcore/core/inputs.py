@@ -5,6 +5,7 @@ Each error names the argument, what was expected and what came. Nothing is copie
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,35 @@ from numpy.typing import NDArray
 from mlpcore.core.losses import Loss
 
 Array = NDArray[Any]
+Adopt = Callable[[object, str], Array]
 _PIECE = 1 << 20  # entries looked at in one go
 
 
-def matrix(X: object, columns: int | None, name: str = "X") -> Array:
-    """`X` as a 2-D numeric array of (m, `columns`), m >= 1, whose rows are contiguous; a view of it where that is so.
+def host_array(value: object, name: str) -> Array:
+    """`value` as a NumPy array; an error that names the argument if it lies on a GPU or is no array."""
+    if hasattr(value, "__cuda_array_interface__"):
+        raise TypeError(
+            f"{name} lies on a GPU and the network on the CPU: pass NumPy arrays, or move the network by net.to('cuda')"
+        )
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:  # a ragged list
+        raise type(error)(f"{name} cannot be read as an array: {error}") from None
+
+
+def on_host(array: Array) -> bool:
+    """Whether values can be looked at without waiting for a GPU; there they are checked on the way (`DeviceLoss`)."""
+    return isinstance(array, np.ndarray)
+
+
+def matrix(X: object, columns: int | None, name: str = "X", adopt: Adopt = host_array) -> Array:
+    """`X` as a 2-D numeric array of (m, `columns`), m >= 1; a view of it. `adopt` takes in what may lie on a GPU.
 
     Raises:
         TypeError: not numeric.
         ValueError: another number of axes or columns, or empty.
     """
-    array = _numeric(X, name)
+    array = _numeric(X, name, adopt)
     if array.ndim != 2:
         hint = f"; for one row write {name}[None, :], for one column {name}[:, None]" if array.ndim == 1 else ""
         raise ValueError(f"{name} must have 2 axes, rows and columns; it has shape {array.shape}{hint}")
@@ -34,19 +53,16 @@ def matrix(X: object, columns: int | None, name: str = "X") -> Array:
     return array
 
 
-def _numeric(value: object, name: str) -> Array:
+def _numeric(value: object, name: str, adopt: Adopt) -> Array:
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise TypeError(f"{name} is a masked array with masked entries; fill them first, e.g. with {name}.filled(0)")
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError) as error:  # a ragged list, an array that lies on a GPU
-        raise type(error)(f"{name} cannot be read as an array: {error}") from None
+    array = adopt(value, name)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers; its dtype is {array.dtype}")
     return array
 
 
-def target(Y: object, rows: int, outputs: int, loss: Loss, name: str = "Y") -> tuple[Array, bool]:
+def target(Y: object, rows: int, outputs: int, loss: Loss, name: str = "Y", adopt: Adopt = host_array) -> tuple[Array, bool]:
     """`Y` as the loss takes it, and whether it holds class indices: (m,) integers in 0 … n_L - 1, else (m, n_L) numbers.
 
     A 1-D Y is taken as one column where the network has one output.
@@ -54,16 +70,14 @@ def target(Y: object, rows: int, outputs: int, loss: Loss, name: str = "Y") -> t
     Raises:
         TypeError, ValueError: not numeric, another shape or length, labels that are no classes (the first is named).
     """
-    array = _numeric(Y, name)
+    array = _numeric(Y, name, adopt)
     if array.ndim == 0 or len(array) != rows:
         raise ValueError(f"{name} has {0 if array.ndim == 0 else len(array)} rows; X has {rows}")
     if loss.takes_classes and array.ndim == 1:
         if array.dtype.kind not in "iu":
             raise ValueError(f"{name} holds class indices and must have an integer dtype; got {array.dtype}")
-        low, high = array.min(), array.max()
-        if low < 0 or high >= outputs:
-            at = int(np.argmax((array < 0) | (array >= outputs)))
-            raise ValueError(f"{name} must hold classes 0 … {outputs - 1}; row {at} holds {array[at]}")
+        if on_host(array):
+            require_classes(array, outputs, name)
         return array, True
     if array.ndim == 1 and outputs == 1:
         array = array[:, None]
@@ -73,7 +87,14 @@ def target(Y: object, rows: int, outputs: int, loss: Loss, name: str = "Y") -> t
     return array, False
 
 
-def weights(sample_weight: object, rows: int, name: str = "sample_weight") -> Array | None:
+def require_classes(array: Array, outputs: int, name: str = "Y") -> None:
+    """Raise a ValueError that names the first row that holds no class 0 … outputs - 1."""
+    if array.min() < 0 or array.max() >= outputs:
+        at = int(((array < 0) | (array >= outputs)).argmax())
+        raise ValueError(f"{name} must hold classes 0 … {outputs - 1}; row {at} holds {array[at]}")
+
+
+def weights(sample_weight: object, rows: int, name: str = "sample_weight", adopt: Adopt = host_array) -> Array | None:
     """Row weights (m,), finite, none negative, not all zero; None for None.
 
     Raises:
@@ -81,9 +102,11 @@ def weights(sample_weight: object, rows: int, name: str = "sample_weight") -> Ar
     """
     if sample_weight is None:
         return None
-    array = _numeric(sample_weight, name)
+    array = _numeric(sample_weight, name, adopt)
     if array.shape != (rows,):
         raise ValueError(f"{name} must have shape ({rows},), a weight a row; got {array.shape}")
+    if not on_host(array):
+        return array
     for start in range(0, rows, 8192):  # piece by piece: a step allocates next to nothing
         bad = ~(np.isfinite(array[start : start + 8192]) & (array[start : start + 8192] >= 0))
         if bad.any():
@@ -94,7 +117,7 @@ def weights(sample_weight: object, rows: int, name: str = "sample_weight") -> Ar
     return np.ascontiguousarray(array)
 
 
-def row_index(rows: object, count: int, name: str = "rows") -> Array | None:
+def row_index(rows: object, count: int, name: str = "rows", adopt: Adopt = host_array) -> Array | None:
     """Row numbers (k,) as int64 in 0 … count - 1, k >= 1; None for None.
 
     Raises:
@@ -102,11 +125,13 @@ def row_index(rows: object, count: int, name: str = "rows") -> Array | None:
     """
     if rows is None:
         return None
-    array = _numeric(rows, name)
+    array = _numeric(rows, name, adopt)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integers; its dtype is {array.dtype}")
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be a list of row numbers, at least one; got shape {array.shape}")
+    if not on_host(array):
+        return array.astype(np.int64, copy=False)
     if array.min() < 0 or array.max() >= count:
         at = int(np.argmax((array < 0) | (array >= count)))
         raise ValueError(f"{name} must lie in 0 … {count - 1}; number {at} is {array[at]}")
@@ -114,8 +139,11 @@ def row_index(rows: object, count: int, name: str = "rows") -> Array | None:
 
 
 def contiguous(array: Array) -> Array:
-    """The array row-major: itself, or one copy (so that rows can be gathered from it without a copy each time)."""
-    return np.ascontiguousarray(array)
+    """The array row-major: itself, or one copy (so that rows can be gathered from it without a copy each time).
+
+    On a GPU it stays as it is: rows are gathered there from any strides.
+    """
+    return np.ascontiguousarray(array) if on_host(array) else array
 
 
 def positive_integer(value: object, name: str, least: int = 1) -> int:
@@ -143,9 +171,9 @@ def require_finite(array: Array, name: str, dtype: Any = np.float64) -> None:
     largest = np.finfo(dtype).max
     step = max(1, _PIECE // max(1, array[:1].size))
     for start in range(0, len(array), step):
-        bad = ~(np.abs(array[start : start + step]) <= largest)
+        bad = ~(abs(array[start : start + step]) <= largest)
         if bad.any():
-            place = np.unravel_index(int(np.argmax(bad)), bad.shape)
+            place = np.unravel_index(int(bad.argmax()), bad.shape)
             row, rest = start + int(place[0]), place[1:]
             column = f", column {int(rest[0])}" if rest else ""
             raise ValueError(f"{name} must be finite; row {row}{column} holds {array[(row, *rest)]}")
@@ -154,7 +182,7 @@ def require_finite(array: Array, name: str, dtype: Any = np.float64) -> None:
 def require_range(array: Array, low: float, high: float, name: str) -> None:
     """Raise a ValueError that names the first row with an entry outside `low` … `high`."""
     if array.min() < low or array.max() > high:
-        row = int(np.argmax(((array < low) | (array > high)).reshape(len(array), -1).any(axis=1)))
+        row = int(((array < low) | (array > high)).reshape(len(array), -1).any(axis=1).argmax())
         raise ValueError(f"{name} takes {low} … {high}; row {row} holds {array[row]}")
 
 
@@ -164,7 +192,7 @@ def require_distribution(Y: Array, name: str = "Y") -> None:
         piece = Y[start : start + 65536]
         bad = (piece < 0).any(axis=1) | (abs(piece.sum(axis=1, dtype=np.float64) - 1) > 1e-3)
         if bad.any():
-            row = int(np.argmax(bad))
+            row = int(bad.argmax())
             raise ValueError(
                 f"{name} must be one-hot, or each row a distribution over classes; row {start + row} is {piece[row]}"
             )

@@ -54,9 +54,11 @@ class Ops(Protocol):
     """The operations of one stream of work: arrays in, arrays overwritten, nothing returned.
 
     Attributes:
+        xp: the array module: NumPy or CuPy.
         stages: whether rows of another dtype are gathered into a buffer of that dtype before they are cast.
     """
 
+    xp: Any
     stages: bool
 
     def empty(self, nbytes: int) -> Array:

@@ -118,7 +118,7 @@ class Worker(Chunk):
         objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array,
     ) -> None:  # fmt: skip
         self.input = Input()
-        J = np.zeros((), np.float64)
+        J = ops.xp.zeros((), np.float64)
         super().__init__(ops, W, b, activations, objective, dW, db, buffers, scale, J, self.input)
         self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
 
@@ -143,7 +143,8 @@ class Worker(Chunk):
         """Put the rows of a chunk where the recordings read them."""
         rows = slice(start, stop) if batch.rows is None else batch.rows[start:stop]
         X, size = self.rows("X", stop - start), stop - start
-        if batch.rows is None and batch.X.dtype == X.dtype and batch.X.strides[1] == X.strides[1]:
+        as_it_lies = isinstance(batch.X, type(X)) and batch.X.dtype == X.dtype and batch.X.strides[1] == X.strides[1]
+        if batch.rows is None and as_it_lies:
             self.input.array = batch.X[rows]  # where they lie: no copy
         else:
             self._gather("X", batch.X, rows, size)

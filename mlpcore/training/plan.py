@@ -32,12 +32,14 @@ class Inputs:
     Attributes:
         x_dtype, y_dtype, w_dtype: dtypes as given, as NumPy strings; w_dtype is "" without row weights.
         classes: whether Y holds class indices, one a row.
+        host: whether they lie on the host and must go to the device that trains.
     """
 
     x_dtype: str
     y_dtype: str
     w_dtype: str = ""
     classes: bool = False
+    host: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,13 @@ class Plan:
 
     def covers(self, other: Plan) -> bool:
         """Whether this plan's arrays will do for the other plan, made for the same kind of inputs."""
-        sizes = {x.name: math.prod(x.shape) for x in self.parts["workspace"]}
-        enough = all(sizes.get(x.name, -1) >= math.prod(x.shape) for x in other.parts["workspace"])
+        sizes, wanted = self._chunk_sizes(), other._chunk_sizes()
+        enough = all(sizes.get(name, -1) >= size for name, size in wanted.items())
         return enough and self.rows >= other.rows and self.workers >= other.workers
+
+    def _chunk_sizes(self) -> dict[str, int]:
+        buffers = [*self.parts["workspace"], *self.parts.get("staging", ())]
+        return {x.name: math.prod(x.shape) for x in buffers}
 
     def __str__(self) -> str:
         """The table as text, part by part, and the total."""

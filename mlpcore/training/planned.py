@@ -59,6 +59,8 @@ class PlannedStep(ABC):
         self.reserved: Sequence[Buffer] = ()
         self._plans: dict[tuple[object, ...], Plan] = {}
         self.allocated: Plan | None = None
+        self.gradient: Array = None  # of the last batch, flat
+        self.untouched = False  # whether nobody else has written the parameters since the last update
         self.inputs: Inputs | None = None
 
     # -- what the kinds of step differ in --

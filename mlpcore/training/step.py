@@ -65,8 +65,9 @@ class Step(PlannedStep):
         optimizer: Optimizer, settings: Settings, new_ops: Callable[[], Ops],
     ) -> None:  # fmt: skip
         super().__init__(layout, parameters, activations, objective, optimizer, settings, new_ops)
-        self.scale = np.ones((), self.dtype)
-        self.lanes = blas.threads() if layout.size >= LANE_ENTRIES else 1  # that the optimizer's pass is cut into
+        self.scale = self.ops.xp.ones((), self.dtype)
+        self.threads = blas.threads() if self.ops.xp is np else 1
+        self.lanes = self.threads if layout.size >= LANE_ENTRIES else 1  # that the optimizer's pass is cut into
         self.workers: list[Worker] = []
         self.additions: list[Recording] = []
 
@@ -106,7 +107,7 @@ class Step(PlannedStep):
         one, that is 6% at most, less than what the passes between the GEMMs gain from several threads. Starting the threads
         takes 0.1 ms, so that a step of less than 1 GFLOP stays on one.
         """
-        threads = blas.threads()
+        threads = self.threads
         enough = batch_rows >= threads * WORKER_ROWS * (threads - 1)
         return threads if enough and 6 * batch_rows * self.layout.weights >= WORKER_FLOP else 1
 
@@ -179,7 +180,8 @@ class Step(PlannedStep):
         self.set_scale(batch)
         worker.J[...] = 0
         for start, stop in cut(batch.size, plan.rows, 1)[0]:
-            see(worker.forward(batch, start, stop), start, stop)
+            output = worker.forward(batch, start, stop)
+            see(output if self.ops.xp is np else self.ops.xp.asnumpy(output), start, stop)
             worker.loss(batch, start, stop)
         return float(worker.J)
 
@@ -270,7 +272,7 @@ class Step(PlannedStep):
         if len(terms) == 1:
             return None
         compiled = program(f"g = {' + '.join(terms)}", frozenset({"l1", "l2"}))
-        scalars = {key: np.asarray(value, self.dtype) for key, value in compiled.fold({"l1": l1, "l2": l2}).items()}
+        scalars = {key: self.ops.xp.asarray(value, self.dtype) for key, value in compiled.fold({"l1": l1, "l2": l2}).items()}
         arrays = {"g": self.gradient[:n], "w": self.parameters[:n]}
         return self.ops.record(lambda: self.ops.map(compiled, arrays, scalars))
 
@@ -282,7 +284,7 @@ class Step(PlannedStep):
         separate = hasattr(self.optimizer, "weight_decay") and n < self.layout.size
         updates = []
         for part in (slice(0, n), slice(n, None)) if separate else (slice(None),):
-            scalars = {key: np.zeros((), self.dtype) for key in compiled.folded}
+            scalars = {key: self.ops.xp.zeros((), self.dtype) for key in compiled.folded}
             cuts = {name: np.array_split(array[part], self.lanes) for name, array in arrays.items()}
             lanes = []
             for lane, registers in enumerate(self._registers):

@@ -1,0 +1,321 @@
+"""The CUDA backend: `core.ops.Ops` by fused kernels and cuBLASLt, on a `Device`.
+
+Every operation is a launch on the current stream and returns at once. Inside `record` the same launches become a graph. Which
+algorithm computes a product is settled before: by timing once for each shape, or by cuBLASLt's first guess (`deterministic`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mlpcore.backends import cuda_source, launches
+from mlpcore.backends.cuda_device import Device, Launch
+from mlpcore.backends.products import STORAGE, Product, alignment, describe
+from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.formulas import Program
+from mlpcore.core.losses import Objective
+from mlpcore.core.ops import Array, Buffer, Recording, accumulator, storage
+
+EPILOGUES = {"identity": "bias", "relu": "relu", "gelu": "gelu"}  # activations that cuBLASLt can apply itself
+OWN = [resolve(name) for name in EPILOGUES]  # as the sheet has them: a user's activation may bear the same name
+
+
+class Algorithms:
+    """The algorithm of each product, settled once; shared by all operations on a device.
+
+    Attributes:
+        chosen: by product; what a checkpoint stores.
+    """
+
+    def __init__(self, deterministic: bool = False):
+        self.deterministic = deterministic
+        self.chosen: dict[Product, object] = {}
+        self.fused: dict[Product, bool] = {}
+
+
+class CudaOps:
+    """Operations of one stream of work on a CUDA device.
+
+    Args:
+        device: the device.
+        tf32: let products of float32 round their factors to 10 bits.
+        algorithms: where the choice of algorithms is kept.
+    """
+
+    stages = False  # gather casts on the way: rows need no second buffer
+
+    def __init__(self, device: Device, tf32: bool = False, algorithms: Algorithms | None = None):
+        self.device, self.tf32 = device, tf32
+        self.xp = device.xp
+        self.algorithms = algorithms or Algorithms()
+        self.gain: Array | None = None  # 0-d: the loss scale, where there is one
+        self.control: Array | None = None  # where kernels report faults
+        self._scratch: Mapping[str, Array] = {}
+        self._rehearsing = False
+
+    # -- memory --
+
+    def empty(self, nbytes: int) -> Array:
+        """`nbytes` of uninitialised memory, as a 1-D uint8 array."""
+        return self.device.empty(nbytes)
+
+    def scratch(
+        self,
+        rows: int,
+        sizes: tuple[int, ...],
+        dtype: str,
+        activations: tuple[Activation | None, ...],
+        objective: Objective,
+        accumulates: bool,
+    ) -> list[Buffer]:
+        """The arrays of its own that this backend needs for a chunk of up to `rows` rows, for the plan."""
+        wide = accumulator(dtype)
+        itemsizes = (np.dtype(storage(dtype)).itemsize, np.dtype(wide).itemsize)
+        numbers, counters = launches.partial_sums(rows, max(sizes), itemsizes, self.device.multiprocessors)
+        return [
+            Buffer("partial sums", (numbers,), wide, "of db and J, one for each block"),
+            Buffer("counters", (counters,), "uint32", "of blocks that have finished"),
+            Buffer("product workspace", (self.device.product_workspace,), "uint8", "of cuBLASLt"),
+        ]
+
+    def map_scratch(self, program: Program, size: int, dtype: str) -> list[Buffer]:
+        """Nothing: intermediate results stay in registers."""
+        return []
+
+    def use(self, scratch: Mapping[str, Array]) -> None:
+        """Take these arrays, as `scratch` listed them, instead of allocating at each call."""
+        self._scratch = scratch
+        if "counters" in scratch:
+            scratch["counters"][...] = 0
+
+    def partials(self, numbers: int, counters: int, dtype: Any) -> tuple[Array, Array]:
+        """Scratch for sums over blocks; its counters are 0, and are 0 again when the kernel ends."""
+        if "partial sums" in self._scratch:
+            partials, counted = self._scratch["partial sums"], self._scratch["counters"]
+            assert numbers <= partials.size, "the plan's scratch is too small"
+            assert counters <= counted.size, "the plan's scratch is too small"
+            return partials, counted
+        return self.xp.empty(max(1, numbers), dtype), self.xp.zeros(counters, self.xp.uint32)
+
+    # -- recording --
+
+    def record(self, run: Callable[[], None]) -> Recording:
+        """The operations that `run` calls, recorded. It is rehearsed first: then what must be compiled or timed is."""
+        self._rehearsing = True
+        try:
+            run()
+        finally:
+            self._rehearsing = False
+        return self.device.record(run)
+
+    def launch(self, source: str, name: str, launch: Launch, *arguments: object) -> None:
+        """Launch the instance `name` of a kernel source; in a rehearsal it is only compiled."""
+        kernel = self.device.kernel(source, name)
+        if not self._rehearsing:
+            self.device.launch(kernel, launch, arguments)
+
+    # -- operations --
+
+    def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
+        """Out = source[rows], cast to out's dtype. Steps gather by kernel (`gather_slot`); this is for calls outside them."""
+        assert stage is None
+        out[...] = source[rows]
+
+    def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
+        """C = A B, or C += A B. A and B may be transposed views."""
+        addresses = tuple(self.device.address(x) for x in (A, B, C))
+        product = describe(A, B, C, accumulate, addresses, self.tf32)
+        algorithm = self._algorithm(product, lambda one: self._multiply(product, one, addresses))
+        if not self._rehearsing:
+            self._multiply(product, algorithm, addresses)
+
+    def _multiply(self, product: Product, algorithm: object, addresses: tuple[int, ...], bias: int = 0, aux: int = 0) -> None:
+        A, B, C = addresses
+        if "product workspace" not in self._scratch:
+            self._scratch = {**self._scratch, "product workspace": self.device.empty(self.device.product_workspace)}
+        workspace = self.device.address(self._scratch["product workspace"])
+        self.device.multiply(product, algorithm, B, A, C, bias, aux, workspace)
+
+    def _algorithm(self, product: Product, run: Callable[[object], None]) -> object:
+        """The algorithm of a product: the one settled before, or else the fastest of the candidates."""
+        known = self.algorithms.chosen
+        if product not in known:
+            candidates = self.device.algorithms(product)
+            if self.algorithms.deterministic or len(candidates) == 1:
+                run(candidates[0])  # loads what the first call loads, before any capture
+                known[product] = candidates[0]
+            else:
+                known[product] = min(candidates, key=lambda one: self.device.seconds(lambda: run(one)))
+        return known[product]
+
+    def layer(self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array) -> None:
+        """S = A W + b; Z = σ(S): one product with the activation in its epilogue where that is faster, else two launches."""
+        fused = self._epilogue(A, W, b, activation, S, Z)
+        if fused is None:
+            self.gemm(A, W, S)
+            self.bias_activation(S, b, activation, Z)
+        elif not self._rehearsing:
+            fused(self.algorithms.chosen)
+
+    def _epilogue(
+        self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
+    ) -> Callable[[Mapping[Product, object]], None] | None:
+        """The layer as one product, if cuBLASLt has it and it was timed to be faster than two launches; None otherwise."""
+        epilogue = EPILOGUES.get(activation.name, "") if activation in OWN else ""
+        if b is None or not epilogue or b.dtype != Z.dtype or self.algorithms.deterministic:
+            return None
+        keep = S if Z is not S and activation.slope_reads_s else None
+        addresses = tuple(self.device.address(x) for x in (A, W, Z))
+        bias, aux = self.device.address(b), 0 if keep is None else self.device.address(keep)
+        product = describe(A, W, Z, False, (*addresses, bias, *([aux] if aux else [])), self.tf32, epilogue)
+        if product not in self.algorithms.fused:
+            self.algorithms.fused[product] = self._fusing_pays(product, addresses, bias, aux, (A, W, b, activation, S, Z))
+        if not self.algorithms.fused[product]:
+            return None
+        return lambda chosen: self._multiply(product, chosen[product], addresses, bias, aux)
+
+    def _fusing_pays(self, product: Product, addresses: tuple[int, ...], bias: int, aux: int, layer: tuple[Any, ...]) -> bool:
+        A, W, b, activation, S, Z = layer
+        candidates = self.device.algorithms(product)
+        if not candidates:
+            return False
+
+        def apart() -> None:
+            self.gemm(A, W, S)
+            self.bias_activation(S, b, activation, Z)
+
+        def fused(one: object) -> float:
+            return self.device.seconds(lambda: self._multiply(product, one, addresses, bias, aux))
+
+        rehearsing, self._rehearsing = self._rehearsing, False
+        try:
+            apart()  # settles the product's own algorithm
+            times = {i: fused(one) for i, one in enumerate(candidates)}
+            best = min(times, key=times.__getitem__)
+            self.algorithms.chosen[product] = candidates[best]
+            return times[best] < self.device.seconds(apart)
+        finally:
+            self._rehearsing = rehearsing
+
+    def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
+        """S += b; Z = σ(S), row by row. Z may be S; S itself is kept only where the slope reads it."""
+        m, n = S.shape
+        if activation.rowwise:
+            launch = launches.row_warps(m, self.device.multiprocessors)
+            self.launch(cuda_source.text("softmax.cu"), f"softmax<{_type(S)}>", launch, S, b, Z, m, n)
+            return
+        keep = Z is not S and activation.slope_reads_s
+        tiled = self._tiles(S, S, Z)
+        source = cuda_source.text("bias_activation.cu", cuda_source.activation(activation))
+        name = f"bias_activation<{_type(S)}, Formula, {tiled.vector}, {_bool(keep)}>"
+        self.launch(source, name, tiled.launch, S, b, Z, m, n)
+
+    def activation_gradient(
+        self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False
+    ) -> None:
+        """D = G ⊙ σ'(S, Z); db = Σ_rows D, or db += Σ_rows D. D may be G or Z; S, Z and G are otherwise kept."""
+        m, n = Z.shape
+        if activation.rowwise:
+            launch = launches.row_warps(m, self.device.multiprocessors)
+            self.launch(cuda_source.text("softmax.cu"), f"softmax_gradient<{_type(Z)}>", launch, G, Z, D, m, n)
+            if db is not None:
+                self._column_sums(D, db, accumulate)
+            return
+        self._gradient(G, S, Z, activation, D, db, accumulate)
+
+    def _column_sums(self, D: Array, db: Array, accumulate: bool) -> None:
+        self._gradient(D, D, D, Activation("identity", "s", "1"), None, db, accumulate)
+
+    def _gradient(
+        self, G: Array, S: Array, Z: Array, activation: Activation, D: Array | None, db: Array | None, accumulate: bool
+    ) -> None:
+        m, n = Z.shape
+        tiled = self._tiles(Z, *(x for x in (G, S, Z, D) if x is not None))
+        source = cuda_source.text("activation_gradient.cu", cuda_source.activation(activation))
+        name = f"activation_gradient<{_type(Z)}, Formula, {tiled.vector}, {launches.THREADS}>"
+        across, down = tiled.launch.grid
+        partials, counters = (None, None) if db is None else self.partials(down * n, across, db.dtype)
+        self.launch(source, name, tiled.launch, G, S, Z, D, db, partials, counters, m, n, np.int32(accumulate))
+
+    def loss(
+        self, x: Array, Y: Array, k: Array, objective: Objective, D: Array, db: Array | None, J: Array, accumulate: bool
+    ) -> None:
+        """J += Σ k ℓ(x, Y), D = gain k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if matched, else Z[L]; D may be x."""
+        (m, n), per_row = x.shape, np.int32(k.ndim > 0)
+        if objective.loss.rowwise:
+            launch, fused = launches.cross_entropy(m, n, k.dtype.itemsize, self.device.multiprocessors)
+            sums = db if fused else None
+            blocks = launch.grid[0]
+            partials, counters = self.partials(blocks * (1 + n), 2, k.dtype)
+            labels, targets = (Y, None) if Y.ndim == 1 else (None, Y)
+            launch = launch._replace(shared=0 if sums is None else launch.shared)
+            self.launch(
+                cuda_source.text("losses.cu"), f"softmax_cross_entropy<{_type(x)}>", launch, x, labels, targets, k, per_row,
+                self.gain, D, sums, J, partials, counters, self.control, m, n, np.int32(accumulate),
+            )  # fmt: skip
+            if db is not None and not fused:
+                self._column_sums(D, db, accumulate)
+            return
+        tiled = self._tiles(x, x, D, Y)
+        across, down = tiled.launch.grid
+        partials, counters = self.partials(tiled.partials + down * n, across + 1, k.dtype)
+        name = f"elementwise_loss<{_type(x)}, Formula, {tiled.vector}, {launches.THREADS}>"
+        self.launch(
+            cuda_source.text("losses.cu", cuda_source.loss(objective)), name, tiled.launch, x, Y, k, per_row, self.gain, D, db,
+            J, partials, counters, m, n, np.int32(accumulate),
+        )  # fmt: skip
+
+    def _tiles(self, like: Array, *arrays: Array) -> launches.Tiled:
+        """The launch over a matrix, its vector width by the addresses of all arrays that are read and written along with it."""
+        m, n = like.shape
+        together = alignment(*(self.device.address(array) for array in arrays))
+        vector = launches.vector_width(n, like.dtype.itemsize, together)
+        return launches.tiles(m, n, vector, self.device.multiprocessors)
+
+    def map(self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]) -> None:
+        """Elementwise statements over up to four flat vectors in one pass; the scalars are read now."""
+        size = next(iter(arrays.values())).size
+        values = self.xp.asarray(np.array([float(scalars[key]) for key in program.folded] or [0.0]))
+        k = values.astype(next(iter(arrays.values())).dtype)
+        self.update(program, arrays, k, None, size, None, (), (), "")
+
+    def update(
+        self, program: Program, arrays: Mapping[str, Array], k: Array, low: Array | None, weights: int, control: Array | None,
+        settings: tuple[str, ...], flags: tuple[str, ...], kept: str,
+    ) -> None:  # fmt: skip
+        """The statements entry by entry, with scalars `k` for the first `weights` entries, then those behind for the rest."""
+        vectors = list(arrays.values())
+        first = vectors[0]
+        vector = max(1, 16 // first.dtype.itemsize) if alignment(*map(self.device.address, vectors)) >= 16 else 1
+        source = cuda_source.text("updates.cu", cuda_source.update(program, list(arrays), settings, flags, kept))
+        name = f"update<{_type(first)}, {'half_t' if low is None else _type(low)}, Formula, {vector}>"
+        four = [*vectors, *[None] * (4 - len(vectors))]
+        self.launch(source, name, launches.each(first.size, vector), *four, low, k, control, weights, first.size)
+
+    def sum_squares(self, v: Array) -> float:
+        """Σ v², as a float (waits for it)."""
+        return float(self.xp.sum(self.xp.square(v, dtype=self.xp.float64)))
+
+    def sum_abs(self, v: Array) -> float:
+        """Σ |v|, as a float (waits for it)."""
+        return float(self.xp.sum(self.xp.abs(v), dtype=self.xp.float64))
+
+    def copy(self, source: Array, destination: Array) -> None:
+        """Destination = source, cast if need be."""
+        destination[...] = source
+
+    def synchronize(self) -> None:
+        """Wait until everything asked for so far is done."""
+        self.device.synchronize()
+
+
+def _type(array: Array) -> str:
+    """The C++ type of a buffer's entries."""
+    return cuda_source.TYPES[STORAGE[array.dtype.name]]
+
+
+def _bool(value: bool) -> str:
+    return str(value).lower()

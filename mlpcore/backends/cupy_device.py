@@ -1,0 +1,273 @@
+"""`Device` on an NVIDIA GPU, through CuPy: its memory pool, kernels through `RawModule`, products by cuBLASLt, CUDA graphs.
+
+The only module that imports CuPy. It is imported when a CUDA device is asked for, or looked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cupy
+import cupyx
+import numpy as np
+
+from mlpcore.backends.cublaslt import CublasLt
+from mlpcore.backends.cuda_device import Launch, Mark
+from mlpcore.backends.products import Product
+from mlpcore.core import inputs
+from mlpcore.core.errors import DeviceUnavailable
+from mlpcore.core.ops import Array
+
+log = logging.getLogger("mlpcore")
+OLDEST = (14, 2)  # of CuPy: reads template instances back from its disk cache
+PRODUCT_WORKSPACE = 32 << 20  # bytes: what cuBLAS itself takes on Hopper
+WARM, TIMED = 2, 7  # runs of a candidate before it is timed, and timed
+
+
+@functools.cache
+def why_not() -> str:
+    """Why CUDA cannot be used though CuPy is there, with what to do about it; "" where it can."""
+    version = tuple(int(part) for part in cupy.__version__.split(".")[:2] if part.isdigit())
+    if version < OLDEST:
+        return f"CuPy {cupy.__version__} is too old: {'.'.join(map(str, OLDEST))} or later is needed"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"CuPy finds no usable NVIDIA driver or GPU ({error}): install the driver, or use device='cpu'"
+    if count == 0:
+        return "CuPy finds no NVIDIA GPU: use device='cpu'"
+    try:
+        cupy.RawKernel('extern "C" __global__ void nothing() {}', "nothing").compile()
+    except (cupy.cuda.compiler.CompileException, RuntimeError, OSError, ImportError) as error:
+        last = str(error).strip().splitlines()[-1]
+        return f"NVRTC cannot compile ({last}): pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]'"
+    return ""
+
+
+def describe() -> str:
+    """Device 0 and the versions of what drives it, in a line."""
+    runtime = cupy.cuda.runtime
+    found = runtime.getDeviceProperties(0)
+    gpu = f"{found['name'].decode()}, sm_{found['major']}{found['minor']}, {found['totalGlobalMem'] >> 30} GiB"
+    return f"{gpu}; driver {runtime.driverGetVersion()}, runtime {runtime.runtimeGetVersion()}, {products_by()}"
+
+
+@functools.cache
+def products() -> CublasLt | None:
+    """cuBLASLt, or None where it cannot be loaded."""
+    try:
+        return CublasLt()
+    except OSError:
+        return None
+
+
+def products_by() -> str:
+    """What multiplies matrices, for people."""
+    library = products()
+    return f"cuBLASLt {library.version}" if library else "cuBLASLt cannot be loaded: unfused CuPy operations, without graphs"
+
+
+class GraphRecording:
+    """A captured CUDA graph."""
+
+    def __init__(self, device: CupyDevice, graph: Any):
+        self.device, self.graph = device, graph
+
+    def replay(self) -> None:
+        """Launch it on the current stream."""
+        with self.device.device:
+            self.graph.launch()
+
+
+class CupyDevice:
+    """An NVIDIA GPU.
+
+    Args:
+        index: which one.
+
+    Raises:
+        DeviceUnavailable: there are not so many.
+    """
+
+    xp: Any = cupy
+    product_workspace = PRODUCT_WORKSPACE
+
+    def __init__(self, index: int):
+        count = cupy.cuda.runtime.getDeviceCount()
+        if index >= count:
+            raise DeviceUnavailable(f"device='cuda:{index}': there {'is 1 GPU' if count == 1 else f'are {count} GPUs'}")
+        self.index, self.name = index, f"cuda:{index}"
+        self.device = cupy.cuda.Device(index)
+        self.multiprocessors = int(self.device.attributes["MultiProcessorCount"])
+        self.products = products()
+        self.captures = self.products is not None
+        if not self.captures:
+            log.warning("%s: %s", self.name, products_by())
+        self._kernels: dict[tuple[str, str], Any] = {}
+        with self.device:
+            self._captures = cupy.cuda.Stream(non_blocking=True)
+            self._copies = cupy.cuda.Stream(non_blocking=True)
+
+    # -- memory and kernels --
+
+    def empty(self, nbytes: int) -> Array:
+        """`nbytes` of uninitialised device memory, as a 1-D uint8 array."""
+        with self.device:
+            return cupy.empty(nbytes, cupy.uint8)
+
+    def address(self, array: Array) -> int:
+        """Where the array begins in the device's memory."""
+        return int(array.data.ptr)
+
+    def kernel(self, source: str, name: str) -> Any:
+        """The kernel instance `name` of a source; compiled once (CuPy keeps it on disk), then kept and loaded."""
+        if (source, name) not in self._kernels:
+            with self.device:
+                module = cupy.RawModule(code=source, options=("--std=c++17",), name_expressions=(name,))
+                kernel = module.get_function(name)
+                _ = kernel.num_regs  # loads it: a first launch inside a capture would
+            self._kernels[source, name] = kernel
+        return self._kernels[source, name]
+
+    def launch(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> None:
+        """Run a kernel on the current stream."""
+        with self.device:
+            kernel(launch.grid, launch.block, tuple(arguments), shared_mem=launch.shared)
+
+    # -- products --
+
+    def algorithms(self, product: Product) -> Sequence[object]:
+        """CuBLASLt's candidates, the likeliest to be fast first."""
+        assert self.products is not None
+        with self.device:
+            found = self.products.algorithms(product, PRODUCT_WORKSPACE)
+        if not found and not product.epilogue:
+            raise RuntimeError(f"cuBLASLt has no algorithm for {product}")
+        return found
+
+    def multiply(
+        self, product: Product, algorithm: object, left: int, right: int, result: int, bias: int, aux: int, workspace: int
+    ) -> None:
+        """Run a matrix product on the current stream."""
+        assert self.products is not None
+        assert isinstance(algorithm, bytes)
+        with self.device:
+            stream = cupy.cuda.get_current_stream().ptr
+            self.products.multiply(product, algorithm, left, right, result, bias, aux, workspace, PRODUCT_WORKSPACE, stream)
+
+    def seconds(self, run: Callable[[], None]) -> float:
+        """How long the device takes for `run`: the median by events."""
+        times: list[float] = []
+        with self.device:
+            for i in range(WARM + TIMED):
+                start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+                start.record()
+                run()
+                stop.record()
+                stop.synchronize()
+                if i >= WARM:
+                    times.append(cupy.cuda.get_elapsed_time(start, stop) / 1e3)
+        return statistics.median(times)
+
+    # -- recording --
+
+    def record(self, run: Callable[[], None]) -> GraphRecording:
+        """What `run` launches, captured as a CUDA graph."""
+        with self.device, self._captures as stream:
+            stream.begin_capture()
+            try:
+                run()
+            except BaseException:
+                with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # of the capture that failed
+                    stream.end_capture()
+                raise
+            return GraphRecording(self, stream.end_capture())
+
+    # -- arrays of the host and of the device --
+
+    def holds(self, array: Array) -> bool:
+        """Whether an array lies in this device's memory."""
+        return isinstance(array, cupy.ndarray)
+
+    def adopt(self, value: object, name: str) -> Array:
+        """What a user passed as an argument: an array of this device's, without a copy, or one of NumPy's."""
+        if not isinstance(value, cupy.ndarray):
+            if hasattr(value, "__cuda_array_interface__"):
+                value = cupy.asarray(value)
+            elif hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] == 2:  # kDLCUDA
+                value = cupy.from_dlpack(value)
+            else:
+                return inputs.host_array(value, name)
+        assert isinstance(value, cupy.ndarray)
+        if value.device.id != self.index:
+            raise ValueError(f"{name} lies on cuda:{value.device.id}; the network on {self.name}")
+        return value
+
+    def to_device(self, array: Array) -> Array:
+        """The array on this device."""
+        with self.device:
+            return cupy.asarray(array)
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """The array as NumPy's; waits for it."""
+        with self.device:
+            host: np.ndarray = cupy.asnumpy(array)
+            return host
+
+    def host_buffer(self, nbytes: int) -> np.ndarray:
+        """Page-locked host memory, as a 1-D uint8 array."""
+        with self.device:
+            buffer: np.ndarray = cupyx.empty_pinned(nbytes, np.uint8)
+            return buffer
+
+    def upload(self, source: np.ndarray, destination: Array, after: Mark | None) -> Mark:
+        """Copy page-locked memory to the device on a stream of its own, once `after` has passed; the mark of its end."""
+        with self.device:
+            if after is not None:
+                self._copies.wait_event(after)
+            destination.data.copy_from_host_async(source.ctypes.data, source.nbytes, self._copies)
+            return self._event(self._copies)
+
+    # -- order --
+
+    @staticmethod
+    def _event(stream: Any) -> Mark:
+        event = cupy.cuda.Event(disable_timing=True)
+        event.record(stream)
+        return event
+
+    def mark(self) -> Mark:
+        """The point that the current stream has been asked to reach so far."""
+        with self.device:
+            return self._event(cupy.cuda.get_current_stream())
+
+    def wait(self, mark: Mark) -> None:
+        """Let the current stream wait for a mark."""
+        with self.device:
+            cupy.cuda.get_current_stream().wait_event(mark)
+
+    def settle(self, mark: Mark) -> None:
+        """Wait, here on the host, for a mark."""
+        mark.synchronize()
+
+    def stream(self) -> object:
+        """The current stream."""
+        with self.device:
+            return cupy.cuda.get_current_stream()
+
+    def follow(self, stream: object) -> None:
+        """Let the current stream wait for what another one has been asked so far."""
+        with self.device:
+            current = cupy.cuda.get_current_stream()
+            if current != stream:
+                current.wait_event(self._event(stream))
+
+    def synchronize(self) -> None:
+        """Wait until everything asked for so far on the current stream is done."""
+        with self.device:
+            cupy.cuda.get_current_stream().synchronize()

@@ -1,0 +1,57 @@
+"""The unfused reference on a GPU: the NumPy backend's code on CuPy's arrays, one CuPy call after the other.
+
+The fused kernels are checked against it, and it is what runs where cuBLASLt cannot be loaded. CuPy has no `reduce` of maxima,
+and no `take` with a mode: the few operations that need them are written out here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.core.ops import Array
+
+
+class CupyReference(NumpyOps):
+    """`core.ops.Ops` on the arrays of `xp`, without kernels of our own."""
+
+    stages = False
+
+    def __init__(self, xp: Any):
+        super().__init__(xp)
+
+    def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
+        """Out = source[rows], cast to out's dtype."""
+        picked = source[rows if isinstance(rows, slice) else self.xp.asarray(rows)]
+        out[...] = self.xp.asarray(picked).astype(out.dtype, copy=False)
+
+    def _softmax(self, S: Array, Z: Array) -> None:
+        self._do(self._softmax_now, S, Z)
+
+    def _softmax_now(self, S: Array, Z: Array) -> None:
+        powers = self.xp.exp(S - S.max(axis=1, keepdims=True))
+        Z[...] = powers / powers.sum(axis=1, keepdims=True)
+
+    def _softmax_gradient(self, G: Array, Z: Array, D: Array) -> None:
+        self._do(self._softmax_gradient_now, G, Z, D)
+
+    def _softmax_gradient_now(self, G: Array, Z: Array, D: Array) -> None:
+        D[...] = Z * (G - (G * Z).sum(axis=1, keepdims=True))
+
+    def _softmax_cross_entropy(self, S: Array, Y: Array, k: Array, D: Array, J: Array) -> None:
+        self._do(self._softmax_cross_entropy_now, S, Y, k, D, J)
+
+    def _softmax_cross_entropy_now(self, S: Array, Y: Array, k: Array, D: Array, J: Array) -> None:
+        xp, classes = self.xp, S.shape[1]
+        target = Y if Y.ndim == 2 else (Y[:, None] == xp.arange(classes)).astype(S.dtype)
+        shifted = S - S.max(axis=1, keepdims=True)
+        powers = xp.exp(shifted)
+        total, whole = powers.sum(axis=1, keepdims=True), target.sum(axis=1, keepdims=True)
+        J += (k * (whole * xp.log(total) - (target * shifted).sum(axis=1, keepdims=True))).sum(dtype=xp.float64)
+        D[...] = k * (whole * powers / total - target)
+
+    def _add_sum(self, v: Array, J: Array) -> None:
+        self._do(self._add_sum_now, v, J)
+
+    def _add_sum_now(self, v: Array, J: Array) -> None:
+        J += v.sum(dtype=self.xp.float64)

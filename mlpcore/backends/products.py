@@ -1,0 +1,84 @@
+"""Matrix products as cuBLASLt takes them: column-major, so a row-major C = A B is handed over as Cᵀ = Bᵀ Aᵀ.
+
+A row-major (m, n) array, read column by column, is the (n, m) matrix of its transpose: nothing is copied or transposed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlpcore.core.ops import Array
+
+STORAGE = {"float32": "float32", "float64": "float64", "float16": "float16", "uint16": "bfloat16"}  # by the array's dtype
+
+
+@dataclass(frozen=True)
+class Product:
+    """D = op(L) op(R) + β D in column-major terms, with D (m, n), op(L) (m, k), op(R) (k, n).
+
+    Attributes:
+        m, n, k: as above.
+        transpose_left, transpose_right: whether op transposes.
+        left_stride, right_stride, result_stride: leading dimensions: entries from one column to the next.
+        dtype: of L and R: "float64", "float32", "tf32" (float32 rounded on the way in), "bfloat16", "float16".
+        result_dtype: of D.
+        accumulate: β = 1, else β = 0.
+        epilogue: "" or what happens to D before it is stored: "bias" (+ a bias for each of its rows), "relu" (with bias),
+            "gelu" (with bias; the sum before it goes to aux, with D's leading dimension).
+        alignment: bytes to which every operand's address is a multiple of, at least.
+    """
+
+    m: int
+    n: int
+    k: int
+    transpose_left: bool
+    transpose_right: bool
+    left_stride: int
+    right_stride: int
+    result_stride: int
+    dtype: str
+    result_dtype: str
+    accumulate: bool
+    epilogue: str = ""
+    alignment: int = 256
+
+
+def operand(array: Array) -> tuple[bool, int]:
+    """How a 2-D array stands as an operand: whether it is a transposed view of a row-major array, and that one's row stride."""
+    item = array.dtype.itemsize
+    rows, columns = array.shape
+    down, along = array.strides[0] // item, array.strides[1] // item
+    if (along == 1 or columns == 1) and (down >= columns or rows == 1):
+        return False, max(down, columns) if rows > 1 else columns
+    assert down == 1 or rows == 1, f"neither row-major nor the transpose of such: strides {array.strides}"
+    return True, max(along, rows) if columns > 1 else rows
+
+
+def alignment(*addresses: int) -> int:
+    """The largest power of two, up to 256, that divides every address."""
+    together = 256
+    for address in addresses:
+        together |= address
+    return together & -together
+
+
+def describe(
+    A: Array, B: Array, C: Array, accumulate: bool, addresses: tuple[int, ...], tf32: bool = False, epilogue: str = ""
+) -> Product:
+    """The product C = A B (or C += A B) of row-major arrays or transposed views of such; C is row-major.
+
+    Left is B and right is A: Cᵀ = Bᵀ Aᵀ, where Bᵀ is what cuBLASLt reads in B's memory.
+    """
+    (rows, inner), columns = A.shape, B.shape[1]
+    assert (B.shape[0], *C.shape) == (inner, rows, columns), (A.shape, B.shape, C.shape)
+    a_transposed, a_stride = operand(A)
+    b_transposed, b_stride = operand(B)
+    c_transposed, c_stride = operand(C)
+    assert not c_transposed
+    dtype = STORAGE[A.dtype.name]
+    return Product(
+        m=columns, n=rows, k=inner, transpose_left=b_transposed, transpose_right=a_transposed,
+        left_stride=b_stride, right_stride=a_stride, result_stride=c_stride,
+        dtype="tf32" if tf32 and dtype == "float32" else dtype, result_dtype=STORAGE[C.dtype.name],
+        accumulate=accumulate, epilogue=epilogue, alignment=alignment(*addresses),
+    )  # fmt: skip

@@ -1,0 +1,386 @@
+"""A training step on a CUDA device: captured once for each shape, then launched as a whole.
+
+    host permutation → slot {addresses, sizes, rates} → one launch → J in a fresh 0-d array
+
+Nothing waits for the device: a fault is noted there, forbids all later updates, and is raised when J is read, at the end of an
+epoch, or before an evaluation. Rows are gathered chunk by chunk through the slot. A batch of more than eight chunks replays the
+graph of one chunk instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from mlpcore.backends import cuda_step
+from mlpcore.backends.cuda_device import Device
+from mlpcore.backends.cuda_ops import CudaOps
+from mlpcore.backends.cuda_step import StepKernels
+from mlpcore.core.activations import Activation
+from mlpcore.core.errors import NonFiniteLoss
+from mlpcore.core.formulas import Program, program
+from mlpcore.core.layout import Layout
+from mlpcore.core.losses import Objective
+from mlpcore.core.ops import Array, Buffer, Recording
+from mlpcore.core.optimizers import Optimizer, Progress
+from mlpcore.training import plan as planning
+from mlpcore.training.chunks import SHAPES, Batch, Chunk, cut
+from mlpcore.training.plan import Inputs, Plan
+from mlpcore.training.planned import Parts, PlannedStep, Settings
+from mlpcore.training.staging import Staging, staging_buffers
+
+UNROLLED = 8  # chunks that one graph holds
+CHUNK_BYTES = 32 << 20  # of a chunk's arrays: most of an H200's L2
+NARROWEST, WIDEST = 8192, 65536  # rows of a chunk when chosen by itself
+ANSWERS = 2048  # answers in one allocation: 64 KiB
+
+
+class Answers:
+    """What steps answer, in device memory, a row each: J, status, step of the first fault, Σ w of the batch."""
+
+    def __init__(self, device: Device):
+        self.device = device
+        self.array = device.empty(32 * ANSWERS).view(np.float64).reshape(ANSWERS, 4)
+        self.host = np.empty((ANSWERS, 4))
+        self.asked = self.fetched = 0
+
+    def read(self, index: int) -> np.ndarray:
+        """A row; waits for it, and brings along all rows asked for so far."""
+        if index >= self.fetched:
+            self.host[self.fetched : self.asked] = self.device.to_host(self.array[self.fetched : self.asked])
+            self.fetched = self.asked
+        row: np.ndarray = self.host[index]
+        return row
+
+
+class DeviceLoss:
+    """J of a step, still on the device. `float(J)` waits for it and raises what went wrong up to that step.
+
+    Attributes:
+        array: J as a 0-d array of the device's.
+    """
+
+    def __init__(self, step: GraphStep, answers: Answers, index: int, progress: Progress):
+        self._step, self._answers, self._index, self._progress = step, answers, index, progress
+
+    @property
+    def array(self) -> Array:
+        """J as a 0-d float64 array of the device's; read it by `float(J)`, which looks for faults too."""
+        return self._answers.array[self._index, :1].reshape(())
+
+    @property
+    def weight(self) -> float:
+        """Σ w of the batch; waits for it."""
+        return float(self._answers.read(self._index)[3])
+
+    def __float__(self) -> float:
+        values = self._answers.read(self._index)
+        if values[1]:
+            self._step.raise_fault(int(values[1]), int(values[2]), self._progress)
+        return float(values[0])
+
+    def __repr__(self) -> str:
+        return f"DeviceLoss(on {self._step.device.name}; float(J) waits for it)"
+
+    def __format__(self, spec: str) -> str:
+        return format(float(self), spec)
+
+
+class GraphStep(PlannedStep):
+    """Gradient and update of one network on a CUDA device.
+
+    Args:
+        device: where the parameters lie.
+        precision: None (the network's dtype), "tf32", "bfloat16" or "float16": of products and layers; sums, gradient and
+            parameters stay as they are.
+        Others: as `PlannedStep`; `new_ops` gives `CudaOps`.
+    """
+
+    ops: CudaOps
+
+    def __init__(
+        self, layout: Layout, parameters: Array, activations: tuple[Activation | None, ...], objective: Objective,
+        optimizer: Optimizer, settings: Settings, new_ops: Callable[[], CudaOps], device: Device, precision: str | None,
+    ) -> None:  # fmt: skip
+        super().__init__(layout, parameters, activations, objective, optimizer, settings, new_ops)
+        self.device = device
+        self.layers = precision if precision in ("float16", "bfloat16") else self.dtype  # dtype of Z, S, G, D
+        self.scaled = precision == "float16"
+        self.low: Array | None = None
+        self.chunk: Chunk | None = None
+        self.staging: Staging | None = None
+        self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
+        self._answers: Answers | None = None
+        self._fresh = True  # whether the device's update count is still to be set
+        self._stream: object = None  # of the last step
+
+    # -- the plan --
+
+    def _program(self) -> Program:
+        """The optimizer's statements behind unscaling, penalties and clipping."""
+        l1, l2 = self.settings.l1, self.settings.l2
+        terms = ["unscale * g" if self.scaled else "g", *(["l2 * w"] if l2 else []), *(["l1 * sign(w)"] if l1 else [])]
+        statements = [f"g = {' + '.join(terms)}"] if len(terms) > 1 or self.scaled else []
+        statements += ["g = clip * g"] if self.settings.clip_norm is not None else []
+        scalars = {"clip", "unscale", "l1", "l2", *self.optimizer.scalars(Progress(total=1))}
+        return program("; ".join([*statements, self.optimizer.statements]), frozenset(scalars))
+
+    def _kernels(self) -> StepKernels:
+        names = sorted({*self.optimizer.scalars(Progress(total=1)), "l1", "l2"} - {"t"})
+        return StepKernels(self.ops, self._program(), names, ("decay", "l1", "l2"), self.scaled, self.dtype)
+
+    def _state_buffers(self) -> list[Buffer]:
+        size = self.layout.size
+        buffers = [Buffer("gradient", (size,), self.dtype, "dW and db of a batch, flat")]
+        buffers += [Buffer(f"state {name}", (size,), self.dtype, "optimizer state") for name in self.optimizer.states]
+        if self.layers != self.dtype:
+            buffers.append(Buffer("low-precision parameters", (size,), self.layers, "what the products read"))
+        return buffers + self._kernels().buffers()
+
+    def _unrolled(self, rows: int, batch_rows: int) -> bool:
+        return -(-batch_rows // rows) <= UNROLLED
+
+    def _workspace(self, rows: int, workers: int, batch_rows: int, inputs: Inputs) -> Parts:
+        parts: Parts = {
+            "workspace": planning.chunk_buffers(
+                self.ops, self.layout, self.layers, self.activations, self.objective, inputs, rows, rows < batch_rows
+            )
+        }
+        if inputs.host:
+            staged = batch_rows if self._unrolled(rows, batch_rows) else rows
+            parts["staging"] = staging_buffers(self.layout, inputs, staged)
+        return parts
+
+    def _choose(self, batch_rows: int, inputs: Inputs) -> tuple[int, int]:
+        rows = self.settings.chunk_rows
+        if rows is None:
+            fixed, much = (planning.part_bytes(self._workspace(n, 1, n, inputs)["workspace"]) for n in (1, 1025))
+            rows = max(NARROWEST, min(WIDEST, CHUNK_BYTES * 1024 // max(1, much - fixed)))
+        return min(rows, batch_rows), 1
+
+    # -- arrays --
+
+    def _bind_optimizer(self) -> None:
+        self._drop_workspace()
+        self.state.clear()
+        self.state = planning.allocate(self.ops, self._state_buffers())
+        self.kernels = self._kernels()
+        self.kernels.use({name: self.state.pop(name) for name in ("scalars", "slot", "control")})
+        self.low = self.state.pop("low-precision parameters", None)
+        for vector in self.state.values():
+            vector[...] = 0
+        if self.low is not None:
+            self.kernels.recast(self.parameters, self.low, asked=False)
+        self.gradient = self.state.pop("gradient")
+        self.rule, self._fresh = self.optimizer.row, True
+        self._plans.clear()
+
+    def _allocate(self, plan: Plan, inputs: Inputs) -> None:
+        buffers = planning.allocate(self.ops, plan.parts["workspace"])
+        for i, (name, array) in enumerate(buffers.items()):
+            if name[0] in "XSZG" and array.dtype.kind in "fu" and array.ndim and array.dtype.itemsize > 1:
+                self.kernels.randomize(array, i)
+        W = self.W if self.low is None else self.layout.views(self.low)[0]
+        scale, J = self.kernels.scalar(cuda_step.SCALE), self.kernels.scalar(cuda_step.LOSS)
+        dW, db = self.layout.views(self.gradient)
+        self.chunk = Chunk(self.ops, W, self.b, self.activations, self.objective, dW, db, buffers, scale, J)
+        self.ops.control = self.kernels.control
+        self.ops.gain = self.kernels.scalar(cuda_step.GAIN) if self.scaled else None
+        if inputs.host:
+            self.staging = Staging(self.device, planning.allocate(self.ops, plan.parts["staging"]))
+
+    def _drop_workspace(self) -> None:
+        self.chunk, self.staging, self.allocated, self.inputs = None, None, None, None
+        self.recordings.clear()
+
+    # -- the step --
+
+    def run(self, batch: Batch, plan: Plan, progress: Progress) -> DeviceLoss:
+        """X, Y → forward → loss → backward → update, launched and not waited for. Returns J, to be read later."""
+        if self._fresh:
+            control = self.kernels.read_control()
+            control["updates"] = progress.step
+            self.kernels.write_control(control)
+            self._fresh = False
+        if self._answers is None or self._answers.asked == ANSWERS:
+            self._answers = Answers(self.device)
+        answers, index = self._answers, self._answers.asked
+        answers.asked += 1
+        self._launch("step", batch, plan, progress, answers.array[index])
+        progress.step += 1
+        return DeviceLoss(self, answers, index, progress)
+
+    def loss_and_gradient(self, batch: Batch, plan: Plan) -> float:
+        """J of a batch, penalties included, and its gradient in `self.gradient`; waits for both."""
+        self._launch("gradient", batch, plan, Progress(total=1), None)
+        l1, l2, n = self.settings.l1, self.settings.l2, self.layout.weights
+        weights = self.parameters[:n]
+        if self.scaled:
+            self.gradient /= self.kernels.scalar(cuda_step.GAIN)
+        self.gradient[:n] += l2 * weights + l1 * self.device.xp.sign(weights)
+        return self._loss() + l1 * self.ops.sum_abs(weights) + 0.5 * l2 * self.ops.sum_squares(weights)
+
+    def _loss(self) -> float:
+        """J as it stands on the device."""
+        return float(self.device.to_host(self.kernels.scalars)[cuda_step.LOSS])
+
+    def weight(self, batch: Batch) -> float | None:
+        """Σ w over the rows of a batch, their number without weights; None where the weights lie on the device."""
+        if batch.weights is None:
+            return float(batch.size)
+        if self.device.holds(batch.weights):
+            return None
+        w = batch.weights if batch.rows is None else batch.weights.take(batch.rows)
+        return float(w.astype(np.float64).sum())
+
+    def _launch(self, what: str, batch: Batch, plan: Plan, progress: Progress, answer: Array | None) -> None:
+        """The launches of a "step", or of the "gradient" alone."""
+        self._follow()
+        weighted, chunks = batch.weights is not None, cut(batch.size, plan.rows, 1)[0]
+        if len(chunks) <= UNROLLED:
+            whole = self._recorded((what, batch.size, weighted), lambda: self._whole(what, chunks, weighted))
+            self._part(batch, 0, batch.size, progress, answer, resume=False)
+            whole.replay()
+            self._done()
+            return
+        # all recordings are there before the first is replayed: choosing algorithms overwrites arrays
+        begin = self._recorded(("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted))
+        steps = {
+            (n, more): self._recorded(("chunk", n, weighted, more), partial(self._chunk, 0, n, weighted, more))
+            for n, more in {(stop - start, i > 0) for i, (start, stop) in enumerate(chunks)}
+        }
+        end = self._recorded(("end",), self._end) if what == "step" else None
+        for i, (start, stop) in enumerate(chunks):
+            self._part(batch, start, stop, progress, answer, resume=i > 0)
+            if i == 0:
+                begin.replay()
+            steps[stop - start, i > 0].replay()
+            if end is not None and i == len(chunks) - 1:
+                end.replay()
+            self._done()
+
+    def _follow(self) -> None:
+        """The current stream's work comes behind that of the last step, on whatever stream that was."""
+        if self._stream is not None:
+            self.device.follow(self._stream)
+        self._stream = self.device.stream()
+
+    def _part(self, batch: Batch, start: int, stop: int, progress: Progress, answer: Array | None, resume: bool) -> None:
+        """The slot for rows start … stop of the batch; those of the host are staged."""
+        sources: Sequence[Array | None] = (batch.X, batch.Y, batch.weights)
+        rows, first = batch.rows, start
+        if self.staging is not None:
+            sources, rows, first = self.staging.put(sources, rows, start, stop), None, 0
+        values = {**self.optimizer.scalars(progress), "l1": self.settings.l1, "l2": self.settings.l2}
+        weight = self.weight(batch) or 0.0
+        self.kernels.set_slot(sources, rows, first, progress.step + 1, not self.untouched, answer, weight, resume, values)
+
+    def _done(self) -> None:
+        if self.staging is not None:
+            self.staging.done()
+
+    def _recorded(self, key: tuple[object, ...], run: Callable[[], None]) -> Recording:
+        if key not in self.recordings:
+            self.recordings[key] = self.ops.record(run)
+            if len(self.recordings) > SHAPES:
+                self.recordings.popitem(last=False)
+        self.recordings.move_to_end(key)
+        return self.recordings[key]
+
+    # -- what the graphs hold --
+
+    def _whole(self, what: str, chunks: list[tuple[int, int]], weighted: bool) -> None:
+        self._begin(chunks[-1][1], weighted)
+        for i, (start, stop) in enumerate(chunks):
+            self._chunk(start, stop - start, weighted, i > 0)
+        if what == "step":
+            self._end()
+
+    def _begin(self, size: int, weighted: bool) -> None:
+        if self.low is not None:
+            self.kernels.recast(self.parameters, self.low)
+        if weighted and not self._inputs().host:
+            self.kernels.sum_weights(self._inputs().w_dtype, size)
+
+    def _inputs(self) -> Inputs:
+        assert self.inputs is not None
+        return self.inputs
+
+    def _chunk(self, first: int, rows: int, weighted: bool, accumulate: bool) -> None:
+        self._gather(first, rows, weighted)
+        self._arrays().run("step", rows, weighted, accumulate)
+
+    def _gather(self, first: int, rows: int, weighted: bool) -> None:
+        chunk, given = self._arrays(), self._inputs()
+        self.kernels.gather(cuda_step.X, given.x_dtype, chunk.rows("X", rows), first)
+        self.kernels.gather(cuda_step.Y, given.y_dtype, chunk.rows("Y", rows), first)
+        if weighted:
+            self.kernels.gather(cuda_step.WEIGHTS, given.w_dtype, chunk.rows("w", rows), first)
+
+    def _arrays(self) -> Chunk:
+        assert self.chunk is not None
+        return self.chunk
+
+    def _end(self) -> None:
+        arrays = {"w": self.parameters, "g": self.gradient}
+        arrays |= {name.removeprefix("state "): vector for name, vector in self.state.items()}
+        settings = self.settings
+        self.kernels.update(arrays, self.low, self.layout.weights, settings.clip_norm or 0.0, settings.l1, settings.l2)
+
+    # -- evaluation and faults --
+
+    def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
+        """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's output, S[L] if matched."""
+        weighted, progress = batch.weights is not None, Progress(total=1)
+        self._follow()
+        chunks = cut(batch.size, plan.rows, 1)[0]
+        begin = self._recorded(("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted))
+        for i, (start, stop) in enumerate(chunks):
+            n = stop - start
+            forward = self._recorded(("forward", n, weighted), partial(self._forward, n, weighted))
+            loss_of = self._recorded(("loss", n, weighted), partial(self._arrays().run, "loss", n, weighted, False))
+            self._part(batch, start, stop, progress, None, resume=i > 0)
+            if i == 0:
+                begin.replay()
+            forward.replay()
+            self._done()
+            see(self._widened(self._arrays().output(n)), start, stop)
+            loss_of.replay()
+        loss = self._loss()
+        status = self.kernels.read_control()
+        if status["status"]:
+            self.raise_fault(int(status["status"]), int(status["fault_step"]), None)
+        return loss
+
+    def _forward(self, rows: int, weighted: bool) -> None:
+        self._gather(0, rows, weighted)
+        self._arrays().run("forward", rows, weighted, False)
+
+    def _widened(self, output: Array) -> np.ndarray:
+        """Outputs on the host, in a dtype that NumPy computes in."""
+        host = self.device.to_host(output)
+        if self.layers == "bfloat16":
+            return (host.astype(np.uint32) << 16).view(np.float32)
+        return host.astype(self.dtype, copy=False)
+
+    def raise_fault(self, status: int, step: int, progress: Progress | None) -> None:
+        """Take back the fault and raise it: the parameters, and the count of steps, are as before the step it came in."""
+        control = self.kernels.read_control()
+        control["status"] = control["fault_step"] = 0
+        self.kernels.write_control(control)
+        if progress is not None and step:
+            progress.step = min(progress.step, step - 1)
+        if status & cuda_step.BAD_LABEL:
+            raise ValueError(f"Y must hold classes 0 … {self.layout.sizes[-1] - 1}; a row of step {step} holds another")
+        if status & cuda_step.BAD_WEIGHT:
+            raise ValueError(f"sample_weight must be finite, not negative and not all zero; step {step} had others")
+        if status & cuda_step.BAD_ROW:
+            raise ValueError(f"rows must be row numbers of X; step {step} had others")
+        rate = self.optimizer.rate(dataclasses.replace(progress, step=max(0, step - 1)) if progress else Progress(total=1))
+        message = f"step {step}: the loss or the gradient is not finite at learning rate {rate:g}"
+        message += "; the parameters are as before it"
+        raise NonFiniteLoss(message, step, rate)
