@@ -1,0 +1,1 @@
+"""The benchmark suite: `python bench/run.py --suite quick --out DIR`; see docs/benchmarks.md."""

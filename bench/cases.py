@@ -1,0 +1,151 @@
+"""What is measured: named networks, the points of each suite, and the settings that all implementations share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+DECAY, BETAS, EPSILON = 1e-2, (0.9, 0.999), 1e-8  # of AdamW; decay acts on weights, not on biases
+STATES = {"SGD": 0, "AdamW": 2}  # vectors as long as the parameters that an optimizer keeps
+TIMED_RATE = 1e-8  # the learning rate while time is taken: weights stay, so do gradients, and none becomes denormal
+STEPS = 10  # whose losses are compared
+POOL = 1000  # rows that the case of one row at a time goes through
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and its loss: `sizes` n_0 … n_L, hidden activation, "cross_entropy" (softmax) or "squared_error"."""
+
+    name: str
+    sizes: tuple[int, ...]
+    activation: str
+    loss: str
+    online: bool = False
+    data: str = "normal"
+
+    @property
+    def output(self) -> str:
+        """Activation of the last layer."""
+        return "softmax" if self.loss == "cross_entropy" else "identity"
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all W and b."""
+        return sum((m + 1) * n for m, n in zip(self.sizes, self.sizes[1:], strict=False))
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the ten steps that are compared: the losses move, and none diverges."""
+        return 0.05 / max(self.sizes)
+
+
+_ALL = [
+    Case("784-128-10", (784, 128, 10), "relu", "cross_entropy"),
+    Case("784-512-512-10", (784, 512, 512, 10), "relu", "cross_entropy"),
+    Case("64-64-64-64-1", (64, 64, 64, 64, 1), "tanh", "squared_error"),
+    Case("gelu", (256, 1024, 1024, 256), "gelu", "squared_error"),
+    Case("wide", (4096,) * 5, "relu", "squared_error"),
+    Case("deep", (256,) * 17, "tanh", "squared_error"),
+    Case("narrow", (64,) * 5, "relu", "squared_error"),
+    Case("latency", (256,) * 4, "relu", "squared_error"),
+    Case("tabular", (173, 128, 64, 2), "relu", "cross_entropy", data="flights"),
+    Case("online", (2, 8, 8, 1), "sigmoid", "squared_error", online=True),
+]
+CASES = {case.name: case for case in _ALL}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of a result: a case at a batch size, with an optimizer, in a precision, on a device."""
+
+    case: str
+    batch: int
+    optimizer: str = "SGD"
+    precision: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def key(self) -> str:
+        """`784-128-10/128/SGD/float32/cpu`: its name in a result."""
+        return f"{self.case}/{self.batch}/{self.optimizer}/{self.precision}/{self.device}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Points and how they are measured.
+
+    Attributes:
+        rounds: interleaved repeats; `seconds` is a timed block, `pause` the rest before it.
+        peers: implementations beside mlpcore; `memory`: whether peak memory is taken, in processes of its own on a CPU.
+        limit: seconds of blocks that a point may take; beyond it there are fewer rounds, at least 6.
+        expected: what the command prints before it starts.
+    """
+
+    points: Sequence[Point]
+    peers: Sequence[str]
+    rounds: int = 11
+    seconds: float = 0.1
+    pause: float = 0.1
+    memory: bool = True
+    limit: float = 60.0
+    expected: str = ""
+    light: Sequence[str] = field(default=())  # peers of the points in `sweep`
+    sweep: frozenset[str] = frozenset()
+
+    def peers_of(self, point: Point) -> Sequence[str]:
+        """The peers of one point."""
+        return self.light if point.key in self.sweep else self.peers
+
+
+def _points(case: str, batches: Sequence[int], optimizers: str = "SGD AdamW", precisions: str = "float32", device: str = "cpu"):
+    return [Point(case, m, o, p, device) for p in precisions.split() for m in batches for o in optimizers.split()]
+
+
+TABLE = [  # the table of docs/performance.md
+    *_points("784-128-10", (32, 128, 512)),
+    *_points("784-512-512-10", (128, 1024, 8192)),
+    *_points("64-64-64-64-1", (32, 1024, 65536)),
+    *_points("gelu", (512,)),
+]
+_CPU_PEERS = ("torch", "torch-compile", "torch-chunks", "jax", "jax-scan", "jax-chunks", "sklearn")
+_GPU_LIGHT = ("torch", "torch-graph", "jax-scan")
+_GPU_PEERS = ("torch", "torch-compile", "torch-graph", "torch-compile-graph", "jax-scan", "warp-nn")
+_CPU_SWEEP = [
+    *_points("64-64-64-64-1", (1, 8192, 262144, 1048576), "SGD"),
+    *_points("784-128-10", (1, 8192), "AdamW"),
+    *_points("tabular", (256, 16384), "AdamW"),
+    *_points("deep", (1, 64, 1024), "AdamW"),
+    *_points("wide", (128,), "SGD"),
+    *_points("narrow", (1024, 65536), "AdamW"),
+    *_points("online", (1,), "SGD"),
+]
+_GPU_SWEEP = [
+    *_points("784-512-512-10", (128, 8192, 65536), "AdamW", "tf32", "cuda"),
+    *_points("narrow", (128, 8192, 1048576), "AdamW", "float16", "cuda"),
+    *_points("wide", (1024,), "AdamW", "bfloat16", "cuda"),
+    *_points("deep", (1024,), "AdamW", "tf32", "cuda"),
+    *_points("tabular", (65536,), "AdamW", "tf32", "cuda"),
+]
+_GPU = [
+    *_points("wide", (8192,), "AdamW", "bfloat16 tf32", "cuda"),
+    *_points("latency", (128,), "AdamW", "float32", "cuda"),
+    *_points("narrow", (2**18,), "AdamW", "float16", "cuda"),
+    *_points("narrow", (2**18,), "SGD", "float32", "cuda"),
+]
+
+SUITES = {
+    "quick": Suite(
+        [Point("784-128-10", 128, "AdamW"), Point("64-64-64-64-1", 8192, "SGD")], ("torch", "jax-scan", "sklearn"),
+        rounds=6, seconds=0.03, pause=0.05, limit=5, expected="under a minute on two cores",
+    ),
+    "step": Suite(TABLE, (), rounds=21, seconds=0.15, memory=False, expected="about 7 minutes"),
+    "cpu": Suite(
+        [*TABLE, *_CPU_SWEEP], _CPU_PEERS,
+        expected="about 40 minutes on two cores with every peer installed, 8 with none; it can be interrupted and resumed",
+    ),
+    "gpu": Suite(
+        [*_GPU, *_GPU_SWEEP], _GPU_PEERS, rounds=9, seconds=0.03, pause=0.01, limit=8, expected="under 8 minutes on one GPU",
+        light=_GPU_LIGHT, sweep=frozenset(point.key for point in _GPU_SWEEP),
+    ),
+}  # fmt: skip

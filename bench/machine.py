@@ -1,0 +1,79 @@
+"""On what, with what and from which sources a result was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import threadpoolctl
+
+ROOT = Path(__file__).resolve().parent.parent
+PINS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # taken out of the environment of every process that measures
+PACKAGES = (
+    "numpy", "torch", "jax", "jaxlib", "scikit-learn", "warp-nn", "warp-lang", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The packages that take part, as far as they are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def sources() -> str:
+    """A hash of the engine's and the suite's sources: two results with one hash measured the same code."""
+    digest = hashlib.sha256()
+    for folder, pattern in (("mlpcore", "*.py"), ("kernels", "*"), ("bench", "*.py")):
+        for file in sorted((ROOT / folder).rglob(pattern)):
+            if file.is_file():
+                digest.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def commit() -> str:
+    """The commit of the checkout, with "+" where files differ from it; "" outside one."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "mlpcore", "kernels", "bench") else "")
+
+
+def blas() -> list[dict[str, Any]]:
+    """Every BLAS and OpenMP that this process has loaded: library, version, kernel family, threads. No paths."""
+    keys = ("internal_api", "version", "architecture", "num_threads")
+    return [
+        {"file": Path(pool["filepath"]).name} | {key: pool.get(key) for key in keys} for pool in threadpoolctl.threadpool_info()
+    ]
+
+
+def describe(device: str) -> dict[str, Any]:
+    """The machine as mlpcore sees it, and the GPU as NVML does."""
+    import mlpcore as mc
+
+    found = {key: value for key, value in mc.info().items() if key != "blas"} | {"blas": blas()}
+    if device == "cuda" and importlib.util.find_spec("pynvml"):
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        name, driver = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlSystemGetDriverVersion()
+        found["gpu"] = {"name": name, "driver": driver, "bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total}
+    return found
+
+
+def available_bytes() -> int:
+    """Memory that may still be allocated; 2^63 where the system does not tell."""
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 63)

@@ -1,0 +1,95 @@
+"""The other end of bench/child.py: a process per implementation, kept alive and asked in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from types import TracebackType
+from typing import Any
+
+from bench.machine import PINS, ROOT
+
+Answer = dict[str, Any]
+
+
+class ChildFailed(Exception):
+    """A child ended without an answer; the message is the end of what it wrote."""
+
+
+class Child:
+    """A process of bench/child.py. Use it as a context manager."""
+
+    def __init__(self, job: str, *, tf32: bool = False, **request: Any) -> None:
+        environment = {key: value for key, value in os.environ.items() if key not in PINS}
+        paths = [str(ROOT), environment.get("PYTHONPATH", "")]
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        environment |= {"CUPY_TF32": "1"} if tf32 else {}
+        if request.get("point", request)["device"] == "cpu":
+            environment |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the child
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bench.child", json.dumps({"job": job, **request})],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment,
+        )  # fmt: skip
+
+    def ask(self, do: str, **request: Any) -> Answer:
+        """Sends a request and waits for its answer. Raises ChildFailed."""
+        assert self.process.stdin
+        try:
+            print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            raise ChildFailed(self._last_words()) from None
+        return self.answer()
+
+    def answer(self, limit: float = 300.0) -> Answer:
+        """The next line that the child writes; the child is stopped after `limit` seconds. Raises ChildFailed."""
+        assert self.process.stdout
+        timer = threading.Timer(limit, self.process.kill)
+        timer.start()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            timer.cancel()
+        if not line:
+            raise ChildFailed(self._last_words())
+        found: Answer = json.loads(line)
+        return found
+
+    def _last_words(self) -> str:
+        code = self.process.wait()
+        self.errors.seek(0)
+        lines = [line.strip() for line in self.errors.read().splitlines() if line.strip(" ^~")]
+        return f"exit {code}: {' | '.join(lines[-2:])[-300:]}"
+
+    def close(self, patience: float = 5.0) -> None:
+        """Ends the process, by force after `patience` seconds; a second call does nothing."""
+        if self.errors.closed:
+            return
+        assert self.process.stdin
+        assert self.process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.errors.close()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(0.0 if error else 5.0)
+
+
+def once(job: str, *, tf32: bool = False, **request: Any) -> Answer:
+    """The only answer of a job that gives one."""
+    with Child(job, tf32=tf32, **request) as child:
+        return child.answer()

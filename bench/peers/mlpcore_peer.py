@@ -1,0 +1,136 @@
+"""mlpcore through its public API."""
+
+# ruff: noqa: D102 - the methods are those of peers.Runner
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import mlpcore as mc
+from bench.cases import BETAS, DECAY, EPSILON, POOL
+from bench.peers import Unsupported
+from bench.work import Work
+
+
+class Mlpcore:
+    """`trainer.step` on the batch; one row at a time, `trainer.fit` with a batch size of 1."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, case = work, work.case
+        self.xp = _arrays(work.device)
+        net = mc.MLP(case.sizes, case.activation, case.output, device=work.device)
+        for l, (W, b) in enumerate(zip(work.W, work.b, strict=True), start=1):
+            net.W[l][...], net.b[l][...] = self.xp.asarray(W), self.xp.asarray(b)
+        rate = case.rate
+        optimizer = mc.SGD(rate) if work.optimizer == "SGD" else mc.AdamW(rate, DECAY, *BETAS, EPSILON)
+        precision = None if work.precision == "float32" else work.precision
+        self.trainer = mc.Trainer(net, case.loss, optimizer, precision=precision)
+        self.X, self.Y = (self.xp.asarray(array) for array in work.XY)
+        plan = self.trainer.plan(work.batch)
+        self.note = (
+            f"chunks of {plan.rows:,} rows x {plan.workers}" if hasattr(plan, "workers") else f"chunks of {plan.rows:,} rows"
+        )
+        self.plan_bytes, self.chunk_rows = plan.total_bytes, plan.rows
+
+    def losses(self, count: int) -> list[float]:
+        m = self.work.batch
+        parts = [slice(i * m % len(self.X), i * m % len(self.X) + m) for i in range(count)]
+        return [float(self.trainer.step(self.X[part], self.Y[part])) for part in parts]
+
+    def set_rate(self, rate: float) -> None:
+        self.trainer.optimizer.learning_rate = rate
+
+    def run(self, count: int) -> float | None:
+        return self._timed(self._fit if self.work.case.online else self._steps, count)
+
+    def _steps(self, count: int) -> None:
+        J: Any = 0.0
+        for _ in range(count):
+            J = self.trainer.step(self.X, self.Y)
+        float(J)  # waits for the device
+
+    def _fit(self, count: int) -> None:
+        epochs, rest = divmod(count, POOL)
+        fit = functools.partial(self.trainer.fit, batch_size=1, shuffle=False, progress=False)
+        if epochs:
+            fit(self.X, self.Y, epochs=epochs)
+        if rest:
+            fit(self.X[:rest], self.Y[:rest], epochs=1)
+
+    def _timed(self, run: Callable[[int], None], count: int) -> float | None:
+        if self.work.device == "cpu":
+            run(count)
+            return None
+        start, stop = self.xp.cuda.Event(), self.xp.cuda.Event()
+        start.record()
+        run(count)
+        stop.record()  # after float(J), so that it holds whichever stream the step runs on
+        stop.synchronize()
+        return float(self.xp.cuda.get_elapsed_time(start, stop)) / 1e3
+
+    @property
+    def gemms(self) -> Callable[[int], float | None] | None:
+        """Runs the step's GEMMs alone, or None where they cannot be had."""
+        if self.work.case.online:
+            return None
+        try:
+            once = gemms(self.trainer, self.X, self.Y)
+        except NotImplementedError:
+            return None
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                once()
+
+        return lambda count: self._timed(run, count)
+
+    def peak(self) -> int | None:
+        return None if self.work.device == "cpu" else int(self.xp.get_default_memory_pool().total_bytes())
+
+
+def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
+    """The GEMMs of one step on the whole batch, with its own activations and gradients, into preallocated outputs.
+
+    Raises:
+        NotImplementedError: on CUDA, where the engine has no public way yet to run the captured step's GEMMs alone.
+    """
+    net = trainer.net
+    if net.device != "cpu":
+        raise NotImplementedError("the GEMMs of a CUDA step alone are not available: mlpcore has no public call for them yet")
+    from mlpcore.backends.numpy_ops import NumpyOps
+
+    ops, L = NumpyOps(), len(net.sizes) - 1
+    cache = net.forward(X)
+    _, G = mc.loss(trainer.loss)(cache.output, Y)
+    D = net.backward(cache, G, keep=True).D
+    Z, S, dW = cache.Z, [ops.xp.empty_like(z) for z in cache.Z], [ops.xp.empty_like(W) for W in net.W]
+
+    def run() -> None:
+        for l in range(1, L + 1):
+            ops.gemm(Z[l - 1], net.W[l], S[l])
+        for l in range(L, 0, -1):
+            ops.gemm(Z[l - 1].T, D[l], dW[l])
+            if l > 1:
+                ops.gemm(D[l], net.W[l].T, S[l - 1])
+
+    return run
+
+
+def _arrays(device: str) -> Any:
+    """NumPy, or CuPy where the device is CUDA."""
+    if device == "cpu":
+        import numpy
+
+        return numpy
+    import cupy
+
+    return cupy
+
+
+def build(work: Work, way: str) -> Mlpcore:
+    assert way == ""
+    try:
+        return Mlpcore(work)
+    except mc.DeviceUnavailable as error:
+        raise Unsupported(str(error)) from error

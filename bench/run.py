@@ -1,0 +1,126 @@
+"""The benchmark suite: throughput, step time and peak memory of mlpcore and its peers, across batch sizes.
+
+    python bench/run.py --suite quick|step|cpu|gpu --out DIR [--cases 784] [--batches 32,128] [--peers torch,jax-scan]
+    python bench/run.py compare A.json B.json
+    python bench/run.py show RESULT.json [--out DIR]
+
+Results go to DIR/result.json, point by point, and pictures beside it; a second run with the same DIR does what is left. "step"
+is the training step over its GEMMs alone. What every column means: docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone, nothing installed
+
+from bench import compare, footprint, store, tables
+from bench.cases import CASES, SUITES, Suite
+from bench.measure import ceilings, measure
+from bench.parent import ChildFailed, once
+from bench.peers import PEERS
+
+
+def selected(options: argparse.Namespace) -> Suite:
+    """The suite with what the command line changes. ValueError where nothing is left or a peer is unknown."""
+    suite = SUITES[options.suite]
+    names = {case.name: f"{case.name} {'-'.join(map(str, case.sizes))}" for case in CASES.values()}
+    points = [point for point in suite.points if any(part in names[point.case] for part in options.cases.split(","))]
+    if options.batches:
+        sizes = [int(size) for size in options.batches.split(",")]
+        points = list(dict.fromkeys(dataclasses.replace(point, batch=size) for point in points for size in sizes))
+        points = [point for point in points if point.batch == 1 or point.case != "online"]
+    if not points:
+        raise ValueError(f"--cases {options.cases!r} leaves no point of suite {options.suite!r}")
+    changes: dict[str, object] = {"points": points}
+    if options.peers is not None:
+        peers = tuple(filter(None, options.peers.split(",")))
+        if unknown := [name for name in peers if name not in PEERS]:
+            raise ValueError(f"--peers: {', '.join(unknown)} unknown; there are {', '.join(PEERS)}")
+        changes |= {"peers": peers, "light": peers}
+    return dataclasses.replace(suite, **changes, **({"rounds": options.rounds} if options.rounds else {}))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures what is not yet in the result, prints every point, and draws."""
+    suite = selected(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    file, device = options.out / "result.json", suite.points[0].device
+    result = store.resume(store.fresh(options.suite, suite, once("describe", device=device)), file)
+    left = [point for point in suite.points if point.key not in result["points"]]
+    print(f"suite {options.suite}: {len(left)} of {len(suite.points)} points to measure; all take {suite.expected}")
+    if device == "cuda" and result["machine"]["device"] == "cpu":
+        sys.exit(f"no point measured, no CUDA device to use: {result['machine']['cuda']}")
+    print(tables.LEGEND)
+    kinds = {f"{point.device}/{point.precision}" for point in left}
+    if kinds - set(result["ceilings"]):
+        result["ceilings"] |= ceilings(left)
+    with tempfile.TemporaryDirectory() as folder, tqdm(left, unit="point", disable=None) as progress:
+        for point in progress:
+            progress.set_description(f"{point.case} x {point.batch:,}")
+            try:
+                found = measure(point, suite, result["ceilings"][f"{point.device}/{point.precision}"], Path(folder))
+            except ChildFailed as error:
+                tqdm.write(f"{point.key}: mlpcore failed: {error}", file=sys.stdout)
+                continue
+            result["points"][point.key] = found
+            store.save(result, file)
+            tqdm.write(tables.block(found), file=sys.stdout)
+    if not result["footprint"]:
+        result["footprint"] = footprint.measure(device)
+    store.save(result, file)
+    summary(result, options.out)
+    if failed := [point.key for point in suite.points if point.key not in result["points"]]:
+        sys.exit(f"not measured: {', '.join(failed)}")
+
+
+def summary(result: store.Result, folder: Path) -> None:
+    """What the run as a whole says, and the pictures."""
+    print(tables.losses(result), tables.footprint(result["footprint"]), sep="\n")
+    try:
+        from bench import pictures
+    except ImportError as error:
+        print(f"no pictures: {error}")
+        return
+    for picture in pictures.draw(result, folder):
+        print(picture)
+
+
+def main(arguments: Sequence[str]) -> None:
+    if arguments[:1] == ["compare"]:
+        parser = argparse.ArgumentParser(prog="run.py compare", description="Two results side by side.")
+        parser.add_argument("files", nargs=2, type=Path, metavar="RESULT.json")
+        old, new = (store.load(file) for file in parser.parse_args(arguments[1:]).files)
+        print(compare.compare(old, new))
+        return
+    if arguments[:1] == ["show"]:
+        parser = argparse.ArgumentParser(prog="run.py show", description="Prints a result and draws its pictures.")
+        parser.add_argument("file", type=Path)
+        parser.add_argument("--out", type=Path, help="folder of the pictures; default: beside the file")
+        options = parser.parse_args(arguments[1:])
+        result = store.load(options.file)
+        print(tables.LEGEND, *map(tables.block, result["points"].values()), sep="\n")
+        summary(result, options.out or options.file.parent)
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=list(SUITES), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of result.json and the pictures")
+    parser.add_argument("--cases", default="", help="only cases whose names or sizes contain one of these, separated by commas")
+    parser.add_argument("--batches", default="", help="these batch sizes instead of the suite's, separated by commas")
+    parser.add_argument("--peers", help=f"instead of the suite's, separated by commas: {', '.join(PEERS)}; '' for none")
+    parser.add_argument("--rounds", type=int, default=0, help="interleaved repeats, at least 6 for a 95%% bound")
+    try:
+        run(parser.parse_args(arguments))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

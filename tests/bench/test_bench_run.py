@@ -1,0 +1,139 @@
+"""The suite end to end on a tiny point, its result on disk, resumption and comparison."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bench import machine, store
+from bench.compare import compare
+from bench.memory import growth
+from bench.parent import Child, ChildFailed
+from bench.peers import PEERS
+from bench.run import main
+from bench.tables import block, losses
+
+WORDS = ["--suite", "quick", "--cases", "64-64", "--batches", "16,32", "--peers", "torch-graph", "--rounds", "6"]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, root):
+    """A run as a user starts it: from a clone, with pins of OpenBLAS in the environment."""
+    out = tmp_path_factory.mktemp("bench")
+    environment = {**os.environ, "PYTHONPATH": str(root), "OPENBLAS_L2_SIZE": "1048576"}
+    command = [sys.executable, str(root / "bench" / "run.py"), *WORDS, "--out", str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_a_run_leaves_a_result_that_says_all(ran):
+    out, text = ran
+    result = store.load(out / "result.json")
+    assert set(result) == {"schema", "suite", "identity", "machine", "commit", "ceilings", "footprint", "points"}
+    assert list(result["points"]) == ["64-64-64-64-1/16/SGD/float32/cpu", "64-64-64-64-1/32/SGD/float32/cpu"]
+    for point in result["points"].values():
+        ours, again = point["peers"]["mlpcore"], point["peers"]["mlpcore again"]
+        assert len(ours["losses"]) == 10
+        assert ours["losses"] == again["losses"]
+        assert [len(series) for series in ours["series"].values()] == [6, 6]
+        assert 0 < ours["seconds"][1] <= ours["seconds"][0] <= ours["seconds"][2]
+        assert ours["memory"]["peak_bytes"] >= 0
+        assert ours["plan_bytes"] > 0
+        assert any("openblas" in pool["internal_api"] for pool in ours["blas"])
+        assert point["peers"]["torch-graph"]["status"] == "missing"
+        assert block(point).count("\n") == 5
+    assert result["machine"]["blas pinned by the environment"] is None
+    assert result["footprint"]["seconds"]["import mlpcore"][0] > 0
+    assert "torch-graph missing" in text
+    assert str(machine.ROOT) not in (out / "result.json").read_text()
+
+
+def test_a_run_draws_what_has_two_batch_sizes(ran):
+    pytest.importorskip("matplotlib")
+    assert (ran[0] / "64-64-64-64-1_SGD_float32_cpu.png").stat().st_size > 10_000
+
+
+def test_a_second_run_measures_only_what_is_left(ran, monkeypatch, capsys):
+    out, _ = ran
+    file = out / "result.json"
+    before = store.load(file)
+    assert store.resume({"identity": before["identity"]}, file) == before
+    monkeypatch.setattr("bench.run.measure", lambda *_: pytest.fail("a finished point was measured again"))
+    main([*WORDS, "--out", str(out)])
+    assert "0 of 2 points to measure" in capsys.readouterr().out
+
+
+def test_other_sources_start_anew_and_keep_the_old_result(ran, tmp_path, capsys):
+    result = store.load(ran[0] / "result.json")
+    store.save(result, tmp_path / "result.json")
+    other = {**result, "identity": {**result["identity"], "sources": "changed"}, "points": {}}
+    assert store.resume(other, tmp_path / "result.json") is other
+    assert "other sources" in capsys.readouterr().out
+    (kept,) = tmp_path.glob("result-*.json")
+    assert store.load(kept) == result
+
+
+def test_another_schema_is_refused(tmp_path):
+    (tmp_path / "old.json").write_text('{"schema": 0}')
+    with pytest.raises(ValueError, match="schema 1; got 0"):
+        store.load(tmp_path / "old.json")
+
+
+def test_an_interrupted_write_leaves_the_old_result(tmp_path):
+    file = tmp_path / "result.json"
+    store.save({"schema": 1, "points": {}}, file)
+    with pytest.raises(TypeError):
+        store.save({"schema": 1, "points": {1, 2}}, file)
+    assert store.load(file) == {"schema": 1, "points": {}}
+
+
+def test_compare_finds_what_changed_and_nothing_else(ran):
+    old = store.load(ran[0] / "result.json")
+    assert " slower" not in compare(old, old)
+    new = json.loads(json.dumps(old))
+    for point in (*old["points"].values(), *new["points"].values()):
+        point["peers"]["mlpcore"]["band"] = 0.05
+        point["peers"]["mlpcore"]["seconds"] = [1.0, 0.99, 1.01]
+    key = next(iter(new["points"]))
+    new["points"][key]["peers"]["mlpcore"]["seconds"] = [2.0, 1.9, 2.1]
+    text = compare(old, new)
+    (line,) = [line for line in text.splitlines() if line.endswith("slower")]
+    assert line.startswith(key)
+    assert "2.00" in line
+
+
+def test_where_mlpcore_loses_the_summary_says_so(ran):
+    result = store.load(ran[0] / "result.json")
+    point = next(iter(result["points"].values()))
+    point["peers"]["rival"] = {"status": "ok", "verdict": "slower", "over_mlpcore": [0.5, 0.4, 0.6]}
+    assert "rival takes 0.50 of mlpcore's time" in losses(result)
+
+
+def test_a_failing_child_is_reported_with_its_words():
+    point = {"case": "online", "batch": 1, "device": "cpu"}
+    with Child("serve", peer="mlpcore", point=point, folder="nowhere") as child, pytest.raises(ChildFailed) as raised:
+        child.answer()
+    assert "exit 1" in str(raised.value)
+    assert "FileNotFoundError" in str(raised.value)
+
+
+def test_unknown_peers_and_empty_selections_are_refused(capsys):
+    for words, said in ((["--peers", "tensorflow"], "tensorflow unknown"), (["--cases", "nothing"], "leaves no point")):
+        with pytest.raises(SystemExit):
+            main(["--suite", "quick", "--out", "unused", *words])
+        assert said in capsys.readouterr().err
+
+
+def test_growth_sees_an_array_that_is_gone_at_the_end():
+    import numpy as np
+
+    found = growth(lambda: np.ones(64 << 20, np.uint8).sum())
+    assert 60 << 20 < found["peak_bytes"] < 80 << 20
+
+
+def test_every_peer_has_a_module(root):
+    for module, _ in PEERS.values():
+        assert (root / "bench" / "peers" / f"{module}.py").exists()

@@ -1,0 +1,395 @@
+"""The whole CUDA step on a CPU: the same trainer, plan, kernels and products as on a GPU, against the NumPy backend."""
+
+import numpy as np
+import pytest
+
+import mlpcore as mc
+from mlpcore.backends import cuda_step
+from mlpcore.backends import device as devices
+from mlpcore.training.cuda_graph import GraphStep
+from tests.cuda_on_cpu.device import CpuDevice
+
+ROWS = 60
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A CUDA device that is none; algorithms are chosen anew."""
+    opened = CpuDevice()
+    monkeypatch.setitem(devices._opened, "cuda:0", opened)
+    monkeypatch.setattr(devices, "_algorithms", {})
+    return opened
+
+
+def data(output="softmax", dtype="float32", seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((ROWS, 7)).astype(dtype)
+    Y = rng.integers(0, 5, ROWS) if output == "softmax" else rng.random((ROWS, 5)).astype(dtype)
+    return X, Y, rng.random(ROWS).astype(dtype)
+
+
+def trainer(
+    where, loss="cross_entropy", output="softmax", dtype="float32", optimizer=None, hidden=("relu", "gelu"), **settings
+):
+    net = mc.MLP([7, 16, 12, 5], list(hidden), output, dtype=dtype, device=where, seed=1)
+    return mc.Trainer(net, loss, optimizer or mc.AdamW(1e-2), **settings)
+
+
+def close(one, other, bound):
+    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    assert np.abs(one - other).max() <= bound * np.abs(one).max(), (one, other)
+
+
+OPTIMIZERS = {
+    "sgd": lambda: mc.SGD(0.1),
+    "momentum": lambda: mc.SGD(0.1, momentum=0.9),
+    "nesterov": lambda: mc.SGD(0.1, momentum=0.9, nesterov=True),
+    "adam": lambda: mc.Adam(1e-2),
+    "adamw": lambda: mc.AdamW(1e-2, weight_decay=0.1),
+    "rmsprop": lambda: mc.RMSprop(1e-2),
+    "lion": lambda: mc.Lion(1e-2, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_takes_numpys_steps(device, name):
+    found = []
+    for where in ("cpu", "cuda"):
+        one = trainer(where, dtype="float64", optimizer=OPTIMIZERS[name]())
+        found.append(([float(one.step(*data(dtype="float64"))) for _ in range(4)], one.net.parameters))
+    (losses, parameters), (there, there_parameters) = found
+    close(losses, there, 1e-14)
+    close(parameters, there_parameters, 1e-13)
+    assert len(set(losses)) == 4
+
+
+SETTINGS = {
+    "plain": {},
+    "penalties": {"l1": 0.01, "l2": 0.1},
+    "clipped": {"clip_norm": 0.05},
+    "penalties, clipped": {"l1": 0.01, "l2": 0.1, "clip_norm": 0.05},
+    "chunks in one graph": {"chunk_rows": 13},
+    "a chunk's graph again and again": {"chunk_rows": 7, "l2": 0.1},
+    "a row at a time": {"chunk_rows": 1},
+}
+PAIRS = {
+    "softmax": ("cross_entropy", "softmax"),
+    "sigmoid": ("binary_cross_entropy", "sigmoid"),
+    "identity": ("squared_error", "identity"),
+    "not matched": (("huber", 0.3), "tanh"),
+    "exp": ("poisson", "exp"),
+}
+
+
+@pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_ten_losses_are_numpys(device, settings, pair, staged):
+    device.host_inputs = staged
+    loss, output = PAIRS[pair]
+    X, Y, w = data(output)
+    found = []
+    for where in ("cpu", "cuda"):
+        one = trainer(where, loss, output, **SETTINGS[settings])
+        losses = [one.step(X, Y, w) for _ in range(3)]
+        losses += [one.step(X, Y, rows=np.arange(5 + i, 50)) for i in range(3)]  # other sizes, without weights
+        losses += [one.step(X[::-1], Y[::-1], w[::-1], rows=[3, 3, 59]) for _ in range(4)]
+        found.append(([float(J) for J in losses], one.net.parameters, one.evaluate(X, Y, w), one.net.predict(X)))
+    close(found[0][0], found[1][0], 2e-5)
+    close(found[0][1], found[1][1], 2e-4)
+    close(found[0][3], found[1][3], 2e-4)
+    for figure, value in found[0][2].items():
+        assert value == pytest.approx(found[1][2][figure], abs=2e-4)
+
+
+@pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
+def test_fit_goes_the_way_of_numpys(device, staged):
+    device.host_inputs = staged
+    X, Y, w = data(dtype="float64")
+    found = []
+    for where in ("cpu", "cuda"):
+        one = trainer(where, dtype="float64", optimizer=mc.SGD(mc.Cosine(0.2), momentum=0.9))
+        stopping = mc.EarlyStopping(patience=2, monitor="validation_loss")
+        history = one.fit(
+            X, Y, w, epochs=4, batch_size=16, validation=(X[:20], Y[:20]), early_stopping=stopping, progress=False
+        )
+        found.append(({k: v for k, v in history.items() if k != "seconds"}, one.net.parameters))
+    assert found[0][0].keys() == found[1][0].keys()
+    for figure in found[0][0]:
+        close(found[0][0][figure], found[1][0][figure], 1e-12)
+    close(found[0][1], found[1][1], 1e-12)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("tf32", 3e-3), ("bfloat16", 3e-2), ("float16", 3e-3)])
+@pytest.mark.parametrize("chunk_rows", ["auto", 7])
+def test_low_precision_stays_near_float32_and_trains_float32_parameters(device, precision, bound, chunk_rows):
+    X, Y, w = data()
+    exact, low = (
+        trainer("cpu", optimizer=mc.SGD(0.5)),
+        trainer("cuda", precision=precision, optimizer=mc.SGD(0.5), chunk_rows=chunk_rows),
+    )
+    before = low.net.parameters.copy()
+    losses = [(float(exact.step(X, Y, w)), float(low.step(X, Y, w))) for _ in range(10)]
+    close(*zip(*losses, strict=True), bound)
+    assert losses[-1][1] < losses[0][1]
+    assert low.net.parameters.dtype == np.float32
+    step = low._step
+    if step.low is not None:  # the copy that the products read is the parameters, rounded
+        copy = step.low if precision == "float16" else (step.low.astype(np.uint32) << 16).view(np.float32)
+        np.testing.assert_allclose(copy, low.net.parameters, rtol=2**-8, atol=1e-7)
+    assert np.abs(low.net.parameters - before).max() > 1e-3
+    assert low.evaluate(X, Y, w)["loss"] == pytest.approx(losses[-1][1], rel=0.2)
+
+
+def test_float16_recovers_from_an_overflow_by_a_smaller_loss_scale(device):
+    X, Y, _ = data("identity")
+    one = trainer("cuda", "squared_error", "identity", precision="float16", optimizer=mc.SGD(1e-3))
+    float(one.step(X, Y))
+    kernels = one._step.kernels
+    control = kernels.read_control()
+    control["loss_scale"] = 2.0**24  # far too large: D overflows
+    kernels.write_control(control)
+    updates, before = int(control["updates"]), one.net.parameters.copy()
+    assert np.isfinite(float(one.step(X, Y)))
+    np.testing.assert_array_equal(one.net.parameters, before)
+    assert kernels.read_control()["loss_scale"] == 2.0**23
+    assert kernels.read_control()["updates"] == updates
+    for _ in range(20):
+        float(one.step(X, Y))
+    assert kernels.read_control()["updates"] > updates
+    assert np.abs(one.net.parameters - before).max() > 0
+
+
+def test_the_loss_scale_grows_after_enough_good_steps(device, monkeypatch):
+    monkeypatch.setattr(cuda_step, "GROWTH", 3)
+    X, Y, _ = data("identity")
+    one = trainer("cuda", "squared_error", "identity", precision="float16", optimizer=mc.SGD(1e-4))
+    first = None
+    for _ in range(4):
+        float(one.step(X * 0.01, Y * 0.01))
+        first = first or float(one._step.kernels.read_control()["loss_scale"])
+    assert float(one._step.kernels.read_control()["loss_scale"]) == 2 * first
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+def faulty(one, X, Y, w=None, rows=None):
+    """A step whose arrays nobody has looked at, as on a GPU."""
+    data = one._checked(X, np.zeros_like(Y), None)
+    data = type(data)(data.X, Y, w, data.classes)
+    return one._update(data, data.batch(rows))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"Y": 5}, ValueError, "classes 0 … 4"),
+        ({"Y": -1}, ValueError, "classes 0 … 4"),
+        ({"w": -1.0}, ValueError, "sample_weight must be finite, not negative"),
+        ({"w": np.nan}, ValueError, "sample_weight must be finite, not negative"),
+        ({"rows": ROWS}, ValueError, "rows must be row numbers"),
+        ({"rows": -1}, ValueError, "rows must be row numbers"),
+        ({"X": np.nan}, mc.NonFiniteLoss, "step 3.*not finite at learning rate 0.01"),
+    ],
+)
+def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(device, change, error, words):
+    X, Y, w = data()
+    one = trainer("cuda")
+    for _ in range(2):
+        float(one.step(X, Y, w))
+    state = [one.net.parameters, *one._step.state.values()]
+    before = [x.copy() for x in state]
+    X, Y, w, rows = X.copy(), Y.copy(), w.copy(), np.arange(ROWS)
+    {"X": X[:, 3], "Y": Y, "w": w, "rows": rows}[next(iter(change))][17] = next(iter(change.values()))
+    J = faulty(one, X, Y, w, rows)
+    later = [one.step(*data()) for _ in range(2)]  # nothing happens any more
+    for x, was in zip(state, before, strict=True):
+        np.testing.assert_array_equal(x, was)
+    assert one.progress.step == 5
+    with pytest.raises(error, match=words) as caught:
+        float(J)
+    if error is mc.NonFiniteLoss:
+        assert (caught.value.step, caught.value.learning_rate) == (3, 0.01)
+    assert one.progress.step == 2
+    with pytest.raises(error):
+        float(later[-1])
+    assert np.isfinite(float(one.step(*data())))  # and on it goes
+    assert one.progress.step == 3
+    assert np.abs(one.net.parameters - before[0]).max() > 0
+
+
+def test_a_fault_during_fit_comes_at_the_end_of_the_epoch(device):
+    X, Y, _ = data("identity")
+    one = trainer("cuda", "squared_error", "identity", optimizer=mc.SGD(1e30))
+    with pytest.raises(mc.NonFiniteLoss):
+        one.fit(X, Y, epochs=3, batch_size=20, progress=False)
+    assert np.isfinite(one.net.parameters).all()
+
+
+def test_a_batch_that_weighs_nothing_changes_nothing(device):
+    X, Y, w = data()
+    one = trainer("cuda")
+    float(one.step(X, Y, w))
+    before = one.net.parameters.copy()
+    assert float(faulty(one, X, Y, w * 0)) == 0
+    np.testing.assert_array_equal(one.net.parameters, before)
+    assert one._step.kernels.read_control()["updates"] == 1
+
+
+# -- recordings --------------------------------------------------------------------------------------------------------
+
+
+def test_a_shape_is_recorded_once_whatever_else_changes(device):
+    X, Y, w = data()
+    one = trainer("cuda", optimizer=mc.AdamW(mc.StepDecay(1e-2, 3)))
+    recorded, record = [], device.record
+    device.record = lambda run: recorded.append(run) or record(run)
+    for i in range(6):
+        float(one.step(X + i, Y, w * (i + 1), rows=np.arange(40) + i))
+        one.optimizer.beta1 = 0.8 + i / 100
+    assert len(recorded) == 1
+    for _ in range(3):
+        float(one.step(X[:11], Y[:11], w[:11]))
+    assert len(recorded) == 2
+    float(one.step(X, Y, w, rows=np.arange(40)))
+    assert len(recorded) == 2
+    one.fit(X, Y, w, epochs=3, batch_size=25, progress=False)
+    assert len(recorded) == 4  # batches of 25 and 10
+
+
+def test_what_a_user_writes_into_the_weights_counts_from_the_next_step(device):
+    X, Y, w = data()
+    for precision in (None, "bfloat16"):
+        one, fresh = (trainer("cuda", precision=precision, optimizer=mc.SGD(0.1)) for _ in range(2))
+        float(one.step(X, Y, w))
+        one.net.W[2][...] *= 3
+        one.net.b[1][...] = 0.5
+        fresh.net.parameters[...] = one.net.parameters
+        assert float(one.step(X, Y, w)) == float(fresh.step(X, Y, w))
+
+
+def test_callbacks_may_write_weights_between_the_steps_of_fit(device):
+    X, Y, _ = data()
+
+    class Double(mc.Callback):
+        def step_end(self, trainer, J):
+            trainer.net.b[3][...] = 0
+
+    one = trainer("cuda", precision="bfloat16", optimizer=mc.SGD(0.1))
+    one.fit(X, Y, epochs=1, batch_size=20, callbacks=[Double()], progress=False)
+    assert not one.net.b[3].any()
+
+
+def test_the_plan_is_what_is_allocated_and_a_step_allocates_nothing(device):
+    taken = []
+    empty = device.empty
+    device.empty = lambda nbytes: taken.append(nbytes) or empty(nbytes)
+    device.host_inputs = True
+    X, Y, w = data()
+    one = trainer("cuda", precision="float16", chunk_rows=7, l2=0.1)
+    given = one._checked(X, Y, w).inputs
+    plan = one._step.make_plan(ROWS, given)
+    taken.clear()
+    float(one.step(X, Y, w))
+    beside = [32 * 2048, cuda_step.CONTROL.itemsize]  # room for 2,048 answers; a control block on its way
+    assert sum(n for n in taken if n not in beside) == plan.total_bytes - 4 * one.net.layout.size  # which are there
+    taken.clear()
+    for _ in range(3):
+        float(one.step(X, Y, w))
+    assert not taken
+
+
+def test_memory_does_not_grow_with_the_batch(device):
+    one = mc.Trainer(mc.MLP([64, 64, 10], output="softmax", device="cuda"))
+    totals = {size: one.plan(size).total_bytes for size in (65536, 262144, 1048576)}
+    assert len(set(totals.values())) == 1
+    limited = mc.Trainer(one.net, memory_limit="4 MiB").plan(1048576)
+    assert limited.total_bytes <= 4 << 20
+    assert limited.rows > 100
+
+
+def test_the_slowest_candidate_is_not_taken_and_a_deterministic_trainer_times_nothing(device):
+    X, Y, w = data()
+    timed = []
+    device.seconds = lambda run: run() or timed.append(run) or 100.0 - len(timed)  # each candidate faster than the one before
+    one = trainer("cuda", deterministic=True)
+    float(one.step(X, Y, w))
+    assert not timed
+    chosen = devices._algorithms["cuda:0", True].chosen
+    assert chosen
+    assert all(algorithm.number == 0 for algorithm in chosen.values())
+    other = trainer("cuda")
+    float(other.step(X, Y, w))
+    assert timed
+    chosen = devices._algorithms["cuda:0", False].chosen
+    assert [(a.number, p) for p, a in chosen.items() if a.number != 1] == []  # the last candidate is the fastest there
+
+
+# -- networks on a device ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["softmax", "sigmoid", "identity"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_forward_backward_and_predict_are_numpys(device, dtype, output):
+    X, _, _ = data(dtype=dtype)
+    found = []
+    for where in ("cpu", "cuda"):
+        net = mc.MLP([7, 9, 6, 5], ["gelu", ("leaky_relu", 0.2)], output, dtype=dtype, device=where, seed=3)
+        cache = net.forward(X)
+        gradient = net.backward(cache, np.cos(cache.output), input_gradient=True, keep=True)
+        found.append((cache.output, gradient.flat, gradient.X, gradient.D[2], net.predict(X, chunk_rows=11)))
+    for here, there in zip(*found, strict=True):
+        close(here, there, 1e-5 if dtype == "float32" else 1e-13)
+
+
+def test_the_gradient_check_checks_the_devices_gradient(device):
+    device.host_inputs = True
+    X, Y, w = data(dtype="float64")
+    net = mc.MLP([7, 9, 5], "tanh", "softmax", device="cuda")
+    assert mc.check_gradients(net, X, Y, sample_weight=w).ok
+    wrong = GraphStep.loss_and_gradient
+
+    def doubled(step, batch, plan):
+        J = wrong(step, batch, plan)
+        step.gradient[3] *= 2
+        return J
+
+    GraphStep.loss_and_gradient = doubled
+    try:
+        assert not mc.check_gradients(net, X, Y, sample_weight=w).ok
+    finally:
+        GraphStep.loss_and_gradient = wrong
+
+
+def test_a_network_moves_between_devices_files_and_pickles(device, tmp_path):
+    import pickle
+
+    X, _, _ = data()
+    there = mc.MLP([7, 9, 5], device="cuda", seed=3)
+    here = there.to("cpu")
+    assert (here.device, there.device, here.to("cuda:0").device) == ("cpu", "cuda:0", "cuda:0")
+    there.save(tmp_path / "net.safetensors")
+    copies = [here, mc.MLP.load(tmp_path / "net.safetensors", "cpu"), mc.MLP.load(tmp_path / "net.safetensors", "cuda")]
+    copies += [pickle.loads(pickle.dumps(there)), there.copy(), here.to("cuda")]
+    for net in copies:
+        np.testing.assert_array_equal(net.parameters, there.parameters)
+        close(net.predict(X), there.predict(X), 1e-6)
+        assert net.parameters is not there.parameters
+
+
+def test_a_pickled_network_of_a_gpu_opens_where_there_is_none(device, monkeypatch, caplog):
+    import pickle
+
+    text = pickle.dumps(mc.MLP([7, 9, 5], device="cuda", seed=3))
+    monkeypatch.delitem(devices._opened, "cuda:0")
+    monkeypatch.setattr(devices, "why_no_cuda", lambda: "no GPU today")
+    net = pickle.loads(text)
+    assert net.device == "cpu"
+    assert "no GPU today" in caplog.text
+    np.testing.assert_array_equal(net.parameters, mc.MLP([7, 9, 5], seed=3, device="cpu").parameters)
+
+
+def test_a_low_precision_is_for_float32_networks(device):
+    with pytest.raises(ValueError, match="precision='bfloat16' is for a float32 network; this one is float64"):
+        trainer("cuda", dtype="float64", precision="bfloat16")
