@@ -119,8 +119,8 @@ def check_gradients(
 
 
 def _flat(gradient: Any, size: int) -> Array:
-    flat = gradient.flat if not isinstance(gradient, np.ndarray) and hasattr(gradient, "flat") else gradient
-    array = np.asarray(flat, np.float64)
+    flat = gradient if hasattr(gradient, "dtype") else getattr(gradient, "flat", gradient)  # arrays have a flat of their own
+    array = np.asarray(devices.adopt_on_host(flat, "gradient"), np.float64)
     if array.shape != (size,):
         raise ValueError(f"gradient must be flat, shape ({size},), laid out as net.parameters; got {array.shape}")
     return array

@@ -390,15 +390,16 @@ class Trainer:
         scores = _Scores(self.loss, self.net.sizes[-1])
 
         def see(output: Array, start: int, stop: int) -> None:
-            for i in range(start, stop, 256):  # a few rows at a time: what the figures need stays small
-                part = slice(i, min(i + 256, stop))
-                weights = None if data.weights is None else data.weights[part]
-                piece = output[i - start : part.stop - start]
+            Y, w = (None if x is None else devices.to_host(self.net.device, x[start:stop]) for x in (data.Y, data.weights))
+            assert Y is not None
+            for i in range(0, stop - start, 256):  # a few rows at a time: what the figures need stays small
+                part = slice(i, i + 256)
+                piece = output[part]
                 if step.objective.matched and not self.loss.classifies:  # S[L], of which r2 wants the activation
                     piece = piece.copy()
                     with np.errstate(all="ignore"):
                         HOST.bias_activation(piece, None, step.objective.output, piece)
-                scores.add(piece, data.Y[part], weights, from_s=step.objective.matched)
+                scores.add(piece, Y[part], None if w is None else w[part], from_s=step.objective.matched)
 
         loss = step.evaluate(batch, plan, see)
         return dict(zip(self._figures(), (loss, scores.result()), strict=True))

@@ -45,10 +45,8 @@ class Mlpcore:
         return self._timed(self._fit if self.work.case.online else self._steps, count)
 
     def _steps(self, count: int) -> None:
-        J: Any = 0.0
-        for _ in range(count):
-            J = self.trainer.step(self.X, self.Y)
-        float(J)  # waits for the device
+        for _ in range(count):  # on a GPU nobody waits here: the event behind them does
+            self.trainer.step(self.X, self.Y)
 
     def _fit(self, count: int) -> None:
         epochs, rest = divmod(count, POOL)
@@ -64,8 +62,8 @@ class Mlpcore:
             return None
         start, stop = self.xp.cuda.Event(), self.xp.cuda.Event()
         start.record()
-        run(count)
-        stop.record()  # after float(J), so that it holds whichever stream the step runs on
+        run(count)  # on the current stream
+        stop.record()
         stop.synchronize()
         return float(self.xp.cuda.get_elapsed_time(start, stop)) / 1e3
 
@@ -74,10 +72,7 @@ class Mlpcore:
         """Runs the step's GEMMs alone, or None where they cannot be had."""
         if self.work.case.online:
             return None
-        try:
-            once = gemms(self.trainer, self.X, self.Y)
-        except NotImplementedError:
-            return None
+        once = gemms(self.trainer, self.X, self.Y)
 
         def run(count: int) -> None:
             for _ in range(count):
@@ -92,12 +87,13 @@ class Mlpcore:
 def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
     """The GEMMs of one step on the whole batch, with its own activations and gradients, into preallocated outputs.
 
-    Raises:
-        NotImplementedError: on CUDA, where the engine has no public way yet to run the captured step's GEMMs alone.
+    On CUDA they are those of the captured step, chunk by chunk, with the algorithms that it uses, as a graph of their own.
     """
     net = trainer.net
     if net.device != "cpu":
-        raise NotImplementedError("the GEMMs of a CUDA step alone are not available: mlpcore has no public call for them yet")
+        data = trainer._checked(X, Y, None)
+        step: Any = trainer._step
+        return step.products(data.batch(None), step.prepare(len(X), data.inputs)).replay
     from mlpcore.backends.numpy_ops import NumpyOps
 
     ops, L = NumpyOps(), len(net.sizes) - 1

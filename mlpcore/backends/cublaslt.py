@@ -8,6 +8,7 @@ found by `cuda.pathfinder` (which CuPy requires). The numbers below are the C in
 from __future__ import annotations
 
 import ctypes
+import threading
 from typing import NamedTuple
 
 from mlpcore.backends.products import Product
@@ -18,7 +19,7 @@ EPILOGUES = {"": 1, "bias": 4, "relu": 6, "gelu": 36}  # cublasLtEpilogue_t, eac
 GELU_AUX_BIAS = 164
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_STRIDE = 3, 4, 7, 8, 11, 12  # of cublasLtMatmulDescAttributes_t
 MAX_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)  # of cublasLtMatmulPreferenceAttributes_t: A, B, C, D
-RESULT = 96  # bytes of cublasLtMatmulHeuristicResult_t, whose first 64 are the algorithm
+RESULT, STATE = 96, 72  # bytes of cublasLtMatmulHeuristicResult_t, whose first 64 are the algorithm; where its status stands
 CANDIDATES = 8  # asked of the heuristic
 
 
@@ -51,6 +52,7 @@ class CublasLt:
                 raise OSError(str(error)) from None
         self._library = ctypes.CDLL(path)
         self._handle: ctypes.c_void_p | None = None
+        self._lock = threading.Lock()  # from setting a descriptor's pointers until they have been read
         self._descriptors: dict[tuple[Product, bool], Descriptors] = {}
         self._multiply = self._library.cublasLtMatmul
         self._multiply.argtypes = [ctypes.c_void_p] * 14 + [ctypes.c_size_t, ctypes.c_void_p]
@@ -124,9 +126,14 @@ class CublasLt:
 
     def algorithms(self, product: Product, workspace: int) -> list[bytes]:
         """The heuristic's candidates, the likeliest first; none where the product is not supported. Not while capturing."""
+        with self._lock:
+            return self._candidates(product, workspace)
+
+    def _candidates(self, product: Product, workspace: int) -> list[bytes]:
         aux = product.epilogue == "gelu"
         descriptors = self.describe(product, aux)
-        self._point(descriptors.operation, 256 if product.epilogue else 0, 256 if aux else 0)  # any aligned address
+        address = product.alignment  # as well aligned as the real ones: the heuristic looks at that
+        self._point(descriptors.operation, address if product.epilogue else 0, address if aux else 0)
         preference = ctypes.c_void_p()
         self._call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
         try:
@@ -142,22 +149,24 @@ class CublasLt:
             )  # fmt: skip
         finally:
             self._call("cublasLtMatmulPreferenceDestroy", preference)
-        if status not in (0, 15):  # 15: not supported
+        if status not in (0, 15) and not product.epilogue:  # 15: not supported
             raise RuntimeError(f"cublasLtMatmulAlgoGetHeuristic failed with cuBLAS status {status} for {product}")
-        return [found.raw[RESULT * i : RESULT * i + 64] for i in range(count.value if status == 0 else 0)]
+        results = [found.raw[RESULT * i : RESULT * (i + 1)] for i in range(count.value if status == 0 else 0)]
+        return [result[:64] for result in results if not any(result[STATE : STATE + 4])]
 
     def multiply(
         self, product: Product, algorithm: bytes, left: int, right: int, result: int, bias: int, aux: int, workspace: int,
         workspace_bytes: int, stream: int,
     ) -> None:  # fmt: skip
         """Run a product on a stream; all operands are device addresses."""
-        d = self.describe(product, bool(aux))
-        self._point(d.operation, bias, aux)
         number = ctypes.c_double if product.dtype == "float64" else ctypes.c_float
         one, beta = number(1), number(1 if product.accumulate else 0)
-        status = self._multiply(
-            self._handle_(), d.operation, ctypes.addressof(one), left, d.left, right, d.right, ctypes.addressof(beta),
-            result, d.result, result, d.result, algorithm, workspace, workspace_bytes, stream,
-        )  # fmt: skip
+        with self._lock:
+            d = self.describe(product, bool(aux))
+            self._point(d.operation, bias, aux)
+            status = self._multiply(
+                self._handle_(), d.operation, ctypes.addressof(one), left, d.left, right, d.right, ctypes.addressof(beta),
+                result, d.result, result, d.result, algorithm, workspace, workspace_bytes, stream,
+            )  # fmt: skip
         if status:
             raise RuntimeError(f"cublasLtMatmul failed with cuBLAS status {status} for {product}")

@@ -55,6 +55,7 @@ class CudaOps:
         self.control: Array | None = None  # where kernels report faults
         self._scratch: Mapping[str, Array] = {}
         self._rehearsing = False
+        self.only_products = False  # whether all but matrix products is left out: what a step is measured against
 
     # -- memory --
 
@@ -74,7 +75,7 @@ class CudaOps:
         """The arrays of its own that this backend needs for a chunk of up to `rows` rows, for the plan."""
         wide = accumulator(dtype)
         itemsizes = (np.dtype(storage(dtype)).itemsize, np.dtype(wide).itemsize)
-        numbers, counters = launches.partial_sums(rows, max(sizes), itemsizes, self.device.multiprocessors)
+        numbers, counters = launches.partial_sums(rows, sizes[1:], itemsizes, self.device.multiprocessors)
         return [
             Buffer("partial sums", (numbers,), wide, "of db and J, one for each block"),
             Buffer("counters", (counters,), "uint32", "of blocks that have finished"),
@@ -114,7 +115,7 @@ class CudaOps:
     def launch(self, source: str, name: str, launch: Launch, *arguments: object) -> None:
         """Launch the instance `name` of a kernel source; in a rehearsal it is only compiled."""
         kernel = self.device.kernel(source, name)
-        if not self._rehearsing:
+        if not self._rehearsing and not self.only_products:
             self.device.launch(kernel, launch, arguments)
 
     # -- operations --
@@ -153,7 +154,7 @@ class CudaOps:
 
     def layer(self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array) -> None:
         """S = A W + b; Z = σ(S): one product with the activation in its epilogue where that is faster, else two launches."""
-        fused = self._epilogue(A, W, b, activation, S, Z)
+        fused = None if self.only_products else self._epilogue(A, W, b, activation, S, Z)
         if fused is None:
             self.gemm(A, W, S)
             self.bias_activation(S, b, activation, Z)

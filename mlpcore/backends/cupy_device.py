@@ -58,8 +58,8 @@ def describe() -> str:
 
 
 @functools.cache
-def products() -> CublasLt | None:
-    """cuBLASLt, or None where it cannot be loaded."""
+def products(index: int) -> CublasLt | None:
+    """CuBLASLt for one GPU (a handle belongs to the GPU that it was made on), or None where it cannot be loaded."""
     try:
         return CublasLt()
     except OSError:
@@ -68,7 +68,7 @@ def products() -> CublasLt | None:
 
 def products_by() -> str:
     """What multiplies matrices, for people."""
-    library = products()
+    library = products(0)
     return f"cuBLASLt {library.version}" if library else "cuBLASLt cannot be loaded: unfused CuPy operations, without graphs"
 
 
@@ -104,13 +104,12 @@ class CupyDevice:
         self.index, self.name = index, f"cuda:{index}"
         self.device = cupy.cuda.Device(index)
         self.multiprocessors = int(self.device.attributes["MultiProcessorCount"])
-        self.products = products()
+        self.products = products(index)
         self.captures = self.products is not None
         if not self.captures:
             log.warning("%s: %s", self.name, products_by())
         self._kernels: dict[tuple[str, str], Any] = {}
         with self.device:
-            self._captures = cupy.cuda.Stream(non_blocking=True)
             self._copies = cupy.cuda.Stream(non_blocking=True)
 
     # -- memory and kernels --
@@ -128,7 +127,8 @@ class CupyDevice:
         """The kernel instance `name` of a source; compiled once (CuPy keeps it on disk), then kept and loaded."""
         if (source, name) not in self._kernels:
             with self.device:
-                module = cupy.RawModule(code=source, options=("--std=c++17",), name_expressions=(name,))
+                code = source.encode("ascii", "ignore").decode()  # comments; CuPy writes it to a file in the locale's encoding
+                module = cupy.RawModule(code=code, options=("--std=c++17",), name_expressions=(name,))
                 kernel = module.get_function(name)
                 _ = kernel.num_regs  # loads it: a first launch inside a capture would
             self._kernels[source, name] = kernel
@@ -136,8 +136,9 @@ class CupyDevice:
 
     def launch(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> None:
         """Run a kernel on the current stream."""
+        given = tuple(0 if x is None else x for x in arguments)  # CuPy makes no null pointer of None (its issue 9046)
         with self.device:
-            kernel(launch.grid, launch.block, tuple(arguments), shared_mem=launch.shared)
+            kernel(launch.grid, launch.block, given, shared_mem=launch.shared)
 
     # -- products --
 
@@ -178,7 +179,7 @@ class CupyDevice:
 
     def record(self, run: Callable[[], None]) -> GraphRecording:
         """What `run` launches, captured as a CUDA graph."""
-        with self.device, self._captures as stream:
+        with self.device, cupy.cuda.Stream(non_blocking=True) as stream:  # its own: another thread may be capturing, too
             stream.begin_capture()
             try:
                 run()

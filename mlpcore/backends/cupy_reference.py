@@ -1,7 +1,7 @@
 """The unfused reference on a GPU: the NumPy backend's code on CuPy's arrays, one CuPy call after the other.
 
 The fused kernels are checked against it, and it is what runs where cuBLASLt cannot be loaded. CuPy has no `reduce` of maxima,
-and no `take` with a mode: the few operations that need them are written out here.
+no `take` with a mode, and a `matmul` whose result goes to `out=` alone: what needs them is written out here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.core import inputs
 from mlpcore.core.ops import Array
 
 
@@ -22,7 +23,7 @@ class CupyReference(NumpyOps):
 
     def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
         """Out = source[rows], cast to out's dtype."""
-        picked = source[rows if isinstance(rows, slice) else self.xp.asarray(rows)]
+        picked = source[rows if isinstance(rows, slice) or inputs.on_host(source) else self.xp.asarray(rows)]
         out[...] = self.xp.asarray(picked).astype(out.dtype, copy=False)
 
     def _softmax(self, S: Array, Z: Array) -> None:

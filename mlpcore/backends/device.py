@@ -82,8 +82,10 @@ def why_no_cuda() -> str:
     wheels = _cupy_wheels()
     if len(wheels) > 1:
         return f"{len(wheels)} CuPy packages ({', '.join(wheels)}) overwrite each other: pip uninstall all but one"
-    from mlpcore.backends import cupy_device
-
+    try:
+        from mlpcore.backends import cupy_device
+    except (ImportError, AttributeError, OSError) as error:  # half installed; a home where its kernel cache cannot be made
+        return f"CuPy cannot be imported ({error}): {INSTALL}"
     return cupy_device.why_not()
 
 

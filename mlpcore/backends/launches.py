@@ -6,6 +6,7 @@ where the row length and the addresses allow, else V = 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from mlpcore.backends.cuda_device import Launch
@@ -69,13 +70,15 @@ def each(size: int, vector: int) -> Launch:
     return Launch((max(1, -(-size // (THREADS * vector))), 1), (THREADS, 1))
 
 
-def partial_sums(rows: int, columns: int, itemsizes: tuple[int, ...], multiprocessors: int) -> tuple[int, int]:
-    """Scratch for the sums of any kernel over up to `rows` rows of up to `columns` columns: numbers, and counters."""
-    numbers = counters = 0
-    for width in {1, *(16 // itemsize for itemsize in itemsizes)}:
-        for n in {columns, max(1, columns // 2), min(columns, 32)}:
-            tiled = tiles(rows, n, width, multiprocessors)
+def partial_sums(rows: int, widths: Iterable[int], itemsizes: tuple[int, ...], multiprocessors: int) -> tuple[int, int]:
+    """Scratch for the sums of any kernel over up to `rows` rows of these widths: numbers, and counters."""
+    numbers, counters = 2 * BLOCKS * multiprocessors, 1  # gradient_norm
+    for n in set(widths):
+        for vector in {1, *(16 // itemsize for itemsize in itemsizes)}:
+            tiled = tiles(rows, n, vector, multiprocessors)
             numbers = max(numbers, tiled.partials + tiled.launch.grid[1] * n)
             counters = max(counters, tiled.launch.grid[0])
-    numbers = max(numbers, 2 * multiprocessors * (columns + 1), 2 * BLOCKS * multiprocessors)
-    return numbers, counters + 2
+        for itemsize in itemsizes:
+            launch, _ = cross_entropy(rows, n, itemsize, multiprocessors)
+            numbers = max(numbers, launch.grid[0] * (1 + n))
+    return numbers, counters + 1

@@ -131,7 +131,7 @@ def row_index(rows: object, count: int, name: str = "rows", adopt: Adopt = host_
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be a list of row numbers, at least one; got shape {array.shape}")
     if not on_host(array):
-        return array.astype(np.int64, copy=False)
+        return array.astype(np.int64, order="C", copy=False)
     if array.min() < 0 or array.max() >= count:
         at = int(np.argmax((array < 0) | (array >= count)))
         raise ValueError(f"{name} must lie in 0 … {count - 1}; number {at} is {array[at]}")

@@ -224,6 +224,15 @@ class GraphStep(PlannedStep):
         self.gradient[:n] += l2 * weights + l1 * self.device.xp.sign(weights)
         return self._loss() + l1 * self.ops.sum_abs(weights) + 0.5 * l2 * self.ops.sum_squares(weights)
 
+    def products(self, batch: Batch, plan: Plan) -> Recording:
+        """The matrix products of a step alone, on its own arrays: what a step is measured against. They change the gradient."""
+        chunks = cut(batch.size, plan.rows, 1)[0]
+        self.ops.only_products = True
+        try:
+            return self.ops.record(lambda: self._whole("step", chunks, batch.weights is not None))
+        finally:
+            self.ops.only_products = False
+
     def _loss(self) -> float:
         """J as it stands on the device."""
         return float(self.device.to_host(self.kernels.scalars)[cuda_step.LOSS])

@@ -54,6 +54,11 @@ class Staging:
         counterpart: np.ndarray = self.device.host_buffer(nbytes)[:nbytes].view(array.dtype).reshape(array.shape)
         return counterpart
 
+    def __del__(self) -> None:
+        for mark in self.copied:  # copies under way read page-locked memory that is somebody else's afterwards
+            if mark is not None:
+                self.device.settle(mark)
+
     def put(self, sources: Sequence[Array | None], rows: Array | None, start: int, stop: int) -> list[Array | None]:
         """Rows start … stop of a batch (`rows` of the sources, or all) on the device, for the current stream's next work."""
         self.half = half = 1 - self.half

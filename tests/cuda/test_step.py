@@ -393,3 +393,19 @@ def test_a_pickled_network_of_a_gpu_opens_where_there_is_none(device, monkeypatc
 def test_a_low_precision_is_for_float32_networks(device):
     with pytest.raises(ValueError, match="precision='bfloat16' is for a float32 network; this one is float64"):
         trainer("cuda", dtype="float64", precision="bfloat16")
+
+
+def test_a_steps_products_alone_can_be_run_for_measurement(device):
+    X, Y, _ = data()
+    one = trainer("cuda", chunk_rows=25)
+    float(one.step(X, Y))
+    given = one._checked(X, Y, None)
+    multiplied, multiply = [], device.multiply
+    device.multiply = lambda product, *rest: multiplied.append(product.m * product.n * product.k) or multiply(product, *rest)
+    products = one._step.products(given.batch(None), one._step.prepare(ROWS, given.inputs))
+    weights = [7 * 16, 16 * 12, 12 * 5]
+    assert sum(multiplied) == ROWS * (3 * sum(weights) - weights[0])  # no gradient of X
+    before = one.net.parameters.copy()
+    products.replay()
+    np.testing.assert_array_equal(one.net.parameters, before)
+    assert np.isfinite(float(one.step(X, Y)))
