@@ -59,6 +59,7 @@ class PlannedStep(ABC):
         self.reserved: Sequence[Buffer] = ()
         self._plans: dict[tuple[object, ...], Plan] = {}
         self.allocated: Plan | None = None
+        self._covered: Plan | None = None  # the last plan for which the arrays that are allocated will do
         self.gradient: Array = None  # of the last batch, flat
         self.untouched = False  # whether nobody else has written the parameters since the last update
         self.inputs: Inputs | None = None
@@ -85,9 +86,9 @@ class PlannedStep(ABC):
     def _allocate(self, plan: Plan, inputs: Inputs) -> None:
         """The plan's workspace."""
 
-    @abstractmethod
     def _drop_workspace(self) -> None:
         """Give the workspace back."""
+        self.allocated = self.inputs = self._covered = None
 
     @abstractmethod
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> object:
@@ -159,8 +160,11 @@ class PlannedStep(ABC):
                 self._plans.clear()
             self._plans[key] = self.make_plan(batch_rows, inputs, self.reserved)
         plan, have = self._plans[key], self.allocated
+        if plan is self._covered:  # as most steps are
+            return plan
         if have is None or self.inputs != inputs or not have.covers(plan):
             self._drop_workspace()
             self._allocate(plan, inputs)
             self.allocated, self.inputs = plan, inputs
+        self._covered = plan
         return plan

@@ -5,11 +5,10 @@ J = Σ_rows w ℓ / Σ_rows w + l1 Σ|W| + ½ l2 Σ W²,    flat gradient g = �
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +65,7 @@ class Step(PlannedStep):
     ) -> None:  # fmt: skip
         super().__init__(layout, parameters, activations, objective, optimizer, settings, new_ops)
         self.scale = self.ops.xp.ones((), self.dtype)
+        self._weight = 1.0  # whose inverse it is
         self.threads = blas.threads() if self.ops.xp is np else 1
         self.lanes = self.threads if layout.size >= LANE_ENTRIES else 1  # that the optimizer's pass is cut into
         self.workers: list[Worker] = []
@@ -130,7 +130,8 @@ class Step(PlannedStep):
         self._plans.clear()
 
     def _drop_workspace(self) -> None:
-        self.workers, self.additions, self.allocated, self.inputs = [], [], None, None
+        super()._drop_workspace()
+        self.workers, self.additions = [], []
 
     def _add_worker(self, buffers: Sequence[Buffer]) -> None:
         ops = self.new_ops()
@@ -148,29 +149,22 @@ class Step(PlannedStep):
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> float:
         """X, Y → forward → loss → backward → reduce → update. Returns J; a J that is not finite changes no parameter."""
-        with self._side_by_side(plan) as pool:
+        if plan.workers == 1:
+            J = self.loss_and_gradient(batch, plan)
+            self.update(J, progress)
+            return J
+        from concurrent.futures import ThreadPoolExecutor
+
+        # one BLAS thread for the whole step: one of BLAS's own that still spun would be one too many
+        with blas.limited(1), ThreadPoolExecutor(plan.workers - 1) as pool:
             J = self.loss_and_gradient(batch, plan, pool)
             self.update(J, progress, pool)
         return J
 
-    @contextlib.contextmanager
-    def _side_by_side(self, plan: Plan) -> Iterator[Executor | None]:
-        """Threads for a step of several workers, none for others.
-
-        BLAS has one thread meanwhile, for the whole step: one of its own that still spun would be one too many.
-        """
-        if plan.workers == 1:
-            yield None
-            return
-        from concurrent.futures import ThreadPoolExecutor
-
-        with blas.limited(1), ThreadPoolExecutor(plan.workers - 1) as pool:
-            yield pool
-
     def loss_and_gradient(self, batch: Batch, plan: Plan, pool: Executor | None = None) -> float:
         """J of a batch, its gradient in `self.gradient`: forward → loss → backward by chunks → reduce, and the penalties."""
         self.set_scale(batch)
-        shares = cut(batch.size, plan.rows, plan.workers)
+        shares = _shares(batch.size, plan.rows, plan.workers)
         self._forward_loss_backward(batch, shares, pool)
         return self._reduce(len(shares)) + self._penalize()
 
@@ -192,10 +186,13 @@ class Step(PlannedStep):
     def set_scale(self, batch: Batch) -> None:
         """1 / Σ w of the batch, where every worker reads it."""
         weight = weight_of(batch)
+        if weight == self._weight:
+            return
         largest = float(np.finfo(self.dtype).max)
         if not 1 / largest < weight < largest:
             raise ValueError(f"sample_weight sums to {weight:g}, out of the range of {self.dtype}: rescale the weights")
         self.scale[...] = 1 / weight
+        self._weight = weight
 
     def _forward_loss_backward(self, batch: Batch, shares: list[list[tuple[int, int]]], pool: Executor | None) -> None:
         """Each worker's share of the chunks, side by side, or one after the other without a pool."""
@@ -227,7 +224,10 @@ class Step(PlannedStep):
 
     def penalty_value(self) -> float:
         """l1 Σ|W| + ½ l2 Σ W² of the weights as they are."""
-        l1, l2, w = self.settings.l1, self.settings.l2, self.parameters[: self.layout.weights]
+        l1, l2 = self.settings.l1, self.settings.l2
+        if not l1 and not l2:
+            return 0.0
+        w = self.parameters[: self.layout.weights]
         return (l1 * self.ops.sum_abs(w) if l1 else 0.0) + (0.5 * l2 * self.ops.sum_squares(w) if l2 else 0.0)
 
     def update(self, J: float, progress: Progress, pool: Executor | None = None) -> None:
@@ -279,20 +279,27 @@ class Step(PlannedStep):
     def _record_updates(self) -> list[Update]:
         """One pass over all parameters, or, where weights decay, one over the weights and one over the biases."""
         state = {name.removeprefix("state "): vector for name, vector in self.state.items()}
-        arrays = {"w": self.parameters, "g": self.gradient, **state}
+        vectors = {"w": self.parameters, "g": self.gradient, **state}
         n, compiled = self.layout.weights, self._program()
         separate = hasattr(self.optimizer, "weight_decay") and n < self.layout.size
         updates = []
         for part in (slice(0, n), slice(n, None)) if separate else (slice(None),):
             scalars = {key: self.ops.xp.zeros((), self.dtype) for key in compiled.folded}
-            cuts = {name: np.array_split(array[part], self.lanes) for name, array in arrays.items()}
+            cuts = {name: np.array_split(array[part], self.lanes) for name, array in vectors.items()}
             lanes = []
             for lane, registers in enumerate(self._registers):
                 ops = self.new_ops()
                 ops.use({"registers": registers})
-                lanes.append(ops.record(partial(ops.map, compiled, {name: cut[lane] for name, cut in cuts.items()}, scalars)))
+                lanes.append(
+                    ops.record(functools.partial(ops.map, compiled, {name: cut[lane] for name, cut in cuts.items()}, scalars))
+                )
             updates.append(Update(compiled, scalars, decays=part.start != n, lanes=lanes))
         return updates
+
+
+@functools.lru_cache(64)
+def _shares(size: int, rows: int, workers: int) -> list[list[tuple[int, int]]]:
+    return cut(size, rows, workers)
 
 
 def weight_of(batch: Batch) -> float:
