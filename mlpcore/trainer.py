@@ -251,7 +251,7 @@ class Trainer:
         if self.progress.total is not None:
             raise RuntimeError("fit is running: a callback may call step, evaluate and predict, but not fit")
         data = self._checked(X, Y, sample_weight)
-        _require_finite(data, self.loss, self.net.dtype)
+        _require_finite(data, self.loss, self.net)
         held_out = self._validation(validation)
         stopping = self._early_stopping(early_stopping, held_out is not None)
         observers = hooks.resolve(callbacks)
@@ -342,7 +342,7 @@ class Trainer:
             raise TypeError("validation must be (X, Y) or (X, Y, sample_weight)")
         try:
             data = self._checked(*([*list(validation), None])[:3])
-            _require_finite(data, self.loss, self.net.dtype)
+            _require_finite(data, self.loss, self.net)
         except (TypeError, ValueError) as error:
             raise type(error)(f"validation: {error}") from None
         return data
@@ -376,7 +376,7 @@ class Trainer:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
         data = self._checked(X, Y, sample_weight)
-        _require_finite(data, self.loss, self.net.dtype)
+        _require_finite(data, self.loss, self.net)
         return self._evaluate(data)
 
     def _figures(self) -> tuple[str, str]:
@@ -405,11 +405,13 @@ class Trainer:
         return dict(zip(self._figures(), (loss, scores.result()), strict=True))
 
 
-def _require_finite(data: _Data, loss: loss_sheet.Loss, dtype: np.dtype[Any]) -> None:
+def _require_finite(data: _Data, loss: loss_sheet.Loss, net: MLP) -> None:
     """The scan of `fit` and `evaluate`: no NaN, no infinity (in the network's dtype), no target outside the loss's range."""
-    inputs.require_finite(data.X, "X", dtype)
-    inputs.require_finite(data.Y, "Y", dtype)
-    if loss.takes_classes and not data.classes:
+    inputs.require_finite(data.X, "X", net.dtype)
+    inputs.require_finite(data.Y, "Y", net.dtype)
+    if data.classes:
+        inputs.require_classes(data.Y, net.sizes[-1])
+    elif loss.takes_classes:
         inputs.require_distribution(data.Y)
     low, high = {"binary_cross_entropy": (0, 1), "poisson": (0, math.inf)}.get(loss.name, (-math.inf, math.inf))
     inputs.require_range(data.Y, low, high, f"Y: {loss.name}")
