@@ -73,7 +73,8 @@ __global__ void softmax_cross_entropy(const T* S, const int64* labels, const Com
       entry = warp_sum(entry);
       whole = warp_sum(whole);
     }
-    sum = warp_sum(sum);  // also keeps the writes below behind every lane's reads
+    sum = warp_sum(sum);
+    __syncwarp();  // D may be S: every lane has read the label's entry (a shuffle alone orders no memory)
     const C weight = k[per_row ? row : 0];
     if (lane == 0) value += weight * (whole * log(sum) - entry);
     for (int64 c = lane; c < n; c += 32) {

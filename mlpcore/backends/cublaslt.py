@@ -11,7 +11,7 @@ import ctypes
 import threading
 from typing import NamedTuple
 
-from mlpcore.backends.products import Product
+from mlpcore.backends.products import Product, Refused
 
 TYPES = {"float32": 0, "tf32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType_t
 COMPUTE = {"float32": 68, "tf32": 77, "float64": 70, "float16": 68, "bfloat16": 68}  # cublasComputeType_t
@@ -169,4 +169,4 @@ class CublasLt:
                 result, d.result, result, d.result, algorithm, workspace, workspace_bytes, stream,
             )  # fmt: skip
         if status:
-            raise RuntimeError(f"cublasLtMatmul failed with cuBLAS status {status} for {product}")
+            raise Refused(f"cublasLtMatmul failed with cuBLAS status {status} for {product}")

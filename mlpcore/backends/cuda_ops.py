@@ -6,6 +6,7 @@ algorithm computes a product is settled before: by timing once for each shape, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from mlpcore.backends import cuda_source, launches
 from mlpcore.backends.cuda_device import Device, Launch
-from mlpcore.backends.products import STORAGE, Product, alignment, describe
+from mlpcore.backends.products import STORAGE, Product, Refused, alignment, describe
 from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.formulas import Program
 from mlpcore.core.losses import Objective
@@ -129,7 +130,11 @@ class CudaOps:
         """C = A B, or C += A B. A and B may be transposed views."""
         addresses = tuple(self.device.address(x) for x in (A, B, C))
         product = describe(A, B, C, accumulate, addresses, self.tf32)
+        settling = accumulate and not self._rehearsing and product not in self.algorithms.chosen
+        before = C.copy() if settling else None  # what is timed accumulates, too
         algorithm = self._algorithm(product, lambda one: self._multiply(product, one, addresses))
+        if before is not None:
+            C[...] = before
         if not self._rehearsing:
             self._multiply(product, algorithm, addresses)
 
@@ -149,8 +154,15 @@ class CudaOps:
                 run(candidates[0])  # loads what the first call loads, before any capture
                 known[product] = candidates[0]
             else:
-                known[product] = min(candidates, key=lambda one: self.device.seconds(lambda: run(one)))
+                known[product] = min(candidates, key=lambda one: self._seconds(lambda: run(one)))
         return known[product]
+
+    def _seconds(self, run: Callable[[], None]) -> float:
+        """How long a product takes; for ever, where the library refuses it."""
+        try:
+            return self.device.seconds(run)
+        except Refused:
+            return math.inf
 
     def layer(self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array) -> None:
         """S = A W + b; Z = σ(S): one product with the activation in its epilogue where that is faster, else two launches."""
@@ -189,7 +201,7 @@ class CudaOps:
             self.bias_activation(S, b, activation, Z)
 
         def fused(one: object) -> float:
-            return self.device.seconds(lambda: self._multiply(product, one, addresses, bias, aux))
+            return self._seconds(lambda: self._multiply(product, one, addresses, bias, aux))
 
         rehearsing, self._rehearsing = self._rehearsing, False
         try:
@@ -279,9 +291,10 @@ class CudaOps:
     def map(self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]) -> None:
         """Elementwise statements over up to four flat vectors in one pass; the scalars are read now."""
         size = next(iter(arrays.values())).size
-        values = self.xp.asarray(np.array([float(scalars[key]) for key in program.folded] or [0.0]))
+        values = self.xp.asarray(np.array(2 * [float(scalars[key]) for key in program.folded] or [0.0]))
         k = values.astype(next(iter(arrays.values())).dtype)
-        self.update(program, arrays, k, None, size, None, (), (), "")
+        names = tuple(sorted(program.scalars - {"t", "clip", "unscale"}))  # which the kernel's own `fold` declares
+        self.update(program, arrays, k, None, size, None, names, (), "")
 
     def update(
         self, program: Program, arrays: Mapping[str, Array], k: Array, low: Array | None, weights: int, control: Array | None,

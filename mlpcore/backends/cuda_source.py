@@ -28,6 +28,7 @@ _INFIX = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
 _FUNCTIONS = {"abs": "absolute", "negative": "-", "copy": ""}
 
 
+@functools.cache
 def text(file: str, formula: str = "") -> str:
     """The source of one file of `kernels/`, its includes in place, with a formula's struct before the file itself."""
     seen: set[str] = set()

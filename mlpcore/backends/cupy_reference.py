@@ -20,6 +20,10 @@ class CupyReference(NumpyOps):
 
     def __init__(self, xp: Any):
         super().__init__(xp)
+        self._matmul = self._matmul_now
+
+    def _matmul_now(self, A: Array, B: Array, C: Array) -> None:
+        self.xp.matmul(A, B, out=C)
 
     def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
         """Out = source[rows], cast to out's dtype."""

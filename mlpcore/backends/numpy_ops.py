@@ -69,6 +69,7 @@ class NumpyOps:
 
     def __init__(self, xp: Any = np):
         self.xp = xp
+        self._matmul: Callable[..., object] = xp.matmul
         self._tape: Tape | None = None
         self._scratch: Mapping[str, Array] = {}
         self._functions = {
@@ -210,13 +211,13 @@ class NumpyOps:
         if A.shape[1] == 1:  # an outer product: matmul would take 6 times as long (docs/performance.md)
             self._do(self.xp.multiply, A, B, C)
         else:
-            self._do(self.xp.matmul, A, B, C)
+            self._do(self._matmul, A, B, C)
 
     def _gemm_of_input(self, A: Input | Transposed, B: Array, C: Array, product: Array | None) -> None:
         if product is None:
-            self.xp.matmul(A.array, B, C)
+            self._matmul(A.array, B, C)
         else:
-            self.xp.matmul(A.array, B, product)
+            self._matmul(A.array, B, product)
             self.xp.add(C, product, C)
 
     def layer(self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array) -> None:
@@ -274,10 +275,10 @@ class NumpyOps:
         ones = self._scratch["ones"][: D.shape[0]] if "ones" in self._scratch else self.xp.ones(D.shape[0], D.dtype)
         if accumulate:
             part = self._take("db of a chunk", db.shape, db.dtype)
-            self._do(self.xp.matmul, ones, D, part)
+            self._do(self._matmul, ones, D, part)
             self._do(self.xp.add, db, part, db)
         else:
-            self._do(self.xp.matmul, ones, D, db)
+            self._do(self._matmul, ones, D, db)
 
     def loss(
         self, x: Array, Y: Array, k: Array, objective: Objective, D: Array, db: Array | None, J: Array, accumulate: bool

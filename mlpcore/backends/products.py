@@ -12,6 +12,10 @@ from mlpcore.core.ops import Array
 STORAGE = {"float32": "float32", "float64": "float64", "float16": "float16", "uint16": "bfloat16"}  # by the array's dtype
 
 
+class Refused(RuntimeError):
+    """The library does not compute a product by this algorithm, though it was offered."""
+
+
 @dataclass(frozen=True)
 class Product:
     """D = op(L) op(R) + β D in column-major terms, with D (m, n), op(L) (m, k), op(R) (k, n).

@@ -75,10 +75,14 @@ class DeviceLoss:
     @property
     def weight(self) -> float:
         """Σ w of the batch; waits for it."""
-        return float(self._answers.read(self._index)[3])
+        return float(self._read()[3])
+
+    def _read(self) -> np.ndarray:
+        self._step.follow()  # the current stream may be another one than the step's
+        return self._answers.read(self._index)
 
     def __float__(self) -> float:
-        values = self._answers.read(self._index)
+        values = self._read()
         if values[1]:
             self._step.raise_fault(int(values[1]), int(values[2]), self._progress)
         return float(values[0])
@@ -194,10 +198,17 @@ class GraphStep(PlannedStep):
             self.staging = Staging(self.device, planning.allocate(self.ops, plan.parts["staging"]))
 
     def _drop_workspace(self) -> None:
-        self.chunk, self.staging, self.allocated, self.inputs = None, None, None, None
+        super()._drop_workspace()
+        self.chunk, self.staging = None, None
         self.recordings.clear()
+        self.ops.use({})  # whose scratch lay in it
 
     # -- the step --
+
+    def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
+        """The plan for batches of this size, and its arrays allocated behind the last step's work."""
+        self.follow()
+        return super().prepare(batch_rows, inputs)
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> DeviceLoss:
         """X, Y → forward → loss → backward → update, launched and not waited for. Returns J, to be read later."""
@@ -248,7 +259,7 @@ class GraphStep(PlannedStep):
 
     def _launch(self, what: str, batch: Batch, plan: Plan, progress: Progress, answer: Array | None) -> None:
         """The launches of a "step", or of the "gradient" alone."""
-        self._follow()
+        self.follow()
         weighted, chunks = batch.weights is not None, cut(batch.size, plan.rows, 1)[0]
         if len(chunks) <= UNROLLED:
             whole = self._recorded((what, batch.size, weighted), lambda: self._whole(what, chunks, weighted))
@@ -272,7 +283,7 @@ class GraphStep(PlannedStep):
                 end.replay()
             self._done()
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """The current stream's work comes behind that of the last step, on whatever stream that was."""
         if self._stream is not None:
             self.device.follow(self._stream)
@@ -345,7 +356,7 @@ class GraphStep(PlannedStep):
     def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
         """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's output, S[L] if matched."""
         weighted, progress = batch.weights is not None, Progress(total=1)
-        self._follow()
+        self.follow()
         chunks = cut(batch.size, plan.rows, 1)[0]
         begin = self._recorded(("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted))
         for i, (start, stop) in enumerate(chunks):

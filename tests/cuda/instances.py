@@ -1,0 +1,81 @@
+"""Every kernel instance that the CUDA backend may ask for: (source, name)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mlpcore.backends import cuda_source
+from mlpcore.core import activations, losses, optimizers
+from mlpcore.core.activations import Activation
+from mlpcore.core.formulas import program
+from mlpcore.core.losses import Objective
+
+STORAGE = {"float": 4, "double": 8, "half_t": 2, "bfloat16_t": 2}  # bytes of an entry
+COMPUTE = ("float", "double")
+SOURCES = list(cuda_source.TYPES.values())
+SIZES = {name: np.dtype("uint16" if dtype == "bfloat16" else dtype).itemsize for dtype, name in cuda_source.TYPES.items()}
+SETTINGS = ("rate", "decay", "momentum", "beta1", "beta2", "alpha", "epsilon")
+
+
+def widths(entry: int) -> tuple[int, int]:
+    """The vector widths in use: that of a 16-byte access, and 1."""
+    return 16 // entry, 1
+
+
+def every_activation() -> list[Activation]:
+    return [activations.resolve(name) for name in activations.sheet()]
+
+
+def every_objective() -> list[Objective]:
+    """Each elementwise loss behind each output that matches it, and after an output that does not."""
+    found = [losses.pair(losses.resolve(name), activations.resolve(output)) for name, output in losses.matched()]
+    for name, (outputs, *_) in losses.sheet().items():
+        found.append(losses.pair(losses.resolve(name), None if outputs == "any" else activations.resolve(outputs.split()[0])))
+    return [objective for i, objective in enumerate(found) if objective not in found[:i]]
+
+
+def update_source(name: str) -> str:
+    """The source of updates.cu for a row of updates.def, its scalars read from the slot in the order of SETTINGS."""
+    states, statements = optimizers.sheet()[name]
+    compiled = program(statements, frozenset((*SETTINGS, "t")))
+    vectors = ["w", "g", *([] if states == "none" else states.split())]
+    return cuda_source.text("updates.cu", cuda_source.update(compiled, vectors, SETTINGS, ("decay",), kept="g"))
+
+
+def every_instance() -> Iterator[tuple[str, str]]:
+    for sigma in every_activation():
+        formula = cuda_source.activation(sigma)
+        value, gradient = (cuda_source.text(file, formula) for file in ("bias_activation.cu", "activation_gradient.cu"))
+        for T, entry in STORAGE.items():
+            for V in widths(entry):
+                yield gradient, f"activation_gradient<{T}, Formula, {V}, 256>"
+                yield value, f"bias_activation<{T}, Formula, {V}, false>"
+                if sigma.slope_reads_s:
+                    yield value, f"bias_activation<{T}, Formula, {V}, true>"
+    for objective in every_objective():
+        for T, entry in STORAGE.items():
+            for V in widths(entry):
+                yield cuda_source.text("losses.cu", cuda_source.loss(objective)), f"elementwise_loss<{T}, Formula, {V}, 256>"
+    any_loss = cuda_source.text("losses.cu", cuda_source.loss(every_objective()[0]))
+    for T in STORAGE:
+        yield any_loss, f"softmax_cross_entropy<{T}>"
+        yield cuda_source.text("softmax.cu"), f"softmax<{T}>"
+        yield cuda_source.text("softmax.cu"), f"softmax_gradient<{T}>"
+    for name in optimizers.sheet():
+        for C in COMPUTE:
+            for V in widths(STORAGE[C]):
+                yield update_source(name), f"update<{C}, half_t, Formula, {V}>"
+            yield update_source(name), f"update_scalars<{C}, Formula>"
+    updates, gather = update_source("sgd"), cuda_source.text("gather.cu")
+    yield from ((updates, f"recast<float, {low}>") for low in ("half_t", "bfloat16_t"))
+    yield from ((updates, f"update<float, bfloat16_t, Formula, {V}>") for V in widths(4))
+    for C in COMPUTE:
+        yield from ((updates, f"{kernel}<{C}>") for kernel in ("set_slot", "gradient_norm"))
+        yield from ((gather, f"sum_weights<{source}, {C}>") for source in SOURCES)
+    yield from ((updates, f"randomize<{T}>") for T in STORAGE)
+    for target in (*STORAGE, "long long"):
+        for source in SOURCES:
+            for V in sorted({16 // max(SIZES[source], SIZES[target]), 1}):
+                yield gather, f"gather<{source}, {target}, {V}>"

@@ -1,0 +1,722 @@
+"""Every kernel, thread by thread on the CPU, against the NumPy backend in double: awkward shapes, all types, all formulas.
+
+Each launch runs in three thread orders, whose results must be equal to the bit, and is stopped if it leaves its arrays.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from mlpcore.backends import cuda_source, cuda_step, launches
+from mlpcore.backends.cuda_device import Launch
+from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.core import activations, losses, optimizers
+from mlpcore.core.formulas import program
+from tests.cuda.instances import SETTINGS, STORAGE, every_activation, every_instance, every_objective, update_source
+from tests.cuda.trial import COMPUTE, EPSILON, NAMES, close, computed, fresh, launch, read, stored, try_out
+from tests.cuda_on_cpu import compiler
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++")
+
+TYPES = list(STORAGE)
+ONE = Launch((1, 1), (1, 1))
+SHAPES = [(1, 1), (1, 16), (13, 7), (13, 8), (13, 9), (67, 40), (300, 5), (2, 264), (0, 8)]
+EXACT = [sigma for sigma in every_activation() if not re.search(r"tanh\(|exp|log", sigma.value + sigma.slope)]
+ops = NumpyOps()
+
+for source, name in every_instance():  # one run of g++ for all of them, when the first is launched
+    if not re.search(r", 1(,|>)", name) or "<float" in name or name.startswith("update<"):
+        compiler.kernel(source, name)
+
+
+def rng(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def vector(T: str, n: int) -> int:
+    return launches.vector_width(n, STORAGE[T])
+
+
+def grids(m: int, n: int, V: int) -> list[Launch]:
+    """The grids of the backend, and ones that are larger and smaller than the matrix."""
+    planned = [launches.tiles(m, n, V, multiprocessors).launch for multiprocessors in (1, 3)]
+    return [*planned, Launch((-(-n // (2 * V)) + 2, 3), (2, 32)), Launch((-(-n // (32 * V)), 2), (32, 4))]
+
+
+# -- Z = σ(S + b) --------------------------------------------------------------------------------------------------------
+
+
+def bias_activation(sigma, T, S, b, Z, keep, grid):
+    source = cuda_source.text("bias_activation.cu", cuda_source.activation(sigma))
+    name = f"bias_activation<{T}, Formula, {vector(T, S.shape[1])}, {str(keep).lower()}>"
+    return launch(source, name, grid, S, b, Z, *S.shape)[:3]
+
+
+def value(sigma, s):
+    z = np.empty_like(s)
+    with np.errstate(all="ignore"):
+        ops.bias_activation(s.copy(), None, sigma, z)
+    return z
+
+
+@pytest.mark.parametrize("T", TYPES)
+@pytest.mark.parametrize("sigma", every_activation(), ids=lambda sigma: sigma.name)
+def test_bias_activation_is_the_activation_of_s_plus_b(sigma, T):
+    m, n, random = 37, 16, rng(1)
+    S, b = stored(3 * random.standard_normal((m, n)), T), computed(random.standard_normal(n), T)
+    S[0, :4] = stored(np.array([np.nan, 40, -40, 0]), T)
+    grid = launches.tiles(m, n, vector(T, n), 2).launch
+    for keep in {False, sigma.slope_reads_s}:
+        kept, _, Z = bias_activation(sigma, T, S, b, fresh((m, n), T), keep, grid)
+        s = read(S, T) + b
+        close(Z, value(sigma, s), T, 8, 1 + abs(s))
+        if keep:
+            close(kept, s, T, 1)
+        else:
+            assert kept.tobytes() == S.tobytes()
+    in_place, _, _ = bias_activation(sigma, T, S, b, S, False, grid)
+    assert in_place.tobytes() == Z.tobytes()
+
+
+@pytest.mark.parametrize("sigma", EXACT, ids=lambda sigma: sigma.name)
+def test_formulas_of_arithmetic_alone_give_the_bits_that_numpy_gives(sigma):
+    m, n, random = 29, 8, rng(2)
+    S, G, b = (random.standard_normal(shape).astype(np.float32) for shape in ((m, n), (m, n), n))
+    _, _, Z = bias_activation(sigma, "float", S, b, fresh((m, n), "float"), False, launches.tiles(m, n, 4, 2).launch)
+    want = value(sigma, S + b)
+    np.testing.assert_array_equal(Z, want)
+    D = gradient(sigma, "float", G, S + b, Z, fresh((m, n), "float"), None, False, launches.tiles(m, n, 4, 2).launch)[3]
+    ops.activation_gradient(G.copy(), S + b, want.copy(), sigma, G, None)
+    np.testing.assert_array_equal(D, G)
+
+
+def test_at_least_four_activations_are_arithmetic_alone():
+    assert {sigma.name for sigma in EXACT} >= {"identity", "relu", "leaky_relu", "hard_tanh"}
+
+
+@pytest.mark.parametrize("T", ["float", "half_t"])
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_bias_activation_on_awkward_shapes_and_grids_without_bias(m, n, T):
+    sigma = activations.resolve("tanh")
+    S = stored(rng(3, m, n).standard_normal((m, n)), T)
+    for grid in grids(m, n, vector(T, n)):
+        _, _, Z = bias_activation(sigma, T, S, None, fresh((m, n), T), False, grid)
+        close(Z, np.tanh(read(S, T)), T)
+
+
+# -- D = G ⊙ σ', db = Σ_rows D --------------------------------------------------------------------------------------------
+
+
+def gradient(sigma, T, G, S, Z, D, db, accumulate, grid):
+    m, n = Z.shape
+    across, down = grid.grid
+    source = cuda_source.text("activation_gradient.cu", cuda_source.activation(sigma))
+    scratch = (None, None) if db is None else (fresh(down * n, COMPUTE[T]), np.zeros(across, np.uint32))
+    name = f"activation_gradient<{T}, Formula, {vector(T, n)}, 256>"
+    return launch(source, name, grid, G, S, Z, D, db, *scratch, m, n, np.int32(accumulate))[:5]
+
+
+def gradient_of(sigma, g, s, z):
+    d = np.empty_like(g)
+    with np.errstate(all="ignore"):
+        ops.activation_gradient(g.copy(), s.copy(), z.copy(), sigma, d, None)
+    return d
+
+
+@pytest.mark.parametrize("T", TYPES)
+@pytest.mark.parametrize("sigma", every_activation(), ids=lambda sigma: sigma.name)
+def test_activation_gradient_is_g_times_the_slope_and_db_its_sum_over_rows(sigma, T):
+    m, n, random = 603, 16, rng(4)
+    G, S = stored(random.standard_normal((m, n)), T), stored(2 * random.standard_normal((m, n)), T)
+    Z, before = stored(value(sigma, read(S, T)), T), computed(random.standard_normal(n), T)
+    g, s, z = (read(x, T) for x in (G, S, Z))
+    d, grid = gradient_of(sigma, g, s, z), launches.tiles(m, n, vector(T, n), 2).launch
+    assert grid.grid[1] > 1
+    G1, S1, Z1, D, db = gradient(sigma, T, G, S, Z, fresh((m, n), T), fresh(n, COMPUTE[T]), False, grid)
+    assert (G1.tobytes(), S1.tobytes(), Z1.tobytes()) == (G.tobytes(), S.tobytes(), Z.tobytes())
+    close(D, d, T, 4, 8 * abs(g))
+    close(db, d.sum(axis=0), COMPUTE[T], 4, 8 * abs(g).sum(axis=0))
+    added = gradient(sigma, T, G, S, Z, None, before, True, grid)[4]
+    close(added, before + d.sum(axis=0), COMPUTE[T], 4, 8 * abs(g).sum(axis=0))
+    assert gradient(sigma, T, G, S, Z, G, None, False, grid)[3].tobytes() == D.tobytes()
+    assert gradient(sigma, T, G, S, Z, Z, None, False, grid)[3].tobytes() == D.tobytes()
+
+
+@pytest.mark.parametrize("T", ["float", "half_t"])
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_activation_gradient_on_awkward_shapes_and_grids(m, n, T):
+    sigma, random = activations.resolve("tanh"), rng(5, m, n)
+    G, Z = (stored(random.uniform(-1, 1, (m, n)), T) for _ in range(2))
+    d = read(G, T) * (1 - read(Z, T) ** 2)
+    for grid in grids(m, n, vector(T, n)):
+        D, db = gradient(sigma, T, G, None, Z, fresh((m, n), T), fresh(n, COMPUTE[T]), False, grid)[3:]
+        close(D, d, T)
+        close(db, d.sum(axis=0), COMPUTE[T], 4, abs(d).sum(axis=0))
+        kept = gradient(sigma, T, G, None, Z, None, np.ones(n, np.float32), True, grid)[4]
+        close(kept, 1 + d.sum(axis=0), COMPUTE[T], 4, 1 + abs(d).sum(axis=0))
+
+
+# -- softmax -------------------------------------------------------------------------------------------------------------
+
+
+def softmax_of(s):
+    e = np.exp(s - s.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("T", TYPES)
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (9, 2), (30, 33), (3, 1030)])
+def test_softmax_and_its_gradient(m, n, T):
+    random, source = rng(6, m, n), cuda_source.text("softmax.cu")
+    S, G = (stored(5 * random.standard_normal((m, n)), T) for _ in range(2))
+    S[0, :1] = stored(np.array([300.0]), T)  # exp of it overflows in float, that of the next row underflows
+    S[1:2] = stored(read(S[1:2], T) - 300, T)
+    b = computed(random.standard_normal(n), T)
+    for grid in (launches.row_warps(m, 1), Launch((1, 1), (32, 2)), Launch((7, 1), (32, 4))):
+        for bias in (b, None):
+            want = softmax_of(read(S, T) + (0 if bias is None else bias))
+            Z = launch(source, f"softmax<{T}>", grid, S, bias, fresh((m, n), T), m, n)[2]
+            close(Z, want, T, 40)
+            assert launch(source, f"softmax<{T}>", grid, S, bias, S, m, n)[0].tobytes() == Z.tobytes()
+        g, z = read(G, T), read(Z, T)
+        D = launch(source, f"softmax_gradient<{T}>", grid, G, Z, fresh((m, n), T), m, n)[2]
+        close(D, z * (g - (g * z).sum(axis=1, keepdims=True)), T, 8, z * abs(g).max(axis=1, keepdims=True))
+        for target in (G, Z):
+            inside = launch(source, f"softmax_gradient<{T}>", grid, G, Z, target, m, n)[2]
+            assert inside.tobytes() == D.tobytes()
+
+
+# -- losses --------------------------------------------------------------------------------------------------------------
+
+
+def loss_of(objective, x, Y, k, db=None, J=0.0, accumulate=False):
+    """J, D and db of the NumPy backend in double."""
+    if not len(x):
+        return J, x, np.zeros(x.shape[1])
+    D, total = np.empty_like(x), np.array(J)
+    db = np.zeros(x.shape[1]) if db is None else db.astype(np.float64)
+    ops.loss(x.copy(), Y, k, objective, D, db, total, accumulate)
+    return float(total), D, db
+
+
+def sums(n: int, blocks: int, T: str, counters: int) -> tuple[np.ndarray, np.ndarray]:
+    return fresh(blocks * (1 + n), COMPUTE[T]), np.zeros(counters, np.uint32)
+
+
+def elementwise(objective, T, x, Y, k, gain, D, db, J, accumulate, grid):
+    source = cuda_source.text("losses.cu", cuda_source.loss(objective))
+    (m, n), per_row = x.shape, np.int32(k.ndim > 0)
+    scratch = sums(n, grid.grid[0] * grid.grid[1], T, 1 + grid.grid[0])
+    name = f"elementwise_loss<{T}, Formula, {vector(T, n)}, 256>"
+    return launch(source, name, grid, x, Y, k, per_row, gain, D, db, J, *scratch, m, n, np.int32(accumulate))
+
+
+@pytest.mark.parametrize("T", TYPES)
+@pytest.mark.parametrize("objective", every_objective(), ids=lambda o: f"{o.loss.name}-{o.output.name}")
+def test_elementwise_losses_give_j_d_and_db_in_one_pass(objective, T):
+    m, n, random = 203, 16, rng(7)
+    x = stored(
+        value(objective.output, random.uniform(0.2, 1, (m, n))) if not objective.matched else random.standard_normal((m, n)), T
+    )
+    Y = computed(random.uniform(0, 1, (m, n)), T)
+    grid = launches.tiles(m, n, vector(T, n), 2).launch
+    for k, gain, accumulate in (
+        (computed(1 / m, T), None, False),
+        (computed(random.uniform(0, 1 / m, (m, 1)), T), computed(64.0, T), True),
+    ):
+        before, J = computed(random.standard_normal(n), T), computed(3.0, T)
+        want_J, d, _ = loss_of(objective, read(x, T), Y.astype(np.float64), k.astype(np.float64), J=3.0)
+        d *= 1 if gain is None else gain
+        db = d.sum(axis=0) + (before if accumulate else 0)
+        after = elementwise(objective, T, x, Y, k, gain, fresh((m, n), T), before, J, accumulate, grid)
+        assert after[0].tobytes() == x.tobytes()
+        close(after[7], want_J, COMPUTE[T], 20, 10)
+        close(after[5], d, T, 8, abs(d).max())
+        close(after[6], db, COMPUTE[T], 8, 4 * abs(d).sum(axis=0) + abs(before))
+        alone = elementwise(objective, T, x, Y, k, gain, x, None, J, accumulate, grid)
+        assert (alone[5].tobytes(), alone[7].tobytes()) == (after[5].tobytes(), after[7].tobytes())
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_elementwise_losses_on_awkward_shapes_and_grids(m, n):
+    objective, random = losses.pair(losses.resolve("squared_error"), None), rng(8, m, n)
+    x, Y = (random.standard_normal((m, n)).astype(np.float32) for _ in range(2))
+    d, k = 0.25 * (x.astype(np.float64) - Y), np.array(0.25, np.float32)
+    for grid in grids(m, n, vector("float", n)):
+        after = elementwise(
+            objective, "float", x, Y, k, None, fresh((m, n), "float"), fresh(n, "float"), computed(2, "float"), False, grid
+        )
+        close(after[5], d, "float", 4, abs(x) + abs(Y))
+        close(after[6], d.sum(axis=0), "float", 4, abs(d).sum(axis=0) + 1)
+        close(after[7], 2 + 2 * (d * d).sum(), "float", 8, 2)
+
+
+def cross_entropy(T, S, labels, Y, k, gain, D, db, J, accumulate, grid, control=None):
+    (m, n), per_row = S.shape, np.int32(k.ndim > 0)
+    source = cuda_source.text("losses.cu", cuda_source.loss(every_objective()[0]))
+    grid = grid._replace(shared=0 if db is None else grid.block[1] * n * computed(0, T).itemsize)
+    return launch(
+        source, f"softmax_cross_entropy<{T}>", grid, S, labels, Y, k, per_row, gain, D, db, J, *sums(n, grid.grid[0], T, 2),
+        control, m, n, np.int32(accumulate),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("T", TYPES)
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (50, 2), (30, 10), (21, 33), (5, 1030), (0, 3)])
+def test_softmax_with_cross_entropy_is_evaluated_from_s_in_one_pass(m, n, T):
+    random = rng(9, m, n)
+    S = stored(4 * random.standard_normal((m, n)), T)
+    S[:1, :1] = stored(np.array([[300.0]]), T)
+    S[1:2] = stored(read(S[1:2], T) - 300, T)
+    labels, Y = random.integers(0, n, m), computed(random.uniform(0, 1, (m, n)), T)
+    objective = losses.pair(losses.resolve("cross_entropy"), activations.SOFTMAX)
+    planned = launches.cross_entropy(m, n, computed(0, T).itemsize, 2)[0]._replace(shared=0)
+    for grid in (planned, Launch((1, 1), (32, 1)), Launch((5, 1), (32, 2))):
+        for target, k, gain, accumulate in (
+            (labels, computed(0.25, T), None, False),
+            (labels, computed(random.uniform(0, 1, (m, 1)), T), computed(64.0, T), True),
+            (Y, computed(random.uniform(0, 1, (m, 1)), T), None, True),
+        ):
+            before, J, s = computed(random.standard_normal(n), T), computed(3.0, T), read(S, T)
+            Y_or_labels = target if target is labels else target.astype(np.float64)
+            want_J, d, _ = loss_of(objective, s, Y_or_labels, k.astype(np.float64), J=3.0)
+            d *= 1 if gain is None else gain
+            pair = (target, None) if target is labels else (None, target)
+            after = cross_entropy(T, S, *pair, k, gain, fresh((m, n), T), before, J, accumulate, grid)
+            size = abs(d).max(initial=1)
+            close(after[8], want_J, COMPUTE[T], 40, 100 * n)
+            close(after[6], d, T, 20, size * n**0.5)
+            close(after[7], d.sum(axis=0) + (before if accumulate else 0), COMPUTE[T], 20, size * n**0.5 * (1 + m))
+            alone = cross_entropy(T, S, *pair, k, gain, S, None, J, accumulate, grid)
+            assert (alone[6].tobytes(), alone[8].tobytes()) == (after[6].tobytes(), after[8].tobytes())
+
+
+@pytest.mark.parametrize("bad", [-1, 4, 2**40])
+def test_a_label_that_is_no_class_is_reported_and_reads_nothing(bad):
+    m, n, labels = 70, 4, rng(10).integers(0, 4, 70)
+    S, k = np.zeros((m, n), np.float32), computed(1.0, "float")
+    for label, status in ((labels[33], 0), (bad, cuda_step.BAD_LABEL)):
+        labels[33] = label
+        after = cross_entropy("float", S, labels, None, k, None, fresh((m, n), "float"), None, computed(0, "float"), False,
+                              Launch((3, 1), (32, 2)), new_control())  # fmt: skip
+        assert after[11].view(cuda_step.CONTROL)["status"] == status
+
+
+# -- the slot, gathering, weights ----------------------------------------------------------------------------------------
+
+SLOT = np.dtype(
+    [("source", "u8", 3), ("row_stride", "i8", 3), ("column_stride", "i8", 3), ("rows", "u8"), ("first", "i8"),
+     ("source_rows", "i8"), ("step", "i8"), ("recast", "i8"), ("answer", "u8"), ("settings", "f8", 12)]
+)  # fmt: skip
+
+
+def new_control(**values):
+    control = np.zeros(1, cuda_step.CONTROL)
+    control["loss_scale"] = 1
+    for name, entry in values.items():
+        control[name] = entry
+    return control.view(np.uint8)
+
+
+def strides(array):
+    if array is None:
+        return (0, 0)
+    return array.strides[0] // array.itemsize, array.strides[1] // array.itemsize if array.ndim > 1 else 1
+
+
+def set_slot(
+    device, control, scalars, X, Y=None, w=None, rows=None, first=0, weight=0.0, resume=0, step=1, recast=0, answer=None,
+    settings=(),
+):  # fmt: skip
+    """A slot, filled by the kernel."""
+    C, slot = {"float32": "float", "float64": "double"}[scalars.dtype.name], device.empty(cuda_step.SLOT)
+    device.launch(
+        device.kernel(update_source("sgd"), f"set_slot<{C}>"), ONE,
+        [slot, control, scalars, X, Y, w, *strides(X), *strides(Y), strides(w)[0], rows, first, len(X), step, recast, answer,
+         float(weight), np.int32(resume), *settings, *[0.0] * (12 - len(settings))],
+    )  # fmt: skip
+    return slot
+
+
+@pytest.mark.parametrize("C", ["float", "double"])
+def test_the_slot_holds_what_the_host_says_and_the_sums_begin_at_0(C):
+    X, Y, w = np.zeros((6, 5), np.float32)[:, ::2], np.zeros((6, 1)), np.zeros(12)[::2]
+    rows, answer, scalars = np.arange(3), np.zeros(4), computed(np.full(8, 9.0), C)
+
+    def work(device, control, scalars, X, Y, w, rows, answer, seen, second):
+        slot = set_slot(device, control, scalars, X, Y, w, rows, 2, 8.0, 0, 77, 1, answer, range_of_settings)
+        found = slot.view(SLOT)[0]
+        at = device.address
+        assert list(found["source"]) == [at(X), at(Y), at(w)]
+        assert (found["rows"], found["answer"]) == (at(rows), at(answer))
+        for i, name in enumerate(("row_stride", "column_stride")):
+            assert list(found[name]) == [strides(X)[i], strides(Y)[i], (strides(w)[0], 1)[i]]
+        assert [found[name] for name in ("first", "source_rows", "step", "recast")] == [2, 6, 77, 1]
+        assert list(found["settings"]) == range_of_settings
+        seen[...] = scalars
+        scalars[...] = 9
+        set_slot(device, control, scalars, X, Y, w, weight=8.0, resume=1)
+        second[...] = scalars
+
+    range_of_settings = [float(i) for i in range(1, 13)]
+    assert SLOT.itemsize == cuda_step.SLOT
+    found = try_out(work, new_control(loss_scale=32.0), scalars, X, Y, w, rows, answer, fresh(8, C), fresh(8, C))
+    np.testing.assert_array_equal(found[-2], [0.125, 32, 0, 0, 9, 9, 9, 9])
+    np.testing.assert_array_equal(found[-1], np.full(8, 9))
+
+
+def gather(source, target, X, rows, first, m, scale=None, grid=None):
+    """Rows of X (a NumPy array of C++ type `source`) gathered as `target`, and the status afterwards."""
+    n = X.shape[1]
+    size = max(X.itemsize, 8 if target == "long long" else STORAGE[target])
+    V = launches.vector_width(n, size)
+    out = np.full((m, n), -1) if target == "long long" else fresh((m, n), target)
+
+    def work(device, X, rows, scale, out, control, scalars):
+        slot = set_slot(device, control, scalars, X, rows=rows, first=first)
+        kernel = device.kernel(cuda_source.text("gather.cu"), f"gather<{source}, {target}, {V}>")
+        shape = grid or launches.tiles(m, n, V, 3).launch
+        device.launch(kernel, shape, [slot, np.int32(0), out, scale, control, 1, m, n])
+
+    found = try_out(work, X, rows, scale, out, new_control(), np.zeros(4, np.float32))
+    return found[3], int(found[4].view(cuda_step.CONTROL)["status"][0])
+
+
+@pytest.mark.parametrize("target", [*TYPES, "long long"])
+@pytest.mark.parametrize("dtype", list(cuda_source.TYPES))
+def test_gather_casts_rows_of_any_type(dtype, target):
+    random, source = rng(11), cuda_source.TYPES[dtype]
+    numbers = random.integers(0, 2 if dtype == "bool" else 100, (20, 8))
+    X = stored(numbers, source) if source in TYPES else numbers.astype(dtype)
+    rows = random.permutation(20)
+    got, status = gather(source, target, X, rows, 3, 9)
+    assert status == 0
+    np.testing.assert_array_equal(got if target == "long long" else read(got, target), numbers[rows[4:13]])
+
+
+def test_gather_keeps_every_bit_of_numbers_of_64_bits():
+    whole = np.array([[2**62 + 1, -(2**62) - 3]])
+    for source, target, X in (("long long", "long long", whole), ("double", "double", np.array([[1 / 3, 1e300]]))):
+        X = np.concatenate([X, X, X])
+        assert gather(source, target, X, None, 0, 1)[0].tobytes() == X[:1].tobytes()
+
+
+LAYOUTS = {
+    "row-major": lambda X: X,
+    "column-major": lambda X: np.asfortranarray(X),
+    "every second column": lambda X: np.repeat(X, 2, axis=1)[:, ::2],
+    "backwards": lambda X: X[::-1],
+    "rows that are not aligned": lambda X: np.concatenate([X, X[:, :1]], axis=1)[:, 1:],
+    "one row for all": lambda X: np.broadcast_to(X[:1], X.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (13, 7), (13, 8), (60, 3), (2, 264)])
+def test_gather_reads_arrays_of_any_strides(m, n, layout):
+    X = LAYOUTS[layout](rng(12, m, n).standard_normal((m + 5, n)).astype(np.float32))
+    for grid in (None, Launch((1, 1), (4, 2)) if n < 4 else Launch((n, 2), (4, 8))):
+        for rows in (None, rng(13).integers(0, m + 5, m + 3)):
+            got, status = gather("float", "float", X, rows, 2, m - 1 if rows is None else m, grid=grid)
+            want = X[3 : m + 2] if rows is None else X[rows[3 : m + 3]]
+            np.testing.assert_array_equal(got, want)
+            assert status == 0
+
+
+def test_gather_multiplies_by_the_scale_it_is_given():
+    X = np.arange(40.0, dtype=np.float32).reshape(20, 2)
+    np.testing.assert_array_equal(gather("float", "float", X, None, 0, 6, scale=computed(0.5, "float"))[0], X[1:7] / 2)
+
+
+@pytest.mark.parametrize("bad", [-1, 20, 2**50])
+def test_a_row_number_beyond_the_source_is_reported_and_reads_nothing_there(bad):
+    X, rows = np.ones((20, 4), np.float32), np.arange(12)
+    rows[6] = bad
+    got, status = gather("float", "float", X, rows, 0, 9)
+    assert status == cuda_step.BAD_ROW
+    assert np.isfinite(got).all()
+
+
+def sum_weights(w, rows, first, m, C, blocks):
+    source = {np.dtype(np.float32): "float", np.dtype(np.int32): "int"}[w.dtype]
+
+    def work(device, w, rows, scale, control, scalars, partials, counters):
+        X = device.empty(8).view(np.float32)[: len(w), None] if rows is None else device.empty(400).view(np.float32)[:, None]
+        slot = set_slot(device, control, scalars, X, w=w, rows=rows, first=first)
+        kernel = device.kernel(cuda_source.text("gather.cu"), f"sum_weights<{source}, {C}>")
+        device.launch(kernel, Launch((blocks, 1), (256, 1)), [slot, scale, partials, counters, control, m])
+
+    found = try_out(
+        work, w, rows, fresh(1, C), new_control(), computed(np.zeros(4), C), fresh(blocks, C), np.zeros(1, np.uint32)
+    )
+    assert not found[6].any()
+    return float(found[2][0]), int(found[3].view(cuda_step.CONTROL)["status"][0])
+
+
+@pytest.mark.parametrize("C", ["float", "double"])
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_sum_weights_gives_one_over_the_sum_over_the_batchs_rows(C, blocks):
+    random = rng(14)
+    numbers = random.uniform(0, 2, 6000).astype(np.float32)
+    for w in (numbers, numbers[::3], random.integers(0, 5, 2000, np.int32)):
+        for m in (1, 700):
+            got, status = sum_weights(w, None, 5, m, C, blocks)
+            assert status == 0
+            assert got == pytest.approx(1 / w[5 : 5 + m].sum(dtype=np.float64), rel=100 * EPSILON[C])
+        rows = random.integers(0, 100, 700)
+        got, status = sum_weights(w, rows, 7, 600, C, blocks)
+        assert (status, got) == (0, pytest.approx(1 / w[rows[7:607]].sum(dtype=np.float64), rel=100 * EPSILON[C]))
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf, -np.inf])
+def test_weights_that_are_negative_or_not_finite_are_reported(bad):
+    w = np.ones(600, np.float32)
+    w[555] = bad
+    assert sum_weights(w, None, 0, 500, "float", 2)[1] == 0
+    assert sum_weights(w, None, 0, 600, "float", 2)[1] == cuda_step.BAD_WEIGHT
+
+
+def test_weights_that_are_all_zero_give_scale_0_and_weights_too_small_to_divide_by_are_reported():
+    assert sum_weights(np.zeros(600, np.float32), None, 0, 600, "float", 2) == (0, 0)
+    assert sum_weights(np.full(1, 1e-40, np.float32), None, 0, 1, "float", 2)[1] == cuda_step.BAD_WEIGHT
+
+
+# -- the end of a step ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("C", ["float", "double"])
+@pytest.mark.parametrize(("size", "weights", "blocks"), [(1, 1, 1), (5000, 4000, 3), (5000, 0, 1), (300, 300, 9)])
+def test_gradient_norm_adds_the_squares_and_the_penalties(size, weights, blocks, C):
+    random, dtype = rng(15, size), np.dtype(NAMES[C]).type
+    w, g = (random.standard_normal(size).astype(dtype) for _ in range(2))
+    w[2::5] = 0
+    source, grid = update_source("sgd"), Launch((blocks, 1), (256, 1))
+    for l1, l2, gain in ((0, 0, 1), (0.5, 0, 1), (0, 0.25, 64), (0.5, 0.25, 64)):
+        scratch = fresh(2 * blocks, C), np.zeros(2, np.uint32)
+        scalars, penalties = np.array([0, gain, 10, 20], dtype), (dtype(l1), dtype(l2))
+        after = launch(source, f"gradient_norm<{C}>", grid, w, g, scalars, *scratch, weights, size, *penalties)
+        W = w[:weights].astype(np.float64)
+        slope = g.astype(np.float64) / gain
+        slope[:weights] += l1 * np.sign(W) + l2 * W
+        want = [0, gain, 10 + l1 * abs(W).sum() + 0.5 * l2 * (W * W).sum(), 20 + (slope * slope).sum()]
+        close(after[2], want, C, 20)
+
+
+ALL = "g = unscale * g + l2 * w + l1 * sign(w); g = clip * g; "
+VALUES = {
+    "rate": 0.01, "decay": 0.1, "momentum": 0.9, "beta1": 0.8, "beta2": 0.95, "alpha": 0.9, "epsilon": 1e-3,
+    "l1": 0.02, "l2": 0.03,
+}  # fmt: skip
+
+
+def program_of(name, before=""):
+    states, statements = optimizers.sheet()[name]
+    compiled = program(before + statements, frozenset((*SETTINGS, "t", "clip", "unscale", "l1", "l2")))
+    return compiled, ["w", "g", *([] if states == "none" else states.split())]
+
+
+def penalised(name):
+    """The source of updates.cu for an optimizer behind unscaling, penalties and clipping."""
+    formula = cuda_source.update(*program_of(name, ALL), list(VALUES), ("decay", "l1", "l2"), kept="g")
+    return cuda_source.text("updates.cu", formula)
+
+
+for name in optimizers.sheet():
+    for C in ("float", "double"):
+        compiler.kernel(penalised(name), f"update_scalars<{C}, Formula>")
+        compiler.kernel(penalised(name), f"update<{C}, half_t, Formula, {16 // STORAGE[C]}>")
+
+
+def update(source, compiled, vectors, C, V, arrays, k, weights, size, low=None, Low="half_t"):
+    four = [*arrays, *[None] * (4 - len(arrays))]
+    return launch(source, f"update<{C}, {Low}, Formula, {V}>", launches.each(size, V), *four, low, k, None, weights, size)
+
+
+def expected(compiled, vectors, arrays, k, weights):
+    """The vectors after NumPy's run of the statements, with one set of scalars for the weights and another for the rest."""
+    found = [array.copy() for array in arrays]
+    for part, values in zip((slice(0, weights), slice(weights, None)), k.reshape(2, -1), strict=True):
+        if found[0][part].size:
+            views = dict(zip(vectors, (array[part] for array in found), strict=True))
+            ops.map(compiled, views, dict(zip(compiled.folded, map(np.asarray, values), strict=True)))
+    return found
+
+
+@pytest.mark.parametrize("C", ["float", "double"])
+@pytest.mark.parametrize("name", list(optimizers.sheet()))
+def test_update_gives_the_bits_that_numpy_gives(name, C):
+    compiled, vectors = program_of(name)
+    random, dtype = rng(16), NAMES[C]
+    for size, weights in ((1, 1), (7, 4), (8, 0), (2049, 1030)):
+        arrays = [random.uniform(0.1, 1, size).astype(dtype) for _ in vectors]
+        k = random.uniform(0.1, 0.9, 2 * len(compiled.folded)).astype(dtype)
+        want = expected(compiled, vectors, arrays, k, weights)
+        for V in (16 // STORAGE[C], 1):
+            after = update(update_source(name), compiled, vectors, C, V, arrays, k, weights, size)
+            for got, wanted in zip(after, want, strict=False):
+                np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("Low", ["half_t", "bfloat16_t"])
+def test_update_casts_the_new_parameters_and_recast_those_there_are(Low):
+    compiled, vectors = program_of("sgd")
+    for size in (1, 6, 1030):
+        w, g = (rng(17).standard_normal(size).astype(np.float32) for _ in range(2))
+        k = np.full(2, 0.5, np.float32)
+        for V in (4, 1):
+            after = update(update_source("sgd"), compiled, vectors, "float", V, [w, g], k, size, size, fresh(size, Low), Low)
+            assert after[4].tobytes() == stored(after[0], Low).tobytes()
+        alone = launch(update_source("sgd"), f"recast<float, {Low}>", launches.flat(size, 1), None, w, fresh(size, Low), size)
+        assert alone[2].tobytes() == stored(w, Low).tobytes()
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+def test_recast_waits_until_the_slot_asks_for_it(asked):
+    w = rng(18).standard_normal(700).astype(np.float32)
+
+    def work(device, w, low, control, scalars):
+        slot = set_slot(device, control, scalars, w, recast=asked)
+        device.launch(
+            device.kernel(update_source("sgd"), "recast<float, half_t>"), Launch((2, 1), (256, 1)), [slot, w, low, 700]
+        )
+
+    low = try_out(work, w, fresh(700, "half_t"), new_control(), np.zeros(4, np.float32))[1]
+    assert low.tobytes() == (stored(w, "half_t") if asked else fresh(700, "half_t")).tobytes()
+
+
+def end_of_step(C, name, control, J, squares, arrays, clip_norm, scaled=0, growth=100, scale=1.0, gain=1.0, step=1):
+    """set_slot, update_scalars, update: the vectors, the control block and the answer afterwards."""
+    source, size, compiled = penalised(name), arrays[0].size, program_of(name, ALL)[0]
+    scalars = computed(np.full(4 + 2 * len(compiled.folded), 0.5), C)
+
+    def work(device, control, scalars, answer, *vectors):
+        slot = set_slot(device, control, scalars, vectors[0], step=step, answer=answer, settings=list(VALUES.values()))
+        scalars[:4] = [scale, gain, J, squares]
+        device.launch(
+            device.kernel(source, f"update_scalars<{C}, Formula>"), ONE,
+            [slot, control, scalars, float(clip_norm), np.int32(scaled), growth],
+        )  # fmt: skip
+        V = 16 // STORAGE[C]
+        four = [*vectors, *[None] * (4 - len(vectors))]
+        kernel = device.kernel(source, f"update<{C}, half_t, Formula, {V}>")
+        device.launch(kernel, launches.each(size, V), [*four, None, scalars[4:], control, size // 2, size])
+
+    found = try_out(work, control, scalars, np.zeros(4), *arrays)
+    return found[3:], found[0].view(cuda_step.CONTROL)[0], found[2]
+
+
+@pytest.mark.parametrize("C", ["float", "double"])
+@pytest.mark.parametrize("name", list(optimizers.sheet()))
+def test_scalars_are_evaluated_on_the_device_and_biases_neither_decay_nor_are_penalised(name, C):
+    size, random = 10, rng(19)
+    compiled, vectors = program_of(name, ALL)
+    arrays = [random.uniform(0.1, 1, size).astype(NAMES[C]) for _ in vectors]
+    for squares, clip_norm, clip in ((16.0, 1.0, 0.25), (16.0, 0.0, 1.0), (16.0, 5.0, 1.0)):
+        values = {**VALUES, "t": 4.0, "clip": clip, "unscale": 1 / 8}
+        parts = [compiled.fold(values), compiled.fold({**values, "decay": 0, "l1": 0, "l2": 0})]
+        k = computed([list(part.values()) for part in parts], C)
+        want = expected(compiled, vectors, arrays, k.ravel(), size // 2)
+        got, control, answer = end_of_step(
+            C, name, new_control(updates=3), 0.5, squares, arrays, clip_norm, gain=8.0, scale=0.125, step=9
+        )
+        assert (control["updates"], control["status"], control["skip"], control["fault_step"]) == (4, 0, 0, 0)
+        assert list(answer) == [0.5, 0, 0, 8]
+        assert got[1].tobytes() == arrays[1].tobytes(), "the gradient is only read"
+        for after, wanted in zip([got[0], *got[2:]], [want[0], *want[2:]], strict=True):
+            np.testing.assert_allclose(after, wanted, rtol=8 * EPSILON[C])
+
+
+INF = float("inf")
+FAULT = {"status": cuda_step.NOT_FINITE, "fault_step": 5}
+STEPS = {  # control before, arguments → control after, whether the update took place
+    "a step": ({}, {}, {"updates": 1}, True),
+    "a loss that is not finite": ({}, {"J": INF}, FAULT, False),
+    "a gradient that is not finite": ({}, {"squares": np.nan}, FAULT, False),
+    "after a fault": ({"status": 2, "fault_step": 3, "updates": 7}, {}, {"status": 2, "fault_step": 3, "updates": 7}, False),
+    "a fault in this step": ({"status": 8}, {}, {"status": 8, "fault_step": 5}, False),
+    "a batch of weight 0": ({}, {"scale": 0.0}, {}, False),
+    "an overflow of a scaled gradient": ({"loss_scale": 64, "good_steps": 9}, {"squares": INF}, {"loss_scale": 32}, False),
+    "an overflow at scale 1": ({"loss_scale": 1}, {"squares": INF}, FAULT, False),
+    "a scaled loss that is not finite": ({"loss_scale": 64}, {"J": np.nan}, {"loss_scale": 64, **FAULT}, False),
+    "a good step": ({"loss_scale": 64, "good_steps": 9}, {}, {"loss_scale": 64, "good_steps": 10, "updates": 1}, True),
+    "enough good steps": ({"loss_scale": 64, "good_steps": 99}, {}, {"loss_scale": 128, "updates": 1}, True),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_what_becomes_of_a_step(case):
+    before, arguments, after, updated = STEPS[case]
+    arrays, scaled = [np.ones(6, np.float32), np.ones(6, np.float32)], np.int32("loss_scale" in before)
+    numbers = {"J": 1.0, "squares": 1.0, **arguments}
+    after_it = end_of_step("float", "sgd", new_control(**before), **numbers, arrays=arrays, clip_norm=0, step=5, scaled=scaled)
+    (w, _), control, answer = after_it
+    assert (w != 1).all() if updated else (w == 1).all()
+    wanted = {"updates": 0, "fault_step": 0, "good_steps": 0, "loss_scale": 1, "status": 0, **after, "skip": int(not updated)}
+    assert {name: control[name] for name in wanted} == wanted
+    assert (answer[1], answer[2]) == (wanted["status"], wanted["fault_step"])
+    assert answer[3] == (0 if "scale" in arguments else 1)
+
+
+# -- numbers -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("T", TYPES)
+def test_randomize_fills_memory_with_numbers_between_minus_1_and_1(T):
+    source, name, grid = update_source("sgd"), f"randomize<{T}>", Launch((3, 1), (256, 1))
+    found = [read(launch(source, name, grid, fresh(4000, T), 4000, np.uint32(seed))[0], T) for seed in (1, 2)]
+    for numbers in found:
+        assert abs(numbers).max() <= 1
+        assert abs(numbers.mean()) < 0.05
+        assert numbers.std() == pytest.approx(1 / 3**0.5, rel=0.05)
+    assert abs(np.corrcoef(*found)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("Low", ["half_t", "bfloat16_t"])
+def test_narrowing_rounds_to_nearest_ties_to_even_and_keeps_nan(Low):
+    bits = rng(20).integers(0, 2**32, 20000, dtype=np.uint32)
+    bits[np.isnan(bits.view(np.float32))] |= 1 << 22  # a quiet one: NumPy warns of others
+    shift = 13 if Low == "half_t" else 16
+    ties = (bits[:8000] >> shift << shift | 1 << shift - 1).astype(np.uint32)
+    special = [0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 65504, 65519.996, 65520, 6e-8, 3e-8, 2.9e-8, 3.4e38, 1e-40]
+    x = np.concatenate([bits.view(np.float32), ties.view(np.float32), np.array(special, np.float32)])
+    low = launch(update_source("sgd"), f"recast<float, {Low}>", Launch((2, 1), (256, 1)), None, x, fresh(x.size, Low), x.size)[
+        2
+    ]
+    with np.errstate(invalid="ignore"):
+        every = read(np.arange(2**16, dtype=np.uint16).view(low.dtype), Low)
+    grid = np.unique(every[np.isfinite(every)])
+    wide = x.astype(np.float64)
+    above = np.clip(np.searchsorted(grid, wide), 1, grid.size - 1)
+    got = read(low, Low)
+    finite = np.isfinite(x) & (abs(wide) <= grid[-1])
+    lower, upper = grid[above - 1], grid[above]
+    nearer = np.where(wide - lower < upper - wide, lower, upper)
+    tie = wide - lower == upper - wide
+    assert tie[finite].sum() > 100
+    np.testing.assert_array_equal(got[finite & ~tie], nearer[finite & ~tie])
+    assert (low.view(np.uint16)[finite & tie] % 2 == 0).all()
+    assert ((got == lower) | (got == upper))[finite].all()
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(x))
+    step = grid[-1] - grid[-2]
+    np.testing.assert_array_equal(np.isinf(got), abs(wide) >= grid[-1] + step / 2)
+
+
+def test_a_nan_in_s_or_g_or_x_is_not_lost_on_the_way():
+    nan, one, grid = np.full((1, 4), np.nan, np.float32), np.ones((1, 4), np.float32), launches.tiles(1, 4, 4, 1).launch
+    for sigma in every_activation():
+        Z = bias_activation(sigma, "float", nan, None, fresh((1, 4), "float"), False, grid)[2]
+        D, db = gradient(sigma, "float", nan, one, one, fresh((1, 4), "float"), fresh(4, "float"), False, grid)[3:]
+        assert np.isnan([Z, D, db[None]]).all(), sigma.name
+    for objective in every_objective():
+        k, Y = computed(0.5, "float"), one
+        after = elementwise(
+            objective, "float", nan, Y, k, None, fresh((1, 4), "float"), None, computed(0, "float"), False, grid
+        )
+        J, D, _ = loss_of(objective, nan, Y, k)
+        assert np.isnan([J, after[7]]).all(), objective.loss.name
+        np.testing.assert_array_equal(np.isnan(after[5]), np.isnan(D), objective.loss.name)

@@ -1,0 +1,66 @@
+"""A real GPU, and beside it a device that the CPU plays: `device` is either, `gpu` and `cupy` are the real one alone."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+from mlpcore.backends import device as devices
+
+
+def pytest_addoption(parser):
+    try:  # pyproject.toml says it in every run; `pytest tests/gpu` needs no pytest-benchmark
+        parser.addoption("--benchmark-skip", action="store_true", help="of pytest-benchmark, which is not installed")
+    except ValueError:
+        return  # it is
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu"):  # what CuPy, PyTorch and JAX deprecate is not ours to fail for
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+def real():
+    """The GPU; skips where there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reason = devices.why_no_cuda()
+    if reason:
+        pytest.skip(f"no GPU: {reason}")
+    return devices.open_device("cuda:0")
+
+
+@pytest.fixture
+def gpu():
+    return real()
+
+
+@pytest.fixture
+def cupy(gpu):
+    return gpu.xp
+
+
+@pytest.fixture(params=["played", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    if request.param == "cuda":
+        return real()
+    from tests.gpu.strict import StrictDevice
+
+    played = StrictDevice()
+    monkeypatch.setitem(devices._opened, "cuda:0", played)
+    monkeypatch.setattr(devices, "_algorithms", {})
+    return played
+
+
+@pytest.fixture
+def put(device):
+    """What puts NumPy's arrays on the device, each in memory of its own."""
+
+    def there(*arrays):
+        found = [None if x is None else device.xp.array(np.ascontiguousarray(x)) for x in arrays]
+        return found[0] if len(found) == 1 else found
+
+    return there

@@ -1,0 +1,366 @@
+"""Training on the device: NumPy's losses, faults, memory, and users who do other things meanwhile."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+import mlpcore as mc
+from mlpcore.backends.cupy_reference import CupyReference
+from mlpcore.core import losses as loss_sheet
+from mlpcore.core.optimizers import Progress
+from mlpcore.training.planned import Settings
+from mlpcore.training.step import Step
+
+ROWS, SIZES = 61, [7, 17, 12, 5]
+PAIRS = {
+    "softmax": ("cross_entropy", "softmax"),
+    "sigmoid": ("binary_cross_entropy", "sigmoid"),
+    "not matched": (("huber", 0.3), "tanh"),
+}
+
+
+def data(pair="softmax", dtype="float32", rows=ROWS, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((rows, SIZES[0])).astype(dtype)
+    Y = rng.integers(0, SIZES[-1], rows) if pair == "softmax" else rng.random((rows, SIZES[-1])).astype(dtype)
+    return X, Y, rng.random(rows).astype(dtype) + 0.1
+
+
+def trainer(where, pair="softmax", dtype="float32", optimizer=None, hidden=("relu", "gelu"), **settings):
+    loss, output = PAIRS[pair]
+    net = mc.MLP(SIZES, list(hidden), output, dtype=dtype, device=where, seed=1)
+    return mc.Trainer(net, loss, optimizer or mc.AdamW(1e-2), **settings)
+
+
+def host(device, array):
+    return device.to_host(array)
+
+
+def near(one, other, bound):
+    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    assert np.isfinite(one).all()
+    assert np.abs(one - other).max() <= bound * np.abs(one).max(), (one, other)
+
+
+# -- ten losses --------------------------------------------------------------------------------------------------------
+
+
+def reference_losses(device, like, X, Y, w, count):
+    """The losses of `like`'s training by CuPy operations, one after the other."""
+    net = like.net.copy()
+    objective = loss_sheet.pair(like.loss, net.activations[-1])
+    new_ops = partial(CupyReference, device.xp)
+    step = Step(net.layout, net.parameters, net.activations, objective, like.optimizer, Settings(), new_ops)
+    given, progress, found = like._checked(X, Y, w), Progress(), []
+    for _ in range(count):
+        found.append(step.run(given.batch(None), step.prepare(len(given.X), given.inputs), progress))
+    return found, net.parameters
+
+
+BOUNDS = {"float64": 1e-12, "float32": 3e-5, "tf32": 3e-3, "bfloat16": 3e-2, "float16": 3e-3}
+
+
+@pytest.mark.parametrize("chunk_rows", ["auto", 20, 7], ids=["whole", "chunks in one graph", "a chunk's graph replayed"])
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_ten_losses_are_those_of_numpy_of_eager_cupy_and_of_the_graph(device, put, precision, pair, chunk_rows):
+    wide = precision if precision.startswith("float") and precision != "float16" else "float32"
+    X, Y, w = data(pair, wide)
+    low = {} if precision == wide else {"precision": precision}
+    optimizer = partial(mc.SGD, 0.3, momentum=0.5)
+    here = trainer("cpu", pair, wide, optimizer())
+    there = trainer("cuda", pair, wide, optimizer(), chunk_rows=chunk_rows, **low)
+    eager, parameters = reference_losses(device, trainer("cuda", pair, wide, optimizer()), *put(X, Y, w), 10)
+    expected = [here.step(X, Y, w) for _ in range(10)]
+    found = [float(J) for J in [there.step(*put(X, Y, w)) for _ in range(10)]]
+    assert expected[9] < expected[0]
+    near(expected, found, BOUNDS[precision])
+    near(expected, eager, BOUNDS[wide])
+    near(here.net.parameters, host(device, there.net.parameters), 5 * BOUNDS[precision])
+    near(here.net.parameters, host(device, parameters), 5 * BOUNDS[wide])
+
+
+OPTIMIZERS = [
+    mc.SGD(0.1), mc.SGD(0.1, momentum=0.9, nesterov=True), mc.Adam(1e-2), mc.AdamW(1e-2, weight_decay=0.1),
+    mc.RMSprop(1e-2), mc.Lion(1e-3, weight_decay=0.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda x: x.row)
+def test_every_optimizer_penalised_and_clipped_takes_numpys_steps(device, put, optimizer):
+    X, Y, w = data("sigmoid", "float64")
+    one, other = (
+        trainer(where, "sigmoid", "float64", optimizer, hidden=("tanh", "silu"), l1=1e-3, l2=1e-2, clip_norm=0.5)
+        for where in ("cpu", "cuda")
+    )
+    near([one.step(X, Y, w) for _ in range(5)], [float(other.step(*put(X, Y, w))) for _ in range(5)], 1e-11)
+    near(one.net.parameters, host(device, other.net.parameters), 1e-11)
+
+
+def test_a_run_goes_the_way_of_numpys_with_data_on_the_device_or_on_the_host(device, put):
+    X, Y, w = data(dtype="float64")
+    found = []
+    for where, arrays in (("cpu", (X, Y, w)), ("cuda", (X, Y, w)), ("cuda", put(X, Y, w))):
+        one = trainer(where, dtype="float64", optimizer=mc.SGD(mc.Cosine(0.2), momentum=0.9))
+        validation = (arrays[0][:20], arrays[1][:20], arrays[2][:20])
+        stopping = mc.EarlyStopping(patience=2)
+        history = one.fit(*arrays, epochs=3, batch_size=16, validation=validation, early_stopping=stopping, progress=False)
+        found.append([history[key] for key in ("loss", "validation_loss", "validation_accuracy", "learning_rate")])
+        found[-1].append(one.net.parameters if where == "cpu" else host(device, one.net.parameters))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            near(a, b, 1e-11)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_evaluation_takes_arrays_of_the_device_and_of_the_host(device, put, pair):
+    X, Y, w = data(pair)
+    expected = trainer("cpu", pair).evaluate(X, Y, w)
+    for arrays in ((X, Y, w), put(X, Y, w)):
+        for settings in ({}, {"chunk_rows": 4}):
+            figures = trainer("cuda", pair, **settings).evaluate(*arrays)
+            assert figures.keys() == expected.keys()
+            for key, value in figures.items():
+                assert value == pytest.approx(expected[key], rel=1e-4, abs=1e-5)
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------------
+
+
+def layouts(X, Y, w):
+    """The same numbers, laid out and typed in other ways; exact in float32."""
+    wide = np.zeros((len(X), 2 * X.shape[1]), X.dtype)
+    wide[:, ::2] = X
+    yield "Fortran", (np.asfortranarray(X), Y, w)
+    yield "every other column", (wide[:, ::2], Y, w)
+    yield "backwards", (np.ascontiguousarray(X[::-1])[::-1], np.ascontiguousarray(Y[::-1])[::-1], w)
+    yield "float64", (X.astype(np.float64), Y.astype(np.int32), w.astype(np.float64))
+    yield "short labels", (X, Y.astype(np.uint8), w)
+
+
+def placed(device, array):
+    """A device's array of the strides of a host's."""
+    base = array
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    start = (array.__array_interface__["data"][0] - base.__array_interface__["data"][0]) // array.itemsize
+    flat = device.xp.array(base.ravel(order="K"))
+    if hasattr(flat, "array"):
+        from tests.gpu.strict import DeviceArray
+
+        return DeviceArray(np.lib.stride_tricks.as_strided(flat.array[start:], array.shape, array.strides))
+    pointer = flat.data + start * array.itemsize
+    return device.xp.ndarray(array.shape, array.dtype, pointer, strides=array.strides)
+
+
+def test_rows_are_read_from_any_layout_and_dtype(device, put):
+    X, Y, w = data()
+    expected = trainer("cuda").step(*put(X, Y, w))
+    for name, arrays in layouts(X, Y, w):
+        for there in (arrays, [placed(device, x) for x in arrays]):
+            assert float(trainer("cuda").step(*there)) == float(expected), name
+
+
+def test_rows_are_picked_by_numbers_of_the_host_and_of_the_device(device, put):
+    X, Y, w = data()
+    rows = np.array([3, 3, 60, 0, 17, 5, 8])
+    expected = trainer("cpu").step(X[rows], Y[rows], w[rows])
+    spread = np.zeros(2 * len(rows), np.int64)
+    spread[::2] = rows
+    for numbers in (rows, rows.astype(np.int32), spread[::2]):
+        for arrays in ((X, Y, w), put(X, Y, w)):
+            for there in (numbers, placed(device, numbers)):
+                assert float(trainer("cuda").step(*arrays, rows=there)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_x_on_the_device_and_the_rest_on_the_host_meet_there(device, put):
+    X, Y, w = data()
+    there = put(X, Y, w)
+    expected = float(trainer("cuda").step(*there))
+    for mixed in ((there[0], Y, w), (X, there[1], w), (there[0], there[1], w), (X, Y, there[2])):
+        assert float(trainer("cuda").step(*mixed)) == expected
+
+
+def test_the_callers_arrays_are_read_where_they_lie_and_left_as_they_are(device, put):
+    X, Y, w = data()
+    there = put(X, Y, w)
+    one, addresses, taken = trainer("cuda"), [], []
+    step = one._step
+    float(one.step(*there))  # allocates
+    set_slot = step.kernels.set_slot
+    step.kernels.set_slot = lambda sources, *rest: addresses.append(sources) or set_slot(sources, *rest)
+    empty = device.empty
+    device.empty = lambda nbytes: taken.append(nbytes) or empty(nbytes)
+    try:
+        float(one.step(*there))
+    finally:
+        del device.empty
+    (sources,) = addresses
+    assert [device.address(x) for x in sources] == [device.address(x) for x in there]
+    assert not taken
+    for array, was in zip(there, (X, Y, w), strict=True):
+        np.testing.assert_array_equal(host(device, array), was)
+
+
+# -- between the steps -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_what_a_user_writes_into_the_weights_counts_from_the_next_step(device, put, precision):
+    arrays = put(*data())
+    one, fresh = (trainer("cuda", precision=precision, optimizer=mc.SGD(0.1)) for _ in range(2))
+    float(one.step(*arrays))
+    one.net.W[2][...] *= 3
+    one.net.b[1][...] = 0.5
+    fresh.net.parameters[...] = one.net.parameters
+    assert float(one.step(*arrays)) == float(fresh.step(*arrays))
+
+
+def test_a_shape_is_captured_once_whatever_else_changes(device, put):
+    X, Y, w = put(*data())
+    one = trainer("cuda", optimizer=mc.AdamW(mc.StepDecay(1e-2, 3)))
+    count, record = [], device.record
+    device.record = lambda run: count.append(run) or record(run)
+    try:
+        for i in range(6):
+            float(one.step(X, Y, w, rows=np.arange(40) + i))
+            one.optimizer.beta1 = 0.8 + i / 100
+            one.optimizer.learning_rate = 1e-2 / (i + 1)
+        assert len(count) == 1
+        one.fit(X, Y, w, epochs=3, batch_size=25, progress=False)
+        assert len(count) == 3  # batches of 25 and of 11
+        float(one.step(X, Y, w, rows=np.arange(40)))
+        assert len(count) == 3
+    finally:
+        del device.record
+
+
+def test_float16_recovers_from_an_overflow(device, put):
+    X, Y, _ = put(*data("not matched"))
+    one = trainer("cuda", "not matched", optimizer=mc.SGD(1e-2), precision="float16")
+    float(one.step(X, Y))
+    kernels = one._step.kernels
+    control = kernels.read_control()
+    updates = int(control["updates"])
+    control["loss_scale"] = 2.0**40  # G overflows
+    kernels.write_control(control)
+    before = host(device, one.net.parameters).copy()
+    assert np.isfinite(float(one.step(X, Y)))
+    np.testing.assert_array_equal(host(device, one.net.parameters), before)
+    assert kernels.read_control()["loss_scale"] == 2.0**39
+    for _ in range(40):
+        one.step(X, Y)
+    assert float(one.step(X, Y)) < 10
+    assert kernels.read_control()["updates"] > updates
+    assert np.abs(host(device, one.net.parameters) - before).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "words"),
+    [
+        ("Y", 5, ValueError, "classes 0 … 4"),
+        ("w", -1.0, ValueError, "sample_weight must be finite, not negative"),
+        ("w", np.nan, ValueError, "sample_weight must be finite, not negative"),
+        ("rows", ROWS, ValueError, "rows must be row numbers"),
+        ("X", np.nan, mc.NonFiniteLoss, "step 3.*not finite at learning rate 0.01"),
+    ],
+)
+def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(device, put, argument, value, error, words):
+    good = put(*data())
+    one = trainer("cuda")
+    for _ in range(2):
+        one.step(*good)
+    before = [host(device, x).copy() for x in (one.net.parameters, *one._step.state.values())]
+    arrays = {**dict(zip("XYw", data(), strict=True)), "rows": np.arange(ROWS)}
+    arrays[argument][17] = value
+    X, Y, w, rows = put(*arrays.values())
+    J = one.step(X, Y, w, rows=rows)
+    one.step(*good)  # nothing happens any more
+    with pytest.raises(error, match=words):
+        float(J)
+    for x, was in zip((one.net.parameters, *one._step.state.values()), before, strict=True):
+        np.testing.assert_array_equal(host(device, x), was)
+    assert one.progress.step == 2
+    assert np.isfinite(float(one.step(*good)))
+    assert one.progress.step == 3
+
+
+# -- networks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_forward_backward_and_predict_are_numpys(device, put, dtype, output):
+    X, _, _ = data(dtype=dtype)
+    found = []
+    for where in ("cpu", "cuda"):
+        net = mc.MLP(SIZES, ["gelu", ("leaky_relu", 0.2)], output, dtype=dtype, device=where, seed=3)
+        there = X if where == "cpu" else put(X)
+        cache = net.forward(there)
+        G = np.cos(X[:, : SIZES[-1]])
+        gradient = net.backward(cache, G if where == "cpu" else put(G), input_gradient=True, keep=True)
+        found.append((cache.output, gradient.flat, gradient.X, gradient.D[2], net.predict(there, chunk_rows=11)))
+        if where == "cuda":
+            assert device.holds(found[-1][-1])
+            assert isinstance(net.predict(X), np.ndarray)
+    for here, there in zip(*found, strict=True):
+        near(here, host(device, there), 2e-5 if dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error", ("huber", 0.5)])
+def test_a_loss_by_itself_is_numpys(device, put, loss):
+    rng = np.random.default_rng(0)
+    Z, w = rng.random((9, 4)).astype(np.float32), rng.random(9)
+    Y = rng.integers(0, 4, 9) if loss == "cross_entropy" else rng.random((9, 4)).astype(np.float32)
+    J, G = mc.loss(loss)(Z, Y, w)
+    J_there, G_there = mc.loss(loss)(*put(Z, Y, w))
+    near(J, J_there, 1e-5)
+    near(G, host(device, G_there), 1e-5)
+
+
+def test_the_gradient_check_takes_the_devices_arrays_and_gradients(device, put):
+    X, Y, w = data(dtype="float64")
+    net = mc.MLP(SIZES, "tanh", "softmax", dtype="float64", device="cuda")
+    there = put(X, Y, w)
+    assert mc.check_gradients(net, *there[:2], sample_weight=there[2]).ok
+    _, G = mc.loss("cross_entropy")(net.forward(there[0]).output, there[1])
+    gradient = net.backward(net.forward(there[0]), G)
+    for given in (gradient, gradient.flat):
+        assert mc.check_gradients(net, *there[:2], gradient=given).ok
+    gradient.flat[3:4] *= 2
+    assert not mc.check_gradients(net, *there[:2], gradient=gradient).ok
+
+
+def test_a_network_moves_between_devices_files_and_pickles(device, tmp_path):
+    import pickle
+
+    X, _, _ = data()
+    there = mc.MLP(SIZES, device="cuda", seed=3)
+    there.save(tmp_path / "net.safetensors")
+    copies = [there.to("cpu"), mc.MLP.load(tmp_path / "net.safetensors", "cpu"), there.copy(), there.to("cpu").to("cuda")]
+    copies += [mc.MLP.load(tmp_path / "net.safetensors", "cuda"), pickle.loads(pickle.dumps(there))]
+    for net in copies:
+        parameters = net.parameters if net.device == "cpu" else host(device, net.parameters)
+        np.testing.assert_array_equal(parameters, host(device, there.parameters))
+        near(net.predict(X), there.predict(X), 1e-5)
+        assert net.parameters is not there.parameters
+    np.testing.assert_array_equal(host(device, there.parameters), mc.MLP(SIZES, device="cpu", seed=3).parameters)
+
+
+def test_without_cublaslt_a_trainer_runs_cupys_operations_one_by_one(device, put, monkeypatch):
+    monkeypatch.setattr(device, "captures", False)
+    X, Y, w = data(dtype="float64")
+    expected = trainer("cpu", dtype="float64")
+    rows = np.array([3, 3, 60, 0, 17])
+    losses = [expected.step(X, Y, w), expected.step(X, Y), expected.step(X, Y, w, rows=rows)]
+    history = expected.fit(X, Y, w, epochs=2, batch_size=20, validation=(X, Y), progress=False)
+    for arrays in ((X, Y, w), put(X, Y, w)):
+        one = trainer("cuda", dtype="float64")
+        assert isinstance(one._step, Step)
+        near(losses, [float(one.step(*arrays)), float(one.step(*arrays[:2])), float(one.step(*arrays, rows=rows))], 1e-11)
+        found = one.fit(*arrays, epochs=2, batch_size=20, validation=arrays[:2], progress=False)
+        for figure in ("loss", "validation_loss", "validation_accuracy"):
+            near(history[figure], found[figure], 1e-11)
+        near(expected.net.predict(X), host(device, one.net.predict(arrays[0])), 1e-11)
+    assert mc.check_gradients(one.net, *arrays[:2]).ok
