@@ -203,6 +203,10 @@ class MLP:
         Raises:
             TypeError, ValueError: X is not numeric, empty, or has another number of columns.
         """
+        with devices.active(self.device):
+            return self._forward(X)
+
+    def _forward(self, X: ArrayLike) -> Cache:
         source = inputs.matrix(X, self.sizes[0], adopt=devices.adopter(self.device))
         xp = devices.module(self.device)
         with np.errstate(over="ignore"):
@@ -234,6 +238,10 @@ class MLP:
         """
         if not isinstance(cache, Cache):
             raise TypeError(f"cache must be what net.forward(X) returned; got {type(cache).__name__}")
+        with devices.active(self.device):
+            return self._backward(cache, G, input_gradient, keep)
+
+    def _backward(self, cache: Cache, G: ArrayLike, input_gradient: bool, keep: bool) -> Gradient:
         given = inputs.matrix(G, self.sizes[-1], "G", devices.adopter(self.device))
         G_L = devices.to_device(self.device, given).astype(self.dtype, order="C", copy=False)
         xp = devices.module(self.device)
@@ -266,10 +274,11 @@ class MLP:
             chunk_rows = max(1, most // (2 * sum(self.sizes) * self.dtype.itemsize))
         rows = inputs.positive_integer(chunk_rows, "chunk_rows")
         here = inputs.on_host(source)
-        result: Array = (np if here else devices.module(self.device)).empty((len(source), self.sizes[-1]), self.dtype)
-        for start in range(0, len(source), rows):
-            output = self.forward(source[start : start + rows]).output
-            result[start : start + rows] = devices.to_host(self.device, output) if here else output
+        with devices.active(self.device):
+            result: Array = (np if here else devices.module(self.device)).empty((len(source), self.sizes[-1]), self.dtype)
+            for start in range(0, len(source), rows):
+                output = self._forward(source[start : start + rows]).output
+                result[start : start + rows] = devices.to_host(self.device, output) if here else output
         return result
 
     # -- copies and files --

@@ -260,7 +260,8 @@ class Trainer:
         arrays = self._step.reserve(self._step.fit_buffers(rows, stopping is not None and stopping.restore_best))
         try:
             size = min(size, len(data.X))
-            return self._fit(data, held_out, arrays, epochs, size, _Watch(stopping), observers, shuffle, progress)
+            with devices.active(self.net.device):
+                return self._fit(data, held_out, arrays, epochs, size, _Watch(stopping), observers, shuffle, progress)
         finally:
             self.progress.total = None
             self._step.reserve([])

@@ -7,6 +7,7 @@ and steps run there, with each CUDA thread as a fiber.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -48,6 +49,9 @@ class Device(Protocol):
     multiprocessors: int
     product_workspace: int
     captures: bool
+
+    def active(self) -> AbstractContextManager[object]:
+        """Makes this the device of what `xp` does inside the `with` block."""
 
     def empty(self, nbytes: int) -> Array:
         """`nbytes` of uninitialised device memory, as a 1-D uint8 array."""

@@ -10,6 +10,7 @@ import functools
 import logging
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import cupy
@@ -111,6 +112,10 @@ class CupyDevice:
         self._kernels: dict[tuple[str, str], Any] = {}
         with self.device:
             self._copies = cupy.cuda.Stream(non_blocking=True)
+
+    def active(self) -> AbstractContextManager[object]:
+        """Makes this CuPy's current device inside the `with` block."""
+        return cupy.cuda.Device(self.index)  # a new one each time: the object remembers which device to go back to
 
     # -- memory and kernels --
 

@@ -5,12 +5,14 @@ CuPy is imported when a CUDA device is asked for, and by `"auto"`; importing mlp
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
 import platform
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from mlpcore.backends.cuda_ops import Algorithms
 
 log = logging.getLogger("mlpcore")
+NOTHING: AbstractContextManager[object] = contextlib.nullcontext()
 INSTALL = "pip install 'mlpcore[cuda13]' (CUDA 13 driver) or 'mlpcore[cuda12]'"
 _opened: dict[str, Device] = {}  # CUDA devices in use, by name
 _algorithms: dict[tuple[str, bool], Algorithms] = {}  # of matrix products, by device and whether they may be timed
@@ -114,6 +117,11 @@ def operations(device: str, tf32: bool = False, deterministic: bool = False) -> 
 
     algorithms = _algorithms.setdefault((device, deterministic), Algorithms(deterministic))
     return functools.partial(CudaOps, opened, tf32, algorithms)
+
+
+def active(device: str) -> AbstractContextManager[object]:
+    """Makes a device the one that its array module works on, inside the `with` block; nothing on the CPU."""
+    return NOTHING if device == "cpu" else open_device(device).active()
 
 
 def module(device: str) -> Any:

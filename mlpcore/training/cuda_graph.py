@@ -10,9 +10,11 @@ graph of one chunk instead.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +39,17 @@ UNROLLED = 8  # chunks that one graph holds
 CHUNK_BYTES = 32 << 20  # of a chunk's arrays: most of an H200's L2
 NARROWEST, WIDEST = 8192, 65536  # rows of a chunk when chosen by itself
 ANSWERS = 2048  # answers in one allocation: 64 KiB
+
+
+def _on_its_device(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of `GraphStep` that runs with the step's device as the current one."""
+
+    @functools.wraps(method)
+    def there(step: GraphStep, *arguments: Any, **named: Any) -> Any:
+        with step.device.active():
+            return method(step, *arguments, **named)
+
+    return there
 
 
 class Answers:
@@ -205,11 +218,13 @@ class GraphStep(PlannedStep):
 
     # -- the step --
 
+    @_on_its_device
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
         """The plan for batches of this size, and its arrays allocated behind the last step's work."""
         self.follow()
         return super().prepare(batch_rows, inputs)
 
+    @_on_its_device
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> DeviceLoss:
         """X, Y → forward → loss → backward → update, launched and not waited for. Returns J, to be read later."""
         if self._fresh:
@@ -225,6 +240,7 @@ class GraphStep(PlannedStep):
         progress.step += 1
         return DeviceLoss(self, answers, index, progress)
 
+    @_on_its_device
     def loss_and_gradient(self, batch: Batch, plan: Plan) -> float:
         """J of a batch, penalties included, and its gradient in `self.gradient`; waits for both."""
         self._launch("gradient", batch, plan, Progress(total=1), None)
@@ -353,6 +369,7 @@ class GraphStep(PlannedStep):
 
     # -- evaluation and faults --
 
+    @_on_its_device
     def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
         """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's output, S[L] if matched."""
         weighted, progress = batch.weights is not None, Progress(total=1)
@@ -387,6 +404,7 @@ class GraphStep(PlannedStep):
             return (host.astype(np.uint32) << 16).view(np.float32)
         return host.astype(self.dtype, copy=False)
 
+    @_on_its_device
     def raise_fault(self, status: int, step: int, progress: Progress | None) -> None:
         """Take back the fault and raise it: the parameters, and the count of steps, are as before the step it came in."""
         control = self.kernels.read_control()

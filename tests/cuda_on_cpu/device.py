@@ -7,6 +7,7 @@ overtake the work before them. Fresh memory is poisoned: each float in it is NaN
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import math
@@ -115,6 +116,9 @@ class CpuDevice:
         self._last_use: dict[Extent, int] = {}  # of memory that uploads write: the launch that read it last
         self._sources: dict[int, Mark] = {}  # of page-locked memory: the upload that reads it
 
+    def active(self) -> contextlib.nullcontext:
+        return contextlib.nullcontext()
+
     def empty(self, nbytes: int) -> np.ndarray:
         self._not_while_recording("empty")
         memory = np.full(nbytes + 256 + self.misalignment, POISON, np.uint8)
@@ -169,7 +173,7 @@ class CpuDevice:
     ) -> None:
         assert isinstance(algorithm, Algorithm), algorithm
         assert algorithm.product == product, f"{algorithm} is not for {product}"
-
+        assert workspace, product
         owners = [weakref.ref(x) for x in self._memory.values() for at in (left, right, result, workspace) if holds(x, at)]
 
         def run() -> None:
