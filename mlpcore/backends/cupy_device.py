@@ -115,7 +115,8 @@ class CupyDevice:
 
     def active(self) -> AbstractContextManager[object]:
         """Makes this CuPy's current device inside the `with` block."""
-        return cupy.cuda.Device(self.index)  # a new one each time: the object remembers which device to go back to
+        device: AbstractContextManager[object] = cupy.cuda.Device(self.index)  # a new one: it remembers where to go back to
+        return device
 
     # -- memory and kernels --
 
