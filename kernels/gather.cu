@@ -34,14 +34,7 @@ __global__ void gather(const Slot* slot, int field, To* out, const Compute<To>* 
     }
     Pack<To, V> pack;
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      if constexpr (sizeof(Compute<From>) == 8 && sizeof(To) == 8) {
-        pack.at[v] = To(widen(given.at[v]));  // numbers of 64 bits, whole or not, do not pass through anything narrower
-        if (scale) pack.at[v] = To(pack.at[v] * factor);
-      } else {
-        pack.at[v] = Narrow<To>::from(C(widen(given.at[v])) * factor);
-      }
-    }
+    for (int v = 0; v < V; ++v) pack.at[v] = Narrow<To>::from(C(widen(given.at[v])) * factor);
     store<V>(out + i * n + tile.column, pack);
   }
 }

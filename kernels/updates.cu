@@ -112,8 +112,14 @@ __global__ void update(C* a0, C* a1, C* a2, C* a3, Low* low, const C* k, const C
       for (int v = 0; v < V && first + v < size; ++v) arrays[j][first + v] = a[j].at[v];
     }
   }
-  if (low) {
-    for (int v = 0; v < V && first + v < size; ++v) low[first + v] = Narrow<Low>::from(a[0].at[v]);
+  if (!low) return;
+  Pack<Low, V> pack;
+#pragma unroll
+  for (int v = 0; v < V; ++v) pack.at[v] = Narrow<Low>::from(a[0].at[v]);
+  if (whole) {
+    store<V>(low + first, pack);
+  } else {
+    for (int v = 0; v < V && first + v < size; ++v) low[first + v] = pack.at[v];
   }
 }
 

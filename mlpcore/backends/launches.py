@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mlpcore.backends.cuda_device import Launch
 
 THREADS = 256
-BLOCKS = 8  # per multiprocessor: 2,048 threads, all that fit
+BLOCKS = 8  # per multiprocessor: 2,048 threads, all that would fit with 32 registers each; activation_gradient takes up to 124
 ROWS = 4  # that a thread has in flight, as in the kernels
 SHARED = 47 << 10  # bytes of dynamic shared memory: of the 48 KiB that a block gets without asking, sums take up to 1 KiB
 

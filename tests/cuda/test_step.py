@@ -1,5 +1,8 @@
 """The whole CUDA step on a CPU: the same trainer, plan, kernels and products as on a GPU, against the NumPy backend."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from mlpcore.backends import device as devices
 from mlpcore.training.cuda_graph import GraphStep
 from tests.cuda_on_cpu.device import CpuDevice
 
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++")
 ROWS = 60
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import warnings
 
 import numpy as np
@@ -49,6 +51,8 @@ def cupy(gpu):
 def device(request, monkeypatch):
     if request.param == "cuda":
         return real()
+    if shutil.which("g++") is None and "CI" not in os.environ:
+        pytest.skip("needs g++")
     from tests.gpu.strict import StrictDevice
 
     played = StrictDevice()
