@@ -312,7 +312,7 @@ class GraphStep(PlannedStep):
         if self.staging is not None:
             sources, rows, first = self.staging.put(sources, rows, start, stop), None, 0
         values = {**self.optimizer.scalars(progress), "l1": self.settings.l1, "l2": self.settings.l2}
-        weight = self.weight(batch) or 0.0
+        weight = 0.0 if resume else self.weight(batch) or 0.0
         self.kernels.set_slot(sources, rows, first, progress.step + 1, not self.untouched, answer, weight, resume, values)
 
     def _done(self) -> None:
