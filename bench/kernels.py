@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import run  # noqa: F401 - makes a clone importable
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone, nothing installed
 
 from bench import machine
 from mlpcore.backends import device as devices

@@ -264,6 +264,7 @@ class Trainer:
                 return self._fit(data, held_out, arrays, epochs, size, _Watch(stopping), observers, shuffle, progress)
         finally:
             self.progress.total = None
+            self._step.untouched = False
             self._step.reserve([])
 
     def _fit(
@@ -331,7 +332,6 @@ class Trainer:
                 for observer in observers:
                     observer.step_end(self, J)
             bar.update(batch.size)
-        self._step.untouched = False
         values = [float(J) for J in losses]
         known = [J.weight if w is None else w for J, w in zip(losses, weights, strict=True)]
         return float(np.dot(values, known) / sum(known))

@@ -1,6 +1,5 @@
 """JAX: a jitted call a step with donated parameters, or all steps in one `lax.scan`, whole or accumulating over chunks."""
 
-# ruff: noqa: D102 - the methods are those of peers.Runner
 from __future__ import annotations
 
 import functools

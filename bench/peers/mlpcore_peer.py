@@ -1,6 +1,5 @@
 """mlpcore through its public API."""
 
-# ruff: noqa: D102 - the methods are those of peers.Runner
 from __future__ import annotations
 
 import functools

@@ -1,6 +1,5 @@
 """scikit-learn's MLPClassifier and MLPRegressor, one `partial_fit` a step."""
 
-# ruff: noqa: D102 - the methods are those of peers.Runner
 from __future__ import annotations
 
 from collections.abc import Callable

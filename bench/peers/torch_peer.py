@@ -1,6 +1,5 @@
 """PyTorch: eager, compiled, the whole step as one CUDA graph, and accumulating over chunks."""
 
-# ruff: noqa: D102 - the methods are those of peers.Runner
 from __future__ import annotations
 
 import itertools

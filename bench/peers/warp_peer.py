@@ -1,6 +1,5 @@
 """NVIDIA's warp-nn: forward and backward by a Warp tape, on a GPU in one CUDA graph with the update."""
 
-# ruff: noqa: D102 - the methods are those of peers.Runner
 from __future__ import annotations
 
 from collections.abc import Callable

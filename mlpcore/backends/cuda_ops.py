@@ -6,6 +6,7 @@ algorithm computes a product is settled before: by timing once for each shape, o
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -122,7 +123,7 @@ class CudaOps:
     # -- operations --
 
     def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
-        """Out = source[rows], cast to out's dtype. Steps gather by kernel (`gather_slot`); this is for calls outside them."""
+        """Out = source[rows], cast to out's dtype. Steps gather by `StepKernels.gather`; this is for calls outside them."""
         assert stage is None
         out[...] = source[rows]
 
@@ -171,11 +172,11 @@ class CudaOps:
             self.gemm(A, W, S)
             self.bias_activation(S, b, activation, Z)
         elif not self._rehearsing:
-            fused(self.algorithms.chosen)
+            fused()
 
     def _epilogue(
         self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
-    ) -> Callable[[Mapping[Product, object]], None] | None:
+    ) -> Callable[[], None] | None:
         """The layer as one product, if cuBLASLt has it and it was timed to be faster than two launches; None otherwise."""
         epilogue = EPILOGUES.get(activation.name, "") if activation in OWN else ""
         if b is None or not epilogue or b.dtype != Z.dtype or self.algorithms.deterministic:
@@ -188,7 +189,7 @@ class CudaOps:
             self.algorithms.fused[product] = self._fusing_pays(product, addresses, bias, aux, (A, W, b, activation, S, Z))
         if not self.algorithms.fused[product]:
             return None
-        return lambda chosen: self._multiply(product, chosen[product], addresses, bias, aux)
+        return functools.partial(self._multiply, product, self.algorithms.chosen[product], addresses, bias, aux)
 
     def _fusing_pays(self, product: Product, addresses: tuple[int, ...], bias: int, aux: int, layer: tuple[Any, ...]) -> bool:
         A, W, b, activation, S, Z = layer
@@ -206,10 +207,9 @@ class CudaOps:
         rehearsing, self._rehearsing = self._rehearsing, False
         try:
             apart()  # settles the product's own algorithm
-            times = {i: fused(one) for i, one in enumerate(candidates)}
-            best = min(times, key=times.__getitem__)
-            self.algorithms.chosen[product] = candidates[best]
-            return times[best] < self.device.seconds(apart)
+            times = [fused(one) for one in candidates]
+            self.algorithms.chosen[product] = candidates[times.index(min(times))]
+            return min(times) < self.device.seconds(apart)
         finally:
             self._rehearsing = rehearsing
 

@@ -3,7 +3,7 @@
     host permutation → slot {addresses, sizes, rates} → one launch → J in a fresh 0-d array
 
 Nothing waits for the device: a fault is noted there, forbids all later updates, and is raised when J is read, at the end of an
-epoch, or before an evaluation. Rows are gathered chunk by chunk through the slot. A batch of more than eight chunks replays the
+epoch, or by an evaluation. Rows are gathered chunk by chunk through the slot. A batch of more than eight chunks replays the
 graph of one chunk instead.
 """
 
@@ -13,7 +13,6 @@ import dataclasses
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -286,7 +285,7 @@ class GraphStep(PlannedStep):
         # all recordings are there before the first is replayed: choosing algorithms overwrites arrays
         begin = self._recorded(("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted))
         steps = {
-            (n, more): self._recorded(("chunk", n, weighted, more), partial(self._chunk, 0, n, weighted, more))
+            (n, more): self._recorded(("chunk", n, weighted, more), functools.partial(self._chunk, 0, n, weighted, more))
             for n, more in {(stop - start, i > 0) for i, (start, stop) in enumerate(chunks)}
         }
         end = self._recorded(("end",), self._end) if what == "step" else None
@@ -378,8 +377,8 @@ class GraphStep(PlannedStep):
         begin = self._recorded(("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted))
         for i, (start, stop) in enumerate(chunks):
             n = stop - start
-            forward = self._recorded(("forward", n, weighted), partial(self._forward, n, weighted))
-            loss_of = self._recorded(("loss", n, weighted), partial(self._arrays().run, "loss", n, weighted, False))
+            forward = self._recorded(("forward", n, weighted), functools.partial(self._forward, n, weighted))
+            loss_of = self._recorded(("loss", n, weighted), functools.partial(self._arrays().run, "loss", n, weighted, False))
             self._part(batch, start, stop, progress, None, resume=i > 0)
             if i == 0:
                 begin.replay()

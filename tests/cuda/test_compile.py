@@ -73,14 +73,19 @@ def test_two_blocks_of_every_kernel_fit_a_multiprocessor(compiled):
 
 
 def test_kernels_of_float_and_half_types_compute_nothing_in_double(compiled):
-    floats = lambda name: "double" not in name and not name.startswith(IN_DOUBLE)  # noqa: E731
+    def floats(name):
+        return "double" not in name and not name.startswith(IN_DOUBLE)
+
     assert not failing(compiled, lambda kernel: ".f64" not in kernel.ptx, floats)
 
 
 def test_the_named_exceptions_and_the_kernels_of_double_do_compute_in_double(compiled):
     """Else the test above looks for the wrong thing."""
     assert not failing(compiled, lambda kernel: ".f64" in kernel.ptx, lambda name: name.startswith(IN_DOUBLE))
-    doubles = lambda name: re.match(r"(bias_|activation_|elementwise_|softmax).*double", name)  # noqa: E731
+
+    def doubles(name):
+        return re.match(r"(bias_|activation_|elementwise_|softmax).*double", name)
+
     assert not failing(compiled, lambda kernel: re.search(r"(add|mul|fma)\.(rn\.)?f64", kernel.ptx), doubles)
 
 
@@ -88,5 +93,8 @@ def test_the_named_exceptions_and_the_kernels_of_double_do_compute_in_double(com
 @pytest.mark.parametrize("kernel", ["bias_activation", "activation_gradient", "elementwise_loss", "update"])
 def test_wide_instances_access_16_bytes_at_a_time(compiled, kernel, access):
     pattern = rf"\b{access}\.global(\.nc)?\.(v4\.[fub]32|v2\.[fub]64)"
-    wide = lambda name: name.startswith(kernel + "<") and is_wide(name)  # noqa: E731
+
+    def wide(name):
+        return name.startswith(kernel + "<") and is_wide(name)
+
     assert not failing(compiled, lambda found: re.search(pattern, found.ptx), wide)

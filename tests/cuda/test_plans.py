@@ -178,7 +178,9 @@ def test_the_unfused_reference_is_the_numpy_backend(output, classes):
 
 def test_an_array_tells_where_it_lies():
     class OnGpu:
-        __cuda_array_interface__ = {"shape": (1, 3), "typestr": "<f4", "data": (0, False), "version": 3}  # noqa: RUF012
+        @property
+        def __cuda_array_interface__(self):
+            return {"shape": (1, 3), "typestr": "<f4", "data": (0, False), "version": 3}
 
     assert device.of(np.ones(3)) == device.of([1, 2]) == "cpu"
     import mlpcore as mc

@@ -273,6 +273,26 @@ def test_what_a_user_writes_into_the_weights_counts_from_the_next_step(device):
         assert float(one.step(X, Y, w)) == float(fresh.step(X, Y, w))
 
 
+def test_weights_written_after_an_interrupted_fit_count(device):
+    X, Y, _ = data()
+    one, fresh = (trainer("cuda", precision="bfloat16", optimizer=mc.SGD(0.1)) for _ in range(2))
+    run, steps = one._step.run, []
+
+    def interrupted(*arguments):
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        steps.append(1)
+        return run(*arguments)
+
+    one._step.run = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        one.fit(X, Y, epochs=1, batch_size=10, progress=False)
+    one._step.run = run
+    one.net.W[2][...] *= 3
+    fresh.net.parameters[...] = one.net.parameters
+    assert float(one.step(X, Y)) == float(fresh.step(X, Y))
+
+
 def test_callbacks_may_write_weights_between_the_steps_of_fit(device):
     X, Y, _ = data()
 
