@@ -1,8 +1,13 @@
 """What a reader who tried to break the library broke once."""
 
 import copy
+import gc
+import os
 import pickle
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -36,28 +41,70 @@ def test_an_array_cannot_be_put_beside_the_one_that_is_trained(name):
         setattr(net, name, getattr(net, name))
 
 
-def test_a_worker_that_an_interrupt_left_running_cannot_touch_the_next_step(monkeypatch):
+def test_an_interrupt_waits_for_the_other_workers_so_that_none_writes_into_the_next_step(monkeypatch):
     X, Y = RNG.standard_normal((64, 3)), RNG.standard_normal((64, 2))
-    losses = []
+    losses, ended = [], []
     for interrupted in (False, True):
         trainer = mc.Trainer(mc.MLP([3, 8, 2], seed=1), "squared_error", mc.SGD(0.1), workers=2, chunk_rows=4)
         trainer.step(X, Y)
         before = trainer._step.workers
         if interrupted:
-            start = threading.Thread.start
+            started, gradient = threading.Event(), before[1].gradient
 
-            def start_and_interrupt(thread, start=start):
-                start(thread)
+            def interrupt(*_, started=started):
+                assert started.wait(10)
                 raise KeyboardInterrupt
 
-            monkeypatch.setattr(threading.Thread, "start", start_and_interrupt)
+            def slow(*arguments, started=started, gradient=gradient):
+                started.set()
+                time.sleep(0.2)
+                gradient(*arguments)
+                ended.append(True)
+
+            monkeypatch.setattr(before[0], "gradient", interrupt)
+            monkeypatch.setattr(before[1], "gradient", slow)
             with pytest.raises(KeyboardInterrupt):
                 trainer.step(X, Y)
-            monkeypatch.undo()
+            assert ended
             assert trainer._step.workers == []
         losses.append(trainer.step(X, Y))
         assert (trainer._step.workers is before) != interrupted
     assert losses[0] == losses[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_has_worker_threads_of_its_own():
+    code = """
+import os, numpy as np, mlpcore as mc
+X, Y = np.ones((64, 3)), np.ones((64, 2))
+trainer = mc.Trainer(mc.MLP([3, 8, 2]), "squared_error", mc.SGD(0.1), workers=2, chunk_rows=8)
+trainer.step(X, Y)
+child = os.fork()
+J = trainer.step(X, Y)
+if child == 0:
+    os.write(1, f"child {J}\\n".encode())
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print("parent", J)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+    assert out[0] == "child"
+    assert out[2] == "parent"
+    assert out[1] == out[3]
+
+
+def test_the_threads_of_a_step_end_with_its_trainer():
+    before = set(threading.enumerate())
+    trainer = mc.Trainer(mc.MLP([3, 8, 2]), "squared_error", workers=3, chunk_rows=8)
+    trainer.step(np.ones((64, 3)), np.ones((64, 2)))
+    started = set(threading.enumerate()) - before
+    assert started
+    del trainer
+    gc.collect()
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_a_name_alone_does_not_make_a_softmax():

@@ -10,15 +10,17 @@ from contextlib import contextmanager
 from typing import Any
 
 _lock = threading.Lock()
-_before: list[int] = []  # threads that the first of them found
-_limits: list[Any] = []  # BLAS threads are a setting of the whole process, so is the count of those who limit it
+_found: list[int] = []  # threads that the first of nested limits found, a number a library; empty outside
+_depth = 0  # BLAS threads are a setting of the whole process, so is the count of those who limit it
 
 
 @functools.cache
-def _controller() -> Any:
+def _libraries() -> list[Any]:
+    """The BLAS that NumPy brought along, or, where it uses one of the system, all that are loaded."""
     import threadpoolctl
 
-    return threadpoolctl.ThreadpoolController().select(user_api="blas")
+    every = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
+    return [library for library in every if "numpy" in library.filepath] or every
 
 
 def cpus() -> int:
@@ -28,30 +30,29 @@ def cpus() -> int:
 
 def threads() -> int:
     """Threads that a GEMM uses: what the user allows by OMP_NUM_THREADS and the like, at most the CPUs there are."""
-    if _before:
-        return _before[0]
-    counts: list[int] = [pool["num_threads"] for pool in _controller().info() if "numpy" in pool["filepath"]]
+    counts = _found or [library.get_num_threads() for library in _libraries()]
     return max(1, min([cpus(), *counts]))
 
 
 @contextmanager
 def limited(count: int) -> Iterator[None]:
     """BLAS with `count` threads inside the block. Nested and concurrent blocks restore what was there before the first."""
+    global _depth
     with _lock:
-        if not _limits:
-            _before[:] = [threads()]
-            _limits.append(_controller().limit(limits=count))
-        else:
-            _limits.append(None)
+        if not _depth:
+            _found[:] = [library.get_num_threads() for library in _libraries()]
+            for library in _libraries():
+                library.set_num_threads(count)
+        _depth += 1
     try:
         yield
     finally:
         with _lock:
-            first = _limits[0]
-            _limits.pop()
-            if not _limits:
-                first.restore_original_limits()
-                _before.clear()
+            _depth -= 1
+            if not _depth:
+                for library, before in zip(_libraries(), _found, strict=True):
+                    library.set_num_threads(before)
+                _found.clear()
 
 
 def describe() -> list[dict[str, Any]]:

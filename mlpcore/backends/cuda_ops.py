@@ -105,6 +105,10 @@ class CudaOps:
 
     # -- recording --
 
+    def quietly(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns: kernels are silent."""
+        return function(*arguments)
+
     def record(self, run: Callable[[], None]) -> Recording:
         """The operations that `run` calls, recorded. It is rehearsed first: then what must be compiled or timed is."""
         self._rehearsing = True

@@ -20,7 +20,7 @@ class CupyReference(NumpyOps):
 
     def __init__(self, xp: Any):
         super().__init__(xp)
-        self._matmul = self._matmul_now
+        self._dot = self._matmul = self._matmul_now
 
     def _matmul_now(self, A: Array, B: Array, C: Array) -> None:
         self.xp.matmul(A, B, out=C)

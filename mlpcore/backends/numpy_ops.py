@@ -6,7 +6,9 @@ Every GEMM goes through NumPy's own BLAS: a second one in the process (SciPy's) 
 
 from __future__ import annotations
 
+import contextvars
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -18,8 +20,9 @@ from mlpcore.core.formulas import Program, program
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer
 
-PIECE = 32768  # entries of a flat vector per pass of the optimizer: what it reads and writes stays in L2
+PIECE = 32768  # entries per pass of a formula: what it reads and writes stays in L2
 BUFFER = 2048  # entries that NumPy buffers in a broadcast: 8,192 by default, which is slower and takes 64 KiB
+FEW = 2048  # entries of a product that cost less to zero than `matmul` takes to look at its arguments
 NARROW = 64  # softmax over at most so many classes works on the transpose, where row sums are sums of contiguous rows
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 
@@ -55,11 +58,17 @@ class Tape:
         self.calls: list[Call] = []
 
     def replay(self) -> None:
-        """Do the calls again."""
-        with np.errstate(all="ignore"):  # it also restores the buffer size
-            np.setbufsize(BUFFER)
-            for function, arguments in self.calls:
-                function(*arguments)
+        """Do the calls again, inside `NumpyOps.quietly`."""
+        for function, arguments in self.calls:
+            function(*arguments)
+
+
+def _quiet_context() -> contextvars.Context:
+    """Where NumPy does not warn of overflow, which the step looks for itself, and broadcasts by `BUFFER` entries."""
+    context = contextvars.copy_context()
+    context.run(np.seterr, all="ignore")
+    context.run(np.setbufsize, BUFFER)
+    return context
 
 
 class NumpyOps:
@@ -70,6 +79,8 @@ class NumpyOps:
     def __init__(self, xp: Any = np):
         self.xp = xp
         self._matmul: Callable[..., object] = xp.matmul
+        self._dot: Callable[..., object] = xp.dot
+        self._context = _quiet_context()
         self._tape: Tape | None = None
         self._scratch: Mapping[str, Array] = {}
         self._functions = {
@@ -104,15 +115,16 @@ class NumpyOps:
             kept = activation.slope_reads_s
             value = self._value(activation, in_place=not kept)
             slope = self._slope(activation, "z")
-            registers = max(registers, (value.registers if value else 0) * sizes[l], slope.registers * sizes[l])
+            count = max(value.registers if value else 0, slope.registers)
+            registers = max(registers, count * min(PIECE, rows * sizes[l]))
         if objective.output.rowwise and not objective.matched:
-            registers = max(registers, classes)
+            registers = max(registers, rows * classes)
         if not objective.loss.rowwise:
             value, slope = self._loss(objective, in_place=objective.matched)
-            registers = max(registers, (1 + max(value.registers, slope.registers)) * classes)
+            registers = max(registers, (1 + max(value.registers, slope.registers)) * rows * classes)
         buffers = [Buffer("ones", (rows,), dtype, "db = 1ᵀ D")]
         if registers:
-            buffers.append(Buffer("registers", (rows * registers,), dtype, "intermediate results of formulas"))
+            buffers.append(Buffer("registers", (registers,), dtype, "intermediate results of formulas"))
         if objective.loss.rowwise:
             buffers += [
                 Buffer("softmax", (rows * classes,), dtype, "exponentials"),
@@ -150,6 +162,10 @@ class NumpyOps:
 
     # -- recording --
 
+    def quietly(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns, called in this object's context: an errstate block costs twenty times as much."""
+        return self._context.run(function, *arguments)
+
     def record(self, run: Callable[[], None]) -> Tape:
         """The operations that `run` calls, recorded instead of executed."""
         assert self._tape is None, "a recording is under way"
@@ -168,7 +184,7 @@ class NumpyOps:
 
     def _run(self, compiled: Program, arrays: Mapping[str, Array], registers: list[Array]) -> None:
         """Each step of a program on its arrays; scalars are among them under their folded keys."""
-        places = {**arrays, **{f"r{i}": register for i, register in enumerate(registers)}}
+        places = _flat({**arrays, **{f"r{i}": register for i, register in enumerate(registers)}})
         for name, operands, out in compiled.steps:
             function, arguments = self._functions[name], [places[x] for x in operands]
             if name == "positive":
@@ -177,6 +193,15 @@ class NumpyOps:
                 self._do(partial(function, out=places[out]), *arguments)
             else:
                 self._do(function, *arguments, places[out])
+
+    def _formula(self, compiled: Program, arrays: dict[str, Array], scalars: Mapping[str, float]) -> None:
+        """A program on arrays of one shape, by pieces that stay in cache where the arrays are contiguous."""
+        first = next(iter(arrays.values()))
+        constants, flat = self._constants(compiled, scalars, first.dtype), _flat(arrays)
+        if flat is not arrays:
+            self.map(compiled, flat, constants)
+        else:
+            self._run(compiled, {**arrays, **constants}, self._registers(compiled.registers, first.shape, first.dtype))
 
     def _registers(self, count: int, shape: tuple[int, ...], dtype: Any, skip: int = 0) -> list[Array]:
         return list(self._take("registers", (skip + count, *shape), dtype)[skip:])
@@ -193,8 +218,7 @@ class NumpyOps:
             return
         if not isinstance(rows, slice):
             source.take(rows, 0, stage, "clip")
-        with np.errstate(over="ignore", invalid="ignore"):
-            self.xp.copyto(out, source[rows] if isinstance(rows, slice) else stage, casting="unsafe")
+        self.xp.copyto(out, source[rows] if isinstance(rows, slice) else stage, casting="unsafe")
 
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
         """C = A B, or C += A B. A and B may be transposed views, A an `Input`."""
@@ -211,13 +235,17 @@ class NumpyOps:
         if A.shape[1] == 1:  # an outer product: matmul would take 6 times as long (docs/performance.md)
             self._do(self.xp.multiply, A, B, C)
         else:
-            self._do(self._matmul, A, B, C)
+            self._do(self._product_into(C), A, B, C)
+
+    def _product_into(self, C: Array) -> Callable[..., object]:
+        """`dot` looks at less before it calls BLAS than `matmul`, but writes zeros into C first."""
+        return self._dot if C.size <= FEW else self._matmul
 
     def _gemm_of_input(self, A: Input | Transposed, B: Array, C: Array, product: Array | None) -> None:
         if product is None:
-            self._matmul(A.array, B, C)
+            self._product_into(C)(A.array, B, C)
         else:
-            self._matmul(A.array, B, product)
+            self._product_into(C)(A.array, B, product)
             self.xp.add(C, product, C)
 
     def layer(self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array) -> None:
@@ -227,7 +255,9 @@ class NumpyOps:
 
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
         """S += b; Z = σ(S), row by row. Z may be S."""
-        if b is not None:
+        if b is not None and len(S) == 1:
+            self._do(self.xp.add, S[0], b, S[0])  # no broadcast: half the time
+        elif b is not None:
             self._do(self.xp.add, S, b, S)
         if activation.rowwise:
             self._softmax(S, Z)
@@ -235,8 +265,7 @@ class NumpyOps:
         compiled = self._value(activation, in_place=Z is S)
         if compiled is None:
             return
-        registers = self._registers(compiled.registers, S.shape, S.dtype)
-        self._run(compiled, {"s": S, "z": Z, **self._constants(compiled, activation.scalars, S.dtype)}, registers)
+        self._formula(compiled, {"s": S, "z": Z}, activation.scalars)
 
     def _softmax(self, S: Array, Z: Array) -> None:
         xp, row = self.xp, self._take("row sum", (S.shape[0], 1), S.dtype)
@@ -255,9 +284,8 @@ class NumpyOps:
         else:
             target = "z" if D is Z else "g" if D is G else "d"
             compiled = self._slope(activation, target)
-            registers = self._registers(compiled.registers, Z.shape, Z.dtype)
-            constants = self._constants(compiled, activation.scalars, Z.dtype)
-            self._run(compiled, {"g": G, "s": S, "z": Z, "d": D, **constants}, registers)
+            arrays = {"z": Z, "g": G, "d": D, **({"s": S} if activation.slope_reads_s else {})}
+            self._formula(compiled, arrays, activation.scalars)
         self._sum_rows(D, db, accumulate)
 
     def _softmax_gradient(self, G: Array, Z: Array, D: Array) -> None:
@@ -272,13 +300,16 @@ class NumpyOps:
     def _sum_rows(self, D: Array, db: Array | None, accumulate: bool) -> None:
         if db is None:
             return
+        if len(D) == 1:
+            self._do(*((self.xp.add, db, D[0], db) if accumulate else (self.xp.positive, D[0], db)))
+            return
         ones = self._scratch["ones"][: D.shape[0]] if "ones" in self._scratch else self.xp.ones(D.shape[0], D.dtype)
         if accumulate:
             part = self._take("db of a chunk", db.shape, db.dtype)
-            self._do(self._matmul, ones, D, part)
+            self._do(self._product_into(db), ones, D, part)
             self._do(self.xp.add, db, part, db)
         else:
-            self._do(self._matmul, ones, D, db)
+            self._do(self._product_into(db), ones, D, db)
 
     def loss(
         self, x: Array, Y: Array, k: Array, objective: Objective, D: Array, db: Array | None, J: Array, accumulate: bool
@@ -358,9 +389,8 @@ class NumpyOps:
 
     def sum_squares(self, v: Array) -> float:
         """Σ v², as a float: infinite only if an entry is, or the sum in double precision."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = float(self.xp.dot(v, v))
-        if np.isfinite(total) or v.dtype == np.float64:
+        total = float(self.xp.dot(v, v))
+        if math.isfinite(total) or v.dtype == np.float64:
             return total
         return sum(float(self.xp.sum(self.xp.square(piece, dtype=np.float64))) for piece in _pieces(v))
 
@@ -393,6 +423,14 @@ class NumpyOps:
         scalars = frozenset(dict(objective.scalars))
         target = "x" if in_place else "d"
         return program(f"v = k * ({objective.value})", scalars), program(f"{target} = k * ({objective.slope})", scalars)
+
+
+def _flat(places: dict[str, Array]) -> dict[str, Array]:
+    """The same arrays in one dimension, where all but the 0-d ones are contiguous and of one shape: less to look at a call."""
+    wide = [array for array in places.values() if array.ndim]
+    if any(array.ndim == 1 or array.shape != wide[0].shape or not array.flags.c_contiguous for array in wide):
+        return places
+    return {name: array.reshape(-1) if array.ndim else array for name, array in places.items()}
 
 
 def _pieces(v: Array) -> list[Array]:

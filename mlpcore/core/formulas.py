@@ -176,6 +176,7 @@ class Program:
         registers: how many registers, each of the arrays' shape, the steps need. Once the old value of a statement's
             target has been read for the last time, the target itself serves as a register.
         folded: the scalar subexpressions, evaluated in double by `fold`; `folded_text` holds their text.
+        reads: the scalars that they depend on.
     """
 
     def __init__(self, statements: str, scalars: frozenset[str]):
@@ -184,6 +185,7 @@ class Program:
         self.folded_text: dict[str, str] = {}
         self.steps: list[Step] = []
         self.registers = 0
+        self.reads: list[str] = []
         self._keys: dict[str, str] = {}
         for statement in statements.split(";"):
             target, _, formula = statement.partition("=")
@@ -250,6 +252,7 @@ class Program:
             self._keys[text] = f"k{len(self._keys)}"
             self.folded[self._keys[text]] = _code(node)
             self.folded_text[self._keys[text]] = text
+            self.reads += sorted({name.id for name in _variables(node)} - {*self.reads})
         return self._keys[text]
 
 

@@ -81,6 +81,9 @@ class Ops(Protocol):
     def use(self, scratch: Mapping[str, Array]) -> None:
         """Take these arrays, as `scratch` listed them, instead of allocating at each call."""
 
+    def quietly(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns, called where replays are silent about overflow, which the step looks for itself."""
+
     def record(self, run: Callable[[], None]) -> Recording:
         """The operations that `run` calls, recorded instead of executed. A backend may call `run` twice, to prepare itself."""
 

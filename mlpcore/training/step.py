@@ -5,11 +5,14 @@ J = Σ_rows w ℓ / Σ_rows w + l1 Σ|W| + ½ l2 Σ W²,    flat gradient g = �
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -29,9 +32,12 @@ from mlpcore.training.planned import Parts, PlannedStep, Settings
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+T = TypeVar("T")
 WORKER_ROWS = 256  # a worker's rows, per other worker
-WORKER_FLOP = 1e9  # of a step that is worth the start of threads
-LANE_ENTRIES = 1 << 18  # of the flat vector from which workers share the optimizer's pass as well
+WORKER_FLOP = 4e8  # of a step that is worth handing work over to another thread
+LANE_ENTRIES = 1 << 18  # of the flat vector from which workers share the passes over it as well
+BLAS_ROWS = 64  # rows for each thread of BLAS, where a core's cache holds the parameters
+BLAS_ALONE = 1 << 18  # multiplications of a GEMM up to which BLAS uses one thread by itself
 
 
 @dataclass
@@ -44,9 +50,11 @@ class Update:
     lanes: list[Recording]
     values: dict[str, float] | None = None
 
-    def refresh(self, values: dict[str, float]) -> None:
-        """Set the scalars, where they changed."""
-        values = values if self.decays else {**values, "decay": 0.0}
+    def refresh(self, scalars: dict[str, float]) -> None:
+        """Set the scalars, where those that the rule reads have changed."""
+        values = {name: scalars[name] for name in self.program.reads}
+        if not self.decays and "decay" in values:
+            values["decay"] = 0.0
         if values != self.values:
             for key, value in self.program.fold(values).items():
                 self.scalars[key][...] = value
@@ -68,8 +76,11 @@ class Step(PlannedStep):
         self._weight = 1.0  # whose inverse it is
         self.threads = blas.threads() if self.ops.xp is np else 1
         self.lanes = self.threads if layout.size >= LANE_ENTRIES else 1  # that the optimizer's pass is cut into
+        self.blas_threads = functools.lru_cache(64)(self._blas_threads)
         self.workers: list[Worker] = []
-        self.additions: list[Recording] = []
+        self.additions: list[list[Recording]] = []  # of each further worker's gradient, lane by lane
+        self.lane_ops = [new_ops() for _ in range(self.lanes)]
+        self._executor: tuple[int, Executor] | None = None  # and the process that it belongs to
 
     # -- the plan --
 
@@ -104,8 +115,8 @@ class Step(PlannedStep):
         """As many threads as BLAS would use, each with rows of its own, or one.
 
         Adding up two gradients costs about as much as 15 rows of the GEMMs: with 256 rows a worker and more for each further
-        one, that is 6% at most, less than what the passes between the GEMMs gain from several threads. Starting the threads
-        takes 0.1 ms, so that a step of less than 1 GFLOP stays on one.
+        one, that is 6% at most, less than what the passes between the GEMMs gain from several threads. Handing work over and
+        waiting for it takes 0.1 ms, so that a step of less than 0.4 GFLOP stays on one.
         """
         threads = self.threads
         enough = batch_rows >= threads * WORKER_ROWS * (threads - 1)
@@ -123,8 +134,9 @@ class Step(PlannedStep):
         for vector in self.state.values():
             vector[...] = 0
         self.gradient = self.state.pop("gradient")
-        self._registers = [self.state.pop(f"registers {lane}") for lane in range(self.lanes)]
-        self.ops.use({"registers": self._registers[0]})
+        for lane, ops in enumerate(self.lane_ops):
+            ops.use({"registers": self.state.pop(f"registers {lane}")})
+        self.lane_gradients = np.array_split(self.gradient, self.lanes)
         self.penalty, self.updates = self._record_penalty(), self._record_updates()
         self.rule = self.optimizer.row
         self._plans.clear()
@@ -139,8 +151,7 @@ class Step(PlannedStep):
         gradient = arrays.pop("gradient", self.gradient)
         if gradient is not self.gradient:
             sum_ = program("g = g + h", frozenset())
-            both = {"g": self.gradient, "h": gradient}
-            self.additions.append(self.ops.record(lambda: self.ops.map(sum_, both, {})))
+            self.additions.append(self._record_lanes(sum_, {"g": self.gradient, "h": gradient}, {}))
         dW, db = self.layout.views(gradient)
         worker = Worker(ops, self.W, self.b, self.activations, self.objective, dW, db, arrays, self.scale)
         self.workers.append(worker)
@@ -149,27 +160,37 @@ class Step(PlannedStep):
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> float:
         """X, Y → forward → loss → backward → reduce → update. Returns J; a J that is not finite changes no parameter."""
-        if plan.workers == 1:
-            J = self.loss_and_gradient(batch, plan)
-            self.update(J, progress)
-            return J
-        from concurrent.futures import ThreadPoolExecutor
-
-        # one BLAS thread for the whole step: one of BLAS's own that still spun would be one too many
-        with blas.limited(1), ThreadPoolExecutor(plan.workers - 1) as pool:
-            J = self.loss_and_gradient(batch, plan, pool)
-            self.update(J, progress, pool)
+        threads = self.blas_threads(batch.size, plan.workers)
+        with blas.limited(threads) if threads < self.threads else contextlib.nullcontext():
+            J: float = self.ops.quietly(self._run, batch, plan, progress)
         return J
 
-    def loss_and_gradient(self, batch: Batch, plan: Plan, pool: Executor | None = None) -> float:
+    def _run(self, batch: Batch, plan: Plan, progress: Progress) -> float:
+        pool = self._pool() if plan.workers > 1 else None
+        J, squares = self._loss_and_gradient(batch, plan, pool)
+        self._update(J, squares, progress, pool)
+        return J
+
+    def loss_and_gradient(self, batch: Batch, plan: Plan) -> float:
         """J of a batch, its gradient in `self.gradient`: forward → loss → backward by chunks → reduce, and the penalties."""
+        J: float = self.ops.quietly(self._loss_and_gradient, batch, plan, None)[0]
+        return J
+
+    def _loss_and_gradient(self, batch: Batch, plan: Plan, pool: Executor | None) -> tuple[float, float]:
+        """J, and the squared norm of its gradient."""
         self.set_scale(batch)
         shares = _shares(batch.size, plan.rows, plan.workers)
         self._forward_loss_backward(batch, shares, pool)
-        return self._reduce(len(shares)) + self._penalize()
+        J = sum(float(worker.J) for worker in self.workers[: len(shares)])
+        squares = sum(self._lane_by_lane(functools.partial(self._reduce_lane, len(shares)), pool))
+        return J + self._penalty_value(), squares
 
     def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
         """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's output, S[L] if matched."""
+        J: float = self.ops.quietly(self._evaluate, batch, plan, see)
+        return J
+
+    def _evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
         worker = self.workers[0]
         self.set_scale(batch)
         worker.J[...] = 0
@@ -194,35 +215,70 @@ class Step(PlannedStep):
         self.scale[...] = 1 / weight
         self._weight = weight
 
+    def _blas_threads(self, rows: int, workers: int) -> int:
+        """Threads that BLAS may use during a step.
+
+        One beside workers, for the *whole* step: a thread of BLAS's own that still spun would be one too many. Where a core's
+        cache holds the parameters, few rows cost more than they gain: half of dW then lies in another core's cache.
+        """
+        if workers > 1:
+            return 1
+        sizes = self.layout.sizes
+        alone = rows * max(a * b for a, b in itertools.pairwise(sizes)) <= BLAS_ALONE
+        if alone or self.layout.size * np.dtype(self.dtype).itemsize > planning.CACHE:
+            return self.threads
+        return max(1, min(self.threads, rows // BLAS_ROWS))
+
+    def _pool(self) -> Executor:
+        """The threads of this step, which wait in between and end with it; a forked process has its own."""
+        if self._executor is None or self._executor[0] != os.getpid():
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._executor = os.getpid(), ThreadPoolExecutor(max(1, self.threads - 1, len(self.workers) - 1))
+        return self._executor[1]
+
     def _forward_loss_backward(self, batch: Batch, shares: list[list[tuple[int, int]]], pool: Executor | None) -> None:
         """Each worker's share of the chunks, side by side, or one after the other without a pool."""
         if pool is None:
             for worker, chunks in zip(self.workers, shares, strict=False):
                 worker.gradient(batch, chunks)
             return
-        first, *others = shares
+        jobs = [
+            functools.partial(worker.ops.quietly, worker.gradient, batch, share)
+            for worker, share in zip(self.workers, shares, strict=False)
+        ]
+        self._side_by_side(jobs[0], jobs[1:], pool)
+
+    def _lane_by_lane(self, do: Callable[[int], T], pool: Executor | None) -> list[T]:
+        """What `do(lane)` returns for each lane."""
+        if pool is None:
+            return [do(lane) for lane in range(self.lanes)]
+        jobs = [functools.partial(ops.quietly, do, lane) for lane, ops in enumerate(self.lane_ops)]
+        return self._side_by_side(jobs[0], jobs[1:], pool)
+
+    def _side_by_side(self, here: Callable[[], T], there: Sequence[Callable[[], T]], pool: Executor) -> list[T]:
+        """What the jobs return, the first done by this thread, the others by those of the pool. All have ended when it ends."""
+        jobs = [pool.submit(job) for job in there]
         try:
-            jobs = [pool.submit(worker.gradient, batch, s) for worker, s in zip(self.workers[1:], others, strict=False)]
-            self.workers[0].gradient(batch, first)
+            return [here(), *(job.result() for job in jobs)]
+        except BaseException:  # an interrupt, say: no thread may go on writing into the next step's arrays
             for job in jobs:
-                job.result()
-        except BaseException:  # an interrupt may leave a thread running: it must not write into the next step's arrays
+                job.cancel()
             self._drop_workspace()
+            for job in jobs:
+                if not job.cancelled():
+                    job.exception()
             raise
 
-    def _reduce(self, count: int) -> float:
-        """J and the gradient of the batch: the sums over the workers that had rows."""
+    def _reduce_lane(self, count: int, lane: int) -> float:
+        """The gradient of the batch: the sum over the `count` workers that had rows, and the penalties'. Returns Σ g²."""
         for addition in self.additions[: count - 1]:
-            addition.replay()
-        return sum(float(worker.J) for worker in self.workers[:count])
+            addition[lane].replay()
+        if self.penalty:
+            self.penalty[lane].replay()
+        return self.lane_ops[lane].sum_squares(self.lane_gradients[lane])
 
-    def _penalize(self) -> float:
-        """Adds the penalties' gradient to that of the weights; returns their value."""
-        if self.penalty is not None:
-            self.penalty.replay()
-        return self.penalty_value()
-
-    def penalty_value(self) -> float:
+    def _penalty_value(self) -> float:
         """l1 Σ|W| + ½ l2 Σ W² of the weights as they are."""
         l1, l2 = self.settings.l1, self.settings.l2
         if not l1 and not l2:
@@ -230,9 +286,8 @@ class Step(PlannedStep):
         w = self.parameters[: self.layout.weights]
         return (l1 * self.ops.sum_abs(w) if l1 else 0.0) + (0.5 * l2 * self.ops.sum_squares(w) if l2 else 0.0)
 
-    def update(self, J: float, progress: Progress, pool: Executor | None = None) -> None:
+    def _update(self, J: float, squares: float, progress: Progress, pool: Executor | None) -> None:
         """Check, clip, and one pass of the optimizer over the flat vectors, its lanes side by side."""
-        squares = self.ops.sum_squares(self.gradient)
         values = self.optimizer.scalars(progress)
         if not (math.isfinite(J) and math.isfinite(squares)):
             what = f"the loss is {J}" if not math.isfinite(J) else "the gradient is not finite"
@@ -243,17 +298,10 @@ class Step(PlannedStep):
             values["clip"] = min(1.0, self.settings.clip_norm / norm) if norm else 1.0
         for update in self.updates:
             update.refresh(values)
-        if pool is None:
-            for lane in range(self.lanes):
-                self._run_lane(lane)
-        else:
-            jobs = [pool.submit(self._run_lane, lane) for lane in range(1, self.lanes)]
-            self._run_lane(0)
-            for job in jobs:
-                job.result()
+        self._lane_by_lane(self._update_lane, pool)
         progress.step += 1
 
-    def _run_lane(self, lane: int) -> None:
+    def _update_lane(self, lane: int) -> None:
         for update in self.updates:
             update.lanes[lane].replay()
 
@@ -265,16 +313,25 @@ class Step(PlannedStep):
             statements = f"g = clip * g; {statements}"
         return program(statements, frozenset({"clip", *self.optimizer.scalars(Progress(total=1))}))
 
-    def _record_penalty(self) -> Recording | None:
-        """The penalties' gradient, added to that of the weights."""
+    def _record_lanes(
+        self, compiled: Program, vectors: Mapping[str, Array], scalars: Mapping[str, Array]
+    ) -> list[Recording]:  # fmt: skip
+        """A pass over vectors of one length, recorded lane by lane."""
+        cuts = {name: np.array_split(vector, self.lanes) for name, vector in vectors.items()}
+        return [
+            ops.record(functools.partial(ops.map, compiled, {name: cut[lane] for name, cut in cuts.items()}, scalars))
+            for lane, ops in enumerate(self.lane_ops)
+        ]
+
+    def _record_penalty(self) -> list[Recording]:
+        """The penalties' gradient, added to that of the weights; nothing without penalties."""
         l1, l2, n = self.settings.l1, self.settings.l2, self.layout.weights
         terms = ["g", *(["l2 * w"] if l2 else []), *(["l1 * sign(w)"] if l1 else [])]
         if len(terms) == 1:
-            return None
+            return []
         compiled = program(f"g = {' + '.join(terms)}", frozenset({"l1", "l2"}))
         scalars = {key: self.ops.xp.asarray(value, self.dtype) for key, value in compiled.fold({"l1": l1, "l2": l2}).items()}
-        arrays = {"g": self.gradient[:n], "w": self.parameters[:n]}
-        return self.ops.record(lambda: self.ops.map(compiled, arrays, scalars))
+        return self._record_lanes(compiled, {"g": self.gradient[:n], "w": self.parameters[:n]}, scalars)
 
     def _record_updates(self) -> list[Update]:
         """One pass over all parameters, or, where weights decay, one over the weights and one over the biases."""
@@ -285,14 +342,7 @@ class Step(PlannedStep):
         updates = []
         for part in (slice(0, n), slice(n, None)) if separate else (slice(None),):
             scalars = {key: self.ops.xp.zeros((), self.dtype) for key in compiled.folded}
-            cuts = {name: np.array_split(array[part], self.lanes) for name, array in vectors.items()}
-            lanes = []
-            for lane, registers in enumerate(self._registers):
-                ops = self.new_ops()
-                ops.use({"registers": registers})
-                lanes.append(
-                    ops.record(functools.partial(ops.map, compiled, {name: cut[lane] for name, cut in cuts.items()}, scalars))
-                )
+            lanes = self._record_lanes(compiled, {name: vector[part] for name, vector in vectors.items()}, scalars)
             updates.append(Update(compiled, scalars, decays=part.start != n, lanes=lanes))
         return updates
 
