@@ -7,13 +7,11 @@ history = trainer.fit(X, Y, epochs=10, batch_size=256, validation=(Xv, Yv))
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,20 +38,19 @@ HOST = NumpyOps()
 _PRECISIONS = ("tf32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True)
-class _Data:
+class _Data(NamedTuple):
     """Checked arrays: what `fit`, `step` and `evaluate` work on."""
 
     X: Array
     Y: Array
     weights: Array | None
-    classes: bool
-    staged: bool = False  # lies on the host, and goes to the device row by row
+    inputs: Inputs
 
-    @functools.cached_property
-    def inputs(self) -> Inputs:
-        weight = "" if self.weights is None else self.weights.dtype.str
-        return Inputs(self.X.dtype.str, self.Y.dtype.str, weight, self.classes, self.staged)
+    @classmethod
+    def of(cls, X: Array, Y: Array, weights: Array | None, classes: bool, staged: bool) -> _Data:
+        """With what the plan must know; `staged`: they lie on the host and go to the device row by row."""
+        weight = "" if weights is None else weights.dtype.str
+        return cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged))
 
     def batch(self, rows: Array | None) -> Batch:
         return Batch(self.X, self.Y, self.weights, rows, len(self.X) if rows is None else len(rows))
@@ -179,7 +176,7 @@ class Trainer:
         data = self._checked(X, Y, sample_weight)
         index = inputs.row_index(rows, len(data.X), adopt=devices.adopter(self.net.device))
         if index is not None:
-            index = self._laid(index, data.staged)
+            index = self._laid(index, data.inputs.host)
         batch = data.batch(index)
         if self._step.weight(batch) == 0:
             raise ValueError("sample_weight must not be all zero on the rows of the batch")
@@ -192,7 +189,7 @@ class Trainer:
         y, classes = inputs.target(Y, len(x), self.net.sizes[-1], self.loss, adopt=adopt)
         w = inputs.weights(sample_weight, len(x), adopt=adopt)
         staged = device != "cpu" and not devices.open_device(device).holds(x)
-        return _Data(
+        return _Data.of(
             self._laid(x, staged), self._laid(y, staged), None if w is None else self._laid(w, staged), classes, staged
         )
 
@@ -256,7 +253,7 @@ class Trainer:
         stopping = self._early_stopping(early_stopping, held_out is not None)
         observers = hooks.resolve(callbacks)
         epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
-        rows = 0 if data.staged else len(data.X)  # a staged batch is picked on the host
+        rows = 0 if data.inputs.host else len(data.X)  # a staged batch is picked on the host
         arrays = self._step.reserve(self._step.fit_buffers(rows, stopping is not None and stopping.restore_best))
         try:
             size = min(size, len(data.X))
@@ -410,7 +407,7 @@ def _require_finite(data: _Data, loss: loss_sheet.Loss, net: MLP) -> None:
     """The scan of `fit` and `evaluate`: no NaN, no infinity (in the network's dtype), no target outside the loss's range."""
     inputs.require_finite(data.X, "X", net.dtype)
     inputs.require_finite(data.Y, "Y", net.dtype)
-    if data.classes:
+    if data.inputs.classes:
         inputs.require_classes(data.Y, net.sizes[-1])
     elif loss.takes_classes:
         inputs.require_distribution(data.Y)

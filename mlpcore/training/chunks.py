@@ -143,8 +143,7 @@ class Worker(Chunk):
         """Put the rows of a chunk where the recordings read them."""
         rows = slice(start, stop) if batch.rows is None else batch.rows[start:stop]
         X, size = self.rows("X", stop - start), stop - start
-        as_it_lies = isinstance(batch.X, type(X)) and batch.X.dtype == X.dtype and batch.X.strides[1] == X.strides[1]
-        if batch.rows is None and as_it_lies:
+        if batch.rows is None and _like(batch.X, X):
             self.input.array = batch.X[rows]  # where they lie: no copy
         else:
             self._gather("X", batch.X, rows, size)
@@ -167,3 +166,8 @@ class Worker(Chunk):
                 self.recordings.popitem(last=False)
         self.recordings.move_to_end(key)
         return self.recordings[key]
+
+
+def _like(source: Array, X: Array) -> bool:
+    """Whether a GEMM can read rows of `source` in place of X."""
+    return isinstance(source, type(X)) and source.dtype == X.dtype and source.strides[1] == X.strides[1]

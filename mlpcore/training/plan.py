@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +26,7 @@ CACHE = 1 << 20  # bytes of a chunk's arrays: half of a common core's L2
 NARROWEST, WIDEST = 256, 1024  # rows of a chunk when chosen by itself (docs/performance.md)
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """What the caller's arrays look like, as far as the plan depends on it.
 
     Attributes:
