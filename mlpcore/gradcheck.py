@@ -30,6 +30,7 @@ from mlpcore.training.step import weight_of
 Array = NDArray[Any]
 ROWS = 1024  # rows of a chunk of the two forward passes
 STEP = 1e-5  # relative to the block's norm: where truncation h² and rounding ε/h are both small in float64
+PRODUCTS = {"<V, J u> = <J' V, u>": 1e-10, "<u, H v> = <v, H u>": 1e-9, "H v by differences": 1e-5}  # and their bounds
 NOISE = 16 * np.finfo(np.float64).eps  # of J, relative
 
 
@@ -45,6 +46,9 @@ class GradientCheck:
         errors: the largest error of each block, by name.
         rows_left_out: rows whose activation pattern differed, at most, in one difference.
         tolerance: the bound.
+        products: of the engine's own derivatives, relative errors by name, each within its bound in `PRODUCTS` if `ok`: the
+            dot-product test ⟨V, J u⟩ = ⟨Jᵀ V, u⟩, the symmetry ⟨u, H v⟩ = ⟨v, H u⟩, and H v against a difference of gradients.
+            Empty where somebody else's gradient was checked.
     """
 
     max_relative_error: float
@@ -53,12 +57,14 @@ class GradientCheck:
     errors: dict[str, float] = field(repr=False)
     rows_left_out: int
     tolerance: float
+    products: dict[str, float] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         """A line a block, and the verdict."""
         lines = [
             f"  {name:<6} {error:8.1e}{'' if error <= self.tolerance else '   <- wrong'}" for name, error in self.errors.items()
         ]
+        lines += [f"  {name:<22} {x:8.1e}{'' if x <= PRODUCTS[name] else '   <- wrong'}" for name, x in self.products.items()]
         verdict = "gradient right" if self.ok else f"gradient WRONG, worst in {self.worst}"
         left_out = f", {self.rows_left_out} row(s) at a kink left out" if self.rows_left_out else ""
         lines.append(f"{verdict}: largest relative error {self.max_relative_error:.1e} (bound {self.tolerance:.0e}){left_out}")
@@ -115,7 +121,12 @@ def check_gradients(
             left_out = max(left_out, excluded)
             if error > largest:
                 worst, largest = place, error
-    return GradientCheck(largest, worst, bool(largest <= tolerance), errors, left_out, tolerance)
+    products = checker.products(rng) if gradient is None else {}
+    wrong = [name for name, error in products.items() if not error <= PRODUCTS[name]]
+    if wrong and largest <= tolerance:
+        worst = wrong[0]
+    ok = bool(largest <= tolerance) and not wrong
+    return GradientCheck(largest, worst, ok, errors, left_out, tolerance, products)
 
 
 def _flat(gradient: Any, size: int) -> Array:
@@ -129,9 +140,10 @@ def _flat(gradient: Any, size: int) -> Array:
 def _blocks(net: MLP) -> Iterator[tuple[str, int, int]]:
     """Name and range in the flat vector of each W[l] and b[l]."""
     offset = 0
-    for letter, views in (("W", net.W), ("b", net.b)):
+    tied = {tie.layer for tie in net.layout.ties}  # whose matrix is checked where it stands first, with all its uses
+    for letter, views, there in (("W", net.W, tied), ("b", net.b, set())):
         for l, view in enumerate(views):
-            if view is not None:
+            if view is not None and l not in there:
                 yield f"{letter}[{l}]", offset, offset + view.size
                 offset += view.size
 
@@ -213,6 +225,54 @@ class _Checker:
         at_kinks = float(self.gradient(rows) @ v) if len(rows) else 0.0
         # rounding is about ε J / h, truncation h² J''' / 6; the second difference h² J'' says how large the latter may be
         return total / (2 * h) + at_kinks, NOISE * size / h + abs(bend), len(rows)
+
+    def products(self, rng: np.random.Generator) -> dict[str, float]:
+        """The relative errors of the checks in `PRODUCTS`, on random directions."""
+        net, (m, _), size = self.on_device, self.X.shape, self.net.layout.size
+        dX, V = rng.standard_normal(self.X.shape), rng.standard_normal((m, net.sizes[-1]))
+        u, v = rng.standard_normal((2, size))
+        tangent = net.jvp(self.X, dX, u).tangent
+        by_parameters, by_X = net.vjp(self.X, V)
+        transposed = devices.to_host(net.device, by_parameters) * u
+        sides = float(np.sum(V * tangent)), float(np.sum(transposed) + np.sum(by_X * dX))
+        size_of_both = float(np.sum(abs(V * tangent)) + np.sum(abs(transposed)) + np.sum(abs(by_X * dX)))
+        errors = [abs(sides[0] - sides[1]) / size_of_both if size_of_both else 0.0]
+        theta = self.net.parameters.copy()
+        h = STEP * max(1.0, float(np.linalg.norm(theta))) / float(np.linalg.norm(v))
+        parts = [slice(i, i + ROWS) for i in range(0, m, ROWS)]
+        patterns = []
+        for sign in (1, -1):
+            self._move(theta + sign * h * v)
+            patterns.append(np.concatenate([self._rows(part)[1] for part in parts]))
+        rows = np.flatnonzero((patterns[0] == patterns[1]).all(axis=1))  # only these have a second derivative in between
+        gradients = []
+        for sign in (1, -1):
+            self._move(theta + sign * h * v)
+            gradients.append(self.gradient(rows) if len(rows) else np.zeros(size))
+        self._move(theta)
+        Hu, Hv = (self._hessian_product(direction, rows) for direction in (u, v))
+        size_of_both = float(np.sum(abs(u * Hv)) + np.sum(abs(v * Hu)))
+        errors.append(abs(float(u @ Hv) - float(v @ Hu)) / size_of_both if size_of_both else 0.0)
+        numeric = (gradients[0] - gradients[1]) / (2 * h)
+        noise = NOISE * float(np.linalg.norm(gradients[0])) / h / PRODUCTS["H v by differences"]
+        largest = max(float(np.linalg.norm(numeric)), float(np.linalg.norm(Hv)), noise)
+        errors.append(float(np.linalg.norm(numeric - Hv)) / largest if largest else 0.0)
+        return dict(zip(PRODUCTS, errors, strict=True))
+
+    def _move(self, theta: Array) -> None:
+        """Other parameters, for both copies."""
+        self.net.parameters[...] = theta
+        self.on_device.parameters[...] = devices.to_device(self.on_device.device, theta)
+
+    def _hessian_product(self, v: Array, rows: Array) -> Array:
+        """H v over these rows, their weights over the *whole* batch's weight."""
+        weights = np.ones(len(self.X)) if self.weights is None else self.weights
+        share = float(weights[rows].sum(dtype=np.float64)) / self.total
+        if not share:
+            return np.zeros_like(v)
+        product = self.on_device.hvp(self.X[rows], self.Y[rows], v, self.loss, sample_weight=weights[rows])
+        there: Array = devices.to_host(self.on_device.device, product) * share
+        return there
 
     def _rows(self, part: slice) -> tuple[Array, Array]:
         """The loss of each row (rows,), and the signs at every kink (rows, kinks)."""

@@ -8,20 +8,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mlpcore import derivatives
 from mlpcore.backends import device as devices
 from mlpcore.core import activations as activation_sheet
 from mlpcore.core import backprop, inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation
 from mlpcore.core.errors import DeviceUnavailable, unknown
-from mlpcore.core.layout import Layout
+from mlpcore.core.layout import Layout, parse_ties
+from mlpcore.derivatives import Cotangent, Tangent
 from mlpcore.formats import model_file
 
 Array = NDArray[Any]
@@ -89,13 +91,15 @@ class MLP:
         activations: of the hidden layers: one for all, or a list of L - 1. A name, `(name, parameter)` or `mc.Activation`.
         output: activation of the last layer; also "softmax".
         bias: whether layers have a bias.
+        tied: layers that share a matrix, or its transpose, with one below: `{4: 1}`, `{4: "1.T"}`. Their biases stay apart.
         dtype: "float32" or "float64".
         init: "auto" (by activation), "he", "glorot", "lecun", or "zeros". Biases start at 0.
         device: "auto", "cpu", "cuda", "cuda:1".
         seed: of the initial weights, drawn in float64 on the host: equal on every device.
 
     Attributes:
-        W, b: tuples of views of `parameters`, index 0 None. `net.W[1][...] = …` writes into the network.
+        W, b: tuples of views of `parameters`, index 0 None. `net.W[1][...] = …` writes into the network. A tied W[4] is the
+            view W[1].T of the one matrix there is.
         parameters: the flat vector, all W, then all b.
 
     Raises:
@@ -110,12 +114,14 @@ class MLP:
         output: Any = "identity",
         *,
         bias: bool = True,
+        tied: Mapping[int, int | str] | None = None,
         dtype: Any = "float32",
         init: str = "auto",
         device: str = "auto",
         seed: int = 0,
     ) -> None:
-        self.layout = Layout(_sizes(sizes), _bool(bias, "bias"))
+        widths = _sizes(sizes)
+        self.layout = Layout(widths, _bool(bias, "bias"), () if tied is None else parse_ties(tied, widths))
         self.activations = _activations(activations, output, self.layout.layers)
         try:
             self.dtype = np.dtype("" if dtype is None else dtype).newbyteorder("=")
@@ -141,7 +147,7 @@ class MLP:
             return flat
         rng = np.random.default_rng(seed)
         sizes, L, W = self.layout.sizes, self.layout.layers, self.layout.views(flat)[0]
-        for l in range(1, L + 1):
+        for l in self.layout.owners:
             activation = self.activations[l]
             assert activation is not None
             if init == "auto":
@@ -188,12 +194,18 @@ class MLP:
         """The widths n_0 … n_L."""
         return self.layout.sizes
 
+    @property
+    def tied(self) -> dict[int, int | str]:
+        """Which layers have no matrix of their own, as they were given: `{4: "1.T"}`."""
+        return {layer: f"{owner}.T" if transposed else owner for layer, owner, transposed in self.layout.ties}
+
     def __repr__(self) -> str:
         hidden = ", ".join(str(a.spec) if isinstance(a.spec, tuple) else a.name for a in self.activations[1:-1] if a)
         last = self.activations[-1]
         assert last is not None
         size = f"{self.layout.size:,} parameters, {self.dtype.name} on {self.device}"
-        return f"MLP({'-'.join(map(str, self.sizes))}, activations=[{hidden}], output={last.spec!r}; {size})"
+        ties = f", tied={self.tied}" if self.tied else ""
+        return f"MLP({'-'.join(map(str, self.sizes))}, activations=[{hidden}], output={last.spec!r}{ties}; {size})"
 
     # -- forward and backward --
 
@@ -258,7 +270,7 @@ class MLP:
         S = [s if s is not None else z for s, z in zip(cache.S, cache.Z, strict=True)]
         with np.errstate(all="ignore"):
             ops = devices.operations(self.device, deterministic=True)()
-            backprop.backward(ops, self.W, self.activations, S, cache.Z, Gs, D, dW, db)
+            backprop.backward(ops, self.W, self.activations, S, cache.Z, Gs, D, dW, db, self.layout.repeats)
         kept: Any = (tuple(D), tuple(Gs)) if keep else (None, None)
         return Gradient(flat, dW, db, Gs[0] if input_gradient else None, *kept)
 
@@ -281,6 +293,74 @@ class MLP:
                 result[start : start + rows] = devices.to_host(self.device, output) if here else output
         return result
 
+    # -- derivatives --
+
+    def jvp(
+        self, X: ArrayLike, dX: ArrayLike | None = None, dparameters: Any = None, *, chunk_rows: int | None = None
+    ) -> Tangent:  # fmt: skip
+        """The output, and its differential dZ = (∂Z/∂X) dX + (∂Z/∂parameters) dparameters: `(output, tangent)`, (m, n_L) each.
+
+        Args:
+            X: (m, n_0).
+            dX: (m, n_0), a direction for each row; None: X stays.
+            dparameters: flat, laid out as `parameters`, or an object with such a `.flat`; None: they stay.
+            chunk_rows: so many rows at a time; None: as many as fit the cache.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came.
+        """
+        with devices.active(self.device), np.errstate(all="ignore"):
+            return derivatives.jvp(self, X, dX, dparameters, chunk_rows)
+
+    def vjp(
+        self, X: ArrayLike, V: ArrayLike, *, dX: ArrayLike | None = None, dV: ArrayLike | None = None,
+        chunk_rows: int | None = None,
+    ) -> Cotangent:  # fmt: skip
+        """The gradient of ⟨V, Z⟩ by the parameters and by X: `(parameters, X)`, flat and (m, n_0).
+
+        With dX and dV that of ⟨V, Z⟩ + ⟨dV, dZ⟩, where dZ = (∂Z/∂X) dX: what a loss with targets for a derivative needs,
+        with V = ∂J/∂Z and dV = ∂J/∂dZ. dX itself counts as fixed.
+
+        Args:
+            X, dX: (m, n_0).
+            V, dV: (m, n_L).
+            chunk_rows: so many rows at a time; None: as many as fit the cache.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came.
+        """
+        with devices.active(self.device), np.errstate(all="ignore"):
+            return derivatives.vjp(self, X, V, dX, dV, chunk_rows)
+
+    def hvp(
+        self, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any = "squared_error", *, sample_weight: ArrayLike | None = None,
+        chunk_rows: int | None = None,
+    ) -> Array:  # fmt: skip
+        """(∂²J/∂parameters²) v, exact, with J the mean loss over the rows as in `Trainer.step` without penalties; flat.
+
+        Args:
+            X, Y, sample_weight: the batch, as in `Trainer.step`.
+            v: flat, laid out as `parameters`, or an object with such a `.flat`.
+            loss: a name, `(name, parameter)` or `mc.Loss`.
+            chunk_rows: so many rows at a time; None: as many as fit the cache.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came.
+        """
+        with devices.active(self.device), np.errstate(all="ignore"):
+            return derivatives.hvp(self, X, Y, v, loss, sample_weight, chunk_rows)
+
+    def gnvp(
+        self, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any = "squared_error", *, sample_weight: ArrayLike | None = None,
+        chunk_rows: int | None = None,
+    ) -> Array:  # fmt: skip
+        """The Gauss-Newton product (∂x/∂parameters)ᵀ (∂²J/∂x²) (∂x/∂parameters) v, arguments as in `hvp`; flat.
+
+        x is what the loss reads: S[L] where it and the output match (softmax and cross_entropy), else Z[L]. Schraudolph 2002.
+        """
+        with devices.active(self.device), np.errstate(all="ignore"):
+            return derivatives.gnvp(self, X, Y, v, loss, sample_weight, chunk_rows)
+
     # -- copies and files --
 
     def copy(self, dtype: Any = None) -> MLP:
@@ -290,8 +370,8 @@ class MLP:
     def _copy(self, dtype: Any, device: str) -> MLP:
         L = self.layout.layers
         net = MLP(
-            self.sizes, list(self.activations[1:L]), self.activations[L], bias=self.layout.bias, dtype=dtype, init="zeros",
-            device=device,
+            self.sizes, list(self.activations[1:L]), self.activations[L], bias=self.layout.bias, tied=self.tied, dtype=dtype,
+            init="zeros", device=device,
         )  # fmt: skip
         net._set(devices.to_host(self.device, self.parameters).astype(dtype))
         return net
@@ -322,6 +402,8 @@ class MLP:
             raise ValueError("tensors: the name 'parameters' is the network's own")
         rows = [dataclasses.asdict(activation) for activation in self.activations if activation]
         header = {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows, "about": about or {}}
+        if self.tied:
+            header |= {"version": 2, "tied": self.tied}
         parameters = devices.to_host(self.device, self.parameters)
         model_file.write(path, header, {"parameters": parameters, **(tensors or {})})
 
@@ -343,13 +425,16 @@ class MLP:
         try:
             parameters = tensors.pop("parameters")
             rows = [Activation(**row) for row in header["activations"]]
-            size = Layout(_sizes(header["sizes"]), _bool(header["bias"], "bias")).size
+            tied = {int(layer): what for layer, what in header.get("tied", {}).items()}
+            widths = _sizes(header["sizes"])
+            size = Layout(widths, _bool(header["bias"], "bias"), parse_ties(tied, widths)).size
             if parameters.shape != (size,):
                 raise ValueError(f"parameters of shape {parameters.shape} for a network of {size}")
             net = cls(
-                header["sizes"], rows[:-1], rows[-1], bias=header["bias"], dtype=parameters.dtype, init="zeros", device=device
-            )
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+                widths, rows[:-1], rows[-1], bias=header["bias"], tied=tied, dtype=parameters.dtype, init="zeros",
+                device=device,
+            )  # fmt: skip
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{str(path)!r} does not hold a network: {error!r}") from None
         net._set(parameters)
         return net, tensors, header.get("about", {})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-PICTURES = {"sigmoid_slope", "memory"}
+PICTURES = {"sigmoid_slope", "memory", "sobolev"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -15,11 +15,12 @@ import numpy as np
 
 from mlpcore.backends import cuda_source, launches
 from mlpcore.backends.cuda_device import Device, Launch
+from mlpcore.backends.numpy_ops import bend_softmax
 from mlpcore.backends.products import STORAGE, Product, Refused, alignment, describe
 from mlpcore.core.activations import Activation, resolve
-from mlpcore.core.formulas import Program
+from mlpcore.core.formulas import Program, program
 from mlpcore.core.losses import Objective
-from mlpcore.core.ops import Array, Buffer, Recording, accumulator, storage
+from mlpcore.core.ops import Array, Buffer, Recording, accumulator, row_major, storage
 
 EPILOGUES = {"identity": "bias", "relu": "relu", "gelu": "gelu"}  # activations that cuBLASLt can apply itself
 OWN = [resolve(name) for name in EPILOGUES]  # as the sheet has them: a user's activation may bear the same name
@@ -132,7 +133,8 @@ class CudaOps:
         out[...] = source[rows]
 
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
-        """C = A B, or C += A B. A and B may be transposed views."""
+        """C = A B, or C += A B. All may be transposed views."""
+        A, B, C = row_major(A, B, C)
         addresses = tuple(self.device.address(x) for x in (A, B, C))
         product = describe(A, B, C, accumulate, addresses, self.tf32)
         settling = accumulate and not self._rehearsing and product not in self.algorithms.chosen
@@ -242,6 +244,28 @@ class CudaOps:
                 self._column_sums(D, db, accumulate)
             return
         self._gradient(G, S, Z, activation, D, db, accumulate)
+
+    def curvature(
+        self, G: Array, H: Array, T: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None,
+        accumulate: bool = False,
+    ) -> None:  # fmt: skip
+        """D = G ⊙ σ' + H ⊙ T ⊙ σ'', the derivative of ⟨H, σ' ⊙ T⟩ beside G's; db as in `activation_gradient`."""
+        if activation.rowwise:
+            bend_softmax(G, H, T, Z)
+            self.activation_gradient(T, S, Z, activation, D, db, accumulate)
+            return
+        bent = Activation(f"{activation.name} bent", "s", activation.curvature, activation.parameter)
+        t, h, d = T.reshape(-1), H.reshape(-1), D.reshape(-1)
+        self.map(program("t = t * h", frozenset()), {"t": t, "h": h}, {})
+        self.activation_gradient(T, S, Z, bent, T, None)
+        self.activation_gradient(G, S, Z, activation, D, None)
+        self.map(program("d = d + t", frozenset()), {"d": d, "t": t}, {})
+        if db is not None:
+            self._column_sums(D, db, accumulate)
+
+    def scale_rows(self, A: Array, k: Array) -> None:
+        """A = k ⊙ A, with k 0-d or (rows, 1)."""
+        self.xp.multiply(A, k, out=A)
 
     def _column_sums(self, D: Array, db: Array, accumulate: bool) -> None:
         self._gradient(D, D, D, Activation("identity", "s", "1"), None, db, accumulate)

@@ -18,7 +18,7 @@ import numpy as np
 from mlpcore.core.activations import Activation
 from mlpcore.core.formulas import Program, program
 from mlpcore.core.losses import Objective
-from mlpcore.core.ops import Array, Buffer
+from mlpcore.core.ops import Array, Buffer, row_major
 
 PIECE = 32768  # entries per pass of a formula: what it reads and writes stays in L2
 BUFFER = 2048  # entries that NumPy buffers in a broadcast: 8,192 by default, which is slower and takes 64 KiB
@@ -221,7 +221,8 @@ class NumpyOps:
         self.xp.copyto(out, source[rows] if isinstance(rows, slice) else stage, casting="unsafe")
 
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
-        """C = A B, or C += A B. A and B may be transposed views, A an `Input`."""
+        """C = A B, or C += A B. All may be transposed views, A an `Input`."""
+        A, B, C = row_major(A, B, C)
         if isinstance(A, Input | Transposed):
             self._do(self._gemm_of_input, A, B, C, self._take("dW of a chunk", C.shape, C.dtype) if accumulate else None)
         elif accumulate:
@@ -296,6 +297,25 @@ class NumpyOps:
         self._do(xp.add.reduce, product, 1, None, row, True)
         self._do(xp.subtract, G, row, product)
         self._do(xp.multiply, product, Z, D)
+
+    def curvature(
+        self, G: Array, H: Array, T: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None,
+        accumulate: bool = False,
+    ) -> None:  # fmt: skip
+        """D = G ⊙ σ' + H ⊙ T ⊙ σ'', the derivative of ⟨H, σ' ⊙ T⟩ beside G's; db as in `activation_gradient`."""
+        if activation.rowwise:
+            self._do(bend_softmax, G, H, T, Z)
+            self._softmax_gradient(T, Z, D)
+        else:
+            arrays = {"z": Z, "g": G, "d": D, "h": H, "t": T, **({"s": S} if activation.slope_reads_s else {})}
+            formula = f"g * ({activation.slope}) + h * t * ({activation.curvature})"
+            compiled = program(f"{'z' if D is Z else 'd'} = {formula}", frozenset(activation.scalars))
+            self._formula(compiled, arrays, activation.scalars)
+        self._sum_rows(D, db, accumulate)
+
+    def scale_rows(self, A: Array, k: Array) -> None:
+        """A = k ⊙ A, with k 0-d or (rows, 1)."""
+        self._do(self.xp.multiply, A, k, A)
 
     def _sum_rows(self, D: Array, db: Array | None, accumulate: bool) -> None:
         if db is None:
@@ -423,6 +443,12 @@ class NumpyOps:
         scalars = frozenset(dict(objective.scalars))
         target = "x" if in_place else "d"
         return program(f"v = k * ({objective.value})", scalars), program(f"{target} = k * ({objective.slope})", scalars)
+
+
+def bend_softmax(G: Array, H: Array, T: Array, Z: Array) -> None:
+    """T = G + H ⊙ (T - Σ Z T) - T Σ H Z, which softmax's own gradient turns into that of ⟨H, Z ⊙ (T - Σ Z T)⟩ beside G's."""
+    mean = (Z * T).sum(axis=1, keepdims=True)
+    T[...] = G + H * (T - mean) - T * (H * Z).sum(axis=1, keepdims=True)
 
 
 def _flat(places: dict[str, Array]) -> dict[str, Array]:

@@ -60,6 +60,11 @@ class Activation:
         """Whether S must be cached beside Z."""
         return not self.rowwise and "s" in formulas.reads(self.slope)
 
+    @functools.cached_property
+    def curvature(self) -> str:
+        """σ'', a formula in what the slope reads: the slope, differentiated; "0" of what is made of straight lines."""
+        return "0" if self.rowwise else formulas.differentiate(self.slope, {"s": "1", "z": self.slope})
+
     @property
     def scalars(self) -> dict[str, float]:
         """The formula's scalar variables."""

@@ -29,15 +29,16 @@ def forward(ops: Ops, W: Arrays, b: Arrays, activations: Sequence[Any], S: Array
 
 def backward(
     ops: Ops, W: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays, G: Arrays, D: Arrays,
-    dW: Arrays, db: Arrays, accumulate: bool = False,
+    dW: Arrays, db: Arrays, repeats: Sequence[bool], accumulate: bool = False,
 ) -> None:  # fmt: skip
     """Fills D, dW, db (or adds to dW, db) and G[l] for l < L from G[L] = ∂J/∂Z[L].
 
-    Where G[L] is None the loss has already given D[L] and db[L]; where G[0] is None the input gradient is left out.
+    Where G[L] is None the loss has already given D[L] and db[L]; where G[0] is None the input gradient is left out. A layer
+    that `repeats` a tied matrix adds to its dW: the total derivative is the sum over the uses.
     """
     for l in range(len(W) - 1, 0, -1):
         if G[l] is not None:
             ops.activation_gradient(G[l], S[l], Z[l], activations[l], D[l], db[l], accumulate)
-        ops.gemm(Z[l - 1].T, D[l], dW[l], accumulate)
+        ops.gemm(Z[l - 1].T, D[l], dW[l], accumulate or repeats[l])
         if G[l - 1] is not None:
             ops.gemm(D[l], W[l].T, G[l - 1])

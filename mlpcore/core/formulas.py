@@ -125,6 +125,54 @@ def substitute(formula: str, replacements: Mapping[str, str]) -> str:
     return ast.unparse(Replace().visit(parse(formula)))
 
 
+def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
+    """The derivative of a formula, where `slopes` gives that of each variable (0 for the others).
+
+    `differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"`. Kinks count as positive(x) does: its own slope is 0.
+    """
+
+    def times(u: str, v: str) -> str:
+        return "0" if "0" in (u, v) else v if u == "1" else u if v == "1" else f"({u}) * ({v})"
+
+    def plus(u: str, v: str, sign: str = "+") -> str:
+        if v == "0":
+            return u
+        return (v if sign == "+" else f"-({v})") if u == "0" else f"{u} {sign} ({v})"
+
+    def of(node: ast.expr) -> str:
+        match node:
+            case ast.Constant():
+                return "0"
+            case ast.Name(id=name):
+                return slopes.get(name, "0")
+            case ast.UnaryOp(operand=u):
+                return plus("0", of(u), "-")
+            case ast.BinOp(left=u, op=ast.Add(), right=v):
+                return plus(of(u), of(v))
+            case ast.BinOp(left=u, op=ast.Sub(), right=v):
+                return plus(of(u), of(v), "-")
+            case ast.BinOp(left=u, op=ast.Mult(), right=v):
+                return plus(times(of(u), ast.unparse(v)), times(ast.unparse(u), of(v)))
+            case ast.BinOp(left=u, right=v):  # a quotient
+                over = plus(of(u), times(f"({ast.unparse(u)}) / ({ast.unparse(v)})", of(v)), "-")
+                return "0" if over == "0" else f"({over}) / ({ast.unparse(v)})"
+            case ast.Call(func=ast.Name(id="maximum" | "minimum" as name), args=[u, v]):
+                first = f"positive({ast.unparse(u)} - ({ast.unparse(v)}))"
+                larger, smaller = (of(u), of(v)) if name == "maximum" else (of(v), of(u))
+                return plus(times(first, larger), times(f"1 - {first}", smaller))
+            case ast.Call(func=ast.Name(id=name), args=[u]):
+                return times(_OUTER[name].format(ast.unparse(u)), of(u))
+        raise AssertionError(ast.dump(node))
+
+    return ast.unparse(parse(of(parse(formula))))
+
+
+_OUTER = {  # f'(u) of each function f
+    "T": "1", "tanh": "1 - tanh({0}) * tanh({0})", "exp": "exp({0})", "expm1": "exp({0})", "log": "1 / ({0})",
+    "log1p": "1 / (1 + ({0}))", "abs": "sign({0})", "sqrt": "T(0.5) / sqrt({0})", "sign": "0", "positive": "0",
+}  # fmt: skip
+
+
 def kinks(formula: str) -> list[str]:
     """Formulas whose change of sign marks a kink: `kinks("maximum(s, 0)") == ["s - 0"]`. For the gradient check."""
     found = []

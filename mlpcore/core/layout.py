@@ -3,13 +3,23 @@
     flat = [ W[1] | W[2] | … | W[L] | b[1] | … | b[L] ],   W[l] (n_{l-1}, n_l) row-major,  b[l] (n_l,)
 
 Parameters, gradient and each optimizer state share this layout: one update pass, one all-reduce, one file entry. Penalties
-and decay act on the prefix `flat[:weights]`.
+and decay act on the prefix `flat[:weights]`. A tied matrix lies there once: its other uses are views of it, so that their
+gradients add up in one place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Tie(NamedTuple):
+    """A layer whose W is that of a layer below: `Tie(4, 1, True)` makes W[4] the view W[1].T."""
+
+    layer: int
+    owner: int
+    transposed: bool
 
 
 @dataclass(frozen=True)
@@ -19,10 +29,12 @@ class Layout:
     Attributes:
         sizes: the widths n_0 … n_L.
         bias: whether layers have a bias.
+        ties: the layers without a matrix of their own.
     """
 
     sizes: tuple[int, ...]
     bias: bool = True
+    ties: tuple[Tie, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -30,21 +42,39 @@ class Layout:
         return len(self.sizes) - 1
 
     @property
+    def owners(self) -> list[int]:
+        """The layers that have a matrix of their own, in order."""
+        tied = {tie.layer for tie in self.ties}
+        return [l for l in range(1, self.layers + 1) if l not in tied]
+
+    @property
     def weights(self) -> int:
-        """How many numbers all W hold together: the prefix on which penalties and decay act."""
-        return sum(a * b for a, b in zip(self.sizes, self.sizes[1:], strict=False))
+        """How many numbers all W hold together, each counted once: the prefix on which penalties and decay act."""
+        return sum(self.sizes[l - 1] * self.sizes[l] for l in self.owners)
 
     @property
     def size(self) -> int:
         """How many numbers the flat vector holds."""
         return self.weights + (sum(self.sizes[1:]) if self.bias else 0)
 
+    @property
+    def repeats(self) -> tuple[bool, ...]:
+        """Whether dW[l] has been written already when the backward pass comes down to l; index 0 False."""
+        owner = {tie.layer: tie.owner for tie in self.ties}
+        slots = [owner.get(l, l) for l in range(self.layers + 1)]
+        return tuple(slot in slots[l + 1 :] for l, slot in enumerate(slots))
+
     def views(self, flat: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """`W, b` as tuples of views of `flat`, index 0 None; every b[l] is None without bias."""
-        W, b, offset = [None], [None], 0
-        for rows, columns in zip(self.sizes, self.sizes[1:], strict=False):
-            W.append(flat[offset : offset + rows * columns].reshape(rows, columns))
+        W: list[Any] = [None] * (self.layers + 1)
+        b: list[Any] = [None]
+        offset = 0
+        for l in self.owners:
+            rows, columns = self.sizes[l - 1 : l + 1]
+            W[l] = flat[offset : offset + rows * columns].reshape(rows, columns)
             offset += rows * columns
+        for layer, owner, transposed in self.ties:
+            W[layer] = W[owner].T if transposed else W[owner]
         for columns in self.sizes[1:]:
             b.append(flat[offset : offset + columns] if self.bias else None)
             offset += columns if self.bias else 0
@@ -52,7 +82,8 @@ class Layout:
 
     def name(self, position: int) -> str:
         """The entry at a position of the flat vector, in the words of the derivation: `"W[2][0, 3]"`."""
-        for l, (rows, columns) in enumerate(zip(self.sizes, self.sizes[1:], strict=False), 1):
+        for l in self.owners:
+            rows, columns = self.sizes[l - 1 : l + 1]
             if position < rows * columns:
                 return f"W[{l}][{position // columns}, {position % columns}]"
             position -= rows * columns
@@ -61,3 +92,35 @@ class Layout:
                 return f"b[{l}][{position}]"
             position -= columns
         raise IndexError(position)
+
+
+def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:
+    """The ties that a user's `{4: 1, 5: "2.T"}` means.
+
+    Raises:
+        TypeError, ValueError: names `tied`, what was expected and what came.
+    """
+    if not isinstance(tied, Mapping):
+        raise TypeError(f"tied must be a dict such as {{4: 1}} or {{4: '1.T'}}; got {tied!r}")
+    ties = []
+    for layer, what in tied.items():
+        transposed = isinstance(what, str)
+        text = what.removesuffix(".T") if isinstance(what, str) else str(what)
+        known = isinstance(layer, int) and not isinstance(layer, bool) and not isinstance(what, bool) and text.isdecimal()
+        if not known or (transposed and what == text):
+            raise TypeError(
+                f"tied: expected layer: layer, or layer: 'layer.T', such as {{4: '1.T'}}; got {{{layer!r}: {what!r}}}"
+            )
+        ties.append(Tie(layer, int(text), transposed))
+    for tie in ties:
+        owned, own = sizes[tie.owner - 1 : tie.owner + 1], sizes[tie.layer - 1 : tie.layer + 1]
+        if not 1 <= tie.owner < tie.layer < len(sizes):
+            raise ValueError(
+                f"tied: a layer takes the matrix of one below it, layers 1 … {len(sizes) - 1}; got {tie.layer}: {tie.owner}"
+            )
+        if tie.owner in (other.layer for other in ties):
+            raise ValueError(f"tied: layer {tie.layer} is tied to layer {tie.owner}, which is tied itself: name its owner")
+        if (owned[::-1] if tie.transposed else owned) != own:
+            shape = f"W[{tie.owner}]{'.T' if tie.transposed else ''} is {owned[::-1] if tie.transposed else owned}"
+            raise ValueError(f"tied: {shape}, but W[{tie.layer}] must be {own}")
+    return tuple(sorted(ties))

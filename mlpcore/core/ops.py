@@ -43,6 +43,11 @@ def accumulator(dtype: str) -> str:
     return "float32" if dtype in ("float16", "bfloat16") else dtype
 
 
+def row_major(A: Array, B: Array, C: Array) -> tuple[Array, Array, Array]:
+    """The same product with a row-major result: Cᵀ = Bᵀ Aᵀ, where C is the transpose of a row-major array."""
+    return (B.T, A.T, C.T) if C.strides[0] < C.strides[1] else (A, B, C)
+
+
 class Recording(Protocol):
     """A recorded run of operations."""
 
@@ -91,7 +96,7 @@ class Ops(Protocol):
         """Out = source[rows], cast to out's dtype by way of `stage` (source's dtype) where the dtypes differ."""
 
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
-        """C = A B, or C += A B. A and B may be transposed views, A an input that changes between replays."""
+        """C = A B, or C += A B. All may be transposed views, A an input that changes between replays."""
 
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
         """S += b; Z = σ(S), row by row. Z may be S."""
@@ -103,6 +108,18 @@ class Ops(Protocol):
         self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False
     ) -> None:
         """D = G ⊙ σ'(S, Z); db = Σ_rows D, or db += Σ_rows D. D may be G or Z; S, Z and G are otherwise kept."""
+
+    def curvature(
+        self, G: Array, H: Array, T: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None,
+        accumulate: bool = False,
+    ) -> None:  # fmt: skip
+        """D = G ⊙ σ' + H ⊙ T ⊙ σ'', the derivative of ⟨H, σ' ⊙ T⟩ beside G's; db as in `activation_gradient`.
+
+        Behind a softmax, whose slope mixes a row, likewise. D may be Z. T is overwritten.
+        """
+
+    def scale_rows(self, A: Array, k: Array) -> None:
+        """A = k ⊙ A, with k 0-d or (rows, 1)."""
 
     def loss(
         self, x: Array, Y: Array, k: Array, objective: Objective, D: Array, db: Array | None, J: Array, accumulate: bool

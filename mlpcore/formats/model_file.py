@@ -2,6 +2,7 @@
 
     tensors:   "parameters" (size,), and what the caller adds (a standardiser's mean and scale)
     metadata:  "mlpcore" = JSON {"version": 1, "sizes": …, "bias": …, "activations": [{"name": …, "value": …}, …], …}
+               version 2 adds "tied": {"4": "1.T"}
 
 Written to a temporary file beside the target and renamed, so that a file is whole or not there.
 """
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2  # the newest that is read; files without tied layers are still written as version 1
 
 
 def write(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
@@ -28,7 +29,7 @@ def write(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[st
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{str(path)!r} cannot be written: the folder {str(target.parent)!r} does not exist")
     whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}  # safetensors corrupts others silently
-    data = save(whole, {"mlpcore": json.dumps({"version": VERSION, **header})})
+    data = save(whole, {"mlpcore": json.dumps({"version": 1, **header})})
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:

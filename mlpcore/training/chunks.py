@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,16 +61,17 @@ class Chunk:
         buffers: the arrays that `plan.chunk_buffers` lists.
         scale: 0-d, 1 / Σ w of the batch.
         J: 0-d, the loss that the chunk adds to.
+        repeats: of the layout: which dW are written by a layer above, too.
         x: Z[0] where it is not the buffer of that name.
     """
 
     def __init__(
         self, ops: Ops, W: backprop.Arrays, b: backprop.Arrays, activations: tuple[Activation | None, ...],
         objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array, J: Array,
-        x: Input | None = None,
+        repeats: Sequence[bool], x: Input | None = None,
     ) -> None:  # fmt: skip
         self.ops, self.W, self.b, self.activations, self.objective = ops, W, b, activations, objective
-        self.dW, self.db, self.buffers, self.scale, self.J, self.x = dW, db, buffers, scale, J, x
+        self.dW, self.db, self.buffers, self.scale, self.J, self.repeats, self.x = dW, db, buffers, scale, J, repeats, x
         ops.use(buffers)
 
     def rows(self, name: str, rows: int) -> Array:
@@ -104,7 +105,7 @@ class Chunk:
             db = None if what == "loss" else db
             self.ops.loss(Z[L], self.rows("Y", rows), k, self.objective, target, db, self.J, accumulate)
         if what == "step":
-            backprop.backward(self.ops, self.W, activations, S, Z, G, Z, self.dW, self.db, accumulate)
+            backprop.backward(self.ops, self.W, activations, S, Z, G, Z, self.dW, self.db, self.repeats, accumulate)
 
 
 class Worker(Chunk):
@@ -116,10 +117,11 @@ class Worker(Chunk):
     def __init__(
         self, ops: Ops, W: backprop.Arrays, b: backprop.Arrays, activations: tuple[Activation | None, ...],
         objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array,
+        repeats: Sequence[bool],
     ) -> None:  # fmt: skip
         self.input = Input()
         J = ops.xp.zeros((), np.float64)
-        super().__init__(ops, W, b, activations, objective, dW, db, buffers, scale, J, self.input)
+        super().__init__(ops, W, b, activations, objective, dW, db, buffers, scale, J, repeats, self.input)
         self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
 
     def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:

@@ -203,7 +203,9 @@ class GraphStep(PlannedStep):
         W = self.W if self.low is None else self.layout.views(self.low)[0]
         scale, J = self.kernels.scalar(cuda_step.SCALE), self.kernels.scalar(cuda_step.LOSS)
         dW, db = self.layout.views(self.gradient)
-        self.chunk = Chunk(self.ops, W, self.b, self.activations, self.objective, dW, db, buffers, scale, J)
+        self.chunk = Chunk(
+            self.ops, W, self.b, self.activations, self.objective, dW, db, buffers, scale, J, self.layout.repeats
+        )
         self.ops.control = self.kernels.control
         self.ops.gain = self.kernels.scalar(cuda_step.GAIN) if self.scaled else None
         if inputs.host:

@@ -183,7 +183,7 @@ def chunk_buffers(
     widths = sizes[1:L] if objective.matched else sizes[1:]
     if widths:
         buffers.append(Buffer("G", (rows * max(widths),), dtype, "∂J/∂Z[l] of one layer at a time"))
-    return buffers + ops.scratch(rows, sizes, dtype, activations, objective, accumulates)
+    return buffers + ops.scratch(rows, sizes, dtype, activations, objective, accumulates or any(layout.repeats))
 
 
 def _as_given(ops: Ops, name: str, shape: tuple[int, ...], given: str, dtype: str) -> list[Buffer]:

@@ -1,0 +1,96 @@
+"""A variable that enters twice contributes twice: the total derivative, by hand and in a network.
+
+V = (4π/3) t x y is the volume of an ellipsoid with half-axes t, x, y. Let t be tied to x, by t = x. How fast does V change
+when x moves? Three answers:
+
+    the partial derivative by x                  (4π/3) t y       right to "and t stays", but t does not stay
+    substitution after the differentiation       (4π/3) x y       the same number: too small by the factor 2
+    substitution before the differentiation      (8π/3) x y       right
+
+The differential has both terms, dV = (4π/3) (x y dt + t y dx + t x dy), and with dt = dx and dy = 0 it is the third.
+
+In the engine: two layers of one number each, Z = W[2] W[1] x, with W[2] tied to W[1]. Then Z = w² x, and by w it changes at
+2 w x. The gradient that a trainer uses is the total one, because both uses add into one place. The same holds for the matrix
+of an autoencoder that encodes by W and decodes by Wᵀ, where the half-done gradient looks right: its shape is.
+"""
+
+import argparse
+import math
+
+import numpy as np
+
+import mlpcore as mc
+
+
+def volume(t, x, y):
+    """Of an ellipsoid."""
+    return 4 * math.pi / 3 * t * x * y
+
+
+def difference(f, x, h=1e-6):
+    """The central difference of f at x."""
+    return (f(x + h) - f(x - h)) / (2 * h)
+
+
+def three_answers(x, y):
+    """The rates at which V changes with x, with t = x: by name, and the central difference of the tied function."""
+    t = x
+    rates = {
+        "partial derivative by x": 4 * math.pi / 3 * t * y,
+        "substituted afterwards": 4 * math.pi / 3 * x * y,
+        "substituted before": 8 * math.pi / 3 * x * y,
+    }
+    return rates, difference(lambda moved: volume(moved, moved, y), x)
+
+
+def two_uses(tied, w):
+    """d(w² c)/dw with c = 4π/3 · 0.7 by a net of two layers: the gradient as (dW[1], dW[2]), each (1, 1)."""
+    net = mc.MLP([1, 1, 1], "identity", bias=False, dtype="float64", tied={2: 1} if tied else None)
+    net.W[1][...] = net.W[2][...] = w
+    parameters = net.vjp([[4 * math.pi / 3 * 0.7]], [[1.0]]).parameters
+    W, _ = net.layout.views(parameters)
+    return float(W[1][0, 0]), float(W[2][0, 0])
+
+
+def autoencoder(seed=0):
+    """DJ along a random change of W[1] of a tied autoencoder: by one use, by the engine, and by a central difference."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((50, 3)) @ rng.standard_normal((3, 8))
+    net = mc.MLP([8, 3, 8], "tanh", tied={2: "1.T"}, dtype="float64", seed=seed)
+    apart = mc.MLP([8, 3, 8], "tanh", dtype="float64")  # the same function, with two matrices
+    for l in (1, 2):
+        apart.W[l][...] = net.W[l]
+    loss, V = mc.loss("squared_error"), rng.standard_normal((8, 3))
+    one_use = apart.backward(apart.forward(X), loss(apart.predict(X), X)[1]).W[1]
+    total = net.backward(net.forward(X), loss(net.predict(X), X)[1]).W[1]
+    W = net.W[1].copy()
+
+    def J(step):
+        net.W[1][...] = W + step * V  # W[2] is a view of it and follows
+        return loss(net.predict(X), X)[0]
+
+    return float((one_use * V).sum()), float((total * V).sum()), difference(J, 0.0, 1e-5)
+
+
+def main():
+    """Prints the three answers, and the networks' beside them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", help="not used: this example saves no picture")
+    parser.parse_args()
+    x, y = 1.5, 0.7
+    rates, measured = three_answers(x, y)
+    print(f"dV/dx of V = (4π/3) t x y at t = x = {x}, y = {y}")
+    for name, rate in rates.items():
+        print(f"  {name:<26} {rate:8.4f}   {rate / measured:.3f} of the measured {measured:.4f}")
+    first, second = two_uses(False, x)
+    print(f"\nZ = W[2] W[1] c with W[1] = W[2] = {x}, c = (4π/3) {y}")
+    print(f"  untied: dW[1] {first:.4f}, dW[2] {second:.4f}, each a partial derivative")
+    print(f"  tied={{2: 1}}: {two_uses(True, x)[0]:.4f}, their sum: the third answer above")
+    one_use, total, numeric = autoencoder()
+    print("\nAn autoencoder 8-3-8 with W[2] = W[1].T: dJ along a change of W[1]")
+    for name, value in (("one use of W alone", one_use), ("tied={2: '1.T'}", total), ("central difference", numeric)):
+        print(f"  {name:<26} {value:8.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The recurrences of `backprop.py`, differentiated: along a direction, and once more in reverse.
+
+The differential of the forward pass (Pearlmutter 1994 calls it R-propagation), where dZ[0] is a change of X and dW, db of the
+parameters:
+
+    dS[l] = dZ[l-1] W[l] + Z[l-1] dW[l] + db[l]          dZ[l] = σ_l' ⊙ dS[l]                        l = 1 … L
+
+In reverse, for a scalar that depends on Z[L] and on dZ[L], with G[L] and H[L] its derivatives by the two:
+
+    E[l] = ∂/∂dS[l] = H[l] ⊙ σ_l'                         D[l] = ∂/∂S[l] = G[l] ⊙ σ_l' + H[l] ⊙ dS[l] ⊙ σ_l''
+    gradient by W[l]: Z[l-1]ᵀ D[l] + dZ[l-1]ᵀ E[l]        gradient by b[l]: Σ_rows D[l]
+    G[l-1] = D[l] W[l]ᵀ + E[l] dW[l]ᵀ                     H[l-1] = E[l] W[l]ᵀ                        l = L … 1
+
+The second block is also the differential of the backward pass: there H is ∂J/∂Z, E is ∂J/∂S, G and D are what these two
+change by along (dW, db), and the gradient is the Hessian's product with that direction. Letters as in `backprop.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlpcore.core.activations import resolve
+from mlpcore.core.backprop import Arrays
+from mlpcore.core.ops import Ops
+
+IDENTITY = resolve("identity")
+
+
+def tangent(
+    ops: Ops, W: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays, dW: Arrays | None, db: Arrays | None,
+    dS: Arrays, dZ: Arrays,
+) -> None:  # fmt: skip
+    """Fills dS and dZ from dZ[0], dW and db. Where dZ[0] is None X stays, where dW is None the parameters do."""
+    for l in range(1, len(W)):
+        moved = dZ[l - 1] is not None
+        if moved:
+            ops.gemm(dZ[l - 1], W[l], dS[l])
+        if dW is not None and db is not None:
+            ops.gemm(Z[l - 1], dW[l], dS[l], moved)
+            ops.bias_activation(dS[l], db[l], IDENTITY, dS[l])
+        ops.activation_gradient(dS[l], S[l], Z[l], activations[l], dZ[l], None)
+
+
+def backward(
+    ops: Ops, W: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays, dS: Arrays, dZ: Arrays, G: Arrays, H: Arrays,
+    D: Arrays, E: Arrays, gW: Arrays, gb: Arrays, repeats: Sequence[bool], dW: Arrays | None = None, accumulate: bool = False,
+) -> None:  # fmt: skip
+    """Fills D, E, the gradient gW, gb (or adds to it) and G[l], H[l] for l < L from G[L] and H[L]; dS is overwritten.
+
+    Where G[L] is None D[L] and E[L] are there already; G[0] is left out where it is None, H[0] always.
+    """
+    for l in range(len(W) - 1, 0, -1):
+        more = accumulate or repeats[l]
+        if G[l] is None:
+            ops.activation_gradient(D[l], D[l], D[l], IDENTITY, D[l], gb[l], accumulate)
+        else:
+            ops.activation_gradient(H[l], S[l], Z[l], activations[l], E[l], None)
+            if activations[l].curvature == "0" and not activations[l].rowwise:
+                ops.activation_gradient(G[l], S[l], Z[l], activations[l], D[l], gb[l], accumulate)
+            else:
+                ops.curvature(G[l], H[l], dS[l], S[l], Z[l], activations[l], D[l], gb[l], accumulate)
+        ops.gemm(Z[l - 1].T, D[l], gW[l], more)
+        if dZ[l - 1] is not None:
+            ops.gemm(dZ[l - 1].T, E[l], gW[l], True)
+        if G[l - 1] is not None:
+            ops.gemm(D[l], W[l].T, G[l - 1])
+            if dW is not None:
+                ops.gemm(E[l], dW[l].T, G[l - 1], True)
+        if l > 1:
+            ops.gemm(E[l], W[l].T, H[l - 1])
