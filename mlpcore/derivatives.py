@@ -20,6 +20,7 @@ from mlpcore.backends import device as devices
 from mlpcore.core import backprop, differentials, formulas, inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import SOFTMAX, Activation, resolve
+from mlpcore.core.ops import Buffer
 from mlpcore.training import plan as planning
 
 if TYPE_CHECKING:
@@ -45,18 +46,18 @@ class Cotangent(NamedTuple):
 
 
 class _Pass:
-    """The arrays of one chunk of rows, and the passes over them.
+    """The arrays of one chunk of rows, cut from one allocation, and the passes over them.
 
     Args:
         net: the network.
         X: the caller's rows.
-        second: whether dS and dZ are wanted apart, for the backward pass behind a tangent.
+        keeps: how much a backward pass needs: 0 none comes, 1 every Z[l], 2 every dS[l] and dZ[l], too.
         chunk_rows: rows of a chunk, or None.
         objective: the loss on top, if there is one.
     """
 
     def __init__(
-        self, net: MLP, X: Array, second: bool, chunk_rows: int | None, objective: loss_sheet.Objective | None = None
+        self, net: MLP, X: Array, keeps: int, chunk_rows: int | None, objective: loss_sheet.Objective | None = None
     ) -> None:
         self.net, self.X, self.L, self.objective = net, X, net.layout.layers, objective
         self.xp, self.ops = devices.module(net.device), devices.operations(net.device, deterministic=True)()
@@ -64,57 +65,83 @@ class _Pass:
         self.activations = list(net.activations)
         if self.matched:
             self.activations[self.L] = IDENTITY  # the loss reads S[L] itself
-        self.keeps = [a is not None and a.slope_reads_s for a in self.activations]
-        sizes, itemsize = net.sizes, net.dtype.itemsize
-        columns = sum(sizes) * (3 if second else 2) + 3 * max(sizes)
+        itemsize = net.dtype.itemsize
         if chunk_rows is not None:
             rows = inputs.positive_integer(chunk_rows, "chunk_rows")
         elif net.device == "cpu":
-            rows = planning.choose_rows(lambda m: m * columns * itemsize, net.layout, itemsize, len(X))
+            rows = planning.choose_rows(lambda m: planning.part_bytes(self._buffers(m, keeps)), net.layout, itemsize, len(X))
         else:
-            rows = max(1, CUDA_BYTES // (columns * itemsize))
-        self.rows = rows = min(rows, len(X))
-        self.Z = [self._new(rows, n) for n in sizes]
-        self.S = [self._new(rows, n) if keep else z for n, keep, z in zip(sizes, self.keeps, self.Z, strict=True)]
-        self.dZ = [self._new(rows, n) for n in sizes]
-        self.dS = [self._new(rows, n) for n in sizes] if second else self.dZ
-        self.G, self.H = self._new(rows, max(sizes)).reshape(-1), self._new(rows, max(sizes)).reshape(-1)
-        self.top = self._new(rows, sizes[-1])
-        largest = max(rows * max(sizes), *(a * b for a, b in itertools.pairwise(sizes)))
-        self.ops.use({
-            "ones": self._new(1, rows)[0],
-            "dW of a chunk": self._new(1, largest)[0],
-            "db of a chunk": self._new(1, max(sizes))[0],
-        })  # fmt: skip
+            rows = max(1, CUDA_BYTES // (planning.part_bytes(self._buffers(1024, keeps)) // 1024))
+        self.rows = min(rows, len(X))
+        self.arrays = planning.allocate(self.ops, self._buffers(self.rows, keeps))
+        self.ops.use(self.arrays)
+        layers, slots = range(self.L + 1), [l % 2 for l in range(self.L + 1)]
+        self.names = {
+            "Z": [f"Z[{l if keeps else slots[l]}]" for l in layers],
+            "dZ": [f"dZ[{l if keeps == 2 else slots[l]}]" for l in layers],
+        }
+        self.names["S"] = ["S[0]" if self._reads_s(l) and not keeps else f"S[{l}]" if self._reads_s(l) else z
+                           for l, z in enumerate(self.names["Z"])]  # fmt: skip
+        self.names["dS"] = [f"dS[{l}]" for l in layers] if keeps == 2 else self.names["dZ"]
+        self.Z0 = self.dZ0 = self.arrays["X"]
+        self.top = self.arrays["top"]
 
-    def _new(self, rows: int, columns: int) -> Array:
-        array: Array = self.xp.empty((rows, columns), self.net.dtype)
-        return array
+    def _reads_s(self, l: int) -> bool:
+        activation = self.activations[l]
+        return activation is not None and activation.slope_reads_s
+
+    def _buffers(self, rows: int, keeps: int) -> list[Buffer]:
+        """The arrays of chunks of `rows` rows. Without a backward pass two layers at a time are enough."""
+        sizes, dtype, wide = self.net.sizes, self.net.dtype.name, max(self.net.sizes)
+        shapes: dict[str, tuple[int, ...]] = {"X": (rows, sizes[0]), "dX": (rows, sizes[0]), "top": (rows, sizes[-1])}
+        for l in range(1, self.L + 1) if keeps else (0, 1):
+            n = sizes[l] if keeps else wide
+            shapes[f"Z[{l}]"] = (rows, n)
+            if self._reads_s(l) or (not keeps and any(map(self._reads_s, range(self.L + 1)))):
+                shapes[f"S[{l}]"] = (rows, n)
+            if keeps == 2:
+                shapes[f"dS[{l}]"] = shapes[f"dZ[{l}]"] = (rows, n)
+        if keeps < 2:
+            shapes |= {"dZ[0]": (rows, wide), "dZ[1]": (rows, wide)}
+        if keeps:
+            shapes |= {"G": (rows * wide,), "H": (rows * wide,), "ones": (rows,), "db of a chunk": (wide,)}
+        largest = max(rows * wide, *(a * b for a, b in itertools.pairwise(sizes)))
+        shapes["dW of a chunk"] = (largest if keeps else rows * wide,)
+        return [Buffer(name, shape, dtype, "of a chunk") for name, shape in shapes.items()]
 
     def chunks(self) -> Iterator[tuple[slice, int]]:
         """The rows of X, cut, and how many; Z[0] holds those of the chunk."""
         for start in range(0, len(self.X), self.rows):
             part = slice(start, min(start + self.rows, len(self.X)))
-            self.load(self.X, part, self.Z[0])
+            self.Z0 = self.load(self.X, part, self.arrays["X"])
             yield part, part.stop - part.start
 
     def load(self, source: Array, part: slice, into: Array) -> Array:
-        """Rows of a caller's array, cast and moved into a buffer."""
-        into[: part.stop - part.start] = _moved(self.net, source[part], self.net.dtype)
-        return into[: part.stop - part.start]
+        """Rows of a caller's array: where they lie if they are as the network wants them, else in a buffer."""
+        rows = source[part]
+        if self.net.device == "cpu" and rows.dtype == self.net.dtype and rows.flags.c_contiguous:
+            return rows
+        into[: len(rows)] = _moved(self.net, rows, self.net.dtype)
+        return into[: len(rows)]
 
     def of(self, m: int) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         """The first m rows of S, Z, dS and dZ; one object where two share a buffer, which is how backends know it."""
-        views: dict[int, Array] = {}
+        views: dict[tuple[str, int], Array] = {}
 
-        def cut(buffers: list[Array]) -> list[Any]:
-            return [views.setdefault(id(buffer), buffer[:m]) for buffer in buffers]
+        def cut(names: list[str], first: Array) -> list[Any]:
+            found = [first]
+            for name, n in zip(names[1:], self.net.sizes[1:], strict=True):
+                if (name, n) not in views:
+                    views[name, n] = self.arrays[name].reshape(-1)[: m * n].reshape(m, n)
+                found.append(views[name, n])
+            return found
 
-        return cut(self.S), cut(self.Z), cut(self.dS), cut(self.dZ)
+        S, Z = cut(self.names["S"], self.Z0), cut(self.names["Z"], self.Z0)
+        return S, Z, cut(self.names["dS"], self.dZ0), cut(self.names["dZ"], self.dZ0)
 
-    def flat(self, buffer: Array, m: int) -> list[Any]:
+    def flat(self, name: str, m: int) -> list[Any]:
         """One buffer as an (m, n_l) array for each layer, one layer at a time."""
-        return [buffer[: m * n].reshape(m, n) for n in self.net.sizes]
+        return [self.arrays[name][: m * n].reshape(m, n) for n in self.net.sizes]
 
     def forward(self, m: int) -> None:
         """Z of the chunk, and S where the slope reads it."""
@@ -122,24 +149,29 @@ class _Pass:
         backprop.forward(self.ops, self.net.W, self.net.b, self.activations, S, Z)
 
     def tangent(self, m: int, dW: Any, db: Any, moved: bool) -> None:
-        """The differentials of the chunk; `moved`: whether dZ[0] holds a change of X."""
+        """Z of the chunk and its differential; `moved`: whether dZ[0] holds a change of X."""
         S, Z, dS, dZ = self.of(m)
         dZ[0] = dZ[0] if moved else None
-        differentials.tangent(self.ops, self.net.W, self.activations, S, Z, dW, db, dS, dZ)
+        differentials.forward(self.ops, self.net.W, self.net.b, self.activations, S, Z, dW, db, dS, dZ)
+
+    def output(self, m: int) -> Array:
+        """Z[L] of the chunk, S[L] if the loss reads that."""
+        last: Array = self.of(m)[1][-1]
+        return last
 
     def first(self, Y: Array, k: Array, m: int, into: Array | None) -> None:
         """K ∂ℓ/∂x of the chunk, by x = S[L] if matched, else Z[L]; None: in the place of x."""
         assert self.objective is not None
-        x = self.Z[self.L][:m]
+        x = self.output(m)
         J = self.xp.zeros((), np.float64 if self.net.device == "cpu" else self.net.dtype)
         self.ops.loss(x, Y, k, self.objective, x if into is None else into, None, J, False)
 
     def second(self, Y: Array, k: Array, m: int, into: Array) -> None:
         """K ∂²ℓ/∂x² dx of the chunk, from dx in dZ[L]."""
-        x, dx, objective = self.Z[self.L][:m], self.dZ[self.L][:m], self.objective
+        x, dx, objective = self.output(m), self.of(m)[3][-1], self.objective
         assert objective is not None
         if objective.loss.rowwise:
-            self.ops.bias_activation(x, None, SOFTMAX, P := self._new(m, x.shape[1]))
+            self.ops.bias_activation(x, None, SOFTMAX, P := self.xp.empty_like(x))
             self.ops.activation_gradient(dx, P, P, SOFTMAX, into, None)
             self.ops.scale_rows(into, k if Y.ndim == 1 else k * Y.sum(axis=1, keepdims=True))
             return
@@ -210,15 +242,15 @@ def jvp(net: MLP, X: ArrayLike, dX: ArrayLike | None, dparameters: Any, chunk_ro
         raise ValueError("jvp needs a direction: dX, dparameters, or both")
     along = None if dX is None else _rows(net, dX, net.sizes[0], "dX", len(source))
     dW, db = (None, None) if dparameters is None else net.layout.views(_vector(net, dparameters, "dparameters"))
-    work = _Pass(net, source, False, chunk_rows)
+    work = _Pass(net, source, 0, chunk_rows)
     output, change = (_result(net, source, net.sizes[-1]) for _ in range(2))
     for part, m in work.chunks():
         if along is not None:
-            work.load(along, part, work.dZ[0])
-        work.forward(m)
+            work.dZ0 = work.load(along, part, work.arrays["dX"])
         work.tangent(m, dW, db, along is not None)
-        _store(net, output, part, work.Z[-1][:m])
-        _store(net, change, part, work.dZ[-1][:m])
+        _, Z, _, dZ = work.of(m)
+        _store(net, output, part, Z[-1])
+        _store(net, change, part, dZ[-1])
     return Tangent(output, change)
 
 
@@ -232,18 +264,18 @@ def vjp(
         raise ValueError(f"dX and dV go together, for ⟨dV, dZ⟩ with dZ = (∂Z/∂X) dX; {'dV' if dV is None else 'dX'} is missing")
     along = None if dX is None else _rows(net, dX, net.sizes[0], "dX", len(source))
     weigh = None if dV is None else _rows(net, dV, net.sizes[-1], "dV", len(source))
-    work = _Pass(net, source, along is not None, chunk_rows)
+    work = _Pass(net, source, 1 if along is None else 2, chunk_rows)
     gradient, by_X = _Gradient(work), _result(net, source, net.sizes[0])
     for part, m in work.chunks():
-        work.forward(m)
-        G = [*work.flat(work.G, m)[:-1], work.load(given, part, work.top)]
+        G = [*work.flat("G", m)[:-1], work.load(given, part, work.top)]
         if along is None or weigh is None:
+            work.forward(m)
             gradient.add(m, G)
         else:
-            work.load(along, part, work.dZ[0])
+            work.dZ0 = work.load(along, part, work.arrays["dX"])
             work.tangent(m, None, None, True)
-            H = work.flat(work.H, m)
-            work.load(weigh, part, H[-1])
+            H = work.flat("H", m)
+            H[-1] = work.load(weigh, part, H[-1])
             gradient.add_second(m, G, H, None, True)
         _store(net, by_X, part, G[0])
     return Cotangent(gradient.vector, by_X)
@@ -256,13 +288,12 @@ def hvp(
     source = _rows(net, X, net.sizes[0], "X")
     targets = _Targets(net, len(source), Y, loss, sample_weight)
     dW, db = net.layout.views(_vector(net, v, "v"))
-    work = _Pass(net, source, True, chunk_rows, targets.objective)
+    work = _Pass(net, source, 2, chunk_rows, targets.objective)
     gradient = _Gradient(work)
     for part, m in work.chunks():
         y, k = targets.of(part)
-        work.forward(m)
         work.tangent(m, dW, db, False)
-        G, H, top = work.flat(work.G, m), work.flat(work.H, m), work.top[:m]
+        G, H, top = work.flat("G", m), work.flat("H", m), work.top[:m]
         work.second(y, k, m, top)
         work.first(y, k, m, None if work.matched else H[-1])
         G = [None, *G[1:-1], None if work.matched else top]
@@ -277,15 +308,14 @@ def gnvp(
     source = _rows(net, X, net.sizes[0], "X")
     targets = _Targets(net, len(source), Y, loss, sample_weight)
     dW, db = net.layout.views(_vector(net, v, "v"))
-    work = _Pass(net, source, False, chunk_rows, targets.objective)
+    work = _Pass(net, source, 1, chunk_rows, targets.objective)
     gradient = _Gradient(work)
     for part, m in work.chunks():
         y, k = targets.of(part)
-        work.forward(m)
         work.tangent(m, dW, db, False)
         top = work.top[:m]
         work.second(y, k, m, top)
-        G = [None, *work.flat(work.G, m)[1:-1], None if work.matched else top]
+        G = [None, *work.flat("G", m)[1:-1], None if work.matched else top]
         gradient.add(m, G, top if work.matched else None)
     return gradient.vector
 

@@ -27,12 +27,13 @@ from mlpcore.core.ops import Ops
 IDENTITY = resolve("identity")
 
 
-def tangent(
-    ops: Ops, W: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays, dW: Arrays | None, db: Arrays | None,
+def forward(
+    ops: Ops, W: Arrays, b: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays, dW: Arrays | None, db: Arrays | None,
     dS: Arrays, dZ: Arrays,
 ) -> None:  # fmt: skip
-    """Fills dS and dZ from dZ[0], dW and db. Where dZ[0] is None X stays, where dW is None the parameters do."""
+    """Fills S, Z from Z[0], and dS, dZ from dZ[0], dW, db. Where dZ[0] is None X stays, where dW is None the parameters do."""
     for l in range(1, len(W)):
+        ops.layer(Z[l - 1], W[l], b[l], activations[l], S[l], Z[l])
         moved = dZ[l - 1] is not None
         if moved:
             ops.gemm(dZ[l - 1], W[l], dS[l])
