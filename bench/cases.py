@@ -142,7 +142,7 @@ SUITES = {
     "step": Suite(TABLE, (), rounds=21, seconds=0.15, memory=False, expected="about 7 minutes"),
     "cpu": Suite(
         [*TABLE, *_CPU_SWEEP], _CPU_PEERS,
-        expected="about 40 minutes on two cores with every peer installed, 8 with none; it can be interrupted and resumed",
+        expected="about an hour on two cores with every peer, 10 minutes with none; it can be interrupted and resumed",
     ),
     "gpu": Suite(
         [*_GPU, *_GPU_SWEEP], _GPU_PEERS, rounds=9, seconds=0.03, pause=0.01, limit=8, expected="under 8 minutes on one GPU",

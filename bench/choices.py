@@ -8,13 +8,24 @@ A line a question: medians in microseconds of each way, interleaved. The first w
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone, nothing installed
+
+import mlpcore as mc
+from mlpcore.backends import numpy_ops
+from mlpcore.core.activations import resolve
+from mlpcore.core.formulas import program
+from mlpcore.core.optimizers import Progress
 
 Ways = dict[str, Callable[[], Any]]
 rng = np.random.default_rng(0)
@@ -120,8 +131,73 @@ def broadcast_buffer() -> Ways:
     return {"2,048 entries": lambda: add(2048), "8,192 entries, the default": lambda: add(8192)}
 
 
+def adamw_pieces() -> Ways:
+    """AdamW on 669,706 parameters, one thread, by the entries that go through all eleven passes together."""
+    optimizer, vectors = mc.AdamW(1e-8), {name: abs(numbers(669706)) for name in "wgmv"}
+    compiled = program(optimizer.statements, frozenset(optimizer.scalars(Progress(total=1))))
+    scalars = {key: np.float32(value) for key, value in compiled.fold(optimizer.scalars(Progress(step=9))).items()}
+    return {f"{piece:,} entries": _by_pieces(compiled, vectors, scalars, piece) for piece in (32768, 4096, 669706)}
+
+
+def gelu_slope_pieces() -> Ways:
+    """D = G ⊙ gelu'(S), 512 x 1,024, by the entries that go through all passes together."""
+    compiled = program(f"g = g * ({resolve('gelu').slope})", frozenset())
+    arrays = {name: numbers(512 * 1024) for name in "gs"}
+    scalars = {key: np.float32(value) for key, value in compiled.fold({}).items()}
+    return {f"{piece:,} entries": _by_pieces(compiled, arrays, scalars, piece) for piece in (32768, 524288)}
+
+
+def _by_pieces(compiled: Any, arrays: dict[str, np.ndarray], scalars: dict[str, Any], piece: int) -> Callable[[], None]:
+    ops, kept = numpy_ops.NumpyOps(), numpy_ops.PIECE
+    numpy_ops.PIECE = piece
+    tape = ops.record(lambda: ops.map(compiled, arrays, {key: np.asarray(value) for key, value in scalars.items()}))
+    numpy_ops.PIECE = kept
+    return lambda: ops.quietly(tape.replay)
+
+
+def combination() -> Ways:
+    """The sum m = β m + g, 32,768 entries: two passes, or a product with a row of two numbers."""
+    both, c, out = numbers(2, 32768), np.array([0.9, 1.0], np.float32), numbers(32768)
+
+    def passes() -> None:
+        np.multiply(c[0], both[0], both[0])
+        np.add(both[0], both[1], both[0])
+
+    return {"multiply, add": passes, "matmul": lambda: np.matmul(c, both, out)}
+
+
+def small_product() -> Ways:
+    """S = Z W, 32 x 64 x 10."""
+    Z, W, S = numbers(32, 64), numbers(64, 10), numbers(32, 10)
+    return {"dot": lambda: np.dot(Z, W, S), "matmul": lambda: np.matmul(Z, W, S)}
+
+
+def large_product() -> Ways:
+    """The product dW = Zᵀ D, 784 x 32 x 128."""
+    Z, D, dW = numbers(32, 784), numbers(32, 128), numbers(784, 128)
+    return {"matmul": lambda: np.matmul(Z.T, D, dW), "dot, which writes zeros first": lambda: np.dot(Z.T, D, dW)}
+
+
+def quiet() -> Ways:
+    """An empty call with NumPy's warnings off."""
+    context = contextvars.copy_context()
+    context.run(np.seterr, all="ignore")
+
+    def block() -> None:
+        with np.errstate(all="ignore"):
+            pass
+
+    return {"in a context made before": lambda: context.run(int), "np.errstate": block}
+
+
+QUESTIONS = (
+    gemm_and_accumulate, outer_product, narrow_softmax, relu_slope, broadcast_buffer, adamw_pieces,
+    gelu_slope_pieces, combination, small_product, large_product, quiet,
+)  # fmt: skip
+
+
 def main() -> None:
-    for question in (gemm_and_accumulate, outer_product, narrow_softmax, relu_slope, broadcast_buffer):
+    for question in QUESTIONS:
         ways = question()
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(15):

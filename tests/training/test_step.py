@@ -405,3 +405,44 @@ print(count())
     before, after_steps, inner, outer, after = out
     assert before == after_steps == after
     assert inner == outer == "{1}"
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes", "threads"), [(32, [784, 128, 10], 1), (300, [784, 128, 10], 2), (32, [784, 512, 10], 2)]
+)
+def test_blas_gets_one_thread_where_a_cache_holds_the_parameters_and_rows_are_few(rows, sizes, threads):
+    code = f"""
+import numpy as np, mlpcore as mc
+from mlpcore.backends import blas
+trainer = mc.Trainer(mc.MLP({sizes}, output="softmax"), optimizer=mc.SGD(0.1))
+seen, update = [], trainer._step._update
+def look(*arguments):
+    seen.extend(library.get_num_threads() for library in blas._libraries())
+    update(*arguments)
+trainer._step._update = look
+X, Y = np.ones(({rows}, {sizes[0]}), np.float32), np.zeros({rows}, int)
+trainer.step(X, Y)
+print(*seen, blas.threads())
+"""
+    env = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    out = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout.split()
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert out[-1] == str(min(2, cpus))
+    assert out[:-1] == [str(threads)] if cpus > 1 else True
+
+
+def test_reductions_penalties_and_clipping_go_lane_by_lane_and_count_every_entry():
+    """Two workers and two lanes against one of each: sums in another order, nothing left out."""
+    rng = np.random.default_rng(3)
+    X, Y = rng.standard_normal((600, 513)), rng.standard_normal((600, 513))
+    found = []
+    for lanes, workers in ((1, 1), (2, 2)):
+        net = mc.MLP([513, 513], dtype="float64", seed=1)
+        trainer = mc.Trainer(
+            net, "squared_error", mc.AdamW(1e-3), l1=1e-3, l2=1e-2, clip_norm=0.5, workers=workers, chunk_rows=100
+        )
+        trainer._step.lanes, trainer._step.lane_ops = lanes, [trainer._step.new_ops() for _ in range(lanes)]
+        losses = [trainer.step(X, Y) for _ in range(3)]
+        found.append((losses, net.parameters.copy()))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-9, atol=1e-12)
