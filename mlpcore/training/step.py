@@ -136,7 +136,8 @@ class Step(PlannedStep):
         self.gradient = self.state.pop("gradient")
         for lane, ops in enumerate(self.lane_ops):
             ops.use({"registers": self.state.pop(f"registers {lane}")})
-        self.lane_gradients = np.array_split(self.gradient, self.lanes)
+        edges = [self.layout.size * lane // self.lanes for lane in range(self.lanes + 1)]
+        self.lane_gradients = [self.gradient[begin:end] for begin, end in itertools.pairwise(edges)]
         self.penalty, self.updates = self._record_penalty(), self._record_updates()
         self.rule = self.optimizer.row
         self._plans.clear()
@@ -314,14 +315,17 @@ class Step(PlannedStep):
         return program(statements, frozenset({"clip", *self.optimizer.scalars(Progress(total=1))}))
 
     def _record_lanes(
-        self, compiled: Program, vectors: Mapping[str, Array], scalars: Mapping[str, Array]
+        self, compiled: Program, vectors: Mapping[str, Array], scalars: Mapping[str, Array], part: slice = slice(None)
     ) -> list[Recording]:  # fmt: skip
-        """A pass over vectors of one length, recorded lane by lane."""
-        cuts = {name: np.array_split(vector, self.lanes) for name, vector in vectors.items()}
-        return [
-            ops.record(functools.partial(ops.map, compiled, {name: cut[lane] for name, cut in cuts.items()}, scalars))
-            for lane, ops in enumerate(self.lane_ops)
-        ]
+        """A pass over a part of flat vectors, recorded lane by lane. An entry is in the same lane in every pass."""
+        start, stop, _ = part.indices(self.layout.size)
+        edges = [self.layout.size * lane // self.lanes for lane in range(self.lanes + 1)]
+        recordings = []
+        for ops, (begin, end) in zip(self.lane_ops, itertools.pairwise(edges), strict=True):
+            lane = slice(max(start, begin), max(start, begin, min(stop, end)))
+            arrays = {name: vector[lane] for name, vector in vectors.items()}
+            recordings.append(ops.record(functools.partial(ops.map, compiled, arrays, scalars)))
+        return recordings
 
     def _record_penalty(self) -> list[Recording]:
         """The penalties' gradient, added to that of the weights; nothing without penalties."""
@@ -331,7 +335,7 @@ class Step(PlannedStep):
             return []
         compiled = program(f"g = {' + '.join(terms)}", frozenset({"l1", "l2"}))
         scalars = {key: self.ops.xp.asarray(value, self.dtype) for key, value in compiled.fold({"l1": l1, "l2": l2}).items()}
-        return self._record_lanes(compiled, {"g": self.gradient[:n], "w": self.parameters[:n]}, scalars)
+        return self._record_lanes(compiled, {"g": self.gradient, "w": self.parameters}, scalars, slice(n))
 
     def _record_updates(self) -> list[Update]:
         """One pass over all parameters, or, where weights decay, one over the weights and one over the biases."""
@@ -342,7 +346,7 @@ class Step(PlannedStep):
         updates = []
         for part in (slice(0, n), slice(n, None)) if separate else (slice(None),):
             scalars = {key: self.ops.xp.zeros((), self.dtype) for key in compiled.folded}
-            lanes = self._record_lanes(compiled, {name: vector[part] for name, vector in vectors.items()}, scalars)
+            lanes = self._record_lanes(compiled, vectors, scalars, part)
             updates.append(Update(compiled, scalars, decays=part.start != n, lanes=lanes))
         return updates
 

@@ -181,7 +181,7 @@ def test_the_loss_scale_grows_after_enough_good_steps(device, monkeypatch):
 def faulty(one, X, Y, w=None, rows=None):
     """A step whose arrays nobody has looked at, as on a GPU."""
     data = one._checked(X, np.zeros_like(Y), None)
-    data = type(data)(data.X, Y, w, data.classes)
+    data = type(data).of(data.X, Y, w, data.inputs.classes, staged=False)
     return one._update(data, data.batch(rows))
 
 
