@@ -81,9 +81,11 @@ def run(options: argparse.Namespace) -> None:
         sys.exit(f"not measured: {', '.join(failed)}")
 
 
-def summary(result: store.Result, folder: Path) -> None:
+def summary(result: store.Result, folder: Path | None) -> None:
     """What the run as a whole says, and the pictures."""
     print(tables.losses(result), tables.footprint(result["footprint"]), sep="\n")
+    if folder is None:
+        return
     try:
         from bench import pictures
     except ImportError as error:
@@ -103,11 +105,11 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["show"]:
         parser = argparse.ArgumentParser(prog="run.py show", description="Prints a result and draws its pictures.")
         parser.add_argument("file", type=Path)
-        parser.add_argument("--out", type=Path, help="folder of the pictures; default: beside the file")
+        parser.add_argument("--out", type=Path, help="folder of the pictures; none are drawn without it")
         options = parser.parse_args(arguments[1:])
         result = store.load(options.file)
         print(tables.LEGEND, *map(tables.block, result["points"].values()), sep="\n")
-        summary(result, options.out or options.file.parent)
+        summary(result, options.out)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=list(SUITES), required=True)

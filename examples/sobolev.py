@@ -119,7 +119,7 @@ def main():
         around.append(J_and_gradient(net, X, E, F, 0.1)[0])
     numeric = (around[0] - around[1]) / (2 * h)
     print(f"the gradient of J along a random direction: {gradient @ v:.8f}, by a central difference {numeric:.8f}\n")
-    print("fitted to              energy error   force error   (root mean square, fresh points)")
+    print("fitted to              energy error   force error   (root mean square over fresh points, units of 100)")
     nets = {}
     for name, weight in (("energies alone", 0.0), ("energies and forces", 0.1)):
         nets[name] = fit(X, E, F, weight, iterations)

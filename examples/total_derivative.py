@@ -75,7 +75,7 @@ def autoencoder(seed=0):
 def main():
     """Prints the three answers, and the networks' beside them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", help="not used: this example saves no picture")
+    parser.add_argument("--out", help="as the other examples take it; this one saves no picture")
     parser.parse_args()
     x, y = 1.5, 0.7
     rates, measured = three_answers(x, y)
@@ -90,6 +90,7 @@ def main():
     print("\nAn autoencoder 8-3-8 with W[2] = W[1].T: dJ along a change of W[1]")
     for name, value in (("one use of W alone", one_use), ("tied={2: '1.T'}", total), ("central difference", numeric)):
         print(f"  {name:<26} {value:8.4f}")
+    print("One use alone has the right shape, and not even the right sign.")
 
 
 if __name__ == "__main__":

@@ -298,3 +298,41 @@ def test_a_check_is_a_record_of_plain_values_that_cannot_be_changed():
     assert type(result.max_relative_error) is float
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.ok = False
+
+
+def test_a_right_gradient_of_a_nearly_perfect_classifier_is_not_called_wrong():
+    """J is far below the pre-activations, in whose last bits it is computed."""
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.standard_normal((20, 2)) + 6, rng.standard_normal((20, 2)) - 6])
+    Y = np.repeat([0, 1], 20)
+    net = mc.MLP([2, 8, 2], "tanh", "softmax", dtype="float64", seed=0)
+    trainer = mc.Trainer(net, "cross_entropy", mc.AdamW(0.05))
+    for _ in range(200):
+        trainer.step(X, Y)
+    assert mc.check_gradients(net, X, Y).ok
+
+
+def test_saturation_and_large_inputs_are_no_faults_of_the_products():
+    net = mc.MLP([1, 1], output="softplus", init="zeros", dtype="float64")
+    net.b[1][...] = -30
+    assert mc.check_gradients(net, [[1.0]], [[1.0]], "poisson").ok
+    X = 1000 * np.random.default_rng(0).standard_normal((20, 5))
+    found = mc.check_gradients(mc.MLP([5, 8, 1], "tanh", init="zeros"), X, X[:, :1] / 1000, "squared_error")
+    assert found.ok
+    assert len(found.products) == 3
+
+
+@pytest.mark.parametrize(("method", "check"), [("jvp", "<V, J u> = <J' V, u>"), ("hvp", "H v by differences")])
+def test_a_wrong_product_is_found_out(monkeypatch, method, check):
+    right = getattr(mc.MLP, method)
+
+    def wrong(net, X, *arguments, **settings):
+        found = right(net, X, *arguments, **settings)
+        return found._replace(tangent=found.tangent * 1.01) if method == "jvp" else found * 1.01
+
+    monkeypatch.setattr(mc.MLP, method, wrong)
+    rng = np.random.default_rng(0)
+    found = mc.check_gradients(mc.MLP([3, 5, 2], "tanh"), rng.standard_normal((8, 3)), rng.standard_normal((8, 2)))
+    assert not found.ok
+    assert found.worst == check
+    assert "<- wrong" in str(found)

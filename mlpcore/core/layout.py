@@ -9,6 +9,7 @@ gradients add up in one place.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -106,12 +107,12 @@ def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:
     for layer, what in tied.items():
         transposed = isinstance(what, str)
         text = what.removesuffix(".T") if isinstance(what, str) else str(what)
-        known = isinstance(layer, int) and not isinstance(layer, bool) and not isinstance(what, bool) and text.isdecimal()
+        known = hasattr(layer, "__index__") and not isinstance(layer, bool) and not isinstance(what, bool) and text.isdecimal()
         if not known or (transposed and what == text):
             raise TypeError(
                 f"tied: expected layer: layer, or layer: 'layer.T', such as {{4: '1.T'}}; got {{{layer!r}: {what!r}}}"
             )
-        ties.append(Tie(layer, int(text), transposed))
+        ties.append(Tie(operator.index(layer), int(text), transposed))
     for tie in ties:
         owned, own = sizes[tie.owner - 1 : tie.owner + 1], sizes[tie.layer - 1 : tie.layer + 1]
         if not 1 <= tie.owner < tie.layer < len(sizes):
