@@ -241,6 +241,7 @@ class _Run:
             self.results["mlpcore"] = {**_figures(prediction, Y), "seconds": self.seconds}
             if baselines:
                 for name, model, more in _baselines(self.part(1)):
+                    print(f"fitting {name}, to compare", flush=True)
                     began = time.perf_counter()
                     model.fit(*self.part(0), **more)
                     seconds = time.perf_counter() - began
