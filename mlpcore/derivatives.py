@@ -281,34 +281,15 @@ def vjp(
     return Cotangent(gradient.vector, by_X)
 
 
-def hvp(
-    net: MLP, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any, sample_weight: ArrayLike | None, chunk_rows: int | None
+def curvature_product(
+    net: MLP, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any, sample_weight: ArrayLike | None, chunk_rows: int | None,
+    exact: bool,
 ) -> Array:  # fmt: skip
-    """See `MLP.hvp`."""
+    """See `MLP.hvp`; with `exact` False what bends in the network is left out: `MLP.gnvp`."""
     source = _rows(net, X, net.sizes[0], "X")
     targets = _Targets(net, len(source), Y, loss, sample_weight)
     dW, db = net.layout.views(_vector(net, v, "v"))
-    work = _Pass(net, source, 2, chunk_rows, targets.objective)
-    gradient = _Gradient(work)
-    for part, m in work.chunks():
-        y, k = targets.of(part)
-        work.tangent(m, dW, db, False)
-        G, H, top = work.flat("G", m), work.flat("H", m), work.top[:m]
-        work.second(y, k, m, top)
-        work.first(y, k, m, None if work.matched else H[-1])
-        G = [None, *G[1:-1], None if work.matched else top]
-        gradient.add_second(m, G, H, dW, False, top if work.matched else None)
-    return gradient.vector
-
-
-def gnvp(
-    net: MLP, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any, sample_weight: ArrayLike | None, chunk_rows: int | None
-) -> Array:  # fmt: skip
-    """See `MLP.gnvp`."""
-    source = _rows(net, X, net.sizes[0], "X")
-    targets = _Targets(net, len(source), Y, loss, sample_weight)
-    dW, db = net.layout.views(_vector(net, v, "v"))
-    work = _Pass(net, source, 1, chunk_rows, targets.objective)
+    work = _Pass(net, source, 2 if exact else 1, chunk_rows, targets.objective)
     gradient = _Gradient(work)
     for part, m in work.chunks():
         y, k = targets.of(part)
@@ -316,7 +297,13 @@ def gnvp(
         top = work.top[:m]
         work.second(y, k, m, top)
         G = [None, *work.flat("G", m)[1:-1], None if work.matched else top]
-        gradient.add(m, G, top if work.matched else None)
+        D_top = top if work.matched else None
+        if exact:
+            H = work.flat("H", m)
+            work.first(y, k, m, None if work.matched else H[-1])
+            gradient.add_second(m, G, H, dW, False, D_top)
+        else:
+            gradient.add(m, G, D_top)
     return gradient.vector
 
 

@@ -348,7 +348,7 @@ class MLP:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
         with devices.active(self.device), np.errstate(all="ignore"):
-            return derivatives.hvp(self, X, Y, v, loss, sample_weight, chunk_rows)
+            return derivatives.curvature_product(self, X, Y, v, loss, sample_weight, chunk_rows, exact=True)
 
     def gnvp(
         self, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any = "squared_error", *, sample_weight: ArrayLike | None = None,
@@ -359,7 +359,7 @@ class MLP:
         x is what the loss reads: S[L] where it and the output match (softmax and cross_entropy), else Z[L]. Schraudolph 2002.
         """
         with devices.active(self.device), np.errstate(all="ignore"):
-            return derivatives.gnvp(self, X, Y, v, loss, sample_weight, chunk_rows)
+            return derivatives.curvature_product(self, X, Y, v, loss, sample_weight, chunk_rows, exact=False)
 
     # -- copies and files --
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -100,8 +101,13 @@ def test_the_threads_of_a_step_end_with_its_trainer():
     trainer.step(np.ones((64, 3)), np.ones((64, 2)))
     started = set(threading.enumerate()) - before
     assert started
-    del trainer
-    gc.collect()
+    step = weakref.ref(trainer._step)
+    gc.disable()
+    try:
+        del trainer
+        assert step() is None  # no circle that would keep its arrays until the collector comes
+    finally:
+        gc.enable()
     for thread in started:
         thread.join(10)
         assert not thread.is_alive()

@@ -163,7 +163,7 @@ class NumpyOps:
     # -- recording --
 
     def quietly(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function returns, called in this object's context: an errstate block costs twenty times as much."""
+        """What the function returns, called in this object's context: an errstate block costs several times as much."""
         return self._context.run(function, *arguments)
 
     def record(self, run: Callable[[], None]) -> Tape:

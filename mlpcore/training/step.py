@@ -76,7 +76,8 @@ class Step(PlannedStep):
         self._weight = 1.0  # whose inverse it is
         self.threads = blas.threads() if self.ops.xp is np else 1
         self.lanes = self.threads if layout.size >= LANE_ENTRIES else 1  # that the optimizer's pass is cut into
-        self.blas_threads = functools.lru_cache(64)(self._blas_threads)
+        self._largest = max(a * b for a, b in itertools.pairwise(layout.sizes))
+        self._in_cache = layout.size * np.dtype(self.dtype).itemsize <= planning.CACHE
         self.workers: list[Worker] = []
         self.additions: list[list[Recording]] = []  # of each further worker's gradient, lane by lane
         self.lane_ops = [new_ops() for _ in range(self.lanes)]
@@ -136,8 +137,7 @@ class Step(PlannedStep):
         self.gradient = self.state.pop("gradient")
         for lane, ops in enumerate(self.lane_ops):
             ops.use({"registers": self.state.pop(f"registers {lane}")})
-        edges = [self.layout.size * lane // self.lanes for lane in range(self.lanes + 1)]
-        self.lane_gradients = [self.gradient[begin:end] for begin, end in itertools.pairwise(edges)]
+        self.lane_gradients = [self.gradient[begin:end] for begin, end in itertools.pairwise(self._lane_edges())]
         self.penalty, self.updates = self._record_penalty(), self._record_updates()
         self.rule = self.optimizer.row
         self._plans.clear()
@@ -161,7 +161,7 @@ class Step(PlannedStep):
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> float:
         """X, Y → forward → loss → backward → reduce → update. Returns J; a J that is not finite changes no parameter."""
-        threads = self.blas_threads(batch.size, plan.workers)
+        threads = self._blas_threads(batch.size, plan.workers)
         with blas.limited(threads) if threads < self.threads else contextlib.nullcontext():
             J: float = self.ops.quietly(self._run, batch, plan, progress)
         return J
@@ -224,9 +224,7 @@ class Step(PlannedStep):
         """
         if workers > 1:
             return 1
-        sizes = self.layout.sizes
-        alone = rows * max(a * b for a, b in itertools.pairwise(sizes)) <= BLAS_ALONE
-        if alone or self.layout.size * np.dtype(self.dtype).itemsize > planning.CACHE:
+        if not self._in_cache or rows * self._largest <= BLAS_ALONE:
             return self.threads
         return max(1, min(self.threads, rows // BLAS_ROWS))
 
@@ -314,14 +312,17 @@ class Step(PlannedStep):
             statements = f"g = clip * g; {statements}"
         return program(statements, frozenset({"clip", *self.optimizer.scalars(Progress(total=1))}))
 
+    def _lane_edges(self) -> list[int]:
+        """Where the lanes of the flat vector begin, and its end."""
+        return [self.layout.size * lane // self.lanes for lane in range(self.lanes + 1)]
+
     def _record_lanes(
         self, compiled: Program, vectors: Mapping[str, Array], scalars: Mapping[str, Array], part: slice = slice(None)
     ) -> list[Recording]:  # fmt: skip
         """A pass over a part of flat vectors, recorded lane by lane. An entry is in the same lane in every pass."""
         start, stop, _ = part.indices(self.layout.size)
-        edges = [self.layout.size * lane // self.lanes for lane in range(self.lanes + 1)]
         recordings = []
-        for ops, (begin, end) in zip(self.lane_ops, itertools.pairwise(edges), strict=True):
+        for ops, (begin, end) in zip(self.lane_ops, itertools.pairwise(self._lane_edges()), strict=True):
             lane = slice(max(start, begin), max(start, begin, min(stop, end)))
             arrays = {name: vector[lane] for name, vector in vectors.items()}
             recordings.append(ops.record(functools.partial(ops.map, compiled, arrays, scalars)))

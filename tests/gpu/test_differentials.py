@@ -33,17 +33,17 @@ def test_every_product_is_numpys(device, put, name, dtype):
     V, dV = rng.standard_normal((2, ROWS, sizes[-1])).astype(dtype)
     v, w = rng.standard_normal(here.layout.size).astype(dtype), rng.random(ROWS).astype(dtype)
     Y = rng.integers(0, sizes[-1], ROWS) if loss == "cross_entropy" else rng.random((ROWS, sizes[-1])).astype(dtype)
+    calls = (
+        lambda net, move, rows: net.jvp(move(X), move(dX), move(v), chunk_rows=rows),
+        lambda net, move, rows: net.vjp(move(X), move(V), chunk_rows=rows),
+        lambda net, move, rows: net.vjp(move(X), move(V), dX=move(dX), dV=move(dV), chunk_rows=rows),
+        lambda net, move, rows: [net.hvp(move(X), move(Y), move(v), loss, sample_weight=move(w), chunk_rows=rows)],
+        lambda net, move, rows: [net.gnvp(move(X), move(Y), move(v), loss, chunk_rows=rows)],
+    )
     for chunk_rows in (None, 16):
-        calls = {
-            "jvp": lambda net, move: net.jvp(move(X), move(dX), move(v), chunk_rows=chunk_rows),  # noqa: B023
-            "vjp": lambda net, move: net.vjp(move(X), move(V), chunk_rows=chunk_rows),  # noqa: B023
-            "both": lambda net, move: net.vjp(move(X), move(V), dX=move(dX), dV=move(dV), chunk_rows=chunk_rows),  # noqa: B023
-            "hvp": lambda net, move: [net.hvp(move(X), move(Y), move(v), loss, sample_weight=move(w), chunk_rows=chunk_rows)],  # noqa: B023
-            "gnvp": lambda net, move: [net.gnvp(move(X), move(Y), move(v), loss, chunk_rows=chunk_rows)],  # noqa: B023
-        }
-        for call in calls.values():
-            for move in (put, lambda array: array):  # on the device, and from the host
-                for one, other in zip(call(here, lambda array: array), call(there, move), strict=True):
+        for call in calls:
+            for move in (put, np.asarray):  # on the device, and from the host
+                for one, other in zip(call(here, np.asarray, chunk_rows), call(there, move, chunk_rows), strict=True):
                     near(device, one, other, BOUNDS[dtype])
 
 
