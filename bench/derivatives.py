@@ -45,7 +45,7 @@ def runs(width: int, rows: int, activation: str, device: str) -> tuple[dict[str,
 
         X, Y, dX, v = (cupy.asarray(array) for array in (X, Y, dX, v))
     chunk = trainer.plan(rows).rows
-    data = trainer._checked(X, Y, None)
+    data = trainer.prepare(X, Y)
     batch, step = data.batch(None), trainer._step
     plan = step.prepare(rows, data.inputs)
 

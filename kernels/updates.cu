@@ -3,10 +3,11 @@
 #include "reduce.cuh"
 #include "step.cuh"
 
-// 1 / Σ w, the loss scale, J, Σ gradient², then the scalar parts of the formula: for weights, for biases
-enum Scalar { SCALE, GAIN, LOSS, SQUARES, FIRST_OF_UPDATE };
+// 1 / Σ w, the loss scale, J, Σ gradient², the penalties, then the scalar parts of the formula: for weights, for biases
+enum Scalar { SCALE, GAIN, LOSS, SQUARES, L1, L2, FIRST_OF_UPDATE };
 
-// Writes the slot, and the scalars that a step begins with. `weight`: Σ w of the batch if the host knows it, else 0.
+// Writes the slot, and the scalars that a step begins with; the first two settings are l1 and l2. `weight`: Σ w of the batch if
+// the host knows it, else 0.
 template <class C>
 __global__ void set_slot(Slot* slot, Control* control, C* scalars, const void* X, const void* Y, const void* weights,
                          int64 x_rows, int64 x_columns, int64 y_rows, int64 y_columns, int64 w_rows, const int64* rows,
@@ -19,13 +20,14 @@ __global__ void set_slot(Slot* slot, Control* control, C* scalars, const void* X
   if (resume) return;  // a further part of the same step: the sums go on
   scalars[LOSS] = scalars[SQUARES] = 0;
   scalars[GAIN] = C(control->loss_scale);
+  scalars[L1] = C(s0), scalars[L2] = C(s1);
   if (weight > 0) scalars[SCALE] = C(1 / weight);
 }
 
 // squares += Σ (penalised gradient)², and J += l1 Σ|w| + ½ l2 Σ w² over the weights.
 template <class C>
-__global__ void gradient_norm(const C* w, const C* g, C* scalars, C* partials, unsigned* counters, int64 weights, int64 size, C l1,
-                              C l2) {
+__global__ void gradient_norm(const C* w, const C* g, C* scalars, C* partials, unsigned* counters, int64 weights, int64 size) {
+  const C l1 = scalars[L1], l2 = scalars[L2];
   const int64 threads = int64(gridDim.x) * blockDim.x;
   const bool penalised = l1 != C(0) || l2 != C(0);
   const C unscale = C(1) / scalars[GAIN];

@@ -38,8 +38,8 @@ HOST = NumpyOps()
 _PRECISIONS = ("tf32", "bfloat16", "float16")
 
 
-class _Data(NamedTuple):
-    """Checked arrays: what `fit`, `step` and `evaluate` work on."""
+class Data(NamedTuple):
+    """Checked arrays, of `Trainer.prepare`: what `fit`, `step` and `evaluate` work on."""
 
     X: Array
     Y: Array
@@ -47,12 +47,13 @@ class _Data(NamedTuple):
     inputs: Inputs
 
     @classmethod
-    def of(cls, X: Array, Y: Array, weights: Array | None, classes: bool, staged: bool) -> _Data:
+    def of(cls, X: Array, Y: Array, weights: Array | None, classes: bool, staged: bool) -> Data:
         """With what the plan must know; `staged`: they lie on the host and go to the device row by row."""
         weight = "" if weights is None else weights.dtype.str
         return cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged))
 
     def batch(self, rows: Array | None) -> Batch:
+        """The rows of these numbers; None: all."""
         return Batch(self.X, self.Y, self.weights, rows, len(self.X) if rows is None else len(rows))
 
 
@@ -138,6 +139,27 @@ class Trainer:
         """Of the next step."""
         return self._optimizer.rate(self.progress)
 
+    @property
+    def l1(self) -> float:
+        """J gains l1 Σ|W|; what is set counts from the next step on."""
+        return self._settings.l1
+
+    @l1.setter
+    def l1(self, value: float) -> None:
+        self._set(l1=inputs.not_negative(value, "l1"))
+
+    @property
+    def l2(self) -> float:
+        """J gains ½ l2 Σ W²; what is set counts from the next step on."""
+        return self._settings.l2
+
+    @l2.setter
+    def l2(self, value: float) -> None:
+        self._set(l2=inputs.not_negative(value, "l2"))
+
+    def _set(self, **settings: Any) -> None:
+        self._settings = self._step.settings = dataclasses.replace(self._settings, **settings)
+
     def __repr__(self) -> str:
         return f"Trainer({self.net!r}, loss={self.loss.spec!r}, optimizer={self._optimizer!r}, step {self.progress.step})"
 
@@ -160,11 +182,21 @@ class Trainer:
 
     # -- one step --
 
-    def step(self, X: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None, *, rows: ArrayLike | None = None) -> Any:
+    def prepare(self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None = None) -> Data:
+        """The arrays checked and laid out once, to be given to many calls of `step`, `gradient` or `evaluate` in place of X.
+
+        Args, Raises: as `step`. The arrays are scanned for NaN and infinity as in `fit`.
+        """
+        return self._scanned(X, Y, sample_weight)
+
+    def step(
+        self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
+        rows: ArrayLike | None = None,
+    ) -> Any:  # fmt: skip
         """One update on these rows. Returns J before it: a float; on a GPU a `DeviceLoss`, which stays there until `float(J)`.
 
         Args:
-            X: (m, n_0) numbers.
+            X: (m, n_0) numbers, or what `prepare` returned, then without Y and sample_weight.
             Y: (m, n_L) targets; (m,) where there is one output; (m,) class indices or one-hot for cross_entropy.
             sample_weight: (m,) row weights, not negative; J divides by their sum over the batch.
             rows: row numbers of a mini-batch within X and Y, read without copying the batch.
@@ -173,23 +205,56 @@ class Trainer:
             TypeError, ValueError: names the argument, what was expected and what came.
             NonFiniteLoss: J or its gradient overflowed; the parameters are as before the step.
         """
-        data = self._checked(X, Y, sample_weight)
+        data = self._given(X, Y, sample_weight)
+        return self._update(data, self._batch(data, rows))
+
+    def gradient(
+        self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
+        rows: ArrayLike | None = None,
+    ) -> tuple[float, Array]:  # fmt: skip
+        """J and ∂J/∂parameters of these rows, penalties included, without an update: for optimizers of your own.
+
+        Returns:
+            J, and the gradient laid out as `net.parameters`, on its device; it holds until the trainer's next call.
+
+        Args, Raises: as `step`; a J that is not finite is returned as it is.
+        """
+        data = self._given(X, Y, sample_weight)
+        batch = self._batch(data, rows)
+        with devices.active(self.net.device):
+            J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs))
+        return J, self._step.gradient
+
+    def _given(self, X: ArrayLike | Data, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
+        if not isinstance(X, Data):
+            return self._checked(X, Y, sample_weight)
+        if Y is not None or sample_weight is not None:
+            raise TypeError("Y and sample_weight must be left out where X is what prepare returned: it holds them")
+        return X
+
+    def _scanned(self, X: ArrayLike | Data, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
+        data = self._given(X, Y, sample_weight)
+        if data is not X:
+            _require_finite(data, self.loss, self.net)
+        return data
+
+    def _batch(self, data: Data, rows: ArrayLike | None) -> Batch:
         index = inputs.row_index(rows, len(data.X), adopt=devices.adopter(self.net.device))
         if index is not None:
             index = self._laid(index, data.inputs.host)
         batch = data.batch(index)
         if self._step.weight(batch) == 0:
             raise ValueError("sample_weight must not be all zero on the rows of the batch")
-        return self._update(data, batch)
+        return batch
 
-    def _checked(self, X: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None) -> _Data:
+    def _checked(self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
         device = self.net.device
         adopt = devices.adopter(device)
         x = inputs.matrix(X, self.net.sizes[0], adopt=adopt)
         y, classes = inputs.target(Y, len(x), self.net.sizes[-1], self.loss, adopt=adopt)
         w = inputs.weights(sample_weight, len(x), adopt=adopt)
         staged = device != "cpu" and not devices.open_device(device).holds(x)
-        return _Data.of(
+        return Data.of(
             self._laid(x, staged), self._laid(y, staged), None if w is None else self._laid(w, staged), classes, staged
         )
 
@@ -201,7 +266,7 @@ class Trainer:
             array = array.astype(array.dtype.newbyteorder("="), copy=False)
         return inputs.contiguous(array if staged else devices.to_device(device, array))
 
-    def _update(self, data: _Data, batch: Batch) -> Any:
+    def _update(self, data: Data, batch: Batch) -> Any:
         plan = self._step.prepare(batch.size, data.inputs)
         try:
             return self._step.run(batch, plan, self.progress)
@@ -247,8 +312,7 @@ class Trainer:
         """
         if self.progress.total is not None:
             raise RuntimeError("fit is running: a callback may call step, evaluate and predict, but not fit")
-        data = self._checked(X, Y, sample_weight)
-        _require_finite(data, self.loss, self.net)
+        data = self._scanned(X, Y, sample_weight)
         held_out = self._validation(validation)
         stopping = self._early_stopping(early_stopping, held_out is not None)
         observers = hooks.resolve(callbacks)
@@ -265,7 +329,7 @@ class Trainer:
             self._step.reserve([])
 
     def _fit(
-        self, data: _Data, held_out: _Data | None, arrays: dict[str, Array], epochs: int, size: int, watch: _Watch,
+        self, data: Data, held_out: Data | None, arrays: dict[str, Array], epochs: int, size: int, watch: _Watch,
         observers: list[hooks.Callback], shuffle: bool, progress: bool,
     ) -> History:  # fmt: skip
         there = arrays.get("row order")  # on the data's device
@@ -315,7 +379,7 @@ class Trainer:
             observer.fit_end(self, history)
         return history
 
-    def _epoch(self, data: _Data, order: Array, size: int, observers: list[hooks.Callback], bar: Any) -> float:
+    def _epoch(self, data: Data, order: Array, size: int, observers: list[hooks.Callback], bar: Any) -> float:
         """One pass over the rows; the mean of J, each step by its weight. On a GPU nobody waits for J before the end."""
         losses, weights = [], []
         for start in range(0, len(order), size):
@@ -333,7 +397,7 @@ class Trainer:
         known = [J.weight if w is None else w for J, w in zip(losses, weights, strict=True)]
         return float(np.dot(values, known) / sum(known))
 
-    def _validation(self, validation: Any) -> _Data | None:
+    def _validation(self, validation: Any) -> Data | None:
         if validation is None:
             return None
         if not isinstance(validation, list | tuple) or len(validation) not in (2, 3):
@@ -365,7 +429,7 @@ class Trainer:
 
     # -- evaluation --
 
-    def evaluate(self, X: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None) -> Entry:
+    def evaluate(self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> Entry:
         """The mean loss over these rows, without penalties, and "accuracy" (classification) or "r2" (regression).
 
         Accuracy is the share of right classes, of right outputs with binary_cross_entropy. r2 is averaged over the outputs.
@@ -373,14 +437,12 @@ class Trainer:
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
-        data = self._checked(X, Y, sample_weight)
-        _require_finite(data, self.loss, self.net)
-        return self._evaluate(data)
+        return self._evaluate(self._scanned(X, Y, sample_weight))
 
     def _figures(self) -> tuple[str, str]:
         return ("loss", "accuracy" if self.loss.classifies else "r2")
 
-    def _evaluate(self, data: _Data) -> Entry:
+    def _evaluate(self, data: Data) -> Entry:
         batch = data.batch(None)
         step = self._step
         rows = step.allocated.rows if step.allocated else planning.WIDEST  # those that are there will do
@@ -403,7 +465,7 @@ class Trainer:
         return dict(zip(self._figures(), (loss, scores.result()), strict=True))
 
 
-def _require_finite(data: _Data, loss: loss_sheet.Loss, net: MLP) -> None:
+def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:
     """The scan of `fit` and `evaluate`: no NaN, no infinity (in the network's dtype), no target outside the loss's range."""
     inputs.require_finite(data.X, "X", net.dtype)
     inputs.require_finite(data.Y, "Y", net.dtype)

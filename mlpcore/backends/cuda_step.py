@@ -24,7 +24,7 @@ CONTROL = np.dtype(
 )  # struct Control
 SETTINGS = 12  # scalars that the optimizer's formulas may read
 NOT_FINITE, BAD_LABEL, BAD_WEIGHT, BAD_ROW = 1, 2, 4, 8  # bits of Control.status
-SCALE, GAIN, LOSS, SQUARES, FIRST = 0, 1, 2, 3, 4  # entries of the scalars
+SCALE, GAIN, LOSS, SQUARES, FIRST = 0, 1, 2, 3, 6  # entries of the scalars; 4 and 5 are l1 and l2
 X, Y, WEIGHTS = 0, 1, 2  # fields of the slot
 FIRST_LOSS_SCALE, GROWTH = 65536.0, 2000  # of float16: where the loss scale begins, steps until it doubles
 
@@ -35,7 +35,7 @@ class StepKernels:
     Args:
         ops: the operations whose stream, device and scratch are used.
         program: the update's statements, scalars folded.
-        settings: names of the scalars that the host sets, in the slot's order.
+        settings: names of the scalars that the host sets, in the slot's order: l1, l2, then the optimizer's.
         flags: those that are 0 on biases.
         scaled: whether there is a loss scale.
     """
@@ -43,6 +43,7 @@ class StepKernels:
     def __init__(
         self, ops: CudaOps, program: Program, settings: Sequence[str], flags: Sequence[str], scaled: bool, wide: str
     ) -> None:
+        assert tuple(settings[:2]) == ("l1", "l2")
         assert len(settings) <= SETTINGS, settings
         self.ops, self.program, self.settings, self.flags, self.scaled = ops, program, settings, flags, scaled
         self.type = cuda_source.TYPES[wide]
@@ -131,27 +132,12 @@ class StepKernels:
             f"recast<{self.type}, {self._low(low)}>", launch, self.slot if asked else None, parameters, low, parameters.size
         )
 
-    def update(
-        self, arrays: Mapping[str, Array], low: Array | None, weights: int, clip_norm: float, l1: float, l2: float
-    ) -> None:
+    def update(self, arrays: Mapping[str, Array], low: Array | None, weights: int, clip_norm: float) -> None:
         """Norm and finite test of the penalised gradient, then the optimizer's pass, unless a fault forbids it."""
         w, g = arrays["w"], arrays["g"]
         launch = launches.flat(w.size, self.ops.device.multiprocessors)
         partials, counters = self.ops.partials(2 * launch.grid[0], 2, self.wide)
-        number = np.dtype(self.wide).type
-        self._launch(
-            f"gradient_norm<{self.type}>",
-            launch,
-            w,
-            g,
-            self.scalars,
-            partials,
-            counters,
-            weights,
-            w.size,
-            number(l1),
-            number(l2),
-        )
+        self._launch(f"gradient_norm<{self.type}>", launch, w, g, self.scalars, partials, counters, weights, w.size)
         formula = cuda_source.update(self.program, list(arrays), self.settings, self.flags, "g")
         self.ops.launch(
             cuda_source.text("updates.cu", formula), f"update_scalars<{self.type}, Formula>", ONE,

@@ -146,7 +146,7 @@ class GraphStep(PlannedStep):
         return program("; ".join([*statements, self.optimizer.statements]), frozenset(scalars))
 
     def _kernels(self) -> StepKernels:
-        names = sorted({*self.optimizer.scalars(Progress(total=1)), "l1", "l2"} - {"t"})
+        names = ["l1", "l2", *sorted({*self.optimizer.scalars(Progress(total=1))} - {"t"})]
         return StepKernels(self.ops, self._program(), names, ("decay", "l1", "l2"), self.scaled, self.dtype)
 
     def _state_buffers(self) -> list[Buffer]:
@@ -365,8 +365,7 @@ class GraphStep(PlannedStep):
     def _end(self) -> None:
         arrays = {"w": self.parameters, "g": self.gradient}
         arrays |= {name.removeprefix("state "): vector for name, vector in self.state.items()}
-        settings = self.settings
-        self.kernels.update(arrays, self.low, self.layout.weights, settings.clip_norm or 0.0, settings.l1, settings.l2)
+        self.kernels.update(arrays, self.low, self.layout.weights, self.settings.clip_norm or 0.0)
 
     # -- evaluation and faults --
 

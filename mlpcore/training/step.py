@@ -42,7 +42,7 @@ BLAS_ALONE = 1 << 18  # multiplications of a GEMM up to which BLAS uses one thre
 
 @dataclass
 class Update:
-    """One optimizer pass over a range of the flat vectors, with its scalars as 0-d arrays; recorded lane by lane."""
+    """One pass, the optimizer's or the penalties', over a range of the flat vectors, recorded lane by lane; scalars are 0-d."""
 
     program: Program
     scalars: dict[str, Array]
@@ -80,6 +80,7 @@ class Step(PlannedStep):
         self._in_cache = layout.size * np.dtype(self.dtype).itemsize <= planning.CACHE
         self.workers: list[Worker] = []
         self.additions: list[list[Recording]] = []  # of each further worker's gradient, lane by lane
+        self.penalty: Update | None = None
         self.lane_ops = [new_ops() for _ in range(self.lanes)]
         self._executor: tuple[int, Executor] | None = None  # and the process that it belongs to
 
@@ -138,7 +139,7 @@ class Step(PlannedStep):
         for lane, ops in enumerate(self.lane_ops):
             ops.use({"registers": self.state.pop(f"registers {lane}")})
         self.lane_gradients = [self.gradient[begin:end] for begin, end in itertools.pairwise(self._lane_edges())]
-        self.penalty, self.updates = self._record_penalty(), self._record_updates()
+        self.penalty, self.updates = None, self._record_updates()
         self.rule = self.optimizer.row
         self._plans.clear()
 
@@ -180,6 +181,7 @@ class Step(PlannedStep):
     def _loss_and_gradient(self, batch: Batch, plan: Plan, pool: Executor | None) -> tuple[float, float]:
         """J, and the squared norm of its gradient."""
         self.set_scale(batch)
+        self._set_penalty()
         shares = _shares(batch.size, plan.rows, plan.workers)
         self._forward_loss_backward(batch, shares, pool)
         J = sum(float(worker.J) for worker in self.workers[: len(shares)])
@@ -273,8 +275,8 @@ class Step(PlannedStep):
         """The gradient of the batch: the sum over the `count` workers that had rows, and the penalties'. Returns Σ g²."""
         for addition in self.additions[: count - 1]:
             addition[lane].replay()
-        if self.penalty:
-            self.penalty[lane].replay()
+        if self.penalty is not None:
+            self.penalty.lanes[lane].replay()
         return self.lane_ops[lane].sum_squares(self.lane_gradients[lane])
 
     def _penalty_value(self) -> float:
@@ -328,15 +330,20 @@ class Step(PlannedStep):
             recordings.append(ops.record(functools.partial(ops.map, compiled, arrays, scalars)))
         return recordings
 
-    def _record_penalty(self) -> list[Recording]:
-        """The penalties' gradient, added to that of the weights; nothing without penalties."""
-        l1, l2, n = self.settings.l1, self.settings.l2, self.layout.weights
-        terms = ["g", *(["l2 * w"] if l2 else []), *(["l1 * sign(w)"] if l1 else [])]
-        if len(terms) == 1:
-            return []
-        compiled = program(f"g = {' + '.join(terms)}", frozenset({"l1", "l2"}))
-        scalars = {key: self.ops.xp.asarray(value, self.dtype) for key, value in compiled.fold({"l1": l1, "l2": l2}).items()}
-        return self._record_lanes(compiled, {"g": self.gradient, "w": self.parameters}, scalars, slice(n))
+    def _set_penalty(self) -> None:
+        """The penalties' gradient with l1 and l2 as they are now, recorded anew where another one of them is zero."""
+        values = {key: value for key, value in (("l2", self.settings.l2), ("l1", self.settings.l1)) if value}
+        if not values:
+            self.penalty = None
+            return
+        if self.penalty is None or set(self.penalty.program.reads) != set(values):
+            terms = [{"l2": "l2 * w", "l1": "l1 * sign(w)"}[key] for key in values]
+            compiled = program(f"g = {' + '.join(['g', *terms])}", frozenset({"l1", "l2"}))
+            scalars = {key: self.ops.xp.zeros((), self.dtype) for key in compiled.folded}
+            vectors = {"g": self.gradient, "w": self.parameters}
+            lanes = self._record_lanes(compiled, vectors, scalars, slice(self.layout.weights))
+            self.penalty = Update(compiled, scalars, decays=True, lanes=lanes)
+        self.penalty.refresh(values)
 
     def _record_updates(self) -> list[Update]:
         """One pass over all parameters, or, where weights decay, one over the weights and one over the biases."""

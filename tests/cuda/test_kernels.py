@@ -366,7 +366,7 @@ def test_the_slot_holds_what_the_host_says_and_the_sums_begin_at_0(C):
     range_of_settings = [float(i) for i in range(1, 13)]
     assert SLOT.itemsize == cuda_step.SLOT
     found = try_out(work, new_control(loss_scale=32.0), scalars, X, Y, w, rows, answer, fresh(8, C), fresh(8, C))
-    np.testing.assert_array_equal(found[-2], [0.125, 32, 0, 0, 9, 9, 9, 9])
+    np.testing.assert_array_equal(found[-2], [0.125, 32, 0, 0, 1, 2, 9, 9])
     np.testing.assert_array_equal(found[-1], np.full(8, 9))
 
 
@@ -383,7 +383,7 @@ def gather(source, target, X, rows, first, m, scale=None, grid=None):
         shape = grid or launches.tiles(m, n, V, 3).launch
         device.launch(kernel, shape, [slot, np.int32(0), out, scale, control, 1, m, n])
 
-    found = try_out(work, X, rows, scale, out, new_control(), np.zeros(4, np.float32))
+    found = try_out(work, X, rows, scale, out, new_control(), np.zeros(cuda_step.FIRST, np.float32))
     return found[3], int(found[4].view(cuda_step.CONTROL)["status"][0])
 
 
@@ -452,7 +452,14 @@ def sum_weights(w, rows, first, m, C, blocks):
         device.launch(kernel, Launch((blocks, 1), (256, 1)), [slot, scale, partials, counters, control, m])
 
     found = try_out(
-        work, w, rows, fresh(1, C), new_control(), computed(np.zeros(4), C), fresh(blocks, C), np.zeros(1, np.uint32)
+        work,
+        w,
+        rows,
+        fresh(1, C),
+        new_control(),
+        computed(np.zeros(cuda_step.FIRST), C),
+        fresh(blocks, C),
+        np.zeros(1, np.uint32),
     )
     assert not found[6].any()
     return float(found[2][0]), int(found[3].view(cuda_step.CONTROL)["status"][0])
@@ -498,19 +505,19 @@ def test_gradient_norm_adds_the_squares_and_the_penalties(size, weights, blocks,
     source, grid = update_source("sgd"), Launch((blocks, 1), (256, 1))
     for l1, l2, gain in ((0, 0, 1), (0.5, 0, 1), (0, 0.25, 64), (0.5, 0.25, 64)):
         scratch = fresh(2 * blocks, C), np.zeros(2, np.uint32)
-        scalars, penalties = np.array([0, gain, 10, 20], dtype), (dtype(l1), dtype(l2))
-        after = launch(source, f"gradient_norm<{C}>", grid, w, g, scalars, *scratch, weights, size, *penalties)
+        scalars = np.array([0, gain, 10, 20, l1, l2], dtype)
+        after = launch(source, f"gradient_norm<{C}>", grid, w, g, scalars, *scratch, weights, size)
         W = w[:weights].astype(np.float64)
         slope = g.astype(np.float64) / gain
         slope[:weights] += l1 * np.sign(W) + l2 * W
-        want = [0, gain, 10 + l1 * abs(W).sum() + 0.5 * l2 * (W * W).sum(), 20 + (slope * slope).sum()]
+        want = [0, gain, 10 + l1 * abs(W).sum() + 0.5 * l2 * (W * W).sum(), 20 + (slope * slope).sum(), l1, l2]
         close(after[2], want, C, 20)
 
 
 ALL = "g = unscale * g + l2 * w + l1 * sign(w); g = clip * g; "
 VALUES = {
-    "rate": 0.01, "decay": 0.1, "momentum": 0.9, "beta1": 0.8, "beta2": 0.95, "alpha": 0.9, "epsilon": 1e-3,
     "l1": 0.02, "l2": 0.03,
+    "rate": 0.01, "decay": 0.1, "momentum": 0.9, "beta1": 0.8, "beta2": 0.95, "alpha": 0.9, "epsilon": 1e-3,
 }  # fmt: skip
 
 
@@ -585,14 +592,14 @@ def test_recast_waits_until_the_slot_asks_for_it(asked):
             device.kernel(update_source("sgd"), "recast<float, half_t>"), Launch((2, 1), (256, 1)), [slot, w, low, 700]
         )
 
-    low = try_out(work, w, fresh(700, "half_t"), new_control(), np.zeros(4, np.float32))[1]
+    low = try_out(work, w, fresh(700, "half_t"), new_control(), np.zeros(cuda_step.FIRST, np.float32))[1]
     assert low.tobytes() == (stored(w, "half_t") if asked else fresh(700, "half_t")).tobytes()
 
 
 def end_of_step(C, name, control, J, squares, arrays, clip_norm, scaled=0, growth=100, scale=1.0, gain=1.0, step=1):
     """set_slot, update_scalars, update: the vectors, the control block and the answer afterwards."""
     source, size, compiled = penalised(name), arrays[0].size, program_of(name, ALL)[0]
-    scalars = computed(np.full(4 + 2 * len(compiled.folded), 0.5), C)
+    scalars = computed(np.full(cuda_step.FIRST + 2 * len(compiled.folded), 0.5), C)
 
     def work(device, control, scalars, answer, *vectors):
         slot = set_slot(device, control, scalars, vectors[0], step=step, answer=answer, settings=list(VALUES.values()))
@@ -604,7 +611,7 @@ def end_of_step(C, name, control, J, squares, arrays, clip_norm, scaled=0, growt
         V = 16 // STORAGE[C]
         four = [*vectors, *[None] * (4 - len(vectors))]
         kernel = device.kernel(source, f"update<{C}, half_t, Formula, {V}>")
-        device.launch(kernel, launches.each(size, V), [*four, None, scalars[4:], control, size // 2, size])
+        device.launch(kernel, launches.each(size, V), [*four, None, scalars[cuda_step.FIRST :], control, size // 2, size])
 
     found = try_out(work, control, scalars, np.zeros(4), *arrays)
     return found[3:], found[0].view(cuda_step.CONTROL)[0], found[2]

@@ -446,3 +446,38 @@ def test_reductions_penalties_and_clipping_go_lane_by_lane_and_count_every_entry
         found.append((losses, net.parameters.copy()))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_penalty_that_is_set_counts_from_the_next_step_on():
+    rng = np.random.default_rng(4)
+    X, Y = rng.standard_normal((2, 40, 3))
+    for first, then in ((0.5, 0.25), (0.0, 0.25), (0.5, 0.0)):
+        changed, fresh = (
+            mc.Trainer(mc.MLP([3, 5, 3], dtype="float64"), "squared_error", mc.SGD(0.1), l1=x) for x in (first, 0.1)
+        )
+        changed.step(X, Y)
+        fresh.net.parameters[...] = changed.net.parameters
+        fresh.l1, fresh.l2 = changed.l1, changed.l2 = 0.01, then
+        assert changed.step(X, Y) == fresh.step(X, Y)
+        assert changed.net.parameters.tobytes() == fresh.net.parameters.tobytes()
+        W = changed.net.parameters[: changed.net.layout.weights].copy()
+        J, g = changed.gradient(X, Y)
+        g, changed.l1, changed.l2 = g.copy(), 0, 0
+        plain, without = changed.gradient(X, Y)
+        np.testing.assert_allclose(J - plain, 0.01 * abs(W).sum() + 0.5 * then * (W @ W), rtol=1e-10)
+        np.testing.assert_allclose((g - without)[: len(W)], 0.01 * np.sign(W) + then * W, rtol=1e-10, atol=1e-14)
+
+
+def test_prepared_arrays_are_checked_once_and_give_the_same_steps():
+    rng = np.random.default_rng(5)
+    X, Y, w = rng.standard_normal((20, 3)), rng.standard_normal((20, 2)), rng.uniform(0, 1, 20)
+    one, other = (mc.Trainer(mc.MLP([3, 4, 2]), "squared_error") for _ in range(2))
+    data = one.prepare(X, Y, w)
+    for rows in (None, [3, 1, 4], [1]):
+        assert one.step(data, rows=rows) == other.step(X, Y, w, rows=rows)
+    assert one.evaluate(data) == other.evaluate(X, Y, w)
+    assert one.gradient(data, rows=[0, 2])[0] == other.gradient(X[[0, 2]], Y[[0, 2]], w[[0, 2]])[0]
+    with pytest.raises(TypeError, match="Y and sample_weight must be left out"):
+        one.step(data, Y)
+    with pytest.raises(ValueError, match="row 1, column 2 holds nan"):
+        one.prepare(np.where(np.arange(60).reshape(20, 3) == 5, np.nan, X), Y)
