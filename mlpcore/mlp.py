@@ -400,12 +400,14 @@ class MLP:
         """
         if "parameters" in (tensors or {}):
             raise ValueError("tensors: the name 'parameters' is the network's own")
-        rows = [dataclasses.asdict(activation) for activation in self.activations if activation]
-        header = {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows, "about": about or {}}
-        if self.tied:
-            header |= {"version": 2, "tied": self.tied}
         parameters = devices.to_host(self.device, self.parameters)
-        model_file.write(path, header, {"parameters": parameters, **(tensors or {})})
+        model_file.write(path, {**self.header(), "about": about or {}}, {"parameters": parameters, **(tensors or {})})
+
+    def header(self) -> dict[str, Any]:
+        """What a file says of the network beside its parameters, as far as JSON holds it."""
+        rows = [dataclasses.asdict(activation) for activation in self.activations if activation]
+        ties = {"tied": self.tied} if self.tied else {}
+        return {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows, **ties}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> MLP:
@@ -422,6 +424,11 @@ class MLP:
         """The network of a file, and the `tensors` and `about` that were saved with it."""
         devices.choose(device)
         header, tensors = model_file.read(path)
+        return cls.from_header(path, header, tensors, device), tensors, header.get("about", {})
+
+    @classmethod
+    def from_header(cls, path: str | os.PathLike[str], header: Any, tensors: dict[str, Array], device: str) -> MLP:
+        """The network that a file's header describes; takes "parameters" out of `tensors`. Raises ValueError with the path."""
         try:
             parameters = tensors.pop("parameters")
             rows = [Activation(**row) for row in header["activations"]]
@@ -434,10 +441,10 @@ class MLP:
                 widths, rows[:-1], rows[-1], bias=header["bias"], tied=tied, dtype=parameters.dtype, init="zeros",
                 device=device,
             )  # fmt: skip
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} does not hold a network: {error!r}") from None
         net._set(parameters)
-        return net, tensors, header.get("about", {})
+        return net
 
 
 class LossFunction:

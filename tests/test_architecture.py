@@ -118,13 +118,12 @@ def test_cupy_and_pickle_stay_outside():
         assert not roots & {"pickle", "torch", "joblib", "shelve"}, path
 
 
-def test_only_the_formulas_evaluate_text():
+def test_nothing_evaluates_text():
     for path in MODULES:
         calls = {
             n.func.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
         }
-        assert not calls & {"exec", "__import__"}, path
-        assert "eval" not in calls or name(path) == "core.formulas", path
+        assert not calls & {"eval", "exec", "compile", "__import__"}, path
 
 
 def test_the_recurrences_fit_on_one_screen():

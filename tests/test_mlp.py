@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import mlpcore as mc
+from mlpcore.formats import model_file
 
 # -- initial weights -------------------------------------------------------------------------------------------------------
 
@@ -274,7 +275,8 @@ def _file(path, header=None, tensors=None, **changes):
     with safetensors.safe_open(str(path), "numpy") as file:
         meta, found = json.loads(file.metadata()["mlpcore"]), {"parameters": file.get_tensor("parameters")}
     text = json.dumps({**meta, **changes}) if header is None else header
-    save_file(found if tensors is None else tensors, str(path), {"mlpcore": text})
+    held = found if tensors is None else tensors
+    save_file(held, str(path), {"mlpcore": text, "digest": model_file._digest(text, held)})
     return path
 
 
@@ -304,6 +306,7 @@ def test_a_file_of_a_newer_version_says_so(tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
+        {"header": "[" * 100_000},
         {"sizes": [3, 4]}, {"sizes": [3, 5, 2]}, {"sizes": "3-4-2"}, {"sizes": None}, {"bias": "yes"}, {"activations": []},
         {"activations": [{"name": "x", "value": "__import__('os')", "slope": "1"}] * 2}, {"activations": [["relu"]] * 2},
         {"activations": 3}, {"version": "one"}, {"version": None}, {"header": "not JSON"}, {"header": "[]"}, {"header": "{}"},
@@ -311,7 +314,7 @@ def test_a_file_of_a_newer_version_says_so(tmp_path):
         {"tensors": {"parameters": np.zeros(26, np.float16)}}, {"tensors": {"parameters": np.zeros((2, 13), np.float32)}},
         {"tensors": {"parameters": np.zeros(26, np.int64)}},
     ],
-    ids=str,
+    ids=lambda changes: str(changes)[:60],
 )  # fmt: skip
 def test_a_file_whose_header_and_tensors_do_not_make_a_network_is_refused_by_name(changes, tmp_path):
     path = _file(tmp_path / "net.safetensors", **changes)

@@ -1,12 +1,10 @@
 """Tied weights: one matrix, every use of it in one gradient."""
 
 import copy
-import json
 import pickle
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 import mlpcore as mc
 
@@ -130,16 +128,6 @@ def test_files_hold_the_tie(settings, tmp_path):
     np.testing.assert_array_equal(other.parameters, net.parameters)
     X = RNG.standard_normal((3, net.sizes[0]))
     np.testing.assert_array_equal(other.predict(X), net.predict(X))
-    with safe_open(tmp_path / "net.safetensors", "numpy") as file:
-        assert json.loads(file.metadata()["mlpcore"])["version"] == 2
-
-
-def test_files_of_other_networks_stay_readable_to_older_versions(tmp_path):
-    mc.MLP([3, 2]).save(tmp_path / "net.safetensors")
-    with safe_open(tmp_path / "net.safetensors", "numpy") as file:
-        header = json.loads(file.metadata()["mlpcore"])
-    assert header["version"] == 1
-    assert "tied" not in header
 
 
 def test_names_plan_and_print_say_so(settings):

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import math
+import operator
 import re
-from collections.abc import Mapping, Sequence
-from types import CodeType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 LONGEST = 4000  # characters of a formula: those of files are read, too
 FUNCTIONS = ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign", "positive")
 _BINARY = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"}
 _ARGUMENTS = {"maximum": 2, "minimum": 2, "pow": 2}
-_SCALAR: dict[str, Any] = {
-    "__builtins__": {},
+_COMPARISONS = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+_SCALAR: dict[str, Callable[..., float]] = {
     "T": float,
     "maximum": max,
     "minimum": min,
@@ -188,7 +190,7 @@ def kinks(formula: str) -> list[str]:
 
 def evaluate_scalar(formula: str, **values: float) -> float:
     """The value of a formula of scalars, in double precision: the default of a parameter, a slope at one point."""
-    return float(eval(_code(parse(formula)), _SCALAR, values))  # the tree has passed _check: arithmetic only
+    return float(_scalar(parse(formula))(values))
 
 
 def holds(condition: str, **values: float) -> bool:
@@ -198,11 +200,29 @@ def holds(condition: str, **values: float) -> bool:
         raise ValueError(f"{condition!r} is not a comparison")
     for part in (tree.left, *tree.comparators):
         _check(part, condition, tuple(values))
-    return bool(eval(_code(tree), _SCALAR, values))
+    parts = [_scalar(part)(values) for part in (tree.left, *tree.comparators)]
+    return all(
+        _COMPARISONS[type(op)](left, right) for op, (left, right) in zip(tree.ops, itertools.pairwise(parts), strict=True)
+    )
 
 
-def _code(tree: ast.expr) -> CodeType:
-    return compile(ast.fix_missing_locations(ast.Expression(tree)), "formula", "eval")
+def _scalar(node: ast.expr) -> Callable[[Mapping[str, float]], float]:
+    """A checked tree as a function of its variables' values, in double precision."""
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return lambda names: value
+        case ast.Name(id=name):
+            return operator.itemgetter(name)
+        case ast.UnaryOp(operand=operand):
+            u = _scalar(operand)
+            return lambda names: -u(names)
+        case ast.BinOp(left=left, op=op, right=right):
+            u, v, operation = _scalar(left), _scalar(right), _OPERATORS[type(op)]
+            return lambda names: operation(u(names), v(names))
+        case ast.Call(func=ast.Name(id=name), args=arguments):
+            function, parts = _SCALAR[name], [_scalar(x) for x in arguments]
+            return lambda names: function(*[part(names) for part in parts])
+    raise AssertionError(ast.dump(node))
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------
@@ -229,7 +249,7 @@ class Program:
 
     def __init__(self, statements: str, scalars: frozenset[str]):
         self.scalars = scalars
-        self.folded: dict[str, CodeType] = {}
+        self.folded: dict[str, Callable[[Mapping[str, float]], float]] = {}
         self.folded_text: dict[str, str] = {}
         self.steps: list[Step] = []
         self.registers = 0
@@ -241,8 +261,7 @@ class Program:
 
     def fold(self, values: Mapping[str, float]) -> dict[str, float]:
         """The scalar subexpressions' values for these scalars."""
-        names = dict(values)
-        return {key: float(eval(code, _SCALAR, names)) for key, code in self.folded.items()}
+        return {key: float(value(values)) for key, value in self.folded.items()}
 
     def _compile(self, target: str, tree: ast.expr) -> None:
         nodes: list[tuple[str, tuple[str | int, ...]]] = []  # operands: names, or indices of earlier nodes
@@ -298,7 +317,7 @@ class Program:
         text = ast.unparse(node)
         if text not in self._keys:
             self._keys[text] = f"k{len(self._keys)}"
-            self.folded[self._keys[text]] = _code(node)
+            self.folded[self._keys[text]] = _scalar(node)
             self.folded_text[self._keys[text]] = text
             self.reads += sorted({name.id for name in _variables(node)} - {*self.reads})
         return self._keys[text]

@@ -1,48 +1,77 @@
-"""Networks as safetensors files: the flat parameters, and a header that says how they are cut. No pickle.
+"""Networks and trainers as safetensors files: flat vectors, and a header that says what they are. No pickle.
 
-    tensors:   "parameters" (size,), and what the caller adds (a standardiser's mean and scale)
-    metadata:  "mlpcore" = JSON {"version": 1, "sizes": …, "bias": …, "activations": [{"name": …, "value": …}, …], …}
-               version 2 adds "tied": {"4": "1.T"}
+    tensors:   "parameters" (size,); of a trainer also its optimizer's state; and what the caller adds
+    metadata:  "mlpcore" = JSON {"version": 3, "sizes": …, "bias": …, "activations": [{"name": …, "value": …}, …], …}
+               "digest"  = SHA-256 of that text and of all tensors
 
-Written to a temporary file beside the target and renamed, so that a file is whole or not there.
+Versions 1 and 2 (with tied layers) had no digest; they are still read. A file is whole or not there (`atomic.replacing`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 2  # the newest that is read; files without tied layers are still written as version 1
+from mlpcore.formats.atomic import replacing
+
+VERSION = 3
+TYPES = {
+    "float16": "F16", "float32": "F32", "float64": "F64", "bfloat16": "BF16", "bool": "BOOL",
+    **{f"{sign}int{bits}": f"{letter}{bits}" for sign, letter in (("", "I"), ("u", "U")) for bits in (8, 16, 32, 64)},
+}  # fmt: skip
 
 
-def write(path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
-    """Write a model file, atomically. Raises OSError if the folder is missing or cannot be written."""
-    from safetensors.numpy import save
+def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], keep: int = 1) -> None:
+    """Write a model file, atomically, straight from the arrays: the library's writers copy every one of them first.
 
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{str(path)!r} cannot be written: the folder {str(target.parent)!r} does not exist")
-    whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}  # safetensors corrupts others silently
-    data = save(whole, {"mlpcore": json.dumps({"version": 1, **header})})
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp makes it private
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+    Args:
+        path: of the file.
+        header: what JSON can hold.
+        tensors: arrays by name.
+        keep: versions to keep, as in `atomic.replacing`.
+
+    Raises:
+        OSError: it cannot be written; what was there before is intact.
+        TypeError: a tensor's dtype, or something in the header, has no place in such a file.
+    """
+    text = json.dumps({"version": VERSION, **header})
+    entries: dict[str, Any] = {}
+    arrays, offset = [], 0
+    for name, array in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):  # so that all are aligned
+        if array.dtype.name not in TYPES:
+            raise TypeError(f"tensors[{name!r}] of dtype {array.dtype} cannot be stored; known: {', '.join(TYPES)}")
+        whole = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+        arrays.append(whole)
+        place = [offset, offset + whole.nbytes]
+        entries[name] = {"dtype": TYPES[array.dtype.name], "shape": array.shape, "data_offsets": place}
+        offset += whole.nbytes
+    digest = _digest(text, dict(zip(entries, arrays, strict=True)))
+    head = json.dumps({"__metadata__": {"mlpcore": text, "digest": digest}, **entries}).encode()
+    head += b" " * (-len(head) % 8)
+    with replacing(path, keep) as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for array in arrays:
+            file.write(_bytes(array))
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _digest(text: str, tensors: Mapping[str, NDArray[Any]]) -> str:
+    hashed = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        hashed.update(json.dumps([name, TYPES[array.dtype.name], array.shape]).encode())
+        hashed.update(_bytes(array))
+    return hashed.hexdigest()
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -50,7 +79,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
 
     Raises:
         FileNotFoundError, OSError: it cannot be read.
-        ValueError: it is no model file of mlpcore, or one of a newer version; says which.
+        ValueError: it is no model file of mlpcore, a damaged one, or one of a newer version; says which.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -59,8 +88,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
     try:
         with safe_open(str(path), "numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+            tensors = {name: np.asarray(file.get_tensor(name), order="C") for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} is not a safetensors file, or a damaged one: {error}") from None
     if "mlpcore" not in metadata:
         raise ValueError(f"{str(path)!r} is a safetensors file, but not one of mlpcore's")
@@ -68,8 +97,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
         header = json.loads(metadata["mlpcore"])
         version = header["version"]
         newer = version > VERSION
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} has a damaged header: {error!r}") from None
     if newer:
         raise ValueError(f"{str(path)!r} has version {version}; this mlpcore reads up to {VERSION}: upgrade it")
+    if "digest" in metadata or version >= 3:
+        whole = metadata.get("digest") == _digest(metadata["mlpcore"], tensors)
+        if not whole:
+            raise ValueError(f"{str(path)!r} is damaged: its digest does not match what it holds")
     return header, tensors

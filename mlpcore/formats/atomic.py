@@ -1,0 +1,84 @@
+"""Files that are whole or not there: written beside their place, forced to the disk, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], keep: int = 1) -> Iterator[BinaryIO]:
+    """A binary file to write into, which takes the place of `path` when the block ends well.
+
+    If the process is killed, the disk fills up, or the block raises, what was at `path` is still there, unchanged.
+
+    Args:
+        path: of the file.
+        keep: versions to keep: those before become `name.1.suffix`, `name.2.suffix`, …
+
+    Raises:
+        OSError: the folder is missing, the path is a folder, it cannot be written; names the path.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} cannot be written: it is a folder")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{str(path)!r} cannot be written: the folder {str(target.parent)!r} does not exist")
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes it private
+        _move_on(target, keep)
+        os.replace(temporary, target)
+        _force(target.parent)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+        if isinstance(error, OSError) and error.strerror:
+            raise type(error)(error.errno, f"{str(path)!r} cannot be written: {error.strerror}") from error
+        raise
+
+
+def numbered(path: str | os.PathLike[str], number: int) -> Path:
+    """Where the last version but one goes (1), the one before (2), and so on."""
+    target = Path(path)
+    return target.with_name(f"{target.stem}.{number}{target.suffix}")
+
+
+def _move_on(target: Path, keep: int) -> None:
+    """Number the versions there are, the oldest first; at every moment there is a whole file at `target`."""
+    if keep < 2 or not target.exists():
+        return
+    for number in range(keep - 1, 1, -1):
+        if numbered(target, number - 1).exists():
+            os.replace(numbered(target, number - 1), numbered(target, number))
+    second = target.with_name(f".{target.name}.previous")
+    second.unlink(missing_ok=True)
+    try:
+        os.link(target, second)
+    except OSError:  # a file system without hard links
+        shutil.copy2(target, second)
+    os.replace(second, numbered(target, 1))
+
+
+def _force(folder: Path) -> None:
+    """Have the renaming on the disk, where the system can."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
