@@ -27,10 +27,11 @@ struct Control {
   int64 fault_step;  // of the first fault
   int64 good_steps;  // since the loss scale last changed
   double loss_scale;
+  int64 skipped;    // updates left out because loss or gradient was not finite
   unsigned status;  // faults: they stay, and no update happens after one
   unsigned skip;    // this step's update
 };
-static_assert(sizeof(Control) == 40, "mlpcore/backends/cuda_step.py says so");
+static_assert(sizeof(Control) == 48, "mlpcore/backends/cuda_step.py says so");
 
 __device__ __forceinline__ void report(Control* control, Status fault) {
   if (control) atomicOr(&control->status, unsigned(fault));

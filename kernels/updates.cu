@@ -45,9 +45,11 @@ __global__ void gradient_norm(const C* w, const C* g, C* scalars, C* partials, u
 }
 
 // Decides whether the update takes place, evaluates the scalar parts of its formulas in double, and writes the step's answer.
-// A scaled gradient that overflows halves the loss scale and skips the update; any other fault stays. One thread.
+// A scaled gradient that overflows halves the loss scale and skips the update; so does, if `tolerant`, anything else that is not
+// finite. Any other fault stays. One thread.
 template <class C, class Formula>
-__global__ void update_scalars(const Slot* slot, Control* control, C* scalars, double clip_norm, int scaled, int64 growth) {
+__global__ void update_scalars(const Slot* slot, Control* control, C* scalars, double clip_norm, int scaled, int64 growth,
+                               int tolerant) {
   const double J = scalars[LOSS], squares = scalars[SQUARES];
   bool skip = control->status != 0 || scalars[SCALE] == C(0);
   if (!skip && !(is_finite(J) && is_finite(squares))) {
@@ -55,6 +57,8 @@ __global__ void update_scalars(const Slot* slot, Control* control, C* scalars, d
     if (scaled && is_finite(J) && control->loss_scale > 1) {
       control->loss_scale /= 2;
       control->good_steps = 0;
+    } else if (tolerant) {
+      control->skipped += 1;
     } else {
       control->status |= NOT_FINITE;
     }

@@ -7,6 +7,7 @@ trainer = mc.Trainer(net, loss="cross_entropy", optimizer=mc.AdamW(1e-3))
 trainer.fit(X, Y, epochs=10, batch_size=256)
 """
 
+from mlpcore._version import __version__
 from mlpcore.backends.device import info
 from mlpcore.callbacks import Callback, EarlyStopping
 from mlpcore.core.activations import Activation
@@ -28,7 +29,6 @@ from mlpcore.gradcheck import GradientCheck, check_gradients
 from mlpcore.mlp import MLP, Cache, Gradient, loss
 from mlpcore.trainer import Trainer
 
-__version__ = "0.1.0"
 __all__ = [
     "MLP",
     "SGD",
@@ -51,6 +51,7 @@ __all__ = [
     "RMSprop",
     "StepDecay",
     "Trainer",
+    "__version__",
     "check_gradients",
     "info",
     "loss",

@@ -76,6 +76,11 @@ class EarlyStopping:
         """1 where larger is better (accuracy, r2), else -1."""
         return 1.0 if self.monitor.endswith(("accuracy", "r2")) else -1.0
 
+    def follow(self, entry: Entry, best: float | None, waited: int) -> tuple[float | None, int]:
+        """The best figure and the epochs since then, with one more epoch taken in; 0 epochs: it is the best one."""
+        value = entry[self.monitor]
+        return (value, 0) if self.improves(value, best) else (best, waited + 1)
+
     def improves(self, value: float, best: float | None) -> bool:
         """Whether `value` is an improvement on the best so far (None: there is none yet)."""
         if best is None:

@@ -9,52 +9,37 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlpcore import callbacks as hooks
+from mlpcore import checkpoint as files
+from mlpcore import scores
+from mlpcore._version import __version__
 from mlpcore.backends import device as devices
-from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.callbacks import EarlyStopping, Entry
+from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.errors import NonFiniteLoss, unknown
-from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
+from mlpcore.core.optimizers import AdamW, Optimizer, Progress
+from mlpcore.formats import model_file
 from mlpcore.mlp import MLP
+from mlpcore.run import History, Run, State
 from mlpcore.training import plan as planning
-from mlpcore.training.chunks import Batch
+from mlpcore.training.chunks import Batch, Data
 from mlpcore.training.new_step import new_step
 from mlpcore.training.plan import Inputs, Plan
 from mlpcore.training.planned import Settings
 
 Array = NDArray[Any]
-History = dict[str, list[float]]
 log = logging.getLogger("mlpcore")
-HOST = NumpyOps()
 _PRECISIONS = ("tf32", "bfloat16", "float16")
-
-
-class Data(NamedTuple):
-    """Checked arrays, of `Trainer.prepare`: what `fit`, `step` and `evaluate` work on."""
-
-    X: Array
-    Y: Array
-    weights: Array | None
-    inputs: Inputs
-
-    @classmethod
-    def of(cls, X: Array, Y: Array, weights: Array | None, classes: bool, staged: bool) -> Data:
-        """With what the plan must know; `staged`: they lie on the host and go to the device row by row."""
-        weight = "" if weights is None else weights.dtype.str
-        return cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged))
-
-    def batch(self, rows: Array | None) -> Batch:
-        """The rows of these numbers; None: all."""
-        return Batch(self.X, self.Y, self.weights, rows, len(self.X) if rows is None else len(rows))
 
 
 class Trainer:
@@ -67,10 +52,12 @@ class Trainer:
         l1, l2: J gains l1 Σ|W| + ½ l2 Σ W², over weights, not biases.
         clip_norm: scale the gradient down to this Euclidean norm where it is longer.
         precision: "tf32", "bfloat16", "float16": for GPUs; a CPU computes in the network's dtype and says so.
-        memory_limit: bytes, or "2 GiB", that all the trainer's arrays together may take; sets the chunk.
+        memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5), that all the trainer's arrays
+            together may take; sets the chunk.
         chunk_rows: at most so many rows at a time go forward and backward; "auto" fits them to the cache.
         deterministic: on CUDA, no timing in the choice of algorithms; NumPy is deterministic anyway.
         workers: threads that run chunks of large batches side by side; None chooses.
+        on_non_finite: "raise" NonFiniteLoss when loss or gradient overflows; "skip" that step, and count it in `skipped`.
         seed: of the row order in `fit`.
 
     Raises:
@@ -87,10 +74,11 @@ class Trainer:
         l2: float = 0.0,
         clip_norm: float | None = None,
         precision: str | None = None,
-        memory_limit: int | str | None = None,
+        memory_limit: float | str | None = None,
         chunk_rows: int | str = "auto",
         deterministic: bool = False,
         workers: int | None = None,
+        on_non_finite: str = "raise",
         seed: int = 0,
     ) -> None:
         if not isinstance(net, MLP):
@@ -108,31 +96,53 @@ class Trainer:
             raise ValueError(f"chunk_rows must be 'auto' or a number of rows; got {chunk_rows!r}")
         if clip_norm is not None and not inputs.not_negative(clip_norm, "clip_norm"):
             raise ValueError("clip_norm must be positive; got 0 (None: no clipping)")
-        last = net.activations[-1]
-        assert last is not None
-        self.net = net
-        self.loss = loss_sheet.resolve(loss)
-        self._optimizer = optimizer
-        self.deterministic = deterministic
-        self.progress = Progress()
-        self._rng = np.random.default_rng(inputs.positive_integer(seed, "seed", least=0))
-        self._settings = Settings(
+        if on_non_finite not in ("raise", "skip"):
+            raise unknown("on_non_finite", on_non_finite, ("raise", "skip"))
+        settings = Settings(
             l1=inputs.not_negative(l1, "l1"),
             l2=inputs.not_negative(l2, "l2"),
             clip_norm=clip_norm,
             chunk_rows=None if chunk_rows == "auto" else inputs.positive_integer(chunk_rows, "chunk_rows"),
-            memory_limit=planning.parse_bytes(memory_limit),
+            memory_limit=planning.parse_bytes(memory_limit, free=lambda: devices.free_bytes(net.device)),
             workers=None if workers is None else inputs.positive_integer(workers, "workers"),
+            tolerant=on_non_finite == "skip",
         )
+        seed = inputs.positive_integer(seed, "seed", least=0)
+        self._build(net, loss_sheet.resolve(loss), optimizer, settings, precision, deterministic, seed)
+
+    def _build(
+        self, net: MLP, loss: loss_sheet.Loss, optimizer: Optimizer, settings: Settings, precision: str | None,
+        deterministic: bool, seed: int,
+    ) -> None:  # fmt: skip
+        last = net.activations[-1]
+        assert last is not None
+        self.net, self.loss, self.deterministic = net, loss, deterministic
+        self.progress = Progress()
+        self.history: History = {}
+        self._optimizer, self._settings, self._precision, self._seed = optimizer, settings, precision, seed
+        self._lock = threading.RLock()  # one call at a time, whatever the thread
+        self._run: Run | None = None  # the fit that is under way
+        self._unfinished: tuple[State, Array | None] | None = None  # a loaded one, and its best parameters
         self._step = new_step(
-            net.device, net.layout, net.parameters, net.activations, loss_sheet.pair(self.loss, last), optimizer,
-            self._settings, precision, deterministic,
+            net.device, net.layout, net.parameters, net.activations, loss_sheet.pair(loss, last), optimizer, settings,
+            precision, deterministic,
         )  # fmt: skip
 
     @property
     def optimizer(self) -> Optimizer:
         """The optimizer's settings; what is set on it counts from the next step on."""
         return self._optimizer
+
+    @property
+    def on_non_finite(self) -> str:
+        """What becomes of a step whose loss or gradient is not finite: "raise" or "skip"."""
+        return "skip" if self._settings.tolerant else "raise"
+
+    @property
+    def skipped(self) -> int:
+        """Steps left out so far because loss or gradient was not finite; on a GPU it waits for the steps."""
+        self._step.count_skipped(self.progress)
+        return self.progress.skipped
 
     @property
     def learning_rate(self) -> float:
@@ -205,8 +215,9 @@ class Trainer:
             TypeError, ValueError: names the argument, what was expected and what came.
             NonFiniteLoss: J or its gradient overflowed; the parameters are as before the step.
         """
-        data = self._given(X, Y, sample_weight)
-        return self._update(data, self._batch(data, rows))
+        with self._lock:
+            data = self._given(X, Y, sample_weight)
+            return self._update(data, self._batch(data, rows))
 
     def gradient(
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
@@ -219,11 +230,11 @@ class Trainer:
 
         Args, Raises: as `step`; a J that is not finite is returned as it is.
         """
-        data = self._given(X, Y, sample_weight)
-        batch = self._batch(data, rows)
-        with devices.active(self.net.device):
+        with self._lock, devices.active(self.net.device):
+            data = self._given(X, Y, sample_weight)
+            batch = self._batch(data, rows)
             J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs))
-        return J, self._step.gradient
+            return J, self._step.gradient
 
     def _given(self, X: ArrayLike | Data, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
         if not isinstance(X, Data):
@@ -271,17 +282,24 @@ class Trainer:
         try:
             return self._step.run(batch, plan, self.progress)
         except NonFiniteLoss as error:
-            inputs.require_finite(data.X, "X", self.net.dtype)  # the culprit is looked for only now
-            inputs.require_finite(data.Y, "Y", self.net.dtype)
-            error.add_note("a lower learning rate or clip_norm=1.0 may help")
-            raise
+            raise self._explained(error, data, batch) from None
+
+    def _explained(self, error: NonFiniteLoss, data: Data, batch: Batch) -> Exception:
+        """The error with the layer where it began; or another one, if the data are to blame. Looked for only now."""
+        inputs.require_finite(data.X, "X", self.net.dtype)
+        inputs.require_finite(data.Y, "Y", self.net.dtype)
+        layer = self._step.first_not_finite(batch, self._step.prepare(batch.size, data.inputs))
+        where = "" if layer is None else f"; it began in layer {layer} of {self.net.layout.layers}"
+        explained = NonFiniteLoss(f"{error}{where}", error.step, error.learning_rate, layer)
+        explained.add_note("a lower learning rate or clip_norm=1.0 may help")
+        return explained
 
     # -- whole runs --
 
     def fit(
         self,
-        X: ArrayLike,
-        Y: ArrayLike,
+        X: Any,
+        Y: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         *,
         epochs: int = 10,
@@ -291,8 +309,13 @@ class Trainer:
         callbacks: Sequence[Any] = (),
         shuffle: bool = True,
         progress: bool = True,
+        checkpoint: str | os.PathLike[str] | None = None,
+        every: str = "1 epoch",
+        keep: int = 1,
     ) -> History:
         """Train for `epochs` passes over the rows, in shuffled mini-batches with a last partial one.
+
+        A trainer that `Trainer.load` made of an unfinished run goes on with it, if the call is the same: see `unfinished`.
 
         Args:
             X, Y, sample_weight: as in `step`; scanned once for NaN, infinity and impossible labels.
@@ -301,6 +324,10 @@ class Trainer:
             callbacks: `mc.Callback` objects, or functions `(trainer, entry)`; one that returns True stops.
             shuffle: a new row order each epoch, from the trainer's seed.
             progress: a bar with rows/s, loss and the validation figure.
+            checkpoint: a file that `Trainer.load` can go on from, written at the end and meanwhile, atomically. SIGINT and
+                SIGTERM then finish the step, save, and end the run.
+            every: how often: "1000 steps", "5 min", "1 epoch".
+            keep: versions of the file to keep; those before are `name.1.suffix`, …
 
         Returns:
             A dict of lists, one entry an epoch: "loss" (mean of J over its steps), "learning_rate" (of its last step),
@@ -308,94 +335,67 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came; nothing is trained yet.
-            NonFiniteLoss: J or its gradient overflowed; the parameters are as before that step.
+            NonFiniteLoss: J or its gradient overflowed; the parameters, and the checkpoint, are as before that step.
+            OSError: the checkpoint cannot be written; the one before is intact.
         """
-        if self.progress.total is not None:
+        with self._lock:
+            return self._fit(
+                X, Y, sample_weight, epochs, batch_size, validation, early_stopping, callbacks, shuffle, progress, checkpoint,
+                every, keep,
+            )  # fmt: skip
+
+    def _fit(
+        self, X: Any, Y: Any, sample_weight: Any, epochs: int, batch_size: int, validation: Any,
+        early_stopping: EarlyStopping | None, callbacks: Any, shuffle: bool, progress: bool, checkpoint: Any, every: str,
+        keep: int,
+    ) -> History:  # fmt: skip
+        if self._run is not None:
             raise RuntimeError("fit is running: a callback may call step, evaluate and predict, but not fit")
         data = self._scanned(X, Y, sample_weight)
         held_out = self._validation(validation)
         stopping = self._early_stopping(early_stopping, held_out is not None)
         observers = hooks.resolve(callbacks)
         epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
-        rows = 0 if data.inputs.host else len(data.X)  # a staged batch is picked on the host
-        arrays = self._step.reserve(self._step.fit_buffers(rows, stopping is not None and stopping.restore_best))
+        checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, keep)
+        monitor = None if stopping is None else dataclasses.asdict(stopping)
+        rows = len(data.X)
+        state = State(epochs, min(size, rows), bool(shuffle), rows, held_out is not None, monitor)
+        best = None
+        if self._unfinished is not None:
+            self._unfinished[0].require_same(state)
+            state, best = self._unfinished
+        else:
+            steps = -(-rows // state.batch_size)
+            self.progress.begun, self.progress.total = self.progress.step, epochs * steps
+        keeps_best = stopping is not None and stopping.restore_best
+        arrays = self._step.reserve(self._step.fit_buffers(0 if data.inputs.host else rows, keeps_best))
         try:
-            size = min(size, len(data.X))
             with devices.active(self.net.device):
-                return self._fit(data, held_out, arrays, epochs, size, _Watch(stopping), observers, shuffle, progress)
+                if best is not None:
+                    arrays["best"][...] = devices.to_device(self.net.device, best)
+                source = _Rows(data, state.batch_size, arrays.get("row order"), self.net.device)
+                self._run = Run(self, source, state, held_out, stopping, arrays.get("best"), observers, checkpoints)
+                self._unfinished = None
+                return self._run.go(progress)
         finally:
+            self._run = None
             self.progress.total = None
             self._step.untouched = False
             self._step.reserve([])
 
-    def _fit(
-        self, data: Data, held_out: Data | None, arrays: dict[str, Array], epochs: int, size: int, watch: _Watch,
-        observers: list[hooks.Callback], shuffle: bool, progress: bool,
-    ) -> History:  # fmt: skip
-        there = arrays.get("row order")  # on the data's device
-        order = there if isinstance(there, np.ndarray) else np.empty(len(data.X), np.int64)
-        order[...] = 1
-        np.subtract(np.cumsum(order, out=order), 1, out=order)  # 0, 1, 2, … without a second array of that size
-        count = len(order)
-        steps = -(-count // size)
-        self.progress.begun, self.progress.total = self.progress.step, epochs * steps
-        history: History = {}
-        adaptive = _Watch(self._adaptive())
-        for observer in observers:
-            observer.fit_begin(self)
-        from tqdm.auto import tqdm  # not at import: it brings asyncio
+    def _finish(self, history: History) -> None:
+        """A run has come to its end: what is saved from here on is a trainer at rest."""
+        self._run, self.history = None, history
 
-        with tqdm(total=epochs * count, unit="row", unit_scale=True, disable=not progress) as bar:
-            for epoch in range(1, epochs + 1):
-                begin = time.perf_counter()
-                if shuffle:
-                    self._rng.shuffle(order)
-                bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
-                if there is not None and there is not order:
-                    there[...] = devices.to_device(self.net.device, order)
-                entry = {"loss": self._epoch(data, order if there is None else there, size, observers, bar)}
-                entry["learning_rate"] = self._optimizer.rate(dataclasses.replace(self.progress, step=self.progress.step - 1))
-                if held_out is not None:
-                    entry |= {f"validation_{key}": value for key, value in self._evaluate(held_out).items()}
-                entry["seconds"] = time.perf_counter() - begin
-                for key, value in entry.items():
-                    history.setdefault(key, []).append(value)
-                bar.set_postfix({k: f"{entry[k]:.4g}" for k in entry if k.startswith(("loss", "validation"))})
-                if adaptive.stopping != self._adaptive():  # set in the meantime
-                    adaptive = _Watch(self._adaptive())
-                if adaptive.sees(entry):
-                    adaptive.waited = 0
-                    self.progress.reductions += 1
-                stop = watch.sees(entry)
-                if watch.improved and "best" in arrays:
-                    arrays["best"][...] = self.net.parameters
-                # every callback sees every epoch: no short cut
-                answers = [observer.epoch_end(self, entry) for observer in observers]
-                if stop or any(isinstance(answer, bool | np.bool_) and answer for answer in answers):
-                    break
-        if "best" in arrays and watch.best is not None:
-            self.net.parameters[...] = arrays["best"]
-        for observer in observers:
-            observer.fit_end(self, history)
-        return history
+    @property
+    def unfinished(self) -> str | None:
+        """How far the run of a loaded checkpoint had come, which the same call of `fit` goes on with; None if there is none."""
+        return None if self._unfinished is None else str(self._unfinished[0])
 
-    def _epoch(self, data: Data, order: Array, size: int, observers: list[hooks.Callback], bar: Any) -> float:
-        """One pass over the rows; the mean of J, each step by its weight. On a GPU nobody waits for J before the end."""
-        losses, weights = [], []
-        for start in range(0, len(order), size):
-            batch = data.batch(order[start : start + size])
-            w = self._step.weight(batch)
-            if w != 0:  # a batch of rows that weigh nothing says nothing
-                J = self._update(data, batch)
-                self._step.untouched = not observers
-                losses.append(J)
-                weights.append(w)
-                for observer in observers:
-                    observer.step_end(self, J)
-            bar.update(batch.size)
-        values = [float(J) for J in losses]
-        known = [J.weight if w is None else w for J, w in zip(losses, weights, strict=True)]
-        return float(np.dot(values, known) / sum(known))
+    def abandon(self) -> None:
+        """Give up the loaded run: the next `fit` begins a new one, from the parameters and optimizer state as they are."""
+        self._unfinished = None
+        self.progress.total = None
 
     def _validation(self, validation: Any) -> Data | None:
         if validation is None:
@@ -414,18 +414,101 @@ class Trainer:
             return None
         if not isinstance(stopping, EarlyStopping):
             raise TypeError(f"early_stopping must be mc.EarlyStopping(patience=…); got {stopping!r}")
-        figures = [f"validation_{key}" for key in self._figures()] if validated else []
+        figures = [f"validation_{key}" for key in scores.names(self.loss)] if validated else []
         if stopping.monitor not in ("loss", *figures):
             if stopping.monitor.startswith("validation_") and not validated:
                 raise ValueError(f"early_stopping monitors {stopping.monitor!r}, but fit was given no validation=(Xv, Yv)")
             raise unknown("early_stopping: monitor", stopping.monitor, ("loss", *figures))
         return stopping
 
-    def _adaptive(self) -> EarlyStopping | None:
-        schedule = self._optimizer.learning_rate
-        if not isinstance(schedule, Adaptive):
-            return None
-        return EarlyStopping(schedule.patience, "loss", schedule.tolerance, restore_best=False)
+    # -- checkpoints and copies --
+
+    def _description(self) -> dict[str, Any]:
+        """All but arrays, as what JSON can hold."""
+        settings = {key: files.plain(value) for key, value in dataclasses.asdict(self._settings).items()}
+        run = self._run.state if self._run else self._unfinished[0] if self._unfinished else None
+        return {
+            "loss": dataclasses.asdict(self.loss), "optimizer": files.describe(self._optimizer), "settings": settings,
+            "precision": self._precision, "deterministic": self.deterministic, "seed": self._seed, "device": self.net.device,
+            "progress": dataclasses.asdict(self.progress), "history": self.history,
+            "run": None if run is None else dataclasses.asdict(run),
+        }  # fmt: skip
+
+    def save(self, path: str | os.PathLike[str], keep: int = 1) -> None:
+        """Write all that the training depends on to a safetensors file, atomically; also from a callback, while `fit` runs.
+
+        `Trainer.load` goes on from there to the bit, `mc.MLP.load` takes the network alone.
+
+        Args:
+            path: of the file.
+            keep: versions to keep; those before are `name.1.suffix`, `name.2.suffix`, …
+
+        Raises:
+            OSError: the file cannot be written; what was there before is intact.
+            TypeError: optimizer or schedule is a class of the user's own.
+        """
+        with self._lock:
+            if self._run is not None:
+                self._run.pause()
+            self.skipped  # noqa: B018 (brings the count up to date)
+            vectors, facts = self._step.snapshot()
+            best = self._run.best_so_far() if self._run else self._unfinished[1] if self._unfinished else None
+            tensors = {"parameters": devices.to_host(self.net.device, self.net.parameters), **vectors}
+            if best is not None:
+                tensors["best"] = devices.to_host(self.net.device, best)
+            versions = {"mlpcore": __version__, "numpy": np.__version__}
+            header = {**self.net.header(), "trainer": {**self._description(), "step": facts, "versions": versions}}
+            model_file.write(path, header, tensors, inputs.positive_integer(keep, "keep"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str = "auto") -> Trainer:
+        """The trainer of a file that `save`, or `fit(checkpoint=…)`, wrote.
+
+        On the same machine the training goes on as if it had never stopped, to the bit. If it was in the middle of a `fit`
+        (`unfinished` says where), the same call of `fit` goes on there; callbacks and data are not in the file.
+
+        Raises:
+            FileNotFoundError, OSError: it cannot be read.
+            ValueError: it is no such file, a damaged one, or one of a newer version.
+        """
+        devices.choose(device)
+        header, tensors = model_file.read(path)
+        if "trainer" not in header:
+            raise ValueError(f"{str(path)!r} holds a network without a trainer: load it by mc.MLP.load")
+        net = MLP.from_header(path, header, tensors, device)
+        trainer = cls.__new__(cls)
+        try:
+            trainer._restore(net, header["trainer"], tensors)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{str(path)!r} does not hold a trainer: {error!r}") from None
+        return trainer
+
+    def _restore(self, net: MLP, described: dict[str, Any], tensors: dict[str, Array]) -> None:
+        settings = Settings(**described["settings"])
+        loss, optimizer = loss_sheet.Loss(**described["loss"]), files.optimizer(described["optimizer"])
+        self._build(net, loss, optimizer, settings, described["precision"], described["deterministic"], described["seed"])
+        self.progress, self.history = Progress(**described["progress"]), described["history"]
+        if described["run"] is not None:
+            self._unfinished = State(**described["run"]), tensors.pop("best", None)
+        self._step.restore(tensors, described["step"])
+        if described["device"] != net.device:
+            log.warning("saved on %s, goes on on %s: not equal to the bit", described["device"], net.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            if self._run is not None:
+                raise RuntimeError("a trainer cannot be copied or pickled while fit runs")
+            vectors, facts = self._step.snapshot()
+            kept = ("net", "loss", "_optimizer", "_settings", "_precision", "deterministic", "_seed", "progress", "history",
+                    "_unfinished")  # fmt: skip
+            return {name: getattr(self, name) for name in kept} | {"vectors": vectors, "facts": facts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._build(
+            *(state[name] for name in ("net", "loss", "_optimizer", "_settings", "_precision", "deterministic", "_seed"))
+        )
+        self.progress, self.history, self._unfinished = state["progress"], state["history"], state["_unfinished"]
+        self._step.restore(state["vectors"], state["facts"])
 
     # -- evaluation --
 
@@ -437,32 +520,53 @@ class Trainer:
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
-        return self._evaluate(self._scanned(X, Y, sample_weight))
-
-    def _figures(self) -> tuple[str, str]:
-        return ("loss", "accuracy" if self.loss.classifies else "r2")
+        with self._lock:
+            return self._evaluate(self._scanned(X, Y, sample_weight))
 
     def _evaluate(self, data: Data) -> Entry:
         batch = data.batch(None)
         step = self._step
         rows = step.allocated.rows if step.allocated else planning.WIDEST  # those that are there will do
         plan = step.prepare(min(batch.size, rows), data.inputs)
-        scores = _Scores(self.loss, self.net.sizes[-1])
+        found = scores.Scores(step.objective, self.net.sizes[-1])
 
         def see(output: Array, start: int, stop: int) -> None:
             Y, w = (None if x is None else devices.to_host(self.net.device, x[start:stop]) for x in (data.Y, data.weights))
             assert Y is not None
-            for i in range(0, stop - start, 256):  # a few rows at a time: what the figures need stays small
-                part = slice(i, i + 256)
-                piece = output[part]
-                if step.objective.matched and not self.loss.classifies:  # S[L], of which r2 wants the activation
-                    piece = piece.copy()
-                    with np.errstate(all="ignore"):
-                        HOST.bias_activation(piece, None, step.objective.output, piece)
-                scores.add(piece, Y[part], None if w is None else w[part], from_s=step.objective.matched)
+            found.add(output, Y, w)
 
         loss = step.evaluate(batch, plan, see)
-        return dict(zip(self._figures(), (loss, scores.result()), strict=True))
+        return dict(zip(scores.names(self.loss), (loss, found.result()), strict=True))
+
+
+class _Rows:
+    """The batches of arrays in memory: a shuffled order of their rows, cut into pieces.
+
+    Args:
+        data: the arrays.
+        size: rows of a batch.
+        place: where the order goes, on the data's device; None: an array of its own, on the host.
+        device: the network's.
+    """
+
+    def __init__(self, data: Data, size: int, place: Array | None, device: str):
+        self.data, self.size, self.place, self.device = data, size, place, device
+        self.rows: int | None = len(data.X)
+        self.inputs: Inputs | None = data.inputs
+        self._order = place if isinstance(place, np.ndarray) else np.empty(self.rows, np.int64)
+
+    def epoch(self, order: np.random.Generator | None, skip: int) -> Iterator[tuple[Data, Batch]]:
+        """The batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`."""
+        rows = self._order
+        rows[...] = 1
+        np.subtract(np.cumsum(rows, out=rows), 1, out=rows)  # 0, 1, 2, … without a second array of that size
+        if order is not None:
+            order.shuffle(rows)
+        if self.place is not None and self.place is not rows:
+            self.place[...] = devices.to_device(self.device, rows)
+            rows = self.place
+        for start in range(skip * self.size, len(rows), self.size):
+            yield self.data, self.data.batch(rows[start : start + self.size])
 
 
 def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:
@@ -475,56 +579,3 @@ def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:
         inputs.require_distribution(data.Y)
     low, high = {"binary_cross_entropy": (0, 1), "poisson": (0, math.inf)}.get(loss.name, (-math.inf, math.inf))
     inputs.require_range(data.Y, low, high, f"Y: {loss.name}")
-
-
-class _Watch:
-    """The best value so far of the monitored figure, and how long ago it was."""
-
-    def __init__(self, stopping: EarlyStopping | None):
-        self.stopping, self.best, self.waited, self.improved = stopping, None, 0, False
-
-    best: float | None
-
-    def sees(self, entry: Entry) -> bool:
-        """Take in one epoch; whether patience is at its end."""
-        if self.stopping is None:
-            return False
-        value = entry[self.stopping.monitor]
-        self.improved = self.stopping.improves(value, self.best)
-        self.waited = 0 if self.improved else self.waited + 1
-        self.best = value if self.improved else self.best
-        return self.waited >= self.stopping.patience
-
-
-class _Scores:
-    """Accuracy or R², added up over chunks in float64."""
-
-    def __init__(self, loss: loss_sheet.Loss, outputs: int):
-        self.loss = loss
-        self.right = self.weight = 0.0
-        self.moments = np.zeros((3, outputs))  # Σ w (y - z)², Σ w (y - origin), Σ w (y - origin)²
-        self.origin: Array | None = None  # y of the first row that weighs anything, so that a shift of Y costs no digits
-
-    def add(self, output: Array, Y: Array, weights: Array | None, from_s: bool) -> None:
-        """Take in the outputs of one chunk: S[L] if `from_s`, else Z[L]; both rank classes alike."""
-        w = np.ones(len(Y)) if weights is None else weights.astype(np.float64)
-        self.weight += float(w.sum())
-        if self.loss.takes_classes:
-            self.right += float(w @ (output.argmax(axis=1) == (Y if Y.ndim == 1 else Y.argmax(axis=1))))
-        elif self.loss.classifies:
-            self.right += float(w @ ((output > (0 if from_s else 0.5)) == (Y > 0.5)).mean(axis=1))
-        else:
-            y = Y.astype(np.float64)
-            if self.origin is None:
-                self.origin = y[np.argmax(w > 0)].copy()
-            residual, y = y - output, y - self.origin
-            self.moments += np.stack([w @ residual**2, w @ y, w @ y**2])
-
-    def result(self) -> float:
-        """The figure over all rows seen; r2 is NaN where Y is constant."""
-        if self.loss.classifies:
-            return self.right / self.weight
-        residual, first, second = self.moments
-        spread = second - first**2 / self.weight
-        with np.errstate(all="ignore"):
-            return float(np.mean(np.where(spread > 0, 1 - residual / spread, math.nan)))

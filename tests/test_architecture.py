@@ -15,8 +15,9 @@ from mlpcore.core.ops import Ops
 
 PACKAGE = Path(mc.__file__).parent
 LEVELS = [
-    ["kernel_files"], ["core"], ["backends", "formats"], ["training"], ["derivatives"], ["mlp"],
-    ["gradcheck", "callbacks", "trainer", "checkpoint", "data"], ["__init__"], ["estimators", "cli", "__main__"],
+    ["kernel_files", "_version"], ["core"], ["backends", "formats"], ["training"], ["derivatives"], ["mlp"],
+    ["gradcheck", "callbacks", "scores", "checkpoint", "run", "trainer", "data"], ["__init__"],
+    ["estimators", "cli", "__main__"],
 ]  # fmt: skip
 LEVEL = {unit: i for i, units in enumerate(LEVELS) for unit in units}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -42,6 +42,7 @@ class Device(Protocol):
         multiprocessors: how many there are.
         product_workspace: bytes of scratch that matrix products may use, on each stream.
         captures: whether steps can be captured: not where cuBLASLt is missing.
+        library: what multiplies matrices, with its version.
     """
 
     xp: Any
@@ -49,12 +50,16 @@ class Device(Protocol):
     multiprocessors: int
     product_workspace: int
     captures: bool
+    library: str
 
     def active(self) -> AbstractContextManager[object]:
         """Makes this the device of what `xp` does inside the `with` block."""
 
     def empty(self, nbytes: int) -> Array:
         """`nbytes` of uninitialised device memory, as a 1-D uint8 array."""
+
+    def free_bytes(self) -> int:
+        """Memory that may still be allocated."""
 
     def address(self, array: Array) -> int:
         """Where the array begins in the device's memory."""
@@ -69,11 +74,11 @@ class Device(Protocol):
         themselves (`np.int32` for `int`, `np.float32` for `float`).
         """
 
-    def algorithms(self, product: Product) -> Sequence[object]:
+    def algorithms(self, product: Product) -> Sequence[bytes]:
         """The ways to compute a matrix product, the likeliest to be fast first; at least one. Not while recording."""
 
     def multiply(
-        self, product: Product, algorithm: object, left: int, right: int, result: int, bias: int, aux: int, workspace: int
+        self, product: Product, algorithm: bytes, left: int, right: int, result: int, bias: int, aux: int, workspace: int
     ) -> None:
         """Run a matrix product on the current stream; the operands are addresses (bias and aux 0 where there is none)."""
 

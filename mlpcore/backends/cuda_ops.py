@@ -35,7 +35,7 @@ class Algorithms:
 
     def __init__(self, deterministic: bool = False):
         self.deterministic = deterministic
-        self.chosen: dict[Product, object] = {}
+        self.chosen: dict[Product, bytes] = {}
         self.fused: dict[Product, bool] = {}
 
 
@@ -145,14 +145,14 @@ class CudaOps:
         if not self._rehearsing:
             self._multiply(product, algorithm, addresses)
 
-    def _multiply(self, product: Product, algorithm: object, addresses: tuple[int, ...], bias: int = 0, aux: int = 0) -> None:
+    def _multiply(self, product: Product, algorithm: bytes, addresses: tuple[int, ...], bias: int = 0, aux: int = 0) -> None:
         A, B, C = addresses
         if "product workspace" not in self._scratch:
             self._scratch = {**self._scratch, "product workspace": self.device.empty(self.device.product_workspace)}
         workspace = self.device.address(self._scratch["product workspace"])
         self.device.multiply(product, algorithm, B, A, C, bias, aux, workspace)
 
-    def _algorithm(self, product: Product, run: Callable[[object], None]) -> object:
+    def _algorithm(self, product: Product, run: Callable[[bytes], None]) -> bytes:
         """The algorithm of a product: the one settled before, or else the fastest of the candidates."""
         known = self.algorithms.chosen
         if product not in known:
@@ -207,7 +207,7 @@ class CudaOps:
             self.gemm(A, W, S)
             self.bias_activation(S, b, activation, Z)
 
-        def fused(one: object) -> float:
+        def fused(one: bytes) -> float:
             return self._seconds(lambda: self._multiply(product, one, addresses, bias, aux))
 
         rehearsing, self._rehearsing = self._rehearsing, False

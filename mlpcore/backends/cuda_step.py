@@ -20,8 +20,16 @@ from mlpcore.core.ops import Array, Buffer
 ONE = Launch((1, 1), (1, 1))  # thread
 SLOT = 216  # bytes of struct Slot in kernels/step.cuh
 CONTROL = np.dtype(
-    [("updates", "i8"), ("fault_step", "i8"), ("good_steps", "i8"), ("loss_scale", "f8"), ("status", "u4"), ("skip", "u4")]
-)  # struct Control
+    [
+        ("updates", "i8"),
+        ("fault_step", "i8"),
+        ("good_steps", "i8"),
+        ("loss_scale", "f8"),
+        ("skipped", "i8"),
+        ("status", "u4"),
+        ("skip", "u4"),
+    ]
+)  # struct Control; fmt: skip
 SETTINGS = 12  # scalars that the optimizer's formulas may read
 NOT_FINITE, BAD_LABEL, BAD_WEIGHT, BAD_ROW = 1, 2, 4, 8  # bits of Control.status
 SCALE, GAIN, LOSS, SQUARES, FIRST = 0, 1, 2, 3, 6  # entries of the scalars; 4 and 5 are l1 and l2
@@ -132,7 +140,9 @@ class StepKernels:
             f"recast<{self.type}, {self._low(low)}>", launch, self.slot if asked else None, parameters, low, parameters.size
         )
 
-    def update(self, arrays: Mapping[str, Array], low: Array | None, weights: int, clip_norm: float) -> None:
+    def update(
+        self, arrays: Mapping[str, Array], low: Array | None, weights: int, clip_norm: float, tolerant: bool
+    ) -> None:  # fmt: skip
         """Norm and finite test of the penalised gradient, then the optimizer's pass, unless a fault forbids it."""
         w, g = arrays["w"], arrays["g"]
         launch = launches.flat(w.size, self.ops.device.multiprocessors)
@@ -141,7 +151,7 @@ class StepKernels:
         formula = cuda_source.update(self.program, list(arrays), self.settings, self.flags, "g")
         self.ops.launch(
             cuda_source.text("updates.cu", formula), f"update_scalars<{self.type}, Formula>", ONE,
-            self.slot, self.control, self.scalars, float(clip_norm), np.int32(self.scaled), GROWTH,
+            self.slot, self.control, self.scalars, float(clip_norm), np.int32(self.scaled), GROWTH, np.int32(tolerant),
         )  # fmt: skip
         k = self.scalars[FIRST:]
         self.ops.update(self.program, arrays, k, low, weights, self.control, tuple(self.settings), tuple(self.flags), "g")

@@ -106,9 +106,9 @@ class CupyDevice:
         self.device = cupy.cuda.Device(index)
         self.multiprocessors = int(self.device.attributes["MultiProcessorCount"])
         self.products = products(index)
-        self.captures = self.products is not None
+        self.captures, self.library = self.products is not None, products_by()
         if not self.captures:
-            log.warning("%s: %s", self.name, products_by())
+            log.warning("%s: %s", self.name, self.library)
         self._kernels: dict[tuple[str, str], Any] = {}
         with self.device:
             self._copies = cupy.cuda.Stream(non_blocking=True)
@@ -124,6 +124,11 @@ class CupyDevice:
         """`nbytes` of uninitialised device memory, as a 1-D uint8 array."""
         with self.device:
             return cupy.empty(nbytes, cupy.uint8)
+
+    def free_bytes(self) -> int:
+        """Memory that CuPy may still take: what the GPU has left, and what CuPy's pool holds unused."""
+        with self.device:
+            return int(cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes())
 
     def address(self, array: Array) -> int:
         """Where the array begins in the device's memory."""
@@ -148,7 +153,7 @@ class CupyDevice:
 
     # -- products --
 
-    def algorithms(self, product: Product) -> Sequence[object]:
+    def algorithms(self, product: Product) -> Sequence[bytes]:
         """CuBLASLt's candidates, the likeliest to be fast first."""
         assert self.products is not None
         with self.device:
@@ -158,11 +163,10 @@ class CupyDevice:
         return found
 
     def multiply(
-        self, product: Product, algorithm: object, left: int, right: int, result: int, bias: int, aux: int, workspace: int
+        self, product: Product, algorithm: bytes, left: int, right: int, result: int, bias: int, aux: int, workspace: int
     ) -> None:
         """Run a matrix product on the current stream."""
         assert self.products is not None
-        assert isinstance(algorithm, bytes)
         with self.device:
             stream = cupy.cuda.get_current_stream().ptr
             self.products.multiply(product, algorithm, left, right, result, bias, aux, workspace, PRODUCT_WORKSPACE, stream)

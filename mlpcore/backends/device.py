@@ -152,6 +152,26 @@ def of(array: object) -> str:
     return "cpu"
 
 
+def free_bytes(device: str) -> int:
+    """Memory that a device has left; on the host, no more than the limit of this process's control group leaves.
+
+    Raises:
+        ValueError: this system does not say.
+    """
+    if device != "cpu":
+        return open_device(device).free_bytes()
+    memory, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if not memory.exists():
+        raise ValueError("memory_limit: this system does not say how much memory is free; give bytes, or text such as '2 GiB'")
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", memory.read_text(), re.M)
+    assert found is not None
+    free = 1024 * int(found[1])
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+    return free
+
+
 def to_device(device: str, array: Array) -> Array:
     """The array on this device; itself if it is there."""
     return array if device == "cpu" or not inputs.on_host(array) else open_device(device).to_device(array)

@@ -16,12 +16,17 @@ class NonFiniteLoss(ArithmeticError):
     Attributes:
         step: the number of the update that failed, counted from 1.
         learning_rate: its learning rate.
+        layer: the first whose outputs, or else the last whose gradient, is not finite; None where that is not known.
     """
 
-    def __init__(self, message: str, step: int, learning_rate: float):
+    def __init__(self, message: str, step: int, learning_rate: float, layer: int | None = None):
         super().__init__(message)
         self.step = step
         self.learning_rate = learning_rate
+        self.layer = layer
+
+    def __reduce__(self) -> tuple[object, ...]:  # an exception is pickled by its message alone, otherwise
+        return type(self), (str(self), self.step, self.learning_rate, self.layer)
 
 
 _ELSEWHERE = {  # what others call it

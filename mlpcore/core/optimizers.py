@@ -27,12 +27,16 @@ class Progress:
         total: updates of the current `fit`; None outside `fit`.
         reductions: how often an `Adaptive` schedule has lowered the rate.
         begun: updates that were done when the current `fit` began.
+        skipped: of the updates, those left out because loss or gradient was not finite.
+        epochs: passes over the data that `fit` has begun: each has a row order of its own.
     """
 
     step: int = 0
     total: int | None = None
     reductions: int = 0
     begun: int = 0
+    skipped: int = 0
+    epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ class Optimizer:
         return {
             **settings,
             "rate": self.rate(progress),
-            "t": progress.step + 1.0,
+            "t": progress.step - progress.skipped + 1.0,
             "decay": getattr(self, "weight_decay", 0.0),
         }
 

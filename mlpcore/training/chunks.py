@@ -18,6 +18,7 @@ from mlpcore.core import backprop
 from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Ops, Recording
+from mlpcore.training.plan import Inputs
 
 SHAPES = 32  # recordings that a worker keeps; the least recently used goes first
 IDENTITY = resolve("identity")
@@ -38,6 +39,30 @@ class Batch(NamedTuple):
     weights: Array | None
     rows: Array | None
     size: int
+
+
+class Data(NamedTuple):
+    """Checked arrays, of `Trainer.prepare`: what `fit`, `step` and `evaluate` work on.
+
+    Attributes:
+        X, Y, weights: as in `Batch`.
+        inputs: what the plan must know of them.
+    """
+
+    X: Array
+    Y: Array
+    weights: Array | None
+    inputs: Inputs
+
+    @classmethod
+    def of(cls, X: Array, Y: Array, weights: Array | None, classes: bool, staged: bool) -> Data:
+        """With what the plan must know; `staged`: they lie on the host and go to the device row by row."""
+        weight = "" if weights is None else weights.dtype.str
+        return cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged))
+
+    def batch(self, rows: Array | None) -> Batch:
+        """The rows of these numbers; None: all."""
+        return Batch(self.X, self.Y, self.weights, rows, len(self.X) if rows is None else len(rows))
 
 
 def cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from mlpcore.backends import cuda_step
 from mlpcore.backends.cuda_device import Device
 from mlpcore.backends.cuda_ops import CudaOps
 from mlpcore.backends.cuda_step import StepKernels
+from mlpcore.backends.products import Product
 from mlpcore.core.activations import Activation
 from mlpcore.core.errors import NonFiniteLoss
 from mlpcore.core.formulas import Program, program
@@ -31,7 +32,7 @@ from mlpcore.core.optimizers import Optimizer, Progress
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import SHAPES, Batch, Chunk, cut
 from mlpcore.training.plan import Inputs, Plan
-from mlpcore.training.planned import Parts, PlannedStep, Settings
+from mlpcore.training.planned import Parts, PlannedStep, Settings, log
 from mlpcore.training.staging import Staging, staging_buffers
 
 UNROLLED = 8  # chunks that one graph holds
@@ -131,6 +132,7 @@ class GraphStep(PlannedStep):
         self.staging: Staging | None = None
         self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
         self._answers: Answers | None = None
+        self._penalties = self._penalised()
         self._fresh = True  # whether the device's update count is still to be set
         self._stream: object = None  # of the last step
 
@@ -178,6 +180,71 @@ class GraphStep(PlannedStep):
             rows = max(NARROWEST, min(WIDEST, CHUNK_BYTES * 1024 // max(1, much - fixed)))
         return min(rows, batch_rows), 1
 
+    def _penalised(self) -> tuple[bool, bool]:
+        return self.settings.l1 != 0, self.settings.l2 != 0
+
+    def _outdated(self) -> bool:
+        """Whether another penalty is zero than when the update was compiled."""
+        return self._penalties != self._penalised()
+
+    # -- what a checkpoint holds --
+
+    @_on_its_device
+    def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """What the next steps depend on beside the parameters; waits for the steps so far."""
+        self.follow()
+        return super().snapshot()
+
+    @_on_its_device
+    def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
+        """Go on from a snapshot."""
+        self.follow()
+        super().restore(vectors, facts)
+
+    def _facts(self) -> dict[str, Any]:
+        if not self.rule:
+            return {}
+        control = self.kernels.read_control()
+        algorithms = [[*dataclasses.astuple(p), a.hex()] for p, a in self.ops.algorithms.chosen.items()]
+        fused = [[*dataclasses.astuple(p), pays] for p, pays in self.ops.algorithms.fused.items()]
+        return {
+            "control": {name: control[name].item() for name in cuda_step.CONTROL.names or ()}, "library": self.device.library,
+            "algorithms": algorithms, "fused": fused,
+        }  # fmt: skip
+
+    def _take(self, facts: Mapping[str, Any]) -> None:
+        if "control" not in facts:  # saved on a CPU: the device takes the counts of updates over at the next step
+            return
+        control = np.zeros((), cuda_step.CONTROL)
+        for name, value in facts["control"].items():
+            control[name] = value
+        self.kernels.write_control(control)
+        self._fresh = False
+        if facts["library"] != self.device.library:
+            log.warning("saved with %s, goes on with %s: not equal to the bit", facts["library"], self.device.library)
+            return
+        self.ops.algorithms.chosen |= {Product(*fields): bytes.fromhex(text) for *fields, text in facts["algorithms"]}
+        self.ops.algorithms.fused |= {Product(*fields): pays for *fields, pays in facts["fused"]}
+
+    def _first_chunk(self) -> Chunk:
+        return self._arrays()
+
+    def _to_host(self, array: Array) -> np.ndarray:
+        """Numbers on the host, in a dtype that NumPy computes in."""
+        host = self.device.to_host(array)
+        return (host.astype(np.uint32) << 16).view(np.float32) if host.dtype == np.uint16 else host
+
+    @_on_its_device
+    def count_skipped(self, progress: Progress) -> None:
+        """Bring `progress.skipped` up to date; waits for the device."""
+        if self.settings.tolerant and not self._fresh:
+            progress.skipped = int(self.kernels.read_control()["skipped"])
+
+    @_on_its_device
+    def first_not_finite(self, batch: Batch, plan: Plan) -> int | None:
+        """The first layer whose outputs on this batch are not finite; or the last whose gradient is not; None if all are."""
+        return super().first_not_finite(batch, plan)
+
     # -- arrays --
 
     def _bind_optimizer(self) -> None:
@@ -192,7 +259,7 @@ class GraphStep(PlannedStep):
         if self.low is not None:
             self.kernels.recast(self.parameters, self.low, asked=False)
         self.gradient = self.state.pop("gradient")
-        self.rule, self._fresh = self.optimizer.row, True
+        self.rule, self._fresh, self._penalties = self.optimizer.row, True, self._penalised()
         self._plans.clear()
 
     def _allocate(self, plan: Plan, inputs: Inputs) -> None:
@@ -230,7 +297,7 @@ class GraphStep(PlannedStep):
         """X, Y → forward → loss → backward → update, launched and not waited for. Returns J, to be read later."""
         if self._fresh:
             control = self.kernels.read_control()
-            control["updates"] = progress.step
+            control["updates"], control["skipped"] = progress.step - progress.skipped, progress.skipped
             self.kernels.write_control(control)
             self._fresh = False
         if self._answers is None or self._answers.asked == ANSWERS:
@@ -365,7 +432,8 @@ class GraphStep(PlannedStep):
     def _end(self) -> None:
         arrays = {"w": self.parameters, "g": self.gradient}
         arrays |= {name.removeprefix("state "): vector for name, vector in self.state.items()}
-        self.kernels.update(arrays, self.low, self.layout.weights, self.settings.clip_norm or 0.0)
+        settings = self.settings
+        self.kernels.update(arrays, self.low, self.layout.weights, settings.clip_norm or 0.0, settings.tolerant)
 
     # -- evaluation and faults --
 
@@ -385,7 +453,7 @@ class GraphStep(PlannedStep):
                 begin.replay()
             forward.replay()
             self._done()
-            see(self._widened(self._arrays().output(n)), start, stop)
+            see(self._to_host(self._arrays().output(n)).astype(self.dtype, copy=False), start, stop)
             loss_of.replay()
         loss = self._loss()
         status = self.kernels.read_control()
@@ -396,13 +464,6 @@ class GraphStep(PlannedStep):
     def _forward(self, rows: int, weighted: bool) -> None:
         self._gather(0, rows, weighted)
         self._arrays().run("forward", rows, weighted, False)
-
-    def _widened(self, output: Array) -> np.ndarray:
-        """Outputs on the host, in a dtype that NumPy computes in."""
-        host = self.device.to_host(output)
-        if self.layers == "bfloat16":
-            return (host.astype(np.uint32) << 16).view(np.float32)
-        return host.astype(self.dtype, copy=False)
 
     @_on_its_device
     def raise_fault(self, status: int, step: int, progress: Progress | None) -> None:

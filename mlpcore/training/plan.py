@@ -115,24 +115,33 @@ def human(count: float) -> str:
     raise AssertionError(count)
 
 
-def parse_bytes(limit: object, argument: str = "memory_limit") -> int | None:
-    """Bytes meant by `2 << 30`, `"2 GiB"`, `"500 MB"`; None for None.
+def parse_bytes(limit: object, argument: str = "memory_limit", free: Callable[[], int] | None = None) -> int | None:
+    """Bytes meant by `2 << 30`, `"2 GiB"`, `"500 MB"`; by 0.5 or `"50%"` of what `free()` says; None for None.
 
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
     """
+    wanted = f"{argument}: expected bytes, text such as '2 GiB', or a share of the free memory such as 0.5 or '50%'"
     if limit is None:
         return None
+    share: float | None = None
     if isinstance(limit, int | np.integer) and not isinstance(limit, bool):
         count = int(limit)
+    elif isinstance(limit, float | np.floating):
+        share = float(limit)
     elif isinstance(limit, str):
-        match = re.fullmatch(r"\s*([\d.]+)\s*(B|bytes|[KMGT]i?B)\s*", limit, re.I)
-        if not match or match[1].count(".") > 1 or match[1] == ".":
-            raise ValueError(f"{argument}: expected bytes or text such as '2 GiB'; got {limit!r}")
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(B|bytes|[KMGT]i?B|%)\s*", limit, re.I)
+        if not match:
+            raise ValueError(f"{wanted}; got {limit!r}")
         base, unit = (1024 if "i" in match[2].lower() else 1000), match[2][0].upper()
+        share = float(match[1]) / 100 if unit == "%" else None
         count = int(float(match[1]) * base ** ("KMGT".index(unit) + 1 if unit in "KMGT" else 0))
     else:
-        raise TypeError(f"{argument}: expected bytes or text such as '2 GiB'; got {type(limit).__name__}")
+        raise TypeError(f"{wanted}; got {type(limit).__name__}")
+    if share is not None:
+        if not 0 < share <= 1 or free is None:
+            raise ValueError(f"{wanted}; got {limit!r}")
+        count = int(share * free())
     if count <= 0:
         raise ValueError(f"{argument} must be positive; got {limit!r}")
     return count

@@ -6,9 +6,13 @@ captures them and launches them together. Both plan, reserve and allocate here.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from mlpcore.core.activations import Activation
 from mlpcore.core.layout import Layout
@@ -16,9 +20,10 @@ from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Ops
 from mlpcore.core.optimizers import Optimizer, Progress
 from mlpcore.training import plan as planning
-from mlpcore.training.chunks import Batch
+from mlpcore.training.chunks import Batch, Chunk
 from mlpcore.training.plan import Inputs, Plan
 
+log = logging.getLogger("mlpcore")
 Parts = dict[str, Sequence[Buffer]]
 
 
@@ -32,6 +37,7 @@ class Settings:
     chunk_rows: int | None = None  # None: chosen
     memory_limit: int | None = None
     workers: int | None = None  # None: chosen
+    tolerant: bool = False  # whether a step that is not finite is left out instead of raised
 
 
 class PlannedStep(ABC):
@@ -57,7 +63,9 @@ class PlannedStep(ABC):
         self.rule = ""  # the row of updates.def that the state vectors belong to
         self.state: dict[str, Array] = {}
         self.reserved: Sequence[Buffer] = ()
-        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._plans: dict[tuple[int, Inputs], Plan] = {}
+        self._settled: dict[tuple[int, Inputs], tuple[int, int]] = {}  # rows and workers of a run that is continued
+        self._most_rows: int | None = None  # of a chunk, since memory ran out
         self.allocated: Plan | None = None
         self._covered: Plan | None = None  # the last plan for which the arrays that are allocated will do
         self.gradient: Array = None  # of the last batch, flat
@@ -91,6 +99,30 @@ class PlannedStep(ABC):
         self.allocated = self.inputs = self._covered = None
 
     @abstractmethod
+    def _first_chunk(self) -> Chunk:
+        """The arrays that `evaluate` works on."""
+
+    def _to_host(self, array: Array) -> np.ndarray:
+        """Numbers of this step's as NumPy's."""
+        return np.asarray(array)
+
+    @abstractmethod
+    def _facts(self) -> dict[str, Any]:
+        """What else the result depends on to the bit, as far as JSON can hold it."""
+
+    def _outdated(self) -> bool:
+        """Whether what is bound no longer fits the settings, though the state vectors do."""
+        return False
+
+    @abstractmethod
+    def count_skipped(self, progress: Progress) -> None:
+        """Bring `progress.skipped` up to date; waits for the device."""
+
+    @abstractmethod
+    def _take(self, facts: Mapping[str, Any]) -> None:
+        """Go on with what `_facts` said, or say that this cannot be."""
+
+    @abstractmethod
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> object:
         """One update; J before it."""
 
@@ -105,6 +137,49 @@ class PlannedStep(ABC):
     @abstractmethod
     def weight(self, batch: Batch) -> float | None:
         """Σ w over the rows of a batch; None where only the device knows."""
+
+    # -- what a checkpoint holds --
+
+    def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """What the next steps depend on beside the parameters: state vectors, on the host, and what JSON can hold."""
+        plans = [[rows, list(inputs), plan.rows, plan.workers] for (rows, inputs), plan in self._plans.items()]
+        vectors = {name: self._to_host(vector) for name, vector in self.state.items()}
+        return vectors, {"rule": self.rule, "plans": plans, **self._facts()}
+
+    def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
+        """Go on from a snapshot, chunks and algorithms being those of then. Raises ValueError if it is not of this step."""
+        self._settled = {(rows, Inputs(*inputs)): (most, workers) for rows, inputs, most, workers in facts["plans"]}
+        self._plans.clear()
+        if facts["rule"] != self.optimizer.row:
+            return  # before the first step, or before one by another rule: the state begins at zero
+        self._bind_optimizer()
+        if {name: vector.shape for name, vector in vectors.items()} != {name: v.shape for name, v in self.state.items()}:
+            raise ValueError(f"the state vectors {sorted(vectors)} are not those of {self.rule}: {sorted(self.state)}")
+        for name, vector in vectors.items():
+            self.state[name][...] = self.ops.xp.asarray(vector)
+        self._take(facts)
+
+    def first_not_finite(self, batch: Batch, plan: Plan) -> int | None:
+        """The first layer whose outputs on this batch are not finite; or the last whose gradient is not; None if all are."""
+        bad: list[int] = []
+
+        def look(_: Array, start: int, stop: int) -> None:
+            chunk = self._first_chunk()
+            for l in range(1, self.layout.layers + 1):
+                names = [name for name in (f"S[{l}]", f"Z[{l}]") if name in chunk.buffers]
+                if not all(np.isfinite(self._to_host(chunk.rows(name, stop - start))).all() for name in names):
+                    bad.append(l)
+                    return
+
+        self.evaluate(batch, plan, look)
+        if bad:
+            return min(bad)
+        self.loss_and_gradient(batch, plan)
+        dW, db = self.layout.views(self._to_host(self.gradient))
+        for l in range(self.layout.layers, 0, -1):
+            if not (np.isfinite(dW[l]).all() and (db[l] is None or np.isfinite(db[l]).all())):
+                return l
+        return None
 
     # -- the plan --
 
@@ -127,7 +202,8 @@ class PlannedStep(ABC):
         def table(rows: int, workers: int) -> Plan:
             return Plan(rows, workers, batch_rows, {**fixed, **self._workspace(rows, workers, batch_rows, inputs)})
 
-        rows, workers = self._choose(batch_rows, inputs)
+        rows, workers = self._settled.get((batch_rows, inputs)) or self._choose(batch_rows, inputs)
+        rows = min(rows, self._most_rows or rows)
         limit = self.settings.memory_limit
         if limit is None or table(rows, workers).total_bytes <= limit:
             return table(rows, workers)
@@ -154,17 +230,41 @@ class PlannedStep(ABC):
         """The plan for batches of this size, and its arrays allocated, unless those that are there will do."""
         if self.rule != self.optimizer.row:
             self._bind_optimizer()
+        elif self._outdated():
+            self.restore(*self.snapshot())
+        plan = self._planned(batch_rows, inputs)
+        if plan is self._covered:  # as most steps are
+            return plan
+        while self.allocated is None or self.inputs != inputs or not self.allocated.covers(plan):
+            self._drop_workspace()
+            try:
+                self._allocate(plan, inputs)
+            except MemoryError as error:
+                plan = self._smaller(plan, inputs, error)
+            else:
+                self.allocated, self.inputs = plan, inputs
+        self._covered = plan
+        return plan
+
+    def _planned(self, batch_rows: int, inputs: Inputs) -> Plan:
         key = batch_rows, inputs
         if key not in self._plans:
             if len(self._plans) > 64:
                 self._plans.clear()
             self._plans[key] = self.make_plan(batch_rows, inputs, self.reserved)
-        plan, have = self._plans[key], self.allocated
-        if plan is self._covered:  # as most steps are
-            return plan
-        if have is None or self.inputs != inputs or not have.covers(plan):
-            self._drop_workspace()
-            self._allocate(plan, inputs)
-            self.allocated, self.inputs = plan, inputs
-        self._covered = plan
-        return plan
+        return self._plans[key]
+
+    def _smaller(self, plan: Plan, inputs: Inputs, error: MemoryError) -> Plan:
+        """A plan with half the chunk, after what others use has left too little memory for this one."""
+        self._drop_workspace()
+        if plan.rows == 1:
+            raise MemoryError(
+                f"not even one row at a time fits the memory that is left; the largest: {plan.largest()}"
+            ) from error
+        self._most_rows = plan.rows // 2
+        log.warning(
+            "out of memory: chunks of %s rows instead of %s from here on (%s)", f"{self._most_rows:,}", f"{plan.rows:,}", error
+        )
+        self._plans.clear()
+        self._settled.clear()
+        return self._planned(plan.batch_rows, inputs)

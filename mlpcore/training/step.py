@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -25,9 +25,9 @@ from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Ops, Recording
 from mlpcore.core.optimizers import Optimizer, Progress
 from mlpcore.training import plan as planning
-from mlpcore.training.chunks import Batch, Worker, cut
+from mlpcore.training.chunks import Batch, Chunk, Worker, cut
 from mlpcore.training.plan import Inputs, Plan
-from mlpcore.training.planned import Parts, PlannedStep, Settings
+from mlpcore.training.planned import Parts, PlannedStep, Settings, log
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -147,6 +147,27 @@ class Step(PlannedStep):
         super()._drop_workspace()
         self.workers, self.additions = [], []
 
+    def _first_chunk(self) -> Chunk:
+        return self.workers[0]
+
+    def _to_host(self, array: Array) -> np.ndarray:
+        host: np.ndarray = array if self.ops.xp is np else self.ops.xp.asnumpy(array)
+        return host
+
+    def count_skipped(self, progress: Progress) -> None:
+        """Nothing to do: each step counts itself."""
+
+    def _facts(self) -> dict[str, Any]:
+        return {"threads": self.threads}
+
+    def _take(self, facts: Mapping[str, Any]) -> None:
+        if facts.get("threads") != self.threads:
+            log.warning(
+                "the run was saved with %s threads of BLAS and goes on with %s: not equal to the bit",
+                facts.get("threads"),
+                self.threads,
+            )
+
     def _add_worker(self, buffers: Sequence[Buffer]) -> None:
         ops = self.new_ops()
         arrays = planning.allocate(ops, buffers)
@@ -199,7 +220,7 @@ class Step(PlannedStep):
         worker.J[...] = 0
         for start, stop in cut(batch.size, plan.rows, 1)[0]:
             output = worker.forward(batch, start, stop)
-            see(output if self.ops.xp is np else self.ops.xp.asnumpy(output), start, stop)
+            see(self._to_host(output), start, stop)
             worker.loss(batch, start, stop)
         return float(worker.J)
 
@@ -292,6 +313,9 @@ class Step(PlannedStep):
         values = self.optimizer.scalars(progress)
         if not (math.isfinite(J) and math.isfinite(squares)):
             what = f"the loss is {J}" if not math.isfinite(J) else "the gradient is not finite"
+            if self.settings.tolerant:
+                progress.step, progress.skipped = progress.step + 1, progress.skipped + 1
+                return
             message = f"step {progress.step + 1}: {what} at learning rate {values['rate']:g}; the parameters are as before it"
             raise NonFiniteLoss(message, progress.step + 1, values["rate"])
         if self.settings.clip_norm is not None:

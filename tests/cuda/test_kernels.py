@@ -596,7 +596,7 @@ def test_recast_waits_until_the_slot_asks_for_it(asked):
     assert low.tobytes() == (stored(w, "half_t") if asked else fresh(700, "half_t")).tobytes()
 
 
-def end_of_step(C, name, control, J, squares, arrays, clip_norm, scaled=0, growth=100, scale=1.0, gain=1.0, step=1):
+def end_of_step(C, name, control, J, squares, arrays, clip_norm, scaled=0, growth=100, scale=1.0, gain=1.0, step=1, tolerant=0):
     """set_slot, update_scalars, update: the vectors, the control block and the answer afterwards."""
     source, size, compiled = penalised(name), arrays[0].size, program_of(name, ALL)[0]
     scalars = computed(np.full(cuda_step.FIRST + 2 * len(compiled.folded), 0.5), C)
@@ -606,7 +606,7 @@ def end_of_step(C, name, control, J, squares, arrays, clip_norm, scaled=0, growt
         scalars[:4] = [scale, gain, J, squares]
         device.launch(
             device.kernel(source, f"update_scalars<{C}, Formula>"), ONE,
-            [slot, control, scalars, float(clip_norm), np.int32(scaled), growth],
+            [slot, control, scalars, float(clip_norm), np.int32(scaled), growth, np.int32(tolerant)],
         )  # fmt: skip
         V = 16 // STORAGE[C]
         four = [*vectors, *[None] * (4 - len(vectors))]

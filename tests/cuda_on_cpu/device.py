@@ -32,11 +32,9 @@ NUMBERS = {
 }  # fmt: skip
 
 
-class Algorithm(NamedTuple):
+def algorithm(product: Product, number: int) -> bytes:
     """A stand-in for a cuBLASLt algorithm: good for one product only."""
-
-    product: Product
-    number: int
+    return f"{number} {product}".encode()
 
 
 class Argument(NamedTuple):
@@ -104,6 +102,7 @@ class CpuDevice:
     name = "cuda:0"
     product_workspace = 1024
     captures = True
+    library = "an emulator"
     host_inputs = False
 
     def __init__(self, multiprocessors: int = 3, order: int = 0, misalignment: int = 0):
@@ -164,15 +163,14 @@ class CpuDevice:
             (ctypes.c_size_t * (2 * len(ranges)))(*itertools.chain(*ranges)),
         )
 
-    def algorithms(self, product: Product) -> Sequence[Algorithm]:
+    def algorithms(self, product: Product) -> Sequence[bytes]:
         self._not_while_recording("algorithms")
-        return [Algorithm(product, number) for number in range(2)]
+        return [algorithm(product, number) for number in range(2)]
 
     def multiply(
-        self, product: Product, algorithm: object, left: int, right: int, result: int, bias: int, aux: int, workspace: int
+        self, product: Product, chosen: bytes, left: int, right: int, result: int, bias: int, aux: int, workspace: int
     ) -> None:
-        assert isinstance(algorithm, Algorithm), algorithm
-        assert algorithm.product == product, f"{algorithm} is not for {product}"
+        assert chosen in (algorithm(product, 0), algorithm(product, 1)), f"{chosen!r} is not for {product}"
         assert workspace, product
         owners = [weakref.ref(x) for x in self._memory.values() for at in (left, right, result, workspace) if holds(x, at)]
 

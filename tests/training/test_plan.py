@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
+from mlpcore.backends import device as devices
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core.ops import Buffer
 from mlpcore.training import plan as planning
@@ -378,7 +379,7 @@ def test_bytes_may_be_given_as_a_number_or_text(text, count):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "2", "GiB", "2 XB", "-1 GiB", "1.2.3 MB", ". MB", "1e3 MB", "two GiB", "0 MiB", 0, -5, "2 GiB!"]
+    "text", ["", "2", "-5%", "GiB", "2 XB", "-1 GiB", "1.2.3 MB", ". MB", "1e3 MB", "two GiB", "0 MiB", 0, -5, "2 GiB!"]
 )
 def test_text_that_is_no_number_of_bytes_is_refused_with_the_text(text):
     with pytest.raises(ValueError, match="memory_limit.*" + (repr(text) if text != ". MB" else "")):
@@ -387,10 +388,25 @@ def test_text_that_is_no_number_of_bytes_is_refused_with_the_text(text):
         mc.Trainer(mc.MLP([2, 1]), loss="squared_error", memory_limit=text)
 
 
-@pytest.mark.parametrize("value", [1.5, True, [1], b"2 GiB"])
+@pytest.mark.parametrize("value", [True, [1], b"2 GiB"])
 def test_what_is_neither_whole_bytes_nor_text_is_a_type_error(value):
     with pytest.raises(TypeError, match=f"memory_limit.*{type(value).__name__}"):
         parse_bytes(value)
+
+
+def test_a_share_is_one_of_the_free_memory():
+    assert (
+        parse_bytes(0.25, free=lambda: 1000)
+        == parse_bytes("25%", free=lambda: 1000)
+        == parse_bytes(" 25.0 %", free=lambda: 1000)
+    )
+    for share in (1.5, 0.0, -0.5, float("nan"), "0%", "101%"):
+        with pytest.raises(ValueError, match=r"memory_limit: expected bytes.*a share of the free memory such as 0\.5"):
+            parse_bytes(share, free=lambda: 1000)
+    net = mc.MLP([2, 1])
+    free = devices.free_bytes("cpu")
+    assert 1 << 20 < free < 1 << 50
+    assert 0.2 * free < mc.Trainer(net, "squared_error", memory_limit="25%")._settings.memory_limit < 0.3 * free
 
 
 def test_a_numpy_integer_is_a_number_of_bytes():

@@ -1,0 +1,153 @@
+"""Checkpoints of a training: what stands in the file, and when `fit` writes one.
+
+Trainer.save → header["trainer"]: settings, optimizer with its schedule, progress, chunks and algorithms, the run that goes on
+               tensors: parameters, the optimizer's state, the best parameters so far
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from mlpcore.core import inputs
+from mlpcore.core import optimizers as rules
+from mlpcore.core.optimizers import Optimizer, Schedule
+
+log = logging.getLogger("mlpcore")
+OPTIMIZERS = {rule.__name__: rule for rule in (rules.SGD, rules.Adam, rules.AdamW, rules.RMSprop, rules.Lion)}
+SCHEDULES = {
+    schedule.__name__: schedule
+    for schedule in (rules.Constant, rules.StepDecay, rules.Cosine, rules.InverseScaling, rules.Adaptive)
+}
+_SECONDS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
+
+
+# -- settings as JSON --------------------------------------------------------------------------------------------------
+
+
+def describe(settings: Optimizer | Schedule) -> dict[str, Any]:
+    """An optimizer, or a schedule, as what JSON holds. Raises TypeError for one that is not mlpcore's own."""
+    name = type(settings).__name__
+    if {**OPTIMIZERS, **SCHEDULES}.get(name) is not type(settings):
+        raise TypeError(f"optimizer: {name} is not one of mlpcore's own and cannot be saved")
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return {"name": name} | {key: describe(x) if isinstance(x, Schedule) else plain(x) for key, x in values.items()}
+
+
+def plain(value: Any) -> Any:
+    """A setting as Python's own number, string or None."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def optimizer(described: Mapping[str, Any]) -> Optimizer:
+    """The optimizer that `describe` described."""
+    values = dict(described)
+    rule = OPTIMIZERS[values.pop("name")]
+    rate = values["learning_rate"]
+    if isinstance(rate, Mapping):
+        settings = dict(rate)
+        values["learning_rate"] = SCHEDULES[settings.pop("name")](**settings)
+    return rule(**values)
+
+
+# -- when to save ------------------------------------------------------------------------------------------------------
+
+
+def interval(every: object) -> tuple[float, str]:
+    """What `"1000 steps"`, `"5 min"`, `"2 epochs"` mean: a number of "steps", "seconds" or "epochs".
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+    if not isinstance(every, str):
+        raise TypeError(f"every must be text such as '1000 steps', '5 min' or '1 epoch'; got {every!r}")
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+?)s?\s*", every)
+    unit = match[2] if match else ""
+    count = float(match[1]) if match else 0.0
+    if every.strip().endswith("s") and unit == "":
+        unit = "s"
+    if unit in _SECONDS and count > 0:
+        return count * _SECONDS[unit], "seconds"
+    if unit in ("step", "epoch") and count > 0 and count.is_integer():
+        return count, f"{unit}s"
+    raise ValueError(f"every must be text such as '1000 steps', '5 min' or '1 epoch'; got {every!r}")
+
+
+class Checkpoints:
+    """Where and how often `fit` saves, and what it does when it is asked to stop.
+
+    While it is entered, SIGINT and SIGTERM are noted instead of obeyed, so that the step can be finished and saved; a second
+    SIGINT is obeyed at once. Only the main thread can do that; in others signals do what they always do.
+
+    Args:
+        path: of the file.
+        every: e.g. "1000 steps", "5 min", "1 epoch".
+        keep: versions to keep.
+
+    Raises:
+        TypeError, ValueError, OSError: names the argument; a folder that is missing is noticed here, not after an hour.
+    """
+
+    def __init__(self, path: object, every: object = "1 epoch", keep: object = 1):
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"checkpoint must be the path of a file; got {path!r}")
+        self.path = os.fspath(path)
+        folder = os.path.dirname(self.path) or "."
+        if os.path.isdir(self.path):
+            raise IsADirectoryError(f"checkpoint {self.path!r} is a folder; name a file in it")
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"checkpoint {self.path!r}: the folder {folder!r} does not exist")
+        self.count, self.unit = interval(every)
+        self.keep = inputs.positive_integer(keep, "keep")
+        self.asked: signal.Signals | None = None  # to stop
+        self._before: dict[signal.Signals, Any] = {}
+        self.saved(0)
+
+    def saved(self, steps: int) -> None:
+        """A checkpoint has been written after so many steps."""
+        self._steps, self._epochs, self._time = steps, 0, time.monotonic()
+
+    def due(self, steps: int, epoch_ended: bool) -> bool:
+        """Whether one is due after so many steps; to be asked once a step, and once at the end of each epoch."""
+        self._epochs += epoch_ended
+        passed = {"steps": steps - self._steps, "epochs": self._epochs, "seconds": time.monotonic() - self._time}
+        return self.asked is not None or passed[self.unit] >= self.count
+
+    def __enter__(self) -> Checkpoints:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number)
+
+    def leave(self, where: str) -> None:
+        """Obey the signal, now that all is saved: a user's handler, KeyboardInterrupt, or for SIGTERM exit status 143."""
+        assert self.asked is not None
+        message = f"{self.asked.name}: stopped {where}; saved in {self.path}, Trainer.load goes on from there"
+        handler = self._before.get(self.asked)
+        self.__exit__()
+        log.warning(message)
+        if callable(handler) and handler is not signal.default_int_handler:
+            signal.raise_signal(self.asked)
+        if self.asked == signal.SIGINT:
+            raise KeyboardInterrupt(message)
+        raise SystemExit(128 + self.asked)

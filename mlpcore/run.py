@@ -1,0 +1,279 @@
+"""One `Trainer.fit`: epochs, validation, early stopping, callbacks, checkpoints; it can be left and taken up at any batch.
+
+An epoch's row order depends on the trainer's seed and the number of the epoch alone, so that `State` is all there is to know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpcore.callbacks import Callback, EarlyStopping, Entry
+from mlpcore.checkpoint import Checkpoints
+from mlpcore.core.errors import NonFiniteLoss
+from mlpcore.core.optimizers import Adaptive
+from mlpcore.training.chunks import Batch, Data
+from mlpcore.training.plan import Inputs
+
+if TYPE_CHECKING:
+    from mlpcore.trainer import Trainer
+
+Array = NDArray[Any]
+History = dict[str, list[float]]
+UNREAD = 2048  # losses that may wait on a GPU before they are read
+
+
+class Source(Protocol):
+    """Where a run's batches come from.
+
+    Attributes:
+        rows: of an epoch; None where only the first epoch tells.
+        inputs: what the plan must know of the rows; None where only the first batch tells.
+    """
+
+    rows: int | None
+    inputs: Inputs | None
+
+    def epoch(self, order: np.random.Generator | None, skip: int) -> Iterator[tuple[Data, Batch]]:
+        """The batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`."""
+
+
+@dataclass
+class State:
+    """How far a run has come: what it takes to go on from there.
+
+    Attributes:
+        epochs, batch_size, shuffle, rows, validated, monitor: what `fit` was called with; a run goes on only with the same.
+        epoch: epochs that are complete.
+        batch: batches of the current epoch that are done.
+        loss, weight: Σ w J and Σ w of these.
+        seconds: that they took.
+        history: of the complete epochs.
+        best, waited: early stopping: the best figure so far, epochs since then.
+        floor, idle: of an `Adaptive` schedule: the same of the training loss.
+    """
+
+    epochs: int
+    batch_size: int
+    shuffle: bool
+    rows: int | None
+    validated: bool
+    monitor: dict[str, Any] | None
+    epoch: int = 0
+    batch: int = 0
+    loss: float = 0.0
+    weight: float = 0.0
+    seconds: float = 0.0
+    history: History = field(default_factory=dict)
+    best: float | None = None
+    waited: int = 0
+    floor: float | None = None
+    idle: int = 0
+
+    def require_same(self, other: State) -> None:
+        """Raise a ValueError that names the first argument of `fit` by which another call differs from this one."""
+        for name in ("epochs", "batch_size", "shuffle", "rows", "validated", "monitor"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                what = {"rows": "X of so many rows", "validated": "validation", "monitor": "early_stopping"}.get(name, name)
+                raise ValueError(
+                    f"{what}: the run that was loaded had {mine}; got {theirs}. Trainer.abandon() gives it up, to begin anew"
+                )
+
+    def __str__(self) -> str:
+        return f"in epoch {self.epoch + 1} of {self.epochs}, after {self.batch:,} of its batches"
+
+
+class _Unread(NamedTuple):
+    """A step whose loss has not been looked at."""
+
+    step: int
+    J: Any
+    weight: float | None
+    data: Data
+    batch: Batch
+
+
+class Run:
+    """A `fit` that is under way.
+
+    Args:
+        trainer: whose network is trained.
+        source: the batches.
+        state: where it begins.
+        held_out: the rows of the validation, or None.
+        stopping: when to stop before the last epoch.
+        best: where the best parameters are kept, or None.
+        observers: the user's callbacks.
+        checkpoints: where and when to save, or None.
+    """
+
+    def __init__(
+        self, trainer: Trainer, source: Source, state: State, held_out: Any, stopping: EarlyStopping | None,
+        best: Array | None, observers: Sequence[Callback], checkpoints: Checkpoints | None,
+    ) -> None:  # fmt: skip
+        self.trainer, self.source, self.state = trainer, source, state
+        self.held_out, self.stopping, self.best = held_out, stopping, best
+        self.observers, self.checkpoints = observers, checkpoints
+        self._unread: list[_Unread] = []
+        self._schedule: Adaptive | None = None
+        self._adaptive()
+        self._began = time.perf_counter()
+
+    def go(self, progress: bool) -> History:
+        """Train to the end; the history."""
+        from tqdm.auto import tqdm  # not at import: it brings asyncio
+
+        state, trainer = self.state, self.trainer
+        for observer in self.observers:
+            observer.fit_begin(trainer)
+        every = None if state.rows is None else state.epochs * state.rows
+        done = 0 if state.rows is None else state.epoch * state.rows + min(state.rows, state.batch * state.batch_size)
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(tqdm(total=every, initial=done, unit="row", unit_scale=True, disable=not progress))
+            if self.checkpoints is not None:
+                stack.enter_context(self.checkpoints)
+                self.checkpoints.saved(trainer.progress.step)
+            stop = self._out_of_patience()
+            if (
+                self.source.inputs is not None
+            ):  # the arrays that evaluation will work on
+                trainer._step.prepare(state.batch_size, self.source.inputs)
+            while state.epoch < state.epochs and not stop:
+                bar.set_description(f"epoch {state.epoch + 1}/{state.epochs}", refresh=False)
+                self._epoch(bar)
+                entry = self._close()
+                bar.set_postfix({k: f"{entry[k]:.4g}" for k in entry if k.startswith(("loss", "validation"))})
+                stop = self._decide(entry)
+                if not stop and state.epoch < state.epochs:
+                    self._save_if_due(epoch_ended=True)
+            if self.best is not None and state.best is not None:
+                trainer.net.parameters[...] = self.best
+            for observer in self.observers:
+                observer.fit_end(trainer, state.history)
+            trainer._finish(state.history)
+            if self.checkpoints is not None:
+                trainer.save(self.checkpoints.path, self.checkpoints.keep)
+                if self.checkpoints.asked is not None:
+                    self.checkpoints.leave("at the end of the training")
+        return state.history
+
+    # -- an epoch --
+
+    def _epoch(self, bar: Any) -> None:
+        """The batches of an epoch that are left. On a GPU nobody waits for J before the end."""
+        state, trainer = self.state, self.trainer
+        if state.batch == 0:
+            trainer.progress.epochs += 1
+        self._began = time.perf_counter()
+        seeds = [trainer._seed, trainer.progress.epochs]
+        order = np.random.default_rng(seeds) if state.shuffle else None
+        for data, batch in self.source.epoch(order, state.batch):
+            w = trainer._step.weight(batch)
+            state.batch += 1
+            if w != 0:  # a batch of rows that weigh nothing says nothing
+                J = trainer._update(data, batch)
+                trainer._step.untouched = not self.observers
+                if isinstance(J, float):
+                    self._add(J, w or 0.0)
+                else:
+                    self._unread.append(_Unread(trainer.progress.step, J, w, data, batch))
+                    if len(self._unread) == UNREAD:
+                        self._settle()
+                for observer in self.observers:
+                    observer.step_end(trainer, J)
+            bar.update(batch.size)
+            self._save_if_due(epoch_ended=False)
+
+    def _settle(self) -> None:
+        """Read the losses that have been left on the device, and add them up."""
+        steps, self._unread = self._unread, []
+        for one in steps:
+            try:
+                J = float(one.J)
+            except NonFiniteLoss as error:
+                culprits = [other for other in steps if other.step == error.step]
+                raise self.trainer._explained(error, *culprits[0][3:]) if culprits else error from None
+            self._add(J, one.J.weight if one.weight is None else one.weight)
+
+    def _add(self, J: float, weight: float) -> None:
+        if math.isfinite(J):  # else the step was skipped
+            self.state.loss, self.state.weight = self.state.loss + weight * J, self.state.weight + weight
+
+    def _close(self) -> Entry:
+        """End an epoch: its line of the history."""
+        state, trainer = self.state, self.trainer
+        self._settle()
+        entry = {"loss": state.loss / state.weight if state.weight else float("nan")}
+        entry["learning_rate"] = trainer.optimizer.rate(dataclasses.replace(trainer.progress, step=trainer.progress.step - 1))
+        if self.held_out is not None:
+            entry |= {f"validation_{key}": value for key, value in trainer._evaluate(self.held_out).items()}
+        if trainer.on_non_finite == "skip":
+            entry["skipped"] = float(trainer.skipped)
+        self._lap()
+        entry["seconds"] = state.seconds
+        for key, value in entry.items():
+            state.history.setdefault(key, []).append(value)
+        state.epoch, state.batch, state.loss, state.weight, state.seconds = state.epoch + 1, 0, 0.0, 0.0, 0.0
+        return entry
+
+    def _decide(self, entry: Entry) -> bool:
+        """Early stopping, the schedule, the callbacks: whether to stop."""
+        state, trainer = self.state, self.trainer
+        adaptive = self._adaptive()
+        if adaptive is not None:
+            watch = EarlyStopping(adaptive.patience, "loss", adaptive.tolerance, restore_best=False)
+            state.floor, state.idle = watch.follow(entry, state.floor, state.idle)
+            if state.idle >= adaptive.patience:
+                state.idle = 0
+                trainer.progress.reductions += 1
+        if self.stopping is not None:
+            state.best, state.waited = self.stopping.follow(entry, state.best, state.waited)
+            if state.waited == 0 and self.best is not None:
+                self.best[...] = trainer.net.parameters
+        # every callback sees every epoch: no short cut
+        answers = [observer.epoch_end(trainer, entry) for observer in self.observers]
+        return self._out_of_patience() or any(isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers)
+
+    def _out_of_patience(self) -> bool:
+        return self.stopping is not None and self.state.waited >= self.stopping.patience
+
+    def _adaptive(self) -> Adaptive | None:
+        """The schedule, where it follows the loss; one that was set in the meantime begins anew."""
+        rate = self.trainer.optimizer.learning_rate
+        schedule = rate if isinstance(rate, Adaptive) else None
+        if schedule != self._schedule and self._schedule is not None:
+            self.state.floor, self.state.idle = None, 0
+        self._schedule = schedule
+        return schedule
+
+    def _lap(self) -> None:
+        now = time.perf_counter()
+        self.state.seconds += now - self._began
+        self._began = now
+
+    def _save_if_due(self, epoch_ended: bool) -> None:
+        checkpoints, trainer = self.checkpoints, self.trainer
+        if checkpoints is None or not checkpoints.due(trainer.progress.step, epoch_ended):
+            return
+        trainer.save(checkpoints.path, checkpoints.keep)
+        checkpoints.saved(trainer.progress.step)
+        if checkpoints.asked is not None:
+            checkpoints.leave(str(self.state))
+
+    def pause(self) -> None:
+        """Bring `state` up to date, so that it can be saved."""
+        self._settle()
+        self._lap()
+
+    def best_so_far(self) -> Array | None:
+        """The best parameters, if there are any yet."""
+        return self.best if self.state.best is not None else None
