@@ -143,9 +143,7 @@ class Run:
                 stack.enter_context(self.checkpoints)
                 self.checkpoints.saved(trainer.progress.step)
             stop = self._out_of_patience()
-            if (
-                self.source.inputs is not None
-            ):  # the arrays that evaluation will work on
+            if self.source.inputs is not None:  # the arrays that evaluation will work on
                 trainer._step.prepare(state.batch_size, self.source.inputs)
             while state.epoch < state.epochs and not stop:
                 bar.set_description(f"epoch {state.epoch + 1}/{state.epochs}", refresh=False)
