@@ -164,8 +164,11 @@ def not_negative(value: object, name: str) -> float:
     return float(value)
 
 
-def require_finite(array: Array, name: str, dtype: Any = np.float64) -> None:
-    """Raise a ValueError that names row and column of the first number that is not finite in `dtype`, if there is one."""
+def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int = 0) -> None:
+    """Raise a ValueError that names row and column of the first number that is not finite in `dtype`, if there is one.
+
+    `first` is the number of the array's first row.
+    """
     if array.dtype.kind != "f":
         return
     largest = np.finfo(dtype).max
@@ -176,7 +179,7 @@ def require_finite(array: Array, name: str, dtype: Any = np.float64) -> None:
             place = np.unravel_index(int(bad.argmax()), bad.shape)
             row, rest = start + int(place[0]), place[1:]
             column = f", column {int(rest[0])}" if rest else ""
-            raise ValueError(f"{name} must be finite; row {row}{column} holds {array[(row, *rest)]}")
+            raise ValueError(f"{name} must be finite; row {first + row}{column} holds {array[(row, *rest)]}")
 
 
 def require_range(array: Array, low: float, high: float, name: str) -> None:
