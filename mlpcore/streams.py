@@ -127,11 +127,13 @@ class _Source(Protocol):
     Attributes:
         like: X, Y and row weights (or None) of no rows, as they will be read.
         rows: its length.
-        starts: first rows of the stretches that it reads best as a whole, ascending from 0.
+        starts: first rows of the stretches that blocks are made of, ascending from 0.
+        chunk: rows that are read as a whole anyway, from a multiple of it on.
     """
 
     like: Slot
     rows: int
+    chunk: int
 
     @property
     def starts(self) -> Sequence[int]: ...
@@ -186,20 +188,22 @@ class RowStream(Stream):
             windows = enumerate(_windows(self._blocks(block, seed), window))
             windows = itertools.islice(windows, skip * size // window, None)
             skip = skip % (window // size) if window < self.rows else skip
+        chunk = self._source.chunk
+        step = max(1, block // chunk) * chunk
         read, stop, left_out = self._source.reader(), threading.Event(), iter([skip])
 
         def fill(slot: Slot) -> Piece | None:
             number, ranges = next(windows, (0, []))
             at = 0
             for start, end in ranges:
-                for a in range(start, end, block):
+                while start < end:
                     if stop.is_set():
                         return None
-                    b = min(a + block, end)
-                    parts = [None if x is None else x[at : at + b - a] for x in slot[:3]]
-                    read(a, b, parts)
-                    _require_finite(parts, "", self.dtype, a)
-                    at += b - a
+                    next_start = min(end, start + step - start % chunk)
+                    parts = [None if x is None else x[at : at + next_start - start] for x in slot[:3]]
+                    read(start, next_start, parts)
+                    _require_finite(parts, "", self.dtype, start)
+                    at, start = at + next_start - start, next_start
             if not at:
                 return None
             used: Slot = [None if x is None else x[:at] for x in slot]
@@ -304,8 +308,8 @@ class _Slices:
         self.rows = int(X.shape[0])
         self._maps = [_Mapping.of(array) for array in self._arrays]
         chunks = getattr(X, "chunks", None)
-        whole = isinstance(chunks, tuple) and isinstance(chunks[0], int)  # Dask's are tuples
-        self.starts = range(0, self.rows, chunks[0] if whole else 1)
+        self.chunk = chunks[0] if isinstance(chunks, tuple) and isinstance(chunks[0], int) else 1  # Dask's are tuples
+        self.starts = range(0, self.rows, self.chunk)
 
     def reader(self) -> Callable[[int, int, Slot], None]:
         """They are read without a state."""
@@ -437,6 +441,7 @@ class Parquet:
         Y = Y.astype(np.uint8) if Y.dtype == np.bool_ else Y
         w = None if weight is None else np.empty(0, types[weight])
         self.like: Slot = [X, Y[:, 0] if isinstance(self.target, str) else Y, w]
+        self.chunk = 1
         self._at_once = max(1, BLOCK // (len(types) * 8))
 
     def __repr__(self) -> str:
