@@ -405,25 +405,29 @@ class Parquet:
         features: Sequence[str] | None = None,
         weight: str | None = None,
     ) -> None:
-        paths = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(file) for file in path]
+        listed = [path] if isinstance(path, str | os.PathLike) else path
+        if not isinstance(listed, list | tuple) or not all(isinstance(file, str | os.PathLike) for file in listed):
+            raise TypeError(f"path must be a file, a folder or a list of files; got {path!r}")
+        paths = [Path(file) for file in listed]
         if len(paths) == 1 and paths[0].is_dir():
             paths = sorted(paths[0].rglob("*.parquet"))
         if not paths:
             raise FileNotFoundError(f"path: there is no *.parquet in {path!r}")
-        self.target = target if isinstance(target, str) else tuple(target)
-        self.weight = weight
+        if weight is not None and not isinstance(weight, str):
+            raise TypeError(f"weight must be the name of a column; got {weight!r}")
+        labels, weights = _names("target", target), (() if weight is None else (weight,))
+        columns = None if features is None else _names("features", features)
+        self.target, self.weight = target, weight
         self.rows = 0
         self.starts: list[int] = []
         self._groups: list[tuple[Path, int]] = []  # file and row group that begin there
-        labels, weights = _listed(self.target), _listed(weight)
-        features = None if features is None else tuple(features)
         types: dict[str, np.dtype[Any]] = {}
         for file in paths:
             with _opened(file) as opened:
                 schema, footer = opened.schema_arrow, opened.metadata
-            if features is None:
-                features = tuple(name for name in schema.names if name not in labels + weights)
-            for name in features + labels + weights:
+            if columns is None:
+                columns = tuple(name for name in schema.names if name not in labels + weights)
+            for name in columns + labels + weights:
                 dtype = _numeric(schema, name, file)
                 if types.setdefault(name, dtype) != dtype:
                     raise ValueError(f"column {name!r} is {types[name]} in {str(paths[0])!r} and {dtype} in {str(file)!r}")
@@ -431,7 +435,8 @@ class Parquet:
                 self.starts.append(self.rows)
                 self._groups.append((file, group))
                 self.rows += footer.row_group(group).num_rows
-        self.features: tuple[str, ...] = features or ()
+        self.features = columns or ()
+        self._columns = self.features, labels, weights  # of X, Y and row weights
         for name, missing in (("features", not self.features), ("target", not labels), ("path", not self.rows)):
             if missing:
                 raise ValueError(f"{name}: {'no rows in' if name == 'path' else 'no column of'} {path!r}")
@@ -440,9 +445,9 @@ class Parquet:
         )
         Y = Y.astype(np.uint8) if Y.dtype == np.bool_ else Y
         w = None if weight is None else np.empty(0, types[weight])
-        self.like: Slot = [X, Y[:, 0] if isinstance(self.target, str) else Y, w]
+        self.like: Slot = [X, Y[:, 0] if isinstance(target, str) else Y, w]
         self.chunk = 1
-        self._at_once = max(1, BLOCK // (len(types) * 8))
+        self._at_once = max(1, 4 * BLOCK // (len(types) * 8))  # rows that pyarrow decodes at a time
 
     def __repr__(self) -> str:
         return f"Parquet({self.rows:,} rows, {len(self.features)} features, target={self.target!r}, weight={self.weight!r})"
@@ -468,7 +473,7 @@ class Parquet:
 
     def _record_batches(self, row: int) -> Iterator[Any]:
         """What pyarrow reads from a row on."""
-        columns = list(self.features + _listed(self.target) + _listed(self.weight))
+        columns = list(sum(self._columns, ()))
         for k in range(bisect.bisect_right(self.starts, row) - 1, len(self.starts)):
             (path, group), start = self._groups[k], self.starts[k]
             with _opened(path) as file:
@@ -482,8 +487,8 @@ class Parquet:
 
     def _copy(self, batch: Any, row: int, parts: Slot) -> None:
         """The columns of a record batch that begins with this row, into X, Y and row weights."""
-        for names, part in zip((self.features, self.target, self.weight), parts, strict=True):
-            for i, name in enumerate(_listed(names)):
+        for names, part in zip(self._columns, parts, strict=True):
+            for i, name in enumerate(names):
                 column = batch.column(name)
                 if column.null_count:
                     at = row + int(column.is_null().to_numpy(zero_copy_only=False).argmax())
@@ -491,8 +496,12 @@ class Parquet:
                 (part if part.ndim == 1 else part[:, i])[...] = column.to_numpy(zero_copy_only=False)
 
 
-def _listed(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return () if names is None else (names,) if isinstance(names, str) else names
+def _names(argument: str, value: Any) -> tuple[str, ...]:
+    """Names of columns, given as one or as a list."""
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} must be the name of a column or a list of names; got {value!r}")
+    return tuple(names)
 
 
 def _opened(path: Path) -> Any:
@@ -507,15 +516,16 @@ def _opened(path: Path) -> Any:
         raise ValueError(f"path: {str(path)!r} is no Parquet file: {error}") from None
 
 
-def _numeric(schema: Any, name: str, path: Path) -> np.dtype[Any]:
+def _numeric(schema: Any, name: str, path: Path) -> Any:
     """The dtype of a column of numbers."""
     if schema.names.count(name) != 1:
         raise ValueError(f"{str(path)!r} must have one column {name!r}; its columns: {', '.join(schema.names)}")
+    from pyarrow import types
+
     kind = schema.field(name).type
-    dtype: np.dtype[Any] = np.dtype(kind.to_pandas_dtype())
-    if dtype.kind not in "fiub":
+    if not (types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)):
         raise TypeError(f"column {name!r} of {str(path)!r} must hold numbers; it holds {kind}; features=[…] takes others")
-    return dtype
+    return np.dtype(kind.to_pandas_dtype())
 
 
 # -- batches as they come ------------------------------------------------------------------------------------------------
@@ -531,6 +541,7 @@ class BatchStream(Stream):
         super().__init__(dtype)
         self._source = source
         self._count: int | None = len(source) if hasattr(source, "__len__") else None
+        self._takes_epoch = not hasattr(source, "__iter__") and _takes_epoch(source)
         if isinstance(source, list | tuple):
             given = [self._checked(batch, number) for number, batch in enumerate(source)]
             if not given:
@@ -579,7 +590,7 @@ class BatchStream(Stream):
         source = self._source
         if hasattr(source, "__iter__"):
             return iter(source)
-        batches = source(epoch=number) if "epoch" in inspect.signature(source).parameters else source()
+        batches = source(epoch=number) if self._takes_epoch else source()
         if not hasattr(batches, "__iter__"):
             raise TypeError(f"X() must return an iterator of batches (X, Y); it returned {type(batches).__name__}")
         return iter(batches)
@@ -599,6 +610,20 @@ class BatchStream(Stream):
         if arrays[0].shape[1] != self.columns:
             raise ValueError(f"{prefix}X has {arrays[0].shape[1]} columns; those before have {self.columns}")
         return arrays
+
+
+def _takes_epoch(function: Callable[..., Any]) -> bool:
+    """Whether a function that makes batches takes `epoch`; a TypeError if it needs anything else."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of what is written in C
+        return False
+    takes = "epoch" in signature.parameters
+    try:
+        signature.bind(**({"epoch": 0} if takes else {}))
+    except TypeError:
+        raise TypeError(f"X, a function that makes batches, takes nothing or `epoch`; its parameters are {signature}") from None
+    return takes
 
 
 def _copy_into(slot: Slot, i: int, array: Array | None) -> Any:

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import subprocess
 import sys
 import textwrap
@@ -71,6 +72,12 @@ def epoch(stream, batch_size, order=0, skip=0, limit=None):
 
 def flat(lists):
     return list(itertools.chain.from_iterable(lists))
+
+
+def run(script):
+    """What a script prints, in a process of its own."""
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
 
 
 def readers():
@@ -288,7 +295,7 @@ def test_parquet_columns_are_chosen_by_name(tmp_path):
     columns = flights(tmp_path)
     files = sorted(tmp_path.rglob("*.parquet"))
     source = Parquet(files[:1], target=["even", "w"], features=["b", "a"])
-    assert repr(source).endswith("2 features, target=('even', 'w'), weight=None)")
+    assert repr(source).endswith("2 features, target=['even', 'w'], weight=None)")
     (piece,) = open_stream(source).epoch(10**6, None, 0, arrays(open_stream(source), 10**6))
     np.testing.assert_array_equal(piece.X, np.stack([columns["b"], columns["a"]], 1)[: len(piece.X)])
     np.testing.assert_array_equal(piece.Y, np.stack([columns["even"], columns["w"]], 1)[: len(piece.X)])
@@ -318,6 +325,15 @@ def test_parquet_errors_name_file_column_and_row(tmp_path):
         Parquet(good, [])
     with pytest.raises(TypeError, match=r"column 'carrier' of .*must hold numbers; it holds (large_)?string"):
         Parquet(write("2.parquet", late=[0], carrier=["UA"]), "late")
+    other = {"date": pa.array([0], pa.date32()), "time": pa.array([0], pa.timestamp("ns", "UTC")), "list": [[1.0]],
+             "category": pa.array(["x"]).dictionary_encode(), "money": pa.array([1]).cast(pa.decimal128(30, 2))}  # fmt: skip
+    for name, column in other.items():
+        with pytest.raises(TypeError, match=rf"column '{name}' of .* must hold numbers"):
+            Parquet(write("2.parquet", late=[0], **{name: column}), "late")
+    for argument, arguments in (("path", (3, "late")), ("path", ([3], "late")), ("target", (good, 3)), ("target", (good, [3])),
+                                ("features", (good, "late", 3)), ("weight", (good, "late", None, ["a"]))):  # fmt: skip
+        with pytest.raises(TypeError, match=f"{argument} must be .*; got"):
+            Parquet(*arguments)
     with pytest.raises(ValueError, match=r"column 'a' is float64 in .*1\.parquet' and int64 in .*3\.parquet"):
         Parquet([good, write("3.parquet", late=[0], a=[1])], "late")
     with pytest.raises(ValueError, match="path: no rows"):
@@ -422,6 +438,7 @@ def test_the_door_names_the_argument():
         ((batches, None, Y), TypeError, "sample_weight must be None: X (list) brings it along"),
         ((iter(batches),), TypeError, "X is a list_iterator, which would be empty in the second epoch: pass a function"),
         ((([X, Y] for _ in range(3)),), TypeError, "X is a generator, which would be empty in the second epoch"),
+        ((lambda n: batches,), TypeError, "X, a function that makes batches, takes nothing or `epoch`; its parameters are (n)"),
         (([],), ValueError, "X is empty: a list of batches needs at least one"),
         (((X, Y),), TypeError, "batch 0: must be (X, Y) or (X, Y, sample_weight); got ndarray"),
         (([(X, Y), (X[:, 1:], Y)],), ValueError, "batch 1: X has 2 columns; those before have 3"),
@@ -591,6 +608,24 @@ def test_two_epochs_of_two_streams_of_one_source_do_not_disturb_each_other(tmp_p
     assert flat(labels) == columns["late"].tolist()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_reads_for_itself():
+    run("""
+        import os
+        import numpy as np
+        from mlpcore import streams
+
+        X = [(np.full((3, 2), i), np.arange(3)) for i in range(5)]
+        stream = streams.open_stream(X)
+        assert sum(int(piece.X.sum()) for piece in stream.epoch(3, None, 0, {})) == 60
+        child = os.fork()
+        found = sum(int(piece.X.sum()) for piece in stream.epoch(3, None, 0, {}))
+        if not child:
+            os._exit(found)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == found == 60
+    """)
+
+
 # -- memory ----------------------------------------------------------------------------------------------------------------
 
 FLAT = """
@@ -634,7 +669,5 @@ def test_memory_is_flat_on_a_file_many_times_the_windows(tmp_path, kind):
                 file.write(np.full((1 << 13, 128), i, np.float32).tobytes())
         mapped = f"np.memmap({str(tmp_path / 'X.raw')!r}, np.float32, 'r', shape=({rows}, 128))"
         source = f"({'np.asarray(' + mapped + ')[:, :100]' if kind == 'view' else mapped}, np.zeros({rows}, np.int8))"
-    script = textwrap.dedent(FLAT.format(source=source))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    base, most = map(int, done.stdout.split())
+    base, most = map(int, run(FLAT.format(source=source)).split())
     assert most - base <= (24 if kind == "parquet" else 6), f"{base} MiB after two pieces, {most} MiB at most"

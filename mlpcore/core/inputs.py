@@ -174,8 +174,9 @@ def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int 
     largest = np.finfo(dtype).max
     step = max(1, _PIECE // max(1, array[:1].size))
     for start in range(0, len(array), step):
-        bad = ~(abs(array[start : start + step]) <= largest)
-        if bad.any():
+        piece = array[start : start + step]
+        if not (-largest <= piece.min() and piece.max() <= largest):  # no array of the piece's size where all is well
+            bad = ~(abs(piece) <= largest)
             place = np.unravel_index(int(bad.argmax()), bad.shape)
             row, rest = start + int(place[0]), place[1:]
             column = f", column {int(rest[0])}" if rest else ""
