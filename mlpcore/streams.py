@@ -371,6 +371,8 @@ def _in_file(value: Any) -> bool:
 def _on_host(value: Any, name: str) -> Array:
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(f"{name} lies on a GPU; rows that are read block by block must lie on the host")
+    if np.ma.is_masked(value):
+        raise TypeError(f"{name} is a masked array with masked entries; fill them first, e.g. with {name}.filled(0)")
     return inputs.host_array(value, name)
 
 
