@@ -630,24 +630,24 @@ def test_a_forked_process_reads_for_itself():
 # -- memory ----------------------------------------------------------------------------------------------------------------
 
 FLAT = """
-import sys
+from pathlib import Path
 import numpy as np
 from mlpcore import streams
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.training import plan
 
 def resident():
-    pages = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
-    return int(pages.split()[1]) >> 10
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) >> 10
 
 X = {source}
 stream = streams.open_stream(*X)
 arrays = plan.allocate(NumpyOps(), stream.buffers(256, 8 << 20))
-most, base = 0, None
+for array in arrays.values():
+    array[...] = 1
+most = base = resident()
 for order in (None, np.random.default_rng(0), np.random.default_rng(1)):
-    for k, piece in enumerate(stream.epoch(256, order, 0, arrays)):
-        if k == 2 and base is None:
-            base = resident()
+    for piece in stream.epoch(256, order, 0, arrays):
         most = max(most, resident())
 print(base, most)
 """
@@ -656,11 +656,12 @@ print(base, most)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize("kind", ["memmap", "view", "parquet"])
 def test_memory_is_flat_on_a_file_many_times_the_windows(tmp_path, kind):
-    """Pages of the file included: 128 MiB, 8 MiB of windows."""
+    """Pages of the file included: 128 MiB, 8 MiB of windows. pyarrow takes 70 MiB for itself; with its own defaults 240 MiB."""
     rows = 1 << 18
-    if kind == "parquet":
-        X = np.random.default_rng(0).standard_normal((rows, 128), np.float32)
-        columns = {f"x{i}": X[:, i] for i in range(128)}
+    if kind == "parquet":  # one row group
+        rows = 1 << 21
+        X = np.random.default_rng(0).standard_normal((16, rows), np.float32)
+        columns = {f"x{i}": column for i, column in enumerate(X)}
         pq.write_table(pa.table(columns), tmp_path / "X.parquet", row_group_size=rows, compression=None, use_dictionary=False)
         source = f"(streams.Parquet({str(tmp_path / 'X.parquet')!r}, target='x0'),)"
     else:
@@ -671,4 +672,4 @@ def test_memory_is_flat_on_a_file_many_times_the_windows(tmp_path, kind):
         mapped = f"np.memmap({str(tmp_path / 'X.raw')!r}, np.float32, 'r', shape=({rows}, 128))"
         source = f"({'np.asarray(' + mapped + ')[:, :100]' if kind == 'view' else mapped}, np.zeros({rows}, np.int8))"
     base, most = map(int, run(FLAT.format(source=source)).split())
-    assert most - base <= (48 if kind == "parquet" else 6), f"{base} MiB after two pieces, {most} MiB at most"
+    assert most - base <= (110 if kind == "parquet" else 6), f"{base} MiB before, {most} MiB at most"
