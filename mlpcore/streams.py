@@ -383,8 +383,8 @@ class Parquet:
     """Parquet files as X and Y: `trainer.fit(mc.Parquet("flights/", target="late"), epochs=3)`.
 
     Rows are numbered through the files, which come in the order of their names. The blocks of the shuffle are row groups: write
-    files with groups of some 10,000 rows, or with their rows mixed. Needs pyarrow, whose own memory (some pages of each column) is
-    outside the plan.
+    files with groups of some 10,000 rows, or with their rows mixed. Needs pyarrow, whose own memory (a few pages of each
+    column) is outside the plan.
 
     Args:
         path: a file, a folder (its *.parquet, also in folders of it), or a list of files.
