@@ -27,6 +27,7 @@ from mlpcore.core.optimizers import (
 )
 from mlpcore.gradcheck import GradientCheck, check_gradients
 from mlpcore.mlp import MLP, Cache, Gradient, loss
+from mlpcore.streams import Parquet
 from mlpcore.trainer import Trainer
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Lion",
     "Loss",
     "NonFiniteLoss",
+    "Parquet",
     "RMSprop",
     "StepDecay",
     "Trainer",

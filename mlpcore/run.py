@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -36,13 +36,13 @@ class Source(Protocol):
 
     Attributes:
         rows: of an epoch; None where only the first epoch tells.
-        inputs: what the plan must know of the rows; None where only the first batch tells.
+        lasting: whether a batch's rows are still there when the next one has been asked for.
     """
 
     rows: int | None
-    inputs: Inputs | None
+    lasting: bool
 
-    def epoch(self, order: np.random.Generator | None, skip: int) -> Iterator[tuple[Data, Batch]]:
+    def epoch(self, number: int, order: np.random.Generator | None, skip: int) -> Generator[tuple[Data, Batch], None, None]:
         """The batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`."""
 
 
@@ -59,6 +59,7 @@ class State:
         history: of the complete epochs.
         best, waited: early stopping: the best figure so far, epochs since then.
         floor, idle: of an `Adaptive` schedule: the same of the training loss.
+        widest, given: rows of the largest batch so far, and its `Inputs`: evaluation works on its arrays.
     """
 
     epochs: int
@@ -77,6 +78,8 @@ class State:
     waited: int = 0
     floor: float | None = None
     idle: int = 0
+    widest: int = 0
+    given: list[Any] | None = None
 
     def require_same(self, other: State) -> None:
         """Raise a ValueError that names the first argument of `fit` by which another call differs from this one."""
@@ -98,8 +101,7 @@ class _Unread(NamedTuple):
     step: int
     J: Any
     weight: float | None
-    data: Data
-    batch: Batch
+    batch: tuple[Data, Batch] | None
 
 
 class Run:
@@ -143,8 +145,8 @@ class Run:
                 stack.enter_context(self.checkpoints)
                 self.checkpoints.saved(trainer.progress.step)
             stop = self._out_of_patience()
-            if self.source.inputs is not None:  # the arrays that evaluation will work on
-                trainer._step.prepare(state.batch_size, self.source.inputs)
+            if state.given is not None:  # a run that goes on, perhaps with a short batch
+                trainer._step.prepare(state.widest, Inputs(*state.given))
             while state.epoch < state.epochs and not stop:
                 bar.set_description(f"epoch {state.epoch + 1}/{state.epochs}", refresh=False)
                 self._epoch(bar)
@@ -174,22 +176,30 @@ class Run:
         self._began = time.perf_counter()
         seeds = [trainer._seed, trainer.progress.epochs]
         order = np.random.default_rng(seeds) if state.shuffle else None
-        for data, batch in self.source.epoch(order, state.batch):
-            w = trainer._step.weight(batch)
-            state.batch += 1
-            if w != 0:  # a batch of rows that weigh nothing says nothing
-                J = trainer._update(data, batch)
-                trainer._step.untouched = not self.observers
-                if isinstance(J, float):
-                    self._add(J, w or 0.0)
-                else:
-                    self._unread.append(_Unread(trainer.progress.step, J, w, data, batch))
-                    if len(self._unread) == UNREAD:
-                        self._settle()
-                for observer in self.observers:
-                    observer.step_end(trainer, J)
-            bar.update(batch.size)
-            self._save_if_due(epoch_ended=False)
+        with contextlib.closing(self.source.epoch(state.epoch, order, state.batch)) as batches:
+            for data, batch in batches:
+                state.batch += 1
+                if batch.size > state.widest:
+                    state.widest, state.given = batch.size, list(data.inputs)
+                self._step(data, batch)
+                bar.update(batch.size)
+                self._save_if_due(epoch_ended=False)
+
+    def _step(self, data: Data, batch: Batch) -> None:
+        trainer = self.trainer
+        w = trainer._step.weight(batch)
+        if w == 0:  # a batch of rows that weigh nothing says nothing
+            return
+        J = trainer._update(data, batch)
+        trainer._step.untouched = not self.observers
+        if isinstance(J, float):
+            self._add(J, w or 0.0)
+        else:
+            self._unread.append(_Unread(trainer.progress.step, J, w, (data, batch) if self.source.lasting else None))
+            if len(self._unread) == UNREAD:
+                self._settle()
+        for observer in self.observers:
+            observer.step_end(trainer, J)
 
     def _settle(self) -> None:
         """Read the losses that have been left on the device, and add them up."""
@@ -198,8 +208,8 @@ class Run:
             try:
                 J = float(one.J)
             except NonFiniteLoss as error:
-                culprits = [other for other in steps if other.step == error.step]
-                raise self.trainer._explained(error, *culprits[0][3:]) if culprits else error from None
+                culprits = [other.batch for other in steps if other.step == error.step and other.batch]
+                raise self.trainer._explained(error, *culprits[0]) if culprits else error from None
             self._add(J, one.J.weight if one.weight is None else one.weight)
 
     def _add(self, J: float, weight: float) -> None:

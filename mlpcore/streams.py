@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -53,6 +53,9 @@ class Piece(NamedTuple):
     batches: Sequence[Array | None]
 
 
+Pieces = Generator[Piece, None, None]
+
+
 class Stream(ABC):
     """Rows that come piece by piece, in epochs.
 
@@ -84,7 +87,7 @@ class Stream(ABC):
     @abstractmethod
     def epoch(
         self, batch_size: int, order: np.random.Generator | None, skip: int, arrays: Mapping[str, Array]
-    ) -> Iterator[Piece]:  # fmt: skip
+    ) -> Pieces:  # fmt: skip
         """The pieces of one epoch; close the iterator, or drop it, to end it before: its thread ends with it.
 
         Args:
@@ -97,7 +100,7 @@ class Stream(ABC):
             ValueError: in the iteration: a number that is not finite (names row and column), or what the source raises.
         """
 
-    def _ahead(self, fill: Callable[[Slot], Piece | None], slots: Sequence[Slot], stop: threading.Event) -> Iterator[Piece]:
+    def _ahead(self, fill: Callable[[Slot], Piece | None], slots: Sequence[Slot], stop: threading.Event) -> Pieces:
         """What `fill` makes of one slot after the other, until None, with one thread that is a piece ahead."""
         from concurrent.futures import ThreadPoolExecutor
 
@@ -169,7 +172,7 @@ class RowStream(Stream):
 
     def epoch(
         self, batch_size: int, order: np.random.Generator | None, skip: int, arrays: Mapping[str, Array]
-    ) -> Iterator[Piece]:  # fmt: skip
+    ) -> Pieces:  # fmt: skip
         """Windows of rows; of one that was partly left out, all rows are read, but in file order."""
         seed = None if order is None else int(order.integers(1 << 63))
         self.epochs += 1
@@ -510,7 +513,7 @@ def _names(argument: str, value: Any) -> tuple[str, ...]:
 def _opened(path: Path) -> Any:
     """A Parquet file, read through small buffers: a row group may be larger than memory."""
     try:
-        from pyarrow import ArrowInvalid, parquet  # type: ignore[import-untyped]
+        from pyarrow import ArrowInvalid, parquet
     except ImportError as error:
         raise ImportError("mc.Parquet needs pyarrow: pip install pyarrow") from error
     try:
@@ -562,7 +565,7 @@ class BatchStream(Stream):
 
     def epoch(
         self, batch_size: int, order: np.random.Generator | None, skip: int, arrays: Mapping[str, Array]
-    ) -> Iterator[Piece]:  # fmt: skip
+    ) -> Pieces:  # fmt: skip
         """The batches as they come, one a piece, whatever `batch_size` and `order`; skipped ones are made but not looked at."""
         number, rows = self.epochs, 0
         self.epochs += 1

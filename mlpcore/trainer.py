@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from mlpcore import checkpoint as files
 from mlpcore import scores
 from mlpcore._version import __version__
 from mlpcore.backends import device as devices
+from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.callbacks import EarlyStopping, Entry
 from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import inputs
@@ -31,6 +32,8 @@ from mlpcore.core.optimizers import AdamW, Optimizer, Progress
 from mlpcore.formats import model_file
 from mlpcore.mlp import MLP
 from mlpcore.run import History, Run, State
+from mlpcore.sources import Rows, Streamed, inputs_of
+from mlpcore.streams import Parquet, Stream, open_stream
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Data
 from mlpcore.training.new_step import new_step
@@ -40,6 +43,7 @@ from mlpcore.training.planned import Settings
 Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
 _PRECISIONS = ("tf32", "bfloat16", "float16")
+EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated
 
 
 class Trainer:
@@ -318,8 +322,11 @@ class Trainer:
         A trainer that `Trainer.load` made of an unfinished run goes on with it, if the call is the same: see `unfinished`.
 
         Args:
-            X, Y, sample_weight: as in `step`; scanned once for NaN, infinity and impossible labels.
-            validation: `(Xv, Yv)` or `(Xv, Yv, weights)`, evaluated after each epoch.
+            X, Y, sample_weight: as in `step`; scanned once for NaN, infinity and impossible labels. Rows that lie in files are
+                read block by block as they are needed, a block ahead, and shuffled in blocks: `np.memmap`, Zarr, h5py, or in
+                place of X and Y `mc.Parquet(path, target)`, an iterable of batches `(X, Y)` or `(X, Y, weights)` that can be
+                iterated once an epoch, or a function that returns one.
+            validation: `(Xv, Yv)` or `(Xv, Yv, weights)`, evaluated after each epoch; also `mc.Parquet` or a function.
             early_stopping: when to stop before; the best weights come back.
             callbacks: `mc.Callback` objects, or functions `(trainer, entry)`; one that returns True stops.
             shuffle: a new row order each epoch, from the trainer's seed.
@@ -351,29 +358,29 @@ class Trainer:
     ) -> History:  # fmt: skip
         if self._run is not None:
             raise RuntimeError("fit is running: a callback may call step, evaluate and predict, but not fit")
-        data = self._scanned(X, Y, sample_weight)
+        table = self._held(X, Y, sample_weight)
         held_out = self._validation(validation)
         stopping = self._early_stopping(early_stopping, held_out is not None)
         observers = hooks.resolve(callbacks)
         epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
         checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, keep)
         monitor = None if stopping is None else dataclasses.asdict(stopping)
-        rows = len(data.X)
-        state = State(epochs, min(size, rows), bool(shuffle), rows, held_out is not None, monitor)
+        rows = len(table.X) if isinstance(table, Data) else table.rows
+        size = size if rows is None else min(size, rows)
+        state = State(epochs, size, bool(shuffle), rows, held_out is not None, monitor)
         best = None
         if self._unfinished is not None:
             self._unfinished[0].require_same(state)
             state, best = self._unfinished
         else:
-            steps = -(-rows // state.batch_size)
-            self.progress.begun, self.progress.total = self.progress.step, epochs * steps
+            steps = -(-len(table.X) // size) if isinstance(table, Data) else table.batches(size)
+            self.progress.begun, self.progress.total = self.progress.step, None if steps is None else epochs * steps
         keeps_best = stopping is not None and stopping.restore_best
-        arrays = self._step.reserve(self._step.fit_buffers(0 if data.inputs.host else rows, keeps_best))
         try:
             with devices.active(self.net.device):
+                arrays, source = self._source(table, size, keeps_best)
                 if best is not None:
                     arrays["best"][...] = devices.to_device(self.net.device, best)
-                source = _Rows(data, state.batch_size, arrays.get("row order"), self.net.device)
                 self._run = Run(self, source, state, held_out, stopping, arrays.get("best"), observers, checkpoints)
                 self._unfinished = None
                 return self._run.go(progress)
@@ -382,6 +389,30 @@ class Trainer:
             self.progress.total = None
             self._step.untouched = False
             self._step.reserve([])
+
+    def _source(
+        self, table: Data | Stream, size: int, keeps_best: bool
+    ) -> tuple[dict[str, Array], Rows | Streamed]:  # fmt: skip
+        """The arrays of a `fit` beside those of the steps, and where its batches come from."""
+        device, step = self.net.device, self._step
+        if isinstance(table, Data):
+            arrays = step.reserve(step.fit_buffers(0 if table.inputs.host else len(table.X), keeps_best))
+            return arrays, Rows(table, size, arrays.get("row order"), device)
+        given = inputs_of(table, self.loss)
+        buffers, limit = step.fit_buffers(0, keeps_best), self._settings.memory_limit
+        if limit is not None and given is not None and device == "cpu":
+            limit = max(0, limit - step.make_plan(1, given, buffers).total_bytes) // 2
+        windows = table.buffers(size, limit)
+        if device == "cpu":
+            arrays = step.reserve([*buffers, *windows])
+        else:  # the windows are the host's
+            arrays = step.reserve(buffers) | planning.allocate(NumpyOps(), windows)
+        return arrays, Streamed(table, size, arrays, self._checked_piece)
+
+    def _checked_piece(self, X: Array, Y: Array, sample_weight: Array | None) -> Data:
+        data = self._checked(X, Y, sample_weight)
+        _require_targets(data, self.loss, self.net)
+        return data
 
     def _finish(self, history: History) -> None:
         """A run has come to its end: what is saved from here on is a trainer at rest."""
@@ -397,17 +428,28 @@ class Trainer:
         self._unfinished = None
         self.progress.total = None
 
-    def _validation(self, validation: Any) -> Data | None:
+    def _validation(self, validation: Any) -> Data | Stream | None:
         if validation is None:
             return None
-        if not isinstance(validation, list | tuple) or len(validation) not in (2, 3):
-            raise TypeError("validation must be (X, Y) or (X, Y, sample_weight)")
+        parts = [validation] if isinstance(validation, Parquet) or callable(validation) else validation
+        if not isinstance(parts, list | tuple) or (parts is validation and len(parts) not in (2, 3)):
+            raise TypeError(
+                "validation must be (X, Y), (X, Y, sample_weight), mc.Parquet(…) or a function that returns batches"
+            )
         try:
-            data = self._checked(*([*list(validation), None])[:3])
-            _require_finite(data, self.loss, self.net)
+            return self._held(*([*list(parts), None, None])[:3])
         except (TypeError, ValueError) as error:
             raise type(error)(f"validation: {error}") from None
-        return data
+
+    def _held(self, X: Any, Y: Any, sample_weight: Any) -> Data | Stream:
+        """What is evaluated: checked arrays, or a stream."""
+        stream = None if isinstance(X, Data) else open_stream(X, Y, sample_weight, self.net.dtype)
+        if stream is None:
+            return self._scanned(X, Y, sample_weight)
+        columns, takes = stream.columns, self.net.sizes[0]
+        if columns is not None and columns != takes:
+            raise ValueError(f"X has {columns} columns; the network takes {takes}")
+        return stream
 
     def _early_stopping(self, stopping: EarlyStopping | None, validated: bool) -> EarlyStopping | None:
         if stopping is None:
@@ -512,7 +554,7 @@ class Trainer:
 
     # -- evaluation --
 
-    def evaluate(self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> Entry:
+    def evaluate(self, X: Any, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> Entry:
         """The mean loss over these rows, without penalties, and "accuracy" (classification) or "r2" (regression).
 
         Accuracy is the share of right classes, of right outputs with binary_cross_entropy. r2 is averaged over the outputs.
@@ -521,58 +563,48 @@ class Trainer:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
         with self._lock:
-            return self._evaluate(self._scanned(X, Y, sample_weight))
+            return self._evaluate(self._held(X, Y, sample_weight))
 
-    def _evaluate(self, data: Data) -> Entry:
-        batch = data.batch(None)
-        step = self._step
+    def _evaluate(self, held: Data | Stream) -> Entry:
+        found = scores.Scores(self._step.objective, self.net.sizes[-1])
+        if isinstance(held, Data):
+            loss = self._evaluate_data(held, found)
+        else:
+            arrays = planning.allocate(NumpyOps(), held.buffers(planning.WIDEST, EVALUATED))
+            source = Streamed(held, planning.WIDEST, arrays, self._checked_piece)
+            losses, weights = [], []
+            seen: Data | None = None
+            for data, _ in source.epoch(0, None, 0):
+                if data is not seen:  # a whole window at once
+                    seen = data
+                    w = self._step.weight(data.batch(None)) or 0.0
+                    losses.append(self._evaluate_data(data, found) if w else 0.0)
+                    weights.append(w)
+            loss = float(np.dot(losses, weights) / sum(weights))
+        return dict(zip(scores.names(self.loss), (loss, found.result()), strict=True))
+
+    def _evaluate_data(self, data: Data, found: scores.Scores) -> float:
+        batch, step = data.batch(None), self._step
         rows = step.allocated.rows if step.allocated else planning.WIDEST  # those that are there will do
         plan = step.prepare(min(batch.size, rows), data.inputs)
-        found = scores.Scores(step.objective, self.net.sizes[-1])
 
         def see(output: Array, start: int, stop: int) -> None:
             Y, w = (None if x is None else devices.to_host(self.net.device, x[start:stop]) for x in (data.Y, data.weights))
             assert Y is not None
             found.add(output, Y, w)
 
-        loss = step.evaluate(batch, plan, see)
-        return dict(zip(scores.names(self.loss), (loss, found.result()), strict=True))
-
-
-class _Rows:
-    """The batches of arrays in memory: a shuffled order of their rows, cut into pieces.
-
-    Args:
-        data: the arrays.
-        size: rows of a batch.
-        place: where the order goes, on the data's device; None: an array of its own, on the host.
-        device: the network's.
-    """
-
-    def __init__(self, data: Data, size: int, place: Array | None, device: str):
-        self.data, self.size, self.place, self.device = data, size, place, device
-        self.rows: int | None = len(data.X)
-        self.inputs: Inputs | None = data.inputs
-        self._order = place if isinstance(place, np.ndarray) else np.empty(self.rows, np.int64)
-
-    def epoch(self, order: np.random.Generator | None, skip: int) -> Iterator[tuple[Data, Batch]]:
-        """The batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`."""
-        rows = self._order
-        rows[...] = 1
-        np.subtract(np.cumsum(rows, out=rows), 1, out=rows)  # 0, 1, 2, … without a second array of that size
-        if order is not None:
-            order.shuffle(rows)
-        if self.place is not None and self.place is not rows:
-            self.place[...] = devices.to_device(self.device, rows)
-            rows = self.place
-        for start in range(skip * self.size, len(rows), self.size):
-            yield self.data, self.data.batch(rows[start : start + self.size])
+        return step.evaluate(batch, plan, see)
 
 
 def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:
     """The scan of `fit` and `evaluate`: no NaN, no infinity (in the network's dtype), no target outside the loss's range."""
     inputs.require_finite(data.X, "X", net.dtype)
     inputs.require_finite(data.Y, "Y", net.dtype)
+    _require_targets(data, loss, net)
+
+
+def _require_targets(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:
+    """Raise a ValueError that names the first row whose target is outside the loss's range."""
     if data.inputs.classes:
         inputs.require_classes(data.Y, net.sizes[-1])
     elif loss.takes_classes:

@@ -15,8 +15,8 @@ from mlpcore.core.ops import Ops
 
 PACKAGE = Path(mc.__file__).parent
 LEVELS = [
-    ["kernel_files", "_version"], ["core"], ["backends", "formats"], ["training"], ["derivatives"], ["mlp"],
-    ["gradcheck", "callbacks", "scores", "checkpoint", "run", "trainer", "data"], ["__init__"],
+    ["kernel_files", "_version"], ["core"], ["backends", "formats"], ["training"], ["derivatives", "streams"], ["mlp"],
+    ["gradcheck", "callbacks", "scores", "sources", "checkpoint", "run", "trainer", "data"], ["__init__"],
     ["estimators", "cli", "__main__"],
 ]  # fmt: skip
 LEVEL = {unit: i for i, units in enumerate(LEVELS) for unit in units}

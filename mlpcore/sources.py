@@ -1,0 +1,94 @@
+"""Where a run's batches come from: arrays in memory, or a stream of rows that are read as they are needed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpcore.backends import device as devices
+from mlpcore.core.losses import Loss
+from mlpcore.streams import Piece, Stream
+from mlpcore.training.chunks import Batch, Data
+from mlpcore.training.plan import Inputs
+
+Array = NDArray[Any]
+Batches = Generator[tuple[Data, Batch], None, None]
+
+
+class Rows:
+    """The batches of arrays in memory: a shuffled order of their rows, cut into pieces.
+
+    Args:
+        data: the arrays.
+        size: rows of a batch.
+        place: where the order goes, on the data's device; None: an array of its own, on the host.
+        device: the network's.
+    """
+
+    lasting = True
+
+    def __init__(self, data: Data, size: int, place: Array | None, device: str):
+        self.data, self.size, self.place, self.device = data, size, place, device
+        self.rows: int | None = len(data.X)
+        self._order = place if isinstance(place, np.ndarray) else np.empty(self.rows, np.int64)
+
+    def epoch(self, number: int, order: np.random.Generator | None, skip: int) -> Batches:
+        """The batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`."""
+        rows = self._order
+        rows[...] = 1
+        np.subtract(np.cumsum(rows, out=rows), 1, out=rows)  # 0, 1, 2, … without a second array of that size
+        if order is not None:
+            order.shuffle(rows)
+        if self.place is not None and self.place is not rows:
+            self.place[...] = devices.to_device(self.device, rows)
+            rows = self.place
+        for start in range(skip * self.size, len(rows), self.size):
+            yield self.data, self.data.batch(rows[start : start + self.size])
+
+
+class Streamed:
+    """The batches of a stream.
+
+    Args:
+        stream: the rows.
+        size: rows of a batch.
+        arrays: as the stream's `buffers` lists them.
+        check: what checks a piece's X, Y and row weights.
+    """
+
+    lasting = False  # the next window takes the place of this one
+
+    def __init__(
+        self, stream: Stream, size: int, arrays: Mapping[str, Array], check: Callable[[Array, Array, Array | None], Data]
+    ) -> None:  # fmt: skip
+        self.stream, self.size, self.arrays, self.check = stream, size, arrays, check
+        self.rows = stream.rows
+
+    def epoch(self, number: int, order: np.random.Generator | None, skip: int) -> Batches:
+        """The batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`."""
+        self.stream.epochs = number
+        with contextlib.closing(self.stream.epoch(self.size, order, skip, self.arrays)) as pieces:
+            for piece in pieces:
+                data = self._data(piece)
+                for rows in piece.batches:
+                    yield data, data.batch(rows)
+
+    def _data(self, piece: Piece) -> Data:
+        try:
+            return self.check(piece.X, piece.Y, piece.weights)
+        except ValueError as error:
+            error.add_note("rows are counted within the window of rows that was being read")
+            raise
+
+
+def inputs_of(stream: Stream, loss: Loss) -> Inputs | None:
+    """What the plan on a CPU must know of a stream's rows; None where only the first batch tells."""
+    if stream.like is None:
+        return None
+    X, Y, weights = stream.like
+    classes = loss.takes_classes and Y.ndim == 1
+    return Inputs(X.dtype.str, Y.dtype.str, "" if weights is None else weights.dtype.str, classes)

@@ -1,0 +1,155 @@
+"""`fit` and `evaluate` on rows that lie in files, or come in batches."""
+
+import threading
+
+import h5py
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zarr
+
+import mlpcore as mc
+from mlpcore import streams
+from mlpcore.backends import device as devices
+from tests.cuda_on_cpu.device import CpuDevice
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((330, 4)).astype(np.float32), RNG.standard_normal((330, 2)).astype(np.float32)
+LABELS, W = RNG.integers(0, 3, 330), RNG.uniform(0, 1, 330).astype(np.float32)
+KINDS = ["memmap", "h5py", "zarr", "parquet", "function"]
+
+
+def in_file(kind, folder, labels=False):
+    """X and Y as arguments of `fit`."""
+    y = LABELS if labels else Y
+    if kind == "memmap":
+        X.tofile(folder / "X")
+        y.tofile(folder / "Y")
+        return np.memmap(folder / "X", X.dtype, "r", shape=X.shape), np.memmap(folder / "Y", y.dtype, "r", shape=y.shape)
+    if kind == "h5py":
+        file = h5py.File(folder / "data.h5", "w")
+        return file.create_dataset("X", data=X), file.create_dataset("Y", data=y)
+    if kind == "zarr":
+        group = zarr.open_group(folder / "data.zarr", mode="w")
+        return group.create_array("X", data=X, chunks=(50, 4)), group.create_array("Y", data=y, chunks=(50, *y.shape[1:]))
+    if kind == "parquet":
+        columns = {f"x{i}": X[:, i] for i in range(4)} | ({"y": y} if labels else {f"y{i}": y[:, i] for i in range(2)})
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / "data.parquet", row_group_size=47)
+        return (mc.Parquet(folder / "data.parquet", target="y" if labels else ["y0", "y1"]),)
+    return (lambda: ((X[i : i + 20], y[i : i + 20]) for i in range(0, 330, 20)),)
+
+
+def make(device="cpu", labels=False, **settings):
+    net = mc.MLP([4, 6, 3 if labels else 2], "tanh", "softmax" if labels else "identity", device=device, seed=1)
+    return mc.Trainer(net, "cross_entropy" if labels else "squared_error", mc.AdamW(1e-2), **settings)
+
+
+def times_out(history):
+    return {key: value for key, value in history.items() if key != "seconds"}
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_a_file_train_as_rows_in_memory_do(kind, device, labels, tmp_path, monkeypatch):
+    if device != "cpu":
+        emulated = CpuDevice()
+        emulated.host_inputs = True
+        monkeypatch.setitem(devices._opened, "cuda:0", emulated)
+        monkeypatch.setattr(devices, "_algorithms", {})
+    one, other = make(device, labels), make(device, labels)
+    y = LABELS if labels else Y
+    fit = {"epochs": 2, "batch_size": 20, "shuffle": False, "progress": False}
+    history = one.fit(X, y, validation=(X[:60], y[:60]), **fit)
+    assert times_out(other.fit(*in_file(kind, tmp_path, labels), validation=(X[:60], y[:60]), **fit)) == times_out(history)
+    np.testing.assert_array_equal(one.net.parameters, other.net.parameters)
+    want, got = one.evaluate(X, y), other.evaluate(*in_file(kind, tmp_path, labels))
+    assert list(want) == list(got)
+    np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "function"])
+def test_validation_may_lie_in_a_file_too(kind, tmp_path):
+    one, other = make(), make()
+    there = in_file(kind, tmp_path)
+    want = one.fit(X, Y, validation=(X, Y), epochs=1, progress=False)
+    got = other.fit(X, Y, validation=there[0] if kind == "parquet" else there, epochs=1, progress=False)
+    for key in ("validation_loss", "validation_r2"):
+        np.testing.assert_allclose(got[key], want[key], rtol=1e-6)
+
+
+def small_windows(monkeypatch):
+    monkeypatch.setattr(streams, "WINDOW", 2000)
+    monkeypatch.setattr(streams, "BLOCK", 200)
+
+
+@pytest.mark.parametrize("stop", [1, 16, 17, 18, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_on_a_file_goes_on_from_any_batch_to_the_bit(kind, stop, tmp_path, monkeypatch):
+    class Stop(mc.Callback):
+        def step_end(self, trainer, J):
+            if trainer.progress.step == stop:
+                trainer.save(tmp_path / "run")
+                raise KeyboardInterrupt
+
+    small_windows(monkeypatch)
+    table, fit = in_file(kind, tmp_path), {"epochs": 3, "batch_size": 20, "progress": False, "validation": (X[:50], Y[:50])}
+    whole = make()
+    history = whole.fit(*table, **fit)
+    with pytest.raises(KeyboardInterrupt):
+        make().fit(*table, callbacks=[Stop()], **fit)
+    other = mc.Trainer.load(tmp_path / "run")
+    assert times_out(other.fit(*table, **fit)) == times_out(history)
+    np.testing.assert_array_equal(other.net.parameters, whole.net.parameters)
+    assert not [t for t in threading.enumerate() if "reader" in t.name]
+
+
+def test_the_windows_are_in_the_plan_and_under_the_memory_limit(tmp_path, monkeypatch):
+    small_windows(monkeypatch)
+    trainer, plans = make(memory_limit="40 KiB"), []
+    trainer.fit(
+        *in_file("memmap", tmp_path), epochs=1, batch_size=20, progress=False,
+        callbacks=[lambda t, _: plans.append(t._step.make_plan(20, t._step.inputs, t._step.reserved))],
+    )  # fmt: skip
+    assert plans[0].total_bytes <= 40 << 10
+    assert {"X window 1", "Y window 2", "order window 1"} <= {x.name for x in plans[0].parts["fit"]}
+
+
+def test_faults_of_a_file_are_named_and_leave_no_thread(tmp_path):
+    table = in_file("memmap", tmp_path)
+    narrow = mc.Trainer(mc.MLP([3, 2]), "squared_error")
+    with pytest.raises(ValueError, match="X has 4 columns; the network takes 3"):
+        narrow.fit(*table, progress=False)
+    with pytest.raises(ValueError, match="validation: X has 4 columns"):
+        narrow.fit(X[:, :3], Y, validation=table, progress=False)
+    with pytest.raises(ValueError, match="Y is missing"):
+        make().fit(table[0], progress=False)
+    with pytest.raises(TypeError, match="empty in the second epoch: pass a function"):
+        make().fit(iter([(X, Y)]), progress=False)
+    labels = LABELS.copy()
+    labels[200] = 7
+    labels.tofile(tmp_path / "Y")
+    trainer = make(labels=True)
+    with pytest.raises(ValueError, match=r"Y must hold classes 0 … 2; row .* holds 7") as caught:
+        trainer.fit(table[0], np.memmap(tmp_path / "Y", labels.dtype, "r"), batch_size=400, progress=False)
+    assert "counted within the window" in caught.value.__notes__[0]
+    assert trainer.progress.step == 0
+    assert not [t for t in threading.enumerate() if "reader" in t.name]
+
+
+def test_a_function_is_told_the_epoch_and_batches_may_differ_in_size(tmp_path):
+    seen = []
+
+    def batches(epoch):
+        seen.append(epoch)
+        yield X[:7], Y[:7]
+        yield X[7:100], Y[7:100], W[7:100]
+
+    trainer, other = make(), make()
+    trainer.fit(batches, epochs=3, progress=False)
+    assert seen == [0, 1, 2]
+    for _ in range(3):
+        other.step(X[:7], Y[:7])
+        other.step(X[7:100], Y[7:100], W[7:100])
+    np.testing.assert_array_equal(trainer.net.parameters, other.net.parameters)
