@@ -1,0 +1,101 @@
+"""Steps under a memory limit against steps without one, and against whole batches: time, planned bytes, the process's peak.
+
+    python bench/limits.py [--out DIR]
+
+The same batch goes through three trainers in turn: under the limit, without one (chunks as the engine chooses them), and with the
+batch in one piece, as frameworks do it. Ratios of times are paired, medians with their 95% bound; "again" is the trainer without a
+limit a second time: the noise. The peak is how far resident memory grows while a trainer of its own is made and does three steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone, nothing installed
+
+import mlpcore as mc
+from bench import machine, memory, stats
+
+NETS = [([64, 64, 64, 64, 1], "tanh", "512 KiB", 1 << 20), ([784, 512, 512, 10], "relu", "12 MiB", 1 << 17)]
+BATCHES = (1024, 8192, 65536, 1 << 17, 1 << 20)
+WHOLE = 2 << 30  # bytes of a whole batch's arrays that are still tried
+
+
+def trainers(sizes: list[int], activation: str, limit: str, batch: int) -> dict[str, dict[str, Any]]:
+    """The trainers' settings, by name."""
+    found: dict[str, dict[str, Any]] = {"free": {}, "again": {}, "limited": {"memory_limit": limit}}
+    if 4 * batch * 2 * sum(sizes) < WHOLE:
+        found["whole"] = {"chunk_rows": batch, "workers": 1}
+    return found
+
+
+def measure(sizes: list[int], activation: str, limit: str, batch: int, rounds: int) -> list[dict[str, Any]]:
+    """One row a trainer."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((batch, sizes[0]), np.float32)
+    Y = rng.standard_normal((batch, sizes[-1]), np.float32)
+    net = mc.MLP(sizes, activation, device="cpu")
+    settings = trainers(sizes, activation, limit, batch)
+    made = {name: mc.Trainer(net, "squared_error", mc.SGD(0.0), **more) for name, more in settings.items()}
+    data = {name: trainer.prepare(X, Y) for name, trainer in made.items()}
+    series: dict[str, list[float]] = {name: [] for name in made}
+    for i in range(-1, rounds):
+        for name in list(made)[:: 1 if i % 2 else -1]:
+            begin = time.perf_counter()
+            made[name].step(data[name])
+            if i >= 0:
+                series[name].append(time.perf_counter() - begin)
+    plans = {name: trainer.plan(batch) for name, trainer in made.items()}
+    made.clear()
+    found = []
+    for name, more in settings.items():
+
+        def run(more: dict[str, Any] = more) -> mc.Trainer:
+            trainer = mc.Trainer(net, "squared_error", mc.SGD(0.0), **more)
+            for _ in range(3):
+                trainer.step(X, Y)
+            return trainer
+
+        found.append({
+            "sizes": sizes, "activation": activation, "batch": batch, "trainer": name, "limit": more.get("memory_limit"),
+            "chunk_rows": plans[name].rows, "workers": plans[name].workers, "planned_bytes": plans[name].total_bytes,
+            "peak": memory.growth(run), "seconds": stats.bounded(series[name]),
+            "speed over free": stats.paired(series["free"], series[name]),
+        })  # fmt: skip
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, help="folder of limits.json")
+    options = parser.parse_args()
+    found = []
+    for sizes, activation, limit, most in NETS:
+        print(f"{'-'.join(map(str, sizes))} {activation}, limit {limit}")
+        for batch in (b for b in BATCHES if b <= most):
+            for row in measure(sizes, activation, limit, batch, options.rounds):
+                found.append(row)
+                speed = row["speed over free"]
+                print(
+                    f"  {batch:>9,} rows  {row['trainer']:<8} chunks of {row['chunk_rows']:>9,} x {row['workers']}  "
+                    f"plan {row['planned_bytes'] / 2**20:9.2f} MiB  process +{row['peak']['peak_bytes'] / 2**20:8.1f} MiB  "
+                    f"{1e3 * row['seconds'].median:9.2f} ms  speed {speed.median:5.2f} ({speed.low:.2f} … {speed.high:.2f})",
+                    flush=True,
+                )
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        result = {"machine": machine.describe("cpu"), "commit": machine.commit(), "limits": found}
+        (options.out / "limits.json").write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
