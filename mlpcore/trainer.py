@@ -27,6 +27,7 @@ from mlpcore.callbacks import EarlyStopping, Entry
 from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import inputs
 from mlpcore.core import losses as loss_sheet
+from mlpcore.core.dropout import rates
 from mlpcore.core.errors import NonFiniteLoss, unknown
 from mlpcore.core.optimizers import AdamW, Optimizer, Progress
 from mlpcore.formats import model_file
@@ -55,6 +56,8 @@ class Trainer:
         optimizer: `mc.SGD(0.1)`, `mc.AdamW(1e-3)` (the default), …
         l1, l2: J gains l1 Σ|W| + ½ l2 Σ W², over weights, not biases.
         clip_norm: scale the gradient down to this Euclidean norm where it is longer.
+        dropout: in a step, each output of a hidden layer is zeroed with this probability, and the others divided by what is
+            left of 1; or a list of rates, one for each hidden layer. Evaluation and prediction drop nothing.
         precision: "tf32", "bfloat16", "float16": for GPUs; a CPU computes in the network's dtype and says so.
         memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5), that all the trainer's arrays
             together may take; sets the chunk.
@@ -62,7 +65,7 @@ class Trainer:
         deterministic: on CUDA, no timing in the choice of algorithms; NumPy is deterministic anyway.
         workers: threads that run chunks of large batches side by side; None chooses.
         on_non_finite: "raise" NonFiniteLoss when loss or gradient overflows; "skip" that step, and count it in `skipped`.
-        seed: of the row order in `fit`.
+        seed: of the row order in `fit`, and of dropout.
 
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
@@ -77,6 +80,7 @@ class Trainer:
         l1: float = 0.0,
         l2: float = 0.0,
         clip_norm: float | None = None,
+        dropout: float | Sequence[float] | None = None,
         precision: str | None = None,
         memory_limit: float | str | None = None,
         chunk_rows: int | str = "auto",
@@ -102,6 +106,7 @@ class Trainer:
             raise ValueError("clip_norm must be positive; got 0 (None: no clipping)")
         if on_non_finite not in ("raise", "skip"):
             raise unknown("on_non_finite", on_non_finite, ("raise", "skip"))
+        seed = inputs.positive_integer(seed, "seed", least=0)
         settings = Settings(
             l1=inputs.not_negative(l1, "l1"),
             l2=inputs.not_negative(l2, "l2"),
@@ -110,8 +115,9 @@ class Trainer:
             memory_limit=planning.parse_bytes(memory_limit, free=lambda: devices.free_bytes(net.device)),
             workers=None if workers is None else inputs.positive_integer(workers, "workers"),
             tolerant=on_non_finite == "skip",
+            dropout=rates(dropout, len(net.sizes) - 2),
+            seed=seed,
         )
-        seed = inputs.positive_integer(seed, "seed", least=0)
         self._build(net, loss_sheet.resolve(loss), optimizer, settings, precision, deterministic, seed)
 
     def _build(
@@ -229,6 +235,8 @@ class Trainer:
     ) -> tuple[float, Array]:  # fmt: skip
         """J and ∂J/∂parameters of these rows, penalties included, without an update: for optimizers of your own.
 
+        Dropout is that of the next step: `trainer.progress.step` counts them.
+
         Returns:
             J, and the gradient laid out as `net.parameters`, on its device; it holds until the trainer's next call.
 
@@ -237,7 +245,7 @@ class Trainer:
         with self._lock, devices.active(self.net.device):
             data = self._given(X, Y, sample_weight)
             batch = self._batch(data, rows)
-            J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs))
+            J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs), self.progress.step + 1)
             return J, self._step.gradient
 
     def _given(self, X: ArrayLike | Data, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from mlpcore.core import dropout
 from mlpcore.core.activations import Activation
+from mlpcore.core.dropout import Dropped
 from mlpcore.core.formulas import Program, program
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, row_major
@@ -83,9 +85,11 @@ class NumpyOps:
         self._context = _quiet_context()
         self._tape: Tape | None = None
         self._scratch: Mapping[str, Array] = {}
+        self.step = self.first = 0
         self._functions = {
             "copy": xp.positive,
             "positive": partial(xp.greater, casting="unsafe"),
+            "kept": self._kept,
             **{name: getattr(xp, name) for name in ("add", "subtract", "multiply", "divide", "negative")},
             **{name: getattr(xp, name) for name in ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p")},
             **{name: getattr(xp, name) for name in ("abs", "sqrt", "sign")},
@@ -132,6 +136,15 @@ class NumpyOps:
                 Buffer("row numbers", (rows,), "int64", "0, 1, 2, …"),
                 Buffer("label entries", (rows,), "int64", "where each row's label stands"),
             ]
+        dropped = [n for n, activation in zip(sizes, activations, strict=True) if isinstance(activation, Dropped)]
+        if dropped:
+            piece, bits = max(_piece_rows(rows, n) * n for n in dropped), 8 * np.dtype(dtype).itemsize
+            buffers += [
+                Buffer("mask numbers", (max(rows, *dropped),), "uint32", "0, 1, 2, …"),
+                Buffer("mask keys", (2, rows + max(dropped)), "uint32", "of rows and columns"),
+                Buffer("draws", (piece,), "uint32", "for entries of Z, a piece at a time"),
+                Buffer("mask", (piece,), f"int{bits}", "all bits set where an entry is dropped"),
+            ]
         if objective.output.rowwise and not objective.matched:
             buffers.append(Buffer("row sum", (rows,), dtype, "softmax: maximum, sum"))
         if accumulates:
@@ -150,8 +163,9 @@ class NumpyOps:
         self._scratch = scratch
         if "ones" in scratch:
             scratch["ones"][...] = 1
-        if "row numbers" in scratch:
-            scratch["row numbers"][...] = self.xp.arange(len(scratch["row numbers"]))
+        for name in ("row numbers", "mask numbers"):
+            if name in scratch:
+                scratch[name][...] = self.xp.arange(len(scratch[name]))
 
     def _take(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
         """The planned scratch array of this name, cut to `shape`; outside a workspace a fresh one."""
@@ -267,6 +281,45 @@ class NumpyOps:
         if compiled is None:
             return
         self._formula(compiled, {"s": S, "z": Z}, activation.scalars)
+        if isinstance(activation, Dropped):
+            self._do(self._drop, Z, activation.key, activation.threshold)
+
+    def _drop(self, Z: Array, key: int, threshold: int) -> None:
+        """Z = -0 where the mask says so, by pieces of rows that stay in cache; see `core.dropout`."""
+        xp, (m, n), few = self.xp, Z.shape, _piece_rows(*Z.shape)
+        integer = np.dtype(f"int{8 * Z.dtype.itemsize}")
+        numbers = self._scratch["mask numbers"] if "mask numbers" in self._scratch else xp.arange(max(m, n), dtype=xp.uint32)
+        keys, shifted = self._take("mask keys", (2, m + n), xp.uint32)
+        base = dropout.mix(key + self.step)
+        xp.add(numbers[:m], (base + self.first) & 0xFFFFFFFF, keys[:m])
+        xp.add(numbers[:n], dropout.mix(base + dropout.GOLDEN), keys[m:])
+        self._scramble(keys, shifted)
+        xp.right_shift(keys, dropout.SHIFTS[2], shifted)
+        xp.bitwise_xor(keys, shifted, keys)
+        draws, mask = self._take("draws", (few * n,), xp.uint32), self._take("mask", (few * n,), integer)
+        for start in range(0, m, few):
+            words = Z[start : start + few].reshape(-1).view(integer)
+            u, dropped = draws[: words.size], mask[: words.size]
+            xp.bitwise_xor(keys[start : min(m, start + few), None], keys[m:], u.reshape(-1, n))
+            self._scramble(u, dropped.view(xp.uint32)[: words.size])
+            xp.right_shift(u, 32 - dropout.BITS, u)
+            xp.subtract(u, threshold, u)
+            xp.right_shift(u.view(xp.int32), 31, dropped)  # all bits where u was below the threshold
+            xp.bitwise_or(words, dropped, words)
+            bits = dropped.view(f"uint{8 * Z.dtype.itemsize}")
+            xp.right_shift(bits, 1, bits)  # all but the sign
+            xp.bitwise_xor(words, dropped, words)
+
+    def _scramble(self, x: Array, shifted: Array) -> None:
+        """The steps of `dropout.mix` up to the last multiplication, in place."""
+        for shift, factor in zip(dropout.SHIFTS, dropout.FACTORS, strict=False):
+            self.xp.right_shift(x, shift, shifted)
+            self.xp.bitwise_xor(x, shifted, x)
+            self.xp.multiply(x, factor, x)
+
+    def _kept(self, z: Array, out: Array) -> None:
+        bits = 8 * z.dtype.itemsize
+        self.xp.not_equal(z.view(f"uint{bits}"), 1 << bits - 1, out, casting="unsafe")
 
     def _softmax(self, S: Array, Z: Array) -> None:
         xp, row = self.xp, self._take("row sum", (S.shape[0], 1), S.dtype)
@@ -449,6 +502,10 @@ def bend_softmax(G: Array, H: Array, T: Array, Z: Array) -> None:
     """T = G + H ⊙ (T - Σ Z T) - T Σ H Z, which softmax's own gradient turns into that of ⟨H, Z ⊙ (T - Σ Z T)⟩ beside G's."""
     mean = (Z * T).sum(axis=1, keepdims=True)
     T[...] = G + H * (T - mean) - T * (H * Z).sum(axis=1, keepdims=True)
+
+
+def _piece_rows(rows: int, columns: int) -> int:
+    return min(rows, max(1, PIECE // columns))
 
 
 def _flat(places: dict[str, Array]) -> dict[str, Array]:

@@ -61,10 +61,14 @@ class Ops(Protocol):
     Attributes:
         xp: the array module: NumPy or CuPy.
         stages: whether rows of another dtype are gathered into a buffer of that dtype before they are cast.
+        step: the number of the step, which masks of dropout are drawn from; on CUDA the slot, which holds it.
+        first: likewise, the row of the batch that a chunk begins with; on CUDA of the rows that the slot begins with.
     """
 
     xp: Any
     stages: bool
+    step: Any
+    first: int
 
     def empty(self, nbytes: int) -> Array:
         """`nbytes` of uninitialised memory, as a 1-D uint8 array."""
@@ -99,7 +103,7 @@ class Ops(Protocol):
         """C = A B, or C += A B. All may be transposed views, A an input that changes between replays."""
 
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
-        """S += b; Z = σ(S), row by row. Z may be S."""
+        """S += b; Z = σ(S), row by row, and what a `Dropped` activation drops -0. Z may be S."""
 
     def layer(self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array) -> None:
         """S = A W + b; Z = σ(S): `gemm` and `bias_activation`, which a backend may do in one."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlpcore.backends.numpy_ops import Input
-from mlpcore.core import backprop
+from mlpcore.core import backprop, dropout
 from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Ops, Recording
@@ -110,7 +110,7 @@ class Chunk:
     def run(self, what: str, rows: int, weighted: bool, accumulate: bool) -> None:
         """The operations of a chunk, on the first `rows` rows of the buffers."""
         L, matched = len(self.W) - 1, self.objective.matched
-        activations = list(self.activations)
+        activations = [σ if what == "step" else dropout.undropped(σ) for σ in self.activations]
         if matched:
             activations[L] = IDENTITY  # the loss reads S[L] itself
         Z: list[Array] = [self.rows("X", rows) if self.x is None else self.x]
@@ -168,6 +168,7 @@ class Worker(Chunk):
 
     def place(self, batch: Batch, start: int, stop: int) -> None:
         """Put the rows of a chunk where the recordings read them."""
+        self.ops.first = start
         rows = slice(start, stop) if batch.rows is None else batch.rows[start:stop]
         X, size = self.rows("X", stop - start), stop - start
         if batch.rows is None and _like(batch.X, X):

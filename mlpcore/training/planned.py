@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mlpcore.core import dropout
 from mlpcore.core.activations import Activation
 from mlpcore.core.layout import Layout
 from mlpcore.core.losses import Objective
@@ -38,6 +39,8 @@ class Settings:
     memory_limit: int | None = None
     workers: int | None = None  # None: chosen
     tolerant: bool = False  # whether a step that is not finite is left out instead of raised
+    dropout: tuple[float, ...] = ()  # of each hidden layer
+    seed: int = 0  # of its masks
 
 
 class PlannedStep(ABC):
@@ -55,7 +58,8 @@ class PlannedStep(ABC):
         self, layout: Layout, parameters: Array, activations: tuple[Activation | None, ...], objective: Objective,
         optimizer: Optimizer, settings: Settings, new_ops: Callable[[], Ops],
     ) -> None:  # fmt: skip
-        self.layout, self.parameters, self.activations = layout, parameters, activations
+        self.layout, self.parameters = layout, parameters
+        self.activations = dropout.behind(activations, settings.dropout, settings.seed)
         self.objective, self.optimizer, self.settings, self.new_ops = objective, optimizer, settings, new_ops
         self.ops = new_ops()
         self.dtype = str(parameters.dtype)
@@ -127,8 +131,8 @@ class PlannedStep(ABC):
         """One update; J before it."""
 
     @abstractmethod
-    def loss_and_gradient(self, batch: Batch, plan: Plan) -> float:
-        """J of a batch, penalties included, and its gradient in `self.gradient`."""
+    def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
+        """J of a batch, penalties included, and its gradient in `self.gradient`; dropout as in the step of this number."""
 
     @abstractmethod
     def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:

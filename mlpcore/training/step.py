@@ -189,15 +189,23 @@ class Step(PlannedStep):
         return J
 
     def _run(self, batch: Batch, plan: Plan, progress: Progress) -> float:
+        if self.settings.dropout:
+            self._draw(progress.step + 1)
         pool = self._pool() if plan.workers > 1 else None
         J, squares = self._loss_and_gradient(batch, plan, pool)
         self._update(J, squares, progress, pool)
         return J
 
-    def loss_and_gradient(self, batch: Batch, plan: Plan) -> float:
+    def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
         """J of a batch, its gradient in `self.gradient`: forward → loss → backward by chunks → reduce, and the penalties."""
+        self._draw(number)
         J: float = self.ops.quietly(self._loss_and_gradient, batch, plan, None)[0]
         return J
+
+    def _draw(self, number: int) -> None:
+        """The masks of dropout are those of this step from now on."""
+        for worker in self.workers:
+            worker.ops.step = number
 
     def _loss_and_gradient(self, batch: Batch, plan: Plan, pool: Executor | None) -> tuple[float, float]:
         """J, and the squared norm of its gradient."""

@@ -1,0 +1,116 @@
+"""Dropout: entries of a hidden Z are zeroed with probability p; the others count 1 / (1 - p) times.
+
+    z̃ = m k z,   ∂J/∂s = g m k σ'(s, z)       k = 1 / (1 - p), m = 0 or 1
+
+m is a pure function of (seed, layer, number of the step, row of the batch, column): no state, and the same whatever the chunks,
+the threads, the device. With `mix` a permutation of 32-bit integers, all sums modulo 2³²:
+
+    base = mix(key + step),   r = mix(base + row),   c = mix(mix(base + GOLDEN) + column),   m = 0 where draw(r xor c) < p 2³¹
+
+Z̃ holds m itself: a dropped entry is -0, a kept one never is. So nothing is stored or drawn twice for the way back.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mlpcore.core import formulas, inputs
+from mlpcore.core.activations import Activation
+
+GOLDEN = 0x9E3779B9  # 2³² over the golden ratio: what is added to tell one use of a number from the next
+# C. Wellons, "Prospecting for Hash Functions" (2018), nullprogram.com: the one he calls lowbias32
+SHIFTS, FACTORS = (16, 15, 16), (0x7FEB352D, 0x846CA68B)
+BITS = 31  # of a draw: the last shift and xor of `mix` is left out, which the highest bits do not need
+
+
+@dataclass(frozen=True)
+class Dropped(Activation):
+    """An activation with dropout behind it: `value` gives k z, from which a backend takes what the mask says.
+
+    Attributes:
+        undropped: the activation itself.
+        key: of this layer's masks, 32 bits.
+        threshold: p 2³¹; a draw below it drops the entry.
+    """
+
+    undropped: Activation | None = None
+    key: int = 0
+    threshold: int = 0
+
+    def __post_init__(self) -> None:
+        """Nothing to check: the formulas come from checked ones."""
+
+
+def mix(x: int) -> int:
+    """A permutation of the 32-bit integers in which each bit of x changes each bit of the result about half the time."""
+    x &= 0xFFFFFFFF
+    for shift, factor in zip(SHIFTS, (*FACTORS, 1), strict=True):
+        x = (x ^ x >> shift) * factor & 0xFFFFFFFF
+    return x
+
+
+def layer_key(seed: int, layer: int) -> int:
+    """32 bits that tell the masks of a layer from those of other layers and seeds."""
+    key = mix(layer)
+    while seed:
+        key, seed = mix(key + GOLDEN + (seed & 0xFFFFFFFF)), seed >> 32
+    return key
+
+
+def rates(given: object, hidden: int) -> tuple[float, ...]:
+    """The rates that a user's `dropout=` means, one for each of so many hidden layers; none where nothing is dropped.
+
+    Raises:
+        TypeError, ValueError: names the argument, what was expected and what came.
+    """
+    if given is None:
+        return ()
+    several = isinstance(given, list | tuple)
+    each = list(given) if isinstance(given, list | tuple) else [given] * max(1, hidden)
+    found = tuple(inputs.not_negative(p, f"dropout[{i}]" if several else "dropout") for i, p in enumerate(each))
+    if several and len(found) != hidden:
+        raise ValueError(f"dropout must be a rate, or {hidden}, one for each hidden layer; got {len(found)}")
+    if max(found, default=0) >= 1:
+        raise ValueError(f"dropout must be less than 1; got {max(found)}")
+    if any(found) and not hidden:
+        raise ValueError(f"dropout={given!r} has nothing to drop: the network has no hidden layer")
+    return found if any(found) else ()
+
+
+def behind(
+    activations: tuple[Activation | None, ...], given: tuple[float, ...], seed: int
+) -> tuple[Activation | None, ...]:  # fmt: skip
+    """The activations of layers 0 … L, those of hidden layers with these rates of dropout behind them."""
+    dropped = list(activations)
+    for l, rate in enumerate(given, 1):
+        sigma = activations[l]
+        assert sigma is not None
+        if rate:
+            dropped[l] = _dropped(sigma, rate, layer_key(seed, l))
+    return tuple(dropped)
+
+
+def undropped(sigma: Activation | None) -> Activation | None:
+    """The activation without its dropout, if it has one."""
+    return sigma.undropped if isinstance(sigma, Dropped) else sigma
+
+
+def _dropped(sigma: Activation, rate: float, key: int) -> Dropped:
+    k = f"T({1 / (1 - rate)!r})"
+    threshold = min(round(rate * 2**BITS), 2**BITS - 1)
+    value = f"{k} * ({sigma.value}) + T(0)"  # which makes a zero +0, whatever its sign was
+    slope = f"{k} * ({_slope(sigma, rate)}) * kept(z)"
+    return Dropped(sigma.name, value, slope, sigma.parameter, sigma.init, sigma.default, sigma, key, threshold)
+
+
+def _slope(sigma: Activation, rate: float) -> str:
+    """σ' with z̃ in place of z: z is z̃ (1 - p) but for rounding, or σ(s) where S is kept.
+
+    A slope that jumps at some other z than 0 (hard_tanh at 1) cannot bear the rounding, and is written in s.
+    """
+    signs = formulas.substitute(sigma.slope, {"z": "z"}).replace("positive(z)", "positive(same)")  # z̃ has the sign of z
+    jumps = re.search(r"\b(positive|sign)\((?!same\))", signs)
+    if "s" in formulas.reads(sigma.slope) or jumps:
+        return formulas.substitute(sigma.slope, {"z": sigma.value})
+    return formulas.substitute(signs, {"z": f"z * T({1 - rate!r})", "same": "z"})
