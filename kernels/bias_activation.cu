@@ -1,12 +1,11 @@
 // Z = σ(S + b), over (m, n) row-major. S + b is written back where the slope reads it (keep); Z may be S, b may be null.
+#include "dropout.cuh"
 #include "reduce.cuh"
 
-template <class T, class Formula, int V, bool keep>
-__global__ void bias_activation(T* S, const Compute<T>* b, T* Z, int64 m, int64 n) {
+template <class T, class Formula, int V, bool keep, class Drop>
+__device__ __forceinline__ void activate(T* S, const Compute<T>* b, T* Z, int64 m, int64 n, const Tile<V>& tile, const Drop& drop) {
   using C = Compute<T>;
   constexpr int ROWS = 4;  // rows in flight
-  const Tile<V> tile;
-  if (tile.column >= n) return;
   C bias[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) bias[v] = b ? b[tile.column + v] : C(0);
@@ -26,10 +25,25 @@ __global__ void bias_activation(T* S, const Compute<T>* b, T* Z, int64 m, int64 
       for (int v = 0; v < V; ++v) {
         const C s = widen(packs[i].at[v]) + bias[v];
         kept.at[v] = Narrow<T>::from(s);
-        z.at[v] = Narrow<T>::from(Formula::value(s));
+        z.at[v] = drop(Narrow<T>::from(Formula::value(s)), row, v);
       }
       if (keep) store<V>(S + row * n + tile.column, kept);
       store<V>(Z + row * n + tile.column, z);
     }
   }
+}
+
+template <class T, class Formula, int V, bool keep>
+__global__ void bias_activation(T* S, const Compute<T>* b, T* Z, int64 m, int64 n) {
+  const Tile<V> tile;
+  if (tile.column < n) activate<T, Formula, V, keep>(S, b, Z, m, n, tile, NoMask());
+}
+
+// Likewise, with dropout behind it: Formula::value gives σ / (1 - p), and a draw below `threshold` drops an entry. `first` is the
+// row of the batch that S begins with, counted from the slot's.
+template <class T, class Formula, int V, bool keep>
+__global__ void bias_activation_dropout(T* S, const Compute<T>* b, T* Z, int64 m, int64 n, const Slot* slot, int64 first,
+                                        unsigned key, unsigned threshold) {
+  const Tile<V> tile;
+  if (tile.column < n) activate<T, Formula, V, keep>(S, b, Z, m, n, tile, Mask<V>(slot, first, key, threshold, tile.column));
 }

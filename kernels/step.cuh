@@ -11,6 +11,7 @@ struct Slot {
   int64 column_stride[3];
   const int64* rows;  // row numbers of the batch; null: all in order
   int64 first;        // of the batch's rows, that the graph begins with
+  int64 batch_row;    // its number in the batch, where `rows` are those of a staged part
   int64 source_rows;
   int64 step;              // number of the update, from 1
   int64 recast;            // whether the low-precision weights must be made anew
@@ -20,7 +21,7 @@ struct Slot {
 
 enum Status : unsigned { NOT_FINITE = 1, BAD_LABEL = 2, BAD_WEIGHT = 4, BAD_ROW = 8 };
 
-static_assert(sizeof(Slot) == 216, "mlpcore/backends/cuda_step.py says so");
+static_assert(sizeof(Slot) == 224, "mlpcore/backends/cuda_step.py says so");
 
 struct Control {
   int64 updates;     // done so far: t of the optimizer

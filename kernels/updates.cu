@@ -11,11 +11,13 @@ enum Scalar { SCALE, GAIN, LOSS, SQUARES, L1, L2, FIRST_OF_UPDATE };
 template <class C>
 __global__ void set_slot(Slot* slot, Control* control, C* scalars, const void* X, const void* Y, const void* weights,
                          int64 x_rows, int64 x_columns, int64 y_rows, int64 y_columns, int64 w_rows, const int64* rows,
-                         int64 first, int64 source_rows, int64 step, int64 recast, double* answer, double weight, int resume,
+                         int64 first, int64 batch_row, int64 source_rows, int64 step, int64 recast, double* answer,
+                         double weight, int resume,
                          double s0, double s1, double s2, double s3, double s4, double s5, double s6, double s7, double s8,
                          double s9, double s10, double s11) {
   const double settings[SETTINGS] = {s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11};
-  *slot = {{X, Y, weights}, {x_rows, y_rows, w_rows}, {x_columns, y_columns, 1}, rows, first, source_rows, step, recast, answer, {}};
+  *slot = {{X, Y, weights}, {x_rows, y_rows, w_rows}, {x_columns, y_columns, 1}, rows, first, batch_row, source_rows, step, recast,
+           answer, {}};
   for (int i = 0; i < SETTINGS; ++i) slot->settings[i] = settings[i];
   if (resume) return;  // a further part of the same step: the sums go on
   scalars[LOSS] = scalars[SQUARES] = 0;

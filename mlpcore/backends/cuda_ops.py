@@ -18,6 +18,7 @@ from mlpcore.backends.cuda_device import Device, Launch
 from mlpcore.backends.numpy_ops import bend_softmax
 from mlpcore.backends.products import STORAGE, Product, Refused, alignment, describe
 from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.dropout import Dropped
 from mlpcore.core.formulas import Program, program
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Recording, accumulator, row_major, storage
@@ -56,6 +57,8 @@ class CudaOps:
         self.algorithms = algorithms or Algorithms()
         self.gain: Array | None = None  # 0-d: the loss scale, where there is one
         self.control: Array | None = None  # where kernels report faults
+        self.step: Array | None = None  # the slot
+        self.first = 0
         self._scratch: Mapping[str, Array] = {}
         self._rehearsing = False
         self.only_products = False  # whether all but matrix products is left out: what a step is measured against
@@ -220,7 +223,7 @@ class CudaOps:
             self._rehearsing = rehearsing
 
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
-        """S += b; Z = σ(S), row by row. Z may be S; S itself is kept only where the slope reads it."""
+        """S += b; Z = σ(S), row by row, less what is dropped. Z may be S; S itself is kept only where the slope reads it."""
         m, n = S.shape
         if activation.rowwise:
             launch = launches.row_warps(m, self.device.multiprocessors)
@@ -229,8 +232,12 @@ class CudaOps:
         keep = Z is not S and activation.slope_reads_s
         tiled = self._tiles(S, S, Z)
         source = cuda_source.text("bias_activation.cu", cuda_source.activation(activation))
-        name = f"bias_activation<{_type(S)}, Formula, {tiled.vector}, {_bool(keep)}>"
-        self.launch(source, name, tiled.launch, S, b, Z, m, n)
+        instance = f"<{_type(S)}, Formula, {tiled.vector}, {_bool(keep)}>"
+        if isinstance(activation, Dropped):
+            masks = self.step, self.first, np.uint32(activation.key), np.uint32(activation.threshold)
+            self.launch(source, f"bias_activation_dropout{instance}", tiled.launch, S, b, Z, m, n, *masks)
+        else:
+            self.launch(source, f"bias_activation{instance}", tiled.launch, S, b, Z, m, n)
 
     def activation_gradient(
         self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False

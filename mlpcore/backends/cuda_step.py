@@ -18,7 +18,7 @@ from mlpcore.core.formulas import Program
 from mlpcore.core.ops import Array, Buffer
 
 ONE = Launch((1, 1), (1, 1))  # thread
-SLOT = 216  # bytes of struct Slot in kernels/step.cuh
+SLOT = 224  # bytes of struct Slot in kernels/step.cuh
 CONTROL = np.dtype(
     [
         ("updates", "i8"),
@@ -89,12 +89,13 @@ class StepKernels:
     # -- before the graph --
 
     def set_slot(
-        self, sources: Sequence[Array | None], rows: Array | None, first: int, step: int, recast: bool, answer: Array | None,
-        weight: float, resume: bool, values: Mapping[str, float],
+        self, sources: Sequence[Array | None], rows: Array | None, first: int, batch_row: int, step: int, recast: bool,
+        answer: Array | None, weight: float, resume: bool, values: Mapping[str, float],
     ) -> None:  # fmt: skip
         """Tell the next launches what to read.
 
-        Sources: X, Y, row weights or None; `weight` is Σ w, 0 if the device is to find it.
+        Sources: X, Y, row weights or None, whose row `first` is `batch_row` of the batch; `weight` is Σ w, 0 if the device
+        is to find it.
         """
         strides: list[int] = []
         x, y, w = sources
@@ -106,8 +107,8 @@ class StepKernels:
         strides.append(1 if w is None else w.strides[0] // w.dtype.itemsize)
         settings = [float(values.get(name, 0.0)) for name in self.settings] + [0.0] * (SETTINGS - len(self.settings))
         self._launch(
-            f"set_slot<{self.type}>", ONE, self.slot, self.control, self.scalars, *sources, *strides, rows, first, len(x), step,
-            int(recast), answer, float(weight), np.int32(resume), *settings,
+            f"set_slot<{self.type}>", ONE, self.slot, self.control, self.scalars, *sources, *strides, rows, first, batch_row,
+            len(x), step, int(recast), answer, float(weight), np.int32(resume), *settings,
         )  # fmt: skip
 
     # -- in the graph --

@@ -505,7 +505,7 @@ def bend_softmax(G: Array, H: Array, T: Array, Z: Array) -> None:
 
 
 def _piece_rows(rows: int, columns: int) -> int:
-    return min(rows, max(1, PIECE // columns))
+    return max(1, min(rows, PIECE // columns))
 
 
 def _flat(places: dict[str, Array]) -> dict[str, Array]:

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 LONGEST = 4000  # characters of a formula: those of files are read, too
 FUNCTIONS = ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign", "positive")
-_OWN = ("kept",)  # 0 where x is -0, else 1: for formulas of our own, which no user's variables are checked against
 _BINARY = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"}
 _ARGUMENTS = {"maximum": 2, "minimum": 2, "pow": 2}
 _COMPARISONS = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
@@ -82,6 +81,7 @@ def parse(formula: str, names: Sequence[str] | None = None) -> ast.expr:
 
 
 def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
+    more = ("T", "pow", "kept") if names is None else ("T",)  # kept: 0 where x is -0, else 1; for dropout's own formulas
     match node:
         case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
             return
@@ -96,12 +96,7 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
             parts = [operand]
         case ast.Call(func=ast.Name(id="pow")) if names is not None:
             raise ValueError(f"formula {formula!r}: pow is for the scalars of updates.def only; write s * s")
-        case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in (
-            *FUNCTIONS,
-            "T",
-            "pow",
-            *(_OWN if names is None else ()),
-        ):
+        case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in (*FUNCTIONS, *more):
             if len(parts) != _ARGUMENTS.get(name, 1):
                 raise ValueError(f"formula {formula!r}: {name} takes {_ARGUMENTS.get(name, 1)} argument(s)")
         case _:

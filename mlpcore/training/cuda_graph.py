@@ -273,7 +273,7 @@ class GraphStep(PlannedStep):
         self.chunk = Chunk(
             self.ops, W, self.b, self.activations, self.objective, dW, db, buffers, scale, J, self.layout.repeats
         )
-        self.ops.control = self.kernels.control
+        self.ops.control, self.ops.step = self.kernels.control, self.kernels.slot
         self.ops.gain = self.kernels.scalar(cuda_step.GAIN) if self.scaled else None
         if inputs.host:
             self.staging = Staging(self.device, planning.allocate(self.ops, plan.parts["staging"]))
@@ -309,9 +309,9 @@ class GraphStep(PlannedStep):
         return DeviceLoss(self, answers, index, progress)
 
     @_on_its_device
-    def loss_and_gradient(self, batch: Batch, plan: Plan) -> float:
+    def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
         """J of a batch, penalties included, and its gradient in `self.gradient`; waits for both."""
-        self._launch("gradient", batch, plan, Progress(total=1), None)
+        self._launch("gradient", batch, plan, Progress(number - 1, total=1), None)
         l1, l2, n = self.settings.l1, self.settings.l2, self.layout.weights
         weights = self.parameters[:n]
         if self.scaled:
@@ -381,7 +381,9 @@ class GraphStep(PlannedStep):
             sources, rows, first = self.staging.put(sources, rows, start, stop), None, 0
         values = {**self.optimizer.scalars(progress), "l1": self.settings.l1, "l2": self.settings.l2}
         weight = 0.0 if resume else self.weight(batch) or 0.0
-        self.kernels.set_slot(sources, rows, first, progress.step + 1, not self.untouched, answer, weight, resume, values)
+        self.kernels.set_slot(
+            sources, rows, first, start, progress.step + 1, not self.untouched, answer, weight, resume, values
+        )
 
     def _done(self) -> None:
         if self.staging is not None:
@@ -416,6 +418,7 @@ class GraphStep(PlannedStep):
 
     def _chunk(self, first: int, rows: int, weighted: bool, accumulate: bool) -> None:
         self._gather(first, rows, weighted)
+        self.ops.first = first
         self._arrays().run("step", rows, weighted, accumulate)
 
     def _gather(self, first: int, rows: int, weighted: bool) -> None:

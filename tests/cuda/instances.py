@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlpcore.backends import cuda_source
-from mlpcore.core import activations, losses, optimizers
+from mlpcore.core import activations, dropout, losses, optimizers
 from mlpcore.core.activations import Activation
 from mlpcore.core.formulas import program
 from mlpcore.core.losses import Objective
@@ -28,6 +28,10 @@ def every_activation() -> list[Activation]:
     return [activations.resolve(name) for name in activations.sheet()]
 
 
+def every_dropped_activation() -> list[Activation]:
+    return [sigma for sigma in dropout.behind((None, *every_activation()), (0.4,) * len(every_activation()), 7) if sigma]
+
+
 def every_objective() -> list[Objective]:
     """Each elementwise loss behind each output that matches it, and after an output that does not."""
     found = [losses.pair(losses.resolve(name), activations.resolve(output)) for name, output in losses.matched()]
@@ -45,15 +49,15 @@ def update_source(name: str) -> str:
 
 
 def every_instance() -> Iterator[tuple[str, str]]:
-    for sigma in every_activation():
+    for sigma in (*every_activation(), *every_dropped_activation()):
+        behind = "_dropout" if isinstance(sigma, dropout.Dropped) else ""
         formula = cuda_source.activation(sigma)
         value, gradient = (cuda_source.text(file, formula) for file in ("bias_activation.cu", "activation_gradient.cu"))
         for T, entry in STORAGE.items():
             for V in widths(entry):
                 yield gradient, f"activation_gradient<{T}, Formula, {V}, 256>"
-                yield value, f"bias_activation<{T}, Formula, {V}, false>"
-                if sigma.slope_reads_s:
-                    yield value, f"bias_activation<{T}, Formula, {V}, true>"
+                for keep in {False, sigma.slope_reads_s}:
+                    yield value, f"bias_activation{behind}<{T}, Formula, {V}, {str(keep).lower()}>"
     for objective in every_objective():
         for T, entry in STORAGE.items():
             for V in widths(entry):

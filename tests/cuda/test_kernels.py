@@ -15,9 +15,17 @@ import pytest
 from mlpcore.backends import cuda_source, cuda_step, launches
 from mlpcore.backends.cuda_device import Launch
 from mlpcore.backends.numpy_ops import NumpyOps
-from mlpcore.core import activations, losses, optimizers
+from mlpcore.core import activations, dropout, losses, optimizers
 from mlpcore.core.formulas import program
-from tests.cuda.instances import SETTINGS, STORAGE, every_activation, every_instance, every_objective, update_source
+from tests.cuda.instances import (
+    SETTINGS,
+    STORAGE,
+    every_activation,
+    every_dropped_activation,
+    every_instance,
+    every_objective,
+    update_source,
+)
 from tests.cuda.trial import COMPUTE, EPSILON, NAMES, close, computed, fresh, launch, read, stored, try_out
 from tests.cuda_on_cpu import compiler
 
@@ -109,6 +117,64 @@ def test_bias_activation_on_awkward_shapes_and_grids_without_bias(m, n, T):
         close(Z, np.tanh(read(S, T)), T)
 
 
+# -- dropout ---------------------------------------------------------------------------------------------------------------
+
+
+def dropped(name, rate=0.4):
+    return dropout.behind((None, activations.resolve(name)), (rate,), seed=7)[1]
+
+
+def reference(step, first):
+    there = NumpyOps()
+    there.step, there.first = step, first
+    return there
+
+
+def bias_activation_dropout(sigma, T, S, b, Z, step, batch_row, first, grid):
+    keep = sigma.slope_reads_s and Z is not S
+    name = f"bias_activation_dropout<{T}, Formula, {vector(T, S.shape[1])}, {str(keep).lower()}>"
+    source = cuda_source.text("bias_activation.cu", cuda_source.activation(sigma))
+
+    def work(device, S, b, Z, control, scalars):
+        slot = set_slot(device, control, scalars, S, batch_row=batch_row, step=step)
+        masks = slot, first, np.uint32(sigma.key), np.uint32(sigma.threshold)
+        device.launch(device.kernel(source, name), grid, [S, b, Z, *S.shape, *masks])
+
+    return try_out(work, S, b, Z, new_control(), np.zeros(8, np.float32))[:3]
+
+
+@pytest.mark.parametrize("T", TYPES)
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu", "hard_tanh"])
+def test_dropout_draws_numpys_masks_and_leaves_no_other_entry_at_minus_0(name, T):
+    m, n, random, sigma = 37, 16, rng(8), dropped(name)
+    S, b = stored(random.standard_normal((m, n)), T), computed(np.zeros(n), T)
+    S[0, :8] = stored(np.array([0.0, -0.0, 1e-30, -1e-30, 1e-41, -1e-41, 9.0, -9.0]), T)
+    grid, big = launches.tiles(m, n, vector(T, n), 2).launch, 2**32 - 20
+    for step, batch_row, first in [(1, 0, 0), (2, 0, 0), (3, 100, 7), (2**33 + 5, big, 5)]:  # past 32 bits
+        Z = bias_activation_dropout(sigma, T, S, b, fresh((m, n), T), step, batch_row, first, grid)[2]
+        s, want = read(S, T), np.empty((m, n))
+        reference(step, batch_row + first).bias_activation(s.copy(), None, sigma, want)
+        gone = (want == 0) & np.signbit(want)
+        assert 0.3 < gone.mean() < 0.5
+        got = read(Z, T)
+        np.testing.assert_array_equal((got == 0) & np.signbit(got), gone)
+        close(Z, want, T, 8, 2 * (1 + abs(s)))
+        if not sigma.slope_reads_s:
+            assert bias_activation_dropout(sigma, T, S, b, S, step, batch_row, first, grid)[0].tobytes() == Z.tobytes()
+
+
+@pytest.mark.parametrize("T", ["float", "half_t"])
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_dropout_on_awkward_shapes_and_grids(m, n, T):
+    sigma, S = dropped("relu", 0.5), stored(rng(9, m, n).standard_normal((m, n)), T)
+    want = np.empty((m, n))
+    reference(4, 11).bias_activation(read(S, T), None, sigma, want)
+    for grid in grids(m, n, vector(T, n)):
+        Z = bias_activation_dropout(sigma, T, S, None, fresh((m, n), T), 4, 11, 0, grid)[2]
+        close(Z, want, T)
+        np.testing.assert_array_equal(np.signbit(read(Z, T)), np.signbit(want))
+
+
 # -- D = G ⊙ σ', db = Σ_rows D --------------------------------------------------------------------------------------------
 
 
@@ -129,11 +195,16 @@ def gradient_of(sigma, g, s, z):
 
 
 @pytest.mark.parametrize("T", TYPES)
-@pytest.mark.parametrize("sigma", every_activation(), ids=lambda sigma: sigma.name)
+@pytest.mark.parametrize(
+    "sigma", [*every_activation(), *every_dropped_activation()], ids=lambda sigma: f"{type(sigma).__name__} {sigma.name}"
+)
 def test_activation_gradient_is_g_times_the_slope_and_db_its_sum_over_rows(sigma, T):
     m, n, random = 603, 16, rng(4)
     G, S = stored(random.standard_normal((m, n)), T), stored(2 * random.standard_normal((m, n)), T)
-    Z, before = stored(value(sigma, read(S, T)), T), computed(random.standard_normal(n), T)
+    Z = value(sigma, read(S, T))
+    if isinstance(sigma, dropout.Dropped):
+        Z[random.random((m, n)) < 0.4] = -0.0
+    Z, before = stored(Z, T), computed(random.standard_normal(n), T)
     g, s, z = (read(x, T) for x in (G, S, Z))
     d, grid = gradient_of(sigma, g, s, z), launches.tiles(m, n, vector(T, n), 2).launch
     assert grid.grid[1] > 1
@@ -311,7 +382,7 @@ def test_a_label_that_is_no_class_is_reported_and_reads_nothing(bad):
 
 SLOT = np.dtype(
     [("source", "u8", 3), ("row_stride", "i8", 3), ("column_stride", "i8", 3), ("rows", "u8"), ("first", "i8"),
-     ("source_rows", "i8"), ("step", "i8"), ("recast", "i8"), ("answer", "u8"), ("settings", "f8", 12)]
+     ("batch_row", "i8"), ("source_rows", "i8"), ("step", "i8"), ("recast", "i8"), ("answer", "u8"), ("settings", "f8", 12)]
 )  # fmt: skip
 
 
@@ -330,15 +401,15 @@ def strides(array):
 
 
 def set_slot(
-    device, control, scalars, X, Y=None, w=None, rows=None, first=0, weight=0.0, resume=0, step=1, recast=0, answer=None,
-    settings=(),
+    device, control, scalars, X, Y=None, w=None, rows=None, first=0, batch_row=0, weight=0.0, resume=0, step=1, recast=0,
+    answer=None, settings=(),
 ):  # fmt: skip
     """A slot, filled by the kernel."""
     C, slot = {"float32": "float", "float64": "double"}[scalars.dtype.name], device.empty(cuda_step.SLOT)
     device.launch(
         device.kernel(update_source("sgd"), f"set_slot<{C}>"), ONE,
-        [slot, control, scalars, X, Y, w, *strides(X), *strides(Y), strides(w)[0], rows, first, len(X), step, recast, answer,
-         float(weight), np.int32(resume), *settings, *[0.0] * (12 - len(settings))],
+        [slot, control, scalars, X, Y, w, *strides(X), *strides(Y), strides(w)[0], rows, first, batch_row, len(X), step, recast,
+         answer, float(weight), np.int32(resume), *settings, *[0.0] * (12 - len(settings))],
     )  # fmt: skip
     return slot
 
@@ -349,14 +420,14 @@ def test_the_slot_holds_what_the_host_says_and_the_sums_begin_at_0(C):
     rows, answer, scalars = np.arange(3), np.zeros(4), computed(np.full(8, 9.0), C)
 
     def work(device, control, scalars, X, Y, w, rows, answer, seen, second):
-        slot = set_slot(device, control, scalars, X, Y, w, rows, 2, 8.0, 0, 77, 1, answer, range_of_settings)
+        slot = set_slot(device, control, scalars, X, Y, w, rows, 2, 5, 8.0, 0, 77, 1, answer, range_of_settings)
         found = slot.view(SLOT)[0]
         at = device.address
         assert list(found["source"]) == [at(X), at(Y), at(w)]
         assert (found["rows"], found["answer"]) == (at(rows), at(answer))
         for i, name in enumerate(("row_stride", "column_stride")):
             assert list(found[name]) == [strides(X)[i], strides(Y)[i], (strides(w)[0], 1)[i]]
-        assert [found[name] for name in ("first", "source_rows", "step", "recast")] == [2, 6, 77, 1]
+        assert [found[name] for name in ("first", "batch_row", "source_rows", "step", "recast")] == [2, 5, 6, 77, 1]
         assert list(found["settings"]) == range_of_settings
         seen[...] = scalars
         scalars[...] = 9
