@@ -106,6 +106,36 @@ def test_ten_losses_are_numpys(device, settings, pair, staged):
         assert value == pytest.approx(found[1][2][figure], abs=2e-4)
 
 
+@pytest.mark.parametrize("chunk_rows", ["auto", 13, 7], ids=["whole", "chunks in one graph", "a chunk's graph again and again"])
+@pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
+@pytest.mark.parametrize("hidden", [("relu", "gelu"), ("tanh", "hard_tanh"), ("silu", "identity")], ids=str)
+def test_dropout_has_numpys_masks_whatever_the_chunks(device, hidden, staged, chunk_rows):
+    device.host_inputs = staged
+    X, Y, w = data(dtype="float64")
+    found = []
+    for where in ("cpu", "cuda"):
+        cut = {"chunk_rows": chunk_rows} if where == "cuda" else {"chunk_rows": 23}
+        one = trainer(where, dtype="float64", hidden=hidden, optimizer=mc.SGD(0.2), dropout=[0.2, 0.6], seed=3, **cut)
+        J, gradient = one.gradient(X, Y, w)
+        gradient = gradient.copy()
+        losses = [one.step(X, Y, w) for _ in range(2)]
+        losses += [one.step(X, Y, rows=np.arange(50, 5 + i, -1)) for i in range(2)]
+        losses += [one.step(X, Y, w)]
+        found.append(([float(J), *map(float, losses)], gradient, one.net.parameters, [*one.evaluate(X, Y).values()]))
+    assert found[1][0][0] == found[1][0][1]  # one step's masks
+    for here, there in zip(*found, strict=True):
+        close(here, there, 1e-12)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 3e-2), ("float16", 3e-3)])
+def test_dropout_has_the_same_masks_in_low_precision(device, precision, bound):
+    X, Y, w = data()
+    exact = trainer("cpu", optimizer=mc.SGD(0.2), dropout=0.4)
+    low = trainer("cuda", precision=precision, optimizer=mc.SGD(0.2), dropout=0.4, chunk_rows=13)
+    close(*zip(*[(float(exact.step(X, Y, w)), float(low.step(X, Y, w))) for _ in range(6)], strict=True), bound)
+    close(exact.net.parameters, low.net.parameters, bound)
+
+
 @pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
 def test_fit_goes_the_way_of_numpys(device, staged):
     device.host_inputs = staged

@@ -9,7 +9,6 @@ import mlpcore as mc
 from mlpcore.backends.cupy_reference import CupyReference
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.optimizers import Progress
-from mlpcore.training.planned import Settings
 from mlpcore.training.step import Step
 
 ROWS, SIZES = 61, [7, 17, 12, 5]
@@ -51,7 +50,7 @@ def reference_losses(device, like, X, Y, w, count):
     net = like.net.copy()
     objective = loss_sheet.pair(like.loss, net.activations[-1])
     new_ops = partial(CupyReference, device.xp)
-    step = Step(net.layout, net.parameters, net.activations, objective, like.optimizer, Settings(), new_ops)
+    step = Step(net.layout, net.parameters, net.activations, objective, like.optimizer, like._settings, new_ops)
     given, progress, found = like._checked(X, Y, w), Progress(), []
     for _ in range(count):
         found.append(step.run(given.batch(None), step.prepare(len(given.X), given.inputs), progress))
@@ -76,6 +75,24 @@ def test_ten_losses_are_those_of_numpy_of_eager_cupy_and_of_the_graph(device, pu
     found = [float(J) for J in [there.step(*put(X, Y, w)) for _ in range(10)]]
     assert expected[9] < expected[0]
     near(expected, found, BOUNDS[precision])
+    near(expected, eager, BOUNDS[wide])
+    near(here.net.parameters, host(device, there.net.parameters), 5 * BOUNDS[precision])
+    near(here.net.parameters, host(device, parameters), 5 * BOUNDS[wide])
+
+
+@pytest.mark.parametrize("chunk_rows", ["auto", 20, 7], ids=["whole", "chunks in one graph", "a chunk's graph replayed"])
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_dropout_has_the_masks_of_numpy_and_of_eager_cupy(device, put, precision, chunk_rows):
+    wide = precision if precision.startswith("float") and precision != "float16" else "float32"
+    X, Y, w = data(dtype=wide)
+    low = {} if precision == wide else {"precision": precision}
+    hidden = ("hard_tanh", "gelu") if wide == precision else ("relu", "tanh")
+    settings = {"optimizer": mc.SGD(0.1), "hidden": hidden, "dropout": [0.2, 0.5], "seed": 3}
+    here, like = (trainer(where, dtype=wide, **settings) for where in ("cpu", "cuda"))
+    there = trainer("cuda", dtype=wide, chunk_rows=chunk_rows, **low, **settings)
+    eager, parameters = reference_losses(device, like, *put(X, Y, w), 5)
+    expected = [here.step(X, Y, w) for _ in range(5)]
+    near(expected, [float(there.step(*put(X, Y, w))) for _ in range(5)], BOUNDS[precision])
     near(expected, eager, BOUNDS[wide])
     near(here.net.parameters, host(device, there.net.parameters), 5 * BOUNDS[precision])
     near(here.net.parameters, host(device, parameters), 5 * BOUNDS[wide])
