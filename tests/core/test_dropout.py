@@ -110,15 +110,17 @@ EVERY = [*map(activations.resolve, activations.names()), *USERS]
 def test_value_and_slope_behind_dropout_are_those_without_it_up_to_a_few_roundings(sigma, rate, dtype):
     """Against float64; σ' reads the undropped z, which is recovered from z̃, also where z is saturated, or 0."""
     (_, dropped), rng = dropout.behind((None, sigma), (rate,), 3), np.random.default_rng(0)
-    S = np.concatenate([2 * rng.standard_normal(2000), [0.0, -0.0, 1.0, -1.0, 6.0, 30.0, -30.0]])[None].astype(dtype)
+    S = np.concatenate([2 * rng.standard_normal(2000), 20 * [0.0, -0.0, 1.0, -1.0, 6.0, 30.0, -30.0]])[None].astype(dtype)
     G, s = rng.standard_normal(S.shape).astype(dtype), S.astype(np.float64)
     ops, Z, z, D, d = NumpyOps(), np.empty_like(S), np.empty_like(s), np.empty_like(S), np.empty_like(s)
     ops.bias_activation(S.copy(), None, dropped, Z)
     ops.bias_activation(s.copy(), None, sigma, z)
     ops.activation_gradient(G, S, Z, dropped, D, None)
     ops.activation_gradient(G.astype(np.float64), s, z, sigma, d, None)
-    gone = np.signbit(Z) & (Z == 0)
+    ops._drop(drawn := np.ones_like(S), dropped.key, dropped.threshold)
+    gone = drawn == 0
     assert abs(gone.mean() - rate) < 0.1
+    np.testing.assert_array_equal(np.signbit(Z) & (Z == 0), gone)  # so that the way back can tell
     epsilon, k = np.finfo(dtype).eps, np.where(gone, 0, 1 / (1 - rate))
     np.testing.assert_allclose(Z, k * z, rtol=12 * epsilon, atol=4 * epsilon * k.max())
     np.testing.assert_allclose(D, k * d, rtol=12 * epsilon, atol=24 * epsilon * abs(G).max() * k.max())

@@ -28,8 +28,10 @@ def every_activation() -> list[Activation]:
     return [activations.resolve(name) for name in activations.sheet()]
 
 
-def every_dropped_activation() -> list[Activation]:
-    return [sigma for sigma in dropout.behind((None, *every_activation()), (0.4,) * len(every_activation()), 7) if sigma]
+def dropped_activations() -> list[Activation]:
+    """Activations with dropout behind them, of each kind: slopes in z̃, in its sign, in s, in both, and the longest one."""
+    some = [activations.resolve(name) for name in ("relu", "sigmoid", "elu", "hard_tanh", "silu", "mish")]
+    return [sigma for sigma in dropout.behind((None, *some), (0.4,) * len(some), 7) if sigma]
 
 
 def every_objective() -> list[Objective]:
@@ -49,7 +51,7 @@ def update_source(name: str) -> str:
 
 
 def every_instance() -> Iterator[tuple[str, str]]:
-    for sigma in (*every_activation(), *every_dropped_activation()):
+    for sigma in (*every_activation(), *dropped_activations()):
         behind = "_dropout" if isinstance(sigma, dropout.Dropped) else ""
         formula = cuda_source.activation(sigma)
         value, gradient = (cuda_source.text(file, formula) for file in ("bias_activation.cu", "activation_gradient.cu"))
