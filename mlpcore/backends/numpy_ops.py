@@ -89,7 +89,7 @@ class NumpyOps:
         self._functions = {
             "copy": xp.positive,
             "positive": partial(xp.greater, casting="unsafe"),
-            "kept": self._kept,
+            "kept": partial(xp.not_equal, casting="unsafe"),
             **{name: getattr(xp, name) for name in ("add", "subtract", "multiply", "divide", "negative")},
             **{name: getattr(xp, name) for name in ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p")},
             **{name: getattr(xp, name) for name in ("abs", "sqrt", "sign")},
@@ -203,6 +203,9 @@ class NumpyOps:
             function, arguments = self._functions[name], [places[x] for x in operands]
             if name == "positive":
                 self._do(function, *arguments, 0, places[out])
+            elif name == "kept":
+                bits = arguments[0].view(f"uint{8 * arguments[0].dtype.itemsize}")
+                self._do(function, bits, self._constant(1 << 8 * bits.dtype.itemsize - 1, bits), places[out])
             elif name in ("maximum", "minimum"):  # NumPy 2.4 wants their `out` by name
                 self._do(partial(function, out=places[out]), *arguments)
             else:
@@ -282,44 +285,48 @@ class NumpyOps:
             return
         self._formula(compiled, {"s": S, "z": Z}, activation.scalars)
         if isinstance(activation, Dropped):
-            self._do(self._drop, Z, activation.key, activation.threshold)
+            self._drop(Z, activation.key, activation.threshold)
 
     def _drop(self, Z: Array, key: int, threshold: int) -> None:
         """Z = -0 where the mask says so, by pieces of rows that stay in cache; see `core.dropout`."""
-        xp, (m, n), few = self.xp, Z.shape, _piece_rows(*Z.shape)
-        integer = np.dtype(f"int{8 * Z.dtype.itemsize}")
+        xp, do, (m, n), few = self.xp, self._do, Z.shape, _piece_rows(*Z.shape)
+        signed, unsigned = (np.dtype(f"{kind}{8 * Z.dtype.itemsize}") for kind in ("int", "uint"))
         numbers = self._scratch["mask numbers"] if "mask numbers" in self._scratch else xp.arange(max(m, n), dtype=xp.uint32)
         keys, shifted = self._take("mask keys", (2, m + n), xp.uint32)
-        base = dropout.mix(key + self.step)
-        xp.add(numbers[:m], (base + self.first) & 0xFFFFFFFF, keys[:m])
-        xp.add(numbers[:n], dropout.mix(base + dropout.GOLDEN), keys[m:])
+        draws, mask = self._take("draws", (few * n,), xp.uint32), self._take("mask", (few * n,), signed)
+        do(self._place, key, numbers, keys[:m], keys[m:])
         self._scramble(keys, shifted)
-        xp.right_shift(keys, dropout.SHIFTS[2], shifted)
-        xp.bitwise_xor(keys, shifted, keys)
-        draws, mask = self._take("draws", (few * n,), xp.uint32), self._take("mask", (few * n,), integer)
+        do(xp.right_shift, keys, self._constant(dropout.SHIFTS[2], keys), shifted)
+        do(xp.bitwise_xor, keys, shifted, keys)
         for start in range(0, m, few):
-            words = Z[start : start + few].reshape(-1).view(integer)
+            rows = slice(start, min(m, start + few))
+            words = Z[rows].reshape(-1).view(signed)
             u, dropped = draws[: words.size], mask[: words.size]
-            xp.bitwise_xor(keys[start : min(m, start + few), None], keys[m:], u.reshape(-1, n))
+            bits, below = dropped.view(unsigned), u.view(xp.int32)
+            do(xp.bitwise_xor, keys[rows, None], keys[m:], u.reshape(-1, n))
             self._scramble(u, dropped.view(xp.uint32)[: words.size])
-            xp.right_shift(u, 32 - dropout.BITS, u)
-            xp.subtract(u, threshold, u)
-            xp.right_shift(u.view(xp.int32), 31, dropped)  # all bits where u was below the threshold
-            xp.bitwise_or(words, dropped, words)
-            bits = dropped.view(f"uint{8 * Z.dtype.itemsize}")
-            xp.right_shift(bits, 1, bits)  # all but the sign
-            xp.bitwise_xor(words, dropped, words)
+            do(xp.right_shift, u, self._constant(32 - dropout.BITS, u), u)
+            do(xp.subtract, u, self._constant(threshold, u), u)
+            do(xp.right_shift, below, self._constant(31, below), dropped)  # all bits where u was below the threshold
+            do(xp.bitwise_or, words, dropped, words)
+            do(xp.right_shift, bits, self._constant(1, bits), bits)  # all but the sign
+            do(xp.bitwise_xor, words, dropped, words)
+
+    def _place(self, key: int, numbers: Array, rows: Array, columns: Array) -> None:
+        """Numbers of rows and columns, moved to where this step's masks lie: the step and the row change between replays."""
+        base = dropout.mix(key + self.step)
+        self.xp.add(numbers[: len(rows)], (base + self.first) & 0xFFFFFFFF, rows)
+        self.xp.add(numbers[: len(columns)], dropout.mix(base + dropout.GOLDEN), columns)
 
     def _scramble(self, x: Array, shifted: Array) -> None:
         """The steps of `dropout.mix` up to the last multiplication, in place."""
         for shift, factor in zip(dropout.SHIFTS, dropout.FACTORS, strict=False):
-            self.xp.right_shift(x, shift, shifted)
-            self.xp.bitwise_xor(x, shifted, x)
-            self.xp.multiply(x, factor, x)
+            self._do(self.xp.right_shift, x, self._constant(shift, x), shifted)
+            self._do(self.xp.bitwise_xor, x, shifted, x)
+            self._do(self.xp.multiply, x, self._constant(factor, x), x)
 
-    def _kept(self, z: Array, out: Array) -> None:
-        bits = 8 * z.dtype.itemsize
-        self.xp.not_equal(z.view(f"uint{bits}"), 1 << bits - 1, out, casting="unsafe")
+    def _constant(self, value: int, like: Array) -> Array:
+        return self.xp.asarray(value, like.dtype)
 
     def _softmax(self, S: Array, Z: Array) -> None:
         xp, row = self.xp, self._take("row sum", (S.shape[0], 1), S.dtype)
