@@ -535,6 +535,7 @@ class Trainer:
 
     def _restore(self, net: MLP, described: dict[str, Any], tensors: dict[str, Array]) -> None:
         settings = Settings(**described["settings"])
+        settings = dataclasses.replace(settings, dropout=rates(settings.dropout or None, len(net.sizes) - 2))
         loss, optimizer = loss_sheet.Loss(**described["loss"]), files.optimizer(described["optimizer"])
         self._build(net, loss, optimizer, settings, described["precision"], described["deterministic"], described["seed"])
         self.progress, self.history = Progress(**described["progress"]), described["history"]

@@ -143,18 +143,16 @@ def test_steps_seeds_and_layers_have_masks_of_their_own_and_a_row_has_its_place_
     assert {*np.unique(second)} == {0, 2}
 
 
-def test_a_run_that_goes_on_has_the_masks_of_one_that_was_never_interrupted():
+def test_a_run_that_goes_on_has_the_masks_of_one_that_was_never_interrupted(tmp_path):
     X, Y = problem(200)
-    whole = trainer(network("relu"))
+    whole, first = trainer(network("relu")), trainer(network("relu"))
     losses = [whole.step(X, Y) for _ in range(6)]
-    first = trainer(network("relu"))
     again = [first.step(X, Y) for _ in range(3)]
-    second = trainer(first.net, chunk_rows=200)
-    second.progress.step = first.progress.step
-    second._step.prepare(200, second.prepare(X, Y).inputs)
-    second._step.state["state v"][...] = first._step.state["state v"]
+    first.save(tmp_path / "run.safetensors")
+    second = mc.Trainer.load(tmp_path / "run.safetensors", "cpu")
     again += [second.step(X, Y) for _ in range(3)]
     assert again == losses
+    assert second._settings == first._settings
 
 
 def test_no_dropout_is_a_rate_of_0_to_the_bit():
