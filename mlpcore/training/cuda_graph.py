@@ -311,7 +311,7 @@ class GraphStep(PlannedStep):
     @_on_its_device
     def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
         """J of a batch, penalties included, and its gradient in `self.gradient`; waits for both."""
-        self._launch("gradient", batch, plan, Progress(number - 1, total=1), None)
+        self._launch("gradient", batch, plan, Progress(number - 1, total=number), None)
         l1, l2, n = self.settings.l1, self.settings.l2, self.layout.weights
         weights = self.parameters[:n]
         if self.scaled:
