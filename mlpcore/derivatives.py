@@ -251,7 +251,7 @@ def jvp(net: MLP, X: ArrayLike, dX: ArrayLike | None, dparameters: Any, chunk_ro
         _, Z, _, dZ = work.of(m)
         _store(net, output, part, Z[-1])
         _store(net, change, part, dZ[-1])
-    return Tangent(output, change)
+    return Tangent(inputs.in_library_of(X, output), inputs.in_library_of(X, change))
 
 
 def vjp(
@@ -278,7 +278,7 @@ def vjp(
             H[-1] = work.load(weigh, part, H[-1])
             gradient.add_second(m, G, H, None, True)
         _store(net, by_X, part, G[0])
-    return Cotangent(gradient.vector, by_X)
+    return Cotangent(gradient.vector, inputs.in_library_of(X, by_X))
 
 
 def curvature_product(
@@ -318,9 +318,7 @@ def _rows(net: MLP, value: ArrayLike, columns: int, name: str, rows: int | None 
 def _vector(net: MLP, value: Any, name: str) -> Array:
     """A flat vector laid out as the parameters, on the network's device. Raises TypeError, ValueError that name it."""
     flat = value if hasattr(value, "dtype") else getattr(value, "flat", value)  # arrays have a flat of their own
-    array = devices.adopter(net.device)(flat, name)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold real numbers; its dtype is {array.dtype}")
+    array = inputs.numeric(flat, name, devices.adopter(net.device))
     if array.shape != (net.layout.size,):
         raise ValueError(f"{name} must have shape ({net.layout.size},), laid out as net.parameters; got {array.shape}")
     return _moved(net, array, net.dtype)

@@ -139,7 +139,7 @@ def _check(
 
 def _flat(gradient: Any, size: int) -> Array:
     flat = gradient if hasattr(gradient, "dtype") else getattr(gradient, "flat", gradient)  # arrays have a flat of their own
-    array = np.asarray(devices.adopt_on_host(flat, "gradient"), np.float64)
+    array = np.asarray(inputs.numeric(flat, "gradient", devices.adopt_on_host), np.float64)
     if array.shape != (size,):
         raise ValueError(f"gradient must be flat, shape ({size},), laid out as net.parameters; got {array.shape}")
     return array

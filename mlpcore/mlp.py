@@ -277,6 +277,8 @@ class MLP:
     def predict(self, X: ArrayLike, chunk_rows: int | None = None) -> Array:
         """Z[L] (m, n_L) of the rows of X, computed chunk by chunk: memory does not grow with m beyond the result.
 
+        It comes back in the array library of X (NumPy, CuPy, PyTorch, JAX, …) and on its device, in the network's dtype.
+
         Raises:
             TypeError, ValueError: X is not numeric, empty, or has another number of columns; chunk_rows < 1.
         """
@@ -291,7 +293,8 @@ class MLP:
             for start in range(0, len(source), rows):
                 output = self._forward(source[start : start + rows]).output
                 result[start : start + rows] = devices.to_host(self.device, output) if here else output
-        return result
+        returned: Array = inputs.in_library_of(X, result)
+        return returned
 
     # -- derivatives --
 
@@ -462,7 +465,7 @@ class LossFunction:
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
-        device = devices.of(Z)
+        device = devices.of(Z, "Z")
         xp, adopt = devices.module(device), devices.adopter(device)
         raw = inputs.matrix(Z, None, "Z", adopt)
         output = xp.ascontiguousarray(raw, raw.dtype if raw.dtype.name in DTYPES else np.float64)
@@ -475,13 +478,14 @@ class LossFunction:
         if self.loss.rowwise:
             if classes:
                 inputs.require_classes(target, columns)
-            return _cross_entropy(xp, output, target, classes, k)
+            J, G = _cross_entropy(xp, output, target, classes, k)
+            return J, inputs.in_library_of(Z, G)
         G, J = xp.empty_like(output), xp.zeros((), np.float64 if device == "cpu" else output.dtype)
         objective = loss_sheet.pair(self.loss, None)
         with np.errstate(all="ignore"):
             Y_ = xp.ascontiguousarray(target, output.dtype)
             devices.operations(device)().loss(output, Y_, k, objective, G, None, J, accumulate=False)
-        return float(J), G
+        return float(J), inputs.in_library_of(Z, G)
 
 
 def _cross_entropy(xp: Any, Z: Array, Y: Array, classes: bool, k: Array) -> tuple[float, Array]:

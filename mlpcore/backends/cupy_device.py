@@ -208,12 +208,9 @@ class CupyDevice:
     def adopt(self, value: object, name: str) -> Array:
         """What a user passed as an argument: an array of this device's, without a copy, or one of NumPy's."""
         if not isinstance(value, cupy.ndarray):
-            if hasattr(value, "__cuda_array_interface__"):
-                value = cupy.asarray(value)
-            elif hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] == 2:  # kDLCUDA
-                value = cupy.from_dlpack(value)
-            else:
+            if inputs.gpu(value, name) is None:
                 return inputs.host_array(value, name)
+            value = cupy.asarray(value) if hasattr(value, "__cuda_array_interface__") else cupy.from_dlpack(value)
         assert isinstance(value, cupy.ndarray)
         if value.device.id != self.index:
             raise ValueError(f"{name} lies on cuda:{value.device.id}; the network on {self.name}")

@@ -140,16 +140,14 @@ def adopter(device: str) -> Callable[[object, str], Array]:
 
 def adopt_on_host(value: object, name: str) -> Array:
     """A user's array as NumPy's, from wherever it lies."""
-    device = of(value)
+    device = of(value, name)
     return adopter(device)(value, name) if device == "cpu" else to_host(device, adopter(device)(value, name))
 
 
-def of(array: object) -> str:
-    """The name of the device that an array lies on: "cpu", "cuda:0" or another."""
-    if hasattr(array, "__cuda_array_interface__") or getattr(array, "__dlpack_device__", lambda: (1, 0))()[0] == 2:
-        device = getattr(array, "device", None)
-        return choose(f"cuda:{getattr(device, 'id', getattr(device, 'index', None)) or 0}")
-    return "cpu"
+def of(array: object, name: str) -> str:
+    """The device that an argument of this name lies on: "cpu", "cuda:0" or another."""
+    number = inputs.gpu(array, name)
+    return "cpu" if number is None else choose(f"cuda:{number}")
 
 
 def free_bytes(device: str) -> int:

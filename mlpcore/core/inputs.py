@@ -5,8 +5,9 @@ Each error names the argument, what was expected and what came. Nothing is copie
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +17,61 @@ from mlpcore.core.losses import Loss
 Array = NDArray[Any]
 Adopt = Callable[[object, str], Array]
 _PIECE = 1 << 20  # entries looked at in one go
+_HOST, _CUDA = (1, 3), (2, 13)  # DLPack's numbers: pageable and page-locked memory; a GPU's own and managed memory
+_UNREADABLE = (ValueError, TypeError, RuntimeError, BufferError)  # what libraries raise where an array cannot be had
+
+
+def gpu(value: object, name: str) -> int | None:
+    """The number of the GPU that an array lies on, of whatever library it is; None on the host.
+
+    Raises:
+        TypeError: it lies on a device that is neither, or on none.
+    """
+    if isinstance(value, np.ndarray):
+        return None
+    if hasattr(value, "__dlpack_device__"):
+        try:
+            kind, number = value.__dlpack_device__()
+        except _UNREADABLE as error:
+            raise TypeError(f"{name} lies on no device that can be read: {_line(error)}") from None
+        if kind not in (*_HOST, *_CUDA):
+            raise TypeError(f"{name} lies on a device that is neither the CPU nor a CUDA GPU (number {int(kind)} of DLPack)")
+        return int(number) if kind in _CUDA else None
+    if hasattr(value, "__cuda_array_interface__"):
+        device = getattr(value, "device", None)
+        return int(getattr(device, "id", getattr(device, "index", None)) or 0)
+    return None
 
 
 def host_array(value: object, name: str) -> Array:
-    """`value` as a NumPy array; an error that names the argument if it lies on a GPU or is no array."""
-    if hasattr(value, "__cuda_array_interface__"):
+    """`value` as a NumPy array, where it lies; an error that names the argument if it lies on a GPU or is no array."""
+    if gpu(value, name) is not None:
         raise TypeError(
             f"{name} lies on a GPU and the network on the CPU: pass NumPy arrays, or move the network by net.to('cuda')"
         )
     try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
         return np.asarray(value)
-    except (ValueError, TypeError) as error:  # a ragged list
-        raise type(error)(f"{name} cannot be read as an array: {error}") from None
+    except _UNREADABLE as error:  # a ragged list, a sparse tensor, what JAX traces
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name} cannot be read as an array: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def in_library_of(value: object, array: Any) -> Any:
+    """`array` in the array library of `value`, where it lies (JAX copies memory that is not aligned to its liking)."""
+    if isinstance(value, np.ndarray | type(array)):
+        return array
+    torch = sys.modules.get("torch")  # imported by whoever holds a tensor
+    if torch is not None and isinstance(value, torch.Tensor):
+        return torch.from_dlpack(array)
+    if hasattr(value, "__array_namespace__"):
+        return value.__array_namespace__().from_dlpack(array)
+    return array
 
 
 def on_host(array: Array) -> bool:
@@ -42,7 +86,7 @@ def matrix(X: object, columns: int | None, name: str = "X", adopt: Adopt = host_
         TypeError: not numeric.
         ValueError: another number of axes or columns, or empty.
     """
-    array = _numeric(X, name, adopt)
+    array = numeric(X, name, adopt)
     if array.ndim != 2:
         hint = f"; for one row write {name}[None, :], for one column {name}[:, None]" if array.ndim == 1 else ""
         raise ValueError(f"{name} must have 2 axes, rows and columns; it has shape {array.shape}{hint}")
@@ -53,10 +97,28 @@ def matrix(X: object, columns: int | None, name: str = "X", adopt: Adopt = host_
     return array
 
 
-def _numeric(value: object, name: str, adopt: Adopt) -> Array:
+def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
+    """`value` as an array of real numbers, where it lies; bfloat16 and its like become float32, long doubles float64: a copy.
+
+    Raises:
+        TypeError, ValueError: names the argument: not numeric, masked, followed by autograd, or on another device.
+    """
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise TypeError(f"{name} is a masked array with masked entries; fill them first, e.g. with {name}.filled(0)")
+    if not isinstance(value, np.ndarray):
+        if getattr(value, "requires_grad", False) is True:
+            raise TypeError(
+                f"{name} requires grad, which ends here: pass {name}.detach(), or put the network into a model by "
+                "mlpcore.torch.Module"
+            )
+        if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which PyTorch hands to no NumPy
+            value = cast(Any, value).float()
     array = adopt(value, name)
+    if array.dtype.kind == "V" and np.can_cast(array.dtype, np.float32):  # the types of ml_dtypes
+        array = array.astype(np.float32)
+    elif array.dtype.char == "g":
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float64)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers; its dtype is {array.dtype}")
     return array
@@ -70,7 +132,7 @@ def target(Y: object, rows: int, outputs: int, loss: Loss, name: str = "Y", adop
     Raises:
         TypeError, ValueError: not numeric, another shape or length, labels that are no classes (the first is named).
     """
-    array = _numeric(Y, name, adopt)
+    array = numeric(Y, name, adopt)
     if array.ndim == 0 or len(array) != rows:
         raise ValueError(f"{name} has {0 if array.ndim == 0 else len(array)} rows; X has {rows}")
     if loss.takes_classes and array.ndim == 1:
@@ -102,7 +164,7 @@ def weights(sample_weight: object, rows: int, name: str = "sample_weight", adopt
     """
     if sample_weight is None:
         return None
-    array = _numeric(sample_weight, name, adopt)
+    array = numeric(sample_weight, name, adopt)
     if array.shape != (rows,):
         raise ValueError(f"{name} must have shape ({rows},), a weight a row; got {array.shape}")
     if not on_host(array):
@@ -125,7 +187,7 @@ def row_index(rows: object, count: int, name: str = "rows", adopt: Adopt = host_
     """
     if rows is None:
         return None
-    array = _numeric(rows, name, adopt)
+    array = numeric(rows, name, adopt)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integers; its dtype is {array.dtype}")
     if array.ndim != 1 or array.size == 0:

@@ -182,7 +182,7 @@ def test_an_array_tells_where_it_lies():
         def __cuda_array_interface__(self):
             return {"shape": (1, 3), "typestr": "<f4", "data": (0, False), "version": 3}
 
-    assert device.of(np.ones(3)) == device.of([1, 2]) == "cpu"
+    assert device.of(np.ones(3), "X") == device.of([1, 2], "X") == "cpu"
     import mlpcore as mc
 
     net = mc.MLP([3, 2], device="cpu")

@@ -221,7 +221,8 @@ class CpuDevice:
         return host_array(value, name)
 
     def to_device(self, array: np.ndarray) -> np.ndarray:
-        memory = self.empty(array.nbytes).view(array.dtype).reshape(array.shape)
+        native = array.dtype.newbyteorder("=")  # as CuPy does
+        memory = self.empty(array.nbytes).view(native).reshape(array.shape)
         memory[...] = array
         return memory
 
