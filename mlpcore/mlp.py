@@ -24,7 +24,7 @@ from mlpcore.core.activations import Activation
 from mlpcore.core.errors import DeviceUnavailable, unknown
 from mlpcore.core.layout import Layout, parse_ties
 from mlpcore.derivatives import Cotangent, Tangent
-from mlpcore.formats import model_file
+from mlpcore.formats import model_file, onnx_file
 
 Array = NDArray[Any]
 DTYPES = ("float32", "float64")
@@ -411,6 +411,35 @@ class MLP:
         rows = [dataclasses.asdict(activation) for activation in self.activations if activation]
         ties = {"tied": self.tied} if self.tied else {}
         return {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows, **ties}
+
+    def to_onnx(
+        self, path: str | os.PathLike[str], *, mean: ArrayLike | None = None, scale: ArrayLike | None = None,
+        target_mean: ArrayLike | None = None, target_scale: ArrayLike | None = None, about: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Write the network as an ONNX file (opset 17), atomically: "X" (rows, n_0) goes in, "Z" (rows, n_L) comes out.
+
+        Args:
+            path: of the file.
+            mean, scale: (n_0,); with them columns go in as they are, and (X - mean) / scale is part of the file.
+            target_mean, target_scale: (n_L,); with them Z target_scale + target_mean comes out.
+            about: notes to store, e.g. class names, as far as JSON can hold them.
+
+        Raises:
+            ImportError: the package onnx is not installed.
+            TypeError, ValueError: names the argument, what was expected and what came.
+            OSError: the file cannot be written; what was there before is intact.
+        """
+        rows = {
+            name: None if value is None else inputs.row_of(value, n, name, adopt=devices.adopt_on_host)
+            for name, value, n in (
+                ("mean", mean, self.sizes[0]), ("scale", scale, self.sizes[0]),
+                ("target_mean", target_mean, self.sizes[-1]), ("target_scale", target_scale, self.sizes[-1]),
+            )
+        }  # fmt: skip
+        if scale is not None and not np.all(rows["scale"]):
+            raise ValueError("scale must not be 0 anywhere: columns are divided by it")
+        parameters = devices.to_host(self.device, self.parameters)
+        onnx_file.write(path, self.layout, self.activations, parameters, rows, about or {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> MLP:

@@ -179,6 +179,15 @@ def weights(sample_weight: object, rows: int, name: str = "sample_weight", adopt
     return np.ascontiguousarray(array)
 
 
+def row_of(value: object, columns: int, name: str, adopt: Adopt = host_array) -> Array:
+    """`value` as a finite number for each column, (columns,); a TypeError or ValueError that names it otherwise."""
+    array = numeric(value, name, adopt)
+    if array.shape != (columns,):
+        raise ValueError(f"{name} must have shape ({columns},), a number a column; got {array.shape}")
+    require_finite(array, name)
+    return array
+
+
 def row_index(rows: object, count: int, name: str = "rows", adopt: Adopt = host_array) -> Array | None:
     """Row numbers (k,) as int64 in 0 … count - 1, k >= 1; None for None.
 

@@ -1,0 +1,25 @@
+"""From a model file of `mlpcore train` to an ONNX file that takes the table's own columns."""
+
+from __future__ import annotations
+
+import os
+
+from mlpcore.mlp import MLP
+
+
+def export(model_path: str | os.PathLike[str], onnx_path: str | os.PathLike[str]) -> MLP:
+    """Write the network of a model file as ONNX, with the standardisation of columns and target that lies beside it.
+
+    Returns:
+        The network.
+
+    Raises:
+        ImportError, OSError, ValueError: as `MLP.load` and `MLP.to_onnx`.
+    """
+    net, tensors, about = MLP.load_with(model_path, device="cpu")
+    rows = {key: tensors.get(name) for key, name in STORED.items()}
+    net.to_onnx(onnx_path, about=about, **rows)
+    return net
+
+
+STORED = {"mean": "mean", "scale": "scale", "target_mean": "target mean", "target_scale": "target scale"}

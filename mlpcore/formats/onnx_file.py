@@ -1,0 +1,158 @@
+"""Networks as ONNX files, for inference elsewhere: opset 17, one Gemm a layer, activations spelled out in primitive operations.
+
+    Z = Z[L] · target_scale + target_mean,   Z[0] = (X - mean) / scale        input "X" (rows, n_0), output "Z" (rows, n_L)
+
+A formula goes by way of the same `Program` that NumPy and CUDA run, so every activation has its form here, those that a user
+writes too, and computes the same operations in the same order. ONNX lacks expm1 and log1p: they are put together so that no
+digits are lost near 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpcore.core.activations import Activation
+from mlpcore.core.formulas import program, reads
+from mlpcore.core.layout import Layout
+from mlpcore.formats.atomic import replacing
+
+Array = NDArray[Any]
+OPSET, IR = 17, 8  # what belongs together, and what every runtime since 2022 reads
+LARGEST = (2 << 30) - (1 << 20)  # bytes of arrays in a protobuf message
+SAME = {
+    "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "negative": "Neg", "maximum": "Max", "minimum": "Min",
+    "tanh": "Tanh", "exp": "Exp", "log": "Log", "abs": "Abs", "sqrt": "Sqrt", "sign": "Sign", "copy": "Identity",
+}  # fmt: skip
+
+
+def write(
+    path: str | os.PathLike[str], layout: Layout, activations: Sequence[Activation | None], parameters: Array,
+    rows: Mapping[str, Array | None], about: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Write a network as an ONNX file, atomically, in the dtype of its parameters.
+
+    Args:
+        path: of the file.
+        layout: how the parameters are cut. A tied matrix is stored once.
+        activations: of the layers, index 0 None.
+        parameters: flat, on the host.
+        rows: "mean", "scale" (n_0,) and "target_mean", "target_scale" (n_L,), each an array or None.
+        about: what to note in the file, as far as JSON can hold it.
+
+    Raises:
+        ImportError: the package onnx is not installed.
+        ValueError: the parameters are more than an ONNX file holds, 2 GiB.
+        OSError: it cannot be written; what was there before is intact.
+    """
+    try:
+        from onnx import checker, helper, numpy_helper
+    except ImportError:
+        raise ImportError("ONNX files need the package onnx: pip install 'mlpcore[onnx]'") from None
+    if parameters.nbytes > LARGEST:
+        raise ValueError(f"the parameters are {parameters.nbytes:,} bytes; an ONNX file holds at most 2 GiB")
+    graph = _Graph(parameters.dtype)
+    _network(graph, layout, activations, parameters, rows)
+    number = helper.np_dtype_to_tensor_dtype(parameters.dtype)
+    nodes = [helper.make_node(op, given, [out], name=out, **attributes) for op, given, out, attributes in graph.nodes]
+    ends = [
+        helper.make_tensor_value_info(end, number, ["rows", n])
+        for end, n in zip("XZ", layout.sizes[:: layout.layers], strict=True)
+    ]
+    arrays = [numpy_helper.from_array(array, name) for name, array in graph.arrays.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "mlpcore", ends[:1], ends[1:], arrays),
+        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="mlpcore",
+    )  # fmt: skip
+    helper.set_model_props(model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()})
+    checker.check_model(model)
+    with replacing(path) as file:
+        file.write(model.SerializeToString())
+
+
+class _Graph:
+    """Nodes and constant arrays, in the order in which they are added.
+
+    Attributes:
+        nodes: (operation, inputs, output, attributes).
+        arrays: constants by name.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]):
+        self.dtype = dtype
+        self.nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
+        self.arrays: dict[str, Array] = {}
+
+    def node(self, op: str, *given: str, out: str = "", **attributes: Any) -> str:
+        """Add an operation; the name of its output."""
+        out = out or f"{op}_{len(self.nodes)}"
+        self.nodes.append((op, list(given), out, attributes))
+        return out
+
+    def array(self, name: str, array: Array) -> str:
+        """Add a constant."""
+        self.arrays[name] = np.ascontiguousarray(array, self.dtype)
+        return name
+
+    def number(self, value: float) -> str:
+        """A 0-d constant; equal ones are there once."""
+        return self.array(f"number_{float(value)!r}", np.array(value))
+
+    def call(self, function: str, *given: str) -> str:
+        """A function of the formulas."""
+        if function in SAME:
+            return self.node(SAME[function], *given)
+        (u,), node, one = given, self.node, self.number(1)
+        if function == "positive":
+            return node("CastLike", node("Greater", u, self.number(0)), one)
+        if function == "expm1":  # (e^u - 1) = 2 t / (1 - t) with t = tanh(u/2): exact near 0, and e^u - 1 where t nears 1
+            t = node("Tanh", node("Mul", u, self.number(0.5)))
+            near = node("Div", node("Add", t, t), node("Sub", one, t))
+            return node("Where", node("Less", u, self.number(0.5)), near, node("Sub", node("Exp", u), one))
+        assert function == "log1p", function
+        # u log(w) / (w - 1) with w the rounded 1 + u, whose error cancels (Goldberg 1991, theorem 4)
+        w = node("Add", u, one)
+        rounded, log = node("Sub", w, one), node("Log", w)
+        exact, tiny = node("Equal", rounded, u), node("Equal", rounded, self.number(0))
+        safe = node("Where", tiny, one, rounded)
+        return node("Where", exact, log, node("Where", tiny, u, node("Mul", log, node("Div", u, safe))))
+
+
+def _network(
+    graph: _Graph, layout: Layout, activations: Sequence[Activation | None], parameters: Array, rows: Mapping[str, Array | None]
+) -> None:
+    """The whole graph, from "X" to "Z"."""
+
+    def shifted(z: str, op: str, name: str) -> str:
+        array = rows[name]
+        return z if array is None else graph.node(op, z, graph.array(name, array))
+
+    W, b = layout.views(parameters)
+    ties = {tie.layer: tie for tie in layout.ties}
+    z = shifted(shifted("X", "Sub", "mean"), "Div", "scale")
+    for l in range(1, layout.layers + 1):
+        tie, activation = ties.get(l), activations[l]
+        assert activation is not None
+        owner = f"W{tie.owner}" if tie else graph.array(f"W{l}", W[l])
+        bias = [graph.array(f"b{l}", b[l])] if layout.bias else []
+        s = graph.node("Gemm", z, owner, *bias, out=f"S{l}", transB=int(tie is not None and tie.transposed))
+        z = _activation(graph, activation, s)
+    z = shifted(shifted(z, "Mul", "target_scale"), "Add", "target_mean")
+    graph.node("Identity", z, out="Z")
+
+
+def _activation(graph: _Graph, activation: Activation, s: str) -> str:
+    if activation.rowwise:
+        return graph.node("Softmax", s, axis=1)
+    compiled = program(f"z = {activation.value}", frozenset(activation.scalars))
+    numbers = {key: graph.number(value) for key, value in compiled.fold(activation.scalars).items()}
+    places = {"s": s, **numbers}  # what a variable or register holds by now
+    for function, operands, out in compiled.steps:
+        places[out] = graph.call(function, *(places[name] for name in operands))
+    z = places["z"]
+    return z if "s" in reads(activation.value) else graph.node("Expand", z, graph.node("Shape", s))  # a constant
