@@ -6,6 +6,8 @@ import os
 
 from mlpcore.mlp import MLP
 
+STORED = {"mean": "mean", "scale": "scale", "target_mean": "target mean", "target_scale": "target scale"}
+
 
 def export(model_path: str | os.PathLike[str], onnx_path: str | os.PathLike[str]) -> MLP:
     """Write the network of a model file as ONNX, with the standardisation of columns and target that lies beside it.
@@ -17,9 +19,5 @@ def export(model_path: str | os.PathLike[str], onnx_path: str | os.PathLike[str]
         ImportError, OSError, ValueError: as `MLP.load` and `MLP.to_onnx`.
     """
     net, tensors, about = MLP.load_with(model_path, device="cpu")
-    rows = {key: tensors.get(name) for key, name in STORED.items()}
-    net.to_onnx(onnx_path, about=about, **rows)
+    net.to_onnx(onnx_path, about=about, **{key: tensors.get(name) for key, name in STORED.items()})
     return net
-
-
-STORED = {"mean": "mean", "scale": "scale", "target_mean": "target mean", "target_scale": "target scale"}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlpcore import derivatives
+from mlpcore import convert, derivatives
 from mlpcore.backends import device as devices
 from mlpcore.core import activations as activation_sheet
 from mlpcore.core import backprop, inputs
@@ -477,6 +477,41 @@ class MLP:
             raise ValueError(f"{str(path)!r} does not hold a network: {error!r}") from None
         net._set(parameters)
         return net
+
+    # -- models of other libraries --
+
+    @classmethod
+    def from_torch(cls, model: Any) -> MLP:
+        """The network that a `torch.nn.Sequential` of Linear layers and activations is, with its weights copied.
+
+        It predicts what `model.eval()` does: Dropout is left out. A matrix that two layers share is tied, their biases are not.
+        Where some layers have a bias and others none, those others get one of 0. It lies where the weights do, in their dtype,
+        float32 where that is float16 or bfloat16.
+
+        Raises:
+            TypeError, ValueError: a module that has no equal here; names its place.
+        """
+        return convert.from_torch(cls, model)
+
+    def to_torch(self) -> Any:
+        """A `torch.nn.Sequential` with copied weights that predicts the same. A transposed tie becomes a matrix of its own.
+
+        Raises:
+            ValueError: PyTorch has no equal of an activation; `mlpcore.torch.Module(net)` takes every network.
+        """
+        return convert.to_torch(self)
+
+    @classmethod
+    def from_sklearn(cls, model: Any, device: str = "auto") -> MLP:
+        """The network of a fitted `MLPClassifier` or `MLPRegressor` of scikit-learn, with its weights copied.
+
+        Its predictions are `model.predict` of a regressor, `model.predict_proba` of a classifier; of one with two classes,
+        which has a single logistic output, `model.predict_proba(X)[:, 1:]`.
+
+        Raises:
+            TypeError, ValueError: no such model, or not fitted.
+        """
+        return convert.from_sklearn(cls, model, device)
 
 
 class LossFunction:

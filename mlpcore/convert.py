@@ -1,0 +1,161 @@
+"""Networks from models of PyTorch and scikit-learn, and as one of PyTorch: copied weights, equal predictions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlpcore.backends import device as devices
+from mlpcore.core import activations as sheet
+from mlpcore.core import inputs
+
+if TYPE_CHECKING:
+    from mlpcore.mlp import MLP
+
+# ours: PyTorch's class, its argument that is our parameter, and the settings with which they are equal, ours first
+TORCH: dict[str, tuple[str, str | None, dict[str, tuple[Any, ...]]]] = {
+    "sigmoid": ("Sigmoid", None, {}),
+    "tanh": ("Tanh", None, {}),
+    "relu": ("ReLU", None, {}),
+    "leaky_relu": ("LeakyReLU", "negative_slope", {}),
+    "elu": ("ELU", "alpha", {}),
+    "selu": ("SELU", None, {}),
+    "softplus": ("Softplus", None, {"beta": (1,), "threshold": (50, 20)}),  # a straight line from there on: 2e-9 off at 20
+    "gelu": ("GELU", None, {"approximate": ("tanh",)}),
+    "silu": ("SiLU", None, {}),
+    "mish": ("Mish", None, {}),
+    "hard_tanh": ("Hardtanh", None, {"min_val": (-1,), "max_val": (1,)}),
+    "softmax": ("Softmax", None, {"dim": (1, -1)}),
+}
+NOTHING = ("Identity", "Dropout", "AlphaDropout")  # what does nothing, at least to predictions
+SKLEARN = {"logistic": "sigmoid"}  # the other names are ours
+
+
+def from_torch(make: type[MLP], model: Any) -> MLP:
+    """See `MLP.from_torch`."""
+    linears: list[Any] = []
+    specs: list[Any] = []
+    for place, module in _modules(model, "model"):
+        kind = _kind(module)
+        if kind == "Linear":
+            linears.append(module)
+            specs.append(None)
+        elif kind in NOTHING or (kind == "Flatten" and not linears and module.start_dim == 1):
+            continue
+        elif linears and specs[-1] is None:
+            specs[-1] = _spec(module, place)
+        else:
+            raise ValueError(f"{place}: {module!r} stands behind no Linear layer of its own")
+    if not linears:
+        raise ValueError(f"model has no Linear layer: {model!r}")
+    for l, (one, other) in enumerate(itertools.pairwise(linears), 1):
+        if one.out_features != other.in_features:
+            raise ValueError(f"model: Linear layer {l} gives {one.out_features} numbers, the next takes {other.in_features}")
+    matrices = [layer.weight for layer in linears]
+    first = [next(i for i, x in enumerate(matrices) if x is weight) for weight in matrices]  # where the matrix stands first
+    W, b = (
+        [None if x is None else inputs.numeric(x.detach(), "model", devices.adopt_on_host) for x in arrays]
+        for arrays in (matrices, [layer.bias for layer in linears])
+    )
+    return _assembled(
+        make, [w.T for w in W if w is not None], b, [spec or "identity" for spec in specs],
+        tied={l + 1: owner + 1 for l, owner in enumerate(first) if owner != l}, device=str(matrices[0].device),
+    )  # fmt: skip
+
+
+def _kind(module: Any) -> str:
+    """The name of a class of PyTorch's own; "" for a class of somebody else's."""
+    return type(module).__name__ if type(module).__module__.startswith("torch.nn.modules.") else ""
+
+
+def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """The modules of a Sequential, and of those in it, in order, each with the place where it stands."""
+    if _kind(model) != "Sequential":
+        yield place, model
+        return
+    for name, module in enumerate(model):
+        yield from _modules(module, f"{place}[{name}]")
+
+
+def _spec(module: Any, place: str) -> Any:
+    """Our activation that equals PyTorch's."""
+    for name, (kind, argument, settings) in TORCH.items():
+        if kind == _kind(module):
+            for setting, values in settings.items():
+                if getattr(module, setting) not in values:
+                    raise ValueError(
+                        f"{place}: {module!r} has no equal here: {setting} must be {' or '.join(map(repr, values))}"
+                    )
+            return name if argument is None else (name, getattr(module, argument))
+    known = ", ".join(["Sequential", "Linear", *(kind for kind, *_ in TORCH.values()), *NOTHING])
+    raise TypeError(f"{place} must be one of torch.nn's {known}; got {module!r}")
+
+
+def to_torch(net: MLP) -> Any:
+    """See `MLP.to_torch`."""
+    import torch
+
+    layers: list[Any] = []
+    linears: dict[int, Any] = {}
+    owners = {tie.layer: tie.owner for tie in net.layout.ties if not tie.transposed}
+    for l in range(1, net.layout.layers + 1):
+        n_in, n_out = net.sizes[l - 1 : l + 1]
+        linear = torch.nn.utils.skip_init(
+            torch.nn.Linear, n_in, n_out, bias=net.layout.bias, device=net.device, dtype=getattr(torch, net.dtype.name)
+        )
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_dlpack(net.W[l]).T)
+            if net.layout.bias:
+                linear.bias.copy_(torch.from_dlpack(net.b[l]))
+        if l in owners:
+            linear.weight = linears[owners[l]].weight
+        linears[l] = linear
+        layers.append(linear)
+        layers += _modules_of(torch.nn, net.activations[l], l)
+    return torch.nn.Sequential(*layers)
+
+
+def _modules_of(nn: Any, activation: Any, l: int) -> list[Any]:
+    """PyTorch's module that equals an activation; none for the identity."""
+    if activation.name == "identity":
+        return []
+    kind, argument, settings = TORCH.get(activation.name, ("", None, {}))
+    equal = kind and (activation.rowwise or activation.value == sheet.resolve(activation.name).value)
+    if not equal or (argument is None and activation.parameter not in (None, 1.0)):
+        raise ValueError(f"layer {l}: PyTorch has no module that equals {activation.spec!r}; use mlpcore.torch.Module(net)")
+    given = {} if argument is None else {argument: activation.parameter}
+    return [getattr(nn, kind)(**given, **{name: values[0] for name, values in settings.items()})]
+
+
+def from_sklearn(make: type[MLP], model: Any, device: str) -> MLP:
+    """See `MLP.from_sklearn`."""
+    if not hasattr(model, "hidden_layer_sizes") or not hasattr(model, "activation"):
+        raise TypeError(f"model must be a fitted MLPClassifier or MLPRegressor; got {type(model).__name__}")
+    if not hasattr(model, "coefs_"):
+        raise ValueError(f"model: this {type(model).__name__} is not fitted yet")
+    hidden = [model.activation] * (len(model.coefs_) - 1)
+    names = [SKLEARN.get(name, name) for name in (*hidden, model.out_activation_)]
+    return _assembled(make, model.coefs_, model.intercepts_, names, {}, device)
+
+
+def _assembled(
+    make: type[MLP], W: Sequence[Any], b: Sequence[Any], activations: list[Any], tied: dict[int, int], device: str
+) -> MLP:
+    """A network with these weights (n_{l-1}, n_l) and biases (n_l,); where some layers have no bias, theirs are 0.
+
+    Of half precision becomes a float32 network.
+    """
+    net = make(
+        [len(W[0]), *(w.shape[1] for w in W)], activations[:-1], activations[-1], bias=any(x is not None for x in b), tied=tied,
+        dtype=np.result_type(W[0].dtype, np.float32), init="zeros", device=device,
+    )  # fmt: skip
+    flat = np.zeros(net.layout.size, net.dtype)
+    for views, arrays in zip(net.layout.views(flat), (W, b), strict=True):
+        for view, array in zip(views[1:], arrays, strict=True):
+            if view is not None and array is not None:
+                view[...] = array
+    net._set(flat)
+    return net

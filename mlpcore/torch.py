@@ -1,0 +1,113 @@
+"""A network as a layer of a PyTorch model: `mlpcore.torch.Module(net)`.
+
+    forward:  Z[L] of the rows of X          backward:  G = ∂J/∂Z[L]  →  ∂J/∂X, ∂J/∂parameters
+
+Arrays cross over by DLPack, without a copy. The module's one parameter, `flat`, is the memory of `net.parameters`: PyTorch's
+optimizers train the network in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mlpcore.mlp import MLP
+
+__all__ = ["Module"]
+
+
+class _Rows(torch.autograd.Function):
+    """Z[L] of rows (m, n_0), and the recurrences backward for whatever G autograd brings."""
+
+    @staticmethod
+    def forward(ctx: Any, X: torch.Tensor, flat: torch.Tensor, net: MLP) -> torch.Tensor:
+        cache = net.forward(X.detach())
+        output: torch.Tensor = torch.from_dlpack(cache.output)
+        ctx.net, ctx.cache = net, cache
+        ctx.save_for_backward(X, flat, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, G: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:
+        if torch.is_grad_enabled():  # a second derivative would silently be taken as 0
+            raise RuntimeError("mlpcore.torch.Module has first derivatives only, no create_graph=True; see net.vjp and net.hvp")
+        _ = ctx.saved_tensors  # the cache is the same memory: this raises if any was written into meanwhile
+        gradient = ctx.net.backward(ctx.cache, G, input_gradient=ctx.needs_input_grad[0])
+        by_X = torch.from_dlpack(gradient.X) if ctx.needs_input_grad[0] else None
+        return by_X, torch.from_dlpack(gradient.flat), None
+
+
+class Module(torch.nn.Module):
+    """A network as a PyTorch module: `torch.nn.Sequential(torch.nn.Linear(8, 4), mlpcore.torch.Module(net))`.
+
+    X is (…, n_0), on the network's device; the output is (…, n_L), in the network's dtype. Gradients flow to `flat` and to X,
+    once: for second derivatives there are `net.jvp`, `net.vjp` and `net.hvp`. `.to(device)` and `.double()` replace `net` by a
+    copy, as `net.to` does.
+
+    Args:
+        net: the network; trained in place.
+
+    Attributes:
+        net: the network.
+        flat: a `torch.nn.Parameter`, all W, then all b, in the memory of `net.parameters`.
+
+    Raises:
+        TypeError: `net` is no `mc.MLP`.
+    """
+
+    def __init__(self, net: MLP) -> None:
+        super().__init__()
+        if not isinstance(net, MLP):
+            raise TypeError(f"net must be an mc.MLP; got {type(net).__name__}")
+        self.net = net
+        self.flat = torch.nn.Parameter(torch.from_dlpack(net.parameters))
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        """Z[L] of the rows of X.
+
+        Raises:
+            TypeError, ValueError: X is no tensor, lies on another device, or has another last axis than n_0.
+        """
+        if not isinstance(X, torch.Tensor):
+            raise TypeError(f"X must be a torch.Tensor; got {type(X).__name__}")
+        if X.device != self.flat.device:
+            raise ValueError(f"X lies on {X.device}, the module on {self.flat.device}")
+        if X.ndim == 0 or X.shape[-1] != self.net.sizes[0]:
+            raise ValueError(f"X has shape {tuple(X.shape)}; the last axis must be {self.net.sizes[0]}")
+        net, rows = self._net(), X.reshape(-1, X.shape[-1]).to(self.flat.dtype)
+        if torch.is_grad_enabled() and (rows.requires_grad or self.flat.requires_grad):
+            output = _Rows.apply(rows, self.flat, net)
+        else:
+            output = net.predict(rows.detach())
+        shaped: torch.Tensor = output.reshape(*X.shape[:-1], output.shape[-1])
+        return shaped
+
+    def _net(self) -> MLP:
+        """The network with `flat` as its parameters: `net`, unless somebody put another tensor there (torch.func does)."""
+        given = self.flat.detach()
+        if given.data_ptr() == torch.from_dlpack(self.net.parameters).data_ptr():
+            return self.net
+        twin = self.net.copy()
+        torch.from_dlpack(twin.parameters).copy_(given)
+        return twin
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Module:
+        """What `.to`, `.double` and their like do: the network goes along."""
+        moved = fn(self.flat.detach().new_empty(0))
+        if (moved.dtype, moved.device) != (self.flat.dtype, self.flat.device):
+            net = self.net.copy(str(moved.dtype).removeprefix("torch.")).to(str(moved.device))
+            gradient, self.flat.grad = self.flat.grad, None
+            self.net, self.flat.data = net, torch.from_dlpack(net.parameters)
+            self.flat.grad = None if gradient is None else fn(gradient)
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy: its parameter is the memory of its own network."""
+        super().__setstate__(state)
+        self.flat.data = torch.from_dlpack(self.net.parameters)
+
+    def extra_repr(self) -> str:
+        """The network, for `print(model)`."""
+        return repr(self.net)
