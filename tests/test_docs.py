@@ -22,10 +22,12 @@ def close(said: str, found: str) -> bool:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name)
 def test_the_snippets_of_a_page_run_in_order_and_print_what_it_says(page, tmp_path, monkeypatch):
+    if page.name == "torch.md":
+        pytest.importorskip("torch", reason="PyTorch is not installed")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "snippet"}
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
-        said = [line[3:] for line in code.splitlines() if line.startswith("#> ")]
+        said = [line[4:] for line in code.splitlines() if line.startswith("# > ")]
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
             exec(compile(code, page.name, "exec"), names)

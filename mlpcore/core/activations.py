@@ -55,7 +55,7 @@ class Activation:
         """Whether it mixes the outputs of a row (softmax): then no formula, but code of each backend."""
         return self.name == "softmax" and not self.value
 
-    @property
+    @functools.cached_property
     def slope_reads_s(self) -> bool:
         """Whether S must be cached beside Z."""
         return not self.rowwise and "s" in formulas.reads(self.slope)
