@@ -76,7 +76,7 @@ class Module(torch.nn.Module):
             raise ValueError(f"X lies on {X.device}, the module on {self.flat.device}")
         if X.ndim == 0 or X.shape[-1] != self.net.sizes[0]:
             raise ValueError(f"X has shape {tuple(X.shape)}; the last axis must be {self.net.sizes[0]}")
-        net, rows = self._net(), X.reshape(-1, X.shape[-1]).to(self.flat.dtype)
+        net, rows = self._net(), X.reshape(-1, X.shape[-1])
         if torch.is_grad_enabled() and (rows.requires_grad or self.flat.requires_grad):
             output = _Rows.apply(rows, self.flat, net)
         else:

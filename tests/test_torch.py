@@ -164,9 +164,14 @@ def test_leading_axes_stay_and_other_dtypes_are_cast_there_and_back():
     Z = module(X)
     torch.testing.assert_close(module(X.reshape(2, 3, 4, 4)), Z.reshape(2, 3, 4, 3))
     assert module(X[0]).shape == (3,)
-    half = X.float().requires_grad_()
-    module(half).sum().backward()
-    assert half.grad.dtype == torch.float32
+    for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 0.02)):
+        x = X.to(dtype).requires_grad_()
+        found = module(x)
+        found.sum().backward()
+        assert found.dtype == torch.float64
+        assert x.grad.dtype == dtype
+        torch.testing.assert_close(found, Z, rtol=0, atol=bound)
+    torch.testing.assert_close(module(torch.ones(2, 4, dtype=torch.int64)), module(torch.ones(2, 4)))
     strided = X.repeat_interleave(2, dim=1)[:, ::2]
     torch.testing.assert_close(module(strided), Z)
     torch.testing.assert_close(module(X.T.contiguous().T), Z)

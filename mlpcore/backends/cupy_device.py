@@ -210,7 +210,9 @@ class CupyDevice:
         if not isinstance(value, cupy.ndarray):
             if inputs.gpu(value, name) is None:
                 return inputs.host_array(value, name)
-            value = cupy.asarray(value) if hasattr(value, "__cuda_array_interface__") else cupy.from_dlpack(value)
+            value = (
+                cupy.from_dlpack(value) if hasattr(value, "__dlpack__") else cupy.asarray(value)
+            )  # DLPack orders the streams
         assert isinstance(value, cupy.ndarray)
         if value.device.id != self.index:
             raise ValueError(f"{name} lies on cuda:{value.device.id}; the network on {self.name}")

@@ -324,9 +324,40 @@ def test_arrays_of_pytorch_are_read_where_they_lie(cupy):
         float(trainer("cuda").step(X, Y)), rel=1e-6
     )  # of the host's, too
     P = one.net.predict(there[0])
-    assert torch.from_dlpack(P).device.type == "cuda"
+    assert isinstance(P, torch.Tensor)
+    assert P.device.type == "cuda"
     strided = torch.from_numpy(np.repeat(X, 2, axis=1)).cuda()[:, ::2]
     assert float(trainer("cuda").step(strided, *there[1:])) == expected
+
+
+@pytest.mark.parametrize("own_stream", [False, True])
+def test_a_layer_of_pytorch_on_a_gpu_has_the_gradients_of_one_on_the_cpu(cupy, own_stream):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no GPU")
+    module = pytest.importorskip("mlpcore.torch").Module(mc.MLP([7, 16, 5], "tanh", dtype="float64", device="cpu"))
+    X = torch.from_numpy(data()[0]).double()
+    found = []
+    for where in ("cpu", "cuda"):
+        stream = torch.cuda.Stream() if own_stream and where == "cuda" else torch.cuda.default_stream()
+        with torch.cuda.stream(stream):
+            module.to(where)
+            module.flat.grad = None
+            x = X.to(where).requires_grad_()
+            (module(2 * x) ** 2).sum().backward()
+            found.append([t.cpu() for t in (x.grad, module.flat.grad)])
+    assert module.net.device == "cuda:0"
+    assert module.flat.data_ptr() == module.net.parameters.data.ptr
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_host_arrays_of_any_kind_are_the_numbers_they_hold(cupy):
+    X, Y, w = data()
+    expected = float(trainer("cuda").step(X, Y, w)), trainer("cuda").net.predict(X)
+    for x in (X.astype(np.longdouble), X.astype(">f4"), np.asfortranarray(X), X[::-1].copy()[::-1]):
+        assert float(trainer("cuda").step(x, Y, w)) == expected[0]
+        np.testing.assert_array_equal(trainer("cuda").net.predict(x), expected[1])
 
 
 def test_what_speaks_dlpack_alone_is_read_where_it_lies(cupy):
