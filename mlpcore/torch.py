@@ -70,6 +70,12 @@ class Module(torch.nn.Module):
         Raises:
             TypeError, ValueError: X is no tensor, lies on another device, or has another last axis than n_0.
         """
+        if torch.compiler.is_compiling():  # a compiled model calls this layer as it is
+            called: torch.Tensor = torch.compiler.disable(self._forward)(X)
+            return called
+        return self._forward(X)
+
+    def _forward(self, X: torch.Tensor) -> torch.Tensor:
         if not isinstance(X, torch.Tensor):
             raise TypeError(f"X must be a torch.Tensor; got {type(X).__name__}")
         if X.device != self.flat.device:
@@ -102,6 +108,10 @@ class Module(torch.nn.Module):
             self.net, self.flat.data = net, torch.from_dlpack(net.parameters)
             self.flat.grad = None if gradient is None else fn(gradient)
         return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *more: Any) -> None:
+        """Copies, where `assign=True` is asked for, too: `flat` stays the network's memory."""
+        super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "assign_to_params_buffers": False}, *more)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy: its parameter is the memory of its own network."""

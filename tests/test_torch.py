@@ -177,14 +177,15 @@ def test_leading_axes_stay_and_other_dtypes_are_cast_there_and_back():
     torch.testing.assert_close(module(X.T.contiguous().T), Z)
 
 
-def test_state_dicts_go_out_and_in_and_the_network_follows():
+@pytest.mark.parametrize("assign", [False, True])
+def test_state_dicts_go_out_and_in_and_the_network_follows(assign):
     one, other = net(), mc.MLP([4, 6, 5, 3], "tanh", dtype="float64", seed=9)
     model = torch.nn.Sequential(torch.nn.Linear(2, 4), Module(one))
     assert list(model.state_dict()) == ["0.weight", "0.bias", "1.flat"]
     file = io.BytesIO()
     torch.save(Module(one).state_dict(), file)
     file.seek(0)
-    Module(other).load_state_dict(torch.load(file))
+    Module(other).load_state_dict(torch.load(file), assign=assign)
     np.testing.assert_array_equal(one.parameters, other.parameters)
 
 
@@ -247,6 +248,17 @@ def test_bad_input_is_refused_by_name(X, error, message):
         Module(net())(X)
     with pytest.raises(TypeError, match=r"net must be an mc\.MLP; got Linear"):
         Module(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's own, where its graph breaks
+def test_a_compiled_model_calls_the_layer_as_it_is():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), Module(net(dtype="float32")))
+    X = rows(dtype=torch.float32)
+    Z = torch.compile(model, backend="eager")(X)
+    Z.sum().backward()
+    torch.testing.assert_close(Z, model(X))
+    assert model[1].flat.grad.any()
+    assert model[0].weight.grad.any()
 
 
 def test_it_prints_the_network():
