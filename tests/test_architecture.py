@@ -15,7 +15,8 @@ from mlpcore.core.ops import Ops
 
 PACKAGE = Path(mc.__file__).parent
 LEVELS = [
-    ["kernel_files", "_version"], ["core"], ["backends", "formats"], ["training"], ["derivatives", "streams", "convert"], ["mlp"],
+    ["kernel_files", "_version"], ["core"], ["backends", "formats"], ["training"],
+    ["derivatives", "streams", "convert"], ["mlp"],
     ["gradcheck", "callbacks", "scores", "sources", "checkpoint", "run", "trainer", "data", "export"], ["__init__"],
     ["estimators", "cli", "torch", "__main__"],
 ]  # fmt: skip
