@@ -2,9 +2,10 @@
 
     python bench/limits.py [--out DIR]
 
-The same batch goes through three trainers in turn: under the limit, without one (chunks as the engine chooses them), and with the
-batch in one piece, as frameworks do it. Ratios of times are paired, medians with their 95% bound; "again" is the trainer without a
-limit a second time: the noise. The peak is how far resident memory grows while a trainer of its own is made and does three steps.
+The same batch goes through three trainers in turn: under the limit, without one (chunks as the engine chooses them), and with
+the batch in one piece, as frameworks do it. Ratios of times are paired, medians with their 95% bound; "again" is the trainer
+without a limit a second time: the noise. The peak is how far resident memory grows while a trainer of its own is made and does
+three steps.
 """
 
 from __future__ import annotations

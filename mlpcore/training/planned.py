@@ -26,6 +26,7 @@ from mlpcore.training.plan import Inputs, Plan
 
 log = logging.getLogger("mlpcore")
 Parts = dict[str, Sequence[Buffer]]
+SHARED_ROWS = 64  # of a chunk from which several workers are worth their memory where it is limited
 
 
 @dataclass(frozen=True)
@@ -216,11 +217,17 @@ class PlannedStep(ABC):
                 f"memory_limit {planning.human(limit)} is less than the {planning.human(table(1, 1).total_bytes)} that one "
                 f"row takes; the largest: {table(1, 1).largest()}"
             )
-        low, high = 1, rows  # the largest chunk that fits
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if table(middle, 1).total_bytes <= limit else (low, middle - 1)
-        return table(low, 1)
+
+        def most(workers: int) -> int:
+            """Rows of the largest chunk that fits, or 0."""
+            low, high = 0, rows
+            while low < high:
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if table(middle, workers).total_bytes <= limit else (low, middle - 1)
+            return low
+
+        shared = most(workers) if workers > 1 else 0
+        return table(shared, workers) if shared >= min(rows, SHARED_ROWS) else table(most(1), 1)
 
     def reserve(self, buffers: Sequence[Buffer]) -> dict[str, Array]:
         """Arrays for `fit`, part of every plan until `reserve([])` gives them back."""
