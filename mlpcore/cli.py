@@ -69,13 +69,28 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     train = command(
-        "train", _train, "Train on flights, digits, or an .npz file with arrays X and Y, and report on held-out rows."
+        "train",
+        _train,
+        "Train on a table (CSV or Parquet), an .npz file with arrays X and Y, flights or digits; report on held-out rows.",
     )
-    train.add_argument("data", help="flights, digits, or a file such as data.npz")
+    train.add_argument("data", help="a file such as table.csv, table.parquet or data.npz; or flights, digits")
+    train.add_argument("--target", metavar="COLUMN", help="of a table: the column to predict")
+    train.add_argument("--task", choices=["classification", "regression"], help="of a table (default: told from the target)")
+    train.add_argument("--groups", metavar="COLUMN", help="of a table: rows of one value stay together when rows are held out")
+    train.add_argument(
+        "--as", dest="wishes", action="append", default=[], metavar="COLUMN=KIND",
+        help="of a table: take a column as number, category or out (left out); may be repeated",
+    )  # fmt: skip
     train.add_argument("--hidden", help="widths of the hidden layers, e.g. 128,64; 'none' for a linear model")
     train.add_argument("--activation", help=f"of the hidden layers (default: relu): {', '.join(activations.names())}")
-    train.add_argument("--epochs", type=int, help="passes over the training rows, at most (default: 30; flights 6, digits 60)")
-    train.add_argument("--batch", type=int, help="rows of a mini-batch (default: 256; flights 512, digits 32)")
+    train.add_argument(
+        "--epochs",
+        type=int,
+        help="passes over the training rows, at most (default: 30; flights 6, digits 60, tables by their rows)",
+    )
+    train.add_argument(
+        "--batch", type=int, help="rows of a mini-batch (default: 256; flights 512, digits 32, tables by their rows)"
+    )
     train.add_argument("--learning-rate", type=float, help="at the start of its cosine (default: 0.001; digits 0.002)")
     train.add_argument("--weight-decay", type=float, help="of AdamW (default: 0.01; flights 1, digits 0.5)")
     train.add_argument("--patience", type=int, help="epochs without a better validation loss before it stops")
@@ -88,12 +103,12 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = command("predict", _predict, "Apply a trained model to the rows of a data set.")
     predict.add_argument("model", help="a .safetensors file of mlpcore train")
-    predict.add_argument("data", help="flights, digits, or an .npz file with an array X")
+    predict.add_argument("data", help="a table (the target may be missing), an .npz file with an array X, flights or digits")
     predict.add_argument("--out", default="predictions.csv", metavar="FILE", help="a CSV file (default: %(default)s)")
 
     check = command("check", _check, "Check the gradient of a model by central differences.")
     check.add_argument("model", help="a .safetensors file")
-    check.add_argument("data", nargs="?", help="flights, digits or an .npz file; without it, random rows")
+    check.add_argument("data", nargs="?", help="a table, an .npz file, flights or digits; without it, random rows")
     check.add_argument("--rows", type=int, default=256, help="so many rows (default: %(default)s)")
 
     plan = command("plan", _plan, "Print every array of a training step before any is allocated.")
@@ -115,14 +130,41 @@ def _parser() -> argparse.ArgumentParser:
 # -- train -------------------------------------------------------------------------------------------------------------
 
 
+def _is_table(name: str) -> bool:
+    return Path(name).suffix.lower() in (".csv", ".tsv", ".parquet", ".pq")
+
+
 def _load(name: str, target: bool = True) -> data.Dataset:
     if name == "flights":
         return data.load_flights()
     if name == "digits":
         return data.load_digits()
     if not name.endswith(".npz") and not Path(name).exists():
-        raise ValueError(f"data {name!r} is neither 'flights' nor 'digits' nor an .npz file")
+        raise ValueError(f"data {name!r} is neither 'flights' nor 'digits' nor a .csv, .tsv, .parquet or .npz file")
     return data.load_npz(name, target)
+
+
+def _load_table(options: argparse.Namespace) -> data.Dataset:
+    from mlpcore import tables  # not at import: pandas, pyarrow and scikit-learn
+
+    wishes = dict(wish.rpartition("=")[::2] for wish in options.wishes)
+    table = tables.load(options.data, options.target, options.task, options.groups, wishes)
+    dropped = f"; {table.dropped:,} more have no {table.target} and are not used" if table.dropped else ""
+    kind = f"{len(table.class_names)} classes ({_some(table.class_names)})" if table.class_names else "a quantity (regression)"
+    print(f"{options.data}: {len(table.X):,} rows{dropped}\nto predict: {table.target}, {kind}\nfrom:")
+    print(tables.describe(table.columns))
+    return table
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+
+
+def _suited(rows: int) -> Recipe:
+    """For a table: small batches and many epochs where there are few rows, some 3,000 steps at least."""
+    batch = min(512, max(16, 1 << (rows // 50).bit_length()))
+    epochs = min(300, max(20, 3000 * batch // max(rows, 1)))
+    return Recipe(epochs=epochs, batch=batch, patience=max(5, epochs // 5))
 
 
 def _widths(text: str, argument: str) -> list[int]:
@@ -133,19 +175,29 @@ def _widths(text: str, argument: str) -> list[int]:
 
 
 def _train(options: argparse.Namespace) -> None:
+    mc.core.inputs.positive_integer(options.splits, "--splits")
+    table_only = {"--target": options.target, "--task": options.task, "--groups": options.groups, "--as": options.wishes}
+    given = [name for name, value in table_only.items() if value]
+    started = time.perf_counter()
+    if _is_table(options.data):
+        if not options.target:
+            raise ValueError(f"{options.data}: say which column to predict: --target COLUMN")
+        dataset = _load_table(options)
+        base = _suited(len(dataset.X))
+    else:
+        if given:
+            raise ValueError(f"{given[0]} is for tables (.csv, .tsv, .parquet); {options.data!r} is none")
+        dataset = _load(options.data)
+        base = RECIPES.get(options.data, Recipe())
+        rows, columns = dataset.X.shape
+        kind = f"{len(dataset.class_names)} classes" if dataset.class_names else "regression"
+        print(f"{options.data}: {rows:,} rows, {columns} columns, {kind}; read in {time.perf_counter() - started:.1f} s")
+    chosen = {name: getattr(options, name) for name in vars(base) if getattr(options, name) is not None}
+    recipe = Recipe(**{**vars(base), **chosen})
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     if not os.access(out, os.W_OK):
         raise PermissionError(f"--out {options.out}: the folder cannot be written")
-    mc.core.inputs.positive_integer(options.splits, "--splits")
-    base = RECIPES.get(options.data, Recipe())
-    given = {name: getattr(options, name) for name in vars(base) if getattr(options, name) is not None}
-    recipe = Recipe(**{**vars(base), **given})
-    started = time.perf_counter()
-    dataset = _load(options.data)
-    rows, columns = dataset.X.shape
-    kind = f"{len(dataset.class_names)} classes" if dataset.class_names else "regression"
-    print(f"{options.data}: {rows:,} rows, {columns} columns, {kind}; read in {time.perf_counter() - started:.1f} s")
     name = Path(options.data).stem
     runs: list[_Run] = []
     for i in range(options.splits):
@@ -162,7 +214,7 @@ def _train(options: argparse.Namespace) -> None:
     runs[0].draw(picture, name)
     which = f" (seed {options.seed})" if len(runs) > 1 else ""
     print(f"saved {model} and {picture}{which}")
-    print("the model takes standardised columns: 'mlpcore predict' does that by itself; in Python see docs/guide.md")
+    print(f"to use it: mlpcore predict {model} {'TABLE' if _is_table(options.data) else options.data} --out predictions.csv")
 
 
 class _Run:
@@ -176,16 +228,16 @@ class _Run:
         for part, count in (("validation", len(validation)), ("test", len(test))):
             if not count:
                 raise ValueError(f"data: {len(dataset.X)} rows are too few to hold out any for the {part}")
-        self.standardizer = data.Standardizer.fit(dataset.X, train, alike=dataset.alike)
+        self.preparation = dataset.prepare(train)
         classes = len(dataset.class_names)
         self.regression = not classes
         if classes == 1:
             raise ValueError(f"data: every row has the class {dataset.class_names[0]!r}; nothing to tell apart")
         self.scale = data.Standardizer.fit(dataset.Y, train) if self.regression else None
         outputs = dataset.Y.shape[1] if self.regression else classes
-        self.X = self.standardizer.apply(dataset.X)
+        self.X = self.preparation.apply(dataset.X)
         self.Y = self.scale.apply(dataset.Y) if self.scale else dataset.Y
-        sizes = [dataset.X.shape[1], *_widths(recipe.hidden, "--hidden"), outputs]
+        sizes = [self.X.shape[1], *_widths(recipe.hidden, "--hidden"), outputs]
         output = "identity" if self.regression else "softmax"
         self.net = mc.MLP(sizes, recipe.activation, output, seed=seed, device=options.device)
         loss = "squared_error" if self.regression else "cross_entropy"
@@ -200,9 +252,8 @@ class _Run:
 
     def train(self) -> None:
         """Fit, and say how it went."""
-        unit = f" of {self._days()}" if self.dataset.groups is not None else ""
         counts = ", ".join(f"{len(r):,} {n}" for r, n in zip(self.rows, ("training", "validation", "test"), strict=True))
-        print(f"seed {self.seed}: {counts} rows{unit}\n{self.net!r}")
+        print(f"seed {self.seed}: {counts} rows{self._groups()}\n{self.net!r}")
         began = time.perf_counter()
         self.history = self.trainer.fit(
             *self.part(0),
@@ -223,10 +274,11 @@ class _Run:
         )
         self.seconds = seconds
 
-    def _days(self) -> str:
-        assert self.dataset.groups is not None
-        days = [len(np.unique(self.dataset.groups[rows])) for rows in self.rows]
-        return " + ".join(map(str, days)) + " whole days"
+    def _groups(self) -> str:
+        if self.dataset.groups is None:
+            return ""
+        counts = [len(np.unique(self.dataset.groups[rows])) for rows in self.rows]
+        return f" of {' + '.join(map(str, counts))} {self.dataset.unit}"
 
     def report(self, baselines: bool) -> None:
         """A table of figures on the test rows, ours first."""
@@ -234,9 +286,9 @@ class _Run:
         prediction = self.net.predict(X)
         if self.regression:
             assert self.scale is not None
-            figures = self.trainer.evaluate(X, Y)
-            error = np.sqrt(np.mean(((prediction - Y) * self.scale.scale) ** 2))
-            self.results["mlpcore"] = {"R2": figures["r2"], "RMSE": float(error), "seconds": self.seconds}
+            errors = _errors(prediction * self.scale.scale, Y * self.scale.scale)
+            self.results["mlpcore"] = {**errors, "seconds": self.seconds}
+            self.results["mean only"] = _errors(np.zeros_like(Y), Y * self.scale.scale)
         else:
             self.results["mlpcore"] = {**_figures(prediction, Y), "seconds": self.seconds}
             if baselines:
@@ -251,11 +303,14 @@ class _Run:
         _table(f"{len(Y):,} test rows", self.results)
 
     def save(self, path: Path) -> None:
-        """The model with what `predict` needs: standardisation and names."""
-        tensors = {"mean": self.standardizer.mean, "scale": self.standardizer.scale}
+        """The model with what `predict` needs: how its input is made, and names."""
+        tensors = self.preparation.tensors
         if self.scale:
             tensors |= {"target mean": self.scale.mean, "target scale": self.scale.scale}
-        about = {"features": self.dataset.feature_names, "classes": self.dataset.class_names, "loss": self.trainer.loss.name}
+        about = {
+            "features": self.dataset.feature_names, "classes": self.dataset.class_names, "loss": self.trainer.loss.name,
+            "target": self.dataset.target, **self.preparation.about,
+        }  # fmt: skip
         self.net.save(path, tensors=tensors, about=about)
 
     def draw(self, path: Path, name: str) -> None:
@@ -289,6 +344,14 @@ def _figures(p: Array, Y: Array) -> dict[str, float]:
     p = p.astype(np.float64)
     p /= p.sum(axis=1, keepdims=True)
     return {**scores, "accuracy": float(np.mean(p.argmax(1) == Y)), "log loss": log_loss(Y, p, labels=range(p.shape[1]))}
+
+
+def _errors(Z: Array, Y: Array) -> dict[str, float]:
+    """R2, averaged over the outputs, and RMSE of predictions (m, k)."""
+    squares = np.mean(np.square(Z - Y, dtype=np.float64), axis=0)
+    with np.errstate(all="ignore"):
+        r2 = np.mean(1 - squares / np.var(Y, axis=0, dtype=np.float64))
+    return {"R2": float(r2), "RMSE": float(np.sqrt(squares.mean()))}
 
 
 def _baselines(validation: tuple[Array, Array]) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -335,20 +398,68 @@ def _pyplot() -> Any:
 # -- the other commands ------------------------------------------------------------------------------------------------
 
 
-def _model(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
-    net, tensors, about = mc.MLP.load_with(path)
-    if not {"mean", "scale"} <= set(tensors) or "classes" not in about:
-        raise ValueError(f"{path!r} holds a network without its standardisation: it is not from 'mlpcore train'")
-    return net, tensors, about
+@dataclass(frozen=True)
+class _Model:
+    """What `mlpcore train` saved."""
+
+    net: mc.MLP
+    tensors: dict[str, Array]
+    about: dict[str, Any]
+    preparation: Any
+
+    @classmethod
+    def load(cls, path: str) -> _Model:
+        net, tensors, about = mc.MLP.load_with(path)
+        if "classes" not in about or not ({"mean", "scale"} <= set(tensors) or "pipeline" in tensors):
+            raise ValueError(f"{path!r} holds a network without its standardisation: it is not from 'mlpcore train'")
+        if "pipeline" not in tensors:
+            return cls(net, tensors, about, data.Standardizer(tensors["mean"], tensors["scale"]))
+        from mlpcore import tables
+
+        try:
+            transformer, remark = tables.Transformer.restore(tensors, about)
+        except ValueError as error:
+            raise ValueError(f"{path!r}: {error}") from None
+        if transformer.width != net.sizes[0]:
+            raise ValueError(f"{path!r}: the pipeline makes {transformer.width} columns; the network takes {net.sizes[0]}")
+        if remark:
+            print(f"note: {remark}")
+        return cls(net, tensors, about, transformer)
+
+    @property
+    def scale(self) -> data.Standardizer | None:
+        """Of the target; None for classes."""
+        return None if self.about["classes"] else data.Standardizer(self.tensors["target mean"], self.tensors["target scale"])
+
+    def rows(self, name: str, target: bool) -> tuple[Array, Array | None, Array]:
+        """The network's input of every row, Y (with `target` there must be one), and the rows that Y is of."""
+        if "pipeline" not in self.tensors:
+            dataset = _load(name, target)
+            if dataset.X.shape[1] != self.net.sizes[0]:
+                raise ValueError(f"data {name!r} has {dataset.X.shape[1]} columns; the model takes {self.net.sizes[0]}")
+            return self.preparation.apply(dataset.X), dataset.Y if target else None, np.ones(len(dataset.X), bool)
+        if not _is_table(name):
+            raise ValueError(f"data {name!r}: the model takes a table (.csv, .tsv, .parquet)")
+        from mlpcore import tables
+
+        frame, table, remarks = self.preparation.read(name)
+        for remark in remarks:
+            print(f"note: {remark}")
+        X, column = self.preparation.apply(frame), self.about["target"]
+        if column in table.column_names:
+            return X, *tables.targets(table.column(column), self.about["classes"])
+        if target:
+            raise ValueError(f"data {name!r} has no column {column!r}, the target")
+        return X, None, np.zeros(len(X), bool)
 
 
 def _predict(options: argparse.Namespace) -> None:
-    net, tensors, about = _model(options.model)
-    dataset = _load(options.data, target=False)
-    if dataset.X.shape[1] != net.sizes[0]:
-        raise ValueError(f"data {options.data!r} has {dataset.X.shape[1]} columns; the model takes {net.sizes[0]}")
-    Z = net.predict(data.Standardizer(tensors["mean"], tensors["scale"]).apply(dataset.X))
-    classes = about["classes"]
+    model = _Model.load(options.model)
+    X, Y, known = model.rows(options.data, target=False)
+    Z = model.net.predict(X)
+    if model.scale:
+        Z = Z * model.scale.scale + model.scale.mean
+    classes = model.about["classes"]
     target = Path(options.out)
     if target.is_dir():
         raise IsADirectoryError(f"--out {options.out}: is a folder; name a file")
@@ -359,30 +470,33 @@ def _predict(options: argparse.Namespace) -> None:
             writer.writerow(["prediction", *(f"p({name})" for name in classes)])
             writer.writerows([classes[row.argmax()], *(f"{p:.6f}" for p in row)] for row in Z)
         else:
-            Z = Z * tensors["target scale"] + tensors["target mean"]
             writer.writerow([f"prediction {i}" for i in range(Z.shape[1])] if Z.shape[1] > 1 else ["prediction"])
             writer.writerows([f"{z:.9g}" for z in row] for row in Z)
     os.replace(temporary, target)
     print(f"{len(Z):,} predictions written to {target}")
+    if Y is not None and len(Y):
+        figures = _figures(Z[known], Y) if classes else _errors(Z[known], Y)
+        print(
+            f"against its column {model.about['target']}: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        )
 
 
 def _check(options: argparse.Namespace) -> None:
     count = mc.core.inputs.positive_integer(options.rows, "--rows")
+    rng = np.random.default_rng(0)
     if options.data:
-        net, tensors, about = _model(options.model)
-        dataset = _load(options.data)
-        assert dataset.Y is not None
-        rows = np.random.default_rng(0).permutation(len(dataset.X))[:count]
-        X = data.Standardizer(tensors["mean"], tensors["scale"]).apply(dataset.X[rows])
-        Y = dataset.Y[rows]
-        Y = Y if about["classes"] else data.Standardizer(tensors["target mean"], tensors["target scale"]).apply(Y)
-        loss = about["loss"]
+        model = _Model.load(options.model)
+        net, loss = model.net, model.about["loss"]
+        X, Y, known = model.rows(options.data, target=True)
+        assert Y is not None
+        rows = rng.permutation(len(Y))[:count]
+        X, Y = X[known][rows], model.scale.apply(Y[rows]) if model.scale else Y[rows]
     else:
         net, _, about = mc.MLP.load_with(options.model)
         last = net.activations[-1]
         assert last is not None
         loss = about.get("loss") or mc.core.losses.matching(last)
-        rng = np.random.default_rng(0)
         X = rng.standard_normal((count, net.sizes[0]))
         Y = rng.integers(0, net.sizes[-1], count) if loss == "cross_entropy" else rng.random((count, net.sizes[-1]))
     print(f"{net!r}\nloss {loss}, {len(X)} {'rows of ' + options.data if options.data else 'random rows'}, in float64")

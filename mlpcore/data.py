@@ -11,14 +11,14 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Dataset", "Standardizer", "load_digits", "load_flights", "load_npz", "split"]
+__all__ = ["Dataset", "Preparation", "Standardizer", "load_digits", "load_flights", "load_npz", "split"]
 
 _INSTALL = 'pip install "mlpcore[cli]"'
 _CHUNK_ROWS = 16_384
@@ -30,15 +30,36 @@ class Dataset:
 
     `Y` is (m,) int64 class indices into `class_names`; or (m, k) float32 targets, where `class_names` is (); or None where
     the source has no target. `groups` (m,) int64, or None: rows of one group (for flights the day) must not be split.
-    `alike` says that the columns are of one kind (pixels) and share one scale.
+    `alike` says that the columns are of one kind (pixels) and share one scale. `unit` names a group, `target` Y.
     """
 
-    X: np.ndarray
+    X: Any
     Y: np.ndarray | None
     feature_names: tuple[str, ...]
     class_names: tuple[str, ...]
     groups: np.ndarray | None = None
     alike: bool = False
+    unit: str = "groups"
+    target: str = ""
+
+    def prepare(self, rows: np.ndarray) -> Preparation:
+        """What makes the network's input of X, fitted on these rows."""
+        return Standardizer.fit(self.X, rows, alike=self.alike)
+
+
+class Preparation(Protocol):
+    """Makes the network's float32 input (m, n_0) of a data set's X, and can be kept in a model file."""
+
+    def apply(self, X: Any) -> np.ndarray:
+        """The input of these rows."""
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What the model file keeps of it."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the model file says of it, beside that."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +103,16 @@ class Standardizer:
         Z -= self.mean
         Z /= self.scale
         return Z
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Mean and scale, for a model file."""
+        return {"mean": self.mean, "scale": self.scale}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Nothing more."""
+        return {}
 
 
 def split(dataset: Dataset, seed: int, test: float = 0.2, validation: float = 0.1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -222,7 +253,7 @@ def load_flights() -> Dataset:
     for index, column in enumerate(columns.values()):
         X[:, index] = column.to_numpy()[kept]
     late = (flights["arr_delay"].to_numpy()[kept] > 15).astype(np.int64)
-    return Dataset(X, late, tuple(columns), ("not late", "late"), flights["today"].to_numpy(np.int64)[kept])
+    return Dataset(X, late, tuple(columns), ("not late", "late"), flights["today"].to_numpy(np.int64)[kept], unit="whole days")
 
 
 def _schedule(flights: pd.DataFrame, airports: pd.DataFrame) -> dict[str, pd.Series]:
