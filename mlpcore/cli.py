@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--task", choices=["classification", "regression"], help="of a table (default: told from the target)")
     train.add_argument("--groups", metavar="COLUMN", help="of a table: rows of one value stay together when rows are held out")
     train.add_argument(
-        "--as", dest="wishes", action="append", default=[], metavar="COLUMN=KIND",
+        "--as", action="append", default=[], metavar="COLUMN=KIND",
         help="of a table: take a column as number, category or out (left out); may be repeated",
     )  # fmt: skip
     train.add_argument("--hidden", help="widths of the hidden layers, e.g. 128,64; 'none' for a linear model")
@@ -144,16 +144,38 @@ def _load(name: str, target: bool = True) -> data.Dataset:
     return data.load_npz(name, target)
 
 
-def _load_table(options: argparse.Namespace) -> data.Dataset:
+def _dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
+    """What to train on, with a recipe that suits it; says what it is."""
+    if _is_table(options.data):
+        return _table_dataset(options)
+    for argument in ("target", "task", "groups", "as"):
+        if getattr(options, argument):
+            raise ValueError(f"--{argument} is for tables (.csv, .tsv, .parquet); {options.data!r} is none")
+    started = time.perf_counter()
+    dataset = _load(options.data)
+    rows, columns = dataset.X.shape
+    kind = f"{len(dataset.class_names)} classes" if dataset.class_names else "regression"
+    print(f"{options.data}: {rows:,} rows, {columns} columns, {kind}; read in {time.perf_counter() - started:.1f} s")
+    return dataset, RECIPES.get(options.data, Recipe())
+
+
+def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
     from mlpcore import tables  # not at import: pandas, pyarrow and scikit-learn
 
-    wishes = dict(wish.rpartition("=")[::2] for wish in options.wishes)
+    if not options.target:
+        raise ValueError(f"{options.data}: say which column to predict: --target COLUMN")
+    wishes = {}
+    for wish in getattr(options, "as"):
+        column, equals, kind = wish.rpartition("=")
+        if not equals:
+            raise ValueError(f"--as takes COLUMN=KIND, such as zip=category; got {wish!r}")
+        wishes[column] = kind
     table = tables.load(options.data, options.target, options.task, options.groups, wishes)
     dropped = f"; {table.dropped:,} more have no {table.target} and are not used" if table.dropped else ""
     kind = f"{len(table.class_names)} classes ({_some(table.class_names)})" if table.class_names else "a quantity (regression)"
     print(f"{options.data}: {len(table.X):,} rows{dropped}\nto predict: {table.target}, {kind}\nfrom:")
     print(tables.describe(table.columns))
-    return table
+    return table, _suited(len(table.X))
 
 
 def _some(names: Sequence[str]) -> str:
@@ -176,34 +198,17 @@ def _widths(text: str, argument: str) -> list[int]:
 
 def _train(options: argparse.Namespace) -> None:
     mc.core.inputs.positive_integer(options.splits, "--splits")
-    table_only = {"--target": options.target, "--task": options.task, "--groups": options.groups, "--as": options.wishes}
-    given = [name for name, value in table_only.items() if value]
-    started = time.perf_counter()
-    if _is_table(options.data):
-        if not options.target:
-            raise ValueError(f"{options.data}: say which column to predict: --target COLUMN")
-        dataset = _load_table(options)
-        base = _suited(len(dataset.X))
-    else:
-        if given:
-            raise ValueError(f"{given[0]} is for tables (.csv, .tsv, .parquet); {options.data!r} is none")
-        dataset = _load(options.data)
-        base = RECIPES.get(options.data, Recipe())
-        rows, columns = dataset.X.shape
-        kind = f"{len(dataset.class_names)} classes" if dataset.class_names else "regression"
-        print(f"{options.data}: {rows:,} rows, {columns} columns, {kind}; read in {time.perf_counter() - started:.1f} s")
+    dataset, base = _dataset(options)
     chosen = {name: getattr(options, name) for name in vars(base) if getattr(options, name) is not None}
     recipe = Recipe(**{**vars(base), **chosen})
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise PermissionError(f"--out {options.out}: the folder cannot be written")
     name = Path(options.data).stem
+    out = Path(options.out)
     runs: list[_Run] = []
     for i in range(options.splits):
         if i:
             print()
         runs.append(_Run(dataset, recipe, options, options.seed + i))
+        _make_folder(out)  # before the work, and after everything that is wrong with the input
         runs[i].train()
         runs[i].report(baselines=options.data == "flights" and not options.no_baselines)
         del runs[i].X, runs[i].Y
@@ -215,6 +220,12 @@ def _train(options: argparse.Namespace) -> None:
     which = f" (seed {options.seed})" if len(runs) > 1 else ""
     print(f"saved {model} and {picture}{which}")
     print(f"to use it: mlpcore predict {model} {'TABLE' if _is_table(options.data) else options.data} --out predictions.csv")
+
+
+def _make_folder(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK):
+        raise PermissionError(f"--out {out}: the folder cannot be written")
 
 
 class _Run:

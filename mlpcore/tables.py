@@ -9,6 +9,7 @@ Arrow reads (its types tell integers with gaps from floats), the pipeline is sci
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
 import math
@@ -88,11 +89,11 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
         raise FileNotFoundError(f"{path}: " + ("is a folder; name a file" if source.is_dir() else "no such file"))
     try:
         table = _read_csv(source, texts) if source.suffix.lower() in (".csv", ".tsv") else parquet.ParquetFile(source).read()
+        names = table.column_names
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text: {error}; save it as UTF-8") from None
+        raise ValueError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from None
     except (ValueError, NotImplementedError, OSError) as error:  # Arrow's errors are such
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    names = [str(name) for name in table.column_names]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{path}: {names.count(name)} columns are named {name!r}; which one is meant?")
@@ -159,8 +160,10 @@ def _texts(values: pa.ChunkedArray) -> Array:
     return texts
 
 
-def _column(values: pa.ChunkedArray, kind: str) -> Array:
-    return _numbers(values) if kind == "number" else _texts(values)
+def _frame(table: pa.Table, columns: Sequence[Column]) -> pd.DataFrame:
+    """The columns as their kinds: float64 with NaN, or Python strings with None."""
+    arrays = {c.name: (_numbers if c.kind == "number" else _texts)(table.column(c.name)) for c in columns}
+    return pd.DataFrame({name: pd.Series(array, dtype=array.dtype) for name, array in arrays.items()})
 
 
 # -- what a column is taken as ---------------------------------------------------------------------------------------------
@@ -277,7 +280,7 @@ def load(
         for name in names
         if name != target
     )
-    frame = pd.DataFrame({c.name: _column(table.column(c.name), c.kind) for c in columns if c.kind})
+    frame = _frame(table, [column for column in columns if column.kind])
     if not frame.shape[1]:
         why = "; ".join(f"{c.name} is left out ({c.note})" for c in columns[:5]) or "there is no other"
         raise ValueError(f"{path}: no column is left to predict {target!r} from: {why}")
@@ -292,7 +295,10 @@ def _no_column(where: str, name: str, names: Sequence[str]) -> ValueError:
         return ValueError(
             f"{where} {name!r}: the header is one column, {names[0]!r}; separate columns by commas (.csv) or tabs (.tsv)"
         )
-    return unknown(where, name, names)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    more = ", …" if len(names) > 12 else ""
+    return ValueError(f"{where}: there is no column {name!r}{hint} There are {', '.join(names[:12])}{more}")
 
 
 def _target(values: pa.ChunkedArray, name: str, task: str | None) -> tuple[Array, tuple[str, ...], Array]:
@@ -323,7 +329,7 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> tuple[Array
         return Y[:, None].astype(np.float32), (), filled
     labels, first, Y = np.unique(texts[filled].astype(str), return_index=True, return_inverse=True)
     if len(labels) == 1:
-        raise ValueError(f"--target {name!r} is {labels[0]!r} in every row; nothing to tell apart")
+        raise ValueError(f"--target {name!r} is {str(labels[0])!r} in every row; nothing to tell apart")
     if len(labels) > max(2, len(Y) / 2):
         raise ValueError(
             f"--target {name!r}: {len(labels):,} classes in {len(Y):,} rows; is it a quantity (--task regression)?"
@@ -425,7 +431,7 @@ class Transformer:
         columns = [Column(name, kind) for name, kind in about["columns"].items()]
         here = cls(_unpack(tensors["pipeline"].tobytes()), columns)
         try:  # of a row in which everything is missing
-            here.apply(pd.DataFrame({c.name: _column(pa.chunked_array([pa.nulls(1)]), c.kind) for c in columns}))
+            here.apply(_frame(pa.table({column.name: pa.nulls(1) for column in columns}), columns))
         except _DAMAGE as error:
             raise ValueError(f"the pipeline does not work with scikit-learn {sklearn.__version__}: {error!r}") from None
         then = about["scikit-learn"]
@@ -442,7 +448,7 @@ class Transformer:
         lacking = [column.name for column in self.columns if column.name not in table.column_names]
         if lacking:
             raise _no_column(f"{path}: the model needs a column", lacking[0], table.column_names)
-        frame = pd.DataFrame({c.name: _column(table.column(c.name), c.kind) for c in self.columns})
+        frame = _frame(table, self.columns)
         return frame, table, list(self._remarks(frame, table))
 
     def _remarks(self, frame: pd.DataFrame, table: pa.Table) -> Iterator[str]:

@@ -1,0 +1,396 @@
+"""Tables with named columns: read as stated, each column taken as stated, kept without pickle."""
+
+import contextlib
+import io
+import json
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import skops.io
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LinearRegression
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from mlpcore import tables
+
+ROWS = 200
+
+
+@pytest.fixture(scope="module")
+def frame():
+    """Every kind of column, with gaps."""
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "number": np.where(rng.random(ROWS) < 0.1, np.nan, rng.normal(50, 10, ROWS)),
+            "whole": pd.array(rng.integers(0, 9, ROWS), dtype="Int64"),
+            "city": np.where(rng.random(ROWS) < 0.1, None, rng.choice(["Oslo", "Rome", "Bonn"], ROWS)),
+            "rare": ["seldom"] + ["x", "y"] * (ROWS // 2 - 1) + ["once"],
+            "flag": rng.random(ROWS) < 0.5,
+            "grade": pd.Categorical(rng.choice(["a", "b"], ROWS)),
+            "row": np.arange(1, ROWS + 1),
+            "id": [f"u{i}" for i in range(ROWS)],
+            "same": "always",
+            "empty": np.full(ROWS, np.nan),
+            "day": pd.date_range("2024-01-01", periods=ROWS),
+            "late": rng.choice(["yes", "no"], ROWS),
+        }
+    )
+
+
+@pytest.fixture(params=["csv", "tsv", "parquet"])
+def path(request, frame, tmp_path):
+    target = tmp_path / f"table.{request.param}"
+    if request.param == "parquet":
+        frame.to_parquet(target)
+    else:
+        frame.to_csv(target, index=False, sep="\t" if request.param == "tsv" else ",")
+    return target
+
+
+def written(tmp_path, text, name="t.csv"):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return tmp_path / name
+
+
+def kinds(table):
+    return {column.name: column.kind for column in table.columns}
+
+
+def notes(table):
+    return {column.name: column.note for column in table.columns}
+
+
+# -- what is taken as what -------------------------------------------------------------------------------------------------
+
+
+def test_a_column_is_taken_by_its_type_and_values_whatever_the_format(path, frame):
+    table = tables.load(path, "late")
+    assert kinds(table) == {
+        "number": "number", "whole": "number", "city": "category", "rare": "category", "flag": "boolean", "grade": "category",
+        "row": "", "id": "", "same": "", "empty": "", "day": "",
+    }  # fmt: skip
+    said = notes(table)
+    assert "missing" in said["number"]
+    assert said["row"] == "counts the rows, 1 to 200"
+    assert "200 values" in said["id"]
+    assert "'always'" in said["same"]
+    assert "no value" in said["empty"]
+    assert "date" in said["day"]
+    assert table.class_names == ("no", "yes")
+    assert np.array_equal(table.Y, (frame["late"] == "yes").astype(int))
+    assert table.target == "late"
+
+
+def test_numbers_are_standardised_with_the_median_and_an_indicator_for_gaps_categories_one_hot(path, frame):
+    table = tables.load(path, "late")
+    rows = np.arange(ROWS - 20)
+    made = table.prepare(rows)
+    X = dict(zip(made.names, made.apply(table.X).T, strict=True))
+    raw = frame["number"].to_numpy()
+    filled = np.where(np.isnan(raw), np.nanmedian(raw[rows]), raw)
+    np.testing.assert_allclose(X["number"], (filled - filled[rows].mean()) / filled[rows].std(), rtol=1e-4, atol=1e-5)
+    assert set(X["missingindicator_number"][np.isnan(raw)]) == {X["missingindicator_number"].max()}
+    for city in ("Oslo", "Rome", "Bonn"):
+        assert np.array_equal(X[f"city_{city}"], frame["city"] == city)
+    assert np.array_equal(X["city_None"], frame["city"].isna())
+    assert np.array_equal(X["flag_True"], frame["flag"])
+    assert X["rare_infrequent_sklearn"].sum() == 2  # "seldom" was in the training rows, "once" was not
+    assert made.apply(table.X).dtype == np.float32
+
+
+def test_what_a_column_is_taken_as_can_be_said(tmp_path):
+    text = "zip,room,junk,y\n" + "".join(f"0{i % 3}1,{i % 4},{i},{i / 7}\n" for i in range(60))
+    table = tables.load(written(tmp_path, text), "y", wishes={"zip": "category", "room": "category", "junk": "out"})
+    assert kinds(table) == {"zip": "category", "room": "category", "junk": ""}
+    assert set(table.X["zip"]) == {"001", "011", "021"}  # read as text: zeros in front stay
+    assert set(table.X["room"]) == {"0", "1", "2", "3"}
+
+
+def test_text_that_is_nearly_all_numbers_is_numbers_and_the_rest_is_missing_and_said(tmp_path):
+    text = "a,y\n" + "".join(f"{i * i},{i / 7}\n" for i in range(60)) + "unknown,3\ninf,4\n"
+    table = tables.load(written(tmp_path, text), "y")
+    assert kinds(table) == {"a": "number"}
+    assert "'unknown'" in notes(table)["a"]
+    assert table.X["a"].isna().sum() == 2
+    mixed = "a,y\n" + "".join(f"{'ab'[i % 2] if i % 3 else 7},{i / 7}\n" for i in range(60))
+    assert kinds(tables.load(written(tmp_path, mixed), "y")) == {"a": "category"}
+
+
+def test_many_categories_get_at_most_a_hundred_columns(tmp_path):
+    text = "a,y\n" + "".join(f"v{i % 300},{i / 7}\n" for i in range(3000))
+    table = tables.load(written(tmp_path, text), "y")
+    assert "300 values, the 99 most frequent apart" in notes(table)["a"]
+    assert table.prepare(np.arange(3000)).width == 100
+
+
+def test_the_listing_of_columns_names_them_all_up_to_its_limit():
+    columns = [tables.Column(f"c{i}", "number" if i % 2 else "", "note") for i in range(10)]
+    text = tables.describe(columns, most=4)
+    assert all(f"c{i}" in text for i in range(4))
+    assert "c4" not in text
+    assert "6 more: 3 left out, 3 number" in text
+
+
+# -- the target ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "classes"),
+    [
+        (["b", "a"] * 20, None, ("a", "b")),
+        ([True, False] * 20, None, ("False", "True")),
+        ([10, 9, 2] * 20, None, ("2", "9", "10")),
+        ([1.0, 0.0] * 20, None, ("0", "1")),  # integers with a gap are written like that
+        ([1.5, 0.25] * 20, None, ()),
+        (list(range(40)), None, ()),
+        ([1, 2] * 20, "regression", ()),
+        (["1.5", "x1.5"] * 20, "classification", ("1.5", "x1.5")),
+        ([0.5, 1.5, 2.5] * 20, "classification", ("0.5", "1.5", "2.5")),
+    ],
+)
+def test_classes_or_a_quantity_is_told_from_the_target_or_by_the_task(values, task, classes, tmp_path):
+    pd.DataFrame({"a": np.random.default_rng(0).normal(size=len(values)), "y": values}).to_parquet(tmp_path / "t.parquet")
+    table = tables.load(tmp_path / "t.parquet", "y", task)
+    assert table.class_names == classes
+    if classes:
+        shown = [table.class_names[k] for k in table.Y]
+        assert shown == [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+    else:
+        assert table.Y[:, 0].tolist() == np.asarray(values, np.float32).tolist()
+
+
+def test_rows_without_a_target_are_dropped_and_counted(tmp_path):
+    text = "a,y\n" + "".join(f"{i * i},{'' if i % 4 == 0 else i / 7}\n" for i in range(40))
+    table = tables.load(written(tmp_path, text), "y")
+    assert table.dropped == 10
+    assert len(table.X) == len(table.Y) == 30
+    assert table.X["a"].iloc[0] == 1
+
+
+def test_groups_are_the_values_of_their_column_which_is_not_learnt_from(tmp_path):
+    text = "a,day,y\n" + "".join(f"{i * i},2024-01-0{1 + i % 5},{i / 7}\n" for i in range(40))
+    table = tables.load(written(tmp_path, text), "y", groups="day")
+    assert kinds(table) == {"a": "number", "day": ""}
+    assert table.groups.tolist() == [i % 5 for i in range(40)]
+
+
+# -- errors ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["empty"]),
+        ("a,y\n", ["no rows"]),
+        ("a,y\n1,2\n3\n", ["#3", "2 columns, got 1"]),
+        ("a,y\n1,2\n3,4,5\n", ["#3", "2 columns, got 3"]),
+        ("a,a,y\n1,2,3\n", ["2 columns", "'a'"]),
+        ("a;y\n1;2\n", ["'a;y'", "commas"]),
+        ("a,yy\n1,2\n", ["'y'", "mean 'yy'"]),
+        ("a,y\n1,caf\xe9\n".encode("latin-1"), ["'y'", "UTF-8"]),
+        ("caf\xe9,y\n1,2\n".encode("latin-1"), ["UTF-8"]),
+        ("a,y\n1,\n2,\n", ["'y'", "no value"]),
+        ("a,y\n1,x\n2,x\n", ["'x' in every row"]),
+        ("a,y\n1,1.5\n2,1.5\n", ["1.5 in every row"]),
+        ("y\n1\n2\n", ["no column is left", "no other"]),
+        ("a,y\nq,1\nq,2\n", ["no column is left", "'q' in every row"]),
+        ("a,y\n1,2024-01-01\n2,2024-01-02\n", ["'y'", "date"]),
+        ("a,y\n" + "".join(f"{i},n{i}\n" for i in range(9)), ["9 classes in 9 rows"]),
+        ("a,y\n1,1e39\n2,0.5\n", ["1e+39", "float32"]),
+    ],
+)
+def test_a_table_that_cannot_be_trained_on_is_refused_by_name(text, words, tmp_path):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the words are checked)
+        tables.load(written(tmp_path, text), "y")
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+    assert "t.csv" in str(error.value) or "--target 'y'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"task": "regression"}, ["row 2", "'x'"]),
+        ({"groups": "g"}, ["--groups", "'g'"]),
+        ({"groups": "y"}, ["--groups and --target"]),
+        ({"groups": "gap"}, ["'gap'", "1 row"]),
+        ({"wishes": {"q": "number"}}, ["--as", "'q'"]),
+        ({"wishes": {"a": "numbr"}}, ["--as a", "'number'"]),
+        ({"wishes": {"day": "number"}}, ["--as day=number", "date"]),
+        ({"wishes": {"word": "number"}}, ["--as word=number"]),
+    ],
+)
+def test_a_wrong_argument_is_refused_by_name(more, words, tmp_path):
+    text = "a,gap,day,word,y\n1,1,2024-01-01,u,1\n2,,2024-01-02,v,x\n4,3,2024-01-03,v,x\n"
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the words are checked)
+        tables.load(written(tmp_path, text), "y", **more)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_files_that_are_not_there_or_not_parquet_are_refused(tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    for name, error, word in (("no.csv", FileNotFoundError, "no such file"), ("folder.csv", FileNotFoundError, "a folder")):
+        with pytest.raises(error, match=word):
+            tables.load(tmp_path / name, "y")
+    with pytest.raises(ValueError, match=r"t\.parquet: cannot be read"):
+        tables.load(written(tmp_path, "a,y\n1,2\n", "t.parquet"), "y")
+
+
+def test_a_number_that_cannot_be_standardised_is_named(tmp_path):
+    text = "a,y\n" + "".join(f"{i * i},{i / 7}\n" for i in range(9)) + "1e300,3\n"
+    table = tables.load(written(tmp_path, text), "y")
+    with pytest.raises(ValueError, match="'a' is too far"):
+        table.prepare(np.arange(9)).apply(table.X)
+
+
+# -- kept and used again ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(path):
+    """A table, its transformer, and what a model file holds of it after a round through JSON."""
+    table = tables.load(path, "late")
+    made = table.prepare(np.arange(ROWS - 20))
+    return table, made, made.tensors, json.loads(json.dumps(made.about))
+
+
+def test_the_same_rows_give_the_same_input_after_saving(kept, path):
+    table, made, tensors, about = kept
+    again, remark = tables.Transformer.restore(tensors, about)
+    frame, whole, remarks = again.read(path)
+    assert remark == ""
+    assert remarks == ["rare: 1 row(s) hold what training never saw, such as 'once': taken as rare"]
+    assert again.names == made.names
+    assert np.array_equal(again.apply(frame), made.apply(table.X))
+    Y, known = tables.targets(whole.column("late"), table.class_names)
+    assert np.array_equal(Y, table.Y)
+    assert known.all()
+
+
+def test_a_table_of_other_types_without_target_gives_the_same_input(kept, frame, tmp_path):
+    table, made, tensors, about = kept
+    again, _ = tables.Transformer.restore(tensors, about)
+    other = frame.drop(columns=["late", "id", "day"])[::-1].assign(whole=frame["whole"].astype(float), extra=1)
+    other["number"] = other["number"].map(lambda x: "unknown" if np.isnan(x) else repr(x))
+    other.to_parquet(tmp_path / "other.parquet")
+    X, whole, remarks = again.read(tmp_path / "other.parquet")
+    assert np.array_equal(again.apply(X)[::-1], made.apply(table.X))
+    assert "late" not in whole.column_names
+    assert any("number" in remark and "no finite number" in remark for remark in remarks)
+
+
+def test_values_never_seen_are_taken_as_rare_or_nothing_and_said(kept, frame, tmp_path):
+    _, made, _, _ = kept
+    frame.assign(city="Atlantis", rare="other", flag=None).to_parquet(tmp_path / "new.parquet")
+    X, _, remarks = made.read(tmp_path / "new.parquet")
+    columns = dict(zip(made.names, made.apply(X).T, strict=True))
+    assert not any(values.any() for name, values in columns.items() if name.startswith("city_"))
+    assert columns["rare_infrequent_sklearn"].all()
+    assert {remark.split(":")[0] for remark in remarks} == {"city", "rare", "flag"}
+    assert any("'Atlantis'" in remark for remark in remarks)
+
+
+def test_a_missing_column_is_refused_with_the_nearest(kept, frame, tmp_path):
+    frame.rename(columns={"whole": "wholes"}).to_parquet(tmp_path / "new.parquet")
+    with pytest.raises(ValueError, match=r"new\.parquet.*no column 'whole'; did you mean 'wholes'"):
+        kept[1].read(tmp_path / "new.parquet")
+
+
+def test_targets_that_are_no_class_of_the_model_are_left_out():
+    import pyarrow as pa
+
+    Y, known = tables.targets(pa.chunked_array([["b", None, "z", "a"]]), ("a", "b"))
+    assert Y.tolist() == [1, 0]
+    assert known.tolist() == [True, False, False, True]
+    Y, known = tables.targets(pa.chunked_array([[1.5, None, float("inf")]]), ())
+    assert Y.tolist() == [[1.5]]
+    assert known.tolist() == [True, False, False]
+
+
+def test_another_version_of_scikit_learn_is_said(kept):
+    _, _, tensors, about = kept
+    _, remark = tables.Transformer.restore(tensors, {**about, "scikit-learn": "1.7.0"})
+    assert "made with scikit-learn 1.7.0" in remark
+
+
+# -- without pickle --------------------------------------------------------------------------------------------------------
+
+
+def as_tensor(data):
+    return {"pipeline": np.frombuffer(data, np.uint8)}
+
+
+def changed(tensors, change, compression=zipfile.ZIP_STORED):
+    """The pipeline's archive with its parts as `change(name, bytes)` gives them."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(tensors["pipeline"].tobytes())) as old, zipfile.ZipFile(out, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, change(name, old.read(name)))
+    return as_tensor(out.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("thing", "word"),
+    [
+        (FunctionTransformer(np.exp), "FunctionTransformer"),
+        (ColumnTransformer([("a", FunctionTransformer(np.exp), ["x"])]), "FunctionTransformer"),
+        (LinearRegression(), "LinearRegression"),
+        (np.random.default_rng(0), "Generator"),
+        (print, "print"),
+        (StandardScaler(), "StandardScaler"),  # of the list, but no pipeline
+        ([1, 2], "list"),
+    ],
+)
+def test_a_pipeline_of_other_types_is_refused_by_name(kept, thing, word):
+    with pytest.raises(ValueError, match=word):
+        tables.Transformer.restore(as_tensor(skops.io.dumps(thing)), kept[3])
+
+
+@pytest.mark.parametrize("loader", ["FunctionNode", "ObjectNode", "PartialNode", "MethodNode"])
+def test_a_node_hidden_in_the_schema_is_refused_before_anything_is_imported(kept, loader):
+    def change(name, data):
+        if name != "schema.json":
+            return data
+        schema = json.loads(data)
+        inner = schema["content"]["content"]
+        inner["verbose"] = {"__class__": "system", "__module__": "os", "__loader__": loader, "__id__": 1}
+        return json.dumps(schema)
+
+    with pytest.raises(ValueError, match=rf"os\.system \({loader}\)"):
+        tables.Transformer.restore(changed(kept[2], change), kept[3])
+
+
+def test_bombs_are_refused_by_their_size(kept):
+    with pytest.raises(ValueError, match="compressed"):
+        tables.Transformer.restore(changed(kept[2], lambda name, data: data, zipfile.ZIP_DEFLATED), kept[3])
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
+    with pytest.raises(ValueError, match="10000000000000"):
+        tables.Transformer.restore(
+            changed(kept[2], lambda name, data: data if name == "schema.json" else header.getvalue()), kept[3]
+        )
+    nested = changed(kept[2], lambda name, data: b"[" * 100_000 if name == "schema.json" else data)
+    with pytest.raises(ValueError, match="damaged"):
+        tables.Transformer.restore(nested, kept[3])
+
+
+def test_a_damaged_pipeline_is_refused(kept):
+    _, _, tensors, about = kept
+    data = tensors["pipeline"].tobytes()
+    for cut in (0, 10, len(data) // 2, len(data) - 1):
+        with pytest.raises(ValueError, match="damaged"):
+            tables.Transformer.restore(as_tensor(data[:cut]), about)
+    for place in np.random.default_rng(0).integers(0, len(data), 10):
+        bent = bytearray(data)
+        bent[place] ^= 1
+        with contextlib.suppress(ValueError):  # or it is a byte that nobody reads
+            tables.Transformer.restore(as_tensor(bytes(bent)), about)
+
+
+def test_a_pipeline_that_does_not_fit_its_columns_is_refused(kept):
+    _, _, tensors, about = kept
+    with pytest.raises(ValueError, match="does not work"):
+        tables.Transformer.restore(tensors, {**about, "columns": {"other": "number"}})
