@@ -91,13 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--batch", type=int, help="rows of a mini-batch (default: 256; flights 512, digits 32, tables by their rows)"
     )
-    train.add_argument("--learning-rate", type=float, help="at the start of its cosine (default: 0.001; digits 0.002)")
-    train.add_argument("--weight-decay", type=float, help="of AdamW (default: 0.01; flights 1, digits 0.5)")
+    train.add_argument(
+        "--learning-rate", type=float, help="at the start of its cosine (default: 0.001; digits and tables 0.002)"
+    )
+    train.add_argument("--weight-decay", type=float, help="of AdamW (default: 0.01; flights and tables 1, digits 0.5)")
     train.add_argument("--patience", type=int, help="epochs without a better validation loss before it stops")
     train.add_argument("--seed", type=int, default=0, help="of the split, the initial weights and the row order")
     train.add_argument("--splits", type=int, default=1, help="repeat for so many seeds and report the medians")
     train.add_argument("--out", default=".", metavar="FOLDER", help="where the model and the picture go (default: here)")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    train.add_argument("--memory-limit", metavar="BYTES", help="that the engine's arrays may take, e.g. '64 MiB'")
     train.add_argument("--no-baselines", action="store_true", help="flights: leave out scikit-learn's models")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -183,10 +186,11 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _suited(rows: int) -> Recipe:
-    """For a table: small batches and many epochs where there are few rows, some 3,000 steps at least."""
+    """For a table: a small net, small batches and many epochs where there are few rows (docs/tables.md)."""
     batch = min(512, max(16, 1 << (rows // 50).bit_length()))
     epochs = min(300, max(20, 3000 * batch // max(rows, 1)))
-    return Recipe(epochs=epochs, batch=batch, patience=max(5, epochs // 5))
+    hidden = "64" if rows < 5000 else "128,64"
+    return Recipe(hidden, epochs=epochs, batch=batch, learning_rate=2e-3, weight_decay=1.0, patience=max(5, epochs // 5))
 
 
 def _widths(text: str, argument: str) -> list[int]:
@@ -253,7 +257,8 @@ class _Run:
         self.net = mc.MLP(sizes, recipe.activation, output, seed=seed, device=options.device)
         loss = "squared_error" if self.regression else "cross_entropy"
         rate = mc.Cosine(recipe.learning_rate)
-        self.trainer = mc.Trainer(self.net, loss, mc.AdamW(rate, weight_decay=recipe.weight_decay), seed=seed)
+        optimizer = mc.AdamW(rate, weight_decay=recipe.weight_decay)
+        self.trainer = mc.Trainer(self.net, loss, optimizer, memory_limit=options.memory_limit, seed=seed)
         self.history: dict[str, list[float]] = {}
         self.results: dict[str, dict[str, float]] = {}
 

@@ -462,7 +462,8 @@ class Transformer:
             for name, known in zip(encoder.feature_names_in_, encoder.categories_, strict=True):
                 new = frame.loc[~frame[name].isin(known), name]
                 if len(new):
-                    yield f"{name}: {len(new):,} row(s) hold what training never saw, such as {new.iloc[0]!r}: taken as rare"
+                    such = "no value" if new.iloc[0] is None else f"such as {new.iloc[0]!r}"
+                    yield f"{name}: {len(new):,} row(s) hold what training never saw, {such}: taken as rare"
 
 
 # -- without pickle --------------------------------------------------------------------------------------------------------

@@ -112,6 +112,8 @@ def test_info_names_the_blas_and_why_there_is_no_cuda(capsys):
         (["train", "digits", "--epochs", "0"], ["epochs", "0"]),
         (["train", "digits", "--activation", "rellu"], ["rellu", "relu"]),
         (["train", "digits", "--device", "cuda"], ["device='cuda'", "CUDA"]),
+        (["train", "digits", "--memory-limit", "1 KB"], ["memory_limit", "parameters"]),
+        (["train", "digits", "--memory-limit", "much"], ["memory_limit", "much"]),
         (["predict", "absent.safetensors", "digits"], ["absent.safetensors"]),
         (["plan", "784"], ["sizes", "784"]),
         (["plan", "10,5", "--memory-limit", "1 KB"], ["memory_limit", "parameters"]),
@@ -142,3 +144,131 @@ def test_a_run_that_diverges_says_so_and_saves_nothing(table, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "learning rate" in error
     assert not (tmp_path / "table.safetensors").exists()
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shops(tmp_path):
+    """A CSV file with numbers, gaps, categories and an id; `price` depends on them, `dear` is whether it is high."""
+    rng = np.random.default_rng(0)
+    size, kind = rng.uniform(10, 100, 400), rng.choice(["flat", "house"], 400)
+    price = 3 * size + 100 * (kind == "house")
+    with open(tmp_path / "shops.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "size", "kind", "price", "dear"])
+        for i in range(400):
+            writer.writerow([f"n{i}", "" if i % 40 == 7 else size[i], kind[i], price[i], ["no", "yes"][int(price[i] > 200)]])
+    return tmp_path / "shops.csv"
+
+
+def test_a_table_of_classes_is_trained_on_and_predicted_as_in_training(shops, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["train", str(shops), "--target", "dear", "--as", "price=out", "--out", str(out), "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "to predict: dear, 2 classes (no, yes)" in said
+    assert "400 values in 400 rows" in said  # why the id is left out
+    assert float(next(line for line in said.splitlines() if line.startswith("mlpcore ")).split()[2]) > 0.9
+    assert (out / "shops.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader(shops.read_text().splitlines()))
+    without = tmp_path / "new.csv"
+    without.write_text("kind,size\n" + "".join(f"{row['kind']},{row['size']}\n" for row in rows))
+    results = []
+    for data in (shops, without):  # with and without the target, the columns in another order
+        assert main(["predict", str(out / "shops.safetensors"), str(data), "--out", str(tmp_path / "p.csv")]) == 0
+        results.append((tmp_path / "p.csv").read_text())
+    assert results[0] == results[1]
+    predicted = [row["prediction"] for row in csv.DictReader(results[0].splitlines())]
+    assert np.mean([p == row["dear"] for p, row in zip(predicted, rows, strict=True)]) > 0.9
+    said = capsys.readouterr().out
+    assert said.count("against its column dear: AUC") == 1
+    assert main(["check", str(out / "shops.safetensors"), str(shops)]) == 0
+    assert "gradient right" in capsys.readouterr().out
+
+
+def test_a_table_with_a_quantity_is_predicted_in_its_units_from_parquet_too(shops, tmp_path, capsys):
+    import pandas as pd
+
+    frame = pd.read_csv(shops).drop(columns="dear")
+    frame.to_parquet(tmp_path / "shops.parquet")
+    assert main(["train", str(tmp_path / "shops.parquet"), "--target", "price", "--out", str(tmp_path), "--quiet"]) == 0
+    assert "price, a quantity (regression)" in capsys.readouterr().out
+    assert main(["predict", str(tmp_path / "shops.safetensors"), str(shops), "--out", str(tmp_path / "p.csv")]) == 0
+    predicted = pd.read_csv(tmp_path / "p.csv")["prediction"]
+    assert np.median(np.abs(predicted - frame["price"])) < 20
+    said = capsys.readouterr().out
+    assert float(said.split("R2 ")[1].split(",")[0]) > 0.9
+
+
+def test_groups_of_a_table_stay_whole(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    lines = "".join(f"{rng.normal():.3f},p{i % 20},{rng.normal():.3f}\n" for i in range(200))
+    (tmp_path / "t.csv").write_text("a,person,y\n" + lines)
+    assert (
+        main(["train", str(tmp_path / "t.csv"), "--target", "y", "--groups", "person", "--out", str(tmp_path), "--quiet"]) == 0
+    )
+    said = capsys.readouterr().out
+    assert "140 training, 20 validation, 40 test rows of 14 + 2 + 4 groups of person" in said
+
+
+def test_what_a_new_table_holds_and_the_training_did_not_is_said(shops, tmp_path, capsys):
+    assert main(["train", str(shops), "--target", "price", "--epochs", "1", "--out", str(tmp_path), "--quiet"]) == 0
+    model = str(tmp_path / "shops.safetensors")
+    (tmp_path / "new.csv").write_text("kind,size,dear\nboat,10,no\nflat,20,yes\n")
+    assert main(["predict", model, str(tmp_path / "new.csv"), "--out", str(tmp_path / "p.csv")]) == 0
+    said = capsys.readouterr().out
+    assert "note: kind: 1 row(s) hold what training never saw, such as 'boat'" in said
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 3
+    (tmp_path / "p.csv").unlink()
+    (tmp_path / "less.csv").write_text("kind,dear\nboat,no\n")
+    for data, word in (("less.csv", "no column 'size'"), ("table.npz", "takes a table")):
+        assert main(["predict", model, str(tmp_path / data), "--out", str(tmp_path / "p.csv")]) == 2
+        assert word in capsys.readouterr().err
+        assert not (tmp_path / "p.csv").exists()
+    assert main(["check", model, str(tmp_path / "new.csv")]) == 2
+    assert "no column 'price'" in capsys.readouterr().err
+
+
+def test_a_model_whose_pipeline_would_make_something_else_is_refused(shops, tmp_path, capsys):
+    import skops.io
+    from sklearn.preprocessing import FunctionTransformer
+
+    assert main(["train", str(shops), "--target", "price", "--epochs", "1", "--out", str(tmp_path), "--quiet"]) == 0
+    path = tmp_path / "shops.safetensors"
+    net, tensors, about = mc.MLP.load_with(path)
+    tensors["pipeline"] = np.frombuffer(skops.io.dumps(FunctionTransformer(np.exp)), np.uint8)
+    net.save(path, tensors=tensors, about=about)
+    capsys.readouterr()
+    assert main(["predict", str(path), str(shops), "--out", str(tmp_path / "p.csv")]) == 2
+    error = capsys.readouterr().err
+    assert "shops.safetensors" in error
+    assert "FunctionTransformer" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "words"),
+    [
+        ("a,y\n1,2\n", [], ["--target"]),
+        ("a,y\n1,2\n", ["--target", "z"], ["--target", "'z'", "a, y"]),
+        ("a,y\n1,2\n", ["--target", "y"], ["'2' in every row"]),
+        ("a,y\n1,2\n2,3\n", ["--target", "y"], ["2 rows", "too few"]),
+        ("a,y\n1,2\n3\n", ["--target", "y"], ["#3"]),
+        ("a,y\n1,2\n", ["--target", "y", "--as", "a"], ["--as", "COLUMN=KIND"]),
+        ("a,y\n1,2\n", ["--target", "y", "--as", "a=text"], ["--as a", "category"]),
+    ],
+)
+def test_a_table_that_cannot_be_trained_on_leaves_one_line_and_nothing_else(text, more, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text(text)
+    assert main(["train", "t.csv", "--out", "out", *more]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(word in error for word in words), error
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_options_for_tables_are_refused_elsewhere(table, capsys):
+    for option, value in (("--target", "Y"), ("--task", "regression"), ("--groups", "X"), ("--as", "X=out")):
+        assert main(["train", str(table), option, value]) == 2
+        assert f"{option} is for tables" in capsys.readouterr().err
