@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import json
 import os
 import resource
 import sys
@@ -101,6 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", default=".", metavar="FOLDER", help="where the model and the picture go (default: here)")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     train.add_argument("--memory-limit", metavar="BYTES", help="that the engine's arrays may take, e.g. '64 MiB'")
+    train.add_argument(
+        "--checkpoint", metavar="FILE", help="save the run there meanwhile (default with --every or --resume: in --out)"
+    )
+    train.add_argument("--every", metavar="SPAN", help="how often, e.g. '5 min', '1000 steps', '1 epoch' (the default)")
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint, if there is one; the call must be the same"
+    )
     train.add_argument("--no-baselines", action="store_true", help="flights: leave out scikit-learn's models")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -207,12 +216,17 @@ def _train(options: argparse.Namespace) -> None:
     recipe = Recipe(**{**vars(base), **chosen})
     name = Path(options.data).stem
     out = Path(options.out)
+    saves = bool(options.checkpoint or options.every or options.resume)
+    if saves and options.splits > 1:
+        raise ValueError("--checkpoint, --every and --resume are for one run; leave out --splits")
     runs: list[_Run] = []
     for i in range(options.splits):
         if i:
             print()
         runs.append(_Run(dataset, recipe, options, options.seed + i))
         _make_folder(out)  # before the work, and after everything that is wrong with the input
+        if saves:
+            runs[i].keep(Path(options.checkpoint or out / f"{name}.checkpoint.safetensors"), options)
         runs[i].train()
         runs[i].report(baselines=options.data == "flights" and not options.no_baselines)
         del runs[i].X, runs[i].Y
@@ -230,6 +244,39 @@ def _make_folder(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not os.access(out, os.W_OK):
         raise PermissionError(f"--out {out}: the folder cannot be written")
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """Where a run is saved meanwhile; a file beside it holds its call, so that another call does not go on with it."""
+
+    path: Path
+    every: str
+    call: dict[str, Any]
+
+    @property
+    def note(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    def begin(self) -> None:
+        """Make room for a new run: nothing of an older one is left to go on from."""
+        for path in (self.path, self.note):
+            path.unlink(missing_ok=True)
+        self.note.write_text(json.dumps(self.call, indent=1))
+
+    def load(self, device: str) -> mc.Trainer | None:
+        """The trainer to go on with; None if there is none. ValueError where the call was another."""
+        if not self.path.exists():
+            return None
+        try:
+            before = json.loads(self.note.read_text())
+        except (OSError, ValueError):
+            raise ValueError(f"--resume: {self.note} is missing or damaged: it says what {self.path} is a run of") from None
+        for name, value in json.loads(json.dumps(self.call)).items():
+            if before.get(name) != value:
+                what = f"was {before.get(name)!r} and is {value!r}" if name.startswith("--") else "are others"
+                raise ValueError(f"--resume: {name} {what}; call it as before, or without --resume to begin anew")
+        return mc.Trainer.load(self.path, device)
 
 
 class _Run:
@@ -259,8 +306,29 @@ class _Run:
         rate = mc.Cosine(recipe.learning_rate)
         optimizer = mc.AdamW(rate, weight_decay=recipe.weight_decay)
         self.trainer = mc.Trainer(self.net, loss, optimizer, memory_limit=options.memory_limit, seed=seed)
+        self.plan = self.trainer.plan(
+            min(recipe.batch, len(train)), len(train), True
+        )  # also says whether the limit can be kept
+        self.checkpoint: _Checkpoint | None = None
         self.history: dict[str, list[float]] = {}
         self.results: dict[str, dict[str, float]] = {}
+
+    def keep(self, path: Path, options: argparse.Namespace) -> None:
+        """Save the run meanwhile, and go on from what was saved, if asked to and there is something."""
+        call = {f"--{key.replace('_', '-')}": value for key, value in vars(self.recipe).items()}
+        for key in ("target", "task", "groups", "as", "seed", "memory_limit"):
+            call[f"--{key.replace('_', '-')}"] = getattr(options, key)
+        digest = hashlib.sha256()
+        for array in (self.X, self.Y, *self.rows):
+            digest.update(np.ascontiguousarray(array).data)
+        call["the data"] = digest.hexdigest()
+        self.checkpoint = _Checkpoint(path, options.every or "1 epoch", call)
+        trainer = self.checkpoint.load(options.device) if options.resume else None
+        if trainer is None:
+            self.checkpoint.begin()
+            return
+        self.trainer, self.net = trainer, trainer.net
+        print(f"{path}: " + (f"goes on {trainer.unfinished}" if trainer.unfinished else "the run had come to its end"))
 
     def part(self, i: int) -> tuple[Array, Array]:
         """The rows of training (0), validation (1) or test (2), standardised."""
@@ -269,26 +337,39 @@ class _Run:
     def train(self) -> None:
         """Fit, and say how it went."""
         counts = ", ".join(f"{len(r):,} {n}" for r, n in zip(self.rows, ("training", "validation", "test"), strict=True))
-        print(f"seed {self.seed}: {counts} rows{self._groups()}\n{self.net!r}")
+        print(f"seed {self.seed}: {counts} rows{self._groups()}\n{self.net!r}", flush=True)
         began = time.perf_counter()
-        self.history = self.trainer.fit(
-            *self.part(0),
-            epochs=self.recipe.epochs,
-            batch_size=self.recipe.batch,
-            validation=self.part(1),
-            early_stopping=mc.EarlyStopping(self.recipe.patience),
-            progress=not self.quiet,
-        )
+        complete = self.checkpoint is not None and bool(self.trainer.history) and not self.trainer.unfinished
+        done = self.trainer.progress.step
+        self.history = self.trainer.history if complete else self._fit()
         seconds = time.perf_counter() - began
         losses = self.history["validation_loss"]
-        seen = len(self.rows[0]) * len(losses)
-        plan = self.trainer.plan(min(self.recipe.batch, len(self.rows[0])), len(self.rows[0]), True)
+        seen = min(self.recipe.batch, len(self.rows[0])) * (self.trainer.progress.step - done)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        pace = "" if complete else f"{seconds:.1f} s, {seen / seconds:,.0f} rows/s; "
         print(
-            f"best epoch {int(np.argmin(losses)) + 1} of {len(losses)}; {seconds:.1f} s, {seen / seconds:,.0f} rows/s; "
-            f"the engine's arrays take {human(plan.total_bytes)}, the process {human(peak)} at its peak"
+            f"best epoch {int(np.argmin(losses)) + 1} of {len(losses)}; {pace}"
+            f"the engine's arrays take {human(self.plan.total_bytes)}, the process {human(peak)} at its peak"
         )
         self.seconds = seconds
+
+    def _fit(self) -> dict[str, list[float]]:
+        kept = self.checkpoint
+        try:
+            return self.trainer.fit(
+                *self.part(0),
+                epochs=self.recipe.epochs,
+                batch_size=self.recipe.batch,
+                validation=self.part(1),
+                early_stopping=mc.EarlyStopping(self.recipe.patience),
+                progress=not self.quiet,
+                checkpoint=kept.path if kept else None,
+                every=kept.every if kept else "1 epoch",
+            )
+        except (KeyboardInterrupt, SystemExit):
+            if kept and kept.path.exists():
+                print("the same command with --resume goes on from there", file=sys.stderr)
+            raise
 
     def _groups(self) -> str:
         if self.dataset.groups is None:

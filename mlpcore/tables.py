@@ -177,8 +177,9 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None) -> Column:
         return Column(name, "", "as asked")
     if pa.types.is_null(kind) or values.null_count == rows:
         return Column(name, "", "no value in any row")
-    if not (_is_text(kind) or _is_number(kind) or pa.types.is_boolean(kind)):
-        what = "a date or time" if pa.types.is_temporal(kind) else f"of type {kind}"
+    dates = pa.types.is_temporal(kind) or (_is_text(kind) and wish is None and _holds_dates(values))
+    if dates or not (_is_text(kind) or _is_number(kind) or pa.types.is_boolean(kind)):
+        what = "a date or time" if dates else f"of type {kind}"
         if wish:
             raise ValueError(f"--as {name}={wish}: the column is {what}")
         return Column(name, "", what)
@@ -193,6 +194,17 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None) -> Column:
     if _is_number(kind):
         return Column(name, "", "no finite number in any row")
     return _category(name, "boolean" if pa.types.is_boolean(kind) else "category", _texts(values), names_rows=True)
+
+
+def _holds_dates(values: pa.ChunkedArray) -> bool:
+    """Whether every text is a date, as the CSV reader tells it: 2024-12-31, with or without a time and a zone."""
+    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
+        try:
+            values.cast(kind)
+            return True
+        except pa.ArrowInvalid:
+            continue
+    return False
 
 
 def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None) -> Column:

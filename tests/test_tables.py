@@ -35,6 +35,7 @@ def frame():
             "same": "always",
             "empty": np.full(ROWS, np.nan),
             "day": pd.date_range("2024-01-01", periods=ROWS),
+            "hour": [f"2024-01-01T{i % 24:02}:00:00Z" for i in range(ROWS)],
             "late": rng.choice(["yes", "no"], ROWS),
         }
     )
@@ -70,7 +71,7 @@ def test_a_column_is_taken_by_its_type_and_values_whatever_the_format(path, fram
     table = tables.load(path, "late")
     assert kinds(table) == {
         "number": "number", "whole": "number", "city": "category", "rare": "category", "flag": "boolean", "grade": "category",
-        "row": "", "id": "", "same": "", "empty": "", "day": "",
+        "row": "", "id": "", "same": "", "empty": "", "day": "", "hour": "",
     }  # fmt: skip
     said = notes(table)
     assert "missing" in said["number"]
@@ -78,7 +79,7 @@ def test_a_column_is_taken_by_its_type_and_values_whatever_the_format(path, fram
     assert "200 values" in said["id"]
     assert "'always'" in said["same"]
     assert "no value" in said["empty"]
-    assert "date" in said["day"]
+    assert said["day"] == said["hour"] == "a date or time"
     assert table.class_names == ("no", "yes")
     assert np.array_equal(table.Y, (frame["late"] == "yes").astype(int))
     assert table.target == "late"
