@@ -1,4 +1,4 @@
-"""The command `mlpcore`: train, predict, check, plan, info."""
+"""The command `mlpcore`: train, predict, export, check, plan, info."""
 
 from __future__ import annotations
 
@@ -117,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("model", help="a .safetensors file of mlpcore train")
     predict.add_argument("data", help="a table (the target may be missing), an .npz file with an array X, flights or digits")
     predict.add_argument("--out", default="predictions.csv", metavar="FILE", help="a CSV file (default: %(default)s)")
+
+    export = command("export", _export, "Write a trained model as ONNX; of a table, the network without the table's pipeline.")
+    export.add_argument("model", help="a .safetensors file of mlpcore train")
+    export.add_argument("onnx", help="the file to write, e.g. model.onnx")
 
     check = command("check", _check, "Check the gradient of a model by central differences.")
     check.add_argument("model", help="a .safetensors file")
@@ -577,6 +581,27 @@ def _predict(options: argparse.Namespace) -> None:
             f"against its column {model.about['target']}: "
             + ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
         )
+
+
+def _export(options: argparse.Namespace) -> None:
+    from mlpcore.export import export  # not at import: onnx
+
+    model = _Model.load(options.model)
+    export(options.model, options.onnx)
+    if "pipeline" in model.tensors:
+        print(
+            f"{options.onnx} holds the network alone: X takes the {model.preparation.width} columns that the table's pipeline makes"
+        )
+        print("(standardised numbers and ones for categories), in this order:")
+        for number, name in enumerate(model.preparation.names):
+            print(f"  {number:>4}  {name}")
+    else:
+        names = model.about.get("features", ())
+        print(
+            f"{options.onnx}: X takes the {model.net.sizes[0]} columns as they are ({_some(names)}), standardisation included"
+        )
+    classes = model.about["classes"]
+    print("Z holds " + (f"the probabilities of {_some(classes)}" if classes else "the predictions, in the units of the target"))
 
 
 def _check(options: argparse.Namespace) -> None:

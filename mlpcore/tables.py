@@ -431,7 +431,8 @@ class Transformer:
     @property
     def about(self) -> dict[str, Any]:
         """And what it says of it in its header."""
-        return {"columns": {column.name: column.kind for column in self.columns}, "scikit-learn": sklearn.__version__}
+        columns = {column.name: column.kind for column in self.columns}
+        return {"features": self.names, "columns": columns, "scikit-learn": sklearn.__version__}
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Array], about: Mapping[str, Any]) -> tuple[Transformer, str]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
+from mlpcore import tables
 from mlpcore.cli import main
 
 
@@ -277,6 +278,41 @@ def test_options_for_tables_are_refused_elsewhere(table, capsys):
     for option, value in (("--target", "Y"), ("--task", "regression"), ("--groups", "X"), ("--as", "X=out")):
         assert main(["train", str(table), option, value]) == 2
         assert f"{option} is for tables" in capsys.readouterr().err
+
+
+def onnx_output(path, X):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"X": X.astype(np.float32)})[0]
+
+
+def test_an_exported_model_of_an_archive_takes_its_columns_as_they_are(table, tmp_path, capsys):
+    assert train(table, tmp_path, "--epochs", "2") == 0
+    assert main(["export", str(tmp_path / "table.safetensors"), str(tmp_path / "table.onnx")]) == 0
+    assert "standardisation included" in capsys.readouterr().out
+    assert main(["predict", str(tmp_path / "table.safetensors"), str(table), "--out", str(tmp_path / "p.csv")]) == 0
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    p = np.array([[float(row["p(other)"]), float(row["p(same)"])] for row in rows])
+    np.testing.assert_allclose(onnx_output(tmp_path / "table.onnx", np.load(table)["X"]), p, atol=1e-5)
+
+
+def test_an_exported_model_of_a_table_says_which_columns_it_takes_in_which_order(shops, tmp_path, capsys):
+    assert main(["train", str(shops), "--target", "price", "--epochs", "2", "--out", str(tmp_path), "--quiet"]) == 0
+    model = str(tmp_path / "shops.safetensors")
+    capsys.readouterr()
+    assert main(["export", model, str(tmp_path / "shops.onnx")]) == 0
+    said = capsys.readouterr().out
+    names = [line.split(None, 1)[1] for line in said.splitlines() if line.startswith("  ")]
+    assert names[:2] == ["size", "missingindicator_size"]
+    assert names[2:4] == ["kind_flat", "kind_house"]
+    assert "network alone" in said
+    rows = list(csv.DictReader(shops.read_text().splitlines()))
+    assert main(["predict", model, str(shops), "--out", str(tmp_path / "p.csv")]) == 0
+    predicted = [float(line) for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
+    _, tensors, about = mc.MLP.load_with(model)
+    transformer, _ = tables.Transformer.restore(tensors, about)
+    X = transformer.apply(transformer.read(shops)[0])
+    assert X.shape == (len(rows), len(names))
+    np.testing.assert_allclose(onnx_output(tmp_path / "shops.onnx", X)[:, 0], predicted, rtol=1e-4)
 
 
 # -- runs that go on -------------------------------------------------------------------------------------------------------
