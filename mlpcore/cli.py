@@ -589,9 +589,7 @@ def _export(options: argparse.Namespace) -> None:
     model = _Model.load(options.model)
     export(options.model, options.onnx)
     if "pipeline" in model.tensors:
-        print(
-            f"{options.onnx} holds the network alone: X takes the {model.preparation.width} columns that the table's pipeline makes"
-        )
+        print(f"{options.onnx}, the network alone: X takes the {model.preparation.width} columns that the pipeline makes")
         print("(standardised numbers and ones for categories), in this order:")
         for number, name in enumerate(model.preparation.names):
             print(f"  {number:>4}  {name}")
