@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--target", metavar="COLUMN", help="of a table: the column to predict")
     train.add_argument("--task", choices=["classification", "regression"], help="of a table (default: told from the target)")
     train.add_argument("--groups", metavar="COLUMN", help="of a table: rows of one value stay together when rows are held out")
+    train.add_argument("--stream", action="store_true", help="read a Parquet table in pieces (by itself where memory is short)")
     train.add_argument(
         "--as", action="append", default=[], metavar="COLUMN=KIND",
         help="of a table: take a column as number, category or out (left out); may be repeated",
@@ -163,7 +164,7 @@ def _dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
     """What to train on, with a recipe that suits it; says what it is."""
     if _is_table(options.data):
         return _table_dataset(options)
-    for argument in ("target", "task", "groups", "as"):
+    for argument in ("target", "task", "groups", "as", "stream"):
         if getattr(options, argument):
             raise ValueError(f"--{argument} is for tables (.csv, .tsv, .parquet); {options.data!r} is none")
     started = time.perf_counter()
@@ -175,7 +176,7 @@ def _dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
 
 
 def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
-    from mlpcore import tables  # not at import: pandas, pyarrow and scikit-learn
+    from mlpcore import big_tables, tables  # not at import: pandas, pyarrow and scikit-learn
 
     if not options.target:
         raise ValueError(f"{options.data}: say which column to predict: --target COLUMN")
@@ -185,12 +186,21 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
         if not equals:
             raise ValueError(f"--as takes COLUMN=KIND, such as zip=category; got {wish!r}")
         wishes[column] = kind
-    table = tables.load(options.data, options.target, options.task, options.groups, wishes)
-    dropped = f"; {table.dropped:,} more have no {table.target} and are not used" if table.dropped else ""
+    table: tables.Table
+    if options.stream or big_tables.is_too_big(options.data):
+        if options.groups:
+            raise ValueError(
+                "--groups: a streamed table holds out whole row groups; sort it by that column, or leave the option out"
+            )
+        table = big_tables.load(options.data, options.target, options.task, wishes)
+        source = f", read in pieces; columns as told from {len(table.X):,} of them"
+    else:
+        table = tables.load(options.data, options.target, options.task, options.groups, wishes)
+        source = f"; {table.dropped:,} more have no {table.target} and are not used" if table.dropped else ""
     kind = f"{len(table.class_names)} classes ({_some(table.class_names)})" if table.class_names else "a quantity (regression)"
-    print(f"{options.data}: {len(table.X):,} rows{dropped}\nto predict: {table.target}, {kind}\nfrom:")
+    print(f"{options.data}: {table.rows:,} rows{source}\nto predict: {table.target}, {kind}\nfrom:")
     print(tables.describe(table.columns))
-    return table, _suited(len(table.X))
+    return table, _suited(table.rows)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -69,6 +69,11 @@ class Table(Dataset):
     columns: tuple[Column, ...] = ()
     dropped: int = 0
 
+    @property
+    def rows(self) -> int:
+        """That have a target."""
+        return len(self.X)
+
     def prepare(self, rows: Array) -> Transformer:
         """The transformer of these training rows."""
         return Transformer.fit(self.X, rows, self.columns)
@@ -84,9 +89,7 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
         FileNotFoundError, OSError: it cannot be read.
         ValueError: it is not such a file, has no rows, two columns of one name, or lines of unequal length.
     """
-    source = Path(path)
-    if not source.is_file():
-        raise FileNotFoundError(f"{path}: " + ("is a folder; name a file" if source.is_dir() else "no such file"))
+    source = require_file(path)
     try:
         table = _read_csv(source, texts) if source.suffix.lower() in (".csv", ".tsv") else parquet.ParquetFile(source).read()
         names = table.column_names
@@ -103,6 +106,14 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
     if not table.num_rows:
         raise ValueError(f"{path}: has a header ({', '.join(names[:5])}) and no rows")
     return table
+
+
+def require_file(path: str | Path) -> Path:
+    """The path of a file that is there; FileNotFoundError where it is not, or a folder."""
+    source = Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"{path}: " + ("is a folder; name a file" if source.is_dir() else "no such file"))
+    return source
 
 
 def _read_csv(source: Path, texts: Sequence[str]) -> pa.Table:
@@ -132,7 +143,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
@@ -141,14 +152,14 @@ def _numbers(values: pa.ChunkedArray) -> Array:
     values = _plain(values)
     if _is_text(values.type):
         numbers = pd.to_numeric(values.to_pandas(), errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    elif _is_number(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type):
+    elif is_number(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type):
         numbers = values.cast(pa.float64(), safe=False).to_numpy()
     else:
         numbers = np.full(len(values), np.nan)
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
-def _texts(values: pa.ChunkedArray) -> Array:
+def as_texts(values: pa.ChunkedArray) -> Array:
     """Strings (m,), None where there is none; 3 and 3.0 are both "3", whichever file they come from."""
     values = _plain(values)
     if pa.types.is_boolean(values.type):
@@ -160,9 +171,9 @@ def _texts(values: pa.ChunkedArray) -> Array:
     return texts
 
 
-def _frame(table: pa.Table, columns: Sequence[Column]) -> pd.DataFrame:
+def as_frame(table: pa.Table, columns: Sequence[Column]) -> pd.DataFrame:
     """The columns as their kinds: float64 with NaN, or Python strings with None."""
-    arrays = {c.name: (_numbers if c.kind == "number" else _texts)(table.column(c.name)) for c in columns}
+    arrays = {c.name: (_numbers if c.kind == "number" else as_texts)(table.column(c.name)) for c in columns}
     return pd.DataFrame({name: pd.Series(array, dtype=array.dtype) for name, array in arrays.items()})
 
 
@@ -178,22 +189,22 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None) -> Column:
     if pa.types.is_null(kind) or values.null_count == rows:
         return Column(name, "", "no value in any row")
     dates = pa.types.is_temporal(kind) or (_is_text(kind) and wish is None and _holds_dates(values))
-    if dates or not (_is_text(kind) or _is_number(kind) or pa.types.is_boolean(kind)):
+    if dates or not (_is_text(kind) or is_number(kind) or pa.types.is_boolean(kind)):
         what = "a date or time" if dates else f"of type {kind}"
         if wish:
             raise ValueError(f"--as {name}={wish}: the column is {what}")
         return Column(name, "", what)
     if wish == "category":
-        return _category(name, "category", _texts(values))
+        return _category(name, "category", as_texts(values))
     numbers = _numbers(values) if wish or not pa.types.is_boolean(kind) else np.full(rows, np.nan)
     known = np.isfinite(numbers)
-    if known.any() and (wish or _is_number(kind) or known.sum() >= 0.95 * (rows - values.null_count)):
+    if known.any() and (wish or is_number(kind) or known.sum() >= 0.95 * (rows - values.null_count)):
         return _number(name, numbers, values, wish)
     if wish:
         raise ValueError(f"--as {name}=number: the column holds no number")
-    if _is_number(kind):
+    if is_number(kind):
         return Column(name, "", "no finite number in any row")
-    return _category(name, "boolean" if pa.types.is_boolean(kind) else "category", _texts(values), names_rows=True)
+    return _category(name, "boolean" if pa.types.is_boolean(kind) else "category", as_texts(values), names_rows=True)
 
 
 def _holds_dates(values: pa.ChunkedArray) -> bool:
@@ -212,7 +223,7 @@ def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None
     low, high = numbers[known].min(), numbers[known].max()
     if known.all() and low == high:
         return Column(name, "", f"{low:.6g} in every row")
-    if not wish and pa.types.is_integer(values.type) and known.all() and len(numbers) > 2 and (np.diff(numbers) == 1).all():
+    if not wish and pa.types.is_integer(values.type) and known.all() and np.mean(np.diff(numbers) == 1) > 0.8:
         return Column(name, "", f"counts the rows, {low:.0f} to {high:.0f}")
     note = f"{low:.6g} to {high:.6g}"
     wrong = pc.filter(values, pc.and_kleene(pc.is_valid(values), pa.array(~known)))
@@ -273,8 +284,15 @@ def load(
     Raises:
         FileNotFoundError, OSError, ValueError: names the file or the column, what was expected and what came.
     """
+    as_text = [name for name, wish in (wishes or {}).items() if wish == "category"]
+    return take(read(path, as_text), path, target, task, groups, wishes)
+
+
+def take(
+    table: pa.Table, path: str | Path, target: str, task: str | None, groups: str | None, wishes: Mapping[str, str] | None
+) -> Table:  # fmt: skip
+    """`load`, of a table that has been read; `path` is for messages."""
     wishes = wishes or {}
-    table = read(path, [name for name, wish in wishes.items() if wish == "category"])
     names = table.column_names
     for argument, name in (("--target", target), ("--groups", groups), *(("--as", name) for name in wishes)):
         if name is not None and name not in names:
@@ -292,7 +310,7 @@ def load(
         for name in names
         if name != target
     )
-    frame = _frame(table, [column for column in columns if column.kind])
+    frame = as_frame(table, [column for column in columns if column.kind])
     if not frame.shape[1]:
         why = "; ".join(f"{c.name} is left out ({c.note})" for c in columns[:5]) or "there is no other"
         raise ValueError(f"{path}: no column is left to predict {target!r} from: {why}")
@@ -317,18 +335,18 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> tuple[Array
     """Y, class names, and which rows have a target. Y holds the kept rows only."""
     values = _plain(values)
     if not (
-        _is_text(values.type) or _is_number(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type)
+        _is_text(values.type) or is_number(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type)
     ):
         raise ValueError(f"--target {name!r} holds {values.type}; expected numbers, text or booleans")
-    numbers, texts = _numbers(values), _texts(values)
+    numbers, texts = _numbers(values), as_texts(values)
     filled = pd.notna(texts)
     if not filled.any():
         raise ValueError(f"--target {name!r} has no value in any row")
     known = numbers[filled & np.isfinite(numbers)]
     if task is None:
-        whole = _is_number(values.type) and (known == np.rint(known)).all()
+        whole = is_number(values.type) and (known == np.rint(known)).all()
         few = whole and len(np.unique(known)) <= min(MOST_CLASSES, len(known) / 5 + 2)
-        task = "classification" if few or not _is_number(values.type) else "regression"
+        task = "classification" if few or not is_number(values.type) else "regression"
     if task == "regression":
         wrong = np.flatnonzero(filled & ~np.isfinite(numbers))
         if len(wrong):
@@ -346,7 +364,7 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> tuple[Array
         raise ValueError(
             f"--target {name!r}: {len(labels):,} classes in {len(Y):,} rows; is it a quantity (--task regression)?"
         )
-    if _is_number(values.type):  # 2 before 10
+    if is_number(values.type):  # 2 before 10
         order = np.argsort(numbers[filled][first])
         labels, Y = labels[order], np.argsort(order)[Y]
     return Y.astype(np.int64), tuple(labels.tolist()), filled
@@ -363,7 +381,7 @@ def targets(values: pa.ChunkedArray, classes: Sequence[str]) -> tuple[Array, Arr
     """Y of the rows that have one, as a model with these classes counts it, and which rows these are (m,)."""
     if classes:
         index = {name: i for i, name in enumerate(classes)}
-        codes = np.array([index.get(text, -1) for text in _texts(values)], np.int64)
+        codes = np.array([index.get(text, -1) for text in as_texts(values)], np.int64)
         return codes[codes >= 0], codes >= 0
     numbers = _numbers(values)
     return numbers[np.isfinite(numbers), None].astype(np.float32), np.isfinite(numbers)
@@ -444,7 +462,7 @@ class Transformer:
         columns = [Column(name, kind) for name, kind in about["columns"].items()]
         here = cls(_unpack(tensors["pipeline"].tobytes()), columns)
         try:  # of a row in which everything is missing
-            here.apply(_frame(pa.table({column.name: pa.nulls(1) for column in columns}), columns))
+            here.apply(as_frame(pa.table({column.name: pa.nulls(1) for column in columns}), columns))
         except _DAMAGE as error:
             raise ValueError(f"the pipeline does not work with scikit-learn {sklearn.__version__}: {error!r}") from None
         then = about["scikit-learn"]
@@ -461,7 +479,7 @@ class Transformer:
         lacking = [column.name for column in self.columns if column.name not in table.column_names]
         if lacking:
             raise _no_column(f"{path}: the model needs a column", lacking[0], table.column_names)
-        frame = _frame(table, self.columns)
+        frame = as_frame(table, self.columns)
         return frame, table, list(self._remarks(frame, table))
 
     def _remarks(self, frame: pd.DataFrame, table: pa.Table) -> Iterator[str]:
