@@ -176,7 +176,8 @@ def _dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
 
 
 def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
-    from mlpcore import big_tables, tables  # not at import: pandas, pyarrow and scikit-learn
+    from mlpcore import tables  # not at import: pandas, pyarrow and scikit-learn
+    from mlpcore.big_tables import is_too_big, load
 
     if not options.target:
         raise ValueError(f"{options.data}: say which column to predict: --target COLUMN")
@@ -187,12 +188,12 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
             raise ValueError(f"--as takes COLUMN=KIND, such as zip=category; got {wish!r}")
         wishes[column] = kind
     table: tables.Table
-    if options.stream or big_tables.is_too_big(options.data):
+    if options.stream or is_too_big(options.data):
         if options.groups:
             raise ValueError(
                 "--groups: a streamed table holds out whole row groups; sort it by that column, or leave the option out"
             )
-        table = big_tables.load(options.data, options.target, options.task, wishes)
+        table = load(options.data, options.target, options.task, wishes)
         source = f", read in pieces; columns as told from {len(table.X):,} of them"
     else:
         table = tables.load(options.data, options.target, options.task, options.groups, wishes)
