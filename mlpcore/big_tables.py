@@ -115,7 +115,7 @@ class _Reader:
         self.columns = metadata.schema.to_arrow_schema().names if everything else [*used, table.target]
 
     def pieces(self, group: int, columns: Sequence[str] | None = None, rows: int = _PIECE) -> Iterator[Any]:
-        with parquet.ParquetFile(self.table.path, metadata=self.metadata, pre_buffer=False) as file:
+        with parquet.ParquetFile(self.table.path, metadata=self.metadata, pre_buffer=False, buffer_size=1 << 16) as file:
             yield from file.iter_batches(rows, [group], columns or self.columns)
 
     def sample(self, groups: Sequence[int], most: int) -> Any:
