@@ -12,6 +12,7 @@ import pytest
 
 import mlpcore as mc
 from mlpcore import tables
+from mlpcore.backends import device as devices
 from mlpcore.cli import main
 
 
@@ -278,6 +279,33 @@ def test_options_for_tables_are_refused_elsewhere(table, capsys):
     for option, value in (("--target", "Y"), ("--task", "regression"), ("--groups", "X"), ("--as", "X=out")):
         assert main(["train", str(table), option, value]) == 2
         assert f"{option} is for tables" in capsys.readouterr().err
+
+
+def test_a_table_is_streamed_on_demand_or_where_memory_is_short(shops, tmp_path, capsys, monkeypatch):
+    import pandas as pd
+
+    path, out = tmp_path / "shops.parquet", tmp_path / "out"
+    pd.concat([pd.read_csv(shops)] * 10).to_parquet(path, row_group_size=200)
+    call = ["train", str(path), "--target", "dear", "--as", "price=out", "--as", "id=out", "--quiet", "--epochs", "4"]
+    assert main([*call, "--out", str(out), "--stream", "--every", "1 epoch"]) == 0
+    said = capsys.readouterr().out
+    assert "4,000 rows, read in pieces" in said
+    assert "14 + 2 + 4 row groups" in said
+    assert float(next(line for line in said.splitlines() if line.startswith("mlpcore ")).split()[2]) > 0.9
+    first = mc.MLP.load(out / "shops.safetensors").parameters
+    assert main(["predict", str(out / "shops.safetensors"), str(shops), "--out", str(tmp_path / "p.csv")]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert main([*call, "--out", str(out), "--stream", "--resume"]) == 0
+    assert "had come to its end" in capsys.readouterr().out
+    assert np.array_equal(mc.MLP.load(out / "shops.safetensors").parameters, first)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 1 << 20)
+    assert main([*call, "--out", str(tmp_path / "by itself")]) == 0
+    assert "read in pieces" in capsys.readouterr().out
+    for more, word in ((["--groups", "kind"], "--groups"), (["--splits", "0"], "--splits")):
+        assert main([*call, *more, "--stream", "--out", str(out)]) == 2
+        assert word in capsys.readouterr().err
+    assert main(["train", str(shops), "--target", "dear", "--stream"]) == 2
+    assert "only Parquet" in capsys.readouterr().err
 
 
 def onnx_output(path, X):
