@@ -144,6 +144,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def is_number(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is one of numbers."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
@@ -223,7 +224,13 @@ def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None
     low, high = numbers[known].min(), numbers[known].max()
     if known.all() and low == high:
         return Column(name, "", f"{low:.6g} in every row")
-    if not wish and pa.types.is_integer(values.type) and known.all() and np.mean(np.diff(numbers) == 1) > 0.8:
+    if (
+        not wish
+        and pa.types.is_integer(values.type)
+        and known.all()
+        and len(numbers) > 9
+        and np.mean(np.diff(numbers) == 1) > 0.8
+    ):
         return Column(name, "", f"counts the rows, {low:.0f} to {high:.0f}")
     note = f"{low:.6g} to {high:.6g}"
     wrong = pc.filter(values, pc.and_kleene(pc.is_valid(values), pa.array(~known)))
