@@ -369,7 +369,7 @@ def test_bombs_are_refused_by_their_size(kept):
         tables.Transformer.restore(changed(kept[2], lambda name, data: data, zipfile.ZIP_DEFLATED), kept[3])
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
-    with pytest.raises(ValueError, match="an array says float64 of shape .10000000000000"):
+    with pytest.raises(ValueError, match=r"an array says float64 of shape .10000000000000"):
         tables.Transformer.restore(
             changed(kept[2], lambda name, data: data if name == "schema.json" else header.getvalue()), kept[3]
         )
