@@ -92,6 +92,8 @@ class State:
                 )
 
     def __str__(self) -> str:
+        if self.epoch >= self.epochs:
+            return f"after the last of {self.epochs} epochs"
         return f"in epoch {self.epoch + 1} of {self.epochs}, after {self.batch:,} of its batches"
 
 

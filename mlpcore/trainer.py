@@ -346,10 +346,12 @@ class Trainer:
 
         Returns:
             A dict of lists, one entry an epoch: "loss" (mean of J over its steps), "learning_rate" (of its last step),
-            "seconds", and with validation "validation_loss" and "validation_accuracy" or "validation_r2".
+            "seconds", with validation "validation_loss" and "validation_accuracy" or "validation_r2", and with
+            on_non_finite="skip" "skipped" (steps so far).
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came; nothing is trained yet.
+            TypeError, ValueError: names the argument, what was expected and what came; nothing is trained yet, unless a number
+                that is not finite, or a label, lies further on in a file.
             NonFiniteLoss: J or its gradient overflowed; the parameters, and the checkpoint, are as before that step.
             OSError: the checkpoint cannot be written; the one before is intact.
         """
@@ -394,7 +396,8 @@ class Trainer:
                 return self._run.go(progress)
         finally:
             self._run = None
-            self.progress.total = None
+            if self._unfinished is None:  # else it has not begun to go on
+                self.progress.total = None
             self._step.untouched = False
             self._step.reserve([])
 
@@ -500,7 +503,7 @@ class Trainer:
         with self._lock:
             if self._run is not None:
                 self._run.pause()
-            self.skipped  # noqa: B018 (brings the count up to date)
+            self._step.count_skipped(self.progress)
             vectors, facts = self._step.snapshot()
             best = self._run.best_so_far() if self._run else self._unfinished[1] if self._unfinished else None
             tensors = {"parameters": devices.to_host(self.net.device, self.net.parameters), **vectors}
