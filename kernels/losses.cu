@@ -36,11 +36,13 @@ __global__ void elementwise_loss(const T* x, const Compute<T>* Y, const Compute<
 }
 
 // ℓ = log Σ exp(s - max) - (s_y - max), D = gain k (softmax(s) - onehot(y)), a warp a row: blocks of (32, warps) threads, with
-// warps * n numbers of shared memory where db is wanted. Targets: class numbers (labels), or else distributions (Y).
+// warps * n numbers of shared memory where db is wanted. Targets: class numbers (labels), or else distributions (Y). A row
+// adds `most` to J at most, infinity where there is no limit.
 template <class T>
 __global__ void softmax_cross_entropy(const T* S, const int64* labels, const Compute<T>* Y, const Compute<T>* k, int per_row,
                                       const Compute<T>* gain, T* D, Compute<T>* db, Compute<T>* J, Compute<T>* partials,
-                                      unsigned* counters, Control* control, int64 m, int64 n, int accumulate) {
+                                      unsigned* counters, Control* control, int64 m, int64 n, int accumulate,
+                                      Compute<T> most) {
   using C = Compute<T>;
   DYNAMIC_SHARED(C, shared);
   const int lane = threadIdx.x, warps = blockDim.y;
@@ -76,7 +78,7 @@ __global__ void softmax_cross_entropy(const T* S, const int64* labels, const Com
     sum = warp_sum(sum);
     __syncwarp();  // D may be S: every lane has read the label's entry (a shuffle alone orders no memory)
     const C weight = k[per_row ? row : 0];
-    if (lane == 0) value += weight * (whole * log(sum) - entry);
+    if (lane == 0) value += weight * minimum(whole * log(sum) - entry, most);
     for (int64 c = lane; c < n; c += 32) {
       const C target = labels ? C(c == label) : Y[row * n + c];
       const C d = factor * weight * (whole * exp(C(widen(s[c])) - top) / sum - target);

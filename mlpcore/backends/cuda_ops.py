@@ -303,6 +303,7 @@ class CudaOps:
             self.launch(
                 cuda_source.text("losses.cu"), f"softmax_cross_entropy<{_type(x)}>", launch, x, labels, targets, k, per_row,
                 self.gain, D, sums, J, partials, counters, self.control, m, n, np.int32(accumulate),
+                k.dtype.type(np.inf if objective.loss.most is None else objective.loss.most),
             )  # fmt: skip
             if db is not None and not fused:
                 self._column_sums(D, db, accumulate)

@@ -43,16 +43,17 @@ class CupyReference(NumpyOps):
     def _softmax_gradient_now(self, G: Array, Z: Array, D: Array) -> None:
         D[...] = Z * (G - (G * Z).sum(axis=1, keepdims=True))
 
-    def _softmax_cross_entropy(self, S: Array, Y: Array, k: Array, D: Array, J: Array) -> None:
-        self._do(self._softmax_cross_entropy_now, S, Y, k, D, J)
+    def _softmax_cross_entropy(self, S: Array, Y: Array, k: Array, D: Array, J: Array, most: float | None) -> None:
+        self._do(self._softmax_cross_entropy_now, S, Y, k, D, J, most)
 
-    def _softmax_cross_entropy_now(self, S: Array, Y: Array, k: Array, D: Array, J: Array) -> None:
+    def _softmax_cross_entropy_now(self, S: Array, Y: Array, k: Array, D: Array, J: Array, most: float | None) -> None:
         xp, classes = self.xp, S.shape[1]
         target = Y if Y.ndim == 2 else (Y[:, None] == xp.arange(classes)).astype(S.dtype)
         shifted = S - S.max(axis=1, keepdims=True)
         powers = xp.exp(shifted)
         total, whole = powers.sum(axis=1, keepdims=True), target.sum(axis=1, keepdims=True)
-        J += (k * (whole * xp.log(total) - (target * shifted).sum(axis=1, keepdims=True))).sum(dtype=xp.float64)
+        value = whole * xp.log(total) - (target * shifted).sum(axis=1, keepdims=True)
+        J += (k * (value if most is None else xp.minimum(value, most))).sum(dtype=xp.float64)
         D[...] = k * (whole * powers / total - target)
 
     def _add_sum(self, v: Array, J: Array) -> None:

@@ -396,7 +396,7 @@ class NumpyOps:
     ) -> None:
         """J += Σ k ℓ(x, Y) and D = k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if matched, else Z[L]; D may be x."""
         if objective.loss.rowwise:
-            self._softmax_cross_entropy(x, Y, k, D, J)
+            self._softmax_cross_entropy(x, Y, k, D, J, objective.loss.most)
         else:
             value, slope = self._loss(objective, in_place=D is x)
             part, *registers = self._registers(1 + max(value.registers, slope.registers), x.shape, x.dtype)
@@ -406,7 +406,7 @@ class NumpyOps:
             self._add_sum(part, J)
         self._sum_rows(D, db, accumulate)
 
-    def _softmax_cross_entropy(self, S: Array, Y: Array, k: Array, D: Array, J: Array) -> None:
+    def _softmax_cross_entropy(self, S: Array, Y: Array, k: Array, D: Array, J: Array, most: float | None) -> None:
         """ℓ = log Σ exp(s - max) - (s_y - max) and D = k (softmax(s) - onehot(y)), from S: neither overflows nor cancels."""
         xp, (rows, classes) = self.xp, S.shape
         flat = self._take("softmax", (rows * classes,), S.dtype)
@@ -430,6 +430,8 @@ class NumpyOps:
             self._do(xp.add.reduce, P, 1, None, total, True)
             self._do(xp.log, total, top)
             self._do(xp.subtract, top, entry, top)
+            if most is not None:
+                self._do(partial(xp.minimum, out=top), top, most)
             self._do(xp.multiply, top, k, top)
             self._add_sum(top, J)
             self._do(xp.divide, k, total, total)
@@ -448,6 +450,8 @@ class NumpyOps:
             self._do(xp.add.reduce, Y, 1, None, top, True)
             self._do(xp.multiply, total, top, total)
             self._do(xp.subtract, total, entry, total)
+            if most is not None:
+                self._do(partial(xp.minimum, out=total), total, most)
             self._do(xp.multiply, total, k, total)
             self._add_sum(total, J)
             self._do(xp.multiply, P, top, P)

@@ -26,6 +26,7 @@ class Loss:
         value: a formula in `z` (an output), `y` (its target) and, with a parameter, `q`.
         slope: ∂value/∂z, in the same variables.
         parameter: the value of `q`, None without one.
+        most: what an output (cross_entropy: a row) adds to J at most, None without a limit. The gradient is that without it.
 
     Raises:
         ValueError: a formula is not in the common subset of C++ and Python, or reads another variable; says which.
@@ -40,6 +41,7 @@ class Loss:
     slope: str
     parameter: float | None = None
     outputs: str = field(default="any", repr=False)
+    most: float | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         if self.parameter is not None:
@@ -150,13 +152,16 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
         raise ValueError(f"loss {loss.name!r} needs output {needed}; the network has {output.name!r}")
     if loss.rowwise:
         return Objective(loss, output, True, "", "", ())
-    scalars = tuple({**output.scalars, **loss.scalars}.items())
+    most = {} if loss.most is None else {"most": loss.most}
+    scalars = tuple({**output.scalars, **loss.scalars, **most}.items())
     row = matched().get((loss.name, output.name))
     from_sheets = activations.sheet().get(output.name, [])[3:] == [output.value, output.slope] and sheet().get(loss.name, [])[
         3:
     ] == [loss.value, loss.slope]
     if row is None or not from_sheets:
         value, slope = (formulas.substitute(text, {"z": "x"}) for text in (loss.value, loss.slope))
-        return Objective(loss, output, False, value, slope, scalars)
-    value, slope = (formulas.substitute(formulas.substitute(text, {"z": output.value}), {"s": "x"}) for text in row)
-    return Objective(loss, output, True, value, slope, scalars)
+    else:
+        value, slope = (formulas.substitute(formulas.substitute(text, {"z": output.value}), {"s": "x"}) for text in row)
+    if most:
+        value = f"minimum({value}, most)"
+    return Objective(loss, output, row is not None and from_sheets, value, slope, scalars)

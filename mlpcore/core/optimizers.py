@@ -173,8 +173,8 @@ class Optimizer:
         settings = [setting.name for setting in fields(self)]
         if name not in settings:
             raise AttributeError(f"{type(self).__name__} has no setting {name!r}; it has {', '.join(settings)}")
-        if name == "nesterov" and not isinstance(value, bool):
-            raise TypeError(f"{type(self).__name__}: nesterov must be True or False; got {value!r}")
+        if name in ("nesterov", "epsilon_hat") and not isinstance(value, bool):
+            raise TypeError(f"{type(self).__name__}: {name} must be True or False; got {value!r}")
         if type(value) is Schedule:
             raise TypeError(f"{type(self).__name__}: {name} must be a number or one of the schedules, such as mc.Cosine(0.1)")
         if name == "learning_rate" and not isinstance(value, Schedule):
@@ -236,12 +236,25 @@ class SGD(Optimizer):
 
 @dataclass
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015): steps of the learning rate's size, along m / √v."""
+    """Adam (Kingma and Ba 2015): steps of the learning rate's size, along m / √v.
+
+    Args:
+        learning_rate: a number or a schedule.
+        beta1, beta2: shares of the last m and v that are kept, in [0, 1).
+        epsilon: keeps the quotient finite.
+        epsilon_hat: epsilon is added to √v before its bias is corrected, as scikit-learn does it.
+    """
 
     learning_rate: float | Schedule = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    epsilon_hat: bool = False
+
+    @property
+    def row(self) -> str:
+        """The name of the row of `updates.def`."""
+        return "adam_hat" if self.epsilon_hat else "adam"
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """The recurrences through whole networks in float64, against derivatives of an independent forward pass."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -397,3 +399,27 @@ def test_where_a_matched_pair_is_right_the_way_through_g_is_not(loss, output, s,
     J, G = mc.loss(loss)(cache.output, np.array(Y))
     assert not J > 5e3
     assert not abs(net.backward(cache, G).flat).max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("loss", "output"), [("cross_entropy", "softmax"), ("binary_cross_entropy", "sigmoid"), ("huber", "tanh")]
+)
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_a_loss_of_limited_value_has_the_gradient_of_the_loss_without_a_limit(loss, output, one_hot):
+    rng = np.random.default_rng(5)
+    X, labels = 9 * rng.standard_normal((40, 3)), rng.integers(0, 3, 40)
+    Y = labels if loss == "cross_entropy" and not one_hot else np.eye(3)[labels]
+    found = []
+    for most in (None, 0.7):
+        net = mc.MLP([3, 3], output=output, dtype="float64", seed=1, device="cpu")
+        limited = dataclasses.replace(mc.loss(loss).loss, most=most)
+        J, gradient = mc.Trainer(net, limited).gradient(X, Y)
+        rows = [mc.Trainer(net, limited).gradient(X[i : i + 1], Y[i : i + 1])[0] for i in range(40)]
+        found.append((J, gradient.copy(), rows))
+    (_, free, rows), (J, limited, limited_rows) = found
+    np.testing.assert_array_equal(free, limited)
+    if loss == "cross_entropy":
+        np.testing.assert_allclose(limited_rows, np.minimum(rows, 0.7), rtol=1e-12)
+    assert max(limited_rows) <= 2.1
+    np.testing.assert_allclose(J, np.mean(limited_rows), rtol=1e-12)
+    assert 0.9 * found[0][0] > J

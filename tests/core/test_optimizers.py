@@ -42,6 +42,12 @@ def adam(w, g, state, t, rate, decay, beta1=0.8, beta2=0.95, epsilon=1e-2):
     return w - rate * (m_hat / (math.sqrt(v_hat) + epsilon) + decay * w)
 
 
+def adam_hat(w, g, state, t, rate, decay, beta1=0.8, beta2=0.95, epsilon=1e-2):
+    m = state["m"] = beta1 * state.get("m", 0.0) + (1 - beta1) * g
+    v = state["v"] = beta2 * state.get("v", 0.0) + (1 - beta2) * g * g
+    return w - rate * math.sqrt(1 - beta2**t) / (1 - beta1**t) * m / (math.sqrt(v) + epsilon)
+
+
 def rmsprop(w, g, state, t, rate, decay, alpha=0.9, epsilon=1e-2):
     state["v"] = alpha * state.get("v", 0.0) + (1 - alpha) * g * g
     return w - rate * g / (math.sqrt(state["v"]) + epsilon)
@@ -60,6 +66,7 @@ RULES = [
     ("momentum", lambda rate: mc.SGD(rate, momentum=0.9), momentum, 0.0),
     ("nesterov", lambda rate: mc.SGD(rate, momentum=0.9, nesterov=True), nesterov, 0.0),
     ("adam", lambda rate: mc.Adam(rate, beta1=0.8, beta2=0.95, epsilon=1e-2), adam, 0.0),
+    ("adam hat", lambda rate: mc.Adam(rate, beta1=0.8, beta2=0.95, epsilon=1e-2, epsilon_hat=True), adam_hat, 0.0),
     ("adamw", lambda rate: mc.AdamW(rate, 0.3, beta1=0.8, beta2=0.95, epsilon=1e-2), adam, 0.3),
     ("adamw without decay", lambda rate: mc.AdamW(rate, 0.0, beta1=0.8, beta2=0.95, epsilon=1e-2), adam, 0.0),
     ("rmsprop", lambda rate: mc.RMSprop(rate, alpha=0.9, epsilon=1e-2), rmsprop, 0.0),

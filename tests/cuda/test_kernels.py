@@ -5,6 +5,7 @@ Each launch runs in three thread orders, whose results must be equal to the bit,
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -32,7 +33,7 @@ from tests.cuda_on_cpu import compiler
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++")
 
 TYPES = list(STORAGE)
-ONE = Launch((1, 1), (1, 1))
+ONE, ONE_WARP = Launch((1, 1), (1, 1)), Launch((1, 1), (32, 1))
 SHAPES = [(1, 1), (1, 16), (13, 7), (13, 8), (13, 9), (67, 40), (300, 5), (2, 264), (0, 8)]
 EXACT = [sigma for sigma in every_activation() if not re.search(r"tanh\(|exp|log", sigma.value + sigma.slope)]
 ops = NumpyOps()
@@ -331,13 +332,13 @@ def test_elementwise_losses_on_awkward_shapes_and_grids(m, n):
         close(after[7], 2 + 2 * (d * d).sum(), "float", 8, 2)
 
 
-def cross_entropy(T, S, labels, Y, k, gain, D, db, J, accumulate, grid, control=None):
+def cross_entropy(T, S, labels, Y, k, gain, D, db, J, accumulate, grid, control=None, most=np.inf):
     (m, n), per_row = S.shape, np.int32(k.ndim > 0)
     source = cuda_source.text("losses.cu", cuda_source.loss(every_objective()[0]))
     grid = grid._replace(shared=0 if db is None else grid.block[1] * n * computed(0, T).itemsize)
     return launch(
         source, f"softmax_cross_entropy<{T}>", grid, S, labels, Y, k, per_row, gain, D, db, J, *sums(n, grid.grid[0], T, 2),
-        control, m, n, np.int32(accumulate),
+        control, m, n, np.int32(accumulate), computed(most, T)[()],
     )  # fmt: skip
 
 
@@ -369,6 +370,19 @@ def test_softmax_with_cross_entropy_is_evaluated_from_s_in_one_pass(m, n, T):
             close(after[7], d.sum(axis=0) + (before if accumulate else 0), COMPUTE[T], 20, size * n**0.5 * (1 + m))
             alone = cross_entropy(T, S, *pair, k, gain, S, None, J, accumulate, grid)
             assert (alone[6].tobytes(), alone[8].tobytes()) == (after[6].tobytes(), after[8].tobytes())
+
+
+def test_a_row_adds_no_more_to_the_loss_than_its_most_and_has_the_same_gradient():
+    S, labels, k = rng(11).standard_normal((50, 3)) * 9, rng(11).integers(0, 3, 50), computed(1.0, "double")
+    full = cross_entropy(
+        "double", S, labels, None, k, None, fresh((50, 3), "double"), None, computed(0, "double"), False, ONE_WARP
+    )
+    capped = cross_entropy("double", S, labels, None, k, None, fresh((50, 3), "double"), None, computed(0, "double"), False,
+                           ONE_WARP, most=4.0)  # fmt: skip
+    objective = losses.pair(dataclasses.replace(losses.resolve("cross_entropy"), most=4.0), activations.SOFTMAX)
+    close(capped[8], loss_of(objective, S, labels, k)[0], "double", 40, 50)
+    assert capped[8] < 0.9 * full[8]
+    assert capped[6].tobytes() == full[6].tobytes()
 
 
 @pytest.mark.parametrize("bad", [-1, 4, 2**40])
