@@ -26,6 +26,8 @@ class Loss:
         value: a formula in `z` (an output), `y` (its target) and, with a parameter, `q`.
         slope: ∂value/∂z, in the same variables.
         parameter: the value of `q`, None without one.
+        matched: value and ∂value/∂s behind the output activation that `outputs` names, formulas in its `s`, `a` and in `z`, `y`,
+            `q`; they save the way through ∂J/∂Z[L]. None: none, or those of `losses.def`.
         most: what an output (cross_entropy: a row) adds to J at most, None without a limit. The gradient is that without it.
 
     Raises:
@@ -41,6 +43,7 @@ class Loss:
     slope: str
     parameter: float | None = None
     outputs: str = field(default="any", repr=False)
+    matched: tuple[str, str] | None = field(default=None, kw_only=True, repr=False)
     most: float | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
@@ -154,14 +157,14 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
         return Objective(loss, output, True, "", "", ())
     most = {} if loss.most is None else {"most": loss.most}
     scalars = tuple({**output.scalars, **loss.scalars, **most}.items())
-    row = matched().get((loss.name, output.name))
-    from_sheets = activations.sheet().get(output.name, [])[3:] == [output.value, output.slope] and sheet().get(loss.name, [])[
-        3:
-    ] == [loss.value, loss.slope]
-    if row is None or not from_sheets:
+    row = loss.matched if output.name == loss.outputs else None
+    activation, own_sheet = activations.sheet().get(output.name, [])[3:], sheet().get(loss.name, [])[3:]
+    if activation == [output.value, output.slope] and own_sheet == [loss.value, loss.slope]:
+        row = row or matched().get((loss.name, output.name))
+    if row is None:
         value, slope = (formulas.substitute(text, {"z": "x"}) for text in (loss.value, loss.slope))
     else:
         value, slope = (formulas.substitute(formulas.substitute(text, {"z": output.value}), {"s": "x"}) for text in row)
     if most:
         value = f"minimum({value}, most)"
-    return Objective(loss, output, row is not None and from_sheets, value, slope, scalars)
+    return Objective(loss, output, row is not None, value, slope, scalars)
