@@ -26,8 +26,8 @@ class Loss:
         value: a formula in `z` (an output), `y` (its target) and, with a parameter, `q`.
         slope: ∂value/∂z, in the same variables.
         parameter: the value of `q`, None without one.
-        matched: value and ∂value/∂s behind the output activation that `outputs` names, formulas in its `s`, `a` and in `z`, `y`,
-            `q`; they save the way through ∂J/∂Z[L]. None: none, or those of `losses.def`.
+        matched: value and ∂value/∂s behind the output that `outputs` names, in its `s` and `a`, in `z`, `y` and `q`, in place
+            of the way through ∂J/∂Z[L]; None: as `losses.def` has it.
         most: what an output (cross_entropy: a row) adds to J at most, None without a limit. The gradient is that without it.
 
     Raises:

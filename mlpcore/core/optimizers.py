@@ -161,7 +161,7 @@ class Optimizer:
     learning_rate: float | Schedule
 
     conditions: ClassVar[dict[str, str]] = {
-        "momentum": "0 <= x < 1",
+        "momentum": "0 <= x <= 1",
         "beta1": "0 <= x < 1",
         "beta2": "0 <= x < 1",
         "alpha": "0 <= x < 1",
@@ -221,7 +221,7 @@ class SGD(Optimizer):
 
     Args:
         learning_rate: a number or a schedule.
-        momentum: share of the last velocity that is kept, in [0, 1).
+        momentum: share of the last velocity that is kept, in [0, 1].
         nesterov: look ahead along the velocity.
     """
 

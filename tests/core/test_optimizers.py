@@ -262,7 +262,7 @@ def test_a_minimum_above_the_rate_does_not_raise_the_rate(schedule):
 BAD = [
     *[(cls, "learning_rate", bad) for cls in (mc.SGD, mc.Adam, mc.AdamW, mc.RMSprop, mc.Lion) for bad in (-0.1, math.nan,
         math.inf)],
-    *[(mc.SGD, "momentum", bad) for bad in (-0.1, 1.0, 2, math.nan)],
+    *[(mc.SGD, "momentum", bad) for bad in (-0.1, 1.1, 2, math.nan)],
     *[(cls, name, bad) for cls in (mc.Adam, mc.AdamW, mc.Lion) for name in ("beta1", "beta2") for bad in (-0.1, 1.0, math.nan)],
     *[(cls, "epsilon", bad) for cls in (mc.Adam, mc.AdamW, mc.RMSprop) for bad in (0.0, -1e-8)],
     *[(cls, "weight_decay", bad) for cls in (mc.AdamW, mc.Lion) for bad in (-0.1, math.inf)],

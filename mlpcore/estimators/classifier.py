@@ -1,0 +1,165 @@
+"""MLPClassifier: labels, probabilities, class weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.metrics import accuracy_score
+from sklearn.preprocessing import LabelBinarizer
+from sklearn.utils import column_or_1d, compute_sample_weight
+from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
+
+from mlpcore.backends import device as devices
+from mlpcore.core import losses as loss_sheet
+from mlpcore.core.losses import Loss
+from mlpcore.estimators.base import STOCHASTIC, Array, Estimator, host
+
+# the binary cross-entropy of a probability that has been rounded, as scikit-learn's is where it nears 1
+LOG_LOSS = Loss(
+    "log_loss",
+    "-y * log(maximum(z, T(1e-30))) - (1 - y) * log(maximum(1 - z, T(1e-30)))",
+    "(z - y) / maximum(z * (1 - z), T(1e-30))",
+    outputs="sigmoid",
+    matched=(
+        "y * (maximum(-s, 0) + log1p(exp(-abs(s)))) - (1 - y) * log(maximum(1 - 1 / (1 + exp(-s)), T(1e-30)))",
+        "z - y",
+    ),
+)
+
+
+@dataclass(eq=False, repr=False)
+class MLPClassifier(ClassifierMixin, Estimator):
+    """scikit-learn's MLPClassifier on the engine: its parameters, attributes, results, warnings and errors, and more.
+
+    Args:
+        hidden_layer_sizes: widths of the hidden layers.
+        activation: "identity", "logistic", "tanh", "relu" or another of the engine's, `(name, parameter)`, `mc.Activation`,
+            or a list with one for each hidden layer.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
+        precision, memory_limit: as in `mc.Trainer`.
+        scoring: what `validation_scores_` hold: a scorer's name or a function `(estimator, X, y)`; None: accuracy, R².
+        callbacks: a list as in `mc.Trainer.fit`; an entry has "loss", "learning_rate" and perhaps "validation_score".
+        progress: whether to show a bar.
+        class_weight: `{label: weight}` or "balanced", beside `sample_weight`; a list of such for many labels.
+        loss: "log_loss", or a loss of the engine's that its output, softmax or sigmoid, allows.
+
+    The parameters that are not listed here, and all attributes, are scikit-learn's.
+    """
+
+    hidden_layer_sizes: Any = (100,)
+    activation: Any = "relu"
+    _: KW_ONLY
+    class_weight: Any = None
+    loss: Any = "log_loss"
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **Estimator._parameter_constraints,
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
+    }
+    _metric: ClassVar[Callable[..., float]] = accuracy_score
+
+    def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
+        X, y = self._read(X, y, reset)
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        if not hasattr(self, "classes_") or not (self.warm_start or incremental):
+            self._label_binarizer = LabelBinarizer().fit(y)
+            self.classes_ = self._label_binarizer.classes_
+            return X, y
+        classes = unique_labels(y)
+        if self.warm_start and set(classes) != set(self.classes_):
+            raise ValueError(
+                "warm_start can only be used where `y` has the same classes as in the previous call to fit. Previously got"
+                f" {self.classes_}, `y` has {classes}"
+            )
+        if len(np.setdiff1d(classes, self.classes_, assume_unique=True)):
+            raise ValueError(f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {classes}.")
+        return X, y
+
+    def _weighted(self, y: Any, weights: Array | None, incremental: bool) -> Array | None:
+        if self.class_weight is None:
+            return weights
+        if incremental and self.class_weight == "balanced":
+            raise ValueError("class_weight='balanced' needs all rows at once, not partial_fit: give partial_fit a dict")
+        by_class = compute_sample_weight(self.class_weight, y)
+        return by_class if weights is None else weights * by_class
+
+    def _targets(self, y: Any) -> Array:
+        numbers = self.loss in ("log_loss", loss_sheet.CROSS_ENTROPY.name)
+        if numbers and self._label_binarizer.y_type_ == "multiclass" and y.ndim == 1:
+            return np.searchsorted(self.classes_, y)
+        return self._label_binarizer.transform(y).astype(bool)
+
+    def _objective(self, dtype: Any) -> Loss:
+        if self.loss != "log_loss":
+            return loss_sheet.resolve(self.loss)
+        # scikit-learn clips probabilities at the dtype's epsilon before it takes their logarithm
+        most = float(-np.log(np.finfo(dtype).eps))
+        return dataclasses.replace(loss_sheet.CROSS_ENTROPY if self.out_activation_ == "softmax" else LOG_LOSS, most=most)
+
+    def _out_activation(self) -> str:
+        return "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
+
+    def _predicted(self, output: Array) -> Array:
+        if isinstance(output, np.ndarray):
+            return self._label_binarizer.inverse_transform(output.ravel() if self.n_outputs_ == 1 else output)
+        if self._label_binarizer.y_type_.startswith("multilabel"):
+            return (output > 0.5).astype(np.int64)
+        numbers = (output > 0.5).reshape(-1) if self.n_outputs_ == 1 else output.argmax(axis=1)
+        numbers = numbers.astype(np.int64) * (len(self.classes_) > 1)
+        if self.classes_.dtype.kind in "biuf":
+            return devices.module(devices.of(output)).asarray(self.classes_)[numbers]
+        return self.classes_[host(numbers, "prediction")]
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None) -> MLPClassifier:
+        """Train on X and y.
+
+        Args:
+            X: (m, n) numbers: NumPy, pandas, polars, sparse, or on a GPU.
+            y: (m,) labels, or (m, n_outputs_) of 0 and 1.
+            sample_weight: (m,) row weights.
+            validation: `(X, y)` or `(X, y, sample_weight)`, scored after each epoch, instead of a part of X.
+        """
+        return self._fit(X, y, sample_weight, validation, incremental=False)
+
+    def _check_solver(self) -> bool:
+        if self.solver not in STOCHASTIC:
+            raise AttributeError(f"partial_fit is only available for stochastic optimizers. {self.solver} is not stochastic.")
+        return True
+
+    @available_if(lambda estimator: estimator._check_solver())
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
+        """One epoch on X and y, from where the last call left off.
+
+        Args:
+            X, y, sample_weight: as in `fit`.
+            classes: all labels that any call will bring; for the first call.
+        """
+        if _check_partial_fit_first_call(self, classes):
+            self._label_binarizer = LabelBinarizer().fit(y if type_of_target(y).startswith("multilabel") else classes)
+        return self._fit(X, y, sample_weight, None, incremental=True)
+
+    def predict_proba(self, X: Any) -> Any:
+        """The probability of each class in the order of `classes_`, (m, number of classes), for rows X as in `predict`."""
+        X = self._checked(X)
+        with devices.active(devices.of(X)):
+            P = self._output(X, self._network())
+            return np.stack([1 - P[:, 0], P[:, 0]], axis=1) if self.n_outputs_ == 1 else P
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """The logarithm of `predict_proba`."""
+        return np.log(self.predict_proba(X))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags

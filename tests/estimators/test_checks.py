@@ -1,0 +1,19 @@
+"""Every check that scikit-learn has for estimators, none of them expected to fail."""
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from mlpcore.estimators import MLPClassifier, MLPRegressor
+
+EVERY = [
+    MLPClassifier(),
+    MLPRegressor(),
+    MLPClassifier(solver="lbfgs", activation=["gelu"], max_iter=50),
+    MLPRegressor(loss="huber", learning_rate_init=0.01),
+]
+
+
+@pytest.mark.filterwarnings("default")
+@parametrize_with_checks(EVERY)
+def test_scikit_learns_check(estimator, check):
+    check(estimator)
