@@ -252,7 +252,10 @@ class Estimator(BaseEstimator):
         trainer = self._resume(net, incremental)
         train, held_out = self._hold_out(X, y, Y, weights, given, validation, random)
         rows, size = self._rows(trainer, X, Y, training), self._batch_rows(len(train))
-        best = net.parameters.copy() if self.early_stopping else None
+        buffers = trainer._step.fit_buffers(0, self.early_stopping)
+        best = trainer._step.reserve(buffers).get("best")
+        if best is not None:
+            best[...] = net.parameters
         found = first  # scikit-learn's weights go on as they are where a warm start has not improved on the score before it
         self.n_iter_ = 0
         with Run(trainer, self.callbacks, self.max_iter, self.progress) as run:

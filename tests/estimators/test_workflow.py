@@ -159,11 +159,12 @@ OF_A_CLASSIFIER = [
 )
 def test_a_mistake_is_the_same_error(name, mistake):
     parameters, fit, call, X, y = mistake
+    call = call or (lambda model: model.fit(X, y, *fit))
     errors = []
     for module in MODULES:
+        model = getattr(module, name)(**{"max_iter": 2, "random_state": 0, **parameters})
         with pytest.raises((ValueError, TypeError, AttributeError)) as caught:
-            model = getattr(module, name)(**{"max_iter": 2, "random_state": 0, **parameters})
-            call(model) if call else model.fit(X, y, *fit)
+            call(model)
         errors.append(caught.value)
     assert type(errors[0]) is type(errors[1])
     assert str(errors[0]) == str(errors[1])

@@ -1,0 +1,203 @@
+"""What the estimators take beyond scikit-learn's parameters."""
+
+import math
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_diabetes, load_wine, make_multilabel_classification
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import scale
+
+import mlpcore as mc
+from mlpcore.backends import device as devices
+from mlpcore.estimators import MLPClassifier, MLPRegressor
+
+X, y = scale(load_wine().data), load_wine().target
+NAMES = np.array(["barolo", "grignolino", "barbera"])[y]
+DX, dy = scale(load_diabetes().data), scale(load_diabetes().target)
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu", ("elu", 0.5), ["mish", ("leaky_relu", 0.1)], ["logistic", "selu"]])
+def test_any_activation_of_the_engine_and_one_for_each_layer(activation):
+    model = MLPClassifier((12, 8), activation, max_iter=60, learning_rate_init=0.01, random_state=0).fit(X, NAMES)
+    assert model.score(X, NAMES) > 0.97
+    net = model._network()
+    specs = activation if isinstance(activation, list) else [activation] * 2
+    assert [a.spec for a in net.activations[1:-1]] == ["sigmoid" if s == "logistic" else s for s in specs][
+        :2
+    ] or "logistic" in specs
+    with pytest.raises(ValueError, match="hidden layer"):
+        MLPClassifier((12, 8), ["gelu"]).fit(X, y)
+    with pytest.raises(ValueError, match=r"activation.*must be"):
+        MLPClassifier(activation="rleu").fit(X, y)
+
+
+def test_an_own_activation_is_taken_and_pickled():
+    cubic = mc.Activation("bent", "s / sqrt(1 + s * s)", "1 / ((1 + s * s) * sqrt(1 + s * s))")
+    model = MLPRegressor(activation=cubic, max_iter=20, random_state=0).fit(DX, dy)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(DX), model.predict(DX))
+
+
+@pytest.mark.parametrize("loss", ["absolute_error", ("huber", 0.5), "log_cosh", ("quantile", 0.8), mc.loss("huber").loss])
+def test_any_loss_of_the_engine_for_a_regressor(loss):
+    model = MLPRegressor(loss, max_iter=80, learning_rate_init=0.01, random_state=0).fit(DX, dy)
+    assert model.loss_curve_[-1] < 0.7 * model.loss_curve_[0]
+    assert model.out_activation_ == "identity"
+
+
+def test_the_quantile_loss_leaves_that_share_of_the_rows_below():
+    model = MLPRegressor(("quantile", 0.8), max_iter=300, learning_rate_init=0.01, random_state=0, alpha=1).fit(DX, dy)
+    assert 0.74 < np.mean(dy < model.predict(DX)) < 0.86
+
+
+def test_a_regression_of_shares_stays_between_0_and_1():
+    shares = 1 / (1 + np.exp(-dy))
+    model = MLPRegressor("binary_cross_entropy", max_iter=60, random_state=0).fit(DX, shares)
+    P = model.predict(DX)
+    assert model.out_activation_ == "logistic"
+    assert 0 < P.min() < P.max() < 1
+    assert model.score(DX, shares) > 0.3
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
+def test_a_classifier_with_another_loss(loss):
+    model = MLPClassifier(loss=loss, max_iter=60, learning_rate_init=0.01, random_state=0).fit(X, NAMES)
+    assert model.score(X, NAMES) > 0.97
+    J = model._network()
+    assert J.activations[-1].name == "softmax"
+
+
+def test_class_weight_is_a_row_weight():
+    balanced = len(y) / (3 * np.bincount(y))
+    expected = MLPClassifier(max_iter=10, random_state=0).fit(X, NAMES, balanced[y])
+    found = MLPClassifier(max_iter=10, random_state=0, class_weight="balanced").fit(X, NAMES)
+    np.testing.assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=1e-12)
+    by_name = {"barolo": 2.0, "barbera": 5.0}
+    expected = MLPClassifier(max_iter=10, random_state=0).fit(X, NAMES, 3.0 * np.array([2.0, 1.0, 5.0])[y])
+    found = MLPClassifier(max_iter=10, random_state=0, class_weight=by_name).fit(X, NAMES, np.full(len(X), 3.0))
+    np.testing.assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=1e-12)
+    part = MLPClassifier(random_state=0, class_weight=by_name).partial_fit(X, NAMES, classes=np.unique(NAMES))
+    again = MLPClassifier(random_state=0).partial_fit(X, NAMES, np.array([2.0, 1.0, 5.0])[y], classes=np.unique(NAMES))
+    assert part.loss_ == pytest.approx(again.loss_, rel=1e-12)
+    with pytest.raises(ValueError, match=r"balanced.*partial_fit"):
+        MLPClassifier(class_weight="balanced").partial_fit(X, y, classes=[0, 1, 2])
+
+
+def test_class_weight_of_many_labels_is_a_list():
+    A, B = make_multilabel_classification(80, random_state=0, n_classes=2)
+    weights = [{0: 1, 1: 3}, {0: 2, 1: 1}]
+    rows = np.array([1, 3])[B[:, 0]] * np.array([2, 1])[B[:, 1]]
+    found = MLPClassifier(max_iter=3, random_state=0, class_weight=weights).fit(A, B)
+    assert found.loss_ == pytest.approx(MLPClassifier(max_iter=3, random_state=0).fit(A, B, rows).loss_, rel=1e-12)
+
+
+def test_a_validation_set_is_scored_every_epoch_and_stops_if_asked_to():
+    A, Av, b, bv = train_test_split(X, NAMES, random_state=0, test_size=0.3)
+    seen = MLPClassifier(max_iter=12, random_state=0).fit(A, b, validation=(Av, bv))
+    assert len(seen.validation_scores_) == 12
+    assert seen.validation_scores_[-1] == seen.score(Av, bv)
+    assert seen.best_validation_score_ == max(seen.validation_scores_)
+    plain = MLPClassifier(max_iter=12, random_state=0).fit(A, b)
+    assert seen.loss_curve_ == plain.loss_curve_  # looking changes nothing
+    stopped = MLPClassifier(random_state=0, early_stopping=True, n_iter_no_change=3, learning_rate_init=0.01)
+    stopped.fit(A, b, validation=(Av, bv))
+    assert stopped.n_iter_ < 200
+    assert stopped.score(Av, bv) == stopped.best_validation_score_
+    with pytest.raises(TypeError, match="validation must be"):
+        stopped.fit(A, b, validation=Av)
+    with pytest.raises(ValueError, match="features"):
+        stopped.fit(A, b, validation=(Av[:, :3], bv))
+
+
+def auc(model, A, b):
+    return roc_auc_score(b, model.predict_proba(A), multi_class="ovr")
+
+
+@pytest.mark.parametrize("scoring", ["neg_log_loss", "roc_auc_ovr", auc])
+def test_the_score_may_be_any_of_scikit_learns_or_a_function(scoring):
+    table = pd.DataFrame(X, columns=[f"c{i}" for i in range(X.shape[1])])  # whose names the scorer's predict must see
+    model = MLPClassifier(random_state=0, early_stopping=True, scoring=scoring, max_iter=15).fit(table, NAMES)
+    assert len(model.validation_scores_) == model.n_iter_
+    assert model.validation_scores_[0] < model.validation_scores_[-1]
+    given = MLPClassifier(random_state=0, scoring=scoring, max_iter=5).fit(table, NAMES, validation=(table, NAMES))
+    assert len(given.validation_scores_) == 5
+    with pytest.raises(ValueError, match="scoring"):
+        MLPClassifier(scoring="roundness").fit(X, y)
+
+
+def test_callbacks_see_every_epoch_and_may_stop():
+    seen, steps = [], []
+
+    class Counter(mc.Callback):
+        def step_end(self, trainer, J):
+            steps.append(float(J))
+
+        def fit_end(self, trainer, history):
+            seen.append(history)
+
+    def third(trainer, entry):
+        seen.append((trainer.learning_rate, entry["loss"]))
+        return len(seen) == 3
+
+    model = MLPClassifier(callbacks=[third, Counter()], random_state=0, batch_size=60).fit(X, y, validation=(X, y))
+    assert model.n_iter_ == 3
+    assert [loss for _, loss in seen[:3]] == model.loss_curve_
+    assert seen[3]["validation_score"] == model.validation_scores_
+    assert len(steps) == 9
+    seen.clear()
+    model = MLPRegressor(solver="lbfgs", callbacks=[lambda trainer, entry: entry["loss"] < 0.3]).fit(DX, dy)
+    assert model.loss_ < 0.3
+    assert model.n_iter_ < 20
+    with pytest.raises(ValueError, match="callbacks"):
+        MLPClassifier(callbacks=print).fit(X, y)
+
+
+def test_progress_shows_a_bar(capsys):
+    MLPClassifier(progress=True, max_iter=3).fit(X, y)
+    err = capsys.readouterr().err
+    assert "3/3" in err
+    assert "loss=" in err
+    MLPClassifier(max_iter=3).fit(X, y)
+    assert capsys.readouterr().err == ""
+
+
+def test_memory_limit_and_device_reach_the_engine():
+    small, free = (MLPClassifier(max_iter=3, random_state=0, memory_limit=limit, batch_size=178) for limit in ("99 KiB", None))
+    np.testing.assert_allclose(small.fit(X, y).loss_curve_, free.fit(X, y).loss_curve_, rtol=1e-12)
+    with pytest.raises(MemoryError):  # the weights of the best epoch count as well
+        small.set_params(early_stopping=True, memory_limit="90 KiB").fit(X, y)
+    with pytest.raises(MemoryError):
+        MLPClassifier(memory_limit=1000).fit(X, y)
+    with pytest.raises(ValueError, match="device must be"):
+        MLPClassifier(device="gpu").fit(X, y)
+    if devices.why_no_cuda():
+        with pytest.raises(mc.DeviceUnavailable):
+            MLPClassifier(device="cuda").fit(X, y)
+
+
+def test_an_estimator_of_a_gpu_predicts_on_a_machine_without(monkeypatch):
+    model = MLPClassifier(max_iter=3, random_state=0).fit(X, y)
+    state = pickle.dumps(model.set_params(device="cuda"))
+    monkeypatch.setattr(devices, "why_no_cuda", lambda: "there is none")
+    np.testing.assert_array_equal(pickle.loads(state).predict(X), model.predict(X))
+
+
+def test_small_probabilities_keep_their_logarithm():
+    model = MLPClassifier((), max_iter=1, random_state=0).fit(X, y > 0)
+    model.coefs_[0][...] = 0
+    for s in (-700.0, -80.0, -40.0, 0.0, 3.0):
+        model.intercepts_[0][...] = s
+        expected = s - math.log1p(math.exp(s)) if s < 0 else -math.log1p(math.exp(-s))
+        assert model.predict_log_proba(X[:1])[0, 1] == pytest.approx(expected, rel=1e-12)
+
+
+def test_nothing_that_was_given_is_changed():
+    A, w = X.copy(), np.random.default_rng(0).random(len(X))
+    before = A.copy(), w.copy()
+    MLPClassifier(max_iter=2, class_weight="balanced", early_stopping=True).fit(A, y, w)
+    np.testing.assert_array_equal(A, before[0])
+    np.testing.assert_array_equal(w, before[1])
