@@ -496,9 +496,7 @@ class Estimator(BaseEstimator):
             return self._predicted(self._output(X, self._network()))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Accuracy or R² of the prediction for X, (m, n_features_in_), as scikit-learn defines them; a float."""
-        if devices.of(X) == "cpu":
-            return super().score(X, y, sample_weight)
+        """Accuracy or R² of the prediction for the rows of X (m, n_features_in_), as scikit-learn defines them."""
         weights = None if sample_weight is None else host(sample_weight, "sample_weight")
         return float(type(self)._metric(host(y, "y"), host(self.predict(X), "prediction"), sample_weight=weights))
 

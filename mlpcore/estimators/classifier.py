@@ -64,6 +64,7 @@ class MLPClassifier(ClassifierMixin, Estimator):
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
     }
     _metric: ClassVar[Callable[..., float]] = accuracy_score
+    score = Estimator.score  # the mixin's takes no arrays of a GPU
 
     def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
         X, y = self._read(X, y, reset)
@@ -153,7 +154,11 @@ class MLPClassifier(ClassifierMixin, Estimator):
         X = self._checked(X)
         with devices.active(devices.of(X)):
             P = self._output(X, self._network())
-            return np.stack([1 - P[:, 0], P[:, 0]], axis=1) if self.n_outputs_ == 1 else P
+            if self.n_outputs_ > 1:
+                return P
+            both = devices.module(devices.of(P)).empty((len(P), 2), P.dtype)
+            both[:, :1], both[:, 1:] = 1 - P, P
+            return both
 
     def predict_log_proba(self, X: Any) -> Any:
         """The logarithm of `predict_proba`."""

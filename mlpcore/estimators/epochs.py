@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -144,15 +145,13 @@ def epoch(rows: Rows, order: Array, size: int, run: Run) -> float:
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
-    """The optimizer's state, on the host."""
-    device = trainer.net.device
-    vectors = {name: np.array(devices.to_host(device, vector)) for name, vector in trainer._step.state.items()}
-    return {"step": trainer.progress.step, "vectors": vectors}
+    """What the trainer's next steps depend on beside the parameters, on the host."""
+    vectors, facts = trainer._step.snapshot()
+    vectors = {name: np.array(vector) for name, vector in vectors.items()}
+    return {"progress": dataclasses.replace(trainer.progress), "vectors": vectors, "facts": facts}
 
 
 def restore(trainer: Trainer, saved: dict[str, Any]) -> None:
-    """Puts back what `_state` returned."""
-    trainer._step._bind_optimizer()
-    trainer.progress.step = saved["step"]
-    for name, vector in trainer._step.state.items():
-        vector[...] = devices.to_device(trainer.net.device, saved["vectors"][name])
+    """Puts back what `state_of` returned."""
+    trainer.progress = dataclasses.replace(saved["progress"])
+    trainer._step.restore(saved["vectors"], saved["facts"])

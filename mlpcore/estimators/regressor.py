@@ -37,6 +37,7 @@ class MLPRegressor(RegressorMixin, Estimator):
         "loss": [StrOptions(set(loss_sheet.sheet())), tuple, Loss],
     }
     _metric: ClassVar[Callable[..., float]] = r2_score
+    score = Estimator.score  # the mixin's takes no arrays of a GPU
 
     def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
         X, y = self._read(X, y, reset, y_numeric=True)

@@ -169,7 +169,7 @@ def test_memory_limit_and_device_reach_the_engine():
     small, free = (MLPClassifier(max_iter=3, random_state=0, memory_limit=limit, batch_size=178) for limit in ("99 KiB", None))
     np.testing.assert_allclose(small.fit(X, y).loss_curve_, free.fit(X, y).loss_curve_, rtol=1e-12)
     with pytest.raises(MemoryError):  # the weights of the best epoch count as well
-        small.set_params(early_stopping=True, memory_limit="90 KiB").fit(X, y)
+        small.set_params(early_stopping=True, memory_limit="90 KiB", batch_size=160).fit(X, y)
     with pytest.raises(MemoryError):
         MLPClassifier(memory_limit=1000).fit(X, y)
     with pytest.raises(ValueError, match="device must be"):
