@@ -66,7 +66,12 @@ def test_arrays_of_the_device_go_in_and_predictions_come_back_there(device, put,
 @pytest.mark.parametrize("kind", ["binary", "one class", "multilabel", "names"])
 def test_labels_of_every_kind_from_rows_on_the_device(device, put, kind):
     X, y = WINE
-    labels = {"binary": y == 1, "one class": y * 0 + 7, "multilabel": np.eye(3, dtype=int)[y], "names": np.array(["a", "b", "c"])[y]}
+    labels = {
+        "binary": y == 1,
+        "one class": y * 0 + 7,
+        "multilabel": np.eye(3, dtype=int)[y],
+        "names": np.array(["a", "b", "c"])[y],
+    }
     theirs, ours = pair("MLPClassifier", max_iter=10)
     theirs.fit(X, labels[kind])
     ours.fit(put(X), labels[kind])
