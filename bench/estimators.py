@@ -2,9 +2,9 @@
 
     python bench/estimators.py [--seeds 10] [--out DIR]
 
-Small data sets of scikit-learn's, standardised, a quarter held out. Each seed draws split, weights and shuffles anew. The two are
-fitted in turns, and the ratio of times is that of a seed's two fits: medians with their 95% bound. Both stop by scikit-learn's own
-rules, after equally many epochs unless rounding decides otherwise. BLAS has the threads that the process is given.
+Small data sets of scikit-learn's, standardised, a quarter held out. Each seed draws split, weights and shuffles anew. The two
+are fitted in turns, and the ratio of times is that of a seed's two fits: medians with their 95% bound. Both stop by
+scikit-learn's rules, after equally many epochs unless rounding decides otherwise. BLAS has the threads of the process.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def measure(name: str, setting: str, dtype: str, seeds: int, device: str) -> dic
             epochs[who].append(int(model.n_iter_))
     figures = {who: {"mean": float(np.mean(found)), "spread": float(np.std(found))} for who, found in scores.items()}
     return {
-        "data": name, "setting": setting, "dtype": dtype, "device": device, "scores": scores, "score": figures, "epochs": epochs,
+        "data": name, "setting": setting, "dtype": dtype, "device": device,
+        "scores": scores, "score": figures, "epochs": epochs,
         "seconds": {who: stats.bounded(found) for who, found in seconds.items()},
         "theirs over ours": stats.paired(seconds["theirs"], seconds["ours"]),
     }  # fmt: skip

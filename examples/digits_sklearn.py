@@ -1,7 +1,7 @@
 """A scikit-learn program with one import changed: handwritten digits in a pipeline, a search, a report.
 
-Only the line that imports MLPClassifier tells this from a scikit-learn program. The last part runs scikit-learn's class as well and
-compares: the same weights at the start, the same shuffles, the same loss after every epoch, up to rounding.
+Only the line that imports MLPClassifier tells this from a scikit-learn program. The last part runs scikit-learn's class as
+well and compares: the same weights at the start, the same shuffles, the same loss after every epoch, up to rounding.
 """
 
 import argparse
@@ -30,6 +30,7 @@ def model(MLP=MLPClassifier, **parameters):
 
 
 def main():
+    """Fit, report, search, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", help="as in the other examples; this one draws nothing")
     parser.parse_args()

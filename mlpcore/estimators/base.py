@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from numbers import Integral
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import scipy.optimize
+import threadpoolctl
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn import neural_network
@@ -132,6 +134,10 @@ class Estimator(BaseEstimator):
         """The prediction that an output (m, n_L) means."""
         raise NotImplementedError
 
+    def _score_of(self, y: Any, predicted: Any, weights: Array | None) -> float:
+        """The metric, of arrays that need no more checks."""
+        return type(self)._metric(y, predicted, sample_weight=weights)
+
     # -- fitting --
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, validation: Any, incremental: bool) -> Any:
@@ -225,14 +231,15 @@ class Estimator(BaseEstimator):
                 if run.epoch_end({"loss": float(intermediate_result.fun)}):
                     raise StopIteration
 
-            result = scipy.optimize.minimize(
-                value_and_gradient,
-                devices.to_host(net.device, net.parameters).copy(),
-                method="L-BFGS-B",
-                jac=True,
-                options={"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol},
-                callback=iteration,
-            )
+            with _scipy_alone():
+                result = scipy.optimize.minimize(
+                    value_and_gradient,
+                    devices.to_host(net.device, net.parameters).copy(),
+                    method="L-BFGS-B",
+                    jac=True,
+                    options={"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol},
+                    callback=iteration,
+                )
             net.parameters[...] = devices.to_device(net.device, result.x)
         if run.stopped:
             result.status = 0  # as asked for
@@ -356,7 +363,7 @@ class Estimator(BaseEstimator):
         else:
             predicted = host(self._predicted(self._output(X, net)), "prediction")
             usable = predicted.dtype.kind != "f" or np.isfinite(predicted).all()
-            score = float(type(self)._metric(y, predicted, sample_weight=weights)) if usable else np.nan
+            score = float(self._score_of(y, predicted, weights)) if usable else np.nan
         if self.validation_scores_ is None:
             self.validation_scores_, self.best_validation_score_ = [], -np.inf
         self.validation_scores_.append(score)
@@ -504,6 +511,13 @@ class Estimator(BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _scipy_alone() -> AbstractContextManager[object]:
+    """SciPy's own BLAS on one thread: idle ones would spin beside those of NumPy's, at several times the cost of a fit."""
+    pools = threadpoolctl.ThreadpoolController()
+    own = [pool.filepath for pool in pools.lib_controllers if "scipy.libs" in pool.filepath]
+    return pools.select(filepath=own).limit(limits=1)
 
 
 def ours(activation: Any) -> Any:

@@ -108,6 +108,12 @@ class MLPClassifier(ClassifierMixin, Estimator):
     def _out_activation(self) -> str:
         return "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
 
+    def _score_of(self, y: Any, predicted: Any, weights: Array | None) -> float:
+        if not (isinstance(y, np.ndarray) and isinstance(predicted, np.ndarray) and y.shape == predicted.shape):
+            return super()._score_of(y, predicted, weights)
+        right = (y == predicted).reshape(len(y), -1).all(axis=1)  # a tenth of accuracy_score's time, once an epoch
+        return float(np.average(right, weights=weights))
+
     def _predicted(self, output: Array) -> Array:
         if isinstance(output, np.ndarray):
             return self._label_binarizer.inverse_transform(output.ravel() if self.n_outputs_ == 1 else output)
