@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -89,6 +89,7 @@ class Estimator(BaseEstimator):
     epsilon: float = 1e-8
     n_iter_no_change: float = 10
     max_fun: int = 15000
+    dropout: Any = None
     device: str = "auto"
     precision: str | None = None
     memory_limit: int | str | None = None
@@ -100,6 +101,7 @@ class Estimator(BaseEstimator):
         **THEIRS,
         "activation": [StrOptions({"logistic", *activation_sheet.names()}), tuple, list, Activation],
         "loss": [StrOptions({"log_loss", *loss_sheet.sheet(), loss_sheet.CROSS_ENTROPY.name}), tuple, Loss],
+        "dropout": [Interval(Real, 0, 1, closed="left"), list, tuple, None],
         "device": [str],
         "precision": [StrOptions({"tf32", "bfloat16", "float16"}), None],
         "memory_limit": [Interval(Integral, 1, None, closed="left"), str, None],
@@ -162,7 +164,7 @@ class Estimator(BaseEstimator):
         with devices.active(place):
             net = self._network(place)
             if self.solver == "lbfgs":
-                self._fit_lbfgs(net, X, Y, training)
+                self._fit_lbfgs(net, X, Y, training, random)
             else:
                 self._fit_stochastic(net, X, y, Y, weights, training, given, validation, random, first, incremental)
         if not all(np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_)):
@@ -204,20 +206,25 @@ class Estimator(BaseEstimator):
         """The activation of each hidden layer."""
         return list(self.activation) if isinstance(self.activation, list) else [self.activation] * count
 
-    def _begin(self, net: MLP, optimizer: Any) -> Trainer:
-        loss = self._objective(net.dtype)
-        return Trainer(net, loss, optimizer, precision=self.precision, memory_limit=self.memory_limit)
+    def _begin(self, net: MLP, optimizer: Any, random: np.random.RandomState) -> Trainer:
+        seed = int(random.randint(1 << 31)) if self.dropout else 0  # without dropout the draws are scikit-learn's
+        return Trainer(
+            net, self._objective(net.dtype), optimizer, dropout=self.dropout, seed=seed, precision=self.precision,
+            memory_limit=self.memory_limit,
+        )  # fmt: skip
 
     def _rows(self, trainer: Trainer, X: Any, Y: Array, weights: Array | None) -> Rows:
         X = X.tocsr() if issparse(X) else X
         return Rows(trainer, X, Y, weights, self.alpha, *self._reported(Y))
 
-    def _fit_lbfgs(self, net: MLP, X: Any, Y: Array, weights: Array | None) -> None:
+    def _fit_lbfgs(self, net: MLP, X: Any, Y: Array, weights: Array | None, random: np.random.RandomState) -> None:
         """SciPy's L-BFGS-B on the trainer's gradient, in float64 whatever X is, as scikit-learn's."""
         if net.dtype != np.float64:
             self.coefs_ = [w.astype(np.float64) for w in self.coefs_]
             net = self._network(net.device)
-        trainer = self._begin(net, SGD(0.0))
+        if self.dropout:
+            raise ValueError("dropout is for solver='sgd' or 'adam': L-BFGS needs the same loss at every call")
+        trainer = self._begin(net, SGD(0.0), random)
         rows = self._rows(trainer, X, Y, weights)
 
         def value_and_gradient(parameters: Array) -> tuple[float, Array]:
@@ -256,7 +263,7 @@ class Estimator(BaseEstimator):
             raise ValueError("partial_fit does not support early_stopping=True")
         if not hasattr(self, "loss_curve_") or (self.best_loss_ is None) != self.early_stopping:
             self._begin_curves()
-        trainer = self._resume(net, incremental)
+        trainer = self._resume(net, random, incremental)
         train, held_out = self._hold_out(X, y, Y, weights, given, validation, random)
         rows, size = self._rows(trainer, X, Y, training), self._batch_rows(len(train))
         buffers = trainer._step.fit_buffers(0, self.early_stopping)
@@ -307,7 +314,7 @@ class Estimator(BaseEstimator):
             self._saved: Any = state_of(trainer)
         self._show(net)
 
-    def _resume(self, net: MLP, incremental: bool) -> Trainer:
+    def _resume(self, net: MLP, random: np.random.RandomState, incremental: bool) -> Trainer:
         """A trainer of this network: a fresh one, or with the optimizer's state of the last call."""
         trainer = self.__dict__.pop("_trainer", None)
         if incremental and trainer is not None:
@@ -320,7 +327,7 @@ class Estimator(BaseEstimator):
                 self._optimizer: Any = SGD(self.learning_rate_init, self.momentum, bool(self.nesterovs_momentum))
             else:
                 self._optimizer = Adam(self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon, epsilon_hat=True)
-        trainer = self._begin(net, self._optimizer)
+        trainer = self._begin(net, self._optimizer, random)
         if self._saved:
             restore(trainer, self._saved)
         return trainer
@@ -343,7 +350,7 @@ class Estimator(BaseEstimator):
         )  # fmt: skip
         if len(held) < 2:
             raise ValueError("The validation set is too small. Increase 'validation_fraction' or the size of your dataset.")
-        Xv = _safe_indexing(given, held) if self.scoring else X[devices.to_device(devices.of(X), held)]
+        Xv = _safe_indexing(given, held) if self.scoring else X[devices.to_device(devices.of(X, "X"), held)]
         return train, HeldOut(Xv, y[held], None if weights is None else weights[held])
 
     def _batch_rows(self, count: int) -> int:
@@ -406,7 +413,7 @@ class Estimator(BaseEstimator):
 
     def _place(self, X: Any) -> str:
         """The device to fit on: with "auto" the one on which X lies, if it lies on one."""
-        there = devices.of(X)
+        there = devices.of(X, "X")
         return there if self.device == "auto" and there != "cpu" else devices.choose(self.device)
 
     def _network(self, device: str | None = None) -> MLP:
@@ -452,7 +459,7 @@ class Estimator(BaseEstimator):
         """X and y as scikit-learn checks them; of an X on a GPU the engine does, and it stays there."""
         y = host(y, "y")
         options["multi_output"] = True
-        if devices.of(X) == "cpu":
+        if devices.of(X, "X") == "cpu":
             return validate_data(
                 self, X, y, accept_sparse=["csr", "csc"], dtype=(np.float64, np.float32), reset=reset, **options
             )  # fmt: skip
@@ -463,7 +470,7 @@ class Estimator(BaseEstimator):
         return X, y
 
     def _adopted(self, X: Any, reset: bool) -> Any:
-        X = inputs.matrix(X, None, adopt=devices.adopter(devices.of(X)))
+        X = inputs.matrix(X, None, adopt=devices.adopter(devices.of(X, "X")))
         inputs.require_finite(X, "X")
         _check_n_features(self, X, reset=reset)
         return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
@@ -471,7 +478,7 @@ class Estimator(BaseEstimator):
     def _checked(self, X: Any) -> Any:
         """Rows to predict for."""
         check_is_fitted(self)
-        if devices.of(X) == "cpu":
+        if devices.of(X, "X") == "cpu":
             return validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
         _check_feature_names(self, X, reset=False)
         return self._adopted(X, reset=False)
@@ -499,7 +506,7 @@ class Estimator(BaseEstimator):
             X: (m, n_features_in_), dense or sparse; on a GPU, the result is there as well.
         """
         X = self._checked(X)
-        with devices.active(devices.of(X)):
+        with devices.active(devices.of(X, "X")):
             return self._predicted(self._output(X, self._network()))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -527,4 +534,4 @@ def ours(activation: Any) -> Any:
 
 def host(array: Any, name: str) -> Any:
     """An array of a GPU's as NumPy's; anything else as it is."""
-    return array if devices.of(array) == "cpu" else devices.adopt_on_host(array, name)
+    return array if devices.of(array, name) == "cpu" else devices.adopt_on_host(array, name)

@@ -42,6 +42,7 @@ class MLPClassifier(ClassifierMixin, Estimator):
         hidden_layer_sizes: widths of the hidden layers.
         activation: "identity", "logistic", "tanh", "relu" or another of the engine's, `(name, parameter)`, `mc.Activation`,
             or a list with one for each hidden layer.
+        dropout: share of each hidden layer's outputs that a step zeroes, one number or one a layer, drawn by `random_state`.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
         precision, memory_limit: as in `mc.Trainer`.
         scoring: what `validation_scores_` hold: a scorer's name or a function `(estimator, X, y)`; None: accuracy, R².
@@ -122,7 +123,7 @@ class MLPClassifier(ClassifierMixin, Estimator):
         numbers = (output > 0.5).reshape(-1) if self.n_outputs_ == 1 else output.argmax(axis=1)
         numbers = numbers.astype(np.int64) * (len(self.classes_) > 1)
         if self.classes_.dtype.kind in "biuf":
-            return devices.module(devices.of(output)).asarray(self.classes_)[numbers]
+            return devices.module(devices.of(output, "output")).asarray(self.classes_)[numbers]
         return self.classes_[host(numbers, "prediction")]
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -158,11 +159,11 @@ class MLPClassifier(ClassifierMixin, Estimator):
     def predict_proba(self, X: Any) -> Any:
         """The probability of each class in the order of `classes_`, (m, number of classes), for rows X as in `predict`."""
         X = self._checked(X)
-        with devices.active(devices.of(X)):
+        with devices.active(devices.of(X, "X")):
             P = self._output(X, self._network())
             if self.n_outputs_ > 1:
                 return P
-            both = devices.module(devices.of(P)).empty((len(P), 2), P.dtype)
+            both = devices.module(devices.of(P, "P")).empty((len(P), 2), P.dtype)
             both[:, :1], both[:, 1:] = 1 - P, P
             return both
 

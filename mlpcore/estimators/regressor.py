@@ -23,7 +23,8 @@ class MLPRegressor(RegressorMixin, Estimator):
 
     Args:
         loss: "squared_error", "poisson" (behind an exponential), or another of the engine's, `(name, parameter)`, `mc.Loss`.
-        hidden_layer_sizes, activation, device, precision, memory_limit, scoring, callbacks, progress: as in `MLPClassifier`.
+        hidden_layer_sizes, activation, dropout, device, precision, memory_limit, scoring, callbacks, progress: as in
+            `MLPClassifier`.
 
     The parameters that are not listed here, and all attributes, are scikit-learn's.
     """

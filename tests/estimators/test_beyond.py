@@ -201,3 +201,23 @@ def test_nothing_that_was_given_is_changed():
     MLPClassifier(max_iter=2, class_weight="balanced", early_stopping=True).fit(A, y, w)
     np.testing.assert_array_equal(A, before[0])
     np.testing.assert_array_equal(w, before[1])
+
+
+@pytest.mark.parametrize("dropout", [0.4, [0.2, 0.5]])
+def test_dropout_is_drawn_from_random_state_and_never_when_predicting(dropout):
+    def fitted(**more):
+        more = {"random_state": 0, "learning_rate_init": 0.01, "max_iter": 60} | more
+        return MLPClassifier((20, 20), dropout=dropout, **more).fit(X, y)
+
+    one = fitted()
+    assert one.score(X, y) > 0.95
+    assert one.loss_curve_ == fitted().loss_curve_
+    assert one.loss_curve_ != fitted(random_state=1).loss_curve_
+    np.testing.assert_allclose(fitted(memory_limit="200 KiB").loss_curve_, one.loss_curve_, rtol=1e-6)  # in chunks
+    np.testing.assert_array_equal(one.predict_proba(X), one.predict_proba(X))
+    plain = MLPClassifier((20, 20), max_iter=60, learning_rate_init=0.01, random_state=0).fit(X, y)
+    assert one.loss_ > plain.loss_
+    with pytest.raises(ValueError, match="dropout"):
+        MLPClassifier(dropout=0.5, solver="lbfgs").fit(X, y)
+    with pytest.raises(ValueError, match="dropout"):
+        MLPClassifier(dropout=1.0).fit(X, y)
