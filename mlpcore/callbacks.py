@@ -70,6 +70,9 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         inputs.positive_integer(self.patience, "EarlyStopping: patience")
         inputs.not_negative(self.minimum_change, "EarlyStopping: minimum_change")
+        inputs.boolean(self.restore_best, "EarlyStopping: restore_best")
+        if not isinstance(self.monitor, str):
+            raise TypeError(f"EarlyStopping: monitor must be a key of the history; got {self.monitor!r}")
 
     @property
     def sign(self) -> float:

@@ -46,7 +46,9 @@ def describe(settings: Optimizer | Schedule) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """A setting as Python's own number, string or None."""
-    return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if value is None or isinstance(value, bool | int | float | str) else float(value)
 
 
 def optimizer(described: Mapping[str, Any]) -> Optimizer:
@@ -99,9 +101,7 @@ class Checkpoints:
     """
 
     def __init__(self, path: object, every: object = "1 epoch", keep: object = 1):
-        if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"checkpoint must be the path of a file; got {path!r}")
-        self.path = os.fspath(path)
+        self.path = inputs.path(path, "checkpoint")
         folder = os.path.dirname(self.path) or "."
         if os.path.isdir(self.path):
             raise IsADirectoryError(f"checkpoint {self.path!r} is a folder; name a file in it")

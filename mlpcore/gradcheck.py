@@ -101,7 +101,7 @@ def check_gradients(
     """
     if not inputs.not_negative(tolerance, "tolerance"):
         raise ValueError("tolerance must be positive; got 0")
-    count = inputs.positive_integer(directions, "directions")
+    count, entries = inputs.positive_integer(directions, "directions"), inputs.boolean(entries, "entries")
     with np.errstate(all="ignore"):  # a net may overflow: then the errors say so
         return _check(net, X, Y, loss, gradient, sample_weight, entries, count, tolerance, seed)
 
@@ -112,7 +112,7 @@ def _check(
 ) -> GradientCheck:  # fmt: skip
     checker = _Checker(net, X, Y, loss, sample_weight)
     g = checker.gradient() if gradient is None else _flat(gradient, net.layout.size)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(inputs.positive_integer(seed, "seed", least=0))
     errors: dict[str, float] = {}
     worst, largest, left_out = "", -1.0, 0
     for name, start, stop in _blocks(net):
@@ -139,10 +139,10 @@ def _check(
 
 def _flat(gradient: Any, size: int) -> Array:
     flat = gradient if hasattr(gradient, "dtype") else getattr(gradient, "flat", gradient)  # arrays have a flat of their own
-    array = np.asarray(inputs.numeric(flat, "gradient", devices.adopt_on_host), np.float64)
+    array = inputs.numeric(flat, "gradient", devices.adopt_on_host)
     if array.shape != (size,):
         raise ValueError(f"gradient must be flat, shape ({size},), laid out as net.parameters; got {array.shape}")
-    return array
+    return array.astype(np.float64)
 
 
 def _blocks(net: MLP) -> Iterator[tuple[str, int, int]]:

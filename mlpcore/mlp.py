@@ -21,7 +21,7 @@ from mlpcore.core import activations as activation_sheet
 from mlpcore.core import backprop, inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation
-from mlpcore.core.errors import DeviceUnavailable, unknown
+from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.layout import Layout, parse_ties
 from mlpcore.derivatives import Cotangent, Tangent
 from mlpcore.formats import model_file, onnx_file
@@ -121,11 +121,11 @@ class MLP:
         seed: int = 0,
     ) -> None:
         widths = _sizes(sizes)
-        self.layout = Layout(widths, _bool(bias, "bias"), () if tied is None else parse_ties(tied, widths))
+        self.layout = Layout(widths, inputs.boolean(bias, "bias"), () if tied is None else parse_ties(tied, widths))
         self.activations = _activations(activations, output, self.layout.layers)
         try:
             self.dtype = np.dtype("" if dtype is None else dtype).newbyteorder("=")
-        except TypeError:
+        except (TypeError, ValueError, RecursionError):
             raise TypeError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}") from None
         if self.dtype.name not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype.name!r}")
@@ -140,8 +140,7 @@ class MLP:
     def _drawn(self, init: str, seed: int) -> Array:
         """The initial parameters, on the host."""
         known = ("auto", *activation_sheet.INITIAL, "zeros")
-        if init not in known:
-            raise unknown("init", init, known)
+        inputs.one_of(init, "init", known)
         flat = np.zeros(self.layout.size, self.dtype)
         if init == "zeros":
             return flat
@@ -250,8 +249,9 @@ class MLP:
         """
         if not isinstance(cache, Cache):
             raise TypeError(f"cache must be what net.forward(X) returned; got {type(cache).__name__}")
-        with devices.active(self.device):
-            return self._backward(cache, G, input_gradient, keep)
+        wanted = inputs.boolean(input_gradient, "input_gradient"), inputs.boolean(keep, "keep")
+        with devices.active(self.device), np.errstate(all="ignore"):
+            return self._backward(cache, G, *wanted)
 
     def _backward(self, cache: Cache, G: ArrayLike, input_gradient: bool, keep: bool) -> Gradient:
         given = inputs.matrix(G, self.sizes[-1], "G", devices.adopter(self.device))
@@ -268,9 +268,8 @@ class MLP:
         # D[L] must not overwrite the caller's G; the others may take the place of G[l] unless both are wanted
         D: list[Any] = [None] + [xp.empty_like(z) if keep or l == L else Gs[l] for l, z in enumerate(cache.Z) if l]
         S = [s if s is not None else z for s, z in zip(cache.S, cache.Z, strict=True)]
-        with np.errstate(all="ignore"):
-            ops = devices.operations(self.device, deterministic=True)()
-            backprop.backward(ops, self.W, self.activations, S, cache.Z, Gs, D, dW, db, self.layout.repeats)
+        ops = devices.operations(self.device, deterministic=True)()
+        backprop.backward(ops, self.W, self.activations, S, cache.Z, Gs, D, dW, db, self.layout.repeats)
         kept: Any = (tuple(D), tuple(Gs)) if keep else (None, None)
         return Gradient(flat, dW, db, Gs[0] if input_gradient else None, *kept)
 
@@ -368,7 +367,7 @@ class MLP:
 
     def copy(self, dtype: Any = None) -> MLP:
         """An independent network with equal parameters, on request in another dtype."""
-        return self._copy(dtype or self.dtype, self.device)
+        return self._copy(self.dtype if dtype is None else dtype, self.device)
 
     def _copy(self, dtype: Any, device: str) -> MLP:
         L = self.layout.layers
@@ -376,7 +375,7 @@ class MLP:
             self.sizes, list(self.activations[1:L]), self.activations[L], bias=self.layout.bias, tied=self.tied, dtype=dtype,
             init="zeros", device=device,
         )  # fmt: skip
-        net._set(devices.to_host(self.device, self.parameters).astype(dtype))
+        net._set(devices.to_host(self.device, self.parameters).astype(net.dtype))
         return net
 
     def to(self, device: str) -> MLP:
@@ -400,11 +399,17 @@ class MLP:
 
         Raises:
             OSError: the file cannot be written; what was there before is intact.
+            TypeError, ValueError: names the argument, what was expected and what came.
         """
-        if "parameters" in (tensors or {}):
-            raise ValueError("tensors: the name 'parameters' is the network's own")
+        named = {} if tensors is None else tensors
+        if not isinstance(named, Mapping) or not all(isinstance(x, np.ndarray | np.generic) for x in named.values()):
+            raise TypeError(f"tensors must be a dict of NumPy arrays; got {named!r}")
+        for name in named:
+            if not isinstance(name, str) or name in ("parameters", "__metadata__"):
+                raise ValueError(f"tensors: {name!r} cannot be a name: it is no text, or the file's own")
         parameters = devices.to_host(self.device, self.parameters)
-        model_file.write(path, {**self.header(), "about": about or {}}, {"parameters": parameters, **(tensors or {})})
+        header = {**self.header(), "about": {} if about is None else about}
+        model_file.write(path, header, {"parameters": parameters, **named})
 
     def header(self) -> dict[str, Any]:
         """What a file says of the network beside its parameters, as far as JSON holds it."""
@@ -466,7 +471,7 @@ class MLP:
             rows = [Activation(**row) for row in header["activations"]]
             tied = {int(layer): what for layer, what in header.get("tied", {}).items()}
             widths = _sizes(header["sizes"])
-            size = Layout(widths, _bool(header["bias"], "bias"), parse_ties(tied, widths)).size
+            size = Layout(widths, inputs.boolean(header["bias"], "bias"), parse_ties(tied, widths)).size
             if parameters.shape != (size,):
                 raise ValueError(f"parameters of shape {parameters.shape} for a network of {size}")
             net = cls(
@@ -579,12 +584,6 @@ def _sizes(sizes: object) -> tuple[int, ...]:
     if len(widths) < 2:
         raise ValueError(f"sizes needs at least an input and an output width; got {list(widths)}")
     return widths
-
-
-def _bool(value: object, name: str) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False; got {value!r}")
-    return bool(value)
 
 
 def _activations(hidden: Any, output: Any, layers: int) -> tuple[Activation | None, ...]:

@@ -520,6 +520,8 @@ def _opened(path: Path) -> Any:
         return parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
     except ArrowInvalid as error:
         raise ValueError(f"path: {str(path)!r} is no Parquet file: {error}") from None
+    except OSError as error:
+        raise type(error)(f"path: {str(path)!r} cannot be read: {error}") from None
 
 
 def _numeric(schema: Any, name: str, path: Path) -> Any:

@@ -94,8 +94,8 @@ class Trainer:
         optimizer = AdamW() if optimizer is None else optimizer
         if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
             raise TypeError(f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {optimizer!r}")
-        if precision is not None and precision not in _PRECISIONS:
-            raise unknown("precision", precision, _PRECISIONS)
+        if precision is not None:
+            inputs.one_of(precision, "precision", _PRECISIONS)
         if precision is not None and net.device == "cpu":
             log.warning("precision=%r is for GPUs: on the CPU the network computes in %s", precision, net.dtype.name)
         elif precision is not None and net.dtype != np.float32:
@@ -104,20 +104,20 @@ class Trainer:
             raise ValueError(f"chunk_rows must be 'auto' or a number of rows; got {chunk_rows!r}")
         if clip_norm is not None and not inputs.not_negative(clip_norm, "clip_norm"):
             raise ValueError("clip_norm must be positive; got 0 (None: no clipping)")
-        if on_non_finite not in ("raise", "skip"):
-            raise unknown("on_non_finite", on_non_finite, ("raise", "skip"))
+        inputs.one_of(on_non_finite, "on_non_finite", ("raise", "skip"))
         seed = inputs.positive_integer(seed, "seed", least=0)
         settings = Settings(
             l1=inputs.not_negative(l1, "l1"),
             l2=inputs.not_negative(l2, "l2"),
             clip_norm=clip_norm,
-            chunk_rows=None if chunk_rows == "auto" else inputs.positive_integer(chunk_rows, "chunk_rows"),
+            chunk_rows=None if isinstance(chunk_rows, str) else inputs.positive_integer(chunk_rows, "chunk_rows"),
             memory_limit=planning.parse_bytes(memory_limit, free=lambda: devices.free_bytes(net.device)),
             workers=None if workers is None else inputs.positive_integer(workers, "workers"),
             tolerant=on_non_finite == "skip",
             dropout=rates(dropout, len(net.sizes) - 2),
             seed=seed,
         )
+        deterministic = inputs.boolean(deterministic, "deterministic")
         self._build(net, loss_sheet.resolve(loss), optimizer, settings, precision, deterministic, seed)
 
     def _build(
@@ -197,7 +197,8 @@ class Trainer:
         size = inputs.positive_integer(batch_size, "batch_size")
         dtype = self.net.dtype.str
         like = Inputs(dtype, "int64" if self.loss.takes_classes else dtype, "", self.loss.takes_classes)
-        reserved = self._step.fit_buffers(inputs.positive_integer(rows, "rows", least=0), early_stopping)
+        keeps_best = inputs.boolean(early_stopping, "early_stopping")
+        reserved = self._step.fit_buffers(inputs.positive_integer(rows, "rows", least=0), keeps_best)
         return self._step.make_plan(size, like, reserved)
 
     # -- one step --
@@ -372,12 +373,13 @@ class Trainer:
         held_out = self._validation(validation)
         stopping = self._early_stopping(early_stopping, held_out is not None)
         observers = hooks.resolve(callbacks)
+        shuffle, progress = inputs.boolean(shuffle, "shuffle"), inputs.boolean(progress, "progress")
         epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
         checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, keep)
         monitor = None if stopping is None else dataclasses.asdict(stopping)
         rows = len(table.X) if isinstance(table, Data) else table.rows
         size = size if rows is None else min(size, rows)
-        state = State(epochs, size, bool(shuffle), rows, held_out is not None, monitor)
+        state = State(epochs, size, shuffle, rows, held_out is not None, monitor)
         best = None
         if self._unfinished is not None:
             self._unfinished[0].require_same(state)

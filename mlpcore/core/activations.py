@@ -42,11 +42,13 @@ class Activation:
     default: float | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be text; got {self.name!r}")
         if self.parameter is not None:
             object.__setattr__(self, "parameter", finite(self.parameter, f"the parameter of {self.name}"))
         if not self.rowwise:
-            formulas.check(self.value, ("s",), self.scalars)
-            formulas.check(self.slope, ("s", "z"), self.scalars)
+            formulas.check("value", self.value, ("s",), self.scalars)
+            formulas.check("slope", self.slope, ("s", "z"), self.scalars)
         if self.init not in INITIAL:
             raise unknown("init", self.init, INITIAL)
 
@@ -106,9 +108,14 @@ class Activation:
 
 def finite(value: object, what: str) -> float:
     """`value` as a float; a TypeError or ValueError that names `what` if it is no finite number."""
-    if isinstance(value, bool) or (not isinstance(value, int | float) and not hasattr(value, "__float__")):
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
         raise TypeError(f"{what} must be a number; got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{what} must be finite; got a number of {value.__sizeof__()} bytes") from None
+    except (TypeError, ValueError) as error:  # an array, say
+        raise type(error)(f"{what} must be a number; got {type(value).__name__}: {error}") from None
     if not math.isfinite(number):
         raise ValueError(f"{what} must be finite; got {number}")
     return number

@@ -324,13 +324,16 @@ class Program:
         return self._keys[text]
 
 
-def check(formula: str, variables: Sequence[str], scalars: Mapping[str, float]) -> None:
-    """Raise a ValueError unless the formula reads only these names and its scalar parts have a value."""
-    parse(formula, (*variables, *scalars))
+def check(argument: str, formula: str, variables: Sequence[str], scalars: Mapping[str, float]) -> None:
+    """Raise an error that names the argument unless the formula reads only these names and its scalar parts have a value."""
+    try:
+        parse(formula, (*variables, *scalars))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{argument}: {error}") from None
     try:
         program(f"result = {formula}", frozenset(scalars)).fold(scalars)
     except (ArithmeticError, ValueError) as error:
-        raise ValueError(f"formula {formula!r} has no value with {dict(scalars)}: {error}") from None
+        raise ValueError(f"{argument}: formula {formula!r} has no value with {dict(scalars)}: {error}") from None
 
 
 @functools.cache

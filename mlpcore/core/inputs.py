@@ -5,13 +5,16 @@ Each error names the argument, what was expected and what came. Nothing is copie
 
 from __future__ import annotations
 
+import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpcore.core.errors import unknown
 from mlpcore.core.losses import Loss
 
 Array = NDArray[Any]
@@ -230,9 +233,39 @@ def not_negative(value: object, name: str) -> float:
     """`value` as a finite float of at least 0; a TypeError or ValueError that names it otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number; got {value!r}")
-    if not (np.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be finite and not negative; got {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be finite and not negative; got {number}")
+    return number
+
+
+def boolean(value: object, name: str) -> bool:
+    """`value` as a bool; a TypeError that names it otherwise."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return bool(value)
+
+
+def one_of(value: object, name: str, known: Sequence[str]) -> str:
+    """`value` if it is one of the known words; a TypeError or ValueError that names it otherwise."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+    if value not in known:
+        raise unknown(name, value, known)
+    return value
+
+
+def path(value: object, name: str = "path") -> str:
+    """`value` as the path of a file; a TypeError or ValueError that names it otherwise."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be the path of a file; got {value!r}")
+    if not text or "\0" in text:
+        raise ValueError(f"{name} must be the path of a file; got {text!r}")
+    return text
 
 
 def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int = 0) -> None:

@@ -47,11 +47,13 @@ class Loss:
     most: float | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be text; got {self.name!r}")
         if self.parameter is not None:
             object.__setattr__(self, "parameter", finite(self.parameter, f"the parameter of {self.name}"))
         if not self.rowwise:
-            formulas.check(self.value, ("z", "y"), self.scalars)
-            formulas.check(self.slope, ("z", "y"), self.scalars)
+            formulas.check("value", self.value, ("z", "y"), self.scalars)
+            formulas.check("slope", self.slope, ("z", "y"), self.scalars)
 
     @property
     def rowwise(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from mlpcore import kernel_files
@@ -46,10 +46,10 @@ class Schedule:
     rate: float
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            condition = _SCHEDULE_CONDITIONS.get(name)
+        for setting in fields(self):
+            condition, value = _SCHEDULE_CONDITIONS.get(setting.name), getattr(self, setting.name)
             if condition and value is not None:
-                _check_setting(f"{type(self).__name__}: {name}", value, condition)
+                _check_setting(f"{type(self).__name__}: {setting.name}", value, condition)
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update, number `progress.step + 1`."""

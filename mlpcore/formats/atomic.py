@@ -61,9 +61,11 @@ def _move_on(target: Path, keep: int) -> None:
     """Number the versions there are, the oldest first; at every moment there is a whole file at `target`."""
     if keep < 2 or not target.exists():
         return
-    for number in range(keep - 1, 1, -1):
-        if numbered(target, number - 1).exists():
-            os.replace(numbered(target, number - 1), numbered(target, number))
+    last = 1
+    while last < keep - 1 and numbered(target, last).exists():
+        last += 1
+    for number in range(last, 1, -1):
+        os.replace(numbered(target, number - 1), numbered(target, number))
     second = target.with_name(f".{target.name}.previous")
     second.unlink(missing_ok=True)
     try:

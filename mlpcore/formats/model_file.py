@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpcore.core import inputs
 from mlpcore.formats.atomic import replacing
 
 VERSION = 3
@@ -41,7 +42,11 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapp
         OSError: it cannot be written; what was there before is intact.
         TypeError: a tensor's dtype, or something in the header, has no place in such a file.
     """
-    text = json.dumps({"version": VERSION, **header})
+    inputs.path(path)
+    try:
+        text = json.dumps({"version": VERSION, **header})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"about, and all else in the header, must be what JSON can hold: {error}") from None
     entries: dict[str, Any] = {}
     arrays, offset = [], 0
     for name, array in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):  # so that all are aligned
@@ -83,8 +88,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
     """
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"model file {str(path)!r} does not exist" + (" (a folder)" if Path(path).is_dir() else ""))
+    place = Path(inputs.path(path))
+    if not place.is_file():
+        raise FileNotFoundError(f"model file {str(path)!r} does not exist" + (" (a folder)" if place.is_dir() else ""))
     try:
         with safe_open(str(path), "numpy") as file:
             metadata = file.metadata() or {}

@@ -135,7 +135,8 @@ def parse_bytes(limit: object, argument: str = "memory_limit", free: Callable[[]
             raise ValueError(f"{wanted}; got {limit!r}")
         base, unit = (1024 if "i" in match[2].lower() else 1000), match[2][0].upper()
         share = float(match[1]) / 100 if unit == "%" else None
-        count = int(float(match[1]) * base ** ("KMGT".index(unit) + 1 if unit in "KMGT" else 0))
+        bytes_ = float(match[1]) * base ** ("KMGT".index(unit) + 1 if unit in "KMGT" else 0)
+        count = int(bytes_) if math.isfinite(bytes_) else 0
     else:
         raise TypeError(f"{wanted}; got {type(limit).__name__}")
     if share is not None:
@@ -143,7 +144,7 @@ def parse_bytes(limit: object, argument: str = "memory_limit", free: Callable[[]
             raise ValueError(f"{wanted}; got {limit!r}")
         count = int(share * free())
     if count <= 0:
-        raise ValueError(f"{argument} must be positive; got {limit!r}")
+        raise ValueError(f"{argument} must be positive and finite; got {limit!r}")
     return count
 
 
