@@ -14,8 +14,8 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from types import FrameType
-from typing import Any
+from types import FrameType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -29,6 +29,7 @@ SCHEDULES = {
     schedule.__name__: schedule
     for schedule in (rules.Constant, rules.StepDecay, rules.Cosine, rules.InverseScaling, rules.Adaptive)
 }
+T = TypeVar("T")
 _SECONDS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
 
 
@@ -48,7 +49,8 @@ def plain(value: Any) -> Any:
     """A setting as Python's own number, string or None."""
     if isinstance(value, np.generic):
         value = value.item()
-    return value if value is None or isinstance(value, bool | int | float | str) else float(value)
+    own = isinstance(value, bool | int | float) or not hasattr(value, "__float__")
+    return value if own else float(value)  # of a fraction, say
 
 
 def optimizer(described: Mapping[str, Any]) -> Optimizer:
@@ -60,6 +62,45 @@ def optimizer(described: Mapping[str, Any]) -> Optimizer:
         settings = dict(rate)
         values["learning_rate"] = SCHEDULES[settings.pop("name")](**settings)
     return rule(**values)
+
+
+def arguments(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments with which a trainer that was saved is made again: whatever they are, its door checks them."""
+    values = dict(described["settings"])
+    tolerant = inputs.boolean(values.pop("tolerant"), "tolerant")
+    values["chunk_rows"] = "auto" if values["chunk_rows"] is None else values["chunk_rows"]
+    values["dropout"] = values["dropout"] or None
+    return values | {
+        "on_non_finite": "skip" if tolerant else "raise", "precision": described["precision"],
+        "deterministic": described["deterministic"],
+    }  # fmt: skip
+
+
+def typed(kind: type[T], described: Mapping[str, Any]) -> T:
+    """A dataclass made of what JSON held. Raises TypeError or ValueError where a field is not of its type, or is below 0."""
+    hints = get_type_hints(kind)
+    return kind(**{name: typed_value(value, hints[name], name) for name, value in described.items()})
+
+
+def typed_value(value: Any, hint: Any, name: str) -> Any:
+    """`value`, if it is what the hint says; integers count something and are not negative."""
+    if not _fits(value, hint):
+        raise TypeError(f"{name} must be {getattr(hint, '__name__', hint)}; got {value!r:.100}")
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(x, get_args(hint)[0]) for x in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(x, get_args(hint)[1]) for x in value.values())
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+    if hint is float:
+        return isinstance(value, float) or _fits(value, int)
+    return hint is Any or isinstance(value, hint)
 
 
 # -- when to save ------------------------------------------------------------------------------------------------------

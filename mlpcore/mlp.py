@@ -257,6 +257,10 @@ class MLP:
         given = inputs.matrix(G, self.sizes[-1], "G", devices.adopter(self.device))
         G_L = devices.to_device(self.device, given).astype(self.dtype, order="C", copy=False)
         xp = devices.module(self.device)
+        like = [(self.sizes[l], bool(l) and bool(a and a.slope_reads_s)) for l, a in enumerate(self.activations)]
+        same = like == [(z.shape[1], s is not None) for z, s in zip(cache.Z, cache.S, strict=True)]
+        if not same or cache.output.dtype != self.dtype:
+            raise ValueError(f"cache is of another network: {cache!r}")
         if G_L.shape != cache.output.shape:
             raise ValueError(f"G must have the output's shape {cache.output.shape}; got {G_L.shape}")
         L = self.layout.layers
@@ -478,7 +482,7 @@ class MLP:
                 widths, rows[:-1], rows[-1], bias=header["bias"], tied=tied, dtype=parameters.dtype, init="zeros",
                 device=device,
             )  # fmt: skip
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        except (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} does not hold a network: {error!r}") from None
         net._set(parameters)
         return net
@@ -537,7 +541,8 @@ class LossFunction:
         device = devices.of(Z, "Z")
         xp, adopt = devices.module(device), devices.adopter(device)
         raw = inputs.matrix(Z, None, "Z", adopt)
-        output = xp.ascontiguousarray(raw, raw.dtype if raw.dtype.name in DTYPES else np.float64)
+        with np.errstate(over="ignore"):
+            output = xp.ascontiguousarray(raw, raw.dtype if raw.dtype.name in DTYPES else np.float64)
         rows, columns = output.shape
         target, classes = inputs.target(Y, rows, columns, self.loss, adopt=adopt)
         target = devices.to_device(device, target)

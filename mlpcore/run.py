@@ -91,6 +91,16 @@ class State:
                     f"{what}: the run that was loaded had {mine}; got {theirs}. Trainer.abandon() gives it up, to begin anew"
                 )
 
+    def require_possible(self) -> None:
+        """Raise a ValueError if no run can have come to this: of a file that somebody has made up."""
+        most = math.inf if self.rows is None else -(-self.rows // max(1, self.batch_size))
+        if not (self.batch_size >= 1 and self.epoch <= self.epochs and self.batch <= most and (self.given or not self.widest)):
+            raise ValueError(f"run: no run is {self} with batches of {self.batch_size} of {self.rows} rows")
+        if self.given is not None:
+            Inputs.read(self.given)
+        if not (math.isfinite(self.loss) and 0 <= self.weight < math.inf and len({*map(len, self.history.values())}) < 2):
+            raise ValueError("run: loss, weight or history is not of a run")
+
     def __str__(self) -> str:
         if self.epoch >= self.epochs:
             return f"after the last of {self.epochs} epochs"

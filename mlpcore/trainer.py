@@ -531,24 +531,27 @@ class Trainer:
         if "trainer" not in header:
             raise ValueError(f"{str(path)!r} holds a network without a trainer: load it by mc.MLP.load")
         net = MLP.from_header(path, header, tensors, device)
-        trainer = cls.__new__(cls)
         try:
-            trainer._restore(net, header["trainer"], tensors)
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+            described = header["trainer"]
+            loss, optimizer = loss_sheet.Loss(**described["loss"]), files.optimizer(described["optimizer"])
+            trainer = cls(net, loss, optimizer, **files.arguments(described))
+            trainer._go_on(described, tensors)
+        except (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} does not hold a trainer: {error!r}") from None
         return trainer
 
-    def _restore(self, net: MLP, described: dict[str, Any], tensors: dict[str, Array]) -> None:
-        settings = Settings(**described["settings"])
-        settings = dataclasses.replace(settings, dropout=rates(settings.dropout or None, len(net.sizes) - 2))
-        loss, optimizer = loss_sheet.Loss(**described["loss"]), files.optimizer(described["optimizer"])
-        self._build(net, loss, optimizer, settings, described["precision"], described["deterministic"], described["seed"])
-        self.progress, self.history = Progress(**described["progress"]), described["history"]
+    def _go_on(self, described: dict[str, Any], tensors: dict[str, Array]) -> None:
+        self.progress = files.typed(Progress, described["progress"])
+        self.history = files.typed_value(described["history"], History, "history")
         if described["run"] is not None:
-            self._unfinished = State(**described["run"]), tensors.pop("best", None)
+            state, best = files.typed(State, described["run"]), tensors.pop("best", None)
+            state.require_possible()
+            if best is not None and (best.shape, best.dtype) != (self.net.parameters.shape, self.net.dtype):
+                raise ValueError(f"best: {best.dtype} {best.shape}, where the parameters are {self.net.layout.size}")
+            self._unfinished = state, best
         self._step.restore(tensors, described["step"])
-        if described["device"] != net.device:
-            log.warning("saved on %s, goes on on %s: not equal to the bit", described["device"], net.device)
+        if described["device"] != self.net.device:
+            log.warning("saved on %s, goes on on %s: not equal to the bit", described["device"], self.net.device)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:

@@ -101,7 +101,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
         raise ValueError(f"{str(path)!r} is a safetensors file, but not one of mlpcore's")
     try:
         header = json.loads(metadata["mlpcore"])
-        version = header["version"]
+        version = inputs.positive_integer(header["version"], "version")
         newer = version > VERSION
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} has a damaged header: {error!r}") from None

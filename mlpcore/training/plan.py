@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,15 @@ class Inputs(NamedTuple):
     w_dtype: str = ""
     classes: bool = False
     host: bool = False
+
+    @classmethod
+    def read(cls, values: Sequence[Any]) -> Inputs:
+        """The inputs that a file lists. Raises TypeError or ValueError if they are none."""
+        found = cls(*values)
+        kinds = [np.dtype(text).kind if isinstance(text, str) else "?" for text in found[:3] if text != ""]
+        if not {*kinds} <= {*"fiub"} or len(kinds) < 2 or not all(isinstance(flag, bool) for flag in found[3:]):
+            raise ValueError(f"inputs {values!r:.100} are none")
+        return found
 
 
 @dataclass(frozen=True)

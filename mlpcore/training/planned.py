@@ -153,12 +153,15 @@ class PlannedStep(ABC):
 
     def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
         """Go on from a snapshot, chunks and algorithms being those of then. Raises ValueError if it is not of this step."""
-        self._settled = {(rows, Inputs(*inputs)): (most, workers) for rows, inputs, most, workers in facts["plans"]}
+        self._settled = {(rows, Inputs.read(inputs)): (most, workers) for rows, inputs, most, workers in facts["plans"]}
+        for (rows, _), chunk in self._settled.items():
+            if not all(isinstance(n, int) and 1 <= n <= rows for n in chunk):
+                raise ValueError(f"chunks of {chunk} rows and workers for {rows} rows")
         self._plans.clear()
         if facts["rule"] != self.optimizer.row:
             return  # before the first step, or before one by another rule: the state begins at zero
         self._bind_optimizer()
-        if {name: vector.shape for name, vector in vectors.items()} != {name: v.shape for name, v in self.state.items()}:
+        if {name: v.shape for name, v in vectors.items()} != {name: v.shape for name, v in self.state.items()}:
             raise ValueError(f"the state vectors {sorted(vectors)} are not those of {self.rule}: {sorted(self.state)}")
         for name, vector in vectors.items():
             self.state[name][...] = self.ops.xp.asarray(vector)
