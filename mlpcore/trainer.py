@@ -354,7 +354,8 @@ class Trainer:
             TypeError, ValueError: names the argument, what was expected and what came; nothing is trained yet, unless a number
                 that is not finite, or a label, lies further on in a file.
             NonFiniteLoss: J or its gradient overflowed; the parameters, and the checkpoint, are as before that step.
-            OSError: the checkpoint cannot be written; the one before is intact.
+            OSError: the checkpoint cannot be written; the one before is intact. The run is `unfinished`: it can be saved
+                elsewhere, and the same call goes on with it.
         """
         with self._lock:
             return self._fit(
@@ -396,9 +397,15 @@ class Trainer:
                 self._run = Run(self, source, state, held_out, stopping, arrays.get("best"), observers, checkpoints)
                 self._unfinished = None
                 return self._run.go(progress)
+        except OSError:
+            if checkpoints is not None and self._run is not None:  # a full disk: saved elsewhere, the run can go on
+                self._run.pause()
+                kept = self._run.best_so_far()
+                self._unfinished = self._run.state, None if kept is None else devices.to_host(self.net.device, kept).copy()
+            raise
         finally:
             self._run = None
-            if self._unfinished is None:  # else it has not begun to go on
+            if self._unfinished is None:
                 self.progress.total = None
             self._step.untouched = False
             self._step.reserve([])
@@ -433,7 +440,10 @@ class Trainer:
 
     @property
     def unfinished(self) -> str | None:
-        """How far the run of a loaded checkpoint had come, which the same call of `fit` goes on with; None if there is none."""
+        """How far the run had come that the same call of `fit` goes on with; None if there is none.
+
+        It is that of a loaded checkpoint, or one whose checkpoint could not be written.
+        """
         return None if self._unfinished is None else str(self._unfinished[0])
 
     def abandon(self) -> None:

@@ -22,7 +22,6 @@ def test_random_calls_work_or_are_refused_by_the_arguments_name_and_change_nothi
     assert not run(tmp_path, 0, CALLS)
 
 
-
 @pytest.mark.parametrize("fault", ["another error", "no name", "changed"])
 def test_the_fuzz_notices_each_kind_of_fault(fault, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
