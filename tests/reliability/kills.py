@@ -1,4 +1,4 @@
-"""A run that saves after every step or two, to be killed at any moment: `python -m tests.reliability.kills FOLDER KIND EPOCHS`."""
+"""A run that saves after every step, to be killed at any moment: `python -m tests.reliability.kills FOLDER KIND EPOCHS`."""
 
 from __future__ import annotations
 

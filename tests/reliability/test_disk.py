@@ -101,7 +101,7 @@ def interrupted(fault, kind, number, path="run.safetensors"):
     """A trainer whose `fit` ended because of the fault, which is over; and the call of `fit`."""
     fit = {**FIT, "early_stopping": mc.EarlyStopping(30), "checkpoint": path}
     trainer = make()
-    with contextlib.ExitStack() as stack, pytest.raises(kind, match="run.safetensors' cannot be written: ") as caught:
+    with contextlib.ExitStack() as stack, pytest.raises(kind, match=r"run\.safetensors' cannot be written: ") as caught:
         trainer.fit(X, Y, callbacks=[Begin(17, stack, fault(path))], **fit)
     assert number is None or caught.value.errno == number
     assert trainer.progress.step == 20

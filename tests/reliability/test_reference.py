@@ -20,7 +20,8 @@ RULES = [
 ]  # fmt: skip
 CASES = st.fixed_dictionaries({
     "rows": st.integers(1, 30), "hidden": st.lists(st.tuples(st.sampled_from(HIDDEN), st.integers(1, 6)), max_size=3),
-    "pair": st.sampled_from(PAIRS), "rule": st.sampled_from(RULES), "bias": st.booleans(), "tie": st.sampled_from(["", "1", "1.T"]),
+    "pair": st.sampled_from(PAIRS), "rule": st.sampled_from(RULES), "bias": st.booleans(),
+    "tie": st.sampled_from(["", "1", "1.T"]),
     "l1": st.sampled_from([0.0, 0.01]), "l2": st.sampled_from([0.0, 0.1]), "clip": st.sampled_from([None, 0.05, 1e9]),
     "chunk": st.one_of(st.just("auto"), st.integers(1, 35)), "workers": st.integers(1, 3),
     "limit": st.sampled_from([None, "tight"]), "dropout": st.sampled_from([0.0, 0.4]), "zeros": st.booleans(),
