@@ -47,7 +47,11 @@ RECIPES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0, 2 for a wrong call or input, 130 when interrupted."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    for name, value in vars(options).items():
+        if value == [] and name != "as":  # what argparse makes of --hidden=--
+            parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
     try:
         options.run(options)
     except (ValueError, TypeError, OSError, ImportError, MemoryError, mc.NonFiniteLoss, mc.DeviceUnavailable) as error:

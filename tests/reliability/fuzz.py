@@ -211,8 +211,11 @@ def doors(subject: Subject, folder: Path) -> dict[str, tuple[Callable[..., Any],
 
 COMMANDS: dict[str, dict[str, str]] = {
     "train": {"": "DATA", "--hidden": "4", "--activation": "tanh", "--epochs": "1", "--batch": "4", "--learning-rate": "0.1",
-              "--weight-decay": "0.1", "--patience": "1", "--seed": "1", "--splits": "1", "--out": "OUT", "--device": "cpu"},
+              "--weight-decay": "0.1", "--patience": "1", "--seed": "1", "--splits": "1", "--out": "OUT", "--device": "cpu",
+              "--memory-limit": "9 MiB", "--every": "1 epoch", "--checkpoint": "RUN", "--target": "", "--task": "",
+              "--groups": "", "--as": ""},
     "predict": {"": "MODEL", " ": "DATA", "--out": "FILE"},
+    "export": {"": "MODEL", " ": "FILE"},
     "check": {"": "MODEL", " ": "DATA", "--rows": "3"},
     "plan": {"": "4,3,2", "--batch": "8", "--activation": "tanh", "--output": "softmax", "--loss": "cross_entropy",
              "--optimizer": "adam", "--dtype": "float32", "--chunk-rows": "3", "--workers": "2", "--memory-limit": "1 MiB"},
@@ -220,7 +223,8 @@ COMMANDS: dict[str, dict[str, str]] = {
 WORDS = [
     "", " ", "-1", "0", "1", "3", "1.5", "nan", "inf", "-inf", "1e400", "1e-400", "9" * 30, "é", "x" * 300, "none", "4,,3",
     "4,0", "4,-3", "relu", "softmax", "squared_error", "sgd", "float64", "cuda:9", "no/such", "FOLDER", "TEXT", "ZIP", "DATA",
-    "MODEL", "5%", "1 B", "9" * 30 + " GiB", "a\0b", "--", "--help", "--nonsense",
+    "MODEL", "TABLE", "PARQUET", "RUN", "y", "a", "s", "y=out", "a=category", "s=number", "=", "regression", "5%", "1 B",
+    "9" * 30 + " GiB", "a\0b", "--", "--help", "--nonsense",
 ]  # fmt: skip
 
 
@@ -248,7 +252,9 @@ class Fuzz:
         parquet.write_table(
             pa.table({"a": np.ones(9), "y": np.ones(9), "w": np.ones(9), "s": ["x"] * 9}), self.folder / "table.parquet"
         )
-        places = {name: self.folder / name for name in ("FOLDER", "TEXT", "ZIP", "DATA", "OUT", "MODEL", "FILE")}
+        places = {name: self.folder / name for name in ("FOLDER", "TEXT", "ZIP", "DATA", "OUT", "MODEL", "FILE", "RUN")}
+        places |= {"TABLE": self.folder / "table.csv", "PARQUET": self.folder / "table.parquet"}
+        places["TABLE"].write_text("a,y,s\n" + "".join(f"{n % 7},{n},{'uvw'[n % 3]}\n" for n in range(40)))
         places["DATA"], places["ZIP"] = places["DATA"].with_suffix(".npz"), places["ZIP"].with_suffix(".npz")
         places["FOLDER"].mkdir()
         places["TEXT"].write_text("no model, no data")
@@ -316,12 +322,20 @@ class Fuzz:
         rng = self.rng
         command = list(COMMANDS)[rng.integers(len(COMMANDS))]
         options = dict(COMMANDS[command])
+        if command == "train":
+            options[""] = ["DATA", "TABLE", "PARQUET"][rng.integers(3)]
         for option in rng.choice(list(options), int(rng.choice([1, 1, 2])), replace=False).tolist():
             options[option] = WORDS[rng.integers(len(WORDS))]
         if len(options.get("--epochs", "")) > 3 or len(options.get("--splits", "")) > 3:
             return
-        arguments = [command, "--quiet"] if command == "train" else [command]
+        arguments = [command]
+        if command == "train":
+            arguments += ["--quiet", *rng.choice(["--stream", "--resume"], int(rng.integers(3)), replace=False).tolist()]
+        if options.get("") in ("TABLE", "PARQUET") and command == "train":
+            options = {**options, "--target": options["--target"] or "y"}
         for option, value in options.items():
+            if option in ("--target", "--task", "--groups", "--as") and not value:
+                continue
             value = self.places.get(value, value)
             arguments += [value] if not option.strip() else [f"{option}={value}"]
         said = io.StringIO()
