@@ -547,7 +547,14 @@ class LossFunction:
         target, classes = inputs.target(Y, rows, columns, self.loss, adopt=adopt)
         target = devices.to_device(device, target)
         w = inputs.weights(sample_weight, rows, adopt=adopt)
-        share = xp.full(rows, 1 / rows) if w is None else devices.to_device(device, w / w.sum(dtype=np.float64))
+        if w is None:
+            share = xp.full(rows, 1 / rows)
+        else:
+            with np.errstate(over="ignore"):
+                total = w.sum(dtype=np.float64)
+            if inputs.on_host(w) and not np.isfinite(total):
+                raise ValueError(f"sample_weight sums to {total:g}, out of the range of float64: rescale the weights")
+            share = devices.to_device(device, w / total)
         k = share.astype(output.dtype)[:, None]
         if self.loss.rowwise:
             if classes:
@@ -583,7 +590,7 @@ def loss(spec: Any) -> LossFunction:
 
 
 def _sizes(sizes: object) -> tuple[int, ...]:
-    if isinstance(sizes, str) or not hasattr(sizes, "__iter__"):
+    if isinstance(sizes, str) or not hasattr(sizes, "__iter__") or getattr(sizes, "shape", None) == ():
         raise TypeError(f"sizes must be a list of widths such as [784, 512, 10]; got {sizes!r}")
     widths = tuple(inputs.positive_integer(n, f"sizes[{i}]") for i, n in enumerate(sizes))
     if len(widths) < 2:

@@ -367,7 +367,7 @@ def _in_memory(value: Any) -> bool:
 
 def _in_file(value: Any) -> bool:
     """Whether it is sliced by rows and not in memory as a whole: a memmap or a view of one, Zarr, h5py."""
-    sliced = all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__"))
+    sliced = all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__")) and not isinstance(value, type)
     return _memmap(value) is not None or (sliced and not _in_memory(value))
 
 

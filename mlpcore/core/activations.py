@@ -49,7 +49,7 @@ class Activation:
         if not self.rowwise:
             formulas.check("value", self.value, ("s",), self.scalars)
             formulas.check("slope", self.slope, ("s", "z"), self.scalars)
-        if self.init not in INITIAL:
+        if not isinstance(self.init, str) or self.init not in INITIAL:
             raise unknown("init", self.init, INITIAL)
 
     @property

@@ -297,7 +297,7 @@ class Fuzz:
                     for value in values.values()
                     if isinstance(value, str | os.PathLike)
                     for form in (str(value), repr(str(value))[1:-1])
-                    if len(form) > 1
+                    if form
                 ]
                 self._judge(shown, error, [*good, *_parameters(function)], given)
                 if name not in ("fit", "penalties", "optimizer") and self.subject.state() != self.before:

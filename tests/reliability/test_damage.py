@@ -90,7 +90,7 @@ ABSURD = [
     *[(["trainer", "loss", "value"], value) for value in ("z" * 10**6, "open('x')", "", DEEP, None)],
     *[(["trainer", "loss", "parameter"], value) for value in (float("inf"), "x")],
     *[(["trainer", "optimizer"], value) for value in (None, "SGD", {"name": "Trainer"}, {"name": "SGD"}, {"name": ["SGD"]})],
-    *[(["trainer", "optimizer", "momentum"], value) for value in (float("nan"), 1.0, -1, "x", None, 10**400)],
+    *[(["trainer", "optimizer", "momentum"], value) for value in (float("nan"), 1.5, -1, "x", None, 10**400)],
     *[(["trainer", "optimizer", "learning_rate"], value) for value in (float("nan"), -1, "x", None, {"name": "SGD"}, NESTED)],
     *[(["trainer", "settings", name], value) for name in ("l1", "l2", "clip_norm") for value in (float("nan"), -1, "x", [])],
     *[(["trainer", "settings", name], value) for name in ("chunk_rows", "workers") for value in (0, -1, 1.5, "x", [], True)],
