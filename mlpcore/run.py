@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -152,7 +153,9 @@ class Run:
         every = None if state.rows is None else state.epochs * state.rows
         done = 0 if state.rows is None else state.epoch * state.rows + min(state.rows, state.batch * state.batch_size)
         with contextlib.ExitStack() as stack:
-            bar = stack.enter_context(tqdm(total=every, initial=done, unit="row", unit_scale=True, disable=not progress))
+            shown = {"unit": "row", "unit_scale": True, "disable": not progress}
+            rarely = 0.1 if sys.stderr is not None and sys.stderr.isatty() else 10  # seconds: a log file keeps every line
+            bar = stack.enter_context(tqdm(total=every, initial=done, mininterval=rarely, **shown))
             if self.checkpoints is not None:
                 stack.enter_context(self.checkpoints)
                 self.checkpoints.saved(trainer.progress.step)
