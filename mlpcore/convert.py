@@ -48,7 +48,10 @@ def from_torch(make: type[MLP], model: Any) -> MLP:
         elif linears and specs[-1] is None:
             specs[-1] = _spec(module, place)
         else:
-            raise ValueError(f"{place}: {module!r} stands behind no Linear layer of its own")
+            raise ValueError(
+                f"{place}: {module!r} has no place here: from_torch takes a torch.nn.Sequential of Linear layers, each with "
+                "at most one activation behind it"
+            )
     if not linears:
         raise ValueError(f"model has no Linear layer: {model!r}")
     for l, (one, other) in enumerate(itertools.pairwise(linears), 1):
@@ -72,7 +75,16 @@ def _kind(module: Any) -> str:
 
 
 def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """The modules of a Sequential, and of those in it, in order, each with the place where it stands."""
+    """The modules of a Sequential, and of those in it, in order, each with the place where it stands.
+
+    Raises:
+        ValueError: one computes more at a call than its class does.
+    """
+    if _kind(model) and (model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model)):
+        raise ValueError(
+            f"{place}: {model!r} has forward hooks (those of weight_norm and prune are such) or a forward of its own: "
+            "remove them first"
+        )
     if _kind(model) != "Sequential":
         yield place, model
         return
@@ -136,8 +148,9 @@ def from_sklearn(make: type[MLP], model: Any, device: str) -> MLP:
         raise TypeError(f"model must be a fitted MLPClassifier or MLPRegressor; got {type(model).__name__}")
     if not hasattr(model, "coefs_"):
         raise ValueError(f"model: this {type(model).__name__} is not fitted yet")
-    hidden = [model.activation] * (len(model.coefs_) - 1)
-    names = [SKLEARN.get(name, name) for name in (*hidden, model.out_activation_)]
+    given = model.activation  # a list, one a layer, of mlpcore's own estimators
+    hidden = given if isinstance(given, list) else [given] * (len(model.coefs_) - 1)
+    names = [SKLEARN.get(x, x) if isinstance(x, str) else x for x in (*hidden, model.out_activation_)]
     return _assembled(make, model.coefs_, model.intercepts_, names, {}, device)
 
 

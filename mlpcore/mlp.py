@@ -445,8 +445,6 @@ class MLP:
                 ("target_mean", target_mean, self.sizes[-1]), ("target_scale", target_scale, self.sizes[-1]),
             )
         }  # fmt: skip
-        if scale is not None and not np.all(rows["scale"]):
-            raise ValueError("scale must not be 0 anywhere: columns are divided by it")
         parameters = devices.to_host(self.device, self.parameters)
         onnx_file.write(path, self.layout, self.activations, parameters, rows, about or {})
 

@@ -64,11 +64,18 @@ class Module(torch.nn.Module):
         self.net = net
         self.flat = torch.nn.Parameter(torch.from_dlpack(net.parameters))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A parameter that is put in the place of `flat` is the network's from the next call on."""
+        super().__setattr__(name, value)
+        if name == "flat" and isinstance(value, torch.nn.Parameter):
+            self._own = (value,)  # in a tuple, so that PyTorch does not register it twice
+
     def forward(self, X: torch.Tensor) -> torch.Tensor:
         """Z[L] of the rows of X.
 
         Raises:
-            TypeError, ValueError: X is no tensor, lies on another device, or has another last axis than n_0.
+            TypeError, ValueError: X is no tensor, lies on another device, or has another last axis than n_0; `flat` has another
+                shape than `net.parameters`.
         """
         if torch.compiler.is_compiling():  # a compiled model calls this layer as it is
             called: torch.Tensor = torch.compiler.disable(self._forward)(X)
@@ -78,12 +85,15 @@ class Module(torch.nn.Module):
     def _forward(self, X: torch.Tensor) -> torch.Tensor:
         if not isinstance(X, torch.Tensor):
             raise TypeError(f"X must be a torch.Tensor; got {type(X).__name__}")
+        net = self._net()
         if X.device != self.flat.device:
             raise ValueError(f"X lies on {X.device}, the module on {self.flat.device}")
         if X.ndim == 0 or X.shape[-1] != self.net.sizes[0]:
             raise ValueError(f"X has shape {tuple(X.shape)}; the last axis must be {self.net.sizes[0]}")
-        net, rows = self._net(), X.reshape(-1, X.shape[-1])
-        if torch.is_grad_enabled() and (rows.requires_grad or self.flat.requires_grad):
+        rows = X.reshape(-1, X.shape[-1])
+        if not len(rows):  # both gradients are 0
+            output = rows.to(self.flat.dtype) @ self.flat.new_zeros(net.sizes[0], net.sizes[-1]) + 0 * self.flat.sum()
+        elif torch.is_grad_enabled() and (rows.requires_grad or self.flat.requires_grad):
             output = _Rows.apply(rows, self.flat, net)
         else:
             output = net.predict(rows.detach())
@@ -91,16 +101,28 @@ class Module(torch.nn.Module):
         return shaped
 
     def _net(self) -> MLP:
-        """The network with `flat` as its parameters: `net`, unless somebody put another tensor there (torch.func does)."""
-        given = self.flat.detach()
-        if given.data_ptr() == torch.from_dlpack(self.net.parameters).data_ptr():
-            return self.net
+        """The network with `flat` as its parameters: `net`, or a copy where torch.func put another tensor there for one call.
+
+        Other memory that the module's own parameter got (`flat.data = …`, `vector_to_parameters`) is copied into the network's.
+        """
+        with torch.inference_mode(False):  # what is made in inference mode could train no more
+            given, memory = self.flat.detach(), torch.from_dlpack(self.net.parameters)
+            if given.shape != memory.shape:
+                raise ValueError(f"flat has shape {tuple(given.shape)}; the network's parameters have {tuple(memory.shape)}")
+            if given.data_ptr() == memory.data_ptr():
+                return self.net
+            if self.flat is self._own[0]:
+                self.flat.data = memory
+                with torch.no_grad():
+                    self.flat.copy_(given)  # by way of `flat`, whose version a backward pass looks at
+                return self.net
         twin = self.net.copy()
         torch.from_dlpack(twin.parameters).copy_(given)
         return twin
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Module:
         """What `.to`, `.double` and their like do: the network goes along."""
+        self._net()
         moved = fn(self.flat.detach().new_empty(0))
         if (moved.dtype, moved.device) != (self.flat.dtype, self.flat.device):
             net = self.net.copy(str(moved.dtype).removeprefix("torch.")).to(str(moved.device))
@@ -116,7 +138,7 @@ class Module(torch.nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy: its parameter is the memory of its own network."""
         super().__setstate__(state)
-        self.flat.data = torch.from_dlpack(self.net.parameters)
+        self._net()
 
     def extra_repr(self) -> str:
         """The network, for `print(model)`."""

@@ -9,6 +9,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 import mlpcore as mc
+from mlpcore import estimators
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((60, 4))
@@ -58,6 +59,19 @@ def test_classes_of_real_data_are_told_apart_as_before():
 def test_without_hidden_layers_too():
     model = fitted(MLPRegressor(hidden_layer_sizes=(), max_iter=3), X, Y["one target"])
     np.testing.assert_allclose(mc.MLP.from_sklearn(model).predict(X)[:, 0], model.predict(X), rtol=1e-12)
+
+
+@pytest.mark.parametrize("activation", [["tanh", "logistic"], [("leaky_relu", 0.2), "relu"], ("elu", 2.0)], ids=str)
+def test_estimators_of_our_own_with_activations_of_their_own_kind_come_over(activation):
+    model = fitted(
+        estimators.MLPRegressor(hidden_layer_sizes=(5, 3), activation=activation, max_iter=3, random_state=0),
+        X,
+        Y["one target"],
+    )
+    net = mc.MLP.from_sklearn(model, device="cpu")
+    wanted = ["sigmoid" if x == "logistic" else x for x in (activation if isinstance(activation, list) else [activation] * 2)]
+    assert net.activations[1:3] == mc.MLP([4, 5, 3, 1], wanted).activations[1:3]
+    np.testing.assert_allclose(net.predict(X)[:, 0], model.predict(X), rtol=1e-12)
 
 
 def test_what_is_no_fitted_network_is_refused():

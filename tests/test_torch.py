@@ -14,6 +14,7 @@ from mlpcore.core import activations
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 Module = pytest.importorskip("mlpcore.torch").Module
+prune = pytest.importorskip("torch.nn.utils.prune")
 
 
 def net(hidden="tanh", output="identity", dtype="float64", **settings):
@@ -145,6 +146,68 @@ def test_a_trainer_and_a_module_share_one_network():
     np.testing.assert_array_equal(module(rows()).detach().numpy(), ours.forward(rows()).output)
 
 
+def _assign(module, numbers):
+    module.flat = torch.nn.Parameter(numbers)
+
+
+def _data(module, numbers):
+    module.flat.data = numbers
+
+
+def _vector(module, numbers):
+    torch.nn.utils.vector_to_parameters(numbers, module.parameters())
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("put", [_assign, _data, _vector])
+def test_other_memory_for_flat_is_copied_into_the_networks_at_the_next_call(put, context):
+    ours, X = net(), rows()
+    module, numbers = Module(ours), torch.linspace(-1, 1, ours.parameters.size, dtype=torch.float64)
+    put(module, numbers.clone())
+    with context():
+        Z = module(X)
+    assert module.net is ours
+    assert module.flat.data_ptr() == ours.parameters.ctypes.data
+    np.testing.assert_array_equal(ours.parameters, numbers)
+    np.testing.assert_allclose(Z.detach(), ours.predict(X), rtol=1e-12)
+    assert list(module.state_dict()) == ["flat"]
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module(X).sum().backward()
+    optimizer.step()
+    assert (ours.parameters != numbers.numpy()).any()
+    assert module.flat.data_ptr() == ours.parameters.ctypes.data
+
+
+@pytest.mark.parametrize("follow", [copy.deepcopy, lambda module: module.double()])
+def test_copies_and_moves_take_along_other_memory_that_flat_got(follow):
+    module = Module(net(dtype="float32"))
+    _vector(module, torch.full_like(module.flat, 0.25))
+    twin = follow(module)
+    assert (twin.net.parameters == 0.25).all()
+    assert twin.flat.data_ptr() == twin.net.parameters.ctypes.data
+
+
+def test_other_memory_for_flat_between_forward_and_backward_is_an_error_after_the_next_call():
+    module = Module(net())
+    J = module(rows()).sum()
+    _vector(module, torch.ones_like(module.flat))
+    module(rows())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        J.backward()
+
+
+def test_another_flat_for_one_call_leaves_the_network_as_it_is():
+    ours = net()
+    module, before = Module(ours), ours.parameters.copy()
+    for other in (torch.zeros_like(module.flat), torch.nn.Parameter(torch.zeros_like(module.flat))):
+        Z = torch.func.functional_call(module, {"flat": other}, (rows(),))
+        assert not Z.any()
+    np.testing.assert_array_equal(ours.parameters, before)
+    assert module.flat.data_ptr() == ours.parameters.ctypes.data
+    with pytest.raises(ValueError, match=r"flat has shape \(1,\); the network's parameters have \(83,\)"):
+        torch.func.functional_call(module, {"flat": torch.zeros(1, dtype=torch.float64)}, (rows(),))
+
+
 def test_without_gradients_it_predicts_and_keeps_no_cache(monkeypatch):
     module, X = Module(net()), rows(requires_grad=True)
     expected = module(X).detach()
@@ -175,6 +238,20 @@ def test_leading_axes_stay_and_other_dtypes_are_cast_there_and_back():
     strided = X.repeat_interleave(2, dim=1)[:, ::2]
     torch.testing.assert_close(module(strided), Z)
     torch.testing.assert_close(module(X.T.contiguous().T), Z)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
+def test_no_rows_give_no_rows_and_zero_gradients(shape):
+    module, X = Module(net(dtype="float32")), torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    Z = module(X)
+    assert Z.shape == (*shape[:-1], 3)
+    assert Z.dtype == torch.float32
+    Z.sum().backward()
+    assert X.grad.shape == shape
+    assert module.flat.grad.shape == module.flat.shape
+    assert not module.flat.grad.any()
+    with torch.no_grad():
+        assert module(X).shape == Z.shape
 
 
 @pytest.mark.parametrize("assign", [False, True])
@@ -240,7 +317,6 @@ def test_a_move_that_cannot_be_made_is_refused_and_changes_nothing(move):
         (torch.zeros(2, 5), ValueError, r"X has shape \(2, 5\); the last axis must be 4"),
         (torch.tensor(1.0), ValueError, "the last axis must be 4"),
         (torch.zeros(2, 4, device="meta"), ValueError, "X lies on meta, the module on cpu"),
-        (torch.zeros(0, 4), ValueError, "X is empty"),
     ],
 )
 def test_bad_input_is_refused_by_name(X, error, message):
@@ -349,18 +425,49 @@ def _own():
             r"model\[1\] must be one of torch.nn's Sequential",
         ),
         (lambda nn: nn.Sequential(nn.Sequential(nn.Conv1d(1, 1, 1))), ValueError, r"model\[0\]\[0\]"),
-        (lambda nn: nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.ReLU()), ValueError, r"model\[2\]: ReLU\(\) stands behind no"),
+        (
+            lambda nn: nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.ReLU()),
+            ValueError,
+            r"model\[2\]: ReLU\(\) has no place here: from_torch",
+        ),
         (lambda nn: nn.Sequential(nn.Linear(2, 3), nn.Softmax(1), nn.Linear(3, 1)), ValueError, "softmax is for the output"),
         (lambda nn: nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3)), ValueError, "layer 1 gives 3 numbers, the next takes 2"),
         (lambda nn: nn.Sequential(), ValueError, "no Linear layer"),
         (lambda nn: nn.Linear(2, 3, device="meta"), TypeError, "model lies on no device"),
-        (lambda nn: _own(), ValueError, "stands behind no Linear"),
-        (lambda nn: "model", ValueError, "'model' stands behind no Linear"),
+        (lambda nn: _own(), ValueError, "has no place here"),
+        (lambda nn: "model", ValueError, "'model' has no place here: .*at most one activation"),
     ],
 )
 def test_what_has_no_equal_here_is_refused_with_its_place(make, error, message):
     with pytest.raises(error, match=message):
         mc.MLP.from_torch(make(torch.nn))
+
+
+def _pre_hook(nn):
+    nn[0].register_forward_pre_hook(lambda module, given: None)
+
+
+def _replaced_forward(nn):
+    nn[1].forward = torch.sin
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (_pre_hook, r"\[0\]: Linear"),
+        (lambda nn: nn[1].register_forward_hook(lambda module, given, out: 2 * out), r"\[1\]: ReLU"),
+        (lambda nn: nn[2].register_forward_hook(lambda module, given, out: 2 * out), r"\[2\]: Dropout"),
+        (lambda nn: nn.register_forward_hook(lambda module, given, out: 2 * out), ": Sequential"),
+        (lambda nn: prune.l1_unstructured(nn[0], "weight", 0.5), r"\[0\]: Linear"),
+        (_replaced_forward, r"\[1\]: ReLU"),
+    ],
+)
+def test_modules_that_compute_more_than_their_class_does_are_refused_with_their_place(change, place):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Dropout())
+    mc.MLP.from_torch(model)
+    change(model)
+    with pytest.raises(ValueError, match=f"(?s)^model{place}.* has forward hooks .*remove them first"):
+        mc.MLP.from_torch(model)
 
 
 @pytest.mark.parametrize("spec", ["exp", ("sigmoid", 2.0), mc.Activation("relu", "s * positive(s)", "positive(z)")], ids=str)

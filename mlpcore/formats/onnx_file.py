@@ -47,7 +47,8 @@ def write(
 
     Raises:
         ImportError: the package onnx is not installed.
-        ValueError: the parameters are more than an ONNX file holds, 2 GiB.
+        ValueError: the parameters are more than an ONNX file holds, 2 GiB; they or `rows` are not finite, or "scale" is 0, in
+            the parameters' dtype.
         OSError: it cannot be written; what was there before is intact.
     """
     try:
@@ -56,6 +57,15 @@ def write(
         raise ImportError("ONNX files need the package onnx: pip install 'mlpcore[onnx]'") from None
     if parameters.nbytes > LARGEST:
         raise ValueError(f"the parameters are {parameters.nbytes:,} bytes; an ONNX file holds at most 2 GiB")
+    if not np.isfinite(parameters).all():
+        raise ValueError(f"the network's parameters must be finite; {np.sum(~np.isfinite(parameters)):,} are not")
+    with np.errstate(over="ignore", under="ignore"):
+        rows = {name: None if row is None else row.astype(parameters.dtype) for name, row in rows.items()}
+    for name, row in rows.items():
+        if row is not None and not np.isfinite(row).all():
+            raise ValueError(f"{name} must be finite in the network's dtype, {row.dtype}; it holds numbers beyond its range")
+        if row is not None and name == "scale" and not row.all():
+            raise ValueError(f"scale must not be 0 anywhere, in {row.dtype}: columns are divided by it")
     graph = _Graph(parameters.dtype)
     _network(graph, layout, activations, parameters, rows)
     number = helper.np_dtype_to_tensor_dtype(parameters.dtype)

@@ -217,6 +217,9 @@ def test_a_model_of_the_command_line_takes_raw_columns(classes, tmp_path, monkey
     [
         ({"mean": [1, 2]}, r"mean must have shape \(3,\)"),
         ({"scale": [1, 0, 1]}, "scale must not be 0"),
+        ({"mean": [0, 1e300, 0]}, "mean must be finite in the network's dtype, float32"),
+        ({"target_scale": [-1e300, 0]}, "target_scale must be finite in the network's dtype, float32"),
+        ({"scale": [1, 1e-300, 1]}, "scale must not be 0 anywhere, in float32"),
         ({"scale": [1, np.nan, 1]}, "scale must be finite; row 1"),
         ({"target_mean": ["a", "b"]}, "target_mean must hold real numbers"),
     ],
@@ -225,6 +228,18 @@ def test_rows_that_do_not_fit_are_refused_by_name_and_nothing_is_written(rows, m
     with pytest.raises((TypeError, ValueError), match=message):
         mc.MLP([3, 2]).to_onnx(tmp_path / "net.onnx", **rows)
     assert not os.listdir(tmp_path)
+
+
+def test_parameters_that_are_not_finite_are_refused(tmp_path):
+    net = mc.MLP([3, 2])
+    net.W[1][0, :] = np.nan, np.inf
+    with pytest.raises(ValueError, match="the network's parameters must be finite; 2 are not"):
+        net.to_onnx(tmp_path / "net.onnx")
+    assert not os.listdir(tmp_path)
+
+
+def test_rows_beyond_float32_go_into_a_float64_network(tmp_path):
+    mc.MLP([3, 2], dtype="float64").to_onnx(tmp_path / "net.onnx", mean=[0, 1e300, 0], scale=[1, 1e-300, 1])
 
 
 def test_without_onnx_and_without_a_folder_it_says_so(tmp_path, monkeypatch):
