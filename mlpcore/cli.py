@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import os
 import resource
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 import mlpcore as mc
 from mlpcore import data
-from mlpcore.core import activations
+from mlpcore.core import activations, losses
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.training.plan import human
 
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on from the checkpoint, if there is one; the call must be the same"
     )
     train.add_argument("--no-baselines", action="store_true", help="flights: leave out scikit-learn's models")
-    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.add_argument("--quiet", action="store_true", help="no progress bar (nor is there one where stderr is no terminal)")
 
     predict = command("predict", _predict, "Apply a trained model to the rows of a data set.")
     predict.add_argument("model", help="a .safetensors file of mlpcore train")
@@ -164,8 +165,14 @@ def _load(name: str, target: bool = True) -> data.Dataset:
     return data.load_npz(name, target)
 
 
+def _refuse_folder(name: str) -> None:
+    if name not in RECIPES and Path(name).is_dir():
+        raise ValueError(f"data {name!r} is a folder; the command line reads one file (in Python, mc.Parquet reads folders)")
+
+
 def _dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
     """What to train on, with a recipe that suits it; says what it is."""
+    _refuse_folder(options.data)
     if _is_table(options.data):
         return _table_dataset(options)
     for argument in ("target", "task", "groups", "as", "stream"):
@@ -229,6 +236,8 @@ def _widths(text: str, argument: str) -> list[int]:
 
 def _train(options: argparse.Namespace) -> None:
     mc.core.inputs.positive_integer(options.splits, "--splits")
+    if Path(options.out).suffix.lower() in (".safetensors", ".png", ".csv"):
+        raise ValueError(f"--out is a folder, where the model and the picture go; got {options.out!r}")
     dataset, base = _dataset(options)
     chosen = {name: getattr(options, name) for name in vars(base) if getattr(options, name) is not None}
     recipe = Recipe(**{**vars(base), **chosen})
@@ -338,7 +347,12 @@ class _Run:
     def train(self) -> None:
         """Fit, and say how it went."""
         counts = ", ".join(f"{n:,} {p}" for n, p in zip(self.split.counts, ("training", "validation", "test"), strict=True))
-        print(f"seed {self.seed}: {counts} rows{self.split.said}\n{self.net!r}", flush=True)
+        print(f"seed {self.seed}: {counts} rows{self.split.said}")
+        used = self.split.preparation.about.get("columns", self.dataset.feature_names)
+        for name in self.dataset.feature_names:
+            if name not in used:
+                print(f"{name} is left out: no value of it is in enough training rows to get a column")
+        print(repr(self.net), flush=True)
         began = time.perf_counter()
         complete = self.checkpoint is not None and bool(self.trainer.history) and not self.trainer.unfinished
         done = self.trainer.progress.step
@@ -363,7 +377,7 @@ class _Run:
                 batch_size=self.recipe.batch,
                 validation=self.split.validation,
                 early_stopping=mc.EarlyStopping(self.recipe.patience),
-                progress=not self.quiet,
+                progress=not self.quiet and sys.stderr.isatty(),  # a log file would get every frame of the bar
                 checkpoint=kept.path if kept else None,
                 every=kept.every if kept else "1 epoch",
             )
@@ -490,6 +504,43 @@ def _pyplot() -> Any:
 # -- the other commands ------------------------------------------------------------------------------------------------
 
 
+def _load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
+    """As `MLP.load_with`; ValueError where its notes are none, or name no loss that there is."""
+    net, tensors, about = mc.MLP.load_with(path)
+    if not isinstance(about, dict):
+        raise ValueError(f"{path!r}: its notes must be names and values; got {about!r}")
+    if about.get("loss") is not None:
+        losses.resolve(about["loss"], f"{path!r}: loss")
+    return net, tensors, about
+
+
+def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: dict[str, Any]) -> None:
+    """ValueError where a note or a scale is not of such a network: somebody has made up the file."""
+
+    def texts(values: Any) -> bool:
+        return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+    classes, columns = about["classes"], about.get("columns")
+    right = {
+        "classes": texts(classes) and len(classes) in (0, net.sizes[-1]),
+        "loss": about.get("loss") is not None,
+        "features": texts(about.get("features")),
+        "target": isinstance(about.get("target", ""), str),
+    }
+    if "pipeline" in tensors:
+        kinds = ("number", "category", "boolean")
+        right["columns"] = isinstance(columns, dict) and bool(columns) and all(kind in kinds for kind in columns.values())
+        right["scikit-learn"] = isinstance(about.get("scikit-learn"), str)
+        right["target"] = isinstance(about.get("target"), str)
+    sizes = {} if "pipeline" in tensors else {"mean": net.sizes[0], "scale": net.sizes[0]}
+    if not classes:
+        sizes |= {"target mean": net.sizes[-1], "target scale": net.sizes[-1]}
+    right |= {name: name in tensors and tensors[name].shape == (size,) for name, size in sizes.items()}
+    for name, fits in right.items():
+        if not fits:
+            raise ValueError(f"{path!r}: its {name!r} is missing or does not fit the network: the file is damaged or made up")
+
+
 @dataclass(frozen=True)
 class _Model:
     """What `mlpcore train` saved."""
@@ -501,9 +552,10 @@ class _Model:
 
     @classmethod
     def load(cls, path: str) -> _Model:
-        net, tensors, about = mc.MLP.load_with(path)
+        net, tensors, about = _load_with(path)
         if "classes" not in about or not ({"mean", "scale"} <= set(tensors) or "pipeline" in tensors):
             raise ValueError(f"{path!r} holds a network without its standardisation: it is not from 'mlpcore train'")
+        _require_fitting(path, net, tensors, about)
         if "pipeline" not in tensors:
             return cls(net, tensors, about, data.Standardizer(tensors["mean"], tensors["scale"]))
         from mlpcore import tables
@@ -525,6 +577,7 @@ class _Model:
 
     def rows(self, name: str, target: bool) -> tuple[Array, Array | None, Array]:
         """The network's input of every row, Y (with `target` there must be one), and the rows that Y is of."""
+        _refuse_folder(name)
         if "pipeline" not in self.tensors:
             dataset = _load(name, target)
             if dataset.X.shape[1] != self.net.sizes[0]:
@@ -575,8 +628,10 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from mlpcore.export import export  # not at import: onnx
+    from mlpcore.export import export
 
+    if importlib.util.find_spec("onnx") is None:
+        raise ImportError('export needs the package onnx: pip install "mlpcore[cli,onnx]"')
     model = _Model.load(options.model)
     export(options.model, options.onnx)
     if "pipeline" in model.tensors:
@@ -604,7 +659,7 @@ def _check(options: argparse.Namespace) -> None:
         rows = rng.permutation(len(Y))[:count]
         X, Y = X[known][rows], model.scale.apply(Y[rows]) if model.scale else Y[rows]
     else:
-        net, _, about = mc.MLP.load_with(options.model)
+        net, _, about = _load_with(options.model)
         last = net.activations[-1]
         assert last is not None
         loss = about.get("loss") or mc.core.losses.matching(last)

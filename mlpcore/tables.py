@@ -49,6 +49,13 @@ KINDS = ("number", "category", "out")
 MOST_CLASSES = 20  # a target of whole numbers with more values is a quantity
 MOST_CATEGORIES = 100  # columns that one category may become
 LEAST_ROWS = 5  # of a value that gets a column of its own
+_SEPARATE = "separate columns by commas (.csv) or tabs (.tsv)"
+_DAY = "(0?[1-9]|[12][0-9]|3[01])"  # or a month
+_TIME = "[ T]+[0-9]{1,2}(:[0-9]{2}){0,2}([.,][0-9]+)?( ?[AaPp][Mm])?( ?(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?))?"
+_DATE = (  # 2021-02-14, 2021/02/14, 14/02/2021, 2/14/21, 14.02.2021, 14-02-2021, with or without a time
+    f"^([0-9]{{4}}-{_DAY}-{_DAY}|[0-9]{{4}}/{_DAY}/{_DAY}|{_DAY}/{_DAY}/([0-9]{{2}}){{1,2}}"
+    f"|{_DAY}[.]{_DAY}[.][0-9]{{4}}|{_DAY}-{_DAY}-[0-9]{{4}})({_TIME})?$"
+)
 _CHUNK_ROWS = 16_384
 _MOST_BYTES = 256 << 20  # of a pipeline in a model file
 
@@ -96,7 +103,8 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from None
     except (ValueError, NotImplementedError, OSError) as error:  # Arrow's errors are such
-        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        hint = f"; {_SEPARATE}" if _separated_otherwise(source) else ""
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}{hint}") from None
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"{path}: {names.count(name)} columns are named {name!r}; which one is meant?")
@@ -125,9 +133,23 @@ def _read_csv(source: Path, texts: Sequence[str]) -> pa.Table:
     return csv.read_csv(
         source,
         read_options=csv.ReadOptions(use_threads=False, block_size=size + 1),  # types from all rows, not from the first ones
-        parse_options=csv.ParseOptions(delimiter="\t" if source.suffix.lower() == ".tsv" else ",", newlines_in_values=True),
+        parse_options=csv.ParseOptions(delimiter=_delimiter(source), newlines_in_values=True),
         convert_options=csv.ConvertOptions(strings_can_be_null=True, column_types=dict.fromkeys(texts, pa.string())),
     )
+
+
+def _separated_otherwise(source: Path) -> bool:
+    """Whether the header of a text file has more semicolons, or the like, than what separates columns."""
+    if source.suffix.lower() not in (".csv", ".tsv"):
+        return False
+    with open(source, encoding="utf-8", errors="replace") as file:
+        header = file.readline(1 << 16)
+    mine = _delimiter(source)
+    return any(header.count(mark) > header.count(mine) for mark in ",;\t|" if mark != mine)
+
+
+def _delimiter(source: Path) -> str:
+    return "\t" if source.suffix.lower() == ".tsv" else ","
 
 
 def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -185,13 +207,19 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None) -> Column:
     """The kind of one column, from its type and values, or as wished."""
     values = _plain(values)
     kind, rows = values.type, len(values)
+    known_rows = rows - values.null_count
     if wish == "out":
         return Column(name, "", "as asked")
-    if pa.types.is_null(kind) or values.null_count == rows:
+    if pa.types.is_null(kind) or not known_rows:
         return Column(name, "", "no value in any row")
-    dates = pa.types.is_temporal(kind) or (_is_text(kind) and wish is None and _holds_dates(values))
-    if dates or not (_is_text(kind) or is_number(kind) or pa.types.is_boolean(kind)):
-        what = "a date or time" if dates else f"of type {kind}"
+    if (
+        wish is None
+        and _is_text(kind)
+        and pc.sum(pc.match_substring_regex(values.cast(pa.string()), _DATE)).as_py() >= 0.95 * known_rows
+    ):
+        return Column(name, "", f"dates as text, such as {str(values.drop_null()[0])!r}")
+    if not (_is_text(kind) or is_number(kind) or pa.types.is_boolean(kind)):
+        what = "a date or time" if pa.types.is_temporal(kind) else f"of type {kind}"
         if wish:
             raise ValueError(f"--as {name}={wish}: the column is {what}")
         return Column(name, "", what)
@@ -199,24 +227,13 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None) -> Column:
         return _category(name, "category", as_texts(values))
     numbers = _numbers(values) if wish or not pa.types.is_boolean(kind) else np.full(rows, np.nan)
     known = np.isfinite(numbers)
-    if known.any() and (wish or is_number(kind) or known.sum() >= 0.95 * (rows - values.null_count)):
+    if known.any() and (wish or is_number(kind) or known.sum() >= 0.95 * known_rows):
         return _number(name, numbers, values, wish)
     if wish:
-        raise ValueError(f"--as {name}=number: the column holds no number")
+        raise ValueError(f"--as {name}=number: the column holds no number: the first value is {str(values.drop_null()[0])!r}")
     if is_number(kind):
         return Column(name, "", "no finite number in any row")
     return _category(name, "boolean" if pa.types.is_boolean(kind) else "category", as_texts(values), names_rows=True)
-
-
-def _holds_dates(values: pa.ChunkedArray) -> bool:
-    """Whether every text is a date, as the CSV reader tells it: 2024-12-31, with or without a time and a zone."""
-    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
-        try:
-            values.cast(kind)
-            return True
-        except pa.ArrowInvalid:
-            continue
-    return False
 
 
 def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None) -> Column:
@@ -233,11 +250,12 @@ def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None
     ):
         return Column(name, "", f"counts the rows, {low:.0f} to {high:.0f}")
     note = f"{low:.6g} to {high:.6g}"
-    wrong = pc.filter(values, pc.and_kleene(pc.is_valid(values), pa.array(~known)))
-    if len(wrong):
-        note += f"; {len(wrong):,} such as {str(wrong[0])!r} count as missing"
     if not known.all():
         note += f"; {np.sum(~known):,} missing"
+    wrong = pc.filter(values, pc.and_kleene(pc.is_valid(values), pa.array(~known)))
+    if len(wrong):
+        what = f"text such as {str(wrong[0])!r}" if _is_text(values.type) else "infinite or NaN"
+        note += f", {'all' if len(wrong) == np.sum(~known) else f'{len(wrong):,}'} of them {what}"
     return Column(name, "number", note)
 
 
@@ -249,10 +267,15 @@ def _category(name: str, kind: str, texts: Array, names_rows: bool = False) -> C
     if names_rows and len(counts) > max(2, counts.sum() / 2):
         return Column(name, "", f"text with {len(counts):,} values in {counts.sum():,} rows")
     note = f"{len(counts):,} value{'s' if len(counts) > 1 else ''}"
+    apart = int(np.sum(counts >= LEAST_ROWS)) + (missing >= LEAST_ROWS)
+    if not apart:
+        return Column(name, "", f"{note}, none of them in {LEAST_ROWS} rows")
     if len(counts) <= 4:
         note += ": " + ", ".join(map(str, sorted(counts.index)))
-    elif len(counts) > MOST_CATEGORIES:
+    elif apart > MOST_CATEGORIES:
         note += f", the {MOST_CATEGORIES - 1} most frequent apart"
+    elif apart < len(counts):
+        note += f", those in {LEAST_ROWS} training rows apart, {apart} at most"
     return Column(name, kind, note + (f"; {missing:,} missing" if missing else ""))
 
 
@@ -329,13 +352,12 @@ def take(
 
 def _no_column(where: str, name: str, names: Sequence[str]) -> ValueError:
     if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-        return ValueError(
-            f"{where} {name!r}: the header is one column, {names[0]!r}; separate columns by commas (.csv) or tabs (.tsv)"
-        )
+        return ValueError(f"{where} {name!r}: the header is one column, {names[0]!r}; {_SEPARATE}")
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    more = ", …" if len(names) > 12 else ""
-    return ValueError(f"{where}: there is no column {name!r}{hint} There are {', '.join(names[:12])}{more}")
+    listed = [*near, *(other for other in names if other not in near)]
+    more = ", …" if len(names) > 10 else ""
+    return ValueError(f"{where}: there is no column {name!r}{hint} There are {', '.join(listed[:10])}{more}")
 
 
 def _target(values: pa.ChunkedArray, name: str, task: str | None) -> tuple[Array, tuple[str, ...], Array]:
@@ -368,9 +390,8 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> tuple[Array
     if len(labels) == 1:
         raise ValueError(f"--target {name!r} is {str(labels[0])!r} in every row; nothing to tell apart")
     if len(labels) > max(2, len(Y) / 2):
-        raise ValueError(
-            f"--target {name!r}: {len(labels):,} classes in {len(Y):,} rows; is it a quantity (--task regression)?"
-        )
+        hint = "is it a quantity (--task regression)?" if len(known) == len(Y) else "it looks like an identifier"
+        raise ValueError(f"--target {name!r}: {len(labels):,} classes in {len(Y):,} rows; {hint}")
     if is_number(values.type):  # 2 before 10
         order = np.argsort(numbers[filled][first])
         labels, Y = labels[order], np.argsort(order)[Y]
@@ -405,8 +426,14 @@ class Transformer:
 
     @classmethod
     def fit(cls, X: pd.DataFrame, rows: Array, columns: Sequence[Column]) -> Transformer:
-        """Medians, means, deviations and categories of the given rows."""
-        used = [column for column in columns if column.kind]
+        """Medians, means, deviations and categories of the given rows; a category that is rare values only is left out.
+
+        Raises:
+            ValueError: no column is left.
+        """
+        used = [column for column in columns if column.kind == "number" or (column.kind and _tells(X[column.name].iloc[rows]))]
+        if not used:
+            raise ValueError(f"no column is left to predict from: no value of any is in {LEAST_ROWS} training rows")
         number = Pipeline([
             ("impute", SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)),
             ("scale", StandardScaler()),
@@ -502,6 +529,11 @@ class Transformer:
                 if len(new):
                     such = "no value" if new.iloc[0] is None else f"such as {new.iloc[0]!r}"
                     yield f"{name}: {len(new):,} row(s) hold what training never saw, {such}: taken as rare"
+
+
+def _tells(values: pd.Series[Any]) -> bool:
+    """Whether a value gets a column of its own."""
+    return bool(values.value_counts(dropna=False).iloc[0] >= LEAST_ROWS)
 
 
 # -- without pickle --------------------------------------------------------------------------------------------------------

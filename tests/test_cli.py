@@ -146,6 +146,60 @@ def test_a_model_of_other_columns_or_without_standardisation_is_refused(table, t
     assert "standardisation" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("note", "value"),
+    [("classes", ["same"]), ("classes", 3), ("loss", None), ("loss", "cross"), ("features", None), ("target", 5), (None, [])],
+)
+def test_notes_that_do_not_fit_the_network_are_one_line_with_the_file(note, value, table, tmp_path, capsys):
+    train(table, tmp_path, "--epochs", "1")
+    model = str(tmp_path / "table.safetensors")
+    net, tensors, about = mc.MLP.load_with(model)
+    net.save(model, tensors=tensors, about={**about, note: value} if note else value)
+    for call in (["predict", model, str(table), "--out", str(tmp_path / "p.csv")], ["check", model, str(table)]):
+        capsys.readouterr()
+        assert main(call) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("mlpcore: ")
+        assert error.count("\n") == 1
+        assert model in error
+    assert not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.parametrize(("note", "value"), [("columns", ["size"]), ("columns", {"size": "date"}), ("scikit-learn", None)])
+def test_notes_of_a_table_that_do_not_fit_are_one_line_with_the_file(note, value, shops, tmp_path, capsys):
+    train(shops, tmp_path, "--target", "price", "--epochs", "1")
+    model = str(tmp_path / "shops.safetensors")
+    net, tensors, about = mc.MLP.load_with(model)
+    for notes, arrays in (({**about, note: value}, tensors), (about, {**tensors, "target mean": np.zeros(2, np.float32)})):
+        net.save(model, tensors=arrays, about=notes)
+        capsys.readouterr()
+        assert main(["predict", model, str(shops), "--out", str(tmp_path / "p.csv")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert model in error
+
+
+def test_a_run_without_a_terminal_draws_no_bar_and_one_with_it_does(table, tmp_path, capsys, monkeypatch):
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        assert main(["train", str(table), "--out", str(tmp_path), "--epochs", "1"]) == 0
+        assert ("epoch 1/1" in capsys.readouterr().err) == terminal
+
+
+def test_a_folder_of_data_and_a_file_as_out_are_refused(table, tmp_path, capsys):
+    assert main(["train", str(tmp_path), "--target", "late"]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert main(["train", str(table), "--out", str(tmp_path / "price.safetensors")]) == 2
+    assert "--out is a folder" in capsys.readouterr().err
+    assert not (tmp_path / "price.safetensors").exists()
+
+
+def test_export_without_onnx_says_what_to_install(table, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main(["export", str(tmp_path / "t.safetensors"), str(tmp_path / "t.onnx")]) == 2
+    assert 'pip install "mlpcore[cli,onnx]"' in capsys.readouterr().err
+
+
 def test_a_run_that_diverges_says_so_and_saves_nothing(table, tmp_path, capsys):
     assert train(table, tmp_path, "--learning-rate", "1e30") == 2
     error = capsys.readouterr().err

@@ -79,7 +79,8 @@ def test_a_column_is_taken_by_its_type_and_values_whatever_the_format(path, fram
     assert "200 values" in said["id"]
     assert "'always'" in said["same"]
     assert "no value" in said["empty"]
-    assert said["day"] == said["hour"] == "a date or time"
+    assert said["day"] == "a date or time"
+    assert said["hour"] in ("a date or time", "dates as text, such as '2024-01-01T00:00:00Z'")  # as read from CSV, from Parquet
     assert table.class_names == ("no", "yes")
     assert np.array_equal(table.Y, (frame["late"] == "yes").astype(int))
     assert table.target == "late"
@@ -118,6 +119,61 @@ def test_text_that_is_nearly_all_numbers_is_numbers_and_the_rest_is_missing_and_
     assert table.X["a"].isna().sum() == 2
     mixed = "a,y\n" + "".join(f"{'ab'[i % 2] if i % 3 else 7},{i / 7}\n" for i in range(60))
     assert kinds(tables.load(written(tmp_path, mixed), "y")) == {"a": "category"}
+
+
+@pytest.mark.parametrize(
+    "day",
+    ["2021-{m:02}-{d:02} 10:30:00", "2021/{m:02}/{d:02}", "{d:02}/{m:02}/2021", "{m}/{d}/21 8:26 PM", "{d}.{m}.2021 08:15",
+     "{d:02}-{m:02}-2021", "2021-{m:02}-{d:02}T10:30:00.5+01:00"],
+)  # fmt: skip
+def test_dates_as_text_are_left_out_with_that_note_unless_asked_for(day, tmp_path):
+    days = [day.format(d=13 + i % 10, m=1 + i % 2) for i in range(97)] + ["?"] * 3
+    text = "a,day,y\n" + "".join(f"{i * i},{day},{i / 7}\n" for i, day in enumerate(days))
+    path = written(tmp_path, text)
+    table = tables.load(path, "y")
+    assert kinds(table) == {"a": "number", "day": ""}
+    assert notes(table)["day"] == f"dates as text, such as {days[0]!r}"
+    assert kinds(tables.load(path, "y", wishes={"day": "category"}))["day"] == "category"
+
+
+def test_versions_shares_and_texts_with_a_few_dates_are_no_dates(tmp_path):
+    for words in (
+        ["1.2.10", "2.0.1"],
+        ["1/2", "3/4"],
+        ["14/02/2021", "never"],
+        ["2021-14-15", "2021-99-01"],
+        ["42/02/2021", "x"],
+    ):
+        text = "a,y\n" + "".join(f"{words[i % 2]},{i / 7}\n" for i in range(40))
+        assert kinds(tables.load(written(tmp_path, text), "y")) == {"a": "category"}, words
+
+
+def test_missing_values_are_counted_once_with_the_text_among_them(tmp_path):
+    for gaps, said in (
+        (["?"] * 3, "3 missing, all of them text such as '?'"),
+        (["?", "", ""], "3 missing, 1 of them text such as '?'"),
+    ):
+        text = "a,y\n" + "".join(f"{a},{i / 7}\n" for i, a in enumerate([*(j * j for j in range(97)), *gaps]))
+        assert notes(tables.load(written(tmp_path, text), "y"))["a"] == f"0 to 9216; {said}"
+
+
+def test_a_category_of_rare_values_only_is_left_out_before_and_after_the_split(tmp_path):
+    text = "a,b,c,y\n" + "".join(f"u{i % 30},{'v' * (i // 6)},{i % 2},{i / 7}\n" for i in range(90))
+    table = tables.load(written(tmp_path, text), "y", wishes={"b": "category"})
+    assert notes(table)["a"] == "30 values, none of them in 5 rows"
+    assert kinds(table) == {"a": "", "b": "category", "c": "number"}
+    made = table.prepare(np.arange(0, 90, 2))  # 3 rows of each of b's
+    assert made.names == ("c",)
+    assert [column.name for column in made.columns] == ["c"]
+    with pytest.raises(ValueError, match="5 training rows"):
+        tables.Transformer.fit(table.X[["b"]], np.arange(0, 90, 2), [tables.Column("b", "category")])
+
+
+def test_the_note_of_a_category_counts_the_columns_it_makes(tmp_path):
+    text = "a,y\n" + "".join(f"{'pqr'[i % 3] if i < 60 else f'u{i % 20}'},{i / 7}\n" for i in range(100))
+    table = tables.load(written(tmp_path, text), "y")
+    assert notes(table)["a"] == "23 values, those in 5 training rows apart, 3 at most"
+    assert table.prepare(np.arange(100)).width == 4  # and the rare ones
 
 
 def test_many_categories_get_at_most_a_hundred_columns(tmp_path):
@@ -190,6 +246,8 @@ def test_groups_are_the_values_of_their_column_which_is_not_learnt_from(tmp_path
         ("a,y\n1,2\n3,4,5\n", ["#3", "2 columns, got 3"]),
         ("a,a,y\n1,2,3\n", ["2 columns", "'a'"]),
         ("a;y\n1;2\n", ["'a;y'", "commas"]),
+        ("a;b,c;y\n1,5;2,0;3,5\n", ["2 columns", "commas (.csv)"]),
+        ("a;b;y\n1,5;2;3,5\n", ["1 columns, got 3", "commas (.csv)"]),
         ("a,yy\n1,2\n", ["'y'", "mean 'yy'"]),
         ("a,y\n1,caf\xe9\n".encode("latin-1"), ["'y'", "UTF-8"]),
         ("caf\xe9,y\n1,2\n".encode("latin-1"), ["UTF-8"]),
@@ -199,7 +257,7 @@ def test_groups_are_the_values_of_their_column_which_is_not_learnt_from(tmp_path
         ("y\n1\n2\n", ["no column is left", "no other"]),
         ("a,y\nq,1\nq,2\n", ["no column is left", "'q' in every row"]),
         ("a,y\n1,2024-01-01\n2,2024-01-02\n", ["'y'", "date"]),
-        ("a,y\n" + "".join(f"{i},n{i}\n" for i in range(9)), ["9 classes in 9 rows"]),
+        ("a,y\n" + "".join(f"{i},n{i}\n" for i in range(9)), ["9 classes in 9 rows", "identifier"]),
         ("a,y\n1,1e39\n2,0.5\n", ["1e+39", "float32"]),
     ],
 )
@@ -221,11 +279,12 @@ def test_a_table_that_cannot_be_trained_on_is_refused_by_name(text, words, tmp_p
         ({"wishes": {"q": "number"}}, ["--as", "'q'"]),
         ({"wishes": {"a": "numbr"}}, ["--as a", "'number'"]),
         ({"wishes": {"day": "number"}}, ["--as day=number", "date"]),
-        ({"wishes": {"word": "number"}}, ["--as word=number"]),
+        ({"wishes": {"word": "number"}}, ["--as word=number", "the first value is 'u'"]),
+        ({"wishes": {"income": "number"}}, ["--as income=number", "the first value is '11,525'"]),
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(more, words, tmp_path):
-    text = "a,gap,day,word,y\n1,1,2024-01-01,u,1\n2,,2024-01-02,v,x\n4,3,2024-01-03,v,x\n"
+    text = 'a,gap,day,word,income,y\n1,1,2024-01-01,u,"11,525",1\n2,,2024-01-02,v,"9,000",x\n4,3,2024-01-03,v,"1,000",x\n'
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the words are checked)
         tables.load(written(tmp_path, text), "y", **more)
     assert all(word in str(error.value) for word in words), error.value
@@ -298,6 +357,13 @@ def test_a_missing_column_is_refused_with_the_nearest(kept, frame, tmp_path):
     frame.rename(columns={"whole": "wholes"}).to_parquet(tmp_path / "new.parquet")
     with pytest.raises(ValueError, match=r"new\.parquet.*no column 'whole'; did you mean 'wholes'"):
         kept[1].read(tmp_path / "new.parquet")
+
+
+def test_of_many_columns_the_nearest_and_ten_at_most_are_named(tmp_path):
+    text = ",".join(f"c{i}" for i in range(30)) + ",size\n" + ",".join("1" for _ in range(31)) + "\n"
+    with pytest.raises(ValueError, match="did you mean 'size'") as error:
+        tables.load(written(tmp_path, text), "sizes")
+    assert str(error.value).endswith("There are size, c0, c1, c2, c3, c4, c5, c6, c7, c8, …")
 
 
 def test_targets_that_are_no_class_of_the_model_are_left_out():
