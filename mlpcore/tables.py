@@ -212,12 +212,10 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None) -> Column:
         return Column(name, "", "as asked")
     if pa.types.is_null(kind) or not known_rows:
         return Column(name, "", "no value in any row")
-    if (
-        wish is None
-        and _is_text(kind)
-        and pc.sum(pc.match_substring_regex(values.cast(pa.string()), _DATE)).as_py() >= 0.95 * known_rows
-    ):
-        return Column(name, "", f"dates as text, such as {str(values.drop_null()[0])!r}")
+    if wish is None and _is_text(kind):
+        dates = values.filter(pc.match_substring_regex(values.cast(pa.string()), _DATE))
+        if len(dates) >= 0.95 * known_rows:
+            return Column(name, "", f"dates as text, such as {str(dates[0])!r}")
     if not (_is_text(kind) or is_number(kind) or pa.types.is_boolean(kind)):
         what = "a date or time" if pa.types.is_temporal(kind) else f"of type {kind}"
         if wish:
