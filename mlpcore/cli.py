@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import io
 import json
 import os
 import resource
@@ -20,8 +21,11 @@ from numpy.typing import NDArray
 
 import mlpcore as mc
 from mlpcore import data
+from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import activations, losses
 from mlpcore.core.optimizers import Optimizer
+from mlpcore.formats import model_file
+from mlpcore.formats.atomic import replacing
 from mlpcore.training.plan import human
 
 Array = NDArray[Any]
@@ -107,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--splits", type=int, default=1, help="repeat for so many seeds and report the medians")
     train.add_argument("--out", default=".", metavar="FOLDER", help="where the model and the picture go (default: here)")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    train.add_argument("--memory-limit", metavar="BYTES", help="that the engine's arrays may take, e.g. '64 MiB'")
+    train.add_argument("--memory-limit", type=_limit, metavar="BYTES", help="that the engine's arrays may take, e.g. '64 MiB'")
     train.add_argument(
         "--checkpoint", metavar="FILE", help="save the run there meanwhile (default with --every or --resume: in --out)"
     )
@@ -142,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     plan.add_argument("--chunk-rows", type=int, help="at most so many rows at a time and worker (default: chosen)")
     plan.add_argument("--workers", type=int, help="threads with rows of their own (default: chosen)")
-    plan.add_argument("--memory-limit", help="e.g. '64 MiB'")
+    plan.add_argument("--memory-limit", type=_limit, help="e.g. '64 MiB'")
 
     command("info", _info, "Print device, BLAS and versions.")
     return parser
@@ -236,6 +240,7 @@ def _widths(text: str, argument: str) -> list[int]:
 
 def _train(options: argparse.Namespace) -> None:
     mc.core.inputs.positive_integer(options.splits, "--splits")
+    mc.core.inputs.positive_integer(options.seed, "--seed", least=0)
     if Path(options.out).suffix.lower() in (".safetensors", ".png", ".csv"):
         raise ValueError(f"--out is a folder, where the model and the picture go; got {options.out!r}")
     dataset, base = _dataset(options)
@@ -256,7 +261,11 @@ def _train(options: argparse.Namespace) -> None:
         runs.append(_Run(dataset, recipe, options, options.seed + i))
         _make_folder(out)  # before the work, and after everything that is wrong with the input
         if saves:
-            runs[i].keep(Path(options.checkpoint or out / f"{name}.checkpoint.safetensors"), options)
+            path = Path(options.checkpoint or out / f"{name}.checkpoint.safetensors")
+            _require_other(
+                "--checkpoint", path, {"the model goes": model, "the picture goes": picture, "the data are": options.data}
+            )
+            runs[i].keep(path, options)
         runs[i].train()
         runs[i].report(baselines=options.data == "flights" and not options.no_baselines)
         if not i:
@@ -268,6 +277,17 @@ def _train(options: argparse.Namespace) -> None:
     which = f" (seed {options.seed})" if len(runs) > 1 else ""
     print(f"saved {model} and {picture}{which}")
     print(f"to use it: mlpcore predict {model} {'TABLE' if _is_table(options.data) else options.data} --out predictions.csv")
+
+
+def _limit(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def _require_other(argument: str, path: Path, others: dict[str, str | Path]) -> None:
+    """Raise a ValueError if writing there would replace what another file is for."""
+    for what, other in others.items():
+        if path.resolve() == Path(other).resolve():
+            raise ValueError(f"{argument} {path} is where {what}; name another file")
 
 
 def _make_folder(out: Path) -> None:
@@ -286,13 +306,21 @@ class _Checkpoint:
 
     @property
     def note(self) -> Path:
-        return self.path.with_suffix(".json")
+        return self.path.with_name(f"{self.path.name}.json")
 
     def begin(self) -> None:
-        """Make room for a new run: nothing of an older one is left to go on from."""
+        """Make room for a new run: nothing of an older one is left to go on from; but what is no checkpoint is not touched."""
+        if self.path.exists() and not self._holds_run():
+            raise ValueError(f"--checkpoint {self.path}: there is a file that is no checkpoint; name another one")
         for path in (self.path, self.note):
             path.unlink(missing_ok=True)
         self.note.write_text(json.dumps(self.call, indent=1))
+
+    def _holds_run(self) -> bool:
+        try:
+            return "trainer" in model_file.read(self.path)[0]
+        except ValueError:  # another format; or a damaged checkpoint, whose note is still there
+            return self.note.exists()
 
     def load(self, device: str) -> mc.Trainer | None:
         """The trainer to go on with; None if there is none. ValueError where the call was another."""
@@ -336,7 +364,9 @@ class _Run:
         for key in ("target", "task", "groups", "as", "seed", "memory_limit"):
             call[f"--{key.replace('_', '-')}"] = getattr(options, key)
         call["the data"] = self.split.digest
-        self.checkpoint = _Checkpoint(path, options.every or "1 epoch", call)
+        every = options.every or "1 epoch"
+        Checkpoints(path, every)  # whether both are possible
+        self.checkpoint = _Checkpoint(path, every, call)
         trainer = self.checkpoint.load(options.device) if options.resume else None
         if trainer is None:
             self.checkpoint.begin()
@@ -606,10 +636,11 @@ def _predict(options: argparse.Namespace) -> None:
         Z = Z * model.scale.scale + model.scale.mean
     classes = model.about["classes"]
     target = Path(options.out)
+    _require_other("--out", target, {"the model is": options.model, "the data are": options.data})
     if target.is_dir():
         raise IsADirectoryError(f"--out {options.out}: is a folder; name a file")
-    temporary = target.with_name(f".{target.name}.part")
-    with open(temporary, "w", newline="") as file:
+    with replacing(target) as binary:
+        file = io.TextIOWrapper(binary, encoding="utf-8", newline="")
         writer = csv.writer(file)
         if classes:
             writer.writerow(["prediction", *(f"p({name})" for name in classes)])
@@ -617,7 +648,8 @@ def _predict(options: argparse.Namespace) -> None:
         else:
             writer.writerow([f"prediction {i}" for i in range(Z.shape[1])] if Z.shape[1] > 1 else ["prediction"])
             writer.writerows([f"{z:.9g}" for z in row] for row in Z)
-    os.replace(temporary, target)
+        file.flush()
+        file.detach()  # else it would close the file before it is on the disk
     print(f"{len(Z):,} predictions written to {target}")
     if Y is not None and len(Y):
         figures = _figures(Z[known], Y) if classes else _errors(Z[known], Y)

@@ -461,10 +461,40 @@ def test_another_call_does_not_go_on_with_a_run(table, shops, tmp_path, capsys):
     assert "had come" not in capsys.readouterr().out
     assert main(["train", str(table), *call, "--resume"]) == 0
     assert "had come" in capsys.readouterr().out
-    (tmp_path / "table.checkpoint.json").unlink()
+    (tmp_path / "table.checkpoint.safetensors.json").unlink()
     assert main(["train", str(table), *call, "--resume"]) == 2
-    assert "table.checkpoint.json" in capsys.readouterr().err
+    assert "table.checkpoint.safetensors.json" in capsys.readouterr().err
     assert main(["train", str(table), *call, "--resume", "--splits", "2"]) == 2
     assert "--splits" in capsys.readouterr().err
     assert main(["train", str(table), *call, "--every", "now and then"]) == 2
     assert "every" in capsys.readouterr().err
+
+
+def test_no_output_replaces_a_file_that_is_something_else(table, tmp_path, capsys):
+    """Neither the data, nor the model, nor a file of the user's own."""
+    before, own = table.read_bytes(), tmp_path / "config.json"
+    own.write_text("mine")
+    assert train(table, tmp_path, "--epochs", "1") == 0
+    model = (tmp_path / "table.safetensors").read_bytes()
+    for path, said in (
+        (table, "is where the data are"), (tmp_path / "table.safetensors", "is where the model goes"),
+        (tmp_path / "table.png", "is where the picture goes"), (own, "is no checkpoint; name another one"),
+        (tmp_path / "gone" / "x", "does not exist"), (tmp_path, "is a folder"),
+    ):  # fmt: skip
+        assert train(table, tmp_path, "--epochs", "1", "--checkpoint", str(path)) == 2
+        assert said in capsys.readouterr().err
+    for path, said in ((table, "is where the data are"), (tmp_path / "table.safetensors", "is where the model is")):
+        assert main(["predict", str(tmp_path / "table.safetensors"), str(table), "--out", str(path)]) == 2
+        assert said in capsys.readouterr().err
+    assert train(table, tmp_path, "--epochs", "1", "--checkpoint", str(tmp_path / "config.safetensors")) == 0
+    assert (table.read_bytes(), own.read_text()) == (before, "mine")
+    assert (tmp_path / "table.safetensors").read_bytes() == model
+    capsys.readouterr()
+
+
+def test_a_limit_in_bytes_is_one_and_a_negative_seed_is_named(table, tmp_path, capsys):
+    assert train(table, tmp_path, "--epochs", "1", "--memory-limit", "100000000") == 0
+    assert train(table, tmp_path, "--epochs", "1", "--memory-limit", "7") == 2
+    assert "memory_limit 7 bytes is less than" in capsys.readouterr().err
+    assert train(table, tmp_path, "--seed", "-1") == 2
+    assert "--seed must be at least 0" in capsys.readouterr().err
