@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlpcore.backends import device as devices
 from mlpcore.core.losses import Loss
-from mlpcore.streams import Piece, Stream
+from mlpcore.streams import Stream
 from mlpcore.training.chunks import Batch, Data
 from mlpcore.training.plan import Inputs
 
@@ -57,32 +57,33 @@ class Streamed:
         stream: the rows.
         size: rows of a batch.
         arrays: as the stream's `buffers` lists them.
-        check: what checks a piece's X, Y and row weights.
+        lay: makes a piece's X, Y and row weights what the steps take.
     """
 
     lasting = False  # the next window takes the place of this one
 
     def __init__(
-        self, stream: Stream, size: int, arrays: Mapping[str, Array], check: Callable[[Array, Array, Array | None], Data]
+        self, stream: Stream, size: int, arrays: Mapping[str, Array], lay: Callable[[Array, Array, Array | None], Data]
     ) -> None:  # fmt: skip
-        self.stream, self.size, self.arrays, self.check = stream, size, arrays, check
+        self.stream, self.size, self.arrays, self.lay = stream, size, arrays, lay
         self.rows = stream.rows
 
     def epoch(self, number: int, order: np.random.Generator | None, skip: int) -> Batches:
-        """The batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`."""
+        """The batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`.
+
+        Raises:
+            ValueError: at the end: no row of the epoch weighs anything.
+        """
         self.stream.epochs = number
+        weighs = skip > 0  # what was left out may have weighed
         with contextlib.closing(self.stream.epoch(self.size, order, skip, self.arrays)) as pieces:
             for piece in pieces:
-                data = self._data(piece)
+                weighs = weighs or piece.weights is None or bool(piece.weights.any())
+                data = self.lay(piece.X, piece.Y, piece.weights)
                 for rows in piece.batches:
                     yield data, data.batch(rows)
-
-    def _data(self, piece: Piece) -> Data:
-        try:
-            return self.check(piece.X, piece.Y, piece.weights)
-        except ValueError as error:
-            error.add_note("rows are counted within the window of rows that was being read")
-            raise
+        if not weighs:
+            raise ValueError("sample_weight must not be all zero")
 
 
 def inputs_of(stream: Stream, loss: Loss) -> Inputs | None:

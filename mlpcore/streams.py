@@ -9,6 +9,7 @@ another place, cyclically, and drawn in another order; where one window holds al
 from __future__ import annotations
 
 import bisect
+import difflib
 import inspect
 import itertools
 import math
@@ -36,6 +37,7 @@ AROUND = 64 << 10  # bytes that the kernel maps at a time
 BUFFER = 64 << 10  # bytes that pyarrow reads of a column at a time
 NAMES = ("X", "Y", "sample_weight")
 _AXES = {"X": (2,), "Y": (1, 2), "sample_weight": (1,)}
+_UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, LookupError)  # what libraries raise where rows cannot be read
 _IN_MEMORY = ("__array_interface__", "__cuda_array_interface__", "__dlpack__", "__arrow_c_stream__", "to_numpy", "toarray")
 
 
@@ -64,6 +66,7 @@ class Stream(ABC):
         columns: n_0; None where it cannot be told without reading.
         like: X, Y and row weights (or None) of no rows, with the shapes and dtypes of what will come; None as above.
         dtype: in which numbers must be finite.
+        require_targets: raises the error of a Y that the loss does not take; called with Y, its name and its first row.
         epochs: begun so far; who resumes a run sets it.
         waited: seconds that the consumer has waited for the reader.
     """
@@ -73,6 +76,7 @@ class Stream(ABC):
         self.rows: int | None = None
         self.columns: int | None = None
         self.like: Slot | None = None
+        self.require_targets: Callable[[Array, str, int], None] | None = None
         self.epochs = 0
         self.waited = 0.0
 
@@ -97,8 +101,21 @@ class Stream(ABC):
             arrays: as `buffers` listed them; together with `order` and `batch_size` they determine the batches to the bit.
 
         Raises:
-            ValueError: in the iteration: a number that is not finite (names row and column), or what the source raises.
+            ValueError: in the iteration: a number that is not finite (names row and column), a target that the loss does not
+                take, or what the source raises.
         """
+
+    def _require_values(self, parts: Sequence[Array | None], prefix: str = "", first: int = 0) -> None:
+        """Raise a ValueError that names the row, counted from `first`, of the first bad number, weight or target."""
+        for name, part in zip(NAMES, parts, strict=True):
+            if part is not None:
+                inputs.require_finite(part, prefix + name, self.dtype, first)
+        _, Y, weights = parts
+        if weights is not None and weights.min() < 0:
+            at = int((weights < 0).argmax())
+            raise ValueError(f"{prefix}sample_weight must be finite and not negative; row {first + at} holds {weights[at]}")
+        if self.require_targets is not None and Y is not None:
+            self.require_targets(Y, prefix + "Y", first)
 
     def _ahead(self, fill: Callable[[Slot], Piece | None], slots: Sequence[Slot], stop: threading.Event) -> Pieces:
         """What `fill` makes of one slot after the other, until None, with one thread that is a piece ahead."""
@@ -204,8 +221,12 @@ class RowStream(Stream):
                         return None
                     next_start = min(end, start + step - start % chunk)
                     parts = [None if x is None else x[at : at + next_start - start] for x in slot[:3]]
-                    read(start, next_start, parts)
-                    _require_finite(parts, "", self.dtype, start)
+                    try:
+                        read(start, next_start, parts)
+                    except _UNREADABLE as error:
+                        error.add_note(f"X was asked for its rows {start} … {next_start - 1}")
+                        raise
+                    self._require_values(parts, first=start)
                     at, start = at + next_start - start, next_start
             if not at:
                 return None
@@ -270,17 +291,6 @@ class _Batches(Sequence[Array | None]):
         if self._order is not None:
             return self._order[start:stop]
         return None if stop - start == self._count else np.arange(start, stop)
-
-
-def _require_finite(parts: Sequence[Array | None], prefix: str, dtype: DTypeLike, first: int = 0) -> None:
-    """Raise a ValueError that names row and column of the first number that is not finite, or the first negative weight."""
-    for name, part in zip(NAMES, parts, strict=True):
-        if part is not None:
-            inputs.require_finite(part, prefix + name, dtype, first)
-    weights = parts[2]
-    if weights is not None and weights.min() < 0:
-        at = int((weights < 0).argmax())
-        raise ValueError(f"{prefix}sample_weight must be finite and not negative; row {first + at} holds {weights[at]}")
 
 
 def _require_form(name: str, shape: tuple[int, ...], dtype: Any, rows: int | None, prefix: str = "") -> None:
@@ -390,9 +400,10 @@ class Parquet:
     column) is outside the plan.
 
     Args:
-        path: a file, a folder (its *.parquet, also in folders of it), or a list of files.
+        path: a file, a folder (its *.parquet, also in folders of it, but for names that begin with "." or "_"), or a list of
+            files.
         target: the column that is Y; a list of columns makes Y (m, k). Booleans become 0 and 1.
-        features: the columns of X; None: all others, in the order of the file.
+        features: the columns of X; None: all others, in the order of the first file, which each file must have.
         weight: the column of row weights.
 
     Attributes:
@@ -401,7 +412,8 @@ class Parquet:
 
     Raises:
         FileNotFoundError: there is no such file, or none in the folder.
-        TypeError, ValueError: no Parquet file, no such column, or one that does not hold numbers; names file and column.
+        TypeError, ValueError: no Parquet file, no such column, one that is used twice or that does not hold numbers, a folder
+            `name=value`; names file and column.
     """
 
     def __init__(
@@ -416,13 +428,17 @@ class Parquet:
             raise TypeError(f"path must be a file, a folder or a list of files; got {path!r}")
         paths = [Path(file) for file in listed]
         if len(paths) == 1 and paths[0].is_dir():
-            paths = sorted(paths[0].rglob("*.parquet"))
+            paths = _files(paths[0])
         if not paths:
             raise FileNotFoundError(f"path: there is no *.parquet in {path!r}")
         if weight is not None and not isinstance(weight, str):
             raise TypeError(f"weight must be the name of a column; got {weight!r}")
         labels, weights = _names("target", target), (() if weight is None else (weight,))
         columns = None if features is None else _names("features", features)
+        used = [*(columns or ()), *labels, *weights]
+        for name in used:
+            if used.count(name) > 1:
+                raise ValueError(f"column {name!r} must be used once, in features, target or weight")
         self.target, self.weight = target, weight
         self.rows = 0
         self.starts: list[int] = []
@@ -433,6 +449,11 @@ class Parquet:
                 schema, footer = opened.schema_arrow, opened.metadata
             if columns is None:
                 columns = tuple(name for name in schema.names if name not in labels + weights)
+            for name in schema.names if features is None else ():
+                if name not in columns + labels + weights:
+                    raise ValueError(
+                        f"column {name!r} of {str(file)!r} is not in {str(paths[0])!r}; features=[…] leaves it out"
+                    )
             for name in columns + labels + weights:
                 dtype = _numeric(schema, name, file)
                 if types.setdefault(name, dtype) != dtype:
@@ -502,6 +523,23 @@ class Parquet:
                 (part if part.ndim == 1 else part[:, i])[...] = column.to_numpy(zero_copy_only=False)
 
 
+def _files(folder: Path) -> list[Path]:
+    """The Parquet files in a folder and its folders, in the order of their names."""
+    found = []
+    for file in sorted(folder.rglob("*.parquet")):
+        parts = file.relative_to(folder).parts
+        if any(part.startswith((".", "_")) for part in parts) or not file.is_file():  # a writer's own
+            continue
+        for part in parts[:-1]:
+            if "=" in part:
+                raise ValueError(
+                    f"path: the files in {str(folder)!r} lack the column that their folder {part!r} names: write it into the "
+                    "files, or pass a list of files to go without"
+                )
+        found.append(file)
+    return found
+
+
 def _names(argument: str, value: Any) -> tuple[str, ...]:
     """Names of columns, given as one or as a list."""
     names = (value,) if isinstance(value, str) else value
@@ -516,6 +554,8 @@ def _opened(path: Path) -> Any:
         from pyarrow import ArrowInvalid, parquet
     except ImportError as error:
         raise ImportError("mc.Parquet needs pyarrow: pip install pyarrow") from error
+    if not path.exists():
+        raise FileNotFoundError(f"path: there is no file or folder {str(path)!r}")
     try:
         return parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
     except ArrowInvalid as error:
@@ -527,7 +567,9 @@ def _opened(path: Path) -> Any:
 def _numeric(schema: Any, name: str, path: Path) -> Any:
     """The dtype of a column of numbers."""
     if schema.names.count(name) != 1:
-        raise ValueError(f"{str(path)!r} must have one column {name!r}; its columns: {', '.join(schema.names)}")
+        near = [] if name in schema.names else difflib.get_close_matches(name, schema.names, n=1)
+        hint = f"did you mean {near[0]!r}? Its" if near else "its"
+        raise ValueError(f"{str(path)!r} must have one column {name!r}; {hint} columns: {', '.join(schema.names)}")
     from pyarrow import types
 
     kind = schema.field(name).type
@@ -549,6 +591,7 @@ class BatchStream(Stream):
         super().__init__(dtype)
         self._source = source
         self._count: int | None = len(source) if hasattr(source, "__len__") else None
+        self._weighted: bool | None = None  # whether batches have row weights
         self._takes_epoch = not hasattr(source, "__iter__") and _takes_epoch(source)
         if isinstance(source, list | tuple):
             given = [self._checked(batch, number) for number, batch in enumerate(source)]
@@ -585,7 +628,7 @@ class BatchStream(Stream):
                     self.rows = rows
                 return None
             given = self._checked(batch, at)
-            _require_finite(given, f"batch {at}: ", self.dtype)
+            self._require_values(given, f"batch {at}: ")
             X, Y, weights = (_copy_into(slot, i, x) for i, x in enumerate(given))
             rows += len(X)
             self._count = max(self._count or 0, at + 1)
@@ -614,6 +657,10 @@ class BatchStream(Stream):
         for name, array in zip(NAMES, arrays, strict=True):
             if array is not None:
                 _require_form(name, array.shape, array.dtype, None if name == "X" else arrays[0].shape[0], prefix)
+        self._weighted = w is not None if self._weighted is None else self._weighted
+        if self._weighted != (w is not None):
+            found, before = ("has no", "have one") if w is None else ("has a", "have none")
+            raise TypeError(f"{prefix}{found} sample_weight; those before {before}")
         self.columns = arrays[0].shape[1] if self.columns is None else self.columns
         if arrays[0].shape[1] != self.columns:
             raise ValueError(f"{prefix}X has {arrays[0].shape[1]} columns; those before have {self.columns}")

@@ -427,12 +427,19 @@ class Trainer:
             arrays = step.reserve([*buffers, *windows])
         else:  # the windows are the host's
             arrays = step.reserve(buffers) | planning.allocate(NumpyOps(), windows)
-        return arrays, Streamed(table, size, arrays, self._checked_piece)
+        return arrays, Streamed(table, size, arrays, self._laid_piece)
 
-    def _checked_piece(self, X: Array, Y: Array, sample_weight: Array | None) -> Data:
-        data = self._checked(X, Y, sample_weight)
-        _require_targets(data, self.loss, self.net)
-        return data
+    def _laid_piece(self, X: Array, Y: Array, sample_weight: Array | None) -> Data:
+        """A piece of a stream, whose values the stream has looked at; its weights may be all zero."""
+        staged = self.net.device != "cpu"
+        x = inputs.matrix(X, self.net.sizes[0])
+        y, classes = inputs.target_form(Y, len(x), self.net.sizes[-1], self.loss)
+        w = None if sample_weight is None else self._laid(inputs.numeric(sample_weight, "sample_weight"), staged)
+        return Data.of(self._laid(x, staged), self._laid(y, staged), w, classes, staged)
+
+    def _require_stream_targets(self, Y: Array, name: str, first: int) -> None:
+        y, classes = inputs.target_form(Y, len(Y), self.net.sizes[-1], self.loss, name)
+        _require_targets(y, classes, self.loss, self.net, name, first)
 
     def _finish(self, history: History) -> None:
         """A run has come to its end: what is saved from here on is a trainer at rest."""
@@ -472,6 +479,11 @@ class Trainer:
         columns, takes = stream.columns, self.net.sizes[0]
         if columns is not None and columns != takes:
             raise ValueError(f"X has {columns} columns; the network takes {takes}")
+        if stream.like is not None and stream.rows is not None:
+            Y = stream.like[1]
+            Y = np.broadcast_to(np.zeros((), Y.dtype), (stream.rows, *Y.shape[1:]))
+            inputs.target_form(Y, stream.rows, self.net.sizes[-1], self.loss)
+        stream.require_targets = self._require_stream_targets
         return stream
 
     def _early_stopping(self, stopping: EarlyStopping | None, validated: bool) -> EarlyStopping | None:
@@ -598,7 +610,7 @@ class Trainer:
             loss = self._evaluate_data(held, found)
         else:
             arrays = planning.allocate(NumpyOps(), held.buffers(planning.WIDEST, EVALUATED))
-            source = Streamed(held, planning.WIDEST, arrays, self._checked_piece)
+            source = Streamed(held, planning.WIDEST, arrays, self._laid_piece)
             losses, weights = [], []
             seen: Data | None = None
             for data, _ in source.epoch(0, None, 0):
@@ -627,14 +639,16 @@ def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:
     """The scan of `fit` and `evaluate`: no NaN, no infinity (in the network's dtype), no target outside the loss's range."""
     inputs.require_finite(data.X, "X", net.dtype)
     inputs.require_finite(data.Y, "Y", net.dtype)
-    _require_targets(data, loss, net)
+    _require_targets(data.Y, data.inputs.classes, loss, net)
 
 
-def _require_targets(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:
-    """Raise a ValueError that names the first row whose target is outside the loss's range."""
-    if data.inputs.classes:
-        inputs.require_classes(data.Y, net.sizes[-1])
+def _require_targets(
+    Y: Array, classes: bool, loss: loss_sheet.Loss, net: MLP, name: str = "Y", first: int = 0
+) -> None:  # fmt: skip
+    """Raise a ValueError that names the first row whose target is outside the loss's range; `first` is that of Y."""
+    if classes:
+        inputs.require_classes(Y, net.sizes[-1], name, first)
     elif loss.takes_classes:
-        inputs.require_distribution(data.Y)
+        inputs.require_distribution(Y, name, first)
     low, high = {"binary_cross_entropy": (0, 1), "poisson": (0, math.inf)}.get(loss.name, (-math.inf, math.inf))
-    inputs.require_range(data.Y, low, high, f"Y: {loss.name}")
+    inputs.require_range(Y, low, high, f"{name}: {loss.name}", first)

@@ -122,6 +122,9 @@ def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
     elif array.dtype.char == "g":
         with np.errstate(over="ignore"):
             array = array.astype(np.float64)
+    if array.dtype.kind == "O" and array.ndim == 0:  # what is no array at all
+        hint = "; it goes into fit and evaluate alone" if type(value).__name__ == "Parquet" else ""
+        raise TypeError(f"{name} must be an array of real numbers; got {type(value).__name__}{hint}")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers; its dtype is {array.dtype}")
     return array
@@ -135,14 +138,22 @@ def target(Y: object, rows: int, outputs: int, loss: Loss, name: str = "Y", adop
     Raises:
         TypeError, ValueError: not numeric, another shape or length, labels that are no classes (the first is named).
     """
+    array, classes = target_form(Y, rows, outputs, loss, name, adopt)
+    if classes and on_host(array):
+        require_classes(array, outputs, name)
+    return array, classes
+
+
+def target_form(
+    Y: object, rows: int, outputs: int, loss: Loss, name: str = "Y", adopt: Adopt = host_array
+) -> tuple[Array, bool]:  # fmt: skip
+    """As `target`, by shape and dtype alone."""
     array = numeric(Y, name, adopt)
     if array.ndim == 0 or len(array) != rows:
         raise ValueError(f"{name} has {0 if array.ndim == 0 else len(array)} rows; X has {rows}")
     if loss.takes_classes and array.ndim == 1:
         if array.dtype.kind not in "iu":
             raise ValueError(f"{name} holds class indices and must have an integer dtype; got {array.dtype}")
-        if on_host(array):
-            require_classes(array, outputs, name)
         return array, True
     if array.ndim == 1 and outputs == 1:
         array = array[:, None]
@@ -152,11 +163,11 @@ def target(Y: object, rows: int, outputs: int, loss: Loss, name: str = "Y", adop
     return array, False
 
 
-def require_classes(array: Array, outputs: int, name: str = "Y") -> None:
-    """Raise a ValueError that names the first row that holds no class 0 … outputs - 1."""
+def require_classes(array: Array, outputs: int, name: str = "Y", first: int = 0) -> None:
+    """Raise a ValueError that names the first row that holds no class 0 … outputs - 1; `first` is the array's first row."""
     if array.min() < 0 or array.max() >= outputs:
         at = int(((array < 0) | (array >= outputs)).argmax())
-        raise ValueError(f"{name} must hold classes 0 … {outputs - 1}; row {at} holds {array[at]}")
+        raise ValueError(f"{name} must hold classes 0 … {outputs - 1}; row {first + at} holds {array[at]}")
 
 
 def weights(sample_weight: object, rows: int, name: str = "sample_weight", adopt: Adopt = host_array) -> Array | None:
@@ -287,20 +298,20 @@ def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int 
             raise ValueError(f"{name} must be finite; row {first + row}{column} holds {array[(row, *rest)]}")
 
 
-def require_range(array: Array, low: float, high: float, name: str) -> None:
-    """Raise a ValueError that names the first row with an entry outside `low` … `high`."""
+def require_range(array: Array, low: float, high: float, name: str, first: int = 0) -> None:
+    """Raise a ValueError that names the first row with an entry outside `low` … `high`; `first` is the array's first row."""
     if array.min() < low or array.max() > high:
         row = int(((array < low) | (array > high)).reshape(len(array), -1).any(axis=1).argmax())
-        raise ValueError(f"{name} takes {low} … {high}; row {row} holds {array[row]}")
+        raise ValueError(f"{name} takes {low} … {high}; row {first + row} holds {array[row]}")
 
 
-def require_distribution(Y: Array, name: str = "Y") -> None:
-    """Raise a ValueError that names the first row of a one-hot or soft Y that is no distribution over classes."""
+def require_distribution(Y: Array, name: str = "Y", first: int = 0) -> None:
+    """Raise a ValueError that names the first row of a one-hot or soft Y that is no distribution; `first` is that of Y."""
     for start in range(0, len(Y), 65536):
         piece = Y[start : start + 65536]
         bad = (piece < 0).any(axis=1) | (abs(piece.sum(axis=1, dtype=np.float64) - 1) > 1e-3)
         if bad.any():
             row = int(bad.argmax())
             raise ValueError(
-                f"{name} must be one-hot, or each row a distribution over classes; row {start + row} is {piece[row]}"
+                f"{name} must be one-hot, or each row a distribution over classes; row {first + start + row} is {piece[row]}"
             )
