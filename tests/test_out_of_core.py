@@ -1,5 +1,6 @@
 """`fit` and `evaluate` on rows that lie in files, or come in batches."""
 
+import re
 import threading
 
 import h5py
@@ -11,6 +12,7 @@ import zarr
 
 import mlpcore as mc
 from mlpcore import streams
+from mlpcore import trainer as trainer_module
 from mlpcore.backends import device as devices
 from tests.cuda_on_cpu.device import CpuDevice
 
@@ -131,9 +133,8 @@ def test_faults_of_a_file_are_named_and_leave_no_thread(tmp_path):
     labels[200] = 7
     labels.tofile(tmp_path / "Y")
     trainer = make(labels=True)
-    with pytest.raises(ValueError, match=r"Y must hold classes 0 … 2; row .* holds 7") as caught:
+    with pytest.raises(ValueError, match=r"^Y must hold classes 0 … 2; row 200 holds 7$"):
         trainer.fit(table[0], np.memmap(tmp_path / "Y", labels.dtype, "r"), batch_size=400, progress=False)
-    assert "counted within the window" in caught.value.__notes__[0]
     assert trainer.progress.step == 0
     assert not [t for t in threading.enumerate() if "reader" in t.name]
 
@@ -143,13 +144,122 @@ def test_a_function_is_told_the_epoch_and_batches_may_differ_in_size(tmp_path):
 
     def batches(epoch):
         seen.append(epoch)
-        yield X[:7], Y[:7]
+        yield X[:7], Y[:7], W[:7]
         yield X[7:100], Y[7:100], W[7:100]
 
     trainer, other = make(), make()
     trainer.fit(batches, epochs=3, progress=False)
     assert seen == [0, 1, 2]
     for _ in range(3):
-        other.step(X[:7], Y[:7])
+        other.step(X[:7], Y[:7], W[:7])
         other.step(X[7:100], Y[7:100], W[7:100])
     np.testing.assert_array_equal(trainer.net.parameters, other.net.parameters)
+
+
+@pytest.mark.parametrize("window", [400, 2000, 1 << 20])
+@pytest.mark.parametrize("kind", ["memmap", "function"])
+def test_batches_that_weigh_nothing_are_passed_over_as_in_memory(kind, window, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "WINDOW", window)
+    w = W.copy()
+    w[60:240] = 0
+    table = (*in_file("memmap", tmp_path), w)
+    if kind == "function":
+        table = (lambda: ((X[i : i + 20], Y[i : i + 20], w[i : i + 20]) for i in range(0, 330, 20)),)
+    one, other = make(), make()
+    fit = {"epochs": 2, "batch_size": 20, "shuffle": False, "progress": False}
+    assert times_out(other.fit(*table, **fit)) == times_out(one.fit(X, Y, w, **fit))
+    np.testing.assert_array_equal(other.net.parameters, one.net.parameters)
+    monkeypatch.setattr(trainer_module, "EVALUATED", window)
+    monkeypatch.setattr(trainer_module.planning, "WIDEST", 20)
+    want, got = one.evaluate(X, Y, w), other.evaluate(*table)
+    np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-5)
+
+
+def test_an_epoch_that_weighs_nothing_is_refused(tmp_path):
+    table = (*in_file("memmap", tmp_path), np.zeros(330))
+    for call in (make().evaluate, lambda *t: make().fit(*t, progress=False)):
+        with pytest.raises(ValueError, match=r"^sample_weight must not be all zero$"):
+            call(*table)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_either_all_batches_have_weights_or_none_has(first):
+    weighted, plain = (X[:20], Y[:20], W[:20]), (X[:20], Y[:20])
+    batches = [weighted, weighted, plain] if first else [plain, plain, weighted]
+    match = "batch 2: has " + (
+        "no sample_weight; those before have one" if first else "a sample_weight; those before have none"
+    )
+    for source in (batches, lambda: iter(batches)):
+        with pytest.raises(TypeError, match=match):
+            make().fit(source, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["memmap", "parquet", "h5py"])
+def test_a_bad_label_is_named_by_its_row_in_the_file_whatever_the_window(kind, tmp_path, monkeypatch):
+    small_windows(monkeypatch)
+    monkeypatch.setitem(globals(), "LABELS", np.where(np.arange(330) == 321, 9, LABELS))
+    table = in_file(kind, tmp_path, labels=True)
+    for call in (make(labels=True).evaluate, lambda *t: make(labels=True).fit(*t, batch_size=20, progress=False)):
+        with pytest.raises(ValueError, match=r"^Y must hold classes 0 … 2; row 321 holds 9$"):
+            call(*table)
+    share = np.full((330, 3), 1 / 3)
+    share[300] = 1
+    with pytest.raises(ValueError, match=r"^Y must be one-hot, or each row a distribution over classes; row 300 is"):
+        make(labels=True).fit(in_file("memmap", tmp_path)[0], share, batch_size=20, progress=False)
+    net = mc.MLP([4, 2], output="sigmoid")
+    y = np.where(np.arange(330)[:, None] == 320, 2.0, abs(Y) / 9)
+    with pytest.raises(ValueError, match=r"^Y: binary_cross_entropy takes 0 … 1; row 320 holds"):
+        mc.Trainer(net, "binary_cross_entropy").fit(in_file("memmap", tmp_path)[0], y, batch_size=20, progress=False)
+
+
+def test_a_bad_label_of_a_batch_is_named_with_the_batch():
+    bad = (X[:20], np.where(np.arange(20) == 5, 9, LABELS[:20]))
+    with pytest.raises(ValueError, match=r"^batch 1: Y must hold classes 0 … 2; row 5 holds 9$"):
+        make(labels=True).fit(lambda: iter([(X[:20], LABELS[:20]), bad]), progress=False)
+    with pytest.raises(ValueError, match=r"^batch 0: Y must have shape \(20, 3\) or \(20,\) class indices; got \(20, 2\)$"):
+        make(labels=True).fit(lambda: iter([(X[:20], Y[:20])]), progress=False)
+
+
+def test_the_form_of_targets_is_refused_before_a_row_is_read(tmp_path):
+    class Unreadable:
+        shape, dtype = X.shape, X.dtype
+
+        def __getitem__(self, rows):
+            raise AssertionError("read")
+
+    for trainer, y, message in (
+        (make(), Y[:, :1], r"Y must have shape \(330, 2\); got \(330, 1\)"),
+        (make(), LABELS, r"Y must have shape \(330, 2\); got \(330,\)"),
+        (make(labels=True), LABELS.astype(float), "Y holds class indices and must have an integer dtype; got float64"),
+    ):
+        for call in (trainer.evaluate, lambda *t, trainer=trainer: trainer.fit(*t, progress=False)):
+            with pytest.raises(ValueError, match=f"^{message}$") as caught:
+                call(Unreadable(), y)
+            assert not hasattr(caught.value, "__notes__")
+        with pytest.raises(ValueError, match=f"^validation: {message}$"):
+            trainer.fit(X, LABELS if trainer.loss.takes_classes else Y, validation=(Unreadable(), y), progress=False)
+
+
+def test_what_is_no_array_is_called_by_its_name(tmp_path):
+    (table,) = in_file("parquet", tmp_path)
+    for call in (make().net.predict, make().step, make().prepare):
+        with pytest.raises(
+            TypeError, match=r"^X must be an array of real numbers; got Parquet; it goes into fit and evaluate alone$"
+        ):
+            call(*((table,) if call.__name__ == "predict" else (table, Y)))
+    with pytest.raises(TypeError, match=r"^X must be an array of real numbers; got dict$"):
+        make().fit({"a": 1}, Y, progress=False)
+
+
+def test_a_file_that_is_closed_meanwhile_says_which_rows_were_asked_for(tmp_path, monkeypatch):
+    small_windows(monkeypatch)
+    table = in_file("h5py", tmp_path)
+    file = table[0].file
+
+    class Close(mc.Callback):
+        def step_end(self, trainer, J):
+            file.close()
+
+    with pytest.raises((ValueError, RuntimeError, OSError)) as caught:
+        make().fit(*table, epochs=2, batch_size=20, callbacks=[Close()], progress=False)
+    assert re.fullmatch(r"X was asked for its rows \d+ … \d+", caught.value.__notes__[0])

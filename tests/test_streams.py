@@ -345,8 +345,48 @@ def test_parquet_errors_name_file_column_and_row(tmp_path):
             epoch(stream, 2)
     stream = open_stream(Parquet([good, write("6.parquet", late=[0, 0], a=[1.0, 2.0])], "late"))
     write("6.parquet", late=[0], a=[1.0])
-    with pytest.raises(ValueError, match=r"6\.parquet' has changed"):
+    with pytest.raises(ValueError, match=r"6\.parquet' has changed") as caught:
         epoch(stream, 2)
+    assert caught.value.__notes__[0].startswith("X was asked for its rows ")
+
+
+def test_a_folder_gives_its_data_files_and_no_others(tmp_path):
+    def write(name, **columns):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), tmp_path / name)
+        return tmp_path / name
+
+    for name in ("1.parquet", "b/2.parquet", "c.parquet/part.parquet"):
+        write(name, y=[0, 1], a=[1.0, 2.0])
+    for name in (".3.parquet", "_4.parquet", "_temporary/0/5.parquet", "b/.ipynb_checkpoints/2-checkpoint.parquet"):
+        write(name, y=[7] * 100, a=[1.0] * 100)
+    assert Parquet(tmp_path, "y").rows == 6
+    part = write("hive/year=2001/6.parquet", y=[0], a=[1.0])
+    with pytest.raises(
+        ValueError, match="the column that their folder 'year=2001' names: write it into the files, or pass a list"
+    ):
+        Parquet(tmp_path, "y")
+    assert Parquet([part], "y").rows == Parquet(part.parent, "y").rows == 1
+    with pytest.raises(FileNotFoundError, match=r"^path: there is no file or folder 'nope'$"):
+        Parquet("nope", "y")
+
+
+def test_no_column_is_dropped_or_used_twice(tmp_path):
+    def write(name, **columns):
+        pq.write_table(pa.table(columns), tmp_path / name)
+        return tmp_path / name
+
+    one, other = write("1.parquet", delay=[0], a=[1.0]), write("2.parquet", delay=[0], a=[1.0], extra=[2.0])
+    with pytest.raises(ValueError, match=r"column 'extra' of .*2\.parquet' is not in .*1\.parquet'; features="):
+        Parquet([one, other], "delay")
+    with pytest.raises(ValueError, match=r"1\.parquet' must have one column 'extra'"):
+        Parquet([other, one], "delay")
+    assert Parquet([one, other], "delay", ["a"]).features == ("a",)
+    with pytest.raises(ValueError, match=r"must have one column 'dellay'; did you mean 'delay'\? Its columns: delay, a"):
+        Parquet(one, "dellay")
+    for arguments in (("a", ["a", "delay"]), (["a", "a"],), ("delay", ["a", "a"]), ("delay", ["a"], "a"), ("a", None, "a")):
+        with pytest.raises(ValueError, match="column 'a' must be used once, in features, target or weight"):
+            Parquet(one, *arguments)
 
 
 @pytest.mark.parametrize("kind", ["list", "lists", "function", "function of epoch", "loader"])
