@@ -243,11 +243,9 @@ def test_the_form_of_targets_is_refused_before_a_row_is_read(tmp_path):
 def test_what_is_no_array_is_called_by_its_name(tmp_path):
     (table,) = in_file("parquet", tmp_path)
     for call in (make().net.predict, make().step, make().prepare):
-        with pytest.raises(
-            TypeError, match=r"^X must be an array of real numbers; got Parquet; it goes into fit and evaluate alone$"
-        ):
+        with pytest.raises(TypeError, match=r"^X must hold real numbers; got Parquet; it goes into fit and evaluate alone$"):
             call(*((table,) if call.__name__ == "predict" else (table, Y)))
-    with pytest.raises(TypeError, match=r"^X must be an array of real numbers; got dict$"):
+    with pytest.raises(TypeError, match=r"^X must hold real numbers; got dict$"):
         make().fit({"a": 1}, Y, progress=False)
 
 

@@ -124,7 +124,7 @@ def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
             array = array.astype(np.float64)
     if array.dtype.kind == "O" and array.ndim == 0:  # what is no array at all
         hint = "; it goes into fit and evaluate alone" if type(value).__name__ == "Parquet" else ""
-        raise TypeError(f"{name} must be an array of real numbers; got {type(value).__name__}{hint}")
+        raise TypeError(f"{name} must hold real numbers; got {type(value).__name__}{hint}")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers; its dtype is {array.dtype}")
     return array
