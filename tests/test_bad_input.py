@@ -40,7 +40,7 @@ DATA = {
     "strings": (X.astype(str), CLASSES, None, TypeError, ["X must hold real numbers", "<U"]),
     "complex X": (X + 0j, CLASSES, None, TypeError, ["X must hold real numbers", "complex128"]),
     "dates": (X.astype("datetime64[s]"), CLASSES, None, TypeError, ["X must hold real numbers", "datetime64"]),
-    "None": (None, CLASSES, None, TypeError, ["X must hold real numbers", "object"]),
+    "None": (None, CLASSES, None, TypeError, ["X must hold real numbers", "NoneType"]),
     "a ragged list": ([[1, 2, 3, 4], [1, 2]], CLASSES[:2], None, ValueError, ["X cannot be read as an array"]),
     "Y longer than X": (X, np.append(CLASSES, 0), None, ValueError, ["Y has 7 rows", "X has 6"]),
     "Y a number": (X, 1, None, ValueError, ["Y has 0 rows", "X has 6"]),
