@@ -22,7 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing, check_random_state, gen_batches
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
 from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import (
     _check_feature_names,
@@ -101,7 +101,7 @@ class Estimator(BaseEstimator):
         **THEIRS,
         "activation": [StrOptions({"logistic", *activation_sheet.names()}), tuple, list, Activation],
         "loss": [StrOptions({"log_loss", *loss_sheet.sheet(), loss_sheet.CROSS_ENTROPY.name}), tuple, Loss],
-        "dropout": [Interval(Real, 0, 1, closed="left"), list, tuple, None],
+        "dropout": [Interval(Real, 0, 1, closed="left"), list, tuple, np.ndarray, None],
         "device": [str],
         "precision": [StrOptions({"tf32", "bfloat16", "float16"}), None],
         "memory_limit": [Interval(Integral, 1, None, closed="left"), str, None],
@@ -140,7 +140,30 @@ class Estimator(BaseEstimator):
         """The metric, of arrays that need no more checks."""
         return type(self)._metric(y, predicted, sample_weight=weights)
 
+    def _check_held_out(self, y: Any) -> None:
+        """Raises a ValueError if these targets of held-out rows can never be met."""
+
     # -- fitting --
+
+    def _validate_params(self) -> None:
+        for name, resolve in (("activation", activation_sheet.resolve), ("loss", loss_sheet.resolve)):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                continue  # its own constraint says more
+            if name == "activation" and isinstance(given, list):
+                if not given:
+                    raise InvalidParameterError("activation must name one for each hidden layer if it is a list; got []")
+                specs = given
+            else:
+                specs = [given]
+            for spec in specs:
+                try:
+                    resolve(ours(spec), name)
+                except (TypeError, ValueError) as error:
+                    sizes = isinstance(given, list | tuple) and all(isinstance(entry, Integral) for entry in given)
+                    hint = f"; did you mean hidden_layer_sizes={given!r}?" if sizes else ""
+                    raise InvalidParameterError(f"{error}{hint}") from None
+        super()._validate_params()
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, validation: Any, incremental: bool) -> Any:
         sizes = self.hidden_layer_sizes
@@ -148,17 +171,18 @@ class Estimator(BaseEstimator):
         if np.any(np.array(hidden) <= 0):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
         first = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
+        if validation is not None and self.solver not in STOCHASTIC:
+            raise ValueError(f"validation needs solver='adam' or 'sgd': {self.solver!r} has no epochs to score")
         given = X
         X, y = self._validate_input(X, y, incremental, reset=first)
         weights = None if sample_weight is None else _check_sample_weight(host(sample_weight, "sample_weight"), X)
         Y = self._targets(y)
         self.n_outputs_ = len(self.classes_) if Y.ndim == 1 else Y.shape[1]
-        random = check_random_state(self.random_state)
-        units = [X.shape[1], *hidden, self.n_outputs_]
+        random = self._random_state = check_random_state(self.random_state)
         if first:
-            self._initialize(units, random, X.dtype)
-        elif [len(w) for w in self.coefs_] + [len(self.intercepts_[-1])] != units:
-            raise ValueError(f"hidden_layer_sizes and y make layers of {units}; what was fitted before has other ones")
+            self._initialize([X.shape[1], *hidden, self.n_outputs_], random, X.dtype)
+        elif len(self.intercepts_[-1]) != self.n_outputs_:  # the hidden layers stay those that were fitted
+            raise ValueError(f"y makes {self.n_outputs_} output(s); what was fitted before has {len(self.intercepts_[-1])}")
         training = self._weighted(y, weights, incremental)
         place = self._place(X)
         with devices.active(place):
@@ -196,7 +220,7 @@ class Estimator(BaseEstimator):
 
     def _begin_curves(self) -> None:
         """The attributes as they are before the first epoch."""
-        self.loss_curve_: list[float] = []
+        self.loss_curve_: list[np.float64] = []
         self._no_improvement_count = 0
         self.best_loss_: Any = None if self.early_stopping else np.inf
         self.validation_scores_: Any = [] if self.early_stopping else None
@@ -206,10 +230,15 @@ class Estimator(BaseEstimator):
         """The activation of each hidden layer."""
         return list(self.activation) if isinstance(self.activation, list) else [self.activation] * count
 
+    def _dropout(self) -> Any:
+        """`dropout`, of an array as a list."""
+        return self.dropout.tolist() if isinstance(self.dropout, np.ndarray) else self.dropout
+
     def _begin(self, net: MLP, optimizer: Any, random: np.random.RandomState) -> Trainer:
-        seed = int(random.randint(1 << 31)) if self.dropout else 0  # without dropout the draws are scikit-learn's
+        dropout = self._dropout()
+        seed = int(random.randint(1 << 31)) if dropout else 0  # without dropout the draws are scikit-learn's
         return Trainer(
-            net, self._objective(net.dtype), optimizer, dropout=self.dropout, seed=seed, precision=self.precision,
+            net, self._objective(net.dtype), optimizer, dropout=dropout, seed=seed, precision=self.precision,
             memory_limit=self.memory_limit,
         )  # fmt: skip
 
@@ -222,7 +251,7 @@ class Estimator(BaseEstimator):
         if net.dtype != np.float64:
             self.coefs_ = [w.astype(np.float64) for w in self.coefs_]
             net = self._network(net.device)
-        if self.dropout:
+        if self._dropout():
             raise ValueError("dropout is for solver='sgd' or 'adam': L-BFGS needs the same loss at every call")
         trainer = self._begin(net, SGD(0.0), random)
         rows = self._rows(trainer, X, Y, weights)
@@ -251,7 +280,7 @@ class Estimator(BaseEstimator):
         if run.stopped:
             result.status = 0  # as asked for
         self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
-        self.loss_ = float(result.fun)
+        self.loss_ = np.float64(result.fun)
         self._show(net)
 
     def _fit_stochastic(
@@ -279,7 +308,7 @@ class Estimator(BaseEstimator):
                         order = np.arange(len(train))
                         random.shuffle(order)
                         train = train[order]
-                    self.loss_ = epoch(rows, train, size, run)
+                    self.loss_ = np.float64(epoch(rows, train, size, run))
                     self.n_iter_ += 1
                     self.t_ += len(train)
                     self.loss_curve_.append(self.loss_)
@@ -318,7 +347,7 @@ class Estimator(BaseEstimator):
         """A trainer of this network: a fresh one, or with the optimizer's state of the last call."""
         trainer = self.__dict__.pop("_trainer", None)
         if incremental and trainer is not None:
-            if trainer.net is net:
+            if trainer.net is net and trainer.loss == self._objective(net.dtype):
                 return trainer
             self._saved = state_of(trainer)
         if not incremental or not hasattr(self, "_optimizer"):
@@ -341,7 +370,9 @@ class Estimator(BaseEstimator):
             if not isinstance(validation, list | tuple) or len(validation) not in (2, 3):
                 raise TypeError("validation must be (X, y) or (X, y, sample_weight)")
             Xv, yv, wv = (*validation, None)[:3]
-            return everything, HeldOut(Xv if self.scoring else self._checked(Xv), host(yv, "validation: y"), wv)
+            yv = host(yv, "validation: y")
+            self._check_held_out(yv)
+            return everything, HeldOut(Xv if self.scoring else self._checked(Xv), yv, wv)
         if not self.early_stopping:
             return everything, None
         stratify = Y if isinstance(self, ClassifierMixin) and self.n_outputs_ == 1 else None
@@ -422,11 +453,12 @@ class Estimator(BaseEstimator):
         sizes = [len(w) for w in self.coefs_] + [len(self.intercepts_[-1])]
         dtype = "float32" if all(array.dtype == np.float32 for array in arrays) else "float64"
         net: MLP | None = vars(self).get("_net")
-        if net is not None and (list(net.sizes), net.dtype.name, device or net.device) == (sizes, dtype, net.device):
+        hidden = [activation_sheet.resolve(ours(name), "activation") for name in self._hidden(len(sizes) - 2)]
+        wanted = (sizes, dtype, hidden, device or (net and net.device))
+        if net is not None and (list(net.sizes), net.dtype.name, list(net.activations[1:-1]), net.device) == wanted:
             if net.device == "cpu" and all(mine is its for mine, its in zip(arrays, (*net.W[1:], *net.b[1:]), strict=True)):
                 return net
         else:
-            hidden = [ours(name) for name in self._hidden(len(sizes) - 2)]
             output = ours(self.out_activation_)
             net = MLP(sizes, hidden, output, dtype=dtype, init="zeros", device=device or self._usable())
             self._net = net

@@ -91,7 +91,15 @@ class MLPClassifier(ClassifierMixin, Estimator):
         if incremental and self.class_weight == "balanced":
             raise ValueError("class_weight='balanced' needs all rows at once, not partial_fit: give partial_fit a dict")
         by_class = compute_sample_weight(self.class_weight, y)
+        if not np.isfinite(by_class).all() or by_class.min() < 0 or not by_class.any():
+            raise ValueError(f"class_weight must be finite, none below 0 and not all 0; got {self.class_weight!r}")
         return by_class if weights is None else weights * by_class
+
+    def _check_held_out(self, y: Any) -> None:
+        if not self._label_binarizer.y_type_.startswith("multilabel"):
+            unseen = set(np.ravel(y).tolist()) - set(self.classes_.tolist())
+            if unseen:
+                raise ValueError(f"validation: y has labels that the training rows have not: {sorted(map(repr, unseen))}")
 
     def _targets(self, y: Any) -> Array:
         numbers = self.loss in ("log_loss", loss_sheet.CROSS_ENTROPY.name)
