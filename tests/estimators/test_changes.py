@@ -94,7 +94,7 @@ def test_validation_rows_that_nothing_can_come_of_are_an_error():
     with pytest.raises(ValueError, match=r"validation needs solver='adam' or 'sgd'.*'lbfgs'"):
         MLPRegressor(solver="lbfgs").fit(X, y, validation=(X, y))
     names = np.array(["barolo", "grignolino", "barbera"])[y]
-    with pytest.raises(ValueError, match="validation: y has labels.*'merlot'"):
+    with pytest.raises(ValueError, match=r"validation: y has labels.*'merlot'"):
         MLPClassifier(early_stopping=True).fit(X, names, validation=(X[:3], ["merlot", "barolo", "barolo"]))
     with pytest.raises(ValueError, match="validation: y has labels"):
         MLPClassifier(early_stopping=True).fit(X, names, validation=(X, y))
