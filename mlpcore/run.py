@@ -154,8 +154,9 @@ class Run:
         done = 0 if state.rows is None else state.epoch * state.rows + min(state.rows, state.batch * state.batch_size)
         with contextlib.ExitStack() as stack:
             shown = {"unit": "row", "unit_scale": True, "disable": not progress}
-            rarely = 0.1 if sys.stderr is not None and sys.stderr.isatty() else 10  # seconds: a log file keeps every line
-            bar = stack.enter_context(tqdm(total=every, initial=done, mininterval=rarely, **shown))
+            seen = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+            seconds = 0.1 if seen else 10  # between frames: a log file keeps every one
+            bar = stack.enter_context(tqdm(total=every, initial=done, mininterval=seconds, **shown))
             if self.checkpoints is not None:
                 stack.enter_context(self.checkpoints)
                 self.checkpoints.saved(trainer.progress.step)
