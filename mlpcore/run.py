@@ -199,7 +199,8 @@ class Run:
                     state.widest, state.given = batch.size, list(data.inputs)
                 self._step(data, batch)
                 bar.update(batch.size)
-                self._save_if_due(epoch_ended=False)
+                if self.checkpoints is not None:
+                    self._save_if_due(epoch_ended=False)
 
     def _step(self, data: Data, batch: Batch) -> None:
         trainer = self.trainer

@@ -19,6 +19,7 @@ from mlpcore.core.losses import Loss
 
 Array = NDArray[Any]
 Adopt = Callable[[object, str], Array]
+_PLAIN = "fdeilqhbILQHB?"  # dtypes that are taken as they are
 _PIECE = 1 << 20  # entries looked at in one go
 _HOST, _CUDA = (1, 3), (2, 13)  # DLPack's numbers: pageable and page-locked memory; a GPU's own and managed memory
 _UNREADABLE = (ValueError, TypeError, RuntimeError, BufferError)  # what libraries raise where an array cannot be had
@@ -106,6 +107,8 @@ def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
     Raises:
         TypeError, ValueError: names the argument: not numeric, masked, followed by autograd, or on another device.
     """
+    if type(value) is np.ndarray and adopt is host_array and value.dtype.char in _PLAIN:  # as most are
+        return value
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise TypeError(f"{name} is a masked array with masked entries; fill them first, e.g. with {name}.filled(0)")
     if not isinstance(value, np.ndarray):

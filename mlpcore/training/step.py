@@ -364,10 +364,10 @@ class Step(PlannedStep):
 
     def _set_penalty(self) -> None:
         """The penalties' gradient with l1 and l2 as they are now, recorded anew where another one of them is zero."""
-        values = {key: value for key, value in (("l2", self.settings.l2), ("l1", self.settings.l1)) if value}
-        if not values:
+        if not self.settings.l1 and not self.settings.l2:
             self.penalty = None
             return
+        values = {key: value for key, value in (("l2", self.settings.l2), ("l1", self.settings.l1)) if value}
         if self.penalty is None or set(self.penalty.program.reads) != set(values):
             terms = [{"l2": "l2 * w", "l1": "l1 * sign(w)"}[key] for key in values]
             compiled = program(f"g = {' + '.join(['g', *terms])}", frozenset({"l1", "l2"}))
