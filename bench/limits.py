@@ -2,10 +2,9 @@
 
     python bench/limits.py [--out DIR]
 
-The same batch goes through three trainers in turn: under the limit, without one (chunks as the engine chooses them), and with
-the batch in one piece, as frameworks do it. Ratios of times are paired, medians with their 95% bound; "again" is the trainer
-without a limit a second time: the noise. The peak is how far resident memory grows while a trainer of its own is made and does
-three steps.
+The same batch goes through trainers in turn: without a limit (chunks as the engine chooses them), the same again (the noise), under
+an ample and under a tight limit, and with the batch in one piece, as frameworks do it. Ratios of times are paired, medians with
+their 95% bound. The peak is how far resident memory grows while a trainer of its own is made and does three steps.
 """
 
 from __future__ import annotations
@@ -24,26 +23,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone,
 import mlpcore as mc
 from bench import machine, memory, stats
 
-NETS = [([64, 64, 64, 64, 1], "tanh", "512 KiB", 1 << 20), ([784, 512, 512, 10], "relu", "12 MiB", 1 << 17)]
+NETS = [  # limits: ample, and tight
+    ([64, 64, 64, 64, 1], "tanh", ("1.5 MiB", "512 KiB"), 1 << 20),
+    ([784, 512, 512, 10], "relu", ("24 MiB", "12 MiB"), 1 << 17),
+]
 BATCHES = (1024, 8192, 65536, 1 << 17, 1 << 20)
 WHOLE = 2 << 30  # bytes of a whole batch's arrays that are still tried
 
 
-def trainers(sizes: list[int], activation: str, limit: str, batch: int) -> dict[str, dict[str, Any]]:
+def trainers(sizes: list[int], limits: tuple[str, str], batch: int) -> dict[str, dict[str, Any]]:
     """The trainers' settings, by name."""
-    found: dict[str, dict[str, Any]] = {"free": {}, "again": {}, "limited": {"memory_limit": limit}}
+    found: dict[str, dict[str, Any]] = {"free": {}, "again": {}}
+    found |= {name: {"memory_limit": limit} for name, limit in zip(("ample", "tight"), limits, strict=True)}
     if 4 * batch * 2 * sum(sizes) < WHOLE:
         found["whole"] = {"chunk_rows": batch, "workers": 1}
     return found
 
 
-def measure(sizes: list[int], activation: str, limit: str, batch: int, rounds: int) -> list[dict[str, Any]]:
+def measure(sizes: list[int], activation: str, limits: tuple[str, str], batch: int, rounds: int) -> list[dict[str, Any]]:
     """One row a trainer."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((batch, sizes[0]), np.float32)
     Y = rng.standard_normal((batch, sizes[-1]), np.float32)
     net = mc.MLP(sizes, activation, device="cpu")
-    settings = trainers(sizes, activation, limit, batch)
+    settings = trainers(sizes, limits, batch)
     made = {name: mc.Trainer(net, "squared_error", mc.SGD(0.0), **more) for name, more in settings.items()}
     data = {name: trainer.prepare(X, Y) for name, trainer in made.items()}
     series: dict[str, list[float]] = {name: [] for name in made}
@@ -79,10 +82,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder of limits.json")
     options = parser.parse_args()
     found = []
-    for sizes, activation, limit, most in NETS:
-        print(f"{'-'.join(map(str, sizes))} {activation}, limit {limit}")
+    for sizes, activation, limits, most in NETS:
+        print(f"{'-'.join(map(str, sizes))} {activation}, limits {limits[0]} and {limits[1]}")
         for batch in (b for b in BATCHES if b <= most):
-            for row in measure(sizes, activation, limit, batch, options.rounds):
+            for row in measure(sizes, activation, limits, batch, options.rounds):
                 found.append(row)
                 speed = row["speed over free"]
                 print(
