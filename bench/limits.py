@@ -2,9 +2,9 @@
 
     python bench/limits.py [--out DIR]
 
-The same batch goes through trainers in turn: without a limit (chunks as the engine chooses them), the same again (the noise), under
-an ample and under a tight limit, and with the batch in one piece, as frameworks do it. Ratios of times are paired, medians with
-their 95% bound. The peak is how far resident memory grows while a trainer of its own is made and does three steps.
+The same batch goes through trainers in turn: without a limit (chunks as the engine chooses them), the same again (the noise),
+under an ample and under a tight limit, and with the batch in one piece, as frameworks do it. Ratios of times are paired,
+medians with their 95% bound. The peak is how far resident memory grows while a trainer is made and does three steps.
 """
 
 from __future__ import annotations
