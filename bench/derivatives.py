@@ -10,7 +10,6 @@ The gradient is a training step's without its update, on one worker. Medians of 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -109,10 +108,7 @@ def main() -> int:
             print(
                 f"{point}  {row['product']:<22} {times}  {ratio.median:5.2f} ({ratio.low:.2f} … {ratio.high:.2f})", flush=True
             )
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        result = {"machine": machine.describe(options.device), "commit": machine.commit(), "derivatives": found}
-        (options.out / "derivatives.json").write_text(json.dumps(result, indent=1) + "\n")
+    machine.save(options.out, "derivatives", options.device, found)
     return 0
 
 

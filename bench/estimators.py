@@ -10,7 +10,6 @@ scikit-learn's rules, after equally many epochs unless rounding decides otherwis
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import warnings
@@ -107,10 +106,7 @@ def main() -> int:
                     f" {ratio.median:5.2f} times ({ratio.low:.2f} … {ratio.high:.2f})",
                     flush=True,
                 )
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        result = {"machine": machine.describe(options.device), "commit": machine.commit(), "estimators": found}
-        (options.out / "estimators.json").write_text(json.dumps(result, indent=1) + "\n")
+    machine.save(options.out, "estimators", options.device, found)
     return 0
 
 

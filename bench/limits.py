@@ -10,7 +10,6 @@ medians with their 95% bound. The peak is how far resident memory grows while a 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -94,10 +93,7 @@ def main() -> int:
                     f"{1e3 * row['seconds'].median:9.2f} ms  speed {speed.median:5.2f} ({speed.low:.2f} … {speed.high:.2f})",
                     flush=True,
                 )
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        result = {"machine": machine.describe("cpu"), "commit": machine.commit(), "limits": found}
-        (options.out / "limits.json").write_text(json.dumps(result, indent=1) + "\n")
+    machine.save(options.out, "limits", "cpu", found)
     return 0
 
 

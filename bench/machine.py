@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,12 @@ def available_bytes() -> int:
     file = Path("/proc/meminfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 63)
+
+
+def save(folder: Path | None, name: str, device: str, found: Any) -> None:
+    """Write what a script has found, with machine and commit, as `name`.json into a folder; nothing without one."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"machine": describe(device), "commit": commit(), name: found}
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

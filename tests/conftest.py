@@ -3,9 +3,19 @@
 import pytest
 
 from mlpcore.backends import device as devices
+from tests.cuda_on_cpu.device import CpuDevice
 
 
 @pytest.fixture(autouse=True)
 def cpu(request, monkeypatch):
     if "tests/gpu" not in request.node.nodeid:
         monkeypatch.setattr(devices, "why_no_cuda", lambda: f"CuPy is not installed: {devices.INSTALL}")
+
+
+@pytest.fixture(params=["cpu", "cuda:0"])
+def device(request, monkeypatch):
+    """The name of a device: the CPU, and a CUDA device that the CPU plays."""
+    if request.param != "cpu":
+        monkeypatch.setitem(devices._opened, "cuda:0", CpuDevice())
+        monkeypatch.setattr(devices, "_algorithms", {})
+    return request.param

@@ -26,14 +26,6 @@ W = RNG.uniform(0, 1, 103) * (RNG.random(103) > 0.2)
 FIT = {"epochs": 4, "batch_size": 10, "progress": False, "validation": (X[:20], Y[:20])}
 
 
-@pytest.fixture(params=["cpu", "cuda:0"])
-def device(request, monkeypatch):
-    if request.param != "cpu":
-        monkeypatch.setitem(devices._opened, "cuda:0", CpuDevice())
-        monkeypatch.setattr(devices, "_algorithms", {})
-    return request.param
-
-
 def make(device="cpu", optimizer=None, **settings):
     net = mc.MLP([4, 6, 2], "tanh", dtype="float32", device=device, seed=3)
     return mc.Trainer(net, "squared_error", optimizer or mc.AdamW(1e-2), **{"seed": 5, **settings})

@@ -13,21 +13,12 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends import device as devices
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.training.plan import part_bytes
 from tests.cuda_on_cpu.device import CpuDevice
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((60, 4)).astype(np.float32), RNG.standard_normal((60, 2)).astype(np.float32)
-
-
-@pytest.fixture(params=["cpu", "cuda:0"])
-def device(request, monkeypatch):
-    if request.param != "cpu":
-        monkeypatch.setitem(devices._opened, "cuda:0", CpuDevice())
-        monkeypatch.setattr(devices, "_algorithms", {})
-    return request.param
 
 
 def make(device="cpu", activations="tanh", optimizer=None, **settings):

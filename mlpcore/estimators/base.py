@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass
@@ -61,7 +62,7 @@ class HeldOut(NamedTuple):
 
 
 @dataclass(eq=False, repr=False)
-class Estimator(BaseEstimator):
+class Estimator(BaseEstimator, ABC):
     """What the two have in common: parameters, fitting, the network behind `coefs_` and `intercepts_`.
 
     The fields are the parameters; a subclass puts the positional ones before them.
@@ -114,27 +115,29 @@ class Estimator(BaseEstimator):
 
     _metric: ClassVar[Callable[..., float]]
 
+    @abstractmethod
     def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
-        raise NotImplementedError
+        """X and y as scikit-learn checks them for this estimator."""
 
+    @abstractmethod
     def _targets(self, y: Any) -> Array:
         """What the trainer takes for y: (m,) class numbers, or (m, n_L)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _objective(self, dtype: Any) -> Loss:
         """The trainer's loss."""
-        raise NotImplementedError
 
     def _reported(self, Y: Array) -> tuple[float, Array | None]:
         """Share and offsets, as `Rows` takes them."""
         return 1.0, None
 
+    @abstractmethod
     def _out_activation(self) -> str:
-        raise NotImplementedError
+        """scikit-learn's name of the output activation."""
 
+    @abstractmethod
     def _predicted(self, output: Array) -> Array:
         """The prediction that an output (m, n_L) means."""
-        raise NotImplementedError
 
     def _score_of(self, y: Any, predicted: Any, weights: Array | None) -> float:
         """The metric, of arrays that need no more checks."""
