@@ -38,6 +38,7 @@ from mlpcore.streams import Parquet, Stream, open_stream
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Data
 from mlpcore.training.new_step import new_step
+from mlpcore.training.parts import StepParts
 from mlpcore.training.plan import Inputs, Plan
 from mlpcore.training.planned import Settings
 
@@ -248,6 +249,21 @@ class Trainer:
             batch = self._batch(data, rows)
             J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs), self.progress.step + 1)
             return J, self._step.gradient
+
+    def parts(
+        self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
+        rows: ArrayLike | None = None,
+    ) -> StepParts:  # fmt: skip
+        """Take the step on these rows apart, to measure it: its graphs, its matrix products alone, what was chosen. CUDA only.
+
+        Nothing is updated here, but replaying the step's graph updates the parameters; see `StepParts`.
+
+        Args, Raises: as `step`; DeviceUnavailable where steps are not captured, as on a CPU.
+        """
+        with self._lock, devices.active(self.net.device):
+            data = self._given(X, Y, sample_weight)
+            batch = self._batch(data, rows)
+            return self._step.parts(batch, self._step.prepare(batch.size, data.inputs), self.progress)
 
     def _given(self, X: ArrayLike | Data, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
         if not isinstance(X, Data):

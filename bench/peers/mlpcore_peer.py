@@ -90,9 +90,7 @@ def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
     """
     net = trainer.net
     if net.device != "cpu":
-        data = trainer.prepare(X, Y)
-        step: Any = trainer._step
-        return step.products(data.batch(None), step.prepare(len(X), data.inputs)).replay
+        return trainer.parts(X, Y).products.replay
     from mlpcore.backends.numpy_ops import NumpyOps
 
     ops, L = NumpyOps(), len(net.sizes) - 1

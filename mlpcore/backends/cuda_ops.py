@@ -61,6 +61,7 @@ class CudaOps:
         self.first = 0
         self._scratch: Mapping[str, Array] = {}
         self._rehearsing = False
+        self.asked: set[Product] = set()  # products met so far, the fused ones that were tried included
         self.only_products = False  # whether all but matrix products is left out: what a step is measured against
 
     # -- memory --
@@ -158,6 +159,7 @@ class CudaOps:
     def _algorithm(self, product: Product, run: Callable[[bytes], None]) -> bytes:
         """The algorithm of a product: the one settled before, or else the fastest of the candidates."""
         known = self.algorithms.chosen
+        self.asked.add(product)
         if product not in known:
             candidates = self.device.algorithms(product)
             if self.algorithms.deterministic or len(candidates) == 1:
@@ -194,6 +196,7 @@ class CudaOps:
         addresses = tuple(self.device.address(x) for x in (A, W, Z))
         bias, aux = self.device.address(b), 0 if keep is None else self.device.address(keep)
         product = describe(A, W, Z, False, (*addresses, bias, *([aux] if aux else [])), self.tf32, epilogue)
+        self.asked.add(product)
         if product not in self.algorithms.fused:
             self.algorithms.fused[product] = self._fusing_pays(product, addresses, bias, aux, (A, W, b, activation, S, Z))
         if not self.algorithms.fused[product]:

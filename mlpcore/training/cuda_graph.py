@@ -31,6 +31,7 @@ from mlpcore.core.ops import Array, Buffer, Recording
 from mlpcore.core.optimizers import Optimizer, Progress
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import SHAPES, Batch, Chunk, cut
+from mlpcore.training.parts import StepParts
 from mlpcore.training.plan import Inputs, Plan
 from mlpcore.training.planned import Parts, PlannedStep, Settings, log
 from mlpcore.training.staging import Staging, staging_buffers
@@ -319,14 +320,39 @@ class GraphStep(PlannedStep):
         self.gradient[:n] += l2 * weights + l1 * self.device.xp.sign(weights)
         return self._loss() + l1 * self.ops.sum_abs(weights) + 0.5 * l2 * self.ops.sum_squares(weights)
 
-    def products(self, batch: Batch, plan: Plan) -> Recording:
-        """The matrix products of a step alone, on its own arrays: what a step is measured against. They change the gradient."""
-        chunks = cut(batch.size, plan.rows, 1)[0]
+    @_on_its_device
+    def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
+        """Record the parts of a step on this batch and point them at its rows."""
+        self.follow()
+        weighted, chunks = batch.weights is not None, cut(batch.size, plan.rows, 1)[0]
+        shapes = sorted({(stop - start, i > 0) for i, (start, stop) in enumerate(chunks)})
+        step = gradient = None
+        if len(chunks) <= UNROLLED:
+            step, gradient = (
+                self._recorded((what, batch.size, weighted), functools.partial(self._whole, what, chunks, weighted))
+                for what in ("step", "gradient")
+            )
+
+        def one_of_each_shape() -> None:
+            for n, more in shapes:
+                self._chunk(0, n, weighted, more)
+
+        self.ops.record(one_of_each_shape)  # settles what is still open
+        self.ops.asked.clear()
+        self.ops.record(one_of_each_shape)
+        asked = set(self.ops.asked)
         self.ops.only_products = True
         try:
-            return self.ops.record(lambda: self._whole("step", chunks, batch.weights is not None))
+            products = self.ops.record(lambda: self._whole("step", chunks, weighted))
         finally:
             self.ops.only_products = False
+        if step is not None:
+            self._part(batch, 0, batch.size, progress, None, resume=False)
+            self._done()
+        known = self.ops.algorithms
+        tried = [known.fused[product] for product in asked if product in known.fused]
+        algorithms = {p: known.chosen[p] for p in asked if known.fused.get(p, True)}
+        return StepParts(step, gradient, products, chunks, plan.rows, (sum(tried), len(tried)), algorithms, batch)
 
     def _loss(self) -> float:
         """J as it stands on the device."""

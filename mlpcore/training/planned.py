@@ -16,12 +16,14 @@ import numpy as np
 
 from mlpcore.core import dropout
 from mlpcore.core.activations import Activation
+from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.layout import Layout
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Ops
 from mlpcore.core.optimizers import Optimizer, Progress
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Chunk
+from mlpcore.training.parts import StepParts
 from mlpcore.training.plan import Inputs, Plan
 
 log = logging.getLogger("mlpcore")
@@ -138,6 +140,10 @@ class PlannedStep(ABC):
     @abstractmethod
     def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
         """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's output, S[L] if matched."""
+
+    def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
+        """Take a step apart into what can be measured."""
+        raise DeviceUnavailable("a step has parts where it is captured as a graph: on a CUDA device with cuBLASLt")
 
     @abstractmethod
     def weight(self, batch: Batch) -> float | None:

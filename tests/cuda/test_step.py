@@ -1,5 +1,6 @@
 """The whole CUDA step on a CPU: the same trainer, plan, kernels and products as on a GPU, against the NumPy backend."""
 
+import itertools
 import os
 import shutil
 
@@ -453,13 +454,64 @@ def test_a_steps_products_alone_can_be_run_for_measurement(device):
     X, Y, _ = data()
     one = trainer("cuda", chunk_rows=25)
     float(one.step(X, Y))
-    given = one._checked(X, Y, None)
+    parts = one.parts(X, Y)
     multiplied, multiply = [], device.multiply
-    device.multiply = lambda product, *rest: multiplied.append(product.m * product.n * product.k) or multiply(product, *rest)
-    products = one._step.products(given.batch(None), one._step.prepare(ROWS, given.inputs))
+    device.multiply = lambda product, *rest: multiplied.append(product) or multiply(product, *rest)
+    one.parts(X, Y)
     weights = [7 * 16, 16 * 12, 12 * 5]
-    assert sum(multiplied) == ROWS * (3 * sum(weights) - weights[0])  # no gradient of X
+    products = multiplied[-3 * 8 :]  # of the recording made last: three chunks, each without the gradient of X
+    assert sum(p.m * p.n * p.k for p in products) == ROWS * (3 * sum(weights) - weights[0])
     before = one.net.parameters.copy()
-    products.replay()
+    parts.products.replay()
     np.testing.assert_array_equal(one.net.parameters, before)
     assert np.isfinite(float(one.step(X, Y)))
+
+
+@pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
+def test_a_step_can_be_taken_apart_and_its_graphs_do_what_it_does(device, staged):
+    device.host_inputs = staged
+    X, Y, w = data()
+    one, other = (trainer("cuda", chunk_rows=25, optimizer=mc.SGD(0.1)) for _ in range(2))
+    J, gradient = one.gradient(X, Y, w, rows=np.arange(40))
+    gradient = gradient.copy()
+    parts = one.parts(X, Y, w, rows=np.arange(40))
+    assert (parts.chunks, parts.rows) == ([(0, 20), (20, 40)], 25)
+    before = one.net.parameters.copy()
+    one._step.gradient[...] = np.nan
+    parts.gradient.replay()
+    np.testing.assert_array_equal(one._step.gradient, gradient)
+    np.testing.assert_array_equal(one.net.parameters, before)
+    parts.step.replay()
+    assert float(other.step(X, Y, w, rows=np.arange(40))) == J
+    np.testing.assert_array_equal(one.net.parameters, other.net.parameters)
+    assert one.progress.step == 0
+
+
+def test_the_parts_of_a_step_name_the_products_of_that_step_alone(device):
+    X, Y, _ = data()
+    device.times = itertools.count(10, -0.01)  # what is timed last is the fastest: a product, then the activation
+    apart = trainer("cuda", chunk_rows=25).parts(X, Y)
+    assert apart.fused == (0, 3)
+    assert not any(product.epilogue for product in apart.algorithms)
+    assert len(apart.algorithms) == 3 + 3 * 2 + 2  # outputs; gradients of the weights, written and added to; of the inputs
+    device.times = itertools.count()  # what is timed first is the fastest
+    devices._algorithms.clear()
+    trainer("cuda", hidden=("tanh", "tanh")).parts(X, Y)  # another step on the same device
+    joined = trainer("cuda", hidden=("relu", "tanh")).parts(X, Y)
+    assert joined.fused == (2, 2)
+    assert sorted(product.epilogue for product in joined.algorithms) == [""] * 6 + ["bias", "relu"]
+    assert len(joined.algorithms) == 3 + 3 + 2
+
+
+def test_a_step_of_more_chunks_than_a_graph_holds_has_its_products_alone(device):
+    X, Y, _ = data()
+    one = trainer("cuda", chunk_rows=7)
+    parts = one.parts(X, Y)
+    assert (parts.step, parts.gradient, len(parts.chunks)) == (None, None, 9)
+    parts.products.replay()
+    assert np.isfinite(float(one.step(X, Y)))
+
+
+def test_a_step_on_a_cpu_has_no_parts():
+    with pytest.raises(mc.DeviceUnavailable, match="a step has parts where it is captured as a graph: on a CUDA device"):
+        trainer("cpu").parts(*data()[:2])
