@@ -71,7 +71,14 @@ class Device(Protocol):
         """Run a kernel on the current stream.
 
         Arguments: device arrays and None stand for pointers; an int for `long long`; a float for `double`; NumPy scalars for
-        themselves (`np.int32` for `int`, `np.float32` for `float`).
+        themselves (`np.int32` for `int`, `np.float32` for `float`); a record (a 0-d structured NumPy array) for a struct
+        by value, whose bytes are copied at the launch, or when it is recorded.
+        """
+
+    def bind(self, kernel: Kernel, launch: Launch, arguments: Sequence[object]) -> Callable[[], None]:
+        """Prepare a launch whose arguments are these same objects at each call.
+
+        Each call copies a record anew, so that the caller may change its fields in between. The caller holds `active()`.
         """
 
     def algorithms(self, product: Product) -> Sequence[bytes]:

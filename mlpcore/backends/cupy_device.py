@@ -73,6 +73,14 @@ def products_by() -> str:
     return f"cuBLASLt {library.version}" if library else "cuBLASLt cannot be loaded: unfused CuPy operations, without graphs"
 
 
+def _argument(x: object) -> object:
+    """What CuPy passes for a kernel's argument without looking at it again, and keeps alive."""
+    if isinstance(x, cupy.ndarray):
+        return x.data
+    value: object = 0 if x is None else x
+    return cupy.cuda.function.CNumpyArray(np.asarray(value))  # takes the address of its bytes
+
+
 class GraphRecording:
     """A captured CUDA graph."""
 
@@ -150,6 +158,13 @@ class CupyDevice:
         given = tuple(0 if x is None else x for x in arguments)  # CuPy makes no null pointer of None (its issue 9046)
         with self.device:
             kernel(launch.grid, launch.block, given, shared_mem=launch.shared)
+
+    def bind(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> Callable[[], None]:
+        """Prepare a launch whose arguments are these same objects at each call."""
+        with self.device:
+            function = kernel.kernel  # `RawKernel.__call__` looks it up by the current device
+        given = tuple(map(_argument, arguments))
+        return functools.partial(function, launch.grid, launch.block, given, launch.shared)
 
     # -- products --
 

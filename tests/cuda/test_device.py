@@ -44,7 +44,14 @@ KERNEL(publishes_unfenced, out[t] = in[t]; __syncthreads(); if (t == 9) atomicAd
 KERNEL(publishes_too_early, out[t] = in[t]; __threadfence(); if (t == 9) atomicAdd((unsigned*)in + 64, 1u);)
 KERNEL(reads_16_bytes, if (t < n / 4) *reinterpret_cast<Four*>(out + 4 * t) = *reinterpret_cast<const Four*>(in + 4 * t);)
 __global__ void takes(const float* x, float y, double z, int i, unsigned u, long long l, void* any) {}
+
+struct Order { const int* source[2]; long long first; double settings[40]; int which; };
+__global__ void obeys(const Order order, int* out) {
+  out[threadIdx.x] = order.source[order.which][order.first + threadIdx.x] + int(order.settings[39]);
+}
+__global__ void remembers(Order* kept, Order order) { if (threadIdx.x == 0) *kept = order; }
 """
+ORDER = np.dtype([("source", "u8", 2), ("first", "i8"), ("settings", "f8", 40), ("which", "i4")], align=True)
 BLOCK = Launch((1, 1), (64, 1))
 
 
@@ -55,7 +62,8 @@ def trial(name, n=0, shape=BLOCK, size=64):
 for line in KERNELS.splitlines():
     if line.startswith("KERNEL("):
         compiler.kernel(KERNELS, line[7 : line.index(",")])
-compiler.kernel(KERNELS, "takes")
+for name in ("takes", "obeys", "remembers"):
+    compiler.kernel(KERNELS, name)
 
 
 def test_threads_share_memory_and_shuffle_as_cuda_says():
@@ -146,6 +154,86 @@ def test_an_argument_of_another_type_than_the_parameter_is_an_error(place, wrong
         device.launch(kernel, BLOCK, RIGHT[:6])
     with pytest.raises(TypeError, match=f"argument {place} is"):
         device.record(lambda: device.launch(kernel, BLOCK, [*RIGHT[:place], wrong, *RIGHT[place + 1 :]]))
+
+
+# -- records -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def order():
+    """A device, a record that leads to two arrays of 68 numbers there, those arrays, and a result."""
+    device = CpuDevice()
+    arrays = [device.to_device(np.arange(68, dtype=np.int32) + 1000 * i) for i in range(2)]
+    record = np.zeros((), ORDER)
+    record["source"] = [device.address(x) for x in arrays]
+    return device, record, arrays, device.to_device(np.zeros(64, np.int32))
+
+
+def test_a_record_is_a_struct_by_value_and_a_bound_launch_reads_its_fields_at_each_call(order):
+    device, record, _, out = order
+    run = device.bind(device.kernel(KERNELS, "obeys"), BLOCK, [record, out])
+    for which, first, more in [(0, 0, 0), (1, 4, 7), (0, 2, 5)]:
+        record["which"], record["first"], record["settings"][39] = which, first, more
+        run()
+        np.testing.assert_array_equal(out, np.arange(64) + 1000 * which + first + more)
+
+
+def test_a_record_is_copied_when_its_launch_is_recorded(order):
+    device, record, _, out = order
+    record["which"] = 1
+    run = device.bind(device.kernel(KERNELS, "obeys"), BLOCK, [record, out])
+    recording = device.record(run)
+    record["which"] = 0
+    recording.replay()
+    np.testing.assert_array_equal(out, np.arange(64) + 1000)
+
+
+def test_a_record_of_another_size_than_the_struct_is_an_error(order):
+    device, _, _, out = order
+    kernel = device.kernel(KERNELS, "obeys")
+    packed = np.zeros((), np.dtype([(name, ORDER[name]) for name in ORDER.names]))
+    for wrong in (packed, np.zeros((), [("first", "i8")])):
+        with pytest.raises(TypeError, match="argument 0 is 'Order' of 352 bytes; got a record of"):
+            device.launch(kernel, BLOCK, [wrong, out])
+    for wrong in (np.zeros(352, np.uint8), 5, None):
+        with pytest.raises(TypeError, match="argument 0 is 'Order'"):
+            device.launch(kernel, BLOCK, [wrong, out])
+    record = np.zeros((), [("z", "f8")])
+    with pytest.raises(TypeError, match="takes: argument 2 is 'double'"):
+        device.launch(device.kernel(KERNELS, "takes"), BLOCK, [*RIGHT[:2], record, *RIGHT[3:]])
+
+
+def test_what_a_record_leads_to_is_all_that_a_kernel_may_read(order):
+    device, record, arrays, out = order
+    run = device.bind(device.kernel(KERNELS, "obeys"), BLOCK, [record, out])
+    record["first"] = 5
+    with pytest.raises(RuntimeError, match="out of bounds: a read of 4 bytes"):
+        run()
+    record["first"] = 0
+    record["source"][1] = 0
+    run()
+    record["source"][1] = 8
+    with pytest.raises(RuntimeError, match="a record leads to 0x8, which is no array's address"):
+        run()
+    record["source"][1] = 0
+    record["source"][0] += 4
+    run()
+    np.testing.assert_array_equal(out, np.arange(1, 65))
+    record["source"][0] -= 4
+    arrays.clear()
+    with pytest.raises(RuntimeError, match="has been freed"):
+        run()
+
+
+def test_a_record_arrives_in_device_memory_as_it_is(order):
+    device, record, arrays, _ = order
+    record["settings"] = np.arange(40)
+    record["which"] = 1
+    kept = device.empty(ORDER.itemsize)
+    device.launch(device.kernel(KERNELS, "remembers"), BLOCK, [kept, record])
+    for name in ORDER.names:
+        np.testing.assert_array_equal(kept.view(ORDER)[0][name], record[name])
+    assert arrays
 
 
 @pytest.mark.parametrize(

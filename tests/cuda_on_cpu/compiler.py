@@ -31,9 +31,11 @@ class CpuKernel:
 
     Attributes:
         types: the C++ types of its parameters, as g++ spells them; once it is compiled.
+        sizes: of those types, in bytes.
     """
 
     types: tuple[str, ...]
+    sizes: tuple[int, ...]
 
     def __init__(self, source: str, name: str):
         self.source, self.name = source, name
@@ -45,6 +47,9 @@ class CpuKernel:
         self._launch.argtypes = [ctypes.c_void_p] * 3
         text = re.sub(r"\{anonymous\}::|k\d+::", "", spell().decode())
         self.types = tuple(re.search(r"Types = \{(.*?)\}; void", text)[1].split(", "))
+        size = library[f"size_{number}"]
+        size.argtypes, size.restype = [ctypes.c_size_t], ctypes.c_size_t
+        self.sizes = tuple(size(i) for i in range(len(self.types)))
 
     def run(self, arguments: ctypes.Array, grid: ctypes.Array, ranges: ctypes.Array) -> None:
         """Run a grid: void**, Grid and Range[] of cuda_on_cpu.hpp. Raises RuntimeError if it goes wrong."""

@@ -275,6 +275,10 @@ template <class... Types, void (*kernel)(Types...)> struct Kernel<kernel> {
   }
   UNCHECKED static void thread() { call(std::index_sequence_for<Types...>()); }
   static const char* types() { return __PRETTY_FUNCTION__; }
+  UNCHECKED static size_t size(size_t i) {
+    constexpr size_t sizes[] = {sizeof(Types)...};
+    return sizes[i];
+  }
 };
 
 }  // namespace
@@ -283,6 +287,9 @@ template <class... Types, void (*kernel)(Types...)> struct Kernel<kernel> {
 #define CUDA_ON_CPU_EXPORT extern "C" __attribute__((visibility("default"))) const char*
 #define CUDA_ON_CPU_KERNEL(number, ...)                                                                               \
   CUDA_ON_CPU_EXPORT types_##number() { return cuda_on_cpu::Kernel<__VA_ARGS__>::types(); }                           \
+  extern "C" __attribute__((visibility("default"))) size_t size_##number(size_t i) {                                  \
+    return cuda_on_cpu::Kernel<__VA_ARGS__>::size(i);                                                                 \
+  }                                                                                                                   \
   CUDA_ON_CPU_EXPORT launch_##number(void** arguments, const cuda_on_cpu::Grid* grid, const cuda_on_cpu::Range* ranges) { \
     return cuda_on_cpu::launch(cuda_on_cpu::Kernel<__VA_ARGS__>::thread, arguments, grid, ranges);                     \
   }

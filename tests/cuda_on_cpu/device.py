@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import math
 import weakref
@@ -37,6 +38,18 @@ def algorithm(product: Product, number: int) -> bytes:
     return f"{number} {product}".encode()
 
 
+class Memory(NamedTuple):
+    """Memory that a kernel may touch.
+
+    Attributes:
+        extent: where it begins and ends.
+        owner: the array that holds it.
+    """
+
+    extent: Extent
+    owner: weakref.ref
+
+
 class Argument(NamedTuple):
     """An argument as a launch takes it: by value; of an array, the address.
 
@@ -44,15 +57,13 @@ class Argument(NamedTuple):
         kind: its type: a NumPy dtype, or None for None.
         pointer: whether it is an array, or None.
         data: the bytes that are copied to the device.
-        extent: where an array's memory begins and ends.
-        owner: what holds it.
+        memory: what it leads to: the array's memory, or that of all addresses in a record.
     """
 
     kind: np.dtype | None
     pointer: bool
     data: bytes
-    extent: Extent = (0, 0)
-    owner: weakref.ref | None = None
+    memory: tuple[Memory, ...] = ()
 
 
 class Call(NamedTuple):
@@ -96,6 +107,9 @@ class CpuDevice:
 
     `misalignment` is added to the address of all fresh memory, which is otherwise a multiple of 256. NumPy arrays that a user
     passes count as the device's own, or, with `host_inputs`, as the host's.
+
+    In a record that a kernel gets by value, fields of uint64 are addresses: those that `address` has
+    given out, others inside fresh memory, or 0.
     """
 
     xp: Any = np
@@ -111,6 +125,7 @@ class CpuDevice:
         self.times: Iterator[float] = (i * 0.6180339887 % 1 for i in itertools.count(1))  # what `seconds` gives
         self._behind: dict[bytes, list[Extent]] = {}  # the memory that a slot leads to
         self._memory: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
+        self._addressed: dict[int, Memory] = {}  # by the address that was given out for it
         self._launches = 0
         self._last_use: dict[Extent, int] = {}  # of memory that uploads write: the launch that read it last
         self._sources: dict[int, Mark] = {}  # of page-locked memory: the upload that reads it
@@ -126,7 +141,14 @@ class CpuDevice:
         return memory[begin : begin + nbytes]
 
     def address(self, array: np.ndarray) -> int:
-        return int(array.__array_interface__["data"][0])
+        address = int(array.__array_interface__["data"][0])
+        found = Memory(extent(array), weakref.ref(owner(array)))
+        known = self._addressed.get(address, found)
+        if known.owner() is found.owner():  # as far as any of its arrays that begin there
+            wide = [f(x) for f, x in zip((min, max), zip(known.extent, found.extent, strict=True), strict=True)]
+            found = Memory((wide[0], wide[1]), found.owner)
+        self._addressed[address] = found
+        return address
 
     def kernel(self, source: str, name: str) -> compiler.CpuKernel:
         return compiler.kernel(source, name)
@@ -135,7 +157,7 @@ class CpuDevice:
         (grid_x, grid_y), (block_x, block_y), shared = launch
         if not (grid_x >= 1 and 1 <= grid_y <= 65535 and 1 <= block_x * block_y <= 1024 and 0 <= shared <= SHARED):
             raise ValueError(f"{kernel.name} cannot be launched with {launch}")
-        call = Call(kernel, launch, [_argument(x) for x in arguments])
+        call = Call(kernel, launch, [self._argument(x) for x in arguments])
         if self._recording:
             self._recording.calls.append(call)
         else:
@@ -143,13 +165,17 @@ class CpuDevice:
             check(call)
             self.run(call)
 
+    def bind(self, kernel: compiler.CpuKernel, launch: Launch, arguments: Sequence[object]) -> Callable[[], None]:
+        return functools.partial(self.launch, kernel, launch, tuple(arguments))
+
     def run(self, call: Call) -> None:
         """Run a checked launch now."""
         kernel, launch, arguments = call
-        ranges = [x.extent for x in arguments if x.pointer]
+        memory = [x for argument in arguments for x in argument.memory]
+        if any(x.owner() is None for x in memory):
+            raise RuntimeError(f"{kernel.name}: memory that a recording works on has been freed")
+        ranges = [x.extent for x in memory]
         for wanted, given in zip(kernel.types, arguments, strict=True):
-            if given.owner and given.owner() is None:
-                raise RuntimeError(f"{kernel.name}: memory that a recording works on has been freed")
             if wanted == "Slot*":
                 self._behind[given.data] = list(ranges)
             elif wanted == "const Slot*":
@@ -266,6 +292,36 @@ class CpuDevice:
         for upload in self._sources.values():
             upload.settled = upload.settled or upload.copy is None
 
+    def _argument(self, x: object) -> Argument:
+        match x:
+            case None:
+                return Argument(None, True, bytes(8))
+            case np.ndarray(shape=()) if x.dtype.names:
+                return Argument(x.dtype, False, x.tobytes(), self._behind_record(x))
+            case np.ndarray():
+                address = np.uint64(x.__array_interface__["data"][0])
+                memory = Memory(extent(x), weakref.ref(owner(x)))
+                return Argument(x.dtype, True, address.tobytes(), (memory,))
+            case np.generic():
+                return Argument(x.dtype, False, x.tobytes())
+            case int() if not isinstance(x, bool):
+                return Argument(np.dtype(np.int64), False, np.int64(x).tobytes())
+            case float():
+                return Argument(np.dtype(np.float64), False, np.float64(x).tobytes())
+        raise TypeError(f"{type(x).__name__} as the argument of a kernel")
+
+    def _behind_record(self, record: np.ndarray) -> tuple[Memory, ...]:
+        """The memory behind the addresses in a record."""
+        fields = [record[name] for name in record.dtype.names or ()]
+        addresses = [int(x) for field in fields if field.dtype == np.uint64 for x in field.flat if x]
+        return tuple(self._addressed.get(x) or self._around(x) for x in addresses)
+
+    def _around(self, address: int) -> Memory:
+        for memory in self._memory.values():
+            if holds(memory, address):
+                return Memory(extent(memory), weakref.ref(memory))
+        raise RuntimeError(f"a record leads to {address:#x}, which is no array's address")
+
     def _not_while_recording(self, what: str) -> None:
         if self._recording:
             raise RuntimeError(f"{what} during a recording")
@@ -296,32 +352,25 @@ def overlap(a: Extent, b: Extent) -> bool:
     return a[0] < b[1] and b[0] < a[1]
 
 
-def _argument(x: object) -> Argument:
-    match x:
-        case None:
-            return Argument(None, True, bytes(8))
-        case np.ndarray():
-            address = np.uint64(x.__array_interface__["data"][0])
-            return Argument(x.dtype, True, address.tobytes(), extent(x), weakref.ref(owner(x)))
-        case np.generic():
-            return Argument(x.dtype, False, x.tobytes())
-        case int() if not isinstance(x, bool):
-            return Argument(np.dtype(np.int64), False, np.int64(x).tobytes())
-        case float():
-            return Argument(np.dtype(np.float64), False, np.float64(x).tobytes())
-    raise TypeError(f"{type(x).__name__} as the argument of a kernel")
-
-
 def check(call: Call) -> None:
-    """Raise a TypeError unless the arguments are of the kernel's own C++ types. `void*` takes any array, a struct raw bytes."""
+    """Raise a TypeError unless the arguments are of the kernel's own C++ types.
+
+    `void*` takes any array, a pointer to a struct raw bytes, a struct by value a record of its size.
+    """
     types = call.kernel.types
     if len(call.arguments) != len(types):
         raise TypeError(f"{call.kernel.name} takes {len(types)} arguments ({', '.join(types)}); got {len(call.arguments)}")
     for i, (wanted, given) in enumerate(zip(types, call.arguments, strict=True)):
-        target = wanted.removeprefix("const ").removesuffix("*")
+        target, pointer = wanted.removeprefix("const ").removesuffix("*"), wanted.endswith("*")
+        if given.kind is not None and given.kind.names and not pointer and target not in NUMBERS:
+            size = call.kernel.sizes[i]
+            if len(given.data) != size:
+                got = f"a record of {len(given.data)}"
+                raise TypeError(f"{call.kernel.name}: argument {i} is {wanted!r} of {size} bytes; got {got}")
+            continue
         number = np.dtype(NUMBERS.get(target, np.uint8))
         right = given.kind is None or target == "void" or given.kind == number
-        if wanted.endswith("*") != given.pointer or not right:
+        if pointer != given.pointer or not right:
             kind = f"{'an array of ' if given.pointer else ''}{given.kind}"
             raise TypeError(f"{call.kernel.name}: argument {i} is {wanted!r}; got {kind}")
 
