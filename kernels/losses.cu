@@ -1,30 +1,58 @@
-// J += Σ k ℓ, D = gain k ∂ℓ/∂x and db = Σ_rows D (or +=), in one pass over (m, n) row-major. k is the row weight over the batch's
-// weight: a number a row (per_row), or one for all. gain, the loss scale of half precision, may be null. D may be x. J's partial
-// sums, one for each block, stand before those of db.
+// J += Σ k ℓ, D = gain k ∂ℓ/∂x and db = Σ_rows D (or +=), in one pass over (m, n) row-major. k is the row
+// weight over the batch's weight. gain, the loss scale of half precision, may be null. D may be x. J's
+// partial sums, one for each block, stand before those of db.
 #include "reduce.cuh"
 #include "step.cuh"
 
+// The targets and weights of the rows: with a slot, the caller's own, those of the batch's rows first …;
+// without one, (m, n) row-major arrays and a weight a row. k = weight · scale; no weights (null) count as 1,
+// no scale as well.
+template <class Y, class W, class C> struct Targets {
+  const Slot* slot;
+  Control* control;
+  const Y* targets;
+  const W* weights;
+  int64 first, y_row, y_column, w_row;
+  C scale;
+
+  __device__ Targets(const Slot* slot, Control* control, const Y* y, const W* w, bool weighted, const C* scale, int64 first,
+                     int64 n)
+      : slot(slot), control(control), targets(y), weights(w), first(first), y_row(n), y_column(1), w_row(1),
+        scale(scale ? *scale : C(1)) {
+    if (!slot) return;
+    targets = static_cast<const Y*>(slot->source[1]);
+    weights = weighted ? static_cast<const W*>(slot->source[2]) : nullptr;
+    y_row = slot->row_stride[1], y_column = slot->column_stride[1], w_row = slot->row_stride[2];
+  }
+  __device__ int64 row(int64 i) const { return slot ? row_of(*slot, slot->first + first + i, control) : i; }
+  __device__ C weight(int64 row) const { return weights ? C(widen(weights[row * w_row])) * scale : scale; }
+  __device__ const Y* at(int64 row, int64 column) const { return targets + row * y_row + column * y_column; }
+};
+
 // ℓ = Σ_columns of a formula's value.
-template <class T, class Formula, int V, int threads>
-__global__ void elementwise_loss(const T* x, const Compute<T>* Y, const Compute<T>* k, int per_row, const Compute<T>* gain, T* D,
-                                 Compute<T>* db, Compute<T>* J, Compute<T>* partials, unsigned* counters, int64 m, int64 n,
-                                 int accumulate) {
+template <class T, class Y, class W, class Formula, int V, int threads>
+__global__ void elementwise_loss(const T* x, const Slot* slot, Control* control, const Y* y, const W* w, int weighted,
+                                 const Compute<T>* scale, const Compute<T>* gain, T* D, Compute<T>* db, Compute<T>* J,
+                                 Compute<T>* partials, unsigned* counters, int64 first, int64 m, int64 n, int accumulate) {
   using C = Compute<T>;
   __shared__ C shared[threads * V];
   const Tile<V> tile;
+  const Targets<Y, W, C> given(slot, control, y, w, weighted, scale, first, n);
+  const bool packed = given.y_column == 1 && is_aligned<V>(given.targets, given.y_row);
   const C factor = gain ? *gain : C(1);
   C sum[V] = {}, value = 0;
   if (tile.column < n) {
-    for (int64 row = tile.row; row < m; row += tile.stride) {
-      const int64 at = row * n + tile.column;
-      const C weight = k[per_row ? row : 0];
+    for (int64 i = tile.row; i < m; i += tile.stride) {
+      const int64 at = i * n + tile.column, row = given.row(i);
+      const C weight = given.weight(row);
+      const Y* address = given.at(row, tile.column);
       const Pack<T, V> xs = load<V>(x + at);
-      const Pack<C, V> ys = load<V>(Y + at);
+      const Pack<Y, V> ys = packed ? load<V>(address) : collect<V>(address, given.y_column);
       Pack<T, V> pack;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const C output = widen(xs.at[v]), d = factor * Formula::slope(output, ys.at[v], weight);
-        value += Formula::value(output, ys.at[v], weight);
+        const C output = widen(xs.at[v]), target = C(widen(ys.at[v])), d = factor * Formula::slope(output, target, weight);
+        value += Formula::value(output, target, weight);
         pack.at[v] = Narrow<T>::from(d);
         sum[v] += d;
       }
@@ -36,14 +64,15 @@ __global__ void elementwise_loss(const T* x, const Compute<T>* Y, const Compute<
 }
 
 // ℓ = log Σ exp(s - max) - (s_y - max), D = gain k (softmax(s) - onehot(y)), a warp a row: blocks of (32, warps) threads, with
-// warps * n numbers of shared memory where db is wanted. Targets: class numbers (labels), or else distributions (Y). A row
+// warps * n numbers of shared memory where db is wanted. Targets are class numbers (labels), or distributions. A row
 // adds `most` to J at most, infinity where there is no limit.
-template <class T>
-__global__ void softmax_cross_entropy(const T* S, const int64* labels, const Compute<T>* Y, const Compute<T>* k, int per_row,
-                                      const Compute<T>* gain, T* D, Compute<T>* db, Compute<T>* J, Compute<T>* partials,
-                                      unsigned* counters, Control* control, int64 m, int64 n, int accumulate,
-                                      Compute<T> most) {
+template <class T, class Y, class W>
+__global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* control, const Y* y, const W* w, int weighted,
+                                      int labels, const Compute<T>* scale, const Compute<T>* gain, T* D, Compute<T>* db,
+                                      Compute<T>* J, Compute<T>* partials, unsigned* counters, int64 first, int64 m, int64 n,
+                                      int accumulate, Compute<T> most) {
   using C = Compute<T>;
+  const Targets<Y, W, C> given(slot, control, y, w, weighted, scale, first, labels ? 1 : n);
   DYNAMIC_SHARED(C, shared);
   const int lane = threadIdx.x, warps = blockDim.y;
   C* sums = shared + threadIdx.y * n;
@@ -52,15 +81,17 @@ __global__ void softmax_cross_entropy(const T* S, const int64* labels, const Com
   }
   const C factor = gain ? *gain : C(1);
   C value = 0;
-  for (int64 row = int64(blockIdx.x) * warps + threadIdx.y; row < m; row += int64(gridDim.x) * warps) {
-    const T* s = S + row * n;
+  for (int64 i = int64(blockIdx.x) * warps + threadIdx.y; i < m; i += int64(gridDim.x) * warps) {
+    const T* s = S + i * n;
+    const int64 row = given.row(i);
+    const Y* target = given.at(row, 0);
     C top = widen(s[0]), sum = 0, entry = 0, whole = 1;
     for (int64 c = lane; c < n; c += 32) top = maximum(top, C(widen(s[c])));
     top = warp_maximum(top);
     for (int64 c = lane; c < n; c += 32) sum += exp(C(widen(s[c])) - top);
     int64 label = -1;
     if (labels) {
-      label = labels[row];
+      label = int64(widen(*target));
       if (label < 0 || label >= n) {
         report(control, BAD_LABEL);
         label = 0;
@@ -69,20 +100,21 @@ __global__ void softmax_cross_entropy(const T* S, const int64* labels, const Com
     } else {
       whole = 0;
       for (int64 c = lane; c < n; c += 32) {
-        entry += Y[row * n + c] * (C(widen(s[c])) - top);
-        whole += Y[row * n + c];
+        const C share = C(widen(target[c * given.y_column]));
+        entry += share * (C(widen(s[c])) - top);
+        whole += share;
       }
       entry = warp_sum(entry);
       whole = warp_sum(whole);
     }
     sum = warp_sum(sum);
     __syncwarp();  // D may be S: every lane has read the label's entry (a shuffle alone orders no memory)
-    const C weight = k[per_row ? row : 0];
+    const C weight = given.weight(row);
     if (lane == 0) value += weight * minimum(whole * log(sum) - entry, most);
     for (int64 c = lane; c < n; c += 32) {
-      const C target = labels ? C(c == label) : Y[row * n + c];
-      const C d = factor * weight * (whole * exp(C(widen(s[c])) - top) / sum - target);
-      D[row * n + c] = Narrow<T>::from(d);
+      const C share = labels ? C(c == label) : C(widen(target[c * given.y_column]));
+      const C d = factor * weight * (whole * exp(C(widen(s[c])) - top) / sum - share);
+      D[i * n + c] = Narrow<T>::from(d);
       if (db) sums[c] += d;
     }
   }

@@ -59,6 +59,17 @@ template <int V, class T> __device__ __forceinline__ Pack<T, V> load(const T* ad
 template <int V, class T> __device__ __forceinline__ void store(T* address, const Pack<T, V>& pack) {
   *reinterpret_cast<Pack<T, V>*>(address) = pack;
 }
+// V entries that are `stride` apart.
+template <int V, class T> __device__ __forceinline__ Pack<T, V> collect(const T* address, int64 stride) {
+  Pack<T, V> pack;
+#pragma unroll
+  for (int v = 0; v < V; ++v) pack.at[v] = address[v * stride];
+  return pack;
+}
+// Whether every V-th entry of rows that are `stride` entries apart may be loaded as a pack.
+template <int V, class T> __device__ __forceinline__ bool is_aligned(const T* address, int64 stride) {
+  return stride % V == 0 && reinterpret_cast<unsigned long long>(address) % alignof(Pack<T, V>) == 0;
+}
 template <class T> __device__ __forceinline__ T load_fresh(const T* address) {  // what another block has just written
   return *reinterpret_cast<const volatile T*>(address);
 }

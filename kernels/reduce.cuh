@@ -41,18 +41,30 @@ __device__ bool last_block(unsigned* counter, unsigned blocks) {
   return last;
 }
 
+// x[n] = Σ x[n] over all threads of the grid, in the block that finishes last: there the result is true.
+// `partials` holds N numbers for each block.
+template <int N, class C> __device__ bool grid_sums(C (&x)[N], C* partials, unsigned* counter) {
+  const int blocks = gridDim.x * gridDim.y, threads = blockDim.x * blockDim.y, thread = thread_number();
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    x[n] = block_sum(x[n]);
+    if (blocks > 1 && thread == 0) partials[n * blocks + blockIdx.y * gridDim.x + blockIdx.x] = x[n];
+  }
+  if (blocks == 1) return true;
+  if (!last_block(counter, blocks)) return false;
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    C sum = 0;
+    for (int block = thread; block < blocks; block += threads) sum += load_fresh(partials + n * blocks + block);
+    x[n] = block_sum(sum);
+  }
+  return true;
+}
+
 // total += Σ x over all threads of the grid. `partials` holds a number for each block.
 template <class C> __device__ void add_grid_sum(C x, C* total, C* partials, unsigned* counter) {
-  const int blocks = gridDim.x * gridDim.y, threads = blockDim.x * blockDim.y, thread = thread_number();
-  C sum = block_sum(x);
-  if (blocks > 1) {
-    if (thread == 0) partials[blockIdx.y * gridDim.x + blockIdx.x] = sum;
-    if (!last_block(counter, blocks)) return;
-    sum = 0;
-    for (int block = thread; block < blocks; block += threads) sum += load_fresh(partials + block);
-    sum = block_sum(sum);
-  }
-  if (thread == 0) *total += sum;
+  C sum[1] = {x};
+  if (grid_sums(sum, partials, counter) && thread_number() == 0) *total += sum[0];
 }
 
 // A block of (x, y) threads lies over a tile of blockDim.x * V columns; each thread goes down its V columns with a stride.

@@ -1,58 +1,35 @@
-// The end of a step: norm and finite test, the scalars of the optimizer's formulas, one pass over the flat vectors.
-// `Formula` is generated from the optimizer's row of updates.def with the penalties, unscaling and clipping put in front.
+// The slot before a step; after its chunks norm and finite test, the scalars of the optimizer's formulas
+// and one pass over the flat vectors. `Formula` is generated from the optimizer's row of updates.def with
+// the penalties, unscaling and clipping put in front.
 #include "reduce.cuh"
 #include "step.cuh"
 
-// 1 / Σ w, the loss scale, J, Σ gradient², the penalties, then the scalar parts of the formula: for weights, for biases
-enum Scalar { SCALE, GAIN, LOSS, SQUARES, L1, L2, FIRST_OF_UPDATE };
-
-// Writes the slot, and the scalars that a step begins with; the first two settings are l1 and l2. `weight`: Σ w of the batch if
-// the host knows it, else 0.
-template <class C>
-__global__ void set_slot(Slot* slot, Control* control, C* scalars, const void* X, const void* Y, const void* weights,
-                         int64 x_rows, int64 x_columns, int64 y_rows, int64 y_columns, int64 w_rows, const int64* rows,
-                         int64 first, int64 batch_row, int64 source_rows, int64 step, int64 recast, double* answer,
-                         double weight, int resume,
-                         double s0, double s1, double s2, double s3, double s4, double s5, double s6, double s7, double s8,
-                         double s9, double s10, double s11) {
-  const double settings[SETTINGS] = {s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11};
-  *slot = {{X, Y, weights}, {x_rows, y_rows, w_rows}, {x_columns, y_columns, 1}, rows, first, batch_row, source_rows, step, recast,
-           answer, {}};
-  for (int i = 0; i < SETTINGS; ++i) slot->settings[i] = settings[i];
-  if (resume) return;  // a further part of the same step: the sums go on
-  scalars[LOSS] = scalars[SQUARES] = 0;
-  scalars[GAIN] = C(control->loss_scale);
-  scalars[L1] = C(s0), scalars[L2] = C(s1);
-  if (weight > 0) scalars[SCALE] = C(1 / weight);
+// The sums of a step begin at 0.
+template <class C> __device__ void begin_step(const Control& control, C* scalars) {
+  scalars[LOSS] = 0;
+  scalars[GAIN] = C(control.loss_scale);
 }
 
-// squares += Σ (penalised gradient)², and J += l1 Σ|w| + ½ l2 Σ w² over the weights.
+// Puts the slot where the graph reads it, and the scalars that a step begins with. One block.
 template <class C>
-__global__ void gradient_norm(const C* w, const C* g, C* scalars, C* partials, unsigned* counters, int64 weights, int64 size) {
-  const C l1 = scalars[L1], l2 = scalars[L2];
-  const int64 threads = int64(gridDim.x) * blockDim.x;
-  const bool penalised = l1 != C(0) || l2 != C(0);
-  const C unscale = C(1) / scalars[GAIN];
-  C sum = 0, penalty = 0;
-  for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += threads) {
-    C slope = g[i] * unscale;
-    if (penalised && i < weights) {
-      slope += l2 * w[i] + l1 * sign(w[i]);
-      penalty += l1 * absolute(w[i]) + C(0.5) * l2 * w[i] * w[i];
-    }
-    sum += slope * slope;
-  }
-  add_grid_sum(sum, scalars + SQUARES, partials, counters);
-  if (penalised) add_grid_sum(penalty, scalars + LOSS, partials + gridDim.x, counters + 1);
+__global__ void set_slot(const __grid_constant__ Slot given, Slot* slot, const Control* control, C* scalars) {
+  const int64* from = reinterpret_cast<const int64*>(&given);
+  int64* to = reinterpret_cast<int64*>(slot);
+  for (int i = threadIdx.x; i < int(sizeof(Slot) / sizeof(int64)); i += blockDim.x) to[i] = from[i];
+  if (threadIdx.x != 0 || given.resume) return;
+  begin_step(*control, scalars);
+  scalars[L1] = C(given.settings[1]), scalars[L2] = C(given.settings[2]);
+  if (given.weight > 0) scalars[SCALE] = C(1 / given.weight);
 }
 
-// Decides whether the update takes place, evaluates the scalar parts of its formulas in double, and writes the step's answer.
-// A scaled gradient that overflows halves the loss scale and skips the update; so does, if `tolerant`, anything else that is not
-// finite. Any other fault stays. One thread.
+// Decides whether the update takes place, evaluates the scalar parts of its formulas in double, writes the
+// step's answer, and moves the slot on to the next step. A scaled gradient that overflows halves the loss
+// scale and skips the update; so does, if `tolerant`, anything else that is not finite. Any other fault
+// stays. One thread.
 template <class C, class Formula>
-__global__ void update_scalars(const Slot* slot, Control* control, C* scalars, double clip_norm, int scaled, int64 growth,
-                               int tolerant) {
-  const double J = scalars[LOSS], squares = scalars[SQUARES];
+__device__ void end_step(Slot* slot, Control* control, C* scalars, double squares, double clip_norm, bool scaled, int64 growth,
+                         bool tolerant) {
+  const double J = scalars[LOSS];
   bool skip = control->status != 0 || scalars[SCALE] == C(0);
   if (!skip && !(is_finite(J) && is_finite(squares))) {
     skip = true;
@@ -85,7 +62,35 @@ __global__ void update_scalars(const Slot* slot, Control* control, C* scalars, d
     slot->answer[1] = control->status;
     slot->answer[2] = double(control->fault_step);
     slot->answer[3] = scalars[SCALE] == C(0) ? 0 : 1 / double(scalars[SCALE]);
+    slot->answer += 4;
   }
+  slot->first += slot->batch_rows;
+  slot->step += 1;
+  if (++slot->turn < TOGETHER) slot->settings[0] = slot->rates[slot->turn];
+  begin_step(*control, scalars);
+}
+
+// J += l1 Σ|w| + ½ l2 Σ w² over the weights, and Σ (penalised gradient)²; then, in the block that finishes
+// last, the end of the step but for the pass over the vectors. `partials`: two numbers for each block.
+template <class C, class Formula>
+__global__ void prepare_update(Slot* slot, Control* control, C* scalars, const C* w, const C* g, C* partials, unsigned* counter,
+                               double clip_norm, int scaled, int64 growth, int tolerant, int64 weights, int64 size) {
+  const C l1 = scalars[L1], l2 = scalars[L2];
+  const int64 threads = int64(gridDim.x) * blockDim.x;
+  const bool penalised = l1 != C(0) || l2 != C(0);
+  const C unscale = C(1) / scalars[GAIN];
+  C sums[2] = {};  // of squares, of penalties
+  for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += threads) {
+    C slope = g[i] * unscale;
+    if (penalised && i < weights) {
+      slope += l2 * w[i] + l1 * sign(w[i]);
+      sums[1] += l1 * absolute(w[i]) + C(0.5) * l2 * w[i] * w[i];
+    }
+    sums[0] += slope * slope;
+  }
+  if (!grid_sums(sums, partials, counter) || thread_number() != 0) return;
+  scalars[LOSS] += sums[1];
+  end_step<C, Formula>(slot, control, scalars, sums[0], clip_norm, scaled, growth, tolerant);
 }
 
 // The formula's statements on up to four vectors, entry by entry: the parameters, their gradient and the optimizer's state, or any
@@ -131,9 +136,8 @@ __global__ void update(C* a0, C* a1, C* a2, C* a3, Low* low, const C* k, const C
   }
 }
 
-// low = w cast, if the slot asks for it (or without a slot): what a user wrote into the weights counts from the next step on.
-template <class C, class Low> __global__ void recast(const Slot* slot, const C* w, Low* low, int64 size) {
-  if (slot && !slot->recast) return;
+// low = w cast.
+template <class C, class Low> __global__ void recast(const C* w, Low* low, int64 size) {
   const int64 threads = int64(gridDim.x) * blockDim.x;
   for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += threads) low[i] = Narrow<Low>::from(w[i]);
 }

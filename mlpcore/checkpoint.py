@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -157,6 +158,10 @@ class Checkpoints:
     def saved(self, steps: int) -> None:
         """A checkpoint has been written after so many steps."""
         self._steps, self._epochs, self._time = steps, 0, time.monotonic()
+
+    def steps_left(self, steps: int) -> int:
+        """Return how many steps after so many may be done before one is due, at least 1."""
+        return max(1, int(self.count) - (steps - self._steps)) if self.unit == "steps" else sys.maxsize
 
     def due(self, steps: int, epoch_ended: bool) -> bool:
         """Whether one is due after so many steps; to be asked once a step, and once at the end of each epoch."""

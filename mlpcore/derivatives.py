@@ -146,13 +146,13 @@ class _Pass:
     def forward(self, m: int) -> None:
         """Z of the chunk, and S where the slope reads it."""
         S, Z, _, _ = self.of(m)
-        backprop.forward(self.ops, self.net.W, self.net.b, self.activations, S, Z)
+        backprop.forward(self.ops, self.net.store.W, self.net.store.b, self.activations, S, Z)
 
     def tangent(self, m: int, dW: Any, db: Any, moved: bool) -> None:
         """Z of the chunk and its differential; `moved`: whether dZ[0] holds a change of X."""
         S, Z, dS, dZ = self.of(m)
         dZ[0] = dZ[0] if moved else None
-        differentials.forward(self.ops, self.net.W, self.net.b, self.activations, S, Z, dW, db, dS, dZ)
+        differentials.forward(self.ops, self.net.store.W, self.net.store.b, self.activations, S, Z, dW, db, dS, dZ)
 
     def output(self, m: int) -> Array:
         """Z[L] of the chunk, S[L] if the loss reads that."""
@@ -199,7 +199,7 @@ class _Gradient:
         if D_top is not None:
             work.ops.activation_gradient(D_top, D_top, D_top, IDENTITY, D_top, self.b[-1], self.begun)
         repeats, begun = net.layout.repeats, self.begun
-        backprop.backward(work.ops, net.W, work.activations, S, Z, G, D, self.W, self.b, repeats, begun)
+        backprop.backward(work.ops, net.store.W, work.activations, S, Z, G, D, self.W, self.b, repeats, begun)
         self.begun = True
 
     def add_second(self, m: int, G: list[Any], H: list[Any], dW: Any, moved: bool, D_top: Array | None = None) -> None:
@@ -209,8 +209,9 @@ class _Gradient:
         D, E = ([*Z[:-1], D_top], [*dZ[:-1], Z[-1]]) if D_top is not None else (Z, dZ)
         dZ = [dZ[0] if moved else None, *dZ[1:]]
         differentials.backward(
-            work.ops, net.W, work.activations, S, Z, dS, dZ, G, H, D, E, self.W, self.b, net.layout.repeats, dW, self.begun
-        )
+            work.ops, net.store.W, work.activations, S, Z, dS, dZ, G, H, D, E, self.W, self.b, net.layout.repeats, dW,
+            self.begun,
+        )  # fmt: skip
         self.begun = True
 
 

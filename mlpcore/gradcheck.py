@@ -200,7 +200,7 @@ class _Checker:
     def gradient(self, rows: Array | None = None) -> Array:
         """The engine's gradient of J over these rows, their weights over the *whole* batch's weight."""
         net = self.on_device
-        step = new_step(net.device, net.layout, net.parameters, net.activations, self.objective, SGD(0.0), Settings())
+        step = new_step(net.device, net.layout, net.store, net.activations, self.objective, SGD(0.0), Settings())
         batch = self.batch if rows is None else self.batch._replace(rows=rows, size=len(rows))
         weight = "" if self.weights is None else self.weights.dtype.str
         given = Inputs(self.X.dtype.str, self.Y.dtype.str, weight, self.classes, host=net.device != "cpu")

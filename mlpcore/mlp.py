@@ -22,7 +22,7 @@ from mlpcore.core import backprop, inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation
 from mlpcore.core.errors import DeviceUnavailable
-from mlpcore.core.layout import Layout, parse_ties
+from mlpcore.core.layout import Layout, Parameters, parse_ties
 from mlpcore.derivatives import Cotangent, Tangent
 from mlpcore.formats import model_file, onnx_file
 
@@ -134,8 +134,7 @@ class MLP:
 
     def _set(self, parameters: Array) -> None:
         """Take a flat vector of the host's as the parameters, on the network's device."""
-        self._parameters: Array = devices.to_device(self.device, parameters)
-        self._W, self._b = self.layout.views(self._parameters)
+        self.store = Parameters(self.layout, devices.to_device(self.device, parameters))
 
     def _drawn(self, init: str, seed: int) -> Array:
         """The initial parameters, on the host."""
@@ -159,34 +158,39 @@ class MLP:
         return flat
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in vars(self).items() if key not in ("_W", "_b")}
-        return state | {"_parameters": devices.to_host(self.device, self._parameters)}
+        state = {key: value for key, value in vars(self).items() if key != "store"}
+        return state | {"parameters": devices.to_host(self.device, self.store.flat)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        parameters = state.pop("parameters")
         vars(self).update(state)
         try:
             self.device = devices.choose(self.device)
         except DeviceUnavailable as reason:  # pickled on a machine with a GPU
             log.warning("a network of %s is put on the CPU: %s", self.device, reason)
             self.device = "cpu"
-        self._set(self._parameters)  # a copy's views belong to the copy
+        self._set(parameters)  # a copy's views belong to the copy
 
     # read-only, so that nobody puts an array beside the one that is trained: write with net.W[1][...] = …
 
     @property
     def parameters(self) -> Array:
         """The flat vector: all W, then all b."""
-        return self._parameters
+        self.store.exposed = True
+        flat: Array = self.store.flat
+        return flat
 
     @property
     def W(self) -> tuple[Any, ...]:
         """Views of the weights, W[l] (n_{l-1}, n_l); W[0] is None."""
-        return self._W
+        self.store.exposed = True
+        return self.store.W
 
     @property
     def b(self) -> tuple[Any, ...]:
         """Views of the biases, b[l] (n_l,); b[0], and every one without bias, is None."""
-        return self._b
+        self.store.exposed = True
+        return self.store.b
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -232,7 +236,9 @@ class MLP:
             S.append(xp.empty_like(Z[l]) if keep else None)
         with np.errstate(all="ignore"):
             pre = [s if s is not None else z for s, z in zip(S, Z, strict=True)]
-            backprop.forward(devices.operations(self.device, deterministic=True)(), self.W, self.b, self.activations, pre, Z)
+            backprop.forward(
+                devices.operations(self.device, deterministic=True)(), self.store.W, self.store.b, self.activations, pre, Z
+            )
         return Cache(tuple(Z), tuple(S))
 
     def backward(self, cache: Cache, G: ArrayLike, *, input_gradient: bool = False, keep: bool = False) -> Gradient:
@@ -273,7 +279,7 @@ class MLP:
         D: list[Any] = [None] + [xp.empty_like(z) if keep or l == L else Gs[l] for l, z in enumerate(cache.Z) if l]
         S = [s if s is not None else z for s, z in zip(cache.S, cache.Z, strict=True)]
         ops = devices.operations(self.device, deterministic=True)()
-        backprop.backward(ops, self.W, self.activations, S, cache.Z, Gs, D, dW, db, self.layout.repeats)
+        backprop.backward(ops, self.store.W, self.activations, S, cache.Z, Gs, D, dW, db, self.layout.repeats)
         kept: Any = (tuple(D), tuple(Gs)) if keep else (None, None)
         return Gradient(flat, dW, db, Gs[0] if input_gradient else None, *kept)
 
@@ -379,7 +385,7 @@ class MLP:
             self.sizes, list(self.activations[1:L]), self.activations[L], bias=self.layout.bias, tied=self.tied, dtype=dtype,
             init="zeros", device=device,
         )  # fmt: skip
-        net._set(devices.to_host(self.device, self.parameters).astype(net.dtype))
+        net._set(devices.to_host(self.device, self.store.flat).astype(net.dtype))
         return net
 
     def to(self, device: str) -> MLP:
@@ -411,7 +417,7 @@ class MLP:
         for name in named:
             if not isinstance(name, str) or name in ("parameters", "__metadata__"):
                 raise ValueError(f"tensors: {name!r} cannot be a name: it is no text, or the file's own")
-        parameters = devices.to_host(self.device, self.parameters)
+        parameters = devices.to_host(self.device, self.store.flat)
         header = {**self.header(), "about": {} if about is None else about}
         model_file.write(path, header, {"parameters": parameters, **named})
 
@@ -445,7 +451,7 @@ class MLP:
                 ("target_mean", target_mean, self.sizes[-1]), ("target_scale", target_scale, self.sizes[-1]),
             )
         }  # fmt: skip
-        parameters = devices.to_host(self.device, self.parameters)
+        parameters = devices.to_host(self.device, self.store.flat)
         onnx_file.write(path, self.layout, self.activations, parameters, rows, about or {})
 
     @classmethod

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -43,8 +43,13 @@ class Source(Protocol):
     rows: int | None
     lasting: bool
 
-    def epoch(self, number: int, order: np.random.Generator | None, skip: int) -> Generator[tuple[Data, Batch], None, None]:
-        """The batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`."""
+    def epoch(
+        self, number: int, order: np.random.Generator | None, skip: int, together: Callable[[Data], int]
+    ) -> Generator[tuple[Data, Batch], None, None]:
+        """Yield the batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`.
+
+        `together` is asked how many whole batches may be yielded as one.
+        """
 
 
 @dataclass
@@ -109,7 +114,7 @@ class State:
 
 
 class _Unread(NamedTuple):
-    """A step whose loss has not been looked at."""
+    """Steps, the last of them of this number, whose losses have not been looked at."""
 
     step: int
     J: Any
@@ -139,6 +144,7 @@ class Run:
         self.held_out, self.stopping, self.best = held_out, stopping, best
         self.observers, self.checkpoints = observers, checkpoints
         self._unread: list[_Unread] = []
+        self._waiting = 0  # steps in it
         self._schedule: Adaptive | None = None
         self._adaptive()
         self._began = time.perf_counter()
@@ -172,7 +178,8 @@ class Run:
                 if not stop and state.epoch < state.epochs:
                     self._save_if_due(epoch_ended=True)
             if self.best is not None and state.best is not None:
-                trainer.net.parameters[...] = self.best
+                trainer.net.store.flat[...] = self.best
+                trainer.net.store.writer = None
             for observer in self.observers:
                 observer.fit_end(trainer, state.history)
             trainer._finish(state.history)
@@ -192,15 +199,22 @@ class Run:
         self._began = time.perf_counter()
         seeds = [trainer._seed, trainer.progress.epochs]
         order = np.random.default_rng(seeds) if state.shuffle else None
-        with contextlib.closing(self.source.epoch(state.epoch, order, state.batch)) as batches:
+        with contextlib.closing(self.source.epoch(state.epoch, order, state.batch, self._together)) as batches:
             for data, batch in batches:
-                state.batch += 1
+                state.batch += batch.steps
                 if batch.size > state.widest:
                     state.widest, state.given = batch.size, list(data.inputs)
                 self._step(data, batch)
-                bar.update(batch.size)
+                bar.update(batch.size * batch.steps)
                 if self.checkpoints is not None:
                     self._save_if_due(epoch_ended=False)
+
+    def _together(self, data: Data) -> int:
+        """Return how many of the next batches may be one launch: what callbacks and checkpoints leave of what the step can."""
+        if any(type(observer).step_end is not Callback.step_end for observer in self.observers):
+            return 1
+        most = self.trainer._step.together(self.state.batch_size, data.inputs)
+        return most if self.checkpoints is None else min(most, self.checkpoints.steps_left(self.trainer.progress.step))
 
     def _step(self, data: Data, batch: Batch) -> None:
         trainer = self.trainer
@@ -213,21 +227,30 @@ class Run:
             self._add(J, w or 0.0)
         else:
             self._unread.append(_Unread(trainer.progress.step, J, w, (data, batch) if self.source.lasting else None))
-            if len(self._unread) == UNREAD:
+            self._waiting += batch.steps
+            if self._waiting >= UNREAD:
                 self._settle()
         for observer in self.observers:
             observer.step_end(trainer, J)
 
     def _settle(self) -> None:
         """Read the losses that have been left on the device, and add them up."""
-        steps, self._unread = self._unread, []
-        for one in steps:
+        launches, self._unread, self._waiting = self._unread, [], 0
+        for one in launches:
             try:
-                J = float(one.J)
+                values = one.J.values()
             except NonFiniteLoss as error:
-                culprits = [other.batch for other in steps if other.step == error.step and other.batch]
-                raise self.trainer._explained(error, *culprits[0]) if culprits else error from None
-            self._add(J, one.J.weight if one.weight is None else one.weight)
+                raise self._explained(error, launches) from None
+            for J, weight in values:
+                self._add(J, weight if one.weight is None else one.weight)
+
+    def _explained(self, error: NonFiniteLoss, launches: Sequence[_Unread]) -> Exception:
+        """Return the error with the layer where it began, where the batch of its step is still there."""
+        for one in launches:
+            if one.batch is not None and one.step - one.batch[1].steps < error.step <= one.step:
+                data, batch = one.batch
+                return self.trainer._explained(error, data, batch.single(error.step - one.step + batch.steps - 1))
+        return error
 
     def _add(self, J: float, weight: float) -> None:
         if math.isfinite(J):  # else the step was skipped
@@ -263,7 +286,7 @@ class Run:
         if self.stopping is not None:
             state.best, state.waited = self.stopping.follow(entry, state.best, state.waited)
             if state.waited == 0 and self.best is not None:
-                self.best[...] = trainer.net.parameters
+                self.best[...] = trainer.net.store.flat
         # every callback sees every epoch: no short cut
         answers = [observer.epoch_end(trainer, entry) for observer in self.observers]
         return self._out_of_patience() or any(isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers)

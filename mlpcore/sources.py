@@ -36,8 +36,13 @@ class Rows:
         self.rows: int | None = len(data.X)
         self._order = place if isinstance(place, np.ndarray) else np.empty(self.rows, np.int64)
 
-    def epoch(self, number: int, order: np.random.Generator | None, skip: int) -> Batches:
-        """The batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`."""
+    def epoch(
+        self, number: int, order: np.random.Generator | None, skip: int, together: Callable[[Data], int] = lambda _: 1
+    ) -> Batches:
+        """Yield the batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`.
+
+        `together` is asked how many whole batches may be yielded as one.
+        """
         rows = self._order
         rows[...] = 1
         np.subtract(np.cumsum(rows, out=rows), 1, out=rows)  # 0, 1, 2, … without a second array of that size
@@ -46,8 +51,12 @@ class Rows:
         if self.place is not None and self.place is not rows:
             self.place[...] = devices.to_device(self.device, rows)
             rows = self.place
-        for start in range(skip * self.size, len(rows), self.size):
-            yield self.data, self.data.batch(rows[start : start + self.size])
+        start = skip * self.size
+        while start < len(rows):
+            whole = (len(rows) - start) // self.size
+            steps = 1 << (min(whole, together(self.data)).bit_length() - 1) if whole > 1 else 1
+            yield self.data, self.data.batch(rows[start : start + steps * self.size], steps)
+            start += steps * self.size
 
 
 class Streamed:
@@ -68,8 +77,10 @@ class Streamed:
         self.stream, self.size, self.arrays, self.lay = stream, size, arrays, lay
         self.rows = stream.rows
 
-    def epoch(self, number: int, order: np.random.Generator | None, skip: int) -> Batches:
-        """The batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`.
+    def epoch(
+        self, number: int, order: np.random.Generator | None, skip: int, together: Callable[[Data], int] | None = None
+    ) -> Batches:
+        """Yield the batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`.
 
         Raises:
             ValueError: at the end: no row of the epoch weighs anything.

@@ -135,7 +135,7 @@ class Trainer:
         self._run: Run | None = None  # the fit that is under way
         self._unfinished: tuple[State, Array | None] | None = None  # a loaded one, and its best parameters
         self._step = new_step(
-            net.device, net.layout, net.parameters, net.activations, loss_sheet.pair(loss, last), optimizer, settings,
+            net.device, net.layout, net.store, net.activations, loss_sheet.pair(loss, last), optimizer, settings,
             precision, deterministic,
         )  # fmt: skip
 

@@ -128,11 +128,8 @@ class Device(Protocol):
     def settle(self, mark: Mark) -> None:
         """Wait, here on the host, for a mark."""
 
-    def stream(self) -> object:
-        """The current stream."""
-
-    def follow(self, stream: object) -> None:
-        """Let the current stream wait for what another one has been asked so far."""
+    def follow(self, stream: object) -> object:
+        """Let the current stream, which is returned, wait for what `stream` (None: none) has been asked so far."""
 
     def synchronize(self) -> None:
         """Wait until everything asked for so far on the current stream is done."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,20 @@ from mlpcore.core.ops import Array, Buffer, Recording, accumulator, row_major, s
 
 EPILOGUES = {"identity": "bias", "relu": "relu", "gelu": "gelu"}  # activations that cuBLASLt can apply itself
 OWN = [resolve(name) for name in EPILOGUES]  # as the sheet has them: a user's activation may bear the same name
+
+
+class SlotRows(NamedTuple):
+    """The batch's own targets or row weights, which a kernel reads through the slot from `CudaOps.first` on.
+
+    Attributes:
+        dtype: of the caller's array.
+        classes: of targets: whether they are class numbers.
+        scale: of weights: 0-d, what they are multiplied by.
+    """
+
+    dtype: str
+    classes: bool = False
+    scale: Array = None
 
 
 class Algorithms:
@@ -50,6 +64,7 @@ class CudaOps:
     """
 
     stages = False  # gather casts on the way: rows need no second buffer
+    gathers = False  # the loss reads targets and weights where they are
 
     def __init__(self, device: Device, tf32: bool = False, algorithms: Algorithms | None = None):
         self.device, self.tf32 = device, tf32
@@ -292,32 +307,50 @@ class CudaOps:
         self.launch(source, name, tiled.launch, G, S, Z, D, db, partials, counters, m, n, np.int32(accumulate))
 
     def loss(
-        self, x: Array, Y: Array, k: Array, objective: Objective, D: Array, db: Array | None, J: Array, accumulate: bool
+        self,
+        x: Array,
+        Y: Array | SlotRows,
+        k: Array | SlotRows,
+        objective: Objective,
+        D: Array,
+        db: Array | None,
+        J: Array,
+        accumulate: bool,
     ) -> None:
         """J += Σ k ℓ(x, Y), D = gain k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if matched, else Z[L]; D may be x."""
-        (m, n), per_row = x.shape, np.int32(k.ndim > 0)
+        (m, n), wide = x.shape, accumulator(STORAGE[x.dtype.name])
+        if isinstance(Y, SlotRows):
+            slot, targets, stored, labels = self.step, None, Y.dtype, Y.classes
+        else:
+            slot, targets, stored, labels = None, Y, Y.dtype.name, Y.ndim == 1
+        weights, scale, weighed = None, k, wide
+        if isinstance(k, SlotRows):
+            scale, weighed = k.scale, k.dtype
+        elif k.ndim:
+            weights, scale = k, None
+        given = slot, self.control, targets, weights, np.int32(isinstance(k, SlotRows) or k.ndim > 0)
+        types = ", ".join([_type(x), cuda_source.TYPES[stored], cuda_source.TYPES[weighed]])
         if objective.loss.rowwise:
-            launch, fused = launches.cross_entropy(m, n, k.dtype.itemsize, self.device.multiprocessors)
+            item = np.dtype(wide).itemsize
+            launch, fused = launches.cross_entropy(m, n, item, self.device.multiprocessors)
             sums = db if fused else None
-            blocks = launch.grid[0]
-            partials, counters = self.partials(blocks * (1 + n), 2, k.dtype)
-            labels, targets = (Y, None) if Y.ndim == 1 else (None, Y)
+            partials, counters = self.partials(launch.grid[0] * (1 + n), 2, wide)
             launch = launch._replace(shared=0 if sums is None else launch.shared)
+            most = np.inf if objective.loss.most is None else objective.loss.most
             self.launch(
-                cuda_source.text("losses.cu"), f"softmax_cross_entropy<{_type(x)}>", launch, x, labels, targets, k, per_row,
-                self.gain, D, sums, J, partials, counters, self.control, m, n, np.int32(accumulate),
-                k.dtype.type(np.inf if objective.loss.most is None else objective.loss.most),
+                cuda_source.text("losses.cu"), f"softmax_cross_entropy<{types}>", launch, x, *given, np.int32(labels), scale,
+                self.gain, D, sums, J, partials, counters, self.first, m, n, np.int32(accumulate), np.dtype(wide).type(most),
             )  # fmt: skip
             if db is not None and not fused:
                 self._column_sums(D, db, accumulate)
             return
-        tiled = self._tiles(x, x, D, Y)
+        tiled = self._tiles(x, x, D)
         across, down = tiled.launch.grid
-        partials, counters = self.partials(tiled.partials + down * n, across + 1, k.dtype)
-        name = f"elementwise_loss<{_type(x)}, Formula, {tiled.vector}, {launches.THREADS}>"
+        partials, counters = self.partials(tiled.partials + down * n, across + 1, wide)
+        name = f"elementwise_loss<{types}, Formula, {tiled.vector}, {launches.THREADS}>"
         self.launch(
-            cuda_source.text("losses.cu", cuda_source.loss(objective)), name, tiled.launch, x, Y, k, per_row, self.gain, D, db,
-            J, partials, counters, m, n, np.int32(accumulate),
+            cuda_source.text("losses.cu", cuda_source.loss(objective)), name, tiled.launch, x, *given, scale, self.gain, D, db,
+            J, partials, counters, self.first, m, n, np.int32(accumulate),
         )  # fmt: skip
 
     def _tiles(self, like: Array, *arrays: Array) -> launches.Tiled:

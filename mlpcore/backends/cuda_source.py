@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from mlpcore import kernel_files
+from mlpcore.backends import cuda_slot
 from mlpcore.core.activations import Activation
 from mlpcore.core.formulas import Program, parse, program, reads
 from mlpcore.core.losses import Objective
@@ -52,7 +53,7 @@ def _inline(file: str, seen: set[str]) -> str:
 
 @functools.cache
 def _read(file: str) -> str:
-    return kernel_files.read(file)
+    return cuda_slot.declarations() if file == "slot.cuh" else kernel_files.read(file)
 
 
 # -- formulas ----------------------------------------------------------------------------------------------------------

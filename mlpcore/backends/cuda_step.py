@@ -1,6 +1,6 @@
 """What a captured step does around its chunks: the slot, gathering rows, norm and finite test, the update.
 
-    set_slot | recast, sum_weights, per chunk: gather … | gradient_norm, update_scalars, update
+    set_slot | sum_weights, per chunk: gather … | prepare_update, update
 
 The slot is written by a launch of its own before the graph, so that a replay reads other rows, rates and addresses.
 """
@@ -14,27 +14,17 @@ import numpy as np
 from mlpcore.backends import cuda_source, launches
 from mlpcore.backends.cuda_device import Launch
 from mlpcore.backends.cuda_ops import CudaOps
+from mlpcore.backends.cuda_slot import CONTROL, SETTINGS, SLOT, WORD, Scalar, SlotRecord
 from mlpcore.core.formulas import Program
 from mlpcore.core.ops import Array, Buffer
 
-ONE = Launch((1, 1), (1, 1))  # thread
-SLOT = 224  # bytes of struct Slot in kernels/step.cuh
-CONTROL = np.dtype(
-    [
-        ("updates", "i8"),
-        ("fault_step", "i8"),
-        ("good_steps", "i8"),
-        ("loss_scale", "f8"),
-        ("skipped", "i8"),
-        ("status", "u4"),
-        ("skip", "u4"),
-    ]
-)  # struct Control; fmt: skip
-SETTINGS = 12  # scalars that the optimizer's formulas may read
-NOT_FINITE, BAD_LABEL, BAD_WEIGHT, BAD_ROW = 1, 2, 4, 8  # bits of Control.status
-SCALE, GAIN, LOSS, SQUARES, FIRST = 0, 1, 2, 3, 6  # entries of the scalars; 4 and 5 are l1 and l2
-X, Y, WEIGHTS = 0, 1, 2  # fields of the slot
+SET_SLOT = Launch((1, 1), (128, 1))  # a thread for each word, and more
 FIRST_LOSS_SCALE, GROWTH = 65536.0, 2000  # of float16: where the loss scale begins, steps until it doubles
+
+_SOURCE, _ROW_STRIDE, _COLUMN_STRIDE = WORD["source"], WORD["row_stride"], WORD["column_stride"]
+_ROWS, _SOURCE_ROWS, _FIRST, _BATCH_ROW = WORD["rows"], WORD["source_rows"], WORD["first"], WORD["batch_row"]
+_BATCH_ROWS, _STEP, _ANSWER, _RESUME = WORD["batch_rows"], WORD["step"], WORD["answer"], WORD["resume"]
+_WEIGHT, _SETTINGS, _RATES = WORD["weight"], WORD["settings"], WORD["rates"]
 
 
 class StepKernels:
@@ -43,25 +33,27 @@ class StepKernels:
     Args:
         ops: the operations whose stream, device and scratch are used.
         program: the update's statements, scalars folded.
-        settings: names of the scalars that the host sets, in the slot's order: l1, l2, then the optimizer's.
+        settings: names of the scalars that the host sets, in the slot's order: rate, l1, l2, then the optimizer's.
         flags: those that are 0 on biases.
         scaled: whether there is a loss scale.
+        wide: dtype of parameters, gradient and sums.
     """
 
     def __init__(
         self, ops: CudaOps, program: Program, settings: Sequence[str], flags: Sequence[str], scaled: bool, wide: str
     ) -> None:
-        assert tuple(settings[:2]) == ("l1", "l2")
+        assert tuple(settings[:3]) == ("rate", "l1", "l2")
         assert len(settings) <= SETTINGS, settings
         self.ops, self.program, self.settings, self.flags, self.scaled = ops, program, settings, flags, scaled
         self.type = cuda_source.TYPES[wide]
         self.wide = wide
 
     def buffers(self) -> list[Buffer]:
-        """The arrays that these kernels share."""
+        """Return the arrays that these kernels share."""
+        numbers = Scalar.FIRST_OF_UPDATE + 2 * len(self.program.folded)
         return [
-            Buffer("scalars", (FIRST + 2 * len(self.program.folded),), self.wide, "1 / Σ w, loss scale, J, norm, update's"),
-            Buffer("slot", (SLOT,), "uint8", "addresses, sizes and rates of the step"),
+            Buffer("scalars", (numbers,), self.wide, "1 / Σ w, loss scale, J, penalties, update's"),
+            Buffer("slot", (SLOT.itemsize,), "uint8", "addresses, sizes and rates of the step"),
             Buffer("control", (CONTROL.itemsize,), "uint8", "update count, loss scale, faults"),
         ]
 
@@ -70,13 +62,17 @@ class StepKernels:
         self.scalars, self.slot, self.control = arrays["scalars"], arrays["slot"], arrays["control"]
         self.scalars[...] = 0
         self.write_control(np.zeros((), CONTROL))
+        self.record = SlotRecord()
+        self._sources: Sequence[Array | None] = (None, None, None)
+        kernel = self.ops.device.kernel(cuda_source.text("updates.cu"), f"set_slot<{self.type}>")
+        self._set_slot = self.ops.device.bind(kernel, SET_SLOT, (self.record.array, self.slot, self.control, self.scalars))
 
     def scalar(self, entry: int) -> Array:
-        """One of the scalars, 0-d."""
+        """Return one of the scalars, 0-d."""
         return self.scalars[entry : entry + 1].reshape(())
 
     def read_control(self) -> np.ndarray:
-        """The control block, 0-d; waits for the device."""
+        """Return the control block, 0-d; waits for the device."""
         control: np.ndarray = self.ops.device.to_host(self.control).view(CONTROL)[0].copy()
         return control
 
@@ -88,58 +84,81 @@ class StepKernels:
 
     # -- before the graph --
 
+    def set_values(self, values: Mapping[str, float]) -> None:
+        """Set the scalars of the optimizer's formulas for the slots from here on, all but the learning rate."""
+        for i, name in enumerate(self.settings[1:], _SETTINGS + 1):
+            self.record.numbers[i] = values.get(name, 0.0)
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """Set the learning rates of the next slot's steps, the first of which comes first."""
+        numbers = self.record.numbers
+        numbers[_SETTINGS] = rates[0]
+        for i, rate in enumerate(rates, _RATES):
+            numbers[i] = rate
+
     def set_slot(
-        self, sources: Sequence[Array | None], rows: Array | None, first: int, batch_row: int, step: int, recast: bool,
-        answer: Array | None, weight: float, resume: bool, values: Mapping[str, float],
+        self, sources: Sequence[Array | None], rows: Array | None, first: int, batch_row: int, batch_rows: int, step: int,
+        answer: int, weight: float, resume: bool,
     ) -> None:  # fmt: skip
         """Tell the next launches what to read.
 
-        Sources: X, Y, row weights or None, whose row `first` is `batch_row` of the batch; `weight` is Σ w, 0 if the device
-        is to find it.
+        Args:
+            sources: X, Y, row weights or None.
+            rows: row numbers of X, or None for all in order.
+            first: the entry of `rows`, or the row of X, that is row `batch_row` of the batch.
+            batch_rows: how much further on the next step of the same launch begins.
+            step: number of the update, from 1.
+            answer: address that the results go to, or 0.
+            weight: Σ w of the batch, 0 if the device is to find it.
+            resume: whether a step that has begun goes on.
         """
-        strides: list[int] = []
-        x, y, w = sources
-        assert x is not None
-        assert y is not None
-        for source in (x, y):
-            item = source.dtype.itemsize
-            strides += [source.strides[0] // item, source.strides[1] // item if source.ndim > 1 else 1]
-        strides.append(1 if w is None else w.strides[0] // w.dtype.itemsize)
-        settings = [float(values.get(name, 0.0)) for name in self.settings] + [0.0] * (SETTINGS - len(self.settings))
-        self._launch(
-            f"set_slot<{self.type}>", ONE, self.slot, self.control, self.scalars, *sources, *strides, rows, first, batch_row,
-            len(x), step, int(recast), answer, float(weight), np.int32(resume), *settings,
-        )  # fmt: skip
+        words = self.record.words
+        if any(mine is not theirs for mine, theirs in zip(self._sources, sources, strict=True)):
+            self._point(sources)
+        words[_ROWS] = 0 if rows is None else self.ops.device.address(rows)
+        words[_FIRST], words[_BATCH_ROW], words[_BATCH_ROWS] = first, batch_row, batch_rows
+        words[_STEP], words[_ANSWER], words[_RESUME] = step, answer, resume
+        self.record.numbers[_WEIGHT] = weight
+        self._set_slot()
+
+    def _point(self, sources: Sequence[Array | None]) -> None:
+        """Let the slot lead to X, Y and row weights."""
+        words = self.record.words
+        for i, source in enumerate(sources):
+            if source is None:
+                words[_SOURCE + i] = 0
+                continue
+            item, strides = source.dtype.itemsize, source.strides
+            words[_SOURCE + i] = self.ops.device.address(source)
+            words[_ROW_STRIDE + i] = strides[0] // item
+            words[_COLUMN_STRIDE + i] = strides[1] // item if len(strides) > 1 else 1
+        assert sources[0] is not None
+        words[_SOURCE_ROWS] = len(sources[0])
+        self._sources = sources
 
     # -- in the graph --
 
-    def gather(self, field: int, source: str, out: Array, first: int) -> None:
-        """Out = rows first … first + len(out) of the batch, from a source of this dtype; row weights times 1 / Σ w."""
-        m, n = len(out), out.size // max(1, len(out))
+    def gather(self, source: str, out: Array, first: int) -> None:
+        """Set out to rows first … first + len(out) of the batch's X, whose dtype is `source`."""
+        m, n = out.shape
         layer = {"uint16": "bfloat16"}.get(out.dtype.name, out.dtype.name)
         width = max(np.dtype(source).itemsize, out.dtype.itemsize)
         tiled = launches.tiles(m, n, launches.vector_width(n, width), self.ops.device.multiprocessors)
         name = f"gather<{cuda_source.TYPES[np.dtype(source).name]}, {cuda_source.TYPES[layer]}, {tiled.vector}>"
-        scale = self.scalar(SCALE) if field == WEIGHTS else None
-        self.ops.launch(
-            cuda_source.text("gather.cu"), name, tiled.launch, self.slot, np.int32(field), out, scale, self.control, first, m, n
-        )
+        self.ops.launch(cuda_source.text("gather.cu"), name, tiled.launch, self.slot, out, self.control, first, m, n)
 
     def sum_weights(self, source: str, rows: int) -> None:
-        """1 / Σ w of the batch's rows, into the scalars."""
+        """Put 1 / Σ w of the batch's rows into the scalars."""
         launch = launches.flat(rows, self.ops.device.multiprocessors)
         partials, counters = self.ops.partials(launch.grid[0], 1, self.wide)
         name = f"sum_weights<{cuda_source.TYPES[np.dtype(source).name]}, {self.type}>"
-        self.ops.launch(
-            cuda_source.text("gather.cu"), name, launch, self.slot, self.scalar(SCALE), partials, counters, self.control, rows
-        )
+        scale = self.scalar(Scalar.SCALE)
+        self.ops.launch(cuda_source.text("gather.cu"), name, launch, self.slot, scale, partials, counters, self.control, rows)
 
-    def recast(self, parameters: Array, low: Array, asked: bool = True) -> None:
-        """The low-precision copy of the parameters made anew, if the slot asks for it, or without asking."""
+    def recast(self, parameters: Array, low: Array) -> None:
+        """Make the low-precision copy of the parameters anew."""
         launch = launches.flat(parameters.size, self.ops.device.multiprocessors)
-        self._launch(
-            f"recast<{self.type}, {self._low(low)}>", launch, self.slot if asked else None, parameters, low, parameters.size
-        )
+        self._launch(f"recast<{self.type}, {self._low(low)}>", launch, parameters, low, parameters.size)
 
     def update(
         self, arrays: Mapping[str, Array], low: Array | None, weights: int, clip_norm: float, tolerant: bool
@@ -147,18 +166,18 @@ class StepKernels:
         """Norm and finite test of the penalised gradient, then the optimizer's pass, unless a fault forbids it."""
         w, g = arrays["w"], arrays["g"]
         launch = launches.flat(w.size, self.ops.device.multiprocessors)
-        partials, counters = self.ops.partials(2 * launch.grid[0], 2, self.wide)
-        self._launch(f"gradient_norm<{self.type}>", launch, w, g, self.scalars, partials, counters, weights, w.size)
+        partials, counters = self.ops.partials(2 * launch.grid[0], 1, self.wide)
         formula = cuda_source.update(self.program, list(arrays), self.settings, self.flags, "g")
         self.ops.launch(
-            cuda_source.text("updates.cu", formula), f"update_scalars<{self.type}, Formula>", ONE,
-            self.slot, self.control, self.scalars, float(clip_norm), np.int32(self.scaled), GROWTH, np.int32(tolerant),
+            cuda_source.text("updates.cu", formula), f"prepare_update<{self.type}, Formula>", launch,
+            self.slot, self.control, self.scalars, w, g, partials, counters, float(clip_norm), np.int32(self.scaled), GROWTH,
+            np.int32(tolerant), weights, w.size,
         )  # fmt: skip
-        k = self.scalars[FIRST:]
+        k = self.scalars[Scalar.FIRST_OF_UPDATE :]
         self.ops.update(self.program, arrays, k, low, weights, self.control, tuple(self.settings), tuple(self.flags), "g")
 
     def randomize(self, array: Array, seed: int) -> None:
-        """Numbers in [-1, 1), so that what is timed runs on data."""
+        """Fill the array with numbers in [-1, 1), so that what is timed runs on data."""
         launch = launches.flat(array.size, self.ops.device.multiprocessors)
         self._launch(f"randomize<{self._low(array)}>", launch, array, array.size, np.uint32(seed))
 

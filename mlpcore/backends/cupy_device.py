@@ -280,17 +280,12 @@ class CupyDevice:
         """Wait, here on the host, for a mark."""
         mark.synchronize()
 
-    def stream(self) -> object:
-        """The current stream."""
-        with self.device:
-            return cupy.cuda.get_current_stream()
-
-    def follow(self, stream: object) -> None:
-        """Let the current stream wait for what another one has been asked so far."""
-        with self.device:
-            current = cupy.cuda.get_current_stream()
-            if current != stream:
-                current.wait_event(self._event(stream))
+    def follow(self, stream: object) -> object:
+        """Let the current stream, which is returned, wait for what `stream` (None: none) has been asked so far."""
+        current = cupy.cuda.get_current_stream()
+        if stream is not None and current != stream:
+            current.wait_event(self._event(stream))
+        return current
 
     def synchronize(self) -> None:
         """Wait until everything asked for so far on the current stream is done."""

@@ -76,7 +76,7 @@ def _quiet_context() -> contextvars.Context:
 class NumpyOps:
     """`core.ops.Ops` on NumPy arrays, or on those of a module with NumPy's interface."""
 
-    stages = True
+    stages = gathers = True
 
     def __init__(self, xp: Any = np):
         self.xp = xp

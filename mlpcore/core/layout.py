@@ -95,6 +95,23 @@ class Layout:
         raise IndexError(position)
 
 
+class Parameters:
+    """The flat vector of a network on its device, the views of it, and who may have written it.
+
+    Attributes:
+        flat: all W, then all b.
+        W, b: views, index 0 None.
+        exposed: whether a user has been handed a view, and may write the parameters at any time.
+        writer: the step that wrote or copied them last; None where others have written them since.
+    """
+
+    def __init__(self, layout: Layout, flat: Any):
+        self.flat = flat
+        self.W, self.b = layout.views(flat)
+        self.exposed = False
+        self.writer: object = None
+
+
 def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:
     """The ties that a user's `{4: 1, 5: "2.T"}` means.
 

@@ -61,12 +61,14 @@ class Ops(Protocol):
     Attributes:
         xp: the array module: NumPy or CuPy.
         stages: whether rows of another dtype are gathered into a buffer of that dtype before they are cast.
+        gathers: whether the targets and weights of a chunk's rows are gathered into buffers, as X is.
         step: the number of the step, which masks of dropout are drawn from; on CUDA the slot, which holds it.
         first: likewise, the row of the batch that a chunk begins with; on CUDA of the rows that the slot begins with.
     """
 
     xp: Any
     stages: bool
+    gathers: bool
     step: Any
     first: int
 

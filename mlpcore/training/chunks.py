@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,13 +25,14 @@ IDENTITY = resolve("identity")
 
 
 class Batch(NamedTuple):
-    """The rows of one update: all of X, or those that `rows` lists.
+    """The rows of an update: all of X, or those that `rows` lists.
 
     Attributes:
         X, Y: the caller's arrays.
         weights: row weights, or None.
         rows: row numbers of the batch, or None for all rows in order.
         size: how many rows.
+        steps: updates that it is for: `rows` lists so many batches of `size` rows, one after the other.
     """
 
     X: Array
@@ -39,6 +40,14 @@ class Batch(NamedTuple):
     weights: Array | None
     rows: Array | None
     size: int
+    steps: int = 1
+
+    def single(self, number: int) -> Batch:
+        """Return one of the batches, counted from 0."""
+        if self.steps == 1:
+            return self
+        assert self.rows is not None
+        return self._replace(rows=self.rows[number * self.size : (number + 1) * self.size], steps=1)
 
 
 class Data(NamedTuple):
@@ -60,9 +69,10 @@ class Data(NamedTuple):
         weight = "" if weights is None else weights.dtype.str
         return cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged))
 
-    def batch(self, rows: Array | None) -> Batch:
-        """The rows of these numbers; None: all."""
-        return Batch(self.X, self.Y, self.weights, rows, len(self.X) if rows is None else len(rows))
+    def batch(self, rows: Array | None, steps: int = 1) -> Batch:
+        """Return the rows of these numbers, or all for None, as batches of equal size for so many updates."""
+        size = len(self.X) if rows is None else len(rows)
+        return Batch(self.X, self.Y, self.weights, rows, size // steps, steps)
 
 
 def cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]]:
@@ -107,6 +117,10 @@ class Chunk:
         """What the loss reads: S[L] if the pair is matched, else Z[L]."""
         return self.rows(f"{'S' if self.objective.matched else 'Z'}[{len(self.W) - 1}]", rows)
 
+    def targets(self, rows: int, weighted: bool) -> tuple[Any, Any]:
+        """Return Y and the row weights over the batch's weight, as `ops.loss` takes them."""
+        return self.rows("Y", rows), self.rows("w", rows)[:, None] if weighted else self.scale
+
     def run(self, what: str, rows: int, weighted: bool, accumulate: bool) -> None:
         """The operations of a chunk, on the first `rows` rows of the buffers."""
         L, matched = len(self.W) - 1, self.objective.matched
@@ -121,14 +135,14 @@ class Chunk:
             S.append(self.rows(f"S[{l}]", rows) if f"S[{l}]" in self.buffers else self.rows(f"Z[{l}]", rows))
             Z.append(S[l] if last or f"S[{l}]" not in self.buffers else self.rows(f"Z[{l}]", rows))
             G.append(None if last else self.buffers["G"][: rows * Z[l].shape[1]].reshape(Z[l].shape))
-        k = self.rows("w", rows)[:, None] if weighted else self.scale
         target = Z[L] if matched else G[L]
         db = self.db[L] if matched else None
         if what in ("step", "forward"):
             backprop.forward(self.ops, self.W, self.b, activations, S, Z)
         if what in ("step", "loss"):
             db = None if what == "loss" else db
-            self.ops.loss(Z[L], self.rows("Y", rows), k, self.objective, target, db, self.J, accumulate)
+            Y, k = self.targets(rows, weighted)
+            self.ops.loss(Z[L], Y, k, self.objective, target, db, self.J, accumulate)
         if what == "step":
             backprop.backward(self.ops, self.W, activations, S, Z, G, Z, self.dW, self.db, self.repeats, accumulate)
 

@@ -1,111 +1,78 @@
 """A training step on a CUDA device: captured once for each shape, then launched as a whole.
 
-    host permutation → slot {addresses, sizes, rates} → one launch → J in a fresh 0-d array
+    row order → slot {addresses, sizes, rates} → one launch for one or many steps → J of each, on the device
 
-Nothing waits for the device: a fault is noted there, forbids all later updates, and is raised when J is read, at the end of an
-epoch, or by an evaluation. Rows are gathered chunk by chunk through the slot. A batch of more than eight chunks replays the
-graph of one chunk instead.
+Nothing waits for the device: a fault is noted there, forbids all later updates, and is raised when J is read, at the
+end of an epoch, or by an evaluation. Rows are gathered chunk by chunk through the slot, and the slot moves on from step
+to step by itself. A batch of more chunks than a graph holds replays the graph of one chunk instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mlpcore.backends import cuda_step
+from mlpcore.backends import cuda_slot
 from mlpcore.backends.cuda_device import Device
-from mlpcore.backends.cuda_ops import CudaOps
+from mlpcore.backends.cuda_ops import CudaOps, SlotRows
+from mlpcore.backends.cuda_slot import Scalar, Status
 from mlpcore.backends.cuda_step import StepKernels
 from mlpcore.backends.products import Product
 from mlpcore.core.activations import Activation
 from mlpcore.core.errors import NonFiniteLoss
 from mlpcore.core.formulas import Program, program
-from mlpcore.core.layout import Layout
+from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Recording
-from mlpcore.core.optimizers import Optimizer, Progress
+from mlpcore.core.optimizers import Optimizer, Progress, Schedule
+from mlpcore.training import device_loss
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import SHAPES, Batch, Chunk, cut
+from mlpcore.training.device_loss import DeviceLoss, StepResults
 from mlpcore.training.parts import StepParts
 from mlpcore.training.plan import Inputs, Plan
 from mlpcore.training.planned import Parts, PlannedStep, Settings, log
 from mlpcore.training.staging import Staging, staging_buffers
 
-UNROLLED = 8  # chunks that one graph holds
+UNROLLED = 64  # chunks that one graph holds
 CHUNK_BYTES = 32 << 20  # of a chunk's arrays: most of an H200's L2
-NARROWEST, WIDEST = 8192, 65536  # rows of a chunk when chosen by itself
-ANSWERS = 2048  # answers in one allocation: 64 KiB
+NARROW, NARROW_BYTES = 128, 256 << 20  # layers up to this width: kernels so short that their number counts
+NARROWEST, WIDEST = 8192, 1 << 18  # rows of a chunk when chosen by itself
+NODES = 1024  # that a graph of several steps holds
+WORTHWHILE = 1e11  # operations of a step from which launching it by itself costs nothing
 
 
-def _on_its_device(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of `GraphStep` that runs with the step's device as the current one."""
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a method of `GraphStep` run alone, with the step's device as the current one."""
 
     @functools.wraps(method)
-    def there(step: GraphStep, *arguments: Any, **named: Any) -> Any:
-        with step.device.active():
+    def alone(step: GraphStep, *arguments: Any, **named: Any) -> Any:
+        with step.lock, step.device.active():
             return method(step, *arguments, **named)
 
-    return there
+    return alone
 
 
-class Answers:
-    """What steps answer, in device memory, a row each: J, status, step of the first fault, Σ w of the batch."""
+class SlotChunk(Chunk):
+    """A chunk whose targets and row weights the loss reads through the slot, where the caller has them.
 
-    def __init__(self, device: Device):
-        self.device = device
-        self.array = device.empty(32 * ANSWERS).view(np.float64).reshape(ANSWERS, 4)
-        self.host = np.empty((ANSWERS, 4))
-        self.asked = self.fetched = 0
-
-    def read(self, index: int) -> np.ndarray:
-        """A row; waits for it, and brings along all rows asked for so far."""
-        if index >= self.fetched:
-            self.host[self.fetched : self.asked] = self.device.to_host(self.array[self.fetched : self.asked])
-            self.fetched = self.asked
-        row: np.ndarray = self.host[index]
-        return row
-
-
-class DeviceLoss:
-    """J of a step, still on the device. `float(J)` waits for it and raises what went wrong up to that step.
-
-    Attributes:
-        array: J as a 0-d array of the device's.
+    Args: as `Chunk`, and the inputs.
     """
 
-    def __init__(self, step: GraphStep, answers: Answers, index: int, progress: Progress):
-        self._step, self._answers, self._index, self._progress = step, answers, index, progress
+    def __init__(self, inputs: Inputs, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._targets = SlotRows(np.dtype(inputs.y_dtype).name, inputs.classes)
+        self._weights = SlotRows(np.dtype(inputs.w_dtype).name, scale=self.scale) if inputs.w_dtype else None
 
-    @property
-    def array(self) -> Array:
-        """J as a 0-d float64 array of the device's; read it by `float(J)`, which looks for faults too."""
-        return self._answers.array[self._index, :1].reshape(())
-
-    @property
-    def weight(self) -> float:
-        """Σ w of the batch; waits for it."""
-        return float(self._read()[3])
-
-    def _read(self) -> np.ndarray:
-        self._step.follow()  # the current stream may be another one than the step's
-        return self._answers.read(self._index)
-
-    def __float__(self) -> float:
-        values = self._read()
-        if values[1]:
-            self._step.raise_fault(int(values[1]), int(values[2]), self._progress)
-        return float(values[0])
-
-    def __repr__(self) -> str:
-        return f"DeviceLoss(on {self._step.device.name}; float(J) waits for it)"
-
-    def __format__(self, spec: str) -> str:
-        return format(float(self), spec)
+    def targets(self, rows: int, weighted: bool) -> tuple[Any, Any]:
+        """Return Y and the row weights over the batch's weight, as `ops.loss` takes them."""
+        return self._targets, self._weights if weighted else self.scale
 
 
 class GraphStep(PlannedStep):
@@ -121,18 +88,20 @@ class GraphStep(PlannedStep):
     ops: CudaOps
 
     def __init__(
-        self, layout: Layout, parameters: Array, activations: tuple[Activation | None, ...], objective: Objective,
+        self, layout: Layout, store: Parameters, activations: tuple[Activation | None, ...], objective: Objective,
         optimizer: Optimizer, settings: Settings, new_ops: Callable[[], CudaOps], device: Device, precision: str | None,
     ) -> None:  # fmt: skip
-        super().__init__(layout, parameters, activations, objective, optimizer, settings, new_ops)
+        super().__init__(layout, store, activations, objective, optimizer, settings, new_ops)
         self.device = device
+        self.lock = threading.RLock()  # held while a step is launched, and while its results are read
         self.layers = precision if precision in ("float16", "bfloat16") else self.dtype  # dtype of Z, S, G, D
         self.scaled = precision == "float16"
         self.low: Array | None = None
         self.chunk: Chunk | None = None
         self.staging: Staging | None = None
         self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
-        self._answers: Answers | None = None
+        self._results: StepResults | None = None
+        self._values: tuple[dict[str, Any], Settings] | None = None  # that the slot's scalars were set from
         self._penalties = self._penalised()
         self._fresh = True  # whether the device's update count is still to be set
         self._stream: object = None  # of the last step
@@ -149,7 +118,7 @@ class GraphStep(PlannedStep):
         return program("; ".join([*statements, self.optimizer.statements]), frozenset(scalars))
 
     def _kernels(self) -> StepKernels:
-        names = ["l1", "l2", *sorted({*self.optimizer.scalars(Progress(total=1))} - {"t"})]
+        names = ["rate", "l1", "l2", *sorted({*self.optimizer.scalars(Progress(total=1))} - {"t", "rate"})]
         return StepKernels(self.ops, self._program(), names, ("decay", "l1", "l2"), self.scaled, self.dtype)
 
     def _state_buffers(self) -> list[Buffer]:
@@ -178,7 +147,8 @@ class GraphStep(PlannedStep):
         rows = self.settings.chunk_rows
         if rows is None:
             fixed, much = (planning.part_bytes(self._workspace(n, 1, n, inputs)["workspace"]) for n in (1, 1025))
-            rows = max(NARROWEST, min(WIDEST, CHUNK_BYTES * 1024 // max(1, much - fixed)))
+            most = NARROW_BYTES if max(self.layout.sizes[1:]) <= NARROW else CHUNK_BYTES
+            rows = max(NARROWEST, min(WIDEST, most * 1024 // max(1, much - fixed)))
         return min(rows, batch_rows), 1
 
     def _penalised(self) -> tuple[bool, bool]:
@@ -190,13 +160,13 @@ class GraphStep(PlannedStep):
 
     # -- what a checkpoint holds --
 
-    @_on_its_device
+    @_guarded
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """What the next steps depend on beside the parameters; waits for the steps so far."""
         self.follow()
         return super().snapshot()
 
-    @_on_its_device
+    @_guarded
     def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
         """Go on from a snapshot."""
         self.follow()
@@ -209,14 +179,14 @@ class GraphStep(PlannedStep):
         algorithms = [[*dataclasses.astuple(p), a.hex()] for p, a in self.ops.algorithms.chosen.items()]
         fused = [[*dataclasses.astuple(p), pays] for p, pays in self.ops.algorithms.fused.items()]
         return {
-            "control": {name: control[name].item() for name in cuda_step.CONTROL.names or ()}, "library": self.device.library,
+            "control": {name: control[name].item() for name in cuda_slot.CONTROL.names or ()}, "library": self.device.library,
             "algorithms": algorithms, "fused": fused,
         }  # fmt: skip
 
     def _take(self, facts: Mapping[str, Any]) -> None:
         if "control" not in facts:  # saved on a CPU: the device takes the counts of updates over at the next step
             return
-        control = np.zeros((), cuda_step.CONTROL)
+        control = np.zeros((), cuda_slot.CONTROL)
         for name, value in facts["control"].items():
             control[name] = value
         self.kernels.write_control(control)
@@ -235,13 +205,13 @@ class GraphStep(PlannedStep):
         host = self.device.to_host(array)
         return (host.astype(np.uint32) << 16).view(np.float32) if host.dtype == np.uint16 else host
 
-    @_on_its_device
+    @_guarded
     def count_skipped(self, progress: Progress) -> None:
         """Bring `progress.skipped` up to date; waits for the device."""
         if self.settings.tolerant and not self._fresh:
             progress.skipped = int(self.kernels.read_control()["skipped"])
 
-    @_on_its_device
+    @_guarded
     def first_not_finite(self, batch: Batch, plan: Plan) -> int | None:
         """The first layer whose outputs on this batch are not finite; or the last whose gradient is not; None if all are."""
         return super().first_not_finite(batch, plan)
@@ -257,8 +227,7 @@ class GraphStep(PlannedStep):
         self.low = self.state.pop("low-precision parameters", None)
         for vector in self.state.values():
             vector[...] = 0
-        if self.low is not None:
-            self.kernels.recast(self.parameters, self.low, asked=False)
+        self.store.writer = self._values = None
         self.gradient = self.state.pop("gradient")
         self.rule, self._fresh, self._penalties = self.optimizer.row, True, self._penalised()
         self._plans.clear()
@@ -269,13 +238,13 @@ class GraphStep(PlannedStep):
             if name[0] in "XSZG" and array.dtype.kind in "fu" and array.ndim and array.dtype.itemsize > 1:
                 self.kernels.randomize(array, i)
         W = self.W if self.low is None else self.layout.views(self.low)[0]
-        scale, J = self.kernels.scalar(cuda_step.SCALE), self.kernels.scalar(cuda_step.LOSS)
+        scale, J = self.kernels.scalar(Scalar.SCALE), self.kernels.scalar(Scalar.LOSS)
         dW, db = self.layout.views(self.gradient)
-        self.chunk = Chunk(
-            self.ops, W, self.b, self.activations, self.objective, dW, db, buffers, scale, J, self.layout.repeats
+        self.chunk = SlotChunk(
+            inputs, self.ops, W, self.b, self.activations, self.objective, dW, db, buffers, scale, J, self.layout.repeats
         )
         self.ops.control, self.ops.step = self.kernels.control, self.kernels.slot
-        self.ops.gain = self.kernels.scalar(cuda_step.GAIN) if self.scaled else None
+        self.ops.gain = self.kernels.scalar(Scalar.GAIN) if self.scaled else None
         if inputs.host:
             self.staging = Staging(self.device, planning.allocate(self.ops, plan.parts["staging"]))
 
@@ -287,40 +256,68 @@ class GraphStep(PlannedStep):
 
     # -- the step --
 
-    @_on_its_device
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
         """The plan for batches of this size, and its arrays allocated behind the last step's work."""
-        self.follow()
-        return super().prepare(batch_rows, inputs)
+        plan = self._plans.get((batch_rows, inputs))
+        if plan is not None and plan is self._covered and self.rule == self.optimizer.row and not self._outdated():
+            return plan  # as most steps are
+        with self.lock, self.device.active():
+            self.follow()
+            return super().prepare(batch_rows, inputs)
 
-    @_on_its_device
+    def together(self, batch_rows: int, inputs: Inputs) -> int:
+        """Return how many steps on batches of so many rows one launch may hold: a power of two."""
+        if inputs.host or 6 * batch_rows * self.layout.weights > WORTHWHILE:
+            return 1
+        chunks = -(-batch_rows // self.prepare(batch_rows, inputs).rows)
+        nodes = chunks * (5 * self.layout.layers + 2) + 3  # gather, layers forward and back, loss; sum_weights, the update
+        return 1 << (max(1, min(cuda_slot.TOGETHER, NODES // nodes)).bit_length() - 1)
+
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> DeviceLoss:
         """X, Y → forward → loss → backward → update, launched and not waited for. Returns J, to be read later."""
-        if self._fresh:
-            control = self.kernels.read_control()
-            control["updates"], control["skipped"] = progress.step - progress.skipped, progress.skipped
-            self.kernels.write_control(control)
-            self._fresh = False
-        if self._answers is None or self._answers.asked == ANSWERS:
-            self._answers = Answers(self.device)
-        answers, index = self._answers, self._answers.asked
-        answers.asked += 1
-        self._launch("step", batch, plan, progress, answers.array[index])
-        progress.step += 1
-        return DeviceLoss(self, answers, index, progress)
+        with self.lock, self.device.active():
+            if self._fresh:
+                self._set_counts(progress)
+            results = self._results
+            if results is None or results.asked + batch.steps > device_loss.ROWS:
+                results = self._results = StepResults(self.device)
+            first = results.asked
+            self.kernels.set_rates(self._rates(progress, batch.steps))
+            self._launch("step", batch, plan, progress.step + 1, results.address + device_loss.ROW_BYTES * first)
+            results.asked = first + batch.steps  # from here on they may be read
+            progress.step += batch.steps
+            self.store.writer = self
+        return DeviceLoss(self, results, first, batch.steps, progress)
 
-    @_on_its_device
+    def _set_counts(self, progress: Progress) -> None:
+        """Tell the device how many updates were done, and skipped, before its first."""
+        control = self.kernels.read_control()
+        control["updates"], control["skipped"] = progress.step - progress.skipped, progress.skipped
+        self.kernels.write_control(control)
+        self._fresh = False
+
+    def _rates(self, progress: Progress, count: int) -> list[float]:
+        """Return the learning rates of the next steps."""
+        if not isinstance(self.optimizer.learning_rate, Schedule):
+            return [float(self.optimizer.learning_rate)] * count
+        ahead, rates = dataclasses.replace(progress), []
+        for _ in range(count):
+            rates.append(self.optimizer.rate(ahead))
+            ahead.step += 1
+        return rates
+
+    @_guarded
     def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
         """J of a batch, penalties included, and its gradient in `self.gradient`; waits for both."""
-        self._launch("gradient", batch, plan, Progress(number - 1, total=number), None)
+        self._launch("gradient", batch, plan, number, 0)
         l1, l2, n = self.settings.l1, self.settings.l2, self.layout.weights
         weights = self.parameters[:n]
         if self.scaled:
-            self.gradient /= self.kernels.scalar(cuda_step.GAIN)
+            self.gradient /= self.kernels.scalar(Scalar.GAIN)
         self.gradient[:n] += l2 * weights + l1 * self.device.xp.sign(weights)
         return self._loss() + l1 * self.ops.sum_abs(weights) + 0.5 * l2 * self.ops.sum_squares(weights)
 
-    @_on_its_device
+    @_guarded
     def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
         """Record the parts of a step on this batch and point them at its rows."""
         self.follow()
@@ -329,7 +326,7 @@ class GraphStep(PlannedStep):
         step = gradient = None
         if len(chunks) <= UNROLLED:
             step, gradient = (
-                self._recorded((what, batch.size, weighted), functools.partial(self._whole, what, chunks, weighted))
+                self._recorded((what, batch.size, weighted, 1), functools.partial(self._whole, what, chunks, weighted))
                 for what in ("step", "gradient")
             )
 
@@ -347,7 +344,9 @@ class GraphStep(PlannedStep):
         finally:
             self.ops.only_products = False
         if step is not None:
-            self._part(batch, 0, batch.size, progress, None, resume=False)
+            self._refresh()
+            self.kernels.set_rates(self._rates(progress, 1) * cuda_slot.TOGETHER)
+            self._part(batch, 0, batch.size, progress.step + 1, 0, resume=False, advance=0)
             self._done()
         known = self.ops.algorithms
         tried = [known.fused[product] for product in asked if product in known.fused]
@@ -356,7 +355,7 @@ class GraphStep(PlannedStep):
 
     def _loss(self) -> float:
         """J as it stands on the device."""
-        return float(self.device.to_host(self.kernels.scalars)[cuda_step.LOSS])
+        return float(self.device.to_host(self.kernels.scalars)[Scalar.LOSS])
 
     def weight(self, batch: Batch) -> float | None:
         """Σ w over the rows of a batch, their number without weights; None where the weights lie on the device."""
@@ -367,16 +366,26 @@ class GraphStep(PlannedStep):
         w = batch.weights if batch.rows is None else batch.weights.take(batch.rows)
         return float(w.astype(np.float64).sum())
 
-    def _launch(self, what: str, batch: Batch, plan: Plan, progress: Progress, answer: Array | None) -> None:
-        """The launches of a "step", or of the "gradient" alone."""
+    def _launch(self, what: str, batch: Batch, plan: Plan, number: int, answer: int) -> None:
+        """Launch a "step", or as many as the batch holds, the first of this number; or the "gradient" alone."""
         self.follow()
-        weighted, chunks = batch.weights is not None, cut(batch.size, plan.rows, 1)[0]
-        if len(chunks) <= UNROLLED:
-            whole = self._recorded((what, batch.size, weighted), lambda: self._whole(what, chunks, weighted))
-            self._part(batch, 0, batch.size, progress, answer, resume=False)
-            whole.replay()
-            self._done()
-            return
+        self._refresh()
+        weighted = batch.weights is not None
+        key = what, batch.size, weighted, batch.steps
+        if key not in self.recordings:
+            chunks = cut(batch.size, plan.rows, 1)[0]
+            if len(chunks) > UNROLLED:
+                self._launch_by_chunks(what, batch, chunks, number, answer)
+                return
+            self._recorded(key, functools.partial(self._whole, what, chunks, weighted, batch.steps))
+        whole = self._recorded(key, None)
+        self._part(batch, 0, batch.size, number, answer, resume=False)
+        whole.replay()
+        self._done()
+
+    def _launch_by_chunks(self, what: str, batch: Batch, chunks: list[tuple[int, int]], number: int, answer: int) -> None:
+        """The same for a batch of more chunks than one graph holds."""
+        weighted = batch.weights is not None
         # all recordings are there before the first is replayed: choosing algorithms overwrites arrays
         begin = self._recorded(("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted))
         steps = {
@@ -385,7 +394,7 @@ class GraphStep(PlannedStep):
         }
         end = self._recorded(("end",), self._end) if what == "step" else None
         for i, (start, stop) in enumerate(chunks):
-            self._part(batch, start, stop, progress, answer, resume=i > 0)
+            self._part(batch, start, stop, number, answer, resume=i > 0)
             if i == 0:
                 begin.replay()
             steps[stop - start, i > 0].replay()
@@ -395,28 +404,41 @@ class GraphStep(PlannedStep):
 
     def follow(self) -> None:
         """The current stream's work comes behind that of the last step, on whatever stream that was."""
-        if self._stream is not None:
-            self.device.follow(self._stream)
-        self._stream = self.device.stream()
+        self._stream = self.device.follow(self._stream)
 
-    def _part(self, batch: Batch, start: int, stop: int, progress: Progress, answer: Array | None, resume: bool) -> None:
-        """The slot for rows start … stop of the batch; those of the host are staged."""
+    def _refresh(self) -> None:
+        """Bring up to date what somebody may have changed since the last launch: settings, and the parameters' copy."""
+        settings, optimizer = self.settings, self.optimizer
+        known = self._values
+        if known is None or known[1] is not settings or known[0] != vars(optimizer):
+            values = optimizer.scalars(Progress(total=1))
+            self.kernels.set_values({**values, "l1": settings.l1, "l2": settings.l2})
+            self._values = dict(vars(optimizer)), settings
+        store = self.store
+        if self.low is not None and (store.writer is not self or (store.exposed and not self.untouched)):
+            self.kernels.recast(self.parameters, self.low)
+            store.writer = self
+
+    def _part(
+        self, batch: Batch, start: int, stop: int, number: int, answer: int, resume: bool, advance: int | None = None
+    ) -> None:
+        """Set the slot for rows start … stop of the batch; those of the host are staged."""
         sources: Sequence[Array | None] = (batch.X, batch.Y, batch.weights)
         rows, first = batch.rows, start
         if self.staging is not None:
             sources, rows, first = self.staging.put(sources, rows, start, stop), None, 0
-        values = {**self.optimizer.scalars(progress), "l1": self.settings.l1, "l2": self.settings.l2}
         weight = 0.0 if resume else self.weight(batch) or 0.0
-        self.kernels.set_slot(
-            sources, rows, first, start, progress.step + 1, not self.untouched, answer, weight, resume, values
-        )
+        further = batch.size if advance is None else advance
+        self.kernels.set_slot(sources, rows, first, start, further, number, answer, weight, resume)
 
     def _done(self) -> None:
         if self.staging is not None:
             self.staging.done()
 
-    def _recorded(self, key: tuple[object, ...], run: Callable[[], None]) -> Recording:
+    def _recorded(self, key: tuple[object, ...], run: Callable[[], None] | None) -> Recording:
+        """Return the recording of this name, made of what `run` launches where there is none yet."""
         if key not in self.recordings:
+            assert run is not None
             self.recordings[key] = self.ops.record(run)
             if len(self.recordings) > SHAPES:
                 self.recordings.popitem(last=False)
@@ -425,16 +447,15 @@ class GraphStep(PlannedStep):
 
     # -- what the graphs hold --
 
-    def _whole(self, what: str, chunks: list[tuple[int, int]], weighted: bool) -> None:
-        self._begin(chunks[-1][1], weighted)
-        for i, (start, stop) in enumerate(chunks):
-            self._chunk(start, stop - start, weighted, i > 0)
-        if what == "step":
-            self._end()
+    def _whole(self, what: str, chunks: list[tuple[int, int]], weighted: bool, steps: int = 1) -> None:
+        for _ in range(steps):
+            self._begin(chunks[-1][1], weighted)
+            for i, (start, stop) in enumerate(chunks):
+                self._chunk(start, stop - start, weighted, i > 0)
+            if what == "step":
+                self._end()
 
     def _begin(self, size: int, weighted: bool) -> None:
-        if self.low is not None:
-            self.kernels.recast(self.parameters, self.low)
         if weighted and not self._inputs().host:
             self.kernels.sum_weights(self._inputs().w_dtype, size)
 
@@ -443,16 +464,13 @@ class GraphStep(PlannedStep):
         return self.inputs
 
     def _chunk(self, first: int, rows: int, weighted: bool, accumulate: bool) -> None:
-        self._gather(first, rows, weighted)
-        self.ops.first = first
+        self._gather(first, rows)
         self._arrays().run("step", rows, weighted, accumulate)
 
-    def _gather(self, first: int, rows: int, weighted: bool) -> None:
-        chunk, given = self._arrays(), self._inputs()
-        self.kernels.gather(cuda_step.X, given.x_dtype, chunk.rows("X", rows), first)
-        self.kernels.gather(cuda_step.Y, given.y_dtype, chunk.rows("Y", rows), first)
-        if weighted:
-            self.kernels.gather(cuda_step.WEIGHTS, given.w_dtype, chunk.rows("w", rows), first)
+    def _gather(self, first: int, rows: int) -> None:
+        """X of a chunk; what reads the slot after it begins with the same row."""
+        self.ops.first = first
+        self.kernels.gather(self._inputs().x_dtype, self._arrays().rows("X", rows), first)
 
     def _arrays(self) -> Chunk:
         assert self.chunk is not None
@@ -466,24 +484,25 @@ class GraphStep(PlannedStep):
 
     # -- evaluation and faults --
 
-    @_on_its_device
+    @_guarded
     def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
         """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's output, S[L] if matched."""
-        weighted, progress = batch.weights is not None, Progress(total=1)
+        weighted = batch.weights is not None
         self.follow()
+        self._refresh()
         chunks = cut(batch.size, plan.rows, 1)[0]
         begin = self._recorded(("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted))
         for i, (start, stop) in enumerate(chunks):
             n = stop - start
             forward = self._recorded(("forward", n, weighted), functools.partial(self._forward, n, weighted))
             loss_of = self._recorded(("loss", n, weighted), functools.partial(self._arrays().run, "loss", n, weighted, False))
-            self._part(batch, start, stop, progress, None, resume=i > 0)
+            self._part(batch, start, stop, 1, 0, resume=i > 0)
             if i == 0:
                 begin.replay()
             forward.replay()
-            self._done()
             see(self._to_host(self._arrays().output(n)).astype(self.dtype, copy=False), start, stop)
             loss_of.replay()
+            self._done()
         loss = self._loss()
         status = self.kernels.read_control()
         if status["status"]:
@@ -491,10 +510,20 @@ class GraphStep(PlannedStep):
         return loss
 
     def _forward(self, rows: int, weighted: bool) -> None:
-        self._gather(0, rows, weighted)
+        self._gather(0, rows)
         self._arrays().run("forward", rows, weighted, False)
 
-    @_on_its_device
+    def read_results(self, results: StepResults, first: int, count: int, progress: Progress) -> np.ndarray:
+        """Return rows of results, or raise the fault that one of them tells of."""
+        with self.lock, self.device.active():
+            self.follow()  # the current stream may be another one than the steps'
+            rows = results.read(first, count)
+            for _, status, step, _ in rows:
+                if status:
+                    self.raise_fault(int(status), int(step), progress)
+            return rows
+
+    @_guarded
     def raise_fault(self, status: int, step: int, progress: Progress | None) -> None:
         """Take back the fault and raise it: the parameters, and the count of steps, are as before the step it came in."""
         control = self.kernels.read_control()
@@ -502,11 +531,11 @@ class GraphStep(PlannedStep):
         self.kernels.write_control(control)
         if progress is not None and step:
             progress.step = min(progress.step, step - 1)
-        if status & cuda_step.BAD_LABEL:
+        if status & Status.BAD_LABEL:
             raise ValueError(f"Y must hold classes 0 … {self.layout.sizes[-1] - 1}; a row of step {step} holds another")
-        if status & cuda_step.BAD_WEIGHT:
+        if status & Status.BAD_WEIGHT:
             raise ValueError(f"sample_weight must be finite, not negative and not all zero; step {step} had others")
-        if status & cuda_step.BAD_ROW:
+        if status & Status.BAD_ROW:
             raise ValueError(f"rows must be row numbers of X; step {step} had others")
         rate = self.optimizer.rate(dataclasses.replace(progress, step=max(0, step - 1)) if progress else Progress(total=1))
         message = f"step {step}: the loss or the gradient is not finite at learning rate {rate:g}"

@@ -6,24 +6,23 @@ from typing import Any
 
 from mlpcore.backends import device as devices
 from mlpcore.core.activations import Activation
-from mlpcore.core.layout import Layout
+from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
-from mlpcore.core.ops import Array
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.training.planned import PlannedStep, Settings
 from mlpcore.training.step import Step
 
 
 def new_step(
-    device: str, layout: Layout, parameters: Array, activations: tuple[Activation | None, ...], objective: Objective,
+    device: str, layout: Layout, store: Parameters, activations: tuple[Activation | None, ...], objective: Objective,
     optimizer: Optimizer, settings: Settings, precision: str | None = None, deterministic: bool = False,
 ) -> PlannedStep:  # fmt: skip
     """A step on a device; arguments as `PlannedStep` and `GraphStep` take them."""
     new_ops: Any = devices.operations(device, precision == "tf32", deterministic)
     if device == "cpu" or not devices.open_device(device).captures:
-        return Step(layout, parameters, activations, objective, optimizer, settings, new_ops)
+        return Step(layout, store, activations, objective, optimizer, settings, new_ops)
     from mlpcore.training.cuda_graph import GraphStep
 
     return GraphStep(
-        layout, parameters, activations, objective, optimizer, settings, new_ops, devices.open_device(device), precision
+        layout, store, activations, objective, optimizer, settings, new_ops, devices.open_device(device), precision
     )

@@ -182,14 +182,15 @@ def chunk_buffers(
     """The arrays of one worker for chunks of up to `rows` rows, layers in `dtype`."""
     sizes, L = layout.sizes, layout.layers
     buffers = [Buffer("X", (rows, sizes[0]), dtype, "rows of the chunk, gathered")]
-    buffers += _as_given(ops, "X", (rows, sizes[0]), inputs.x_dtype, dtype)
-    wide = accumulator(dtype)
-    y_shape, y_dtype = ((rows,), "int64") if inputs.classes else ((rows, sizes[L]), wide)
-    buffers.append(Buffer("Y", y_shape, y_dtype, "their targets"))
-    buffers += _as_given(ops, "Y", y_shape, inputs.y_dtype, y_dtype)
-    if inputs.w_dtype:
-        buffers.append(Buffer("w", (rows,), wide, "their weights over the batch's weight"))
-        buffers += _as_given(ops, "w", (rows,), inputs.w_dtype, wide)
+    if ops.gathers:
+        wide = accumulator(dtype)
+        y_shape, y_dtype = ((rows,), "int64") if inputs.classes else ((rows, sizes[L]), wide)
+        buffers += _as_given(ops, "X", (rows, sizes[0]), inputs.x_dtype, dtype)
+        buffers.append(Buffer("Y", y_shape, y_dtype, "their targets"))
+        buffers += _as_given(ops, "Y", y_shape, inputs.y_dtype, y_dtype)
+        if inputs.w_dtype:
+            buffers.append(Buffer("w", (rows,), wide, "their weights over the batch's weight"))
+            buffers += _as_given(ops, "w", (rows,), inputs.w_dtype, wide)
     for l in range(1, L + 1):
         activation = activations[l]
         assert activation is not None

@@ -17,7 +17,7 @@ import numpy as np
 from mlpcore.core import dropout
 from mlpcore.core.activations import Activation
 from mlpcore.core.errors import DeviceUnavailable
-from mlpcore.core.layout import Layout
+from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Ops
 from mlpcore.core.optimizers import Optimizer, Progress
@@ -50,7 +50,7 @@ class PlannedStep(ABC):
     """Gradient and update of one network, on buffers planned beforehand.
 
     Args:
-        layout, parameters: the network's flat vector and how it is cut.
+        layout, store: the network's flat vector and how it is cut.
         activations: index 0 None, then one a layer.
         objective: the loss on top of the output activation.
         optimizer: the update rule's settings.
@@ -58,15 +58,15 @@ class PlannedStep(ABC):
     """
 
     def __init__(
-        self, layout: Layout, parameters: Array, activations: tuple[Activation | None, ...], objective: Objective,
+        self, layout: Layout, store: Parameters, activations: tuple[Activation | None, ...], objective: Objective,
         optimizer: Optimizer, settings: Settings, new_ops: Callable[[], Ops],
     ) -> None:  # fmt: skip
-        self.layout, self.parameters = layout, parameters
+        self.layout, self.store, self.parameters = layout, store, store.flat
         self.activations = dropout.behind(activations, settings.dropout, settings.seed)
         self.objective, self.optimizer, self.settings, self.new_ops = objective, optimizer, settings, new_ops
         self.ops = new_ops()
-        self.dtype = str(parameters.dtype)
-        self.W, self.b = layout.views(parameters)
+        self.dtype = str(store.flat.dtype)
+        self.W, self.b = store.W, store.b
         self.rule = ""  # the row of updates.def that the state vectors belong to
         self.state: dict[str, Array] = {}
         self.reserved: Sequence[Buffer] = ()
@@ -140,6 +140,10 @@ class PlannedStep(ABC):
     @abstractmethod
     def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
         """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's output, S[L] if matched."""
+
+    def together(self, batch_rows: int, inputs: Inputs) -> int:
+        """Return how many steps on batches of so many rows may be launched as one."""
+        return 1
 
     def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
         """Take a step apart into what can be measured."""

@@ -20,7 +20,7 @@ from mlpcore.backends import blas
 from mlpcore.core.activations import Activation
 from mlpcore.core.errors import NonFiniteLoss
 from mlpcore.core.formulas import Program, program
-from mlpcore.core.layout import Layout
+from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Ops, Recording
 from mlpcore.core.optimizers import Optimizer, Progress
@@ -68,10 +68,10 @@ class Step(PlannedStep):
     """
 
     def __init__(
-        self, layout: Layout, parameters: Array, activations: tuple[Activation | None, ...], objective: Objective,
+        self, layout: Layout, store: Parameters, activations: tuple[Activation | None, ...], objective: Objective,
         optimizer: Optimizer, settings: Settings, new_ops: Callable[[], Ops],
     ) -> None:  # fmt: skip
-        super().__init__(layout, parameters, activations, objective, optimizer, settings, new_ops)
+        super().__init__(layout, store, activations, objective, optimizer, settings, new_ops)
         self.scale = self.ops.xp.ones((), self.dtype)
         self._weight = 1.0  # whose inverse it is
         self.threads = blas.threads() if self.ops.xp is np else 1

@@ -16,7 +16,7 @@ STORAGE = {"float": 4, "double": 8, "half_t": 2, "bfloat16_t": 2}  # bytes of an
 COMPUTE = ("float", "double")
 SOURCES = list(cuda_source.TYPES.values())
 SIZES = {name: np.dtype("uint16" if dtype == "bfloat16" else dtype).itemsize for dtype, name in cuda_source.TYPES.items()}
-SETTINGS = ("rate", "decay", "momentum", "beta1", "beta2", "alpha", "epsilon")
+SETTINGS = ("rate", "l1", "l2", "decay", "momentum", "beta1", "beta2", "alpha", "epsilon")
 
 
 def widths(entry: int) -> tuple[int, int]:
@@ -42,6 +42,21 @@ def every_objective() -> list[Objective]:
     return [objective for i, objective in enumerate(found) if objective not in found[:i]]
 
 
+def compute(T: str) -> str:
+    """The type that T is computed in."""
+    return "double" if T == "double" else "float"
+
+
+def elementwise_loss(T: str, V: int, Y: str = "", W: str = "") -> str:
+    """The instance for layers of type T, targets Y and row weights W, the computing type where they are not given."""
+    return f"elementwise_loss<{T}, {Y or compute(T)}, {W or compute(T)}, Formula, {V}, 256>"
+
+
+def cross_entropy(T: str, Y: str, W: str = "") -> str:
+    """The same of softmax with cross-entropy."""
+    return f"softmax_cross_entropy<{T}, {Y}, {W or compute(T)}>"
+
+
 def update_source(name: str) -> str:
     """The source of updates.cu for a row of updates.def, its scalars read from the slot in the order of SETTINGS."""
     states, statements = optimizers.sheet()[name]
@@ -63,25 +78,31 @@ def every_instance() -> Iterator[tuple[str, str]]:
     for objective in every_objective():
         for T, entry in STORAGE.items():
             for V in widths(entry):
-                yield cuda_source.text("losses.cu", cuda_source.loss(objective)), f"elementwise_loss<{T}, Formula, {V}, 256>"
+                yield cuda_source.text("losses.cu", cuda_source.loss(objective)), elementwise_loss(T, V)
     any_loss = cuda_source.text("losses.cu", cuda_source.loss(every_objective()[0]))
+    for source in SOURCES:
+        yield any_loss, elementwise_loss("float", 4, source)
+        yield any_loss, cross_entropy("float", source)
+    for weight in COMPUTE:
+        yield any_loss, elementwise_loss("bfloat16_t", 8, "float", weight)
+        yield any_loss, cross_entropy("bfloat16_t", "int", weight)
     for T in STORAGE:
-        yield any_loss, f"softmax_cross_entropy<{T}>"
+        yield from ((any_loss, cross_entropy(T, Y)) for Y in {"long long", compute(T)})
         yield cuda_source.text("softmax.cu"), f"softmax<{T}>"
         yield cuda_source.text("softmax.cu"), f"softmax_gradient<{T}>"
     for name in optimizers.sheet():
         for C in COMPUTE:
             for V in widths(STORAGE[C]):
                 yield update_source(name), f"update<{C}, half_t, Formula, {V}>"
-            yield update_source(name), f"update_scalars<{C}, Formula>"
+            yield update_source(name), f"prepare_update<{C}, Formula>"
     updates, gather = update_source("sgd"), cuda_source.text("gather.cu")
     yield from ((updates, f"recast<float, {low}>") for low in ("half_t", "bfloat16_t"))
     yield from ((updates, f"update<float, bfloat16_t, Formula, {V}>") for V in widths(4))
     for C in COMPUTE:
-        yield from ((updates, f"{kernel}<{C}>") for kernel in ("set_slot", "gradient_norm"))
+        yield updates, f"set_slot<{C}>"
         yield from ((gather, f"sum_weights<{source}, {C}>") for source in SOURCES)
     yield from ((updates, f"randomize<{T}>") for T in STORAGE)
-    for target in (*STORAGE, "long long"):
+    for target in STORAGE:
         for source in SOURCES:
             for V in sorted({16 // max(SIZES[source], SIZES[target]), 1}):
                 yield gather, f"gather<{source}, {target}, {V}>"

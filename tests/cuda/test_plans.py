@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlpcore.backends import cuda_ops, cuda_step, device, launches, products
+from mlpcore.backends import cuda_ops, cuda_slot, cuda_source, device, launches, products
 from mlpcore.backends.cupy_reference import CupyReference
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core import activations, losses
@@ -146,13 +146,16 @@ def test_a_users_activation_of_a_known_name_is_not_taken_for_cublas_own():
 # -- the rest ------------------------------------------------------------------------------------------------------------
 
 
-def test_python_and_cpp_agree_on_the_slot_and_the_control_block():
-    source = cuda_ops.cuda_source.text("step.cuh")
-    assert f"sizeof(Slot) == {cuda_step.SLOT}" in source  # which the compilers check
-    assert f"sizeof(Control) == {cuda_step.CONTROL.itemsize}" in source
-    assert f"SETTINGS = {cuda_step.SETTINGS};" in source
-    for name in ("NOT_FINITE", "BAD_LABEL", "BAD_WEIGHT", "BAD_ROW"):
-        assert f"{name} = {getattr(cuda_step, name)}" in source
+def test_a_slot_has_a_word_for_each_field_and_they_are_where_cpp_has_them():
+    record = cuda_slot.SlotRecord()
+    for name, place in cuda_slot.WORD.items():
+        record.words[place] = place + 1
+        assert record.array[name].view(np.int64).flat[0] == place + 1
+    record.numbers[cuda_slot.WORD["weight"]] = 2.5
+    assert record.array["weight"] == 2.5
+    source = cuda_source.text("updates.cu")
+    assert source.index("struct Slot {") < source.index("set_slot(")
+    assert f"sizeof(Slot) == {cuda_slot.SLOT.itemsize}" in source  # which the compilers check
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,18 @@
 
 import itertools
 import os
+import queue
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends import cuda_step
+from mlpcore.backends import cuda_slot, cuda_step
 from mlpcore.backends import device as devices
+from mlpcore.training import cuda_graph
 from mlpcore.training.cuda_graph import GraphStep
 from tests.cuda_on_cpu.device import CpuDevice, algorithm
 
@@ -19,8 +23,9 @@ ROWS = 60
 
 @pytest.fixture
 def device(monkeypatch):
-    """A CUDA device that is none; algorithms are chosen anew."""
+    """A CUDA device that is none, whose graphs hold 8 chunks; algorithms are chosen anew."""
     opened = CpuDevice()
+    monkeypatch.setattr(cuda_graph, "UNROLLED", 8)
     monkeypatch.setitem(devices._opened, "cuda:0", opened)
     monkeypatch.setattr(devices, "_algorithms", {})
     return opened
@@ -307,17 +312,17 @@ def test_what_a_user_writes_into_the_weights_counts_from_the_next_step(device):
 def test_weights_written_after_an_interrupted_fit_count(device):
     X, Y, _ = data()
     one, fresh = (trainer("cuda", precision="bfloat16", optimizer=mc.SGD(0.1)) for _ in range(2))
-    run, steps = one._step.run, []
+    run, launches = one._step.run, []
 
     def interrupted(*arguments):
-        if len(steps) == 2:
+        if len(launches) == 2:
             raise KeyboardInterrupt
-        steps.append(1)
+        launches.append(1)
         return run(*arguments)
 
     one._step.run = interrupted
     with pytest.raises(KeyboardInterrupt):
-        one.fit(X, Y, epochs=1, batch_size=10, progress=False)
+        one.fit(X, Y, epochs=2, batch_size=10, progress=False)
     one._step.run = run
     one.net.W[2][...] *= 3
     fresh.net.parameters[...] = one.net.parameters
@@ -347,7 +352,7 @@ def test_the_plan_is_what_is_allocated_and_a_step_allocates_nothing(device):
     plan = one._step.make_plan(ROWS, given)
     taken.clear()
     float(one.step(X, Y, w))
-    beside = [32 * 2048, cuda_step.CONTROL.itemsize]  # room for 2,048 answers; a control block on its way
+    beside = [32 * 2048, cuda_slot.CONTROL.itemsize]  # room for 2,048 answers; a control block on its way
     assert sum(n for n in taken if n not in beside) == plan.total_bytes - 4 * one.net.layout.size  # which are there
     taken.clear()
     for _ in range(3):
@@ -357,7 +362,7 @@ def test_the_plan_is_what_is_allocated_and_a_step_allocates_nothing(device):
 
 def test_memory_does_not_grow_with_the_batch(device):
     one = mc.Trainer(mc.MLP([64, 64, 10], output="softmax", device="cuda"))
-    totals = {size: one.plan(size).total_bytes for size in (65536, 262144, 1048576)}
+    totals = {size: one.plan(size).total_bytes for size in (1 << 18, 1 << 20, 1 << 22)}
     assert len(set(totals.values())) == 1
     limited = mc.Trainer(one.net, memory_limit="4 MiB").plan(1048576)
     assert limited.total_bytes <= 4 << 20
@@ -379,6 +384,244 @@ def test_the_slowest_candidate_is_not_taken_and_a_deterministic_trainer_times_no
     assert timed
     chosen = devices._algorithms["cuda:0", False].chosen
     assert [p for p in chosen if chosen[p] != algorithm(p, 1)] == []  # the last candidate is the fastest there
+
+
+# -- several steps in one launch ---------------------------------------------------------------------------------------
+
+
+class AtEachStep(mc.Callback):
+    """A callback that looks at each step, so that each is launched by itself."""
+
+    def __init__(self):
+        self.steps, self.losses = [], []
+
+    def step_end(self, trainer, J):
+        self.steps.append(trainer.progress.step)
+        self.losses.append(J)
+
+
+def counted(device):
+    """The launches of graphs from here on."""
+    replays, record = [], device.record
+
+    def recorded(run):
+        recording = record(run)
+        replay = recording.replay
+        recording.replay = lambda: replays.append(1) or replay()
+        return recording
+
+    device.record = recorded
+    return replays
+
+
+RUNS = {
+    "plain": {},
+    "penalties, clipped": {"l1": 0.01, "l2": 0.1, "clip_norm": 0.05},
+    "dropout": {"dropout": [0.2, 0.4], "seed": 3},
+    "chunks": {"chunk_rows": 2},
+    "bfloat16": {"precision": "bfloat16"},
+    "float16": {"precision": "float16"},
+}
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize("settings", RUNS)
+def test_steps_launched_together_have_the_bits_of_steps_launched_one_by_one(device, settings, weighted):
+    X, Y, w = data()
+    replays, found = counted(device), []
+    for callbacks in ([], [AtEachStep()]):
+        one = trainer("cuda", optimizer=mc.AdamW(mc.Cosine(1e-2, warmup=3)), **RUNS[settings])
+        replays.clear()
+        history = one.fit(X, Y, w if weighted else None, epochs=3, batch_size=8, callbacks=callbacks, progress=False)
+        arrays = [one.net.parameters, *one._step.state.values()]
+        control = one._step.kernels.read_control()
+        found.append((len(replays), history["loss"], history["learning_rate"], [x.tobytes() for x in arrays], control))
+    together, alone = found
+    assert (together[0], alone[0]) == (3 * 4, 3 * 8)  # 4, 2, 1 whole batches and 4 rows
+    assert together[1:] == alone[1:]
+
+
+def test_callbacks_see_every_step_and_its_loss(device):
+    X, Y, _ = data()
+    seen = AtEachStep()
+    history = trainer("cuda").fit(X, Y, epochs=2, batch_size=20, callbacks=[seen], progress=False)
+    assert seen.steps == [1, 2, 3, 4, 5, 6]
+    losses = [float(J) for J in seen.losses]
+    np.testing.assert_allclose(history["loss"], [np.mean(losses[:3]), np.mean(losses[3:])], rtol=1e-12)
+
+
+def test_a_callback_at_the_end_of_an_epoch_leaves_steps_together(device):
+    X, Y, _ = data()
+    replays = counted(device)
+    trainer("cuda").fit(X, Y, epochs=2, batch_size=15, callbacks=[lambda trainer, entry: False], progress=False)
+    assert len(replays) == 2
+
+
+def test_a_run_of_more_steps_than_one_launch_holds_is_cut(device, monkeypatch):
+    monkeypatch.setattr(cuda_slot, "TOGETHER", 4)
+    X, Y, _ = data()
+    replays = counted(device)
+    one = trainer("cuda")
+    one.fit(X, Y, epochs=1, batch_size=5, progress=False)
+    assert (len(replays), one.progress.step) == (3, 12)
+    monkeypatch.setattr(cuda_graph, "NODES", 1)
+    replays.clear()
+    one.fit(X, Y, epochs=1, batch_size=5, progress=False)
+    assert len(replays) == 12
+
+
+@pytest.mark.parametrize("skip", [False, True], ids=["raise", "skip"])
+def test_a_fault_inside_a_launch_names_its_step_and_leaves_the_steps_after_it_undone(device, skip):
+    X, Y, _ = data("identity")
+    X[37] = 1e30  # step 4 of 6
+    how = {"on_non_finite": "skip"} if skip else {}
+    one, other = (trainer("cuda", "squared_error", "identity", optimizer=mc.SGD(1e-3), **how) for _ in range(2))
+    fit = {"epochs": 1, "batch_size": 10, "shuffle": False, "progress": False}
+    if skip:
+        history = one.fit(X, Y, **fit)
+        assert (one.skipped, one.progress.step, history["skipped"]) == (1, 6, [1.0])
+        parts = [slice(0, 10), slice(10, 20), slice(20, 30), slice(40, 50), slice(50, 60)]
+    else:
+        with pytest.raises(mc.NonFiniteLoss, match=r"step 4: .*; it began in layer 3 of 3") as caught:
+            one.fit(X, Y, **fit)
+        assert (caught.value.step, one.progress.step) == (4, 3)
+        parts = [slice(0, 10), slice(10, 20), slice(20, 30)]
+    for part in parts:
+        float(other.step(X[part], Y[part]))
+    np.testing.assert_array_equal(one.net.parameters, other.net.parameters)
+
+
+def test_a_checkpoint_is_written_after_as_many_steps_as_it_was_asked_for(device, tmp_path, monkeypatch):
+    X, Y, w = data()
+    saved, save = [], mc.Trainer.save
+    monkeypatch.setattr(mc.Trainer, "save", lambda one, *rest: saved.append(one.progress.step) or save(one, *rest))
+    how = {"epochs": 2, "batch_size": 5, "progress": False, "checkpoint": tmp_path / "run", "every": "5 steps"}
+    one = trainer("cuda", optimizer=mc.SGD(0.1, momentum=0.9))
+    one.fit(X, Y, w, **how)
+    assert saved == [5, 10, 15, 20, 24]
+
+
+def test_a_run_resumes_between_two_launches_to_the_bit(device, tmp_path):
+    X, Y, w = data()
+    how = {"epochs": 3, "batch_size": 5, "progress": False}
+    whole, left = (trainer("cuda", optimizer=mc.AdamW(mc.Cosine(1e-2))) for _ in range(2))
+    history = whole.fit(X, Y, w, **how)
+    save, runs = left.save, []
+
+    def save_and_leave(*arguments):
+        save(*arguments)
+        runs.append(1)
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+
+    left.save = save_and_leave
+    with pytest.raises(KeyboardInterrupt):
+        left.fit(X, Y, w, **how, checkpoint=tmp_path / "run", every="6 steps")
+    resumed = mc.Trainer.load(tmp_path / "run", "cuda")
+    assert resumed.unfinished == "in epoch 2 of 3, after 6 of its batches"
+    again = resumed.fit(X, Y, w, **how)
+    assert again["loss"] == history["loss"]
+    np.testing.assert_array_equal(resumed.net.parameters, whole.net.parameters)
+
+
+def test_rows_from_the_host_and_large_steps_are_launched_one_by_one(device, monkeypatch):
+    X, Y, _ = data()
+    one = trainer("cuda")
+    given = one.prepare(X, Y).inputs
+    assert one._step.together(10, given) > 1
+    assert one._step.together(10, given._replace(host=True)) == 1
+    monkeypatch.setattr(cuda_graph, "WORTHWHILE", 6 * 9 * one.net.layout.weights)
+    assert one._step.together(10, given) == 1
+
+
+# -- threads, and who writes -------------------------------------------------------------------------------------------
+
+
+def test_j_may_be_read_from_another_thread_while_steps_are_launched(device):
+    X, Y, _ = data()
+    one, taken, found = trainer("cuda", optimizer=mc.SGD(0.1)), queue.SimpleQueue(), []
+    alone = trainer("cuda", optimizer=mc.SGD(0.1))
+    multiply = device.multiply
+    device.multiply = lambda *arguments: time.sleep(1e-5) or multiply(*arguments)  # lets the other thread in
+
+    def read():
+        while (J := taken.get()) is not None:
+            found.append(float(J))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    for _ in range(60):
+        taken.put(one.step(X, Y))
+    taken.put(None)
+    reader.join(60)
+    assert found == [float(alone.step(X, Y)) for _ in range(60)]
+
+
+def test_a_fault_read_in_another_thread_does_not_undo_a_step_that_is_being_launched(device):
+    X, Y, _ = data("identity")
+    one = trainer("cuda", "squared_error", "identity", optimizer=mc.SGD(1e30))
+    losses = [one.step(X, Y) for _ in range(3)]
+    reading, launching, control = [], [], one._step.kernels.read_control
+
+    def slow():
+        reading.append(time.perf_counter())
+        found = control()
+        time.sleep(0.05)
+        reading.append(time.perf_counter())
+        return found
+
+    one._step.kernels.read_control = slow
+    caught = []
+
+    def read():
+        with pytest.raises(mc.NonFiniteLoss) as error:
+            float(losses[-1])
+        caught.append(error.value.step)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    while not reading and reader.is_alive():
+        time.sleep(1e-3)
+    one.step(X, Y)
+    launching.append(time.perf_counter())
+    reader.join(60)
+    assert caught == [2]
+    assert launching[0] > reading[1]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_parameters_are_cast_again_only_where_somebody_may_have_written_them(device, precision):
+    X, Y, _ = data()
+    cast, launch = [], device.launch
+    device.launch = lambda kernel, *rest: (cast.append(1) if "recast" in kernel.name else None) or launch(kernel, *rest)
+    one = trainer("cuda", precision=precision, optimizer=mc.SGD(0.1))
+    for _ in range(3):
+        float(one.step(X, Y))
+    assert len(cast) == 1
+    other = mc.Trainer(one.net, "cross_entropy", mc.SGD(0.1), precision=precision)
+    float(other.step(X, Y))
+    assert len(cast) == 2
+    float(one.step(X, Y))
+    float(one.step(X, Y))
+    assert len(cast) == 3  # the other trainer's step counted
+    one.fit(X, Y, epochs=1, batch_size=20, progress=False)
+    one.evaluate(X, Y)
+    assert len(cast) == 3
+    one.net.W[1][...] *= 2
+    float(one.step(X, Y))
+    float(one.step(X, Y))
+    assert len(cast) == 5  # whoever has a view may write at any time
+    one.fit(X, Y, epochs=2, batch_size=20, progress=False)
+    assert len(cast) == 6  # … but not while fit runs without callbacks
+
+
+def test_early_stopping_puts_parameters_back_that_the_next_step_reads(device):
+    X, Y, _ = data()
+    one = trainer("cuda", precision="bfloat16", optimizer=mc.SGD(5.0))
+    stopping = mc.EarlyStopping(patience=2, monitor="loss")
+    one.fit(X, Y, epochs=6, batch_size=20, early_stopping=stopping, progress=False)
+    fresh = mc.Trainer(one.net.copy(), "cross_entropy", mc.SGD(5.0), precision="bfloat16")
+    assert float(one.step(X, Y)) == float(fresh.step(X, Y))
 
 
 # -- networks on a device ----------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static thread_local  // one block runs at a time; nothing else is thread_local here
 #define DYNAMIC_SHARED(type, name) type* const name = reinterpret_cast<type*>(cuda_on_cpu::state.dynamic_shared)
 #define UNCHECKED __attribute__((no_sanitize_address))

@@ -137,7 +137,7 @@ class CpuDevice:
         self._not_while_recording("empty")
         memory = np.full(nbytes + 256 + self.misalignment, POISON, np.uint8)
         self._memory[id(memory)] = memory
-        begin = -self.address(memory) % 256 + self.misalignment
+        begin = -extent(memory)[0] % 256 + self.misalignment
         return memory[begin : begin + nbytes]
 
     def address(self, array: np.ndarray) -> int:
@@ -175,10 +175,11 @@ class CpuDevice:
         if any(x.owner() is None for x in memory):
             raise RuntimeError(f"{kernel.name}: memory that a recording works on has been freed")
         ranges = [x.extent for x in memory]
+        sets = any(x.kind is not None and x.kind.names and not x.pointer for x in arguments)
         for wanted, given in zip(kernel.types, arguments, strict=True):
-            if wanted == "Slot*":
+            if wanted == "Slot*" and sets:
                 self._behind[given.data] = list(ranges)
-            elif wanted == "const Slot*":
+            elif wanted in ("Slot*", "const Slot*"):
                 ranges += self._behind.get(given.data, [])
         self._launches += 1
         self._last_use |= {x: self._launches for x in self._last_use if any(overlap(x, y) for y in ranges)}
@@ -229,11 +230,9 @@ class CpuDevice:
                 check(call)
         return recording
 
-    def stream(self) -> str:
+    def follow(self, stream: object) -> str:
+        assert stream in (None, "stream")
         return "stream"
-
-    def follow(self, stream: object) -> None:
-        assert stream == "stream"
 
     # -- arrays of the host and of the device --
 
@@ -314,9 +313,12 @@ class CpuDevice:
         """The memory behind the addresses in a record."""
         fields = [record[name] for name in record.dtype.names or ()]
         addresses = [int(x) for field in fields if field.dtype == np.uint64 for x in field.flat if x]
-        return tuple(self._addressed.get(x) or self._around(x) for x in addresses)
+        return tuple(map(self._memory_at, addresses))
 
-    def _around(self, address: int) -> Memory:
+    def _memory_at(self, address: int) -> Memory:
+        known = self._addressed.get(address)
+        if known is not None and known.owner() is not None:
+            return known
         for memory in self._memory.values():
             if holds(memory, address):
                 return Memory(extent(memory), weakref.ref(memory))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends import cuda_step, launches
+from mlpcore.backends import cuda_slot, launches
 from mlpcore.backends.cuda_ops import CudaOps
 from mlpcore.core import activations, losses
 from tests.gpu.test_training import ROWS, data, near, trainer
@@ -212,7 +212,7 @@ def test_what_is_allocated_is_what_the_plan_says_to_the_byte(cupy, settings):
     with asked:
         J = one.step(*arrays)
         float(J)
-    beside = [32 * 2048, cuda_step.CONTROL.itemsize]  # room for 2,048 answers; a control block on its way
+    beside = [32 * 2048, cuda_slot.CONTROL.itemsize]  # room for 2,048 answers; a control block on its way
     sizes = [n for n in asked.sizes if n not in beside]
     assert sum(sizes) + one.net.parameters.nbytes == plan.total_bytes, (asked.sizes, str(plan))
     again = hook_of(cupy)
@@ -229,7 +229,7 @@ def test_a_batch_from_the_host_allocates_its_staging_and_nothing_later(cupy):
     plan = one._step.make_plan(ROWS, one._checked(X, Y, w).inputs)
     with asked:
         float(one.step(X, Y, w))
-    beside = [32 * 2048, cuda_step.CONTROL.itemsize]
+    beside = [32 * 2048, cuda_slot.CONTROL.itemsize]
     assert sum(n for n in asked.sizes if n not in beside) + one.net.parameters.nbytes == plan.total_bytes
     again = hook_of(cupy)
     with again:

@@ -1,0 +1,76 @@
+"""Losses of steps on a CUDA device, fetched when somebody asks for them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from mlpcore.backends.cuda_device import Device
+from mlpcore.core.ops import Array
+from mlpcore.core.optimizers import Progress
+
+ROWS = 2048  # results in one allocation: 64 KiB
+ROW_BYTES = 32
+
+
+class StepResults:
+    """The results of recent steps, one row each, in device memory: J, status, step of the first fault, Σ w.
+
+    Attributes:
+        asked: rows whose steps have been launched.
+        address: where the first row lies.
+    """
+
+    def __init__(self, device: Device):
+        self.device = device
+        self.array = device.empty(ROW_BYTES * ROWS).view(np.float64).reshape(ROWS, 4)
+        self.address = device.address(self.array)
+        self.asked = 0
+        self._fetched = 0
+        self._host = np.empty((ROWS, 4))
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """Return rows of steps that have been launched; wait for them, and fetch all others with them."""
+        if first + count > self._fetched:
+            self._host[self._fetched : self.asked] = self.device.to_host(self.array[self._fetched : self.asked])
+            self._fetched = self.asked
+        return self._host[first : first + count]
+
+
+class Reader(Protocol):
+    """The step that `DeviceLoss` asks for its results."""
+
+    device: Device
+
+    def read_results(self, results: StepResults, first: int, count: int, progress: Progress) -> np.ndarray:
+        """Return rows of results, or raise the fault that one of them tells of."""
+
+
+class DeviceLoss:
+    """J of a step, still on the device. `float(J)` waits for it and raises what went wrong up to that step."""
+
+    __slots__ = ("_count", "_first", "_progress", "_results", "_step")
+
+    def __init__(self, step: Reader, results: StepResults, first: int, count: int, progress: Progress):
+        self._step, self._results, self._first = step, results, first
+        self._count, self._progress = count, progress
+
+    @property
+    def array(self) -> Array:
+        """J as a 0-d float64 array of the device's; read it by `float(J)`, which looks for faults too."""
+        return self._results.array[self._first, :1].reshape(())
+
+    def values(self) -> list[tuple[float, float]]:
+        """Return J and Σ w of each step that was launched together with this one; wait for them."""
+        rows = self._step.read_results(self._results, self._first, self._count, self._progress)
+        return [(float(J), float(weight)) for J, _, _, weight in rows]
+
+    def __float__(self) -> float:
+        return self.values()[0][0]
+
+    def __repr__(self) -> str:
+        return f"DeviceLoss(on {self._step.device.name}; float(J) waits for it)"
+
+    def __format__(self, spec: str) -> str:
+        return format(float(self), spec)
