@@ -13,10 +13,8 @@ NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 
 
 def close(said: str, found: str) -> bool:
-    """Whether a printed number is the one on the page; rounding errors may differ by a factor of 100 from BLAS to BLAS."""
-    a, b = float(said.replace(",", "")), float(found.replace(",", ""))
-    if max(abs(a), abs(b)) < 1e-5:
-        return a == b or 0.01 <= abs((a or 1e-17) / (b or 1e-17)) <= 100
+    """Whether a printed number is the one on the page, up to its last digit."""
+    a, b = (float(number.replace(",", "")) for number in (said, found))
     return abs(a - b) <= 0.1 * max(abs(a), abs(b))
 
 

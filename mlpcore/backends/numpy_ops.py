@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import itertools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from mlpcore.core.ops import Array, Buffer, row_major
 
 PIECE = 32768  # entries per pass of a formula: what it reads and writes stays in L2
 BUFFER = 2048  # entries that NumPy buffers in a broadcast: 8,192 by default, which is slower and takes 64 KiB
+BLOCK = 2048  # entries that a sum converts to double at a time: 16 KiB for each thread of a step
 FEW = 2048  # entries of a product that cost less to zero than `matmul` takes to look at its arguments
 NARROW = 64  # softmax over at most so many classes works on the transpose, where row sums are sums of contiguous rows
 Call = tuple[Callable[..., object], tuple[Any, ...]]
@@ -472,15 +472,12 @@ class NumpyOps:
             self._run(program, {**pieces, **scalars}, [register[:size] for register in registers])
 
     def sum_squares(self, v: Array) -> float:
-        """Σ v², as a float: infinite only if an entry is, or the sum in double precision."""
-        total = float(self.xp.dot(v, v))
-        if math.isfinite(total) or v.dtype == np.float64:
-            return total
-        return sum(float(self.xp.sum(self.xp.square(piece, dtype=np.float64))) for piece in _pieces(v))
+        """Σ v², summed in double precision."""
+        return sum(float(self.xp.dot(piece, piece)) for piece in _in_double(v))
 
     def sum_abs(self, v: Array) -> float:
-        """Σ |v|, as a float."""
-        return sum(float(self.xp.add.reduce(self.xp.abs(piece))) for piece in _pieces(v))
+        """Σ |v|, summed in double precision."""
+        return sum(float(self.xp.add.reduce(self.xp.abs(piece))) for piece in _in_double(v))
 
     def copy(self, source: Array, destination: Array) -> None:
         """Destination = source, cast if need be."""
@@ -527,8 +524,9 @@ def _flat(places: dict[str, Array]) -> dict[str, Array]:
     return {name: array.reshape(-1) if array.ndim else array for name, array in places.items()}
 
 
-def _pieces(v: Array) -> list[Array]:
-    return [v[i : i + 4096] for i in range(0, v.size, 4096)]
+def _in_double(v: Array) -> Iterator[Array]:
+    """Yield a flat vector in pieces of float64, so that no copy of it is made as a whole."""
+    return (v[i : i + BLOCK].astype(np.float64, copy=False) for i in range(0, v.size, BLOCK))
 
 
 def _accumulate(reduce: Callable[[Array], Any], v: Array, total: Array) -> None:

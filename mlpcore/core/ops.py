@@ -139,10 +139,10 @@ class Ops(Protocol):
         """Elementwise statements over flat vectors in one pass; `scalars` are 0-d arrays for the keys of `program.folded`."""
 
     def sum_squares(self, v: Array) -> float:
-        """Σ v², as a float (waits for it)."""
+        """Σ v², summed in double precision (waits for it)."""
 
     def sum_abs(self, v: Array) -> float:
-        """Σ |v|, as a float (waits for it)."""
+        """Σ |v|, summed in double precision (waits for it)."""
 
     def copy(self, source: Array, destination: Array) -> None:
         """Destination = source, cast if need be."""

@@ -83,7 +83,7 @@ class Rows:
             constant = float(np.average(self.offsets[rows], weights=None if self.weights is None else self.weights[rows]))
         if self.share != 1 and l2:
             W = trainer.net.parameters[: trainer.net.layout.weights]
-            constant += (1 - self.share) * 0.5 * l2 * float(W @ W)
+            constant += (1 - self.share) * 0.5 * l2 * trainer._step.ops.sum_squares(W)
         return constant
 
 

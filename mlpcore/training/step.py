@@ -301,12 +301,18 @@ class Step(PlannedStep):
             raise
 
     def _reduce_lane(self, count: int, lane: int) -> float:
-        """The gradient of the batch: the sum over the `count` workers that had rows, and the penalties'. Returns Σ g²."""
+        """Add up the gradients of the `count` workers that had rows, and the penalties'. Returns Σ g².
+
+        Without clipping its digits do not matter, only whether it is finite.
+        """
         for addition in self.additions[: count - 1]:
             addition[lane].replay()
         if self.penalty is not None:
             self.penalty.lanes[lane].replay()
-        return self.lane_ops[lane].sum_squares(self.lane_gradients[lane])
+        gradient = self.lane_gradients[lane]
+        if self.settings.clip_norm is None and math.isfinite(squares := float(gradient.dot(gradient))):
+            return squares
+        return self.lane_ops[lane].sum_squares(gradient)
 
     def _penalty_value(self) -> float:
         """l1 Σ|W| + ½ l2 Σ W² of the weights as they are."""

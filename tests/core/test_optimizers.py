@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import mlpcore as mc
+from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core.optimizers import Progress
 
 # A loss that is linear in the output has whatever gradient the targets say: dW = Xᵀ Y / m, db = the mean of Y.
@@ -409,4 +411,26 @@ def test_the_penalties_sums_do_not_lose_digits_over_many_weights():
     trainer = mc.Trainer(net, loss=FLAT, optimizer=mc.SGD(0.0), l1=1.0, l2=1.0)
     J = trainer.step(np.ones((1, 300)), np.ones((1, 300)))
     w = float(np.float32(0.1))
-    assert pytest.approx(300 + 90000 * (w + 0.5 * w * w), rel=1e-6) == J
+    assert pytest.approx(300 + 90000 * (w + 0.5 * w * w), rel=1e-12) == J
+
+
+def test_clipping_measures_the_norm_of_many_equal_slopes_without_losing_digits():
+    net = mc.MLP([300, 300], bias=False)
+    net.parameters[...] = np.float32(0.1)
+    trainer = mc.Trainer(net, loss=FLAT, optimizer=mc.SGD(1.0), l2=1.0, clip_norm=15.0)
+    trainer.step(np.ones((1, 300)), np.ones((1, 300)))  # each of 90,000 slopes is 0.1, and becomes 15 / 300
+    np.testing.assert_allclose(net.parameters, 0.05, rtol=3e-7)
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-25, 1e25])
+@pytest.mark.parametrize("count", [1, 2047, 90_000, 16_000_000])
+def test_sums_over_equal_entries_are_right_to_double_precision_and_copy_no_vector(count, value):
+    v, ops = np.full(count, -value, np.float32), NumpyOps()
+    w = float(np.float32(value))
+    tracemalloc.start()
+    try:
+        assert ops.sum_squares(v) == pytest.approx(count * w * w, rel=1e-12, abs=0)
+        assert ops.sum_abs(v) == pytest.approx(count * w, rel=1e-12, abs=0)
+        assert tracemalloc.get_traced_memory()[1] <= 48 << 10
+    finally:
+        tracemalloc.stop()
