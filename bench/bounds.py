@@ -18,6 +18,8 @@ import numpy as np
 
 from bench.cases import STATES, Case
 
+GPU_ORDER, GPU_ENTRIES = 8192, 1 << 28  # of the matrices that are multiplied; of the float32 vector that is copied
+
 
 def flop(case: Case, batch: int) -> int:
     """Floating-point operations of the GEMMs of a step."""
@@ -71,24 +73,27 @@ def _cpu(n: int = 2048, megabytes: int = 256) -> tuple[float, float]:
     return rate, 2 * source.nbytes / seconds
 
 
-def _gpu(precision: str, n: int = 8192) -> tuple[float, float]:
+def _gpu(precision: str) -> tuple[float, float]:
     """TF32 by CuPy's environment variable CUPY_TF32, which the parent sets; bfloat16 at float16's rate, which is the same."""
-    import cupy as cp
+    from mlpcore.backends import device as devices
 
-    dtype = cp.float16 if precision in ("float16", "bfloat16") else cp.float32
-    A, B, C = (cp.random.standard_normal((n, n), dtype=cp.float32).astype(dtype) for _ in range(3))
+    device, n = devices.open_device("cuda:0"), GPU_ORDER
+    xp = device.xp
+    dtype = xp.float16 if precision in ("float16", "bfloat16") else xp.float32
+    rng = xp.random.default_rng(0)
+    A, B, C = (rng.standard_normal((n, n), dtype=xp.float32).astype(dtype) for _ in range(3))
 
     def gemms() -> None:
         for _ in range(10):
-            cp.matmul(A, B, out=C)
-        cp.cuda.Device().synchronize()
+            xp.matmul(A, B, out=C)
+        device.settle(device.mark())
 
-    source = cp.ones(1 << 28, cp.float32)
-    target = cp.zeros_like(source)
+    source = xp.ones(GPU_ENTRIES, xp.float32)
+    target = xp.zeros_like(source)
 
     def copies() -> None:
         for _ in range(10):
-            cp.copyto(target, source)
-        cp.cuda.Device().synchronize()
+            xp.copyto(target, source)
+        device.settle(device.mark())
 
     return 20 * n**3 / _fastest(gemms), 20 * source.nbytes / _fastest(copies)

@@ -3,16 +3,16 @@
     python bench/kernels.py [--gib 1 2] --out DIR
 
 `copy` reads and writes an array; `bias_activation` reads and writes S in place; `activation_gradient` reads G and Z (or S) and
-writes D over G. Bandwidth counts each read and each write once. Device events, medians of interleaved repeats.
+writes D over G. Bandwidth counts each read and each write once. Each kernel is timed in turn with the copy, after a first call
+that compiles it; medians of the repeats. OUT/kernels.json is written anew after each kernel.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +20,36 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone,
 
 from bench import machine
 from mlpcore.backends import device as devices
-from mlpcore.core import formulas
+from mlpcore.backends.cuda_device import Device
+from mlpcore.core import formulas, losses
 from mlpcore.core.activations import resolve
 from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.ops import storage
+from mlpcore.training.plan import allocate
 
 COLUMNS = 4096
 ACTIVATIONS = ("relu", "tanh", "gelu")
 
 
-def measure(device: Any, dtype: str, gib: float, rounds: int) -> list[dict[str, Any]]:
-    """Bandwidths of one dtype and size, each over the copy's."""
+def measure(device: Device, dtype: str, gib: float, rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield each kernel's bandwidth at one dtype and size, and its ratio to that of a copy timed in turn with it."""
     xp, ops = device.xp, devices.operations(device.name)()
     kind = xp.dtype(storage(dtype))
-    rows = int(gib * 2**30) // (COLUMNS * kind.itemsize)
+    rows = max(1, int(gib * 2**30) // (COLUMNS * kind.itemsize))
+    objective = losses.pair(losses.resolve("squared_error"), None)
+    scratch = ops.scratch(rows, (COLUMNS, COLUMNS), dtype, (None, None), objective, accumulates=False)
+    ops.use(allocate(ops, scratch))  # once, as in a step: otherwise `activation_gradient` allocates at each call
 
     def data() -> Any:
         numbers = xp.random.default_rng(0).standard_normal((rows, COLUMNS), dtype=xp.float32)
         return (numbers.view(xp.uint32) >> 16).astype(xp.uint16) if dtype == "bfloat16" else numbers.astype(kind, copy=False)
 
     S, G, other, b, db = data(), data(), data(), xp.zeros(COLUMNS, xp.float32), xp.zeros(COLUMNS, xp.float32)
-    runs: dict[str, tuple[int, Callable[[], None]]] = {"copy": (2, lambda: xp.copyto(other, S))}
+
+    def copy() -> None:
+        xp.copyto(other, S)
+
+    runs: dict[str, tuple[int, Callable[[], None]]] = {"copy": (2, copy)}
     for name in ACTIVATIONS:
         sigma = resolve(name)
         reads = 1 + len(formulas.reads(sigma.slope) & {"s", "z"})
@@ -49,35 +58,36 @@ def measure(device: Any, dtype: str, gib: float, rounds: int) -> list[dict[str, 
             reads + 1,
             lambda sigma=sigma: ops.activation_gradient(G, other, S, sigma, G, db),
         )
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, (_, launch) in runs.items():
-            seconds[name].append(device.seconds(launch))
-    rate = {name: moved * S.nbytes / statistics.median(seconds[name]) for name, (moved, _) in runs.items()}
-    return [
-        {"kernel": name, "dtype": dtype, "GiB": gib, "GB/s": rate[name] / 1e9, "over copy": rate[name] / rate["copy"]}
-        for name in runs
-    ]
+    for name, (moved, launch) in runs.items():
+        launch()  # compiles
+        pairs = [(device.seconds(launch), device.seconds(copy)) for _ in range(rounds)]
+        rate = moved * S.nbytes / statistics.median(kernel for kernel, _ in pairs)
+        over = statistics.median(moved / 2 * copied / kernel for kernel, copied in pairs)
+        yield {"kernel": name, "dtype": dtype, "GiB": gib, "GB/s": rate / 1e9, "over copy": over}
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         device = devices.open_device("cuda:0")
     except DeviceUnavailable as reason:
         print(f"kernels: {reason}", file=sys.stderr)
         return 1
-    points = [(dtype, gib) for dtype in ("float32", "bfloat16") for gib in options.gib]
-    rows = [row for point in points for row in measure(device, *point, options.rounds)]
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "kernels.json").write_text(json.dumps({"machine": machine.describe("cuda"), "kernels": rows}, indent=1))
-    for row in rows:
-        point = f"{row['kernel']:<28} {row['dtype']:<9} {row['GiB']:>5.1f} GiB"
-        print(f"{point} {row['GB/s']:>8.0f} GB/s  {row['over copy']:>5.2f} x copy")
+    rows: list[dict[str, Any]] = []
+    result = {"machine": machine.describe("cuda"), "commit": machine.commit(), "kernels": rows}
+    with device.active():
+        for dtype in ("float32", "bfloat16"):
+            for gib in options.gib:
+                for row in measure(device, dtype, gib, options.rounds):
+                    rows.append(row)
+                    machine.write(result, options.out / "kernels.json")
+                    point = f"{row['kernel']:<28} {row['dtype']:<9} {row['GiB']:>5.1f} GiB"
+                    print(f"{point} {row['GB/s']:>8.0f} GB/s  {row['over copy']:>5.2f} x copy", flush=True)
     return 0
 
 

@@ -6,6 +6,8 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -41,13 +43,18 @@ def sources() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, with "+" where files differ from it; "" outside one."""
+    """Return the environment's MLPCORE_COMMIT, else the checkout's commit, with "+" where files differ, else "unknown"."""
+    if named := os.environ.get("MLPCORE_COMMIT"):
+        return named
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return "unknown"
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(ROOT), *words]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
-    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", "mlpcore", "kernels", "bench") else "")
+    changed = git("status", "--porcelain", "--", "mlpcore", "kernels", "bench")
+    return git("rev-parse", "HEAD") + ("+" if changed else "") or "unknown"
 
 
 def blas() -> list[dict[str, Any]]:
@@ -80,10 +87,16 @@ def available_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 63)
 
 
+def write(result: dict[str, Any], file: Path) -> None:
+    """Write JSON to a part file, then rename it: a reader sees the old or the new result, never half of one."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(part, file)
+
+
 def save(folder: Path | None, name: str, device: str, found: Any) -> None:
     """Write what a script has found, with machine and commit, as `name`.json into a folder; nothing without one."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    result = {"machine": describe(device), "commit": commit(), name: found}
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write({"machine": describe(device), "commit": commit(), name: found}, folder / f"{name}.json")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
@@ -22,9 +23,14 @@ class ChildFailed(Exception):
 
 
 class Child:
-    """A process of bench/child.py. Use it as a context manager."""
+    """A process of bench/child.py. Use it as a context manager.
 
-    def __init__(self, job: str, *, tf32: bool = False, **request: Any) -> None:
+    Attributes:
+        patience: seconds that it may take for an answer.
+    """
+
+    def __init__(self, job: str, *, tf32: bool = False, patience: float = 300.0, **request: Any) -> None:
+        self.patience = patience
         environment = {key: value for key, value in os.environ.items() if key not in PINS}
         paths = [str(ROOT), environment.get("PYTHONPATH", "")]
         environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -46,17 +52,24 @@ class Child:
             raise ChildFailed(self._last_words()) from None
         return self.answer()
 
-    def answer(self, limit: float = 300.0) -> Answer:
-        """The next line that the child writes; the child is stopped after `limit` seconds. Raises ChildFailed."""
+    def answer(self, deadline: float | None = None) -> Answer:
+        """Read the child's next line, and stop the child at `deadline` (of time.monotonic), by default when patience ends.
+
+        Raises:
+            ChildFailed: it ended, or was stopped.
+        """
         assert self.process.stdout
+        limit = self.patience if deadline is None else max(0.1, deadline - time.monotonic())
         timer = threading.Timer(limit, self.process.kill)
+        begin = time.monotonic()
         timer.start()
         try:
             line = self.process.stdout.readline()
         finally:
             timer.cancel()
         if not line:
-            raise ChildFailed(self._last_words())
+            late = f"stopped, no answer in {limit:.0f} s; " if time.monotonic() - begin >= limit else ""
+            raise ChildFailed(late + self._last_words())
         found: Answer = json.loads(line)
         return found
 

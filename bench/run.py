@@ -1,6 +1,6 @@
 """The benchmark suite: throughput, step time and peak memory of mlpcore and its peers, across batch sizes.
 
-    python bench/run.py --suite quick|step|cpu|gpu --out DIR [--cases 784] [--batches 32,128] [--peers torch,jax-scan]
+    python bench/run.py --suite quick|step|cpu|gpu|gpu-sweep --out DIR [--cases 784] [--batches 32,128] [--peers torch,jax-scan]
     python bench/run.py compare A.json B.json
     python bench/run.py show RESULT.json [--out DIR]
 
@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone, nothing installed
 
-from bench import compare, footprint, store, tables
-from bench.cases import CASES, SUITES, Suite
-from bench.measure import ceilings, measure
+from bench import compare, footprint, machine, store, tables
+from bench.cases import CASES, START, SUITES, Suite
+from bench.measure import ceiling, measure
 from bench.parent import ChildFailed, once
 from bench.peers import PEERS
+
+FOOTPRINT = 60.0  # seconds that the footprint should take at most
 
 
 def selected(options: argparse.Namespace) -> Suite:
@@ -49,8 +52,12 @@ def selected(options: argparse.Namespace) -> Suite:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures what is not yet in the result, prints every point, and draws."""
-    suite = selected(options)
+    """Measures what is not yet in the result and fits the suite's budget, prints every point, and draws."""
+    begin, suite = time.monotonic(), selected(options)
+
+    def fits(seconds: float) -> bool:
+        return not suite.budget or time.monotonic() - begin + seconds <= suite.budget
+
     options.out.mkdir(parents=True, exist_ok=True)
     file, device = options.out / "result.json", suite.points[0].device
     result = store.resume(store.fresh(options.suite, suite, once("describe", device=device)), file)
@@ -59,26 +66,33 @@ def run(options: argparse.Namespace) -> None:
     if device == "cuda" and result["machine"]["device"] == "cpu":
         sys.exit(f"no point measured, no CUDA device to use: {result['machine']['cuda']}")
     print(tables.LEGEND)
-    kinds = {f"{point.device}/{point.precision}" for point in left}
-    if kinds - set(result["ceilings"]):
-        result["ceilings"] |= ceilings(left)
+    failed, late = [], []
     with tempfile.TemporaryDirectory() as folder, tqdm(left, unit="point", disable=None) as progress:
         for point in progress:
+            kind = f"{point.device}/{point.precision}"
+            if not fits(suite.reckoned(point) + START * (kind not in result["ceilings"])):
+                late.append(point.key)
+                continue
             progress.set_description(f"{point.case} x {point.batch:,}")
             try:
-                found = measure(point, suite, result["ceilings"][f"{point.device}/{point.precision}"], Path(folder))
+                if kind not in result["ceilings"]:
+                    result["ceilings"][kind] = ceiling(point)
+                found = measure(point, suite, result["ceilings"][kind], Path(folder))
             except ChildFailed as error:
-                tqdm.write(f"{point.key}: mlpcore failed: {error}", file=sys.stdout)
+                failed.append(point.key)
+                tqdm.write(f"{point.key} failed: {error}", file=sys.stdout)
                 continue
             result["points"][point.key] = found
-            store.save(result, file)
+            machine.write(result, file)
             tqdm.write(tables.block(found), file=sys.stdout)
-    if not result["footprint"]:
+    if options.footprint and not result["footprint"] and fits(FOOTPRINT):
         result["footprint"] = footprint.measure(device)
-    store.save(result, file)
+    machine.write(result, file)
     summary(result, options.out)
-    if failed := [point.key for point in suite.points if point.key not in result["points"]]:
-        sys.exit(f"not measured: {', '.join(failed)}")
+    if late:
+        print(f"no time was left for {', '.join(late)}: the same command goes on with it")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 def summary(result: store.Result, folder: Path | None) -> None:
@@ -117,6 +131,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--cases", default="", help="only cases whose names or sizes contain one of these, separated by commas")
     parser.add_argument("--batches", default="", help="these batch sizes instead of the suite's, separated by commas")
     parser.add_argument("--peers", help=f"instead of the suite's, separated by commas: {', '.join(PEERS)}; '' for none")
+    parser.add_argument("--no-footprint", dest="footprint", action="store_false", help="leave import times and sizes out")
     parser.add_argument("--rounds", type=int, default=0, help="interleaved repeats, at least 6 for a 95%% bound")
     try:
         run(parser.parse_args(arguments))

@@ -40,13 +40,6 @@ def load(file: Path) -> Result:
     return result
 
 
-def save(result: Result, file: Path) -> None:
-    """Writes beside the file, then puts it in its place: a reader sees the old or the new one, never a part."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, file)
-
-
 def resume(new: Result, file: Path) -> Result:
     """The result in `file` where it goes on with the same code on the same machine, else `new`, the old one renamed."""
     if not file.exists():

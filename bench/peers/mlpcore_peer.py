@@ -10,6 +10,7 @@ import mlpcore as mc
 from bench.cases import BETAS, DECAY, EPSILON, POOL
 from bench.peers import Unsupported
 from bench.work import Work
+from mlpcore.backends import device as devices
 
 
 class Mlpcore:
@@ -17,8 +18,8 @@ class Mlpcore:
 
     def __init__(self, work: Work) -> None:
         self.work, case = work, work.case
-        self.xp = _arrays(work.device)
         net = mc.MLP(case.sizes, case.activation, case.output, device=work.device)
+        self.xp = devices.module(net.device)
         for l, (W, b) in enumerate(zip(work.W, work.b, strict=True), start=1):
             net.W[l][...], net.b[l][...] = self.xp.asarray(W), self.xp.asarray(b)
         rate = case.rate
@@ -56,7 +57,7 @@ class Mlpcore:
             fit(self.X[:rest], self.Y[:rest], epochs=1)
 
     def _timed(self, run: Callable[[int], None], count: int) -> float | None:
-        if self.work.device == "cpu":
+        if self.xp.__name__ != "cupy":
             run(count)
             return None
         start, stop = self.xp.cuda.Event(), self.xp.cuda.Event()
@@ -80,7 +81,7 @@ class Mlpcore:
         return lambda count: self._timed(run, count)
 
     def peak(self) -> int | None:
-        return None if self.work.device == "cpu" else int(self.xp.get_default_memory_pool().total_bytes())
+        return int(self.xp.get_default_memory_pool().total_bytes()) if self.xp.__name__ == "cupy" else None
 
 
 def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
@@ -108,17 +109,6 @@ def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
                 ops.gemm(D[l], net.W[l].T, S[l - 1])
 
     return run
-
-
-def _arrays(device: str) -> Any:
-    """NumPy, or CuPy where the device is CUDA."""
-    if device == "cpu":
-        import numpy
-
-        return numpy
-    import cupy
-
-    return cupy
 
 
 def build(work: Work, way: str) -> Mlpcore:

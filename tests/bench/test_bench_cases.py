@@ -5,7 +5,7 @@ import pytest
 
 import mlpcore as mc
 from bench import bounds
-from bench.cases import CASES, POOL, STATES, SUITES, Point
+from bench.cases import CASES, POOL, START, STATES, SUITES, Point, Suite
 from bench.work import Work, prepare
 
 
@@ -17,11 +17,34 @@ def test_points_of_a_suite_are_distinct_and_of_known_cases():
         assert suite.sweep <= set(keys)
 
 
-def test_the_gpu_suite_keeps_its_promise_of_forty_points():
-    points = SUITES["gpu"].points
-    assert len(points) <= 40
-    assert {point.device for point in points} == {"cuda"}
-    assert {point.precision for point in points} == {"float32", "tf32", "bfloat16", "float16"}
+def test_the_gpu_suite_is_reckoned_to_end_within_its_eight_minutes():
+    suite = SUITES["gpu"]
+    described = START * (1 + len({point.precision for point in suite.points}))  # the machine; the ceiling of a precision
+    assert described + sum(map(suite.reckoned, suite.points)) <= suite.budget == 480
+
+
+def test_the_gpu_suite_begins_with_what_matters_most():
+    suite = SUITES["gpu"]
+    first = [(CASES[point.case].sizes, point.precision, point.batch) for point in suite.points[:4]]
+    assert first == [
+        ((4096,) * 5, "bfloat16", 8192),
+        ((256,) * 4, "float32", 128),
+        ((64,) * 5, "float16", 2**18),
+        ((784, 512, 512, 10), "tf32", 1024),
+    ]
+    for point in suite.points[:4]:
+        assert {"torch", "torch-compile", "torch-compile-graph", "jax-scan"} <= set(suite.peers_of(point))
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu-sweep"])
+def test_points_of_the_gpu_suites_run_on_cuda(name):
+    assert {point.device for point in SUITES[name].points} == {"cuda"}
+
+
+def test_a_point_is_reckoned_longer_with_a_compiler_among_its_peers():
+    point = Point("narrow", 128, device="cuda")
+    suites = [Suite([point], peers, limit=8.0) for peers in ((), ("torch",), ("torch", "torch-compile"))]
+    assert [suite.reckoned(point) for suite in suites] == [32.0, 44.0, 86.0]
 
 
 @pytest.mark.parametrize("name", CASES)

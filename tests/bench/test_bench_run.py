@@ -1,5 +1,6 @@
 """The suite end to end on a tiny point, its result on disk, resumption and comparison."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from bench import machine, store
+from bench.cases import SUITES
 from bench.compare import compare
 from bench.memory import growth
 from bench.parent import Child, ChildFailed
@@ -68,7 +70,7 @@ def test_a_second_run_measures_only_what_is_left(ran, monkeypatch, capsys):
 
 def test_other_sources_start_anew_and_keep_the_old_result(ran, tmp_path, capsys):
     result = store.load(ran[0] / "result.json")
-    store.save(result, tmp_path / "result.json")
+    machine.write(result, tmp_path / "result.json")
     other = {**result, "identity": {**result["identity"], "sources": "changed"}, "points": {}}
     assert store.resume(other, tmp_path / "result.json") is other
     assert "other sources" in capsys.readouterr().out
@@ -84,9 +86,9 @@ def test_another_schema_is_refused(tmp_path):
 
 def test_an_interrupted_write_leaves_the_old_result(tmp_path):
     file = tmp_path / "result.json"
-    store.save({"schema": 1, "points": {}}, file)
+    machine.write({"schema": 1, "points": {}}, file)
     with pytest.raises(TypeError):
-        store.save({"schema": 1, "points": {1, 2}}, file)
+        machine.write({"schema": 1, "points": {1, 2}}, file)
     assert store.load(file) == {"schema": 1, "points": {}}
 
 
@@ -118,6 +120,69 @@ def test_a_failing_child_is_reported_with_its_words():
         child.answer()
     assert "exit 1" in str(raised.value)
     assert "FileNotFoundError" in str(raised.value)
+
+
+def test_a_child_that_does_not_answer_is_stopped_and_reported_as_late(tmp_path):
+    point = {"case": "online", "batch": 1, "device": "cpu"}
+    late = pytest.raises(ChildFailed, match=r"stopped, no answer in 0 s; exit -9")
+    with Child("serve", patience=0.001, peer="mlpcore", point=point, folder=str(tmp_path)) as child, late:
+        child.answer()
+
+
+def test_a_point_that_fails_leaves_the_ones_before_it_on_disk(ran, tmp_path, monkeypatch):
+    done = iter(store.load(ran[0] / "result.json")["points"].values())
+    left = iter([lambda: next(done), lambda: 1 / 0])  # a fault of the suite's own, which ends it
+    monkeypatch.setattr("bench.run.measure", lambda *_: next(left)())
+    with pytest.raises(ZeroDivisionError):
+        main([*WORDS, "--out", str(tmp_path)])
+    assert list(store.load(tmp_path / "result.json")["points"]) == ["64-64-64-64-1/16/SGD/float32/cpu"]
+
+
+def test_mlpcore_failing_at_one_point_costs_that_point(ran, tmp_path, monkeypatch):
+    done = list(store.load(ran[0] / "result.json")["points"].values())
+
+    def measure(point, *_):
+        if point.batch == 16:
+            raise ChildFailed("out of memory")
+        return done[1]
+
+    monkeypatch.setattr("bench.run.measure", measure)
+    with pytest.raises(SystemExit, match=r"failed: 64-64-64-64-1/16/SGD/float32/cpu$"):
+        main([*WORDS, "--no-footprint", "--out", str(tmp_path)])
+    result = store.load(tmp_path / "result.json")
+    assert list(result["points"]) == ["64-64-64-64-1/32/SGD/float32/cpu"]
+    assert result["footprint"] == {}
+
+
+def test_points_for_which_no_time_is_left_wait_for_another_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SUITES, "quick", dataclasses.replace(SUITES["quick"], budget=5.0))
+    monkeypatch.setattr("bench.run.measure", lambda *_: pytest.fail("a point began that is reckoned to end too late"))
+    main([*WORDS, "--out", str(tmp_path)])
+    late = "64-64-64-64-1/16/SGD/float32/cpu, 64-64-64-64-1/32/SGD/float32/cpu"
+    assert f"no time was left for {late}: the same command goes on" in capsys.readouterr().out
+    assert store.load(tmp_path / "result.json")["points"] == {}
+
+
+def test_the_commit_is_that_of_the_checkout_unless_the_environment_names_one(root, monkeypatch):
+    monkeypatch.delenv("MLPCORE_COMMIT", raising=False)
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        assert machine.commit().rstrip("+") == head
+    monkeypatch.setenv("MLPCORE_COMMIT", "abc123")
+    assert machine.commit() == "abc123"
+
+
+@pytest.mark.parametrize("missing", ["git", "checkout", "history"])
+def test_the_commit_is_unknown_without_git_or_a_checkout(missing, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLPCORE_COMMIT", raising=False)
+    if missing == "git":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        monkeypatch.setattr(machine, "ROOT", tmp_path)
+    if missing == "history":
+        (tmp_path / ".git").mkdir()  # which git does not take for a repository
+    assert machine.commit() == "unknown"
 
 
 def test_unknown_peers_and_empty_selections_are_refused(capsys):

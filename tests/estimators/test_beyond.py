@@ -14,6 +14,7 @@ from sklearn.preprocessing import scale
 import mlpcore as mc
 from mlpcore.backends import device as devices
 from mlpcore.estimators import MLPClassifier, MLPRegressor
+from mlpcore.estimators.epochs import Rows
 
 X, y = scale(load_wine().data), load_wine().target
 NAMES = np.array(["barolo", "grignolino", "barbera"])[y]
@@ -221,3 +222,14 @@ def test_dropout_is_drawn_from_random_state_and_never_when_predicting(dropout):
         MLPClassifier(dropout=0.5, solver="lbfgs").fit(X, y)
     with pytest.raises(ValueError, match="dropout"):
         MLPClassifier(dropout=1.0).fit(X, y)
+
+
+def test_the_penalty_that_is_reported_keeps_its_digits_over_many_equal_weights():
+    net = mc.MLP([300, 300], bias=False)
+    net.parameters[...] = np.float32(0.1)
+    trainer = mc.Trainer(net, loss="squared_error", optimizer=mc.SGD(0.0))
+    rows = Rows(trainer, np.zeros((1, 300), np.float32), np.zeros((1, 300), np.float32), None, 1.0, 0.25, None)
+    J, constant = rows.step(np.array([0]))
+    penalty = 0.5 * 90_000 * float(np.float32(0.1)) ** 2
+    assert float(J) == pytest.approx(penalty, rel=1e-12)
+    assert 0.25 * float(J) + constant == pytest.approx(penalty, rel=1e-12)
