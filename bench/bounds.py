@@ -18,7 +18,8 @@ import numpy as np
 
 from bench.cases import STATES, Case
 
-GPU_ORDER, GPU_ENTRIES = 8192, 1 << 28  # of the matrices that are multiplied; of the float32 vector that is copied
+GPU_ORDER = 8192  # of the matrices that are multiplied
+GPU_ENTRIES = 1 << 28  # of the float32 vector that is copied
 
 
 def flop(case: Case, batch: int) -> int:

@@ -11,9 +11,11 @@ DECAY, BETAS, EPSILON = 1e-2, (0.9, 0.999), 1e-8  # of AdamW; decay acts on weig
 STATES = {"SGD": 0, "AdamW": 2}  # vectors as long as the parameters that an optimizer keeps
 TIMED_RATE = 1e-8  # the learning rate while time is taken: weights stay, so do gradients, and none becomes denormal
 STEPS = 10  # whose losses are compared
-START = 10.0  # seconds in which a process imports its library and takes its first steps, compilers apart
-COMPILE = {"torch-compile": 40.0, "torch-compile-graph": 40.0, "jax": 15.0, "jax-scan": 15.0, "jax-chunks": 15.0}
-CALIBRATE = 2.0  # seconds in which a process finds out how many steps make a block, and later ends
+START = 10.0  # seconds for a process to import its library and take the first steps
+COMPILE = {  # seconds more for a compiler
+    "torch-compile": 40.0, "torch-compile-graph": 40.0, "jax": 15.0, "jax-scan": 15.0, "jax-chunks": 15.0,
+}  # fmt: skip
+CALIBRATE = 2.0  # seconds for a process to find out how many steps make a block, and to end
 POOL = 1000  # rows that the case of one row at a time goes through
 
 
@@ -83,8 +85,8 @@ class Suite:
         rounds: interleaved repeats; `seconds` is a timed block, `pause` the rest before it.
         peers: implementations beside mlpcore; `memory`: whether peak memory is taken, in processes of its own on a CPU.
         limit: seconds of blocks that a point may take; beyond it there are fewer rounds, at least 6.
-        patience: seconds that a process may take for an answer, its first steps and all compilation included.
-        budget: seconds of the whole run, or 0 for no limit: a point that is reckoned to end later is left for another run.
+        patience: seconds that a process may take for an answer, compilation included.
+        budget: seconds for the whole run, 0 for no limit; a point reckoned to end later is left for another run.
         expected: what the command prints before it starts.
     """
 
@@ -108,7 +110,7 @@ class Suite:
     def reckoned(self, point: Point) -> float:
         """Return the seconds that a point should take at most.
 
-        mlpcore starts twice, one after the other; then the peers start and compile side by side; then blocks are timed.
+        mlpcore starts twice, one after the other, then the peers start and compile side by side.
         """
         peers = self.peers_of(point)
         compiling = max((COMPILE.get(name, 0.0) for name in peers), default=0.0)
@@ -167,8 +169,11 @@ SUITES = {
     ),
     "gpu": Suite(
         [*_GPU, *_GPU_LARGE], _GPU_PEERS, **_ON_GPU, budget=480,
-        expected="at most 8 minutes on one GPU; what does not fit is left for the same command once more",
+        expected="at most 8 minutes on one GPU; the same command goes on with what does not fit",
         light=_GPU_LIGHT, sweep=frozenset(point.key for point in _GPU_LARGE),
     ),
-    "gpu-sweep": Suite(_GPU_SWEEP, ("torch", *_GPU_LIGHT, "warp-nn"), **_ON_GPU, expected="about 12 minutes on one GPU, by reckoning"),
+    "gpu-sweep": Suite(
+        _GPU_SWEEP, ("torch", *_GPU_LIGHT, "warp-nn"), **_ON_GPU,
+        expected="about 12 minutes on one GPU, by reckoning",
+    ),
 }  # fmt: skip

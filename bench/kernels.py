@@ -3,8 +3,8 @@
     python bench/kernels.py [--gib 1 2] --out DIR
 
 `copy` reads and writes an array; `bias_activation` reads and writes S in place; `activation_gradient` reads G and Z (or S) and
-writes D over G. Bandwidth counts each read and each write once. Each kernel is timed in turn with the copy, after a first call
-that compiles it; medians of the repeats. OUT/kernels.json is written anew after each kernel.
+writes D over G. Bandwidth counts each read and each write once. Each kernel is timed in turn with the copy, after a
+first call that compiles it; medians of the repeats. DIR/kernels.json is written anew after each kernel.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ ACTIVATIONS = ("relu", "tanh", "gelu")
 
 
 def measure(device: Device, dtype: str, gib: float, rounds: int) -> Iterator[dict[str, Any]]:
-    """Yield each kernel's bandwidth at one dtype and size, and its ratio to that of a copy timed in turn with it."""
+    """Yield each kernel's bandwidth at one dtype and size, and its ratio to the copy's."""
     xp, ops = device.xp, devices.operations(device.name)()
     kind = xp.dtype(storage(dtype))
     rows = max(1, int(gib * 2**30) // (COLUMNS * kind.itemsize))
     objective = losses.pair(losses.resolve("squared_error"), None)
     scratch = ops.scratch(rows, (COLUMNS, COLUMNS), dtype, (None, None), objective, accumulates=False)
-    ops.use(allocate(ops, scratch))  # once, as in a step: otherwise `activation_gradient` allocates at each call
+    ops.use(allocate(ops, scratch))  # as in a step: else `activation_gradient` allocates each time
 
     def data() -> Any:
         numbers = xp.random.default_rng(0).standard_normal((rows, COLUMNS), dtype=xp.float32)

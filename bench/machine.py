@@ -43,7 +43,7 @@ def sources() -> str:
 
 
 def commit() -> str:
-    """Return the environment's MLPCORE_COMMIT, else the checkout's commit, with "+" where files differ, else "unknown"."""
+    """Return MLPCORE_COMMIT, else the checkout's commit ("+" where files differ), else "unknown"."""
     if named := os.environ.get("MLPCORE_COMMIT"):
         return named
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
@@ -88,7 +88,7 @@ def available_bytes() -> int:
 
 
 def write(result: dict[str, Any], file: Path) -> None:
-    """Write JSON to a part file, then rename it: a reader sees the old or the new result, never half of one."""
+    """Write JSON to a file of its own, then rename it: a reader sees the old result or the new one."""
     part = file.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(part, file)

@@ -50,7 +50,8 @@ def measure(point: Point, suite: Suite, ceiling: Answer, folder: Path) -> Answer
                 found[name] = {"status": "missing", "reason": f"no memory for one more process of {needed >> 20:,} MiB"}
             else:  # they import and compile side by side
                 children[name] = stack.enter_context(_child("serve", name, point, folder, rows, suite.patience))
-            if name == "mlpcore again" and point.device != "cpu":  # it times its algorithms on a GPU that is idle otherwise
+            if name == "mlpcore again" and point.device != "cpu":
+                # its choice of algorithms is by time: no peer may use the GPU meanwhile
                 found[name] = _first(children[name], point, losses)
         deadline = time.monotonic() + suite.patience
         for name in list(children)[1:]:

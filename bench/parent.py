@@ -53,7 +53,7 @@ class Child:
         return self.answer()
 
     def answer(self, deadline: float | None = None) -> Answer:
-        """Read the child's next line, and stop the child at `deadline` (of time.monotonic), by default when patience ends.
+        """Read the child's next line; stop the child at `deadline` (time.monotonic), or out of patience.
 
         Raises:
             ChildFailed: it ended, or was stopped.

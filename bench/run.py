@@ -1,6 +1,7 @@
 """The benchmark suite: throughput, step time and peak memory of mlpcore and its peers, across batch sizes.
 
-    python bench/run.py --suite quick|step|cpu|gpu|gpu-sweep --out DIR [--cases 784] [--batches 32,128] [--peers torch,jax-scan]
+    python bench/run.py --suite quick|step|cpu|gpu|gpu-sweep --out DIR [--cases 784] [--batches 32,128]
+        [--peers torch,jax-scan] [--rounds 21] [--no-footprint]
     python bench/run.py compare A.json B.json
     python bench/run.py show RESULT.json [--out DIR]
 
@@ -52,7 +53,7 @@ def selected(options: argparse.Namespace) -> Suite:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures what is not yet in the result and fits the suite's budget, prints every point, and draws."""
+    """Measure what is missing from the result and fits the budget, print every point, and draw."""
     begin, suite = time.monotonic(), selected(options)
 
     def fits(seconds: float) -> bool:
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--cases", default="", help="only cases whose names or sizes contain one of these, separated by commas")
     parser.add_argument("--batches", default="", help="these batch sizes instead of the suite's, separated by commas")
     parser.add_argument("--peers", help=f"instead of the suite's, separated by commas: {', '.join(PEERS)}; '' for none")
-    parser.add_argument("--no-footprint", dest="footprint", action="store_false", help="leave import times and sizes out")
+    parser.add_argument("--no-footprint", dest="footprint", action="store_false", help="no import times, no sizes")
     parser.add_argument("--rounds", type=int, default=0, help="interleaved repeats, at least 6 for a 95%% bound")
     try:
         run(parser.parse_args(arguments))

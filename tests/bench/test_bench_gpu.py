@@ -1,4 +1,4 @@
-"""What the suite does on a GPU, on a device that the CPU plays: a dry run of `--suite gpu`, and the kernels' bandwidths."""
+"""Dry runs on a device that the CPU plays: `--suite gpu`, and the bandwidths of the kernels."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_a_dry_run_of_the_gpu_suite_measures_its_points(root, tmp_path):
 
 
 class Timer(CpuDevice):
-    """A played device that times nothing, and refuses what must not be timed; it gives up after so many times."""
+    """A played device on which everything takes a millisecond; it fails after `patience` timings."""
 
     def __init__(self, patience):
         super().__init__()
