@@ -1,0 +1,74 @@
+"""What the sections share: command line, device, and a result kept after each entry."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import machine
+from mlpcore.backends import device as devices
+from mlpcore.backends.cuda_device import Device
+from mlpcore.core.errors import DeviceUnavailable
+
+
+def options(description: str | None, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of a section that writes a result."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the result")
+    parser.add_argument("--small", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    return parser.parse_args(arguments)
+
+
+def opened() -> Device:
+    """The first GPU. Ends the process with a message where there is none."""
+    try:
+        device = devices.open_device("cuda:0")
+    except DeviceUnavailable as reason:
+        sys.exit(f"no GPU: {reason}")
+    if not device.captures:
+        sys.exit(f"the GPU cannot be used as meant: {device.library}")
+    return device
+
+
+class Report:
+    """A result on disk: OUT/name.json, written anew after every entry.
+
+        {"machine": {…}, "packages": {…}, "commit", name: {entry: {…}}, "seconds": {entry: …}}
+
+    Attributes:
+        failed: the entries that raised; they hold the traceback.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file, self.entries = folder / f"{name}.json", {}
+        self.seconds: dict[str, float] = {}
+        self.failed: list[str] = []
+        self.content = {
+            "machine": machine.describe("cuda"), "packages": machine.versions(), "commit": machine.commit(),
+            name: self.entries, "seconds": self.seconds,
+        }  # fmt: skip
+
+    def add(self, entry: str, measure: Callable[[], dict[str, Any]]) -> None:
+        """Keep what `measure` returns, or how it failed; the entries after it run all the same."""
+        begin = time.perf_counter()
+        try:
+            self.entries[entry] = measure()
+        except Exception as error:  # it fails the section, in `finish`
+            self.failed.append(entry)
+            self.entries[entry] = {"failed": repr(error), "traceback": traceback.format_exc()}
+            traceback.print_exc()
+        self.seconds[entry] = round(time.perf_counter() - begin, 2)
+        self.file.write_text(json.dumps(self.content, indent=1) + "\n")
+        print(f"{entry} ({self.seconds[entry]} s): {json.dumps(self.entries[entry])[:600]}", flush=True)
+
+    def finish(self, words: str) -> int:
+        """Print the section's last line; its exit status."""
+        print(f"{words}; FAILED: {', '.join(self.failed)}" if self.failed else words)
+        return int(bool(self.failed))

@@ -1,0 +1,184 @@
+"""Runs sections one after the other, each in its own process and within its own time limit.
+
+    bash bench/gpu/run.sh probe warm tests steps
+    bash bench/gpu/run.sh tests kernels peers memcheck ncu
+
+What the sections print goes to OUT/log.txt, their results to files in that folder, and a summary
+ends both the log and the output. What each file and figure means: docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+STOPPED, MISSING = 124, 127  # exit statuses, as of `timeout` and of a shell
+LOGGED = 1 << 20  # most bytes of a section in the log: its end
+GRACE = 3.0  # seconds between the request to end and the end
+HANG = 40  # seconds of a test
+KERNELS = "bias_activation|activation_gradient|loss|cross_entropy|gather|recast|update|gradient_norm"
+
+
+class Section(NamedTuple):
+    """A command and the seconds that it may take."""
+
+    seconds: float
+    command: Sequence[str]
+
+
+class Outcome(NamedTuple):
+    """A section's exit status, the seconds it took, and the last line that it printed."""
+
+    name: str
+    status: int
+    seconds: float
+    last: str
+
+    def __str__(self) -> str:
+        verdict = {0: "ok", STOPPED: "STOPPED at its time limit"}.get(self.status, f"FAILED ({self.status})")
+        return f"{self.name:<10} {verdict:<26} {self.seconds:>5.0f} s  {self.last}"
+
+
+def sections(out: Path) -> dict[str, Section]:
+    """All sections by name; "gpu" comes before any other and decides whether they run."""
+
+    def module(name: str, *words: str) -> list[str]:
+        return [sys.executable, "-m", f"bench.gpu.{name}", *words]
+
+    def sanitizer(tool: str, what: str) -> list[str]:
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+        return [*command, *module("sanitized", what)]
+
+    details = ("SpeedOfLight", "LaunchStats", "Occupancy", "MemoryWorkloadAnalysis")
+    ncu = ["ncu", "--clock-control", "none", "--graph-profiling", "node"]
+    ncu += [word for name in details for word in ("--section", name)]
+    ncu += ["--kernel-name-base", "demangled", "--kernel-name", f"regex:{KERNELS}", "--launch-count", "24"]
+    ncu += ["--csv", "--page", "raw", "--log-file", str(out / "ncu.csv")]
+    kernels = [sys.executable, "bench/kernels.py", "--gib", "2", "--rounds", "3", "--out", str(out)]
+    return {
+        "gpu": Section(60, module("check")),
+        "probe": Section(75, module("probe", "--out", str(out))),
+        "warm": Section(75, module("warm", "--out", str(out))),
+        "tests": Section(140, tests(out)),
+        "steps": Section(110, module("steps", "--out", str(out))),
+        "kernels": Section(45, kernels),
+        "peers": Section(230, module("peers", "--out", str(out))),
+        "memcheck": Section(75, sanitizer("memcheck", "steps")),
+        "racecheck": Section(60, sanitizer("racecheck", "kernels")),
+        "synccheck": Section(60, sanitizer("synccheck", "kernels")),
+        "ncu": Section(75, [*ncu, *module("profiled")]),
+    }
+
+
+def tests(out: Path) -> list[str]:
+    """The tests that need a GPU, on several workers and with a limit each where plugins allow."""
+    command = [sys.executable, "-m", "pytest", "-p", "bench.gpu.guard", "-p", "no:cacheprovider"]
+    command += ["-p", "no:benchmark", "-m", "gpu", "tests/gpu", "-q", "--tb=short"]
+    command += [f"--junitxml={out / 'tests.xml'}"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(max(1, min(8, (os.cpu_count() or 2) // 2))), "--max-worker-restart=30"]
+    if importlib.util.find_spec("pytest_timeout"):
+        command += [f"--timeout={HANG}", "--timeout-method=thread"]
+    return command
+
+
+def run(chosen: Mapping[str, Section], out: Path) -> list[Outcome]:
+    """Run the sections, none after a "gpu" that fails; print the summary and log it."""
+    outcomes: list[Outcome] = []
+    with open(out / "log.txt", "w+b", buffering=0) as log:
+        for name, section in chosen.items():
+            log.write(f"=== {name}\n".encode())
+            outcome, printed = _run_one(name, section, log)
+            outcomes.append(outcome)
+            if outcome.status:
+                print(*printed.splitlines()[-30:], sep="\n")
+            print(outcome, flush=True)
+            if name == "gpu" and outcome.status:
+                break
+        left = [name for name in chosen if name not in {outcome.name for outcome in outcomes}]
+        summary = ["=== summary", *map(str, outcomes), *(f"{name:<10} not run" for name in left)]
+        log.write("\n".join([*summary, ""]).encode())
+    print(*summary, sep="\n")
+    return outcomes
+
+
+def _run_one(name: str, section: Section, log: FileIO) -> tuple[Outcome, str]:
+    """The outcome of one section and what it printed, which is in the log as well."""
+    begin, start = time.monotonic(), log.tell()
+    if shutil.which(section.command[0]) is None:
+        status = MISSING
+        log.write(f"{section.command[0]} is not on PATH\n".encode())
+    else:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        process = subprocess.Popen(
+            section.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment,
+            process_group=0,
+        )  # fmt: skip
+        try:
+            status = process.wait(section.seconds)
+        except subprocess.TimeoutExpired:
+            status = STOPPED
+        finally:
+            _end(process)
+    log.seek(start)
+    text = log.read()
+    if len(text) > LOGGED:
+        log.seek(start)
+        log.truncate()
+        log.write(text[-LOGGED:])
+    printed = text.decode(errors="replace")
+    last = next((line.strip()[:160] for line in reversed(printed.splitlines()) if line.strip()), "it printed nothing")
+    return Outcome(name, status if status >= 0 else 128 - status, time.monotonic() - begin, last), printed
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a section and whatever it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(GRACE)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def lacking() -> Iterable[str]:
+    """What the tests go without, in words."""
+    if not importlib.util.find_spec("xdist"):
+        yield "pytest-xdist is not installed: tests run one by one, and a broken CUDA context ends them"
+    if not importlib.util.find_spec("pytest_timeout"):
+        yield "pytest-timeout is not installed: a test that hangs takes the whole section's time"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="run.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [name for name in sections(Path()) if name != "gpu"]
+    parser.add_argument("sections", nargs="+", choices=names, metavar="SECTION", help=", ".join(names))
+    parser.add_argument("--patience", type=float, default=1.0, help="factor on all time limits")
+    options = parser.parse_args(arguments)
+    out = Path(os.environ.get("OUT") or tempfile.mkdtemp(prefix="mlpcore-gpu-")).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"results: {out}")
+    for line in lacking() if "tests" in options.sections else ():
+        print(line)
+    every = sections(out)
+    chosen = {name: Section(every[name].seconds * options.patience, every[name].command) for name in ("gpu", *options.sections)}
+    return max(outcome.status for outcome in run(chosen, out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
