@@ -1,4 +1,4 @@
-"""Time on a device and on its host: by events on a GPU, by the clock on a device that a CPU plays."""
+"""Time on a device and on its host: by events on a GPU, by a clock on a played device."""
 
 from __future__ import annotations
 

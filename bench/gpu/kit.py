@@ -21,7 +21,7 @@ def options(description: str | None, arguments: Sequence[str] | None) -> argpars
     """The command line of a section that writes a result."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="folder of the result")
-    parser.add_argument("--small", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to see it run")
     return parser.parse_args(arguments)
 
 
@@ -51,8 +51,8 @@ class Report:
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
         self.content = {
-            "machine": machine.describe("cuda"), "packages": machine.versions(), "commit": machine.commit(),
-            name: self.entries, "seconds": self.seconds,
+            "machine": machine.describe("cuda"), "packages": machine.versions(),
+            "commit": machine.commit(), name: self.entries, "seconds": self.seconds,
         }  # fmt: skip
 
     def add(self, entry: str, measure: Callable[[], dict[str, Any]]) -> None:
@@ -66,7 +66,8 @@ class Report:
             traceback.print_exc()
         self.seconds[entry] = round(time.perf_counter() - begin, 2)
         self.file.write_text(json.dumps(self.content, indent=1) + "\n")
-        print(f"{entry} ({self.seconds[entry]} s): {json.dumps(self.entries[entry])[:600]}", flush=True)
+        text = json.dumps(self.entries[entry])
+        print(f"{entry} ({self.seconds[entry]} s): {text[:600]}", flush=True)
 
     def finish(self, words: str) -> int:
         """Print the section's last line; its exit status."""

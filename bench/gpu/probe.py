@@ -66,32 +66,35 @@ def rates(device: Device, small: bool) -> dict[str, Any]:
 def launches(device: Device, small: bool) -> dict[str, Any]:
     """Microseconds of a launch by its arguments, of a graph's node, and of a graph's launch."""
     x = device.xp.ones(1 << 20, device.xp.float32)
-    kernel = {name: device.kernel(KERNELS, f"{name}<0>") for name in ("one", "many", "record", "add")}
     count, nodes = (2, (2,)) if small else (200, (16, 64, 256))
 
     def launch(name: str, *more: object, grid: int = 1, block: int = 1) -> Callable[[], None]:
-        return functools.partial(device.launch, kernel[name], Launch((grid, 1), (block, 1)), [x, *more])
+        kernel = device.kernel(KERNELS, f"{name}<0>")
+        return functools.partial(device.launch, kernel, Launch((grid, 1), (block, 1)), [x, *more])
 
     def host(run: Callable[[], None]) -> float:
         run()  # loads it
         return clock.host_and_wall(device, run, count)[0]
 
+    record = np.zeros((), [("whole", "i8", COUNTS[0]), ("real", "f8", COUNTS[1])])
+    bound = device.bind(device.kernel(KERNELS, "record<0>"), clock.ONE, [x, record])
     out = {
         "1 argument, host us": host(launch("one")),
         "37 arguments, host us": host(launch("many", *range(COUNTS[0]), *[0.5] * COUNTS[1])),
+        "36 of them in a struct, host us": host(launch("record", record)),
+        "the same, bound beforehand, host us": host(bound),
         "a launch, device us": clock.microseconds(device, launch("one"), count),
     }
-    if clock.is_gpu(device):  # the device that a CPU plays takes no struct by value
-        record = np.zeros((), [("whole", "i8", COUNTS[0]), ("real", "f8", COUNTS[1])])
-        out["the 36 numbers as one struct, host us"] = host(launch("record", record))
     for n in nodes:
         graph = device.record(functools.partial(times, n, launch("one")))
         out[f"graph of {n} empty nodes, host us"] = host(graph.replay)
-        out[f"graph of {n} empty nodes, device us a node"] = clock.microseconds(device, graph.replay, 8) / n
+        us = clock.microseconds(device, graph.replay, 8)
+        out[f"graph of {n} empty nodes, device us a node"] = us / n
     n = nodes[0]
     add = launch("add", grid=1 if small else 4096, block=32 if small else 256)
     graph = device.record(functools.partial(times, n, add))
-    out["a node over 4 MiB in the cache, device us"] = clock.microseconds(device, graph.replay, 8) / n
+    us = clock.microseconds(device, graph.replay, 8)
+    out["a node over 4 MiB in the cache, device us"] = us / n
     return out
 
 
@@ -184,7 +187,7 @@ def epilogues(device: Device, small: bool) -> dict[str, Any]:
 
 
 def choices(device: Device, small: bool) -> dict[str, Any]:
-    """What `Device.seconds` says of each candidate, beside its time in a graph, where steps run it."""
+    """The time of each candidate by `Device.seconds`, and in a graph, where steps run it."""
     sizes = [(128, 256, 256, False, "float32"), (256, 128, 256, True, "float32")]
     sizes += [(29127, 64, 64, False, "float16"), (64, 29127, 64, True, "float16")]
     xp, rng, found = device.xp, device.xp.random.default_rng(0), {}
@@ -220,7 +223,7 @@ def resumed(device: Device, small: bool) -> dict[str, Any]:
         else:
             here, there = (float(_alone(name, path)) for name in resume.CALLS)
     if here != there:
-        raise ArithmeticError(f"the resumed run goes another way: J is {there!r} instead of {here!r}")
+        raise ArithmeticError(f"the resumed run goes another way: J {there!r} instead of {here!r}")
     return {"J, in the run and resumed": [here, there]}
 
 
@@ -241,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device, report = kit.opened(), kit.Report(options.out, "probe")
     for question in QUESTIONS:
         report.add(question.__name__, functools.partial(question, device, options.small))
-    return report.finish(f"{len(QUESTIONS) - len(report.failed)} of {len(QUESTIONS)} questions answered")
+    answered = len(QUESTIONS) - len(report.failed)
+    return report.finish(f"{answered} of {len(QUESTIONS)} questions answered")
 
 
 if __name__ == "__main__":

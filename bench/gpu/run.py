@@ -28,7 +28,8 @@ STOPPED, MISSING = 124, 127  # exit statuses, as of `timeout` and of a shell
 LOGGED = 1 << 20  # most bytes of a section in the log: its end
 GRACE = 3.0  # seconds between the request to end and the end
 HANG = 40  # seconds of a test
-KERNELS = "bias_activation|activation_gradient|loss|cross_entropy|gather|recast|update|gradient_norm"
+PEERS = "torch-graph,torch-compile-graph,jax-scan"
+KERNELS = "bias_activation|activation_gradient|loss|cross_entropy|gather|update|gradient_norm"
 
 
 class Section(NamedTuple):
@@ -47,7 +48,8 @@ class Outcome(NamedTuple):
     last: str
 
     def __str__(self) -> str:
-        verdict = {0: "ok", STOPPED: "STOPPED at its time limit"}.get(self.status, f"FAILED ({self.status})")
+        known = {0: "ok", STOPPED: "STOPPED at its time limit"}
+        verdict = known.get(self.status, f"FAILED ({self.status})")
         return f"{self.name:<10} {verdict:<26} {self.seconds:>5.0f} s  {self.last}"
 
 
@@ -58,15 +60,18 @@ def sections(out: Path) -> dict[str, Section]:
         return [sys.executable, "-m", f"bench.gpu.{name}", *words]
 
     def sanitizer(tool: str, what: str) -> list[str]:
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
-        return [*command, *module("sanitized", what)]
+        words = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+        return ["compute-sanitizer", *words, *module("sanitized", what)]
 
     details = ("SpeedOfLight", "LaunchStats", "Occupancy", "MemoryWorkloadAnalysis")
     ncu = ["ncu", "--clock-control", "none", "--graph-profiling", "node"]
     ncu += [word for name in details for word in ("--section", name)]
-    ncu += ["--kernel-name-base", "demangled", "--kernel-name", f"regex:{KERNELS}", "--launch-count", "24"]
+    ncu += ["--kernel-name-base", "demangled", "--kernel-name", f"regex:{KERNELS}"]
+    ncu += ["--launch-count", "24"]
     ncu += ["--csv", "--page", "raw", "--log-file", str(out / "ncu.csv")]
     kernels = [sys.executable, "bench/kernels.py", "--gib", "2", "--rounds", "3", "--out", str(out)]
+    peers = [sys.executable, "bench/run.py", "--suite", "gpu", "--no-footprint"]
+    peers += ["--cases", "wide,latency,narrow", "--peers", PEERS, "--out", str(out / "peers")]
     return {
         "gpu": Section(60, module("check")),
         "probe": Section(75, module("probe", "--out", str(out))),
@@ -74,7 +79,7 @@ def sections(out: Path) -> dict[str, Section]:
         "tests": Section(140, tests(out)),
         "steps": Section(110, module("steps", "--out", str(out))),
         "kernels": Section(45, kernels),
-        "peers": Section(230, module("peers", "--out", str(out))),
+        "peers": Section(230, peers),
         "memcheck": Section(75, sanitizer("memcheck", "steps")),
         "racecheck": Section(60, sanitizer("racecheck", "kernels")),
         "synccheck": Section(60, sanitizer("synccheck", "kernels")),
@@ -88,7 +93,8 @@ def tests(out: Path) -> list[str]:
     command += ["-p", "no:benchmark", "-m", "gpu", "tests/gpu", "-q", "--tb=short"]
     command += [f"--junitxml={out / 'tests.xml'}"]
     if importlib.util.find_spec("xdist"):
-        command += ["-n", str(max(1, min(8, (os.cpu_count() or 2) // 2))), "--max-worker-restart=30"]
+        workers = max(1, min(8, (os.cpu_count() or 2) // 2))
+        command += ["-n", str(workers), "--max-worker-restart=30"]
     if importlib.util.find_spec("pytest_timeout"):
         command += [f"--timeout={HANG}", "--timeout-method=thread"]
     return command
@@ -121,11 +127,12 @@ def _run_one(name: str, section: Section, log: FileIO) -> tuple[Outcome, str]:
         status = MISSING
         log.write(f"{section.command[0]} is not on PATH\n".encode())
     else:
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        folders = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+        environment |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
         process = subprocess.Popen(
-            section.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environment,
-            process_group=0,
+            section.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            cwd=ROOT, env=environment, process_group=0,
         )  # fmt: skip
         try:
             status = process.wait(section.seconds)
@@ -140,8 +147,10 @@ def _run_one(name: str, section: Section, log: FileIO) -> tuple[Outcome, str]:
         log.truncate()
         log.write(text[-LOGGED:])
     printed = text.decode(errors="replace")
-    last = next((line.strip()[:160] for line in reversed(printed.splitlines()) if line.strip()), "it printed nothing")
-    return Outcome(name, status if status >= 0 else 128 - status, time.monotonic() - begin, last), printed
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    last = lines[-1][:160] if lines else "it printed nothing"
+    status = status if status >= 0 else 128 - status  # a signal's number
+    return Outcome(name, status, time.monotonic() - begin, last), printed
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -159,15 +168,17 @@ def _end(process: subprocess.Popen) -> None:
 def lacking() -> Iterable[str]:
     """What the tests go without, in words."""
     if not importlib.util.find_spec("xdist"):
-        yield "pytest-xdist is not installed: tests run one by one, and a broken CUDA context ends them"
+        yield "pytest-xdist is not installed: a broken CUDA context ends the section"
     if not importlib.util.find_spec("pytest_timeout"):
-        yield "pytest-timeout is not installed: a test that hangs takes the whole section's time"
+        yield "pytest-timeout is not installed: a test that hangs ends the section"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="run.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="run.sh", description=__doc__, formatter_class=layout)
     names = [name for name in sections(Path()) if name != "gpu"]
-    parser.add_argument("sections", nargs="+", choices=names, metavar="SECTION", help=", ".join(names))
+    words = {"metavar": "SECTION", "help": ", ".join(names)}
+    parser.add_argument("sections", nargs="+", choices=names, **words)
     parser.add_argument("--patience", type=float, default=1.0, help="factor on all time limits")
     options = parser.parse_args(arguments)
     out = Path(os.environ.get("OUT") or tempfile.mkdtemp(prefix="mlpcore-gpu-")).resolve()
@@ -175,8 +186,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"results: {out}")
     for line in lacking() if "tests" in options.sections else ():
         print(line)
-    every = sections(out)
-    chosen = {name: Section(every[name].seconds * options.patience, every[name].command) for name in ("gpu", *options.sections)}
+    every, chosen = sections(out), {}
+    for name in ("gpu", *options.sections):
+        seconds, command = every[name]
+        chosen[name] = Section(seconds * options.patience, command)
     return max(outcome.status for outcome in run(chosen, out))
 
 

@@ -53,21 +53,25 @@ def apart(device: Device, what: Apart) -> dict[str, Any]:
     case, xp, rng = CASES[what.case], device.xp, device.xp.random.default_rng(0)
     net = mc.MLP(case.sizes, case.activation, case.output, device=device.name, seed=0)
     optimizer = mc.AdamW(TIMED_RATE, DECAY, *BETAS, EPSILON)
-    trainer = mc.Trainer(net, case.loss, optimizer, precision=what.precision, chunk_rows=what.chunk_rows)
+    settings: Any = {"precision": what.precision, "chunk_rows": what.chunk_rows}
+    trainer = mc.Trainer(net, case.loss, optimizer, **settings)
     X = rng.standard_normal((what.batch, case.sizes[0]), dtype=xp.float32)
     if case.loss == "cross_entropy":
         Y = rng.integers(0, case.sizes[-1], what.batch)
     else:
         Y = rng.standard_normal((what.batch, case.sizes[-1]), dtype=xp.float32)
     begin = time.perf_counter()
-    found: dict[str, Any] = {"J": float(trainer.step(X, Y)), "first step s": time.perf_counter() - begin}
+    found: dict[str, Any] = {"J": float(trainer.step(X, Y))}
+    found["first step s"] = time.perf_counter() - begin
     data, parts = trainer.prepare(X, Y), trainer.parts(X, Y)
     found |= {"chunks": len(parts.chunks), "rows of a chunk": parts.rows}
     found["plan bytes"] = trainer.plan(what.batch).total_bytes
     once = clock.microseconds(device, lambda: trainer.step(data), 3, repeats=1)
     count = int(max(3, min(200, ENOUGH / once)))
-    for words, run in (("step(X, Y)", lambda: trainer.step(X, Y)), ("step(data)", lambda: trainer.step(data))):
-        found[f"{words}, host us"], found[f"{words}, wall us"] = clock.host_and_wall(device, run, count)
+    calls = {"step(X, Y)": lambda: trainer.step(X, Y), "step(data)": lambda: trainer.step(data)}
+    for words, run in calls.items():
+        host, wall = clock.host_and_wall(device, run, count)
+        found |= {f"{words}, host us": host, f"{words}, wall us": wall}
     found["step(data), device us"] = clock.microseconds(device, lambda: trainer.step(data), count)
     products = found["products us"] = clock.microseconds(device, parts.products.replay, count)
     if parts.step is not None and parts.gradient is not None:
@@ -76,7 +80,7 @@ def apart(device: Device, what: Apart) -> dict[str, Any]:
         found["forward and backward over products"] = found["forward and backward us"] / products
         found["host over graph"] = found["step(data), host us"] / found["graph us"]
     found["layers fused, of"] = list(parts.fused)
-    found["algorithms"] = {str(product): algorithm.hex() for product, algorithm in parts.algorithms.items()}
+    found["algorithms"] = {str(product): one.hex() for product, one in parts.algorithms.items()}
     found["nodes"] = nodes(device, lambda: trainer.step(data)) if what.chunk_rows == "auto" else {}
     return found
 
@@ -101,7 +105,8 @@ def nodes(device: Device, run: Any) -> dict[str, Any]:
 
 def table(events: Iterable[Mapping[str, Any]], runs: int) -> dict[str, Any]:
     """For each kernel of a trace: launches a run, mean time, mean gap since the one before."""
-    on_device = [event for event in events if event.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")]
+    kinds = "kernel", "gpu_memset", "gpu_memcpy"
+    on_device = [event for event in events if event.get("cat") in kinds]
     found: dict[str, list[float]] = {}
     end = None
     for event in sorted(on_device, key=lambda event: event["ts"]):

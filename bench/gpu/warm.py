@@ -21,7 +21,8 @@ def compile_share(first: int, step: int) -> dict[str, dict[str, Any]]:
     """Compile and load the instances first, first + step, …; return what was found of each."""
     device, found = kit.opened(), {}
     with device.active():
-        for number, (source, name) in itertools.islice(enumerate(every_instance()), first, None, step):
+        mine = itertools.islice(enumerate(every_instance()), first, None, step)
+        for number, (source, name) in mine:
             try:
                 kernel = device.kernel(source, name)
             except Exception as error:  # CuPy's and the driver's; it fails the section
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = [name for name, facts in found.items() if "failed" in facts]
     spilled = [name for name, facts in found.items() if facts.get("local_size_bytes")]
     report.failed += failed
-    return report.finish(f"{len(found)} of {count} instances, {len(failed)} failed, {len(spilled)} with local memory")
+    words = f"{len(failed)} failed, {len(spilled)} with local memory"
+    return report.finish(f"{len(found)} of {count} instances, {words}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""The check on a GPU, bench/gpu: every section in tiny sizes on a device that the CPU plays, and how run.sh ends."""
+"""The check on a GPU, bench/gpu: each section in tiny sizes on the played device, and run.sh."""
 
+import fcntl
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -33,10 +36,10 @@ def entries(folder, name):
     return result[name]
 
 
-# -- sections on the played device -------------------------------------------------------------------------------------
+# -- sections on the played device -----------------------------------------------------------------
 
 
-def test_the_check_passes_where_the_device_computes_and_fails_where_it_does_not(played, monkeypatch, capsys):
+def test_the_check_passes_only_where_the_device_computes(played, monkeypatch, capsys):
     assert check.main() == 0
     assert "as on the CPU" in capsys.readouterr().out
     finish = emulator.finish
@@ -83,12 +86,12 @@ def test_the_probe_sees_an_epilogue_that_swallows_nan(played):
     assert [row["NaN kept"] for row in layer.joined(relu)] == [False, False]
 
 
-def test_a_run_that_goes_another_way_after_a_checkpoint_fails_the_probe(played, monkeypatch, tmp_path, capsys):
+def test_a_run_resumed_another_way_fails_the_probe(played, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(probe, "QUESTIONS", (probe.resumed, probe.launches))
     monkeypatch.setitem(resume.CALLS, "go_on", lambda path: 0.0)
     assert probe.main(["--small", "--out", str(tmp_path)]) == 1
     found = entries(tmp_path, "probe")
-    assert "goes another way: J is 0.0" in found["resumed"]["failed"]
+    assert "goes another way: J 0.0" in found["resumed"]["failed"]
     assert found["launches"]
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 2 questions answered; FAILED: resumed"
 
@@ -109,14 +112,20 @@ def test_instances_are_compiled_and_those_that_cannot_be_fail_the_section(played
     (kernels,) = entries(tmp_path, "warm").values()
     assert "no such thing" in {facts.get("failed") for facts in kernels.values()}
     last = capsys.readouterr().out.splitlines()[-1]
-    assert re.match(r"2 of \d+ instances, 1 failed, 0 with local memory; FAILED: 0 activation_gradient", last)
+    assert re.match(r"2 of \d+ instances, 1 failed, 0 with local memory; FAILED: 0 activation_", last)
 
 
 def test_steps_are_taken_apart(played, tmp_path):
     assert steps.main(["--small", "--out", str(tmp_path)]) == 0
     whole, chunked = entries(tmp_path, "steps").values()
     assert (whole["chunks"], whole["layers fused, of"][1]) == (1, 2)
-    for words in ("step(X, Y), host us", "step(data), wall us", "graph us", "forward and backward us", "products us"):
+    for words in (
+        "step(X, Y), host us",
+        "step(data), wall us",
+        "graph us",
+        "forward and backward us",
+        "products us",
+    ):
         assert whole[words] > 0
     assert whole["forward and backward over products"] > 1
     assert len(whole["algorithms"]) == 2 + 2 + 1
@@ -147,20 +156,31 @@ def test_a_trace_becomes_a_table_of_kernels_and_the_gaps_before_them():
 
 def test_what_the_sanitizer_and_the_profiler_watch_runs(played, monkeypatch, capsys):
     assert sanitized.main(["steps"]) == 0
-    monkeypatch.setitem(sanitized.WATCHED, "kernels", lambda: sanitized.kernels(("float32",), ((3, 5),)))
+    tiny = functools.partial(sanitized.kernels, ("float32",), ((3, 5),))
+    monkeypatch.setitem(sanitized.WATCHED, "kernels", tiny)
     assert sanitized.main(["kernels"]) == 0
     assert profiled.main(width=16, rows=8) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][-2:] == ["kernels:", "losses"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][-2:] == [
+        "kernels:",
+        "losses",
+    ]
 
 
 def test_sections_are_about_the_gpu_and_say_so_where_there_is_none(tmp_path):
-    starts = [lambda section=section: section.main(["--out", str(tmp_path)]) for section in (probe, warm, steps)]
-    for start in (*starts, check.main, profiled.main, lambda: sanitized.main(["steps"]), kit.opened):
+    words = ["--out", str(tmp_path)]
+    starts = [functools.partial(section.main, words) for section in (probe, warm, steps)]
+    for start in (
+        *starts,
+        check.main,
+        profiled.main,
+        lambda: sanitized.main(["steps"]),
+        kit.opened,
+    ):
         with pytest.raises(SystemExit, match=r"no GPU: .*CuPy is not installed"):
             start()
 
 
-# -- run.sh ------------------------------------------------------------------------------------------------------------
+# -- run.sh ----------------------------------------------------------------------------------------
 
 
 def python(code):
@@ -191,15 +211,23 @@ def test_the_summary_names_each_section_its_verdict_and_its_last_line(tmp_path, 
 
 
 def test_what_a_section_has_started_ends_with_it(tmp_path):
-    child = f"import subprocess, sys, time; p = subprocess.Popen({python('import time; time.sleep(60)')!r}); print(p.pid)"
-    run.run({"left": run.Section(20, python(f"{child}"))}, tmp_path)
-    pid = int((tmp_path / "log.txt").read_text().splitlines()[1])
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    assert state.strip() in ("", "Z", "Zs", "ZN")
+    lock = tmp_path / "lock"
+    child = f"import fcntl, time; f = open({str(lock)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
+    child += "print('locked', flush=True); time.sleep(60)"
+    parent = f"import subprocess as s; s.Popen({python(child)!r}, stdout=s.PIPE).stdout.readline()"
+    (outcome,) = run.run({"left": run.Section(20, python(parent))}, tmp_path)
+    assert outcome.status == 0
+    begin = time.monotonic()
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    assert time.monotonic() - begin < 30
 
 
 def test_nothing_runs_on_a_gpu_that_does_not_compute(tmp_path, capsys):
-    chosen = {"gpu": run.Section(20, python("raise SystemExit('no GPU: none')")), "probe": run.Section(20, python(""))}
+    chosen = {
+        "gpu": run.Section(20, python("raise SystemExit('no GPU: none')")),
+        "probe": run.Section(20, python("")),
+    }
     assert [outcome.name for outcome in run.run(chosen, tmp_path)] == ["gpu"]
     assert capsys.readouterr().out.splitlines()[-1] == "probe      not run"
 
@@ -214,7 +242,12 @@ def test_a_long_log_keeps_its_end(tmp_path, monkeypatch):
 
 def test_run_sh_fails_without_a_gpu_and_says_why_from_any_folder(tmp_path, root):
     command = ["bash", str(root / "bench" / "gpu" / "run.sh"), "probe", "tests"]
-    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "OUT": str(tmp_path / "out"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     gpu, *others = done.stdout[done.stdout.index("=== summary") :].splitlines()[1:]
@@ -228,7 +261,8 @@ def test_run_sh_fails_without_a_gpu_and_says_why_from_any_folder(tmp_path, root)
 
 def test_results_go_to_a_fresh_folder_that_is_named(monkeypatch, capsys):
     monkeypatch.delenv("OUT", raising=False)
-    monkeypatch.setattr(run, "sections", lambda out: {name: run.Section(9, python("")) for name in ("gpu", "probe")})
+    nothing = dict.fromkeys(("gpu", "probe"), run.Section(9, python("")))
+    monkeypatch.setattr(run, "sections", lambda out: nothing)
     folders = []
     for _ in range(2):
         assert run.main(["probe"]) == 0
@@ -241,20 +275,36 @@ def test_all_sections_together_leave_eight_files_and_fit_two_calls_of_ten_minute
     every = run.sections(tmp_path)
     for names in ("gpu probe warm tests steps", "gpu tests kernels peers memcheck ncu"):
         assert sum(every[name].seconds for name in names.split()) <= 600 + 60
-    modules = {word for section in every.values() for word in section.command if str(word).startswith("bench.gpu.")}
+    words = {word for section in every.values() for word in section.command}
+    modules = {word for word in words if word.startswith("bench.gpu.")}
     found = {f"bench.gpu.{file.stem}" for file in (run.ROOT / "bench" / "gpu").glob("*.py")}
     assert modules <= found
     assert found - modules == {f"bench.gpu.{name}" for name in ("__init__", "clock", "kit", "resume", "run")}
 
 
-# -- the tests' guard --------------------------------------------------------------------------------------------------
+# -- the tests' guard ------------------------------------------------------------------------------
 
 
 def pytest_run(folder, **environment):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "bench.gpu.guard", "-p", "no:cacheprovider", "-c", os.devnull]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "bench.gpu.guard",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+    ]
     environment = {**os.environ, **WITHOUT_PLUGINS, **environment}
     return subprocess.run(
-        [*command, "--rootdir", str(folder), str(folder)], env=environment, capture_output=True, text=True, check=False
+        [*command, "--rootdir", str(folder), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -267,7 +317,8 @@ def broken_after_one(tmp_path):
         "def deviceSynchronize():\n"
         "    if broken: raise CUDARuntimeError('an illegal memory access')\n"
     )
-    (tmp_path / "conftest.py").write_text("import types\nimport cupy\ncupy.cuda = types.SimpleNamespace(runtime=cupy)\n")
+    there = "import types\nimport cupy\ncupy.cuda = types.SimpleNamespace(runtime=cupy)\n"
+    (tmp_path / "conftest.py").write_text(there)
     (tmp_path / "test_three.py").write_text(
         "import cupy\ndef test_one(): pass\ndef test_two(): cupy.broken.append(1)\ndef test_three(): pass\n"
     )
@@ -282,12 +333,14 @@ def test_without_a_gpu_the_tests_are_a_failure_and_not_skipped(broken_after_one,
 
 
 @pytest.mark.parametrize("worker", [False, True], ids=["alone", "as a worker of pytest-xdist"])
-def test_a_broken_context_ends_the_process_and_is_blamed_on_its_test(broken_after_one, root, worker):
+def test_a_broken_context_ends_the_process_and_blames_its_test(broken_after_one, root, worker):
     if worker:
         with open(broken_after_one / "conftest.py", "a") as file:
             file.write("def pytest_configure(config): config.workerinput = {}\n")
-    (broken_after_one / "sitecustomize.py").write_text("from mlpcore.backends import device\ndevice.why_no_cuda = lambda: ''\n")
+    pretend = "from mlpcore.backends import device\ndevice.why_no_cuda = lambda: ''\n"
+    (broken_after_one / "sitecustomize.py").write_text(pretend)
     done = pytest_run(broken_after_one, PYTHONPATH=f"{broken_after_one}{os.pathsep}{root}")
     assert done.returncode == 86
-    assert "test_two has broken the CUDA context: an illegal memory access" in done.stdout + done.stderr
+    words = "test_two has broken the CUDA context: an illegal memory access"
+    assert words in done.stdout + done.stderr
     assert ("2 passed" in done.stdout) != worker  # a worker is gone at once

@@ -1,8 +1,7 @@
-"""What only a real GPU shows: streams, threads, memory, other libraries, the sanitizer."""
+"""What only a real GPU shows: streams, threads, memory, other libraries."""
 
 import gc
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,11 +20,12 @@ pytestmark = pytest.mark.gpu
 HERE = Path(__file__).parent
 
 
-def run_alone(code, *before):
+def run_alone(code):
     """What a Python of its own prints for this code."""
     folder = os.environ.get("PYTHONPATH", "")
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent.parent}{os.pathsep}{folder}"}
-    done = subprocess.run([*before, sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=240)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -446,48 +446,3 @@ def test_the_kernels_leave_room_for_their_own_shared_memory(gpu):
     with gpu.device:
         assert kernel.shared_size_bytes + launches.SHARED <= 48 << 10
         assert kernel.max_dynamic_shared_size_bytes >= launches.SHARED
-
-
-# -- the sanitizer -----------------------------------------------------------------------------------------------------
-
-STEPS = """
-import numpy as np, mlpcore as mc
-rng = np.random.default_rng(0)
-X, Y, w = rng.standard_normal((61, 7)).astype(np.float32), rng.integers(0, 5, 61), rng.random(61).astype(np.float32)
-for precision, chunk_rows in ((None, "auto"), ("float16", 7), ("bfloat16", 20)):
-    net = mc.MLP([7, 17, 12, 5], ["relu", "gelu"], "softmax", device="cuda", seed=0)
-    one = mc.Trainer(net, "cross_entropy", precision=precision, chunk_rows=chunk_rows, deterministic=True, clip_norm=1.0)
-    print([float(one.step(X, Y, w)) for _ in range(3)], one.evaluate(X, Y))
-net = mc.MLP([7, 17, 5], "tanh", "sigmoid", dtype="float64", device="cuda", seed=0)
-print(float(mc.Trainer(net, "binary_cross_entropy", l1=0.1).step(X, rng.random((61, 5)))))
-"""
-KERNELS = """
-import cupy
-from mlpcore.backends import device
-from mlpcore.backends.cuda_ops import CudaOps
-from mlpcore.core import activations, losses
-for dtype in ("float16", "float32", "float64"):
-    ops, wide = CudaOps(device.open_device("cuda:0")), "float32" if dtype == "float16" else dtype
-    for m, n in ((1, 1), (3001, 24), (500, 7), (67, 700)):
-        S, G, db, J = cupy.ones((m, n), dtype), cupy.ones((m, n), dtype), cupy.zeros(n, wide), cupy.zeros((), wide)
-        k, Y = cupy.ones((m, 1), wide), cupy.zeros((m, n), wide)
-        for name in ("tanh", "softmax"):
-            sigma = activations.resolve(name, output=True)
-            ops.bias_activation(S, db, sigma, S)
-            ops.activation_gradient(G, S, S, sigma, G, db, True)
-        for loss, output in (("cross_entropy", "softmax"), ("squared_error", "identity")):
-            pair = losses.pair(losses.resolve(loss), activations.resolve(output, output=True))
-            ops.loss(S, Y[:, 0].astype(cupy.int64) if loss == "cross_entropy" else Y, k, pair, S, db, J, False)
-print(float(J))
-"""
-
-
-@pytest.mark.parametrize(("tool", "script"), [("memcheck", STEPS), ("racecheck", KERNELS), ("synccheck", KERNELS)])
-def test_the_sanitizer_finds_nothing(gpu, tool, script):
-    if not shutil.which("compute-sanitizer"):
-        pytest.skip("compute-sanitizer is not on PATH")
-    status, text = run_alone(script, "compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
-    if "Device not supported" in text:
-        pytest.skip("compute-sanitizer does not support this machine")
-    assert status == 0, text[-4000:]
-    assert " 0 errors" in text or " 0 hazards" in text, text[-4000:]
