@@ -51,7 +51,7 @@ def rates(device: Device, small: bool) -> dict[str, Any]:
         n = mib << 18
         copy = functools.partial(xp.copyto, target[:n], source[:n])
         out[f"copy of {mib} MiB, GB/s"] = 2 * n * 4 / clock.microseconds(device, copy, 4) / 1e3
-    n = 32 if small else 8192
+    n = 32 if small else 4096
     for name in ("float32", "tf32", "float16"):
         ops: Any = devices.operations(device.name, name == "tf32")()
         dtype = xp.float16 if name == "float16" else xp.float32

@@ -79,11 +79,11 @@ def sections(out: Path) -> dict[str, Section]:
         "tests": Section(140, tests(out)),
         "steps": Section(110, module("steps", "--out", str(out))),
         "kernels": Section(45, kernels),
-        "peers": Section(230, peers),
-        "memcheck": Section(75, sanitizer("memcheck", "steps")),
+        "peers": Section(210, peers),
+        "memcheck": Section(60, sanitizer("memcheck", "steps")),
         "racecheck": Section(60, sanitizer("racecheck", "kernels")),
         "synccheck": Section(60, sanitizer("synccheck", "kernels")),
-        "ncu": Section(75, [*ncu, *module("profiled")]),
+        "ncu": Section(70, [*ncu, *module("profiled")]),
     }
 
 

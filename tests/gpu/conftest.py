@@ -11,6 +11,8 @@ import pytest
 
 from mlpcore.backends import device as devices
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes most of the GPU
+
 
 def pytest_addoption(parser):
     try:  # pyproject.toml says it in every run; `pytest tests/gpu` needs no pytest-benchmark

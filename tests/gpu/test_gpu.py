@@ -25,7 +25,7 @@ def run_alone(code):
     folder = os.environ.get("PYTHONPATH", "")
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent.parent}{os.pathsep}{folder}"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=35)
     return done.returncode, done.stdout + done.stderr
 
 
