@@ -12,8 +12,10 @@ import time
 import numpy as np
 import pytest
 
-from bench.gpu import check, kit, probe, profiled, resume, run, sanitized, steps, warm
+from bench.gpu import check, clock, kit, probe, profiled, resume, run, sanitized, steps, warm
 from mlpcore.backends import device as devices
+from tests.cuda.nvrtc import compile_kernels
+from tests.cuda.test_compile import FOUND
 from tests.cuda_on_cpu import device as emulator
 from tests.cuda_on_cpu.device import CpuDevice
 
@@ -180,6 +182,15 @@ def test_sections_are_about_the_gpu_and_say_so_where_there_is_none(tmp_path):
             start()
 
 
+@pytest.mark.skipif(not FOUND and "CI" not in os.environ, reason="needs NVRTC")
+def test_the_kits_own_kernels_compile():
+    names = [f"{name}<0>" for name in ("one", "many", "record", "add")]
+    found = compile_kernels(clock.SPIN, ["spin<0>"], "sm_90")
+    found |= compile_kernels(probe.KERNELS, names, "sm_90")
+    assert [kernel.spills for kernel in found.values()] == [0] * 5
+    assert "globaltimer" in found["spin<0>"].ptx
+
+
 # -- run.sh ----------------------------------------------------------------------------------------
 
 
@@ -269,6 +280,15 @@ def test_results_go_to_a_fresh_folder_that_is_named(monkeypatch, capsys):
         folders.append(capsys.readouterr().out.splitlines()[0].removeprefix("results: "))
         assert os.listdir(folders[-1]) == ["log.txt"]
     assert len(set(folders)) == 2
+
+
+@pytest.mark.parametrize("name", ["kernels", "peers"])
+def test_the_commands_of_other_scripts_are_understood_by_them(tmp_path, root, name):
+    command = run.sections(tmp_path)[name].command
+    environment = {**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr  # 2 is argparse's
+    assert "CUDA" in done.stderr
 
 
 def test_all_sections_together_leave_eight_files_and_fit_two_calls_of_ten_minutes(tmp_path):
