@@ -1,0 +1,166 @@
+"""A CUDA device that computes nothing: with it, a training step costs its Python and nothing else.
+
+    with null_device.installed() as device:
+        net = mc.MLP([256, 256, 256], device="cuda")        # on cuda:0, which `device` plays
+
+`bench/host_path.py` times the host's share of a step on it, `bench/launch_plan.py` counts what a
+step launches. Its memory is NumPy's, zero until the host writes it: losses and statuses are 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from mlpcore.backends import device as devices
+
+ALIGNMENT = 256  # bytes, as of CUDA's own allocations
+FREE = 64 << 30  # bytes that count as free
+MARK = object()  # a point of the only stream
+STREAM = object()
+NOTHING: AbstractContextManager[object] = contextlib.nullcontext()
+
+
+def nothing() -> None:
+    """Do nothing: a kernel, bound to its arguments."""
+
+
+class NullRecording:
+    """A graph that computes nothing."""
+
+    def replay(self) -> None:
+        """Do nothing."""
+
+
+class NullDevice:
+    """A `Device` (mlpcore/backends/cuda_device.py) that keeps memory and does no work.
+
+    Args:
+        multiprocessors: the number that launch plans are made for; an H100 and an H200 have 132.
+        host_inputs: whether arrays that a user passes count as the host's, not as the device's own.
+    """
+
+    xp: Any = np
+    name = "cuda:0"
+    product_workspace = 32 << 20
+    captures = True
+    library = "no products"
+
+    def __init__(self, multiprocessors: int = 132, host_inputs: bool = False):
+        self.multiprocessors, self.host_inputs = multiprocessors, host_inputs
+        self._times = itertools.count(1)
+
+    def active(self) -> AbstractContextManager[object]:
+        """Return a context that changes nothing."""
+        return NOTHING
+
+    def empty(self, nbytes: int) -> np.ndarray:
+        """Return aligned zeros, as a 1-D uint8 array; pages that nobody writes take no memory."""
+        memory = np.zeros(nbytes + ALIGNMENT, np.uint8)
+        begin = -self.address(memory) % ALIGNMENT
+        return memory[begin : begin + nbytes]
+
+    def free_bytes(self) -> int:
+        """Return a number that no test or benchmark exceeds."""
+        return FREE
+
+    def address(self, array: np.ndarray) -> int:
+        """Return the array's address."""
+        return int(array.__array_interface__["data"][0])
+
+    def kernel(self, source: str, name: str) -> Any:
+        """Return the instance's name: nothing is compiled."""
+        return name
+
+    def launch(self, kernel: Any, launch: Any, arguments: Sequence[object]) -> None:
+        """Do nothing."""
+
+    def bind(self, kernel: Any, launch: Any, arguments: Sequence[object]) -> Callable[[], None]:
+        """Return a launch that does nothing."""
+        return nothing
+
+    def algorithms(self, product: Any) -> Sequence[bytes]:
+        """Return two candidates, so that there is something to choose from."""
+        return [b"first", b"second"]
+
+    def multiply(
+        self, product: Any, algorithm: bytes, left: int, right: int, result: int, bias: int,
+        aux: int, workspace: int,
+    ) -> None:  # fmt: skip
+        """Do nothing."""
+
+    def seconds(self, run: Callable[[], None]) -> float:
+        """Run once, and return 1, 2, 3, … microseconds: the first candidate is always chosen."""
+        run()
+        return 1e-6 * next(self._times)
+
+    def record(self, run: Callable[[], None]) -> Any:
+        """Run once, and return a recording that does nothing."""
+        run()
+        return NullRecording()
+
+    # -- arrays of the host and of the device --
+
+    def holds(self, array: np.ndarray) -> bool:
+        """Return whether arrays count as the device's own."""
+        return not self.host_inputs
+
+    def adopt(self, value: object, name: str) -> np.ndarray:
+        """Return a user's array as NumPy's."""
+        return np.asarray(value)
+
+    def to_device(self, array: np.ndarray) -> np.ndarray:
+        """Return the array itself."""
+        return array
+
+    def to_host(self, array: np.ndarray) -> np.ndarray:
+        """Return a copy."""
+        return array.copy()
+
+    def host_buffer(self, nbytes: int) -> np.ndarray:
+        """Return zeros."""
+        return np.zeros(nbytes, np.uint8)
+
+    def upload(self, source: np.ndarray, destination: np.ndarray, after: object) -> object:
+        """Copy nothing; return a mark."""
+        return MARK
+
+    def mark(self) -> object:
+        """Return the only mark."""
+        return MARK
+
+    def wait(self, mark: object) -> None:
+        """Do nothing."""
+
+    def settle(self, mark: object) -> None:
+        """Do nothing."""
+
+    def stream(self) -> object:
+        """Return the only stream."""
+        return STREAM
+
+    def follow(self, stream: object) -> None:
+        """Do nothing."""
+
+    def synchronize(self) -> None:
+        """Do nothing."""
+
+
+@contextlib.contextmanager
+def installed(device: NullDevice | None = None) -> Iterator[NullDevice]:
+    """Let a device play cuda:0 inside the `with` block, with no algorithms chosen yet."""
+    device = NullDevice() if device is None else device
+    opened, chosen = devices._opened.copy(), devices._algorithms.copy()
+    devices._opened[device.name] = device
+    devices._algorithms.clear()
+    try:
+        yield device
+    finally:
+        for kept, before in ((devices._opened, opened), (devices._algorithms, chosen)):
+            kept.clear()
+            kept.update(before)
