@@ -5,8 +5,8 @@
 The job "serve" answers first with {"losses": those of the first ten steps, …} or {"missing": reason}, then to
     {"do": "calibrate", "what": "step", "seconds": 0.1}        {"count": how many make up a block; null: not available}
     {"do": "time", "what": "step", "count": 40}                {"seconds": a step's, "device_seconds": …}
-The jobs "memory", "ceiling" and "describe" give one answer. A fault is not caught: the process ends with a traceback, which the
-parent reads from its error output.
+The jobs "memory", "ceiling" and "describe" give one answer; "host_path" is described in bench/host_path.py. A fault is not
+caught: the process ends with a traceback, which the parent reads from its error output.
 """
 
 from __future__ import annotations
@@ -99,6 +99,10 @@ def answers(job: str, request: Answer) -> Iterator[Answer]:
         yield machine.describe(request["device"])
     elif job == "ceiling":
         yield bounds.measure(request["device"], request["precision"])
+    elif job == "host_path":
+        from bench import host_path
+
+        yield from host_path.serve(request)
     else:
         point, folder, rows = Point(**request["point"]), Path(request["folder"]), request.get("chunk_rows", 0)
         try:
