@@ -143,6 +143,7 @@ class Run:
         self.trainer, self.source, self.state = trainer, source, state
         self.held_out, self.stopping, self.best = held_out, stopping, best
         self.observers, self.checkpoints = observers, checkpoints
+        self._each_step = any(type(observer).step_end is not Callback.step_end for observer in observers)
         self._unread: list[_Unread] = []
         self._waiting = 0  # steps in it
         self._schedule: Adaptive | None = None
@@ -211,7 +212,7 @@ class Run:
 
     def _together(self, data: Data) -> int:
         """Return how many of the next batches may be one launch: what callbacks and checkpoints leave of what the step can."""
-        if any(type(observer).step_end is not Callback.step_end for observer in self.observers):
+        if self._each_step:
             return 1
         most = self.trainer._step.together(self.state.batch_size, data.inputs)
         return most if self.checkpoints is None else min(most, self.checkpoints.steps_left(self.trainer.progress.step))
@@ -230,8 +231,9 @@ class Run:
             self._waiting += batch.steps
             if self._waiting >= UNREAD:
                 self._settle()
-        for observer in self.observers:
-            observer.step_end(trainer, J)
+        if self._each_step:
+            for observer in self.observers:
+                observer.step_end(trainer, J)
 
     def _settle(self) -> None:
         """Read the losses that have been left on the device, and add them up."""

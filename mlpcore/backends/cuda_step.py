@@ -7,7 +7,9 @@ The slot is written by a launch of its own before the graph, so that a replay re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import array
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +27,17 @@ _SOURCE, _ROW_STRIDE, _COLUMN_STRIDE = WORD["source"], WORD["row_stride"], WORD[
 _ROWS, _SOURCE_ROWS, _FIRST, _BATCH_ROW = WORD["rows"], WORD["source_rows"], WORD["first"], WORD["batch_row"]
 _BATCH_ROWS, _STEP, _ANSWER, _RESUME = WORD["batch_rows"], WORD["step"], WORD["answer"], WORD["resume"]
 _WEIGHT, _SETTINGS, _RATES = WORD["weight"], WORD["settings"], WORD["rates"]
+
+References = Sequence[Callable[[], Array | None]]
+
+
+def _nothing() -> None:
+    """Stand for a reference to an array that is not there."""
+
+
+def _same(references: References, sources: Sequence[Array | None]) -> bool:
+    x, y, w = references
+    return x() is sources[0] and y() is sources[1] and w() is sources[2]
 
 
 class StepKernels:
@@ -63,7 +76,8 @@ class StepKernels:
         self.scalars[...] = 0
         self.write_control(np.zeros((), CONTROL))
         self.record = SlotRecord()
-        self._sources: Sequence[Array | None] = (None, None, None)
+        self._pointed: References = [_nothing] * 3  # what the record's sources belong to
+        self._before: tuple[References, array.array[int], int] = (self._pointed, array.array("q", bytes(8 * _ROWS)), 0)
         kernel = self.ops.device.kernel(cuda_source.text("updates.cu"), f"set_slot<{self.type}>")
         self._set_slot = self.ops.device.bind(kernel, SET_SLOT, (self.record.array, self.slot, self.control, self.scalars))
 
@@ -113,7 +127,7 @@ class StepKernels:
             resume: whether a step that has begun goes on.
         """
         words = self.record.words
-        if any(mine is not theirs for mine, theirs in zip(self._sources, sources, strict=True)):
+        if not _same(self._pointed, sources):
             self._point(sources)
         words[_ROWS] = 0 if rows is None else self.ops.device.address(rows)
         words[_FIRST], words[_BATCH_ROW], words[_BATCH_ROWS] = first, batch_row, batch_rows
@@ -122,8 +136,12 @@ class StepKernels:
         self._set_slot()
 
     def _point(self, sources: Sequence[Array | None]) -> None:
-        """Let the slot lead to X, Y and row weights."""
+        """Let the slot lead to X, Y and row weights; those before the last ones are remembered, as staged rows take turns."""
         words = self.record.words
+        before, self._before = self._before, (self._pointed, array.array("q", words[:_ROWS]), words[_SOURCE_ROWS])
+        if _same(before[0], sources):
+            self._pointed, words[:_ROWS], words[_SOURCE_ROWS] = before
+            return
         for i, source in enumerate(sources):
             if source is None:
                 words[_SOURCE + i] = 0
@@ -134,7 +152,7 @@ class StepKernels:
             words[_COLUMN_STRIDE + i] = strides[1] // item if len(strides) > 1 else 1
         assert sources[0] is not None
         words[_SOURCE_ROWS] = len(sources[0])
-        self._sources = sources
+        self._pointed = [_nothing if source is None else weakref.ref(source) for source in sources]
 
     # -- in the graph --
 

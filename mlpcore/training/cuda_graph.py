@@ -513,10 +513,11 @@ class GraphStep(PlannedStep):
         self._gather(0, rows)
         self._arrays().run("forward", rows, weighted, False)
 
-    def read_results(self, results: StepResults, first: int, count: int, progress: Progress) -> np.ndarray:
+    def read_results(self, results: StepResults, first: int, count: int, progress: Progress) -> list[list[float]]:
         """Return rows of results, or raise the fault that one of them tells of."""
         with self.lock, self.device.active():
-            self.follow()  # the current stream may be another one than the steps'
+            if not results.has(first, count):
+                self.follow()  # the current stream may be another one than the steps'
             rows = results.read(first, count)
             for _, status, step, _ in rows:
                 if status:

@@ -27,15 +27,17 @@ class StepResults:
         self.array = device.empty(ROW_BYTES * ROWS).view(np.float64).reshape(ROWS, 4)
         self.address = device.address(self.array)
         self.asked = 0
-        self._fetched = 0
-        self._host = np.empty((ROWS, 4))
+        self._fetched: list[list[float]] = []
 
-    def read(self, first: int, count: int) -> np.ndarray:
+    def has(self, first: int, count: int) -> bool:
+        """Return whether these rows have been fetched."""
+        return first + count <= len(self._fetched)
+
+    def read(self, first: int, count: int) -> list[list[float]]:
         """Return rows of steps that have been launched; wait for them, and fetch all others with them."""
-        if first + count > self._fetched:
-            self._host[self._fetched : self.asked] = self.device.to_host(self.array[self._fetched : self.asked])
-            self._fetched = self.asked
-        return self._host[first : first + count]
+        if not self.has(first, count):
+            self._fetched += self.device.to_host(self.array[len(self._fetched) : self.asked]).tolist()
+        return self._fetched[first : first + count]
 
 
 class Reader(Protocol):
@@ -43,7 +45,7 @@ class Reader(Protocol):
 
     device: Device
 
-    def read_results(self, results: StepResults, first: int, count: int, progress: Progress) -> np.ndarray:
+    def read_results(self, results: StepResults, first: int, count: int, progress: Progress) -> list[list[float]]:
         """Return rows of results, or raise the fault that one of them tells of."""
 
 
@@ -64,7 +66,7 @@ class DeviceLoss:
     def values(self) -> list[tuple[float, float]]:
         """Return J and Σ w of each step that was launched together with this one; wait for them."""
         rows = self._step.read_results(self._results, self._first, self._count, self._progress)
-        return [(float(J), float(weight)) for J, _, _, weight in rows]
+        return [(J, weight) for J, _, _, weight in rows]
 
     def __float__(self) -> float:
         return self.values()[0][0]

@@ -48,6 +48,7 @@ class Staging:
         born = device.mark()  # what had this memory before may still be at work
         self.free: list[Mark] = [born, born]  # when the work on a half is done
         self.half = 1
+        self._placed: list[dict[int, list[Array | None]]] = [{}, {}]  # the first rows of a half, made once
 
     def _counterpart(self, array: Array) -> np.ndarray:
         nbytes = array.size * array.dtype.itemsize
@@ -62,21 +63,21 @@ class Staging:
     def put(self, sources: Sequence[Array | None], rows: Array | None, start: int, stop: int) -> list[Array | None]:
         """Rows start … stop of a batch (`rows` of the sources, or all) on the device, for the current stream's next work."""
         self.half = half = 1 - self.half
+        n = stop - start
+        if n not in self._placed[half]:
+            self._placed[half] = {n: [None if there is None else there[:n] for there in self.halves[half]]}
+        placed = self._placed[half][n]
         if self.copied[half] is not None:
             self.device.settle(self.copied[half])
-        placed: list[Array | None] = []
         mark = self.free[half]
-        for source, host, there in zip(sources, self.host[half], self.halves[half], strict=True):
+        for source, host, there in zip(sources, self.host[half], placed, strict=True):
             if source is None or host is None or there is None:
-                placed.append(None)
                 continue
-            n = stop - start
             if rows is None:
                 host[:n] = source[start:stop]
             else:
                 np.take(source, rows[start:stop], axis=0, out=host[:n], mode="clip")
-            mark = self.device.upload(host[:n], there[:n], mark)
-            placed.append(there[:n])
+            mark = self.device.upload(host[:n], there, mark)
         self.copied[half] = mark
         self.device.wait(mark)
         return placed
