@@ -11,10 +11,11 @@ products are left out. An epilogue that the product library offers counts as one
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,45 +199,45 @@ class Moved(NamedTuple):
     written: int
 
 
-class Asked(NamedTuple):
-    """The facts of the last `set_slot` that the model depends on."""
-
-    recast: bool
-
-
 def entry(name: str) -> int:
     """Return the bytes of a C++ type."""
     dtype = next(dtype for dtype, text in TYPES.items() if text == name)
     return SIZES[dtype] if dtype in SIZES else np.dtype(dtype).itemsize
 
 
-def _gather(call: Call, asked: Asked) -> Moved:
-    return Moved(call.arguments[2].size * entry(call.template[0]), call.nbytes(2))
+def _gather(call: Call) -> Moved:
+    return Moved(call.arguments[1].size * entry(call.template[0]), call.nbytes(1))
 
 
-def _recast(call: Call, asked: Asked) -> Moved:
-    return Moved(call.nbytes(1), call.nbytes(2)) if asked.recast else Moved(0, 0)
-
-
-def _bias_activation(call: Call, asked: Asked) -> Moved:
+def _bias_activation(call: Call) -> Moved:
     keeps = call.template[3] == "true"
     return Moved(call.nbytes(0, 1), call.nbytes(2, *[0] * keeps))
 
 
-def _activation_gradient(call: Call, asked: Asked) -> Moved:
+def _activation_gradient(call: Call) -> Moved:
     slope = [i for i, name in ((1, "reads_s"), (2, "reads_z")) if call.constant(name) == "true"]
     return Moved(call.nbytes(0, *slope, *_accumulated(call, 9, 4)), call.nbytes(3, 4))
 
 
-def _elementwise_loss(call: Call, asked: Asked) -> Moved:
-    return Moved(call.nbytes(0, 1, 2, *_accumulated(call, 12, 6)), call.nbytes(5, 6))
+def _elementwise_loss(call: Call) -> Moved:
+    m, n = call.arguments[14:16]
+    return Moved(call.nbytes(0, 6, *_accumulated(call, 16, 9)) + _given(call, m * n, m), call.nbytes(8, 9))
 
 
-def _softmax_cross_entropy(call: Call, asked: Asked) -> Moved:
-    return Moved(call.nbytes(0, 1, 2, 3, *_accumulated(call, 14, 7)), call.nbytes(6, 7))
+def _softmax_cross_entropy(call: Call) -> Moved:
+    m, n = call.arguments[15:17]
+    targets = m if call.arguments[6] else m * n
+    read = call.nbytes(0, 7, *_accumulated(call, 17, 10)) + _given(call, targets, m)
+    return Moved(read, call.nbytes(9, 10))
 
 
-def _update(call: Call, asked: Asked) -> Moved:
+def _given(call: Call, targets: int, rows: int) -> int:
+    """Return the bytes of a loss's targets and row weights, from arrays or through the slot."""
+    weights = rows * entry(call.template[2]) if call.arguments[5] else 0
+    return targets * entry(call.template[1]) + weights
+
+
+def _update(call: Call) -> Moved:
     writes = int(call.constant("writes"))
     return Moved(call.nbytes(*range(4)), call.nbytes(4, *(i for i in range(4) if writes >> i & 1)))
 
@@ -247,25 +248,24 @@ def _accumulated(call: Call, flag: int, sums: int) -> list[int]:
 
 
 # The bytes that a call moves, by kernel; the numbers are positions among the kernel's arguments.
-MODEL: dict[str, Callable[[Call, Asked], Moved]] = {
-    "set_slot": lambda call, asked: Moved(0, 0),
-    "recast": _recast,
+MODEL: dict[str, Callable[[Call], Moved]] = {
+    "set_slot": lambda call: Moved(0, 0),
+    "recast": lambda call: Moved(call.nbytes(0), call.nbytes(1)),
     "gather": _gather,
-    "sum_weights": lambda call, asked: Moved(call.arguments[5] * entry(call.template[0]), 0),
+    "sum_weights": lambda call: Moved(call.arguments[5] * entry(call.template[0]), 0),
     "bias_activation": _bias_activation,
     "bias_activation_dropout": _bias_activation,
     "activation_gradient": _activation_gradient,
-    "softmax": lambda call, asked: Moved(call.nbytes(0, 1), call.nbytes(2)),
-    "softmax_gradient": lambda call, asked: Moved(call.nbytes(0, 1), call.nbytes(2)),
+    "softmax": lambda call: Moved(call.nbytes(0, 1), call.nbytes(2)),
+    "softmax_gradient": lambda call: Moved(call.nbytes(0, 1), call.nbytes(2)),
     "elementwise_loss": _elementwise_loss,
     "softmax_cross_entropy": _softmax_cross_entropy,
-    "gradient_norm": lambda call, asked: Moved(call.nbytes(1), 0),  # w too, with penalties
-    "update_scalars": lambda call, asked: Moved(0, 0),
+    "prepare_update": lambda call: Moved(call.nbytes(4), 0),  # w too, with penalties
     "update": _update,
 }
 
 
-def moved(node: Node, asked: Asked) -> Moved:
+def moved(node: Node) -> Moved:
     """Return the bytes that a node reads and writes.
 
     Raises:
@@ -277,20 +277,12 @@ def moved(node: Node, asked: Asked) -> Moved:
                 f"bench/launch_plan.py does not know what the kernel {node.kernel!r} reads and "
                 f"writes: add it to MODEL, which has {', '.join(MODEL)}"
             )
-        return MODEL[node.kernel](node, asked)
+        return MODEL[node.kernel](node)
     p = node.product
     factors = SIZES[p.dtype] * (p.m * p.k + p.k * p.n)
     result = SIZES[p.result_dtype] * p.m * p.n
     bias = node.bias * SIZES[p.result_dtype] * p.m
     return Moved(factors + bias + p.accumulate * result, result + node.aux * result)
-
-
-def _asked(call: Call) -> Asked:
-    """Return what a launch of `set_slot` asks for, by its record or by its separate arguments."""
-    for argument in call.arguments:
-        if "recast" in _fields(argument):
-            return Asked(bool(argument["recast"]))
-    return Asked(bool(call.arguments[16]))
 
 
 def least(case: Case, point: Point, multiprocessors: int) -> int:
@@ -371,9 +363,9 @@ def count(case: Case, point: Point, epilogues: bool = True) -> LaunchPlan:
             runs.append(len(device.events))
     kernels: Counter[str] = Counter()
     read = written = 0
-    for node, asked in _in_order(events):
+    for node in itertools.chain(*map(nodes_of, events)):
         kernels[node.kernel] += 1
-        one = moved(node, asked)
+        one = moved(node)
         read, written = read + one.read, written + one.written
     graphs = [event for event in events if isinstance(event, Graph)]
     return LaunchPlan(
@@ -381,16 +373,6 @@ def count(case: Case, point: Point, epilogues: bool = True) -> LaunchPlan:
         len(graphs), len(events) - len(graphs), kernels, sum(len(graph.nodes) for graph in graphs),
         Moved(read, written), least(case, point, device.multiprocessors), runs[-1] / FIT_STEPS,
     )  # fmt: skip
-
-
-def _in_order(events: Sequence[Graph | Node]) -> Iterator[tuple[Node, Asked]]:
-    """Yield each node with what the last `set_slot` before it asked for."""
-    asked = Asked(recast=True)
-    for event in events:
-        for node in nodes_of(event):
-            if isinstance(node, Call) and node.kernel == "set_slot":
-                asked = _asked(node)
-            yield node, asked
 
 
 # -- the table -------------------------------------------------------------------------------------
