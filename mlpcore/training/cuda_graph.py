@@ -346,7 +346,7 @@ class GraphStep(PlannedStep):
         if step is not None:
             self._refresh()
             self.kernels.set_rates(self._rates(progress, 1) * cuda_slot.TOGETHER)
-            self._part(batch, 0, batch.size, progress.step + 1, 0, resume=False, advance=0)
+            self._part(batch, 0, batch.size, progress.step + 1, 0, resume=False)
             self._done()
         known = self.ops.algorithms
         tried = [known.fused[product] for product in asked if product in known.fused]
@@ -419,16 +419,14 @@ class GraphStep(PlannedStep):
             self.kernels.recast(self.parameters, self.low)
             store.writer = self
 
-    def _part(
-        self, batch: Batch, start: int, stop: int, number: int, answer: int, resume: bool, advance: int | None = None
-    ) -> None:
+    def _part(self, batch: Batch, start: int, stop: int, number: int, answer: int, resume: bool) -> None:
         """Set the slot for rows start … stop of the batch; those of the host are staged."""
         sources: Sequence[Array | None] = (batch.X, batch.Y, batch.weights)
         rows, first = batch.rows, start
         if self.staging is not None:
             sources, rows, first = self.staging.put(sources, rows, start, stop), None, 0
         weight = 0.0 if resume else self.weight(batch) or 0.0
-        further = batch.size if advance is None else advance
+        further = batch.size if batch.steps > 1 else 0
         self.kernels.set_slot(sources, rows, first, start, further, number, answer, weight, resume)
 
     def _done(self) -> None:

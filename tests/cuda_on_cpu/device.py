@@ -322,7 +322,9 @@ class CpuDevice:
         for memory in self._memory.values():
             if holds(memory, address):
                 return Memory(extent(memory), weakref.ref(memory))
-        raise RuntimeError(f"a record leads to {address:#x}, which is no array's address")
+        if known is None:
+            raise RuntimeError(f"a record leads to {address:#x}, which is no array's address")
+        return known  # which has been freed
 
     def _not_while_recording(self, what: str) -> None:
         if self._recording:
