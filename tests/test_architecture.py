@@ -11,7 +11,7 @@ import mlpcore as mc
 from mlpcore import kernel_files
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core import activations, losses
-from mlpcore.core.ops import Ops
+from mlpcore.core.ops import EagerOps, Ops
 
 PACKAGE = Path(mc.__file__).parent
 LEVELS = [
@@ -136,7 +136,8 @@ def test_the_recurrences_fit_on_one_screen():
 
 
 def test_a_backend_has_the_operations_of_the_protocol_with_the_same_signatures():
-    wanted = {n: f for n, f in vars(Ops).items() if inspect.isfunction(f) and not n.startswith("_")}
+    every = {**vars(Ops), **vars(EagerOps)}
+    wanted = {n: f for n, f in every.items() if inspect.isfunction(f) and not n.startswith("_")}
     assert len(wanted) > 10
     for operation, function in wanted.items():
         theirs = list(inspect.signature(getattr(NumpyOps, operation)).parameters.values())

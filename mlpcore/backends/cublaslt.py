@@ -15,10 +15,9 @@ from mlpcore.backends.products import Product, Refused
 
 TYPES = {"float32": 0, "tf32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType_t
 COMPUTE = {"float32": 68, "tf32": 77, "float64": 70, "float16": 68, "bfloat16": 68}  # cublasComputeType_t
-EPILOGUES = {"": 1, "bias": 4, "relu": 6, "gelu": 36}  # cublasLtEpilogue_t, each with its bias; gelu with aux is 164
-GELU_AUX_BIAS = 164
+EPILOGUES = {"": 1, "bias": 4, "relu": 6, "gelu": 164}  # cublasLtEpilogue_t: with a bias, gelu with aux, too
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_STRIDE = 3, 4, 7, 8, 11, 12  # of cublasLtMatmulDescAttributes_t
-MAX_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)  # of cublasLtMatmulPreferenceAttributes_t: A, B, C, D
+MAX_WORKSPACE, LEFT, RIGHT, BEFORE, AFTER = 1, 5, 6, 7, 8  # of cublasLtMatmulPreferenceAttributes_t: alignments of A, B, C, D
 RESULT, STATE = 96, 72  # bytes of cublasLtMatmulHeuristicResult_t, whose first 64 are the algorithm; where its status stands
 CANDIDATES = 8  # asked of the heuristic
 
@@ -53,7 +52,7 @@ class CublasLt:
         self._library = ctypes.CDLL(path)
         self._handle: ctypes.c_void_p | None = None
         self._lock = threading.Lock()  # from setting a descriptor's pointers until they have been read
-        self._descriptors: dict[tuple[Product, bool], Descriptors] = {}
+        self._descriptors: dict[Product, Descriptors] = {}
         self._multiply = self._library.cublasLtMatmul
         self._multiply.argtypes = [ctypes.c_void_p] * 14 + [ctypes.c_size_t, ctypes.c_void_p]
         self._library.cublasLtGetVersion.restype = ctypes.c_size_t
@@ -80,10 +79,9 @@ class CublasLt:
 
     # -- descriptors --
 
-    def describe(self, product: Product, aux: bool = False) -> Descriptors:
-        """The descriptors of a product, made once; `aux`: whether the sum before a gelu is stored too."""
-        key = product, aux
-        if key not in self._descriptors:
+    def describe(self, product: Product) -> Descriptors:
+        """The descriptors of a product, made once."""
+        if product not in self._descriptors:
             operation = ctypes.c_void_p()
             scale = TYPES["float64" if product.dtype == "float64" else "float32"]
             self._call(
@@ -92,22 +90,22 @@ class CublasLt:
             for attribute, value in (
                 (TRANSA, int(product.transpose_left)),
                 (TRANSB, int(product.transpose_right)),
-                (EPILOGUE, GELU_AUX_BIAS if aux else EPILOGUES[product.epilogue]),
+                (EPILOGUE, EPILOGUES[product.epilogue]),
             ):
                 self._set("cublasLtMatmulDescSetAttribute", operation, attribute, ctypes.c_int32(value))
-            if aux:
+            if product.epilogue == "gelu":
                 stride = ctypes.c_int64(product.result_stride)
                 self._set("cublasLtMatmulDescSetAttribute", operation, AUX_STRIDE, stride)
             p = product
             left = (p.k, p.m) if p.transpose_left else (p.m, p.k)
             right = (p.n, p.k) if p.transpose_right else (p.k, p.n)
-            self._descriptors[key] = Descriptors(
+            self._descriptors[product] = Descriptors(
                 operation,
                 self._layout(p.dtype, *left, p.left_stride),
                 self._layout(p.dtype, *right, p.right_stride),
                 self._layout(p.result_dtype, p.m, p.n, p.result_stride),
             )
-        return self._descriptors[key]
+        return self._descriptors[product]
 
     def _layout(self, dtype: str, rows: int, columns: int, stride: int) -> ctypes.c_void_p:
         layout = ctypes.c_void_p()
@@ -130,17 +128,21 @@ class CublasLt:
             return self._candidates(product, workspace)
 
     def _candidates(self, product: Product, workspace: int) -> list[bytes]:
-        aux = product.epilogue == "gelu"
-        descriptors = self.describe(product, aux)
-        address = product.alignment  # as well aligned as the real ones: the heuristic looks at that
-        self._point(descriptors.operation, address if product.epilogue else 0, address if aux else 0)
+        p, descriptors = product, self.describe(product)
+        bias, aux = p.bias_alignment if p.epilogue else 0, p.aux_alignment if p.epilogue == "gelu" else 0
+        self._point(descriptors.operation, bias, aux)  # addresses aligned as the real ones: it looks at no more than that
         preference = ctypes.c_void_p()
         self._call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
         try:
             setter = "cublasLtMatmulPreferenceSetAttribute"
             self._set(setter, preference, MAX_WORKSPACE, ctypes.c_size_t(workspace))
-            for attribute in ALIGNMENTS:  # 256 by default, which a matrix inside the flat vector need not have
-                self._set(setter, preference, attribute, ctypes.c_uint32(product.alignment))
+            for attribute, alignment in (
+                (LEFT, p.left_alignment),
+                (RIGHT, p.right_alignment),
+                (BEFORE, p.result_alignment),
+                (AFTER, p.result_alignment),
+            ):  # 256 by default, which a matrix inside the flat vector need not have
+                self._set(setter, preference, attribute, ctypes.c_uint32(alignment))
             found, count = ctypes.create_string_buffer(RESULT * CANDIDATES), ctypes.c_int()
             operation, left, right, result = descriptors
             status = self._library.cublasLtMatmulAlgoGetHeuristic(
@@ -162,7 +164,7 @@ class CublasLt:
         number = ctypes.c_double if product.dtype == "float64" else ctypes.c_float
         one, beta = number(1), number(1 if product.accumulate else 0)
         with self._lock:
-            d = self.describe(product, bool(aux))
+            d = self.describe(product)
             self._point(d.operation, bias, aux)
             status = self._multiply(
                 self._handle_(), d.operation, ctypes.addressof(one), left, d.left, right, d.right, ctypes.addressof(beta),

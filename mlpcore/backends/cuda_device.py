@@ -42,7 +42,9 @@ class Device(Protocol):
         multiprocessors: how many there are.
         product_workspace: bytes of scratch that matrix products may use, on each stream.
         captures: whether steps can be captured: not where cuBLASLt is missing.
-        library: what multiplies matrices, with its version.
+        library: what multiplies matrices: its version, and on which GPU.
+        lock: held while something is recorded or timed. Hold it where `algorithms` is called and where a product runs for
+            the first time: neither goes while another thread records.
     """
 
     xp: Any
@@ -51,6 +53,7 @@ class Device(Protocol):
     product_workspace: int
     captures: bool
     library: str
+    lock: AbstractContextManager[object]
 
     def active(self) -> AbstractContextManager[object]:
         """Makes this the device of what `xp` does inside the `with` block."""
@@ -68,7 +71,7 @@ class Device(Protocol):
         """The kernel instance `name`, e.g. `"softmax<float>"`, of a source without includes; compiled once, then kept."""
 
     def launch(self, kernel: Kernel, launch: Launch, arguments: Sequence[object]) -> None:
-        """Run a kernel on the current stream.
+        """Run a kernel on the current stream. The caller holds `active()`.
 
         Arguments: device arrays and None stand for pointers; an int for `long long`; a float for `double`; NumPy scalars for
         themselves (`np.int32` for `int`, `np.float32` for `float`); a record (a 0-d structured NumPy array) for a struct
@@ -87,10 +90,19 @@ class Device(Protocol):
     def multiply(
         self, product: Product, algorithm: bytes, left: int, right: int, result: int, bias: int, aux: int, workspace: int
     ) -> None:
-        """Run a matrix product on the current stream; the operands are addresses (bias and aux 0 where there is none)."""
+        """Run a matrix product on the current stream; the operands are addresses (bias and aux 0 where there is none).
+
+        The caller holds `active()`.
+
+        Raises:
+            Refused: the library does not compute it by this algorithm.
+        """
 
     def seconds(self, run: Callable[[], None]) -> float:
-        """How long the device takes for `run`, the median of a few times. Not while recording."""
+        """Return how long the device itself takes for `run`. Not while recording.
+
+        `run` is called many times, and recorded: it must not wait for the device, nor allocate after its first call.
+        """
 
     def record(self, run: Callable[[], None]) -> Recording:
         """What `run` launches, recorded and not executed."""
@@ -130,6 +142,3 @@ class Device(Protocol):
 
     def follow(self, stream: object) -> object:
         """Let the current stream, which is returned, wait for what `stream` (None: none) has been asked so far."""
-
-    def synchronize(self) -> None:
-        """Wait until everything asked for so far on the current stream is done."""

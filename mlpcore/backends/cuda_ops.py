@@ -2,6 +2,7 @@
 
 Every operation is a launch on the current stream and returns at once. Inside `record` the same launches become a graph. Which
 algorithm computes a product is settled before: by timing once for each shape, or by cuBLASLt's first guess (`deterministic`).
+An activation joins its product where cuBLASLt computes it as well as the kernel does, and faster.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from mlpcore.backends import cuda_source, launches
 from mlpcore.backends.cuda_device import Device, Launch
-from mlpcore.backends.numpy_ops import bend_softmax
+from mlpcore.backends.numpy_ops import NumpyOps, bend_softmax
 from mlpcore.backends.products import STORAGE, Product, Refused, alignment, describe
 from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.dropout import Dropped
@@ -25,6 +26,9 @@ from mlpcore.core.ops import Array, Buffer, Recording, accumulator, row_major, s
 
 EPILOGUES = {"identity": "bias", "relu": "relu", "gelu": "gelu"}  # activations that cuBLASLt can apply itself
 OWN = [resolve(name) for name in EPILOGUES]  # as the sheet has them: a user's activation may bear the same name
+IDENTITY = resolve("identity")
+SAMPLE = 64  # rows of a layer on which an epilogue is compared with the kernel
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 class SlotRows(NamedTuple):
@@ -46,12 +50,20 @@ class Algorithms:
 
     Attributes:
         chosen: by product; what a checkpoint stores.
+        fused: whether an activation joins its product, by product; likewise.
+        ready: the algorithm by which a product has run in this process, None where it never will: the first run loads
+            kernels, which a capture does not allow.
     """
 
     def __init__(self, deterministic: bool = False):
         self.deterministic = deterministic
         self.chosen: dict[Product, bytes] = {}
         self.fused: dict[Product, bool] = {}
+        self.ready: dict[Product, bytes | None] = {}
+
+    def is_ready(self, product: Product) -> bool:
+        """Whether a product is settled and has run; a checkpoint may name another algorithm since."""
+        return product in self.ready and self.ready[product] == self.chosen.get(product)
 
 
 class CudaOps:
@@ -61,6 +73,10 @@ class CudaOps:
         device: the device.
         tf32: let products of float32 round their factors to 10 bits.
         algorithms: where the choice of algorithms is kept.
+
+    Attributes:
+        low: a flat vector and its copy in the precision of the layers; biases that are views of the first are read from
+            the second by products that add them. None where layers have the precision of the parameters.
     """
 
     stages = False  # gather casts on the way: rows need no second buffer
@@ -74,6 +90,7 @@ class CudaOps:
         self.control: Array | None = None  # where kernels report faults
         self.step: Array | None = None  # the slot
         self.first = 0
+        self.low: tuple[Array, Array] | None = None
         self._scratch: Mapping[str, Array] = {}
         self._rehearsing = False
         self.asked: set[Product] = set()  # products met so far, the fused ones that were tried included
@@ -104,10 +121,6 @@ class CudaOps:
             Buffer("product workspace", (self.device.product_workspace,), "uint8", "of cuBLASLt"),
         ]
 
-    def map_scratch(self, program: Program, size: int, dtype: str) -> list[Buffer]:
-        """Nothing: intermediate results stay in registers."""
-        return []
-
     def use(self, scratch: Mapping[str, Array]) -> None:
         """Take these arrays, as `scratch` listed them, instead of allocating at each call."""
         self._scratch = scratch
@@ -124,10 +137,6 @@ class CudaOps:
         return self.xp.empty(max(1, numbers), dtype), self.xp.zeros(counters, self.xp.uint32)
 
     # -- recording --
-
-    def quietly(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function returns: kernels are silent."""
-        return function(*arguments)
 
     def record(self, run: Callable[[], None]) -> Recording:
         """The operations that `run` calls, recorded. It is rehearsed first: then what must be compiled or timed is."""
@@ -146,48 +155,63 @@ class CudaOps:
 
     # -- operations --
 
-    def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
-        """Out = source[rows], cast to out's dtype. Steps gather by `StepKernels.gather`; this is for calls outside them."""
-        assert stage is None
-        out[...] = source[rows]
-
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
         """C = A B, or C += A B. All may be transposed views."""
         A, B, C = row_major(A, B, C)
-        addresses = tuple(self.device.address(x) for x in (A, B, C))
+        addresses = self._addresses(A, B, C)
         product = describe(A, B, C, accumulate, addresses, self.tf32)
-        settling = accumulate and not self._rehearsing and product not in self.algorithms.chosen
-        before = C.copy() if settling else None  # what is timed accumulates, too
-        algorithm = self._algorithm(product, lambda one: self._multiply(product, one, addresses))
-        if before is not None:
-            C[...] = before
+        self.asked.add(product)
+        if not self.algorithms.is_ready(product):
+            before = C.copy() if accumulate and not self._rehearsing else None  # what is tried accumulates, too
+            self._settle(product, lambda one: self._multiply(product, one, addresses))
+            if before is not None:
+                C[...] = before
         if not self._rehearsing:
-            self._multiply(product, algorithm, addresses)
+            self._multiply(product, self.algorithms.chosen[product], addresses)
 
-    def _multiply(self, product: Product, algorithm: bytes, addresses: tuple[int, ...], bias: int = 0, aux: int = 0) -> None:
+    def _addresses(self, A: Array, B: Array, C: Array) -> tuple[int, int, int]:
+        return self.device.address(A), self.device.address(B), self.device.address(C)
+
+    def _multiply(
+        self, product: Product, algorithm: bytes, addresses: tuple[int, int, int], bias: int = 0, aux: int = 0
+    ) -> None:
         A, B, C = addresses
         if "product workspace" not in self._scratch:
             self._scratch = {**self._scratch, "product workspace": self.device.empty(self.device.product_workspace)}
         workspace = self.device.address(self._scratch["product workspace"])
         self.device.multiply(product, algorithm, B, A, C, bias, aux, workspace)
 
-    def _algorithm(self, product: Product, run: Callable[[bytes], None]) -> bytes:
-        """The algorithm of a product: the one settled before, or else the fastest of the candidates."""
-        known = self.algorithms.chosen
-        self.asked.add(product)
-        if product not in known:
-            candidates = self.device.algorithms(product)
-            if self.algorithms.deterministic or len(candidates) == 1:
-                run(candidates[0])  # loads what the first call loads, before any capture
-                known[product] = candidates[0]
+    def _settle(self, product: Product, run: Callable[[bytes], None]) -> None:
+        """Run a product for the first time: by the algorithm that a checkpoint named, or all candidates to choose from."""
+        known = self.algorithms
+        with self.device.lock:
+            if product in known.chosen:
+                run(known.chosen[product])
             else:
-                known[product] = min(candidates, key=lambda one: self._seconds(lambda: run(one)))
-        return known[product]
+                candidates = self.device.algorithms(product)
+                if known.deterministic:
+                    chosen = next((one for one in candidates if self._runs(run, one)), None)
+                else:
+                    seconds = {one: self._seconds(run, one) for one in candidates}
+                    chosen = min((one for one in candidates if seconds[one] < math.inf), key=seconds.__getitem__, default=None)
+                if chosen is None:
+                    raise Refused(f"cuBLASLt refuses each of the {len(candidates)} algorithms that it offers for {product}")
+                known.chosen[product] = chosen
+            known.ready[product] = known.chosen[product]
 
-    def _seconds(self, run: Callable[[], None]) -> float:
-        """How long a product takes; for ever, where the library refuses it."""
+    @staticmethod
+    def _runs(run: Callable[[bytes], None], algorithm: bytes) -> bool:
+        """Whether the library computes a product by an algorithm."""
         try:
-            return self.device.seconds(run)
+            run(algorithm)
+        except Refused:
+            return False
+        return True
+
+    def _seconds(self, run: Callable[[bytes], None], algorithm: bytes) -> float:
+        """How long a product takes by an algorithm; infinite where the library refuses it."""
+        try:
+            return self.device.seconds(lambda: run(algorithm))
         except Refused:
             return math.inf
 
@@ -205,40 +229,95 @@ class CudaOps:
     ) -> Callable[[], None] | None:
         """The layer as one product, if cuBLASLt has it and it was timed to be faster than two launches; None otherwise."""
         epilogue = EPILOGUES.get(activation.name, "") if activation in OWN else ""
-        if b is None or not epilogue or b.dtype != Z.dtype or self.algorithms.deterministic:
+        added = None if b is None else self._as_added(b, Z)
+        if added is None or not epilogue or self.algorithms.deterministic:
             return None
-        keep = S if Z is not S and activation.slope_reads_s else None
-        addresses = tuple(self.device.address(x) for x in (A, W, Z))
-        bias, aux = self.device.address(b), 0 if keep is None else self.device.address(keep)
-        product = describe(A, W, Z, False, (*addresses, bias, *([aux] if aux else [])), self.tf32, epilogue)
+        keeps = Z is not S and activation.slope_reads_s
+        if epilogue == "gelu" and not keeps:
+            return None
+        addresses, bias, aux = self._addresses(A, W, Z), self.device.address(added), self.device.address(S) if keeps else 0
+        product, known = describe(A, W, Z, False, addresses, self.tf32, epilogue, bias, aux), self.algorithms
         self.asked.add(product)
-        if product not in self.algorithms.fused:
-            self.algorithms.fused[product] = self._fusing_pays(product, addresses, bias, aux, (A, W, b, activation, S, Z))
-        if not self.algorithms.fused[product]:
+        if not known.is_ready(product):
+            run = functools.partial(self._multiply, product, addresses=addresses, aux=aux)
+            with self.device.lock:
+                if product not in known.fused:
+                    known.fused[product] = self._fusing_pays(product, run, bias, (A, W, b, activation, S, Z))
+                elif known.fused[product]:  # says a checkpoint
+                    run(known.chosen[product], bias=bias)
+                known.ready[product] = known.chosen.get(product)
+        if not known.fused[product]:
             return None
-        return functools.partial(self._multiply, product, self.algorithms.chosen[product], addresses, bias, aux)
+        return functools.partial(self._multiply, product, known.chosen[product], addresses, bias, aux)
 
-    def _fusing_pays(self, product: Product, addresses: tuple[int, ...], bias: int, aux: int, layer: tuple[Any, ...]) -> bool:
+    def _as_added(self, b: Array, Z: Array) -> Array | None:
+        """The bias in the precision of Z, in which a product adds it; None where there is none."""
+        if b.dtype == Z.dtype:
+            return b
+        if self.low is None or self.low[1].dtype != Z.dtype:
+            return None
+        vector, low = self.low
+        first = (self.device.address(b) - self.device.address(vector)) // b.dtype.itemsize
+        return low[first : first + b.size] if 0 <= first <= low.size - b.size else None
+
+    def _fusing_pays(self, product: Product, run: Callable[..., None], bias: int, layer: tuple[Any, ...]) -> bool:
+        """Whether an activation in its product's epilogue is right and faster; by which algorithm is noted."""
         A, W, b, activation, S, Z = layer
-        candidates = self.device.algorithms(product)
-        if not candidates:
-            return False
 
         def apart() -> None:
             self.gemm(A, W, S)
             self.bias_activation(S, b, activation, Z)
 
-        def fused(one: bytes) -> float:
-            return self._seconds(lambda: self._multiply(product, one, addresses, bias, aux))
-
         rehearsing, self._rehearsing = self._rehearsing, False
         try:
             apart()  # settles the product's own algorithm
-            times = [fused(one) for one in candidates]
-            self.algorithms.chosen[product] = candidates[times.index(min(times))]
-            return min(times) < self.device.seconds(apart)
+            right = self._right(product, run, layer)
+            apart()  # what goes on reads these arrays: no NaN may stay in them
+            seconds = {one: self._seconds(functools.partial(run, bias=bias), one) for one in right}
+            chosen = min(right, key=seconds.__getitem__, default=b"")
+            if not chosen or not seconds[chosen] < self.device.seconds(apart):
+                return False
+            self.algorithms.chosen[product] = chosen
+            return True
         finally:
             self._rehearsing = rehearsing
+
+    @np.errstate(all="ignore")
+    def _right(self, product: Product, run: Callable[..., None], layer: tuple[Any, ...]) -> list[bytes]:
+        """The candidates that keep what is not finite, and whose errors are no larger than the kernel's."""
+        A, W, _, activation, S, Z = layer
+        keeps = activation.slope_reads_s
+        right = list(self.device.algorithms(product))
+        for special in (False, True) if right else ():
+            wide, narrow = (self.device.to_device(x) for x in _trial_biases(product, special))
+            self.gemm(A, W, S)
+            size = abs(self._sample(S)).max() + 4
+            self.bias_activation(S, wide, activation, Z)
+            s, z = self._sample(S), self._sample(Z)
+            passed = []
+            for one in right:
+                if not self._runs(functools.partial(run, bias=self.device.address(narrow)), one):
+                    continue
+                t, y = self._sample(S), self._sample(Z)
+                if special:
+                    good = np.array_equal(np.isfinite(y), np.isfinite(z))
+                    good = good and (not keeps or np.array_equal(np.isfinite(t), np.isfinite(s)))
+                else:
+                    # sums of another order
+                    bound = size * EPSILON[product.dtype] * (16 + 4 * math.sqrt(product.k))
+                    good = abs(y - z).max() <= bound and (not keeps or abs(t - s).max() <= bound)
+                    good = good and (not keeps or _error(activation, t, y) <= 2 * _error(activation, s, z))
+                if good:
+                    passed.append(one)
+            right = passed
+        return right
+
+    def _sample(self, array: Array) -> np.ndarray:
+        """The first rows of an array, in double."""
+        host = self.device.to_host(array[:SAMPLE])
+        if host.dtype == np.uint16:  # bfloat16
+            host = (host.astype(np.uint32) << 16).view(np.float32)
+        return host.astype(np.float64)
 
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
         """S += b; Z = σ(S), row by row, less what is dropped. Z may be S; S itself is kept only where the slope reads it."""
@@ -279,7 +358,7 @@ class CudaOps:
             bend_softmax(G, H, T, Z)
             self.activation_gradient(T, S, Z, activation, D, db, accumulate)
             return
-        bent = Activation(f"{activation.name} bent", "s", activation.curvature, activation.parameter)
+        bent = _bent(activation)
         t, h, d = T.reshape(-1), H.reshape(-1), D.reshape(-1)
         self.map(program("t = t * h", frozenset()), {"t": t, "h": h}, {})
         self.activation_gradient(T, S, Z, bent, T, None)
@@ -293,7 +372,7 @@ class CudaOps:
         self.xp.multiply(A, k, out=A)
 
     def _column_sums(self, D: Array, db: Array, accumulate: bool) -> None:
-        self._gradient(D, D, D, Activation("identity", "s", "1"), None, db, accumulate)
+        self._gradient(D, D, D, IDENTITY, None, db, accumulate)
 
     def _gradient(
         self, G: Array, S: Array, Z: Array, activation: Activation, D: Array | None, db: Array | None, accumulate: bool
@@ -387,15 +466,32 @@ class CudaOps:
 
     def sum_abs(self, v: Array) -> float:
         """Σ |v|, as a float (waits for it)."""
-        return float(self.xp.sum(self.xp.abs(v), dtype=self.xp.float64))
+        return float(self.xp.sum(self.xp.abs(v, dtype=self.xp.float64)))
 
-    def copy(self, source: Array, destination: Array) -> None:
-        """Destination = source, cast if need be."""
-        destination[...] = source
 
-    def synchronize(self) -> None:
-        """Wait until everything asked for so far is done."""
-        self.device.synchronize()
+@functools.cache
+def _bent(activation: Activation) -> Activation:
+    """What has the curvature of an activation as its slope."""
+    return Activation(f"{activation.name} bent", "s", activation.curvature, activation.parameter)
+
+
+def _trial_biases(product: Product, special: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A bias as the kernel reads it and the same as the product does: numbers in [-4, 4], or what is not finite."""
+    numbers = np.arange(product.m) * 7 % 33 / 4 - 4  # quarters, which all precisions hold
+    if special:
+        numbers = np.resize([np.nan, np.inf, -np.inf], product.m)
+    if product.result_dtype == "bfloat16":
+        wide = numbers.astype(np.float32)
+        return wide, (wide.view(np.uint32) >> 16).astype(np.uint16)
+    narrow = numbers.astype(product.result_dtype)
+    return numbers.astype(accumulator(product.result_dtype)), narrow
+
+
+def _error(activation: Activation, s: np.ndarray, z: np.ndarray) -> float:
+    """How far z is from σ(s) at most, over |s|."""
+    exact = np.empty_like(s)
+    NumpyOps().bias_activation(s.copy(), None, activation, exact)
+    return float((abs(z - exact) / (abs(s) + 0.01)).max())
 
 
 def _type(array: Array) -> str:

@@ -86,6 +86,7 @@ def _struct(*lines: str) -> str:
     return "\n".join(["struct Formula {", *lines, "};"])
 
 
+@functools.cache
 def activation(sigma: Activation) -> str:
     """The struct of an activation: `value(s)`, `gradient(g, s, z)` = g σ', and what the latter reads."""
     slope = "g" if sigma.slope == "1" else f"g * ({sigma.slope})"
@@ -96,6 +97,7 @@ def activation(sigma: Activation) -> str:
     )
 
 
+@functools.cache
 def loss(objective: Objective) -> str:
     """The struct of an elementwise loss: `value(x, y, k)` = k ℓ and `slope(x, y, k)` = k ∂ℓ/∂x."""
     scalars = dict(objective.scalars)
@@ -117,6 +119,11 @@ def update(
         flags: those of them that are 0 on biases.
         kept: a vector whose entries the statements may change on the way, but which is not written.
     """
+    return _update(compiled, tuple(vectors), tuple(settings), tuple(flags), kept)
+
+
+@functools.cache
+def _update(compiled: Program, vectors: tuple[str, ...], settings: tuple[str, ...], flags: tuple[str, ...], kept: str) -> str:
     names = [*vectors, *(f"unused{i}" for i in range(4 - len(vectors)))]
     written = {out for _, _, out in compiled.steps}
     writes = sum(1 << i for i, name in enumerate(vectors) if name in written and name != kept)

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import statistics
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -27,7 +28,9 @@ from mlpcore.core.ops import Array
 log = logging.getLogger("mlpcore")
 OLDEST = (14, 2)  # of CuPy: reads template instances back from its disk cache
 PRODUCT_WORKSPACE = 32 << 20  # bytes: what cuBLAS itself takes on Hopper
-WARM, TIMED = 2, 7  # runs of a candidate before it is timed, and timed
+RUNS, LONG = 16, 2e-4  # of what is timed in one graph, unless it takes so many seconds
+AHEAD, TIMED = 2, 5  # graphs launched before the one that is timed, and how often
+PER_THREAD = 2  # cudaStreamPerThread: the same number in all threads
 
 
 @functools.cache
@@ -84,13 +87,12 @@ def _argument(x: object) -> object:
 class GraphRecording:
     """A captured CUDA graph."""
 
-    def __init__(self, device: CupyDevice, graph: Any):
-        self.device, self.graph = device, graph
+    def __init__(self, graph: Any):
+        self.graph = graph
 
     def replay(self) -> None:
-        """Launch it on the current stream."""
-        with self.device.device:
-            self.graph.launch()
+        """Launch it on the current stream. The caller holds `active()`."""
+        self.graph.launch()
 
 
 class CupyDevice:
@@ -114,7 +116,9 @@ class CupyDevice:
         self.device = cupy.cuda.Device(index)
         self.multiprocessors = int(self.device.attributes["MultiProcessorCount"])
         self.products = products(index)
-        self.captures, self.library = self.products is not None, products_by()
+        model = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
+        self.captures, self.library = self.products is not None, f"{products_by()} on {model}"
+        self.lock: AbstractContextManager[object] = threading.RLock()
         if not self.captures:
             log.warning("%s: %s", self.name, self.library)
         self._kernels: dict[tuple[str, str], Any] = {}
@@ -145,7 +149,7 @@ class CupyDevice:
     def kernel(self, source: str, name: str) -> Any:
         """The kernel instance `name` of a source; compiled once (CuPy keeps it on disk), then kept and loaded."""
         if (source, name) not in self._kernels:
-            with self.device:
+            with self.device, self.lock:
                 code = source.encode("ascii", "ignore").decode()  # comments; CuPy writes it to a file in the locale's encoding
                 module = cupy.RawModule(code=code, options=("--std=c++17",), name_expressions=(name,))
                 kernel = module.get_function(name)
@@ -156,8 +160,7 @@ class CupyDevice:
     def launch(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> None:
         """Run a kernel on the current stream."""
         given = tuple(0 if x is None else x for x in arguments)  # CuPy makes no null pointer of None (its issue 9046)
-        with self.device:
-            kernel(launch.grid, launch.block, given, shared_mem=launch.shared)
+        kernel(launch.grid, launch.block, given, shared_mem=launch.shared)
 
     def bind(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> Callable[[], None]:
         """Prepare a launch whose arguments are these same objects at each call."""
@@ -182,29 +185,46 @@ class CupyDevice:
     ) -> None:
         """Run a matrix product on the current stream."""
         assert self.products is not None
-        with self.device:
-            stream = cupy.cuda.get_current_stream().ptr
-            self.products.multiply(product, algorithm, left, right, result, bias, aux, workspace, PRODUCT_WORKSPACE, stream)
+        stream = cupy.cuda.get_current_stream().ptr
+        self.products.multiply(product, algorithm, left, right, result, bias, aux, workspace, PRODUCT_WORKSPACE, stream)
 
     def seconds(self, run: Callable[[], None]) -> float:
-        """How long the device takes for `run`: the median by events."""
-        times: list[float] = []
-        with self.device:
-            for i in range(WARM + TIMED):
-                start, stop = cupy.cuda.Event(), cupy.cuda.Event()
-                start.record()
+        """Return how long the device takes for `run`: the median by events, from graphs of several runs.
+
+        Events around a launch on an idle stream measure how long the host takes to launch. So the graph that is timed is
+        launched while the device is still busy with those before it.
+        """
+
+        def several() -> None:
+            for _ in range(runs):
                 run()
-                stop.record()
-                stop.synchronize()
-                if i >= WARM:
-                    times.append(cupy.cuda.get_elapsed_time(start, stop) / 1e3)
-        return statistics.median(times)
+
+        with self.device, self.lock:
+            run()  # loads what a first call loads, or is refused, before anything is captured
+            runs = 1 if min(self._elapsed(run) for _ in range(3)) > LONG else RUNS
+            graph = self.record(several)
+            times = []
+            for _ in range(TIMED):
+                for _ in range(AHEAD):
+                    graph.replay()
+                times.append(self._elapsed(graph.replay))
+        return statistics.median(times) / runs
+
+    @staticmethod
+    def _elapsed(run: Callable[[], None]) -> float:
+        """Seconds between two events around what `run` launches; waits for it."""
+        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        return float(cupy.cuda.get_elapsed_time(start, stop)) / 1e3
 
     # -- recording --
 
     def record(self, run: Callable[[], None]) -> GraphRecording:
         """What `run` launches, captured as a CUDA graph."""
-        with self.device, cupy.cuda.Stream(non_blocking=True) as stream:  # its own: another thread may be capturing, too
+        with self.device, self.lock, cupy.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()
             try:
                 run()
@@ -212,7 +232,7 @@ class CupyDevice:
                 with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # of the capture that failed
                     stream.end_capture()
                 raise
-            return GraphRecording(self, stream.end_capture())
+            return GraphRecording(stream.end_capture())
 
     # -- arrays of the host and of the device --
 
@@ -280,14 +300,21 @@ class CupyDevice:
         """Wait, here on the host, for a mark."""
         mark.synchronize()
 
-    def follow(self, stream: object) -> object:
-        """Let the current stream, which is returned, wait for what `stream` (None: none) has been asked so far."""
-        current = cupy.cuda.get_current_stream()
-        if stream is not None and current != stream:
-            current.wait_event(self._event(stream))
-        return current
+    def follow(self, stream: object) -> tuple[Any, threading.Thread | None]:
+        """Let the current stream, which is returned, wait for what `stream` (None: none) has been asked so far.
 
-    def synchronize(self) -> None:
-        """Wait until everything asked for so far on the current stream is done."""
+        A per-thread default stream, which has one number in all threads, is returned with its thread.
+        """
+        now = cupy.cuda.get_current_stream(self.index)
+        current = now, threading.current_thread() if now.ptr == PER_THREAD else None
+        if stream is None or current == stream:
+            return current
+        assert isinstance(stream, tuple)
+        theirs, thread = stream
         with self.device:
-            cupy.cuda.get_current_stream().synchronize()
+            if thread in (None, current[1]):
+                now.wait_event(self._event(theirs))
+            else:  # a default stream of another thread, into which this one can put no event
+                with self.lock:
+                    cupy.cuda.runtime.deviceSynchronize()
+        return current

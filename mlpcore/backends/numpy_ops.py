@@ -479,13 +479,6 @@ class NumpyOps:
         """Σ |v|, summed in double precision."""
         return sum(float(self.xp.add.reduce(self.xp.abs(piece))) for piece in _in_double(v))
 
-    def copy(self, source: Array, destination: Array) -> None:
-        """Destination = source, cast if need be."""
-        self._do(partial(self.xp.copyto, casting="unsafe"), destination, source)
-
-    def synchronize(self) -> None:
-        """Nothing to wait for: NumPy's calls are done when they return."""
-
     # -- compiled formulas --
 
     def _value(self, activation: Activation, in_place: bool) -> Program | None:

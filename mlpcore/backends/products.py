@@ -29,7 +29,8 @@ class Product:
         accumulate: β = 1, else β = 0.
         epilogue: "" or what happens to D before it is stored: "bias" (+ a bias for each of its rows), "relu" (with bias),
             "gelu" (with bias; the sum before it goes to aux, with D's leading dimension).
-        alignment: bytes to which every operand's address is a multiple of, at least.
+        left_alignment, right_alignment, result_alignment: powers of two that divide the operands' addresses, at most 256.
+        bias_alignment, aux_alignment: likewise, 256 where there is none.
     """
 
     m: int
@@ -44,7 +45,11 @@ class Product:
     result_dtype: str
     accumulate: bool
     epilogue: str = ""
-    alignment: int = 256
+    left_alignment: int = 256
+    right_alignment: int = 256
+    result_alignment: int = 256
+    bias_alignment: int = 256
+    aux_alignment: int = 256
 
 
 def operand(array: Array) -> tuple[bool, int]:
@@ -67,10 +72,12 @@ def alignment(*addresses: int) -> int:
 
 
 def describe(
-    A: Array, B: Array, C: Array, accumulate: bool, addresses: tuple[int, ...], tf32: bool = False, epilogue: str = ""
-) -> Product:
+    A: Array, B: Array, C: Array, accumulate: bool, addresses: tuple[int, int, int], tf32: bool = False, epilogue: str = "",
+    bias: int = 0, aux: int = 0,
+) -> Product:  # fmt: skip
     """The product C = A B (or C += A B) of row-major arrays or transposed views of such; C is row-major.
 
+    `addresses` are those of A, B and C; `bias` and `aux` are addresses, too, 0 where there is none.
     Left is B and right is A: Cᵀ = Bᵀ Aᵀ, where Bᵀ is what cuBLASLt reads in B's memory.
     """
     (rows, inner), columns = A.shape, B.shape[1]
@@ -84,5 +91,7 @@ def describe(
         m=columns, n=rows, k=inner, transpose_left=b_transposed, transpose_right=a_transposed,
         left_stride=b_stride, right_stride=a_stride, result_stride=c_stride,
         dtype="tf32" if tf32 and dtype == "float32" else dtype, result_dtype=STORAGE[C.dtype.name],
-        accumulate=accumulate, epilogue=epilogue, alignment=alignment(*addresses),
+        accumulate=accumulate, epilogue=epilogue, left_alignment=alignment(addresses[1]),
+        right_alignment=alignment(addresses[0]), result_alignment=alignment(addresses[2]), bias_alignment=alignment(bias),
+        aux_alignment=alignment(aux),
     )  # fmt: skip

@@ -86,20 +86,11 @@ class Ops(Protocol):
     ) -> list[Buffer]:
         """The arrays of its own that the backend needs for a chunk of up to `rows` rows, for the plan."""
 
-    def map_scratch(self, program: Program, size: int, dtype: str) -> list[Buffer]:
-        """Likewise for `map` over vectors of `size` entries."""
-
     def use(self, scratch: Mapping[str, Array]) -> None:
         """Take these arrays, as `scratch` listed them, instead of allocating at each call."""
 
-    def quietly(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function returns, called where replays are silent about overflow, which the step looks for itself."""
-
     def record(self, run: Callable[[], None]) -> Recording:
         """The operations that `run` calls, recorded instead of executed. A backend may call `run` twice, to prepare itself."""
-
-    def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
-        """Out = source[rows], cast to out's dtype by way of `stage` (source's dtype) where the dtypes differ."""
 
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
         """C = A B, or C += A B. All may be transposed views, A an input that changes between replays."""
@@ -144,8 +135,15 @@ class Ops(Protocol):
     def sum_abs(self, v: Array) -> float:
         """Σ |v|, summed in double precision (waits for it)."""
 
-    def copy(self, source: Array, destination: Array) -> None:
-        """Destination = source, cast if need be."""
 
-    def synchronize(self) -> None:
-        """Wait until everything asked for so far is done."""
+class EagerOps(Ops, Protocol):
+    """Operations for a step that calls them one by one, without a graph."""
+
+    def map_scratch(self, program: Program, size: int, dtype: str) -> list[Buffer]:
+        """List the arrays that `map` over vectors of `size` entries needs, for the plan."""
+
+    def quietly(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the function where overflow raises no warning: the step looks for it itself."""
+
+    def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
+        """Out = source[rows], cast to out's dtype by way of `stage` (source's dtype) where the dtypes differ."""

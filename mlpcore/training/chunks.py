@@ -17,7 +17,7 @@ from mlpcore.backends.numpy_ops import Input
 from mlpcore.core import backprop, dropout
 from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.losses import Objective
-from mlpcore.core.ops import Array, Ops, Recording
+from mlpcore.core.ops import Array, EagerOps, Ops, Recording
 from mlpcore.training.plan import Inputs
 
 SHAPES = 32  # recordings that a worker keeps; the least recently used goes first
@@ -153,8 +153,10 @@ class Worker(Chunk):
     Args: as `Chunk`, without J, which is its own: its share of the batch's.
     """
 
+    ops: EagerOps
+
     def __init__(
-        self, ops: Ops, W: backprop.Arrays, b: backprop.Arrays, activations: tuple[Activation | None, ...],
+        self, ops: EagerOps, W: backprop.Arrays, b: backprop.Arrays, activations: tuple[Activation | None, ...],
         objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array,
         repeats: Sequence[bool],
     ) -> None:  # fmt: skip

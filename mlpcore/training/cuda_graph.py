@@ -225,6 +225,7 @@ class GraphStep(PlannedStep):
         self.kernels = self._kernels()
         self.kernels.use({name: self.state.pop(name) for name in ("scalars", "slot", "control")})
         self.low = self.state.pop("low-precision parameters", None)
+        self.ops.low = None if self.low is None else (self.parameters, self.low)
         for vector in self.state.values():
             vector[...] = 0
         self.store.writer = self._values = None

@@ -22,7 +22,7 @@ from mlpcore.core.errors import NonFiniteLoss
 from mlpcore.core.formulas import Program, program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
-from mlpcore.core.ops import Array, Buffer, Ops, Recording
+from mlpcore.core.ops import Array, Buffer, EagerOps, Recording
 from mlpcore.core.optimizers import Optimizer, Progress
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Chunk, Worker, cut
@@ -67,9 +67,12 @@ class Step(PlannedStep):
     Args: as `PlannedStep`.
     """
 
+    ops: EagerOps
+    new_ops: Callable[[], EagerOps]
+
     def __init__(
         self, layout: Layout, store: Parameters, activations: tuple[Activation | None, ...], objective: Objective,
-        optimizer: Optimizer, settings: Settings, new_ops: Callable[[], Ops],
+        optimizer: Optimizer, settings: Settings, new_ops: Callable[[], EagerOps],
     ) -> None:  # fmt: skip
         super().__init__(layout, store, activations, objective, optimizer, settings, new_ops)
         self.scale = self.ops.xp.ones((), self.dtype)

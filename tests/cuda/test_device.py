@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -290,6 +291,20 @@ def test_what_breaks_a_capture_is_an_error_and_the_next_recording_works(what):
     assert device.record(lambda: None).calls == []
 
 
+def test_another_thread_launches_at_once_while_one_records():
+    device = CpuDevice()
+    a, b = (device.to_device(np.arange(64, dtype=np.int32) * i) for i in (1, 0))
+    kernel = device.kernel(KERNELS, "copies")
+
+    def run():
+        thread = threading.Thread(target=device.launch, args=(kernel, BLOCK, [a, b, 64]))
+        thread.start()
+        thread.join()
+
+    assert device.record(run).calls == []
+    np.testing.assert_array_equal(a, b)
+
+
 def test_uploads_come_as_late_as_they_may_and_must_not_overtake_the_work_before_them():
     device = CpuDevice()
     host, there = device.host_buffer(256).view(np.int32), device.empty(256).view(np.int32)
@@ -310,6 +325,7 @@ def test_uploads_come_as_late_as_they_may_and_must_not_overtake_the_work_before_
 
 # -- matrix products -----------------------------------------------------------------------------------------------------
 
+ALIGNED = {"left_alignment": 8, "right_alignment": 8, "result_alignment": 8}
 BITS = {"float64": 52, "float32": 23, "tf32": 10, "bfloat16": 7, "float16": 10}
 
 
@@ -347,7 +363,23 @@ def test_epilogues_add_the_bias_to_every_row_and_apply_the_activation(epilogue):
     A, B, b = (device.to_device(random.standard_normal(shape)) for shape in ((5, 7), (7, 3), 3))
     C, aux = (device.to_device(fresh((5, 3), "double")) for _ in range(2))
     work = device.empty(device.product_workspace)
-    product = Product(3, 5, 7, False, False, 3, 7, 3, "float64", "float64", False, epilogue, alignment=8)
+    product = Product(
+        3,
+        5,
+        7,
+        False,
+        False,
+        3,
+        7,
+        3,
+        "float64",
+        "float64",
+        False,
+        epilogue,
+        left_alignment=8,
+        right_alignment=8,
+        result_alignment=8,
+    )
     at = device.address
     kept = at(aux) if epilogue == "gelu" else 0
     device.multiply(product, device.algorithms(product)[0], at(B), at(A), at(C), at(b), kept, at(work))
@@ -368,7 +400,7 @@ def test_an_algorithm_is_good_for_its_own_product_only():
 
 def test_a_recorded_product_of_memory_that_is_freed_is_an_error():
     device = CpuDevice()
-    product = Product(2, 2, 2, False, False, 2, 2, 2, "float64", "float64", False, alignment=8)
+    product = Product(2, 2, 2, False, False, 2, 2, 2, "float64", "float64", False, **ALIGNED)
     arrays = [device.to_device(np.zeros((2, 2))) for _ in range(3)]
     at, algorithm = [device.address(x) for x in arrays], device.algorithms(product)[0]
     work = device.empty(device.product_workspace)

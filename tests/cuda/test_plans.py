@@ -1,6 +1,7 @@
 """What is computed before a launch, without a device: grids and blocks, scratch, the column-major products for cuBLASLt."""
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from mlpcore.backends import cuda_ops, cuda_slot, cuda_source, device, launches,
 from mlpcore.backends.cupy_reference import CupyReference
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core import activations, losses
-from tests.cuda_on_cpu.device import CpuDevice, matrix
+from mlpcore.core.formulas import program
+from tests.cuda_on_cpu.device import CpuDevice, algorithm, matrix, narrow, widen
 
 SIZES = st.integers(1, 3000)
 
@@ -88,12 +90,20 @@ def test_a_column_major_reading_of_the_buffers_gives_the_row_major_product(m, k,
     D = matrix(address(C), (p.m, p.n), p.result_stride, "float64")
     D[...] = (L.T if p.transpose_left else L) @ (R.T if p.transpose_right else R)
     np.testing.assert_allclose(C, A @ B, rtol=1e-12, atol=1e-12)
-    assert all(x % p.alignment == 0 for x in map(address, (A, B, C)))
+    promised = p.right_alignment, p.left_alignment, p.result_alignment
+    assert promised == tuple(products.alignment(x) for x in map(address, (A, B, C)))
 
 
 def test_strides_that_are_neither_are_refused():
     with pytest.raises(AssertionError, match="neither row-major"):
         products.operand(np.zeros((6, 8))[::2, ::2])
+
+
+def test_the_alignment_of_an_operand_is_its_own():
+    A, B, C = np.zeros((4, 8)), np.zeros((8, 6)), np.zeros((4, 6))
+    p = products.describe(A, B, C, False, (256, 4096 + 64, 512), epilogue="gelu", bias=4, aux=1024 + 16)
+    assert (p.left_alignment, p.right_alignment, p.result_alignment) == (64, 256, 256)
+    assert (p.bias_alignment, p.aux_alignment) == (4, 16)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +144,202 @@ def test_timing_decides_whether_an_activation_joins_its_product(faster):
     ops.layer(A, W, b, relu, Z, Z)
     assert (Z == 5).all()
     assert launched == ([] if faster == "fused" else ["bias_activation<double, Formula, 2, false>"])
+
+
+class Offering(CpuDevice):
+    """A device whose algorithms are refused, or spoil the result, as `spoiled` says by their number."""
+
+    def __init__(self, **spoiled):
+        super().__init__()
+        self.spoiled = {int(number[1:]): how for number, how in spoiled.items()}
+        self.runs = []
+
+    def multiply(self, product, chosen, left, right, result, bias, aux, workspace):
+        super().multiply(product, chosen, left, right, result, bias, aux, workspace)
+        self.runs.append((product, chosen, self._records()))
+        how = self.spoiled.get(int(chosen[:1]))
+        if how and product.epilogue in how:
+            C = matrix(result, (product.m, product.n), product.result_stride, product.result_dtype)
+            how[product.epilogue](C)
+
+
+def refuse(C):
+    raise products.Refused("no")
+
+
+def swallow(C):
+    C[np.isnan(C)] = 0
+
+
+def blur(C):
+    C *= 1 + 2.0**-11
+
+
+def shift(C):
+    C += 1e-6
+
+
+def layer(ops, name, dtype=np.float32, b=None):
+    """A layer on fresh arrays of a device; its S and Z."""
+    rng = np.random.default_rng(0)
+    put = ops.device.to_device
+    A, W = (put(rng.standard_normal(shape).astype(dtype)) for shape in ((70, 16), (16, 24)))
+    S, Z = put(np.zeros((70, 24), dtype)), put(np.zeros((70, 24), dtype))
+    sigma = activations.resolve(name)
+    ops.layer(A, W, put(np.ones(24, dtype)) if b is None else b, sigma, S if sigma.slope_reads_s else Z, Z)
+    return S, Z
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("relu", swallow), ("relu", refuse), ("gelu", blur), ("gelu", shift), ("identity", blur)]
+)
+def test_an_epilogue_that_is_not_right_is_not_taken_however_fast(name, fault):
+    for wrong, taken in (({0}, 1), ({1}, 0), (set(), 1), ({0, 1}, None)):
+        epilogue = cuda_ops.EPILOGUES[name]
+        device = Offering(**{f"_{number}": {epilogue: fault} for number in wrong})
+        device.times = iter([0.0, 0.0, *([3.0, 2.0] if not wrong else [2.0]), 9.0])
+        ops = cuda_ops.CudaOps(device)
+        layer(ops, name)
+        ((product, pays),) = ops.algorithms.fused.items()
+        assert pays == (taken is not None)
+        if pays:
+            assert ops.algorithms.chosen[product] == algorithm(product, taken)
+        assert np.isfinite(layer(ops, name)[1]).all()
+
+
+def test_trying_an_epilogue_leaves_numbers_behind_for_what_is_tried_next():
+    device = Offering(_0={"relu": swallow}, _1={"relu": swallow})
+    A, W, b, Z = np.ones((6, 4)), np.ones((4, 4)), np.ones(4), np.zeros((6, 4))
+    ops = cuda_ops.CudaOps(device)
+    ops.record(lambda: ops.layer(A, W, b, activations.resolve("relu"), Z, Z))
+    assert not any(ops.algorithms.fused.values())
+    assert (Z == 5).all()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["relu", "gelu"])
+def test_what_is_not_finite_comes_through_a_layer_fused_or_not(name, fused):
+    device = CpuDevice()
+    device.times = iter([0.0, 0.0, 1.0, 1.0, 9.0 if fused else 0.5])
+    ops = cuda_ops.CudaOps(device)
+    layer(ops, name)
+    assert [*ops.algorithms.fused.values()] == [fused]
+    _, Z = layer(ops, name, b=device.to_device(np.resize(np.array([np.nan, 1], np.float32), 24)))
+    assert np.isnan(Z[:, ::2]).all()
+    assert np.isfinite(Z[:, 1::2]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["relu", "gelu"])
+def test_a_layer_of_half_precision_adds_the_bias_of_the_copy_in_its_precision(name, dtype):
+    rng, device = np.random.default_rng(3), CpuDevice()
+    device.times = iter([0.0, 0.0, 1.0, 1.0, 9.0])
+    flat = device.to_device(rng.standard_normal(16 * 24 + 1 + 24).astype(np.float32))
+    low = device.to_device(narrow(flat, dtype))
+    W, b = low[: 16 * 24].reshape(16, 24), flat[-24:]
+    A = device.to_device(narrow(rng.standard_normal((70, 16)).astype(np.float32), dtype))
+    S, Z, sigma = (*(device.to_device(np.zeros((70, 24), A.dtype)) for _ in range(2)), activations.resolve(name))
+    apart, ops = cuda_ops.CudaOps(CpuDevice()), cuda_ops.CudaOps(device)
+    for one in (apart, ops):
+        one.low = None if one is apart else (flat, low)
+        one.layer(A, W, b, sigma, S if sigma.slope_reads_s else Z, Z)
+        s = widen(A, dtype) @ widen(W, dtype) + b
+        z = np.empty_like(s)
+        NumpyOps().bias_activation(s.copy(), None, sigma, z)
+        epsilon = {"float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
+        np.testing.assert_allclose(widen(Z, dtype), z, rtol=0, atol=2 * epsilon * abs(s).max())
+    assert not apart.algorithms.fused
+    ((product, pays),) = ops.algorithms.fused.items()
+    assert pays
+    assert (product.result_dtype, product.bias_alignment) == (dtype, products.alignment(device.address(low[-24:])))
+
+
+def test_a_deterministic_product_takes_the_first_algorithm_that_is_not_refused():
+    A, B, C = np.ones((6, 4)), np.ones((4, 4)), np.zeros((6, 4))
+    ops = cuda_ops.CudaOps(Offering(_0={"": refuse}), algorithms=cuda_ops.Algorithms(deterministic=True))
+    for _ in range(2):
+        ops.gemm(A, B, C, accumulate=True)
+    assert (C == 8).all()
+    ((product, chosen),) = ops.algorithms.chosen.items()
+    assert chosen == algorithm(product, 1)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_product_that_the_library_refuses_by_every_algorithm_is_an_error_that_names_it(deterministic):
+    device = Offering(_0={"": refuse}, _1={"": refuse})
+    ops = cuda_ops.CudaOps(device, algorithms=cuda_ops.Algorithms(deterministic))
+    with pytest.raises(products.Refused, match=r"each of the 2 algorithms .* Product\(m=4, n=6, k=5"):
+        ops.gemm(np.ones((6, 5)), np.ones((5, 4)), np.zeros((6, 4)))
+
+
+@pytest.mark.parametrize("what", ["gemm", "accumulated", "relu", "gelu"])
+def test_a_product_that_a_checkpoint_settled_runs_once_before_it_is_captured(what):
+    first, device = cuda_ops.CudaOps(CpuDevice()), Offering()
+    first.device.times = iter([0.0, 0.0, 1.0, 1.0, 9.0])
+    A, B, C = np.ones((6, 4)), np.ones((4, 4)), np.zeros((6, 4))
+
+    def run(ops):
+        if what in ("relu", "gelu"):
+            layer(ops, what)
+        else:
+            ops.gemm(A, B, C, accumulate=what == "accumulated")
+
+    run(first)
+    ops = cuda_ops.CudaOps(device)
+    ops.algorithms.chosen |= first.algorithms.chosen
+    ops.algorithms.fused |= first.algorithms.fused
+    for expected in ([False, True], [True]):
+        device.runs.clear()
+        if what in ("gemm", "accumulated"):
+            ops.record(lambda: run(ops))
+            assert [recorded for *_, recorded in device.runs] == expected
+        else:
+            run(ops)
+            assert len(device.runs) == len(expected)
+    (product, chosen), *_ = ops.algorithms.chosen.items()
+    ops.algorithms.chosen[product] = algorithm(product, 1 - int(chosen[:1]))
+    device.runs.clear()
+    if what == "gemm":
+        ops.record(lambda: run(ops))
+        assert [recorded for *_, recorded in device.runs] == [False, True]
+
+
+def test_algorithms_are_chosen_while_nobody_records():
+    device, started, chosen = CpuDevice(), threading.Event(), threading.Event()
+    one, other = cuda_ops.CudaOps(device), cuda_ops.CudaOps(device)
+    faults = []
+
+    def choose():
+        started.wait(10)
+        try:
+            other.gemm(np.ones((6, 4)), np.ones((4, 4)), C)
+        except RuntimeError as fault:
+            faults.append(fault)
+        chosen.set()
+
+    def run():
+        if device._records():
+            started.set()
+            assert not chosen.wait(0.2), faults
+
+    C, thread = np.zeros((6, 4)), threading.Thread(target=choose)
+    thread.start()
+    one.record(run)
+    thread.join()
+    assert not faults
+    assert (C == 4).all()
+
+
+def test_the_text_of_a_kernel_is_built_once():
+    source, sigma = cuda_ops.cuda_source, activations.resolve("gelu")
+    objective = losses.pair(losses.resolve("huber"), activations.resolve("tanh", output=True))
+    compiled = program("w = w - rate * g", frozenset({"rate"}))
+    for build in (
+        lambda: source.activation(sigma),
+        lambda: source.loss(objective),
+        lambda: source.update(compiled, ["w", "g"], ["rate"], ("rate",), "g"),
+    ):
+        assert build() is build()
 
 
 def test_a_users_activation_of_a_known_name_is_not_taken_for_cublas_own():

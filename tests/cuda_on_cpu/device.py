@@ -12,6 +12,7 @@ import ctypes
 import functools
 import itertools
 import math
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -121,7 +122,9 @@ class CpuDevice:
 
     def __init__(self, multiprocessors: int = 3, order: int = 0, misalignment: int = 0):
         self.multiprocessors, self.order, self.misalignment = multiprocessors, order, misalignment
+        self.lock = threading.RLock()
         self._recording: Recording | None = None
+        self._recorder = 0  # the thread that records: others launch at once
         self.times: Iterator[float] = (i * 0.6180339887 % 1 for i in itertools.count(1))  # what `seconds` gives
         self._behind: dict[bytes, list[Extent]] = {}  # the memory that a slot leads to
         self._memory: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
@@ -134,7 +137,7 @@ class CpuDevice:
         return contextlib.nullcontext()
 
     def empty(self, nbytes: int) -> np.ndarray:
-        self._not_while_recording("empty")
+        self._not_while_recording("empty", alone=False)
         memory = np.full(nbytes + 256 + self.misalignment, POISON, np.uint8)
         self._memory[id(memory)] = memory
         begin = -extent(memory)[0] % 256 + self.misalignment
@@ -158,7 +161,7 @@ class CpuDevice:
         if not (grid_x >= 1 and 1 <= grid_y <= 65535 and 1 <= block_x * block_y <= 1024 and 0 <= shared <= SHARED):
             raise ValueError(f"{kernel.name} cannot be launched with {launch}")
         call = Call(kernel, launch, [self._argument(x) for x in arguments])
-        if self._recording:
+        if self._records():
             self._recording.calls.append(call)
         else:
             compiler.compile_waiting()
@@ -207,7 +210,7 @@ class CpuDevice:
             ctypes.memset(workspace, POISON, self.product_workspace)
             multiply(product, left, right, result, bias, aux)
 
-        if self._recording:
+        if self._records():
             self._recording.calls.append(run)
         else:
             run()
@@ -215,15 +218,21 @@ class CpuDevice:
     def seconds(self, run: Callable[[], None]) -> float:
         self._not_while_recording("seconds")
         run()
+        self._capture(run)
         return next(self.times)
 
     def record(self, run: Callable[[], None]) -> Recording:
-        self._not_while_recording("record")
-        self._recording = recording = Recording(self)
-        try:
-            run()
-        finally:
-            self._recording = None
+        return self._capture(run)
+
+    def _capture(self, run: Callable[[], None]) -> Recording:
+        with self.lock:
+            self._not_while_recording("record")
+            self._recorder = threading.get_ident()
+            self._recording = recording = Recording(self)
+            try:
+                run()
+            finally:
+                self._recording = None
         compiler.compile_waiting()
         for call in recording.calls:
             if isinstance(call, Call):
@@ -252,7 +261,7 @@ class CpuDevice:
         return memory
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
-        self._not_while_recording("to_host")
+        self._not_while_recording("to_host", alone=False)
         return array.copy()
 
     def host_buffer(self, nbytes: int) -> np.ndarray:
@@ -284,10 +293,6 @@ class CpuDevice:
 
     def settle(self, mark: Mark) -> None:
         mark.reach()
-        for upload in self._sources.values():
-            upload.settled = upload.settled or upload.copy is None
-
-    def synchronize(self) -> None:
         for upload in self._sources.values():
             upload.settled = upload.settled or upload.copy is None
 
@@ -326,8 +331,13 @@ class CpuDevice:
             raise RuntimeError(f"a record leads to {address:#x}, which is no array's address")
         return known  # which has been freed
 
-    def _not_while_recording(self, what: str) -> None:
-        if self._recording:
+    def _records(self) -> bool:
+        """Whether this thread records."""
+        return self._recording is not None and self._recorder == threading.get_ident()
+
+    def _not_while_recording(self, what: str, alone: bool = True) -> None:
+        """Raise an error if this thread records, or, for what goes `alone`, any thread."""
+        if self._recording if alone else self._records():
             raise RuntimeError(f"{what} during a recording")
 
 
@@ -385,9 +395,15 @@ def check(call: Call) -> None:
 def multiply(product: Product, left: int, right: int, result: int, bias: int, aux: int) -> None:
     """The product as cuBLASLt's documentation says it: column-major matrices at addresses, products summed in float."""
     p = product
-    for address in (left, right, result):
-        assert address, p
-        assert address % p.alignment == 0, f"{address:#x} for {p}"
+    assert all((left, right, result)), p
+    for address, promised in (
+        (left, p.left_alignment),
+        (right, p.right_alignment),
+        (result, p.result_alignment),
+        (bias, p.bias_alignment),
+        (aux, p.aux_alignment),
+    ):
+        assert address % promised == 0, f"{address:#x} for {p}"
     compute = np.float64 if p.dtype == "float64" else np.float32
     storage = "float32" if p.dtype == "tf32" else p.dtype
     L = widen(matrix(left, (p.k, p.m) if p.transpose_left else (p.m, p.k), p.left_stride, storage), p.dtype)
@@ -413,8 +429,8 @@ def finish(p: Product, total: np.ndarray, D: np.ndarray, bias: int, aux: int) ->
             assert not aux, p
             return np.maximum(total, 0)
         case "gelu":
-            if aux:
-                matrix(aux, (p.m, p.n), p.result_stride, p.result_dtype)[...] = narrow(total, p.result_dtype)
+            assert aux, p
+            matrix(aux, (p.m, p.n), p.result_stride, p.result_dtype)[...] = narrow(total, p.result_dtype)
             return total * (0.5 * np.tanh(math.sqrt(2 / math.pi) * (total + 0.044715 * total**3)) + 0.5)
     raise AssertionError(p)
 

@@ -97,8 +97,8 @@ def test_a_layer_in_one_product_is_the_layer_in_two_launches(device, put, name, 
         close(read(device, Z, wide), z, epsilon, 4 * np.sqrt(k))
         keep = device.address(S) if sigma.slope_reads_s else 0
         addresses = (device.address(left), device.address(right), device.address(Z))
-        every = (*addresses, device.address(vector), *([keep] if keep else []))
-        product = describe(left, right, Z, False, every, dtype == "tf32", EPILOGUES[name])
+        bias = device.address(vector)
+        product = describe(left, right, Z, False, addresses, dtype == "tf32", EPILOGUES[name], bias, keep)
         for algorithm in device.algorithms(product):
             Z[...] = S[...] = 0
             try:
