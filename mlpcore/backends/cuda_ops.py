@@ -289,7 +289,7 @@ class CudaOps:
         keeps = activation.slope_reads_s
         right = list(self.device.algorithms(product))
         for special in (False, True) if right else ():
-            wide, narrow = (self.device.to_device(x) for x in _trial_biases(product, special))
+            wide, narrow = self._trial_biases(product, Z, special)
             self.gemm(A, W, S)
             size = abs(self._sample(S)).max() + 4
             self.bias_activation(S, wide, activation, Z)
@@ -311,6 +311,25 @@ class CudaOps:
                     passed.append(one)
             right = passed
         return right
+
+    def _trial_biases(self, product: Product, Z: Array, special: bool) -> tuple[Array, Array]:
+        """A bias as the kernel reads it and as the product does, in scratch: numbers, or what is not finite."""
+        n = product.m
+        memory, _ = self.partials(2 * n + 128, 1, accumulator(product.result_dtype))
+        memory = self._aligned(memory)
+        wide = memory[:n]
+        narrow = wide if wide.dtype == Z.dtype else self._aligned(memory[n:]).view(Z.dtype)[:n]
+        numbers = (math.nan, math.inf, -math.inf) if special else (-3.0, -0.5, 0.25, 1.5, 4.0)  # which all precisions hold
+        for i, number in enumerate(numbers):
+            wide[i :: len(numbers)] = number
+            if narrow is not wide:
+                bits = int(np.float32(number).view(np.uint32)) >> 16
+                narrow[i :: len(numbers)] = bits if product.result_dtype == "bfloat16" else number
+        return wide, narrow
+
+    def _aligned(self, array: Array) -> Array:
+        """The array from its first address on that is as well aligned as any."""
+        return array[-self.device.address(array) % 256 // array.dtype.itemsize :]
 
     def _sample(self, array: Array) -> np.ndarray:
         """The first rows of an array, in double."""
@@ -473,18 +492,6 @@ class CudaOps:
 def _bent(activation: Activation) -> Activation:
     """What has the curvature of an activation as its slope."""
     return Activation(f"{activation.name} bent", "s", activation.curvature, activation.parameter)
-
-
-def _trial_biases(product: Product, special: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A bias as the kernel reads it and the same as the product does: numbers in [-4, 4], or what is not finite."""
-    numbers = np.arange(product.m) * 7 % 33 / 4 - 4  # quarters, which all precisions hold
-    if special:
-        numbers = np.resize([np.nan, np.inf, -np.inf], product.m)
-    if product.result_dtype == "bfloat16":
-        wide = numbers.astype(np.float32)
-        return wide, (wide.view(np.uint32) >> 16).astype(np.uint16)
-    narrow = numbers.astype(product.result_dtype)
-    return numbers.astype(accumulator(product.result_dtype)), narrow
 
 
 def _error(activation: Activation, s: np.ndarray, z: np.ndarray) -> float:

@@ -74,6 +74,7 @@ def partial_sums(rows: int, widths: Iterable[int], itemsizes: tuple[int, ...], m
     """Scratch for the sums of any kernel over up to `rows` rows of these widths: numbers, and counters."""
     numbers, counters = 2 * BLOCKS * multiprocessors, 1  # gradient_norm
     for n in set(widths):
+        numbers = max(numbers, 2 * n + 128)  # biases on which an epilogue is tried
         for vector in {1, *(16 // itemsize for itemsize in itemsizes)}:
             tiled = tiles(rows, n, vector, multiprocessors)
             numbers = max(numbers, tiled.partials + tiled.launch.grid[1] * n)
