@@ -54,7 +54,10 @@ def runs(width: int, rows: int, activation: str, device: str) -> tuple[dict[str,
     def waiting(run: Callable[[], Any]) -> Callable[[], None]:
         def and_wait() -> None:
             run()
-            step.ops.synchronize()
+            if device != "cpu":
+                import cupy
+
+                cupy.cuda.get_current_stream().synchronize()
 
         return and_wait
 

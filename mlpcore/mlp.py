@@ -543,6 +543,10 @@ class LossFunction:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
         device = devices.of(Z, "Z")
+        with devices.active(device):
+            return self._on(device, Z, Y, sample_weight)
+
+    def _on(self, device: str, Z: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, Array]:
         xp, adopt = devices.module(device), devices.adopter(device)
         raw = inputs.matrix(Z, None, "Z", adopt)
         with np.errstate(over="ignore"):

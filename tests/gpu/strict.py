@@ -6,6 +6,8 @@ picked out of one is an array again. What would be a TypeError on a GPU is one h
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -150,6 +152,22 @@ class StrictDevice(CpuDevice):
     xp: Any = Module()
     host_inputs = True
     index = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = 0  # how often `active` holds
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        self.entered += 1
+        try:
+            yield
+        finally:
+            self.entered -= 1
+
+    def run(self, call: Any) -> None:
+        assert self.entered, "on a second GPU this would be launched on the first"
+        super().run(call)
 
     def empty(self, nbytes: int) -> Any:
         return DeviceArray(super().empty(nbytes))

@@ -120,6 +120,23 @@ def test_steps_on_one_stream_and_another_are_in_order_and_j_may_be_read_on_a_thi
     assert [float(J) for J in found] == expected  # on the default stream, which waits for none of them by itself
 
 
+def test_steps_on_the_default_streams_of_several_threads_are_in_order(cupy):
+    arrays = [cupy.asarray(x) for x in data()]
+    expected = run_of(trainer("cuda", deterministic=True), arrays)
+    one, found = trainer("cuda", deterministic=True), []
+    cupy.cuda.Device().synchronize()
+
+    def step(i):
+        with cupy.cuda.Stream.ptds:
+            found.append(one.step(*arrays, rows=np.arange(ROWS - i % 3)))
+
+    for i in range(12):
+        thread = threading.Thread(target=step, args=(i,))
+        thread.start()
+        thread.join()
+    assert [float(J) for J in found] == expected
+
+
 def test_an_answer_is_waited_for_on_whatever_stream_it_is_read(cupy):
     arrays = [cupy.asarray(x) for x in data()]
     one, stream = trainer("cuda", deterministic=True), cupy.cuda.Stream(non_blocking=True)

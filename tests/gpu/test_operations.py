@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mlpcore.backends.cuda_device import Launch
 from mlpcore.backends.cuda_ops import EPILOGUES, OWN, CudaOps
 from mlpcore.backends.cupy_reference import CupyReference
 from mlpcore.backends.numpy_ops import NumpyOps
@@ -14,6 +15,13 @@ from tests.cuda_on_cpu.device import narrow, widen
 
 PRECISIONS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # and their epsilon
 SHAPES = [(1, 1), (1, 17), (67, 1), (31, 13), (130, 24), (65, 264)]
+
+
+@pytest.fixture(autouse=True)
+def active(device):
+    """The device, as whoever calls operations makes it the current one."""
+    with device.active():
+        yield
 
 
 def read(device, array, dtype):
@@ -209,3 +217,41 @@ def test_sums_are_equal_to_the_bit_each_time(device, put):
         CudaOps(device).activation_gradient(G, S, Z, sigma, G, db)
         found.add(device.to_host(db).tobytes())
     assert len(found) == 1
+
+
+RECORD = np.dtype([("source", "u8"), ("first", "i8"), ("factors", "f4", 70), ("which", "i4")], align=True)
+BY_VALUE = """
+struct Order { const float* source; long long first; float factors[70]; int which; };
+__global__ void takes(const Order order, float* out, long long n, float more) {
+  const int i = threadIdx.x;
+  if (i < n) out[i] = order.source[order.first + i] * order.factors[order.which] + more;
+}
+"""
+
+
+def test_a_bound_launch_passes_a_record_by_value_as_it_is_at_each_call(device, put):
+    source, out = put(np.arange(100, dtype=np.float32)), put(np.zeros(32, np.float32))
+    order = np.zeros((), RECORD)
+    order["source"], order["factors"] = device.address(source), np.arange(70)
+    arguments = [order, out, 32, np.float32(0.5)]
+    kernel, shape = device.kernel(BY_VALUE, "takes"), Launch((1, 1), (32, 1))
+    run = device.bind(kernel, shape, arguments)
+    recording = None
+    for which, first in ((3, 0), (69, 41), (1, 7)):
+        order["which"], order["first"] = which, first
+        expected = (np.arange(32) + first) * which + 0.5
+        for launch in (run, lambda: device.launch(kernel, shape, arguments)):
+            out[...] = 0
+            launch()
+            np.testing.assert_array_equal(device.to_host(out), expected)
+        recording = recording or (device.record(run), expected)
+    recording[0].replay()  # copied when it was recorded
+    np.testing.assert_array_equal(device.to_host(out), recording[1])
+
+
+@pytest.mark.gpu
+def test_what_is_timed_is_the_device_and_not_the_host(gpu):
+    kernel = gpu.kernel("__global__ void nothing() {}", "nothing")
+    assert gpu.seconds(lambda: gpu.launch(kernel, Launch((1, 1), (32, 1)), [])) < 4e-6
+    x = gpu.empty(1 << 28)
+    assert gpu.seconds(lambda: x.data.memset_async(1, x.nbytes)) > 2**28 / 20e12  # no GPU writes 20 TB/s
