@@ -296,6 +296,7 @@ class CudaOps:
             s, z = self._sample(S), self._sample(Z)
             passed = []
             for one in right:
+                S[:SAMPLE] = Z[:SAMPLE] = 0
                 if not self._runs(functools.partial(run, bias=self.device.address(narrow)), one):
                     continue
                 t, y = self._sample(S), self._sample(Z)
