@@ -30,6 +30,14 @@ class CupyReference(NumpyOps):
         picked = source[rows if isinstance(rows, slice) or inputs.on_host(source) else self.xp.asarray(rows)]
         out[...] = self.xp.asarray(picked).astype(out.dtype, copy=False)
 
+    def sum_squares(self, v: Array) -> float:
+        """Σ v², summed in double precision: in one go, since each piece would wait for the device."""
+        return float(self.xp.sum(self.xp.square(v, dtype=self.xp.float64)))
+
+    def sum_abs(self, v: Array) -> float:
+        """Σ |v|, summed in double precision."""
+        return float(self.xp.sum(self.xp.abs(v, dtype=self.xp.float64)))
+
     def _softmax(self, S: Array, Z: Array) -> None:
         self._do(self._softmax_now, S, Z)
 

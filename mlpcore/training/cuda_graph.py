@@ -176,8 +176,9 @@ class GraphStep(PlannedStep):
         if not self.rule:
             return {}
         control = self.kernels.read_control()
-        algorithms = [[*dataclasses.astuple(p), a.hex()] for p, a in self.ops.algorithms.chosen.items()]
-        fused = [[*dataclasses.astuple(p), pays] for p, pays in self.ops.algorithms.fused.items()]
+        with self.device.lock:  # another trainer's thread may be choosing
+            algorithms = [[*dataclasses.astuple(p), a.hex()] for p, a in self.ops.algorithms.chosen.items()]
+            fused = [[*dataclasses.astuple(p), pays] for p, pays in self.ops.algorithms.fused.items()]
         return {
             "control": {name: control[name].item() for name in cuda_slot.CONTROL.names or ()}, "library": self.device.library,
             "algorithms": algorithms, "fused": fused,
@@ -194,8 +195,9 @@ class GraphStep(PlannedStep):
         if facts["library"] != self.device.library:
             log.warning("saved with %s, goes on with %s: not equal to the bit", facts["library"], self.device.library)
             return
-        self.ops.algorithms.chosen |= {Product(*fields): bytes.fromhex(text) for *fields, text in facts["algorithms"]}
-        self.ops.algorithms.fused |= {Product(*fields): pays for *fields, pays in facts["fused"]}
+        with self.device.lock:
+            self.ops.algorithms.chosen |= {Product(*fields): bytes.fromhex(text) for *fields, text in facts["algorithms"]}
+            self.ops.algorithms.fused |= {Product(*fields): pays for *fields, pays in facts["fused"]}
 
     def _first_chunk(self) -> Chunk:
         return self._arrays()

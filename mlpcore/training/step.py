@@ -313,7 +313,7 @@ class Step(PlannedStep):
         if self.penalty is not None:
             self.penalty.lanes[lane].replay()
         gradient = self.lane_gradients[lane]
-        if self.settings.clip_norm is None and math.isfinite(squares := float(gradient.dot(gradient))):
+        if self.settings.clip_norm is None and math.isfinite(squares := float(self.ops.xp.dot(gradient, gradient))):
             return squares
         return self.lane_ops[lane].sum_squares(gradient)
 

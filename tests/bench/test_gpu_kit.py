@@ -14,6 +14,7 @@ import pytest
 
 from bench.gpu import check, clock, kit, probe, profiled, resume, run, sanitized, steps, warm
 from mlpcore.backends import device as devices
+from mlpcore.training import cuda_graph
 from tests.cuda.nvrtc import compile_kernels
 from tests.cuda.test_compile import FOUND
 from tests.cuda_on_cpu import device as emulator
@@ -117,7 +118,8 @@ def test_instances_are_compiled_and_those_that_cannot_be_fail_the_section(played
     assert re.match(r"2 of \d+ instances, 1 failed, 0 with local memory; FAILED: 0 activation_", last)
 
 
-def test_steps_are_taken_apart(played, tmp_path):
+def test_steps_are_taken_apart(played, tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "UNROLLED", 8)
     assert steps.main(["--small", "--out", str(tmp_path)]) == 0
     whole, chunked = entries(tmp_path, "steps").values()
     assert (whole["chunks"], whole["layers fused, of"][1]) == (1, 2)

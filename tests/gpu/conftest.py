@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mlpcore.backends import device as devices
+from mlpcore.training import cuda_graph
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes most of the GPU
 
@@ -51,6 +52,8 @@ def cupy(gpu):
 
 @pytest.fixture(params=["played", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
+    """A device whose graphs hold 8 chunks, so that a few rows try batches of more."""
+    monkeypatch.setattr(cuda_graph, "UNROLLED", 8)
     if request.param == "cuda":
         return real()
     if shutil.which("g++") is None and "CI" not in os.environ:
