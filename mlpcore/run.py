@@ -43,10 +43,13 @@ class Source(Protocol):
     rows: int | None
     lasting: bool
 
+    def draw_ahead(self, seeds: list[int]) -> None:
+        """Draw the order of the next epoch, where that can be done while this one is under way."""
+
     def epoch(
-        self, number: int, order: np.random.Generator | None, skip: int, together: Callable[[Data], int]
+        self, number: int, seeds: list[int] | None, skip: int, together: Callable[[Data], int]
     ) -> Generator[tuple[Data, Batch], None, None]:
-        """Yield the batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`.
+        """Yield the batches of an epoch in an order drawn from these seeds, or in that of the rows, without the first `skip`.
 
         `together` is asked how many whole batches may be yielded as one.
         """
@@ -198,9 +201,8 @@ class Run:
         if state.batch == 0:
             trainer.progress.epochs += 1
         self._began = time.perf_counter()
-        seeds = [trainer._seed, trainer.progress.epochs]
-        order = np.random.default_rng(seeds) if state.shuffle else None
-        with contextlib.closing(self.source.epoch(state.epoch, order, state.batch, self._together)) as batches:
+        seeds = [trainer._seed, trainer.progress.epochs] if state.shuffle else None
+        with contextlib.closing(self.source.epoch(state.epoch, seeds, state.batch, self._together)) as batches:
             for data, batch in batches:
                 state.batch += batch.steps
                 if batch.size > state.widest:
@@ -209,6 +211,8 @@ class Run:
                 bar.update(batch.size * batch.steps)
                 if self.checkpoints is not None:
                     self._save_if_due(epoch_ended=False)
+        if state.shuffle and state.epoch + 1 < state.epochs:
+            self.source.draw_ahead([trainer._seed, trainer.progress.epochs + 1])
 
     def _together(self, data: Data) -> int:
         """Return how many of the next batches may be one launch: what callbacks and checkpoints leave of what the step can."""

@@ -16,6 +16,7 @@ from mlpcore.training.chunks import Batch, Data
 from mlpcore.training.plan import Inputs
 
 Array = NDArray[Any]
+Seeds = list[int]
 Batches = Generator[tuple[Data, Batch], None, None]
 
 
@@ -34,20 +35,31 @@ class Rows:
     def __init__(self, data: Data, size: int, place: Array | None, device: str):
         self.data, self.size, self.place, self.device = data, size, place, device
         self.rows: int | None = len(data.X)
-        self._order = place if isinstance(place, np.ndarray) else np.empty(self.rows, np.int64)
+        self._order = np.empty(self.rows, np.int64) if place is None or device != "cpu" else place
+        self._drawn: Seeds | None = None  # from which the order was drawn ahead
 
-    def epoch(
-        self, number: int, order: np.random.Generator | None, skip: int, together: Callable[[Data], int] = lambda _: 1
-    ) -> Batches:
-        """Yield the batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`.
+    def draw_ahead(self, seeds: Seeds) -> None:
+        """Draw the next epoch's order on the host, while a device that has a copy of this one's is still at work."""
+        if self.place is not None and self.place is not self._order:
+            self._draw(seeds)
+            self._drawn = seeds
+
+    def _draw(self, seeds: Seeds | None) -> None:
+        rows = self._order
+        rows[...] = 1
+        np.subtract(np.cumsum(rows, out=rows), 1, out=rows)  # 0, 1, 2, … without a second array of that size
+        if seeds is not None:
+            np.random.default_rng(seeds).shuffle(rows)
+
+    def epoch(self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] = lambda _: 1) -> Batches:
+        """Yield the batches of an epoch in an order drawn from these seeds, or in that of the rows, without the first `skip`.
 
         `together` is asked how many whole batches may be yielded as one.
         """
         rows = self._order
-        rows[...] = 1
-        np.subtract(np.cumsum(rows, out=rows), 1, out=rows)  # 0, 1, 2, … without a second array of that size
-        if order is not None:
-            order.shuffle(rows)
+        if seeds is None or seeds != self._drawn:
+            self._draw(seeds)
+        self._drawn = None
         if self.place is not None and self.place is not rows:
             self.place[...] = devices.to_device(self.device, rows)
             rows = self.place
@@ -77,15 +89,17 @@ class Streamed:
         self.stream, self.size, self.arrays, self.lay = stream, size, arrays, lay
         self.rows = stream.rows
 
-    def epoch(
-        self, number: int, order: np.random.Generator | None, skip: int, together: Callable[[Data], int] | None = None
-    ) -> Batches:
-        """Yield the batches of an epoch in an order of this generator's, or in that of the rows, without the first `skip`.
+    def draw_ahead(self, seeds: Seeds) -> None:
+        """Draw nothing: a stream orders its rows window by window."""
+
+    def epoch(self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] | None = None) -> Batches:
+        """Yield the batches of an epoch in an order drawn from these seeds, or in that of the rows, without the first `skip`.
 
         Raises:
             ValueError: at the end: no row of the epoch weighs anything.
         """
         self.stream.epochs = number
+        order = None if seeds is None else np.random.default_rng(seeds)
         weighs = skip > 0  # what was left out may have weighed
         with contextlib.closing(self.stream.epoch(self.size, order, skip, self.arrays)) as pieces:
             for piece in pieces:

@@ -13,6 +13,7 @@ import pytest
 import mlpcore as mc
 from mlpcore.backends import cuda_slot, cuda_step
 from mlpcore.backends import device as devices
+from mlpcore.sources import Rows
 from mlpcore.training import cuda_graph
 from mlpcore.training.cuda_graph import GraphStep
 from tests.cuda_on_cpu.device import CpuDevice, algorithm
@@ -522,6 +523,18 @@ def test_a_run_resumes_between_two_launches_to_the_bit(device, tmp_path):
     again = resumed.fit(X, Y, w, **how)
     assert again["loss"] == history["loss"]
     np.testing.assert_array_equal(resumed.net.parameters, whole.net.parameters)
+
+
+def test_the_next_order_is_drawn_before_anybody_waits_for_the_losses_of_an_epoch(device, monkeypatch):
+    X, Y, w = data()
+    asked, draw, read = [], Rows._draw, GraphStep.read_results
+    monkeypatch.setattr(Rows, "_draw", lambda *arguments: asked.append("order") or draw(*arguments))
+    monkeypatch.setattr(GraphStep, "read_results", lambda *arguments: asked.append("losses") or read(*arguments))
+    trainer("cuda").fit(X, Y, w, epochs=3, batch_size=60, progress=False)
+    assert asked == ["order", "order", "losses", "order", "losses", "losses"]
+    asked.clear()
+    trainer("cuda").fit(X, Y, w, epochs=3, batch_size=60, shuffle=False, progress=False)
+    assert asked == ["order", "losses"] * 3
 
 
 def test_rows_from_the_host_and_large_steps_are_launched_one_by_one(device, monkeypatch):
