@@ -2,6 +2,7 @@
 
 import gc
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -148,6 +149,24 @@ def test_an_answer_is_waited_for_on_whatever_stream_it_is_read(cupy):
             A = A @ A / 4096  # keeps the stream busy
         J = one.step(*arrays)
     assert float(J) == expected
+
+
+def test_losses_may_be_read_in_another_thread_while_steps_are_launched(cupy):
+    arrays = [cupy.asarray(x) for x in data()]
+    one, alone = (trainer("cuda", optimizer=mc.SGD(0.1), deterministic=True) for _ in range(2))
+    taken, found = queue.SimpleQueue(), []
+
+    def read():
+        while (J := taken.get(timeout=20)) is not None:
+            found.append(float(J))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    for _ in range(300):
+        taken.put(one.step(*arrays))
+    taken.put(None)
+    reader.join(30)
+    assert found == [float(alone.step(*arrays)) for _ in range(300)]
 
 
 @pytest.mark.parametrize("hidden", ["relu", "gelu"])

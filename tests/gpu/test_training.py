@@ -237,20 +237,54 @@ def test_what_a_user_writes_into_the_weights_counts_from_the_next_step(device, p
 def test_a_shape_is_captured_once_whatever_else_changes(device, put):
     X, Y, w = put(*data())
     one = trainer("cuda", optimizer=mc.AdamW(mc.StepDecay(1e-2, 3)))
-    count, record = [], device.record
-    device.record = lambda run: count.append(run) or record(run)
-    try:
-        for i in range(6):
-            float(one.step(X, Y, w, rows=np.arange(40) + i))
-            one.optimizer.beta1 = 0.8 + i / 100
-            one.optimizer.learning_rate = 1e-2 / (i + 1)
-        assert len(count) == 1
-        one.fit(X, Y, w, epochs=3, batch_size=25, progress=False)
-        assert len(count) == 3  # batches of 25 and of 11
-        float(one.step(X, Y, w, rows=np.arange(40)))
-        assert len(count) == 3
-    finally:
-        del device.record
+    count, record = [], one._step.ops.record
+    one._step.ops.record = lambda run: count.append(run) or record(run)
+    for i in range(6):
+        float(one.step(X, Y, w, rows=np.arange(40) + i))
+        one.optimizer.beta1 = 0.8 + i / 100
+        one.optimizer.learning_rate = 1e-2 / (i + 1)
+    assert len(count) == 1
+    one.fit(X, Y, w, epochs=3, batch_size=25, progress=False)
+    assert len(count) == 3  # two batches of 25 together, and one of 11
+    float(one.step(X, Y, w, rows=np.arange(40)))
+    assert len(count) == 3
+
+
+class AtEachStep(mc.Callback):
+    """A callback that looks at each step, so that each is launched by itself."""
+
+    def step_end(self, trainer, J):
+        pass
+
+
+@pytest.mark.parametrize("settings", [{}, {"dropout": 0.3}, {"chunk_rows": 5, "l2": 0.1, "clip_norm": 0.1}], ids=str)
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_steps_launched_together_have_the_bits_of_steps_launched_one_by_one(device, put, precision, settings):
+    wide = precision if precision.startswith("float") and precision != "float16" else "float32"
+    X, Y, w = put(*data(dtype=wide))
+    low, found = ({} if precision == wide else {"precision": precision}), []
+    for callbacks in ([], [AtEachStep()]):
+        one = trainer("cuda", dtype=wide, optimizer=mc.AdamW(mc.Cosine(1e-2)), **low, **settings)
+        history = one.fit(X, Y, w, epochs=3, batch_size=9, callbacks=callbacks, progress=False)
+        unweighted = one.fit(X, Y, epochs=2, batch_size=9, callbacks=callbacks, progress=False)
+        state = [host(device, x).tobytes() for x in (one.net.parameters, *one._step.state.values())]
+        found.append((history["loss"], unweighted["loss"], history["learning_rate"], state))
+    assert found[0] == found[1]
+    assert found[0][0][2] < found[0][0][0]
+
+
+def test_a_fault_inside_a_launch_names_its_step_and_leaves_the_steps_after_it_undone(device, put):
+    X, Y, _ = data("not matched")
+    X[37] = np.nan  # step 4 of 6
+    one, other = (trainer("cuda", "not matched", optimizer=mc.SGD(1e-3)) for _ in range(2))
+    held = one.prepare(*put(np.nan_to_num(X), Y))
+    held = held._replace(X=put(X))  # nobody has looked at it
+    with pytest.raises(ValueError, match="X"):  # the explanation: X is to blame
+        one.fit(held, epochs=1, batch_size=10, shuffle=False, progress=False)
+    assert one.progress.step == 3
+    for start in (0, 10, 20):
+        float(other.step(*put(X[start : start + 10], Y[start : start + 10])))
+    np.testing.assert_array_equal(host(device, one.net.parameters), host(device, other.net.parameters))
 
 
 def test_float16_recovers_from_an_overflow(device, put):
