@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -53,6 +54,7 @@ class NullDevice:
 
     def __init__(self, multiprocessors: int = 132, host_inputs: bool = False):
         self.multiprocessors, self.host_inputs = multiprocessors, host_inputs
+        self.lock = threading.RLock()
         self._times = itertools.count(1)
 
     def active(self) -> AbstractContextManager[object]:
@@ -144,8 +146,9 @@ class NullDevice:
         """Return the only stream."""
         return STREAM
 
-    def follow(self, stream: object) -> None:
-        """Do nothing."""
+    def follow(self, stream: object) -> object:
+        """Return a stream's stand-in."""
+        return self
 
     def synchronize(self) -> None:
         """Do nothing."""
