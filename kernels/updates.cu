@@ -23,7 +23,7 @@ __global__ void set_slot(const __grid_constant__ Slot given, Slot* slot, const C
 }
 
 // Decides whether the update takes place, evaluates the scalar parts of its formulas in double, writes the
-// step's answer, and moves the slot on to the next step. A scaled gradient that overflows halves the loss
+// step's answer, and moves the slot on where a launch holds several steps. A scaled gradient that overflows halves the loss
 // scale and skips the update; so does, if `tolerant`, anything else that is not finite. Any other fault
 // stays. One thread.
 template <class C, class Formula>
@@ -62,12 +62,13 @@ __device__ void end_step(Slot* slot, Control* control, C* scalars, double square
     slot->answer[1] = control->status;
     slot->answer[2] = double(control->fault_step);
     slot->answer[3] = scalars[SCALE] == C(0) ? 0 : 1 / double(scalars[SCALE]);
-    slot->answer += 4;
   }
+  begin_step(*control, scalars);
+  if (!slot->batch_rows) return;  // one step alone, whose graph may be replayed
   slot->first += slot->batch_rows;
   slot->step += 1;
+  if (slot->answer) slot->answer += 4;
   if (++slot->turn < TOGETHER) slot->settings[0] = slot->rates[slot->turn];
-  begin_step(*control, scalars);
 }
 
 // J += l1 Σ|w| + ½ l2 Σ w² over the weights, and Σ (penalised gradient)²; then, in the block that finishes

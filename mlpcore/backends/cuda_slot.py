@@ -34,7 +34,7 @@ SLOT_FIELDS = (
     Field("source_rows", "int64", 1, "rows of X"),
     Field("first", "int64", 1, "entry of `rows`, or row of X, that the batch begins with"),
     Field("batch_row", "int64", 1, "number in the batch of the row that `first` stands for"),
-    Field("batch_rows", "int64", 1, "rows of the batch: the next step begins so many further on"),
+    Field("batch_rows", "int64", 1, "how much further on the launch's next step begins; 0: none"),
     Field("step", "int64", 1, "number of the update, from 1"),
     Field("turn", "int64", 1, "steps done since the slot was set"),
     Field("answer", "double*", 1, "where J, status, step of the first fault and Σ w go; may be null"),

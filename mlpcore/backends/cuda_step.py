@@ -120,7 +120,7 @@ class StepKernels:
             sources: X, Y, row weights or None.
             rows: row numbers of X, or None for all in order.
             first: the entry of `rows`, or the row of X, that is row `batch_row` of the batch.
-            batch_rows: how much further on the next step of the same launch begins.
+            batch_rows: how much further on the next step of the same launch begins, 0 where it holds one step.
             step: number of the update, from 1.
             answer: address that the results go to, or 0.
             weight: Σ w of the batch, 0 if the device is to find it.

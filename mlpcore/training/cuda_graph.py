@@ -348,7 +348,7 @@ class GraphStep(PlannedStep):
             self.ops.only_products = False
         if step is not None:
             self._refresh()
-            self.kernels.set_rates(self._rates(progress, 1) * cuda_slot.TOGETHER)
+            self.kernels.set_rates(self._rates(progress, 1))
             self._part(batch, 0, batch.size, progress.step + 1, 0, resume=False)
             self._done()
         known = self.ops.algorithms

@@ -13,9 +13,10 @@ from mlpcore.training.chunks import Batch
 class StepParts(NamedTuple):
     """The graphs of a step on one batch, and what was chosen for them.
 
-    `replay()` of each launches it on the current stream and does not wait. They are for timing: every replay of `step` updates
-    the parameters and the optimizer state without counting the step, J and the gradient's norm add up from replay to replay,
-    and `products` leaves nonsense in the gradient. They hold until the trainer's next call with other rows.
+    `replay()` of each launches it on the current stream and does not wait. They are for timing: every
+    replay of `step` updates the parameters and the optimizer state without counting the step, J adds up
+    over replays of `gradient`, and `products` leaves nonsense in the gradient. They hold until the
+    trainer's next call with other rows.
 
     Attributes:
         step: the whole step; None where the batch is cut into more chunks than one graph holds.

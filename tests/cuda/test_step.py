@@ -743,6 +743,18 @@ def test_a_step_can_be_taken_apart_and_its_graphs_do_what_it_does(device, staged
     assert one.progress.step == 0
 
 
+def test_a_graph_that_is_replayed_after_steps_reads_their_rows_again_and_writes_no_further_result(device):
+    X, Y, _ = data()
+    one = trainer("cuda", optimizer=mc.SGD(0.0))
+    held = one.prepare(X, Y)
+    step = one.parts(held).step
+    J = float(one.step(held))
+    for _ in range(3):
+        step.replay()
+    assert (one._step._results.array[1:].view(np.uint8) == 0xFF).all()
+    assert float(one.step(held)) == J
+
+
 def test_the_parts_of_a_step_name_the_products_of_that_step_alone(device):
     X, Y, _ = data()
     device.times = itertools.count(10, -0.01)  # what is timed last is the fastest: a product, then the activation
