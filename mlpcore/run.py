@@ -182,8 +182,7 @@ class Run:
                 if not stop and state.epoch < state.epochs:
                     self._save_if_due(epoch_ended=True)
             if self.best is not None and state.best is not None:
-                trainer.net.store.flat[...] = self.best
-                trainer.net.store.writer = None
+                trainer.net.store.write(self.best)
             for observer in self.observers:
                 observer.fit_end(trainer, state.history)
             trainer._finish(state.history)

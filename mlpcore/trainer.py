@@ -546,7 +546,7 @@ class Trainer:
             self._step.count_skipped(self.progress)
             vectors, facts = self._step.snapshot()
             best = self._run.best_so_far() if self._run else self._unfinished[1] if self._unfinished else None
-            tensors = {"parameters": devices.to_host(self.net.device, self.net.parameters), **vectors}
+            tensors = {"parameters": devices.to_host(self.net.device, self.net.store.flat), **vectors}
             if best is not None:
                 tensors["best"] = devices.to_host(self.net.device, best)
             versions = {"mlpcore": __version__, "numpy": np.__version__}
@@ -584,7 +584,7 @@ class Trainer:
         if described["run"] is not None:
             state, best = files.typed(State, described["run"]), tensors.pop("best", None)
             state.require_possible()
-            if best is not None and (best.shape, best.dtype) != (self.net.parameters.shape, self.net.dtype):
+            if best is not None and (best.shape, best.dtype) != (self.net.store.flat.shape, self.net.dtype):
                 raise ValueError(f"best: {best.dtype} {best.shape}, where the parameters are {self.net.layout.size}")
             self._unfinished = state, best
         self._step.restore(tensors, described["step"])

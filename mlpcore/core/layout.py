@@ -111,6 +111,11 @@ class Parameters:
         self.exposed = False
         self.writer: object = None
 
+    def write(self, flat: Any) -> None:
+        """Overwrite all parameters by those of another flat vector on the same device."""
+        self.flat[...] = flat
+        self.writer = None
+
 
 def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:
     """The ties that a user's `{4: 1, 5: "2.T"}` means.

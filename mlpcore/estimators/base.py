@@ -260,7 +260,7 @@ class Estimator(BaseEstimator, ABC):
         rows = self._rows(trainer, X, Y, weights)
 
         def value_and_gradient(parameters: Array) -> tuple[float, Array]:
-            net.parameters[...] = devices.to_device(net.device, parameters)
+            net.store.write(devices.to_device(net.device, parameters))
             J, gradient = rows.gradient()
             return J, gradient.copy()
 
@@ -273,13 +273,13 @@ class Estimator(BaseEstimator, ABC):
             with _scipy_alone():
                 result = scipy.optimize.minimize(
                     value_and_gradient,
-                    devices.to_host(net.device, net.parameters).copy(),
+                    devices.to_host(net.device, net.store.flat).copy(),
                     method="L-BFGS-B",
                     jac=True,
                     options={"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol},
                     callback=iteration,
                 )
-            net.parameters[...] = devices.to_device(net.device, result.x)
+            net.store.write(devices.to_device(net.device, result.x))
         if run.stopped:
             result.status = 0  # as asked for
         self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
@@ -301,7 +301,7 @@ class Estimator(BaseEstimator, ABC):
         buffers = trainer._step.fit_buffers(0, self.early_stopping)
         best = trainer._step.reserve(buffers).get("best")
         if best is not None:
-            best[...] = net.parameters
+            best[...] = net.store.flat
         found = first  # scikit-learn's weights go on as they are where a warm start has not improved on the score before it
         self.n_iter_ = 0
         with Run(trainer, self.callbacks, self.max_iter, self.progress) as run:
@@ -320,7 +320,7 @@ class Estimator(BaseEstimator, ABC):
                     if held_out is not None:
                         entry["validation_score"] = self._score_epoch(net, held_out)
                         if best is not None and entry["validation_score"] > self.best_validation_score_:
-                            best[...], found = net.parameters, True
+                            best[...], found = net.store.flat, True
                     self._count(entry)
                     if self.learning_rate == "invscaling" and self.solver == "sgd":
                         self._optimizer.learning_rate = self.learning_rate_init / (self.t_ + 1) ** self.power_t
@@ -339,7 +339,7 @@ class Estimator(BaseEstimator, ABC):
             except KeyboardInterrupt:
                 warnings.warn("Training interrupted by user.", stacklevel=2)
             if best is not None and found:
-                net.parameters[...] = best
+                net.store.write(best)
         if incremental:
             self._trainer = trainer
         else:
@@ -466,7 +466,7 @@ class Estimator(BaseEstimator, ABC):
             net = MLP(sizes, hidden, output, dtype=dtype, init="zeros", device=device or self._usable())
             self._net = net
         flat = np.concatenate([np.ravel(array) for array in arrays]).astype(dtype, copy=False)
-        net.parameters[...] = devices.to_device(net.device, flat)
+        net.store.write(devices.to_device(net.device, flat))
         if net.device == "cpu":
             self._show(net)
         return net
@@ -523,7 +523,7 @@ class Estimator(BaseEstimator, ABC):
         logistic = self.out_activation_ == "logistic"
         if logistic:  # from S[L]: the engine's sigmoid rounds to 0 where this one has digits left
             scores = MLP(net.sizes, list(net.activations[1:-1]), dtype=net.dtype, init="zeros", device=net.device)
-            scores._set(net.parameters)
+            scores._set(net.store.flat)
             net = scores
         if issparse(X):
             X = X.tocsr()

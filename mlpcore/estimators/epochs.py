@@ -52,7 +52,7 @@ class Rows:
         if self.data is not None:
             J, gradient = self.trainer.gradient(self.data)
             return self.share * J + constant, devices.to_host(self.trainer.net.device, gradient)
-        J, total = 0.0, np.zeros(self.trainer.net.parameters.size)
+        J, total = 0.0, np.zeros(self.trainer.net.store.flat.size)
         width, whole = self.X.shape[1] * self.X.dtype.itemsize, self._weight(slice(None))
         for part in gen_batches(self.X.shape[0], max(1, SPARSE_BYTES // width)):
             weight = self._weight(part) / whole
@@ -82,7 +82,7 @@ class Rows:
         if self.offsets is not None:
             constant = float(np.average(self.offsets[rows], weights=None if self.weights is None else self.weights[rows]))
         if self.share != 1 and l2:
-            W = trainer.net.parameters[: trainer.net.layout.weights]
+            W = trainer.net.store.flat[: trainer.net.layout.weights]
             constant += (1 - self.share) * 0.5 * l2 * trainer._step.ops.sum_squares(W)
         return constant
 
@@ -140,7 +140,7 @@ def epoch(rows: Rows, order: Array, size: int, run: Run) -> float:
                 observer.step_end(rows.trainer, J)
         return sum((rows.share * float(J) + constant) * count for J, constant, count in found) / len(order)
     except NonFiniteLoss:
-        net.parameters[...] = np.nan
+        net.store.write(np.nan)
         return float("nan")
 
 
