@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 Answer = dict[str, Any]
 NETS = {"latency": 128, "784-512-512-10": 1024}  # cases, and rows of their batches
 PRECISIONS = ("float32", "bfloat16")
+FEWEST = 6  # rounds whose median has a 95% bound
 GOALS: dict[str, float | None] = {
     "step(data)": 12, "step(X, Y)": 18, "fit, step_end": 10, "fit": 3, "fit, in order": 3,
     "fit, from the host": None,
@@ -227,11 +228,13 @@ def main(arguments: Sequence[str]) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--against", metavar="REV", help="a revision to compare with")
-    parser.add_argument("--rounds", type=int, default=9, help="at least 6 for a 95%% bound")
+    parser.add_argument("--rounds", type=int, default=9, help=f"at least {FEWEST}")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps that a time is the mean of")
     parser.add_argument("--net", choices=NETS, help="only this one")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file to write")
     options = parser.parse_args(arguments)
+    if options.rounds < FEWEST:
+        parser.error(f"--rounds must be at least {FEWEST}, or medians have no 95% bound")
     nets = [options.net] if options.net else list(NETS)
     try:
         with contextlib.ExitStack() as stack:

@@ -28,6 +28,7 @@ STOPPED, MISSING = 124, 127  # exit statuses, as of `timeout` and of a shell
 LOGGED = 1 << 20  # most bytes of a section in the log: its end
 GRACE = 3.0  # seconds between the request to end and the end
 HANG = 40  # seconds of a test
+NEEDED = ("numpy", "threadpoolctl", "safetensors", "tqdm", "pytest")  # "gpu" looks for CuPy
 PEERS = "torch-graph,torch-compile-graph,jax-scan"
 KERNELS = "bias_activation|activation_gradient|loss|cross_entropy|gather|update|gradient_norm"
 
@@ -148,7 +149,7 @@ def _run_one(name: str, section: Section, log: FileIO) -> tuple[Outcome, str]:
         log.write(text[-LOGGED:])
     printed = text.decode(errors="replace")
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
-    last = lines[-1][:160] if lines else "it printed nothing"
+    last = lines[-1][:300] if lines else "it printed nothing"
     status = status if status >= 0 else 128 - status  # a signal's number
     return Outcome(name, status, time.monotonic() - begin, last), printed
 
@@ -181,6 +182,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("sections", nargs="+", choices=names, **words)
     parser.add_argument("--patience", type=float, default=1.0, help="factor on all time limits")
     options = parser.parse_args(arguments)
+    if missing := [name for name in NEEDED if not importlib.util.find_spec(name)]:
+        parser.error(
+            f"{sys.executable} lacks {', '.join(missing)}: install them, or name an interpreter that "
+            "has them: PYTHON=.venv/bin/python bash bench/gpu/run.sh …"
+        )
     out = Path(os.environ.get("OUT") or tempfile.mkdtemp(prefix="mlpcore-gpu-")).resolve()
     out.mkdir(parents=True, exist_ok=True)
     print(f"results: {out}")

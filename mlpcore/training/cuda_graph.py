@@ -44,7 +44,7 @@ UNROLLED = 64  # chunks that one graph holds
 CHUNK_BYTES = 32 << 20  # of a chunk's arrays: most of an H200's L2
 NARROW, NARROW_BYTES = 128, 256 << 20  # layers up to this width: kernels so short that their number counts
 NARROWEST, WIDEST = 8192, 1 << 18  # rows of a chunk when chosen by itself
-NODES = 1024  # that a graph of several steps holds
+NODES = 2048  # that a graph of several steps holds, counted from above
 WORTHWHILE = 1e11  # operations of a step from which launching it by itself costs nothing
 
 
@@ -273,7 +273,7 @@ class GraphStep(PlannedStep):
         if inputs.host or 6 * batch_rows * self.layout.weights > WORTHWHILE:
             return 1
         chunks = -(-batch_rows // self.prepare(batch_rows, inputs).rows)
-        nodes = chunks * (5 * self.layout.layers + 2) + 3  # gather, layers forward and back, loss; sum_weights, the update
+        nodes = chunks * 5 * self.layout.layers + 3  # gather, layers forward and back, loss; sum_weights, the update
         return 1 << (max(1, min(cuda_slot.TOGETHER, NODES // nodes)).bit_length() - 1)
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> DeviceLoss:
