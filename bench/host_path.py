@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 Answer = dict[str, Any]
 NETS = {"latency": 128, "784-512-512-10": 1024}  # cases, and rows of their batches
 PRECISIONS = ("float32", "bfloat16")
-FEWEST = 6  # rounds whose median has a 95% bound
 GOALS: dict[str, float | None] = {
     "step(data)": 12, "step(X, Y)": 18, "fit, step_end": 10, "fit": 3, "fit, in order": 3,
     "fit, from the host": None,
@@ -206,10 +205,12 @@ def measure(before: Path | None, rounds: int, steps: int, nets: Sequence[str]) -
 
 
 def table(found: Sequence[Answer]) -> str:
-    """Return the rows as text: medians and their 95% bounds."""
-    lines = [f"{'us a call':<34}{'':<20}{'now':>8}  {'95% bound':<16}{'goal':>5}"]
+    """Return the rows as text: medians and their 95% bounds, or ranges where the rounds are few."""
+    enough = len(found[0]["series_us"]["now"]) >= stats.FEWEST
+    bound = "95% bound" if enough else "range"
+    lines = [f"{'us a call':<34}{'':<20}{'now':>8}  {bound:<16}{'goal':>5}"]
     if "before_us" in found[0]:
-        lines[0] += f"{'before':>10}{'before / now':>14}  {'95% bound':<14}{'A/A band':<10}now is"
+        lines[0] += f"{'before':>10}{'before / now':>14}  {bound:<14}{'A/A band':<10}now is"
     for row in found:
         net = f"{'-'.join(map(str, CASES[row['net']].sizes))} x {row['batch']:,}"
         now, goal = row["us"], "-" if row["goal_us"] is None else f"{row['goal_us']:g}"
@@ -219,7 +220,7 @@ def table(found: Sequence[Answer]) -> str:
             ratio, band = row["before_over_now"], row["band"]
             bound = f"{ratio.low:.2f} … {ratio.high:.2f}"
             line += f"{row['before_us'].median:>10.1f}{ratio.median:>14.2f}  {bound:<14}"
-            line += f"{np.expm1(band):<10.1%}{stats.verdict(ratio, band)}"
+            line += f"{np.expm1(band):<10.1%}{stats.verdict(ratio, band) if enough else '-'}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -228,13 +229,11 @@ def main(arguments: Sequence[str]) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--against", metavar="REV", help="a revision to compare with")
-    parser.add_argument("--rounds", type=int, default=9, help=f"at least {FEWEST}")
+    parser.add_argument("--rounds", type=int, default=9, help="at least 6, or the range stands for the bound")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps that a time is the mean of")
     parser.add_argument("--net", choices=NETS, help="only this one")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file to write")
     options = parser.parse_args(arguments)
-    if options.rounds < FEWEST:
-        parser.error(f"--rounds must be at least {FEWEST}, or medians have no 95% bound")
     nets = [options.net] if options.net else list(NETS)
     try:
         with contextlib.ExitStack() as stack:

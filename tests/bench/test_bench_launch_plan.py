@@ -119,7 +119,7 @@ def test_the_command_prints_a_table_and_says_what_it_counts(capsys):
     launch_plan.main(["--case", "latency"])
     head, rule, row, *_, legend = capsys.readouterr().out.strip().split("\n")
     assert head.count("|") == rule.count("|") == row.count("|") == len(launch_plan.HEAD) + 1
-    assert row.startswith("| 256-256-256-256, float32, 128 rows | 14 | 1 + 1 | 0.0625 |")
+    assert row.startswith("| 256-256-256-256, float32, 128 rows | 14 | 1 + 1 | 0.0312 |")
     assert legend in launch_plan.LEGEND
 
 
