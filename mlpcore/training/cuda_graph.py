@@ -175,23 +175,24 @@ class GraphStep(PlannedStep):
     def _facts(self) -> dict[str, Any]:
         if not self.rule:
             return {}
-        control = self.kernels.read_control()
         with self.device.lock:  # another trainer's thread may be choosing
             algorithms = [[*dataclasses.astuple(p), a.hex()] for p, a in self.ops.algorithms.chosen.items()]
             fused = [[*dataclasses.astuple(p), pays] for p, pays in self.ops.algorithms.fused.items()]
-        return {
-            "control": {name: control[name].item() for name in cuda_slot.CONTROL.names or ()}, "library": self.device.library,
-            "algorithms": algorithms, "fused": fused,
-        }  # fmt: skip
+        facts = {"library": self.device.library, "algorithms": algorithms, "fused": fused}
+        if not self._fresh:
+            control = self.kernels.read_control()
+            facts["control"] = {name: control[name].item() for name in cuda_slot.CONTROL.names or ()}
+        return facts
 
     def _take(self, facts: Mapping[str, Any]) -> None:
-        if "control" not in facts:  # saved on a CPU: the device takes the counts of updates over at the next step
+        if "control" in facts:  # else the device takes the counts of updates over at the next step
+            control = np.zeros((), cuda_slot.CONTROL)
+            for name, value in facts["control"].items():
+                control[name] = value
+            self.kernels.write_control(control)
+            self._fresh = False
+        if "library" not in facts:  # saved on a CPU
             return
-        control = np.zeros((), cuda_slot.CONTROL)
-        for name, value in facts["control"].items():
-            control[name] = value
-        self.kernels.write_control(control)
-        self._fresh = False
         if facts["library"] != self.device.library:
             log.warning("saved with %s, goes on with %s: not equal to the bit", facts["library"], self.device.library)
             return

@@ -1,5 +1,6 @@
 """The whole CUDA step on a CPU: the same trainer, plan, kernels and products as on a GPU, against the NumPy backend."""
 
+import copy
 import itertools
 import os
 import queue
@@ -687,6 +688,28 @@ def test_a_network_moves_between_devices_files_and_pickles(device, tmp_path):
         np.testing.assert_array_equal(net.parameters, there.parameters)
         close(net.predict(X), there.predict(X), 1e-6)
         assert net.parameters is not there.parameters
+
+
+@pytest.mark.parametrize("between", ["saved", "copied", "evaluated, then penalised"])
+def test_a_run_that_comes_from_a_cpu_counts_its_updates_on_whatever_happens_before_the_next(device, tmp_path, between):
+    X, Y, _ = data()
+    here = trainer("cpu", optimizer=mc.Adam(1e-2))
+    for _ in range(10):
+        here.step(X, Y)
+    here.save(tmp_path / "run")
+    there = mc.Trainer.load(tmp_path / "run", "cuda")
+    if between == "saved":
+        there.save(tmp_path / "run")
+        there = mc.Trainer.load(tmp_path / "run", "cuda")
+    elif between == "copied":
+        there = copy.deepcopy(there)
+    else:
+        there.evaluate(X, Y)
+        here.l2 = there.l2 = 0.1
+    here.step(X, Y)
+    float(there.step(X, Y))
+    assert there._step.kernels.read_control()["updates"] == 11
+    close(here.net.parameters, there.net.parameters, 1e-5)
 
 
 def test_a_pickled_network_of_a_gpu_opens_where_there_is_none(device, monkeypatch, caplog):
