@@ -105,6 +105,7 @@ class GraphStep(PlannedStep):
         self._penalties = self._penalised()
         self._fresh = True  # whether the device's update count is still to be set
         self._stream: object = None  # of the last step
+        self._progress: Progress | None = None  # that the last step counted in
 
     # -- the plan --
 
@@ -178,7 +179,7 @@ class GraphStep(PlannedStep):
         with self.device.lock:  # another trainer's thread may be choosing
             algorithms = [[*dataclasses.astuple(p), a.hex()] for p, a in self.ops.algorithms.chosen.items()]
             fused = [[*dataclasses.astuple(p), pays] for p, pays in self.ops.algorithms.fused.items()]
-        facts = {"library": self.device.library, "algorithms": algorithms, "fused": fused}
+        facts: dict[str, Any] = {"library": self.device.library, "algorithms": algorithms, "fused": fused}
         if not self._fresh:
             control = self.kernels.read_control()
             facts["control"] = {name: control[name].item() for name in cuda_slot.CONTROL.names or ()}
@@ -222,18 +223,21 @@ class GraphStep(PlannedStep):
     # -- arrays --
 
     def _bind_optimizer(self) -> None:
+        before = None if self._fresh else self.kernels.read_control()  # counts and faults outlast the rule
         self._drop_workspace()
         self.state.clear()
         self.state = planning.allocate(self.ops, self._state_buffers())
         self.kernels = self._kernels()
         self.kernels.use({name: self.state.pop(name) for name in ("scalars", "slot", "control")})
+        if before is not None:
+            self.kernels.write_control(before)
         self.low = self.state.pop("low-precision parameters", None)
         self.ops.low = None if self.low is None else (self.parameters, self.low)
         for vector in self.state.values():
             vector[...] = 0
         self.store.writer = self._values = None
         self.gradient = self.state.pop("gradient")
-        self.rule, self._fresh, self._penalties = self.optimizer.row, True, self._penalised()
+        self.rule, self._penalties = self.optimizer.row, self._penalised()
         self._plans.clear()
 
     def _allocate(self, plan: Plan, inputs: Inputs) -> None:
@@ -290,7 +294,7 @@ class GraphStep(PlannedStep):
             self._launch("step", batch, plan, progress.step + 1, results.address + device_loss.ROW_BYTES * first)
             results.asked = first + batch.steps  # from here on they may be read
             progress.step += batch.steps
-            self.store.writer = self
+            self._progress, self.store.writer = progress, self
         return DeviceLoss(self, results, first, batch.steps, progress)
 
     def _set_counts(self, progress: Progress) -> None:
@@ -508,7 +512,7 @@ class GraphStep(PlannedStep):
         loss = self._loss()
         status = self.kernels.read_control()
         if status["status"]:
-            self.raise_fault(int(status["status"]), int(status["fault_step"]), None)
+            self.raise_fault(int(status["status"]), int(status["fault_step"]), self._progress)
         return loss
 
     def _forward(self, rows: int, weighted: bool) -> None:
@@ -530,10 +534,11 @@ class GraphStep(PlannedStep):
     def raise_fault(self, status: int, step: int, progress: Progress | None) -> None:
         """Take back the fault and raise it: the parameters, and the count of steps, are as before the step it came in."""
         control = self.kernels.read_control()
-        control["status"] = control["fault_step"] = 0
-        self.kernels.write_control(control)
-        if progress is not None and step:
-            progress.step = min(progress.step, step - 1)
+        if control["status"] and control["fault_step"] == step:  # else it was taken back when it was read before
+            control["status"] = control["fault_step"] = 0
+            self.kernels.write_control(control)
+            if progress is not None and step:
+                progress.step = min(progress.step, step - 1)
         if status & Status.BAD_LABEL:
             raise ValueError(f"Y must hold classes 0 … {self.layout.sizes[-1] - 1}; a row of step {step} holds another")
         if status & Status.BAD_WEIGHT:

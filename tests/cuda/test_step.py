@@ -261,6 +261,47 @@ def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(device
     assert np.abs(one.net.parameters - before[0]).max() > 0
 
 
+def test_a_fault_that_is_read_again_takes_back_none_of_the_steps_since(device):
+    X, Y, _ = data()
+    one = trainer("cuda")
+    losses = [one.step(np.where(X > 0, 1e38, X), Y), one.step(X, Y)]
+    with pytest.raises(mc.NonFiniteLoss, match="step 1"):
+        float(losses[0])
+    for _ in range(3):
+        float(one.step(X, Y))
+    for J in losses:
+        with pytest.raises(mc.NonFiniteLoss, match="step 1"):
+            float(J)
+    assert (one.progress.step, one._step.kernels.read_control()["updates"]) == (3, 3)
+
+
+def test_a_fault_that_an_evaluation_finds_takes_its_steps_back(device):
+    X, Y, _ = data()
+    one = trainer("cuda")
+    one.step(X, Y)
+    one.step(np.where(X > 0, 1e38, X), Y)
+    with pytest.raises(mc.NonFiniteLoss, match="step 2"):
+        one.evaluate(X, Y)
+    assert one.progress.step == 1
+
+
+def test_faults_and_skipped_steps_outlast_a_change_of_the_rule(device):
+    X, Y, _ = data()
+    bad = np.where(X > 0, 1e38, X)
+    one = trainer("cuda", optimizer=mc.Adam(1e-2))
+    J, before = one.step(bad, Y), one.net.parameters.copy()
+    one.optimizer.epsilon_hat = True
+    one.step(X, Y)
+    with pytest.raises(mc.NonFiniteLoss, match="step 1"):
+        float(J)
+    np.testing.assert_array_equal(one.net.parameters, before)
+    one = trainer("cuda", optimizer=mc.Adam(1e-2), on_non_finite="skip")
+    one.step(bad, Y)
+    one.optimizer.epsilon_hat = True
+    one.step(X, Y)
+    assert (one.skipped, one.progress.step, one._step.kernels.read_control()["updates"]) == (1, 2, 1)
+
+
 def test_a_fault_during_fit_comes_at_the_end_of_the_epoch(device):
     X, Y, _ = data("identity")
     one = trainer("cuda", "squared_error", "identity", optimizer=mc.SGD(1e30))
