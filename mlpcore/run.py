@@ -146,7 +146,7 @@ class Run:
         self.trainer, self.source, self.state = trainer, source, state
         self.held_out, self.stopping, self.best = held_out, stopping, best
         self.observers, self.checkpoints = observers, checkpoints
-        self._each_step = any(type(observer).step_end is not Callback.step_end for observer in observers)
+        self._each_step = any(getattr(x.step_end, "__func__", None) is not Callback.step_end for x in observers)
         self._unread: list[_Unread] = []
         self._waiting = 0  # steps in it
         self._schedule: Adaptive | None = None

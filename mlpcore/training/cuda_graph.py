@@ -86,6 +86,7 @@ class GraphStep(PlannedStep):
     """
 
     ops: CudaOps
+    kernels: StepKernels
 
     def __init__(
         self, layout: Layout, store: Parameters, activations: tuple[Activation | None, ...], objective: Objective,

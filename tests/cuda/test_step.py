@@ -493,6 +493,14 @@ def test_callbacks_see_every_step_and_its_loss(device):
     np.testing.assert_allclose(history["loss"], [np.mean(losses[:3]), np.mean(losses[3:])], rtol=1e-12)
 
 
+def test_a_step_end_that_one_callback_alone_has_is_called(device):
+    X, Y, _ = data()
+    seen, callback = [], mc.Callback()
+    callback.step_end = lambda trainer, J: seen.append(trainer.progress.step)
+    trainer("cuda").fit(X, Y, epochs=1, batch_size=20, callbacks=[callback], progress=False)
+    assert seen == [1, 2, 3]
+
+
 def test_a_callback_at_the_end_of_an_epoch_leaves_steps_together(device):
     X, Y, _ = data()
     replays = counted(device)
