@@ -278,7 +278,10 @@ class GraphStep(PlannedStep):
         """Return how many steps on batches of so many rows one launch may hold: a power of two."""
         if inputs.host or 6 * batch_rows * self.layout.weights > WORTHWHILE:
             return 1
-        chunks = -(-batch_rows // self.prepare(batch_rows, inputs).rows)
+        rows = self.prepare(batch_rows, inputs).rows
+        if not self._unrolled(rows, batch_rows):
+            return 1
+        chunks = -(-batch_rows // rows)
         nodes = chunks * 5 * self.layout.layers + 3  # gather, layers forward and back, loss; sum_weights, the update
         return 1 << (max(1, min(cuda_slot.TOGETHER, NODES // nodes)).bit_length() - 1)
 

@@ -521,6 +521,17 @@ def test_a_run_of_more_steps_than_one_launch_holds_is_cut(device, monkeypatch):
     assert len(replays) == 12
 
 
+def test_steps_of_more_chunks_than_one_graph_holds_are_launched_one_by_one(device, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "UNROLLED", 64)
+    X, Y, _ = data()
+    X, Y, found = np.tile(X, (3, 1))[:130], np.tile(Y, 3)[:130], []
+    for callbacks in ([], [AtEachStep()]):
+        one = mc.Trainer(mc.MLP([7, 5], [], "softmax", device="cuda"), chunk_rows=1)
+        history = one.fit(X, Y, epochs=1, batch_size=65, callbacks=callbacks, progress=False)
+        found.append((history["loss"], one.progress.step, one.net.parameters.tobytes()))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("skip", [False, True], ids=["raise", "skip"])
 def test_a_fault_inside_a_launch_names_its_step_and_leaves_the_steps_after_it_undone(device, skip):
     X, Y, _ = data("identity")
