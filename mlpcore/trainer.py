@@ -459,7 +459,7 @@ class Trainer:
 
     def _finish(self, history: History) -> None:
         """A run has come to its end: what is saved from here on is a trainer at rest."""
-        self._run, self.history = None, history
+        self._run, self.history, self.progress.total = None, history, None
 
     @property
     def unfinished(self) -> str | None:

@@ -129,6 +129,13 @@ def test_a_finished_run_says_so_and_the_next_fit_is_a_new_one(tmp_path):
     np.testing.assert_array_equal(mc.MLP.load(path).parameters, mc.Trainer.load(path).net.parameters)
 
 
+def test_the_file_of_a_finished_run_has_no_schedule_of_that_run(tmp_path):
+    make(optimizer=mc.SGD(mc.Cosine(0.1))).fit(X, Y, checkpoint=tmp_path / "run", **FIT)
+    other = mc.Trainer.load(tmp_path / "run")
+    with pytest.raises(ValueError, match="outside fit"):
+        other.step(X, Y)
+
+
 def test_another_call_than_the_one_that_was_interrupted_is_refused_by_the_argument(tmp_path):
     path = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
