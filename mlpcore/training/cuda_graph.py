@@ -276,7 +276,7 @@ class GraphStep(PlannedStep):
 
     def together(self, batch_rows: int, inputs: Inputs) -> int:
         """Return how many steps on batches of so many rows one launch may hold: a power of two."""
-        if inputs.host or 6 * batch_rows * self.layout.weights > WORTHWHILE:
+        if inputs.host or self._varies() or 6 * batch_rows * self.layout.weights > WORTHWHILE:
             return 1
         rows = self.prepare(batch_rows, inputs).rows
         if not self._unrolled(rows, batch_rows):
@@ -294,6 +294,8 @@ class GraphStep(PlannedStep):
             if results is None or results.asked + batch.steps > device_loss.ROWS:
                 results = self._results = StepResults(self.device)
             first = results.asked
+            if self._varies():
+                self._set_values(progress)
             self.kernels.set_rates(self._rates(progress, batch.steps))
             self._launch("step", batch, plan, progress.step + 1, results.address + device_loss.ROW_BYTES * first)
             results.asked = first + batch.steps  # from here on they may be read
@@ -310,11 +312,14 @@ class GraphStep(PlannedStep):
 
     def _rates(self, progress: Progress, count: int) -> list[float]:
         """Return the learning rates of the next steps."""
-        if not isinstance(self.optimizer.learning_rate, Schedule):
-            return [float(self.optimizer.learning_rate)] * count
+        optimizer = self.optimizer
+        if self._varies():
+            return [optimizer.scalars(progress)["rate"]] * count
+        if type(optimizer).rate is Optimizer.rate and not isinstance(optimizer.learning_rate, Schedule):
+            return [float(optimizer.learning_rate)] * count
         ahead, rates = dataclasses.replace(progress), []
         for _ in range(count):
-            rates.append(self.optimizer.rate(ahead))
+            rates.append(optimizer.rate(ahead))
             ahead.step += 1
         return rates
 
@@ -423,13 +428,21 @@ class GraphStep(PlannedStep):
         settings, optimizer = self.settings, self.optimizer
         known = self._values
         if known is None or known[1] is not settings or known[0] != vars(optimizer):
-            values = optimizer.scalars(Progress(total=1))
-            self.kernels.set_values({**values, "l1": settings.l1, "l2": settings.l2})
-            self._values = dict(vars(optimizer)), settings
+            self._set_values(Progress(total=1))
         store = self.store
         if self.low is not None and (store.writer is not self or (store.exposed and not self.untouched)):
             self.kernels.recast(self.parameters, self.low)
             store.writer = self
+
+    def _varies(self) -> bool:
+        """Whether a user's own optimizer may have other scalars at each step."""
+        return type(self.optimizer).scalars is not Optimizer.scalars
+
+    def _set_values(self, progress: Progress) -> None:
+        """Let the slots from here on hold the optimizer's scalars, but for the rate, and the penalties."""
+        optimizer, settings = self.optimizer, self.settings
+        self.kernels.set_values({**optimizer.scalars(progress), "l1": settings.l1, "l2": settings.l2})
+        self._values = dict(vars(optimizer)), settings
 
     def _part(self, batch: Batch, start: int, stop: int, number: int, answer: int, resume: bool) -> None:
         """Set the slot for rows start … stop of the batch; those of the host are staged."""

@@ -75,6 +75,29 @@ def test_every_optimizer_takes_numpys_steps(device, name):
     assert len(set(losses)) == 4
 
 
+class OwnRate(mc.SGD):
+    """A user's optimizer whose learning rate depends on the step."""
+
+    def rate(self, progress):
+        return 0.1 / (1 + progress.step)
+
+
+class OwnMomentum(mc.SGD):
+    """A user's optimizer whose other scalars do."""
+
+    def scalars(self, progress):
+        return {**super().scalars(progress), "momentum": 0.9 if progress.step % 2 else 0.5}
+
+
+@pytest.mark.parametrize("optimizer", [OwnRate(0.1), OwnMomentum(0.1, momentum=0.9)], ids=["rate", "momentum"])
+def test_a_users_optimizer_is_asked_at_each_step(device, optimizer):
+    X, Y, w = data(dtype="float64")
+    here, there = (trainer(where, dtype="float64", optimizer=optimizer) for where in ("cpu", "cuda"))
+    for one in (here, there):
+        one.fit(X, Y, w, epochs=2, batch_size=10, progress=False)
+    close(here.net.parameters, there.net.parameters, 1e-13)
+
+
 SETTINGS = {
     "plain": {},
     "penalties": {"l1": 0.01, "l2": 0.1},
