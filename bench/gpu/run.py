@@ -188,7 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "has them: PYTHON=.venv/bin/python bash bench/gpu/run.sh …"
         )
     out = Path(os.environ.get("OUT") or tempfile.mkdtemp(prefix="mlpcore-gpu-")).resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "log.txt").touch()
+    except OSError as error:
+        parser.error(f"OUT must be a folder that can be written; got {out}: {error.strerror}")
     print(f"results: {out}")
     for line in lacking() if "tests" in options.sections else ():
         print(line)

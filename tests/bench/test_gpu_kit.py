@@ -284,6 +284,15 @@ def test_results_go_to_a_fresh_folder_that_is_named(monkeypatch, capsys):
     assert len(set(folders)) == 2
 
 
+def test_a_folder_for_results_that_cannot_be_written_is_refused_by_its_name(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OUT", str(tmp_path / "file"))
+    with pytest.raises(SystemExit) as left:
+        run.main(["probe"])
+    assert left.value.code == 2
+    assert f"OUT must be a folder that can be written; got {tmp_path / 'file'}: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["kernels", "peers"])
 def test_the_commands_of_other_scripts_are_understood_by_them(tmp_path, root, name):
     command = run.sections(tmp_path)[name].command
