@@ -595,6 +595,7 @@ class Trainer:
         with self._lock:
             if self._run is not None:
                 raise RuntimeError("a trainer cannot be copied or pickled while fit runs")
+            self._step.count_skipped(self.progress)
             vectors, facts = self._step.snapshot()
             kept = ("net", "loss", "_optimizer", "_settings", "_precision", "deterministic", "_seed", "progress", "history",
                     "_unfinished")  # fmt: skip

@@ -325,6 +325,14 @@ def test_faults_and_skipped_steps_outlast_a_change_of_the_rule(device):
     assert (one.skipped, one.progress.step, one._step.kernels.read_control()["updates"]) == (1, 2, 1)
 
 
+def test_a_copy_knows_the_skipped_steps_though_the_rule_has_changed(device):
+    X, Y, _ = data()
+    one = trainer("cuda", optimizer=mc.Adam(1e-2), on_non_finite="skip")
+    one.step(np.where(X > 0, 1e38, X), Y)
+    one.optimizer.epsilon_hat = True
+    assert copy.deepcopy(one).skipped == 1
+
+
 def test_a_fault_during_fit_comes_at_the_end_of_the_epoch(device):
     X, Y, _ = data("identity")
     one = trainer("cuda", "squared_error", "identity", optimizer=mc.SGD(1e30))
