@@ -402,6 +402,7 @@ class GraphStep(PlannedStep):
 
     def _launch_by_chunks(self, what: str, batch: Batch, chunks: list[tuple[int, int]], number: int, answer: int) -> None:
         """The same for a batch of more chunks than one graph holds."""
+        assert batch.steps == 1
         weighted = batch.weights is not None
         # all recordings are there before the first is replayed: choosing algorithms overwrites arrays
         begin = self._recorded(("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted))
