@@ -68,7 +68,8 @@ class State:
         history: of the complete epochs.
         best, waited: early stopping: the best figure so far, epochs since then.
         floor, idle: of an `Adaptive` schedule: the same of the training loss.
-        widest, given: rows of the largest batch so far, and its `Inputs`: evaluation works on its arrays.
+        widest, given: rows of the largest batch, also of steps before, and its `Inputs`:
+            evaluation works on its arrays.
     """
 
     epochs: int
@@ -149,6 +150,9 @@ class Run:
         self._each_step = any(getattr(x.step_end, "__func__", None) is not Callback.step_end for x in observers)
         self._unread: list[_Unread] = []
         self._waiting = 0  # steps in it
+        step = trainer._step
+        if state.given is None and step.allocated is not None and step.inputs is not None:
+            state.widest, state.given = step.allocated.batch_rows, list(step.inputs)
         self._schedule: Adaptive | None = None
         self._adaptive()
         self._began = time.perf_counter()

@@ -86,6 +86,18 @@ def state(trainer):
     return [trainer.net.parameters.tobytes(), {k: v.tobytes() for k, v in vectors.items()}, facts, progress]
 
 
+def test_a_run_after_larger_steps_goes_on_with_their_validation(tmp_path):
+    for rows in range(21, 40):
+        whole, first = make(), make()
+        for one in (whole, first):
+            one.step(X[:rows], Y[:rows])
+        history = whole.fit(X, Y, **FIT)
+        with pytest.raises(KeyboardInterrupt):
+            first.fit(X, Y, callbacks=[StopAfter(3, tmp_path / "run")], **FIT)
+        again = mc.Trainer.load(tmp_path / "run").fit(X, Y, **FIT)
+        assert without_times(again) == without_times(history)
+
+
 def test_a_run_is_saved_between_two_steps_of_ones_own_too(device, tmp_path):
     one = make(device)
     for i in range(3):
