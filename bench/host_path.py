@@ -234,6 +234,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--net", choices=NETS, help="only this one")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file to write")
     options = parser.parse_args(arguments)
+    if options.rounds < 1 or options.steps < 1:
+        parser.error("--rounds and --steps must be at least 1")
     nets = [options.net] if options.net else list(NETS)
     try:
         with contextlib.ExitStack() as stack:

@@ -36,8 +36,11 @@ def _nothing() -> None:
 
 
 def _same(references: References, sources: Sequence[Array | None]) -> bool:
+    """Return whether these arrays are those that are referred to; one that is gone is not None."""
     x, y, w = references
-    return x() is sources[0] and y() is sources[1] and w() is sources[2]
+    weights = sources[2]
+    same = w is _nothing if weights is None else w() is weights
+    return same and x() is sources[0] and y() is sources[1]
 
 
 class StepKernels:

@@ -473,11 +473,11 @@ class NumpyOps:
 
     def sum_squares(self, v: Array) -> float:
         """Σ v², summed in double precision."""
-        return sum(float(self.xp.dot(piece, piece)) for piece in _in_double(v))
+        return sum((float(self.xp.dot(piece, piece)) for piece in _in_double(v)), 0.0)
 
     def sum_abs(self, v: Array) -> float:
         """Σ |v|, summed in double precision."""
-        return sum(float(self.xp.add.reduce(self.xp.abs(piece))) for piece in _in_double(v))
+        return sum((float(self.xp.add.reduce(self.xp.abs(piece))) for piece in _in_double(v)), 0.0)
 
     # -- compiled formulas --
 

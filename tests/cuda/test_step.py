@@ -857,6 +857,18 @@ def test_a_step_can_be_taken_apart_and_its_graphs_do_what_it_does(device, staged
     assert one.progress.step == 0
 
 
+def test_row_weights_that_are_gone_are_not_taken_for_none(device):
+    X, Y, w = data()
+    one = trainer("cuda")
+    held = one.prepare(X, Y)
+    float(one.step(held._replace(weights=w, inputs=held.inputs._replace(w_dtype=w.dtype.str))))
+    where = cuda_slot.WORD["source"] + 2
+    assert one._step.kernels.record.words[where]
+    del w
+    one._update(held, held.batch(None))
+    assert not one._step.kernels.record.words[where]
+
+
 def test_a_graph_that_is_replayed_after_steps_reads_their_rows_again_and_writes_no_further_result(device):
     X, Y, _ = data()
     one = trainer("cuda", optimizer=mc.SGD(0.0))
