@@ -49,7 +49,7 @@ class Source(Protocol):
     def epoch(
         self, number: int, seeds: list[int] | None, skip: int, together: Callable[[Data], int]
     ) -> Generator[tuple[Data, Batch], None, None]:
-        """Yield the batches of an epoch in an order drawn from these seeds, or in that of the rows, without the first `skip`.
+        """Yield the batches of an epoch, in an order drawn from these seeds, but for the first `skip`.
 
         `together` is asked how many whole batches may be yielded as one.
         """
@@ -218,7 +218,7 @@ class Run:
             self.source.draw_ahead([trainer._seed, trainer.progress.epochs + 1])
 
     def _together(self, data: Data) -> int:
-        """Return how many of the next batches may be one launch: what callbacks and checkpoints leave of what the step can."""
+        """Return how many of the next batches callbacks and checkpoints allow in one launch."""
         if self._each_step:
             return 1
         most = self.trainer._step.together(self.state.batch_size, data.inputs)
@@ -254,7 +254,7 @@ class Run:
                 self._add(J, weight if one.weight is None else one.weight)
 
     def _explained(self, error: NonFiniteLoss, launches: Sequence[_Unread]) -> Exception:
-        """Return the error with the layer where it began, where the batch of its step is still there."""
+        """Return the error with the layer where it began, if its batch is still there."""
         for one in launches:
             if one.batch is not None and one.step - one.batch[1].steps < error.step <= one.step:
                 data, batch = one.batch

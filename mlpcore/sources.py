@@ -39,7 +39,7 @@ class Rows:
         self._drawn: Seeds | None = None  # from which the order was drawn ahead
 
     def draw_ahead(self, seeds: Seeds) -> None:
-        """Draw the next epoch's order on the host, while a device that has a copy of this one's is still at work."""
+        """Draw the next epoch's order while a device that has a copy of this one's is at work."""
         if self.place is not None and self.place is not self._order:
             self._draw(seeds)
             self._drawn = seeds
@@ -52,7 +52,7 @@ class Rows:
             np.random.default_rng(seeds).shuffle(rows)
 
     def epoch(self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] = lambda _: 1) -> Batches:
-        """Yield the batches of an epoch in an order drawn from these seeds, or in that of the rows, without the first `skip`.
+        """Yield the batches of an epoch, in an order drawn from these seeds, but for the first `skip`.
 
         `together` is asked how many whole batches may be yielded as one.
         """
@@ -93,7 +93,7 @@ class Streamed:
         """Draw nothing: a stream orders its rows window by window."""
 
     def epoch(self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] | None = None) -> Batches:
-        """Yield the batches of an epoch in an order drawn from these seeds, or in that of the rows, without the first `skip`.
+        """Yield the batches of an epoch, in an order drawn from these seeds, but for the first `skip`.
 
         Raises:
             ValueError: at the end: no row of the epoch weighs anything.

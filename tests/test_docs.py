@@ -13,7 +13,7 @@ NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 
 
 def close(said: str, found: str) -> bool:
-    """Whether a printed number is the one on the page, up to its last digit."""
+    """Return whether a printed number is the one on the page, up to its last digit."""
     a, b = (float(number.replace(",", "")) for number in (said, found))
     return abs(a - b) <= 0.1 * max(abs(a), abs(b))
 

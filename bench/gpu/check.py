@@ -1,4 +1,4 @@
-"""Whether there is a GPU that computes: two steps of a small network, there and on the CPU."""
+"""A check that there is a GPU that computes: two steps of a small network, there and on the CPU."""
 
 from __future__ import annotations
 

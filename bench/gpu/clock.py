@@ -20,7 +20,7 @@ template <int> __global__ void spin(long long nanoseconds) {
 
 
 def is_gpu(device: Device) -> bool:
-    """Whether it is a GPU, not a device that a CPU plays."""
+    """Return whether it is a GPU, not a device that a CPU plays."""
     return hasattr(device.xp, "cuda")
 
 

@@ -1,4 +1,4 @@
-"""What the sections share: command line, device, and a result kept after each entry."""
+"""The parts that sections share: command line, device, and a result kept after each entry."""
 
 from __future__ import annotations
 

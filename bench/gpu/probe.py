@@ -1,4 +1,4 @@
-"""What the design rests on: rates, costs of launches, cuBLASLt's epilogues, choices, resuming."""
+"""Measurements that the design rests on: rates, costs of launches, cuBLASLt's epilogues, choices, resuming."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def resumed(device: Device, small: bool) -> dict[str, Any]:
 
 
 def _alone(name: str, path: str) -> str:
-    """What a process of its own prints for a call of `resume`."""
+    """Return what a process of its own prints for a call of `resume`."""
     command = [sys.executable, "-m", "bench.gpu.resume", name, path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
     if done.returncode:

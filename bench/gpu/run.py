@@ -167,7 +167,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def lacking() -> Iterable[str]:
-    """What the tests go without, in words."""
+    """Yield what the tests go without, in words."""
     if not importlib.util.find_spec("xdist"):
         yield "pytest-xdist is not installed: a broken CUDA context ends the section"
     if not importlib.util.find_spec("pytest_timeout"):

@@ -34,7 +34,7 @@ def compile_share(first: int, step: int) -> dict[str, dict[str, Any]]:
 
 
 def shares(processes: int) -> Iterable[dict[str, dict[str, Any]]]:
-    """What each of so many processes has found."""
+    """Yield what each of so many processes has found."""
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(compile_share, range(processes), itertools.repeat(processes))
 

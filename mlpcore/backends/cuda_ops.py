@@ -62,7 +62,7 @@ class Algorithms:
         self.ready: dict[Product, bytes | None] = {}
 
     def is_ready(self, product: Product) -> bool:
-        """Whether a product is settled and has run; a checkpoint may name another algorithm since."""
+        """Return whether a product is settled and has run; a checkpoint may name another algorithm since."""
         return product in self.ready and self.ready[product] == self.chosen.get(product)
 
 
@@ -201,7 +201,7 @@ class CudaOps:
 
     @staticmethod
     def _runs(run: Callable[[bytes], None], algorithm: bytes) -> bool:
-        """Whether the library computes a product by an algorithm."""
+        """Run a product by an algorithm; return whether the library does not refuse it."""
         try:
             run(algorithm)
         except Refused:
@@ -209,7 +209,7 @@ class CudaOps:
         return True
 
     def _seconds(self, run: Callable[[bytes], None], algorithm: bytes) -> float:
-        """How long a product takes by an algorithm; infinite where the library refuses it."""
+        """Return how long a product takes by an algorithm; infinite where the library refuses it."""
         try:
             return self.device.seconds(lambda: run(algorithm))
         except Refused:
@@ -251,7 +251,7 @@ class CudaOps:
         return functools.partial(self._multiply, product, known.chosen[product], addresses, bias, aux)
 
     def _as_added(self, b: Array, Z: Array) -> Array | None:
-        """The bias in the precision of Z, in which a product adds it; None where there is none."""
+        """Return the bias in the precision of Z, in which a product adds it, or None."""
         if b.dtype == Z.dtype:
             return b
         if self.low is None or self.low[1].dtype != Z.dtype:
@@ -261,7 +261,7 @@ class CudaOps:
         return low[first : first + b.size] if 0 <= first <= low.size - b.size else None
 
     def _fusing_pays(self, product: Product, run: Callable[..., None], bias: int, layer: tuple[Any, ...]) -> bool:
-        """Whether an activation in its product's epilogue is right and faster; by which algorithm is noted."""
+        """Return whether an activation in its product's epilogue is right and faster; note the algorithm."""
         A, W, b, activation, S, Z = layer
 
         def apart() -> None:
@@ -284,7 +284,7 @@ class CudaOps:
 
     @np.errstate(all="ignore")
     def _right(self, product: Product, run: Callable[..., None], layer: tuple[Any, ...]) -> list[bytes]:
-        """The candidates that keep what is not finite, and whose errors are no larger than the kernel's."""
+        """Return the candidates that keep what is not finite and are as exact as the kernel."""
         A, W, _, activation, S, Z = layer
         keeps = activation.slope_reads_s
         right = list(self.device.algorithms(product))
@@ -314,7 +314,7 @@ class CudaOps:
         return right
 
     def _trial_biases(self, product: Product, Z: Array, special: bool) -> tuple[Array, Array]:
-        """A bias as the kernel reads it and as the product does, in scratch: numbers, or what is not finite."""
+        """Return a bias as the kernel reads it and as the product does: numbers, or none that is finite."""
         n = product.m
         memory, _ = self.partials(2 * n + 128, 1, accumulator(product.result_dtype))
         memory = self._aligned(memory)
@@ -329,11 +329,11 @@ class CudaOps:
         return wide, narrow
 
     def _aligned(self, array: Array) -> Array:
-        """The array from its first address on that is as well aligned as any."""
+        """Return the array from its first well-aligned address on."""
         return array[-self.device.address(array) % 256 // array.dtype.itemsize :]
 
     def _sample(self, array: Array) -> np.ndarray:
-        """The first rows of an array, in double."""
+        """Return the first rows of an array, in double."""
         host = self.device.to_host(array[:SAMPLE])
         if host.dtype == np.uint16:  # bfloat16
             host = (host.astype(np.uint32) << 16).view(np.float32)
@@ -491,12 +491,12 @@ class CudaOps:
 
 @functools.cache
 def _bent(activation: Activation) -> Activation:
-    """What has the curvature of an activation as its slope."""
+    """Return an activation whose slope is the curvature of this one."""
     return Activation(f"{activation.name} bent", "s", activation.curvature, activation.parameter)
 
 
 def _error(activation: Activation, s: np.ndarray, z: np.ndarray) -> float:
-    """How far z is from σ(s) at most, over |s|."""
+    """Return the largest distance of z from σ(s), over |s|."""
     exact = np.empty_like(s)
     NumpyOps().bias_activation(s.copy(), None, activation, exact)
     return float((abs(z - exact) / (abs(s) + 0.01)).max())

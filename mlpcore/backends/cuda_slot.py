@@ -1,4 +1,4 @@
-"""The two structs that host and kernels share, each from one definition: the slot and the control block.
+"""The structs that host and kernels share, each defined once: the slot and the control block.
 
 The slot tells the kernels of a step what to read. The host fills a record and passes it by value
 to the kernel `set_slot`, which puts it where a captured graph reads it; the graph advances it from

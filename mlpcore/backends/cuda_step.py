@@ -1,8 +1,9 @@
-"""What a captured step does around its chunks: the slot, gathering rows, norm and finite test, the update.
+"""The kernels around the chunks of a captured step: slot, rows, norm and finite test, update.
 
     set_slot | sum_weights, per chunk: gather … | prepare_update, update
 
-The slot is written by a launch of its own before the graph, so that a replay reads other rows, rates and addresses.
+The slot is written by a launch of its own before the graph, so that a replay reads other rows,
+rates and addresses.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class StepKernels:
     # -- before the graph --
 
     def set_values(self, values: Mapping[str, float]) -> None:
-        """Set the scalars of the optimizer's formulas for the slots from here on, all but the learning rate."""
+        """Set the scalars of the optimizer's formulas, but for the rate, in the slots from here on."""
         for i, name in enumerate(self.settings[1:], _SETTINGS + 1):
             self.record.numbers[i] = values.get(name, 0.0)
 
@@ -139,7 +140,10 @@ class StepKernels:
         self._set_slot()
 
     def _point(self, sources: Sequence[Array | None]) -> None:
-        """Let the slot lead to X, Y and row weights; those before the last ones are remembered, as staged rows take turns."""
+        """Let the slot lead to X, Y and row weights.
+
+        The arrays before the last ones are remembered as well, since staged rows take turns.
+        """
         words = self.record.words
         before, self._before = self._before, (self._pointed, array.array("q", words[:_ROWS]), words[_SOURCE_ROWS])
         if _same(before[0], sources):
@@ -184,7 +188,7 @@ class StepKernels:
     def update(
         self, arrays: Mapping[str, Array], low: Array | None, weights: int, clip_norm: float, tolerant: bool
     ) -> None:  # fmt: skip
-        """Norm and finite test of the penalised gradient, then the optimizer's pass, unless a fault forbids it."""
+        """Take norm and finite test of the penalised gradient, and update unless a fault forbids it."""
         w, g = arrays["w"], arrays["g"]
         launch = launches.flat(w.size, self.ops.device.multiprocessors)
         partials, counters = self.ops.partials(2 * launch.grid[0], 1, self.wide)

@@ -77,7 +77,7 @@ def products_by() -> str:
 
 
 def _argument(x: object) -> object:
-    """What CuPy passes for a kernel's argument without looking at it again, and keeps alive."""
+    """Return what CuPy passes for a kernel's argument without looking at it again, and keeps alive."""
     if isinstance(x, cupy.ndarray):
         return x.data
     value: object = 0 if x is None else x

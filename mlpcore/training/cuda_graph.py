@@ -60,7 +60,7 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class SlotChunk(Chunk):
-    """A chunk whose targets and row weights the loss reads through the slot, where the caller has them.
+    """A chunk whose targets and row weights the loss reads where the caller has them.
 
     Args: as `Chunk`, and the inputs.
     """
@@ -224,7 +224,8 @@ class GraphStep(PlannedStep):
     # -- arrays --
 
     def _bind_optimizer(self) -> None:
-        before = None if self._fresh else self.kernels.read_control()  # counts and faults outlast the rule
+        # counts and faults outlast the rule
+        before = None if self._fresh else self.kernels.read_control()
         self._drop_workspace()
         self.state.clear()
         self.state = planning.allocate(self.ops, self._state_buffers())
@@ -282,7 +283,8 @@ class GraphStep(PlannedStep):
         if not self._unrolled(rows, batch_rows):
             return 1
         chunks = -(-batch_rows // rows)
-        nodes = chunks * 5 * self.layout.layers + 3  # gather, layers forward and back, loss; sum_weights, the update
+        # gather, layers forward and back, loss; sum_weights, the update
+        nodes = chunks * 5 * self.layout.layers + 3
         return 1 << (max(1, min(cuda_slot.TOGETHER, NODES // nodes)).bit_length() - 1)
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> DeviceLoss:
@@ -384,7 +386,7 @@ class GraphStep(PlannedStep):
         return float(w.astype(np.float64).sum())
 
     def _launch(self, what: str, batch: Batch, plan: Plan, number: int, answer: int) -> None:
-        """Launch a "step", or as many as the batch holds, the first of this number; or the "gradient" alone."""
+        """Launch the steps of a batch, the first of this number, or its "gradient" alone."""
         self.follow()
         self._refresh()
         weighted = batch.weights is not None
@@ -401,7 +403,7 @@ class GraphStep(PlannedStep):
         self._done()
 
     def _launch_by_chunks(self, what: str, batch: Batch, chunks: list[tuple[int, int]], number: int, answer: int) -> None:
-        """The same for a batch of more chunks than one graph holds."""
+        """Launch a step, or the gradient, of a batch of more chunks than one graph holds."""
         assert batch.steps == 1
         weighted = batch.weights is not None
         # all recordings are there before the first is replayed: choosing algorithms overwrites arrays
@@ -425,7 +427,7 @@ class GraphStep(PlannedStep):
         self._stream = self.device.follow(self._stream)
 
     def _refresh(self) -> None:
-        """Bring up to date what somebody may have changed since the last launch: settings, and the parameters' copy."""
+        """Bring up to date what somebody may have changed: settings, and the parameters' copy."""
         settings, optimizer = self.settings, self.optimizer
         known = self._values
         if known is None or known[1] is not settings or known[0] != vars(optimizer):
@@ -436,11 +438,11 @@ class GraphStep(PlannedStep):
             store.writer = self
 
     def _varies(self) -> bool:
-        """Whether a user's own optimizer may have other scalars at each step."""
+        """Return whether a user's own optimizer may have other scalars at each step."""
         return type(self.optimizer).scalars is not Optimizer.scalars
 
     def _set_values(self, progress: Progress) -> None:
-        """Let the slots from here on hold the optimizer's scalars, but for the rate, and the penalties."""
+        """Let the slots from here on hold the optimizer's scalars and the penalties."""
         optimizer, settings = self.optimizer, self.settings
         self.kernels.set_values({**optimizer.scalars(progress), "l1": settings.l1, "l2": settings.l2})
         self._values = dict(vars(optimizer)), settings
@@ -460,7 +462,7 @@ class GraphStep(PlannedStep):
             self.staging.done()
 
     def _recorded(self, key: tuple[object, ...], run: Callable[[], None] | None) -> Recording:
-        """Return the recording of this name, made of what `run` launches where there is none yet."""
+        """Return the recording of this key; make it of what `run` launches where there is none."""
         if key not in self.recordings:
             assert run is not None
             self.recordings[key] = self.ops.record(run)

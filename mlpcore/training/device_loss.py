@@ -15,7 +15,9 @@ ROW_BYTES = 32
 
 
 class StepResults:
-    """The results of recent steps, one row each, in device memory: J, status, step of the first fault, Σ w.
+    """The results of recent steps in device memory.
+
+    A step has a row: J, status, step of the first fault, Σ w.
 
     Attributes:
         asked: rows whose steps have been launched.
@@ -34,7 +36,7 @@ class StepResults:
         return first + count <= len(self._fetched)
 
     def read(self, first: int, count: int) -> list[list[float]]:
-        """Return rows of steps that have been launched; wait for them, and fetch all others with them."""
+        """Return rows of steps that have been launched; wait for them, and fetch all others too."""
         if not self.has(first, count):
             self._fetched += self.device.to_host(self.array[len(self._fetched) : self.asked]).tolist()
         return self._fetched[first : first + count]
@@ -50,7 +52,10 @@ class Reader(Protocol):
 
 
 class DeviceLoss:
-    """J of a step, still on the device. `float(J)` waits for it and raises what went wrong up to that step."""
+    """J of a step, still on the device.
+
+    `float(J)` waits for it, and raises what went wrong up to that step.
+    """
 
     __slots__ = ("_count", "_first", "_progress", "_results", "_step")
 
@@ -60,11 +65,11 @@ class DeviceLoss:
 
     @property
     def array(self) -> Array:
-        """J as a 0-d float64 array of the device's; read it by `float(J)`, which looks for faults too."""
+        """J as a 0-d float64 array on the device; `float(J)` looks for faults, too."""
         return self._results.array[self._first, :1].reshape(())
 
     def values(self) -> list[tuple[float, float]]:
-        """Return J and Σ w of each step that was launched together with this one; wait for them."""
+        """Return J and Σ w of each step of the launch that this one belongs to; wait for them."""
         rows = self._step.read_results(self._results, self._first, self._count, self._progress)
         return [(J, weight) for J, _, _, weight in rows]
 

@@ -332,7 +332,7 @@ class CpuDevice:
         return known  # which has been freed
 
     def _records(self) -> bool:
-        """Whether this thread records."""
+        """Return whether this thread records."""
         return self._recording is not None and self._recorder == threading.get_ident()
 
     def _not_while_recording(self, what: str, alone: bool = True) -> None:
