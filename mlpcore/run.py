@@ -49,7 +49,7 @@ class Source(Protocol):
     def epoch(
         self, number: int, seeds: list[int] | None, skip: int, together: Callable[[Data], int]
     ) -> Generator[tuple[Data, Batch], None, None]:
-        """Yield the batches of an epoch, in an order drawn from these seeds, but for the first `skip`.
+        """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
         `together` is asked how many whole batches may be yielded as one.
         """

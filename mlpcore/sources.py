@@ -52,7 +52,7 @@ class Rows:
             np.random.default_rng(seeds).shuffle(rows)
 
     def epoch(self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] = lambda _: 1) -> Batches:
-        """Yield the batches of an epoch, in an order drawn from these seeds, but for the first `skip`.
+        """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
         `together` is asked how many whole batches may be yielded as one.
         """
@@ -93,7 +93,7 @@ class Streamed:
         """Draw nothing: a stream orders its rows window by window."""
 
     def epoch(self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] | None = None) -> Batches:
-        """Yield the batches of an epoch, in an order drawn from these seeds, but for the first `skip`.
+        """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
         Raises:
             ValueError: at the end: no row of the epoch weighs anything.

@@ -25,7 +25,8 @@ class Mlpcore:
         rate = case.rate
         optimizer = mc.SGD(rate) if work.optimizer == "SGD" else mc.AdamW(rate, DECAY, *BETAS, EPSILON)
         precision = None if work.precision == "float32" else work.precision
-        self.trainer = mc.Trainer(net, case.loss, optimizer, precision=precision)
+        # of a copy nobody holds a view, so that no step makes its low-precision weights anew
+        self.trainer = mc.Trainer(net.copy(), case.loss, optimizer, precision=precision)
         self.X, self.Y = (self.xp.asarray(array) for array in work.XY)
         plan = self.trainer.plan(work.batch)
         self.note = (
