@@ -43,15 +43,14 @@ class Source(Protocol):
     rows: int | None
     lasting: bool
 
-    def draw_ahead(self, seeds: list[int]) -> None:
-        """Draw the order of the next epoch, where that can be done while this one is under way."""
-
     def epoch(
-        self, number: int, seeds: list[int] | None, skip: int, together: Callable[[Data], int]
-    ) -> Generator[tuple[Data, Batch], None, None]:
+        self, number: int, seeds: list[int] | None, skip: int, together: Callable[[Data], int],
+        following: list[int] | None,
+    ) -> Generator[tuple[Data, Batch], None, None]:  # fmt: skip
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
-        `together` is asked how many whole batches may be yielded as one.
+        `together` is asked how many whole batches may be yielded as one; the epoch after this one is
+        shuffled from the seeds `following`, None if there is none.
         """
 
 
@@ -205,7 +204,10 @@ class Run:
             trainer.progress.epochs += 1
         self._began = time.perf_counter()
         seeds = [trainer._seed, trainer.progress.epochs] if state.shuffle else None
-        with contextlib.closing(self.source.epoch(state.epoch, seeds, state.batch, self._together)) as batches:
+        more = seeds is not None and state.epoch + 1 < state.epochs
+        following = [trainer._seed, trainer.progress.epochs + 1] if more else None
+        epoch = self.source.epoch(state.epoch, seeds, state.batch, self._together, following)
+        with contextlib.closing(epoch) as batches:
             for data, batch in batches:
                 state.batch += batch.steps
                 if batch.size > state.widest:
@@ -214,8 +216,6 @@ class Run:
                 bar.update(batch.size * batch.steps)
                 if self.checkpoints is not None:
                     self._save_if_due(epoch_ended=False)
-        if state.shuffle and state.epoch + 1 < state.epochs:
-            self.source.draw_ahead([trainer._seed, trainer.progress.epochs + 1])
 
     def _together(self, data: Data) -> int:
         """Return how many of the next batches callbacks and checkpoints allow in one launch."""

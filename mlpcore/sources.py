@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from mlpcore.training.plan import Inputs
 
 Array = NDArray[Any]
 Seeds = list[int]
+AHEAD = 8192  # rows whose order takes longer to draw than a thread to start
 Batches = Generator[tuple[Data, Batch], None, None]
 
 
@@ -36,13 +38,8 @@ class Rows:
         self.data, self.size, self.place, self.device = data, size, place, device
         self.rows: int | None = len(data.X)
         self._order = np.empty(self.rows, np.int64) if place is None or device != "cpu" else place
-        self._drawn: Seeds | None = None  # from which the order was drawn ahead
-
-    def draw_ahead(self, seeds: Seeds) -> None:
-        """Draw the next epoch's order while a device that has a copy of this one's is at work."""
-        if self.place is not None and self.place is not self._order:
-            self._draw(seeds)
-            self._drawn = seeds
+        self._drawn: Seeds | None = None  # from which the order is drawn ahead,
+        self._ahead: threading.Thread | None = None  # by this thread
 
     def _draw(self, seeds: Seeds | None) -> None:
         rows = self._order
@@ -51,17 +48,27 @@ class Rows:
         if seeds is not None:
             np.random.default_rng(seeds).shuffle(rows)
 
-    def epoch(self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] = lambda _: 1) -> Batches:
+    def epoch(
+        self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] = lambda _: 1,
+        following: Seeds | None = None,
+    ) -> Batches:  # fmt: skip
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
-        `together` is asked how many whole batches may be yielded as one.
+        `together` is asked how many whole batches may be yielded as one. Where the order is copied to a
+        device, a thread then shuffles that of the epoch after this one, from the seeds `following`.
         """
         rows = self._order
+        if self._ahead is not None:
+            self._ahead.join()
         if seeds is None or seeds != self._drawn:
             self._draw(seeds)
-        self._drawn = None
+        self._drawn = self._ahead = None
         if self.place is not None and self.place is not rows:
             self.place[...] = devices.to_device(self.device, rows)
+            if following is not None and len(rows) >= AHEAD:
+                self._drawn = following
+                self._ahead = threading.Thread(target=self._draw, args=(following,))
+                self._ahead.start()
             rows = self.place
         start = skip * self.size
         while start < len(rows):
@@ -89,10 +96,10 @@ class Streamed:
         self.stream, self.size, self.arrays, self.lay = stream, size, arrays, lay
         self.rows = stream.rows
 
-    def draw_ahead(self, seeds: Seeds) -> None:
-        """Draw nothing: a stream orders its rows window by window."""
-
-    def epoch(self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] | None = None) -> Batches:
+    def epoch(
+        self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] | None = None,
+        following: Seeds | None = None,
+    ) -> Batches:  # fmt: skip
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
         Raises:

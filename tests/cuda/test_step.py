@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
+from mlpcore import sources
 from mlpcore.backends import cuda_slot, cuda_step
 from mlpcore.backends import device as devices
 from mlpcore.sources import Rows
@@ -617,16 +618,26 @@ def test_a_run_resumes_between_two_launches_to_the_bit(device, tmp_path):
     np.testing.assert_array_equal(resumed.net.parameters, whole.net.parameters)
 
 
-def test_the_next_order_is_drawn_before_anybody_waits_for_the_losses_of_an_epoch(device, monkeypatch):
+def test_the_next_order_is_drawn_in_a_thread_while_an_epoch_is_under_way(device, monkeypatch):
     X, Y, w = data()
-    asked, draw, read = [], Rows._draw, GraphStep.read_results
-    monkeypatch.setattr(Rows, "_draw", lambda *arguments: asked.append("order") or draw(*arguments))
-    monkeypatch.setattr(GraphStep, "read_results", lambda *arguments: asked.append("losses") or read(*arguments))
-    trainer("cuda").fit(X, Y, w, epochs=3, batch_size=60, progress=False)
-    assert asked == ["order", "order", "losses", "order", "losses", "losses"]
-    asked.clear()
-    trainer("cuda").fit(X, Y, w, epochs=3, batch_size=60, shuffle=False, progress=False)
-    assert asked == ["order", "losses"] * 3
+    drawn, draw, found = [], Rows._draw, []
+
+    def noted(rows, seeds):
+        drawn.append((seeds, threading.current_thread() is threading.main_thread()))
+        draw(rows, seeds)
+
+    monkeypatch.setattr(Rows, "_draw", noted)
+    for least in (sources.AHEAD, 1):
+        monkeypatch.setattr(sources, "AHEAD", least)
+        drawn.clear()
+        one = trainer("cuda", seed=5)
+        one.fit(X, Y, w, epochs=3, batch_size=16, progress=False)
+        found.append(one.net.parameters.tobytes())
+        assert drawn == [([5, 1], True), ([5, 2], least > 1), ([5, 3], least > 1)]
+    assert found[0] == found[1]
+    drawn.clear()
+    trainer("cuda").fit(X, Y, w, epochs=2, batch_size=16, shuffle=False, progress=False)
+    assert drawn == [(None, True)] * 2
 
 
 def test_rows_from_the_host_and_large_steps_are_launched_one_by_one(device, monkeypatch):
