@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from mlpcore.core.ops import Array, Buffer, row_major
 
 PIECE = 32768  # entries per pass of a formula: what it reads and writes stays in L2
 BUFFER = 2048  # entries that NumPy buffers in a broadcast: 8,192 by default, which is slower and takes 64 KiB
+SHORT, STRETCH = 64, 1 << 17  # entries of a piece of a sum; of as many pieces as are summed by one call
 BLOCK = 2048  # entries that a sum converts to double at a time: 16 KiB for each thread of a step
 FEW = 2048  # entries of a product that cost less to zero than `matmul` takes to look at its arguments
 NARROW = 64  # softmax over at most so many classes works on the transpose, where row sums are sums of contiguous rows
@@ -471,13 +473,22 @@ class NumpyOps:
             size = min(PIECE, first.size - start)
             self._run(program, {**pieces, **scalars}, [register[:size] for register in registers])
 
+    @np.errstate(over="ignore")
     def sum_squares(self, v: Array) -> float:
-        """Σ v², summed in double precision."""
-        return sum((float(self.xp.dot(piece, piece)) for piece in _in_double(v)), 0.0)
+        """Σ v²: pieces so short that the dtype loses no digit in them, added up in double precision."""
+        total = 0.0
+        for start in range(0, v.size, STRETCH):
+            part = v[start : start + STRETCH]
+            rows = part[: part.size // SHORT * SHORT].reshape(-1, SHORT)
+            rest = part[rows.size :]
+            total += float(np.vecdot(rows, rows).sum(dtype=np.float64)) + float(rest.dot(rest))
+        if v.size * float(np.finfo(v.dtype).tiny) * 2**27 < total < math.inf:
+            return total
+        return sum((float(piece.dot(piece)) for piece in _in_double(v)), 0.0)  # a square was 0, or infinite
 
     def sum_abs(self, v: Array) -> float:
         """Σ |v|, summed in double precision."""
-        return sum((float(self.xp.add.reduce(self.xp.abs(piece))) for piece in _in_double(v)), 0.0)
+        return sum((float(np.add.reduce(np.abs(piece))) for piece in _in_double(v)), 0.0)
 
     # -- compiled formulas --
 
@@ -518,8 +529,15 @@ def _flat(places: dict[str, Array]) -> dict[str, Array]:
 
 
 def _in_double(v: Array) -> Iterator[Array]:
-    """Yield a flat vector in pieces of float64, so that no copy of it is made as a whole."""
-    return (v[i : i + BLOCK].astype(np.float64, copy=False) for i in range(0, v.size, BLOCK))
+    """Yield a flat vector as float64: in pieces of one buffer, each of which holds until the next."""
+    if v.dtype == np.float64:
+        yield v
+        return
+    buffer = np.empty(min(BLOCK, v.size))
+    for start in range(0, v.size, BLOCK):
+        piece = buffer[: v.size - start]
+        piece[...] = v[start : start + BLOCK]
+        yield piece
 
 
 def _accumulate(reduce: Callable[[Array], Any], v: Array, total: Array) -> None:
