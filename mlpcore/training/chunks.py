@@ -6,6 +6,7 @@ A worker has arrays of its own and records each shape of chunk once.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,7 @@ class Data(NamedTuple):
         return Batch(self.X, self.Y, self.weights, rows, size // steps, steps)
 
 
+@functools.lru_cache(64)
 def cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]]:
     """For each worker its chunks (start, stop), of at most `chunk_rows` rows and as equal as can be; together 0 … size."""
     workers = min(workers, -(-size // chunk_rows))

@@ -340,6 +340,7 @@ class GraphStep(PlannedStep):
     def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
         """Record the parts of a step on this batch and point them at its rows."""
         self.follow()
+        self._refresh()
         weighted, chunks = batch.weights is not None, cut(batch.size, plan.rows, 1)[0]
         shapes = sorted({(stop - start, i > 0) for i, (start, stop) in enumerate(chunks)})
         step = gradient = None
@@ -363,14 +364,13 @@ class GraphStep(PlannedStep):
         finally:
             self.ops.only_products = False
         if step is not None:
-            self._refresh()
             self.kernels.set_rates(self._rates(progress, 1))
             self._part(batch, 0, batch.size, progress.step + 1, 0, resume=False)
             self._done()
         known = self.ops.algorithms
         tried = [known.fused[product] for product in asked if product in known.fused]
         algorithms = {p: known.chosen[p] for p in asked if known.fused.get(p, True)}
-        return StepParts(step, gradient, products, chunks, plan.rows, (sum(tried), len(tried)), algorithms, batch)
+        return StepParts(step, gradient, products, [*chunks], plan.rows, (sum(tried), len(tried)), algorithms, batch)
 
     def _loss(self) -> float:
         """J as it stands on the device."""
@@ -391,13 +391,11 @@ class GraphStep(PlannedStep):
         self._refresh()
         weighted = batch.weights is not None
         key = what, batch.size, weighted, batch.steps
-        if key not in self.recordings:
-            chunks = cut(batch.size, plan.rows, 1)[0]
-            if len(chunks) > UNROLLED:
-                self._launch_by_chunks(what, batch, chunks, number, answer)
-                return
-            self._recorded(key, functools.partial(self._whole, what, chunks, weighted, batch.steps))
-        whole = self._recorded(key, None)
+        chunks = cut(batch.size, plan.rows, 1)[0]
+        if len(chunks) > UNROLLED:
+            self._launch_by_chunks(what, batch, chunks, number, answer)
+            return
+        whole = self._recorded(key, functools.partial(self._whole, what, chunks, weighted, batch.steps))
         self._part(batch, 0, batch.size, number, answer, resume=False)
         whole.replay()
         self._done()
@@ -461,10 +459,9 @@ class GraphStep(PlannedStep):
         if self.staging is not None:
             self.staging.done()
 
-    def _recorded(self, key: tuple[object, ...], run: Callable[[], None] | None) -> Recording:
+    def _recorded(self, key: tuple[object, ...], run: Callable[[], None]) -> Recording:
         """Return the recording of this key; make it of what `run` launches where there is none."""
         if key not in self.recordings:
-            assert run is not None
             self.recordings[key] = self.ops.record(run)
             if len(self.recordings) > SHAPES:
                 self.recordings.popitem(last=False)

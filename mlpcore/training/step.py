@@ -214,7 +214,7 @@ class Step(PlannedStep):
         """J, and the squared norm of its gradient."""
         self.set_scale(batch)
         self._set_penalty()
-        shares = _shares(batch.size, plan.rows, plan.workers)
+        shares = cut(batch.size, plan.rows, plan.workers)
         self._forward_loss_backward(batch, shares, pool)
         J = sum(float(worker.J) for worker in self.workers[: len(shares)])
         squares = sum(self._lane_by_lane(functools.partial(self._reduce_lane, len(shares)), pool))
@@ -398,11 +398,6 @@ class Step(PlannedStep):
             lanes = self._record_lanes(compiled, vectors, scalars, part)
             updates.append(Update(compiled, scalars, decays=part.start != n, lanes=lanes))
         return updates
-
-
-@functools.lru_cache(64)
-def _shares(size: int, rows: int, workers: int) -> list[list[tuple[int, int]]]:
-    return cut(size, rows, workers)
 
 
 def weight_of(batch: Batch) -> float:

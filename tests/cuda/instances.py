@@ -53,7 +53,7 @@ def elementwise_loss(T: str, V: int, Y: str = "", W: str = "") -> str:
 
 
 def cross_entropy(T: str, Y: str, W: str = "") -> str:
-    """The same of softmax with cross-entropy."""
+    """The instance of softmax with cross-entropy for such types."""
     return f"softmax_cross_entropy<{T}, {Y}, {W or compute(T)}>"
 
 

@@ -868,6 +868,13 @@ def test_a_step_can_be_taken_apart_and_its_graphs_do_what_it_does(device, staged
     assert one.progress.step == 0
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_epilogues_are_tried_on_parameters_before_the_first_step_too(device, precision):
+    X, Y, _ = data()
+    device.times = itertools.count()  # what is timed first is the fastest: a product with its activation
+    assert trainer("cuda", hidden=("relu", "tanh"), precision=precision).parts(X, Y).fused == (2, 2)
+
+
 def test_row_weights_that_are_gone_are_not_taken_for_none(device):
     X, Y, w = data()
     one = trainer("cuda")

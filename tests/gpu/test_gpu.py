@@ -1,4 +1,4 @@
-"""What only a real GPU shows: streams, threads, memory, other libraries."""
+"""Tests of a real GPU alone: streams, threads, memory, other libraries."""
 
 import gc
 import os
