@@ -326,7 +326,7 @@ class _Checker:
 
     def _evaluate(self, formula: str, scalars: dict[str, float], **arrays: Array) -> Array:
         out = np.empty_like(next(iter(arrays.values())))
-        compiled = formulas.program(f"out = {formula}", frozenset(scalars))
+        compiled = formulas.program(f"out = {formula}", frozenset(scalars), "float64")
         folded = {key: np.asarray(value) for key, value in compiled.fold(scalars).items()}
         self.ops.map(compiled, {"out": out.reshape(-1), **{k: a.reshape(-1) for k, a in arrays.items()}}, folded)
         return out

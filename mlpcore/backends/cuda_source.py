@@ -152,6 +152,8 @@ def _scalar(node: ast.expr) -> str:
             return name
         case ast.UnaryOp(operand=operand):
             return f"(-{_scalar(operand)})"
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return f"pow({_scalar(left)}, {_scalar(right)})"
         case ast.BinOp(left=left, op=op, right=right):
             sign = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}[type(op)]
             return f"({_scalar(left)} {sign} {_scalar(right)})"

@@ -94,7 +94,7 @@ class NumpyOps:
             "kept": partial(xp.not_equal, casting="unsafe"),
             **{name: getattr(xp, name) for name in ("add", "subtract", "multiply", "divide", "negative")},
             **{name: getattr(xp, name) for name in ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p")},
-            **{name: getattr(xp, name) for name in ("abs", "sqrt", "sign")},
+            **{name: getattr(xp, name) for name in ("abs", "sqrt", "sign", "sin", "cos")},
         }
 
     # -- memory --
@@ -119,14 +119,14 @@ class NumpyOps:
             if activation is None or activation.rowwise or (l == L and objective.matched):
                 continue
             kept = activation.slope_reads_s
-            value = self._value(activation, in_place=not kept)
-            slope = self._slope(activation, "z")
+            value = self._value(activation, dtype, in_place=not kept)
+            slope = self._slope(activation, dtype, "z")
             count = max(value.registers if value else 0, slope.registers)
             registers = max(registers, count * min(PIECE, rows * sizes[l]))
         if objective.output.rowwise and not objective.matched:
             registers = max(registers, rows * classes)
         if not objective.loss.rowwise:
-            value, slope = self._loss(objective, in_place=objective.matched)
+            value, slope = self._loss(objective, dtype, in_place=objective.matched)
             registers = max(registers, (1 + max(value.registers, slope.registers)) * rows * classes)
         buffers = [Buffer("ones", (rows,), dtype, "db = 1ᵀ D")]
         if registers:
@@ -282,7 +282,7 @@ class NumpyOps:
         if activation.rowwise:
             self._softmax(S, Z)
             return
-        compiled = self._value(activation, in_place=Z is S)
+        compiled = self._value(activation, S.dtype.name, in_place=Z is S)
         if compiled is None:
             return
         self._formula(compiled, {"s": S, "z": Z}, activation.scalars)
@@ -346,7 +346,7 @@ class NumpyOps:
             self._softmax_gradient(G, Z, D)
         else:
             target = "z" if D is Z else "g" if D is G else "d"
-            compiled = self._slope(activation, target)
+            compiled = self._slope(activation, Z.dtype.name, target)
             arrays = {"z": Z, "g": G, "d": D, **({"s": S} if activation.slope_reads_s else {})}
             self._formula(compiled, arrays, activation.scalars)
         self._sum_rows(D, db, accumulate)
@@ -371,7 +371,7 @@ class NumpyOps:
         else:
             arrays = {"z": Z, "g": G, "d": D, "h": H, "t": T, **({"s": S} if activation.slope_reads_s else {})}
             formula = f"g * ({activation.slope}) + h * t * ({activation.curvature})"
-            compiled = program(f"{'z' if D is Z else 'd'} = {formula}", frozenset(activation.scalars))
+            compiled = program(f"{'z' if D is Z else 'd'} = {formula}", frozenset(activation.scalars), Z.dtype.name)
             self._formula(compiled, arrays, activation.scalars)
         self._sum_rows(D, db, accumulate)
 
@@ -400,7 +400,7 @@ class NumpyOps:
         if objective.loss.rowwise:
             self._softmax_cross_entropy(x, Y, k, D, J, objective.loss.most)
         else:
-            value, slope = self._loss(objective, in_place=D is x)
+            value, slope = self._loss(objective, x.dtype.name, in_place=D is x)
             part, *registers = self._registers(1 + max(value.registers, slope.registers), x.shape, x.dtype)
             for compiled in (value, slope):
                 constants = self._constants(compiled, dict(objective.scalars), x.dtype)
@@ -492,22 +492,23 @@ class NumpyOps:
 
     # -- compiled formulas --
 
-    def _value(self, activation: Activation, in_place: bool) -> Program | None:
+    def _value(self, activation: Activation, dtype: str, in_place: bool) -> Program | None:
         """Z = σ(s), written into s where Z is S; None where nothing is left to do."""
         if activation.value == "s" and in_place:
             return None
-        return program(f"{'s' if in_place else 'z'} = {activation.value}", frozenset(activation.scalars))
+        return program(f"{'s' if in_place else 'z'} = {activation.value}", frozenset(activation.scalars), dtype)
 
-    def _slope(self, activation: Activation, target: str) -> Program:
+    def _slope(self, activation: Activation, dtype: str, target: str) -> Program:
         """D = G σ', written into the array that D shares memory with."""
         formula = "g" if activation.slope == "1" else f"g * ({activation.slope})"
-        return program(f"{target} = {formula}", frozenset(activation.scalars))
+        return program(f"{target} = {formula}", frozenset(activation.scalars), dtype)
 
-    def _loss(self, objective: Objective, in_place: bool) -> tuple[Program, Program]:
+    def _loss(self, objective: Objective, dtype: str, in_place: bool) -> tuple[Program, Program]:
         """V = k ℓ and D = k ∂ℓ/∂x, the latter written into x where D is x."""
         scalars = frozenset(dict(objective.scalars))
         target = "x" if in_place else "d"
-        return program(f"v = k * ({objective.value})", scalars), program(f"{target} = k * ({objective.slope})", scalars)
+        value, slope = f"v = k * ({objective.value})", f"{target} = k * ({objective.slope})"
+        return program(value, scalars, dtype), program(slope, scalars, dtype)
 
 
 def bend_softmax(G: Array, H: Array, T: Array, Z: Array) -> None:

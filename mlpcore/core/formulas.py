@@ -1,7 +1,7 @@
 """The formula sheets: text in the common subset of C++ and Python, parsed, checked, and compiled into in-place array calls.
 
 A sheet is a list of rows `MACRO(column, column, …)` between `//` comments. A formula is built from names, numbers (`T(0.5)`),
-`+ - * /` and the functions below; nothing else passes, so a formula that comes from a file can do no harm.
+`+ - * /`, whole powers and the functions below; nothing else passes, so a formula that comes from a file can do no harm.
 
     gelu's slope  →  Program: 15 ufunc calls on at most 3 registers; equal subexpressions computed once,
                      scalar subexpressions folded into 0-d arrays, registers reused as soon as they are free
@@ -18,8 +18,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from mlpcore.core import special
+
 LONGEST = 4000  # characters of a formula: those of files are read, too
-FUNCTIONS = ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign", "positive")
+FUNCTIONS = (
+    "maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign", "positive", "sin", "cos",
+    *special.NAMES,
+)  # fmt: skip
+POWERS = range(-8, 17)  # exponents
 _BINARY = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"}
 _ARGUMENTS = {"maximum": 2, "minimum": 2, "pow": 2}
 _COMPARISONS = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
@@ -31,7 +37,10 @@ _SCALAR: dict[str, Callable[..., float]] = {
     "abs": abs,
     "positive": lambda x: float(x > 0),
     "sign": lambda x: float((x > 0) - (x < 0)),
+    "normcdf": lambda x: 0.5 * math.erfc(-x * math.sqrt(0.5)),
+    "normpdf": lambda x: math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi),
     **{name: getattr(math, name) for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "pow")},
+    **{name: getattr(math, name) for name in ("sin", "cos", "erf", "erfc")},
 }
 
 
@@ -92,20 +101,37 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
             return
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             parts = [left, right]
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            if _exponent(right) not in POWERS:
+                raise ValueError(
+                    f"formula {formula!r}: the exponent of {ast.unparse(node)!r} must be a whole number from {POWERS[0]} to "
+                    f"{POWERS[-1]}; for others write exp(exponent * log(base))"
+                )
+            parts = [left]
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             parts = [operand]
         case ast.Call(func=ast.Name(id="pow")) if names is not None:
-            raise ValueError(f"formula {formula!r}: pow is for the scalars of updates.def only; write s * s")
+            raise ValueError(f"formula {formula!r}: pow is for the scalars of updates.def only; write s ** 2")
         case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in (*FUNCTIONS, *more):
             if len(parts) != _ARGUMENTS.get(name, 1):
                 raise ValueError(f"formula {formula!r}: {name} takes {_ARGUMENTS.get(name, 1)} argument(s)")
         case _:
             raise ValueError(
                 f"formula {formula!r}: {ast.unparse(node)!r} is outside the common subset of C++ and Python "
-                f"(names, numbers, + - * /, {', '.join(FUNCTIONS)})"
+                f"(names, numbers, + - * /, ** with a whole exponent, {', '.join(FUNCTIONS)})"
             )
     for part in parts:
         _check(part, formula, names)
+
+
+def _exponent(node: ast.expr) -> int:
+    """Return the exponent of a power; one that is refused where it is not a whole number that is written out."""
+    match node:
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as n)) if not isinstance(n, bool):
+            return -n
+        case ast.Constant(value=int() as n) if not isinstance(n, bool):
+            return n
+    return POWERS.stop
 
 
 def reads(formula: str) -> frozenset[str]:
@@ -156,6 +182,12 @@ def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
                 return plus(of(u), of(v), "-")
             case ast.BinOp(left=u, op=ast.Mult(), right=v):
                 return plus(times(of(u), ast.unparse(v)), times(ast.unparse(u), of(v)))
+            case ast.BinOp(left=u, op=ast.Pow(), right=exponent):
+                n, base = _exponent(exponent), f"({ast.unparse(u)})"
+                if n in (0, 1):
+                    return of(u) if n else "0"
+                power = f"{base} ** ({n}) / {base}" if n < 0 else base if n == 2 else f"{base} ** {n - 1}"
+                return times(f"{n} * {power}", of(u))
             case ast.BinOp(left=u, right=v):  # a quotient
                 over = plus(of(u), times(f"({ast.unparse(u)}) / ({ast.unparse(v)})", of(v)), "-")
                 return "0" if over == "0" else f"({over}) / ({ast.unparse(v)})"
@@ -173,7 +205,21 @@ def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
 _OUTER = {  # f'(u) of each function f
     "T": "1", "tanh": "1 - tanh({0}) * tanh({0})", "exp": "exp({0})", "expm1": "exp({0})", "log": "1 / ({0})",
     "log1p": "1 / (1 + ({0}))", "abs": "sign({0})", "sqrt": "T(0.5) / sqrt({0})", "sign": "0", "positive": "0",
+    "sin": "cos({0})", "cos": "-sin({0})", "erf": "T(1.1283791670955126) * exp(-(({0}) * ({0})))",
+    "erfc": "T(-1.1283791670955126) * exp(-(({0}) * ({0})))", "normcdf": "normpdf({0})", "normpdf": "-(({0}) * normpdf({0}))",
 }  # fmt: skip
+
+
+def derive(formula: str, by: str) -> str:
+    """Return the slope of a checked formula, for a user who leaves it out.
+
+    Raises:
+        ValueError: it is longer than a formula may be.
+    """
+    try:
+        return differentiate(formula, {by: "1"})
+    except (RecursionError, ValueError):
+        raise ValueError(f"slope: the derivative of {formula[:60]!r} would be too long a formula; give it yourself") from None
 
 
 def kinks(formula: str) -> list[str]:
@@ -217,6 +263,9 @@ def _scalar(node: ast.expr) -> Callable[[Mapping[str, float]], float]:
         case ast.UnaryOp(operand=operand):
             u = _scalar(operand)
             return lambda names: -u(names)
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            base, n = _scalar(left), _exponent(right)
+            return lambda names: float(base(names)) ** n
         case ast.BinOp(left=left, op=op, right=right):
             u, v, operation = _scalar(left), _scalar(right), _OPERATORS[type(op)]
             return lambda names: operation(u(names), v(names))
@@ -246,19 +295,20 @@ class Program:
             target has been read for the last time, the target itself serves as a register.
         folded: the scalar subexpressions, evaluated in double by `fold`; `folded_text` holds their text.
         reads: the scalars that they depend on.
+
+    With a dtype the functions of `special` are compiled into steps, too; without, they are steps themselves.
     """
 
-    def __init__(self, statements: str, scalars: frozenset[str]):
-        self.scalars = scalars
+    def __init__(self, statements: str, scalars: frozenset[str], dtype: str | None = None):
+        self.scalars, self.dtype = scalars, dtype
         self.folded: dict[str, Callable[[Mapping[str, float]], float]] = {}
         self.folded_text: dict[str, str] = {}
         self.steps: list[Step] = []
         self.registers = 0
         self.reads: list[str] = []
         self._keys: dict[str, str] = {}
-        for statement in statements.split(";"):
-            target, _, formula = statement.partition("=")
-            self._compile(target.strip(), parse(formula.strip()))
+        for target, formula in _statements(statements):
+            self._compile(target, formula)
 
     def fold(self, values: Mapping[str, float]) -> dict[str, float]:
         """The scalar subexpressions' values for these scalars."""
@@ -266,30 +316,50 @@ class Program:
 
     def _compile(self, target: str, tree: ast.expr) -> None:
         nodes: list[tuple[str, tuple[str | int, ...]]] = []  # operands: names, or indices of earlier nodes
-        seen: dict[str, int] = {}
+        seen: dict[tuple[str, tuple[str | int, ...]], int] = {}
 
-        def visit(node: ast.expr) -> str | int:
-            if not {name.id for name in _variables(node)} - self.scalars:
+        def call(function: str, *operands: str | int) -> int:
+            if (function, operands) not in seen:
+                seen[function, operands] = len(nodes)
+                nodes.append((function, operands))
+            return seen[function, operands]
+
+        def visit(node: ast.expr, local: Mapping[str, str | int] | None = None) -> str | int:
+            """Add what computes a node; inside the body of a function, `local` are its variables."""
+            if not {name.id for name in _variables(node)} - (self.scalars if local is None else frozenset()):
                 return self._fold(node)
-            if isinstance(node, ast.Name):
-                return node.id
-            key = ast.dump(node)
-            call: tuple[str, tuple[str | int, ...]]
-            if key not in seen:
-                match node:
-                    case ast.BinOp(left=left, op=op, right=right):
-                        call = _BINARY[type(op)], (visit(left), visit(right))
-                    case ast.UnaryOp(operand=operand):
-                        call = "negative", (visit(operand),)
-                    case ast.Call(func=ast.Name(id="T"), args=[x]):
-                        return visit(x)
-                    case ast.Call(func=ast.Name(id=name), args=arguments) if name != "pow":
-                        call = name, tuple(visit(x) for x in arguments)
-                    case _:
-                        raise ValueError(f"{ast.unparse(node)!r}: pow takes scalars only")
-                nodes.append(call)
-                seen[key] = len(nodes) - 1
-            return seen[key]
+            match node:
+                case ast.Name(id=name):
+                    return name if local is None else local[name]
+                case ast.BinOp(left=left, op=ast.Pow(), right=exponent):
+                    return power(visit(left, local), _exponent(exponent))
+                case ast.BinOp(left=left, op=op, right=right):
+                    return call(_BINARY[type(op)], visit(left, local), visit(right, local))
+                case ast.UnaryOp(operand=operand):
+                    return call("negative", visit(operand, local))
+                case ast.Call(func=ast.Name(id="T"), args=[x]):
+                    return visit(x, local)
+                case ast.Call(func=ast.Name(id=name), args=[x]) if self.dtype and name in special.NAMES:
+                    return inside(special.body(name, self.dtype), visit(x, local))
+                case ast.Call(func=ast.Name(id=name), args=arguments) if name != "pow":
+                    return call(name, *(visit(x, local) for x in arguments))
+            raise ValueError(f"{ast.unparse(node)!r}: pow takes scalars only")
+
+        def power(u: str | int, n: int) -> str | int:
+            if n <= 0:
+                one = self._fold(ast.Constant(1))
+                return call("divide", one, power(u, -n)) if n else one
+            if n == 1:
+                return u
+            half = power(u, n // 2)
+            square = call("multiply", half, half)
+            return call("multiply", square, u) if n % 2 else square
+
+        def inside(body: str, x: str | int) -> str | int:
+            local = {"x": x}
+            for target, formula in _statements(body):
+                local[target] = visit(formula, local)
+            return local["out"]
 
         root = visit(tree)
         if root == target:
@@ -324,6 +394,12 @@ class Program:
         return self._keys[text]
 
 
+def _statements(text: str) -> list[tuple[str, ast.expr]]:
+    """Return the statements `target = formula; …` as targets and checked trees."""
+    halves = (statement.partition("=") for statement in text.split(";"))
+    return [(target.strip(), parse(formula.strip())) for target, _, formula in halves]
+
+
 def check(argument: str, formula: str, variables: Sequence[str], scalars: Mapping[str, float]) -> None:
     """Raise an error that names the argument unless the formula reads only these names and its scalar parts have a value."""
     try:
@@ -337,6 +413,6 @@ def check(argument: str, formula: str, variables: Sequence[str], scalars: Mappin
 
 
 @functools.cache
-def program(statements: str, scalars: frozenset[str]) -> Program:
+def program(statements: str, scalars: frozenset[str], dtype: str | None = None) -> Program:
     """The compiled program of these statements; the same object for the same text."""
-    return Program(statements, scalars)
+    return Program(statements, scalars, dtype)

@@ -28,6 +28,7 @@ LARGEST = (2 << 30) - (1 << 20)  # bytes of arrays in a protobuf message
 SAME = {
     "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "negative": "Neg", "maximum": "Max", "minimum": "Min",
     "tanh": "Tanh", "exp": "Exp", "log": "Log", "abs": "Abs", "sqrt": "Sqrt", "sign": "Sign", "copy": "Identity",
+    "sin": "Sin", "cos": "Cos",
 }  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def _network(
 def _activation(graph: _Graph, activation: Activation, s: str) -> str:
     if activation.rowwise:
         return graph.node("Softmax", s, axis=1)
-    compiled = program(f"z = {activation.value}", frozenset(activation.scalars))
+    compiled = program(f"z = {activation.value}", frozenset(activation.scalars), graph.dtype.name)
     numbers = {key: graph.number(value) for key, value in compiled.fold(activation.scalars).items()}
     places = {"s": s, **numbers}  # what a variable or register holds by now
     for function, operands, out in compiled.steps:

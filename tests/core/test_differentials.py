@@ -216,7 +216,9 @@ def test_the_curvature_of_a_row_is_the_slope_of_its_slope(name):
 @pytest.mark.parametrize(
     "text",
     ["s * s * s", "1 / (1 + s * s)", "exp(-s) * log(s)", "log1p(s) / sqrt(s)", "abs(s - 2) * expm1(s)", "-(3 - s) * T(0.5)",
-     "maximum(s * s, 1) * minimum(s, 3 - s)", "tanh(s) - s", "sign(s) * positive(s) * s", "7"],
+     "maximum(s * s, 1) * minimum(s, 3 - s)", "tanh(s) - s", "sign(s) * positive(s) * s", "7",
+     "sin(s) * cos(2 * s)", "erf(s) - erfc(s / 2) ** 2", "normcdf(s) * normpdf(2 * s)", "s ** 5 + s ** -3 - s ** 1 * s ** 0",
+     "(3 - s) ** -8 + s ** 16", "-s ** 2"],
 )  # fmt: skip
 def test_formulas_are_differentiated_symbolically(text):
     slope = formulas.differentiate(text, {"s": "1"})

@@ -347,6 +347,9 @@ inline unsigned atomicOr(unsigned* address, unsigned value) {
   return before;
 }
 
+inline double normcdf(double x) { return double(0.5L * erfcl(-x * sqrtl(0.5L))); }
+inline float normcdf(float x) { return float(normcdf(double(x))); }
+
 // -- conversions, as the instructions that numbers.cuh names --
 
 inline float bits_to_float(unsigned bits) { return __builtin_bit_cast(float, bits); }

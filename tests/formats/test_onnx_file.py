@@ -13,6 +13,7 @@ import mlpcore as mc
 from mlpcore import data
 from mlpcore.cli import main
 from mlpcore.core import activations
+from mlpcore.core.formulas import FUNCTIONS
 from mlpcore.export import export
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
@@ -100,10 +101,12 @@ def test_functions_that_onnx_lacks_keep_their_digits_near_0_and_their_limits(for
             )
 
 
-@pytest.mark.parametrize("function", ["tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign", "positive", "-"])
-def test_every_function_of_the_formulas_has_its_form(function, tmp_path):
-    _, ours, theirs = layer(mc.Activation("own", f"{function}(s)", "1"), "float64", tmp_path)
-    np.testing.assert_allclose(theirs, ours, rtol=16 * EPS["float64"], atol=np.finfo(float).tiny)
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("function", sorted({*FUNCTIONS, "-"} - {"maximum", "minimum"}))
+def test_every_function_of_the_formulas_has_its_form(function, dtype, tmp_path):
+    _, ours, theirs = layer(mc.Activation("own", f"{function}(s)", "1"), dtype, tmp_path)
+    zeros = 16 * EPS[dtype] if function in ("sin", "cos") else np.finfo(dtype).tiny
+    np.testing.assert_allclose(theirs, ours, rtol=16 * EPS[dtype], atol=zeros)
 
 
 @pytest.mark.parametrize(
