@@ -23,7 +23,8 @@ class Activation:
     Args:
         name: how it is called in messages and files.
         value: z = σ(s), a formula in `s` and, with a parameter, `a`.
-        slope: σ', a formula in `z`, `s`, `a`. One that does without `s` saves the cache of S.
+        slope: σ', a formula in `z`, `s`, `a`; None: the value's derivative, which for a kink says what `positive` says there.
+            One that does without `s` saves the cache of S.
         parameter: the value of `a`, None without one.
         init: the variance of initial weights: "he" 2 / n_in, "glorot" 2 / (n_in + n_out) / σ'(0)², "lecun" 1 / n_in.
 
@@ -31,12 +32,12 @@ class Activation:
         ValueError: a formula is not in the common subset of C++ and Python, or reads another variable; says which.
 
     Example:
-        >>> net = MLP([4, 8, 1], activations=Activation("cubic", "s * s * s", "3 * s * s"))
+        >>> net = MLP([4, 8, 1], activations=Activation("cubic", "s ** 3"))
     """
 
     name: str
     value: str
-    slope: str
+    slope: str = None  # type: ignore[assignment]  # a formula from __post_init__ on
     parameter: float | None = None
     init: str = "glorot"
     default: float | None = field(default=None, compare=False, repr=False)
@@ -48,6 +49,8 @@ class Activation:
             object.__setattr__(self, "parameter", finite(self.parameter, f"the parameter of {self.name}"))
         if not self.rowwise:
             formulas.check("value", self.value, ("s",), self.scalars)
+            if self.slope is None:
+                object.__setattr__(self, "slope", formulas.derive(self.value, "s"))
             formulas.check("slope", self.slope, ("s", "z"), self.scalars)
         if not isinstance(self.init, str) or self.init not in INITIAL:
             raise unknown("init", self.init, INITIAL)

@@ -24,7 +24,7 @@ class Loss:
     Args:
         name: how it is called in messages and files.
         value: a formula in `z` (an output), `y` (its target) and, with a parameter, `q`.
-        slope: ∂value/∂z, in the same variables.
+        slope: ∂value/∂z, in the same variables; None: the value's derivative, which for a kink says what `positive` says there.
         parameter: the value of `q`, None without one.
         matched: value and ∂value/∂s behind the output that `outputs` names, in its `s` and `a`, in `z`, `y` and `q`, in place
             of the way through ∂J/∂Z[L]; None: as `losses.def` has it.
@@ -34,13 +34,12 @@ class Loss:
         ValueError: a formula is not in the common subset of C++ and Python, or reads another variable; says which.
 
     Example:
-        >>> trainer = Trainer(net, loss=Loss("fourth_power", "(z - y) * (z - y) * (z - y) * (z - y)",
-        ...                                  "4 * (z - y) * (z - y) * (z - y)"))
+        >>> trainer = Trainer(net, loss=Loss("fourth_power", "(z - y) ** 4"))
     """
 
     name: str
     value: str
-    slope: str
+    slope: str = None  # type: ignore[assignment]  # a formula from __post_init__ on
     parameter: float | None = None
     outputs: str = field(default="any", repr=False)
     matched: tuple[str, str] | None = field(default=None, kw_only=True, repr=False)
@@ -53,6 +52,8 @@ class Loss:
             object.__setattr__(self, "parameter", finite(self.parameter, f"the parameter of {self.name}"))
         if not self.rowwise:
             formulas.check("value", self.value, ("z", "y"), self.scalars)
+            if self.slope is None:
+                object.__setattr__(self, "slope", formulas.derive(self.value, "z"))
             formulas.check("slope", self.slope, ("z", "y"), self.scalars)
 
     @property

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import special
 
 import mlpcore as mc
 from mlpcore import kernel_files
@@ -20,7 +21,9 @@ NUMPY = {
     "T": lambda x: x,
     "positive": lambda x: np.where(x > 0, 1.0, 0.0),
     **{name: getattr(np, name) for name in ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p", "abs")},
-    **{name: getattr(np, name) for name in ("sqrt", "sign")},
+    **{name: getattr(np, name) for name in ("sqrt", "sign", "sin", "cos")},
+    **{"erf": special.erf, "erfc": special.erfc, "normcdf": special.ndtr},
+    "normpdf": lambda x: np.exp(-x * x / 2) / math.sqrt(2 * math.pi),
 }
 NOT_ANALYTIC = ("maximum", "minimum", "abs", "sign", "positive")
 
@@ -211,7 +214,8 @@ LEAVES = st.sampled_from([*ARRAYS, *ARRAYS, *SCALARS, "T(0.5)", "2", "T(-1.5)", 
 
 
 def grow(inner):
-    call1 = st.tuples(st.sampled_from(["tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign", "positive", "-"]), inner)
+    functions = ["tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign", "positive", "sin", "cos", "-"]
+    call1 = st.tuples(st.sampled_from(functions), inner)
     call2 = st.tuples(st.sampled_from(["maximum", "minimum"]), inner, inner)
     binary = st.tuples(inner, st.sampled_from("+-*/"), inner)
     twice = st.tuples(inner, st.sampled_from("+-*/"))
@@ -226,7 +230,8 @@ def grow(inner):
 EXPRESSIONS = st.recursive(LEAVES, grow, max_leaves=12)
 FLOATS = {
     "T": float, "positive": lambda x: float(x > 0), "sign": lambda x: float((x > 0) - (x < 0)), "maximum": max,
-    "minimum": min, "abs": abs, **{name: getattr(math, name) for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt")},
+    "minimum": min, "abs": abs,
+    **{name: getattr(math, name) for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos")},
 }  # fmt: skip
 
 
@@ -388,10 +393,11 @@ def test_a_nan_in_the_pre_activation_is_a_nan_in_the_output(name):
 REFUSED = [
     "s.real", "s.__class__", "().__class__", "s[0]", "s[:, 0]", "(lambda: s)()", "lambda s: s", "'s'", "b's'", "f'{s}'",
     "s if s else 1",
-    "s and 1", "not s", "s < 1", "s == s", "[s]", "(s, s)", "{s}", "{s: 1}", "[x for x in s]", "s ** 2", "s // 2", "s % 2",
+    "s and 1", "not s", "s < 1", "s == s", "[s]", "(s, s)", "{s}", "{s: 1}", "[x for x in s]", "s // 2", "s % 2",
     "s @ s", "s << 1", "~s", "+s", "(t := s)", "*s", "await s", "yield", "print(s)", "eval(s)", "__import__(s)",
     "exp(s)(s)", "maximum(s)", "maximum(s, 0, 1)", "tanh()", "tanh(s, s)", "tanh(x=s)", "tanh(*s)", "maximum(**s)", "np.exp(s)",
-    "1j * s", "True", "None", "...", "s; s", "s = 1", "", " ", "s +", "import os", "s\n+ 1", "sin(s)", "exp",
+    "1j * s", "True", "None", "...", "s; s", "s = 1", "", " ", "s +", "import os", "s\n+ 1", "tan(s)", "exp",
+    "s ** 2.0", "s ** s", "2 ** s", "s ** 17", "s ** -9", "s ** True", "s ** (1 + 1)", "s ** T(2)", "s ** --2", "sin(s, s)",
 ]  # fmt: skip
 
 
@@ -428,14 +434,77 @@ def test_a_variable_that_the_row_does_not_have_is_refused_by_name(make, reads):
 
 @pytest.mark.parametrize("text", ["pow(s, 2)", "pow(2, s)"])
 def test_a_power_of_an_array_is_refused_where_the_formula_is_given_not_at_the_first_step(text):
-    with pytest.raises(ValueError, match="pow"):
+    with pytest.raises(ValueError, match=r"pow is for the scalars of updates.def only; write s \*\* 2"):
         mc.Activation("mine", text, "1")
+
+
+def test_an_exponent_that_is_no_small_whole_number_is_refused_with_what_to_write():
+    with pytest.raises(ValueError, match=r"exponent of 's \*\* 2.5' must be a whole number from -8 to 16; .* exp\(exponent"):
+        mc.Activation("mine", "s ** 2.5", "1")
+
+
+@pytest.mark.parametrize("n", formulas.POWERS)
+def test_a_power_is_its_multiplications_squared_as_often_as_can_be(n):
+    x = np.array([-2.0, -1.5, 0.75, 1.0, 3.0])
+    arrays, compiled = run(f"out = x ** {n}", {"x": x, "out": np.zeros(5)})
+    np.testing.assert_allclose(arrays["out"], [float(v) ** n for v in x], rtol=4e-15)
+    shortest = {0: 1, 1: 1, 2: 1, 3: 2, 4: 2, 5: 3, 6: 3, 7: 4, 8: 3, 9: 4, 10: 4, 11: 5, 12: 4, 13: 5, 14: 5, 15: 6, 16: 4}
+    divided = n < 0
+    assert len(compiled.steps) == (shortest[abs(n)] if abs(n) != 1 or n > 0 else 0) + divided
+    assert formulas.evaluate_scalar(f"a ** {n}", a=1.7) == pytest.approx(1.7**n, rel=1e-15)
+
+
+def test_powers_share_their_squares_with_products_and_with_each_other_however_deep_they_are():
+    _, compiled = run("out = x ** 4 + x * x + x ** 2 * z", {"x": np.ones(3), "z": np.ones(3), "out": np.ones(3)})
+    assert [step.function for step in compiled.steps] == ["multiply", "multiply", "add", "multiply", "add"]
+    deep = "(" * 99 + "x" + ") ** 16" * 99
+    assert len(Program(f"out = {deep}", frozenset()).steps) == 4 * 99
+    with pytest.raises(ValueError, match="has no value"):
+        formulas.check("value", "(" * 99 + "9" + ") ** 16" * 99 + " + s", ("s",), {})
+
+
+def test_a_power_binds_as_in_python():
+    arrays, _ = run("out = -x ** 2 * 3 - (-x) ** 3", {"x": np.array([2.0, -1.0]), "out": np.zeros(2)})
+    np.testing.assert_array_equal(arrays["out"], [-4, -4])
 
 
 @pytest.mark.parametrize("text", ["-" * 3000 + "s", "+".join(["s"] * 3000), "(" * 500 + "s" + ")" * 500])
 def test_a_formula_too_deep_to_read_is_a_value_error_too(text):
     with pytest.raises(ValueError, match="formula"):
         mc.Activation("mine", text, "1")
+
+
+SMOOTH = [
+    "s ** 3", "s ** 16 - 4 * s ** 5 + s ** 0", "1 / (1 + s ** 2)", "(1 + s ** 2) ** -3", "s * normcdf(s)", "sin(3 * s) / 3",
+    "T(0.5) * s * (1 + erf(s / sqrt(T(2))))", "s * erfc(-s)", "a * tanh(s / a) + cos(a)", "log1p(s * s) * expm1(-s)", "-s", "7",
+    "sqrt(s * s + a) - log(1 + exp(-s * s))", "normpdf(s - 1)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SMOOTH)
+def test_a_slope_that_is_left_out_is_the_values_derivative_at_0_too(text):
+    derived, s = mc.Activation("own", text, parameter=1.5), np.append(np.linspace(-2, 2, 31), 0)
+    assert derived == mc.Activation("own", text, derived.slope, 1.5, "glorot")
+    slope = value(derived.slope, s=s, a=1.5) + 0 * s
+    np.testing.assert_allclose(slope, derivative(text, "s", s=s, a=1.5), rtol=1e-11, atol=1e-11)
+    loss = mc.Loss("own", formulas.substitute(text, {"s": "z - y", "a": "q"}), parameter=1.5)
+    np.testing.assert_allclose(value(loss.slope, z=s + 0.5, y=0.5, q=1.5) + 0 * s, slope, rtol=1e-11, atol=1e-11)
+
+
+def test_a_derived_slope_reads_s_alone_and_says_at_a_kink_what_positive_says():
+    cubed, bent = mc.Activation("cubed", "s ** 3"), mc.Activation("bent", "maximum(s, 0) + a * minimum(s, 0)", parameter=0.1)
+    assert (cubed.slope, cubed.slope_reads_s) == ("3 * s ** 2", True)
+    np.testing.assert_array_equal(value(bent.slope, s=np.array([-1.0, 1.0]), a=0.1), [0.1, 1.0])
+    assert mc.Activation("flat", "T(2) - 2").slope == "0"
+    assert mc.Loss("fourth", "(z - y) ** 4").slope == "4 * (z - y) ** 3"
+    assert mc.Loss("pinball", "q * abs(z - y)", parameter=2.0).slope == "q * sign(z - y)"
+
+
+@pytest.mark.parametrize("text", [" * ".join(["tanh(s)"] * 200), "tanh(" * 150 + "s" + ")" * 150, "+".join(["s"] * 400)])
+def test_a_slope_too_long_to_derive_is_asked_for(text):
+    with pytest.raises(ValueError, match=r"slope: the derivative of .* would be too long a formula; give it yourself"):
+        mc.Activation("own", text)
+    assert mc.Activation("own", text, "1").slope == "1"
 
 
 def test_reads_substitute_and_kinks_see_the_tree_not_the_text():

@@ -112,6 +112,18 @@ def test_at_least_four_activations_are_arithmetic_alone():
     assert {sigma.name for sigma in EXACT} >= {"identity", "relu", "leaky_relu", "hard_tanh"}
 
 
+@pytest.mark.parametrize("T", ["float", "double"])
+@pytest.mark.parametrize("name", ["erf", "erfc", "normcdf", "normpdf", "sin", "cos"])
+def test_the_functions_of_users_formulas_are_numpys_in_the_tails_too(name, T):
+    S = np.linspace(-14, 14, 1200).reshape(60, 20).astype(NAMES[T])
+    sigma = activations.Activation("own", f"{name}(s) + s ** 3 * 0")
+    Z = bias_activation(sigma, T, S, None, fresh(S.shape, T), False, launches.tiles(60, 20, vector(T, 20), 2).launch)[2]
+    want = value(sigma, S.astype(np.float64))
+    tail = abs(want) if name not in ("sin", "cos") else 1.0  # relative
+    bound = 8 * EPSILON[T] * tail + np.finfo(S.dtype).tiny
+    assert (abs(Z - want) <= bound).all()
+
+
 @pytest.mark.parametrize("T", ["float", "half_t"])
 @pytest.mark.parametrize(("m", "n"), SHAPES)
 def test_bias_activation_on_awkward_shapes_and_grids_without_bias(m, n, T):
