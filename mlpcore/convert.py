@@ -20,11 +20,13 @@ TORCH: dict[str, tuple[str, str | None, dict[str, tuple[Any, ...]]]] = {
     "sigmoid": ("Sigmoid", None, {}),
     "tanh": ("Tanh", None, {}),
     "relu": ("ReLU", None, {}),
+    "relu6": ("ReLU6", None, {}),
     "leaky_relu": ("LeakyReLU", "negative_slope", {}),
     "elu": ("ELU", "alpha", {}),
     "selu": ("SELU", None, {}),
     "softplus": ("Softplus", None, {"beta": (1,), "threshold": (50, 20)}),  # a straight line from there on: 2e-9 off at 20
     "gelu": ("GELU", None, {"approximate": ("tanh",)}),
+    "gelu_erf": ("GELU", None, {"approximate": ("none",)}),
     "silu": ("SiLU", None, {}),
     "mish": ("Mish", None, {}),
     "hard_tanh": ("Hardtanh", None, {"min_val": (-1,), "max_val": (1,)}),
@@ -94,14 +96,15 @@ def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 def _spec(module: Any, place: str) -> Any:
     """Our activation that equals PyTorch's."""
+    wrong = []
     for name, (kind, argument, settings) in TORCH.items():
         if kind == _kind(module):
-            for setting, values in settings.items():
-                if getattr(module, setting) not in values:
-                    raise ValueError(
-                        f"{place}: {module!r} has no equal here: {setting} must be {' or '.join(map(repr, values))}"
-                    )
-            return name if argument is None else (name, getattr(module, argument))
+            found = [f"{s} must be {' or '.join(map(repr, x))}" for s, x in settings.items() if getattr(module, s) not in x]
+            if not found:
+                return name if argument is None else (name, getattr(module, argument))
+            wrong += found
+    if wrong:
+        raise ValueError(f"{place}: {module!r} has no equal here: {', or '.join(wrong)}")
     known = ", ".join(["Sequential", "Linear", *(kind for kind, *_ in TORCH.values()), *NOTHING])
     raise TypeError(f"{place} must be one of torch.nn's {known}; got {module!r}")
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import special
 
 import mlpcore as mc
 from mlpcore.core import activations, formulas, losses
@@ -31,6 +32,7 @@ NUMPY = {
     "T": lambda x: x, "positive": lambda x: np.where(x > 0, 1.0, 0.0),
     **{name: getattr(np, name) for name in ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt",
         "sign")},
+    "normcdf": special.ndtr, "normpdf": lambda x: np.exp(-x * x / 2) / np.sqrt(2 * np.pi),
 }  # fmt: skip
 NOT_ANALYTIC = ("maximum(", "minimum(", "abs(", "sign(", "positive(")
 

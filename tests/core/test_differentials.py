@@ -229,7 +229,7 @@ def test_formulas_are_differentiated_symbolically(text):
 
 def test_what_is_made_of_straight_lines_has_no_curvature():
     assert [name for name in plain.HIDDEN if activations.resolve(name).curvature == "0"] == [
-        "identity", "relu", "leaky_relu", "hard_tanh",
+        "identity", "relu", "relu6", "leaky_relu", "hard_tanh",
     ]  # fmt: skip
     assert formulas.differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"
 

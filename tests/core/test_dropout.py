@@ -144,7 +144,7 @@ def test_where_the_slope_jumps_it_is_exact(name):
 def test_only_slopes_that_read_s_or_jump_keep_s():
     behind = dropout.behind((None, *EVERY), (0.2,) * len(EVERY), 0)[1:]
     more = {after.name for before, after in zip(EVERY, behind, strict=True) if after.slope_reads_s and not before.slope_reads_s}
-    assert more == {"hard_tanh", "clipped"}
+    assert more == {"hard_tanh", "relu6", "clipped"}
     assert all(after.slope_reads_s for before, after in zip(EVERY, behind, strict=True) if before.slope_reads_s)
 
 

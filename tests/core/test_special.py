@@ -6,7 +6,7 @@ import pytest
 from mpmath import mp
 
 from mlpcore.backends.numpy_ops import NumpyOps
-from mlpcore.core import special
+from mlpcore.core import activations, special
 from mlpcore.core.formulas import Program
 
 EXACT = {"erf": mpmath.erf, "erfc": mpmath.erfc, "normcdf": mpmath.ncdf, "normpdf": mpmath.npdf}
@@ -58,6 +58,34 @@ def test_the_tails_are_not_0_before_they_must_be_and_the_ends_are_exact(dtype):
                          ("normcdf", [0, 0, 1, 1, np.nan, 0.5])):  # fmt: skip
         np.testing.assert_allclose(computed(name, ends), values, rtol=np.finfo(dtype).eps)
     assert np.isnan(computed("normpdf", ends)[4])
+
+
+# -- gelu_erf ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ENDS)
+def test_value_slope_and_curvature_of_the_exact_gelu_are_right_in_the_tails_and_at_0(dtype):
+    sigma, end = activations.resolve("gelu_erf"), ENDS[dtype]
+    far = np.logspace(-38, 38, 150)
+    s = np.concatenate([np.linspace(-end, end, 2001), -far, [0.0], far]).astype(dtype)
+    ops, S, Z, one = NumpyOps(), s.copy(), np.empty_like(s), np.ones_like(s)
+    with np.errstate(all="ignore"):
+        ops.bias_activation(S[:, None], None, sigma, Z[:, None])
+        D, E = np.empty_like(s), np.empty_like(s)
+        ops.activation_gradient(one[:, None], S[:, None], Z[:, None], sigma, D[:, None], None)
+        ops.curvature(0 * one[:, None], one[:, None], one[:, None], S[:, None], Z[:, None], sigma, E[:, None], None)
+    cdf, pdf = mpmath.ncdf, mpmath.npdf
+    assert off(Z, s, lambda x: x * cdf(x)) <= 24  # that many where Z is below the smallest normal number
+    assert off(Z[Z < -np.finfo(dtype).tiny], s[Z < -np.finfo(dtype).tiny], lambda x: x * cdf(x)) <= 8
+    near = abs(s) < 2  # where slope and curvature cross 0: as good as 1 is
+    for found, exact in ((D, lambda x: cdf(x) + x * pdf(x)), (E, lambda x: pdf(x) * (2 - x * x))):
+        assert max(abs(float(found[i] - exact(mp.mpf(float(s[i]))))) for i in near.nonzero()[0]) <= 4 * np.finfo(dtype).eps
+        large = ~near & (abs(s) < 0.85 * end)  # where φ has all its digits
+        assert off(found[large], s[large], exact) <= 12
+        assert (found[s < -end - 1] == 0).all()
+    assert (D[s > end] == 1).all()
+    assert D[s == 0] == pytest.approx(0.5)
+    assert E[s == 0] == pytest.approx(2 / np.sqrt(2 * np.pi), rel=1e-6)
 
 
 # -- the coefficients ----------------------------------------------------------------------------------------------------
