@@ -26,7 +26,7 @@ TYPES = {
 }  # fmt: skip
 _INLINE = "  template <class C> static __device__ __forceinline__"
 _INFIX = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
-_FUNCTIONS = {"abs": "absolute", "negative": "-", "copy": ""}
+_FUNCTIONS = {"abs": "absolute", "negative": "-", "copy": "", "normcdf": "normal_cdf"}
 
 
 @functools.cache

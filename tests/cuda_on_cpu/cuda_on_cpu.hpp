@@ -347,8 +347,8 @@ inline unsigned atomicOr(unsigned* address, unsigned value) {
   return before;
 }
 
-inline double normcdf(double x) { return double(0.5L * erfcl(-x * sqrtl(0.5L))); }
-inline float normcdf(float x) { return float(normcdf(double(x))); }
+inline double erfcx(double x) { return double(expl((long double)x * x) * erfcl(x)); }
+inline float erfcx(float x) { return float(erfcx(double(x))); }
 
 // -- conversions, as the instructions that numbers.cuh names --
 
