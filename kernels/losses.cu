@@ -65,7 +65,8 @@ __global__ void elementwise_loss(const T* x, const Slot* slot, Control* control,
 
 // ℓ = log Σ exp(s - max) - (s_y - max), D = gain k (softmax(s) - onehot(y)), a warp a row: blocks of (32, warps) threads, with
 // warps * n numbers of shared memory where db is wanted. Targets are class numbers (labels), or distributions. A row
-// adds `most` to J at most, infinity where there is no limit.
+// adds `most` to J at most, infinity where there is no limit. One exponential, the label's or the largest, stands apart from
+// the sum of the others, `rest`: so neither log(1 + rest) nor 1 - softmax loses digits.
 template <class T, class Y, class W>
 __global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* control, const Y* y, const W* w, int weighted,
                                       int labels, const Compute<T>* scale, const Compute<T>* gain, T* D, Compute<T>* db,
@@ -85,35 +86,43 @@ __global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* con
     const T* s = S + i * n;
     const int64 row = given.row(i);
     const Y* target = given.at(row, 0);
-    C top = widen(s[0]), sum = 0, entry = 0, whole = 1;
-    for (int64 c = lane; c < n; c += 32) top = maximum(top, C(widen(s[c])));
-    top = warp_maximum(top);
-    for (int64 c = lane; c < n; c += 32) sum += exp(C(widen(s[c])) - top);
-    int64 label = -1;
+    C top = widen(s[0]), rest = 0, entry = 0, whole = 1;
+    int64 apart = 0;
+    for (int64 c = lane; c < n; c += 32) {
+      const C x = widen(s[c]);
+      if (x > top) apart = c;
+      top = maximum(top, x);
+    }
+    const C largest = warp_maximum(top);
     if (labels) {
-      label = int64(widen(*target));
-      if (label < 0 || label >= n) {
+      apart = int64(widen(*target));
+      if (apart < 0 || apart >= n) {
         report(control, BAD_LABEL);
-        label = 0;
+        apart = 0;
       }
-      entry = C(widen(s[label])) - top;
+      entry = C(widen(s[apart])) - largest;
     } else {
+      apart = -warp_maximum(top == largest ? -apart : -n);
       whole = 0;
       for (int64 c = lane; c < n; c += 32) {
         const C share = C(widen(target[c * given.y_column]));
-        entry += share * (C(widen(s[c])) - top);
+        entry += share * (C(widen(s[c])) - largest);
         whole += share;
       }
       entry = warp_sum(entry);
       whole = warp_sum(whole);
     }
-    sum = warp_sum(sum);
-    __syncwarp();  // D may be S: every lane has read the label's entry (a shuffle alone orders no memory)
-    const C weight = given.weight(row);
-    if (lane == 0) value += weight * minimum(whole * log(sum) - entry, most);
     for (int64 c = lane; c < n; c += 32) {
-      const C share = labels ? C(c == label) : C(widen(target[c * given.y_column]));
-      const C d = factor * weight * (whole * exp(C(widen(s[c])) - top) / sum - share);
+      if (c != apart) rest += exp(C(widen(s[c])) - largest);
+    }
+    rest = warp_sum(rest);
+    __syncwarp();  // D may be S: every lane has read the label's entry (a shuffle alone orders no memory)
+    const C weight = given.weight(row), own = labels ? exp(entry) : C(1), more = rest + (own - C(1)), sum = more + C(1);
+    if (lane == 0) value += weight * minimum(whole * log1p(more) - entry, most);
+    for (int64 c = lane; c < n; c += 32) {
+      const C share = labels ? C(c == apart) : C(widen(target[c * given.y_column]));
+      const C numerator = c == apart ? (whole - share) * own - share * rest : whole * exp(C(widen(s[c])) - largest);
+      const C d = factor * weight * (numerator / sum - (c == apart ? C(0) : share));
       D[i * n + c] = Narrow<T>::from(d);
       if (db) sums[c] += d;
     }

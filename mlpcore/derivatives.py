@@ -176,8 +176,7 @@ class _Pass:
             self.ops.scale_rows(into, k if Y.ndim == 1 else k * Y.sum(axis=1, keepdims=True))
             return
         numbers = {key: f"T({value!r})" for key, value in objective.scalars}
-        formula = formulas.differentiate(formulas.substitute(objective.slope, numbers), {"x": "1"})
-        bent = Activation("loss", "s", formulas.substitute(formulas.substitute(formula, {"x": "s"}), {"y": "z"}))
+        bent = Activation("loss", "s", formulas.substitute(objective.curvature, {**numbers, "x": "s", "y": "z"}))
         self.ops.activation_gradient(dx, x, Y, bent, into, None)
         self.ops.scale_rows(into, k)
 

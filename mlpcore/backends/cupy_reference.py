@@ -55,14 +55,19 @@ class CupyReference(NumpyOps):
         self._do(self._softmax_cross_entropy_now, S, Y, k, D, J, most)
 
     def _softmax_cross_entropy_now(self, S: Array, Y: Array, k: Array, D: Array, J: Array, most: float | None) -> None:
-        xp, classes = self.xp, S.shape[1]
+        xp, rows, classes = self.xp, self.xp.arange(len(S)), S.shape[1]
         target = Y if Y.ndim == 2 else (Y[:, None] == xp.arange(classes)).astype(S.dtype)
+        apart = rows, S.argmax(axis=1) if Y.ndim == 2 else Y  # its exponential stands apart from the sum of the others
         shifted = S - S.max(axis=1, keepdims=True)
         powers = xp.exp(shifted)
-        total, whole = powers.sum(axis=1, keepdims=True), target.sum(axis=1, keepdims=True)
-        value = whole * xp.log(total) - (target * shifted).sum(axis=1, keepdims=True)
+        own, y = powers[apart][:, None], target[apart][:, None]
+        powers[apart] = 0
+        rest, whole = powers.sum(axis=1, keepdims=True), target.sum(axis=1, keepdims=True)
+        more = rest + (own - 1)
+        value = whole * xp.log1p(more) - (target * shifted).sum(axis=1, keepdims=True)
         J += (k * (value if most is None else xp.minimum(value, most))).sum(dtype=xp.float64)
-        D[...] = k * (whole * powers / total - target)
+        D[...] = k * (whole * powers / (more + 1) - target)
+        D[apart] = (k * ((whole - y) * own - y * rest) / (more + 1))[:, 0]
 
     def _add_sum(self, v: Array, J: Array) -> None:
         self._do(self._add_sum_now, v, J)

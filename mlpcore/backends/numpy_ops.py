@@ -134,9 +134,9 @@ class NumpyOps:
         if objective.loss.rowwise:
             buffers += [
                 Buffer("softmax", (rows * classes,), dtype, "exponentials"),
-                Buffer("row sums", (3, rows), dtype, "maximum, sum and label's entry of each row"),
+                Buffer("row sums", (4, rows), dtype, "maximum, sums and label's entry of each row"),
                 Buffer("row numbers", (rows,), "int64", "0, 1, 2, …"),
-                Buffer("label entries", (rows,), "int64", "where each row's label stands"),
+                Buffer("label entries", (2, rows), "int64", "where each row's label stands"),
             ]
         dropped = [n for n, activation in zip(sizes, activations, strict=True) if isinstance(activation, Dropped)]
         if dropped:
@@ -409,56 +409,73 @@ class NumpyOps:
         self._sum_rows(D, db, accumulate)
 
     def _softmax_cross_entropy(self, S: Array, Y: Array, k: Array, D: Array, J: Array, most: float | None) -> None:
-        """ℓ = log Σ exp(s - max) - (s_y - max) and D = k (softmax(s) - onehot(y)), from S: neither overflows nor cancels."""
-        xp, (rows, classes) = self.xp, S.shape
+        """ℓ = log Σ exp(s - max) - (s_y - max) and D = k (softmax(s) - onehot(y)), from S.
+
+        Neither overflows nor cancels: one exponential e, the label's or the largest, stands apart from the sum R of the others.
+        The logarithm is log1p(R + (e - 1)), and the label's entry of D is -k R / (R + e).
+        """
+        xp, do, (rows, classes) = self.xp, self._do, S.shape
         flat = self._take("softmax", (rows * classes,), S.dtype)
         P = flat.reshape(classes, rows).T if classes <= NARROW else flat.reshape(rows, classes)
-        top, total, entry = self._take("row sums", (3, rows, 1), S.dtype)
-        self._do(xp.copyto, P, S)
-        self._do(xp.maximum.reduce, P, 1, None, top, True)
-        self._do(xp.subtract, P, top, P)
-        if Y.ndim == 1:  # class indices
-            at = self._take("label entries", (rows,), xp.int64)
-            numbers = self._scratch["row numbers"][:rows] if "row numbers" in self._scratch else xp.arange(rows)
-            if classes <= NARROW:
-                self._do(xp.multiply, Y, rows, at)
-                self._do(xp.add, at, numbers, at)
-            else:
-                self._do(xp.multiply, numbers, classes, at)
-                self._do(xp.add, at, Y, at)
-            label = entry[:, 0]
-            self._do(flat.take, at, 0, label, "clip")
-            self._do(xp.exp, P, P)
-            self._do(xp.add.reduce, P, 1, None, total, True)
-            self._do(xp.log, total, top)
-            self._do(xp.subtract, top, entry, top)
-            if most is not None:
-                self._do(partial(xp.minimum, out=top), top, most)
-            self._do(xp.multiply, top, k, top)
-            self._add_sum(top, J)
-            self._do(xp.divide, k, total, total)
-            self._do(xp.multiply, P, total, P)
-            self._do(flat.take, at, 0, label, "clip")
-            self._do(xp.subtract, entry, k, entry)
-            self._do(flat.put, at, label, "clip")
-            self._do(xp.copyto, D, P)
-        else:  # a distribution over classes: one-hot, or soft
-            self._do(xp.multiply, Y, P, D)
-            self._do(xp.add.reduce, D, 1, None, entry, True)
-            self._do(xp.exp, P, P)
-            self._do(xp.add.reduce, P, 1, None, total, True)
-            self._do(xp.divide, P, total, P)
-            self._do(xp.log, total, total)
-            self._do(xp.add.reduce, Y, 1, None, top, True)
-            self._do(xp.multiply, total, top, total)
-            self._do(xp.subtract, total, entry, total)
-            if most is not None:
-                self._do(partial(xp.minimum, out=total), total, most)
-            self._do(xp.multiply, total, k, total)
-            self._add_sum(total, J)
-            self._do(xp.multiply, P, top, P)
-            self._do(xp.subtract, P, Y, P)
-            self._do(xp.multiply, P, k, D)
+        top, rest, entry, more = self._take("row sums", (4, rows, 1), S.dtype)
+        at, first = self._take("label entries", (2, rows), xp.int64)
+        numbers = self._scratch["row numbers"][:rows] if "row numbers" in self._scratch else xp.arange(rows)
+        one, labels = xp.asarray(1, S.dtype), Y.ndim == 1
+        do(xp.copyto, P, S)
+        if labels:
+            do(xp.maximum.reduce, P, 1, None, top, True)
+            do(xp.copyto, at, Y)
+        else:
+            do(S.argmax, 1, at)
+        if classes <= NARROW:
+            do(xp.multiply, at, rows, at)
+            do(xp.add, at, numbers, at)
+        else:
+            do(xp.multiply, numbers, classes, first)
+            do(xp.add, at, first, at)
+        if not labels:
+            do(flat.take, at, 0, top[:, 0], "clip")
+        do(xp.subtract, P, top, P)
+        if labels:
+            do(flat.take, at, 0, entry[:, 0], "clip")
+        else:
+            do(xp.multiply, Y, P, D)
+            do(xp.add.reduce, D, 1, None, entry, True)
+        do(xp.exp, P, P)
+        do(flat.take, at, 0, top[:, 0], "clip")
+        do(flat.put, at, 0, "clip")
+        do(xp.add.reduce, P, 1, None, rest, True)
+        do(xp.subtract, top, one, top)
+        do(xp.add, top, rest, top)
+        do(xp.log1p, top, more)
+        if not labels:
+            do(xp.add.reduce, Y, 1, None, top, True)
+            do(xp.multiply, more, top, more)
+        do(xp.subtract, more, entry, more)
+        if most is not None:
+            do(partial(xp.minimum, out=more), more, most)
+        do(xp.multiply, more, k, more)
+        self._add_sum(more, J)
+        if labels:
+            do(xp.add, top, one, top)
+            do(xp.divide, k, top, top)
+            do(xp.multiply, P, top, P)
+            do(xp.multiply, rest, top, rest)
+            do(xp.negative, rest, rest)
+            do(flat.put, at, rest[:, 0], "clip")
+            do(xp.copyto, D, P)
+        else:  # y of the largest entry, whose share of the sum is 1: (Σ_c y_c - y - y R) / (R + 1)
+            do(xp.add, rest, one, entry)
+            do(xp.divide, P, entry, P)
+            do(xp.multiply, P, top, P)
+            do(xp.subtract, P, Y, P)
+            do(flat.take, at, 0, more[:, 0], "clip")
+            do(xp.multiply, rest, more, rest)
+            do(xp.add, top, more, top)
+            do(xp.add, rest, top, rest)
+            do(xp.divide, rest, entry, rest)
+            do(flat.put, at, rest[:, 0], "clip")
+            do(xp.multiply, P, k, D)
 
     def _add_sum(self, v: Array, J: Array) -> None:
         """J += Σ v."""

@@ -90,6 +90,7 @@ class Objective:
         matched: whether `value` and `slope` read `x` = S[L] and give D[L]; otherwise x = Z[L] and they give G[L].
         value, slope: formulas in `x`, `y` and the scalars; empty where the loss is row-wise.
         scalars: the parameters `a` of the activation and `q` of the loss.
+        bent: the second derivative where the sheet has it, else "".
     """
 
     loss: Loss
@@ -98,6 +99,12 @@ class Objective:
     value: str
     slope: str
     scalars: tuple[tuple[str, float], ...]
+    bent: str = ""
+
+    @property
+    def curvature(self) -> str:
+        """∂²value/∂x², a formula in what the slope reads: the sheet's, or the slope, differentiated."""
+        return self.bent or formulas.differentiate(self.slope, {"x": "1"})
 
 
 ANY_OUTPUT = Activation("any output", "s", "1")
@@ -112,14 +119,22 @@ def matching(output: Activation) -> str:
 @functools.cache
 def sheet() -> dict[str, list[str]]:
     """The rows LOSS of `losses.def` by name: outputs, default parameter, its condition, value, slope."""
-    return {name: rest for name, *rest in formulas.read_sheet(kernel_files.read("losses.def"), "LOSS")}
+    rows = formulas.read_sheet(kernel_files.read("losses.def"), "LOSS")
+    return {name: [*rest[:3], *map(formulas.written_out, rest[3:])] for name, *rest in rows}
 
 
 @functools.cache
 def matched() -> dict[tuple[str, str], tuple[str, str]]:
     """The rows MATCHED of `losses.def`: value and D of (loss, output), in s, z, y, a."""
     rows = formulas.read_sheet(kernel_files.read("losses.def"), "MATCHED")
-    return {(loss, output): (value, slope) for loss, output, value, slope in rows}
+    return {(loss, output): (formulas.written_out(value), formulas.written_out(slope)) for loss, output, value, slope in rows}
+
+
+@functools.cache
+def bent() -> dict[tuple[str, str], str]:
+    """The rows BENT of `losses.def`: the second derivative of (loss, output), of a pair that is not matched (loss, "any")."""
+    rows = formulas.read_sheet(kernel_files.read("losses.def"), "BENT")
+    return {(loss, output): formulas.written_out(curvature) for loss, output, curvature in rows}
 
 
 def resolve(spec: object, argument: str = "loss") -> Loss:
@@ -160,14 +175,16 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
         return Objective(loss, output, True, "", "", ())
     most = {} if loss.most is None else {"most": loss.most}
     scalars = tuple({**output.scalars, **loss.scalars, **most}.items())
-    row = loss.matched if output.name == loss.outputs else None
+    own_pair = loss.matched if output.name == loss.outputs else None
+    row, curvature = own_pair, ""
     activation, own_sheet = activations.sheet().get(output.name, [])[3:], sheet().get(loss.name, [])[3:]
-    if activation == [output.value, output.slope] and own_sheet == [loss.value, loss.slope]:
-        row = row or matched().get((loss.name, output.name))
-    if row is None:
-        value, slope = (formulas.substitute(text, {"z": "x"}) for text in (loss.value, loss.slope))
-    else:
-        value, slope = (formulas.substitute(formulas.substitute(text, {"z": output.value}), {"s": "x"}) for text in row)
+    if own_sheet == [loss.value, loss.slope] and own_pair is None:
+        if activation == [output.value, output.slope]:
+            row = matched().get((loss.name, output.name))
+        curvature = bent().get((loss.name, output.name if row else "any"), "")
+    texts = (loss.value, loss.slope) if row is None else row
+    by_x = {"z": "x"} if row is None else {"z": formulas.substitute(output.value, {"s": "x"}), "s": "x"}
+    value, slope, curvature = (text and formulas.substitute(text, by_x) for text in (*texts, curvature))
     if most:
         value = f"minimum({value}, most)"
-    return Objective(loss, output, row is not None, value, slope, scalars)
+    return Objective(loss, output, row is not None, value, slope, scalars, curvature)
