@@ -29,19 +29,23 @@ template <class Y, class W, class C> struct Targets {
   __device__ const Y* at(int64 row, int64 column) const { return targets + row * y_row + column * y_column; }
 };
 
-// ℓ = Σ_columns of a formula's value.
+// ℓ = Σ_columns of a formula's value, which may read a number of its column, p.
 template <class T, class Y, class W, class Formula, int V, int threads>
 __global__ void elementwise_loss(const T* x, const Slot* slot, Control* control, const Y* y, const W* w, int weighted,
                                  const Compute<T>* scale, const Compute<T>* gain, T* D, Compute<T>* db, Compute<T>* J,
-                                 Compute<T>* partials, unsigned* counters, int64 first, int64 m, int64 n, int accumulate) {
+                                 Compute<T>* partials, unsigned* counters, int64 first, int64 m, int64 n, int accumulate,
+                                 const Compute<T>* columns) {
   using C = Compute<T>;
   __shared__ C shared[threads * V];
   const Tile<V> tile;
   const Targets<Y, W, C> given(slot, control, y, w, weighted, scale, first, n);
   const bool packed = given.y_column == 1 && is_aligned<V>(given.targets, given.y_row);
   const C factor = gain ? *gain : C(1);
-  C sum[V] = {}, value = 0;
+  C sum[V] = {}, p[V] = {}, value = 0;
   if (tile.column < n) {
+    if constexpr (Formula::reads_columns) {
+      for (int v = 0; v < V; ++v) p[v] = columns[tile.column + v];
+    }
     for (int64 i = tile.row; i < m; i += tile.stride) {
       const int64 at = i * n + tile.column, row = given.row(i);
       const C weight = given.weight(row);
@@ -51,8 +55,9 @@ __global__ void elementwise_loss(const T* x, const Slot* slot, Control* control,
       Pack<T, V> pack;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const C output = widen(xs.at[v]), target = C(widen(ys.at[v])), d = factor * Formula::slope(output, target, weight);
-        value += Formula::value(output, target, weight);
+        const C output = widen(xs.at[v]), target = C(widen(ys.at[v]));
+        const C d = factor * Formula::slope(output, target, weight, p[v]);
+        value += Formula::value(output, target, weight, p[v]);
         pack.at[v] = Narrow<T>::from(d);
         sum[v] += d;
       }
@@ -65,12 +70,14 @@ __global__ void elementwise_loss(const T* x, const Slot* slot, Control* control,
 
 // ℓ = log Σ exp(s - max) - (s_y - max), D = gain k (softmax(s) - onehot(y)), a warp a row: blocks of (32, warps) threads, with
 // warps * n numbers of shared memory where db is wanted. Targets are class numbers (labels), or distributions. A row
-// adds `most` to J at most, infinity where there is no limit.
-template <class T, class Y, class W>
+// adds `most` to J at most, infinity where there is no limit. Where it mixes, a target y is another one,
+// t = c (kept y + spread) / Σ c y, with c of `columns`, or 1 where there are none.
+template <class T, class Y, class W, bool mixes = false>
 __global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* control, const Y* y, const W* w, int weighted,
                                       int labels, const Compute<T>* scale, const Compute<T>* gain, T* D, Compute<T>* db,
                                       Compute<T>* J, Compute<T>* partials, unsigned* counters, int64 first, int64 m, int64 n,
-                                      int accumulate, Compute<T> most) {
+                                      int accumulate, Compute<T> most, Compute<T> kept, Compute<T> spread,
+                                      const Compute<T>* columns) {
   using C = Compute<T>;
   const Targets<Y, W, C> given(slot, control, y, w, weighted, scale, first, labels ? 1 : n);
   DYNAMIC_SHARED(C, shared);
@@ -97,10 +104,32 @@ __global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* con
         label = 0;
       }
       entry = C(widen(s[label])) - top;
-    } else {
+    } else if (!mixes) {
       whole = 0;
       for (int64 c = lane; c < n; c += 32) {
         const C share = C(widen(target[c * given.y_column]));
+        entry += share * (C(widen(s[c])) - top);
+        whole += share;
+      }
+      entry = warp_sum(entry);
+      whole = warp_sum(whole);
+    }
+    C unit = 1;
+    const auto share_of = [&](int64 c) {
+      const C share = labels ? C(c == label) : C(widen(target[c * given.y_column]));
+      if constexpr (mixes) return unit * (columns ? columns[c] : C(1)) * (kept * share + spread);
+      return share;
+    };
+    if constexpr (mixes) {
+      if (columns) {
+        C weight = 0;
+        for (int64 c = lane; c < n; c += 32) weight += columns[c] * (labels ? C(c == label) : C(widen(target[c * given.y_column])));
+        weight = warp_sum(weight);
+        unit = weight > C(0) ? C(1) / weight : C(1);
+      }
+      whole = entry = 0;
+      for (int64 c = lane; c < n; c += 32) {
+        const C share = share_of(c);
         entry += share * (C(widen(s[c])) - top);
         whole += share;
       }
@@ -112,7 +141,7 @@ __global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* con
     const C weight = given.weight(row);
     if (lane == 0) value += weight * minimum(whole * log(sum) - entry, most);
     for (int64 c = lane; c < n; c += 32) {
-      const C share = labels ? C(c == label) : C(widen(target[c * given.y_column]));
+      const C share = share_of(c);
       const C d = factor * weight * (whole * exp(C(widen(s[c])) - top) / sum - share);
       D[i * n + c] = Narrow<T>::from(d);
       if (db) sums[c] += d;

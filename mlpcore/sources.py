@@ -110,18 +110,22 @@ class Streamed:
         weighs = skip > 0  # what was left out may have weighed
         with contextlib.closing(self.stream.epoch(self.size, order, skip, self.arrays)) as pieces:
             for piece in pieces:
-                weighs = weighs or piece.weights is None or bool(piece.weights.any())
                 data = self.lay(piece.X, piece.Y, piece.weights)
+                weighs = weighs or data.weights is None or bool(data.weights.any())
                 for rows in piece.batches:
                     yield data, data.batch(rows)
         if not weighs:
-            raise ValueError("sample_weight must not be all zero")
+            raise ValueError("sample_weight, times class_weight where there is one, must not be all zero")
 
 
-def inputs_of(stream: Stream, loss: Loss) -> Inputs | None:
-    """What the plan on a CPU must know of a stream's rows; None where only the first batch tells."""
+def inputs_of(stream: Stream, loss: Loss, dtype: str) -> Inputs | None:
+    """What the plan on a CPU must know of a stream's rows; None where only the first batch tells.
+
+    Row weights are of this dtype where they depend on the class.
+    """
     if stream.like is None:
         return None
     X, Y, weights = stream.like
     classes = loss.takes_classes and Y.ndim == 1
-    return Inputs(X.dtype.str, Y.dtype.str, "" if weights is None else weights.dtype.str, classes)
+    given = "" if weights is None else weights.dtype.str
+    return Inputs(X.dtype.str, Y.dtype.str, given if loss.class_weight is None else dtype, classes)

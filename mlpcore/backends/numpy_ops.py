@@ -19,7 +19,7 @@ from mlpcore.core import dropout
 from mlpcore.core.activations import Activation
 from mlpcore.core.dropout import Dropped
 from mlpcore.core.formulas import Program, program
-from mlpcore.core.losses import Objective
+from mlpcore.core.losses import Loss, Objective
 from mlpcore.core.ops import Array, Buffer, row_major
 
 PIECE = 32768  # entries per pass of a formula: what it reads and writes stays in L2
@@ -134,10 +134,14 @@ class NumpyOps:
         if objective.loss.rowwise:
             buffers += [
                 Buffer("softmax", (rows * classes,), dtype, "exponentials"),
-                Buffer("row sums", (3, rows), dtype, "maximum, sum and label's entry of each row"),
+                Buffer(
+                    "row sums", (4 if objective.loss.columns else 3, rows), dtype, "maximum, sum, label's entry of each row"
+                ),
                 Buffer("row numbers", (rows,), "int64", "0, 1, 2, …"),
                 Buffer("label entries", (rows,), "int64", "where each row's label stands"),
             ]
+        if objective.loss.columns:
+            buffers.append(Buffer("column weights", (classes,), dtype, "of the loss: by class, or of positive targets"))
         dropped = [n for n, activation in zip(sizes, activations, strict=True) if isinstance(activation, Dropped)]
         if dropped:
             piece, bits = max(_piece_rows(rows, n) * n for n in dropped), 8 * np.dtype(dtype).itemsize
@@ -397,23 +401,34 @@ class NumpyOps:
         self, x: Array, Y: Array, k: Array, objective: Objective, D: Array, db: Array | None, J: Array, accumulate: bool
     ) -> None:
         """J += Σ k ℓ(x, Y) and D = k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if matched, else Z[L]; D may be x."""
+        weights = self._column_weights(objective.loss, x.dtype)
         if objective.loss.rowwise:
-            self._softmax_cross_entropy(x, Y, k, D, J, objective.loss.most)
+            self._softmax_cross_entropy(x, Y, k, D, J, objective.loss, weights)
         else:
             value, slope = self._loss(objective, in_place=D is x)
             part, *registers = self._registers(1 + max(value.registers, slope.registers), x.shape, x.dtype)
             for compiled in (value, slope):
                 constants = self._constants(compiled, dict(objective.scalars), x.dtype)
-                self._run(compiled, {"x": x, "y": Y, "k": k, "v": part, "d": D, **constants}, registers)
+                columns = {} if weights is None else {"p": weights}
+                self._run(compiled, {"x": x, "y": Y, "k": k, "v": part, "d": D, **columns, **constants}, registers)
             self._add_sum(part, J)
         self._sum_rows(D, db, accumulate)
 
-    def _softmax_cross_entropy(self, S: Array, Y: Array, k: Array, D: Array, J: Array, most: float | None) -> None:
+    def _column_weights(self, loss: Loss, dtype: Any) -> Array | None:
+        """The loss's number for each column, in the plan's array where there is one."""
+        if not loss.columns:
+            return None
+        planned = self._scratch.get("column weights")
+        return self.xp.asarray(loss.columns, dtype) if planned is None else planned
+
+    def _softmax_cross_entropy(
+        self, S: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss, weights: Array | None
+    ) -> None:
         """ℓ = log Σ exp(s - max) - (s_y - max) and D = k (softmax(s) - onehot(y)), from S: neither overflows nor cancels."""
-        xp, (rows, classes) = self.xp, S.shape
+        xp, (rows, classes), most = self.xp, S.shape, loss.most
         flat = self._take("softmax", (rows * classes,), S.dtype)
         P = flat.reshape(classes, rows).T if classes <= NARROW else flat.reshape(rows, classes)
-        top, total, entry = self._take("row sums", (3, rows, 1), S.dtype)
+        top, total, entry, *more = self._take("row sums", (4 if loss.columns else 3, rows, 1), S.dtype)
         self._do(xp.copyto, P, S)
         self._do(xp.maximum.reduce, P, 1, None, top, True)
         self._do(xp.subtract, P, top, P)
@@ -428,6 +443,9 @@ class NumpyOps:
                 self._do(xp.add, at, Y, at)
             label = entry[:, 0]
             self._do(flat.take, at, 0, label, "clip")
+            if loss.mixes(classes=True):
+                self._mixed_cross_entropy(P, flat, at, Y, k, D, J, loss, weights, (top, total, entry, *more))
+                return
             self._do(xp.exp, P, P)
             self._do(xp.add.reduce, P, 1, None, total, True)
             self._do(xp.log, total, top)
@@ -442,6 +460,19 @@ class NumpyOps:
             self._do(xp.subtract, entry, k, entry)
             self._do(flat.put, at, label, "clip")
             self._do(xp.copyto, D, P)
+        elif loss.mixes(classes=False):
+            self._mix(Y, D, total, loss, weights)
+            self._do(xp.vecdot, D, P, entry[:, 0])
+            self._do(xp.add.reduce, D, 1, None, top, True)
+            self._do(xp.exp, P, P)
+            self._do(xp.add.reduce, P, 1, None, total, True)
+            self._do(xp.divide, P, total, P)
+            self._do(xp.log, total, total)
+            self._do(xp.multiply, total, top, total)
+            self._add_row_losses(total, entry, k, J, most)
+            self._do(xp.multiply, P, top, P)
+            self._do(xp.subtract, P, D, P)
+            self._do(xp.multiply, P, k, D)
         else:  # a distribution over classes: one-hot, or soft
             self._do(xp.multiply, Y, P, D)
             self._do(xp.add.reduce, D, 1, None, entry, True)
@@ -459,6 +490,73 @@ class NumpyOps:
             self._do(xp.multiply, P, top, P)
             self._do(xp.subtract, P, Y, P)
             self._do(xp.multiply, P, k, D)
+
+    def _mix(self, Y: Array, t: Array, weight: Array, loss: Loss, weights: Array | None) -> None:
+        """T = c ((1 - ε) Y + ε/K) / C, the shares of `losses.mixed`; `weight` is overwritten."""
+        xp, smoothing = self.xp, loss.label_smoothing
+        self._do(xp.multiply, Y, self._number(1 - smoothing, t), t)
+        self._do(xp.add, t, self._number(smoothing / t.shape[1], t), t)
+        if weights is not None:
+            self._do(xp.matmul, Y, weights, weight[:, 0])
+            self._do(_ones_for_zeros, weight)
+            self._do(xp.multiply, t, weights, t)
+            self._do(xp.divide, t, weight, t)
+
+    def _mixed_cross_entropy(
+        self, P: Array, flat: Array, at: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss, weights: Array | None,
+        sums: tuple[Array, ...],
+    ) -> None:  # fmt: skip
+        """ℓ = -Σ t log p and D = k (Σ t softmax(s) - t) with t = (1 - ε) onehot(y) + (ε/K) c / c_y, from P = s - max."""
+        xp, (top, total, entry, *more) = self.xp, sums
+        kept, share = self._number(1 - loss.label_smoothing, P), self._number(loss.label_smoothing / P.shape[1], P)
+
+        def spread() -> Array:
+            """(ε/K) / c_y of each row."""
+            if weights is None:
+                return share
+            self._do(weights.take, Y, 0, more[0][:, 0], "clip")
+            self._do(_ones_for_zeros, more[0])
+            self._do(xp.divide, share, more[0], more[0])
+            return more[0]
+
+        self._do(xp.multiply, entry, kept, entry)
+        self._do(*((xp.matmul, P, weights, top[:, 0]) if weights is not None else (xp.add.reduce, P, 1, None, top, True)))
+        self._do(xp.multiply, top, spread(), top)
+        self._do(xp.add, entry, top, entry)
+        self._do(xp.exp, P, P)
+        self._do(xp.add.reduce, P, 1, None, total, True)
+        self._do(xp.log, total, top)
+        self._do(xp.divide, k, total, total)
+        if weights is not None:  # Σ t is not 1
+            whole = more[0]
+            self._do(xp.multiply, whole, self._number(sum(loss.columns), P), whole)
+            self._do(xp.add, whole, kept, whole)
+            self._do(xp.multiply, top, whole, top)
+            self._do(xp.multiply, total, whole, total)
+        self._add_row_losses(top, entry, k, J, loss.most)
+        self._do(xp.multiply, P, total, P)
+        self._do(xp.multiply, k, spread(), top)
+        if weights is None:
+            self._do(xp.subtract, P, top, P)
+        else:
+            self._do(xp.multiply, top, weights, D)
+            self._do(xp.subtract, P, D, P)
+        self._do(flat.take, at, 0, entry[:, 0], "clip")
+        self._do(xp.multiply, k, kept, top)
+        self._do(xp.subtract, entry, top, entry)
+        self._do(flat.put, at, entry[:, 0], "clip")
+        self._do(xp.copyto, D, P)
+
+    def _add_row_losses(self, value: Array, entry: Array, k: Array, J: Array, most: float | None) -> None:
+        """J += Σ k (value - entry), each row's loss at most `most`; value is overwritten."""
+        self._do(self.xp.subtract, value, entry, value)
+        if most is not None:
+            self._do(partial(self.xp.minimum, out=value), value, most)
+        self._do(self.xp.multiply, value, k, value)
+        self._add_sum(value, J)
+
+    def _number(self, value: float, like: Array) -> Array:
+        return self.xp.asarray(value, like.dtype)
 
     def _add_sum(self, v: Array, J: Array) -> None:
         """J += Σ v."""
@@ -538,6 +636,10 @@ def _in_double(v: Array) -> Iterator[Array]:
         piece = buffer[: v.size - start]
         piece[...] = v[start : start + BLOCK]
         yield piece
+
+
+def _ones_for_zeros(v: Array) -> None:
+    v[v == 0] = 1
 
 
 def _accumulate(reduce: Callable[[Array], Any], v: Array, total: Array) -> None:
