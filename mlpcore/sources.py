@@ -107,15 +107,16 @@ class Streamed:
         """
         self.stream.epochs = number
         order = None if seeds is None else np.random.default_rng(seeds)
-        weighs = skip > 0  # what was left out may have weighed
+        weighs, by_class = skip > 0, False  # what was left out may have weighed
         with contextlib.closing(self.stream.epoch(self.size, order, skip, self.arrays)) as pieces:
             for piece in pieces:
                 data = self.lay(piece.X, piece.Y, piece.weights)
                 weighs = weighs or data.weights is None or bool(data.weights.any())
+                by_class = data.weights is not data.given
                 for rows in piece.batches:
                     yield data, data.batch(rows)
         if not weighs:
-            raise ValueError("sample_weight, times class_weight where there is one, must not be all zero")
+            raise ValueError(f"sample_weight{', times class_weight,' if by_class else ''} must not be all zero")
 
 
 def inputs_of(stream: Stream, loss: Loss, dtype: str) -> Inputs | None:

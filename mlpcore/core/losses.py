@@ -256,7 +256,7 @@ def with_options(
     """
     given = {"class_weight": class_weight, "label_smoothing": label_smoothing, "pos_weight": pos_weight}
     given = {name: value for name, value in given.items() if value is not None}
-    classes = outputs if loss.rowwise or outputs is None else 2
+    classes = 2 if loss.binary else outputs
     if class_weight is not None and (loss.rowwise or loss.binary):
         given["class_weight"] = _by_class(class_weight, classes)
     loss = replace(loss, **given) if given else loss
@@ -273,13 +273,12 @@ def _by_class(weights: Any, classes: int | None) -> Any:
             "sklearn.utils.class_weight.compute_class_weight('balanced', classes=np.arange(K), y=Y)"
         )
     if not isinstance(weights, Mapping):
-        return weights if hasattr(weights, "tolist") else list(weights) if hasattr(weights, "__iter__") else weights
+        return weights
     if classes is None:
         raise TypeError("class_weight must be a list, a number for each class, where there is no network; got a dict")
     found = [1.0] * classes
     for label, weight in weights.items():
-        known = isinstance(label, Integral) and not isinstance(label, bool) and 0 <= label < classes
-        if not known:
+        if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= int(label) < classes:
             raise ValueError(f"class_weight names the class {label!r}; the classes are 0 … {classes - 1}")
         found[int(label)] = finite(weight, f"class_weight[{label}]")
     return found
