@@ -13,7 +13,7 @@ import numpy as np
 
 from mlpcore.core.losses import Loss
 
-PIECE = 1 << 16  # rows that are weighed at a time
+PIECE, PIECE_ELSEWHERE = 4096, 1 << 20  # rows that are weighed at a time: on the host, on a GPU
 
 
 def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> None:
@@ -28,8 +28,9 @@ def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> Non
     """
     assert loss.class_weight is not None
     by_class = xp.asarray(loss.class_weight, np.float64)
-    for start in range(0, len(out), PIECE):
-        part = slice(start, start + PIECE)
+    piece = PIECE if xp is np else PIECE_ELSEWHERE
+    for start in range(0, len(out), piece):
+        part = slice(start, start + piece)
         y = Y[part]
         if y.ndim == 1:
             found = by_class[y.astype(np.int64) % len(by_class)]  # the step itself reports what is no class
