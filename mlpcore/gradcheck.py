@@ -20,6 +20,7 @@ from mlpcore.backends import device as devices
 from mlpcore.core import backprop, formulas, inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.optimizers import SGD
+from mlpcore.core.targets import mixed, row_weights
 from mlpcore.mlp import MLP
 from mlpcore.training.chunks import Batch
 from mlpcore.training.new_step import new_step
@@ -190,6 +191,10 @@ class _Checker:
         self.weights = inputs.weights(sample_weight, len(self.X), adopt=devices.adopt_on_host)
         for array, name in ((self.X, "X"), (self.Y, "Y")):
             inputs.require_finite(array, name)
+        self.sample_weight = self.weights
+        if self.loss.class_weight is not None:
+            self.weights = np.empty(len(self.X))
+            row_weights(self.loss, self.Y, self.sample_weight, self.weights)
         self.batch = Batch(self.X, self.Y, self.weights, None, len(self.X))
         self.total = weight_of(self.batch)
         self.ops = devices.operations("cpu")()
@@ -294,7 +299,8 @@ class _Checker:
         share = float(weights[rows].sum(dtype=np.float64)) / self.total
         if not share:
             return np.zeros_like(v)
-        product = self.on_device.hvp(self.X[rows], self.Y[rows], v, self.loss, sample_weight=weights[rows])
+        given = None if self.sample_weight is None else self.sample_weight[rows]
+        product = self.on_device.hvp(self.X[rows], self.Y[rows], v, self.loss, sample_weight=given)
         there: Array = devices.to_host(self.on_device.device, product) * share
         return there
 
@@ -316,9 +322,13 @@ class _Checker:
                 s = S[-1] - S[-1].max(axis=1, keepdims=True)
                 log_p = s - np.log(np.exp(s).sum(axis=1, keepdims=True))
                 self.reach = np.abs(S[-1]).max(axis=1)  # ε of which is what log_p can be off
-                rows = -log_p[np.arange(len(Y)), Y] if self.classes else -np.sum(Y * log_p, axis=1)
+                if self.loss.mixes(self.classes):
+                    Y = mixed(self.loss, Y, net.sizes[-1], np.float64)
+                rows = -log_p[np.arange(len(Y)), Y] if Y.ndim == 1 else -np.sum(Y * log_p, axis=1)
             else:
                 arrays = {"x": S[-1] if objective.matched else Z[-1], "y": np.ascontiguousarray(Y, np.float64)}
+                if self.loss.columns:
+                    arrays["p"] = np.tile(self.loss.columns, (len(Y), 1))
                 scalars = dict(objective.scalars)
                 rows = self._evaluate(objective.value, scalars, **arrays).sum(axis=1)
                 signs += [self._evaluate(kink, scalars, **arrays) > 0 for kink in formulas.kinks(objective.value)]

@@ -7,6 +7,7 @@ history = trainer.fit(X, Y, epochs=10, batch_size=256, validation=(Xv, Yv))
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -29,7 +30,9 @@ from mlpcore.core import inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.dropout import rates
 from mlpcore.core.errors import NonFiniteLoss, unknown
+from mlpcore.core.ops import Buffer
 from mlpcore.core.optimizers import AdamW, Optimizer, Progress
+from mlpcore.core.targets import row_weights
 from mlpcore.formats import model_file
 from mlpcore.mlp import MLP
 from mlpcore.run import History, Run, State
@@ -55,6 +58,12 @@ class Trainer:
         net: the network; its parameters are updated in place.
         loss: a name, `(name, parameter)` or `mc.Loss`. It must be defined on the network's output.
         optimizer: `mc.SGD(0.1)`, `mc.AdamW(1e-3)` (the default), …
+        class_weight: what the rows of each class count, a list or {class: weight} (others 1), for cross_entropy, and for
+            binary_cross_entropy of one output. J = Σ w ℓ / Σ w C, where C is the weight of the row's class, as PyTorch's
+            `weight=`; accuracy does not count it.
+        label_smoothing: ε in [0, 1): the target of each class is (1 - ε) y + ε/n_L (cross_entropy), of each output
+            (1 - ε) y + ε/2 (binary_cross_entropy).
+        pos_weight: what y = 1 counts in binary_cross_entropy, a number or one for each output, as PyTorch's.
         l1, l2: J gains l1 Σ|W| + ½ l2 Σ W², over weights, not biases.
         clip_norm: scale the gradient down to this Euclidean norm where it is longer.
         dropout: in a step, each output of a hidden layer is zeroed with this probability, and the others divided by what is
@@ -78,6 +87,9 @@ class Trainer:
         loss: Any = "cross_entropy",
         optimizer: Optimizer | None = None,
         *,
+        class_weight: Any = None,
+        label_smoothing: float | None = None,
+        pos_weight: Any = None,
         l1: float = 0.0,
         l2: float = 0.0,
         clip_norm: float | None = None,
@@ -119,7 +131,10 @@ class Trainer:
             seed=seed,
         )
         deterministic = inputs.boolean(deterministic, "deterministic")
-        self._build(net, loss_sheet.resolve(loss), optimizer, settings, precision, deterministic, seed)
+        loss = loss_sheet.with_options(
+            loss_sheet.resolve(loss), class_weight, label_smoothing, pos_weight, net.sizes[-1]
+        )  # fmt: skip
+        self._build(net, loss, optimizer, settings, precision, deterministic, seed)
 
     def _build(
         self, net: MLP, loss: loss_sheet.Loss, optimizer: Optimizer, settings: Settings, precision: str | None,
@@ -182,7 +197,7 @@ class Trainer:
         self._settings = self._step.settings = dataclasses.replace(self._settings, **settings)
 
     def __repr__(self) -> str:
-        return f"Trainer({self.net!r}, loss={self.loss.spec!r}, optimizer={self._optimizer!r}, step {self.progress.step})"
+        return f"Trainer({self.net!r}, loss={self.loss}, optimizer={self._optimizer!r}, step {self.progress.step})"
 
     def plan(self, batch_size: int, rows: int = 0, early_stopping: bool = False) -> Plan:
         """The memory table for steps of `batch_size` rows, before anything is allocated; `print` it.
@@ -197,10 +212,17 @@ class Trainer:
         """
         size = inputs.positive_integer(batch_size, "batch_size")
         dtype = self.net.dtype.str
-        like = Inputs(dtype, "int64" if self.loss.takes_classes else dtype, "", self.loss.takes_classes)
+        weight = "" if self.loss.class_weight is None else dtype
+        like = Inputs(dtype, "int64" if self.loss.takes_classes else dtype, weight, self.loss.takes_classes)
         keeps_best = inputs.boolean(early_stopping, "early_stopping")
-        reserved = self._step.fit_buffers(inputs.positive_integer(rows, "rows", least=0), keeps_best)
+        rows = inputs.positive_integer(rows, "rows", least=0)
+        reserved = [*self._step.fit_buffers(rows, keeps_best), *self._row_weights(rows)]
         return self._step.make_plan(size, like, reserved)
+
+    def _row_weights(self, rows: int) -> list[Buffer]:
+        """The weights of so many rows where they depend on the class, for the plan."""
+        there = rows > 0 and self.loss.class_weight is not None
+        return [Buffer("row weights", (rows,), self.net.dtype.name, "by class, times sample_weight")] if there else []
 
     # -- one step --
 
@@ -284,7 +306,8 @@ class Trainer:
             index = self._laid(index, data.inputs.host)
         batch = data.batch(index)
         if self._step.weight(batch) == 0:
-            raise ValueError("sample_weight must not be all zero on the rows of the batch")
+            by_class = "" if self.loss.class_weight is None else ", times class_weight,"
+            raise ValueError(f"sample_weight{by_class} must not be all zero on the rows of the batch")
         return batch
 
     def _checked(self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
@@ -294,9 +317,20 @@ class Trainer:
         y, classes = inputs.target(Y, len(x), self.net.sizes[-1], self.loss, adopt=adopt)
         w = inputs.weights(sample_weight, len(x), adopt=adopt)
         staged = device != "cpu" and not devices.open_device(device).holds(x)
-        return Data.of(
-            self._laid(x, staged), self._laid(y, staged), None if w is None else self._laid(w, staged), classes, staged
-        )
+        y, w = self._laid(y, staged), None if w is None else self._laid(w, staged)
+        by_class = self._by_class(y, w)
+        if by_class is not None and inputs.on_host(by_class) and not by_class.any():
+            raise ValueError("sample_weight, times class_weight, must not be all zero")
+        return Data.of(self._laid(x, staged), y, w, classes, staged, by_class)
+
+    def _by_class(self, Y: Array, weights: Array | None, place: Array | None = None) -> Array | None:
+        """Return the rows' weights times those of their classes, in `place` if it is given; None without class weights."""
+        if self.loss.class_weight is None:
+            return None
+        xp = np if inputs.on_host(Y) else devices.module(self.net.device)
+        found: Array = xp.empty(len(Y), self.net.dtype) if place is None else place[: len(Y)]
+        row_weights(self.loss, Y, weights, found, xp)
+        return found
 
     def _laid(self, array: Array, staged: bool) -> Array:
         """The array row-major and where X lies: on the host if it is staged, in the machine's byte order."""
@@ -432,26 +466,30 @@ class Trainer:
         """The arrays of a `fit` beside those of the steps, and where its batches come from."""
         device, step = self.net.device, self._step
         if isinstance(table, Data):
-            arrays = step.reserve(step.fit_buffers(0 if table.inputs.host else len(table.X), keeps_best))
+            rows = 0 if table.inputs.host else len(table.X)
+            arrays = step.reserve(step.fit_buffers(rows, keeps_best), self._row_weights(rows))
             return arrays, Rows(table, size, arrays.get("row order"), device)
-        given = inputs_of(table, self.loss)
+        given = inputs_of(table, self.loss, self.net.dtype.str)
         buffers, limit = step.fit_buffers(0, keeps_best), self._settings.memory_limit
         if limit is not None and given is not None and device == "cpu":
             limit = max(0, limit - step.make_plan(1, given, buffers).total_bytes) // 2
         windows = table.buffers(size, limit)
+        windows += self._row_weights(windows[0].shape[0] if windows else 0)
         if device == "cpu":
             arrays = step.reserve([*buffers, *windows])
         else:  # the windows are the host's
             arrays = step.reserve(buffers) | planning.allocate(NumpyOps(), windows)
-        return arrays, Streamed(table, size, arrays, self._laid_piece)
+        lay = functools.partial(self._laid_piece, place=arrays.get("row weights"))
+        return arrays, Streamed(table, size, arrays, lay)
 
-    def _laid_piece(self, X: Array, Y: Array, sample_weight: Array | None) -> Data:
+    def _laid_piece(self, X: Array, Y: Array, sample_weight: Array | None, place: Array | None = None) -> Data:
         """A piece of a stream, whose values the stream has looked at; its weights may be all zero."""
         staged = self.net.device != "cpu"
         x = inputs.matrix(X, self.net.sizes[0])
         y, classes = inputs.target_form(Y, len(x), self.net.sizes[-1], self.loss)
         w = None if sample_weight is None else self._laid(inputs.numeric(sample_weight, "sample_weight"), staged)
-        return Data.of(self._laid(x, staged), self._laid(y, staged), w, classes, staged)
+        y = self._laid(y, staged)
+        return Data.of(self._laid(x, staged), y, w, classes, staged, self._by_class(y, w, place))
 
     def _require_stream_targets(self, Y: Array, name: str, first: int) -> None:
         y, classes = inputs.target_form(Y, len(Y), self.net.sizes[-1], self.loss, name)
@@ -636,6 +674,10 @@ class Trainer:
                     w = self._step.weight(data.batch(None)) or 0.0
                     losses.append(self._evaluate_data(data, found) if w else 0.0)
                     weights.append(w)
+                    if not w and data.given is not data.weights:  # their classes weigh nothing: accuracy counts them
+                        plain = Data.of(data.X, data.Y, data.given, data.inputs.classes, data.inputs.host)
+                        if self._step.weight(plain.batch(None)):
+                            self._evaluate_data(plain, found)
             loss = float(np.dot(losses, weights) / sum(weights))
         return dict(zip(scores.names(self.loss), (loss, found.result()), strict=True))
 
@@ -645,7 +687,7 @@ class Trainer:
         plan = step.prepare(min(batch.size, rows), data.inputs)
 
         def see(output: Array, start: int, stop: int) -> None:
-            Y, w = (None if x is None else devices.to_host(self.net.device, x[start:stop]) for x in (data.Y, data.weights))
+            Y, w = (None if x is None else devices.to_host(self.net.device, x[start:stop]) for x in (data.Y, data.given))
             assert Y is not None
             found.add(output, Y, w)
 

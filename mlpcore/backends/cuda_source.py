@@ -99,11 +99,12 @@ def activation(sigma: Activation) -> str:
 
 @functools.cache
 def loss(objective: Objective) -> str:
-    """The struct of an elementwise loss: `value(x, y, k)` = k ℓ and `slope(x, y, k)` = k ∂ℓ/∂x."""
+    """The struct of an elementwise loss: `value(x, y, k, p)` = k ℓ and `slope(x, y, k, p)` = k ∂ℓ/∂x, p of the column."""
     scalars = dict(objective.scalars)
     return _struct(
-        _function("value", "x y k", "v", f"k * ({objective.value})", scalars),
-        _function("slope", "x y k", "d", f"k * ({objective.slope})", scalars),
+        f"  static constexpr bool reads_columns = {str(bool(objective.loss.columns)).lower()};",
+        _function("value", "x y k p", "v", f"k * ({objective.value})", scalars),
+        _function("slope", "x y k p", "d", f"k * ({objective.slope})", scalars),
     )
 
 

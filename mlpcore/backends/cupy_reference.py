@@ -10,7 +10,9 @@ from typing import Any
 
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core import inputs
+from mlpcore.core.losses import Loss
 from mlpcore.core.ops import Array
+from mlpcore.core.targets import mixed
 
 
 class CupyReference(NumpyOps):
@@ -51,13 +53,18 @@ class CupyReference(NumpyOps):
     def _softmax_gradient_now(self, G: Array, Z: Array, D: Array) -> None:
         D[...] = Z * (G - (G * Z).sum(axis=1, keepdims=True))
 
-    def _softmax_cross_entropy(self, S: Array, Y: Array, k: Array, D: Array, J: Array, most: float | None) -> None:
-        self._do(self._softmax_cross_entropy_now, S, Y, k, D, J, most)
+    def _softmax_cross_entropy(
+        self, S: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss, weights: Array | None
+    ) -> None:
+        self._do(self._softmax_cross_entropy_now, S, Y, k, D, J, loss)
 
-    def _softmax_cross_entropy_now(self, S: Array, Y: Array, k: Array, D: Array, J: Array, most: float | None) -> None:
-        xp, rows, classes = self.xp, self.xp.arange(len(S)), S.shape[1]
-        target = Y if Y.ndim == 2 else (Y[:, None] == xp.arange(classes)).astype(S.dtype)
+    def _softmax_cross_entropy_now(self, S: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss) -> None:
+        xp, rows, (classes, most) = self.xp, self.xp.arange(len(S)), (S.shape[1], loss.most)
         apart = rows, S.argmax(axis=1) if Y.ndim == 2 else Y  # its exponential stands apart from the sum of the others
+        if loss.mixes(Y.ndim == 1):
+            target = mixed(loss, Y, classes, S.dtype, xp)
+        else:
+            target = Y if Y.ndim == 2 else (Y[:, None] == xp.arange(classes)).astype(S.dtype)
         shifted = S - S.max(axis=1, keepdims=True)
         powers = xp.exp(shifted)
         own, y = powers[apart][:, None], target[apart][:, None]

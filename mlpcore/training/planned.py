@@ -242,9 +242,9 @@ class PlannedStep(ABC):
         shared = most(workers) if workers > 1 else 0
         return table(shared, workers) if shared >= min(rows, SHARED_ROWS) else table(most(1), 1)
 
-    def reserve(self, buffers: Sequence[Buffer]) -> dict[str, Array]:
-        """Arrays for `fit`, part of every plan until `reserve([])` gives them back."""
-        self.reserved = tuple(buffers)
+    def reserve(self, buffers: Sequence[Buffer], there: Sequence[Buffer] = ()) -> dict[str, Array]:
+        """Arrays for `fit`, part of every plan until `reserve([])` gives them back, as are those that are there already."""
+        self.reserved = (*buffers, *there)
         self._plans.clear()
         if self.settings.memory_limit is not None:
             self._drop_workspace()  # it may be larger than what is left now

@@ -138,6 +138,56 @@ def test_ten_losses_are_numpys(device, settings, pair, staged):
         assert value == pytest.approx(found[1][2][figure], abs=2e-4)
 
 
+BINARY = np.random.default_rng(5).integers(0, 2, (ROWS, 5))
+OPTIONS = {  # of a loss: the network's output and the targets
+    "smoothed classes": ({"label_smoothing": 0.1}, "softmax", None),
+    "smoothed distributions": ({"label_smoothing": 0.1}, "softmax", np.random.default_rng(6).dirichlet(np.ones(5), ROWS)),
+    "weighed classes": ({"class_weight": [0.5, 0, 2, 1, 3]}, "softmax", None),
+    "weighed one-hot rows": ({"class_weight": [0.5, 0, 2, 1, 3]}, "softmax", np.eye(5)[np.arange(ROWS) % 5]),
+    "smoothed and weighed": ({"class_weight": {0: 0.5, 2: 2.0}, "label_smoothing": 0.2}, "softmax", None),
+    "positives": ({"pos_weight": 3.0}, "sigmoid", BINARY),
+    "positives of each output": ({"pos_weight": [0.5, 3, 1, 0, 2], "label_smoothing": 0.1}, "sigmoid", BINARY),
+}
+
+
+@pytest.mark.parametrize("chunk_rows", ["auto", 7], ids=["whole", "a chunk's graph again and again"])
+@pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_the_loss_count_as_numpys(device, name, staged, chunk_rows):
+    device.host_inputs = staged
+    (options, output, given), (X, Y, w) = OPTIONS[name], data(dtype="float64")
+    Y, loss, found = Y if given is None else given, PAIRS[output][0], []
+    for where in ("cpu", "cuda"):
+        one = trainer(where, loss, output, "float64", mc.SGD(0.3), chunk_rows=chunk_rows, **options)
+        J, gradient = one.gradient(X, Y, w)
+        figures = [J, *(float(one.step(X, Y)) for _ in range(2)), float(one.step(one.prepare(X, Y, w), rows=[3, 3, 59, 8]))]
+        history = one.fit(X, Y, w, epochs=2, batch_size=16, validation=(X[:20], Y[:20]), progress=False)
+        figures += [*one.evaluate(X, Y, w).values(), *history["loss"], *history["validation_loss"]]
+        second = one.net.hvp(X, Y, gradient, one.loss, sample_weight=w)
+        found.append((figures, gradient.copy(), one.net.parameters, second, mc.loss(one.loss)(one.net.predict(X), Y)[1]))
+    for here, there in zip(*found, strict=True):
+        close(here, there, 1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_the_loss_are_saved_and_gone_on_with(device, name, tmp_path):
+    (options, output, given), (X, Y, _) = OPTIONS[name], data()
+    Y = Y if given is None else given
+    one = trainer("cuda", PAIRS[output][0], output, **options)
+    float(one.step(X, Y))
+    one.save(tmp_path / "it")
+    there = mc.Trainer.load(tmp_path / "it", device="cuda")
+    assert there.loss == one.loss
+    assert [float(there.step(X, Y)) for _ in range(3)] == [float(one.step(X, Y)) for _ in range(3)]
+
+
+def test_a_label_that_is_no_class_is_a_fault_with_class_weights_too(device):
+    X, Y, _ = data()
+    one = trainer("cuda", class_weight=[1, 2, 3, 4, 5])
+    with pytest.raises(ValueError, match="Y must hold classes 0 … 4"):
+        float(one.step(device.to_device(X), device.to_device(np.where(np.arange(ROWS) == 7, 5, Y))))
+
+
 @pytest.mark.parametrize("chunk_rows", ["auto", 13, 7], ids=["whole", "chunks in one graph", "a chunk's graph again and again"])
 @pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
 @pytest.mark.parametrize("hidden", [("relu", "gelu"), ("tanh", "hard_tanh"), ("silu", "identity")], ids=str)
