@@ -354,18 +354,26 @@ def _cross_entropies(S: _Numbers) -> _Numbers:
 
 
 class _Difference(NamedTuple):
-    """A derivative by differences: its value, what truncation and rounding may be in it, and the rows without one."""
+    """A derivative by differences.
+
+    Attributes:
+        value: the derivative, over the rows that have one.
+        truncation, rounding: how far either may move it.
+        left_out: the rows that have none.
+        kept: the share of the others in the weight of all.
+    """
 
     value: float
     truncation: float
     rounding: float
     left_out: Array
+    kept: float
 
     @property
     def bound(self) -> float:
         """How far the value is off at most."""
         bound = self.truncation + self.rounding
-        return bound if math.isfinite(bound) and math.isfinite(self.value) else math.inf
+        return bound if self.kept and math.isfinite(bound) and math.isfinite(self.value) else math.inf
 
 
 class _Found(NamedTuple):
@@ -505,7 +513,7 @@ class _Checker:
         h, longest = self._steps(stencil, order)
         while len(tried) < TRIES and h not in tried and h <= longest:
             found, goal = take(h), self.tolerance * size(h) / 8
-            crowded = len(found.left_out) > most and 4**order * found.rounding <= goal
+            crowded = len(found.left_out) > most and (4**order * found.rounding <= goal or not found.kept)
             if found.bound <= goal and not crowded:
                 break
             h = h * 4 if found.rounding >= found.truncation and not crowded else h / 4
@@ -521,8 +529,8 @@ class _Checker:
             if max(errors(best)) <= self.tolerance or not (tried.get(h) or take(h)).bound < off:
                 break
             best = h if max(errors(h)) <= self.tolerance else best
-        bound, there = tried[best].bound, max(0.0, 1 - float(self.share[tried[best].left_out].sum()))
-        seen = self.tolerance + 2 * bound / size(best) / there if size(best) and there else math.inf
+        bound, kept = tried[best].bound, tried[best].kept
+        seen = self.tolerance + 2 * bound / size(best) / kept if size(best) and kept else math.inf
         apart = _excess(max(analytic[best]) - min(analytic[best]), 2 * bound, size(best))
         return _Found(errors(best), seen if seen == seen else math.inf, tried[best].left_out, apart)
 
@@ -551,7 +559,7 @@ class _Checker:
 
     def _difference(self, stencil: Sequence[tuple[float, Direction]], order: int, h: float, V: Array | None) -> _Difference:
         """Return Σ c J(θ + h v) / h^order over (c, v) of the stencil, at h, h/2 and h/4, extrapolated to h = 0."""
-        sums, rounding, excluded = np.zeros(3), np.zeros(3), []
+        sums, rounding, weights, excluded = np.zeros(3), np.zeros(3), np.zeros(2), []
         reach = sum(abs(c) for c, _ in stencil)
         for start in range(0, len(self.X), self.rows):
             part = slice(start, start + self.rows)
@@ -572,14 +580,14 @@ class _Checker:
             sums += values[:, kept] @ share[kept]
             for k in range(3):
                 rounding[k] += reach * (error[kept] @ share[kept]) + len(X) * EPS * (np.abs(values[k, kept]) @ share[kept])
+            weights += share.sum(), share[kept].sum()
             excluded.append(start + np.flatnonzero(~kept & (share > 0)))
         self.net.parameters[...] = self.theta
         steps = (h / 2.0 ** np.arange(3)) ** order
         found = sums / steps
         value = float(LEVELS @ found)
-        return _Difference(
-            value, abs(value - float(LOWER @ found)), float(np.abs(LEVELS) @ (rounding / steps)), np.concatenate(excluded)
-        )
+        off = abs(value - float(LOWER @ found)), float(np.abs(LEVELS) @ (rounding / steps))
+        return _Difference(value, *off, np.concatenate(excluded), float(weights[1] / weights[0]))
 
     def _rows(self, part: slice, X: Array, V: Array | None) -> tuple[_Numbers, Array]:
         """The loss of each row, or its ⟨V, Z[L]⟩, with a bound; and the signs at every kink (rows, kinks)."""
