@@ -230,11 +230,17 @@ def _overwrite(module):
         module.flat[0] = 8
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-@pytest.mark.parametrize("share", [Module.share_memory, lambda module: module.flat.share_memory_(), lambda module: None])
+SHARED = [  # how parameters come to be shared, and how the other process begins
+    (Module.share_memory, "fork"),
+    (Module.share_memory, "spawn"),
+    (lambda module: module.flat.share_memory_(), "fork"),
+    (lambda module: module.flat.share_memory_(), "spawn"),
+    (lambda module: None, "spawn"),  # sending them shares them
+]
+
+
+@pytest.mark.parametrize(("share", "start"), SHARED)
 def test_another_process_writes_the_parameters_once_they_are_shared(share, start):
-    if start == "fork" and share(Module(net())) is None:
-        pytest.skip("a fork copies what was not shared before")
     module, before = Module(net()), net().parameters
     share(module)
     process = torch.multiprocessing.get_context(start).Process(target=_overwrite, args=(module,))
