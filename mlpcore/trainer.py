@@ -95,6 +95,7 @@ class Trainer:
         optimizer = AdamW() if optimizer is None else optimizer
         if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
             raise TypeError(f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {optimizer!r}")
+        optimizer.require_epsilon(net.dtype.name)
         if precision is not None:
             inputs.one_of(precision, "precision", _PRECISIONS)
         if precision is not None and net.device == "cpu":

@@ -15,6 +15,7 @@ import numpy as np
 
 SETTINGS = 12  # scalars that the optimizer's formulas may read
 TOGETHER = 64  # steps that one launch may hold
+APPLIED = 2  # `resume` of a slot whose gradient is the caller's
 
 
 class Field(NamedTuple):
@@ -38,7 +39,7 @@ SLOT_FIELDS = (
     Field("step", "int64", 1, "number of the update, from 1"),
     Field("turn", "int64", 1, "steps done since the slot was set"),
     Field("answer", "double*", 1, "where J, status, step of the first fault and Σ w go; may be null"),
-    Field("resume", "int64", 1, "whether a further part of the same step follows: sums go on"),
+    Field("resume", "int64", 1, "1: a further part of the same step follows, sums go on; 2: the gradient is the caller's"),
     Field("weight", "double", 1, "Σ w of the batch, or 0 where the device is to find it"),
     Field("settings", "double", SETTINGS, "learning rate, l1, l2, then what else the formulas read"),
     Field("rates", "double", TOGETHER, "learning rates of the steps from this one on"),
@@ -48,6 +49,7 @@ CONTROL_FIELDS = (
     Field("fault_step", "int64", 1, "step of the first fault"),
     Field("good_steps", "int64", 1, "steps since the loss scale last changed"),
     Field("loss_scale", "double", 1, "of float16; 1 elsewhere"),
+    Field("reach", "double", 1, "bound of the entries of the first state vector"),
     Field("skipped", "int64", 1, "updates left out because loss or gradient was not finite"),
     Field("status", "unsigned", 1, "faults: they stay, and no update happens after one"),
     Field("skip", "unsigned", 1, "whether this step's update is left out"),
@@ -105,7 +107,7 @@ def declarations() -> str:
     faults = ", ".join(f"{x.name} = {x.value}" for x in Status)
     return "\n".join(
         [
-            f"constexpr int SETTINGS = {SETTINGS}, TOGETHER = {TOGETHER};",
+            f"constexpr int SETTINGS = {SETTINGS}, TOGETHER = {TOGETHER}, APPLIED = {APPLIED};",
             f"enum Scalar {{ {scalars} }};",
             f"enum Status : unsigned {{ {faults} }};",
             _struct("Slot", SLOT_FIELDS, SLOT),

@@ -17,7 +17,7 @@ import numpy as np
 from mlpcore.backends import cuda_source, launches
 from mlpcore.backends.cuda_device import Launch
 from mlpcore.backends.cuda_ops import CudaOps
-from mlpcore.backends.cuda_slot import CONTROL, SETTINGS, SLOT, WORD, Scalar, SlotRecord
+from mlpcore.backends.cuda_slot import APPLIED, CONTROL, SETTINGS, SLOT, WORD, Scalar, SlotRecord
 from mlpcore.core.formulas import Program
 from mlpcore.core.ops import Array, Buffer
 
@@ -50,20 +50,24 @@ class StepKernels:
     Args:
         ops: the operations whose stream, device and scratch are used.
         program: the update's statements, scalars folded.
+        bounds: of what they do, as `cuda_source.update` takes them.
         settings: names of the scalars that the host sets, in the slot's order: rate, l1, l2, then the optimizer's.
         flags: those that are 0 on biases.
         scaled: whether there is a loss scale.
         wide: dtype of parameters, gradient and sums.
+        size: of the flat vectors.
     """
 
     def __init__(
-        self, ops: CudaOps, program: Program, settings: Sequence[str], flags: Sequence[str], scaled: bool, wide: str
-    ) -> None:
+        self, ops: CudaOps, program: Program, bounds: tuple[str, str], settings: Sequence[str], flags: Sequence[str],
+        scaled: bool, wide: str, size: int,
+    ) -> None:  # fmt: skip
         assert tuple(settings[:3]) == ("rate", "l1", "l2")
         assert len(settings) <= SETTINGS, settings
         self.ops, self.program, self.settings, self.flags, self.scaled = ops, program, settings, flags, scaled
         self.type = cuda_source.TYPES[wide]
-        self.wide = wide
+        self.wide, self.bounds = wide, bounds
+        self._grid = launches.flat(size, ops.device.multiprocessors)
 
     def buffers(self) -> list[Buffer]:
         """Return the arrays that these kernels share."""
@@ -72,12 +76,16 @@ class StepKernels:
             Buffer("scalars", (numbers,), self.wide, "1 / Σ w, loss scale, J, penalties, update's"),
             Buffer("slot", (SLOT.itemsize,), "uint8", "addresses, sizes and rates of the step"),
             Buffer("control", (CONTROL.itemsize,), "uint8", "update count, loss scale, faults"),
+            Buffer("sums", (2 * self._grid.grid[0],), self.wide, "of squares and penalties, two for each block"),
+            Buffer("finished", (1,), "uint32", "blocks that have added up theirs"),
         ]
 
     def use(self, arrays: Mapping[str, Array]) -> None:
         """Take these arrays; the control block starts anew."""
         self.scalars, self.slot, self.control = arrays["scalars"], arrays["slot"], arrays["control"]
+        self._sums, self._finished = arrays["sums"], arrays["finished"]
         self.scalars[...] = 0
+        self._finished[...] = 0
         self.write_control(np.zeros((), CONTROL))
         self.record = SlotRecord()
         self._pointed: References = [_nothing] * 3  # what the record's sources belong to
@@ -139,6 +147,23 @@ class StepKernels:
         self.record.numbers[_WEIGHT] = weight
         self._set_slot()
 
+    def set_applied(self, step: int, answer: int) -> None:
+        """Tell the next launch to update by a gradient that is there: no rows, and no penalties beside those that it holds.
+
+        The penalties in the slot are 0 until `set_values` sets them anew.
+
+        Args:
+            step: number of the update, from 1.
+            answer: address that the results go to.
+        """
+        words, numbers = self.record.words, self.record.numbers
+        words[:_SOURCE_ROWS] = memoryview(bytes(8 * _SOURCE_ROWS)).cast("q")  # the rows of before may be gone
+        self._pointed = [_nothing] * 3
+        words[_BATCH_ROWS], words[_STEP], words[_ANSWER], words[_RESUME] = 0, step, answer, APPLIED
+        numbers[_WEIGHT] = 1.0
+        numbers[_SETTINGS + 1] = numbers[_SETTINGS + 2] = 0.0
+        self._set_slot()
+
     def _point(self, sources: Sequence[Array | None]) -> None:
         """Let the slot lead to X, Y and row weights.
 
@@ -190,13 +215,12 @@ class StepKernels:
     ) -> None:  # fmt: skip
         """Take norm and finite test of the penalised gradient, and update unless a fault forbids it."""
         w, g = arrays["w"], arrays["g"]
-        launch = launches.flat(w.size, self.ops.device.multiprocessors)
-        partials, counters = self.ops.partials(2 * launch.grid[0], 1, self.wide)
-        formula = cuda_source.update(self.program, list(arrays), self.settings, self.flags, "g")
+        first, second = [*list(arrays.values())[2:], None, None][:2]
+        formula = cuda_source.update(self.program, list(arrays), self.settings, self.flags, "g", self.bounds)
         self.ops.launch(
-            cuda_source.text("updates.cu", formula), f"prepare_update<{self.type}, Formula>", launch,
-            self.slot, self.control, self.scalars, w, g, partials, counters, float(clip_norm), np.int32(self.scaled), GROWTH,
-            np.int32(tolerant), weights, w.size,
+            cuda_source.text("updates.cu", formula), f"prepare_update<{self.type}, Formula>", self._grid,
+            self.slot, self.control, self.scalars, w, g, first, second, self._sums, self._finished,
+            float(clip_norm), np.int32(self.scaled), GROWTH, np.int32(tolerant), weights, w.size,
         )  # fmt: skip
         k = self.scalars[Scalar.FIRST_OF_UPDATE :]
         self.ops.update(self.program, arrays, k, low, weights, self.control, tuple(self.settings), tuple(self.flags), "g")

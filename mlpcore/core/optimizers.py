@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
+
+import numpy as np
 
 from mlpcore import kernel_files
-from mlpcore.core import formulas
+from mlpcore.core import formulas, inputs
 from mlpcore.core.activations import finite
+from mlpcore.core.ops import Array
 
 # -- schedules ---------------------------------------------------------------------------------------------------------
 
@@ -142,10 +146,39 @@ _SCHEDULE_CONDITIONS = {
 # -- optimizers --------------------------------------------------------------------------------------------------------
 
 
+class Row(NamedTuple):
+    """A row of `updates.def`.
+
+    Attributes:
+        states: the names of its state vectors.
+        statements: what it does.
+        bounds: formulas of the largest entry of the first state vector after an update, and of what no entry of the
+            parameters moves by; the latter is no less than the rate, and out of all bounds where decay enlarges weights.
+    """
+
+    states: tuple[str, ...]
+    statements: str
+    bounds: tuple[str, str]
+
+
 @functools.cache
-def sheet() -> dict[str, list[str]]:
-    """The rows of `updates.def` by name: state vectors, statements."""
-    return {name: rest for name, *rest in formulas.read_sheet(kernel_files.read("updates.def"), "UPDATE")}
+def sheet() -> dict[str, Row]:
+    """Return the rows of `updates.def` by name."""
+    rows = formulas.read_sheet(kernel_files.read("updates.def"), "UPDATE")
+    return {
+        name: Row(
+            () if states == "none" else tuple(states.split()), statements,
+            (reach, f"maximum(maximum({change}, rate), (rate * decay - 2) * 1e300)"),
+        )
+        for name, states, statements, reach, change in rows
+    }  # fmt: skip
+
+
+@functools.cache
+def _range(dtype: str) -> tuple[float, float]:
+    """Return the smallest and the largest positive number of a dtype."""
+    numbers = np.finfo(dtype)
+    return float(numbers.tiny), float(numbers.max)
 
 
 def _check_setting(what: str, value: object, condition: str) -> None:
@@ -160,6 +193,7 @@ class Optimizer:
 
     learning_rate: float | Schedule
 
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     conditions: ClassVar[dict[str, str]] = {
         "momentum": "0 <= x <= 1",
         "beta1": "0 <= x < 1",
@@ -179,6 +213,8 @@ class Optimizer:
             raise TypeError(f"{type(self).__name__}: {name} must be a number or one of the schedules, such as mc.Cosine(0.1)")
         if name == "learning_rate" and not isinstance(value, Schedule):
             _check_setting(f"{type(self).__name__}: learning_rate", value, "x >= 0")
+        elif name in self.choices:
+            inputs.one_of(value, f"{type(self).__name__}: {name}", self.choices[name])
         elif name in self.conditions:
             _check_setting(f"{type(self).__name__}: {name}", value, self.conditions[name])
         object.__setattr__(self, name, value)
@@ -189,15 +225,46 @@ class Optimizer:
         return type(self).__name__.lower()
 
     @property
-    def states(self) -> list[str]:
+    def states(self) -> tuple[str, ...]:
         """The names of the state vectors, each as long as the parameters."""
-        text = sheet()[self.row][0]
-        return [] if text == "none" else text.split()
+        return sheet()[self.row].states
 
     @property
     def statements(self) -> str:
         """The row's statements."""
-        return sheet()[self.row][1]
+        return sheet()[self.row].statements
+
+    @property
+    def bounds_of_row(self) -> tuple[str, str]:
+        """The formulas of the row's bounds."""
+        return sheet()[self.row].bounds
+
+    def bounds(self, scalars: Mapping[str, float], largest: float, reach: float) -> tuple[float, float]:
+        """Return the row's bounds for an update: of its first state vector afterwards, and of the change of a parameter.
+
+        Args:
+            scalars: of the update, as `scalars` returns them.
+            largest: bound of |g|.
+            reach: bound of the first state vector before.
+        """
+        names = {**scalars, "G": largest, "reach": reach}
+        after, change = self.bounds_of_row
+        return formulas.scalar(after)(names), formulas.scalar(change)(names)
+
+    def require_epsilon(self, dtype: str) -> None:
+        """Raise a ValueError if epsilon is not a number of this dtype, so that a gradient of 0 would be divided by 0."""
+        epsilon = getattr(self, "epsilon", 1.0)
+        least = epsilon * math.sqrt(1 - getattr(self, "beta2", 0.0))  # at the first update
+        smallest, largest = _range(dtype)
+        if not (smallest <= least and epsilon <= largest):
+            raise ValueError(
+                f"{type(self).__name__}: epsilon, and where there is a beta2 epsilon * sqrt(1 - beta2), must be a number that "
+                f"{dtype} holds, from {smallest:.3g} to {largest:.3g}; got {epsilon}"
+            )
+
+    def carry_over(self, vectors: Mapping[str, Array], rate: float) -> dict[str, Array]:
+        """Return the state vectors of another row as those of this one, by name; `rate` is that of the last update."""
+        return dict(vectors)
 
     def rate(self, progress: Progress) -> float:
         """The learning rate of the next update."""
@@ -217,21 +284,40 @@ class Optimizer:
 
 @dataclass
 class SGD(Optimizer):
-    """Gradient descent, with momentum (Sutskever et al. 2013) if `momentum` > 0.
+    """Gradient descent, with momentum if `momentum` > 0.
 
     Args:
         learning_rate: a number or a schedule.
         momentum: share of the last velocity that is kept, in [0, 1].
         nesterov: look ahead along the velocity.
+        velocity: "steps": v = momentum v - rate g, w += v, which keeps the steps that were made (Sutskever et al. 2013,
+            scikit-learn); "gradients": v = momentum v + g, w -= rate v, which a new rate scales as a whole (PyTorch). The two
+            differ where the rate changes.
     """
 
     momentum: float = 0.0
     nesterov: bool = False
+    velocity: str = "steps"
+
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"velocity": ("steps", "gradients")}
 
     @property
     def row(self) -> str:
         """The name of the row of `updates.def`."""
-        return ("nesterov" if self.nesterov else "momentum") if self.momentum else "sgd"
+        if not self.momentum:
+            return "sgd"
+        return ("gradient_" if self.velocity == "gradients" else "") + ("nesterov" if self.nesterov else "momentum")
+
+    def carry_over(self, vectors: Mapping[str, Array], rate: float) -> dict[str, Array]:
+        """Return the velocity in the unit of this row: a step of v = -rate u stays the step that it was."""
+        found = dict(vectors)
+        if "u" in self.states and "v" in found:
+            v = found.pop("v")
+            found["u"] = (v.astype(np.float64) / -rate).astype(v.dtype) if rate else 0 * v
+        elif "v" in self.states and "u" in found:
+            u = found.pop("u")
+            found["v"] = (u.astype(np.float64) * -rate).astype(u.dtype)
+        return found
 
 
 @dataclass

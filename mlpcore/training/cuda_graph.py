@@ -112,8 +112,7 @@ class GraphStep(PlannedStep):
 
     def _program(self) -> Program:
         """The optimizer's statements behind unscaling, penalties and clipping."""
-        l1, l2 = self.settings.l1, self.settings.l2
-        terms = ["unscale * g" if self.scaled else "g", *(["l2 * w"] if l2 else []), *(["l1 * sign(w)"] if l1 else [])]
+        terms = ["unscale * g" if self.scaled else "g", *self.settings.penalty_terms]
         statements = [f"g = {' + '.join(terms)}"] if len(terms) > 1 or self.scaled else []
         statements += ["g = clip * g"] if self.settings.clip_norm is not None else []
         scalars = {"clip", "unscale", "l1", "l2", *self.optimizer.scalars(Progress(total=1))}
@@ -121,12 +120,11 @@ class GraphStep(PlannedStep):
 
     def _kernels(self) -> StepKernels:
         names = ["rate", "l1", "l2", *sorted({*self.optimizer.scalars(Progress(total=1))} - {"t", "rate"})]
-        return StepKernels(self.ops, self._program(), names, ("decay", "l1", "l2"), self.scaled, self.dtype)
+        bounds, size = self.optimizer.bounds_of_row, self.layout.size
+        return StepKernels(self.ops, self._program(), bounds, names, ("decay", "l1", "l2"), self.scaled, self.dtype, size)
 
     def _state_buffers(self) -> list[Buffer]:
-        size = self.layout.size
-        buffers = [Buffer("gradient", (size,), self.dtype, "dW and db of a batch, flat")]
-        buffers += [Buffer(f"state {name}", (size,), self.dtype, "optimizer state") for name in self.optimizer.states]
+        size, buffers = self.layout.size, self._vectors()
         if self.layers != self.dtype:
             buffers.append(Buffer("low-precision parameters", (size,), self.layers, "what the products read"))
         return buffers + self._kernels().buffers()
@@ -191,6 +189,8 @@ class GraphStep(PlannedStep):
             control = np.zeros((), cuda_slot.CONTROL)
             for name, value in facts["control"].items():
                 control[name] = value
+            if facts["rule"] != self.optimizer.row:  # whose first state vector may be another one
+                control["reach"] = self.reach
             self.kernels.write_control(control)
             self._fresh = False
         if "library" not in facts:  # saved on a CPU
@@ -227,10 +227,11 @@ class GraphStep(PlannedStep):
         # counts and faults outlast the rule
         before = None if self._fresh else self.kernels.read_control()
         self._drop_workspace()
+        buffers = self._state_buffers()
         self.state.clear()
-        self.state = planning.allocate(self.ops, self._state_buffers())
+        self.state = planning.allocate(self.ops, buffers)
         self.kernels = self._kernels()
-        self.kernels.use({name: self.state.pop(name) for name in ("scalars", "slot", "control")})
+        self.kernels.use({buffer.name: self.state.pop(buffer.name) for buffer in self.kernels.buffers()})
         if before is not None:
             self.kernels.write_control(before)
         self.low = self.state.pop("low-precision parameters", None)
@@ -270,6 +271,7 @@ class GraphStep(PlannedStep):
         """The plan for batches of this size, and its arrays allocated behind the last step's work."""
         plan = self._plans.get((batch_rows, inputs))
         if plan is not None and plan is self._covered and self.rule == self.optimizer.row and not self._outdated():
+            self.optimizer.require_epsilon(self.dtype)
             return plan  # as most steps are
         with self.lock, self.device.active():
             self.follow()
@@ -292,25 +294,59 @@ class GraphStep(PlannedStep):
         with self.lock, self.device.active():
             if self._fresh:
                 self._set_counts(progress)
-            results = self._results
-            if results is None or results.asked + batch.steps > device_loss.ROWS:
-                results = self._results = StepResults(self.device)
-            first = results.asked
+            results, first = self._results_for(batch.steps)
             if self._varies():
                 self._set_values(progress)
-            self.kernels.set_rates(self._rates(progress, batch.steps))
+            self._set_rates(progress, batch.steps)
             self._launch("step", batch, plan, progress.step + 1, results.address + device_loss.ROW_BYTES * first)
             results.asked = first + batch.steps  # from here on they may be read
             progress.step += batch.steps
             self._progress, self.store.writer = progress, self
         return DeviceLoss(self, results, first, batch.steps, progress)
 
+    @_guarded
+    def apply(self, gradient: Array, progress: Progress) -> None:
+        """One update by a gradient of the caller's, flat and on the device; waits for it, and raises what is wrong with it."""
+        self.follow()
+        self.settle()
+        self._refresh()
+        if self._fresh:
+            self._set_counts(progress)
+        if gradient is not self.gradient:
+            self.gradient[...] = gradient
+        results, first = self._results_for(1)
+        if self._varies():
+            self._set_values(progress)
+        self._set_rates(progress, 1)
+        end = self._recorded(("end",), self._end)
+        self.kernels.set_applied(progress.step + 1, results.address + device_loss.ROW_BYTES * first)
+        self._values = None  # the penalties are to be set anew
+        end.replay()
+        results.asked = first + 1
+        progress.step += 1
+        self._progress, self.store.writer = progress, self
+        self.read_results(results, first, 1, progress)
+
+    def _results_for(self, steps: int) -> tuple[StepResults, int]:
+        """Return where the results of so many steps go, and the number of the first."""
+        results = self._results
+        if results is None or results.asked + steps > device_loss.ROWS:
+            results = self._results = StepResults(self.device)
+        return results, results.asked
+
     def _set_counts(self, progress: Progress) -> None:
-        """Tell the device how many updates were done, and skipped, before its first."""
+        """Tell the device how many updates were done, and skipped, before its first, and how large the state may be."""
         control = self.kernels.read_control()
         control["updates"], control["skipped"] = progress.step - progress.skipped, progress.skipped
+        control["reach"] = self.reach
         self.kernels.write_control(control)
         self._fresh = False
+
+    def _set_rates(self, progress: Progress, count: int) -> None:
+        """Set the learning rates of the next steps."""
+        rates = self._rates(progress, count)
+        self.kernels.set_rates(rates)
+        self.rate = next((rate for rate in reversed(rates) if rate), self.rate)
 
     def _rates(self, progress: Progress, count: int) -> list[float]:
         """Return the learning rates of the next steps."""
@@ -333,7 +369,10 @@ class GraphStep(PlannedStep):
         weights = self.parameters[:n]
         if self.scaled:
             self.gradient /= self.kernels.scalar(Scalar.GAIN)
-        self.gradient[:n] += l2 * weights + l1 * self.device.xp.sign(weights)
+        if terms := self.settings.penalty_terms:  # as in the update, to the bit
+            penalty = program(f"g = {' + '.join(['g', *terms])}", frozenset({"l1", "l2"}))
+            scalars = {key: np.float64(value) for key, value in penalty.fold({"l1": l1, "l2": l2}).items()}
+            self.ops.map(penalty, {"w": weights, "g": self.gradient[:n]}, scalars)
         return self._loss() + l1 * self.ops.sum_abs(weights) + 0.5 * l2 * self.ops.sum_squares(weights)
 
     @_guarded
@@ -501,7 +540,7 @@ class GraphStep(PlannedStep):
 
     def _end(self) -> None:
         arrays = {"w": self.parameters, "g": self.gradient}
-        arrays |= {name.removeprefix("state "): vector for name, vector in self.state.items()}
+        arrays |= {name: self.state[f"state {name}"] for name in self.optimizer.states}
         settings = self.settings
         self.kernels.update(arrays, self.low, self.layout.weights, settings.clip_norm or 0.0, settings.tolerant)
 
