@@ -31,7 +31,7 @@ from mlpcore.core.dropout import rates
 from mlpcore.core.errors import NonFiniteLoss, unknown
 from mlpcore.core.optimizers import AdamW, Optimizer, Progress
 from mlpcore.formats import model_file
-from mlpcore.mlp import MLP
+from mlpcore.mlp import MLP, Gradient
 from mlpcore.run import History, Run, State
 from mlpcore.sources import Rows, Streamed, inputs_of
 from mlpcore.streams import Parquet, Stream, open_stream
@@ -236,7 +236,7 @@ class Trainer:
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
         rows: ArrayLike | None = None,
     ) -> tuple[float, Array]:  # fmt: skip
-        """J and ∂J/∂parameters of these rows, penalties included, without an update: for optimizers of your own.
+        """J and ∂J/∂parameters of these rows, penalties included, without an update: for `apply`, or optimizers of your own.
 
         Dropout is that of the next step: `trainer.progress.step` counts them.
 
@@ -250,6 +250,31 @@ class Trainer:
             batch = self._batch(data, rows)
             J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs), self.progress.step + 1)
             return J, self._step.gradient
+
+    def apply(self, gradient: Gradient | ArrayLike) -> None:
+        """Update the parameters by a gradient of yours, as `step` does by its own: schedule, clipping, decay, faults, counts.
+
+        `apply` after `trainer.gradient` is `step`, to the bit; in between, the gradients of several machines can be averaged.
+        Penalties are not added: `trainer.gradient` includes them, `net.backward` does not. On a GPU it waits for the update.
+
+        Args:
+            gradient: flat, laid out as `net.parameters`, from any library and of any number type; or what `net.backward`
+                returned. It is only read, unless it is the trainer's own array.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came.
+            NonFiniteLoss: the gradient is not finite, or the update would overflow; the parameters are as before. With
+                on_non_finite="skip" the step is counted as skipped instead.
+        """
+        if isinstance(gradient, tuple) and not isinstance(gradient, Gradient):
+            raise TypeError("gradient must be one flat array; got a tuple: trainer.gradient returns J and the gradient")
+        flat = gradient.flat if isinstance(gradient, Gradient) else gradient
+        device, size = self.net.device, self.net.layout.size
+        with self._lock, devices.active(device):
+            array = inputs.numeric(flat, "gradient", devices.adopter(device))
+            if array.shape != (size,):
+                raise ValueError(f"gradient must be laid out as net.parameters, ({size},); got {array.shape}")
+            self._step.apply(devices.to_device(device, array), self.progress)
 
     def parts(
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
