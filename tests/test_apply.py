@@ -128,7 +128,7 @@ def test_a_gradient_that_is_not_finite_or_overflows_changes_nothing(device, bad)
         trainer.apply(np.ones(gradient.size))
     state = [one.net.parameters, *one._step.state.values()]
     before = [x.copy() for x in state]
-    with pytest.raises(mc.NonFiniteLoss, match="step 2: .* not finite"):
+    with pytest.raises(mc.NonFiniteLoss, match=r"step 2: .* not finite"):
         one.apply(gradient)
     tolerant.apply(gradient)
     for x, y, was in zip(state, [tolerant.net.parameters, *tolerant._step.state.values()], before, strict=True):

@@ -768,7 +768,7 @@ def end_of_step(C, name, control, arrays, scale=1.0, gain=1.0, J=1.0, **how):
     scalars = computed(np.full(Scalar.FIRST_OF_UPDATE + 2 * len(compiled.folded), 0.5), C)
 
     def work(device, control, scalars, answer, *vectors):
-        settings = list(VALUES.values())
+        settings = list({**VALUES, "rate": how.get("rate", VALUES["rate"])}.values())
         slot = set_slot(device, control, scalars, vectors[0], answer=answer, settings=settings, step=how.get("step", 1))
         scalars[: Scalar.L1] = [scale, gain, J]
         prepare_update(device, source, C, slot, control, scalars, vectors, size // 2, **how)
@@ -826,6 +826,10 @@ STEPS = {  # control before, arguments → control after, whether the update too
     "an overflow of a scaled gradient": ({"loss_scale": 64, "good_steps": 9}, {"g": INF}, {"loss_scale": 32}, False),
     "an overflow at scale 1": ({"loss_scale": 1}, {"g": INF}, FAULT, False),
     "a scaled loss that is not finite": ({"loss_scale": 64}, {"J": np.nan}, {"loss_scale": 64, **FAULT}, False),
+    "a rate at which parameters overflow": ({}, {"rate": 1e39}, FAULT, False),
+    "the same, left out": ({}, {"rate": 1e39, "tolerant": 1}, {"skipped": 1}, False),
+    "an overflow that is not the scale's": ({"loss_scale": 64}, {"rate": 1e39}, {"loss_scale": 64, **FAULT}, False),
+    "squares that overflow, not their root": ({}, {"g": 1e25}, {"updates": 1}, True),
     "a good step": ({"loss_scale": 64, "good_steps": 9}, {}, {"loss_scale": 64, "good_steps": 10, "updates": 1}, True),
     "enough good steps": ({"loss_scale": 64, "good_steps": 99}, {}, {"loss_scale": 128, "updates": 1}, True),
 }
