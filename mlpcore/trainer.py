@@ -29,7 +29,7 @@ from mlpcore.core import inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.dropout import rates
 from mlpcore.core.errors import NonFiniteLoss, unknown
-from mlpcore.core.optimizers import AdamW, Optimizer, Progress
+from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
 from mlpcore.formats import model_file
 from mlpcore.mlp import MLP, Gradient
 from mlpcore.run import History, Run, State
@@ -419,6 +419,9 @@ class Trainer:
         shuffle, progress = inputs.boolean(shuffle, "shuffle"), inputs.boolean(progress, "progress")
         epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
         checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, keep)
+        if checkpoints is not None:
+            files.describe(self._optimizer)  # what cannot be saved is noticed here, not after an hour
+        self._require_followed(self._optimizer.learning_rate, held_out is not None)
         monitor = None if stopping is None else dataclasses.asdict(stopping)
         rows = len(table.X) if isinstance(table, Data) else table.rows
         size = size if rows is None else min(size, rows)
@@ -539,6 +542,18 @@ class Trainer:
                 raise ValueError(f"early_stopping monitors {stopping.monitor!r}, but fit was given no validation=(Xv, Yv)")
             raise unknown("early_stopping: monitor", stopping.monitor, ("loss", *figures))
         return stopping
+
+    def _require_followed(self, rate: object, validated: bool) -> None:
+        """Raise a ValueError if a schedule follows a figure that the history will not have."""
+        if not isinstance(rate, Adaptive) or rate.monitor == "loss":
+            return
+        if not validated:
+            raise ValueError(f"learning_rate: Adaptive monitors {rate.monitor!r}, but fit was given no validation=(Xv, Yv)")
+        inputs.one_of(
+            rate.monitor,
+            "learning_rate: Adaptive: monitor",
+            ("loss", *(f"validation_{key}" for key in scores.names(self.loss))),
+        )
 
     # -- checkpoints and copies --
 

@@ -197,7 +197,10 @@ def evaluate_scalar(formula: str, **values: float) -> float:
 @functools.lru_cache(256)
 def scalar(formula: str) -> Callable[[Mapping[str, float]], float]:
     """Return a formula of scalars as a function of its variables' values, computed in double precision."""
-    return _scalar(parse(formula))
+    try:
+        return _scalar(parse(formula))
+    except KeyError as error:
+        raise ValueError(f"formula {formula!r}: {error.args[0]} is for arrays only") from None
 
 
 def holds(condition: str, **values: float) -> bool:

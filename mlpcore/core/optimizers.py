@@ -57,7 +57,9 @@ class Schedule:
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update, number `progress.step + 1`."""
-        raise TypeError("Schedule is the common base; use Constant, StepDecay, Cosine, InverseScaling or Adaptive")
+        raise TypeError(
+            "Schedule is the common base; use Constant, StepDecay, Cosine, InverseScaling, Adaptive or FormulaSchedule"
+        )
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,11 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class InverseScaling(Schedule):
-    """`rate / t^power` for update number t, as scikit-learn's "invscaling"."""
+    """`rate / t^power` for update number t.
+
+    scikit-learn's "invscaling" counts rows, and lowers the rate after each epoch only: with n rows that is
+    `FormulaSchedule(rate, "rate / pow(n * (epoch - 1) + 1, 0.5)")`, n being written as a number.
+    """
 
     power: float = 0.5
 
@@ -118,18 +124,77 @@ class InverseScaling(Schedule):
 
 @dataclass(frozen=True)
 class Adaptive(Schedule):
-    """`rate · factor^reductions`: lowered each time the training loss has not fallen by `tolerance` for `patience` epochs."""
+    """`rate · factor^reductions`: lowered each time a figure has not improved by `tolerance` for `patience` epochs.
+
+    `monitor` is a key of `fit`'s history: "loss", the mean of J over an epoch's steps, or "validation_loss",
+    "validation_accuracy", "validation_r2", of which the last two improve by growing.
+    """
 
     factor: float = 0.2
     patience: int = 2
     tolerance: float = 1e-4
     minimum: float = 1e-6
+    monitor: str = "loss"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.monitor, str):
+            raise TypeError(f"Adaptive: monitor must be a key of the history; got {self.monitor!r}")
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update."""
         return min(self.rate, max(self.minimum, self.rate * math.pow(self.factor, progress.reductions)))
 
 
+@dataclass(frozen=True)
+class FormulaSchedule(Schedule):
+    """A learning rate by a formula, which is saved with a run as the text that it is.
+
+    FormulaSchedule(0.1, "rate * minimum(1, step / 100)")  # up in a straight line over 100 updates
+
+    Args:
+        rate: what the formula reads as `rate`.
+        formula: of `rate`; `step`, the number of the update, from 1; `begun`, updates done before the current `fit`; `total`,
+            updates of the current `fit`; `epoch`, passes over the data begun by `fit`, this one included. In + - * /, numbers
+            and maximum, minimum, tanh, exp, expm1, log, log1p, abs, sqrt, sign, positive, pow.
+
+    Raises:
+        TypeError, ValueError: the formula cannot be read, or reads something else.
+    """
+
+    formula: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            unknown = _read(self.formula) - {"rate", *_PROGRESS}
+            if unknown:
+                raise ValueError(f"{self.formula!r} reads {min(unknown)!r}; it may read rate, {', '.join(_PROGRESS)}")
+            formulas.scalar(self.formula)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"FormulaSchedule: formula: {error}") from None
+
+    def at(self, progress: Progress) -> float:
+        """Return the rate of the next update.
+
+        Raises:
+            ValueError: the formula reads `total` outside `fit`, or its value is not a rate; says with which numbers.
+        """
+        if progress.total is None and "total" in _read(self.formula):
+            raise ValueError(f"learning_rate: {self.formula!r} reads total, which is there in fit alone, where it is known")
+        known = (progress.step + 1, progress.begun, progress.total or 0, progress.epochs)
+        values = dict(zip(_PROGRESS, map(float, known), strict=True))
+        try:
+            rate = float(formulas.scalar(self.formula)({"rate": self.rate, **values}))
+        except (ArithmeticError, ValueError) as error:
+            raise ValueError(f"learning_rate: {self.formula!r} has no value with {values}: {error}") from None
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"learning_rate: {self.formula!r} must be finite and not negative; it is {rate} with {values}")
+        return rate
+
+
+_PROGRESS = ("step", "begun", "total", "epoch")
+_read = functools.lru_cache(256)(formulas.reads)
 _SCHEDULE_CONDITIONS = {
     "rate": "x > 0",
     "every": "x >= 1",
@@ -271,15 +336,14 @@ class Optimizer:
         schedule = self.learning_rate
         return schedule.at(progress) if isinstance(schedule, Schedule) else float(schedule)
 
-    def scalars(self, progress: Progress) -> dict[str, float]:
-        """The values of the row's scalars for the next update: settings, `rate`, `t` and, where it has one, `decay`."""
+    def constants(self) -> dict[str, float]:
+        """Return the values of the row's scalars that do not depend on the update: settings and, where it has one, `decay`."""
         settings = {k: float(v) for k, v in vars(self).items() if k in self.conditions and k != "weight_decay"}
-        return {
-            **settings,
-            "rate": self.rate(progress),
-            "t": progress.step - progress.skipped + 1.0,
-            "decay": getattr(self, "weight_decay", 0.0),
-        }
+        return {**settings, "decay": float(getattr(self, "weight_decay", 0.0))}
+
+    def scalars(self, progress: Progress) -> dict[str, float]:
+        """Return the values of the row's scalars for the next update: `constants`, `rate` and `t`."""
+        return {**self.constants(), "rate": self.rate(progress), "t": progress.step - progress.skipped + 1.0}
 
 
 @dataclass

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -115,11 +116,11 @@ class GraphStep(PlannedStep):
         terms = ["unscale * g" if self.scaled else "g", *self.settings.penalty_terms]
         statements = [f"g = {' + '.join(terms)}"] if len(terms) > 1 or self.scaled else []
         statements += ["g = clip * g"] if self.settings.clip_norm is not None else []
-        scalars = {"clip", "unscale", "l1", "l2", *self.optimizer.scalars(Progress(total=1))}
+        scalars = {"clip", "unscale", "l1", "l2", "rate", "t", *self.optimizer.constants()}
         return program("; ".join([*statements, self.optimizer.statements]), frozenset(scalars))
 
     def _kernels(self) -> StepKernels:
-        names = ["rate", "l1", "l2", *sorted({*self.optimizer.scalars(Progress(total=1))} - {"t", "rate"})]
+        names = ["rate", "l1", "l2", *sorted(self.optimizer.constants())]
         bounds, size = self.optimizer.bounds_of_row, self.layout.size
         return StepKernels(self.ops, self._program(), bounds, names, ("decay", "l1", "l2"), self.scaled, self.dtype, size)
 
@@ -296,7 +297,7 @@ class GraphStep(PlannedStep):
                 self._set_counts(progress)
             results, first = self._results_for(batch.steps)
             if self._varies():
-                self._set_values(progress)
+                self._set_values(self.optimizer.scalars(progress))
             self._set_rates(progress, batch.steps)
             self._launch("step", batch, plan, progress.step + 1, results.address + device_loss.ROW_BYTES * first)
             results.asked = first + batch.steps  # from here on they may be read
@@ -316,7 +317,7 @@ class GraphStep(PlannedStep):
             self.gradient[...] = gradient
         results, first = self._results_for(1)
         if self._varies():
-            self._set_values(progress)
+            self._set_values(self.optimizer.scalars(progress))
         self._set_rates(progress, 1)
         end = self._recorded(("end",), self._end)
         self.kernels.set_applied(progress.step + 1, results.address + device_loss.ROW_BYTES * first)
@@ -468,7 +469,7 @@ class GraphStep(PlannedStep):
         settings, optimizer = self.settings, self.optimizer
         known = self._values
         if known is None or known[1] is not settings or known[0] != vars(optimizer):
-            self._set_values(Progress(total=1))
+            self._set_values(optimizer.constants())
         store = self.store
         if self.low is not None and (store.writer is not self or (store.exposed and not self.untouched)):
             self.kernels.recast(self.parameters, self.low)
@@ -478,11 +479,11 @@ class GraphStep(PlannedStep):
         """Return whether a user's own optimizer may have other scalars at each step."""
         return type(self.optimizer).scalars is not Optimizer.scalars
 
-    def _set_values(self, progress: Progress) -> None:
-        """Let the slots from here on hold the optimizer's scalars and the penalties."""
-        optimizer, settings = self.optimizer, self.settings
-        self.kernels.set_values({**optimizer.scalars(progress), "l1": settings.l1, "l2": settings.l2})
-        self._values = dict(vars(optimizer)), settings
+    def _set_values(self, values: Mapping[str, float]) -> None:
+        """Let the slots from here on hold these scalars of the optimizer's and the penalties."""
+        settings = self.settings
+        self.kernels.set_values({**values, "l1": settings.l1, "l2": settings.l2})
+        self._values = dict(vars(self.optimizer)), settings
 
     def _part(self, batch: Batch, start: int, stop: int, number: int, answer: int, resume: bool) -> None:
         """Set the slot for rows start … stop of the batch; those of the host are staged."""
@@ -601,7 +602,7 @@ class GraphStep(PlannedStep):
             raise ValueError(f"sample_weight must be finite, not negative and not all zero; step {step} had others")
         if status & Status.BAD_ROW:
             raise ValueError(f"rows must be row numbers of X; step {step} had others")
-        rate = self.optimizer.rate(dataclasses.replace(progress, step=max(0, step - 1)) if progress else Progress(total=1))
+        rate = self.optimizer.rate(dataclasses.replace(progress, step=max(0, step - 1))) if progress else math.nan
         message = f"step {step}: the loss or the gradient is not finite at learning rate {rate:g}"
         message += "; the parameters are as before it"
         raise NonFiniteLoss(message, step, rate)

@@ -398,7 +398,7 @@ class Step(PlannedStep):
         statements = self.optimizer.statements
         if self.settings.clip_norm is not None:
             statements = f"g = clip * g; {statements}"
-        return program(statements, frozenset({"clip", *self.optimizer.scalars(Progress(total=1))}))
+        return program(statements, frozenset({"clip", "rate", "t", *self.optimizer.constants()}))
 
     def _lane_edges(self) -> list[int]:
         """Where the lanes of the flat vector begin, and its end."""

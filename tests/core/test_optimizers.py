@@ -271,6 +271,176 @@ def test_adaptive_counts_a_fall_smaller_than_its_tolerance_as_none():
     assert last(tolerance=1.0) == pytest.approx(1e-3 / 4)
 
 
+@pytest.mark.parametrize(("monitor", "falls"), [("loss", 0), ("validation_loss", 4), ("validation_r2", 4)])
+def test_adaptive_follows_the_figure_that_it_is_told_to(monitor, falls):
+    """The training loss falls without end; the validation's figures do not improve, as its targets go the other way."""
+    schedule = mc.Adaptive(0.1, factor=0.5, patience=1, tolerance=0.0, monitor=monitor)
+    trainer = mc.Trainer(mc.MLP([1, 1], dtype="float64", init="zeros"), "squared_error", mc.SGD(schedule))
+    X, Y = np.ones((4, 1)), np.ones((4, 1))
+    held = (np.array([[1.0], [2.0]]), np.array([[-1.0], [-2.0]]))
+    history = trainer.fit(X, Y, epochs=5, batch_size=4, validation=held, progress=False)
+    assert trainer.progress.reductions == falls
+    np.testing.assert_allclose(history["learning_rate"], [0.1 * 0.5 ** min(falls, max(0, e - 1)) for e in range(5)])
+
+
+def test_adaptive_goes_on_with_the_validations_figure_in_a_resumed_run(tmp_path):
+    random = np.random.default_rng(9)
+    X, Y = random.standard_normal((40, 3)), random.standard_normal((40, 1))
+    how = {"epochs": 12, "batch_size": 8, "validation": (X[:9], -Y[:9]), "progress": False}
+
+    def make():
+        schedule = mc.Adaptive(0.1, factor=0.5, patience=2, tolerance=1e-3, monitor="validation_loss")
+        return mc.Trainer(mc.MLP([3, 1]), "squared_error", mc.SGD(schedule))
+
+    whole, left = make(), make()
+    history = whole.fit(X, Y, **how)
+    assert whole.progress.reductions > 2
+
+    def leave(trainer, entry):
+        if trainer.progress.epochs == 5:
+            trainer.save(tmp_path / "run")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        left.fit(X, Y, callbacks=[leave], **how)
+    resumed = mc.Trainer.load(tmp_path / "run")
+    assert resumed.optimizer == whole.optimizer
+    assert resumed.fit(X, Y, **how)["learning_rate"] == history["learning_rate"]
+    np.testing.assert_array_equal(resumed.net.parameters, whole.net.parameters)
+
+
+def test_a_figure_that_the_history_will_not_have_is_refused_before_and_in_the_middle_of_fit():
+    X, Y = np.ones((4, 1)), np.ones(4)
+    followed = mc.Adaptive(0.1, monitor="validation_loss")
+
+    def turn(trainer, entry):
+        trainer.optimizer.learning_rate = followed
+
+    for rate, how, words in (
+        (followed, {}, "Adaptive monitors 'validation_loss', but fit was given no validation"),
+        (mc.Adaptive(0.1, monitor="validation_accuracy"), {"validation": (X, Y)}, "Adaptive: monitor.*validation_r2"),
+        (mc.Adaptive(0.1, monitor="seconds"), {"validation": (X, Y)}, "Adaptive: monitor"),
+        (0.1, {"callbacks": [turn]}, "Adaptive monitors 'validation_loss'"),
+    ):
+        trainer = mc.Trainer(mc.MLP([1, 1]), "squared_error", mc.SGD(rate))
+        with pytest.raises(ValueError, match=words):
+            trainer.fit(X, Y, epochs=3, batch_size=4, progress=False, **how)
+        assert trainer.progress.step == (2 if "callbacks" in how else 0)  # looked at at the end of the next epoch
+    with pytest.raises(TypeError, match="Adaptive: monitor must be a key of the history"):
+        mc.Adaptive(0.1, monitor=None)
+
+
+# -- schedules by a formula ----------------------------------------------------------------------------------------------
+
+
+def test_a_formula_gives_the_rate_of_each_update():
+    schedule = mc.FormulaSchedule(0.5, "rate * minimum(1, step / 4)")
+    assert [at(schedule, t) for t in range(6)] == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
+    assert at(mc.FormulaSchedule(0.6, "rate / pow(step, 0.5)"), 3) == at(mc.InverseScaling(0.6, 0.5), 3)
+    fit = Progress(step=30, total=40, begun=20, epochs=7)
+    assert mc.FormulaSchedule(1.0, "rate * (1 - (step - begun) / total) + epoch").at(fit) == 1 - 11 / 40 + 7
+
+
+def test_a_formula_can_be_scikit_learns_invscaling():
+    """SGDOptimizer.iteration_ends: learning_rate_init / (t + 1)^power_t with t rows seen, once at the end of an epoch."""
+    from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
+
+    n, power = 20, 0.3
+    theirs = SGDOptimizer([np.zeros(1)], learning_rate_init=0.1, lr_schedule="invscaling", power_t=power)
+    schedule = mc.FormulaSchedule(0.1, f"rate / pow({n} * (epoch - 1) + 1, {power})")
+    trainer = mc.Trainer(mc.MLP([2, 1]), "squared_error", mc.SGD(schedule))
+    found = trainer.fit(np.ones((n, 2)), np.ones(n), epochs=5, batch_size=6, progress=False)["learning_rate"]
+    wanted = []
+    for epoch in range(1, 6):
+        wanted.append(theirs.learning_rate)
+        theirs.iteration_ends(epoch * n)
+    np.testing.assert_allclose(found, wanted, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("formula", "error", "words"),
+    [
+        ("rate * steps", ValueError, "reads 'steps'; it may read rate, step, begun, total, epoch"),
+        ("rate *", ValueError, "cannot be read"),
+        ("__import__('os')", ValueError, "outside the common subset"),
+        ("rate if step else 1", ValueError, "outside the common subset"),
+        ("kept(rate)", ValueError, "kept is for arrays only"),
+        (lambda step: 0.1, TypeError, "a formula is a string"),
+        (None, TypeError, "a formula is a string"),
+    ],
+)
+def test_what_is_no_formula_of_a_rate_is_refused_at_once(formula, error, words):
+    with pytest.raises(error, match=f"FormulaSchedule: formula: .*{re.escape(words)}"):
+        mc.FormulaSchedule(0.1, formula)
+    with pytest.raises(ValueError, match="FormulaSchedule: rate must"):
+        mc.FormulaSchedule(0.0, "rate")
+
+
+@pytest.mark.parametrize(
+    ("formula", "words"),
+    [
+        ("rate / maximum(3 - step, 0)", "has no value with"),
+        ("log(3 - step)", "has no value with"),
+        ("rate * pow(10, 400 * positive(step - 2))", "has no value with"),
+        ("rate * (2 - step)", "must be finite and not negative; it is -0.1"),
+        ("rate * total", "reads total, which is there in fit alone"),
+    ],
+)
+def test_a_formula_that_gives_no_rate_says_so_and_changes_nothing(formula, words):
+    trainer = mc.Trainer(mc.MLP([1, 1]), "squared_error", mc.SGD(mc.FormulaSchedule(0.1, formula)))
+    found = []
+
+    def steps():
+        for _ in range(4):
+            found.append(trainer.net.parameters.copy())
+            trainer.step([[1.0]], [[1.0]])
+
+    with pytest.raises(ValueError, match=f"learning_rate: .*{re.escape(words)}"):
+        steps()
+    np.testing.assert_array_equal(trainer.net.parameters, found[-1])
+
+
+def test_a_formula_is_saved_as_text_and_a_run_goes_on_with_it(tmp_path):
+    X, Y = np.random.default_rng(2).standard_normal((20, 2)), np.ones(20)
+
+    def make():
+        schedule = mc.FormulaSchedule(0.1, "rate * (1 - (step - begun - 1) / total) / epoch")
+        return mc.Trainer(mc.MLP([2, 1]), "squared_error", mc.Adam(schedule))
+
+    def leave(trainer, entry):
+        trainer.save(tmp_path / "run")
+        raise KeyboardInterrupt
+
+    how = {"epochs": 3, "batch_size": 6, "progress": False}
+    whole, left = make(), make()
+    history = whole.fit(X, Y, **how)
+    np.testing.assert_allclose(history["learning_rate"], [0.1 * (1 - (4 * e - 1) / 12) / e for e in (1, 2, 3)])
+    with pytest.raises(KeyboardInterrupt):
+        left.fit(X, Y, callbacks=[leave], **how)
+    resumed = mc.Trainer.load(tmp_path / "run")
+    assert resumed.optimizer.learning_rate == mc.FormulaSchedule(0.1, "rate * (1 - (step - begun - 1) / total) / epoch")
+    assert resumed.fit(X, Y, **how)["learning_rate"] == history["learning_rate"]
+    np.testing.assert_array_equal(resumed.net.parameters, whole.net.parameters)
+
+
+class OwnSchedule(mc.Constant):
+    """A user's, which no file can hold."""
+
+
+def test_what_cannot_be_saved_is_refused_before_the_run_that_is_to_be_saved(tmp_path):
+    trainer = mc.Trainer(mc.MLP([1, 1]), "squared_error", mc.SGD(OwnSchedule(0.1)))
+    for save in (
+        lambda: trainer.save(tmp_path / "run"),
+        lambda: trainer.fit([[1.0]], [1.0], epochs=1, checkpoint=tmp_path / "run", progress=False),
+    ):
+        with pytest.raises(TypeError, match=r"learning_rate: OwnSchedule .* cannot be saved; .*mc\.FormulaSchedule"):
+            save()
+    assert trainer.progress.step == 0
+    assert not [*tmp_path.iterdir()]
+    trainer.fit([[1.0]], [1.0], epochs=1, progress=False)
+    assert trainer.progress.step == 1
+
+
 @pytest.mark.parametrize("schedule", [mc.Adaptive(1e-7), mc.Adaptive(1e-7, minimum=0.0)])
 def test_a_minimum_above_the_rate_does_not_raise_the_rate(schedule):
     assert at(schedule, 0) == 1e-7

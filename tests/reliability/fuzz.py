@@ -197,14 +197,16 @@ def doors(subject: Subject, folder: Path) -> dict[str, tuple[Callable[..., Any],
         "EarlyStopping": (mc.EarlyStopping, {"patience": 1, "monitor": "loss", "minimum_change": 0.0, "restore_best": True}),
         "Activation": (mc.Activation, {"name": "bent", "value": "s * a", "slope": "a", "parameter": 1.0, "init": "he"}),
         "Loss": (mc.Loss, {"name": "own", "value": "(z - y) * q", "slope": "q", "parameter": 1.0}),
-        "SGD": (mc.SGD, {"learning_rate": 0.1, "momentum": 0.5, "nesterov": True}),
+        "SGD": (mc.SGD, {"learning_rate": 0.1, "momentum": 0.5, "nesterov": True, "velocity": "steps"}),
         "Adam": (mc.Adam, {"learning_rate": 0.1, "beta1": 0.5, "beta2": 0.5, "epsilon": 1e-8}),
         "RMSprop": (mc.RMSprop, {"learning_rate": 0.1, "alpha": 0.5, "epsilon": 1e-8}),
         "Lion": (mc.Lion, {"learning_rate": 0.1, "weight_decay": 0.1, "beta1": 0.5, "beta2": 0.5}),
         "StepDecay": (mc.StepDecay, {"rate": 0.1, "every": 3, "factor": 0.5}),
         "Cosine": (mc.Cosine, {"rate": 0.1, "steps": 3, "warmup": 1, "final": 0.0}),
         "InverseScaling": (mc.InverseScaling, {"rate": 0.1, "power": 0.5}),
-        "Adaptive": (mc.Adaptive, {"rate": 0.1, "factor": 0.5, "patience": 1, "tolerance": 0.1, "minimum": 0.0}),
+        "Adaptive": (mc.Adaptive, {"rate": 0.1, "factor": 0.5, "patience": 1, "tolerance": 0.1, "minimum": 0.0,
+                                   "monitor": "loss"}),
+        "FormulaSchedule": (mc.FormulaSchedule, {"rate": 0.1, "formula": "rate / step"}),
     }  # fmt: skip
     return found
 
