@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar, NamedTuple
-
-import numpy as np
 
 from mlpcore import kernel_files
 from mlpcore.core import formulas, inputs
@@ -239,11 +238,10 @@ def sheet() -> dict[str, Row]:
     }  # fmt: skip
 
 
-@functools.cache
-def _range(dtype: str) -> tuple[float, float]:
-    """Return the smallest and the largest positive number of a dtype."""
-    numbers = np.finfo(dtype)
-    return float(numbers.tiny), float(numbers.max)
+RANGES = {  # the smallest (normal) and the largest positive number of each dtype of parameters
+    "float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127),
+    "float64": (sys.float_info.min, sys.float_info.max),
+}
 
 
 def _check_setting(what: str, value: object, condition: str) -> None:
@@ -320,7 +318,7 @@ class Optimizer:
         """Raise a ValueError if epsilon is not a number of this dtype, so that a gradient of 0 would be divided by 0."""
         epsilon = getattr(self, "epsilon", 1.0)
         least = epsilon * math.sqrt(1 - getattr(self, "beta2", 0.0))  # at the first update
-        smallest, largest = _range(dtype)
+        smallest, largest = RANGES[dtype]
         if not (smallest <= least and epsilon <= largest):
             raise ValueError(
                 f"{type(self).__name__}: epsilon, and where there is a beta2 epsilon * sqrt(1 - beta2), must be a number that "
@@ -377,10 +375,10 @@ class SGD(Optimizer):
         found = dict(vectors)
         if "u" in self.states and "v" in found:
             v = found.pop("v")
-            found["u"] = (v.astype(np.float64) / -rate).astype(v.dtype) if rate else 0 * v
+            found["u"] = (v.astype("float64") / -rate).astype(v.dtype) if rate else 0 * v
         elif "v" in self.states and "u" in found:
             u = found.pop("u")
-            found["v"] = (u.astype(np.float64) * -rate).astype(u.dtype)
+            found["v"] = (u.astype("float64") * -rate).astype(u.dtype)
         return found
 
 
