@@ -23,12 +23,23 @@ __global__ void set_slot(const __grid_constant__ Slot given, Slot* slot, const C
   if (given.weight > 0) scalars[SCALE] = C(1 / given.weight);
 }
 
-// The slope that an update sees: the gradient, unscaled, with those of the penalties.
+// The number of the part of the flat vectors that entry i lies in: 0 weights, 1 biases; or that of its segment.
+__device__ __forceinline__ int part_of(int64 i, int64 weights, const Segment* segments) {
+  if (!segments) return i < weights ? 0 : 1;
+  int part = 0;
+  while (i >= segments[part].stop) ++part;
+  return part;
+}
+__device__ __forceinline__ bool is_frozen(int part, const Segment* segments) { return segments && segments[part].frozen; }
+
+// The slope that an update sees: the gradient, unscaled, with those of the penalties; 0 where a layer is frozen.
 template <class C> struct Slope {
   const C *w, *g;
   C unscale, l1, l2;
   int64 penalised;  // entries
+  const Segment* segments;
   __device__ __forceinline__ C operator()(int64 i) const {
+    if (segments && segments[part_of(i, 0, segments)].frozen) return C(0);
     const C slope = g[i] * unscale;
     return i < penalised ? slope + l2 * w[i] + l1 * sign(w[i]) : slope;
   }
@@ -53,14 +64,17 @@ template <class C> __device__ double large_norm(const Slope<C>& slope, int64 siz
 
 // Whether a number that the update would write is not finite, for every thread of the block, which goes over all entries.
 template <class C, class Formula>
-__device__ bool overflows(const C* a0, const C* a1, const C* a2, const C* a3, const C* k, int64 weights, int64 size) {
+__device__ bool overflows(const C* a0, const C* a1, const C* a2, const C* a3, const C* k, const Segment* segments,
+                          int64 weights, int64 size) {
   const C* const arrays[4] = {a0, a1, a2, a3};
   C found = 0;
   for (int64 i = thread_number(); i < size; i += blockDim.x * blockDim.y) {
+    const int part = part_of(i, weights, segments);
+    if (is_frozen(part, segments)) continue;
     C a[4] = {};
 #pragma unroll
     for (int j = 0; j < Formula::arrays; ++j) a[j] = arrays[j][i];
-    Formula::run(a[0], a[1], a[2], a[3], k + (i < weights ? 0 : Formula::scalars));
+    Formula::run(a[0], a[1], a[2], a[3], k + part * Formula::scalars);
 #pragma unroll
     for (int j = 0; j < Formula::arrays; ++j) {
       if ((Formula::writes >> j & 1) && !is_finite(a[j])) found = 1;
@@ -69,18 +83,29 @@ __device__ bool overflows(const C* a0, const C* a1, const C* a2, const C* a3, co
   return block_sum(found) != C(0);
 }
 
-// Evaluates the scalar parts of the update's formulas in double, and its bounds. Whether an entry may overflow. One thread.
+// Evaluates the scalar parts of the update's formulas in double, for each part of the vectors, and the bounds. Whether an entry
+// may overflow. One thread.
 template <class C, class Formula>
-__device__ bool begin_update(const Slot& slot, const Control& control, C* scalars, double norm, double clip_norm, double& reach) {
-  const double clip = clip_norm > 0 && norm > clip_norm ? clip_norm / norm : 1;
-  double k[Formula::scalars + 1];
-  for (int part = 0; part < 2; ++part) {
-    Formula::fold(slot.settings, double(control.updates + 1), clip, 1 / double(scalars[GAIN]), part == 0, k);
-    for (int i = 0; i < Formula::scalars; ++i) scalars[FIRST_OF_UPDATE + part * Formula::scalars + i] = C(k[i]);
+__device__ bool begin_update(const Slot& slot, const Control& control, C* scalars, double norm, double clip_norm,
+                             const Segment* segments, int count, double& reach) {
+  const double clip = clip_norm > 0 && norm > clip_norm ? clip_norm / norm : 1, largest = 2 * clip * norm + Bounds<C>::lost;
+  double change = 0;
+  C* to = scalars + FIRST_OF_UPDATE;
+  for (int part = 0; part < (segments ? count : 2); ++part, to += Formula::scalars) {
+    if (is_frozen(part, segments)) continue;
+    double settings[SETTINGS], k[Formula::scalars + 1], after, moved;
+    for (int i = 0; i < SETTINGS; ++i) settings[i] = slot.settings[i];
+    if (segments) {
+      settings[0] *= segments[part].rate;
+      if (Formula::decay >= 0 && segments[part].decay >= 0) settings[Formula::decay] = segments[part].decay;
+    }
+    const bool weights = segments ? segments[part].weights : part == 0;
+    Formula::fold(settings, double(control.updates + 1), clip, 1 / double(scalars[GAIN]), weights, k);
+    for (int i = 0; i < Formula::scalars; ++i) to[i] = C(k[i]);
+    Formula::bounds(settings, largest, control.reach, after, moved);
+    reach = maximum(reach, after);
+    change = maximum(change, moved);
   }
-  const double largest = 2 * clip * norm + Bounds<C>::lost;
-  double change;
-  Formula::bounds(slot.settings, largest, control.reach, reach, change);
   return !(largest < Bounds<C>::root && change < Bounds<C>::swallowed);
 }
 
@@ -134,10 +159,10 @@ __device__ void end_step(Slot* slot, Control* control, C* scalars, double norm, 
 template <class C, class Formula>
 __global__ void prepare_update(Slot* slot, Control* control, C* scalars, const C* w, const C* g, const C* a2, const C* a3,
                                C* partials, unsigned* counter, double clip_norm, int scaled, int64 growth, int tolerant,
-                               int64 weights, int64 size) {
+                               const Segment* segments, int count, int64 weights, int64 size) {
   const C l1 = scalars[L1], l2 = scalars[L2];
   const int64 threads = int64(gridDim.x) * blockDim.x;
-  const Slope<C> slope = {w, g, C(1) / scalars[GAIN], l1, l2, l1 != C(0) || l2 != C(0) ? weights : 0};
+  const Slope<C> slope = {w, g, C(1) / scalars[GAIN], l1, l2, l1 != C(0) || l2 != C(0) ? weights : 0, segments};
   C sums[2] = {};  // of squares, of penalties
   for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += threads) {
     const C x = slope(i);
@@ -152,18 +177,20 @@ __global__ void prepare_update(Slot* slot, Control* control, C* scalars, const C
   if (first) {
     scalars[LOSS] += sums[1];
     const bool open = control->status == 0 && is_finite(scalars[LOSS]) && is_finite(norm);
-    doubtful = open && begin_update<C, Formula>(*slot, *control, scalars, norm, clip_norm, reach);
+    doubtful = open && begin_update<C, Formula>(*slot, *control, scalars, norm, clip_norm, segments, count, reach);
   }
   __syncthreads();
-  const bool overflow = doubtful && overflows<C, Formula>(w, g, a2, a3, scalars + FIRST_OF_UPDATE, weights, size);
+  const bool overflow =
+      doubtful && overflows<C, Formula>(w, g, a2, a3, scalars + FIRST_OF_UPDATE, segments, weights, size);
   if (first) end_step(slot, control, scalars, norm, overflow, reach, scaled, growth, tolerant);
 }
 
 // The formula's statements on up to four vectors, entry by entry: the parameters, their gradient and the optimizer's state, or any
-// others. `k`: scalars for the first `weights` entries, then those for the rest. `low`, which may be null, gets the first vector
-// cast. With `control`, a step that is to be skipped changes nothing.
+// others. `k`: scalars for the first `weights` entries, then those for the rest; with `segments`, which may be null, for each
+// segment. `low`, which may be null, gets the first vector cast. With `control`, a step that is to be skipped changes nothing.
 template <class C, class Low, class Formula, int V>
-__global__ void update(C* a0, C* a1, C* a2, C* a3, Low* low, const C* k, const Control* control, int64 weights, int64 size) {
+__global__ void update(C* a0, C* a1, C* a2, C* a3, Low* low, const C* k, const Control* control, const Segment* segments,
+                       int64 weights, int64 size) {
   if (control && control->skip) return;
   C* const arrays[4] = {a0, a1, a2, a3};
   const int64 first = (int64(blockIdx.x) * blockDim.x + threadIdx.x) * V;
@@ -180,7 +207,9 @@ __global__ void update(C* a0, C* a1, C* a2, C* a3, Low* low, const C* k, const C
   }
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    Formula::run(a[0].at[v], a[1].at[v], a[2].at[v], a[3].at[v], k + (first + v < weights ? 0 : Formula::scalars));
+    const int part = part_of(first + v < size ? first + v : size - 1, weights, segments);
+    if (is_frozen(part, segments)) continue;
+    Formula::run(a[0].at[v], a[1].at[v], a[2].at[v], a[3].at[v], k + part * Formula::scalars);
   }
 #pragma unroll
   for (int j = 0; j < Formula::arrays; ++j) {

@@ -47,6 +47,8 @@ def describe(settings: Optimizer | Schedule) -> dict[str, Any]:
         hint = "; a schedule by mc.FormulaSchedule can" if kind == "learning_rate" else ""
         raise TypeError(f"{kind}: {name} is not one of mlpcore's own and cannot be saved{hint}")
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    if "layers" in values:
+        values["layers"] = [[l, *map(plain, dataclasses.astuple(layer))] for l, layer in values["layers"].items()]
     return {"name": name} | {key: describe(x) if isinstance(x, Schedule) else plain(x) for key, x in values.items()}
 
 
@@ -62,6 +64,7 @@ def optimizer(described: Mapping[str, Any]) -> Optimizer:
     """The optimizer that `describe` described."""
     values = dict(described)
     rule = OPTIMIZERS[values.pop("name")]
+    values["layers"] = {l: rules.Layer(*settings) for l, *settings in values["layers"]}
     rate = values["learning_rate"]
     if isinstance(rate, Mapping):
         settings = dict(rate)

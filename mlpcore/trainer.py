@@ -96,6 +96,7 @@ class Trainer:
         if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
             raise TypeError(f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {optimizer!r}")
         optimizer.require_epsilon(net.dtype.name)
+        optimizer.require_layers(net.layout.layers)
         if precision is not None:
             inputs.one_of(precision, "precision", _PRECISIONS)
         if precision is not None and net.device == "cpu":
@@ -237,6 +238,8 @@ class Trainer:
         rows: ArrayLike | None = None,
     ) -> tuple[float, Array]:  # fmt: skip
         """J and ∂J/∂parameters of these rows, penalties included, without an update: for `apply`, or optimizers of your own.
+
+        It is 0 for frozen layers.
 
         Dropout is that of the next step: `trainer.progress.step` counts them.
 

@@ -1,8 +1,9 @@
-"""The structs that host and kernels share, each defined once: the slot and the control block.
+"""The structs that host and kernels share, each defined once: the slot, the control block, segments.
 
 The slot tells the kernels of a step what to read. The host fills a record and passes it by value
 to the kernel `set_slot`, which puts it where a captured graph reads it; the graph advances it from
-step to step. The control block stays on the device.
+step to step. The control block stays on the device. Segments are the parts of the flat vectors that
+have settings of their own; without such settings there are none.
 """
 
 from __future__ import annotations
@@ -55,6 +56,14 @@ CONTROL_FIELDS = (
     Field("skip", "unsigned", 1, "whether this step's update is left out"),
 )
 
+SEGMENT_FIELDS = (
+    Field("stop", "int64", 1, "the entry behind the last one"),
+    Field("weights", "int64", 1, "whether these are weights, which decay and are penalised"),
+    Field("frozen", "int64", 1, "whether they stay as they are"),
+    Field("rate", "double", 1, "factor of the learning rate"),
+    Field("decay", "double", 1, "in place of the optimizer's; below 0: the optimizer's"),
+)
+
 
 class Source(enum.IntEnum):
     """Places in the slot's sources."""
@@ -82,7 +91,7 @@ def _dtype(fields: Sequence[Field]) -> np.dtype:
     return np.dtype([(x.name, numbers.get(x.type, "u8"), (x.length,) if x.length > 1 else ()) for x in fields])
 
 
-SLOT, CONTROL = _dtype(SLOT_FIELDS), _dtype(CONTROL_FIELDS)
+SLOT, CONTROL, SEGMENT = _dtype(SLOT_FIELDS), _dtype(CONTROL_FIELDS), _dtype(SEGMENT_FIELDS)
 WORD = {name: offset // 8 for name, (_, offset, *_) in (SLOT.fields or {}).items()}  # 8 bytes each
 
 
@@ -102,7 +111,7 @@ class SlotRecord:
 
 
 def declarations() -> str:
-    """Return the C++ of both structs and of the numbers that name places in them."""
+    """Return the C++ of the structs and of the numbers that name places in them."""
     scalars = ", ".join(f"{x.name} = {x.value}" for x in Scalar)
     faults = ", ".join(f"{x.name} = {x.value}" for x in Status)
     return "\n".join(
@@ -112,6 +121,7 @@ def declarations() -> str:
             f"enum Status : unsigned {{ {faults} }};",
             _struct("Slot", SLOT_FIELDS, SLOT),
             _struct("Control", CONTROL_FIELDS, CONTROL),
+            _struct("Segment", SEGMENT_FIELDS, SEGMENT),
         ]
     )
 

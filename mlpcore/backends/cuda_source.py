@@ -134,6 +134,7 @@ def _update(
     writes = sum(1 << i for i, name in enumerate(vectors) if name in written and name != kept)
     lines = [
         f"  static constexpr int arrays = {len(vectors)}, scalars = {len(compiled.folded)}, writes = {writes};",
+        f"  static constexpr int decay = {settings.index('decay') if 'decay' in settings else -1};  // its place",
         f"{_INLINE} void run({', '.join(f'C& {x}' for x in names)}, const C* k) {{ {_statements(compiled)} }}",
     ]
     values = [

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
 
 from mlpcore import kernel_files
 from mlpcore.core import formulas, inputs
 from mlpcore.core.activations import finite
+from mlpcore.core.layout import Layout
 from mlpcore.core.ops import Array
 
 # -- schedules ---------------------------------------------------------------------------------------------------------
@@ -250,11 +252,98 @@ def _check_setting(what: str, value: object, condition: str) -> None:
         raise ValueError(f"{what} must satisfy {condition.replace('x', what.split()[-1])}; got {value}")
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Settings of one layer that differ from the optimizer's.
+
+    Args:
+        rate: factor of the learning rate, 0 or more. At 0 the optimizer's state goes on, the parameters stay.
+        weight_decay: in place of the optimizer's, which must have one; None: the optimizer's.
+        frozen: whether parameters and state stay as they are, to the bit; the gradient is 0, and counts for nothing.
+    """
+
+    rate: float = 1.0
+    weight_decay: float | None = None
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        _check_setting("Layer: rate", self.rate, "x >= 0")
+        if self.weight_decay is not None:
+            _check_setting("Layer: weight_decay", self.weight_decay, "x >= 0")
+        if not isinstance(self.frozen, bool):
+            raise TypeError(f"Layer: frozen must be True or False; got {self.frozen!r}")
+
+
+class Segment(NamedTuple):
+    """A part of the flat vectors with settings of its own.
+
+    Attributes:
+        start, stop: its entries.
+        weights: whether they are weights, which decay and are penalised.
+        layer: the settings.
+    """
+
+    start: int
+    stop: int
+    weights: bool
+    layer: Layer
+
+    @property
+    def decay(self) -> float | None:
+        """Its weight decay; None: the optimizer's."""
+        return self.layer.weight_decay if self.weights else 0.0
+
+
+class _Span(NamedTuple):
+    """A vector of which nothing is known but where it lies in the flat one: for `Layout.views`."""
+
+    start: int
+    stop: int
+
+    def __getitem__(self, part: Any) -> Any:
+        return _Span(self.start + part.start, self.start + part.stop)
+
+    def reshape(self, *_: int) -> _Span:
+        return self
+
+    @property
+    def T(self) -> _Span:
+        return self
+
+
+def segments(layout: Layout, layers: Mapping[int, Layer]) -> list[Segment]:
+    """Return the parts of the flat vectors that are updated alike, in order; weights, then biases, where `layers` is empty."""
+    size, n = layout.size, layout.weights
+    parts = [Segment(0, n, True, Layer()), Segment(n, size, False, Layer())]
+    if layers:
+        W, b = layout.views(_Span(0, size))
+        owned = [(l, W[l], True) for l in layout.owners] + [(l, b[l], False) for l in range(1, layout.layers + 1)]
+        parts = [
+            Segment(span.start, span.stop, weights, layers.get(l, Layer())) for l, span, weights in owned if span is not None
+        ]
+        if parts[-1].stop < size:
+            parts.append(Segment(parts[-1].stop, size, False, Layer()))
+    found: list[Segment] = []
+    for part in parts:
+        if found and found[-1][2:] == part[2:]:
+            found[-1] = found[-1]._replace(stop=part.stop)
+        elif part.start < part.stop:
+            found.append(part)
+    return found
+
+
 @dataclass
 class Optimizer:
-    """Settings of an update rule; the subclasses say which. Settings are checked whenever they are set."""
+    """Settings of an update rule; the subclasses say which. Settings are checked whenever they are set.
+
+    Args:
+        learning_rate: a number or a schedule.
+        layers: settings by number of layer, from 1: `{1: mc.Layer(rate=0.1), 2: mc.Layer(frozen=True)}`. A tied matrix goes
+            by the layer that owns it.
+    """
 
     learning_rate: float | Schedule
+    layers: Mapping[int, Layer] = field(default_factory=dict, kw_only=True)
 
     choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     conditions: ClassVar[dict[str, str]] = {
@@ -276,11 +365,24 @@ class Optimizer:
             raise TypeError(f"{type(self).__name__}: {name} must be a number or one of the schedules, such as mc.Cosine(0.1)")
         if name == "learning_rate" and not isinstance(value, Schedule):
             _check_setting(f"{type(self).__name__}: learning_rate", value, "x >= 0")
+        elif name == "layers":
+            value = self._checked_layers(value)
         elif name in self.choices:
             inputs.one_of(value, f"{type(self).__name__}: {name}", self.choices[name])
         elif name in self.conditions:
             _check_setting(f"{type(self).__name__}: {name}", value, self.conditions[name])
         object.__setattr__(self, name, value)
+
+    def _checked_layers(self, value: object) -> dict[int, Layer]:
+        what = f"{type(self).__name__}: layers"
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {value!r}")
+        for l, layer in value.items():
+            if isinstance(l, bool) or not hasattr(l, "__index__") or not isinstance(layer, Layer):
+                raise TypeError(f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {{{l!r}: {layer!r}}}")
+            if layer.weight_decay is not None and not hasattr(type(self), "weight_decay"):
+                raise ValueError(f"{what}: weight_decay is for AdamW and Lion; got {{{l}: {layer!r}}}")
+        return {operator.index(l): layer for l, layer in value.items()}
 
     @property
     def row(self) -> str:
@@ -313,6 +415,12 @@ class Optimizer:
         names = {**scalars, "G": largest, "reach": reach}
         after, change = self.bounds_of_row
         return formulas.scalar(after)(names), formulas.scalar(change)(names)
+
+    def require_layers(self, count: int) -> None:
+        """Raise a TypeError or ValueError unless `layers` are settings of a network of so many layers."""
+        for l in self._checked_layers(self.layers):  # a dict may have been written into
+            if not 1 <= l <= count:
+                raise ValueError(f"{type(self).__name__}: layers: the network has layers 1 … {count}; got {l}")
 
     def require_epsilon(self, dtype: str) -> None:
         """Raise a ValueError if epsilon is not a number of this dtype, so that a gradient of 0 would be divided by 0."""

@@ -31,7 +31,7 @@ from mlpcore.core.formulas import Program, program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Recording
-from mlpcore.core.optimizers import Optimizer, Progress, Schedule
+from mlpcore.core.optimizers import Optimizer, Progress, Schedule, segments
 from mlpcore.training import device_loss
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import SHAPES, Batch, Chunk, cut
@@ -121,8 +121,11 @@ class GraphStep(PlannedStep):
 
     def _kernels(self) -> StepKernels:
         names = ["rate", "l1", "l2", *sorted(self.optimizer.constants())]
-        bounds, size = self.optimizer.bounds_of_row, self.layout.size
-        return StepKernels(self.ops, self._program(), bounds, names, ("decay", "l1", "l2"), self.scaled, self.dtype, size)
+        layers = self.optimizer.layers
+        return StepKernels(
+            self.ops, self._program(), self.optimizer.bounds_of_row, names, ("decay", "l1", "l2"), self.scaled, self.dtype,
+            self.layout.size, segments(self.layout, layers) if layers else (),
+        )  # fmt: skip
 
     def _state_buffers(self) -> list[Buffer]:
         size, buffers = self.layout.size, self._vectors()
@@ -156,8 +159,8 @@ class GraphStep(PlannedStep):
         return self.settings.l1 != 0, self.settings.l2 != 0
 
     def _outdated(self) -> bool:
-        """Whether another penalty is zero than when the update was compiled."""
-        return self._penalties != self._penalised()
+        """Whether another penalty is zero than when the update was compiled, or layers have other settings."""
+        return super()._outdated() or self._penalties != self._penalised()
 
     # -- what a checkpoint holds --
 
@@ -242,6 +245,7 @@ class GraphStep(PlannedStep):
         self.store.writer = self._values = None
         self.gradient = self.state.pop("gradient")
         self.rule, self._penalties = self.optimizer.row, self._penalised()
+        self.by_layer = dict(self.optimizer.layers)
         self._plans.clear()
 
     def _allocate(self, plan: Plan, inputs: Inputs) -> None:
@@ -374,6 +378,8 @@ class GraphStep(PlannedStep):
             penalty = program(f"g = {' + '.join(['g', *terms])}", frozenset({"l1", "l2"}))
             scalars = {key: np.float64(value) for key, value in penalty.fold({"l1": l1, "l2": l2}).items()}
             self.ops.map(penalty, {"w": weights, "g": self.gradient[:n]}, scalars)
+        for part in self.frozen:
+            self.gradient[part.start : part.stop] = 0
         return self._loss() + l1 * self.ops.sum_abs(weights) + 0.5 * l2 * self.ops.sum_squares(weights)
 
     @_guarded

@@ -20,7 +20,7 @@ from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Ops
-from mlpcore.core.optimizers import Optimizer, Progress, sheet
+from mlpcore.core.optimizers import Layer, Optimizer, Progress, Segment, segments, sheet
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Chunk
 from mlpcore.training.parts import StepParts
@@ -76,6 +76,7 @@ class PlannedStep(ABC):
         self.state: dict[str, Array] = {}
         self.reach = 0.0  # bound of the first state vector's entries
         self.rate = 0.0  # the last learning rate that was not 0
+        self.by_layer: dict[int, Layer] = {}  # settings of layers that the update was bound for
         self.reserved: Sequence[Buffer] = ()
         self._plans: dict[tuple[int, Inputs], Plan] = {}
         self._settled: dict[tuple[int, Inputs], tuple[int, int]] = {}  # rows and workers of a run that is continued
@@ -133,7 +134,17 @@ class PlannedStep(ABC):
 
     def _outdated(self) -> bool:
         """Whether what is bound no longer fits the settings, though the state vectors do."""
-        return False
+        return self.by_layer != self.optimizer.layers
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The parts of the flat vectors that are updated alike."""
+        return segments(self.layout, self.by_layer)
+
+    @property
+    def frozen(self) -> list[Segment]:
+        """Those of them that are not updated."""
+        return [segment for segment in self.segments if segment.layer.frozen] if self.by_layer else []
 
     @abstractmethod
     def count_skipped(self, progress: Progress) -> None:
@@ -193,7 +204,7 @@ class PlannedStep(ABC):
         if not {*row.states} <= {*vectors} <= known or any(v.shape != (self.layout.size,) for v in vectors.values()):
             raise ValueError(f"the state vectors {sorted(vectors)} are not those of {facts['rule']}: {sorted(row.states)}")
         self.rate = float(facts["rate"])
-        vectors = self.optimizer.carry_over(vectors, self.rate)
+        vectors = self._carried_over(vectors)
         self.state = {f"state {name}": vector for name, vector in vectors.items()}
         self._bind_optimizer()
         for name, vector in vectors.items():
@@ -201,6 +212,16 @@ class PlannedStep(ABC):
         first = [vectors[name] for name in self.optimizer.states[:1] if name in vectors]
         self.reach = max((float(abs(vector).max()) for vector in first), default=0.0)
         self._take(facts)
+
+    def _carried_over(self, vectors: dict[str, Array]) -> dict[str, Array]:
+        """Return state vectors of another rule as those of the optimizer's, each segment by its learning rate."""
+        parts = [
+            self.optimizer.carry_over(
+                {name: vector[part.start : part.stop] for name, vector in vectors.items()}, self.rate * part.layer.rate
+            )
+            for part in segments(self.layout, self.by_layer or self.optimizer.layers)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def first_not_finite(self, batch: Batch, plan: Plan) -> int | None:
         """The first layer whose outputs on this batch are not finite; or the last whose gradient is not; None if all are."""
@@ -282,6 +303,8 @@ class PlannedStep(ABC):
             ValueError: epsilon is 0, or infinite, in the parameters' dtype.
         """
         self.optimizer.require_epsilon(self.dtype)
+        if self.by_layer != self.optimizer.layers:
+            self.optimizer.require_layers(self.layout.layers)
         if not self.rule:
             self._bind_optimizer()
         elif self.rule != self.optimizer.row or self._outdated():

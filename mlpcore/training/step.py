@@ -23,7 +23,7 @@ from mlpcore.core.formulas import Program, program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, EagerOps, Recording
-from mlpcore.core.optimizers import Optimizer, Progress
+from mlpcore.core.optimizers import Layer, Optimizer, Progress, Segment
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Chunk, Worker, cut
 from mlpcore.training.plan import Inputs, Plan
@@ -43,20 +43,26 @@ BLAS_ALONE = 1 << 18  # multiplications of a GEMM up to which BLAS uses one thre
 
 @dataclass
 class Update:
-    """One pass, the optimizer's or the penalties', over a range of the flat vectors, recorded lane by lane; scalars are 0-d."""
+    """One pass, the optimizer's or the penalties', over a range of the flat vectors, recorded lane by lane; scalars are 0-d.
+
+    `rate` is a factor of the learning rate; `decay` stands in place of the optimizer's unless it is None.
+    """
 
     program: Program
     vectors: dict[str, Array]
     scalars: dict[str, Array]
-    decays: bool
     lanes: list[Recording]
+    rate: float = 1.0
+    decay: float | None = None
     values: dict[str, float] | None = None
 
     def refresh(self, scalars: dict[str, float]) -> None:
         """Set the scalars, where those that the rule reads have changed."""
         values = {name: scalars[name] for name in self.program.reads}
-        if not self.decays and "decay" in values:
-            values["decay"] = 0.0
+        if self.decay is not None and "decay" in values:
+            values["decay"] = self.decay
+        if self.rate != 1 and "rate" in values:
+            values["rate"] *= self.rate
         if values != self.values:
             for key, value in self.program.fold(values).items():
                 self.scalars[key][...] = value
@@ -156,7 +162,12 @@ class Step(PlannedStep):
         for lane, ops in enumerate(self.lane_ops):
             ops.use({"registers": self.state.pop(f"registers {lane}")})
         self.lane_gradients = [self.gradient[begin:end] for begin, end in itertools.pairwise(self._lane_edges())]
+        self.by_layer = dict(self.optimizer.layers)
         self.penalty, self.updates = None, self._record_updates()
+        edges = [*itertools.pairwise(self._lane_edges())]
+        self._frozen = [
+            [self.gradient[max(begin, x.start) : max(begin, min(end, x.stop))] for x in self.frozen] for begin, end in edges
+        ]
         self.rule = self.optimizer.row
         self._plans.clear()
 
@@ -326,7 +337,9 @@ class Step(PlannedStep):
         return self._lane_squares(lane)
 
     def _lane_squares(self, lane: int) -> float:
-        """Return Σ g². Without clipping its digits do not matter, only its size."""
+        """Return Σ g², where g of frozen layers is 0 from now on. Without clipping its digits do not matter, only its size."""
+        for part in self._frozen[lane]:
+            part[...] = 0
         gradient = self.lane_gradients[lane]
         if self.settings.clip_norm is None and math.isfinite(squares := float(self.ops.xp.dot(gradient, gradient))):
             return squares
@@ -354,10 +367,11 @@ class Step(PlannedStep):
     def _update(self, J: float, squares: float, progress: Progress, pool: Executor | None) -> None:
         """Check, clip, and one pass of the optimizer over the flat vectors, its lanes side by side."""
         values = self.optimizer.scalars(progress)
+        rate = values["rate"]
         norm = math.sqrt(squares) if math.isfinite(squares) else self._norm()
         if not (math.isfinite(J) and math.isfinite(norm)):
             what = f"the loss is {J}" if not math.isfinite(J) else "the gradient is not finite"
-            return self._leave_out(what, progress, values["rate"])
+            return self._leave_out(what, progress, rate)
         clip_norm = self.settings.clip_norm
         if clip_norm is not None:
             values["clip"] = min(1.0, clip_norm / norm) if norm else 1.0
@@ -365,14 +379,17 @@ class Step(PlannedStep):
         for update in self.updates:
             update.refresh(values)
         largest = 2 * norm + self._floor
+        if self.by_layer:  # the largest of each
+            values["rate"] = rate * max((update.rate for update in self.updates), default=0.0)
+            values["decay"] = max([values["decay"], *(update.decay or 0.0 for update in self.updates)])
         reach, change = self.optimizer.bounds(values, largest, self.reach)
         if not (largest < self._roots and change < self._halves) and any(
             update.overflows(self.lane_ops[0]) for update in self.updates
         ):
-            return self._leave_out("the update is not finite", progress, values["rate"])
+            return self._leave_out("the update is not finite", progress, rate)
         self._lane_by_lane(self._update_lane, pool)
         progress.step += 1
-        self.reach, self.rate = reach, values["rate"] or self.rate
+        self.reach, self.rate = reach, rate or self.rate
         return None
 
     def _norm(self) -> float:
@@ -427,21 +444,24 @@ class Step(PlannedStep):
             scalars = {key: self.ops.xp.zeros((), self.dtype) for key in compiled.folded}
             vectors = {"g": self.gradient, "w": self.parameters}
             lanes = self._record_lanes(compiled, vectors, scalars, slice(self.layout.weights))
-            self.penalty = Update(compiled, vectors, scalars, decays=True, lanes=lanes)
+            self.penalty = Update(compiled, vectors, scalars, lanes)
         self.penalty.refresh(values)
 
     def _record_updates(self) -> list[Update]:
-        """One pass over all parameters, or, where weights decay, one over the weights and one over the biases."""
+        """One pass over all parameters, or one over each part of them that has settings of its own, as weights that decay."""
         state = {name: self.state[f"state {name}"] for name in self.optimizer.states}
         vectors = {"w": self.parameters, "g": self.gradient, **state}
-        n, compiled = self.layout.weights, self._program()
-        separate = hasattr(self.optimizer, "weight_decay") and n < self.layout.size
+        compiled, decays = self._program(), hasattr(self.optimizer, "weight_decay")
+        whole = [Segment(0, self.layout.size, False, Layer())]
         updates = []
-        for part in (slice(0, n), slice(n, None)) if separate else (slice(None),):
+        for segment in self.segments if decays or self.by_layer else whole:
+            if segment.layer.frozen:
+                continue
+            part = slice(segment.start, segment.stop)
             scalars = {key: self.ops.xp.zeros((), self.dtype) for key in compiled.folded}
             lanes = self._record_lanes(compiled, vectors, scalars, part)
             parts = {name: vector[part] for name, vector in vectors.items()}
-            updates.append(Update(compiled, parts, scalars, decays=part.start != n, lanes=lanes))
+            updates.append(Update(compiled, parts, scalars, lanes, segment.layer.rate, segment.decay))
         return updates
 
 

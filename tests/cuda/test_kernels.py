@@ -677,7 +677,7 @@ for name in optimizers.sheet():
 
 def update(source, compiled, vectors, C, V, arrays, k, weights, size, low=None, Low="half_t"):
     four = [*arrays, *[None] * (4 - len(arrays))]
-    return launch(source, f"update<{C}, {Low}, Formula, {V}>", launches.each(size, V), *four, low, k, None, weights, size)
+    return launch(source, f"update<{C}, {Low}, Formula, {V}>", launches.each(size, V), *four, low, k, None, None, weights, size)
 
 
 def expected(compiled, vectors, arrays, k, weights):
@@ -725,7 +725,8 @@ def prepare_update(device, source, C, slot, control, scalars, vectors, weights, 
     flags = [float(how.get("clip_norm", 0)), np.int32(how.get("scaled", 0)), how.get("growth", 100)]
     device.launch(
         device.kernel(source, f"prepare_update<{C}, Formula>"), Launch((blocks, 1), (256, 1)),
-        [slot, control, scalars, *four, partials, counter, *flags, np.int32(how.get("tolerant", 0)), weights, four[0].size],
+        [slot, control, scalars, *four, partials, counter, *flags, np.int32(how.get("tolerant", 0)), None, np.int32(0),
+         weights, four[0].size],
     )  # fmt: skip
     assert counter == 0
 
@@ -776,7 +777,7 @@ def end_of_step(C, name, control, arrays, scale=1.0, gain=1.0, J=1.0, **how):
         four = [*vectors, *[None] * (4 - len(vectors))]
         kernel = device.kernel(source, f"update<{C}, half_t, Formula, {V}>")
         k = scalars[Scalar.FIRST_OF_UPDATE :]
-        device.launch(kernel, launches.each(size, V), [*four, None, k, control, size // 2, size])
+        device.launch(kernel, launches.each(size, V), [*four, None, k, control, None, size // 2, size])
 
     found = try_out(work, control, scalars, np.zeros(4), *arrays)
     return found[3:], found[0].view(CONTROL)[0], found[2]
