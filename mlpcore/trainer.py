@@ -31,10 +31,10 @@ from mlpcore.core import losses as loss_sheet
 from mlpcore.core.dropout import rates
 from mlpcore.core.errors import NonFiniteLoss, unknown
 from mlpcore.core.ops import Buffer
-from mlpcore.core.optimizers import AdamW, Optimizer, Progress
+from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
 from mlpcore.core.targets import row_weights
 from mlpcore.formats import model_file
-from mlpcore.mlp import MLP
+from mlpcore.mlp import MLP, Gradient
 from mlpcore.run import History, Run, State
 from mlpcore.sources import Rows, Streamed, inputs_of
 from mlpcore.streams import Parquet, Stream, open_stream
@@ -107,6 +107,8 @@ class Trainer:
         optimizer = AdamW() if optimizer is None else optimizer
         if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
             raise TypeError(f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {optimizer!r}")
+        optimizer.require_epsilon(net.dtype.name)
+        optimizer.require_layers(net.layout.layers)
         if precision is not None:
             inputs.one_of(precision, "precision", _PRECISIONS)
         if precision is not None and net.device == "cpu":
@@ -257,7 +259,9 @@ class Trainer:
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
         rows: ArrayLike | None = None,
     ) -> tuple[float, Array]:  # fmt: skip
-        """J and ∂J/∂parameters of these rows, penalties included, without an update: for optimizers of your own.
+        """J and ∂J/∂parameters of these rows, penalties included, without an update: for `apply`, or optimizers of your own.
+
+        It is 0 for frozen layers.
 
         Dropout is that of the next step: `trainer.progress.step` counts them.
 
@@ -271,6 +275,31 @@ class Trainer:
             batch = self._batch(data, rows)
             J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs), self.progress.step + 1)
             return J, self._step.gradient
+
+    def apply(self, gradient: Gradient | ArrayLike) -> None:
+        """Update the parameters by a gradient of yours, as `step` does by its own: schedule, clipping, decay, faults, counts.
+
+        `apply` after `trainer.gradient` is `step`, to the bit; in between, the gradients of several machines can be averaged.
+        Penalties are not added: `trainer.gradient` includes them, `net.backward` does not. On a GPU it waits for the update.
+
+        Args:
+            gradient: flat, laid out as `net.parameters`, from any library and of any number type; or what `net.backward`
+                returned. It is only read, unless it is the trainer's own array.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came.
+            NonFiniteLoss: the gradient is not finite, or the update would overflow; the parameters are as before. With
+                on_non_finite="skip" the step is counted as skipped instead.
+        """
+        if isinstance(gradient, tuple) and not isinstance(gradient, Gradient):
+            raise TypeError("gradient must be one flat array; got a tuple: trainer.gradient returns J and the gradient")
+        flat = gradient.flat if isinstance(gradient, Gradient) else gradient
+        device, size = self.net.device, self.net.layout.size
+        with self._lock, devices.active(device):
+            array = inputs.numeric(flat, "gradient", devices.adopter(device))
+            if array.shape != (size,):
+                raise ValueError(f"gradient must be laid out as net.parameters, ({size},); got {array.shape}")
+            self._step.apply(devices.to_device(device, array), self.progress)
 
     def parts(
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
@@ -427,6 +456,9 @@ class Trainer:
         shuffle, progress = inputs.boolean(shuffle, "shuffle"), inputs.boolean(progress, "progress")
         epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
         checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, keep)
+        if checkpoints is not None:
+            files.describe(self._optimizer)  # what cannot be saved is noticed here, not after an hour
+        self._require_followed(self._optimizer.learning_rate, held_out is not None)
         monitor = None if stopping is None else dataclasses.asdict(stopping)
         rows = len(table.X) if isinstance(table, Data) else table.rows
         size = size if rows is None else min(size, rows)
@@ -551,6 +583,18 @@ class Trainer:
                 raise ValueError(f"early_stopping monitors {stopping.monitor!r}, but fit was given no validation=(Xv, Yv)")
             raise unknown("early_stopping: monitor", stopping.monitor, ("loss", *figures))
         return stopping
+
+    def _require_followed(self, rate: object, validated: bool) -> None:
+        """Raise a ValueError if a schedule follows a figure that the history will not have."""
+        if not isinstance(rate, Adaptive) or rate.monitor == "loss":
+            return
+        if not validated:
+            raise ValueError(f"learning_rate: Adaptive monitors {rate.monitor!r}, but fit was given no validation=(Xv, Yv)")
+        inputs.one_of(
+            rate.monitor,
+            "learning_rate: Adaptive: monitor",
+            ("loss", *(f"validation_{key}" for key in scores.names(self.loss))),
+        )
 
     # -- checkpoints and copies --
 

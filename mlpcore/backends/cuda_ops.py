@@ -481,16 +481,19 @@ class CudaOps:
 
     def update(
         self, program: Program, arrays: Mapping[str, Array], k: Array, low: Array | None, weights: int, control: Array | None,
-        settings: tuple[str, ...], flags: tuple[str, ...], kept: str,
+        settings: tuple[str, ...], flags: tuple[str, ...], kept: str, segments: Array | None = None,
     ) -> None:  # fmt: skip
-        """The statements entry by entry, with scalars `k` for the first `weights` entries, then those behind for the rest."""
+        """The statements entry by entry, with scalars `k` for the first `weights` entries, then those behind for the rest.
+
+        With `segments` each of them has its own, one behind the other.
+        """
         vectors = list(arrays.values())
         first = vectors[0]
         vector = max(1, 16 // first.dtype.itemsize) if alignment(*map(self.device.address, vectors)) >= 16 else 1
         source = cuda_source.text("updates.cu", cuda_source.update(program, list(arrays), settings, flags, kept))
         name = f"update<{_type(first)}, {'half_t' if low is None else _type(low)}, Formula, {vector}>"
         four = [*vectors, *[None] * (4 - len(vectors))]
-        self.launch(source, name, launches.each(first.size, vector), *four, low, k, control, weights, first.size)
+        self.launch(source, name, launches.each(first.size, vector), *four, low, k, control, segments, weights, first.size)
 
     def sum_squares(self, v: Array) -> float:
         """Σ v², as a float (waits for it)."""

@@ -314,7 +314,16 @@ def kinks(formula: str) -> list[str]:
 
 def evaluate_scalar(formula: str, **values: float) -> float:
     """The value of a formula of scalars, in double precision: the default of a parameter, a slope at one point."""
-    return float(_scalar(parse(formula))(values))
+    return float(scalar(formula)(values))
+
+
+@functools.lru_cache(256)
+def scalar(formula: str) -> Callable[[Mapping[str, float]], float]:
+    """Return a formula of scalars as a function of its variables' values, computed in double precision."""
+    try:
+        return _scalar(parse(formula))
+    except KeyError as error:
+        raise ValueError(f"formula {formula!r}: {error.args[0]} is for arrays only") from None
 
 
 def holds(condition: str, **values: float) -> bool:

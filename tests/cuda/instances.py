@@ -67,10 +67,10 @@ def cross_entropy(T: str, Y: str, W: str = "", mixes: bool = False) -> str:
 
 def update_source(name: str) -> str:
     """The source of updates.cu for a row of updates.def, its scalars read from the slot in the order of SETTINGS."""
-    states, statements = optimizers.sheet()[name]
-    compiled = program(statements, frozenset((*SETTINGS, "t")))
-    vectors = ["w", "g", *([] if states == "none" else states.split())]
-    return cuda_source.text("updates.cu", cuda_source.update(compiled, vectors, SETTINGS, ("decay",), kept="g"))
+    row = optimizers.sheet()[name]
+    compiled = program(row.statements, frozenset((*SETTINGS, "t")))
+    formula = cuda_source.update(compiled, ["w", "g", *row.states], SETTINGS, ("decay",), "g", row.bounds)
+    return cuda_source.text("updates.cu", formula)
 
 
 def every_instance() -> Iterator[tuple[str, str]]:

@@ -710,14 +710,15 @@ VALUES = {
 
 
 def program_of(name, before=""):
-    states, statements = optimizers.sheet()[name]
-    compiled = program(before + statements, frozenset((*SETTINGS, "t", "clip", "unscale", "l1", "l2")))
-    return compiled, ["w", "g", *([] if states == "none" else states.split())]
+    row = optimizers.sheet()[name]
+    compiled = program(before + row.statements, frozenset((*SETTINGS, "t", "clip", "unscale", "l1", "l2")))
+    return compiled, ["w", "g", *row.states]
 
 
 def penalised(name):
     """The source of updates.cu for an optimizer behind unscaling, penalties and clipping."""
-    formula = cuda_source.update(*program_of(name, ALL), list(VALUES), ("decay", "l1", "l2"), kept="g")
+    bounds = optimizers.sheet()[name].bounds
+    formula = cuda_source.update(*program_of(name, ALL), list(VALUES), ("decay", "l1", "l2"), "g", bounds)
     return cuda_source.text("updates.cu", formula)
 
 
@@ -729,7 +730,7 @@ for name in optimizers.sheet():
 
 def update(source, compiled, vectors, C, V, arrays, k, weights, size, low=None, Low="half_t"):
     four = [*arrays, *[None] * (4 - len(arrays))]
-    return launch(source, f"update<{C}, {Low}, Formula, {V}>", launches.each(size, V), *four, low, k, None, weights, size)
+    return launch(source, f"update<{C}, {Low}, Formula, {V}>", launches.each(size, V), *four, low, k, None, None, weights, size)
 
 
 def expected(compiled, vectors, arrays, k, weights):
@@ -770,13 +771,15 @@ def test_update_casts_the_new_parameters_and_recast_those_there_are(Low):
         assert alone[1].tobytes() == stored(w, Low).tobytes()
 
 
-def prepare_update(device, source, C, slot, control, scalars, w, g, weights, blocks=1, **how):
+def prepare_update(device, source, C, slot, control, scalars, vectors, weights, blocks=1, **how):
     """The launch, with scratch of its own."""
+    four = [*vectors, None, None][:4]
     partials, counter = device.to_device(fresh(2 * blocks, C)), device.to_device(np.zeros(1, np.uint32))
     flags = [float(how.get("clip_norm", 0)), np.int32(how.get("scaled", 0)), how.get("growth", 100)]
     device.launch(
         device.kernel(source, f"prepare_update<{C}, Formula>"), Launch((blocks, 1), (256, 1)),
-        [slot, control, scalars, w, g, partials, counter, *flags, np.int32(how.get("tolerant", 0)), weights, w.size],
+        [slot, control, scalars, *four, partials, counter, *flags, np.int32(how.get("tolerant", 0)), None, np.int32(0),
+         weights, four[0].size],
     )  # fmt: skip
     assert counter == 0
 
@@ -796,7 +799,7 @@ def test_the_end_of_a_step_takes_norm_and_penalties_answers_and_moves_on(size, w
             fields = {"first": 3, "batch_rows": more, "step": 9, "rates": rates, "turn": 4}
             slot = set_slot(device, control, scalars, w, answer=answer, settings=[0.5, l1, l2], **fields)
             scalars[: Scalar.L1] = [0.25, gain, 10]
-            prepare_update(device, penalised("sgd"), C, slot, control, scalars, w, g, weights, blocks, clip_norm=1e-3)
+            prepare_update(device, penalised("sgd"), C, slot, control, scalars, [w, g], weights, blocks, clip_norm=1e-3)
             found = slot.view(cuda_slot.SLOT)[0]
             moved[...] = [found["first"], found["step"], found["turn"], found["settings"][0]]
             assert found["answer"] == device.address(answer) + (32 if more else 0)
@@ -819,15 +822,15 @@ def end_of_step(C, name, control, arrays, scale=1.0, gain=1.0, J=1.0, **how):
     scalars = computed(np.full(Scalar.FIRST_OF_UPDATE + 2 * len(compiled.folded), 0.5), C)
 
     def work(device, control, scalars, answer, *vectors):
-        settings = list(VALUES.values())
+        settings = list({**VALUES, "rate": how.get("rate", VALUES["rate"])}.values())
         slot = set_slot(device, control, scalars, vectors[0], answer=answer, settings=settings, step=how.get("step", 1))
         scalars[: Scalar.L1] = [scale, gain, J]
-        prepare_update(device, source, C, slot, control, scalars, *vectors[:2], size // 2, **how)
+        prepare_update(device, source, C, slot, control, scalars, vectors, size // 2, **how)
         V = 16 // STORAGE[C]
         four = [*vectors, *[None] * (4 - len(vectors))]
         kernel = device.kernel(source, f"update<{C}, half_t, Formula, {V}>")
         k = scalars[Scalar.FIRST_OF_UPDATE :]
-        device.launch(kernel, launches.each(size, V), [*four, None, k, control, size // 2, size])
+        device.launch(kernel, launches.each(size, V), [*four, None, k, control, None, size // 2, size])
 
     found = try_out(work, control, scalars, np.zeros(4), *arrays)
     return found[3:], found[0].view(CONTROL)[0], found[2]
@@ -877,6 +880,10 @@ STEPS = {  # control before, arguments → control after, whether the update too
     "an overflow of a scaled gradient": ({"loss_scale": 64, "good_steps": 9}, {"g": INF}, {"loss_scale": 32}, False),
     "an overflow at scale 1": ({"loss_scale": 1}, {"g": INF}, FAULT, False),
     "a scaled loss that is not finite": ({"loss_scale": 64}, {"J": np.nan}, {"loss_scale": 64, **FAULT}, False),
+    "a rate at which parameters overflow": ({}, {"rate": 1e39}, FAULT, False),
+    "the same, left out": ({}, {"rate": 1e39, "tolerant": 1}, {"skipped": 1}, False),
+    "an overflow that is not the scale's": ({"loss_scale": 64}, {"rate": 1e39}, {"loss_scale": 64, **FAULT}, False),
+    "squares that overflow, not their root": ({}, {"g": 1e25}, {"updates": 1}, True),
     "a good step": ({"loss_scale": 64, "good_steps": 9}, {}, {"loss_scale": 64, "good_steps": 10, "updates": 1}, True),
     "enough good steps": ({"loss_scale": 64, "good_steps": 99}, {}, {"loss_scale": 128, "updates": 1}, True),
 }

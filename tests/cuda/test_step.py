@@ -57,6 +57,8 @@ OPTIMIZERS = {
     "sgd": lambda: mc.SGD(0.1),
     "momentum": lambda: mc.SGD(0.1, momentum=0.9),
     "nesterov": lambda: mc.SGD(0.1, momentum=0.9, nesterov=True),
+    "gradients": lambda: mc.SGD(0.1, momentum=0.9, velocity="gradients"),
+    "nesterov, gradients": lambda: mc.SGD(0.1, momentum=0.9, nesterov=True, velocity="gradients"),
     "adam": lambda: mc.Adam(1e-2),
     "adamw": lambda: mc.AdamW(1e-2, weight_decay=0.1),
     "rmsprop": lambda: mc.RMSprop(1e-2),
@@ -74,6 +76,101 @@ def test_every_optimizer_takes_numpys_steps(device, name):
     close(losses, there, 1e-14)
     close(parameters, there_parameters, 1e-13)
     assert len(set(losses)) == 4
+
+
+CHANGES = {
+    "betas": (lambda: mc.AdamW(1e-2), [{"beta1": 0.99}, {"beta2": 0.9, "weight_decay": 0.5}, {"beta1": 0.0}]),
+    "epsilon_hat": (lambda: mc.Adam(1e-2), [{"epsilon_hat": True}, {"epsilon": 1e-3}, {"epsilon_hat": False}]),
+    "momentum": (lambda: mc.SGD(0.1), [{"momentum": 0.9}, {"momentum": 0.0}, {"momentum": 0.5, "nesterov": True}]),
+    "velocity": (lambda: mc.SGD(0.1, 0.9), [{"velocity": "gradients"}, {"learning_rate": 0.01}, {"velocity": "steps"}]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_settings_changed_in_the_middle_do_what_they_do_in_numpy(device, name):
+    make, changes = CHANGES[name]
+    here, there = (trainer(where, dtype="float64", optimizer=make()) for where in ("cpu", "cuda"))
+    for change in ({}, *changes):
+        for one in (here, there):
+            for setting, value in change.items():
+                setattr(one.optimizer, setting, value)
+            for _ in range(3):
+                float(one.step(*data(dtype="float64")))
+        close(here.net.parameters, there.net.parameters, 1e-12)
+        assert here._step.state.keys() == there._step.state.keys()
+
+
+PULL = mc.Loss("pull", "0 * z", "y + 0 * z")  # whatever gradient the targets say
+HUGE = {
+    "v of adamw": (mc.AdamW(0.01), 6e20),
+    "m and v of adam_hat": (mc.Adam(0.01, epsilon_hat=True), 3e38),
+    "v of rmsprop": (mc.RMSprop(0.01), 3e38),
+    "parameters": (mc.SGD(1e38), 5.0),
+    "velocity": (mc.SGD(1e38, 0.9), 5.0),
+    "a rate that is no float32": (mc.SGD(1e39), 1.0),
+    "decay": (mc.AdamW(1e38, 100.0), 1.0),
+    "sign": (mc.Lion(1e39), 1.0),
+}
+
+
+def pulled(where, optimizer, **settings):
+    net = mc.MLP([1, 700], bias=False, device=where)
+    net.parameters[...] = 1
+    return mc.Trainer(net, PULL, optimizer, **settings)
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_an_update_that_overflows_is_left_out_on_the_device(device, name):
+    optimizer, large = HUGE[name]
+    wild, X, ordinary = optimizer.learning_rate, [[1.0]], np.linspace(-1, 1, 700)[None]
+    bad = np.where(np.arange(700) == 699, large, ordinary)
+    for how in ("raise", "skip"):
+        one, plain = (pulled("cuda", copy.deepcopy(optimizer), on_non_finite=how) for _ in range(2))
+        for step, rate, Y in ((1, 1e-3, ordinary), (2, wild, bad), (3, 1e-3, ordinary)):
+            one.optimizer.learning_rate = plain.optimizer.learning_rate = rate
+            for setting in ("weight_decay",):
+                if hasattr(optimizer, setting):
+                    setattr(one.optimizer, setting, getattr(optimizer, setting) if step == 2 else 0.0)
+                    setattr(plain.optimizer, setting, 0.0)
+            if step != 2:
+                float(plain.step(X, Y))
+            if step == 2 and how == "raise":
+                with pytest.raises(mc.NonFiniteLoss, match="step 2"):
+                    float(one.step(X, Y))
+            else:
+                float(one.step(X, Y))
+            for a, b in zip((one.net.parameters, *one._step.state.values()),
+                            (plain.net.parameters, *plain._step.state.values()), strict=True):  # fmt: skip
+                np.testing.assert_array_equal(a, b)
+        assert one.skipped == (how == "skip")
+        assert one._step.kernels.read_control()["updates"] == 2
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("size", [1e17, 1e19, 3e20])
+@pytest.mark.parametrize("optimizer", [mc.Adam(0.01), mc.RMSprop(0.01, 0.999), mc.SGD(1e-20, 0.9)], ids=["adam", "rms", "sgd"])
+def test_gradients_whose_squares_overflow_float32_are_taken_as_numpy_takes_them(device, optimizer, size, clip_norm):
+    found = []
+    for where in ("cpu", "cuda"):
+        one = pulled(where, copy.deepcopy(optimizer), clip_norm=clip_norm)
+        for scale in (1.0, -0.5, 0.25):
+            float(one.step([[1.0]], size * scale * np.linspace(0.1, 1, 700)[None]))
+        found.append(one.net.parameters)
+    close(*found, 1e-5)
+    assert not (found[0] == 1).any() or isinstance(optimizer, mc.SGD)
+
+
+def test_an_overflow_in_the_middle_of_a_launch_of_many_steps_is_left_out(device):
+    found = []
+    for where in ("cpu", "cuda"):
+        one = pulled(where, mc.Adam(0.01), on_non_finite="skip")
+        X, Y = np.ones((12, 1), np.float32), np.full((12, 700), 0.5, np.float32)
+        Y[5] = 1e30
+        assert where == "cpu" or one._step.together(2, one.prepare(X, Y).inputs) > 4
+        history = one.fit(X, Y, epochs=2, batch_size=2, shuffle=False, progress=False)
+        found.append((one.net.parameters, history["skipped"]))
+    close(found[0][0], found[1][0], 1e-5)
+    assert found[0][1] == found[1][1] == [1, 2]
 
 
 class OwnRate(mc.SGD):
