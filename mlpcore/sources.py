@@ -112,7 +112,7 @@ class Streamed:
             for piece in pieces:
                 data = self.lay(piece.X, piece.Y, piece.weights)
                 weighs = weighs or data.weights is None or bool(data.weights.any())
-                by_class = data.weights is not data.given
+                by_class = data.by_class is not None
                 for rows in piece.batches:
                     yield data, data.batch(rows)
         if not weighs:

@@ -321,6 +321,10 @@ class Trainer:
             return self._checked(X, Y, sample_weight)
         if Y is not None or sample_weight is not None:
             raise TypeError("Y and sample_weight must be left out where X is what prepare returned: it holds them")
+        if X.by_class != self.loss.class_weight:
+            raise ValueError(
+                f"X was prepared by a trainer with class_weight={X.by_class}; this one has {self.loss.class_weight}"
+            )
         return X
 
     def _scanned(self, X: ArrayLike | Data, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
@@ -350,7 +354,7 @@ class Trainer:
         by_class = self._by_class(y, w)
         if by_class is not None and inputs.on_host(by_class) and not by_class.any():
             raise ValueError("sample_weight, times class_weight, must not be all zero")
-        return Data.of(self._laid(x, staged), y, w, classes, staged, by_class)
+        return Data.of(self._laid(x, staged), y, w, classes, staged, by_class, self.loss.class_weight)
 
     def _by_class(self, Y: Array, weights: Array | None, place: Array | None = None) -> Array | None:
         """Return the rows' weights times those of their classes, in `place` if it is given; None without class weights."""
@@ -521,7 +525,9 @@ class Trainer:
         y, classes = inputs.target_form(Y, len(x), self.net.sizes[-1], self.loss)
         w = None if sample_weight is None else self._laid(inputs.numeric(sample_weight, "sample_weight"), staged)
         y = self._laid(y, staged)
-        return Data.of(self._laid(x, staged), y, w, classes, staged, self._by_class(y, w, place))
+        return Data.of(
+            self._laid(x, staged), y, w, classes, staged, self._by_class(y, w, place), self.loss.class_weight
+        )  # fmt: skip
 
     def _require_stream_targets(self, Y: Array, name: str, first: int) -> None:
         y, classes = inputs.target_form(Y, len(Y), self.net.sizes[-1], self.loss, name)
@@ -695,7 +701,8 @@ class Trainer:
     def evaluate(self, X: Any, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> Entry:
         """The mean loss over these rows, without penalties, and "accuracy" (classification) or "r2" (regression).
 
-        Accuracy is the share of right classes, of right outputs with binary_cross_entropy. r2 is averaged over the outputs.
+        Accuracy is the share of right classes, of right outputs with binary_cross_entropy; class weights, label smoothing and
+        pos_weight count in the loss alone. r2 is averaged over the outputs.
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
@@ -718,7 +725,7 @@ class Trainer:
                     w = self._step.weight(data.batch(None)) or 0.0
                     losses.append(self._evaluate_data(data, found) if w else 0.0)
                     weights.append(w)
-                    if not w and data.given is not data.weights:  # their classes weigh nothing: accuracy counts them
+                    if not w and data.by_class:  # their classes weigh nothing: accuracy counts them
                         plain = Data.of(data.X, data.Y, data.given, data.inputs.classes, data.inputs.host)
                         if self._step.weight(plain.batch(None)):
                             self._evaluate_data(plain, found)

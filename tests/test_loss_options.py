@@ -312,6 +312,15 @@ def test_a_trainer_keeps_the_options_of_the_loss_it_is_given():
     assert one.gradient(X, LABELS)[0] == trainer(class_weight=BY_CLASS, label_smoothing=0.2).gradient(X, LABELS)[0]
 
 
+def test_rows_that_another_trainer_prepared_have_that_ones_class_weights():
+    one, data = trainer(class_weight=BY_CLASS), trainer().prepare(X, LABELS)
+    for call in (one.step, one.gradient, one.evaluate, one.fit):
+        with pytest.raises(ValueError, match=r"X was prepared by a trainer with class_weight=None; this one has \(0.5, 3.0"):
+            call(data)
+    same = trainer(class_weight=BY_CLASS).prepare(X, LABELS)
+    assert one.step(same) == trainer(class_weight=BY_CLASS).step(X, LABELS)
+
+
 def test_no_option_is_no_change():
     plain, zero = trainer(), trainer(label_smoothing=0.0)
     assert plain.loss == zero.loss == losses.CROSS_ENTROPY

@@ -17,8 +17,7 @@ COMPUTE = ("float", "double")
 SOURCES = list(cuda_source.TYPES.values())
 SIZES = {name: np.dtype("uint16" if dtype == "bfloat16" else dtype).itemsize for dtype, name in cuda_source.TYPES.items()}
 OPTIONS = (  # of binary cross-entropy
-    {"label_smoothing": 0.1}, {"pos_weight": 3.0}, {"pos_weight": tuple(0.5 * i for i in range(16)), "label_smoothing": 0.2},
-    {"class_weight": (0.5, 2.0)},
+    {"pos_weight": tuple(0.5 * i for i in range(16)), "label_smoothing": 0.2}, {"class_weight": (0.5, 2.0), "pos_weight": 3.0},
 )  # fmt: skip
 SETTINGS = ("rate", "l1", "l2", "decay", "momentum", "beta1", "beta2", "alpha", "epsilon")
 
