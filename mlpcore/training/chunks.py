@@ -57,18 +57,20 @@ class Data(NamedTuple):
     Attributes:
         X, Y, weights: as in `Batch`.
         inputs: what the plan must know of them.
+        flat: whether Y, a number a row, came as (m,).
     """
 
     X: Array
     Y: Array
     weights: Array | None
     inputs: Inputs
+    flat: bool = False
 
     @classmethod
-    def of(cls, X: Array, Y: Array, weights: Array | None, classes: bool, staged: bool) -> Data:
+    def of(cls, X: Array, Y: Array, weights: Array | None, classes: bool, staged: bool, flat: bool = False) -> Data:
         """With what the plan must know; `staged`: they lie on the host and go to the device row by row."""
         weight = "" if weights is None else weights.dtype.str
-        return cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged))
+        return cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged), flat)
 
     def batch(self, rows: Array | None, steps: int = 1) -> Batch:
         """Return the rows of these numbers, or all for None, as batches of equal size for so many updates."""
