@@ -397,9 +397,9 @@ class Trainer:
             raise RuntimeError("fit is running: a callback may call step, evaluate and predict, but not fit")
         table = self._held(X, Y, sample_weight)
         held_out = self._validation(validation)
-        if metrics is not None and held_out is None:
-            raise ValueError("metrics are measured on the validation rows, but fit was given no validation=(Xv, Yv)")
         measures = self._metrics(metrics, held_out)
+        if measures and held_out is None:
+            raise ValueError("metrics are measured on the validation rows, but fit was given no validation=(Xv, Yv)")
         stopping = self._early_stopping(early_stopping, held_out is not None, measures)
         observers = hooks.resolve(callbacks)
         shuffle, progress = inputs.boolean(shuffle, "shuffle"), inputs.boolean(progress, "progress")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from itertools import cycle
 from typing import Any, ClassVar
 
 import numpy as np
@@ -92,9 +93,7 @@ class MLPClassifier(ClassifierMixin, Estimator):
             return weights
         if incremental and self.class_weight == "balanced":
             raise ValueError("class_weight='balanced' needs all rows at once, not partial_fit: give partial_fit a dict")
-        by_class = np.zeros(y.shape[0])
-        counted = slice(None) if weights is None else weights != 0  # a label that weighs nothing is no class to balance
-        by_class[counted] = _by_class(self.class_weight, y[counted], None if weights is None else weights[counted])
+        by_class = _by_class(self.class_weight, y, weights)
         if not np.isfinite(by_class).all() or by_class.min() < 0 or not by_class.any():
             raise ValueError(f"class_weight must be finite, none below 0 and not all 0; got {self.class_weight!r}")
         return by_class if weights is None else weights * by_class
@@ -193,11 +192,14 @@ def _by_class(class_weight: Any, y: Any, weights: Array | None) -> Array:
     """Return scikit-learn's `compute_sample_weight`, which knows no row weights, with these: 2 counts as the row twice."""
     product: Array = compute_sample_weight(class_weight, y)
     specs = class_weight if isinstance(class_weight, list) else [class_weight]
-    if weights is None or "balanced" not in specs:
+    if weights is None or "balanced" not in specs or not weights.any():
         return product
-    columns = (y.toarray() if issparse(y) else y).reshape(y.shape[0], -1).T
-    product = np.ones(y.shape[0])
-    for k, column in enumerate(columns):
-        classes, at = np.unique(column, return_inverse=True)
-        product *= compute_class_weight(specs[k % len(specs)], classes=classes, y=column, sample_weight=weights)[at]
+    counted, product = weights != 0, np.ones(y.shape[0])  # a label that weighs nothing is no class to balance
+    for spec, column in zip(cycle(specs), (y.toarray() if issparse(y) else y).reshape(y.shape[0], -1).T, strict=False):
+        if spec == "balanced":
+            classes, at = np.unique(column[counted], return_inverse=True)
+            of = compute_class_weight(spec, classes=classes, y=column[counted], sample_weight=weights[counted])
+            product[counted] *= of[at]
+        else:
+            product *= compute_sample_weight(spec, column)
     return product

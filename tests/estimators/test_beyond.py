@@ -122,6 +122,10 @@ def test_a_label_that_weighs_nothing_changes_no_balance():
     expected = MLPClassifier(max_iter=5, random_state=0).fit(X, NAMES, np.append(two, 0)[y])
     found = MLPClassifier(max_iter=5, random_state=0, class_weight="balanced").fit(X, NAMES, w)
     np.testing.assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=1e-12)
+    by_name = {"barbera": 2.0, "grignolino": 3.0}  # of which one weighs nothing
+    expected = MLPClassifier(max_iter=5, random_state=0).fit(X, NAMES, np.array([1.0, 3.0, 0.0])[y])
+    found = MLPClassifier(max_iter=5, random_state=0, class_weight=by_name).fit(X, NAMES, w)
+    np.testing.assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=1e-12)
     with pytest.raises(ValueError, match="not negative"):
         MLPClassifier(max_iter=5, class_weight="balanced").fit(X, NAMES, -np.ones(len(X)))
 
