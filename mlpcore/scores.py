@@ -22,7 +22,7 @@ from mlpcore.core.losses import Loss, Objective
 Array = NDArray[Any]
 Metric = Callable[..., Any]
 HOST = NumpyOps()
-ROWS, ENTRIES = 256, 8192  # at a time, whichever is more: what the figures need stays small
+ROWS, ENTRIES = 256, 2048  # at a time, whichever is more: what the figures need stays small
 
 
 def names(loss: Loss) -> tuple[str, str]:
@@ -70,16 +70,20 @@ class Scores:
 
     @np.errstate(all="ignore")
     def _merge(self, output: Array, y: Array, w: Array, shares: Array) -> None:
-        """Take in rows whose weights w add up to 1; `shares` are those of the rows before and of these in all weight so far."""
+        """Take in rows whose weights w add up to 1; y is overwritten.
+
+        `shares` are those of the rows before and of these in all weight so far.
+        """
         residual = y - output
         residual *= residual
-        origin = y[w.argmax()]
-        y = y - origin
+        origin = y[w.argmax()].copy()
+        y -= origin
         mean = w @ y
         y -= mean
+        y *= y
         step = origin - self.origin + mean - self.mean
         old, new = shares
-        self.spread = old * self.spread + new * (w @ y**2) + new * (old * step**2)
+        self.spread = old * self.spread + new * (w @ y) + new * (old * step**2)
         self.residual = _mean(shares, np.stack([self.residual, _mean(w, residual)]))
         if new > old:
             self.origin, self.mean = origin, mean - old * step
