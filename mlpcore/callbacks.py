@@ -60,24 +60,30 @@ class EarlyStopping:
         monitor: a key of the history, e.g. "validation_loss", "validation_accuracy", "loss".
         minimum_change: an improvement is more than this.
         restore_best: whether the parameters of the best epoch are put back at the end.
+        mode: "min" or "max", which is better; None: as accuracy and r2 (max) and losses (min) want it. A metric of one's own
+            needs it.
     """
 
     patience: int = 3
     monitor: str = "validation_loss"
     minimum_change: float = 0.0
     restore_best: bool = True
+    mode: str | None = None
 
     def __post_init__(self) -> None:
         inputs.positive_integer(self.patience, "EarlyStopping: patience")
         inputs.not_negative(self.minimum_change, "EarlyStopping: minimum_change")
         inputs.boolean(self.restore_best, "EarlyStopping: restore_best")
+        if self.mode is not None:
+            inputs.one_of(self.mode, "EarlyStopping: mode", ("min", "max"))
         if not isinstance(self.monitor, str):
             raise TypeError(f"EarlyStopping: monitor must be a key of the history; got {self.monitor!r}")
 
     @property
     def sign(self) -> float:
-        """1 where larger is better (accuracy, r2), else -1."""
-        return 1.0 if self.monitor.endswith(("accuracy", "r2")) else -1.0
+        """1 where larger is better, else -1."""
+        largest = self.monitor.endswith(("accuracy", "r2")) if self.mode is None else self.mode == "max"
+        return 1.0 if largest else -1.0
 
     def follow(self, entry: Entry, best: float | None, waited: int) -> tuple[float | None, int]:
         """The best figure and the epochs since then, with one more epoch taken in; 0 epochs: it is the best one."""

@@ -102,6 +102,7 @@ class MLP:
         W, b: tuples of views of `parameters`, index 0 None. `net.W[1][...] = …` writes into the network. A tied W[4] is the
             view W[1].T of the one matrix there is.
         parameters: the flat vector, all W, then all b.
+        predicts_1d: whether `predict` and `logits` return (m,) in place of (m, 1); a trainer sets it by the Y that it is given.
 
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
@@ -131,6 +132,7 @@ class MLP:
         if self.dtype.name not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype.name!r}")
         self.device = devices.choose(device)
+        self._predicts_1d = False
         self._set(self._drawn(init, inputs.positive_integer(seed, "seed", least=0)))
 
     def _set(self, parameters: Array) -> None:
@@ -199,6 +201,20 @@ class MLP:
         return self.layout.sizes
 
     @property
+    def predicts_1d(self) -> bool:
+        """Whether `predict` returns (m,): False at first, then as the Y of the last training step was.
+
+        A residual y - predict(X) of y (m,) and a prediction (m, 1) would be (m, m), without an error.
+        """
+        return self._predicts_1d
+
+    @predicts_1d.setter
+    def predicts_1d(self, value: bool) -> None:
+        if inputs.boolean(value, "predicts_1d") and self.sizes[-1] != 1:
+            raise ValueError(f"predicts_1d must be False: the network has {self.sizes[-1]} outputs")
+        self._predicts_1d = bool(value)
+
+    @property
     def tied(self) -> dict[int, int | str]:
         """Which layers have no matrix of their own, as they were given: `{4: "1.T"}`."""
         return {layer: f"{owner}.T" if transposed else owner for layer, owner, transposed in self.layout.ties}
@@ -220,9 +236,9 @@ class MLP:
             TypeError, ValueError: X is not numeric, empty, or has another number of columns.
         """
         with devices.active(self.device):
-            return self._forward(X)
+            return self._forward(X, self.activations)
 
-    def _forward(self, X: ArrayLike) -> Cache:
+    def _forward(self, X: ArrayLike, activations: tuple[Activation | None, ...]) -> Cache:
         source = inputs.matrix(X, self.sizes[0], adopt=devices.adopter(self.device))
         xp = devices.module(self.device)
         with np.errstate(over="ignore"):
@@ -230,7 +246,7 @@ class MLP:
         Z: list[Array] = [Z0]
         S: list[Array | None] = [None]
         for l in range(1, self.layout.layers + 1):
-            activation = self.activations[l]
+            activation = activations[l]
             assert activation is not None
             keep = activation.slope_reads_s
             Z.append(xp.empty((len(Z0), self.sizes[l]), self.dtype))
@@ -238,7 +254,7 @@ class MLP:
         with np.errstate(all="ignore"):
             pre = [s if s is not None else z for s, z in zip(S, Z, strict=True)]
             backprop.forward(
-                devices.operations(self.device, deterministic=True)(), self.store.W, self.store.b, self.activations, pre, Z
+                devices.operations(self.device, deterministic=True)(), self.store.W, self.store.b, activations, pre, Z
             )
         return Cache(tuple(Z), tuple(S))
 
@@ -285,13 +301,31 @@ class MLP:
         return Gradient(flat, dW, db, Gs[0] if input_gradient else None, *kept)
 
     def predict(self, X: ArrayLike, chunk_rows: int | None = None) -> Array:
-        """Z[L] (m, n_L) of the rows of X, computed chunk by chunk: memory does not grow with m beyond the result.
+        """Return Z[L] of the rows of X, computed chunk by chunk: memory does not grow with m beyond the result.
 
-        It comes back in the array library of X (NumPy, CuPy, PyTorch, JAX, …) and on its device, in the network's dtype.
+        It is (m, n_L); (m,) where the network has one output and was trained on a 1-D Y, see `predicts_1d`. It comes back in
+        the array library of X (NumPy, CuPy, PyTorch, JAX, …) and on its device, in the network's dtype.
 
         Raises:
             TypeError, ValueError: X is not numeric, empty, or has another number of columns; chunk_rows < 1.
         """
+        return self._shaped(self._outputs(X, chunk_rows, self.activations))
+
+    def logits(self, X: ArrayLike, chunk_rows: int | None = None) -> Array:
+        """Return S[L], what goes into the output activation, in the shape that `predict` returns, and as it does.
+
+        Behind softmax these are log-probabilities up to a number a row, behind sigmoid (a = 1) log-odds: with digits left
+        where a probability is rounded to 0 or 1.
+
+        Args, Raises: as `predict`.
+        """
+        return self._shaped(self._outputs(X, chunk_rows, (*self.activations[:-1], activation_sheet.resolve("identity"))))
+
+    def _shaped(self, output: Array) -> Array:
+        return output.reshape(-1) if self._predicts_1d else output
+
+    def _outputs(self, X: ArrayLike, chunk_rows: int | None, activations: tuple[Activation | None, ...]) -> Array:
+        """Return what `predict` does with these activations, always (m, n_L)."""
         source = inputs.matrix(X, self.sizes[0], adopt=devices.adopter(self.device))
         if chunk_rows is None:
             most = PREDICT_BYTES if self.device == "cpu" else PREDICT_CUDA_BYTES
@@ -301,7 +335,7 @@ class MLP:
         with devices.active(self.device):
             result: Array = (np if here else devices.module(self.device)).empty((len(source), self.sizes[-1]), self.dtype)
             for start in range(0, len(source), rows):
-                output = self._forward(source[start : start + rows]).output
+                output = self._forward(source[start : start + rows], activations).output
                 result[start : start + rows] = devices.to_host(self.device, output) if here else output
         returned: Array = inputs.in_library_of(X, result)
         return returned
@@ -386,6 +420,7 @@ class MLP:
             self.sizes, list(self.activations[1:L]), self.activations[L], bias=self.layout.bias, tied=self.tied, dtype=dtype,
             init="zeros", device=device,
         )  # fmt: skip
+        net.predicts_1d = self.predicts_1d
         net._set(devices.to_host(self.device, self.store.flat).astype(net.dtype))
         return net
 
@@ -426,13 +461,16 @@ class MLP:
         """What a file says of the network beside its parameters, as far as JSON holds it."""
         rows = [dataclasses.asdict(activation) for activation in self.activations if activation]
         ties = {"tied": self.tied} if self.tied else {}
-        return {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows, **ties}
+        flat = {"predicts_1d": True} if self.predicts_1d else {}
+        return {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows, **ties, **flat}
 
     def to_onnx(
         self, path: str | os.PathLike[str], *, mean: ArrayLike | None = None, scale: ArrayLike | None = None,
         target_mean: ArrayLike | None = None, target_scale: ArrayLike | None = None, about: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Write the network as an ONNX file (opset 17), atomically: "X" (rows, n_0) goes in, "Z" (rows, n_L) comes out.
+
+        That is its shape whatever `predicts_1d` is.
 
         Args:
             path: of the file.
@@ -487,6 +525,7 @@ class MLP:
                 widths, rows[:-1], rows[-1], bias=header["bias"], tied=tied, dtype=parameters.dtype, init="zeros",
                 device=device,
             )  # fmt: skip
+            net.predicts_1d = header.get("predicts_1d", False)
         except (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} does not hold a network: {error!r}") from None
         net._set(parameters)
@@ -538,7 +577,9 @@ class LossFunction:
         return f"loss({self.loss})"
 
     def __call__(self, Z: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None) -> tuple[float, Array]:
-        """J = Σ w ℓ / Σ w and G = ∂J/∂Z (m, n_L) in Z's dtype; Y as in `Trainer.step`.
+        """Return J = Σ w ℓ / Σ w and G = ∂J/∂Z, in Z's dtype and shape: (m, n_L), or (m,) of one output.
+
+        Y is as in `Trainer.step`.
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
@@ -549,7 +590,8 @@ class LossFunction:
 
     def _on(self, device: str, Z: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, Array]:
         xp, adopt = devices.module(device), devices.adopter(device)
-        raw = inputs.matrix(Z, None, "Z", adopt)
+        given = inputs.numeric(Z, "Z", adopt)
+        raw = inputs.matrix(given[:, None] if given.ndim == 1 else given, None, "Z", adopt)
         with np.errstate(over="ignore"):
             output = xp.ascontiguousarray(raw, raw.dtype if raw.dtype.name in DTYPES else np.float64)
         rows, columns = output.shape
@@ -557,8 +599,8 @@ class LossFunction:
         target = devices.to_device(device, target)
         w = inputs.weights(sample_weight, rows, adopt=adopt)
         if self.loss.class_weight is not None:
-            given, w = None if w is None else devices.to_device(device, w), xp.empty(rows)
-            row_weights(self.loss, target, given, w, xp)
+            own, w = None if w is None else devices.to_device(device, w), xp.empty(rows)
+            row_weights(self.loss, target, own, w, xp)
         if w is None:
             share = xp.full(rows, 1 / rows)
         else:
@@ -572,13 +614,13 @@ class LossFunction:
             if classes:
                 inputs.require_classes(target, columns)
             J, G = _cross_entropy(xp, output, target, self.loss, k)
-            return J, inputs.in_library_of(Z, G)
+            return J, inputs.in_library_of(Z, G.reshape(given.shape))
         G, J = xp.empty_like(output), xp.zeros((), np.float64 if device == "cpu" else output.dtype)
         objective = loss_sheet.pair(self.loss, None)
         with np.errstate(all="ignore"):
             Y_ = xp.ascontiguousarray(target, output.dtype)
             devices.operations(device)().loss(output, Y_, k, objective, G, None, J, accumulate=False)
-        return float(J), inputs.in_library_of(Z, G)
+        return float(J), inputs.in_library_of(Z, G.reshape(given.shape))
 
 
 def _cross_entropy(xp: Any, Z: Array, Y: Array, loss: loss_sheet.Loss, k: Array) -> tuple[float, Array]:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from mlpcore.callbacks import Callback, EarlyStopping, Entry
 from mlpcore.checkpoint import Checkpoints
 from mlpcore.core.errors import NonFiniteLoss
 from mlpcore.core.optimizers import Adaptive
+from mlpcore.scores import Metric
 from mlpcore.training.chunks import Batch, Data
 from mlpcore.training.plan import Inputs
 
@@ -59,7 +60,8 @@ class State:
     """How far a run has come: what it takes to go on from there.
 
     Attributes:
-        epochs, batch_size, shuffle, rows, validated, monitor: what `fit` was called with; a run goes on only with the same.
+        epochs, batch_size, shuffle, rows, validated, monitor, metrics: what `fit` was called with, of metrics the names; a run
+            goes on only with the same.
         epoch: epochs that are complete.
         batch: batches of the current epoch that are done.
         loss, weight: Σ w J and Σ w of these.
@@ -77,6 +79,7 @@ class State:
     rows: int | None
     validated: bool
     monitor: dict[str, Any] | None
+    metrics: list[str] = field(default_factory=list)
     epoch: int = 0
     batch: int = 0
     loss: float = 0.0
@@ -92,7 +95,7 @@ class State:
 
     def require_same(self, other: State) -> None:
         """Raise a ValueError that names the first argument of `fit` by which another call differs from this one."""
-        for name in ("epochs", "batch_size", "shuffle", "rows", "validated", "monitor"):
+        for name in ("epochs", "batch_size", "shuffle", "rows", "validated", "monitor", "metrics"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 what = {"rows": "X of so many rows", "validated": "validation", "monitor": "early_stopping"}.get(name, name)
@@ -133,6 +136,7 @@ class Run:
         source: the batches.
         state: where it begins.
         held_out: the rows of the validation, or None.
+        metrics: of the user's, by name, measured on these rows.
         stopping: when to stop before the last epoch.
         best: where the best parameters are kept, or None.
         observers: the user's callbacks.
@@ -140,10 +144,10 @@ class Run:
     """
 
     def __init__(
-        self, trainer: Trainer, source: Source, state: State, held_out: Any, stopping: EarlyStopping | None,
-        best: Array | None, observers: Sequence[Callback], checkpoints: Checkpoints | None,
+        self, trainer: Trainer, source: Source, state: State, held_out: Any, metrics: Mapping[str, Metric],
+        stopping: EarlyStopping | None, best: Array | None, observers: Sequence[Callback], checkpoints: Checkpoints | None,
     ) -> None:  # fmt: skip
-        self.trainer, self.source, self.state = trainer, source, state
+        self.trainer, self.source, self.state, self.metrics = trainer, source, state, metrics
         self.held_out, self.stopping, self.best = held_out, stopping, best
         self.observers, self.checkpoints = observers, checkpoints
         self._each_step = any(getattr(x.step_end, "__func__", None) is not Callback.step_end for x in observers)
@@ -272,7 +276,8 @@ class Run:
         entry = {"loss": state.loss / state.weight if state.weight else float("nan")}
         entry["learning_rate"] = trainer.optimizer.rate(dataclasses.replace(trainer.progress, step=trainer.progress.step - 1))
         if self.held_out is not None:
-            entry |= {f"validation_{key}": value for key, value in trainer._evaluate(self.held_out).items()}
+            figures = trainer._evaluate(self.held_out, self.metrics)
+            entry |= {f"validation_{key}": value for key, value in figures.items()}
         if trainer.on_non_finite == "skip":
             entry["skipped"] = float(trainer.skipped)
         self._lap()

@@ -102,7 +102,7 @@ class Module(torch.nn.Module):
         elif torch.is_grad_enabled() and (rows.requires_grad or self.flat.requires_grad):
             output = _Rows.apply(rows, self.flat, net)
         else:
-            output = net.predict(rows.detach())
+            output = net._outputs(rows.detach(), None, net.activations)
         shaped: torch.Tensor = output.reshape(*X.shape[:-1], output.shape[-1])
         return shaped
 

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from mlpcore.core.targets import row_weights
 from mlpcore.formats import model_file
 from mlpcore.mlp import MLP, Gradient
 from mlpcore.run import History, Run, State
+from mlpcore.scores import Metric
 from mlpcore.sources import Rows, Streamed, inputs_of
 from mlpcore.streams import Parquet, Stream, open_stream
 from mlpcore.training import plan as planning
@@ -56,7 +57,8 @@ class Trainer:
 
     Args:
         net: the network; its parameters are updated in place.
-        loss: a name, `(name, parameter)` or `mc.Loss`. It must be defined on the network's output.
+        loss: a name, `(name, parameter)` or `mc.Loss`, defined on the network's output. None: the one that fits it, i.e.
+            cross_entropy behind softmax, binary_cross_entropy behind sigmoid, poisson behind exp, else squared_error.
         optimizer: `mc.SGD(0.1)`, `mc.AdamW(1e-3)` (the default), …
         class_weight: what the rows of each class count, a list or {class: weight} (others 1), for cross_entropy, and for
             binary_cross_entropy of one output. J = Σ w ℓ / Σ w C, where C is the weight of the row's class, as PyTorch's
@@ -84,7 +86,7 @@ class Trainer:
     def __init__(
         self,
         net: MLP,
-        loss: Any = "cross_entropy",
+        loss: Any = None,
         optimizer: Optimizer | None = None,
         *,
         class_weight: Any = None,
@@ -133,10 +135,11 @@ class Trainer:
             seed=seed,
         )
         deterministic = inputs.boolean(deterministic, "deterministic")
-        loss = loss_sheet.with_options(
-            loss_sheet.resolve(loss), class_weight, label_smoothing, pos_weight, net.sizes[-1]
-        )  # fmt: skip
-        self._build(net, loss, optimizer, settings, precision, deterministic, seed)
+        last = net.activations[-1]
+        assert last is not None
+        resolved = loss_sheet.resolve(loss_sheet.matching(last) if loss is None else loss)
+        resolved = loss_sheet.with_options(resolved, class_weight, label_smoothing, pos_weight, net.sizes[-1])
+        self._build(net, resolved, optimizer, settings, precision, deterministic, seed)
 
     def _build(
         self, net: MLP, loss: loss_sheet.Loss, optimizer: Optimizer, settings: Settings, precision: str | None,
@@ -273,6 +276,7 @@ class Trainer:
         with self._lock, devices.active(self.net.device):
             data = self._given(X, Y, sample_weight)
             batch = self._batch(data, rows)
+            self.net.predicts_1d = data.flat
             J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs), self.progress.step + 1)
             return J, self._step.gradient
 
@@ -347,14 +351,16 @@ class Trainer:
         device = self.net.device
         adopt = devices.adopter(device)
         x = inputs.matrix(X, self.net.sizes[0], adopt=adopt)
-        y, classes = inputs.target(Y, len(x), self.net.sizes[-1], self.loss, adopt=adopt)
+        given = inputs.numeric(Y, "Y", adopt)
+        y, classes = inputs.target(given, len(x), self.net.sizes[-1], self.loss, adopt=adopt)
         w = inputs.weights(sample_weight, len(x), adopt=adopt)
         staged = device != "cpu" and not devices.open_device(device).holds(x)
         y, w = self._laid(y, staged), None if w is None else self._laid(w, staged)
         by_class = self._by_class(y, w)
         if by_class is not None and inputs.on_host(by_class) and not by_class.any():
             raise ValueError("sample_weight, times class_weight, must not be all zero")
-        return Data.of(self._laid(x, staged), y, w, classes, staged, by_class, self.loss.class_weight)
+        flat = not classes and given.ndim == 1
+        return Data.of(self._laid(x, staged), y, w, classes, staged, by_class, self.loss.class_weight, flat)
 
     def _by_class(self, Y: Array, weights: Array | None, place: Array | None = None) -> Array | None:
         """Return the rows' weights times those of their classes, in `place` if it is given; None without class weights."""
@@ -375,6 +381,7 @@ class Trainer:
 
     def _update(self, data: Data, batch: Batch) -> Any:
         plan = self._step.prepare(batch.size, data.inputs)
+        self.net.predicts_1d = data.flat
         try:
             return self._step.run(batch, plan, self.progress)
         except NonFiniteLoss as error:
@@ -401,6 +408,7 @@ class Trainer:
         epochs: int = 10,
         batch_size: int = 256,
         validation: Sequence[Any] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
         early_stopping: EarlyStopping | None = None,
         callbacks: Sequence[Any] = (),
         shuffle: bool = True,
@@ -419,6 +427,7 @@ class Trainer:
                 place of X and Y `mc.Parquet(path, target)`, an iterable of batches `(X, Y)` or `(X, Y, weights)` that can be
                 iterated once an epoch, or a function that returns one.
             validation: `(Xv, Yv)` or `(Xv, Yv, weights)`, evaluated after each epoch; also `mc.Parquet` or a function.
+            metrics: functions of the validation rows by name, as in `evaluate`.
             early_stopping: when to stop before; the best weights come back.
             callbacks: `mc.Callback` objects, or functions `(trainer, entry)`; one that returns True stops.
             shuffle: a new row order each epoch, from the trainer's seed.
@@ -430,8 +439,8 @@ class Trainer:
 
         Returns:
             A dict of lists, one entry an epoch: "loss" (mean of J over its steps), "learning_rate" (of its last step),
-            "seconds", with validation "validation_loss" and "validation_accuracy" or "validation_r2", and with
-            on_non_finite="skip" "skipped" (steps so far).
+            "seconds", with validation "validation_loss", "validation_accuracy" or "validation_r2" and a
+            "validation_<name>" for each metric, and with on_non_finite="skip" "skipped" (steps so far).
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came; nothing is trained yet, unless a number
@@ -442,12 +451,12 @@ class Trainer:
         """
         with self._lock:
             return self._fit(
-                X, Y, sample_weight, epochs, batch_size, validation, early_stopping, callbacks, shuffle, progress, checkpoint,
-                every, keep,
+                X, Y, sample_weight, epochs, batch_size, validation, metrics, early_stopping, callbacks, shuffle, progress,
+                checkpoint, every, keep,
             )  # fmt: skip
 
     def _fit(
-        self, X: Any, Y: Any, sample_weight: Any, epochs: int, batch_size: int, validation: Any,
+        self, X: Any, Y: Any, sample_weight: Any, epochs: int, batch_size: int, validation: Any, metrics: Any,
         early_stopping: EarlyStopping | None, callbacks: Any, shuffle: bool, progress: bool, checkpoint: Any, every: str,
         keep: int,
     ) -> History:  # fmt: skip
@@ -455,7 +464,10 @@ class Trainer:
             raise RuntimeError("fit is running: a callback may call step, evaluate and predict, but not fit")
         table = self._held(X, Y, sample_weight)
         held_out = self._validation(validation)
-        stopping = self._early_stopping(early_stopping, held_out is not None)
+        measures = self._metrics(metrics, held_out)
+        if measures and held_out is None:
+            raise ValueError("metrics are measured on the validation rows, but fit was given no validation=(Xv, Yv)")
+        stopping = self._early_stopping(early_stopping, held_out is not None, measures)
         observers = hooks.resolve(callbacks)
         shuffle, progress = inputs.boolean(shuffle, "shuffle"), inputs.boolean(progress, "progress")
         epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
@@ -466,7 +478,7 @@ class Trainer:
         monitor = None if stopping is None else dataclasses.asdict(stopping)
         rows = len(table.X) if isinstance(table, Data) else table.rows
         size = size if rows is None else min(size, rows)
-        state = State(epochs, size, shuffle, rows, held_out is not None, monitor)
+        state = State(epochs, size, shuffle, rows, held_out is not None, monitor, sorted(measures))
         best = None
         if self._unfinished is not None:
             self._unfinished[0].require_same(state)
@@ -480,7 +492,8 @@ class Trainer:
                 arrays, source = self._source(table, size, keeps_best)
                 if best is not None:
                     arrays["best"][...] = devices.to_device(self.net.device, best)
-                self._run = Run(self, source, state, held_out, stopping, arrays.get("best"), observers, checkpoints)
+                keeper = arrays.get("best")
+                self._run = Run(self, source, state, held_out, measures, stopping, keeper, observers, checkpoints)
                 self._unfinished = None
                 return self._run.go(progress)
         except OSError:
@@ -526,7 +539,8 @@ class Trainer:
         w = None if sample_weight is None else self._laid(inputs.numeric(sample_weight, "sample_weight"), staged)
         y = self._laid(y, staged)
         return Data.of(
-            self._laid(x, staged), y, w, classes, staged, self._by_class(y, w, place), self.loss.class_weight
+            self._laid(x, staged), y, w, classes, staged, self._by_class(y, w, place), self.loss.class_weight,
+            not classes and Y.ndim == 1,
         )  # fmt: skip
 
     def _require_stream_targets(self, Y: Array, name: str, first: int) -> None:
@@ -578,16 +592,28 @@ class Trainer:
         stream.require_targets = self._require_stream_targets
         return stream
 
-    def _early_stopping(self, stopping: EarlyStopping | None, validated: bool) -> EarlyStopping | None:
+    def _metrics(self, metrics: Any, held: Data | Stream | None) -> dict[str, Metric]:
+        """Return the user's metrics, checked as far as can be before the rows are read."""
+        measures = scores.require_metrics(metrics, self.loss)
+        if isinstance(held, Data):
+            for name, metric in measures.items():
+                scores.require_weights_taken(name, metric, held.weights is not None)
+        return measures
+
+    def _early_stopping(
+        self, stopping: EarlyStopping | None, validated: bool, measures: Mapping[str, Metric]
+    ) -> EarlyStopping | None:
         if stopping is None:
             return None
         if not isinstance(stopping, EarlyStopping):
             raise TypeError(f"early_stopping must be mc.EarlyStopping(patience=…); got {stopping!r}")
-        figures = [f"validation_{key}" for key in scores.names(self.loss)] if validated else []
+        figures = [f"validation_{key}" for key in (*scores.names(self.loss), *measures)] if validated else []
         if stopping.monitor not in ("loss", *figures):
             if stopping.monitor.startswith("validation_") and not validated:
                 raise ValueError(f"early_stopping monitors {stopping.monitor!r}, but fit was given no validation=(Xv, Yv)")
             raise unknown("early_stopping: monitor", stopping.monitor, ("loss", *figures))
+        if stopping.mode is None and stopping.monitor.removeprefix("validation_") in measures:
+            raise ValueError(f"early_stopping monitors {stopping.monitor!r}: say which is better, mode='min' or mode='max'")
         return stopping
 
     def _require_followed(self, rate: object, validated: bool) -> None:
@@ -698,51 +724,105 @@ class Trainer:
 
     # -- evaluation --
 
-    def evaluate(self, X: Any, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> Entry:
-        """The mean loss over these rows, without penalties, and "accuracy" (classification) or "r2" (regression).
+    def evaluate(
+        self, X: Any, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> Entry:  # fmt: skip
+        """Return the mean loss over these rows, without penalties, "accuracy" (classification) or "r2", and metrics.
 
         Accuracy is the share of right classes, of right outputs with binary_cross_entropy; class weights, label smoothing and
-        pos_weight count in the loss alone. r2 is averaged over the outputs.
+        pos_weight count in the loss alone. r2 is the mean over the outputs;
+        that of an output whose target is constant is 1 for perfect predictions, else 0, as scikit-learn's `r2_score` has it.
+
+        Args:
+            X, Y, sample_weight: as in `fit`.
+            metrics: `{name: function}`, where `function(Y, output)` returns a number, as those of `sklearn.metrics` do; where
+                rows have weights it gets `sample_weight` (m,), too. It is given all rows at once, on the host: targets as Y
+                has them, outputs as `net.predict` gives them after training on this Y (behind softmax and sigmoid:
+                probabilities). Rows of streamed windows that weigh nothing are left out.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came; of metrics the one at fault.
+        """
+        with self._lock:
+            held = self._held(X, Y, sample_weight)
+            return self._evaluate(held, self._metrics(metrics, held))
+
+    def losses(self, X: Any, Y: ArrayLike | None = None) -> Array:
+        """Return the loss ℓ of each row, without weights and penalties: (m,) float64, on the host.
+
+        Their mean, with row weights the weighted one, is the "loss" of `evaluate`; with class weights each is divided by
+        the weight of the row's class, which counts among the row weights. Where loss and output match they are
+        computed from the logits, so that no row overflows or is rounded to 0.
+
+        Args:
+            X, Y: as in `fit`; weights that they come with do not count.
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
+        found: list[Array] = []
+
+        def see(output: Array, Y: Array, weights: Array | None) -> None:
+            found.append(scores.row_losses(self._step.objective, output, Y))
+
         with self._lock:
-            return self._evaluate(self._held(X, Y, sample_weight))
+            for data in self._windows(self._held(X, Y, None)):
+                inputs = data.inputs._replace(w_dtype="")
+                self._evaluate_data(data._replace(weights=None, given=None, inputs=inputs), see)
+        return np.concatenate(found)
 
-    def _evaluate(self, held: Data | Stream) -> Entry:
-        found = scores.Scores(self._step.objective, self.net.sizes[-1])
+    def _evaluate(self, held: Data | Stream, metrics: Mapping[str, Metric]) -> Entry:
+        objective, flat = self._step.objective, False
+        found, collected = scores.Scores(objective, self.net.sizes[-1]), scores.Collected(objective)
+
+        def see(output: Array, Y: Array, weights: Array | None) -> None:
+            found.add(output, Y, weights)
+            if metrics:
+                collected.add(output, Y, weights)
+
+        losses, weights = [], []
+        for data in self._windows(held):
+            w = self._step.weight(data.batch(None)) or 0.0
+            if w or isinstance(held, Data):
+                losses.append(self._evaluate_data(data, see))
+                weights.append(w)
+                flat = data.flat
+            elif data.by_class:  # their classes weigh nothing: accuracy counts them
+                plain = Data.of(data.X, data.Y, data.given, data.inputs.classes, data.inputs.host)
+                if self._step.weight(plain.batch(None)):
+                    self._evaluate_data(plain, see)
+        if not sum(weights) < math.inf:
+            raise ValueError(f"sample_weight sums to {sum(weights):g}, out of the range of float64: rescale the weights")
+        loss = losses[0] if len(losses) == 1 else float(np.average(losses, weights=weights))
+        own = collected.measure(metrics, flat) if metrics else {}
+        return dict(zip(scores.names(self.loss), (loss, found.result()), strict=True)) | own
+
+    def _windows(self, held: Data | Stream) -> Iterator[Data]:
+        """Yield what is evaluated, a stream window by window."""
         if isinstance(held, Data):
-            loss = self._evaluate_data(held, found)
-        else:
-            arrays = planning.allocate(NumpyOps(), held.buffers(planning.WIDEST, EVALUATED))
-            source = Streamed(held, planning.WIDEST, arrays, self._laid_piece)
-            losses, weights = [], []
-            seen: Data | None = None
-            for data, _ in source.epoch(0, None, 0):
-                if data is not seen:  # a whole window at once
-                    seen = data
-                    w = self._step.weight(data.batch(None)) or 0.0
-                    losses.append(self._evaluate_data(data, found) if w else 0.0)
-                    weights.append(w)
-                    if not w and data.by_class:  # their classes weigh nothing: accuracy counts them
-                        plain = Data.of(data.X, data.Y, data.given, data.inputs.classes, data.inputs.host)
-                        if self._step.weight(plain.batch(None)):
-                            self._evaluate_data(plain, found)
-            loss = float(np.dot(losses, weights) / sum(weights))
-        return dict(zip(scores.names(self.loss), (loss, found.result()), strict=True))
+            yield held
+            return
+        arrays = planning.allocate(NumpyOps(), held.buffers(planning.WIDEST, EVALUATED))
+        source = Streamed(held, planning.WIDEST, arrays, self._laid_piece)
+        seen: Data | None = None
+        for data, _ in source.epoch(0, None, 0):
+            if data is not seen:  # a whole window at once
+                seen = data
+                yield data
 
-    def _evaluate_data(self, data: Data, found: scores.Scores) -> float:
+    def _evaluate_data(self, data: Data, see: Callable[[Array, Array, Array | None], None]) -> float:
+        """Return the mean loss; `see` gets each chunk on the host, as `Scores.add` takes it."""
         batch, step = data.batch(None), self._step
         rows = step.allocated.rows if step.allocated else planning.WIDEST  # those that are there will do
         plan = step.prepare(min(batch.size, rows), data.inputs)
 
-        def see(output: Array, start: int, stop: int) -> None:
+        def chunk(output: Array, start: int, stop: int) -> None:
             Y, w = (None if x is None else devices.to_host(self.net.device, x[start:stop]) for x in (data.Y, data.given))
             assert Y is not None
-            found.add(output, Y, w)
+            see(output, Y, w)
 
-        return step.evaluate(batch, plan, see)
+        return step.evaluate(batch, plan, chunk)
 
 
 def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:

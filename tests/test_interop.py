@@ -92,6 +92,7 @@ def everything(network, X, V, U, CLASSES, WEIGHTS):
     found = [*cache.Z[1:], network.backward(cache, V, input_gradient=True).X, network.predict(X, chunk_rows=5)]
     found += [*network.jvp(X, X), *network.vjp(X, V), network.hvp(X, CLASSES, network.parameters, "cross_entropy")]
     found += [*mc.loss("squared_error")(V, U, WEIGHTS), *mc.loss("cross_entropy")(U, CLASSES)]
+    found += [network.logits(X, chunk_rows=5), trainer.losses(X, V)]
     found += [float(trainer.step(X, V, WEIGHTS)), trainer.evaluate(X, V, WEIGHTS)["loss"]]
     trainer.fit(X, V, WEIGHTS, epochs=1, batch_size=5, progress=False)
     found += [twin.parameters]

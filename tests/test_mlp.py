@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -117,6 +118,96 @@ def test_predict_equals_forward_whatever_the_chunk(output, dtype):
         np.testing.assert_allclose(found, whole, rtol=0, atol=20 * float(np.finfo(dtype).eps))
     if output == "softmax":
         np.testing.assert_allclose(whole.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("output", ["identity", "softmax", ("sigmoid", 2.0), "exp"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logits_are_what_the_output_activation_takes(output, dtype):
+    net = mc.MLP([5, 8, 3], "mish", output, dtype=dtype, seed=1)
+    X = np.random.default_rng(0).standard_normal((101, 5))
+    S = net.forward(X).Z[1].astype(np.float64) @ net.W[2] + net.b[2]
+    for rows in (None, 1, 50):
+        found = net.logits(X, chunk_rows=rows)
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, S, rtol=0, atol=20 * float(np.finfo(dtype).eps))
+    σ = {"identity": lambda s: s, "softmax": lambda s: np.exp(s) / np.exp(s).sum(axis=1)[:, None], "exp": np.exp}
+    Z = σ.get(output, lambda s: 1 / (1 + np.exp(-2 * s)))(S)
+    np.testing.assert_allclose(net.predict(X), Z, rtol=40 * float(np.finfo(dtype).eps), atol=40 * float(np.finfo(dtype).eps))
+
+
+def test_logits_tell_rows_apart_whose_probabilities_are_rounded_to_1():
+    net = mc.MLP([1, 1], [], "sigmoid", init="zeros")
+    net.W[1][...] = 1
+    X = [[20.0], [40.0], [1e6]]
+    np.testing.assert_array_equal(net.predict(X), np.ones((3, 1)))
+    np.testing.assert_array_equal(net.logits(X), X)
+
+
+# -- one output of a 1-D Y -------------------------------------------------------------------------------------------------
+
+
+def lines(rows=40):
+    """Return X and a y (m,) of one number a row."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((rows, 3))
+    return X, X.sum(axis=1)
+
+
+TRAINED = {
+    "fit": lambda trainer, X, Y: trainer.fit(X, Y, epochs=1, progress=False),
+    "fit on a stream": lambda trainer, X, Y: trainer.fit(lambda: [(X, Y)], epochs=1, progress=False),
+    "step": lambda trainer, X, Y: trainer.step(X, Y, rows=[0, 1]),
+    "step of what is prepared": lambda trainer, X, Y: trainer.step(trainer.prepare(X, Y)),
+    "gradient": lambda trainer, X, Y: trainer.gradient(X, Y),
+}
+
+
+@pytest.mark.parametrize("how", TRAINED)
+def test_predictions_have_the_shape_of_the_y_that_was_trained_on(how):
+    X, y = lines()
+    trainer = mc.Trainer(mc.MLP([3, 4, 1]))
+    assert trainer.net.predict(X).shape == trainer.net.logits(X).shape == (40, 1)
+    trainer.evaluate(X, y)
+    assert not trainer.net.predicts_1d
+    TRAINED[how](trainer, X, y)
+    assert trainer.net.predicts_1d
+    assert (y - trainer.net.predict(X)).shape == trainer.net.logits(X, chunk_rows=7).shape == (40,)
+    np.testing.assert_array_equal(trainer.net.predict(X), trainer.net.forward(X).output[:, 0])
+    TRAINED[how](trainer, X, y[:, None])
+    assert (y[:, None] - trainer.net.predict(X)).shape == (40, 1)
+
+
+def test_a_probability_of_a_1_d_y_too_is_1_d_but_not_that_of_classes():
+    X, y = lines()
+    trainer = mc.Trainer(mc.MLP([3, 1], output="sigmoid"))
+    trainer.step(X, y > 0)
+    assert ((trainer.net.predict(X) > 0.5) == (y > 0)).shape == (40,)
+    for outputs in (1, 2):
+        trainer = mc.Trainer(mc.MLP([3, outputs], output="softmax"))
+        trainer.step(X, (y > 0) * (outputs - 1))
+        assert trainer.net.predict(X).shape == (40, outputs)
+
+
+def test_copies_files_and_checkpoints_remember_the_shape_of_predictions(tmp_path):
+    X, y = lines()
+    trainer = mc.Trainer(mc.MLP([3, 4, 1]))
+    trainer.step(X, y)
+    trainer.net.save(tmp_path / "net")
+    trainer.save(tmp_path / "trainer")
+    net, again = trainer.net, mc.Trainer.load(tmp_path / "trainer")
+    others = [net.copy(), net.copy("float64"), net.to("cpu"), pickle.loads(pickle.dumps(net)), mc.MLP.load(tmp_path / "net"),
+              mc.MLP.load(tmp_path / "trainer"), again.net, pickle.loads(pickle.dumps(trainer)).net]  # fmt: skip
+    for other in others:
+        assert other.predict(X).shape == (40,)
+    J, G = mc.loss("squared_error")(net.predict(X), y)
+    assert pytest.approx(trainer.evaluate(X, y)["loss"]) == J
+    np.testing.assert_allclose(G, (net.predict(X) - y) / 40, rtol=1e-5)
+    net.predicts_1d = False
+    assert net.predict(X).shape == (40, 1)
+    with pytest.raises(ValueError, match="predicts_1d must be False: the network has 2 outputs"):
+        mc.MLP([3, 2]).predicts_1d = True
+    with pytest.raises(TypeError, match="predicts_1d must be True or False"):
+        net.predicts_1d = 1
 
 
 def test_predicting_many_rows_takes_the_result_and_little_more():

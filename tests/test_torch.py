@@ -147,6 +147,15 @@ def test_a_trainer_and_a_module_share_one_network():
     np.testing.assert_array_equal(module(rows()).detach().numpy(), ours.forward(rows()).output)
 
 
+def test_a_module_keeps_its_column_where_the_network_predicts_without_it():
+    ours = mc.MLP([4, 6, 1])
+    trainer = mc.Trainer(ours)
+    trainer.step(rows().numpy(), rows()[:, 0].numpy())
+    assert ours.predict(rows()).ndim == 1
+    with torch.no_grad():
+        assert Module(ours)(rows()).shape[1:] == (1,)
+
+
 def _assign(module, numbers):
     module.flat = torch.nn.Parameter(numbers)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from itertools import cycle
 from typing import Any, ClassVar
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.metrics import accuracy_score
 from sklearn.preprocessing import LabelBinarizer
-from sklearn.utils import column_or_1d, compute_sample_weight
+from sklearn.utils import column_or_1d, compute_class_weight, compute_sample_weight
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
@@ -48,7 +50,8 @@ class MLPClassifier(ClassifierMixin, Estimator):
         scoring: what `validation_scores_` hold: a scorer's name or a function `(estimator, X, y)`; None: accuracy, R².
         callbacks: a list as in `mc.Trainer.fit`; an entry has "loss", "learning_rate" and perhaps "validation_score".
         progress: whether to show a bar.
-        class_weight: `{label: weight}` or "balanced", beside `sample_weight`; a list of such for many labels.
+        class_weight: `{label: weight}` or "balanced" (n / (k n_c), with the sums of `sample_weight` for counts), times
+            `sample_weight`; a list of such for many labels.
         loss: "log_loss", or a loss of the engine's that its output, softmax or sigmoid, allows.
 
     The parameters that are not listed here, and all attributes, are scikit-learn's.
@@ -90,7 +93,7 @@ class MLPClassifier(ClassifierMixin, Estimator):
             return weights
         if incremental and self.class_weight == "balanced":
             raise ValueError("class_weight='balanced' needs all rows at once, not partial_fit: give partial_fit a dict")
-        by_class = compute_sample_weight(self.class_weight, y)
+        by_class = _by_class(self.class_weight, y, weights)
         if not np.isfinite(by_class).all() or by_class.min() < 0 or not by_class.any():
             raise ValueError(f"class_weight must be finite, none below 0 and not all 0; got {self.class_weight!r}")
         return by_class if weights is None else weights * by_class
@@ -183,3 +186,20 @@ class MLPClassifier(ClassifierMixin, Estimator):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
+
+
+def _by_class(class_weight: Any, y: Any, weights: Array | None) -> Array:
+    """Return scikit-learn's `compute_sample_weight`, which knows no row weights, with these: 2 counts as the row twice."""
+    product: Array = compute_sample_weight(class_weight, y)
+    specs = class_weight if isinstance(class_weight, list) else [class_weight]
+    if weights is None or "balanced" not in specs or not weights.any():
+        return product
+    counted, product = weights != 0, np.ones(y.shape[0])  # a label that weighs nothing is no class to balance
+    for spec, column in zip(cycle(specs), (y.toarray() if issparse(y) else y).reshape(y.shape[0], -1).T, strict=False):
+        if spec == "balanced":
+            classes, at = np.unique(column[counted], return_inverse=True)
+            of = compute_class_weight(spec, classes=classes, y=column[counted], sample_weight=weights[counted])
+            product[counted] *= of[at]
+        else:
+            product *= compute_sample_weight(spec, column)
+    return product

@@ -59,6 +59,7 @@ class Data(NamedTuple):
         inputs: what the plan must know of them.
         given: the user's row weights: without those of the classes, which accuracy does not count.
         by_class: the weights of classes that are in `weights`, or None.
+        flat: whether Y, a number a row, came as (m,).
     """
 
     X: Array
@@ -67,16 +68,17 @@ class Data(NamedTuple):
     inputs: Inputs
     given: Array | None
     by_class: tuple[float, ...] | None
+    flat: bool = False
 
     @classmethod
     def of(
         cls, X: Array, Y: Array, given: Array | None, classes: bool, staged: bool, weights: Array | None = None,
-        by_class: tuple[float, ...] | None = None,
+        by_class: tuple[float, ...] | None = None, flat: bool = False,
     ) -> Data:  # fmt: skip
         """With what the plan must know; `staged`: they lie on the host and go to the device row by row."""
         weights = given if weights is None else weights
         weight = "" if weights is None else weights.dtype.str
-        return cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged), given, by_class)
+        return cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged), given, by_class, flat)
 
     def batch(self, rows: Array | None, steps: int = 1) -> Batch:
         """Return the rows of these numbers, or all for None, as batches of equal size for so many updates."""

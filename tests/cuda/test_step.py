@@ -285,6 +285,33 @@ def test_a_label_that_is_no_class_is_a_fault_with_class_weights_too(device):
         float(one.step(device.to_device(X), device.to_device(np.where(np.arange(ROWS) == 7, 5, Y))))
 
 
+@pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_logits_losses_of_rows_and_metrics_are_numpys(device, pair, staged):
+    device.host_inputs = staged
+    loss, output = PAIRS[pair]
+    X, Y, w = data(output, "float64")
+    found = []
+    for where in ("cpu", "cuda"):
+        one = trainer(where, loss, output, dtype="float64", chunk_rows=13)
+        metrics = {"largest": lambda y, z, sample_weight: float((sample_weight * z.max(axis=1)).max() + y.max())}
+        history = one.fit(X, Y, epochs=2, batch_size=16, validation=(X, Y, w), metrics=metrics, progress=False)
+        losses = one.losses(X, Y)
+        assert np.average(losses, weights=w) == pytest.approx(one.evaluate(X, Y, w)["loss"], rel=1e-12)
+        found.append((losses, one.net.logits(X, chunk_rows=11), history["validation_largest"]))
+        assert isinstance(found[-1][1], np.ndarray)
+    for here, there in zip(*found, strict=True):
+        close(here, there, 1e-11)
+
+
+def test_predictions_of_a_1_d_y_are_1_d_there_too(device):
+    X, Y, _ = data("identity")
+    one = mc.Trainer(mc.MLP([7, 16, 1], device="cuda"))
+    one.step(X, Y[:, 0])
+    for net in (one.net, one.net.to("cpu"), one.net.to("cpu").to("cuda")):
+        assert net.predict(X).shape == net.logits(X).shape == (ROWS,)
+
+
 @pytest.mark.parametrize("chunk_rows", ["auto", 13, 7], ids=["whole", "chunks in one graph", "a chunk's graph again and again"])
 @pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
 @pytest.mark.parametrize("hidden", [("relu", "gelu"), ("tanh", "hard_tanh"), ("silu", "identity")], ids=str)

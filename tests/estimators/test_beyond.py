@@ -2,14 +2,17 @@
 
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 from sklearn.datasets import load_diabetes, load_wine, make_multilabel_classification
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import scale
+from sklearn.utils import compute_class_weight
 
 import mlpcore as mc
 from mlpcore.backends import device as devices
@@ -86,6 +89,56 @@ def test_class_weight_is_a_row_weight():
     assert part.loss_ == pytest.approx(again.loss_, rel=1e-12)
     with pytest.raises(ValueError, match=r"balanced.*partial_fit"):
         MLPClassifier(class_weight="balanced").partial_fit(X, y, classes=[0, 1, 2])
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "adam"])
+@pytest.mark.parametrize("class_weight", ["balanced", {"barolo": 2.0, "barbera": 5.0}], ids=["balanced", "by name"])
+def test_a_row_that_weighs_2_is_the_row_twice_to_class_weight_too(class_weight, solver):
+    w = np.random.default_rng(0).integers(0, 4, len(X))
+    rows = np.repeat(np.arange(len(X)), w)
+    model = MLPClassifier(
+        (5,), class_weight=class_weight, solver=solver, alpha=0.1, batch_size=len(rows), max_iter=10, random_state=0
+    )  # fmt: skip
+    repeated = model.fit(X[rows], NAMES[rows])
+    expected, P = repeated.loss_, repeated.predict_proba(X)
+    with warnings.catch_warnings(action="ignore"):  # a batch of fewer rows
+        weighted = model.fit(X, NAMES, w)
+    assert weighted.loss_ == pytest.approx(expected, rel=1e-7)
+    np.testing.assert_allclose(weighted.predict_proba(X), P, rtol=1e-5)
+
+
+def test_balanced_weights_are_scikit_learns_of_weighted_rows():
+    w = np.random.default_rng(0).uniform(0, 3, len(X))
+    shares = compute_class_weight("balanced", classes=np.unique(NAMES), y=NAMES, sample_weight=w)
+    expected = MLPClassifier(max_iter=5, random_state=0).fit(X, NAMES, w * shares[np.unique(NAMES, return_inverse=True)[1]])
+    found = MLPClassifier(max_iter=5, random_state=0, class_weight="balanced").fit(X, NAMES, w)
+    np.testing.assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=1e-12)
+
+
+def test_a_label_that_weighs_nothing_changes_no_balance():
+    """Its rows stay in the batches and its output in the network, as in scikit-learn, but the other weights are as without."""
+    w = np.where(y == 2, 0.0, 1.0)
+    two = len(y[y < 2]) / (2 * np.bincount(y[y < 2]))
+    expected = MLPClassifier(max_iter=5, random_state=0).fit(X, NAMES, np.append(two, 0)[y])
+    found = MLPClassifier(max_iter=5, random_state=0, class_weight="balanced").fit(X, NAMES, w)
+    np.testing.assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=1e-12)
+    by_name = {"barbera": 2.0, "grignolino": 3.0}  # of which one weighs nothing
+    expected = MLPClassifier(max_iter=5, random_state=0).fit(X, NAMES, np.array([1.0, 3.0, 0.0])[y])
+    found = MLPClassifier(max_iter=5, random_state=0, class_weight=by_name).fit(X, NAMES, w)
+    np.testing.assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=1e-12)
+    with pytest.raises(ValueError, match="not negative"):
+        MLPClassifier(max_iter=5, class_weight="balanced").fit(X, NAMES, -np.ones(len(X)))
+
+
+@pytest.mark.parametrize("class_weight", ["balanced", ["balanced", {0: 2, 1: 1}]], ids=str)
+def test_many_labels_are_balanced_column_by_column_with_row_weights(class_weight):
+    A, B = make_multilabel_classification(80, random_state=0, n_classes=2)
+    w = np.random.default_rng(1).integers(0, 3, 80)
+    rows = np.repeat(np.arange(80), w)
+    model = MLPClassifier((5,), solver="lbfgs", alpha=0.1, max_iter=3, random_state=0, class_weight=class_weight)
+    expected = model.fit(A[rows], B[rows]).loss_
+    assert model.fit(A, B, w).loss_ == pytest.approx(expected, rel=1e-9)
+    assert model.fit(A, csr_matrix(B), w).loss_ == pytest.approx(expected, rel=1e-9)
 
 
 def test_class_weight_of_many_labels_is_a_list():

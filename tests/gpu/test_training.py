@@ -416,6 +416,23 @@ def test_the_gradient_check_takes_the_devices_arrays_and_gradients(device, put):
     assert not mc.check_gradients(net, *there[:2], gradient=gradient).ok
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+def test_logits_losses_of_rows_and_metrics_are_numpys(device, put, pair):
+    X, Y, w = data(pair, "float64")
+    metrics = {"largest": lambda y, z, sample_weight: float((sample_weight * z.max(axis=1)).max() + y.max())}
+    expected = trainer("cpu", pair, "float64")
+    figures = expected.evaluate(X, Y, w, metrics=metrics)
+    for arrays in ((X, Y, w), put(X, Y, w)):
+        one = trainer("cuda", pair, "float64", chunk_rows=13)
+        near(expected.net.logits(X), host(device, one.net.logits(arrays[0], chunk_rows=11)), 1e-12)
+        losses = one.losses(*arrays[:2])
+        assert isinstance(losses, np.ndarray)
+        near(expected.losses(X, Y), losses, 1e-11)
+        found = one.evaluate(*arrays, metrics=metrics)
+        near(list(figures.values()), list(found.values()), 1e-11)
+        assert found["loss"] == pytest.approx(np.average(losses, weights=w), rel=1e-12)
+
+
 def test_a_network_moves_between_devices_files_and_pickles(device, tmp_path):
     import pickle
 
