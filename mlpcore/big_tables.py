@@ -33,6 +33,7 @@ HELD_OUT = 200_000  # rows of the validation and of the test, about, at most
 WINDOW = 65_536  # rows that are mixed with each other
 WAYS = 8  # row groups that are read side by side
 SHARES = (0.2, 0.1)  # of test and validation
+_FEW = 1_000  # targets of so many values, or more, are seen well enough in a sample
 _PIECE = 4_096  # rows of one of them at a time
 _CELL = 32  # bytes that a value of a table in memory takes, roughly
 _THIN, _LOOK = 0x5EED, 0x100C  # hashes that thin the parts out and that pick the first sample are others than the parts' own
@@ -131,9 +132,11 @@ def load(
     names = metadata.schema.to_arrow_schema().names
     tables.require_columns(path, names, target, groups, wishes or {})
     whole = _Reader(BigTable(None, None, (), (), path=str(path), target=target, by=groups or ""), metadata, all_columns=True)
-    chosen, numbers = [], []
+    chosen, numbers, seen = [], [], set[Any]()
     for first, piece in whole.everything():
         rows = _uniform(_LOOK, np.arange(first, first + len(piece))) * total < SAMPLE
+        if len(seen) < _FEW:  # the first row of each target, so that no class is too rare to be seen
+            rows[_firsts(piece.column(target), seen)] = True
         if rows.any():
             chosen.append(piece.filter(pa.array(rows)))
             numbers.append(first + np.flatnonzero(rows))
@@ -141,6 +144,13 @@ def load(
     table = tables.take(sample, path, target, task, groups, wishes, np.concatenate(numbers))
     given = {name: getattr(table, name) for name in table.__dataclass_fields__}
     return replace(BigTable(**given), path=str(path), total=total, by=groups or "", **whole.survey(table))
+
+
+def _firsts(values: Any, seen: set[Any]) -> list[int]:
+    """Where each value that is not among the seen ones comes first; they are seen from then on."""
+    new = [value for value in values.unique().to_pylist() if value is not None and str(value) not in seen]
+    seen.update(map(str, new))
+    return [values.index(value).as_py() for value in new] if len(seen) < _FEW else []
 
 
 def _uniform(seed: int, numbers: Array) -> Array:

@@ -271,11 +271,12 @@ def _exactly(value: str | Decimal | None, origin: float) -> float:
 
 
 def _origin(numbers: Array, values: pa.ChunkedArray) -> float:
-    """A float64 amid the numbers, where they are integers or decimals of more digits than float64 has; else 0."""
-    if not (pa.types.is_integer(values.type) or pa.types.is_decimal(values.type)):
-        return 0.0
+    """A float64 amid the numbers, where they are close to each other and have more digits than float64; else 0."""
     low, high = np.nanmin(numbers), np.nanmax(numbers)
-    return float(np.floor(low + (high - low) / 2)) if max(abs(low), abs(high)) >= 2.0**53 else 0.0
+    size = max(abs(low), abs(high))
+    if pa.types.is_floating(values.type) or not 2.0**53 <= size < 1e300 or high - low > size:
+        return 0.0
+    return float(np.floor(low + (high - low) / 2))
 
 
 def _names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:

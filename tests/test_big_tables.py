@@ -161,6 +161,11 @@ def test_what_the_sample_does_not_hold_is_found_all_the_same(frame, tmp_path, mo
     assert table.labels == "text"
     assert table.dropped == 2
     assert {column.name: column.note for column in table.columns}["row"].startswith("counts the rows")
+    rare = frame.assign(name=np.where(frame["row"] == 4321, "fraud", "usual")).drop(columns="price")
+    rare.to_parquet(tmp_path / "rare.parquet", row_group_size=GROUP)
+    table = big_tables.load(tmp_path / "rare.parquet", "name")
+    assert table.class_names == ("fraud", "usual")
+    assert np.bincount(table.Y)[0] == 1
     gaps = frame.assign(price=frame["price"].where(frame["row"] % 3 > 0).where(frame["row"] != 4001, np.inf))
     gaps.to_parquet(tmp_path / "gaps.parquet", row_group_size=GROUP)
     table = big_tables.load(tmp_path / "gaps.parquet", "price")

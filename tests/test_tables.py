@@ -479,6 +479,11 @@ def test_integers_of_many_digits_are_the_same_from_text(tmp_path):
     parquet.write_table(pa.table({"a": values, "y": [i / 7 for i in range(60)]}), tmp_path / "t.parquet")
     made = tables.load(tmp_path / "t.parquet", "y").prepare(np.arange(60))
     assert made.columns[0].origin > 2.0**59
+    parquet.write_table(pa.table({"a": [str(v) for v in values], "y": [i / 7 for i in range(60)]}), tmp_path / "s.parquet")
+    of_text = tables.load(tmp_path / "s.parquet", "y")
+    np.testing.assert_array_equal(
+        of_text.prepare(np.arange(60)).apply(of_text.X), made.apply(made.read(tmp_path / "t.parquet")[0])
+    )
     forms = {"text": [str(v) for v in values], "decimal": pa.array([Decimal(v) for v in values], pa.decimal128(25, 1))}
     X = made.apply(made.read(tmp_path / "t.parquet")[0])
     assert len(set(X[:, 0].tolist())) == 60
