@@ -129,8 +129,9 @@ def load(
     count, total = metadata.num_row_groups, metadata.num_rows
     if count < 5:
         raise ValueError(f"{path}: has {count} row group(s); to mix their rows it takes 5, better 100 (row_group_size=100_000)")
-    names = metadata.schema.to_arrow_schema().names
-    tables.require_columns(path, names, target, groups, wishes or {})
+    schema = metadata.schema.to_arrow_schema()
+    tables.require_columns(path, schema.names, target, groups, wishes or {})
+    tables.require_answers(schema.field(target).type, target)
     whole = _Reader(BigTable(None, None, (), (), path=str(path), target=target, by=groups or ""), metadata, all_columns=True)
     chosen, numbers, seen = [], [], set[Any]()
     for first, piece in whole.everything():
@@ -147,14 +148,15 @@ def load(
 
 
 def _firsts(values: Any, seen: set[Any]) -> list[int]:
-    """Where each value that is not among the seen ones comes first; they are seen from then on."""
+    """Return where each value that is not among the seen ones comes first, and count it as seen."""
+    values = tables.plain(values)
     new = [value for value in values.unique().to_pylist() if value is not None and str(value) not in seen]
     seen.update(map(str, new))
     return [values.index(value).as_py() for value in new] if len(seen) < _FEW else []
 
 
 def _uniform(seed: int, numbers: Array) -> Array:
-    """A number in [0, 1) for each of `numbers`, the same for a seed on any machine: SplitMix64 (Steele, Lea, Flood 2014)."""
+    """Return a number in [0, 1) for each of `numbers`, of a seed, by SplitMix64 (Steele, Lea and Flood, 2014)."""
     z = np.asarray(numbers).astype(np.uint64)
     for start in (np.uint64(seed % 2**64), np.uint64(0)):
         z = (z ^ start) + np.uint64(0x9E3779B97F4A7C15)
@@ -165,7 +167,7 @@ def _uniform(seed: int, numbers: Array) -> Array:
 
 
 def _hashes(column: Any, name: str) -> Array:
-    """A hash (m,) uint64 of each row's group."""
+    """Return a hash (m,) uint64 of each row's group."""
     names = tables.group_names(column, name)
     known = {group: int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "little") for group in set(names)}
     return np.array([known[group] for group in names], np.uint64)
@@ -194,7 +196,7 @@ class _Parts:
         return cls(seed, table.by, (float(places[tests]), float(places[tests + validations])), said)
 
     def codes(self, first: int, piece: Any) -> Array:
-        """The part (m,) of each row of a piece that begins with the row of this number."""
+        """Return the part (m,) of each row of a piece that begins with the row of this number."""
         units = _hashes(piece.column(self.by), self.by) if self.by else np.arange(first, first + len(piece))
         return np.searchsorted(self.ends, _uniform(self.seed, units), side="right")
 
@@ -211,7 +213,7 @@ class _Reader:
         self.starts = np.cumsum([0, *sizes])[:-1].tolist()
 
     def pieces(self, group: int, columns: Sequence[str] | None = None, rows: int | None = None) -> Iterator[tuple[int, Any]]:
-        """The number of the first row, and the rows, of each piece of a row group."""
+        """Yield the number of the first row, and the rows, of each piece of a row group."""
         first = self.starts[group]
         with parquet.ParquetFile(self.table.path, metadata=self.metadata, pre_buffer=False, buffer_size=1 << 16) as file:
             for batch in file.iter_batches(rows or _PIECE, [group], columns or self.columns):
@@ -219,12 +221,12 @@ class _Reader:
                 first += len(batch)
 
     def everything(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any]]:
-        """The pieces of the whole file, as large as a window, in order."""
+        """Yield the pieces of the whole file, as large as a window, in order."""
         for group in range(len(self.starts)):
             yield from self.pieces(group, columns, WINDOW)
 
     def survey(self, table: Table) -> dict[str, Any]:
-        """What only the whole file can say: all classes and their kind, how many rows have no target, all groups."""
+        """Return what a sample does not tell: all classes and their kind, how many rows have no target, all groups."""
         target, by = self.table.target, self.table.by
         values, units = list[Any](), [np.empty(0, np.uint64)]
         dropped = infinite = 0
@@ -262,12 +264,12 @@ class _Maker:
     parts: _Parts
 
     def whole(self, table: Any) -> tuple[Array, Array]:
-        """X and Y of all rows that have a target."""
+        """Return X and Y of all rows that have a target."""
         frame, Y = self.reader.frame(table)
         return self.transformer.apply(frame), self.scale.apply(Y) if self.scale else Y
 
     def training(self, first: int, piece: Any) -> Any:
-        """The training rows of a piece that begins with the row of this number."""
+        """Return the training rows of a piece that begins with the row of this number."""
         return piece.filter(pa.array(self.parts.codes(first, piece) == 2))
 
 

@@ -492,7 +492,7 @@ def _figures(p: Array, Y: Array) -> dict[str, float]:
 
 
 def _errors(Z: Array, Y: Array, scale: data.Standardizer) -> dict[str, float]:
-    """R2, averaged over the outputs, and RMSE of standardised predictions (m, k), against the targets as they were."""
+    """Return R2, averaged over the outputs, and RMSE of standardised predictions (m, k), against the targets as they were."""
     truth = scale.exactly(Y)  # in units of the deviation, where differences have the most digits
     squares, spread = np.mean(np.square(truth - Z), axis=0), truth.var(axis=0)
     with np.errstate(all="ignore"):
@@ -502,7 +502,7 @@ def _errors(Z: Array, Y: Array, scale: data.Standardizer) -> dict[str, float]:
 
 
 def _figure(name: str, value: float) -> str:
-    """A figure as text; an RMSE has the size of its target."""
+    """Return a figure as text; an RMSE has the size of its target."""
     return f"{value:.4f}" if name != "RMSE" or 0.1 <= value < 1e5 or not value else f"{value:.4g}"
 
 
@@ -593,7 +593,7 @@ def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: d
 
 
 def _tells(told: Any) -> bool:
-    """Whether a note says what a column of a table is taken as."""
+    """Return whether a note says what a column of a table is taken as."""
     if not isinstance(told, dict) or set(told) != {"kind", "labels", "origin"}:
         return False
     origin, kind = told["origin"], told["kind"]
@@ -638,7 +638,7 @@ class _Model:
         return data.Standardizer(*(self.tensors[f"target {name}"] for name in ("mean", "scale", "rest")))
 
     def rows(self, name: str, target: bool) -> tuple[Array, data.Truth | None]:
-        """The network's input of every row, and what the target says of them; with `target` there must be one."""
+        """Return the network's input of every row, and its target if there is one; with `target` there must be one."""
         _refuse_folder(name)
         classes, kind, column = self.about["classes"], self.about["labels"], self.about["target"]
         if "pipeline" not in self.tensors:
@@ -696,7 +696,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _against(model: _Model, Z: Array, truth: data.Truth) -> list[str]:
-    """The lines that say the figures of predictions, of how many rows they are, and what became of the others."""
+    """Return the lines that say the figures of predictions, of how many rows, and what became of the others."""
     count, Z = len(truth.values), Z[truth.rows]
     such = f", such as {truth.such[:60]!r}" if truth.such else ""
     others = [f"{truth.missing:,} more {_have(truth.missing)} no value"] if truth.missing else []

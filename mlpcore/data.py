@@ -339,12 +339,12 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
 
 
 def few(values: int, rows: int, most: int) -> bool:
-    """Whether so many different whole numbers in so many rows are classes: at most `most`, of some five rows each."""
+    """Return whether so many different whole numbers in so many rows are classes: at most `most`, of some five rows each."""
     return values <= min(most, rows / 5 + 2)
 
 
 def decided(values: int, task: str) -> str:
-    """The sentence that says how whole numbers of so many values were taken, and how to say otherwise."""
+    """Return the sentence that says how whole numbers of so many values were taken, and how to say otherwise."""
     taken, other = ("classes", "a quantity") if task == "classification" else ("a quantity", "classes")
     option = "regression" if task == "classification" else "classification"
     return f"whole numbers, {values:,} different: taken as {taken} (as {other}: --task {option})"
@@ -404,7 +404,7 @@ def load_truth(path: str | Path, rows: int, classes: Sequence[str], kind: str, o
 
 
 def _target(path: str | Path, rows: int) -> np.ndarray:
-    """Y of an archive, of so many rows."""
+    """Return Y of an archive of so many rows."""
     Y = _read(path, "Y")
     if Y.shape[:1] != (rows,):
         raise ValueError(f"{path}: Y must have one entry for each of the {rows} rows of X; got shape {Y.shape}")

@@ -67,7 +67,7 @@ _MOST_BYTES = 256 << 20  # of a pipeline in a model file
 
 @dataclass(frozen=True)
 class Column:
-    """What a column of the file is taken as.
+    """A column of the file, and what it is taken as.
 
     Attributes:
         kind: "number", "category" or "boolean"; "" where it is left out.
@@ -84,7 +84,7 @@ class Column:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a model file says of it."""
+        """The note in a model file."""
         return {"kind": self.kind, "labels": self.labels, "origin": self.origin}
 
 
@@ -166,7 +166,7 @@ def _read_csv(source: Path, texts: Sequence[str]) -> pa.Table:
 
 
 def without_views(table: pa.Table) -> pa.Table:
-    """The table with its views of texts as texts, which Arrow can filter."""
+    """Return the table with its views of texts as texts, which Arrow can filter."""
     for place, field in enumerate(table.schema):
         if pa.types.is_string_view(field.type):
             table = table.set_column(place, field.name, table.column(place).cast(pa.large_string()))
@@ -174,7 +174,7 @@ def without_views(table: pa.Table) -> pa.Table:
 
 
 def with_categories(table: pa.Table, metadata: Any) -> pa.Table:
-    """The table with its categories as such: pandas and Arrow write that a column is one, and Arrow reads it as its values."""
+    """Return the table with its categories as such: files say what is one, but Arrow reads numbers as numbers."""
     written = metadata.metadata or {}
     names = set()
     if b"ARROW:schema" in written:
@@ -203,8 +203,8 @@ def _delimiter(source: Path) -> str:
     return "\t" if source.suffix.lower() == ".tsv" else ","
 
 
-def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Without dictionary encoding and spaces around texts; a text that CSV takes as missing is, and so is NaN."""
+def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the values without dictionary encoding and spaces around texts; NaN and what CSV takes as missing are missing."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if _is_text(values.type):
@@ -229,7 +229,7 @@ def _is_date(kind: pa.DataType) -> bool:
 
 
 def _source(kind: pa.DataType) -> str:
-    """What an Arrow type is to `mlpcore.labels`; "" where it is nothing that has a name."""
+    """Return the kind of `mlpcore.labels` that an Arrow type is; "" for one that has no names."""
     if _is_text(kind) or pa.types.is_null(kind):
         return "text"
     if _is_number(kind):
@@ -240,8 +240,8 @@ def _source(kind: pa.DataType) -> str:
 
 
 def _numbers(values: pa.ChunkedArray, origin: float = 0.0) -> Array:
-    """The numbers less `origin`, float64 (m,); NaN where there is no finite one."""
-    values = _plain(values)
+    """Return the numbers less `origin`, float64 (m,); NaN where there is no finite one."""
+    values = plain(values)
     if _is_text(values.type):
         numeric = pc.fill_null(pc.match_substring_regex(values, _FULL), False)
         texts = pc.if_else(numeric, values, pa.scalar(None, values.type))
@@ -263,7 +263,7 @@ def _numbers(values: pa.ChunkedArray, origin: float = 0.0) -> Array:
 
 
 def _exactly(value: str | Decimal | None, origin: float) -> float:
-    """The number less `origin`, rounded once."""
+    """Return the number less `origin`, rounded once."""
     if value is None:
         return math.nan
     number = Decimal(int(value, 16)) if isinstance(value, str) and value[:2] in ("0x", "0X") else Decimal(value)
@@ -271,7 +271,7 @@ def _exactly(value: str | Decimal | None, origin: float) -> float:
 
 
 def _origin(numbers: Array, values: pa.ChunkedArray) -> float:
-    """A float64 amid the numbers, where they are close to each other and have more digits than float64; else 0."""
+    """Return a float64 amid the numbers, where they are close together and have more digits than float64; else 0."""
     low, high = np.nanmin(numbers), np.nanmax(numbers)
     size = max(abs(low), abs(high))
     if pa.types.is_floating(values.type) or not 2.0**53 <= size < 1e300 or high - low > size:
@@ -280,8 +280,8 @@ def _origin(numbers: Array, values: pa.ChunkedArray) -> float:
 
 
 def _names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:
-    """The names of the values (m,), None where there is none, and their kind, which is told from them where not given."""
-    values = _plain(values)
+    """Return the names (m,) of the values, None for a missing one, and their kind, told from them where not given."""
+    values = plain(values)
     source = _source(values.type)
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
@@ -293,7 +293,7 @@ def _names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:
 
 
 def as_frame(table: pa.Table, columns: Sequence[Column]) -> pd.DataFrame:
-    """The columns as their kinds: float64 with NaN, or Python strings with None."""
+    """Return the columns as their kinds: float64 with NaN, or Python strings with None."""
     arrays = {
         c.name: _numbers(table.column(c.name), c.origin) if c.kind == "number" else _names(table.column(c.name), c.labels)[0]
         for c in columns
@@ -307,7 +307,7 @@ def as_frame(table: pa.Table, columns: Sequence[Column]) -> pd.DataFrame:
 def _take(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array) -> Column:
     """The kind of one column, from its type and values, or as wished."""
     is_category = pa.types.is_dictionary(values.type)
-    values = _plain(values)
+    values = plain(values)
     kind, rows = values.type, len(values)
     known_rows = rows - values.null_count
     if wish == "out":
@@ -459,10 +459,10 @@ def take(
 
 
 def _has_zeros_in_front(path: Path, column: str) -> bool:
-    """Whether a text file has codes such as 007 in a column that reads as numbers."""
+    """Return whether a text file has codes such as 007 in a column that reads as numbers."""
     if path.suffix.lower() not in (".csv", ".tsv"):
         return False
-    return bool(pc.any(pc.match_substring_regex(_plain(read(path, [column]).column(column)), "^0[0-9]+$")).as_py())
+    return bool(pc.any(pc.match_substring_regex(plain(read(path, [column]).column(column)), "^0[0-9]+$")).as_py())
 
 
 def _no_column(where: str, name: str, names: Sequence[str]) -> ValueError:
@@ -491,7 +491,7 @@ def require_columns(
 
 @dataclass(frozen=True)
 class _Goal:
-    """The target of a table: `Y` of the rows that have one, their class names and kind, and how the task was told."""
+    """The target of a table: `Y` of the `rows` that have one, their class names and kind, and how the task was told."""
 
     Y: Array
     rows: Array
@@ -503,9 +503,8 @@ class _Goal:
 
 def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
     is_category = pa.types.is_dictionary(values.type)
-    values = _plain(values)
-    if _source(values.type) in ("", "date"):
-        raise ValueError(f"--target {name!r} holds {values.type}; expected numbers, text or booleans")
+    values = plain(values)
+    require_answers(values.type, name)
     filled, infinite, numbers = with_target(values), _infinite(values), _numbers(values)
     if not filled.any():
         raise ValueError(f"--target {name!r} has no value in any row")
@@ -533,27 +532,34 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
 
 
 def _infinite(values: pa.ChunkedArray) -> Array:
-    """Which rows of plain values hold an infinite number (m,)."""
+    """Return which rows (m,) of plain values hold an infinite number."""
     if not pa.types.is_floating(values.type):
         return np.zeros(len(values), bool)
     return np.asarray(pc.fill_null(pc.is_inf(values), False).to_numpy())
 
 
+def require_answers(kind: pa.DataType, name: str) -> None:
+    """Raise a ValueError where a target of this type cannot be predicted."""
+    held = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if _source(held) in ("", "date"):
+        raise ValueError(f"--target {name!r} holds {held}; expected numbers, text or booleans")
+
+
 def without_target(values: pa.ChunkedArray) -> tuple[int, int]:
-    """How many rows have no target, and how many an infinite one."""
-    values = _plain(values)
+    """Return how many rows have no target, and how many an infinite one."""
+    values = plain(values)
     return values.null_count, int(_infinite(values).sum())
 
 
 def with_target(values: pa.ChunkedArray) -> Array:
-    """Which rows have a target, and no infinite one (m,)."""
-    values = _plain(values)
+    """Return which rows (m,) have a target that is not infinite."""
+    values = plain(values)
     return np.asarray(values.is_valid().to_numpy() & ~_infinite(values))
 
 
 def require_numbers(values: pa.ChunkedArray, name: str, first: int = 0) -> None:
     """Raise a ValueError that names the first row whose target is no number; `first` is the number of the values' first row."""
-    values = _plain(values)
+    values = plain(values)
     if _is_text(values.type):
         wrong = np.flatnonzero(values.is_valid().to_numpy() & np.isnan(_numbers(values)))
         if len(wrong):
@@ -562,8 +568,8 @@ def require_numbers(values: pa.ChunkedArray, name: str, first: int = 0) -> None:
 
 
 def quantities(values: pa.ChunkedArray, rows: Array) -> Array:
-    """The numbers of these rows (k, 1): 64-bit integers as such, others in float64."""
-    values = _plain(values)
+    """Return the numbers of these rows (k, 1): 64-bit integers as such, others in float64."""
+    values = plain(values)
     if pa.types.is_integer(values.type):
         return np.asarray(values.filter(pa.array(rows)).to_numpy())[:, None]
     return _numbers(values)[rows, None]
@@ -575,12 +581,12 @@ def _groups(values: pa.ChunkedArray, name: str) -> Array:
 
 
 def group_names(values: pa.ChunkedArray, name: str) -> Array:
-    """The names (m,) of the groups that the rows are of.
+    """Return the names (m,) of the groups that the rows are of.
 
     Raises:
         ValueError: a row has none, or the type has no names.
     """
-    if not _source(_plain(values).type):
+    if not _source(plain(values).type):
         raise ValueError(f"--groups {name!r} holds {values.type}; expected numbers, text, booleans or dates")
     names, _ = _names(values)
     lost = sum(group is None for group in names)
@@ -590,23 +596,23 @@ def group_names(values: pa.ChunkedArray, name: str) -> Array:
 
 
 def distinct(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The different values, without missing ones."""
-    return pa.chunked_array([_plain(values).unique().drop_null()])
+    """Return the different values, without missing ones."""
+    return pa.chunked_array([plain(values).unique().drop_null()])
 
 
 def class_names(values: pa.ChunkedArray) -> tuple[tuple[str, ...], str]:
-    """The names of classes in order, and their kind, from all values that occur."""
+    """Return the names of classes in order, and their kind, from all values that occur."""
     names, kind = _names(values)
     return labels.sort_names({name for name in names if name is not None}, kind), kind
 
 
 def truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
-    """The target of another table, for a model with these classes of this kind; () where it predicts a quantity.
+    """Return the target of another table, for a model with these classes of this kind; () where it predicts a quantity.
 
     Raises:
         ValueError: the column holds what is neither numbers nor text nor booleans nor dates.
     """
-    values = _plain(values)
+    values = plain(values)
     if not _source(values.type):
         raise ValueError(f"the column of the target holds {values.type}; expected numbers, text, booleans or dates")
     if classes:
@@ -725,7 +731,7 @@ class Transformer:
         if lacking:
             raise _no_column(f"{path}: the model needs a column", lacking[0], table.column_names)
         for column in self.columns:
-            held = _plain(table.column(column.name)).type
+            held = plain(table.column(column.name)).type
             if column.kind != "number" and not (_source(held) or pa.types.is_time(held)):
                 raise ValueError(f"{path}: column {column.name!r} holds {held}; it was a {column.kind} in training")
         frame = as_frame(table, self.columns)
@@ -736,7 +742,7 @@ class Transformer:
     def _remarks(self, frame: pd.DataFrame, table: pa.Table) -> Iterator[str]:
         for column in self.columns:
             if column.kind == "number":
-                lost = int(frame[column.name].isna().sum()) - _plain(table.column(column.name)).null_count
+                lost = int(frame[column.name].isna().sum()) - plain(table.column(column.name)).null_count
                 if lost:
                     yield f"{column.name}: {lost:,} row(s) hold no finite number: taken as missing"
         for name, known in self._categories():
@@ -746,7 +752,7 @@ class Transformer:
                 yield f"{name}: {len(new):,} row(s) hold what training never saw, {such}: taken as rare"
 
     def _categories(self) -> list[tuple[str, Array]]:
-        """Each category with the values that training saw."""
+        """Return each category with the values that training saw."""
         encoder = self.pipeline.named_transformers_.get("categories")
         return [] if encoder is None else list(zip(encoder.feature_names_in_, encoder.categories_, strict=True))
 

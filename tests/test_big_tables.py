@@ -228,3 +228,18 @@ def test_what_cannot_be_streamed_is_refused(path, frame, tmp_path):
         big_tables.load(tmp_path / "absent.parquet", "price")
     with pytest.raises(ValueError, match="no column 'cost'"):
         big_tables.load(path, "cost")
+    for column, word in (([[1]] * ROWS, "list"), (pd.to_timedelta(np.arange(ROWS), "s"), "duration")):
+        frame.assign(price=column).to_parquet(tmp_path / "odd.parquet", row_group_size=GROUP)
+        with pytest.raises(ValueError, match=f"--target 'price' holds {word}"):
+            big_tables.load(tmp_path / "odd.parquet", "price")
+
+
+def test_categories_of_a_streamed_table_are_taken_as_such(frame, tmp_path):
+    k = pd.Categorical(np.arange(ROWS) % 3 * 7)
+    pd.DataFrame({"k": k, "size": frame["size"], "kind": pd.Categorical(frame["kind"])}).to_parquet(
+        tmp_path / "t.parquet", row_group_size=GROUP
+    )
+    table = big_tables.load(tmp_path / "t.parquet", "kind")
+    assert {column.name: column.kind for column in table.columns} == {"k": "category", "size": "number"}
+    assert table.class_names == ("flat", "house")
+    assert big_tables.load(tmp_path / "t.parquet", "k").class_names == ("0", "7", "14")
