@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mlpcore as mc
-from mlpcore import data
+from mlpcore import data, labels
 from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import activations, losses
 from mlpcore.core.optimizers import Optimizer
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("data", help="a file such as table.csv, table.parquet or data.npz; or flights, digits")
     train.add_argument("--target", metavar="COLUMN", help="of a table: the column to predict")
-    train.add_argument("--task", choices=["classification", "regression"], help="of a table (default: told from the target)")
+    train.add_argument("--task", choices=["classification", "regression"], help="default: told from the target, and said")
     train.add_argument("--groups", metavar="COLUMN", help="of a table: rows of one value stay together when rows are held out")
     train.add_argument("--stream", action="store_true", help="read a Parquet table in pieces (by itself where memory is short)")
     train.add_argument(
@@ -159,14 +159,14 @@ def _is_table(name: str) -> bool:
     return Path(name).suffix.lower() in (".csv", ".tsv", ".parquet", ".pq")
 
 
-def _load(name: str, target: bool = True) -> data.Dataset:
+def _load(name: str, target: bool = True, task: str | None = None) -> data.Dataset:
     if name == "flights":
         return data.load_flights()
     if name == "digits":
         return data.load_digits()
     if not name.endswith(".npz") and not Path(name).exists():
         raise ValueError(f"data {name!r} is neither 'flights' nor 'digits' nor a .csv, .tsv, .parquet or .npz file")
-    return data.load_npz(name, target)
+    return data.load_npz(name, target, task)
 
 
 def _refuse_folder(name: str) -> None:
@@ -179,15 +179,24 @@ def _dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
     _refuse_folder(options.data)
     if _is_table(options.data):
         return _table_dataset(options)
-    for argument in ("target", "task", "groups", "as", "stream"):
+    for argument in ("target", "groups", "as", "stream"):
         if getattr(options, argument):
             raise ValueError(f"--{argument} is for tables (.csv, .tsv, .parquet); {options.data!r} is none")
+    if options.task and options.data in RECIPES:
+        raise ValueError(f"--task is for tables and .npz files; {options.data} has classes")
     started = time.perf_counter()
-    dataset = _load(options.data)
+    dataset = _load(options.data, task=options.task)
     rows, columns = dataset.X.shape
-    kind = f"{len(dataset.class_names)} classes" if dataset.class_names else "regression"
-    print(f"{options.data}: {rows:,} rows, {columns} columns, {kind}; read in {time.perf_counter() - started:.1f} s")
+    seconds = time.perf_counter() - started
+    print(f"{options.data}: {rows:,} rows, {columns} columns, {_kind(dataset)}; read in {seconds:.1f} s")
+    if dataset.note:
+        print(f"Y: {dataset.note}")
     return dataset, RECIPES.get(options.data, Recipe())
+
+
+def _kind(dataset: data.Dataset) -> str:
+    names = dataset.class_names
+    return f"{len(names)} classes ({_some(names)})" if names else "a quantity (regression)"
 
 
 def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
@@ -204,17 +213,17 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
         wishes[column] = kind
     table: tables.Table
     if options.stream or is_too_big(options.data):
-        if options.groups:
-            raise ValueError(
-                "--groups: a streamed table holds out whole row groups; sort it by that column, or leave the option out"
-            )
-        table = load(options.data, options.target, options.task, wishes)
+        table = load(options.data, options.target, options.task, options.groups, wishes)
         source = f", read in pieces; columns as told from {len(table.X):,} of them"
     else:
         table = tables.load(options.data, options.target, options.task, options.groups, wishes)
-        source = f"; {table.dropped:,} more have no {table.target} and are not used" if table.dropped else ""
-    kind = f"{len(table.class_names)} classes ({_some(table.class_names)})" if table.class_names else "a quantity (regression)"
-    print(f"{options.data}: {table.rows:,} rows{source}\nto predict: {table.target}, {kind}\nfrom:")
+        source = ""
+    if table.dropped:
+        what = f"no {table.target}" if table.infinite < table.dropped else f"an infinite {table.target}"
+        part = f" ({table.infinite:,} of them an infinite one)" if 0 < table.infinite < table.dropped else ""
+        source += f"; {table.dropped:,} more {_have(table.dropped)} {what}{part} and are not used"
+    note = f"\n  {table.note}" if table.note else ""
+    print(f"{options.data}: {table.rows:,} rows{source}\nto predict: {table.target}, {_kind(table)}{note}\nfrom:")
     print(tables.describe(table.columns))
     return table, _suited(table.rows)
 
@@ -422,9 +431,9 @@ class _Run:
         prediction = self.net.predict(X)
         if self.regression:
             assert self.split.scale is not None
-            unit = self.split.scale.scale
-            self.results["mlpcore"] = {**_errors(prediction * unit, Y * unit), "seconds": self.seconds}
-            self.results["mean only"] = _errors(np.zeros_like(Y), Y * unit)
+            answers, scale = self.split.answers, self.split.scale
+            self.results["mlpcore"] = {**_errors(prediction, answers, scale), "seconds": self.seconds}
+            self.results["mean only"] = _errors(np.zeros_like(Y), answers, scale)
         else:
             self.results["mlpcore"] = {**_figures(prediction, Y), "seconds": self.seconds}
             if baselines:
@@ -442,10 +451,10 @@ class _Run:
         """The model with what `predict` needs: how its input is made, and names."""
         tensors = self.split.preparation.tensors
         if self.split.scale:
-            tensors |= {"target mean": self.split.scale.mean, "target scale": self.split.scale.scale}
+            tensors |= {f"target {name}": tensor for name, tensor in self.split.scale.tensors.items()}
         about = {
-            "features": self.dataset.feature_names, "classes": self.dataset.class_names, "loss": self.trainer.loss.name,
-            "target": self.dataset.target, **self.split.preparation.about,
+            "features": self.dataset.feature_names, "classes": self.dataset.class_names, "labels": self.dataset.labels,
+            "loss": self.trainer.loss.name, "target": self.dataset.target, **self.split.preparation.about,
         }  # fmt: skip
         self.net.save(path, tensors=tensors, about=about)
 
@@ -482,12 +491,19 @@ def _figures(p: Array, Y: Array) -> dict[str, float]:
     return {**scores, "accuracy": float(np.mean(p.argmax(1) == Y)), "log loss": log_loss(Y, p, labels=range(p.shape[1]))}
 
 
-def _errors(Z: Array, Y: Array) -> dict[str, float]:
-    """R2, averaged over the outputs, and RMSE of predictions (m, k)."""
-    squares = np.mean(np.square(Z - Y, dtype=np.float64), axis=0)
+def _errors(Z: Array, Y: Array, scale: data.Standardizer) -> dict[str, float]:
+    """Return R2, averaged over the outputs, and RMSE of standardised predictions (m, k), against the targets as they were."""
+    truth = scale.exactly(Y)  # in units of the deviation, where differences have the most digits
+    squares, spread = np.mean(np.square(truth - Z), axis=0), truth.var(axis=0)
     with np.errstate(all="ignore"):
-        r2 = np.mean(1 - squares / np.var(Y, axis=0, dtype=np.float64))
-    return {"R2": float(r2), "RMSE": float(np.sqrt(squares.mean()))}
+        r2 = np.mean(np.where(spread > 0, 1 - squares / spread, np.nan))
+    largest = scale.scale.max()
+    return {"R2": float(r2), "RMSE": float(largest * np.sqrt(np.mean(squares * np.square(scale.scale / largest))))}
+
+
+def _figure(name: str, value: float) -> str:
+    """Return a figure as text; an RMSE has the size of its target."""
+    return f"{value:.4f}" if name != "RMSE" or 0.1 <= value < 1e5 or not value else f"{value:.4g}"
 
 
 def _baselines(validation: tuple[Array, Array]) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -509,7 +525,8 @@ def _table(title: str, results: dict[str, dict[str, float]]) -> None:
     columns = list(dict.fromkeys(key for figures in results.values() for key in figures))
     print(f"\n{title:<24}" + "".join(f"{column:>11}" for column in columns))
     for name, figures in results.items():
-        cells = [f"{figures[c]:>11.{1 if c == 'seconds' else 4}f}" if c in figures else " " * 11 for c in columns]
+        texts = {c: f"{value:.1f}" if c == "seconds" else _figure(c, value) for c, value in figures.items()}
+        cells = [f"{texts.get(c, ''):>11}" for c in columns]
         print(f"{name:<24}" + "".join(cells).rstrip())
 
 
@@ -553,22 +570,35 @@ def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: d
     classes, columns = about["classes"], about.get("columns")
     right = {
         "classes": texts(classes) and len(classes) in (0, net.sizes[-1]),
+        "labels": about.get("labels") in (labels.KINDS if classes else ("", *labels.KINDS)),
         "loss": about.get("loss") is not None,
         "features": texts(about.get("features")),
         "target": isinstance(about.get("target", ""), str),
     }
     if "pipeline" in tensors:
-        kinds = ("number", "category", "boolean")
-        right["columns"] = isinstance(columns, dict) and bool(columns) and all(kind in kinds for kind in columns.values())
+        right["columns"] = isinstance(columns, dict) and bool(columns) and all(map(_tells, columns.values()))
         right["scikit-learn"] = isinstance(about.get("scikit-learn"), str)
         right["target"] = isinstance(about.get("target"), str)
-    sizes = {} if "pipeline" in tensors else {"mean": net.sizes[0], "scale": net.sizes[0]}
+    scales = ("mean", "scale", "rest")
+    sizes = {} if "pipeline" in tensors else dict.fromkeys(scales, net.sizes[0])
     if not classes:
-        sizes |= {"target mean": net.sizes[-1], "target scale": net.sizes[-1]}
+        sizes |= {f"target {name}": net.sizes[-1] for name in scales}
     right |= {name: name in tensors and tensors[name].shape == (size,) for name, size in sizes.items()}
     for name, fits in right.items():
         if not fits:
-            raise ValueError(f"{path!r}: its {name!r} is missing or does not fit the network: the file is damaged or made up")
+            raise ValueError(
+                f"{path!r}: its {name!r} is missing or does not fit the network: the file is damaged, made up or of another "
+                "version of mlpcore; train again"
+            )
+
+
+def _tells(told: Any) -> bool:
+    """Return whether a note says what a column of a table is taken as."""
+    if not isinstance(told, dict) or set(told) != {"kind", "labels", "origin"}:
+        return False
+    origin, kind = told["origin"], told["kind"]
+    right = told["labels"] == "" if kind == "number" else kind in ("category", "boolean") and told["labels"] in labels.KINDS
+    return right and isinstance(origin, int | float) and abs(origin) < 1e300
 
 
 @dataclass(frozen=True)
@@ -587,7 +617,7 @@ class _Model:
             raise ValueError(f"{path!r} holds a network without its standardisation: it is not from 'mlpcore train'")
         _require_fitting(path, net, tensors, about)
         if "pipeline" not in tensors:
-            return cls(net, tensors, about, data.Standardizer(tensors["mean"], tensors["scale"]))
+            return cls(net, tensors, about, data.Standardizer(tensors["mean"], tensors["scale"], tensors["rest"]))
         from mlpcore import tables
 
         try:
@@ -603,37 +633,45 @@ class _Model:
     @property
     def scale(self) -> data.Standardizer | None:
         """Of the target; None for classes."""
-        return None if self.about["classes"] else data.Standardizer(self.tensors["target mean"], self.tensors["target scale"])
+        if self.about["classes"]:
+            return None
+        return data.Standardizer(*(self.tensors[f"target {name}"] for name in ("mean", "scale", "rest")))
 
-    def rows(self, name: str, target: bool) -> tuple[Array, Array | None, Array]:
-        """The network's input of every row, Y (with `target` there must be one), and the rows that Y is of."""
+    def rows(self, name: str, target: bool) -> tuple[Array, data.Truth | None]:
+        """Return the network's input of every row, and its target if there is one; with `target` there must be one."""
         _refuse_folder(name)
+        classes, kind, column = self.about["classes"], self.about["labels"], self.about["target"]
         if "pipeline" not in self.tensors:
-            dataset = _load(name, target)
+            dataset = _load(name, target=False)
             if dataset.X.shape[1] != self.net.sizes[0]:
                 raise ValueError(f"data {name!r} has {dataset.X.shape[1]} columns; the model takes {self.net.sizes[0]}")
-            return self.preparation.apply(dataset.X), dataset.Y if target else None, np.ones(len(dataset.X), bool)
+            X = self.preparation.apply(dataset.X)
+            if dataset.Y is None:
+                truth = data.load_truth(name, len(X), classes, kind, self.net.sizes[-1])
+            else:  # flights, digits
+                truth = data.Truth.of_names(np.array(dataset.class_names, object)[dataset.Y], classes) if classes else None
+            if target and truth is None:
+                raise ValueError(f"data {name!r} has no target Y that the model could be checked on")
+            return X, truth
         if not _is_table(name):
             raise ValueError(f"data {name!r}: the model takes a table (.csv, .tsv, .parquet)")
         from mlpcore import tables
 
-        frame, table, remarks = self.preparation.read(name)
+        frame, table, remarks = self.preparation.read(name, [column] if classes else [])
         for remark in remarks:
             print(f"note: {remark}")
-        X, column = self.preparation.apply(frame), self.about["target"]
+        X = self.preparation.apply(frame)
         if column in table.column_names:
-            return X, *tables.targets(table.column(column), self.about["classes"])
+            return X, tables.truth(table.column(column), classes, kind)
         if target:
             raise ValueError(f"data {name!r} has no column {column!r}, the target")
-        return X, None, np.zeros(len(X), bool)
+        return X, None
 
 
 def _predict(options: argparse.Namespace) -> None:
     model = _Model.load(options.model)
-    X, Y, known = model.rows(options.data, target=False)
+    X, truth = model.rows(options.data, target=False)
     Z = model.net.predict(X)
-    if model.scale:
-        Z = Z * model.scale.scale + model.scale.mean
     classes = model.about["classes"]
     target = Path(options.out)
     _require_other("--out", target, {"the model is": options.model, "the data are": options.data})
@@ -646,17 +684,52 @@ def _predict(options: argparse.Namespace) -> None:
             writer.writerow(["prediction", *(f"p({name})" for name in classes)])
             writer.writerows([classes[row.argmax()], *(f"{p:.6f}" for p in row)] for row in Z)
         else:
+            assert model.scale is not None
             writer.writerow([f"prediction {i}" for i in range(Z.shape[1])] if Z.shape[1] > 1 else ["prediction"])
-            writer.writerows([f"{z:.9g}" for z in row] for row in Z)
+            writer.writerows(model.scale.invert(Z).tolist())  # in all digits that float64 has
         file.flush()
         file.detach()  # else it would close the file before it is on the disk
     print(f"{len(Z):,} predictions written to {target}")
-    if Y is not None and len(Y):
-        figures = _figures(Z[known], Y) if classes else _errors(Z[known], Y)
-        print(
-            f"against its column {model.about['target']}: "
-            + ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        )
+    if truth is not None:
+        column = f"its column {model.about['target']}" if "pipeline" in model.tensors else "its Y"
+        print(f"against {column}: " + "\n  ".join(_against(model, Z, truth)))
+
+
+def _against(model: _Model, Z: Array, truth: data.Truth) -> list[str]:
+    """Return the lines that say the figures of predictions, of how many rows, and what became of the others."""
+    count, Z = len(truth.values), Z[truth.rows]
+    such = f", such as {truth.such[:60]!r}" if truth.such else ""
+    others = [f"{truth.missing:,} more {_have(truth.missing)} no value"] if truth.missing else []
+    if model.scale and truth.wrong:
+        others.append(f"{truth.wrong:,} more {_have(truth.wrong)} no finite number{such}")
+    left_out = f"; {' and '.join(others)}: not counted" if others else ""
+    if not count:
+        return [f"no figures, since no row has a {'number' if model.scale else 'label'}{left_out}"]
+    of = f"of {_rows(count)}" if count == len(truth.rows) else f"of {count:,} of {_rows(len(truth.rows))}"
+    if model.scale:
+        return [f"{_said(_errors(Z, truth.values, model.scale))} {of}{left_out}"]
+    known = truth.values >= 0
+    figures = _figures(Z[known], truth.values[known]) if known.any() else {}
+    if not truth.wrong:
+        return [f"{_said(figures)} {of}{left_out}"]
+    accuracy = np.mean(Z.argmax(1) == truth.values)
+    wrong = f"{truth.wrong:,} {_have(truth.wrong)} a label that the model does not know{such}: counted as wrong"
+    lines = [f"accuracy {accuracy:.4f} {of}; {wrong}{left_out}"]
+    if figures:
+        lines.append(f"of the {_rows(int(known.sum()))} with a label that it knows: {_said(figures)}")
+    return lines
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" + ("s" if count != 1 else "")
+
+
+def _have(count: int) -> str:
+    return "has" if count == 1 else "have"
+
+
+def _said(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {_figure(name, value)}" for name, value in figures.items())
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -676,8 +749,20 @@ def _export(options: argparse.Namespace) -> None:
         print(
             f"{options.onnx}: X takes the {model.net.sizes[0]} columns as they are ({_some(names)}), standardisation included"
         )
+        _say_rounding(names, model.tensors["mean"], model.tensors["scale"], "X")
     classes = model.about["classes"]
+    if not classes:
+        outputs = ["the target"] if model.net.sizes[-1] == 1 else [f"output {i}" for i in range(model.net.sizes[-1])]
+        _say_rounding(outputs, model.tensors["target mean"], model.tensors["target scale"], "Z")
     print("Z holds " + (f"the probabilities of {_some(classes)}" if classes else "the predictions, in the units of the target"))
+
+
+def _say_rounding(names: Sequence[str], mean: Array, scale: Array, end: str) -> None:
+    """Say where float32, which an ONNX file's ends are in, has too few digits for columns far from 0."""
+    far = np.abs(mean) * np.finfo(np.float32).eps > 1e-3 * scale
+    if far.any():
+        listed = _some([name for name, lost in zip(names, far, strict=True) if lost])
+        print(f"note: {end} is float32, too coarse for {listed}, far from 0 for the spread: figures will be worse than here")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -686,10 +771,17 @@ def _check(options: argparse.Namespace) -> None:
     if options.data:
         model = _Model.load(options.model)
         net, loss = model.net, model.about["loss"]
-        X, Y, known = model.rows(options.data, target=True)
-        assert Y is not None
+        X, truth = model.rows(options.data, target=True)
+        assert truth is not None
+        X, Y = X[truth.rows], truth.values
+        if not model.scale:
+            X, Y = X[Y >= 0], Y[Y >= 0]
+        if not len(Y):
+            raise ValueError(f"data {options.data!r}: no row has a target that the model knows")
+        if len(Y) < len(truth.rows):
+            print(f"{len(Y):,} of {_rows(len(truth.rows))} have a target that the model knows; the others are left out")
         rows = rng.permutation(len(Y))[:count]
-        X, Y = X[known][rows], model.scale.apply(Y[rows]) if model.scale else Y[rows]
+        X, Y = X[rows], model.scale.apply(Y[rows]) if model.scale else Y[rows]
     else:
         net, _, about = _load_with(options.model)
         last = net.activations[-1]

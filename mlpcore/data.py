@@ -7,31 +7,39 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mlpcore import labels
+
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Dataset", "Preparation", "Split", "Standardizer", "digest", "load_digits", "load_flights", "load_npz", "split"]
+__all__ = [
+    "Dataset", "Preparation", "Split", "Standardizer", "Truth", "digest", "load_digits", "load_flights",
+    "load_npz", "load_truth", "split",
+]  # fmt: skip
 
 _INSTALL = 'pip install "mlpcore[cli]"'
 _CHUNK_ROWS = 16_384
+MOST_CLASSES = 100  # an archive's Y of whole numbers with more values is a quantity
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A table of `m` rows in memory: `X` (m, n) float32, C-contiguous, not standardised.
+    """A table of `m` rows in memory: `X` (m, n) numbers of any dtype, not standardised.
 
-    `Y` is (m,) int64 class indices into `class_names`; or (m, k) float32 targets, where `class_names` is (); or None where
-    the source has no target. `groups` (m,) int64, or None: rows of one group (for flights the day) must not be split.
-    `alike` says that the columns are of one kind (pixels) and share one scale. `unit` names a group, `target` Y.
+    `Y` is (m,) int64 class indices into `class_names`; or (m, k) targets of any dtype, where `class_names` is (); or None
+    where the source has no target. `groups` (m,) int64, or None: rows of one group (for flights the day) must not be split.
+    `alike` says that the columns are of one kind (pixels) and share one scale. `unit` names a group, `target` Y. `labels` is
+    the kind of the class names (`mlpcore.labels`), and `note` says how the task was told where nobody named it.
     """
 
     X: Any
@@ -42,6 +50,8 @@ class Dataset:
     alike: bool = False
     unit: str = "groups"
     target: str = ""
+    labels: str = "text"
+    note: str = ""
 
     def prepare(self, rows: np.ndarray) -> Preparation:
         """What makes the network's input of X, fitted on these rows."""
@@ -64,7 +74,9 @@ class Dataset:
         training, validation, test = ((X[part], Y[part]) for part in rows)
         counts = (len(rows[0]), len(rows[1]), len(rows[2]))
         said = f" of {units} {self.unit}" if units else ""
-        return Split(training, validation, test, training[1], counts, said, preparation, scale, digest(X, Y, *rows))
+        return Split(
+            training, validation, test, self.Y[rows[2]], training[1], counts, said, preparation, scale, digest(X, Y, *rows)
+        )
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,8 @@ class Split:
 
     Attributes:
         training: what `Trainer.fit` takes: X and Y, or a function that gives batches of both.
-        validation, test: X (m, n_0) float32 and Y.
+        validation, test: X (m, n_0) float32 and Y, standardised where it is a quantity.
+        answers: Y of the test rows as it was.
         sample: Y of the training rows, or of some of them.
         counts: rows of the three.
         said: what the rows are held out by.
@@ -85,6 +98,7 @@ class Split:
     training: tuple[Any, ...]
     validation: tuple[np.ndarray, np.ndarray]
     test: tuple[np.ndarray, np.ndarray]
+    answers: np.ndarray
     sample: np.ndarray
     counts: tuple[int, int, int]
     said: str
@@ -118,55 +132,128 @@ class Preparation(Protocol):
 
 @dataclass(frozen=True)
 class Standardizer:
-    """Maps each column to mean 0 and standard deviation 1; `mean` (n,) and `scale` (n,) float32."""
+    """The map of each column to mean 0 and standard deviation 1, in float64 until the last.
+
+    Attributes:
+        mean, scale: (n,) float64.
+        rest: (n,) float64, the part of the mean that float64 has no digits for; 0 except for integers from 2^53 on.
+    """
 
     mean: np.ndarray
     scale: np.ndarray
+    rest: np.ndarray | float = 0.0
 
     @classmethod
     def fit(cls, X: np.ndarray, rows: np.ndarray | None = None, alike: bool = False) -> Standardizer:
-        """Mean and standard deviation of the given rows (all, where None) of `X` (m, n).
+        """Return mean and standard deviation of the given rows (all, where None) of `X` (m, n), of any real dtype.
 
-        Sums run in float64, by chunks of rows and without a float64 copy of `X`. A column that is constant on these rows
-        gets scale 1. Where the columns are `alike` (pixels), all get one mean and one scale, those of all numbers together.
-        ValueError where there are no rows.
+        Sums run in float64, by chunks of rows, of differences from the first row, where need be in units of the largest of
+        them: an offset costs no digits, and nothing over- or underflows. A column that is constant on these rows, up to
+        rounding in its own dtype, gets scale 1. Where the columns are `alike` (pixels), all get one mean and one scale,
+        those of all numbers together.
+
+        Raises:
+            ValueError: there are no rows, or a column's values are further apart than float64 can say.
         """
         count = len(X) if rows is None else len(rows)
         if X.ndim != 2 or count == 0:
             raise ValueError(f"Standardizer.fit takes at least one row of a 2-D X; got X {X.shape} and {count} rows")
+        origin = X[0 if rows is None else rows[0]].astype(np.float64)
+        if alike:
+            origin[:] = origin[0]
+
+        unit: np.ndarray | float = 1.0
 
         def chunks() -> Iterator[np.ndarray]:
             for start in range(0, count, _CHUNK_ROWS):
                 part = slice(start, start + _CHUNK_ROWS)
-                yield (X[part] if rows is None else X[rows[part]]).astype(np.float64)
+                D = _minus(X[part] if rows is None else X[rows[part]], origin)
+                if not isinstance(unit, float):
+                    D /= unit
+                yield D
 
-        mean = sum(chunk.sum(axis=0) for chunk in chunks()) / count
-        variance = sum(np.square(chunk - mean).sum(axis=0) for chunk in chunks()) / count
+        widest, total = np.zeros(len(origin)), np.zeros(len(origin))
+        with np.errstate(over="ignore"):
+            for chunk in chunks():
+                np.maximum(widest, np.maximum(chunk.max(axis=0), -chunk.min(axis=0)), out=widest)
+                total += chunk.sum(axis=0)
+        if not np.isfinite(widest).all():
+            column = int(np.argmin(np.isfinite(widest)))
+            raise ValueError(f"X must be finite and its values less than 1.8e308 apart; column {column} is not")
+        if alike:
+            widest[:] = widest.max(initial=0)
+        if not ((widest == 0) | (widest > 1e-100) & (widest < 1e100)).all():  # whose squares would not fit
+            unit = np.where(widest > 0, np.ldexp(0.5, np.frexp(widest)[1]), 1.0)
+            total = sum((chunk.sum(axis=0) for chunk in chunks()), np.zeros(len(origin)))
+        mean, variance = total / count, np.zeros(len(origin))
+        for chunk in chunks():
+            chunk -= mean
+            variance += np.einsum("ij,ij->j", chunk, chunk) / count
         if alike:
             variance = np.full_like(variance, variance.mean() + mean.var())
             mean = np.full_like(mean, mean.mean())
-        deviation = np.sqrt(variance)
-        constant = deviation <= np.finfo(np.float32).eps * np.abs(mean)
-        return cls(mean.astype(np.float32), np.where(constant, 1.0, deviation).astype(np.float32))
+        whole = origin + mean * unit
+        deviation = np.sqrt(variance) * unit
+        rounding = np.finfo(X.dtype).eps if X.dtype.kind == "f" else 0.0
+        scale = np.where(deviation <= rounding * np.abs(whole), 1.0, deviation)
+        return cls(whole, scale, (origin - whole) + mean * unit)
 
-    def apply(self, X: np.ndarray) -> np.ndarray:
-        """(X - mean) / scale as a new (m, n) float32 array. ValueError where n differs."""
+    def exactly(self, X: np.ndarray) -> np.ndarray:
+        """Return (X - mean) / scale as a new (m, n) float64 array. ValueError where n differs."""
         if X.ndim != 2 or X.shape[1] != len(self.mean):
             raise ValueError(f"X has shape {X.shape}; the standardizer takes (m, {len(self.mean)})")
-        Z = np.array(X, dtype=np.float32, order="C")
-        Z -= self.mean
+        Z = _minus(X, self.mean)
+        Z -= self.rest
         Z /= self.scale
         return Z
 
+    def apply(self, X: np.ndarray) -> np.ndarray:
+        """Return (X - mean) / scale as a new (m, n) float32 array.
+
+        Raises:
+            ValueError: n differs, or a finite number is too far from the mean for float32.
+        """
+        Z = np.empty(X.shape, np.float32)
+        for start in range(0, max(1, len(X)), _CHUNK_ROWS):
+            part = slice(start, start + _CHUNK_ROWS)
+            with np.errstate(over="ignore"):
+                Z[part] = self.exactly(X[part])
+            bad = ~np.isfinite(Z[part]) & np.isfinite(X[part])
+            if bad.any():
+                row, column = np.argwhere(bad)[0]
+                raise ValueError(
+                    f"row {start + row + 1}: {X[start + row, column]} in column {column + 1} is too far from the training "
+                    "rows to be standardised in float32"
+                )
+        return Z
+
+    def invert(self, Z: np.ndarray) -> np.ndarray:
+        """Return Z · scale + mean (m, n) in float64: the way back from `apply`."""
+        return np.asarray(Z.astype(np.float64) * self.scale + self.rest + self.mean)
+
     @property
     def tensors(self) -> dict[str, np.ndarray]:
-        """Mean and scale, for a model file."""
-        return {"mean": self.mean, "scale": self.scale}
+        """Mean, scale and rest, for a model file."""
+        return {"mean": self.mean, "scale": self.scale, "rest": np.broadcast_to(self.rest, self.mean.shape).copy()}
 
     @property
     def about(self) -> dict[str, Any]:
         """Nothing more."""
         return {}
+
+
+def _minus(X: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return X - shift as a new (m, n) float64 array; of 64-bit integers the difference is exact where float64 holds it."""
+    with np.errstate(over="ignore"):
+        D = X.astype(np.float64)
+        D -= shift
+    if X.dtype.kind in "iu" and X.dtype.itemsize == 8:
+        for column in np.flatnonzero(np.abs(shift) >= 2.0**50):
+            near = np.abs(D[:, column]) < 2.0**62  # so that the difference modulo 2^64 is the difference
+            whole = math.floor(shift[column])
+            wrapped = X[near, column].astype(np.uint64) - np.uint64(whole % 2**64)
+            D[near, column] = wrapped.view(np.int64) - (shift[column] - whole)
+    return D
 
 
 def split(dataset: Dataset, seed: int, test: float = 0.2, validation: float = 0.1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -205,14 +292,15 @@ def load_digits() -> Dataset:
     pixels, labels = digits(return_X_y=True)
     names = tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8))
     X = (pixels / 16).astype(np.float32, order="C")
-    return Dataset(X, labels.astype(np.int64), names, tuple("0123456789"), alike=True)
+    return Dataset(X, labels.astype(np.int64), names, tuple("0123456789"), alike=True, labels="number")
 
 
-def load_npz(path: str | Path, target: bool = True) -> Dataset:
+def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> Dataset:
     """A NumPy archive with `X` (m, n) numbers and, where `target`, `Y` of m rows.
 
-    `Y` (m,) of integers, booleans or strings becomes class indices, `class_names` the sorted labels; float `Y` (m,) or
-    (m, k) stays numbers to predict, as (m, k) float32. With `target=False` no `Y` is read, and `Dataset.Y` is None.
+    `Y` (m,) of booleans, strings or few different integers (100 at most, and no more than a fifth of the rows or so) becomes
+    class indices, `class_names` the labels in order; other numbers (m,) or (m, k) stay what they are, as (m, k). A `task`,
+    "classification" or "regression", says it outright. With `target=False` no `Y` is read, and `Dataset.Y` is None.
     Read without pickle. FileNotFoundError, or ValueError naming the file, what was expected and what came.
     """
     if not Path(path).exists():
@@ -223,17 +311,104 @@ def load_npz(path: str | Path, target: bool = True) -> Dataset:
     names = tuple(f"x{column}" for column in range(X.shape[1]))
     if not target:
         return Dataset(X, None, names, ())
+    Y, note = _target(path, len(X)), ""
+    if task is None:
+        task = "regression" if Y.dtype.kind == "f" else "classification"
+        if Y.dtype.kind in "iu" and Y.ndim == 1:
+            count = len(np.unique(Y))
+            task = "classification" if few(count, len(Y), MOST_CLASSES) else "regression"
+            note = decided(count, task)
+    if task == "regression":
+        if Y.dtype.kind not in "biuf" or Y.ndim > 2 or Y.size == 0:
+            raise ValueError(
+                f"{path}: Y of a regression must be numbers of shape (rows,) or (rows, outputs); "
+                f"got {Y.dtype} of shape {Y.shape}"
+            )
+        Y = Y.astype(np.int8) if Y.dtype.kind == "b" else Y
+        Y = _numbers(Y.reshape(len(Y), -1), path, "Y")
+        if (Y[:1] == Y).all():
+            raise ValueError(f"{path}: Y is {Y[0, 0]} in every row; nothing to learn")
+        return Dataset(X, Y, names, (), note=note)
+    if Y.dtype.kind not in "biufUS" or Y.ndim != 1:
+        hint = "; are they quantities (--task regression)?" if Y.dtype.kind in "biuf" and Y.ndim == 2 else ""
+        raise ValueError(f"{path}: Y must be (rows,) labels or float targets; got {Y.dtype} of shape {Y.shape}{hint}")
+    kind = labels.array_kind(Y)
+    found = labels.array_names(_numbers(Y, path, "Y") if Y.dtype.kind == "f" else Y, kind)
+    classes = labels.sort_names(set(found), kind)
+    return Dataset(X, labels.codes(found, classes), names, classes, labels=kind, note=note)
+
+
+def few(values: int, rows: int, most: int) -> bool:
+    """Return whether so many different whole numbers in so many rows are classes: at most `most`, of some five rows each."""
+    return values <= min(most, rows / 5 + 2)
+
+
+def decided(values: int, task: str) -> str:
+    """Return the sentence that says how whole numbers of so many values were taken, and how to say otherwise."""
+    taken, other = ("classes", "a quantity") if task == "classification" else ("a quantity", "classes")
+    option = "regression" if task == "classification" else "classification"
+    return f"whole numbers, {values:,} different: taken as {taken} (as {other}: --task {option})"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The target of a file as a model sees it.
+
+    Attributes:
+        values: of `rows`: class indices (m,) int64, -1 for a label that the model does not know; or numbers (m, k).
+        rows: (all,) bool, those that have a label; or a finite number.
+        missing: the count of rows that have nothing.
+        wrong: the count of labels that the model does not know; or of the other rows that have no finite number.
+        such: the first of these, as text.
+    """
+
+    values: np.ndarray
+    rows: np.ndarray
+    missing: int = 0
+    wrong: int = 0
+    such: str = ""
+
+    @classmethod
+    def of_names(cls, names: np.ndarray, classes: Sequence[str]) -> Truth:
+        """Return the truth of names (m,) of labels, None where a row has none."""
+        names = labels.matched(names, classes)
+        rows = np.array([name is not None for name in names], bool)
+        values = labels.codes(names[rows], classes)
+        unknown = names[rows][values < 0]
+        return cls(values, rows, int(np.sum(~rows)), len(unknown), str(unknown[0]) if len(unknown) else "")
+
+
+def load_truth(path: str | Path, rows: int, classes: Sequence[str], kind: str, outputs: int) -> Truth | None:
+    """Return the truth of an archive of so many rows, for a model with these classes of this kind; None where it has no Y.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_npz`; or Y holds something else than the model predicts.
+    """
+    with np.load(path, allow_pickle=False) as archive:
+        if "Y" not in archive.files:
+            return None
+    Y = _target(path, rows)
+    if classes:
+        if Y.dtype.kind not in "biufUS" or Y.ndim != 1:
+            raise ValueError(f"{path}: Y must be (rows,) labels of the model's classes; got {Y.dtype} of shape {Y.shape}")
+        known = np.isfinite(Y) if Y.dtype.kind == "f" else np.ones(len(Y), bool)
+        found = np.full(len(Y), None, object)
+        found[known] = labels.array_names(Y[known], kind)
+        return Truth.of_names(found, classes)
+    if Y.dtype.kind not in "biuf" or Y.reshape(len(Y), -1).shape[1] != outputs:
+        raise ValueError(f"{path}: Y must be numbers, {outputs} a row, as the model predicts; got {Y.dtype} of shape {Y.shape}")
+    Y = (Y.astype(np.int8) if Y.dtype.kind == "b" else Y).reshape(len(Y), -1)
+    known, missing = np.isfinite(Y).all(axis=1), np.isnan(Y).any(axis=1)
+    wrong = ~known & ~missing
+    return Truth(Y[known], known, int(missing.sum()), int(wrong.sum()), str(Y[wrong].flat[0]) if wrong.any() else "")
+
+
+def _target(path: str | Path, rows: int) -> np.ndarray:
+    """Return Y of an archive of so many rows."""
     Y = _read(path, "Y")
-    if Y.shape[:1] != X.shape[:1]:
-        raise ValueError(f"{path}: Y must have one entry for each of the {len(X)} rows of X; got shape {Y.shape}")
-    if Y.dtype.kind == "f":
-        if Y.ndim > 2 or Y.size == 0:
-            raise ValueError(f"{path}: float Y must have shape (rows,) or (rows, outputs); got {Y.shape}")
-        return Dataset(X, _numbers(Y.reshape(len(Y), -1), path, "Y"), names, ())
-    if Y.dtype.kind not in "biuUS" or Y.ndim != 1:
-        raise ValueError(f"{path}: Y must be (rows,) labels or float targets; got {Y.dtype} of shape {Y.shape}")
-    labels, indices = np.unique(Y.astype(str) if Y.dtype.kind == "S" else Y, return_inverse=True)
-    return Dataset(X, indices.astype(np.int64), names, tuple(str(label) for label in labels))
+    if Y.shape[:1] != (rows,):
+        raise ValueError(f"{path}: Y must have one entry for each of the {rows} rows of X; got shape {Y.shape}")
+    return Y
 
 
 def _read(path: str | Path, key: str) -> np.ndarray:
@@ -251,16 +426,14 @@ def _read(path: str | Path, key: str) -> np.ndarray:
 
 
 def _numbers(values: np.ndarray, path: str | Path, name: str) -> np.ndarray:
-    """`values` as C-contiguous float32; ValueError where they are no numbers or, in float32, not finite."""
+    """`values` as they are; ValueError where they are not all finite numbers."""
     if values.dtype.kind not in "biuf":
         raise ValueError(f"{path}: {name} must be numbers; got dtype {values.dtype}")
-    with np.errstate(over="ignore"):
-        out = np.ascontiguousarray(values, dtype=np.float32)
-    bad = ~np.isfinite(out)
+    bad = ~np.isfinite(values)
     if bad.any():
         place = tuple(np.argwhere(bad)[0].tolist())
-        raise ValueError(f"{path}: {name} must be finite in float32; at (row, column) {place} it is {values[place]}")
-    return out
+        raise ValueError(f"{path}: {name} must be finite; at (row, column) {place} it is {values[place]}")
+    return values
 
 
 def load_flights() -> Dataset:

@@ -4,11 +4,13 @@
     category   one column a value; missing is a value like another; rare values share a column, with those never seen
     left out   dates, row numbers, one value only, no value at all, another text in nearly every row
 
-Arrow reads (its types tell integers with gaps from floats), the pipeline is scikit-learn's, and skops writes it without pickle.
+What a column is taken as is told once, in training, and kept with the model: other files are read by it. Arrow reads (its types
+tell integers with gaps from floats), the pipeline is scikit-learn's, and skops writes it without pickle.
 """
 
 from __future__ import annotations
 
+import base64
 import difflib
 import io
 import json
@@ -17,14 +19,16 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpcore import labels
 from mlpcore.core.errors import unknown
-from mlpcore.data import Dataset
+from mlpcore.data import Dataset, Standardizer, Truth, decided, few
 
 try:
     import pandas as pd
@@ -46,7 +50,7 @@ __all__ = ["SUFFIXES", "Column", "Table", "Transformer", "describe", "load"]
 Array = NDArray[Any]
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 KINDS = ("number", "category", "out")
-MOST_CLASSES = 20  # a target of whole numbers with more values is a quantity
+MOST_CLASSES = 20  # a target of whole numbers with more values is a quantity (an archive's dtype says more: 100 there)
 MOST_CATEGORIES = 100  # columns that one category may become
 LEAST_ROWS = 5  # of a value that gets a column of its own
 _SEPARATE = "separate columns by commas (.csv) or tabs (.tsv)"
@@ -56,25 +60,44 @@ _DATE = (  # 2021-02-14, 2021/02/14, 14/02/2021, 2/14/21, 14.02.2021, 14-02-2021
     f"^([0-9]{{4}}-{_DAY}-{_DAY}|[0-9]{{4}}/{_DAY}/{_DAY}|{_DAY}/{_DAY}/([0-9]{{2}}){{1,2}}"
     f"|{_DAY}[.]{_DAY}[.][0-9]{{4}}|{_DAY}-{_DAY}-[0-9]{{4}})({_TIME})?$"
 )
+_FULL = f"^({labels.NUMBER}|{labels.HEXADECIMAL})$"
 _CHUNK_ROWS = 16_384
 _MOST_BYTES = 256 << 20  # of a pipeline in a model file
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a column of the file is taken as: "number", "category" or "boolean"; "" where it is left out. `note` says why."""
+    """A column of the file, and what it is taken as.
+
+    Attributes:
+        kind: "number", "category" or "boolean"; "" where it is left out.
+        note: why, in words.
+        labels: of a category, the kind of its names (`mlpcore.labels`).
+        origin: of a number, what is taken off before float64: not 0 where integers beyond 2^53 are close to each other.
+    """
 
     name: str
     kind: str
     note: str = ""
+    labels: str = ""
+    origin: float = 0.0
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The note in a model file."""
+        return {"kind": self.kind, "labels": self.labels, "origin": self.origin}
 
 
 @dataclass(frozen=True)
 class Table(Dataset):
-    """A `Dataset` whose `X` is a frame: float64 numbers with NaN, texts with None, one column for each of `columns` in use."""
+    """A `Dataset` whose `X` is a frame: float64 numbers with NaN, texts with None, one column for each of `columns` in use.
+
+    `dropped` rows had no target, or `infinite` ones.
+    """
 
     columns: tuple[Column, ...] = ()
     dropped: int = 0
+    infinite: int = 0
 
     @property
     def rows(self) -> int:
@@ -98,7 +121,11 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
     """
     source = require_file(path)
     try:
-        table = _read_csv(source, texts) if source.suffix.lower() in (".csv", ".tsv") else parquet.ParquetFile(source).read()
+        if source.suffix.lower() in (".csv", ".tsv"):
+            table = _read_csv(source, texts)
+        else:
+            with parquet.ParquetFile(source) as file:
+                table = with_categories(without_views(file.read()), file.metadata)
         names = table.column_names
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from None
@@ -138,6 +165,30 @@ def _read_csv(source: Path, texts: Sequence[str]) -> pa.Table:
     )
 
 
+def without_views(table: pa.Table) -> pa.Table:
+    """Return the table with its views of texts as texts, which Arrow can filter."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type):
+            table = table.set_column(place, field.name, table.column(place).cast(pa.large_string()))
+    return table
+
+
+def with_categories(table: pa.Table, metadata: Any) -> pa.Table:
+    """Return the table with its categories as such: files say what is one, but Arrow reads numbers as numbers."""
+    written = metadata.metadata or {}
+    names = set()
+    if b"ARROW:schema" in written:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(written[b"ARROW:schema"])))
+        names |= {field.name for field in schema if pa.types.is_dictionary(field.type)}
+    if b"pandas" in written:
+        listed = json.loads(written[b"pandas"]).get("columns", ())
+        names |= {column.get("field_name") for column in listed if column.get("pandas_type") == "categorical"}
+    for place, field in enumerate(table.schema):
+        if field.name in names and not pa.types.is_dictionary(field.type):
+            table = table.set_column(place, field.name, table.column(place).dictionary_encode())
+    return table
+
+
 def _separated_otherwise(source: Path) -> bool:
     """Whether the header of a text file has more semicolons, or the like, than what separates columns."""
     if source.suffix.lower() not in (".csv", ".tsv"):
@@ -152,12 +203,16 @@ def _delimiter(source: Path) -> str:
     return "\t" if source.suffix.lower() == ".tsv" else ","
 
 
-def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Without dictionary encoding; a text of no characters is a missing one, as in CSV."""
+def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the values without dictionary encoding and spaces around texts; NaN and what CSV takes as missing are missing."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if _is_text(values.type):
-        values = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
+        values = pc.utf8_trim_whitespace(values.cast(pa.large_string()))
+        missing = pc.is_in(values, pa.array([*csv.ConvertOptions().null_values], values.type))
+        values = pc.if_else(missing, pa.scalar(None, values.type), values)
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
     return values
 
 
@@ -165,47 +220,94 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def is_number(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is one of numbers."""
+def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
-def _numbers(values: pa.ChunkedArray) -> Array:
-    """float64 (m,); NaN where there is no finite number."""
-    values = _plain(values)
+def _is_date(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_date(kind) or pa.types.is_timestamp(kind))
+
+
+def _source(kind: pa.DataType) -> str:
+    """Return the kind of `mlpcore.labels` that an Arrow type is; "" for one that has no names."""
+    if _is_text(kind) or pa.types.is_null(kind):
+        return "text"
+    if _is_number(kind):
+        return "number"
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    return "date" if _is_date(kind) else ""
+
+
+def _numbers(values: pa.ChunkedArray, origin: float = 0.0) -> Array:
+    """Return the numbers less `origin`, float64 (m,); NaN where there is no finite one."""
+    values = plain(values)
     if _is_text(values.type):
-        numbers = pd.to_numeric(values.to_pandas(), errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    elif is_number(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type):
-        numbers = values.cast(pa.float64(), safe=False).to_numpy()
+        numeric = pc.fill_null(pc.match_substring_regex(values, _FULL), False)
+        texts = pc.if_else(numeric, values, pa.scalar(None, values.type))
+        if origin or pc.any(pc.match_substring_regex(texts, "[xX]")).as_py():
+            numbers = np.array([_exactly(text, origin) for text in texts.to_pylist()])
+        else:
+            numbers = texts.cast(pa.float64()).to_numpy()
+    elif origin and pa.types.is_integer(values.type):
+        whole = values.fill_null(0).to_numpy()[:, None]
+        numbers = Standardizer(np.array([origin]), np.ones(1)).exactly(whole)[:, 0]
+        numbers[values.is_null().to_numpy()] = np.nan
+    elif origin and pa.types.is_decimal(values.type):
+        numbers = np.array([_exactly(value, origin) for value in values.to_pylist()])
+    elif _is_number(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type):
+        numbers = values.cast(pa.float64(), safe=False).to_numpy() - origin
     else:
         numbers = np.full(len(values), np.nan)
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
-def as_texts(values: pa.ChunkedArray) -> Array:
-    """Strings (m,), None where there is none; 3 and 3.0 are both "3", whichever file they come from."""
-    values = _plain(values)
-    if pa.types.is_boolean(values.type):
-        values = pc.if_else(values, "True", "False")
+def _exactly(value: str | Decimal | None, origin: float) -> float:
+    """Return the number less `origin`, rounded once."""
+    if value is None:
+        return math.nan
+    number = Decimal(int(value, 16)) if isinstance(value, str) and value[:2] in ("0x", "0X") else Decimal(value)
+    return float(number - Decimal(origin)) if abs(number.adjusted()) < 300 else float(number) - origin
+
+
+def _origin(numbers: Array, values: pa.ChunkedArray) -> float:
+    """Return a float64 amid the numbers, where they are close together and have more digits than float64; else 0."""
+    low, high = np.nanmin(numbers), np.nanmax(numbers)
+    size = max(abs(low), abs(high))
+    if pa.types.is_floating(values.type) or not 2.0**53 <= size < 1e300 or high - low > size:
+        return 0.0
+    return float(np.floor(low + (high - low) / 2))
+
+
+def _names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:
+    """Return the names (m,) of the values, None for a missing one, and their kind, told from them where not given."""
+    values = plain(values)
+    source = _source(values.type)
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
-    texts = np.empty(len(values), object)
-    texts[:] = values.cast(pa.string()).to_pylist()
-    return texts
+    coded = values.combine_chunks().dictionary_encode() if values.num_chunks != 1 else values.chunk(0).dictionary_encode()
+    texts = coded.dictionary.cast(pa.large_string()).drop_null().to_pylist()
+    kind = kind or (labels.kind_of(texts) if source == "text" else source)
+    names = np.array([*(labels.name_of(text, kind, source) for text in texts), None], object)
+    return names[pc.fill_null(coded.indices, len(texts)).to_numpy()], kind
 
 
 def as_frame(table: pa.Table, columns: Sequence[Column]) -> pd.DataFrame:
-    """The columns as their kinds: float64 with NaN, or Python strings with None."""
-    arrays = {c.name: (_numbers if c.kind == "number" else as_texts)(table.column(c.name)) for c in columns}
+    """Return the columns as their kinds: float64 with NaN, or Python strings with None."""
+    arrays = {
+        c.name: _numbers(table.column(c.name), c.origin) if c.kind == "number" else _names(table.column(c.name), c.labels)[0]
+        for c in columns
+    }
     return pd.DataFrame({name: pd.Series(array, dtype=array.dtype) for name, array in arrays.items()})
 
 
 # -- what a column is taken as ---------------------------------------------------------------------------------------------
 
 
-def _take(name: str, values: pa.ChunkedArray, wish: str | None) -> Column:
+def _take(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array) -> Column:
     """The kind of one column, from its type and values, or as wished."""
-    values = _plain(values)
+    is_category = pa.types.is_dictionary(values.type)
+    values = plain(values)
     kind, rows = values.type, len(values)
     known_rows = rows - values.null_count
     if wish == "out":
@@ -213,68 +315,78 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None) -> Column:
     if pa.types.is_null(kind) or not known_rows:
         return Column(name, "", "no value in any row")
     if wish is None and _is_text(kind):
-        dates = values.filter(pc.match_substring_regex(values.cast(pa.string()), _DATE))
+        dates = values.filter(pc.match_substring_regex(values, _DATE))
         if len(dates) >= 0.95 * known_rows:
             return Column(name, "", f"dates as text, such as {str(dates[0])!r}")
-    if not (_is_text(kind) or is_number(kind) or pa.types.is_boolean(kind)):
+    if not _source(kind) or (_is_date(kind) and wish != "category"):
         what = "a date or time" if pa.types.is_temporal(kind) else f"of type {kind}"
         if wish:
             raise ValueError(f"--as {name}={wish}: the column is {what}")
         return Column(name, "", what)
     if wish == "category":
-        return _category(name, "category", as_texts(values))
+        return _category(name, "category", *_names(values))
+    if is_category and wish is None:
+        return _category(name, "category", *_names(values), names_rows=True)
     numbers = _numbers(values) if wish or not pa.types.is_boolean(kind) else np.full(rows, np.nan)
     known = np.isfinite(numbers)
-    if known.any() and (wish or is_number(kind) or known.sum() >= 0.95 * known_rows):
-        return _number(name, numbers, values, wish)
+    if known.any() and (wish or _is_number(kind) or known.sum() >= 0.95 * known_rows):
+        return _number(name, numbers, values, wish, numbering)
     if wish:
         raise ValueError(f"--as {name}=number: the column holds no number: the first value is {str(values.drop_null()[0])!r}")
-    if is_number(kind):
+    if _is_number(kind):
         return Column(name, "", "no finite number in any row")
-    return _category(name, "boolean" if pa.types.is_boolean(kind) else "category", as_texts(values), names_rows=True)
+    names, made_of = _names(values)
+    return _category(name, "boolean" if made_of == "boolean" else "category", names, made_of, names_rows=True)
 
 
-def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None) -> Column:
+def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None, numbering: Array) -> Column:
     known = np.isfinite(numbers)
+    origin = _origin(numbers, values)
+    apart = _numbers(values, origin) if origin else numbers
     low, high = numbers[known].min(), numbers[known].max()
-    if known.all() and low == high:
+    if known.all() and apart.min() == apart.max():
         return Column(name, "", f"{low:.6g} in every row")
     if (
         not wish
         and pa.types.is_integer(values.type)
         and known.all()
         and len(numbers) > 9
-        and np.mean(np.diff(numbers) == 1) > 0.8
+        and np.mean(np.diff(apart) == np.diff(numbering)) > 0.8
     ):
         return Column(name, "", f"counts the rows, {low:.0f} to {high:.0f}")
     note = f"{low:.6g} to {high:.6g}"
+    if origin:
+        note = f"{int(origin) + int(apart.min())} to {int(origin) + int(apart.max())}"
+    elif note.count(f"{low:.6g}") > 1:
+        note = f"{low:.12g} to {high:.12g}"
     if not known.all():
         note += f"; {np.sum(~known):,} missing"
     wrong = pc.filter(values, pc.and_kleene(pc.is_valid(values), pa.array(~known)))
     if len(wrong):
         what = f"text such as {str(wrong[0])!r}" if _is_text(values.type) else "infinite or NaN"
         note += f", {'all' if len(wrong) == np.sum(~known) else f'{len(wrong):,}'} of them {what}"
-    return Column(name, "number", note)
+    return Column(name, "number", note, origin=origin)
 
 
-def _category(name: str, kind: str, texts: Array, names_rows: bool = False) -> Column:
+def _category(name: str, kind: str, texts: Array, made_of: str, names_rows: bool = False) -> Column:
     counts = pd.Series(texts).value_counts()
     missing = len(texts) - int(counts.sum())
     if len(counts) == 1 and not missing:
         return Column(name, "", f"{counts.index[0]!r} in every row")
     if names_rows and len(counts) > max(2, counts.sum() / 2):
-        return Column(name, "", f"text with {len(counts):,} values in {counts.sum():,} rows")
+        what = "text" if made_of == "text" else "a category"
+        return Column(name, "", f"{what} with {len(counts):,} values in {counts.sum():,} rows")
     note = f"{len(counts):,} value{'s' if len(counts) > 1 else ''}"
     apart = int(np.sum(counts >= LEAST_ROWS)) + (missing >= LEAST_ROWS)
     if not apart:
         return Column(name, "", f"{note}, none of them in {LEAST_ROWS} rows")
     if len(counts) <= 4:
-        note += ": " + ", ".join(map(str, sorted(counts.index)))
+        note += ": " + ", ".join(labels.sort_names(counts.index, made_of))
     elif apart > MOST_CATEGORIES:
         note += f", the {MOST_CATEGORIES - 1} most frequent apart"
     elif apart < len(counts):
         note += f", those in {LEAST_ROWS} training rows apart, {apart} at most"
-    return Column(name, kind, note + (f"; {missing:,} missing" if missing else ""))
+    return Column(name, kind, note + (f"; {missing:,} missing" if missing else ""), made_of)
 
 
 def describe(columns: Sequence[Column], most: int = 60) -> str:
@@ -313,28 +425,26 @@ def load(
         FileNotFoundError, OSError, ValueError: names the file or the column, what was expected and what came.
     """
     as_text = [name for name, wish in (wishes or {}).items() if wish == "category"]
-    return take(read(path, as_text), path, target, task, groups, wishes)
+    table = take(read(path, as_text), path, target, task, groups, wishes)
+    if table.labels == "number" and _has_zeros_in_front(Path(path), target):
+        table = take(read(path, [*as_text, target]), path, target, task, groups, wishes)
+    return table
 
 
 def take(
-    table: pa.Table, path: str | Path, target: str, task: str | None, groups: str | None, wishes: Mapping[str, str] | None
+    table: pa.Table, path: str | Path, target: str, task: str | None, groups: str | None, wishes: Mapping[str, str] | None,
+    numbering: Array | None = None,
 ) -> Table:  # fmt: skip
-    """`load`, of a table that has been read; `path` is for messages."""
+    """`load`, of a table that has been read; `path` is for messages, `numbering` (m,) the rows' numbers in the file."""
     wishes = wishes or {}
     names = table.column_names
-    for argument, name in (("--target", target), ("--groups", groups), *(("--as", name) for name in wishes)):
-        if name is not None and name not in names:
-            raise _no_column(f"{path}: {argument}", name, names)
-    for name, wish in wishes.items():
-        if wish not in KINDS:
-            raise unknown(f"--as {name}", wish, KINDS)
-    if groups == target:
-        raise ValueError(f"{path}: --groups and --target both name {target!r}")
-    Y, classes, kept = _target(table.column(target), target, task)
-    table = table.filter(pa.array(kept))
+    require_columns(path, names, target, groups, wishes)
+    goal = _target(table.column(target), target, task)
+    numbering = (np.arange(len(table)) if numbering is None else numbering)[goal.rows]
+    table = table.filter(pa.array(goal.rows))
     codes = None if groups is None else _groups(table.column(groups), groups)
     columns = tuple(
-        Column(name, "", "groups") if name == groups else _take(name, table.column(name), wishes.get(name))
+        Column(name, "", "groups") if name == groups else _take(name, table.column(name), wishes.get(name), numbering)
         for name in names
         if name != target
     )
@@ -343,9 +453,16 @@ def take(
         why = "; ".join(f"{c.name} is left out ({c.note})" for c in columns[:5]) or "there is no other"
         raise ValueError(f"{path}: no column is left to predict {target!r} from: {why}")
     return Table(
-        frame, Y, tuple(frame.columns), classes, codes, unit=f"groups of {groups}", columns=columns, target=target,
-        dropped=int(np.sum(~kept)),
+        frame, goal.Y, tuple(frame.columns), goal.classes, codes, unit=f"groups of {groups}", target=target,
+        labels=goal.labels, note=goal.note, columns=columns, dropped=int(np.sum(~goal.rows)), infinite=goal.infinite,
     )  # fmt: skip
+
+
+def _has_zeros_in_front(path: Path, column: str) -> bool:
+    """Return whether a text file has codes such as 007 in a column that reads as numbers."""
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        return False
+    return bool(pc.any(pc.match_substring_regex(plain(read(path, [column]).column(column)), "^0[0-9]+$")).as_py())
 
 
 def _no_column(where: str, name: str, names: Sequence[str]) -> ValueError:
@@ -358,59 +475,153 @@ def _no_column(where: str, name: str, names: Sequence[str]) -> ValueError:
     return ValueError(f"{where}: there is no column {name!r}{hint} There are {', '.join(listed[:10])}{more}")
 
 
-def _target(values: pa.ChunkedArray, name: str, task: str | None) -> tuple[Array, tuple[str, ...], Array]:
-    """Y, class names, and which rows have a target. Y holds the kept rows only."""
-    values = _plain(values)
-    if not (
-        _is_text(values.type) or is_number(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type)
-    ):
-        raise ValueError(f"--target {name!r} holds {values.type}; expected numbers, text or booleans")
-    numbers, texts = _numbers(values), as_texts(values)
-    filled = pd.notna(texts)
+def require_columns(
+    path: str | Path, names: Sequence[str], target: str, groups: str | None, wishes: Mapping[str, str]
+) -> None:  # fmt: skip
+    """Raise a ValueError where a column that is named is not there, or is asked to be two things."""
+    for argument, name in (("--target", target), ("--groups", groups), *(("--as", name) for name in wishes)):
+        if name is not None and name not in names:
+            raise _no_column(f"{path}: {argument}", name, names)
+    for name, wish in wishes.items():
+        if wish not in KINDS:
+            raise unknown(f"--as {name}", wish, KINDS)
+    if groups == target:
+        raise ValueError(f"{path}: --groups and --target both name {target!r}")
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """The target of a table: `Y` of the `rows` that have one, their class names and kind, and how the task was told."""
+
+    Y: Array
+    rows: Array
+    classes: tuple[str, ...] = ()
+    labels: str = ""
+    note: str = ""
+    infinite: int = 0
+
+
+def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
+    is_category = pa.types.is_dictionary(values.type)
+    values = plain(values)
+    require_answers(values.type, name)
+    filled, infinite, numbers = with_target(values), _infinite(values), _numbers(values)
     if not filled.any():
         raise ValueError(f"--target {name!r} has no value in any row")
-    known = numbers[filled & np.isfinite(numbers)]
+    numeric, note, count = _is_number(values.type) and not is_category, "", 0
+    if numeric and (numbers[filled] == np.rint(numbers[filled])).all():
+        count = len(np.unique(quantities(values, filled)))
     if task is None:
-        whole = is_number(values.type) and (known == np.rint(known)).all()
-        few = whole and len(np.unique(known)) <= min(MOST_CLASSES, len(known) / 5 + 2)
-        task = "classification" if few or not is_number(values.type) else "regression"
+        task = "regression" if numeric and not (count and few(count, int(filled.sum()), MOST_CLASSES)) else "classification"
+        note = decided(count, task) if count else ""
     if task == "regression":
-        wrong = np.flatnonzero(filled & ~np.isfinite(numbers))
+        require_numbers(values, name)
+        Y = quantities(values, filled)
+        if (Y[0] == Y).all():
+            raise ValueError(f"--target {name!r} is {Y[0, 0]:.6g} in every row; nothing to learn")
+        return _Goal(Y, filled, note=note, infinite=int(infinite.sum()))
+    names, kind = _names(values)
+    names = names[filled]
+    classes = labels.sort_names(set(names), kind)
+    if len(classes) == 1:
+        raise ValueError(f"--target {name!r} is {classes[0]!r} in every row; nothing to tell apart")
+    if len(classes) > max(2, len(names) / 2):
+        hint = "is it a quantity (--task regression)?" if np.isfinite(numbers[filled]).all() else "it looks like an identifier"
+        raise ValueError(f"--target {name!r}: {len(classes):,} classes in {len(names):,} rows; {hint}")
+    return _Goal(labels.codes(names, classes), filled, classes, kind, note, int(infinite.sum()))
+
+
+def _infinite(values: pa.ChunkedArray) -> Array:
+    """Return which rows (m,) of plain values hold an infinite number."""
+    if not pa.types.is_floating(values.type):
+        return np.zeros(len(values), bool)
+    return np.asarray(pc.fill_null(pc.is_inf(values), False).to_numpy())
+
+
+def require_answers(kind: pa.DataType, name: str) -> None:
+    """Raise a ValueError where a target of this type cannot be predicted."""
+    held = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if _source(held) in ("", "date"):
+        raise ValueError(f"--target {name!r} holds {held}; expected numbers, text or booleans")
+
+
+def without_target(values: pa.ChunkedArray) -> tuple[int, int]:
+    """Return how many rows have no target, and how many an infinite one."""
+    values = plain(values)
+    return values.null_count, int(_infinite(values).sum())
+
+
+def with_target(values: pa.ChunkedArray) -> Array:
+    """Return which rows (m,) have a target that is not infinite."""
+    values = plain(values)
+    return np.asarray(values.is_valid().to_numpy() & ~_infinite(values))
+
+
+def require_numbers(values: pa.ChunkedArray, name: str, first: int = 0) -> None:
+    """Raise a ValueError that names the first row whose target is no number; `first` is the number of the values' first row."""
+    values = plain(values)
+    if _is_text(values.type):
+        wrong = np.flatnonzero(values.is_valid().to_numpy() & np.isnan(_numbers(values)))
         if len(wrong):
-            raise ValueError(f"--target {name!r} of a regression must be numbers; row {wrong[0] + 1} has {texts[wrong[0]]!r}")
-        Y = numbers[filled]
-        if Y.min() == Y.max():
-            raise ValueError(f"--target {name!r} is {Y[0]:.6g} in every row; nothing to learn")
-        if np.abs(Y).max() > np.finfo(np.float32).max:
-            raise ValueError(f"--target {name!r} must fit float32; got {Y[np.abs(Y).argmax()]:.6g}")
-        return Y[:, None].astype(np.float32), (), filled
-    labels, first, Y = np.unique(texts[filled].astype(str), return_index=True, return_inverse=True)
-    if len(labels) == 1:
-        raise ValueError(f"--target {name!r} is {str(labels[0])!r} in every row; nothing to tell apart")
-    if len(labels) > max(2, len(Y) / 2):
-        hint = "is it a quantity (--task regression)?" if len(known) == len(Y) else "it looks like an identifier"
-        raise ValueError(f"--target {name!r}: {len(labels):,} classes in {len(Y):,} rows; {hint}")
-    if is_number(values.type):  # 2 before 10
-        order = np.argsort(numbers[filled][first])
-        labels, Y = labels[order], np.argsort(order)[Y]
-    return Y.astype(np.int64), tuple(labels.tolist()), filled
+            row, text = first + int(wrong[0]) + 1, str(values[int(wrong[0])])
+            raise ValueError(f"--target {name!r} of a regression must be numbers; row {row} has {text!r}")
+
+
+def quantities(values: pa.ChunkedArray, rows: Array) -> Array:
+    """Return the numbers of these rows (k, 1): 64-bit integers as such, others in float64."""
+    values = plain(values)
+    if pa.types.is_integer(values.type):
+        return np.asarray(values.filter(pa.array(rows)).to_numpy())[:, None]
+    return _numbers(values)[rows, None]
 
 
 def _groups(values: pa.ChunkedArray, name: str) -> Array:
-    if values.null_count:
-        raise ValueError(f"--groups {name!r} has no value in {values.null_count:,} row(s)")
-    codes, _ = pd.factorize(values.to_pandas())
+    codes, _ = pd.factorize(group_names(values, name))
     return np.asarray(codes, np.int64)
 
 
-def targets(values: pa.ChunkedArray, classes: Sequence[str]) -> tuple[Array, Array]:
-    """Y of the rows that have one, as a model with these classes counts it, and which rows these are (m,)."""
+def group_names(values: pa.ChunkedArray, name: str) -> Array:
+    """Return the names (m,) of the groups that the rows are of.
+
+    Raises:
+        ValueError: a row has none, or the type has no names.
+    """
+    if not _source(plain(values).type):
+        raise ValueError(f"--groups {name!r} holds {values.type}; expected numbers, text, booleans or dates")
+    names, _ = _names(values)
+    lost = sum(group is None for group in names)
+    if lost:
+        raise ValueError(f"--groups {name!r} has no value in {lost:,} row(s)")
+    return names
+
+
+def distinct(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the different values, without missing ones."""
+    return pa.chunked_array([plain(values).unique().drop_null()])
+
+
+def class_names(values: pa.ChunkedArray) -> tuple[tuple[str, ...], str]:
+    """Return the names of classes in order, and their kind, from all values that occur."""
+    names, kind = _names(values)
+    return labels.sort_names({name for name in names if name is not None}, kind), kind
+
+
+def truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
+    """Return the target of another table, for a model with these classes of this kind; () where it predicts a quantity.
+
+    Raises:
+        ValueError: the column holds what is neither numbers nor text nor booleans nor dates.
+    """
+    values = plain(values)
+    if not _source(values.type):
+        raise ValueError(f"the column of the target holds {values.type}; expected numbers, text, booleans or dates")
     if classes:
-        index = {name: i for i, name in enumerate(classes)}
-        codes = np.array([index.get(text, -1) for text in as_texts(values)], np.int64)
-        return codes[codes >= 0], codes >= 0
-    numbers = _numbers(values)
-    return numbers[np.isfinite(numbers), None].astype(np.float32), np.isfinite(numbers)
+        return Truth.of_names(_names(values, kind)[0], classes)
+    filled = values.is_valid().to_numpy()
+    rows = filled & np.isfinite(_numbers(values))
+    wrong = filled & ~rows
+    such = str(values[int(wrong.argmax())]) if wrong.any() else ""
+    return Truth(quantities(values, rows), rows, int(np.sum(~filled)), int(wrong.sum()), such)
 
 
 # -- the pipeline ----------------------------------------------------------------------------------------------------------
@@ -447,6 +658,11 @@ class Transformer:
         pipeline = ColumnTransformer([part for part in parts if part[2]], sparse_threshold=0)
         with np.errstate(all="ignore"):  # numbers too large are reported by apply
             pipeline.fit(X.iloc[rows])
+        if parts[0][2]:  # scikit-learn's squares over- and underflow, and it takes a small spread far from 0 for none
+            numbers = pipeline.named_transformers_["numbers"]
+            exact = Standardizer.fit(numbers["impute"].transform(X.iloc[rows][parts[0][2]]))
+            numbers["scale"].mean_, numbers["scale"].scale_ = exact.mean, exact.scale
+            numbers["scale"].var_ = np.ones_like(exact.scale)  # not read
         return cls(pipeline, used)
 
     def apply(self, X: pd.DataFrame) -> Array:
@@ -481,7 +697,7 @@ class Transformer:
     @property
     def about(self) -> dict[str, Any]:
         """And what it says of it in its header."""
-        columns = {column.name: column.kind for column in self.columns}
+        columns = {column.name: column.about for column in self.columns}
         return {"features": self.names, "columns": columns, "scikit-learn": sklearn.__version__}
 
     @classmethod
@@ -491,9 +707,10 @@ class Transformer:
         Raises:
             ValueError: the bytes are no such pipeline, or would make anything but the few types that one consists of.
         """
-        columns = [Column(name, kind) for name, kind in about["columns"].items()]
-        here = cls(_unpack(tensors["pipeline"].tobytes()), columns)
-        try:  # of a row in which everything is missing
+        pipeline = _unpack(tensors["pipeline"].tobytes())
+        try:  # a row in which everything is missing
+            columns = [Column(name, **told) for name, told in about["columns"].items()]
+            here = cls(pipeline, columns)
             here.apply(as_frame(pa.table({column.name: pa.nulls(1) for column in columns}), columns))
         except _DAMAGE as error:
             raise ValueError(f"the pipeline does not work with scikit-learn {sklearn.__version__}: {error!r}") from None
@@ -501,32 +718,43 @@ class Transformer:
         other = f"made with scikit-learn {then}, used with {sklearn.__version__}: compare a few predictions"
         return here, "" if then == sklearn.__version__ else other
 
-    def read(self, path: str | Path) -> tuple[pd.DataFrame, pa.Table, list[str]]:
-        """The frame of another file, the file's table, and remarks: columns not used, values never seen in training.
+    def read(self, path: str | Path, texts: Sequence[str] = ()) -> tuple[pd.DataFrame, pa.Table, list[str]]:
+        """The frame of another file, the file's table, and remarks: values never seen in training.
+
+        Each column is read as what it was in training; `texts` names others that are read as text, where the file is.
 
         Raises:
             ValueError: a column is missing; and as `tables.read`.
         """
-        table = read(path, [column.name for column in self.columns if column.kind == "category"])
+        table = read(path, [*texts, *(column.name for column in self.columns if column.kind != "number")])
         lacking = [column.name for column in self.columns if column.name not in table.column_names]
         if lacking:
             raise _no_column(f"{path}: the model needs a column", lacking[0], table.column_names)
+        for column in self.columns:
+            held = plain(table.column(column.name)).type
+            if column.kind != "number" and not (_source(held) or pa.types.is_time(held)):
+                raise ValueError(f"{path}: column {column.name!r} holds {held}; it was a {column.kind} in training")
         frame = as_frame(table, self.columns)
+        for name, known in self._categories():
+            frame[name] = pd.Series(labels.matched(frame[name].to_numpy(), known), dtype=object)
         return frame, table, list(self._remarks(frame, table))
 
     def _remarks(self, frame: pd.DataFrame, table: pa.Table) -> Iterator[str]:
         for column in self.columns:
             if column.kind == "number":
-                lost = int(frame[column.name].isna().sum()) - _plain(table.column(column.name)).null_count
+                lost = int(frame[column.name].isna().sum()) - plain(table.column(column.name)).null_count
                 if lost:
                     yield f"{column.name}: {lost:,} row(s) hold no finite number: taken as missing"
-        if "categories" in self.pipeline.named_transformers_:
-            encoder = self.pipeline.named_transformers_["categories"]
-            for name, known in zip(encoder.feature_names_in_, encoder.categories_, strict=True):
-                new = frame.loc[~frame[name].isin(known), name]
-                if len(new):
-                    such = "no value" if new.iloc[0] is None else f"such as {new.iloc[0]!r}"
-                    yield f"{name}: {len(new):,} row(s) hold what training never saw, {such}: taken as rare"
+        for name, known in self._categories():
+            new = frame.loc[~frame[name].isin(known), name]
+            if len(new):
+                such = "no value" if new.iloc[0] is None else f"such as {new.iloc[0]!r}"
+                yield f"{name}: {len(new):,} row(s) hold what training never saw, {such}: taken as rare"
+
+    def _categories(self) -> list[tuple[str, Array]]:
+        """Return each category with the values that training saw."""
+        encoder = self.pipeline.named_transformers_.get("categories")
+        return [] if encoder is None else list(zip(encoder.feature_names_in_, encoder.categories_, strict=True))
 
 
 def _tells(values: pd.Series[Any]) -> bool:

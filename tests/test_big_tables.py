@@ -1,5 +1,7 @@
 """Tables that are read in pieces: the rows and the numbers of a table in memory, and never more than a window of them."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,21 +60,123 @@ def test_the_parts_of_a_cut_hold_each_row_once_as_the_pipeline_makes_it(path, fr
         wanted = split.scale.apply(known[["price"]].to_numpy())
     np.testing.assert_array_equal(as_rows(X, Y), as_rows(made, wanted))
     assert {column.name: column.kind for column in table.columns}["row"] == ""  # it counts the rows
-    assert table.rows == ROWS
-    assert split.counts[0] >= sum(len(y) for _, y in taken(split, 0))
+    assert (table.rows, table.dropped, table.total) == (ROWS - 20, 20, ROWS)
+    assert split.counts == (sum(len(y) for _, y in taken(split, 0)), len(split.validation[1]), len(split.test[1]))
+    assert np.array_equal(split.answers if target == "name" else split.scale.apply(split.answers), split.test[1])
 
 
-def test_row_groups_are_held_out_whole(path, frame):
-    split = big_tables.load(path, "price", wishes={"row": "number", "name": "out"}).cut(0, 64)
+def rows_of(split, path):
+    """The numbers of the training, validation and test rows, read off the column `row`."""
     at = split.preparation.names.index("row")
     parts = [np.concatenate([X for X, _ in taken(split, 0)]), split.validation[0], split.test[0]]
-    values = np.unique(np.concatenate(parts)[:, at])  # one for each row, ascending as they are
-    assert len(values) == frame["price"].notna().sum()
-    numbers = np.flatnonzero(frame["price"].notna())
-    groups = [set(numbers[np.searchsorted(values, part[:, at])] // GROUP) for part in parts]
-    assert len(set.union(*groups)) == sum(len(g) for g in groups) == 53
-    assert [len(g) for g in groups] == [37, 5, 11]
-    assert "37 + 5 + 11 row groups" in split.said
+    numbers = split.preparation.apply(tables.as_frame(tables.read(path), split.preparation.columns))[:, at]
+    return [set(np.searchsorted(numbers, np.unique(part[:, at]))) for part in parts]
+
+
+def splitmix(seed, number):
+    """SplitMix64 twice, in Python's integers."""
+    z, most = number, 2**64
+    for start in (seed, 0):
+        z = ((z ^ start) + 0x9E3779B97F4A7C15) % most
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % most
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % most
+        z ^= z >> 31
+    return (z >> 11) / 2**53
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345678901234567890])
+def test_rows_are_held_out_by_a_hash_of_seed_and_number_however_the_file_is_cut(seed, path, frame, tmp_path):
+    frame.to_parquet(tmp_path / "other.parquet", row_group_size=977)
+    wishes = {"row": "number", "name": "out"}
+    found = [
+        rows_of(big_tables.load(file, "price", wishes=wishes).cut(seed, 64), file)
+        for file in (path, tmp_path / "other.parquet")
+    ]
+    assert found[0] == found[1]
+    place = [splitmix(seed, row) for row in range(ROWS)]
+    known = set(np.flatnonzero(frame["price"].notna()))
+    test = {row for row in known if place[row] < 0.2}
+    validation = {row for row in known if 0.2 <= place[row] < big_tables.SHARES[0] + big_tables.SHARES[1]}
+    assert found[0] == [known - test - validation, validation, test]
+    assert abs(len(test) / ROWS - 0.2) < 0.02
+    assert abs(len(validation) / ROWS - 0.1) < 0.02
+
+
+def test_what_is_held_out_and_the_sample_come_from_the_whole_of_a_sorted_file(tmp_path, monkeypatch):
+    """Each row group is sorted, so that its first rows would be easier, and of other means, than the group."""
+    monkeypatch.setattr(big_tables, "HELD_OUT", 900)
+    monkeypatch.setattr(big_tables, "SAMPLE", 1_000)
+    monkeypatch.setattr(big_tables, "WINDOW", 3_000)
+    rows, groups = 30_000, 6
+    place = np.tile(np.arange(rows // groups), groups) / (rows // groups)
+    frame = pd.DataFrame({"place": place, "y": 100 * place + np.random.default_rng(0).normal(size=rows)})
+    frame.to_parquet(tmp_path / "t.parquet", row_group_size=rows // groups)
+    table = big_tables.load(tmp_path / "t.parquet", "y")
+    assert abs(len(table.X) - 1_000) < 120
+    assert abs(table.X["place"].mean() - 0.5) < 0.05
+    split = table.cut(0, 64)
+    assert abs(len(split.test[1]) - 900) < 120
+    assert abs(len(split.validation[1]) - 900) < 120
+    assert abs(len(split.sample) - 1_000) < 120
+    assert abs(split.counts[0] - 21_000) < 400
+    held = [int(number.replace(",", "")) for number in re.findall(r"[0-9,]*[0-9]", split.said)]
+    assert sum(held) + split.counts[0] == rows  # nothing is left out without a word
+    assert sum(len(y) for _, y in taken(split, 0)) == split.counts[0]
+    for Y in (split.test[1], split.validation[1]):
+        assert abs(Y.mean()) < 0.2
+        assert abs(Y.std() - 1) < 0.1
+    X, _ = map(np.concatenate, zip(*taken(split, 0), strict=True))
+    assert abs(X[:, 0].mean()) < 0.1
+    assert abs(X[:, 0].std() - 1) < 0.1
+
+
+def test_groups_of_a_streamed_table_stay_whole(path, frame, tmp_path, monkeypatch):
+    monkeypatch.setattr(big_tables, "WINDOW", 700)
+    frame = frame.assign(who=[f"p{i * 7 % 100}" for i in range(ROWS)]).drop(columns="name")
+    frame.to_parquet(tmp_path / "who.parquet", row_group_size=GROUP)
+    table = big_tables.load(tmp_path / "who.parquet", "price", groups="who", wishes={"row": "number"})
+    split = table.cut(0, 64)
+    assert split.said == " of 70 + 10 + 20 groups of who"
+    held = [set(frame["who"].iloc[sorted(part)]) for part in rows_of(split, tmp_path / "who.parquet")]
+    assert [len(part) for part in held] == [70, 10, 20]
+    assert len(set.union(*held)) == 100
+    again = big_tables.load(tmp_path / "who.parquet", "price", groups="who", wishes={"row": "number"})
+    assert again.cut(0, 64).digest == split.digest != table.cut(1, 64).digest
+    frame.assign(who=frame["who"].where(frame.index != 3000)).to_parquet(tmp_path / "gap.parquet", row_group_size=GROUP)
+    with pytest.raises(ValueError, match="--groups 'who' has no value in 1 row"):
+        big_tables.load(tmp_path / "gap.parquet", "price", groups="who")
+    frame.assign(who=frame["row"] % 2).to_parquet(tmp_path / "two.parquet", row_group_size=GROUP)
+    with pytest.raises(ValueError, match=r"--groups 'who' has 2 value\(s\)"):
+        big_tables.load(tmp_path / "two.parquet", "price", groups="who").cut(0, 64)
+
+
+def test_what_the_sample_does_not_hold_is_found_all_the_same(frame, tmp_path, monkeypatch):
+    monkeypatch.setattr(big_tables, "SAMPLE", 500)
+    codes = frame.assign(name=np.where(frame["row"] % 2 == 0, "1", "2")).drop(columns="price")
+    codes.loc[4001, "name"] = "01"  # which is not 1, though no other value says that these are codes
+    codes.loc[[17, 18], "name"] = None
+    codes.to_parquet(tmp_path / "codes.parquet", row_group_size=GROUP)
+    table = big_tables.load(tmp_path / "codes.parquet", "name")
+    assert table.class_names == ("01", "1", "2")
+    assert table.labels == "text"
+    assert table.dropped == 2
+    assert {column.name: column.note for column in table.columns}["row"].startswith("counts the rows")
+    rare = frame.assign(name=np.where(frame["row"] == 4321, "fraud", "usual")).drop(columns="price")
+    rare.to_parquet(tmp_path / "rare.parquet", row_group_size=GROUP)
+    table = big_tables.load(tmp_path / "rare.parquet", "name")
+    assert table.class_names == ("fraud", "usual")
+    assert np.bincount(table.Y)[0] == 1
+    gaps = frame.assign(price=frame["price"].where(frame["row"] % 3 > 0).where(frame["row"] != 4001, np.inf))
+    gaps.to_parquet(tmp_path / "gaps.parquet", row_group_size=GROUP)
+    table = big_tables.load(tmp_path / "gaps.parquet", "price")
+    known = np.isfinite(gaps["price"])
+    assert (table.rows, table.infinite) == (known.sum(), 1)
+    split = table.cut(0, 64)
+    assert split.counts[0] + len(split.validation[1]) + len(split.test[1]) == known.sum()
+    texts = frame.assign(price=frame["price"].astype(str).where(frame["row"] != 4001, "n/k"))
+    texts.to_parquet(tmp_path / "texts.parquet", row_group_size=GROUP)
+    with pytest.raises(ValueError, match="regression must be numbers; row 4002 has 'n/k'"):
+        big_tables.load(tmp_path / "texts.parquet", "price", "regression")
 
 
 def test_batches_are_full_and_in_an_order_of_their_own_each_epoch(path, monkeypatch):
@@ -124,3 +228,18 @@ def test_what_cannot_be_streamed_is_refused(path, frame, tmp_path):
         big_tables.load(tmp_path / "absent.parquet", "price")
     with pytest.raises(ValueError, match="no column 'cost'"):
         big_tables.load(path, "cost")
+    for column, word in (([[1]] * ROWS, "list"), (pd.to_timedelta(np.arange(ROWS), "s"), "duration")):
+        frame.assign(price=column).to_parquet(tmp_path / "odd.parquet", row_group_size=GROUP)
+        with pytest.raises(ValueError, match=f"--target 'price' holds {word}"):
+            big_tables.load(tmp_path / "odd.parquet", "price")
+
+
+def test_categories_of_a_streamed_table_are_taken_as_such(frame, tmp_path):
+    k = pd.Categorical(np.arange(ROWS) % 3 * 7)
+    pd.DataFrame({"k": k, "size": frame["size"], "kind": pd.Categorical(frame["kind"])}).to_parquet(
+        tmp_path / "t.parquet", row_group_size=GROUP
+    )
+    table = big_tables.load(tmp_path / "t.parquet", "kind")
+    assert {column.name: column.kind for column in table.columns} == {"k": "category", "size": "number"}
+    assert table.class_names == ("flat", "house")
+    assert big_tables.load(tmp_path / "t.parquet", "k").class_names == ("0", "7", "14")

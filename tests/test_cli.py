@@ -2,12 +2,14 @@
 
 import contextlib
 import csv
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import mlpcore as mc
@@ -165,7 +167,14 @@ def test_notes_that_do_not_fit_the_network_are_one_line_with_the_file(note, valu
     assert not (tmp_path / "p.csv").exists()
 
 
-@pytest.mark.parametrize(("note", "value"), [("columns", ["size"]), ("columns", {"size": "date"}), ("scikit-learn", None)])
+@pytest.mark.parametrize(
+    ("note", "value"),
+    [
+        ("columns", ["size"]), ("columns", {"size": "number", "kind": "category"}), ("scikit-learn", None), ("labels", "words"),
+        ("columns", {"size": {"kind": "number", "labels": "text", "origin": 0.0}}),
+        ("columns", {"size": {"kind": "number", "labels": "", "origin": "0"}}), ("columns", {"size": {"kind": "number"}}),
+    ],
+)  # fmt: skip
 def test_notes_of_a_table_that_do_not_fit_are_one_line_with_the_file(note, value, shops, tmp_path, capsys):
     train(shops, tmp_path, "--target", "price", "--epochs", "1")
     model = str(tmp_path / "shops.safetensors")
@@ -177,6 +186,7 @@ def test_notes_of_a_table_that_do_not_fit_are_one_line_with_the_file(note, value
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert model in error
+        assert "train again" in error
 
 
 def test_a_run_without_a_terminal_draws_no_bar_and_one_with_it_does(table, tmp_path, capsys, monkeypatch):
@@ -249,8 +259,6 @@ def test_a_table_of_classes_is_trained_on_and_predicted_as_in_training(shops, tm
 
 
 def test_a_table_with_a_quantity_is_predicted_in_its_units_from_parquet_too(shops, tmp_path, capsys):
-    import pandas as pd
-
     frame = pd.read_csv(shops).drop(columns="dear")
     frame.to_parquet(tmp_path / "shops.parquet")
     assert main(["train", str(tmp_path / "shops.parquet"), "--target", "price", "--out", str(tmp_path), "--quiet"]) == 0
@@ -330,21 +338,24 @@ def test_a_table_that_cannot_be_trained_on_leaves_one_line_and_nothing_else(text
 
 
 def test_options_for_tables_are_refused_elsewhere(table, capsys):
-    for option, value in (("--target", "Y"), ("--task", "regression"), ("--groups", "X"), ("--as", "X=out")):
+    for option, value in (("--target", "Y"), ("--groups", "X"), ("--as", "X=out")):
         assert main(["train", str(table), option, value]) == 2
         assert f"{option} is for tables" in capsys.readouterr().err
+    assert main(["train", "digits", "--task", "regression"]) == 2
+    assert "--task is for tables and .npz files" in capsys.readouterr().err
 
 
 def test_a_table_is_streamed_on_demand_or_where_memory_is_short(shops, tmp_path, capsys, monkeypatch):
-    import pandas as pd
-
     path, out = tmp_path / "shops.parquet", tmp_path / "out"
     pd.concat([pd.read_csv(shops)] * 10).to_parquet(path, row_group_size=200)
     call = ["train", str(path), "--target", "dear", "--as", "price=out", "--as", "id=out", "--quiet", "--epochs", "4"]
     assert main([*call, "--out", str(out), "--stream", "--every", "1 epoch"]) == 0
     said = capsys.readouterr().out
     assert "4,000 rows, read in pieces" in said
-    assert "14 + 2 + 4 row groups" in said
+    line = next(line for line in said.splitlines() if line.startswith("seed 0:"))
+    training, validation, test = (int(number.replace(",", "")) for number in re.findall(r"([0-9,]+) [tv]", line))
+    assert training + validation + test == 4000
+    assert 700 < test < 900
     assert float(next(line for line in said.splitlines() if line.startswith("mlpcore ")).split()[2]) > 0.9
     first = mc.MLP.load(out / "shops.safetensors").parameters
     assert main(["predict", str(out / "shops.safetensors"), str(shops), "--out", str(tmp_path / "p.csv")]) == 0
@@ -355,7 +366,7 @@ def test_a_table_is_streamed_on_demand_or_where_memory_is_short(shops, tmp_path,
     monkeypatch.setattr(devices, "free_bytes", lambda device: 1 << 20)
     assert main([*call, "--out", str(tmp_path / "by itself")]) == 0
     assert "read in pieces" in capsys.readouterr().out
-    for more, word in ((["--groups", "kind"], "--groups"), (["--splits", "0"], "--splits")):
+    for more, word in ((["--groups", "kind"], "has 2 value(s)"), (["--splits", "0"], "--splits")):
         assert main([*call, *more, "--stream", "--out", str(out)]) == 2
         assert word in capsys.readouterr().err
     assert main(["train", str(shops), "--target", "dear", "--stream"]) == 2
@@ -395,6 +406,141 @@ def test_an_exported_model_of_a_table_says_which_columns_it_takes_in_which_order
     X = transformer.apply(transformer.read(shops)[0])
     assert X.shape == (len(rows), len(names))
     np.testing.assert_allclose(onnx_output(tmp_path / "shops.onnx", X)[:, 0], predicted, rtol=1e-4)
+
+
+# -- what the figures are of -------------------------------------------------------------------------------------------------
+
+
+def predicted(model, data, tmp_path, capsys):
+    """What `predict` prints after the line of the file, and the predictions."""
+    capsys.readouterr()
+    assert main(["predict", str(model), str(data), "--out", str(tmp_path / "p.csv")]) == 0
+    said = capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    return said[said.index("against") :] if "against" in said else "", rows
+
+
+def test_rows_whose_label_the_model_does_not_know_count_as_wrong_and_are_said(shops, tmp_path, capsys):
+    assert main(["train", str(shops), "--target", "dear", "--as", "price=out", "--out", str(tmp_path), "--quiet"]) == 0
+    model, new = tmp_path / "shops.safetensors", tmp_path / "new.csv"
+    new.write_text("kind,size,dear\nhouse,99,yes\nhouse,99,oui\nhouse,99,si\nhouse,99,da\nhouse,99,ja\n")
+    said, rows = predicted(model, new, tmp_path, capsys)
+    assert [row["prediction"] for row in rows] == ["yes"] * 5
+    assert said.startswith(
+        "against its column dear: accuracy 0.2000 of 5 rows; 4 have a label that the model does not know, such as 'oui': "
+        "counted as wrong\n  of the 1 row with a label that it knows: accuracy 1.0000, log loss 0."
+    )
+    new.write_text("kind,size,dear\nhouse,99,yes\nhouse,99,no\nhouse,99,\nhouse,99,si\n")
+    said, _ = predicted(model, new, tmp_path, capsys)
+    assert "accuracy 0.3333 of 3 of 4 rows; 1 has a label that the model does not know, such as 'si': counted as wrong" in said
+    assert "counted as wrong; 1 more has no value: not counted\n" in said
+    assert "of the 2 rows with a label that it knows: AUC 0.5000, accuracy 0.5000" in said
+    new.write_text("kind,size,dear\nhouse,99,\n")
+    said, _ = predicted(model, new, tmp_path, capsys)
+    assert said == "against its column dear: no figures, since no row has a label; 1 more has no value: not counted\n"
+
+
+def test_rows_without_a_number_in_a_quantity_are_left_out_and_said(shops, tmp_path, capsys):
+    call = ["--target", "price", "--as", "dear=out", "--out", str(tmp_path), "--quiet"]
+    assert main(["train", str(shops), *call]) == 0
+    model, new = tmp_path / "shops.safetensors", tmp_path / "new.csv"
+    new.write_text("kind,size,price\nhouse,50,250\nflat,50,150\nflat,50,n/k\nflat,50,\nflat,50,inf\n")
+    said, rows = predicted(model, new, tmp_path, capsys)
+    errors = [float(rows[i]["prediction"]) - y for i, y in enumerate((250, 150))]
+    rmse, r2 = np.sqrt(np.mean(np.square(errors))), 1 - np.sum(np.square(errors)) / 5000
+    assert f"R2 {r2:.4f}, RMSE {rmse:.4f} of 2 of 5 rows; 1 more has no value and 2 more have no finite number" in said
+    assert "such as 'n/k': not counted" in said
+    assert main(["check", str(model), str(new)]) == 0
+    assert "2 of 5 rows have a target" in capsys.readouterr().out
+    frame = pd.read_csv(shops)
+    frame.loc[:19, "price"], frame.loc[20:39, "price"] = np.nan, np.inf
+    frame.to_csv(shops, index=False)
+    assert main(["train", str(shops), *call, "--epochs", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "360 rows; 40 more have no price (20 of them an infinite one) and are not used" in said
+
+
+def test_an_archive_with_some_of_the_classes_is_judged_by_those_of_the_model(table, tmp_path, capsys):
+    assert train(table, tmp_path, "--epochs", "60") == 0
+    model = tmp_path / "table.safetensors"
+    with np.load(table) as old:
+        X, Y = old["X"], old["Y"]
+    for labels, wrong in ((("same",), 0), (("same", "other"), 0), (("same", "third"), 1)):
+        known = Y == "same"
+        np.savez(tmp_path / "some.npz", X=X[known], Y=np.array(labels)[np.arange(known.sum()) % len(labels)])
+        said, rows = predicted(model, tmp_path / "some.npz", tmp_path, capsys)
+        right = [row["prediction"] == labels[i % len(labels)] for i, row in enumerate(rows)]
+        assert f"accuracy {np.mean(right):.4f}" in said
+        assert ("counted as wrong" in said) == bool(wrong)
+    np.savez(tmp_path / "none.npz", X=X)
+    assert predicted(model, tmp_path / "none.npz", tmp_path, capsys)[0] == ""
+    np.savez(tmp_path / "third.npz", X=X, Y=["third"] * len(X))
+    assert main(["check", str(model), str(tmp_path / "third.npz")]) == 2
+    assert "no row has a target that the model knows" in capsys.readouterr().err
+
+
+# -- targets as they were ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("origin", [1.7e9, 10**15, 2**60])
+@pytest.mark.parametrize("suffix", ["npz", "csv", "parquet"])
+def test_a_quantity_far_from_0_is_learnt_and_judged_as_the_same_one_around_0(origin, suffix, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 3))
+    e = np.rint(1000 * (X @ [1.0, 2.0, -1.0] + 0.1 * rng.normal(size=400))).astype(np.int64)
+    figures = []
+    for name, shift in (("near", 0), ("far", origin)):
+        x = np.rint(1000 * X).astype(np.int64) + int(shift)
+        path = tmp_path / f"{name}.{suffix}"
+        if suffix == "npz":
+            np.savez(path, X=x, Y=e + int(shift))
+        else:
+            frame = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": e + int(shift)})
+            frame.to_parquet(path) if suffix == "parquet" else frame.to_csv(path, index=False)
+        more = ["--task", "regression", *([] if suffix == "npz" else ["--target", "y"])]
+        assert train(path, tmp_path, "--epochs", "20", "--batch", "32", "--learning-rate", "0.01", *more) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("mlpcore ", "mean only"))]
+        said, rows = predicted(tmp_path / f"{name}.safetensors", path, tmp_path, capsys)
+        again = [float(word.strip(",")) for word in said.split(": ")[1].split() if word[0].isdigit()]
+        figures.append([float(lines[0][1]), float(lines[0][2]), float(lines[1][2]), float(lines[1][3]), *again])
+        errors = [int(float(row["prediction"])) - int(shift) - int(y) for row, y in zip(rows, e, strict=True)]
+        assert abs(np.sqrt(np.mean(np.square(errors))) - again[1]) <= 1 + 2**-53 * int(shift)
+    np.testing.assert_allclose(figures[1], figures[0], rtol=2e-3)
+    assert figures[1][0] > 0.9
+
+
+def test_a_tiny_and_a_huge_quantity_have_figures_of_their_size(tmp_path, capsys):
+    X = np.random.default_rng(0).normal(size=(300, 2))
+    for unit in (1e-300, 1e-9, 1e300):
+        np.savez(tmp_path / "t.npz", X=X * unit, Y=X.sum(axis=1) * unit)
+        assert train(tmp_path / "t.npz", tmp_path, "--hidden", "none", "--learning-rate", "0.05") == 0
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mlpcore "))
+        assert float(line.split()[1]) > 0.95
+        assert 0 < float(line.split()[2]) < 0.3 * unit
+
+
+def test_the_task_of_an_archive_is_said_and_can_be_chosen(tmp_path, capsys):
+    X = np.random.default_rng(0).normal(size=(300, 2))
+    np.savez(tmp_path / "t.npz", X=X, Y=np.rint(3 * X[:, 0]).astype(int))
+    for task, word in ((None, "taken as classes"), ("regression", "a quantity (regression)"), ("classification", "classes (")):
+        assert train(tmp_path / "t.npz", tmp_path, "--epochs", "1", *(["--task", task] if task else [])) == 0
+        said = capsys.readouterr().out
+        assert word in said
+        assert ("--task" in said) == (task is None)
+    np.savez(tmp_path / "t.npz", X=X, Y=np.rint(300 * X[:, 0]).astype(int))
+    assert train(tmp_path / "t.npz", tmp_path, "--epochs", "1") == 0
+    assert "taken as a quantity (as classes: --task classification)" in capsys.readouterr().out
+
+
+def test_an_export_says_which_columns_float32_is_too_coarse_for(tmp_path, capsys):
+    pytest.importorskip("onnx")
+    X = np.random.default_rng(0).normal([0, 1.7e9], 1, (100, 2))
+    np.savez(tmp_path / "t.npz", X=X, Y=X[:, 0] + 1e12)
+    assert train(tmp_path / "t.npz", tmp_path, "--epochs", "1") == 0
+    assert main(["export", str(tmp_path / "t.safetensors"), str(tmp_path / "t.onnx")]) == 0
+    said = capsys.readouterr().out
+    assert "note: X is float32, too coarse for x1, far from 0" in said
+    assert "note: Z is float32, too coarse for the target" in said
 
 
 # -- runs that go on -------------------------------------------------------------------------------------------------------

@@ -1,8 +1,14 @@
 """Data sets: read as stated, split honestly, standardised."""
 
+import math
+import re
+from fractions import Fraction
+
 import numpy as np
+import pandas as pd
 import pytest
 
+import mlpcore as mc
 from mlpcore import data
 
 
@@ -91,6 +97,179 @@ def test_an_archive_that_cannot_be_trained_on_is_refused_by_name(arrays, words, 
     with pytest.raises(ValueError, match=r"bad\.npz") as error:
         data.load_npz(tmp_path / "bad.npz")
     assert all(word in str(error.value) for word in words)
+
+
+# -- numbers far from 0, of any size ---------------------------------------------------------------------------------------
+
+
+def standardised(values):
+    """The columns standardised in Python's fractions, rounded at the end."""
+    columns = []
+    for column in np.asarray(values).T.tolist():
+        exact = [Fraction(value) for value in column]
+        mean = sum(exact) / len(exact)
+        variance = sum((value - mean) ** 2 for value in exact) / len(exact)
+        scale = Fraction(math.isqrt(int(variance * 10**700))) / 10**350
+        columns.append([float((value - mean) / scale) for value in exact])
+    return np.array(columns).T
+
+
+@pytest.mark.parametrize(
+    ("origin", "unit", "dtype"),
+    [
+        (0, 1, "f8"), (1.7e9, 10, "f8"), (1e15, 10, "f8"), (-3e8, 1000, "f4"), (0, 1e-300, "f8"), (0, 1e300, "f8"),
+        (2**53, 9, "i8"), (2**60, 1000, "i8"), (-(2**63) + 10**6, 1000, "i8"), (2**64 - 10**6, 1000, "u8"), (0, 2.0**61, "i8"),
+        (0, 1e-38, "f4"), (2**31 - 10**4, 100, "i4"), (100, 9, "u1"),
+    ],
+)  # fmt: skip
+def test_standardising_loses_no_digits_to_an_offset_or_a_scale(origin, unit, dtype):
+    e = np.random.default_rng(0).normal(size=(60, 2))
+    if dtype[0] == "f":
+        X = (origin + e * unit).astype(dtype)
+    else:
+        X = np.array([[int(origin) + int(v * unit) for v in row] for row in e], dtype)
+    scale = data.Standardizer.fit(X)
+    wanted = standardised(X)
+    np.testing.assert_allclose(scale.exactly(X), wanted, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(scale.apply(X), wanted, rtol=2e-7, atol=1e-12)
+    assert scale.apply(X).dtype == np.float32
+    back = scale.invert(scale.exactly(X))
+    assert back.dtype == np.float64
+    np.testing.assert_allclose(back, X.astype(np.float64), rtol=4e-16, atol=1e-13 * float(scale.scale.max()))
+    rows = np.arange(0, 60, 3)
+    np.testing.assert_allclose(data.Standardizer.fit(X, rows).exactly(X[rows]), standardised(X[rows]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [7, 2**62 + 1, 0.1, 1.7e9, 1e300, np.float32(0.1), 0])
+def test_a_constant_column_becomes_0_and_keeps_its_unit(value):
+    X = np.full((50_000, 1), value)
+    scale = data.Standardizer.fit(X)
+    assert scale.scale.tolist() == [1]
+    assert not scale.apply(X).any()
+    noisy = np.full((40, 1), 0.1) + np.arange(40)[:, None] % 2 * 1.4e-17  # rounding, no signal
+    assert data.Standardizer.fit(noisy).scale.tolist() == [1]
+
+
+def test_alike_columns_share_the_mean_and_the_deviation_of_all_numbers():
+    X = 1e9 + np.random.default_rng(0).normal(size=(200, 3)) * [1, 2, 3] + [0, 5, 9]
+    Z = data.Standardizer.fit(X, alike=True).exactly(X)
+    np.testing.assert_allclose(Z, (X - X.mean()) / (X - X.mean()).std(), atol=1e-7)
+
+
+def test_what_cannot_be_standardised_is_named():
+    scale = data.Standardizer.fit(np.arange(6.0).reshape(3, 2))
+    with pytest.raises(ValueError, match=r"row 2: 1e\+300 in column 1 is too far"):
+        scale.apply(np.array([[1.0, 2.0], [1e300, 0.0]]))
+    with pytest.raises(ValueError, match="column 1 is not"):
+        data.Standardizer.fit(np.array([[0.0, -1.7e308], [1.0, 1.7e308]]))
+    with pytest.raises(ValueError, match=r"takes \(m, 2\)"):
+        scale.apply(np.zeros((3, 3)))
+    assert np.isnan(scale.apply(np.array([[np.nan, 1.0]]))).tolist() == [[True, False]]
+
+
+# -- classes or a quantity, and what another archive says of them ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("Y", "task", "classes"),
+    [
+        (np.arange(991).repeat(2), None, 0),  # a quantity in whole numbers
+        (np.arange(100).repeat(6), None, 100),
+        (np.arange(101).repeat(6), None, 0),
+        (np.arange(30).repeat(2), None, 0),  # too few rows of each
+        (np.arange(30).repeat(2), "classification", 30),
+        (np.arange(10).repeat(9), "regression", 0),
+        (np.arange(10.0).repeat(9), None, 0),
+        (np.arange(10.0).repeat(9), "classification", 10),
+        (np.array([-0.0, 0.0, 1.0] * 9), "classification", 2),
+        (np.array([True, False] * 9), None, 2),
+        (np.array([True, False] * 9), "regression", 0),
+        (np.array(["a", "b"] * 9), None, 2),
+        (np.arange(10, dtype=np.uint8).reshape(5, 2), "regression", 0),
+    ],
+)
+def test_whole_numbers_are_classes_where_they_are_few_or_the_task_says_so(Y, task, classes, tmp_path):
+    np.savez(tmp_path / "x.npz", X=np.random.default_rng(0).normal(size=(len(Y), 2)), Y=Y)
+    loaded = data.load_npz(tmp_path / "x.npz", task=task)
+    assert len(loaded.class_names) == classes
+    told = task is None and Y.dtype.kind == "i"
+    assert ("--task" in loaded.note) == told
+    if told:
+        assert ("taken as classes" in loaded.note) == (classes > 0)
+    if not classes:
+        np.testing.assert_array_equal(loaded.Y, Y.reshape(len(Y), -1))
+
+
+@pytest.mark.parametrize(
+    ("Y", "task", "word"),
+    [
+        (np.array(["a", "b"]), "regression", "regression must be numbers"),
+        (np.array([2, 2]), "regression", "Y is 2 in every row"),
+        (np.array([[1, 2], [3, 4]]), None, "--task regression"),
+        (np.array([1.5, np.nan]), None, "finite"),
+        (np.array([1.5, np.nan]), "classification", "finite"),
+    ],
+)
+def test_a_target_that_does_not_fit_its_task_is_refused(Y, task, word, tmp_path):
+    np.savez(tmp_path / "x.npz", X=[[1.0], [2.0]], Y=Y)
+    with pytest.raises(ValueError, match=word):
+        data.load_npz(tmp_path / "x.npz", task=task)
+
+
+def test_an_archive_is_judged_by_the_classes_of_the_model_and_not_by_its_own(tmp_path):
+    for Y in (np.array([7, 3, 9]), np.array([7.0, 3.0, 9.0]), np.array(["7", "3", "9"]), np.array(["7.0", " 3", "+9"])):
+        np.savez(tmp_path / "x.npz", X=np.zeros((3, 1)), Y=Y)
+        truth = data.load_truth(tmp_path / "x.npz", 3, ("3", "7"), "number", 2)
+        assert truth.values.tolist() == [1, 0, -1]
+        assert (truth.wrong, truth.such) == (1, "9")
+    np.savez(tmp_path / "x.npz", X=np.zeros((4, 1)), Y=[1.5, np.nan, np.inf, 2])
+    truth = data.load_truth(tmp_path / "x.npz", 4, (), "", 1)
+    assert truth.values.tolist() == [[1.5], [2.0]]
+    assert truth.rows.tolist() == [True, False, False, True]
+    assert (truth.missing, truth.wrong, truth.such) == (1, 1, "inf")
+    for Y, classes, outputs, word in (
+        ([[1, 2]] * 4, (), 1, "1 a row"),
+        (["a"] * 4, (), 1, "1 a row"),
+        ([[1]] * 4, ("1",), 2, "labels"),
+    ):
+        np.savez(tmp_path / "x.npz", X=np.zeros((4, 1)), Y=Y)
+        with pytest.raises(ValueError, match=word):
+            data.load_truth(tmp_path / "x.npz", 4, classes, "number", outputs)
+
+
+# -- frames in memory ------------------------------------------------------------------------------------------------------
+
+
+def test_a_frame_of_several_types_is_read_column_by_column():
+    rng = np.random.default_rng(0)
+    plain = np.column_stack([rng.random(50) > 0.5, rng.normal(size=50), rng.integers(0, 5, 50)])
+    frame = pd.DataFrame({
+        "flag": plain[:, 0] > 0, "x": plain[:, 1], "whole": pd.array(plain[:, 2].astype(int), dtype="Int64"),
+    })  # fmt: skip
+    y = plain @ [1.0, 2.0, -1.0]
+    parameters = []
+    for X in (plain, frame):
+        net = mc.MLP([3, 4, 1], seed=0)
+        mc.Trainer(net, "squared_error", seed=0).fit(X, y, epochs=2, batch_size=10, progress=False)
+        parameters.append(net.parameters.copy())
+        assert net.predict(X).shape == (50, 1)
+    np.testing.assert_array_equal(*parameters)
+
+
+@pytest.mark.parametrize(
+    ("column", "error", "words"),
+    [
+        (["u"] * 4, TypeError, ["X", "its column 'bad'"]),
+        (pd.date_range("2024-01-01", periods=4), TypeError, ["X", "'bad'", "datetime64"]),
+        (pd.Categorical([1, 2, 1, 2]), TypeError, ["X", "'bad'", "category"]),
+        (pd.array([1, None, 2, 3], dtype="Int64"), ValueError, ["row 1, column 2"]),
+    ],
+)
+def test_a_column_of_a_frame_that_holds_no_numbers_is_named(column, error, words):
+    frame = pd.DataFrame({"flag": [True, False] * 2, "x": np.arange(4.0), "bad": column})
+    with pytest.raises(error, match=re.escape(words[0])) as caught:
+        mc.Trainer(mc.MLP([3, 1]), "squared_error").fit(frame, np.zeros(4), epochs=1, progress=False)
+    assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_pickled_objects_and_other_files_are_refused(tmp_path):

@@ -5,11 +5,14 @@ import io
 import json
 import re
 import zipfile
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import skops.io
+from pyarrow import parquet
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -217,7 +220,7 @@ def test_classes_or_a_quantity_is_told_from_the_target_or_by_the_task(values, ta
         shown = [table.class_names[k] for k in table.Y]
         assert shown == [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
     else:
-        assert table.Y[:, 0].tolist() == np.asarray(values, np.float32).tolist()
+        assert table.Y[:, 0].tolist() == values
 
 
 def test_rows_without_a_target_are_dropped_and_counted(tmp_path):
@@ -233,6 +236,271 @@ def test_groups_are_the_values_of_their_column_which_is_not_learnt_from(tmp_path
     table = tables.load(written(tmp_path, text), "y", groups="day")
     assert kinds(table) == {"a": "number", "day": ""}
     assert table.groups.tolist() == [i % 5 for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ([1, 2, 3] * 20, "whole numbers, 3 different: taken as classes (as a quantity: --task regression)"),
+        (list(range(40)), "whole numbers, 40 different: taken as a quantity (as classes: --task classification)"),
+        (
+            [2**60 + i for i in range(40)],
+            "whole numbers, 40 different: taken as a quantity (as classes: --task classification)",
+        ),
+        ([0.5, 1.5] * 20, ""),
+    ],
+)
+def test_how_whole_numbers_were_taken_is_said_with_how_to_say_otherwise(numbers, said, tmp_path):
+    pd.DataFrame({"a": np.random.default_rng(0).normal(size=len(numbers)), "y": numbers}).to_parquet(tmp_path / "t.parquet")
+    assert tables.load(tmp_path / "t.parquet", "y").note == said
+    assert tables.load(tmp_path / "t.parquet", "y", "regression").note == ""
+
+
+# -- a value has one name --------------------------------------------------------------------------------------------------
+
+
+def written_as(how, values, tmp_path, name="y"):
+    """A file with a column of these values, in one type or another, and a column of numbers."""
+    a = np.random.default_rng(0).normal(size=len(values)).tolist()
+    path = tmp_path / f"{how}.{'csv' if how.startswith('csv') else 'parquet'}"
+    if how.startswith("csv"):
+        form = {"csv": "{}", "csv float": "{}.0", "csv spaces": "  {} ", "csv decimal": "{}.00"}[how]
+        lines = [f"{x},{'' if v is None else form.format(v)}" for x, v in zip(a, values, strict=True)]
+        path.write_text(f"a,{name}\n" + "\n".join(lines) + "\n")
+        return path
+    types = {"int": pa.int8(), "float": pa.float64(), "half": pa.float16(), "decimal": pa.decimal128(8, 2), "text": pa.string()}
+    values = [None if v is None else Decimal(v) if how == "decimal" else str(v) if how == "text" else v for v in values]
+    if how == "half":
+        values = [None if v is None else np.float16(v) for v in values]
+    parquet.write_table(pa.table({"a": a, name: pa.array(values, types[how])}), path)
+    return path
+
+
+FORMS = ["csv", "csv float", "csv spaces", "csv decimal", "int", "float", "half", "decimal", "text"]
+
+
+@pytest.mark.parametrize("trained", FORMS)
+@pytest.mark.parametrize("used", FORMS)
+def test_a_number_is_the_same_class_and_category_in_whatever_type(trained, used, tmp_path):
+    values = [3, 10, 2, None] * 10
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "used").mkdir()
+    path, other = written_as(trained, values, tmp_path / "trained"), written_as(used, values, tmp_path / "used")
+    table = tables.load(path, "y", "classification")
+    assert table.class_names == ("2", "3", "10")
+    truth = tables.truth(tables.read(other, ["y"]).column("y"), table.class_names, table.labels)
+    assert np.array_equal(truth.values, table.Y)
+    assert (truth.missing, truth.wrong) == (10, 0)
+    table = tables.load(path, "a", "regression", wishes={"y": "category"})
+    made = table.prepare(np.arange(len(table.X)))
+    frame, _, remarks = made.read(other)
+    assert not remarks
+    assert np.array_equal(made.apply(frame), made.apply(table.X))
+
+
+def test_zeros_are_one_class_whatever_their_sign(tmp_path):
+    text = "a,y\n" + "".join(f"{i * i},{['0.0', '-0.0', '1.0'][i % 3]}\n" for i in range(60))
+    table = tables.load(written(tmp_path, text), "y")
+    assert table.class_names == ("0", "1")
+    assert np.bincount(table.Y).tolist() == [40, 20]
+
+
+@pytest.mark.parametrize(
+    ("values", "others", "names"),
+    [
+        (["01", "02", "A"], ["02", "01"], ("01", "02", "A")),  # read as text where no "A" stands, too
+        (["01", "02"], ["02", "01"], ("01", "02")),
+        (["3", "4", "A"], ["4.0", "3.0"], ("3", "4", "A")),  # pandas writes so where a value is missing
+        (["true", "FALSE"], ["True", "false"], ("False", "True")),
+        (["true", "false"], ["1", "0"], ("False", "True")),
+        (["0", "1"], ["True", "False"], ("0", "1")),
+        ([" x", "y "], ["y", "x"], ("x", "y")),
+        (["1e20", "2"], ["100000000000000000000", "2.0"], ("2", "100000000000000000000")),
+        (["0.30", "1e-3"], [".3", "0.0010"], ("0.001", "0.3")),
+        (["0x10", "0x0A"], ["16", "10"], ("10", "16")),
+    ],
+)
+def test_labels_of_another_file_are_read_as_those_of_the_first(values, others, names, tmp_path):
+    def text(labels):
+        return "a,y\n" + "".join(f"{i * i},{labels[i % len(labels)]}\n" for i in range(60))
+
+    table = tables.load(written(tmp_path, text(values)), "y", "classification")
+    assert table.class_names == names
+    truth = tables.truth(tables.read(written(tmp_path, text(others)), ["y"]).column("y"), names, table.labels)
+    assert truth.wrong == truth.missing == 0
+    at = [table.Y[i] for i in range(len(values))]
+    order = {"02": 1, "4.0": 1, "y": 1, "1": 0, ".3": 0, "16": 0, "100000000000000000000": 0, "True": None}
+    if (first := order[others[0]]) is not None:
+        assert truth.values[:2].tolist() == [at[first], at[1 - first]]
+    else:
+        assert [names[k].lower() in ("true", "1") for k in truth.values[:2]] == [True, False]
+
+
+def test_codes_stay_text_in_a_file_whose_every_value_is_digits(tmp_path):
+    text = "code,y\n" + "".join(f"{['01', '02', 'A'][i % 3]},{i / 7}\n" for i in range(60))
+    made = tables.load(written(tmp_path, text), "y").prepare(np.arange(60))
+    frame, _, remarks = made.read(written(tmp_path, text.replace("A", "01"), "other.csv"))
+    assert remarks == []
+    assert set(frame["code"]) == {"01", "02"}
+    parquet.write_table(pa.table({"code": pa.array([1, 2])}), tmp_path / "numbers.parquet")
+    _, _, remarks = made.read(tmp_path / "numbers.parquet")
+    assert remarks == ["code: 2 row(s) hold what training never saw, such as '1': taken as rare"]
+
+
+def test_booleans_with_gaps_are_the_same_from_any_file(tmp_path):
+    flags = [True, False, None] * 20
+    y = np.random.default_rng(0).normal(size=60)
+    pd.DataFrame({"f": pd.array(flags, "boolean"), "y": y}).to_parquet(tmp_path / "bool.parquet")
+    pd.DataFrame({"f": pd.array(flags, "boolean"), "y": y}).to_csv(tmp_path / "bool.csv", index=False)
+    pd.DataFrame({"f": pd.Series(flags, dtype=object).astype(float), "y": y}).to_csv(tmp_path / "float.csv", index=False)
+    pd.DataFrame({"f": [None if f is None else str(f).upper() for f in flags], "y": y}).to_parquet(tmp_path / "text.parquet")
+    names = ("bool.parquet", "bool.csv", "float.csv", "text.parquet")
+    for trained in (name for name in names if name != "float.csv"):  # by itself, numbers
+        table = tables.load(tmp_path / trained, "y", "regression")
+        assert kinds(table) == {"f": "boolean"}
+        made = table.prepare(np.arange(60))
+        for name in names:
+            frame, _, remarks = made.read(tmp_path / name)
+            assert not remarks
+            assert frame["f"].tolist() == ["True", "False", None] * 20
+
+
+def test_dates_asked_for_are_the_same_from_any_type(tmp_path):
+    days, y = pd.date_range("2024-01-01", periods=3).tolist() * 20, np.random.default_rng(0).normal(size=60)
+    files = {
+        "time.parquet": pd.Series(days), "date.parquet": [day.date() for day in days],
+        "text.parquet": [f"{day:%Y-%m-%d}T00:00:00" for day in days],
+    }  # fmt: skip
+    for name, column in files.items():
+        pd.DataFrame({"d": column, "y": y}).to_parquet(tmp_path / name)
+    pd.DataFrame({"d": days, "y": y}).to_csv(tmp_path / "day.csv", index=False)
+    for trained in (*files, "day.csv"):
+        made = tables.load(tmp_path / trained, "y", wishes={"d": "category"}).prepare(np.arange(60))
+        for name in (*files, "day.csv"):
+            frame, _, remarks = made.read(tmp_path / name)
+            assert not remarks
+            assert set(frame["d"]) == {"2024-01-01", "2024-01-02", "2024-01-03"}
+
+
+def test_missing_values_are_missing_in_every_file(tmp_path):
+    words = ["x", "NA", "", " ", "nan", "null"] * 10
+    y = np.random.default_rng(0).normal(size=60)
+    pd.DataFrame({"w": words, "y": y}).to_parquet(tmp_path / "t.parquet")
+    (tmp_path / "t.csv").write_text("w,y\n" + "".join(f"{w},{v}\n" for w, v in zip(words, y, strict=True)))
+    for name in ("t.parquet", "t.csv"):
+        table = tables.load(tmp_path / name, "y", "regression")
+        assert set(table.X["w"]) == {"x", None}
+        assert table.X["w"].isna().sum() == 50
+
+
+def test_many_values_with_fractions_are_the_same_from_text_and_from_numbers(tmp_path):
+    values = np.random.default_rng(0).normal(size=40).repeat(5)
+    y = np.random.default_rng(1).normal(size=200)
+    for dtype in (np.float64, np.float32):
+        frame = pd.DataFrame({"v": values.astype(dtype), "y": y})
+        frame.to_parquet(tmp_path / "v.parquet")
+        frame.to_csv(tmp_path / "v.csv", index=False)
+        for trained, used in (("v.parquet", "v.csv"), ("v.csv", "v.parquet")):
+            made = tables.load(tmp_path / trained, "y", wishes={"v": "category"}).prepare(np.arange(200))
+            assert made.width == 40
+            assert made.read(tmp_path / used)[2] == []
+
+
+@pytest.mark.parametrize("dtype", [int, float, bool, str])
+def test_a_category_of_pandas_is_one_whatever_it_holds(dtype, tmp_path):
+    values = np.array([0, 1] if dtype is bool else [7, 14, 21])[np.random.default_rng(0).integers(0, 2, 60)].astype(dtype)
+    y = np.random.default_rng(0).normal(size=60)
+    pd.DataFrame({"k": pd.Categorical(values), "y": y}).to_parquet(tmp_path / "t.parquet")
+    parquet.write_table(pa.table({"k": pa.array(values).dictionary_encode(), "y": y}), tmp_path / "arrow.parquet")
+    for name in ("t.parquet", "arrow.parquet"):
+        table = tables.load(tmp_path / name, "y")
+        assert kinds(table) == {"k": "category"}, name
+        assert kinds(
+            tables.load(tmp_path / name, "y", wishes={"k": "out"} if dtype is str else {"k": "number"})
+            if dtype in (int, float)
+            else table
+        ) == {"k": "number" if dtype in (int, float) else "category"}
+    many = pd.DataFrame({"a": y, "y": pd.Categorical(np.arange(30).repeat(2).astype(dtype if dtype is not bool else str))})
+    many.to_parquet(tmp_path / "y.parquet")
+    assert len(tables.load(tmp_path / "y.parquet", "y").class_names) == 30
+
+
+def test_groups_without_a_name_are_refused_and_one_group_has_one_name(tmp_path):
+    frame = pd.DataFrame({"a": np.arange(40.0) ** 2, "g": [0.0, -0.0, 1.0, 2.0] * 10, "y": np.arange(40) / 7})
+    frame.to_parquet(tmp_path / "g.parquet")
+    assert tables.load(tmp_path / "g.parquet", "y", groups="g").groups.tolist() == [0, 0, 1, 2] * 10
+    parquet.write_table(pa.table({"a": frame["a"], "g": pa.array([[1]] * 40), "y": frame["y"]}), tmp_path / "g.parquet")
+    with pytest.raises(ValueError, match="--groups 'g' holds list"):
+        tables.load(tmp_path / "g.parquet", "y", groups="g")
+    frame.assign(g=frame["g"].replace(2.0, np.nan)).to_parquet(tmp_path / "g.parquet")
+    with pytest.raises(ValueError, match="--groups 'g' has no value in 10 row"):
+        tables.load(tmp_path / "g.parquet", "y", groups="g")
+
+
+# -- numbers far from 0, of any size ---------------------------------------------------------------------------------------
+
+
+FAR = [
+    (0, 1, np.float64), (1.7e9, 1, np.float64), (-1e12, 100, np.float64), (0, 1e-300, np.float64), (0, 1e300, np.float64),
+    (2**60, 100, np.int64), (-(2**62), 100, np.int64), (1_700_000_000_000_000_000, 9, np.int64),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("origin", "unit", "dtype", "suffix"),
+    [*((*case, suffix) for case in FAR for suffix in ("csv", "parquet")), (2**63, 100, np.uint64, "parquet")],
+)
+def test_numbers_are_standardised_as_if_they_were_around_0(origin, unit, dtype, suffix, tmp_path):
+    """The reference is the same column without its offset, in Python's exact integers and in double."""
+    e = np.random.default_rng(0).normal(size=(300, 2))
+    near = np.rint(e * unit) if np.issubdtype(dtype, np.integer) else e
+    if np.issubdtype(dtype, np.integer):
+        held = np.array([[int(origin) + int(v) for v in row] for row in near], dtype)
+    else:
+        held = (origin + near * unit).astype(dtype)
+        near = (held - origin) / unit
+    frame = pd.DataFrame({"a": held[:, 0], "y": held[:, 1]})
+    frame.to_parquet(tmp_path / "t.parquet") if suffix == "parquet" else frame.to_csv(tmp_path / "t.csv", index=False)
+    table = tables.load(tmp_path / f"t.{suffix}", "y", "regression")
+    rows = np.arange(200)
+    wanted = (near - near[rows].mean(axis=0)) / near[rows].std(axis=0)
+    made = table.prepare(rows)
+    np.testing.assert_allclose(made.apply(table.X)[:, 0], wanted[:, 0], rtol=2e-6, atol=2e-6)
+    cut = table.cut(0, 16)
+    assert cut.scale is not None
+    back = cut.scale.invert(cut.test[1])
+    np.testing.assert_allclose(back, cut.answers.astype(np.float64), rtol=2e-16, atol=1e-6 * float(cut.scale.scale[0]))
+    again, _ = tables.Transformer.restore(made.tensors, json.loads(json.dumps(made.about)))
+    np.testing.assert_array_equal(again.apply(again.read(tmp_path / f"t.{suffix}")[0]), made.apply(table.X))
+
+
+def test_integers_of_many_digits_are_the_same_from_text(tmp_path):
+    values = [2**60 + i * i for i in range(60)]
+    parquet.write_table(pa.table({"a": values, "y": [i / 7 for i in range(60)]}), tmp_path / "t.parquet")
+    made = tables.load(tmp_path / "t.parquet", "y").prepare(np.arange(60))
+    assert made.columns[0].origin > 2.0**59
+    parquet.write_table(pa.table({"a": [str(v) for v in values], "y": [i / 7 for i in range(60)]}), tmp_path / "s.parquet")
+    of_text = tables.load(tmp_path / "s.parquet", "y")
+    np.testing.assert_array_equal(
+        of_text.prepare(np.arange(60)).apply(of_text.X), made.apply(made.read(tmp_path / "t.parquet")[0])
+    )
+    forms = {"text": [str(v) for v in values], "decimal": pa.array([Decimal(v) for v in values], pa.decimal128(25, 1))}
+    X = made.apply(made.read(tmp_path / "t.parquet")[0])
+    assert len(set(X[:, 0].tolist())) == 60
+    for name, column in forms.items():
+        parquet.write_table(pa.table({"a": column}), tmp_path / f"{name}.parquet")
+        np.testing.assert_array_equal(made.apply(made.read(tmp_path / f"{name}.parquet")[0]), X)
+
+
+def test_a_column_far_from_0_that_is_constant_on_the_training_rows_is_left_at_0(tmp_path):
+    values = [2**60] * 50 + [2**60 + 3] * 10
+    parquet.write_table(
+        pa.table({"a": values, "b": [1.7e9 + i % 2 for i in range(60)], "y": np.arange(60) / 7}), tmp_path / "t.parquet"
+    )
+    table = tables.load(tmp_path / "t.parquet", "y")
+    X = table.prepare(np.arange(50)).apply(table.X)
+    np.testing.assert_array_equal(X[:, 0], [0] * 50 + [3] * 10)
+    np.testing.assert_allclose(X[:, 1], [-1, 1] * 30, rtol=1e-6)
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------------
@@ -259,7 +527,6 @@ def test_groups_are_the_values_of_their_column_which_is_not_learnt_from(tmp_path
         ("a,y\nq,1\nq,2\n", ["no column is left", "'q' in every row"]),
         ("a,y\n1,2024-01-01\n2,2024-01-02\n", ["'y'", "date"]),
         ("a,y\n" + "".join(f"{i},n{i}\n" for i in range(9)), ["9 classes in 9 rows", "identifier"]),
-        ("a,y\n1,1e39\n2,0.5\n", ["1e+39", "float32"]),
     ],
 )
 def test_a_table_that_cannot_be_trained_on_is_refused_by_name(text, words, tmp_path):
@@ -326,9 +593,9 @@ def test_the_same_rows_give_the_same_input_after_saving(kept, path):
     assert remarks == ["rare: 1 row(s) hold what training never saw, such as 'once': taken as rare"]
     assert again.names == made.names
     assert np.array_equal(again.apply(frame), made.apply(table.X))
-    Y, known = tables.targets(whole.column("late"), table.class_names)
-    assert np.array_equal(Y, table.Y)
-    assert known.all()
+    truth = tables.truth(whole.column("late"), table.class_names, table.labels)
+    assert np.array_equal(truth.values, table.Y)
+    assert truth.rows.all()
 
 
 def test_a_table_of_other_types_without_target_gives_the_same_input(kept, frame, tmp_path):
@@ -360,6 +627,19 @@ def test_a_missing_column_is_refused_with_the_nearest(kept, frame, tmp_path):
         kept[1].read(tmp_path / "new.parquet")
 
 
+def test_a_category_of_lists_is_refused(kept, frame, tmp_path):
+    frame.assign(city=[["Oslo"]] * ROWS).to_parquet(tmp_path / "new.parquet")
+    with pytest.raises(ValueError, match=r"new\.parquet: column 'city' holds list<.*it was a category in training"):
+        kept[1].read(tmp_path / "new.parquet")
+
+
+def test_texts_as_views_are_texts(tmp_path):
+    columns = {"s": pa.array(["x", "y", None] * 20, pa.string_view()), "y": np.arange(60) / 7}
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    assert kinds(tables.load(tmp_path / "t.parquet", "y")) == {"s": "category"}
+    assert tables.load(tmp_path / "t.parquet", "s").class_names == ("x", "y")
+
+
 def test_of_many_columns_the_nearest_and_ten_at_most_are_named(tmp_path):
     text = ",".join(f"c{i}" for i in range(30)) + ",size\n" + ",".join("1" for _ in range(31)) + "\n"
     with pytest.raises(ValueError, match="did you mean 'size'") as error:
@@ -367,15 +647,18 @@ def test_of_many_columns_the_nearest_and_ten_at_most_are_named(tmp_path):
     assert str(error.value).endswith("There are size, c0, c1, c2, c3, c4, c5, c6, c7, c8, …")
 
 
-def test_targets_that_are_no_class_of_the_model_are_left_out():
-    import pyarrow as pa
-
-    Y, known = tables.targets(pa.chunked_array([["b", None, "z", "a"]]), ("a", "b"))
-    assert Y.tolist() == [1, 0]
-    assert known.tolist() == [True, False, False, True]
-    Y, known = tables.targets(pa.chunked_array([[1.5, None, float("inf")]]), ())
-    assert Y.tolist() == [[1.5]]
-    assert known.tolist() == [True, False, False]
+def test_targets_that_are_no_class_of_the_model_stay_in_the_count():
+    truth = tables.truth(pa.chunked_array([["b", None, "z", "a", ""]]), ("a", "b"), "text")
+    assert truth.values.tolist() == [1, -1, 0]
+    assert truth.rows.tolist() == [True, False, True, True, False]
+    assert (truth.missing, truth.wrong, truth.such) == (2, 1, "z")
+    truth = tables.truth(pa.chunked_array([[1.5, None, float("inf"), float("nan")]]), (), "")
+    assert truth.values.tolist() == [[1.5]]
+    assert truth.rows.tolist() == [True, False, False, False]
+    assert (truth.missing, truth.wrong, truth.such) == (2, 1, "inf")
+    truth = tables.truth(pa.chunked_array([["1.5", "n/k", None]]), (), "")
+    assert truth.values.tolist() == [[1.5]]
+    assert (truth.missing, truth.wrong, truth.such) == (1, 1, "n/k")
 
 
 def test_another_version_of_scikit_learn_is_said(kept):
@@ -461,4 +744,4 @@ def test_a_damaged_pipeline_is_refused(kept):
 def test_a_pipeline_that_does_not_fit_its_columns_is_refused(kept):
     _, _, tensors, about = kept
     with pytest.raises(ValueError, match="does not work"):
-        tables.Transformer.restore(tensors, {**about, "columns": {"other": "number"}})
+        tables.Transformer.restore(tensors, {**about, "columns": {"other": {"kind": "number"}}})

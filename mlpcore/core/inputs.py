@@ -56,10 +56,27 @@ def host_array(value: object, name: str) -> Array:
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
-        return np.asarray(value)
+        array = np.asarray(value)
     except _UNREADABLE as error:  # a ragged list, a sparse tensor, what JAX traces
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"{name} cannot be read as an array: {_line(error)}") from None
+    is_frame = array.dtype.kind == "O" and array.ndim == 2 and hasattr(value, "dtypes") and hasattr(value, "items")
+    return _frame(value, name) if is_frame else array
+
+
+def _frame(frame: Any, name: str) -> Array:
+    """The columns of a pandas frame side by side, in the dtype that holds them all; a missing number is NaN.
+
+    Raises:
+        TypeError: a column does not hold numbers; names it.
+    """
+    columns = []
+    for label, column in frame.items():
+        if getattr(column.dtype, "kind", "O") not in "fiub":
+            raise TypeError(f"{name} must hold real numbers; its column {label!r} is {column.dtype}")
+        values = np.asarray(column)
+        columns.append(values if values.dtype.kind != "O" else column.to_numpy(np.float64, na_value=np.nan))
+    return np.column_stack(columns)
 
 
 def _line(error: Exception) -> str:

@@ -1,0 +1,148 @@
+"""The names of classes and categories: one text for a value, whichever type a file gives it.
+
+    number   3, 3.0, 3.00 and "+3" are "3"; -0.0 is "0"; 1e20 has its digits
+    boolean  True, "true", "TRUE" and 1 are "True"
+    date     2024-05-01 and 2024-05-01T00:00:00 are "2024-05-01"
+    text     as it stands, without spaces around it: "01" is not "1"
+
+The kind is told once, from the values of the training file, and kept with the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, time
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["KINDS", "array_kind", "array_names", "codes", "kind_of", "matched", "name_of", "sort_names"]
+
+Array = NDArray[Any]
+KINDS = ("number", "boolean", "date", "text")
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?"  # what counts as a number in a text
+HEXADECIMAL = "0[xX][0-9a-fA-F]{1,16}"
+_NUMBER, _HEXADECIMAL = re.compile(NUMBER), re.compile(HEXADECIMAL)
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}.*)?")
+_CODE = re.compile(r"[+-]?0[0-9]|.*[eE][0-9]")
+_WHOLE = re.compile(r"-?[0-9]+\.0+")
+_MOST_DIGITS = 40  # of a number that is written without an exponent
+_TRUTHS = {"true": "True", "1": "True", "false": "False", "0": "False"}
+
+
+def name_of(text: str, kind: str, source: str = "text") -> str:
+    """Return the name of a value in a column of this kind.
+
+    Args:
+        text: the value as its file prints it.
+        kind: of `KINDS`, the kind of the column in training.
+        source: of `KINDS`, the type that the value has in its own file.
+    """
+    text = text.strip()
+    if source == "boolean":
+        text = text.capitalize()
+    if kind == "number":
+        text = {"true": "1", "false": "0"}.get(text.lower(), text)
+    if kind in ("number", "boolean") or source == "number":
+        text = _number(text)
+    if kind == "boolean":
+        text = _TRUTHS.get(text.lower(), text)
+    return _date(text) if "date" in (kind, source) else text
+
+
+def kind_of(texts: Iterable[str]) -> str:
+    """Return the kind of a column of these texts: all booleans, all dates, all numbers, or text.
+
+    Codes are text: digits with a zero in front, "1E5", or two texts for one number (the versions 1.1 and 1.10).
+    """
+    distinct = {text.strip() for text in texts}
+    if not distinct:
+        return "text"
+    if all(text.lower() in ("true", "false") for text in distinct):
+        return "boolean"
+    if all(_DATE.fullmatch(text) and _is_date(text) for text in distinct):
+        return "date"
+    numbers = all(_NUMBER.fullmatch(text) and not _CODE.match(text) for text in distinct)
+    return "number" if numbers and len(set(map(_number, distinct))) == len(distinct) else "text"
+
+
+def sort_names(names: Iterable[str], kind: str) -> tuple[str, ...]:
+    """Return the names in ascending order, numbers by their values: "2" before "10"."""
+    return tuple(sorted(names, key=Decimal if kind == "number" else None))
+
+
+def matched(names: Array, known: Iterable[str]) -> Array:
+    """Return the names, those such as "3.0" as "3" where that is known and they are not: a gap makes a column of floats."""
+    known = set(known)
+    other = {
+        name: whole
+        for name in set(names) - known
+        if name is not None and (whole := name.partition(".")[0]) in known and _WHOLE.fullmatch(name)
+    }
+    return np.array([other.get(name, name) for name in names], object) if other else names
+
+
+def codes(names: Array, classes: Sequence[str]) -> Array:
+    """Return the index (m,) int64 of each name among the classes; -1 for another name and for None."""
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index.get(name, -1) for name in names], np.int64)
+
+
+def array_kind(values: Array) -> str:
+    """Return the kind of a NumPy array's values."""
+    if values.dtype.kind in "US":
+        return kind_of(np.unique(values.astype(str)).tolist())
+    return "boolean" if values.dtype.kind == "b" else "number"
+
+
+def array_names(values: Array, kind: str) -> Array:
+    """Return the names of a NumPy array's values (m,), which are texts, booleans or finite numbers."""
+    texts = values.dtype.kind in "US"
+    distinct, places = np.unique(values.astype(str) if texts else values, return_inverse=True)
+    source = "text" if texts else array_kind(values)
+    names = np.array([name_of(str(value), kind, source) for value in distinct], object)
+    return np.asarray(names[places.reshape(values.shape)])
+
+
+def _number(text: str) -> str:
+    """Return the one form of a number: its digits without zeros that say nothing; another text as it is."""
+    if _HEXADECIMAL.fullmatch(text):
+        return str(int(text, 16))
+    if not _NUMBER.fullmatch(text):
+        return text
+    sign, figures, exponent = Decimal(text).as_tuple()
+    digits = "".join(map(str, figures)).lstrip("0")
+    kept = digits.rstrip("0")
+    if not kept:
+        return "0"
+    assert isinstance(exponent, int)
+    places = exponent + len(digits) - len(kept)
+    size = places + len(kept) - 1
+    if -_MOST_DIGITS < size < _MOST_DIGITS:
+        return format(Decimal((sign, tuple(map(int, kept)), places)), "f")
+    fraction = f".{kept[1:]}" if len(kept) > 1 else ""
+    return f"{'-' * sign}{kept[0]}{fraction}e{size:+d}"
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _date(text: str) -> str:
+    """Return the one form of a date: no time at midnight, times with a zone in UTC; another text as it is."""
+    try:
+        moment = datetime.fromisoformat(text)
+        zone = "" if moment.tzinfo is None else "Z"
+        moment = moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        return text
+    if moment.time() == time():
+        return f"{moment.date()}{zone}"
+    return moment.isoformat(" ").rstrip("0").rstrip(".") + zone if moment.microsecond else moment.isoformat(" ") + zone
