@@ -160,7 +160,7 @@ def check_gradients(
         resolution: dict[str, float] = {}
         worst, left_out = "", 0
         for name, start, stop in _blocks(net):
-            typical = float(np.linalg.norm(g[start:stop])) / math.sqrt(stop - start)
+            typical = _length(g[start:stop]) / math.sqrt(stop - start)
             errors[name] = resolution[name] = 0.0
             units = _units(start, stop, net) if entries else ((name, v) for v in _directions(g, start, stop, count, rng))
             for place, v in units:
@@ -213,8 +213,8 @@ def _directions(g: Array, start: int, stop: int, count: int, rng: np.random.Gene
     Along g an error of its scale shows best. Of the random ones no entry is near 0, so that each shows an error in one entry.
     """
     given = g[start:stop]
-    length = float(np.linalg.norm(given))
-    along = [given * (math.sqrt(stop - start) / length)] if 0 < length < math.inf and stop - start > 1 else []
+    length = _length(given)
+    along = [given / length * math.sqrt(stop - start)] if 0 < length < math.inf and stop - start > 1 else []
     drawn = (rng.uniform(0.5, 1.5, stop - start) * rng.choice([-1.0, 1.0], stop - start) for _ in range(count))
     for part in (*along, *drawn):
         v = np.zeros(len(g))
@@ -444,7 +444,7 @@ class _Checker:
             there = self.gradient(left_out) if len(left_out) else np.zeros(len(g))
             return [float(np.sum(((g - there) * v)[v != 0]))]
 
-        return self._compare([(0.5, (v, None)), (-0.5, (-v, None))], 1, sides, typical * float(np.linalg.norm(v)))
+        return self._compare([(0.5, (v, None)), (-0.5, (-v, None))], 1, sides, typical * _length(v))
 
     def products(self, rng: np.random.Generator) -> Iterator[tuple[str, float, float]]:
         """Yield name, error and resolution of the checks in `PRODUCTS`, on random directions."""
@@ -464,9 +464,9 @@ class _Checker:
                 return [float(np.sum(terms[kept])), float(np.sum(back))]
 
             stencil = [(0.5, (du, dx)), (-0.5, (None if du is None else -du, None if dx is None else -dx))]
-            pairs.append(self._compare(stencil, 1, transposed, float(np.linalg.norm(terms)), V))
+            pairs.append(self._compare(stencil, 1, transposed, _length(terms), V))
         yield PRODUCTS[0], max(max(found.errors) for found in pairs), max(found.resolution for found in pairs)
-        typical = float(np.linalg.norm(self._hessian_product(v, rows)) * np.linalg.norm(u)) / math.sqrt(len(u))
+        typical = _length(self._hessian_product(v, rows)) * _length(u) / math.sqrt(len(u))
 
         def curved(left_out: Array) -> list[float]:
             kept = np.delete(rows, left_out)
@@ -610,6 +610,12 @@ class _Checker:
             top = self.numbers.formula(objective.value, scalars, x=x, y=_Numbers(Y, np.zeros_like(Y)))
             signs += [self.numbers.evaluate(kink, scalars, {"x": x.value, "y": Y}) > 0 for kink in self.loss_kinks]
         return top.sum(), np.concatenate(signs, axis=1)
+
+
+def _length(x: Array) -> float:
+    """Return the Euclidean length, also where squares overflow or underflow."""
+    largest = float(np.abs(x).max())
+    return float(np.linalg.norm(x / largest)) * largest if 0 < largest < math.inf else largest
 
 
 def _excess(difference: float, bound: float, size: float) -> float:

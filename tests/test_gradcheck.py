@@ -416,6 +416,15 @@ def test_where_j_overflows_the_check_cannot_tell():
     assert set(result.resolution.values()) == {np.inf}
 
 
+@pytest.mark.parametrize("scale", [1e-170, 1e170])
+def test_a_gradient_whose_square_overflows_or_is_0_is_checked_all_the_same(scale):
+    net, X, Y = problem([3, 2], [], loss="absolute_error")
+    loss = mc.Loss("scaled", f"{scale} * (z - y)", f"{scale}")
+    g = gradcheck._Checker(net, X, Y, loss, None, 1e-6).gradient()
+    for factor, verdict in ((1, "right"), (1 + 1e-5, "wrong")):
+        assert set(mc.check_gradients(net, X, Y, loss, factor * g).verdicts.values()) == {verdict}
+
+
 def test_a_dead_layer_is_neither_right_nor_wrong_until_its_gradient_is_made_up():
     net, X, Y = problem([3, 5, 2], "relu")
     net.b[1][...] = -100
