@@ -55,7 +55,7 @@ PRODUCTS = ("<V, J u> = <J' V, u>", "<u, H v> = <v, H u>", "H v by differences")
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """What a gradient check found.
+    """The outcome of a gradient check.
 
     Attributes:
         max_relative_error: the largest of `errors`.
@@ -65,10 +65,11 @@ class GradientCheck:
             can explain, relative to the larger of the two and to the size that g · v typically has in that block.
         rows_left_out: rows whose activation pattern differed, at most, in one difference.
         tolerance: the bound.
-        products: of the engine's own derivatives, errors by name: ⟨V, J u⟩ and ⟨Jᵀ V, u⟩ against a difference of ⟨V, Z[L]⟩,
+        products: the errors of the engine's own derivatives, by name: ⟨V, J u⟩ and ⟨Jᵀ V, u⟩ against a difference of ⟨V, Z[L]⟩,
             the symmetry ⟨u, H v⟩ = ⟨v, H u⟩, and both against a second difference of J. Empty where somebody else's
             gradient was checked.
-        resolution: of each block and product: a larger relative error along the directions of the check is found for sure.
+        resolution: for each block and product the relative error, along the directions of the check, above which one is
+            found for sure.
     """
 
     max_relative_error: float
@@ -82,9 +83,9 @@ class GradientCheck:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """Of each block and product: "right", "wrong", or "cannot tell" where even an error of 1e-3 might not be seen.
+        """The verdict on each block and product: "right", "wrong", or "cannot tell".
 
-        (Of twice the tolerance, where that is more.)
+        The last is said where even an error of 1e-3, or of twice the tolerance, might not be seen.
         """
         told = max(TOLD, 2 * self.tolerance)
         return {
@@ -132,7 +133,8 @@ def check_gradients(
 ) -> GradientCheck:
     """Compare ∂J/∂parameters with central differences, block by block (W[1], b[1], …), on a float64 copy of the network.
 
-    A right gradient is never called wrong, however small it is; where rounding hides it, the check says that it cannot tell.
+    A right gradient is not called wrong, however small it is; where rounding hides it, the check says that it cannot tell
+    (`print` shows it, `conclusive` is then False). Sources: Richardson 1911; Wilkinson 1963; Higham 2002, sections 1 and 3.
 
     Args:
         net: its parameters are where the gradient is checked; it is not changed.
@@ -159,7 +161,7 @@ def check_gradients(
         resolution: dict[str, float] = {}
         worst, left_out = "", 0
         for name, start, stop in _blocks(net):
-            typical = float(np.linalg.norm(g[start:stop])) / math.sqrt(stop - start)
+            typical = _length(g[start:stop]) / math.sqrt(stop - start)
             errors[name] = resolution[name] = 0.0
             units = _units(start, stop, net) if entries else ((name, v) for v in _directions(g, start, stop, count, rng))
             for place, v in units:
@@ -212,8 +214,8 @@ def _directions(g: Array, start: int, stop: int, count: int, rng: np.random.Gene
     Along g an error of its scale shows best. Of the random ones no entry is near 0, so that each shows an error in one entry.
     """
     given = g[start:stop]
-    length = float(np.linalg.norm(given))
-    along = [given * (math.sqrt(stop - start) / length)] if 0 < length < math.inf and stop - start > 1 else []
+    length = _length(given)
+    along = [given / length * math.sqrt(stop - start)] if 0 < length < math.inf and stop - start > 1 else []
     drawn = (rng.uniform(0.5, 1.5, stop - start) * rng.choice([-1.0, 1.0], stop - start) for _ in range(count))
     for part in (*along, *drawn):
         v = np.zeros(len(g))
@@ -238,7 +240,7 @@ class _Numbers:
 
 
 class _RunningErrors:
-    """The operation that `backprop.forward` asks for, on numbers with bounds.
+    """The one operation that `backprop.forward` asks for, on numbers with bounds.
 
     A sum of n products is off by (n + 4) ε/2 Σ|x||w| at most, in whatever order it is taken, and however x and w were rounded
     after a step along a direction (Higham 2002, 3.1). Through a function go the errors of its arguments, by its values there.
@@ -429,7 +431,7 @@ class _Checker:
         self.loss_kinks = [] if self.loss.rowwise else formulas.kinks(self.objective.value)
 
     def gradient(self, rows: Array | None = None) -> Array:
-        """The engine's gradient of J over these rows, their weights over the *whole* batch's weight."""
+        """Return the engine's gradient of J over these rows, their weights over the *whole* batch's weight."""
         net = self.on_device
         step = new_step(net.device, net.layout, net.store, net.activations, self.objective, SGD(0.0), Settings())
         batch = self.batch if rows is None else self.batch._replace(rows=rows, size=len(rows))
@@ -449,7 +451,7 @@ class _Checker:
             there = self.gradient(left_out) if len(left_out) else np.zeros(len(g))
             return [float(np.sum(((g - there) * v)[v != 0]))]
 
-        return self._compare([(0.5, (v, None)), (-0.5, (-v, None))], 1, sides, typical * float(np.linalg.norm(v)))
+        return self._compare([(0.5, (v, None)), (-0.5, (-v, None))], 1, sides, typical * _length(v))
 
     def products(self, rng: np.random.Generator) -> Iterator[tuple[str, float, float]]:
         """Yield name, error and resolution of the checks in `PRODUCTS`, on random directions."""
@@ -469,9 +471,9 @@ class _Checker:
                 return [float(np.sum(terms[kept])), float(np.sum(back))]
 
             stencil = [(0.5, (du, dx)), (-0.5, (None if du is None else -du, None if dx is None else -dx))]
-            pairs.append(self._compare(stencil, 1, transposed, float(np.linalg.norm(terms)), V))
+            pairs.append(self._compare(stencil, 1, transposed, _length(terms), V))
         yield PRODUCTS[0], max(max(found.errors) for found in pairs), max(found.resolution for found in pairs)
-        typical = float(np.linalg.norm(self._hessian_product(v, rows)) * np.linalg.norm(u)) / math.sqrt(len(u))
+        typical = _length(self._hessian_product(v, rows)) * _length(u) / math.sqrt(len(u))
 
         def curved(left_out: Array) -> list[float]:
             kept = np.delete(rows, left_out)
@@ -483,7 +485,7 @@ class _Checker:
         yield PRODUCTS[2], max(found.errors), found.resolution
 
     def _hessian_product(self, v: Array, rows: Array) -> Array:
-        """H v over these rows, their weights over the *whole* batch's weight."""
+        """Return H v over these rows, their weights over the *whole* batch's weight."""
         share = float(self.share[rows].sum())
         if not share:
             return np.zeros_like(v)
@@ -597,7 +599,7 @@ class _Checker:
         return _Difference(value, *off, np.concatenate(excluded), float(weights[1] / weights[0]))
 
     def _rows(self, part: slice, X: Array, V: Array | None) -> tuple[_Numbers, Array]:
-        """The loss of each row, or its ⟨V, Z[L]⟩, with a bound; and the signs at every kink (rows, kinks)."""
+        """Return the loss of each row, or its ⟨V, Z[L]⟩, with a bound, and the signs at every kink (rows, kinks)."""
         net, objective, signs = self.net, self.objective, [np.zeros((len(X), 0), bool)]
         Z, S = ([_Numbers() for _ in net.sizes] for _ in range(2))
         Z[0] = _Numbers(X, np.zeros_like(X))
@@ -617,6 +619,12 @@ class _Checker:
             top = self.numbers.formula(objective.value, scalars, x=x, **numbers)
             signs += [self.numbers.evaluate(kink, scalars, {"x": x.value, **given}) > 0 for kink in self.loss_kinks]
         return top.sum(), np.concatenate(signs, axis=1)
+
+
+def _length(x: Array) -> float:
+    """Return the Euclidean length, also where squares overflow or underflow."""
+    largest = float(np.abs(x).max())
+    return float(np.linalg.norm(x / largest)) * largest if 0 < largest < math.inf else largest
 
 
 def _excess(difference: float, bound: float, size: float) -> float:

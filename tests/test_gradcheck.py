@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import time
 
-import mpmath
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -417,6 +416,15 @@ def test_where_j_overflows_the_check_cannot_tell():
     assert set(result.resolution.values()) == {np.inf}
 
 
+@pytest.mark.parametrize("scale", [1e-170, 1e170])
+def test_a_gradient_whose_square_overflows_or_is_0_is_checked_all_the_same(scale):
+    net, X, Y = problem([3, 2], [], loss="absolute_error")
+    loss = mc.Loss("scaled", f"{scale} * (z - y)", f"{scale}")
+    g = gradcheck._Checker(net, X, Y, loss, None, 1e-6).gradient()
+    for factor, verdict in ((1, "right"), (1 + 1e-5, "wrong")):
+        assert set(mc.check_gradients(net, X, Y, loss, factor * g).verdicts.values()) == {verdict}
+
+
 def test_a_dead_layer_is_neither_right_nor_wrong_until_its_gradient_is_made_up():
     net, X, Y = problem([3, 5, 2], "relu")
     net.b[1][...] = -100
@@ -508,6 +516,7 @@ FORMULAS = [
 
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_the_running_error_bounds_what_60_digits_say(formula):
+    mpmath = pytest.importorskip("mpmath")
     rng = np.random.default_rng(0)
     u, v = rng.standard_normal((2, 200)) * 10.0 ** rng.integers(-9, 2, (2, 200))
     v[:50] = u[:50] * (1 + 1e-12)
@@ -527,6 +536,7 @@ def test_the_running_error_bounds_what_60_digits_say(formula):
 
 
 def test_the_bound_of_a_layers_sums_holds_in_exact_arithmetic():
+    mpmath = pytest.importorskip("mpmath")
     rng = np.random.default_rng(0)
     A, W, b = rng.standard_normal((5, 300)), rng.standard_normal((300, 4)), rng.standard_normal(4)
     S, Z = gradcheck._Numbers(), gradcheck._Numbers()
