@@ -356,7 +356,7 @@ class Optimizer:
     }
 
     def __setattr__(self, name: str, value: object) -> None:
-        settings = [setting.name for setting in fields(self)]
+        settings = sorted((setting.name for setting in fields(self)), key="layers".__eq__)  # last
         if name not in settings:
             raise AttributeError(f"{type(self).__name__} has no setting {name!r}; it has {', '.join(settings)}")
         if name in ("nesterov", "epsilon_hat") and not isinstance(value, bool):

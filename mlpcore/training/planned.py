@@ -204,7 +204,8 @@ class PlannedStep(ABC):
         if not {*row.states} <= {*vectors} <= known or any(v.shape != (self.layout.size,) for v in vectors.values()):
             raise ValueError(f"the state vectors {sorted(vectors)} are not those of {facts['rule']}: {sorted(row.states)}")
         self.rate = float(facts["rate"])
-        vectors = self._carried_over(vectors)
+        if facts["rule"] != self.optimizer.row:
+            vectors = self._carried_over(vectors)
         self.state = {f"state {name}": vector for name, vector in vectors.items()}
         self._bind_optimizer()
         for name, vector in vectors.items():

@@ -38,6 +38,7 @@ WORKER_FLOP = 4e8  # of a step that is worth handing work over to another thread
 LANE_ENTRIES = 1 << 18  # of the flat vector from which workers share the passes over it as well
 BLAS_ROWS = 64  # rows for each thread of BLAS, where a core's cache holds the parameters
 TRIED = 1 << 15  # entries of an update that is tried on copies before it takes place
+ORDINARY = 2.0**50  # slopes and state up to which bounds are looked at once, not at each step
 BLAS_ALONE = 1 << 18  # multiplications of a GEMM up to which BLAS uses one thread by itself
 
 
@@ -107,6 +108,7 @@ class Step(PlannedStep):
         dtype = np.finfo(self.dtype)
         self._halves = float(dtype.max) * float(dtype.eps) / 512  # what the largest number swallows, 128 times over
         self._roots = math.sqrt(float(dtype.max)) / 2  # a square of it, kept as a mean, is finite
+        self._proved: tuple[dict[str, float], float] = {}, -1.0  # settings and the largest rate that cannot overflow
         self._floor = 2 * math.sqrt(float(dtype.tiny))  # a bound of what is lost where squares are 0
 
     # -- the plan --
@@ -164,6 +166,7 @@ class Step(PlannedStep):
         self.lane_gradients = [self.gradient[begin:end] for begin, end in itertools.pairwise(self._lane_edges())]
         self.by_layer = dict(self.optimizer.layers)
         self.penalty, self.updates = None, self._record_updates()
+        self._proved = {}, -1.0
         edges = [*itertools.pairwise(self._lane_edges())]
         self._frozen = [
             [self.gradient[max(begin, x.start) : max(begin, min(end, x.stop))] for x in self.frozen] for begin, end in edges
@@ -382,15 +385,29 @@ class Step(PlannedStep):
         if self.by_layer:  # the largest of each
             values["rate"] = rate * max((update.rate for update in self.updates), default=0.0)
             values["decay"] = max([values["decay"], *(update.decay or 0.0 for update in self.updates)])
-        reach, change = self.optimizer.bounds(values, largest, self.reach)
-        if not (largest < self._roots and change < self._halves) and any(
-            update.overflows(self.lane_ops[0]) for update in self.updates
-        ):
+        certain, reach = self._excludes_overflow(values, largest)
+        if not certain and any(update.overflows(self.lane_ops[0]) for update in self.updates):
             return self._leave_out("the update is not finite", progress, rate)
         self._lane_by_lane(self._update_lane, pool)
         progress.step += 1
         self.reach, self.rate = reach, rate or self.rate
         return None
+
+    def _excludes_overflow(self, values: Mapping[str, float], largest: float) -> tuple[bool, float]:
+        """Return whether the row's bounds exclude it where no |g| is above `largest`, and `reach` afterwards.
+
+        They grow with the rate, the slope and the reach. So it is enough to have looked once, with these settings, at a rate,
+        a slope and a reach that are as large.
+        """
+        settings = {**values, "rate": 0.0, "t": 0.0, "clip": 1.0}
+        if values["rate"] > self._proved[1] or settings != self._proved[0]:
+            reach, change = self.optimizer.bounds(values, ORDINARY, ORDINARY)
+            closed = reach <= ORDINARY and change < self._halves
+            self._proved = settings, values["rate"] if closed else -1.0
+        if max(largest, self.reach) <= ORDINARY and values["rate"] <= self._proved[1]:
+            return True, ORDINARY
+        reach, change = self.optimizer.bounds(values, largest, self.reach)
+        return largest < self._roots and change < self._halves, reach
 
     def _norm(self) -> float:
         """Return the gradient's norm where the squares overflow, or what is not finite in it."""

@@ -757,6 +757,20 @@ def test_an_update_that_overflows_is_a_step_that_is_not_finite(optimizer, large,
         np.testing.assert_array_equal(trainer._step.state[name], vector)
 
 
+@pytest.mark.parametrize("make", [mc.Adam, mc.AdamW, mc.RMSprop])
+def test_rows_of_1e37_do_not_make_the_moments_infinite_for_good(make):
+    """The issue's case: the loss is finite, the gradient too, but not its square."""
+    one, plain = (mc.Trainer(mc.MLP([2, 1], seed=1), PULL, make(0.1), on_non_finite="skip") for _ in range(2))
+    X, Y = np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)
+    for trainer in (one, plain):
+        trainer.step(X, Y)
+    one.step(1e37 * X, Y)
+    for trainer in (one, plain):
+        trainer.step(X, Y)
+    assert one.skipped == 1
+    np.testing.assert_array_equal(one.net.parameters, plain.net.parameters)
+
+
 def test_a_step_that_is_large_but_finite_takes_place():
     for optimizer, g, wanted in (
         (mc.SGD(1e38), 2.0, -2e38), (mc.SGD(1e-1), 3e38, -3e37), (mc.SGD(1e38, 0.9), -2.0, 2e38), (mc.Lion(3e38), 1.0, -3e38),

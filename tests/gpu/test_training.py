@@ -1,5 +1,6 @@
 """Training on the device: NumPy's losses, faults, memory, and users who do other things meanwhile."""
 
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -132,7 +133,8 @@ def test_dropout_has_the_masks_of_numpy_and_of_eager_cupy(device, put, precision
 
 
 OPTIMIZERS = [
-    mc.SGD(0.1), mc.SGD(0.1, momentum=0.9, nesterov=True), mc.Adam(1e-2), mc.AdamW(1e-2, weight_decay=0.1),
+    mc.SGD(0.1), mc.SGD(0.1, momentum=0.9, nesterov=True), mc.SGD(0.1, momentum=0.9, velocity="gradients"),
+    mc.Adam(1e-2), mc.AdamW(1e-2, weight_decay=0.1),
     mc.RMSprop(1e-2), mc.Lion(1e-3, weight_decay=0.1),
 ]  # fmt: skip
 
@@ -146,6 +148,71 @@ def test_every_optimizer_penalised_and_clipped_takes_numpys_steps(device, put, o
     )
     near([one.step(X, Y, w) for _ in range(5)], [float(other.step(*put(X, Y, w))) for _ in range(5)], 1e-11)
     near(one.net.parameters, host(device, other.net.parameters), 1e-11)
+
+
+CHANGES = {
+    "adamw": (lambda: mc.AdamW(1e-2), [{"beta1": 0.99}, {"beta2": 0.9, "weight_decay": 0.5}]),
+    "adam": (lambda: mc.Adam(1e-2), [{"epsilon_hat": True}, {"epsilon": 1e-3}]),
+    "sgd": (lambda: mc.SGD(0.1), [{"momentum": 0.9}, {"velocity": "gradients"}, {"learning_rate": 0.01, "nesterov": True}]),
+    "layers": (lambda: mc.AdamW(1e-2), [{"layers": {1: mc.Layer(frozen=True), 2: mc.Layer(0.1, 0.5)}}, {"layers": {}}]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_settings_changed_in_the_middle_do_what_they_do_in_numpy(device, put, name):
+    make, changes = CHANGES[name]
+    X, Y, w = data("sigmoid", "float64")
+    one, other = (
+        trainer(where, "sigmoid", "float64", make(), hidden=("tanh", "silu"), l2=1e-2, clip_norm=0.5)
+        for where in ("cpu", "cuda")
+    )
+    for change in ({}, *changes):
+        for setting, value in change.items():
+            setattr(one.optimizer, setting, value)
+            setattr(other.optimizer, setting, value)
+        near([one.step(X, Y, w) for _ in range(3)], [float(other.step(*put(X, Y, w))) for _ in range(3)], 1e-11)
+    near(one.net.parameters, host(device, other.net.parameters), 1e-11)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [mc.SGD(0.1, momentum=0.9), mc.AdamW(1e-2, layers={2: mc.Layer(rate=0.1)})], ids=["sgd", "adamw"]
+)
+@pytest.mark.parametrize("settings", [{}, {"l1": 1e-3, "l2": 1e-2, "clip_norm": 0.05}], ids=["plain", "penalised, clipped"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradient_and_apply_are_step_to_the_bit(device, put, optimizer, settings, dtype):
+    X, Y, w = put(*data(dtype=dtype))
+    one, other = (trainer("cuda", dtype=dtype, optimizer=optimizer, deterministic=True, **settings) for _ in range(2))
+    for _ in range(3):
+        one.apply(one.gradient(X, Y, w)[1])
+        float(other.step(X, Y, w))
+        np.testing.assert_array_equal(host(device, one.net.parameters), host(device, other.net.parameters))
+    with pytest.raises(mc.NonFiniteLoss, match="step 4"):
+        one.apply(np.full(one.net.layout.size, np.nan))
+    assert one.progress.step == 3
+
+
+@pytest.mark.parametrize("how", ["raise", "skip"])
+@pytest.mark.parametrize("optimizer", [mc.SGD(1e38, momentum=0.9), mc.Adam(1e39), mc.Lion(1e39)], ids=lambda x: x.row)
+def test_an_update_that_overflows_changes_nothing(device, put, optimizer, how):
+    X, Y, w = put(*data())
+    one = trainer("cuda", optimizer=dataclasses.replace(optimizer, learning_rate=1e-3), on_non_finite=how)
+    float(one.step(X, Y, w))
+    state = [one.net.parameters, *one._step.state.values()]
+    before = [host(device, x).copy() for x in state]
+    one.optimizer.learning_rate = optimizer.learning_rate
+    size = one.net.layout.size
+    if how == "raise":
+        with pytest.raises(mc.NonFiniteLoss, match="step 2"):
+            one.apply(np.full(size, 5.0))
+    else:
+        one.apply(np.full(size, 5.0))
+        assert one.skipped == 1
+    for x, was in zip(state, before, strict=True):
+        np.testing.assert_array_equal(host(device, x), was)
+    one.optimizer.learning_rate = 1e-3
+    one.apply(np.full(size, 1e19))  # whose squares overflow
+    assert np.isfinite(host(device, one.net.parameters)).all()
+    assert (host(device, one.net.parameters) != before[0]).any()
 
 
 def test_a_run_goes_the_way_of_numpys_with_data_on_the_device_or_on_the_host(device, put):
