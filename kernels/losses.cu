@@ -130,11 +130,13 @@ __global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* con
     if constexpr (mixes) {
       if (columns) {
         C weight = 0;
+#pragma unroll 1  // registers: two blocks are to fit a multiprocessor
         for (int64 c = lane; c < n; c += 32) weight += columns[c] * (labels ? C(c == apart) : C(widen(target[c * given.y_column])));
         weight = warp_sum(weight);
         unit = weight > C(0) ? C(1) / weight : C(1);
       }
       whole = entry = 0;
+#pragma unroll 1
       for (int64 c = lane; c < n; c += 32) {
         const C share = share_of(c);
         entry += share * (C(widen(s[c])) - largest);
