@@ -173,7 +173,8 @@ class _Pass:
         assert objective is not None
         if objective.loss.rowwise:
             self.ops.bias_activation(x, None, SOFTMAX, P := self.xp.empty_like(x))
-            self.ops.activation_gradient(dx, P, P, SOFTMAX, into, None)
+            apart = dx - dx[self.xp.arange(m), x.argmax(axis=1)][:, None]  # the same to softmax, and 1 - P keeps its digits
+            self.ops.activation_gradient(apart, P, P, SOFTMAX, into, None)
             mixes = objective.loss.mixes(Y.ndim == 1)
             t = mixed(objective.loss, Y, x.shape[1], x.dtype, self.xp) if mixes else Y
             self.ops.scale_rows(into, k if t.ndim == 1 else k * t.sum(axis=1, keepdims=True))

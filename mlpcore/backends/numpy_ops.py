@@ -424,72 +424,72 @@ class NumpyOps:
     ) -> None:
         """ℓ = log Σ exp(s - max) - (s_y - max) and D = k (softmax(s) - onehot(y)), from S.
 
-        Neither overflows nor cancels: one exponential e, the label's or the largest, stands apart from the sum R of the others.
-        The logarithm is log1p(R + (e - 1)), and the label's entry of D is -k R / (R + e).
+        Neither overflows nor cancels: in the place of one exponential, the label's or the largest, stands e - 1, so that the sum
+        is Σ - 1, whose log1p keeps its digits; and that entry of D is -k R / Σ with the sum R of the others.
         """
         xp, do, (rows, classes) = self.xp, self._do, S.shape
         flat = self._take("softmax", (rows * classes,), S.dtype)
         P = flat.reshape(classes, rows).T if classes <= NARROW else flat.reshape(rows, classes)
-        top, rest, entry, more = self._take("row sums", (4, rows, 1), S.dtype)
-        at, first = self._take("label entries", (2, rows), xp.int64)
+        top, total, entry, value = self._take("row sums", (4, rows, 1), S.dtype)
+        at, largest = self._take("label entries", (2, rows), xp.int64)
         numbers = self._scratch["row numbers"][:rows] if "row numbers" in self._scratch else xp.arange(rows)
         one, labels = self._number(1, S), Y.ndim == 1
         do(xp.copyto, P, S)
-        if labels:
-            do(xp.maximum.reduce, P, 1, None, top, True)
-            do(xp.copyto, at, Y)
-        else:
-            do(S.argmax, 1, at)
+        if not labels:
+            do(S.argmax, 1, largest)
+        columns = Y if labels else largest
         if classes <= NARROW:
-            do(xp.multiply, at, rows, at)
+            do(xp.multiply, columns, rows, at)
             do(xp.add, at, numbers, at)
         else:
-            do(xp.multiply, numbers, classes, first)
-            do(xp.add, at, first, at)
-        if not labels:
+            do(xp.multiply, numbers, classes, at)
+            do(xp.add, at, columns, at)
+        if labels:
+            do(xp.maximum.reduce, P, 1, None, top, True)
+        else:
             do(flat.take, at, 0, top[:, 0], "clip")
         do(xp.subtract, P, top, P)
         if labels:
             do(flat.take, at, 0, entry[:, 0], "clip")
             if loss.mixes(labels):
-                self._mixed_labels(P, flat, at, Y, k, D, J, loss, weights, (top, rest, entry, more))
+                self._mixed_labels(P, flat, at, Y, k, D, J, loss, weights, (top, total, entry, value))
                 return
         elif loss.mixes(labels):
-            self._mixed_distributions(P, Y, k, D, J, loss, weights, (top, rest, entry))
+            self._mixed_distributions(P, Y, k, D, J, loss, weights, (top, total, entry))
             return
         else:
             do(xp.multiply, Y, P, D)
             do(xp.add.reduce, D, 1, None, entry, True)
         do(xp.exp, P, P)
-        do(flat.take, at, 0, top[:, 0], "clip")
-        do(flat.put, at, 0, "clip")
-        do(xp.add.reduce, P, 1, None, rest, True)
-        do(xp.subtract, top, one, top)
-        do(xp.add, top, rest, top)
-        do(xp.log1p, top, more)
+        apart = top[:, 0]
+        do(flat.take, at, 0, apart, "clip")
+        do(xp.subtract, apart, one, apart)
+        do(flat.put, at, apart, "clip")
+        do(xp.add.reduce, P, 1, None, total, True)
+        do(xp.log1p, total, value)
         if not labels:
             do(xp.add.reduce, Y, 1, None, top, True)
-            do(xp.multiply, more, top, more)
-        self._add_row_losses(more, entry, k, J, loss.most)
+            do(xp.multiply, value, top, value)
+        self._add_row_losses(value, entry, k, J, loss.most)
         if labels:
-            do(xp.add, top, one, top)
-            do(xp.divide, k, top, top)
-            do(xp.multiply, P, top, P)
-            do(xp.multiply, rest, top, rest)
-            do(xp.negative, rest, rest)
-            do(flat.put, at, rest[:, 0], "clip")
+            do(xp.subtract, top, total, top)  # -R
+            do(xp.add, total, one, total)
+            do(xp.divide, k, total, total)
+            do(xp.multiply, P, total, P)
+            do(xp.multiply, top, total, top)
+            do(flat.put, at, apart, "clip")
             do(xp.copyto, D, P)
-        else:  # y of the largest entry, whose share of the sum is 1: (Σ_c y_c - y - y R) / (R + 1)
-            do(xp.add, rest, one, entry)
+        else:  # the largest is 1, so that R = Σ - 1: its entry is (Σ_c y_c - y - y R) / Σ
+            do(xp.add, total, one, entry)
             do(xp.divide, P, entry, P)
             do(xp.multiply, P, top, P)
             do(xp.subtract, P, Y, P)
-            do(flat.take, at, 0, more[:, 0], "clip")
-            do(xp.multiply, rest, more, rest)
-            do(xp.add, top, more, top)
-            do(xp.add, rest, top, rest)
-            do(xp.divide, rest, entry, rest)
-            do(flat.put, at, rest[:, 0], "clip")
+            do(flat.take, at, 0, value[:, 0], "clip")
+            do(xp.multiply, total, value, total)
+            do(xp.add, top, value, top)
+            do(xp.add, total, top, total)
+            do(xp.divide, total, entry, total)
+            do(flat.put, at, total[:, 0], "clip")
             do(xp.multiply, P, k, D)
 
     def _mixed_distributions(

@@ -186,10 +186,9 @@ def written_out(text: str) -> str:
 def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
     """The derivative of a formula, where `slopes` gives that of each variable (0 for the others).
 
-    `differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"`. Where pieces of a formula meet, it is the derivative of
-    the one for smaller variables, in `maximum`, `minimum` and softplus alike: so that of a smooth formula is right, of any
-    order.
-    A kink of `abs` counts as `sign` does, outside `smooth`; the slopes of `positive` and `sign` are 0.
+    `differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"`. Where pieces of a formula meet, it is that of the piece for
+    smaller variables, in `maximum`, `minimum` and softplus alike: so the derivatives of a smooth formula are right, of any
+    order. A kink of `abs` counts as `sign` does, outside `smooth`; the slopes of `positive` and `sign` are 0.
     """
 
     def times(u: str, v: str) -> str:

@@ -520,16 +520,13 @@ class Estimator(BaseEstimator, ABC):
 
     def _output(self, X: Any, net: MLP) -> Array:
         """Z[L] (m, n_L) of checked rows, in X's library and on its device."""
-        logistic = self.out_activation_ == "logistic"  # from S[L]: the engine's sigmoid rounds to 0 where this one has digits
-        output_of = net.logits if logistic else net.predict
         if issparse(X):
             X = X.tocsr()
             parts = gen_batches(X.shape[0], max(1, SPARSE_BYTES // (X.shape[1] * X.dtype.itemsize)))
-            output: Array = np.concatenate([output_of(X[part].toarray()) for part in parts])
+            output: Array = np.concatenate([net.predict(X[part].toarray()) for part in parts])
         else:
-            output = output_of(X)
-        output = output.astype(np.result_type(X.dtype, net.dtype), copy=False)
-        return np.exp(np.minimum(output, 0)) / (1 + np.exp(-abs(output))) if logistic else output
+            output = net.predict(X)
+        return output.astype(np.result_type(X.dtype, net.dtype), copy=False)
 
     def predict(self, X: Any) -> Any:
         """The prediction for each row of X: a label or number; (m, n_outputs_) of them where y had several columns.

@@ -22,6 +22,7 @@ from mlpcore.backends import device as devices
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.losses import Loss
 from mlpcore.estimators.base import STOCHASTIC, Array, Estimator, host
+from mlpcore.mlp import MLP
 
 # the binary cross-entropy of a probability that has been rounded, as scikit-learn's is where it nears 1
 LOG_LOSS = Loss(
@@ -171,16 +172,22 @@ class MLPClassifier(ClassifierMixin, Estimator):
         """The probability of each class in the order of `classes_`, (m, number of classes), for rows X as in `predict`."""
         X = self._checked(X)
         with devices.active(devices.of(X, "X")):
-            P = self._output(X, self._network())
             if self.n_outputs_ > 1:
-                return P
-            both = devices.module(devices.of(P, "P")).empty((len(P), 2), P.dtype)
-            both[:, :1], both[:, 1:] = 1 - P, P
-            return both
+                return self._output(X, self._network())
+            S = self._scores(X)
+            of_0, of_1 = (np.exp(np.minimum(S * sign, 0)) / (1 + np.exp(-abs(S))) for sign in (-1, 1))  # 1 - P has lost digits
+            return _two(of_0, of_1)
 
     def predict_log_proba(self, X: Any) -> Any:
         """The logarithm of `predict_proba`."""
         return np.log(self.predict_proba(X))
+
+    def _scores(self, X: Any) -> Array:
+        """S[L] (m, n_L) of checked rows: the output before its activation."""
+        net = self._network()
+        scores = MLP(net.sizes, list(net.activations[1:-1]), dtype=net.dtype, init="zeros", device=net.device)
+        scores._set(net.store.flat)
+        return self._output(X, scores)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -203,3 +210,10 @@ def _by_class(class_weight: Any, y: Any, weights: Array | None) -> Array:
         else:
             product *= compute_sample_weight(spec, column)
     return product
+
+
+def _two(first: Array, second: Array) -> Array:
+    """Two columns (m, 1) side by side."""
+    both = devices.module(devices.of(first, "P")).empty((len(first), 2), first.dtype)
+    both[:, :1], both[:, 1:] = first, second
+    return both

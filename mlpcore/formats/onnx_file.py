@@ -124,6 +124,7 @@ class _Graph:
         if function == "expm1":  # (e^u - 1) = 2 t / (1 - t) with t = tanh(u/2): exact near 0, and e^u - 1 where t nears 1
             t = node("Tanh", node("Mul", u, self.number(0.5)))
             near = node("Div", node("Add", t, t), node("Sub", one, t))
+            near = node("Where", node("Less", node("Abs", u), self.number(1e-20)), u, near)  # t's own runtime may flush it
             return node("Where", node("Less", u, self.number(0.5)), near, node("Sub", node("Exp", u), one))
         assert function == "log1p", function
         # u log(w) / (w - 1) with w the rounded 1 + u, whose error cancels (Goldberg 1991, theorem 4)

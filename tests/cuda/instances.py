@@ -33,15 +33,15 @@ def every_activation() -> list[Activation]:
 
 def dropped_activations() -> list[Activation]:
     """Activations with dropout behind them, of each kind: slopes in z̃, in its sign, in s, in both, and the longest one."""
-    some = [activations.resolve(name) for name in ("relu", "sigmoid", "elu", "hard_tanh", "silu", "mish")]
+    some = [activations.resolve(name) for name in ("relu", "sigmoid", "elu", "hard_tanh", "mish")]
+    some.insert(4, Activation("silu in both", "s * sigmoid(s)", "z + sigmoid(s) * (1 - z)"))
     return [sigma for sigma in dropout.behind((None, *some), (0.4,) * len(some), 7) if sigma]
 
 
 def every_objective() -> list[Objective]:
     """Each elementwise loss behind each output that matches it, and after an output that does not."""
     found = [losses.pair(losses.resolve(name), activations.resolve(output)) for name, output in losses.matched()]
-    for name, (outputs, *_) in losses.sheet().items():
-        found.append(losses.pair(losses.resolve(name), None if outputs == "any" else activations.resolve(outputs.split()[0])))
+    found += [losses.pair(losses.resolve(name), None) for name in losses.sheet()]
     for options in OPTIONS:
         loss = losses.with_options(losses.resolve("binary_cross_entropy"), **options)
         own = Activation("own", activations.resolve("sigmoid").value, "z * (1 - z)", 1.0)

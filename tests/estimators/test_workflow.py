@@ -222,3 +222,12 @@ def test_multilabel_targets_may_be_sparse_and_predictions_are_then():
     found = [module.MLPClassifier(max_iter=5, random_state=0).fit(X, y).predict(X) for module in MODULES]
     assert type(found[0]) is type(found[1])
     np.testing.assert_array_equal(found[0].toarray(), found[1].toarray())
+
+
+def test_the_probability_of_either_class_keeps_its_digits():
+    X = np.linspace(-1, 1, 60)[:, None]
+    model = MLPClassifier((), max_iter=20, random_state=0).fit(X, X[:, 0] > 0)
+    steep = X * 50 / (np.abs(X) * np.abs(model.coefs_[0]).sum())
+    P, s = model.predict_proba(steep), steep @ model.coefs_[0] + model.intercepts_[0]
+    np.testing.assert_allclose(P, np.exp(-np.maximum(np.hstack([s, -s]), 0)) / (1 + np.exp(-np.abs(s))), rtol=1e-12)
+    assert 0 < P.min() < 1e-18
