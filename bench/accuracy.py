@@ -141,6 +141,11 @@ def _mish(s: Taylor, a: Number) -> Taylor:
     return s * (1 - 2 / (n + 2)) if s.c[0] > 0 else s * n / (n + 2)
 
 
+def _gelu_erf(s: Taylor, a: Number) -> Taylor:
+    density = exp(s * s / -2) / mpmath.sqrt(2 * mpmath.pi)
+    return s * _integral(mpmath.erfc(-s.c[0] / mpmath.sqrt(2)) / 2, density * _derivative(s))
+
+
 def _pieces(below: Callable[..., Taylor], above: Callable[..., Taylor]) -> Callable[[Taylor, Number], Taylor]:
     return lambda s, a: above(s, a) if s.c[0] > 0 else below(s, a)
 
@@ -154,11 +159,13 @@ OF_S: dict[str, Callable[[Taylor, Number], Taylor]] = {
     "sigmoid": lambda s, a: sigmoid(a * s),
     "tanh": lambda s, a: tanh(s),
     "relu": _pieces(lambda s, a: 0 * s, lambda s, a: s),
+    "relu6": lambda s, a: Taylor(mpf(0)) if s.c[0] < 0 else s if s.c[0] < 6 else Taylor(mpf(6)),
     "leaky_relu": _pieces(lambda s, a: a * s, lambda s, a: s),
     "elu": _pieces(lambda s, a: a * _expm1(s), lambda s, a: s),
     "selu": _pieces(lambda s, a: LAMBDA_ALPHA * _expm1(s), lambda s, a: LAMBDA * s),
     "softplus": lambda s, a: softplus(s),
     "gelu": _gelu,
+    "gelu_erf": _gelu_erf,
     "silu": lambda s, a: s * sigmoid(s),
     "mish": _mish,
     "hard_tanh": lambda s, a: s if abs(s.c[0]) < 1 else Taylor(mpmath.sign(s.c[0])),
@@ -170,6 +177,7 @@ OF_Z: dict[str, Callable[[Number, Number], tuple[Number, Number]]] = {
     "sigmoid": lambda z, a: (a * z * (1 - z), a * a * z * (1 - z) * (1 - 2 * z)),
     "tanh": lambda z, a: (1 - z * z, -2 * z * (1 - z * z)),
     "relu": lambda z, a: (mpf(z > 0), mpf(0)),
+    "relu6": lambda z, a: (mpf(0 < z < 6), mpf(0)),
     "leaky_relu": lambda z, a: (mpf(1) if z > 0 else a, mpf(0)),
     "softplus": lambda z, a: (-mpmath.expm1(-z), -mpmath.expm1(-z) * mpmath.exp(-z)),
     "hard_tanh": lambda z, a: (mpf(abs(z) < 1), mpf(0)),
@@ -231,7 +239,7 @@ class Case:
     @property
     def moves(self) -> int:
         """How many last places of the input are allowed for: more than one for sums that have roots."""
-        return {"gelu": 4, "mish": 4, "poisson of exp": 4, "poisson of softplus": 4}.get(self.name, 1)
+        return {"gelu": 4, "gelu_erf": 4, "mish": 4, "poisson of exp": 4, "poisson of softplus": 4}.get(self.name, 1)
 
     @functools.cached_property
     def sigma(self) -> Activation:
@@ -304,7 +312,7 @@ def points(case: Case, dtype: str, thin: int) -> Array:
     if case.name in ("huber", "quantile", "absolute_error"):  # not where two pieces meet
         residual = abs(s - number(case.y))
         return s[(residual != 0) & (residual != case.parameter)]
-    return s[s != 0] if case.name in ("relu", "leaky_relu", "elu", "selu") else s
+    return s[s != 0] if case.name in ("relu", "relu6", "leaky_relu", "elu", "selu") else s
 
 
 @functools.cache
