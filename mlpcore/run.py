@@ -204,6 +204,7 @@ class Run:
     def _epoch(self, bar: Any) -> None:
         """The batches of an epoch that are left. On a GPU nobody waits for J before the end."""
         state, trainer = self.state, self.trainer
+        self._adaptive()
         if state.batch == 0:
             trainer.progress.epochs += 1
         self._began = time.perf_counter()
@@ -309,14 +310,15 @@ class Run:
         return self.stopping is not None and self.state.waited >= self.stopping.patience
 
     def _adaptive(self) -> Adaptive | None:
-        """The schedule, where it follows a figure; one that was set in the meantime begins anew."""
-        rate = self.trainer.optimizer.learning_rate
+        """Return the schedule, where it follows a figure; another one than before begins at its own rate."""
+        rate, trainer = self.trainer.optimizer.learning_rate, self.trainer
         schedule = rate if isinstance(rate, Adaptive) else None
-        if schedule != self._schedule:
-            self.trainer._require_followed(schedule, self.held_out is not None)
-        if schedule != self._schedule and self._schedule is not None:
-            self.state.floor, self.state.idle = None, 0
-        self._schedule = schedule
+        if schedule is None or schedule == self._schedule:
+            return schedule
+        trainer._require_followed(schedule, self.held_out is not None)
+        if trainer._followed not in (None, schedule):
+            self.state.floor, self.state.idle, trainer.progress.reductions = None, 0, 0
+        self._schedule = trainer._followed = schedule
         return schedule
 
     def _lap(self) -> None:

@@ -67,7 +67,7 @@ class Trainer:
             (1 - ε) y + ε/2 (binary_cross_entropy).
         pos_weight: what y = 1 counts in binary_cross_entropy, a number or one for each output, as PyTorch's.
         l1, l2: J gains l1 Σ|W| + ½ l2 Σ W², over weights, not biases.
-        clip_norm: scale the gradient down to this Euclidean norm where it is longer.
+        clip_norm: scale the gradient down to this Euclidean norm where it is longer; frozen layers do not count.
         dropout: in a step, each output of a hidden layer is zeroed with this probability, and the others divided by what is
             left of 1; or a list of rates, one for each hidden layer. Evaluation and prediction drop nothing.
         precision: "tf32", "bfloat16", "float16": for GPUs; a CPU computes in the network's dtype and says so.
@@ -76,7 +76,8 @@ class Trainer:
         chunk_rows: at most so many rows at a time go forward and backward; "auto" fits them to the cache.
         deterministic: on CUDA, no timing in the choice of algorithms; NumPy is deterministic anyway.
         workers: threads that run chunks of large batches side by side; None chooses.
-        on_non_finite: "raise" NonFiniteLoss when loss or gradient overflows; "skip" that step, and count it in `skipped`.
+        on_non_finite: "raise" NonFiniteLoss when loss, gradient or update overflows; "skip" that step, and count it in
+            `skipped`.
         seed: of the row order in `fit`, and of dropout.
 
     Raises:
@@ -152,6 +153,8 @@ class Trainer:
         self.history: History = {}
         self._optimizer, self._settings, self._precision, self._seed = optimizer, settings, precision, seed
         self._lock = threading.RLock()  # one call at a time, whatever the thread
+        rate = optimizer.learning_rate
+        self._followed = rate if isinstance(rate, Adaptive) else None  # the last schedule that reductions belong to
         self._run: Run | None = None  # the fit that is under way
         self._unfinished: tuple[State, Array | None] | None = None  # a loaded one, and its best parameters
         self._step = new_step(
@@ -252,7 +255,7 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
-            NonFiniteLoss: J or its gradient overflowed; the parameters are as before the step.
+            NonFiniteLoss: J, its gradient or the update overflowed; the parameters are as before the step.
         """
         with self._lock:
             data = self._given(X, Y, sample_weight)
@@ -445,7 +448,7 @@ class Trainer:
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came; nothing is trained yet, unless a number
                 that is not finite, or a label, lies further on in a file.
-            NonFiniteLoss: J or its gradient overflowed; the parameters, and the checkpoint, are as before that step.
+            NonFiniteLoss: J, its gradient or an update overflowed; the parameters, and the checkpoint, are as before that step.
             OSError: the checkpoint cannot be written; the one before is intact. The run is `unfinished`: it can be saved
                 elsewhere, and the same call goes on with it.
         """

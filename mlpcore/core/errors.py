@@ -11,7 +11,7 @@ class DeviceUnavailable(RuntimeError):
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or its gradient became NaN or infinite. The parameters are those before the step.
+    """The loss, its gradient or the update became NaN or infinite. The parameters are those before the step.
 
     Attributes:
         step: the number of the update that failed, counted from 1.

@@ -609,6 +609,6 @@ class GraphStep(PlannedStep):
         if status & Status.BAD_ROW:
             raise ValueError(f"rows must be row numbers of X; step {step} had others")
         rate = self.optimizer.rate(dataclasses.replace(progress, step=max(0, step - 1))) if progress else math.nan
-        message = f"step {step}: the loss or the gradient is not finite at learning rate {rate:g}"
+        message = f"step {step}: the loss, the gradient or the update is not finite at learning rate {rate:g}"
         message += "; the parameters are as before it"
         raise NonFiniteLoss(message, step, rate)

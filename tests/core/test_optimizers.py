@@ -309,6 +309,31 @@ def test_adaptive_goes_on_with_the_validations_figure_in_a_resumed_run(tmp_path)
     np.testing.assert_array_equal(resumed.net.parameters, whole.net.parameters)
 
 
+@pytest.mark.parametrize("where", ["between two fits", "in a callback", "after a copy", "after a file"])
+def test_another_adaptive_schedule_begins_at_its_own_rate(where, tmp_path):
+    """What the one before was lowered by is no business of the next one."""
+    first, second = (mc.Adaptive(rate, factor=0.5, patience=1, tolerance=1e9) for rate in (0.1, 0.07))
+    trainer = mc.Trainer(mc.MLP([1, 1]), FLAT, mc.SGD(first))
+    how = {"batch_size": 2, "progress": False}
+
+    def turn(trainer, entry):
+        if trainer.progress.epochs == 4:
+            trainer.optimizer.learning_rate = second
+
+    if where == "in a callback":
+        rates = trainer.fit(np.ones((2, 1)), np.ones(2), epochs=7, callbacks=[turn], **how)["learning_rate"]
+    else:
+        rates = trainer.fit(np.ones((2, 1)), np.ones(2), epochs=4, **how)["learning_rate"]
+        if where == "after a copy":
+            trainer = copy.deepcopy(trainer)
+        elif where == "after a file":
+            trainer.save(tmp_path / "run")
+            trainer = mc.Trainer.load(tmp_path / "run")
+        trainer.optimizer.learning_rate = second
+        rates += trainer.fit(np.ones((2, 1)), np.ones(2), epochs=3, **how)["learning_rate"]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.05, 0.025, 0.07, 0.07, 0.035])
+
+
 def test_a_figure_that_the_history_will_not_have_is_refused_before_and_in_the_middle_of_fit():
     X, Y = np.ones((4, 1)), np.ones(4)
     followed = mc.Adaptive(0.1, monitor="validation_loss")
@@ -325,7 +350,7 @@ def test_a_figure_that_the_history_will_not_have_is_refused_before_and_in_the_mi
         trainer = mc.Trainer(mc.MLP([1, 1]), "squared_error", mc.SGD(rate))
         with pytest.raises(ValueError, match=words):
             trainer.fit(X, Y, epochs=3, batch_size=4, progress=False, **how)
-        assert trainer.progress.step == (2 if "callbacks" in how else 0)  # looked at at the end of the next epoch
+        assert trainer.progress.step == (1 if "callbacks" in how else 0)
     with pytest.raises(TypeError, match="Adaptive: monitor must be a key of the history"):
         mc.Adaptive(0.1, monitor=None)
 
