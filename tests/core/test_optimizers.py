@@ -641,6 +641,40 @@ def test_a_setting_changed_in_the_middle_counts_as_in_the_textbook_from_there_on
     assert trainer.progress.step == 200
 
 
+THEIRS = {  # optimizer, PyTorch's, number of the step → settings from then on: ours, theirs
+    "Adam": (mc.Adam(0.01), {"lr": 0.01}, {
+        41: ({"beta1": 0.99}, {"betas": (0.99, 0.999)}),
+        81: ({"beta2": 0.9, "epsilon": 1e-3}, {"betas": (0.99, 0.9), "eps": 1e-3}),
+    }),
+    "AdamW": (mc.AdamW(0.01, 0.1), {"lr": 0.01, "weight_decay": 0.1}, {
+        41: ({"weight_decay": 0.5}, {"weight_decay": 0.5}), 81: ({"learning_rate": 0.1}, {"lr": 0.1}),
+    }),
+    "RMSprop": (mc.RMSprop(0.01), {"lr": 0.01}, {41: ({"alpha": 0.5}, {"alpha": 0.5})}),
+    "SGD": (mc.SGD(0.1, 0.9, **TORCH), {"lr": 0.1, "momentum": 0.9}, {
+        31: ({"learning_rate": 0.01}, {"lr": 0.01}), 61: ({"momentum": 0.0}, {"momentum": 0.0}),
+        71: ({"momentum": 0.9}, {"momentum": 0.9}), 91: ({"nesterov": True}, {"nesterov": True}),
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1.0, 1e19, 1e20])
+@pytest.mark.parametrize("name", THEIRS)
+def test_pytorch_itself_takes_the_same_steps(name, size):
+    torch = pytest.importorskip("torch")
+    optimizer, settings, changes = THEIRS[name]
+    gradients = np.random.default_rng(12).standard_normal((120, 4))
+    if size > 1:
+        gradients = size * np.array([[1.0, -0.5], [0.2, 0.1]])
+    found, _ = row(gradients, dataclasses.replace(optimizer), {t: mine for t, (mine, _) in changes.items()}, "float32")
+    w = torch.ones(gradients.shape[1], requires_grad=True)
+    theirs = getattr(torch.optim, name)([w], **settings)
+    for t, g in enumerate(gradients, 1):
+        theirs.param_groups[0].update(changes.get(t, ({}, {}))[1])
+        w.grad = torch.tensor(g, dtype=torch.float32)
+        theirs.step()
+        np.testing.assert_allclose(found[t - 1], w.detach().numpy(), rtol=2e-5, atol=1e-6, err_msg=f"update {t}")
+
+
 def test_after_200_equal_gradients_a_longer_memory_takes_a_step_of_1_153_rates():
     found, _ = row(np.ones((201, 1)), mc.Adam(0.01), {201: {"beta1": 0.99}})
     m = 0.99 * (1 - 0.9**200) + 0.01
