@@ -424,7 +424,7 @@ class NumpyOps:
     ) -> None:
         """ℓ = log Σ exp(s - max) - (s_y - max) and D = k (softmax(s) - onehot(y)), from S.
 
-        Neither overflows nor cancels: in the place of one exponential, the label's or the largest, stands e - 1, so that the
+        Neither overflows nor cancels: in the place of one exponential e, the label's or the largest, stands e - 1, so that the
         sum is Σ - 1, whose log1p keeps its digits; and that entry of D is -k R / Σ with the sum R of the others.
         """
         xp, do, (rows, classes) = self.xp, self._do, S.shape

@@ -295,7 +295,7 @@ def loss_of(objective, x, Y, k, db=None, J=0.0, accumulate=False):
         return J, x, np.zeros(x.shape[1])
     D, total = np.empty_like(x), np.array(J)
     db = np.zeros(x.shape[1]) if db is None else db.astype(np.float64)
-    ops.loss(x.copy(), Y, k, objective, D, db, total, accumulate)
+    ops.quietly(ops.loss, x.copy(), Y, k, objective, D, db, total, accumulate)
     return float(total), D, db
 
 
