@@ -159,7 +159,7 @@ def _network(
 
 def _activation(graph: _Graph, activation: Activation, s: str) -> str:
     if activation.rowwise:
-        return graph.node("Softmax", s, axis=1)
+        return graph.node("LogSoftmax" if activation.logarithmic else "Softmax", s, axis=1)
     compiled = program(f"z = {activation.value}", frozenset(activation.scalars), graph.dtype.name)
     numbers = {key: graph.number(value) for key, value in compiled.fold(activation.scalars).items()}
     places = {"s": s, **numbers}  # what a variable or register holds by now
