@@ -29,19 +29,23 @@ template <class Y, class W, class C> struct Targets {
   __device__ const Y* at(int64 row, int64 column) const { return targets + row * y_row + column * y_column; }
 };
 
-// ℓ = Σ_columns of a formula's value.
+// ℓ = Σ_columns of a formula's value, which may read a number of its column, p.
 template <class T, class Y, class W, class Formula, int V, int threads>
 __global__ void elementwise_loss(const T* x, const Slot* slot, Control* control, const Y* y, const W* w, int weighted,
                                  const Compute<T>* scale, const Compute<T>* gain, T* D, Compute<T>* db, Compute<T>* J,
-                                 Compute<T>* partials, unsigned* counters, int64 first, int64 m, int64 n, int accumulate) {
+                                 Compute<T>* partials, unsigned* counters, int64 first, int64 m, int64 n, int accumulate,
+                                 const Compute<T>* columns) {
   using C = Compute<T>;
   __shared__ C shared[threads * V];
   const Tile<V> tile;
   const Targets<Y, W, C> given(slot, control, y, w, weighted, scale, first, n);
   const bool packed = given.y_column == 1 && is_aligned<V>(given.targets, given.y_row);
   const C factor = gain ? *gain : C(1);
-  C sum[V] = {}, value = 0;
+  C sum[V] = {}, p[V] = {}, value = 0;
   if (tile.column < n) {
+    if constexpr (Formula::reads_columns) {
+      for (int v = 0; v < V; ++v) p[v] = columns[tile.column + v];
+    }
     for (int64 i = tile.row; i < m; i += tile.stride) {
       const int64 at = i * n + tile.column, row = given.row(i);
       const C weight = given.weight(row);
@@ -51,8 +55,9 @@ __global__ void elementwise_loss(const T* x, const Slot* slot, Control* control,
       Pack<T, V> pack;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const C output = widen(xs.at[v]), target = C(widen(ys.at[v])), d = factor * Formula::slope(output, target, weight);
-        value += Formula::value(output, target, weight);
+        const C output = widen(xs.at[v]), target = C(widen(ys.at[v]));
+        const C d = factor * Formula::slope(output, target, weight, p[v]);
+        value += Formula::value(output, target, weight, p[v]);
         pack.at[v] = Narrow<T>::from(d);
         sum[v] += d;
       }
@@ -65,12 +70,15 @@ __global__ void elementwise_loss(const T* x, const Slot* slot, Control* control,
 
 // ℓ = log Σ exp(s - max) - (s_y - max), D = gain k (softmax(s) - onehot(y)), a warp a row: blocks of (32, warps) threads, with
 // warps * n numbers of shared memory where db is wanted. Targets are class numbers (labels), or distributions. A row
-// adds `most` to J at most, infinity where there is no limit.
-template <class T, class Y, class W>
+// adds `most` to J at most, infinity where there is no limit. One exponential, the label's or the largest, stands apart from
+// the sum of the others, `rest`: so neither log(1 + rest) nor 1 - softmax loses digits. Where it mixes, a target y is another
+// one, t = c (kept y + spread) / Σ c y, with c of `columns`, or 1 where there are none.
+template <class T, class Y, class W, bool mixes = false>
 __global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* control, const Y* y, const W* w, int weighted,
                                       int labels, const Compute<T>* scale, const Compute<T>* gain, T* D, Compute<T>* db,
                                       Compute<T>* J, Compute<T>* partials, unsigned* counters, int64 first, int64 m, int64 n,
-                                      int accumulate, Compute<T> most) {
+                                      int accumulate, Compute<T> most, Compute<T> kept, Compute<T> spread,
+                                      const Compute<T>* columns) {
   using C = Compute<T>;
   const Targets<Y, W, C> given(slot, control, y, w, weighted, scale, first, labels ? 1 : n);
   DYNAMIC_SHARED(C, shared);
@@ -85,35 +93,68 @@ __global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* con
     const T* s = S + i * n;
     const int64 row = given.row(i);
     const Y* target = given.at(row, 0);
-    C top = widen(s[0]), sum = 0, entry = 0, whole = 1;
-    for (int64 c = lane; c < n; c += 32) top = maximum(top, C(widen(s[c])));
-    top = warp_maximum(top);
-    for (int64 c = lane; c < n; c += 32) sum += exp(C(widen(s[c])) - top);
-    int64 label = -1;
+    C top = widen(s[0]), rest = 0, entry = 0, whole = 1;
+    int64 apart = 0;
+    for (int64 c = lane; c < n; c += 32) {
+      const C x = widen(s[c]);
+      if (x > top) apart = c;
+      top = maximum(top, x);
+    }
+    const C largest = warp_maximum(top);
     if (labels) {
-      label = int64(widen(*target));
-      if (label < 0 || label >= n) {
+      apart = int64(widen(*target));
+      if (apart < 0 || apart >= n) {
         report(control, BAD_LABEL);
-        label = 0;
+        apart = 0;
       }
-      entry = C(widen(s[label])) - top;
+      if (!mixes) entry = C(widen(s[apart])) - largest;
     } else {
+      apart = -warp_maximum(top == largest ? -apart : -n);
+    }
+    if (!labels && !mixes) {
       whole = 0;
       for (int64 c = lane; c < n; c += 32) {
         const C share = C(widen(target[c * given.y_column]));
-        entry += share * (C(widen(s[c])) - top);
+        entry += share * (C(widen(s[c])) - largest);
         whole += share;
       }
       entry = warp_sum(entry);
       whole = warp_sum(whole);
     }
-    sum = warp_sum(sum);
+    C unit = 1;
+    const auto share_of = [&](int64 c) {
+      const C share = labels ? C(c == apart) : C(widen(target[c * given.y_column]));
+      if constexpr (mixes) return unit * (columns ? columns[c] : C(1)) * (kept * share + spread);
+      return share;
+    };
+    if constexpr (mixes) {
+      if (columns) {
+        C weight = 0;
+        for (int64 c = lane; c < n; c += 32) weight += columns[c] * (labels ? C(c == apart) : C(widen(target[c * given.y_column])));
+        weight = warp_sum(weight);
+        unit = weight > C(0) ? C(1) / weight : C(1);
+      }
+      whole = entry = 0;
+      for (int64 c = lane; c < n; c += 32) {
+        const C share = share_of(c);
+        entry += share * (C(widen(s[c])) - largest);
+        whole += share;
+      }
+      entry = warp_sum(entry);
+      whole = warp_sum(whole);
+    }
+    for (int64 c = lane; c < n; c += 32) {
+      if (c != apart) rest += exp(C(widen(s[c])) - largest);
+    }
+    rest = warp_sum(rest);
+    const C own = labels ? exp(C(widen(s[apart])) - largest) : C(1), more = rest + (own - C(1)), sum = more + C(1);
     __syncwarp();  // D may be S: every lane has read the label's entry (a shuffle alone orders no memory)
     const C weight = given.weight(row);
-    if (lane == 0) value += weight * minimum(whole * log(sum) - entry, most);
+    if (lane == 0) value += weight * minimum(whole * log1p(more) - entry, most);
     for (int64 c = lane; c < n; c += 32) {
-      const C share = labels ? C(c == label) : C(widen(target[c * given.y_column]));
-      const C d = factor * weight * (whole * exp(C(widen(s[c])) - top) / sum - share);
+      const C share = share_of(c);
+      const C numerator = c == apart ? (whole - share) * own - share * rest : whole * exp(C(widen(s[c])) - largest);
+      const C d = factor * weight * (numerator / sum - (c == apart ? C(0) : share));
       D[i * n + c] = Narrow<T>::from(d);
       if (db) sums[c] += d;
     }

@@ -16,24 +16,111 @@ __global__ void set_slot(const __grid_constant__ Slot given, Slot* slot, const C
   const int64* from = reinterpret_cast<const int64*>(&given);
   int64* to = reinterpret_cast<int64*>(slot);
   for (int i = threadIdx.x; i < int(sizeof(Slot) / sizeof(int64)); i += blockDim.x) to[i] = from[i];
-  if (threadIdx.x != 0 || given.resume) return;
+  if (threadIdx.x != 0 || given.resume == 1) return;
   begin_step(*control, scalars);
+  if (given.resume == APPLIED) scalars[GAIN] = 1;  // the gradient is the caller's
   scalars[L1] = C(given.settings[1]), scalars[L2] = C(given.settings[2]);
   if (given.weight > 0) scalars[SCALE] = C(1 / given.weight);
 }
 
-// Decides whether the update takes place, evaluates the scalar parts of its formulas in double, writes the
-// step's answer, and moves the slot on where a launch holds several steps. A scaled gradient that overflows halves the loss
-// scale and skips the update; so does, if `tolerant`, anything else that is not finite. Any other fault
-// stays. One thread.
+// The number of the part of the flat vectors that entry i lies in: 0 weights, 1 biases; or that of its segment.
+__device__ __forceinline__ int part_of(int64 i, int64 weights, const Segment* segments) {
+  if (!segments) return i < weights ? 0 : 1;
+  int part = 0;
+  while (i >= segments[part].stop) ++part;
+  return part;
+}
+__device__ __forceinline__ bool is_frozen(int part, const Segment* segments) { return segments && segments[part].frozen; }
+
+// The slope that an update sees: the gradient, unscaled, with those of the penalties; 0 where a layer is frozen.
+template <class C> struct Slope {
+  const C *w, *g;
+  C unscale, l1, l2;
+  int64 penalised;  // entries
+  const Segment* segments;
+  __device__ __forceinline__ C operator()(int64 i) const {
+    if (segments && segments[part_of(i, 0, segments)].frozen) return C(0);
+    const C slope = g[i] * unscale;
+    return i < penalised ? slope + l2 * w[i] + l1 * sign(w[i]) : slope;
+  }
+};
+
+// Numbers of a type that bound what can be added without overflow: what half a unit in the last place of the largest number
+// is, 128 times over; half the root of that number; and a slope whose square is lost.
+template <class C> struct Bounds;
+template <> struct Bounds<float> { static constexpr double swallowed = 0x1p96, root = 0x1p63, lost = 0x1p-62, unit = 0x1p-80; };
+template <> struct Bounds<double> { static constexpr double swallowed = 0x1p963, root = 0x1p511, lost = 0x1p-510, unit = 0x1p-600; };
+
+// The norm of slopes whose squares overflow, for every thread of the block, which goes over all of them; NaN or infinity if
+// one of them is.
+template <class C> __device__ double large_norm(const Slope<C>& slope, int64 size) {
+  C sum = 0;
+  for (int64 i = thread_number(); i < size; i += blockDim.x * blockDim.y) {
+    const C part = slope(i) * C(Bounds<C>::unit);
+    sum += part * part;
+  }
+  return sqrt(double(block_sum(sum))) / Bounds<C>::unit;
+}
+
+// Whether a number that the update would write is not finite, for every thread of the block, which goes over all entries.
 template <class C, class Formula>
-__device__ void end_step(Slot* slot, Control* control, C* scalars, double squares, double clip_norm, bool scaled, int64 growth,
-                         bool tolerant) {
+__device__ bool overflows(const C* a0, const C* a1, const C* a2, const C* a3, const C* k, const Segment* segments,
+                          int64 weights, int64 size) {
+  const C* const arrays[4] = {a0, a1, a2, a3};
+  C found = 0;
+  for (int64 i = thread_number(); i < size; i += blockDim.x * blockDim.y) {
+    const int part = part_of(i, weights, segments);
+    if (is_frozen(part, segments)) continue;
+    C a[4] = {};
+#pragma unroll
+    for (int j = 0; j < Formula::arrays; ++j) a[j] = arrays[j][i];
+    Formula::run(a[0], a[1], a[2], a[3], k + part * Formula::scalars);
+#pragma unroll
+    for (int j = 0; j < Formula::arrays; ++j) {
+      if ((Formula::writes >> j & 1) && !is_finite(a[j])) found = 1;
+    }
+  }
+  return block_sum(found) != C(0);
+}
+
+// Evaluates the scalar parts of the update's formulas in double, for each part of the vectors, and the bounds. Whether an entry
+// may overflow. One thread.
+template <class C, class Formula>
+__device__ bool begin_update(const Slot& slot, const Control& control, C* scalars, double norm, double clip_norm,
+                             const Segment* segments, int count, double& reach) {
+  const double clip = clip_norm > 0 && norm > clip_norm ? clip_norm / norm : 1, largest = 2 * clip * norm + Bounds<C>::lost;
+  double change = 0;
+  C* to = scalars + FIRST_OF_UPDATE;
+  for (int part = 0; part < (segments ? count : 2); ++part, to += Formula::scalars) {
+    if (is_frozen(part, segments)) continue;
+    double settings[SETTINGS], k[Formula::scalars + 1], after, moved;
+    for (int i = 0; i < SETTINGS; ++i) settings[i] = slot.settings[i];
+    if (segments) {
+      settings[0] *= segments[part].rate;
+      if (Formula::decay >= 0 && segments[part].decay >= 0) settings[Formula::decay] = segments[part].decay;
+    }
+    const bool weights = segments ? segments[part].weights : part == 0;
+    Formula::fold(settings, double(control.updates + 1), clip, 1 / double(scalars[GAIN]), weights, k);
+    for (int i = 0; i < Formula::scalars; ++i) to[i] = C(k[i]);
+    Formula::bounds(settings, largest, control.reach, after, moved);
+    reach = maximum(reach, after);
+    change = maximum(change, moved);
+  }
+  return !(largest < Bounds<C>::root && change < Bounds<C>::swallowed);
+}
+
+// Decides whether the update takes place, writes the step's answer, and moves the slot on where a launch holds several steps.
+// A scaled gradient that overflows halves the loss scale and skips the update; so does, if `tolerant`, anything else that is
+// not finite. Any other fault stays. One thread.
+template <class C>
+__device__ void end_step(Slot* slot, Control* control, C* scalars, double norm, bool overflow, double reach, bool scaled,
+                         int64 growth, bool tolerant) {
   const double J = scalars[LOSS];
+  const bool by_scale = scaled && slot->resume != APPLIED;
   bool skip = control->status != 0 || scalars[SCALE] == C(0);
-  if (!skip && !(is_finite(J) && is_finite(squares))) {
+  if (!skip && !(is_finite(J) && is_finite(norm) && !overflow)) {
     skip = true;
-    if (scaled && is_finite(J) && control->loss_scale > 1) {
+    if (by_scale && is_finite(J) && !is_finite(norm) && control->loss_scale > 1) {
       control->loss_scale /= 2;
       control->good_steps = 0;
     } else if (tolerant) {
@@ -46,15 +133,10 @@ __device__ void end_step(Slot* slot, Control* control, C* scalars, double square
   control->skip = skip;
   if (!skip) {
     control->updates += 1;
-    if (scaled && ++control->good_steps == growth) {
+    control->reach = reach;
+    if (by_scale && ++control->good_steps == growth) {
       control->loss_scale *= 2;
       control->good_steps = 0;
-    }
-    const double norm = sqrt(squares), clip = clip_norm > 0 && norm > clip_norm ? clip_norm / norm : 1;
-    double k[Formula::scalars + 1];
-    for (int part = 0; part < 2; ++part) {
-      Formula::fold(slot->settings, double(control->updates), clip, 1 / double(scalars[GAIN]), part == 0, k);
-      for (int i = 0; i < Formula::scalars; ++i) scalars[FIRST_OF_UPDATE + part * Formula::scalars + i] = C(k[i]);
     }
   }
   if (slot->answer) {
@@ -71,34 +153,44 @@ __device__ void end_step(Slot* slot, Control* control, C* scalars, double square
   if (++slot->turn < TOGETHER) slot->settings[0] = slot->rates[slot->turn];
 }
 
-// J += l1 Σ|w| + ½ l2 Σ w² over the weights, and Σ (penalised gradient)²; then, in the block that finishes
-// last, the end of the step but for the pass over the vectors. `partials`: two numbers for each block.
+// J += l1 Σ|w| + ½ l2 Σ w² over the weights, and Σ (penalised gradient)²; then, in the block that finishes last, the end of
+// the step but for the pass over the vectors. Where their bounds do not exclude that an entry overflows, that block tries the
+// update on every one. `partials`: two numbers for each block.
 template <class C, class Formula>
-__global__ void prepare_update(Slot* slot, Control* control, C* scalars, const C* w, const C* g, C* partials, unsigned* counter,
-                               double clip_norm, int scaled, int64 growth, int tolerant, int64 weights, int64 size) {
+__global__ void prepare_update(Slot* slot, Control* control, C* scalars, const C* w, const C* g, const C* a2, const C* a3,
+                               C* partials, unsigned* counter, double clip_norm, int scaled, int64 growth, int tolerant,
+                               const Segment* segments, int count, int64 weights, int64 size) {
   const C l1 = scalars[L1], l2 = scalars[L2];
   const int64 threads = int64(gridDim.x) * blockDim.x;
-  const bool penalised = l1 != C(0) || l2 != C(0);
-  const C unscale = C(1) / scalars[GAIN];
+  const Slope<C> slope = {w, g, C(1) / scalars[GAIN], l1, l2, l1 != C(0) || l2 != C(0) ? weights : 0, segments};
   C sums[2] = {};  // of squares, of penalties
   for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += threads) {
-    C slope = g[i] * unscale;
-    if (penalised && i < weights) {
-      slope += l2 * w[i] + l1 * sign(w[i]);
-      sums[1] += l1 * absolute(w[i]) + C(0.5) * l2 * w[i] * w[i];
-    }
-    sums[0] += slope * slope;
+    const C x = slope(i);
+    sums[0] += x * x;
+    if (i < slope.penalised) sums[1] += l1 * absolute(w[i]) + C(0.5) * l2 * w[i] * w[i];
   }
-  if (!grid_sums(sums, partials, counter) || thread_number() != 0) return;
-  scalars[LOSS] += sums[1];
-  end_step<C, Formula>(slot, control, scalars, sums[0], clip_norm, scaled, growth, tolerant);
+  if (!grid_sums(sums, partials, counter)) return;
+  const double norm = is_finite(sums[0]) ? sqrt(double(sums[0])) : large_norm(slope, size);
+  const bool first = thread_number() == 0;
+  double reach = 0;
+  __shared__ bool doubtful;
+  if (first) {
+    scalars[LOSS] += sums[1];
+    const bool open = control->status == 0 && is_finite(scalars[LOSS]) && is_finite(norm);
+    doubtful = open && begin_update<C, Formula>(*slot, *control, scalars, norm, clip_norm, segments, count, reach);
+  }
+  __syncthreads();
+  const bool overflow =
+      doubtful && overflows<C, Formula>(w, g, a2, a3, scalars + FIRST_OF_UPDATE, segments, weights, size);
+  if (first) end_step(slot, control, scalars, norm, overflow, reach, scaled, growth, tolerant);
 }
 
 // The formula's statements on up to four vectors, entry by entry: the parameters, their gradient and the optimizer's state, or any
-// others. `k`: scalars for the first `weights` entries, then those for the rest. `low`, which may be null, gets the first vector
-// cast. With `control`, a step that is to be skipped changes nothing.
+// others. `k`: scalars for the first `weights` entries, then those for the rest; with `segments`, which may be null, for each
+// segment. `low`, which may be null, gets the first vector cast. With `control`, a step that is to be skipped changes nothing.
 template <class C, class Low, class Formula, int V>
-__global__ void update(C* a0, C* a1, C* a2, C* a3, Low* low, const C* k, const Control* control, int64 weights, int64 size) {
+__global__ void update(C* a0, C* a1, C* a2, C* a3, Low* low, const C* k, const Control* control, const Segment* segments,
+                       int64 weights, int64 size) {
   if (control && control->skip) return;
   C* const arrays[4] = {a0, a1, a2, a3};
   const int64 first = (int64(blockIdx.x) * blockDim.x + threadIdx.x) * V;
@@ -115,7 +207,9 @@ __global__ void update(C* a0, C* a1, C* a2, C* a3, Low* low, const C* k, const C
   }
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    Formula::run(a[0].at[v], a[1].at[v], a[2].at[v], a[3].at[v], k + (first + v < weights ? 0 : Formula::scalars));
+    const int part = part_of(first + v < size ? first + v : size - 1, weights, segments);
+    if (is_frozen(part, segments)) continue;
+    Formula::run(a[0].at[v], a[1].at[v], a[2].at[v], a[3].at[v], k + part * Formula::scalars);
   }
 #pragma unroll
   for (int j = 0; j < Formula::arrays; ++j) {

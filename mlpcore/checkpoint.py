@@ -28,8 +28,10 @@ log = logging.getLogger("mlpcore")
 OPTIMIZERS = {rule.__name__: rule for rule in (rules.SGD, rules.Adam, rules.AdamW, rules.RMSprop, rules.Lion)}
 SCHEDULES = {
     schedule.__name__: schedule
-    for schedule in (rules.Constant, rules.StepDecay, rules.Cosine, rules.InverseScaling, rules.Adaptive)
-}
+    for schedule in (
+        rules.Constant, rules.StepDecay, rules.Cosine, rules.InverseScaling, rules.Adaptive, rules.FormulaSchedule,
+    )
+}  # fmt: skip
 T = TypeVar("T")
 _SECONDS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
 
@@ -41,8 +43,12 @@ def describe(settings: Optimizer | Schedule) -> dict[str, Any]:
     """An optimizer, or a schedule, as what JSON holds. Raises TypeError for one that is not mlpcore's own."""
     name = type(settings).__name__
     if {**OPTIMIZERS, **SCHEDULES}.get(name) is not type(settings):
-        raise TypeError(f"optimizer: {name} is not one of mlpcore's own and cannot be saved")
+        kind = "learning_rate" if isinstance(settings, Schedule) else "optimizer"
+        hint = "; a schedule by mc.FormulaSchedule can" if kind == "learning_rate" else ""
+        raise TypeError(f"{kind}: {name} is not one of mlpcore's own and cannot be saved{hint}")
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    if "layers" in values:
+        values["layers"] = [[l, *map(plain, dataclasses.astuple(layer))] for l, layer in values["layers"].items()]
     return {"name": name} | {key: describe(x) if isinstance(x, Schedule) else plain(x) for key, x in values.items()}
 
 
@@ -58,6 +64,7 @@ def optimizer(described: Mapping[str, Any]) -> Optimizer:
     """The optimizer that `describe` described."""
     values = dict(described)
     rule = OPTIMIZERS[values.pop("name")]
+    values["layers"] = {l: rules.Layer(*settings) for l, *settings in values["layers"]}
     rate = values["learning_rate"]
     if isinstance(rate, Mapping):
         settings = dict(rate)

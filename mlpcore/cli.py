@@ -198,7 +198,7 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
         raise ValueError(f"{options.data}: say which column to predict: --target COLUMN")
     wishes = {}
     for wish in getattr(options, "as"):
-        column, equals, kind = wish.rpartition("=")
+        column, equals, kind = str(wish).rpartition("=")  # of --as=-- argparse makes an empty list
         if not equals:
             raise ValueError(f"--as takes COLUMN=KIND, such as zip=category; got {wish!r}")
         wishes[column] = kind

@@ -21,6 +21,7 @@ from mlpcore.core import backprop, differentials, formulas, inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import SOFTMAX, Activation, resolve
 from mlpcore.core.ops import Buffer
+from mlpcore.core.targets import mixed, row_weights
 from mlpcore.training import plan as planning
 
 if TYPE_CHECKING:
@@ -173,12 +174,21 @@ class _Pass:
         if objective.loss.rowwise:
             self.ops.bias_activation(x, None, SOFTMAX, P := self.xp.empty_like(x))
             self.ops.activation_gradient(dx, P, P, SOFTMAX, into, None)
-            self.ops.scale_rows(into, k if Y.ndim == 1 else k * Y.sum(axis=1, keepdims=True))
+            mixes = objective.loss.mixes(Y.ndim == 1)
+            t = mixed(objective.loss, Y, x.shape[1], x.dtype, self.xp) if mixes else Y
+            self.ops.scale_rows(into, k if t.ndim == 1 else k * t.sum(axis=1, keepdims=True))
             return
         numbers = {key: f"T({value!r})" for key, value in objective.scalars}
-        formula = formulas.differentiate(formulas.substitute(objective.slope, numbers), {"x": "1"})
-        bent = Activation("loss", "s", formulas.substitute(formulas.substitute(formula, {"x": "s"}), {"y": "z"}))
-        self.ops.activation_gradient(dx, x, Y, bent, into, None)
+        formula = formulas.substitute(objective.curvature, {**numbers, "x": "s", "y": "z"})
+        columns = objective.loss.columns
+        if not columns:
+            self.ops.activation_gradient(dx, x, Y, Activation("loss", "s", formula), into, None)
+        for p in dict.fromkeys(columns):  # columns of one weight together
+            at = self.xp.asarray([column for column, weight in enumerate(columns) if weight == p])
+            d, s, y = (self.xp.ascontiguousarray(array[:, at]) for array in (dx, x, Y))
+            bent = Activation("loss", "s", formulas.substitute(formula, {"p": f"T({p!r})"}))
+            self.ops.activation_gradient(d, s, y, bent, d, None)
+            into[:, at] = d
         self.ops.scale_rows(into, k)
 
 
@@ -225,6 +235,11 @@ class _Targets:
         self.objective = loss_sheet.pair(self.loss, last)
         self.Y, self.classes = inputs.target(Y, rows, net.sizes[-1], self.loss, adopt=adopt)
         self.weights = inputs.weights(sample_weight, rows, adopt=adopt)
+        if self.loss.class_weight is not None:
+            Y_, w = (None if x is None else devices.to_device(net.device, x) for x in (self.Y, self.weights))
+            xp = devices.module(net.device)
+            self.weights = xp.empty(rows, net.dtype)
+            row_weights(self.loss, Y_, w, self.weights, xp)
         self.total = float(rows if self.weights is None else self.weights.sum(dtype=np.float64))
 
     def of(self, part: slice) -> tuple[Array, Array]:

@@ -23,6 +23,7 @@ from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation
 from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.layout import Layout, Parameters, parse_ties
+from mlpcore.core.targets import mixed, row_weights
 from mlpcore.derivatives import Cotangent, Tangent
 from mlpcore.formats import model_file, onnx_file
 
@@ -534,7 +535,7 @@ class LossFunction:
         self.loss = loss
 
     def __repr__(self) -> str:
-        return f"loss({self.loss.spec!r})"
+        return f"loss({self.loss})"
 
     def __call__(self, Z: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None) -> tuple[float, Array]:
         """J = Σ w ℓ / Σ w and G = ∂J/∂Z (m, n_L) in Z's dtype; Y as in `Trainer.step`.
@@ -555,6 +556,9 @@ class LossFunction:
         target, classes = inputs.target(Y, rows, columns, self.loss, adopt=adopt)
         target = devices.to_device(device, target)
         w = inputs.weights(sample_weight, rows, adopt=adopt)
+        if self.loss.class_weight is not None:
+            given, w = None if w is None else devices.to_device(device, w), xp.empty(rows)
+            row_weights(self.loss, target, given, w, xp)
         if w is None:
             share = xp.full(rows, 1 / rows)
         else:
@@ -570,7 +574,7 @@ class LossFunction:
                 raise ValueError(f"Z must hold probabilities for cross_entropy, at least 0; {least}")
             if classes:
                 inputs.require_classes(target, columns)
-            J, G = _cross_entropy(xp, output, target, classes, k)
+            J, G = _cross_entropy(xp, output, target, self.loss, k)
             return J, inputs.in_library_of(Z, G)
         G, J = xp.empty_like(output), xp.zeros((), np.float64 if device == "cpu" else output.dtype)
         objective = loss_sheet.pair(self.loss, None)
@@ -580,24 +584,28 @@ class LossFunction:
         return float(J), inputs.in_library_of(Z, G)
 
 
-def _cross_entropy(xp: Any, Z: Array, Y: Array, classes: bool, k: Array) -> tuple[float, Array]:
+def _cross_entropy(xp: Any, Z: Array, Y: Array, loss: loss_sheet.Loss, k: Array) -> tuple[float, Array]:
     """-Σ y log z from probabilities: J and G = -k y / z. A trainer evaluates it from S[L] instead."""
-    hot = xp.zeros_like(Z)
-    if classes:
-        hot[xp.arange(len(Z)), Y] = 1
-    else:
-        hot[...] = Y
+    hot = mixed(loss, Y, Z.shape[1], Z.dtype, xp)
     least = xp.maximum(Z, np.finfo(Z.dtype).tiny)
     return float(-xp.sum(k * hot * xp.log(least), dtype=np.float64)), -k * hot / least
 
 
-def loss(spec: Any) -> LossFunction:
-    """The loss of this name, `(name, parameter)` or `mc.Loss`, as a function `(Z, Y, sample_weight=None) -> J, G`.
+def loss(
+    spec: Any, *, class_weight: Any = None, label_smoothing: float | None = None, pos_weight: Any = None
+) -> LossFunction:  # fmt: skip
+    """Return the loss of this name, `(name, parameter)` or `mc.Loss`, as a function `(Z, Y, sample_weight=None) -> J, G`.
+
+    Its attribute `loss` is an `mc.Loss` that `mc.Trainer`, `mc.check_gradients` and `net.hvp` take.
+
+    Args:
+        spec: the loss.
+        class_weight, label_smoothing, pos_weight: as in `mc.Trainer`; class weights as a list.
 
     Raises:
-        TypeError, ValueError: no such loss (with the nearest match), or a parameter out of range.
+        TypeError, ValueError: no such loss (with the nearest match), a parameter or an option that it does not take.
     """
-    return LossFunction(loss_sheet.resolve(spec))
+    return LossFunction(loss_sheet.with_options(loss_sheet.resolve(spec), class_weight, label_smoothing, pos_weight))
 
 
 def _sizes(sizes: object) -> tuple[int, ...]:

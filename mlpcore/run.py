@@ -66,7 +66,7 @@ class State:
         seconds: that they took.
         history: of the complete epochs.
         best, waited: early stopping: the best figure so far, epochs since then.
-        floor, idle: of an `Adaptive` schedule: the same of the training loss.
+        floor, idle: of an `Adaptive` schedule: the same of the figure that it follows.
         widest, given: rows of the largest batch, also of steps before, and its `Inputs`:
             evaluation works on its arrays.
     """
@@ -287,7 +287,7 @@ class Run:
         state, trainer = self.state, self.trainer
         adaptive = self._adaptive()
         if adaptive is not None:
-            watch = EarlyStopping(adaptive.patience, "loss", adaptive.tolerance, restore_best=False)
+            watch = EarlyStopping(adaptive.patience, adaptive.monitor, adaptive.tolerance, restore_best=False)
             state.floor, state.idle = watch.follow(entry, state.floor, state.idle)
             if state.idle >= adaptive.patience:
                 state.idle = 0
@@ -304,9 +304,11 @@ class Run:
         return self.stopping is not None and self.state.waited >= self.stopping.patience
 
     def _adaptive(self) -> Adaptive | None:
-        """The schedule, where it follows the loss; one that was set in the meantime begins anew."""
+        """The schedule, where it follows a figure; one that was set in the meantime begins anew."""
         rate = self.trainer.optimizer.learning_rate
         schedule = rate if isinstance(rate, Adaptive) else None
+        if schedule != self._schedule:
+            self.trainer._require_followed(schedule, self.held_out is not None)
         if schedule != self._schedule and self._schedule is not None:
             self.state.floor, self.state.idle = None, 0
         self._schedule = schedule

@@ -107,21 +107,26 @@ class Streamed:
         """
         self.stream.epochs = number
         order = None if seeds is None else np.random.default_rng(seeds)
-        weighs = skip > 0  # what was left out may have weighed
+        weighs, by_class = skip > 0, False  # what was left out may have weighed
         with contextlib.closing(self.stream.epoch(self.size, order, skip, self.arrays)) as pieces:
             for piece in pieces:
-                weighs = weighs or piece.weights is None or bool(piece.weights.any())
                 data = self.lay(piece.X, piece.Y, piece.weights)
+                weighs = weighs or data.weights is None or bool(data.weights.any())
+                by_class = data.by_class is not None
                 for rows in piece.batches:
                     yield data, data.batch(rows)
         if not weighs:
-            raise ValueError("sample_weight must not be all zero")
+            raise ValueError(f"sample_weight{', times class_weight,' if by_class else ''} must not be all zero")
 
 
-def inputs_of(stream: Stream, loss: Loss) -> Inputs | None:
-    """What the plan on a CPU must know of a stream's rows; None where only the first batch tells."""
+def inputs_of(stream: Stream, loss: Loss, dtype: str) -> Inputs | None:
+    """What the plan on a CPU must know of a stream's rows; None where only the first batch tells.
+
+    Row weights are of this dtype where they depend on the class.
+    """
     if stream.like is None:
         return None
     X, Y, weights = stream.like
     classes = loss.takes_classes and Y.ndim == 1
-    return Inputs(X.dtype.str, Y.dtype.str, "" if weights is None else weights.dtype.str, classes)
+    given = "" if weights is None else weights.dtype.str
+    return Inputs(X.dtype.str, Y.dtype.str, given if loss.class_weight is None else dtype, classes)

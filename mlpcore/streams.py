@@ -3,12 +3,14 @@
     source → blocks of consecutive rows, permuted → window (as many as fit) → its rows, permuted → batches
 
 There are two windows: one is in use while a thread reads the next rows into the other. In each epoch the blocks are cut at
-another place, cyclically, and drawn in another order; where one window holds all rows, the shuffle is that of all rows.
+another place, cyclically, and drawn in another order; where one window holds all rows, their order is that of the same rows
+in memory, to the row.
 """
 
 from __future__ import annotations
 
 import bisect
+import copy
 import difflib
 import inspect
 import itertools
@@ -191,6 +193,7 @@ class RowStream(Stream):
         self, batch_size: int, order: np.random.Generator | None, skip: int, arrays: Mapping[str, Array]
     ) -> Pieces:  # fmt: skip
         """Windows of rows; of one that was partly left out, all rows are read, but in file order."""
+        unused = copy.deepcopy(order)
         seed = None if order is None else int(order.integers(1 << 63))
         self.epochs += 1
         slots = [[arrays.get(f"{name} window {half}") for name in (*NAMES, "order")] for half in (1, 2)]
@@ -199,6 +202,7 @@ class RowStream(Stream):
         held = len(arrays["X window 1"])
         window = held if held >= self.rows else held // size * size
         assert window, "arrays of another batch size"
+        as_in_memory = unused if window >= self.rows else None  # shuffles all rows, as it does in `sources.Rows`
         block = max(1, min(BLOCK, held * self._row_bytes // MIXED) // self._row_bytes)
         windows: Iterator[tuple[int, list[tuple[int, int]]]]
         if seed is None:
@@ -220,7 +224,8 @@ class RowStream(Stream):
                     if stop.is_set():
                         return None
                     next_start = min(end, start + step - start % chunk)
-                    parts = [None if x is None else x[at : at + next_start - start] for x in slot[:3]]
+                    place = at if as_in_memory is None else start
+                    parts = [None if x is None else x[place : place + next_start - start] for x in slot[:3]]
                     try:
                         read(start, next_start, parts)
                     except _UNREADABLE as error:
@@ -235,7 +240,7 @@ class RowStream(Stream):
             if seed is not None:
                 rows[...] = 1
                 np.subtract(np.cumsum(rows, out=rows), 1, out=rows)  # 0, 1, 2, … without a second array of that size
-                np.random.default_rng([seed, 1 + number]).shuffle(rows)
+                (as_in_memory or np.random.default_rng([seed, 1 + number])).shuffle(rows)
             return Piece(X, Y, weights, _Batches(None if seed is None else rows, at, size, next(left_out, 0)))
 
         return self._ahead(fill, slots, stop)
@@ -299,6 +304,8 @@ def _require_form(name: str, shape: tuple[int, ...], dtype: Any, rows: int | Non
         raise TypeError(f"{prefix}{name} must hold real numbers; its dtype is {dtype}")
     if len(shape) not in _AXES[name]:
         raise ValueError(f"{prefix}{name} must have {' or '.join(map(str, _AXES[name]))} axes; it has shape {tuple(shape)}")
+    if not all(isinstance(n, int | np.integer) for n in shape):  # Dask's, before its chunks are computed
+        raise ValueError(f"{prefix}{name} must know its size; it has shape {tuple(shape)}")
     if 0 in shape:
         raise ValueError(f"{prefix}{name} is empty: shape {tuple(shape)}")
     if rows is not None and shape[0] != rows:
@@ -377,8 +384,10 @@ def _in_memory(value: Any) -> bool:
 
 def _in_file(value: Any) -> bool:
     """Whether it is sliced by rows and not in memory as a whole: a memmap or a view of one, Zarr, h5py."""
-    sliced = all(hasattr(value, name) for name in ("shape", "dtype", "__getitem__")) and not isinstance(value, type)
-    return _memmap(value) is not None or (sliced and not _in_memory(value))
+    if isinstance(value, type) or _in_memory(value):
+        return _memmap(value) is not None
+    described = isinstance(getattr(value, "shape", None), tuple) and getattr(value, "dtype", None) is not None
+    return described and hasattr(value, "__getitem__")
 
 
 def _on_host(value: Any, name: str) -> Array:
@@ -590,7 +599,7 @@ class BatchStream(Stream):
     def __init__(self, source: Any, dtype: DTypeLike = np.float64):
         super().__init__(dtype)
         self._source = source
-        self._count: int | None = len(source) if hasattr(source, "__len__") else None
+        self._count = _length(source)
         self._weighted: bool | None = None  # whether batches have row weights
         self._takes_epoch = not hasattr(source, "__iter__") and _takes_epoch(source)
         if isinstance(source, list | tuple):
@@ -665,6 +674,14 @@ class BatchStream(Stream):
         if arrays[0].shape[1] != self.columns:
             raise ValueError(f"{prefix}X has {arrays[0].shape[1]} columns; those before have {self.columns}")
         return arrays
+
+
+def _length(source: Any) -> int | None:
+    """Return how many batches a source says it has; None where it cannot say, as a loader of an endless or unknown number."""
+    try:
+        return len(source)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _takes_epoch(function: Callable[..., Any]) -> bool:

@@ -18,6 +18,11 @@ from mlpcore.mlp import MLP
 __all__ = ["Module"]
 
 
+def _shared(tensor: torch.Tensor) -> bool:
+    """Return whether it lies in memory that processes share; on a GPU all does."""
+    return bool(tensor.device.type == "cpu" and tensor.is_shared())
+
+
 class _Rows(torch.autograd.Function):
     """Z[L] of rows (m, n_0), and the recurrences backward for whatever G autograd brings."""
 
@@ -43,8 +48,8 @@ class Module(torch.nn.Module):
     """A network as a PyTorch module: `torch.nn.Sequential(torch.nn.Linear(8, 4), mlpcore.torch.Module(net))`.
 
     X is (…, n_0), on the network's device; the output is (…, n_L), in the network's dtype. Gradients flow to `flat` and to X,
-    once: for second derivatives there are `net.jvp`, `net.vjp` and `net.hvp`. `.to(device)` and `.double()` replace `net` by a
-    copy, as `net.to` does.
+    once: for second derivatives there are `net.jvp`, `net.vjp` and `net.hvp`. `.to(device)`, `.double()` and `.share_memory()`
+    replace `net` by a copy, as `net.to` does.
 
     Args:
         net: the network; trained in place.
@@ -62,7 +67,8 @@ class Module(torch.nn.Module):
         if not isinstance(net, MLP):
             raise TypeError(f"net must be an mc.MLP; got {type(net).__name__}")
         self.net = net
-        self.flat = torch.nn.Parameter(torch.from_dlpack(net.parameters))
+        self._memory = torch.from_dlpack(net.parameters)
+        self.flat = torch.nn.Parameter(self._memory)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A parameter that is put in the place of `flat` is the network's from the next call on."""
@@ -103,16 +109,25 @@ class Module(torch.nn.Module):
     def _net(self) -> MLP:
         """The network with `flat` as its parameters: `net`, or a copy where torch.func put another tensor there for one call.
 
-        Other memory that the module's own parameter got (`flat.data = …`, `vector_to_parameters`) is copied into the network's.
+        Other memory that the module's own parameter got (`flat.data = …`, `vector_to_parameters`) is copied into the network's,
+        but for memory that processes share: that becomes the network's.
         """
         with torch.inference_mode(False):  # what is made in inference mode could train no more
             given, memory = self.flat.detach(), torch.from_dlpack(self.net.parameters)
             if given.shape != memory.shape:
                 raise ValueError(f"flat has shape {tuple(given.shape)}; the network's parameters have {tuple(memory.shape)}")
+            if given.device != memory.device:
+                raise ValueError(f"flat lies on {given.device}, the network on {memory.device}: use DistributedDataParallel, "
+                                 "not DataParallel")  # fmt: skip
             if given.data_ptr() == memory.data_ptr():
                 return self.net
             if self.flat is self._own[0]:
-                self.flat.data = memory
+                if _shared(given) and given.dtype == memory.dtype:
+                    self._adopt(self.net.copy(), given)
+                    return self.net
+                if self._memory.data_ptr() != memory.data_ptr():
+                    self._memory = memory
+                self.flat.data = self._memory  # this memory, as a tensor that knows whether it is shared
                 with torch.no_grad():
                     self.flat.copy_(given)  # by way of `flat`, whose version a backward pass looks at
                 return self.net
@@ -120,24 +135,44 @@ class Module(torch.nn.Module):
         torch.from_dlpack(twin.parameters).copy_(given)
         return twin
 
+    def _adopt(self, net: MLP, memory: torch.Tensor | None = None) -> None:
+        """Take another network, with its parameters in the memory of a tensor that holds their values, or in its own."""
+        if memory is not None:
+            net._set(memory.numpy())
+        self.net, self._memory = net, torch.from_dlpack(net.parameters) if memory is None else memory
+        self.flat.data = self._memory
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Module:
-        """What `.to`, `.double` and their like do: the network goes along."""
-        self._net()
-        moved = fn(self.flat.detach().new_empty(0))
-        if (moved.dtype, moved.device) != (self.flat.dtype, self.flat.device):
-            net = self.net.copy(str(moved.dtype).removeprefix("torch.")).to(str(moved.device))
+        """What `.to`, `.double`, `.share_memory` and their like do: the network goes along."""
+        moved = fn(self.flat.detach().new_empty(1))
+        shares = _shared(moved) and not _shared(self.flat)
+        if (moved.dtype, moved.device) == (self.flat.dtype, self.flat.device) and not shares:
+            return self
+        if self.flat is not self._own[0]:
+            raise RuntimeError("flat is computed from other tensors (parametrize, prune), which the network cannot follow to "
+                               "another dtype, device or memory: remove that first")  # fmt: skip
+        net = self._net()
+        if shares:
+            self._adopt(net.copy(), self.flat.detach().clone().share_memory_())
+            if self.flat.grad is not None:
+                self.flat.grad.share_memory_()
+        else:
             gradient, self.flat.grad = self.flat.grad, None
-            self.net, self.flat.data = net, torch.from_dlpack(net.parameters)
+            self._adopt(net.copy(str(moved.dtype).removeprefix("torch.")).to(str(moved.device)))
             self.flat.grad = None if gradient is None else fn(gradient)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_memory"}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *more: Any) -> None:
         """Copies, where `assign=True` is asked for, too: `flat` stays the network's memory."""
         super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "assign_to_params_buffers": False}, *more)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy: its parameter is the memory of its own network."""
+        """Of a copy: its parameter is the memory of its own network, or that is the memory which the processes share."""
         super().__setstate__(state)
+        self._memory = torch.from_dlpack(self.net.parameters)
         self._net()
 
     def extra_repr(self) -> str:

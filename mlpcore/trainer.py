@@ -7,6 +7,7 @@ history = trainer.fit(X, Y, epochs=10, batch_size=256, validation=(Xv, Yv))
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -29,9 +30,11 @@ from mlpcore.core import inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.dropout import rates
 from mlpcore.core.errors import NonFiniteLoss, unknown
-from mlpcore.core.optimizers import AdamW, Optimizer, Progress
+from mlpcore.core.ops import Buffer
+from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
+from mlpcore.core.targets import row_weights
 from mlpcore.formats import model_file
-from mlpcore.mlp import MLP
+from mlpcore.mlp import MLP, Gradient
 from mlpcore.run import History, Run, State
 from mlpcore.sources import Rows, Streamed, inputs_of
 from mlpcore.streams import Parquet, Stream, open_stream
@@ -55,6 +58,12 @@ class Trainer:
         net: the network; its parameters are updated in place.
         loss: a name, `(name, parameter)` or `mc.Loss`. It must be defined on the network's output.
         optimizer: `mc.SGD(0.1)`, `mc.AdamW(1e-3)` (the default), …
+        class_weight: what the rows of each class count, a list or {class: weight} (others 1), for cross_entropy, and for
+            binary_cross_entropy of one output. J = Σ w ℓ / Σ w C, where C is the weight of the row's class, as PyTorch's
+            `weight=`; accuracy does not count it.
+        label_smoothing: ε in [0, 1): the target of each class is (1 - ε) y + ε/n_L (cross_entropy), of each output
+            (1 - ε) y + ε/2 (binary_cross_entropy).
+        pos_weight: what y = 1 counts in binary_cross_entropy, a number or one for each output, as PyTorch's.
         l1, l2: J gains l1 Σ|W| + ½ l2 Σ W², over weights, not biases.
         clip_norm: scale the gradient down to this Euclidean norm where it is longer.
         dropout: in a step, each output of a hidden layer is zeroed with this probability, and the others divided by what is
@@ -78,6 +87,9 @@ class Trainer:
         loss: Any = "cross_entropy",
         optimizer: Optimizer | None = None,
         *,
+        class_weight: Any = None,
+        label_smoothing: float | None = None,
+        pos_weight: Any = None,
         l1: float = 0.0,
         l2: float = 0.0,
         clip_norm: float | None = None,
@@ -95,6 +107,8 @@ class Trainer:
         optimizer = AdamW() if optimizer is None else optimizer
         if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
             raise TypeError(f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {optimizer!r}")
+        optimizer.require_epsilon(net.dtype.name)
+        optimizer.require_layers(net.layout.layers)
         if precision is not None:
             inputs.one_of(precision, "precision", _PRECISIONS)
         if precision is not None and net.device == "cpu":
@@ -119,7 +133,10 @@ class Trainer:
             seed=seed,
         )
         deterministic = inputs.boolean(deterministic, "deterministic")
-        self._build(net, loss_sheet.resolve(loss), optimizer, settings, precision, deterministic, seed)
+        loss = loss_sheet.with_options(
+            loss_sheet.resolve(loss), class_weight, label_smoothing, pos_weight, net.sizes[-1]
+        )  # fmt: skip
+        self._build(net, loss, optimizer, settings, precision, deterministic, seed)
 
     def _build(
         self, net: MLP, loss: loss_sheet.Loss, optimizer: Optimizer, settings: Settings, precision: str | None,
@@ -182,7 +199,7 @@ class Trainer:
         self._settings = self._step.settings = dataclasses.replace(self._settings, **settings)
 
     def __repr__(self) -> str:
-        return f"Trainer({self.net!r}, loss={self.loss.spec!r}, optimizer={self._optimizer!r}, step {self.progress.step})"
+        return f"Trainer({self.net!r}, loss={self.loss}, optimizer={self._optimizer!r}, step {self.progress.step})"
 
     def plan(self, batch_size: int, rows: int = 0, early_stopping: bool = False) -> Plan:
         """The memory table for steps of `batch_size` rows, before anything is allocated; `print` it.
@@ -197,10 +214,17 @@ class Trainer:
         """
         size = inputs.positive_integer(batch_size, "batch_size")
         dtype = self.net.dtype.str
-        like = Inputs(dtype, "int64" if self.loss.takes_classes else dtype, "", self.loss.takes_classes)
+        weight = "" if self.loss.class_weight is None else dtype
+        like = Inputs(dtype, "int64" if self.loss.takes_classes else dtype, weight, self.loss.takes_classes)
         keeps_best = inputs.boolean(early_stopping, "early_stopping")
-        reserved = self._step.fit_buffers(inputs.positive_integer(rows, "rows", least=0), keeps_best)
+        rows = inputs.positive_integer(rows, "rows", least=0)
+        reserved = [*self._step.fit_buffers(rows, keeps_best), *self._row_weights(rows)]
         return self._step.make_plan(size, like, reserved)
+
+    def _row_weights(self, rows: int) -> list[Buffer]:
+        """The weights of so many rows where they depend on the class, for the plan."""
+        there = rows > 0 and self.loss.class_weight is not None
+        return [Buffer("row weights", (rows,), self.net.dtype.name, "by class, times sample_weight")] if there else []
 
     # -- one step --
 
@@ -235,7 +259,9 @@ class Trainer:
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
         rows: ArrayLike | None = None,
     ) -> tuple[float, Array]:  # fmt: skip
-        """J and ∂J/∂parameters of these rows, penalties included, without an update: for optimizers of your own.
+        """J and ∂J/∂parameters of these rows, penalties included, without an update: for `apply`, or optimizers of your own.
+
+        It is 0 for frozen layers.
 
         Dropout is that of the next step: `trainer.progress.step` counts them.
 
@@ -249,6 +275,31 @@ class Trainer:
             batch = self._batch(data, rows)
             J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs), self.progress.step + 1)
             return J, self._step.gradient
+
+    def apply(self, gradient: Gradient | ArrayLike) -> None:
+        """Update the parameters by a gradient of yours, as `step` does by its own: schedule, clipping, decay, faults, counts.
+
+        `apply` after `trainer.gradient` is `step`, to the bit; in between, the gradients of several machines can be averaged.
+        Penalties are not added: `trainer.gradient` includes them, `net.backward` does not. On a GPU it waits for the update.
+
+        Args:
+            gradient: flat, laid out as `net.parameters`, from any library and of any number type; or what `net.backward`
+                returned. It is only read, unless it is the trainer's own array.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came.
+            NonFiniteLoss: the gradient is not finite, or the update would overflow; the parameters are as before. With
+                on_non_finite="skip" the step is counted as skipped instead.
+        """
+        if isinstance(gradient, tuple) and not isinstance(gradient, Gradient):
+            raise TypeError("gradient must be one flat array; got a tuple: trainer.gradient returns J and the gradient")
+        flat = gradient.flat if isinstance(gradient, Gradient) else gradient
+        device, size = self.net.device, self.net.layout.size
+        with self._lock, devices.active(device):
+            array = inputs.numeric(flat, "gradient", devices.adopter(device))
+            if array.shape != (size,):
+                raise ValueError(f"gradient must be laid out as net.parameters, ({size},); got {array.shape}")
+            self._step.apply(devices.to_device(device, array), self.progress)
 
     def parts(
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
@@ -270,6 +321,10 @@ class Trainer:
             return self._checked(X, Y, sample_weight)
         if Y is not None or sample_weight is not None:
             raise TypeError("Y and sample_weight must be left out where X is what prepare returned: it holds them")
+        if X.by_class != self.loss.class_weight:
+            raise ValueError(
+                f"X was prepared by a trainer with class_weight={X.by_class}; this one has {self.loss.class_weight}"
+            )
         return X
 
     def _scanned(self, X: ArrayLike | Data, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
@@ -284,7 +339,8 @@ class Trainer:
             index = self._laid(index, data.inputs.host)
         batch = data.batch(index)
         if self._step.weight(batch) == 0:
-            raise ValueError("sample_weight must not be all zero on the rows of the batch")
+            by_class = "" if self.loss.class_weight is None else ", times class_weight,"
+            raise ValueError(f"sample_weight{by_class} must not be all zero on the rows of the batch")
         return batch
 
     def _checked(self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
@@ -294,9 +350,20 @@ class Trainer:
         y, classes = inputs.target(Y, len(x), self.net.sizes[-1], self.loss, adopt=adopt)
         w = inputs.weights(sample_weight, len(x), adopt=adopt)
         staged = device != "cpu" and not devices.open_device(device).holds(x)
-        return Data.of(
-            self._laid(x, staged), self._laid(y, staged), None if w is None else self._laid(w, staged), classes, staged
-        )
+        y, w = self._laid(y, staged), None if w is None else self._laid(w, staged)
+        by_class = self._by_class(y, w)
+        if by_class is not None and inputs.on_host(by_class) and not by_class.any():
+            raise ValueError("sample_weight, times class_weight, must not be all zero")
+        return Data.of(self._laid(x, staged), y, w, classes, staged, by_class, self.loss.class_weight)
+
+    def _by_class(self, Y: Array, weights: Array | None, place: Array | None = None) -> Array | None:
+        """Return the rows' weights times those of their classes, in `place` if it is given; None without class weights."""
+        if self.loss.class_weight is None:
+            return None
+        xp = np if inputs.on_host(Y) else devices.module(self.net.device)
+        found: Array = xp.empty(len(Y), self.net.dtype) if place is None else place[: len(Y)]
+        row_weights(self.loss, Y, weights, found, xp)
+        return found
 
     def _laid(self, array: Array, staged: bool) -> Array:
         """The array row-major and where X lies: on the host if it is staged, in the machine's byte order."""
@@ -393,6 +460,9 @@ class Trainer:
         shuffle, progress = inputs.boolean(shuffle, "shuffle"), inputs.boolean(progress, "progress")
         epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
         checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, keep)
+        if checkpoints is not None:
+            files.describe(self._optimizer)  # what cannot be saved is noticed here, not after an hour
+        self._require_followed(self._optimizer.learning_rate, held_out is not None)
         monitor = None if stopping is None else dataclasses.asdict(stopping)
         rows = len(table.X) if isinstance(table, Data) else table.rows
         size = size if rows is None else min(size, rows)
@@ -432,26 +502,32 @@ class Trainer:
         """The arrays of a `fit` beside those of the steps, and where its batches come from."""
         device, step = self.net.device, self._step
         if isinstance(table, Data):
-            arrays = step.reserve(step.fit_buffers(0 if table.inputs.host else len(table.X), keeps_best))
+            rows = 0 if table.inputs.host else len(table.X)
+            arrays = step.reserve(step.fit_buffers(rows, keeps_best), self._row_weights(rows))
             return arrays, Rows(table, size, arrays.get("row order"), device)
-        given = inputs_of(table, self.loss)
+        given = inputs_of(table, self.loss, self.net.dtype.str)
         buffers, limit = step.fit_buffers(0, keeps_best), self._settings.memory_limit
         if limit is not None and given is not None and device == "cpu":
             limit = max(0, limit - step.make_plan(1, given, buffers).total_bytes) // 2
         windows = table.buffers(size, limit)
+        windows += self._row_weights(windows[0].shape[0] if windows else 0)
         if device == "cpu":
             arrays = step.reserve([*buffers, *windows])
         else:  # the windows are the host's
             arrays = step.reserve(buffers) | planning.allocate(NumpyOps(), windows)
-        return arrays, Streamed(table, size, arrays, self._laid_piece)
+        lay = functools.partial(self._laid_piece, place=arrays.get("row weights"))
+        return arrays, Streamed(table, size, arrays, lay)
 
-    def _laid_piece(self, X: Array, Y: Array, sample_weight: Array | None) -> Data:
+    def _laid_piece(self, X: Array, Y: Array, sample_weight: Array | None, place: Array | None = None) -> Data:
         """A piece of a stream, whose values the stream has looked at; its weights may be all zero."""
         staged = self.net.device != "cpu"
         x = inputs.matrix(X, self.net.sizes[0])
         y, classes = inputs.target_form(Y, len(x), self.net.sizes[-1], self.loss)
         w = None if sample_weight is None else self._laid(inputs.numeric(sample_weight, "sample_weight"), staged)
-        return Data.of(self._laid(x, staged), self._laid(y, staged), w, classes, staged)
+        y = self._laid(y, staged)
+        return Data.of(
+            self._laid(x, staged), y, w, classes, staged, self._by_class(y, w, place), self.loss.class_weight
+        )  # fmt: skip
 
     def _require_stream_targets(self, Y: Array, name: str, first: int) -> None:
         y, classes = inputs.target_form(Y, len(Y), self.net.sizes[-1], self.loss, name)
@@ -513,6 +589,18 @@ class Trainer:
                 raise ValueError(f"early_stopping monitors {stopping.monitor!r}, but fit was given no validation=(Xv, Yv)")
             raise unknown("early_stopping: monitor", stopping.monitor, ("loss", *figures))
         return stopping
+
+    def _require_followed(self, rate: object, validated: bool) -> None:
+        """Raise a ValueError if a schedule follows a figure that the history will not have."""
+        if not isinstance(rate, Adaptive) or rate.monitor == "loss":
+            return
+        if not validated:
+            raise ValueError(f"learning_rate: Adaptive monitors {rate.monitor!r}, but fit was given no validation=(Xv, Yv)")
+        inputs.one_of(
+            rate.monitor,
+            "learning_rate: Adaptive: monitor",
+            ("loss", *(f"validation_{key}" for key in scores.names(self.loss))),
+        )
 
     # -- checkpoints and copies --
 
@@ -613,7 +701,8 @@ class Trainer:
     def evaluate(self, X: Any, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> Entry:
         """The mean loss over these rows, without penalties, and "accuracy" (classification) or "r2" (regression).
 
-        Accuracy is the share of right classes, of right outputs with binary_cross_entropy. r2 is averaged over the outputs.
+        Accuracy is the share of right classes, of right outputs with binary_cross_entropy; class weights, label smoothing and
+        pos_weight count in the loss alone. r2 is averaged over the outputs.
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
@@ -636,6 +725,10 @@ class Trainer:
                     w = self._step.weight(data.batch(None)) or 0.0
                     losses.append(self._evaluate_data(data, found) if w else 0.0)
                     weights.append(w)
+                    if not w and data.by_class:  # their classes weigh nothing: accuracy counts them
+                        plain = Data.of(data.X, data.Y, data.given, data.inputs.classes, data.inputs.host)
+                        if self._step.weight(plain.batch(None)):
+                            self._evaluate_data(plain, found)
             loss = float(np.dot(losses, weights) / sum(weights))
         return dict(zip(scores.names(self.loss), (loss, found.result()), strict=True))
 
@@ -645,7 +738,7 @@ class Trainer:
         plan = step.prepare(min(batch.size, rows), data.inputs)
 
         def see(output: Array, start: int, stop: int) -> None:
-            Y, w = (None if x is None else devices.to_host(self.net.device, x[start:stop]) for x in (data.Y, data.weights))
+            Y, w = (None if x is None else devices.to_host(self.net.device, x[start:stop]) for x in (data.Y, data.given))
             assert Y is not None
             found.add(output, Y, w)
 

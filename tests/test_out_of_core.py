@@ -261,3 +261,134 @@ def test_a_file_that_is_closed_meanwhile_says_which_rows_were_asked_for(tmp_path
     with pytest.raises((ValueError, RuntimeError, OSError)) as caught:
         make().fit(*table, epochs=2, batch_size=20, callbacks=[Close()], progress=False)
     assert re.fullmatch(r"X was asked for its rows \d+ … \d+", caught.value.__notes__[0])
+
+
+# -- the same rows, the same order -------------------------------------------------------------------------------------------
+
+
+def fitted(*table, **settings):
+    trainer = make(**settings)
+    trainer.fit(*table, epochs=2, batch_size=20, progress=False)
+    return trainer.net.parameters
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("kind", ["memmap", "view", "slice", "read-only", "h5py", "zarr", "parquet"])
+def test_rows_that_fit_one_window_are_shuffled_as_in_memory_wherever_they_lie(kind, device, tmp_path, monkeypatch):
+    if device != "cpu":
+        emulated = CpuDevice()
+        emulated.host_inputs = True
+        monkeypatch.setitem(devices._opened, "cuda:0", emulated)
+        monkeypatch.setattr(devices, "_algorithms", {})
+    if kind == "view":
+        table = [np.asarray(array) for array in in_file("memmap", tmp_path)]
+    elif kind == "slice":
+        np.repeat(X, 2, axis=0).tofile(tmp_path / "twice")
+        table = [np.memmap(tmp_path / "twice", X.dtype, "r", shape=(660, 4))[::2], Y]
+    elif kind == "read-only":
+        table = [X.copy(), Y.copy()]
+        for array in table:
+            array.flags.writeable = False
+    else:
+        table = in_file(kind, tmp_path)
+    np.testing.assert_array_equal(fitted(*table, device=device), fitted(X, Y, device=device))
+
+
+def test_a_run_on_a_memmap_that_was_stopped_goes_on_in_the_order_of_the_rows_in_memory(tmp_path):
+    class Stop(mc.Callback):
+        def step_end(self, trainer, J):
+            if trainer.progress.step == 21:
+                trainer.save(tmp_path / "run")
+                raise KeyboardInterrupt
+
+    table = in_file("memmap", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        make().fit(*table, epochs=2, batch_size=20, callbacks=[Stop()], progress=False)
+    other = mc.Trainer.load(tmp_path / "run")
+    other.fit(*table, epochs=2, batch_size=20, progress=False)
+    np.testing.assert_array_equal(other.net.parameters, fitted(X, Y))
+
+
+def test_joblibs_workers_which_get_memmaps_train_as_the_process_that_sent_them():
+    joblib = pytest.importorskip("joblib")
+    with joblib.Parallel(n_jobs=2, max_nbytes=100) as parallel:
+        (found,) = parallel([joblib.delayed(_fitted_and_mapped)(X, Y)])
+    parameters, mapped = found
+    assert mapped
+    np.testing.assert_array_equal(parameters, fitted(X, Y))
+
+
+def _fitted_and_mapped(x, y):
+    return fitted(x, y), isinstance(x, np.memmap)
+
+
+# -- loaders that do not know their length -----------------------------------------------------------------------------------
+
+
+class Loader:
+    """Batches, and a length that says what it likes."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __iter__(self):
+        return iter([(X[i : i + 20], Y[i : i + 20]) for i in range(0, 330, 20)])
+
+    def __len__(self):
+        if isinstance(self.length, Exception):
+            raise self.length
+        return self.length
+
+
+@pytest.mark.parametrize("length", [TypeError("object of type 'IterableDataset' has no len()"), NotImplementedError(), 17, 3])
+def test_a_loader_that_does_not_know_its_length_is_read_until_it_ends(length):
+    want, got = make(), make()
+    history = want.fit(X, Y, epochs=2, batch_size=20, shuffle=False, progress=False)
+    assert times_out(got.fit(Loader(length), epochs=2, progress=False)) == times_out(history)
+    np.testing.assert_array_equal(got.net.parameters, want.net.parameters)
+
+
+def test_other_errors_of_a_loaders_length_come_through():
+    with pytest.raises(ConnectionError, match="the store is gone"):
+        make().fit(Loader(ConnectionError("the store is gone")), epochs=1, progress=False)
+
+
+def test_a_loader_of_an_iterable_dataset_of_pytorch_is_read_until_it_ends():
+    torch = pytest.importorskip("torch")
+
+    class Rows(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return zip(torch.from_numpy(X), torch.from_numpy(Y), strict=True)
+
+    loader = torch.utils.data.DataLoader(Rows(), batch_size=20)
+    with pytest.raises(TypeError):
+        len(loader)
+    want, got = make(), make()
+    want.fit(X, Y, epochs=2, batch_size=20, shuffle=False, progress=False)
+    got.fit(loader, epochs=2, progress=False)
+    np.testing.assert_array_equal(got.net.parameters, want.net.parameters)
+
+
+@pytest.mark.parametrize("described", [{"shape": None, "dtype": None}, {"shape": (330, 4), "dtype": None}])
+def test_batches_with_a_shape_of_none_are_batches(described):
+    class Described(Loader):
+        def __getitem__(self, index):
+            raise AssertionError("no array")
+
+    source = Described(17)
+    vars(source).update(described)
+    want, got = make(), make()
+    want.fit(X, Y, epochs=1, batch_size=20, shuffle=False, progress=False)
+    got.fit(source, epochs=1, progress=False)
+    np.testing.assert_array_equal(got.net.parameters, want.net.parameters)
+
+
+def test_an_array_that_does_not_know_its_rows_is_refused_by_name():
+    class Unknown:
+        shape, dtype = (float("nan"), 4), X.dtype
+
+        def __getitem__(self, rows):
+            return X[rows]
+
+    with pytest.raises(ValueError, match=r"^X must know its size; it has shape \(nan, 4\)$"):
+        make().fit(Unknown(), Y, progress=False)

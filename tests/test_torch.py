@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 import subprocess
 import sys
 
@@ -217,6 +218,96 @@ def test_without_gradients_it_predicts_and_keeps_no_cache(monkeypatch):
             Z = module(X)
         assert not Z.requires_grad
         torch.testing.assert_close(Z, expected, rtol=1e-14, atol=1e-15)
+
+
+# -- memory that processes share ---------------------------------------------------------------------------------------------
+
+
+def _overwrite(module):
+    with torch.no_grad():
+        module.flat.fill_(7)
+        module(rows())
+        module.flat[0] = 8
+
+
+SHARED = [  # how parameters come to be shared, and how the other process begins
+    (Module.share_memory, "fork"),
+    (Module.share_memory, "spawn"),
+    (lambda module: module.flat.share_memory_(), "fork"),
+    (lambda module: module.flat.share_memory_(), "spawn"),
+    (lambda module: None, "spawn"),  # sending them shares them
+]
+
+
+@pytest.mark.parametrize(("share", "start"), SHARED)
+def test_another_process_writes_the_parameters_once_they_are_shared(share, start):
+    module, before = Module(net()), net().parameters
+    share(module)
+    process = torch.multiprocessing.get_context(start).Process(target=_overwrite, args=(module,))
+    np.testing.assert_array_equal(module.flat.detach(), before)
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert module.flat[:3].tolist() == [8, 7, 7]
+    module(rows())
+    assert module.net.parameters[:3].tolist() == [8, 7, 7]
+    assert module.flat.is_shared()
+
+
+def test_shared_parameters_stay_shared_and_the_networks():
+    ours = net()
+    module = Module(ours)
+    module(rows()).sum().backward()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    assert module.share_memory() is module
+    assert module.flat.grad.is_shared()
+    shared = module.net
+    assert shared is not ours
+    other = Module(mc.MLP([4, 6, 5, 3], "tanh", dtype="float64", seed=9))
+    for change in (
+        lambda: module.share_memory(),
+        lambda: module.double().cpu().to("cpu"),
+        lambda: module.load_state_dict(other.state_dict()),
+        lambda: module.load_state_dict(Module(ours).state_dict(), assign=True),
+        lambda: torch.nn.utils.vector_to_parameters(torch.ones_like(module.flat), module.parameters()),
+        lambda: optimizer.step(),
+        lambda: mc.Trainer(shared, "squared_error", mc.SGD(0.1)).step(rows(), rows()[:, :3]),
+    ):
+        change()
+        module(rows())
+        assert module.net is shared
+        assert module.flat.is_shared()
+        assert module.flat.data_ptr() == shared.parameters.ctypes.data
+    for twin in (copy.deepcopy(module), copy.deepcopy(module).float(), pickle.loads(pickle.dumps(module))):
+        assert twin.flat.data_ptr() == twin.net.parameters.ctypes.data
+        before = module.flat.detach().clone()
+        twin.flat.data.zero_()
+        torch.testing.assert_close(module.flat.detach(), before)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    torch.testing.assert_close(torch.load(file)["flat"], module.flat.detach())
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_parametrized_parameters_train_their_originals_and_are_not_moved_silently():
+    module, plain = Module(net()), Module(net())
+    torch.nn.utils.parametrize.register_parametrization(module, "flat", Doubled())
+    plain.flat.data *= 2
+    for one in (module, plain):
+        one(rows()).sum().backward()
+    torch.testing.assert_close(module(rows()), plain(rows()))
+    torch.testing.assert_close(module.parametrizations.flat.original.grad, 2 * plain.flat.grad)
+    module.double()  # nothing to move
+    for move in (module.float, module.share_memory):
+        with pytest.raises(RuntimeError, match=r"flat is computed from other tensors \(parametrize, prune\)"):
+            move()
+    torch.nn.utils.parametrize.remove_parametrizations(module, "flat")
+    assert module.float().net.dtype == np.float32
 
 
 # -- what PyTorch does with modules ------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from mlpcore.backends.products import STORAGE, Product, Refused, alignment, desc
 from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.dropout import Dropped
 from mlpcore.core.formulas import Program, program
-from mlpcore.core.losses import Objective
+from mlpcore.core.losses import Loss, Objective
 from mlpcore.core.ops import Array, Buffer, Recording, accumulator, row_major, storage
 
 EPILOGUES = {"identity": "bias", "relu": "relu", "gelu": "gelu"}  # activations that cuBLASLt can apply itself
@@ -115,10 +115,12 @@ class CudaOps:
         wide = accumulator(dtype)
         itemsizes = (np.dtype(storage(dtype)).itemsize, np.dtype(wide).itemsize)
         numbers, counters = launches.partial_sums(rows, sizes[1:], itemsizes, self.device.multiprocessors)
+        columns = Buffer("column weights", (sizes[-1],), wide, "of the loss: by class, or of positive targets")
         return [
             Buffer("partial sums", (numbers,), wide, "of db and J, one for each block"),
             Buffer("counters", (counters,), "uint32", "of blocks that have finished"),
             Buffer("product workspace", (self.device.product_workspace,), "uint8", "of cuBLASLt"),
+            *([columns] if objective.loss.columns else []),
         ]
 
     def use(self, scratch: Mapping[str, Array]) -> None:
@@ -430,16 +432,19 @@ class CudaOps:
             weights, scale = k, None
         given = slot, self.control, targets, weights, np.int32(isinstance(k, SlotRows) or k.ndim > 0)
         types = ", ".join([_type(x), cuda_source.TYPES[stored], cuda_source.TYPES[weighed]])
-        if objective.loss.rowwise:
+        loss, columns = objective.loss, self._column_weights(objective.loss, wide)
+        if loss.rowwise:
             item = np.dtype(wide).itemsize
             launch, fused = launches.cross_entropy(m, n, item, self.device.multiprocessors)
             sums = db if fused else None
             partials, counters = self.partials(launch.grid[0] * (1 + n), 2, wide)
             launch = launch._replace(shared=0 if sums is None else launch.shared)
-            most = np.inf if objective.loss.most is None else objective.loss.most
+            most = np.inf if loss.most is None else loss.most
+            limits = map(np.dtype(wide).type, (most, 1 - loss.label_smoothing, loss.label_smoothing / n))
+            name = f"softmax_cross_entropy<{types}{', true' if loss.mixes(labels) else ''}>"
             self.launch(
-                cuda_source.text("losses.cu"), f"softmax_cross_entropy<{types}>", launch, x, *given, np.int32(labels), scale,
-                self.gain, D, sums, J, partials, counters, self.first, m, n, np.int32(accumulate), np.dtype(wide).type(most),
+                cuda_source.text("losses.cu"), name, launch, x, *given, np.int32(labels), scale, self.gain, D, sums, J,
+                partials, counters, self.first, m, n, np.int32(accumulate), *limits, columns,
             )  # fmt: skip
             if db is not None and not fused:
                 self._column_sums(D, db, accumulate)
@@ -450,8 +455,15 @@ class CudaOps:
         name = f"elementwise_loss<{types}, Formula, {tiled.vector}, {launches.THREADS}>"
         self.launch(
             cuda_source.text("losses.cu", cuda_source.loss(objective)), name, tiled.launch, x, *given, scale, self.gain, D, db,
-            J, partials, counters, self.first, m, n, np.int32(accumulate),
+            J, partials, counters, self.first, m, n, np.int32(accumulate), columns,
         )  # fmt: skip
+
+    def _column_weights(self, loss: Loss, dtype: str) -> Array | None:
+        """The loss's number for each column, in the plan's array where there is one."""
+        if not loss.columns:
+            return None
+        planned = self._scratch.get("column weights")
+        return self.xp.asarray(loss.columns, dtype) if planned is None else planned
 
     def _tiles(self, like: Array, *arrays: Array) -> launches.Tiled:
         """The launch over a matrix, its vector width by the addresses of all arrays that are read and written along with it."""
@@ -470,16 +482,19 @@ class CudaOps:
 
     def update(
         self, program: Program, arrays: Mapping[str, Array], k: Array, low: Array | None, weights: int, control: Array | None,
-        settings: tuple[str, ...], flags: tuple[str, ...], kept: str,
+        settings: tuple[str, ...], flags: tuple[str, ...], kept: str, segments: Array | None = None,
     ) -> None:  # fmt: skip
-        """The statements entry by entry, with scalars `k` for the first `weights` entries, then those behind for the rest."""
+        """The statements entry by entry, with scalars `k` for the first `weights` entries, then those behind for the rest.
+
+        With `segments` each of them has its own, one behind the other.
+        """
         vectors = list(arrays.values())
         first = vectors[0]
         vector = max(1, 16 // first.dtype.itemsize) if alignment(*map(self.device.address, vectors)) >= 16 else 1
         source = cuda_source.text("updates.cu", cuda_source.update(program, list(arrays), settings, flags, kept))
         name = f"update<{_type(first)}, {'half_t' if low is None else _type(low)}, Formula, {vector}>"
         four = [*vectors, *[None] * (4 - len(vectors))]
-        self.launch(source, name, launches.each(first.size, vector), *four, low, k, control, weights, first.size)
+        self.launch(source, name, launches.each(first.size, vector), *four, low, k, control, segments, weights, first.size)
 
     def sum_squares(self, v: Array) -> float:
         """Σ v², as a float (waits for it)."""

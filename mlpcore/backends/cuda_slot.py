@@ -1,8 +1,9 @@
-"""The structs that host and kernels share, each defined once: the slot and the control block.
+"""The structs that host and kernels share, each defined once: the slot, the control block, segments.
 
 The slot tells the kernels of a step what to read. The host fills a record and passes it by value
 to the kernel `set_slot`, which puts it where a captured graph reads it; the graph advances it from
-step to step. The control block stays on the device.
+step to step. The control block stays on the device. Segments are the parts of the flat vectors that
+have settings of their own; without such settings there are none.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 SETTINGS = 12  # scalars that the optimizer's formulas may read
 TOGETHER = 64  # steps that one launch may hold
+APPLIED = 2  # `resume` of a slot whose gradient is the caller's
 
 
 class Field(NamedTuple):
@@ -38,7 +40,7 @@ SLOT_FIELDS = (
     Field("step", "int64", 1, "number of the update, from 1"),
     Field("turn", "int64", 1, "steps done since the slot was set"),
     Field("answer", "double*", 1, "where J, status, step of the first fault and Σ w go; may be null"),
-    Field("resume", "int64", 1, "whether a further part of the same step follows: sums go on"),
+    Field("resume", "int64", 1, "1: a further part of the same step follows, sums go on; 2: the gradient is the caller's"),
     Field("weight", "double", 1, "Σ w of the batch, or 0 where the device is to find it"),
     Field("settings", "double", SETTINGS, "learning rate, l1, l2, then what else the formulas read"),
     Field("rates", "double", TOGETHER, "learning rates of the steps from this one on"),
@@ -48,9 +50,18 @@ CONTROL_FIELDS = (
     Field("fault_step", "int64", 1, "step of the first fault"),
     Field("good_steps", "int64", 1, "steps since the loss scale last changed"),
     Field("loss_scale", "double", 1, "of float16; 1 elsewhere"),
+    Field("reach", "double", 1, "bound of the entries of the first state vector"),
     Field("skipped", "int64", 1, "updates left out because loss or gradient was not finite"),
     Field("status", "unsigned", 1, "faults: they stay, and no update happens after one"),
     Field("skip", "unsigned", 1, "whether this step's update is left out"),
+)
+
+SEGMENT_FIELDS = (
+    Field("stop", "int64", 1, "the entry behind the last one"),
+    Field("weights", "int64", 1, "whether these are weights, which decay and are penalised"),
+    Field("frozen", "int64", 1, "whether they stay as they are"),
+    Field("rate", "double", 1, "factor of the learning rate"),
+    Field("decay", "double", 1, "in place of the optimizer's; below 0: the optimizer's"),
 )
 
 
@@ -80,7 +91,7 @@ def _dtype(fields: Sequence[Field]) -> np.dtype:
     return np.dtype([(x.name, numbers.get(x.type, "u8"), (x.length,) if x.length > 1 else ()) for x in fields])
 
 
-SLOT, CONTROL = _dtype(SLOT_FIELDS), _dtype(CONTROL_FIELDS)
+SLOT, CONTROL, SEGMENT = _dtype(SLOT_FIELDS), _dtype(CONTROL_FIELDS), _dtype(SEGMENT_FIELDS)
 WORD = {name: offset // 8 for name, (_, offset, *_) in (SLOT.fields or {}).items()}  # 8 bytes each
 
 
@@ -100,16 +111,17 @@ class SlotRecord:
 
 
 def declarations() -> str:
-    """Return the C++ of both structs and of the numbers that name places in them."""
+    """Return the C++ of the structs and of the numbers that name places in them."""
     scalars = ", ".join(f"{x.name} = {x.value}" for x in Scalar)
     faults = ", ".join(f"{x.name} = {x.value}" for x in Status)
     return "\n".join(
         [
-            f"constexpr int SETTINGS = {SETTINGS}, TOGETHER = {TOGETHER};",
+            f"constexpr int SETTINGS = {SETTINGS}, TOGETHER = {TOGETHER}, APPLIED = {APPLIED};",
             f"enum Scalar {{ {scalars} }};",
             f"enum Status : unsigned {{ {faults} }};",
             _struct("Slot", SLOT_FIELDS, SLOT),
             _struct("Control", CONTROL_FIELDS, CONTROL),
+            _struct("Segment", SEGMENT_FIELDS, SEGMENT),
         ]
     )
 

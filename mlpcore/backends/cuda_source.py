@@ -99,18 +99,20 @@ def activation(sigma: Activation) -> str:
 
 @functools.cache
 def loss(objective: Objective) -> str:
-    """The struct of an elementwise loss: `value(x, y, k)` = k ℓ and `slope(x, y, k)` = k ∂ℓ/∂x."""
+    """The struct of an elementwise loss: `value(x, y, k, p)` = k ℓ and `slope(x, y, k, p)` = k ∂ℓ/∂x, p of the column."""
     scalars = dict(objective.scalars)
     return _struct(
-        _function("value", "x y k", "v", f"k * ({objective.value})", scalars),
-        _function("slope", "x y k", "d", f"k * ({objective.slope})", scalars),
+        f"  static constexpr bool reads_columns = {str(bool(objective.loss.columns)).lower()};",
+        _function("value", "x y k p", "v", f"k * ({objective.value})", scalars),
+        _function("slope", "x y k p", "d", f"k * ({objective.slope})", scalars),
     )
 
 
 def update(
-    compiled: Program, vectors: Sequence[str], settings: Sequence[str] = (), flags: Sequence[str] = (), kept: str = ""
-) -> str:
-    """The struct of statements on flat vectors: `run` for one entry, `fold` for the scalars in double.
+    compiled: Program, vectors: Sequence[str], settings: Sequence[str] = (), flags: Sequence[str] = (), kept: str = "",
+    bounds: tuple[str, str] = ("0", "0"),
+) -> str:  # fmt: skip
+    """The struct of statements on flat vectors: `run` for one entry, `fold` for the scalars, `bounds` in double.
 
     Args:
         compiled: the statements' program.
@@ -118,17 +120,22 @@ def update(
         settings: scalars that `fold` reads from the slot, in their order there.
         flags: those of them that are 0 on biases.
         kept: a vector whose entries the statements may change on the way, but which is not written.
+        bounds: formulas of the largest entry of the first state vector, and of the largest change.
     """
-    return _update(compiled, tuple(vectors), tuple(settings), tuple(flags), kept)
+    return _update(compiled, tuple(vectors), tuple(settings), tuple(flags), kept, bounds)
 
 
 @functools.cache
-def _update(compiled: Program, vectors: tuple[str, ...], settings: tuple[str, ...], flags: tuple[str, ...], kept: str) -> str:
+def _update(
+    compiled: Program, vectors: tuple[str, ...], settings: tuple[str, ...], flags: tuple[str, ...], kept: str,
+    bounds: tuple[str, str],
+) -> str:  # fmt: skip
     names = [*vectors, *(f"unused{i}" for i in range(4 - len(vectors)))]
     written = {out for _, _, out in compiled.steps}
     writes = sum(1 << i for i, name in enumerate(vectors) if name in written and name != kept)
     lines = [
         f"  static constexpr int arrays = {len(vectors)}, scalars = {len(compiled.folded)}, writes = {writes};",
+        f"  static constexpr int decay = {settings.index('decay') if 'decay' in settings else -1};  // its place",
         f"{_INLINE} void run({', '.join(f'C& {x}' for x in names)}, const C* k) {{ {_statements(compiled)} }}",
     ]
     values = [
@@ -139,6 +146,12 @@ def _update(compiled: Program, vectors: tuple[str, ...], settings: tuple[str, ..
     lines.append(
         "  static __device__ void fold(const double* settings, double t, double clip, double unscale, bool weights, double* k) "
         f"{{ {' '.join([*values, *folded])} }}"
+    )
+    read = {"G", "reach"}.union(*map(reads, bounds))
+    values = [f"const double {x} = settings[{i}];" for i, x in enumerate(settings) if x in read]
+    lines.append(
+        "  static __device__ void bounds(const double* settings, double G, double reach, double& after, double& change) "
+        f"{{ {' '.join(values)} after = {_scalar(parse(bounds[0]))}; change = {_scalar(parse(bounds[1]))}; }}"
     )
     return _struct(*lines)
 

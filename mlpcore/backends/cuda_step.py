@@ -17,9 +17,10 @@ import numpy as np
 from mlpcore.backends import cuda_source, launches
 from mlpcore.backends.cuda_device import Launch
 from mlpcore.backends.cuda_ops import CudaOps
-from mlpcore.backends.cuda_slot import CONTROL, SETTINGS, SLOT, WORD, Scalar, SlotRecord
+from mlpcore.backends.cuda_slot import APPLIED, CONTROL, SEGMENT, SETTINGS, SLOT, WORD, Scalar, SlotRecord
 from mlpcore.core.formulas import Program
 from mlpcore.core.ops import Array, Buffer
+from mlpcore.core.optimizers import Segment
 
 SET_SLOT = Launch((1, 1), (128, 1))  # a thread for each word, and more
 FIRST_LOSS_SCALE, GROWTH = 65536.0, 2000  # of float16: where the loss scale begins, steps until it doubles
@@ -44,40 +45,62 @@ def _same(references: References, sources: Sequence[Array | None]) -> bool:
     return same and x() is sources[0] and y() is sources[1]
 
 
+def _table(segments: Sequence[Segment]) -> np.ndarray:
+    """Return the segments as the bytes of their structs."""
+    rows = [(x.stop, x.weights, x.layer.frozen, x.layer.rate, -1.0 if x.decay is None else x.decay) for x in segments]
+    table = np.array(rows, SEGMENT)
+    return table.view(np.uint8)
+
+
 class StepKernels:
     """The kernels around a step's chunks, on the arrays that `buffers` lists.
 
     Args:
         ops: the operations whose stream, device and scratch are used.
         program: the update's statements, scalars folded.
+        bounds: of what they do, as `cuda_source.update` takes them.
         settings: names of the scalars that the host sets, in the slot's order: rate, l1, l2, then the optimizer's.
         flags: those that are 0 on biases.
         scaled: whether there is a loss scale.
         wide: dtype of parameters, gradient and sums.
+        size: of the flat vectors.
+        segments: their parts, where layers have settings of their own; else none.
     """
 
     def __init__(
-        self, ops: CudaOps, program: Program, settings: Sequence[str], flags: Sequence[str], scaled: bool, wide: str
-    ) -> None:
+        self, ops: CudaOps, program: Program, bounds: tuple[str, str], settings: Sequence[str], flags: Sequence[str],
+        scaled: bool, wide: str, size: int, segments: Sequence[Segment] = (),
+    ) -> None:  # fmt: skip
         assert tuple(settings[:3]) == ("rate", "l1", "l2")
         assert len(settings) <= SETTINGS, settings
         self.ops, self.program, self.settings, self.flags, self.scaled = ops, program, settings, flags, scaled
         self.type = cuda_source.TYPES[wide]
-        self.wide = wide
+        self.wide, self.bounds, self.segments = wide, bounds, segments
+        self._grid = launches.flat(size, ops.device.multiprocessors)
 
     def buffers(self) -> list[Buffer]:
         """Return the arrays that these kernels share."""
-        numbers = Scalar.FIRST_OF_UPDATE + 2 * len(self.program.folded)
+        numbers = Scalar.FIRST_OF_UPDATE + max(2, len(self.segments)) * len(self.program.folded)
+        table = (len(self.segments) * SEGMENT.itemsize,)
+        own = [Buffer("segments", table, "uint8", "settings of layers")] if self.segments else []
         return [
+            *own,
             Buffer("scalars", (numbers,), self.wide, "1 / Σ w, loss scale, J, penalties, update's"),
             Buffer("slot", (SLOT.itemsize,), "uint8", "addresses, sizes and rates of the step"),
             Buffer("control", (CONTROL.itemsize,), "uint8", "update count, loss scale, faults"),
+            Buffer("sums", (2 * self._grid.grid[0],), self.wide, "of squares and penalties, two for each block"),
+            Buffer("finished", (1,), "uint32", "blocks that have added up theirs"),
         ]
 
     def use(self, arrays: Mapping[str, Array]) -> None:
         """Take these arrays; the control block starts anew."""
         self.scalars, self.slot, self.control = arrays["scalars"], arrays["slot"], arrays["control"]
+        self._sums, self._finished = arrays["sums"], arrays["finished"]
         self.scalars[...] = 0
+        self._finished[...] = 0
+        self._segments = arrays.get("segments")
+        if self._segments is not None:
+            self._segments[...] = self.ops.device.to_device(_table(self.segments))
         self.write_control(np.zeros((), CONTROL))
         self.record = SlotRecord()
         self._pointed: References = [_nothing] * 3  # what the record's sources belong to
@@ -139,6 +162,23 @@ class StepKernels:
         self.record.numbers[_WEIGHT] = weight
         self._set_slot()
 
+    def set_applied(self, step: int, answer: int) -> None:
+        """Tell the next launch to update by a gradient that is there: no rows, and no penalties beside those that it holds.
+
+        The penalties in the slot are 0 until `set_values` sets them anew.
+
+        Args:
+            step: number of the update, from 1.
+            answer: address that the results go to.
+        """
+        words, numbers = self.record.words, self.record.numbers
+        words[:_SOURCE_ROWS] = memoryview(bytes(8 * _SOURCE_ROWS)).cast("q")  # the rows of before may be gone
+        self._pointed = [_nothing] * 3
+        words[_BATCH_ROWS], words[_STEP], words[_ANSWER], words[_RESUME] = 0, step, answer, APPLIED
+        numbers[_WEIGHT] = 1.0
+        numbers[_SETTINGS + 1] = numbers[_SETTINGS + 2] = 0.0
+        self._set_slot()
+
     def _point(self, sources: Sequence[Array | None]) -> None:
         """Let the slot lead to X, Y and row weights.
 
@@ -190,16 +230,17 @@ class StepKernels:
     ) -> None:  # fmt: skip
         """Take norm and finite test of the penalised gradient, and update unless a fault forbids it."""
         w, g = arrays["w"], arrays["g"]
-        launch = launches.flat(w.size, self.ops.device.multiprocessors)
-        partials, counters = self.ops.partials(2 * launch.grid[0], 1, self.wide)
-        formula = cuda_source.update(self.program, list(arrays), self.settings, self.flags, "g")
+        first, second = [*list(arrays.values())[2:], None, None][:2]
+        formula = cuda_source.update(self.program, list(arrays), self.settings, self.flags, "g", self.bounds)
         self.ops.launch(
-            cuda_source.text("updates.cu", formula), f"prepare_update<{self.type}, Formula>", launch,
-            self.slot, self.control, self.scalars, w, g, partials, counters, float(clip_norm), np.int32(self.scaled), GROWTH,
-            np.int32(tolerant), weights, w.size,
+            cuda_source.text("updates.cu", formula), f"prepare_update<{self.type}, Formula>", self._grid,
+            self.slot, self.control, self.scalars, w, g, first, second, self._sums, self._finished,
+            float(clip_norm), np.int32(self.scaled), GROWTH, np.int32(tolerant), self._segments, np.int32(len(self.segments)),
+            weights, w.size,
         )  # fmt: skip
         k = self.scalars[Scalar.FIRST_OF_UPDATE :]
-        self.ops.update(self.program, arrays, k, low, weights, self.control, tuple(self.settings), tuple(self.flags), "g")
+        names, flags = tuple(self.settings), tuple(self.flags)
+        self.ops.update(self.program, arrays, k, low, weights, self.control, names, flags, "g", self._segments)
 
     def randomize(self, array: Array, seed: int) -> None:
         """Fill the array with numbers in [-1, 1), so that what is timed runs on data."""

@@ -10,7 +10,9 @@ from typing import Any
 
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core import inputs
+from mlpcore.core.losses import Loss
 from mlpcore.core.ops import Array
+from mlpcore.core.targets import mixed
 
 
 class CupyReference(NumpyOps):
@@ -66,18 +68,28 @@ class CupyReference(NumpyOps):
     def _log_softmax_gradient_now(self, G: Array, Z: Array, D: Array) -> None:
         D[...] = G - self.xp.exp(Z) * G.sum(axis=1, keepdims=True)
 
-    def _softmax_cross_entropy(self, S: Array, Y: Array, k: Array, D: Array, J: Array, most: float | None) -> None:
-        self._do(self._softmax_cross_entropy_now, S, Y, k, D, J, most)
+    def _softmax_cross_entropy(
+        self, S: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss, weights: Array | None
+    ) -> None:
+        self._do(self._softmax_cross_entropy_now, S, Y, k, D, J, loss)
 
-    def _softmax_cross_entropy_now(self, S: Array, Y: Array, k: Array, D: Array, J: Array, most: float | None) -> None:
-        xp, classes = self.xp, S.shape[1]
-        target = Y if Y.ndim == 2 else (Y[:, None] == xp.arange(classes)).astype(S.dtype)
+    def _softmax_cross_entropy_now(self, S: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss) -> None:
+        xp, rows, (classes, most) = self.xp, self.xp.arange(len(S)), (S.shape[1], loss.most)
+        apart = rows, S.argmax(axis=1) if Y.ndim == 2 else Y  # its exponential stands apart from the sum of the others
+        if loss.mixes(Y.ndim == 1):
+            target = mixed(loss, Y, classes, S.dtype, xp)
+        else:
+            target = Y if Y.ndim == 2 else (Y[:, None] == xp.arange(classes)).astype(S.dtype)
         shifted = S - S.max(axis=1, keepdims=True)
         powers = xp.exp(shifted)
-        total, whole = powers.sum(axis=1, keepdims=True), target.sum(axis=1, keepdims=True)
-        value = whole * xp.log(total) - (target * shifted).sum(axis=1, keepdims=True)
+        own, y = powers[apart][:, None], target[apart][:, None]
+        powers[apart] = 0
+        rest, whole = powers.sum(axis=1, keepdims=True), target.sum(axis=1, keepdims=True)
+        more = rest + (own - 1)
+        value = whole * xp.log1p(more) - (target * shifted).sum(axis=1, keepdims=True)
         J += (k * (value if most is None else xp.minimum(value, most))).sum(dtype=xp.float64)
-        D[...] = k * (whole * powers / total - target)
+        D[...] = k * (whole * powers / (more + 1) - target)
+        D[apart] = (k * ((whole - y) * own - y * rest) / (more + 1))[:, 0]
 
     def _add_sum(self, v: Array, J: Array) -> None:
         self._do(self._add_sum_now, v, J)

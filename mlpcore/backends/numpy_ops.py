@@ -19,7 +19,7 @@ from mlpcore.core import dropout
 from mlpcore.core.activations import Activation
 from mlpcore.core.dropout import Dropped
 from mlpcore.core.formulas import Program, program
-from mlpcore.core.losses import Objective
+from mlpcore.core.losses import Loss, Objective
 from mlpcore.core.ops import Array, Buffer, row_major
 
 PIECE = 32768  # entries per pass of a formula: what it reads and writes stays in L2
@@ -134,10 +134,12 @@ class NumpyOps:
         if objective.loss.rowwise:
             buffers += [
                 Buffer("softmax", (rows * classes,), dtype, "exponentials"),
-                Buffer("row sums", (3, rows), dtype, "maximum, sum and label's entry of each row"),
+                Buffer("row sums", (4, rows), dtype, "maximum, sums and label's entry of each row"),
                 Buffer("row numbers", (rows,), "int64", "0, 1, 2, …"),
-                Buffer("label entries", (rows,), "int64", "where each row's label stands"),
+                Buffer("label entries", (2, rows), "int64", "where each row's label stands"),
             ]
+        if objective.loss.columns:
+            buffers.append(Buffer("column weights", (classes,), dtype, "of the loss: by class, or of positive targets"))
         dropped = [n for n, activation in zip(sizes, activations, strict=True) if isinstance(activation, Dropped)]
         if dropped:
             piece, bits = max(_piece_rows(rows, n) * n for n in dropped), 8 * np.dtype(dtype).itemsize
@@ -429,68 +431,182 @@ class NumpyOps:
         self, x: Array, Y: Array, k: Array, objective: Objective, D: Array, db: Array | None, J: Array, accumulate: bool
     ) -> None:
         """J += Σ k ℓ(x, Y) and D = k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if matched, else Z[L]; D may be x."""
+        weights = self._column_weights(objective.loss, x.dtype)
         if objective.loss.rowwise:
-            self._softmax_cross_entropy(x, Y, k, D, J, objective.loss.most)
+            self._softmax_cross_entropy(x, Y, k, D, J, objective.loss, weights)
         else:
             value, slope = self._loss(objective, x.dtype.name, in_place=D is x)
             part, *registers = self._registers(1 + max(value.registers, slope.registers), x.shape, x.dtype)
             for compiled in (value, slope):
                 constants = self._constants(compiled, dict(objective.scalars), x.dtype)
-                self._run(compiled, {"x": x, "y": Y, "k": k, "v": part, "d": D, **constants}, registers)
+                columns = {} if weights is None else {"p": weights}
+                self._run(compiled, {"x": x, "y": Y, "k": k, "v": part, "d": D, **columns, **constants}, registers)
             self._add_sum(part, J)
         self._sum_rows(D, db, accumulate)
 
-    def _softmax_cross_entropy(self, S: Array, Y: Array, k: Array, D: Array, J: Array, most: float | None) -> None:
-        """ℓ = log Σ exp(s - max) - (s_y - max) and D = k (softmax(s) - onehot(y)), from S: neither overflows nor cancels."""
-        xp, (rows, classes) = self.xp, S.shape
+    def _column_weights(self, loss: Loss, dtype: Any) -> Array | None:
+        """The loss's number for each column, in the plan's array where there is one."""
+        if not loss.columns:
+            return None
+        planned = self._scratch.get("column weights")
+        return self.xp.asarray(loss.columns, dtype) if planned is None else planned
+
+    def _softmax_cross_entropy(
+        self, S: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss, weights: Array | None
+    ) -> None:
+        """ℓ = log Σ exp(s - max) - (s_y - max) and D = k (softmax(s) - onehot(y)), from S.
+
+        Neither overflows nor cancels: one exponential e, the label's or the largest, stands apart from the sum R of the others.
+        The logarithm is log1p(R + (e - 1)), and the label's entry of D is -k R / (R + e).
+        """
+        xp, do, (rows, classes) = self.xp, self._do, S.shape
         flat = self._take("softmax", (rows * classes,), S.dtype)
         P = flat.reshape(classes, rows).T if classes <= NARROW else flat.reshape(rows, classes)
-        top, total, entry = self._take("row sums", (3, rows, 1), S.dtype)
-        self._do(xp.copyto, P, S)
-        self._do(xp.maximum.reduce, P, 1, None, top, True)
-        self._do(xp.subtract, P, top, P)
-        if Y.ndim == 1:  # class indices
-            at = self._take("label entries", (rows,), xp.int64)
-            numbers = self._row_numbers(rows)
-            if classes <= NARROW:
-                self._do(xp.multiply, Y, rows, at)
-                self._do(xp.add, at, numbers, at)
-            else:
-                self._do(xp.multiply, numbers, classes, at)
-                self._do(xp.add, at, Y, at)
-            label = entry[:, 0]
-            self._do(flat.take, at, 0, label, "clip")
-            self._do(xp.exp, P, P)
-            self._do(xp.add.reduce, P, 1, None, total, True)
-            self._do(xp.log, total, top)
-            self._do(xp.subtract, top, entry, top)
-            if most is not None:
-                self._do(partial(xp.minimum, out=top), top, most)
-            self._do(xp.multiply, top, k, top)
-            self._add_sum(top, J)
-            self._do(xp.divide, k, total, total)
-            self._do(xp.multiply, P, total, P)
-            self._do(flat.take, at, 0, label, "clip")
-            self._do(xp.subtract, entry, k, entry)
-            self._do(flat.put, at, label, "clip")
-            self._do(xp.copyto, D, P)
-        else:  # a distribution over classes: one-hot, or soft
-            self._do(xp.multiply, Y, P, D)
-            self._do(xp.add.reduce, D, 1, None, entry, True)
-            self._do(xp.exp, P, P)
-            self._do(xp.add.reduce, P, 1, None, total, True)
-            self._do(xp.divide, P, total, P)
-            self._do(xp.log, total, total)
-            self._do(xp.add.reduce, Y, 1, None, top, True)
-            self._do(xp.multiply, total, top, total)
-            self._do(xp.subtract, total, entry, total)
-            if most is not None:
-                self._do(partial(xp.minimum, out=total), total, most)
-            self._do(xp.multiply, total, k, total)
-            self._add_sum(total, J)
-            self._do(xp.multiply, P, top, P)
-            self._do(xp.subtract, P, Y, P)
-            self._do(xp.multiply, P, k, D)
+        top, rest, entry, more = self._take("row sums", (4, rows, 1), S.dtype)
+        at, first = self._take("label entries", (2, rows), xp.int64)
+        numbers = self._row_numbers(rows)
+        one, labels = self._number(1, S), Y.ndim == 1
+        do(xp.copyto, P, S)
+        if labels:
+            do(xp.maximum.reduce, P, 1, None, top, True)
+            do(xp.copyto, at, Y)
+        else:
+            do(S.argmax, 1, at)
+        if classes <= NARROW:
+            do(xp.multiply, at, rows, at)
+            do(xp.add, at, numbers, at)
+        else:
+            do(xp.multiply, numbers, classes, first)
+            do(xp.add, at, first, at)
+        if not labels:
+            do(flat.take, at, 0, top[:, 0], "clip")
+        do(xp.subtract, P, top, P)
+        if labels:
+            do(flat.take, at, 0, entry[:, 0], "clip")
+            if loss.mixes(labels):
+                self._mixed_labels(P, flat, at, Y, k, D, J, loss, weights, (top, rest, entry, more))
+                return
+        elif loss.mixes(labels):
+            self._mixed_distributions(P, Y, k, D, J, loss, weights, (top, rest, entry))
+            return
+        else:
+            do(xp.multiply, Y, P, D)
+            do(xp.add.reduce, D, 1, None, entry, True)
+        do(xp.exp, P, P)
+        do(flat.take, at, 0, top[:, 0], "clip")
+        do(flat.put, at, 0, "clip")
+        do(xp.add.reduce, P, 1, None, rest, True)
+        do(xp.subtract, top, one, top)
+        do(xp.add, top, rest, top)
+        do(xp.log1p, top, more)
+        if not labels:
+            do(xp.add.reduce, Y, 1, None, top, True)
+            do(xp.multiply, more, top, more)
+        self._add_row_losses(more, entry, k, J, loss.most)
+        if labels:
+            do(xp.add, top, one, top)
+            do(xp.divide, k, top, top)
+            do(xp.multiply, P, top, P)
+            do(xp.multiply, rest, top, rest)
+            do(xp.negative, rest, rest)
+            do(flat.put, at, rest[:, 0], "clip")
+            do(xp.copyto, D, P)
+        else:  # y of the largest entry, whose share of the sum is 1: (Σ_c y_c - y - y R) / (R + 1)
+            do(xp.add, rest, one, entry)
+            do(xp.divide, P, entry, P)
+            do(xp.multiply, P, top, P)
+            do(xp.subtract, P, Y, P)
+            do(flat.take, at, 0, more[:, 0], "clip")
+            do(xp.multiply, rest, more, rest)
+            do(xp.add, top, more, top)
+            do(xp.add, rest, top, rest)
+            do(xp.divide, rest, entry, rest)
+            do(flat.put, at, rest[:, 0], "clip")
+            do(xp.multiply, P, k, D)
+
+    def _mixed_distributions(
+        self, P: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss, weights: Array | None, sums: tuple[Array, ...]
+    ) -> None:
+        """ℓ and D of a distribution over classes as `_mix` changes it, from P = s - max."""
+        xp, do, (top, total, entry) = self.xp, self._do, sums
+        self._mix(Y, D, total, loss, weights)
+        do(xp.vecdot, D, P, entry[:, 0])
+        do(xp.add.reduce, D, 1, None, top, True)
+        do(xp.exp, P, P)
+        do(xp.add.reduce, P, 1, None, total, True)
+        do(xp.divide, P, total, P)
+        do(xp.log, total, total)
+        do(xp.multiply, total, top, total)
+        self._add_row_losses(total, entry, k, J, loss.most)
+        do(xp.multiply, P, top, P)
+        do(xp.subtract, P, D, P)
+        do(xp.multiply, P, k, D)
+
+    def _mix(self, Y: Array, t: Array, weight: Array, loss: Loss, weights: Array | None) -> None:
+        """Set t = c ((1 - ε) Y + ε/K) / C, the shares of `targets.mixed`; `weight` is overwritten."""
+        xp, smoothing = self.xp, loss.label_smoothing
+        self._do(xp.multiply, Y, self._number(1 - smoothing, t), t)
+        self._do(xp.add, t, self._number(smoothing / t.shape[1], t), t)
+        if weights is not None:
+            self._do(xp.matmul, Y, weights, weight[:, 0])
+            self._do(_ones_for_zeros, weight)
+            self._do(xp.multiply, t, weights, t)
+            self._do(xp.divide, t, weight, t)
+
+    def _mixed_labels(
+        self, P: Array, flat: Array, at: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss, weights: Array | None,
+        sums: tuple[Array, ...],
+    ) -> None:  # fmt: skip
+        """ℓ = -Σ t log p and D = k (Σ t softmax(s) - t) with t = (1 - ε) onehot(y) + (ε/K) c / c_y, from P = s - max."""
+        xp, (top, total, entry, own) = self.xp, sums
+        kept, share = self._number(1 - loss.label_smoothing, P), self._number(loss.label_smoothing / P.shape[1], P)
+
+        def spread() -> Array:
+            """(ε/K) / c_y of each row."""
+            if weights is None:
+                return share
+            self._do(weights.take, Y, 0, own[:, 0], "clip")
+            self._do(_ones_for_zeros, own)
+            self._do(xp.divide, share, own, own)
+            return own
+
+        self._do(xp.multiply, entry, kept, entry)
+        self._do(*((xp.matmul, P, weights, top[:, 0]) if weights is not None else (xp.add.reduce, P, 1, None, top, True)))
+        self._do(xp.multiply, top, spread(), top)
+        self._do(xp.add, entry, top, entry)
+        self._do(xp.exp, P, P)
+        self._do(xp.add.reduce, P, 1, None, total, True)
+        self._do(xp.log, total, top)
+        self._do(xp.divide, k, total, total)
+        if weights is not None:  # Σ t is not 1
+            self._do(xp.multiply, own, self._number(sum(loss.columns), P), own)
+            self._do(xp.add, own, kept, own)
+            self._do(xp.multiply, top, own, top)
+            self._do(xp.multiply, total, own, total)
+        self._add_row_losses(top, entry, k, J, loss.most)
+        self._do(xp.multiply, P, total, P)
+        self._do(xp.multiply, k, spread(), top)
+        if weights is None:
+            self._do(xp.subtract, P, top, P)
+        else:
+            self._do(xp.multiply, top, weights, D)
+            self._do(xp.subtract, P, D, P)
+        self._do(flat.take, at, 0, entry[:, 0], "clip")
+        self._do(xp.multiply, k, kept, top)
+        self._do(xp.subtract, entry, top, entry)
+        self._do(flat.put, at, entry[:, 0], "clip")
+        self._do(xp.copyto, D, P)
+
+    def _add_row_losses(self, value: Array, entry: Array, k: Array, J: Array, most: float | None) -> None:
+        """J += Σ k (value - entry), each row's loss at most `most`; value is overwritten."""
+        self._do(self.xp.subtract, value, entry, value)
+        if most is not None:
+            self._do(partial(self.xp.minimum, out=value), value, most)
+        self._do(self.xp.multiply, value, k, value)
+        self._add_sum(value, J)
+
+    def _number(self, value: float, like: Array) -> Array:
+        return self.xp.asarray(value, like.dtype)
 
     def _add_sum(self, v: Array, J: Array) -> None:
         """J += Σ v."""
@@ -578,6 +694,10 @@ def _in_double(v: Array) -> Iterator[Array]:
         piece = buffer[: v.size - start]
         piece[...] = v[start : start + BLOCK]
         yield piece
+
+
+def _ones_for_zeros(v: Array) -> None:
+    v[v == 0] = 1
 
 
 def _accumulate(reduce: Callable[[Array], Any], v: Array, total: Array) -> None:

@@ -72,8 +72,12 @@ class Activation:
 
     @functools.cached_property
     def curvature(self) -> str:
-        """σ'', a formula in what the slope reads: the slope, differentiated; "0" of what is made of straight lines."""
-        return "0" if self.rowwise else formulas.differentiate(self.slope, {"s": "1", "z": self.slope})
+        """σ'', a formula in what the slope reads: the sheet's, or the slope, differentiated; "0" of straight lines."""
+        if self.rowwise:
+            return "0"
+        if self.name in curvatures() and sheet()[self.name][3:] == [self.value, self.slope]:
+            return curvatures()[self.name]
+        return formulas.differentiate(self.slope, {"s": "1", "z": self.slope})
 
     @property
     def scalars(self) -> dict[str, float]:
@@ -136,7 +140,15 @@ ROWWISE = {"softmax": SOFTMAX, "log_softmax": Activation("log_softmax", "", "")}
 @functools.cache
 def sheet() -> dict[str, list[str]]:
     """The rows of `activations.def` by name: initial weights, default parameter, its condition, value, slope."""
-    return {name: rest for name, *rest in formulas.read_sheet(kernel_files.read("activations.def"), "ACTIVATION")}
+    rows = formulas.read_sheet(kernel_files.read("activations.def"), "ACTIVATION")
+    return {name: [*rest[:3], *map(formulas.written_out, rest[3:])] for name, *rest in rows}
+
+
+@functools.cache
+def curvatures() -> dict[str, str]:
+    """The rows CURVATURE of `activations.def`: σ'' by name, where it is not the slope as it is written, differentiated."""
+    rows = formulas.read_sheet(kernel_files.read("activations.def"), "CURVATURE")
+    return {name: formulas.written_out(curvature) for name, curvature in rows}
 
 
 def names(output: bool = False) -> list[str]:

@@ -23,15 +23,30 @@ from mlpcore.core import special
 LONGEST = 4000  # characters of a formula: those of files are read, too
 FUNCTIONS = (
     "maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign", "positive", "sin", "cos",
-    *special.NAMES,
+    *special.SMOOTH, *special.NAMES,
 )  # fmt: skip
 POWERS = range(-8, 17)  # exponents
 _BINARY = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"}
 _ARGUMENTS = {"maximum": 2, "minimum": 2, "pow": 2}
 _COMPARISONS = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def _unlimited(function: Callable[[float], float]) -> Callable[[float], float]:
+    """Return the function with infinity where Python raises OverflowError: 1 / (1 + exp(1000)) is 0."""
+
+    def value(x: float) -> float:
+        try:
+            return function(x)
+        except OverflowError:
+            return math.inf
+
+    return value
+
+
 _SCALAR: dict[str, Callable[..., float]] = {
     "T": float,
+    "smooth": float,
     "maximum": max,
     "minimum": min,
     "abs": abs,
@@ -39,8 +54,8 @@ _SCALAR: dict[str, Callable[..., float]] = {
     "sign": lambda x: float((x > 0) - (x < 0)),
     "normcdf": lambda x: 0.5 * math.erfc(-x * math.sqrt(0.5)),
     "normpdf": lambda x: math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi),
-    **{name: getattr(math, name) for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "pow")},
-    **{name: getattr(math, name) for name in ("sin", "cos", "erf", "erfc")},
+    **{name: getattr(math, name) for name in ("tanh", "log", "log1p", "sqrt", "pow", "sin", "cos", "erf", "erfc")},
+    **{name: _unlimited(getattr(math, name)) for name in ("exp", "expm1")},
 }
 
 
@@ -90,7 +105,8 @@ def parse(formula: str, names: Sequence[str] | None = None) -> ast.expr:
 
 
 def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
-    more = ("T", "pow", "kept") if names is None else ("T",)  # kept: 0 where x is -0, else 1; for dropout's own formulas
+    # smooth(x) is x, made of pieces that meet smoothly; kept(x) is 0 where x is -0, else 1, for dropout's own formulas
+    more = ("T", "smooth", *(("pow", "kept") if names is None else ()))
     match node:
         case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
             return
@@ -154,10 +170,26 @@ def substitute(formula: str, replacements: Mapping[str, str]) -> str:
     return ast.unparse(Replace().visit(parse(formula)))
 
 
+def written_out(text: str) -> str:
+    """The formula of a sheet's `name = formula; …; formula`, with what the names stand for in their places.
+
+    `written_out("e = exp(s); e / (1 + e)") == "exp(s) / (1 + exp(s))"`.
+    """
+    *parts, formula = text.split(";")
+    known: dict[str, str] = {}
+    for part in parts:
+        name, _, meaning = part.partition("=")
+        known[name.strip()] = substitute(meaning.strip(), known)
+    return substitute(formula.strip(), known) if known else formula
+
+
 def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
     """The derivative of a formula, where `slopes` gives that of each variable (0 for the others).
 
-    `differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"`. Kinks count as positive(x) does: its own slope is 0.
+    `differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"`. Where pieces of a formula meet, it is the derivative of
+    the one for smaller variables, in `maximum`, `minimum` and softplus alike: so that of a smooth formula is right, of any
+    order.
+    A kink of `abs` counts as `sign` does, outside `smooth`; the slopes of `positive` and `sign` are 0.
     """
 
     def times(u: str, v: str) -> str:
@@ -192,19 +224,57 @@ def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
                 over = plus(of(u), times(f"({ast.unparse(u)}) / ({ast.unparse(v)})", of(v)), "-")
                 return "0" if over == "0" else f"({over}) / ({ast.unparse(v)})"
             case ast.Call(func=ast.Name(id="maximum" | "minimum" as name), args=[u, v]):
-                first = f"positive({ast.unparse(u)} - ({ast.unparse(v)}))"
+                first = _above(ast.BinOp(u, ast.Sub(), v))
                 larger, smaller = (of(u), of(v)) if name == "maximum" else (of(v), of(u))
                 return plus(times(first, larger), times(f"1 - {first}", smaller))
+            case ast.Call(
+                func=ast.Name(id="log1p"),
+                args=[ast.Call(ast.Name("exp"), [ast.UnaryOp(operand=ast.Call(ast.Name("abs"), [u]))])],
+            ):  # softplus(u) - maximum(u, 0), which meets the slope of such a maximum
+                text, first = ast.unparse(u), _above(u)
+                return times(f"(1 - {first}) * sigmoid({text}) - {first} * sigmoid(-({text}))", of(u))
             case ast.Call(func=ast.Name(id=name), args=[u]):
                 return times(_OUTER[name].format(ast.unparse(u)), of(u))
         raise AssertionError(ast.dump(node))
 
-    return ast.unparse(parse(of(parse(formula))))
+    return ast.unparse(parse(of(_Pieces().visit(parse(formula)))))
+
+
+class _Pieces(ast.NodeTransformer):
+    """Takes smooth(x) apart: x, with each abs(u) written as u (2 positive(u) - 1), whose slope jumps where others' do."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Replace a call of `smooth`."""
+        if not (isinstance(node.func, ast.Name) and node.func.id == "smooth"):
+            return self.generic_visit(node)
+
+        class Abs(ast.NodeTransformer):
+            def visit_Call(self, node: ast.Call) -> ast.AST:
+                self.generic_visit(node)
+                if isinstance(node.func, ast.Name) and node.func.id == "abs":
+                    return parse(f"({ast.unparse(node.args[0])}) * (2 * {_above(node.args[0])} - 1)")
+                return node
+
+        apart: ast.AST = Abs().visit(self.visit(node.args[0]))
+        return apart
+
+
+def _above(node: ast.expr) -> str:
+    """Return the formula that is 1 where `node` > 0 and 0 elsewhere; at 0 the one for smaller variables, 0 of x and 1 of -x."""
+    match node:
+        case ast.BinOp(left=u, op=ast.Sub(), right=ast.Constant(value=0)):
+            return _above(u)
+        case ast.BinOp(left=u, op=ast.Sub(), right=v) if not _variables(u):
+            return f"(1 - positive({ast.unparse(v)} - ({ast.unparse(u)})))"
+        case ast.UnaryOp(operand=u):
+            return f"(1 - {_above(u)})"
+    return f"positive({ast.unparse(node)})"
 
 
 _OUTER = {  # f'(u) of each function f
-    "T": "1", "tanh": "1 - tanh({0}) * tanh({0})", "exp": "exp({0})", "expm1": "exp({0})", "log": "1 / ({0})",
-    "log1p": "1 / (1 + ({0}))", "abs": "sign({0})", "sqrt": "T(0.5) / sqrt({0})", "sign": "0", "positive": "0",
+    "T": "1", "tanh": "4 * sigmoid(2 * ({0})) * sigmoid(T(-2) * ({0}))", "exp": "exp({0})", "expm1": "exp({0})",
+    "log": "1 / ({0})", "log1p": "1 / (1 + ({0}))", "abs": "sign({0})", "sqrt": "T(0.5) / sqrt({0})", "sign": "0",
+    "positive": "0", "sigmoid": "sigmoid({0}) * sigmoid(-({0}))", "softplus": "sigmoid({0})", "log_cosh": "tanh({0})",
     "sin": "cos({0})", "cos": "-sin({0})", "erf": "T(1.1283791670955126) * exp(-(({0}) * ({0})))",
     "erfc": "T(-1.1283791670955126) * exp(-(({0}) * ({0})))", "normcdf": "normpdf({0})", "normpdf": "-(({0}) * normpdf({0}))",
 }  # fmt: skip
@@ -225,19 +295,35 @@ def derive(formula: str, by: str) -> str:
 def kinks(formula: str) -> list[str]:
     """Formulas whose change of sign marks a kink: `kinks("maximum(s, 0)") == ["s - 0"]`. For the gradient check."""
     found = []
-    for node in ast.walk(parse(formula)):
+
+    def look(node: ast.AST) -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "smooth":
+                return
             arguments = [f"({ast.unparse(x)})" for x in node.args]
             if node.func.id in ("maximum", "minimum"):
                 found.append(" - ".join(arguments))
             elif node.func.id in ("abs", "sign", "positive"):
                 found.append(arguments[0])
+        for part in ast.iter_child_nodes(node):
+            look(part)
+
+    look(parse(formula))
     return found
 
 
 def evaluate_scalar(formula: str, **values: float) -> float:
     """The value of a formula of scalars, in double precision: the default of a parameter, a slope at one point."""
-    return float(_scalar(parse(formula))(values))
+    return float(scalar(formula)(values))
+
+
+@functools.lru_cache(256)
+def scalar(formula: str) -> Callable[[Mapping[str, float]], float]:
+    """Return a formula of scalars as a function of its variables' values, computed in double precision."""
+    try:
+        return _scalar(parse(formula))
+    except KeyError as error:
+        raise ValueError(f"formula {formula!r}: {error.args[0]} is for arrays only") from None
 
 
 def holds(condition: str, **values: float) -> bool:
@@ -269,10 +355,21 @@ def _scalar(node: ast.expr) -> Callable[[Mapping[str, float]], float]:
         case ast.BinOp(left=left, op=op, right=right):
             u, v, operation = _scalar(left), _scalar(right), _OPERATORS[type(op)]
             return lambda names: operation(u(names), v(names))
+        case ast.Call(func=ast.Name(id=name), args=[x]) if name in special.SMOOTH:
+            body, inner = [(target, _scalar(part)) for target, part in _statements(special.SMOOTH[name])], _scalar(x)
+            return lambda names: _last(body, inner(names))
         case ast.Call(func=ast.Name(id=name), args=arguments):
             function, parts = _SCALAR[name], [_scalar(x) for x in arguments]
             return lambda names: function(*[part(names) for part in parts])
     raise AssertionError(ast.dump(node))
+
+
+def _last(body: Sequence[tuple[str, Callable[[Mapping[str, float]], float]]], x: float) -> float:
+    """Return the value of the last of a function's statements at x."""
+    values = {"x": x}
+    for target, value in body:
+        values[target] = value(values)
+    return values["out"]
 
 
 # -- programs ----------------------------------------------------------------------------------------------------------
@@ -337,8 +434,13 @@ class Program:
                     return call(_BINARY[type(op)], visit(left, local), visit(right, local))
                 case ast.UnaryOp(operand=operand):
                     return call("negative", visit(operand, local))
-                case ast.Call(func=ast.Name(id="T"), args=[x]):
+                case ast.Call(func=ast.Name(id="T" | "smooth"), args=[x]):
                     return visit(x, local)
+                case ast.Call(func=ast.Name(id="sigmoid"), args=[x]):
+                    one = self._fold(ast.Constant(1))
+                    return call("divide", one, call("add", one, call("exp", visit(self._negative(x), local))))
+                case ast.Call(func=ast.Name(id=name), args=[x]) if name in special.SMOOTH:
+                    return inside(special.SMOOTH[name], visit(x, local))
                 case ast.Call(func=ast.Name(id=name), args=[x]) if self.dtype and name in special.NAMES:
                     return inside(special.body(name, self.dtype), visit(x, local))
                 case ast.Call(func=ast.Name(id=name), args=arguments) if name != "pow":
@@ -384,6 +486,19 @@ class Program:
             place[i] = out
             self.steps.append(Step(function, names, out))
 
+    def _negative(self, u: ast.expr) -> ast.expr:
+        """The tree of -u; a minus goes into a scalar factor, where it costs nothing."""
+        match u:
+            case ast.UnaryOp(operand=x):
+                return x
+            case ast.BinOp(left=k, op=ast.Mult() | ast.Div() as op, right=x) if (
+                not {name.id for name in _variables(k)} - self.scalars
+            ):
+                return ast.BinOp(ast.UnaryOp(ast.USub(), k), op, x)
+            case ast.BinOp(left=x, op=ast.Sub(), right=y):
+                return ast.BinOp(y, ast.Sub(), x)
+        return ast.UnaryOp(ast.USub(), u)
+
     def _fold(self, node: ast.expr) -> str:
         text = ast.unparse(node)
         if text not in self._keys:
@@ -407,7 +522,9 @@ def check(argument: str, formula: str, variables: Sequence[str], scalars: Mappin
     except (TypeError, ValueError) as error:
         raise type(error)(f"{argument}: {error}") from None
     try:
-        program(f"result = {formula}", frozenset(scalars)).fold(scalars)
+        numbers = program(f"result = {formula}", frozenset(scalars)).fold(scalars)
+        if not all(map(math.isfinite, numbers.values())):
+            raise ArithmeticError("a part of it is not finite")
     except (ArithmeticError, ValueError) as error:
         raise ValueError(f"{argument}: formula {formula!r} has no value with {dict(scalars)}: {error}") from None
 

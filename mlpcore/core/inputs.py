@@ -152,6 +152,7 @@ def target_form(
 ) -> tuple[Array, bool]:  # fmt: skip
     """As `target`, by shape and dtype alone."""
     array = numeric(Y, name, adopt)
+    loss.require_outputs(outputs)
     if array.ndim == 0 or len(array) != rows:
         raise ValueError(f"{name} has {0 if array.ndim == 0 else len(array)} rows; X has {rows}")
     if loss.takes_classes and array.ndim == 1:

@@ -9,7 +9,10 @@ and go straight to D[L] = ∂J/∂S[L]; every other pair goes through G[L] = ∂
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from numbers import Integral
+from typing import Any
 
 from mlpcore import kernel_files
 from mlpcore.core import activations, formulas
@@ -29,9 +32,13 @@ class Loss:
         matched: value and ∂value/∂s behind the output that `outputs` names, in its `s` and `a`, in `z`, `y` and `q`, in place
             of the way through ∂J/∂Z[L]; None: as `losses.def` has it.
         most: what an output (cross_entropy: a row) adds to J at most, None without a limit. The gradient is that without it.
+        class_weight: a number for each class: cross_entropy, or binary_cross_entropy of one output (classes 0 and 1).
+        label_smoothing: ε in [0, 1): targets are (1 - ε) y + ε/K over K classes, K = 2 for an output of binary_cross_entropy.
+        pos_weight: what the loss of a positive target counts in binary_cross_entropy: a number, or one for each output.
 
     Raises:
-        ValueError: a formula is not in the common subset of C++ and Python, or reads another variable; says which.
+        ValueError: a formula is not in the common subset of C++ and Python, or reads another variable; or the loss has no
+            such option. Says which.
 
     Example:
         >>> trainer = Trainer(net, loss=Loss("fourth_power", "(z - y) ** 4"))
@@ -44,6 +51,9 @@ class Loss:
     outputs: str = field(default="any", repr=False)
     matched: tuple[str, str] | None = field(default=None, kw_only=True, repr=False)
     most: float | None = field(default=None, kw_only=True, repr=False)
+    class_weight: tuple[float, ...] | None = field(default=None, kw_only=True, repr=False)
+    label_smoothing: float = field(default=0.0, kw_only=True, repr=False)
+    pos_weight: float | tuple[float, ...] | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -55,6 +65,67 @@ class Loss:
             if self.slope is None:
                 object.__setattr__(self, "slope", formulas.derive(self.value, "z"))
             formulas.check("slope", self.slope, ("z", "y"), self.scalars)
+        self._check_options()
+
+    def _check_options(self) -> None:
+        smoothing = finite(self.label_smoothing, "label_smoothing")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"label_smoothing must be at least 0 and less than 1; got {smoothing}")
+        object.__setattr__(self, "label_smoothing", smoothing)
+        given = {"class_weight": self.class_weight, "label_smoothing": smoothing or None, "pos_weight": self.pos_weight}
+        for name, value in given.items():
+            if value is not None and not self.binary and not (self.rowwise and name != "pos_weight"):
+                also = "" if name == "pos_weight" else "cross_entropy or "
+                raise ValueError(f"{name} is for the loss {also}binary_cross_entropy; got loss {self.name!r}")
+        if self.class_weight is not None:
+            weights = _not_negative(self.class_weight, "class_weight")
+            if isinstance(weights, float):
+                raise TypeError(f"class_weight must be a list, a number for each class; got {self.class_weight!r}")
+            if not any(weights):
+                raise ValueError("class_weight must not be all zero")
+            object.__setattr__(self, "class_weight", weights)
+        if self.pos_weight is not None:
+            object.__setattr__(self, "pos_weight", _not_negative(self.pos_weight, "pos_weight"))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Class weights, label smoothing and the weight of positives, as far as they are set."""
+        smoothing = self.label_smoothing or None
+        values = {"class_weight": self.class_weight, "label_smoothing": smoothing, "pos_weight": self.pos_weight}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def binary(self) -> bool:
+        """Whether it is the sheet's binary cross-entropy."""
+        return self.name == "binary_cross_entropy" and self.value == sheet()[self.name][3]
+
+    @property
+    def columns(self) -> tuple[float, ...]:
+        """A number for each output, which the backends read from an array; empty where there are none."""
+        if self.rowwise and self.class_weight is not None:
+            largest = max(self.class_weight)
+            return tuple(weight / largest for weight in self.class_weight)
+        return self.pos_weight if isinstance(self.pos_weight, tuple) else ()
+
+    def mixes(self, classes: bool) -> bool:
+        """Whether the target of cross-entropy is another one than the row of Y (`classes`: the class number) says."""
+        return self.label_smoothing > 0 or (self.class_weight is not None and not classes)
+
+    def require_outputs(self, outputs: int) -> None:
+        """Raise a ValueError that names the option that is not for a network of so many outputs."""
+        if self.class_weight is not None:
+            if self.binary and outputs != 1:
+                raise ValueError(
+                    f"class_weight is for binary_cross_entropy of one output; the network has {outputs}: give pos_weight, "
+                    "a number for each"
+                )
+            classes = 2 if self.binary else outputs
+            if len(self.class_weight) != classes:
+                raise ValueError(f"class_weight must have a number for each of {classes} classes; got {len(self.class_weight)}")
+        if isinstance(self.pos_weight, tuple) and len(self.pos_weight) != outputs:
+            raise ValueError(
+                f"pos_weight must be a number, or one for each of {outputs} output(s); got {len(self.pos_weight)} of them"
+            )
 
     @property
     def rowwise(self) -> bool:
@@ -81,6 +152,27 @@ class Loss:
         """How a user writes it: the name, or the name with its parameter."""
         return self.name if self.parameter is None else (self.name, self.parameter)
 
+    def __str__(self) -> str:
+        """The name with its parameter, and the options that are set, long lists as their length."""
+        shown = [f"{key}={_brief(value)}" for key, value in self.options.items()]
+        return ", ".join([repr(self.spec), *shown])
+
+
+def _brief(value: Any) -> str:
+    many = isinstance(value, tuple) and len(value) > 8
+    return f"({len(value)} numbers)" if many else repr(list(value) if isinstance(value, tuple) else value)
+
+
+def _not_negative(value: Any, name: str) -> float | tuple[float, ...]:
+    """A number, or a tuple of numbers, of a user's number or list; an error that names it if one is negative or not finite."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    several = isinstance(value, list | tuple)
+    numbers = tuple(finite(x, f"{name}[{i}]") for i, x in enumerate(value)) if several else (finite(value, name),)
+    for i, number in enumerate(numbers):
+        if number < 0:
+            raise ValueError(f"{name}{f'[{i}]' if several else ''} must not be negative; got {number}")
+    return numbers if several else numbers[0]
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -90,6 +182,9 @@ class Objective:
         matched: whether `value` and `slope` read `x` = S[L] and give D[L]; otherwise x = Z[L] and they give G[L].
         value, slope: formulas in `x`, `y` and the scalars; empty where the loss is row-wise.
         scalars: the parameters `a` of the activation and `q` of the loss.
+        bent: ∂slope/∂x where the sheet has it, else "".
+
+    Formulas may also read `p`, an entry for each column: `loss.columns`.
     """
 
     loss: Loss
@@ -98,6 +193,12 @@ class Objective:
     value: str
     slope: str
     scalars: tuple[tuple[str, float], ...]
+    bent: str = ""
+
+    @property
+    def curvature(self) -> str:
+        """∂²value/∂x², a formula in what the slope reads: the sheet's, or the slope, differentiated."""
+        return self.bent or formulas.differentiate(self.slope, {"x": "1"})
 
 
 ANY_OUTPUT = Activation("any output", "s", "1")
@@ -114,14 +215,29 @@ def matching(output: Activation) -> str:
 @functools.cache
 def sheet() -> dict[str, list[str]]:
     """The rows LOSS of `losses.def` by name: outputs, default parameter, its condition, value, slope."""
-    return {name: rest for name, *rest in formulas.read_sheet(kernel_files.read("losses.def"), "LOSS")}
+    rows = formulas.read_sheet(kernel_files.read("losses.def"), "LOSS")
+    return {name: [*rest[:3], *map(formulas.written_out, rest[3:])] for name, *rest in rows}
 
 
 @functools.cache
 def matched() -> dict[tuple[str, str], tuple[str, str]]:
     """The rows MATCHED of `losses.def`: value and D of (loss, output), in s, z, y, a."""
     rows = formulas.read_sheet(kernel_files.read("losses.def"), "MATCHED")
-    return {(loss, output): (value, slope) for loss, output, value, slope in rows}
+    return {(loss, output): (formulas.written_out(value), formulas.written_out(slope)) for loss, output, value, slope in rows}
+
+
+@functools.cache
+def bent() -> dict[tuple[str, str], str]:
+    """The rows BENT of `losses.def`: the second derivative of (loss, output), of a pair that is not matched (loss, "any")."""
+    rows = formulas.read_sheet(kernel_files.read("losses.def"), "BENT")
+    return {(loss, output): formulas.written_out(curvature) for loss, output, curvature in rows}
+
+
+@functools.cache
+def weighed() -> dict[tuple[str, str], tuple[str, str, str]]:
+    """The rows WEIGHED of `losses.def`: value, slope and curvature of (loss, output), in x, u, v and the output's a."""
+    rows = formulas.read_sheet(kernel_files.read("losses.def"), "WEIGHED")
+    return {(loss, output): (value, slope, curvature) for loss, output, value, slope, curvature in rows}
 
 
 def resolve(spec: object, argument: str = "loss") -> Loss:
@@ -145,6 +261,45 @@ def resolve(spec: object, argument: str = "loss") -> Loss:
     return Loss(name, value, slope, row_parameter(argument, name, parameter, default, condition, "q")[0], outputs)
 
 
+def with_options(
+    loss: Loss, class_weight: Any = None, label_smoothing: float | None = None, pos_weight: Any = None,
+    outputs: int | None = None,
+) -> Loss:  # fmt: skip
+    """Return the loss with those options that are not None; `class_weight` may be {class: weight} where `outputs` is given.
+
+    Raises:
+        TypeError, ValueError: names the option, what was expected and what came.
+    """
+    given = {"class_weight": class_weight, "label_smoothing": label_smoothing, "pos_weight": pos_weight}
+    given = {name: value for name, value in given.items() if value is not None}
+    classes = 2 if loss.binary else outputs
+    if class_weight is not None and (loss.rowwise or loss.binary):
+        given["class_weight"] = _by_class(class_weight, classes)
+    loss = replace(loss, **given) if given else loss
+    if outputs is not None:
+        loss.require_outputs(outputs)
+    return loss
+
+
+def _by_class(weights: Any, classes: int | None) -> Any:
+    """The weights as a list; of a {class: weight} the classes that are not in it weigh 1."""
+    if isinstance(weights, str):
+        raise ValueError(
+            f"class_weight must be a list of numbers or {{class: number}}; got {weights!r}. For 'balanced' pass "
+            "sklearn.utils.class_weight.compute_class_weight('balanced', classes=np.arange(K), y=Y)"
+        )
+    if not isinstance(weights, Mapping):
+        return weights
+    if classes is None:
+        raise TypeError("class_weight must be a list, a number for each class, where there is no network; got a dict")
+    found = [1.0] * classes
+    for label, weight in weights.items():
+        if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= int(label) < classes:
+            raise ValueError(f"class_weight names the class {label!r}; the classes are 0 … {classes - 1}")
+        found[int(label)] = finite(weight, f"class_weight[{label}]")
+    return found
+
+
 def pair(loss: Loss, output: Activation | None) -> Objective:
     """The loss on top of this output activation; with None, of numbers from anywhere.
 
@@ -160,16 +315,37 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
         raise ValueError(f"loss {loss.name!r} needs output {needed}; the network has {output.name!r}")
     if loss.rowwise:
         return Objective(loss, output, True, "", "", ())
+    standard = activations.sheet().get(output.name, [])[3:] == [output.value, output.slope]
+    if loss.binary and loss.options:
+        return _weighed(loss, output, standard)
     most = {} if loss.most is None else {"most": loss.most}
     scalars = tuple({**output.scalars, **loss.scalars, **most}.items())
-    row = loss.matched if output.name == loss.outputs else None
-    activation, own_sheet = activations.sheet().get(output.name, [])[3:], sheet().get(loss.name, [])[3:]
-    if activation == [output.value, output.slope] and own_sheet == [loss.value, loss.slope]:
-        row = row or matched().get((loss.name, output.name))
-    if row is None:
-        value, slope = (formulas.substitute(text, {"z": "x"}) for text in (loss.value, loss.slope))
-    else:
-        value, slope = (formulas.substitute(formulas.substitute(text, {"z": output.value}), {"s": "x"}) for text in row)
+    own_pair = loss.matched if output.name == loss.outputs else None
+    row, curvature = own_pair, ""
+    if sheet().get(loss.name, [])[3:] == [loss.value, loss.slope] and own_pair is None:
+        row = matched().get((loss.name, output.name)) if standard else None
+        curvature = bent().get((loss.name, output.name if row else "any"), "")
+    texts = (loss.value, loss.slope) if row is None else row
+    by_x = {"z": "x"} if row is None else {"z": formulas.substitute(output.value, {"s": "x"}), "s": "x"}
+    value, slope, curvature = (text and formulas.substitute(text, by_x) for text in (*texts, curvature))
     if most:
         value = f"minimum({value}, most)"
-    return Objective(loss, output, row is not None, value, slope, scalars)
+    return Objective(loss, output, row is not None, value, slope, scalars, curvature)
+
+
+def _weighed(loss: Loss, output: Activation, standard: bool) -> Objective:
+    """Binary cross-entropy whose targets y and 1 - y are smoothed and weighed: u and v of the rows WEIGHED."""
+    kept, spread = 1 - loss.label_smoothing, loss.label_smoothing / 2
+    u, v = (f"(T({kept!r}) * {y} + T({spread!r}))" if spread else y for y in ("y", "(1 - y)"))
+    if loss.class_weight is not None:
+        negative, positive = (weight / max(loss.class_weight) for weight in loss.class_weight)
+        weight = f"maximum(T({positive!r}) * y + T({negative!r}) * (1 - y), T(1e-30))"  # 0: of a row that weighs nothing
+        u, v = f"T({positive!r}) * {u} / {weight}", f"T({negative!r}) * {v} / {weight}"
+    if loss.pos_weight is not None:
+        u = f"{'p' if loss.columns else f'T({loss.pos_weight!r})'} * ({u})"
+    matched = standard and (loss.name, output.name) in weighed()
+    row = weighed()[loss.name, output.name if matched else "any"]
+    value, slope, curvature = (formulas.substitute(text, {"u": u, "v": v}) for text in row)
+    if loss.most is not None:
+        value = f"minimum({value}, T({loss.most!r}))"
+    return Objective(loss, output, matched, value, slope, tuple(output.scalars.items()), curvature)

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, fields
-from typing import ClassVar
+import operator
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
 
 from mlpcore import kernel_files
-from mlpcore.core import formulas
+from mlpcore.core import formulas, inputs
 from mlpcore.core.activations import finite
+from mlpcore.core.layout import Layout
+from mlpcore.core.ops import Array
 
 # -- schedules ---------------------------------------------------------------------------------------------------------
 
@@ -53,7 +58,9 @@ class Schedule:
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update, number `progress.step + 1`."""
-        raise TypeError("Schedule is the common base; use Constant, StepDecay, Cosine, InverseScaling or Adaptive")
+        raise TypeError(
+            "Schedule is the common base; use Constant, StepDecay, Cosine, InverseScaling, Adaptive or FormulaSchedule"
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,11 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class InverseScaling(Schedule):
-    """`rate / t^power` for update number t, as scikit-learn's "invscaling"."""
+    """`rate / t^power` for update number t.
+
+    scikit-learn's "invscaling" counts rows, and lowers the rate after each epoch only: with n rows that is
+    `FormulaSchedule(rate, "rate / pow(n * (epoch - 1) + 1, 0.5)")`, n being written as a number.
+    """
 
     power: float = 0.5
 
@@ -114,18 +125,77 @@ class InverseScaling(Schedule):
 
 @dataclass(frozen=True)
 class Adaptive(Schedule):
-    """`rate · factor^reductions`: lowered each time the training loss has not fallen by `tolerance` for `patience` epochs."""
+    """`rate · factor^reductions`: lowered each time a figure has not improved by `tolerance` for `patience` epochs.
+
+    `monitor` is a key of `fit`'s history: "loss", the mean of J over an epoch's steps, or "validation_loss",
+    "validation_accuracy", "validation_r2", of which the last two improve by growing.
+    """
 
     factor: float = 0.2
     patience: int = 2
     tolerance: float = 1e-4
     minimum: float = 1e-6
+    monitor: str = "loss"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.monitor, str):
+            raise TypeError(f"Adaptive: monitor must be a key of the history; got {self.monitor!r}")
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update."""
         return min(self.rate, max(self.minimum, self.rate * math.pow(self.factor, progress.reductions)))
 
 
+@dataclass(frozen=True)
+class FormulaSchedule(Schedule):
+    """A learning rate by a formula, which is saved with a run as the text that it is.
+
+    FormulaSchedule(0.1, "rate * minimum(1, step / 100)")  # up in a straight line over 100 updates
+
+    Args:
+        rate: what the formula reads as `rate`.
+        formula: of `rate`; `step`, the number of the update, from 1; `begun`, updates done before the current `fit`; `total`,
+            updates of the current `fit`; `epoch`, passes over the data begun by `fit`, this one included. In + - * /, numbers
+            and maximum, minimum, tanh, exp, expm1, log, log1p, abs, sqrt, sign, positive, pow.
+
+    Raises:
+        TypeError, ValueError: the formula cannot be read, or reads something else.
+    """
+
+    formula: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            unknown = _read(self.formula) - {"rate", *_PROGRESS}
+            if unknown:
+                raise ValueError(f"{self.formula!r} reads {min(unknown)!r}; it may read rate, {', '.join(_PROGRESS)}")
+            formulas.scalar(self.formula)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"FormulaSchedule: formula: {error}") from None
+
+    def at(self, progress: Progress) -> float:
+        """Return the rate of the next update.
+
+        Raises:
+            ValueError: the formula reads `total` outside `fit`, or its value is not a rate; says with which numbers.
+        """
+        if progress.total is None and "total" in _read(self.formula):
+            raise ValueError(f"learning_rate: {self.formula!r} reads total, which is there in fit alone, where it is known")
+        known = (progress.step + 1, progress.begun, progress.total or 0, progress.epochs)
+        values = dict(zip(_PROGRESS, map(float, known), strict=True))
+        try:
+            rate = float(formulas.scalar(self.formula)({"rate": self.rate, **values}))
+        except (ArithmeticError, ValueError) as error:
+            raise ValueError(f"learning_rate: {self.formula!r} has no value with {values}: {error}") from None
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"learning_rate: {self.formula!r} must be finite and not negative; it is {rate} with {values}")
+        return rate
+
+
+_PROGRESS = ("step", "begun", "total", "epoch")
+_read = functools.lru_cache(256)(formulas.reads)
 _SCHEDULE_CONDITIONS = {
     "rate": "x > 0",
     "every": "x >= 1",
@@ -142,10 +212,38 @@ _SCHEDULE_CONDITIONS = {
 # -- optimizers --------------------------------------------------------------------------------------------------------
 
 
+class Row(NamedTuple):
+    """A row of `updates.def`.
+
+    Attributes:
+        states: the names of its state vectors.
+        statements: what it does.
+        bounds: formulas of the largest entry of the first state vector after an update, and of what no entry of the
+            parameters moves by; the latter is no less than the rate, and out of all bounds where decay enlarges weights.
+    """
+
+    states: tuple[str, ...]
+    statements: str
+    bounds: tuple[str, str]
+
+
 @functools.cache
-def sheet() -> dict[str, list[str]]:
-    """The rows of `updates.def` by name: state vectors, statements."""
-    return {name: rest for name, *rest in formulas.read_sheet(kernel_files.read("updates.def"), "UPDATE")}
+def sheet() -> dict[str, Row]:
+    """Return the rows of `updates.def` by name."""
+    rows = formulas.read_sheet(kernel_files.read("updates.def"), "UPDATE")
+    return {
+        name: Row(
+            () if states == "none" else tuple(states.split()), statements,
+            (reach, f"maximum(maximum({change}, rate), (rate * decay - 2) * 1e300)"),
+        )
+        for name, states, statements, reach, change in rows
+    }  # fmt: skip
+
+
+RANGES = {  # the smallest (normal) and the largest positive number of each dtype of parameters
+    "float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127),
+    "float64": (sys.float_info.min, sys.float_info.max),
+}
 
 
 def _check_setting(what: str, value: object, condition: str) -> None:
@@ -154,12 +252,100 @@ def _check_setting(what: str, value: object, condition: str) -> None:
         raise ValueError(f"{what} must satisfy {condition.replace('x', what.split()[-1])}; got {value}")
 
 
+@dataclass(frozen=True)
+class Layer:
+    """Settings of one layer that differ from the optimizer's.
+
+    Args:
+        rate: factor of the learning rate, 0 or more. At 0 the optimizer's state goes on, the parameters stay.
+        weight_decay: in place of the optimizer's, which must have one; None: the optimizer's.
+        frozen: whether parameters and state stay as they are, to the bit; the gradient is 0, and counts for nothing.
+    """
+
+    rate: float = 1.0
+    weight_decay: float | None = None
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        _check_setting("Layer: rate", self.rate, "x >= 0")
+        if self.weight_decay is not None:
+            _check_setting("Layer: weight_decay", self.weight_decay, "x >= 0")
+        if not isinstance(self.frozen, bool):
+            raise TypeError(f"Layer: frozen must be True or False; got {self.frozen!r}")
+
+
+class Segment(NamedTuple):
+    """A part of the flat vectors with settings of its own.
+
+    Attributes:
+        start, stop: its entries.
+        weights: whether they are weights, which decay and are penalised.
+        layer: the settings.
+    """
+
+    start: int
+    stop: int
+    weights: bool
+    layer: Layer
+
+    @property
+    def decay(self) -> float | None:
+        """Its weight decay; None: the optimizer's."""
+        return self.layer.weight_decay if self.weights else 0.0
+
+
+class _Span(NamedTuple):
+    """A vector of which nothing is known but where it lies in the flat one: for `Layout.views`."""
+
+    start: int
+    stop: int
+
+    def __getitem__(self, part: Any) -> Any:
+        return _Span(self.start + part.start, self.start + part.stop)
+
+    def reshape(self, *_: int) -> _Span:
+        return self
+
+    @property
+    def T(self) -> _Span:
+        return self
+
+
+def segments(layout: Layout, layers: Mapping[int, Layer]) -> list[Segment]:
+    """Return the parts of the flat vectors that are updated alike, in order; weights, then biases, where `layers` is empty."""
+    size, n = layout.size, layout.weights
+    parts = [Segment(0, n, True, Layer()), Segment(n, size, False, Layer())]
+    if layers:
+        W, b = layout.views(_Span(0, size))
+        owned = [(l, W[l], True) for l in layout.owners] + [(l, b[l], False) for l in range(1, layout.layers + 1)]
+        parts = [
+            Segment(span.start, span.stop, weights, layers.get(l, Layer())) for l, span, weights in owned if span is not None
+        ]
+        if parts[-1].stop < size:
+            parts.append(Segment(parts[-1].stop, size, False, Layer()))
+    found: list[Segment] = []
+    for part in parts:
+        if found and found[-1][2:] == part[2:]:
+            found[-1] = found[-1]._replace(stop=part.stop)
+        elif part.start < part.stop:
+            found.append(part)
+    return found
+
+
 @dataclass
 class Optimizer:
-    """Settings of an update rule; the subclasses say which. Settings are checked whenever they are set."""
+    """Settings of an update rule; the subclasses say which. Settings are checked whenever they are set.
+
+    Args:
+        learning_rate: a number or a schedule.
+        layers: settings by number of layer, from 1: `{1: mc.Layer(rate=0.1), 2: mc.Layer(frozen=True)}`. A tied matrix goes
+            by the layer that owns it.
+    """
 
     learning_rate: float | Schedule
+    layers: Mapping[int, Layer] = field(default_factory=dict, kw_only=True)
 
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     conditions: ClassVar[dict[str, str]] = {
         "momentum": "0 <= x <= 1",
         "beta1": "0 <= x < 1",
@@ -179,9 +365,24 @@ class Optimizer:
             raise TypeError(f"{type(self).__name__}: {name} must be a number or one of the schedules, such as mc.Cosine(0.1)")
         if name == "learning_rate" and not isinstance(value, Schedule):
             _check_setting(f"{type(self).__name__}: learning_rate", value, "x >= 0")
+        elif name == "layers":
+            value = self._checked_layers(value)
+        elif name in self.choices:
+            inputs.one_of(value, f"{type(self).__name__}: {name}", self.choices[name])
         elif name in self.conditions:
             _check_setting(f"{type(self).__name__}: {name}", value, self.conditions[name])
         object.__setattr__(self, name, value)
+
+    def _checked_layers(self, value: object) -> dict[int, Layer]:
+        what = f"{type(self).__name__}: layers"
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {value!r}")
+        for l, layer in value.items():
+            if isinstance(l, bool) or not hasattr(l, "__index__") or not isinstance(layer, Layer):
+                raise TypeError(f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {{{l!r}: {layer!r}}}")
+            if layer.weight_decay is not None and not hasattr(type(self), "weight_decay"):
+                raise ValueError(f"{what}: weight_decay is for AdamW and Lion; got {{{l}: {layer!r}}}")
+        return {operator.index(l): layer for l, layer in value.items()}
 
     @property
     def row(self) -> str:
@@ -189,49 +390,104 @@ class Optimizer:
         return type(self).__name__.lower()
 
     @property
-    def states(self) -> list[str]:
+    def states(self) -> tuple[str, ...]:
         """The names of the state vectors, each as long as the parameters."""
-        text = sheet()[self.row][0]
-        return [] if text == "none" else text.split()
+        return sheet()[self.row].states
 
     @property
     def statements(self) -> str:
         """The row's statements."""
-        return sheet()[self.row][1]
+        return sheet()[self.row].statements
+
+    @property
+    def bounds_of_row(self) -> tuple[str, str]:
+        """The formulas of the row's bounds."""
+        return sheet()[self.row].bounds
+
+    def bounds(self, scalars: Mapping[str, float], largest: float, reach: float) -> tuple[float, float]:
+        """Return the row's bounds for an update: of its first state vector afterwards, and of the change of a parameter.
+
+        Args:
+            scalars: of the update, as `scalars` returns them.
+            largest: bound of |g|.
+            reach: bound of the first state vector before.
+        """
+        names = {**scalars, "G": largest, "reach": reach}
+        after, change = self.bounds_of_row
+        return formulas.scalar(after)(names), formulas.scalar(change)(names)
+
+    def require_layers(self, count: int) -> None:
+        """Raise a TypeError or ValueError unless `layers` are settings of a network of so many layers."""
+        for l in self._checked_layers(self.layers):  # a dict may have been written into
+            if not 1 <= l <= count:
+                raise ValueError(f"{type(self).__name__}: layers: the network has layers 1 … {count}; got {l}")
+
+    def require_epsilon(self, dtype: str) -> None:
+        """Raise a ValueError if epsilon is not a number of this dtype, so that a gradient of 0 would be divided by 0."""
+        epsilon = getattr(self, "epsilon", 1.0)
+        least = epsilon * math.sqrt(1 - getattr(self, "beta2", 0.0))  # at the first update
+        smallest, largest = RANGES[dtype]
+        if not (smallest <= least and epsilon <= largest):
+            raise ValueError(
+                f"{type(self).__name__}: epsilon, and where there is a beta2 epsilon * sqrt(1 - beta2), must be a number that "
+                f"{dtype} holds, from {smallest:.3g} to {largest:.3g}; got {epsilon}"
+            )
+
+    def carry_over(self, vectors: Mapping[str, Array], rate: float) -> dict[str, Array]:
+        """Return the state vectors of another row as those of this one, by name; `rate` is that of the last update."""
+        return dict(vectors)
 
     def rate(self, progress: Progress) -> float:
         """The learning rate of the next update."""
         schedule = self.learning_rate
         return schedule.at(progress) if isinstance(schedule, Schedule) else float(schedule)
 
-    def scalars(self, progress: Progress) -> dict[str, float]:
-        """The values of the row's scalars for the next update: settings, `rate`, `t` and, where it has one, `decay`."""
+    def constants(self) -> dict[str, float]:
+        """Return the values of the row's scalars that do not depend on the update: settings and, where it has one, `decay`."""
         settings = {k: float(v) for k, v in vars(self).items() if k in self.conditions and k != "weight_decay"}
-        return {
-            **settings,
-            "rate": self.rate(progress),
-            "t": progress.step - progress.skipped + 1.0,
-            "decay": getattr(self, "weight_decay", 0.0),
-        }
+        return {**settings, "decay": float(getattr(self, "weight_decay", 0.0))}
+
+    def scalars(self, progress: Progress) -> dict[str, float]:
+        """Return the values of the row's scalars for the next update: `constants`, `rate` and `t`."""
+        return {**self.constants(), "rate": self.rate(progress), "t": progress.step - progress.skipped + 1.0}
 
 
 @dataclass
 class SGD(Optimizer):
-    """Gradient descent, with momentum (Sutskever et al. 2013) if `momentum` > 0.
+    """Gradient descent, with momentum if `momentum` > 0.
 
     Args:
         learning_rate: a number or a schedule.
         momentum: share of the last velocity that is kept, in [0, 1].
         nesterov: look ahead along the velocity.
+        velocity: "steps": v = momentum v - rate g, w += v, which keeps the steps that were made (Sutskever et al. 2013,
+            scikit-learn); "gradients": v = momentum v + g, w -= rate v, which a new rate scales as a whole (PyTorch). The two
+            differ where the rate changes.
     """
 
     momentum: float = 0.0
     nesterov: bool = False
+    velocity: str = "steps"
+
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {"velocity": ("steps", "gradients")}
 
     @property
     def row(self) -> str:
         """The name of the row of `updates.def`."""
-        return ("nesterov" if self.nesterov else "momentum") if self.momentum else "sgd"
+        if not self.momentum:
+            return "sgd"
+        return ("gradient_" if self.velocity == "gradients" else "") + ("nesterov" if self.nesterov else "momentum")
+
+    def carry_over(self, vectors: Mapping[str, Array], rate: float) -> dict[str, Array]:
+        """Return the velocity in the unit of this row: a step of v = -rate u stays the step that it was."""
+        found = dict(vectors)
+        if "u" in self.states and "v" in found:
+            v = found.pop("v")
+            found["u"] = (v.astype("float64") / -rate).astype(v.dtype) if rate else 0 * v
+        elif "v" in self.states and "u" in found:
+            u = found.pop("u")
+            found["v"] = (u.astype("float64") * -rate).astype(u.dtype)
+        return found
 
 
 @dataclass

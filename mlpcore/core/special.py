@@ -15,6 +15,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 NAMES = ("erf", "erfc", "normcdf", "normpdf")
+# Smooth functions of x that no backend has, for all x. log cosh x = log1p(g² / (2 (1 + g))) with g = expm1(|x|), which
+# would overflow; from 20 on it is |x| - log 2
+SMOOTH = {
+    "sigmoid": "out = 1 / (1 + exp(-x))",
+    "softplus": "out = maximum(x, 0) + log1p(exp(-abs(x)))",
+    "log_cosh": "u = abs(x); m = minimum(u, 20); g = expm1(m); out = log1p(g / (1 + g) * g * 0.5) + (u - m)",
+}
 
 
 class Fit(NamedTuple):

@@ -29,7 +29,7 @@ LOG_LOSS = Loss(
     outputs="sigmoid",
     matched=(
         "y * (maximum(-s, 0) + log1p(exp(-abs(s)))) - (1 - y) * log(maximum(1 - 1 / (1 + exp(-s)), T(1e-30)))",
-        "z - y",
+        loss_sheet.matched()["binary_cross_entropy", "sigmoid"][1],
     ),
 )
 

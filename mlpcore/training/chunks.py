@@ -57,18 +57,26 @@ class Data(NamedTuple):
     Attributes:
         X, Y, weights: as in `Batch`.
         inputs: what the plan must know of them.
+        given: the user's row weights: without those of the classes, which accuracy does not count.
+        by_class: the weights of classes that are in `weights`, or None.
     """
 
     X: Array
     Y: Array
     weights: Array | None
     inputs: Inputs
+    given: Array | None
+    by_class: tuple[float, ...] | None
 
     @classmethod
-    def of(cls, X: Array, Y: Array, weights: Array | None, classes: bool, staged: bool) -> Data:
+    def of(
+        cls, X: Array, Y: Array, given: Array | None, classes: bool, staged: bool, weights: Array | None = None,
+        by_class: tuple[float, ...] | None = None,
+    ) -> Data:  # fmt: skip
         """With what the plan must know; `staged`: they lie on the host and go to the device row by row."""
+        weights = given if weights is None else weights
         weight = "" if weights is None else weights.dtype.str
-        return cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged))
+        return cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged), given, by_class)
 
     def batch(self, rows: Array | None, steps: int = 1) -> Batch:
         """Return the rows of these numbers, or all for None, as batches of equal size for so many updates."""
@@ -110,6 +118,9 @@ class Chunk:
         self.ops, self.W, self.b, self.activations, self.objective = ops, W, b, activations, objective
         self.dW, self.db, self.buffers, self.scale, self.J, self.repeats, self.x = dW, db, buffers, scale, J, repeats, x
         ops.use(buffers)
+        if "column weights" in buffers:
+            columns = buffers["column weights"]
+            columns[...] = ops.xp.asarray(objective.loss.columns, columns.dtype)
 
     def rows(self, name: str, rows: int) -> Array:
         """The first rows of a buffer."""

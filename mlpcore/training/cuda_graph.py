@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from mlpcore.core.formulas import Program, program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Recording
-from mlpcore.core.optimizers import Optimizer, Progress, Schedule
+from mlpcore.core.optimizers import Optimizer, Progress, Schedule, segments
 from mlpcore.training import device_loss
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import SHAPES, Batch, Chunk, cut
@@ -112,21 +113,22 @@ class GraphStep(PlannedStep):
 
     def _program(self) -> Program:
         """The optimizer's statements behind unscaling, penalties and clipping."""
-        l1, l2 = self.settings.l1, self.settings.l2
-        terms = ["unscale * g" if self.scaled else "g", *(["l2 * w"] if l2 else []), *(["l1 * sign(w)"] if l1 else [])]
+        terms = ["unscale * g" if self.scaled else "g", *self.settings.penalty_terms]
         statements = [f"g = {' + '.join(terms)}"] if len(terms) > 1 or self.scaled else []
         statements += ["g = clip * g"] if self.settings.clip_norm is not None else []
-        scalars = {"clip", "unscale", "l1", "l2", *self.optimizer.scalars(Progress(total=1))}
+        scalars = {"clip", "unscale", "l1", "l2", "rate", "t", *self.optimizer.constants()}
         return program("; ".join([*statements, self.optimizer.statements]), frozenset(scalars))
 
     def _kernels(self) -> StepKernels:
-        names = ["rate", "l1", "l2", *sorted({*self.optimizer.scalars(Progress(total=1))} - {"t", "rate"})]
-        return StepKernels(self.ops, self._program(), names, ("decay", "l1", "l2"), self.scaled, self.dtype)
+        names = ["rate", "l1", "l2", *sorted(self.optimizer.constants())]
+        layers = self.optimizer.layers
+        return StepKernels(
+            self.ops, self._program(), self.optimizer.bounds_of_row, names, ("decay", "l1", "l2"), self.scaled, self.dtype,
+            self.layout.size, segments(self.layout, layers) if layers else (),
+        )  # fmt: skip
 
     def _state_buffers(self) -> list[Buffer]:
-        size = self.layout.size
-        buffers = [Buffer("gradient", (size,), self.dtype, "dW and db of a batch, flat")]
-        buffers += [Buffer(f"state {name}", (size,), self.dtype, "optimizer state") for name in self.optimizer.states]
+        size, buffers = self.layout.size, self._vectors()
         if self.layers != self.dtype:
             buffers.append(Buffer("low-precision parameters", (size,), self.layers, "what the products read"))
         return buffers + self._kernels().buffers()
@@ -157,8 +159,8 @@ class GraphStep(PlannedStep):
         return self.settings.l1 != 0, self.settings.l2 != 0
 
     def _outdated(self) -> bool:
-        """Whether another penalty is zero than when the update was compiled."""
-        return self._penalties != self._penalised()
+        """Whether another penalty is zero than when the update was compiled, or layers have other settings."""
+        return super()._outdated() or self._penalties != self._penalised()
 
     # -- what a checkpoint holds --
 
@@ -191,6 +193,8 @@ class GraphStep(PlannedStep):
             control = np.zeros((), cuda_slot.CONTROL)
             for name, value in facts["control"].items():
                 control[name] = value
+            if facts["rule"] != self.optimizer.row:  # whose first state vector may be another one
+                control["reach"] = self.reach
             self.kernels.write_control(control)
             self._fresh = False
         if "library" not in facts:  # saved on a CPU
@@ -227,10 +231,11 @@ class GraphStep(PlannedStep):
         # counts and faults outlast the rule
         before = None if self._fresh else self.kernels.read_control()
         self._drop_workspace()
+        buffers = self._state_buffers()
         self.state.clear()
-        self.state = planning.allocate(self.ops, self._state_buffers())
+        self.state = planning.allocate(self.ops, buffers)
         self.kernels = self._kernels()
-        self.kernels.use({name: self.state.pop(name) for name in ("scalars", "slot", "control")})
+        self.kernels.use({buffer.name: self.state.pop(buffer.name) for buffer in self.kernels.buffers()})
         if before is not None:
             self.kernels.write_control(before)
         self.low = self.state.pop("low-precision parameters", None)
@@ -240,6 +245,7 @@ class GraphStep(PlannedStep):
         self.store.writer = self._values = None
         self.gradient = self.state.pop("gradient")
         self.rule, self._penalties = self.optimizer.row, self._penalised()
+        self.by_layer = dict(self.optimizer.layers)
         self._plans.clear()
 
     def _allocate(self, plan: Plan, inputs: Inputs) -> None:
@@ -270,6 +276,7 @@ class GraphStep(PlannedStep):
         """The plan for batches of this size, and its arrays allocated behind the last step's work."""
         plan = self._plans.get((batch_rows, inputs))
         if plan is not None and plan is self._covered and self.rule == self.optimizer.row and not self._outdated():
+            self.optimizer.require_epsilon(self.dtype)
             return plan  # as most steps are
         with self.lock, self.device.active():
             self.follow()
@@ -292,25 +299,59 @@ class GraphStep(PlannedStep):
         with self.lock, self.device.active():
             if self._fresh:
                 self._set_counts(progress)
-            results = self._results
-            if results is None or results.asked + batch.steps > device_loss.ROWS:
-                results = self._results = StepResults(self.device)
-            first = results.asked
+            results, first = self._results_for(batch.steps)
             if self._varies():
-                self._set_values(progress)
-            self.kernels.set_rates(self._rates(progress, batch.steps))
+                self._set_values(self.optimizer.scalars(progress))
+            self._set_rates(progress, batch.steps)
             self._launch("step", batch, plan, progress.step + 1, results.address + device_loss.ROW_BYTES * first)
             results.asked = first + batch.steps  # from here on they may be read
             progress.step += batch.steps
             self._progress, self.store.writer = progress, self
         return DeviceLoss(self, results, first, batch.steps, progress)
 
+    @_guarded
+    def apply(self, gradient: Array, progress: Progress) -> None:
+        """One update by a gradient of the caller's, flat and on the device; waits for it, and raises what is wrong with it."""
+        self.follow()
+        self.settle()
+        self._refresh()
+        if self._fresh:
+            self._set_counts(progress)
+        if gradient is not self.gradient:
+            self.gradient[...] = gradient
+        results, first = self._results_for(1)
+        if self._varies():
+            self._set_values(self.optimizer.scalars(progress))
+        self._set_rates(progress, 1)
+        end = self._recorded(("end",), self._end)
+        self.kernels.set_applied(progress.step + 1, results.address + device_loss.ROW_BYTES * first)
+        self._values = None  # the penalties are to be set anew
+        end.replay()
+        results.asked = first + 1
+        progress.step += 1
+        self._progress, self.store.writer = progress, self
+        self.read_results(results, first, 1, progress)
+
+    def _results_for(self, steps: int) -> tuple[StepResults, int]:
+        """Return where the results of so many steps go, and the number of the first."""
+        results = self._results
+        if results is None or results.asked + steps > device_loss.ROWS:
+            results = self._results = StepResults(self.device)
+        return results, results.asked
+
     def _set_counts(self, progress: Progress) -> None:
-        """Tell the device how many updates were done, and skipped, before its first."""
+        """Tell the device how many updates were done, and skipped, before its first, and how large the state may be."""
         control = self.kernels.read_control()
         control["updates"], control["skipped"] = progress.step - progress.skipped, progress.skipped
+        control["reach"] = self.reach
         self.kernels.write_control(control)
         self._fresh = False
+
+    def _set_rates(self, progress: Progress, count: int) -> None:
+        """Set the learning rates of the next steps."""
+        rates = self._rates(progress, count)
+        self.kernels.set_rates(rates)
+        self.rate = next((rate for rate in reversed(rates) if rate), self.rate)
 
     def _rates(self, progress: Progress, count: int) -> list[float]:
         """Return the learning rates of the next steps."""
@@ -333,7 +374,12 @@ class GraphStep(PlannedStep):
         weights = self.parameters[:n]
         if self.scaled:
             self.gradient /= self.kernels.scalar(Scalar.GAIN)
-        self.gradient[:n] += l2 * weights + l1 * self.device.xp.sign(weights)
+        if terms := self.settings.penalty_terms:  # as in the update, to the bit
+            penalty = program(f"g = {' + '.join(['g', *terms])}", frozenset({"l1", "l2"}))
+            scalars = {key: np.float64(value) for key, value in penalty.fold({"l1": l1, "l2": l2}).items()}
+            self.ops.map(penalty, {"w": weights, "g": self.gradient[:n]}, scalars)
+        for part in self.frozen:
+            self.gradient[part.start : part.stop] = 0
         return self._loss() + l1 * self.ops.sum_abs(weights) + 0.5 * l2 * self.ops.sum_squares(weights)
 
     @_guarded
@@ -429,7 +475,7 @@ class GraphStep(PlannedStep):
         settings, optimizer = self.settings, self.optimizer
         known = self._values
         if known is None or known[1] is not settings or known[0] != vars(optimizer):
-            self._set_values(Progress(total=1))
+            self._set_values(optimizer.constants())
         store = self.store
         if self.low is not None and (store.writer is not self or (store.exposed and not self.untouched)):
             self.kernels.recast(self.parameters, self.low)
@@ -439,11 +485,11 @@ class GraphStep(PlannedStep):
         """Return whether a user's own optimizer may have other scalars at each step."""
         return type(self.optimizer).scalars is not Optimizer.scalars
 
-    def _set_values(self, progress: Progress) -> None:
-        """Let the slots from here on hold the optimizer's scalars and the penalties."""
-        optimizer, settings = self.optimizer, self.settings
-        self.kernels.set_values({**optimizer.scalars(progress), "l1": settings.l1, "l2": settings.l2})
-        self._values = dict(vars(optimizer)), settings
+    def _set_values(self, values: Mapping[str, float]) -> None:
+        """Let the slots from here on hold these scalars of the optimizer's and the penalties."""
+        settings = self.settings
+        self.kernels.set_values({**values, "l1": settings.l1, "l2": settings.l2})
+        self._values = dict(vars(self.optimizer)), settings
 
     def _part(self, batch: Batch, start: int, stop: int, number: int, answer: int, resume: bool) -> None:
         """Set the slot for rows start … stop of the batch; those of the host are staged."""
@@ -501,7 +547,7 @@ class GraphStep(PlannedStep):
 
     def _end(self) -> None:
         arrays = {"w": self.parameters, "g": self.gradient}
-        arrays |= {name.removeprefix("state "): vector for name, vector in self.state.items()}
+        arrays |= {name: self.state[f"state {name}"] for name in self.optimizer.states}
         settings = self.settings
         self.kernels.update(arrays, self.low, self.layout.weights, settings.clip_norm or 0.0, settings.tolerant)
 
@@ -562,7 +608,7 @@ class GraphStep(PlannedStep):
             raise ValueError(f"sample_weight must be finite, not negative and not all zero; step {step} had others")
         if status & Status.BAD_ROW:
             raise ValueError(f"rows must be row numbers of X; step {step} had others")
-        rate = self.optimizer.rate(dataclasses.replace(progress, step=max(0, step - 1)) if progress else Progress(total=1))
+        rate = self.optimizer.rate(dataclasses.replace(progress, step=max(0, step - 1))) if progress else math.nan
         message = f"step {step}: the loss or the gradient is not finite at learning rate {rate:g}"
         message += "; the parameters are as before it"
         raise NonFiniteLoss(message, step, rate)

@@ -20,7 +20,7 @@ from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Ops
-from mlpcore.core.optimizers import Optimizer, Progress
+from mlpcore.core.optimizers import Layer, Optimizer, Progress, Segment, segments, sheet
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Chunk
 from mlpcore.training.parts import StepParts
@@ -44,6 +44,11 @@ class Settings:
     tolerant: bool = False  # whether a step that is not finite is left out instead of raised
     dropout: tuple[float, ...] = ()  # of each hidden layer
     seed: int = 0  # of its masks
+
+    @property
+    def penalty_terms(self) -> list[str]:
+        """The penalties' terms of a weight's slope, where they are not 0."""
+        return [*(["l2 * w"] if self.l2 else []), *(["l1 * sign(w)"] if self.l1 else [])]
 
 
 class PlannedStep(ABC):
@@ -69,6 +74,9 @@ class PlannedStep(ABC):
         self.W, self.b = store.W, store.b
         self.rule = ""  # the row of updates.def that the state vectors belong to
         self.state: dict[str, Array] = {}
+        self.reach = 0.0  # bound of the first state vector's entries
+        self.rate = 0.0  # the last learning rate that was not 0
+        self.by_layer: dict[int, Layer] = {}  # settings of layers that the update was bound for
         self.reserved: Sequence[Buffer] = ()
         self._plans: dict[tuple[int, Inputs], Plan] = {}
         self._settled: dict[tuple[int, Inputs], tuple[int, int]] = {}  # rows and workers of a run that is continued
@@ -85,6 +93,13 @@ class PlannedStep(ABC):
     def _state_buffers(self) -> list[Buffer]:
         """Gradient, optimizer state and what else lasts from step to step."""
 
+    def _vectors(self) -> list[Buffer]:
+        """The gradient and the state vectors: the optimizer's, and those that it may want again."""
+        size = self.layout.size
+        names = dict.fromkeys([*(f"state {name}" for name in self.optimizer.states), *self.state])
+        buffers = [Buffer("gradient", (size,), self.dtype, "dW and db of a batch, flat")]
+        return buffers + [Buffer(name, (size,), self.dtype, "optimizer state") for name in names]
+
     @abstractmethod
     def _workspace(self, rows: int, workers: int, batch_rows: int, inputs: Inputs) -> Parts:
         """The parts that hold the arrays of chunks of `rows` rows."""
@@ -95,7 +110,7 @@ class PlannedStep(ABC):
 
     @abstractmethod
     def _bind_optimizer(self) -> None:
-        """State vectors, zero, for the optimizer's rule as it is now."""
+        """State vectors, zero, for the optimizer's rule as it is now; those of the names in `state` are among them."""
 
     @abstractmethod
     def _allocate(self, plan: Plan, inputs: Inputs) -> None:
@@ -119,7 +134,17 @@ class PlannedStep(ABC):
 
     def _outdated(self) -> bool:
         """Whether what is bound no longer fits the settings, though the state vectors do."""
-        return False
+        return self.by_layer != self.optimizer.layers
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The parts of the flat vectors that are updated alike."""
+        return segments(self.layout, self.by_layer)
+
+    @property
+    def frozen(self) -> list[Segment]:
+        """Those of them that are not updated."""
+        return [segment for segment in self.segments if segment.layer.frozen] if self.by_layer else []
 
     @abstractmethod
     def count_skipped(self, progress: Progress) -> None:
@@ -132,6 +157,10 @@ class PlannedStep(ABC):
     @abstractmethod
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> object:
         """One update; J before it."""
+
+    @abstractmethod
+    def apply(self, gradient: Array, progress: Progress) -> None:
+        """One update by a gradient of the caller's, flat, which is not written to."""
 
     @abstractmethod
     def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
@@ -159,7 +188,7 @@ class PlannedStep(ABC):
         """What the next steps depend on beside the parameters: state vectors, on the host, and what JSON can hold."""
         plans = [[rows, list(inputs), plan.rows, plan.workers] for (rows, inputs), plan in self._plans.items()]
         vectors = {name: self._to_host(vector) for name, vector in self.state.items()}
-        return vectors, {"rule": self.rule, "plans": plans, **self._facts()}
+        return vectors, {"rule": self.rule, "rate": self.rate, "plans": plans, **self._facts()}
 
     def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
         """Go on from a snapshot, chunks and algorithms being those of then. Raises ValueError if it is not of this step."""
@@ -168,14 +197,31 @@ class PlannedStep(ABC):
             if not all(isinstance(n, int) and 1 <= n <= rows for n in chunk):
                 raise ValueError(f"chunks of {chunk} rows and workers for {rows} rows")
         self._plans.clear()
-        if facts["rule"] != self.optimizer.row:
-            return  # before the first step, or before one by another rule: the state begins at zero
+        if not facts["rule"]:
+            return  # before the first step: the state begins at zero
+        row, known = sheet()[facts["rule"]], {name for row in sheet().values() for name in row.states}
+        vectors = {name.removeprefix("state "): vector for name, vector in vectors.items()}
+        if not {*row.states} <= {*vectors} <= known or any(v.shape != (self.layout.size,) for v in vectors.values()):
+            raise ValueError(f"the state vectors {sorted(vectors)} are not those of {facts['rule']}: {sorted(row.states)}")
+        self.rate = float(facts["rate"])
+        vectors = self._carried_over(vectors)
+        self.state = {f"state {name}": vector for name, vector in vectors.items()}
         self._bind_optimizer()
-        if {name: v.shape for name, v in vectors.items()} != {name: v.shape for name, v in self.state.items()}:
-            raise ValueError(f"the state vectors {sorted(vectors)} are not those of {self.rule}: {sorted(self.state)}")
         for name, vector in vectors.items():
-            self.state[name][...] = self.ops.xp.asarray(vector)
+            self.state[f"state {name}"][...] = self.ops.xp.asarray(vector)
+        first = [vectors[name] for name in self.optimizer.states[:1] if name in vectors]
+        self.reach = max((float(abs(vector).max()) for vector in first), default=0.0)
         self._take(facts)
+
+    def _carried_over(self, vectors: dict[str, Array]) -> dict[str, Array]:
+        """Return state vectors of another rule as those of the optimizer's, each segment by its learning rate."""
+        parts = [
+            self.optimizer.carry_over(
+                {name: vector[part.start : part.stop] for name, vector in vectors.items()}, self.rate * part.layer.rate
+            )
+            for part in segments(self.layout, self.by_layer or self.optimizer.layers)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def first_not_finite(self, batch: Batch, plan: Plan) -> int | None:
         """The first layer whose outputs on this batch are not finite; or the last whose gradient is not; None if all are."""
@@ -242,20 +288,31 @@ class PlannedStep(ABC):
         shared = most(workers) if workers > 1 else 0
         return table(shared, workers) if shared >= min(rows, SHARED_ROWS) else table(most(1), 1)
 
-    def reserve(self, buffers: Sequence[Buffer]) -> dict[str, Array]:
-        """Arrays for `fit`, part of every plan until `reserve([])` gives them back."""
-        self.reserved = tuple(buffers)
+    def reserve(self, buffers: Sequence[Buffer], there: Sequence[Buffer] = ()) -> dict[str, Array]:
+        """Arrays for `fit`, part of every plan until `reserve([])` gives them back, as are those that are there already."""
+        self.reserved = (*buffers, *there)
         self._plans.clear()
         if self.settings.memory_limit is not None:
             self._drop_workspace()  # it may be larger than what is left now
         return planning.allocate(self.ops, buffers)
 
+    def settle(self) -> None:
+        """Bind what the optimizer and the settings have become; the state goes on.
+
+        Raises:
+            ValueError: epsilon is 0, or infinite, in the parameters' dtype.
+        """
+        self.optimizer.require_epsilon(self.dtype)
+        if self.by_layer != self.optimizer.layers:
+            self.optimizer.require_layers(self.layout.layers)
+        if not self.rule:
+            self._bind_optimizer()
+        elif self.rule != self.optimizer.row or self._outdated():
+            self.restore(*self.snapshot())
+
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
         """The plan for batches of this size, and its arrays allocated, unless those that are there will do."""
-        if self.rule != self.optimizer.row:
-            self._bind_optimizer()
-        elif self._outdated():
-            self.restore(*self.snapshot())
+        self.settle()
         plan = self._planned(batch_rows, inputs)
         if plan is self._covered:  # as most steps are
             return plan

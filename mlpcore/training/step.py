@@ -23,7 +23,7 @@ from mlpcore.core.formulas import Program, program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, EagerOps, Recording
-from mlpcore.core.optimizers import Optimizer, Progress
+from mlpcore.core.optimizers import Layer, Optimizer, Progress, Segment
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Chunk, Worker, cut
 from mlpcore.training.plan import Inputs, Plan
@@ -37,28 +37,46 @@ WORKER_ROWS = 256  # a worker's rows, per other worker
 WORKER_FLOP = 4e8  # of a step that is worth handing work over to another thread
 LANE_ENTRIES = 1 << 18  # of the flat vector from which workers share the passes over it as well
 BLAS_ROWS = 64  # rows for each thread of BLAS, where a core's cache holds the parameters
+TRIED = 1 << 15  # entries of an update that is tried on copies before it takes place
 BLAS_ALONE = 1 << 18  # multiplications of a GEMM up to which BLAS uses one thread by itself
 
 
 @dataclass
 class Update:
-    """One pass, the optimizer's or the penalties', over a range of the flat vectors, recorded lane by lane; scalars are 0-d."""
+    """One pass, the optimizer's or the penalties', over a range of the flat vectors, recorded lane by lane; scalars are 0-d.
+
+    `rate` is a factor of the learning rate; `decay` stands in place of the optimizer's unless it is None.
+    """
 
     program: Program
+    vectors: dict[str, Array]
     scalars: dict[str, Array]
-    decays: bool
     lanes: list[Recording]
+    rate: float = 1.0
+    decay: float | None = None
     values: dict[str, float] | None = None
 
     def refresh(self, scalars: dict[str, float]) -> None:
         """Set the scalars, where those that the rule reads have changed."""
         values = {name: scalars[name] for name in self.program.reads}
-        if not self.decays and "decay" in values:
-            values["decay"] = 0.0
+        if self.decay is not None and "decay" in values:
+            values["decay"] = self.decay
+        if self.rate != 1 and "rate" in values:
+            values["rate"] *= self.rate
         if values != self.values:
             for key, value in self.program.fold(values).items():
                 self.scalars[key][...] = value
             self.values = values
+
+    def overflows(self, ops: EagerOps) -> bool:
+        """Return whether a number that the pass would write is not finite; nothing is written."""
+        size = self.vectors["w"].size
+        for start in range(0, size, TRIED):
+            copies = {name: vector[start : start + TRIED].copy() for name, vector in self.vectors.items()}
+            ops.map(self.program, copies, self.scalars)
+            if not all(bool(ops.xp.isfinite(copy).all()) for name, copy in copies.items() if name != "g"):
+                return True
+        return False
 
 
 class Step(PlannedStep):
@@ -86,15 +104,16 @@ class Step(PlannedStep):
         self.penalty: Update | None = None
         self.lane_ops = [new_ops() for _ in range(self.lanes)]
         self._executor: tuple[int, Executor] | None = None  # and the process that it belongs to
+        dtype = np.finfo(self.dtype)
+        self._halves = float(dtype.max) * float(dtype.eps) / 512  # what the largest number swallows, 128 times over
+        self._roots = math.sqrt(float(dtype.max)) / 2  # a square of it, kept as a mean, is finite
+        self._floor = 2 * math.sqrt(float(dtype.tiny))  # a bound of what is lost where squares are 0
 
     # -- the plan --
 
     def _state_buffers(self) -> list[Buffer]:
-        size, states = self.layout.size, self.optimizer.states
-        buffers = [Buffer("gradient", (size,), self.dtype, "dW and db of a batch, flat")]
-        buffers += [Buffer(f"state {name}", (size,), self.dtype, "optimizer state") for name in states]
-        (registers,) = self.ops.map_scratch(self._program(), size, self.dtype)
-        return buffers + [registers._replace(name=f"registers {lane}") for lane in range(self.lanes)]
+        (registers,) = self.ops.map_scratch(self._program(), self.layout.size, self.dtype)
+        return self._vectors() + [registers._replace(name=f"registers {lane}") for lane in range(self.lanes)]
 
     def _workspace(self, rows: int, workers: int, batch_rows: int, inputs: Inputs) -> Parts:
         accumulates = rows * workers < batch_rows
@@ -134,15 +153,21 @@ class Step(PlannedStep):
     def _bind_optimizer(self) -> None:
         """State vectors, zero, and the recorded update for the optimizer's rule as it is now."""
         self._drop_workspace()
+        buffers = self._state_buffers()
         self.state.clear()
-        self.state = planning.allocate(self.ops, self._state_buffers())
+        self.state = planning.allocate(self.ops, buffers)
         for vector in self.state.values():
             vector[...] = 0
         self.gradient = self.state.pop("gradient")
         for lane, ops in enumerate(self.lane_ops):
             ops.use({"registers": self.state.pop(f"registers {lane}")})
         self.lane_gradients = [self.gradient[begin:end] for begin, end in itertools.pairwise(self._lane_edges())]
+        self.by_layer = dict(self.optimizer.layers)
         self.penalty, self.updates = None, self._record_updates()
+        edges = [*itertools.pairwise(self._lane_edges())]
+        self._frozen = [
+            [self.gradient[max(begin, x.start) : max(begin, min(end, x.stop))] for x in self.frozen] for begin, end in edges
+        ]
         self.rule = self.optimizer.row
         self._plans.clear()
 
@@ -304,14 +329,17 @@ class Step(PlannedStep):
             raise
 
     def _reduce_lane(self, count: int, lane: int) -> float:
-        """Add up the gradients of the `count` workers that had rows, and the penalties'. Returns Σ g².
-
-        Without clipping its digits do not matter, only whether it is finite.
-        """
+        """Add up the gradients of the `count` workers that had rows, and the penalties'. Returns Σ g²."""
         for addition in self.additions[: count - 1]:
             addition[lane].replay()
         if self.penalty is not None:
             self.penalty.lanes[lane].replay()
+        return self._lane_squares(lane)
+
+    def _lane_squares(self, lane: int) -> float:
+        """Return Σ g², where g of frozen layers is 0 from now on. Without clipping its digits do not matter, only its size."""
+        for part in self._frozen[lane]:
+            part[...] = 0
         gradient = self.lane_gradients[lane]
         if self.settings.clip_norm is None and math.isfinite(squares := float(self.ops.xp.dot(gradient, gradient))):
             return squares
@@ -325,23 +353,57 @@ class Step(PlannedStep):
         w = self.parameters[: self.layout.weights]
         return (l1 * self.ops.sum_abs(w) if l1 else 0.0) + (0.5 * l2 * self.ops.sum_squares(w) if l2 else 0.0)
 
+    def apply(self, gradient: Array, progress: Progress) -> None:
+        """One update by a gradient of the caller's, flat, which is not written to."""
+        self.settle()
+        self.ops.quietly(self._apply, gradient, progress)
+
+    def _apply(self, gradient: Array, progress: Progress) -> None:
+        if gradient is not self.gradient:
+            self.gradient[...] = gradient
+        squares = sum(map(self._lane_squares, range(self.lanes)))
+        self._update(0.0, squares, progress, None)
+
     def _update(self, J: float, squares: float, progress: Progress, pool: Executor | None) -> None:
         """Check, clip, and one pass of the optimizer over the flat vectors, its lanes side by side."""
         values = self.optimizer.scalars(progress)
-        if not (math.isfinite(J) and math.isfinite(squares)):
+        rate = values["rate"]
+        norm = math.sqrt(squares) if math.isfinite(squares) else self._norm()
+        if not (math.isfinite(J) and math.isfinite(norm)):
             what = f"the loss is {J}" if not math.isfinite(J) else "the gradient is not finite"
-            if self.settings.tolerant:
-                progress.step, progress.skipped = progress.step + 1, progress.skipped + 1
-                return
-            message = f"step {progress.step + 1}: {what} at learning rate {values['rate']:g}; the parameters are as before it"
-            raise NonFiniteLoss(message, progress.step + 1, values["rate"])
-        if self.settings.clip_norm is not None:
-            norm = math.sqrt(squares)
-            values["clip"] = min(1.0, self.settings.clip_norm / norm) if norm else 1.0
+            return self._leave_out(what, progress, rate)
+        clip_norm = self.settings.clip_norm
+        if clip_norm is not None:
+            values["clip"] = min(1.0, clip_norm / norm) if norm else 1.0
+            norm = min(norm, clip_norm)
         for update in self.updates:
             update.refresh(values)
+        largest = 2 * norm + self._floor
+        if self.by_layer:  # the largest of each
+            values["rate"] = rate * max((update.rate for update in self.updates), default=0.0)
+            values["decay"] = max([values["decay"], *(update.decay or 0.0 for update in self.updates)])
+        reach, change = self.optimizer.bounds(values, largest, self.reach)
+        if not (largest < self._roots and change < self._halves) and any(
+            update.overflows(self.lane_ops[0]) for update in self.updates
+        ):
+            return self._leave_out("the update is not finite", progress, rate)
         self._lane_by_lane(self._update_lane, pool)
         progress.step += 1
+        self.reach, self.rate = reach, rate or self.rate
+        return None
+
+    def _norm(self) -> float:
+        """Return the gradient's norm where the squares overflow, or what is not finite in it."""
+        largest = float(abs(self.gradient).max())
+        return largest * math.sqrt(self.ops.sum_squares(self.gradient / largest)) if math.isfinite(largest) else largest
+
+    def _leave_out(self, what: str, progress: Progress, rate: float) -> None:
+        """Count a step that changes nothing, or raise it as a NonFiniteLoss."""
+        if self.settings.tolerant:
+            progress.step, progress.skipped = progress.step + 1, progress.skipped + 1
+            return
+        message = f"step {progress.step + 1}: {what} at learning rate {rate:g}; the parameters are as before it"
+        raise NonFiniteLoss(message, progress.step + 1, rate)
 
     def _update_lane(self, lane: int) -> None:
         for update in self.updates:
@@ -353,7 +415,7 @@ class Step(PlannedStep):
         statements = self.optimizer.statements
         if self.settings.clip_norm is not None:
             statements = f"g = clip * g; {statements}"
-        return program(statements, frozenset({"clip", *self.optimizer.scalars(Progress(total=1))}))
+        return program(statements, frozenset({"clip", "rate", "t", *self.optimizer.constants()}))
 
     def _lane_edges(self) -> list[int]:
         """Where the lanes of the flat vector begin, and its end."""
@@ -378,25 +440,28 @@ class Step(PlannedStep):
             return
         values = {key: value for key, value in (("l2", self.settings.l2), ("l1", self.settings.l1)) if value}
         if self.penalty is None or set(self.penalty.program.reads) != set(values):
-            terms = [{"l2": "l2 * w", "l1": "l1 * sign(w)"}[key] for key in values]
-            compiled = program(f"g = {' + '.join(['g', *terms])}", frozenset({"l1", "l2"}))
+            compiled = program(f"g = {' + '.join(['g', *self.settings.penalty_terms])}", frozenset({"l1", "l2"}))
             scalars = {key: self.ops.xp.zeros((), self.dtype) for key in compiled.folded}
             vectors = {"g": self.gradient, "w": self.parameters}
             lanes = self._record_lanes(compiled, vectors, scalars, slice(self.layout.weights))
-            self.penalty = Update(compiled, scalars, decays=True, lanes=lanes)
+            self.penalty = Update(compiled, vectors, scalars, lanes)
         self.penalty.refresh(values)
 
     def _record_updates(self) -> list[Update]:
-        """One pass over all parameters, or, where weights decay, one over the weights and one over the biases."""
-        state = {name.removeprefix("state "): vector for name, vector in self.state.items()}
+        """One pass over all parameters, or one over each part of them that has settings of its own, as weights that decay."""
+        state = {name: self.state[f"state {name}"] for name in self.optimizer.states}
         vectors = {"w": self.parameters, "g": self.gradient, **state}
-        n, compiled = self.layout.weights, self._program()
-        separate = hasattr(self.optimizer, "weight_decay") and n < self.layout.size
+        compiled, decays = self._program(), hasattr(self.optimizer, "weight_decay")
+        whole = [Segment(0, self.layout.size, False, Layer())]
         updates = []
-        for part in (slice(0, n), slice(n, None)) if separate else (slice(None),):
+        for segment in self.segments if decays or self.by_layer else whole:
+            if segment.layer.frozen:
+                continue
+            part = slice(segment.start, segment.stop)
             scalars = {key: self.ops.xp.zeros((), self.dtype) for key in compiled.folded}
             lanes = self._record_lanes(compiled, vectors, scalars, part)
-            updates.append(Update(compiled, scalars, decays=part.start != n, lanes=lanes))
+            parts = {name: vector[part] for name, vector in vectors.items()}
+            updates.append(Update(compiled, parts, scalars, lanes, segment.layer.rate, segment.decay))
         return updates
 
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scipy import special
 
 import mlpcore as mc
 from mlpcore.core import activations, formulas, losses
+from tests.formula_text import NOT_ANALYTIC, value
 
 HIDDEN = list(activations.sheet())
 LOSSES = [*losses.sheet(), "cross_entropy"]
@@ -27,18 +27,6 @@ PAIRS = [(output, loss) for loss in LOSSES for output in OUTPUTS if _defined(out
 FIRST_OUTPUT = {loss: next(o for o, other in PAIRS if other == loss) for loss in LOSSES}
 
 # -- an independent forward pass: the sheets' text, on real or complex numbers --------------------------------------------
-
-NUMPY = {
-    "T": lambda x: x, "positive": lambda x: np.where(x > 0, 1.0, 0.0),
-    **{name: getattr(np, name) for name in ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt",
-        "sign")},
-    "normcdf": special.ndtr, "normpdf": lambda x: np.exp(-x * x / 2) / np.sqrt(2 * np.pi),
-}  # fmt: skip
-NOT_ANALYTIC = ("maximum(", "minimum(", "abs(", "sign(", "positive(")
-
-
-def value(text, **variables):
-    return eval(text, {"__builtins__": {}, **NUMPY}, variables)
 
 
 def through(activation, s):

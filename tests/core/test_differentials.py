@@ -236,6 +236,65 @@ def test_what_is_made_of_straight_lines_has_no_curvature():
     assert formulas.differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"
 
 
+# -- where pieces of a formula meet --------------------------------------------------------------------------------------
+
+SMOOTH = {  # σ''(0) by hand
+    "sigmoid": 0.0, "tanh": 0.0, "softplus": 0.25, "gelu": 2 / np.sqrt(2 * np.pi), "silu": 0.5, "mish": 0.64, "exp": 1.0,
+}  # fmt: skip
+SAME = {  # formulas of a user's that are smooth, their slope, and σ''(0)
+    "mish": (
+        "s * tanh(maximum(s, 0) + log1p(exp(-abs(s))))",
+        "tanh(maximum(s, 0) + log1p(exp(-abs(s)))) + s * (1 - tanh(maximum(s, 0) + log1p(exp(-abs(s)))) "
+        "* tanh(maximum(s, 0) + log1p(exp(-abs(s))))) * (T(0.5) * tanh(T(0.5) * s) + T(0.5))",
+        0.64,
+    ),
+    "softplus of -s": ("maximum(0, -s) + log1p(exp(-abs(s)))", "-sigmoid(-s)", 0.25),
+    "softplus squared": ("softplus(s) * softplus(s)", "2 * (maximum(0, s) + log1p(exp(-abs(s)))) * sigmoid(s)",
+                         2 * (0.25 + 0.25 * np.log(2))),
+    "pieces": ("smooth(abs(s) * s * s * s) + s * s", "smooth(4 * abs(s) * s * s) + 2 * s", 2.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "bend"), SMOOTH.items())
+def test_second_derivatives_of_smooth_rows_are_right_where_pre_activations_are_0(name, bend):
+    _check_at_zero(name, bend)
+
+
+@pytest.mark.parametrize(("value", "slope", "bend"), SAME.values(), ids=SAME)
+def test_second_derivatives_of_smooth_formulas_of_a_users_are_right_at_0(value, slope, bend):
+    _check_at_zero(mc.Activation("mine", value, slope), bend)
+
+
+def _check_at_zero(sigma, bend):
+    net = mc.MLP([2, 3], [], sigma, dtype="float64", init="zeros")
+    net.parameters[:6] = 1.0  # so that dX moves S, whose value is 0
+    found = net.vjp(np.zeros((4, 2)), np.zeros((4, 3)), dX=np.full((4, 2), 0.5), dV=np.ones((4, 3)))
+    np.testing.assert_allclose(found.parameters[6:], 4 * bend, rtol=1e-13, atol=1e-15)  # Σ_rows dV σ'' dS, dS = 1
+    two = mc.MLP([2, 3, 1], sigma, dtype="float64", init="zeros")
+    two.W[2][...], two.b[2][...] = 1.0, 0.0
+    Z0 = two.predict(np.zeros((1, 2)))
+    v = np.zeros(two.layout.size)
+    v[two.layout.size - 4 : two.layout.size - 1] = 1.0  # of b[1]
+    product = two.hvp(np.zeros((1, 2)), Z0 - 1.0, v)  # residual 1: H v = J'J v + σ''
+    slope = two.vjp(np.zeros((1, 2)), np.ones((1, 1))).parameters[-4:-1]
+    np.testing.assert_allclose(product[-4:-1], slope * slope.sum() + bend, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("text", ["maximum(s, 0)", "maximum(0, s)", "abs(s)", "maximum(s, -s)", "minimum(s, 2 * s)"])
+def test_a_kink_keeps_a_slope_between_those_of_its_sides(text):
+    slope = formulas.differentiate(text, {"s": "1"})
+    low, high = sorted(formulas.evaluate_scalar(slope, s=s) for s in (-1.0, 1.0))
+    assert low <= formulas.evaluate_scalar(slope, s=0.0) <= high
+    assert formulas.kinks(text)
+
+
+def test_smooth_formulas_have_no_kinks():
+    for name in SMOOTH:
+        assert formulas.kinks(activations.resolve(name).value) == [], name
+    assert formulas.kinks("smooth(abs(s) * s)") == []
+    assert formulas.kinks("smooth(abs(s)) + positive(s)") == ["(s)"]
+
+
 # -- bad input -----------------------------------------------------------------------------------------------------------
 
 

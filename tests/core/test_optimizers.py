@@ -1,7 +1,9 @@
 """Every update rule against the paper's formulas, entry by entry in Python floats; schedules, clipping, penalties."""
 
+import copy
 import dataclasses
 import math
+import re
 import tracemalloc
 
 import numpy as np
@@ -10,9 +12,11 @@ import pytest
 import mlpcore as mc
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core.optimizers import Progress
+from mlpcore.training.step import Update
 
 # A loss that is linear in the output has whatever gradient the targets say: dW = Xᵀ Y / m, db = the mean of Y.
 LINEAR = mc.Loss("linear", "y * z", "y + 0 * z")
+PULL = mc.Loss("pull", "0 * z", "y + 0 * z")  # the same without a loss that could overflow
 FLAT = mc.Loss("flat", "0 * z + 1", "0 * z")
 STEPS = 20
 
@@ -35,6 +39,17 @@ def nesterov(w, g, state, t, rate, decay, mu=0.9):
     x = w - mu * v
     state["v"] = mu * v - rate * g
     return x + state["v"] + mu * state["v"]
+
+
+def gradient_momentum(w, g, state, t, rate, decay, mu=0.9):
+    """PyTorch's SGD, with dampening 0."""
+    state["b"] = mu * state.get("b", 0.0) + g
+    return w - rate * state["b"]
+
+
+def gradient_nesterov(w, g, state, t, rate, decay, mu=0.9):
+    state["b"] = mu * state.get("b", 0.0) + g
+    return w - rate * (g + mu * state["b"])
 
 
 def adam(w, g, state, t, rate, decay, beta1=0.8, beta2=0.95, epsilon=1e-2):
@@ -67,6 +82,8 @@ RULES = [
     ("sgd ignores nesterov without momentum", lambda rate: mc.SGD(rate, nesterov=True), sgd, 0.0),
     ("momentum", lambda rate: mc.SGD(rate, momentum=0.9), momentum, 0.0),
     ("nesterov", lambda rate: mc.SGD(rate, momentum=0.9, nesterov=True), nesterov, 0.0),
+    ("gradients", lambda rate: mc.SGD(rate, momentum=0.9, velocity="gradients"), gradient_momentum, 0.0),
+    ("nesterov, gradients", lambda rate: mc.SGD(rate, 0.9, True, velocity="gradients"), gradient_nesterov, 0.0),
     ("adam", lambda rate: mc.Adam(rate, beta1=0.8, beta2=0.95, epsilon=1e-2), adam, 0.0),
     ("adam hat", lambda rate: mc.Adam(rate, beta1=0.8, beta2=0.95, epsilon=1e-2, epsilon_hat=True), adam_hat, 0.0),
     ("adamw", lambda rate: mc.AdamW(rate, 0.3, beta1=0.8, beta2=0.95, epsilon=1e-2), adam, 0.3),
@@ -254,6 +271,176 @@ def test_adaptive_counts_a_fall_smaller_than_its_tolerance_as_none():
     assert last(tolerance=1.0) == pytest.approx(1e-3 / 4)
 
 
+@pytest.mark.parametrize(("monitor", "falls"), [("loss", 0), ("validation_loss", 4), ("validation_r2", 4)])
+def test_adaptive_follows_the_figure_that_it_is_told_to(monitor, falls):
+    """The training loss falls without end; the validation's figures do not improve, as its targets go the other way."""
+    schedule = mc.Adaptive(0.1, factor=0.5, patience=1, tolerance=0.0, monitor=monitor)
+    trainer = mc.Trainer(mc.MLP([1, 1], dtype="float64", init="zeros"), "squared_error", mc.SGD(schedule))
+    X, Y = np.ones((4, 1)), np.ones((4, 1))
+    held = (np.array([[1.0], [2.0]]), np.array([[-1.0], [-2.0]]))
+    history = trainer.fit(X, Y, epochs=5, batch_size=4, validation=held, progress=False)
+    assert trainer.progress.reductions == falls
+    np.testing.assert_allclose(history["learning_rate"], [0.1 * 0.5 ** min(falls, max(0, e - 1)) for e in range(5)])
+
+
+def test_adaptive_goes_on_with_the_validations_figure_in_a_resumed_run(tmp_path):
+    random = np.random.default_rng(9)
+    X, Y = random.standard_normal((40, 3)), random.standard_normal((40, 1))
+    how = {"epochs": 12, "batch_size": 8, "validation": (X[:9], -Y[:9]), "progress": False}
+
+    def make():
+        schedule = mc.Adaptive(0.1, factor=0.5, patience=2, tolerance=1e-3, monitor="validation_loss")
+        return mc.Trainer(mc.MLP([3, 1]), "squared_error", mc.SGD(schedule))
+
+    whole, left = make(), make()
+    history = whole.fit(X, Y, **how)
+    assert whole.progress.reductions > 2
+
+    def leave(trainer, entry):
+        if trainer.progress.epochs == 5:
+            trainer.save(tmp_path / "run")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        left.fit(X, Y, callbacks=[leave], **how)
+    resumed = mc.Trainer.load(tmp_path / "run")
+    assert resumed.optimizer == whole.optimizer
+    assert resumed.fit(X, Y, **how)["learning_rate"] == history["learning_rate"]
+    np.testing.assert_array_equal(resumed.net.parameters, whole.net.parameters)
+
+
+def test_a_figure_that_the_history_will_not_have_is_refused_before_and_in_the_middle_of_fit():
+    X, Y = np.ones((4, 1)), np.ones(4)
+    followed = mc.Adaptive(0.1, monitor="validation_loss")
+
+    def turn(trainer, entry):
+        trainer.optimizer.learning_rate = followed
+
+    for rate, how, words in (
+        (followed, {}, "Adaptive monitors 'validation_loss', but fit was given no validation"),
+        (mc.Adaptive(0.1, monitor="validation_accuracy"), {"validation": (X, Y)}, "Adaptive: monitor.*validation_r2"),
+        (mc.Adaptive(0.1, monitor="seconds"), {"validation": (X, Y)}, "Adaptive: monitor"),
+        (0.1, {"callbacks": [turn]}, "Adaptive monitors 'validation_loss'"),
+    ):
+        trainer = mc.Trainer(mc.MLP([1, 1]), "squared_error", mc.SGD(rate))
+        with pytest.raises(ValueError, match=words):
+            trainer.fit(X, Y, epochs=3, batch_size=4, progress=False, **how)
+        assert trainer.progress.step == (2 if "callbacks" in how else 0)  # looked at at the end of the next epoch
+    with pytest.raises(TypeError, match="Adaptive: monitor must be a key of the history"):
+        mc.Adaptive(0.1, monitor=None)
+
+
+# -- schedules by a formula ----------------------------------------------------------------------------------------------
+
+
+def test_a_formula_gives_the_rate_of_each_update():
+    schedule = mc.FormulaSchedule(0.5, "rate * minimum(1, step / 4)")
+    assert [at(schedule, t) for t in range(6)] == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
+    assert at(mc.FormulaSchedule(0.6, "rate / pow(step, 0.5)"), 3) == at(mc.InverseScaling(0.6, 0.5), 3)
+    fit = Progress(step=30, total=40, begun=20, epochs=7)
+    assert mc.FormulaSchedule(1.0, "rate * (1 - (step - begun) / total) + epoch").at(fit) == 1 - 11 / 40 + 7
+
+
+def test_a_formula_can_be_scikit_learns_invscaling():
+    """SGDOptimizer.iteration_ends: learning_rate_init / (t + 1)^power_t with t rows seen, once at the end of an epoch."""
+    from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
+
+    n, power = 20, 0.3
+    theirs = SGDOptimizer([np.zeros(1)], learning_rate_init=0.1, lr_schedule="invscaling", power_t=power)
+    schedule = mc.FormulaSchedule(0.1, f"rate / pow({n} * (epoch - 1) + 1, {power})")
+    trainer = mc.Trainer(mc.MLP([2, 1]), "squared_error", mc.SGD(schedule))
+    found = trainer.fit(np.ones((n, 2)), np.ones(n), epochs=5, batch_size=6, progress=False)["learning_rate"]
+    wanted = []
+    for epoch in range(1, 6):
+        wanted.append(theirs.learning_rate)
+        theirs.iteration_ends(epoch * n)
+    np.testing.assert_allclose(found, wanted, rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("formula", "error", "words"),
+    [
+        ("rate * steps", ValueError, "reads 'steps'; it may read rate, step, begun, total, epoch"),
+        ("rate *", ValueError, "cannot be read"),
+        ("__import__('os')", ValueError, "outside the common subset"),
+        ("rate if step else 1", ValueError, "outside the common subset"),
+        ("kept(rate)", ValueError, "kept is for arrays only"),
+        (lambda step: 0.1, TypeError, "a formula is a string"),
+        (None, TypeError, "a formula is a string"),
+    ],
+)
+def test_what_is_no_formula_of_a_rate_is_refused_at_once(formula, error, words):
+    with pytest.raises(error, match=f"FormulaSchedule: formula: .*{re.escape(words)}"):
+        mc.FormulaSchedule(0.1, formula)
+    with pytest.raises(ValueError, match="FormulaSchedule: rate must"):
+        mc.FormulaSchedule(0.0, "rate")
+
+
+@pytest.mark.parametrize(
+    ("formula", "words"),
+    [
+        ("rate / maximum(3 - step, 0)", "has no value with"),
+        ("log(3 - step)", "has no value with"),
+        ("rate * pow(10, 400 * positive(step - 2))", "has no value with"),
+        ("rate * (2 - step)", "must be finite and not negative; it is -0.1"),
+        ("rate * total", "reads total, which is there in fit alone"),
+    ],
+)
+def test_a_formula_that_gives_no_rate_says_so_and_changes_nothing(formula, words):
+    trainer = mc.Trainer(mc.MLP([1, 1]), "squared_error", mc.SGD(mc.FormulaSchedule(0.1, formula)))
+    found = []
+
+    def steps():
+        for _ in range(4):
+            found.append(trainer.net.parameters.copy())
+            trainer.step([[1.0]], [[1.0]])
+
+    with pytest.raises(ValueError, match=f"learning_rate: .*{re.escape(words)}"):
+        steps()
+    np.testing.assert_array_equal(trainer.net.parameters, found[-1])
+
+
+def test_a_formula_is_saved_as_text_and_a_run_goes_on_with_it(tmp_path):
+    X, Y = np.random.default_rng(2).standard_normal((20, 2)), np.ones(20)
+
+    def make():
+        schedule = mc.FormulaSchedule(0.1, "rate * (1 - (step - begun - 1) / total) / epoch")
+        return mc.Trainer(mc.MLP([2, 1]), "squared_error", mc.Adam(schedule))
+
+    def leave(trainer, entry):
+        trainer.save(tmp_path / "run")
+        raise KeyboardInterrupt
+
+    how = {"epochs": 3, "batch_size": 6, "progress": False}
+    whole, left = make(), make()
+    history = whole.fit(X, Y, **how)
+    np.testing.assert_allclose(history["learning_rate"], [0.1 * (1 - (4 * e - 1) / 12) / e for e in (1, 2, 3)])
+    with pytest.raises(KeyboardInterrupt):
+        left.fit(X, Y, callbacks=[leave], **how)
+    resumed = mc.Trainer.load(tmp_path / "run")
+    assert resumed.optimizer.learning_rate == mc.FormulaSchedule(0.1, "rate * (1 - (step - begun - 1) / total) / epoch")
+    assert resumed.fit(X, Y, **how)["learning_rate"] == history["learning_rate"]
+    np.testing.assert_array_equal(resumed.net.parameters, whole.net.parameters)
+
+
+class OwnSchedule(mc.Constant):
+    """A user's, which no file can hold."""
+
+
+def test_what_cannot_be_saved_is_refused_before_the_run_that_is_to_be_saved(tmp_path):
+    trainer = mc.Trainer(mc.MLP([1, 1]), "squared_error", mc.SGD(OwnSchedule(0.1)))
+    for save in (
+        lambda: trainer.save(tmp_path / "run"),
+        lambda: trainer.fit([[1.0]], [1.0], epochs=1, checkpoint=tmp_path / "run", progress=False),
+    ):
+        with pytest.raises(TypeError, match=r"learning_rate: OwnSchedule .* cannot be saved; .*mc\.FormulaSchedule"):
+            save()
+    assert trainer.progress.step == 0
+    assert not [*tmp_path.iterdir()]
+    trainer.fit([[1.0]], [1.0], epochs=1, progress=False)
+    assert trainer.progress.step == 1
+
+
 @pytest.mark.parametrize("schedule", [mc.Adaptive(1e-7), mc.Adaptive(1e-7, minimum=0.0)])
 def test_a_minimum_above_the_rate_does_not_raise_the_rate(schedule):
     assert at(schedule, 0) == 1e-7
@@ -272,7 +459,7 @@ BAD = [
 ]  # fmt: skip
 WRONG_TYPE = [(mc.SGD, "learning_rate", "0.1"), (mc.SGD, "momentum", None), (mc.Adam, "beta1", True),
     (mc.AdamW, "epsilon", [1]),
-              (mc.SGD, "nesterov", "yes")]  # fmt: skip
+              (mc.SGD, "nesterov", "yes"), (mc.SGD, "velocity", True)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("cls", "name", "bad"), BAD)
@@ -292,6 +479,11 @@ def test_a_setting_of_another_type_is_refused_at_first_and_later(cls, name, bad)
         cls(**{"learning_rate": 0.1, name: bad})
     with pytest.raises(TypeError, match=f"{name} must"):
         setattr(cls(0.1), name, bad)
+
+
+def test_an_unknown_velocity_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"SGD: velocity.*pytorch.*steps, gradients"):
+        mc.SGD(0.1, 0.9, velocity="pytorch")
 
 
 def test_a_misspelt_setting_is_refused_with_those_there_are():
@@ -346,6 +538,251 @@ def test_a_setting_changed_before_the_first_step_of_a_trainer_counts_from_then_o
             trainer.step(X, Y)
         found.append(net.parameters)
     np.testing.assert_array_equal(found[0], found[1])
+
+
+# -- a setting changed in the middle of a run ----------------------------------------------------------------------------
+
+
+def row(gradients, optimizer, changes, dtype="float64", **settings):
+    """The parameters after each update by these gradients (steps, n); `changes`: number of the step → settings from then on."""
+    net = mc.MLP([1, len(gradients[0])], bias=False, dtype=dtype)
+    net.parameters[...] = 1
+    trainer, found = mc.Trainer(net, loss=PULL, optimizer=optimizer, **settings), []
+    for t, g in enumerate(gradients, 1):
+        for name, value in changes.get(t, {}).items():
+            setattr(trainer.optimizer, name, value)
+        trainer.step([[1.0]], [g])
+        found.append(net.parameters.copy())
+    return np.array(found), trainer
+
+
+def torch_sgd(w, g, state, t, learning_rate, momentum, nesterov, velocity):
+    """PyTorch's, whose buffer begins at the first gradient that meets a momentum, and waits while there is none."""
+    if momentum:
+        b = state["b"] = momentum * state["b"] + g if "b" in state else g
+        g = g + momentum * b if nesterov else b
+    return w - learning_rate * g
+
+
+def torch_adam(w, g, state, t, learning_rate, beta1, beta2, epsilon, epsilon_hat=False, weight_decay=0.0):
+    """PyTorch's Adam and AdamW: exp_avg, exp_avg_sq, and bias corrections by today's betas."""
+    w = w - learning_rate * weight_decay * w
+    m = state["m"] = beta1 * state.get("m", 0.0) + (1 - beta1) * g
+    v = state["v"] = beta2 * state.get("v", 0.0) + (1 - beta2) * g * g
+    first, second = 1 - beta1**t, math.sqrt(1 - beta2**t)
+    root = (math.sqrt(v) + epsilon) / second if epsilon_hat else math.sqrt(v) / second + epsilon
+    return w - learning_rate * (m / first) / root
+
+
+def torch_rmsprop(w, g, state, t, learning_rate, alpha, epsilon):
+    v = state["v"] = alpha * state.get("v", 0.0) + (1 - alpha) * g * g
+    return w - learning_rate * g / (math.sqrt(v) + epsilon)
+
+
+def paper_lion(w, g, state, t, learning_rate, weight_decay, beta1, beta2):
+    c = beta1 * state.get("m", 0.0) + (1 - beta1) * g
+    state["m"] = beta2 * state.get("m", 0.0) + (1 - beta2) * g
+    return w - learning_rate * (math.copysign(1.0, c) + weight_decay * w)
+
+
+TORCH = {"velocity": "gradients"}
+CHANGES = [
+    (mc.Adam(0.01), torch_adam, [{"beta1": 0.99}, {"beta1": 0.5}, {"beta1": 0.0}, {"beta1": 0.9}]),
+    (mc.Adam(0.01), torch_adam, [{"beta2": 0.9}, {"beta2": 0.9999}, {"beta2": 0.0}, {"beta2": 0.99, "beta1": 0.7}]),
+    (mc.Adam(0.01), torch_adam, [{"epsilon_hat": True}, {"epsilon": 1e-3}, {"epsilon_hat": False}, {"learning_rate": 0.1}]),
+    (mc.Adam(0.01, epsilon_hat=True), torch_adam, [{"beta2": 0.5}, {"epsilon_hat": False}, {"beta1": 0.3}]),
+    (mc.AdamW(0.01, 0.1), torch_adam, [{"beta1": 0.99}, {"beta2": 0.9}, {"weight_decay": 1.0}, {"learning_rate": 0.0}]),
+    (mc.RMSprop(0.01), torch_rmsprop, [{"alpha": 0.5}, {"epsilon": 0.1}, {"alpha": 0.999}, {"learning_rate": 0.1}]),
+    (mc.Lion(0.01, 0.1), paper_lion, [{"beta1": 0.5}, {"beta2": 0.5}, {"weight_decay": 0.5}, {"beta1": 0.99}]),
+    (mc.SGD(0.1, 0.9, **TORCH), torch_sgd, [{"learning_rate": 1.0}, {"momentum": 0.5}, {"nesterov": True}, {"momentum": 0.99}]),
+    (mc.SGD(0.1, 0.9, **TORCH), torch_sgd, [{"momentum": 0.0}, {"momentum": 0.9}, {"nesterov": True}, {"momentum": 0.0}]),
+    (mc.SGD(0.1, **TORCH), torch_sgd, [{"nesterov": True}, {"momentum": 0.9}, {"learning_rate": 0.01}, {"nesterov": False}]),
+    (mc.SGD(0.1, 0.9, True), torch_sgd, [{"momentum": 0.5}, {"nesterov": False}, {"momentum": 0.0}, {"momentum": 0.9}]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-11), ("float32", 2e-5)])
+@pytest.mark.parametrize(("optimizer", "rule", "turns"), CHANGES)
+def test_a_setting_changed_in_the_middle_counts_as_in_the_textbook_from_there_on(optimizer, rule, turns, dtype, rtol):
+    random, changes = np.random.default_rng(3), {40 * i + 1: turn for i, turn in enumerate(turns, 1)}
+    gradients = random.standard_normal((200, 5)) * 10.0 ** random.integers(-2, 3, (200, 1)) + 0.3
+    found, trainer = row(gradients, dataclasses.replace(optimizer), changes, dtype)
+    settings, w, states = vars(optimizer).copy(), np.ones(5), [{} for _ in range(5)]
+    settings.pop("layers", None)
+    for t, g in enumerate(gradients, 1):
+        settings |= changes.get(t, {})
+        w = np.array([rule(w[i], g[i], states[i], t, **settings) for i in range(5)])
+        np.testing.assert_allclose(found[t - 1], w, rtol=rtol, atol=rtol * abs(w).max(), err_msg=f"update {t}")
+    assert trainer.progress.step == 200
+
+
+def test_after_200_equal_gradients_a_longer_memory_takes_a_step_of_1_153_rates():
+    found, _ = row(np.ones((201, 1)), mc.Adam(0.01), {201: {"beta1": 0.99}})
+    m = 0.99 * (1 - 0.9**200) + 0.01
+    assert (found[199] - found[200])[0] / 0.01 == pytest.approx(m / (1 - 0.99**201), rel=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("rates", [[0.1] * 60, [0.1] * 20 + [0.02] * 40, [0.0] * 20 + [0.1] * 40], ids=["one", "two", "none"])
+def test_a_velocity_is_carried_over_into_the_other_convention_as_the_step_that_it_was(rates, nesterov):
+    """Where the rate does not change from the switch on, nothing does."""
+    random, changes = np.random.default_rng(4), {t: {"learning_rate": rate} for t, rate in enumerate(rates, 1)}
+    gradients = random.standard_normal((60, 4))
+    for first, second in (("steps", "gradients"), ("gradients", "steps")):
+        plain, _ = row(gradients, mc.SGD(0.1, 0.9, nesterov, first), changes)
+        turned, _ = row(gradients, mc.SGD(0.1, 0.9, nesterov, first), {**changes, 41: {**changes[41], "velocity": second}})
+        np.testing.assert_allclose(turned, plain, rtol=1e-12)
+
+
+def test_the_two_velocities_differ_where_the_rate_changes_and_only_there():
+    changes = {3: {"learning_rate": 0.01}}
+    steps, _ = row(np.ones((3, 1)), mc.SGD(0.1, 0.5), changes)
+    gradients, _ = row(np.ones((3, 1)), mc.SGD(0.1, 0.5, velocity="gradients"), changes)
+    np.testing.assert_allclose(steps[:2], gradients[:2], rtol=1e-15)
+    np.testing.assert_allclose((steps[1] - steps[2]), 0.5 * 0.15 + 0.01, rtol=1e-12)  # 0.15 was the last step
+    np.testing.assert_allclose((gradients[1] - gradients[2]), 0.01 * (0.5 * 1.5 + 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "change"),
+    [
+        (mc.Adam(0.01), {"epsilon_hat": True}),
+        (mc.SGD(0.1, 0.9), {"nesterov": True}),
+        (mc.SGD(0.1, 0.9), {"velocity": "gradients"}),
+        (mc.SGD(0.1, 0.9), {"momentum": 0.0}),
+    ],
+)
+def test_a_change_of_the_rule_survives_a_checkpoint_between_it_and_the_next_step(optimizer, change, tmp_path):
+    gradients = np.random.default_rng(5).standard_normal((9, 3))
+    whole, _ = row(gradients, dataclasses.replace(optimizer), {5: change, 8: {"momentum": 0.9} if "momentum" in change else {}})
+    _, trainer = row(gradients[:4], dataclasses.replace(optimizer), {})
+    for name, value in change.items():
+        setattr(trainer.optimizer, name, value)
+    for t, g in enumerate(gradients[4:], 5):
+        trainer.save(tmp_path / "run")
+        trainer = copy.deepcopy(mc.Trainer.load(tmp_path / "run"))
+        if t == 8 and "momentum" in change:
+            trainer.optimizer.momentum = 0.9
+        trainer.step([[1.0]], [g])
+        np.testing.assert_array_equal(trainer.net.parameters, whole[t - 1])
+
+
+def test_the_plan_lists_a_velocity_that_waits(tmp_path):
+    _, trainer = row(np.ones((3, 2)), mc.SGD(0.1, 0.9), {3: {"momentum": 0.0}})
+    assert [x.name for x in trainer.plan(1).parts["state"]][:2] == ["gradient", "state v"]
+    assert set(trainer._step.state) == {"state v"}
+
+
+# -- numbers at the ends of the range ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", [mc.Adam, mc.AdamW, mc.RMSprop])
+@pytest.mark.parametrize(("dtype", "epsilon"), [("float32", 1e-50), ("float32", 1e-39), ("float32", 1e39), ("float64", 1e-310)])
+def test_an_epsilon_that_the_parameters_dtype_does_not_hold_is_refused_at_first_and_later(cls, dtype, epsilon):
+    net = mc.MLP([1, 1], dtype=dtype)
+    with pytest.raises(ValueError, match=re.escape(f"got {epsilon}")):
+        mc.Trainer(net, LINEAR, cls(0.1, epsilon=epsilon))
+    trainer = mc.Trainer(net, LINEAR, cls(0.1))
+    trainer.step([[1.0]], [[1.0]])
+    before = net.parameters.copy()
+    trainer.optimizer.epsilon = epsilon
+    with pytest.raises(ValueError, match=f"{cls.__name__}: epsilon"):
+        trainer.step([[1.0]], [[0.0]])
+    with pytest.raises(ValueError, match=f"{cls.__name__}: epsilon"):
+        trainer.fit([[1.0]], [[0.0]], epochs=1, progress=False)
+    np.testing.assert_array_equal(net.parameters, before)
+
+
+def test_the_smallest_epsilon_that_is_taken_survives_a_gradient_of_0():
+    for optimizer in (mc.RMSprop(0.1, epsilon=1.2e-38), mc.Adam(0.1, epsilon=4e-37), mc.Adam(0.1, 0.9, 0.0, epsilon=1.2e-38)):
+        found, _ = row(np.zeros((3, 2)), optimizer, {}, "float32")
+        np.testing.assert_array_equal(found, 1)
+
+
+@pytest.mark.parametrize("cls", [mc.Adam, mc.AdamW])
+def test_memories_that_round_to_1_in_float32_are_those_of_float64(cls):
+    gradients = np.random.default_rng(6).standard_normal((50, 3))
+    optimizer = cls(0.1, beta1=1 - 1e-9, beta2=1 - 1e-9)
+    narrow, wide = (row(gradients, dataclasses.replace(optimizer), {}, dtype)[0] for dtype in ("float32", "float64"))
+    np.testing.assert_allclose(narrow, wide, rtol=2e-5)
+
+
+@pytest.mark.parametrize("size", [1e10, 1e18, 1e19, 1e20, 4e20])
+@pytest.mark.parametrize("optimizer", [mc.Adam(0.01), mc.AdamW(0.01), mc.Adam(0.01, epsilon_hat=True), mc.RMSprop(0.01, 0.999)])
+def test_gradients_are_as_large_as_pytorch_takes_them(optimizer, size):
+    """Its (1 - beta2) g g overflows float32 from g = 5.8e20 on, g g from 1.8e19 on."""
+    gradients = size * np.array([[1.0, -0.5], [0.2, 0.5], [-0.3, 0.7]])
+    narrow, _ = row(gradients, dataclasses.replace(optimizer), {}, "float32")
+    wide, _ = row(gradients, dataclasses.replace(optimizer), {})
+    np.testing.assert_allclose(narrow, wide, rtol=1e-5)
+    assert (abs(narrow[0] - 1) > 0.009).all()
+
+
+HUGE = [  # optimizer, a gradient with which it overflows float32
+    (mc.Adam(0.01), 6e20),
+    (mc.AdamW(0.01), 3e38),
+    (mc.Adam(0.01, epsilon_hat=True), 1e37),
+    (mc.RMSprop(0.01), 3e38),
+    (mc.SGD(1e38), 5.0),
+    (mc.SGD(1e39), 0.0),
+    (mc.SGD(1e38, 0.9), 5.0),
+    (mc.SGD(1e38, 0.9, True), 2.5),
+    (mc.SGD(1e38, 0.9, velocity="gradients"), 4.0),
+    (mc.SGD(10.0, 0.9, velocity="gradients"), 1e38),
+    (mc.Adam(3e39), 1.0),
+    (mc.AdamW(1e38, 100.0), 1.0),
+    (mc.RMSprop(1e38), 1.0),
+    (mc.Lion(1e39), 1.0),
+    (mc.SGD(2.0), 3e38),
+]
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e300], ids=["free", "clipped by a norm that nothing has"])
+@pytest.mark.parametrize(("optimizer", "large"), HUGE)
+def test_an_update_that_overflows_is_a_step_that_is_not_finite(optimizer, large, clip_norm):
+    """Parameters and state stay as they were, with "skip" too, and training goes on as if the step had not been."""
+    gentle = {"learning_rate": 1e-3, "weight_decay": 0.0} if hasattr(optimizer, "weight_decay") else {"learning_rate": 1e-3}
+    wild = {name: getattr(optimizer, name) for name in gentle}
+    gradients, changes = np.array([[1.0, 0.5], [0.5, 1.0], [0.3, 0.3]]), {1: gentle}
+    plain, untouched = row(gradients, dataclasses.replace(optimizer), changes, "float32", clip_norm=clip_norm)
+    hit = np.insert(gradients, 2, [[large, 0.0]], axis=0)
+    changes = {1: gentle, 3: wild, 4: gentle}
+    with pytest.raises(mc.NonFiniteLoss, match=r"step 3: the update is not finite at learning rate"):
+        row(hit, dataclasses.replace(optimizer), changes, "float32", clip_norm=clip_norm)
+    found, trainer = row(hit, dataclasses.replace(optimizer), changes, "float32", on_non_finite="skip", clip_norm=clip_norm)
+    np.testing.assert_array_equal(found[[0, 1, 3]], plain)
+    np.testing.assert_array_equal(found[2], found[1])
+    assert (trainer.skipped, trainer.progress.step) == (1, 4)
+    for name, vector in untouched._step.state.items():
+        np.testing.assert_array_equal(trainer._step.state[name], vector)
+
+
+def test_a_step_that_is_large_but_finite_takes_place():
+    for optimizer, g, wanted in (
+        (mc.SGD(1e38), 2.0, -2e38), (mc.SGD(1e-1), 3e38, -3e37), (mc.SGD(1e38, 0.9), -2.0, 2e38), (mc.Lion(3e38), 1.0, -3e38),
+    ):  # fmt: skip
+        np.testing.assert_allclose(row([[g]], optimizer, {}, "float32")[0], [[wanted]], rtol=1e-6)
+    found, _ = row([[1e200]], mc.SGD(1e-199), {}, clip_norm=1e199)  # whose square is more than float64 holds
+    np.testing.assert_allclose(found, [[0.0]], atol=1e-12)
+    found, _ = row([[1e200, 1e200]], mc.SGD(1e-200), {})
+    np.testing.assert_allclose(found, [[0.0, 0.0]], atol=1e-12)
+
+
+def test_a_velocity_that_grew_step_by_step_stops_at_the_largest_number():
+    """No single step is large: the bound on the velocity is what notices."""
+    found, trainer = row(np.full((8, 1), -1e37), mc.SGD(1.0, 1.0), {}, "float32", on_non_finite="skip")
+    np.testing.assert_allclose(found[6], 2.8e38, rtol=1e-6)  # (1 + 2 + … + 7) 1e37
+    np.testing.assert_array_equal(found[7], found[6])
+    assert trainer.skipped == 1
+
+
+def test_ordinary_updates_are_not_tried_on_copies(monkeypatch):
+    monkeypatch.setattr(Update, "overflows", lambda *_: pytest.fail("tried"))
+    random = np.random.default_rng(8)
+    gradients = random.standard_normal((30, 3)) * 10.0 ** random.integers(-30, 9, (30, 1))
+    for _, make, _, _ in RULES:
+        row(gradients, make(0.05), {}, "float32")
+        row(gradients, make(5.0), {})
 
 
 # -- clipping and penalties ----------------------------------------------------------------------------------------------

@@ -16,6 +16,9 @@ STORAGE = {"float": 4, "double": 8, "half_t": 2, "bfloat16_t": 2}  # bytes of an
 COMPUTE = ("float", "double")
 SOURCES = list(cuda_source.TYPES.values())
 SIZES = {name: np.dtype("uint16" if dtype == "bfloat16" else dtype).itemsize for dtype, name in cuda_source.TYPES.items()}
+OPTIONS = (  # of binary cross-entropy
+    {"pos_weight": tuple(0.5 * i for i in range(16)), "label_smoothing": 0.2}, {"class_weight": (0.5, 2.0), "pos_weight": 3.0},
+)  # fmt: skip
 SETTINGS = ("rate", "l1", "l2", "decay", "momentum", "beta1", "beta2", "alpha", "epsilon")
 
 
@@ -39,6 +42,10 @@ def every_objective() -> list[Objective]:
     found = [losses.pair(losses.resolve(name), activations.resolve(output)) for name, output in losses.matched()]
     for name, (outputs, *_) in losses.sheet().items():
         found.append(losses.pair(losses.resolve(name), None if outputs == "any" else activations.resolve(outputs.split()[0])))
+    for options in OPTIONS:
+        loss = losses.with_options(losses.resolve("binary_cross_entropy"), **options)
+        own = Activation("own", activations.resolve("sigmoid").value, "z * (1 - z)", 1.0)
+        found += [losses.pair(loss, activations.resolve(("sigmoid", 1.5))), losses.pair(loss, own)]
     return [objective for i, objective in enumerate(found) if objective not in found[:i]]
 
 
@@ -52,17 +59,17 @@ def elementwise_loss(T: str, V: int, Y: str = "", W: str = "") -> str:
     return f"elementwise_loss<{T}, {Y or compute(T)}, {W or compute(T)}, Formula, {V}, 256>"
 
 
-def cross_entropy(T: str, Y: str, W: str = "") -> str:
-    """The instance of softmax with cross-entropy for such types."""
-    return f"softmax_cross_entropy<{T}, {Y}, {W or compute(T)}>"
+def cross_entropy(T: str, Y: str, W: str = "", mixes: bool = False) -> str:
+    """The instance of softmax with cross-entropy for such types; `mixes`: of targets that are smoothed or weighed by class."""
+    return f"softmax_cross_entropy<{T}, {Y}, {W or compute(T)}{', true' if mixes else ''}>"
 
 
 def update_source(name: str) -> str:
     """The source of updates.cu for a row of updates.def, its scalars read from the slot in the order of SETTINGS."""
-    states, statements = optimizers.sheet()[name]
-    compiled = program(statements, frozenset((*SETTINGS, "t")))
-    vectors = ["w", "g", *([] if states == "none" else states.split())]
-    return cuda_source.text("updates.cu", cuda_source.update(compiled, vectors, SETTINGS, ("decay",), kept="g"))
+    row = optimizers.sheet()[name]
+    compiled = program(row.statements, frozenset((*SETTINGS, "t")))
+    formula = cuda_source.update(compiled, ["w", "g", *row.states], SETTINGS, ("decay",), "g", row.bounds)
+    return cuda_source.text("updates.cu", formula)
 
 
 def every_instance() -> Iterator[tuple[str, str]]:
@@ -87,7 +94,7 @@ def every_instance() -> Iterator[tuple[str, str]]:
         yield any_loss, elementwise_loss("bfloat16_t", 8, "float", weight)
         yield any_loss, cross_entropy("bfloat16_t", "int", weight)
     for T in STORAGE:
-        yield from ((any_loss, cross_entropy(T, Y)) for Y in {"long long", compute(T)})
+        yield from ((any_loss, cross_entropy(T, Y, mixes=mixes)) for Y in {"long long", compute(T)} for mixes in (False, True))
         for name in ("softmax", "softmax_gradient", "log_softmax", "log_softmax_gradient"):
             yield cuda_source.text("softmax.cu"), f"{name}<{T}>"
     for name in optimizers.sheet():

@@ -18,7 +18,7 @@ from mlpcore.backends.cuda_device import Launch
 from mlpcore.backends.cuda_slot import CONTROL, Scalar, Status
 from mlpcore.backends.cuda_step import SET_SLOT
 from mlpcore.backends.numpy_ops import NumpyOps
-from mlpcore.core import activations, dropout, losses, optimizers
+from mlpcore.core import activations, dropout, losses, optimizers, targets
 from mlpcore.core.formulas import program
 from tests.cuda import instances
 from tests.cuda.instances import (
@@ -337,12 +337,19 @@ def weighing(k):
     return (k, np.int32(1), None) if k.ndim else (None, np.int32(0), k)
 
 
+def columns_of(objective, T):
+    """The loss's number for each column, or None."""
+    return computed(objective.loss.columns, T) if objective.loss.columns else None
+
+
 def elementwise(objective, T, x, Y, k, gain, D, db, J, accumulate, grid):
     """x, D, db and J after the loss of arrays that lie in order."""
     source = cuda_source.text("losses.cu", cuda_source.loss(objective))
     (m, n), name = x.shape, elementwise_loss(T, vector(T, x.shape[1]))
     scratch, rest = sums(n, grid.grid[0] * grid.grid[1], T, 1 + grid.grid[0]), (0, m, n, np.int32(accumulate))
-    after = launch(source, name, grid, x, None, None, Y, *weighing(k), gain, D, db, J, *scratch, *rest)
+    after = launch(
+        source, name, grid, x, None, None, Y, *weighing(k), gain, D, db, J, *scratch, *rest, columns_of(objective, T)
+    )  # fmt: skip
     return after[0], after[8], after[9], after[10]
 
 
@@ -389,15 +396,19 @@ def test_elementwise_losses_on_awkward_shapes_and_grids(m, n):
 ANY_LOSS = cuda_source.text("losses.cu", cuda_source.loss(every_objective()[0]))
 
 
-def cross_entropy(T, S, Y, k, gain, D, db, J, accumulate, grid, control=None, most=np.inf):
+CROSS_ENTROPY = losses.pair(losses.resolve("cross_entropy"), activations.SOFTMAX)
+
+
+def cross_entropy(T, S, Y, k, gain, D, db, J, accumulate, grid, control=None, most=np.inf, objective=CROSS_ENTROPY):
     """D, db, J and the control block after the loss of arrays that lie in order, Y class numbers where it is 1-D."""
-    (m, n), labels = S.shape, Y.ndim == 1
-    name = instances.cross_entropy(T, "long long" if labels else COMPUTE[T])
+    (m, n), labels, smoothing = S.shape, Y.ndim == 1, objective.loss.label_smoothing
+    name = instances.cross_entropy(T, "long long" if labels else COMPUTE[T], mixes=objective.loss.mixes(labels))
     grid = grid._replace(shared=0 if db is None else grid.block[1] * n * computed(0, T).itemsize)
     weights, weighted, scale = weighing(k)
     after = launch(
         ANY_LOSS, name, grid, S, None, control, Y, weights, weighted, np.int32(labels), scale, gain, D, db, J,
         *sums(n, grid.grid[0], T, 2), 0, m, n, np.int32(accumulate), computed(most, T)[()],
+        computed(1 - smoothing, T)[()], computed(smoothing / n, T)[()], columns_of(objective, T),
     )  # fmt: skip
     return after[9], after[10], after[11], after[2]
 
@@ -429,6 +440,36 @@ def test_softmax_with_cross_entropy_is_evaluated_from_s_in_one_pass(m, n, T):
             close(after[1], d.sum(axis=0) + (before if accumulate else 0), COMPUTE[T], 20, size * n**0.5 * (1 + m))
             alone = cross_entropy(T, S, target, k, gain, S, None, J, accumulate, grid)
             assert (alone[0].tobytes(), alone[2].tobytes()) == (after[0].tobytes(), after[2].tobytes())
+
+
+@pytest.mark.parametrize("T", TYPES)
+@pytest.mark.parametrize("options", ["smoothed", "weighed", "smoothed and weighed"])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (50, 2), (21, 33), (5, 1030), (0, 3)])
+def test_softmax_with_cross_entropy_smooths_targets_and_weighs_them_by_class(m, n, options, T):
+    random = rng(17, m, n)
+    by_class = random.uniform(0.2, 3, n) * (np.arange(n) != 1) if "weighed" in options else None  # class 1 weighs nothing
+    loss = losses.with_options(losses.resolve("cross_entropy"), by_class, 0.3 if "smoothed" in options else 0.0)
+    objective = losses.pair(loss, activations.SOFTMAX)
+    S = stored(4 * random.standard_normal((m, n)), T)
+    labels, Y = random.integers(0, n, m), computed(random.uniform(0, 1, (m, n)), T)
+    planned = launches.cross_entropy(m, n, computed(0, T).itemsize, 2)[0]._replace(shared=0)
+    for target, k in ((labels, computed(0.25, T)), (Y, computed(random.uniform(0, 1, (m, 1)), T))):
+        if not objective.loss.mixes(target is labels):
+            continue
+        s, (before, J) = read(S, T), (computed(random.standard_normal(n), T), computed(3.0, T))
+        t = targets.mixed(objective.loss, target, n, np.float64)
+        log_p = s - s.max(axis=1, keepdims=True)
+        log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+        want_J = 3 - (k.astype(np.float64) * t * log_p).sum()
+        d = k.astype(np.float64) * (t.sum(axis=1, keepdims=True) * np.exp(log_p) - t)
+        for grid in (planned, Launch((5, 1), (32, 2))):
+            after = cross_entropy(T, S, target, k, None, fresh((m, n), T), before, J, True, grid, objective=objective)
+            size = abs(d).max(initial=1)
+            close(after[2], want_J, COMPUTE[T], 40, 100 * n)
+            close(after[0], d, T, 20, size * n**0.5)
+            close(after[1], d.sum(axis=0) + before, COMPUTE[T], 20, size * n**0.5 * (1 + m))
+            in_place = cross_entropy(T, S, target, k, None, S, None, J, True, grid, objective=objective)
+            assert (in_place[0].tobytes(), in_place[2].tobytes()) == (after[0].tobytes(), after[2].tobytes())
 
 
 def test_a_row_adds_no_more_to_the_loss_than_its_most_and_has_the_same_gradient():
@@ -604,7 +645,7 @@ def test_an_elementwise_loss_reads_targets_and_weights_of_any_type_and_strides_t
         def launch_loss(device, given, scale, D, J, weights=weights):
             scratch = [device.to_device(part) for part in sums(8, 9, "float", 9)]
             kernel = device.kernel(ANY_LOSS, elementwise_loss("float", 4, source))
-            arguments = [device.to_device(x), *given, scale, None, D, None, J, *scratch, 1, 9, 8, np.int32(0)]
+            arguments = [device.to_device(x), *given, scale, None, D, None, J, *scratch, 1, 9, 8, np.int32(0), None]
             device.launch(kernel, launches.tiles(9, 8, 4, 3).launch, arguments)
 
         D, J, status = loss_through_the_slot(launch_loss, (9, 8), Y, weights, rows)
@@ -627,7 +668,7 @@ def test_cross_entropy_reads_classes_of_any_type_through_the_slot(dtype):
     def launch_loss(device, given, scale, D, J):
         scratch = [device.to_device(part) for part in sums(3, 9, "float", 2)]
         kernel = device.kernel(ANY_LOSS, instances.cross_entropy("float", source))
-        rest = [scale, None, D, None, J, *scratch, 1, 9, 3, np.int32(0), np.float32(np.inf)]
+        rest = [scale, None, D, None, J, *scratch, 1, 9, 3, np.int32(0), *map(np.float32, (np.inf, 1, 0)), None]
         device.launch(kernel, Launch((2, 1), (32, 2)), [device.to_device(S), *given, np.int32(1), *rest])
 
     for bad, fault in ((0, 0), (1, Status.BAD_ROW)):
@@ -701,14 +742,15 @@ VALUES = {
 
 
 def program_of(name, before=""):
-    states, statements = optimizers.sheet()[name]
-    compiled = program(before + statements, frozenset((*SETTINGS, "t", "clip", "unscale", "l1", "l2")))
-    return compiled, ["w", "g", *([] if states == "none" else states.split())]
+    row = optimizers.sheet()[name]
+    compiled = program(before + row.statements, frozenset((*SETTINGS, "t", "clip", "unscale", "l1", "l2")))
+    return compiled, ["w", "g", *row.states]
 
 
 def penalised(name):
     """The source of updates.cu for an optimizer behind unscaling, penalties and clipping."""
-    formula = cuda_source.update(*program_of(name, ALL), list(VALUES), ("decay", "l1", "l2"), kept="g")
+    bounds = optimizers.sheet()[name].bounds
+    formula = cuda_source.update(*program_of(name, ALL), list(VALUES), ("decay", "l1", "l2"), "g", bounds)
     return cuda_source.text("updates.cu", formula)
 
 
@@ -720,7 +762,7 @@ for name in optimizers.sheet():
 
 def update(source, compiled, vectors, C, V, arrays, k, weights, size, low=None, Low="half_t"):
     four = [*arrays, *[None] * (4 - len(arrays))]
-    return launch(source, f"update<{C}, {Low}, Formula, {V}>", launches.each(size, V), *four, low, k, None, weights, size)
+    return launch(source, f"update<{C}, {Low}, Formula, {V}>", launches.each(size, V), *four, low, k, None, None, weights, size)
 
 
 def expected(compiled, vectors, arrays, k, weights):
@@ -761,13 +803,15 @@ def test_update_casts_the_new_parameters_and_recast_those_there_are(Low):
         assert alone[1].tobytes() == stored(w, Low).tobytes()
 
 
-def prepare_update(device, source, C, slot, control, scalars, w, g, weights, blocks=1, **how):
+def prepare_update(device, source, C, slot, control, scalars, vectors, weights, blocks=1, **how):
     """The launch, with scratch of its own."""
+    four = [*vectors, None, None][:4]
     partials, counter = device.to_device(fresh(2 * blocks, C)), device.to_device(np.zeros(1, np.uint32))
     flags = [float(how.get("clip_norm", 0)), np.int32(how.get("scaled", 0)), how.get("growth", 100)]
     device.launch(
         device.kernel(source, f"prepare_update<{C}, Formula>"), Launch((blocks, 1), (256, 1)),
-        [slot, control, scalars, w, g, partials, counter, *flags, np.int32(how.get("tolerant", 0)), weights, w.size],
+        [slot, control, scalars, *four, partials, counter, *flags, np.int32(how.get("tolerant", 0)), None, np.int32(0),
+         weights, four[0].size],
     )  # fmt: skip
     assert counter == 0
 
@@ -787,7 +831,7 @@ def test_the_end_of_a_step_takes_norm_and_penalties_answers_and_moves_on(size, w
             fields = {"first": 3, "batch_rows": more, "step": 9, "rates": rates, "turn": 4}
             slot = set_slot(device, control, scalars, w, answer=answer, settings=[0.5, l1, l2], **fields)
             scalars[: Scalar.L1] = [0.25, gain, 10]
-            prepare_update(device, penalised("sgd"), C, slot, control, scalars, w, g, weights, blocks, clip_norm=1e-3)
+            prepare_update(device, penalised("sgd"), C, slot, control, scalars, [w, g], weights, blocks, clip_norm=1e-3)
             found = slot.view(cuda_slot.SLOT)[0]
             moved[...] = [found["first"], found["step"], found["turn"], found["settings"][0]]
             assert found["answer"] == device.address(answer) + (32 if more else 0)
@@ -810,15 +854,15 @@ def end_of_step(C, name, control, arrays, scale=1.0, gain=1.0, J=1.0, **how):
     scalars = computed(np.full(Scalar.FIRST_OF_UPDATE + 2 * len(compiled.folded), 0.5), C)
 
     def work(device, control, scalars, answer, *vectors):
-        settings = list(VALUES.values())
+        settings = list({**VALUES, "rate": how.get("rate", VALUES["rate"])}.values())
         slot = set_slot(device, control, scalars, vectors[0], answer=answer, settings=settings, step=how.get("step", 1))
         scalars[: Scalar.L1] = [scale, gain, J]
-        prepare_update(device, source, C, slot, control, scalars, *vectors[:2], size // 2, **how)
+        prepare_update(device, source, C, slot, control, scalars, vectors, size // 2, **how)
         V = 16 // STORAGE[C]
         four = [*vectors, *[None] * (4 - len(vectors))]
         kernel = device.kernel(source, f"update<{C}, half_t, Formula, {V}>")
         k = scalars[Scalar.FIRST_OF_UPDATE :]
-        device.launch(kernel, launches.each(size, V), [*four, None, k, control, size // 2, size])
+        device.launch(kernel, launches.each(size, V), [*four, None, k, control, None, size // 2, size])
 
     found = try_out(work, control, scalars, np.zeros(4), *arrays)
     return found[3:], found[0].view(CONTROL)[0], found[2]
@@ -868,6 +912,10 @@ STEPS = {  # control before, arguments → control after, whether the update too
     "an overflow of a scaled gradient": ({"loss_scale": 64, "good_steps": 9}, {"g": INF}, {"loss_scale": 32}, False),
     "an overflow at scale 1": ({"loss_scale": 1}, {"g": INF}, FAULT, False),
     "a scaled loss that is not finite": ({"loss_scale": 64}, {"J": np.nan}, {"loss_scale": 64, **FAULT}, False),
+    "a rate at which parameters overflow": ({}, {"rate": 1e39}, FAULT, False),
+    "the same, left out": ({}, {"rate": 1e39, "tolerant": 1}, {"skipped": 1}, False),
+    "an overflow that is not the scale's": ({"loss_scale": 64}, {"rate": 1e39}, {"loss_scale": 64, **FAULT}, False),
+    "squares that overflow, not their root": ({}, {"g": 1e25}, {"updates": 1}, True),
     "a good step": ({"loss_scale": 64, "good_steps": 9}, {}, {"loss_scale": 64, "good_steps": 10, "updates": 1}, True),
     "enough good steps": ({"loss_scale": 64, "good_steps": 99}, {}, {"loss_scale": 128, "updates": 1}, True),
 }

@@ -57,6 +57,8 @@ OPTIMIZERS = {
     "sgd": lambda: mc.SGD(0.1),
     "momentum": lambda: mc.SGD(0.1, momentum=0.9),
     "nesterov": lambda: mc.SGD(0.1, momentum=0.9, nesterov=True),
+    "gradients": lambda: mc.SGD(0.1, momentum=0.9, velocity="gradients"),
+    "nesterov, gradients": lambda: mc.SGD(0.1, momentum=0.9, nesterov=True, velocity="gradients"),
     "adam": lambda: mc.Adam(1e-2),
     "adamw": lambda: mc.AdamW(1e-2, weight_decay=0.1),
     "rmsprop": lambda: mc.RMSprop(1e-2),
@@ -74,6 +76,101 @@ def test_every_optimizer_takes_numpys_steps(device, name):
     close(losses, there, 1e-14)
     close(parameters, there_parameters, 1e-13)
     assert len(set(losses)) == 4
+
+
+CHANGES = {
+    "betas": (lambda: mc.AdamW(1e-2), [{"beta1": 0.99}, {"beta2": 0.9, "weight_decay": 0.5}, {"beta1": 0.0}]),
+    "epsilon_hat": (lambda: mc.Adam(1e-2), [{"epsilon_hat": True}, {"epsilon": 1e-3}, {"epsilon_hat": False}]),
+    "momentum": (lambda: mc.SGD(0.1), [{"momentum": 0.9}, {"momentum": 0.0}, {"momentum": 0.5, "nesterov": True}]),
+    "velocity": (lambda: mc.SGD(0.1, 0.9), [{"velocity": "gradients"}, {"learning_rate": 0.01}, {"velocity": "steps"}]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_settings_changed_in_the_middle_do_what_they_do_in_numpy(device, name):
+    make, changes = CHANGES[name]
+    here, there = (trainer(where, dtype="float64", optimizer=make()) for where in ("cpu", "cuda"))
+    for change in ({}, *changes):
+        for one in (here, there):
+            for setting, value in change.items():
+                setattr(one.optimizer, setting, value)
+            for _ in range(3):
+                float(one.step(*data(dtype="float64")))
+        close(here.net.parameters, there.net.parameters, 1e-12)
+        assert here._step.state.keys() == there._step.state.keys()
+
+
+PULL = mc.Loss("pull", "0 * z", "y + 0 * z")  # whatever gradient the targets say
+HUGE = {
+    "v of adamw": (mc.AdamW(0.01), 6e20),
+    "m and v of adam_hat": (mc.Adam(0.01, epsilon_hat=True), 3e38),
+    "v of rmsprop": (mc.RMSprop(0.01), 3e38),
+    "parameters": (mc.SGD(1e38), 5.0),
+    "velocity": (mc.SGD(1e38, 0.9), 5.0),
+    "a rate that is no float32": (mc.SGD(1e39), 1.0),
+    "decay": (mc.AdamW(1e38, 100.0), 1.0),
+    "sign": (mc.Lion(1e39), 1.0),
+}
+
+
+def pulled(where, optimizer, **settings):
+    net = mc.MLP([1, 700], bias=False, device=where)
+    net.parameters[...] = 1
+    return mc.Trainer(net, PULL, optimizer, **settings)
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_an_update_that_overflows_is_left_out_on_the_device(device, name):
+    optimizer, large = HUGE[name]
+    wild, X, ordinary = optimizer.learning_rate, [[1.0]], np.linspace(-1, 1, 700)[None]
+    bad = np.where(np.arange(700) == 699, large, ordinary)
+    for how in ("raise", "skip"):
+        one, plain = (pulled("cuda", copy.deepcopy(optimizer), on_non_finite=how) for _ in range(2))
+        for step, rate, Y in ((1, 1e-3, ordinary), (2, wild, bad), (3, 1e-3, ordinary)):
+            one.optimizer.learning_rate = plain.optimizer.learning_rate = rate
+            for setting in ("weight_decay",):
+                if hasattr(optimizer, setting):
+                    setattr(one.optimizer, setting, getattr(optimizer, setting) if step == 2 else 0.0)
+                    setattr(plain.optimizer, setting, 0.0)
+            if step != 2:
+                float(plain.step(X, Y))
+            if step == 2 and how == "raise":
+                with pytest.raises(mc.NonFiniteLoss, match="step 2"):
+                    float(one.step(X, Y))
+            else:
+                float(one.step(X, Y))
+            for a, b in zip((one.net.parameters, *one._step.state.values()),
+                            (plain.net.parameters, *plain._step.state.values()), strict=True):  # fmt: skip
+                np.testing.assert_array_equal(a, b)
+        assert one.skipped == (how == "skip")
+        assert one._step.kernels.read_control()["updates"] == 2
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("size", [1e17, 1e19, 3e20])
+@pytest.mark.parametrize("optimizer", [mc.Adam(0.01), mc.RMSprop(0.01, 0.999), mc.SGD(1e-20, 0.9)], ids=["adam", "rms", "sgd"])
+def test_gradients_whose_squares_overflow_float32_are_taken_as_numpy_takes_them(device, optimizer, size, clip_norm):
+    found = []
+    for where in ("cpu", "cuda"):
+        one = pulled(where, copy.deepcopy(optimizer), clip_norm=clip_norm)
+        for scale in (1.0, -0.5, 0.25):
+            float(one.step([[1.0]], size * scale * np.linspace(0.1, 1, 700)[None]))
+        found.append(one.net.parameters)
+    close(*found, 1e-5)
+    assert not (found[0] == 1).any() or isinstance(optimizer, mc.SGD)
+
+
+def test_an_overflow_in_the_middle_of_a_launch_of_many_steps_is_left_out(device):
+    found = []
+    for where in ("cpu", "cuda"):
+        one = pulled(where, mc.Adam(0.01), on_non_finite="skip")
+        X, Y = np.ones((12, 1), np.float32), np.full((12, 700), 0.5, np.float32)
+        Y[5] = 1e30
+        assert where == "cpu" or one._step.together(2, one.prepare(X, Y).inputs) > 4
+        history = one.fit(X, Y, epochs=2, batch_size=2, shuffle=False, progress=False)
+        found.append((one.net.parameters, history["skipped"]))
+    close(found[0][0], found[1][0], 1e-5)
+    assert found[0][1] == found[1][1] == [1, 2]
 
 
 class OwnRate(mc.SGD):
@@ -136,6 +233,56 @@ def test_ten_losses_are_numpys(device, settings, pair, staged):
     close(found[0][3], found[1][3], 2e-4)
     for figure, value in found[0][2].items():
         assert value == pytest.approx(found[1][2][figure], abs=2e-4)
+
+
+BINARY = np.random.default_rng(5).integers(0, 2, (ROWS, 5))
+OPTIONS = {  # of a loss: the network's output and the targets
+    "smoothed classes": ({"label_smoothing": 0.1}, "softmax", None),
+    "smoothed distributions": ({"label_smoothing": 0.1}, "softmax", np.random.default_rng(6).dirichlet(np.ones(5), ROWS)),
+    "weighed classes": ({"class_weight": [0.5, 0, 2, 1, 3]}, "softmax", None),
+    "weighed one-hot rows": ({"class_weight": [0.5, 0, 2, 1, 3]}, "softmax", np.eye(5)[np.arange(ROWS) % 5]),
+    "smoothed and weighed": ({"class_weight": {0: 0.5, 2: 2.0}, "label_smoothing": 0.2}, "softmax", None),
+    "positives": ({"pos_weight": 3.0}, "sigmoid", BINARY),
+    "positives of each output": ({"pos_weight": [0.5, 3, 1, 0, 2], "label_smoothing": 0.1}, "sigmoid", BINARY),
+}
+
+
+@pytest.mark.parametrize("chunk_rows", ["auto", 7], ids=["whole", "a chunk's graph again and again"])
+@pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_the_loss_count_as_numpys(device, name, staged, chunk_rows):
+    device.host_inputs = staged
+    (options, output, given), (X, Y, w) = OPTIONS[name], data(dtype="float64")
+    Y, loss, found = Y if given is None else given, PAIRS[output][0], []
+    for where in ("cpu", "cuda"):
+        one = trainer(where, loss, output, "float64", mc.SGD(0.3), chunk_rows=chunk_rows, **options)
+        J, gradient = one.gradient(X, Y, w)
+        figures = [J, *(float(one.step(X, Y)) for _ in range(2)), float(one.step(one.prepare(X, Y, w), rows=[3, 3, 59, 8]))]
+        history = one.fit(X, Y, w, epochs=2, batch_size=16, validation=(X[:20], Y[:20]), progress=False)
+        figures += [*one.evaluate(X, Y, w).values(), *history["loss"], *history["validation_loss"]]
+        second = one.net.hvp(X, Y, gradient, one.loss, sample_weight=w)
+        found.append((figures, gradient.copy(), one.net.parameters, second, mc.loss(one.loss)(one.net.predict(X), Y)[1]))
+    for here, there in zip(*found, strict=True):
+        close(here, there, 1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_the_loss_are_saved_and_gone_on_with(device, name, tmp_path):
+    (options, output, given), (X, Y, _) = OPTIONS[name], data()
+    Y = Y if given is None else given
+    one = trainer("cuda", PAIRS[output][0], output, **options)
+    float(one.step(X, Y))
+    one.save(tmp_path / "it")
+    there = mc.Trainer.load(tmp_path / "it", device="cuda")
+    assert there.loss == one.loss
+    assert [float(there.step(X, Y)) for _ in range(3)] == [float(one.step(X, Y)) for _ in range(3)]
+
+
+def test_a_label_that_is_no_class_is_a_fault_with_class_weights_too(device):
+    X, Y, _ = data()
+    one = trainer("cuda", class_weight=[1, 2, 3, 4, 5])
+    with pytest.raises(ValueError, match="Y must hold classes 0 … 4"):
+        float(one.step(device.to_device(X), device.to_device(np.where(np.arange(ROWS) == 7, 5, Y))))
 
 
 @pytest.mark.parametrize("chunk_rows", ["auto", 13, 7], ids=["whole", "chunks in one graph", "a chunk's graph again and again"])

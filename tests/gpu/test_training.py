@@ -42,6 +42,39 @@ def near(one, other, bound):
     assert np.abs(one - other).max() <= bound * np.abs(one).max(), (one, other)
 
 
+OPTIONS = {  # of a loss: the pair, and whether the targets are distributions
+    "smoothed classes": ({"label_smoothing": 0.1}, "softmax", False),
+    "smoothed distributions": ({"label_smoothing": 0.1}, "softmax", True),
+    "smoothed and weighed": ({"class_weight": [0.5, 0, 2, 1, 3], "label_smoothing": 0.2}, "softmax", False),
+    "weighed distributions": ({"class_weight": [0.5, 0, 2, 1, 3]}, "softmax", True),
+    "weighed classes": ({"class_weight": [0.5, 0, 2, 1, 3]}, "softmax", False),
+    "positives": ({"pos_weight": 3.0}, "sigmoid", False),
+    "positives of each output": ({"pos_weight": [0.5, 3, 1, 0, 2], "label_smoothing": 0.1}, "sigmoid", False),
+}
+
+
+@pytest.mark.parametrize("chunk_rows", ["auto", 7], ids=["whole", "a chunk's graph replayed"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_the_loss_count_as_numpys(device, put, name, chunk_rows):
+    options, pair, soft = OPTIONS[name]
+    X, Y, w = data(pair, "float64")
+    Y = np.random.default_rng(3).dirichlet(np.ones(SIZES[-1]), ROWS) if soft else Y
+    here, there = (trainer(where, pair, "float64", mc.SGD(0.3), chunk_rows=chunk_rows, **options) for where in ("cpu", "cuda"))
+    eager, _ = reference_losses(device, there, *put(X, Y, w), 3)
+    expected = [here.step(X, Y, w) for _ in range(3)]
+    near(expected, eager, 1e-12)
+    near(expected, [float(there.step(*put(X, Y, w))) for _ in range(3)], 1e-12)
+    near(here.step(X, Y), float(there.step(X, Y)), 1e-12)  # from the host
+    (J, g), (K, h) = here.gradient(X, Y, w), there.gradient(*put(X, Y, w))
+    near([J], [K], 1e-12)
+    near(g, host(device, h), 1e-11)
+    v = np.linspace(-1, 1, g.size)
+    near(here.net.hvp(X, Y, v, here.loss), host(device, there.net.hvp(*put(X, Y, v), there.loss)), 1e-11)
+    fit = {"epochs": 2, "batch_size": 16, "progress": False}
+    near(here.fit(X, Y, w, **fit)["loss"], there.fit(*put(X, Y, w), **fit)["loss"], 1e-12)
+    near([*here.evaluate(X, Y, w).values()], [*there.evaluate(*put(X, Y, w)).values()], 1e-12)
+
+
 # -- ten losses --------------------------------------------------------------------------------------------------------
 
 

@@ -114,6 +114,25 @@ def test_the_engine_allocates_the_parts_of_the_plan_and_nothing_else(ledger, tra
     assert held == [part for part in parts if part >= LARGE]
 
 
+@pytest.mark.parametrize("chunk_rows", ["auto", 96])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("many classes", {"label_smoothing": 0.1}),
+        ("many classes", {"label_smoothing": 0.1, "class_weight": np.arange(100)}),
+        ("no bias, float64", {"pos_weight": np.arange(33), "label_smoothing": 0.1}),
+    ],
+)
+def test_what_the_options_of_a_loss_take_is_in_the_plan(ledger, name, options, chunk_rows):
+    X, Y = data_of(name, 300)
+    trainer = trainer_of(name, chunk_rows=chunk_rows, **options)
+    plan = trainer.plan(batch_size=300)
+    ledger.sizes.append(planning.part_bytes(plan.parts["parameters"]))  # made by the network
+    for _ in range(3):
+        trainer.step(X, Y)
+    assert sorted(ledger.sizes) == sorted(planning.part_bytes(buffers) for buffers in plan.parts.values())
+
+
 def test_the_networks_parameters_are_in_the_plan_with_the_bytes_they_take():
     for name in NETS:
         trainer = trainer_of(name)

@@ -1,0 +1,54 @@
+"""Targets and row weights as a loss with class weights c and label smoothing ε counts them, over K classes.
+
+    J = Σ_i w_i ℓ_i / Σ_i w_i C_i,   ℓ_i = -Σ_k c_k ((1 - ε) y_ik + ε/K) log p_ik,   C_i = Σ_k c_k y_ik
+
+The engine takes w_i C_i as the weight of a row and ℓ_i / C_i as its loss, so that J is a weighted mean like that of any loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mlpcore.core.losses import Loss
+
+PIECE, PIECE_ELSEWHERE = 4096, 1 << 20  # rows that are weighed at a time: on the host, on a GPU
+
+
+def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> None:
+    """Set out (m,) to w_i C_i, the weights of rows by their own weights and by class.
+
+    Args:
+        loss: one with class weights.
+        Y: (m,) class numbers, or (m, n_L) targets.
+        weights: (m,) or None.
+        out: the result.
+        xp: the array module of these arrays.
+    """
+    assert loss.class_weight is not None
+    by_class = xp.asarray(loss.class_weight, np.float64)
+    piece = PIECE if xp is np else PIECE_ELSEWHERE
+    for start in range(0, len(out), piece):
+        part = slice(start, start + piece)
+        y = Y[part]
+        if y.ndim == 1:
+            found = by_class[y.astype(np.int64) % len(by_class)]  # the step itself reports what is no class
+        else:
+            found = by_class[0] * (1.0 - y[:, 0]) + by_class[1] * y[:, 0] if loss.binary else y @ by_class
+        with np.errstate(over="ignore"):  # a sum that is infinite is refused
+            out[part] = found if weights is None else found * weights[part]
+
+
+def mixed(loss: Loss, Y: Any, outputs: int, dtype: Any, xp: Any = np) -> Any:
+    """Return the shares t (m, n_L) in ℓ / C = -Σ t log p of cross-entropy, for Y of class numbers or of distributions.
+
+    t_ik = c_k ((1 - ε) y_ik + ε/K) / C_i: smoothed, weighed by class, over the row's own weight by class.
+    """
+    t = (Y[:, None] == xp.arange(outputs)).astype(dtype) if Y.ndim == 1 else xp.array(Y, dtype)
+    by_class = xp.asarray(loss.columns or (1.0,), dtype)
+    weight = (t * by_class).sum(axis=1, keepdims=True) if loss.columns else xp.ones((len(t), 1), dtype)
+    if loss.label_smoothing:
+        t = (1 - loss.label_smoothing) * t + loss.label_smoothing / outputs
+    weight[weight == 0] = 1  # such a row weighs nothing
+    return (t * by_class / weight).astype(dtype)
