@@ -31,6 +31,7 @@ TORCH: dict[str, tuple[str, str | None, dict[str, tuple[Any, ...]]]] = {
     "mish": ("Mish", None, {}),
     "hard_tanh": ("Hardtanh", None, {"min_val": (-1,), "max_val": (1,)}),
     "softmax": ("Softmax", None, {"dim": (1, -1)}),
+    "log_softmax": ("LogSoftmax", None, {"dim": (1, -1)}),
 }
 NOTHING = ("Identity", "Dropout", "AlphaDropout")  # what does nothing, at least to predictions
 SKLEARN = {"logistic": "sigmoid"}  # the other names are ours

@@ -259,7 +259,10 @@ class _RunningErrors:
         if self.bounded:
             S.error = (rounding * np.abs(below.value) + below.error) @ np.abs(W) + TINY
             S.error += 0 if b is None else rounding * np.abs(b)
-        if activation.rowwise:
+        if activation.logarithmic:
+            found = _cross_entropies(S)
+            Z.value, Z.error = -found.value, found.error
+        elif activation.rowwise:
             t = np.exp(S.value - S.value.max(axis=1, keepdims=True))
             Z.value = t / t.sum(axis=1, keepdims=True)
             Z.error = Z.value * ((1 - Z.value) * 2 * _largest(S) + (t.shape[1] + 8) * EPS) + TINY

@@ -90,7 +90,7 @@ class MLP:
     Args:
         sizes: widths n_0 … n_L, e.g. `[784, 512, 10]`.
         activations: of the hidden layers: one for all, or a list of L - 1. A name, `(name, parameter)` or `mc.Activation`.
-        output: activation of the last layer; also "softmax".
+        output: activation of the last layer; also "softmax" and "log_softmax".
         bias: whether layers have a bias.
         tied: layers that share a matrix, or its transpose, with one below: `{4: 1}`, `{4: "1.T"}`. Their biases stay apart.
         dtype: "float32" or "float64".
@@ -611,6 +611,9 @@ class LossFunction:
             share = devices.to_device(device, w / total)
         k = share.astype(output.dtype)[:, None]
         if self.loss.rowwise:
+            if inputs.on_host(output) and (output < 0).any():
+                least = f"got {output.min():g} (np.exp makes them of what log_softmax puts out)"
+                raise ValueError(f"Z must hold probabilities for cross_entropy, at least 0; {least}")
             if classes:
                 inputs.require_classes(target, columns)
             J, G = _cross_entropy(xp, output, target, self.loss, k)

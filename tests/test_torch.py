@@ -448,13 +448,13 @@ def test_importing_mlpcore_imports_no_torch():
 
 # -- from_torch, to_torch ----------------------------------------------------------------------------------------------------
 
-KINDS = [*(name for name in convert.TORCH if name != "softmax"), ("leaky_relu", 0.2), ("elu", 1.7), "identity"]
+KINDS = [*(name for name in convert.TORCH if name not in activations.ROWWISE), ("leaky_relu", 0.2), ("elu", 1.7), "identity"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_to_torch_and_back_predicts_the_same_for_every_activation_that_both_have(kind, dtype):
-    for output in (kind, "softmax"):
+    for output in (kind, "softmax", "log_softmax"):
         ours = mc.MLP([4, 8, 3], kind, output, dtype=dtype, seed=2)
         ours.parameters[...] *= 3
         ours.b[1][...] = np.linspace(-40, 40, 8)
@@ -484,6 +484,25 @@ def test_both_forms_of_gelu_go_over_and_back_each_as_itself():
         torch.testing.assert_close(ours.predict(s), model(s).detach(), rtol=1e-14, atol=1e-15)
     values = mc.MLP.from_torch(nn.Sequential(nn.Linear(1, 1), nn.ReLU6())).activations[1]
     assert values == activations.resolve("relu6")
+
+
+def test_a_model_with_log_softmax_trains_as_it_does_under_torchs_nll_loss():
+    nn = torch.nn
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3), nn.LogSoftmax(dim=1)).double()
+    ours, X, Y = mc.MLP.from_torch(model), rows(50), torch.arange(50) % 3
+    torch.testing.assert_close(ours.predict(X), model(X).detach())
+    theirs = nn.NLLLoss()(model(X), Y)
+    theirs.backward()
+    trainer = mc.Trainer(ours)
+    assert trainer.loss.name == "cross_entropy"
+    J, gradient = trainer.gradient(X, Y)
+    np.testing.assert_allclose(J, theirs.detach().numpy(), rtol=1e-12)
+    dW, db = ours.layout.views(gradient)
+    np.testing.assert_allclose(dW[1], model[0].weight.grad.numpy().T, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(db[2], model[2].bias.grad.numpy(), rtol=1e-9, atol=1e-15)
+    out = ours.forward(X)
+    by_hand = ours.backward(out, np.where(np.arange(3) == Y.numpy()[:, None], -1 / 50, 0)).flat
+    np.testing.assert_allclose(by_hand, gradient, rtol=1e-9, atol=1e-15)
 
 
 def test_a_model_with_all_that_may_stand_in_it_predicts_what_eval_does():

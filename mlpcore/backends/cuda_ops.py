@@ -16,7 +16,7 @@ import numpy as np
 
 from mlpcore.backends import cuda_source, launches
 from mlpcore.backends.cuda_device import Device, Launch
-from mlpcore.backends.numpy_ops import NumpyOps, bend_softmax
+from mlpcore.backends.numpy_ops import NumpyOps, bend_rowwise
 from mlpcore.backends.products import STORAGE, Product, Refused, alignment, describe
 from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.dropout import Dropped
@@ -346,7 +346,7 @@ class CudaOps:
         m, n = S.shape
         if activation.rowwise:
             launch = launches.row_warps(m, self.device.multiprocessors)
-            self.launch(cuda_source.text("softmax.cu"), f"softmax<{_type(S)}>", launch, S, b, Z, m, n)
+            self.launch(cuda_source.text("softmax.cu"), f"{activation.name}<{_type(S)}>", launch, S, b, Z, m, n)
             return
         keep = Z is not S and activation.slope_reads_s
         tiled = self._tiles(S, S, Z)
@@ -365,7 +365,8 @@ class CudaOps:
         m, n = Z.shape
         if activation.rowwise:
             launch = launches.row_warps(m, self.device.multiprocessors)
-            self.launch(cuda_source.text("softmax.cu"), f"softmax_gradient<{_type(Z)}>", launch, G, Z, D, m, n)
+            name = f"{activation.name}_gradient<{_type(Z)}>"
+            self.launch(cuda_source.text("softmax.cu"), name, launch, G, Z, D, m, n)
             if db is not None:
                 self._column_sums(D, db, accumulate)
             return
@@ -377,7 +378,7 @@ class CudaOps:
     ) -> None:  # fmt: skip
         """D = G ⊙ σ' + H ⊙ T ⊙ σ'', the derivative of ⟨H, σ' ⊙ T⟩ beside G's; db as in `activation_gradient`."""
         if activation.rowwise:
-            bend_softmax(G, H, T, Z)
+            bend_rowwise(G, H, T, self.xp.exp(Z) if activation.logarithmic else Z, activation.logarithmic)
             self.activation_gradient(T, S, Z, activation, D, db, accumulate)
             return
         bent = _bent(activation)

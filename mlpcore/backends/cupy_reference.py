@@ -53,6 +53,21 @@ class CupyReference(NumpyOps):
     def _softmax_gradient_now(self, G: Array, Z: Array, D: Array) -> None:
         D[...] = Z * (G - (G * Z).sum(axis=1, keepdims=True))
 
+    def _log_softmax(self, S: Array, Z: Array) -> None:
+        self._do(self._log_softmax_now, S, Z)
+
+    def _log_softmax_now(self, S: Array, Z: Array) -> None:
+        shifted = S - S.max(axis=1, keepdims=True)
+        powers = self.xp.exp(shifted)
+        powers[self.xp.arange(len(S)), S.argmax(axis=1)] = 0
+        Z[...] = shifted - self.xp.log1p(powers.sum(axis=1, keepdims=True))
+
+    def _log_softmax_gradient(self, G: Array, Z: Array, D: Array) -> None:
+        self._do(self._log_softmax_gradient_now, G, Z, D)
+
+    def _log_softmax_gradient_now(self, G: Array, Z: Array, D: Array) -> None:
+        D[...] = G - self.xp.exp(Z) * G.sum(axis=1, keepdims=True)
+
     def _softmax_cross_entropy(
         self, S: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss, weights: Array | None
     ) -> None:

@@ -151,6 +151,9 @@ class NumpyOps:
             ]
         if objective.output.rowwise and not objective.matched:
             buffers.append(Buffer("row sum", (rows,), dtype, "softmax: maximum, sum"))
+            if objective.output.logarithmic:
+                buffers.append(Buffer("row numbers", (rows,), "int64", "0, 1, 2, …"))
+                buffers.append(Buffer("largest entries", (2, rows), "int64", "which they are and where they stand"))
         if accumulates:
             largest = max(a * b for a, b in itertools.pairwise(sizes))
             buffers.append(Buffer("dW of a chunk", (largest,), dtype, "before it is added to dW"))
@@ -282,7 +285,7 @@ class NumpyOps:
         elif b is not None:
             self._do(self.xp.add, S, b, S)
         if activation.rowwise:
-            self._softmax(S, Z)
+            (self._log_softmax if activation.logarithmic else self._softmax)(S, Z)
             return
         compiled = self._value(activation, S.dtype.name, in_place=Z is S)
         if compiled is None:
@@ -340,12 +343,31 @@ class NumpyOps:
         self._do(xp.add.reduce, Z, 1, None, row, True)
         self._do(xp.divide, Z, row, Z)
 
+    def _log_softmax(self, S: Array, Z: Array) -> None:
+        """Z = s - log Σ exp(s), s = S - max: the largest entry's 1 stays out of the sum, and is `log1p`'s."""
+        xp, (rows, classes) = self.xp, S.shape
+        row, powers = self._take("row sum", (rows, 1), S.dtype), self._take("registers", S.shape, S.dtype)
+        largest, at = self._take("largest entries", (2, rows), xp.int64)
+        self._do(xp.argmax, S, 1, largest)
+        self._do(xp.maximum.reduce, S, 1, None, row, True)
+        self._do(xp.subtract, S, row, Z)
+        self._do(xp.exp, Z, powers)
+        self._do(xp.multiply, self._row_numbers(rows), classes, at)
+        self._do(xp.add, at, largest, at)
+        self._do(powers.reshape(-1).put, at, 0, "clip")
+        self._do(xp.add.reduce, powers, 1, None, row, True)
+        self._do(xp.log1p, row, row)
+        self._do(xp.subtract, Z, row, Z)
+
+    def _row_numbers(self, rows: int) -> Array:
+        return self._scratch["row numbers"][:rows] if "row numbers" in self._scratch else self.xp.arange(rows)
+
     def activation_gradient(
         self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False
     ) -> None:
         """D = G ⊙ σ'(S, Z); db = Σ_rows D, or db += Σ_rows D. D may be G or Z; S, Z and G are otherwise kept."""
         if activation.rowwise:
-            self._softmax_gradient(G, Z, D)
+            (self._log_softmax_gradient if activation.logarithmic else self._softmax_gradient)(G, Z, D)
         else:
             target = "z" if D is Z else "g" if D is G else "d"
             compiled = self._slope(activation, Z.dtype.name, target)
@@ -362,14 +384,24 @@ class NumpyOps:
         self._do(xp.subtract, G, row, product)
         self._do(xp.multiply, product, Z, D)
 
+    def _log_softmax_gradient(self, G: Array, Z: Array, D: Array) -> None:
+        """D = G - exp(Z) Σ_columns G: the Jacobian's transpose, applied."""
+        xp, row = self.xp, self._take("row sum", (Z.shape[0], 1), Z.dtype)
+        powers = self._take("registers", Z.shape, Z.dtype)
+        self._do(xp.exp, Z, powers)
+        self._do(xp.add.reduce, G, 1, None, row, True)
+        self._do(xp.multiply, powers, row, powers)
+        self._do(xp.subtract, G, powers, D)
+
     def curvature(
         self, G: Array, H: Array, T: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None,
         accumulate: bool = False,
     ) -> None:  # fmt: skip
         """D = G ⊙ σ' + H ⊙ T ⊙ σ'', the derivative of ⟨H, σ' ⊙ T⟩ beside G's; db as in `activation_gradient`."""
         if activation.rowwise:
-            self._do(bend_softmax, G, H, T, Z)
-            self._softmax_gradient(T, Z, D)
+            self._do(bend_rowwise, G, H, T, self.xp.exp(Z) if activation.logarithmic else Z, activation.logarithmic)
+            self.activation_gradient(T, S, Z, activation, D, db, accumulate)
+            return
         else:
             arrays = {"z": Z, "g": G, "d": D, "h": H, "t": T, **({"s": S} if activation.slope_reads_s else {})}
             formula = f"g * ({activation.slope}) + h * t * ({activation.curvature})"
@@ -432,7 +464,7 @@ class NumpyOps:
         P = flat.reshape(classes, rows).T if classes <= NARROW else flat.reshape(rows, classes)
         top, total, entry, value = self._take("row sums", (4, rows, 1), S.dtype)
         at, largest = self._take("label entries", (2, rows), xp.int64)
-        numbers = self._scratch["row numbers"][:rows] if "row numbers" in self._scratch else xp.arange(rows)
+        numbers = self._row_numbers(rows)
         one, labels = self._number(1, S), Y.ndim == 1
         do(xp.copyto, P, S)
         if not labels:
@@ -627,10 +659,17 @@ class NumpyOps:
         return program(value, scalars, dtype), program(slope, scalars, dtype)
 
 
-def bend_softmax(G: Array, H: Array, T: Array, Z: Array) -> None:
-    """T = G + H ⊙ (T - Σ Z T) - T Σ H Z, which softmax's own gradient turns into that of ⟨H, Z ⊙ (T - Σ Z T)⟩ beside G's."""
-    mean = (Z * T).sum(axis=1, keepdims=True)
-    T[...] = G + H * (T - mean) - T * (H * Z).sum(axis=1, keepdims=True)
+def bend_rowwise(G: Array, H: Array, T: Array, P: Array, logarithmic: bool) -> None:
+    """Put into T what the output's gradient turns into that of ⟨H, its differential along T⟩ and of G; P are probabilities.
+
+    softmax: T = G + H ⊙ (T - Σ P T) - T Σ H P, for ⟨H, P ⊙ (T - Σ P T)⟩.
+    log_softmax: T = G - P ⊙ (T - Σ P T) Σ H, for ⟨H, T - Σ P T⟩.
+    """
+    centred = T - (P * T).sum(axis=1, keepdims=True)
+    if logarithmic:
+        T[...] = G - P * centred * H.sum(axis=1, keepdims=True)
+    else:
+        T[...] = G + H * centred - T * (H * P).sum(axis=1, keepdims=True)
 
 
 def _piece_rows(rows: int, columns: int) -> int:

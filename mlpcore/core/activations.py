@@ -57,8 +57,13 @@ class Activation:
 
     @property
     def rowwise(self) -> bool:
-        """Whether it mixes the outputs of a row (softmax): then no formula, but code of each backend."""
-        return self.name == "softmax" and not self.value
+        """Whether it mixes the outputs of a row (softmax, log_softmax): then no formula, but code of each backend."""
+        return self.name in ("softmax", "log_softmax") and not self.value
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether it is log_softmax, whose outputs are logarithms and whose Jacobian is not symmetric."""
+        return self.rowwise and self.name == "log_softmax"
 
     @functools.cached_property
     def slope_reads_s(self) -> bool:
@@ -129,6 +134,7 @@ def finite(value: object, what: str) -> float:
 
 
 SOFTMAX = Activation("softmax", "", "")
+ROWWISE = {"softmax": SOFTMAX, "log_softmax": Activation("log_softmax", "", "")}
 
 
 @functools.cache
@@ -147,7 +153,7 @@ def curvatures() -> dict[str, str]:
 
 def names(output: bool = False) -> list[str]:
     """The names that may be given for a hidden layer, or for the output layer."""
-    return [*sheet(), *(["softmax"] if output else [])]
+    return [*sheet(), *(ROWWISE if output else [])]
 
 
 def resolve(spec: object, argument: str = "activations", output: bool = False) -> Activation:
@@ -156,20 +162,19 @@ def resolve(spec: object, argument: str = "activations", output: bool = False) -
     Raises:
         TypeError, ValueError: names `argument`, the nearest known name, or what is wrong with the parameter.
     """
-    if isinstance(spec, Activation):
-        if spec.rowwise and not output:
-            raise ValueError(f"{argument}: softmax is for the output layer only (output='softmax')")
-        return spec
-    name, parameter = spec if isinstance(spec, tuple | list) and len(spec) == 2 else (spec, None)
+    own = spec if isinstance(spec, Activation) else None
+    name, parameter = spec if isinstance(spec, tuple | list) and len(spec) == 2 else (own.name if own else spec, None)
     if not isinstance(name, str):
         raise TypeError(f"{argument} must be a name, (name, parameter) or mc.Activation; got {spec!r}")
-    if name == "softmax" and output:
+    if name in ROWWISE and not output and (own is None or own.rowwise):
+        raise ValueError(f"{argument}: {name} is for the output layer only (output={name!r})")
+    if own is not None:
+        return own
+    if name in ROWWISE:
         if parameter is not None:
-            raise ValueError(f"{argument}: softmax takes no parameter; got {parameter!r}")
-        return SOFTMAX
+            raise ValueError(f"{argument}: {name} takes no parameter; got {parameter!r}")
+        return ROWWISE[name]
     if name not in sheet():
-        if name == "softmax":
-            raise ValueError(f"{argument}: softmax is for the output layer only (output='softmax')")
         raise unknown(argument, name, names(output))
     init, default, condition, value, slope = sheet()[name]
     number, default_number = row_parameter(argument, name, parameter, default, condition, "a")

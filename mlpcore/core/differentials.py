@@ -40,7 +40,10 @@ def forward(
         if dW is not None and db is not None:
             ops.gemm(Z[l - 1], dW[l], dS[l], moved)
             ops.bias_activation(dS[l], db[l], IDENTITY, dS[l])
-        ops.activation_gradient(dS[l], S[l], Z[l], activations[l], dZ[l], None)
+        if activations[l].logarithmic:  # whose Jacobian is not its own transpose
+            dZ[l][...] = dS[l] - (ops.xp.exp(Z[l]) * dS[l]).sum(axis=1, keepdims=True)
+        else:
+            ops.activation_gradient(dS[l], S[l], Z[l], activations[l], dZ[l], None)
 
 
 def backward(

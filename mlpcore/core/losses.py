@@ -206,8 +206,10 @@ CROSS_ENTROPY = Loss("cross_entropy", "", "", outputs="softmax")
 
 
 def matching(output: Activation) -> str:
-    """The name of the loss that goes with an output activation: cross_entropy with softmax, squared_error with most."""
-    return {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy", "exp": "poisson"}.get(output.name, "squared_error")
+    """The name of the loss that goes with an output activation: cross_entropy with (log_)softmax, squared_error with most."""
+    if output.rowwise:
+        return CROSS_ENTROPY.name
+    return {"sigmoid": "binary_cross_entropy", "exp": "poisson"}.get(output.name, "squared_error")
 
 
 @functools.cache
@@ -309,7 +311,7 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
     own = output.name not in activations.names(output=True)  # the user's activation: the user knows its range
     allowed = output.rowwise if loss.rowwise else output.name in fits or loss.outputs == "any" or own
     if not allowed:
-        needed = "'softmax'" if loss.rowwise else " or ".join(map(repr, sorted(fits)))
+        needed = " or ".join(map(repr, activations.ROWWISE if loss.rowwise else sorted(fits)))
         raise ValueError(f"loss {loss.name!r} needs output {needed}; the network has {output.name!r}")
     if loss.rowwise:
         return Objective(loss, output, True, "", "", ())

@@ -1,9 +1,9 @@
 """The functions that NumPy and ONNX lack, as statements of those they have; CUDA has functions of its own.
 
-    Φ(-u) = ∫_u^∞ φ = φ(u) P(t) √(2π) / (u + k),   t = (u - k) / (u + k),   u ≥ 0           (Shepherd and Laframboise 1981)
-    erf(u) = -expm1(-u Q(u)),                   Q(u) = -log(erfc(u)) / u
+    normcdf(-u) = exp(-u²/2) P(t) / (u + k),  t = (u - k) / (u + k),  u ≥ 0     (as Shepherd and Laframboise 1981 do erfc)
+    erf(u) = -expm1(-u Q(u)),                 Q(u) = -log(erfc(u)) / u
 
-P and Q are polynomials. `exp(-u²)` takes u² in two parts, h² + (u - h)(u + h) with h so short that h² is exact: rounding u²
+P and Q are polynomials. u² goes into `exp` in two parts, h² + (u - h)(u + h) with h so short that h² is exact: rounding u²
 would cost u² units in the last place. `tests/core/test_special.py` fits the coefficients anew and measures the errors.
 """
 

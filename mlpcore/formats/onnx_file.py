@@ -158,9 +158,20 @@ def _network(
     graph.node("Identity", z, out="Z")
 
 
+def _log_softmax(graph: _Graph, s: str) -> str:
+    """Log-probabilities as the backends compute them: runtimes round those above -6e-8 to 0 in their own LogSoftmax."""
+    node, zero, one = graph.node, graph.number(0), graph.number(1)
+    graph.arrays["columns"] = np.array([1])  # an axis
+    below = node("Sub", s, node("ReduceMax", s, axes=[1]))
+    largest = node("Equal", below, zero)
+    others = node("ReduceSum", node("Where", largest, zero, node("Exp", below)), "columns")
+    ties = node("Sub", node("ReduceSum", node("CastLike", largest, one), "columns"), one)
+    return node("Sub", below, graph.call("log1p", node("Add", others, ties)))
+
+
 def _activation(graph: _Graph, activation: Activation, s: str) -> str:
     if activation.rowwise:
-        return graph.node("Softmax", s, axis=1)
+        return _log_softmax(graph, s) if activation.logarithmic else graph.node("Softmax", s, axis=1)
     compiled = program(f"z = {activation.value}", frozenset(activation.scalars), graph.dtype.name)
     numbers = {key: graph.number(value) for key, value in compiled.fold(activation.scalars).items()}
     places = {"s": s, **numbers}  # what a variable or register holds by now

@@ -17,7 +17,7 @@ ROWS = 7
 
 def _defined(output, loss):
     if loss == "cross_entropy":
-        return output == "softmax"
+        return output in ("softmax", "log_softmax")
     if loss == "poisson":
         return output in ("exp", "softplus")
     return loss != "binary_cross_entropy" or output == "sigmoid"
@@ -30,9 +30,11 @@ FIRST_OUTPUT = {loss: next(o for o, other in PAIRS if other == loss) for loss in
 
 
 def through(activation, s):
-    if activation.name == "softmax":
-        e = np.exp(s - s.real.max(axis=1, keepdims=True))
-        return e / e.sum(axis=1, keepdims=True)
+    if activation.rowwise:
+        s = s - s.real.max(axis=1, keepdims=True)
+        e = np.exp(s)
+        total = e.sum(axis=1, keepdims=True)
+        return s - np.log(total) if activation.name == "log_softmax" else e / total
     return value(activation.value, s=s, **activation.scalars)
 
 
@@ -48,7 +50,8 @@ def forward(net, theta, X):
 
 def row_losses(loss, Z, Y):
     if loss.name == "cross_entropy":
-        return -np.log(Z)[np.arange(len(Y)), Y] if Y.ndim == 1 else -(Y * np.log(Z)).sum(axis=1)
+        log_p = Z if (Z.real < 0).all() else np.log(Z)  # of log_softmax, of softmax
+        return -log_p[np.arange(len(Y)), Y] if Y.ndim == 1 else -(Y * log_p).sum(axis=1)
     own = {} if loss.parameter is None else {"q": loss.parameter}
     return (value(loss.value, z=Z, y=Y.reshape(Z.shape), **own) + 0 * Z).sum(axis=1)
 

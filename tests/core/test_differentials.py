@@ -19,6 +19,7 @@ NETS = [
     ([4, 3, 3, 4], ["tanh", "silu"], "identity", {"tied": {3: "1.T"}}),
     ([3, 3, 3, 3], ["tanh", ("sigmoid", 2.0)], "softmax", {"tied": {3: 1, 2: "1.T"}}),
     ([2, 3], [], "tanh", {}),
+    ([3, 4, 3], ["softplus"], "log_softmax", {}),
 ]
 
 
@@ -149,7 +150,8 @@ def test_gnvp_is_the_jacobian_twice_with_the_losss_curvature_between(net):
 
 
 @pytest.mark.parametrize(
-    ("output", "loss"), [("softmax", "cross_entropy"), ("sigmoid", "binary_cross_entropy"), ("exp", "poisson")]
+    ("output", "loss"),
+    [("softmax", "cross_entropy"), ("log_softmax", "cross_entropy"), ("sigmoid", "binary_cross_entropy"), ("exp", "poisson")],
 )
 def test_of_one_layer_under_a_matched_loss_gauss_newton_is_the_hessian(output, loss):
     net, X, Y, w, rng = plain.case([4, 3], [], output, loss)

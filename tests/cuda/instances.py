@@ -95,8 +95,8 @@ def every_instance() -> Iterator[tuple[str, str]]:
         yield any_loss, cross_entropy("bfloat16_t", "int", weight)
     for T in STORAGE:
         yield from ((any_loss, cross_entropy(T, Y, mixes=mixes)) for Y in {"long long", compute(T)} for mixes in (False, True))
-        yield cuda_source.text("softmax.cu"), f"softmax<{T}>"
-        yield cuda_source.text("softmax.cu"), f"softmax_gradient<{T}>"
+        for name in ("softmax", "softmax_gradient", "log_softmax", "log_softmax_gradient"):
+            yield cuda_source.text("softmax.cu"), f"{name}<{T}>"
     for name in optimizers.sheet():
         for C in COMPUTE:
             for V in widths(STORAGE[C]):

@@ -84,7 +84,7 @@ def test_the_named_exceptions_and_the_kernels_of_double_do_compute_in_double(com
     assert not failing(compiled, lambda kernel: ".f64" in kernel.ptx, lambda name: name.startswith(IN_DOUBLE))
 
     def doubles(name):
-        return re.match(r"(bias_|activation_|elementwise_|softmax)\w*<double", name)
+        return re.match(r"(bias_|activation_|elementwise_|softmax|log_softmax)\w*<double", name)
 
     assert not failing(compiled, lambda kernel: re.search(r"(add|mul|fma)\.(rn\.)?f64", kernel.ptx), doubles)
 

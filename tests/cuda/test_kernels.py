@@ -286,6 +286,38 @@ def test_softmax_and_its_gradient(m, n, T):
             assert inside.tobytes() == D.tobytes()
 
 
+@pytest.mark.parametrize("T", TYPES)
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (9, 2), (30, 33), (3, 1030)])
+def test_log_softmax_and_its_gradient(m, n, T):
+    random, source = rng(16, m, n), cuda_source.text("softmax.cu")
+    S, G = (stored(5 * random.standard_normal((m, n)), T) for _ in range(2))
+    S[0, :1] = stored(np.array([300.0]), T)
+    S[1:2] = stored(read(S[1:2], T) - 300, T)
+    S[2:3] = stored(np.zeros(n), T)  # the largest entry many times
+    b = computed(random.standard_normal(n), T)
+    for grid in (launches.row_warps(m, 1), Launch((1, 1), (32, 2)), Launch((7, 1), (32, 4))):
+        for bias in (b, None):
+            s = read(S, T) + (0 if bias is None else bias)
+            want = np.empty_like(s)
+            ops.bias_activation(s.copy(), None, activations.resolve("log_softmax", output=True), want)
+            Z = launch(source, f"log_softmax<{T}>", grid, S, bias, fresh((m, n), T), m, n)[2]
+            close(Z, want, T, 8, abs(s).max(axis=1, keepdims=True) if bias is not None else abs(want) + 1e-3)
+            assert launch(source, f"log_softmax<{T}>", grid, S, bias, S, m, n)[0].tobytes() == Z.tobytes()
+        g, z = read(G, T), read(Z, T)
+        D = launch(source, f"log_softmax_gradient<{T}>", grid, G, Z, fresh((m, n), T), m, n)[2]
+        close(D, g - np.exp(z) * g.sum(axis=1, keepdims=True), T, 8, abs(g).sum(axis=1, keepdims=True))
+        for target in (G, Z):
+            inside = launch(source, f"log_softmax_gradient<{T}>", grid, G, Z, target, m, n)[2]
+            assert inside.tobytes() == D.tobytes()
+
+
+def test_log_softmax_keeps_the_digits_of_a_probability_near_1():
+    S = np.array([[0, -20, -30], [-90, 0, -100], [5, 5, -60]], np.float32)
+    Z = launch(cuda_source.text("softmax.cu"), "log_softmax<float>", ONE_WARP, S, None, fresh((3, 3), "float"), 3, 3)[2]
+    others = np.log1p([np.exp(-20) + np.exp(-30), np.exp(-90) + np.exp(-100), 1 + np.exp(-65)])
+    np.testing.assert_allclose(Z, S - S.max(axis=1, keepdims=True) - others[:, None], rtol=1e-6)
+
+
 # -- losses --------------------------------------------------------------------------------------------------------------
 
 

@@ -917,7 +917,7 @@ def test_early_stopping_puts_parameters_back_that_the_next_step_reads(device):
 # -- networks on a device ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("output", ["softmax", "sigmoid", "identity"])
+@pytest.mark.parametrize("output", ["softmax", "log_softmax", "sigmoid", "identity"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_forward_backward_and_predict_are_numpys(device, dtype, output):
     X, _, _ = data(dtype=dtype)

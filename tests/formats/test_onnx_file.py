@@ -152,6 +152,15 @@ def test_softmax_of_rows_far_apart_does_not_overflow(tmp_path):
     np.testing.assert_allclose(run(tmp_path / "net.onnx", X), net.predict(X), rtol=1e-6, atol=1e-37)
 
 
+@pytest.mark.parametrize("dtype", EPS)
+def test_log_softmax_keeps_the_digits_of_probabilities_near_1(dtype, tmp_path):
+    net = mc.MLP([3, 3], output="log_softmax", bias=False, dtype=dtype)
+    net.W[1][...] = np.eye(3)
+    net.to_onnx(tmp_path / "net.onnx")
+    X = np.array([[0, -20, -30], [5, 5, -60], [1e4, 0, -1e4], [1, 2, 3], [7, 7, 7], [np.nan, 0, 0]], dtype)
+    np.testing.assert_allclose(run(tmp_path / "net.onnx", X), net.predict(X), rtol=8 * EPS[dtype], atol=np.finfo(dtype).tiny)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_tied_weights_are_stored_once_and_biases_are_left_out_where_there_are_none(bias, tmp_path):
     net = mc.MLP([6, 4, 4, 4, 6], "tanh", bias=bias, tied={3: 2, 4: "1.T"}, dtype="float64")

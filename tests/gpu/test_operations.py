@@ -135,7 +135,7 @@ SLOPES = {"float64": 2.0**-48, "float32": 2.0**-19, "float16": 2.0**-9, "bfloat1
 @pytest.mark.parametrize("name", activations.names(output=True))
 def test_an_activation_and_its_slope(device, put, name, dtype):
     sigma, rng, wide = activations.resolve(name, output=True), np.random.default_rng(0), accumulator(dtype)
-    for m, n in SHAPES if name in ("relu", "gelu", "softmax") else SHAPES[3:5]:
+    for m, n in SHAPES if name in ("relu", "gelu", "gelu_erf", "softmax", "log_softmax") else SHAPES[3:5]:
         (S, s), (G, g) = (drawn(rng, (m, n), dtype) for _ in range(2))
         b = rng.standard_normal(n).astype(wide)
         before = rng.standard_normal(n).astype(wide)

@@ -440,7 +440,7 @@ def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(device
 # -- networks ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("output", ["softmax", "log_softmax", "sigmoid"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_forward_backward_and_predict_are_numpys(device, put, dtype, output):
     X, _, _ = data(dtype=dtype)

@@ -71,6 +71,7 @@ NETS = {
     "one layer": {"sizes": [64, 32], "output": "identity"},
     "no bias, float64": {"sizes": [20, 64, 33], "activations": "tanh", "output": "sigmoid", "bias": False, "dtype": "float64"},
     "softmax unmatched": {"sizes": [20, 64, 40], "activations": "elu", "output": "softmax"},
+    "log_softmax unmatched": {"sizes": [20, 64, 40], "activations": "elu", "output": "log_softmax"},
     "many classes": {"sizes": [20, 64, 100], "activations": [("sigmoid", 2.0)], "output": "softmax"},
 }
 LOSS = {"relu": "cross_entropy", "many classes": "cross_entropy", "no bias, float64": "binary_cross_entropy"}

@@ -16,6 +16,7 @@ from mlpcore.training.chunks import cut
 
 PAIRS = [
     ("identity", "squared_error"), ("identity", ("huber", 0.5)), ("tanh", "log_cosh"), ("softmax", "squared_error"),
+    ("log_softmax", "huber"), ("log_softmax", "cross_entropy"),
     ("exp", "poisson"),
     ("sigmoid", "binary_cross_entropy"), (("sigmoid", 2.0), "binary_cross_entropy"), ("softmax", "cross_entropy"),
     ("softplus", "poisson"), ("gelu", "squared_error"),
@@ -81,7 +82,7 @@ def test_chunking_changes_nothing_but_summation_order(
     sizes = [
         int(rng.integers(1, 6)),
         *[int(rng.integers(1, 7)) for _ in hidden],
-        3 if output == "softmax" else int(rng.integers(1, 4)),
+        3 if output in ("softmax", "log_softmax") else int(rng.integers(1, 4)),
     ]
     net = mc.MLP(sizes, hidden, output, bias=bias, dtype=dtype, seed=seed)
     total = rows + 5 if indexed else rows
