@@ -293,7 +293,7 @@ class Run:
         state, trainer = self.state, self.trainer
         adaptive = self._adaptive()
         if adaptive is not None:
-            watch = EarlyStopping(adaptive.patience, adaptive.monitor, adaptive.tolerance, restore_best=False)
+            watch = EarlyStopping(adaptive.patience, adaptive.monitor, adaptive.tolerance, False, adaptive.mode)
             state.floor, state.idle = watch.follow(entry, state.floor, state.idle)
             if state.idle >= adaptive.patience:
                 state.idle = 0
@@ -315,7 +315,7 @@ class Run:
         schedule = rate if isinstance(rate, Adaptive) else None
         if schedule is None or schedule == self._schedule:
             return schedule
-        trainer._require_followed(schedule, self.held_out is not None)
+        trainer._require_followed(schedule, self.held_out is not None, self.metrics)
         if trainer._followed not in (None, schedule):
             self.state.floor, self.state.idle, trainer.progress.reductions = None, 0, 0
         self._schedule = trainer._followed = schedule

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.dropout import rates
-from mlpcore.core.errors import NonFiniteLoss, unknown
+from mlpcore.core.errors import NonFiniteLoss
 from mlpcore.core.ops import Buffer
 from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
 from mlpcore.core.targets import row_weights
@@ -477,7 +477,7 @@ class Trainer:
         checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, keep)
         if checkpoints is not None:
             files.describe(self._optimizer)  # what cannot be saved is noticed here, not after an hour
-        self._require_followed(self._optimizer.learning_rate, held_out is not None)
+        self._require_followed(self._optimizer.learning_rate, held_out is not None, measures)
         monitor = None if stopping is None else dataclasses.asdict(stopping)
         rows = len(table.X) if isinstance(table, Data) else table.rows
         size = size if rows is None else min(size, rows)
@@ -610,26 +610,25 @@ class Trainer:
             return None
         if not isinstance(stopping, EarlyStopping):
             raise TypeError(f"early_stopping must be mc.EarlyStopping(patience=…); got {stopping!r}")
-        figures = [f"validation_{key}" for key in (*scores.names(self.loss), *measures)] if validated else []
-        if stopping.monitor not in ("loss", *figures):
-            if stopping.monitor.startswith("validation_") and not validated:
-                raise ValueError(f"early_stopping monitors {stopping.monitor!r}, but fit was given no validation=(Xv, Yv)")
-            raise unknown("early_stopping: monitor", stopping.monitor, ("loss", *figures))
-        if stopping.mode is None and stopping.monitor.removeprefix("validation_") in measures:
-            raise ValueError(f"early_stopping monitors {stopping.monitor!r}: say which is better, mode='min' or mode='max'")
+        self._require_figure("early_stopping", stopping, validated, measures)
         return stopping
 
-    def _require_followed(self, rate: object, validated: bool) -> None:
+    def _require_followed(self, rate: object, validated: bool, measures: Collection[str]) -> None:
         """Raise a ValueError if a schedule follows a figure that the history will not have."""
-        if not isinstance(rate, Adaptive) or rate.monitor == "loss":
-            return
-        if not validated:
-            raise ValueError(f"learning_rate: Adaptive monitors {rate.monitor!r}, but fit was given no validation=(Xv, Yv)")
-        inputs.one_of(
-            rate.monitor,
-            "learning_rate: Adaptive: monitor",
-            ("loss", *(f"validation_{key}" for key in scores.names(self.loss))),
-        )
+        if isinstance(rate, Adaptive):
+            self._require_figure("learning_rate: Adaptive", rate, validated, measures)
+
+    def _require_figure(
+        self, argument: str, monitored: EarlyStopping | Adaptive, validated: bool, measures: Collection[str]
+    ) -> None:
+        """Raise a ValueError if `fit`'s history will not have the figure, or nobody says which side of it is better."""
+        monitor = monitored.monitor
+        figures = [f"validation_{key}" for key in (*scores.names(self.loss), *measures)] if validated else []
+        if monitor.startswith("validation_") and not validated:
+            raise ValueError(f"{argument} monitors {monitor!r}, but fit was given no validation=(Xv, Yv)")
+        inputs.one_of(monitor, f"{argument}: monitor", ("loss", *figures))
+        if monitored.mode is None and monitor.removeprefix("validation_") in measures:
+            raise ValueError(f"{argument} monitors {monitor!r}: say which is better, mode='min' or mode='max'")
 
     # -- checkpoints and copies --
 

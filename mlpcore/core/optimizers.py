@@ -128,7 +128,8 @@ class Adaptive(Schedule):
     """`rate · factor^reductions`: lowered each time a figure has not improved by `tolerance` for `patience` epochs.
 
     `monitor` is a key of `fit`'s history: "loss", the mean of J over an epoch's steps, or "validation_loss",
-    "validation_accuracy", "validation_r2", of which the last two improve by growing.
+    "validation_accuracy", "validation_r2", of which the last two improve by growing; of a metric of your own `mode` says
+    which is better, "min" or "max".
     """
 
     factor: float = 0.2
@@ -136,9 +137,12 @@ class Adaptive(Schedule):
     tolerance: float = 1e-4
     minimum: float = 1e-6
     monitor: str = "loss"
+    mode: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mode not in (None, "min", "max"):
+            raise ValueError(f"Adaptive: mode must be 'min', 'max' or None; got {self.mode!r}")
         if not isinstance(self.monitor, str):
             raise TypeError(f"Adaptive: monitor must be a key of the history; got {self.monitor!r}")
 

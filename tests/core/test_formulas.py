@@ -93,7 +93,9 @@ def test_the_sheets_hold_every_activation_loss_and_optimizer_of_the_design():
         "poisson",
         "binary_cross_entropy",
     }
-    assert set(optimizers.sheet()) == {"sgd", "momentum", "nesterov", "adam", "adam_hat", "adamw", "rmsprop", "lion"}
+    assert set(optimizers.sheet()) == {
+        "sgd", "momentum", "nesterov", "gradient_momentum", "gradient_nesterov", "adam", "adam_hat", "adamw", "rmsprop", "lion",
+    }  # fmt: skip
     assert {len(row) for row in activations.sheet().values()} == {5}
     assert {len(row) for row in losses.sheet().values()} == {5}
     assert {len(row) for row in optimizers.sheet().values()} == {2}

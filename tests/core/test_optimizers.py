@@ -271,14 +271,18 @@ def test_adaptive_counts_a_fall_smaller_than_its_tolerance_as_none():
     assert last(tolerance=1.0) == pytest.approx(1e-3 / 4)
 
 
-@pytest.mark.parametrize(("monitor", "falls"), [("loss", 0), ("validation_loss", 4), ("validation_r2", 4)])
+@pytest.mark.parametrize(
+    ("monitor", "falls"), [("loss", 0), ("validation_loss", 4), ("validation_r2", 4), ("validation_off", 4)]
+)
 def test_adaptive_follows_the_figure_that_it_is_told_to(monitor, falls):
     """The training loss falls without end; the validation's figures do not improve, as its targets go the other way."""
-    schedule = mc.Adaptive(0.1, factor=0.5, patience=1, tolerance=0.0, monitor=monitor)
+    mode = "min" if monitor == "validation_off" else None
+    schedule = mc.Adaptive(0.1, factor=0.5, patience=1, tolerance=0.0, monitor=monitor, mode=mode)
     trainer = mc.Trainer(mc.MLP([1, 1], dtype="float64", init="zeros"), "squared_error", mc.SGD(schedule))
     X, Y = np.ones((4, 1)), np.ones((4, 1))
     held = (np.array([[1.0], [2.0]]), np.array([[-1.0], [-2.0]]))
-    history = trainer.fit(X, Y, epochs=5, batch_size=4, validation=held, progress=False)
+    metrics = {"off": lambda y, z: abs(y - z).max()}
+    history = trainer.fit(X, Y, epochs=5, batch_size=4, validation=held, metrics=metrics, progress=False)
     assert trainer.progress.reductions == falls
     np.testing.assert_allclose(history["learning_rate"], [0.1 * 0.5 ** min(falls, max(0, e - 1)) for e in range(5)])
 
@@ -345,6 +349,11 @@ def test_a_figure_that_the_history_will_not_have_is_refused_before_and_in_the_mi
         (followed, {}, "Adaptive monitors 'validation_loss', but fit was given no validation"),
         (mc.Adaptive(0.1, monitor="validation_accuracy"), {"validation": (X, Y)}, "Adaptive: monitor.*validation_r2"),
         (mc.Adaptive(0.1, monitor="seconds"), {"validation": (X, Y)}, "Adaptive: monitor"),
+        (
+            mc.Adaptive(0.1, monitor="validation_mae"),
+            {"validation": (X, Y), "metrics": {"mae": lambda y, z: 0.0}},
+            "Adaptive monitors 'validation_mae': say which is better",
+        ),
         (0.1, {"callbacks": [turn]}, "Adaptive monitors 'validation_loss'"),
     ):
         trainer = mc.Trainer(mc.MLP([1, 1]), "squared_error", mc.SGD(rate))
