@@ -307,7 +307,7 @@ class _RunningErrors:
 
 def _learned(activation: Activation, s: Array) -> dict[str, Array]:
     """Return the learned parameter beside each pre-activation, by the name that formulas have for it, if there is one."""
-    return {} if activation.a is None else {"a": np.broadcast_to(activation.a, s.shape)}
+    return {} if activation.a is None else {"a": np.ascontiguousarray(np.broadcast_to(activation.a, s.shape))}
 
 
 @functools.cache
@@ -612,9 +612,9 @@ class _Checker:
         Z[0] = _Numbers(X, np.zeros_like(X))
         backprop.forward(self.numbers, net.W, net.b, self.activations, S, Z)  # type: ignore[arg-type]
         for s, activation, kinks in zip(S, self.activations, self.kinks, strict=True):
-            for kink in kinks if activation else ():
-                given = {"s": s.value, **_learned(activation, s.value)}
-                signs.append(self.numbers.evaluate(kink, activation.scalars, given) > 0)
+            if activation is not None:
+                given = {"s": s.value, **_learned(activation, s.value)} if kinks else {}
+                signs += [self.numbers.evaluate(kink, activation.scalars, given) > 0 for kink in kinks]
         if V is not None:
             top = _Numbers(V[part] * Z[-1].value, np.abs(V[part]) * Z[-1].error)
         elif self.loss.rowwise:  # from S[L], as the engine: Z[L] says nothing where it has rounded to 0 or 1
