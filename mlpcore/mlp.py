@@ -270,9 +270,7 @@ class MLP:
         with np.errstate(all="ignore"):
             pre = [s if s is not None else z for s, z in zip(S, Z, strict=True)]
             bound = activation_sheet.bind(activations, self.store.a)
-            backprop.forward(
-                devices.operations(self.device, deterministic=True)(), self.store.W, self.store.b, bound, pre, Z
-            )
+            backprop.forward(devices.operations(self.device, deterministic=True)(), self.store.W, self.store.b, bound, pre, Z)
         return Cache(tuple(Z), tuple(S))
 
     def backward(self, cache: Cache, G: ArrayLike, *, input_gradient: bool = False, keep: bool = False) -> Gradient:

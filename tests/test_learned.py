@@ -1,6 +1,7 @@
 """Learned parameters of activations: prelu's slope, and those of a user's own."""
 
 import copy
+import dataclasses
 import json
 import pickle
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
+from mlpcore.core import activations, losses
 from mlpcore.formats import model_file
 
 RNG = np.random.default_rng(0)
@@ -69,6 +71,18 @@ def test_the_gradient_is_that_of_central_differences(spec, output):
         found = mc.check_gradients(make(spec, output, **settings), X, target, loss, entries=True)
         assert found.ok, str(found)
         assert {"a[1]", "a[2]"} <= {*found.errors}
+
+
+def test_an_output_that_learns_is_not_matched_with_its_loss():
+    """A pair that goes from S[L] straight to D[L] would leave ∂J/∂a out."""
+    _, _, _, value, slope = activations.sheet()["sigmoid"]
+    output = mc.Activation("sigmoid", value, slope, parameter=1.0, learned="per output")
+    net = make("tanh", output)
+    assert mc.check_gradients(net, X, RNG.random((len(X), 2)), "binary_cross_entropy", entries=True).ok
+    straight = mc.Loss("own", "(z - y) * (z - y)", "2 * (z - y)", outputs="swish",
+                       matched=("(z - y) * (z - y)", "2 * (z - y)"))  # fmt: skip
+    for fixed, matched in ((None, True), ("per layer", False)):
+        assert losses.pair(straight, dataclasses.replace(swish("per layer"), learned=fixed)).matched == matched
 
 
 def test_the_gradient_check_finds_a_wrong_one(spec):
