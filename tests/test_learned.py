@@ -159,6 +159,17 @@ def test_one_step_of_sgd_is_the_gradient_and_decay_and_penalties_leave_it_alone(
     assert (strong.W[1] != none.W[1]).all()
 
 
+def test_a_layer_with_a_rate_of_its_own_has_it_for_its_slopes_too(spec):
+    net = make(spec)
+    one = net.backward(net.forward(X), mc.loss("squared_error")(net.predict(X), Y)[1])
+    before = net.parameters.copy()
+    mc.Trainer(net, "squared_error", mc.SGD(0.1, layers={1: mc.Layer(rate=3.0), 2: mc.Layer(frozen=True)})).step(X, Y)
+    a = net.layout.slopes(before)
+    np.testing.assert_allclose(net.a[1], a[1] - 0.3 * one.a[1], rtol=1e-12)
+    np.testing.assert_array_equal(net.a[2], a[2])
+    np.testing.assert_allclose(net.b[3], net.layout.views(before)[1][3] - 0.1 * one.b[3], rtol=1e-12, atol=1e-15)
+
+
 def test_early_stopping_puts_the_best_slopes_back(spec):
     net = make(spec)
     seen = []
