@@ -74,7 +74,7 @@ class Activation:
             formulas.check("slope", self.slope, ("s", "z"), self.scalars)
         if self.learned and (self.parameter is None or "a" not in formulas.reads(self.value)):
             raise ValueError(
-                f"learned={self.learned!r} needs a value that reads a, and parameter, what a begins with; got value "
+                f"learned={self.learned!r} needs a value that reads a, and a parameter to begin with; got value "
                 f"{self.value!r}, parameter {self.parameter}"
             )
         if not isinstance(self.init, str) or self.init not in INITIAL:
@@ -87,7 +87,7 @@ class Activation:
 
     @functools.cached_property
     def slope_reads_s(self) -> bool:
-        """Whether S must be cached beside Z; of a learned parameter ∂z/∂a reads it, too."""
+        """Whether S must be cached beside Z: for the slope, or for ∂z/∂a where the parameter is learned."""
         return not self.rowwise and (self.learned is not None or "s" in formulas.reads(self.slope))
 
     @functools.cached_property
@@ -115,7 +115,7 @@ class Activation:
 
     @property
     def spec(self) -> tuple[str, float] | tuple[str, float, str] | str:
-        """How a user writes it: the name, with its parameter if it has one, and with how it is learned if one an output."""
+        """The name, `(name, parameter)`, or `(name, parameter, "per output")`: what a user writes."""
         if self.parameter is None:
             return self.name
         return (self.name, self.parameter, self.learned) if self.learned == LEARNED[1] else (self.name, self.parameter)
