@@ -161,6 +161,7 @@ OF_S: dict[str, Callable[[Taylor, Number], Taylor]] = {
     "relu": _pieces(lambda s, a: 0 * s, lambda s, a: s),
     "relu6": lambda s, a: Taylor(mpf(0)) if s.c[0] < 0 else s if s.c[0] < 6 else Taylor(mpf(6)),
     "leaky_relu": _pieces(lambda s, a: a * s, lambda s, a: s),
+    "prelu": _pieces(lambda s, a: a * s, lambda s, a: s),
     "elu": _pieces(lambda s, a: a * _expm1(s), lambda s, a: s),
     "selu": _pieces(lambda s, a: LAMBDA_ALPHA * _expm1(s), lambda s, a: LAMBDA * s),
     "softplus": lambda s, a: softplus(s),
@@ -271,9 +272,10 @@ class Case:
 
 
 CASES = [
-    *(Case(name) for name in OF_S if name not in ("sigmoid", "leaky_relu", "elu")),
+    *(Case(name) for name in OF_S if name not in ("sigmoid", "leaky_relu", "prelu", "elu")),
     *(Case("sigmoid", a) for a in (1.0, 0.3, 4.0)),
     *(Case("leaky_relu", a) for a in (0.01, 0.3, 50.0)),
+    *(Case("prelu", a) for a in (0.25, -0.7, 50.0)),
     *(Case("elu", a) for a in (1.0, 0.3, 50.0)),
     *(Case(name, None, y) for name in ("squared_error", "absolute_error", "log_cosh") for y in (0.0, 0.7)),
     *(Case("huber", q, y) for q in (1.0, 0.1) for y in (0.0, 0.7)),
@@ -312,7 +314,7 @@ def points(case: Case, dtype: str, thin: int) -> Array:
     if case.name in ("huber", "quantile", "absolute_error"):  # not where two pieces meet
         residual = abs(s - number(case.y))
         return s[(residual != 0) & (residual != case.parameter)]
-    return s[s != 0] if case.name in ("relu", "relu6", "leaky_relu", "elu", "selu") else s
+    return s[s != 0] if case.name in ("relu", "relu6", "leaky_relu", "prelu", "elu", "selu") else s
 
 
 @functools.cache

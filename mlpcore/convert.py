@@ -22,6 +22,7 @@ TORCH: dict[str, tuple[str, str | None, dict[str, tuple[Any, ...]]]] = {
     "relu": ("ReLU", None, {}),
     "relu6": ("ReLU6", None, {}),
     "leaky_relu": ("LeakyReLU", "negative_slope", {}),
+    "prelu": ("PReLU", "init", {}),  # whose slope is a weight
     "elu": ("ELU", "alpha", {}),
     "selu": ("SELU", None, {}),
     "softplus": ("Softplus", None, {"beta": (1,), "threshold": (50, 20)}),  # a straight line from there on: 2e-9 off at 20
@@ -41,15 +42,18 @@ def from_torch(make: type[MLP], model: Any) -> MLP:
     """See `MLP.from_torch`."""
     linears: list[Any] = []
     specs: list[Any] = []
+    slopes: list[Any] = []
     for place, module in _modules(model, "model"):
         kind = _kind(module)
         if kind == "Linear":
             linears.append(module)
             specs.append(None)
+            slopes.append(None)
         elif kind in NOTHING or (kind == "Flatten" and not linears and module.start_dim == 1):
             continue
         elif linears and specs[-1] is None:
-            specs[-1] = _spec(module, place)
+            specs[-1] = _spec(module, place, linears[-1].out_features)
+            slopes[-1] = getattr(module, "weight", None)
         else:
             raise ValueError(
                 f"{place}: {module!r} has no place here: from_torch takes a torch.nn.Sequential of Linear layers, each with "
@@ -62,12 +66,12 @@ def from_torch(make: type[MLP], model: Any) -> MLP:
             raise ValueError(f"model: Linear layer {l} gives {one.out_features} numbers, the next takes {other.in_features}")
     matrices = [layer.weight for layer in linears]
     first = [next(i for i, x in enumerate(matrices) if x is weight) for weight in matrices]  # where the matrix stands first
-    W, b = (
+    W, b, a = (
         [None if x is None else inputs.numeric(x.detach(), "model", devices.adopt_on_host) for x in arrays]
-        for arrays in (matrices, [layer.bias for layer in linears])
+        for arrays in (matrices, [layer.bias for layer in linears], slopes)
     )
     return _assembled(
-        make, [w.T for w in W if w is not None], b, [spec or "identity" for spec in specs],
+        make, [w.T for w in W if w is not None], b, a, [spec or "identity" for spec in specs],
         tied={l + 1: owner + 1 for l, owner in enumerate(first) if owner != l}, device=str(matrices[0].device),
     )  # fmt: skip
 
@@ -95,14 +99,17 @@ def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
         yield from _modules(module, f"{place}[{name}]")
 
 
-def _spec(module: Any, place: str) -> Any:
-    """Our activation that equals PyTorch's."""
+def _spec(module: Any, place: str, n: int) -> Any:
+    """Our activation that equals PyTorch's, behind a layer of n outputs."""
+    if _kind(module) == "PReLU" and module.num_parameters not in (1, n):
+        raise ValueError(f"{place}: {module!r} has no place behind {n} outputs: its num_parameters must be 1 or {n}")
     wrong = []
     for name, (kind, argument, settings) in TORCH.items():
         if kind == _kind(module):
             found = [f"{s} must be {' or '.join(map(repr, x))}" for s, x in settings.items() if getattr(module, s) not in x]
             if not found:
-                return name if argument is None else (name, getattr(module, argument))
+                several = (sheet.LEARNED[1],) if kind == "PReLU" and module.num_parameters > 1 else ()
+                return name if argument is None else (name, getattr(module, argument), *several)
             wrong += found
     if wrong:
         raise ValueError(f"{place}: {module!r} has no equal here: {', or '.join(wrong)}")
@@ -131,6 +138,10 @@ def to_torch(net: MLP) -> Any:
         linears[l] = linear
         layers.append(linear)
         layers += _modules_of(torch.nn, net.activations[l], l)
+        if net.a[l] is not None:
+            layers[-1] = torch.nn.PReLU(net.a[l].size, layers[-1].init, device=net.device, dtype=linear.weight.dtype)
+            with torch.no_grad():
+                layers[-1].weight.copy_(torch.from_dlpack(net.a[l]))
     return torch.nn.Sequential(*layers)
 
 
@@ -140,6 +151,7 @@ def _modules_of(nn: Any, activation: Any, l: int) -> list[Any]:
         return []
     kind, argument, settings = TORCH.get(activation.name, ("", None, {}))
     equal = kind and (activation.rowwise or activation.value == sheet.resolve(activation.name).value)
+    equal = equal and (activation.learned is not None) == (kind == "PReLU")
     if not equal or (argument is None and activation.parameter not in (None, 1.0)):
         raise ValueError(f"layer {l}: PyTorch has no module that equals {activation.spec!r}; use mlpcore.torch.Module(net)")
     given = {} if argument is None else {argument: activation.parameter}
@@ -155,13 +167,16 @@ def from_sklearn(make: type[MLP], model: Any, device: str) -> MLP:
     given = model.activation  # a list, one a layer, of mlpcore's own estimators
     hidden = given if isinstance(given, list) else [given] * (len(model.coefs_) - 1)
     names = [SKLEARN.get(x, x) if isinstance(x, str) else x for x in (*hidden, model.out_activation_)]
-    return _assembled(make, model.coefs_, model.intercepts_, names, {}, device)
+    slopes = iter(getattr(model, "slopes_", ()))  # those of mlpcore's own estimators
+    learned = [None if sheet.resolve(name, output=True).learned is None else next(slopes) for name in names]
+    return _assembled(make, model.coefs_, model.intercepts_, learned, names, {}, device)
 
 
 def _assembled(
-    make: type[MLP], W: Sequence[Any], b: Sequence[Any], activations: list[Any], tied: dict[int, int], device: str
-) -> MLP:
-    """A network with these weights (n_{l-1}, n_l) and biases (n_l,); where some layers have no bias, theirs are 0.
+    make: type[MLP], W: Sequence[Any], b: Sequence[Any], a: Sequence[Any], activations: list[Any], tied: dict[int, int],
+    device: str,
+) -> MLP:  # fmt: skip
+    """A network with these weights (n_{l-1}, n_l), biases (n_l,) and learned parameters; biases of layers without are 0.
 
     Of half precision becomes a float32 network.
     """
@@ -170,7 +185,7 @@ def _assembled(
         dtype=np.result_type(W[0].dtype, np.float32), init="zeros", device=device,
     )  # fmt: skip
     flat = np.zeros(net.layout.size, net.dtype)
-    for views, arrays in zip(net.layout.views(flat), (W, b), strict=True):
+    for views, arrays in zip((*net.layout.views(flat), net.layout.slopes(flat)), (W, b, a), strict=True):
         for view, array in zip(views[1:], arrays, strict=True):
             if view is not None and array is not None:
                 view[...] = array

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from mlpcore.backends import device as devices
 from mlpcore.core import backprop, differentials, formulas, inputs
 from mlpcore.core import losses as loss_sheet
-from mlpcore.core.activations import SOFTMAX, Activation, resolve
+from mlpcore.core.activations import SOFTMAX, Activation, bind, resolve
 from mlpcore.core.ops import Buffer
 from mlpcore.core.targets import mixed, row_weights
 from mlpcore.training import plan as planning
@@ -46,6 +46,19 @@ class Cotangent(NamedTuple):
     X: Array
 
 
+class _Direction(NamedTuple):
+    """The views dW, db and da of a flat vector laid out as the parameters."""
+
+    W: tuple[Array, ...]
+    b: tuple[Array, ...]
+    a: tuple[Array, ...]
+
+    @classmethod
+    def of(cls, net: MLP, flat: Array) -> _Direction:
+        """Cut a flat vector."""
+        return cls(*net.layout.views(flat), net.layout.slopes(flat))
+
+
 class _Pass:
     """The arrays of one chunk of rows, cut from one allocation, and the passes over them.
 
@@ -63,7 +76,7 @@ class _Pass:
         self.net, self.X, self.L, self.objective = net, X, net.layout.layers, objective
         self.xp, self.ops = devices.module(net.device), devices.operations(net.device, deterministic=True)()
         self.matched = objective is not None and objective.matched
-        self.activations = list(net.activations)
+        self.activations = list(bind(net.activations, net.store.a))
         if self.matched:
             self.activations[self.L] = IDENTITY  # the loss reads S[L] itself
         itemsize = net.dtype.itemsize
@@ -149,11 +162,12 @@ class _Pass:
         S, Z, _, _ = self.of(m)
         backprop.forward(self.ops, self.net.store.W, self.net.store.b, self.activations, S, Z)
 
-    def tangent(self, m: int, dW: Any, db: Any, moved: bool) -> None:
+    def tangent(self, m: int, along: _Direction | None, moved: bool) -> None:
         """Z of the chunk and its differential; `moved`: whether dZ[0] holds a change of X."""
         S, Z, dS, dZ = self.of(m)
         dZ[0] = dZ[0] if moved else None
-        differentials.forward(self.ops, self.net.store.W, self.net.store.b, self.activations, S, Z, dW, db, dS, dZ)
+        dW, db, da = along or (None, None, None)
+        differentials.forward(self.ops, self.net.store.W, self.net.store.b, self.activations, S, Z, dW, db, dS, dZ, da)
 
     def output(self, m: int) -> Array:
         """Z[L] of the chunk, S[L] if the loss reads that."""
@@ -199,7 +213,8 @@ class _Gradient:
     def __init__(self, work: _Pass) -> None:
         self.work, self.net = work, work.net
         self.vector: Array = work.xp.zeros(work.net.layout.size, work.net.dtype)
-        self.W, self.b = work.net.layout.views(self.vector)
+        self.W, self.b, self.a = _Direction.of(work.net, self.vector)
+        self.activations = bind(work.activations, work.net.store.a, self.a)
         self.begun = False
 
     def add(self, m: int, G: list[Any], D_top: Array | None = None) -> None:
@@ -210,18 +225,21 @@ class _Gradient:
         if D_top is not None:
             work.ops.activation_gradient(D_top, D_top, D_top, IDENTITY, D_top, self.b[-1], self.begun)
         repeats, begun = net.layout.repeats, self.begun
-        backprop.backward(work.ops, net.store.W, work.activations, S, Z, G, D, self.W, self.b, repeats, begun)
+        backprop.backward(work.ops, net.store.W, self.activations, S, Z, G, D, self.W, self.b, repeats, begun)
         self.begun = True
 
-    def add_second(self, m: int, G: list[Any], H: list[Any], dW: Any, moved: bool, D_top: Array | None = None) -> None:
+    def add_second(
+        self, m: int, G: list[Any], H: list[Any], along: _Direction | None, moved: bool, D_top: Array | None = None
+    ) -> None:  # fmt: skip
         """The backward pass behind a tangent, from G[L] and H[L], or from D[L] and from E[L] in the place of Z[L]."""
         work, net = self.work, self.net
         S, Z, dS, dZ = work.of(m)
         D, E = ([*Z[:-1], D_top], [*dZ[:-1], Z[-1]]) if D_top is not None else (Z, dZ)
         dZ = [dZ[0] if moved else None, *dZ[1:]]
+        dW, _, da = along or (None, None, None)
         differentials.backward(
             work.ops, net.store.W, work.activations, S, Z, dS, dZ, G, H, D, E, self.W, self.b, net.layout.repeats, dW,
-            self.begun,
+            self.begun, self.a, da,
         )  # fmt: skip
         self.begun = True
 
@@ -258,13 +276,13 @@ def jvp(net: MLP, X: ArrayLike, dX: ArrayLike | None, dparameters: Any, chunk_ro
     if dX is None and dparameters is None:
         raise ValueError("jvp needs a direction: dX, dparameters, or both")
     along = None if dX is None else _rows(net, dX, net.sizes[0], "dX", len(source))
-    dW, db = (None, None) if dparameters is None else net.layout.views(_vector(net, dparameters, "dparameters"))
+    parameters = None if dparameters is None else _Direction.of(net, _vector(net, dparameters, "dparameters"))
     work = _Pass(net, source, 0, chunk_rows)
     output, change = (_result(net, source, net.sizes[-1]) for _ in range(2))
     for part, m in work.chunks():
         if along is not None:
             work.dZ0 = work.load(along, part, work.arrays["dX"])
-        work.tangent(m, dW, db, along is not None)
+        work.tangent(m, parameters, along is not None)
         _, Z, _, dZ = work.of(m)
         _store(net, output, part, Z[-1])
         _store(net, change, part, dZ[-1])
@@ -290,7 +308,7 @@ def vjp(
             gradient.add(m, G)
         else:
             work.dZ0 = work.load(along, part, work.arrays["dX"])
-            work.tangent(m, None, None, True)
+            work.tangent(m, None, True)
             H = work.flat("H", m)
             H[-1] = work.load(weigh, part, H[-1])
             gradient.add_second(m, G, H, None, True)
@@ -305,12 +323,12 @@ def curvature_product(
     """See `MLP.hvp`; with `exact` False what bends in the network is left out: `MLP.gnvp`."""
     source = _rows(net, X, net.sizes[0], "X")
     targets = _Targets(net, len(source), Y, loss, sample_weight)
-    dW, db = net.layout.views(_vector(net, v, "v"))
+    along = _Direction.of(net, _vector(net, v, "v"))
     work = _Pass(net, source, 2 if exact else 1, chunk_rows, targets.objective)
     gradient = _Gradient(work)
     for part, m in work.chunks():
         y, k = targets.of(part)
-        work.tangent(m, dW, db, False)
+        work.tangent(m, along, False)
         top = work.top[:m]
         work.second(y, k, m, top)
         G = [None, *work.flat("G", m)[1:-1], None if work.matched else top]
@@ -318,7 +336,7 @@ def curvature_product(
         if exact:
             H = work.flat("H", m)
             work.first(y, k, m, None if work.matched else H[-1])
-            gradient.add_second(m, G, H, dW, False, D_top)
+            gradient.add_second(m, G, H, along, False, D_top)
         else:
             gradient.add(m, G, D_top)
     return gradient.vector

@@ -28,7 +28,7 @@ from mlpcore.backends import blas
 from mlpcore.backends import device as devices
 from mlpcore.core import backprop, differentials, formulas, inputs
 from mlpcore.core import losses as loss_sheet
-from mlpcore.core.activations import Activation
+from mlpcore.core.activations import Activation, bind
 from mlpcore.core.optimizers import SGD
 from mlpcore.core.targets import mixed, row_weights
 from mlpcore.mlp import MLP
@@ -191,10 +191,10 @@ def _flat(gradient: Any, size: int) -> Array:
 
 
 def _blocks(net: MLP) -> Iterator[tuple[str, int, int]]:
-    """Name and range in the flat vector of each W[l] and b[l]."""
+    """Name and range in the flat vector of each W[l], b[l] and a[l]."""
     offset = 0
     tied = {tie.layer for tie in net.layout.ties}  # whose matrix is checked where it stands first, with all its uses
-    for letter, views, there in (("W", net.W, tied), ("b", net.b, set())):
+    for letter, views, there in (("W", net.W, tied), ("b", net.b, set()), ("a", net.a, set())):
         for l, view in enumerate(views):
             if view is not None and l not in there:
                 yield f"{letter}[{l}]", offset, offset + view.size
@@ -267,7 +267,8 @@ class _RunningErrors:
             Z.value = t / t.sum(axis=1, keepdims=True)
             Z.error = Z.value * ((1 - Z.value) * 2 * _largest(S) + (t.shape[1] + 8) * EPS) + TINY
         else:
-            found = self.formula(activation.value, activation.scalars, s=S)
+            learned = {name: _Numbers(a, EPS / 2 * np.abs(a)) for name, a in _learned(activation, S.value).items()}
+            found = self.formula(activation.value, activation.scalars, s=S, **learned)
             Z.value, Z.error = found.value, found.error
 
     def formula(self, formula: str, scalars: Mapping[str, float], **arguments: _Numbers) -> _Numbers:
@@ -305,6 +306,11 @@ class _RunningErrors:
         named = {key: np.ascontiguousarray(array).reshape(-1) for key, array in arrays.items()}
         self.ops.map(compiled, {"out": out.reshape(-1), **named}, folded)
         return out
+
+
+def _learned(activation: Activation, s: Array) -> dict[str, Array]:
+    """Return the learned parameter beside each pre-activation, by the name that formulas have for it, if there is one."""
+    return {} if activation.a is None else {"a": np.ascontiguousarray(np.broadcast_to(activation.a, s.shape))}
 
 
 @functools.cache
@@ -402,6 +408,7 @@ class _Checker:
         self.tolerance = tolerance
         self.on_device = net.copy("float64")  # whose gradient it is; the differences are taken on the CPU
         self.net = self.on_device.to("cpu")
+        self.activations = bind(self.net.activations, self.net.a)
         self.theta = self.net.parameters.copy()
         self.X = inputs.contiguous(inputs.matrix(X, net.sizes[0], adopt=devices.adopt_on_host))
         last = self.net.activations[-1]
@@ -555,8 +562,8 @@ class _Checker:
         m = self.rows
         S, Z, dS, dZ = (list[Any]([None, *(np.empty((m, n)) for n in net.sizes[1:])]) for _ in range(4))
         Z[0], dZ[0] = self.X[:m].astype(np.float64), None if dX is None else dX[:m]
-        dW, db = (None, None) if v is None else net.layout.views(v)
-        differentials.forward(self.ops, net.W, net.b, net.activations, S, Z, dW, db, dS, dZ)
+        (dW, db), da = ((None, None), None) if v is None else (net.layout.views(v), net.layout.slopes(v))
+        differentials.forward(self.ops, net.W, net.b, self.activations, S, Z, dW, db, dS, dZ, da)
         steps, longest = [], math.inf
         for l, activation in enumerate(net.activations[1:], 1):
             assert activation is not None
@@ -606,9 +613,11 @@ class _Checker:
         net, objective, signs = self.net, self.objective, [np.zeros((len(X), 0), bool)]
         Z, S = ([_Numbers() for _ in net.sizes] for _ in range(2))
         Z[0] = _Numbers(X, np.zeros_like(X))
-        backprop.forward(self.numbers, net.W, net.b, net.activations, S, Z)  # type: ignore[arg-type]
-        for s, activation, kinks in zip(S, net.activations, self.kinks, strict=True):
-            signs += [self.numbers.evaluate(kink, activation.scalars, {"s": s.value}) > 0 for kink in kinks if activation]
+        backprop.forward(self.numbers, net.W, net.b, self.activations, S, Z)  # type: ignore[arg-type]
+        for s, activation, kinks in zip(S, self.activations, self.kinks, strict=True):
+            if activation is not None:
+                given = {"s": s.value, **_learned(activation, s.value)} if kinks else {}
+                signs += [self.numbers.evaluate(kink, activation.scalars, given) > 0 for kink in kinks]
         if V is not None:
             top = _Numbers(V[part] * Z[-1].value, np.abs(V[part]) * Z[-1].error)
         elif self.loss.rowwise:  # from S[L], as the engine: Z[L] says nothing where it has rounded to 0 or 1

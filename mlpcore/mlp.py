@@ -22,7 +22,7 @@ from mlpcore.core import backprop, inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation
 from mlpcore.core.errors import DeviceUnavailable
-from mlpcore.core.layout import Layout, Parameters, parse_ties
+from mlpcore.core.layout import Layout, Parameters, Tie, parse_ties
 from mlpcore.core.targets import mixed, row_weights
 from mlpcore.derivatives import Cotangent, Tangent
 from mlpcore.formats import model_file, onnx_file
@@ -67,7 +67,7 @@ class Gradient:
 
     Attributes:
         flat: all of it, laid out as `net.parameters`.
-        W, b: views of it, index 0 None.
+        W, b, a: views of it, index 0 None; a[l] None where the activation has no learned parameter.
         X: ∂J/∂X = G[0], (m, n_0), or None.
         D, G: every D[l] = ∂J/∂S[l] and G[l] = ∂J/∂Z[l], (m, n_l), or None unless kept.
     """
@@ -78,10 +78,12 @@ class Gradient:
     X: Array | None
     D: tuple[Array, ...] | None
     G: tuple[Array, ...] | None
+    a: tuple[Array | None, ...] = ()
 
     def __repr__(self) -> str:
         more = [name for name in ("X", "D", "G") if getattr(self, name) is not None]
-        return f"Gradient(flat {self.flat.shape}, W[1] … W[{len(self.W) - 1}], b; {', '.join(more) or 'no X, D, G'})"
+        learned = ", a" if any(a is not None for a in self.a) else ""
+        return f"Gradient(flat {self.flat.shape}, W[1] … W[{len(self.W) - 1}], b{learned}; {', '.join(more) or 'no X, D, G'})"
 
 
 class MLP:
@@ -90,18 +92,22 @@ class MLP:
     Args:
         sizes: widths n_0 … n_L, e.g. `[784, 512, 10]`.
         activations: of the hidden layers: one for all, or a list of L - 1. A name, `(name, parameter)` or `mc.Activation`.
+            "prelu" learns its slope below 0: `("prelu", 0.25)` one for a layer, `("prelu", 0.25, "per output")` one for each
+            output, from the value given (He et al. 2015).
         output: activation of the last layer; also "softmax" and "log_softmax".
         bias: whether layers have a bias.
         tied: layers that share a matrix, or its transpose, with one below: `{4: 1}`, `{4: "1.T"}`. Their biases stay apart.
         dtype: "float32" or "float64".
-        init: "auto" (by activation), "he", "glorot", "lecun", or "zeros". Biases start at 0.
+        init: "auto" (by activation), "he", "glorot", "lecun", or "zeros". Biases start at 0, learned parameters of activations
+            at the value given.
         device: "auto", "cpu", "cuda", "cuda:1".
         seed: of the initial weights, drawn in float64 on the host: equal on every device.
 
     Attributes:
         W, b: tuples of views of `parameters`, index 0 None. `net.W[1][...] = …` writes into the network. A tied W[4] is the
             view W[1].T of the one matrix there is.
-        parameters: the flat vector, all W, then all b.
+        a: a tuple of views of the activations' learned parameters, a[l] (1,) or (n_l,), None where there is none.
+        parameters: the flat vector, all W, then all b, then all a.
         predicts_1d: whether `predict` and `logits` return (m,) in place of (m, 1); a trainer sets it by the Y that it is given.
 
     Raises:
@@ -123,8 +129,9 @@ class MLP:
         seed: int = 0,
     ) -> None:
         widths = _sizes(sizes)
-        self.layout = Layout(widths, inputs.boolean(bias, "bias"), () if tied is None else parse_ties(tied, widths))
-        self.activations = _activations(activations, output, self.layout.layers)
+        self.activations = _activations(activations, output, len(widths) - 1)
+        ties = () if tied is None else parse_ties(tied, widths)
+        self.layout = _layout(widths, inputs.boolean(bias, "bias"), ties, self.activations)
         try:
             self.dtype = np.dtype("" if dtype is None else dtype).newbyteorder("=")
         except (TypeError, ValueError, RecursionError):
@@ -144,6 +151,9 @@ class MLP:
         known = ("auto", *activation_sheet.INITIAL, "zeros")
         inputs.one_of(init, "init", known)
         flat = np.zeros(self.layout.size, self.dtype)
+        for activation, a in zip(self.activations, self.layout.slopes(flat), strict=True):
+            if activation is not None and a is not None:
+                a[...] = activation.parameter
         if init == "zeros":
             return flat
         rng = np.random.default_rng(seed)
@@ -178,7 +188,7 @@ class MLP:
 
     @property
     def parameters(self) -> Array:
-        """The flat vector: all W, then all b."""
+        """The flat vector: all W, then all b, then all a."""
         self.store.exposed = True
         flat: Array = self.store.flat
         return flat
@@ -194,6 +204,12 @@ class MLP:
         """Views of the biases, b[l] (n_l,); b[0], and every one without bias, is None."""
         self.store.exposed = True
         return self.store.b
+
+    @property
+    def a(self) -> tuple[Any, ...]:
+        """Views of the activations' learned parameters, a[l] (1,) or (n_l,); None where there is none."""
+        self.store.exposed = True
+        return self.store.a
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -253,9 +269,8 @@ class MLP:
             S.append(xp.empty_like(Z[l]) if keep else None)
         with np.errstate(all="ignore"):
             pre = [s if s is not None else z for s, z in zip(S, Z, strict=True)]
-            backprop.forward(
-                devices.operations(self.device, deterministic=True)(), self.store.W, self.store.b, activations, pre, Z
-            )
+            bound = activation_sheet.bind(activations, self.store.a)
+            backprop.forward(devices.operations(self.device, deterministic=True)(), self.store.W, self.store.b, bound, pre, Z)
         return Cache(tuple(Z), tuple(S))
 
     def backward(self, cache: Cache, G: ArrayLike, *, input_gradient: bool = False, keep: bool = False) -> Gradient:
@@ -288,7 +303,7 @@ class MLP:
             raise ValueError(f"G must have the output's shape {cache.output.shape}; got {G_L.shape}")
         L = self.layout.layers
         flat = xp.zeros(self.layout.size, self.dtype)
-        dW, db = self.layout.views(flat)
+        (dW, db), da = self.layout.views(flat), self.layout.slopes(flat)
         wanted = [input_gradient or keep, *[True] * L]
         Gs = [xp.empty_like(z) if want else None for z, want in zip(cache.Z, wanted, strict=True)]
         Gs[L] = G_L
@@ -296,9 +311,10 @@ class MLP:
         D: list[Any] = [None] + [xp.empty_like(z) if keep or l == L else Gs[l] for l, z in enumerate(cache.Z) if l]
         S = [s if s is not None else z for s, z in zip(cache.S, cache.Z, strict=True)]
         ops = devices.operations(self.device, deterministic=True)()
-        backprop.backward(ops, self.store.W, self.activations, S, cache.Z, Gs, D, dW, db, self.layout.repeats)
+        bound = activation_sheet.bind(self.activations, self.store.a, da)
+        backprop.backward(ops, self.store.W, bound, S, cache.Z, Gs, D, dW, db, self.layout.repeats)
         kept: Any = (tuple(D), tuple(Gs)) if keep else (None, None)
-        return Gradient(flat, dW, db, Gs[0] if input_gradient else None, *kept)
+        return Gradient(flat, dW, db, Gs[0] if input_gradient else None, kept[0], kept[1], da)
 
     def predict(self, X: ArrayLike, chunk_rows: int | None = None) -> Array:
         """Return Z[L] of the rows of X, computed chunk by chunk: memory does not grow with m beyond the result.
@@ -459,7 +475,7 @@ class MLP:
 
     def header(self) -> dict[str, Any]:
         """What a file says of the network beside its parameters, as far as JSON holds it."""
-        rows = [dataclasses.asdict(activation) for activation in self.activations if activation]
+        rows = [_described(activation) for activation in self.activations if activation]
         ties = {"tied": self.tied} if self.tied else {}
         flat = {"predicts_1d": True} if self.predicts_1d else {}
         return {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows, **ties, **flat}
@@ -518,7 +534,7 @@ class MLP:
             rows = [Activation(**row) for row in header["activations"]]
             tied = {int(layer): what for layer, what in header.get("tied", {}).items()}
             widths = _sizes(header["sizes"])
-            size = Layout(widths, inputs.boolean(header["bias"], "bias"), parse_ties(tied, widths)).size
+            size = _layout(widths, inputs.boolean(header["bias"], "bias"), parse_ties(tied, widths), (None, *rows)).size
             if parameters.shape != (size,):
                 raise ValueError(f"parameters of shape {parameters.shape} for a network of {size}")
             net = cls(
@@ -537,7 +553,8 @@ class MLP:
     def from_torch(cls, model: Any) -> MLP:
         """The network that a `torch.nn.Sequential` of Linear layers and activations is, with its weights copied.
 
-        It predicts what `model.eval()` does: Dropout is left out. A matrix that two layers share is tied, their biases are not.
+        It predicts what `model.eval()` does: Dropout is left out. A matrix that two layers share is tied, their biases and
+        slopes (PReLU) are not.
         Where some layers have a bias and others none, those others get one of 0. It lies where the weights do, in their dtype,
         float32 where that is float16 or bfloat16.
 
@@ -659,9 +676,20 @@ def _sizes(sizes: object) -> tuple[int, ...]:
     return widths
 
 
+def _layout(widths: tuple[int, ...], bias: bool, ties: tuple[Tie, ...], activations: Sequence[Activation | None]) -> Layout:
+    learned = tuple(σ.learned_numbers(n) for n, σ in zip(widths, activations, strict=True) if σ is not None)
+    return Layout(widths, bias, ties, learned if any(learned) else ())
+
+
+def _described(activation: Activation) -> dict[str, Any]:
+    """Return the arguments of an activation, for a file; files of networks without learned parameters say nothing of them."""
+    values = {field.name: getattr(activation, field.name) for field in dataclasses.fields(Activation) if field.init}
+    return values if activation.learned else {name: value for name, value in values.items() if name != "learned"}
+
+
 def _activations(hidden: Any, output: Any, layers: int) -> tuple[Activation | None, ...]:
     one = isinstance(hidden, str | Activation) or (
-        isinstance(hidden, tuple) and len(hidden) == 2 and not isinstance(hidden[1], str | Activation | tuple | list)
+        isinstance(hidden, tuple) and len(hidden) in (2, 3) and not isinstance(hidden[1], str | Activation | tuple | list)
     )
     if one:
         hidden = [hidden] * (layers - 1)

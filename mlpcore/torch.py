@@ -56,7 +56,7 @@ class Module(torch.nn.Module):
 
     Attributes:
         net: the network.
-        flat: a `torch.nn.Parameter`, all W, then all b, in the memory of `net.parameters`.
+        flat: a `torch.nn.Parameter`, all W, all b and all a, in the memory of `net.parameters`.
 
     Raises:
         TypeError: `net` is no `mc.MLP`.

@@ -505,6 +505,40 @@ def test_a_model_with_log_softmax_trains_as_it_does_under_torchs_nll_loss():
     np.testing.assert_allclose(by_hand, gradient, rtol=1e-9, atol=1e-15)
 
 
+def test_learned_slopes_go_to_torch_and_back_and_their_gradients_agree():
+    ours = mc.MLP([4, 6, 5, 2], [("prelu", 0.1, "per output"), ("prelu", -0.2)], ("prelu", 0.4, "per output"), dtype="float64")
+    ours.parameters[...] += 0.3 * np.random.default_rng(0).standard_normal(ours.layout.size)
+    model, X = ours.to_torch(), rows(50)
+    assert [(module.num_parameters, module.init) for module in model[1::2]] == [(6, 0.1), (1, -0.2), (2, 0.4)]
+    output = model(X)
+    np.testing.assert_allclose(output.detach().numpy(), ours.predict(X.numpy()), rtol=1e-13, atol=1e-14)
+    again = mc.MLP.from_torch(model)
+    assert again.activations == ours.activations
+    np.testing.assert_array_equal(again.parameters, ours.parameters)
+    V = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).reshape(output.shape)
+    output.backward(V)
+    mine = ours.backward(ours.forward(X.numpy()), V.numpy())
+    for l, prelu in enumerate(model[1::2], 1):
+        np.testing.assert_allclose(mine.a[l], prelu.weight.grad.numpy(), rtol=1e-12, atol=1e-13)
+        assert not np.shares_memory(again.a[l], prelu.weight.detach().numpy())
+    np.testing.assert_allclose(mine.W[1], model[0].weight.grad.numpy().T, rtol=1e-12, atol=1e-13)
+
+
+def test_a_module_trains_learned_slopes():
+    ours = mc.MLP([4, 6, 2], ("prelu", 0.1, "per output"), seed=1)
+    module, before = Module(ours), ours.a[1].copy()
+    torch.nn.functional.mse_loss(module(rows(50).float()), torch.ones(50, 2)).backward()
+    torch.optim.SGD(module.parameters(), 0.5).step()
+    assert (ours.a[1] != before).all()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_prelu_of_another_width_is_refused(count):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.PReLU(count))
+    with pytest.raises(ValueError, match=r"model\[1\].*num_parameters must be 1 or 3"):
+        mc.MLP.from_torch(model)
+
+
 def test_a_model_with_all_that_may_stand_in_it_predicts_what_eval_does():
     nn = torch.nn
     model = nn.Sequential(
@@ -602,7 +636,9 @@ def test_modules_that_compute_more_than_their_class_does_are_refused_with_their_
         mc.MLP.from_torch(model)
 
 
-@pytest.mark.parametrize("spec", ["exp", ("sigmoid", 2.0), mc.Activation("relu", "s * positive(s)", "positive(z)")], ids=str)
+@pytest.mark.parametrize("spec", ["exp", ("sigmoid", 2.0), mc.Activation("relu", "s * positive(s)", "positive(z)"),
+    mc.Activation("leaky_relu", "maximum(s, 0) + a * minimum(s, 0)", "a + (1 - a) * positive(s)", 0.1, learned="per layer"),
+], ids=str)  # fmt: skip
 def test_what_has_no_equal_in_torch_is_refused_with_its_layer(spec):
     with pytest.raises(ValueError, match=r"layer 2: PyTorch has no module that equals .*mlpcore\.torch\.Module"):
         mc.MLP([2, 3, 1], "relu", spec).to_torch()

@@ -114,7 +114,8 @@ class CudaOps:
         """The arrays of its own that this backend needs for a chunk of up to `rows` rows, for the plan."""
         wide = accumulator(dtype)
         itemsizes = (np.dtype(storage(dtype)).itemsize, np.dtype(wide).itemsize)
-        numbers, counters = launches.partial_sums(rows, sizes[1:], itemsizes, self.device.multiprocessors)
+        learned = {n for n, σ in zip(sizes, activations, strict=True) if σ is not None and σ.a is not None and σ.a.size > 1}
+        numbers, counters = launches.partial_sums(rows, sizes[1:], itemsizes, self.device.multiprocessors, learned)
         columns = Buffer("column weights", (sizes[-1],), wide, "of the loss: by class, or of positive targets")
         return [
             Buffer("partial sums", (numbers,), wide, "of db and J, one for each block"),
@@ -351,17 +352,19 @@ class CudaOps:
         keep = Z is not S and activation.slope_reads_s
         tiled = self._tiles(S, S, Z)
         source = cuda_source.text("bias_activation.cu", cuda_source.activation(activation))
-        instance = f"<{_type(S)}, Formula, {tiled.vector}, {_bool(keep)}>"
+        name, more = "bias_activation", []
+        if activation.a is not None:
+            name, more = f"{name}_learned", [activation.a, np.int32(activation.a.size > 1)]
         if isinstance(activation, Dropped):
-            masks = self.step, self.first, np.uint32(activation.key), np.uint32(activation.threshold)
-            self.launch(source, f"bias_activation_dropout{instance}", tiled.launch, S, b, Z, m, n, *masks)
-        else:
-            self.launch(source, f"bias_activation{instance}", tiled.launch, S, b, Z, m, n)
+            name = f"{name}_dropout"
+            more += [self.step, self.first, np.uint32(activation.key), np.uint32(activation.threshold)]
+        name = f"{name}<{_type(S)}, Formula, {tiled.vector}, {_bool(keep)}>"
+        self.launch(source, name, tiled.launch, S, b, Z, m, n, *more)
 
     def activation_gradient(
         self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False
     ) -> None:
-        """D = G ⊙ σ'(S, Z); db = Σ_rows D, or db += Σ_rows D. D may be G or Z; S, Z and G are otherwise kept."""
+        """D = G ⊙ σ'(S, Z), db = Σ_rows D, da = Σ G ⊙ ∂z/∂a, or db += …, da += …. D may be G or Z; S, Z and G are kept."""
         m, n = Z.shape
         if activation.rowwise:
             launch = launches.row_warps(m, self.device.multiprocessors)
@@ -381,7 +384,8 @@ class CudaOps:
             bend_rowwise(G, H, T, self.xp.exp(Z) if activation.logarithmic else Z, activation.logarithmic)
             self.activation_gradient(T, S, Z, activation, D, db, accumulate)
             return
-        bent = _bent(activation)
+        activation = activation if activation.a is None else activation.bound(activation.a)  # no da is asked for
+        bent = _bent(activation) if activation.a is None else activation.sloped(activation.curvature)
         t, h, d = T.reshape(-1), H.reshape(-1), D.reshape(-1)
         self.map(program("t = t * h", frozenset()), {"t": t, "h": h}, {})
         self.activation_gradient(T, S, Z, bent, T, None)
@@ -403,10 +407,19 @@ class CudaOps:
         m, n = Z.shape
         tiled = self._tiles(Z, *(x for x in (G, S, Z, D) if x is not None))
         source = cuda_source.text("activation_gradient.cu", cuda_source.activation(activation))
-        name = f"activation_gradient<{_type(Z)}, Formula, {tiled.vector}, {launches.THREADS}>"
-        across, down = tiled.launch.grid
-        partials, counters = (None, None) if db is None else self.partials(down * n, across, db.dtype)
-        self.launch(source, name, tiled.launch, G, S, Z, D, db, partials, counters, m, n, np.int32(accumulate))
+        instance = f"<{_type(Z)}, Formula, {tiled.vector}, {launches.THREADS}>"
+        (across, down), a, da = tiled.launch.grid, activation.a, activation.da
+        if da is None:
+            partials, counters = (None, None) if db is None else self.partials(down * n, across, db.dtype)
+        else:
+            one, counts = (down * n, across) if da.size > 1 else (tiled.partials, 1)
+            partials, counters = self.partials(down * n + one, across + counts, da.dtype)
+        given = G, S, Z, D, db, partials, counters, m, n, np.int32(accumulate)
+        if a is None:
+            self.launch(source, f"activation_gradient{instance}", tiled.launch, *given)
+        else:
+            learned = a, da, np.int32(a.size > 1)
+            self.launch(source, f"activation_gradient_learned{instance}", tiled.launch, *given, *learned)
 
     def loss(
         self,

@@ -86,15 +86,25 @@ def _struct(*lines: str) -> str:
     return "\n".join(["struct Formula {", *lines, "};"])
 
 
-@functools.cache
 def activation(sigma: Activation) -> str:
-    """The struct of an activation: `value(s)`, `gradient(g, s, z)` = g σ', and what the latter reads."""
-    slope = "g" if sigma.slope == "1" else f"g * ({sigma.slope})"
-    return _struct(
-        *(f"  static constexpr bool reads_{x} = {str(x in reads(sigma.slope)).lower()};" for x in "sz"),
-        _function("value", "s", "z", sigma.value, sigma.scalars),
-        _function("gradient", "g s z", "d", slope, sigma.scalars),
-    )
+    """The struct of an activation: `value(s)`, `gradient(g, s, z)` = g σ', and what the latter reads.
+
+    Of one that is bound to a learned parameter, both read `a` as well, and `by_parameter(g, s, z, a)` = g ∂z/∂a.
+    """
+    return _activation(sigma, sigma.a is not None)
+
+
+@functools.cache
+def _activation(sigma: Activation, learned: bool) -> str:
+    slope, a = "g" if sigma.slope == "1" else f"g * ({sigma.slope})", " a" if learned else ""
+    read = reads(sigma.slope) | (reads(sigma.by_parameter) if learned else set())
+    functions = [
+        _function("value", f"s{a}", "z", sigma.value, sigma.scalars),
+        _function("gradient", f"g s z{a}", "d", slope, sigma.scalars),
+    ]
+    if learned:
+        functions.append(_function("by_parameter", "g s z a", "d", f"g * ({sigma.by_parameter})", sigma.scalars))
+    return _struct(*(f"  static constexpr bool reads_{x} = {str(x in read).lower()};" for x in "sz"), *functions)
 
 
 @functools.cache

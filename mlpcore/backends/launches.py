@@ -70,8 +70,13 @@ def each(size: int, vector: int) -> Launch:
     return Launch((max(1, -(-size // (THREADS * vector))), 1), (THREADS, 1))
 
 
-def partial_sums(rows: int, widths: Iterable[int], itemsizes: tuple[int, ...], multiprocessors: int) -> tuple[int, int]:
-    """Scratch for the sums of any kernel over up to `rows` rows of these widths: numbers, and counters."""
+def partial_sums(
+    rows: int, widths: Iterable[int], itemsizes: tuple[int, ...], multiprocessors: int, learned: Iterable[int] = ()
+) -> tuple[int, int]:  # fmt: skip
+    """Scratch for the sums of any kernel over up to `rows` rows of these widths: numbers, and counters.
+
+    Layers of the widths in `learned` have a parameter for each output, whose gradient is a second sum over the rows.
+    """
     numbers, counters = 2 * BLOCKS * multiprocessors, 1  # gradient_norm
     for n in set(widths):
         numbers = max(numbers, 2 * n + 128)  # biases on which an epilogue is tried
@@ -79,6 +84,9 @@ def partial_sums(rows: int, widths: Iterable[int], itemsizes: tuple[int, ...], m
             tiled = tiles(rows, n, vector, multiprocessors)
             numbers = max(numbers, tiled.partials + tiled.launch.grid[1] * n)
             counters = max(counters, tiled.launch.grid[0])
+            if n in learned:
+                numbers = max(numbers, 2 * tiled.launch.grid[1] * n)
+                counters = max(counters, 2 * tiled.launch.grid[0])
         for itemsize in itemsizes:
             launch, _ = cross_entropy(rows, n, itemsize, multiprocessors)
             numbers = max(numbers, launch.grid[0] * (1 + n))

@@ -114,7 +114,7 @@ class NumpyOps:
     ) -> list[Buffer]:
         """The arrays of its own that this backend needs for a chunk of up to `rows` rows, for the plan."""
         L, wide, classes = len(sizes) - 1, max(sizes[1:]), sizes[-1]
-        registers = 0
+        registers = shares = 0
         for l, activation in enumerate(activations):
             if activation is None or activation.rowwise or (l == L and objective.matched):
                 continue
@@ -122,7 +122,13 @@ class NumpyOps:
             value = self._value(activation, dtype, in_place=not kept)
             slope = self._slope(activation, dtype, "z")
             count = max(value.registers if value else 0, slope.registers)
-            registers = max(registers, count * min(PIECE, rows * sizes[l]))
+            if activation.a is not None:
+                count = max(count, 1 + self._by_parameter(activation, dtype).registers)
+                piece = _piece_rows(rows, sizes[l]) * sizes[l]
+                shares = max(shares, sizes[l])
+            else:
+                piece = min(PIECE, rows * sizes[l])
+            registers = max(registers, count * piece)
         if objective.output.rowwise and not objective.matched:
             registers = max(registers, rows * classes)
         if not objective.loss.rowwise:
@@ -157,7 +163,10 @@ class NumpyOps:
         if accumulates:
             largest = max(a * b for a, b in itertools.pairwise(sizes))
             buffers.append(Buffer("dW of a chunk", (largest,), dtype, "before it is added to dW"))
+        if accumulates or shares:
             buffers.append(Buffer("db of a chunk", (wide,), dtype, "before it is added to db"))
+        if shares:
+            buffers.append(Buffer("da by output", (shares,), dtype, "before it is added up or added to da"))
         return buffers
 
     def map_scratch(self, program: Program, size: int, dtype: str) -> list[Buffer]:
@@ -218,14 +227,33 @@ class NumpyOps:
             else:
                 self._do(function, *arguments, places[out])
 
-    def _formula(self, compiled: Program, arrays: dict[str, Array], scalars: Mapping[str, float]) -> None:
+    def _formula(self, compiled: Program, arrays: dict[str, Array], activation: Activation) -> None:
         """A program on arrays of one shape, by pieces that stay in cache where the arrays are contiguous."""
         first = next(iter(arrays.values()))
-        constants, flat = self._constants(compiled, scalars, first.dtype), _flat(arrays)
-        if flat is not arrays:
+        constants, flat = self._given(compiled, activation, first.dtype), _flat(arrays)
+        if any(array.ndim for array in constants.values()):
+            for pieces, registers in self._pieces(arrays, compiled.registers):
+                self._run(compiled, {**pieces, **constants}, registers)
+        elif flat is not arrays:
             self.map(compiled, flat, constants)
         else:
             self._run(compiled, {**arrays, **constants}, self._registers(compiled.registers, first.shape, first.dtype))
+
+    def _given(self, compiled: Program, activation: Activation, dtype: Any) -> dict[str, Array]:
+        """Return what a program reads beside the layer's arrays: constants, and the learned parameter, 0-d or (n,)."""
+        constants = self._constants(compiled, activation.scalars, dtype)
+        if activation.a is not None:
+            constants["a"] = activation.a.reshape(()) if activation.a.size == 1 else activation.a
+        return constants
+
+    def _pieces(self, arrays: Mapping[str, Array], registers: int) -> Iterator[tuple[dict[str, Array], list[Array]]]:
+        """Yield matrices of one shape by rows that stay in cache, with so many registers of that size."""
+        first = next(iter(arrays.values()))
+        (m, n), few = first.shape, _piece_rows(*first.shape)
+        own = self._registers(registers, (few, n), first.dtype)
+        for start in range(0, m, few):
+            rows = slice(start, min(m, start + few))
+            yield {name: array[rows] for name, array in arrays.items()}, [register[: rows.stop - start] for register in own]
 
     def _registers(self, count: int, shape: tuple[int, ...], dtype: Any, skip: int = 0) -> list[Array]:
         return list(self._take("registers", (skip + count, *shape), dtype)[skip:])
@@ -290,7 +318,7 @@ class NumpyOps:
         compiled = self._value(activation, S.dtype.name, in_place=Z is S)
         if compiled is None:
             return
-        self._formula(compiled, {"s": S, "z": Z}, activation.scalars)
+        self._formula(compiled, {"s": S, "z": Z}, activation)
         if isinstance(activation, Dropped):
             self._drop(Z, activation.key, activation.threshold)
 
@@ -365,15 +393,29 @@ class NumpyOps:
     def activation_gradient(
         self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False
     ) -> None:
-        """D = G ⊙ σ'(S, Z); db = Σ_rows D, or db += Σ_rows D. D may be G or Z; S, Z and G are otherwise kept."""
+        """D = G ⊙ σ'(S, Z), db = Σ_rows D, da = Σ G ⊙ ∂z/∂a, or db += …, da += …. D may be G or Z; S, Z and G are kept."""
+        if activation.da is not None:
+            self._sum_by_parameter(G, S, Z, activation, accumulate)
         if activation.rowwise:
             (self._log_softmax_gradient if activation.logarithmic else self._softmax_gradient)(G, Z, D)
         else:
             target = "z" if D is Z else "g" if D is G else "d"
             compiled = self._slope(activation, Z.dtype.name, target)
             arrays = {"z": Z, "g": G, "d": D, **({"s": S} if activation.slope_reads_s else {})}
-            self._formula(compiled, arrays, activation.scalars)
+            self._formula(compiled, arrays, activation)
         self._sum_rows(D, db, accumulate)
+
+    def _sum_by_parameter(self, G: Array, S: Array, Z: Array, activation: Activation, accumulate: bool) -> None:
+        """Write Σ_rows G ⊙ ∂z/∂a, summed over the outputs as well where they share a, to `da`, or add it."""
+        compiled, da, n = self._by_parameter(activation, Z.dtype.name), activation.da, Z.shape[1]
+        constants = self._given(compiled, activation, Z.dtype)
+        sums, begun = (da, accumulate) if da.size == n else (self._take("da by output", (n,), Z.dtype), False)
+        for pieces, (product, *registers) in self._pieces({"g": G, "s": S, "z": Z}, 1 + compiled.registers):
+            self._run(compiled, {**pieces, "p": product, **constants}, registers)
+            self._sum_rows(product, sums, begun)
+            begun = True
+        if sums is not da:
+            self._do(_add_up, sums, da, accumulate)
 
     def _softmax_gradient(self, G: Array, Z: Array, D: Array) -> None:
         """D = Z ⊙ (G - Σ_columns G ⊙ Z): the Jacobian of a row of softmax, applied."""
@@ -406,7 +448,7 @@ class NumpyOps:
             arrays = {"z": Z, "g": G, "d": D, "h": H, "t": T, **({"s": S} if activation.slope_reads_s else {})}
             formula = f"g * ({activation.slope}) + h * t * ({activation.curvature})"
             compiled = program(f"{'z' if D is Z else 'd'} = {formula}", frozenset(activation.scalars), Z.dtype.name)
-            self._formula(compiled, arrays, activation.scalars)
+            self._formula(compiled, arrays, activation)
         self._sum_rows(D, db, accumulate)
 
     def scale_rows(self, A: Array, k: Array) -> None:
@@ -651,6 +693,10 @@ class NumpyOps:
         formula = "g" if activation.slope == "1" else f"g * ({activation.slope})"
         return program(f"{target} = {formula}", frozenset(activation.scalars), dtype)
 
+    def _by_parameter(self, activation: Activation, dtype: str) -> Program:
+        """P = G ∂z/∂a."""
+        return program(f"p = g * ({activation.by_parameter})", frozenset(activation.scalars), dtype)
+
     def _loss(self, objective: Objective, dtype: str, in_place: bool) -> tuple[Program, Program]:
         """V = k ℓ and D = k ∂ℓ/∂x, the latter written into x where D is x."""
         scalars = frozenset(dict(objective.scalars))
@@ -698,6 +744,10 @@ def _in_double(v: Array) -> Iterator[Array]:
 
 def _ones_for_zeros(v: Array) -> None:
     v[v == 0] = 1
+
+
+def _add_up(v: Array, total: Array, accumulate: bool) -> None:
+    total[...] = total + v.sum() if accumulate else v.sum()
 
 
 def _accumulate(reduce: Callable[[Array], Any], v: Array, total: Array) -> None:

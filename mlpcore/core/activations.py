@@ -1,19 +1,28 @@
 """Activations: rows of `kernels/activations.def`, or the same formulas given at run time.
 
 z = σ(s),   σ' as a formula in z where it can be, so that Z alone is cached
+
+A parameter a is a constant of the formulas, or learned with the weights (prelu): then it is an array beside s and z, one number
+for a layer or one for each of its outputs, and ∂J/∂a = Σ G ⊙ ∂z/∂a over what shares it.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from mlpcore import kernel_files
 from mlpcore.core import formulas
 from mlpcore.core.errors import unknown
 
 INITIAL = ("he", "glorot", "lecun")
+LEARNED = ("per layer", "per output")  # how many numbers a learned parameter is
+Kind = TypeVar("Kind", bound="Activation")
 
 
 @dataclass(frozen=True)
@@ -25,8 +34,14 @@ class Activation:
         value: z = σ(s), a formula in `s` and, with a parameter, `a`.
         slope: σ', a formula in `z`, `s`, `a`; None: the value's derivative, which for a kink says what `positive` says there.
             One that does without `s` saves the cache of S.
-        parameter: the value of `a`, None without one.
+        parameter: the value of `a`, None without one; of a learned one the initial value.
         init: the variance of initial weights: "he" 2 / n_in, "glorot" 2 / (n_in + n_out) / σ'(0)², "lecun" 1 / n_in.
+        learned: None, or that `a` is trained: "per layer" one number, "per output" one for each output. A trained `a` may come
+            to be any number: value and slope must be right for all of them.
+
+    Attributes:
+        a, da: the arrays of a learned parameter and of its gradient, (1,) or (n_l,), where the activation is `bound` to such;
+            else None, and `parameter` is a constant of the formulas.
 
     Raises:
         ValueError: a formula is not in the common subset of C++ and Python, or reads another variable; says which.
@@ -41,10 +56,15 @@ class Activation:
     parameter: float | None = None
     init: str = "glorot"
     default: float | None = field(default=None, compare=False, repr=False)
+    learned: str | None = None
+    a: Any = field(default=None, init=False, compare=False, repr=False)
+    da: Any = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise TypeError(f"name must be text; got {self.name!r}")
+        if self.learned is not None and self.learned not in LEARNED:
+            raise ValueError(f"learned must be None, {' or '.join(map(repr, LEARNED))}; got {self.learned!r}")
         if self.parameter is not None:
             object.__setattr__(self, "parameter", finite(self.parameter, f"the parameter of {self.name}"))
         if not self.rowwise:
@@ -52,6 +72,11 @@ class Activation:
             if self.slope is None:
                 object.__setattr__(self, "slope", formulas.derive(self.value, "s"))
             formulas.check("slope", self.slope, ("s", "z"), self.scalars)
+        if self.learned and (self.parameter is None or "a" not in formulas.reads(self.value)):
+            raise ValueError(
+                f"learned={self.learned!r} needs a value that reads a, and a parameter to begin with; got value "
+                f"{self.value!r}, parameter {self.parameter}"
+            )
         if not isinstance(self.init, str) or self.init not in INITIAL:
             raise unknown("init", self.init, INITIAL)
 
@@ -67,8 +92,13 @@ class Activation:
 
     @functools.cached_property
     def slope_reads_s(self) -> bool:
-        """Whether S must be cached beside Z."""
-        return not self.rowwise and "s" in formulas.reads(self.slope)
+        """Whether S must be cached beside Z: for the slope, or for ∂z/∂a where the parameter is learned."""
+        return not self.rowwise and (self.learned is not None or "s" in formulas.reads(self.slope))
+
+    @functools.cached_property
+    def by_parameter(self) -> str:
+        """∂z/∂a, a formula in s and a."""
+        return formulas.differentiate(self.value, {"a": "1"})
 
     @functools.cached_property
     def curvature(self) -> str:
@@ -79,15 +109,32 @@ class Activation:
             return curvatures()[self.name]
         return formulas.differentiate(self.slope, {"s": "1", "z": self.slope})
 
-    @property
-    def scalars(self) -> dict[str, float]:
-        """The formula's scalar variables."""
-        return {} if self.parameter is None else {"a": self.parameter}
+    def sloped(self: Kind, slope: str) -> Kind:
+        """Return this activation, on the same learned parameter, with another formula for its slope."""
+        return dataclasses.replace(self, slope=slope).bound(self.a)
 
     @property
-    def spec(self) -> tuple[str, float] | str:
-        """How a user writes it: the name, or the name with its parameter."""
-        return self.name if self.parameter is None else (self.name, self.parameter)
+    def scalars(self) -> dict[str, float]:
+        """The formula's scalar variables; without those of a bound activation, which reads an array in their place."""
+        return {} if self.parameter is None or self.a is not None else {"a": self.parameter}
+
+    @property
+    def spec(self) -> tuple[str, float] | tuple[str, float, str] | str:
+        """The name, `(name, parameter)`, or `(name, parameter, "per output")`: what a user writes."""
+        if self.parameter is None:
+            return self.name
+        return (self.name, self.parameter, self.learned) if self.learned == LEARNED[1] else (self.name, self.parameter)
+
+    def learned_numbers(self, n: int) -> int:
+        """Return how many numbers of a layer of n outputs are learned beside its weights and biases."""
+        return {None: 0, LEARNED[0]: 1, LEARNED[1]: n}[self.learned]
+
+    def bound(self: Kind, a: Any, da: Any = None) -> Kind:
+        """Return this activation on the array of its learned parameter; with `da`, a backward pass writes ∂J/∂a there."""
+        twin = copy.copy(self)
+        object.__setattr__(twin, "a", a)
+        object.__setattr__(twin, "da", da)
+        return twin
 
     def slope_at_zero(self) -> float:
         """|σ'(0)|, which scales glorot weights so that the signal keeps its size at the start; 1 where that says nothing."""
@@ -157,13 +204,14 @@ def names(output: bool = False) -> list[str]:
 
 
 def resolve(spec: object, argument: str = "activations", output: bool = False) -> Activation:
-    """The activation that a user's `"relu"`, `("sigmoid", 2.0)` or `Activation(…)` means.
+    """The activation that a user's `"relu"`, `("sigmoid", 2.0)`, `("prelu", 0.25, "per output")` or `Activation(…)` means.
 
     Raises:
         TypeError, ValueError: names `argument`, the nearest known name, or what is wrong with the parameter.
     """
     own = spec if isinstance(spec, Activation) else None
-    name, parameter = spec if isinstance(spec, tuple | list) and len(spec) == 2 else (own.name if own else spec, None)
+    several = isinstance(spec, tuple | list) and 2 <= len(spec) <= 3
+    name, parameter, *shared = spec if isinstance(spec, tuple | list) and several else (own.name if own else spec, None)
     if not isinstance(name, str):
         raise TypeError(f"{argument} must be a name, (name, parameter) or mc.Activation; got {spec!r}")
     if name in ROWWISE and not output and (own is None or own.rowwise):
@@ -171,14 +219,30 @@ def resolve(spec: object, argument: str = "activations", output: bool = False) -
     if own is not None:
         return own
     if name in ROWWISE:
-        if parameter is not None:
-            raise ValueError(f"{argument}: {name} takes no parameter; got {parameter!r}")
+        if parameter is not None or shared:
+            raise ValueError(f"{argument}: {name} takes no parameter; got {spec!r}")
         return ROWWISE[name]
     if name not in sheet():
         raise unknown(argument, name, names(output))
     init, default, condition, value, slope = sheet()[name]
+    learned = LEARNED[0] if condition == "learned" else None
+    if shared and learned is None:
+        raise ValueError(f"{argument}: {name} has no learned parameter, so it is not {shared[0]!r}; got {spec!r}")
+    if shared and shared[0] not in LEARNED:
+        raise ValueError(f"{argument}: {name} is learned {' or '.join(map(repr, LEARNED))}; got {shared[0]!r}")
     number, default_number = row_parameter(argument, name, parameter, default, condition, "a")
-    return Activation(name, value, slope, number, init, default_number)
+    return Activation(name, value, slope, number, init, default_number, shared[0] if shared else learned)
+
+
+def bind(
+    activations: Sequence[Activation | None], a: Sequence[Any], da: Sequence[Any] | None = None
+) -> tuple[Activation | None, ...]:  # fmt: skip
+    """Return the activations of layers 0 … L, those with a learned parameter on a[l], and on da[l] where it is given."""
+    bound = list(activations)
+    for l, sigma in enumerate(activations):
+        if sigma is not None and sigma.learned:
+            bound[l] = sigma.bound(a[l], None if da is None else da[l])
+    return tuple(bound)
 
 
 def row_parameter(
@@ -191,6 +255,6 @@ def row_parameter(
         return None, None
     standard = formulas.evaluate_scalar(default)
     number = standard if given is None else finite(given, f"{argument}: the parameter of {name}")
-    if not formulas.holds(condition, **{letter: number}):
+    if condition != "learned" and not formulas.holds(condition, **{letter: number}):
         raise ValueError(f"{argument}: the parameter of {name} must satisfy {condition}; got {letter} = {number}")
     return number, standard

@@ -11,27 +11,35 @@ In reverse, for a scalar that depends on Z[L] and on dZ[L], with G[L] and H[L] i
     gradient by W[l]: Z[l-1]ᵀ D[l] + dZ[l-1]ᵀ E[l]        gradient by b[l]: Σ_rows D[l]
     G[l-1] = D[l] W[l]ᵀ + E[l] dW[l]ᵀ                     H[l-1] = E[l] W[l]ᵀ                        l = L … 1
 
+A learned parameter a of σ_l, which changes by da, adds ∂σ/∂a da to dZ and H ⊙ ∂²σ/∂s∂a da to D; the gradient by it is
+Σ G ⊙ ∂σ/∂a + H ⊙ (∂²σ/∂s∂a dS + ∂²σ/∂a² da).
+
 The second block is also the differential of the backward pass: there H is ∂J/∂Z, E is ∂J/∂S, G and D are what these two
 change by along (dW, db), and the gradient is the Hessian's product with that direction. Letters as in `backprop.py`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
-from mlpcore.core.activations import resolve
+from mlpcore.core import formulas
+from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.backprop import Arrays
-from mlpcore.core.ops import Ops
+from mlpcore.core.ops import Array, Ops
 
 IDENTITY = resolve("identity")
 
 
 def forward(
     ops: Ops, W: Arrays, b: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays, dW: Arrays | None, db: Arrays | None,
-    dS: Arrays, dZ: Arrays,
+    dS: Arrays, dZ: Arrays, da: Arrays | None = None,
 ) -> None:  # fmt: skip
-    """Fills S, Z from Z[0], and dS, dZ from dZ[0], dW, db. Where dZ[0] is None X stays, where dW is None the parameters do."""
+    """Fills S, Z from Z[0], and dS, dZ from dZ[0], dW, db, da.
+
+    Where dZ[0] is None X stays, where dW is None the parameters do.
+    """
     for l in range(1, len(W)):
         ops.layer(Z[l - 1], W[l], b[l], activations[l], S[l], Z[l])
         moved = dZ[l - 1] is not None
@@ -44,18 +52,24 @@ def forward(
             dZ[l][...] = dS[l] - (ops.xp.exp(Z[l]) * dS[l]).sum(axis=1, keepdims=True)
         else:
             ops.activation_gradient(dS[l], S[l], Z[l], activations[l], dZ[l], None)
+        if da is not None and da[l] is not None:
+            dZ[l][...] += _product(ops, da[l], S[l], Z[l], activations[l], activations[l].by_parameter)
 
 
 def backward(
     ops: Ops, W: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays, dS: Arrays, dZ: Arrays, G: Arrays, H: Arrays,
     D: Arrays, E: Arrays, gW: Arrays, gb: Arrays, repeats: Sequence[bool], dW: Arrays | None = None, accumulate: bool = False,
+    ga: Arrays | None = None, da: Arrays | None = None,
 ) -> None:  # fmt: skip
-    """Fills D, E, the gradient gW, gb (or adds to it) and G[l], H[l] for l < L from G[L] and H[L]; dS is overwritten.
+    """Fills D, E, the gradient gW, gb, ga (or adds to it) and G[l], H[l] for l < L from G[L] and H[L]; dS is overwritten.
 
     Where G[L] is None D[L] and E[L] are there already; G[0] is left out where it is None, H[0] always.
     """
     for l in range(len(W) - 1, 0, -1):
-        more = accumulate or repeats[l]
+        more, bend = accumulate or repeats[l], None
+        if ga is not None and ga[l] is not None:
+            along = None if da is None else da[l]
+            bend = _by_parameter(ops, activations[l], S[l], Z[l], dS[l], G[l], H[l], along, ga[l], accumulate)
         if G[l] is None:
             ops.activation_gradient(D[l], D[l], D[l], IDENTITY, D[l], gb[l], accumulate)
         else:
@@ -64,6 +78,10 @@ def backward(
                 ops.activation_gradient(G[l], S[l], Z[l], activations[l], D[l], gb[l], accumulate)
             else:
                 ops.curvature(G[l], H[l], dS[l], S[l], Z[l], activations[l], D[l], gb[l], accumulate)
+        if bend is not None:
+            D[l][...] += bend
+            if gb[l] is not None:
+                gb[l][...] += bend.sum(axis=0)
         ops.gemm(Z[l - 1].T, D[l], gW[l], more)
         if dZ[l - 1] is not None:
             ops.gemm(dZ[l - 1].T, E[l], gW[l], True)
@@ -73,3 +91,33 @@ def backward(
                 ops.gemm(E[l], dW[l].T, G[l - 1], True)
         if l > 1:
             ops.gemm(E[l], W[l].T, H[l - 1])
+
+
+def _by_parameter(
+    ops: Ops, sigma: Activation, S: Array, Z: Array, dS: Array, G: Array, H: Array, da: Array | None, ga: Array,
+    accumulate: bool,
+) -> Array | None:  # fmt: skip
+    """Fill the gradient ga by a learned parameter, or add to it; return what D gains as a changes by da, if it does."""
+    mixed, twice = _second_slopes(sigma)
+    total = _product(ops, G, S, Z, sigma, sigma.by_parameter)
+    across = _product(ops, H, S, Z, sigma, mixed)
+    total += across * dS
+    if da is not None:
+        total += _product(ops, H, S, Z, sigma, twice) * da
+    ga[...] = (total.sum(axis=0) if ga.size == Z.shape[1] else total.sum()) + (ga if accumulate else 0)
+    return None if da is None else across * da
+
+
+def _product(ops: Ops, x: Array, S: Array, Z: Array, sigma: Activation, formula: str) -> Array:
+    """Return x ⊙ a formula of an activation's, (m, n_l), in memory of its own."""
+    product = ops.xp.empty_like(Z)
+    product[...] = x
+    ops.activation_gradient(product, S, Z, sigma.sloped(formula), product, None)
+    return product
+
+
+@functools.cache
+def _second_slopes(sigma: Activation) -> tuple[str, str]:
+    """Return ∂²σ/∂s∂a and ∂²σ/∂a², formulas in s and a."""
+    mixed, twice = (formulas.differentiate(sigma.by_parameter, {by: "1"}) for by in "sa")
+    return mixed, twice

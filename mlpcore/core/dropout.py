@@ -12,6 +12,7 @@ Z̃ holds m itself: a dropped entry is -0, a kept one never is. So nothing is st
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -40,6 +41,11 @@ class Dropped(Activation):
 
     def __post_init__(self) -> None:
         """Nothing to check: the formulas come from checked ones."""
+
+    @functools.cached_property
+    def by_parameter(self) -> str:
+        """∂z̃/∂a, a formula in s, a and z̃."""
+        return f"({super().by_parameter}) * kept(z)"
 
 
 def mix(x: int) -> int:
@@ -93,7 +99,9 @@ def behind(
 
 def undropped(sigma: Activation | None) -> Activation | None:
     """The activation without its dropout, if it has one."""
-    return sigma.undropped if isinstance(sigma, Dropped) else sigma
+    if not isinstance(sigma, Dropped) or sigma.undropped is None:
+        return sigma
+    return sigma.undropped.bound(sigma.a, sigma.da) if sigma.learned else sigma.undropped
 
 
 def _dropped(sigma: Activation, rate: float, key: int) -> Dropped:
@@ -101,7 +109,9 @@ def _dropped(sigma: Activation, rate: float, key: int) -> Dropped:
     threshold = min(round(rate * 2**BITS), 2**BITS - 1)
     value = f"{k} * ({sigma.value}) + T(0)"  # which makes a zero +0, whatever its sign was
     slope = f"{k} * ({_slope(sigma, rate)}) * kept(z)"
-    return Dropped(sigma.name, value, slope, sigma.parameter, sigma.init, sigma.default, sigma, key, threshold)
+    return Dropped(
+        sigma.name, value, slope, sigma.parameter, sigma.init, sigma.default, sigma.learned, sigma, key, threshold
+    )  # fmt: skip
 
 
 def _slope(sigma: Activation, rate: float) -> str:

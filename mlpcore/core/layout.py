@@ -1,7 +1,8 @@
-"""The flat vector: all W first, then all b, one contiguous run of numbers with shaped views.
+"""The flat vector: all W first, then all b, then all a, one contiguous run of numbers with shaped views.
 
-    flat = [ W[1] | W[2] | … | W[L] | b[1] | … | b[L] ],   W[l] (n_{l-1}, n_l) row-major,  b[l] (n_l,)
+    flat = [ W[1] | … | W[L] | b[1] | … | b[L] | a[1] | … | a[L] ],   W[l] (n_{l-1}, n_l) row-major,  b[l] (n_l,)
 
+a[l] is the learned parameter of an activation, (1,) or (n_l,); most layers have none.
 Parameters, gradient and each optimizer state share this layout: one update pass, one all-reduce, one file entry. Penalties
 and decay act on the prefix `flat[:weights]`. A tied matrix lies there once: its other uses are views of it, so that their
 gradients add up in one place.
@@ -9,6 +10,7 @@ gradients add up in one place.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,11 +33,13 @@ class Layout:
         sizes: the widths n_0 … n_L.
         bias: whether layers have a bias.
         ties: the layers without a matrix of their own.
+        learned: how many numbers a[1] … a[L] hold; empty where no activation has a learned parameter.
     """
 
     sizes: tuple[int, ...]
     bias: bool = True
     ties: tuple[Tie, ...] = ()
+    learned: tuple[int, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -56,7 +60,7 @@ class Layout:
     @property
     def size(self) -> int:
         """How many numbers the flat vector holds."""
-        return self.weights + (sum(self.sizes[1:]) if self.bias else 0)
+        return self.weights + (sum(self.sizes[1:]) if self.bias else 0) + sum(self.learned)
 
     @property
     def repeats(self) -> tuple[bool, ...]:
@@ -81,6 +85,12 @@ class Layout:
             offset += columns if self.bias else 0
         return tuple(W), tuple(b)
 
+    def slopes(self, flat: Any) -> tuple[Any, ...]:
+        """Return a[l], views of `flat`, index 0 None, and None where the activation has no learned parameter."""
+        edges = [0, *itertools.accumulate(self.learned or (0,) * self.layers)]
+        parts = [slice(self.size - edges[-1] + i, self.size - edges[-1] + j) for i, j in itertools.pairwise(edges)]
+        return (None, *(flat[part] if part.start < part.stop else None for part in parts))
+
     def name(self, position: int) -> str:
         """The entry at a position of the flat vector, in the words of the derivation: `"W[2][0, 3]"`."""
         for l in self.owners:
@@ -88,10 +98,11 @@ class Layout:
             if position < rows * columns:
                 return f"W[{l}][{position // columns}, {position % columns}]"
             position -= rows * columns
-        for l, columns in enumerate(self.sizes[1:], 1):
-            if position < columns:
-                return f"b[{l}][{position}]"
-            position -= columns
+        for letter, lengths in (("b", self.sizes[1:] if self.bias else ()), ("a", self.learned)):
+            for l, length in enumerate(lengths, 1):
+                if position < length:
+                    return f"{letter}[{l}][{position}]"
+                position -= length
         raise IndexError(position)
 
 
@@ -99,8 +110,8 @@ class Parameters:
     """The flat vector of a network on its device, the views of it, and who may have written it.
 
     Attributes:
-        flat: all W, then all b.
-        W, b: views, index 0 None.
+        flat: all W, then all b, then all a.
+        W, b, a: views, index 0 None.
         exposed: whether a user has been handed a view, and may write the parameters at any time.
         writer: the step that wrote or copied them last; None where others have written them since.
     """
@@ -108,6 +119,7 @@ class Parameters:
     def __init__(self, layout: Layout, flat: Any):
         self.flat = flat
         self.W, self.b = layout.views(flat)
+        self.a = layout.slopes(flat)
         self.exposed = False
         self.writer: object = None
 

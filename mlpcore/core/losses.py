@@ -315,12 +315,13 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
         raise ValueError(f"loss {loss.name!r} needs output {needed}; the network has {output.name!r}")
     if loss.rowwise:
         return Objective(loss, output, True, "", "", ())
-    standard = activations.sheet().get(output.name, [])[3:] == [output.value, output.slope]
+    fixed = output.learned is None  # D from S[L] has no place for the gradient by a learned parameter
+    standard = fixed and activations.sheet().get(output.name, [])[3:] == [output.value, output.slope]
     if loss.binary and loss.options:
         return _weighed(loss, output, standard)
     most = {} if loss.most is None else {"most": loss.most}
     scalars = tuple({**output.scalars, **loss.scalars, **most}.items())
-    own_pair = loss.matched if output.name == loss.outputs else None
+    own_pair = loss.matched if output.name == loss.outputs and fixed else None
     row, curvature = own_pair, ""
     if sheet().get(loss.name, [])[3:] == [loss.value, loss.slope] and own_pair is None:
         row = matched().get((loss.name, output.name)) if standard else None

@@ -104,7 +104,10 @@ class Ops(Protocol):
     def activation_gradient(
         self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False
     ) -> None:
-        """D = G ⊙ σ'(S, Z); db = Σ_rows D, or db += Σ_rows D. D may be G or Z; S, Z and G are otherwise kept."""
+        """D = G ⊙ σ'(S, Z); db = Σ_rows D, or db += Σ_rows D. D may be G or Z; S, Z and G are otherwise kept.
+
+        Where the activation is bound to a `da`: da = Σ G ⊙ ∂z/∂a over the rows, and over the outputs if they share a, or +=.
+        """
 
     def curvature(
         self, G: Array, H: Array, T: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None,
@@ -112,7 +115,7 @@ class Ops(Protocol):
     ) -> None:  # fmt: skip
         """D = G ⊙ σ' + H ⊙ T ⊙ σ'', the derivative of ⟨H, σ' ⊙ T⟩ beside G's; db as in `activation_gradient`.
 
-        Behind a softmax, whose slope mixes a row, likewise. D may be Z. T is overwritten.
+        Behind a softmax, whose slope mixes a row, likewise. D may be Z. T is overwritten. No `da` is written.
         """
 
     def scale_rows(self, A: Array, k: Array) -> None:

@@ -316,12 +316,13 @@ class _Span(NamedTuple):
 
 
 def segments(layout: Layout, layers: Mapping[int, Layer]) -> list[Segment]:
-    """Return the parts of the flat vectors that are updated alike, in order; weights, then biases, where `layers` is empty."""
+    """Return the parts of the flat vectors that are updated alike, in order: weights and the rest where `layers` is empty."""
     size, n = layout.size, layout.weights
     parts = [Segment(0, n, True, Layer()), Segment(n, size, False, Layer())]
     if layers:
-        W, b = layout.views(_Span(0, size))
-        owned = [(l, W[l], True) for l in layout.owners] + [(l, b[l], False) for l in range(1, layout.layers + 1)]
+        (W, b), a = layout.views(_Span(0, size)), layout.slopes(_Span(0, size))
+        owned = [(l, W[l], True) for l in layout.owners]
+        owned += [(l, views[l], False) for views in (b, a) for l in range(1, layout.layers + 1)]
         parts = [
             Segment(span.start, span.stop, weights, layers.get(l, Layer())) for l, span, weights in owned if span is not None
         ]

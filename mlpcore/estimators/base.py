@@ -194,7 +194,7 @@ class Estimator(BaseEstimator, ABC):
                 self._fit_lbfgs(net, X, Y, training, random)
             else:
                 self._fit_stochastic(net, X, y, Y, weights, training, given, validation, random, first, incremental)
-        if not all(np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_)):
+        if not all(np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_, *self.slopes_)):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be"
                 " preprocessed."
@@ -209,6 +209,7 @@ class Estimator(BaseEstimator, ABC):
         """Initial weights, drawn layer by layer, W before b."""
         for name in ("_net", "_trainer", "_optimizer", "_saved", "loss_curve_", *VALIDATED):
             self.__dict__.pop(name, None)
+        self.slopes_: list[Array] = []  # learned parameters of activations, as the network begins with them
         self.n_iter_ = self.t_ = 0
         self.n_layers_ = len(units)
         self.out_activation_ = self._out_activation()
@@ -451,7 +452,7 @@ class Estimator(BaseEstimator, ABC):
         return there if self.device == "auto" and there != "cpu" else devices.choose(self.device)
 
     def _network(self, device: str | None = None) -> MLP:
-        """The network of `coefs_` and `intercepts_` as they are now; on the CPU they become views of its parameters."""
+        """The network of `coefs_`, `intercepts_`, `slopes_` as they are now; on the CPU they become views of its parameters."""
         arrays = (*self.coefs_, *self.intercepts_)
         sizes = [len(w) for w in self.coefs_] + [len(self.intercepts_[-1])]
         dtype = "float32" if all(array.dtype == np.float32 for array in arrays) else "float64"
@@ -459,13 +460,17 @@ class Estimator(BaseEstimator, ABC):
         hidden = [activation_sheet.resolve(ours(name), "activation") for name in self._hidden(len(sizes) - 2)]
         wanted = (sizes, dtype, hidden, device or (net and net.device))
         if net is not None and (list(net.sizes), net.dtype.name, list(net.activations[1:-1]), net.device) == wanted:
-            if net.device == "cpu" and all(mine is its for mine, its in zip(arrays, (*net.W[1:], *net.b[1:]), strict=True)):
+            views = (*net.W[1:], *net.b[1:], *_learned(net))
+            if net.device == "cpu" and [*map(id, (*arrays, *self.slopes_))] == [*map(id, views)]:
                 return net
         else:
             output = ours(self.out_activation_)
             net = MLP(sizes, hidden, output, dtype=dtype, init="zeros", device=device or self._usable())
             self._net = net
-        flat = np.concatenate([np.ravel(array) for array in arrays]).astype(dtype, copy=False)
+        slopes = [devices.to_host(net.device, a) for a in _learned(net)]
+        if [a.shape for a in self.slopes_] == [a.shape for a in slopes]:
+            slopes = self.slopes_
+        flat = np.concatenate([np.ravel(array) for array in (*arrays, *slopes)]).astype(dtype, copy=False)
         net.store.write(devices.to_device(net.device, flat))
         if net.device == "cpu":
             self._show(net)
@@ -480,9 +485,10 @@ class Estimator(BaseEstimator, ABC):
             return "cpu"
 
     def _show(self, net: MLP) -> None:
-        """The network's parameters as `coefs_` and `intercepts_`: views on the CPU, copies from a GPU."""
+        """The network's parameters as `coefs_`, `intercepts_`, `slopes_`: views on the CPU, copies from a GPU."""
         self.coefs_[:] = [devices.to_host(net.device, w) for w in net.W[1:]]
         self.intercepts_[:] = [devices.to_host(net.device, b) for b in net.b[1:]]
+        self.slopes_[:] = [devices.to_host(net.device, a) for a in _learned(net)]
 
     def __getstate__(self) -> dict[str, Any]:
         state = {key: value for key, value in super().__getstate__().items() if key not in ("_net", "_trainer")}
@@ -554,6 +560,11 @@ def _scipy_alone() -> AbstractContextManager[object]:
     pools = threadpoolctl.ThreadpoolController()
     own = [pool.filepath for pool in pools.lib_controllers if "scipy.libs" in pool.filepath]
     return pools.select(filepath=own).limit(limits=1)
+
+
+def _learned(net: MLP) -> list[Any]:
+    """Return the learned parameters of the activations, layer by layer."""
+    return [a for a in net.a if a is not None]
 
 
 def ours(activation: Any) -> Any:

@@ -55,7 +55,8 @@ class MLPClassifier(ClassifierMixin, Estimator):
             `sample_weight`; a list of such for many labels.
         loss: "log_loss", or a loss of the engine's that its output, softmax or sigmoid, allows.
 
-    The parameters that are not listed here, and all attributes, are scikit-learn's.
+    The parameters that are not listed here, and all attributes but `slopes_`, are scikit-learn's. `slopes_` lists the learned
+    parameters of activations ("prelu"), (1,) or (n_l,) for each layer that has some.
     """
 
     hidden_layer_sizes: Any = (100,)

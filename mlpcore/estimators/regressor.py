@@ -26,7 +26,8 @@ class MLPRegressor(RegressorMixin, Estimator):
         hidden_layer_sizes, activation, dropout, device, precision, memory_limit, scoring, callbacks, progress: as in
             `MLPClassifier`.
 
-    The parameters that are not listed here, and all attributes, are scikit-learn's.
+    The parameters that are not listed here, and all attributes but `slopes_`, are scikit-learn's. `slopes_` lists the learned
+    parameters of activations ("prelu"), (1,) or (n_l,) for each layer that has some.
     """
 
     loss: Any = "squared_error"

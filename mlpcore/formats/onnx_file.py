@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpcore.core.activations import Activation
+from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.formulas import program, reads
 from mlpcore.core.layout import Layout
 from mlpcore.formats.atomic import replacing
@@ -144,7 +144,7 @@ def _network(
         array = rows[name]
         return z if array is None else graph.node(op, z, graph.array(name, array))
 
-    W, b = layout.views(parameters)
+    (W, b), a = layout.views(parameters), layout.slopes(parameters)
     ties = {tie.layer: tie for tie in layout.ties}
     z = shifted(shifted("X", "Sub", "mean"), "Div", "scale")
     for l in range(1, layout.layers + 1):
@@ -153,7 +153,7 @@ def _network(
         owner = f"W{tie.owner}" if tie else graph.array(f"W{l}", W[l])
         bias = [graph.array(f"b{l}", b[l])] if layout.bias else []
         s = graph.node("Gemm", z, owner, *bias, out=f"S{l}", transB=int(tie is not None and tie.transposed))
-        z = _activation(graph, activation, s)
+        z = _activation(graph, activation if a[l] is None else activation.bound(a[l]), s, f"a{l}")
     z = shifted(shifted(z, "Mul", "target_scale"), "Add", "target_mean")
     graph.node("Identity", z, out="Z")
 
@@ -169,12 +169,16 @@ def _log_softmax(graph: _Graph, s: str) -> str:
     return node("Sub", below, graph.call("log1p", node("Add", others, ties)))
 
 
-def _activation(graph: _Graph, activation: Activation, s: str) -> str:
+def _activation(graph: _Graph, activation: Activation, s: str, a: str) -> str:
+    """The name of σ(s), with a learned parameter as an array of the name `a`."""
     if activation.rowwise:
         return _log_softmax(graph, s) if activation.logarithmic else graph.node("Softmax", s, axis=1)
+    learned = {} if activation.a is None else {"a": graph.array(a, activation.a)}
+    if learned and activation.value == resolve("prelu").value:
+        return graph.node("PRelu", s, a)
     compiled = program(f"z = {activation.value}", frozenset(activation.scalars), graph.dtype.name)
     numbers = {key: graph.number(value) for key, value in compiled.fold(activation.scalars).items()}
-    places = {"s": s, **numbers}  # what a variable or register holds by now
+    places = {"s": s, **numbers, **learned}  # what a variable or register holds by now
     for function, operands, out in compiled.steps:
         places[out] = graph.call(function, *(places[name] for name in operands))
     z = places["z"]

@@ -257,8 +257,9 @@ class GraphStep(PlannedStep):
         scale, J = self.kernels.scalar(Scalar.SCALE), self.kernels.scalar(Scalar.LOSS)
         dW, db = self.layout.views(self.gradient)
         self.chunk = SlotChunk(
-            inputs, self.ops, W, self.b, self.activations, self.objective, dW, db, buffers, scale, J, self.layout.repeats
-        )
+            inputs, self.ops, W, self.b, self._bound(self.gradient), self.objective, dW, db, buffers, scale, J,
+            self.layout.repeats,
+        )  # fmt: skip
         self.ops.control, self.ops.step = self.kernels.control, self.kernels.slot
         self.ops.gain = self.kernels.scalar(Scalar.GAIN) if self.scaled else None
         if inputs.host:

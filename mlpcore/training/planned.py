@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlpcore.core import dropout
-from mlpcore.core.activations import Activation
+from mlpcore.core.activations import Activation, bind
 from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
@@ -67,7 +67,7 @@ class PlannedStep(ABC):
         optimizer: Optimizer, settings: Settings, new_ops: Callable[[], Ops],
     ) -> None:  # fmt: skip
         self.layout, self.store, self.parameters = layout, store, store.flat
-        self.activations = dropout.behind(activations, settings.dropout, settings.seed)
+        self.activations = bind(dropout.behind(activations, settings.dropout, settings.seed), store.a)
         self.objective, self.optimizer, self.settings, self.new_ops = objective, optimizer, settings, new_ops
         self.ops = new_ops()
         self.dtype = str(store.flat.dtype)
@@ -240,13 +240,20 @@ class PlannedStep(ABC):
         if bad:
             return min(bad)
         self.loss_and_gradient(batch, plan)
-        dW, db = self.layout.views(self._to_host(self.gradient))
+        gradient = self._to_host(self.gradient)
+        (dW, db), da = self.layout.views(gradient), self.layout.slopes(gradient)
         for l in range(self.layout.layers, 0, -1):
             if not (np.isfinite(dW[l]).all() and (db[l] is None or np.isfinite(db[l]).all())):
+                return l
+            if da[l] is not None and not np.isfinite(da[l]).all():
                 return l
         return None
 
     # -- the plan --
+
+    def _bound(self, gradient: Array) -> tuple[Activation | None, ...]:
+        """The activations, whose learned parameters' gradients go to a flat gradient."""
+        return bind(self.activations, self.store.a, self.layout.slopes(gradient))
 
     def fit_buffers(self, rows: int, best: bool) -> list[Buffer]:
         """What `fit` needs beside the step: the order of so many rows, and the best parameters if they are kept."""
@@ -259,7 +266,8 @@ class PlannedStep(ABC):
         Raises:
             MemoryError: `memory_limit` cannot be kept even with chunks of one row; prints the largest buffers.
         """
-        fixed: Parts = {"parameters": [Buffer("parameters", (self.layout.size,), self.dtype, "W[1] … W[L], b[1] … b[L]")]}
+        what = "W[1] … W[L], b[1] … b[L]" + (", a[1] … a[L]" if self.layout.learned else "")
+        fixed: Parts = {"parameters": [Buffer("parameters", (self.layout.size,), self.dtype, what)]}
         fixed["state"] = self._state_buffers()
         if reserved:
             fixed["fit"] = list(reserved)

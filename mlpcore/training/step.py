@@ -207,7 +207,8 @@ class Step(PlannedStep):
             sum_ = program("g = g + h", frozenset())
             self.additions.append(self._record_lanes(sum_, {"g": self.gradient, "h": gradient}, {}))
         dW, db = self.layout.views(gradient)
-        worker = Worker(ops, self.W, self.b, self.activations, self.objective, dW, db, arrays, self.scale, self.layout.repeats)
+        activations = self._bound(gradient)
+        worker = Worker(ops, self.W, self.b, activations, self.objective, dW, db, arrays, self.scale, self.layout.repeats)
         self.workers.append(worker)
 
     # -- the step --

@@ -35,16 +35,18 @@ def through(activation, s):
         e = np.exp(s)
         total = e.sum(axis=1, keepdims=True)
         return s - np.log(total) if activation.name == "log_softmax" else e / total
-    return value(activation.value, s=s, **activation.scalars)
+    learned = {} if activation.a is None else {"a": activation.a}
+    return value(activation.value, s=s, **activation.scalars, **learned)
 
 
 def forward(net, theta, X):
     """Z[L], and every pre-activation."""
     W, b = net.layout.views(theta)
+    bound = activations.bind(net.activations, net.layout.slopes(theta))
     Z, S = X, []
     for l in range(1, len(W)):
         S.append(Z @ W[l] + (0 if b[l] is None else b[l]))
-        Z = through(net.activations[l], S[-1])
+        Z = through(bound[l], S[-1])
     return Z, S
 
 

@@ -12,6 +12,13 @@ from mlpcore.core import activations, formulas
 
 plain = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "test_backprop.py")))
 ROWS = plain.ROWS
+
+
+def learned(how):
+    """An activation whose derivatives by s, by a and by both differ from one another and from 0."""
+    return mc.Activation("bent", "tanh(a * s) + a * a * s", "a * (1 - tanh(a * s) * tanh(a * s)) + a * a", 0.7, learned=how)
+
+
 NETS = [
     ([3, 5, 4, 3], ["tanh", "gelu"], "identity", {}),
     ([3, 4, 3, 2], ["sigmoid", "elu"], "softmax", {}),
@@ -20,6 +27,9 @@ NETS = [
     ([3, 3, 3, 3], ["tanh", ("sigmoid", 2.0)], "softmax", {"tied": {3: 1, 2: "1.T"}}),
     ([2, 3], [], "tanh", {}),
     ([3, 4, 3], ["softplus"], "log_softmax", {}),
+    ([3, 4, 3, 2], [learned("per output"), learned("per layer")], "identity", {}),
+    ([3, 4, 4, 3], ["tanh", learned("per output")], "softmax", {"bias": False}),
+    ([4, 3, 4], [learned("per layer")], learned("per output"), {"tied": {2: "1.T"}}),
 ]
 
 
@@ -231,7 +241,7 @@ def test_formulas_are_differentiated_symbolically(text):
 
 def test_what_is_made_of_straight_lines_has_no_curvature():
     assert [name for name in plain.HIDDEN if activations.resolve(name).curvature == "0"] == [
-        "identity", "relu", "relu6", "leaky_relu", "hard_tanh",
+        "identity", "relu", "relu6", "leaky_relu", "prelu", "hard_tanh",
     ]  # fmt: skip
     assert formulas.differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"
 

@@ -40,15 +40,33 @@ def test_views_share_the_vectors_memory_and_are_row_major(sizes, bias):
     assert flat.sum() == sum(i * x.size for i, x in enumerate([*W[1:], *(x for x in b[1:] if x is not None)], 1))
 
 
-@given(SIZES, st.booleans())
-def test_the_name_of_an_entry_leads_to_that_entry(sizes, bias):
-    layout = Layout(sizes, bias)
-    W, b = layout.views(np.arange(layout.size))
+@given(SIZES, st.booleans(), st.data())
+def test_learned_parameters_stand_behind_all_else(sizes, bias, data):
+    learned = tuple(data.draw(st.sampled_from([0, 1, n])) for n in sizes[1:])
+    layout, without = Layout(sizes, bias, learned=learned), Layout(sizes, bias)
+    flat = np.arange(layout.size)
+    a = layout.slopes(flat)
+    assert [None if x is None else x.size for x in a] == [None, *(n or None for n in learned)]
+    assert layout.weights == without.weights
+    found = np.concatenate([flat[: without.size], *(x for x in a if x is not None)])
+    np.testing.assert_array_equal(found, flat)
+    for view, same in zip(layout.views(flat), without.views(flat), strict=True):
+        assert all(x is y is None or np.array_equal(x, y) for x, y in zip(view, same, strict=True))
+    assert without.slopes(flat) == (None,) * len(sizes)
+
+
+@given(SIZES, st.booleans(), st.data())
+def test_the_name_of_an_entry_leads_to_that_entry(sizes, bias, data):
+    layout = Layout(sizes, bias, learned=tuple(data.draw(st.sampled_from([0, 1, n])) for n in sizes[1:]))
+    flat = np.arange(layout.size)
+    (W, b), a = layout.views(flat), layout.slopes(flat)
     names = [layout.name(i) for i in range(layout.size)]
-    assert [eval(name, {"W": W, "b": b}) for name in names] == list(range(layout.size))
+    assert [eval(name, {"W": W, "b": b, "a": a}) for name in names] == list(range(layout.size))
 
 
 def test_a_position_past_the_end_has_no_name():
     with pytest.raises(IndexError):
         Layout((2, 3)).name(9)
     assert Layout((2, 3)).name(8) == "b[1][2]"
+    with pytest.raises(IndexError):
+        Layout((2, 3), bias=False).name(6)

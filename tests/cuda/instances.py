@@ -38,6 +38,14 @@ def dropped_activations() -> list[Activation]:
     return [sigma for sigma in dropout.behind((None, *some), (0.4,) * len(some), 7) if sigma]
 
 
+def learned_activations() -> list[Activation]:
+    """Activations on a learned parameter: whose formulas are straight lines, a user's, and one with dropout behind it."""
+    slope = "a * (1 - tanh(a * s) * tanh(a * s)) + a * a"
+    own = Activation("own", "tanh(a * s) + a * a * s", slope, 1.0, learned="per output")
+    some = [activations.resolve("prelu"), own, dropout.behind((None, activations.resolve("prelu")), (0.4,), 7)[1]]
+    return [sigma.bound(np.full(1, sigma.parameter)) for sigma in some if sigma]
+
+
 def every_objective() -> list[Objective]:
     """Each elementwise loss behind each output that matches it, and after an output that does not."""
     found = [losses.pair(losses.resolve(name), activations.resolve(output)) for name, output in losses.matched()]
@@ -73,13 +81,14 @@ def update_source(name: str) -> str:
 
 
 def every_instance() -> Iterator[tuple[str, str]]:
-    for sigma in (*every_activation(), *dropped_activations()):
-        behind = "_dropout" if isinstance(sigma, dropout.Dropped) else ""
+    for sigma in (*every_activation(), *dropped_activations(), *learned_activations()):
+        learned = "_learned" if sigma.a is not None else ""
+        behind = learned + ("_dropout" if isinstance(sigma, dropout.Dropped) else "")
         formula = cuda_source.activation(sigma)
         value, gradient = (cuda_source.text(file, formula) for file in ("bias_activation.cu", "activation_gradient.cu"))
         for T, entry in STORAGE.items():
             for V in widths(entry):
-                yield gradient, f"activation_gradient<{T}, Formula, {V}, 256>"
+                yield gradient, f"activation_gradient{learned}<{T}, Formula, {V}, 256>"
                 for keep in {False, sigma.slope_reads_s}:
                     yield value, f"bias_activation{behind}<{T}, Formula, {V}, {str(keep).lower()}>"
     for objective in every_objective():

@@ -29,6 +29,7 @@ from tests.cuda.instances import (
     every_activation,
     every_instance,
     every_objective,
+    learned_activations,
     update_source,
 )
 from tests.cuda.trial import COMPUTE, EPSILON, NAMES, close, computed, fresh, launch, read, stored, try_out
@@ -254,6 +255,105 @@ def test_activation_gradient_on_awkward_shapes_and_grids(m, n, T):
         close(db, d.sum(axis=0), COMPUTE[T], 4, abs(d).sum(axis=0))
         kept = gradient(sigma, T, G, None, Z, None, np.ones(n, np.float32), True, grid)[4]
         close(kept, 1 + d.sum(axis=0), COMPUTE[T], 4, 1 + abs(d).sum(axis=0))
+
+
+# -- learned parameters ----------------------------------------------------------------------------------------------------
+
+
+def learned_gradient(sigma, T, G, S, Z, D, db, da, accumulate, grid):
+    m, n = Z.shape
+    across, down = grid.grid
+    each = sigma.a.size > 1
+    source = cuda_source.text("activation_gradient.cu", cuda_source.activation(sigma))
+    scratch = fresh(down * n + (down * n if each else across * down), COMPUTE[T])
+    counters = np.zeros(across + (across if each else 1), np.uint32)
+    name = f"activation_gradient_learned<{T}, Formula, {vector(T, n)}, 256>"
+    given = G, S, Z, D, db, scratch, counters, m, n, np.int32(accumulate), computed(sigma.a, T), da, np.int32(each)
+    after = launch(source, name, grid, *given)
+    return after[3], after[4], after[11]
+
+
+def by_parameter(sigma, s):
+    """∂z/∂a, by hand."""
+    if sigma.name == "prelu":
+        return np.minimum(s, 0)
+    return s * (1 - np.tanh(sigma.a * s) ** 2) + 2 * sigma.a * s
+
+
+def of_columns(sigma, n, each, random):
+    return sigma.bound(random.uniform(-1.5, 1.5, n if each else 1).astype(np.float32).astype(np.float64))
+
+
+@pytest.mark.parametrize("T", TYPES)
+@pytest.mark.parametrize("each", [False, True], ids=["per layer", "per output"])
+@pytest.mark.parametrize("sigma", learned_activations()[:2], ids=lambda sigma: sigma.name)
+def test_a_learned_parameter_is_read_from_memory_and_da_is_the_sum_over_what_shares_it(sigma, each, T):
+    m, n, random = 603, 16, rng(11)
+    sigma = of_columns(sigma, n, each, random)
+    S, G = (stored(random.standard_normal((m, n)), T) for _ in range(2))
+    b, grid = computed(random.standard_normal(n), T), launches.tiles(m, n, vector(T, n), 2).launch
+    assert grid.grid[1] > 1
+    source = cuda_source.text("bias_activation.cu", cuda_source.activation(sigma))
+    name = f"bias_activation_learned<{T}, Formula, {vector(T, n)}, true>"
+    kept, _, Z = launch(source, name, grid, S, b, fresh((m, n), T), m, n, computed(sigma.a, T), np.int32(each))[:3]
+    s = read(S, T) + b
+    close(kept, s, T, 1)
+    close(Z, value(sigma, s), T, 8, 1 + abs(s))
+    g, s, z = (read(x, T) for x in (G, kept, Z))
+    d, share = gradient_of(sigma, g, s, z), g * by_parameter(sigma, s)
+    da, size = (f(share).sum(axis=0) if each else f(share).sum(keepdims=True).ravel() for f in (np.asarray, abs))
+    D, db, found = learned_gradient(
+        sigma, T, G, kept, Z, fresh((m, n), T), fresh(n, COMPUTE[T]), fresh(da.shape, COMPUTE[T]), False, grid
+    )
+    close(D, d, T, 8, 8 * abs(g))
+    close(db, d.sum(axis=0), COMPUTE[T], 8, 8 * abs(g).sum(axis=0))
+    close(found, da, COMPUTE[T], 8, 8 * size)
+    before = computed(random.standard_normal(da.shape), T)
+    _, none, added = learned_gradient(sigma, T, G, kept, Z, G, None, before, True, grid)
+    assert none is None
+    close(added, before + da, COMPUTE[T], 8, 8 * size + 1)
+    assert learned_gradient(sigma, T, G, kept, Z, Z, None, None, False, grid)[0].tobytes() == D.tobytes()
+
+
+@pytest.mark.parametrize("T", ["float", "half_t"])
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_learned_parameters_on_awkward_shapes_and_grids(m, n, T):
+    random = rng(12, m, n)
+    S, G = (stored(random.standard_normal((m, n)), T) for _ in range(2))
+    for each in (False, n > 1):
+        sigma = of_columns(learned_activations()[0], n, each, random)
+        share = read(G, T) * np.minimum(read(S, T), 0)
+        da, size = (f(share).sum(axis=0) if each else f(share).sum(keepdims=True).ravel() for f in (np.asarray, abs))
+        for grid in grids(m, n, vector(T, n)):
+            D, db, found = learned_gradient(
+                sigma, T, G, S, S, fresh((m, n), T), fresh(n, COMPUTE[T]), fresh(da.shape, COMPUTE[T]), False, grid
+            )
+            d = read(G, T) * np.where(read(S, T) > 0, 1, sigma.a)
+            close(D, d, T, 8, 1)
+            close(db, d.sum(axis=0), COMPUTE[T], 8, abs(d).sum(axis=0) + 1)
+            close(found, da, COMPUTE[T], 8, size)
+
+
+@pytest.mark.parametrize("T", ["float", "half_t"])
+def test_dropout_behind_a_learned_parameter_draws_numpys_masks(T):
+    m, n, random = 37, 16, rng(13)
+    S = stored(random.standard_normal((m, n)), T)
+    for each in (False, True):
+        sigma = of_columns(learned_activations()[2], n, each, random)
+        name = f"bias_activation_learned_dropout<{T}, Formula, {vector(T, n)}, true>"
+        source = cuda_source.text("bias_activation.cu", cuda_source.activation(sigma))
+        grid = launches.tiles(m, n, vector(T, n), 2).launch
+
+        def work(device, S, Z, a, control, scalars, sigma=sigma, name=name, source=source, grid=grid, each=each):
+            slot = set_slot(device, control, scalars, S, batch_row=5, step=3)
+            masks = slot, 2, np.uint32(sigma.key), np.uint32(sigma.threshold)
+            device.launch(device.kernel(source, name), grid, [S, None, Z, m, n, a, np.int32(each), *masks])
+
+        Z = try_out(work, S, fresh((m, n), T), computed(sigma.a, T), new_control(), np.zeros(8, np.float32))[1]
+        want = np.empty((m, n))
+        reference(3, 7).bias_activation(read(S, T), None, sigma, want)
+        close(Z, want, T, 8, 1)
+        np.testing.assert_array_equal(np.signbit(read(Z, T)) & (read(Z, T) == 0), np.signbit(want) & (want == 0))
 
 
 # -- softmax -------------------------------------------------------------------------------------------------------------

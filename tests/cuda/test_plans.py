@@ -55,12 +55,15 @@ def test_cross_entropy_keeps_a_row_of_sums_for_each_warp_in_shared_memory_or_non
 def test_the_planned_scratch_is_enough_for_every_kernel_of_a_step(rows, columns, wide, half):
     layer, accumulator = (2 if half else 8 if wide else 4), (8 if wide else 4)
     numbers, counters = launches.partial_sums(rows, columns, (layer, accumulator), 7)
+    twice = launches.partial_sums(rows, columns, (layer, accumulator), 7, columns[:1])
+    assert twice >= (numbers, counters)
     for n, m in itertools.product(columns, {1, rows // 2 + 1, rows}):
         for vector in {1, launches.vector_width(n, layer), launches.vector_width(n, accumulator)}:
             tiled = launches.tiles(m, n, vector, 7)
             across, down = tiled.launch.grid
             assert numbers >= tiled.partials + down * n
             assert counters >= across + 1
+            assert n != columns[0] or (twice[0] >= 2 * down * n and twice[1] >= 2 * across)
         launch, _ = launches.cross_entropy(m, n, accumulator, 7)
         assert numbers >= launch.grid[0] * (1 + n)
     assert numbers >= 2 * launches.flat(1 << 30, 7).grid[0]

@@ -342,6 +342,70 @@ def test_dropout_has_the_same_masks_in_low_precision(device, precision, bound):
     close(exact.net.parameters, low.net.parameters, bound)
 
 
+LEARNED = {"prelu": ("prelu", ("prelu", -0.4, "per output")), "dropped": (("prelu", 0.6, "per output"), "prelu")}
+
+
+@pytest.mark.parametrize("chunk_rows", ["auto", 13, 7], ids=["whole", "chunks in one graph", "a chunk's graph again and again"])
+@pytest.mark.parametrize("case", LEARNED)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_learned_parameters_go_the_way_of_numpys(device, dtype, case, chunk_rows):
+    X, Y, w = data("identity", dtype)
+    more = {"dropout": 0.3} if case == "dropped" else {"l2": 0.1}
+    found = []
+    for where in ("cpu", "cuda"):
+        one = trainer(where, "huber", ("prelu", 0.1), dtype, hidden=LEARNED[case], chunk_rows=chunk_rows, **more)
+        gradient = one.gradient(X, Y, w)[1].copy()
+        losses = [float(one.step(X, Y, w)) for _ in range(4)]
+        losses += [float(one.step(X, Y, rows=np.arange(50, 5 + i, -1))) for i in range(2)]
+        found.append((losses, gradient, one.net.parameters, *(a for a in one.net.a if a is not None)))
+        assert all(np.ptp(a) > 0 for a in one.net.a if a is not None and a.size > 1)
+    for here, there in zip(*found, strict=True):
+        close(here, there, 1e-12 if dtype == "float64" else 2e-4)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("tf32", 3e-3), ("bfloat16", 4e-2), ("float16", 4e-3)])
+def test_learned_parameters_stay_float32_in_low_precision(device, precision, bound):
+    X, Y, w = data("identity")
+    exact, low = (
+        trainer(where, "squared_error", "identity", hidden=LEARNED["prelu"], optimizer=mc.SGD(0.3), **more)
+        for where, more in (("cpu", {}), ("cuda", {"precision": precision, "chunk_rows": 13}))
+    )
+    for _ in range(10):
+        close(float(exact.step(X, Y, w)), float(low.step(X, Y, w)), bound)
+    for one, other, l in zip(exact.net.a[1:3], low.net.a[1:3], (1, 2), strict=True):
+        assert other.dtype == np.float32
+        close(one, other, bound)
+        assert np.abs(other - (0.25, -0.4)[l - 1]).max() > 1e-3
+
+
+def test_derivatives_by_learned_parameters_are_numpys(device):
+    X, Y, _ = data("identity", "float64")
+    v = np.random.default_rng(5).standard_normal(trainer("cpu", hidden=LEARNED["prelu"]).net.layout.size)
+    found = []
+    for where in ("cpu", "cuda"):
+        net = trainer(where, "squared_error", ("prelu", 0.1), "float64", hidden=("gelu", LEARNED["prelu"][1])).net
+        u = np.resize(v, net.layout.size)
+        products = net.jvp(X, X, u).tangent, net.vjp(X, Y, dX=X, dV=Y), net.hvp(X, Y, u), net.gnvp(X, Y, u)
+        found.append((products[0], *products[1], *products[2:]))
+        assert mc.check_gradients(net, X, Y, "squared_error").ok
+    for here, there in zip(*found, strict=True):
+        close(here, there, 1e-12)
+
+
+def test_a_run_with_learned_parameters_resumes_to_the_bit(device, tmp_path):
+    X, Y, _ = data("identity")
+    whole, half = (
+        trainer("cuda", "squared_error", "identity", hidden=LEARNED["dropped"], dropout=0.2, seed=4) for _ in range(2)
+    )
+    whole.fit(X, Y, epochs=4, batch_size=16, progress=False)
+    half.fit(X, Y, epochs=2, batch_size=16, progress=False)
+    half.save(tmp_path / "half")
+    again = mc.Trainer.load(tmp_path / "half", device="cuda")
+    again.fit(X, Y, epochs=2, batch_size=16, progress=False)
+    np.testing.assert_array_equal(again.net.parameters, whole.net.parameters)
+    assert np.ptp(again.net.a[1]) > 0
+
+
 @pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
 def test_fit_goes_the_way_of_numpys(device, staged):
     device.host_inputs = staged

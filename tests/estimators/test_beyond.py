@@ -3,6 +3,7 @@
 import math
 import pickle
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,31 @@ def test_any_activation_of_the_engine_and_one_for_each_layer(activation):
         MLPClassifier((12, 8), ["gelu"]).fit(X, y)
     with pytest.raises(ValueError, match=r"activation.*must be"):
         MLPClassifier(activation="rleu").fit(X, y)
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_learned_slopes_are_fitted_kept_and_taken_up(solver, dtype):
+    settings = {"solver": solver, "max_iter": 20, "learning_rate_init": 0.01, "random_state": 0}
+    data = DX.astype(dtype), dy.astype(dtype)
+    make = partial(MLPRegressor, hidden_layer_sizes=(6, 5), activation=["prelu", ("prelu", 0.1, "per output")])
+    model = make(**settings).fit(*data)
+    assert [a.shape for a in model.slopes_] == [(1,), (5,)]
+    assert abs(model.slopes_[0] - 0.25).min() > 1e-4
+    assert np.ptp(model.slopes_[1]) > 1e-4
+    predicted = model.predict(data[0])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(data[0]), predicted)
+    net = mc.MLP.from_sklearn(model, device="cpu")
+    np.testing.assert_array_equal(net.a[2], model.slopes_[1])
+    np.testing.assert_allclose(net.predict(data[0])[:, 0], predicted, rtol=1e-5, atol=1e-6)
+    before = [a.copy() for a in model.slopes_]
+    model.set_params(warm_start=True, max_iter=1).fit(*data)
+    assert all(0 < abs(a - b).max() < 0.2 for a, b in zip(model.slopes_, before, strict=True))
+    model.slopes_[1] = np.zeros(5, dtype)
+    assert abs(model.predict(data[0]) - predicted).max() > 1e-3
+    again = make(**settings).fit(*data)
+    np.testing.assert_array_equal(again.fit(*data).predict(data[0]), predicted)
+    assert MLPRegressor(hidden_layer_sizes=(6, 5), **settings).fit(*data).slopes_ == []
 
 
 def test_an_own_activation_is_taken_and_pickled():

@@ -119,12 +119,29 @@ def test_activations_of_a_users_own_with_constants_and_parameters(value, tmp_pat
 
 
 @pytest.mark.parametrize("dtype", EPS)
+def test_learned_parameters_are_arrays_of_the_file_and_prelu_a_node(dtype, tmp_path):
+    own = mc.Activation("own", "tanh(a * s) + a", "a * (1 - tanh(a * s) * tanh(a * s))", 0.5, learned="per output")
+    net = mc.MLP([5, 7, 6, 4], [("prelu", 0.1, "per output"), own], "prelu", dtype=dtype, seed=2)
+    rng = np.random.default_rng(1)
+    for a in net.a[1:]:
+        a[...] = rng.uniform(-1, 1, a.shape)
+    net.to_onnx(tmp_path / "net.onnx")
+    X = rng.standard_normal((64, 5)).astype(dtype)
+    np.testing.assert_allclose(run(tmp_path / "net.onnx", X), net.predict(X), rtol=1e3 * EPS[dtype], atol=1e2 * EPS[dtype])
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    arrays = {x.name: onnx.numpy_helper.to_array(x) for x in graph.initializer}
+    for l in (1, 2, 3):
+        np.testing.assert_array_equal(arrays[f"a{l}"], net.a[l])
+    assert [[*node.input] for node in graph.node if node.op_type == "PRelu"] == [["S1", "a1"], ["S3", "a3"]]
+
+
+@pytest.mark.parametrize("dtype", EPS)
 @pytest.mark.parametrize("scale", [1, 100])
 @pytest.mark.parametrize("output", [*activations.names(output=True), ("sigmoid", 0.5)], ids=str)
 def test_every_output_of_a_whole_network_agrees(output, scale, dtype, tmp_path):
     net = mc.MLP([5, 7, 6, 4], ["silu", "tanh"], output, dtype=dtype, seed=2)
     net.W[3][...] *= scale  # pre-activations near ±100
-    net.parameters[net.layout.weights :] = np.linspace(-1, 1, 17)
+    net.parameters[net.layout.weights :] = np.linspace(-1, 1, net.layout.size - net.layout.weights)
     net.to_onnx(tmp_path / "net.onnx")
     X = np.random.default_rng(0).standard_normal((64, 5)).astype(dtype)
     ours, theirs = net.predict(X), run(tmp_path / "net.onnx", X)

@@ -161,6 +161,31 @@ def test_an_activation_and_its_slope(device, put, name, dtype):
             close(read(device, G_there, dtype), d, SLOPES[dtype], 4)
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("each", [False, True], ids=["per layer", "per output"])
+def test_a_learned_slope_and_its_gradient(device, put, each, dtype):
+    rng, wide = np.random.default_rng(0), accumulator(dtype)
+    for m, n in [*SHAPES, (70_001, 24), (3000, 1031)]:  # grids of many blocks, too
+        (S, s), (G, g) = (drawn(rng, (m, n), dtype) for _ in range(2))
+        a = rng.uniform(-1.5, 1.5, n if each else 1).astype(wide)
+        before = rng.standard_normal(a.shape).astype(wide)
+        z, d = np.where(s > 0, s, a * s), g * np.where(s > 0, 1, a)
+        share = (g * np.minimum(s, 0)).sum(axis=0)
+        da = before + (share if each else share.sum())
+        for ops in (CudaOps(device), *reference(device, dtype)):
+            S_there, G_there, Z, D, slope, found = put(S, G, np.zeros_like(S), np.zeros_like(S), a, before)
+            sigma = activations.resolve("prelu").bound(slope, found)
+            ops.bias_activation(S_there, None, sigma, Z)
+            close(read(device, Z, dtype), z, 2 * PRECISIONS[dtype], 1)
+            ops.activation_gradient(G_there, S_there, Z, sigma, D, None, accumulate=True)
+            close(read(device, D, dtype), d, 4 * PRECISIONS[dtype], 1)
+            close(read(device, found, wide), da, SLOPES[wide], 8 * np.sqrt(m * (1 if each else n)))
+            first = read(device, found, wide)
+            found[...] = put(before)
+            ops.activation_gradient(G_there, S_there, Z, sigma, G_there, None, accumulate=True)
+            np.testing.assert_array_equal(read(device, found, wide), first)  # the order of sums is fixed
+
+
 PAIRS = [(name, None) for name in losses.sheet() if losses.sheet()[name][0] == "any"]
 PAIRS += [(name, output) for name, output in losses.matched()] + [("poisson", "softplus"), ("cross_entropy", "softmax")]
 

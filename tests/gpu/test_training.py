@@ -115,6 +115,26 @@ def test_ten_losses_are_those_of_numpy_of_eager_cupy_and_of_the_graph(device, pu
 
 
 @pytest.mark.parametrize("chunk_rows", ["auto", 20, 7], ids=["whole", "chunks in one graph", "a chunk's graph replayed"])
+@pytest.mark.parametrize("dropout", [None, 0.3])
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_learned_slopes_are_those_of_numpy_and_of_eager_cupy(device, put, precision, dropout, chunk_rows):
+    wide = precision if precision.startswith("float") and precision != "float16" else "float32"
+    X, Y, w = data(dtype=wide)
+    low = {} if precision == wide else {"precision": precision}
+    settings = {"optimizer": mc.SGD(0.1), "hidden": (("prelu", 0.4, "per output"), "prelu"), "dropout": dropout, "seed": 3}
+    here, like = (trainer(where, dtype=wide, **settings) for where in ("cpu", "cuda"))
+    there = trainer("cuda", dtype=wide, chunk_rows=chunk_rows, **low, **settings)
+    eager, parameters = reference_losses(device, like, *put(X, Y, w), 5)
+    expected = [here.step(X, Y, w) for _ in range(5)]
+    near(expected, [float(there.step(*put(X, Y, w))) for _ in range(5)], BOUNDS[precision])
+    near(expected, eager, BOUNDS[wide])
+    near(here.net.parameters, host(device, parameters), 5 * BOUNDS[wide])
+    for l in (1, 2):
+        near(here.net.a[l], host(device, there.net.a[l]), 5 * BOUNDS[precision])
+        assert np.abs(here.net.a[l] - (0.4, 0.25)[l - 1]).min() > 0
+
+
+@pytest.mark.parametrize("chunk_rows", ["auto", 20, 7], ids=["whole", "chunks in one graph", "a chunk's graph replayed"])
 @pytest.mark.parametrize("precision", BOUNDS)
 def test_dropout_has_the_masks_of_numpy_and_of_eager_cupy(device, put, precision, chunk_rows):
     wide = precision if precision.startswith("float") and precision != "float16" else "float32"

@@ -68,6 +68,11 @@ def data(rows, n_in, n_out, loss="squared_error", dtype="float32", seed=0):
 NETS = {
     "relu": {"sizes": [20, 64, 64, 10], "activations": "relu", "output": "softmax"},
     "gelu keeps S": {"sizes": [20, 64, 48, 10], "activations": ["gelu", "mish"], "output": "identity"},
+    "learned slopes": {
+        "sizes": [20, 64, 700, 10],
+        "activations": ["prelu", ("prelu", 0.1, "per output")],
+        "output": "identity",
+    },
     "one layer": {"sizes": [64, 32], "output": "identity"},
     "no bias, float64": {"sizes": [20, 64, 33], "activations": "tanh", "output": "sigmoid", "bias": False, "dtype": "float64"},
     "softmax unmatched": {"sizes": [20, 64, 40], "activations": "elu", "output": "softmax"},
