@@ -9,11 +9,13 @@ in memory, to the row.
 
 from __future__ import annotations
 
+import base64
 import bisect
 import copy
 import difflib
 import inspect
 import itertools
+import json
 import math
 import mmap
 import os
@@ -421,8 +423,8 @@ class Parquet:
 
     Raises:
         FileNotFoundError: there is no such file, or none in the folder.
-        TypeError, ValueError: no Parquet file, no such column, one that is used twice or that does not hold numbers, a folder
-            `name=value`; names file and column.
+        TypeError, ValueError: no Parquet file, no such column, one that is used twice or that does not hold numbers
+            (categories that are numbers are refused, too, but in the target), a folder `name=value`; names file and column.
     """
 
     def __init__(
@@ -456,6 +458,7 @@ class Parquet:
         for file in paths:
             with _opened(file) as opened:
                 schema, footer = opened.schema_arrow, opened.metadata
+                categories = category_columns(footer)
             if columns is None:
                 columns = tuple(name for name in schema.names if name not in labels + weights)
             for name in schema.names if features is None else ():
@@ -465,6 +468,11 @@ class Parquet:
                     )
             for name in columns + labels + weights:
                 dtype = _numeric(schema, name, file)
+                if name in categories and name not in labels:
+                    raise TypeError(
+                        f"column {name!r} of {str(file)!r} must hold numbers; it holds categories: encode them, "
+                        "or leave the column out by features=[…]"
+                    )
                 if types.setdefault(name, dtype) != dtype:
                     raise ValueError(f"column {name!r} is {types[name]} in {str(paths[0])!r} and {dtype} in {str(file)!r}")
             for group in range(footer.num_row_groups):
@@ -571,6 +579,24 @@ def _opened(path: Path) -> Any:
         raise ValueError(f"path: {str(path)!r} is no Parquet file: {error}") from None
     except OSError as error:
         raise type(error)(f"path: {str(path)!r} cannot be read: {error}") from None
+
+
+def category_columns(metadata: Any) -> set[str]:
+    """Return the names of a Parquet file's columns that were written as categories, by its footer.
+
+    pandas and Arrow note them there: categories that are numbers are read as numbers.
+    """
+    import pyarrow as pa
+
+    written = metadata.metadata or {}
+    names: set[str] = set()
+    if b"ARROW:schema" in written:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(written[b"ARROW:schema"])))
+        names |= {field.name for field in schema if pa.types.is_dictionary(field.type)}
+    if b"pandas" in written:
+        listed = json.loads(written[b"pandas"]).get("columns", ())
+        names |= {column.get("field_name") for column in listed if column.get("pandas_type") == "categorical"}
+    return names
 
 
 def _numeric(schema: Any, name: str, path: Path) -> Any:

@@ -10,7 +10,6 @@ tell integers with gaps from floats), the pipeline is scikit-learn's, and skops 
 
 from __future__ import annotations
 
-import base64
 import difflib
 import io
 import json
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from mlpcore import labels
 from mlpcore.core.errors import unknown
 from mlpcore.data import Dataset, Standardizer, Truth, decided, few
+from mlpcore.streams import category_columns
 
 try:
     import pandas as pd
@@ -175,14 +175,7 @@ def without_views(table: pa.Table) -> pa.Table:
 
 def with_categories(table: pa.Table, metadata: Any) -> pa.Table:
     """Return the table with its categories as such: files say what is one, but Arrow reads numbers as numbers."""
-    written = metadata.metadata or {}
-    names = set()
-    if b"ARROW:schema" in written:
-        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(written[b"ARROW:schema"])))
-        names |= {field.name for field in schema if pa.types.is_dictionary(field.type)}
-    if b"pandas" in written:
-        listed = json.loads(written[b"pandas"]).get("columns", ())
-        names |= {column.get("field_name") for column in listed if column.get("pandas_type") == "categorical"}
+    names = category_columns(metadata)
     for place, field in enumerate(table.schema):
         if field.name in names and not pa.types.is_dictionary(field.type):
             table = table.set_column(place, field.name, table.column(place).dictionary_encode())
