@@ -99,7 +99,7 @@ def test_the_sheets_hold_every_activation_loss_and_optimizer_of_the_design():
     }  # fmt: skip
     assert {len(row) for row in activations.sheet().values()} == {5}
     assert {len(row) for row in losses.sheet().values()} == {5}
-    assert {len(row) for row in optimizers.sheet().values()} == {2}
+    assert {len(row) for row in optimizers.sheet().values()} == {3}
 
 
 @pytest.mark.parametrize("macro", ["ACTIVATION", "CURVATURE", "LOSS", "MATCHED", "BENT", "UPDATE"])
