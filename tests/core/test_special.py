@@ -1,5 +1,7 @@
 """erf, erfc, normcdf and normpdf as NumPy and ONNX compute them, against 40 digits; their coefficients, fitted anew."""
 
+import warnings
+
 import mpmath
 import numpy as np
 import pytest
@@ -41,8 +43,8 @@ def off(found, x, function):
 @pytest.mark.parametrize("dtype", ENDS)
 @pytest.mark.parametrize("name", EXACT)
 def test_each_is_right_to_a_few_units_from_the_smallest_numbers_to_the_largest(name, dtype):
-    end, far = ENDS[dtype], np.logspace(-38, 38, 200)
-    x = np.concatenate([np.linspace(-end, end, 3001), np.linspace(-1.3, 1.1, 700), -far, [0.0], far]).astype(dtype)
+    end, far = ENDS[dtype], np.logspace(-38, 38, 77)
+    x = np.concatenate([np.linspace(-end, end, 601), np.linspace(-1.3, 1.1, 200), -far, [0.0], far]).astype(dtype)
     assert off(computed(name, x), x, EXACT[name]) <= {"erf": 3, "normpdf": 4}.get(name, 8)
 
 
@@ -66,8 +68,8 @@ def test_the_tails_are_not_0_before_they_must_be_and_the_ends_are_exact(dtype):
 @pytest.mark.parametrize("dtype", ENDS)
 def test_value_slope_and_curvature_of_the_exact_gelu_are_right_in_the_tails_and_at_0(dtype):
     sigma, end = activations.resolve("gelu_erf"), ENDS[dtype]
-    far = np.logspace(-38, 38, 150)
-    s = np.concatenate([np.linspace(-end, end, 2001), -far, [0.0], far]).astype(dtype)
+    far = np.logspace(-38, 38, 77)
+    s = np.concatenate([np.linspace(-end, end, 501), -far, [0.0], far]).astype(dtype)
     ops, S, Z, one = NumpyOps(), s.copy(), np.empty_like(s), np.ones_like(s)
     with np.errstate(all="ignore"):
         ops.bias_activation(S[:, None], None, sigma, Z[:, None])
@@ -101,7 +103,9 @@ def test_the_tails_polynomial_is_the_chebyshev_fit_and_as_good_as_its_dtype(dtyp
         return (u + k) * mpmath.exp(u * u / 2) * mpmath.ncdf(-u)
 
     end = (mp.mpf(fit.end) - k) / (mp.mpf(fit.end) + k)
-    coefficients, error = mpmath.chebyfit(scaled, [-1, end], len(fit.tail), error=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 1.4 would rather be asked for the other order, which 1.3 lacks
+        coefficients, error = mpmath.chebyfit(scaled, [-1, end], len(fit.tail), error=True)
     np.testing.assert_allclose(fit.tail, [float(c) for c in reversed(coefficients)], rtol=1e-11)
     assert error / scaled(end) < np.finfo(dtype).eps / 4
 
