@@ -244,7 +244,7 @@ def _widths(text: str, argument: str) -> list[int]:
     try:
         return [] if text == "none" else [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{argument} must be widths such as 784,512,10; got {text!r}") from None
+        raise ValueError(f"{argument} must be widths such as 128,64; got {text!r}") from None
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -699,13 +699,13 @@ def _against(model: _Model, Z: Array, truth: data.Truth) -> list[str]:
     """Return the lines that say the figures of predictions, of how many rows, and what became of the others."""
     count, Z = len(truth.values), Z[truth.rows]
     such = f", such as {truth.such[:60]!r}" if truth.such else ""
-    others = [f"{truth.missing:,} more {_have(truth.missing)} no value"] if truth.missing else []
+    others = [f"{_rows(truth.missing)} {_have(truth.missing)} no value"] if truth.missing else []
     if model.scale and truth.wrong:
-        others.append(f"{truth.wrong:,} more {_have(truth.wrong)} no finite number{such}")
+        others.append(f"{_rows(truth.wrong)} {_have(truth.wrong)} no finite number{such}")
     left_out = f"; {' and '.join(others)}: not counted" if others else ""
     if not count:
         return [f"no figures, since no row has a {'number' if model.scale else 'label'}{left_out}"]
-    of = f"of {_rows(count)}" if count == len(truth.rows) else f"of {count:,} of {_rows(len(truth.rows))}"
+    of = f"of {_rows(count)}" if count == len(truth.rows) else f"on {count:,} of {_rows(len(truth.rows))}"
     if model.scale:
         return [f"{_said(_errors(Z, truth.values, model.scale))} {of}{left_out}"]
     known = truth.values >= 0

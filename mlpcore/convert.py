@@ -113,8 +113,8 @@ def _spec(module: Any, place: str, n: int) -> Any:
             wrong += found
     if wrong:
         raise ValueError(f"{place}: {module!r} has no equal here: {', or '.join(wrong)}")
-    known = ", ".join(["Sequential", "Linear", *(kind for kind, *_ in TORCH.values()), *NOTHING])
-    raise TypeError(f"{place} must be one of torch.nn's {known}; got {module!r}")
+    known = ", ".join(dict.fromkeys(["Sequential", "Linear", "Flatten", *(kind for kind, *_ in TORCH.values()), *NOTHING]))
+    raise TypeError(f"{place} must be one of torch.nn's {known}; got {_kind(module)}")
 
 
 def to_torch(net: MLP) -> Any:

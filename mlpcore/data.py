@@ -63,7 +63,8 @@ class Dataset:
         rows = split(self, seed)
         for name, part in (("validation", rows[1]), ("test", rows[2])):
             if not len(part):
-                raise ValueError(f"data: {len(self.X)} rows are too few to hold out any for the {name}")
+                many = f"{len(self.X)} rows" if self.groups is None else f"{len(np.unique(self.groups))} {self.unit}"
+                raise ValueError(f"data: {many} are too few to hold out any for the {name}")
         if len(self.class_names) == 1:
             raise ValueError(f"data: every row has the class {self.class_names[0]!r}; nothing to tell apart")
         preparation = self.prepare(rows[0])

@@ -696,6 +696,6 @@ def _activations(hidden: Any, output: Any, layers: int) -> tuple[Activation | No
     elif not isinstance(hidden, list | tuple):
         raise TypeError(f"activations must be a name, (name, parameter), mc.Activation or a list of them; got {hidden!r}")
     if len(hidden) != layers - 1:
-        raise ValueError(f"activations: {layers - 1} hidden layer(s) need as many; got {len(hidden)}")
+        raise ValueError(f"activations must be one, or {layers - 1}, one for each hidden layer; got {len(hidden)}")
     resolved = [activation_sheet.resolve(spec, f"activations[{i}]") for i, spec in enumerate(hidden)]
     return (None, *resolved, activation_sheet.resolve(output, "output", output=True))

@@ -222,7 +222,8 @@ def _number(name: str, metric: Metric, Y: Array, Z: Array, w: Array | None) -> f
     if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"metrics[{name!r}] must return a number; it returned {value!r:.100}")
+        what = f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.100}"
+        raise TypeError(f"metrics[{name!r}] must return a number; it returned {what}")
     return float(value)
 
 

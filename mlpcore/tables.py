@@ -519,7 +519,13 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
     if len(classes) == 1:
         raise ValueError(f"--target {name!r} is {classes[0]!r} in every row; nothing to tell apart")
     if len(classes) > max(2, len(names) / 2):
-        hint = "is it a quantity (--task regression)?" if np.isfinite(numbers[filled]).all() else "it looks like an identifier"
+        good = int(np.isfinite(numbers[filled]).sum())
+        hint = "it looks like an identifier"
+        if good == len(names):
+            hint = "is it a quantity (--task regression)?"
+        elif good > 0.9 * len(names):
+            odd = names[~np.isfinite(numbers[filled])][0]
+            hint = f"{good:,} of them are numbers; mend the others, such as {odd!r}, for --task regression"
         raise ValueError(f"--target {name!r}: {len(classes):,} classes in {len(names):,} rows; {hint}")
     return _Goal(labels.codes(names, classes), filled, classes, kind, note, int(infinite.sum()))
 
@@ -737,12 +743,12 @@ class Transformer:
             if column.kind == "number":
                 lost = int(frame[column.name].isna().sum()) - plain(table.column(column.name)).null_count
                 if lost:
-                    yield f"{column.name}: {lost:,} row(s) hold no finite number: taken as missing"
+                    yield f"{column.name}: no finite number in {lost:,} of the rows: taken as missing"
         for name, known in self._categories():
             new = frame.loc[~frame[name].isin(known), name]
             if len(new):
                 such = "no value" if new.iloc[0] is None else f"such as {new.iloc[0]!r}"
-                yield f"{name}: {len(new):,} row(s) hold what training never saw, {such}: taken as rare"
+                yield f"{name}: values that training never saw, {such}, in {len(new):,} of the rows: taken as rare"
 
     def _categories(self) -> list[tuple[str, Array]]:
         """Return each category with the values that training saw."""

@@ -224,7 +224,7 @@ MAKES = {
     "unknown output": (lambda: mc.MLP([4, 3], output="sofmax"), ValueError, ["output", "'sofmax'", "did you mean 'softmax'"]),
     "hidden softmax": (lambda: mc.MLP([4, 5, 3], "softmax"), ValueError,
         ["activations[0]", "softmax is for the output layer only"]),
-    "too many activations": (lambda: mc.MLP([4, 5, 3], ["tanh", "tanh"]), ValueError, ["activations", "1 hidden", "got 2"]),
+    "too many activations": (lambda: mc.MLP([4, 5, 3], ["tanh", "tanh"]), ValueError, ["activations", "or 1, one for each hidden layer", "got 2"]),
     "activations a number": (lambda: mc.MLP([4, 5, 3], 3), TypeError, ["activations must be", "3"]),
     "an activation a number": (lambda: mc.MLP([4, 5, 3], [3]), TypeError, ["activations[0] must be a name", "3"]),
     "sigmoid 0": (lambda: mc.MLP([4, 5, 3], ("sigmoid", 0.0)), ValueError,

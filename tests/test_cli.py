@@ -287,7 +287,7 @@ def test_what_a_new_table_holds_and_the_training_did_not_is_said(shops, tmp_path
     (tmp_path / "new.csv").write_text("kind,size,dear\nboat,10,no\nflat,20,yes\n")
     assert main(["predict", model, str(tmp_path / "new.csv"), "--out", str(tmp_path / "p.csv")]) == 0
     said = capsys.readouterr().out
-    assert "note: kind: 1 row(s) hold what training never saw, such as 'boat'" in said
+    assert "note: kind: values that training never saw, such as 'boat', in 1 of the rows" in said
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 3
     (tmp_path / "p.csv").unlink()
     (tmp_path / "less.csv").write_text("kind,dear\nboat,no\n")
@@ -432,12 +432,12 @@ def test_rows_whose_label_the_model_does_not_know_count_as_wrong_and_are_said(sh
     )
     new.write_text("kind,size,dear\nhouse,99,yes\nhouse,99,no\nhouse,99,\nhouse,99,si\n")
     said, _ = predicted(model, new, tmp_path, capsys)
-    assert "accuracy 0.3333 of 3 of 4 rows; 1 has a label that the model does not know, such as 'si': counted as wrong" in said
-    assert "counted as wrong; 1 more has no value: not counted\n" in said
+    assert "accuracy 0.3333 on 3 of 4 rows; 1 has a label that the model does not know, such as 'si': counted as wrong" in said
+    assert "counted as wrong; 1 row has no value: not counted\n" in said
     assert "of the 2 rows with a label that it knows: AUC 0.5000, accuracy 0.5000" in said
     new.write_text("kind,size,dear\nhouse,99,\n")
     said, _ = predicted(model, new, tmp_path, capsys)
-    assert said == "against its column dear: no figures, since no row has a label; 1 more has no value: not counted\n"
+    assert said == "against its column dear: no figures, since no row has a label; 1 row has no value: not counted\n"
 
 
 def test_rows_without_a_number_in_a_quantity_are_left_out_and_said(shops, tmp_path, capsys):
@@ -448,7 +448,7 @@ def test_rows_without_a_number_in_a_quantity_are_left_out_and_said(shops, tmp_pa
     said, rows = predicted(model, new, tmp_path, capsys)
     errors = [float(rows[i]["prediction"]) - y for i, y in enumerate((250, 150))]
     rmse, r2 = np.sqrt(np.mean(np.square(errors))), 1 - np.sum(np.square(errors)) / 5000
-    assert f"R2 {r2:.4f}, RMSE {rmse:.4f} of 2 of 5 rows; 1 more has no value and 2 more have no finite number" in said
+    assert f"R2 {r2:.4f}, RMSE {rmse:.4f} on 2 of 5 rows; 1 row has no value and 2 rows have no finite number" in said
     assert "such as 'n/k': not counted" in said
     assert main(["check", str(model), str(new)]) == 0
     assert "2 of 5 rows have a target" in capsys.readouterr().out

@@ -252,7 +252,7 @@ def test_a_frame_of_several_types_is_read_column_by_column():
         net = mc.MLP([3, 4, 1], seed=0)
         mc.Trainer(net, "squared_error", seed=0).fit(X, y, epochs=2, batch_size=10, progress=False)
         parameters.append(net.parameters.copy())
-        assert net.predict(X).shape == (50, 1)
+        assert net.predict(X).shape == (50,)
     np.testing.assert_array_equal(*parameters)
 
 

@@ -344,7 +344,7 @@ def test_codes_stay_text_in_a_file_whose_every_value_is_digits(tmp_path):
     assert set(frame["code"]) == {"01", "02"}
     parquet.write_table(pa.table({"code": pa.array([1, 2])}), tmp_path / "numbers.parquet")
     _, _, remarks = made.read(tmp_path / "numbers.parquet")
-    assert remarks == ["code: 2 row(s) hold what training never saw, such as '1': taken as rare"]
+    assert remarks == ["code: values that training never saw, such as '1', in 2 of the rows: taken as rare"]
 
 
 def test_booleans_with_gaps_are_the_same_from_any_file(tmp_path):
@@ -590,7 +590,7 @@ def test_the_same_rows_give_the_same_input_after_saving(kept, path):
     again, remark = tables.Transformer.restore(tensors, about)
     frame, whole, remarks = again.read(path)
     assert remark == ""
-    assert remarks == ["rare: 1 row(s) hold what training never saw, such as 'once': taken as rare"]
+    assert remarks == ["rare: values that training never saw, such as 'once', in 1 of the rows: taken as rare"]
     assert again.names == made.names
     assert np.array_equal(again.apply(frame), made.apply(table.X))
     truth = tables.truth(whole.column("late"), table.class_names, table.labels)

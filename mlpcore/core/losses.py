@@ -157,6 +157,13 @@ class Loss:
         shown = [f"{key}={_brief(value)}" for key, value in self.options.items()]
         return ", ".join([repr(self.spec), *shown])
 
+    def __repr__(self) -> str:
+        """As the user would write it: of a loss of the sheet the name, of one of the user's own its formulas, too."""
+        if self.rowwise or sheet().get(self.name, [])[3:] == [self.value, self.slope]:
+            return f"Loss({self})"
+        formulas_ = f"value={self.value!r}, slope={self.slope!r}"
+        return f"Loss({self.name!r}, {formulas_}, parameter={self.parameter!r})"
+
 
 def _brief(value: Any) -> str:
     many = isinstance(value, tuple) and len(value) > 8
@@ -241,13 +248,15 @@ def weighed() -> dict[tuple[str, str], tuple[str, str, str]]:
 
 
 def resolve(spec: object, argument: str = "loss") -> Loss:
-    """The loss that a user's `"cross_entropy"`, `("huber", 1.0)` or `Loss(…)` means.
+    """Return the loss that a user's `"cross_entropy"`, `("huber", 1.0)`, `Loss(…)` or `mc.loss(…)` means.
 
     Raises:
         TypeError, ValueError: names `argument`, the nearest known name, or what is wrong with the parameter.
     """
     if isinstance(spec, Loss):
         return spec
+    if callable(spec) and isinstance(own := getattr(spec, "loss", None), Loss):
+        return own
     name, parameter = spec if isinstance(spec, tuple | list) and len(spec) == 2 else (spec, None)
     if not isinstance(name, str):
         raise TypeError(f"{argument} must be a name, (name, parameter) or mc.Loss; got {spec!r}")

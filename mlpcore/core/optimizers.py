@@ -186,7 +186,7 @@ class FormulaSchedule(Schedule):
             ValueError: the formula reads `total` outside `fit`, or its value is not a rate; says with which numbers.
         """
         if progress.total is None and "total" in _read(self.formula):
-            raise ValueError(f"learning_rate: {self.formula!r} reads total, which is there in fit alone, where it is known")
+            raise ValueError(f"learning_rate: {self.formula!r} reads total, which is known only inside fit")
         known = (progress.step + 1, progress.begun, progress.total or 0, progress.epochs)
         values = dict(zip(_PROGRESS, map(float, known), strict=True))
         try:
