@@ -219,6 +219,11 @@ def _activation_gradient(call: Call) -> Moved:
     return Moved(call.nbytes(0, *slope, *_accumulated(call, 9, 4)), call.nbytes(3, 4))
 
 
+def _activation_gradient_learned(call: Call) -> Moved:
+    read, written = _activation_gradient(call)
+    return Moved(read + call.nbytes(*_accumulated(call, 9, 11)), written + call.nbytes(11))
+
+
 def _elementwise_loss(call: Call) -> Moved:
     m, n = call.arguments[14:16]
     return Moved(call.nbytes(0, 6, *_accumulated(call, 16, 9)) + _given(call, m * n, m), call.nbytes(8, 9))
@@ -255,9 +260,14 @@ MODEL: dict[str, Callable[[Call], Moved]] = {
     "sum_weights": lambda call: Moved(call.arguments[5] * entry(call.template[0]), 0),
     "bias_activation": _bias_activation,
     "bias_activation_dropout": _bias_activation,
+    "bias_activation_learned": _bias_activation,
+    "bias_activation_learned_dropout": _bias_activation,
     "activation_gradient": _activation_gradient,
+    "activation_gradient_learned": _activation_gradient_learned,
     "softmax": lambda call: Moved(call.nbytes(0, 1), call.nbytes(2)),
     "softmax_gradient": lambda call: Moved(call.nbytes(0, 1), call.nbytes(2)),
+    "log_softmax": lambda call: Moved(call.nbytes(0, 1), call.nbytes(2)),
+    "log_softmax_gradient": lambda call: Moved(call.nbytes(0, 1), call.nbytes(2)),
     "elementwise_loss": _elementwise_loss,
     "softmax_cross_entropy": _softmax_cross_entropy,
     "prepare_update": lambda call: Moved(call.nbytes(4), 0),  # w too, with penalties

@@ -8,7 +8,7 @@ template <class T, class Formula, int V, class Sigma>
 __device__ __forceinline__ void descend(const T* G, const T* S, const T* Z, T* D, int64 m, int64 n, const Tile<V>& tile,
                                         const Sigma& sigma, Compute<T> (&sum)[V], Compute<T> (&share)[V]) {
   using C = Compute<T>;
-  constexpr int ROWS = 4;  // rows in flight
+  constexpr int ROWS = sizeof(C) == 8 && Formula::reads_s && Formula::reads_z ? 2 : 4;  // rows in flight
   for (int64 first = tile.row; first < m; first += ROWS * tile.stride) {
     Pack<T, V> g[ROWS], s[ROWS], z[ROWS];
 #pragma unroll

@@ -320,7 +320,11 @@ def test_a_run_with_metrics_goes_on_with_the_same_metrics_only(tmp_path):
         ({"r2": theirs.r2_score}, ValueError, "metrics: 'r2' is reported anyway"),
         ({"mae": 3}, TypeError, r"metrics\['mae'\] must be a function"),
         ({"one": lambda y: 0.0}, TypeError, r"metrics\['one'\] must be a function \(Y, output\)"),
-        ({"rows": lambda y, z: abs(y - z)}, TypeError, r"metrics\['rows'\] must return a number; it returned an array of shape"),
+        (
+            {"rows": lambda y, z: abs(y - z)},
+            TypeError,
+            r"metrics\['rows'\] must return a number; it returned an array of shape",
+        ),
         ({"text": lambda y, z: "0.5"}, TypeError, r"metrics\['text'\] must return a number; it returned '0.5'"),
         ({"flag": lambda y, z: np.True_}, TypeError, r"metrics\['flag'\] must return a number; it returned True"),
         ({"none": lambda y, z: None}, TypeError, r"metrics\['none'\] must return a number; it returned None"),

@@ -454,6 +454,8 @@ class Estimator(BaseEstimator, ABC):
     def _network(self, device: str | None = None) -> MLP:
         """The network of `coefs_`, `intercepts_`, `slopes_` as they are now; on the CPU they become views of its parameters."""
         arrays = (*self.coefs_, *self.intercepts_)
+        if not hasattr(self, "slopes_"):  # one whose weights were set by hand
+            self.slopes_ = []
         sizes = [len(w) for w in self.coefs_] + [len(self.intercepts_[-1])]
         dtype = "float32" if all(array.dtype == np.float32 for array in arrays) else "float64"
         net: MLP | None = vars(self).get("_net")

@@ -72,7 +72,7 @@ def test_it_is_for_the_output_alone_and_takes_no_parameter():
     for spec in ("log_softmax", activations.ROWWISE["log_softmax"], ("log_softmax", 1.0)):
         with pytest.raises(ValueError, match=r"activations\[0\]: log_softmax is for the output layer only"):
             mc.MLP([4, 3, 2], [spec])
-    with pytest.raises(ValueError, match=r"output: log_softmax takes no parameter; got 1.0"):
+    with pytest.raises(ValueError, match=r"output: log_softmax takes no parameter; got \('log_softmax', 1.0\)"):
         mc.MLP([4, 2], output=("log_softmax", 1.0))
     with pytest.raises(ValueError, match=r"loss 'poisson' needs output .* the network has 'log_softmax'"):
         mc.Trainer(mc.MLP([4, 2], output="log_softmax"), "poisson")

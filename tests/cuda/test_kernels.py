@@ -1098,15 +1098,15 @@ def test_narrowing_rounds_to_nearest_ties_to_even_and_keeps_nan(Low):
 
 
 def test_a_nan_in_s_or_g_or_x_is_not_lost_on_the_way():
-    nan, one, grid = np.full((1, 4), np.nan, np.float32), np.ones((1, 4), np.float32), launches.tiles(1, 4, 4, 1).launch
+    nan, one, grid = np.full((1, 16), np.nan, np.float32), np.ones((1, 16), np.float32), launches.tiles(1, 16, 4, 1).launch
     for sigma in every_activation():
-        Z = bias_activation(sigma, "float", nan, None, fresh((1, 4), "float"), False, grid)[2]
-        D, db = gradient(sigma, "float", nan, one, one, fresh((1, 4), "float"), fresh(4, "float"), False, grid)[3:]
+        Z = bias_activation(sigma, "float", nan, None, fresh((1, 16), "float"), False, grid)[2]
+        D, db = gradient(sigma, "float", nan, one, one, fresh((1, 16), "float"), fresh(16, "float"), False, grid)[3:]
         assert np.isnan([Z, D, db[None]]).all(), sigma.name
     for objective in every_objective():
         k, Y = computed(0.5, "float"), one
         after = elementwise(
-            objective, "float", nan, Y, k, None, fresh((1, 4), "float"), None, computed(0, "float"), False, grid
+            objective, "float", nan, Y, k, None, fresh((1, 16), "float"), None, computed(0, "float"), False, grid
         )
         J, D, _ = loss_of(objective, nan, Y, k)
         assert np.isnan([J, after[3]]).all(), objective.loss.name

@@ -172,7 +172,7 @@ def test_the_header_as_it_is_is_taken(saved, tmp_path):
 
 
 TENSORS = {
-    "state of another rule": lambda t: {**t, "state m": t["state v"]},
+    "state of no rule": lambda t: {**t, "state q": t["state v"]},
     "no state": lambda t: {k: v for k, v in t.items() if not k.startswith("state")},
     "state too short": lambda t: {**t, "state v": t["state v"][1:]},
     "state of one": lambda t: {**t, "state v": t["state v"][:1]},
