@@ -169,7 +169,9 @@ def from_sklearn(make: type[MLP], model: Any, device: str) -> MLP:
     names = [SKLEARN.get(x, x) if isinstance(x, str) else x for x in (*hidden, model.out_activation_)]
     slopes = iter(getattr(model, "slopes_", ()))  # those of mlpcore's own estimators
     learned = [None if sheet.resolve(name, output=True).learned is None else next(slopes) for name in names]
-    return _assembled(make, model.coefs_, model.intercepts_, learned, names, {}, device)
+    net = _assembled(make, model.coefs_, model.intercepts_, learned, names, {}, device)
+    net.predicts_1d = not hasattr(model, "classes_") and net.sizes[-1] == 1  # as a regressor does
+    return net
 
 
 def _assembled(

@@ -21,7 +21,7 @@ from mlpcore.core import backprop, differentials, formulas, inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import SOFTMAX, Activation, bind, resolve
 from mlpcore.core.ops import Buffer
-from mlpcore.core.targets import mixed, row_weights
+from mlpcore.core.targets import mixed, weighed
 from mlpcore.training import plan as planning
 
 if TYPE_CHECKING:
@@ -257,8 +257,7 @@ class _Targets:
         if self.loss.class_weight is not None:
             Y_, w = (None if x is None else devices.to_device(net.device, x) for x in (self.Y, self.weights))
             xp = devices.module(net.device)
-            self.weights = xp.empty(rows, net.dtype)
-            row_weights(self.loss, Y_, w, self.weights, xp)
+            self.weights = weighed(self.loss, Y_, w, net.dtype, xp)
         self.total = float(rows if self.weights is None else self.weights.sum(dtype=np.float64))
 
     def of(self, part: slice) -> tuple[Array, Array]:

@@ -30,7 +30,7 @@ from mlpcore.core import backprop, differentials, formulas, inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation, bind
 from mlpcore.core.optimizers import SGD
-from mlpcore.core.targets import mixed, row_weights
+from mlpcore.core.targets import mixed, weighed
 from mlpcore.mlp import MLP
 from mlpcore.training.chunks import Batch
 from mlpcore.training.new_step import new_step
@@ -421,9 +421,7 @@ class _Checker:
         for array, name in ((self.X, "X"), (self.Y, "Y")):
             inputs.require_finite(array, name)
         self.sample_weight = self.weights
-        if self.loss.class_weight is not None:
-            self.weights = np.empty(len(self.X))
-            row_weights(self.loss, self.Y, self.sample_weight, self.weights)
+        self.weights = weighed(self.loss, self.Y, self.sample_weight, np.float64)
         self.batch = Batch(self.X, self.Y, self.weights, None, len(self.X))
         self.total = weight_of(self.batch)
         self.share = np.full(len(self.X), 1.0) if self.weights is None else self.weights.astype(np.float64)

@@ -23,7 +23,7 @@ from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation
 from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.layout import Layout, Parameters, Tie, parse_ties
-from mlpcore.core.targets import mixed, row_weights
+from mlpcore.core.targets import mixed, weighed
 from mlpcore.derivatives import Cotangent, Tangent
 from mlpcore.formats import model_file, onnx_file
 
@@ -138,6 +138,10 @@ class MLP:
             raise TypeError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}") from None
         if self.dtype.name not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype.name!r}")
+        for i, activation in enumerate(self.activations[1:]):
+            if activation is not None and activation.parameter is not None:
+                where = "output" if i == len(widths) - 2 else f"activations[{i}]"
+                activation_sheet.require_held(activation.parameter, self.dtype, f"{where}: the parameter of {activation.name}")
         self.device = devices.choose(device)
         self._predicts_1d = False
         self._set(self._drawn(init, inputs.positive_integer(seed, "seed", least=0)))
@@ -616,8 +620,7 @@ class LossFunction:
         target = devices.to_device(device, target)
         w = inputs.weights(sample_weight, rows, adopt=adopt)
         if self.loss.class_weight is not None:
-            own, w = None if w is None else devices.to_device(device, w), xp.empty(rows)
-            row_weights(self.loss, target, own, w, xp)
+            w = weighed(self.loss, target, None if w is None else devices.to_device(device, w), np.float64, xp)
         if w is None:
             share = xp.full(rows, 1 / rows)
         else:

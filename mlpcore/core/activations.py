@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
+
 from mlpcore import kernel_files
 from mlpcore.core import formulas
 from mlpcore.core.errors import unknown
@@ -178,6 +180,13 @@ def finite(value: object, what: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{what} must be finite; got {number}")
     return number
+
+
+def require_held(value: float, dtype: Any, name: str) -> None:
+    """Raise a ValueError if a number that is not 0 becomes 0, infinite or subnormal in a dtype of the network's."""
+    limits = np.finfo(dtype)
+    if value and not float(limits.tiny) <= abs(value) <= float(limits.max):
+        raise ValueError(f"{name} must be a number that {limits.dtype.name} holds; got {value}")
 
 
 SOFTMAX = Activation("softmax", "", "")

@@ -16,7 +16,7 @@ from typing import Any
 
 from mlpcore import kernel_files
 from mlpcore.core import activations, formulas
-from mlpcore.core.activations import Activation, finite, row_parameter
+from mlpcore.core.activations import Activation, finite, require_held, row_parameter
 from mlpcore.core.errors import unknown
 
 
@@ -83,6 +83,11 @@ class Loss:
                 raise TypeError(f"class_weight must be a list, a number for each class; got {self.class_weight!r}")
             if not any(weights):
                 raise ValueError("class_weight must not be all zero")
+            if smoothing and not all(weights):
+                raise ValueError(
+                    "class_weight must be positive where label_smoothing gives each class a share; "
+                    f"class {weights.index(0)} weighs 0"
+                )
             object.__setattr__(self, "class_weight", weights)
         if self.pos_weight is not None:
             object.__setattr__(self, "pos_weight", _not_negative(self.pos_weight, "pos_weight"))
@@ -110,6 +115,13 @@ class Loss:
     def mixes(self, classes: bool) -> bool:
         """Whether the target of cross-entropy is another one than the row of Y (`classes`: the class number) says."""
         return self.label_smoothing > 0 or (self.class_weight is not None and not classes)
+
+    def require_held(self, dtype: Any) -> None:
+        """Raise a ValueError that names the parameter or option that a network's dtype does not hold."""
+        numbers = {f"loss: the parameter of {self.name}": self.parameter, **self.options}
+        for name, value in numbers.items():
+            for number in value if isinstance(value, tuple) else () if value is None else (value,):
+                require_held(number, dtype, name)
 
     def require_outputs(self, outputs: int) -> None:
         """Raise a ValueError that names the option that is not for a network of so many outputs."""

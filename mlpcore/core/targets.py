@@ -40,6 +40,21 @@ def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> Non
             out[part] = found if weights is None else found * weights[part]
 
 
+def weighed(loss: Loss, Y: Any, weights: Any, dtype: Any, xp: Any = np) -> Any:
+    """Return the row weights (m,) that count: the rows' own (or None), times those of their classes where there are any.
+
+    Raises:
+        ValueError: every row's class weighs nothing.
+    """
+    if loss.class_weight is None:
+        return weights
+    found = xp.empty(len(Y), dtype)
+    row_weights(loss, Y, weights, found, xp)
+    if not found.any():
+        raise ValueError("sample_weight, times class_weight, must not be all zero")
+    return found
+
+
 def mixed(loss: Loss, Y: Any, outputs: int, dtype: Any, xp: Any = np) -> Any:
     """Return the shares t (m, n_L) in ℓ / C = -Σ t log p of cross-entropy, for Y of class numbers or of distributions.
 

@@ -46,7 +46,7 @@ def near(one, other, bound):
 OPTIONS = {  # of a loss: the pair, and whether the targets are distributions
     "smoothed classes": ({"label_smoothing": 0.1}, "softmax", False),
     "smoothed distributions": ({"label_smoothing": 0.1}, "softmax", True),
-    "smoothed and weighed": ({"class_weight": [0.5, 0, 2, 1, 3], "label_smoothing": 0.2}, "softmax", False),
+    "smoothed and weighed": ({"class_weight": [0.5, 0.1, 2, 1, 3], "label_smoothing": 0.2}, "softmax", False),
     "weighed distributions": ({"class_weight": [0.5, 0, 2, 1, 3]}, "softmax", True),
     "weighed classes": ({"class_weight": [0.5, 0, 2, 1, 3]}, "softmax", False),
     "positives": ({"pos_weight": 3.0}, "sigmoid", False),
