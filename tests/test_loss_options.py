@@ -425,3 +425,20 @@ def test_a_loss_for_another_number_of_classes_is_refused_at_every_door():
             call()
     with pytest.raises(TypeError, match=r"class_weight must be a list.*where there is no network; got a dict"):
         mc.loss("cross_entropy", class_weight={0: 1})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, X, Y, loss: net.hvp(X, Y, np.ones(net.layout.size), loss.loss),
+        lambda net, X, Y, loss: net.gnvp(X, Y, np.ones(net.layout.size), loss.loss),
+        lambda net, X, Y, loss: mc.check_gradients(net, X, Y, loss),
+        lambda net, X, Y, loss: mc.Trainer(net, loss).gradient(X, Y),
+        lambda net, X, Y, loss: loss(net.predict(X), Y),
+    ],
+    ids=["hvp", "gnvp", "check_gradients", "gradient", "mc.loss"],
+)
+def test_rows_whose_classes_all_weigh_nothing_are_refused_everywhere(call):
+    loss = mc.loss("cross_entropy", class_weight=[0, 1])
+    with pytest.raises(ValueError, match="sample_weight, times class_weight, must not be all zero"):
+        call(mc.MLP([2, 2], output="softmax"), np.ones((5, 2)), np.zeros(5, int), loss)
