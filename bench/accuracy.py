@@ -338,7 +338,11 @@ def references(case: Case, quantity: str, dtype: str, thin: int) -> tuple[Array,
         z = numpy_door(case, "value", s)
         parameter = None if case.parameter is None else mpf(case.parameter)
         z = np.unique(z[np.isfinite(z)])
-        return z, [(OF_Z[case.name](mpf(float(x)), parameter)[k - 1], mpf(0)) for x in z]
+        for x in z:
+            moved = float(np.spacing(abs(x)))
+            below, here, above = (OF_Z[case.name](mpf(float(x)) + by, parameter)[k - 1] for by in (-moved, 0, moved))
+            found.append((here, min(abs(below - here), abs(above - here))))  # at a jump the side without it
+        return z, found
     for x in s:
         here = exact(case, float(x), y)
         change = abs(here[k + 1]) * mpf(float(np.spacing(abs(x))))
