@@ -337,7 +337,8 @@ def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None
     origin = _origin(numbers, values)
     apart = _numbers(values, origin) if origin else numbers
     low, high = numbers[known].min(), numbers[known].max()
-    if known.all() and apart.min() == apart.max():
+    first, last = apart[known].min(), apart[known].max()
+    if known.all() and first == last:
         return Column(name, "", f"{low:.6g} in every row")
     if (
         not wish
@@ -349,7 +350,7 @@ def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None
         return Column(name, "", f"counts the rows, {low:.0f} to {high:.0f}")
     note = f"{low:.6g} to {high:.6g}"
     if origin:
-        note = f"{int(origin) + int(apart.min())} to {int(origin) + int(apart.max())}"
+        note = f"{int(origin) + int(first)} to {int(origin) + int(last)}"
     elif note.count(f"{low:.6g}") > 1:
         note = f"{low:.12g} to {high:.12g}"
     if not known.all():

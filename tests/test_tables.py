@@ -474,6 +474,20 @@ def test_numbers_are_standardised_as_if_they_were_around_0(origin, unit, dtype, 
     np.testing.assert_array_equal(again.apply(again.read(tmp_path / f"t.{suffix}")[0]), made.apply(table.X))
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("first", [2**53 + 1, 2**60, -(2**62)])
+def test_integers_of_many_digits_may_have_gaps(first, suffix, tmp_path):
+    steps = [i * 7 % 1000 for i in range(299)]
+    frame = pd.DataFrame({"f": pd.array([*(first + k for k in steps), None], "Int64"), "y": [*steps, 0.5]})
+    frame.to_parquet(tmp_path / "t.parquet") if suffix == "parquet" else frame.to_csv(tmp_path / "t.csv", index=False)
+    table = tables.load(tmp_path / f"t.{suffix}", "y", "regression")
+    (column,) = table.columns
+    assert column.note == f"{first} to {first + max(steps)}; 1 missing"
+    numbers = table.X["f"].to_numpy()
+    assert np.isnan(numbers[-1])
+    np.testing.assert_array_equal(numbers[:-1] - numbers[0], steps)
+
+
 def test_integers_of_many_digits_are_the_same_from_text(tmp_path):
     values = [2**60 + i * i for i in range(60)]
     parquet.write_table(pa.table({"a": values, "y": [i / 7 for i in range(60)]}), tmp_path / "t.parquet")
