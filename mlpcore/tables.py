@@ -121,7 +121,7 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
     """
     source = require_file(path)
     try:
-        if source.suffix.lower() in (".csv", ".tsv"):
+        if _is_csv(source):
             table = _read_csv(source, texts)
         else:
             with parquet.ParquetFile(source) as file:
@@ -136,11 +136,11 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
         if names.count(name) > 1:
             raise ValueError(f"{path}: {names.count(name)} columns are named {name!r}; which one is meant?")
     for field in table.schema:
-        if source.suffix.lower() in (".csv", ".tsv") and pa.types.is_binary(field.type):
+        if _is_csv(source) and pa.types.is_binary(field.type):
             raise ValueError(f"{path}: column {field.name!r} is not UTF-8 text; save the file as UTF-8")
     if not table.num_rows:
         raise ValueError(f"{path}: has a header ({', '.join(names[:5])}) and no rows")
-    return table
+    return _with_digits(table, source) if _is_csv(source) else table
 
 
 def require_file(path: str | Path) -> Path:
@@ -151,7 +151,11 @@ def require_file(path: str | Path) -> Path:
     return source
 
 
-def _read_csv(source: Path, texts: Sequence[str]) -> pa.Table:
+def _is_csv(source: Path) -> bool:
+    return source.suffix.lower() in (".csv", ".tsv")
+
+
+def _read_csv(source: Path, texts: Sequence[str], only: Sequence[str] = ()) -> pa.Table:
     size = source.stat().st_size
     if not size:
         raise ValueError("the file is empty")
@@ -161,8 +165,28 @@ def _read_csv(source: Path, texts: Sequence[str]) -> pa.Table:
         source,
         read_options=csv.ReadOptions(use_threads=False, block_size=size + 1),  # types from all rows, not from the first ones
         parse_options=csv.ParseOptions(delimiter=_delimiter(source), newlines_in_values=True),
-        convert_options=csv.ConvertOptions(strings_can_be_null=True, column_types=dict.fromkeys(texts, pa.string())),
+        convert_options=csv.ConvertOptions(
+            strings_can_be_null=True, column_types=dict.fromkeys(texts, pa.string()), include_columns=only
+        ),
     )
+
+
+def _with_digits(table: pa.Table, source: Path) -> pa.Table:
+    """Return the table of a CSV file with the whole numbers beyond int64 as such, which Arrow reads as floats."""
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    large = [name for name in floats if pc.any(pc.greater_equal(pc.abs(table.column(name)), 2.0**63)).as_py()]
+    if not large:
+        return table
+    texts = _read_csv(source, large, only=large)
+    for name in large:
+        values = plain(texts.column(name))
+        if pc.all(pc.match_substring_regex(values, "^[+-]?[0-9]{1,76}$")).as_py():
+            whole = values.cast(pa.decimal256(76, 0))
+            low, high = pc.min_max(whole).as_py().values()
+            if low >= 0 and high < 2**64:
+                whole = pc.replace_substring_regex(values, "^[+]", "").cast(pa.uint64())
+            table = table.set_column(table.column_names.index(name), name, whole)
+    return table
 
 
 def without_views(table: pa.Table) -> pa.Table:
@@ -184,7 +208,7 @@ def with_categories(table: pa.Table, metadata: Any) -> pa.Table:
 
 def _separated_otherwise(source: Path) -> bool:
     """Whether the header of a text file has more semicolons, or the like, than what separates columns."""
-    if source.suffix.lower() not in (".csv", ".tsv"):
+    if not _is_csv(source):
         return False
     with open(source, encoding="utf-8", errors="replace") as file:
         header = file.readline(1 << 16)

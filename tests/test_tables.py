@@ -448,7 +448,10 @@ FAR = [
 
 @pytest.mark.parametrize(
     ("origin", "unit", "dtype", "suffix"),
-    [*((*case, suffix) for case in FAR for suffix in ("csv", "parquet")), (2**63, 100, np.uint64, "parquet")],
+    [
+        *((*case, suffix) for case in FAR for suffix in ("csv", "parquet")),
+        *((2**63, 100, np.uint64, suffix) for suffix in ("csv", "parquet")),
+    ],
 )
 def test_numbers_are_standardised_as_if_they_were_around_0(origin, unit, dtype, suffix, tmp_path):
     """The reference is the same column without its offset, in Python's exact integers and in double."""
@@ -486,6 +489,21 @@ def test_integers_of_many_digits_may_have_gaps(first, suffix, tmp_path):
     numbers = table.X["f"].to_numpy()
     assert np.isnan(numbers[-1])
     np.testing.assert_array_equal(numbers[:-1] - numbers[0], steps)
+
+
+@pytest.mark.parametrize("first", [2**63, 2**64 - 500, -(2**63) - 500, 10**30])
+def test_integers_beyond_int64_keep_their_digits_in_csv(first, tmp_path):
+    steps = [i * 7 % 1000 for i in range(299)]
+    text = "f,g,y\n" + "".join(f"{first + k},{first + k}.5,{k / 7}\n" for k in steps) + ",,0.5\n"
+    table = tables.load(written(tmp_path, text), "y")
+    f = table.X["f"].to_numpy()
+    np.testing.assert_array_equal(f[:-1] - f[0], steps)
+    assert np.isnan(f[-1])
+    assert table.columns[0].note == f"{first} to {first + max(steps)}; 1 missing"
+    made = table.prepare(np.arange(200))
+    parquet.write_table(pa.table({"f": [str(first + k) for k in steps], "g": [0.0] * 299}), tmp_path / "t.parquet")
+    frame, _, _ = made.read(tmp_path / "t.parquet")
+    np.testing.assert_array_equal(made.apply(frame)[:, 0], made.apply(table.X)[:-1, 0])
 
 
 def test_integers_of_many_digits_are_the_same_from_text(tmp_path):
