@@ -305,6 +305,19 @@ def test_zeros_are_one_class_whatever_their_sign(tmp_path):
     assert np.bincount(table.Y).tolist() == [40, 20]
 
 
+@pytest.mark.parametrize("form", ["csv", "text", "float"])
+def test_zeros_are_one_category_whatever_their_sign_and_the_file(form, tmp_path):
+    values = ["0.0", "-0.0", "1.0"] * 20
+    frame = pd.DataFrame({"f": values, "y": np.arange(60) / 7})
+    if form == "csv":
+        frame.to_csv(tmp_path / "t.csv", index=False)
+    else:
+        frame.astype({"f": float} if form == "float" else {}).to_parquet(tmp_path / "t.parquet")
+    path = tmp_path / ("t.csv" if form == "csv" else "t.parquet")
+    assert tables.load(path, "y", wishes={"f": "category"}).columns[0].note == "2 values: 0, 1"
+    assert tables.load(path, "f", "classification").class_names == ("0", "1")
+
+
 @pytest.mark.parametrize(
     ("values", "others", "names"),
     [
