@@ -17,7 +17,7 @@ import math
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -443,10 +443,20 @@ def load(
         FileNotFoundError, OSError, ValueError: names the file or the column, what was expected and what came.
     """
     as_text = [name for name, wish in (wishes or {}).items() if wish == "category"]
-    table = take(read(path, as_text), path, target, task, groups, wishes)
-    if table.labels == "number" and _has_zeros_in_front(Path(path), target):
-        table = take(read(path, [*as_text, target]), path, target, task, groups, wishes)
-    return table
+    table = read(path, as_text if groups is None else [*as_text, groups])
+    require_columns(path, table.column_names, target, groups, wishes or {})
+    if not _is_csv(Path(path)):
+        return take(table, path, target, task, groups, wishes)
+    values = plain(table.column(target))
+    told, note = _task(values, task)
+    if _is_text(values.type) or told == "regression" or pa.types.is_temporal(values.type):
+        return take(table, path, target, task, groups, wishes)
+    infinite = _infinite(values)  # which no text is
+    texts = _read_csv(Path(path), [target], only=[target]).column(target)
+    texts = pc.if_else(pa.array(infinite), pa.scalar(None, texts.type), texts)
+    table = table.set_column(table.column_names.index(target), target, texts)
+    taken = take(table, path, target, told, groups, wishes)
+    return replace(taken, note=note if taken.labels == "number" else "", infinite=int(infinite.sum()))
 
 
 def take(
@@ -474,13 +484,6 @@ def take(
         frame, goal.Y, tuple(frame.columns), goal.classes, codes, unit=f"groups of {groups}", target=target,
         labels=goal.labels, note=goal.note, columns=columns, dropped=int(np.sum(~goal.rows)), infinite=goal.infinite,
     )  # fmt: skip
-
-
-def _has_zeros_in_front(path: Path, column: str) -> bool:
-    """Return whether a text file has codes such as 007 in a column that reads as numbers."""
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        return False
-    return bool(pc.any(pc.match_substring_regex(plain(read(path, [column]).column(column)), "^0[0-9]+$")).as_py())
 
 
 def _no_column(where: str, name: str, names: Sequence[str]) -> ValueError:
@@ -519,19 +522,29 @@ class _Goal:
     infinite: int = 0
 
 
+def _task(values: pa.ChunkedArray, task: str | None) -> tuple[str, str]:
+    """Return the task, told from the target where it is not given, and how whole numbers were taken."""
+    if task is not None:
+        return task, ""
+    if not _is_number(values.type):  # nor a category of numbers
+        return "classification", ""
+    filled = with_target(values)
+    numbers = _numbers(values)[filled]
+    if not (numbers == np.rint(numbers)).all():
+        return "regression", ""
+    known = plain(values).filter(pa.array(filled))
+    count = len(np.unique(numbers) if pa.types.is_floating(known.type) else known.unique())
+    task = "classification" if few(count, len(known), MOST_CLASSES) else "regression"
+    return task, decided(count, task)
+
+
 def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
-    is_category = pa.types.is_dictionary(values.type)
+    task, note = _task(values, task)
     values = plain(values)
     require_answers(values.type, name)
     filled, infinite, numbers = with_target(values), _infinite(values), _numbers(values)
     if not filled.any():
         raise ValueError(f"--target {name!r} has no value in any row")
-    numeric, note, count = _is_number(values.type) and not is_category, "", 0
-    if numeric and (numbers[filled] == np.rint(numbers[filled])).all():
-        count = len(np.unique(quantities(values, filled)))
-    if task is None:
-        task = "regression" if numeric and not (count and few(count, int(filled.sum()), MOST_CLASSES)) else "classification"
-        note = decided(count, task) if count else ""
     if task == "regression":
         require_numbers(values, name)
         Y = quantities(values, filled)

@@ -328,7 +328,7 @@ def test_zeros_are_one_category_whatever_their_sign_and_the_file(form, tmp_path)
         (["true", "false"], ["1", "0"], ("False", "True")),
         (["0", "1"], ["True", "False"], ("0", "1")),
         ([" x", "y "], ["y", "x"], ("x", "y")),
-        (["1e20", "2"], ["100000000000000000000", "2.0"], ("2", "100000000000000000000")),
+        (["1e+20", "2"], ["100000000000000000000", "2.0"], ("2", "100000000000000000000")),
         (["0.30", "1e-3"], [".3", "0.0010"], ("0.001", "0.3")),
         (["0x10", "0x0A"], ["16", "10"], ("10", "16")),
     ],
@@ -347,6 +347,52 @@ def test_labels_of_another_file_are_read_as_those_of_the_first(values, others, n
         assert truth.values[:2].tolist() == [at[first], at[1 - first]]
     else:
         assert [names[k].lower() in ("true", "1") for k in truth.values[:2]] == [True, False]
+
+
+def in_both(labels, tmp_path, **options):
+    """The same texts as targets of a CSV file, where they have no type, and of a Parquet file, where they are text."""
+    frame = pd.DataFrame({"a": np.arange(60.0) ** 2, "y": [labels[i % len(labels)] for i in range(60)]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    return [tables.load(tmp_path / name, "y", **options) for name in ("t.csv", "t.parquet")]
+
+
+@pytest.mark.parametrize(
+    ("texts", "task", "names"),
+    [
+        (["1.1", "1.10", "1.2"], "classification", ("1.1", "1.10", "1.2")),
+        (["1.1", "1.10"], "classification", ("1.1", "1.10")),  # one number in every row
+        (["1E5", "100000", "2E3"], None, ("100000", "1E5", "2E3")),
+        (["00.5", "0.5"], "classification", ("0.5", "00.5")),
+        (["007", "7"], None, ("007", "7")),
+        (["18446744073709551617", "18446744073709551616"], None, ("18446744073709551616", "18446744073709551617")),
+        (["1", "1.0", "+1", "0", "-0.0"], None, ("0", "1")),
+        (["10", "9.0", "2"], None, ("2", "9", "10")),
+        (["true", "1"], None, ("1", "true")),
+        (["True", "false"], None, ("False", "True")),
+        (["0xE5", "229", "16"], None, None),
+    ],
+)
+def test_classes_are_the_same_from_csv_and_from_text(texts, task, names, tmp_path):
+    of_csv, of_text = in_both(texts, tmp_path, task=task)
+    assert of_csv.class_names == of_text.class_names == (names or ("16", "229"))
+    assert of_csv.labels == of_text.labels
+    np.testing.assert_array_equal(of_csv.Y, of_text.Y)
+
+
+def test_infinite_targets_of_a_csv_file_are_no_class(tmp_path):
+    text = "a,y\n" + "".join(f"{i * i},{['1', '2', 'inf', ''][i % 4]}\n" for i in range(80))
+    table = tables.load(written(tmp_path, text), "y")
+    assert table.class_names == ("1", "2")
+    assert (table.dropped, table.infinite) == (40, 20)
+    assert table.note == "whole numbers, 2 different: taken as classes (as a quantity: --task regression)"
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_codes_of_groups_are_kept_apart_in_every_file(form, tmp_path):
+    frame = pd.DataFrame({"a": np.arange(60.0) ** 2, "g": ["1.1", "1.10", "2"] * 20, "y": np.arange(60) / 7})
+    frame.to_parquet(tmp_path / "t.parquet") if form == "parquet" else frame.to_csv(tmp_path / "t.csv", index=False)
+    assert tables.load(tmp_path / f"t.{form}", "y", groups="g").groups.tolist() == [0, 1, 2] * 20
 
 
 def test_codes_stay_text_in_a_file_whose_every_value_is_digits(tmp_path):
