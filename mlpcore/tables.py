@@ -449,7 +449,7 @@ def load(
         return take(table, path, target, task, groups, wishes)
     values = plain(table.column(target))
     told, note = _task(values, task)
-    if _is_text(values.type) or told == "regression" or pa.types.is_temporal(values.type):
+    if _is_text(values.type) or (told == "regression" and not pa.types.is_temporal(values.type)):
         return take(table, path, target, task, groups, wishes)
     infinite = _infinite(values)  # which no text is
     texts = _read_csv(Path(path), [target], only=[target]).column(target)
@@ -553,6 +553,8 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
         return _Goal(Y, filled, note=note, infinite=int(infinite.sum()))
     names, kind = _names(values)
     names = names[filled]
+    if kind == "date":
+        raise ValueError(f"--target {name!r} holds dates, such as {names[0]!r}; expected numbers, text or booleans")
     classes = labels.sort_names(set(names), kind)
     if len(classes) == 1:
         raise ValueError(f"--target {name!r} is {classes[0]!r} in every row; nothing to tell apart")

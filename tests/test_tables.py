@@ -371,6 +371,7 @@ def in_both(labels, tmp_path, **options):
         (["true", "1"], None, ("1", "true")),
         (["True", "false"], None, ("False", "True")),
         (["0xE5", "229", "16"], None, None),
+        (["10:30", "11:00:00"], None, ("10:30", "11:00:00")),
     ],
 )
 def test_classes_are_the_same_from_csv_and_from_text(texts, task, names, tmp_path):
@@ -378,6 +379,17 @@ def test_classes_are_the_same_from_csv_and_from_text(texts, task, names, tmp_pat
     assert of_csv.class_names == of_text.class_names == (names or ("16", "229"))
     assert of_csv.labels == of_text.labels
     np.testing.assert_array_equal(of_csv.Y, of_text.Y)
+
+
+@pytest.mark.parametrize("days", [["2024-01-01", "2024-01-02"], ["2024-01-01 10:00", "2024-01-02T11:30:00"]])
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "dates.parquet"])
+def test_dates_are_no_target_in_any_file(days, name, tmp_path):
+    frame = pd.DataFrame({"a": np.arange(60.0) ** 2, "y": days * 30})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.assign(y=pd.to_datetime(frame["y"], format="ISO8601")).to_parquet(tmp_path / "dates.parquet")
+    with pytest.raises(ValueError, match=r"--target 'y' holds .*(date|timestamp).*; expected numbers, text or booleans"):
+        tables.load(tmp_path / name, "y")
 
 
 def test_infinite_targets_of_a_csv_file_are_no_class(tmp_path):
