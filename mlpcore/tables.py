@@ -183,8 +183,7 @@ def _with_digits(table: pa.Table, source: Path) -> pa.Table:
         if pc.all(pc.match_substring_regex(values, "^[+-]?[0-9]{1,76}$")).as_py():
             whole = values.cast(pa.decimal256(76, 0))
             low, high = pc.min_max(whole).as_py().values()
-            if low >= 0 and high < 2**64:
-                whole = pc.replace_substring_regex(values, "^[+]", "").cast(pa.uint64())
+            whole = whole.cast(pa.uint64()) if low >= 0 and high < 2**64 else whole
             table = table.set_column(table.column_names.index(name), name, whole)
     return table
 
