@@ -27,7 +27,8 @@ NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?"  # what counts
 HEXADECIMAL = "0[xX][0-9a-fA-F]{1,16}"
 _NUMBER, _HEXADECIMAL = re.compile(NUMBER), re.compile(HEXADECIMAL)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}.*)?")
-_CODE = re.compile(r"[+-]?0[0-9]|.*[eE][0-9]")
+_CODE = re.compile(r"[+-]?0[0-9]|[^xX]*[eE][0-9]")
+_FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]*[1-9]0*")
 _WHOLE = re.compile(r"-?[0-9]+\.0+")
 _MOST_DIGITS = 40  # of a number that is written without an exponent
 _TRUTHS = {"true": "True", "1": "True", "false": "False", "0": "False"}
@@ -56,7 +57,8 @@ def name_of(text: str, kind: str, source: str = "text") -> str:
 def kind_of(texts: Iterable[str]) -> str:
     """Return the kind of a column of these texts: all booleans, all dates, all numbers, or text.
 
-    Codes are text: digits with a zero in front, "1E5", or two texts for one number (the versions 1.1 and 1.10).
+    Codes are text: digits with a zero in front (007, 00.5), an exponent without a sign (1E5), or two fractions that differ
+    in zeros at the end alone (the versions 1.1 and 1.10); 1, 1.0 and +1 are one number, 0 and -0.0 as well.
     """
     distinct = {text.strip() for text in texts}
     if not distinct:
@@ -65,8 +67,10 @@ def kind_of(texts: Iterable[str]) -> str:
         return "boolean"
     if all(_DATE.fullmatch(text) and _is_date(text) for text in distinct):
         return "date"
-    numbers = all(_NUMBER.fullmatch(text) and not _CODE.match(text) for text in distinct)
-    return "number" if numbers and len(set(map(_number, distinct))) == len(distinct) else "text"
+    if not all((_NUMBER.fullmatch(text) or _HEXADECIMAL.fullmatch(text)) and not _CODE.match(text) for text in distinct):
+        return "text"
+    endings = {(_number(text), len(text) - len(text.rstrip("0"))) for text in distinct if _FRACTION.fullmatch(text)}
+    return "number" if len(endings) == len({number for number, _ in endings}) else "text"
 
 
 def sort_names(names: Iterable[str], kind: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import math
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
     """
     source = require_file(path)
     try:
-        if source.suffix.lower() in (".csv", ".tsv"):
+        if _is_csv(source):
             table = _read_csv(source, texts)
         else:
             with parquet.ParquetFile(source) as file:
@@ -136,11 +136,11 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
         if names.count(name) > 1:
             raise ValueError(f"{path}: {names.count(name)} columns are named {name!r}; which one is meant?")
     for field in table.schema:
-        if source.suffix.lower() in (".csv", ".tsv") and pa.types.is_binary(field.type):
+        if _is_csv(source) and pa.types.is_binary(field.type):
             raise ValueError(f"{path}: column {field.name!r} is not UTF-8 text; save the file as UTF-8")
     if not table.num_rows:
         raise ValueError(f"{path}: has a header ({', '.join(names[:5])}) and no rows")
-    return table
+    return _with_digits(table, source) if _is_csv(source) else table
 
 
 def require_file(path: str | Path) -> Path:
@@ -151,7 +151,11 @@ def require_file(path: str | Path) -> Path:
     return source
 
 
-def _read_csv(source: Path, texts: Sequence[str]) -> pa.Table:
+def _is_csv(source: Path) -> bool:
+    return source.suffix.lower() in (".csv", ".tsv")
+
+
+def _read_csv(source: Path, texts: Sequence[str], only: Sequence[str] = ()) -> pa.Table:
     size = source.stat().st_size
     if not size:
         raise ValueError("the file is empty")
@@ -161,8 +165,27 @@ def _read_csv(source: Path, texts: Sequence[str]) -> pa.Table:
         source,
         read_options=csv.ReadOptions(use_threads=False, block_size=size + 1),  # types from all rows, not from the first ones
         parse_options=csv.ParseOptions(delimiter=_delimiter(source), newlines_in_values=True),
-        convert_options=csv.ConvertOptions(strings_can_be_null=True, column_types=dict.fromkeys(texts, pa.string())),
+        convert_options=csv.ConvertOptions(
+            strings_can_be_null=True, column_types=dict.fromkeys(texts, pa.string()), include_columns=only
+        ),
     )
+
+
+def _with_digits(table: pa.Table, source: Path) -> pa.Table:
+    """Return the table of a CSV file with the whole numbers beyond int64 as such, which Arrow reads as floats."""
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    large = [name for name in floats if pc.any(pc.greater_equal(pc.abs(table.column(name)), 2.0**63)).as_py()]
+    if not large:
+        return table
+    texts = _read_csv(source, large, only=large)
+    for name in large:
+        values = plain(texts.column(name))
+        if pc.all(pc.match_substring_regex(values, "^[+-]?[0-9]{1,76}$")).as_py():
+            whole = values.cast(pa.decimal256(76, 0))
+            low, high = pc.min_max(whole).as_py().values()
+            whole = whole.cast(pa.uint64()) if low >= 0 and high < 2**64 else whole
+            table = table.set_column(table.column_names.index(name), name, whole)
+    return table
 
 
 def without_views(table: pa.Table) -> pa.Table:
@@ -184,7 +207,7 @@ def with_categories(table: pa.Table, metadata: Any) -> pa.Table:
 
 def _separated_otherwise(source: Path) -> bool:
     """Whether the header of a text file has more semicolons, or the like, than what separates columns."""
-    if source.suffix.lower() not in (".csv", ".tsv"):
+    if not _is_csv(source):
         return False
     with open(source, encoding="utf-8", errors="replace") as file:
         header = file.readline(1 << 16)
@@ -337,7 +360,8 @@ def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None
     origin = _origin(numbers, values)
     apart = _numbers(values, origin) if origin else numbers
     low, high = numbers[known].min(), numbers[known].max()
-    if known.all() and apart.min() == apart.max():
+    first, last = apart[known].min(), apart[known].max()
+    if known.all() and first == last:
         return Column(name, "", f"{low:.6g} in every row")
     if (
         not wish
@@ -349,7 +373,7 @@ def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None
         return Column(name, "", f"counts the rows, {low:.0f} to {high:.0f}")
     note = f"{low:.6g} to {high:.6g}"
     if origin:
-        note = f"{int(origin) + int(apart.min())} to {int(origin) + int(apart.max())}"
+        note = f"{int(origin) + int(first)} to {int(origin) + int(last)}"
     elif note.count(f"{low:.6g}") > 1:
         note = f"{low:.12g} to {high:.12g}"
     if not known.all():
@@ -418,10 +442,20 @@ def load(
         FileNotFoundError, OSError, ValueError: names the file or the column, what was expected and what came.
     """
     as_text = [name for name, wish in (wishes or {}).items() if wish == "category"]
-    table = take(read(path, as_text), path, target, task, groups, wishes)
-    if table.labels == "number" and _has_zeros_in_front(Path(path), target):
-        table = take(read(path, [*as_text, target]), path, target, task, groups, wishes)
-    return table
+    table = read(path, as_text if groups is None else [*as_text, groups])
+    require_columns(path, table.column_names, target, groups, wishes or {})
+    if not _is_csv(Path(path)):
+        return take(table, path, target, task, groups, wishes)
+    values = plain(table.column(target))
+    told, note = _task(values, task)
+    if _is_text(values.type) or (told == "regression" and not pa.types.is_temporal(values.type)):
+        return take(table, path, target, task, groups, wishes)
+    infinite = _infinite(values)  # which no text is
+    texts = _read_csv(Path(path), [target], only=[target]).column(target)
+    texts = pc.if_else(pa.array(infinite), pa.scalar(None, texts.type), texts)
+    table = table.set_column(table.column_names.index(target), target, texts)
+    taken = take(table, path, target, told, groups, wishes)
+    return replace(taken, note=note if taken.labels == "number" else "", infinite=int(infinite.sum()))
 
 
 def take(
@@ -449,13 +483,6 @@ def take(
         frame, goal.Y, tuple(frame.columns), goal.classes, codes, unit=f"groups of {groups}", target=target,
         labels=goal.labels, note=goal.note, columns=columns, dropped=int(np.sum(~goal.rows)), infinite=goal.infinite,
     )  # fmt: skip
-
-
-def _has_zeros_in_front(path: Path, column: str) -> bool:
-    """Return whether a text file has codes such as 007 in a column that reads as numbers."""
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        return False
-    return bool(pc.any(pc.match_substring_regex(plain(read(path, [column]).column(column)), "^0[0-9]+$")).as_py())
 
 
 def _no_column(where: str, name: str, names: Sequence[str]) -> ValueError:
@@ -494,19 +521,29 @@ class _Goal:
     infinite: int = 0
 
 
+def _task(values: pa.ChunkedArray, task: str | None) -> tuple[str, str]:
+    """Return the task, told from the target where it is not given, and how whole numbers were taken."""
+    if task is not None:
+        return task, ""
+    if not _is_number(values.type):  # nor a category of numbers
+        return "classification", ""
+    filled = with_target(values)
+    numbers = _numbers(values)[filled]
+    if not (numbers == np.rint(numbers)).all():
+        return "regression", ""
+    known = plain(values).filter(pa.array(filled))
+    count = len(np.unique(numbers) if pa.types.is_floating(known.type) else known.unique())
+    task = "classification" if few(count, len(known), MOST_CLASSES) else "regression"
+    return task, decided(count, task)
+
+
 def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
-    is_category = pa.types.is_dictionary(values.type)
+    task, note = _task(values, task)
     values = plain(values)
     require_answers(values.type, name)
     filled, infinite, numbers = with_target(values), _infinite(values), _numbers(values)
     if not filled.any():
         raise ValueError(f"--target {name!r} has no value in any row")
-    numeric, note, count = _is_number(values.type) and not is_category, "", 0
-    if numeric and (numbers[filled] == np.rint(numbers[filled])).all():
-        count = len(np.unique(quantities(values, filled)))
-    if task is None:
-        task = "regression" if numeric and not (count and few(count, int(filled.sum()), MOST_CLASSES)) else "classification"
-        note = decided(count, task) if count else ""
     if task == "regression":
         require_numbers(values, name)
         Y = quantities(values, filled)
@@ -515,6 +552,8 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
         return _Goal(Y, filled, note=note, infinite=int(infinite.sum()))
     names, kind = _names(values)
     names = names[filled]
+    if kind == "date":
+        raise ValueError(f"--target {name!r} holds dates, such as {names[0]!r}; expected numbers, text or booleans")
     classes = labels.sort_names(set(names), kind)
     if len(classes) == 1:
         raise ValueError(f"--target {name!r} is {classes[0]!r} in every row; nothing to tell apart")

@@ -305,6 +305,19 @@ def test_zeros_are_one_class_whatever_their_sign(tmp_path):
     assert np.bincount(table.Y).tolist() == [40, 20]
 
 
+@pytest.mark.parametrize("form", ["csv", "text", "float"])
+def test_zeros_are_one_category_whatever_their_sign_and_the_file(form, tmp_path):
+    values = ["0.0", "-0.0", "1.0"] * 20
+    frame = pd.DataFrame({"f": values, "y": np.arange(60) / 7})
+    if form == "csv":
+        frame.to_csv(tmp_path / "t.csv", index=False)
+    else:
+        frame.astype({"f": float} if form == "float" else {}).to_parquet(tmp_path / "t.parquet")
+    path = tmp_path / ("t.csv" if form == "csv" else "t.parquet")
+    assert tables.load(path, "y", wishes={"f": "category"}).columns[0].note == "2 values: 0, 1"
+    assert tables.load(path, "f", "classification").class_names == ("0", "1")
+
+
 @pytest.mark.parametrize(
     ("values", "others", "names"),
     [
@@ -315,7 +328,7 @@ def test_zeros_are_one_class_whatever_their_sign(tmp_path):
         (["true", "false"], ["1", "0"], ("False", "True")),
         (["0", "1"], ["True", "False"], ("0", "1")),
         ([" x", "y "], ["y", "x"], ("x", "y")),
-        (["1e20", "2"], ["100000000000000000000", "2.0"], ("2", "100000000000000000000")),
+        (["1e+20", "2"], ["100000000000000000000", "2.0"], ("2", "100000000000000000000")),
         (["0.30", "1e-3"], [".3", "0.0010"], ("0.001", "0.3")),
         (["0x10", "0x0A"], ["16", "10"], ("10", "16")),
     ],
@@ -334,6 +347,65 @@ def test_labels_of_another_file_are_read_as_those_of_the_first(values, others, n
         assert truth.values[:2].tolist() == [at[first], at[1 - first]]
     else:
         assert [names[k].lower() in ("true", "1") for k in truth.values[:2]] == [True, False]
+
+
+def in_both(labels, tmp_path, **options):
+    """The same texts as targets of a CSV file, where they have no type, and of a Parquet file, where they are text."""
+    frame = pd.DataFrame({"a": np.arange(60.0) ** 2, "y": [labels[i % len(labels)] for i in range(60)]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    return [tables.load(tmp_path / name, "y", **options) for name in ("t.csv", "t.parquet")]
+
+
+@pytest.mark.parametrize(
+    ("texts", "task", "names"),
+    [
+        (["1.1", "1.10", "1.2"], "classification", ("1.1", "1.10", "1.2")),
+        (["1.1", "1.10"], "classification", ("1.1", "1.10")),  # one number in every row
+        (["1E5", "100000", "2E3"], None, ("100000", "1E5", "2E3")),
+        (["00.5", "0.5"], "classification", ("0.5", "00.5")),
+        (["007", "7"], None, ("007", "7")),
+        (["18446744073709551617", "18446744073709551616"], None, ("18446744073709551616", "18446744073709551617")),
+        (["-0", "+18446744073709551615"], None, ("0", "18446744073709551615")),
+        (["1", "1.0", "+1", "0", "-0.0"], None, ("0", "1")),
+        (["10", "9.0", "2"], None, ("2", "9", "10")),
+        (["true", "1"], None, ("1", "true")),
+        (["True", "false"], None, ("False", "True")),
+        (["0xE5", "229", "16"], None, None),
+        (["10:30", "11:00:00"], None, ("10:30", "11:00:00")),
+    ],
+)
+def test_classes_are_the_same_from_csv_and_from_text(texts, task, names, tmp_path):
+    of_csv, of_text = in_both(texts, tmp_path, task=task)
+    assert of_csv.class_names == of_text.class_names == (names or ("16", "229"))
+    assert of_csv.labels == of_text.labels
+    np.testing.assert_array_equal(of_csv.Y, of_text.Y)
+
+
+@pytest.mark.parametrize("days", [["2024-01-01", "2024-01-02"], ["2024-01-01 10:00", "2024-01-02T11:30:00"]])
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "dates.parquet"])
+def test_dates_are_no_target_in_any_file(days, name, tmp_path):
+    frame = pd.DataFrame({"a": np.arange(60.0) ** 2, "y": days * 30})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.assign(y=pd.to_datetime(frame["y"], format="ISO8601")).to_parquet(tmp_path / "dates.parquet")
+    with pytest.raises(ValueError, match=r"--target 'y' holds .*(date|timestamp).*; expected numbers, text or booleans"):
+        tables.load(tmp_path / name, "y")
+
+
+def test_infinite_targets_of_a_csv_file_are_no_class(tmp_path):
+    text = "a,y\n" + "".join(f"{i * i},{['1', '2', 'inf', ''][i % 4]}\n" for i in range(80))
+    table = tables.load(written(tmp_path, text), "y")
+    assert table.class_names == ("1", "2")
+    assert (table.dropped, table.infinite) == (40, 20)
+    assert table.note == "whole numbers, 2 different: taken as classes (as a quantity: --task regression)"
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_codes_of_groups_are_kept_apart_in_every_file(form, tmp_path):
+    frame = pd.DataFrame({"a": np.arange(60.0) ** 2, "g": ["1.1", "1.10", "2"] * 20, "y": np.arange(60) / 7})
+    frame.to_parquet(tmp_path / "t.parquet") if form == "parquet" else frame.to_csv(tmp_path / "t.csv", index=False)
+    assert tables.load(tmp_path / f"t.{form}", "y", groups="g").groups.tolist() == [0, 1, 2] * 20
 
 
 def test_codes_stay_text_in_a_file_whose_every_value_is_digits(tmp_path):
@@ -448,7 +520,10 @@ FAR = [
 
 @pytest.mark.parametrize(
     ("origin", "unit", "dtype", "suffix"),
-    [*((*case, suffix) for case in FAR for suffix in ("csv", "parquet")), (2**63, 100, np.uint64, "parquet")],
+    [
+        *((*case, suffix) for case in FAR for suffix in ("csv", "parquet")),
+        *((2**63, 100, np.uint64, suffix) for suffix in ("csv", "parquet")),
+    ],
 )
 def test_numbers_are_standardised_as_if_they_were_around_0(origin, unit, dtype, suffix, tmp_path):
     """The reference is the same column without its offset, in Python's exact integers and in double."""
@@ -472,6 +547,35 @@ def test_numbers_are_standardised_as_if_they_were_around_0(origin, unit, dtype, 
     np.testing.assert_allclose(back, cut.answers.astype(np.float64), rtol=2e-16, atol=1e-6 * float(cut.scale.scale[0]))
     again, _ = tables.Transformer.restore(made.tensors, json.loads(json.dumps(made.about)))
     np.testing.assert_array_equal(again.apply(again.read(tmp_path / f"t.{suffix}")[0]), made.apply(table.X))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("first", [2**53 + 1, 2**60, -(2**62)])
+def test_integers_of_many_digits_may_have_gaps(first, suffix, tmp_path):
+    steps = [i * 7 % 1000 for i in range(299)]
+    frame = pd.DataFrame({"f": pd.array([*(first + k for k in steps), None], "Int64"), "y": [*steps, 0.5]})
+    frame.to_parquet(tmp_path / "t.parquet") if suffix == "parquet" else frame.to_csv(tmp_path / "t.csv", index=False)
+    table = tables.load(tmp_path / f"t.{suffix}", "y", "regression")
+    (column,) = table.columns
+    assert column.note == f"{first} to {first + max(steps)}; 1 missing"
+    numbers = table.X["f"].to_numpy()
+    assert np.isnan(numbers[-1])
+    np.testing.assert_array_equal(numbers[:-1] - numbers[0], steps)
+
+
+@pytest.mark.parametrize("first", [2**63, 2**64 - 500, -(2**63) - 500, 10**30])
+def test_integers_beyond_int64_keep_their_digits_in_csv(first, tmp_path):
+    steps = [i * 7 % 1000 for i in range(299)]
+    text = "f,g,y\n" + "".join(f"{first + k},{first + k}.5,{k / 7}\n" for k in steps) + ",,0.5\n"
+    table = tables.load(written(tmp_path, text), "y")
+    f = table.X["f"].to_numpy()
+    np.testing.assert_array_equal(f[:-1] - f[0], steps)
+    assert np.isnan(f[-1])
+    assert table.columns[0].note == f"{first} to {first + max(steps)}; 1 missing"
+    made = table.prepare(np.arange(200))
+    parquet.write_table(pa.table({"f": [str(first + k) for k in steps], "g": [0.0] * 299}), tmp_path / "t.parquet")
+    frame, _, _ = made.read(tmp_path / "t.parquet")
+    np.testing.assert_array_equal(made.apply(frame)[:, 0], made.apply(table.X)[:-1, 0])
 
 
 def test_integers_of_many_digits_are_the_same_from_text(tmp_path):
