@@ -153,8 +153,6 @@ class Trainer:
         self.history: History = {}
         self._optimizer, self._settings, self._precision, self._seed = optimizer, settings, precision, seed
         self._lock = threading.RLock()  # one call at a time, whatever the thread
-        rate = optimizer.learning_rate
-        self._followed = rate if isinstance(rate, Adaptive) else None  # the last schedule that reductions belong to
         self._run: Run | None = None  # the fit that is under way
         self._unfinished: tuple[State, Array | None] | None = None  # a loaded one, and its best parameters
         self._step = new_step(
@@ -639,7 +637,7 @@ class Trainer:
         return {
             "loss": dataclasses.asdict(self.loss), "optimizer": files.describe(self._optimizer), "settings": settings,
             "precision": self._precision, "deterministic": self.deterministic, "seed": self._seed, "device": self.net.device,
-            "progress": dataclasses.asdict(self.progress), "history": self.history,
+            "progress": files.describe_progress(self.progress), "history": self.history,
             "run": None if run is None else dataclasses.asdict(run),
         }  # fmt: skip
 
@@ -695,7 +693,7 @@ class Trainer:
         return trainer
 
     def _go_on(self, described: dict[str, Any], tensors: dict[str, Array]) -> None:
-        self.progress = files.typed(Progress, described["progress"])
+        self.progress = files.progress(described["progress"])
         self.history = files.typed_value(described["history"], History, "history")
         if described["run"] is not None:
             state, best = files.typed(State, described["run"]), tensors.pop("best", None)

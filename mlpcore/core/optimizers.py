@@ -31,6 +31,7 @@ class Progress:
         step: updates done so far.
         total: updates of the current `fit`; None outside `fit`.
         reductions: how often an `Adaptive` schedule has lowered the rate.
+        followed: the `Adaptive` schedule that was lowered so often; another one begins at its own rate. None: any.
         begun: updates that were done when the current `fit` began.
         skipped: of the updates, those left out because loss or gradient was not finite.
         epochs: passes over the data that `fit` has begun: each has a row order of its own.
@@ -42,6 +43,7 @@ class Progress:
     begun: int = 0
     skipped: int = 0
     epochs: int = 0
+    followed: Adaptive | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ class Adaptive(Schedule):
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update."""
-        return min(self.rate, max(self.minimum, self.rate * math.pow(self.factor, progress.reductions)))
+        reductions = progress.reductions if progress.followed in (None, self) else 0
+        return min(self.rate, max(self.minimum, self.rate * math.pow(self.factor, reductions)))
 
 
 @dataclass(frozen=True)
