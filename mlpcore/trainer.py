@@ -277,8 +277,8 @@ class Trainer:
         with self._lock, devices.active(self.net.device):
             data = self._given(X, Y, sample_weight)
             batch = self._batch(data, rows)
-            self.net.predicts_1d = data.flat
             J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs), self.progress.step + 1)
+            self.net.predicts_1d = data.flat
             return J, self._step.gradient
 
     def apply(self, gradient: Gradient | ArrayLike) -> None:
@@ -382,11 +382,12 @@ class Trainer:
 
     def _update(self, data: Data, batch: Batch) -> Any:
         plan = self._step.prepare(batch.size, data.inputs)
-        self.net.predicts_1d = data.flat
         try:
-            return self._step.run(batch, plan, self.progress)
+            J = self._step.run(batch, plan, self.progress)
         except NonFiniteLoss as error:
             raise self._explained(error, data, batch) from None
+        self.net.predicts_1d = data.flat
+        return J
 
     def _explained(self, error: NonFiniteLoss, data: Data, batch: Batch) -> Exception:
         """The error with the layer where it began; or another one, if the data are to blame. Looked for only now."""
@@ -484,9 +485,14 @@ class Trainer:
         if self._unfinished is not None:
             self._unfinished[0].require_same(state)
             state, best = self._unfinished
+            begins = dataclasses.replace(self.progress)
         else:
             steps = -(-len(table.X) // size) if isinstance(table, Data) else table.batches(size)
-            self.progress.begun, self.progress.total = self.progress.step, None if steps is None else epochs * steps
+            total = None if steps is None else epochs * steps
+            begins = dataclasses.replace(self.progress, begun=self.progress.step, total=total)
+        if state.epoch < epochs:  # a schedule without a rate is noticed before anything changes
+            self._optimizer.rate(dataclasses.replace(begins, epochs=begins.epochs + (state.batch == 0)))
+        self.progress.begun, self.progress.total = begins.begun, begins.total
         keeps_best = stopping is not None and stopping.restore_best
         try:
             with devices.active(self.net.device):

@@ -98,12 +98,14 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def at(self, progress: Progress) -> float:
-        """The rate of the next update. Raises ValueError outside `fit` if `steps` is None."""
+        """The rate of the next update. Raises ValueError if `steps` is None and no `fit` knows it."""
         steps, step = self.steps, progress.step
         if steps is None:
             steps, step = progress.total, progress.step - progress.begun
         if steps is None:
-            raise ValueError("learning_rate: Cosine needs steps=… outside fit, which alone knows how many there will be")
+            raise ValueError(
+                "learning_rate: Cosine needs steps=… outside fit, and in a fit whose stream's length is unknown"
+            )
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         share = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
@@ -163,7 +165,7 @@ class FormulaSchedule(Schedule):
     Args:
         rate: what the formula reads as `rate`.
         formula: of `rate`; `step`, the number of the update, from 1; `begun`, updates done before the current `fit`; `total`,
-            updates of the current `fit`; `epoch`, passes over the data begun by `fit`, this one included. In + - * /, numbers
+            updates of the current `fit`, if it knows how many; `epoch`, passes over the data begun by `fit`, this one included. In + - * /, numbers
             and maximum, minimum, tanh, exp, expm1, log, log1p, abs, sqrt, sign, positive, pow.
 
     Raises:
@@ -186,10 +188,13 @@ class FormulaSchedule(Schedule):
         """Return the rate of the next update.
 
         Raises:
-            ValueError: the formula reads `total` outside `fit`, or its value is not a rate; says with which numbers.
+            ValueError: the formula reads `total` where no `fit` of known length runs, or its value is not a rate; says with which numbers.
         """
         if progress.total is None and "total" in _read(self.formula):
-            raise ValueError(f"learning_rate: {self.formula!r} reads total, which is known only inside fit")
+            raise ValueError(
+                f"learning_rate: {self.formula!r} reads total, which is known only inside fit, "
+                "and not where the length of its stream is unknown"
+            )
         known = (progress.step + 1, progress.begun, progress.total or 0, progress.epochs)
         values = dict(zip(_PROGRESS, map(float, known), strict=True))
         try:
