@@ -177,7 +177,7 @@ class FormulaSchedule(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
-            unknown = _read(self.formula) - {"rate", *_PROGRESS}
+            unknown = formulas.reads(self.formula) - {"rate", *_PROGRESS}
             if unknown:
                 raise ValueError(f"{self.formula!r} reads {min(unknown)!r}; it may read rate, {', '.join(_PROGRESS)}")
             formulas.scalar(self.formula)

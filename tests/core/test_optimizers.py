@@ -401,6 +401,8 @@ def test_a_formula_can_be_scikit_learns_invscaling():
         ("kept(rate)", ValueError, "kept is for arrays only"),
         (lambda step: 0.1, TypeError, "a formula is a string"),
         (None, TypeError, "a formula is a string"),
+        (["rate"], TypeError, "a formula is a string such as 'maximum(s, 0)'; got list"),
+        ({"rate": 1}, TypeError, "a formula is a string such as 'maximum(s, 0)'; got dict"),
     ],
 )
 def test_what_is_no_formula_of_a_rate_is_refused_at_once(formula, error, words):
