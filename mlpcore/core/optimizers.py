@@ -103,9 +103,7 @@ class Cosine(Schedule):
         if steps is None:
             steps, step = progress.total, progress.step - progress.begun
         if steps is None:
-            raise ValueError(
-                "learning_rate: Cosine needs steps=… outside fit, and in a fit whose stream's length is unknown"
-            )
+            raise ValueError("learning_rate: Cosine needs steps=… outside fit, and in a fit whose stream's length is unknown")
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         share = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
@@ -165,8 +163,9 @@ class FormulaSchedule(Schedule):
     Args:
         rate: what the formula reads as `rate`.
         formula: of `rate`; `step`, the number of the update, from 1; `begun`, updates done before the current `fit`; `total`,
-            updates of the current `fit`, if it knows how many; `epoch`, passes over the data begun by `fit`, this one included. In + - * /, numbers
-            and maximum, minimum, tanh, exp, expm1, log, log1p, abs, sqrt, sign, positive, pow.
+            updates of the current `fit`, if it knows how many; `epoch`, passes over the data begun by `fit`,
+            this one included. In + - * /, numbers and maximum, minimum, tanh, exp, expm1, log, log1p, abs, sqrt, sign,
+            positive, pow.
 
     Raises:
         TypeError, ValueError: the formula cannot be read, or reads something else.
@@ -188,7 +187,8 @@ class FormulaSchedule(Schedule):
         """Return the rate of the next update.
 
         Raises:
-            ValueError: the formula reads `total` where no `fit` of known length runs, or its value is not a rate; says with which numbers.
+            ValueError: the formula reads `total` where no `fit` of known length runs, or its value is not a rate;
+                says with which numbers.
         """
         if progress.total is None and "total" in _read(self.formula):
             raise ValueError(
@@ -271,7 +271,8 @@ class Layer:
     Args:
         rate: factor of the learning rate, 0 or more. At 0 the optimizer's state goes on, the parameters stay.
         weight_decay: in place of the optimizer's, which must have one; None: the optimizer's.
-        frozen: whether parameters and state stay as they are, to the bit; the gradient is 0, and counts for nothing.
+        frozen: whether parameters and state stay as they are, to the bit; the gradient is 0, and counts for nothing. A layer
+            that is thawed goes on where it was: Adam's bias correction counts the updates of its own, as PyTorch's does.
     """
 
     rate: float = 1.0
@@ -293,12 +294,14 @@ class Segment(NamedTuple):
         start, stop: its entries.
         weights: whether they are weights, which decay and are penalised.
         layer: the settings.
+        missed: updates that went by while it was frozen: its own `t` is less by them.
     """
 
     start: int
     stop: int
     weights: bool
     layer: Layer
+    missed: int = 0
 
     @property
     def decay(self) -> float | None:
@@ -323,16 +326,25 @@ class _Span(NamedTuple):
         return self
 
 
-def segments(layout: Layout, layers: Mapping[int, Layer]) -> list[Segment]:
-    """Return the parts of the flat vectors that are updated alike, in order: weights and the rest where `layers` is empty."""
+def segments(layout: Layout, layers: Mapping[int, Layer], missed: Mapping[int, int] | None = None) -> list[Segment]:
+    """Return the parts of the flat vectors that are updated alike, in order.
+
+    Args:
+        layout: of the vectors.
+        layers: settings by layer.
+        missed: updates that a layer missed while it was frozen, by layer. Without either, the parts are weights and the rest.
+    """
+    missed = missed or {}
     size, n = layout.size, layout.weights
     parts = [Segment(0, n, True, Layer()), Segment(n, size, False, Layer())]
-    if layers:
+    if layers or missed:
         (W, b), a = layout.views(_Span(0, size)), layout.slopes(_Span(0, size))
         owned = [(l, W[l], True) for l in layout.owners]
         owned += [(l, views[l], False) for views in (b, a) for l in range(1, layout.layers + 1)]
         parts = [
-            Segment(span.start, span.stop, weights, layers.get(l, Layer())) for l, span, weights in owned if span is not None
+            Segment(span.start, span.stop, weights, layers.get(l, Layer()), missed.get(l, 0))
+            for l, span, weights in owned
+            if span is not None
         ]
         if parts[-1].stop < size:
             parts.append(Segment(parts[-1].stop, size, False, Layer()))
