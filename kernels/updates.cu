@@ -100,7 +100,8 @@ __device__ bool begin_update(const Slot& slot, const Control& control, C* scalar
       if (Formula::decay >= 0 && segments[part].decay >= 0) settings[Formula::decay] = segments[part].decay;
     }
     const bool weights = segments ? segments[part].weights : part == 0;
-    Formula::fold(settings, double(control.updates + 1), clip, 1 / double(scalars[GAIN]), weights, k);
+    const double t = double(control.updates + 1 - (segments ? segments[part].missed : 0));
+    Formula::fold(settings, maximum(t, 1.0), clip, 1 / double(scalars[GAIN]), weights, k);
     for (int i = 0; i < Formula::scalars; ++i) to[i] = C(k[i]);
     Formula::bounds(settings, largest, control.reach, after, moved);
     reach = maximum(reach, after);

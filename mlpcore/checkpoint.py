@@ -22,7 +22,7 @@ import numpy as np
 
 from mlpcore.core import inputs
 from mlpcore.core import optimizers as rules
-from mlpcore.core.optimizers import Optimizer, Schedule
+from mlpcore.core.optimizers import Adaptive, Optimizer, Progress, Schedule
 
 log = logging.getLogger("mlpcore")
 OPTIMIZERS = {rule.__name__: rule for rule in (rules.SGD, rules.Adam, rules.AdamW, rules.RMSprop, rules.Lion)}
@@ -65,11 +65,30 @@ def optimizer(described: Mapping[str, Any]) -> Optimizer:
     values = dict(described)
     rule = OPTIMIZERS[values.pop("name")]
     values["layers"] = {l: rules.Layer(*settings) for l, *settings in values["layers"]}
-    rate = values["learning_rate"]
-    if isinstance(rate, Mapping):
-        settings = dict(rate)
-        values["learning_rate"] = SCHEDULES[settings.pop("name")](**settings)
+    if isinstance(values["learning_rate"], Mapping):
+        values["learning_rate"] = _schedule(values["learning_rate"])
     return rule(**values)
+
+
+def _schedule(described: Mapping[str, Any]) -> Schedule:
+    settings = dict(described)
+    return SCHEDULES[settings.pop("name")](**settings)
+
+
+def describe_progress(progress: Progress) -> dict[str, Any]:
+    """Return how far a run is as what JSON holds, without the reductions of a schedule of the user's own."""
+    followed = progress.followed
+    if type(followed) not in (type(None), Adaptive):
+        progress = dataclasses.replace(progress, reductions=0)
+        followed = None
+    values = {field.name: getattr(progress, field.name) for field in dataclasses.fields(progress)}
+    return values | {"followed": None if followed is None else describe(followed)}
+
+
+def progress(described: Mapping[str, Any]) -> Progress:
+    """Return the progress that `describe_progress` described. Raises TypeError or ValueError as `typed` does."""
+    followed = described["followed"]
+    return typed(Progress, {**described, "followed": None if followed is None else _schedule(followed)})
 
 
 def arguments(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -316,9 +316,9 @@ class Run:
         if schedule is None or schedule == self._schedule:
             return schedule
         trainer._require_followed(schedule, self.held_out is not None, self.metrics)
-        if trainer._followed not in (None, schedule):
+        if trainer.progress.followed not in (None, schedule):
             self.state.floor, self.state.idle, trainer.progress.reductions = None, 0, 0
-        self._schedule = trainer._followed = schedule
+        self._schedule = trainer.progress.followed = schedule
         return schedule
 
     def _lap(self) -> None:

@@ -154,8 +154,6 @@ class Trainer:
         self.history: History = {}
         self._optimizer, self._settings, self._precision, self._seed = optimizer, settings, precision, seed
         self._lock = threading.RLock()  # one call at a time, whatever the thread
-        rate = optimizer.learning_rate
-        self._followed = rate if isinstance(rate, Adaptive) else None  # the last schedule that reductions belong to
         self._run: Run | None = None  # the fit that is under way
         self._unfinished: tuple[State, Array | None] | None = None  # a loaded one, and its best parameters
         self._step = new_step(
@@ -280,8 +278,8 @@ class Trainer:
         with self._lock, devices.active(self.net.device):
             data = self._given(X, Y, sample_weight)
             batch = self._batch(data, rows)
-            self.net.predicts_1d = data.flat
             J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs), self.progress.step + 1)
+            self.net.predicts_1d = data.flat
             return J, self._step.gradient
 
     def apply(self, gradient: Gradient | ArrayLike) -> None:
@@ -385,11 +383,12 @@ class Trainer:
 
     def _update(self, data: Data, batch: Batch) -> Any:
         plan = self._step.prepare(batch.size, data.inputs)
-        self.net.predicts_1d = data.flat
         try:
-            return self._step.run(batch, plan, self.progress)
+            J = self._step.run(batch, plan, self.progress)
         except NonFiniteLoss as error:
             raise self._explained(error, data, batch) from None
+        self.net.predicts_1d = data.flat
+        return J
 
     def _explained(self, error: NonFiniteLoss, data: Data, batch: Batch) -> Exception:
         """The error with the layer where it began; or another one, if the data are to blame. Looked for only now."""
@@ -487,9 +486,14 @@ class Trainer:
         if self._unfinished is not None:
             self._unfinished[0].require_same(state)
             state, best = self._unfinished
+            begins = dataclasses.replace(self.progress)
         else:
             steps = -(-len(table.X) // size) if isinstance(table, Data) else table.batches(size)
-            self.progress.begun, self.progress.total = self.progress.step, None if steps is None else epochs * steps
+            total = None if steps is None else epochs * steps
+            begins = dataclasses.replace(self.progress, begun=self.progress.step, total=total)
+        if state.epoch < epochs:  # a schedule without a rate is noticed before anything changes
+            self._optimizer.rate(dataclasses.replace(begins, epochs=begins.epochs + (state.batch == 0)))
+        self.progress.begun, self.progress.total = begins.begun, begins.total
         keeps_best = stopping is not None and stopping.restore_best
         try:
             with devices.active(self.net.device):
@@ -640,7 +644,7 @@ class Trainer:
         return {
             "loss": dataclasses.asdict(self.loss), "optimizer": files.describe(self._optimizer), "settings": settings,
             "precision": self._precision, "deterministic": self.deterministic, "seed": self._seed, "device": self.net.device,
-            "progress": dataclasses.asdict(self.progress), "history": self.history,
+            "progress": files.describe_progress(self.progress), "history": self.history,
             "run": None if run is None else dataclasses.asdict(run),
         }  # fmt: skip
 
@@ -696,7 +700,7 @@ class Trainer:
         return trainer
 
     def _go_on(self, described: dict[str, Any], tensors: dict[str, Array]) -> None:
-        self.progress = files.typed(Progress, described["progress"])
+        self.progress = files.progress(described["progress"])
         self.history = files.typed_value(described["history"], History, "history")
         if described["run"] is not None:
             state, best = files.typed(State, described["run"]), tensors.pop("best", None)

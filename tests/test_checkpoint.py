@@ -364,6 +364,41 @@ def test_a_copy_of_a_trainer_goes_its_own_way_from_the_same_point(how, device):
     assert one.net.parameters.tobytes() != other.net.parameters.tobytes()
 
 
+@pytest.mark.parametrize("replaced_by", ["schedule", "number"])
+@pytest.mark.parametrize("how", ["save", "pickle", "deepcopy"])
+def test_an_adaptive_schedule_that_was_replaced_lends_its_reductions_to_none_after_it(how, replaced_by, tmp_path):
+    first, second = (mc.Adaptive(rate, factor=0.5, patience=1, tolerance=1e9) for rate in (0.1, 0.01))
+    one = make(optimizer=mc.SGD(first))
+    one.fit(X, Y, epochs=5, progress=False)
+    assert one.learning_rate == 0.1 / 2**4
+    one.optimizer.learning_rate = second if replaced_by == "schedule" else 0.05
+    if how == "save":
+        one.save(tmp_path / "one.safetensors")
+        other = mc.Trainer.load(tmp_path / "one.safetensors")
+    else:
+        other = pickle.loads(pickle.dumps(one)) if how == "pickle" else copy.deepcopy(one)
+    for trainer in (one, other):
+        trainer.optimizer.learning_rate = first
+        assert trainer.learning_rate == 0.1 / 2**4  # which has them still
+        trainer.optimizer.learning_rate = second
+        assert trainer.learning_rate == 0.01  # before a fit as well
+        assert trainer.fit(X, Y, epochs=3, progress=False)["learning_rate"] == [0.01, 0.01, 0.005]
+    assert state(one) == state(other)
+
+
+def test_a_schedule_of_ones_own_that_was_replaced_does_not_keep_a_trainer_from_being_saved(tmp_path):
+    class Own(mc.Adaptive):
+        pass
+
+    one = make(optimizer=mc.SGD(Own(0.1, factor=0.5, patience=1, tolerance=1e9)))
+    one.fit(X, Y, epochs=5, progress=False)
+    one.optimizer.learning_rate = schedule = mc.Adaptive(0.01, factor=0.5, patience=1)
+    one.save(tmp_path / "one.safetensors")
+    other = mc.Trainer.load(tmp_path / "one.safetensors")
+    assert other.optimizer.learning_rate == schedule
+    assert one.learning_rate == other.learning_rate == 0.01
+
+
 def test_a_trainer_is_not_copied_while_fit_runs():
     with pytest.raises(RuntimeError, match="cannot be copied or pickled while fit runs"):
         make().fit(X, Y, callbacks=[lambda trainer, _: copy.deepcopy(trainer)], **FIT)

@@ -128,6 +128,80 @@ def test_settings_of_layers_may_change_between_steps_and_the_state_goes_on(devic
         trainer.step(X, Y)
 
 
+def adam(w, g, states, t, rate, hat=False, decay=0.0):
+    """Adam's update as Kingma and Ba write it; t, one for each entry, is that entry's own count of updates."""
+    live = g != 0
+    m, v = (states.get(key, 0 * w) for key in "mv")
+    m, v = np.where(live, 0.9 * m + 0.1 * g, m), np.where(live, 0.999 * v + 0.001 * g * g, v)
+    states["m"], states["v"], t = m, v, np.maximum(t, 1)
+    if hat:
+        step = np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-2)
+    else:
+        step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-2)
+    return np.where(live, w - rate * (step + decay * w), w)
+
+
+ADAMS = {
+    "adam": (lambda: mc.Adam(0.01, epsilon=1e-2), {}),
+    "adam_hat": (lambda: mc.Adam(0.01, epsilon=1e-2, epsilon_hat=True), {"hat": True}),
+    "adamw": (lambda: mc.AdamW(0.01, 0.5, epsilon=1e-2), {"decay": 0.5}),
+}
+FROZEN = [(1,), (1,), (), (2, 3), (2,), (2,), (), (1, 2, 3, 4), (), (1,), ()]  # each for some updates
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
+@pytest.mark.parametrize("how", ["goes on", "load", "load, then set", "copy"])
+@pytest.mark.parametrize("name", ADAMS)
+@pytest.mark.parametrize("kind", ["plain", "tied"])
+def test_a_thawed_layer_has_the_bias_correction_of_its_own_updates(device, how, name, kind, tmp_path):
+    make_it, settings = ADAMS[name]
+    trainer = make(device, make_it(), **NETS[kind])
+    rng, states = np.random.default_rng(7), {}
+    counts, weights = np.zeros(trainer.net.layout.size), np.arange(trainer.net.layout.size) < trainer.net.layout.weights
+    given = {**settings, "decay": settings.get("decay", 0.0) * weights}
+    for turn, frozen in enumerate(FROZEN):
+        layers = {l: mc.Layer(frozen=True) for l in frozen}
+        if how != "load, then set":
+            trainer.optimizer.layers = layers
+        if how.startswith("load"):
+            trainer.save(tmp_path / "layers.safetensors")
+            trainer = mc.Trainer.load(tmp_path / "layers.safetensors", device)
+        elif how == "copy":
+            trainer = copy.deepcopy(trainer)
+        trainer.optimizer.layers = layers
+        live = by_entry(trainer.net, dict.fromkeys(frozen, 0.0), 1.0)
+        for _ in range(1 + turn % 3):
+            gradient, counts = rng.standard_normal(counts.size), counts + live
+            wanted = adam(np.array(trainer.net.parameters), gradient * live, states, counts, 0.01, **given)
+            trainer.apply(gradient)
+            np.testing.assert_allclose(trainer.net.parameters, wanted, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
+def test_the_first_steps_of_a_layer_that_is_thawed_late_are_of_one_rate(device):
+    trainer = make(device, mc.Adam(1e-3, layers={1: mc.Layer(frozen=True)}), on_non_finite="skip")
+    gradient = np.ones(trainer.net.layout.size)
+    for i in range(490):
+        trainer.apply(gradient if i % 70 else gradient * np.nan)  # skipped ones are no updates
+    trainer.optimizer.layers = {}
+    for _ in range(3):
+        before = np.array(trainer.net.parameters)
+        trainer.apply(gradient)
+        np.testing.assert_allclose(before - trainer.net.parameters, 1e-3, rtol=1e-6)
+
+
+def test_counts_of_layers_that_are_of_no_run_are_refused():
+    trainer = make(optimizer=mc.Adam(layers={1: mc.Layer(frozen=True)}))
+    trainer.step(X, Y)
+    trainer.optimizer.layers = {}
+    trainer.step(X, Y)
+    vectors, facts = trainer._step.snapshot()
+    assert (facts["updates"], facts["kept"], facts["missed"]) == (2, [], [(1, 1)])
+    for wrong in ({"missed": [[1, 3]]}, {"missed": [[1, -1]]}, {"kept": [[1, 0.5]]}, {"updates": -1}):
+        with pytest.raises(ValueError, match="updates, layers have seen"):
+            trainer._step.restore(vectors, {**facts, **wrong})
+
+
 @pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
 def test_runs_with_layers_of_their_own_settings_resume_and_apply_to_the_bit(device, tmp_path):
     def fit(one, **how):

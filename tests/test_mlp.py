@@ -177,6 +177,15 @@ def test_predictions_have_the_shape_of_the_y_that_was_trained_on(how):
     assert (y[:, None] - trainer.net.predict(X)).shape == (40, 1)
 
 
+def test_a_step_that_fails_leaves_the_shape_of_predictions_as_it_was():
+    X, y = lines()
+    trainer = mc.Trainer(mc.MLP([3, 4, 1]))
+    trainer.step(X, y)
+    with pytest.raises(mc.NonFiniteLoss):
+        trainer.step(X * 1e38, y[:, None] * 1e30)
+    assert trainer.net.predict(X).shape == (40,)
+
+
 def test_a_probability_of_a_1_d_y_too_is_1_d_but_not_that_of_classes():
     X, y = lines()
     trainer = mc.Trainer(mc.MLP([3, 1], output="sigmoid"))

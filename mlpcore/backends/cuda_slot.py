@@ -62,6 +62,7 @@ SEGMENT_FIELDS = (
     Field("frozen", "int64", 1, "whether they stay as they are"),
     Field("rate", "double", 1, "factor of the learning rate"),
     Field("decay", "double", 1, "in place of the optimizer's; below 0: the optimizer's"),
+    Field("missed", "int64", 1, "updates that went by while they were frozen: t is less by them"),
 )
 
 

@@ -47,7 +47,7 @@ def _same(references: References, sources: Sequence[Array | None]) -> bool:
 
 def _table(segments: Sequence[Segment]) -> np.ndarray:
     """Return the segments as the bytes of their structs."""
-    rows = [(x.stop, x.weights, x.layer.frozen, x.layer.rate, -1.0 if x.decay is None else x.decay) for x in segments]
+    rows = [(x.stop, x.weights, x.layer.frozen, x.layer.rate, -1.0 if x.decay is None else x.decay, x.missed) for x in segments]
     table = np.array(rows, SEGMENT)
     return table.view(np.uint8)
 

@@ -31,6 +31,7 @@ class Progress:
         step: updates done so far.
         total: updates of the current `fit`; None outside `fit`.
         reductions: how often an `Adaptive` schedule has lowered the rate.
+        followed: the `Adaptive` schedule that was lowered so often; another one begins at its own rate. None: any.
         begun: updates that were done when the current `fit` began.
         skipped: of the updates, those left out because loss or gradient was not finite.
         epochs: passes over the data that `fit` has begun: each has a row order of its own.
@@ -42,6 +43,7 @@ class Progress:
     begun: int = 0
     skipped: int = 0
     epochs: int = 0
+    followed: Adaptive | None = None
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,12 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def at(self, progress: Progress) -> float:
-        """The rate of the next update. Raises ValueError outside `fit` if `steps` is None."""
+        """The rate of the next update. Raises ValueError if `steps` is None and no `fit` knows it."""
         steps, step = self.steps, progress.step
         if steps is None:
             steps, step = progress.total, progress.step - progress.begun
         if steps is None:
-            raise ValueError("learning_rate: Cosine needs steps=… outside fit, which alone knows how many there will be")
+            raise ValueError("learning_rate: Cosine needs steps=… outside fit, and in a fit whose stream's length is unknown")
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         share = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
@@ -148,7 +150,8 @@ class Adaptive(Schedule):
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update."""
-        return min(self.rate, max(self.minimum, self.rate * math.pow(self.factor, progress.reductions)))
+        reductions = progress.reductions if progress.followed in (None, self) else 0
+        return min(self.rate, max(self.minimum, self.rate * math.pow(self.factor, reductions)))
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,9 @@ class FormulaSchedule(Schedule):
     Args:
         rate: what the formula reads as `rate`.
         formula: of `rate`; `step`, the number of the update, from 1; `begun`, updates done before the current `fit`; `total`,
-            updates of the current `fit`; `epoch`, passes over the data begun by `fit`, this one included. In + - * /, numbers
-            and maximum, minimum, tanh, exp, expm1, log, log1p, abs, sqrt, sign, positive, pow.
+            updates of the current `fit`, if it knows how many; `epoch`, passes over the data begun by `fit`,
+            this one included. In + - * /, numbers and maximum, minimum, tanh, exp, expm1, log, log1p, abs, sqrt, sign,
+            positive, pow.
 
     Raises:
         TypeError, ValueError: the formula cannot be read, or reads something else.
@@ -172,7 +176,7 @@ class FormulaSchedule(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
-            unknown = _read(self.formula) - {"rate", *_PROGRESS}
+            unknown = formulas.reads(self.formula) - {"rate", *_PROGRESS}
             if unknown:
                 raise ValueError(f"{self.formula!r} reads {min(unknown)!r}; it may read rate, {', '.join(_PROGRESS)}")
             formulas.scalar(self.formula)
@@ -183,10 +187,14 @@ class FormulaSchedule(Schedule):
         """Return the rate of the next update.
 
         Raises:
-            ValueError: the formula reads `total` outside `fit`, or its value is not a rate; says with which numbers.
+            ValueError: the formula reads `total` where no `fit` of known length runs, or its value is not a rate;
+                says with which numbers.
         """
         if progress.total is None and "total" in _read(self.formula):
-            raise ValueError(f"learning_rate: {self.formula!r} reads total, which is known only inside fit")
+            raise ValueError(
+                f"learning_rate: {self.formula!r} reads total, which is known only inside fit, "
+                "and not where the length of its stream is unknown"
+            )
         known = (progress.step + 1, progress.begun, progress.total or 0, progress.epochs)
         values = dict(zip(_PROGRESS, map(float, known), strict=True))
         try:
@@ -263,7 +271,8 @@ class Layer:
     Args:
         rate: factor of the learning rate, 0 or more. At 0 the optimizer's state goes on, the parameters stay.
         weight_decay: in place of the optimizer's, which must have one; None: the optimizer's.
-        frozen: whether parameters and state stay as they are, to the bit; the gradient is 0, and counts for nothing.
+        frozen: whether parameters and state stay as they are, to the bit; the gradient is 0, and counts for nothing. A layer
+            that is thawed goes on where it was: Adam's bias correction counts the updates of its own, as PyTorch's does.
     """
 
     rate: float = 1.0
@@ -285,12 +294,14 @@ class Segment(NamedTuple):
         start, stop: its entries.
         weights: whether they are weights, which decay and are penalised.
         layer: the settings.
+        missed: updates that went by while it was frozen: its own `t` is less by them.
     """
 
     start: int
     stop: int
     weights: bool
     layer: Layer
+    missed: int = 0
 
     @property
     def decay(self) -> float | None:
@@ -315,16 +326,25 @@ class _Span(NamedTuple):
         return self
 
 
-def segments(layout: Layout, layers: Mapping[int, Layer]) -> list[Segment]:
-    """Return the parts of the flat vectors that are updated alike, in order: weights and the rest where `layers` is empty."""
+def segments(layout: Layout, layers: Mapping[int, Layer], missed: Mapping[int, int] | None = None) -> list[Segment]:
+    """Return the parts of the flat vectors that are updated alike, in order.
+
+    Args:
+        layout: of the vectors.
+        layers: settings by layer.
+        missed: updates that a layer missed while it was frozen, by layer. Without either, the parts are weights and the rest.
+    """
+    missed = missed or {}
     size, n = layout.size, layout.weights
     parts = [Segment(0, n, True, Layer()), Segment(n, size, False, Layer())]
-    if layers:
+    if layers or missed:
         (W, b), a = layout.views(_Span(0, size)), layout.slopes(_Span(0, size))
         owned = [(l, W[l], True) for l in layout.owners]
         owned += [(l, views[l], False) for views in (b, a) for l in range(1, layout.layers + 1)]
         parts = [
-            Segment(span.start, span.stop, weights, layers.get(l, Layer())) for l, span, weights in owned if span is not None
+            Segment(span.start, span.stop, weights, layers.get(l, Layer()), missed.get(l, 0))
+            for l, span, weights in owned
+            if span is not None
         ]
         if parts[-1].stop < size:
             parts.append(Segment(parts[-1].stop, size, False, Layer()))

@@ -121,10 +121,10 @@ class GraphStep(PlannedStep):
 
     def _kernels(self) -> StepKernels:
         names = ["rate", "l1", "l2", *sorted(self.optimizer.constants())]
-        layers = self.optimizer.layers
+        layers, missed = self.optimizer.layers, self.missed
         return StepKernels(
             self.ops, self._program(), self.optimizer.bounds_of_row, names, ("decay", "l1", "l2"), self.scaled, self.dtype,
-            self.layout.size, segments(self.layout, layers) if layers else (),
+            self.layout.size, segments(self.layout, layers, missed) if layers or missed else (),
         )  # fmt: skip
 
     def _state_buffers(self) -> list[Buffer]:
@@ -187,6 +187,9 @@ class GraphStep(PlannedStep):
             control = self.kernels.read_control()
             facts["control"] = {name: control[name].item() for name in cuda_slot.CONTROL.names or ()}
         return facts
+
+    def _count(self) -> int:
+        return self.done if self._fresh else int(self.kernels.read_control()["updates"])
 
     def _take(self, facts: Mapping[str, Any]) -> None:
         if "control" in facts:  # else the device takes the counts of updates over at the next step

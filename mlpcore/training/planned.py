@@ -17,6 +17,7 @@ import numpy as np
 from mlpcore.core import dropout
 from mlpcore.core.activations import Activation, bind
 from mlpcore.core.errors import DeviceUnavailable
+from mlpcore.core.formulas import Program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Ops
@@ -77,6 +78,9 @@ class PlannedStep(ABC):
         self.reach = 0.0  # bound of the first state vector's entries
         self.rate = 0.0  # the last learning rate that was not 0
         self.by_layer: dict[int, Layer] = {}  # settings of layers that the update was bound for
+        self.done = 0  # updates, as far as the host knows
+        self.kept: dict[int, int] = {}  # updates that the state of each frozen layer has seen
+        self.missed: dict[int, int] = {}  # updates that a layer missed while it was frozen, where the rule reads t
         self.reserved: Sequence[Buffer] = ()
         self._plans: dict[tuple[int, Inputs], Plan] = {}
         self._settled: dict[tuple[int, Inputs], tuple[int, int]] = {}  # rows and workers of a run that is continued
@@ -139,7 +143,7 @@ class PlannedStep(ABC):
     @property
     def segments(self) -> list[Segment]:
         """The parts of the flat vectors that are updated alike."""
-        return segments(self.layout, self.by_layer)
+        return segments(self.layout, self.by_layer, self.missed)
 
     @property
     def frozen(self) -> list[Segment]:
@@ -149,6 +153,14 @@ class PlannedStep(ABC):
     @abstractmethod
     def count_skipped(self, progress: Progress) -> None:
         """Bring `progress.skipped` up to date; waits for the device."""
+
+    def _count(self) -> int:
+        """Return how many updates were done, without those that were skipped."""
+        return self.done
+
+    @abstractmethod
+    def _program(self) -> Program:
+        """What an update does to each entry, scalars folded."""
 
     @abstractmethod
     def _take(self, facts: Mapping[str, Any]) -> None:
@@ -188,7 +200,8 @@ class PlannedStep(ABC):
         """What the next steps depend on beside the parameters: state vectors, on the host, and what JSON can hold."""
         plans = [[rows, list(inputs), plan.rows, plan.workers] for (rows, inputs), plan in self._plans.items()]
         vectors = {name: self._to_host(vector) for name, vector in self.state.items()}
-        return vectors, {"rule": self.rule, "rate": self.rate, "plans": plans, **self._facts()}
+        counts = {"updates": self._count(), "kept": [*self.kept.items()], "missed": [*self.missed.items()]}
+        return vectors, {"rule": self.rule, "rate": self.rate, "plans": plans, **counts, **self._facts()}
 
     def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
         """Go on from a snapshot, chunks and algorithms being those of then. Raises ValueError if it is not of this step."""
@@ -204,6 +217,7 @@ class PlannedStep(ABC):
         if not {*row.states} <= {*vectors} <= known or any(v.shape != (self.layout.size,) for v in vectors.values()):
             raise ValueError(f"the state vectors {sorted(vectors)} are not those of {facts['rule']}: {sorted(row.states)}")
         self.rate = float(facts["rate"])
+        self._count_layers(facts["updates"], dict(facts["kept"]), dict(facts["missed"]))
         if facts["rule"] != self.optimizer.row:
             vectors = self._carried_over(vectors)
         self.state = {f"state {name}": vector for name, vector in vectors.items()}
@@ -213,6 +227,21 @@ class PlannedStep(ABC):
         first = [vectors[name] for name in self.optimizer.states[:1] if name in vectors]
         self.reach = max((float(abs(vector).max()) for vector in first), default=0.0)
         self._take(facts)
+
+    def _count_layers(self, updates: int, kept: Mapping[int, int], missed: Mapping[int, int]) -> None:
+        """Begin or end, after so many updates, the count of those that layers miss, where the settings freeze others now.
+
+        Raises:
+            ValueError: the counts are of no run.
+        """
+        counts = [updates, *kept, *missed, *kept.values(), *missed.values()]
+        if not all(isinstance(n, int) and n >= 0 for n in counts) or updates < max([0, *kept.values(), *missed.values()]):
+            raise ValueError(f"after {updates} updates, layers have seen {kept} and missed {missed}")
+        frozen = [l for l, layer in self.optimizer.layers.items() if layer.frozen]
+        thawed = {l: updates - seen for l, seen in kept.items() if l not in frozen and seen < updates}
+        live = {l: n for l, n in missed.items() if l not in frozen}
+        self.done, self.kept = updates, {l: kept.get(l, updates - missed.get(l, 0)) for l in frozen}
+        self.missed = live | thawed if "t" in self._program().reads else {}
 
     def _carried_over(self, vectors: dict[str, Array]) -> dict[str, Array]:
         """Return state vectors of another rule as those of the optimizer's, each segment by its learning rate."""
@@ -315,6 +344,7 @@ class PlannedStep(ABC):
         if self.by_layer != self.optimizer.layers:
             self.optimizer.require_layers(self.layout.layers)
         if not self.rule:
+            self._count_layers(0, {}, {})
             self._bind_optimizer()
         elif self.rule != self.optimizer.row or self._outdated():
             self.restore(*self.snapshot())

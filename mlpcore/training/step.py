@@ -46,7 +46,8 @@ BLAS_ALONE = 1 << 18  # multiplications of a GEMM up to which BLAS uses one thre
 class Update:
     """One pass, the optimizer's or the penalties', over a range of the flat vectors, recorded lane by lane; scalars are 0-d.
 
-    `rate` is a factor of the learning rate; `decay` stands in place of the optimizer's unless it is None.
+    `rate` is a factor of the learning rate; `decay` stands in place of the optimizer's unless it is None; `t` is less by the
+    updates `missed`.
     """
 
     program: Program
@@ -55,6 +56,7 @@ class Update:
     lanes: list[Recording]
     rate: float = 1.0
     decay: float | None = None
+    missed: int = 0
     values: dict[str, float] | None = None
 
     def refresh(self, scalars: dict[str, float]) -> None:
@@ -64,6 +66,8 @@ class Update:
             values["decay"] = self.decay
         if self.rate != 1 and "rate" in values:
             values["rate"] *= self.rate
+        if self.missed and "t" in values:
+            values["t"] = max(1.0, values["t"] - self.missed)  # somebody may have set the count back
         if values != self.values:
             for key, value in self.program.fold(values).items():
                 self.scalars[key][...] = value
@@ -391,6 +395,7 @@ class Step(PlannedStep):
             return self._leave_out("the update is not finite", progress, rate)
         self._lane_by_lane(self._update_lane, pool)
         progress.step += 1
+        self.done = progress.step - progress.skipped
         self.reach, self.rate = reach, rate or self.rate
         return None
 
@@ -472,14 +477,14 @@ class Step(PlannedStep):
         compiled, decays = self._program(), hasattr(self.optimizer, "weight_decay")
         whole = [Segment(0, self.layout.size, False, Layer())]
         updates = []
-        for segment in self.segments if decays or self.by_layer else whole:
+        for segment in self.segments if decays or self.by_layer or self.missed else whole:
             if segment.layer.frozen:
                 continue
             part = slice(segment.start, segment.stop)
             scalars = {key: self.ops.xp.zeros((), self.dtype) for key in compiled.folded}
             lanes = self._record_lanes(compiled, vectors, scalars, part)
             parts = {name: vector[part] for name, vector in vectors.items()}
-            updates.append(Update(compiled, parts, scalars, lanes, segment.layer.rate, segment.decay))
+            updates.append(Update(compiled, parts, scalars, lanes, segment.layer.rate, segment.decay, segment.missed))
         return updates
 
 

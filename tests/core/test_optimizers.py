@@ -401,6 +401,8 @@ def test_a_formula_can_be_scikit_learns_invscaling():
         ("kept(rate)", ValueError, "kept is for arrays only"),
         (lambda step: 0.1, TypeError, "a formula is a string"),
         (None, TypeError, "a formula is a string"),
+        (["rate"], TypeError, "a formula is a string such as 'maximum(s, 0)'; got list"),
+        ({"rate": 1}, TypeError, "a formula is a string such as 'maximum(s, 0)'; got dict"),
     ],
 )
 def test_what_is_no_formula_of_a_rate_is_refused_at_once(formula, error, words):
@@ -410,6 +412,23 @@ def test_what_is_no_formula_of_a_rate_is_refused_at_once(formula, error, words):
         mc.FormulaSchedule(0.0, "rate")
 
 
+@pytest.mark.parametrize("schedule", [mc.FormulaSchedule(0.1, "rate / total"), mc.Cosine(0.1)])
+def test_a_schedule_that_reads_the_length_of_a_stream_of_unknown_length_is_refused_before_anything_changes(schedule):
+    X, Y = np.eye(4), np.ones((4, 1))
+
+    def batches():
+        yield X, Y
+
+    trainer = mc.Trainer(mc.MLP([4, 1]), "squared_error", mc.SGD(schedule))
+    before = dataclasses.replace(trainer.progress)
+    with pytest.raises(ValueError, match="learning_rate: .* stream's length is unknown|the length of its stream is unknown"):
+        trainer.fit(batches, epochs=2, progress=False)
+    assert trainer.progress == before
+    trainer.optimizer.learning_rate = 0.1
+    trainer.fit(batches, epochs=1, progress=False)
+    assert trainer.progress.epochs == 1
+
+
 @pytest.mark.parametrize(
     ("formula", "words"),
     [
@@ -417,7 +436,7 @@ def test_what_is_no_formula_of_a_rate_is_refused_at_once(formula, error, words):
         ("log(3 - step)", "has no value with"),
         ("rate * pow(10, 400 * positive(step - 2))", "has no value with"),
         ("rate * (2 - step)", "must be finite and not negative; it is -0.1"),
-        ("rate * total", "reads total, which is there in fit alone"),
+        ("rate * total", "reads total, which is known only inside fit"),
     ],
 )
 def test_a_formula_that_gives_no_rate_says_so_and_changes_nothing(formula, words):
