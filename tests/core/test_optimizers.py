@@ -421,7 +421,7 @@ def test_a_schedule_that_reads_the_length_of_a_stream_of_unknown_length_is_refus
 
     trainer = mc.Trainer(mc.MLP([4, 1]), "squared_error", mc.SGD(schedule))
     before = dataclasses.replace(trainer.progress)
-    with pytest.raises(ValueError, match="learning_rate: .* stream's length is unknown|the length of its stream is unknown"):
+    with pytest.raises(ValueError, match=r"learning_rate: .* stream's length is unknown|the length of its stream is unknown"):
         trainer.fit(batches, epochs=2, progress=False)
     assert trainer.progress == before
     trainer.optimizer.learning_rate = 0.1
