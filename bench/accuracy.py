@@ -239,7 +239,7 @@ class Case:
 
     @property
     def moves(self) -> int:
-        """How many last places of the input are allowed for: more than one for sums that have roots."""
+        """The number of last places of the input that are allowed for: more than one for sums that have roots."""
         return {"gelu": 4, "gelu_erf": 4, "mish": 4, "poisson of exp": 4, "poisson of softplus": 4}.get(self.name, 1)
 
     @functools.cached_property
@@ -383,14 +383,14 @@ def worst(case: Case, quantity: str, dtype: str, door: Door, thin: int = 1) -> t
 
 
 def numpy_door(case: Case, quantity: str, x: Array) -> Array:
-    """What the NumPy backend computes."""
+    """Return the results of the NumPy backend."""
     ops, out = NumpyOps(), np.empty((1, len(x)), x.dtype)
     ops.quietly(ops.bias_activation, x[None].copy(), None, case.formula(quantity, x.dtype.name), out)
     return out[0]
 
 
 def onnx_door(case: Case, quantity: str, x: Array) -> Array:
-    """What onnxruntime computes of the file that `MLP.to_onnx` writes, of a network of one unit."""
+    """Return the results of onnxruntime from the file that `MLP.to_onnx` writes, of a network of one unit."""
     import onnxruntime
 
     sigma = case.sigma if quantity == "value" else case.formula(quantity, x.dtype.name)

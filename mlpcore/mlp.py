@@ -141,7 +141,9 @@ class MLP:
         for i, activation in enumerate(self.activations[1:]):
             if activation is not None and activation.parameter is not None:
                 where = "output" if i == len(widths) - 2 else f"activations[{i}]"
-                activation_sheet.require_held(activation.parameter, self.dtype, f"{where}: the parameter of {activation.name}")
+                activation_sheet.require_held(
+                    activation.parameter, self.dtype.name, f"{where}: the parameter of {activation.name}"
+                )
         self.device = devices.choose(device)
         self._predicts_1d = False
         self._set(self._drawn(init, inputs.positive_integer(seed, "seed", least=0)))

@@ -140,7 +140,7 @@ class Trainer:
         assert last is not None
         resolved = loss_sheet.resolve(loss_sheet.matching(last) if loss is None else loss)
         resolved = loss_sheet.with_options(resolved, class_weight, label_smoothing, pos_weight, net.sizes[-1])
-        resolved.require_held(net.dtype)
+        resolved.require_held(net.dtype.name)
         self._build(net, resolved, optimizer, settings, precision, deterministic, seed)
 
     def _build(

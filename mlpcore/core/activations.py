@@ -12,11 +12,10 @@ import copy
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-import numpy as np
 
 from mlpcore import kernel_files
 from mlpcore.core import formulas
@@ -182,11 +181,17 @@ def finite(value: object, what: str) -> float:
     return number
 
 
-def require_held(value: float, dtype: Any, name: str) -> None:
+RANGES = {  # the smallest (normal) and the largest positive number of each dtype of parameters
+    "float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127),
+    "float64": (sys.float_info.min, sys.float_info.max),
+}
+
+
+def require_held(value: float, dtype: str, name: str) -> None:
     """Raise a ValueError if a number that is not 0 becomes 0, infinite or subnormal in a dtype of the network's."""
-    limits = np.finfo(dtype)
-    if value and not float(limits.tiny) <= abs(value) <= float(limits.max):
-        raise ValueError(f"{name} must be a number that {limits.dtype.name} holds; got {value}")
+    smallest, largest = RANGES[dtype]
+    if value and not smallest <= abs(value) <= largest:
+        raise ValueError(f"{name} must be a number that {dtype} holds; got {value}")
 
 
 SOFTMAX = Activation("softmax", "", "")

@@ -116,7 +116,7 @@ class Loss:
         """Whether the target of cross-entropy is another one than the row of Y (`classes`: the class number) says."""
         return self.label_smoothing > 0 or (self.class_weight is not None and not classes)
 
-    def require_held(self, dtype: Any) -> None:
+    def require_held(self, dtype: str) -> None:
         """Raise a ValueError that names the parameter or option that a network's dtype does not hold."""
         numbers = {f"loss: the parameter of {self.name}": self.parameter, **self.options}
         for name, value in numbers.items():

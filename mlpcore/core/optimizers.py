@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 from mlpcore import kernel_files
 from mlpcore.core import formulas, inputs
-from mlpcore.core.activations import finite
+from mlpcore.core.activations import RANGES, finite
 from mlpcore.core.layout import Layout
 from mlpcore.core.ops import Array
 
@@ -250,12 +249,6 @@ def sheet() -> dict[str, Row]:
         )
         for name, states, statements, reach, change in rows
     }  # fmt: skip
-
-
-RANGES = {  # the smallest (normal) and the largest positive number of each dtype of parameters
-    "float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127),
-    "float64": (sys.float_info.min, sys.float_info.max),
-}
 
 
 def _check_setting(what: str, value: object, condition: str) -> None:
