@@ -57,7 +57,7 @@ class BigTable(Table):
 
     @property
     def rows(self) -> int:
-        """Of the file that have a target."""
+        """Number of rows of the file that have a target."""
         return self.total - self.dropped
 
     def cut(self, seed: int, batch_size: int) -> Split:
