@@ -124,7 +124,7 @@ def test_the_engine_allocates_the_parts_of_the_plan_and_nothing_else(ledger, tra
     ("name", "options"),
     [
         ("many classes", {"label_smoothing": 0.1}),
-        ("many classes", {"label_smoothing": 0.1, "class_weight": np.arange(100)}),
+        ("many classes", {"label_smoothing": 0.1, "class_weight": 1 + np.arange(100)}),
         ("no bias, float64", {"pos_weight": np.arange(33), "label_smoothing": 0.1}),
     ],
 )
