@@ -258,7 +258,7 @@ class Case:
         return losses.pair(losses.resolve((loss, self.parameter) if self.parameter else loss), None)
 
     def reads_z(self, quantity: str) -> bool:
-        """Whether the quantity is a function of the stored output."""
+        """Return whether the quantity is a function of the stored output."""
         return self.y is None and quantity != "value" and not self.sigma.slope_reads_s
 
     def formula(self, quantity: str, dtype: str) -> Activation:

@@ -95,7 +95,7 @@ class GradientCheck:
 
     @property
     def conclusive(self) -> bool:
-        """Whether every block and product was told to be right or wrong."""
+        """True if every block and product was told to be right or wrong."""
         return "cannot tell" not in self.verdicts.values()
 
     def __str__(self) -> str:
@@ -385,7 +385,7 @@ class _Difference(NamedTuple):
 
     @property
     def bound(self) -> float:
-        """How far the value is off at most."""
+        """Bound of the value's error."""
         bound = self.truncation + self.rounding
         return bound if self.kept and math.isfinite(bound) and math.isfinite(self.value) else math.inf
 

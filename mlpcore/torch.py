@@ -143,7 +143,7 @@ class Module(torch.nn.Module):
         self.flat.data = self._memory
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Module:
-        """What `.to`, `.double`, `.share_memory` and their like do: the network goes along."""
+        """Take the network along in `.to`, `.double`, `.share_memory` and their like."""
         moved = fn(self.flat.detach().new_empty(1))
         shares = _shared(moved) and not _shared(self.flat)
         if (moved.dtype, moved.device) == (self.flat.dtype, self.flat.device) and not shares:

@@ -88,7 +88,7 @@ class Activation:
 
     @property
     def logarithmic(self) -> bool:
-        """Whether it is log_softmax, whose outputs are logarithms and whose Jacobian is not symmetric."""
+        """True for log_softmax, whose outputs are logarithms and whose Jacobian is not symmetric."""
         return self.rowwise and self.name == "log_softmax"
 
     @functools.cached_property

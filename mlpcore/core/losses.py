@@ -101,7 +101,7 @@ class Loss:
 
     @property
     def binary(self) -> bool:
-        """Whether it is the sheet's binary cross-entropy."""
+        """True for the sheet's binary cross-entropy."""
         return self.name == "binary_cross_entropy" and self.value == sheet()[self.name][3]
 
     @property
@@ -113,7 +113,7 @@ class Loss:
         return self.pos_weight if isinstance(self.pos_weight, tuple) else ()
 
     def mixes(self, classes: bool) -> bool:
-        """Whether the target of cross-entropy is another one than the row of Y (`classes`: the class number) says."""
+        """Return whether options change the target of cross-entropy that a row of Y (`classes`: a class number) gives."""
         return self.label_smoothing > 0 or (self.class_weight is not None and not classes)
 
     def require_held(self, dtype: str) -> None:
@@ -170,7 +170,7 @@ class Loss:
         return ", ".join([repr(self.spec), *shown])
 
     def __repr__(self) -> str:
-        """As the user would write it: of a loss of the sheet the name, of one of the user's own its formulas, too."""
+        """Return what the user would write: the name of a loss of the sheet, the formulas of any other."""
         if self.rowwise or sheet().get(self.name, [])[3:] == [self.value, self.slope]:
             return f"Loss({self})"
         formulas_ = f"value={self.value!r}, slope={self.slope!r}"
