@@ -1,9 +1,17 @@
 """Tests mean the CPU unless they stand in tests/gpu: on a machine with a GPU, `device="auto"` would take it."""
 
+import gc
+
 import pytest
 
 from mlpcore.backends import device as devices
 from tests.cuda_on_cpu.device import CpuDevice
+
+
+def pytest_collection_finish():
+    """Keep the thousands of collected tests out of every garbage collection that follows."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
