@@ -10,7 +10,7 @@ import importlib.metadata
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,7 @@ __all__ = [
 
 _INSTALL = 'pip install "mlpcore[cli]"'
 _CHUNK_ROWS = 16_384
+FORMAT = 1  # of what a model file says of its input: docs/tables.md promises to read each one up to it
 MOST_CLASSES = 100  # an archive's Y of whole numbers with more values is a quantity
 
 
@@ -239,8 +240,49 @@ class Standardizer:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Nothing more."""
-        return {}
+        """The format in which a model file keeps them."""
+        return {"format": FORMAT}
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, np.ndarray], size: int, prefix: str = "", exact: bool = True) -> Standardizer:
+        """Return the standardizer of so many columns of a model file, with its rest if it is to be `exact`.
+
+        Raises:
+            ValueError: a tensor is missing or does not fit; names it.
+        """
+        mean, scale, *rest = (numbers_of(tensors, prefix + name, size) for name in ("mean", "scale", "rest")[: 2 + exact])
+        require(bool((scale > 0).all()), f"{prefix}scale", "it must be positive")
+        return cls(mean, scale, *rest)
+
+
+def require(right: bool, field: str, wanted: str) -> None:
+    """Raise a ValueError that names the field of a model file unless it is right."""
+    if not right:
+        raise ValueError(f"its {field!r} is missing or does not fit: {wanted}. The file is damaged or made up; train again")
+
+
+def require_format(about: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a model file says of its input what only a newer version can read."""
+    version = about.get("format", 1)  # files of arrays have not had one from the start
+    require(type(version) is int and version > 0, "format", "it must be a number")
+    if version > FORMAT:
+        raise ValueError(f"its input is of format {version}; this mlpcore reads up to {FORMAT}: upgrade mlpcore")
+
+
+def numbers_of(tensors: Mapping[str, np.ndarray], name: str, size: int) -> np.ndarray:
+    """Return a tensor of a model file: so many finite numbers (size,) float64."""
+    tensor = tensors.get(name)
+    fits = tensor is not None and tensor.dtype == np.float64 and tensor.shape == (size,) and np.isfinite(tensor).all()
+    require(bool(fits), name, f"it must be {size:,} finite numbers in float64")
+    return np.asarray(tensor)
+
+
+def is_text(value: object) -> bool:
+    """Return True for a text that UTF-8 can hold."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _minus(X: np.ndarray, shift: np.ndarray) -> np.ndarray:
