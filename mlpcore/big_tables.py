@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from mlpcore import tables
 from mlpcore.backends import device as devices
+from mlpcore.core.errors import cut, short
 from mlpcore.data import Split, Standardizer, digest
 from mlpcore.streams import BUFFER, Footer, opened, read_batches
 from mlpcore.tables import Table, Transformer
@@ -78,7 +79,9 @@ class BigTable(Table):
                     held[number].append(piece.filter(pa.array(chosen)))
         for name, part in zip(("test", "validation", "training"), held, strict=True):
             if not part:
-                raise ValueError(f"{self.path}: none of the {name}'s rows has a {self.target}; {self.rows:,} rows are too few")
+                raise ValueError(
+                    f"{self.path}: none of the {name}'s rows has a {cut(self.target)}; {self.rows:,} rows are too few"
+                )
         test_table, validation_table, sample = (pa.concat_tables(part) for part in held)
         frame, Y = reader.frame(sample)
         transformer = Transformer.fit(frame, np.arange(len(frame)), self.columns)
@@ -151,10 +154,13 @@ def load(
 
 def _firsts(values: Any, seen: set[Any]) -> list[int]:
     """Return where each value that is not among the seen ones comes first, and count it as seen."""
-    values = tables.plain(values)
-    new = [value for value in values.unique().to_pylist() if value is not None and str(value) not in seen]
-    seen.update(map(str, new))
-    return [values.index(value).as_py() for value in new] if len(seen) < _FEW else []
+    coded = tables.plain(values).combine_chunks().dictionary_encode()
+    codes, firsts = np.unique(coded.indices.fill_null(-1).to_numpy(), return_index=True)
+    found = dict(zip(codes.tolist(), firsts.tolist(), strict=True))
+    texts = [str(value) for value in coded.dictionary.to_pylist()]
+    new = [found[code] for code, text in enumerate(texts) if code in found and text not in seen]
+    seen.update(texts)
+    return new if len(seen) < _FEW else []
 
 
 def _uniform(seed: int, numbers: Array) -> Array:
@@ -193,7 +199,7 @@ class _Parts:
         count = len(table.units)
         tests, validations = (max(1, round(share * count)) for share in SHARES)
         if tests + validations >= count:
-            raise ValueError(f"--groups {table.by!r} has {count} value(s); to hold some out it takes 3")
+            raise ValueError(f"--groups {short(table.by)} has {count} value(s); to hold some out it takes 3")
         said = f" of {count - tests - validations} + {validations} + {tests} {table.unit}"
         return cls(seed, table.by, (float(places[tests]), float(places[tests + validations])), said)
 

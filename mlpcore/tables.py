@@ -176,13 +176,22 @@ def _changed(table: pa.Table, change: Callable[[pa.Field, pa.ChunkedArray], pa.C
 
 
 def without_views(table: pa.Table) -> pa.Table:
-    """Return the table with its views of texts as texts, which Arrow can filter."""
+    """Return the table with its views of texts and bytes as such, which Arrow can filter."""
+
+    def whole(kind: pa.DataType) -> pa.DataType | None:
+        if pa.types.is_string_view(kind):
+            return pa.large_string()
+        return pa.large_binary() if pa.types.is_binary_view(kind) else None
 
     def change(field: pa.Field, values: pa.ChunkedArray) -> pa.ChunkedArray:
-        if pa.types.is_dictionary(field.type) and pa.types.is_string_view(field.type.value_type):
-            chunks = [c.dictionary.cast(pa.large_string()).take(c.indices).dictionary_encode() for c in values.chunks]
-            return pa.chunked_array(chunks, pa.dictionary(pa.int32(), pa.large_string())).unify_dictionaries()
-        return values.cast(pa.large_string()) if pa.types.is_string_view(field.type) else values
+        if not pa.types.is_dictionary(field.type):
+            kind = whole(field.type)
+            return values.cast(kind) if kind else values
+        kind = whole(field.type.value_type)
+        if not kind:
+            return values
+        chunks = [part.dictionary.cast(kind).take(part.indices) for part in values.chunks]
+        return pa.chunked_array(chunks, kind).dictionary_encode()
 
     return _changed(table, change)
 
@@ -212,9 +221,17 @@ def _delimiter(source: Path) -> str:
 
 
 def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the values without dictionary encoding and spaces around texts; NaN and what CSV takes as missing are missing."""
+    """Return the values without dictionary encoding and spaces around texts; NaN and what CSV takes as missing are missing.
+
+    Decimals have 128 bits at least and times with a zone are in UTC: Arrow does little with others.
+    """
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
+    kind = values.type
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:
+        values = values.cast(pa.decimal128(kind.precision, kind.scale))
+    if pa.types.is_timestamp(kind) and kind.tz:
+        values = values.cast(pa.timestamp(kind.unit, "UTC"))
     if _is_text(values.type):
         values = pc.utf8_trim_whitespace(values.cast(pa.large_string()))
         missing = pc.is_in(values, pa.array([*csv.ConvertOptions().null_values], values.type))
@@ -332,11 +349,11 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array
     if wish is None and _is_text(kind):
         dates = values.filter(pc.match_substring_regex(values, _DATE))
         if len(dates) >= 0.95 * known_rows:
-            return Column(name, "", f"dates as text, such as {str(dates[0])!r}")
+            return Column(name, "", f"dates as text, such as {short(str(dates[0]))}")
     if not _source(kind) or (_is_date(kind) and wish != "category"):
-        what = "a date or time" if pa.types.is_temporal(kind) else f"of type {kind}"
+        what = "a date or time" if pa.types.is_temporal(kind) else f"of type {cut(kind)}"
         if wish:
-            raise ValueError(f"--as {name}={wish}: the column is {what}")
+            raise ValueError(f"--as {cut(name)}={wish}: the column is {what}")
         return Column(name, "", what)
     if wish == "category":
         return _category(name, "category", *_names(values))
@@ -347,7 +364,9 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array
     if known.any() and (wish or _is_number(kind) or known.sum() >= 0.95 * known_rows):
         return _number(name, numbers, values, wish, numbering)
     if wish:
-        raise ValueError(f"--as {name}=number: the column holds no number: the first value is {str(values.drop_null()[0])!r}")
+        raise ValueError(
+            f"--as {cut(name)}=number: the column holds no number: the first value is {short(str(values.drop_null()[0]))}"
+        )
     if _is_number(kind):
         return Column(name, "", "no finite number in any row")
     names, made_of = _names(values)
@@ -379,7 +398,7 @@ def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None
         note += f"; {np.sum(~known):,} missing"
     wrong = pc.filter(values, pc.and_kleene(pc.is_valid(values), pa.array(~known)))
     if len(wrong):
-        what = f"text such as {str(wrong[0])!r}" if _is_text(values.type) else "infinite or NaN"
+        what = f"text such as {short(str(wrong[0]))}" if _is_text(values.type) else "infinite or NaN"
         note += f", {'all' if len(wrong) == np.sum(~known) else f'{len(wrong):,}'} of them {what}"
     return Column(name, "number", note, origin=origin)
 
@@ -388,7 +407,7 @@ def _category(name: str, kind: str, texts: Array, made_of: str, names_rows: bool
     counts = pd.Series(texts).value_counts()
     missing = len(texts) - int(counts.sum())
     if len(counts) == 1 and not missing:
-        return Column(name, "", f"{counts.index[0]!r} in every row")
+        return Column(name, "", f"{short(counts.index[0])} in every row")
     if names_rows and len(counts) > max(2, counts.sum() / 2):
         what = "text" if made_of == "text" else "a category"
         return Column(name, "", f"{what} with {len(counts):,} values in {counts.sum():,} rows")
@@ -397,7 +416,7 @@ def _category(name: str, kind: str, texts: Array, made_of: str, names_rows: bool
     if not apart:
         return Column(name, "", f"{note}, none of them in {LEAST_ROWS} rows")
     if len(counts) <= 4:
-        note += ": " + ", ".join(labels.sort_names(counts.index, made_of))
+        note += ": " + listed(labels.sort_names(counts.index, made_of))
     elif apart > MOST_CATEGORIES:
         note += f", the {MOST_CATEGORIES - 1} most frequent apart"
     elif apart < len(counts):
@@ -409,7 +428,8 @@ def describe(columns: Sequence[Column], most: int = 60) -> str:
     """The columns as lines of name, kind and note, at most so many."""
     wide = min(32, max(len(column.name) for column in columns))
     lines = [
-        f"  {column.name or '(no name)':<{wide}}  {column.kind or 'left out':<9} {column.note}" for column in columns[:most]
+        f"  {cut(column.name) or '(no name)':<{wide}}  {column.kind or 'left out':<9} {column.note}"
+        for column in columns[:most]
     ]
     if len(columns) > most:
         rest = [column.kind or "left out" for column in columns[most:]]
@@ -452,7 +472,7 @@ def load(
     infinite = _infinite(values)  # which no text is
     texts = _read_csv(Path(path), [target], only=[target]).column(target)
     texts = pc.if_else(pa.array(infinite), pa.scalar(None, texts.type), texts)
-    table = table.set_column(table.column_names.index(target), target, texts)
+    table = _changed(table, lambda field, values: texts if field.name == target else values)
     taken = take(table, path, target, told, groups, wishes)
     return replace(taken, note=note if taken.labels == "number" else "", infinite=int(infinite.sum()))
 
@@ -476,10 +496,10 @@ def take(
     )
     frame = as_frame(table, [column for column in columns if column.kind])
     if not frame.shape[1]:
-        why = "; ".join(f"{c.name} is left out ({c.note})" for c in columns[:5]) or "there is no other"
-        raise ValueError(f"{path}: no column is left to predict {target!r} from: {why}")
+        why = "; ".join(f"{cut(c.name)} is left out ({c.note})" for c in columns[:5]) or "there is no other"
+        raise ValueError(f"{path}: no column is left to predict {short(target)} from: {why}")
     return Table(
-        frame, goal.Y, tuple(frame.columns), goal.classes, codes, unit=f"groups of {groups}", target=target,
+        frame, goal.Y, tuple(frame.columns), goal.classes, codes, unit=f"groups of {cut(groups)}", target=target,
         labels=goal.labels, note=goal.note, columns=columns, dropped=int(np.sum(~goal.rows)), infinite=goal.infinite,
     )  # fmt: skip
 
@@ -503,9 +523,9 @@ def require_columns(
             raise _no_column(f"{path}: {argument}", name, names)
     for name, wish in wishes.items():
         if wish not in KINDS:
-            raise unknown(f"--as {name}", wish, KINDS)
+            raise unknown(f"--as {cut(name)}", wish, KINDS)
     if groups == target:
-        raise ValueError(f"{path}: --groups and --target both name {target!r}")
+        raise ValueError(f"{path}: --groups and --target both name {short(target)}")
 
 
 @dataclass(frozen=True)
@@ -542,20 +562,20 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
     require_answers(values.type, name)
     filled, infinite, numbers = with_target(values), _infinite(values), _numbers(values)
     if not filled.any():
-        raise ValueError(f"--target {name!r} has no value in any row")
+        raise ValueError(f"--target {short(name)} has no value in any row")
     if task == "regression":
         require_numbers(values, name)
         Y = quantities(values, filled)
         if (Y[0] == Y).all():
-            raise ValueError(f"--target {name!r} is {Y[0, 0]:.6g} in every row; nothing to learn")
+            raise ValueError(f"--target {short(name)} is {Y[0, 0]:.6g} in every row; nothing to learn")
         return _Goal(Y, filled, note=note, infinite=int(infinite.sum()))
     names, kind = _names(values)
     names = names[filled]
     if kind == "date":
-        raise ValueError(f"--target {name!r} holds dates, such as {names[0]!r}; expected numbers, text or booleans")
+        raise ValueError(f"--target {short(name)} holds dates, such as {short(names[0])}; expected numbers, text or booleans")
     classes = labels.sort_names(set(names), kind)
     if len(classes) == 1:
-        raise ValueError(f"--target {name!r} is {classes[0]!r} in every row; nothing to tell apart")
+        raise ValueError(f"--target {short(name)} is {short(classes[0])} in every row; nothing to tell apart")
     if len(classes) > max(2, len(names) / 2):
         good = int(np.isfinite(numbers[filled]).sum())
         hint = "it looks like an identifier"
@@ -563,8 +583,8 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
             hint = "is it a quantity (--task regression)?"
         elif good > 0.9 * len(names):
             odd = names[~np.isfinite(numbers[filled])][0]
-            hint = f"{good:,} of them are numbers; mend the others, such as {odd!r}, for --task regression"
-        raise ValueError(f"--target {name!r}: {len(classes):,} classes in {len(names):,} rows; {hint}")
+            hint = f"{good:,} of them are numbers; mend the others, such as {short(odd)}, for --task regression"
+        raise ValueError(f"--target {short(name)}: {len(classes):,} classes in {len(names):,} rows; {hint}")
     return _Goal(labels.codes(names, classes), filled, classes, kind, note, int(infinite.sum()))
 
 
@@ -579,7 +599,7 @@ def require_answers(kind: pa.DataType, name: str) -> None:
     """Raise a ValueError where a target of this type cannot be predicted."""
     held = kind.value_type if pa.types.is_dictionary(kind) else kind
     if _source(held) in ("", "date"):
-        raise ValueError(f"--target {name!r} holds {held}; expected numbers, text or booleans")
+        raise ValueError(f"--target {short(name)} holds {cut(held)}; expected numbers, text or booleans")
 
 
 def without_target(values: pa.ChunkedArray) -> tuple[int, int]:
@@ -601,7 +621,7 @@ def require_numbers(values: pa.ChunkedArray, name: str, first: int = 0) -> None:
         wrong = np.flatnonzero(values.is_valid().to_numpy() & np.isnan(_numbers(values)))
         if len(wrong):
             row, text = first + int(wrong[0]) + 1, str(values[int(wrong[0])])
-            raise ValueError(f"--target {name!r} of a regression must be numbers; row {row} has {text!r}")
+            raise ValueError(f"--target {short(name)} of a regression must be numbers; row {row} has {short(text)}")
 
 
 def quantities(values: pa.ChunkedArray, rows: Array) -> Array:
@@ -624,11 +644,11 @@ def group_names(values: pa.ChunkedArray, name: str) -> Array:
         ValueError: a row has none, or the type has no names.
     """
     if not _source(plain(values).type):
-        raise ValueError(f"--groups {name!r} holds {values.type}; expected numbers, text, booleans or dates")
+        raise ValueError(f"--groups {short(name)} holds {cut(values.type)}; expected numbers, text, booleans or dates")
     names, _ = _names(values)
     lost = sum(group is None for group in names)
     if lost:
-        raise ValueError(f"--groups {name!r} has no value in {lost:,} row(s)")
+        raise ValueError(f"--groups {short(name)} has no value in {lost:,} row(s)")
     return names
 
 
@@ -651,7 +671,7 @@ def truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
     """
     values = plain(values)
     if not _source(values.type):
-        raise ValueError(f"the column of the target holds {values.type}; expected numbers, text, booleans or dates")
+        raise ValueError(f"the column of the target holds {cut(values.type)}; expected numbers, text, booleans or dates")
     if classes:
         return Truth.of_names(_names(values, kind)[0], classes)
     filled = values.is_valid().to_numpy()
