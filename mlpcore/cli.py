@@ -23,6 +23,7 @@ import mlpcore as mc
 from mlpcore import data, labels
 from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import activations, losses
+from mlpcore.core.errors import listed, short
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.formats import model_file
 from mlpcore.formats.atomic import replacing
@@ -229,7 +230,7 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+    return listed(names, 6)
 
 
 def _suited(rows: int) -> Recipe:
@@ -555,7 +556,7 @@ def _load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
     """As `MLP.load_with`; ValueError where its notes are none, or name no loss that there is."""
     net, tensors, about = mc.MLP.load_with(path)
     if not isinstance(about, dict):
-        raise ValueError(f"{path!r}: its notes must be names and values; got {about!r}")
+        raise ValueError(f"{path!r}: its notes must be names and values; got {short(about)}")
     if about.get("loss") is not None:
         losses.resolve(about["loss"], f"{path!r}: loss")
     return net, tensors, about

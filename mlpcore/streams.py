@@ -605,14 +605,22 @@ def opened(path: Path, where: str, **options: Any) -> Any:
 def read_batches(file: Any, where: str, rows: int, group: int, columns: Sequence[str]) -> Iterator[Any]:
     """Yield the record batches of a row group, of so many rows at most, each sound in itself; `where` as in `readable`."""
     with readable(where):
-        batches = file.iter_batches(rows, [group], columns)
+        batches, left = file.iter_batches(rows, [group], columns), file.metadata.row_group(group).num_rows
     while True:
         with readable(where):
             batch = next(batches, None)
             if batch is None:
+                require_rows(left, 0)
                 return
             batch.validate(full=True)
+        left -= len(batch)
         yield batch
+
+
+def require_rows(promised: int, read: int) -> None:
+    """Raise a ValueError unless as many rows were read as the footer promises."""
+    if promised != read:
+        raise ValueError(f"it holds {abs(promised - read):,} rows {'fewer' if read < promised else 'more'} than it says")
 
 
 def _where(path: Path) -> str:

@@ -25,7 +25,7 @@ from mlpcore import labels
 from mlpcore.core.errors import cut, line, listed, nearest, short, unknown
 from mlpcore.data import Dataset, Standardizer, Truth, decided, few
 from mlpcore.pipeline import LEAST_ROWS, MOST_CATEGORIES, Column, Pipeline
-from mlpcore.streams import Footer, opened, readable
+from mlpcore.streams import Footer, opened, readable, require_rows
 
 try:
     import pandas as pd
@@ -92,6 +92,7 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
             with readable(where):
                 table = file.read()
                 table.validate(full=True)
+                require_rows(file.metadata.num_rows, table.num_rows)
         table = with_categories(without_views(table), categories)
     names = table.column_names
     require_different(path, names)
