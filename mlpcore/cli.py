@@ -23,7 +23,7 @@ import mlpcore as mc
 from mlpcore import data, labels
 from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import activations, losses
-from mlpcore.core.errors import listed, short
+from mlpcore.core.errors import cut, listed, short
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.formats import model_file
 from mlpcore.formats.atomic import replacing
@@ -201,7 +201,7 @@ def _kind(dataset: data.Dataset) -> str:
 
 
 def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
-    from mlpcore import tables  # not at import: pandas, pyarrow and scikit-learn
+    from mlpcore import tables  # not at import: pandas and pyarrow
     from mlpcore.big_tables import is_too_big, load
 
     if not options.target:
@@ -220,11 +220,11 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
         table = tables.load(options.data, options.target, options.task, options.groups, wishes)
         source = ""
     if table.dropped:
-        what = f"no {table.target}" if table.infinite < table.dropped else f"an infinite {table.target}"
+        what = f"{'no' if table.infinite < table.dropped else 'an infinite'} {cut(table.target)}"
         part = f" ({table.infinite:,} of them an infinite one)" if 0 < table.infinite < table.dropped else ""
         source += f"; {table.dropped:,} more {_have(table.dropped)} {what}{part} and are not used"
     note = f"\n  {table.note}" if table.note else ""
-    print(f"{options.data}: {table.rows:,} rows{source}\nto predict: {table.target}, {_kind(table)}{note}\nfrom:")
+    print(f"{options.data}: {table.rows:,} rows{source}\nto predict: {cut(table.target)}, {_kind(table)}{note}\nfrom:")
     print(tables.describe(table.columns))
     return table, _suited(table.rows)
 
@@ -391,7 +391,7 @@ class _Run:
         used = set(self.split.preparation.about.get("columns", self.dataset.feature_names))
         for name in self.dataset.feature_names:
             if name not in used:
-                print(f"{name} is left out: no value of it is in enough training rows to get a column")
+                print(f"{cut(name)} is left out: no value of it is in enough training rows to get a column")
         print(repr(self.net), flush=True)
         began = time.perf_counter()
         complete = self.checkpoint is not None and bool(self.trainer.history) and not self.trainer.unfinished
@@ -557,8 +557,13 @@ def _load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
     net, tensors, about = mc.MLP.load_with(path)
     if not isinstance(about, dict):
         raise ValueError(f"{path!r}: its notes must be names and values; got {short(about)}")
+    if not data.is_text(json.dumps(about, ensure_ascii=False)):
+        raise ValueError(f"{path!r}: its notes hold text that UTF-8 cannot")
     if about.get("loss") is not None:
-        losses.resolve(about["loss"], f"{path!r}: loss")
+        try:
+            losses.resolve(about["loss"], f"{path!r}: loss")
+        except (TypeError, ValueError) as error:
+            raise ValueError(cut(error, 500)) from None
     return net, tensors, about
 
 
@@ -640,7 +645,7 @@ class _Model:
         if column in table.column_names:
             return X, tables.truth(table.column(column), classes, kind)
         if target:
-            raise ValueError(f"data {name!r} has no column {column!r}, the target")
+            raise ValueError(f"data {name!r} has no column {short(column)}, the target")
         return X, None
 
 
@@ -667,7 +672,7 @@ def _predict(options: argparse.Namespace) -> None:
         file.detach()  # else it would close the file before it is on the disk
     print(f"{len(Z):,} predictions written to {target}")
     if truth is not None:
-        column = f"its column {model.about['target']}" if "pipeline" in model.tensors else "its Y"
+        column = f"its column {cut(model.about['target'])}" if "pipeline" in model.tensors else "its Y"
         print(f"against {column}: " + "\n  ".join(_against(model, Z, truth)))
 
 
