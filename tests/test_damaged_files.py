@@ -108,31 +108,24 @@ MANGLED = {
 }
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model of three columns."""
+    folder = tmp_path_factory.mktemp("model")
+    np.savez(folder / "m.npz", X=np.random.default_rng(0).normal(size=(40, 3)), Y=["a", "b"] * 20)
+    call = ["train", str(folder / "m.npz"), "--epochs", "1", "--hidden", "2", "--quiet"]
+    assert main([*call, "--out", str(folder)]) == 0
+    return folder / "m.safetensors"
+
+
 @pytest.mark.parametrize("what", MANGLED)
-def test_an_archive_with_it_is_one_line_that_names_the_file(what, archive, tmp_path, capsys):
-    assert (
-        main(
-            [
-                "train",
-                str(archive),
-                "--epochs",
-                "1",
-                "--hidden",
-                "2",
-                "--quiet",
-                "--out",
-                str(tmp_path),
-            ]
-        )
-        == 0
-    )
+def test_an_archive_with_it_is_one_line_that_names_the_file(what, archive, model, tmp_path, capsys):
     zipped(archive, X=SOUND)
     MANGLED[what](archive, archive.read_bytes())
     capsys.readouterr()
-    model, out = str(tmp_path / "t.safetensors"), str(tmp_path / "p.csv")
     for call in (
         ["train", archive, "--out", tmp_path / "o"],
-        ["predict", model, archive, "--out", out],
+        ["predict", model, archive, "--out", tmp_path / "p.csv"],
         ["check", model, archive],
     ):
         assert main([str(part) for part in call]) == 2
