@@ -23,6 +23,7 @@ import mlpcore as mc
 from mlpcore import data, labels
 from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import activations, losses
+from mlpcore.core.errors import cut, listed, short
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.formats import model_file
 from mlpcore.formats.atomic import replacing
@@ -200,7 +201,7 @@ def _kind(dataset: data.Dataset) -> str:
 
 
 def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
-    from mlpcore import tables  # not at import: pandas, pyarrow and scikit-learn
+    from mlpcore import tables  # not at import: pandas and pyarrow
     from mlpcore.big_tables import is_too_big, load
 
     if not options.target:
@@ -219,17 +220,17 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
         table = tables.load(options.data, options.target, options.task, options.groups, wishes)
         source = ""
     if table.dropped:
-        what = f"no {table.target}" if table.infinite < table.dropped else f"an infinite {table.target}"
+        what = f"{'no' if table.infinite < table.dropped else 'an infinite'} {cut(table.target)}"
         part = f" ({table.infinite:,} of them an infinite one)" if 0 < table.infinite < table.dropped else ""
         source += f"; {table.dropped:,} more {_have(table.dropped)} {what}{part} and are not used"
     note = f"\n  {table.note}" if table.note else ""
-    print(f"{options.data}: {table.rows:,} rows{source}\nto predict: {table.target}, {_kind(table)}{note}\nfrom:")
+    print(f"{options.data}: {table.rows:,} rows{source}\nto predict: {cut(table.target)}, {_kind(table)}{note}\nfrom:")
     print(tables.describe(table.columns))
     return table, _suited(table.rows)
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+    return listed(names, 6)
 
 
 def _suited(rows: int) -> Recipe:
@@ -387,10 +388,10 @@ class _Run:
         """Fit, and say how it went."""
         counts = ", ".join(f"{n:,} {p}" for n, p in zip(self.split.counts, ("training", "validation", "test"), strict=True))
         print(f"seed {self.seed}: {counts} rows{self.split.said}")
-        used = self.split.preparation.about.get("columns", self.dataset.feature_names)
+        used = set(self.split.preparation.about.get("columns", self.dataset.feature_names))
         for name in self.dataset.feature_names:
             if name not in used:
-                print(f"{name} is left out: no value of it is in enough training rows to get a column")
+                print(f"{cut(name)} is left out: no value of it is in enough training rows to get a column")
         print(repr(self.net), flush=True)
         began = time.perf_counter()
         complete = self.checkpoint is not None and bool(self.trainer.history) and not self.trainer.unfinished
@@ -555,50 +556,43 @@ def _load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
     """As `MLP.load_with`; ValueError where its notes are none, or name no loss that there is."""
     net, tensors, about = mc.MLP.load_with(path)
     if not isinstance(about, dict):
-        raise ValueError(f"{path!r}: its notes must be names and values; got {about!r}")
+        raise ValueError(f"{path!r}: its notes must be names and values; got {short(about)}")
+    if not data.is_text(json.dumps(about, ensure_ascii=False)):
+        raise ValueError(f"{path!r}: its notes hold text that UTF-8 cannot")
     if about.get("loss") is not None:
-        losses.resolve(about["loss"], f"{path!r}: loss")
+        try:
+            losses.resolve(about["loss"], f"{path!r}: loss")
+        except (TypeError, ValueError) as error:
+            raise ValueError(cut(error, 500)) from None
     return net, tensors, about
 
 
-def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: dict[str, Any]) -> None:
-    """ValueError where a note or a scale is not of such a network: somebody has made up the file."""
+def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: dict[str, Any]) -> Any:
+    """Return what makes the network's input; ValueError where a note or a scale does not fit."""
 
     def texts(values: Any) -> bool:
-        return isinstance(values, list) and all(isinstance(value, str) for value in values)
+        return isinstance(values, list) and all(map(data.is_text, values))
 
-    classes, columns = about["classes"], about.get("columns")
-    right = {
-        "classes": texts(classes) and len(classes) in (0, net.sizes[-1]),
-        "labels": about.get("labels") in (labels.KINDS if classes else ("", *labels.KINDS)),
-        "loss": about.get("loss") is not None,
-        "features": texts(about.get("features")),
-        "target": isinstance(about.get("target", ""), str),
-    }
-    if "pipeline" in tensors:
-        right["columns"] = isinstance(columns, dict) and bool(columns) and all(map(_tells, columns.values()))
-        right["scikit-learn"] = isinstance(about.get("scikit-learn"), str)
-        right["target"] = isinstance(about.get("target"), str)
-    scales = ("mean", "scale", "rest")
-    sizes = {} if "pipeline" in tensors else dict.fromkeys(scales, net.sizes[0])
-    if not classes:
-        sizes |= {f"target {name}": net.sizes[-1] for name in scales}
-    right |= {name: name in tensors and tensors[name].shape == (size,) for name, size in sizes.items()}
-    for name, fits in right.items():
-        if not fits:
-            raise ValueError(
-                f"{path!r}: its {name!r} is missing or does not fit the network: the file is damaged, made up or of another "
-                "version of mlpcore; train again"
-            )
+    classes: Any = about["classes"]
+    features: Any = about.get("features")
+    kinds = labels.KINDS
+    try:
+        data.require_format(about)
+        fits = texts(classes) and len(set(classes)) == len(classes) in (0, net.sizes[-1])
+        data.require(fits, "classes", f"{net.sizes[-1]:,} different names, or none")
+        data.require(about.get("labels") in (kinds if classes else ("", *kinds)), "labels", f"one of {', '.join(kinds)}")
+        data.require(about.get("loss") is not None, "loss", "the name of a loss")
+        data.require(texts(features) and len(features) == net.sizes[0], "features", f"{net.sizes[0]:,} names")
+        data.require(data.is_text(about.get("target")), "target", "the name of a column")
+        if not classes:
+            data.Standardizer.restore(tensors, net.sizes[-1], "target ")
+        if "pipeline" not in tensors:
+            return data.Standardizer.restore(tensors, net.sizes[0])
+        from mlpcore import tables
 
-
-def _tells(told: Any) -> bool:
-    """Return whether a note says what a column of a table is taken as."""
-    if not isinstance(told, dict) or set(told) != {"kind", "labels", "origin"}:
-        return False
-    origin, kind = told["origin"], told["kind"]
-    right = told["labels"] == "" if kind == "number" else kind in ("category", "boolean") and told["labels"] in labels.KINDS
-    return right and isinstance(origin, int | float) and abs(origin) < 1e300
+        return tables.Transformer.restore(tensors, about, net.sizes[0])
+    except ValueError as error:
+        raise ValueError(f"{path!r}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -615,20 +609,7 @@ class _Model:
         net, tensors, about = _load_with(path)
         if "classes" not in about or not ({"mean", "scale"} <= set(tensors) or "pipeline" in tensors):
             raise ValueError(f"{path!r} holds a network without its standardisation: it is not from 'mlpcore train'")
-        _require_fitting(path, net, tensors, about)
-        if "pipeline" not in tensors:
-            return cls(net, tensors, about, data.Standardizer(tensors["mean"], tensors["scale"], tensors["rest"]))
-        from mlpcore import tables
-
-        try:
-            transformer, remark = tables.Transformer.restore(tensors, about)
-        except ValueError as error:
-            raise ValueError(f"{path!r}: {error}") from None
-        if transformer.width != net.sizes[0]:
-            raise ValueError(f"{path!r}: the pipeline makes {transformer.width} columns; the network takes {net.sizes[0]}")
-        if remark:
-            print(f"note: {remark}")
-        return cls(net, tensors, about, transformer)
+        return cls(net, tensors, about, _require_fitting(path, net, tensors, about))
 
     @property
     def scale(self) -> data.Standardizer | None:
@@ -664,7 +645,7 @@ class _Model:
         if column in table.column_names:
             return X, tables.truth(table.column(column), classes, kind)
         if target:
-            raise ValueError(f"data {name!r} has no column {column!r}, the target")
+            raise ValueError(f"data {name!r} has no column {short(column)}, the target")
         return X, None
 
 
@@ -691,7 +672,7 @@ def _predict(options: argparse.Namespace) -> None:
         file.detach()  # else it would close the file before it is on the disk
     print(f"{len(Z):,} predictions written to {target}")
     if truth is not None:
-        column = f"its column {model.about['target']}" if "pipeline" in model.tensors else "its Y"
+        column = f"its column {cut(model.about['target'])}" if "pipeline" in model.tensors else "its Y"
         print(f"against {column}: " + "\n  ".join(_against(model, Z, truth)))
 
 
