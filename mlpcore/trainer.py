@@ -751,7 +751,7 @@ class Trainer:
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came; of metrics the one at fault.
         """
-        with self._lock:
+        with self._lock, devices.active(self.net.device):
             held = self._held(X, Y, sample_weight)
             return self._evaluate(held, self._metrics(metrics, held))
 
@@ -773,7 +773,7 @@ class Trainer:
         def see(output: Array, Y: Array, weights: Array | None) -> None:
             found.append(scores.row_losses(self._step.objective, output, Y))
 
-        with self._lock:
+        with self._lock, devices.active(self.net.device):
             for data in self._windows(self._held(X, Y, None)):
                 inputs = data.inputs._replace(w_dtype="")
                 self._evaluate_data(data._replace(weights=None, given=None, inputs=inputs), see)
