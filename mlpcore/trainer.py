@@ -236,9 +236,14 @@ class Trainer:
     def prepare(self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None = None) -> Data:
         """The arrays checked and laid out once, to be given to many calls of `step`, `gradient` or `evaluate` in place of X.
 
+        An array that is not row-major is copied as a whole, which is yours and so outside `memory_limit`.
+
         Args, Raises: as `step`. The arrays are scanned for NaN and infinity as in `fit`.
         """
-        return self._scanned(X, Y, sample_weight)
+        data = self._scanned(X, Y, sample_weight)
+        strided = data.strided().items()
+        copies: dict[str, Any] = {name: np.array(array, dtype, order="C") for name, (array, dtype) in strided}
+        return data._replace(**copies)
 
     def step(
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
@@ -374,12 +379,11 @@ class Trainer:
         return found
 
     def _laid(self, array: Array, staged: bool) -> Array:
-        """The array row-major and where X lies: on the host if it is staged, in the machine's byte order."""
+        """Return the array where X lies, on the host if it is staged, as rows are gathered from it."""
         device = self.net.device
         if staged:
             array = devices.to_host(device, array) if not inputs.on_host(array) else array
-            array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        return inputs.contiguous(array if staged else devices.to_device(device, array))
+        return inputs.by_rows(array if staged else devices.to_device(device, array))
 
     def _update(self, data: Data, batch: Batch) -> Any:
         plan = self._step.prepare(batch.size, data.inputs)
@@ -524,8 +528,16 @@ class Trainer:
         device, step = self.net.device, self._step
         if isinstance(table, Data):
             rows = 0 if table.inputs.host else len(table.X)
-            arrays = step.reserve(step.fit_buffers(rows, keeps_best), self._row_weights(rows))
-            return arrays, Rows(table, size, arrays.get("row order"), device)
+            buffers, weights = step.fit_buffers(rows, keeps_best), self._row_weights(rows)
+            copies = self._copies(table, size, [*buffers, *weights])
+            if device == "cpu":
+                arrays = step.reserve([*buffers, *copies.values()], weights)
+            else:  # the copies are the host's
+                arrays = step.reserve(buffers, weights) | planning.allocate(NumpyOps(), list(copies.values()))
+            made: dict[str, Any] = {name: arrays[buffer.name] for name, buffer in copies.items()}
+            for name, array in made.items():
+                array[...] = getattr(table, name)
+            return arrays, Rows(table._replace(**made), size, arrays.get("row order"), device)
         given = inputs_of(table, self.loss, self.net.dtype.str)
         buffers, limit = step.fit_buffers(0, keeps_best), self._settings.memory_limit
         if limit is not None and given is not None and device == "cpu":
@@ -538,6 +550,24 @@ class Trainer:
             arrays = step.reserve(buffers) | planning.allocate(NumpyOps(), windows)
         lay = functools.partial(self._laid_piece, place=arrays.get("row weights"))
         return arrays, Streamed(table, size, arrays, lay)
+
+    def _copies(self, table: Data, size: int, reserved: list[Buffer]) -> dict[str, Buffer]:
+        """Return row-major copies of what is not: a shuffled epoch reads them faster. None where they would cost a chunk rows.
+
+        That is where `memory_limit` leaves them no room.
+        """
+        copies = {
+            name: Buffer(f"{name} row-major", array.shape, dtype.str, "a copy that rows are gathered from faster")
+            for name, (array, dtype) in table.strided().items()
+        }
+        if self._settings.memory_limit is None or self.net.device != "cpu" or not copies:
+            return copies
+        alone = self._step.make_plan(size, table.inputs, reserved)
+        try:
+            beside = self._step.make_plan(size, table.inputs, [*reserved, *copies.values()])
+        except MemoryError:
+            return {}
+        return copies if (beside.rows, beside.workers) == (alone.rows, alone.workers) else {}
 
     def _laid_piece(self, X: Array, Y: Array, sample_weight: Array | None, place: Array | None = None) -> Data:
         """A piece of a stream, whose values the stream has looked at; its weights may be all zero."""
@@ -825,7 +855,8 @@ class Trainer:
         plan = step.prepare(min(batch.size, rows), data.inputs)
 
         def chunk(output: Array, start: int, stop: int) -> None:
-            Y, w = (None if x is None else devices.to_host(self.net.device, x[start:stop]) for x in (data.Y, data.given))
+            parts = (None if x is None else devices.to_host(self.net.device, x[start:stop]) for x in (data.Y, data.given))
+            Y, w = (None if x is None else np.asarray(x) for x in parts)
             assert Y is not None
             see(output, Y, w)
 
