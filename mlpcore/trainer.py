@@ -6,13 +6,14 @@ history = trainer.fit(X, Y, epochs=10, batch_size=256, validation=(Xv, Yv))
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ from mlpcore.training.planned import Settings
 Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
 _PRECISIONS = ("tf32", "bfloat16", "float16")
-EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated
+EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated, at most
 
 
 class Trainer:
@@ -776,7 +777,8 @@ class Trainer:
             metrics: `{name: function}`, where `function(Y, output)` returns a number, as those of `sklearn.metrics` do; where
                 rows have weights it gets `sample_weight` (m,), too. It is given all rows at once, on the host: targets as Y
                 has them, outputs as `net.predict` gives them after training on this Y (behind softmax and sigmoid:
-                probabilities). Rows of streamed windows that weigh nothing are left out.
+                probabilities). They are kept until then, outside `memory_limit`. Rows of streamed windows that weigh
+                nothing are left out.
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came; of metrics the one at fault.
@@ -798,16 +800,24 @@ class Trainer:
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
-        found: list[Array] = []
-
-        def see(output: Array, Y: Array, weights: Array | None) -> None:
-            found.append(scores.row_losses(self._step.objective, output, Y))
-
         with self._lock, devices.active(self.net.device):
-            for data in self._windows(self._held(X, Y, None)):
-                inputs = data.inputs._replace(w_dtype="")
-                self._evaluate_data(data._replace(weights=None, given=None, inputs=inputs), see)
-        return np.concatenate(found)
+            held = self._held(X, Y, None)
+            rows = len(held.X) if isinstance(held, Data) else held.rows
+            losses, at = np.empty(rows or 0), 0
+
+            def see(output: Array, Y: Array, weights: Array | None) -> None:
+                nonlocal losses, at
+                found = scores.row_losses(self._step.objective, output, Y)
+                if rows is None:
+                    losses = np.append(losses, found)
+                losses[at : at + len(found)] = found
+                at += len(found)
+
+            with contextlib.closing(self._windows(held)) as windows:
+                for data in windows:
+                    given = data.inputs._replace(w_dtype="")
+                    self._evaluate_data(data._replace(weights=None, given=None, inputs=given), see)
+        return losses
 
     def _evaluate(self, held: Data | Stream, metrics: Mapping[str, Metric]) -> Entry:
         objective, flat = self._step.objective, False
@@ -819,34 +829,50 @@ class Trainer:
                 collected.add(output, Y, weights)
 
         losses, weights = [], []
-        for data in self._windows(held):
-            w = self._step.weight(data.batch(None)) or 0.0
-            if w or isinstance(held, Data):
-                losses.append(self._evaluate_data(data, see))
-                weights.append(w)
-                flat = data.flat
-            elif data.by_class:  # their classes weigh nothing: accuracy counts them
-                plain = Data.of(data.X, data.Y, data.given, data.inputs.classes, data.inputs.host)
-                if self._step.weight(plain.batch(None)):
-                    self._evaluate_data(plain, see)
+        with contextlib.closing(self._windows(held)) as windows:
+            for data in windows:
+                w = self._step.weight(data.batch(None)) or 0.0
+                if w or isinstance(held, Data):
+                    losses.append(self._evaluate_data(data, see))
+                    weights.append(w)
+                    flat = data.flat
+                elif data.by_class:  # their classes weigh nothing: accuracy counts them
+                    plain = Data.of(data.X, data.Y, data.given, data.inputs.classes, data.inputs.host)
+                    if self._step.weight(plain.batch(None)):
+                        self._evaluate_data(plain, see)
         if not sum(weights) < math.inf:
             raise ValueError(f"sample_weight sums to {sum(weights):g}, out of the range of float64: rescale the weights")
         loss = losses[0] if len(losses) == 1 else float(np.average(losses, weights=weights))
         own = collected.measure(metrics, flat) if metrics else {}
         return dict(zip(scores.names(self.loss), (loss, found.result()), strict=True)) | own
 
-    def _windows(self, held: Data | Stream) -> Iterator[Data]:
+    def _windows(self, held: Data | Stream) -> Generator[Data, None, None]:
         """Yield what is evaluated, a stream window by window."""
         if isinstance(held, Data):
             yield held
             return
-        arrays = planning.allocate(NumpyOps(), held.buffers(planning.WIDEST, EVALUATED))
-        source = Streamed(held, planning.WIDEST, arrays, self._laid_piece)
-        seen: Data | None = None
-        for data, _ in source.epoch(0, None, 0):
-            if data is not seen:  # a whole window at once
-                seen = data
-                yield data
+        size, buffers = self._evaluation_windows(held)
+        here = self.net.device == "cpu"  # on a GPU the windows are the host's
+        with self._step.lent(buffers) if here else contextlib.nullcontext(planning.allocate(NumpyOps(), buffers)) as arrays:
+            lay = functools.partial(self._laid_piece, place=arrays.get("row weights"))
+            with contextlib.closing(Streamed(held, size, arrays, lay).windows(0, None, 0)) as windows:
+                for data, _ in windows:
+                    yield data
+
+    def _evaluation_windows(self, stream: Stream) -> tuple[int, list[Buffer]]:
+        """Return rows of which windows are multiples, and the windows: within half of what the plan leaves."""
+        given, limit = inputs_of(stream, self.loss, self.net.dtype.str), self._settings.memory_limit
+        most, size = EVALUATED, planning.WIDEST
+        if limit is not None and given is not None and self.net.device == "cpu":
+            most = min(most, max(0, limit - self._step.make_plan(1, given, self._step.reserved).total_bytes) // 2)
+
+        def windows(size: int) -> list[Buffer]:
+            found = [x for x in stream.buffers(size, most) if not x.name.startswith("order")]  # rows come as they lie
+            return found + self._row_weights(found[0].shape[0] if found else 0)
+
+        if limit is not None and planning.part_bytes(windows(size)) > most:
+            size = 1
+        return size, windows(size)
 
     def _evaluate_data(self, data: Data, see: Callable[[Array, Array, Array | None], None]) -> float:
         """Return the mean loss; `see` gets each chunk on the host, as `Scores.add` takes it."""

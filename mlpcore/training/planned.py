@@ -6,9 +6,10 @@ captures them and launches them together. Both plan, reserve and allocate here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -328,11 +329,25 @@ class PlannedStep(ABC):
 
     def reserve(self, buffers: Sequence[Buffer], there: Sequence[Buffer] = ()) -> dict[str, Array]:
         """Arrays for `fit`, part of every plan until `reserve([])` gives them back, as are those that are there already."""
-        self.reserved = (*buffers, *there)
-        self._plans.clear()
+        self._reserve((*buffers, *there))
+        return planning.allocate(self.ops, buffers)
+
+    def _reserve(self, buffers: Sequence[Buffer]) -> None:
+        self.reserved, self._plans = buffers, {}
         if self.settings.memory_limit is not None:
             self._drop_workspace()  # it may be larger than what is left now
-        return planning.allocate(self.ops, buffers)
+
+    @contextlib.contextmanager
+    def lent(self, buffers: Sequence[Buffer]) -> Iterator[dict[str, Array]]:
+        """Yield arrays that are part of every plan, beside those of `fit`, until the block ends."""
+        before, plans, most_rows = self.reserved, self._plans, self._most_rows
+        self._reserve((*before, *buffers))
+        try:
+            yield planning.allocate(self.ops, buffers)
+        finally:
+            self._reserve(before)
+            if self._most_rows == most_rows:
+                self._plans = plans  # a checkpoint tells them
 
     def settle(self) -> None:
         """Bind what the optimizer and the settings have become; the state goes on.
