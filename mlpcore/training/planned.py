@@ -310,22 +310,10 @@ class PlannedStep(ABC):
         limit = self.settings.memory_limit
         if limit is None or table(rows, workers).total_bytes <= limit:
             return table(rows, workers)
-        if table(1, 1).total_bytes > limit:
-            raise MemoryError(
-                f"memory_limit {planning.human(limit)} is less than the {planning.human(table(1, 1).total_bytes)} that one "
-                f"row takes; the largest: {table(1, 1).largest()}"
-            )
-
-        def most(workers: int) -> int:
-            """Rows of the largest chunk that fits, or 0."""
-            low, high = 0, rows
-            while low < high:
-                middle = (low + high + 1) // 2
-                low, high = (middle, high) if table(middle, workers).total_bytes <= limit else (low, middle - 1)
-            return low
-
-        shared = most(workers) if workers > 1 else 0
-        return table(shared, workers) if shared >= min(rows, SHARED_ROWS) else table(most(1), 1)
+        shared = planning.most_rows(limit, lambda n: table(n, workers), rows) if workers > 1 else 0
+        if shared >= min(rows, SHARED_ROWS):
+            return table(shared, workers)
+        return planning.within(limit, lambda n: table(n, 1), rows)
 
     def reserve(self, buffers: Sequence[Buffer], there: Sequence[Buffer] = ()) -> dict[str, Array]:
         """Arrays for `fit`, part of every plan until `reserve([])` gives them back, as are those that are there already."""

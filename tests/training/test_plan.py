@@ -4,11 +4,13 @@ import functools
 import gc
 import tracemalloc
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import mlpcore as mc
+from mlpcore import derivatives
 from mlpcore.backends import device as devices
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core.ops import Buffer
@@ -56,6 +58,15 @@ def numpy_blocks():
     gc.collect()
     domain = np.lib.tracemalloc_domain
     return sorted(t.size for t in tracemalloc.take_snapshot().traces if t.domain == domain and t.size >= LARGE)
+
+
+def peak_of(call):
+    """Bytes that a call takes at most at a time beyond what is there before, and what it returns."""
+    gc.collect()
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    found = call()
+    return tracemalloc.get_traced_memory()[1] - before, found
 
 
 def data(rows, n_in, n_out, loss="squared_error", dtype="float32", seed=0):
@@ -389,6 +400,89 @@ def test_a_limit_is_kept_by_all_of_fit(ledger, traced, share, validated):
     assert tracemalloc.get_traced_memory()[1] - before + net.parameters.nbytes <= limit + slack
 
 
+CURVED = {
+    "gelu, softmax": (["gelu", "softmax"], "cross_entropy"),
+    "learned slopes": ([("prelu", 0.25, "per output"), "identity"], "log_cosh"),
+    "mish, log_softmax": (["mish", "log_softmax"], "squared_error"),
+}
+CALLS = {
+    "predict": lambda net, A, **size: net.predict(A.X, **size),
+    "logits": lambda net, A, **size: net.logits(A.X, **size),
+    "jvp": lambda net, A, **size: np.hstack(net.jvp(A.X, A.X, A.v, **size)),
+    "vjp": lambda net, A, **size: np.append(*net.vjp(A.X, A.Z, **size)),
+    "vjp of a tangent": lambda net, A, **size: np.append(*net.vjp(A.X, A.Z, dX=A.X, dV=A.Z, **size)),
+    "hvp": lambda net, A, **size: net.hvp(A.X, A.Y, A.v, A.loss, sample_weight=A.w, **size),
+    "gnvp": lambda net, A, **size: net.gnvp(A.X, A.Y, A.v, A.loss, sample_weight=A.w, **size),
+}
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """The plans of the calls of a network, as they are made."""
+    plans, plan = [], derivatives.Size.plan
+
+    def kept(size, *arguments):
+        plans.append(plan(size, *arguments))
+        return plans[-1]
+
+    monkeypatch.setattr(derivatives.Size, "plan", kept)
+    return plans
+
+
+@pytest.mark.parametrize("name", CURVED)
+def test_predictions_and_derivatives_take_what_their_plan_says_and_keep_the_limit(traced, planned, name):
+    """X in Fortran order and float64, the direction too: what must be cast is, a chunk at a time."""
+    (hidden, output), loss = CURVED[name]
+    net, rng = mc.MLP([64, 48, 12], hidden, output, seed=1), np.random.default_rng(0)
+    Y = rng.integers(0, 12, 2000) if loss == "cross_entropy" else rng.standard_normal((2000, 12))
+    A = SimpleNamespace(
+        X=np.asfortranarray(rng.standard_normal((2000, 64))), Y=Y, Z=rng.standard_normal((2000, 12)),
+        v=rng.standard_normal(net.parameters.size), w=rng.uniform(size=2000), loss=loss,
+    )  # fmt: skip
+    own = net.parameters.nbytes
+    for call, function in CALLS.items():
+        whole = function(net, A, chunk_rows=2000)
+        least = _least(lambda: function(net, A, memory_limit=1))  # noqa: B023
+        limit = least + 400_000
+        taken, found = peak_of(lambda: function(net, A, memory_limit=limit))  # noqa: B023
+        plan = planned[-1]
+        assert plan.total_bytes <= limit, call
+        assert 1 < plan.rows < 2000, call
+        result = found.nbytes if call in ("jvp", "vjp", "vjp of a tangent") else 0  # which is put together here
+        assert 0.5 * plan.total_bytes < taken - result + own < plan.total_bytes + (96 << 10), (call, taken, str(plan))
+        np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-4 * abs(whole).max(), err_msg=call)
+
+
+def _least(call):
+    """The bytes that a call says it needs."""
+    with pytest.raises(MemoryError, match=r"memory_limit 1 bytes .* that one row takes; the largest: ") as caught:
+        call()
+    number, unit = str(caught.value).split(" is less than the ")[1].split()[:2]
+    return int(float(number.replace(",", "")) * {"KiB": 1 << 10, "MiB": 1 << 20}[unit]) + (1 << 16)
+
+
+def test_a_limit_that_a_result_breaks_names_it_before_anything_is_allocated(traced):
+    net, X, one = mc.MLP([8, 8, 100]), np.ones((5000, 8), np.float32), np.ones((5000, 1), np.float32)
+    wide = mc.MLP([8, 300, 300, 1])
+    v = np.ones(wide.parameters.size)
+    for call, largest in (
+        (lambda: net.predict(X, memory_limit="1 MiB"), "output 1.9 MiB"),
+        (lambda: net.jvp(X, X, memory_limit="1 MiB"), "output 1.9 MiB, tangent 1.9 MiB"),
+        (lambda: mc.MLP([8, 8, 1]).vjp(X, one, memory_limit="100 KiB"), "gradient by X 156.2 KiB"),
+        (lambda: wide.hvp(X, one, v, memory_limit="1 MiB"), "v 364.5 KiB"),
+    ):
+
+        def refused():
+            with pytest.raises(MemoryError, match=f"largest: .*{largest}"):
+                call()  # noqa: B023
+
+        assert peak_of(refused)[0] < 1 << 20
+    with pytest.raises(ValueError, match="memory_limit: expected bytes"):
+        net.predict(X, memory_limit="much")
+    share = net.hvp(X, np.ones((5000, 100)), np.ones(net.parameters.size), memory_limit="50%")
+    np.testing.assert_array_equal(share, net.hvp(X, np.ones((5000, 100)), np.ones(net.parameters.size)))
+
+
 # -- arrays that are not row-major -----------------------------------------------------------------------------------------
 
 
@@ -406,15 +500,6 @@ LYING = {
     "unaligned": _unaligned,
     "float64 in Fortran order": lambda A: np.asfortranarray(A, "f8" if A.dtype.kind == "f" else "i8"),
 }
-
-
-def peak_of(call):
-    """Bytes that a call takes at most at a time beyond what is there before, and what it returns."""
-    gc.collect()
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    found = call()
-    return tracemalloc.get_traced_memory()[1] - before, found
 
 
 def weighted(limit=None):
