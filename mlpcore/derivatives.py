@@ -9,7 +9,6 @@ hvp 8L - 5, gnvp 5L - 2. No tape: the recurrences of `core/differentials.py` on 
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 CUDA_BYTES = 256 << 20  # of a chunk's arrays on a GPU, unless the caller says how many rows
-TEMPORARIES = 8  # arrays of a chunk's output, or of a layer that learns, that the backend makes at most at a time
+TEMPORARIES = 8  # arrays of a chunk's output, or of a layer that learns, that the backend makes
 VECTORS = 10  # numbers of 8 bytes for each row: weights, sums, labels
 IDENTITY = resolve("identity")
 
@@ -75,8 +74,11 @@ class Size(NamedTuple):
     chunk_rows: int | None = None
     memory_limit: float | str | None = None
 
-    def plan(self, net: MLP, rows: int, chosen: int, fixed: Sequence[Buffer], chunk: Callable[[int], list[Buffer]]) -> Plan:
-        """Return the plan of a pass over so many rows of X, by `chosen` at a time unless these wishes want less.
+    def plan(
+        self, net: MLP, rows: int, chosen: int, fixed: Sequence[Buffer],
+        chunk: Callable[[int], list[Buffer]],
+    ) -> Plan:  # fmt: skip
+        """Return the plan of a pass over so many rows of X, by `chosen` at a time at most.
 
         Args:
             net: the network, whose parameters count.
@@ -92,37 +94,42 @@ class Size(NamedTuple):
         parameters = Buffer("parameters", (net.layout.size,), net.dtype.name, "of the network")
 
         def table(n: int) -> Plan:
-            return Plan(n, 1, rows, {"parameters": [parameters], "call": list(fixed), "workspace": chunk(n)})
+            parts = {"parameters": [parameters], "call": list(fixed), "workspace": chunk(n)}
+            return Plan(n, 1, rows, parts)
 
         return planning.within(limit, table, min(chosen, rows))
 
 
 def temporaries(
-    net: MLP, activations: Sequence[Activation | None], rows: int, count: int = 1, curved: bool = False,
-    objective: loss_sheet.Objective | None = None,
+    net: MLP, activations: Sequence[Activation | None], rows: int, count: int = 1,
+    curved: bool = False, objective: loss_sheet.Objective | None = None,
 ) -> Buffer:  # fmt: skip
-    """Return, for a plan, the bytes that the backend takes at most for a chunk beside the arrays that it is given.
+    """Return, for a plan, a bound of the bytes that the backend takes for a chunk by itself.
 
     Args:
         net: the network.
         activations: of its layers.
         rows: of a chunk.
-        count: arrays of a chunk's output, or of a layer with a learned parameter, that are made at a time.
+        count: arrays of a chunk's output, or of a layer that learns, that are made at a time.
         curved: whether second derivatives are taken.
         objective: the loss on top, if there is one.
     """
     dtype, registers = net.dtype.name, 0
     for σ in activations:
         if σ is not None and not σ.rowwise:
-            texts = [σ.value, f"g * ({σ.slope})", *([f"g * ({σ.slope}) + h * t * ({σ.curvature})"] if curved else [])]
-            registers = max(registers, *(_registers(text, σ.scalars, dtype) for text in texts))
+            slope = f"g * ({σ.slope})" + (f" + h * t * ({σ.curvature})" if curved else "")
+            found = (_registers(text, σ.scalars, dtype) for text in (σ.value, slope))
+            registers = max(registers, *found)
     if objective is not None and not objective.loss.rowwise:
         scalars = dict(objective.scalars)
-        count = max(count, *(2 + _registers(f"k * ({text})", scalars, dtype) for text in (objective.value, objective.slope)))
+        for text in (objective.value, objective.slope):
+            count = max(count, 2 + _registers(f"k * ({text})", scalars, dtype))
         registers = max(registers, _registers(f"g * ({objective.curvature})", scalars, dtype))
     learned = [n for n, σ in zip(net.sizes, activations, strict=True) if σ and σ.learned]
-    numbers = count * rows * max(net.sizes[-1], *learned, 0) + registers * min(PIECE, rows * max(net.sizes))
-    return Buffer("temporaries", (numbers * net.dtype.itemsize + 8 * VECTORS * rows,), "uint8", "of the backend, at most")
+    numbers = count * rows * max(net.sizes[-1], *learned, 0)
+    numbers += registers * min(PIECE, rows * max(net.sizes))
+    bound = numbers * net.dtype.itemsize + 8 * VECTORS * rows
+    return Buffer("temporaries", (bound,), "uint8", "of the backend, at most")
 
 
 def _registers(text: str, scalars: Mapping[str, float], dtype: str) -> int:
@@ -159,11 +166,13 @@ class _Pass:
             rows = planning.choose_rows(lambda m: planning.part_bytes(self._buffers(m, keeps)), net.layout, itemsize, len(X))
         else:
             rows = max(1, CUDA_BYTES // (planning.part_bytes(self._buffers(1024, keeps)) // 1024))
-        beside = functools.partial(
-            temporaries, net, self.activations, count=TEMPORARIES, curved=keeps == 2, objective=objective
-        )
-        self.plan = size.plan(net, len(X), rows, fixed, lambda n: [*self._buffers(n, keeps), beside(n)])
-        self.rows = self.plan.rows
+        curved = keeps == 2
+
+        def chunk(n: int) -> list[Buffer]:
+            beside = temporaries(net, self.activations, n, TEMPORARIES, curved, objective)
+            return [*self._buffers(n, keeps), beside]
+
+        self.rows = size.plan(net, len(X), rows, fixed, chunk).rows
         self.arrays = planning.allocate(self.ops, self._buffers(self.rows, keeps))
         self.ops.use(self.arrays)
         layers, slots = range(self.L + 1), [l % 2 for l in range(self.L + 1)]
@@ -407,7 +416,8 @@ def vjp(
 
 
 def curvature_product(
-    net: MLP, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any, sample_weight: ArrayLike | None, size: Size, exact: bool
+    net: MLP, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any, sample_weight: ArrayLike | None,
+    size: Size, exact: bool,
 ) -> Array:  # fmt: skip
     """See `MLP.hvp`; with `exact` False what bends in the network is left out: `MLP.gnvp`."""
     source = _rows(net, X, net.sizes[0], "X")
@@ -441,7 +451,9 @@ def _rows(net: MLP, value: ArrayLike, columns: int, name: str, rows: int | None 
 
 
 def _vector(net: MLP, value: Any, name: str) -> tuple[Array, list[Buffer]]:
-    """Return a flat vector laid out as the parameters, on the network's device, and for the plan the copy that it may be.
+    """Return a flat vector laid out as the parameters, on the network's device.
+
+    With it comes, for the plan, the copy that it may be.
 
     Raises:
         TypeError, ValueError: names the argument.
@@ -451,7 +463,8 @@ def _vector(net: MLP, value: Any, name: str) -> tuple[Array, list[Buffer]]:
     if array.shape != (net.layout.size,):
         raise ValueError(f"{name} must have shape ({net.layout.size},), laid out as net.parameters; got {array.shape}")
     moved = _moved(net, array, net.dtype)
-    return moved, [] if moved is array else [Buffer(name, moved.shape, net.dtype.name, "a copy of the direction")]
+    copy = Buffer(name, moved.shape, net.dtype.name, "a copy of the direction")
+    return moved, [] if moved is array else [copy]
 
 
 def _moved(net: MLP, array: Array, dtype: np.dtype[Any]) -> Array:

@@ -326,19 +326,21 @@ class MLP:
         return Gradient(flat, dW, db, Gs[0] if input_gradient else None, kept[0], kept[1], da)
 
     def predict(
-        self, X: ArrayLike, chunk_rows: int | None = None, *, memory_limit: float | str | None = None
+        self, X: ArrayLike, chunk_rows: int | None = None, *,
+        memory_limit: float | str | None = None,
     ) -> Array:  # fmt: skip
         """Return Z[L] of the rows of X, computed chunk by chunk: memory does not grow with m beyond the result.
 
         It is (m, n_L); (m,) where the network has one output and was trained on a 1-D Y, see `predicts_1d`. It comes back in
-        the array library of X (NumPy, CuPy, PyTorch, JAX, …) and on its device, in the network's dtype. A mapped file
-        (`np.memmap`) is read chunk by chunk, and its pages are given back to the system.
+        the array library of X (NumPy, CuPy, PyTorch, JAX, …) and on its device, in the network's dtype.
+        Of a mapped file (`np.memmap`) the pages that have been read are given back to the system.
 
         Args:
             X: (m, n_0).
             chunk_rows: so many rows at a time; None: as many as 8 MiB hold, on a GPU 256 MiB.
-            memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5), that the arrays of this
-                call, its result and the parameters may take together; makes the chunks smaller.
+            memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5), that
+                the arrays of this call, its result and the parameters may take together; makes the
+                chunks smaller.
 
         Raises:
             TypeError, ValueError: X is not numeric, empty, or has another number of columns; chunk_rows < 1.
@@ -347,7 +349,8 @@ class MLP:
         return self._shaped(self._outputs(X, chunk_rows, self.activations, memory_limit))
 
     def logits(
-        self, X: ArrayLike, chunk_rows: int | None = None, *, memory_limit: float | str | None = None
+        self, X: ArrayLike, chunk_rows: int | None = None, *,
+        memory_limit: float | str | None = None,
     ) -> Array:  # fmt: skip
         """Return S[L], what goes into the output activation, in the shape that `predict` returns, and as it does.
 
@@ -375,7 +378,8 @@ class MLP:
         if memory_limit is not None:
             result_ = Buffer("output", (len(source), self.sizes[-1]), self.dtype.name, "a result")
             chunk = functools.partial(self._forward_buffers, activations)
-            rows = Size(memory_limit=memory_limit).plan(self, len(source), rows, [result_], chunk).rows
+            size = Size(memory_limit=memory_limit)
+            rows = size.plan(self, len(source), rows, [result_], chunk).rows
         here = inputs.on_host(source)
         mapped = MappedFile.of(X) if len(source) > rows else None
         with devices.active(self.device):
@@ -392,21 +396,24 @@ class MLP:
         output = self._forward(X, activations).output
         return devices.to_host(self.device, output) if to_host else output
 
-    def _forward_buffers(self, activations: tuple[Activation | None, ...], rows: int) -> list[Buffer]:
+    def _forward_buffers(
+        self, activations: tuple[Activation | None, ...], rows: int
+    ) -> list[Buffer]:  # fmt: skip
         """Return what a forward pass of so many rows allocates, for a plan."""
         buffers = [Buffer("X", (rows, self.sizes[0]), self.dtype.name, "rows of the chunk, cast")]
         for l in range(1, self.layout.layers + 1):
             activation = activations[l]
             assert activation is not None
             names = [f"Z[{l}]", f"S[{l}]"] if activation.slope_reads_s else [f"Z[{l}]"]
-            buffers += [Buffer(name, (rows, self.sizes[l]), self.dtype.name, f"of layer {l}") for name in names]
+            shape, dtype = (rows, self.sizes[l]), self.dtype.name
+            buffers += [Buffer(name, shape, dtype, f"of layer {l}") for name in names]
         return [*buffers, derivatives.temporaries(self, activations, rows)]
 
     # -- derivatives --
 
     def jvp(
-        self, X: ArrayLike, dX: ArrayLike | None = None, dparameters: Any = None, *, chunk_rows: int | None = None,
-        memory_limit: float | str | None = None,
+        self, X: ArrayLike, dX: ArrayLike | None = None, dparameters: Any = None, *,
+        chunk_rows: int | None = None, memory_limit: float | str | None = None,
     ) -> Tangent:  # fmt: skip
         """The output, and its differential dZ = (∂Z/∂X) dX + (∂Z/∂parameters) dparameters: `(output, tangent)`, (m, n_L) each.
 
@@ -465,7 +472,7 @@ class MLP:
         """
         with devices.active(self.device), np.errstate(all="ignore"):
             size = Size(chunk_rows, memory_limit)
-            return derivatives.curvature_product(self, X, Y, v, loss, sample_weight, size, exact=True)
+            return derivatives.curvature_product(self, X, Y, v, loss, sample_weight, size, True)
 
     def gnvp(
         self, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any = "squared_error", *, sample_weight: ArrayLike | None = None,
@@ -477,7 +484,7 @@ class MLP:
         """
         with devices.active(self.device), np.errstate(all="ignore"):
             size = Size(chunk_rows, memory_limit)
-            return derivatives.curvature_product(self, X, Y, v, loss, sample_weight, size, exact=False)
+            return derivatives.curvature_product(self, X, Y, v, loss, sample_weight, size, False)
 
     # -- copies and files --
 

@@ -113,7 +113,7 @@ class Streamed:
     def windows(
         self, number: int, seeds: Seeds | None, skip: int
     ) -> Generator[tuple[Data, Sequence[Array | None]], None, None]:
-        """Yield an epoch's windows and the row numbers of their batches; arguments and errors as of `epoch`."""
+        """Yield an epoch's windows and the row numbers of their batches; see `epoch`."""
         self.stream.epochs = number
         order = None if seeds is None else np.random.default_rng(seeds)
         weighs, by_class = skip > 0, False  # what was left out may have weighed

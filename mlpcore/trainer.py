@@ -237,13 +237,13 @@ class Trainer:
     def prepare(self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None = None) -> Data:
         """The arrays checked and laid out once, to be given to many calls of `step`, `gradient` or `evaluate` in place of X.
 
-        An array that is not row-major is copied as a whole, which is yours and so outside `memory_limit`.
+        An array that is not row-major is copied as a whole; the copy is yours, outside `memory_limit`.
 
         Args, Raises: as `step`. The arrays are scanned for NaN and infinity as in `fit`.
         """
         data = self._scanned(X, Y, sample_weight)
         strided = data.strided().items()
-        copies: dict[str, Any] = {name: np.array(array, dtype, order="C") for name, (array, dtype) in strided}
+        copies: dict[str, Any] = {name: np.array(x, dtype, order="C") for name, (x, dtype) in strided}
         return data._replace(**copies)
 
     def step(
@@ -380,7 +380,7 @@ class Trainer:
         return found
 
     def _laid(self, array: Array, staged: bool) -> Array:
-        """Return the array where X lies, on the host if it is staged, as rows are gathered from it."""
+        """Return the array where X lies, on the host if it is staged, for rows to be gathered."""
         device = self.net.device
         if staged:
             array = devices.to_host(device, array) if not inputs.on_host(array) else array
@@ -534,7 +534,8 @@ class Trainer:
             if device == "cpu":
                 arrays = step.reserve([*buffers, *copies.values()], weights)
             else:  # the copies are the host's
-                arrays = step.reserve(buffers, weights) | planning.allocate(NumpyOps(), list(copies.values()))
+                arrays = step.reserve(buffers, weights)
+                arrays |= planning.allocate(NumpyOps(), list(copies.values()))
             made: dict[str, Any] = {name: arrays[buffer.name] for name, buffer in copies.items()}
             for name, array in made.items():
                 array[...] = getattr(table, name)
@@ -553,14 +554,12 @@ class Trainer:
         return arrays, Streamed(table, size, arrays, lay)
 
     def _copies(self, table: Data, size: int, reserved: list[Buffer]) -> dict[str, Buffer]:
-        """Return row-major copies of what is not: a shuffled epoch reads them faster. None where they would cost a chunk rows.
+        """Return the row-major copies of what is not, which a shuffled epoch reads faster, by name.
 
-        That is where `memory_limit` leaves them no room.
+        There are none where `memory_limit` leaves them no room beside chunks of the usual size.
         """
-        copies = {
-            name: Buffer(f"{name} row-major", array.shape, dtype.str, "a copy that rows are gathered from faster")
-            for name, (array, dtype) in table.strided().items()
-        }
+        why = "a copy that rows are gathered from faster"
+        copies = {name: Buffer(f"{name} row-major", x.shape, dtype.str, why) for name, (x, dtype) in table.strided().items()}
         if self._settings.memory_limit is None or self.net.device != "cpu" or not copies:
             return copies
         alone = self._step.make_plan(size, table.inputs, reserved)
@@ -777,8 +776,8 @@ class Trainer:
             metrics: `{name: function}`, where `function(Y, output)` returns a number, as those of `sklearn.metrics` do; where
                 rows have weights it gets `sample_weight` (m,), too. It is given all rows at once, on the host: targets as Y
                 has them, outputs as `net.predict` gives them after training on this Y (behind softmax and sigmoid:
-                probabilities). They are kept until then, outside `memory_limit`. Rows of streamed windows that weigh
-                nothing are left out.
+                probabilities). They are kept until then, outside `memory_limit`. Rows of streamed
+                windows that weigh nothing are left out.
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came; of metrics the one at fault.
@@ -853,21 +852,25 @@ class Trainer:
             return
         size, buffers = self._evaluation_windows(held)
         here = self.net.device == "cpu"  # on a GPU the windows are the host's
-        with self._step.lent(buffers) if here else contextlib.nullcontext(planning.allocate(NumpyOps(), buffers)) as arrays:
+        with contextlib.ExitStack() as stack:
+            lend = self._step.lent(buffers) if here else None
+            arrays = stack.enter_context(lend) if lend else planning.allocate(NumpyOps(), buffers)
             lay = functools.partial(self._laid_piece, place=arrays.get("row weights"))
-            with contextlib.closing(Streamed(held, size, arrays, lay).windows(0, None, 0)) as windows:
-                for data, _ in windows:
-                    yield data
+            source = Streamed(held, size, arrays, lay)
+            for data, _ in stack.enter_context(contextlib.closing(source.windows(0, None, 0))):
+                yield data
 
     def _evaluation_windows(self, stream: Stream) -> tuple[int, list[Buffer]]:
-        """Return rows of which windows are multiples, and the windows: within half of what the plan leaves."""
+        """Return rows of which windows are multiples, and the windows, in half of what a plan leaves."""
         given, limit = inputs_of(stream, self.loss, self.net.dtype.str), self._settings.memory_limit
         most, size = EVALUATED, planning.WIDEST
         if limit is not None and given is not None and self.net.device == "cpu":
-            most = min(most, max(0, limit - self._step.make_plan(1, given, self._step.reserved).total_bytes) // 2)
+            least = self._step.make_plan(1, given, self._step.reserved)
+            most = min(most, max(0, limit - least.total_bytes) // 2)
 
         def windows(size: int) -> list[Buffer]:
-            found = [x for x in stream.buffers(size, most) if not x.name.startswith("order")]  # rows come as they lie
+            every = stream.buffers(size, most)
+            found = [x for x in every if not x.name.startswith("order")]  # rows come as they lie
             return found + self._row_weights(found[0].shape[0] if found else 0)
 
         if limit is not None and planning.part_bytes(windows(size)) > most:
@@ -881,8 +884,9 @@ class Trainer:
         plan = step.prepare(min(batch.size, rows), data.inputs)
 
         def chunk(output: Array, start: int, stop: int) -> None:
-            parts = (None if x is None else devices.to_host(self.net.device, x[start:stop]) for x in (data.Y, data.given))
-            Y, w = (None if x is None else np.asarray(x) for x in parts)
+            Y, w = (
+                None if x is None else np.asarray(devices.to_host(self.net.device, x[start:stop])) for x in (data.Y, data.given)
+            )
             assert Y is not None
             see(output, Y, w)
 

@@ -343,7 +343,7 @@ for call in (
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak")
 def test_the_process_evaluates_and_predicts_a_mapped_file_within_the_limit(tmp_path):
-    """32 MiB in a file, 6 MiB allowed: windows, and pages of the file that are in use; its other pages are the system's."""
+    """32 MiB in a file, 6 MiB allowed: windows, and those pages of the file that are in use."""
     environment = {**os.environ, "PYTHONPATH": str(Path(mc.__file__).parents[1])}
     command = [sys.executable, "-c", MAPPED, str(tmp_path / "X")]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

@@ -17,7 +17,7 @@ V2 = "31 23 0:28 {} /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw,nsd
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A writer of the files in which Linux tells a process's control groups, on a machine of 64 CPUs."""
+    """A writer of the files in which Linux tells of control groups, on a machine of 64 CPUs."""
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.delenv("LOKY_MAX_CPU_COUNT", raising=False)
     for name in ("sched_getaffinity", "process_cpu_count"):
@@ -111,7 +111,7 @@ print(mc.info()["cpus"], mc.info()["cpus usable"], trainer._step.threads, *seen,
 
 @pytest.mark.parametrize("limit", ["affinity", "LOKY_MAX_CPU_COUNT"])
 def test_no_thread_is_used_beyond_the_usable_cpus_although_blas_would(limit):
-    """BLAS with two threads where one CPU is allowed: one thread in each call of ours, two again after it."""
+    """Where one CPU is allowed BLAS uses one thread in each call of ours, and two again after it."""
     if limit == "affinity" and not hasattr(os, "sched_setaffinity"):
         pytest.skip("a system without affinities")
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(mc.__file__).parents[1])}

@@ -121,7 +121,7 @@ def test_the_windows_are_in_the_plan_and_under_the_memory_limit(tmp_path, monkey
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5]])
 @pytest.mark.parametrize("kind", ["memmap", "parquet"])
 def test_evaluation_of_a_file_keeps_the_limit_and_lists_its_windows(kind, weights, tmp_path, monkeypatch):
-    """2,970 bytes of Y and X are read through windows that hold some rows each, in `evaluate`, `losses` and `fit`."""
+    """330 rows are read through windows of some of them, in `evaluate`, `losses` and `fit`."""
     table, seen = in_file(kind, tmp_path, labels=True), []
     more = {"class_weight": weights} if weights else {}
     free = make(labels=True, chunk_rows=20, **more)

@@ -27,7 +27,7 @@ def _libraries() -> list[Any]:
 
 
 def threads() -> int:
-    """Return the threads that a GEMM uses: those that OMP_NUM_THREADS and the like allow, at most the usable CPUs."""
+    """Return the threads of a GEMM: as many as OMP_NUM_THREADS allows, at most the usable CPUs."""
     return max(1, min([machine.usable_cpus(), *(_found or _counts())]))
 
 
@@ -44,7 +44,8 @@ def _counts() -> list[int]:
 def limited(count: int) -> Iterator[None]:
     """Keep BLAS at `count` threads at most inside the block.
 
-    Of nested and concurrent blocks the lowest count holds; the last one restores what was there before the first.
+    Of nested and concurrent blocks the lowest count holds; the last one restores what was there
+    before the first.
     """
     with _lock:
         if not _limits:
@@ -70,7 +71,7 @@ def _set() -> None:
 
 
 def within_cpus() -> AbstractContextManager[object]:
-    """Keep BLAS at the usable CPUs inside the block, where it would use more: a quota that it does not know."""
+    """Keep BLAS at the usable CPUs inside the block, where it would use more (a quota)."""
     return limited(threads()) if _exceeds() else NOTHING
 
 

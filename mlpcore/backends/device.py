@@ -118,7 +118,7 @@ def operations(device: str, tf32: bool = False, deterministic: bool = False) -> 
 
 
 def active(device: str) -> AbstractContextManager[object]:
-    """Make a device the current one of its array module inside the block; on the CPU keep BLAS at the usable CPUs."""
+    """Make a device its module's current one inside the block; on the CPU, bound BLAS's threads."""
     return blas.within_cpus() if device == "cpu" else open_device(device).active()
 
 

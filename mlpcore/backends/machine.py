@@ -1,7 +1,7 @@
-"""The CPUs and the memory that this process may really use: those of its affinity and of its control groups (Linux).
+"""The CPUs and the memory that this process may really use, by its affinity and its control groups.
 
-A container, or a job of a cluster, sees all CPUs of the machine and is stopped again and again if it uses them: the quota
-stands in the files of its control group, or of a group above it.
+A container, or a job of a cluster, sees all CPUs of the machine and is stopped again and again if
+it uses them: the quota stands in the files of its control group, or of a group above it (Linux).
 """
 
 from __future__ import annotations
@@ -50,28 +50,30 @@ def _cpu_limits(root: Path) -> dict[str, int]:
 
 def _quota(folder: Path) -> int | None:
     """Return the CPUs that a control group grants, rounded up; None if it sets no quota."""
-    words = _words(folder / "cpu.max") or [*_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")]
+    words = _words(folder / "cpu.max")
+    words = words or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
     if len(words) != 2 or not all(word.isdecimal() for word in words) or int(words[1]) == 0:
         return None  # "max" and "-1" mean none
     return math.ceil(int(words[0]) / int(words[1]))
 
 
 def free_memory(root: Path = ROOT) -> int | None:
-    """Return the bytes that the system, and the control groups of this process, have left; None if they do not say."""
+    """Return the bytes that system and control groups have left; None if they do not say."""
     found = re.search(r"^MemAvailable:\s*(\d+) kB", _text(root / "proc/meminfo"), re.M)
     if found is None:
         return None
     free = 1024 * int(found[1])
     for folder in _groups("memory", root):
-        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-            words = [*_words(folder / limit), *_words(folder / used)]
+        second = _words(folder / "memory.max") + _words(folder / "memory.current")
+        first = _words(folder / "memory.limit_in_bytes") + _words(folder / "memory.usage_in_bytes")
+        for words in (second, first):
             if len(words) == 2 and all(word.isdecimal() for word in words):
                 free = min(free, max(0, int(words[0]) - int(words[1])))
     return free
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's control groups, of both versions, and of the groups above them."""
+    """Yield the folders of this process's control groups, and of the groups above them."""
     paths: dict[str, str] = {}  # by the controllers of version 1; "" is version 2
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, names, path = line.split(":", 2)
@@ -80,13 +82,18 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
         mount, _, kind = line.partition(" - ")
         kind, _, options = kind.split(" ", 2)
         name = {"cgroup2": "", "cgroup": controller}.get(kind)
-        if name is None or name not in paths or (kind == "cgroup" and controller not in options.split(",")):
+        if name not in paths or (name and controller not in options.split(",")):
             continue
-        shown, at = (re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), part) for part in mount.split()[3:5])
+        shown, at = map(_decoded, mount.split()[3:5])
         top = root / at.lstrip("/")
         inside = os.path.relpath(paths[name], shown)  # a container may see its own group as the top
         folder = top if inside == "." or inside.startswith("..") else top / inside
         yield from (folder, *(above for above in folder.parents if above.is_relative_to(top)))
+
+
+def _decoded(name: str) -> str:
+    """Return a path of mountinfo, where a space stands as its number."""
+    return re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), name)
 
 
 def _text(file: Path) -> str:

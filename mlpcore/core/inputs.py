@@ -246,10 +246,12 @@ def row_index(rows: object, count: int, name: str = "rows", adopt: Adopt = host_
 
 
 class Strided(np.ndarray):
-    """Rows that are not row-major, not aligned or in another byte order: NumPy's own `take` would copy all of them."""
+    """Rows that are not row-major, not aligned or swapped: NumPy's own `take` would copy all."""
 
-    def take(self, indices: Any, axis: int | None = None, out: Any = None, mode: str = "clip") -> Any:  # type: ignore[override]
-        """Return the rows of these numbers, all of which are there, or write them to `out`, a few at a time."""
+    def take(  # type: ignore[override]
+        self, indices: Any, axis: int | None = None, out: Any = None, mode: str = "clip"
+    ) -> Any:  # fmt: skip
+        """Return the rows of these numbers, or write them to `out`, a few at a time."""
         rows = self.view(np.ndarray)
         if out is None:
             return rows[indices]
@@ -260,11 +262,13 @@ class Strided(np.ndarray):
 
 
 def by_rows(array: Array) -> Array:
-    """Return a view of the array from which `take` gathers rows without a copy of all of them: itself where it can be.
+    """Return a view of the array from which `take` gathers rows without a copy of all of them.
 
+    That is the array itself where it is row-major, aligned and in the machine's byte order.
     On a GPU it stays as it is: rows are gathered there from any strides.
     """
-    if not on_host(array) or (array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative):
+    plain = not on_host(array) or (array.flags.c_contiguous and array.flags.aligned)
+    if plain and array.dtype.isnative:
         return array
     return array.view(Strided)
 

@@ -79,16 +79,17 @@ class Data(NamedTuple):
         """With what the plan must know; `staged`: they lie on the host and go to the device row by row."""
         weights = given if weights is None else weights
         weight = "" if weights is None else weights.dtype.str
-        found = cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged), given, by_class, flat)
+        inputs = Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged)
+        found = cls(X, Y, weights, inputs, given, by_class, flat)
         return found._staged() if staged else found
 
     def _staged(self) -> Data:
-        """Return the data as a device takes them: in the machine's byte order, which they get on their way."""
+        """Return the data as a device takes them: in the machine's byte order."""
         x, y, w = (name and np.dtype(name).newbyteorder("=").str for name in self.inputs[:3])
         return self._replace(inputs=self.inputs._replace(x_dtype=x, y_dtype=y, w_dtype=w))
 
     def strided(self) -> dict[str, tuple[Array, np.dtype[Any]]]:
-        """Return those of X, Y and the weights from which rows are gathered slowly, and the dtype of row-major copies."""
+        """Return those of X, Y and weights that are not row-major, each with a copy's dtype."""
         named = {"X": self.X, "Y": self.Y, "weights": self.weights}
         return {
             name: (array, array.dtype.newbyteorder("=") if self.inputs.host else array.dtype)

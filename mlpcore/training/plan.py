@@ -158,7 +158,7 @@ def parse_bytes(limit: object, argument: str = "memory_limit", free: Callable[[]
 
 
 def within(limit: int | None, table: Callable[[int], Plan], rows: int) -> Plan:
-    """Return the plan of the largest chunk, of `rows` rows at most, that keeps a limit; `table` makes that of any.
+    """Return the plan of the largest chunk, `rows` at most, that keeps a limit; `table` makes one.
 
     Raises:
         MemoryError: not even a chunk of one row keeps it; names the largest arrays.
@@ -170,16 +170,16 @@ def within(limit: int | None, table: Callable[[int], Plan], rows: int) -> Plan:
         return table(most)
     least = table(1)
     raise MemoryError(
-        f"memory_limit {human(limit)} is less than the {human(least.total_bytes)} that one row takes; the largest: "
-        f"{least.largest()}"
+        f"memory_limit {human(limit)} is less than the {human(least.total_bytes)} that one row takes; "
+        f"the largest: {least.largest()}"
     )
 
 
 def most_rows(limit: int, table: Callable[[int], Plan], rows: int) -> int:
-    """Return the rows of the largest chunk, `rows` at most, whose plan keeps the limit; 0 if none does."""
-    low, high = 0, rows
+    """Return the rows of the largest chunk, `rows` at most, whose plan keeps the limit, or 0."""
     if table(rows).total_bytes <= limit:
         return rows
+    low, high = 0, rows - 1
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if table(middle).total_bytes <= limit else (low, middle - 1)

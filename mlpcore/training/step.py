@@ -99,7 +99,9 @@ class Step(PlannedStep):
         super().__init__(layout, store, activations, objective, optimizer, settings, new_ops)
         self.scale = self.ops.xp.ones((), self.dtype)
         self._weight = 1.0  # whose inverse it is
-        self.threads, self._most_threads = (blas.threads(), blas.most()) if self.ops.xp is np else (1, 1)
+        here = self.ops.xp is np
+        self.threads = blas.threads() if here else 1
+        self._most_threads = blas.most() if here else 1  # of BLAS by itself
         self.lanes = self.threads if layout.size >= LANE_ENTRIES else 1  # that the optimizer's pass is cut into
         self._largest = max(a * b for a, b in itertools.pairwise(layout.sizes))
         self._in_cache = layout.size * np.dtype(self.dtype).itemsize <= planning.CACHE

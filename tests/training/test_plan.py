@@ -512,7 +512,7 @@ def weighted(limit=None):
 
 
 def test_rows_that_lie_in_any_way_are_read_without_a_copy_of_all_of_them(traced):
-    """Steps on listed rows, evaluation and prediction take what the same rows take row-major: 1 MiB of X is not copied."""
+    """Steps, evaluation and prediction take what the same rows take row-major, without 1 MiB of X."""
     X, Y = data(4096, 64, 4, "cross_entropy")
     X, w = X.astype(np.float16).astype(np.float32), np.linspace(0.5, 1, 4096).astype(np.float16).astype(np.float32)
     calls = {
