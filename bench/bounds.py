@@ -61,13 +61,13 @@ def measure(device: str, precision: str) -> dict[str, Any]:
 
 
 def _cpu(n: int = 2048, megabytes: int = 256) -> tuple[float, float]:
-    from mlpcore.backends import blas
+    from mlpcore.backends import machine
 
     rng = np.random.default_rng(0)
     A, B, C = (rng.standard_normal((n, n), np.float32) for _ in range(3))
     rate = 2 * n**3 / _fastest(lambda: np.matmul(A, B, out=C))
     source = np.ones(megabytes << 18, np.float32)
-    target, cpus = np.zeros_like(source), blas.cpus()
+    target, cpus = np.zeros_like(source), machine.usable_cpus()
     pieces = list(zip(np.array_split(source, cpus), np.array_split(target, cpus), strict=True))
     with ThreadPoolExecutor(cpus) as pool:  # one core alone does not fill the memory's bandwidth
         seconds = _fastest(lambda: list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pieces)))

@@ -10,25 +10,29 @@ hvp 8L - 5, gnvp 5L - 2. No tape: the recurrences of `core/differentials.py` on 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlpcore.backends import device as devices
+from mlpcore.backends.numpy_ops import PIECE
 from mlpcore.core import backprop, differentials, formulas, inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import SOFTMAX, Activation, bind, resolve
 from mlpcore.core.ops import Buffer
 from mlpcore.core.targets import mixed, weighed
 from mlpcore.training import plan as planning
+from mlpcore.training.plan import Plan
 
 if TYPE_CHECKING:
     from mlpcore.mlp import MLP
 
 Array = NDArray[Any]
 CUDA_BYTES = 256 << 20  # of a chunk's arrays on a GPU, unless the caller says how many rows
+TEMPORARIES = 8  # arrays of a chunk's output, or of a layer that learns, that the backend makes
+VECTORS = 10  # numbers of 8 bytes for each row: weights, sums, labels
 IDENTITY = resolve("identity")
 
 
@@ -59,6 +63,80 @@ class _Direction(NamedTuple):
         return cls(*net.layout.views(flat), net.layout.slopes(flat))
 
 
+class Size(NamedTuple):
+    """The caller's wishes about memory.
+
+    Attributes:
+        chunk_rows: rows of a chunk at most; None: chosen.
+        memory_limit: as `plan.parse_bytes` takes it.
+    """
+
+    chunk_rows: int | None = None
+    memory_limit: float | str | None = None
+
+    def plan(
+        self, net: MLP, rows: int, chosen: int, fixed: Sequence[Buffer],
+        chunk: Callable[[int], list[Buffer]],
+    ) -> Plan:  # fmt: skip
+        """Return the plan of a pass over so many rows of X, by `chosen` at a time at most.
+
+        Args:
+            net: the network, whose parameters count.
+            rows: how many there are.
+            chosen: rows of a chunk.
+            fixed: the arrays beside those of a chunk.
+            chunk: lists the arrays of a chunk of so many rows.
+
+        Raises:
+            MemoryError: not even one row at a time keeps the limit; names the largest arrays.
+        """
+        limit = planning.parse_bytes(self.memory_limit, free=lambda: devices.free_bytes(net.device))
+        parameters = Buffer("parameters", (net.layout.size,), net.dtype.name, "of the network")
+
+        def table(n: int) -> Plan:
+            parts = {"parameters": [parameters], "call": list(fixed), "workspace": chunk(n)}
+            return Plan(n, 1, rows, parts)
+
+        return planning.within(limit, table, min(chosen, rows))
+
+
+def temporaries(
+    net: MLP, activations: Sequence[Activation | None], rows: int, count: int = 1,
+    curved: bool = False, objective: loss_sheet.Objective | None = None,
+) -> Buffer:  # fmt: skip
+    """Return, for a plan, a bound of the bytes that the backend takes for a chunk by itself.
+
+    Args:
+        net: the network.
+        activations: of its layers.
+        rows: of a chunk.
+        count: arrays of a chunk's output, or of a layer that learns, that are made at a time.
+        curved: whether second derivatives are taken.
+        objective: the loss on top, if there is one.
+    """
+    dtype, registers = net.dtype.name, 0
+    for σ in activations:
+        if σ is not None and not σ.rowwise:
+            slope = f"g * ({σ.slope})" + (f" + h * t * ({σ.curvature})" if curved else "")
+            found = (_registers(text, σ.scalars, dtype) for text in (σ.value, slope))
+            registers = max(registers, *found)
+    if objective is not None and not objective.loss.rowwise:
+        scalars = dict(objective.scalars)
+        for text in (objective.value, objective.slope):
+            count = max(count, 2 + _registers(f"k * ({text})", scalars, dtype))
+        registers = max(registers, _registers(f"g * ({objective.curvature})", scalars, dtype))
+    learned = [n for n, σ in zip(net.sizes, activations, strict=True) if σ and σ.learned]
+    numbers = count * rows * max(net.sizes[-1], *learned, 0)
+    numbers += registers * min(PIECE, rows * max(net.sizes))
+    bound = numbers * net.dtype.itemsize + 8 * VECTORS * rows
+    return Buffer("temporaries", (bound,), "uint8", "of the backend, at most")
+
+
+def _registers(text: str, scalars: Mapping[str, float], dtype: str) -> int:
+    """Return how many intermediate results a formula has at most at a time."""
+    return formulas.program(f"d = {text}", frozenset(scalars), dtype).registers
+
+
 class _Pass:
     """The arrays of one chunk of rows, cut from one allocation, and the passes over them.
 
@@ -66,13 +144,15 @@ class _Pass:
         net: the network.
         X: the caller's rows.
         keeps: how much a backward pass needs: 0 none comes, 1 every Z[l], 2 every dS[l] and dZ[l], too.
-        chunk_rows: rows of a chunk, or None.
+        size: rows of a chunk, and the limit.
+        fixed: what the call allocates beside, for the plan.
         objective: the loss on top, if there is one.
     """
 
     def __init__(
-        self, net: MLP, X: Array, keeps: int, chunk_rows: int | None, objective: loss_sheet.Objective | None = None
-    ) -> None:
+        self, net: MLP, X: Array, keeps: int, size: Size, fixed: Sequence[Buffer],
+        objective: loss_sheet.Objective | None = None,
+    ) -> None:  # fmt: skip
         self.net, self.X, self.L, self.objective = net, X, net.layout.layers, objective
         self.xp, self.ops = devices.module(net.device), devices.operations(net.device, deterministic=True)()
         self.matched = objective is not None and objective.matched
@@ -80,13 +160,19 @@ class _Pass:
         if self.matched:
             self.activations[self.L] = IDENTITY  # the loss reads S[L] itself
         itemsize = net.dtype.itemsize
-        if chunk_rows is not None:
-            rows = inputs.positive_integer(chunk_rows, "chunk_rows")
+        if size.chunk_rows is not None:
+            rows = inputs.positive_integer(size.chunk_rows, "chunk_rows")
         elif net.device == "cpu":
             rows = planning.choose_rows(lambda m: planning.part_bytes(self._buffers(m, keeps)), net.layout, itemsize, len(X))
         else:
             rows = max(1, CUDA_BYTES // (planning.part_bytes(self._buffers(1024, keeps)) // 1024))
-        self.rows = min(rows, len(X))
+        curved = keeps == 2
+
+        def chunk(n: int) -> list[Buffer]:
+            beside = temporaries(net, self.activations, n, TEMPORARIES, curved, objective)
+            return [*self._buffers(n, keeps), beside]
+
+        self.rows = size.plan(net, len(X), rows, fixed, chunk).rows
         self.arrays = planning.allocate(self.ops, self._buffers(self.rows, keeps))
         self.ops.use(self.arrays)
         layers, slots = range(self.L + 1), [l % 2 for l in range(self.L + 1)]
@@ -135,8 +221,12 @@ class _Pass:
         rows = source[part]
         if self.net.device == "cpu" and rows.dtype == self.net.dtype and rows.flags.c_contiguous:
             return rows
-        into[: len(rows)] = _moved(self.net, rows, self.net.dtype)
-        return into[: len(rows)]
+        placed = into[: len(rows)]
+        if self.net.device == "cpu":
+            np.copyto(placed, rows, casting="unsafe")
+        else:
+            placed[...] = _moved(self.net, rows, self.net.dtype)
+        return placed
 
     def of(self, m: int) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         """The first m rows of S, Z, dS and dZ; one object where two share a buffer, which is how backends know it."""
@@ -210,6 +300,11 @@ class _Pass:
 class _Gradient:
     """The gradient by the parameters, added up over chunks: `vector`, flat."""
 
+    @staticmethod
+    def buffer(net: MLP) -> Buffer:
+        """Return the plan's line for it."""
+        return Buffer("gradient", (net.layout.size,), net.dtype.name, "a result")
+
     def __init__(self, work: _Pass) -> None:
         self.work, self.net = work, work.net
         self.vector: Array = work.xp.zeros(work.net.layout.size, work.net.dtype)
@@ -258,6 +353,8 @@ class _Targets:
             Y_, w = (None if x is None else devices.to_device(net.device, x) for x in (self.Y, self.weights))
             xp = devices.module(net.device)
             self.weights = weighed(self.loss, Y_, w, net.dtype, xp)
+        by_class = Buffer("row weights", (rows,), net.dtype.name, "by class, times sample_weight")
+        self.buffers = [by_class] if self.loss.class_weight is not None else []
         self.total = float(rows if self.weights is None else self.weights.sum(dtype=np.float64))
 
     def of(self, part: slice) -> tuple[Array, Array]:
@@ -269,15 +366,17 @@ class _Targets:
         return Y, _moved(net, self.weights[part] / self.total, net.dtype)[:, None]
 
 
-def jvp(net: MLP, X: ArrayLike, dX: ArrayLike | None, dparameters: Any, chunk_rows: int | None) -> Tangent:
+def jvp(net: MLP, X: ArrayLike, dX: ArrayLike | None, dparameters: Any, size: Size) -> Tangent:
     """See `MLP.jvp`."""
     source = _rows(net, X, net.sizes[0], "X")
     if dX is None and dparameters is None:
         raise ValueError("jvp needs a direction: dX, dparameters, or both")
     along = None if dX is None else _rows(net, dX, net.sizes[0], "dX", len(source))
-    parameters = None if dparameters is None else _Direction.of(net, _vector(net, dparameters, "dparameters"))
-    work = _Pass(net, source, 0, chunk_rows)
-    output, change = (_result(net, source, net.sizes[-1]) for _ in range(2))
+    flat, copied = (None, []) if dparameters is None else _vector(net, dparameters, "dparameters")
+    parameters = None if flat is None else _Direction.of(net, flat)
+    results = [_result(net, source, net.sizes[-1], name) for name in ("output", "tangent")]
+    work = _Pass(net, source, 0, size, [*copied, *results])
+    output, change = (_new(net, source, result) for result in results)
     for part, m in work.chunks():
         if along is not None:
             work.dZ0 = work.load(along, part, work.arrays["dX"])
@@ -289,7 +388,7 @@ def jvp(net: MLP, X: ArrayLike, dX: ArrayLike | None, dparameters: Any, chunk_ro
 
 
 def vjp(
-    net: MLP, X: ArrayLike, V: ArrayLike, dX: ArrayLike | None, dV: ArrayLike | None, chunk_rows: int | None
+    net: MLP, X: ArrayLike, V: ArrayLike, dX: ArrayLike | None, dV: ArrayLike | None, size: Size
 ) -> Cotangent:  # fmt: skip
     """See `MLP.vjp`."""
     source = _rows(net, X, net.sizes[0], "X")
@@ -298,8 +397,9 @@ def vjp(
         raise ValueError(f"dX and dV go together, for ⟨dV, dZ⟩ with dZ = (∂Z/∂X) dX; {'dV' if dV is None else 'dX'} is missing")
     along = None if dX is None else _rows(net, dX, net.sizes[0], "dX", len(source))
     weigh = None if dV is None else _rows(net, dV, net.sizes[-1], "dV", len(source))
-    work = _Pass(net, source, 1 if along is None else 2, chunk_rows)
-    gradient, by_X = _Gradient(work), _result(net, source, net.sizes[0])
+    result = _result(net, source, net.sizes[0], "gradient by X")
+    work = _Pass(net, source, 1 if along is None else 2, size, [_Gradient.buffer(net), result])
+    gradient, by_X = _Gradient(work), _new(net, source, result)
     for part, m in work.chunks():
         G = [*work.flat("G", m)[:-1], work.load(given, part, work.top)]
         if along is None or weigh is None:
@@ -316,14 +416,15 @@ def vjp(
 
 
 def curvature_product(
-    net: MLP, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any, sample_weight: ArrayLike | None, chunk_rows: int | None,
-    exact: bool,
+    net: MLP, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any, sample_weight: ArrayLike | None,
+    size: Size, exact: bool,
 ) -> Array:  # fmt: skip
     """See `MLP.hvp`; with `exact` False what bends in the network is left out: `MLP.gnvp`."""
     source = _rows(net, X, net.sizes[0], "X")
     targets = _Targets(net, len(source), Y, loss, sample_weight)
-    along = _Direction.of(net, _vector(net, v, "v"))
-    work = _Pass(net, source, 2 if exact else 1, chunk_rows, targets.objective)
+    flat, copied = _vector(net, v, "v")
+    along, fixed = _Direction.of(net, flat), [_Gradient.buffer(net), *copied, *targets.buffers]
+    work = _Pass(net, source, 2 if exact else 1, size, fixed, targets.objective)
     gradient = _Gradient(work)
     for part, m in work.chunks():
         y, k = targets.of(part)
@@ -349,13 +450,21 @@ def _rows(net: MLP, value: ArrayLike, columns: int, name: str, rows: int | None 
     return array
 
 
-def _vector(net: MLP, value: Any, name: str) -> Array:
-    """A flat vector laid out as the parameters, on the network's device. Raises TypeError, ValueError that name it."""
+def _vector(net: MLP, value: Any, name: str) -> tuple[Array, list[Buffer]]:
+    """Return a flat vector laid out as the parameters, on the network's device.
+
+    With it comes, for the plan, the copy that it may be.
+
+    Raises:
+        TypeError, ValueError: names the argument.
+    """
     flat = value if hasattr(value, "dtype") else getattr(value, "flat", value)  # arrays have a flat of their own
     array = inputs.numeric(flat, name, devices.adopter(net.device))
     if array.shape != (net.layout.size,):
         raise ValueError(f"{name} must have shape ({net.layout.size},), laid out as net.parameters; got {array.shape}")
-    return _moved(net, array, net.dtype)
+    moved = _moved(net, array, net.dtype)
+    copy = Buffer(name, moved.shape, net.dtype.name, "a copy of the direction")
+    return moved, [] if moved is array else [copy]
 
 
 def _moved(net: MLP, array: Array, dtype: np.dtype[Any]) -> Array:
@@ -364,10 +473,15 @@ def _moved(net: MLP, array: Array, dtype: np.dtype[Any]) -> Array:
     return moved
 
 
-def _result(net: MLP, source: Array, columns: int) -> Array:
-    """Where the rows of a result go: to the host if X lies there."""
+def _result(net: MLP, source: Array, columns: int, name: str) -> Buffer:
+    """Return the plan's line for a result with a row for each row of X."""
+    return Buffer(name, (len(source), columns), net.dtype.name, "a result")
+
+
+def _new(net: MLP, source: Array, result: Buffer) -> Array:
+    """Return the array that a result goes to: on the host if X lies there."""
     xp = np if inputs.on_host(source) else devices.module(net.device)
-    array: Array = xp.empty((len(source), columns), net.dtype)
+    array: Array = xp.empty(result.shape, result.dtype)
     return array
 
 

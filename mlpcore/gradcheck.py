@@ -410,14 +410,15 @@ class _Checker:
         self.net = self.on_device.to("cpu")
         self.activations = bind(self.net.activations, self.net.a)
         self.theta = self.net.parameters.copy()
-        self.X = inputs.contiguous(inputs.matrix(X, net.sizes[0], adopt=devices.adopt_on_host))
+        self.X = np.ascontiguousarray(inputs.matrix(X, net.sizes[0], adopt=devices.adopt_on_host))
         last = self.net.activations[-1]
         assert last is not None
         self.loss = loss_sheet.resolve(loss_sheet.matching(last) if loss is None else loss)
         self.objective = loss_sheet.pair(self.loss, last)
         Y_, self.classes = inputs.target(Y, len(self.X), net.sizes[-1], self.loss, adopt=devices.adopt_on_host)
-        self.Y = inputs.contiguous(Y_)
-        self.weights = inputs.weights(sample_weight, len(self.X), adopt=devices.adopt_on_host)
+        self.Y = np.ascontiguousarray(Y_)
+        w = inputs.weights(sample_weight, len(self.X), adopt=devices.adopt_on_host)
+        self.weights = None if w is None else np.ascontiguousarray(w)
         for array, name in ((self.X, "X"), (self.Y, "Y")):
             inputs.require_finite(array, name)
         self.sample_weight = self.weights

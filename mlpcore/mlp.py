@@ -6,6 +6,7 @@ Z[0] = X,   Z[l] = σ_l(Z[l-1] W[l] + b[l]),   l = 1 … L
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,11 @@ from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation
 from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.layout import Layout, Parameters, Tie, parse_ties
+from mlpcore.core.ops import Buffer
 from mlpcore.core.targets import mixed, weighed
-from mlpcore.derivatives import Cotangent, Tangent
+from mlpcore.derivatives import Cotangent, Size, Tangent
 from mlpcore.formats import model_file, onnx_file
+from mlpcore.streams import MappedFile
 
 Array = NDArray[Any]
 DTYPES = ("float32", "float64")
@@ -322,18 +325,33 @@ class MLP:
         kept: Any = (tuple(D), tuple(Gs)) if keep else (None, None)
         return Gradient(flat, dW, db, Gs[0] if input_gradient else None, kept[0], kept[1], da)
 
-    def predict(self, X: ArrayLike, chunk_rows: int | None = None) -> Array:
+    def predict(
+        self, X: ArrayLike, chunk_rows: int | None = None, *,
+        memory_limit: float | str | None = None,
+    ) -> Array:  # fmt: skip
         """Return Z[L] of the rows of X, computed chunk by chunk: memory does not grow with m beyond the result.
 
         It is (m, n_L); (m,) where the network has one output and was trained on a 1-D Y, see `predicts_1d`. It comes back in
         the array library of X (NumPy, CuPy, PyTorch, JAX, …) and on its device, in the network's dtype.
+        Of a mapped file (`np.memmap`) the pages that have been read are given back to the system.
+
+        Args:
+            X: (m, n_0).
+            chunk_rows: so many rows at a time; None: as many as 8 MiB hold, on a GPU 256 MiB.
+            memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5), that
+                the arrays of this call, its result and the parameters may take together; makes the
+                chunks smaller.
 
         Raises:
             TypeError, ValueError: X is not numeric, empty, or has another number of columns; chunk_rows < 1.
+            MemoryError: `memory_limit` cannot be kept; names the largest arrays.
         """
-        return self._shaped(self._outputs(X, chunk_rows, self.activations))
+        return self._shaped(self._outputs(X, chunk_rows, self.activations, memory_limit))
 
-    def logits(self, X: ArrayLike, chunk_rows: int | None = None) -> Array:
+    def logits(
+        self, X: ArrayLike, chunk_rows: int | None = None, *,
+        memory_limit: float | str | None = None,
+    ) -> Array:  # fmt: skip
         """Return S[L], what goes into the output activation, in the shape that `predict` returns, and as it does.
 
         Behind softmax these are log-probabilities up to a number a row, behind sigmoid (a = 1) log-odds: with digits left
@@ -341,31 +359,61 @@ class MLP:
 
         Args, Raises: as `predict`.
         """
-        return self._shaped(self._outputs(X, chunk_rows, (*self.activations[:-1], activation_sheet.resolve("identity"))))
+        activations = (*self.activations[:-1], activation_sheet.resolve("identity"))
+        return self._shaped(self._outputs(X, chunk_rows, activations, memory_limit))
 
     def _shaped(self, output: Array) -> Array:
         return output.reshape(-1) if self._predicts_1d else output
 
-    def _outputs(self, X: ArrayLike, chunk_rows: int | None, activations: tuple[Activation | None, ...]) -> Array:
+    def _outputs(
+        self, X: ArrayLike, chunk_rows: int | None, activations: tuple[Activation | None, ...],
+        memory_limit: float | str | None = None,
+    ) -> Array:  # fmt: skip
         """Return what `predict` does with these activations, always (m, n_L)."""
         source = inputs.matrix(X, self.sizes[0], adopt=devices.adopter(self.device))
         if chunk_rows is None:
             most = PREDICT_BYTES if self.device == "cpu" else PREDICT_CUDA_BYTES
             chunk_rows = max(1, most // (2 * sum(self.sizes) * self.dtype.itemsize))
         rows = inputs.positive_integer(chunk_rows, "chunk_rows")
+        if memory_limit is not None:
+            result_ = Buffer("output", (len(source), self.sizes[-1]), self.dtype.name, "a result")
+            chunk = functools.partial(self._forward_buffers, activations)
+            size = Size(memory_limit=memory_limit)
+            rows = size.plan(self, len(source), rows, [result_], chunk).rows
         here = inputs.on_host(source)
+        mapped = MappedFile.of(X) if len(source) > rows else None
         with devices.active(self.device):
             result: Array = (np if here else devices.module(self.device)).empty((len(source), self.sizes[-1]), self.dtype)
             for start in range(0, len(source), rows):
-                output = self._forward(source[start : start + rows], activations).output
-                result[start : start + rows] = devices.to_host(self.device, output) if here else output
+                part = source[start : start + rows]
+                result[start : start + rows] = self._output(part, activations, here)
+                if mapped is not None:
+                    mapped.give_back(part)
         returned: Array = inputs.in_library_of(X, result)
         return returned
+
+    def _output(self, X: Array, activations: tuple[Activation | None, ...], to_host: bool) -> Array:
+        output = self._forward(X, activations).output
+        return devices.to_host(self.device, output) if to_host else output
+
+    def _forward_buffers(
+        self, activations: tuple[Activation | None, ...], rows: int
+    ) -> list[Buffer]:  # fmt: skip
+        """Return what a forward pass of so many rows allocates, for a plan."""
+        buffers = [Buffer("X", (rows, self.sizes[0]), self.dtype.name, "rows of the chunk, cast")]
+        for l in range(1, self.layout.layers + 1):
+            activation = activations[l]
+            assert activation is not None
+            names = [f"Z[{l}]", f"S[{l}]"] if activation.slope_reads_s else [f"Z[{l}]"]
+            shape, dtype = (rows, self.sizes[l]), self.dtype.name
+            buffers += [Buffer(name, shape, dtype, f"of layer {l}") for name in names]
+        return [*buffers, derivatives.temporaries(self, activations, rows)]
 
     # -- derivatives --
 
     def jvp(
-        self, X: ArrayLike, dX: ArrayLike | None = None, dparameters: Any = None, *, chunk_rows: int | None = None
+        self, X: ArrayLike, dX: ArrayLike | None = None, dparameters: Any = None, *,
+        chunk_rows: int | None = None, memory_limit: float | str | None = None,
     ) -> Tangent:  # fmt: skip
         """The output, and its differential dZ = (∂Z/∂X) dX + (∂Z/∂parameters) dparameters: `(output, tangent)`, (m, n_L) each.
 
@@ -374,16 +422,18 @@ class MLP:
             dX: (m, n_0), a direction for each row; None: X stays.
             dparameters: flat, laid out as `parameters`, or an object with such a `.flat`; None: they stay.
             chunk_rows: so many rows at a time; None: as many as fit the cache.
+            memory_limit: as in `predict`.
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
+            MemoryError: `memory_limit` cannot be kept; names the largest arrays.
         """
         with devices.active(self.device), np.errstate(all="ignore"):
-            return derivatives.jvp(self, X, dX, dparameters, chunk_rows)
+            return derivatives.jvp(self, X, dX, dparameters, Size(chunk_rows, memory_limit))
 
     def vjp(
         self, X: ArrayLike, V: ArrayLike, *, dX: ArrayLike | None = None, dV: ArrayLike | None = None,
-        chunk_rows: int | None = None,
+        chunk_rows: int | None = None, memory_limit: float | str | None = None,
     ) -> Cotangent:  # fmt: skip
         """The gradient of ⟨V, Z⟩ by the parameters and by X: `(parameters, X)`, flat and (m, n_0).
 
@@ -394,16 +444,18 @@ class MLP:
             X, dX: (m, n_0).
             V, dV: (m, n_L).
             chunk_rows: so many rows at a time; None: as many as fit the cache.
+            memory_limit: as in `predict`.
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
+            MemoryError: `memory_limit` cannot be kept; names the largest arrays.
         """
         with devices.active(self.device), np.errstate(all="ignore"):
-            return derivatives.vjp(self, X, V, dX, dV, chunk_rows)
+            return derivatives.vjp(self, X, V, dX, dV, Size(chunk_rows, memory_limit))
 
     def hvp(
         self, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any = "squared_error", *, sample_weight: ArrayLike | None = None,
-        chunk_rows: int | None = None,
+        chunk_rows: int | None = None, memory_limit: float | str | None = None,
     ) -> Array:  # fmt: skip
         """(∂²J/∂parameters²) v, exact, with J the mean loss over the rows as in `Trainer.step` without penalties; flat.
 
@@ -412,23 +464,27 @@ class MLP:
             v: flat, laid out as `parameters`, or an object with such a `.flat`.
             loss: a name, `(name, parameter)` or `mc.Loss`.
             chunk_rows: so many rows at a time; None: as many as fit the cache.
+            memory_limit: as in `predict`.
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
+            MemoryError: `memory_limit` cannot be kept; names the largest arrays.
         """
         with devices.active(self.device), np.errstate(all="ignore"):
-            return derivatives.curvature_product(self, X, Y, v, loss, sample_weight, chunk_rows, exact=True)
+            size = Size(chunk_rows, memory_limit)
+            return derivatives.curvature_product(self, X, Y, v, loss, sample_weight, size, True)
 
     def gnvp(
         self, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any = "squared_error", *, sample_weight: ArrayLike | None = None,
-        chunk_rows: int | None = None,
+        chunk_rows: int | None = None, memory_limit: float | str | None = None,
     ) -> Array:  # fmt: skip
         """The Gauss-Newton product (∂x/∂parameters)ᵀ (∂²J/∂x²) (∂x/∂parameters) v, arguments as in `hvp`; flat.
 
         x is what the loss reads: S[L] where it and the output match (softmax and cross_entropy), else Z[L]. Schraudolph 2002.
         """
         with devices.active(self.device), np.errstate(all="ignore"):
-            return derivatives.curvature_product(self, X, Y, v, loss, sample_weight, chunk_rows, exact=False)
+            size = Size(chunk_rows, memory_limit)
+            return derivatives.curvature_product(self, X, Y, v, loss, sample_weight, size, False)
 
     # -- copies and files --
 

@@ -127,6 +127,14 @@ def row_losses(objective: Objective, output: Array, Y: Array) -> Array:
 
     With class weights it is ℓ over the weight of the row's class, as the engine takes it.
     """
+    losses, rows = np.empty(len(output)), max(ROWS, ENTRIES // output.shape[1])
+    for start in range(0, len(output), rows):
+        part = slice(start, start + rows)
+        losses[part] = _row_losses(objective, output[part], Y[part])
+    return losses
+
+
+def _row_losses(objective: Objective, output: Array, Y: Array) -> Array:
     x, loss = np.ascontiguousarray(output, np.float64), objective.loss
     with np.errstate(all="ignore"):
         if loss.rowwise:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,15 @@ class Streamed:
         Raises:
             ValueError: at the end: no row of the epoch weighs anything.
         """
+        with contextlib.closing(self.windows(number, seeds, skip)) as windows:
+            for data, batches in windows:
+                for rows in batches:
+                    yield data, data.batch(rows)
+
+    def windows(
+        self, number: int, seeds: Seeds | None, skip: int
+    ) -> Generator[tuple[Data, Sequence[Array | None]], None, None]:
+        """Yield an epoch's windows and the row numbers of their batches; see `epoch`."""
         self.stream.epochs = number
         order = None if seeds is None else np.random.default_rng(seeds)
         weighs, by_class = skip > 0, False  # what was left out may have weighed
@@ -113,8 +122,7 @@ class Streamed:
                 data = self.lay(piece.X, piece.Y, piece.weights)
                 weighs = weighs or data.weights is None or bool(data.weights.any())
                 by_class = data.by_class is not None
-                for rows in piece.batches:
-                    yield data, data.batch(rows)
+                yield data, piece.batches
         if not weighs:
             raise ValueError(f"sample_weight{', times class_weight,' if by_class else ''} must not be all zero")
 

@@ -19,6 +19,7 @@ import json
 import math
 import mmap
 import os
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -331,7 +332,7 @@ class _Slices:
             dtype = None if array is None else np.dtype(array.dtype).newbyteorder("=")
             self.like.append(None if array is None else np.empty((0, *array.shape[1:]), dtype))
         self.rows = int(X.shape[0])
-        self._maps = [_Mapping.of(array) for array in self._arrays]
+        self._maps = [MappedFile.of(array) for array in self._arrays]
         chunks = getattr(X, "chunks", None)
         self.chunk = chunks[0] if isinstance(chunks, tuple) and isinstance(chunks[0], int) else 1  # Dask's are tuples
         self.starts = range(0, self.rows, self.chunk)
@@ -352,7 +353,7 @@ class _Slices:
                 mapping.give_back(rows)
 
 
-class _Mapping:
+class MappedFile:
     """The mapped file behind an array."""
 
     def __init__(self, pages: mmap.mmap):
@@ -360,7 +361,7 @@ class _Mapping:
         self._address: int = np.frombuffer(pages, np.uint8).__array_interface__["data"][0]
 
     @classmethod
-    def of(cls, array: Any) -> _Mapping | None:
+    def of(cls, array: Any) -> MappedFile | None:
         """That of a memmap or of a view of one, where its pages can be given back; None otherwise."""
         mapped = _memmap(array)
         if mapped is None or mapped.mode == "c" or not hasattr(mmap.mmap, "madvise"):  # "c": what was written is nowhere else
@@ -376,7 +377,8 @@ class _Mapping:
 
 def _memmap(array: Any) -> np.memmap[Any, Any] | None:
     """The memmap that an array is, or is a view of."""
-    while isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray):
+    ma = sys.modules.get("numpy.ma")  # imported by whoever holds a masked array
+    while isinstance(array, np.ndarray) and not (ma and isinstance(array, ma.MaskedArray)):
         if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
             return array
         array = array.base

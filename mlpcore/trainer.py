@@ -6,13 +6,14 @@ history = trainer.fit(X, Y, epochs=10, batch_size=256, validation=(Xv, Yv))
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ from mlpcore.training.planned import Settings
 Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
 _PRECISIONS = ("tf32", "bfloat16", "float16")
-EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated
+EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated, at most
 
 
 class Trainer:
@@ -236,9 +237,14 @@ class Trainer:
     def prepare(self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None = None) -> Data:
         """The arrays checked and laid out once, to be given to many calls of `step`, `gradient` or `evaluate` in place of X.
 
+        An array that is not row-major is copied as a whole; the copy is yours, outside `memory_limit`.
+
         Args, Raises: as `step`. The arrays are scanned for NaN and infinity as in `fit`.
         """
-        return self._scanned(X, Y, sample_weight)
+        data = self._scanned(X, Y, sample_weight)
+        strided = data.strided().items()
+        copies: dict[str, Any] = {name: np.array(x, dtype, order="C") for name, (x, dtype) in strided}
+        return data._replace(**copies)
 
     def step(
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
@@ -374,12 +380,11 @@ class Trainer:
         return found
 
     def _laid(self, array: Array, staged: bool) -> Array:
-        """The array row-major and where X lies: on the host if it is staged, in the machine's byte order."""
+        """Return the array where X lies, on the host if it is staged, for rows to be gathered."""
         device = self.net.device
         if staged:
             array = devices.to_host(device, array) if not inputs.on_host(array) else array
-            array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        return inputs.contiguous(array if staged else devices.to_device(device, array))
+        return inputs.by_rows(array if staged else devices.to_device(device, array))
 
     def _update(self, data: Data, batch: Batch) -> Any:
         plan = self._step.prepare(batch.size, data.inputs)
@@ -524,8 +529,17 @@ class Trainer:
         device, step = self.net.device, self._step
         if isinstance(table, Data):
             rows = 0 if table.inputs.host else len(table.X)
-            arrays = step.reserve(step.fit_buffers(rows, keeps_best), self._row_weights(rows))
-            return arrays, Rows(table, size, arrays.get("row order"), device)
+            buffers, weights = step.fit_buffers(rows, keeps_best), self._row_weights(rows)
+            copies = self._copies(table, size, [*buffers, *weights])
+            if device == "cpu":
+                arrays = step.reserve([*buffers, *copies.values()], weights)
+            else:  # the copies are the host's
+                arrays = step.reserve(buffers, weights)
+                arrays |= planning.allocate(NumpyOps(), list(copies.values()))
+            made: dict[str, Any] = {name: arrays[buffer.name] for name, buffer in copies.items()}
+            for name, array in made.items():
+                array[...] = getattr(table, name)
+            return arrays, Rows(table._replace(**made), size, arrays.get("row order"), device)
         given = inputs_of(table, self.loss, self.net.dtype.str)
         buffers, limit = step.fit_buffers(0, keeps_best), self._settings.memory_limit
         if limit is not None and given is not None and device == "cpu":
@@ -538,6 +552,22 @@ class Trainer:
             arrays = step.reserve(buffers) | planning.allocate(NumpyOps(), windows)
         lay = functools.partial(self._laid_piece, place=arrays.get("row weights"))
         return arrays, Streamed(table, size, arrays, lay)
+
+    def _copies(self, table: Data, size: int, reserved: list[Buffer]) -> dict[str, Buffer]:
+        """Return the row-major copies of what is not, which a shuffled epoch reads faster, by name.
+
+        There are none where `memory_limit` leaves them no room beside chunks of the usual size.
+        """
+        why = "a copy that rows are gathered from faster"
+        copies = {name: Buffer(f"{name} row-major", x.shape, dtype.str, why) for name, (x, dtype) in table.strided().items()}
+        if self._settings.memory_limit is None or self.net.device != "cpu" or not copies:
+            return copies
+        alone = self._step.make_plan(size, table.inputs, reserved)
+        try:
+            beside = self._step.make_plan(size, table.inputs, [*reserved, *copies.values()])
+        except MemoryError:
+            return {}
+        return copies if (beside.rows, beside.workers) == (alone.rows, alone.workers) else {}
 
     def _laid_piece(self, X: Array, Y: Array, sample_weight: Array | None, place: Array | None = None) -> Data:
         """A piece of a stream, whose values the stream has looked at; its weights may be all zero."""
@@ -746,12 +776,13 @@ class Trainer:
             metrics: `{name: function}`, where `function(Y, output)` returns a number, as those of `sklearn.metrics` do; where
                 rows have weights it gets `sample_weight` (m,), too. It is given all rows at once, on the host: targets as Y
                 has them, outputs as `net.predict` gives them after training on this Y (behind softmax and sigmoid:
-                probabilities). Rows of streamed windows that weigh nothing are left out.
+                probabilities). They are kept until then, outside `memory_limit`. Rows of streamed
+                windows that weigh nothing are left out.
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came; of metrics the one at fault.
         """
-        with self._lock:
+        with self._lock, devices.active(self.net.device):
             held = self._held(X, Y, sample_weight)
             return self._evaluate(held, self._metrics(metrics, held))
 
@@ -768,16 +799,24 @@ class Trainer:
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
-        found: list[Array] = []
+        with self._lock, devices.active(self.net.device):
+            held = self._held(X, Y, None)
+            rows = len(held.X) if isinstance(held, Data) else held.rows
+            losses, at = np.empty(rows or 0), 0
 
-        def see(output: Array, Y: Array, weights: Array | None) -> None:
-            found.append(scores.row_losses(self._step.objective, output, Y))
+            def see(output: Array, Y: Array, weights: Array | None) -> None:
+                nonlocal losses, at
+                found = scores.row_losses(self._step.objective, output, Y)
+                if rows is None:
+                    losses = np.append(losses, found)
+                losses[at : at + len(found)] = found
+                at += len(found)
 
-        with self._lock:
-            for data in self._windows(self._held(X, Y, None)):
-                inputs = data.inputs._replace(w_dtype="")
-                self._evaluate_data(data._replace(weights=None, given=None, inputs=inputs), see)
-        return np.concatenate(found)
+            with contextlib.closing(self._windows(held)) as windows:
+                for data in windows:
+                    given = data.inputs._replace(w_dtype="")
+                    self._evaluate_data(data._replace(weights=None, given=None, inputs=given), see)
+        return losses
 
     def _evaluate(self, held: Data | Stream, metrics: Mapping[str, Metric]) -> Entry:
         objective, flat = self._step.objective, False
@@ -789,34 +828,54 @@ class Trainer:
                 collected.add(output, Y, weights)
 
         losses, weights = [], []
-        for data in self._windows(held):
-            w = self._step.weight(data.batch(None)) or 0.0
-            if w or isinstance(held, Data):
-                losses.append(self._evaluate_data(data, see))
-                weights.append(w)
-                flat = data.flat
-            elif data.by_class:  # their classes weigh nothing: accuracy counts them
-                plain = Data.of(data.X, data.Y, data.given, data.inputs.classes, data.inputs.host)
-                if self._step.weight(plain.batch(None)):
-                    self._evaluate_data(plain, see)
+        with contextlib.closing(self._windows(held)) as windows:
+            for data in windows:
+                w = self._step.weight(data.batch(None)) or 0.0
+                if w or isinstance(held, Data):
+                    losses.append(self._evaluate_data(data, see))
+                    weights.append(w)
+                    flat = data.flat
+                elif data.by_class:  # their classes weigh nothing: accuracy counts them
+                    plain = Data.of(data.X, data.Y, data.given, data.inputs.classes, data.inputs.host)
+                    if self._step.weight(plain.batch(None)):
+                        self._evaluate_data(plain, see)
         if not sum(weights) < math.inf:
             raise ValueError(f"sample_weight sums to {sum(weights):g}, out of the range of float64: rescale the weights")
         loss = losses[0] if len(losses) == 1 else float(np.average(losses, weights=weights))
         own = collected.measure(metrics, flat) if metrics else {}
         return dict(zip(scores.names(self.loss), (loss, found.result()), strict=True)) | own
 
-    def _windows(self, held: Data | Stream) -> Iterator[Data]:
+    def _windows(self, held: Data | Stream) -> Generator[Data, None, None]:
         """Yield what is evaluated, a stream window by window."""
         if isinstance(held, Data):
             yield held
             return
-        arrays = planning.allocate(NumpyOps(), held.buffers(planning.WIDEST, EVALUATED))
-        source = Streamed(held, planning.WIDEST, arrays, self._laid_piece)
-        seen: Data | None = None
-        for data, _ in source.epoch(0, None, 0):
-            if data is not seen:  # a whole window at once
-                seen = data
+        size, buffers = self._evaluation_windows(held)
+        here = self.net.device == "cpu"  # on a GPU the windows are the host's
+        with contextlib.ExitStack() as stack:
+            lend = self._step.lent(buffers) if here else None
+            arrays = stack.enter_context(lend) if lend else planning.allocate(NumpyOps(), buffers)
+            lay = functools.partial(self._laid_piece, place=arrays.get("row weights"))
+            source = Streamed(held, size, arrays, lay)
+            for data, _ in stack.enter_context(contextlib.closing(source.windows(0, None, 0))):
                 yield data
+
+    def _evaluation_windows(self, stream: Stream) -> tuple[int, list[Buffer]]:
+        """Return rows of which windows are multiples, and the windows, in half of what a plan leaves."""
+        given, limit = inputs_of(stream, self.loss, self.net.dtype.str), self._settings.memory_limit
+        most, size = EVALUATED, planning.WIDEST
+        if limit is not None and given is not None and self.net.device == "cpu":
+            least = self._step.make_plan(1, given, self._step.reserved)
+            most = min(most, max(0, limit - least.total_bytes) // 2)
+
+        def windows(size: int) -> list[Buffer]:
+            every = stream.buffers(size, most)
+            found = [x for x in every if not x.name.startswith("order")]  # rows come as they lie
+            return found + self._row_weights(found[0].shape[0] if found else 0)
+
+        if limit is not None and planning.part_bytes(windows(size)) > most:
+            size = 1
+        return size, windows(size)
 
     def _evaluate_data(self, data: Data, see: Callable[[Array, Array, Array | None], None]) -> float:
         """Return the mean loss; `see` gets each chunk on the host, as `Scores.add` takes it."""
@@ -825,7 +884,9 @@ class Trainer:
         plan = step.prepare(min(batch.size, rows), data.inputs)
 
         def chunk(output: Array, start: int, stop: int) -> None:
-            Y, w = (None if x is None else devices.to_host(self.net.device, x[start:stop]) for x in (data.Y, data.given))
+            Y, w = (
+                None if x is None else np.asarray(devices.to_host(self.net.device, x[start:stop])) for x in (data.Y, data.given)
+            )
             assert Y is not None
             see(output, Y, w)
 

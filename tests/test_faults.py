@@ -312,3 +312,42 @@ def test_the_process_takes_what_the_plan_says_within_2_percent(limit):
     assert 0.97 * planned < peak < 1.02 * planned
     if limit:
         assert 90 << 20 < total <= 100 << 20
+
+
+MAPPED = """
+import sys, numpy as np, mlpcore as mc
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+X = np.memmap(sys.argv[1], np.float32, "w+", shape=(65536, 128))
+X[:] = 1
+Y = np.ones((65536, 1), np.float32)
+X._mmap.madvise(4)  # its pages do not count to this process
+net = mc.MLP([128, 32, 1], "relu", device="cpu")
+trainer = mc.Trainer(net, "squared_error", mc.SGD(1e-9), memory_limit="6 MiB")
+small, fit = np.ones((600, 128), np.float32), {"epochs": 1, "batch_size": 64, "progress": False}
+trainer.fit(small, Y[:600], validation=(X[:999], Y[:999]), **fit)  # what Python and BLAS take at first
+net.predict(small, memory_limit="6 MiB"), trainer.losses(X[:999], Y[:999])
+for call in (
+    lambda: trainer.evaluate(X, Y),
+    lambda: trainer.losses(X, Y),
+    lambda: trainer.fit(small, Y[:600], validation=(X, Y), **fit),
+    lambda: net.predict(X, memory_limit="6 MiB"),
+    lambda: net.predict(X[::-1], memory_limit="6 MiB"),
+):
+    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    before = status("VmRSS")
+    call()
+    print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak")
+def test_the_process_evaluates_and_predicts_a_mapped_file_within_the_limit(tmp_path):
+    """32 MiB in a file, 6 MiB allowed: windows, and those pages of the file that are in use."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(mc.__file__).parents[1])}
+    command = [sys.executable, "-c", MAPPED, str(tmp_path / "X")]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert run.returncode == 0, run.stderr
+    peaks = [int(line) for line in run.stdout.split()]
+    assert len(peaks) == 5
+    assert max(peaks) < 8 << 20, peaks

@@ -118,6 +118,62 @@ def test_the_windows_are_in_the_plan_and_under_the_memory_limit(tmp_path, monkey
     assert {"X window 1", "Y window 2", "order window 1"} <= {x.name for x in plans[0].parts["fit"]}
 
 
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5]])
+@pytest.mark.parametrize("kind", ["memmap", "parquet"])
+def test_evaluation_of_a_file_keeps_the_limit_and_lists_its_windows(kind, weights, tmp_path, monkeypatch):
+    """330 rows are read through windows of some of them, in `evaluate`, `losses` and `fit`."""
+    table, seen = in_file(kind, tmp_path, labels=True), []
+    more = {"class_weight": weights} if weights else {}
+    free = make(labels=True, chunk_rows=20, **more)
+    limited = make(labels=True, chunk_rows=20, memory_limit=free.plan(20).total_bytes + 6000, **more)
+    evaluate = type(limited._step).evaluate
+
+    def look(step, batch, plan, see):
+        seen.append((plan, batch.size))
+        return evaluate(step, batch, plan, see)
+
+    monkeypatch.setattr(type(limited._step), "evaluate", look)
+    want, losses = free.evaluate(X, LABELS), free.losses(X, LABELS)
+    seen.clear()
+    got = limited.evaluate(*table)
+    for key in want:
+        assert got[key] == pytest.approx(want[key], rel=1e-6)
+    np.testing.assert_allclose(limited.losses(*table), losses, rtol=1e-6)
+    before = limited.plan(20)
+    limited.fit(X, LABELS, epochs=2, batch_size=20, validation=table if kind == "memmap" else table[0], progress=False)
+    assert len(seen) > 8, "windows"
+    for plan, rows in seen:
+        assert plan.total_bytes <= limited._settings.memory_limit
+        shapes = {x.name: x.shape for x in plan.parts["fit"]}
+        assert shapes["X window 1"][0] >= rows
+        assert not {"order window 1", "order window 2"} & set(shapes)
+        assert ("row weights" in shapes) == (weights is not None)
+    assert str(limited.plan(20)) == str(before), "they are given back"
+    with pytest.raises(MemoryError, match=r"memory_limit .* one row takes; the largest: .*parameters"):
+        make(labels=True, memory_limit=free.net.parameters.nbytes, **more).evaluate(*table)
+
+
+def test_an_evaluation_that_fails_gives_its_windows_back(tmp_path):
+    trainer = make(memory_limit="40 KiB")
+    before = str(trainer.plan(20))
+
+    def metric(Y, output):
+        raise RuntimeError("no")
+
+    bad = X.copy()
+    bad[-1] = np.nan
+    bad.tofile(tmp_path / "bad")
+    with pytest.raises(ValueError, match="row 329") as kept:
+        trainer.evaluate(np.memmap(tmp_path / "bad", X.dtype, "r", shape=X.shape), Y)
+    with pytest.raises(RuntimeError) as also:
+        trainer.evaluate(*in_file("memmap", tmp_path), metrics={"m": metric})
+    assert trainer._step.reserved == () or not trainer._step.reserved
+    assert str(trainer.plan(20)) == before
+    assert kept.traceback
+    assert also.traceback
+    assert not [t for t in threading.enumerate() if "reader" in t.name]
+
+
 def test_faults_of_a_file_are_named_and_leave_no_thread(tmp_path):
     table = in_file("memmap", tmp_path)
     narrow = mc.Trainer(mc.MLP([3, 2]), "squared_error")

@@ -13,7 +13,7 @@ from torch.nn import functional
 from bench.cases import BETAS, DECAY, EPSILON
 from bench.peers import Unsupported
 from bench.work import Work
-from mlpcore.backends import blas
+from mlpcore.backends import machine
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": lambda: nn.GELU(approximate="tanh")}
 
@@ -30,7 +30,7 @@ class Torch:
             raise Unsupported("CUDA graphs need a GPU")
         if self.case.online and way != "eager":
             raise Unsupported("one row at a time: eager only")
-        torch.set_num_threads(blas.cpus())
+        torch.set_num_threads(machine.usable_cpus())
         torch.backends.cuda.matmul.allow_tf32 = work.precision == "tf32"
         self.half = getattr(torch, work.precision) if work.precision in ("float16", "bfloat16") else None
         self.net = self._net()

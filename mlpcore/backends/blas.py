@@ -6,12 +6,15 @@ import functools
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+
+from mlpcore.backends import machine
 
 _lock = threading.Lock()
 _found: list[int] = []  # threads that the first of nested limits found, a number a library; empty outside
-_depth = 0  # BLAS threads are a setting of the whole process, so is the count of those who limit it
+_limits: list[int] = []  # of the blocks under way: BLAS threads are a setting of the whole process
+NOTHING: AbstractContextManager[object] = nullcontext()
 
 
 @functools.cache
@@ -23,36 +26,59 @@ def _libraries() -> list[Any]:
     return [library for library in every if "numpy" in library.filepath] or every
 
 
-def cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def threads() -> int:
-    """Threads that a GEMM uses: what the user allows by OMP_NUM_THREADS and the like, at most the CPUs there are."""
-    counts = _found or [library.get_num_threads() for library in _libraries()]
-    return max(1, min([cpus(), *counts]))
+    """Return the threads of a GEMM: as many as OMP_NUM_THREADS allows, at most the usable CPUs."""
+    return max(1, min([machine.usable_cpus(), *(_found or _counts())]))
+
+
+def most() -> int:
+    """Return the threads that BLAS itself would use, which knows of no quota."""
+    return max(_found or _counts(), default=1)
+
+
+def _counts() -> list[int]:
+    return [library.get_num_threads() for library in _libraries()]
 
 
 @contextmanager
 def limited(count: int) -> Iterator[None]:
-    """BLAS with `count` threads inside the block. Nested and concurrent blocks restore what was there before the first."""
-    global _depth
+    """Keep BLAS at `count` threads at most inside the block.
+
+    Of nested and concurrent blocks the lowest count holds; the last one restores what was there
+    before the first.
+    """
     with _lock:
-        if not _depth:
-            _found[:] = [library.get_num_threads() for library in _libraries()]
-            for library in _libraries():
-                library.set_num_threads(count)
-        _depth += 1
+        if not _limits:
+            _found[:] = _counts()
+        _limits.append(count)
+        _set()
     try:
         yield
     finally:
         with _lock:
-            _depth -= 1
-            if not _depth:
-                for library, before in zip(_libraries(), _found, strict=True):
-                    library.set_num_threads(before)
+            _limits.remove(count)
+            _set()
+            if not _limits:
                 _found.clear()
+
+
+def _set() -> None:
+    """Give each library the threads that the blocks under way leave it."""
+    for library, own in zip(_libraries(), _found, strict=True):
+        wanted = min([own, *_limits])
+        if library.get_num_threads() != wanted:
+            library.set_num_threads(wanted)
+
+
+def within_cpus() -> AbstractContextManager[object]:
+    """Keep BLAS at the usable CPUs inside the block, where it would use more (a quota)."""
+    return limited(threads()) if _exceeds() else NOTHING
+
+
+@functools.cache
+def _exceeds() -> bool:
+    """Return whether BLAS would use more threads than there are CPUs for it. Found out once."""
+    return most() > machine.usable_cpus()
 
 
 def describe() -> list[dict[str, Any]]:

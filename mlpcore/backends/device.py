@@ -5,7 +5,6 @@ CuPy is imported when a CUDA device is asked for, and by `"auto"`; importing mlp
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import logging
@@ -16,7 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlpcore.backends import blas
+from mlpcore.backends import blas, machine
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core import inputs
 from mlpcore.core.errors import DeviceUnavailable
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from mlpcore.backends.cuda_ops import Algorithms
 
 log = logging.getLogger("mlpcore")
-NOTHING: AbstractContextManager[object] = contextlib.nullcontext()
 INSTALL = "pip install 'mlpcore[cuda13]' (CUDA 13 driver) or 'mlpcore[cuda12]'"
 _opened: dict[str, Device] = {}  # CUDA devices in use, by name
 _algorithms: dict[tuple[str, bool], Algorithms] = {}  # of matrix products, by device and whether they may be timed
@@ -120,8 +118,8 @@ def operations(device: str, tf32: bool = False, deterministic: bool = False) -> 
 
 
 def active(device: str) -> AbstractContextManager[object]:
-    """Makes a device the one that its array module works on, inside the `with` block; nothing on the CPU."""
-    return NOTHING if device == "cpu" else open_device(device).active()
+    """Make a device its module's current one inside the block; on the CPU, bound BLAS's threads."""
+    return blas.within_cpus() if device == "cpu" else open_device(device).active()
 
 
 def module(device: str) -> Any:
@@ -151,22 +149,16 @@ def of(array: object, name: str) -> str:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that a device has left; on the host, no more than the limit of this process's control group leaves.
+    """Memory that a device has left; on the host, no more than this process's control groups leave.
 
     Raises:
         ValueError: this system does not say.
     """
     if device != "cpu":
         return open_device(device).free_bytes()
-    memory, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-    if not memory.exists():
+    free = machine.free_memory()
+    if free is None:
         raise ValueError("memory_limit: this system does not say how much memory is free; give bytes, or text such as '2 GiB'")
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", memory.read_text(), re.M)
-    assert found is not None
-    free = 1024 * int(found[1])
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
     return free
 
 
@@ -204,7 +196,8 @@ def info() -> dict[str, Any]:
         "device": choose("auto"),
         "cuda": reason,
         "cpu": _cpu(),
-        "cpus": blas.cpus(),
+        "cpus": machine.usable_cpus(),
+        "cpus usable": machine.describe_cpus(),
         "blas": blas.describe(),
         "blas pinned by the environment": blas.pin(),
         "python": platform.python_version(),

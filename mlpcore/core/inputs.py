@@ -21,6 +21,7 @@ Array = NDArray[Any]
 Adopt = Callable[[object, str], Array]
 _PLAIN = "fdeilqhbILQHB?"  # dtypes that are taken as they are
 _PIECE = 1 << 20  # entries looked at in one go
+_FEW = 2048  # entries that are gathered in one go: 16 KiB
 _HOST, _CUDA = (1, 3), (2, 13)  # DLPack's numbers: pageable and page-locked memory; a GPU's own and managed memory
 _UNREADABLE = (ValueError, TypeError, RuntimeError, BufferError)  # what libraries raise where an array cannot be had
 
@@ -211,7 +212,7 @@ def weights(sample_weight: object, rows: int, name: str = "sample_weight", adopt
             raise ValueError(f"{name} must be finite and not negative; row {at} holds {array[at]}")
     if not array.any():
         raise ValueError(f"{name} must not be all zero")
-    return np.ascontiguousarray(array)
+    return array
 
 
 def row_of(value: object, columns: int, name: str, adopt: Adopt = host_array) -> Array:
@@ -244,12 +245,32 @@ def row_index(rows: object, count: int, name: str = "rows", adopt: Adopt = host_
     return np.ascontiguousarray(array, np.int64)
 
 
-def contiguous(array: Array) -> Array:
-    """The array row-major: itself, or one copy (so that rows can be gathered from it without a copy each time).
+class Strided(np.ndarray):
+    """Rows that are not row-major, not aligned or swapped: NumPy's own `take` would copy all."""
 
+    def take(  # type: ignore[override]
+        self, indices: Any, axis: int | None = None, out: Any = None, mode: str = "clip"
+    ) -> Any:  # fmt: skip
+        """Return the rows of these numbers, or write them to `out`, a few at a time."""
+        rows = self.view(np.ndarray)
+        if out is None:
+            return rows[indices]
+        few = max(1, _FEW // max(1, rows[:1].size))
+        for start in range(0, len(indices), few):
+            out[start : start + few] = rows[indices[start : start + few]]
+        return out
+
+
+def by_rows(array: Array) -> Array:
+    """Return a view of the array from which `take` gathers rows without a copy of all of them.
+
+    That is the array itself where it is row-major, aligned and in the machine's byte order.
     On a GPU it stays as it is: rows are gathered there from any strides.
     """
-    return np.ascontiguousarray(array) if on_host(array) else array
+    plain = not on_host(array) or (array.flags.c_contiguous and array.flags.aligned)
+    if plain and array.dtype.isnative:
+        return array
+    return array.view(Strided)
 
 
 def positive_integer(value: object, name: str, least: int = 1) -> int:
@@ -328,8 +349,9 @@ def require_range(array: Array, low: float, high: float, name: str, first: int =
 
 def require_distribution(Y: Array, name: str = "Y", first: int = 0) -> None:
     """Raise a ValueError that names the first row of a one-hot or soft Y that is no distribution; `first` is that of Y."""
-    for start in range(0, len(Y), 65536):
-        piece = Y[start : start + 65536]
+    step = max(1, _PIECE // 16 // max(1, Y[:1].size))
+    for start in range(0, len(Y), step):
+        piece = Y[start : start + step]
         bad = (piece < 0).any(axis=1) | (abs(piece.sum(axis=1, dtype=np.float64) - 1) > 1e-3)
         if bad.any():
             row = int(bad.argmax())

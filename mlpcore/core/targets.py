@@ -14,6 +14,7 @@ import numpy as np
 from mlpcore.core.losses import Loss
 
 PIECE, PIECE_ELSEWHERE = 4096, 1 << 20  # rows that are weighed at a time: on the host, on a GPU
+ENTRIES = 1 << 16  # of targets that are weighed at a time on the host, at most
 
 
 def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> None:
@@ -28,7 +29,7 @@ def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> Non
     """
     assert loss.class_weight is not None
     by_class = xp.asarray(loss.class_weight, np.float64)
-    piece = PIECE if xp is np else PIECE_ELSEWHERE
+    piece = min(PIECE, max(1, ENTRIES // max(1, Y[:1].size))) if xp is np else PIECE_ELSEWHERE
     for start in range(0, len(out), piece):
         part = slice(start, start + piece)
         y = Y[part]

@@ -17,6 +17,7 @@ import numpy as np
 from mlpcore.backends.numpy_ops import Input
 from mlpcore.core import backprop, dropout
 from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.inputs import Strided
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, EagerOps, Ops, Recording
 from mlpcore.training.plan import Inputs
@@ -78,7 +79,23 @@ class Data(NamedTuple):
         """With what the plan must know; `staged`: they lie on the host and go to the device row by row."""
         weights = given if weights is None else weights
         weight = "" if weights is None else weights.dtype.str
-        return cls(X, Y, weights, Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged), given, by_class, flat)
+        inputs = Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged)
+        found = cls(X, Y, weights, inputs, given, by_class, flat)
+        return found._staged() if staged else found
+
+    def _staged(self) -> Data:
+        """Return the data as a device takes them: in the machine's byte order."""
+        x, y, w = (name and np.dtype(name).newbyteorder("=").str for name in self.inputs[:3])
+        return self._replace(inputs=self.inputs._replace(x_dtype=x, y_dtype=y, w_dtype=w))
+
+    def strided(self) -> dict[str, tuple[Array, np.dtype[Any]]]:
+        """Return those of X, Y and weights that are not row-major, each with a copy's dtype."""
+        named = {"X": self.X, "Y": self.Y, "weights": self.weights}
+        return {
+            name: (array, array.dtype.newbyteorder("=") if self.inputs.host else array.dtype)
+            for name, array in named.items()
+            if isinstance(array, Strided)
+        }
 
     def batch(self, rows: Array | None, steps: int = 1) -> Batch:
         """Return the rows of these numbers, or all for None, as batches of equal size for so many updates."""
@@ -229,4 +246,4 @@ class Worker(Chunk):
 
 def _like(source: Array, X: Array) -> bool:
     """Whether a GEMM can read rows of `source` in place of X."""
-    return isinstance(source, type(X)) and source.dtype == X.dtype and source.strides[1] == X.strides[1]
+    return type(source) is type(X) and source.dtype == X.dtype and source.strides[1] == X.strides[1]

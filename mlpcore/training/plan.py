@@ -157,6 +157,35 @@ def parse_bytes(limit: object, argument: str = "memory_limit", free: Callable[[]
     return count
 
 
+def within(limit: int | None, table: Callable[[int], Plan], rows: int) -> Plan:
+    """Return the plan of the largest chunk, `rows` at most, that keeps a limit; `table` makes one.
+
+    Raises:
+        MemoryError: not even a chunk of one row keeps it; names the largest arrays.
+    """
+    if limit is None:
+        return table(rows)
+    most = most_rows(limit, table, rows)
+    if most:
+        return table(most)
+    least = table(1)
+    raise MemoryError(
+        f"memory_limit {human(limit)} is less than the {human(least.total_bytes)} that one row takes; "
+        f"the largest: {least.largest()}"
+    )
+
+
+def most_rows(limit: int, table: Callable[[int], Plan], rows: int) -> int:
+    """Return the rows of the largest chunk, `rows` at most, whose plan keeps the limit, or 0."""
+    if table(rows).total_bytes <= limit:
+        return rows
+    low, high = 0, rows - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if table(middle).total_bytes <= limit else (low, middle - 1)
+    return low
+
+
 def allocate(ops: Ops, buffers: Sequence[Buffer]) -> dict[str, Array]:
     """The buffers of one part as arrays by name, cut from one allocation of `part_bytes(buffers)` bytes."""
     if not buffers:

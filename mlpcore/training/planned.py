@@ -6,9 +6,10 @@ captures them and launches them together. Both plan, reserve and allocate here.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -309,30 +310,32 @@ class PlannedStep(ABC):
         limit = self.settings.memory_limit
         if limit is None or table(rows, workers).total_bytes <= limit:
             return table(rows, workers)
-        if table(1, 1).total_bytes > limit:
-            raise MemoryError(
-                f"memory_limit {planning.human(limit)} is less than the {planning.human(table(1, 1).total_bytes)} that one "
-                f"row takes; the largest: {table(1, 1).largest()}"
-            )
-
-        def most(workers: int) -> int:
-            """Rows of the largest chunk that fits, or 0."""
-            low, high = 0, rows
-            while low < high:
-                middle = (low + high + 1) // 2
-                low, high = (middle, high) if table(middle, workers).total_bytes <= limit else (low, middle - 1)
-            return low
-
-        shared = most(workers) if workers > 1 else 0
-        return table(shared, workers) if shared >= min(rows, SHARED_ROWS) else table(most(1), 1)
+        shared = planning.most_rows(limit, lambda n: table(n, workers), rows) if workers > 1 else 0
+        if shared >= min(rows, SHARED_ROWS):
+            return table(shared, workers)
+        return planning.within(limit, lambda n: table(n, 1), rows)
 
     def reserve(self, buffers: Sequence[Buffer], there: Sequence[Buffer] = ()) -> dict[str, Array]:
         """Arrays for `fit`, part of every plan until `reserve([])` gives them back, as are those that are there already."""
-        self.reserved = (*buffers, *there)
-        self._plans.clear()
+        self._reserve((*buffers, *there))
+        return planning.allocate(self.ops, buffers)
+
+    def _reserve(self, buffers: Sequence[Buffer]) -> None:
+        self.reserved, self._plans = buffers, {}
         if self.settings.memory_limit is not None:
             self._drop_workspace()  # it may be larger than what is left now
-        return planning.allocate(self.ops, buffers)
+
+    @contextlib.contextmanager
+    def lent(self, buffers: Sequence[Buffer]) -> Iterator[dict[str, Array]]:
+        """Yield arrays that are part of every plan, beside those of `fit`, until the block ends."""
+        before, plans, most_rows = self.reserved, self._plans, self._most_rows
+        self._reserve((*before, *buffers))
+        try:
+            yield planning.allocate(self.ops, buffers)
+        finally:
+            self._reserve(before)
+            if self._most_rows == most_rows:
+                self._plans = plans  # a checkpoint tells them
 
     def settle(self) -> None:
         """Bind what the optimizer and the settings have become; the state goes on.

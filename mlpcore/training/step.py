@@ -5,7 +5,6 @@ J = Σ_rows w ℓ / Σ_rows w + l1 Σ|W| + ½ l2 Σ W²,    flat gradient g = �
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import math
@@ -100,7 +99,9 @@ class Step(PlannedStep):
         super().__init__(layout, store, activations, objective, optimizer, settings, new_ops)
         self.scale = self.ops.xp.ones((), self.dtype)
         self._weight = 1.0  # whose inverse it is
-        self.threads = blas.threads() if self.ops.xp is np else 1
+        here = self.ops.xp is np
+        self.threads = blas.threads() if here else 1
+        self._most_threads = blas.most() if here else 1  # of BLAS by itself
         self.lanes = self.threads if layout.size >= LANE_ENTRIES else 1  # that the optimizer's pass is cut into
         self._largest = max(a * b for a, b in itertools.pairwise(layout.sizes))
         self._in_cache = layout.size * np.dtype(self.dtype).itemsize <= planning.CACHE
@@ -220,7 +221,7 @@ class Step(PlannedStep):
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> float:
         """X, Y → forward → loss → backward → reduce → update. Returns J; a J that is not finite changes no parameter."""
         threads = self._blas_threads(batch.size, plan.workers)
-        with blas.limited(threads) if threads < self.threads else contextlib.nullcontext():
+        with blas.limited(threads) if threads < self._most_threads else blas.NOTHING:
             J: float = self.ops.quietly(self._run, batch, plan, progress)
         return J
 

@@ -1,13 +1,16 @@
 """The plan is what the engine allocates, to the byte; a step allocates next to nothing beyond it, whatever the batch."""
 
+import functools
 import gc
 import tracemalloc
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import mlpcore as mc
+from mlpcore import derivatives
 from mlpcore.backends import device as devices
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core.ops import Buffer
@@ -55,6 +58,15 @@ def numpy_blocks():
     gc.collect()
     domain = np.lib.tracemalloc_domain
     return sorted(t.size for t in tracemalloc.take_snapshot().traces if t.domain == domain and t.size >= LARGE)
+
+
+def peak_of(call):
+    """Bytes that a call takes at most at a time beyond what is there before, and what it returns."""
+    gc.collect()
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    found = call()
+    return tracemalloc.get_traced_memory()[1] - before, found
 
 
 def data(rows, n_in, n_out, loss="squared_error", dtype="float32", seed=0):
@@ -386,6 +398,174 @@ def test_a_limit_is_kept_by_all_of_fit(ledger, traced, share, validated):
     assert ledger.peak + net.parameters.nbytes <= limit
     slack = 192 << 10  # objects of Python, the scan of the inputs, and 64 KiB of a step
     assert tracemalloc.get_traced_memory()[1] - before + net.parameters.nbytes <= limit + slack
+
+
+CURVED = {
+    "mish, softmax": (["mish", "softmax"], "cross_entropy"),
+    "learned slopes, log_softmax": ([("prelu", 0.25, "per output"), "log_softmax"], "squared_error"),
+}
+CALLS = {
+    "predict": lambda net, A, **size: net.predict(A.X, **size),
+    "logits": lambda net, A, **size: net.logits(A.X, **size),
+    "jvp": lambda net, A, **size: np.hstack(net.jvp(A.X, A.X, A.v, **size)),
+    "vjp": lambda net, A, **size: np.append(*net.vjp(A.X, A.Z, **size)),
+    "vjp of a tangent": lambda net, A, **size: np.append(*net.vjp(A.X, A.Z, dX=A.X, dV=A.Z, **size)),
+    "hvp": lambda net, A, **size: net.hvp(A.X, A.Y, A.v, A.loss, sample_weight=A.w, **size),
+    "gnvp": lambda net, A, **size: net.gnvp(A.X, A.Y, A.v, A.loss, sample_weight=A.w, **size),
+}
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """The plans of the calls of a network, as they are made."""
+    plans, plan = [], derivatives.Size.plan
+
+    def kept(size, *arguments):
+        plans.append(plan(size, *arguments))
+        return plans[-1]
+
+    monkeypatch.setattr(derivatives.Size, "plan", kept)
+    return plans
+
+
+@pytest.mark.parametrize("name", CURVED)
+def test_predictions_and_derivatives_take_what_their_plan_says_and_keep_the_limit(traced, planned, name):
+    """X in Fortran order and float64, the direction too: what must be cast is, a chunk at a time."""
+    (hidden, output), loss = CURVED[name]
+    net, rng = mc.MLP([64, 48, 12], hidden, output, seed=1), np.random.default_rng(0)
+    Y = rng.integers(0, 12, 1000) if loss == "cross_entropy" else rng.standard_normal((1000, 12))
+    A = SimpleNamespace(
+        X=np.asfortranarray(rng.standard_normal((1000, 64))), Y=Y, Z=rng.standard_normal((1000, 12)),
+        v=rng.standard_normal(net.parameters.size), w=rng.uniform(size=1000), loss=loss,
+    )  # fmt: skip
+    own = net.parameters.nbytes
+    for call, function in CALLS.items():
+        whole = function(net, A, chunk_rows=1000)
+        least = _least(lambda: function(net, A, memory_limit=1))  # noqa: B023
+        limit = least + 200_000
+        taken, found = peak_of(lambda: function(net, A, memory_limit=limit))  # noqa: B023
+        plan = planned[-1]
+        assert plan.total_bytes <= limit, call
+        assert 1 < plan.rows < 1000, call
+        result = found.nbytes if call in ("jvp", "vjp", "vjp of a tangent") else 0  # which is put together here
+        assert 0.5 * plan.total_bytes < taken - result + own < plan.total_bytes + (96 << 10), (call, taken, str(plan))
+        np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-4 * abs(whole).max(), err_msg=call)
+
+
+def _least(call):
+    """The bytes that a call says it needs."""
+    with pytest.raises(MemoryError, match=r"memory_limit 1 bytes .* that one row takes; the largest: ") as caught:
+        call()
+    number, unit = str(caught.value).split(" is less than the ")[1].split()[:2]
+    return int(float(number.replace(",", "")) * {"KiB": 1 << 10, "MiB": 1 << 20}[unit]) + (1 << 16)
+
+
+def _refusal(call):
+    """What the MemoryError of a call says."""
+    with pytest.raises(MemoryError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_a_limit_that_a_result_breaks_names_it_before_anything_is_allocated(traced):
+    net, X, one = mc.MLP([8, 8, 100]), np.ones((5000, 8), np.float32), np.ones((5000, 1), np.float32)
+    wide = mc.MLP([8, 300, 300, 1])
+    v = np.ones(wide.parameters.size)
+    for call, largest in (
+        (lambda: net.predict(X, memory_limit="1 MiB"), "output 1.9 MiB"),
+        (lambda: net.jvp(X, X, memory_limit="1 MiB"), "output 1.9 MiB, tangent 1.9 MiB"),
+        (lambda: mc.MLP([8, 8, 1]).vjp(X, one, memory_limit="100 KiB"), "gradient by X 156.2 KiB"),
+        (lambda: wide.hvp(X, one, v, memory_limit="1 MiB"), "v 364.5 KiB"),
+    ):
+        taken, message = peak_of(functools.partial(_refusal, call))
+        assert taken < 1 << 20
+        assert largest in message.split("the largest: ")[1]
+    with pytest.raises(ValueError, match="memory_limit: expected bytes"):
+        net.predict(X, memory_limit="much")
+    share = net.hvp(X, np.ones((5000, 100)), np.ones(net.parameters.size), memory_limit="50%")
+    np.testing.assert_array_equal(share, net.hvp(X, np.ones((5000, 100)), np.ones(net.parameters.size)))
+
+
+# -- arrays that are not row-major -----------------------------------------------------------------------------------------
+
+
+def _unaligned(array):
+    memory = np.empty(array.nbytes + 1, np.uint8)[1:]
+    memory[:] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+    return memory.view(array.dtype).reshape(array.shape)
+
+
+LYING = {
+    "Fortran order": np.asfortranarray,
+    "reversed": lambda A: np.ascontiguousarray(A[::-1])[::-1],
+    "some of its columns": lambda A: np.repeat(A, 2, axis=-1)[..., ::2],
+    "big-endian": lambda A: A.astype(A.dtype.newbyteorder(">")),
+    "unaligned": _unaligned,
+    "float64 in Fortran order": lambda A: np.asfortranarray(A, "f8" if A.dtype.kind == "f" else "i8"),
+}
+
+
+def weighted(limit=None):
+    net = mc.MLP([64, 16, 4], "tanh", "softmax", seed=1)
+    return mc.Trainer(net, optimizer=mc.Adam(1e-3), memory_limit=limit, workers=1, chunk_rows=256, seed=2)
+
+
+def test_rows_that_lie_in_any_way_are_read_without_a_copy_of_all_of_them(traced):
+    """Steps, evaluation and prediction take what the same rows take row-major, without 1 MiB of X."""
+    X, Y = data(4096, 64, 4, "cross_entropy")
+    X, w = X.astype(np.float16).astype(np.float32), np.linspace(0.5, 1, 4096).astype(np.float16).astype(np.float32)
+    calls = {
+        "step on three rows": lambda t, X, Y, w: t.step(X, Y, w, rows=[3000, 1, 2]),
+        "step on all": lambda t, X, Y, w: t.step(X, Y, w),
+        "gradient": lambda t, X, Y, w: t.gradient(X, Y, w, rows=np.arange(0, 4096, 7))[0],
+        "evaluate": lambda t, X, Y, w: t.evaluate(X, Y, w),
+        "losses": lambda t, X, Y, w: t.losses(X, Y),
+        "predict": lambda t, X, Y, w: t.net.predict(X, chunk_rows=256),
+    }
+    plain = weighted()
+    usual = {name: peak_of(functools.partial(call, plain, X, Y, w)) for name, call in calls.items()}
+    for lying, lay in LYING.items():
+        other, arrays = weighted(), [lay(array) for array in (X, Y, w)]
+        for name, call in calls.items():
+            taken, found = peak_of(functools.partial(call, other, *arrays))
+            np.testing.assert_equal(found, usual[name][1], err_msg=f"{lying}: {name}")
+            # a chunk as it is given, two for what is swapped on its way through NumPy
+            assert taken < usual[name][0] + 2 * 256 * 64 * 8 + (64 << 10), (lying, name, taken, usual[name][0])
+
+
+@pytest.mark.parametrize("roomy", [True, False])
+@pytest.mark.parametrize("lying", ["Fortran order", "reversed", "big-endian"])
+def test_fit_copies_what_is_not_row_major_only_where_the_limit_leaves_room_and_lists_it(traced, lying, roomy):
+    X, Y = data(8192, 64, 4, "cross_entropy")
+    x, y = LYING[lying](X), LYING[lying](Y)
+    least = weighted().plan(512, rows=8192).total_bytes
+    limit, copies = least + (3 << 20 if roomy else 1 << 20), []
+    plain, other = weighted(limit), weighted(limit)
+    plain.fit(X, Y, epochs=2, batch_size=512, progress=False)
+
+    def look(trainer, entry):
+        copies.extend(b.name for b in trainer._step.allocated.parts["fit"] if "row-major" in b.name)
+
+    fit = {"epochs": 2, "batch_size": 512, "validation": (x, y), "progress": False, "callbacks": [look]}
+    taken, history = peak_of(lambda: other.fit(x, y, **fit))
+    np.testing.assert_array_equal(other.net.parameters, plain.net.parameters)
+    assert ("X row-major" in copies) == roomy
+    assert len(history["loss"]) == 2
+    assert taken + other.net.parameters.nbytes <= limit + (192 << 10)
+
+
+def test_without_a_limit_fit_lists_its_row_major_copies_and_prepare_makes_them_once():
+    X, Y = data(500, 64, 4, "cross_entropy")
+    trainer, other, plans = weighted(), weighted(), []
+    trainer.fit(
+        np.asfortranarray(X), Y, epochs=1, batch_size=50, progress=False,
+        callbacks=[lambda t, _: plans.append(t._step.allocated)],
+    )  # fmt: skip
+    assert [b.shape for b in plans[0].parts["fit"] if b.name == "X row-major"] == [(500, 64)]
+    prepared = other.prepare(np.asfortranarray(X), Y)
+    assert prepared.X.flags.c_contiguous
+    assert prepared.Y is Y
+    assert other.step(prepared, rows=[4, 2]) == weighted().step(X, Y, rows=[4, 2])
 
 
 # -- bytes as text -------------------------------------------------------------------------------------------------------
