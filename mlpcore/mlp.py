@@ -25,7 +25,7 @@ from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.layout import Layout, Parameters, Tie, parse_ties
 from mlpcore.core.targets import mixed, weighed
 from mlpcore.derivatives import Cotangent, Tangent
-from mlpcore.formats import model_file, onnx_file
+from mlpcore.formats import kinds, model_file, onnx_file
 
 Array = NDArray[Any]
 DTYPES = ("float32", "float64")
@@ -475,6 +475,7 @@ class MLP:
         for name in named:
             if not isinstance(name, str) or name in ("parameters", "__metadata__"):
                 raise ValueError(f"tensors: {name!r} cannot be a name: it is no text, or the file's own")
+        kinds.require_replaceable(inputs.path(path), kinds.NETWORKS)
         parameters = devices.to_host(self.device, self.store.flat)
         header = {**self.header(), "about": {} if about is None else about}
         model_file.write(path, header, {"parameters": parameters, **named})
@@ -512,6 +513,7 @@ class MLP:
                 ("target_mean", target_mean, self.sizes[-1]), ("target_scale", target_scale, self.sizes[-1]),
             )
         }  # fmt: skip
+        kinds.require_replaceable(inputs.path(path), ("onnx",))
         parameters = devices.to_host(self.device, self.store.flat)
         onnx_file.write(path, self.layout, self.activations, parameters, rows, about or {})
 

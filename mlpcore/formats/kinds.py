@@ -5,16 +5,17 @@ Nothing is read as a whole, however large the file is: a damaged tensor is for `
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mlpcore.formats import model_file, onnx_file
-from mlpcore.formats.atomic import numbered
+from mlpcore.formats import atomic, model_file, onnx_file
 
 NETWORKS = ("model", "checkpoint")  # what another network may replace
-TRAINERS = (*NETWORKS, "unfinished")  # what a trainer may replace: it saves its own run again and again
+CHECKPOINTS = ("checkpoint", "unfinished")  # what `fit` may replace: a run saves itself again and again
+TRAINERS = ("model", *CHECKPOINTS)  # what `Trainer.save` may replace
 VACANT = ("nothing", "empty", "folder", "special")  # where nothing is lost; a folder is refused by who writes
 BEGINNINGS = (
     (b"\x89PNG\r\n\x1a\n", "a picture (PNG)"), (b"\xff\xd8\xff", "a picture (JPEG)"), (b"GIF8", "a picture (GIF)"),
@@ -124,9 +125,10 @@ def require_replaceable(path: str | os.PathLike[str], names: tuple[str, ...], ke
         names: of kinds that may be replaced, as in `Kind`; nothing is lost of what is `VACANT`.
         keep: versions kept, whose numbered names are replaced as well.
     """
-    for place in (path, *(numbered(path, number) for number in range(1, keep))):
-        found = kind(place)
-        if found.name not in (*VACANT, *names):
-            raise FileExistsError(
-                f"{os.fspath(place)!r} is not written over: it is {found.text}; delete it, or name another file"
-            )
+    with atomic.naming(path):
+        for place in atomic.versions(path, keep):
+            found = kind(place)
+            if found.name not in (*VACANT, *names):
+                what = "it" if str(place) == str(path) else repr(str(place))
+                advice = "delete it, or name another file"
+                raise FileExistsError(errno.EEXIST, f"{what} is {found.text}; {advice}")
