@@ -230,8 +230,7 @@ def test_access_lists_and_user_attributes_are_kept_and_none_is_handed_down(tmp_p
     try:
         os.setxattr(path, ACL, READER)
         os.setxattr(path, "user.note", b"mine")
-    except OSError as error:  # a file system that has none
-        assert error.errno == errno.ENOTSUP
+    except OSError:  # a file system that has none
         return
     put(path)
     assert (os.getxattr(path, ACL), os.getxattr(path, "user.note"), mode(path)) == (READER, b"mine", 0o640)
@@ -283,7 +282,7 @@ def test_versions_whose_names_are_too_long_are_refused_before_anything_is_writte
         with pytest.raises(OSError, match=r"x\.bin' cannot be written: .*version 1 is too long") as caught:
             attempt()
         assert caught.value.errno == errno.ENAMETOOLONG
-    with pytest.raises(OSError, match="x' cannot be written: .*too long"):
+    with pytest.raises(OSError, match=r"x' cannot be written: .*too long"):
         put(tmp_path / ("x" * 256))
     assert os.listdir(tmp_path) == []
     put(tmp_path / ("x" * 249 + ".bin"), keep=10)
@@ -389,8 +388,8 @@ def test_a_writer_that_is_killed_while_it_numbers_leaves_nothing_after_the_next_
         os.link(path, tmp_path / ".file.previous")
     assert path.read_bytes() == b"1"
     with atomic.claimed(path, 2) if claim else contextlib.nullcontext():
-        put(path, b"2", keep=2)
-        assert sorted(os.listdir(tmp_path)) == ["file", "file.1"]
+        put(path, b"2")
+        assert os.listdir(tmp_path) == ["file"]
 
 
 # -- claims ------------------------------------------------------------------------------------------------------------
