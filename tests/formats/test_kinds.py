@@ -64,8 +64,14 @@ def files(folder):
 KINDS = {
     "model": ("model", "a model of mlpcore"),
     "checkpoint": ("checkpoint", "a checkpoint of mlpcore"),
-    "unfinished": ("unfinished", "a checkpoint of mlpcore with an unfinished run (in epoch 1 of 3, after 3 of its batches)"),
-    "link": ("unfinished", "a checkpoint of mlpcore with an unfinished run (in epoch 1 of 3, after 3 of its batches)"),
+    "unfinished": (
+        "unfinished",
+        "a checkpoint of mlpcore with an unfinished run (in epoch 1 of 3, after 3 of its batches)",
+    ),
+    "link": (
+        "unfinished",
+        "a checkpoint of mlpcore with an unfinished run (in epoch 1 of 3, after 3 of its batches)",
+    ),
     "newer": ("newer", "a model of a newer mlpcore"),
     "cut": ("damaged", "a damaged safetensors file of mlpcore"),
     "absurd": ("damaged", "a damaged model of mlpcore"),
