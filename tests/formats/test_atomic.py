@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 
 import pytest
 
@@ -28,7 +29,9 @@ def put(path, content=b"new", keep=1):
 
 def forked(work):
     """Begin a function in a child, which ends with status 0, or with 1 where the function raised."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # BLAS has threads, which the child leaves alone
+        child = os.fork()
     if child:
         return child
     try:
