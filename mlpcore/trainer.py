@@ -34,7 +34,7 @@ from mlpcore.core.errors import NonFiniteLoss
 from mlpcore.core.ops import Buffer
 from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
 from mlpcore.core.targets import row_weights
-from mlpcore.formats import model_file
+from mlpcore.formats import kinds, model_file
 from mlpcore.mlp import MLP, Gradient
 from mlpcore.run import History, Run, State
 from mlpcore.scores import Metric
@@ -455,7 +455,9 @@ class Trainer:
                 that is not finite, or a label, lies further on in a file.
             NonFiniteLoss: J, its gradient or an update overflowed; the parameters, and the checkpoint, are as before that step.
             OSError: the checkpoint cannot be written; the one before is intact. The run is `unfinished`: it can be saved
-                elsewhere, and the same call goes on with it.
+                elsewhere, and the same call goes on with it. At the start, when nothing is trained yet: another
+                training writes the file, or it is no checkpoint, or holds an unfinished run and this trainer
+                was not loaded from one.
         """
         with self._lock:
             return self._fit(
@@ -498,10 +500,12 @@ class Trainer:
             begins = dataclasses.replace(self.progress, begun=self.progress.step, total=total)
         if state.epoch < epochs:  # a schedule without a rate is noticed before anything changes
             self._optimizer.rate(dataclasses.replace(begins, epochs=begins.epochs + (state.batch == 0)))
-        self.progress.begun, self.progress.total = begins.begun, begins.total
         keeps_best = stopping is not None and stopping.restore_best
+        goes_on = self._unfinished is not None
+        claim = checkpoints.claimed(goes_on) if checkpoints else contextlib.nullcontext()
         try:
-            with devices.active(self.net.device):
+            with devices.active(self.net.device), claim:
+                self.progress.begun, self.progress.total = begins.begun, begins.total
                 arrays, source = self._source(table, size, keeps_best)
                 if best is not None:
                     arrays["best"][...] = devices.to_device(self.net.device, best)
@@ -688,7 +692,8 @@ class Trainer:
             keep: versions to keep; those before are `name.1.suffix`, `name.2.suffix`, …
 
         Raises:
-            OSError: the file cannot be written; what was there before is intact.
+            OSError: the file cannot be written, or there is one that is no model of mlpcore; what was
+                there before is intact.
             TypeError: optimizer or schedule is a class of the user's own.
         """
         with self._lock:
@@ -702,7 +707,9 @@ class Trainer:
                 tensors["best"] = devices.to_host(self.net.device, best)
             versions = {"mlpcore": __version__, "numpy": np.__version__}
             header = {**self.net.header(), "trainer": {**self._description(), "step": facts, "versions": versions}}
-            model_file.write(path, header, tensors, inputs.positive_integer(keep, "keep"))
+            keep = inputs.positive_integer(keep, "keep")
+            kinds.require_replaceable(inputs.path(path), kinds.TRAINERS, keep)
+            model_file.write(path, header, tensors, keep)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> Trainer:

@@ -9,10 +9,9 @@ digits are lost near 0.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +20,12 @@ from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.formulas import program, reads
 from mlpcore.core.layout import Layout
 from mlpcore.formats.atomic import replacing
+from mlpcore.formats.model_file import as_json, require_text
 
 Array = NDArray[Any]
 OPSET, IR = 17, 8  # what belongs together, and what every runtime since 2022 reads
+NUMBERS, PARTS = {1, 5}, {2, 3, 4, 6, 7, 8, 14, 20, 25, 26}  # fields of ModelProto in onnx.proto
+NEEDED = {1, 7}  # the version of the format, and the graph
 LARGEST = (2 << 30) - (1 << 20)  # bytes of arrays in a protobuf message
 SAME = {
     "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "negative": "Neg", "maximum": "Max", "minimum": "Min",
@@ -50,8 +52,10 @@ def write(
         ImportError: the package onnx is not installed.
         ValueError: the parameters are more than an ONNX file holds, 2 GiB; they or `rows` are not finite, or "scale" is 0, in
             the parameters' dtype.
+        TypeError, ValueError: `about` is no dict of text, or JSON cannot hold it.
         OSError: it cannot be written; what was there before is intact.
     """
+    notes = _notes(about)
     try:
         from onnx import checker, helper, numpy_helper
     except ImportError:
@@ -80,10 +84,49 @@ def write(
         helper.make_graph(nodes, "mlpcore", ends[:1], ends[1:], arrays),
         opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="mlpcore",
     )  # fmt: skip
-    helper.set_model_props(model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()})
+    helper.set_model_props(model, notes)
     checker.check_model(model)
     with replacing(path) as file:
         file.write(model.SerializeToString())
+
+
+def _notes(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return notes as text, all but text as JSON."""
+    if not isinstance(about, Mapping):
+        raise TypeError(f"about must be a dict; got {about!r:.100}")
+    notes = {}
+    for key, value in about.items():
+        require_text(key, "about: the key")
+        notes[key] = value if isinstance(value, str) else as_json(value, "about")
+        require_text(notes[key], f"about[{key!r:.100}]")
+    return notes
+
+
+def is_onnx(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is an ONNX model, told from the tags and lengths of its outermost fields."""
+    with open(path, "rb") as file:
+        size, seen = os.fstat(file.fileno()).st_size, set()
+        while file.tell() < size:
+            field, coding = divmod(_varint(file), 8)
+            value = _varint(file)
+            if value < 0 or field not in {0: NUMBERS, 2: PARTS}.get(coding, ()):
+                return False
+            file.seek(value if coding == 2 else 0, os.SEEK_CUR)
+            seen.add(field)
+        return file.tell() == size and seen >= NEEDED
+
+
+def _varint(file: BinaryIO) -> int:
+    """Read one of protobuf's integers, seven bits a byte; -1 where there is none."""
+    value = 0
+    for i in range(10):
+        byte = file.read(1)
+        if not byte:
+            break
+        value |= (byte[0] & 127) << 7 * i
+        if byte[0] < 128:
+            return value
+    return -1
 
 
 class _Graph:
