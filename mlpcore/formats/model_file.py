@@ -4,7 +4,8 @@
     metadata:  "mlpcore" = JSON {"version": 3, "sizes": …, "bias": …, "activations": [{"name": …, "value": …}, …], …}
                "digest"  = SHA-256 of that text and of all tensors
 
-Versions 1 and 2 (with tied layers) had no digest; they are still read. A file is whole or not there (`atomic.replacing`).
+Versions 1 and 2 (with tied layers) had no digest; they are still read. A trainer's file has version 4:
+its long lists are tensors. A file is whole or not there (`atomic.replacing`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from mlpcore.core import inputs
 from mlpcore.formats.atomic import replacing
 
-VERSION = 3
+VERSION, NEWEST = 3, 4  # of a network, of a trainer
 TYPES = {
     "float16": "F16", "float32": "F32", "float64": "F64", "bfloat16": "BF16", "bool": "BOOL",
     **{f"{sign}int{bits}": f"{letter}{bits}" for sign, letter in (("", "I"), ("u", "U")) for bits in (8, 16, 32, 64)},
@@ -102,11 +103,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
     try:
         header = json.loads(metadata["mlpcore"])
         version = inputs.positive_integer(header["version"], "version")
-        newer = version > VERSION
+        newer = version > NEWEST
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} has a damaged header: {error!r}") from None
     if newer:
-        raise ValueError(f"{str(path)!r} has version {version}; this mlpcore reads up to {VERSION}: upgrade it")
+        raise ValueError(f"{str(path)!r} has version {version}; this mlpcore reads up to {NEWEST}: upgrade it")
     if "digest" in metadata or version >= 3:
         whole = metadata.get("digest") == _digest(metadata["mlpcore"], tensors)
         if not whole:
