@@ -74,7 +74,7 @@ class State:
         widest, given: rows of the largest batch, also of steps before, and its `Inputs`:
             evaluation works on its arrays.
         ended: whether the epochs are over and the best parameters back in their place.
-        told: whether the callbacks' `fit_end` has returned.
+        told: callbacks whose `fit_end` has returned, the first ones of the list.
     """
 
     epochs: int
@@ -99,7 +99,7 @@ class State:
     widest: int = 0
     given: list[Any] | None = None
     ended: bool = False
-    told: bool = False
+    told: int = 0
 
     @classmethod
     def read(cls, described: Mapping[str, Any]) -> State:
@@ -193,7 +193,7 @@ class Run:
     ) -> None:  # fmt: skip
         self.trainer, self.source, self.state, self.metrics = trainer, source, state, metrics
         self.held_out, self.stopping, self.best = held_out, stopping, best
-        self.observers, self.checkpoints = () if state.told else observers, checkpoints
+        self.observers, self.checkpoints = observers[state.told :], checkpoints
         # passes over the data before this run
         self._passes = trainer.progress.epochs - state.epoch - (state.batch > 0)
         self._each_step = any(getattr(x.step_end, "__func__", None) is not Callback.step_end for x in self.observers)
@@ -243,14 +243,14 @@ class Run:
         return state.history
 
     def _end(self) -> None:
-        """Put the best parameters back and tell the callbacks, each once, even if the run is taken up after that."""
+        """Put the best parameters back and tell the callbacks: once, also where a run is taken up here."""
         best, state = self.best_so_far(), self.state
         if best is not None:
             self.trainer.net.store.write(best)
         state.ended = True
         for observer in self.observers:
             observer.fit_end(self.trainer, state.history)
-        state.told = True
+            state.told += 1
 
     # -- an epoch --
 

@@ -115,8 +115,12 @@ ABSURD = [
     *[(["trainer", "run", "weight"], value) for value in (float("nan"), -1.0)],
     *[(["trainer", "run", name], value) for name in ("shuffle", "validated") for value in (1, "x", None)],
     *[(["trainer", "run", "history"], value) for value in (
-        [], {"loss": 3}, {"loss": [1], "seconds": [1, 2]}, {"loss": "x"}, {"loss": -1, "x": 4}, {"loss": 10**400}, {"loss": True},
-        {"loss": [1]})],
+        [], {"loss": 3}, {"loss": [1], "seconds": [1, 2]}, {"loss": "x"}, {"loss": -1, "x": 4}, {"loss": 10**400},
+        {"loss": True}, {"loss": [1]})],
+    *[(["trainer", "run", name], value) for name in ("data", "held_out") for value in (
+        {}, [], 3, "x", {"rows": 8}, {"rows": 8, "places": [[0, 8]], "X": 1, "Y": "", "sample_weight": None})],
+    *[(["trainer", "run", "data", "places"], value) for value in ([[0]], [[0, 9]], [[-1, 3]], [[3, 3]], [["x", 2]], "x", [3])],
+    *[(["trainer", "run", name], value) for name, value in (("ended", 1), ("told", -1), ("told", True))],
     *[(["trainer", "run", "best"], value) for value in ("x", [])],
     *[(["trainer", "run", "monitor"], value) for value in ("x", [], 3)],
     *[(["trainer", "run", "given"], value) for value in (
