@@ -1,7 +1,8 @@
 """Checkpoints of a training: what stands in the file, and when `fit` writes one.
 
 Trainer.save → header["trainer"]: settings, optimizer with its schedule, progress, chunks and algorithms, the run that goes on
-               tensors: parameters, the optimizer's state, the best parameters so far
+               tensors: parameters, the optimizer's state, the best parameters so far, and what would make
+                        the header long: histories, weights of classes
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain, islice
 from types import FrameType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlpcore.core import inputs
 from mlpcore.core import optimizers as rules
@@ -103,6 +106,27 @@ def arguments(described: Mapping[str, Any]) -> dict[str, Any]:
         "on_non_finite": "skip" if tolerant else "raise", "precision": described["precision"],
         "deterministic": described["deterministic"],
     }  # fmt: skip
+
+
+def pack(part: dict[str, Any], names: Collection[str]) -> NDArray[np.float64]:
+    """Return the named lists of numbers, one after the other; `part`, for the header, keeps their lengths."""
+    lists = {name: part[name] for name in names if isinstance(part[name], list | tuple)}
+    part |= {name: len(values) for name, values in lists.items()}
+    return np.fromiter(chain.from_iterable(lists.values()), np.float64)
+
+
+def unpack(part: dict[str, Any], names: Collection[str], packed: NDArray[Any]) -> None:
+    """Put back what `pack` took out; lists that a file of version 3 has in its header stay as they are.
+
+    Raises:
+        ValueError: `packed` is not float64, or does not hold as many numbers as the lengths say.
+    """
+    lengths = {name: part[name] for name in names if type(part[name]) is int}
+    known = packed.dtype == np.float64 and packed.ndim == 1 and min(lengths.values(), default=0) >= 0
+    if not known or sum(lengths.values()) != len(packed):
+        raise ValueError(f"lists of {lengths} numbers; got {packed.dtype} {packed.shape}")
+    numbers = iter(packed.tolist())
+    part |= {name: list(islice(numbers, length)) for name, length in lengths.items()}
 
 
 def typed(kind: type[T], described: Mapping[str, Any]) -> T:

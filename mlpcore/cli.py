@@ -250,7 +250,7 @@ def _widths(text: str, argument: str) -> list[int]:
 
 def _train(options: argparse.Namespace) -> None:
     mc.core.inputs.positive_integer(options.splits, "--splits")
-    mc.core.inputs.positive_integer(options.seed, "--seed", least=0)
+    mc.core.inputs.seed(options.seed, "--seed")
     if Path(options.out).suffix.lower() in (".safetensors", ".png", ".csv"):
         raise ValueError(f"--out is a folder, where the model and the picture go; got {options.out!r}")
     dataset, base = _dataset(options)

@@ -149,7 +149,7 @@ class MLP:
                 )
         self.device = devices.choose(device)
         self._predicts_1d = False
-        self._set(self._drawn(init, inputs.positive_integer(seed, "seed", least=0)))
+        self._set(self._drawn(init, inputs.seed(seed)))
 
     def _set(self, parameters: Array) -> None:
         """Take a flat vector of the host's as the parameters, on the network's device."""

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpcore.callbacks import Callback, EarlyStopping, Entry
-from mlpcore.checkpoint import Checkpoints
+from mlpcore.checkpoint import Checkpoints, typed
 from mlpcore.core.errors import NonFiniteLoss
 from mlpcore.core.optimizers import Adaptive
 from mlpcore.formats import kinds
 from mlpcore.scores import Metric
+from mlpcore.sources import Sample
 from mlpcore.training.chunks import Batch, Data
 from mlpcore.training.plan import Inputs
 
@@ -61,8 +62,9 @@ class State:
     """How far a run has come: what it takes to go on from there.
 
     Attributes:
-        epochs, batch_size, shuffle, rows, validated, monitor, metrics: what `fit` was called with, of metrics the names; a run
-            goes on only with the same.
+        epochs, batch_size, shuffle, rows, validated, monitor, metrics: what `fit` was called with,
+            of metrics the names; a run goes on only with the same, or with more epochs.
+        data, held_out: samples of the rows and of the validation's; None: nothing is compared.
         epoch: epochs that are complete.
         batch: batches of the current epoch that are done.
         loss, weight: Σ w J and Σ w of these.
@@ -72,6 +74,8 @@ class State:
         floor, idle: of an `Adaptive` schedule: the same of the figure that it follows.
         widest, given: rows of the largest batch, also of steps before, and its `Inputs`:
             evaluation works on its arrays.
+        ended: whether the epochs are over and the best parameters back in their place.
+        told: callbacks whose `fit_end` has returned, the first ones of the list.
     """
 
     epochs: int
@@ -81,6 +85,8 @@ class State:
     validated: bool
     monitor: dict[str, Any] | None
     metrics: list[str] = field(default_factory=list)
+    data: Sample | None = None
+    held_out: Sample | None = None
     epoch: int = 0
     batch: int = 0
     loss: float = 0.0
@@ -93,29 +99,65 @@ class State:
     idle: int = 0
     widest: int = 0
     given: list[Any] | None = None
+    ended: bool = False
+    told: int = 0
+
+    @classmethod
+    def read(cls, described: Mapping[str, Any]) -> State:
+        """Return the state that `describe` described. Raises TypeError or ValueError if no run can have come to it."""
+        samples = {name: typed(Sample, described[name]) for name in ("data", "held_out") if described.get(name)}
+        state = typed(cls, {**described, **samples})
+        state.require_possible()
+        return state
+
+    def describe(self) -> dict[str, Any]:
+        """Return the state as what JSON holds."""
+        samples = {name: vars(getattr(self, name)) for name in ("data", "held_out") if getattr(self, name)}
+        return {**vars(self), "history": dict(self.history), **samples}
 
     def require_same(self, other: State) -> None:
-        """Raise a ValueError that names the first argument of `fit` by which another call differs from this one."""
-        for name in ("epochs", "batch_size", "shuffle", "rows", "validated", "monitor", "metrics"):
+        """Raise a ValueError that names the first argument of `fit` by which another call differs from this one.
+
+        More epochs than before are no difference, nor fewer, unless they are done or the run has ended.
+        """
+        begun = self.epochs if self.ended else self.epoch + (self.batch > 0)
+        if other.epochs < begun or (self.ended and other.epochs != begun):
+            raise ValueError(
+                f"epochs: the unfinished run is {self}; got {other.epochs}. Pass at least {begun}, "
+                "or begin anew after trainer.abandon()"
+            )
+        for name in ("batch_size", "shuffle", "rows", "validated", "monitor", "metrics"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 what = {"rows": "X of so many rows", "validated": "validation", "monitor": "early_stopping"}.get(name, name)
                 raise ValueError(
-                    f"{what}: the run that was loaded had {mine}; got {theirs}. Trainer.abandon() gives it up, to begin anew"
+                    f"{what}: the unfinished run had {mine}; got {theirs}. Pass what it had, or begin anew after "
+                    "trainer.abandon()"
                 )
+
+    def require_same_rows(self, other: State) -> None:
+        """Raise a ValueError that names the first argument of `fit` whose rows are others, as far as samples tell."""
+        for mine, theirs, prefix in (
+            (self.data, other.data, ""), (self.held_out, other.held_out, "validation: "),
+        ):  # fmt: skip
+            if mine is not None and theirs is not None:
+                mine.require_same(theirs, prefix)
 
     def require_possible(self) -> None:
         """Raise a ValueError if no run can have come to this: of a file that somebody has made up."""
-        most = math.inf if self.rows is None else -(-self.rows // max(1, self.batch_size))
+        most = math.inf if self.rows is None else self.rows  # an iterable makes batches as small as it likes
         if not (self.batch_size >= 1 and self.epoch <= self.epochs and self.batch <= most and (self.given or not self.widest)):
             raise ValueError(f"run: no run is {self} with batches of {self.batch_size} of {self.rows} rows")
         if self.given is not None:
             Inputs.read(self.given)
-        if not (math.isfinite(self.loss) and 0 <= self.weight < math.inf and len({*map(len, self.history.values())}) < 2):
-            raise ValueError("run: loss, weight or history is not of a run")
+        for sample in (self.data, self.held_out):
+            if sample is not None:
+                sample.require_possible()
+        if not (self.weight >= 0 and {*map(len, self.history.values())} <= {self.epoch}):
+            raise ValueError(f"run: weight or history is not that of a run after {self.epoch} epochs")
 
     def __str__(self) -> str:
-        return kinds.progress(self.epochs, self.epoch, self.batch)
+        return kinds.progress(self.epochs, self.epoch, self.batch, self.ended)
 
 
 class _Unread(NamedTuple):
@@ -148,8 +190,10 @@ class Run:
     ) -> None:  # fmt: skip
         self.trainer, self.source, self.state, self.metrics = trainer, source, state, metrics
         self.held_out, self.stopping, self.best = held_out, stopping, best
-        self.observers, self.checkpoints = observers, checkpoints
-        self._each_step = any(getattr(x.step_end, "__func__", None) is not Callback.step_end for x in observers)
+        self.observers, self.checkpoints = observers[state.told :], checkpoints
+        # passes over the data before this run
+        self._passes = trainer.progress.epochs - state.epoch - (state.batch > 0)
+        self._each_step = any(getattr(x.step_end, "__func__", None) is not Callback.step_end for x in self.observers)
         self._unread: list[_Unread] = []
         self._waiting = 0  # steps in it
         step = trainer._step
@@ -176,7 +220,7 @@ class Run:
             if self.checkpoints is not None:
                 stack.enter_context(self.checkpoints)
                 self.checkpoints.saved(trainer.progress.step)
-            stop = self._out_of_patience()
+            stop = state.ended or self._out_of_patience()
             if state.given is not None:  # a run that goes on, perhaps with a short batch
                 trainer._step.prepare(state.widest, Inputs(*state.given))
             while state.epoch < state.epochs and not stop:
@@ -187,16 +231,23 @@ class Run:
                 stop = self._decide(entry)
                 if not stop and state.epoch < state.epochs:
                     self._save_if_due(epoch_ended=True)
-            if self.best is not None and state.best is not None:
-                trainer.net.store.write(self.best)
-            for observer in self.observers:
-                observer.fit_end(trainer, state.history)
-            trainer._finish(state.history)
-            if self.checkpoints is not None:
-                trainer.save(self.checkpoints.path, self.checkpoints.keep)
-                if self.checkpoints.asked is not None:
-                    self.checkpoints.leave("at the end of the training")
+            self._end()
+            with trainer._at_rest(state.history):
+                if self.checkpoints is not None:
+                    trainer.save(self.checkpoints.path, self.checkpoints.keep)
+            if self.checkpoints is not None and self.checkpoints.asked is not None:
+                self.checkpoints.leave("at the end of the training")
         return state.history
+
+    def _end(self) -> None:
+        """Put the best parameters back and tell the callbacks: once, also where a run is taken up here."""
+        best, state = self.best_so_far(), self.state
+        if best is not None:
+            self.trainer.net.store.write(best)
+        state.ended = True
+        for observer in self.observers:
+            observer.fit_end(self.trainer, state.history)
+            state.told += 1
 
     # -- an epoch --
 
@@ -204,16 +255,15 @@ class Run:
         """The batches of an epoch that are left. On a GPU nobody waits for J before the end."""
         state, trainer = self.state, self.trainer
         self._adaptive()
-        if state.batch == 0:
-            trainer.progress.epochs += 1
         self._began = time.perf_counter()
-        seeds = [trainer._seed, trainer.progress.epochs] if state.shuffle else None
+        number = self._passes + state.epoch + 1
+        seeds = [trainer._seed, number] if state.shuffle else None
         more = seeds is not None and state.epoch + 1 < state.epochs
-        following = [trainer._seed, trainer.progress.epochs + 1] if more else None
+        following = [trainer._seed, number + 1] if more else None
         epoch = self.source.epoch(state.epoch, seeds, state.batch, self._together, following)
         with contextlib.closing(epoch) as batches:
             for data, batch in batches:
-                state.batch += batch.steps
+                trainer.progress.epochs = number  # counted when its first batch is there
                 if batch.size > state.widest:
                     state.widest, state.given = batch.size, list(data.inputs)
                 self._step(data, batch)
@@ -231,9 +281,10 @@ class Run:
     def _step(self, data: Data, batch: Batch) -> None:
         trainer = self.trainer
         w = trainer._step.weight(batch)
-        if w == 0:  # a batch of rows that weigh nothing says nothing
+        J = None if w == 0 else trainer._update(data, batch)  # rows that weigh nothing say nothing
+        self.state.batch += batch.steps  # a step that has failed is not counted
+        if J is None:
             return
-        J = trainer._update(data, batch)
         trainer._step.untouched = not self.observers
         if isinstance(J, float):
             self._add(J, w or 0.0)
@@ -335,10 +386,12 @@ class Run:
             checkpoints.leave(str(self.state))
 
     def pause(self) -> None:
-        """Bring `state` up to date, so that it can be saved."""
+        """Bring state and progress up to date, so that they can be saved."""
         self._settle()
         self._lap()
+        state = self.state  # a pass of which no batch is done begins anew
+        self.trainer.progress.epochs = self._passes + state.epoch + (state.batch > 0)
 
     def best_so_far(self) -> Array | None:
-        """The best parameters, if there are any yet."""
-        return self.best if self.state.best is not None else None
+        """Return the best parameters, if there are any that are not in the network already."""
+        return self.best if self.state.best is not None and not self.state.ended else None

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import math
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from mlpcore.backends import device as devices
+from mlpcore.core import inputs
 from mlpcore.core.losses import Loss
-from mlpcore.streams import Stream
+from mlpcore.streams import NAMES, RowStream, Stream
 from mlpcore.training.chunks import Batch, Data
 from mlpcore.training.plan import Inputs
 
 Array = NDArray[Any]
 Seeds = list[int]
+PLACES, PLACE = 16, 64 << 10  # blocks of rows by which a run knows its data again; their bytes
 AHEAD = 8192  # rows whose order takes longer to draw than a thread to start
 Batches = Generator[tuple[Data, Batch], None, None]
 
@@ -138,3 +143,81 @@ def inputs_of(stream: Stream, loss: Loss, dtype: str) -> Inputs | None:
     classes = loss.takes_classes and Y.ndim == 1
     given = "" if weights is None else weights.dtype.str
     return Inputs(X.dtype.str, Y.dtype.str, given if loss.class_weight is None else dtype, classes)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Digests of some of the rows that a run was given, by which it knows them again.
+
+    They are of the values as the network computes with them, whatever container and dtype they are in.
+
+    Attributes:
+        rows: their number.
+        places: [start, stop] of the blocks of rows that were read: all of a table of 1 MiB, else up to 16.
+        X, Y, sample_weight: the digests; None without weights.
+    """
+
+    rows: int
+    places: list[list[int]]
+    X: str
+    Y: str
+    sample_weight: str | None
+
+    @classmethod
+    def of(cls, held: Data | Stream | None, loss: Loss, dtype: DTypeLike, device: str, like: Sample | None) -> Sample | None:
+        """Return the sample of these rows, at the places of another one; None for batches as they come."""
+        if not isinstance(held, Data | RowStream):
+            return None
+        rows = len(held.X) if isinstance(held, Data) else held.rows
+        assert rows is not None
+        places = like.places if like is not None and like.rows == rows else _places(held, rows)
+        found = [hashlib.blake2b(digest_size=16) for _ in NAMES]
+        weighted = False
+        for parts in _read(held, places, device):
+            weighted = parts[2] is not None
+            classes = loss.takes_classes and parts[1].ndim == 1
+            for digest, part, kind in zip(found, parts, (dtype, np.int64 if classes else dtype, dtype), strict=True):
+                if part is not None:
+                    with np.errstate(over="ignore"):  # fit says which row it is
+                        digest.update(part.astype(np.dtype(kind).newbyteorder("<")).tobytes())
+        X, Y, weight = (digest.hexdigest() for digest in found)
+        return cls(rows, places, X, Y, weight if weighted else None)
+
+    def require_same(self, other: Sample, prefix: str = "") -> None:
+        """Raise a ValueError that names the first argument of `fit` of which `other` has other rows."""
+        for name in ("rows", *NAMES):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                argument, had = ("X", f"{mine} rows, not {theirs}") if name == "rows" else (name, "other values")
+                had = "none" if mine is None else "some" if theirs is None else had
+                raise ValueError(
+                    f"{prefix}{argument}: the unfinished run had {had}; pass what it had, or begin anew after trainer.abandon()"
+                )
+
+    def require_possible(self) -> None:
+        """Raise a ValueError if no rows have these places."""
+        if not all(len(place) == 2 and 0 <= place[0] < place[1] <= self.rows for place in self.places):
+            raise ValueError(f"run: {self.places!r:.100} are no places in {self.rows} rows")
+
+
+def _places(held: Data | RowStream, rows: int) -> list[list[int]]:
+    """Return up to `PLACES` blocks of rows, spread evenly, [start, stop] each; all rows where they suffice."""
+    parts = (held.X, held.Y) if isinstance(held, Data) else held.like or ()
+    row = sum(x.dtype.itemsize * math.prod(x.shape[1:]) for x in parts if x is not None)
+    length = max(1, PLACE // row)
+    if rows <= PLACES * length:
+        return [[start, min(start + length, rows)] for start in range(0, rows, length)]
+    starts = range(rows) if isinstance(held, Data) else held.starts
+    last = min(PLACES, len(starts)) - 1
+    chosen = [starts[i * (len(starts) - 1) // max(1, last)] for i in range(last + 1)]
+    return [[start, start + length] for start in (min(start, rows - length) for start in chosen)]
+
+
+def _read(held: Data | RowStream, places: list[list[int]], device: str) -> Iterator[list[Any]]:
+    """Yield X, Y and the user's row weights (or None) of each place, on the host."""
+    if isinstance(held, RowStream):
+        yield from held.read(places)
+        return
+    for start, stop in places:
+        parts = [None if x is None else x[start:stop] for x in (held.X, held.Y, held.given)]
+        yield [x if x is None or inputs.on_host(x) else devices.to_host(device, x) for x in parts]

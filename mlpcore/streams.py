@@ -251,6 +251,23 @@ class RowStream(Stream):
 
         return self._ahead(fill, slots, stop)
 
+    @property
+    def starts(self) -> Sequence[int]:
+        """The rows from which reading is cheap."""
+        return self._source.starts
+
+    def read(self, places: Sequence[Sequence[int]]) -> Iterator[Slot]:
+        """Yield X, Y and row weights (or None) of the rows start … stop of each place, not yet checked."""
+        read = self._source.reader()
+        for start, stop in places:
+            parts: Slot = [None if x is None else np.empty((stop - start, *x.shape[1:]), x.dtype) for x in self._source.like]
+            try:
+                read(start, stop, parts)
+            except _UNREADABLE as error:
+                error.add_note(f"X was asked for its rows {start} … {stop - 1}")
+                raise
+            yield parts
+
     def _blocks(self, block: int, seed: int) -> Iterator[tuple[int, int]]:
         """Rows (start, stop) of the blocks of one epoch; the two ends of the table may lie in one block."""
         starts = self._source.starts

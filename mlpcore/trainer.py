@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from mlpcore.formats import kinds, model_file
 from mlpcore.mlp import MLP, Gradient
 from mlpcore.run import History, Run, State
 from mlpcore.scores import Metric
-from mlpcore.sources import Rows, Streamed, inputs_of
+from mlpcore.sources import Rows, Sample, Streamed, inputs_of
 from mlpcore.streams import Parquet, Stream, open_stream
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Data
@@ -124,7 +124,7 @@ class Trainer:
         if clip_norm is not None and not inputs.not_negative(clip_norm, "clip_norm"):
             raise ValueError("clip_norm must be positive; got 0 (None: no clipping)")
         inputs.one_of(on_non_finite, "on_non_finite", ("raise", "skip"))
-        seed = inputs.positive_integer(seed, "seed", least=0)
+        seed = inputs.seed(seed)
         settings = Settings(
             l1=inputs.not_negative(l1, "l1"),
             l2=inputs.not_negative(l2, "l2"),
@@ -489,15 +489,7 @@ class Trainer:
         rows = len(table.X) if isinstance(table, Data) else table.rows
         size = size if rows is None else min(size, rows)
         state = State(epochs, size, shuffle, rows, held_out is not None, monitor, sorted(measures))
-        best = None
-        if self._unfinished is not None:
-            self._unfinished[0].require_same(state)
-            state, best = self._unfinished
-            begins = dataclasses.replace(self.progress)
-        else:
-            steps = -(-len(table.X) // size) if isinstance(table, Data) else table.batches(size)
-            total = None if steps is None else epochs * steps
-            begins = dataclasses.replace(self.progress, begun=self.progress.step, total=total)
+        state, best, begins = self._begin(state, table, held_out)
         if state.epoch < epochs:  # a schedule without a rate is noticed before anything changes
             self._optimizer.rate(dataclasses.replace(begins, epochs=begins.epochs + (state.batch == 0)))
         keeps_best = stopping is not None and stopping.restore_best
@@ -512,19 +504,57 @@ class Trainer:
                 keeper = arrays.get("best")
                 self._run = Run(self, source, state, held_out, measures, stopping, keeper, observers, checkpoints)
                 self._unfinished = None
-                return self._run.go(progress)
-        except OSError:
-            if checkpoints is not None and self._run is not None:  # a full disk: saved elsewhere, the run can go on
-                self._run.pause()
-                kept = self._run.best_so_far()
-                self._unfinished = self._run.state, None if kept is None else devices.to_host(self.net.device, kept).copy()
-            raise
+                self.progress.begun, self.progress.total = begins.begun, begins.total
+                return self._go(self._run, progress)
         finally:
             self._run = None
             if self._unfinished is None:
                 self.progress.total = None
             self._step.untouched = False
             self._step.reserve([])
+
+    def _go(self, run: Run, progress: bool) -> History:
+        """Train to the end, and return the history; a run with a checkpoint that stops before is unfinished."""
+        kept = run.checkpoints is not None
+        try:
+            return run.go(progress)
+        except NonFiniteLoss:
+            kept = False  # the step would overflow again
+            raise
+        finally:
+            if kept and self._run is not None and (run.state.epoch or run.state.batch):
+                run.pause()
+                best = run.best_so_far()
+                self._unfinished = run.state, None if best is None else devices.to_host(self.net.device, best).copy()
+
+    def _begin(self, new: State, table: Data | Stream, held_out: Data | Stream | None) -> tuple[State, Array | None, Progress]:
+        """Return state, best parameters and progress with which a call of `fit` begins, or goes on.
+
+        Raises:
+            ValueError: another call than that of the unfinished run; names the argument.
+        """
+        left, best = (None, None) if self._unfinished is None else self._unfinished
+        if left is not None:
+            left.require_same(new)
+        device, loss, dtype = self.net.device, self.loss, self.net.dtype
+        with devices.active(device):
+            for name, rows in (("data", table), ("held_out", held_out)):
+                setattr(new, name, Sample.of(rows, loss, dtype, device, getattr(left, name, None)))
+        if left is None:
+            size = new.batch_size
+            steps = -(-len(table.X) // size) if isinstance(table, Data) else table.batches(size)
+            left, begun = new, self.progress.step
+        else:
+            left.require_same_rows(new)
+            total, begun = self.progress.total, self.progress.begun
+            steps = None if total is None else total // left.epochs
+        if steps is not None and new.epochs * steps > inputs.LARGEST:
+            raise ValueError(
+                f"epochs must be at most {inputs.LARGEST // steps}, with {steps} batches in each; got {new.epochs}"
+            )
+        total = None if steps is None else new.epochs * steps
+        state = dataclasses.replace(left, epochs=new.epochs, data=left.data or new.data, held_out=left.held_out or new.held_out)
+        return state, best, dataclasses.replace(self.progress, begun=begun, total=total)
 
     def _source(
         self, table: Data | Stream, size: int, keeps_best: bool
@@ -589,9 +619,16 @@ class Trainer:
         y, classes = inputs.target_form(Y, len(Y), self.net.sizes[-1], self.loss, name)
         _require_targets(y, classes, self.loss, self.net, name, first)
 
-    def _finish(self, history: History) -> None:
-        """A run has come to its end: what is saved from here on is a trainer at rest."""
+    @contextlib.contextmanager
+    def _at_rest(self, history: History) -> Iterator[None]:
+        """A run has come to its end: what is saved is a trainer at rest, unless the saving fails."""
+        before = self._run, self.history, self.progress.total
         self._run, self.history, self.progress.total = None, history, None
+        try:
+            yield
+            before = self._run, self.history, self.progress.total
+        finally:
+            self._run, self.history, self.progress.total = before
 
     @property
     def unfinished(self) -> str | None:
@@ -672,14 +709,14 @@ class Trainer:
     # -- checkpoints and copies --
 
     def _description(self) -> dict[str, Any]:
-        """All but arrays, as what JSON can hold."""
+        """Return all but arrays as what JSON can hold, with the lists that `files.pack` takes out."""
         settings = {key: files.plain(value) for key, value in dataclasses.asdict(self._settings).items()}
         run = self._run.state if self._run else self._unfinished[0] if self._unfinished else None
         return {
-            "loss": dataclasses.asdict(self.loss), "optimizer": files.describe(self._optimizer), "settings": settings,
+            "loss": dict(vars(self.loss)), "optimizer": files.describe(self._optimizer), "settings": settings,
             "precision": self._precision, "deterministic": self.deterministic, "seed": self._seed, "device": self.net.device,
-            "progress": files.describe_progress(self.progress), "history": self.history,
-            "run": None if run is None else dataclasses.asdict(run),
+            "progress": files.describe_progress(self.progress), "history": dict(self.history),
+            "run": None if run is None else run.describe(),
         }  # fmt: skip
 
     def save(self, path: str | os.PathLike[str], keep: int = 1) -> None:
@@ -706,9 +743,12 @@ class Trainer:
             if best is not None:
                 tensors["best"] = devices.to_host(self.net.device, best)
             versions = {"mlpcore": __version__, "numpy": np.__version__}
-            header = {**self.net.header(), "trainer": {**self._description(), "step": facts, "versions": versions}}
             keep = inputs.positive_integer(keep, "keep")
             kinds.require_replaceable(inputs.path(path), kinds.TRAINERS, keep)
+            described = {**self._description(), "step": facts, "versions": versions}
+            lists = {name: files.pack(part, names) for name, part, names in _lists(described)}
+            tensors |= {name: numbers for name, numbers in lists.items() if len(numbers)}
+            header = {"version": model_file.NEWEST, **self.net.header(), "trainer": described}
             model_file.write(path, header, tensors, keep)
 
     @classmethod
@@ -729,6 +769,8 @@ class Trainer:
         net = MLP.from_header(path, header, tensors, device)
         try:
             described = header["trainer"]
+            for name, part, names in _lists(described):
+                files.unpack(part, names, tensors.pop(name, np.empty(0)))
             loss, optimizer = loss_sheet.Loss(**described["loss"]), files.optimizer(described["optimizer"])
             trainer = cls(net, loss, optimizer, **files.arguments(described))
             trainer._go_on(described, tensors)
@@ -740,8 +782,7 @@ class Trainer:
         self.progress = files.progress(described["progress"])
         self.history = files.typed_value(described["history"], History, "history")
         if described["run"] is not None:
-            state, best = files.typed(State, described["run"]), tensors.pop("best", None)
-            state.require_possible()
+            state, best = State.read(described["run"]), tensors.pop("best", None)
             if best is not None and (best.shape, best.dtype) != (self.net.store.flat.shape, self.net.dtype):
                 raise ValueError(f"best: {best.dtype} {best.shape}, where the parameters are {self.net.layout.size}")
             self._unfinished = state, best
@@ -898,6 +939,14 @@ class Trainer:
             see(output, Y, w)
 
         return step.evaluate(batch, plan, chunk)
+
+
+def _lists(described: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Collection[str]]]:
+    """Yield the parts of a checkpoint's header that hold long lists: a tensor's name, the part, its lists."""
+    yield "loss options", described["loss"], ("class_weight", "pos_weight")
+    yield "history", described["history"], described["history"].keys()
+    if described["run"] is not None:
+        yield "run history", described["run"]["history"], described["run"]["history"].keys()
 
 
 def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:

@@ -153,11 +153,11 @@ def test_another_call_than_the_one_that_was_interrupted_is_refused_by_the_argume
     with pytest.raises(KeyboardInterrupt):
         make().fit(X, Y, callbacks=[StopAfter(13, path)], **FIT)
     for change, name in (
-        ({"epochs": 5}, "epochs"), ({"batch_size": 11}, "batch_size"), ({"shuffle": False}, "shuffle"),
+        ({"epochs": 1}, "epochs"), ({"batch_size": 11}, "batch_size"), ({"shuffle": False}, "shuffle"),
         ({"validation": None}, "validation"), ({"early_stopping": mc.EarlyStopping(3)}, "early_stopping"),
     ):  # fmt: skip
         trainer = mc.Trainer.load(path)
-        with pytest.raises(ValueError, match=f"{name}: the run that was loaded had .*abandon"):
+        with pytest.raises(ValueError, match=rf"{name}: the unfinished run .*; got .*trainer\.abandon\(\)"):
             trainer.fit(X, Y, **{**FIT, **change})
         assert trainer.unfinished
     with pytest.raises(ValueError, match=r"X of so many rows: .*103; got 50"):
@@ -415,3 +415,195 @@ def test_the_header_is_json_that_people_can_read(tmp_path):
         "name": "Cosine", "rate": 0.01, "steps": None, "warmup": 0, "final": 0.0
     }  # fmt: skip
     assert header["trainer"]["versions"] == {"mlpcore": mc.__version__, "numpy": np.__version__}
+
+
+# -- what the file holds ---------------------------------------------------------------------------
+
+
+def head_of(path):
+    """The length of a file's header, in bytes: the library refuses one of 100 MB."""
+    return int.from_bytes(path.read_bytes()[:8], "little")
+
+
+def test_a_checkpoint_of_version_3_goes_on():
+    path = Path(__file__).parent / "data" / "trainer-version-3.safetensors"
+    assert model_file.read(path)[0]["version"] == 3
+    rows = np.sin(np.arange(90.0)).reshape(30, 3)
+    labels = (rows.sum(axis=1) > 0).astype(int)
+    trainer = mc.Trainer.load(path, "cpu")
+    assert trainer.unfinished == "in epoch 2 of 4, after 2 of its batches"
+    assert trainer.history["loss"] == [0.4382106567626981, 0.3109884023562642]
+    assert trainer.loss.class_weight == (1.0, 2.0)
+    history = trainer.fit(
+        rows, labels, epochs=4, batch_size=10, progress=False, validation=(rows[:9], labels[:9]),
+        early_stopping=mc.EarlyStopping(3),
+    )  # fmt: skip
+    found = [0.24737667452392959, 0.1512599598478784, 0.11089657483370877, 0.09909277272930947]
+    np.testing.assert_allclose(history["loss"], found, rtol=1e-9)
+    np.testing.assert_allclose(trainer.net.parameters[:2], [0.41220971, 0.60213126], atol=1e-8)
+
+
+def test_histories_come_back_to_the_bit_and_their_keys_may_begin_later(tmp_path):
+    trainer = make()
+    odd = np.array([0x7FF8_0000_0000_0ABC, 0xFFF0_0000_0000_0000, 1 << 63, 1], np.uint64)
+    trainer.history = {"loss": [*odd.view(np.float64).tolist(), 0.1], "\ud800": [], "skipped": [1.0, 3.0]}
+    trainer.save(tmp_path / "run")
+    found = mc.Trainer.load(tmp_path / "run").history
+    assert list(found) == list(trainer.history)
+    for name, values in trainer.history.items():
+        assert np.array(found[name]).tobytes() == np.array(values).tobytes()
+
+
+def test_many_epochs_leave_the_header_short(tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        make().fit(X, Y, **{**FIT, "epochs": 400_000}, callbacks=[StopAfter(3, path)])
+    trainer = mc.Trainer.load(path)
+    history = {"loss": np.random.default_rng(1).random(200_000).tolist()}
+    state, _ = trainer._unfinished
+    trainer.history, state.history, state.epoch = history, history, 200_000
+    trainer.save(path)
+    assert head_of(path) < 10_000
+    again = mc.Trainer.load(path)
+    assert again.history == again._unfinished[0].history == history
+    assert again.unfinished == "in epoch 200001 of 400000, after 3 of its batches"
+
+
+@pytest.mark.parametrize("option", ["class_weight", "pos_weight"])
+def test_a_weight_for_each_of_many_classes_leaves_the_header_short(option, tmp_path):
+    output = {"class_weight": "softmax", "pos_weight": "sigmoid"}[option]
+    net = mc.MLP([1, 20_000], "tanh", output, device="cpu", init="zeros")
+    weights = np.random.default_rng(0).uniform(1, 2, 20_000)
+    mc.Trainer(net, optimizer=mc.SGD(0.1), **{option: weights}).save(tmp_path / "run")
+    assert head_of(tmp_path / "run") < 10_000
+    assert getattr(mc.Trainer.load(tmp_path / "run").loss, option) == tuple(weights)
+
+
+def test_lists_that_are_not_as_long_as_the_header_says_are_refused(tmp_path):
+    trainer = make()
+    trainer.fit(X, Y, **FIT)
+    trainer.save(tmp_path / "run")
+    header, tensors = model_file.read(tmp_path / "run")
+    numbers = tensors["history"]
+    for wrong in (numbers[1:], numbers[:, None], numbers.astype(np.float32), None):
+        changed = {k: v for k, v in {**tensors, "history": wrong}.items() if v is not None}
+        model_file.write(tmp_path / "bad", header, changed)
+        with pytest.raises(ValueError, match=r"bad' does not hold a trainer: .*lists of"):
+            mc.Trainer.load(tmp_path / "bad")
+
+
+# -- what is saved can be loaded -------------------------------------------------------------------
+
+EXTREMES = [2**53 + 1, 2**63 - 1, 2**63, 2**128, 10**400, 5e-324, 1.7976931348623157e308, 1 - 2**-53]
+SCHEDULED = {
+    mc.Constant: {}, mc.StepDecay: {"every": 3}, mc.Cosine: {"steps": 9}, mc.InverseScaling: {}, mc.Adaptive: {},
+    mc.FormulaSchedule: {"formula": "rate"},
+}  # fmt: skip
+
+
+def small(optimizer=None, **settings):
+    net = mc.MLP([4, 2, 1], "tanh", "sigmoid", device="cpu", seed=1)
+    return mc.Trainer(net, optimizer=optimizer, **settings)
+
+
+def doors():
+    """Functions by name that make a trainer with an extreme value of one setting."""
+    numbers = ("l1", "l2", "clip_norm", "dropout", "chunk_rows", "workers", "seed", "label_smoothing", "pos_weight")
+    made = {name: lambda x, name=name: small(**{name: x}) for name in numbers}
+    made["class_weight"] = lambda x: small(class_weight=[1, x])
+    for rule in (mc.SGD, mc.Adam, mc.AdamW, mc.RMSprop, mc.Lion):
+        for field in {f.name for f in dataclasses.fields(rule)} - {"layers"}:
+            made[f"{rule.__name__} {field}"] = lambda x, rule=rule, field=field: small(rule(**{"learning_rate": 0.1, field: x}))
+    for schedule, given in SCHEDULED.items():
+        for field in (f.name for f in dataclasses.fields(schedule)):
+            made[f"{schedule.__name__} {field}"] = lambda x, make=schedule, given=given, field=field: small(
+                mc.SGD(make(**{"rate": 0.1, **given, field: x}))
+            )
+    for field in (f.name for f in dataclasses.fields(mc.Layer)):
+        made[f"Layer {field}"] = lambda x, field=field: small(mc.AdamW(0.1, layers={1: mc.Layer(**{field: x})}))
+    return made
+
+
+def refusal(function, *arguments, **named):
+    """The message with which a call is refused; None if it is not."""
+    try:
+        function(*arguments, **named)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def test_a_setting_of_any_size_comes_back_as_it_was_or_is_refused_by_its_name(tmp_path):
+    came_back = 0
+    for name, door in doors().items():
+        for value in EXTREMES:
+            found = []
+            message = refusal(lambda door=door, value=value, found=found: found.append(door(value)))
+            if message is not None:
+                assert name.split()[-1] in message, (name, value)
+                continue
+            found[0].save(tmp_path / "run")
+            other = mc.Trainer.load(tmp_path / "run", "cpu")
+            assert other._description() == found[0]._description(), (name, value)
+            came_back += 1
+    assert came_back > 150
+
+
+@pytest.mark.parametrize("argument", ["epochs", "batch_size", "keep", "every", "patience", "minimum_change"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["arrays", "batches"])
+def test_an_argument_of_fit_of_any_size_goes_on_or_is_refused_before_a_step(argument, streamed, tmp_path):
+    rows = ((lambda: iter([(X[:4], Y[:4, :1] > 0), (X, Y[:, :1] > 0)])),) if streamed else (X, Y[:, :1] > 0)
+    went_on = 0
+    for value in EXTREMES:
+        fit, trainer = {"epochs": 3, "batch_size": 40, "progress": False}, small(mc.SGD(mc.Constant(0.1)))
+        saved = tmp_path / f"{value}"[:40]
+
+        def call(one, value=value, fit=fit, **more):
+            if argument in ("patience", "minimum_change"):
+                fit["early_stopping"] = mc.EarlyStopping(monitor="loss", **{argument: value})
+            else:
+                fit[argument] = f"{value} steps" if argument == "every" else value
+            return one.fit(*rows, **{**fit, **more}, checkpoint=tmp_path / "run")
+
+        try:
+            message = refusal(call, trainer, callbacks=[StopAfter(2, saved)])
+        except KeyboardInterrupt:
+            message = None
+        if message is not None:
+            assert argument in message
+            assert trainer.progress.step == 0
+            continue
+        other = mc.Trainer.load(saved, "cpu")
+        assert other.unfinished
+        mine, theirs = (dataclasses.replace(one._unfinished[0], seconds=0) for one in (trainer, other))
+        assert mine == theirs
+        with pytest.raises(KeyboardInterrupt):
+            call(other, callbacks=[StopAfter(1, saved)])
+        went_on += 1
+    assert went_on >= 1
+
+
+def test_epochs_beyond_what_a_checkpoint_counts_are_refused_with_the_limit():
+    for epochs, limit in ((sys.maxsize, sys.maxsize // 11), (sys.maxsize // 11 + 1, sys.maxsize // 11), (1 << 63, sys.maxsize)):
+        trainer = make()
+        with pytest.raises(ValueError, match=f"epochs must be at most {limit}"):
+            trainer.fit(X, Y, **{**FIT, "epochs": epochs})
+        assert trainer.progress.step == 0
+
+
+def test_a_run_on_batches_of_fewer_rows_than_batch_size_can_be_loaded(tmp_path):
+    batches = [(X[i : i + 3], Y[i : i + 3]) for i in range(0, 60, 3)]
+    whole, first = make(), make()
+    history = whole.fit(batches, epochs=2, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(batches, epochs=2, progress=False, callbacks=[StopAfter(27, tmp_path / "run")])
+    other = mc.Trainer.load(tmp_path / "run")
+    assert other.fit(batches, epochs=2, progress=False)["loss"] == history["loss"]
+
+
+def test_a_run_whose_losses_add_up_to_infinity_can_be_loaded(tmp_path):
+    trainer = mc.Trainer(mc.MLP([4, 1], dtype="float64", device="cpu"), optimizer=mc.SGD(1e-300))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(X, 1e153 + X[:, :1], np.full(103, 1e10), batch_size=5, progress=False,
+                    callbacks=[StopAfter(9, tmp_path / "run")])  # fmt: skip
+    assert mc.Trainer.load(tmp_path / "run")._unfinished[0].loss == np.inf

@@ -306,7 +306,7 @@ def test_a_run_with_metrics_goes_on_with_the_same_metrics_only(tmp_path):
 
     whole = new().fit(X, Y, **call, metrics=mae, callbacks=[save_once])
     resumed = mc.Trainer.load(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"metrics: the run that was loaded had \['mae'\]; got \[\]"):
+    with pytest.raises(ValueError, match=r"metrics: the unfinished run had \['mae'\]; got \[\]"):
         resumed.fit(X, Y, **call)
     history = resumed.fit(X, Y, **call, metrics=mae)
     assert history["validation_mae"] == whole["validation_mae"]

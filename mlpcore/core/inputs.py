@@ -20,6 +20,7 @@ from mlpcore.core.losses import Loss
 Array = NDArray[Any]
 Adopt = Callable[[object, str], Array]
 _PLAIN = "fdeilqhbILQHB?"  # dtypes that are taken as they are
+LARGEST = (1 << 63) - 1  # that something may count: a checkpoint holds no more
 _PIECE = 1 << 20  # entries looked at in one go
 _FEW = 2048  # entries that are gathered in one go: 16 KiB
 _HOST, _CUDA = (1, 3), (2, 13)  # DLPack's numbers: pageable and page-locked memory; a GPU's own and managed memory
@@ -273,13 +274,20 @@ def by_rows(array: Array) -> Array:
     return array.view(Strided)
 
 
-def positive_integer(value: object, name: str, least: int = 1) -> int:
-    """`value` as an int of at least `least`; a TypeError or ValueError that names it otherwise."""
+def positive_integer(value: object, name: str, least: int = 1, most: int = LARGEST) -> int:
+    """Return `value` as an int of `least` … `most`; a TypeError or ValueError names it otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer; got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}; got one of {int(value).bit_length()} bits")
     return int(value)
+
+
+def seed(value: object, name: str = "seed") -> int:
+    """Return `value` as the seed of a random generator, of up to 128 bits, as NumPy's own are."""
+    return positive_integer(value, name, 0, (1 << 128) - 1)
 
 
 def not_negative(value: object, name: str) -> float:

@@ -107,11 +107,15 @@ def _where(run: Any) -> str:
     """Return how far a run has come, in brackets; nothing where its description is none of ours."""
     names = ("epochs", "epoch", "batch") if isinstance(run, Mapping) else ()
     counts = [run[name] for name in names if isinstance(run.get(name), int)]
-    return f" ({progress(*counts)})" if len(counts) == 3 else ""
+    if len(counts) < 3:
+        return ""
+    return f" ({progress(*counts, ended=run.get('ended') is True)})"
 
 
-def progress(epochs: int, epoch: int, batch: int) -> str:
+def progress(epochs: int, epoch: int, batch: int, ended: bool = False) -> str:
     """Return how far a run of so many epochs has come: complete epochs, and batches of the next."""
+    if ended and epoch < epochs:
+        return f"at its end, after {epoch} of {epochs} epochs"
     if epoch >= epochs:
         return f"after the last of {epochs} epochs"
     return f"in epoch {epoch + 1} of {epochs}, after {batch:,} of its batches"

@@ -4,7 +4,8 @@
     metadata:  "mlpcore" = JSON {"version": 3, "sizes": …, "bias": …, "activations": [{"name": …, "value": …}, …], …}
                "digest"  = SHA-256 of that text and of all tensors
 
-Versions 1 and 2 (with tied layers) had no digest; they are still read. A file is whole or not there (`atomic.replacing`).
+Versions 1 and 2 (with tied layers) had no digest; they are still read. A trainer's file has version 4:
+its long lists are tensors. A file is whole or not there (`atomic.replacing`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from mlpcore.core import inputs
 from mlpcore.formats.atomic import replacing
 
-VERSION = 3
+VERSION, NEWEST = 3, 4  # of a network, of a trainer
 LARGEST = 100_000_000  # bytes of a header that the safetensors library reads
 DEEPEST = 100  # levels of a header: JSON's readers stop at some depth of the stack
 TYPES = {
@@ -188,7 +189,7 @@ def parsed(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
         version = inputs.positive_integer(header["version"], "version")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} has a damaged header: {error!r}") from None
-    if version > VERSION:
-        known = f"this mlpcore reads up to {VERSION}: upgrade it"
+    if version > NEWEST:
+        known = f"this mlpcore reads up to {NEWEST}: upgrade it"
         raise NewerVersion(f"{str(path)!r} has version {version}; {known}")
     return header

@@ -85,7 +85,7 @@ ABSURD = [
     *[(["activations", 0, "value"], value) for value in ("s" * 10**6, "__import__('os')", "s ** s", 3, None, "1 / 0", DEEP)],
     *[(["activations", 0, "parameter"], value) for value in (float("nan"), 10**400, "1", [1])],
     *[(["tied"], value) for value in ({"1": 1}, {"x": 1}, {str(HUGE): 1}, [1], "1")],
-    *[(["version"], value) for value in (0, -1, 4, HUGE, "3", 3.0, float("nan"), None, True, [3])],
+    *[(["version"], value) for value in (0, -1, 5, HUGE, "3", 3.0, float("nan"), None, True, [3])],
     *[(["trainer"], value) for value in (None, [], {}, 3, "trainer", NESTED)],
     *[(["trainer", "loss", "value"], value) for value in ("z" * 10**6, "open('x')", "", DEEP, None)],
     *[(["trainer", "loss", "parameter"], value) for value in (float("inf"), "x")],
@@ -109,12 +109,18 @@ ABSURD = [
     *[(["trainer", "run", name], value) for value in (-1, 1.5, "x", [], True)
       for name in ("epoch", "batch", "epochs", "batch_size", "rows", "waited", "idle", "widest")],
     *[(["trainer", "run", "epoch"], value) for value in (4, HUGE)],
-    *[(["trainer", "run", "batch"], value) for value in (4, HUGE)],
+    *[(["trainer", "run", "batch"], value) for value in (9, HUGE)],
     *[(["trainer", "run", "batch_size"], value) for value in (0, None)],
     *[(["trainer", "run", name], value) for name in ("loss", "weight", "seconds") for value in ("x", None, [])],
-    *[(["trainer", "run", name], value) for name in ("loss", "weight") for value in (float("nan"), float("inf"))],
+    *[(["trainer", "run", "weight"], value) for value in (float("nan"), -1.0)],
     *[(["trainer", "run", name], value) for name in ("shuffle", "validated") for value in (1, "x", None)],
-    *[(["trainer", "run", "history"], value) for value in ([], {"loss": 3}, {"loss": [1], "seconds": [1, 2]}, {"loss": "x"})],
+    *[(["trainer", "run", "history"], value) for value in (
+        [], {"loss": 3}, {"loss": [1], "seconds": [1, 2]}, {"loss": "x"}, {"loss": -1, "x": 4}, {"loss": 10**400},
+        {"loss": True}, {"loss": [1]})],
+    *[(["trainer", "run", name], value) for name in ("data", "held_out") for value in (
+        {}, [], 3, "x", {"rows": 8}, {"rows": 8, "places": [[0, 8]], "X": 1, "Y": "", "sample_weight": None})],
+    *[(["trainer", "run", "data", "places"], value) for value in ([[0]], [[0, 9]], [[-1, 3]], [[3, 3]], [["x", 2]], "x", [3])],
+    *[(["trainer", "run", name], value) for name, value in (("ended", 1), ("told", -1), ("told", True))],
     *[(["trainer", "run", "best"], value) for value in ("x", [])],
     *[(["trainer", "run", "monitor"], value) for value in ("x", [], 3)],
     *[(["trainer", "run", "given"], value) for value in (

@@ -1,10 +1,12 @@
 """A disk that is full, a folder that is gone or cannot be written: the checkpoint before is intact, the run is not lost."""
 
 import contextlib
+import copy
 import errno
 import os
 import resource
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -129,6 +131,114 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing_but_itself(name, tmp_
         assert found["validation_loss"] == history["validation_loss"]
         assert found["learning_rate"] == history["learning_rate"]
         np.testing.assert_array_equal(other.net.parameters, whole.net.parameters)
+
+
+class Ends(mc.Callback):
+    """Lets a fault begin when the run ends, and counts how often it is told of begin and end."""
+
+    def __init__(self, stack=None, fault=None):
+        self.stack, self.fault, self.told = stack, fault, []
+
+    def fit_begin(self, trainer):
+        self.told.append("begin")
+
+    def fit_end(self, trainer, history):
+        self.told.append("end")
+        if self.stack is not None:
+            self.stack.enter_context(self.fault)
+
+
+@pytest.mark.parametrize("patience", [1, 30])
+@pytest.mark.parametrize("name", ["full", "quota", "read-only"])
+def test_a_last_save_that_fails_loses_nothing_and_nothing_is_trained_twice(name, patience, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fault, kind, number = FAULTS[name]
+    stopping = mc.EarlyStopping(patience, minimum_change=1 if patience == 1 else 0)
+    fit = {**FIT, "early_stopping": stopping, "checkpoint": "run.safetensors", "every": "1 h"}
+    whole, trainer = make(), make()
+    history = whole.fit(X, Y, **{**fit, "checkpoint": None})
+    epochs = len(history["loss"])
+    assert epochs == (2 if patience == 1 else 4)
+    with contextlib.ExitStack() as stack, pytest.raises(kind) as caught:
+        trainer.fit(X, Y, callbacks=[Ends(stack, fault("run.safetensors"))], **fit)
+    assert caught.value.errno == number
+    where = "at its end, after 2 of 4 epochs" if patience == 1 else "after the last of 4 epochs"
+    trainer.save("elsewhere")
+    for other in (mc.Trainer.load("elsewhere", "cpu"), copy.deepcopy(trainer), trainer):
+        assert other.unfinished == where
+        assert other.history == {}
+        np.testing.assert_array_equal(other.net.parameters, whole.net.parameters)
+        with pytest.raises(ValueError, match=f"epochs: the unfinished run is {where}; got 5"):
+            other.fit(X, Y, **{**fit, "epochs": 5})
+        last = Ends()
+        found = other.fit(X, Y, callbacks=[last], **{**fit, "checkpoint": "run again"})
+        assert last.told == [], "they have been told"
+        for key in ("loss", "validation_loss", "learning_rate"):
+            assert found[key] == history[key]
+        assert other.progress.step == whole.progress.step == 11 * epochs
+        assert other.progress.total is None
+        np.testing.assert_array_equal(other.net.parameters, whole.net.parameters)
+        assert other.unfinished is mc.Trainer.load("run again", "cpu").unfinished is None
+        assert mc.Trainer.load("run again", "cpu").history == found == other.history
+
+
+def test_a_callback_that_raises_at_the_end_is_told_again_and_those_before_it_are_not(tmp_path):
+    class Raise(mc.Callback):
+        ready = False
+
+        def fit_end(self, trainer, history):
+            if not self.ready:
+                raise ValueError("not yet")
+
+    class Average(Ends):
+        def fit_end(self, trainer, history):
+            super().fit_end(trainer, history)
+            trainer.net.parameters[...] += 1  # it may write what it likes
+
+    fit = {**FIT, "early_stopping": mc.EarlyStopping(1, minimum_change=1), "checkpoint": tmp_path / "run"}
+    whole, trainer = make(), make()
+    whole.fit(X, Y, **{**fit, "checkpoint": None})
+    callbacks = [Average(), Raise(), Ends()]
+    with pytest.raises(ValueError, match="not yet"):
+        trainer.fit(X, Y, callbacks=callbacks, **fit)
+    assert trainer.unfinished == "at its end, after 2 of 4 epochs"
+    callbacks[1].ready = True
+    trainer.fit(X, Y, callbacks=callbacks, **fit)
+    assert (callbacks[0].told, callbacks[2].told) == (["begin", "end"], ["begin", "begin", "end"])
+    np.testing.assert_array_equal(trainer.net.parameters, whole.net.parameters + 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_last_save_leaves_a_run_that_has_come_to_its_end(number, tmp_path):
+    trainer, path = make(), tmp_path / "run"
+    save = trainer.save
+
+    def save_meanwhile(*arguments):
+        signal.raise_signal(number)
+        save(*arguments)
+
+    trainer.save = save_meanwhile
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer.fit(X, Y, **{**FIT, "every": "1 h"}, checkpoint=path)
+    assert trainer.unfinished is mc.Trainer.load(path, "cpu").unfinished is None
+    assert len(trainer.history["loss"]) == len(mc.Trainer.load(path, "cpu").history["loss"]) == 4
+
+
+def test_a_last_save_that_is_interrupted_is_all_that_is_made_up_for(tmp_path):
+    whole, trainer = make(), make()
+    history = whole.fit(X, Y, **FIT)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    trainer.save = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(X, Y, **{**FIT, "every": "1 h"}, checkpoint=tmp_path / "run")
+    del trainer.save
+    assert trainer.unfinished == "after the last of 4 epochs"
+    assert trainer.fit(X, Y, **FIT, checkpoint=tmp_path / "run")["loss"] == history["loss"]
+    assert mc.Trainer.load(tmp_path / "run", "cpu").progress.step == 44
+    np.testing.assert_array_equal(trainer.net.parameters, whole.net.parameters)
 
 
 @pytest.mark.parametrize("name", ["full", "quota", "read-only"])
