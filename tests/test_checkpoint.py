@@ -557,6 +557,7 @@ def test_an_argument_of_fit_of_any_size_goes_on_or_is_refused_before_a_step(argu
     for value in EXTREMES:
         fit, trainer = {"epochs": 3, "batch_size": 40, "progress": False}, small(mc.SGD(mc.Constant(0.1)))
         saved = tmp_path / f"{value}"[:40]
+        (tmp_path / "run").unlink(missing_ok=True)
 
         def call(one, value=value, fit=fit, **more):
             if argument in ("patience", "minimum_change"):

@@ -105,11 +105,12 @@ def _safetensors(path: str | os.PathLike[str], beginning: bytes) -> Kind:
 
 def _where(run: Any) -> str:
     """Return how far a run has come, in brackets; nothing where its description is none of ours."""
-    names = ("epochs", "epoch", "batch") if isinstance(run, Mapping) else ()
-    counts = [run[name] for name in names if isinstance(run.get(name), int)]
-    if len(counts) < 3:
+    if not isinstance(run, Mapping):
         return ""
-    return f" ({progress(*counts, ended=run.get('ended') is True)})"
+    epochs, epoch, batch = (run.get(name) for name in ("epochs", "epoch", "batch"))
+    if not (isinstance(epochs, int) and isinstance(epoch, int) and isinstance(batch, int)):
+        return ""
+    return f" ({progress(epochs, epoch, batch, run.get('ended') is True)})"
 
 
 def progress(epochs: int, epoch: int, batch: int, ended: bool = False) -> str:
