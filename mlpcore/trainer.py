@@ -6,12 +6,16 @@ history = trainer.fit(X, Y, epochs=10, batch_size=256, validation=(Xv, Yv))
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
 import os
+import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,6 +54,7 @@ Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
 _PRECISIONS = ("tf32", "bfloat16", "float16")
 EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated
+_trainers: weakref.WeakSet[Trainer] = weakref.WeakSet()
 
 
 class Trainer:
@@ -153,7 +158,10 @@ class Trainer:
         self.progress = Progress()
         self.history: History = {}
         self._optimizer, self._settings, self._precision, self._seed = optimizer, settings, precision, seed
-        self._lock = threading.RLock()  # one call at a time, whatever the thread
+        self._calls = threading.RLock()  # held by a call, whatever the thread: one at a time
+        self._state = threading.RLock()  # held as well, but not between the steps of `fit`
+        self._visitors: dict[object, None] = {}  # who waits for that, or makes use of it
+        _trainers.add(self)
         self._run: Run | None = None  # the fit that is under way
         self._unfinished: tuple[State, Array | None] | None = None  # a loaded one, and its best parameters
         self._step = new_step(
@@ -256,7 +264,7 @@ class Trainer:
             TypeError, ValueError: names the argument, what was expected and what came.
             NonFiniteLoss: J, its gradient or the update overflowed; the parameters are as before the step.
         """
-        with self._lock:
+        with self._calls, self._state:
             data = self._given(X, Y, sample_weight)
             return self._update(data, self._batch(data, rows))
 
@@ -275,7 +283,7 @@ class Trainer:
 
         Args, Raises: as `step`; a J that is not finite is returned as it is.
         """
-        with self._lock, devices.active(self.net.device):
+        with self._calls, self._state, devices.active(self.net.device):
             data = self._given(X, Y, sample_weight)
             batch = self._batch(data, rows)
             J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs), self.progress.step + 1)
@@ -301,7 +309,7 @@ class Trainer:
             raise TypeError("gradient must be one flat array; got a tuple: trainer.gradient returns J and the gradient")
         flat = gradient.flat if isinstance(gradient, Gradient) else gradient
         device, size = self.net.device, self.net.layout.size
-        with self._lock, devices.active(device):
+        with self._calls, self._state, devices.active(device):
             array = inputs.numeric(flat, "gradient", devices.adopter(device))
             if array.shape != (size,):
                 raise ValueError(f"gradient must be laid out as net.parameters, ({size},); got {array.shape}")
@@ -317,7 +325,7 @@ class Trainer:
 
         Args, Raises: as `step`; DeviceUnavailable where steps are not captured, as on a CPU.
         """
-        with self._lock, devices.active(self.net.device):
+        with self._calls, self._state, devices.active(self.net.device):
             data = self._given(X, Y, sample_weight)
             batch = self._batch(data, rows)
             return self._step.parts(batch, self._step.prepare(batch.size, data.inputs), self.progress)
@@ -452,19 +460,49 @@ class Trainer:
             OSError: the checkpoint cannot be written; the one before is intact. The run is `unfinished`: it can be saved
                 elsewhere, and the same call goes on with it.
         """
-        with self._lock:
+        with self._calls, contextlib.ExitStack() as leaving:
+            if self._run is not None:
+                raise RuntimeError("fit is running: a callback may call step, evaluate and predict, but not fit")
+            leaving.callback(self._release_state)
+            self._state.acquire()
             return self._fit(
                 X, Y, sample_weight, epochs, batch_size, validation, metrics, early_stopping, callbacks, shuffle, progress,
-                checkpoint, every, keep,
+                checkpoint, every, keep, leaving,
             )  # fmt: skip
+
+    def _release_state(self) -> None:
+        with contextlib.suppress(RuntimeError):  # an interrupt while `fit` waited for it
+            self._state.release()
+
+    @contextlib.contextmanager
+    def _away(self) -> Iterator[None]:
+        """Let other threads save meanwhile, and those that wait already before the block ends."""
+        self._state.release()
+        try:
+            yield
+        finally:
+            waiting = [*self._visitors]
+            while any(one in self._visitors for one in waiting):
+                time.sleep(0.001)  # a lock would be this thread's again at once
+            self._state.acquire()
+
+    @contextlib.contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """Wait until no step is under way, for a call that may come between two steps of another thread's `fit`."""
+        visitor = object()
+        try:
+            self._visitors[visitor] = None
+            with self._state:
+                yield
+        finally:
+            self._visitors.pop(visitor, None)
 
     def _fit(
         self, X: Any, Y: Any, sample_weight: Any, epochs: int, batch_size: int, validation: Any, metrics: Any,
         early_stopping: EarlyStopping | None, callbacks: Any, shuffle: bool, progress: bool, checkpoint: Any, every: str,
-        keep: int,
+        keep: int, leaving: contextlib.ExitStack,
     ) -> History:  # fmt: skip
-        if self._run is not None:
-            raise RuntimeError("fit is running: a callback may call step, evaluate and predict, but not fit")
+        self._step.require_whole()
         table = self._held(X, Y, sample_weight)
         held_out = self._validation(validation)
         measures = self._metrics(metrics, held_out)
@@ -495,6 +533,8 @@ class Trainer:
             self._optimizer.rate(dataclasses.replace(begins, epochs=begins.epochs + (state.batch == 0)))
         self.progress.begun, self.progress.total = begins.begun, begins.total
         keeps_best = stopping is not None and stopping.restore_best
+        if checkpoints is not None:
+            leaving.enter_context(checkpoints.signals)  # obeyed when all below is done
         try:
             with devices.active(self.net.device):
                 arrays, source = self._source(table, size, keeps_best)
@@ -511,11 +551,29 @@ class Trainer:
                 self._unfinished = self._run.state, None if kept is None else devices.to_host(self.net.device, kept).copy()
             raise
         finally:
-            self._run = None
-            if self._unfinished is None:
-                self.progress.total = None
-            self._step.untouched = False
-            self._step.reserve([])
+            self._rest()
+
+    def _rest(self) -> None:
+        """Be a trainer at rest: no `fit` is under way."""
+        self._run = None
+        if self._unfinished is None:
+            self.progress.total = None
+        self._step.untouched = False
+        self._step.reserve([])
+
+    def _renew(self) -> None:
+        """Begin anew in a forked process, where the other threads are not, nor what they were doing with this trainer."""
+        self._visitors.clear()
+        if not self._state.acquire(blocking=False):
+            self._state = threading.RLock()
+            self._state.acquire()
+        self._state.release()
+        if self._calls.acquire(blocking=False):
+            self._calls.release()
+            return
+        self._calls = threading.RLock()
+        self._step.renew()
+        self._rest()
 
     def _source(
         self, table: Data | Stream, size: int, keeps_best: bool
@@ -649,9 +707,10 @@ class Trainer:
         }  # fmt: skip
 
     def save(self, path: str | os.PathLike[str], keep: int = 1) -> None:
-        """Write all that the training depends on to a safetensors file, atomically; also from a callback, while `fit` runs.
+        """Write all that the training depends on to a safetensors file, atomically; also while `fit` runs.
 
-        `Trainer.load` goes on from there to the bit, `mc.MLP.load` takes the network alone.
+        `Trainer.load` goes on from there to the bit, `mc.MLP.load` takes the network alone. A callback may call it, and
+        another thread, whose turn comes after the current step, or at once while `fit` waits for rows.
 
         Args:
             path: of the file.
@@ -661,12 +720,13 @@ class Trainer:
             OSError: the file cannot be written; what was there before is intact.
             TypeError: optimizer or schedule is a class of the user's own.
         """
-        with self._lock:
-            if self._run is not None:
-                self._run.pause()
+        with self._between_steps():
+            run = self._run
+            if run is not None:
+                run.pause()
             self._step.count_skipped(self.progress)
             vectors, facts = self._step.snapshot()
-            best = self._run.best_so_far() if self._run else self._unfinished[1] if self._unfinished else None
+            best = run.best_so_far() if run else self._unfinished[1] if self._unfinished else None
             tensors = {"parameters": devices.to_host(self.net.device, self.net.store.flat), **vectors}
             if best is not None:
                 tensors["best"] = devices.to_host(self.net.device, best)
@@ -713,7 +773,7 @@ class Trainer:
             log.warning("saved on %s, goes on on %s: not equal to the bit", described["device"], self.net.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
+        with self._calls, self._state:
             if self._run is not None:
                 raise RuntimeError("a trainer cannot be copied or pickled while fit runs")
             self._step.count_skipped(self.progress)
@@ -751,7 +811,7 @@ class Trainer:
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came; of metrics the one at fault.
         """
-        with self._lock:
+        with self._calls, self._state:
             held = self._held(X, Y, sample_weight)
             return self._evaluate(held, self._metrics(metrics, held))
 
@@ -773,7 +833,7 @@ class Trainer:
         def see(output: Array, Y: Array, weights: Array | None) -> None:
             found.append(scores.row_losses(self._step.objective, output, Y))
 
-        with self._lock:
+        with self._calls, self._state:
             for data in self._windows(self._held(X, Y, None)):
                 inputs = data.inputs._replace(w_dtype="")
                 self._evaluate_data(data._replace(weights=None, given=None, inputs=inputs), see)
@@ -830,6 +890,18 @@ class Trainer:
             see(output, Y, w)
 
         return step.evaluate(batch, plan, chunk)
+
+
+def _renew_after_fork() -> None:
+    """Free, in a forked process, what threads of its parent held."""
+    for trainer in _trainers:
+        trainer._renew()
+    if "tqdm.auto" in sys.modules:
+        sys.modules["tqdm.auto"].tqdm.set_lock(threading.RLock())
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_after_fork)
 
 
 def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:

@@ -17,7 +17,7 @@ PACKAGE = Path(mc.__file__).parent
 LEVELS = [
     ["kernel_files", "_version"], ["core"], ["backends", "formats"], ["training"],
     ["derivatives", "streams", "convert"], ["mlp"],
-    ["gradcheck", "callbacks", "scores", "sources", "checkpoint", "run", "trainer", "labels", "data",
+    ["gradcheck", "callbacks", "scores", "sources", "signals", "checkpoint", "run", "trainer", "labels", "data",
      "tables", "big_tables", "export"], ["__init__"],
     ["estimators", "cli", "torch"], ["__main__"],
 ]  # fmt: skip
