@@ -54,7 +54,9 @@ Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
 _PRECISIONS = ("tf32", "bfloat16", "float16")
 EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated
+FORK_WAITS = 1.0  # seconds that a fork waits for steps of other threads
 _trainers: weakref.WeakSet[Trainer] = weakref.WeakSet()
+_forking = threading.local()  # the trainers that a thread which forks has paused
 
 
 class Trainer:
@@ -892,8 +894,30 @@ class Trainer:
         return step.evaluate(batch, plan, chunk)
 
 
+def _pause_for_fork() -> None:
+    """Wait for a moment until no thread is in the middle of a step.
+
+    A forked process then finds whole parameters, and BLAS in no product, which it would wait for in vain.
+    """
+    _forking.trainers = held = list[Trainer]()
+    deadline = time.monotonic() + FORK_WAITS
+    for trainer in [*_trainers]:
+        trainer._visitors[_forking] = None
+        if trainer._state.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            held.append(trainer)
+
+
+def _go_on_after_fork() -> None:
+    """Give back what `_pause_for_fork` took."""
+    for trainer in _forking.trainers:
+        trainer._state.release()
+    for trainer in [*_trainers]:
+        trainer._visitors.pop(_forking, None)
+
+
 def _renew_after_fork() -> None:
     """Free, in a forked process, what threads of its parent held."""
+    _go_on_after_fork()
     for trainer in _trainers:
         trainer._renew()
     if "tqdm.auto" in sys.modules:
@@ -901,7 +925,9 @@ def _renew_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_renew_after_fork)
+    os.register_at_fork(
+        before=_pause_for_fork, after_in_parent=_go_on_after_fork, after_in_child=_renew_after_fork
+    )
 
 
 def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 _lock = threading.Lock()
 _found: list[int] = []  # threads that the first of nested limits found, a number a library; empty outside
-_depth = 0  # BLAS threads are a setting of the whole process, so is the count of those who limit it
+_inside: dict[object, int] = {}  # the blocks that limit them, by thread: they are a setting of the whole process
 
 
 @functools.cache
@@ -37,22 +37,34 @@ def threads() -> int:
 @contextmanager
 def limited(count: int) -> Iterator[None]:
     """BLAS with `count` threads inside the block. Nested and concurrent blocks restore what was there before the first."""
-    global _depth
-    with _lock:
-        if not _depth:
-            _found[:] = [library.get_num_threads() for library in _libraries()]
-            for library in _libraries():
-                library.set_num_threads(count)
-        _depth += 1
+    block = object()
     try:
+        with _lock:
+            if not _found:
+                _found[:] = [library.get_num_threads() for library in _libraries()]
+                for library in _libraries():
+                    library.set_num_threads(count)
+            _inside[block] = threading.get_ident()
         yield
     finally:
         with _lock:
-            _depth -= 1
-            if not _depth:
-                for library, before in zip(_libraries(), _found, strict=True):
+            _inside.pop(block, None)
+            if not _inside:
+                for library, before in zip(_libraries(), _found, strict=False):  # none: an interrupt
                     library.set_num_threads(before)
                 _found.clear()
+
+
+def _renew_after_fork() -> None:
+    """Forget, in a forked process, the blocks of threads that are not there; the next block restores what they found."""
+    global _lock
+    _lock, me = threading.Lock(), threading.get_ident()
+    for block in [block for block, thread in _inside.items() if thread != me]:
+        del _inside[block]
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_after_fork)
 
 
 def describe() -> list[dict[str, Any]]:

@@ -163,6 +163,11 @@ class GraphStep(PlannedStep):
         """Whether another penalty is zero than when the update was compiled, or layers have other settings."""
         return super()._outdated() or self._penalties != self._penalised()
 
+    def renew(self) -> None:
+        """Give up what another thread was doing here when the process was forked."""
+        self.lock = threading.RLock()
+        super().renew()
+
     # -- what a checkpoint holds --
 
     @_guarded

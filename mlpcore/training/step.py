@@ -420,17 +420,23 @@ class Step(PlannedStep):
         def do(lane: int) -> None:
             make(itertools.chain([(left.remove, lane), begin], calls[lane], [(done.append, lane)]))
 
-        try:
-            self._lane_by_lane(do, pool)
-        finally:
+        def finish() -> None:
             for lane in [*left]:
                 do(lane)
             if len(done) == self.lanes:  # else one of them ran out of memory, say
                 make(end)
 
+        try:
+            self._lane_by_lane(do, pool)
+            finish()
+        except BaseException:
+            finish()
+            raise
+
     def _calls(self, lane: int) -> Iterable[Call]:
         """Return the calls of one lane of the update."""
-        return itertools.chain.from_iterable(update.lanes[lane].calls for update in self.updates)
+        lanes = [update.lanes[lane].calls for update in self.updates]  # no generator: it would be Python
+        return itertools.chain.from_iterable(lanes)
 
     def _excludes_overflow(self, values: Mapping[str, float], largest: float) -> tuple[bool, float]:
         """Return whether the row's bounds exclude it where no |g| is above `largest`, and `reach` afterwards.
