@@ -925,9 +925,7 @@ def _renew_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(
-        before=_pause_for_fork, after_in_parent=_go_on_after_fork, after_in_child=_renew_after_fork
-    )
+    os.register_at_fork(before=_pause_for_fork, after_in_parent=_go_on_after_fork, after_in_child=_renew_after_fork)
 
 
 def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:
