@@ -12,13 +12,11 @@ import dataclasses
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain, islice
-from types import FrameType, UnionType
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -28,6 +26,7 @@ from mlpcore.core import inputs
 from mlpcore.core import optimizers as rules
 from mlpcore.core.optimizers import Adaptive, Optimizer, Progress, Schedule
 from mlpcore.formats import atomic, kinds
+from mlpcore.signals import Signals
 
 log = logging.getLogger("mlpcore")
 OPTIMIZERS = {rule.__name__: rule for rule in (rules.SGD, rules.Adam, rules.AdamW, rules.RMSprop, rules.Lion)}
@@ -180,10 +179,7 @@ def interval(every: object) -> tuple[float, str]:
 
 
 class Checkpoints:
-    """Where and how often `fit` saves, and what it does when it is asked to stop.
-
-    While it is entered, SIGINT and SIGTERM are noted instead of obeyed, so that the step can be finished and saved; a second
-    SIGINT is obeyed at once. Only the main thread can do that; in others signals do what they always do.
+    """Where and how often `fit` saves; when a signal asks it to stop, as well.
 
     Args:
         path: of the file.
@@ -203,8 +199,7 @@ class Checkpoints:
             raise FileNotFoundError(f"checkpoint {self.path!r}: the folder {folder!r} does not exist")
         self.count, self.unit = interval(every)
         self.keep = inputs.positive_integer(keep, "keep")
-        self.asked: signal.Signals | None = None  # to stop
-        self._before: dict[signal.Signals, Any] = {}
+        self.signals = Signals()
         self.saved(0)
 
     @contextlib.contextmanager
@@ -237,33 +232,8 @@ class Checkpoints:
         """Whether one is due after so many steps; to be asked once a step, and once at the end of each epoch."""
         self._epochs += epoch_ended
         passed = {"steps": steps - self._steps, "epochs": self._epochs, "seconds": time.monotonic() - self._time}
-        return self.asked is not None or passed[self.unit] >= self.count
-
-    def __enter__(self) -> Checkpoints:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = signal.Signals(number)
+        return self.signals.asked is not None or passed[self.unit] >= self.count
 
     def leave(self, where: str) -> None:
-        """Obey the signal, now that all is saved: a user's handler, KeyboardInterrupt, or for SIGTERM exit status 143."""
-        assert self.asked is not None
-        message = f"{self.asked.name}: stopped {where}; saved in {self.path}, Trainer.load goes on from there"
-        handler = self._before.get(self.asked)
-        self.__exit__()
-        log.warning(message)
-        if callable(handler) and handler is not signal.default_int_handler:
-            signal.raise_signal(self.asked)
-        if self.asked == signal.SIGINT:
-            raise KeyboardInterrupt(message)
-        raise SystemExit(128 + self.asked)
+        """Obey the signal that has come, now that all is saved."""
+        self.signals.leave(f"stopped {where}; saved in {self.path}, Trainer.load goes on from there")

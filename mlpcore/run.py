@@ -10,7 +10,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from mlpcore.core.optimizers import Adaptive
 from mlpcore.formats import kinds
 from mlpcore.scores import Metric
 from mlpcore.sources import Sample
+from mlpcore.streams import Stream
 from mlpcore.training.chunks import Batch, Data
 from mlpcore.training.plan import Inputs
 
@@ -195,10 +196,14 @@ class Run:
         self._passes = trainer.progress.epochs - state.epoch - (state.batch > 0)
         self._each_step = any(getattr(x.step_end, "__func__", None) is not Callback.step_end for x in self.observers)
         self._unread: list[_Unread] = []
+        self._fault: Exception | None = None  # found in them, perhaps by a `save` in another thread
         self._waiting = 0  # steps in it
         step = trainer._step
         if state.given is None and step.allocated is not None and step.inputs is not None:
             state.widest, state.given = step.allocated.batch_rows, list(step.inputs)
+        for stream in (getattr(source, "stream", None), held_out):
+            if isinstance(stream, Stream):
+                stream.waiting = self._waiting_for_rows
         self._schedule: Adaptive | None = None
         self._adaptive()
         self._began = time.perf_counter()
@@ -218,7 +223,6 @@ class Run:
             seconds = 0.1 if seen else 10  # between frames: a log file keeps every one
             bar = stack.enter_context(tqdm(total=every, initial=done, mininterval=seconds, **shown))
             if self.checkpoints is not None:
-                stack.enter_context(self.checkpoints)
                 self.checkpoints.saved(trainer.progress.step)
             stop = state.ended or self._out_of_patience()
             if state.given is not None:  # a run that goes on, perhaps with a short batch
@@ -235,7 +239,7 @@ class Run:
             with trainer._at_rest(state.history):
                 if self.checkpoints is not None:
                     trainer.save(self.checkpoints.path, self.checkpoints.keep)
-            if self.checkpoints is not None and self.checkpoints.asked is not None:
+            if self.checkpoints is not None and self.checkpoints.signals.asked is not None:
                 self.checkpoints.leave("at the end of the training")
         return state.history
 
@@ -270,6 +274,9 @@ class Run:
                 bar.update(batch.size * batch.steps)
                 if self.checkpoints is not None:
                     self._save_if_due(epoch_ended=False)
+                if trainer._visitors:
+                    with trainer._away():
+                        pass
 
     def _together(self, data: Data) -> int:
         """Return how many of the next batches callbacks and checkpoints allow in one launch."""
@@ -277,6 +284,17 @@ class Run:
             return 1
         most = self.trainer._step.together(self.state.batch_size, data.inputs)
         return most if self.checkpoints is None else min(most, self.checkpoints.steps_left(self.trainer.progress.step))
+
+    @contextlib.contextmanager
+    def _waiting_for_rows(self) -> Iterator[Callable[[], object]]:
+        """Let other threads save; give what saves and leaves if a signal has come."""
+
+        def look() -> None:
+            if self.checkpoints is not None and self.checkpoints.signals.asked is not None:
+                self._save_if_due(epoch_ended=False)
+
+        with self.trainer._away():
+            yield look
 
     def _step(self, data: Data, batch: Batch) -> None:
         trainer = self.trainer
@@ -299,12 +317,18 @@ class Run:
 
     def _settle(self) -> None:
         """Read the losses that have been left on the device, and add them up."""
+        if self._fault is not None:
+            raise self._fault
         launches, self._unread, self._waiting = self._unread, [], 0
         for one in launches:
             try:
                 values = one.J.values()
             except NonFiniteLoss as error:
-                raise self._explained(error, launches) from None
+                self._fault = self._explained(error, launches)
+                raise self._fault from None
+            except ValueError as error:
+                self._fault = error
+                raise
             for J, weight in values:
                 self._add(J, weight if one.weight is None else one.weight)
 
@@ -382,7 +406,7 @@ class Run:
             return
         trainer.save(checkpoints.path, checkpoints.keep)
         checkpoints.saved(trainer.progress.step)
-        if checkpoints.asked is not None:
+        if checkpoints.signals.asked is not None:
             checkpoints.leave(str(self.state))
 
     def pause(self) -> None:

@@ -43,7 +43,7 @@ class Rows:
         self.data, self.size, self.place, self.device = data, size, place, device
         self.rows: int | None = len(data.X)
         self._order = np.empty(self.rows, np.int64) if place is None or device != "cpu" else place
-        self._drawn: Seeds | None = None  # from which the order is drawn ahead,
+        self._drawn: Seeds | None = None  # from which the order has been drawn, ahead
         self._ahead: threading.Thread | None = None  # by this thread
 
     def _draw(self, seeds: Seeds | None) -> None:
@@ -52,6 +52,7 @@ class Rows:
         np.subtract(np.cumsum(rows, out=rows), 1, out=rows)  # 0, 1, 2, … without a second array of that size
         if seeds is not None:
             np.random.default_rng(seeds).shuffle(rows)
+        self._drawn = seeds
 
     def epoch(
         self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] = lambda _: 1,
@@ -67,11 +68,10 @@ class Rows:
             self._ahead.join()
         if seeds is None or seeds != self._drawn:
             self._draw(seeds)
-        self._drawn = self._ahead = None
+        self._drawn = self._ahead = None  # that thread may never come to its end
         if self.place is not None and self.place is not rows:
             self.place[...] = devices.to_device(self.device, rows)
             if following is not None and len(rows) >= AHEAD:
-                self._drawn = following
                 self._ahead = threading.Thread(target=self._draw, args=(following,))
                 self._ahead.start()
             rows = self.place

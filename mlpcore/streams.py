@@ -19,12 +19,15 @@ import json
 import math
 import mmap
 import os
+import queue
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -43,6 +46,8 @@ BLOCK = 1 << 20  # bytes of a block: a disk reads as much at a time nearly as fa
 MIXED = 16  # blocks in a window at least, where blocks can be made small enough
 AROUND = 64 << 10  # bytes that the kernel maps at a time
 BUFFER = 64 << 10  # bytes that pyarrow reads of a column at a time
+LOOK = 0.05  # seconds of a wait for rows after which it is asked whether to wait on
+PATIENCE = 1.0  # seconds in which a thread that reads may come to its end
 NAMES = ("X", "Y", "sample_weight")
 _AXES = {"X": (2,), "Y": (1, 2), "sample_weight": (1,)}
 _UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, LookupError)  # what libraries raise where rows cannot be read
@@ -77,6 +82,7 @@ class Stream(ABC):
         require_targets: raises the error of a Y that the loss does not take; called with Y, its name and its first row.
         epochs: begun so far; who resumes a run sets it.
         waited: seconds that the consumer has waited for the reader.
+        waiting: makes a block around each wait for the reader, whose value is called a few times a second meanwhile.
     """
 
     def __init__(self, dtype: DTypeLike):
@@ -87,6 +93,7 @@ class Stream(ABC):
         self.require_targets: Callable[[Array, str, int], None] | None = None
         self.epochs = 0
         self.waited = 0.0
+        self.waiting: Callable[[], AbstractContextManager[Callable[[], object]]] = _nothing_to_do
 
     @abstractmethod
     def batches(self, batch_size: int) -> int | None:
@@ -126,24 +133,88 @@ class Stream(ABC):
             self.require_targets(Y, prefix + "Y", first)
 
     def _ahead(self, fill: Callable[[Slot], Piece | None], slots: Sequence[Slot], stop: threading.Event) -> Pieces:
-        """What `fill` makes of one slot after the other, until None, with one thread that is a piece ahead."""
-        from concurrent.futures import ThreadPoolExecutor
+        """What `fill` makes of one slot after the other, until None, with one thread that is a piece ahead.
 
-        reader = ThreadPoolExecutor(1, "mlpcore-reader")
+        A thread whose source does not answer is left behind after a moment; it does not keep the process alive.
+        """
+        reader, turn = _Reader(fill), itertools.cycle(slots)
         try:
-            turn = itertools.cycle(slots)
-            coming = reader.submit(fill, next(turn))
+            reader.start()
+            reader.slots.put(next(turn))
             while True:
                 begin = time.perf_counter()
-                piece = coming.result()
+                piece = self._next(reader)
                 self.waited += time.perf_counter() - begin
                 if piece is None:
                     return
-                coming = reader.submit(fill, next(turn))
+                reader.slots.put(next(turn))
                 yield piece
         finally:
             stop.set()
-            reader.shutdown(cancel_futures=True)
+            reader.slots.put(None)
+            if reader.is_alive():
+                reader.join(PATIENCE)
+
+    def _next(self, reader: _Reader) -> Piece | None:
+        """Return the reader's next piece, or raise what the source raised."""
+        try:
+            return reader.take(0)
+        except queue.Empty:
+            with self.waiting() as look:
+                while True:
+                    try:
+                        return reader.take(LOOK)
+                    except queue.Empty:
+                        look()
+
+
+class _Reader(threading.Thread):
+    """A thread that fills slots.
+
+    Args:
+        fill: makes a piece of a slot; None at the end.
+
+    Attributes:
+        slots: to be filled; None ends the thread.
+    """
+
+    def __init__(self, fill: Callable[[Slot], Piece | None]):
+        super().__init__(name="mlpcore-reader", daemon=True)
+        self._fill = fill
+        self.slots: queue.SimpleQueue[Slot | None] = queue.SimpleQueue()
+        self._filled: queue.SimpleQueue[Future[Piece | None]] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Fill one slot after the other."""
+        for slot in iter(self.slots.get, None):
+            filled: Future[Piece | None] = Future()
+            try:
+                filled.set_result(self._fill(slot))
+            except BaseException as error:  # into the consumer's thread
+                filled.set_exception(error)
+            self._filled.put(filled)
+            del filled  # whose traceback would keep the thread's frame alive
+
+    def take(self, seconds: float) -> Piece | None:
+        """Return the next piece, or raise what the source raised.
+
+        Raises:
+            queue.Empty: there is none within so many seconds.
+            RuntimeError: the thread is not there, as in a forked process.
+        """
+        there = self.is_alive()
+        try:
+            filled = self._filled.get(timeout=seconds)
+        except queue.Empty:
+            if there:
+                raise
+            raise RuntimeError("the thread that reads X is not in this process: begin a new fit after a fork") from None
+        return filled.result()
+
+
+def _nothing_to_do() -> AbstractContextManager[Callable[[], object]]:
+    """Make a block in which nothing is done while rows are waited for."""
+    return nullcontext(lambda: None)
 
 
 # -- rows that can be sliced ---------------------------------------------------------------------------------------------

@@ -12,7 +12,10 @@ import functools
 import logging
 import math
 import os
+import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,6 +54,9 @@ Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
 _PRECISIONS = ("tf32", "bfloat16", "float16")
 EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated, at most
+FORK_WAITS = 1.0  # seconds that a fork waits for steps of other threads
+_trainers: weakref.WeakSet[Trainer] = weakref.WeakSet()
+_forking = threading.local()  # the trainers that a thread which forks has paused
 
 
 class Trainer:
@@ -154,7 +160,10 @@ class Trainer:
         self.progress = Progress()
         self.history: History = {}
         self._optimizer, self._settings, self._precision, self._seed = optimizer, settings, precision, seed
-        self._lock = threading.RLock()  # one call at a time, whatever the thread
+        self._calls = threading.RLock()  # held by a call, whatever the thread: one at a time
+        self._state = threading.RLock()  # held as well, but not between the steps of `fit`
+        self._visitors: dict[object, None] = {}  # who waits for that, or makes use of it
+        _trainers.add(self)
         self._run: Run | None = None  # the fit that is under way
         self._unfinished: tuple[State, Array | None] | None = None  # a loaded one, and its best parameters
         self._step = new_step(
@@ -262,7 +271,7 @@ class Trainer:
             TypeError, ValueError: names the argument, what was expected and what came.
             NonFiniteLoss: J, its gradient or the update overflowed; the parameters are as before the step.
         """
-        with self._lock:
+        with self._calls, self._state:
             data = self._given(X, Y, sample_weight)
             return self._update(data, self._batch(data, rows))
 
@@ -281,7 +290,7 @@ class Trainer:
 
         Args, Raises: as `step`; a J that is not finite is returned as it is.
         """
-        with self._lock, devices.active(self.net.device):
+        with self._calls, self._state, devices.active(self.net.device):
             data = self._given(X, Y, sample_weight)
             batch = self._batch(data, rows)
             J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs), self.progress.step + 1)
@@ -307,7 +316,7 @@ class Trainer:
             raise TypeError("gradient must be one flat array; got a tuple: trainer.gradient returns J and the gradient")
         flat = gradient.flat if isinstance(gradient, Gradient) else gradient
         device, size = self.net.device, self.net.layout.size
-        with self._lock, devices.active(device):
+        with self._calls, self._state, devices.active(device):
             array = inputs.numeric(flat, "gradient", devices.adopter(device))
             if array.shape != (size,):
                 raise ValueError(f"gradient must be laid out as net.parameters, ({size},); got {array.shape}")
@@ -323,7 +332,7 @@ class Trainer:
 
         Args, Raises: as `step`; DeviceUnavailable where steps are not captured, as on a CPU.
         """
-        with self._lock, devices.active(self.net.device):
+        with self._calls, self._state, devices.active(self.net.device):
             data = self._given(X, Y, sample_weight)
             batch = self._batch(data, rows)
             return self._step.parts(batch, self._step.prepare(batch.size, data.inputs), self.progress)
@@ -459,19 +468,49 @@ class Trainer:
                 training writes the file, or it is no checkpoint, or holds an unfinished run and this trainer
                 was not loaded from one.
         """
-        with self._lock:
+        with self._calls, contextlib.ExitStack() as leaving:
+            if self._run is not None:
+                raise RuntimeError("fit is running: a callback may call step, evaluate and predict, but not fit")
+            leaving.callback(self._release_state)
+            self._state.acquire()
             return self._fit(
                 X, Y, sample_weight, epochs, batch_size, validation, metrics, early_stopping, callbacks, shuffle, progress,
-                checkpoint, every, keep,
+                checkpoint, every, keep, leaving,
             )  # fmt: skip
+
+    def _release_state(self) -> None:
+        with contextlib.suppress(RuntimeError):  # an interrupt while `fit` waited for it
+            self._state.release()
+
+    @contextlib.contextmanager
+    def _away(self) -> Iterator[None]:
+        """Let other threads save meanwhile, and those that wait already before the block ends."""
+        self._state.release()
+        try:
+            yield
+        finally:
+            waiting = [*self._visitors]
+            while any(one in self._visitors for one in waiting):
+                time.sleep(0.001)  # a lock would be this thread's again at once
+            self._state.acquire()
+
+    @contextlib.contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """Wait until no step is under way, for a call that may come between two steps of another thread's `fit`."""
+        visitor = object()
+        try:
+            self._visitors[visitor] = None
+            with self._state:
+                yield
+        finally:
+            self._visitors.pop(visitor, None)
 
     def _fit(
         self, X: Any, Y: Any, sample_weight: Any, epochs: int, batch_size: int, validation: Any, metrics: Any,
         early_stopping: EarlyStopping | None, callbacks: Any, shuffle: bool, progress: bool, checkpoint: Any, every: str,
-        keep: int,
+        keep: int, leaving: contextlib.ExitStack,
     ) -> History:  # fmt: skip
-        if self._run is not None:
-            raise RuntimeError("fit is running: a callback may call step, evaluate and predict, but not fit")
+        self._step.require_whole()
         table = self._held(X, Y, sample_weight)
         held_out = self._validation(validation)
         measures = self._metrics(metrics, held_out)
@@ -495,9 +534,10 @@ class Trainer:
         keeps_best = stopping is not None and stopping.restore_best
         goes_on = self._unfinished is not None
         claim = checkpoints.claimed(goes_on) if checkpoints else contextlib.nullcontext()
+        if checkpoints is not None:
+            leaving.enter_context(checkpoints.signals)  # obeyed when all below is done
         try:
             with devices.active(self.net.device), claim:
-                self.progress.begun, self.progress.total = begins.begun, begins.total
                 arrays, source = self._source(table, size, keeps_best)
                 if best is not None:
                     arrays["best"][...] = devices.to_device(self.net.device, best)
@@ -507,11 +547,29 @@ class Trainer:
                 self.progress.begun, self.progress.total = begins.begun, begins.total
                 return self._go(self._run, progress)
         finally:
-            self._run = None
-            if self._unfinished is None:
-                self.progress.total = None
-            self._step.untouched = False
-            self._step.reserve([])
+            self._rest()
+
+    def _rest(self) -> None:
+        """Be a trainer at rest: no `fit` is under way."""
+        self._run = None
+        if self._unfinished is None:
+            self.progress.total = None
+        self._step.untouched = False
+        self._step.reserve([])
+
+    def _renew(self) -> None:
+        """Begin anew in a forked process, where the other threads are not, nor what they were doing with this trainer."""
+        self._visitors.clear()
+        if not self._state.acquire(blocking=False):
+            self._state = threading.RLock()
+            self._state.acquire()
+        self._state.release()
+        if self._calls.acquire(blocking=False):
+            self._calls.release()
+            return
+        self._calls = threading.RLock()
+        self._step.renew()
+        self._rest()
 
     def _go(self, run: Run, progress: bool) -> History:
         """Train to the end, and return the history; a run with a checkpoint that stops before is unfinished."""
@@ -720,9 +778,10 @@ class Trainer:
         }  # fmt: skip
 
     def save(self, path: str | os.PathLike[str], keep: int = 1) -> None:
-        """Write all that the training depends on to a safetensors file, atomically; also from a callback, while `fit` runs.
+        """Write all that the training depends on to a safetensors file, atomically; also while `fit` runs.
 
-        `Trainer.load` goes on from there to the bit, `mc.MLP.load` takes the network alone.
+        `Trainer.load` goes on from there to the bit, `mc.MLP.load` takes the network alone. A callback may call it, and
+        another thread, whose turn comes after the current step, or at once while `fit` waits for rows.
 
         Args:
             path: of the file.
@@ -733,12 +792,13 @@ class Trainer:
                 there before is intact.
             TypeError: optimizer or schedule is a class of the user's own.
         """
-        with self._lock:
-            if self._run is not None:
-                self._run.pause()
+        with self._between_steps():
+            run = self._run
+            if run is not None:
+                run.pause()
             self._step.count_skipped(self.progress)
             vectors, facts = self._step.snapshot()
-            best = self._run.best_so_far() if self._run else self._unfinished[1] if self._unfinished else None
+            best = run.best_so_far() if run else self._unfinished[1] if self._unfinished else None
             tensors = {"parameters": devices.to_host(self.net.device, self.net.store.flat), **vectors}
             if best is not None:
                 tensors["best"] = devices.to_host(self.net.device, best)
@@ -791,7 +851,7 @@ class Trainer:
             log.warning("saved on %s, goes on on %s: not equal to the bit", described["device"], self.net.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
+        with self._calls, self._state:
             if self._run is not None:
                 raise RuntimeError("a trainer cannot be copied or pickled while fit runs")
             self._step.count_skipped(self.progress)
@@ -830,7 +890,7 @@ class Trainer:
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came; of metrics the one at fault.
         """
-        with self._lock, devices.active(self.net.device):
+        with self._calls, self._state, devices.active(self.net.device):
             held = self._held(X, Y, sample_weight)
             return self._evaluate(held, self._metrics(metrics, held))
 
@@ -847,7 +907,7 @@ class Trainer:
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
-        with self._lock, devices.active(self.net.device):
+        with self._calls, self._state, devices.active(self.net.device):
             held = self._held(X, Y, None)
             rows = len(held.X) if isinstance(held, Data) else held.rows
             losses, at = np.empty(rows or 0), 0
@@ -947,6 +1007,40 @@ def _lists(described: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Col
     yield "history", described["history"], described["history"].keys()
     if described["run"] is not None:
         yield "run history", described["run"]["history"], described["run"]["history"].keys()
+
+
+def _pause_for_fork() -> None:
+    """Wait for a moment until no thread is in the middle of a step.
+
+    A forked process then finds whole parameters, and BLAS in no product, which it would wait for in vain.
+    """
+    _forking.trainers = held = list[Trainer]()
+    deadline = time.monotonic() + FORK_WAITS
+    for trainer in [*_trainers]:
+        trainer._visitors[_forking] = None
+        if trainer._state.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            held.append(trainer)
+
+
+def _go_on_after_fork() -> None:
+    """Give back what `_pause_for_fork` took."""
+    for trainer in _forking.trainers:
+        trainer._state.release()
+    for trainer in [*_trainers]:
+        trainer._visitors.pop(_forking, None)
+
+
+def _renew_after_fork() -> None:
+    """Free, in a forked process, what threads of its parent held."""
+    _go_on_after_fork()
+    for trainer in _trainers:
+        trainer._renew()
+    if "tqdm.auto" in sys.modules:
+        sys.modules["tqdm.auto"].tqdm.set_lock(threading.RLock())
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_pause_for_fork, after_in_parent=_go_on_after_fork, after_in_child=_renew_after_fork)
 
 
 def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:

@@ -17,8 +17,8 @@ PACKAGE = Path(mc.__file__).parent
 LEVELS = [
     ["kernel_files", "_version"], ["core"], ["backends", "formats"], ["training"],
     ["derivatives", "streams", "convert"], ["mlp"],
-    ["gradcheck", "callbacks", "scores", "sources", "checkpoint", "run", "trainer", "labels", "data",
-     "pipeline", "tables", "big_tables", "export"], ["__init__"],
+    ["gradcheck", "callbacks", "scores", "sources", "signals", "checkpoint", "run", "trainer", "labels",
+     "data", "pipeline", "tables", "big_tables", "export"], ["__init__"],
     ["estimators", "cli", "torch"], ["__main__"],
 ]  # fmt: skip
 LEVEL = {unit: i for i, units in enumerate(LEVELS) for unit in units}

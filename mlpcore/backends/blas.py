@@ -13,7 +13,7 @@ from mlpcore.backends import machine
 
 _lock = threading.Lock()
 _found: list[int] = []  # threads that the first of nested limits found, a number a library; empty outside
-_limits: list[int] = []  # of the blocks under way: BLAS threads are a setting of the whole process
+_limits: dict[object, tuple[int, int]] = {}  # count and thread of each block under way, for the whole process
 NOTHING: AbstractContextManager[object] = nullcontext()
 
 
@@ -47,16 +47,17 @@ def limited(count: int) -> Iterator[None]:
     Of nested and concurrent blocks the lowest count holds; the last one restores what was there
     before the first.
     """
-    with _lock:
-        if not _limits:
-            _found[:] = _counts()
-        _limits.append(count)
-        _set()
+    block = object()
     try:
+        with _lock:
+            if not _found:
+                _found[:] = _counts()
+            _limits[block] = count, threading.get_ident()
+            _set()
         yield
     finally:
         with _lock:
-            _limits.remove(count)
+            _limits.pop(block, None)
             _set()
             if not _limits:
                 _found.clear()
@@ -64,8 +65,8 @@ def limited(count: int) -> Iterator[None]:
 
 def _set() -> None:
     """Give each library the threads that the blocks under way leave it."""
-    for library, own in zip(_libraries(), _found, strict=True):
-        wanted = min([own, *_limits])
+    for library, own in zip(_libraries(), _found, strict=False):  # none found: an interrupt
+        wanted = min([own, *(count for count, _ in _limits.values())])
         if library.get_num_threads() != wanted:
             library.set_num_threads(wanted)
 
@@ -79,6 +80,22 @@ def within_cpus() -> AbstractContextManager[object]:
 def _exceeds() -> bool:
     """Return whether BLAS would use more threads than there are CPUs for it. Found out once."""
     return most() > machine.usable_cpus()
+
+
+def _renew_after_fork() -> None:
+    """Forget, in a forked process, the blocks of threads that are not there.
+
+    The next block restores what they found.
+    """
+    global _lock
+    _lock, me = threading.Lock(), threading.get_ident()
+    for block, (_, thread) in [*_limits.items()]:
+        if thread != me:
+            del _limits[block]
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_renew_after_fork)
 
 
 def describe() -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from mlpcore.core.activations import Activation
 from mlpcore.core.dropout import Dropped
 from mlpcore.core.formulas import Program, program
 from mlpcore.core.losses import Loss, Objective
-from mlpcore.core.ops import Array, Buffer, row_major
+from mlpcore.core.ops import Array, Buffer, Call, make, row_major
 
 PIECE = 32768  # entries per pass of a formula: what it reads and writes stays in L2
 BUFFER = 2048  # entries that NumPy buffers in a broadcast: 8,192 by default, which is slower and takes 64 KiB
@@ -28,7 +28,6 @@ SHORT, STRETCH = 64, 1 << 17  # entries of a piece of a sum; of as many pieces a
 BLOCK = 2048  # entries that a sum converts to double at a time: 16 KiB for each thread of a step
 FEW = 2048  # entries of a product that cost less to zero than `matmul` takes to look at its arguments
 NARROW = 64  # softmax over at most so many classes works on the transpose, where row sums are sums of contiguous rows
-Call = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 class Input:
@@ -56,15 +55,14 @@ class Transposed:
 
 
 class Tape:
-    """A recorded run: calls with their arguments."""
+    """A recorded run: functions, each with its arguments."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
 
     def replay(self) -> None:
         """Do the calls again, inside `NumpyOps.quietly`."""
-        for function, arguments in self.calls:
-            function(*arguments)
+        make(self.calls)
 
 
 def _quiet_context() -> contextvars.Context:
@@ -196,6 +194,10 @@ class NumpyOps:
         """What the function returns, called in this object's context: an errstate block costs several times as much."""
         return self._context.run(function, *arguments)
 
+    def renew(self) -> None:
+        """Give up what another thread was doing here when the process was forked."""
+        self._context, self._tape = _quiet_context(), None
+
     def record(self, run: Callable[[], None]) -> Tape:
         """The operations that `run` calls, recorded instead of executed."""
         assert self._tape is None, "a recording is under way"
@@ -210,7 +212,7 @@ class NumpyOps:
         if self._tape is None:
             function(*arguments)
         else:
-            self._tape.calls.append((function, arguments))
+            self._tape.calls.append((function, *arguments))
 
     def _run(self, compiled: Program, arrays: Mapping[str, Array], registers: list[Array]) -> None:
         """Each step of a program on its arrays; scalars are among them under their folded keys."""

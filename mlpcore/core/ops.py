@@ -7,7 +7,10 @@ Arrays are of the backend's kind, row-major unless said otherwise; sizes and ali
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import collections
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from mlpcore.core.activations import Activation
@@ -48,11 +51,31 @@ def row_major(A: Array, B: Array, C: Array) -> tuple[Array, Array, Array]:
     return (B.T, A.T, C.T) if C.strides[0] < C.strides[1] else (A, B, C)
 
 
+Call = tuple[Any, ...]  # a function and its arguments
+
+
 class Recording(Protocol):
     """A recorded run of operations."""
 
     def replay(self) -> None:
         """Do them again, on the same arrays."""
+
+
+class EagerRecording(Recording, Protocol):
+    """A recorded run whose calls can be looked at."""
+
+    @property
+    def calls(self) -> Sequence[Call]:
+        """Functions, each with its arguments."""
+
+
+def make(calls: Iterable[Call]) -> None:
+    """Make calls in C, one after the other.
+
+    Python looks for signals, and for exceptions that other threads have sent, only while it interprets.
+    So no interrupt comes between two functions that are written in C, as NumPy's are.
+    """
+    collections.deque(itertools.starmap(operator.call, calls), 0)
 
 
 class Ops(Protocol):
@@ -145,8 +168,14 @@ class EagerOps(Ops, Protocol):
     def map_scratch(self, program: Program, size: int, dtype: str) -> list[Buffer]:
         """List the arrays that `map` over vectors of `size` entries needs, for the plan."""
 
+    def record(self, run: Callable[[], None]) -> EagerRecording:
+        """The operations that `run` calls, recorded instead of executed."""
+
     def quietly(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call the function where overflow raises no warning: the step looks for it itself."""
+
+    def renew(self) -> None:
+        """Give up what another thread was doing here when the process was forked."""
 
     def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
         """Out = source[rows], cast to out's dtype by way of `stage` (source's dtype) where the dtypes differ."""

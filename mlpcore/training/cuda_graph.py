@@ -108,6 +108,7 @@ class GraphStep(PlannedStep):
         self._fresh = True  # whether the device's update count is still to be set
         self._stream: object = None  # of the last step
         self._progress: Progress | None = None  # that the last step counted in
+        self._uncounted = False  # whether a step may have been launched and not counted
 
     # -- the plan --
 
@@ -162,7 +163,21 @@ class GraphStep(PlannedStep):
         """Whether another penalty is zero than when the update was compiled, or layers have other settings."""
         return super()._outdated() or self._penalties != self._penalised()
 
+    def renew(self) -> None:
+        """Give up what another thread was doing here when the process was forked."""
+        self.lock = threading.RLock()
+        super().renew()
+
     # -- what a checkpoint holds --
+
+    @_guarded
+    def require_whole(self) -> None:
+        """Count the steps that the device has done where an interrupt came between launch and count."""
+        super().require_whole()
+        if self._uncounted and self._progress is not None:
+            control = self.kernels.read_control()
+            self._progress.step = int(control["updates"]) + int(control["skipped"])
+            self._uncounted = False
 
     @_guarded
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -279,7 +294,9 @@ class GraphStep(PlannedStep):
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
         """The plan for batches of this size, and its arrays allocated behind the last step's work."""
         plan = self._plans.get((batch_rows, inputs))
-        if plan is not None and plan is self._covered and self.rule == self.optimizer.row and not self._outdated():
+        whole = not (self._uncounted or self.torn)
+        bound = whole and self.rule == self.optimizer.row and not self._outdated()
+        if plan is not None and plan is self._covered and bound:
             self.optimizer.require_epsilon(self.dtype)
             return plan  # as most steps are
         with self.lock, self.device.active():
@@ -307,10 +324,11 @@ class GraphStep(PlannedStep):
             if self._varies():
                 self._set_values(self.optimizer.scalars(progress))
             self._set_rates(progress, batch.steps)
+            self._progress, self._uncounted = progress, True
             self._launch("step", batch, plan, progress.step + 1, results.address + device_loss.ROW_BYTES * first)
             results.asked = first + batch.steps  # from here on they may be read
-            progress.step += batch.steps
-            self._progress, self.store.writer = progress, self
+            progress.step, self._uncounted = progress.step + batch.steps, False
+            self.store.writer = self
         return DeviceLoss(self, results, first, batch.steps, progress)
 
     @_guarded
@@ -330,10 +348,11 @@ class GraphStep(PlannedStep):
         end = self._recorded(("end",), self._end)
         self.kernels.set_applied(progress.step + 1, results.address + device_loss.ROW_BYTES * first)
         self._values = None  # the penalties are to be set anew
+        self._progress, self._uncounted = progress, True
         end.replay()
         results.asked = first + 1
-        progress.step += 1
-        self._progress, self.store.writer = progress, self
+        progress.step, self._uncounted = progress.step + 1, False
+        self.store.writer = self
         self.read_results(results, first, 1, progress)
 
     def _results_for(self, steps: int) -> tuple[StepResults, int]:

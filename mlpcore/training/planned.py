@@ -91,6 +91,7 @@ class PlannedStep(ABC):
         self.gradient: Array = None  # of the last batch, flat
         self.untouched = False  # whether nobody else has written the parameters since the last update
         self.inputs: Inputs | None = None
+        self.torn = 0  # the number of the step whose update has begun and not ended
 
     # -- what the kinds of step differ in --
 
@@ -195,10 +196,23 @@ class PlannedStep(ABC):
     def weight(self, batch: Batch) -> float | None:
         """Σ w over the rows of a batch; None where only the device knows."""
 
+    def require_whole(self) -> None:
+        """Raise a RuntimeError if an update, or a change of the state vectors, was left half done."""
+        if self.torn:
+            raise RuntimeError(
+                f"step {self.torn} was interrupted in the middle of its update: parameters and optimizer "
+                "state are of no step. Load the trainer from its last checkpoint by mc.Trainer.load"
+            )
+
+    def renew(self) -> None:
+        """Give up what another thread was doing here when the process was forked."""
+        self._drop_workspace()
+
     # -- what a checkpoint holds --
 
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """What the next steps depend on beside the parameters: state vectors, on the host, and what JSON can hold."""
+        self.require_whole()
         plans = [[rows, list(inputs), plan.rows, plan.workers] for (rows, inputs), plan in self._plans.items()]
         vectors = {name: self._to_host(vector) for name, vector in self.state.items()}
         counts = {"updates": self._count(), "kept": [*self.kept.items()], "missed": [*self.missed.items()]}
@@ -221,6 +235,7 @@ class PlannedStep(ABC):
         self._count_layers(facts["updates"], dict(facts["kept"]), dict(facts["missed"]))
         if facts["rule"] != self.optimizer.row:
             vectors = self._carried_over(vectors)
+        self.torn = self.done + 1
         self.state = {f"state {name}": vector for name, vector in vectors.items()}
         self._bind_optimizer()
         for name, vector in vectors.items():
@@ -228,6 +243,7 @@ class PlannedStep(ABC):
         first = [vectors[name] for name in self.optimizer.states[:1] if name in vectors]
         self.reach = max((float(abs(vector).max()) for vector in first), default=0.0)
         self._take(facts)
+        self.torn = 0
 
     def _count_layers(self, updates: int, kept: Mapping[int, int], missed: Mapping[int, int]) -> None:
         """Begin or end, after so many updates, the count of those that layers miss, where the settings freeze others now.
@@ -343,6 +359,7 @@ class PlannedStep(ABC):
         Raises:
             ValueError: epsilon is 0, or infinite, in the parameters' dtype.
         """
+        self.require_whole()
         self.optimizer.require_epsilon(self.dtype)
         if self.by_layer != self.optimizer.layers:
             self.optimizer.require_layers(self.layout.layers)

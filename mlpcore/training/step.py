@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +21,7 @@ from mlpcore.core.errors import NonFiniteLoss
 from mlpcore.core.formulas import Program, program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
-from mlpcore.core.ops import Array, Buffer, EagerOps, Recording
+from mlpcore.core.ops import Array, Buffer, Call, EagerOps, EagerRecording, make
 from mlpcore.core.optimizers import Layer, Optimizer, Progress, Segment
 from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Chunk, Worker, cut
@@ -52,7 +52,7 @@ class Update:
     program: Program
     vectors: dict[str, Array]
     scalars: dict[str, Array]
-    lanes: list[Recording]
+    lanes: list[EagerRecording]
     rate: float = 1.0
     decay: float | None = None
     missed: int = 0
@@ -68,6 +68,7 @@ class Update:
         if self.missed and "t" in values:
             values["t"] = max(1.0, values["t"] - self.missed)  # somebody may have set the count back
         if values != self.values:
+            self.values = None  # an interrupt may leave some of the old ones
             for key, value in self.program.fold(values).items():
                 self.scalars[key][...] = value
             self.values = values
@@ -98,7 +99,7 @@ class Step(PlannedStep):
     ) -> None:  # fmt: skip
         super().__init__(layout, store, activations, objective, optimizer, settings, new_ops)
         self.scale = self.ops.xp.ones((), self.dtype)
-        self._weight = 1.0  # whose inverse it is
+        self._weight: float | None = 1.0  # whose inverse it is
         here = self.ops.xp is np
         self.threads = blas.threads() if here else 1
         self._most_threads = blas.most() if here else 1  # of BLAS by itself
@@ -106,7 +107,7 @@ class Step(PlannedStep):
         self._largest = max(a * b for a, b in itertools.pairwise(layout.sizes))
         self._in_cache = layout.size * np.dtype(self.dtype).itemsize <= planning.CACHE
         self.workers: list[Worker] = []
-        self.additions: list[list[Recording]] = []  # of each further worker's gradient, lane by lane
+        self.additions: list[list[EagerRecording]] = []  # of each further worker's gradient, lane by lane
         self.penalty: Update | None = None
         self.lane_ops = [new_ops() for _ in range(self.lanes)]
         self._executor: tuple[int, Executor] | None = None  # and the process that it belongs to
@@ -239,6 +240,12 @@ class Step(PlannedStep):
         J: float = self.ops.quietly(self._loss_and_gradient, batch, plan, None)[0]
         return J
 
+    def renew(self) -> None:
+        """Give up what another thread was doing here when the process was forked."""
+        super().renew()
+        for ops in (self.ops, *self.lane_ops):
+            ops.renew()
+
     def _draw(self, number: int) -> None:
         """The masks of dropout are those of this step from now on."""
         for worker in self.workers:
@@ -281,6 +288,7 @@ class Step(PlannedStep):
         largest = float(np.finfo(self.dtype).max)
         if not 1 / largest < weight < largest:
             raise ValueError(f"sample_weight sums to {weight:g}, out of the range of {self.dtype}: rescale the weights")
+        self._weight = None  # an interrupt may come before the new one is noted
         self.scale[...] = 1 / weight
         self._weight = weight
 
@@ -325,16 +333,13 @@ class Step(PlannedStep):
 
     def _side_by_side(self, here: Callable[[], T], there: Sequence[Callable[[], T]], pool: Executor) -> list[T]:
         """What the jobs return, the first done by this thread, the others by those of the pool. All have ended when it ends."""
-        jobs = [pool.submit(job) for job in there]
         try:
+            jobs = [pool.submit(job) for job in there]
             return [here(), *(job.result() for job in jobs)]
         except BaseException:  # an interrupt, say: no thread may go on writing into the next step's arrays
-            for job in jobs:
-                job.cancel()
             self._drop_workspace()
-            for job in jobs:
-                if not job.cancelled():
-                    job.exception()
+            self._executor = None
+            pool.shutdown(cancel_futures=True)
             raise
 
     def _reduce_lane(self, count: int, lane: int) -> float:
@@ -394,11 +399,45 @@ class Step(PlannedStep):
         certain, reach = self._excludes_overflow(values, largest)
         if not certain and any(update.overflows(self.lane_ops[0]) for update in self.updates):
             return self._leave_out("the update is not finite", progress, rate)
-        self._lane_by_lane(self._update_lane, pool)
-        progress.step += 1
-        self.done = progress.step - progress.skipped
-        self.reach, self.rate = reach, rate or self.rate
+        self._write(progress, pool, {"reach": reach, "rate": rate or self.rate})
         return None
+
+    def _write(self, progress: Progress, pool: Executor | None, facts: dict[str, Any]) -> None:
+        """Update parameters and state, and count the step: all of it, also where an interrupt comes.
+
+        What C does in a row is not interrupted. Of several threads' lanes those that have begun are waited for,
+        and the others are done here. Until all is done the step is `torn`.
+        """
+        step, own = progress.step + 1, vars(self)
+        begin: Call = (own.update, {"torn": step})
+        counts = {"torn": 0, "done": step - progress.skipped, **facts}
+        end: list[Call] = [(vars(progress).update, {"step": step}), (own.update, counts)]
+        calls = [self._calls(lane) for lane in range(self.lanes)]
+        if pool is None:
+            make(itertools.chain([begin], *calls, end))
+            return
+        left, done = [*range(self.lanes)], list[int]()
+
+        def do(lane: int) -> None:
+            make(itertools.chain([(left.remove, lane), begin], calls[lane], [(done.append, lane)]))
+
+        def finish() -> None:
+            for lane in [*left]:
+                do(lane)
+            if len(done) == self.lanes:  # else one of them ran out of memory, say
+                make(end)
+
+        try:
+            self._lane_by_lane(do, pool)
+            finish()
+        except BaseException:
+            finish()
+            raise
+
+    def _calls(self, lane: int) -> Iterable[Call]:
+        """Return the calls of one lane of the update."""
+        lanes = [update.lanes[lane].calls for update in self.updates]  # no generator: it would be Python
+        return itertools.chain.from_iterable(lanes)
 
     def _excludes_overflow(self, values: Mapping[str, float], largest: float) -> tuple[bool, float]:
         """Return whether the row's bounds exclude it where no |g| is above `largest`, and `reach` afterwards.
@@ -424,14 +463,10 @@ class Step(PlannedStep):
     def _leave_out(self, what: str, progress: Progress, rate: float) -> None:
         """Count a step that changes nothing, or raise it as a NonFiniteLoss."""
         if self.settings.tolerant:
-            progress.step, progress.skipped = progress.step + 1, progress.skipped + 1
+            vars(progress).update(step=progress.step + 1, skipped=progress.skipped + 1)
             return
         message = f"step {progress.step + 1}: {what} at learning rate {rate:g}; the parameters are as before it"
         raise NonFiniteLoss(message, progress.step + 1, rate)
-
-    def _update_lane(self, lane: int) -> None:
-        for update in self.updates:
-            update.lanes[lane].replay()
 
     # -- recordings --
 
@@ -447,7 +482,7 @@ class Step(PlannedStep):
 
     def _record_lanes(
         self, compiled: Program, vectors: Mapping[str, Array], scalars: Mapping[str, Array], part: slice = slice(None)
-    ) -> list[Recording]:  # fmt: skip
+    ) -> list[EagerRecording]:  # fmt: skip
         """A pass over a part of flat vectors, recorded lane by lane. An entry is in the same lane in every pass."""
         start, stop, _ = part.indices(self.layout.size)
         recordings = []
