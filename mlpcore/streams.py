@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mlpcore.core import inputs
+from mlpcore.core.errors import shown
 from mlpcore.core.ops import Buffer
 
 Array = NDArray[Any]
@@ -436,14 +437,14 @@ class Parquet:
     ) -> None:
         listed = [path] if isinstance(path, str | os.PathLike) else path
         if not isinstance(listed, list | tuple) or not all(isinstance(file, str | os.PathLike) for file in listed):
-            raise TypeError(f"path must be a file, a folder or a list of files; got {path!r}")
+            raise TypeError(f"path must be a file, a folder or a list of files; got {shown(path)}")
         paths = [Path(file) for file in listed]
         if len(paths) == 1 and paths[0].is_dir():
             paths = _files(paths[0])
         if not paths:
             raise FileNotFoundError(f"path: there is no *.parquet in {path!r}")
         if weight is not None and not isinstance(weight, str):
-            raise TypeError(f"weight must be the name of a column; got {weight!r}")
+            raise TypeError(f"weight must be the name of a column; got {shown(weight)}")
         labels, weights = _names("target", target), (() if weight is None else (weight,))
         columns = None if features is None else _names("features", features)
         used = [*(columns or ()), *labels, *weights]
@@ -561,7 +562,7 @@ def _names(argument: str, value: Any) -> tuple[str, ...]:
     """Names of columns, given as one or as a list."""
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{argument} must be the name of a column or a list of names; got {value!r}")
+        raise TypeError(f"{argument} must be the name of a column or a list of names; got {shown(value)}")
     return tuple(names)
 
 

@@ -29,7 +29,7 @@ from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.dropout import rates
-from mlpcore.core.errors import NonFiniteLoss
+from mlpcore.core.errors import NonFiniteLoss, shown
 from mlpcore.core.ops import Buffer
 from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
 from mlpcore.core.targets import row_weights
@@ -49,6 +49,7 @@ from mlpcore.training.planned import Settings
 Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
 _PRECISIONS = ("tf32", "bfloat16", "float16")
+_MOST_WORKERS = 1024
 EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated
 
 
@@ -109,29 +110,26 @@ class Trainer:
             raise TypeError(f"net must be an mc.MLP; got {type(net).__name__}")
         optimizer = AdamW() if optimizer is None else optimizer
         if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
-            raise TypeError(f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {optimizer!r}")
+            raise TypeError(f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {shown(optimizer)}")
         optimizer.require_epsilon(net.dtype.name)
         optimizer.require_layers(net.layout.layers)
         if precision is not None:
-            inputs.one_of(precision, "precision", _PRECISIONS)
+            precision = inputs.one_of(precision, "precision", _PRECISIONS)
         if precision is not None and net.device == "cpu":
             log.warning("precision=%r is for GPUs: on the CPU the network computes in %s", precision, net.dtype.name)
         elif precision is not None and net.dtype != np.float32:
             raise ValueError(f"precision={precision!r} is for a float32 network; this one is {net.dtype.name}")
         if isinstance(chunk_rows, str) and chunk_rows != "auto":
-            raise ValueError(f"chunk_rows must be 'auto' or a number of rows; got {chunk_rows!r}")
-        if clip_norm is not None and not inputs.not_negative(clip_norm, "clip_norm"):
-            raise ValueError("clip_norm must be positive; got 0 (None: no clipping)")
-        inputs.one_of(on_non_finite, "on_non_finite", ("raise", "skip"))
-        seed = inputs.positive_integer(seed, "seed", least=0)
+            raise ValueError(f"chunk_rows must be 'auto' or a number of rows; got {shown(chunk_rows)}")
+        seed = inputs.seed(seed)
         settings = Settings(
-            l1=inputs.not_negative(l1, "l1"),
-            l2=inputs.not_negative(l2, "l2"),
-            clip_norm=clip_norm,
+            l1=_penalty(l1, "l1", net),
+            l2=_penalty(l2, "l2", net),
+            clip_norm=None if clip_norm is None else inputs.number(clip_norm, "clip_norm", above=0),
             chunk_rows=None if isinstance(chunk_rows, str) else inputs.positive_integer(chunk_rows, "chunk_rows"),
             memory_limit=planning.parse_bytes(memory_limit, free=lambda: devices.free_bytes(net.device)),
-            workers=None if workers is None else inputs.positive_integer(workers, "workers"),
-            tolerant=on_non_finite == "skip",
+            workers=None if workers is None else inputs.positive_integer(workers, "workers", most=_MOST_WORKERS),
+            tolerant=inputs.one_of(on_non_finite, "on_non_finite", ("raise", "skip")) == "skip",
             dropout=rates(dropout, len(net.sizes) - 2),
             seed=seed,
         )
@@ -189,7 +187,7 @@ class Trainer:
 
     @l1.setter
     def l1(self, value: float) -> None:
-        self._set(l1=inputs.not_negative(value, "l1"))
+        self._set(l1=_penalty(value, "l1", self.net))
 
     @property
     def l2(self) -> float:
@@ -198,7 +196,7 @@ class Trainer:
 
     @l2.setter
     def l2(self, value: float) -> None:
-        self._set(l2=inputs.not_negative(value, "l2"))
+        self._set(l2=_penalty(value, "l2", self.net))
 
     def _set(self, **settings: Any) -> None:
         self._settings = self._step.settings = dataclasses.replace(self._settings, **settings)
@@ -614,7 +612,7 @@ class Trainer:
         if stopping is None:
             return None
         if not isinstance(stopping, EarlyStopping):
-            raise TypeError(f"early_stopping must be mc.EarlyStopping(patience=…); got {stopping!r}")
+            raise TypeError(f"early_stopping must be mc.EarlyStopping(patience=…); got {shown(stopping)}")
         self._require_figure("early_stopping", stopping, validated, measures)
         return stopping
 
@@ -639,10 +637,10 @@ class Trainer:
 
     def _description(self) -> dict[str, Any]:
         """All but arrays, as what JSON can hold."""
-        settings = {key: files.plain(value) for key, value in dataclasses.asdict(self._settings).items()}
         run = self._run.state if self._run else self._unfinished[0] if self._unfinished else None
         return {
-            "loss": dataclasses.asdict(self.loss), "optimizer": files.describe(self._optimizer), "settings": settings,
+            "loss": dataclasses.asdict(self.loss), "optimizer": files.describe(self._optimizer),
+            "settings": dataclasses.asdict(self._settings),
             "precision": self._precision, "deterministic": self.deterministic, "seed": self._seed, "device": self.net.device,
             "progress": files.describe_progress(self.progress), "history": self.history,
             "run": None if run is None else dataclasses.asdict(run),
@@ -830,6 +828,13 @@ class Trainer:
             see(output, Y, w)
 
         return step.evaluate(batch, plan, chunk)
+
+
+def _penalty(value: object, name: str, net: MLP) -> float:
+    """Return the factor of a penalty as a float that the network's dtype holds."""
+    factor = inputs.number(value, name, least=0)
+    inputs.require_held(factor, net.dtype.name, name)
+    return factor
 
 
 def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:

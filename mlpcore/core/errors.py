@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+_LONGEST = 80  # characters of a value in a message
 
 
 class DeviceUnavailable(RuntimeError):
@@ -36,10 +39,38 @@ _ELSEWHERE = {  # what others call it
 }  # fmt: skip
 
 
-def unknown(argument: str, name: object, known: Iterable[str]) -> ValueError:
-    """The error for a name that is none of the known ones, with the nearest match."""
+def unknown(argument: str, name: str, known: Iterable[str]) -> ValueError:
+    """Return the error for a name that is none of the known ones, with the nearest match."""
     known = list(known)
-    other = _ELSEWHERE.get(str(name).lower())
-    near = [other] if other in known else difflib.get_close_matches(str(name), known, n=1)
+    other = _ELSEWHERE.get(name[:_LONGEST].lower())
+    near = [other] if other in known else difflib.get_close_matches(name[:_LONGEST], known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return ValueError(f"{argument}: unknown name {name!r}{hint} Known: {', '.join(known)}")
+    return ValueError(f"{argument}: unknown name {shown(name)}{hint} Known: {', '.join(known)}")
+
+
+class _Brief(reprlib.Repr):
+    """Writes values so briefly that a message can hold them, and never fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, _LONGEST, _LONGEST
+
+    def repr1(self, x: object, level: int) -> str:
+        """Write a container by its first entries, anything else as it writes itself."""
+        if isinstance(x, bytes | bytearray):
+            x = bytes(x[:_LONGEST])
+        own = type(x) in (list, tuple, set, frozenset, dict, str, int)
+        return super().repr1(x, level) if own else self.repr_instance(x, level)
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Write an integer, or how long it is: Python writes none of more than 4,300 digits."""
+        return repr(x) if x.bit_length() <= 200 else f"an integer of {x.bit_length():,} bits"
+
+
+_brief = _Brief()
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: its repr on one line, cut where it is long."""
+    text = " ".join(_brief.repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
