@@ -636,7 +636,9 @@ class Trainer:
     # -- checkpoints and copies --
 
     def _description(self) -> dict[str, Any]:
-        """All but arrays, as what JSON can hold."""
+        """Return all but arrays, as JSON can hold it; what cannot be loaded again is refused."""
+        self._optimizer.require_epsilon(self.net.dtype.name)
+        self._optimizer.require_layers(self.net.layout.layers)
         run = self._run.state if self._run else self._unfinished[0] if self._unfinished else None
         return {
             "loss": dataclasses.asdict(self.loss), "optimizer": files.describe(self._optimizer),

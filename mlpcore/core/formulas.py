@@ -530,7 +530,7 @@ def check(argument: str, formula: str, variables: Sequence[str], scalars: Mappin
         numbers = program(f"result = {formula}", frozenset(scalars)).fold(scalars)
         if not all(map(math.isfinite, numbers.values())):
             raise ArithmeticError("a part of it is not finite")
-    except (ArithmeticError, ValueError) as error:
+    except (ArithmeticError, RecursionError, ValueError) as error:
         raise ValueError(f"{argument}: formula {shown(formula)} has no value with {dict(scalars)}: {error}") from None
 
 

@@ -67,10 +67,11 @@ class Loss:
         self._check_options()
 
     def _check_options(self) -> None:
-        for name in self.options:
+        for name in self.options:  # before their values: a dict may be right elsewhere
             if not self.binary and not (self.rowwise and name != "pos_weight"):
                 also = "" if name == "pos_weight" else "cross_entropy or "
                 raise ValueError(f"{name} is for the loss {also}binary_cross_entropy; got loss {self.name!r}")
+        inputs.settle(self, _WEIGHTS)
         weights = self.class_weight
         if weights is not None and not any(weights):
             raise ValueError("class_weight must not be all zero")
@@ -201,8 +202,10 @@ _CHECKS: dict[str, inputs.Check] = {
     "outputs": inputs.text,
     "matched": inputs.optional(_matched),
     "most": inputs.optional(inputs.number),
-    "class_weight": inputs.optional(_class_weights),
     "label_smoothing": functools.partial(inputs.number, least=0, below=1),
+}
+_WEIGHTS: dict[str, inputs.Check] = {
+    "class_weight": inputs.optional(_class_weights),
     "pos_weight": inputs.optional(_weights),
 }
 

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 from mlpcore import kernel_files
@@ -400,15 +401,12 @@ class Optimizer:
         what = f"{type(self).__name__}: layers"
         if not isinstance(value, Mapping):
             raise TypeError(f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {shown(value)}")
-        found = {}
-        for key, layer in value.items():
-            l = inputs.positive_integer(key, f"{what}: the number of a layer")
-            if not isinstance(layer, Layer):
+        for l, layer in value.items():
+            if isinstance(l, bool) or not isinstance(l, Integral) or not isinstance(layer, Layer):
                 raise TypeError(f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {shown({l: layer})}")
             if layer.weight_decay is not None and not hasattr(type(self), "weight_decay"):
-                raise ValueError(f"{what}: weight_decay is for AdamW and Lion; got {{{l}: {layer!r}}}")
-            found[l] = layer
-        return found
+                raise ValueError(f"{what}: weight_decay is for AdamW and Lion; got {shown({l: layer})}")
+        return {int(l): layer for l, layer in value.items()}
 
     @property
     def row(self) -> str:
@@ -446,7 +444,7 @@ class Optimizer:
         """Raise a TypeError or ValueError unless `layers` are settings of a network of so many layers."""
         for l in self._checked_layers(self.layers):  # a dict may have been written into
             if not 1 <= l <= count:
-                raise ValueError(f"{type(self).__name__}: layers: the network has layers 1 … {count}; got {l}")
+                raise ValueError(f"{type(self).__name__}: layers: the network has layers 1 … {count}; got {shown(l)}")
 
     def require_epsilon(self, dtype: str) -> None:
         """Raise a ValueError if epsilon is not a number of this dtype, so that a gradient of 0 would be divided by 0."""
