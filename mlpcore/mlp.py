@@ -136,7 +136,7 @@ class MLP:
         self.layout = _layout(widths, inputs.boolean(bias, "bias"), ties, self.activations)
         try:
             self.dtype = np.dtype("" if dtype is None else dtype).newbyteorder("=")
-        except (TypeError, ValueError, RecursionError):
+        except (RuntimeError, TypeError, ValueError):
             raise TypeError(f"dtype must be one of {', '.join(DTYPES)}; got {shown(dtype)}") from None
         if self.dtype.name not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {shown(self.dtype.name)}")

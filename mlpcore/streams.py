@@ -450,7 +450,7 @@ class Parquet:
         used = [*(columns or ()), *labels, *weights]
         for name in used:
             if used.count(name) > 1:
-                raise ValueError(f"column {name!r} must be used once, in features, target or weight")
+                raise ValueError(f"column {shown(name)} must be used once, in features, target or weight")
         self.target, self.weight = target, weight
         self.rows = 0
         self.starts: list[int] = []
@@ -603,9 +603,10 @@ def category_columns(metadata: Any) -> set[str]:
 def _numeric(schema: Any, name: str, path: Path) -> Any:
     """The dtype of a column of numbers."""
     if schema.names.count(name) != 1:
-        near = [] if name in schema.names else difflib.get_close_matches(name, schema.names, n=1)
+        near = [] if name in schema.names else difflib.get_close_matches(name[:200], schema.names, n=1)
         hint = f"did you mean {near[0]!r}? Its" if near else "its"
-        raise ValueError(f"{str(path)!r} must have one column {name!r}; {hint} columns: {', '.join(schema.names)}")
+        columns = ", ".join(schema.names)
+        raise ValueError(f"{str(path)!r} must have one column {shown(name)}; {hint} columns: {columns:.300}")
     from pyarrow import types
 
     kind = schema.field(name).type

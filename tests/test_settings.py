@@ -77,6 +77,7 @@ INSIDE = {  # arguments that hold a number inside
     "class_weight": lambda value: [1, value],
     "matched": lambda value: (value, value),
 }
+TEXTS = {"monitor": "loss", "mode": "min", "velocity": "gradients", "learned": "per layer", "device": "cpu"}
 NO_SETTINGS = {"net", "optimizer", "dtype"}
 CASES = [
     (make, name)
@@ -146,9 +147,7 @@ def require_resumed(made, twin, path):
 @pytest.mark.parametrize(("make", "name"), CASES, ids=[f"{make.__name__} {name}" for make, name in CASES])
 def test_every_kind_of_number_is_refused_by_name_or_stored_as_pythons_own_and_saved(make, name, tmp_path):
     good, use = MADE[make]
-    text = {**good, "monitor": "loss", "mode": "min", "velocity": "gradients", "learned": "per layer", "device": "cpu"}.get(
-        name
-    )
+    text = {**TEXTS, **good}.get(name)
     words = [kind(text) for kind in (np.str_, Text, np.array)] if isinstance(text, str) else []
     done, accepted = set(), 0
     if name == "spec":

@@ -173,7 +173,7 @@ def _brief(value: Any) -> str:
 
 def _weights(value: object, name: str) -> float | tuple[float, ...]:
     """Return the weight, or the tuple of weights, that a number, a list or an array means."""
-    given = value.tolist() if hasattr(value, "tolist") else value
+    given: Any = value.tolist() if getattr(value, "ndim", None) == 1 else value  # type: ignore[attr-defined]
     if not isinstance(given, list | tuple):
         return inputs.number(given, name, least=0)
     return tuple(inputs.number(x, f"{name}[{i}]", least=0) for i, x in enumerate(given))

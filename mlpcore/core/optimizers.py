@@ -196,7 +196,7 @@ class FormulaSchedule(Schedule):
         try:
             unknown = formulas.reads(self.formula) - {"rate", *_PROGRESS}
             if unknown:
-                raise ValueError(f"{self.formula!r} reads {min(unknown)!r}; it may read rate, {', '.join(_PROGRESS)}")
+                raise ValueError(f"{shown(self.formula)} reads {shown(min(unknown))}; it may read rate, {', '.join(_PROGRESS)}")
             formulas.scalar(self.formula)
         except (TypeError, ValueError) as error:
             raise type(error)(f"FormulaSchedule: formula: {error}") from None
@@ -210,7 +210,7 @@ class FormulaSchedule(Schedule):
         """
         if progress.total is None and "total" in _read(self.formula):
             raise ValueError(
-                f"learning_rate: {self.formula!r} reads total, which is known only inside fit, "
+                f"learning_rate: {shown(self.formula)} reads total, which is known only inside fit, "
                 "and not where the length of its stream is unknown"
             )
         known = (progress.step + 1, progress.begun, progress.total or 0, progress.epochs)
@@ -218,9 +218,11 @@ class FormulaSchedule(Schedule):
         try:
             rate = float(formulas.scalar(self.formula)({"rate": self.rate, **values}))
         except (ArithmeticError, ValueError) as error:
-            raise ValueError(f"learning_rate: {self.formula!r} has no value with {values}: {error}") from None
+            raise ValueError(f"learning_rate: {shown(self.formula)} has no value with {values}: {error}") from None
         if not 0 <= rate < math.inf:
-            raise ValueError(f"learning_rate: {self.formula!r} must be finite and not negative; it is {rate} with {values}")
+            raise ValueError(
+                f"learning_rate: {shown(self.formula)} must be finite and not negative; it is {rate} with {values}"
+            )
         return rate
 
 
