@@ -80,7 +80,11 @@ def write(
         helper.make_graph(nodes, "mlpcore", ends[:1], ends[1:], arrays),
         opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="mlpcore",
     )  # fmt: skip
-    helper.set_model_props(model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()})
+    try:
+        notes = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+        helper.set_model_props(model, notes)
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise TypeError(f"about must be texts and what JSON can hold, by name: {error}") from None
     checker.check_model(model)
     with replacing(path) as file:
         file.write(model.SerializeToString())
