@@ -76,7 +76,7 @@ class Trainer:
             together may take; sets the chunk.
         chunk_rows: at most so many rows at a time go forward and backward; "auto" fits them to the cache.
         deterministic: on CUDA, no timing in the choice of algorithms; NumPy is deterministic anyway.
-        workers: threads that run chunks of large batches side by side; None chooses.
+        workers: threads that run chunks of large batches side by side, 1,024 at most; None chooses.
         on_non_finite: "raise" NonFiniteLoss when loss, gradient or update overflows; "skip" that step, and count it in
             `skipped`.
         seed: of the row order in `fit`, and of dropout.

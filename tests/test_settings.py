@@ -1,4 +1,4 @@
-"""Settings: whatever kind of number is given, what is stored is Python's own, and a file gives it back to the bit."""
+"""Settings: whatever kind of number is given, Python's own is stored, and saved to the bit."""
 
 import copy
 import dataclasses
@@ -192,7 +192,7 @@ def test_every_public_constructor_of_settings_is_tried():
     }  # fmt: skip
 
 
-# -- what is set on a live optimizer or trainer -----------------------------------------------------
+# -- what is set on a live optimizer or trainer ---------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [np.float32(0.3), Decimal("0.25"), Fraction(1, 3), np.array(0.3)], ids=str)
@@ -208,7 +208,7 @@ def test_what_is_set_later_is_converted_as_what_is_given_to_the_constructor(valu
 
 
 @pytest.mark.parametrize(
-    "value", [None, "0.1", True, np.bool_(1), 1j, np.ones(1), -1, math.nan, 10**400, Decimal("1e-400")], ids=str
+    "value", [None, "0.1", True, np.bool_(1), 1j, np.ones(1), -1, math.nan, 10**400, Decimal("1e-400")], ids=lambda x: repr(x)[:20]
 )
 def test_what_is_set_later_is_refused_as_by_the_constructor(value):
     one = trainer(optimizer=mc.AdamW(0.01))
@@ -244,7 +244,7 @@ def test_a_rate_that_shrinks_step_by_step_may_become_as_small_as_a_float_can():
     assert optimizer.learning_rate == 0
 
 
-# -- what came is shown, however large or odd it is --------------------------------------------------
+# -- what came is shown, however large or odd it is -----------------------------------------------
 
 
 class Unshown:

@@ -86,7 +86,7 @@ def split_columns(text: str) -> list[str]:
 
 
 def text(value: object, name: str) -> str:
-    """Return a formula as a Python string, not parsed yet; raise a TypeError that names it otherwise."""
+    """Return a formula as a Python string, not parsed yet, or raise a TypeError that names it."""
     if not isinstance(value, str):
         raise TypeError(f"{name}: a formula is a string such as 'maximum(s, 0)'; got {type(value).__name__}")
     return str.__str__(value)

@@ -1,8 +1,8 @@
 """The public door: arrays and settings that come in are checked once, here; inner code trusts them.
 
 Each error names the argument, what was expected and what came. No array is copied that can be used
-where it is. A setting is stored as what its check returns, Python's own number, bool or text, so that
-a file gives back what was set, to the bit.
+where it is. A setting is stored as what its check returns, Python's own number, bool or text, so
+that a file gives back what was set, to the bit.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ _LONGEST_NAME, _LONGEST_PATH = 200, 4096  # characters, bytes
 
 
 def plain(value: object) -> object:
-    """Return the number, bool or text in a NumPy scalar or an array without axes; others as they are."""
+    """Return what a NumPy scalar or an array without axes holds as Python's own; others as they are."""
     if not isinstance(value, np.generic | np.ndarray) or isinstance(value, np.ma.MaskedArray):
         return value
     return value.item() if value.ndim == 0 and value.dtype.kind in "biufU" else value
@@ -294,7 +294,7 @@ def number(
         least, above, most, below: bounds; the second and the fourth are excluded.
 
     Raises:
-        TypeError, ValueError: no real number, not finite, out of bounds, or one that no float64 holds.
+        TypeError, ValueError: no real number, not finite, out of bounds, or none that float64 holds.
     """
     given = plain(value)
     if not _is_real(given):
@@ -318,7 +318,7 @@ def number(
 
 
 def require_held(value: float, dtype: str, name: str) -> None:
-    """Raise a ValueError if a number other than 0 becomes 0, infinite or subnormal in a network's dtype."""
+    """Raise a ValueError if a number but 0 becomes 0, infinite or subnormal in a network's dtype."""
     smallest, largest = RANGES[dtype]
     if value and not smallest <= abs(value) <= largest:
         raise ValueError(f"{name} must be a number that {dtype} holds; got {value}")
@@ -337,7 +337,7 @@ def positive_integer(value: object, name: str, least: int = 1, most: int = LARGE
 
 
 def seed(value: object, name: str = "seed") -> int:
-    """Return `value` as the seed of random numbers: an int of 128 bits, as NumPy's own entropy is."""
+    """Return `value` as the seed of random numbers: an int of 128 bits, as NumPy's entropy is."""
     return positive_integer(value, name, least=0, most=2**128 - 1)
 
 
@@ -350,7 +350,7 @@ def boolean(value: object, name: str) -> bool:
 
 
 def one_of(value: object, name: str, known: Sequence[str]) -> str:
-    """Return `value` as one of the known words; raise a TypeError or ValueError that names it otherwise."""
+    """Return `value` as one of the known words; raise a TypeError or ValueError otherwise."""
     given = plain(value)
     if not isinstance(given, str):
         raise TypeError(f"{name} must be one of {', '.join(known)}; got {shown(given)}")
@@ -371,7 +371,7 @@ def text(value: object, name: str, what: str = "text") -> str:
 
 
 def path(value: object, name: str = "path") -> str:
-    """Return `value` as the path of a file; raise a TypeError or ValueError that names it otherwise."""
+    """Return `value` as the path of a file; raise a TypeError or ValueError otherwise."""
     given = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(given, str):
         raise TypeError(f"{name} must be the path of a file; got {shown(value)}")

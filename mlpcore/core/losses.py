@@ -171,9 +171,9 @@ def _brief(value: Any) -> str:
     return f"({len(value)} numbers)" if many else repr(list(value) if isinstance(value, tuple) else value)
 
 
-def _weights(value: object, name: str) -> float | tuple[float, ...]:
+def _weights(value: Any, name: str) -> float | tuple[float, ...]:
     """Return the weight, or the tuple of weights, that a number, a list or an array means."""
-    given: Any = value.tolist() if getattr(value, "ndim", None) == 1 else value  # type: ignore[attr-defined]
+    given = value.tolist() if getattr(value, "ndim", None) == 1 else value
     if not isinstance(given, list | tuple):
         return inputs.number(given, name, least=0)
     return tuple(inputs.number(x, f"{name}[{i}]", least=0) for i, x in enumerate(given))

@@ -137,7 +137,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class InverseScaling(Schedule):
-    """`rate / t^power` for update number t.
+    """`rate / t^power` for update number t; `power` is 16 at most.
 
     scikit-learn's "invscaling" counts rows, and lowers the rate after each epoch only: with n rows that is
     `FormulaSchedule(rate, "rate / pow(n * (epoch - 1) + 1, 0.5)")`, n being written as a number.
@@ -365,7 +365,10 @@ def _rate(value: object, name: str) -> float | Schedule:
 
 @dataclass
 class Optimizer:
-    """Settings of an update rule; the subclasses say which. Settings are checked whenever they are set.
+    """Settings of an update rule; the subclasses say which.
+
+    They are checked whenever they are set, and stored as Python's own numbers: of a NumPy float32,
+    a decimal or a fraction the float64 that is nearest.
 
     Args:
         learning_rate: a number or a schedule.
