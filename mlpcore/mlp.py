@@ -641,7 +641,8 @@ class LossFunction:
                 raise ValueError(f"Z must hold probabilities for cross_entropy, at least 0; {least}")
             if classes:
                 inputs.require_classes(target, columns)
-            J, G = _cross_entropy(xp, output, target, self.loss, k)
+            with np.errstate(all="ignore"):
+                J, G = _cross_entropy(xp, output, target, self.loss, k)
             return J, inputs.in_library_of(Z, G.reshape(given.shape))
         G, J = xp.empty_like(output), xp.zeros((), np.float64 if device == "cpu" else output.dtype)
         objective = loss_sheet.pair(self.loss, None)

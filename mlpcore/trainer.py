@@ -29,7 +29,7 @@ from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.dropout import rates
-from mlpcore.core.errors import NonFiniteLoss, shown
+from mlpcore.core.errors import NonFiniteLoss, named, shown
 from mlpcore.core.ops import Buffer
 from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
 from mlpcore.core.targets import row_weights
@@ -581,7 +581,7 @@ class Trainer:
         try:
             return self._held(*([*list(parts), None, None])[:3])
         except (TypeError, ValueError) as error:
-            raise type(error)(f"validation: {error}") from None
+            raise named("validation", error) from None
 
     def _held(self, X: Any, Y: Any, sample_weight: Any) -> Data | Stream:
         """What is evaluated: checked arrays, or a stream."""

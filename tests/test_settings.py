@@ -207,9 +207,10 @@ def test_what_is_set_later_is_converted_as_what_is_given_to_the_constructor(valu
         assert steps(made) == steps(copy.deepcopy(other))
 
 
-@pytest.mark.parametrize(
-    "value", [None, "0.1", True, np.bool_(1), 1j, np.ones(1), -1, math.nan, 10**400, Decimal("1e-400")], ids=lambda x: repr(x)[:20]
-)
+ODD = [None, "0.1", True, np.bool_(1), 1j, np.ones(1), -1, math.nan, 10**400, Decimal("1e-400")]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: repr(value)[:20])
 def test_what_is_set_later_is_refused_as_by_the_constructor(value):
     one = trainer(optimizer=mc.AdamW(0.01))
     before = repr(one.optimizer), one.l1
@@ -272,6 +273,8 @@ REFUSED = {
     "long formula": (lambda: mc.Loss("l", "z" * 48_000), "value: formula 'zzzz"),
     "deep formula": (lambda: mc.Loss("l", "-" * 3900 + "z"), "is nested too deep"),
     "unknown in a formula": (lambda: mc.FormulaSchedule(0.1, "s" + " + s" * 900), "formula: 's + s"),
+    "no formula": (lambda: mc.Activation("x", "s", "\ud800"), "slope: formula '\\ud800' cannot be read"),
+    "no schedule": (lambda: mc.FormulaSchedule(0.1, "\ud800"), "formula: formula '\\ud800' cannot be read"),
     "matched": (lambda: mc.Loss("l", "z - y", matched=("w", "1")), "matched: formula 'w' reads 'w'"),
     "most": (lambda: mc.Loss("l", "z", most=10**400), "most must be finite; got an integer of 1,329 bits"),
     "every": (lambda: mc.StepDecay(0.1, None), "StepDecay: every must be a number; got None"),
@@ -317,3 +320,8 @@ def test_limits_are_values_that_still_work():
     assert mc.Loss("a" * 200, "z").name == "a" * 200
     assert mc.InverseScaling(0.1, 16).at(mc.core.optimizers.Progress(step=2**63)) > 0
     assert trainer().net.predict(X, chunk_rows=2**63 - 1).shape == (6, 1)
+
+
+def test_a_loss_of_outputs_that_are_infinite_says_so_without_a_warning():
+    J, _ = mc.loss("cross_entropy")(np.full((2, 3), np.inf), np.array([0, 1]))
+    assert not math.isfinite(J)

@@ -48,6 +48,12 @@ def unknown(argument: str, name: str, known: Iterable[str]) -> ValueError:
     return ValueError(f"{argument}: unknown name {shown(name)}{hint} Known: {', '.join(known)}")
 
 
+def named(argument: str, error: Exception) -> TypeError | ValueError:
+    """Return the error of an argument, with its name in front; a UnicodeError becomes a ValueError."""
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"{argument}: {error}")
+
+
 class _Brief(reprlib.Repr):
     """Writes values so briefly that a message can hold them, and never fails."""
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from mlpcore.core import special
-from mlpcore.core.errors import shown
+from mlpcore.core.errors import named, shown
 
 LONGEST = 4000  # characters of a formula: those of files are read, too
 FUNCTIONS = (
@@ -105,6 +105,8 @@ def parse(formula: str, names: Sequence[str] | None = None) -> ast.expr:
         _check(tree, formula, names)
     except SyntaxError as error:
         raise ValueError(f"formula {shown(formula)} cannot be read: {error.msg}") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"formula {shown(formula)} cannot be read: UTF-8 has no such character") from None
     except (RecursionError, MemoryError):  # how Python's parser says that brackets are nested too deep
         raise ValueError(f"formula {shown(formula)} is nested too deep") from None
     return tree
@@ -525,7 +527,7 @@ def check(argument: str, formula: str, variables: Sequence[str], scalars: Mappin
     try:
         parse(formula, (*variables, *scalars))
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{argument}: {error}") from None
+        raise named(argument, error) from None
     try:
         numbers = program(f"result = {formula}", frozenset(scalars)).fold(scalars)
         if not all(map(math.isfinite, numbers.values())):

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from mlpcore import kernel_files
 from mlpcore.core import formulas, inputs
-from mlpcore.core.errors import shown
+from mlpcore.core.errors import named, shown
 from mlpcore.core.layout import Layout
 from mlpcore.core.ops import Array
 
@@ -199,7 +199,7 @@ class FormulaSchedule(Schedule):
                 raise ValueError(f"{shown(self.formula)} reads {shown(min(unknown))}; it may read rate, {', '.join(_PROGRESS)}")
             formulas.scalar(self.formula)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"FormulaSchedule: formula: {error}") from None
+            raise named("FormulaSchedule: formula", error) from None
 
     def at(self, progress: Progress) -> float:
         """Return the rate of the next update.
