@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mlpcore import tables
 from mlpcore.backends import device as devices
-from mlpcore.core.errors import cut, short
+from mlpcore.core.errors import cut, shown
 from mlpcore.data import Split, Standardizer, digest
 from mlpcore.streams import BUFFER, Footer, opened, read_batches
 from mlpcore.tables import Table, Transformer
@@ -199,7 +199,7 @@ class _Parts:
         count = len(table.units)
         tests, validations = (max(1, round(share * count)) for share in SHARES)
         if tests + validations >= count:
-            raise ValueError(f"--groups {short(table.by)} has {count} value(s); to hold some out it takes 3")
+            raise ValueError(f"--groups {shown(table.by)} has {count} value(s); to hold some out it takes 3")
         said = f" of {count - tests - validations} + {validations} + {tests} {table.unit}"
         return cls(seed, table.by, (float(places[tests]), float(places[tests + validations])), said)
 

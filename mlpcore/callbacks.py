@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlpcore.core import inputs
+from mlpcore.core.errors import shown
+from mlpcore.core.optimizers import FOLLOWED
 
 if TYPE_CHECKING:
     from mlpcore.trainer import Trainer
 
 Entry = dict[str, float]
+_CHECKS: dict[str, inputs.Check] = {
+    **FOLLOWED,
+    "minimum_change": functools.partial(inputs.number, least=0),
+    "restore_best": inputs.boolean,
+}
 
 
 class Callback:
@@ -46,7 +54,7 @@ def resolve(callbacks: Any) -> list[Callback]:
     found = []
     for i, callback in enumerate(callbacks):
         if isinstance(callback, type) or not (isinstance(callback, Callback) or callable(callback)):
-            raise TypeError(f"callbacks[{i}] must be an mc.Callback or a function (trainer, entry); got {callback!r}")
+            raise TypeError(f"callbacks[{i}] must be an mc.Callback or a function (trainer, entry); got {shown(callback)}")
         found.append(callback if isinstance(callback, Callback) else _Function(callback))
     return found
 
@@ -71,13 +79,7 @@ class EarlyStopping:
     mode: str | None = None
 
     def __post_init__(self) -> None:
-        inputs.positive_integer(self.patience, "EarlyStopping: patience")
-        inputs.not_negative(self.minimum_change, "EarlyStopping: minimum_change")
-        inputs.boolean(self.restore_best, "EarlyStopping: restore_best")
-        if self.mode is not None:
-            inputs.one_of(self.mode, "EarlyStopping: mode", ("min", "max"))
-        if not isinstance(self.monitor, str):
-            raise TypeError(f"EarlyStopping: monitor must be a key of the history; got {self.monitor!r}")
+        inputs.settle(self, _CHECKS, "EarlyStopping: ")
 
     @property
     def sign(self) -> float:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from mlpcore.core import inputs
 from mlpcore.core import optimizers as rules
+from mlpcore.core.errors import shown
 from mlpcore.core.optimizers import Adaptive, Optimizer, Progress, Schedule
 from mlpcore.formats import atomic, kinds
 from mlpcore.signals import Signals
@@ -52,16 +53,8 @@ def describe(settings: Optimizer | Schedule) -> dict[str, Any]:
         raise TypeError(f"{kind}: {name} is not one of mlpcore's own and cannot be saved{hint}")
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     if "layers" in values:
-        values["layers"] = [[l, *map(plain, dataclasses.astuple(layer))] for l, layer in values["layers"].items()]
-    return {"name": name} | {key: describe(x) if isinstance(x, Schedule) else plain(x) for key, x in values.items()}
-
-
-def plain(value: Any) -> Any:
-    """A setting as Python's own number, string or None."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    own = isinstance(value, bool | int | float) or not hasattr(value, "__float__")
-    return value if own else float(value)  # of a fraction, say
+        values["layers"] = [[l, *dataclasses.astuple(layer)] for l, layer in values["layers"].items()]
+    return {"name": name} | {key: describe(x) if isinstance(x, Schedule) else x for key, x in values.items()}
 
 
 def optimizer(described: Mapping[str, Any]) -> Optimizer:
@@ -165,7 +158,7 @@ def interval(every: object) -> tuple[float, str]:
         TypeError, ValueError: anything else.
     """
     if not isinstance(every, str):
-        raise TypeError(f"every must be text such as '1000 steps', '5 min' or '1 epoch'; got {every!r}")
+        raise TypeError(f"every must be text such as '1000 steps', '5 min' or '1 epoch'; got {shown(every)}")
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+?)s?\s*", every)
     unit = match[2] if match else ""
     count = float(match[1]) if match else 0.0
@@ -175,7 +168,7 @@ def interval(every: object) -> tuple[float, str]:
         return count * _SECONDS[unit], "seconds"
     if unit in ("step", "epoch") and count > 0 and count.is_integer():
         return count, f"{unit}s"
-    raise ValueError(f"every must be text such as '1000 steps', '5 min' or '1 epoch'; got {every!r}")
+    raise ValueError(f"every must be text such as '1000 steps', '5 min' or '1 epoch'; got {shown(every)}")
 
 
 class Checkpoints:

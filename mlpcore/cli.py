@@ -23,7 +23,7 @@ import mlpcore as mc
 from mlpcore import data, labels
 from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import activations, losses
-from mlpcore.core.errors import cut, listed, short
+from mlpcore.core.errors import cut, listed, shown
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.formats import model_file
 from mlpcore.formats.atomic import replacing
@@ -556,7 +556,7 @@ def _load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
     """As `MLP.load_with`; ValueError where its notes are none, or name no loss that there is."""
     net, tensors, about = mc.MLP.load_with(path)
     if not isinstance(about, dict):
-        raise ValueError(f"{path!r}: its notes must be names and values; got {short(about)}")
+        raise ValueError(f"{path!r}: its notes must be names and values; got {shown(about)}")
     if not data.is_text(json.dumps(about, ensure_ascii=False)):
         raise ValueError(f"{path!r}: its notes hold text that UTF-8 cannot")
     if about.get("loss") is not None:
@@ -645,7 +645,7 @@ class _Model:
         if column in table.column_names:
             return X, tables.truth(table.column(column), classes, kind)
         if target:
-            raise ValueError(f"data {name!r} has no column {short(column)}, the target")
+            raise ValueError(f"data {name!r} has no column {shown(column)}, the target")
         return X, None
 
 

@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mlpcore import labels
-from mlpcore.core.errors import cut, line, listed, short
+from mlpcore.core.errors import cut, line, listed, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +76,7 @@ class Dataset:
                 many = f"{len(self.X)} rows" if self.groups is None else f"{len(np.unique(self.groups))} {self.unit}"
                 raise ValueError(f"data: {many} are too few to hold out any for the {name}")
         if len(self.class_names) == 1:
-            raise ValueError(f"data: every row has the class {short(self.class_names[0])}; nothing to tell apart")
+            raise ValueError(f"data: every row has the class {shown(self.class_names[0])}; nothing to tell apart")
         preparation = self.prepare(rows[0])
         scale = None if self.class_names else Standardizer.fit(self.Y, rows[0])
         X, Y = preparation.apply(self.X), scale.apply(self.Y) if scale else self.Y

@@ -150,12 +150,11 @@ def check_gradients(
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
     """
-    if not inputs.not_negative(tolerance, "tolerance"):
-        raise ValueError("tolerance must be positive; got 0")
+    tolerance = inputs.number(tolerance, "tolerance", above=0)
     count, entries = inputs.positive_integer(directions, "directions"), inputs.boolean(entries, "entries")
     rng = np.random.default_rng(inputs.seed(seed))
     with np.errstate(all="ignore"):  # a net may overflow: then the errors say so
-        checker = _Checker(net, X, Y, loss, sample_weight, float(tolerance))
+        checker = _Checker(net, X, Y, loss, sample_weight, tolerance)
         g = checker.gradient() if gradient is None else _flat(gradient, net.layout.size)
         errors: dict[str, float] = {}
         resolution: dict[str, float] = {}

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from mlpcore.core import activations as activation_sheet
 from mlpcore.core import backprop, inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation
-from mlpcore.core.errors import DeviceUnavailable
+from mlpcore.core.errors import DeviceUnavailable, shown
 from mlpcore.core.layout import Layout, Parameters, Tie, parse_ties
 from mlpcore.core.ops import Buffer
 from mlpcore.core.targets import mixed, weighed
@@ -32,6 +33,7 @@ from mlpcore.streams import MappedFile
 
 Array = NDArray[Any]
 DTYPES = ("float32", "float64")
+MOST_LAYERS, MOST_PARAMETERS = 10_000, 2**58  # whose bytes, and some more, NumPy can count
 PREDICT_BYTES = 8 << 20  # of a chunk's outputs in predict, unless the caller says how many rows
 PREDICT_CUDA_BYTES = 256 << 20  # on a GPU
 log = logging.getLogger("mlpcore")
@@ -137,16 +139,14 @@ class MLP:
         self.layout = _layout(widths, inputs.boolean(bias, "bias"), ties, self.activations)
         try:
             self.dtype = np.dtype("" if dtype is None else dtype).newbyteorder("=")
-        except (TypeError, ValueError, RecursionError):
-            raise TypeError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}") from None
+        except (RuntimeError, TypeError, ValueError):
+            raise TypeError(f"dtype must be one of {', '.join(DTYPES)}; got {shown(dtype)}") from None
         if self.dtype.name not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {self.dtype.name!r}")
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {shown(self.dtype.name)}")
         for i, activation in enumerate(self.activations[1:]):
             if activation is not None and activation.parameter is not None:
                 where = "output" if i == len(widths) - 2 else f"activations[{i}]"
-                activation_sheet.require_held(
-                    activation.parameter, self.dtype.name, f"{where}: the parameter of {activation.name}"
-                )
+                inputs.require_held(activation.parameter, self.dtype.name, f"{where}: the parameter of {activation.name}")
         self.device = devices.choose(device)
         self._predicts_1d = False
         self._set(self._drawn(init, inputs.seed(seed)))
@@ -157,9 +157,12 @@ class MLP:
 
     def _drawn(self, init: str, seed: int) -> Array:
         """The initial parameters, on the host."""
-        known = ("auto", *activation_sheet.INITIAL, "zeros")
-        inputs.one_of(init, "init", known)
-        flat = np.zeros(self.layout.size, self.dtype)
+        init = inputs.one_of(init, "init", ("auto", *activation_sheet.INITIAL, "zeros"))
+        try:
+            flat = np.zeros(self.layout.size, self.dtype)
+        except MemoryError:
+            count = f"{self.layout.size:,} parameters in {self.dtype.name}"
+            raise MemoryError(f"sizes: there is no memory for {count}") from None
         for activation, a in zip(self.activations, self.layout.slopes(flat), strict=True):
             if activation is not None and a is not None:
                 a[...] = activation.parameter
@@ -529,9 +532,10 @@ class MLP:
         """
         named = {} if tensors is None else tensors
         if not isinstance(named, Mapping) or not all(isinstance(x, np.ndarray | np.generic) for x in named.values()):
-            raise TypeError(f"tensors must be a dict of NumPy arrays; got {named!r}")
-        if "parameters" in named:
-            raise ValueError("tensors: 'parameters' cannot be a name: it is the file's own")
+            raise TypeError(f"tensors must be a dict of NumPy arrays; got {shown(named)}")
+        for name in named:
+            if not isinstance(name, str) or name in ("parameters", "__metadata__"):
+                raise ValueError(f"tensors: {shown(name)} cannot be a name: it is no text, or the file's own")
         kinds.require_replaceable(inputs.path(path), kinds.NETWORKS)
         parameters = devices.to_host(self.device, self.store.flat)
         header = {**self.header(), "about": {} if about is None else about}
@@ -699,7 +703,8 @@ class LossFunction:
                 raise ValueError(f"Z must hold probabilities for cross_entropy, at least 0; {least}")
             if classes:
                 inputs.require_classes(target, columns)
-            J, G = _cross_entropy(xp, output, target, self.loss, k)
+            with np.errstate(all="ignore"):
+                J, G = _cross_entropy(xp, output, target, self.loss, k)
             return J, inputs.in_library_of(Z, G.reshape(given.shape))
         G, J = xp.empty_like(output), xp.zeros((), np.float64 if device == "cpu" else output.dtype)
         objective = loss_sheet.pair(self.loss, None)
@@ -734,17 +739,24 @@ def loss(
 
 
 def _sizes(sizes: object) -> tuple[int, ...]:
-    if isinstance(sizes, str) or not hasattr(sizes, "__iter__") or getattr(sizes, "shape", None) == ():
-        raise TypeError(f"sizes must be a list of widths such as [784, 512, 10]; got {sizes!r}")
-    widths = tuple(inputs.positive_integer(n, f"sizes[{i}]") for i, n in enumerate(sizes))
+    unordered = isinstance(sizes, str | bytes | Set | Mapping)
+    if unordered or not isinstance(sizes, Iterable) or getattr(sizes, "shape", None) == ():
+        raise TypeError(f"sizes must be a list of widths such as [784, 512, 10]; got {shown(sizes)}")
+    several = itertools.islice(sizes, MOST_LAYERS + 2)  # not more of a generator that never ends
+    widths = tuple(inputs.positive_integer(n, f"sizes[{i}]") for i, n in enumerate(several))
     if len(widths) < 2:
         raise ValueError(f"sizes needs at least an input and an output width; got {list(widths)}")
+    if len(widths) > MOST_LAYERS + 1:
+        raise ValueError(f"sizes must be widths of at most {MOST_LAYERS:,} layers; got more")
     return widths
 
 
 def _layout(widths: tuple[int, ...], bias: bool, ties: tuple[Tie, ...], activations: Sequence[Activation | None]) -> Layout:
     learned = tuple(σ.learned_numbers(n) for n, σ in zip(widths, activations, strict=True) if σ is not None)
-    return Layout(widths, bias, ties, learned if any(learned) else ())
+    layout = Layout(widths, bias, ties, learned if any(learned) else ())
+    if layout.size > MOST_PARAMETERS:
+        raise ValueError(f"sizes must make at most 2**58 parameters; {shown(list(widths))} make {layout.size:.3g}")
+    return layout
 
 
 def _described(activation: Activation) -> dict[str, Any]:
@@ -760,7 +772,7 @@ def _activations(hidden: Any, output: Any, layers: int) -> tuple[Activation | No
     if one:
         hidden = [hidden] * (layers - 1)
     elif not isinstance(hidden, list | tuple):
-        raise TypeError(f"activations must be a name, (name, parameter), mc.Activation or a list of them; got {hidden!r}")
+        raise TypeError(f"activations must be a name, (name, parameter), mc.Activation or a list of them; got {shown(hidden)}")
     if len(hidden) != layers - 1:
         raise ValueError(f"activations must be one, or {layers - 1}, one for each hidden layer; got {len(hidden)}")
     resolved = [activation_sheet.resolve(spec, f"activations[{i}]") for i, spec in enumerate(hidden)]

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpcore import labels
-from mlpcore.core.errors import short
+from mlpcore.core.errors import shown
 from mlpcore.data import FORMAT, Standardizer, is_text, numbers_of, require
 
 __all__ = ["LEAST_ROWS", "MOST_CATEGORIES", "Category", "Column", "Pipeline"]
@@ -58,7 +58,7 @@ class Column:
         require(
             isinstance(told, dict) and set(told) == _KEYS,
             "columns",
-            f"{short(name)} must tell kind, labels, origin, missing",
+            f"{shown(name)} must tell kind, labels, origin, missing",
         )
         kind, origin, kinds = (
             told["kind"],
@@ -68,15 +68,15 @@ class Column:
         require(
             kind in ("number", "category", "boolean"),
             "columns",
-            f"{short(name)} has a kind that there is not",
+            f"{shown(name)} has a kind that there is not",
         )
-        require(told["labels"] in kinds, "columns", f"{short(name)} has labels that do not fit its kind")
+        require(told["labels"] in kinds, "columns", f"{shown(name)} has labels that do not fit its kind")
         finite = type(origin) in (int, float) and abs(origin) < 1e300
-        require(finite, "columns", f"the origin of {short(name)} must be a number")
+        require(finite, "columns", f"the origin of {shown(name)} must be a number")
         require(
             type(told["missing"]) is bool,
             "columns",
-            f"'missing' of {short(name)} must be true or false",
+            f"'missing' of {shown(name)} must be true or false",
         )
         return cls(name, kind, labels=told["labels"], origin=float(origin))
 
@@ -113,7 +113,7 @@ class Category:
     @classmethod
     def restore(cls, name: str, told: Any) -> Category:
         """Return the category that a model file tells of; ValueError where it tells of none."""
-        where = f"those of {short(name)}"
+        where = f"those of {shown(name)}"
         require(
             isinstance(told, dict) and set(told) == {"apart", "rare"},
             "pipeline",
@@ -246,7 +246,7 @@ class Pipeline:
         if len(bad):
             row, place = bad[0]
             raise ValueError(
-                f"row {row + 1}: {short(self.names[place])} is too far from the other rows to be standardised in float32"
+                f"row {row + 1}: {shown(self.names[place])} is too far from the other rows to be standardised in float32"
             )
         return out
 

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.core import inputs
+from mlpcore.core.errors import shown
 from mlpcore.core.formulas import program
 from mlpcore.core.losses import Loss, Objective
 from mlpcore.core.targets import mixed
@@ -199,14 +201,17 @@ def require_metrics(metrics: object, loss: Loss) -> dict[str, Metric]:
         return {}
     if not isinstance(metrics, Mapping):
         raise TypeError(f"metrics must be a dict {{name: function (Y, output)}}; got {type(metrics).__name__}")
-    for name, metric in metrics.items():
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"metrics: a name must be text; got {name!r}")
+    found = {}
+    for key, metric in metrics.items():
+        name = inputs.text(key, "metrics: a name")
+        if not name:
+            raise ValueError("metrics: a name must be text that is not empty")
         if name in names(loss):
             raise ValueError(f"metrics: {name!r} is reported anyway; choose another name")
         if not callable(metric):
-            raise TypeError(f"metrics[{name!r}] must be a function (Y, output) that returns a number; got {metric!r}")
-    return dict(metrics)
+            raise TypeError(f"metrics[{name!r}] must be a function (Y, output) that returns a number; got {shown(metric)}")
+        found[name] = metric
+    return found
 
 
 def require_weights_taken(name: str, metric: Metric, weighted: bool) -> None:

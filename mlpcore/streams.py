@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mlpcore.core import inputs
-from mlpcore.core.errors import cut, line, listed, nearest, short
+from mlpcore.core.errors import cut, line, listed, nearest, shown
 from mlpcore.core.ops import Buffer
 
 Array = NDArray[Any]
@@ -529,20 +529,20 @@ class Parquet:
     ) -> None:
         listed = [path] if isinstance(path, str | os.PathLike) else path
         if not isinstance(listed, list | tuple) or not all(isinstance(file, str | os.PathLike) for file in listed):
-            raise TypeError(f"path must be a file, a folder or a list of files; got {path!r}")
+            raise TypeError(f"path must be a file, a folder or a list of files; got {shown(path)}")
         paths = [Path(file) for file in listed]
         if len(paths) == 1 and paths[0].is_dir():
             paths = _files(paths[0])
         if not paths:
             raise FileNotFoundError(f"path: there is no *.parquet in {path!r}")
         if weight is not None and not isinstance(weight, str):
-            raise TypeError(f"weight must be the name of a column; got {weight!r}")
+            raise TypeError(f"weight must be the name of a column; got {shown(weight)}")
         labels, weights = _names("target", target), (() if weight is None else (weight,))
         columns = None if features is None else _names("features", features)
         used = [*(columns or ()), *labels, *weights]
         for name, count in Counter(used).items():
             if count > 1:
-                raise ValueError(f"column {short(name)} must be used once, in features, target or weight")
+                raise ValueError(f"column {shown(name)} must be used once, in features, target or weight")
         self.target, self.weight = target, weight
         self.rows = 0
         self.starts: list[int] = []
@@ -559,17 +559,17 @@ class Parquet:
             for name in fields if features is None else ():
                 if name not in of_all:
                     raise ValueError(
-                        f"column {short(name)} of {str(file)!r} is not in {str(paths[0])!r}; features=[…] leaves it out"
+                        f"column {shown(name)} of {str(file)!r} is not in {str(paths[0])!r}; features=[…] leaves it out"
                     )
             for name in columns + labels + weights:
                 dtype = _numeric(fields, name, file)
                 if name in footer.categories and name not in labels:
                     raise TypeError(
-                        f"column {short(name)} of {str(file)!r} must hold numbers; it holds categories: encode them, "
+                        f"column {shown(name)} of {str(file)!r} must hold numbers; it holds categories: encode them, "
                         "or leave the column out by features=[…]"
                     )
                 if types.setdefault(name, dtype) != dtype:
-                    raise ValueError(f"column {short(name)} is {types[name]} in {str(paths[0])!r} and {dtype} in {str(file)!r}")
+                    raise ValueError(f"column {shown(name)} is {types[name]} in {str(paths[0])!r} and {dtype} in {str(file)!r}")
             for group, rows in enumerate(footer.rows):
                 self.starts.append(self.rows)
                 self._groups.append((file, group))
@@ -633,7 +633,7 @@ class Parquet:
                 column = batch.column(name)
                 if column.null_count:
                     at = row + int(column.is_null().to_numpy(zero_copy_only=False).argmax())
-                    raise ValueError(f"column {short(name)} must have a number in every row; row {at} holds null")
+                    raise ValueError(f"column {shown(name)} must have a number in every row; row {at} holds null")
                 (part if part.ndim == 1 else part[:, i])[...] = column.to_numpy(zero_copy_only=False)
 
 
@@ -658,7 +658,7 @@ def _names(argument: str, value: Any) -> tuple[str, ...]:
     """Names of columns, given as one or as a list."""
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{argument} must be the name of a column or a list of names; got {value!r}")
+        raise TypeError(f"{argument} must be the name of a column or a list of names; got {shown(value)}")
     return tuple(names)
 
 
@@ -773,14 +773,14 @@ def _numeric(fields: Mapping[str, Sequence[Any]], name: str, path: Path) -> Any:
     """Return the dtype of a column of numbers, given the types of all columns by name."""
     if len(fields.get(name, ())) != 1:
         near = None if name in fields else nearest(name, fields)
-        hint = f"did you mean {short(near)}? Its" if near else "its"
-        raise ValueError(f"{str(path)!r} must have one column {short(name)}; {hint} columns: {listed(fields)}")
+        hint = f"did you mean {shown(near)}? Its" if near else "its"
+        raise ValueError(f"{str(path)!r} must have one column {shown(name)}; {hint} columns: {listed(fields)}")
     from pyarrow import types
 
     (kind,) = fields[name]
     if not (types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)):
         raise TypeError(
-            f"column {short(name)} of {str(path)!r} must hold numbers; it holds {cut(kind)}; features=[…] takes others"
+            f"column {shown(name)} of {str(path)!r} must hold numbers; it holds {cut(kind)}; features=[…] takes others"
         )
     return np.dtype(kind.to_pandas_dtype())
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpcore import labels
-from mlpcore.core.errors import cut, line, listed, nearest, short, unknown
+from mlpcore.core.errors import cut, line, listed, nearest, shown, unknown
 from mlpcore.data import Dataset, Standardizer, Truth, decided, few
 from mlpcore.pipeline import LEAST_ROWS, MOST_CATEGORIES, Column, Pipeline
 from mlpcore.streams import Footer, opened, readable, require_rows
@@ -114,7 +114,7 @@ def _csv_table(path: str | Path, source: Path, texts: Sequence[str]) -> pa.Table
     require_different(path, names)
     for field in table.schema:
         if pa.types.is_binary(field.type):
-            raise ValueError(f"{path}: column {short(field.name)} is not UTF-8 text; save the file as UTF-8")
+            raise ValueError(f"{path}: column {shown(field.name)} is not UTF-8 text; save the file as UTF-8")
     return _with_digits(table, source)
 
 
@@ -122,7 +122,7 @@ def require_different(path: str | Path, names: Sequence[str]) -> None:
     """Raise a ValueError where two columns have one name."""
     for name, count in Counter(names).items():
         if count > 1:
-            raise ValueError(f"{path}: {count} columns are named {short(name)}; which one is meant?")
+            raise ValueError(f"{path}: {count} columns are named {shown(name)}; which one is meant?")
 
 
 def require_file(path: str | Path) -> Path:
@@ -350,7 +350,7 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array
     if wish is None and _is_text(kind):
         dates = values.filter(pc.match_substring_regex(values, _DATE))
         if len(dates) >= 0.95 * known_rows:
-            return Column(name, "", f"dates as text, such as {short(str(dates[0]))}")
+            return Column(name, "", f"dates as text, such as {shown(str(dates[0]))}")
     if not _source(kind) or (_is_date(kind) and wish != "category"):
         what = "a date or time" if pa.types.is_temporal(kind) else f"of type {cut(kind)}"
         if wish:
@@ -366,7 +366,7 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array
         return _number(name, numbers, values, wish, numbering)
     if wish:
         raise ValueError(
-            f"--as {cut(name)}=number: the column holds no number: the first value is {short(str(values.drop_null()[0]))}"
+            f"--as {cut(name)}=number: the column holds no number: the first value is {shown(str(values.drop_null()[0]))}"
         )
     if _is_number(kind):
         return Column(name, "", "no finite number in any row")
@@ -399,7 +399,7 @@ def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None
         note += f"; {np.sum(~known):,} missing"
     wrong = pc.filter(values, pc.and_kleene(pc.is_valid(values), pa.array(~known)))
     if len(wrong):
-        what = f"text such as {short(str(wrong[0]))}" if _is_text(values.type) else "infinite or NaN"
+        what = f"text such as {shown(str(wrong[0]))}" if _is_text(values.type) else "infinite or NaN"
         note += f", {'all' if len(wrong) == np.sum(~known) else f'{len(wrong):,}'} of them {what}"
     return Column(name, "number", note, origin=origin)
 
@@ -408,7 +408,7 @@ def _category(name: str, kind: str, texts: Array, made_of: str, names_rows: bool
     counts = pd.Series(texts).value_counts()
     missing = len(texts) - int(counts.sum())
     if len(counts) == 1 and not missing:
-        return Column(name, "", f"{short(counts.index[0])} in every row")
+        return Column(name, "", f"{shown(counts.index[0])} in every row")
     if names_rows and len(counts) > max(2, counts.sum() / 2):
         what = "text" if made_of == "text" else "a category"
         return Column(name, "", f"{what} with {len(counts):,} values in {counts.sum():,} rows")
@@ -498,7 +498,7 @@ def take(
     frame = as_frame(table, [column for column in columns if column.kind])
     if not frame.shape[1]:
         why = "; ".join(f"{cut(c.name)} is left out ({c.note})" for c in columns[:5]) or "there is no other"
-        raise ValueError(f"{path}: no column is left to predict {short(target)} from: {why}")
+        raise ValueError(f"{path}: no column is left to predict {shown(target)} from: {why}")
     return Table(
         frame, goal.Y, tuple(frame.columns), goal.classes, codes, unit=f"groups of {cut(groups)}", target=target,
         labels=goal.labels, note=goal.note, columns=columns, dropped=int(np.sum(~goal.rows)), infinite=goal.infinite,
@@ -507,11 +507,11 @@ def take(
 
 def _no_column(where: str, name: str, names: Sequence[str]) -> ValueError:
     if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-        return ValueError(f"{where} {short(name)}: the header is one column, {short(names[0])}; {_SEPARATE}")
+        return ValueError(f"{where} {shown(name)}: the header is one column, {shown(names[0])}; {_SEPARATE}")
     near = nearest(name, names)
-    hint = f"; did you mean {short(near)}?" if near else "."
+    hint = f"; did you mean {shown(near)}?" if near else "."
     there = [*([near] if near else []), *(other for other in names if other != near)]
-    return ValueError(f"{where}: there is no column {short(name)}{hint} There are {listed(there)}")
+    return ValueError(f"{where}: there is no column {shown(name)}{hint} There are {listed(there)}")
 
 
 def require_columns(
@@ -526,7 +526,7 @@ def require_columns(
         if wish not in KINDS:
             raise unknown(f"--as {cut(name)}", wish, KINDS)
     if groups == target:
-        raise ValueError(f"{path}: --groups and --target both name {short(target)}")
+        raise ValueError(f"{path}: --groups and --target both name {shown(target)}")
 
 
 @dataclass(frozen=True)
@@ -563,20 +563,20 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
     require_answers(values.type, name)
     filled, infinite, numbers = with_target(values), _infinite(values), _numbers(values)
     if not filled.any():
-        raise ValueError(f"--target {short(name)} has no value in any row")
+        raise ValueError(f"--target {shown(name)} has no value in any row")
     if task == "regression":
         require_numbers(values, name)
         Y = quantities(values, filled)
         if (Y[0] == Y).all():
-            raise ValueError(f"--target {short(name)} is {Y[0, 0]:.6g} in every row; nothing to learn")
+            raise ValueError(f"--target {shown(name)} is {Y[0, 0]:.6g} in every row; nothing to learn")
         return _Goal(Y, filled, note=note, infinite=int(infinite.sum()))
     names, kind = _names(values)
     names = names[filled]
     if kind == "date":
-        raise ValueError(f"--target {short(name)} holds dates, such as {short(names[0])}; expected numbers, text or booleans")
+        raise ValueError(f"--target {shown(name)} holds dates, such as {shown(names[0])}; expected numbers, text or booleans")
     classes = labels.sort_names(set(names), kind)
     if len(classes) == 1:
-        raise ValueError(f"--target {short(name)} is {short(classes[0])} in every row; nothing to tell apart")
+        raise ValueError(f"--target {shown(name)} is {shown(classes[0])} in every row; nothing to tell apart")
     if len(classes) > max(2, len(names) / 2):
         good = int(np.isfinite(numbers[filled]).sum())
         hint = "it looks like an identifier"
@@ -584,8 +584,8 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
             hint = "is it a quantity (--task regression)?"
         elif good > 0.9 * len(names):
             odd = names[~np.isfinite(numbers[filled])][0]
-            hint = f"{good:,} of them are numbers; mend the others, such as {short(odd)}, for --task regression"
-        raise ValueError(f"--target {short(name)}: {len(classes):,} classes in {len(names):,} rows; {hint}")
+            hint = f"{good:,} of them are numbers; mend the others, such as {shown(odd)}, for --task regression"
+        raise ValueError(f"--target {shown(name)}: {len(classes):,} classes in {len(names):,} rows; {hint}")
     return _Goal(labels.codes(names, classes), filled, classes, kind, note, int(infinite.sum()))
 
 
@@ -600,7 +600,7 @@ def require_answers(kind: pa.DataType, name: str) -> None:
     """Raise a ValueError where a target of this type cannot be predicted."""
     held = kind.value_type if pa.types.is_dictionary(kind) else kind
     if _source(held) in ("", "date"):
-        raise ValueError(f"--target {short(name)} holds {cut(held)}; expected numbers, text or booleans")
+        raise ValueError(f"--target {shown(name)} holds {cut(held)}; expected numbers, text or booleans")
 
 
 def without_target(values: pa.ChunkedArray) -> tuple[int, int]:
@@ -622,7 +622,7 @@ def require_numbers(values: pa.ChunkedArray, name: str, first: int = 0) -> None:
         wrong = np.flatnonzero(values.is_valid().to_numpy() & np.isnan(_numbers(values)))
         if len(wrong):
             row, text = first + int(wrong[0]) + 1, str(values[int(wrong[0])])
-            raise ValueError(f"--target {short(name)} of a regression must be numbers; row {row} has {short(text)}")
+            raise ValueError(f"--target {shown(name)} of a regression must be numbers; row {row} has {shown(text)}")
 
 
 def quantities(values: pa.ChunkedArray, rows: Array) -> Array:
@@ -645,11 +645,11 @@ def group_names(values: pa.ChunkedArray, name: str) -> Array:
         ValueError: a row has none, or the type has no names.
     """
     if not _source(plain(values).type):
-        raise ValueError(f"--groups {short(name)} holds {cut(values.type)}; expected numbers, text, booleans or dates")
+        raise ValueError(f"--groups {shown(name)} holds {cut(values.type)}; expected numbers, text, booleans or dates")
     names, _ = _names(values)
     lost = sum(group is None for group in names)
     if lost:
-        raise ValueError(f"--groups {short(name)} has no value in {lost:,} row(s)")
+        raise ValueError(f"--groups {shown(name)} has no value in {lost:,} row(s)")
     return names
 
 
@@ -703,7 +703,7 @@ class Transformer(Pipeline):
                 raise _no_column(f"{path}: the model needs a column", column.name, table.column_names)
             held = plain(table.column(column.name)).type
             if column.kind != "number" and not (_source(held) or pa.types.is_time(held)):
-                raise ValueError(f"{path}: column {short(column.name)} holds {cut(held)}; it was a {column.kind} in training")
+                raise ValueError(f"{path}: column {shown(column.name)} holds {cut(held)}; it was a {column.kind} in training")
         arrays = _arrays(table, self.columns)
         for column, category in self.coded():
             arrays[column.name] = labels.matched(arrays[column.name], category.known)
@@ -718,6 +718,6 @@ class Transformer(Pipeline):
             known = category.known
             new = [name for name in arrays[column.name].tolist() if name not in known]
             if new:
-                such = "no value" if new[0] is None else f"such as {short(new[0])}"
+                such = "no value" if new[0] is None else f"such as {shown(new[0])}"
                 values = f"values that training never saw, {such}, in {len(new):,} of the rows"
                 yield f"{cut(column.name)}: {values}: taken as rare"

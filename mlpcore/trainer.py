@@ -33,7 +33,7 @@ from mlpcore.checkpoint import Checkpoints
 from mlpcore.core import inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.dropout import rates
-from mlpcore.core.errors import NonFiniteLoss
+from mlpcore.core.errors import NonFiniteLoss, named, shown
 from mlpcore.core.ops import Buffer
 from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
 from mlpcore.core.targets import row_weights
@@ -57,6 +57,7 @@ EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated, at 
 FORK_WAITS = 1.0  # seconds that a fork waits for steps of other threads
 _trainers: weakref.WeakSet[Trainer] = weakref.WeakSet()
 _forking = threading.local()  # the trainers that a thread which forks has paused
+_MOST_WORKERS = 1024
 
 
 class Trainer:
@@ -82,7 +83,7 @@ class Trainer:
             together may take; sets the chunk.
         chunk_rows: at most so many rows at a time go forward and backward; "auto" fits them to the cache.
         deterministic: on CUDA, no timing in the choice of algorithms; NumPy is deterministic anyway.
-        workers: threads that run chunks of large batches side by side; None chooses.
+        workers: threads that run chunks of large batches side by side, 1,024 at most; None chooses.
         on_non_finite: "raise" NonFiniteLoss when loss, gradient or update overflows; "skip" that step, and count it in
             `skipped`.
         seed: of the row order in `fit`, and of dropout.
@@ -116,29 +117,26 @@ class Trainer:
             raise TypeError(f"net must be an mc.MLP; got {type(net).__name__}")
         optimizer = AdamW() if optimizer is None else optimizer
         if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
-            raise TypeError(f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {optimizer!r}")
+            raise TypeError(f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {shown(optimizer)}")
         optimizer.require_epsilon(net.dtype.name)
         optimizer.require_layers(net.layout.layers)
         if precision is not None:
-            inputs.one_of(precision, "precision", _PRECISIONS)
+            precision = inputs.one_of(precision, "precision", _PRECISIONS)
         if precision is not None and net.device == "cpu":
             log.warning("precision=%r is for GPUs: on the CPU the network computes in %s", precision, net.dtype.name)
         elif precision is not None and net.dtype != np.float32:
             raise ValueError(f"precision={precision!r} is for a float32 network; this one is {net.dtype.name}")
         if isinstance(chunk_rows, str) and chunk_rows != "auto":
-            raise ValueError(f"chunk_rows must be 'auto' or a number of rows; got {chunk_rows!r}")
-        if clip_norm is not None and not inputs.not_negative(clip_norm, "clip_norm"):
-            raise ValueError("clip_norm must be positive; got 0 (None: no clipping)")
-        inputs.one_of(on_non_finite, "on_non_finite", ("raise", "skip"))
+            raise ValueError(f"chunk_rows must be 'auto' or a number of rows; got {shown(chunk_rows)}")
         seed = inputs.seed(seed)
         settings = Settings(
-            l1=inputs.not_negative(l1, "l1"),
-            l2=inputs.not_negative(l2, "l2"),
-            clip_norm=clip_norm,
+            l1=_penalty(l1, "l1", net),
+            l2=_penalty(l2, "l2", net),
+            clip_norm=None if clip_norm is None else inputs.number(clip_norm, "clip_norm", above=0),
             chunk_rows=None if isinstance(chunk_rows, str) else inputs.positive_integer(chunk_rows, "chunk_rows"),
             memory_limit=planning.parse_bytes(memory_limit, free=lambda: devices.free_bytes(net.device)),
-            workers=None if workers is None else inputs.positive_integer(workers, "workers"),
-            tolerant=on_non_finite == "skip",
+            workers=None if workers is None else inputs.positive_integer(workers, "workers", most=_MOST_WORKERS),
+            tolerant=inputs.one_of(on_non_finite, "on_non_finite", ("raise", "skip")) == "skip",
             dropout=rates(dropout, len(net.sizes) - 2),
             seed=seed,
         )
@@ -199,7 +197,7 @@ class Trainer:
 
     @l1.setter
     def l1(self, value: float) -> None:
-        self._set(l1=inputs.not_negative(value, "l1"))
+        self._set(l1=_penalty(value, "l1", self.net))
 
     @property
     def l2(self) -> float:
@@ -208,7 +206,7 @@ class Trainer:
 
     @l2.setter
     def l2(self, value: float) -> None:
-        self._set(l2=inputs.not_negative(value, "l2"))
+        self._set(l2=_penalty(value, "l2", self.net))
 
     def _set(self, **settings: Any) -> None:
         self._settings = self._step.settings = dataclasses.replace(self._settings, **settings)
@@ -712,7 +710,7 @@ class Trainer:
         try:
             return self._held(*([*list(parts), None, None])[:3])
         except (TypeError, ValueError) as error:
-            raise type(error)(f"validation: {error}") from None
+            raise named("validation", error) from None
 
     def _held(self, X: Any, Y: Any, sample_weight: Any) -> Data | Stream:
         """What is evaluated: checked arrays, or a stream."""
@@ -743,7 +741,7 @@ class Trainer:
         if stopping is None:
             return None
         if not isinstance(stopping, EarlyStopping):
-            raise TypeError(f"early_stopping must be mc.EarlyStopping(patience=…); got {stopping!r}")
+            raise TypeError(f"early_stopping must be mc.EarlyStopping(patience=…); got {shown(stopping)}")
         self._require_figure("early_stopping", stopping, validated, measures)
         return stopping
 
@@ -767,11 +765,17 @@ class Trainer:
     # -- checkpoints and copies --
 
     def _description(self) -> dict[str, Any]:
-        """Return all but arrays as what JSON can hold, with the lists that `files.pack` takes out."""
-        settings = {key: files.plain(value) for key, value in dataclasses.asdict(self._settings).items()}
+        """Return all but arrays as what JSON can hold, with the lists that `files.pack` takes out.
+
+        Raises:
+            TypeError, ValueError: the optimizer has been given settings that could not be loaded again.
+        """
+        self._optimizer.require_epsilon(self.net.dtype.name)
+        self._optimizer.require_layers(self.net.layout.layers)
         run = self._run.state if self._run else self._unfinished[0] if self._unfinished else None
         return {
-            "loss": dict(vars(self.loss)), "optimizer": files.describe(self._optimizer), "settings": settings,
+            "loss": dict(vars(self.loss)), "optimizer": files.describe(self._optimizer),
+            "settings": dataclasses.asdict(self._settings),
             "precision": self._precision, "deterministic": self.deterministic, "seed": self._seed, "device": self.net.device,
             "progress": files.describe_progress(self.progress), "history": dict(self.history),
             "run": None if run is None else run.describe(),
@@ -1041,6 +1045,13 @@ def _renew_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(before=_pause_for_fork, after_in_parent=_go_on_after_fork, after_in_child=_renew_after_fork)
+
+
+def _penalty(value: object, name: str, net: MLP) -> float:
+    """Return the factor of a penalty as a float that the network's dtype holds."""
+    factor = inputs.number(value, name, least=0)
+    inputs.require_held(factor, net.dtype.name, name)
+    return factor
 
 
 def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:

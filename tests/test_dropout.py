@@ -220,14 +220,14 @@ def test_dropout_takes_no_memory_that_the_plan_does_not_list_nor_grows_with_the_
 # -- arguments -------------------------------------------------------------------------------------------------------------
 
 BAD = {
-    "1": (1, ValueError, "dropout must be less than 1; got 1.0"),
-    "negative": (-0.1, ValueError, "dropout must be finite and not negative; got -0.1"),
+    "1": (1, ValueError, "dropout must be at least 0 and less than 1; got 1.0"),
+    "negative": (-0.1, ValueError, "dropout must be at least 0 and less than 1; got -0.1"),
     "nan": (float("nan"), ValueError, "dropout must be finite"),
     "text": ("0.2", TypeError, "dropout must be a number; got '0.2'"),
     "bool": (True, TypeError, "dropout must be a number; got True"),
     "too few": ([0.2], ValueError, "dropout must be a rate, or 2, one for each hidden layer; got 1"),
     "too many": ((0.1, 0.2, 0.3), ValueError, "one for each hidden layer; got 3"),
-    "one of them": ([0.1, 1.5], ValueError, "dropout must be less than 1; got 1.5"),
+    "one of them": ([0.1, 1.5], ValueError, r"dropout\[1\] must be at least 0 and less than 1; got 1.5"),
     "text in a list": ([0.1, "a"], TypeError, r"dropout\[1\] must be a number; got 'a'"),
     "none in a list": ([None, 0.1], TypeError, r"dropout\[0\] must be a number; got None"),
 }

@@ -297,7 +297,7 @@ def test_files_of_other_networks_say_nothing_of_them(tmp_path):
         (lambda: mc.MLP([2, 3, 1], output=("softmax", None, "per layer")), "softmax takes no parameter"),
         (
             lambda: mc.Activation("mine", "a * s", "a", 1.0, learned="often"),
-            "learned must be None, 'per layer' or 'per output'",
+            "learned: unknown name 'often'. Known: per layer, per output",
         ),
         (lambda: mc.Activation("mine", "s", "1", 1.0, learned="per layer"), "needs a value that reads a"),
         (lambda: mc.Activation("mine", "a * s", "a", learned="per layer"), "'a'"),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mlpcore.backends import blas, machine
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core import inputs
-from mlpcore.core.errors import DeviceUnavailable
+from mlpcore.core.errors import DeviceUnavailable, shown
 from mlpcore.core.ops import Array, Ops
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def choose(device: object) -> str:
         TypeError, ValueError: no such device.
     """
     if not isinstance(device, str):
-        raise TypeError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:1'; got {device!r}")
+        raise TypeError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:1'; got {shown(device)}")
     if device == "cpu":
         return "cpu"
     if device == "auto":
@@ -47,9 +47,9 @@ def choose(device: object) -> str:
         if reason:
             _say_once(reason)
         return "cpu" if reason else "cuda:0"
-    if not re.fullmatch(r"cuda(:\d+)?", device):
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:1'; got {device!r}")
-    name = device if ":" in device else "cuda:0"
+    if not re.fullmatch(r"cuda(:[0-9]{1,4})?", device):
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:1'; got {shown(device)}")
+    name = str.__str__(device) if ":" in device else "cuda:0"
     open_device(name, device)
     return name
 

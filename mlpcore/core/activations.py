@@ -12,18 +12,26 @@ import copy
 import dataclasses
 import functools
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mlpcore import kernel_files
-from mlpcore.core import formulas
-from mlpcore.core.errors import unknown
+from mlpcore.core import formulas, inputs
+from mlpcore.core.errors import shown, unknown
 
 INITIAL = ("he", "glorot", "lecun")
 LEARNED = ("per layer", "per output")  # how many numbers a learned parameter is
 Kind = TypeVar("Kind", bound="Activation")
+_CHECKS: dict[str, inputs.Check] = {
+    "name": inputs.text,
+    "value": formulas.text,
+    "slope": inputs.optional(formulas.text),
+    "parameter": inputs.optional(inputs.number),
+    "init": functools.partial(inputs.one_of, known=INITIAL),
+    "default": inputs.optional(inputs.number),
+    "learned": inputs.optional(functools.partial(inputs.one_of, known=LEARNED)),
+}
 
 
 @dataclass(frozen=True)
@@ -62,12 +70,7 @@ class Activation:
     da: Any = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise TypeError(f"name must be text; got {self.name!r}")
-        if self.learned is not None and self.learned not in LEARNED:
-            raise ValueError(f"learned must be None, {' or '.join(map(repr, LEARNED))}; got {self.learned!r}")
-        if self.parameter is not None:
-            object.__setattr__(self, "parameter", finite(self.parameter, f"the parameter of {self.name}"))
+        inputs.settle(self, _CHECKS)
         if not self.rowwise:
             formulas.check("value", self.value, ("s",), self.scalars)
             if self.slope is None:
@@ -76,10 +79,8 @@ class Activation:
         if self.learned and (self.parameter is None or "a" not in formulas.reads(self.value)):
             raise ValueError(
                 f"learned={self.learned!r} needs a value that reads a, and a parameter to begin with; got value "
-                f"{self.value!r}, parameter {self.parameter}"
+                f"{shown(self.value)}, parameter {self.parameter}"
             )
-        if not isinstance(self.init, str) or self.init not in INITIAL:
-            raise unknown("init", self.init, INITIAL)
 
     @property
     def rowwise(self) -> bool:
@@ -166,34 +167,6 @@ class Activation:
         return math.sqrt(2 / (n_in + n_out)) / slope
 
 
-def finite(value: object, what: str) -> float:
-    """`value` as a float; a TypeError or ValueError that names `what` if it is no finite number."""
-    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
-        raise TypeError(f"{what} must be a number; got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(f"{what} must be finite; got a number of {value.__sizeof__()} bytes") from None
-    except (TypeError, ValueError) as error:  # an array, say
-        raise type(error)(f"{what} must be a number; got {type(value).__name__}: {error}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{what} must be finite; got {number}")
-    return number
-
-
-RANGES = {  # the smallest (normal) and the largest positive number of each dtype of parameters
-    "float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127),
-    "float64": (sys.float_info.min, sys.float_info.max),
-}
-
-
-def require_held(value: float, dtype: str, name: str) -> None:
-    """Raise a ValueError if a number that is not 0 becomes 0, infinite or subnormal in a dtype of the network's."""
-    smallest, largest = RANGES[dtype]
-    if value and not smallest <= abs(value) <= largest:
-        raise ValueError(f"{name} must be a number that {dtype} holds; got {value}")
-
-
 SOFTMAX = Activation("softmax", "", "")
 ROWWISE = {"softmax": SOFTMAX, "log_softmax": Activation("log_softmax", "", "")}
 
@@ -227,23 +200,23 @@ def resolve(spec: object, argument: str = "activations", output: bool = False) -
     several = isinstance(spec, tuple | list) and 2 <= len(spec) <= 3
     name, parameter, *shared = spec if isinstance(spec, tuple | list) and several else (own.name if own else spec, None)
     if not isinstance(name, str):
-        raise TypeError(f"{argument} must be a name, (name, parameter) or mc.Activation; got {spec!r}")
+        raise TypeError(f"{argument} must be a name, (name, parameter) or mc.Activation; got {shown(spec)}")
     if name in ROWWISE and not output and (own is None or own.rowwise):
         raise ValueError(f"{argument}: {name} is for the output layer only (output={name!r})")
     if own is not None:
         return own
     if name in ROWWISE:
         if parameter is not None or shared:
-            raise ValueError(f"{argument}: {name} takes no parameter; got {spec!r}")
+            raise ValueError(f"{argument}: {name} takes no parameter; got {shown(spec)}")
         return ROWWISE[name]
     if name not in sheet():
         raise unknown(argument, name, names(output))
     init, default, condition, value, slope = sheet()[name]
     learned = LEARNED[0] if condition == "learned" else None
     if shared and learned is None:
-        raise ValueError(f"{argument}: {name} has no learned parameter, so it is not {shared[0]!r}; got {spec!r}")
+        raise ValueError(f"{argument}: {name} has no learned parameter, so it is not {shown(shared[0])}; got {shown(spec)}")
     if shared and shared[0] not in LEARNED:
-        raise ValueError(f"{argument}: {name} is learned {' or '.join(map(repr, LEARNED))}; got {shared[0]!r}")
+        raise ValueError(f"{argument}: {name} is learned {' or '.join(map(repr, LEARNED))}; got {shown(shared[0])}")
     number, default_number = row_parameter(argument, name, parameter, default, condition, "a")
     return Activation(name, value, slope, number, init, default_number, shared[0] if shared else learned)
 
@@ -265,10 +238,10 @@ def row_parameter(
     """The parameter of a sheet's row: the given one, checked against the row's condition, or the default; and the default."""
     if default == "none":
         if given is not None:
-            raise ValueError(f"{argument}: {name} takes no parameter; got {given!r}")
+            raise ValueError(f"{argument}: {name} takes no parameter; got {shown(given)}")
         return None, None
     standard = formulas.evaluate_scalar(default)
-    number = standard if given is None else finite(given, f"{argument}: the parameter of {name}")
+    number = standard if given is None else inputs.number(given, f"{argument}: the parameter of {name}")
     if condition != "learned" and not formulas.holds(condition, **{letter: number}):
         raise ValueError(f"{argument}: the parameter of {name} must satisfy {condition}; got {letter} = {number}")
     return number, standard

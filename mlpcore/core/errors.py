@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import reprlib
 from collections.abc import Iterable
+
+_LONGEST = 80  # characters of a value in a message
 
 
 class DeviceUnavailable(RuntimeError):
@@ -43,11 +46,6 @@ def cut(text: object, most: int = 60) -> str:
     return whole if len(whole) <= most else f"{whole[:most]}…"
 
 
-def short(value: object, most: int = 60) -> str:
-    """Return the value's repr as a message shows it: cut after so many characters."""
-    return f"{value[:most]!r}…" if isinstance(value, str) and len(value) > most else cut(repr(value), most + 2)
-
-
 def line(error: object, most: int = 300) -> str:
     """Return what another library says as one line, cut after so many characters."""
     return cut(" ".join(str(error).split()) or type(error).__name__, most)
@@ -66,10 +64,44 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return begins[near[0]] if near else None
 
 
-def unknown(argument: str, name: object, known: Iterable[str]) -> ValueError:
-    """The error for a name that is none of the known ones, with the nearest match."""
+def unknown(argument: str, name: str, known: Iterable[str]) -> ValueError:
+    """Return the error for a name that is none of the known ones, with the nearest match."""
     known = list(known)
-    other = _ELSEWHERE.get(str(name).lower())
-    near = other if other in known else nearest(str(name), known)
+    other = _ELSEWHERE.get(name[:_LONGEST].lower())
+    near = other if other in known else nearest(name, known)
     hint = f"; did you mean {near!r}?" if near else "."
-    return ValueError(f"{argument}: unknown name {short(name)}{hint} Known: {', '.join(known)}")
+    return ValueError(f"{argument}: unknown name {shown(name)}{hint} Known: {', '.join(known)}")
+
+
+def named(argument: str, error: Exception) -> TypeError | ValueError:
+    """Return the error of an argument, with its name in front; a UnicodeError becomes a ValueError."""
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"{argument}: {error}")
+
+
+class _Brief(reprlib.Repr):
+    """Writes values so briefly that a message can hold them, and never fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, _LONGEST, _LONGEST
+
+    def repr1(self, x: object, level: int) -> str:
+        """Write a container by its first entries, anything else as it writes itself."""
+        if isinstance(x, bytes | bytearray):
+            x = bytes(x[:_LONGEST])
+        own = type(x) in (list, tuple, set, frozenset, dict, str, int)
+        return super().repr1(x, level) if own else self.repr_instance(x, level)
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Write an integer, or how long it is: Python writes none of more than 4,300 digits."""
+        return repr(x) if x.bit_length() <= 200 else f"an integer of {x.bit_length():,} bits"
+
+
+_brief = _Brief()
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: its repr on one line, cut where it is long."""
+    text = " ".join(_brief.repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

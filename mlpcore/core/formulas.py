@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from mlpcore.core import special
+from mlpcore.core.errors import named, shown
 
 LONGEST = 4000  # characters of a formula: those of files are read, too
 FUNCTIONS = (
@@ -84,23 +85,30 @@ def split_columns(text: str) -> list[str]:
 # -- formulas ----------------------------------------------------------------------------------------------------------
 
 
+def text(value: object, name: str) -> str:
+    """Return a formula as a Python string, not parsed yet, or raise a TypeError that names it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: a formula is a string such as 'maximum(s, 0)'; got {type(value).__name__}")
+    return str.__str__(value)
+
+
 def parse(formula: str, names: Sequence[str] | None = None) -> ast.expr:
     """The checked syntax tree of one formula; `names` are the variables it may read (None: any).
 
     Raises:
         ValueError: the text is not a formula, or uses something outside the common subset; says what.
     """
-    if not isinstance(formula, str):
-        raise TypeError(f"a formula is a string such as 'maximum(s, 0)'; got {type(formula).__name__}")
     if len(formula) > LONGEST:
-        raise ValueError(f"formula {formula[:60]!r}… has {len(formula):,} characters; at most {LONGEST:,} are read")
+        raise ValueError(f"formula {shown(formula)} has {len(formula):,} characters; at most {LONGEST:,} are read")
     try:
         tree = ast.parse(formula, mode="eval").body
         _check(tree, formula, names)
     except SyntaxError as error:
-        raise ValueError(f"formula {formula!r} cannot be read: {error.msg}") from None
+        raise ValueError(f"formula {shown(formula)} cannot be read: {error.msg}") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"formula {shown(formula)} cannot be read: UTF-8 has no such character") from None
     except (RecursionError, MemoryError):  # how Python's parser says that brackets are nested too deep
-        raise ValueError(f"formula {formula[:60]!r}… is nested too deep") from None
+        raise ValueError(f"formula {shown(formula)} is nested too deep") from None
     return tree
 
 
@@ -113,27 +121,27 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
         case ast.Name(id=name):
             if names is not None and name not in names:
                 parameter = " (give parameter=… for a parameter)" if name in ("a", "q") else ""
-                raise ValueError(f"formula {formula!r} reads {name!r}; it may read {', '.join(names)}{parameter}")
+                raise ValueError(f"formula {shown(formula)} reads {shown(name)}; it may read {', '.join(names)}{parameter}")
             return
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             parts = [left, right]
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
             if _exponent(right) not in POWERS:
                 raise ValueError(
-                    f"formula {formula!r}: the exponent of {ast.unparse(node)!r} must be a whole number from {POWERS[0]} to "
-                    f"{POWERS[-1]}; for others write exp(exponent * log(base))"
+                    f"formula {shown(formula)}: the exponent of {shown(ast.unparse(node))} must be a "
+                    f"whole number from {POWERS[0]} to {POWERS[-1]}; for others write exp(exponent * log(base))"
                 )
             parts = [left]
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             parts = [operand]
         case ast.Call(func=ast.Name(id="pow")) if names is not None:
-            raise ValueError(f"formula {formula!r}: pow is for the scalars of updates.def only; write s ** 2")
+            raise ValueError(f"formula {shown(formula)}: pow is for the scalars of updates.def only; write s ** 2")
         case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in (*FUNCTIONS, *more):
             if len(parts) != _ARGUMENTS.get(name, 1):
-                raise ValueError(f"formula {formula!r}: {name} takes {_ARGUMENTS.get(name, 1)} argument(s)")
+                raise ValueError(f"formula {shown(formula)}: {name} takes {_ARGUMENTS.get(name, 1)} argument(s)")
         case _:
             raise ValueError(
-                f"formula {formula!r}: {ast.unparse(node)!r} is outside the common subset of C++ and Python "
+                f"formula {shown(formula)}: {shown(ast.unparse(node))} is outside the common subset of C++ and Python "
                 f"(names, numbers, + - * /, ** with a whole exponent, {', '.join(FUNCTIONS)})"
             )
     for part in parts:
@@ -288,7 +296,7 @@ def derive(formula: str, by: str) -> str:
     try:
         return differentiate(formula, {by: "1"})
     except (RecursionError, ValueError):
-        raise ValueError(f"slope: the derivative of {formula[:60]!r} would be too long a formula; give it yourself") from None
+        raise ValueError(f"slope: the derivative of {shown(formula)} would be too long a formula; give it yourself") from None
 
 
 def kinks(formula: str) -> list[str]:
@@ -322,7 +330,7 @@ def scalar(formula: str) -> Callable[[Mapping[str, float]], float]:
     try:
         return _scalar(parse(formula))
     except KeyError as error:
-        raise ValueError(f"formula {formula!r}: {error.args[0]} is for arrays only") from None
+        raise ValueError(f"formula {shown(formula)}: {error.args[0]} is for arrays only") from None
 
 
 def holds(condition: str, **values: float) -> bool:
@@ -444,7 +452,7 @@ class Program:
                     return inside(special.body(name, self.dtype), visit(x, local))
                 case ast.Call(func=ast.Name(id=name), args=arguments) if name != "pow":
                     return call(name, *(visit(x, local) for x in arguments))
-            raise ValueError(f"{ast.unparse(node)!r}: pow takes scalars only")
+            raise ValueError(f"{shown(ast.unparse(node))}: pow takes scalars only")
 
         def power(u: str | int, n: int) -> str | int:
             if n <= 0:
@@ -519,13 +527,13 @@ def check(argument: str, formula: str, variables: Sequence[str], scalars: Mappin
     try:
         parse(formula, (*variables, *scalars))
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{argument}: {error}") from None
+        raise named(argument, error) from None
     try:
         numbers = program(f"result = {formula}", frozenset(scalars)).fold(scalars)
         if not all(map(math.isfinite, numbers.values())):
             raise ArithmeticError("a part of it is not finite")
-    except (ArithmeticError, ValueError) as error:
-        raise ValueError(f"{argument}: formula {formula!r} has no value with {dict(scalars)}: {error}") from None
+    except (ArithmeticError, RecursionError, ValueError) as error:
+        raise ValueError(f"{argument}: formula {shown(formula)} has no value with {dict(scalars)}: {error}") from None
 
 
 @functools.cache

@@ -11,10 +11,13 @@ gradients add up in one place.
 from __future__ import annotations
 
 import itertools
-import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
+
+from mlpcore.core.errors import shown
 
 
 class Tie(NamedTuple):
@@ -136,22 +139,24 @@ def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:
         TypeError, ValueError: names `tied`, what was expected and what came.
     """
     if not isinstance(tied, Mapping):
-        raise TypeError(f"tied must be a dict such as {{4: 1}} or {{4: '1.T'}}; got {tied!r}")
+        raise TypeError(f"tied must be a dict such as {{4: 1}} or {{4: '1.T'}}; got {shown(tied)}")
     ties = []
     for layer, what in tied.items():
         transposed = isinstance(what, str)
-        text = what.removesuffix(".T") if isinstance(what, str) else str(what)
-        known = hasattr(layer, "__index__") and not isinstance(layer, bool) and not isinstance(what, bool) and text.isdecimal()
-        if not known or (transposed and what == text):
-            raise TypeError(
-                f"tied: expected layer: layer, or layer: 'layer.T', such as {{4: '1.T'}}; got {{{layer!r}: {what!r}}}"
-            )
-        ties.append(Tie(operator.index(layer), int(text), transposed))
+        named = re.fullmatch(r"([0-9]{1,9})\.T", what) if isinstance(what, str) else None
+        owner = int(named[1]) if named else what
+        for given in (layer, owner):
+            if isinstance(given, bool) or not isinstance(given, Integral):
+                raise TypeError(
+                    f"tied: expected layer: layer, or layer: 'layer.T', such as {{4: '1.T'}}; got {shown({layer: what})}"
+                )
+        ties.append(Tie(int(layer), int(owner), transposed))
     for tie in ties:
         owned, own = sizes[tie.owner - 1 : tie.owner + 1], sizes[tie.layer - 1 : tie.layer + 1]
         if not 1 <= tie.owner < tie.layer < len(sizes):
             raise ValueError(
-                f"tied: a layer takes the matrix of one below it, layers 1 … {len(sizes) - 1}; got {tie.layer}: {tie.owner}"
+                f"tied: a layer takes the matrix of one below it, layers 1 … {len(sizes) - 1}; "
+                f"got {shown(tie.layer)}: {shown(tie.owner)}"
             )
         if tie.owner in (other.layer for other in ties):
             raise ValueError(f"tied: layer {tie.layer} is tied to layer {tie.owner}, which is tied itself: name its owner")

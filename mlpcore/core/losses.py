@@ -15,9 +15,9 @@ from numbers import Integral
 from typing import Any
 
 from mlpcore import kernel_files
-from mlpcore.core import activations, formulas
-from mlpcore.core.activations import Activation, finite, require_held, row_parameter
-from mlpcore.core.errors import unknown
+from mlpcore.core import activations, formulas, inputs
+from mlpcore.core.activations import Activation, row_parameter
+from mlpcore.core.errors import shown, unknown
 
 
 @dataclass(frozen=True)
@@ -56,41 +56,30 @@ class Loss:
     pos_weight: float | tuple[float, ...] | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise TypeError(f"name must be text; got {self.name!r}")
-        if self.parameter is not None:
-            object.__setattr__(self, "parameter", finite(self.parameter, f"the parameter of {self.name}"))
+        inputs.settle(self, _CHECKS)
         if not self.rowwise:
             formulas.check("value", self.value, ("z", "y"), self.scalars)
             if self.slope is None:
                 object.__setattr__(self, "slope", formulas.derive(self.value, "z"))
             formulas.check("slope", self.slope, ("z", "y"), self.scalars)
+            for formula in self.matched or ():
+                formulas.check("matched", formula, ("s", "z", "y", "a"), self.scalars)
         self._check_options()
 
     def _check_options(self) -> None:
-        smoothing = finite(self.label_smoothing, "label_smoothing")
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"label_smoothing must be at least 0 and less than 1; got {smoothing}")
-        object.__setattr__(self, "label_smoothing", smoothing)
-        given = {"class_weight": self.class_weight, "label_smoothing": smoothing or None, "pos_weight": self.pos_weight}
-        for name, value in given.items():
-            if value is not None and not self.binary and not (self.rowwise and name != "pos_weight"):
+        for name in self.options:  # before their values: a dict may be right elsewhere
+            if not self.binary and not (self.rowwise and name != "pos_weight"):
                 also = "" if name == "pos_weight" else "cross_entropy or "
                 raise ValueError(f"{name} is for the loss {also}binary_cross_entropy; got loss {self.name!r}")
-        if self.class_weight is not None:
-            weights = _not_negative(self.class_weight, "class_weight")
-            if isinstance(weights, float):
-                raise TypeError(f"class_weight must be a list, a number for each class; got {self.class_weight!r}")
-            if not any(weights):
-                raise ValueError("class_weight must not be all zero")
-            if smoothing and not all(weights):
-                raise ValueError(
-                    "class_weight must be positive where label_smoothing gives each class a share; "
-                    f"class {weights.index(0)} weighs 0"
-                )
-            object.__setattr__(self, "class_weight", weights)
-        if self.pos_weight is not None:
-            object.__setattr__(self, "pos_weight", _not_negative(self.pos_weight, "pos_weight"))
+        inputs.settle(self, _WEIGHTS)
+        weights = self.class_weight
+        if weights is not None and not any(weights):
+            raise ValueError("class_weight must not be all zero")
+        if weights is not None and self.label_smoothing and not all(weights):
+            raise ValueError(
+                "class_weight must be positive where label_smoothing gives each class a share; "
+                f"class {weights.index(0)} weighs 0"
+            )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -118,10 +107,10 @@ class Loss:
 
     def require_held(self, dtype: str) -> None:
         """Raise a ValueError that names the parameter or option that a network's dtype does not hold."""
-        numbers = {f"loss: the parameter of {self.name}": self.parameter, **self.options}
+        numbers = {f"loss: the parameter of {self.name}": self.parameter, "most": self.most, **self.options}
         for name, value in numbers.items():
             for number in value if isinstance(value, tuple) else () if value is None else (value,):
-                require_held(number, dtype, name)
+                inputs.require_held(number, dtype, name)
 
     def require_outputs(self, outputs: int) -> None:
         """Raise a ValueError that names the option that is not for a network of so many outputs."""
@@ -182,15 +171,43 @@ def _brief(value: Any) -> str:
     return f"({len(value)} numbers)" if many else repr(list(value) if isinstance(value, tuple) else value)
 
 
-def _not_negative(value: Any, name: str) -> float | tuple[float, ...]:
-    """A number, or a tuple of numbers, of a user's number or list; an error that names it if one is negative or not finite."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    several = isinstance(value, list | tuple)
-    numbers = tuple(finite(x, f"{name}[{i}]") for i, x in enumerate(value)) if several else (finite(value, name),)
-    for i, number in enumerate(numbers):
-        if number < 0:
-            raise ValueError(f"{name}{f'[{i}]' if several else ''} must not be negative; got {number}")
-    return numbers if several else numbers[0]
+def _weights(value: Any, name: str) -> float | tuple[float, ...]:
+    """Return the weight, or the tuple of weights, that a number, a list or an array means."""
+    given = value.tolist() if getattr(value, "ndim", None) == 1 else value
+    if not isinstance(given, list | tuple):
+        return inputs.number(given, name, least=0)
+    return tuple(inputs.number(x, f"{name}[{i}]", least=0) for i, x in enumerate(given))
+
+
+def _class_weights(value: object, name: str) -> tuple[float, ...]:
+    """Return the weights of classes as a tuple."""
+    weights = _weights(value, name)
+    if isinstance(weights, float):
+        raise TypeError(f"{name} must be a list, a number for each class; got {shown(value)}")
+    return weights
+
+
+def _matched(value: object, name: str) -> tuple[str, str]:
+    """Return the two formulas of a loss on an output that matches it."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise TypeError(f"{name} must be two formulas, (value, slope); got {shown(value)}")
+    return formulas.text(value[0], name), formulas.text(value[1], name)
+
+
+_CHECKS: dict[str, inputs.Check] = {
+    "name": inputs.text,
+    "value": formulas.text,
+    "slope": inputs.optional(formulas.text),
+    "parameter": inputs.optional(inputs.number),
+    "outputs": inputs.text,
+    "matched": inputs.optional(_matched),
+    "most": inputs.optional(inputs.number),
+    "label_smoothing": functools.partial(inputs.number, least=0, below=1),
+}
+_WEIGHTS: dict[str, inputs.Check] = {
+    "class_weight": inputs.optional(_class_weights),
+    "pos_weight": inputs.optional(_weights),
+}
 
 
 @dataclass(frozen=True)
@@ -271,10 +288,10 @@ def resolve(spec: object, argument: str = "loss") -> Loss:
         return own
     name, parameter = spec if isinstance(spec, tuple | list) and len(spec) == 2 else (spec, None)
     if not isinstance(name, str):
-        raise TypeError(f"{argument} must be a name, (name, parameter) or mc.Loss; got {spec!r}")
+        raise TypeError(f"{argument} must be a name, (name, parameter) or mc.Loss; got {shown(spec)}")
     if name == CROSS_ENTROPY.name:
         if parameter is not None:
-            raise ValueError(f"{argument}: cross_entropy takes no parameter; got {parameter!r}")
+            raise ValueError(f"{argument}: cross_entropy takes no parameter; got {shown(parameter)}")
         return CROSS_ENTROPY
     if name not in sheet():
         raise unknown(argument, name, [*sheet(), CROSS_ENTROPY.name])
@@ -306,7 +323,7 @@ def _by_class(weights: Any, classes: int | None) -> Any:
     """The weights as a list; of a {class: weight} the classes that are not in it weigh 1."""
     if isinstance(weights, str):
         raise ValueError(
-            f"class_weight must be a list of numbers or {{class: number}}; got {weights!r}. For 'balanced' pass "
+            f"class_weight must be a list of numbers or {{class: number}}; got {shown(weights)}. For 'balanced' pass "
             "sklearn.utils.class_weight.compute_class_weight('balanced', classes=np.arange(K), y=Y)"
         )
     if not isinstance(weights, Mapping):
@@ -316,8 +333,8 @@ def _by_class(weights: Any, classes: int | None) -> Any:
     found = [1.0] * classes
     for label, weight in weights.items():
         if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= int(label) < classes:
-            raise ValueError(f"class_weight names the class {label!r}; the classes are 0 … {classes - 1}")
-        found[int(label)] = finite(weight, f"class_weight[{label}]")
+            raise ValueError(f"class_weight names the class {shown(label)}; the classes are 0 … {classes - 1}")
+        found[int(label)] = inputs.number(weight, f"class_weight[{label}]", least=0)
     return found
 
 

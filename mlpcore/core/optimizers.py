@@ -8,18 +8,47 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 from mlpcore import kernel_files
 from mlpcore.core import formulas, inputs
-from mlpcore.core.activations import RANGES, finite
+from mlpcore.core.errors import named, shown
 from mlpcore.core.layout import Layout
 from mlpcore.core.ops import Array
 
+_NOT_NEGATIVE = functools.partial(inputs.number, least=0)
+_SHARE = functools.partial(inputs.number, least=0, below=1)
+FOLLOWED: dict[str, inputs.Check] = {  # settings of what follows a figure of the history
+    "patience": inputs.positive_integer,
+    "monitor": functools.partial(inputs.text, what="a key of the history"),
+    "mode": inputs.optional(functools.partial(inputs.one_of, known=("min", "max"))),
+}
+
 # -- schedules ---------------------------------------------------------------------------------------------------------
+
+
+def _updates(value: object, name: str, least: int = 1) -> float:
+    """Return a number of updates, an int where it is whole: it may be a share of others."""
+    count = inputs.number(value, name, least=least, most=2**53)
+    return int(count) if count.is_integer() else count
+
+
+_SCHEDULED: dict[str, inputs.Check] = {
+    "rate": functools.partial(inputs.number, above=0),
+    "every": _updates,
+    "factor": functools.partial(inputs.number, above=0, most=1),
+    "steps": inputs.optional(_updates),
+    "warmup": functools.partial(_updates, least=0),
+    "final": _NOT_NEGATIVE,
+    "power": functools.partial(inputs.number, least=0, most=16),  # t ** 16 is a number for every t
+    "tolerance": _NOT_NEGATIVE,
+    "minimum": _NOT_NEGATIVE,
+    "formula": formulas.text,
+    **FOLLOWED,
+}
 
 
 @dataclass
@@ -52,10 +81,7 @@ class Schedule:
     rate: float
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            condition, value = _SCHEDULE_CONDITIONS.get(setting.name), getattr(self, setting.name)
-            if condition and value is not None:
-                _check_setting(f"{type(self).__name__}: {setting.name}", value, condition)
+        inputs.settle(self, _SCHEDULED, f"{type(self).__name__}: ")
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update, number `progress.step + 1`."""
@@ -111,7 +137,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class InverseScaling(Schedule):
-    """`rate / t^power` for update number t.
+    """`rate / t^power` for update number t; `power` is 16 at most.
 
     scikit-learn's "invscaling" counts rows, and lowers the rate after each epoch only: with n rows that is
     `FormulaSchedule(rate, "rate / pow(n * (epoch - 1) + 1, 0.5)")`, n being written as a number.
@@ -139,13 +165,6 @@ class Adaptive(Schedule):
     minimum: float = 1e-6
     monitor: str = "loss"
     mode: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mode not in (None, "min", "max"):
-            raise ValueError(f"Adaptive: mode must be 'min', 'max' or None; got {self.mode!r}")
-        if not isinstance(self.monitor, str):
-            raise TypeError(f"Adaptive: monitor must be a key of the history; got {self.monitor!r}")
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update."""
@@ -177,10 +196,10 @@ class FormulaSchedule(Schedule):
         try:
             unknown = formulas.reads(self.formula) - {"rate", *_PROGRESS}
             if unknown:
-                raise ValueError(f"{self.formula!r} reads {min(unknown)!r}; it may read rate, {', '.join(_PROGRESS)}")
+                raise ValueError(f"{shown(self.formula)} reads {shown(min(unknown))}; it may read rate, {', '.join(_PROGRESS)}")
             formulas.scalar(self.formula)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"FormulaSchedule: formula: {error}") from None
+            raise named("FormulaSchedule: formula", error) from None
 
     def at(self, progress: Progress) -> float:
         """Return the rate of the next update.
@@ -191,7 +210,7 @@ class FormulaSchedule(Schedule):
         """
         if progress.total is None and "total" in _read(self.formula):
             raise ValueError(
-                f"learning_rate: {self.formula!r} reads total, which is known only inside fit, "
+                f"learning_rate: {shown(self.formula)} reads total, which is known only inside fit, "
                 "and not where the length of its stream is unknown"
             )
         known = (progress.step + 1, progress.begun, progress.total or 0, progress.epochs)
@@ -199,26 +218,16 @@ class FormulaSchedule(Schedule):
         try:
             rate = float(formulas.scalar(self.formula)({"rate": self.rate, **values}))
         except (ArithmeticError, ValueError) as error:
-            raise ValueError(f"learning_rate: {self.formula!r} has no value with {values}: {error}") from None
+            raise ValueError(f"learning_rate: {shown(self.formula)} has no value with {values}: {error}") from None
         if not 0 <= rate < math.inf:
-            raise ValueError(f"learning_rate: {self.formula!r} must be finite and not negative; it is {rate} with {values}")
+            raise ValueError(
+                f"learning_rate: {shown(self.formula)} must be finite and not negative; it is {rate} with {values}"
+            )
         return rate
 
 
 _PROGRESS = ("step", "begun", "total", "epoch")
 _read = functools.lru_cache(256)(formulas.reads)
-_SCHEDULE_CONDITIONS = {
-    "rate": "x > 0",
-    "every": "x >= 1",
-    "factor": "0 < x <= 1",
-    "steps": "x >= 1",
-    "warmup": "x >= 0",
-    "final": "x >= 0",
-    "power": "x >= 0",
-    "patience": "x >= 1",
-    "tolerance": "x >= 0",
-    "minimum": "x >= 0",
-}
 
 # -- optimizers --------------------------------------------------------------------------------------------------------
 
@@ -251,12 +260,6 @@ def sheet() -> dict[str, Row]:
     }  # fmt: skip
 
 
-def _check_setting(what: str, value: object, condition: str) -> None:
-    number = finite(value, what)
-    if not formulas.holds(condition, x=number):
-        raise ValueError(f"{what} must satisfy {condition.replace('x', what.split()[-1])}; got {value}")
-
-
 @dataclass(frozen=True)
 class Layer:
     """Settings of one layer that differ from the optimizer's.
@@ -273,11 +276,14 @@ class Layer:
     frozen: bool = False
 
     def __post_init__(self) -> None:
-        _check_setting("Layer: rate", self.rate, "x >= 0")
-        if self.weight_decay is not None:
-            _check_setting("Layer: weight_decay", self.weight_decay, "x >= 0")
-        if not isinstance(self.frozen, bool):
-            raise TypeError(f"Layer: frozen must be True or False; got {self.frozen!r}")
+        inputs.settle(self, _LAYER, "Layer: ")
+
+
+_LAYER: dict[str, inputs.Check] = {
+    "rate": _NOT_NEGATIVE,
+    "weight_decay": inputs.optional(_NOT_NEGATIVE),
+    "frozen": inputs.boolean,
+}
 
 
 class Segment(NamedTuple):
@@ -350,9 +356,19 @@ def segments(layout: Layout, layers: Mapping[int, Layer], missed: Mapping[int, i
     return found
 
 
+def _rate(value: object, name: str) -> float | Schedule:
+    """Return a learning rate, or the schedule of one."""
+    if type(value) is Schedule:
+        raise TypeError(f"{name} must be a number or one of the schedules, such as mc.Cosine(0.1)")
+    return value if isinstance(value, Schedule) else _NOT_NEGATIVE(value, name)
+
+
 @dataclass
 class Optimizer:
-    """Settings of an update rule; the subclasses say which. Settings are checked whenever they are set.
+    """Settings of an update rule; the subclasses say which.
+
+    They are checked whenever they are set, and stored as Python's own numbers: of a NumPy float32,
+    a decimal or a fraction the float64 that is nearest.
 
     Args:
         learning_rate: a number or a schedule.
@@ -363,44 +379,39 @@ class Optimizer:
     learning_rate: float | Schedule
     layers: Mapping[int, Layer] = field(default_factory=dict, kw_only=True)
 
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
-    conditions: ClassVar[dict[str, str]] = {
-        "momentum": "0 <= x <= 1",
-        "beta1": "0 <= x < 1",
-        "beta2": "0 <= x < 1",
-        "alpha": "0 <= x < 1",
-        "epsilon": "x > 0",
-        "weight_decay": "x >= 0",
+    checks: ClassVar[dict[str, inputs.Check]] = {
+        "learning_rate": _rate,
+        "momentum": functools.partial(inputs.number, least=0, most=1),
+        "beta1": _SHARE,
+        "beta2": _SHARE,
+        "alpha": _SHARE,
+        "epsilon": functools.partial(inputs.number, above=0),
+        "weight_decay": _NOT_NEGATIVE,
+        "nesterov": inputs.boolean,
+        "epsilon_hat": inputs.boolean,
+        "velocity": functools.partial(inputs.one_of, known=("steps", "gradients")),
     }
 
     def __setattr__(self, name: str, value: object) -> None:
         settings = sorted((setting.name for setting in fields(self)), key="layers".__eq__)  # last
         if name not in settings:
             raise AttributeError(f"{type(self).__name__} has no setting {name!r}; it has {', '.join(settings)}")
-        if name in ("nesterov", "epsilon_hat") and not isinstance(value, bool):
-            raise TypeError(f"{type(self).__name__}: {name} must be True or False; got {value!r}")
-        if type(value) is Schedule:
-            raise TypeError(f"{type(self).__name__}: {name} must be a number or one of the schedules, such as mc.Cosine(0.1)")
-        if name == "learning_rate" and not isinstance(value, Schedule):
-            _check_setting(f"{type(self).__name__}: learning_rate", value, "x >= 0")
-        elif name == "layers":
+        if name == "layers":
             value = self._checked_layers(value)
-        elif name in self.choices:
-            inputs.one_of(value, f"{type(self).__name__}: {name}", self.choices[name])
-        elif name in self.conditions:
-            _check_setting(f"{type(self).__name__}: {name}", value, self.conditions[name])
+        elif name in self.checks:
+            value = self.checks[name](value, f"{type(self).__name__}: {name}")
         object.__setattr__(self, name, value)
 
     def _checked_layers(self, value: object) -> dict[int, Layer]:
         what = f"{type(self).__name__}: layers"
         if not isinstance(value, Mapping):
-            raise TypeError(f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {value!r}")
+            raise TypeError(f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {shown(value)}")
         for l, layer in value.items():
-            if isinstance(l, bool) or not hasattr(l, "__index__") or not isinstance(layer, Layer):
-                raise TypeError(f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {{{l!r}: {layer!r}}}")
+            if isinstance(l, bool) or not isinstance(l, Integral) or not isinstance(layer, Layer):
+                raise TypeError(f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {shown({l: layer})}")
             if layer.weight_decay is not None and not hasattr(type(self), "weight_decay"):
-                raise ValueError(f"{what}: weight_decay is for AdamW and Lion; got {{{l}: {layer!r}}}")
-        return {operator.index(l): layer for l, layer in value.items()}
+                raise ValueError(f"{what}: weight_decay is for AdamW and Lion; got {shown({l: layer})}")
+        return {int(l): layer for l, layer in value.items()}
 
     @property
     def row(self) -> str:
@@ -438,13 +449,13 @@ class Optimizer:
         """Raise a TypeError or ValueError unless `layers` are settings of a network of so many layers."""
         for l in self._checked_layers(self.layers):  # a dict may have been written into
             if not 1 <= l <= count:
-                raise ValueError(f"{type(self).__name__}: layers: the network has layers 1 … {count}; got {l}")
+                raise ValueError(f"{type(self).__name__}: layers: the network has layers 1 … {count}; got {shown(l)}")
 
     def require_epsilon(self, dtype: str) -> None:
         """Raise a ValueError if epsilon is not a number of this dtype, so that a gradient of 0 would be divided by 0."""
         epsilon = getattr(self, "epsilon", 1.0)
         least = epsilon * math.sqrt(1 - getattr(self, "beta2", 0.0))  # at the first update
-        smallest, largest = RANGES[dtype]
+        smallest, largest = inputs.RANGES[dtype]
         if not (smallest <= least and epsilon <= largest):
             raise ValueError(
                 f"{type(self).__name__}: epsilon, and where there is a beta2 epsilon * sqrt(1 - beta2), must be a number that "
@@ -458,12 +469,14 @@ class Optimizer:
     def rate(self, progress: Progress) -> float:
         """The learning rate of the next update."""
         schedule = self.learning_rate
-        return schedule.at(progress) if isinstance(schedule, Schedule) else float(schedule)
+        return schedule.at(progress) if isinstance(schedule, Schedule) else schedule
 
     def constants(self) -> dict[str, float]:
         """Return the values of the row's scalars that do not depend on the update: settings and, where it has one, `decay`."""
-        settings = {k: float(v) for k, v in vars(self).items() if k in self.conditions and k != "weight_decay"}
-        return {**settings, "decay": float(getattr(self, "weight_decay", 0.0))}
+        settings = {name: x for name, x in vars(self).items() if isinstance(x, float)}
+        for other in ("learning_rate", "weight_decay"):
+            settings.pop(other, None)
+        return {**settings, "decay": getattr(self, "weight_decay", 0.0)}
 
     def scalars(self, progress: Progress) -> dict[str, float]:
         """Return the values of the row's scalars for the next update: `constants`, `rate` and `t`."""
@@ -486,8 +499,6 @@ class SGD(Optimizer):
     momentum: float = 0.0
     nesterov: bool = False
     velocity: str = "steps"
-
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {"velocity": ("steps", "gradients")}
 
     @property
     def row(self) -> str:

@@ -48,6 +48,7 @@ from mlpcore.trainer import Trainer
 Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
 STOCHASTIC = ("sgd", "adam")
+WIDEST, LONGEST = 2**29, 480  # a layer, so that NumPy can count its weights; characters of a message
 OUTPUTS = {"logistic": "sigmoid"}  # scikit-learn's name of an activation: ours
 VALIDATED = ("best_loss_", "validation_scores_", "best_validation_score_")
 THEIRS: dict[str, Any] = neural_network.MLPClassifier._parameter_constraints
@@ -166,13 +167,19 @@ class Estimator(BaseEstimator, ABC):
                     sizes = isinstance(given, list | tuple) and all(isinstance(entry, Integral) for entry in given)
                     hint = f"; did you mean hidden_layer_sizes={given!r}?" if sizes else ""
                     raise InvalidParameterError(f"{error}{hint}") from None
-        super()._validate_params()
+        try:
+            super()._validate_params()
+        except InvalidParameterError as error:
+            if len(str(error)) <= LONGEST:
+                raise
+            raise InvalidParameterError(f"{error!s:.{LONGEST}}…") from None
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, validation: Any, incremental: bool) -> Any:
         sizes = self.hidden_layer_sizes
         hidden = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
         if np.any(np.array(hidden) <= 0):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
+        hidden = [inputs.positive_integer(n, f"hidden_layer_sizes[{i}]", most=WIDEST) for i, n in enumerate(hidden)]
         first = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
         if validation is not None and self.solver not in STOCHASTIC:
             raise ValueError(f"validation needs solver='adam' or 'sgd': {self.solver!r} has no epochs to score")

@@ -20,6 +20,7 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_targ
 
 from mlpcore.backends import device as devices
 from mlpcore.core import losses as loss_sheet
+from mlpcore.core.errors import shown
 from mlpcore.core.losses import Loss
 from mlpcore.estimators.base import STOCHASTIC, Array, Estimator, host
 from mlpcore.mlp import MLP
@@ -95,9 +96,12 @@ class MLPClassifier(ClassifierMixin, Estimator):
             return weights
         if incremental and self.class_weight == "balanced":
             raise ValueError("class_weight='balanced' needs all rows at once, not partial_fit: give partial_fit a dict")
-        by_class = _by_class(self.class_weight, y, weights)
+        try:
+            by_class = _by_class(self.class_weight, y, weights)
+        except OverflowError:  # an integer of hundreds of digits
+            by_class = np.array([np.inf])
         if not np.isfinite(by_class).all() or by_class.min() < 0 or not by_class.any():
-            raise ValueError(f"class_weight must be finite, none below 0 and not all 0; got {self.class_weight!r}")
+            raise ValueError(f"class_weight must be finite, none below 0 and not all 0; got {shown(self.class_weight)}")
         return by_class if weights is None else weights * by_class
 
     def _check_held_out(self, y: Any) -> None:

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlpcore.core.activations import Activation
+from mlpcore.core.errors import shown
+from mlpcore.core.inputs import LARGEST, plain, positive_integer
 from mlpcore.core.layout import Layout
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Ops, accumulator, storage
@@ -133,27 +135,28 @@ def parse_bytes(limit: object, argument: str = "memory_limit", free: Callable[[]
     wanted = f"{argument}: expected bytes, text such as '2 GiB', or a share of the free memory such as 0.5 or '50%'"
     if limit is None:
         return None
+    limit = plain(limit)
     share: float | None = None
-    if isinstance(limit, int | np.integer) and not isinstance(limit, bool):
-        count = int(limit)
-    elif isinstance(limit, float | np.floating):
+    if isinstance(limit, int) and not isinstance(limit, bool):
+        count = positive_integer(limit, argument)
+    elif isinstance(limit, float):
         share = float(limit)
     elif isinstance(limit, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(B|bytes|[KMGT]i?B|%)\s*", limit, re.I)
         if not match:
-            raise ValueError(f"{wanted}; got {limit!r}")
+            raise ValueError(f"{wanted}; got {shown(limit)}")
         base, unit = (1024 if "i" in match[2].lower() else 1000), match[2][0].upper()
         share = float(match[1]) / 100 if unit == "%" else None
         bytes_ = float(match[1]) * base ** ("KMGT".index(unit) + 1 if unit in "KMGT" else 0)
-        count = int(bytes_) if math.isfinite(bytes_) else 0
+        count = int(bytes_) if bytes_ < LARGEST else 0
     else:
         raise TypeError(f"{wanted}; got {type(limit).__name__}")
     if share is not None:
         if not 0 < share <= 1 or free is None:
-            raise ValueError(f"{wanted}; got {limit!r}")
+            raise ValueError(f"{wanted}; got {shown(limit)}")
         count = int(share * free())
     if count <= 0:
-        raise ValueError(f"{argument} must be positive and finite; got {limit!r}")
+        raise ValueError(f"{argument} must be at least 1 byte and less than 8 EiB; got {shown(limit)}")
     return count
 
 

@@ -7,9 +7,11 @@ that a user can act on: a documented type, a message that names an argument, and
 from __future__ import annotations
 
 import contextlib
+import enum
 import hashlib
 import inspect
 import io
+import itertools
 import logging
 import os
 import re
@@ -28,9 +30,12 @@ import numpy as np
 
 import mlpcore as mc
 from mlpcore import cli
+from mlpcore.core.errors import shown as _shown
 
 SECONDS = 20  # that one call may take
+LONGEST = 500  # characters of a message that repeats no path
 ALLOWED = (ValueError, TypeError, MemoryError, OSError, mc.NonFiniteLoss, mc.DeviceUnavailable)
+ALIASES = {"loss": ["loss"]}  # what messages call the argument `spec`
 COUNTED = {"epochs", "directions"}  # a large number here is a long job, not a fault
 
 rng_ = np.random.default_rng(0)
@@ -54,6 +59,17 @@ class Odd:
         if isinstance(rows, int) and rows >= 7:
             raise IndexError(rows)
         return "no"
+
+
+class Whole(enum.IntEnum):
+    three = 3
+
+
+class Worded(str):
+    __slots__ = ()
+
+    def __repr__(self):
+        raise RuntimeError("this one cannot be shown")
 
 
 class NoNumber:
@@ -101,9 +117,24 @@ def pool(folder: Path) -> list[Callable[[], Any]]:
         mc.Activation("softmax", "s", "1"), mc.loss("squared_error"), mc.Callback, mc.Callback(), lambda *_: None, lambda: 3,
         lambda epoch: [(X, Y)], lambda needed: None, (X, Y), (X, Y, None), (X, Y, np.ones(7), 3), (X,), [(X, Y)], [(X,)],
         [X, Y], [(X, Y), (Y, X)], [(X, None)], ("sigmoid", 0.5), ("sigmoid", "x"), ("huber", None), ("a", "b", "c"),
+        10**5000, [10**5000], {1: 10**5000}, ("sigmoid", 10**400), (10**400, 1), [4, 1 << 63],
+        [1 << 40, 1 << 40, 3], [1] * 300_000, ["relu"] * 300_000, "x" * 300_000,
+        {n: n for n in range(30_000)}, {1.5: 1, "b": 2}, {10**5000: "1.T"}, {2: "1" * 5000 + ".T"},
+        {None: None}, {0: np.nan}, "(" * 900 + "s" + ")" * 900, "-" * 900 + "z", "s" + " + s" * 900,
+        "tanh(" * 90 + "s" + ")" * 90, "9" * 400 + " * z", "\ud800", b"\xff" * 10_000,
+        Worded("relu"), Worded("x" * 10_000), Whole.three, np.float32(0.3), np.float16(1e-7),
+        np.longdouble("1e4000"), np.timedelta64(5, "ns"), np.array(0.3, np.float32), np.array(3),
+        np.array("min"), np.array(1j), np.ma.masked, Decimal("1e-400"), Decimal("1e400"),
+        Decimal("sNaN"), Fraction(1, 10**400), 1e39, 1e-46, 2**127, 2**128, "9" * 400 + " GiB",
+        "∞%", "1e400 GiB", "9" * 400 + " steps", np.complex64, np.float16, "f2", ">f4", "object",
+        [("a", "f4")], {"names": ["a"], "formats": ["f4"]}, [[0.1, 0.2]], [0.1, np.float32(0.3)],
+        {1: mc.Layer(frozen=True)}, {10**400: mc.Layer()}, {1: mc.Layer}, (("z", "1"), "z"),
+        ("z - y", "1"), ("z" * 5000, "1"), mc.Loss("cross_entropy", "", ""),
     ]  # fmt: skip
     made: list[Callable[[], Any]] = [
         lambda: iter([(X, Y)]), lambda: (n for n in range(3)), lambda: mc.MLP([4, 2]), lambda: mc.MLP([2, 4], dtype="float64"),
+        lambda: itertools.count(1), lambda: itertools.repeat("relu"), lambda: map(int, "432"),
+        lambda: {4, 3}, lambda: {4: 3}.keys(),
         lambda: mc.MLP([4, 2]).forward(X), lambda: mc.MLP([4, 3, 2]).forward(X[:3]), lambda: _frame(), lambda: _mapped(folder),
         lambda: mc.Trainer(mc.MLP([4, 2]), "squared_error"), lambda: mc.Trainer(mc.MLP([4, 2]), "squared_error").prepare(X, Y),
         lambda: mc.Trainer(mc.MLP([5, 3]), "squared_error").prepare(np.ones((4, 5)), np.ones((4, 3))),
@@ -165,18 +196,23 @@ def doors(subject: Subject, folder: Path) -> dict[str, tuple[Callable[..., Any],
         "Trainer": (mc.Trainer, {"net": net, "loss": "squared_error", "optimizer": mc.SGD(0.1), "l1": 0.1, "l2": 0.1,
                                  "clip_norm": 1.0, "precision": None, "memory_limit": "1 MiB", "chunk_rows": 3,
                                  "deterministic": True, "workers": 2, "on_non_finite": "raise", "seed": 0, "dropout": 0.5}),
+        "classifier": (mc.Trainer, {"net": mc.MLP([4, 3], output="softmax", device="cpu"), "loss": "cross_entropy",
+                                    "class_weight": [1, 2, 3], "label_smoothing": 0.1, "pos_weight": None, "dropout": None}),
+        "outputs": (mc.Trainer, {"net": mc.MLP([4, 3], output="sigmoid", device="cpu"), "pos_weight": [1, 2, 3]}),
         "step": (trainer.step, {**batch, "rows": [0, 1]}),
         "gradient": (trainer.gradient, {**batch, "rows": [0, 1]}),
         "apply": (trainer.apply, {"gradient": np.zeros(trainer.net.layout.size)}),
         "prepare": (trainer.prepare, batch),
         "evaluate": (trainer.evaluate, batch),
         "fit": (trainer.fit, {**batch, "epochs": 1, "batch_size": 3, "validation": (X, Y), "progress": False,
-                              "early_stopping": mc.EarlyStopping(1), "callbacks": [], "shuffle": True,
+                              "early_stopping": mc.EarlyStopping(1), "callbacks": [], "shuffle": True, "metrics": {},
                               "checkpoint": folder / "run", "every": "1 epoch", "keep": 1}),
         "plan": (trainer.plan, {"batch_size": 8, "rows": 10, "early_stopping": False}),
         "save": (trainer.save, {"path": folder / "trainer", "keep": 2}),
         "load": (mc.Trainer.load, {"path": path, "device": "cpu"}),
         "penalties": (set_on(trainer), {"l1": 0.0, "l2": 0.0}),
+        "predicts_1d": (set_on(net), {"predicts_1d": False}),
+        "metrics": (trainer.evaluate, {"X": X, "Y": Y, "metrics": {"own": lambda Y, Z: 0.5}}),
         "optimizer": (set_on(trainer.optimizer), {"learning_rate": 0.1, "weight_decay": 0.1, "beta1": 0.5, "epsilon": 1e-8}),
         "forward": (net.forward, {"X": X}),
         "backward": (net.backward, {"cache": cache, "G": Y, "input_gradient": True, "keep": False}),
@@ -189,16 +225,25 @@ def doors(subject: Subject, folder: Path) -> dict[str, tuple[Callable[..., Any],
         "to": (net.to, {"device": "cpu"}),
         "net.save": (net.save, {"path": folder / "net", "tensors": {"mean": X}, "about": {"x": 1}}),
         "MLP.load": (mc.MLP.load_with, {"path": path, "device": "cpu"}),
-        "loss": (mc.loss, {"loss": "huber"}),
+        "loss": (mc.loss, {"spec": "binary_cross_entropy", "class_weight": [1, 2], "label_smoothing": 0.1, "pos_weight": 2.0}),
+        "logits": (net.logits, {"X": X, "chunk_rows": 3}),
+        "losses": (trainer.losses, {"X": X, "Y": Y}),
         "loss()": (mc.loss("squared_error"), {"Z": Y, "Y": Y, "sample_weight": np.ones(7)}),
         "classes()": (classify, {"Z": np.full((7, 3), 1 / 3), "Y": LABELS, "sample_weight": np.ones(7)}),
         "check_gradients": (mc.check_gradients, {"net": net, **batch, "loss": "squared_error", "directions": 1,
-                                                 "tolerance": 1e-4, "gradient": None}),
+                                                 "tolerance": 1e-4, "gradient": None, "entries": False, "seed": 0}),
         "Parquet": (mc.Parquet, {"path": folder / "table.parquet", "target": "y", "features": ["a"], "weight": "w"}),
-        "EarlyStopping": (mc.EarlyStopping, {"patience": 1, "monitor": "loss", "minimum_change": 0.0, "restore_best": True}),
-        "Activation": (mc.Activation, {"name": "bent", "value": "s * a", "slope": "a", "parameter": 1.0, "init": "he"}),
-        "Loss": (mc.Loss, {"name": "own", "value": "(z - y) * q", "slope": "q", "parameter": 1.0}),
+        "EarlyStopping": (mc.EarlyStopping, {"patience": 1, "monitor": "loss", "minimum_change": 0.0,
+                                             "restore_best": True, "mode": "min"}),
+        "Activation": (mc.Activation, {"name": "bent", "value": "s * a", "slope": "a", "parameter": 1.0, "init": "he",
+                                       "default": 1.0, "learned": "per layer"}),
+        "Loss": (mc.Loss, {"name": "own", "value": "(z - y) * q", "slope": "q", "parameter": 1.0, "outputs": "any",
+                           "matched": ("s - y", "1"), "most": 1.0, "class_weight": None, "label_smoothing": 0.0}),
+        "Loss, weighed": (mc.Loss, {"name": "cross_entropy", "value": "", "slope": "",
+                                    "class_weight": [1, 2], "label_smoothing": 0.1}),
         "SGD": (mc.SGD, {"learning_rate": 0.1, "momentum": 0.5, "nesterov": True, "velocity": "steps"}),
+        "AdamW": (mc.AdamW, {"learning_rate": 0.1, "weight_decay": 0.5, "layers": {1: mc.Layer()}}),
+        "Constant": (mc.Constant, {"rate": 0.1}),
         "Adam": (mc.Adam, {"learning_rate": 0.1, "beta1": 0.5, "beta2": 0.5, "epsilon": 1e-8}),
         "RMSprop": (mc.RMSprop, {"learning_rate": 0.1, "alpha": 0.5, "epsilon": 1e-8}),
         "Layer": (mc.Layer, {"rate": 0.1, "weight_decay": 0.1, "frozen": False}),
@@ -208,7 +253,7 @@ def doors(subject: Subject, folder: Path) -> dict[str, tuple[Callable[..., Any],
         "Cosine": (mc.Cosine, {"rate": 0.1, "steps": 3, "warmup": 1, "final": 0.0}),
         "InverseScaling": (mc.InverseScaling, {"rate": 0.1, "power": 0.5}),
         "Adaptive": (mc.Adaptive, {"rate": 0.1, "factor": 0.5, "patience": 1, "tolerance": 0.1, "minimum": 0.0,
-                                   "monitor": "loss"}),
+                                   "monitor": "loss", "mode": "min"}),
         "FormulaSchedule": (mc.FormulaSchedule, {"rate": 0.1, "formula": "rate / step"}),
     }  # fmt: skip
     return found
@@ -304,7 +349,7 @@ class Fuzz:
                     for form in (str(value), repr(str(value))[1:-1])
                     if form
                 ]
-                self._judge(shown, error, [*good, *_parameters(function)], given)
+                self._judge(shown, error, [*good, *_parameters(function), *ALIASES.get(name, ())], given)
                 if name not in ("fit", "penalties", "optimizer") and self.subject.state() != self.before:
                     self._fault(shown, "changed the trainer although it was refused", error)
         if self.subject.state() != self.before:  # a call that worked
@@ -317,6 +362,8 @@ class Fuzz:
         if not isinstance(error, ALLOWED) or isinstance(error, Warning):
             self._fault(shown, "an error of another kind", error)
             return
+        if len(message) > LONGEST and not isinstance(error, OSError):
+            self._fault(shown, f"a message of {len(message):,} characters", error)
         said = isinstance(error, MemoryError | mc.NonFiniteLoss | mc.DeviceUnavailable) or any(
             text in message for text in given
         )
@@ -374,7 +421,7 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
 def _short(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"array({value.dtype}, {value.shape}, {value.reshape(-1)[:1] if value.size < 1000 else '…'})"
-    return repr(value)[:80]
+    return _shown(value)
 
 
 @contextlib.contextmanager
