@@ -302,7 +302,7 @@ REFUSED = {
     "estimator": (lambda: Classifier(loss="x" * 48_000).fit(X, LABELS), "'loss' parameter"),
     "its widths": (lambda: Classifier([2**63]).fit(X, LABELS), "hidden_layer_sizes[0] must be at most"),
     "its weights": (lambda: Classifier(class_weight={0: HUGE}).fit(X, LABELS), "class_weight must be finite"),
-    "notes": (lambda: trainer().net.to_onnx("x", about={"a": HUGE}), "about must be texts and what JSON can hold"),
+    "notes": (lambda: trainer().net.to_onnx("x", about={"a": HUGE}), "about must be what JSON can hold"),
 }  # fmt: skip
 
 
