@@ -255,7 +255,7 @@ class Run:
     # -- an epoch --
 
     def _epoch(self, bar: Any) -> None:
-        """The batches of an epoch that are left. On a GPU nobody waits for J before the end."""
+        """Train on the batches of an epoch that are left. On a GPU nobody waits for J before the end."""
         state, trainer = self.state, self.trainer
         self._adaptive()
         self._began = time.perf_counter()

@@ -145,7 +145,7 @@ class Sample:
 
     Attributes:
         rows: their number.
-        places: [start, stop] of the blocks of rows that were read: all of a table of 1 MiB, else up to 16.
+        places: [start, stop] of the blocks that were read: all rows up to 1 MiB, else up to 16 of 64 KiB.
         X, Y, sample_weight: the digests; None without weights.
     """
 

@@ -423,7 +423,12 @@ class Trainer:
     ) -> History:
         """Train for `epochs` passes over the rows, in shuffled mini-batches with a last partial one.
 
-        A trainer that `Trainer.load` made of an unfinished run goes on with it, if the call is the same: see `unfinished`.
+        An `unfinished` run goes on if the call is as before. Compared are batch_size, shuffle,
+        early_stopping, the names of metrics, and of X, Y, sample_weight and validation the number of rows
+        and their values as the network computes with them: all up to 1 MiB, of more up to 16 blocks of 64 KiB
+        spread over the rows. Their container and dtype may be others. Batches as they come,
+        callbacks and the functions behind metrics are not compared. `epochs` may be another number
+        that is not below what is done; schedules that read the length of the run follow it.
 
         Args:
             X, Y, sample_weight: as in `step`; scanned once for NaN, infinity and impossible labels. Rows that lie in files are
@@ -437,7 +442,9 @@ class Trainer:
             shuffle: a new row order each epoch, from the trainer's seed.
             progress: a bar with rows/s, loss and the validation figure.
             checkpoint: a file that `Trainer.load` can go on from, written at the end and meanwhile, atomically. SIGINT and
-                SIGTERM then finish the step, save, and end the run.
+                SIGTERM then finish the step, save, and end the run. Whatever else ends it before its
+                time, but NonFiniteLoss, leaves it `unfinished` in this trainer as well. Without a
+                checkpoint a run that stops is over: the next `fit` trains on from there.
             every: how often: "1000 steps", "5 min", "1 epoch".
             keep: versions of the file to keep; those before are `name.1.suffix`, …
 
@@ -448,10 +455,12 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came; nothing is trained yet, unless a number
-                that is not finite, or a label, lies further on in a file.
+                that is not finite, or a label, lies further on in a file. Numbers that a checkpoint
+                could not count are refused here: epochs times batches must be below 2^63.
             NonFiniteLoss: J, its gradient or an update overflowed; the parameters, and the checkpoint, are as before that step.
             OSError: the checkpoint cannot be written; the one before is intact. The run is `unfinished`: it can be saved
-                elsewhere, and the same call goes on with it.
+                elsewhere, and the same call goes on with it; where only the last save is missing, it
+                trains no further step and tells no callback again.
         """
         with self._lock:
             return self._fit(
@@ -598,14 +607,14 @@ class Trainer:
 
     @property
     def unfinished(self) -> str | None:
-        """How far the run had come that the same call of `fit` goes on with; None if there is none.
+        """Where the run stopped that the same call of `fit` goes on with; None if there is none.
 
-        It is that of a loaded checkpoint, or one whose checkpoint could not be written.
+        It is that of a loaded checkpoint, or one with `checkpoint=` that this trainer could not end.
         """
         return None if self._unfinished is None else str(self._unfinished[0])
 
     def abandon(self) -> None:
-        """Give up the loaded run: the next `fit` begins a new one, from the parameters and optimizer state as they are."""
+        """Give up the unfinished run: the next `fit` begins a new one, from the parameters and optimizer state as they are."""
         self._unfinished = None
         self.progress.total = None
 
@@ -688,7 +697,8 @@ class Trainer:
     def save(self, path: str | os.PathLike[str], keep: int = 1) -> None:
         """Write all that the training depends on to a safetensors file, atomically; also from a callback, while `fit` runs.
 
-        `Trainer.load` goes on from there to the bit, `mc.MLP.load` takes the network alone.
+        `Trainer.load` goes on from there to the bit, `mc.MLP.load` takes the network alone. An unfinished
+        run is written with it, with digests of its rows. Pickled or copied, a trainer keeps as much.
 
         Args:
             path: of the file.
@@ -719,7 +729,8 @@ class Trainer:
         """The trainer of a file that `save`, or `fit(checkpoint=…)`, wrote.
 
         On the same machine the training goes on as if it had never stopped, to the bit. If it was in the middle of a `fit`
-        (`unfinished` says where), the same call of `fit` goes on there; callbacks and data are not in the file.
+        (`unfinished` says where), the same call of `fit` goes on there; callbacks and data are not in the file,
+        but digests of the data are, which `fit` compares. After the end of a run `fit` begins a new one.
 
         Raises:
             FileNotFoundError, OSError: it cannot be read.
