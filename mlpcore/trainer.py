@@ -425,8 +425,8 @@ class Trainer:
 
         An `unfinished` run goes on if the call is as before. Compared are batch_size, shuffle,
         early_stopping, the names of metrics, and of X, Y, sample_weight and validation the number of rows
-        and their values as the network computes with them: all up to 1 MiB, of more up to 16 blocks of 64 KiB
-        spread over the rows. Their container and dtype may be others. Batches as they come,
+        and their values as the network computes with them: all up to 1 MiB, of more up to 16 blocks of
+        64 KiB spread over the rows. Their container and dtype may be others. Batches as they come,
         callbacks and the functions behind metrics are not compared. `epochs` may be another number
         that is not below what is done; schedules that read the length of the run follow it.
 
@@ -514,7 +514,7 @@ class Trainer:
             self._step.reserve([])
 
     def _go(self, run: Run, progress: bool) -> History:
-        """Train to the end, and return the history; a run with a checkpoint that stops before is unfinished."""
+        """Train to the end; return the history. With a checkpoint, what stops before is unfinished."""
         kept = run.checkpoints is not None
         try:
             return run.go(progress)
@@ -525,9 +525,15 @@ class Trainer:
             if kept and self._run is not None and (run.state.epoch or run.state.batch):
                 run.pause()
                 best = run.best_so_far()
-                self._unfinished = run.state, None if best is None else devices.to_host(self.net.device, best).copy()
+                kept_best = None if best is None else devices.to_host(self.net.device, best).copy()
+                self._unfinished = run.state, kept_best
 
-    def _begin(self, new: State, table: Data | Stream, held_out: Data | Stream | None) -> tuple[State, Array | None, Progress]:
+    def _begin(
+        self,
+        new: State,
+        table: Data | Stream,
+        held_out: Data | Stream | None,
+    ) -> tuple[State, Array | None, Progress]:
         """Return state, best parameters and progress with which a call of `fit` begins, or goes on.
 
         Raises:
@@ -553,7 +559,8 @@ class Trainer:
                 f"epochs must be at most {inputs.LARGEST // steps}, with {steps} batches in each; got {new.epochs}"
             )
         total = None if steps is None else new.epochs * steps
-        state = dataclasses.replace(left, epochs=new.epochs, data=left.data or new.data, held_out=left.held_out or new.held_out)
+        state = dataclasses.replace(left, epochs=new.epochs)
+        state.data, state.held_out = left.data or new.data, left.held_out or new.held_out
         return state, best, dataclasses.replace(self.progress, begun=begun, total=total)
 
     def _source(
@@ -729,8 +736,8 @@ class Trainer:
         """The trainer of a file that `save`, or `fit(checkpoint=…)`, wrote.
 
         On the same machine the training goes on as if it had never stopped, to the bit. If it was in the middle of a `fit`
-        (`unfinished` says where), the same call of `fit` goes on there; callbacks and data are not in the file,
-        but digests of the data are, which `fit` compares. After the end of a run `fit` begins a new one.
+        (`unfinished` says where), the same call of `fit` goes on there. Callbacks and data are not in the
+        file, but digests of the data are, which `fit` compares. After the end of a run it begins a new one.
 
         Raises:
             FileNotFoundError, OSError: it cannot be read.
