@@ -36,7 +36,7 @@ class Callback:
         """After each epoch; `entry` is its line of the history. Returning True stops the training."""
 
     def fit_end(self, trainer: Trainer, history: dict[str, list[float]]) -> None:
-        """After the last epoch, also when it was stopped early."""
+        """After the last epoch, also when it was stopped early; not again if the last save is repeated."""
 
 
 class _Function(Callback):

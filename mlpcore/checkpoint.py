@@ -101,7 +101,7 @@ def arguments(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pack(part: dict[str, Any], names: Collection[str]) -> NDArray[np.float64]:
-    """Return the named lists of numbers, one after the other; `part`, for the header, keeps their lengths."""
+    """Return the named lists of numbers as one; `part`, for the header, keeps their lengths."""
     lists = {name: part[name] for name in names if isinstance(part[name], list | tuple)}
     part |= {name: len(values) for name, values in lists.items()}
     return np.fromiter(chain.from_iterable(lists.values()), np.float64)

@@ -105,19 +105,21 @@ class State:
 
     @classmethod
     def read(cls, described: Mapping[str, Any]) -> State:
-        """Return the state that `describe` described. Raises TypeError or ValueError if no run can have come to it."""
-        samples = {name: typed(Sample, described[name]) for name in ("data", "held_out") if described.get(name)}
+        """Return the state that `describe` described. Raises TypeError or ValueError if it is of no run."""
+        kept = [name for name in ("data", "held_out") if described.get(name)]
+        samples = {name: typed(Sample, described[name]) for name in kept}
         state = typed(cls, {**described, **samples})
         state.require_possible()
         return state
 
     def describe(self) -> dict[str, Any]:
         """Return the state as what JSON holds."""
-        samples = {name: vars(getattr(self, name)) for name in ("data", "held_out") if getattr(self, name)}
+        kept = {"data": self.data, "held_out": self.held_out}
+        samples = {name: vars(sample) for name, sample in kept.items() if sample is not None}
         return {**vars(self), "history": dict(self.history), **samples}
 
     def require_same(self, other: State) -> None:
-        """Raise a ValueError that names the first argument of `fit` by which another call differs from this one.
+        """Raise a ValueError that names the first argument of `fit` by which another call differs.
 
         More epochs than before are no difference, nor fewer, unless they are done or the run has ended.
         """
@@ -137,7 +139,7 @@ class State:
                 )
 
     def require_same_rows(self, other: State) -> None:
-        """Raise a ValueError that names the first argument of `fit` whose rows are others, as far as samples tell."""
+        """Raise a ValueError that names the first argument of `fit` of whose rows the samples differ."""
         for mine, theirs, prefix in (
             (self.data, other.data, ""), (self.held_out, other.held_out, "validation: "),
         ):  # fmt: skip
@@ -146,7 +148,7 @@ class State:
 
     def require_possible(self) -> None:
         """Raise a ValueError if no run can have come to this: of a file that somebody has made up."""
-        most = math.inf if self.rows is None else self.rows  # an iterable makes batches as small as it likes
+        most = math.inf if self.rows is None else self.rows  # a list's batches may be of a row each
         if not (self.batch_size >= 1 and self.epoch <= self.epochs and self.batch <= most and (self.given or not self.widest)):
             raise ValueError(f"run: no run is {self} with batches of {self.batch_size} of {self.rows} rows")
         if self.given is not None:
@@ -256,7 +258,7 @@ class Run:
     # -- an epoch --
 
     def _epoch(self, bar: Any) -> None:
-        """The batches of an epoch that are left. On a GPU nobody waits for J before the end."""
+        """Train on the batches of an epoch that are left. On a GPU nobody waits for J before the end."""
         state, trainer = self.state, self.trainer
         self._adaptive()
         self._began = time.perf_counter()

@@ -153,7 +153,7 @@ class Sample:
 
     Attributes:
         rows: their number.
-        places: [start, stop] of the blocks of rows that were read: all of a table of 1 MiB, else up to 16.
+        places: [start, stop] of the blocks that were read: all rows up to 1 MiB, else up to 16 of 64 KiB.
         X, Y, sample_weight: the digests; None without weights.
     """
 
@@ -164,7 +164,14 @@ class Sample:
     sample_weight: str | None
 
     @classmethod
-    def of(cls, held: Data | Stream | None, loss: Loss, dtype: DTypeLike, device: str, like: Sample | None) -> Sample | None:
+    def of(
+        cls,
+        held: Data | Stream | None,
+        loss: Loss,
+        dtype: DTypeLike,
+        device: str,
+        like: Sample | None,
+    ) -> Sample | None:
         """Return the sample of these rows, at the places of another one; None for batches as they come."""
         if not isinstance(held, Data | RowStream):
             return None
@@ -176,7 +183,8 @@ class Sample:
         for parts in _read(held, places, device):
             weighted = parts[2] is not None
             classes = loss.takes_classes and parts[1].ndim == 1
-            for digest, part, kind in zip(found, parts, (dtype, np.int64 if classes else dtype, dtype), strict=True):
+            kinds = (dtype, np.int64 if classes else dtype, dtype)
+            for digest, part, kind in zip(found, parts, kinds, strict=True):
                 if part is not None:
                     with np.errstate(over="ignore"):  # fit says which row it is
                         digest.update(part.astype(np.dtype(kind).newbyteorder("<")).tobytes())
@@ -188,7 +196,8 @@ class Sample:
         for name in ("rows", *NAMES):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                argument, had = ("X", f"{mine} rows, not {theirs}") if name == "rows" else (name, "other values")
+                argument = "X" if name == "rows" else name
+                had = f"{mine} rows, not {theirs}" if name == "rows" else "other values"
                 had = "none" if mine is None else "some" if theirs is None else had
                 raise ValueError(
                     f"{prefix}{argument}: the unfinished run had {had}; pass what it had, or begin anew after trainer.abandon()"
@@ -201,7 +210,7 @@ class Sample:
 
 
 def _places(held: Data | RowStream, rows: int) -> list[list[int]]:
-    """Return up to `PLACES` blocks of rows, spread evenly, [start, stop] each; all rows where they suffice."""
+    """Return up to `PLACES` blocks of rows, spread evenly, [start, stop] each; all rows if they suffice."""
     parts = (held.X, held.Y) if isinstance(held, Data) else held.like or ()
     row = sum(x.dtype.itemsize * math.prod(x.shape[1:]) for x in parts if x is not None)
     length = max(1, PLACE // row)

@@ -331,7 +331,8 @@ class RowStream(Stream):
         """Yield X, Y and row weights (or None) of the rows start … stop of each place, not yet checked."""
         read = self._source.reader()
         for start, stop in places:
-            parts: Slot = [None if x is None else np.empty((stop - start, *x.shape[1:]), x.dtype) for x in self._source.like]
+            like, count = self._source.like, stop - start
+            parts: Slot = [None if x is None else np.empty((count, *x.shape[1:]), x.dtype) for x in like]
             try:
                 read(start, stop, parts)
             except _UNREADABLE as error:

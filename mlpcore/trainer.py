@@ -434,7 +434,12 @@ class Trainer:
     ) -> History:
         """Train for `epochs` passes over the rows, in shuffled mini-batches with a last partial one.
 
-        A trainer that `Trainer.load` made of an unfinished run goes on with it, if the call is the same: see `unfinished`.
+        An `unfinished` run goes on if the call is as before. Compared are batch_size, shuffle,
+        early_stopping, the names of metrics, and of X, Y, sample_weight and validation the number of rows
+        and their values as the network computes with them: all up to 1 MiB, of more up to 16 blocks of
+        64 KiB spread over the rows. Their container and dtype may be others. Batches as they come,
+        callbacks and the functions behind metrics are not compared. `epochs` may be another number
+        that is not below what is done; schedules that read the length of the run follow it.
 
         Args:
             X, Y, sample_weight: as in `step`; scanned once for NaN, infinity and impossible labels. Rows that lie in files are
@@ -448,7 +453,9 @@ class Trainer:
             shuffle: a new row order each epoch, from the trainer's seed.
             progress: a bar with rows/s, loss and the validation figure.
             checkpoint: a file that `Trainer.load` can go on from, written at the end and meanwhile, atomically. SIGINT and
-                SIGTERM then finish the step, save, and end the run.
+                SIGTERM then finish the step, save, and end the run. Whatever else ends it before its
+                time, but NonFiniteLoss, leaves it `unfinished` in this trainer as well. Without a
+                checkpoint a run that stops is over: the next `fit` trains on from there.
             every: how often: "1000 steps", "5 min", "1 epoch".
             keep: versions of the file to keep; those before are `name.1.suffix`, …
 
@@ -459,12 +466,14 @@ class Trainer:
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came; nothing is trained yet, unless a number
-                that is not finite, or a label, lies further on in a file.
+                that is not finite, or a label, lies further on in a file. Numbers that a checkpoint
+                could not count are refused here: epochs times batches must be below 2^63.
             NonFiniteLoss: J, its gradient or an update overflowed; the parameters, and the checkpoint, are as before that step.
             OSError: the checkpoint cannot be written; the one before is intact. The run is `unfinished`: it can be saved
-                elsewhere, and the same call goes on with it. At the start, when nothing is trained yet: another
-                training writes the file, or it is no checkpoint, or holds an unfinished run and this trainer
-                was not loaded from one.
+                elsewhere, and the same call goes on with it; where only the last save is missing, it
+                trains no further step and tells no callback again. At the start, when nothing is trained
+                yet: another training writes the file, or it is no checkpoint, or holds an unfinished run
+                and this trainer was not loaded from one.
         """
         with self._calls, contextlib.ExitStack() as leaving:
             if self._run is not None:
@@ -570,7 +579,7 @@ class Trainer:
         self._rest()
 
     def _go(self, run: Run, progress: bool) -> History:
-        """Train to the end, and return the history; a run with a checkpoint that stops before is unfinished."""
+        """Train to the end; return the history. With a checkpoint, what stops before is unfinished."""
         kept = run.checkpoints is not None
         try:
             return run.go(progress)
@@ -581,9 +590,15 @@ class Trainer:
             if kept and self._run is not None and (run.state.epoch or run.state.batch):
                 run.pause()
                 best = run.best_so_far()
-                self._unfinished = run.state, None if best is None else devices.to_host(self.net.device, best).copy()
+                kept_best = None if best is None else devices.to_host(self.net.device, best).copy()
+                self._unfinished = run.state, kept_best
 
-    def _begin(self, new: State, table: Data | Stream, held_out: Data | Stream | None) -> tuple[State, Array | None, Progress]:
+    def _begin(
+        self,
+        new: State,
+        table: Data | Stream,
+        held_out: Data | Stream | None,
+    ) -> tuple[State, Array | None, Progress]:
         """Return state, best parameters and progress with which a call of `fit` begins, or goes on.
 
         Raises:
@@ -609,7 +624,8 @@ class Trainer:
                 f"epochs must be at most {inputs.LARGEST // steps}, with {steps} batches in each; got {new.epochs}"
             )
         total = None if steps is None else new.epochs * steps
-        state = dataclasses.replace(left, epochs=new.epochs, data=left.data or new.data, held_out=left.held_out or new.held_out)
+        state = dataclasses.replace(left, epochs=new.epochs)
+        state.data, state.held_out = left.data or new.data, left.held_out or new.held_out
         return state, best, dataclasses.replace(self.progress, begun=begun, total=total)
 
     def _source(
@@ -688,14 +704,14 @@ class Trainer:
 
     @property
     def unfinished(self) -> str | None:
-        """How far the run had come that the same call of `fit` goes on with; None if there is none.
+        """Where the run stopped that the same call of `fit` goes on with; None if there is none.
 
-        It is that of a loaded checkpoint, or one whose checkpoint could not be written.
+        It is that of a loaded checkpoint, or one with `checkpoint=` that this trainer could not end.
         """
         return None if self._unfinished is None else str(self._unfinished[0])
 
     def abandon(self) -> None:
-        """Give up the loaded run: the next `fit` begins a new one, from the parameters and optimizer state as they are."""
+        """Give up the unfinished run: the next `fit` begins a new one, from the parameters and optimizer state as they are."""
         self._unfinished = None
         self.progress.total = None
 
@@ -784,8 +800,10 @@ class Trainer:
     def save(self, path: str | os.PathLike[str], keep: int = 1) -> None:
         """Write all that the training depends on to a safetensors file, atomically; also while `fit` runs.
 
-        `Trainer.load` goes on from there to the bit, `mc.MLP.load` takes the network alone. A callback may call it, and
-        another thread, whose turn comes after the current step, or at once while `fit` waits for rows.
+                elsewhere, and the same call goes on with it; where only the last save is missing, it
+                trains no further step and tells no callback again. At the start, when nothing is trained
+                yet: another training writes the file, or it is no checkpoint, or holds an unfinished run
+                and this trainer was not loaded from one.
 
         Args:
             path: of the file.
@@ -820,7 +838,8 @@ class Trainer:
         """The trainer of a file that `save`, or `fit(checkpoint=…)`, wrote.
 
         On the same machine the training goes on as if it had never stopped, to the bit. If it was in the middle of a `fit`
-        (`unfinished` says where), the same call of `fit` goes on there; callbacks and data are not in the file.
+        (`unfinished` says where), the same call of `fit` goes on there. Callbacks and data are not in the
+        file, but digests of the data are, which `fit` compares. After the end of a run it begins a new one.
 
         Raises:
             FileNotFoundError, OSError: it cannot be read.

@@ -166,7 +166,12 @@ def test_a_schedule_over_the_whole_run_follows_the_new_number_of_epochs(tmp_path
     with pytest.raises(KeyboardInterrupt):
         one.fit(X, Y, callbacks=[Stop(15)], checkpoint=tmp_path / "run", **FIT)
     totals = []
-    history = one.fit(X, Y, callbacks=[lambda trainer, _: totals.append(trainer.progress.total)], **{**FIT, "epochs": 6})
+    history = one.fit(
+        X,
+        Y,
+        callbacks=[lambda trainer, _: totals.append(trainer.progress.total)],
+        **{**FIT, "epochs": 6},
+    )
     assert totals == [66] * 5
     expected = [0.05 * (1 + np.cos(np.pi * (11 * n - 1) / (44 if n == 1 else 66))) for n in range(1, 7)]
     np.testing.assert_allclose(history["learning_rate"], expected, rtol=1e-12)
@@ -176,7 +181,10 @@ def test_fewer_epochs_than_are_done_or_begun_are_refused(tmp_path):
     for steps, most in ((15, 1), (22, 1), (34, 3)):
         trainer = mc.Trainer.load(left(tmp_path, steps=steps), "cpu")
         where = trainer.unfinished
-        with pytest.raises(ValueError, match=rf"epochs: the unfinished run is {where}; got {most}\. Pass at least {most + 1}"):
+        with pytest.raises(
+            ValueError,
+            match=rf"epochs: the unfinished run is {where}; got {most}\. Pass at least {most + 1}",
+        ):
             trainer.fit(X, Y, **{**FIT, "epochs": most})
         assert trainer.unfinished == where
 
@@ -276,7 +284,12 @@ class Counted:
 def test_a_large_table_is_known_by_some_blocks_of_its_rows(chunk, tmp_path):
     rows = np.random.default_rng(0).standard_normal((60_000, 4)).astype(np.float32)
     targets = rows.sum(axis=1, keepdims=True)
-    path = left(tmp_path, (rows, targets) if chunk is None else (Counted(rows, chunk), targets), 3, batch_size=20_000)
+    path = left(
+        tmp_path,
+        (rows, targets) if chunk is None else (Counted(rows, chunk), targets),
+        3,
+        batch_size=20_000,
+    )
     state, _ = mc.Trainer.load(path, "cpu")._unfinished
     table = Counted(rows, chunk or 1)
     trainer = mc.Trainer.load(path, "cpu")
@@ -289,7 +302,11 @@ def test_a_large_table_is_known_by_some_blocks_of_its_rows(chunk, tmp_path):
     assert starts[0] == 0
     assert table.read[-1][1] == 60_000 or chunk
     assert max(np.diff(starts)) <= 60_000 / 15 + (chunk or 1)
-    for other in (rows[::-1].copy(), np.random.default_rng(1).permutation(rows), np.roll(rows, 1, axis=0)):
+    for other in (
+        rows[::-1].copy(),
+        np.random.default_rng(1).permutation(rows),
+        np.roll(rows, 1, axis=0),
+    ):
         with pytest.raises(ValueError, match=r"^X: the unfinished run had other values"):
             mc.Trainer.load(path, "cpu").fit(other, targets, **{**FIT, "batch_size": 20_000})
 
