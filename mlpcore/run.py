@@ -203,9 +203,6 @@ class Run:
         step = trainer._step
         if state.given is None and step.allocated is not None and step.inputs is not None:
             state.widest, state.given = step.allocated.batch_rows, list(step.inputs)
-        for stream in (getattr(source, "stream", None), held_out):
-            if isinstance(stream, Stream):
-                stream.waiting = self._waiting_for_rows
         self._schedule: Adaptive | None = None
         self._adaptive()
         self._began = time.perf_counter()
@@ -226,6 +223,10 @@ class Run:
             bar = stack.enter_context(tqdm(total=every, initial=done, mininterval=seconds, **shown))
             if self.checkpoints is not None:
                 self.checkpoints.saved(trainer.progress.step)
+            for stream in (getattr(self.source, "stream", None), self.held_out):
+                if isinstance(stream, Stream):
+                    stack.callback(setattr, stream, "waiting", stream.waiting)  # no circle is left
+                    stream.waiting = self._waiting_for_rows
             stop = state.ended or self._out_of_patience()
             if state.given is not None:  # a run that goes on, perhaps with a short batch
                 trainer._step.prepare(state.widest, Inputs(*state.given))

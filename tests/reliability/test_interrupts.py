@@ -206,9 +206,27 @@ def test_an_interrupt_between_a_scale_and_its_note_does_not_outlast_the_step():
 # -- sources that do not answer ----------------------------------------------------------------------
 
 
+OPENED = []
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    """Let the sources that block go on when a test is over."""
+    yield
+    while OPENED:
+        OPENED.pop().set()
+    until(lambda: not any(thread.name == "mlpcore-reader" for thread in threading.enumerate()))
+
+
+def gate():
+    """Return an event that is set at the end of the test at the latest."""
+    OPENED.append(threading.Event())
+    return OPENED[-1]
+
+
 def blocking(trainer, at, then):
     """Make a source that blocks for a minute after so many steps; before that, `then` is called."""
-    opened = threading.Event()
+    opened = gate()
 
     def batches():
         for i in range(8):
@@ -233,10 +251,12 @@ def test_a_signal_while_rows_are_waited_for_saves_at_once(where, number, at, tmp
     whole.fit(calm, validation=calm, **fit)
     stop = blocking(one, at, lambda: os.kill(os.getpid(), number))
 
+    opened = gate()
+
     def held_out():
         until(lambda: one.progress.step == at)
         os.kill(os.getpid(), number)
-        threading.Event().wait(60)
+        opened.wait(60)
         yield X, Y
 
     kind = KeyboardInterrupt if number == signal.SIGINT else SystemExit
