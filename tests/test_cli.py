@@ -548,7 +548,7 @@ def test_an_export_says_which_columns_float32_is_too_coarse_for(tmp_path, capsys
 
 def command(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "mlpcore.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "mlpcore", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 

@@ -1,0 +1,179 @@
+"""The commands that use a model, or look at one: predict, export, check, plan, info."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import mlpcore as mc
+from mlpcore import data
+from mlpcore.cli.model import Model, load_with
+from mlpcore.cli.recipes import widths
+from mlpcore.cli.report import class_figures, count_rows, figure, have, quantity_figures
+from mlpcore.cli.sources import require_other, some
+from mlpcore.core.optimizers import Optimizer
+from mlpcore.formats.atomic import replacing
+
+Array = NDArray[Any]
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Write the predictions of a model for the rows of a data set, and say how good they are."""
+    model = Model.load(options.model)
+    X, truth = model.rows(options.data, target=False)
+    Z = model.net.predict(X)
+    classes = model.about["classes"]
+    target = Path(options.out)
+    require_other("--out", target, {"the model is": options.model, "the data are": options.data})
+    if target.is_dir():
+        raise IsADirectoryError(f"--out {options.out}: is a folder; name a file")
+    with replacing(target) as binary:
+        file = io.TextIOWrapper(binary, encoding="utf-8", newline="")
+        writer = csv.writer(file)
+        if classes:
+            writer.writerow(["prediction", *(f"p({name})" for name in classes)])
+            writer.writerows([classes[row.argmax()], *(f"{p:.6f}" for p in row)] for row in Z)
+        else:
+            assert model.scale is not None
+            writer.writerow([f"prediction {i}" for i in range(Z.shape[1])] if Z.shape[1] > 1 else ["prediction"])
+            writer.writerows(model.scale.invert(Z).tolist())  # in all digits that float64 has
+        file.flush()
+        file.detach()  # else it would close the file before it is on the disk
+    print(f"{len(Z):,} predictions written to {target}")
+    if truth is not None:
+        column = f"its column {model.about['target']}" if "pipeline" in model.tensors else "its Y"
+        print(f"against {column}: " + "\n  ".join(_against(model, Z, truth)))
+
+
+def _against(model: Model, Z: Array, truth: data.Truth) -> list[str]:
+    """Return the lines that say the figures of predictions, of how many rows, and what became of the others."""
+    count, Z = len(truth.values), Z[truth.rows]
+    such = f", such as {truth.such[:60]!r}" if truth.such else ""
+    others = [f"{count_rows(truth.missing)} {have(truth.missing)} no value"] if truth.missing else []
+    if model.scale and truth.wrong:
+        others.append(f"{count_rows(truth.wrong)} {have(truth.wrong)} no finite number{such}")
+    left_out = f"; {' and '.join(others)}: not counted" if others else ""
+    if not count:
+        return [f"no figures, since no row has a {'number' if model.scale else 'label'}{left_out}"]
+    of = f"of {count_rows(count)}" if count == len(truth.rows) else f"on {count:,} of {count_rows(len(truth.rows))}"
+    if model.scale:
+        return [f"{_said(quantity_figures(Z, truth.values, model.scale))} {of}{left_out}"]
+    known = truth.values >= 0
+    figures = class_figures(Z[known], truth.values[known]) if known.any() else {}
+    if not truth.wrong:
+        return [f"{_said(figures)} {of}{left_out}"]
+    accuracy = np.mean(Z.argmax(1) == truth.values)
+    wrong = f"{truth.wrong:,} {have(truth.wrong)} a label that the model does not know{such}: counted as wrong"
+    lines = [f"accuracy {accuracy:.4f} {of}; {wrong}{left_out}"]
+    if figures:
+        lines.append(f"of the {count_rows(int(known.sum()))} with a label that it knows: {_said(figures)}")
+    return lines
+
+
+def _said(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {figure(name, value)}" for name, value in figures.items())
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write a model as ONNX, and say what the file takes and gives."""
+    from mlpcore.export import export as write_onnx
+
+    if importlib.util.find_spec("onnx") is None:
+        raise ImportError('export needs the package onnx: pip install "mlpcore[cli,onnx]"')
+    model = Model.load(options.model)
+    write_onnx(options.model, options.onnx)
+    if "pipeline" in model.tensors:
+        print(f"{options.onnx}, the network alone: X takes the {model.preparation.width} columns that the pipeline makes")
+        print("(standardised numbers and ones for categories), in this order:")
+        for number, name in enumerate(model.preparation.names):
+            print(f"  {number:>4}  {name}")
+    else:
+        names = model.about.get("features", ())
+        print(f"{options.onnx}: X takes the {model.net.sizes[0]} columns as they are ({some(names)}), standardisation included")
+        _say_rounding(names, model.tensors["mean"], model.tensors["scale"], "X")
+    classes = model.about["classes"]
+    if not classes:
+        outputs = ["the target"] if model.net.sizes[-1] == 1 else [f"output {i}" for i in range(model.net.sizes[-1])]
+        _say_rounding(outputs, model.tensors["target mean"], model.tensors["target scale"], "Z")
+    print("Z holds " + (f"the probabilities of {some(classes)}" if classes else "the predictions, in the units of the target"))
+
+
+def _say_rounding(names: Sequence[str], mean: Array, scale: Array, end: str) -> None:
+    """Say where float32, which an ONNX file's ends are in, has too few digits for columns far from 0."""
+    far = np.abs(mean) * np.finfo(np.float32).eps > 1e-3 * scale
+    if far.any():
+        listed = some([name for name, lost in zip(names, far, strict=True) if lost])
+        print(f"note: {end} is float32, too coarse for {listed}, far from 0 for the spread: figures will be worse than here")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Check the gradient of a model; raise a ValueError where it is wrong."""
+    count = mc.core.inputs.positive_integer(options.rows, "--rows")
+    rng = np.random.default_rng(0)
+    if options.data:
+        model = Model.load(options.model)
+        net, loss = model.net, model.about["loss"]
+        X, truth = model.rows(options.data, target=True)
+        assert truth is not None
+        X, Y = X[truth.rows], truth.values
+        if not model.scale:
+            X, Y = X[Y >= 0], Y[Y >= 0]
+        if not len(Y):
+            raise ValueError(f"data {options.data!r}: no row has a target that the model knows")
+        if len(Y) < len(truth.rows):
+            print(f"{len(Y):,} of {count_rows(len(truth.rows))} have a target that the model knows; the others are left out")
+        rows = rng.permutation(len(Y))[:count]
+        X, Y = X[rows], model.scale.apply(Y[rows]) if model.scale else Y[rows]
+    else:
+        net, _, about = load_with(options.model)
+        last = net.activations[-1]
+        assert last is not None
+        loss = about.get("loss") or mc.core.losses.matching(last)
+        X = rng.standard_normal((count, net.sizes[0]))
+        Y = rng.integers(0, net.sizes[-1], count) if loss == "cross_entropy" else rng.random((count, net.sizes[-1]))
+    print(f"{net!r}\nloss {loss}, {len(X)} {'rows of ' + options.data if options.data else 'random rows'}, in float64")
+    result = mc.check_gradients(net, X, Y, loss)
+    print(result)
+    if not result.ok:
+        raise ValueError(f"the gradient is wrong, worst in {result.worst}")
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Print every array of a training step."""
+    net = mc.MLP(widths(options.sizes, "sizes"), options.activation, options.output, dtype=options.dtype, init="zeros")
+    last = net.activations[-1]
+    assert last is not None
+    optimizers: dict[str, Optimizer] = {
+        "sgd": mc.SGD(0.1), "momentum": mc.SGD(0.1, momentum=0.9), "adam": mc.Adam(), "adamw": mc.AdamW(),
+        "rmsprop": mc.RMSprop(), "lion": mc.Lion(),
+    }  # fmt: skip
+    trainer = mc.Trainer(
+        net,
+        options.loss or mc.core.losses.matching(last),
+        optimizers[options.optimizer],
+        chunk_rows=options.chunk_rows or "auto",
+        memory_limit=options.memory_limit,
+        workers=options.workers,
+    )
+    print(trainer.plan(options.batch))
+
+
+def info(options: argparse.Namespace) -> None:
+    """Print device, BLAS and versions."""
+    for key, value in mc.info().items():
+        if key == "blas":
+            for pool in value:
+                threads = f"{pool['architecture']} kernels, {pool['num_threads']} threads"
+                print(f"blas: {pool['internal_api']} {pool['version']}, {threads}")
+        elif isinstance(value, dict):
+            print(f"{key}: " + ", ".join(f"{name} {version}" for name, version in value.items()))
+        else:
+            print(f"{key}: {value}")
