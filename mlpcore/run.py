@@ -21,6 +21,7 @@ from mlpcore.callbacks import Callback, EarlyStopping, Entry
 from mlpcore.checkpoint import Checkpoints
 from mlpcore.core.errors import NonFiniteLoss
 from mlpcore.core.optimizers import Adaptive
+from mlpcore.formats import kinds
 from mlpcore.scores import Metric
 from mlpcore.training.chunks import Batch, Data
 from mlpcore.training.plan import Inputs
@@ -114,9 +115,7 @@ class State:
             raise ValueError("run: loss, weight or history is not of a run")
 
     def __str__(self) -> str:
-        if self.epoch >= self.epochs:
-            return f"after the last of {self.epochs} epochs"
-        return f"in epoch {self.epoch + 1} of {self.epochs}, after {self.batch:,} of its batches"
+        return kinds.progress(self.epochs, self.epoch, self.batch)
 
 
 class _Unread(NamedTuple):

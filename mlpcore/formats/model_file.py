@@ -79,13 +79,33 @@ def _digest(text: str, tensors: Mapping[str, NDArray[Any]]) -> str:
     return hashed.hexdigest()
 
 
+class NewerVersion(ValueError):
+    """The refusal of a file whose format this mlpcore does not know yet."""
+
+
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Header and tensors of a model file.
+    """Return header and tensors of a model file.
 
     Raises:
         FileNotFoundError, OSError: it cannot be read.
         ValueError: it is no model file of mlpcore, a damaged one, or one of a newer version; says which.
     """
+    metadata, tensors = _opened(path, tensors=True)
+    header = parsed(path, metadata)
+    if "digest" in metadata or header["version"] >= 3:
+        whole = metadata.get("digest") == _digest(metadata["mlpcore"], tensors)
+        if not whole:
+            raise ValueError(f"{str(path)!r} is damaged: its digest does not match what it holds")
+    return header, tensors
+
+
+def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the metadata of a safetensors file, without reading its tensors. Raises as `read` does."""
+    return _opened(path, tensors=False)[0]
+
+
+def _opened(path: str | os.PathLike[str], tensors: bool) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Return metadata and, where they are wanted, tensors of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     place = Path(inputs.path(path))
@@ -93,22 +113,25 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
         raise FileNotFoundError(f"model file {str(path)!r} does not exist" + (" (a folder)" if place.is_dir() else ""))
     try:
         with safe_open(str(path), "numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: np.asarray(file.get_tensor(name), order="C") for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = file.keys() if tensors else ()
+            return file.metadata() or {}, {name: np.asarray(file.get_tensor(name), order="C") for name in names}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} is not a safetensors file, or a damaged one: {error}") from None
+
+
+def parsed(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the header in a file's metadata.
+
+    Raises:
+        NewerVersion, ValueError: it is no model file of mlpcore, or its header is damaged; says which.
+    """
     if "mlpcore" not in metadata:
         raise ValueError(f"{str(path)!r} is a safetensors file, but not one of mlpcore's")
     try:
-        header = json.loads(metadata["mlpcore"])
+        header: dict[str, Any] = json.loads(metadata["mlpcore"])
         version = inputs.positive_integer(header["version"], "version")
-        newer = version > VERSION
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} has a damaged header: {error!r}") from None
-    if newer:
-        raise ValueError(f"{str(path)!r} has version {version}; this mlpcore reads up to {VERSION}: upgrade it")
-    if "digest" in metadata or version >= 3:
-        whole = metadata.get("digest") == _digest(metadata["mlpcore"], tensors)
-        if not whole:
-            raise ValueError(f"{str(path)!r} is damaged: its digest does not match what it holds")
-    return header, tensors
+    if version > VERSION:
+        raise NewerVersion(f"{str(path)!r} has version {version}; this mlpcore reads up to {VERSION}: upgrade it")
+    return header

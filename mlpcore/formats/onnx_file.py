@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from mlpcore.formats.atomic import replacing
 
 Array = NDArray[Any]
 OPSET, IR = 17, 8  # what belongs together, and what every runtime since 2022 reads
+NUMBERS, PARTS = {1, 5}, {2, 3, 4, 6, 7, 8, 14, 20, 25, 26}  # the fields of ModelProto in onnx.proto
+NEEDED = {1, 7}  # the version of the format, and the graph
 LARGEST = (2 << 30) - (1 << 20)  # bytes of arrays in a protobuf message
 SAME = {
     "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "negative": "Neg", "maximum": "Max", "minimum": "Min",
@@ -84,6 +86,33 @@ def write(
     checker.check_model(model)
     with replacing(path) as file:
         file.write(model.SerializeToString())
+
+
+def is_onnx(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is an ONNX model, told from the tags and lengths of its outermost fields alone."""
+    with open(path, "rb") as file:
+        size, seen = os.fstat(file.fileno()).st_size, set()
+        while file.tell() < size:
+            field, coding = divmod(_varint(file), 8)
+            value = _varint(file)
+            if value < 0 or not ((coding == 0 and field in NUMBERS) or (coding == 2 and field in PARTS)):
+                return False
+            file.seek(value if coding == 2 else 0, os.SEEK_CUR)
+            seen.add(field)
+        return file.tell() == size and seen >= NEEDED
+
+
+def _varint(file: BinaryIO) -> int:
+    """Read one of protobuf's integers, seven bits a byte; -1 where there is none."""
+    value = 0
+    for i in range(10):
+        byte = file.read(1)
+        if not byte:
+            break
+        value |= (byte[0] & 127) << 7 * i
+        if byte[0] < 128:
+            return value
+    return -1
 
 
 class _Graph:

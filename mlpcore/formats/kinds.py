@@ -1,0 +1,132 @@
+"""The kinds of files, told from their first bytes or their headers, so that none is written over another.
+
+Nothing is read as a whole, however large the file is: a damaged tensor is for `model_file.read` to find.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mlpcore.formats import model_file, onnx_file
+from mlpcore.formats.atomic import numbered
+
+NETWORKS = ("model", "checkpoint")  # what another network may replace
+TRAINERS = (*NETWORKS, "unfinished")  # what a trainer may replace: it saves its own run again and again
+VACANT = ("nothing", "empty", "folder", "special")  # where nothing is lost; a folder is refused by who writes
+BEGINNINGS = (
+    (b"\x89PNG\r\n\x1a\n", "a picture (PNG)"), (b"\xff\xd8\xff", "a picture (JPEG)"), (b"GIF8", "a picture (GIF)"),
+    (b"RIFF", "a RIFF file, such as a picture (WebP) or sound"), (b"%PDF-", "a PDF document"),
+    (b"PAR1", "a Parquet file"), (b"\x93NUMPY", "an array of NumPy (.npy)"), (b"PK\x03\x04", "a ZIP archive, such as .npz"),
+    (b"\x1f\x8b", "a gzip file"), (b"\x89HDF\r\n\x1a\n", "an HDF5 file"), (b"SQLite format 3\0", "an SQLite database"),
+    (b"\x7fELF", "a program"), (b"MZ", "a program"), (b"\x80\x04", "a pickle"), (b"\x80\x05", "a pickle"),
+)  # fmt: skip
+
+
+class Kind(NamedTuple):
+    """The kind of a file.
+
+    Attributes:
+        name: "model", "checkpoint" (of a finished training), "unfinished" (a checkpoint whose run can
+            go on), "newer" (of a version of mlpcore to come), "damaged" (a safetensors file, cut off,
+            or one of mlpcore with an absurd header), "safetensors" (of others), "onnx", "other";
+            "nothing" at that path, "empty", "folder", "special" (a device, a pipe, a socket).
+        text: for a message, with its article: "a picture (PNG)".
+    """
+
+    name: str
+    text: str
+
+
+def kind(path: str | os.PathLike[str]) -> Kind:
+    """Return the kind of the file at a path, after links.
+
+    Raises:
+        OSError: the file cannot be looked at; names the path.
+    """
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return Kind("nothing", "no file")
+    if stat.S_ISDIR(status.st_mode):
+        return Kind("folder", "a folder")
+    if not stat.S_ISREG(status.st_mode):
+        return Kind("special", "a device, a pipe or a socket")
+    if not status.st_size:
+        return Kind("empty", "an empty file")
+    with open(path, "rb") as file:
+        beginning = file.read(4096)
+    if beginning[8:9] == b"{":  # after the length of a safetensors header
+        return _safetensors(path, beginning)
+    if onnx_file.is_onnx(path):
+        return Kind("onnx", "an ONNX file")
+    for first, text in BEGINNINGS:
+        if beginning.startswith(first):
+            return Kind("other", text)
+    return Kind("other", "text" if _is_text(beginning) else "a file of a kind unknown to mlpcore")
+
+
+def _safetensors(path: str | os.PathLike[str], beginning: bytes) -> Kind:
+    """Return the kind of a file that begins as safetensors files do."""
+    try:
+        metadata = model_file.metadata(path)
+    except ValueError:
+        if _is_text(beginning):
+            return Kind("other", "text")
+        ours = " of mlpcore" if b'"mlpcore"' in beginning else ""
+        return Kind("damaged", f"a damaged safetensors file{ours}")
+    if "mlpcore" not in metadata:
+        return Kind("safetensors", "a safetensors file of another library")
+    try:
+        header = model_file.parsed(path, metadata)
+    except model_file.NewerVersion:
+        return Kind("newer", "a model of a newer mlpcore")
+    except ValueError:
+        return Kind("damaged", "a damaged model of mlpcore")
+    if "trainer" not in header:
+        return Kind("model", "a model of mlpcore")
+    run = header["trainer"].get("run") if isinstance(header["trainer"], dict) else None
+    if run is None:
+        return Kind("checkpoint", "a checkpoint of mlpcore")
+    return Kind("unfinished", f"a checkpoint of mlpcore with an unfinished run{_where(run)}")
+
+
+def _where(run: Any) -> str:
+    """Return how far a run has come, in brackets; nothing where its description is none of ours."""
+    found = [run.get(name) for name in ("epochs", "epoch", "batch")] if isinstance(run, Mapping) else []
+    counts = [count for count in found if isinstance(count, int)]
+    return f" ({progress(*counts)})" if len(counts) == 3 else ""
+
+
+def progress(epochs: int, epoch: int, batch: int) -> str:
+    """Return how far a run of so many epochs has come: complete epochs, and batches of the next."""
+    if epoch >= epochs:
+        return f"after the last of {epochs} epochs"
+    return f"in epoch {epoch + 1} of {epochs}, after {batch:,} of its batches"
+
+
+def _is_text(beginning: bytes) -> bool:
+    """Return whether a file that begins so is UTF-8 text, as far as can be seen."""
+    try:
+        beginning[:-3].decode()  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return not any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in beginning)
+
+
+def require_replaceable(path: str | os.PathLike[str], names: tuple[str, ...], keep: int = 1) -> None:
+    """Raise a FileExistsError unless each file that writing would replace is of one of these kinds.
+
+    Args:
+        path: of the file to be written.
+        names: of kinds that may be replaced, as in `Kind`; nothing is lost of what is `VACANT`.
+        keep: versions kept, whose numbered names are replaced as well.
+    """
+    for place in (path, *(numbered(path, number) for number in range(1, keep))):
+        found = kind(place)
+        if found.name not in (*VACANT, *names):
+            raise FileExistsError(
+                f"{os.fspath(place)!r} is not written over: it is {found.text}; delete it, or name another file"
+            )

@@ -1,0 +1,94 @@
+"""The kinds of files: each is told from the others, so that none is written over another by mistake."""
+
+import io
+import os
+import sqlite3
+import zipfile
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import mlpcore as mc
+from mlpcore.formats import kinds, model_file
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((30, 2)), RNG.standard_normal((30, 1))
+
+
+def trainer(**settings):
+    return mc.Trainer(mc.MLP([2, 3, 1], device="cpu", seed=1), "squared_error", **settings)
+
+
+class Stop(mc.Callback):
+    def step_end(self, trainer, J):
+        if trainer.progress.step == 4:
+            trainer.save("unfinished")
+            raise KeyboardInterrupt
+
+
+def files(folder):
+    """Files of every kind that there is, by name, in the working directory."""
+    mc.MLP([2, 1]).save("model")
+    one = trainer()
+    one.fit(X, Y, epochs=1, progress=False, checkpoint="checkpoint")
+    with pytest.raises(KeyboardInterrupt):
+        one.fit(X, Y, epochs=3, batch_size=10, progress=False, callbacks=[Stop()])
+    model_file.write("newer", {}, {})
+    newer = (folder / "newer").read_bytes().replace(b'\\"version\\": 3', b'\\"version\\": 4')
+    (folder / "newer").write_bytes(newer)
+    (folder / "cut").write_bytes((folder / "model").read_bytes()[:-1])
+    (folder / "absurd").write_bytes(newer.replace(b'\\"version\\": 4', b'\\"version\\": x'))
+    save_file({"a": np.zeros(3)}, "safetensors")
+    mc.MLP([2, 1]).to_onnx("onnx", about={"a note": "x" * 300})
+    (folder / "empty").touch()
+    (folder / "folder").mkdir()
+    os.mkfifo("pipe")
+    os.symlink("gone", "dangling")
+    os.symlink("unfinished", "link")
+    (folder / "table.csv").write_text("größe,y\n1,2\n" + "3,4é\n" * 3000)
+    (folder / "notes.json").write_text("[\n  \n   {}]")
+    np.save("array.npy", X)
+    with zipfile.ZipFile("archive.zip", "w") as archive:
+        archive.writestr("x", "y")
+    picture = io.BytesIO()
+    pytest.importorskip("matplotlib.figure").Figure().savefig(picture)
+    (folder / "picture.png").write_bytes(picture.getvalue())
+    base = sqlite3.connect("base")
+    base.execute("create table t (a)")
+    base.close()
+    (folder / "noise").write_bytes(RNG.bytes(5000))
+    (folder / "zeros").write_bytes(bytes(5000))
+
+
+KINDS = {
+    "model": ("model", "a model of mlpcore"),
+    "checkpoint": ("checkpoint", "a checkpoint of mlpcore"),
+    "unfinished": ("unfinished", "a checkpoint of mlpcore with an unfinished run (in epoch 1 of 3, after 3 of its batches)"),
+    "link": ("unfinished", "a checkpoint of mlpcore with an unfinished run (in epoch 1 of 3, after 3 of its batches)"),
+    "newer": ("newer", "a model of a newer mlpcore"),
+    "cut": ("damaged", "a damaged safetensors file of mlpcore"),
+    "absurd": ("damaged", "a damaged model of mlpcore"),
+    "safetensors": ("safetensors", "a safetensors file of another library"),
+    "onnx": ("onnx", "an ONNX file"),
+    "empty": ("empty", "an empty file"),
+    "folder": ("folder", "a folder"),
+    "pipe": ("special", "a device, a pipe or a socket"),
+    "dangling": ("nothing", "no file"),
+    "nothing": ("nothing", "no file"),
+    "model/below": ("nothing", "no file"),
+    "table.csv": ("other", "text"),
+    "notes.json": ("other", "text"),
+    "array.npy": ("other", "an array of NumPy (.npy)"),
+    "archive.zip": ("other", "a ZIP archive, such as .npz"),
+    "picture.png": ("other", "a picture (PNG)"),
+    "base": ("other", "an SQLite database"),
+    "noise": ("other", "a file of a kind unknown to mlpcore"),
+    "zeros": ("other", "a file of a kind unknown to mlpcore"),
+}
+
+
+def test_each_kind_is_told_and_none_is_written_over_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files(tmp_path)
+    assert {name: tuple(kinds.kind(name)) for name in KINDS} == KINDS
