@@ -169,7 +169,7 @@ class Run:
         every = None if state.rows is None else state.epochs * state.rows
         done = 0 if state.rows is None else state.epoch * state.rows + min(state.rows, state.batch * state.batch_size)
         with contextlib.ExitStack() as stack:
-            shown = {"unit": "row", "unit_scale": True, "disable": not progress}
+            shown = {"unit": "row", "unit_scale": True, "disable": not progress or sys.stderr is None}
             seen = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
             seconds = 0.1 if seen else 10  # between frames: a log file keeps every one
             bar = stack.enter_context(tqdm(total=every, initial=done, mininterval=seconds, **shown))

@@ -152,6 +152,7 @@ class Trainer:
         self.net, self.loss, self.deterministic = net, loss, deterministic
         self.progress = Progress()
         self.history: History = {}
+        self.about: dict[str, Any] = {}
         self._optimizer, self._settings, self._precision, self._seed = optimizer, settings, precision, seed
         self._lock = threading.RLock()  # one call at a time, whatever the thread
         self._run: Run | None = None  # the fit that is under way
@@ -672,6 +673,8 @@ class Trainer:
                 tensors["best"] = devices.to_host(self.net.device, best)
             versions = {"mlpcore": __version__, "numpy": np.__version__}
             header = {**self.net.header(), "trainer": {**self._description(), "step": facts, "versions": versions}}
+            if self.about:
+                header["about"] = self.about
             model_file.write(path, header, tensors, inputs.positive_integer(keep, "keep"))
 
     @classmethod
@@ -695,6 +698,7 @@ class Trainer:
             loss, optimizer = loss_sheet.Loss(**described["loss"]), files.optimizer(described["optimizer"])
             trainer = cls(net, loss, optimizer, **files.arguments(described))
             trainer._go_on(described, tensors)
+            trainer.about = files.typed_value(header.get("about", {}), dict[str, Any], "about")
         except (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} does not hold a trainer: {error!r}") from None
         return trainer

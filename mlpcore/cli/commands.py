@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
-import io
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,42 +12,56 @@ from numpy.typing import NDArray
 
 import mlpcore as mc
 from mlpcore import data
+from mlpcore.cli import outputs
+from mlpcore.cli.messages import carry_data, say, shown
 from mlpcore.cli.model import Model, load_with
-from mlpcore.cli.recipes import widths
+from mlpcore.cli.recipes import require_count, widths
 from mlpcore.cli.report import class_figures, count_rows, figure, have, quantity_figures
-from mlpcore.cli.sources import require_other, some
+from mlpcore.cli.sources import some
 from mlpcore.core.optimizers import Optimizer
-from mlpcore.formats.atomic import replacing
 
 Array = NDArray[Any]
 
 
 def predict(options: argparse.Namespace) -> None:
     """Write the predictions of a model for the rows of a data set, and say how good they are."""
+    to_stdout = outputs.is_standard_output(options.out)
+    if to_stdout:
+        carry_data()
+    else:
+        others = {"the model is": options.model, "the data are": options.data}
+        outputs.require_distinct("--out", options.out, others)
     model = Model.load(options.model)
+    if not to_stdout:
+        outputs.require_table_place(options.out, _header(model), options.force)
     X, truth = model.rows(options.data, target=False)
     Z = model.net.predict(X)
-    classes = model.about["classes"]
-    target = Path(options.out)
-    require_other("--out", target, {"the model is": options.model, "the data are": options.data})
-    if target.is_dir():
-        raise IsADirectoryError(f"--out {options.out}: is a folder; name a file")
-    with replacing(target) as binary:
-        file = io.TextIOWrapper(binary, encoding="utf-8", newline="")
-        writer = csv.writer(file)
-        if classes:
-            writer.writerow(["prediction", *(f"p({name})" for name in classes)])
-            writer.writerows([classes[row.argmax()], *(f"{p:.6f}" for p in row)] for row in Z)
-        else:
-            assert model.scale is not None
-            writer.writerow([f"prediction {i}" for i in range(Z.shape[1])] if Z.shape[1] > 1 else ["prediction"])
-            writer.writerows(model.scale.invert(Z).tolist())  # in all digits that float64 has
-        file.flush()
-        file.detach()  # else it would close the file before it is on the disk
-    print(f"{len(Z):,} predictions written to {target}")
+    outputs.write_lines(options.out, _lines(model, Z))
+    say(f"{len(Z):,} predictions written to {'standard output' if to_stdout else options.out}")
     if truth is not None:
-        column = f"its column {model.about['target']}" if "pipeline" in model.tensors else "its Y"
-        print(f"against {column}: " + "\n  ".join(_against(model, Z, truth)))
+        column = f"its column {shown(model.about['target'], 60)}" if "pipeline" in model.tensors else "its Y"
+        say(f"against {column}: " + "\n  ".join(_against(model, Z, truth)))
+
+
+def _header(model: Model) -> str:
+    """Return the first line of a file of predictions."""
+    classes, count = model.about["classes"], model.net.sizes[-1]
+    others = [f"p({name})" for name in classes] if classes else []
+    first = [f"prediction {i}" for i in range(count)] if not classes and count > 1 else ["prediction"]
+    return ",".join(map(outputs.cell, first + others)) + "\r\n"
+
+
+def _lines(model: Model, Z: Array) -> Iterator[str]:
+    """Yield the lines of a file of predictions: probabilities, or a quantity in all digits that float64 has."""
+    yield _header(model)
+    if model.about["classes"]:
+        names = [outputs.cell(name) for name in model.about["classes"]]
+        for row in Z:
+            yield ",".join([names[row.argmax()], *(f"{p:.6f}" for p in row)]) + "\r\n"
+    else:
+        assert model.scale is not None
+        for row in model.scale.invert(Z).tolist():
+            yield ",".join(map(repr, row)) + "\r\n"
 
 
 def _against(model: Model, Z: Array, truth: data.Truth) -> list[str]:
@@ -88,22 +99,28 @@ def export(options: argparse.Namespace) -> None:
 
     if importlib.util.find_spec("onnx") is None:
         raise ImportError('export needs the package onnx: pip install "mlpcore[cli,onnx]"')
+    if options.onnx == "-":
+        raise ValueError("export: '-' is no file name; name a file, or /dev/stdout where there is such")
+    outputs.require_distinct("export:", options.onnx, {"the model is": options.model})
+    if outputs.is_standard_output(options.onnx):
+        carry_data()
     model = Model.load(options.model)
+    outputs.require_onnx_place(options.onnx, model.about, options.force)
     write_onnx(options.model, options.onnx)
     if "pipeline" in model.tensors:
-        print(f"{options.onnx}, the network alone: X takes the {model.preparation.width} columns that the pipeline makes")
-        print("(standardised numbers and ones for categories), in this order:")
+        say(f"{options.onnx}, the network alone: X takes the {model.preparation.width} columns that the pipeline makes")
+        say("(standardised numbers and ones for categories), in this order:")
         for number, name in enumerate(model.preparation.names):
-            print(f"  {number:>4}  {name}")
+            say(f"  {number:>4}  {shown(name, 60)}")
     else:
         names = model.about.get("features", ())
-        print(f"{options.onnx}: X takes the {model.net.sizes[0]} columns as they are ({some(names)}), standardisation included")
+        say(f"{options.onnx}: X takes the {model.net.sizes[0]} columns as they are ({some(names)}), standardisation included")
         _say_rounding(names, model.tensors["mean"], model.tensors["scale"], "X")
     classes = model.about["classes"]
     if not classes:
-        outputs = ["the target"] if model.net.sizes[-1] == 1 else [f"output {i}" for i in range(model.net.sizes[-1])]
-        _say_rounding(outputs, model.tensors["target mean"], model.tensors["target scale"], "Z")
-    print("Z holds " + (f"the probabilities of {some(classes)}" if classes else "the predictions, in the units of the target"))
+        ends = ["the target"] if model.net.sizes[-1] == 1 else [f"output {i}" for i in range(model.net.sizes[-1])]
+        _say_rounding(ends, model.tensors["target mean"], model.tensors["target scale"], "Z")
+    say("Z holds " + (f"the probabilities of {some(classes)}" if classes else "the predictions, in the units of the target"))
 
 
 def _say_rounding(names: Sequence[str], mean: Array, scale: Array, end: str) -> None:
@@ -111,12 +128,12 @@ def _say_rounding(names: Sequence[str], mean: Array, scale: Array, end: str) -> 
     far = np.abs(mean) * np.finfo(np.float32).eps > 1e-3 * scale
     if far.any():
         listed = some([name for name, lost in zip(names, far, strict=True) if lost])
-        print(f"note: {end} is float32, too coarse for {listed}, far from 0 for the spread: figures will be worse than here")
+        say(f"note: {end} is float32, too coarse for {listed}, far from 0 for the spread: figures will be worse than here")
 
 
 def check(options: argparse.Namespace) -> None:
     """Check the gradient of a model; raise a ValueError where it is wrong."""
-    count = mc.core.inputs.positive_integer(options.rows, "--rows")
+    require_count(options.rows, "--rows")
     rng = np.random.default_rng(0)
     if options.data:
         model = Model.load(options.model)
@@ -129,25 +146,31 @@ def check(options: argparse.Namespace) -> None:
         if not len(Y):
             raise ValueError(f"data {options.data!r}: no row has a target that the model knows")
         if len(Y) < len(truth.rows):
-            print(f"{len(Y):,} of {count_rows(len(truth.rows))} have a target that the model knows; the others are left out")
-        rows = rng.permutation(len(Y))[:count]
+            say(f"{len(Y):,} of {count_rows(len(truth.rows))} have a target that the model knows; the others are left out")
+        rows = rng.permutation(len(Y))[: options.rows]
         X, Y = X[rows], model.scale.apply(Y[rows]) if model.scale else Y[rows]
     else:
         net, _, about = load_with(options.model)
         last = net.activations[-1]
         assert last is not None
         loss = about.get("loss") or mc.core.losses.matching(last)
-        X = rng.standard_normal((count, net.sizes[0]))
-        Y = rng.integers(0, net.sizes[-1], count) if loss == "cross_entropy" else rng.random((count, net.sizes[-1]))
-    print(f"{net!r}\nloss {loss}, {len(X)} {'rows of ' + options.data if options.data else 'random rows'}, in float64")
+        X = rng.standard_normal((options.rows, net.sizes[0]))
+        Y = (
+            rng.integers(0, net.sizes[-1], options.rows)
+            if loss == "cross_entropy"
+            else rng.random((options.rows, net.sizes[-1]))
+        )
+    say(f"{net!r}\nloss {loss}, {len(X)} {'rows of ' + options.data if options.data else 'random rows'}, in float64")
     result = mc.check_gradients(net, X, Y, loss)
-    print(result)
+    say(str(result))
     if not result.ok:
         raise ValueError(f"the gradient is wrong, worst in {result.worst}")
 
 
 def plan(options: argparse.Namespace) -> None:
     """Print every array of a training step."""
+    for name in ("batch", "chunk_rows", "workers"):
+        require_count(getattr(options, name), f"--{name.replace('_', '-')}")
     net = mc.MLP(widths(options.sizes, "sizes"), options.activation, options.output, dtype=options.dtype, init="zeros")
     last = net.activations[-1]
     assert last is not None
@@ -163,7 +186,7 @@ def plan(options: argparse.Namespace) -> None:
         memory_limit=options.memory_limit,
         workers=options.workers,
     )
-    print(trainer.plan(options.batch))
+    say(str(trainer.plan(options.batch)))
 
 
 def info(options: argparse.Namespace) -> None:
@@ -172,8 +195,8 @@ def info(options: argparse.Namespace) -> None:
         if key == "blas":
             for pool in value:
                 threads = f"{pool['architecture']} kernels, {pool['num_threads']} threads"
-                print(f"blas: {pool['internal_api']} {pool['version']}, {threads}")
+                say(f"blas: {pool['internal_api']} {pool['version']}, {threads}")
         elif isinstance(value, dict):
-            print(f"{key}: " + ", ".join(f"{name} {version}" for name, version in value.items()))
+            say(f"{key}: " + ", ".join(f"{name} {version}" for name, version in value.items()))
         else:
-            print(f"{key}: {value}")
+            say(f"{key}: {value}")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import mlpcore as mc
 from mlpcore import data, labels
+from mlpcore.cli.messages import say, shown
 from mlpcore.cli.sources import is_table, load, refuse_folder
 from mlpcore.core import losses
 
@@ -93,7 +94,7 @@ class Model:
         if transformer.width != net.sizes[0]:
             raise ValueError(f"{path!r}: the pipeline makes {transformer.width} columns; the network takes {net.sizes[0]}")
         if remark:
-            print(f"note: {remark}")
+            say(f"note: {shown(remark)}")
         return cls(net, tensors, about, transformer)
 
     @property
@@ -125,7 +126,7 @@ class Model:
 
         frame, table, remarks = self.preparation.read(name, [column] if classes else [])
         for remark in remarks:
-            print(f"note: {remark}")
+            say(f"note: {shown(remark)}")
         X = self.preparation.apply(frame)
         if column in table.column_names:
             return X, tables.truth(table.column(column), classes, kind)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 from dataclasses import dataclass
+from pathlib import Path
+
+MOST = 1 << 63
+MOST_LAYERS = 1000  # planning them takes a second or so
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,35 @@ def suited(rows: int) -> Recipe:
 
 def widths(text: str, argument: str) -> list[int]:
     """Return the widths that an option lists; raise a ValueError that names it otherwise."""
-    try:
-        return [] if text == "none" else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{argument} must be widths such as 128,64; got {text!r}") from None
+    parts = [] if text == "none" else text.split(",")
+    if len(parts) > MOST_LAYERS:
+        raise ValueError(f"{argument} takes at most {MOST_LAYERS:,} widths; got {len(parts):,}")
+    if not all(part.strip().isdecimal() and len(part) < 30 for part in parts):
+        raise ValueError(f"{argument} must be widths such as 128,64; got {text!r:.100}")
+    found = [int(part) for part in parts]
+    for width in found:
+        if not 0 < width < MOST:
+            raise ValueError(f"{argument}: a layer has 1 to {MOST - 1:,} units; got {width:,}")
+    return found
+
+
+def require_settings(options: argparse.Namespace) -> None:
+    """Raise a ValueError that names the first option of a number that no training can have, before any work."""
+    for name in ("epochs", "batch", "patience", "splits", "seed"):
+        require_count(getattr(options, name), f"--{name}", least=0 if name == "seed" else 1)
+    for name in ("learning_rate", "weight_decay"):
+        value, option = getattr(options, name), f"--{name.replace('_', '-')}"
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{option} must be a finite number, and not negative; got {value}")
+    if options.hidden is not None:
+        widths(options.hidden, "--hidden")
+    if Path(options.out).suffix.lower() in (".safetensors", ".png", ".csv"):
+        raise ValueError(f"--out is a folder, where the model and the picture go; got {options.out!r}")
+
+
+def require_count(value: int | None, option: str, least: int = 1) -> None:
+    """Raise a ValueError that names the option if its number is below `least`, or beyond 64 bits; None is a default."""
+    if value is not None and value < least:
+        raise ValueError(f"{option} must be at least {least}; got {value}")
+    if value is not None and value >= MOST:
+        raise ValueError(f"{option} must be less than 2^63; got {value}")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlpcore import data
+from mlpcore.cli.messages import say
+from mlpcore.cli.outputs import KEY
+from mlpcore.formats.atomic import replacing
 
 Array = NDArray[Any]
 
@@ -55,23 +63,50 @@ def baselines_of(validation: tuple[Array, Array]) -> list[tuple[str, Any, dict[s
 def print_table(title: str, results: dict[str, dict[str, float]]) -> None:
     """Print figures, a line a model."""
     columns = list(dict.fromkeys(key for figures in results.values() for key in figures))
-    print(f"\n{title:<24}" + "".join(f"{column:>11}" for column in columns))
+    say(f"\n{title:<24}" + "".join(f"{column:>11}" for column in columns))
     for name, figures in results.items():
         texts = {c: f"{value:.1f}" if c == "seconds" else figure(c, value) for c, value in figures.items()}
         cells = [f"{texts.get(c, ''):>11}" for c in columns]
-        print(f"{name:<24}" + "".join(cells).rstrip())
+        say(f"{name:<24}" + "".join(cells).rstrip())
 
 
-def pyplot() -> Any:
-    """Return matplotlib.pyplot, drawing into files."""
+def draw(path: Path, title: str, history: dict[str, list[float]], loss: str, score: str, call: Mapping[str, Any]) -> None:
+    """Draw a learning curve as a PNG file, atomically; a text in it notes the call that it is of.
+
+    No backend, window or font of the user's has a part in it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
     try:
-        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError('the picture needs matplotlib: pip install "mlpcore[cli]"') from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+        raise ImportError('it needs matplotlib: pip install "mlpcore[cli]"') from None
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2)
+    epochs = np.arange(1, len(history["loss"]) + 1)
+    best = int(np.argmin(history["validation_loss"]))
+    axes[0].plot(epochs, history["loss"], "o-", ms=3, label="training rows")
+    axes[0].plot(epochs, history["validation_loss"], "o-", ms=3, label="held-out validation rows")
+    axes[0].set_ylabel(loss)
+    axes[1].plot(epochs, history[f"validation_{score}"], "o-", ms=3, color="C1", label="held-out validation rows")
+    axes[1].set_ylabel(score)
+    for axis in axes:
+        axis.axvline(epochs[best], color="grey", lw=0.8, ls="--", label="weights kept")
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].legend()
+    figure.suptitle(title, parse_math=False, usetex=False)
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a font without the letters of the title
+        figure.savefig(picture, format="png", dpi=120, metadata={KEY: json.dumps(call)})
+    with replacing(path) as file:
+        file.write(picture.getvalue())
 
 
 def count_rows(count: int) -> str:

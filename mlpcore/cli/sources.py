@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlpcore import data
+from mlpcore.cli.messages import say, shown
 from mlpcore.cli.recipes import RECIPES, Recipe, suited
 from mlpcore.cli.report import have
 
@@ -48,9 +50,9 @@ def dataset_of(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
     dataset = load(options.data, task=options.task)
     rows, columns = dataset.X.shape
     seconds = time.perf_counter() - started
-    print(f"{options.data}: {rows:,} rows, {columns} columns, {_kind(dataset)}; read in {seconds:.1f} s")
+    say(f"{options.data}: {rows:,} rows, {columns} columns, {_kind(dataset)}; read in {seconds:.1f} s")
     if dataset.note:
-        print(f"Y: {dataset.note}")
+        say(f"Y: {dataset.note}")
     return dataset, RECIPES.get(options.data, Recipe())
 
 
@@ -79,23 +81,18 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
     else:
         table = tables.load(options.data, options.target, options.task, options.groups, wishes)
         source = ""
+    target = shown(table.target, 60)
     if table.dropped:
-        what = f"no {table.target}" if table.infinite < table.dropped else f"an infinite {table.target}"
+        what = f"no {target}" if table.infinite < table.dropped else f"an infinite {target}"
         part = f" ({table.infinite:,} of them an infinite one)" if 0 < table.infinite < table.dropped else ""
         source += f"; {table.dropped:,} more {have(table.dropped)} {what}{part} and are not used"
-    note = f"\n  {table.note}" if table.note else ""
-    print(f"{options.data}: {table.rows:,} rows{source}\nto predict: {table.target}, {_kind(table)}{note}\nfrom:")
-    print(tables.describe(table.columns))
+    note = f"\n  {shown(table.note)}" if table.note else ""
+    say(f"{options.data}: {table.rows:,} rows{source}\nto predict: {target}, {_kind(table)}{note}\nfrom:")
+    columns = [replace(column, name=shown(column.name, 60), note=shown(column.note)) for column in table.columns]
+    say(tables.describe(columns))
     return table, suited(table.rows)
 
 
 def some(names: Sequence[str]) -> str:
     """Return the first names, as text."""
-    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
-
-
-def require_other(argument: str, path: Path, others: dict[str, str | Path]) -> None:
-    """Raise a ValueError if writing there would replace what another file is for."""
-    for what, other in others.items():
-        if path.resolve() == Path(other).resolve():
-            raise ValueError(f"{argument} {path} is where {what}; name another file")
+    return ", ".join(shown(name, 60) for name in names[:6]) + (", …" if len(names) > 6 else "")

@@ -1,13 +1,17 @@
-"""The command `mlpcore train`."""
+"""The command `mlpcore train`.
+
+The model is saved, and reported, as soon as it is trained. Then come the figures and, last, the picture: a training that has
+come to its end does not fail for them.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
+import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,100 +21,190 @@ import numpy as np
 import mlpcore as mc
 from mlpcore import data
 from mlpcore.checkpoint import Checkpoints
-from mlpcore.cli.recipes import Recipe, widths
-from mlpcore.cli.report import baselines_of, class_figures, print_table, pyplot, quantity_figures
-from mlpcore.cli.sources import dataset_of, is_table, require_other
-from mlpcore.formats import model_file
+from mlpcore.cli import outputs
+from mlpcore.cli.messages import say, shown
+from mlpcore.cli.recipes import RECIPES, Recipe, require_settings, widths
+from mlpcore.cli.report import baselines_of, class_figures, draw, print_table, quantity_figures
+from mlpcore.cli.sources import dataset_of, is_table
+from mlpcore.formats.kinds import VACANT, kind
 from mlpcore.training.plan import human
+
+# what scikit-learn and matplotlib raise where they, their fonts, their settings or the disk fail
+FAILURES = (
+    ImportError, OSError, ValueError, TypeError, RuntimeError, MemoryError, LookupError, AttributeError, ArithmeticError,
+)  # fmt: skip
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train on a data set, report on held-out rows, and save the model and its learning curve."""
-    mc.core.inputs.positive_integer(options.splits, "--splits")
-    mc.core.inputs.positive_integer(options.seed, "--seed", least=0)
-    if Path(options.out).suffix.lower() in (".safetensors", ".png", ".csv"):
-        raise ValueError(f"--out is a folder, where the model and the picture go; got {options.out!r}")
+    """Train on a data set, save the model, report on held-out rows, and draw the learning curve."""
+    require_settings(options)
+    places = _Places.of(options)
+    places.require(_call(options, RECIPES.get(options.data)), options)
     dataset, base = dataset_of(options)
-    chosen = {name: getattr(options, name) for name in vars(base) if getattr(options, name) is not None}
+    chosen = {name: value for name in vars(base) if (value := getattr(options, name)) is not None}
     recipe = Recipe(**{**vars(base), **chosen})
-    for argument in ("epochs", "batch"):
-        mc.core.inputs.positive_integer(getattr(recipe, argument), f"--{argument}")
-    name = Path(options.data).stem
-    out = Path(options.out)
-    saves = bool(options.checkpoint or options.every or options.resume)
-    if saves and options.splits > 1:
-        raise ValueError("--checkpoint, --every and --resume are for one run; leave out --splits")
-    model, picture = out / f"{name}.safetensors", out / f"{name}.png"
     runs: list[_Run] = []
-    for i in range(options.splits):
-        if i:
-            print()
-        runs.append(_Run(dataset, recipe, options, options.seed + i))
-        _make_folder(out)  # before the work, and after everything that is wrong with the input
-        if saves:
-            path = Path(options.checkpoint or out / f"{name}.checkpoint.safetensors")
-            require_other(
-                "--checkpoint", path, {"the model goes": model, "the picture goes": picture, "the data are": options.data}
-            )
-            runs[i].keep(path, options)
-        runs[i].train()
-        runs[i].report(baselines=options.data == "flights" and not options.no_baselines)
-        if not i:
-            runs[0].save(model)
-            runs[0].draw(picture, name)
-        del runs[i].split
+    done: list[str] = []
+    try:
+        for i in range(options.splits):
+            if i:
+                say("")
+            runs.append(_Run(dataset, recipe, options, options.seed + i))
+            if not i:
+                call = {**_call(options, recipe), "the data": runs[0].split.digest}
+                places.require(call, options)
+                places.out.mkdir(parents=True, exist_ok=True)  # after everything that is wrong with the input
+                if places.checkpoint:
+                    runs[0].keep(places.checkpoint, call, options)
+            _complete(runs[i], None if i else places, call, options, done)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if done:
+            stop.add_note(f"{' and '.join(done)} had been saved")
+        raise
     if len(runs) > 1:
         _medians(runs)
-    which = f" (seed {options.seed})" if len(runs) > 1 else ""
-    print(f"saved {model} and {picture}{which}")
-    print(f"to use it: mlpcore predict {model} {'TABLE' if is_table(options.data) else options.data} --out predictions.csv")
+    source = "TABLE" if is_table(options.data) else shlex.quote(options.data)
+    say(f"to use it: mlpcore predict {shlex.quote(str(places.model))} {source} --out predictions.csv")
 
 
-def _make_folder(out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
-        raise PermissionError(f"--out {out}: the folder cannot be written")
+def _complete(run: _Run, places: _Places | None, call: outputs.Call, options: argparse.Namespace, done: list[str]) -> None:
+    """Train, and leave behind what there is to be left, which `done` lists; of splits after the first the figures alone."""
+    run.train()
+    if places:
+        run.save(places.model, call)
+        done.append(str(places.model))
+        say(f"saved {places.model}" + (f" (seed {run.seed})" if options.splits > 1 else ""))
+    with_baselines = options.data == "flights" and not options.no_baselines
+    _try("figures", lambda: run.report(with_baselines))
+    if places:
+        drawn = _try("picture of the learning curve", lambda: run.draw(places.picture, places.name, call))
+        if drawn:
+            done.append(str(places.picture))
+            say(f"saved {places.picture}")
+    del run.split
+
+
+def _try(what: str, action: Callable[[], None]) -> bool:
+    """Do what a finished training can do without; say why if it fails."""
+    try:
+        action()
+    except FAILURES as error:
+        say(f"note: no {what}: {shown(str(error) or type(error).__name__, 300)}")
+        return False
+    return True
+
+
+def _call(options: argparse.Namespace, recipe: Recipe | None) -> dict[str, Any]:
+    """Return the options that a run depends on, as far as they are known: those of a table's recipe depend on its rows."""
+    call = {}
+    for key in vars(Recipe()):
+        value = getattr(options, key)
+        if value is None and recipe is not None:
+            value = getattr(recipe, key)
+        if value is not None:
+            call[f"--{key.replace('_', '-')}"] = value
+    for key in ("target", "task", "groups", "as", "seed", "memory_limit"):
+        call[f"--{key.replace('_', '-')}"] = getattr(options, key)
+    return call
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The files that a training writes.
+
+    Attributes:
+        out: the folder of model and picture.
+        name: of the data.
+        checkpoint: None where the run is not saved meanwhile.
+    """
+
+    out: Path
+    name: str
+    model: Path
+    picture: Path
+    checkpoint: Path | None
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> _Places:
+        """Return the places that a call means."""
+        out, name = Path(options.out), Path(options.data).stem
+        checkpoint = None
+        if options.checkpoint or options.every or options.resume:
+            if options.splits > 1:
+                raise ValueError("--checkpoint, --every and --resume are for one run; leave out --splits")
+            checkpoint = Path(options.checkpoint or out / f"{name}.checkpoint.safetensors")
+        return cls(out, name, out / f"{name}.safetensors", out / f"{name}.png", checkpoint)
+
+    def require(self, call: outputs.Call, options: argparse.Namespace) -> None:
+        """Raise an error that names the place and what is there, if something would be lost that --force does not give up."""
+        outputs.require_folder(self.out)
+        others = {"the data are": options.data}
+        for argument, path, what in (
+            ("the model", self.model, "the model goes"), ("the picture", self.picture, "the picture goes"),
+            ("--checkpoint", self.checkpoint, ""),
+        ):  # fmt: skip
+            if path is not None:
+                outputs.require_distinct(argument, path, others)
+                others[what] = str(path)
+        outputs.require_model_place(self.model, call, options.force)
+        outputs.require_picture_place(self.picture, call, options.force)
+        if self.checkpoint is not None:
+            Checkpoints(self.checkpoint, options.every or "1 epoch") if self.checkpoint.parent != self.out else None
+            _require_checkpoint_place(self.checkpoint, call, options.resume, options.force)
+
+
+def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, force: bool) -> None:
+    """Raise a ValueError unless a run that is to begin may replace what is there, or one to resume can go on from it."""
+    found = kind(path)
+    name = f"--checkpoint {shown(str(path))}"
+    if found.name not in ("checkpoint", "unfinished"):
+        if found.name not in VACANT and (resume or not force):
+            remedy = "name another file" if resume else "name another file, or write over it with --force"
+            raise ValueError(f"{name}: there is {found.text}, no checkpoint of mlpcore train; {remedy}")
+        return
+    before = outputs.saved_call(path)
+    other = "it does not say which call began it" if before is None else outputs.difference(before, call)
+    if resume:
+        if other:
+            raise ValueError(f"--resume: {shown(str(path))}: {other}; call it as before, or with --force alone to begin anew")
+    elif not force and found.name == "unfinished":
+        where = mc.Trainer.load(path, "cpu").unfinished
+        raise ValueError(f"{name}: there is an unfinished run ({where}); --resume goes on with it, --force begins anew")
+    elif not force and other:
+        raise ValueError(
+            f"{name}: there is the checkpoint of another call: {other}; name another file, or write over it with --force"
+        )
 
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """Where a run is saved meanwhile; a file beside it holds its call, so that another call does not go on with it."""
+    """Where and how often a run is saved meanwhile.
+
+    Attributes:
+        before: of the file that was there when the run began; None if there was none.
+    """
 
     path: Path
     every: str
-    call: dict[str, Any]
+    before: tuple[int, ...] | None
+
+    @classmethod
+    def at(cls, path: Path, every: str) -> _Checkpoint:
+        """Return the checkpoint of a run that begins now."""
+        return cls(path, every, _identity(path))
 
     @property
-    def note(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.json")
+    def written(self) -> bool:
+        """Whether this run has been saved."""
+        return _identity(self.path) not in (None, self.before)
 
-    def begin(self) -> None:
-        """Make room for a new run: nothing of an older one is left to go on from; but what is no checkpoint is not touched."""
-        if self.path.exists() and not self._holds_run():
-            raise ValueError(f"--checkpoint {self.path}: there is a file that is no checkpoint; name another one")
-        for path in (self.path, self.note):
-            path.unlink(missing_ok=True)
-        self.note.write_text(json.dumps(self.call, indent=1))
 
-    def _holds_run(self) -> bool:
-        try:
-            return "trainer" in model_file.read(self.path)[0]
-        except ValueError:  # another format; or a damaged checkpoint, whose note is still there
-            return self.note.exists()
-
-    def load(self, device: str) -> mc.Trainer | None:
-        """The trainer to go on with; None if there is none. ValueError where the call was another."""
-        if not self.path.exists():
-            return None
-        try:
-            before = json.loads(self.note.read_text())
-        except (OSError, ValueError):
-            raise ValueError(f"--resume: {self.note} is missing or damaged: it says what {self.path} is a run of") from None
-        for name, value in json.loads(json.dumps(self.call)).items():
-            if before.get(name) != value:
-                what = f"was {before.get(name)!r} and is {value!r}" if name.startswith("--") else "are others"
-                raise ValueError(f"--resume: {name} {what}; call it as before, or without --resume to begin anew")
-        return mc.Trainer.load(self.path, device)
+def _identity(path: Path) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 class _Run:
@@ -134,31 +228,24 @@ class _Run:
         self.history: dict[str, list[float]] = {}
         self.results: dict[str, dict[str, float]] = {}
 
-    def keep(self, path: Path, options: argparse.Namespace) -> None:
+    def keep(self, path: Path, call: outputs.Call, options: argparse.Namespace) -> None:
         """Save the run meanwhile, and go on from what was saved, if asked to and there is something."""
-        call = {f"--{key.replace('_', '-')}": value for key, value in vars(self.recipe).items()}
-        for key in ("target", "task", "groups", "as", "seed", "memory_limit"):
-            call[f"--{key.replace('_', '-')}"] = getattr(options, key)
-        call["the data"] = self.split.digest
-        every = options.every or "1 epoch"
-        Checkpoints(path, every)  # whether both are possible
-        self.checkpoint = _Checkpoint(path, every, call)
-        trainer = self.checkpoint.load(options.device) if options.resume else None
-        if trainer is None:
-            self.checkpoint.begin()
-            return
-        self.trainer, self.net = trainer, trainer.net
-        print(f"{path}: " + (f"goes on {trainer.unfinished}" if trainer.unfinished else "the run had come to its end"))
+        self.checkpoint = _Checkpoint.at(path, options.every or "1 epoch")
+        if options.resume and self.checkpoint.before and kind(path).name != "empty":
+            self.trainer = mc.Trainer.load(path, options.device)
+            self.net, unfinished = self.trainer.net, self.trainer.unfinished
+            say(f"{path}: " + (f"goes on {unfinished}" if unfinished else "the run had come to its end"))
+        self.trainer.about = {"call": dict(call)}
 
     def train(self) -> None:
         """Fit, and say how it went."""
         counts = ", ".join(f"{n:,} {p}" for n, p in zip(self.split.counts, ("training", "validation", "test"), strict=True))
-        print(f"seed {self.seed}: {counts} rows{self.split.said}")
+        say(f"seed {self.seed}: {counts} rows{shown(self.split.said)}")
         used = self.split.preparation.about.get("columns", self.dataset.feature_names)
         for name in self.dataset.feature_names:
             if name not in used:
-                print(f"{name} is left out: no value of it is in enough training rows to get a column")
-        print(repr(self.net), flush=True)
+                say(f"{shown(name, 60)} is left out: no value of it is in enough training rows to get a column")
+        say(repr(self.net))
         began = time.perf_counter()
         complete = self.checkpoint is not None and bool(self.trainer.history) and not self.trainer.unfinished
         done = self.trainer.progress.step
@@ -166,11 +253,10 @@ class _Run:
         seconds = time.perf_counter() - began
         losses = self.history["validation_loss"]
         seen = min(self.recipe.batch, self.split.counts[0]) * (self.trainer.progress.step - done)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        pace = "" if complete else f"{seconds:.1f} s, {seen / seconds:,.0f} rows/s; "
-        print(
+        pace = "" if complete else f"{seconds:.1f} s, {seen / max(seconds, 1e-9):,.0f} rows/s; "
+        say(
             f"best epoch {int(np.argmin(losses)) + 1} of {len(losses)}; {pace}"
-            f"the engine's arrays take {human(self.plan.total_bytes)}, the process {human(peak)} at its peak"
+            f"the engine's arrays take {human(self.plan.total_bytes)}{_peak()}"
         )
         self.seconds = seconds
 
@@ -183,13 +269,16 @@ class _Run:
                 batch_size=self.recipe.batch,
                 validation=self.split.validation,
                 early_stopping=mc.EarlyStopping(self.recipe.patience),
-                progress=not self.quiet and sys.stderr.isatty(),  # a log file would get every frame of the bar
+                progress=not self.quiet and sys.stderr is not None and sys.stderr.isatty(),  # a log keeps every frame
                 checkpoint=kept.path if kept else None,
                 every=kept.every if kept else "1 epoch",
             )
-        except (KeyboardInterrupt, SystemExit):
-            if kept and kept.path.exists():
-                print("the same command with --resume goes on from there", file=sys.stderr)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if kept and kept.written:
+                where = f" {self.trainer.unfinished}" if self.trainer.unfinished else ""
+                stop.add_note(f"stopped{where}, saved in {kept.path}; the same command with --resume goes on from there")
+            else:
+                stop.add_note("nothing had been saved")
             raise
 
     def report(self, baselines: bool) -> None:
@@ -205,7 +294,7 @@ class _Run:
             self.results["mlpcore"] = {**class_figures(prediction, Y), "seconds": self.seconds}
             if baselines:
                 for name, model, more in baselines_of(self.split.validation):
-                    print(f"fitting {name}, to compare", flush=True)
+                    say(f"fitting {name}, to compare")
                     began = time.perf_counter()
                     model.fit(*self.split.training, **more)
                     seconds = time.perf_counter() - began
@@ -214,38 +303,32 @@ class _Run:
             self.results["class shares only"] = class_figures(np.tile(shares, (len(Y), 1)), Y)
         print_table(f"{len(Y):,} test rows", self.results)
 
-    def save(self, path: Path) -> None:
-        """The model with what `predict` needs: how its input is made, and names."""
+    def save(self, path: Path, call: outputs.Call) -> None:
+        """Write the model with all that `predict` needs, and the call that made it."""
         tensors = self.split.preparation.tensors
         if self.split.scale:
             tensors |= {f"target {name}": tensor for name, tensor in self.split.scale.tensors.items()}
         about = {
             "features": self.dataset.feature_names, "classes": self.dataset.class_names, "labels": self.dataset.labels,
-            "loss": self.trainer.loss.name, "target": self.dataset.target, **self.split.preparation.about,
+            "loss": self.trainer.loss.name, "target": self.dataset.target, "call": call, **self.split.preparation.about,
         }  # fmt: skip
         self.net.save(path, tensors=tensors, about=about)
 
-    def draw(self, path: Path, name: str) -> None:
-        """The learning curve as a picture."""
-        plt = pyplot()
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-        epochs = np.arange(1, len(self.history["loss"]) + 1)
-        best = int(np.argmin(self.history["validation_loss"]))
-        score = "validation_r2" if self.regression else "validation_accuracy"
-        axes[0].plot(epochs, self.history["loss"], "o-", ms=3, label="training rows")
-        axes[0].plot(epochs, self.history["validation_loss"], "o-", ms=3, label="held-out validation rows")
-        axes[0].set_ylabel("squared error" if self.regression else "cross-entropy")
-        axes[1].plot(epochs, self.history[score], "o-", ms=3, color="C1", label="held-out validation rows")
-        axes[1].set_ylabel(score.removeprefix("validation_"))
-        for axis in axes:
-            axis.axvline(epochs[best], color="grey", lw=0.8, ls="--", label="weights kept")
-            axis.set_xlabel("epoch")
-            axis.grid(alpha=0.3)
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        axes[0].legend()
-        figure.suptitle(f"{name}: {'-'.join(map(str, self.net.sizes))}, batch {self.recipe.batch}, seed {self.seed}")
-        figure.savefig(path, dpi=120)
-        plt.close(figure)
+    def draw(self, path: Path, name: str, call: outputs.Call) -> None:
+        """Draw the learning curve as a picture, which notes the call."""
+        title = f"{shown(name, 40)}: {'-'.join(map(str, self.net.sizes))}, batch {self.recipe.batch}, seed {self.seed}"
+        score = "r2" if self.regression else "accuracy"
+        draw(path, title, self.history, "squared error" if self.regression else "cross-entropy", score, call)
+
+
+def _peak() -> str:
+    """Return in words how much memory the process had at its peak, where the system counts it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f", the process {human(peak)} at its peak"
 
 
 def _medians(runs: list[_Run]) -> None:
