@@ -6,6 +6,7 @@ Trainer.save → header["trainer"]: settings, optimizer with its schedule, progr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -23,6 +24,7 @@ import numpy as np
 from mlpcore.core import inputs
 from mlpcore.core import optimizers as rules
 from mlpcore.core.optimizers import Adaptive, Optimizer, Progress, Schedule
+from mlpcore.formats import atomic, kinds
 
 log = logging.getLogger("mlpcore")
 OPTIMIZERS = {rule.__name__: rule for rule in (rules.SGD, rules.Adam, rules.AdamW, rules.RMSprop, rules.Lion)}
@@ -180,6 +182,24 @@ class Checkpoints:
         self.asked: signal.Signals | None = None  # to stop
         self._before: dict[signal.Signals, Any] = {}
         self.saved(0)
+
+    @contextlib.contextmanager
+    def claimed(self, goes_on: bool) -> Iterator[None]:
+        """Claim the file for one training, which goes on with a run that was loaded, or begins one.
+
+        Raises:
+            OSError: another training writes the file, or it holds what this one must not replace:
+                no checkpoint, or an unfinished run, unless the training goes on with one.
+        """
+        with atomic.claimed(self.path, self.keep):
+            found = kinds.kind(self.path)
+            if found.name == "unfinished" and not (goes_on or kinds.anything_goes()):
+                raise FileExistsError(
+                    f"checkpoint {self.path!r} is {found.text}: Trainer.load goes on with it; "
+                    "delete the file to begin anew, or name another"
+                )
+            kinds.require_replaceable(self.path, kinds.CHECKPOINTS, self.keep)
+            yield
 
     def saved(self, steps: int) -> None:
         """A checkpoint has been written after so many steps."""

@@ -25,7 +25,7 @@ from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.layout import Layout, Parameters, Tie, parse_ties
 from mlpcore.core.targets import mixed, weighed
 from mlpcore.derivatives import Cotangent, Tangent
-from mlpcore.formats import model_file, onnx_file
+from mlpcore.formats import kinds, model_file, onnx_file
 
 Array = NDArray[Any]
 DTYPES = ("float32", "float64")
@@ -463,18 +463,20 @@ class MLP:
         Args:
             path: of the file.
             tensors: arrays to store beside the parameters, by name.
-            about: what else to remember, as far as JSON can hold it.
+            about: what else to remember, as far as JSON can hold it and gives it back equal, but for tuples, which
+                become lists: at most 100,000,000 bytes of it, in at most 100 levels.
 
         Raises:
-            OSError: the file cannot be written; what was there before is intact.
+            OSError: the file cannot be written, or a file is there that is no model of mlpcore, or a checkpoint of
+                an unfinished run; what was there before is intact.
             TypeError, ValueError: names the argument, what was expected and what came.
         """
         named = {} if tensors is None else tensors
         if not isinstance(named, Mapping) or not all(isinstance(x, np.ndarray | np.generic) for x in named.values()):
             raise TypeError(f"tensors must be a dict of NumPy arrays; got {named!r}")
-        for name in named:
-            if not isinstance(name, str) or name in ("parameters", "__metadata__"):
-                raise ValueError(f"tensors: {name!r} cannot be a name: it is no text, or the file's own")
+        if "parameters" in named:
+            raise ValueError("tensors: 'parameters' cannot be a name: it is the file's own")
+        kinds.require_replaceable(inputs.path(path), kinds.NETWORKS)
         parameters = devices.to_host(self.device, self.store.flat)
         header = {**self.header(), "about": {} if about is None else about}
         model_file.write(path, header, {"parameters": parameters, **named})
@@ -482,7 +484,7 @@ class MLP:
     def header(self) -> dict[str, Any]:
         """What a file says of the network beside its parameters, as far as JSON holds it."""
         rows = [_described(activation) for activation in self.activations if activation]
-        ties = {"tied": self.tied} if self.tied else {}
+        ties = {"tied": {str(layer): owner for layer, owner in self.tied.items()}} if self.tied else {}
         flat = {"predicts_1d": True} if self.predicts_1d else {}
         return {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows, **ties, **flat}
 
@@ -503,7 +505,8 @@ class MLP:
         Raises:
             ImportError: the package onnx is not installed.
             TypeError, ValueError: names the argument, what was expected and what came.
-            OSError: the file cannot be written; what was there before is intact.
+            OSError: the file cannot be written, or a file is there that is no ONNX file; what was there
+                before is intact.
         """
         rows = {
             name: None if value is None else inputs.row_of(value, n, name, adopt=devices.adopt_on_host)
@@ -512,6 +515,7 @@ class MLP:
                 ("target_mean", target_mean, self.sizes[-1]), ("target_scale", target_scale, self.sizes[-1]),
             )
         }  # fmt: skip
+        kinds.require_replaceable(inputs.path(path), ("onnx",))
         parameters = devices.to_host(self.device, self.store.flat)
         onnx_file.write(path, self.layout, self.activations, parameters, rows, about or {})
 

@@ -6,6 +6,7 @@ history = trainer.fit(X, Y, epochs=10, batch_size=256, validation=(Xv, Yv))
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -33,7 +34,7 @@ from mlpcore.core.errors import NonFiniteLoss
 from mlpcore.core.ops import Buffer
 from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
 from mlpcore.core.targets import row_weights
-from mlpcore.formats import model_file
+from mlpcore.formats import kinds, model_file
 from mlpcore.mlp import MLP, Gradient
 from mlpcore.run import History, Run, State
 from mlpcore.scores import Metric
@@ -494,10 +495,11 @@ class Trainer:
             begins = dataclasses.replace(self.progress, begun=self.progress.step, total=total)
         if state.epoch < epochs:  # a schedule without a rate is noticed before anything changes
             self._optimizer.rate(dataclasses.replace(begins, epochs=begins.epochs + (state.batch == 0)))
-        self.progress.begun, self.progress.total = begins.begun, begins.total
         keeps_best = stopping is not None and stopping.restore_best
+        claim = contextlib.nullcontext() if checkpoints is None else checkpoints.claimed(self._unfinished is not None)
         try:
-            with devices.active(self.net.device):
+            with devices.active(self.net.device), claim:
+                self.progress.begun, self.progress.total = begins.begun, begins.total
                 arrays, source = self._source(table, size, keeps_best)
                 if best is not None:
                     arrays["best"][...] = devices.to_device(self.net.device, best)
@@ -675,7 +677,9 @@ class Trainer:
             header = {**self.net.header(), "trainer": {**self._description(), "step": facts, "versions": versions}}
             if self.about:
                 header["about"] = self.about
-            model_file.write(path, header, tensors, inputs.positive_integer(keep, "keep"))
+            keep = inputs.positive_integer(keep, "keep")
+            kinds.require_replaceable(inputs.path(path), kinds.TRAINERS, keep)
+            model_file.write(path, header, tensors, keep)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> Trainer:
@@ -723,7 +727,7 @@ class Trainer:
             self._step.count_skipped(self.progress)
             vectors, facts = self._step.snapshot()
             kept = ("net", "loss", "_optimizer", "_settings", "_precision", "deterministic", "_seed", "progress", "history",
-                    "_unfinished")  # fmt: skip
+                    "about", "_unfinished")  # fmt: skip
             return {name: getattr(self, name) for name in kept} | {"vectors": vectors, "facts": facts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -731,6 +735,7 @@ class Trainer:
             *(state[name] for name in ("net", "loss", "_optimizer", "_settings", "_precision", "deterministic", "_seed"))
         )
         self.progress, self.history, self._unfinished = state["progress"], state["history"], state["_unfinished"]
+        self.about = state["about"]
         self._step.restore(state["vectors"], state["facts"])
 
     # -- evaluation --

@@ -19,6 +19,7 @@ from mlpcore.cli.recipes import require_count, widths
 from mlpcore.cli.report import class_figures, count_rows, figure, have, quantity_figures
 from mlpcore.cli.sources import some
 from mlpcore.core.optimizers import Optimizer
+from mlpcore.formats import kinds
 
 Array = NDArray[Any]
 
@@ -106,7 +107,8 @@ def export(options: argparse.Namespace) -> None:
         carry_data()
     model = Model.load(options.model)
     outputs.require_onnx_place(options.onnx, model.about, options.force)
-    write_onnx(options.model, options.onnx)
+    with kinds.overwriting(options.force):
+        write_onnx(options.model, options.onnx)
     if "pipeline" in model.tensors:
         say(f"{options.onnx}, the network alone: X takes the {model.preparation.width} columns that the pipeline makes")
         say("(standardised numbers and ones for categories), in this order:")

@@ -7,11 +7,12 @@ come to its end does not fail for them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mlpcore.cli.messages import say, shown
 from mlpcore.cli.recipes import RECIPES, Recipe, require_settings, widths
 from mlpcore.cli.report import baselines_of, class_figures, draw, print_table, quantity_figures
 from mlpcore.cli.sources import dataset_of, is_table
+from mlpcore.formats import kinds
 from mlpcore.formats.kinds import VACANT, kind
 from mlpcore.training.plan import human
 
@@ -45,7 +47,7 @@ def train(options: argparse.Namespace) -> None:
     recipe = Recipe(**{**vars(base), **chosen})
     runs: list[_Run] = []
     done: list[str] = []
-    try:
+    with kinds.overwriting(options.force), _saying(done):
         for i in range(options.splits):
             if i:
                 say("")
@@ -57,14 +59,21 @@ def train(options: argparse.Namespace) -> None:
                 if places.checkpoint:
                     runs[0].keep(places.checkpoint, call, options)
             _complete(runs[i], None if i else places, call, options, done)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if done:
-            stop.add_note(f"{' and '.join(done)} had been saved")
-        raise
     if len(runs) > 1:
         _medians(runs)
     source = "TABLE" if is_table(options.data) else shlex.quote(options.data)
     say(f"to use it: mlpcore predict {shlex.quote(str(places.model))} {source} --out predictions.csv")
+
+
+@contextlib.contextmanager
+def _saying(done: list[str]) -> Iterator[None]:
+    """Have an interrupt say which files had been saved, if any."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if done:
+            stop.add_note(f"{' and '.join(done)} had been saved")
+        raise
 
 
 def _complete(run: _Run, places: _Places | None, call: outputs.Call, options: argparse.Namespace, done: list[str]) -> None:

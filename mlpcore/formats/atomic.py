@@ -1,135 +1,524 @@
 """Files that are whole or not there: written beside their place, forced to the disk, then renamed.
 
-Meanwhile they are called `.name.xxxxxxxx.part`. A process that is killed leaves such a file behind; the next one that writes
-`name` takes it away. A writer holds a lock on its own, which ends with the process: what is locked is somebody's work.
+    name  ←  .name.xxxxxxxx.part      until the end; of a long name its digest stands there instead
+
+A process that is killed leaves such a file behind; the next one that writes `name` takes it away. A writer holds a lock on its
+own, which ends with the process: what is locked is somebody's work. A training locks its file in place, too (`claimed`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import re
+import secrets
 import shutil
+import stat
 import sys
-import tempfile
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 if sys.platform != "win32":
     import fcntl
 
+LONGEST = 100  # bytes of a name that temporary names repeat; every file system holds 140
+ACL = "system.posix_acl_access"
+PATIENCE = 1.0  # seconds until a lock counts as a training's; a writer holds one for a moment
+BUSY = "another training writes it; name another file, or wait until it has ended"
+REPLACED = "another training, or a program, has written it since this training began; save to another file"
+
+Identity = tuple[int, int]  # device and inode
+Entry = tuple[Identity | None, str]  # a folder, and a name in it, whatever path leads there
+_held: set[int] = set()  # handles that hold a lock
+_claims: dict[Entry, _Claim] = {}
+_guard = threading.RLock()  # of both, and of renaming
+
+
+# -- the public functions ----------------------------------------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], keep: int = 1) -> Iterator[BinaryIO]:
-    """A binary file to write into, which takes the place of `path` when the block ends well.
+    """Open a binary file to write into, which takes the place of `path` when the block ends well.
 
     If the process is killed, the disk fills up, or the block raises, what was at `path` is still there, unchanged.
+
+    - Links are followed: the file at their end is replaced, and the versions before stand beside that one.
+    - What is no regular file (a device, a pipe, a socket), and what a process has open already (/dev/stdout), is written into.
+      It has no versions.
+    - Mode, owner, group and, on Linux, access control lists and user attributes are those of the file replaced. Where the
+      system refuses to set them, the new file is readable for fewer users, never for more. A new file's mode follows the umask.
+    - Other hard links to the file replaced keep what it held.
 
     Args:
         path: of the file.
         keep: versions to keep: those before become `name.1.suffix`, `name.2.suffix`, …
 
     Raises:
-        OSError: the folder is missing, the path is a folder, it cannot be written; names the path.
+        OSError: the folder is missing, the path is a folder, it cannot be written, or another process trains into it; names
+            the path.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} cannot be written: it is a folder")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{str(path)!r} cannot be written: the folder {str(target.parent)!r} does not exist")
-    temporary, lock = None, -1
-    try:
-        _tidy(target)
-        handle, temporary = _begun(target)
-        if sys.platform != "win32":  # where an open file cannot be renamed
-            lock = os.dup(handle)
-        with os.fdopen(handle, "wb") as file:
+    with naming(path):
+        target = followed(path)
+        with _beside(target, keep) if _is_replaced(target) else _into(target) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes it private
-        _move_on(target, keep)
-        os.replace(temporary, target)
-        _force(target.parent)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if isinstance(error, OSError) and error.strerror:
-            raise type(error)(error.errno, f"{str(path)!r} cannot be written: {error.strerror}") from error
-        raise
-    finally:
-        if lock >= 0:
-            os.close(lock)
 
 
-def _begun(target: Path) -> tuple[int, str]:
-    """A new temporary file, locked: its handle and name."""
-    while True:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        _lock(handle, wait=True)
-        if os.path.exists(name):  # nobody has taken it for a dead one before the lock was on it
-            return handle, name
-        os.close(handle)
+@contextlib.contextmanager
+def claimed(path: str | os.PathLike[str], keep: int = 1) -> Iterator[None]:
+    """Claim a file for one training, until the block ends or the process does, however it ends.
 
+    Nothing lies beside the file: the claim is a lock on it, which moves on with each `replacing` by this process. Readers do
+    not see it, forked children do not inherit it. Where nothing is there yet, the first to write has it; another training
+    that claimed it as well then gets the error from `replacing`. A file system without locks has none between processes.
 
-def _tidy(target: Path) -> None:
-    """Take away what writers of this file that were killed have left."""
-    for name in os.listdir(target.parent):
-        if re.fullmatch(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}\.part", name):
-            with contextlib.suppress(OSError):
-                handle = os.open(target.parent / name, os.O_RDWR)
-                try:
-                    if _lock(handle, wait=False):
-                        os.unlink(target.parent / name)
-                finally:
-                    os.close(handle)
+    Args:
+        path: of the file, as for `replacing`.
+        keep: versions to keep, as there.
 
-
-def _lock(handle: int, wait: bool) -> bool:
-    """Lock an open file for as long as it is open in this process; False where it is another's, or the system cannot."""
-    if sys.platform == "win32":
-        return False
+    Raises:
+        OSError: another training has claimed it, in this process or another; or a version's name is too long. Names the path.
+    """
+    claim = None
+    with naming(path):
+        target = followed(path)
+        if _is_replaced(target):
+            _require_short_names(target, keep)
+            claim = _claim(target)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        yield
+    finally:
+        if claim is not None:
+            with _guard:
+                _claims.pop(claim.entry, None)
+                _release(claim.handle)
+
+
+def followed(path: str | os.PathLike[str]) -> Path:
+    """Return the end of a path's links; of a link to what a process has open, the file's number in that process.
+
+    Raises:
+        OSError: the links go round in a circle, or cannot be read.
+    """
+    place = Path(path)
+    for _ in range(40):  # as many as Linux follows
+        if _is_open_file(place) or not place.is_symlink():
+            return place
+        place = place.parent / os.readlink(place)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 def numbered(path: str | os.PathLike[str], number: int) -> Path:
-    """Where the last version but one goes (1), the one before (2), and so on."""
+    """Return where the last version but one goes (1), the one before (2), and so on."""
     target = Path(path)
     return target.with_name(f"{target.stem}.{number}{target.suffix}")
 
 
+def versions(path: str | os.PathLike[str], keep: int) -> Iterator[Path]:
+    """Yield the file at the end of a path's links, and the numbered ones that `replacing` would move or replace."""
+    target = followed(path)
+    yield target
+    for number in range(1, keep):
+        if not numbered(target, number).exists():
+            return
+        yield numbered(target, number)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Have an OSError of the block name the path."""
+    try:
+        yield
+    except OSError as error:
+        if not error.strerror:
+            raise
+        raise type(error)(error.errno, f"{str(path)!r} cannot be written: {error.strerror}") from error
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def _is_open_file(place: Path) -> bool:
+    return re.fullmatch(r"/proc/.+/fd|/dev/fd", os.path.realpath(place.parent)) is not None
+
+
+def _is_replaced(target: Path) -> bool:
+    """Return whether a file is, or will be, a regular one that may be replaced. Raises OSError for a folder, or without one."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"the folder {str(target.parent)!r} does not exist")
+    return not _is_open_file(target) and (target.is_file() or not target.exists())
+
+
+@contextlib.contextmanager
+def _into(target: Path) -> Iterator[BinaryIO]:
+    """Open what is there already, to write into it: an open file of this process where it stands, others at their end."""
+    own = re.fullmatch(rf"/proc/{os.getpid()}/fd|/dev/fd", os.path.realpath(target.parent))
+    at_end = os.O_APPEND if target.is_file() else 0
+    handle = os.dup(int(target.name)) if own else os.open(target, os.O_WRONLY | at_end)
+    with os.fdopen(handle, "wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _beside(target: Path, keep: int) -> Iterator[BinaryIO]:
+    """Write a temporary file, and give it the place of the target at the end."""
+    _require_short_names(target, keep)
+    claim, before = _claims.get(_entry(target)), _attributes(target)
+    if claim is None:
+        _require_unclaimed(target)
+    _tidy(target, claim)
+    with _part(target, 0o666 if before is None else 0o600, "exclusive" if claim else "shared") as part:
+        with os.fdopen(part.handle, "wb") as file:
+            yield file
+            _finish(file, before)
+        with _guard:
+            _put(part, target, keep, claim)
+    _force(target.parent)
+
+
+def _finish(file: BinaryIO, before: _Attributes | None) -> None:
+    """Give a file that has been written the attributes of the one before, and have it on the disk."""
+    file.flush()
+    if before is not None:
+        _inherit(file.fileno(), before)
+    os.fsync(file.fileno())
+
+
+def _put(part: _Part, target: Path, keep: int, claim: _Claim | None) -> None:
+    """Give a temporary file the place of the target; a claim moves on to it. Raises OSError where that is not ours."""
+    if _claims.get(_entry(target)) is not claim:
+        raise OSError(errno.EBUSY, BUSY)
+    found = _identity(target)
+    if claim is None:
+        _require_unclaimed(target)
+    elif found not in (None, claim.seen):
+        raise OSError(errno.EBUSY, REPLACED)
+    _move_on(target, keep)
+    if claim is not None and found is None:
+        _put_first(part, target)
+    else:
+        os.replace(part.name, target)
+    if claim is not None:
+        old, claim.handle, claim.seen = claim.handle, part.lock, _identity(target)
+        _release(old)
+
+
+def _put_first(part: _Part, target: Path) -> None:
+    """Give a temporary file a place where nothing may be. Raises OSError if another has been faster."""
+    try:
+        os.link(part.name, target)
+    except FileExistsError:
+        raise OSError(errno.EBUSY, REPLACED) from None
+    except OSError:  # a file system without hard links
+        os.replace(part.name, target)
+
+
+def _require_short_names(target: Path, keep: int) -> None:
+    """Raise an OSError if the oldest version's name is longer than the file system allows."""
+    try:
+        os.stat(numbered(target, keep - 1) if keep > 1 else target)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            text = f"a name such as that of version {keep - 1} is too long" if keep > 1 else error.strerror
+            raise OSError(errno.ENAMETOOLONG, f"{text}; take a shorter one") from None
+
+
+class _Part(NamedTuple):
+    """A temporary file: its open handle, its name, and the handle that holds its lock (-1: none)."""
+
+    handle: int
+    name: Path
+    lock: int
+
+
+def _stem(target: Path) -> str:
+    """Return how the names of a file's temporary files begin."""
+    name = os.fsencode(target.name)
+    return f".{target.name if len(name) <= LONGEST else hashlib.sha256(name).hexdigest()[:32]}"
+
+
+def _new_name(target: Path) -> Path:
+    """Return a temporary file's name, which `_tidy` knows."""
+    return target.with_name(f"{_stem(target)}.{secrets.token_hex(4)}.part")
+
+
+@contextlib.contextmanager
+def _part(target: Path, mode: int, lock: str) -> Iterator[_Part]:
+    """Make a temporary file for the target, locked; at the end its name is gone, and its lock, unless a claim has it."""
+    part = _begun(target, mode, lock)
+    try:
+        yield part
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(part.name)
+        if all(claim.handle != part.lock for claim in list(_claims.values())):
+            _release(part.lock)
+
+
+def _begun(target: Path, mode: int, lock: str) -> _Part:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    while True:
+        name = _new_name(target)
+        with contextlib.suppress(FileExistsError):
+            handle = os.open(name, flags, mode)
+            with contextlib.suppress(BlockingIOError):
+                held = _locked(name, lock)
+                if os.path.exists(name):
+                    return _Part(handle, name, held)
+                _release(held)
+            os.close(handle)  # somebody has taken it for a dead one's before the lock was on it
+
+
+def _tidy(target: Path, claim: _Claim | None) -> None:
+    """Take away what writers of this file that were killed have left."""
+    ours = re.compile(rf"{re.escape(_stem(target))}\.[a-z0-9_]{{8}}\.part|\.{re.escape(target.name)}\.previous")
+    with contextlib.suppress(OSError):  # a folder that may be written but not read
+        for name in filter(ours.fullmatch, os.listdir(target.parent)):
+            left = target.with_name(name)
+            if claim is not None and _identity(left) == claim.seen:  # a second name of the file in place, half numbered
+                left.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(BlockingIOError):
+                held = _locked(left, "exclusive")
+                if held >= 0:
+                    left.unlink(missing_ok=True)
+                _release(held)
+
+
 def _move_on(target: Path, keep: int) -> None:
-    """Number the versions there are, the oldest first; at every moment there is a whole file at `target`."""
+    """Number the versions there are, the oldest first; at every moment there is a whole file at `target`.
+
+    Other processes may number them meanwhile: what is gone has been moved on by them.
+    """
     if keep < 2 or not target.exists():
         return
     last = 1
     while last < keep - 1 and numbered(target, last).exists():
         last += 1
-    for number in range(last, 1, -1):
-        os.replace(numbered(target, number - 1), numbered(target, number))
-    second = target.with_name(f".{target.name}.previous")
-    second.unlink(missing_ok=True)
-    try:
-        os.link(target, second)
-    except OSError:  # a file system without hard links
-        shutil.copy2(target, second)
-    os.replace(second, numbered(target, 1))
+    with contextlib.suppress(FileNotFoundError), _second_name(target) as second:
+        for number in range(last, 1, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(numbered(target, number - 1), numbered(target, number))
+        os.replace(second, numbered(target, 1))
+
+
+@contextlib.contextmanager
+def _second_name(target: Path) -> Iterator[Path]:
+    """Give the file in place another name, or a copy one, for as long as the block lasts."""
+    second, lock = _new_name(target), -1
+    with contextlib.suppress(BlockingIOError):  # a training's lock serves as well
+        lock = _locked(target, "shared")
+    with contextlib.ExitStack() as stack:
+        stack.callback(_release, lock)
+        try:
+            os.link(target, second)
+            stack.callback(second.unlink, missing_ok=True)  # renaming does nothing where both are one file
+        except OSError:  # a file system without hard links
+            part = stack.enter_context(_part(target, 0o600, "shared"))
+            with open(target, "rb") as file, os.fdopen(part.handle, "wb") as copy:
+                shutil.copyfileobj(file, copy)
+                _finish(copy, _attributes(target))
+            second = part.name
+        yield second
 
 
 def _force(folder: Path) -> None:
     """Have the renaming on the disk, where the system can."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)  # which Windows refuses
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# -- mode and owner ----------------------------------------------------------------------------------------------------
+
+
+class _Attributes(NamedTuple):
+    """Mode, owner and group of a file, and on Linux the extended attributes that are its user's."""
+
+    status: os.stat_result
+    extended: Mapping[str, bytes]
+
+
+def _attributes(target: Path) -> _Attributes | None:
+    """Return the attributes of a file; None if there is none."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        status = os.stat(target)
+    except FileNotFoundError:
+        return None
+    extended = {}
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            for name in os.listxattr(target):
+                if name.startswith("user.") or name in (ACL, "security.selinux"):
+                    extended[name] = os.getxattr(target, name)
+    return _Attributes(status, extended)
+
+
+def _inherit(handle: int, before: _Attributes) -> None:
+    """Give an open file, which is private so far, the attributes of the one that it replaces, as far as the system allows."""
+    if sys.platform == "win32":
+        return
+    wanted = before.status
+    for owner in (wanted.st_uid, -1):
+        with contextlib.suppress(OSError):
+            os.fchown(handle, owner, wanted.st_gid)
+            break
+    found, mode = os.fstat(handle), stat.S_IMODE(wanted.st_mode)
+    same_group = found.st_gid == wanted.st_gid
+    if found.st_uid != wanted.st_uid or not same_group:
+        mode &= 0o1777  # nobody else's rights for those who run it
+    if not (_extend(handle, before.extended) and same_group):
+        mode &= ~0o70 | (mode & 7) << 3  # another group is allowed no more than all others were
+    with contextlib.suppress(OSError):
+        os.fchmod(handle, mode)
+
+
+def _extend(handle: int, extended: Mapping[str, bytes]) -> bool:
+    """Set extended attributes; return whether the access control list is now the one given, or none where none is."""
+    if sys.platform != "linux":
+        return True
+    for name in sorted(extended, key=ACL.__eq__):  # the list last
+        try:
+            os.setxattr(handle, name, extended[name])
+        except OSError:
+            if name == ACL:
+                return False
+    if ACL not in extended:
+        with contextlib.suppress(OSError):
+            os.removexattr(handle, ACL)  # a folder may hand one down
+        with contextlib.suppress(OSError):
+            return ACL not in os.listxattr(handle)
+    return True
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Claim:
+    """A training's claim on a file.
+
+    Attributes:
+        entry: of the file.
+        handle: holds the lock on the file in place; -1: none.
+        seen: the file that the training found or wrote there.
+    """
+
+    entry: Entry
+    handle: int = -1
+    seen: Identity | None = None
+
+
+def _claim(target: Path) -> _Claim:
+    """Lock the file in place, if there is one. Raises OSError if another training has claimed it."""
+    with _guard:
+        claim = _Claim(_entry(target))
+        if claim.entry in _claims:
+            raise OSError(errno.EBUSY, BUSY)
+        _claims[claim.entry] = claim
+    end = time.monotonic() + PATIENCE
+    try:
+        while True:
+            late = time.monotonic() > end
+            try:
+                claim.handle = _locked(target, "exclusive")
+            except BlockingIOError:
+                if late:
+                    raise OSError(errno.EBUSY, BUSY) from None
+                time.sleep(0.01)
+                continue
+            claim.seen = _identity(target)
+            if claim.handle < 0 or late or _identity(claim.handle) == claim.seen:
+                return claim
+            _release(claim.handle)  # that file has been replaced meanwhile
+    except BaseException:
+        _claims.pop(claim.entry, None)
+        raise
+
+
+def _require_unclaimed(target: Path) -> None:
+    """Raise an OSError if another process trains into a file."""
+    try:
+        _release(_locked(target, "shared"))
+    except BlockingIOError:
+        raise OSError(errno.EBUSY, BUSY) from None
+
+
+def _identity(file: Path | int) -> Identity | None:
+    """Return device and inode of a file; None if there is none."""
+    try:
+        status = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _entry(target: Path) -> Entry:
+    return _identity(target.parent), target.name
+
+
+def _locked(place: Path, how: str) -> int:
+    """Open a file and lock it; return the handle that holds the lock, -1 where the system has none.
+
+    The handle is opened for that alone, so that a forked child can close it whatever else it has inherited.
+
+    Args:
+        place: of the file.
+        how: "shared", by those who write one file once; "exclusive", by a training or one that takes the file away.
+
+    Raises:
+        BlockingIOError: another lock is in the way.
+    """
+    if sys.platform == "win32":  # an open file cannot be renamed there
+        return -1
+    kind = fcntl.LOCK_SH if how == "shared" else fcntl.LOCK_EX
+    for access in (os.O_RDONLY, os.O_RDWR):  # the second for NFS, where an exclusive lock takes it
+        with _guard:
+            try:
+                handle = os.open(place, access | os.O_NONBLOCK)
+            except OSError:
+                return -1
+            _held.add(handle)
+            try:
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            except OSError as error:
+                _release(handle)
+                if isinstance(error, BlockingIOError):
+                    raise
+                if error.errno != errno.EBADF:
+                    return -1
+            else:
+                return handle
+    return -1
+
+
+def _release(handle: int) -> None:
+    """Close a handle of `_locked`, unless a fork has done so."""
+    with _guard:
+        if handle in _held:
+            _held.remove(handle)
+            with contextlib.suppress(OSError):
+                os.close(handle)
+
+
+def _forget() -> None:
+    """Let go of the parent's locks, in a forked child."""
+    for handle in list(_held):
+        _release(handle)
+    _claims.clear()
+    _guard.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_forget)

@@ -5,16 +5,19 @@ Nothing is read as a whole, however large the file is: a damaged tensor is for `
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from mlpcore.formats import model_file, onnx_file
-from mlpcore.formats.atomic import numbered
+from mlpcore.formats import atomic, model_file, onnx_file
 
 NETWORKS = ("model", "checkpoint")  # what another network may replace
-TRAINERS = (*NETWORKS, "unfinished")  # what a trainer may replace: it saves its own run again and again
+CHECKPOINTS = ("checkpoint", "unfinished")  # what `fit` may replace: a run saves itself again and again
+TRAINERS = ("model", *CHECKPOINTS)  # what `Trainer.save` may replace
 VACANT = ("nothing", "empty", "folder", "special")  # where nothing is lost; a folder is refused by who writes
 BEGINNINGS = (
     (b"\x89PNG\r\n\x1a\n", "a picture (PNG)"), (b"\xff\xd8\xff", "a picture (JPEG)"), (b"GIF8", "a picture (GIF)"),
@@ -23,6 +26,7 @@ BEGINNINGS = (
     (b"\x1f\x8b", "a gzip file"), (b"\x89HDF\r\n\x1a\n", "an HDF5 file"), (b"SQLite format 3\0", "an SQLite database"),
     (b"\x7fELF", "a program"), (b"MZ", "a program"), (b"\x80\x04", "a pickle"), (b"\x80\x05", "a pickle"),
 )  # fmt: skip
+_overwriting: ContextVar[bool] = ContextVar("overwriting", default=False)
 
 
 class Kind(NamedTuple):
@@ -116,6 +120,21 @@ def _is_text(beginning: bytes) -> bool:
     return not any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in beginning)
 
 
+@contextlib.contextmanager
+def overwriting(whatever: bool = True) -> Iterator[None]:
+    """Let files of any kind be replaced until the block ends, for a caller who has asked its user."""
+    token = _overwriting.set(whatever)
+    try:
+        yield
+    finally:
+        _overwriting.reset(token)
+
+
+def anything_goes() -> bool:
+    """Return whether files of any kind may be replaced."""
+    return _overwriting.get()
+
+
 def require_replaceable(path: str | os.PathLike[str], names: tuple[str, ...], keep: int = 1) -> None:
     """Raise a FileExistsError unless each file that writing would replace is of one of these kinds.
 
@@ -124,9 +143,12 @@ def require_replaceable(path: str | os.PathLike[str], names: tuple[str, ...], ke
         names: of kinds that may be replaced, as in `Kind`; nothing is lost of what is `VACANT`.
         keep: versions kept, whose numbered names are replaced as well.
     """
-    for place in (path, *(numbered(path, number) for number in range(1, keep))):
-        found = kind(place)
-        if found.name not in (*VACANT, *names):
-            raise FileExistsError(
-                f"{os.fspath(place)!r} is not written over: it is {found.text}; delete it, or name another file"
-            )
+    if anything_goes():
+        return
+    with atomic.naming(path):
+        for place in atomic.versions(path, keep):
+            found = kind(place)
+            if found.name not in (*VACANT, *names):
+                what = "it" if str(place) == str(path) else repr(str(place))
+                advice = "delete it, or name another file"
+                raise FileExistsError(errno.EEXIST, f"{what} is {found.text}; {advice}")

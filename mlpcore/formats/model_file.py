@@ -23,6 +23,8 @@ from mlpcore.core import inputs
 from mlpcore.formats.atomic import replacing
 
 VERSION = 3
+LARGEST = 100_000_000  # bytes of a header that the safetensors library reads
+DEEPEST = 100  # levels of a header: JSON's readers stop at some depth of the stack
 TYPES = {
     "float16": "F16", "float32": "F32", "float64": "F64", "bfloat16": "BF16", "bool": "BOOL",
     **{f"{sign}int{bits}": f"{letter}{bits}" for sign, letter in (("", "I"), ("u", "U")) for bits in (8, 16, 32, 64)},
@@ -34,24 +36,28 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapp
 
     Args:
         path: of the file.
-        header: what JSON can hold.
+        header: what JSON can hold and `read` gives back equal, as `as_json` has it.
         tensors: arrays by name.
         keep: versions to keep, as in `atomic.replacing`.
 
     Raises:
         OSError: it cannot be written; what was there before is intact.
-        TypeError: a tensor's dtype, or something in the header, has no place in such a file.
+        TypeError, ValueError: a tensor's name or dtype, or something in the header, has no place in such a file, or
+            the header has more than 100,000,000 bytes. Nothing has been written then.
     """
     inputs.path(path)
-    try:
-        text = json.dumps({"version": VERSION, **header})
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"about, and all else in the header, must be what JSON can hold: {error}") from None
+    text = as_json({"version": VERSION, **header}, "about, and all else in the header,")
+    for name in tensors:
+        require_text(name, "tensors: the name")
+        if name == "__metadata__":
+            raise ValueError(f"tensors: {name!r} cannot be a name: it is the file's own")
     entries: dict[str, Any] = {}
     arrays, offset = [], 0
     for name, array in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):  # so that all are aligned
         if array.dtype.name not in TYPES:
             raise TypeError(f"tensors[{name!r}] of dtype {array.dtype} cannot be stored; known: {', '.join(TYPES)}")
+        if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+            raise TypeError(f"tensors[{name!r}] has masked entries; fill them first, e.g. with .filled(0)")
         whole = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
         arrays.append(whole)
         place = [offset, offset + whole.nbytes]
@@ -60,10 +66,55 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapp
     digest = _digest(text, dict(zip(entries, arrays, strict=True)))
     head = json.dumps({"__metadata__": {"mlpcore": text, "digest": digest}, **entries}).encode()
     head += b" " * (-len(head) % 8)
+    if len(head) > LARGEST:
+        limit = f"a file that can be read again holds at most {LARGEST:,}"
+        raise ValueError(f"about, and all else in the header, has {len(head):,} bytes; {limit}")
     with replacing(path, keep) as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for array in arrays:
             file.write(_bytes(array))
+
+
+def as_json(value: Any, name: str) -> str:
+    """Return a value as JSON that is read back equal: numbers (NaN and infinities, too), text, lists, and dicts by text.
+
+    Tuples are read back as lists.
+
+    Raises:
+        TypeError: it is nested deeper than 100 levels, or would not be read back equal. Names what it is.
+    """
+    try:
+        text = json.dumps(value)
+        _require_equal(value, json.loads(text), DEEPEST)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"{name} must be what JSON can hold: {error}") from None
+    return text
+
+
+def _require_equal(given: Any, found: Any, levels: int) -> None:
+    """Raise a ValueError unless what JSON gave back equals what it was given, in so many levels."""
+    if isinstance(given, Mapping | list | tuple) and not levels:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+    if isinstance(given, Mapping):
+        for key, value in given.items():
+            if key not in found:
+                raise ValueError(f"the key {key!r:.100} is no text")
+            _require_equal(value, found[key], levels - 1)
+    elif isinstance(given, list | tuple):
+        for one, other in zip(given, found, strict=True):
+            _require_equal(one, other, levels - 1)
+    elif given != found and given == given:  # NaN
+        raise ValueError(f"{given!r:.100} comes back as {found!r:.100}")
+
+
+def require_text(value: object, name: str) -> None:
+    """Raise a TypeError or ValueError that names a value unless it is text that UTF-8 can hold."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} {value!r:.100} is no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} {value!r:.100} is no text that UTF-8 can hold: it has a lone surrogate") from None
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:

@@ -9,7 +9,6 @@ digits are lost near 0.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
@@ -21,6 +20,7 @@ from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.formulas import program, reads
 from mlpcore.core.layout import Layout
 from mlpcore.formats.atomic import replacing
+from mlpcore.formats.model_file import as_json, require_text
 
 Array = NDArray[Any]
 OPSET, IR = 17, 8  # what belongs together, and what every runtime since 2022 reads
@@ -52,8 +52,10 @@ def write(
         ImportError: the package onnx is not installed.
         ValueError: the parameters are more than an ONNX file holds, 2 GiB; they or `rows` are not finite, or "scale" is 0, in
             the parameters' dtype.
+        TypeError, ValueError: `about` is no dict of text, or JSON cannot hold it.
         OSError: it cannot be written; what was there before is intact.
     """
+    notes = _notes(about)
     try:
         from onnx import checker, helper, numpy_helper
     except ImportError:
@@ -82,10 +84,21 @@ def write(
         helper.make_graph(nodes, "mlpcore", ends[:1], ends[1:], arrays),
         opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="mlpcore",
     )  # fmt: skip
-    helper.set_model_props(model, {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()})
+    helper.set_model_props(model, notes)
     checker.check_model(model)
     with replacing(path) as file:
         file.write(model.SerializeToString())
+
+
+def _notes(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return notes as text, all but text as JSON."""
+    if not isinstance(about, Mapping):
+        raise TypeError(f"about must be a dict; got {about!r:.100}")
+    notes = {key: value if isinstance(value, str) else as_json(value, "about") for key, value in about.items()}
+    for key, value in notes.items():
+        require_text(key, "about: the key")
+        require_text(value, f"about[{key!r:.100}]")
+    return notes
 
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:

@@ -5,7 +5,6 @@ import errno
 import os
 import resource
 import shutil
-import tempfile
 
 import numpy as np
 import pytest
@@ -20,18 +19,20 @@ FIT = {"epochs": 4, "batch_size": 10, "progress": False, "validation": (X[:20], 
 @contextlib.contextmanager
 def full(path):
     """Every byte that is written to a new file is one too many: Linux has a device for it."""
-    make = tempfile.mkstemp
+    opened = os.open
 
-    def make_on_a_full_disk(*args, **settings):
-        handle, name = make(*args, **settings)
+    def open_on_a_full_disk(name, flags, *mode, **settings):
+        handle = opened(name, flags, *mode, **settings)
+        if not flags & os.O_EXCL:
+            return handle
         os.close(handle)
-        return os.open("/dev/full", os.O_WRONLY), name
+        return opened("/dev/full", os.O_WRONLY)
 
-    tempfile.mkstemp = make_on_a_full_disk
+    os.open = open_on_a_full_disk
     try:
         yield
     finally:
-        tempfile.mkstemp = make
+        os.open = opened
 
 
 @contextlib.contextmanager
