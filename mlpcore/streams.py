@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import base64
 import bisect
+import contextlib
 import copy
-import difflib
 import inspect
 import itertools
 import json
@@ -22,7 +22,9 @@ import os
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +32,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from mlpcore.core import inputs
+from mlpcore.core.errors import cut, line, listed, nearest, short
 from mlpcore.core.ops import Buffer
 
 Array = NDArray[Any]
@@ -447,38 +450,40 @@ class Parquet:
         labels, weights = _names("target", target), (() if weight is None else (weight,))
         columns = None if features is None else _names("features", features)
         used = [*(columns or ()), *labels, *weights]
-        for name in used:
-            if used.count(name) > 1:
-                raise ValueError(f"column {name!r} must be used once, in features, target or weight")
+        for name, count in Counter(used).items():
+            if count > 1:
+                raise ValueError(f"column {short(name)} must be used once, in features, target or weight")
         self.target, self.weight = target, weight
         self.rows = 0
         self.starts: list[int] = []
         self._groups: list[tuple[Path, int]] = []  # file and row group that begin there
         types: dict[str, np.dtype[Any]] = {}
         for file in paths:
-            with _opened(file) as opened:
-                schema, footer = opened.schema_arrow, opened.metadata
-                categories = category_columns(footer)
+            footer = Footer.read(file, _where(file))
+            fields: dict[str, list[Any]] = {}
+            for field in footer.schema:
+                fields.setdefault(field.name, []).append(field.type)
             if columns is None:
-                columns = tuple(name for name in schema.names if name not in labels + weights)
-            for name in schema.names if features is None else ():
-                if name not in columns + labels + weights:
+                columns = tuple(name for name in footer.schema.names if name not in labels + weights)
+            of_all = {*columns, *labels, *weights}
+            for name in fields if features is None else ():
+                if name not in of_all:
                     raise ValueError(
-                        f"column {name!r} of {str(file)!r} is not in {str(paths[0])!r}; features=[…] leaves it out"
+                        f"column {short(name)} of {str(file)!r} is not in {str(paths[0])!r}; features=[…] leaves it out"
                     )
             for name in columns + labels + weights:
-                dtype = _numeric(schema, name, file)
-                if name in categories and name not in labels:
+                dtype = _numeric(fields, name, file)
+                if name in footer.categories and name not in labels:
                     raise TypeError(
-                        f"column {name!r} of {str(file)!r} must hold numbers; it holds categories: encode them, "
+                        f"column {short(name)} of {str(file)!r} must hold numbers; it holds categories: encode them, "
                         "or leave the column out by features=[…]"
                     )
                 if types.setdefault(name, dtype) != dtype:
-                    raise ValueError(f"column {name!r} is {types[name]} in {str(paths[0])!r} and {dtype} in {str(file)!r}")
-            for group in range(footer.num_row_groups):
+                    raise ValueError(f"column {short(name)} is {types[name]} in {str(paths[0])!r} and {dtype} in {str(file)!r}")
+            for group, rows in enumerate(footer.rows):
                 self.starts.append(self.rows)
                 self._groups.append((file, group))
-                self.rows += footer.row_group(group).num_rows
+                self.rows += rows
         self.features = columns or ()
         self._columns = self.features, labels, weights  # of X, Y and row weights
         for name, missing in (("features", not self.features), ("target", not labels), ("path", not self.rows)):
@@ -520,14 +525,16 @@ class Parquet:
         columns = list(sum(self._columns, ()))
         for k in range(bisect.bisect_right(self.starts, row) - 1, len(self.starts)):
             (path, group), start = self._groups[k], self.starts[k]
-            with _opened(path) as file:
-                for batch in file.iter_batches(self._at_once, [group], columns):
+            with opened(path, _where(path), buffer_size=BUFFER, pre_buffer=False) as file:
+                for batch in read_batches(file, _where(path), self._at_once, group, columns):
                     skipped = min(max(row - start, 0), len(batch))
                     start += len(batch)
                     if skipped < len(batch):
                         yield batch.slice(skipped)
             if start != ([*self.starts[k + 1 : k + 2], self.rows])[0]:
-                raise ValueError(f"{str(path)!r} has changed since it was opened")
+                raise ValueError(
+                    f"{str(path)!r} has changed since it was opened, or is damaged: it holds another number of rows"
+                )
 
     def _copy(self, batch: Any, row: int, parts: Slot) -> None:
         """The columns of a record batch that begins with this row, into X, Y and row weights."""
@@ -536,7 +543,7 @@ class Parquet:
                 column = batch.column(name)
                 if column.null_count:
                     at = row + int(column.is_null().to_numpy(zero_copy_only=False).argmax())
-                    raise ValueError(f"column {name!r} must have a number in every row; row {at} holds null")
+                    raise ValueError(f"column {short(name)} must have a number in every row; row {at} holds null")
                 (part if part.ndim == 1 else part[:, i])[...] = column.to_numpy(zero_copy_only=False)
 
 
@@ -565,20 +572,104 @@ def _names(argument: str, value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _opened(path: Path) -> Any:
-    """A Parquet file, read through small buffers: a row group may be larger than memory."""
+@contextlib.contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Raise what pyarrow raises within as a ValueError that begins with `where` and says that the file is damaged.
+
+    An OSError of the system stays one, and a MemoryError.
+    """
+    from pyarrow import ArrowException
+
     try:
-        from pyarrow import ArrowInvalid, parquet
+        yield
+    except MemoryError as error:
+        raise MemoryError(f"{where} takes more memory than there is, or is damaged: {line(error)}") from None
+    except (ArrowException, AttributeError, ArithmeticError, *_UNREADABLE) as error:
+        if isinstance(error, OSError) and (error.errno or type(error) is not OSError):
+            raise type(error)(f"{where} cannot be read: {line(error)}") from None
+        raise ValueError(f"{where} is no Parquet file, or a damaged one: {line(error)}") from None
+
+
+def opened(path: Path, where: str, **options: Any) -> Any:
+    """Return a `ParquetFile`, whose pages are compared with their checksums where there are any; `where` as in `readable`."""
+    try:
+        from pyarrow import parquet
     except ImportError as error:
         raise ImportError("mc.Parquet needs pyarrow: pip install pyarrow") from error
     if not path.exists():
         raise FileNotFoundError(f"path: there is no file or folder {str(path)!r}")
+    with readable(where):
+        return parquet.ParquetFile(arrow_source(path), page_checksum_verification=True, **options)
+
+
+def arrow_source(path: Path) -> Any:
+    """Return what Arrow can open: the path, or an open file where its name is not UTF-8."""
+    import pyarrow as pa
+
     try:
-        return parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
-    except ArrowInvalid as error:
-        raise ValueError(f"path: {str(path)!r} is no Parquet file: {error}") from None
-    except OSError as error:
-        raise type(error)(f"path: {str(path)!r} cannot be read: {error}") from None
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return pa.OSFile(os.fsencode(path))
+    return path
+
+
+def read_batches(file: Any, where: str, rows: int, group: int, columns: Sequence[str]) -> Iterator[Any]:
+    """Yield the record batches of a row group, of so many rows at most, each sound in itself; `where` as in `readable`."""
+    with readable(where):
+        batches, left = file.iter_batches(rows, [group], columns), file.metadata.row_group(group).num_rows
+    while True:
+        with readable(where):
+            batch = next(batches, None)
+            if batch is None:
+                require_rows(left, 0)
+                return
+            batch.validate(full=True)
+        left -= len(batch)
+        yield batch
+
+
+def require_rows(promised: int, read: int) -> None:
+    """Raise a ValueError unless as many rows were read as the footer promises."""
+    if promised != read:
+        raise ValueError(f"it holds {abs(promised - read):,} rows {'fewer' if read < promised else 'more'} than it says")
+
+
+def _where(path: Path) -> str:
+    return f"path: {str(path)!r}"
+
+
+@dataclass(frozen=True)
+class Footer:
+    """The description of a Parquet file.
+
+    Attributes:
+        metadata: as pyarrow has it.
+        schema: of Arrow.
+        categories: the columns that were written as categories.
+        rows: of each row group.
+    """
+
+    metadata: Any
+    schema: Any
+    categories: set[str]
+    rows: list[int]
+
+    @classmethod
+    def read(cls, path: Path, where: str) -> Footer:
+        """Return the footer of a file; `where` as in `readable`."""
+        with opened(path, where) as file:
+            return cls.of(file, where)
+
+    @classmethod
+    def of(cls, file: Any, where: str) -> Footer:
+        """Return the footer of an open file."""
+        with readable(where):
+            metadata = file.metadata
+            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+                raise ValueError(f"its row groups have {sum(rows):,} rows, itself {metadata.num_rows:,}")
+            schema = file.schema_arrow
+            return cls(metadata, schema.remove_metadata(), category_columns(metadata), rows)
 
 
 def category_columns(metadata: Any) -> set[str]:
@@ -599,17 +690,19 @@ def category_columns(metadata: Any) -> set[str]:
     return names
 
 
-def _numeric(schema: Any, name: str, path: Path) -> Any:
-    """The dtype of a column of numbers."""
-    if schema.names.count(name) != 1:
-        near = [] if name in schema.names else difflib.get_close_matches(name, schema.names, n=1)
-        hint = f"did you mean {near[0]!r}? Its" if near else "its"
-        raise ValueError(f"{str(path)!r} must have one column {name!r}; {hint} columns: {', '.join(schema.names)}")
+def _numeric(fields: Mapping[str, Sequence[Any]], name: str, path: Path) -> Any:
+    """Return the dtype of a column of numbers, given the types of all columns by name."""
+    if len(fields.get(name, ())) != 1:
+        near = None if name in fields else nearest(name, fields)
+        hint = f"did you mean {short(near)}? Its" if near else "its"
+        raise ValueError(f"{str(path)!r} must have one column {short(name)}; {hint} columns: {listed(fields)}")
     from pyarrow import types
 
-    kind = schema.field(name).type
+    (kind,) = fields[name]
     if not (types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)):
-        raise TypeError(f"column {name!r} of {str(path)!r} must hold numbers; it holds {kind}; features=[…] takes others")
+        raise TypeError(
+            f"column {short(name)} of {str(path)!r} must hold numbers; it holds {cut(kind)}; features=[…] takes others"
+        )
     return np.dtype(kind.to_pandas_dtype())
 
 

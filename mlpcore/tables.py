@@ -1,22 +1,18 @@
-"""Tables with named columns, CSV or Parquet: what each column is taken as, and the scikit-learn pipeline that follows.
+"""Tables with named columns, CSV or Parquet: how they are read, and what each column is taken as.
 
     number     standardised; a missing value becomes the median of the training rows, and a column says so
     category   one column a value; missing is a value like another; rare values share a column, with those never seen
     left out   dates, row numbers, one value only, no value at all, another text in nearly every row
 
 What a column is taken as is told once, in training, and kept with the model: other files are read by it. Arrow reads (its types
-tell integers with gaps from floats), the pipeline is scikit-learn's, and skops writes it without pickle.
+tell integers with gaps from floats); `mlpcore.pipeline` makes the network's input.
 """
 
 from __future__ import annotations
 
-import difflib
-import io
-import json
 import math
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -26,22 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpcore import labels
-from mlpcore.core.errors import unknown
+from mlpcore.core.errors import cut, line, listed, nearest, short, unknown
 from mlpcore.data import Dataset, Standardizer, Truth, decided, few
-from mlpcore.streams import category_columns
+from mlpcore.pipeline import LEAST_ROWS, MOST_CATEGORIES, Column, Pipeline
+from mlpcore.streams import Footer, arrow_source, opened, readable, require_rows
 
 try:
     import pandas as pd
     import pyarrow as pa
     import pyarrow.compute as pc
-    import sklearn
-    import skops.io
-    from pyarrow import csv, parquet
-    from sklearn.compose import ColumnTransformer
-    from sklearn.exceptions import InconsistentVersionWarning
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+    from pyarrow import csv
 except ImportError as error:
     raise ImportError(f'tables need {error.name}: pip install "mlpcore[cli]"') from error
 
@@ -51,8 +41,6 @@ Array = NDArray[Any]
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 KINDS = ("number", "category", "out")
 MOST_CLASSES = 20  # a target of whole numbers with more values is a quantity (an archive's dtype says more: 100 there)
-MOST_CATEGORIES = 100  # columns that one category may become
-LEAST_ROWS = 5  # of a value that gets a column of its own
 _SEPARATE = "separate columns by commas (.csv) or tabs (.tsv)"
 _DAY = "(0?[1-9]|[12][0-9]|3[01])"  # or a month
 _TIME = "[ T]+[0-9]{1,2}(:[0-9]{2}){0,2}([.,][0-9]+)?( ?[AaPp][Mm])?( ?(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?))?"
@@ -61,31 +49,6 @@ _DATE = (  # 2021-02-14, 2021/02/14, 14/02/2021, 2/14/21, 14.02.2021, 14-02-2021
     f"|{_DAY}[.]{_DAY}[.][0-9]{{4}}|{_DAY}-{_DAY}-[0-9]{{4}})({_TIME})?$"
 )
 _FULL = f"^({labels.NUMBER}|{labels.HEXADECIMAL})$"
-_CHUNK_ROWS = 16_384
-_MOST_BYTES = 256 << 20  # of a pipeline in a model file
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the file, and what it is taken as.
-
-    Attributes:
-        kind: "number", "category" or "boolean"; "" where it is left out.
-        note: why, in words.
-        labels: of a category, the kind of its names (`mlpcore.labels`).
-        origin: of a number, what is taken off before float64: not 0 where integers beyond 2^53 are close to each other.
-    """
-
-    name: str
-    kind: str
-    note: str = ""
-    labels: str = ""
-    origin: float = 0.0
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """The note in a model file."""
-        return {"kind": self.kind, "labels": self.labels, "origin": self.origin}
 
 
 @dataclass(frozen=True)
@@ -120,27 +83,46 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
         ValueError: it is not such a file, has no rows, two columns of one name, or lines of unequal length.
     """
     source = require_file(path)
+    if _is_csv(source):
+        table = _csv_table(path, source, texts)
+    else:
+        where = f"{path}: cannot be read: it"
+        with opened(source, where) as file:
+            categories = Footer.of(file, where).categories
+            with readable(where):
+                table = file.read()
+                table.validate(full=True)
+                require_rows(file.metadata.num_rows, table.num_rows)
+        table = with_categories(without_views(table), categories)
+    names = table.column_names
+    require_different(path, names)
+    if not table.num_rows:
+        raise ValueError(f"{path}: has a header ({listed(names, 5)}) and no rows")
+    return table
+
+
+def _csv_table(path: str | Path, source: Path, texts: Sequence[str]) -> pa.Table:
+    """Return the table of a CSV file, with the whole numbers beyond int64 as such."""
     try:
-        if _is_csv(source):
-            table = _read_csv(source, texts)
-        else:
-            with parquet.ParquetFile(source) as file:
-                table = with_categories(without_views(file.read()), file.metadata)
+        table = _read_csv(source, texts)
         names = table.column_names
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from None
     except (ValueError, NotImplementedError, OSError) as error:  # Arrow's errors are such
         hint = f"; {_SEPARATE}" if _separated_otherwise(source) else ""
-        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}{hint}") from None
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{path}: {names.count(name)} columns are named {name!r}; which one is meant?")
+        raise ValueError(f"{path}: cannot be read: {line(error)}{hint}") from None
+    require_different(path, names)
     for field in table.schema:
-        if _is_csv(source) and pa.types.is_binary(field.type):
-            raise ValueError(f"{path}: column {field.name!r} is not UTF-8 text; save the file as UTF-8")
-    if not table.num_rows:
-        raise ValueError(f"{path}: has a header ({', '.join(names[:5])}) and no rows")
-    return _with_digits(table, source) if _is_csv(source) else table
+        if pa.types.is_binary(field.type):
+            raise ValueError(f"{path}: column {short(field.name)} is not UTF-8 text; save the file as UTF-8")
+    return _with_digits(table, source)
+
+
+def require_different(path: str | Path, names: Sequence[str]) -> None:
+    """Raise a ValueError where two columns have one name."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{path}: {count} columns are named {short(name)}; which one is meant?")
 
 
 def require_file(path: str | Path) -> Path:
@@ -162,7 +144,7 @@ def _read_csv(source: Path, texts: Sequence[str], only: Sequence[str] = ()) -> p
     if size >= (1 << 31) - 1:
         raise ValueError(f"{size:,} bytes of text; from 2 GiB on, write Parquet")
     return csv.read_csv(
-        source,
+        arrow_source(source),
         read_options=csv.ReadOptions(use_threads=False, block_size=size + 1),  # types from all rows, not from the first ones
         parse_options=csv.ParseOptions(delimiter=_delimiter(source), newlines_in_values=True),
         convert_options=csv.ConvertOptions(
@@ -178,31 +160,51 @@ def _with_digits(table: pa.Table, source: Path) -> pa.Table:
     if not large:
         return table
     texts = _read_csv(source, large, only=large)
+    found = {}
     for name in large:
         values = plain(texts.column(name))
         if pc.all(pc.match_substring_regex(values, "^[+-]?[0-9]{1,76}$")).as_py():
-            whole = values.cast(pa.decimal256(76, 0))
-            low, high = pc.min_max(whole).as_py().values()
-            whole = whole.cast(pa.uint64()) if low >= 0 and high < 2**64 else whole
-            table = table.set_column(table.column_names.index(name), name, whole)
-    return table
+            integers = values.cast(pa.decimal256(76, 0))
+            low, high = pc.min_max(integers).as_py().values()
+            found[name] = integers.cast(pa.uint64()) if low >= 0 and high < 2**64 else integers
+    return _changed(table, lambda field, values: found.get(field.name, values))
+
+
+def _changed(table: pa.Table, change: Callable[[pa.Field, pa.ChunkedArray], pa.ChunkedArray]) -> pa.Table:
+    """Return the table with what `change` makes of each column."""
+    columns = [change(field, values) for field, values in zip(table.schema, table.columns, strict=True)]
+    return pa.Table.from_arrays(columns, names=table.column_names)
 
 
 def without_views(table: pa.Table) -> pa.Table:
-    """Return the table with its views of texts as texts, which Arrow can filter."""
-    for place, field in enumerate(table.schema):
-        if pa.types.is_string_view(field.type):
-            table = table.set_column(place, field.name, table.column(place).cast(pa.large_string()))
-    return table
+    """Return the table with its views of texts and bytes as such, which Arrow can filter."""
+
+    def whole(kind: pa.DataType) -> pa.DataType | None:
+        if pa.types.is_string_view(kind):
+            return pa.large_string()
+        return pa.large_binary() if pa.types.is_binary_view(kind) else None
+
+    def change(field: pa.Field, values: pa.ChunkedArray) -> pa.ChunkedArray:
+        if not pa.types.is_dictionary(field.type):
+            kind = whole(field.type)
+            return values.cast(kind) if kind else values
+        kind = whole(field.type.value_type)
+        if not kind:
+            return values
+        chunks = [part.dictionary.cast(kind).take(part.indices) for part in values.chunks]
+        return pa.chunked_array(chunks, kind).dictionary_encode()
+
+    return _changed(table, change)
 
 
-def with_categories(table: pa.Table, metadata: Any) -> pa.Table:
-    """Return the table with its categories as such: files say what is one, but Arrow reads numbers as numbers."""
-    names = category_columns(metadata)
-    for place, field in enumerate(table.schema):
-        if field.name in names and not pa.types.is_dictionary(field.type):
-            table = table.set_column(place, field.name, table.column(place).dictionary_encode())
-    return table
+def with_categories(table: pa.Table, names: Collection[str]) -> pa.Table:
+    """Return the table with the columns of these names as categories: Arrow reads those of numbers as numbers."""
+
+    def change(field: pa.Field, values: pa.ChunkedArray) -> pa.ChunkedArray:
+        coded = field.name in names and not pa.types.is_dictionary(field.type)
+        return values.dictionary_encode() if coded else values
+
+    return _changed(table, change) if names else table
 
 
 def _separated_otherwise(source: Path) -> bool:
@@ -220,9 +222,17 @@ def _delimiter(source: Path) -> str:
 
 
 def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the values without dictionary encoding and spaces around texts; NaN and what CSV takes as missing are missing."""
+    """Return the values without dictionary encoding and spaces around texts; NaN and what CSV takes as missing are missing.
+
+    Decimals have 128 bits at least and times with a zone are in UTC: Arrow does little with others.
+    """
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
+    kind = values.type
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:
+        values = values.cast(pa.decimal128(kind.precision, kind.scale))
+    if pa.types.is_timestamp(kind) and kind.tz:
+        values = values.cast(pa.timestamp(kind.unit, "UTC"))
     if _is_text(values.type):
         values = pc.utf8_trim_whitespace(values.cast(pa.large_string()))
         missing = pc.is_in(values, pa.array([*csv.ConvertOptions().null_values], values.type))
@@ -310,10 +320,17 @@ def _names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:
 
 def as_frame(table: pa.Table, columns: Sequence[Column]) -> pd.DataFrame:
     """Return the columns as their kinds: float64 with NaN, or Python strings with None."""
-    arrays = {
+    return _frame(_arrays(table, columns))
+
+
+def _arrays(table: pa.Table, columns: Sequence[Column]) -> dict[str, Array]:
+    return {
         c.name: _numbers(table.column(c.name), c.origin) if c.kind == "number" else _names(table.column(c.name), c.labels)[0]
         for c in columns
     }
+
+
+def _frame(arrays: Mapping[str, Array]) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(array, dtype=array.dtype) for name, array in arrays.items()})
 
 
@@ -333,11 +350,11 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array
     if wish is None and _is_text(kind):
         dates = values.filter(pc.match_substring_regex(values, _DATE))
         if len(dates) >= 0.95 * known_rows:
-            return Column(name, "", f"dates as text, such as {str(dates[0])!r}")
+            return Column(name, "", f"dates as text, such as {short(str(dates[0]))}")
     if not _source(kind) or (_is_date(kind) and wish != "category"):
-        what = "a date or time" if pa.types.is_temporal(kind) else f"of type {kind}"
+        what = "a date or time" if pa.types.is_temporal(kind) else f"of type {cut(kind)}"
         if wish:
-            raise ValueError(f"--as {name}={wish}: the column is {what}")
+            raise ValueError(f"--as {cut(name)}={wish}: the column is {what}")
         return Column(name, "", what)
     if wish == "category":
         return _category(name, "category", *_names(values))
@@ -348,7 +365,9 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array
     if known.any() and (wish or _is_number(kind) or known.sum() >= 0.95 * known_rows):
         return _number(name, numbers, values, wish, numbering)
     if wish:
-        raise ValueError(f"--as {name}=number: the column holds no number: the first value is {str(values.drop_null()[0])!r}")
+        raise ValueError(
+            f"--as {cut(name)}=number: the column holds no number: the first value is {short(str(values.drop_null()[0]))}"
+        )
     if _is_number(kind):
         return Column(name, "", "no finite number in any row")
     names, made_of = _names(values)
@@ -380,7 +399,7 @@ def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None
         note += f"; {np.sum(~known):,} missing"
     wrong = pc.filter(values, pc.and_kleene(pc.is_valid(values), pa.array(~known)))
     if len(wrong):
-        what = f"text such as {str(wrong[0])!r}" if _is_text(values.type) else "infinite or NaN"
+        what = f"text such as {short(str(wrong[0]))}" if _is_text(values.type) else "infinite or NaN"
         note += f", {'all' if len(wrong) == np.sum(~known) else f'{len(wrong):,}'} of them {what}"
     return Column(name, "number", note, origin=origin)
 
@@ -389,7 +408,7 @@ def _category(name: str, kind: str, texts: Array, made_of: str, names_rows: bool
     counts = pd.Series(texts).value_counts()
     missing = len(texts) - int(counts.sum())
     if len(counts) == 1 and not missing:
-        return Column(name, "", f"{counts.index[0]!r} in every row")
+        return Column(name, "", f"{short(counts.index[0])} in every row")
     if names_rows and len(counts) > max(2, counts.sum() / 2):
         what = "text" if made_of == "text" else "a category"
         return Column(name, "", f"{what} with {len(counts):,} values in {counts.sum():,} rows")
@@ -398,7 +417,7 @@ def _category(name: str, kind: str, texts: Array, made_of: str, names_rows: bool
     if not apart:
         return Column(name, "", f"{note}, none of them in {LEAST_ROWS} rows")
     if len(counts) <= 4:
-        note += ": " + ", ".join(labels.sort_names(counts.index, made_of))
+        note += ": " + listed(labels.sort_names(counts.index, made_of))
     elif apart > MOST_CATEGORIES:
         note += f", the {MOST_CATEGORIES - 1} most frequent apart"
     elif apart < len(counts):
@@ -410,7 +429,8 @@ def describe(columns: Sequence[Column], most: int = 60) -> str:
     """The columns as lines of name, kind and note, at most so many."""
     wide = min(32, max(len(column.name) for column in columns))
     lines = [
-        f"  {column.name or '(no name)':<{wide}}  {column.kind or 'left out':<9} {column.note}" for column in columns[:most]
+        f"  {cut(column.name) or '(no name)':<{wide}}  {column.kind or 'left out':<9} {column.note}"
+        for column in columns[:most]
     ]
     if len(columns) > most:
         rest = [column.kind or "left out" for column in columns[most:]]
@@ -453,7 +473,7 @@ def load(
     infinite = _infinite(values)  # which no text is
     texts = _read_csv(Path(path), [target], only=[target]).column(target)
     texts = pc.if_else(pa.array(infinite), pa.scalar(None, texts.type), texts)
-    table = table.set_column(table.column_names.index(target), target, texts)
+    table = _changed(table, lambda field, values: texts if field.name == target else values)
     taken = take(table, path, target, told, groups, wishes)
     return replace(taken, note=note if taken.labels == "number" else "", infinite=int(infinite.sum()))
 
@@ -477,36 +497,36 @@ def take(
     )
     frame = as_frame(table, [column for column in columns if column.kind])
     if not frame.shape[1]:
-        why = "; ".join(f"{c.name} is left out ({c.note})" for c in columns[:5]) or "there is no other"
-        raise ValueError(f"{path}: no column is left to predict {target!r} from: {why}")
+        why = "; ".join(f"{cut(c.name)} is left out ({c.note})" for c in columns[:5]) or "there is no other"
+        raise ValueError(f"{path}: no column is left to predict {short(target)} from: {why}")
     return Table(
-        frame, goal.Y, tuple(frame.columns), goal.classes, codes, unit=f"groups of {groups}", target=target,
+        frame, goal.Y, tuple(frame.columns), goal.classes, codes, unit=f"groups of {cut(groups)}", target=target,
         labels=goal.labels, note=goal.note, columns=columns, dropped=int(np.sum(~goal.rows)), infinite=goal.infinite,
     )  # fmt: skip
 
 
 def _no_column(where: str, name: str, names: Sequence[str]) -> ValueError:
     if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-        return ValueError(f"{where} {name!r}: the header is one column, {names[0]!r}; {_SEPARATE}")
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    listed = [*near, *(other for other in names if other not in near)]
-    more = ", …" if len(names) > 10 else ""
-    return ValueError(f"{where}: there is no column {name!r}{hint} There are {', '.join(listed[:10])}{more}")
+        return ValueError(f"{where} {short(name)}: the header is one column, {short(names[0])}; {_SEPARATE}")
+    near = nearest(name, names)
+    hint = f"; did you mean {short(near)}?" if near else "."
+    there = [*([near] if near else []), *(other for other in names if other != near)]
+    return ValueError(f"{where}: there is no column {short(name)}{hint} There are {listed(there)}")
 
 
 def require_columns(
     path: str | Path, names: Sequence[str], target: str, groups: str | None, wishes: Mapping[str, str]
 ) -> None:  # fmt: skip
     """Raise a ValueError where a column that is named is not there, or is asked to be two things."""
+    known = set(names)
     for argument, name in (("--target", target), ("--groups", groups), *(("--as", name) for name in wishes)):
-        if name is not None and name not in names:
+        if name is not None and name not in known:
             raise _no_column(f"{path}: {argument}", name, names)
     for name, wish in wishes.items():
         if wish not in KINDS:
-            raise unknown(f"--as {name}", wish, KINDS)
+            raise unknown(f"--as {cut(name)}", wish, KINDS)
     if groups == target:
-        raise ValueError(f"{path}: --groups and --target both name {target!r}")
+        raise ValueError(f"{path}: --groups and --target both name {short(target)}")
 
 
 @dataclass(frozen=True)
@@ -543,20 +563,20 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
     require_answers(values.type, name)
     filled, infinite, numbers = with_target(values), _infinite(values), _numbers(values)
     if not filled.any():
-        raise ValueError(f"--target {name!r} has no value in any row")
+        raise ValueError(f"--target {short(name)} has no value in any row")
     if task == "regression":
         require_numbers(values, name)
         Y = quantities(values, filled)
         if (Y[0] == Y).all():
-            raise ValueError(f"--target {name!r} is {Y[0, 0]:.6g} in every row; nothing to learn")
+            raise ValueError(f"--target {short(name)} is {Y[0, 0]:.6g} in every row; nothing to learn")
         return _Goal(Y, filled, note=note, infinite=int(infinite.sum()))
     names, kind = _names(values)
     names = names[filled]
     if kind == "date":
-        raise ValueError(f"--target {name!r} holds dates, such as {names[0]!r}; expected numbers, text or booleans")
+        raise ValueError(f"--target {short(name)} holds dates, such as {short(names[0])}; expected numbers, text or booleans")
     classes = labels.sort_names(set(names), kind)
     if len(classes) == 1:
-        raise ValueError(f"--target {name!r} is {classes[0]!r} in every row; nothing to tell apart")
+        raise ValueError(f"--target {short(name)} is {short(classes[0])} in every row; nothing to tell apart")
     if len(classes) > max(2, len(names) / 2):
         good = int(np.isfinite(numbers[filled]).sum())
         hint = "it looks like an identifier"
@@ -564,8 +584,8 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
             hint = "is it a quantity (--task regression)?"
         elif good > 0.9 * len(names):
             odd = names[~np.isfinite(numbers[filled])][0]
-            hint = f"{good:,} of them are numbers; mend the others, such as {odd!r}, for --task regression"
-        raise ValueError(f"--target {name!r}: {len(classes):,} classes in {len(names):,} rows; {hint}")
+            hint = f"{good:,} of them are numbers; mend the others, such as {short(odd)}, for --task regression"
+        raise ValueError(f"--target {short(name)}: {len(classes):,} classes in {len(names):,} rows; {hint}")
     return _Goal(labels.codes(names, classes), filled, classes, kind, note, int(infinite.sum()))
 
 
@@ -580,7 +600,7 @@ def require_answers(kind: pa.DataType, name: str) -> None:
     """Raise a ValueError where a target of this type cannot be predicted."""
     held = kind.value_type if pa.types.is_dictionary(kind) else kind
     if _source(held) in ("", "date"):
-        raise ValueError(f"--target {name!r} holds {held}; expected numbers, text or booleans")
+        raise ValueError(f"--target {short(name)} holds {cut(held)}; expected numbers, text or booleans")
 
 
 def without_target(values: pa.ChunkedArray) -> tuple[int, int]:
@@ -602,7 +622,7 @@ def require_numbers(values: pa.ChunkedArray, name: str, first: int = 0) -> None:
         wrong = np.flatnonzero(values.is_valid().to_numpy() & np.isnan(_numbers(values)))
         if len(wrong):
             row, text = first + int(wrong[0]) + 1, str(values[int(wrong[0])])
-            raise ValueError(f"--target {name!r} of a regression must be numbers; row {row} has {text!r}")
+            raise ValueError(f"--target {short(name)} of a regression must be numbers; row {row} has {short(text)}")
 
 
 def quantities(values: pa.ChunkedArray, rows: Array) -> Array:
@@ -625,11 +645,11 @@ def group_names(values: pa.ChunkedArray, name: str) -> Array:
         ValueError: a row has none, or the type has no names.
     """
     if not _source(plain(values).type):
-        raise ValueError(f"--groups {name!r} holds {values.type}; expected numbers, text, booleans or dates")
+        raise ValueError(f"--groups {short(name)} holds {cut(values.type)}; expected numbers, text, booleans or dates")
     names, _ = _names(values)
     lost = sum(group is None for group in names)
     if lost:
-        raise ValueError(f"--groups {name!r} has no value in {lost:,} row(s)")
+        raise ValueError(f"--groups {short(name)} has no value in {lost:,} row(s)")
     return names
 
 
@@ -652,7 +672,7 @@ def truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
     """
     values = plain(values)
     if not _source(values.type):
-        raise ValueError(f"the column of the target holds {values.type}; expected numbers, text, booleans or dates")
+        raise ValueError(f"the column of the target holds {cut(values.type)}; expected numbers, text, booleans or dates")
     if classes:
         return Truth.of_names(_names(values, kind)[0], classes)
     filled = values.is_valid().to_numpy()
@@ -665,96 +685,8 @@ def truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
 # -- the pipeline ----------------------------------------------------------------------------------------------------------
 
 
-class Transformer:
-    """Makes the network's float32 input of a frame: scikit-learn's `ColumnTransformer`, by chunks of rows."""
-
-    def __init__(self, pipeline: ColumnTransformer, columns: Sequence[Column]):
-        self.pipeline, self.columns = pipeline, tuple(columns)
-
-    @classmethod
-    def fit(cls, X: pd.DataFrame, rows: Array, columns: Sequence[Column]) -> Transformer:
-        """Medians, means, deviations and categories of the given rows; a category that is rare values only is left out.
-
-        Raises:
-            ValueError: no column is left.
-        """
-        used = [column for column in columns if column.kind == "number" or (column.kind and _tells(X[column.name].iloc[rows]))]
-        if not used:
-            raise ValueError(f"no column is left to predict from: no value of any is in {LEAST_ROWS} training rows")
-        number = Pipeline([
-            ("impute", SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)),
-            ("scale", StandardScaler()),
-        ])  # fmt: skip
-        category = OneHotEncoder(
-            handle_unknown="infrequent_if_exist", min_frequency=LEAST_ROWS, max_categories=MOST_CATEGORIES,
-            sparse_output=False, dtype=np.float32,
-        )  # fmt: skip
-        parts = [
-            ("numbers", number, [column.name for column in used if column.kind == "number"]),
-            ("categories", category, [column.name for column in used if column.kind != "number"]),
-        ]
-        pipeline = ColumnTransformer([part for part in parts if part[2]], sparse_threshold=0)
-        with np.errstate(all="ignore"):  # numbers too large are reported by apply
-            pipeline.fit(X.iloc[rows])
-        if parts[0][2]:  # scikit-learn's squares over- and underflow, and it takes a small spread far from 0 for none
-            numbers = pipeline.named_transformers_["numbers"]
-            exact = Standardizer.fit(numbers["impute"].transform(X.iloc[rows][parts[0][2]]))
-            numbers["scale"].mean_, numbers["scale"].scale_ = exact.mean, exact.scale
-            numbers["scale"].var_ = np.ones_like(exact.scale)  # not read
-        return cls(pipeline, used)
-
-    def apply(self, X: pd.DataFrame) -> Array:
-        """(m, n_0) float32. ValueError where a number is too large to be standardised."""
-        out = np.empty((len(X), self.width), np.float32)
-        for start in range(0, len(X), _CHUNK_ROWS):
-            with np.errstate(all="ignore"):
-                out[start : start + _CHUNK_ROWS] = self.pipeline.transform(X.iloc[start : start + _CHUNK_ROWS])
-        bad = np.argwhere(~np.isfinite(out))
-        if len(bad):
-            row, column = bad[0]
-            raise ValueError(
-                f"row {row + 1}: {self.names[column]!r} is too far from the other rows to be standardised in float32"
-            )
-        return out
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the columns it makes, in order."""
-        return tuple(name.split("__", 1)[1] for name in self.pipeline.get_feature_names_out())
-
-    @property
-    def width(self) -> int:
-        """How many columns it makes."""
-        return len(self.pipeline.get_feature_names_out())
-
-    @property
-    def tensors(self) -> dict[str, Array]:
-        """What a model file keeps: the pipeline as skops writes it."""
-        return {"pipeline": np.frombuffer(skops.io.dumps(self.pipeline), np.uint8)}
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """And what it says of it in its header."""
-        columns = {column.name: column.about for column in self.columns}
-        return {"features": self.names, "columns": columns, "scikit-learn": sklearn.__version__}
-
-    @classmethod
-    def restore(cls, tensors: Mapping[str, Array], about: Mapping[str, Any]) -> tuple[Transformer, str]:
-        """The transformer of a model file, and a remark ("" or that scikit-learn is another version).
-
-        Raises:
-            ValueError: the bytes are no such pipeline, or would make anything but the few types that one consists of.
-        """
-        pipeline = _unpack(tensors["pipeline"].tobytes())
-        try:  # a row in which everything is missing
-            columns = [Column(name, **told) for name, told in about["columns"].items()]
-            here = cls(pipeline, columns)
-            here.apply(as_frame(pa.table({column.name: pa.nulls(1) for column in columns}), columns))
-        except _DAMAGE as error:
-            raise ValueError(f"the pipeline does not work with scikit-learn {sklearn.__version__}: {error!r}") from None
-        then = about["scikit-learn"]
-        other = f"made with scikit-learn {then}, used with {sklearn.__version__}: compare a few predictions"
-        return here, "" if then == sklearn.__version__ else other
+class Transformer(Pipeline):
+    """A `Pipeline` that reads other files by what their columns were in training."""
 
     def read(self, path: str | Path, texts: Sequence[str] = ()) -> tuple[pd.DataFrame, pa.Table, list[str]]:
         """The frame of another file, the file's table, and remarks: values never seen in training.
@@ -765,112 +697,27 @@ class Transformer:
             ValueError: a column is missing; and as `tables.read`.
         """
         table = read(path, [*texts, *(column.name for column in self.columns if column.kind != "number")])
-        lacking = [column.name for column in self.columns if column.name not in table.column_names]
-        if lacking:
-            raise _no_column(f"{path}: the model needs a column", lacking[0], table.column_names)
+        known = set(table.column_names)
         for column in self.columns:
+            if column.name not in known:
+                raise _no_column(f"{path}: the model needs a column", column.name, table.column_names)
             held = plain(table.column(column.name)).type
             if column.kind != "number" and not (_source(held) or pa.types.is_time(held)):
-                raise ValueError(f"{path}: column {column.name!r} holds {held}; it was a {column.kind} in training")
-        frame = as_frame(table, self.columns)
-        for name, known in self._categories():
-            frame[name] = pd.Series(labels.matched(frame[name].to_numpy(), known), dtype=object)
-        return frame, table, list(self._remarks(frame, table))
+                raise ValueError(f"{path}: column {short(column.name)} holds {cut(held)}; it was a {column.kind} in training")
+        arrays = _arrays(table, self.columns)
+        for column, category in self.coded():
+            arrays[column.name] = labels.matched(arrays[column.name], category.known)
+        return _frame(arrays), table, list(self._remarks(arrays, table))
 
-    def _remarks(self, frame: pd.DataFrame, table: pa.Table) -> Iterator[str]:
-        for column in self.columns:
-            if column.kind == "number":
-                lost = int(frame[column.name].isna().sum()) - plain(table.column(column.name)).null_count
-                if lost:
-                    yield f"{column.name}: no finite number in {lost:,} of the rows: taken as missing"
-        for name, known in self._categories():
-            new = frame.loc[~frame[name].isin(known), name]
-            if len(new):
-                such = "no value" if new.iloc[0] is None else f"such as {new.iloc[0]!r}"
-                yield f"{name}: values that training never saw, {such}, in {len(new):,} of the rows: taken as rare"
-
-    def _categories(self) -> list[tuple[str, Array]]:
-        """Return each category with the values that training saw."""
-        encoder = self.pipeline.named_transformers_.get("categories")
-        return [] if encoder is None else list(zip(encoder.feature_names_in_, encoder.categories_, strict=True))
-
-
-def _tells(values: pd.Series[Any]) -> bool:
-    """Whether a value gets a column of its own."""
-    return bool(values.value_counts(dropna=False).iloc[0] >= LEAST_ROWS)
-
-
-# -- without pickle --------------------------------------------------------------------------------------------------------
-
-# what skops and scikit-learn raise over a file that was tampered with
-_DAMAGE = (
-    ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError, OSError, EOFError, MemoryError,
-    ArithmeticError, zipfile.BadZipFile,
-)  # fmt: skip
-_NUMBERS = {f"numpy.{name}" for name in ("float32", "float64", "int32", "int64", "bool", "bool_")}
-_TYPES = {  # what a file may make, by the part of skops that makes it
-    "ObjectNode": {
-        "sklearn.compose._column_transformer.ColumnTransformer",
-        "sklearn.impute._base.MissingIndicator",
-        "sklearn.impute._base.SimpleImputer",
-        "sklearn.pipeline.Pipeline",
-        "sklearn.preprocessing._data.StandardScaler",
-        "sklearn.preprocessing._encoders.OneHotEncoder",
-    },
-    "NdArrayNode": {"numpy.ndarray", *_NUMBERS},
-    "DTypeNode": {"numpy.dtype"},
-    "TypeNode": {"builtins.str", "builtins.int", "builtins.float", *_NUMBERS},
-    "DictNode": {"builtins.dict"},
-    "ListNode": {"builtins.list"},
-    "TupleNode": {"builtins.tuple"},
-    "SliceNode": {"builtins.slice"},
-    "JsonNode": {"builtins.str"},
-}
-
-
-def _unpack(data: bytes) -> ColumnTransformer:
-    """The pipeline that skops wrote; ValueError unless it consists of `_TYPES` and sizes are what they say."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = archive.infolist()
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise ValueError("its parts are compressed, which skops's are not")  # so no bomb: sizes are real
-            if sum(entry.file_size for entry in entries) > min(len(data), _MOST_BYTES):
-                raise ValueError(f"its parts claim to be larger than it is, or than {_MOST_BYTES:,} bytes")
-            for entry in entries:
-                if entry.filename != "schema.json":
-                    _check_array(archive.read(entry))
-            _check_types(json.loads(archive.read("schema.json")))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", InconsistentVersionWarning)  # `restore` says it in its own words
-            pipeline = skops.io.loads(data, trusted=["numpy.dtype"])
-    except _DAMAGE as error:
-        raise ValueError(f"the pipeline is damaged: {error if type(error) is ValueError else repr(error)}") from None
-    if not isinstance(pipeline, ColumnTransformer):
-        raise ValueError(f"the pipeline is damaged: it is a {type(pipeline).__name__}")
-    return pipeline
-
-
-def _check_types(schema: object) -> None:
-    """ValueError where a node anywhere in the schema would make something else than `_TYPES`."""
-    left = [schema]
-    while left:
-        node = left.pop()
-        if isinstance(node, dict):
-            if "__loader__" in node or "__class__" in node:
-                name, loader = f"{node.get('__module__')}.{node.get('__class__')}", node.get("__loader__")
-                if name not in _TYPES.get(str(loader), ()):
-                    raise ValueError(f"it would make a {name} ({loader}), which no pipeline of mlpcore holds")
-            left += node.values()
-        elif isinstance(node, list):
-            left += node
-
-
-def _check_array(data: bytes) -> None:
-    """ValueError where an .npy header promises other than the bytes that follow, before NumPy allocates by it."""
-    file = io.BytesIO(data)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("an array of another format than NumPy writes")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.hasobject or not dtype.itemsize or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise ValueError(f"an array says {dtype} of shape {shape} and has {len(data) - file.tell()} bytes")
+    def _remarks(self, arrays: Mapping[str, Array], table: pa.Table) -> Iterator[str]:
+        for column in self.columns[: len(self.median)]:
+            lost = int(np.isnan(arrays[column.name]).sum()) - plain(table.column(column.name)).null_count
+            if lost:
+                yield f"{cut(column.name)}: no finite number in {lost:,} of the rows: taken as missing"
+        for column, category in self.coded():
+            known = category.known
+            new = [name for name in arrays[column.name].tolist() if name not in known]
+            if new:
+                such = "no value" if new[0] is None else f"such as {short(new[0])}"
+                values = f"values that training never saw, {such}, in {len(new):,} of the rows"
+                yield f"{cut(column.name)}: {values}: taken as rare"

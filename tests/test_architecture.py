@@ -18,7 +18,7 @@ LEVELS = [
     ["kernel_files", "_version"], ["core"], ["backends", "formats"], ["training"],
     ["derivatives", "streams", "convert"], ["mlp"],
     ["gradcheck", "callbacks", "scores", "sources", "checkpoint", "run", "trainer", "labels", "data",
-     "tables", "big_tables", "export"], ["__init__"],
+     "pipeline", "tables", "big_tables", "export"], ["__init__"],
     ["estimators", "cli", "torch"], ["__main__"],
 ]  # fmt: skip
 LEVEL = {unit: i for i, units in enumerate(LEVELS) for unit in units}

@@ -170,9 +170,10 @@ def test_notes_that_do_not_fit_the_network_are_one_line_with_the_file(note, valu
 @pytest.mark.parametrize(
     ("note", "value"),
     [
-        ("columns", ["size"]), ("columns", {"size": "number", "kind": "category"}), ("scikit-learn", None), ("labels", "words"),
-        ("columns", {"size": {"kind": "number", "labels": "text", "origin": 0.0}}),
-        ("columns", {"size": {"kind": "number", "labels": "", "origin": "0"}}), ("columns", {"size": {"kind": "number"}}),
+        ("columns", ["size"]), ("columns", {"size": "number", "kind": "category"}), ("labels", "words"), ("features", ["size"]),
+        ("columns", {"size": {"kind": "number", "labels": "text", "origin": 0.0, "missing": True}}),
+        ("columns", {"size": {"kind": "number", "labels": "", "origin": "0", "missing": True}}), ("format", "1"),
+        ("columns", {"size": {"kind": "number"}}), ("columns", {}), ("columns", None), ("format", None), ("format", 0),
     ],
 )  # fmt: skip
 def test_notes_of_a_table_that_do_not_fit_are_one_line_with_the_file(note, value, shops, tmp_path, capsys):
@@ -299,22 +300,6 @@ def test_what_a_new_table_holds_and_the_training_did_not_is_said(shops, tmp_path
     assert "no column 'price'" in capsys.readouterr().err
 
 
-def test_a_model_whose_pipeline_would_make_something_else_is_refused(shops, tmp_path, capsys):
-    import skops.io
-    from sklearn.preprocessing import FunctionTransformer
-
-    assert main(["train", str(shops), "--target", "price", "--epochs", "1", "--out", str(tmp_path), "--quiet"]) == 0
-    path = tmp_path / "shops.safetensors"
-    net, tensors, about = mc.MLP.load_with(path)
-    tensors["pipeline"] = np.frombuffer(skops.io.dumps(FunctionTransformer(np.exp)), np.uint8)
-    net.save(path, tensors=tensors, about=about)
-    capsys.readouterr()
-    assert main(["predict", str(path), str(shops), "--out", str(tmp_path / "p.csv")]) == 2
-    error = capsys.readouterr().err
-    assert "shops.safetensors" in error
-    assert "FunctionTransformer" in error
-
-
 @pytest.mark.parametrize(
     ("text", "more", "words"),
     [
@@ -402,7 +387,7 @@ def test_an_exported_model_of_a_table_says_which_columns_it_takes_in_which_order
     assert main(["predict", model, str(shops), "--out", str(tmp_path / "p.csv")]) == 0
     predicted = [float(line) for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
     _, tensors, about = mc.MLP.load_with(model)
-    transformer, _ = tables.Transformer.restore(tensors, about)
+    transformer = tables.Transformer.restore(tensors, about, len(names))
     X = transformer.apply(transformer.read(shops)[0])
     assert X.shape == (len(rows), len(names))
     np.testing.assert_allclose(onnx_output(tmp_path / "shops.onnx", X)[:, 0], predicted, rtol=1e-4)

@@ -13,6 +13,7 @@ from mlpcore import data, labels
 from mlpcore.cli.messages import say, shown
 from mlpcore.cli.sources import is_table, load, refuse_folder
 from mlpcore.core import losses
+from mlpcore.core.errors import short
 
 Array = NDArray[Any]
 
@@ -21,50 +22,38 @@ def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
     """As `MLP.load_with`; ValueError where its notes are none, or name no loss that there is."""
     net, tensors, about = mc.MLP.load_with(path)
     if not isinstance(about, dict):
-        raise ValueError(f"{path!r}: its notes must be names and values; got {about!r}")
+        raise ValueError(f"{path!r}: its notes must be names and values; got {short(about)}")
     if about.get("loss") is not None:
         losses.resolve(about["loss"], f"{path!r}: loss")
     return net, tensors, about
 
 
-def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: dict[str, Any]) -> None:
-    """ValueError where a note or a scale is not of such a network: somebody has made up the file."""
+def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: dict[str, Any]) -> Any:
+    """Return what makes the input of the network; ValueError where a note or a scale is not of such a network."""
 
     def texts(values: Any) -> bool:
-        return isinstance(values, list) and all(isinstance(value, str) for value in values)
+        return isinstance(values, list) and all(map(data.is_text, values))
 
-    classes, columns = about["classes"], about.get("columns")
-    right = {
-        "classes": texts(classes) and len(classes) in (0, net.sizes[-1]),
-        "labels": about.get("labels") in (labels.KINDS if classes else ("", *labels.KINDS)),
-        "loss": about.get("loss") is not None,
-        "features": texts(about.get("features")),
-        "target": isinstance(about.get("target", ""), str),
-    }
-    if "pipeline" in tensors:
-        right["columns"] = isinstance(columns, dict) and bool(columns) and all(map(_tells, columns.values()))
-        right["scikit-learn"] = isinstance(about.get("scikit-learn"), str)
-        right["target"] = isinstance(about.get("target"), str)
-    scales = ("mean", "scale", "rest")
-    sizes = {} if "pipeline" in tensors else dict.fromkeys(scales, net.sizes[0])
-    if not classes:
-        sizes |= {f"target {name}": net.sizes[-1] for name in scales}
-    right |= {name: name in tensors and tensors[name].shape == (size,) for name, size in sizes.items()}
-    for name, fits in right.items():
-        if not fits:
-            raise ValueError(
-                f"{path!r}: its {name!r} is missing or does not fit the network: the file is damaged, made up or of another "
-                "version of mlpcore; train again"
-            )
+    classes: Any = about["classes"]
+    features: Any = about.get("features")
+    kinds = labels.KINDS
+    try:
+        data.require_format(about)
+        fits = texts(classes) and len(set(classes)) == len(classes) in (0, net.sizes[-1])
+        data.require(fits, "classes", f"{net.sizes[-1]:,} different names, or none")
+        data.require(about.get("labels") in (kinds if classes else ("", *kinds)), "labels", f"one of {', '.join(kinds)}")
+        data.require(about.get("loss") is not None, "loss", "the name of a loss")
+        data.require(texts(features) and len(features) == net.sizes[0], "features", f"{net.sizes[0]:,} names")
+        data.require(data.is_text(about.get("target")), "target", "the name of a column")
+        if not classes:
+            data.Standardizer.restore(tensors, net.sizes[-1], "target ")
+        if "pipeline" not in tensors:
+            return data.Standardizer.restore(tensors, net.sizes[0])
+        from mlpcore import tables
 
-
-def _tells(told: Any) -> bool:
-    """Return whether a note says what a column of a table is taken as."""
-    if not isinstance(told, dict) or set(told) != {"kind", "labels", "origin"}:
-        return False
-    origin, kind = told["origin"], told["kind"]
-    right = told["labels"] == "" if kind == "number" else kind in ("category", "boolean") and told["labels"] in labels.KINDS
-    return right and isinstance(origin, int | float) and abs(origin) < 1e300
+        return tables.Transformer.restore(tensors, about, net.sizes[0])
+    except ValueError as error:
+        raise ValueError(f"{path!r}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -82,20 +71,7 @@ class Model:
         net, tensors, about = load_with(path)
         if "classes" not in about or not ({"mean", "scale"} <= set(tensors) or "pipeline" in tensors):
             raise ValueError(f"{path!r} holds a network without its standardisation: it is not from 'mlpcore train'")
-        _require_fitting(path, net, tensors, about)
-        if "pipeline" not in tensors:
-            return cls(net, tensors, about, data.Standardizer(tensors["mean"], tensors["scale"], tensors["rest"]))
-        from mlpcore import tables
-
-        try:
-            transformer, remark = tables.Transformer.restore(tensors, about)
-        except ValueError as error:
-            raise ValueError(f"{path!r}: {error}") from None
-        if transformer.width != net.sizes[0]:
-            raise ValueError(f"{path!r}: the pipeline makes {transformer.width} columns; the network takes {net.sizes[0]}")
-        if remark:
-            say(f"note: {shown(remark)}")
-        return cls(net, tensors, about, transformer)
+        return cls(net, tensors, about, _require_fitting(path, net, tensors, about))
 
     @property
     def scale(self) -> data.Standardizer | None:

@@ -12,6 +12,7 @@ from mlpcore import data
 from mlpcore.cli.messages import say, shown
 from mlpcore.cli.recipes import RECIPES, Recipe, suited
 from mlpcore.cli.report import have
+from mlpcore.core.errors import listed
 
 
 def is_table(name: str) -> bool:
@@ -95,4 +96,4 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
 
 def some(names: Sequence[str]) -> str:
     """Return the first names, as text."""
-    return ", ".join(shown(name, 60) for name in names[:6]) + (", …" if len(names) > 6 else "")
+    return listed(map(shown, names), 6)

@@ -250,7 +250,7 @@ class _Run:
         """Fit, and say how it went."""
         counts = ", ".join(f"{n:,} {p}" for n, p in zip(self.split.counts, ("training", "validation", "test"), strict=True))
         say(f"seed {self.seed}: {counts} rows{shown(self.split.said)}")
-        used = self.split.preparation.about.get("columns", self.dataset.feature_names)
+        used = set(self.split.preparation.about.get("columns", self.dataset.feature_names))
         for name in self.dataset.feature_names:
             if name not in used:
                 say(f"{shown(name, 60)} is left out: no value of it is in enough training rows to get a column")

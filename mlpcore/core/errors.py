@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -36,10 +37,39 @@ _ELSEWHERE = {  # what others call it
 }  # fmt: skip
 
 
+def cut(text: object, most: int = 60) -> str:
+    """Return the text as a message shows it: cut after so many characters."""
+    whole = str(text)
+    return whole if len(whole) <= most else f"{whole[:most]}…"
+
+
+def short(value: object, most: int = 60) -> str:
+    """Return the value's repr as a message shows it: cut after so many characters."""
+    return f"{value[:most]!r}…" if isinstance(value, str) and len(value) > most else cut(repr(value), most + 2)
+
+
+def line(error: object, most: int = 300) -> str:
+    """Return what another library says as one line, cut after so many characters."""
+    return cut(" ".join(str(error).split()) or type(error).__name__, most)
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Return the first names, each cut after 60 characters, as a message lists them."""
+    first = list(itertools.islice(names, most + 1))
+    return ", ".join([*map(cut, first[:most]), *["…"] * (len(first) > most)])
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like this one; None where none is. Long names are compared by their beginnings."""
+    begins = {other[:60]: other for other in known}
+    near = difflib.get_close_matches(name[:60], begins, n=1)
+    return begins[near[0]] if near else None
+
+
 def unknown(argument: str, name: object, known: Iterable[str]) -> ValueError:
     """The error for a name that is none of the known ones, with the nearest match."""
     known = list(known)
     other = _ELSEWHERE.get(str(name).lower())
-    near = [other] if other in known else difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return ValueError(f"{argument}: unknown name {name!r}{hint} Known: {', '.join(known)}")
+    near = other if other in known else nearest(str(name), known)
+    hint = f"; did you mean {near!r}?" if near else "."
+    return ValueError(f"{argument}: unknown name {short(name)}{hint} Known: {', '.join(known)}")
