@@ -19,7 +19,7 @@ from mlpcore.cli.messages import empty, shown
 from mlpcore.core import inputs
 from mlpcore.formats import model_file
 from mlpcore.formats.atomic import replacing
-from mlpcore.formats.kinds import VACANT, Kind, kind
+from mlpcore.formats.kinds import VACANT, Kind, kind, progress
 
 Call = Mapping[str, Any]
 KEY = "mlpcore"  # of the text in a picture
@@ -55,7 +55,7 @@ def require_folder(out: Path) -> None:
         raise NotADirectoryError(f"{name}: {shown(str(place))} is a link that leads nowhere; name another folder")
     if not place.is_dir():
         raise NotADirectoryError(f"{name}: {shown(str(place))} is a file; name a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise PermissionError(f"{name}: the folder {shown(str(place))} cannot be written; name another one")
 
 
@@ -133,9 +133,19 @@ def _refuse(path: str | Path, there: str) -> NoReturn:
 # -- the calls that made them --------------------------------------------------------------------------------------------
 
 
+def where_stopped(path: Path) -> str:
+    """Return in words how far the unfinished run in a checkpoint has come."""
+    run = _header(path)["trainer"]["run"]
+    return progress(run["epochs"], run["epoch"], run["batch"])
+
+
+def _header(path: Path) -> dict[str, Any]:
+    return model_file.parsed(path, model_file.metadata(path))
+
+
 def saved_call(path: Path) -> Call | None:
     """Return the call that made a model or a checkpoint, from its header; None if it does not say."""
-    about = model_file.parsed(path, model_file.metadata(path)).get("about")
+    about = _header(path).get("about")
     call = about.get("call") if isinstance(about, dict) else None
     return call if isinstance(call, dict) else None
 

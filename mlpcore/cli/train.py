@@ -21,7 +21,7 @@ import numpy as np
 
 import mlpcore as mc
 from mlpcore import data
-from mlpcore.checkpoint import Checkpoints
+from mlpcore.checkpoint import interval
 from mlpcore.cli import outputs
 from mlpcore.cli.messages import say, shown
 from mlpcore.cli.recipes import RECIPES, Recipe, require_settings, widths
@@ -35,6 +35,7 @@ from mlpcore.training.plan import human
 FAILURES = (
     ImportError, OSError, ValueError, TypeError, RuntimeError, MemoryError, LookupError, AttributeError, ArithmeticError,
 )  # fmt: skip
+EVERY = "1 epoch"  # a run is saved unless told otherwise
 
 
 def train(options: argparse.Namespace) -> None:
@@ -158,7 +159,12 @@ class _Places:
         outputs.require_model_place(self.model, call, options.force)
         outputs.require_picture_place(self.picture, call, options.force)
         if self.checkpoint is not None:
-            Checkpoints(self.checkpoint, options.every or "1 epoch") if self.checkpoint.parent != self.out else None
+            interval(options.every or EVERY)
+            folder = self.checkpoint.parent
+            if not folder.is_dir() and folder != self.out:
+                raise FileNotFoundError(
+                    f"--checkpoint {shown(str(self.checkpoint))}: the folder {shown(str(folder))} does not exist"
+                )
             _require_checkpoint_place(self.checkpoint, call, options.resume, options.force)
 
 
@@ -166,6 +172,8 @@ def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, forc
     """Raise a ValueError unless a run that is to begin may replace what is there, or one to resume can go on from it."""
     found = kind(path)
     name = f"--checkpoint {shown(str(path))}"
+    if found.name == "folder":
+        raise IsADirectoryError(f"{name}: is a folder; name a file")
     if found.name not in ("checkpoint", "unfinished"):
         if found.name not in VACANT and (resume or not force):
             remedy = "name another file" if resume else "name another file, or write over it with --force"
@@ -177,7 +185,7 @@ def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, forc
         if other:
             raise ValueError(f"--resume: {shown(str(path))}: {other}; call it as before, or with --force alone to begin anew")
     elif not force and found.name == "unfinished":
-        where = mc.Trainer.load(path, "cpu").unfinished
+        where = outputs.where_stopped(path)
         raise ValueError(f"{name}: there is an unfinished run ({where}); --resume goes on with it, --force begins anew")
     elif not force and other:
         raise ValueError(
@@ -239,7 +247,7 @@ class _Run:
 
     def keep(self, path: Path, call: outputs.Call, options: argparse.Namespace) -> None:
         """Save the run meanwhile, and go on from what was saved, if asked to and there is something."""
-        self.checkpoint = _Checkpoint.at(path, options.every or "1 epoch")
+        self.checkpoint = _Checkpoint.at(path, options.every or EVERY)
         if options.resume and self.checkpoint.before and kind(path).name != "empty":
             self.trainer = mc.Trainer.load(path, options.device)
             self.net, unfinished = self.trainer.net, self.trainer.unfinished
@@ -280,12 +288,12 @@ class _Run:
                 early_stopping=mc.EarlyStopping(self.recipe.patience),
                 progress=not self.quiet and sys.stderr is not None and sys.stderr.isatty(),  # a log keeps every frame
                 checkpoint=kept.path if kept else None,
-                every=kept.every if kept else "1 epoch",
+                every=kept.every if kept else EVERY,
             )
         except (KeyboardInterrupt, SystemExit) as stop:
             if kept and kept.written:
-                where = f" {self.trainer.unfinished}" if self.trainer.unfinished else ""
-                stop.add_note(f"stopped{where}, saved in {kept.path}; the same command with --resume goes on from there")
+                where = outputs.where_stopped(kept.path) if kind(kept.path).name == "unfinished" else "at the end"
+                stop.add_note(f"stopped {where}, saved in {kept.path}; the same command with --resume goes on from there")
             else:
                 stop.add_note("nothing had been saved")
             raise
