@@ -387,6 +387,9 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
     kind = labels.array_kind(Y)
     found = labels.array_names(_numbers(Y, path, "Y") if Y.dtype.kind == "f" else Y, kind)
     classes = labels.sort_names(set(found), kind)
+    for name in classes:
+        if not is_text(name):
+            raise ValueError(f"{path}: Y: the label {short(name)} is no Unicode text, which a model file could hold")
     return Dataset(X, labels.codes(found, classes), names, classes, labels=kind, note=note)
 
 

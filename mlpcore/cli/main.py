@@ -215,4 +215,6 @@ def _number(text: str) -> float:
 
 
 def _limit(text: str) -> int | str:
-    return int(text) if text.isdecimal() and len(text) < 30 else text
+    if len(text) > 60:
+        raise argparse.ArgumentTypeError(f"expected bytes, such as '64 MiB'; got {text!r:.60}")
+    return int(text) if text.isdecimal() else text

@@ -38,7 +38,8 @@ def opened() -> Iterator[Output]:
     try:
         yield output
     finally:
-        say("", end="")  # what others have printed, argparse's help for one
+        if output.lost is None:
+            output.lost = _write(sys.stdout, "")  # what argparse has printed
         log.removeHandler(handler)
         _output.reset(token)
 
@@ -49,18 +50,26 @@ class _Log(logging.Handler):
             complain(f"note: {record.getMessage()}")
 
 
-def say(text: str, end: str = "\n") -> None:
+def say(text: str) -> None:
     """Write a message to standard output; where nobody reads it any more, go on without."""
     output = _output.get()
     if output.aside:
         complain(text)
     elif output.lost is None:
-        output.lost = _write(sys.stdout, text + end)
+        output.lost = _write(sys.stdout, text + "\n")
 
 
 def complain(text: str) -> None:
     """Write a message to standard error, if there is one."""
     _write(sys.stderr, text + "\n")
+
+
+def on_terminal() -> bool:
+    """Return whether somebody may be looking at standard error."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # it is closed
+        return False
 
 
 def carry_data() -> None:

@@ -7,6 +7,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlpcore.core import inputs
+from mlpcore.training.plan import parse_bytes
+
 MOST = 1 << 63
 MOST_LAYERS = 1000  # planning them takes a second or so
 
@@ -62,6 +65,8 @@ def require_settings(options: argparse.Namespace) -> None:
             raise ValueError(f"{option} must be a finite number, and not negative; got {value}")
     if options.hidden is not None:
         widths(options.hidden, "--hidden")
+    parse_bytes(options.memory_limit, "--memory-limit", lambda: 1 << 60)  # what is free is known later
+    inputs.path(options.out, "--out")
     if Path(options.out).suffix.lower() in (".safetensors", ".png", ".csv"):
         raise ValueError(f"--out is a folder, where the model and the picture go; got {options.out!r}")
 

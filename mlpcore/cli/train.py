@@ -23,7 +23,7 @@ import mlpcore as mc
 from mlpcore import data
 from mlpcore.checkpoint import interval
 from mlpcore.cli import outputs
-from mlpcore.cli.messages import say, shown
+from mlpcore.cli.messages import on_terminal, say, shown
 from mlpcore.cli.recipes import RECIPES, Recipe, require_settings, widths
 from mlpcore.cli.report import baselines_of, class_figures, draw, print_table, quantity_figures
 from mlpcore.cli.sources import dataset_of, is_table
@@ -286,7 +286,7 @@ class _Run:
                 batch_size=self.recipe.batch,
                 validation=self.split.validation,
                 early_stopping=mc.EarlyStopping(self.recipe.patience),
-                progress=not self.quiet and sys.stderr is not None and sys.stderr.isatty(),  # a log keeps every frame
+                progress=not self.quiet and on_terminal(),  # a log keeps every frame
                 checkpoint=kept.path if kept else None,
                 every=kept.every if kept else EVERY,
             )
