@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from mlpcore import data, labels
 from mlpcore.cli.messages import say, shown
 from mlpcore.cli.sources import is_table, load, refuse_folder
 from mlpcore.core import losses
-from mlpcore.core.errors import short
+from mlpcore.core.errors import cut, short
 
 Array = NDArray[Any]
 
@@ -23,8 +24,13 @@ def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
     net, tensors, about = mc.MLP.load_with(path)
     if not isinstance(about, dict):
         raise ValueError(f"{path!r}: its notes must be names and values; got {short(about)}")
+    if not data.is_text(json.dumps(about, ensure_ascii=False)):
+        raise ValueError(f"{path!r}: its notes hold text that UTF-8 cannot")
     if about.get("loss") is not None:
-        losses.resolve(about["loss"], f"{path!r}: loss")
+        try:
+            losses.resolve(about["loss"], f"{path!r}: loss")
+        except (TypeError, ValueError) as error:
+            raise ValueError(cut(error, 500)) from None
     return net, tensors, about
 
 
@@ -107,5 +113,5 @@ class Model:
         if column in table.column_names:
             return X, tables.truth(table.column(column), classes, kind)
         if target:
-            raise ValueError(f"data {name!r} has no column {column!r}, the target")
+            raise ValueError(f"data {name!r} has no column {short(column)}, the target")
         return X, None

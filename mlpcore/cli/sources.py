@@ -63,7 +63,7 @@ def _kind(dataset: data.Dataset) -> str:
 
 
 def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
-    from mlpcore import tables  # not at import: pandas, pyarrow and scikit-learn
+    from mlpcore import tables  # not at import: pandas and pyarrow
     from mlpcore.big_tables import is_too_big
     from mlpcore.big_tables import load as load_in_pieces
 
