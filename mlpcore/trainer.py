@@ -81,6 +81,10 @@ class Trainer:
             `skipped`.
         seed: of the row order in `fit`, and of dropout.
 
+    Attributes:
+        about: notes for the files, as far as JSON can hold them: `save` writes them, `load` and
+            `mc.MLP.load_with` read them.
+
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
     """

@@ -122,7 +122,7 @@ def test_info_names_the_blas_and_why_there_is_no_cuda(capsys):
         (["train", "digits", "--activation", "rellu"], ["rellu", "relu"]),
         (["train", "digits", "--device", "cuda"], ["device='cuda'", "CUDA"]),
         (["train", "digits", "--memory-limit", "1 KB"], ["memory_limit", "parameters"]),
-        (["train", "digits", "--memory-limit", "much"], ["memory_limit", "much"]),
+        (["train", "digits", "--memory-limit", "much"], ["--memory-limit", "much"]),
         (["predict", "absent.safetensors", "digits"], ["absent.safetensors"]),
         (["plan", "784"], ["sizes", "784"]),
         (["plan", "10,5", "--memory-limit", "1 KB"], ["memory_limit", "parameters"]),

@@ -264,6 +264,7 @@ def test_what_was_saved_before_a_signal_is_said(folder, capsys, monkeypatch):
         ([*CALL, "--out", "a\0b"], ["--out"]),
         ([*CALL, "--out", "x" * 300], ["File name too long"]),
         (["check", "absent.safetensors", "--rows", str(10**30)], ["--rows", "2^63"]),
+        (["train", "/dev/full"], ["/dev/full", "no regular file"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else value,
 )
