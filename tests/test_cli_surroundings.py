@@ -30,9 +30,9 @@ CALL = ["train", "t.npz", "--quiet", "--epochs", "2", "--hidden", "4", "--batch"
 
 
 def child(*arguments, **settings):
-    return subprocess.Popen(
-        [sys.executable, "-m", "mlpcore", *arguments], stderr=subprocess.PIPE, **{"stdout": subprocess.PIPE, **settings}
-    )
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    settings = {"stdout": subprocess.PIPE, "env": buffered, **settings}
+    return subprocess.Popen([sys.executable, "-m", "mlpcore", *arguments], stderr=subprocess.PIPE, **settings)
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ import os, sys
 os.environ["MPLBACKEND"] = "module://matplotlib_inline.no_such"
 sys.modules["resource"] = None
 from mlpcore.cli import main
-assert main(["train", "$x^{.npz", *sys.argv[1:]]) == 0
+assert main(["train", "$x^{$.npz", *sys.argv[1:]]) == 0
 assert main(["train", "数.npz", *sys.argv[1:]]) == 0
 for name in [name for name in sys.modules if name.startswith("matplotlib")]:
     sys.modules[name] = None
@@ -180,13 +180,13 @@ assert main(["train", "t.npz", *sys.argv[1:]]) == 0
 
 
 def test_a_finished_training_fails_for_no_library_backend_font_or_name(folder):
-    for name in ("$x^{", "数"):
+    for name in ("$x^{$", "数"):
         os.link("t.npz", f"{name}.npz")
     call = [sys.executable, "-c", SURROUNDED, *CALL[2:]]
     done = subprocess.run(call, capture_output=True, text=True, encoding="utf-8", env={**os.environ, "PYTHONUTF8": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    both = [f"{name}.{suffix}" for name in ("$x^{", "数") for suffix in ("npz", "png", "safetensors")]
+    both = [f"{name}.{suffix}" for name in ("$x^{$", "数") for suffix in ("npz", "png", "safetensors")]
     assert sorted(os.listdir()) == sorted([*both, "t.npz", "t.safetensors"])
     assert "at its peak" not in done.stdout
     last = done.stdout[done.stdout.index("saved t.safetensors") :]
