@@ -29,6 +29,7 @@ from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core import activations, formulas, losses
 from mlpcore.core.activations import Activation
 from mlpcore.core.losses import Objective
+from mlpcore.formats.atomic import replacing
 from mlpcore.mlp import MLP
 
 Array = Any
@@ -456,6 +457,8 @@ if __name__ == "__main__":
     parser.add_argument("--write", action="store_true", help="write the tables into docs/accuracy.md instead of printing them")
     found = {"machine": machine(), **tables()}
     if parser.parse_args().write:
-        PAGE.write_text(written(PAGE.read_text(), found))
+        text = written(PAGE.read_text(), found)
+        with replacing(PAGE) as file:
+            file.write(text.encode())
     else:
         print("\n\n".join(found.values()))

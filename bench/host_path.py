@@ -249,7 +249,7 @@ def main(arguments: Sequence[str]) -> None:
             "machine": machine.describe("cpu"), "commit": machine.commit(),
             "against": options.against, "steps": options.steps, "host_path": found,
         }  # fmt: skip
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        machine.write(result, options.out)
 
 
 if __name__ == "__main__":

@@ -88,10 +88,11 @@ def available_bytes() -> int:
 
 
 def write(result: dict[str, Any], file: Path) -> None:
-    """Write JSON to a file of its own, then rename it: a reader sees the old result or the new one."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, file)
+    """Write JSON: a reader sees the old result or the new one."""
+    from mlpcore.formats.atomic import replacing
+
+    with replacing(file) as opened:
+        opened.write((json.dumps(result, indent=1) + "\n").encode())
 
 
 def save(folder: Path | None, name: str, device: str, found: Any) -> None:

@@ -463,12 +463,12 @@ class MLP:
         Args:
             path: of the file.
             tensors: arrays to store beside the parameters, by name.
-            about: what else to remember, as far as JSON can hold it and gives it back equal, but for tuples, which
-                become lists: at most 100,000,000 bytes of it, in at most 100 levels.
+            about: what else to remember, as far as JSON can hold it and gives it back equal, but for
+                tuples, which become lists: at most 100,000,000 bytes of it, in at most 100 levels.
 
         Raises:
-            OSError: the file cannot be written, or a file is there that is no model of mlpcore, or a checkpoint of
-                an unfinished run; what was there before is intact.
+            OSError: the file cannot be written, or there is one that is no model of mlpcore, or the
+                checkpoint of an unfinished run; what was there before is intact.
             TypeError, ValueError: names the argument, what was expected and what came.
         """
         named = {} if tensors is None else tensors
@@ -484,7 +484,8 @@ class MLP:
     def header(self) -> dict[str, Any]:
         """What a file says of the network beside its parameters, as far as JSON holds it."""
         rows = [_described(activation) for activation in self.activations if activation]
-        ties = {"tied": {str(layer): owner for layer, owner in self.tied.items()}} if self.tied else {}
+        named = {str(layer): owner for layer, owner in self.tied.items()}  # as JSON has it
+        ties = {"tied": named} if named else {}
         flat = {"predicts_1d": True} if self.predicts_1d else {}
         return {"sizes": self.sizes, "bias": self.layout.bias, "activations": rows, **ties, **flat}
 
@@ -505,7 +506,7 @@ class MLP:
         Raises:
             ImportError: the package onnx is not installed.
             TypeError, ValueError: names the argument, what was expected and what came.
-            OSError: the file cannot be written, or a file is there that is no ONNX file; what was there
+            OSError: the file cannot be written, or there is one that is no ONNX file; what was there
                 before is intact.
         """
         rows = {

@@ -456,7 +456,9 @@ class Trainer:
                 that is not finite, or a label, lies further on in a file.
             NonFiniteLoss: J, its gradient or an update overflowed; the parameters, and the checkpoint, are as before that step.
             OSError: the checkpoint cannot be written; the one before is intact. The run is `unfinished`: it can be saved
-                elsewhere, and the same call goes on with it.
+                elsewhere, and the same call goes on with it. At the start, when nothing is trained yet: another
+                training writes the file, or it is no checkpoint, or holds an unfinished run and this trainer
+                was not loaded from one.
         """
         with self._lock:
             return self._fit(
@@ -500,7 +502,8 @@ class Trainer:
         if state.epoch < epochs:  # a schedule without a rate is noticed before anything changes
             self._optimizer.rate(dataclasses.replace(begins, epochs=begins.epochs + (state.batch == 0)))
         keeps_best = stopping is not None and stopping.restore_best
-        claim = contextlib.nullcontext() if checkpoints is None else checkpoints.claimed(self._unfinished is not None)
+        goes_on = self._unfinished is not None
+        claim = checkpoints.claimed(goes_on) if checkpoints else contextlib.nullcontext()
         try:
             with devices.active(self.net.device), claim:
                 self.progress.begun, self.progress.total = begins.begun, begins.total
@@ -665,7 +668,8 @@ class Trainer:
             keep: versions to keep; those before are `name.1.suffix`, `name.2.suffix`, …
 
         Raises:
-            OSError: the file cannot be written; what was there before is intact.
+            OSError: the file cannot be written, or there is one that is no model of mlpcore; what was
+                there before is intact.
             TypeError: optimizer or schedule is a class of the user's own.
         """
         with self._lock:

@@ -65,7 +65,7 @@ class Report:
             self.entries[entry] = {"failed": repr(error), "traceback": traceback.format_exc()}
             traceback.print_exc()
         self.seconds[entry] = round(time.perf_counter() - begin, 2)
-        self.file.write_text(json.dumps(self.content, indent=1) + "\n")
+        machine.write(self.content, self.file)
         text = json.dumps(self.entries[entry])
         print(f"{entry} ({self.seconds[entry]} s): {text[:600]}", flush=True)
 

@@ -1,9 +1,10 @@
 """Files that are whole or not there: written beside their place, forced to the disk, then renamed.
 
-    name  ←  .name.xxxxxxxx.part      until the end; of a long name its digest stands there instead
+    .name.xxxxxxxx.part  →  name      at the end; a digest stands for a long name
 
-A process that is killed leaves such a file behind; the next one that writes `name` takes it away. A writer holds a lock on its
-own, which ends with the process: what is locked is somebody's work. A training locks its file in place, too (`claimed`).
+A process that is killed leaves such a file behind; the next one that writes `name` takes it away. A
+writer holds a lock on its own, which ends with the process: what is locked is somebody's work. A
+training locks its file in place as well (`claimed`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LONGEST = 100  # bytes of a name that temporary names repeat; every file system 
 ACL = "system.posix_acl_access"
 PATIENCE = 1.0  # seconds until a lock counts as a training's; a writer holds one for a moment
 BUSY = "another training writes it; name another file, or wait until it has ended"
-REPLACED = "another training, or a program, has written it since this training began; save to another file"
+REPLACED = "another training, or a program, has written it since this one began; name another file"
 
 Identity = tuple[int, int]  # device and inode
 Entry = tuple[Identity | None, str]  # a folder, and a name in it, whatever path leads there
@@ -40,7 +41,7 @@ _claims: dict[Entry, _Claim] = {}
 _guard = threading.RLock()  # of both, and of renaming
 
 
-# -- the public functions ----------------------------------------------------------------------------------------------
+# -- the public functions --------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -49,11 +50,12 @@ def replacing(path: str | os.PathLike[str], keep: int = 1) -> Iterator[BinaryIO]
 
     If the process is killed, the disk fills up, or the block raises, what was at `path` is still there, unchanged.
 
-    - Links are followed: the file at their end is replaced, and the versions before stand beside that one.
-    - What is no regular file (a device, a pipe, a socket), and what a process has open already (/dev/stdout), is written into.
-      It has no versions.
-    - Mode, owner, group and, on Linux, access control lists and user attributes are those of the file replaced. Where the
-      system refuses to set them, the new file is readable for fewer users, never for more. A new file's mode follows the umask.
+    - Links are followed: the file at their end is replaced, and its versions are in its folder.
+    - Devices, pipes and sockets, and files that a process has open already (/dev/stdout), are written
+      into instead. They have no versions.
+    - Mode, owner, group and, on Linux, access control lists and user attributes are those of the file
+      replaced. Where the system refuses to set them, fewer users can read the new file, never more.
+      A new file's mode follows the umask.
     - Other hard links to the file replaced keep what it held.
 
     Args:
@@ -61,8 +63,8 @@ def replacing(path: str | os.PathLike[str], keep: int = 1) -> Iterator[BinaryIO]
         keep: versions to keep: those before become `name.1.suffix`, `name.2.suffix`, …
 
     Raises:
-        OSError: the folder is missing, the path is a folder, it cannot be written, or another process trains into it; names
-            the path.
+        OSError: the folder is missing, the path is a folder, it cannot be written, or another process
+            trains into it; names the path.
     """
     with naming(path):
         target = followed(path)
@@ -74,16 +76,18 @@ def replacing(path: str | os.PathLike[str], keep: int = 1) -> Iterator[BinaryIO]
 def claimed(path: str | os.PathLike[str], keep: int = 1) -> Iterator[None]:
     """Claim a file for one training, until the block ends or the process does, however it ends.
 
-    Nothing lies beside the file: the claim is a lock on it, which moves on with each `replacing` by this process. Readers do
-    not see it, forked children do not inherit it. Where nothing is there yet, the first to write has it; another training
-    that claimed it as well then gets the error from `replacing`. A file system without locks has none between processes.
+    The claim is a lock on the file itself, which moves on with each `replacing` by this process: no
+    other file is needed. Readers do not see it, forked children do not inherit it. Where there is no
+    file yet, the first training to write one has it; any other that claimed it as well then gets an
+    error from `replacing`. On a file system without locks, only trainings of this process are seen.
 
     Args:
         path: of the file, as for `replacing`.
         keep: versions to keep, as there.
 
     Raises:
-        OSError: another training has claimed it, in this process or another; or a version's name is too long. Names the path.
+        OSError: another training has claimed it, in this process or another; or a version's name is
+            too long. Names the path.
     """
     claim = None
     with naming(path):
@@ -101,7 +105,7 @@ def claimed(path: str | os.PathLike[str], keep: int = 1) -> Iterator[None]:
 
 
 def followed(path: str | os.PathLike[str]) -> Path:
-    """Return the end of a path's links; of a link to what a process has open, the file's number in that process.
+    """Return the end of a path's links; they end at a file that a process has open, /proc/…/fd/1.
 
     Raises:
         OSError: the links go round in a circle, or cannot be read.
@@ -121,7 +125,7 @@ def numbered(path: str | os.PathLike[str], number: int) -> Path:
 
 
 def versions(path: str | os.PathLike[str], keep: int) -> Iterator[Path]:
-    """Yield the file at the end of a path's links, and the numbered ones that `replacing` would move or replace."""
+    """Yield the end of a path's links, and the versions that `replacing` would move or replace."""
     target = followed(path)
     yield target
     for number in range(1, keep):
@@ -138,10 +142,11 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         if not error.strerror:
             raise
-        raise type(error)(error.errno, f"{str(path)!r} cannot be written: {error.strerror}") from error
+        reason = f"{str(path)!r} cannot be written: {error.strerror}"
+        raise type(error)(error.errno, reason) from error
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
 def _is_open_file(place: Path) -> bool:
@@ -149,7 +154,11 @@ def _is_open_file(place: Path) -> bool:
 
 
 def _is_replaced(target: Path) -> bool:
-    """Return whether a file is, or will be, a regular one that may be replaced. Raises OSError for a folder, or without one."""
+    """Return whether a file is, or will be, a regular one that may be replaced.
+
+    Raises:
+        OSError: it is a folder, or its folder does not exist.
+    """
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if not target.parent.is_dir():
@@ -159,7 +168,7 @@ def _is_replaced(target: Path) -> bool:
 
 @contextlib.contextmanager
 def _into(target: Path) -> Iterator[BinaryIO]:
-    """Open what is there already, to write into it: an open file of this process where it stands, others at their end."""
+    """Open what is there already, to write into it: where this process is in it, or at its end."""
     own = re.fullmatch(rf"/proc/{os.getpid()}/fd|/dev/fd", os.path.realpath(target.parent))
     at_end = os.O_APPEND if target.is_file() else 0
     handle = os.dup(int(target.name)) if own else os.open(target, os.O_WRONLY | at_end)
@@ -175,7 +184,8 @@ def _beside(target: Path, keep: int) -> Iterator[BinaryIO]:
     if claim is None:
         _require_unclaimed(target)
     _tidy(target, claim)
-    with _part(target, 0o666 if before is None else 0o600, "exclusive" if claim else "shared") as part:
+    mode = 0o666 if before is None else 0o600
+    with _part(target, mode, "exclusive" if claim else "shared") as part:
         with os.fdopen(part.handle, "wb") as file:
             yield file
             _finish(file, before)
@@ -185,7 +195,7 @@ def _beside(target: Path, keep: int) -> Iterator[BinaryIO]:
 
 
 def _finish(file: BinaryIO, before: _Attributes | None) -> None:
-    """Give a file that has been written the attributes of the one before, and have it on the disk."""
+    """Give a file that has been written the attributes of the one before; force it to the disk."""
     file.flush()
     if before is not None:
         _inherit(file.fileno(), before)
@@ -193,7 +203,11 @@ def _finish(file: BinaryIO, before: _Attributes | None) -> None:
 
 
 def _put(part: _Part, target: Path, keep: int, claim: _Claim | None) -> None:
-    """Give a temporary file the place of the target; a claim moves on to it. Raises OSError where that is not ours."""
+    """Give a temporary file the place of the target; a claim moves on to it.
+
+    Raises:
+        OSError: a training that is not ours has the target.
+    """
     if _claims.get(_entry(target)) is not claim:
         raise OSError(errno.EBUSY, BUSY)
     found = _identity(target)
@@ -212,7 +226,7 @@ def _put(part: _Part, target: Path, keep: int, claim: _Claim | None) -> None:
 
 
 def _put_first(part: _Part, target: Path) -> None:
-    """Give a temporary file a place where nothing may be. Raises OSError if another has been faster."""
+    """Give a temporary file a place that must be free. Raises OSError if another was faster."""
     try:
         os.link(part.name, target)
     except FileExistsError:
@@ -227,12 +241,12 @@ def _require_short_names(target: Path, keep: int) -> None:
         os.stat(numbered(target, keep - 1) if keep > 1 else target)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            text = f"a name such as that of version {keep - 1} is too long" if keep > 1 else error.strerror
-            raise OSError(errno.ENAMETOOLONG, f"{text}; take a shorter one") from None
+            text = f"the name of its version {keep - 1}" if keep > 1 else "its name"
+            raise OSError(error.errno, f"{text} is too long; take a shorter one") from None
 
 
 class _Part(NamedTuple):
-    """A temporary file: its open handle, its name, and the handle that holds its lock (-1: none)."""
+    """A temporary file: its handle, its name, and the handle that holds its lock (-1: none)."""
 
     handle: int
     name: Path
@@ -252,7 +266,7 @@ def _new_name(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _part(target: Path, mode: int, lock: str) -> Iterator[_Part]:
-    """Make a temporary file for the target, locked; at the end its name is gone, and its lock, unless a claim has it."""
+    """Make a temporary file, locked; at the end its name is gone, and its lock unless a claim has it."""
     part = _begun(target, mode, lock)
     try:
         yield part
@@ -279,11 +293,12 @@ def _begun(target: Path, mode: int, lock: str) -> _Part:
 
 def _tidy(target: Path, claim: _Claim | None) -> None:
     """Take away what writers of this file that were killed have left."""
-    ours = re.compile(rf"{re.escape(_stem(target))}\.[a-z0-9_]{{8}}\.part|\.{re.escape(target.name)}\.previous")
+    stem, name = re.escape(_stem(target)), re.escape(target.name)
+    ours = re.compile(rf"{stem}\.[a-z0-9_]{{8}}\.part|\.{name}\.previous")
     with contextlib.suppress(OSError):  # a folder that may be written but not read
         for name in filter(ours.fullmatch, os.listdir(target.parent)):
             left = target.with_name(name)
-            if claim is not None and _identity(left) == claim.seen:  # a second name of the file in place, half numbered
+            if claim is not None and _identity(left) == claim.seen:  # a second name of our file
                 left.unlink(missing_ok=True)
                 continue
             with contextlib.suppress(BlockingIOError):
@@ -294,7 +309,7 @@ def _tidy(target: Path, claim: _Claim | None) -> None:
 
 
 def _move_on(target: Path, keep: int) -> None:
-    """Number the versions there are, the oldest first; at every moment there is a whole file at `target`.
+    """Number the versions there are, the oldest first; there is always a whole file at `target`.
 
     Other processes may number them meanwhile: what is gone has been moved on by them.
     """
@@ -320,7 +335,7 @@ def _second_name(target: Path) -> Iterator[Path]:
         stack.callback(_release, lock)
         try:
             os.link(target, second)
-            stack.callback(second.unlink, missing_ok=True)  # renaming does nothing where both are one file
+            stack.callback(second.unlink, missing_ok=True)  # one file is not renamed to itself
         except OSError:  # a file system without hard links
             part = stack.enter_context(_part(target, 0o600, "shared"))
             with open(target, "rb") as file, os.fdopen(part.handle, "wb") as copy:
@@ -340,7 +355,7 @@ def _force(folder: Path) -> None:
             os.close(handle)
 
 
-# -- mode and owner ----------------------------------------------------------------------------------------------------
+# -- mode and owner --------------------------------------------------------------------------------
 
 
 class _Attributes(NamedTuple):
@@ -366,7 +381,7 @@ def _attributes(target: Path) -> _Attributes | None:
 
 
 def _inherit(handle: int, before: _Attributes) -> None:
-    """Give an open file, which is private so far, the attributes of the one that it replaces, as far as the system allows."""
+    """Give an open file, private so far, the attributes of the one that it replaces, where possible."""
     if sys.platform == "win32":
         return
     wanted = before.status
@@ -385,7 +400,7 @@ def _inherit(handle: int, before: _Attributes) -> None:
 
 
 def _extend(handle: int, extended: Mapping[str, bytes]) -> bool:
-    """Set extended attributes; return whether the access control list is now the one given, or none where none is."""
+    """Set extended attributes; return whether the access control list is now the one given, if any."""
     if sys.platform != "linux":
         return True
     for name in sorted(extended, key=ACL.__eq__):  # the list last
@@ -402,7 +417,7 @@ def _extend(handle: int, extended: Mapping[str, bytes]) -> bool:
     return True
 
 
-# -- locks -------------------------------------------------------------------------------------------------------------
+# -- locks -----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -421,27 +436,19 @@ class _Claim:
 
 
 def _claim(target: Path) -> _Claim:
-    """Lock the file in place, if there is one. Raises OSError if another training has claimed it."""
+    """Lock the file in place, if there is one. Raises OSError if another training has done so."""
     with _guard:
         claim = _Claim(_entry(target))
         if claim.entry in _claims:
             raise OSError(errno.EBUSY, BUSY)
         _claims[claim.entry] = claim
-    end = time.monotonic() + PATIENCE
     try:
-        while True:
-            late = time.monotonic() > end
-            try:
-                claim.handle = _locked(target, "exclusive")
-            except BlockingIOError:
-                if late:
-                    raise OSError(errno.EBUSY, BUSY) from None
-                time.sleep(0.01)
-                continue
-            claim.seen = _identity(target)
-            if claim.handle < 0 or late or _identity(claim.handle) == claim.seen:
-                return claim
+        for _ in range(100):  # a file that is replaced at every moment is not
+            claim.handle, claim.seen = _patiently_locked(target, "exclusive"), _identity(target)
+            if claim.handle < 0 or _identity(claim.handle) == claim.seen:
+                break
             _release(claim.handle)  # that file has been replaced meanwhile
+        return claim
     except BaseException:
         _claims.pop(claim.entry, None)
         raise
@@ -449,10 +456,19 @@ def _claim(target: Path) -> _Claim:
 
 def _require_unclaimed(target: Path) -> None:
     """Raise an OSError if another process trains into a file."""
-    try:
-        _release(_locked(target, "shared"))
-    except BlockingIOError:
-        raise OSError(errno.EBUSY, BUSY) from None
+    _release(_patiently_locked(target, "shared"))
+
+
+def _patiently_locked(target: Path, how: str) -> int:
+    """Lock a file as `_locked` does. Raises OSError where another lock, a training's, stays."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return _locked(target, how)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise OSError(errno.EBUSY, BUSY) from None
+        time.sleep(0.01)
 
 
 def _identity(file: Path | int) -> Identity | None:
@@ -471,11 +487,11 @@ def _entry(target: Path) -> Entry:
 def _locked(place: Path, how: str) -> int:
     """Open a file and lock it; return the handle that holds the lock, -1 where the system has none.
 
-    The handle is opened for that alone, so that a forked child can close it whatever else it has inherited.
+    The handle is opened for that alone, so that a forked child can close it.
 
     Args:
         place: of the file.
-        how: "shared", by those who write one file once; "exclusive", by a training or one that takes the file away.
+        how: "shared", by those who write a file once; "exclusive", by a training, or to take it away.
 
     Raises:
         BlockingIOError: another lock is in the way.
@@ -521,4 +537,8 @@ def _forget() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_forget)
+    os.register_at_fork(
+        before=_guard.acquire,
+        after_in_parent=_guard.release,
+        after_in_child=_forget,
+    )

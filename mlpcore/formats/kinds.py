@@ -1,6 +1,6 @@
-"""The kinds of files, told from their first bytes or their headers, so that none is written over another.
+"""The kinds of files, told from their beginnings, so that none is written over another.
 
-Nothing is read as a whole, however large the file is: a damaged tensor is for `model_file.read` to find.
+Only headers are read, however large the file is: `model_file.read` finds damaged tensors.
 """
 
 from __future__ import annotations
@@ -16,14 +16,23 @@ from typing import Any, NamedTuple
 from mlpcore.formats import atomic, model_file, onnx_file
 
 NETWORKS = ("model", "checkpoint")  # what another network may replace
-CHECKPOINTS = ("checkpoint", "unfinished")  # what `fit` may replace: a run saves itself again and again
+CHECKPOINTS = (
+    "checkpoint",
+    "unfinished",
+)  # what `fit` may replace: a run saves itself again and again
 TRAINERS = ("model", *CHECKPOINTS)  # what `Trainer.save` may replace
-VACANT = ("nothing", "empty", "folder", "special")  # where nothing is lost; a folder is refused by who writes
+VACANT = (
+    "nothing",
+    "empty",
+    "folder",
+    "special",
+)  # where nothing is lost; a folder is refused by who writes
 BEGINNINGS = (
-    (b"\x89PNG\r\n\x1a\n", "a picture (PNG)"), (b"\xff\xd8\xff", "a picture (JPEG)"), (b"GIF8", "a picture (GIF)"),
-    (b"RIFF", "a RIFF file, such as a picture (WebP) or sound"), (b"%PDF-", "a PDF document"),
-    (b"PAR1", "a Parquet file"), (b"\x93NUMPY", "an array of NumPy (.npy)"), (b"PK\x03\x04", "a ZIP archive, such as .npz"),
-    (b"\x1f\x8b", "a gzip file"), (b"\x89HDF\r\n\x1a\n", "an HDF5 file"), (b"SQLite format 3\0", "an SQLite database"),
+    (b"\x89PNG\r\n\x1a\n", "a picture (PNG)"), (b"\xff\xd8\xff", "a picture (JPEG)"),
+    (b"GIF8", "a picture (GIF)"), (b"RIFF", "a RIFF file, such as a picture (WebP) or sound"),
+    (b"%PDF-", "a PDF document"), (b"PAR1", "a Parquet file"), (b"\x1f\x8b", "a gzip file"),
+    (b"\x93NUMPY", "an array of NumPy (.npy)"), (b"PK\x03\x04", "a ZIP archive, such as .npz"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"), (b"SQLite format 3\0", "an SQLite database"),
     (b"\x7fELF", "a program"), (b"MZ", "a program"), (b"\x80\x04", "a pickle"), (b"\x80\x05", "a pickle"),
 )  # fmt: skip
 _overwriting: ContextVar[bool] = ContextVar("overwriting", default=False)
@@ -99,8 +108,8 @@ def _safetensors(path: str | os.PathLike[str], beginning: bytes) -> Kind:
 
 def _where(run: Any) -> str:
     """Return how far a run has come, in brackets; nothing where its description is none of ours."""
-    found = [run.get(name) for name in ("epochs", "epoch", "batch")] if isinstance(run, Mapping) else []
-    counts = [count for count in found if isinstance(count, int)]
+    names = ("epochs", "epoch", "batch") if isinstance(run, Mapping) else ()
+    counts = [run[name] for name in names if isinstance(run.get(name), int)]
     return f" ({progress(*counts)})" if len(counts) == 3 else ""
 
 

@@ -42,8 +42,8 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapp
 
     Raises:
         OSError: it cannot be written; what was there before is intact.
-        TypeError, ValueError: a tensor's name or dtype, or something in the header, has no place in such a file, or
-            the header has more than 100,000,000 bytes. Nothing has been written then.
+        TypeError, ValueError: a tensor's name or dtype, or something in the header, has no place in
+            such a file, or the header has more than 100,000,000 bytes. Nothing has been written then.
     """
     inputs.path(path)
     text = as_json({"version": VERSION, **header}, "about, and all else in the header,")
@@ -57,7 +57,8 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapp
         if array.dtype.name not in TYPES:
             raise TypeError(f"tensors[{name!r}] of dtype {array.dtype} cannot be stored; known: {', '.join(TYPES)}")
         if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
-            raise TypeError(f"tensors[{name!r}] has masked entries; fill them first, e.g. with .filled(0)")
+            advice = "fill them first, e.g. with .filled(0)"
+            raise TypeError(f"tensors[{name!r}] has masked entries; {advice}")
         whole = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
         arrays.append(whole)
         place = [offset, offset + whole.nbytes]
@@ -76,12 +77,11 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapp
 
 
 def as_json(value: Any, name: str) -> str:
-    """Return a value as JSON that is read back equal: numbers (NaN and infinities, too), text, lists, and dicts by text.
-
-    Tuples are read back as lists.
+    """Return a value as JSON that is read back equal, apart from tuples, which come back as lists.
 
     Raises:
-        TypeError: it is nested deeper than 100 levels, or would not be read back equal. Names what it is.
+        TypeError: it is nested deeper than 100 levels, or would not be read back equal, such as a dict
+            whose keys are not text; says so of `name`.
     """
     try:
         text = json.dumps(value)
@@ -114,7 +114,8 @@ def require_text(value: object, name: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} {value!r:.100} is no text that UTF-8 can hold: it has a lone surrogate") from None
+        reason = "is no text that UTF-8 can hold: it has a lone surrogate"
+        raise ValueError(f"{name} {value!r:.100} {reason}") from None
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
@@ -151,11 +152,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the metadata of a safetensors file, without reading its tensors. Raises as `read` does."""
+    """Return the metadata of a safetensors file, without its tensors. Raises as `read` does."""
     return _opened(path, tensors=False)[0]
 
 
-def _opened(path: str | os.PathLike[str], tensors: bool) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+def _opened(
+    path: str | os.PathLike[str],
+    tensors: bool,
+) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     """Return metadata and, where they are wanted, tensors of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
@@ -165,7 +169,8 @@ def _opened(path: str | os.PathLike[str], tensors: bool) -> tuple[dict[str, str]
     try:
         with safe_open(str(path), "numpy") as file:
             names = file.keys() if tensors else ()
-            return file.metadata() or {}, {name: np.asarray(file.get_tensor(name), order="C") for name in names}
+            found = {name: np.asarray(file.get_tensor(name), order="C") for name in names}
+            return file.metadata() or {}, found
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} is not a safetensors file, or a damaged one: {error}") from None
 
@@ -174,7 +179,7 @@ def parsed(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
     """Return the header in a file's metadata.
 
     Raises:
-        NewerVersion, ValueError: it is no model file of mlpcore, or its header is damaged; says which.
+        NewerVersion, ValueError: it is no model file of mlpcore, or a damaged one; says which.
     """
     if "mlpcore" not in metadata:
         raise ValueError(f"{str(path)!r} is a safetensors file, but not one of mlpcore's")
@@ -184,5 +189,6 @@ def parsed(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} has a damaged header: {error!r}") from None
     if version > VERSION:
-        raise NewerVersion(f"{str(path)!r} has version {version}; this mlpcore reads up to {VERSION}: upgrade it")
+        known = f"this mlpcore reads up to {VERSION}: upgrade it"
+        raise NewerVersion(f"{str(path)!r} has version {version}; {known}")
     return header

@@ -24,7 +24,7 @@ from mlpcore.formats.model_file import as_json, require_text
 
 Array = NDArray[Any]
 OPSET, IR = 17, 8  # what belongs together, and what every runtime since 2022 reads
-NUMBERS, PARTS = {1, 5}, {2, 3, 4, 6, 7, 8, 14, 20, 25, 26}  # the fields of ModelProto in onnx.proto
+NUMBERS, PARTS = {1, 5}, {2, 3, 4, 6, 7, 8, 14, 20, 25, 26}  # fields of ModelProto in onnx.proto
 NEEDED = {1, 7}  # the version of the format, and the graph
 LARGEST = (2 << 30) - (1 << 20)  # bytes of arrays in a protobuf message
 SAME = {
@@ -94,21 +94,22 @@ def _notes(about: Mapping[str, Any]) -> dict[str, str]:
     """Return notes as text, all but text as JSON."""
     if not isinstance(about, Mapping):
         raise TypeError(f"about must be a dict; got {about!r:.100}")
-    notes = {key: value if isinstance(value, str) else as_json(value, "about") for key, value in about.items()}
-    for key, value in notes.items():
+    notes = {}
+    for key, value in about.items():
         require_text(key, "about: the key")
-        require_text(value, f"about[{key!r:.100}]")
+        notes[key] = value if isinstance(value, str) else as_json(value, "about")
+        require_text(notes[key], f"about[{key!r:.100}]")
     return notes
 
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is an ONNX model, told from the tags and lengths of its outermost fields alone."""
+    """Return whether a file is an ONNX model, told from the tags and lengths of its outermost fields."""
     with open(path, "rb") as file:
         size, seen = os.fstat(file.fileno()).st_size, set()
         while file.tell() < size:
             field, coding = divmod(_varint(file), 8)
             value = _varint(file)
-            if value < 0 or not ((coding == 0 and field in NUMBERS) or (coding == 2 and field in PARTS)):
+            if value < 0 or field not in {0: NUMBERS, 2: PARTS}.get(coding, ()):
                 return False
             file.seek(value if coding == 2 else 0, os.SEEK_CUR)
             seen.add(field)

@@ -64,8 +64,14 @@ def files(folder):
 KINDS = {
     "model": ("model", "a model of mlpcore"),
     "checkpoint": ("checkpoint", "a checkpoint of mlpcore"),
-    "unfinished": ("unfinished", "a checkpoint of mlpcore with an unfinished run (in epoch 1 of 3, after 3 of its batches)"),
-    "link": ("unfinished", "a checkpoint of mlpcore with an unfinished run (in epoch 1 of 3, after 3 of its batches)"),
+    "unfinished": (
+        "unfinished",
+        "a checkpoint of mlpcore with an unfinished run (in epoch 1 of 3, after 3 of its batches)",
+    ),
+    "link": (
+        "unfinished",
+        "a checkpoint of mlpcore with an unfinished run (in epoch 1 of 3, after 3 of its batches)",
+    ),
     "newer": ("newer", "a model of a newer mlpcore"),
     "cut": ("damaged", "a damaged safetensors file of mlpcore"),
     "absurd": ("damaged", "a damaged model of mlpcore"),
@@ -92,3 +98,72 @@ def test_each_kind_is_told_and_none_is_written_over_another(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     files(tmp_path)
     assert {name: tuple(kinds.kind(name)) for name in KINDS} == KINDS
+
+
+OVER = {  # what may be written over which kind, apart from what loses nothing
+    "network": {"model", "checkpoint"},
+    "trainer": {"model", "checkpoint", "unfinished"},
+    "onnx": {"onnx"},
+    "fit": {"checkpoint"},
+    "fit that goes on": {"checkpoint", "unfinished"},
+}
+NOTHING_LOST = {"nothing", "empty", "dangling"}
+
+
+def write(what, path, going_on):
+    if what == "network":
+        mc.MLP([2, 1], device="cpu").save(path)
+    elif what == "trainer":
+        trainer().save(path)
+    elif what == "onnx":
+        mc.MLP([2, 1], device="cpu").to_onnx(path)
+    else:
+        one = mc.Trainer.load(going_on, "cpu") if what == "fit that goes on" else trainer()
+        one.fit(X, Y, epochs=3, batch_size=10, progress=False, checkpoint=path)
+
+
+@pytest.mark.parametrize("what", OVER)
+def test_nothing_is_written_over_a_file_of_another_kind(what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files(tmp_path)
+    (tmp_path / "going on").write_bytes((tmp_path / "unfinished").read_bytes())
+    for name, (kind, text) in KINDS.items():
+        if name in ("folder", "pipe", "model/below"):  # for test_atomic.py
+            continue
+        if kind in OVER[what] or name in NOTHING_LOST:
+            write(what, name, "going on")
+            continue
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(FileExistsError) as caught:
+            write(what, name, "going on")
+        assert repr(name) in str(caught.value)
+        assert text in str(caught.value)
+        assert "delete" in str(caught.value)
+        assert (tmp_path / name).read_bytes() == before
+    assert os.path.islink("link")
+
+
+def test_versions_that_would_be_replaced_are_looked_at_as_well(tmp_path):
+    path, other = tmp_path / "run.safetensors", tmp_path / "run.1.safetensors"
+    other.write_text("mine")
+    for attempt in (
+        lambda: trainer().save(path, keep=2),
+        lambda: trainer().fit(X, Y, progress=False, checkpoint=path, keep=3),
+    ):
+        with pytest.raises(FileExistsError, match=r"run\.safetensors' .*run\.1\.safetensors' is text; delete it"):
+            attempt()
+    trainer().save(path)
+    assert other.read_text() == "mine"
+
+
+def test_a_fit_that_is_refused_has_changed_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files(tmp_path)
+    one = trainer()
+    before = one.net.parameters.copy()
+    message = r"in epoch 1 of 3, .*: Trainer\.load goes on with it; delete the file to begin anew, or name another"
+    with pytest.raises(FileExistsError, match=message):
+        one.fit(X, Y, epochs=2, progress=False, checkpoint="unfinished")
+    assert (one.unfinished, one.progress.step, one.history) == (None, 0, {})
+    np.testing.assert_array_equal(one.net.parameters, before)
+    one.fit(X, Y, epochs=1, progress=False, checkpoint="another")

@@ -2,10 +2,14 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
 from safetensors.numpy import load_file
 
 import mlpcore as mc
@@ -81,6 +85,100 @@ def test_absurd_headers_are_refused_by_size_before_anything_is_allocated(tmp_pat
             path.write_bytes(length.to_bytes(8, "little") + head)
             with pytest.raises(ValueError, match=r"file\.safetensors"):
                 model_file.read(path)
+
+
+# -- what is saved can be loaded --
+
+
+def nested(levels):
+    inner = []
+    for _ in range(levels - 1):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize(
+    "about", [{1: 2}, {None: 1}, {True: 1}, {"a": {2: 3}}, {"a": {1}}, {"a": b"b"}, {"a": "\ud83d\ude00"}, {"a": 10**5000},
+              {"a": np.float32(1)}, nested(100), nested(100_000), {"a": np.zeros(2)}],
+    ids=range(12),
+)  # fmt: skip
+def test_what_would_not_come_back_as_it_went_in_is_refused(about, tmp_path):
+    with pytest.raises(TypeError, match="about, and all else in the header, must be what JSON can hold"):
+        mc.MLP([1, 1]).save(tmp_path / "file", about=about)
+    with pytest.raises(TypeError, match="about"):
+        mc.MLP([1, 1]).to_onnx(tmp_path / "file", about={"x": [about]})
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_saved_comes_back_equal(tmp_path):
+    path, nan = tmp_path / "file", float("nan")
+    about = {"a": [nan, float("inf"), -0.0, 1e-320, 1 << 200, None, True], "": "\ud800", "t": (1, 2), "d": nested(98)}
+    tensors = {"": np.zeros(3), "a\0b": np.zeros((0, 2)), "\U0001f600": np.float64(2), "x" * 10_000: np.ones((1,) * 40)}
+    net = mc.MLP([1, 1])
+    net.save(path, about=about, tensors=tensors)
+    _, found, header = mc.MLP.load_with(path)
+    assert repr(header) == repr({**about, "t": [1, 2]})
+    assert {name: (x.shape, x.tolist()) for name, x in found.items()} == {
+        name: (np.shape(x), np.asarray(x).tolist()) for name, x in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\udfff", "__metadata__", "parameters", 1, None])
+def test_a_tensors_name_that_cannot_be_read_again_is_refused(name, tmp_path):
+    with pytest.raises((TypeError, ValueError), match=r"tensors: .* (cannot be a name|is no text)"):
+        mc.MLP([1, 1]).save(tmp_path / "file", tensors={name: np.zeros(1), "b": np.zeros(1)})
+    with pytest.raises(TypeError, match="masked entries"):
+        mc.MLP([1, 1]).save(tmp_path / "file", tensors={"a": np.ma.masked_array([1.0], [True])})
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_largest_header_that_is_written_is_the_largest_that_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    head = json.dumps({"__metadata__": {"mlpcore": '{"version": 1}'}}).encode()
+    for more, fits in ((0, True), (8, False)):
+        length = model_file.LARGEST + more
+        path.write_bytes(length.to_bytes(8, "little") + head + b" " * (length - len(head)))
+        if fits:
+            assert model_file.read(path)[0] == {"version": 1}
+        else:
+            with pytest.raises(ValueError, match="header too large"):
+                model_file.read(path)
+    path.unlink()
+    model_file.write(path, {"x": ""}, {})
+    shortest = int.from_bytes(path.read_bytes()[:8], "little")
+    monkeypatch.setattr(model_file, "LARGEST", shortest)
+    model_file.write(path, {"x": ""}, {})
+    with pytest.raises(ValueError, match=rf"about, .* has {shortest + 8:,} bytes; .* at most {shortest:,}"):
+        model_file.write(path, {"x": "12345678"}, {})
+    assert model_file.read(path)[0]["x"] == ""
+
+
+TEXT = st.text(st.characters(exclude_categories=[]), max_size=4)  # surrogates, too
+KEYS = st.one_of(TEXT, st.integers(), st.booleans(), st.none(), st.floats())
+SIMPLE = st.one_of(TEXT, st.integers(), st.booleans(), st.none(), st.floats(), st.binary(max_size=2))
+VALUES = st.recursive(SIMPLE, lambda x: st.one_of(st.lists(x, max_size=3), st.dictionaries(KEYS, x, max_size=3)), max_leaves=8)
+ARRAYS = arrays(
+    st.one_of(scalar_dtypes(), st.sampled_from([">f8", "<f2", ">i2", "bool"]).map(np.dtype)),
+    array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3),
+)
+
+
+@settings(max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(VALUES, st.dictionaries(st.one_of(TEXT, st.just("__metadata__")), ARRAYS, max_size=3))
+def test_any_header_and_tensors_come_back_equal_or_are_refused(about, tensors):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        try:
+            model_file.write(path, {"about": about}, tensors)
+        except (TypeError, ValueError):
+            assert os.listdir(folder) == []
+            return
+        header, found = model_file.read(path)
+    assert repr(header["about"]) == repr(about)
+    assert sorted(found) == sorted(tensors)
+    for name, array in tensors.items():
+        assert (found[name].shape, found[name].dtype.name) == (array.shape, array.dtype.name)
+        np.testing.assert_array_equal(found[name], array)
 
 
 # -- whole or not there --

@@ -83,7 +83,7 @@ def inspect(folder: Path, least: int) -> int:
         if name.endswith(".safetensors"):
             found[name] = mc.Trainer.load(folder / name, "cpu").progress.step
         else:
-            assert name.endswith(".part") or name == ".run.safetensors.previous", name
+            assert name.endswith(".part"), name
     newest = found.pop("run.safetensors", -1)
     assert newest >= least
     assert all(step <= newest for step in found.values())
