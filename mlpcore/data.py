@@ -38,7 +38,7 @@ _DAMAGES = (  # what zipfile and NumPy raise over a damaged archive
     ValueError, OSError, EOFError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, SyntaxError,
     zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
 )  # fmt: skip
-FORMAT = 1  # of what a model file says of its input: docs/tables.md promises to read each one up to it
+FORMAT = 1  # of what a model file says of its input: docs/tables.md promises to read them all
 MOST_CLASSES = 100  # an archive's Y of whole numbers with more values is a quantity
 
 
@@ -254,7 +254,7 @@ class Standardizer:
 
     @classmethod
     def restore(cls, tensors: Mapping[str, np.ndarray], size: int, prefix: str = "", exact: bool = True) -> Standardizer:
-        """Return the standardizer of so many columns of a model file, with its rest if it is to be `exact`.
+        """Return the standardizer of so many columns of a model file, with its rest if `exact`.
 
         Raises:
             ValueError: a tensor is missing or does not fit; names it.
@@ -485,7 +485,7 @@ def _archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _read(path: str | Path, key: str) -> np.ndarray:
-    """Return one array of an .npz archive; ValueError where there is no such archive, key or plain array."""
+    """Return one array of an .npz archive; ValueError where there is no such plain array."""
     with _archive(path) as archive:
         held = [name.removesuffix(".npy") for name in archive.namelist()]
         if held.count(key) > 1:
@@ -505,7 +505,7 @@ def _read(path: str | Path, key: str) -> np.ndarray:
 
 
 def _require_size(file: IO[bytes], size: int) -> None:
-    """Raise a ValueError unless an array in NumPy's format holds what its header promises, before memory is taken for it."""
+    """Raise a ValueError unless an array in NumPy's format is as long as its header promises."""
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:  # what NumPy writes for names of fields that are not ASCII

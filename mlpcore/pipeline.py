@@ -1,11 +1,11 @@
-"""The map from a table's columns to the network's input: how it is fitted, applied, and kept in a model file.
+"""The map from a table's columns to the network's input: fitted, applied, kept in model files.
 
     number     (x - mean) / scale, a missing x replaced by the median of the training rows
-    missing    for each number with gaps in training, one more column that says where they are, standardised
-    category   a column for each frequent value ("missing" is one), and one more that the rare values share
+    missing    for each number with gaps in training, one more column that says where, standardised
+    category   a column for each frequent value ("missing" is one), and one for all rare values
 
-In a model file the fitted numbers are float64 tensors, the names of categories are JSON in UTF-8 (the tensor `pipeline`), and
-the notes list the columns. Nothing in it belongs to another library.
+In a model file the fitted numbers are float64 tensors, the names of categories are JSON in UTF-8
+(the tensor `pipeline`), and the notes list the columns. Nothing in it belongs to another library.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Column:
         kind: "number", "category" or "boolean"; "" where it is left out.
         note: why, in words.
         labels: of a category, the kind of its names (`mlpcore.labels`).
-        origin: of a number, what is taken off before float64: not 0 where integers beyond 2^53 are close to each other.
+        origin: of a number, what is taken off before float64: not 0 where integers beyond 2^53 are
+            close to each other.
     """
 
     name: str
@@ -55,14 +56,28 @@ class Column:
     def restore(cls, name: str, told: Any) -> Column:
         """Return the column that a model file tells of; ValueError where it tells of none."""
         require(
-            isinstance(told, dict) and set(told) == _KEYS, "columns", f"{short(name)} must tell kind, labels, origin, missing"
+            isinstance(told, dict) and set(told) == _KEYS,
+            "columns",
+            f"{short(name)} must tell kind, labels, origin, missing",
         )
-        kind, origin, kinds = told["kind"], told["origin"], ("",) if told["kind"] == "number" else labels.KINDS
-        require(kind in ("number", "category", "boolean"), "columns", f"{short(name)} has a kind that there is not")
+        kind, origin, kinds = (
+            told["kind"],
+            told["origin"],
+            ("",) if told["kind"] == "number" else labels.KINDS,
+        )
+        require(
+            kind in ("number", "category", "boolean"),
+            "columns",
+            f"{short(name)} has a kind that there is not",
+        )
         require(told["labels"] in kinds, "columns", f"{short(name)} has labels that do not fit its kind")
         finite = type(origin) in (int, float) and abs(origin) < 1e300
         require(finite, "columns", f"the origin of {short(name)} must be a number")
-        require(type(told["missing"]) is bool, "columns", f"'missing' of {short(name)} must be true or false")
+        require(
+            type(told["missing"]) is bool,
+            "columns",
+            f"'missing' of {short(name)} must be true or false",
+        )
         return cls(name, kind, labels=told["labels"], origin=float(origin))
 
 
@@ -80,9 +95,10 @@ class Category:
 
     @classmethod
     def fit(cls, values: Array) -> Category:
-        """Return the category of these training rows: at most `MOST_CATEGORIES` columns, each of `LEAST_ROWS` rows.
+        """Return the category of these training rows.
 
-        Where values are equally frequent and one too many, those that come later in the order of names are kept apart.
+        It has at most `MOST_CATEGORIES` columns, each of `LEAST_ROWS` rows. Of values that are equally
+        frequent and too many, those that come later in the order of names are kept apart.
         """
         counts = Counter(values.tolist())
         names: list[Name] = sorted(name for name in counts if name is not None)
@@ -98,11 +114,23 @@ class Category:
     def restore(cls, name: str, told: Any) -> Category:
         """Return the category that a model file tells of; ValueError where it tells of none."""
         where = f"those of {short(name)}"
-        require(isinstance(told, dict) and set(told) == {"apart", "rare"}, "pipeline", f"{where} must be 'apart' and 'rare'")
+        require(
+            isinstance(told, dict) and set(told) == {"apart", "rare"},
+            "pipeline",
+            f"{where} must be 'apart' and 'rare'",
+        )
         parts = [told["apart"], told["rare"]]
-        require(all(isinstance(part, list) for part in parts), "pipeline", f"{where} must be lists of texts")
+        require(
+            all(isinstance(part, list) for part in parts),
+            "pipeline",
+            f"{where} must be lists of texts",
+        )
         values = [*parts[0], *parts[1]]
-        require(all(value is None or is_text(value) for value in values), "pipeline", f"{where} must be texts")
+        require(
+            all(value is None or is_text(value) for value in values),
+            "pipeline",
+            f"{where} must be texts",
+        )
         require(len(set(values)) == len(values) > 0, "pipeline", f"{where} must differ, and be there")
         return cls(*map(tuple, parts))
 
@@ -121,7 +149,7 @@ class Category:
         return [f"{column}_{value}" for value in self.apart] + [f"{column}_infrequent_sklearn"] * bool(self.rare)
 
     def write(self, values: Array, out: Array) -> None:
-        """Write ones into `out` (m, width), which holds zeros; a value that training never saw is taken as rare."""
+        """Write ones into `out` (m, width), which holds zeros; unknown values are taken as rare."""
         places = labels.codes(values, self.apart)
         if self.rare:
             places[places < 0] = len(self.apart)
@@ -189,14 +217,22 @@ class Pipeline:
         """The names of the columns that it makes, in order."""
         numbers = [column.name for column in self.columns[: len(self.median)]]
         gaps = [f"missingindicator_{name}" for name, gap in zip(numbers, self.gaps, strict=True) if gap]
-        return (*numbers, *gaps, *(name for c, category in self.coded() for name in category.names(c.name)))
+        return (
+            *numbers,
+            *gaps,
+            *(name for c, category in self.coded() for name in category.names(c.name)),
+        )
 
     def coded(self) -> list[tuple[Column, Category]]:
         """Return the columns that are categories, with their values."""
         return list(zip(self.columns[len(self.median) :], self.categories, strict=True))
 
     def apply(self, X: Mapping[str, Any]) -> Array:
-        """Return the network's input (m, width) float32. ValueError where a number is too large to be standardised."""
+        """Return the network's input (m, width) float32.
+
+        Raises:
+            ValueError: a number is too large to be standardised.
+        """
         columns = [np.asarray(X[column.name]) for column in self.columns]
         rows, count = len(columns[0]), len(self.median)
         out = np.zeros((rows, self.width), np.float32)
@@ -233,14 +269,22 @@ class Pipeline:
         told = {column.name: {"apart": category.apart, "rare": category.rare} for column, category in self.coded()}
         numbers = {"median": self.median, "mean": self.scaler.mean, "scale": self.scaler.scale}
         text = json.dumps(told, ensure_ascii=False).encode()
-        return {"pipeline": np.frombuffer(text, np.uint8), **{f"pipeline {key}": value for key, value in numbers.items()}}
+        return {
+            "pipeline": np.frombuffer(text, np.uint8),
+            **{f"pipeline {key}": value for key, value in numbers.items()},
+        }
 
     @property
     def about(self) -> dict[str, Any]:
         """The notes that a model file keeps of it."""
         gaps = [*self.gaps, *[False] * len(self.categories)]
         columns = {
-            column.name: {"kind": column.kind, "labels": column.labels, "origin": column.origin, "missing": gap}
+            column.name: {
+                "kind": column.kind,
+                "labels": column.labels,
+                "origin": column.origin,
+                "missing": gap,
+            }
             for column, gap in zip(self.columns, gaps, strict=True)
         }
         return {"format": FORMAT, "features": self.names, "columns": columns}
@@ -250,35 +294,56 @@ class Pipeline:
         """Return the pipeline of a model file whose network takes so many columns.
 
         Raises:
-            ValueError: it is of another format or does not fit; names the field. Time and memory are linear in the file's size.
+            ValueError: it is of another format or does not fit; names the field. Time and memory are
+                linear in the file's size.
         """
         text = tensors["pipeline"]
         require(text.dtype == np.uint8 and text.ndim == 1, "pipeline", "it must be text, as bytes")
         if text[:4].tobytes() == b"PK\3\4" or "format" not in about:
             raise ValueError("its table pipeline was written by an older development version of mlpcore; train again")
         told: Any = about.get("columns")
-        require(isinstance(told, dict) and bool(told) and all(map(is_text, told)), "columns", "they must be named")
+        require(
+            isinstance(told, dict) and bool(told) and all(map(is_text, told)),
+            "columns",
+            "they must be named",
+        )
         columns = [Column.restore(name, value) for name, value in told.items()]
         gaps = tuple(bool(value["missing"]) for value in told.values() if value["kind"] == "number")
         numbers = [column for column in columns if column.kind == "number"]
         others = [column for column in columns if column.kind != "number"]
-        require(not any(told[column.name]["missing"] for column in others), "columns", "only numbers have 'missing' as true")
+        require(
+            not any(told[column.name]["missing"] for column in others),
+            "columns",
+            "only numbers have 'missing' as true",
+        )
         median = numbers_of(tensors, "pipeline median", len(gaps))
         scaler = Standardizer.restore(tensors, len(gaps) + sum(gaps), "pipeline ", exact=False)
         found = _categories(text.tobytes(), [column.name for column in others])
         made = cls((*numbers, *others), median, gaps, scaler, found)
-        require(made.width == width, "pipeline", f"it makes {made.width:,} columns; the network takes {width:,}")
-        require(about.get("features") == list(made.names), "features", "they must be the columns that the pipeline makes")
+        require(
+            made.width == width,
+            "pipeline",
+            f"it makes {made.width:,} columns; the network takes {width:,}",
+        )
+        require(
+            about.get("features") == list(made.names),
+            "features",
+            "they must be the columns that the pipeline makes",
+        )
         return made
 
 
 def _categories(text: bytes, names: Sequence[str]) -> tuple[Category, ...]:
-    """Return the categories of these columns from the text of a model file; ValueError where it is another."""
+    """Return the categories that a model file's text tells of; ValueError where it tells of others."""
     try:
         told = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
         told = error
-    require(isinstance(told, dict) and list(told) == list(names), "pipeline", "it must be JSON of the categories' values")
+    require(
+        isinstance(told, dict) and list(told) == list(names),
+        "pipeline",
+        "it must be JSON of the categories' values",
+    )
     return tuple(Category.restore(name, told[name]) for name in names)
 
 

@@ -591,7 +591,7 @@ def readable(where: str) -> Iterator[None]:
 
 
 def opened(path: Path, where: str, **options: Any) -> Any:
-    """Return a `ParquetFile`, whose pages are compared with their checksums where there are any; `where` as in `readable`."""
+    """Return a `ParquetFile` that verifies the checksums of pages; `where` as in `readable`."""
     try:
         from pyarrow import parquet
     except ImportError as error:
@@ -614,7 +614,7 @@ def arrow_source(path: Path) -> Any:
 
 
 def read_batches(file: Any, where: str, rows: int, group: int, columns: Sequence[str]) -> Iterator[Any]:
-    """Yield the record batches of a row group, of so many rows at most, each sound in itself; `where` as in `readable`."""
+    """Yield the validated record batches of a row group, of so many rows at most."""
     with readable(where):
         batches, left = file.iter_batches(rows, [group], columns), file.metadata.row_group(group).num_rows
     while True:

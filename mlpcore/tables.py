@@ -198,7 +198,7 @@ def without_views(table: pa.Table) -> pa.Table:
 
 
 def with_categories(table: pa.Table, names: Collection[str]) -> pa.Table:
-    """Return the table with the columns of these names as categories: Arrow reads those of numbers as numbers."""
+    """Return the table with these columns as categories: Arrow reads those of numbers as numbers."""
 
     def change(field: pa.Field, values: pa.ChunkedArray) -> pa.ChunkedArray:
         coded = field.name in names and not pa.types.is_dictionary(field.type)
@@ -222,7 +222,7 @@ def _delimiter(source: Path) -> str:
 
 
 def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the values without dictionary encoding and spaces around texts; NaN and what CSV takes as missing are missing.
+    """Return the values decoded, without spaces around texts; NaN and what CSV takes as missing are missing.
 
     Decimals have 128 bits at least and times with a zone are in UTC: Arrow does little with others.
     """
@@ -689,7 +689,7 @@ class Transformer(Pipeline):
     """A `Pipeline` that reads other files by what their columns were in training."""
 
     def read(self, path: str | Path, texts: Sequence[str] = ()) -> tuple[pd.DataFrame, pa.Table, list[str]]:
-        """The frame of another file, the file's table, and remarks: values never seen in training.
+        """Return another file's frame, its table, and remarks: values never seen in training.
 
         Each column is read as what it was in training; `texts` names others that are read as text, where the file is.
 

@@ -90,6 +90,7 @@ MANGLED = {
     "a negative shape": lambda path, raw: zipped(path, X=header((-40, -3), rest=b"0" * 960)),
     "a header that is no dict": lambda path, raw: zipped(path, X=b"\x93NUMPY\1\0\6\0[[[[[\n" + b"0" * 960),
     "a header that does not end": lambda path, raw: zipped(path, X=b"\x93NUMPY\1\0\6\0{'de'\n" + b"0" * 960),
+    "a header of uneven lines": lambda path, raw: zipped(path, X=b"\x93NUMPY\1\0\x0e\0if a:\n  b\n c\n" + b"0" * 960),
     "a header of 10^9 bytes": lambda path, raw: zipped(path, X=b"\x93NUMPY\2\0\0\0\0\x40" + b"0" * 960),
     "another version": lambda path, raw: zipped(path, X=SOUND.replace(b"NUMPY\1", b"NUMPY\7")),
     "no array": lambda path, raw: zipped(path, X=b"some text"),
@@ -107,16 +108,24 @@ MANGLED = {
 }
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model of three columns."""
+    folder = tmp_path_factory.mktemp("model")
+    np.savez(folder / "m.npz", X=np.random.default_rng(0).normal(size=(40, 3)), Y=["a", "b"] * 20)
+    call = ["train", str(folder / "m.npz"), "--epochs", "1", "--hidden", "2", "--quiet"]
+    assert main([*call, "--out", str(folder)]) == 0
+    return folder / "m.safetensors"
+
+
 @pytest.mark.parametrize("what", MANGLED)
-def test_an_archive_with_it_is_one_line_that_names_the_file(what, archive, tmp_path, capsys):
-    assert main(["train", str(archive), "--epochs", "1", "--hidden", "2", "--quiet", "--out", str(tmp_path)]) == 0
+def test_an_archive_with_it_is_one_line_that_names_the_file(what, archive, model, tmp_path, capsys):
     zipped(archive, X=SOUND)
     MANGLED[what](archive, archive.read_bytes())
     capsys.readouterr()
-    model, out = str(tmp_path / "t.safetensors"), str(tmp_path / "p.csv")
     for call in (
         ["train", archive, "--out", tmp_path / "o"],
-        ["predict", model, archive, "--out", out],
+        ["predict", model, archive, "--out", tmp_path / "p.csv"],
         ["check", model, archive],
     ):
         assert main([str(part) for part in call]) == 2
@@ -158,8 +167,15 @@ def test_random_damages_of_an_archive_are_found_or_harmless(save, archive):
 
 def sound(path, **options):
     rng = np.random.default_rng(0)
-    columns = {"a": rng.normal(size=ROWS), "b": rng.integers(0, 9, ROWS), "y": rng.normal(size=ROWS)}
-    words = {"s": rng.choice(["p", "q"], ROWS), "k": pa.array(rng.choice(["x", "y"], ROWS)).dictionary_encode()}
+    columns = {
+        "a": rng.normal(size=ROWS),
+        "b": rng.integers(0, 9, ROWS),
+        "y": rng.normal(size=ROWS),
+    }
+    words = {
+        "s": rng.choice(["p", "q"], ROWS),
+        "k": pa.array(rng.choice(["x", "y"], ROWS)).dictionary_encode(),
+    }
     parquet.write_table(pa.table(columns), path.with_name("numbers.parquet"), row_group_size=20, **options)
     parquet.write_table(pa.table({**columns, **words}), path, row_group_size=20, **options)
     return path
@@ -215,7 +231,10 @@ def test_pages_are_compared_with_their_checksums(tmp_path):
 def test_rows_that_are_promised_and_not_there_are_missed(tmp_path):
     """The footer of a longer file on the pages of a shorter one; pyarrow reads fewer rows, and says nothing."""
     path = sound(tmp_path / "t.parquet")
-    with parquet.ParquetFile(path) as file, pytest.raises(ValueError, match="20 rows fewer than it says"):
+    with (
+        parquet.ParquetFile(path) as file,
+        pytest.raises(ValueError, match="20 rows fewer than it says"),
+    ):
         for _ in mc.streams.read_batches(_Short(file), "t.parquet", 64, 0, ["a"]):
             pass
 
@@ -288,7 +307,11 @@ if hasattr(pa, "decimal64"):
 def test_a_column_of_any_type_is_used_left_out_or_refused_by_name(kind, tmp_path):
     columns = {"cc": TYPES[kind], "a": np.arange(float(ROWS)) ** 2, "y": np.arange(ROWS) / 7}
     parquet.write_table(pa.table(columns), tmp_path / "t.parquet", row_group_size=20)
-    path, texts, numbers = tmp_path / "t.parquet", tmp_path / "texts.parquet", tmp_path / "numbers.parquet"
+    path, texts, numbers = (
+        tmp_path / "t.parquet",
+        tmp_path / "texts.parquet",
+        tmp_path / "numbers.parquet",
+    )
     parquet.write_table(pa.table({"cc": ["x", "y"] * 60, "y": columns["y"]}), texts)
     parquet.write_table(pa.table({"cc": columns["a"], "y": columns["y"]}), numbers)
     taken = {column.name: column for column in tables.load(path, "y").columns}
@@ -305,7 +328,18 @@ def test_a_column_of_any_type_is_used_left_out_or_refused_by_name(kind, tmp_path
         attempt(lambda made=made: made.apply(made.read(path)[0]))
     attempt(lambda: mc.Parquet(path, "y"))
     assert bool(used) == (
-        kind in ("string_view", "large_string", "category", "half", "decimal64", "decimal256", "date", "zone", "null")
+        kind
+        in (
+            "string_view",
+            "large_string",
+            "category",
+            "half",
+            "decimal64",
+            "decimal256",
+            "date",
+            "zone",
+            "null",
+        )
     )
 
 
@@ -361,9 +395,25 @@ def test_messages_are_short_however_long_names_and_values_are(names, call, tmp_p
 
 def test_what_is_said_in_training_and_predicting_is_short_too(tmp_path, capsys):
     values = [f"{LONG}{i % 3}" for i in range(90)]
-    parquet.write_table(pa.table({f"{LONG}k": values, "same": [LONG] * 90, "y": np.arange(90) / 7}), tmp_path / "t.parquet")
+    parquet.write_table(
+        pa.table({f"{LONG}k": values, "same": [LONG] * 90, "y": np.arange(90) / 7}),
+        tmp_path / "t.parquet",
+    )
     assert (
-        main(["train", str(tmp_path / "t.parquet"), "--target", "y", "--epochs", "1", "--quiet", "--out", str(tmp_path)]) == 0
+        main(
+            [
+                "train",
+                str(tmp_path / "t.parquet"),
+                "--target",
+                "y",
+                "--epochs",
+                "1",
+                "--quiet",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+        == 0
     )
     for value in (LONG, None):
         parquet.write_table(pa.table({f"{LONG}k": pa.array([value] * 3, pa.string())}), tmp_path / "new.parquet")

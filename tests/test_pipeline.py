@@ -31,7 +31,10 @@ DATA = Path(__file__).parent / "data"
 def of_sklearn(frame, rows, columns):
     """The same by scikit-learn, with means and deviations that keep their digits."""
     numbers = [column.name for column in columns if column.kind == "number"]
-    scaled = make_pipeline(SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler())
+    scaled = make_pipeline(
+        SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True),
+        StandardScaler(),
+    )
     coded = OneHotEncoder(
         handle_unknown="infrequent_if_exist", min_frequency=LEAST_ROWS, max_categories=MOST_CATEGORIES,
         sparse_output=False, dtype=np.float32,
@@ -42,7 +45,10 @@ def of_sklearn(frame, rows, columns):
         warnings.simplefilter("ignore")  # a column without values
         made.fit(frame.iloc[rows])
         exact = Standardizer.fit(scaled_input(made, frame.iloc[rows][numbers]))
-        made.named_transformers_["n"][1].mean_, made.named_transformers_["n"][1].scale_ = exact.mean, exact.scale
+        made.named_transformers_["n"][1].mean_, made.named_transformers_["n"][1].scale_ = (
+            exact.mean,
+            exact.scale,
+        )
         X = made.transform(frame).astype(np.float32)
     return tuple(name.split("__", 1)[1] for name in made.get_feature_names_out()), X
 
@@ -89,7 +95,11 @@ def test_columns_names_and_numbers_are_those_of_scikit_learn_to_the_bit(seed):
 def test_values_apart_are_those_of_scikit_learn_with_ties(counts):
     values = np.array([f"{k:03}" for k, count in enumerate(counts) for _ in range(count)] + [None] * 5, object)
     found = Category.fit(np.random.default_rng(0).permutation(values))
-    encoder = OneHotEncoder(min_frequency=LEAST_ROWS, max_categories=MOST_CATEGORIES, handle_unknown="infrequent_if_exist")
+    encoder = OneHotEncoder(
+        min_frequency=LEAST_ROWS,
+        max_categories=MOST_CATEGORIES,
+        handle_unknown="infrequent_if_exist",
+    )
     encoder.fit(values[:, None])
     rare = encoder.infrequent_categories_[0]
     assert found.rare == (() if rare is None else tuple(rare))
@@ -146,14 +156,30 @@ def test_models_of_each_format_predict_what_they_did(version, what, tmp_path, ca
     """The models, and the predictions beside them, were written by `mlpcore train` and `predict` of their time."""
     name = what.format(f"format-{version}")
     data = DATA / (f"table-format-{version}.csv" if what.startswith("table") else f"{name}.npz")
-    assert main(["predict", str(DATA / f"{name}.safetensors"), str(data), "--out", str(tmp_path / "p.csv")]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                str(DATA / f"{name}.safetensors"),
+                str(data),
+                "--out",
+                str(tmp_path / "p.csv"),
+            ]
+        )
+        == 0
+    )
     wanted, found = (list(csv.reader(io.StringIO(path.read_text()))) for path in (DATA / f"{name}.csv", tmp_path / "p.csv"))
     assert found[0] == wanted[0]
     assert len(found) == len(wanted) > 5
     for ours, theirs in zip(found[1:], wanted[1:], strict=True):
         numbers = slice(1 if "classes" in what else 0, None)
         assert ours[: numbers.start] == theirs[: numbers.start]
-        np.testing.assert_allclose([float(x) for x in ours[numbers]], [float(x) for x in theirs[numbers]], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            [float(x) for x in ours[numbers]],
+            [float(x) for x in theirs[numbers]],
+            rtol=1e-6,
+            atol=1e-6,
+        )
     capsys.readouterr()
 
 
@@ -169,7 +195,11 @@ def test_a_newer_format_asks_for_an_upgrade_and_the_one_of_before_for_training(t
         assert "format 2; this mlpcore reads up to 1: upgrade mlpcore" in error
     net, tensors, about = mc.MLP.load_with(DATA / "table-format-1-classes.safetensors")
     del about["format"]
-    net.save(path, tensors={**tensors, "pipeline": np.frombuffer(b"PK\3\4 a zip file of skops", np.uint8)}, about=about)
+    net.save(
+        path,
+        tensors={**tensors, "pipeline": np.frombuffer(b"PK\3\4 a zip file of skops", np.uint8)},
+        about=about,
+    )
     assert main(["predict", path, str(DATA / "table-format-1.csv"), "--out", str(tmp_path / "p.csv")]) == 2
     assert "written by an older development version of mlpcore; train again" in capsys.readouterr().err
     assert not (tmp_path / "p.csv").exists()
@@ -183,7 +213,11 @@ def forged(made):
     number, category = names[0], names[-1]
 
     def column(name, **changes):
-        return "columns", {}, {"columns": {**about["columns"], name: {**about["columns"][name], **changes}}}
+        return (
+            "columns",
+            {},
+            {"columns": {**about["columns"], name: {**about["columns"][name], **changes}}},
+        )
 
     def values(name, **changes):
         return "pipeline", {"pipeline": as_tensor({**told, name: {**told[name], **changes}})}, {}
@@ -195,13 +229,28 @@ def forged(made):
     yield from (column(number, origin=value) for value in (None, "0", True, 1e300, float("nan"), 10**400, [0.0]))
     yield from (column(number, missing=value) for value in (None, 1, "true"))
     yield from (column(number, kind=value) for value in (None, "", "numbers", ["number"], {}))
-    yield from (column(number, labels="text"), column(category, labels="words"), column(category, labels=[]))
+    yield from (
+        column(number, labels="text"),
+        column(category, labels="words"),
+        column(category, labels=[]),
+    )
     yield from (column(category, missing=True), column(category, more=1))
     yield from (values(category, apart=value) for value in (None, "ab", 5, {}, [1], [["a"]], ["a", "a"], ["\ud800"], [{}]))
     yield from (values(category, rare=value) for value in (None, told[category]["apart"], [True], [1.5]))
     yield values(category, apart=[], rare=[])
     yield values(category, apart=[str(k) for k in range(100_000)])
-    for text in ("", "[]", "{}", "null", "5", "[" * 50_000, '{"a":' * 50_000, "1" * 50_000, '{"c0": 1}', json.dumps(told)[:-1]):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        "null",
+        "5",
+        "[" * 50_000,
+        '{"a":' * 50_000,
+        "1" * 50_000,
+        '{"c0": 1}',
+        json.dumps(told)[:-1],
+    ):
         yield "pipeline", {"pipeline": as_tensor(text)}, {}
     yield "pipeline", {"pipeline": np.array([255, 254], np.uint8)}, {}
     yield "pipeline", {"pipeline": tensors["pipeline"].astype(np.int8)}, {}
@@ -242,7 +291,22 @@ def test_random_changes_of_a_model_never_end_in_anything_but_a_sentence_or_predi
     rng = np.random.default_rng(0)
     net, tensors, about = mc.MLP.load_with(DATA / "table-format-1-classes.safetensors")
     path, data = str(tmp_path / "m.safetensors"), str(DATA / "table-format-1.csv")
-    odd = [None, True, -1, 2**70, 1e308, "", "x" * 5000, [], {}, [[[[]]]], {"a": {"b": []}}, "1", ["no", "yes"], "\u2028"]
+    odd = [
+        None,
+        True,
+        -1,
+        2**70,
+        1e308,
+        "",
+        "x" * 5000,
+        [],
+        {},
+        [[[[]]]],
+        {"a": {"b": []}},
+        "1",
+        ["no", "yes"],
+        "\u2028",
+    ]
 
     def changed(tree):
         if isinstance(tree, dict) and tree and rng.random() < 0.85:
@@ -275,7 +339,11 @@ def test_reading_takes_memory_and_steps_in_proportion_to_the_file():
     made = Pipeline.fit(frame, np.arange(20), [Column("a", "number")])
     about = notes(made)
     about["columns"]["c"] = {"kind": "category", "labels": "text", "origin": 0.0, "missing": False}
-    for text in ("[" * 55_000, '{"c": {"apart": ' * 3000, '{"c": {"apart": [' + '"a", ' * 10_000 + '"b"], "rare": []}}'):
+    for text in (
+        "[" * 55_000,
+        '{"c": {"apart": ' * 3000,
+        '{"c": {"apart": [' + '"a", ' * 10_000 + '"b"], "rare": []}}',
+    ):
         tracemalloc.start()
         with pytest.raises(ValueError, match="'pipeline'"):
             Pipeline.restore({**made.tensors, "pipeline": as_tensor(text)}, about, made.width)

@@ -35,7 +35,7 @@ def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
 
 
 def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: dict[str, Any]) -> Any:
-    """Return what makes the input of the network; ValueError where a note or a scale is not of such a network."""
+    """Return what makes the network's input; ValueError where a note or a scale does not fit."""
 
     def texts(values: Any) -> bool:
         return isinstance(values, list) and all(map(data.is_text, values))

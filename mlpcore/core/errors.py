@@ -60,7 +60,7 @@ def listed(names: Iterable[str], most: int = 10) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like this one; None where none is. Long names are compared by their beginnings."""
+    """Return the known name most like this one, judged by the first 60 characters, or None."""
     begins = {other[:60]: other for other in known}
     near = difflib.get_close_matches(name[:60], begins, n=1)
     return begins[near[0]] if near else None
