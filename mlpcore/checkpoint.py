@@ -205,7 +205,7 @@ class Checkpoints:
         """
         with atomic.claimed(self.path, self.keep):
             found = kinds.kind(self.path)
-            if found.name == "unfinished" and not goes_on:
+            if found.name == "unfinished" and not (goes_on or kinds.anything_goes()):
                 raise FileExistsError(
                     f"checkpoint {self.path!r} is {found.text}: Trainer.load goes on with it; "
                     "delete the file to begin anew, or name another"

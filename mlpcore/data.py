@@ -355,8 +355,9 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
     "classification" or "regression", says it outright. With `target=False` no `Y` is read, and `Dataset.Y` is None.
     Read without pickle. FileNotFoundError, or ValueError naming the file, what was expected and what came.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: no such file; expected an .npz archive with X and Y")
+    if not Path(path).is_file():  # a device may have no end
+        what = "is no regular file" if Path(path).exists() else "no such file"
+        raise FileNotFoundError(f"{path}: {what}; expected an .npz archive with X and Y")
     X = _numbers(_read(path, "X"), path, "X")
     if X.ndim != 2 or X.size == 0:
         raise ValueError(f"{path}: X must have shape (rows, columns), neither 0; got {X.shape}")
@@ -387,6 +388,9 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
     kind = labels.array_kind(Y)
     found = labels.array_names(_numbers(Y, path, "Y") if Y.dtype.kind == "f" else Y, kind)
     classes = labels.sort_names(set(found), kind)
+    for name in classes:
+        if not is_text(name):
+            raise ValueError(f"{path}: Y: the label {shown(name)} is no Unicode text, which a model file could hold")
     return Dataset(X, labels.codes(found, classes), names, classes, labels=kind, note=note)
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -217,8 +217,8 @@ class Run:
         every = None if state.rows is None else state.epochs * state.rows
         done = 0 if state.rows is None else state.epoch * state.rows + min(state.rows, state.batch * state.batch_size)
         with contextlib.ExitStack() as stack:
-            shown = {"unit": "row", "unit_scale": True, "disable": not progress}
-            seen = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+            shown = {"unit": "row", "unit_scale": True, "disable": not (progress and _is_open(sys.stderr))}
+            seen = "ipykernel" in sys.modules or (_is_open(sys.stderr) and sys.stderr.isatty())
             seconds = 0.1 if seen else 10  # between frames: a log file keeps every one
             bar = stack.enter_context(tqdm(total=every, initial=done, mininterval=seconds, **shown))
             if self.checkpoints is not None:
@@ -422,3 +422,8 @@ class Run:
     def best_so_far(self) -> Array | None:
         """Return the best parameters, if there are any that are not in the network already."""
         return self.best if self.state.best is not None and not self.state.ended else None
+
+
+def _is_open(stream: TextIO | None) -> bool:
+    """Return whether a standard stream can be written to; a program without a console has none."""
+    return stream is not None and not stream.closed

@@ -690,7 +690,18 @@ def opened(path: Path, where: str, **options: Any) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"path: there is no file or folder {str(path)!r}")
     with readable(where):
-        return parquet.ParquetFile(path, page_checksum_verification=True, **options)
+        return parquet.ParquetFile(arrow_source(path), page_checksum_verification=True, **options)
+
+
+def arrow_source(path: Path) -> Any:
+    """Return what Arrow can open: the path, or an open file where its name is not UTF-8."""
+    import pyarrow as pa
+
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return pa.OSFile(os.fsencode(path))
+    return path
 
 
 def read_batches(file: Any, where: str, rows: int, group: int, columns: Sequence[str]) -> Iterator[Any]:

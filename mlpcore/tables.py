@@ -25,7 +25,7 @@ from mlpcore import labels
 from mlpcore.core.errors import cut, line, listed, nearest, shown, unknown
 from mlpcore.data import Dataset, Standardizer, Truth, decided, few
 from mlpcore.pipeline import LEAST_ROWS, MOST_CATEGORIES, Column, Pipeline
-from mlpcore.streams import Footer, opened, readable, require_rows
+from mlpcore.streams import Footer, arrow_source, opened, readable, require_rows
 
 try:
     import pandas as pd
@@ -144,7 +144,7 @@ def _read_csv(source: Path, texts: Sequence[str], only: Sequence[str] = ()) -> p
     if size >= (1 << 31) - 1:
         raise ValueError(f"{size:,} bytes of text; from 2 GiB on, write Parquet")
     return csv.read_csv(
-        source,
+        arrow_source(source),
         read_options=csv.ReadOptions(use_threads=False, block_size=size + 1),  # types from all rows, not from the first ones
         parse_options=csv.ParseOptions(delimiter=_delimiter(source), newlines_in_values=True),
         convert_options=csv.ConvertOptions(

@@ -88,6 +88,10 @@ class Trainer:
             `skipped`.
         seed: of the row order in `fit`, and of dropout.
 
+    Attributes:
+        about: notes for the files, as far as JSON can hold them: `save` writes them, `load` and
+            `mc.MLP.load_with` read them.
+
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
     """
@@ -157,6 +161,7 @@ class Trainer:
         self.net, self.loss, self.deterministic = net, loss, deterministic
         self.progress = Progress()
         self.history: History = {}
+        self.about: dict[str, Any] = {}
         self._optimizer, self._settings, self._precision, self._seed = optimizer, settings, precision, seed
         self._calls = threading.RLock()  # held by a call, whatever the thread: one at a time
         self._state = threading.RLock()  # held as well, but not between the steps of `fit`
@@ -831,6 +836,8 @@ class Trainer:
             lists = {name: files.pack(part, names) for name, part, names in _lists(described)}
             tensors |= {name: numbers for name, numbers in lists.items() if len(numbers)}
             header = {"version": model_file.NEWEST, **self.net.header(), "trainer": described}
+            if self.about:
+                header["about"] = self.about
             model_file.write(path, header, tensors, keep)
 
     @classmethod
@@ -857,6 +864,7 @@ class Trainer:
             loss, optimizer = loss_sheet.Loss(**described["loss"]), files.optimizer(described["optimizer"])
             trainer = cls(net, loss, optimizer, **files.arguments(described))
             trainer._go_on(described, tensors)
+            trainer.about = files.typed_value(header.get("about", {}), dict[str, Any], "about")
         except (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} does not hold a trainer: {error!r}") from None
         return trainer
@@ -880,7 +888,7 @@ class Trainer:
             self._step.count_skipped(self.progress)
             vectors, facts = self._step.snapshot()
             kept = ("net", "loss", "_optimizer", "_settings", "_precision", "deterministic", "_seed", "progress", "history",
-                    "_unfinished")  # fmt: skip
+                    "about", "_unfinished")  # fmt: skip
             return {name: getattr(self, name) for name in kept} | {"vectors": vectors, "facts": facts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -888,6 +896,7 @@ class Trainer:
             *(state[name] for name in ("net", "loss", "_optimizer", "_settings", "_precision", "deterministic", "_seed"))
         )
         self.progress, self.history, self._unfinished = state["progress"], state["history"], state["_unfinished"]
+        self.about = state["about"]
         self._step.restore(state["vectors"], state["facts"])
 
     # -- evaluation --

@@ -122,7 +122,7 @@ def test_info_names_the_blas_and_why_there_is_no_cuda(capsys):
         (["train", "digits", "--activation", "rellu"], ["rellu", "relu"]),
         (["train", "digits", "--device", "cuda"], ["device='cuda'", "CUDA"]),
         (["train", "digits", "--memory-limit", "1 KB"], ["memory_limit", "parameters"]),
-        (["train", "digits", "--memory-limit", "much"], ["memory_limit", "much"]),
+        (["train", "digits", "--memory-limit", "much"], ["--memory-limit", "much"]),
         (["predict", "absent.safetensors", "digits"], ["absent.safetensors"]),
         (["plan", "784"], ["sizes", "784"]),
         (["plan", "10,5", "--memory-limit", "1 KB"], ["memory_limit", "parameters"]),
@@ -352,7 +352,7 @@ def test_a_table_is_streamed_on_demand_or_where_memory_is_short(shops, tmp_path,
     assert main([*call, "--out", str(tmp_path / "by itself")]) == 0
     assert "read in pieces" in capsys.readouterr().out
     for more, word in ((["--groups", "kind"], "has 2 value(s)"), (["--splits", "0"], "--splits")):
-        assert main([*call, *more, "--stream", "--out", str(out)]) == 2
+        assert main([*call, *more, "--stream", "--out", str(tmp_path / "other")]) == 2
         assert word in capsys.readouterr().err
     assert main(["train", str(shops), "--target", "dear", "--stream"]) == 2
     assert "only Parquet" in capsys.readouterr().err
@@ -440,7 +440,7 @@ def test_rows_without_a_number_in_a_quantity_are_left_out_and_said(shops, tmp_pa
     frame = pd.read_csv(shops)
     frame.loc[:19, "price"], frame.loc[20:39, "price"] = np.nan, np.inf
     frame.to_csv(shops, index=False)
-    assert main(["train", str(shops), *call, "--epochs", "1"]) == 0
+    assert main(["train", str(shops), *call, "--epochs", "1", "--force"]) == 0
     said = capsys.readouterr().out
     assert "360 rows; 40 more have no price (20 of them an infinite one) and are not used" in said
 
@@ -508,12 +508,12 @@ def test_the_task_of_an_archive_is_said_and_can_be_chosen(tmp_path, capsys):
     X = np.random.default_rng(0).normal(size=(300, 2))
     np.savez(tmp_path / "t.npz", X=X, Y=np.rint(3 * X[:, 0]).astype(int))
     for task, word in ((None, "taken as classes"), ("regression", "a quantity (regression)"), ("classification", "classes (")):
-        assert train(tmp_path / "t.npz", tmp_path, "--epochs", "1", *(["--task", task] if task else [])) == 0
+        assert train(tmp_path / "t.npz", tmp_path, "--epochs", "1", "--force", *(["--task", task] if task else [])) == 0
         said = capsys.readouterr().out
         assert word in said
         assert ("--task" in said) == (task is None)
     np.savez(tmp_path / "t.npz", X=X, Y=np.rint(300 * X[:, 0]).astype(int))
-    assert train(tmp_path / "t.npz", tmp_path, "--epochs", "1") == 0
+    assert train(tmp_path / "t.npz", tmp_path, "--epochs", "1", "--force") == 0
     assert "taken as a quantity (as classes: --task classification)" in capsys.readouterr().out
 
 
@@ -533,7 +533,7 @@ def test_an_export_says_which_columns_float32_is_too_coarse_for(tmp_path, capsys
 
 def command(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "mlpcore.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "mlpcore", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -588,13 +588,13 @@ def test_another_call_does_not_go_on_with_a_run(table, shops, tmp_path, capsys):
     np.savez(table, X=X, Y=Y)
     assert main(["train", str(table), *call, "--resume"]) == 2
     assert "the data are others" in capsys.readouterr().err
-    assert main(["train", str(table), *call, "--every", "1 epoch"]) == 0  # begins anew
+    assert main(["train", str(table), *call, "--every", "1 epoch", "--force"]) == 0  # begins anew
     assert "had come" not in capsys.readouterr().out
     assert main(["train", str(table), *call, "--resume"]) == 0
     assert "had come" in capsys.readouterr().out
-    (tmp_path / "table.checkpoint.safetensors.json").unlink()
-    assert main(["train", str(table), *call, "--resume"]) == 2
-    assert "table.checkpoint.safetensors.json" in capsys.readouterr().err
+    mc.Trainer(mc.MLP([5, 2], output="softmax")).save(tmp_path / "own.safetensors")
+    assert main(["train", str(table), *call, "--resume", "--checkpoint", str(tmp_path / "own.safetensors")]) == 2
+    assert "does not say which call began it" in capsys.readouterr().err
     assert main(["train", str(table), *call, "--resume", "--splits", "2"]) == 2
     assert "--splits" in capsys.readouterr().err
     assert main(["train", str(table), *call, "--every", "now and then"]) == 2
@@ -609,7 +609,7 @@ def test_no_output_replaces_a_file_that_is_something_else(table, tmp_path, capsy
     model = (tmp_path / "table.safetensors").read_bytes()
     for path, said in (
         (table, "is where the data are"), (tmp_path / "table.safetensors", "is where the model goes"),
-        (tmp_path / "table.png", "is where the picture goes"), (own, "is no checkpoint; name another one"),
+        (tmp_path / "table.png", "is where the picture goes"), (own, "no checkpoint of mlpcore train; name another file"),
         (tmp_path / "gone" / "x", "does not exist"), (tmp_path, "is a folder"),
     ):  # fmt: skip
         assert train(table, tmp_path, "--epochs", "1", "--checkpoint", str(path)) == 2
@@ -625,7 +625,7 @@ def test_no_output_replaces_a_file_that_is_something_else(table, tmp_path, capsy
 
 def test_a_limit_in_bytes_is_one_and_a_negative_seed_is_named(table, tmp_path, capsys):
     assert train(table, tmp_path, "--epochs", "1", "--memory-limit", "100000000") == 0
-    assert train(table, tmp_path, "--epochs", "1", "--memory-limit", "7") == 2
+    assert train(table, tmp_path, "--epochs", "1", "--memory-limit", "7", "--force") == 2
     assert "memory_limit 7 bytes is less than" in capsys.readouterr().err
     assert train(table, tmp_path, "--seed", "-1") == 2
     assert "--seed must be at least 0" in capsys.readouterr().err

@@ -5,10 +5,12 @@ Only headers are read, however large the file is: `model_file.read` finds damage
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from mlpcore.formats import atomic, model_file, onnx_file
@@ -33,6 +35,7 @@ BEGINNINGS = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"), (b"SQLite format 3\0", "an SQLite database"),
     (b"\x7fELF", "a program"), (b"MZ", "a program"), (b"\x80\x04", "a pickle"), (b"\x80\x05", "a pickle"),
 )  # fmt: skip
+_overwriting: ContextVar[bool] = ContextVar("overwriting", default=False)
 
 
 class Kind(NamedTuple):
@@ -131,6 +134,21 @@ def _is_text(beginning: bytes) -> bool:
     return not any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in beginning)
 
 
+@contextlib.contextmanager
+def overwriting(whatever: bool = True) -> Iterator[None]:
+    """Let files of any kind be replaced until the block ends, for a caller who has asked its user."""
+    token = _overwriting.set(whatever)
+    try:
+        yield
+    finally:
+        _overwriting.reset(token)
+
+
+def anything_goes() -> bool:
+    """Return whether files of any kind may be replaced."""
+    return _overwriting.get()
+
+
 def require_replaceable(path: str | os.PathLike[str], names: tuple[str, ...], keep: int = 1) -> None:
     """Raise a FileExistsError unless each file that writing would replace is of one of these kinds.
 
@@ -139,6 +157,8 @@ def require_replaceable(path: str | os.PathLike[str], names: tuple[str, ...], ke
         names: of kinds that may be replaced, as in `Kind`; nothing is lost of what is `VACANT`.
         keep: versions kept, whose numbered names are replaced as well.
     """
+    if anything_goes():
+        return
     with atomic.naming(path):
         for place in atomic.versions(path, keep):
             found = kind(place)

@@ -274,7 +274,8 @@ WORDS = [
     "", " ", "-1", "0", "1", "3", "1.5", "nan", "inf", "-inf", "1e400", "1e-400", "9" * 30, "é", "x" * 300, "none", "4,,3",
     "4,0", "4,-3", "relu", "softmax", "squared_error", "sgd", "float64", "cuda:9", "no/such", "FOLDER", "TEXT", "ZIP", "DATA",
     "MODEL", "TABLE", "PARQUET", "RUN", "y", "a", "s", "y=out", "a=category", "s=number", "=", "regression", "5%", "1 B",
-    "9" * 30 + " GiB", "a\0b", "--", "--help", "--nonsense",
+    "9" * 30 + " GiB", "a\0b", "--", "--help", "--nonsense", "9223372036854775808", "9" * 5000, "-", "/dev/null", "/dev/full",
+    "\udcff", "\x1b[31m",
 ]  # fmt: skip
 
 
@@ -383,6 +384,8 @@ class Fuzz:
         arguments = [command]
         if command == "train":
             arguments += ["--quiet", *rng.choice(["--stream", "--resume"], int(rng.integers(3)), replace=False).tolist()]
+        if command in ("train", "predict", "export") and rng.integers(4):  # else most outputs are those of another call
+            arguments.append("--force")
         if options.get("") in ("TABLE", "PARQUET") and command == "train":
             options = {**options, "--target": options["--target"] or "y"}
         for option, value in options.items():

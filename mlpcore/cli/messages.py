@@ -1,0 +1,114 @@
+"""Messages to the terminal: none of them ends the work that it tells of, and none commands the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TextIO
+
+
+@dataclass
+class Output:
+    """The messages of one call of the command.
+
+    Attributes:
+        aside: True where standard output carries data, so that messages go to standard error.
+        lost: the error that ended standard output; what is said from then on is dropped.
+    """
+
+    aside: bool = False
+    lost: OSError | ValueError | None = None
+
+
+_ELSEWHERE = Output()  # of functions that are called outside the command
+_output: ContextVar[Output] = ContextVar("output", default=_ELSEWHERE)
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[Output]:
+    """Take the messages of one call, those of the library's log among them."""
+    output, log, handler = Output(), logging.getLogger("mlpcore"), _Log(logging.WARNING)
+    token = _output.set(output)
+    log.addHandler(handler)
+    try:
+        yield output
+    finally:
+        if output.lost is None:
+            output.lost = _write(sys.stdout, "")  # what argparse has printed
+        log.removeHandler(handler)
+        _output.reset(token)
+
+
+class _Log(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.funcName != "leave":  # how a run was stopped, which the command says in its own words
+            complain(f"note: {record.getMessage()}")
+
+
+def say(text: str) -> None:
+    """Write a message to standard output; where nobody reads it any more, go on without."""
+    output = _output.get()
+    if output.aside:
+        complain(text)
+    elif output.lost is None:
+        output.lost = _write(sys.stdout, text + "\n")
+
+
+def complain(text: str) -> None:
+    """Write a message to standard error, if there is one."""
+    _write(sys.stderr, text + "\n")
+
+
+def on_terminal() -> bool:
+    """Return whether somebody may be looking at standard error."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # it is closed
+        return False
+
+
+def carry_data() -> None:
+    """Leave standard output to the data: messages go to standard error."""
+    _output.get().aside = True
+
+
+def printable(text: str, most: int = 1000) -> str:
+    """Return a text of somebody else's in one line without control characters, cut to `most`."""
+    cut = text if len(text) <= most else f"{text[: most - 1]}…"
+    return "".join(mark if mark.isprintable() else _escaped(mark) for mark in cut)
+
+
+def _escaped(mark: str) -> str:
+    return mark.encode("unicode_escape").decode()
+
+
+def _write(stream: TextIO | None, text: str) -> OSError | ValueError | None:
+    """Write what a stream can show, at once; return the error where it takes no more."""
+    if stream is None:  # a program without a console, or with the stream closed
+        return None
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    lines = "\n".join("".join(m if m.isprintable() else _escaped(m) for m in line) for line in text.split("\n"))
+    try:
+        stream.write(lines.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except (OSError, ValueError) as error:  # of a closed pipe, a full disk; ValueError: a closed stream
+        empty(stream)
+        return error
+    return None
+
+
+def empty(stream: TextIO) -> None:
+    """Drop what a stream could not write, so that the interpreter does not try again when it ends."""
+    with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as stack:
+        number = stream.fileno()
+        kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
+        for handle in (kept, nowhere):
+            stack.callback(os.close, handle)
+        stack.callback(os.dup2, kept, number)
+        os.dup2(nowhere, number)
+        stream.flush()

@@ -1,0 +1,117 @@
+"""The model file that `mlpcore train` writes, and that the other commands read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import mlpcore as mc
+from mlpcore import data, labels
+from mlpcore.cli.messages import printable, say
+from mlpcore.cli.sources import is_table, load, refuse_folder
+from mlpcore.core import losses
+from mlpcore.core.errors import cut, shown
+
+Array = NDArray[Any]
+
+
+def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
+    """As `MLP.load_with`; ValueError where its notes are none, or name no loss that there is."""
+    net, tensors, about = mc.MLP.load_with(path)
+    if not isinstance(about, dict):
+        raise ValueError(f"{path!r}: its notes must be names and values; got {shown(about)}")
+    if not data.is_text(json.dumps(about, ensure_ascii=False)):
+        raise ValueError(f"{path!r}: its notes hold text that UTF-8 cannot")
+    if about.get("loss") is not None:
+        try:
+            losses.resolve(about["loss"], f"{path!r}: loss")
+        except (TypeError, ValueError) as error:
+            raise ValueError(cut(error, 500)) from None
+    return net, tensors, about
+
+
+def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: dict[str, Any]) -> Any:
+    """Return what makes the network's input; ValueError where a note or a scale does not fit."""
+
+    def texts(values: Any) -> bool:
+        return isinstance(values, list) and all(map(data.is_text, values))
+
+    classes: Any = about["classes"]
+    features: Any = about.get("features")
+    kinds = labels.KINDS
+    try:
+        data.require_format(about)
+        fits = texts(classes) and len(set(classes)) == len(classes) in (0, net.sizes[-1])
+        data.require(fits, "classes", f"{net.sizes[-1]:,} different names, or none")
+        data.require(about.get("labels") in (kinds if classes else ("", *kinds)), "labels", f"one of {', '.join(kinds)}")
+        data.require(about.get("loss") is not None, "loss", "the name of a loss")
+        data.require(texts(features) and len(features) == net.sizes[0], "features", f"{net.sizes[0]:,} names")
+        data.require(data.is_text(about.get("target")), "target", "the name of a column")
+        if not classes:
+            data.Standardizer.restore(tensors, net.sizes[-1], "target ")
+        if "pipeline" not in tensors:
+            return data.Standardizer.restore(tensors, net.sizes[0])
+        from mlpcore import tables
+
+        return tables.Transformer.restore(tensors, about, net.sizes[0])
+    except ValueError as error:
+        raise ValueError(f"{path!r}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `mlpcore train` saved."""
+
+    net: mc.MLP
+    tensors: dict[str, Array]
+    about: dict[str, Any]
+    preparation: Any
+
+    @classmethod
+    def load(cls, path: str) -> Model:
+        """Read a model; raise a ValueError that names the file if it is not from `mlpcore train`."""
+        net, tensors, about = load_with(path)
+        if "classes" not in about or not ({"mean", "scale"} <= set(tensors) or "pipeline" in tensors):
+            raise ValueError(f"{path!r} holds a network without its standardisation: it is not from 'mlpcore train'")
+        return cls(net, tensors, about, _require_fitting(path, net, tensors, about))
+
+    @property
+    def scale(self) -> data.Standardizer | None:
+        """Of the target; None for classes."""
+        if self.about["classes"]:
+            return None
+        return data.Standardizer(*(self.tensors[f"target {name}"] for name in ("mean", "scale", "rest")))
+
+    def rows(self, name: str, target: bool) -> tuple[Array, data.Truth | None]:
+        """Return the network's input of every row, and its target if there is one; with `target` there must be one."""
+        refuse_folder(name)
+        classes, kind, column = self.about["classes"], self.about["labels"], self.about["target"]
+        if "pipeline" not in self.tensors:
+            dataset = load(name, target=False)
+            if dataset.X.shape[1] != self.net.sizes[0]:
+                raise ValueError(f"data {name!r} has {dataset.X.shape[1]} columns; the model takes {self.net.sizes[0]}")
+            X = self.preparation.apply(dataset.X)
+            if dataset.Y is None:
+                truth = data.load_truth(name, len(X), classes, kind, self.net.sizes[-1])
+            else:  # flights, digits
+                truth = data.Truth.of_names(np.array(dataset.class_names, object)[dataset.Y], classes) if classes else None
+            if target and truth is None:
+                raise ValueError(f"data {name!r} has no target Y that the model could be checked on")
+            return X, truth
+        if not is_table(name):
+            raise ValueError(f"data {name!r}: the model takes a table (.csv, .tsv, .parquet)")
+        from mlpcore import tables
+
+        frame, table, remarks = self.preparation.read(name, [column] if classes else [])
+        for remark in remarks:
+            say(f"note: {printable(remark)}")
+        X = self.preparation.apply(frame)
+        if column in table.column_names:
+            return X, tables.truth(table.column(column), classes, kind)
+        if target:
+            raise ValueError(f"data {name!r} has no column {shown(column)}, the target")
+        return X, None

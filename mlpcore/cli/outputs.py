@@ -1,0 +1,253 @@
+"""The files that a command writes. Each place is looked at before any work.
+
+What is of another kind there, or of another call, is refused unless --force is given. The file that a command reads is never
+written over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mlpcore.cli.messages import empty, printable
+from mlpcore.core import inputs
+from mlpcore.formats import model_file
+from mlpcore.formats.atomic import replacing
+from mlpcore.formats.kinds import VACANT, Kind, kind, progress
+
+Call = Mapping[str, Any]
+KEY = "mlpcore"  # of the text in a picture
+_MOST = 1 << 20  # bytes of that text
+_BATCH = 1024  # lines that are written at once
+
+
+# -- what may be replaced ----------------------------------------------------------------------------------------------
+
+
+def require_distinct(argument: str, path: str | Path, others: Mapping[str, str | Path]) -> None:
+    """Raise a ValueError if a path leads to one of the others, by whatever name or link."""
+    inputs.path(path, argument)
+    for what, other in others.items():
+        if _is_one_file(path, other):
+            raise ValueError(f"{argument} {printable(str(path))} is where {what}; name another file")
+
+
+def _is_one_file(one: str | Path, other: str | Path) -> bool:
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there
+        return False
+
+
+def require_folder(out: Path) -> None:
+    """Raise an OSError unless files can be written in a folder, or in one that can be made there."""
+    place = next((place for place in (out, *out.parents) if os.path.lexists(place)), Path())
+    name = f"--out {printable(str(out))}"
+    if place.is_symlink() and not place.exists():
+        raise NotADirectoryError(f"{name}: {printable(str(place))} is a link that leads nowhere; name another folder")
+    if not place.is_dir():
+        raise NotADirectoryError(f"{name}: {printable(str(place))} is a file; name a folder")
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise PermissionError(f"{name}: the folder {printable(str(place))} cannot be written; name another one")
+
+
+def require_model_place(path: Path, call: Call, force: bool) -> None:
+    """Raise a ValueError if the file at `path` is not a model that this call of `mlpcore train` made."""
+    found = _looked_at(path, "a model", force)
+    if found is None:
+        return
+    if found.name != "model":
+        _refuse(path, found.text)
+    _require_call(path, "a model", saved_call(path), call)
+
+
+def require_picture_place(path: Path, call: Call, force: bool) -> None:
+    """Raise a ValueError if the file at `path` is not a picture that this call of `mlpcore train` drew."""
+    found = _looked_at(path, "a picture", force)
+    if found is None:
+        return
+    drawn = _parsed(_note_in_picture(path))
+    if drawn is None:
+        _refuse(path, found.text)
+    _require_call(path, "a picture", drawn, call)
+
+
+def require_table_place(path: str, header: str, force: bool) -> None:
+    """Raise a ValueError if the file at `path` does not begin with the header of predictions."""
+    found = _looked_at(path, "predictions", force)
+    if found is None:
+        return
+    first = _encoded(header).rstrip()
+    with open(path, "rb") as file:
+        line = file.read(len(first) + 2)
+    if line.rstrip(b"\r\n") != first and line[: len(first) + 1] != first + b"\n":
+        _refuse(path, f"{found.text}, no predictions of this model")
+
+
+def require_onnx_place(path: str, about: Mapping[str, Any], force: bool) -> None:
+    """Raise a ValueError if the file at `path` is not an ONNX file of the model with these notes."""
+    found = _looked_at(path, "an ONNX file", force)
+    if found is None:
+        return
+    if found.name != "onnx":
+        _refuse(path, found.text)
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        notes = {note.key: note.value for note in onnx.load(path, load_external_data=False).metadata_props}
+    except DecodeError:
+        _refuse(path, "a damaged ONNX file")
+    if "call" not in about or _parsed(notes.get("call")) != about["call"]:
+        _refuse(path, "an ONNX file of another model")
+
+
+def _looked_at(path: str | Path, what: str, force: bool) -> Kind | None:
+    """Return the kind of the file at `path`; None where it may be replaced whatever it is."""
+    found = kind(path)
+    if found.name == "folder":
+        raise IsADirectoryError(f"{printable(str(path))}: is a folder, where {what} would be written; name a file")
+    return None if force or found.name in VACANT else found
+
+
+def _require_call(path: Path, what: str, before: Call | None, call: Call) -> None:
+    if before is None:
+        _refuse(path, f"{what} that mlpcore train did not make, or an older version of it")
+    other = difference(before, call)
+    if other:
+        _refuse(path, f"{what} of another call of mlpcore train: {other}")
+
+
+def _refuse(path: str | Path, there: str) -> NoReturn:
+    raise ValueError(f"{printable(str(path))} is not written over: there is {there}; name another place, or use --force")
+
+
+# -- the calls that made them --------------------------------------------------------------------------------------------
+
+
+def where_stopped(path: Path) -> str:
+    """Return in words how far the unfinished run in a checkpoint has come."""
+    run = _header(path)["trainer"]["run"]
+    return progress(run["epochs"], run["epoch"], run["batch"])
+
+
+def _header(path: Path) -> dict[str, Any]:
+    return model_file.parsed(path, model_file.metadata(path))
+
+
+def saved_call(path: Path) -> Call | None:
+    """Return the call that made a model or a checkpoint, from its header; None if it does not say."""
+    about = _header(path).get("about")
+    call = about.get("call") if isinstance(about, dict) else None
+    return call if isinstance(call, dict) else None
+
+
+def difference(before: Call, call: Call) -> str:
+    """Return in words the first thing that differs from an earlier call, as far as this one is known; "" if none does."""
+    for name, value in json.loads(json.dumps(call)).items():
+        if before.get(name) != value:
+            was = f"was {before.get(name)!r:.100} and is {value!r:.100}"
+            return printable(f"{name} {was}" if name.startswith("--") else f"{name} are others")
+    return ""
+
+
+def _parsed(text: str | None) -> Call | None:
+    try:
+        call = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return None
+    return call if isinstance(call, dict) else None
+
+
+def _note_in_picture(path: Path) -> str | None:
+    """Return the text that mlpcore left in a PNG file; None where there is none."""
+    key = KEY.encode() + b"\0"
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
+            size = int.from_bytes(head[:4], "big")
+            text = file.read(size) if head[4:] == b"tEXt" and size < _MOST else b""
+            if text.startswith(key):
+                return text[len(key) :].decode("latin-1")
+            file.seek(size - len(text) + 4, os.SEEK_CUR)
+    return None
+
+
+# -- standard output, and tables as text -----------------------------------------------------------------------------------
+
+
+def is_standard_output(path: str) -> bool:
+    """Return whether a path is "-", or leads to what standard output is."""
+    if path == "-":
+        return True
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError, AttributeError):  # not there; a stream without a file, or none at all
+        return False
+
+
+def write_lines(path: str, lines: Iterable[str]) -> None:
+    """Write lines of UTF-8 into a file, which is whole or not there, or to standard output.
+
+    Raises:
+        OSError: it cannot be written; names the path.
+    """
+    with _standard_output(path) if is_standard_output(path) else replacing(path) as file:
+        batch: list[str] = []
+        for line in lines:
+            batch.append(line)
+            if len(batch) == _BATCH:
+                file.write(_encoded("".join(batch)))
+                batch.clear()
+        file.write(_encoded("".join(batch)))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
+class _AsText:
+    """A text stream without bytes underneath, such as io.StringIO, written as if it had them."""
+
+    def __init__(self, stream: Any):
+        self.write = lambda data: stream.write(data.decode("utf-8"))
+        self.flush = stream.flush
+
+
+@contextlib.contextmanager
+def _standard_output(path: str) -> Iterator[Any]:
+    stream = sys.stdout
+    if stream is None:
+        raise OSError(f"--out {path}: there is no standard output; name a file")
+    try:
+        stream.flush()
+        file = getattr(stream, "buffer", None) or _AsText(stream)
+        yield file
+        file.flush()
+    except OSError as error:
+        empty(stream)
+        raise type(error)(error.errno, f"--out {path}: standard output takes no more: {error.strerror}") from None
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_SPECIAL = frozenset(',;|"\t\r\n')
+
+
+def cell(text: str) -> str:
+    """Return a text as a cell of a CSV file that no spreadsheet takes for a formula.
+
+    As OWASP's page on CSV injection says: a quote mark goes in front of what could begin a formula, and what separates cells in
+    any country stands between quotes.
+    """
+    if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text):
+        text = f"'{text}"
+    return '"' + text.replace('"', '""') + '"' if _SPECIAL & set(text) else text

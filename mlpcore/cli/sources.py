@@ -1,0 +1,99 @@
+"""The data that a command names: read, and said what it is."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mlpcore import data
+from mlpcore.cli.messages import printable, say
+from mlpcore.cli.recipes import RECIPES, Recipe, suited
+from mlpcore.cli.report import have
+from mlpcore.core.errors import listed
+
+
+def is_table(name: str) -> bool:
+    """Return whether a file is a table, by its name."""
+    return Path(name).suffix.lower() in (".csv", ".tsv", ".parquet", ".pq")
+
+
+def load(name: str, target: bool = True, task: str | None = None) -> data.Dataset:
+    """Return flights, digits, or what an .npz file holds."""
+    if name == "flights":
+        return data.load_flights()
+    if name == "digits":
+        return data.load_digits()
+    if not name.endswith(".npz") and not Path(name).exists():
+        raise ValueError(f"data {name!r} is neither 'flights' nor 'digits' nor a .csv, .tsv, .parquet or .npz file")
+    return data.load_npz(name, target, task)
+
+
+def refuse_folder(name: str) -> None:
+    """Raise a ValueError if the data is a folder."""
+    if name not in RECIPES and Path(name).is_dir():
+        raise ValueError(f"data {name!r} is a folder; the command line reads one file (in Python, mc.Parquet reads folders)")
+
+
+def dataset_of(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
+    """What to train on, with a recipe that suits it; says what it is."""
+    refuse_folder(options.data)
+    if is_table(options.data):
+        return _table_dataset(options)
+    for argument in ("target", "groups", "as", "stream"):
+        if getattr(options, argument):
+            raise ValueError(f"--{argument} is for tables (.csv, .tsv, .parquet); {options.data!r} is none")
+    if options.task and options.data in RECIPES:
+        raise ValueError(f"--task is for tables and .npz files; {options.data} has classes")
+    started = time.perf_counter()
+    dataset = load(options.data, task=options.task)
+    rows, columns = dataset.X.shape
+    seconds = time.perf_counter() - started
+    say(f"{options.data}: {rows:,} rows, {columns} columns, {_kind(dataset)}; read in {seconds:.1f} s")
+    if dataset.note:
+        say(f"Y: {dataset.note}")
+    return dataset, RECIPES.get(options.data, Recipe())
+
+
+def _kind(dataset: data.Dataset) -> str:
+    names = dataset.class_names
+    return f"{len(names)} classes ({some(names)})" if names else "a quantity (regression)"
+
+
+def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
+    from mlpcore import tables  # not at import: pandas and pyarrow
+    from mlpcore.big_tables import is_too_big
+    from mlpcore.big_tables import load as load_in_pieces
+
+    if not options.target:
+        raise ValueError(f"{options.data}: say which column to predict: --target COLUMN")
+    wishes = {}
+    for wish in getattr(options, "as"):
+        column, equals, kind = str(wish).rpartition("=")  # of --as=-- argparse makes an empty list
+        if not equals:
+            raise ValueError(f"--as takes COLUMN=KIND, such as zip=category; got {wish!r}")
+        wishes[column] = kind
+    table: tables.Table
+    if options.stream or is_too_big(options.data):
+        table = load_in_pieces(options.data, options.target, options.task, options.groups, wishes)
+        source = f", read in pieces; columns as told from {len(table.X):,} of them"
+    else:
+        table = tables.load(options.data, options.target, options.task, options.groups, wishes)
+        source = ""
+    target = printable(table.target, 60)
+    if table.dropped:
+        what = f"no {target}" if table.infinite < table.dropped else f"an infinite {target}"
+        part = f" ({table.infinite:,} of them an infinite one)" if 0 < table.infinite < table.dropped else ""
+        source += f"; {table.dropped:,} more {have(table.dropped)} {what}{part} and are not used"
+    note = f"\n  {printable(table.note)}" if table.note else ""
+    say(f"{options.data}: {table.rows:,} rows{source}\nto predict: {target}, {_kind(table)}{note}\nfrom:")
+    columns = [replace(column, name=printable(column.name, 60), note=printable(column.note)) for column in table.columns]
+    say(tables.describe(columns))
+    return table, suited(table.rows)
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names, as text."""
+    return listed(map(printable, names), 6)

@@ -1,0 +1,319 @@
+"""Whose file is it: what the commands write over, and what they refuse before any work."""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import mlpcore as mc
+from mlpcore.cli import main
+from mlpcore.cli.outputs import cell
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with t.npz and other.npz in it: two classes each."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("t", "other")):
+        rng = np.random.default_rng(seed)
+        X = rng.standard_normal((60, 3))
+        np.savez(f"{name}.npz", X=X, Y=np.where(X[:, 0] > 0, "up", "down"))
+    return tmp_path
+
+
+def train(*more, data="t.npz"):
+    return main(["train", data, "--quiet", "--epochs", "2", "--hidden", "4", "--batch", "8", *more])
+
+
+def refused(capsys, status, *words):
+    """Assert that the call was refused in one line that has all these words."""
+    error = capsys.readouterr().err
+    assert status == 2, error
+    assert error.count("\n") == 1, error
+    assert all(word in error for word in words), error
+
+
+def put(path, kind):
+    """Put a file of some kind there; return its bytes."""
+    net = mc.MLP([3, 2], output="softmax")
+    if kind == "text":
+        path.write_text("a,b\n1,2\n")
+    elif kind == "another library's":
+        save_file({"w": np.zeros(3)}, path)
+    elif kind == "a library's model":
+        net.save(path)
+    elif kind == "a checkpoint":
+        mc.Trainer(net).save(path)
+    elif kind == "a picture":
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    return path.read_bytes()
+
+
+# -- train -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(folder, capsys):
+    assert train() == 0
+    model = (folder / "t.safetensors").read_bytes()
+    assert train() == 0
+    assert (folder / "t.safetensors").read_bytes() == model
+    capsys.readouterr()
+    refused(capsys, train("--seed", "1"), "t.safetensors", "another call", "--seed was 0 and is 1", "--force")
+    os.replace("other.npz", "t.npz")
+    refused(capsys, train(), "another call", "the data are others")
+    assert (folder / "t.safetensors").read_bytes() == model
+    assert train("--force") == 0
+    assert (folder / "t.safetensors").read_bytes() != model
+    assert train() == 0
+    assert train("--splits", "2") == 0  # whose model is that of the first
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "word"),
+    [
+        ("t.safetensors", "text", "text"), ("t.safetensors", "another library's", "another library"),
+        ("t.safetensors", "a library's model", "did not make"), ("t.safetensors", "a checkpoint", "checkpoint"),
+        ("t.png", "a picture", "a picture (PNG)"), ("t.png", "text", "text"),
+        ("t.checkpoint.safetensors", "a library's model", "no checkpoint"), ("t.checkpoint.safetensors", "text", "text"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_refused_before_the_data_are_read(name, kind, word, folder, capsys):
+    before = put(folder / name, kind)
+    data = (folder / "t.npz").read_bytes()
+    (folder / "t.npz").write_bytes(b"no archive")
+    refused(capsys, train("--every", "1 epoch"), name, word, "--force")
+    (folder / "t.npz").write_bytes(data)
+    assert (folder / name).read_bytes() == before
+    assert train("--every", "1 epoch", "--force") == 0
+    assert (folder / name).read_bytes() != before
+
+
+def test_no_output_is_the_input_by_whatever_link_even_by_force(folder, capsys):
+    assert train() == 0
+    os.link("t.npz", "hard.safetensors")
+    os.symlink("t.npz", "soft")
+    before = (folder / "t.npz").read_bytes(), (folder / "t.safetensors").read_bytes()
+    os.mkdir("out")
+    os.symlink("../t.npz", "out/t.safetensors")
+    calls = [
+        ["train", "t.npz", "--out", "out"], ["train", "t.npz", "--checkpoint", "hard.safetensors"],
+        ["predict", "t.safetensors", "t.npz", "--out", "soft"], ["predict", "t.safetensors", "soft", "--out", "t.npz"],
+        ["predict", "t.safetensors", "t.npz", "--out", "./t.safetensors"], ["export", "t.safetensors", "t.safetensors"],
+    ]  # fmt: skip
+    os.link("t.safetensors", "hard.onnx")
+    for call in (*calls, ["export", "t.safetensors", "hard.onnx"]):
+        capsys.readouterr()
+        refused(capsys, main([*call, "--force"]), "is where the ", "name another file")
+    assert (folder / "t.npz").read_bytes(), (folder / "t.safetensors").read_bytes() == before
+
+
+@contextlib.contextmanager
+def stopped_at(step):
+    """Interrupt the training after so many steps."""
+    real, steps = mc.Trainer._update, []
+
+    def update(trainer, *rest):
+        steps.append(1)
+        if len(steps) == step:
+            signal.raise_signal(signal.SIGINT)
+        return real(trainer, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mc.Trainer, "_update", update)
+        yield
+
+
+def test_an_unfinished_run_is_not_begun_anew_by_mistake(folder, capsys):
+    call = ["--every", "1 epoch", "--epochs", "3"]
+    kept = folder / "t.checkpoint.safetensors"
+    with stopped_at(8):
+        assert train(*call) == 130
+    assert capsys.readouterr().err == (
+        "mlpcore: interrupted; stopped in epoch 2 of 3, after 2 of its batches, saved in t.checkpoint.safetensors; "
+        "the same command with --resume goes on from there\n"
+    )
+    before = kept.read_bytes()
+    for more in ((), ("--seed", "1")):
+        refused(capsys, train(*call, *more), "an unfinished run (in epoch 2 of 3", "--resume goes on", "--force begins anew")
+    refused(capsys, train(*call, "--seed", "1", "--resume", "--force"), "--seed was 0 and is 1")
+    assert kept.read_bytes() == before
+    real = mc.Trainer.save
+
+    def killed(*rest, **settings):
+        raise KeyboardInterrupt
+
+    mc.Trainer.save = killed
+    try:
+        assert train(*call, "--seed", "1", "--force") == 130  # before its first save
+    finally:
+        mc.Trainer.save = real
+    assert "nothing had been saved" in capsys.readouterr().err
+    assert kept.read_bytes() == before
+    assert os.listdir() == sorted(["t.npz", "other.npz", kept.name], key=os.listdir().index)
+    assert train(*call, "--resume") == 0
+    assert "goes on in epoch 2 of 3" in capsys.readouterr().out
+    resumed = (folder / "t.safetensors").read_bytes()
+    assert train(*call, "--resume") == 0
+    assert "had come to its end" in capsys.readouterr().out
+    assert train(*call) == 0  # the same call may begin anew
+    assert (folder / "t.safetensors").read_bytes() == resumed
+    capsys.readouterr()
+    refused(capsys, train(*call, "--seed", "1", "--out", "new", "--checkpoint", kept.name), "checkpoint of another call")
+    assert train(*call, "--seed", "1", "--out", "new", "--checkpoint", kept.name, "--force") == 0
+
+
+def test_a_call_that_was_killed_is_refused_or_resumed_by_what_the_checkpoint_itself_says(folder, capsys):
+    with stopped_at(8):
+        assert train("--every", "1 epoch") == 130
+    capsys.readouterr()
+    assert sorted(os.listdir()) == ["other.npz", "t.checkpoint.safetensors", "t.npz"]  # no note that could disagree
+    about = mc.MLP.load_with("t.checkpoint.safetensors")[2]
+    assert about["call"]["--epochs"] == 2
+    trainer = mc.Trainer.load("t.checkpoint.safetensors")
+    assert trainer.about == about
+    trainer.about = {**about, "call": {**about["call"], "--seed": 7}}
+    trainer.save("t.checkpoint.safetensors")
+    refused(capsys, train("--every", "1 epoch", "--resume"), "--seed was 7 and is 0")
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda place: place.write_text("mine"), "is a file"), (lambda place: place.symlink_to("nowhere"), "leads nowhere"),
+        (lambda place: place.mkdir(mode=0o555), "cannot be written"),
+    ],
+)  # fmt: skip
+def test_an_out_that_is_no_folder_to_write_in_is_refused_before_the_data_are_read(make, word, folder, capsys):
+    make(folder / "out")
+    user = os.geteuid()
+    if user == 0:  # whom no permission binds
+        folder.chmod(0o755)
+        os.seteuid(65534)
+    try:
+        refused(capsys, train("--out", "out", data="absent.npz"), "--out out", word)
+        refused(capsys, train("--out", "out/deeper", data="absent.npz"), "--out out/deeper", word)
+    finally:
+        os.seteuid(user)
+
+
+# -- predict -----------------------------------------------------------------------------------------------------------
+
+
+def predict(*more):
+    return main(["predict", "t.safetensors", "t.npz", *more])
+
+
+def test_predictions_replace_predictions_and_nothing_else(folder, capsys):
+    assert train() == 0
+    place = folder / "predictions.csv"
+    assert predict() == 0
+    first = place.read_text()
+    assert predict() == 0
+    place.write_text("prediction,p(down),p(up)\nanything\n")
+    assert predict() == 0
+    place.write_text("")
+    assert predict() == 0
+    assert place.read_text() == first
+    capsys.readouterr()
+    for text in ("prediction,p(down),p(up),mine\n", "prediction,p(down)\n", "name,price\na,1\n"):
+        place.write_text(text)
+        refused(capsys, predict(), "predictions.csv", "text", "--force")
+        assert place.read_text() == text
+    model = (folder / "t.safetensors").read_bytes()
+    assert train(data="other.npz") == 0
+    capsys.readouterr()
+    refused(capsys, predict("--out", "other.safetensors"), "a model of mlpcore")
+    assert predict("--force") == 0
+    assert place.read_text() == first
+    assert (folder / "t.safetensors").read_bytes() == model
+
+
+def test_a_dash_is_standard_output_and_leaves_it_to_the_predictions(folder, capfdbinary):
+    assert train() == 0
+    assert predict() == 0
+    whole = (folder / "predictions.csv").read_bytes()
+    for path in ("-", "/dev/fd/1"):
+        capfdbinary.readouterr()
+        call = [sys.executable, "-m", "mlpcore", "predict", "t.safetensors", "t.npz", "--out", path]
+        done = subprocess.run(call, capture_output=True) if path != "-" else None
+        status = 0 if done else predict("--out", path)
+        said = capfdbinary.readouterr()
+        assert status == 0
+        assert (done.stdout if done else said.out) == whole
+        assert b"60 predictions written to standard output\nagainst its Y: " in (done.stderr if done else said.err)
+    assert not (folder / "-").exists()
+
+
+def test_predictions_go_into_pipes_and_devices(folder, capsys):
+    assert train() == 0
+    assert predict() == 0
+    os.mkfifo("pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((folder / "pipe").read_bytes()))
+    reader.start()
+    assert predict("--out", "pipe") == 0
+    reader.join()
+    assert read == [(folder / "predictions.csv").read_bytes()]
+    assert predict("--out", "/dev/null") == 0
+    capsys.readouterr()
+    refused(capsys, predict("--out", "/dev/full"), "/dev/full", "No space left")
+    refused(capsys, predict("--out", "."), "is a folder")
+
+
+# -- export ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_replaces_that_of_the_same_model_and_nothing_else(folder, capsys):
+    pytest.importorskip("onnx")
+    assert train() == 0
+    assert train(data="other.npz") == 0
+    assert main(["export", "t.safetensors", "t.onnx"]) == 0
+    before = (folder / "t.onnx").read_bytes()
+    assert main(["export", "t.safetensors", "t.onnx"]) == 0
+    capsys.readouterr()
+    refused(capsys, main(["export", "other.safetensors", "t.onnx"]), "t.onnx", "ONNX file of another model", "--force")
+    refused(capsys, main(["export", "t.safetensors", "other.npz"]), "other.npz", "ZIP archive", "--force")
+    refused(capsys, main(["export", "t.safetensors", "-"]), "'-' is no file name")
+    assert (folder / "t.onnx").read_bytes() == before
+    assert main(["export", "other.safetensors", "t.onnx", "--force"]) == 0
+    assert (folder / "t.onnx").read_bytes() != before
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+
+def test_no_cell_of_predictions_is_a_formula_and_numbers_stay_as_they_are(folder, capsys):
+    names = ["=1+1", "+3.5e2", "-1", "-x", "@sum(a1)", "a;=2", 'say "hi"', "plain", "＝1", "a=1"]
+    rng = np.random.default_rng(0)
+    np.savez("t.npz", X=rng.standard_normal((200, 2)), Y=np.array(names)[np.arange(200) % 10])
+    assert train() == 0
+    assert predict() == 0
+    text = (folder / "predictions.csv").read_text()
+    assert '"p(a;=2)"' in text.splitlines()[0]
+    rows = list(csv.reader(text.splitlines()))
+    classes = mc.MLP.load_with("t.safetensors")[2]["classes"]  # the names as they are, in the order of the columns
+    assert rows[0] == ["prediction", *(f"p({name})" for name in classes)]
+    assert sorted(classes) == sorted(names)
+    marked = {name: f"'{name}" for name in ("=1+1", "-x", "@sum(a1)", "＝1")}
+    cells = [marked.get(name, name) for name in names]
+    assert {row[0] for row in rows[1:]} <= set(cells)
+    assert {row[0] for row in rows[1:]} & set(marked.values())
+    assert [cell(name) for name in ("\ttab", "-1", "+3.5e2", "a;=2", "-inf")] == [
+        "\"'\ttab\"", "-1", "+3.5e2", '"a;=2"', "'-inf",
+    ]  # fmt: skip
+
+
+def test_the_picture_notes_the_call_as_text(folder):
+    assert train() == 0
+    picture = (folder / "t.png").read_bytes()
+    start = picture.index(b"tEXtmlpcore\0") + 12
+    size = int.from_bytes(picture[start - 16 : start - 12], "big") - 8
+    assert json.loads(picture[start : start + size])["--epochs"] == 2
