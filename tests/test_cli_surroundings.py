@@ -119,7 +119,7 @@ def test_no_name_commands_the_terminal(folder, capsys):
     assert all(mark.isprintable() or mark == "\n" for mark in said)
     assert "\nsaved all" not in said
     assert r"3 classes (a\x1b[31m, b\nsaved all, \u202ec\x9b)" in said
-    assert shown("x" * 2000, 10) == "x" * 9 + "…"
+    assert printable("x" * 2000, 10) == "x" * 9 + "…"
 
 
 def test_help_fits_any_terminal_and_any_encoding(monkeypatch, capsys):

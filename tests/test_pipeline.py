@@ -325,7 +325,7 @@ def test_random_changes_of_a_model_never_end_in_anything_but_a_sentence_or_predi
         if rng.random() < 0.5:
             arrays["pipeline"] = as_tensor(changed(json.loads(tensors["pipeline"].tobytes())))
         net.save(path, tensors=arrays, about=changed(about))
-        status = main(["predict", path, data, "--out", str(tmp_path / "p.csv")])
+        status = main(["predict", path, data, "--force", "--out", str(tmp_path / "p.csv")])
         error = capsys.readouterr().err
         assert status in (0, 2)
         assert not status or (path in error and error.count("\n") == 1 and len(error) < 1000), error

@@ -40,6 +40,7 @@ class Stop(mc.Callback):
 def left(tmp_path, table=(X, Y), steps=15, **fit):
     """The path of a run that was left after so many steps."""
     trainer, path = make(), tmp_path / "run.safetensors"
+    path.unlink(missing_ok=True)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(*table, **{**FIT, **fit}, callbacks=[Stop(steps)], checkpoint=path)
     trainer.save(path)
@@ -152,11 +153,11 @@ def test_a_run_goes_on_to_more_epochs_or_fewer_as_if_it_had_been_called_so(epoch
     whole = make()
     whole.fit(X, Y, **{**FIT, "epochs": epochs})
     for form in ("loaded", "left"):
-        one = make()
+        one, path = make(), tmp_path / form
         with pytest.raises(KeyboardInterrupt):
-            one.fit(X, Y, callbacks=[Stop(15)], checkpoint=tmp_path / "run", **FIT)
-        one.save(tmp_path / "run")
-        one = mc.Trainer.load(tmp_path / "run", "cpu") if form == "loaded" else one
+            one.fit(X, Y, callbacks=[Stop(15)], checkpoint=path, **FIT)
+        one.save(path)
+        one = mc.Trainer.load(path, "cpu") if form == "loaded" else one
         assert len(one.fit(X, Y, **{**FIT, "epochs": epochs})["loss"]) == epochs
         assert same(one, whole)
 
