@@ -14,6 +14,7 @@ import pytest
 
 import mlpcore as mc
 from mlpcore.cli import main
+from mlpcore.cli.messages import printable
 
 
 @pytest.fixture
@@ -169,6 +170,7 @@ import os, sys
 os.environ["MPLBACKEND"] = "module://matplotlib_inline.no_such"
 sys.modules["resource"] = None
 from mlpcore.cli import main
+from mlpcore.cli.messages import printable
 assert main(["train", "$x^{$.npz", *sys.argv[1:]]) == 0
 assert main(["train", "数.npz", *sys.argv[1:]]) == 0
 for name in [name for name in sys.modules if name.startswith("matplotlib")]:
