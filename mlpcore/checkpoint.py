@@ -196,21 +196,15 @@ class Checkpoints:
         self.saved(0)
 
     @contextlib.contextmanager
-    def claimed(self, goes_on: bool) -> Iterator[None]:
-        """Claim the file for one training, which goes on with a run that was loaded, or begins one.
+    def claimed(self, trainer: str) -> Iterator[None]:
+        """Claim the file for one training, by the trainer of this identifier.
 
         Raises:
             OSError: another training writes the file, or it holds what this one must not replace:
-                no checkpoint, or an unfinished run, unless the training goes on with one.
+                no checkpoint, or another trainer's unfinished run.
         """
         with atomic.claimed(self.path, self.keep):
-            found = kinds.kind(self.path)
-            if found.name == "unfinished" and not (goes_on or kinds.anything_goes()):
-                raise FileExistsError(
-                    f"checkpoint {self.path!r} is {found.text}: Trainer.load goes on with it; "
-                    "delete the file to begin anew, or name another"
-                )
-            kinds.require_replaceable(self.path, kinds.CHECKPOINTS, self.keep)
+            kinds.require_replaceable(self.path, kinds.CHECKPOINTS, self.keep, trainer)
             yield
 
     def saved(self, steps: int) -> None:

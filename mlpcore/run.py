@@ -132,10 +132,13 @@ class State:
         for name in ("batch_size", "shuffle", "rows", "validated", "monitor", "metrics"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                what = {"rows": "X of so many rows", "validated": "validation", "monitor": "early_stopping"}.get(name, name)
+                what = {"rows": "X", "validated": "validation", "monitor": "early_stopping"}.get(name, name)
+                unit = {"rows": " rows"}.get(name, "")
+                if name == "validated":
+                    mine, theirs = (("none", "some")[one] for one in (mine, theirs))
                 raise ValueError(
-                    f"{what}: the unfinished run had {mine}; got {theirs}. Pass what it had, or begin anew after "
-                    "trainer.abandon()"
+                    f"{what}: the unfinished run had {mine}{unit}; got {theirs}{unit}. Pass what it had, "
+                    "or begin anew after trainer.abandon()"
                 )
 
     def require_same_rows(self, other: State) -> None:

@@ -12,6 +12,7 @@ import functools
 import logging
 import math
 import os
+import secrets
 import sys
 import threading
 import time
@@ -162,6 +163,7 @@ class Trainer:
         self.progress = Progress()
         self.history: History = {}
         self.about: dict[str, Any] = {}
+        self._id = secrets.token_hex(8)  # kept by files and copies, which may replace its unfinished run
         self._optimizer, self._settings, self._precision, self._seed = optimizer, settings, precision, seed
         self._calls = threading.RLock()  # held by a call, whatever the thread: one at a time
         self._state = threading.RLock()  # held as well, but not between the steps of `fit`
@@ -477,8 +479,8 @@ class Trainer:
             OSError: the checkpoint cannot be written; the one before is intact. The run is `unfinished`: it can be saved
                 elsewhere, and the same call goes on with it; where only the last save is missing, it
                 trains no further step and tells no callback again. At the start, when nothing is trained
-                yet: another training writes the file, or it is no checkpoint, or holds an unfinished run
-                and this trainer was not loaded from one.
+                yet: another training writes the file, or it is not a checkpoint, or holds another trainer's
+                unfinished run.
         """
         with self._calls, contextlib.ExitStack() as leaving:
             if self._run is not None:
@@ -533,6 +535,8 @@ class Trainer:
         shuffle, progress = inputs.boolean(shuffle, "shuffle"), inputs.boolean(progress, "progress")
         epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
         checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, keep)
+        if checkpoints is None and every != "1 epoch":
+            log.warning("every=%s saves nothing without checkpoint=…", shown(every))
         if checkpoints is not None:
             files.describe(self._optimizer)  # what cannot be saved is noticed here, not after an hour
         self._require_followed(self._optimizer.learning_rate, held_out is not None, measures)
@@ -544,8 +548,7 @@ class Trainer:
         if state.epoch < epochs:  # a schedule without a rate is noticed before anything changes
             self._optimizer.rate(dataclasses.replace(begins, epochs=begins.epochs + (state.batch == 0)))
         keeps_best = stopping is not None and stopping.restore_best
-        goes_on = self._unfinished is not None
-        claim = checkpoints.claimed(goes_on) if checkpoints else contextlib.nullcontext()
+        claim = checkpoints.claimed(self._id) if checkpoints else contextlib.nullcontext()
         if checkpoints is not None:
             leaving.enter_context(checkpoints.signals)  # obeyed when all below is done
         try:
@@ -797,7 +800,8 @@ class Trainer:
         return {
             "loss": dict(vars(self.loss)), "optimizer": files.describe(self._optimizer),
             "settings": dataclasses.asdict(self._settings),
-            "precision": self._precision, "deterministic": self.deterministic, "seed": self._seed, "device": self.net.device,
+            "id": self._id, "precision": self._precision,
+            "deterministic": self.deterministic, "seed": self._seed, "device": self.net.device,
             "progress": files.describe_progress(self.progress), "history": dict(self.history),
             "run": None if run is None else run.describe(),
         }  # fmt: skip
@@ -815,8 +819,8 @@ class Trainer:
             keep: versions to keep; those before are `name.1.suffix`, `name.2.suffix`, …
 
         Raises:
-            OSError: the file cannot be written, or there is one that is no model of mlpcore; what was
-                there before is intact.
+            OSError: the file cannot be written, or there is one that is not mlpcore's, or another
+                trainer's unfinished run; what was there before is intact.
             TypeError: optimizer or schedule is a class of the user's own.
         """
         with self._between_steps():
@@ -831,7 +835,7 @@ class Trainer:
                 tensors["best"] = devices.to_host(self.net.device, best)
             versions = {"mlpcore": __version__, "numpy": np.__version__}
             keep = inputs.positive_integer(keep, "keep")
-            kinds.require_replaceable(inputs.path(path), kinds.TRAINERS, keep)
+            kinds.require_replaceable(inputs.path(path), kinds.TRAINERS, keep, self._id)
             described = {**self._description(), "step": facts, "versions": versions}
             lists = {name: files.pack(part, names) for name, part, names in _lists(described)}
             tensors |= {name: numbers for name, numbers in lists.items() if len(numbers)}
@@ -872,6 +876,7 @@ class Trainer:
     def _go_on(self, described: dict[str, Any], tensors: dict[str, Array]) -> None:
         self.progress = files.progress(described["progress"])
         self.history = files.typed_value(described["history"], History, "history")
+        self._id = files.typed_value(described.get("id", ""), str, "id")
         if described["run"] is not None:
             state, best = State.read(described["run"]), tensors.pop("best", None)
             if best is not None and (best.shape, best.dtype) != (self.net.store.flat.shape, self.net.dtype):
@@ -888,7 +893,7 @@ class Trainer:
             self._step.count_skipped(self.progress)
             vectors, facts = self._step.snapshot()
             kept = ("net", "loss", "_optimizer", "_settings", "_precision", "deterministic", "_seed", "progress", "history",
-                    "about", "_unfinished")  # fmt: skip
+                    "about", "_id", "_unfinished")  # fmt: skip
             return {name: getattr(self, name) for name in kept} | {"vectors": vectors, "facts": facts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -896,7 +901,7 @@ class Trainer:
             *(state[name] for name in ("net", "loss", "_optimizer", "_settings", "_precision", "deterministic", "_seed"))
         )
         self.progress, self.history, self._unfinished = state["progress"], state["history"], state["_unfinished"]
-        self.about = state["about"]
+        self.about, self._id = state["about"], state["_id"]
         self._step.restore(state["vectors"], state["facts"])
 
     # -- evaluation --

@@ -149,7 +149,7 @@ def test_evaluation_of_a_file_keeps_the_limit_and_lists_its_windows(kind, weight
         assert not {"order window 1", "order window 2"} & set(shapes)
         assert ("row weights" in shapes) == (weights is not None)
     assert str(limited.plan(20)) == str(before), "they are given back"
-    with pytest.raises(MemoryError, match=r"memory_limit .* one row takes; the largest: .*parameters"):
+    with pytest.raises(MemoryError, match=r"memory_limit .* is needed; the largest: .*parameters"):
         make(labels=True, memory_limit=free.net.parameters.nbytes, **more).evaluate(*table)
 
 

@@ -190,6 +190,18 @@ def test_fewer_epochs_than_are_done_or_begun_are_refused(tmp_path):
         assert trainer.unfinished == where
 
 
+def test_a_run_that_was_given_up_is_replaced_by_the_next_one_of_its_trainer_and_no_other(tmp_path):
+    path = left(tmp_path)
+    trainer = mc.Trainer.load(path, "cpu")
+    trainer.abandon()
+    for attempt in (lambda: make().fit(X, Y, **FIT, checkpoint=path), lambda: make().save(path)):
+        with pytest.raises(FileExistsError, match=r"unfinished run .*Trainer\.load goes on with it"):
+            attempt()
+    assert mc.Trainer.load(path, "cpu").unfinished
+    pickle.loads(pickle.dumps(trainer)).fit(X, Y, **FIT, checkpoint=path)
+    assert mc.Trainer.load(path, "cpu").unfinished is None
+
+
 # -- the data --------------------------------------------------------------------------------------
 
 ORDER = np.random.default_rng(1).permutation(103)

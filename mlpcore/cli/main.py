@@ -195,7 +195,7 @@ def _tell_train(train: argparse.ArgumentParser) -> None:
         "--force", action="store_true",
         help="write over models and pictures of other calls, and other files; without --resume also over an unfinished run",
     )  # fmt: skip
-    files.add_argument("--quiet", action="store_true", help="show no progress bar (default: printable on a terminal)")
+    files.add_argument("--quiet", action="store_true", help="show no progress bar (default: shown on a terminal)")
 
 
 def _whole(text: str) -> int:

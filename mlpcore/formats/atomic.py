@@ -31,7 +31,7 @@ if sys.platform != "win32":
 LONGEST = 100  # bytes of a name that temporary names repeat; every file system holds 140
 ACL = "system.posix_acl_access"
 PATIENCE = 1.0  # seconds until a lock counts as a training's; a writer holds one for a moment
-BUSY = "another training writes it; name another file, or wait until it has ended"
+BUSY = "another training is writing it; name another file, or wait until it has ended"
 REPLACED = "another training, or a program, has written it since this one began; name another file"
 
 Identity = tuple[int, int]  # device and inode

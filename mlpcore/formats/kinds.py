@@ -15,18 +15,10 @@ from typing import Any, NamedTuple
 
 from mlpcore.formats import atomic, model_file, onnx_file
 
-NETWORKS = ("model", "checkpoint")  # what another network may replace
-CHECKPOINTS = (
-    "checkpoint",
-    "unfinished",
-)  # what `fit` may replace: a run saves itself again and again
-TRAINERS = ("model", *CHECKPOINTS)  # what `Trainer.save` may replace
-VACANT = (
-    "nothing",
-    "empty",
-    "folder",
-    "special",
-)  # where nothing is lost; a folder is refused by who writes
+NETWORKS = ("model",)  # kinds that another network may replace
+CHECKPOINTS = ("checkpoint", "unfinished")  # that `fit` may: a run saves itself again and again
+TRAINERS = ("model", *CHECKPOINTS)  # that `Trainer.save` may
+VACANT = ("nothing", "empty", "folder", "special")  # nothing is lost; writers refuse a folder
 BEGINNINGS = (
     (b"\x89PNG\r\n\x1a\n", "a picture (PNG)"), (b"\xff\xd8\xff", "a picture (JPEG)"),
     (b"GIF8", "a picture (GIF)"), (b"RIFF", "a RIFF file, such as a picture (WebP) or sound"),
@@ -47,10 +39,12 @@ class Kind(NamedTuple):
             or one of mlpcore with an absurd header), "safetensors" (of others), "onnx", "other";
             "nothing" at that path, "empty", "folder", "special" (a device, a pipe, a socket).
         text: for a message, with its article: "a picture (PNG)".
+        trainer: of an unfinished run, the identifier of its trainer; "" where the file has none.
     """
 
     name: str
     text: str
+    trainer: str = ""
 
 
 def kind(path: str | os.PathLike[str]) -> Kind:
@@ -100,10 +94,14 @@ def _safetensors(path: str | os.PathLike[str], beginning: bytes) -> Kind:
         return Kind("damaged", "a damaged model of mlpcore")
     if "trainer" not in header:
         return Kind("model", "a model of mlpcore")
-    run = header["trainer"].get("run") if isinstance(header["trainer"], dict) else None
+    trainer = header["trainer"]
+    if not isinstance(trainer, dict):
+        return Kind("damaged", "a damaged checkpoint of mlpcore")
+    run = trainer.get("run")
     if run is None:
         return Kind("checkpoint", "a checkpoint of mlpcore")
-    return Kind("unfinished", f"a checkpoint of mlpcore with an unfinished run{_where(run)}")
+    text = f"a checkpoint of mlpcore with an unfinished run{_where(run)}"
+    return Kind("unfinished", text, str(trainer.get("id", "")))
 
 
 def _where(run: Any) -> str:
@@ -149,20 +147,25 @@ def anything_goes() -> bool:
     return _overwriting.get()
 
 
-def require_replaceable(path: str | os.PathLike[str], names: tuple[str, ...], keep: int = 1) -> None:
+def require_replaceable(
+    path: str | os.PathLike[str], names: tuple[str, ...], keep: int = 1, trainer: str | None = None
+) -> None:  # fmt: skip
     """Raise a FileExistsError unless each file that writing would replace is of one of these kinds.
 
     Args:
         path: of the file to be written.
         names: of kinds that may be replaced, as in `Kind`; nothing is lost of what is `VACANT`.
         keep: versions kept, whose numbered names are replaced as well.
+        trainer: identifies the trainer that writes; another one's unfinished run stays.
     """
     if anything_goes():
         return
     with atomic.naming(path):
-        for place in atomic.versions(path, keep):
+        for number, place in enumerate(atomic.versions(path, keep)):
             found = kind(place)
-            if found.name not in (*VACANT, *names):
-                what = "it" if str(place) == str(path) else repr(str(place))
-                advice = "delete it, or name another file"
+            others = found.name == "unfinished" and not number and found.trainer != trainer
+            if others or found.name not in (*VACANT, *names):
+                what = repr(str(place)) if number else "it"
+                advice = "mc.Trainer.load goes on with it; " if found.name == "unfinished" else ""
+                advice += "delete it, or name another file"
                 raise FileExistsError(errno.EEXIST, f"{what} is {found.text}; {advice}")

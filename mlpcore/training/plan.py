@@ -173,7 +173,7 @@ def within(limit: int | None, table: Callable[[int], Plan], rows: int) -> Plan:
         return table(most)
     least = table(1)
     raise MemoryError(
-        f"memory_limit {human(limit)} is less than the {human(least.total_bytes)} that one row takes; "
+        f"memory_limit {human(limit)} is less than the {human(least.total_bytes)} that is needed; "
         f"the largest: {least.largest()}"
     )
 

@@ -33,7 +33,7 @@ def refused(path):
     """A training that begins now is refused, and has changed nothing."""
     other = make(2)
     before = other.net.parameters.copy()
-    with pytest.raises(OSError, match="run' cannot be written: another training writes it"):
+    with pytest.raises(OSError, match="run' cannot be written: another training is writing it"):
         other.fit(X, Y, checkpoint=path, **FIT)
     assert (other.unfinished, other.progress.step) == (None, 0)
     np.testing.assert_array_equal(other.net.parameters, before)

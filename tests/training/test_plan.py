@@ -369,7 +369,7 @@ def test_a_limit_that_one_row_breaks_is_refused_with_the_largest_buffers():
     trainer = trainer_of("relu", memory_limit=smallest - 1)
     before = trainer.net.parameters.copy()
     for call in (lambda: trainer.plan(batch_size=1000), lambda: trainer.step(X, Y), lambda: trainer.fit(X, Y, batch_size=1000)):
-        with pytest.raises(MemoryError, match=r"memory_limit .* one row takes; the largest: \S+ .*KiB, .*state m"):
+        with pytest.raises(MemoryError, match=r"memory_limit .* is needed; the largest: \S+ .*KiB, .*state m"):
             call()
     np.testing.assert_array_equal(trainer.net.parameters, before)
     assert trainer_of("relu", memory_limit=smallest).plan(batch_size=1000).rows == 1
@@ -454,7 +454,7 @@ def test_predictions_and_derivatives_take_what_their_plan_says_and_keep_the_limi
 
 def _least(call):
     """The bytes that a call says it needs."""
-    with pytest.raises(MemoryError, match=r"memory_limit 1 bytes .* that one row takes; the largest: ") as caught:
+    with pytest.raises(MemoryError, match=r"memory_limit 1 bytes .* that is needed; the largest: ") as caught:
         call()
     number, unit = str(caught.value).split(" is less than the ")[1].split()[:2]
     return int(float(number.replace(",", "")) * {"KiB": 1 << 10, "MiB": 1 << 20}[unit]) + (1 << 16)
