@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import math
 import struct
 import tokenize
@@ -86,8 +87,15 @@ class Dataset:
         counts = (len(rows[0]), len(rows[1]), len(rows[2]))
         said = f" of {units} {self.unit}" if units else ""
         return Split(
-            training, validation, test, self.Y[rows[2]], training[1], counts, said, preparation, scale, digest(X, Y, *rows)
-        )
+            training, validation, test, self.Y[rows[2]], training[1], counts, said, preparation, scale,
+            self.digest(preparation, scale, X, Y, *rows),
+        )  # fmt: skip
+
+    def digest(self, preparation: Preparation, scale: Standardizer | None, *arrays: np.ndarray) -> str:
+        """Return a digest of arrays, of the columns and classes they stand for, and of all that was fitted."""
+        told = [self.feature_names, self.class_names, self.labels, self.target, preparation.about]
+        fitted = [*preparation.tensors.values(), *(scale.tensors.values() if scale else ())]
+        return digest(told, *fitted, *arrays)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class Split:
         said: what the rows are held out by.
         preparation: what made X.
         scale: what made Y of a quantity; None for classes.
-        digest: of the numbers, to tell whether two splits are the same.
+        digest: of the rows, their names and what was fitted: equal where two splits are the same.
     """
 
     training: tuple[Any, ...]
@@ -118,10 +126,11 @@ class Split:
     digest: str
 
 
-def digest(*arrays: np.ndarray) -> str:
-    """SHA-256 of the numbers."""
-    whole = hashlib.sha256()
+def digest(told: Any, *arrays: np.ndarray) -> str:
+    """Return the SHA-256 of what JSON can hold, and of arrays with their types and shapes."""
+    whole = hashlib.sha256(json.dumps(told).encode())
     for array in arrays:
+        whole.update(f"{array.dtype} {array.shape}".encode())
         whole.update(np.ascontiguousarray(array).data)
     return whole.hexdigest()
 

@@ -221,13 +221,17 @@ def _delimiter(source: Path) -> str:
     return "\t" if source.suffix.lower() == ".tsv" else ","
 
 
+def decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the values themselves, of a column that lists the different ones apart."""
+    return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+
+
 def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return the values decoded, without spaces around texts; NaN and what CSV takes as missing are missing.
 
     Decimals have 128 bits at least and times with a zone are in UTC: Arrow does little with others.
     """
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
+    values = decoded(values)
     kind = values.type
     if pa.types.is_decimal(kind) and kind.bit_width < 128:
         values = values.cast(pa.decimal128(kind.precision, kind.scale))

@@ -755,3 +755,27 @@ def test_targets_that_are_no_class_of_the_model_stay_in_the_count():
     truth = tables.truth(pa.chunked_array([["1.5", "n/k", None]]), (), "")
     assert truth.values.tolist() == [[1.5]]
     assert (truth.missing, truth.wrong, truth.such) == (1, 1, "n/k")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda frame: frame.rename(columns={"x": "size"}), lambda frame: frame.rename(columns={"y": "z"}),
+        lambda frame: frame.assign(x=frame["x"] * 2), lambda frame: frame.assign(y=frame["y"] * 2),
+        lambda frame: frame.assign(c=frame["c"].map({"p": "q", "q": "r"})),
+        lambda frame: frame.assign(c=frame["c"].map({"p": 1, "q": 2})),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("target", ["y", "c"])
+def test_tables_whose_standardised_numbers_are_equal_have_different_digests(change, target):
+    rng = np.random.default_rng(0)
+    columns = {"x": rng.normal(size=90), "c": np.tile(["p", "q"], 45), "y": rng.normal(size=90)}
+
+    def digest(frame):
+        name = "z" if target == "y" and "z" in frame else target
+        table = tables.take(pa.Table.from_pandas(frame), "t", name, None, None, None, np.arange(90))
+        return table.cut(0, 8).digest
+
+    frame = pd.DataFrame(columns)
+    assert digest(frame) == digest(frame.copy())
+    assert digest(frame) != digest(change(frame))
