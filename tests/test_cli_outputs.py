@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -116,6 +117,80 @@ def test_no_output_is_the_input_by_whatever_link_even_by_force(folder, capsys):
 
 
 @contextlib.contextmanager
+def meanwhile(action):
+    """Do something in the middle of the training."""
+    real = mc.Trainer.fit
+
+    def fit(*rest, **settings):
+        action()
+        return real(*rest, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mc.Trainer, "fit", fit)
+        yield
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("kind", ["text", "a library's model"])
+@pytest.mark.parametrize("force", [False, True])
+def test_what_appears_during_the_training_is_kept_and_so_is_the_model(before, kind, force, folder, capsys):
+    more = ["--force"] if force else []
+    if before:
+        assert train() == 0
+
+    def appear():
+        for name in ("t.safetensors", "t.png"):
+            put(folder / "new", kind)
+            os.replace("new", name)
+        left.append((folder / "t.safetensors").read_bytes())
+
+    left = []
+
+    capsys.readouterr()
+    with meanwhile(appear):
+        status = train(*more)
+    output, error = capsys.readouterr()
+    assert status == 2
+    assert "t.safetensors" in error
+    assert "the model is in t.1.safetensors" in error
+    assert "mlpcore predict t.1.safetensors" in output
+    assert (folder / "t.safetensors").read_bytes() == left[0]
+    assert main(["predict", "t.1.safetensors", "t.npz"]) == 0
+    if not force:
+        assert "note: no picture of the learning curve: t.png is not written over" in output
+        with meanwhile(appear):
+            assert train("--force") == 2
+        assert (folder / "t.2.safetensors").exists()
+
+
+def test_two_trainings_into_one_model_are_refused_at_the_start(folder, capsys):
+    assert train() == 0
+    with meanwhile(lambda: refused(capsys, train(), "t.safetensors", "another training writes it")):
+        capsys.readouterr()
+        assert train() == 0
+
+
+def test_the_model_is_saved_though_the_last_checkpoint_is_not(folder, capsys):
+    most = 30_000  # bytes: the checkpoint has more, the model has not
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        status = train("--hidden", "64,64", "--every", "9 epochs")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    output, error = capsys.readouterr()
+    assert status == 2
+    assert error.startswith("mlpcore: 't.checkpoint.safetensors' cannot be written: File too large")
+    assert output.index("saved t.safetensors") < output.index("to use it:")
+    model = (folder / "t.safetensors").read_bytes()
+    assert len(model) < most
+    assert train("--hidden", "64,64") == 0
+    net = mc.MLP.load("t.safetensors")
+    (folder / "t.safetensors").write_bytes(model)
+    assert np.array_equal(mc.MLP.load("t.safetensors").parameters, net.parameters)
+
+
+@contextlib.contextmanager
 def stopped_at(step):
     """Interrupt the training after so many steps."""
     real, steps = mc.Trainer._update, []
@@ -193,6 +268,8 @@ def test_a_call_that_was_killed_is_refused_or_resumed_by_what_the_checkpoint_its
 )  # fmt: skip
 def test_an_out_that_is_no_folder_to_write_in_is_refused_before_the_data_are_read(make, word, folder, capsys):
     make(folder / "out")
+    (folder / "mine").mkdir()
+    (folder / "mine").chmod(0o777)
     user = os.geteuid()
     if user == 0:  # whom no permission binds
         folder.chmod(0o755)
@@ -200,6 +277,9 @@ def test_an_out_that_is_no_folder_to_write_in_is_refused_before_the_data_are_rea
     try:
         refused(capsys, train("--out", "out", data="absent.npz"), "--out out", word)
         refused(capsys, train("--out", "out/deeper", data="absent.npz"), "--out out/deeper", word)
+        if word == "cannot be written":
+            call = ["--out", "mine", "--checkpoint", "out/c"]
+            refused(capsys, train(*call, data="absent.npz"), "--checkpoint out/c", word)
     finally:
         os.seteuid(user)
 

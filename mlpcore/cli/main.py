@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import mlpcore as mc
 from mlpcore.cli import commands, messages
-from mlpcore.cli.messages import complain, printable
+from mlpcore.cli.messages import complain, printable, reason
 from mlpcore.cli.train import train as run_train
 from mlpcore.core import activations
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             return 141
         except ERRORS as error:
-            complain(f"mlpcore: {printable(str(error), 2000) or type(error).__name__}")
+            complain(f"mlpcore: {printable(reason(error), 2000)}")
             return 2
         except KeyboardInterrupt as stop:
             complain(_ending("interrupted", stop))
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if isinstance(output.lost, BrokenPipeError):
         return 141
-    complain(f"mlpcore: standard output takes no more: {getattr(output.lost, 'strerror', None) or output.lost}")
+    complain(f"mlpcore: standard output takes no more: {reason(output.lost)}")
     return 0 if options.writes else 2
 
 

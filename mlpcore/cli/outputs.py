@@ -47,10 +47,9 @@ def _is_one_file(one: str | Path, other: str | Path) -> bool:
         return False
 
 
-def require_folder(out: Path) -> None:
-    """Raise an OSError unless files can be written in a folder, or in one that can be made there."""
+def require_folder(out: Path, name: str) -> None:
+    """Raise an OSError that begins with a name unless files can be written in a folder, or in one that can be made there."""
     place = next((place for place in (out, *out.parents) if os.path.lexists(place)), Path())
-    name = f"--out {printable(str(out))}"
     if place.is_symlink() and not place.exists():
         raise NotADirectoryError(f"{name}: {printable(str(place))} is a link that leads nowhere; name another folder")
     if not place.is_dir():
