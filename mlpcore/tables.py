@@ -310,15 +310,20 @@ def _origin(numbers: Array, values: pa.ChunkedArray) -> float:
 
 
 def _names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:
-    """Return the names (m,) of the values, None for a missing one, and their kind, told from them where not given."""
+    """Return the names (m,) of the values, None for a missing one, and their kind, told from them where not given.
+
+    Among numbers that are text, infinite ones are missing, as they are among numbers.
+    """
     values = plain(values)
     source = _source(values.type)
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
     coded = values.combine_chunks().dictionary_encode() if values.num_chunks != 1 else values.chunk(0).dictionary_encode()
     texts = coded.dictionary.cast(pa.large_string()).drop_null().to_pylist()
-    kind = kind or (labels.kind_of(texts) if source == "text" else source)
-    names = np.array([*(labels.name_of(text, kind, source) for text in texts), None], object)
+    finite = [text for text in texts if not labels.INFINITE.fullmatch(text)] if source == "text" else texts
+    kind = kind or (labels.kind_of(finite) if source == "text" else source)
+    kept = set(finite if kind == "number" else texts)
+    names = np.array([*(labels.name_of(text, kind, source) if text in kept else None for text in texts), None], object)
     return names[pc.fill_null(coded.indices, len(texts)).to_numpy()], kind
 
 
@@ -575,6 +580,8 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
             raise ValueError(f"--target {shown(name)} is {Y[0, 0]:.6g} in every row; nothing to learn")
         return _Goal(Y, filled, note=note, infinite=int(infinite.sum()))
     names, kind = _names(values)
+    named = np.array([name is not None for name in names])  # of numbers that are text as well
+    infinite, filled = infinite | (filled & ~named), filled & named
     names = names[filled]
     if kind == "date":
         raise ValueError(f"--target {shown(name)} holds dates, such as {shown(names[0])}; expected numbers, text or booleans")

@@ -394,6 +394,31 @@ def test_infinite_targets_of_a_csv_file_are_no_class(tmp_path):
     assert table.note == "whole numbers, 2 different: taken as classes (as a quantity: --task regression)"
 
 
+@pytest.mark.parametrize("texts", [False, True])
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_infinity_is_missing_in_a_category_of_numbers_and_in_classes_in_every_file(form, texts, tmp_path):
+    numbers = np.array([1, 2, np.inf, -np.inf] * 30)
+    infinite = np.isinf(numbers)
+    values = [str(x).removesuffix(".0") for x in numbers] if texts else numbers
+    frame = pd.DataFrame({"a": np.arange(120.0) ** 2, "k": values, "y": np.arange(120) / 7})
+    frame.to_parquet(tmp_path / "t.parquet") if form == "parquet" else frame.to_csv(tmp_path / "t.csv", index=False)
+    path = tmp_path / f"t.{form}"
+    table = tables.load(path, "y", wishes={"k": "category"})
+    assert [name is None for name in table.X["k"]] == infinite.tolist()
+    made, _, remarks = table.prepare(np.arange(120)).read(path)
+    assert [name is None for name in made["k"]] == infinite.tolist()
+    assert remarks == []
+    assert set(table.X["k"]) == {"1", "2", None}
+    table = tables.load(path, "k", "classification")
+    assert table.class_names == ("1", "2")
+    assert (table.rows, table.infinite) == (60, 60)
+
+
+def test_a_text_that_reads_as_infinity_is_a_text_among_texts(tmp_path):
+    path = written(tmp_path, "a,k,y\n" + "".join(f"{i * i},{['inf', 'sup'][i % 2]},{i / 7}\n" for i in range(60)))
+    assert set(tables.load(path, "y").X["k"]) == {"inf", "sup"}
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_codes_of_groups_are_kept_apart_in_every_file(form, tmp_path):
     frame = pd.DataFrame({"a": np.arange(60.0) ** 2, "g": ["1.1", "1.10", "2"] * 20, "y": np.arange(60) / 7})
