@@ -696,6 +696,10 @@ def truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
 # -- the pipeline ----------------------------------------------------------------------------------------------------------
 
 
+def _unfit(path: str | Path, column: Column, held: str) -> ValueError:
+    return ValueError(f"{path}: column {shown(column.name)} holds {held}; it was a {column.kind} in training")
+
+
 class Transformer(Pipeline):
     """A `Pipeline` that reads other files by what their columns were in training."""
 
@@ -705,7 +709,7 @@ class Transformer(Pipeline):
         Each column is read as what it was in training; `texts` names others that are read as text, where the file is.
 
         Raises:
-            ValueError: a column is missing; and as `tables.read`.
+            ValueError: a column is missing, or holds nothing of its kind; and as `tables.read`.
         """
         table = read(path, [*texts, *(column.name for column in self.columns if column.kind != "number")])
         known = set(table.column_names)
@@ -713,11 +717,18 @@ class Transformer(Pipeline):
             if column.name not in known:
                 raise _no_column(f"{path}: the model needs a column", column.name, table.column_names)
             held = plain(table.column(column.name)).type
-            if column.kind != "number" and not (_source(held) or pa.types.is_time(held)):
-                raise ValueError(f"{path}: column {shown(column.name)} holds {cut(held)}; it was a {column.kind} in training")
+            fits = _source(held) or pa.types.is_time(held)
+            if column.kind == "number":
+                fits = _source(held) not in ("", "date")
+            if not fits:
+                raise _unfit(path, column, cut(held))
         arrays = _arrays(table, self.columns)
         for column, category in self.coded():
             arrays[column.name] = labels.matched(arrays[column.name], category.known)
+        for column in self.columns[: len(self.median)]:
+            values = plain(table.column(column.name)).drop_null()
+            if _is_text(values.type) and len(values) and np.isnan(arrays[column.name]).all():
+                raise _unfit(path, column, f"no numbers, but text such as {shown(values[0].as_py())}")
         return _frame(arrays), table, list(self._remarks(arrays, table))
 
     def _remarks(self, arrays: Mapping[str, Array], table: pa.Table) -> Iterator[str]:

@@ -754,6 +754,24 @@ def test_a_category_of_lists_is_refused(kept, frame, tmp_path):
         kept[1].read(tmp_path / "new.parquet")
 
 
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        ([1.0], "list<"), (b"1", "binary"), (pd.Timestamp("2024-05-01"), "timestamp"),
+        ("red", "no numbers, but text such as 'red'"),
+    ],
+)  # fmt: skip
+def test_a_number_that_can_be_none_is_refused_and_one_among_texts_is_enough(value, held, kept, frame, tmp_path):
+    new = frame.assign(number=[value] * ROWS)
+    new.to_parquet(tmp_path / "new.parquet")
+    with pytest.raises(ValueError, match=rf"new\.parquet: column 'number' holds {held}.*it was a number in training"):
+        kept[1].read(tmp_path / "new.parquet")
+    if isinstance(value, str):
+        new.loc[3, "number"] = "7"
+        new.to_parquet(tmp_path / "new.parquet")
+        assert any("number: no finite number" in remark for remark in kept[1].read(tmp_path / "new.parquet")[2])
+
+
 def test_texts_as_views_are_texts(tmp_path):
     columns = {"s": pa.array(["x", "y", None] * 20, pa.string_view()), "y": np.arange(60) / 7}
     parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
