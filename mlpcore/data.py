@@ -248,8 +248,9 @@ class Standardizer:
         return Z
 
     def invert(self, Z: np.ndarray) -> np.ndarray:
-        """Return Z · scale + mean (m, n) in float64: the way back from `apply`."""
-        return np.asarray(Z.astype(np.float64) * self.scale + self.rest + self.mean)
+        """Return Z · scale + mean (m, n) in float64: the way back from `apply`; what is too large is infinite."""
+        with np.errstate(all="ignore"):
+            return np.asarray(Z.astype(np.float64) * self.scale + self.rest + self.mean)
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:

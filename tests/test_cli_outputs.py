@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from safetensors.numpy import save_file
 import mlpcore as mc
 from mlpcore.cli import main
 from mlpcore.cli.outputs import cell
+from mlpcore.cli.report import figure
+from mlpcore.formats import model_file
 
 
 @pytest.fixture
@@ -245,6 +248,42 @@ def test_an_unfinished_run_is_not_begun_anew_by_mistake(folder, capsys):
     assert train(*call, "--seed", "1", "--out", "new", "--checkpoint", kept.name, "--force") == 0
 
 
+def forged(path, header, **changes):
+    """Write a model file again with another header, its digest made to fit."""
+    tensors = model_file.read(path)[1]
+    model_file.write("forged.safetensors", {**header, **changes}, tensors)
+    os.replace("forged.safetensors", path)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_checkpoint_that_tells_of_no_run_of_ours_is_damaged(resume, folder, capsys):
+    with stopped_at(8):
+        assert train("--every", "1 epoch", "--epochs", "3") == 130
+    header = model_file.read("t.checkpoint.safetensors")[0]
+    runs = ({}, [], 1, "x", {"epochs": 3}, {"epochs": "a", "epoch": None, "batch": {}})
+    trainers = (None, [], "x", *({**header["trainer"], "run": run} for run in runs))
+    for trainer in trainers:
+        forged("t.checkpoint.safetensors", header, trainer=trainer)
+        capsys.readouterr()
+        more = ["--resume"] if resume else []
+        status = train("--every", "1 epoch", "--epochs", "3", *more)
+        refused(capsys, status, "--checkpoint t.checkpoint.safetensors", "a damaged checkpoint of mlpcore")
+
+
+def test_a_file_that_is_only_to_be_read_is_refused_without_force(folder, capsys):
+    assert train() == 0
+    assert main(["predict", "t.safetensors", "t.npz"]) == 0
+    calls = {
+        "t.safetensors": train, "t.png": train, "predictions.csv": lambda *more: predict(*more),
+    }  # fmt: skip
+    for name, call in calls.items():
+        (folder / name).chmod(0o444)
+        capsys.readouterr()
+        refused(capsys, call(), name, "only to be read", "--force")
+        assert call("--force") == 0
+        (folder / name).chmod(0o644)
+
+
 def test_a_call_that_was_killed_is_refused_or_resumed_by_what_the_checkpoint_itself_says(folder, capsys):
     with stopped_at(8):
         assert train("--every", "1 epoch") == 130
@@ -332,6 +371,57 @@ def test_a_dash_is_standard_output_and_leaves_it_to_the_predictions(folder, capf
     assert not (folder / "-").exists()
 
 
+@pytest.mark.parametrize("name", ["t.npz", "t.safetensors"])
+@pytest.mark.parametrize("out", ["-", "/dev/stdout"])
+def test_predictions_are_not_appended_to_what_they_are_made_of(name, out, folder):
+    assert train() == 0
+    before = (folder / name).read_bytes()
+    call = [sys.executable, "-m", "mlpcore", "predict", "t.safetensors", "t.npz", "--force", "--out", out]
+    with open(name, "ab") as end:
+        done = subprocess.run(call, stdout=end, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert f"--out {out} is where the " in done.stderr
+    assert (folder / name).read_bytes() == before
+
+
+def test_predictions_do_not_replace_what_has_appeared_meanwhile(folder, capsys):
+    assert train() == 0
+    real = mc.MLP.predict
+
+    def slowly(*rest):
+        put(folder / "predictions.csv", "text")
+        return real(*rest)
+
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mc.MLP, "predict", slowly)
+        refused(capsys, predict(), "predictions.csv", "no predictions of this model")
+    assert (folder / "predictions.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_parameters_and_predictions_that_are_not_finite_are_said(folder, capsys):
+    np.savez("q.npz", X=np.arange(60.0).reshape(20, 3), Y=np.arange(20) / 7)
+    assert train(data="q.npz") == 0
+    header, tensors = model_file.read("q.safetensors")
+    for value, status, words in (
+        (1e30, 0, "rows is not finite: the numbers there are too large"),
+        (np.nan, 2, "q.safetensors': its parameters are not all finite"),
+    ):
+        parameters = np.full_like(tensors["parameters"], value)
+        model_file.write("q.safetensors", header, {**tensors, "parameters": parameters})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert main(["predict", "q.safetensors", "q.npz"]) == status
+        output, error = capsys.readouterr()
+        assert words in output + error
+    huge = {"target scale": tensors["target scale"] * 0 + 1.7e308, "parameters": tensors["parameters"] * 100}
+    model_file.write("q.safetensors", header, {**tensors, **huge})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["predict", "q.safetensors", "q.npz"]) == 0
+    assert "rows is not finite" in capsys.readouterr().out
+
+
 def test_predictions_go_into_pipes_and_devices(folder, capsys):
     assert train() == 0
     assert predict() == 0
@@ -389,6 +479,16 @@ def test_no_cell_of_predictions_is_a_formula_and_numbers_stay_as_they_are(folder
     assert [cell(name) for name in ("\ttab", "-1", "+3.5e2", "a;=2", "-inf")] == [
         "\"'\ttab\"", "-1", "+3.5e2", '"a;=2"', "'-inf",
     ]  # fmt: skip
+
+
+def test_a_formula_behind_marks_that_are_not_seen_is_none_either():
+    assert [cell(text) for text in ("\0=1+1", "\ufeff@x", "\ufeffx")] == ["'\0=1+1", "'\ufeff@x", "\ufeffx"]
+
+
+def test_no_figure_is_hundreds_of_digits_long():
+    assert figure("R2", -1.5e300) == "-1.5e+300"
+    assert figure("R2", -99999.4) == "-99999.4000"
+    assert [figure("RMSE", value) for value in (0.0, 0.01234, 2.5e6)] == ["0.0000", "0.01234", "2.5e+06"]
 
 
 def test_the_picture_notes_the_call_as_text(folder):

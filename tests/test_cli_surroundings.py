@@ -167,12 +167,15 @@ def test_files_whose_names_are_not_utf_8_are_read_and_written(suffix, folder, ca
 
 SURROUNDED = """
 import os, sys
-os.environ["MPLBACKEND"] = "module://matplotlib_inline.no_such"
+os.environ["MPLBACKEND"] = "no such backend"
+with open("matplotlibrc", "w") as file:
+    file.write("text.usetex: True\\n")
 sys.modules["resource"] = None
 from mlpcore.cli import main
 from mlpcore.cli.messages import printable
 assert main(["train", "$x^{$.npz", *sys.argv[1:]]) == 0
 assert main(["train", "数.npz", *sys.argv[1:]]) == 0
+assert os.environ["MPLBACKEND"] == "no such backend"
 for name in [name for name in sys.modules if name.startswith("matplotlib")]:
     sys.modules[name] = None
 sys.modules["sklearn.metrics"] = None
@@ -188,7 +191,7 @@ def test_a_finished_training_fails_for_no_library_backend_font_or_name(folder):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     both = [f"{name}.{suffix}" for name in ("$x^{$", "数") for suffix in ("npz", "png", "safetensors")]
-    assert sorted(os.listdir()) == sorted([*both, "t.npz", "t.safetensors"])
+    assert sorted(os.listdir()) == sorted([*both, "matplotlibrc", "t.npz", "t.safetensors"])
     assert "at its peak" not in done.stdout
     last = done.stdout[done.stdout.index("saved t.safetensors") :]
     assert re.search(r"^note: no figures: .*sklearn", last, re.M)
@@ -278,6 +281,15 @@ def test_a_number_that_cannot_be_is_named_before_any_work(arguments, words, fold
     assert len(said.err) < 1000
     assert all(word in said.err for word in words), said.err
     assert os.listdir() == ["t.npz"]
+
+
+@pytest.mark.parametrize("call", [["no\33[31m" + "x" * 3000], ["info", "\33[31m" + "x" * 3000], [*CALL, "--task", "\33[2J"]])
+def test_what_the_parser_says_is_short_and_does_not_command_the_terminal(call, capsys):
+    with pytest.raises(SystemExit):
+        main(call)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "\33" not in error
+    assert len(error) < 600
 
 
 def test_a_text_in_place_of_a_number_is_said_in_short(capsys):

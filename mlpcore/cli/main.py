@@ -87,8 +87,15 @@ def _ended_by_exception() -> Iterator[None]:
 # -- what it can be told -------------------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are short, and do not command the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message, 500))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("mlpcore", description="Train multilayer perceptrons, use them, and look inside.")
+    parser = _Parser("mlpcore", description="Train multilayer perceptrons, use them, and look inside.")
     parser.add_argument("--version", action="version", version=f"mlpcore {mc.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 

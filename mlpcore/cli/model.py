@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import mlpcore as mc
 from mlpcore import data, labels
+from mlpcore.backends.device import to_host
 from mlpcore.cli.messages import printable, say
 from mlpcore.cli.sources import is_table, load, refuse_folder
 from mlpcore.core import losses
@@ -20,8 +21,10 @@ Array = NDArray[Any]
 
 
 def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
-    """As `MLP.load_with`; ValueError where its notes are none, or name no loss that there is."""
+    """As `MLP.load_with`; ValueError if parameters are not finite, or the notes are none, or name no loss that there is."""
     net, tensors, about = mc.MLP.load_with(path)
+    if not np.isfinite(to_host(net.device, net.store.flat)).all():
+        raise ValueError(f"{path!r}: its parameters are not all finite. The file is damaged or made up; train again")
     if not isinstance(about, dict):
         raise ValueError(f"{path!r}: its notes must be names and values; got {shown(about)}")
     if not data.is_text(json.dumps(about, ensure_ascii=False)):

@@ -211,8 +211,7 @@ def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, forc
                 f"--resume: {printable(str(path))}: {other}; call it as before, or with --force alone to begin anew"
             )
     elif not force and found.name == "unfinished":
-        where = outputs.where_stopped(path)
-        raise ValueError(f"{name}: there is an unfinished run ({where}); --resume goes on with it, --force begins anew")
+        raise ValueError(f"{name}: there is an unfinished run ({found.where}); --resume goes on with it, --force begins anew")
     elif not force and other:
         raise ValueError(
             f"{name}: there is the checkpoint of another call: {other}; name another file, or write over it with --force"
@@ -329,7 +328,7 @@ class _Run:
             return fit()  # nothing is left to do but to give the history
         except (KeyboardInterrupt, SystemExit) as stop:
             if kept and kept.written:
-                where = outputs.where_stopped(kept.path) if kind(kept.path).name == "unfinished" else "at the end"
+                where = kind(kept.path).where or "at the end"
                 stop.add_note(f"stopped {where}, saved in {kept.path}; the same command with --resume goes on from there")
             else:
                 stop.add_note("nothing had been saved")

@@ -16,17 +16,9 @@ from typing import Any, NamedTuple
 from mlpcore.formats import atomic, model_file, onnx_file
 
 NETWORKS = ("model", "checkpoint")  # what another network may replace
-CHECKPOINTS = (
-    "checkpoint",
-    "unfinished",
-)  # what `fit` may replace: a run saves itself again and again
+CHECKPOINTS = ("checkpoint", "unfinished")  # what `fit` may replace: a run saves itself again and again
 TRAINERS = ("model", *CHECKPOINTS)  # what `Trainer.save` may replace
-VACANT = (
-    "nothing",
-    "empty",
-    "folder",
-    "special",
-)  # where nothing is lost; a folder is refused by who writes
+VACANT = ("nothing", "empty", "folder", "special")  # nothing is lost; a folder is refused by who writes
 BEGINNINGS = (
     (b"\x89PNG\r\n\x1a\n", "a picture (PNG)"), (b"\xff\xd8\xff", "a picture (JPEG)"),
     (b"GIF8", "a picture (GIF)"), (b"RIFF", "a RIFF file, such as a picture (WebP) or sound"),
@@ -47,10 +39,12 @@ class Kind(NamedTuple):
             or one of mlpcore with an absurd header), "safetensors" (of others), "onnx", "other";
             "nothing" at that path, "empty", "folder", "special" (a device, a pipe, a socket).
         text: for a message, with its article: "a picture (PNG)".
+        where: how far an unfinished run has come.
     """
 
     name: str
     text: str
+    where: str = ""
 
 
 def kind(path: str | os.PathLike[str]) -> Kind:
@@ -100,20 +94,24 @@ def _safetensors(path: str | os.PathLike[str], beginning: bytes) -> Kind:
         return Kind("damaged", "a damaged model of mlpcore")
     if "trainer" not in header:
         return Kind("model", "a model of mlpcore")
-    run = header["trainer"].get("run") if isinstance(header["trainer"], dict) else None
+    trainer = header["trainer"]
+    run = trainer.get("run") if isinstance(trainer, dict) else {}
     if run is None:
         return Kind("checkpoint", "a checkpoint of mlpcore")
-    return Kind("unfinished", f"a checkpoint of mlpcore with an unfinished run{_where(run)}")
+    where = _where(run)
+    if not where:
+        return Kind("damaged", "a damaged checkpoint of mlpcore")
+    return Kind("unfinished", f"a checkpoint of mlpcore with an unfinished run ({where})", where)
 
 
 def _where(run: Any) -> str:
-    """Return how far a run has come, in brackets; nothing where its description is none of ours."""
+    """Return how far a run has come; nothing if its description is none of ours."""
     if not isinstance(run, Mapping):
         return ""
     epochs, epoch, batch = (run.get(name) for name in ("epochs", "epoch", "batch"))
     if not (isinstance(epochs, int) and isinstance(epoch, int) and isinstance(batch, int)):
         return ""
-    return f" ({progress(epochs, epoch, batch, run.get('ended') is True)})"
+    return progress(epochs, epoch, batch, run.get("ended") is True)
 
 
 def progress(epochs: int, epoch: int, batch: int, ended: bool = False) -> str:

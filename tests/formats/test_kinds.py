@@ -35,10 +35,10 @@ def files(folder):
     with pytest.raises(KeyboardInterrupt):
         one.fit(X, Y, epochs=3, batch_size=10, progress=False, callbacks=[Stop()])
     model_file.write("newer", {}, {})
-    newer = (folder / "newer").read_bytes().replace(b'\\"version\\": 3', b'\\"version\\": 4')
+    newer = (folder / "newer").read_bytes().replace(b'\\"version\\": 3', b'\\"version\\": 9')
     (folder / "newer").write_bytes(newer)
     (folder / "cut").write_bytes((folder / "model").read_bytes()[:-1])
-    (folder / "absurd").write_bytes(newer.replace(b'\\"version\\": 4', b'\\"version\\": x'))
+    (folder / "absurd").write_bytes(newer.replace(b'\\"version\\": 9', b'\\"version\\": x'))
     save_file({"a": np.zeros(3)}, "safetensors")
     mc.MLP([2, 1]).to_onnx("onnx", about={"a note": "x" * 300})
     (folder / "empty").touch()
@@ -97,7 +97,7 @@ KINDS = {
 def test_each_kind_is_told_and_none_is_written_over_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files(tmp_path)
-    assert {name: tuple(kinds.kind(name)) for name in KINDS} == KINDS
+    assert {name: kinds.kind(name)[:2] for name in KINDS} == KINDS
 
 
 OVER = {  # what may be written over which kind, apart from what loses nothing
