@@ -87,7 +87,7 @@ class BigTable(Table):
         test_table, validation_table, sample = (pa.concat_tables(part) for part in held)
         frame, Y = reader.frame(sample)
         transformer = Transformer.fit(frame, np.arange(len(frame)), self.columns)
-        scale = None if self.class_names else Standardizer.fit(Y)
+        scale = None if self.class_names else Standardizer.fit(Y, names=[self.target])
         made = _Maker(reader, transformer, scale, parts)
         validation, test = made.whole(validation_table), made.whole(test_table)
         answers = reader.frame(test_table)[1]

@@ -66,7 +66,7 @@ class Dataset:
 
     def prepare(self, rows: np.ndarray) -> Preparation:
         """What makes the network's input of X, fitted on these rows."""
-        return Standardizer.fit(self.X, rows, alike=self.alike)
+        return Standardizer.fit(self.X, rows, self.alike, self.feature_names)
 
     def cut(self, seed: int, batch_size: int) -> Split:
         """The rows of `split`, as a network reads them. ValueError where there is nothing to hold out, or one class only."""
@@ -75,11 +75,11 @@ class Dataset:
         for name, part in (("validation", rows[1]), ("test", rows[2])):
             if not len(part):
                 many = f"{len(self.X)} rows" if self.groups is None else f"{len(np.unique(self.groups))} {self.unit}"
-                raise ValueError(f"data: {many} are too few to hold out any for the {name}")
+                raise ValueError(f"{many} are too few to hold out any for the {name}")
         if len(self.class_names) == 1:
-            raise ValueError(f"data: every row has the class {shown(self.class_names[0])}; nothing to tell apart")
+            raise ValueError(f"every row has the class {shown(self.class_names[0])}; nothing to tell apart")
         preparation = self.prepare(rows[0])
-        scale = None if self.class_names else Standardizer.fit(self.Y, rows[0])
+        scale = None if self.class_names else Standardizer.fit(self.Y, rows[0], names=[self.target or "Y"] * self.Y.shape[1])
         X, Y = preparation.apply(self.X), scale.apply(self.Y) if scale else self.Y
         groups = self.groups
         units = "" if groups is None else " + ".join(str(len(np.unique(groups[part]))) for part in rows)
@@ -164,13 +164,13 @@ class Standardizer:
     rest: np.ndarray | float = 0.0
 
     @classmethod
-    def fit(cls, X: np.ndarray, rows: np.ndarray | None = None, alike: bool = False) -> Standardizer:
+    def fit(cls, X: np.ndarray, rows: np.ndarray | None = None, alike: bool = False, names: Sequence[str] = ()) -> Standardizer:
         """Return mean and standard deviation of the given rows (all, where None) of `X` (m, n), of any real dtype.
 
         Sums run in float64, by chunks of rows, of differences from the first row, where need be in units of the largest of
         them: an offset costs no digits, and nothing over- or underflows. A column that is constant on these rows, up to
         rounding in its own dtype, gets scale 1. Where the columns are `alike` (pixels), all get one mean and one scale,
-        those of all numbers together.
+        those of all numbers together. `names` are the columns', for the error.
 
         Raises:
             ValueError: there are no rows, or a column's values are further apart than float64 can say.
@@ -199,7 +199,8 @@ class Standardizer:
                 total += chunk.sum(axis=0)
         if not np.isfinite(widest).all():
             column = int(np.argmin(np.isfinite(widest)))
-            raise ValueError(f"X must be finite and its values less than 1.8e308 apart; column {column} is not")
+            name = shown(names[column]) if names else column
+            raise ValueError(f"X must be finite and its values less than 1.8e308 apart; column {name} is not")
         if alike:
             widest[:] = widest.max(initial=0)
         if not ((widest == 0) | (widest > 1e-100) & (widest < 1e100)).all():  # whose squares would not fit

@@ -10,6 +10,7 @@ tell integers with gaps from floats); `mlpcore.pipeline` makes the network's inp
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -103,6 +104,9 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
 
 def _csv_table(path: str | Path, source: Path, texts: Sequence[str]) -> pa.Table:
     """Return the table of a CSV file, with the whole numbers beyond int64 as such."""
+    with open(source, "rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ValueError(f"{path}: is UTF-16 text; save it as UTF-8")
     try:
         table = _read_csv(source, texts)
         names = table.column_names

@@ -299,3 +299,54 @@ def test_a_text_in_place_of_a_number_is_said_in_short(capsys):
         error = capsys.readouterr().err
         assert f"argument {option}: expected " in error
         assert len(error) < 3000
+
+
+# -- what an error names -----------------------------------------------------------------------------------------------
+
+
+def columns(name, number, encoding="utf-8"):
+    """Write a table whose column x holds these numbers."""
+    rows = [f"{number(i)},{i * i % 7},{i / 7}" for i in range(60)]
+    with open(name, "w", encoding=encoding) as file:
+        file.write("\n".join(["x,b,y", *rows]))
+
+
+def test_an_error_of_the_data_names_file_and_column(folder, capsys):
+    columns("far.csv", lambda i: 1.7e308 * (-1) ** i)
+    columns("huge.csv", lambda i: 1.7e308)
+    columns("utf-16.csv", lambda i: i * i, "utf-16")
+    columns("t.csv", lambda i: i * i)
+    call = [*CALL[2:], "--target", "y"]
+    assert main(["train", "t.csv", *call]) == 0
+    for arguments, words in (
+        (["train", "far.csv", *call], ["far.csv: ", "column 'x'", "1.8e308"]),
+        (["train", "far.csv", *CALL[2:], "--target", "x", "--task", "regression"], ["far.csv: ", "column 'x'"]),
+        (["predict", "t.safetensors", "huge.csv"], ["huge.csv: ", "row 1: 'x' is too far"]),
+        (["train", "utf-16.csv", *call], ["utf-16.csv: is UTF-16 text; save it as UTF-8"]),
+        (["predict", "t.safetensors", "utf-16.csv"], ["utf-16.csv: is UTF-16 text; save it as UTF-8"]),
+    ):
+        capsys.readouterr()
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert all(word in error for word in words), error
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be_there(folder, capsys):
+    assert main(CALL) == 0
+    folder.chmod(0o777)
+    (folder / "t.safetensors").chmod(0)
+    user = os.geteuid()
+    if user == 0:  # whom no permission binds
+        os.seteuid(65534)
+    try:
+        capsys.readouterr()
+        assert main(["predict", "t.safetensors", "t.npz"]) == 2
+        assert capsys.readouterr().err == "mlpcore: t.safetensors: Permission denied\n"
+    finally:
+        os.seteuid(user)
+        (folder / "t.safetensors").chmod(0o644)
+
+
+def test_a_dash_is_no_checkpoint(folder, capsys):
+    assert main([*CALL, "--checkpoint", "-"]) == 2
+    assert "'-' is no file name" in capsys.readouterr().err

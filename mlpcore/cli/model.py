@@ -13,7 +13,7 @@ import mlpcore as mc
 from mlpcore import data, labels
 from mlpcore.backends.device import to_host
 from mlpcore.cli.messages import printable, say
-from mlpcore.cli.sources import is_table, load, refuse_folder
+from mlpcore.cli.sources import is_table, load, naming, refuse_folder
 from mlpcore.core import losses
 from mlpcore.core.errors import cut, shown
 
@@ -97,7 +97,8 @@ class Model:
             dataset = load(name, target=False)
             if dataset.X.shape[1] != self.net.sizes[0]:
                 raise ValueError(f"data {name!r} has {dataset.X.shape[1]} columns; the model takes {self.net.sizes[0]}")
-            X = self.preparation.apply(dataset.X)
+            with naming(name):
+                X = self.preparation.apply(dataset.X)
             if dataset.Y is None:
                 truth = data.load_truth(name, len(X), classes, kind, self.net.sizes[-1])
             else:  # flights, digits
@@ -112,7 +113,8 @@ class Model:
         frame, table, remarks = self.preparation.read(name, [column] if classes else [])
         for remark in remarks:
             say(f"note: {printable(remark)}")
-        X = self.preparation.apply(frame)
+        with naming(name):
+            X = self.preparation.apply(frame)
         if column in table.column_names:
             return X, tables.truth(table.column(column), classes, kind)
         if target:

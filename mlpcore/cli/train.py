@@ -28,7 +28,7 @@ from mlpcore.cli import outputs
 from mlpcore.cli.messages import on_terminal, printable, reason, say
 from mlpcore.cli.recipes import RECIPES, Recipe, require_settings, widths
 from mlpcore.cli.report import baselines_of, class_figures, draw, print_table, quantity_figures
-from mlpcore.cli.sources import dataset_of, is_table
+from mlpcore.cli.sources import dataset_of, is_table, naming
 from mlpcore.formats import atomic, kinds
 from mlpcore.formats.kinds import VACANT, kind
 from mlpcore.training.plan import human
@@ -258,7 +258,8 @@ class _Run:
 
     def __init__(self, dataset: data.Dataset, recipe: Recipe, options: argparse.Namespace, seed: int):
         self.dataset, self.recipe, self.seed, self.quiet = dataset, recipe, seed, options.quiet
-        self.split = dataset.cut(seed, recipe.batch)
+        with naming(options.data):
+            self.split = dataset.cut(seed, recipe.batch)
         self.regression = not dataset.class_names
         X, Y = self.split.test
         sizes = [X.shape[1], *widths(recipe.hidden, "--hidden"), Y.shape[1] if self.regression else len(dataset.class_names)]
