@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -273,9 +274,9 @@ def test_a_checkpoint_that_tells_of_no_run_of_ours_is_damaged(resume, folder, ca
 def test_a_file_that_is_only_to_be_read_is_refused_without_force(folder, capsys):
     assert train() == 0
     assert main(["predict", "t.safetensors", "t.npz"]) == 0
-    calls = {
-        "t.safetensors": train, "t.png": train, "predictions.csv": lambda *more: predict(*more),
-    }  # fmt: skip
+    saved = partial(train, "--every", "1 epoch")
+    assert saved() == 0
+    calls = {"t.safetensors": train, "t.png": train, "t.checkpoint.safetensors": saved, "predictions.csv": predict}
     for name, call in calls.items():
         (folder / name).chmod(0o444)
         capsys.readouterr()

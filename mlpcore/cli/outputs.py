@@ -121,9 +121,14 @@ def _looked_at(path: str | Path, what: str, force: bool) -> Kind | None:
         raise IsADirectoryError(f"{printable(str(path))}: is a folder, where {what} would be written; name a file")
     if force or found.name in VACANT:
         return None
-    if not os.stat(path).st_mode & 0o222:
-        _refuse(path, f"{found.text} that is only to be read")
+    require_writable(path, found)
     return found
+
+
+def require_writable(path: str | Path, found: Kind) -> None:
+    """Raise a ValueError if a file of this kind is marked as one that nobody is to write."""
+    if found.name not in VACANT and not os.stat(path).st_mode & 0o222:
+        _refuse(path, f"{found.text} that is only to be read")
 
 
 def _require_call(path: Path, what: str, before: Call | None, call: Call) -> None:

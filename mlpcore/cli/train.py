@@ -198,6 +198,8 @@ def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, forc
     name = f"--checkpoint {printable(str(path))}"
     if found.name == "folder":
         raise IsADirectoryError(f"{name}: is a folder; name a file")
+    if not force:
+        outputs.require_writable(path, found)
     if found.name not in ("checkpoint", "unfinished"):
         if found.name not in VACANT and (resume or not force):
             remedy = "name another file" if resume else "name another file, or write over it with --force"
