@@ -110,7 +110,8 @@ def _add(content: Any, piece: Any) -> None:
     content.update(str(piece.schema.types).encode())
     for values in map(tables.decoded, piece.columns):
         known = values.drop_null().combine_chunks()
-        known = known.cast(pa.uint8()) if pa.types.is_boolean(known.type) else known  # bits may have others behind them
+        if pa.types.is_boolean(known.type):
+            known = known.cast(pa.uint8())  # the last bits of a byte may be anything
         content.update(np.packbits(values.is_valid().to_numpy()).data)
         content.update(pa.record_batch([known], ["values"]).serialize())
 

@@ -79,7 +79,10 @@ class Dataset:
         if len(self.class_names) == 1:
             raise ValueError(f"every row has the class {shown(self.class_names[0])}; nothing to tell apart")
         preparation = self.prepare(rows[0])
-        scale = None if self.class_names else Standardizer.fit(self.Y, rows[0], names=[self.target or "Y"] * self.Y.shape[1])
+        scale = None
+        if not self.class_names:
+            names = [self.target or "Y"] * self.Y.shape[1]
+            scale = Standardizer.fit(self.Y, rows[0], names=names)
         X, Y = preparation.apply(self.X), scale.apply(self.Y) if scale else self.Y
         groups = self.groups
         units = "" if groups is None else " + ".join(str(len(np.unique(groups[part]))) for part in rows)
@@ -92,7 +95,7 @@ class Dataset:
         )  # fmt: skip
 
     def digest(self, preparation: Preparation, scale: Standardizer | None, *arrays: np.ndarray) -> str:
-        """Return a digest of arrays, of the columns and classes they stand for, and of all that was fitted."""
+        """Return a digest of arrays, the columns and classes they stand for, and all that was fitted."""
         told = [self.feature_names, self.class_names, self.labels, self.target, preparation.about]
         fitted = [*preparation.tensors.values(), *(scale.tensors.values() if scale else ())]
         return digest(told, *fitted, *arrays)
@@ -200,7 +203,8 @@ class Standardizer:
         if not np.isfinite(widest).all():
             column = int(np.argmin(np.isfinite(widest)))
             name = shown(names[column]) if names else column
-            raise ValueError(f"X must be finite and its values less than 1.8e308 apart; column {name} is not")
+            wanted = "X must be finite and its values less than 1.8e308 apart"
+            raise ValueError(f"{wanted}; column {name} is not")
         if alike:
             widest[:] = widest.max(initial=0)
         if not ((widest == 0) | (widest > 1e-100) & (widest < 1e100)).all():  # whose squares would not fit
@@ -249,7 +253,7 @@ class Standardizer:
         return Z
 
     def invert(self, Z: np.ndarray) -> np.ndarray:
-        """Return Z · scale + mean (m, n) in float64: the way back from `apply`; what is too large is infinite."""
+        """Return Z · scale + mean (m, n) in float64: too large a number is infinite."""
         with np.errstate(all="ignore"):
             return np.asarray(Z.astype(np.float64) * self.scale + self.rest + self.mean)
 

@@ -197,7 +197,8 @@ class Pipeline:
         """The names of the columns that it makes, in order."""
         numbers = [column.name for column in self.columns[: len(self.median)]]
         gaps = [f"missingindicator_{name}" for name, gap in zip(numbers, self.gaps, strict=True) if gap]
-        return (*numbers, *gaps, *(name for c, category in self.coded() for name in category.names(c.name)))
+        ones = [name for column, category in self.coded() for name in category.names(column.name)]
+        return (*numbers, *gaps, *ones)
 
     def coded(self) -> list[tuple[Column, Category]]:
         """Return the columns that are categories, with their values."""
@@ -253,8 +254,8 @@ class Pipeline:
         """The notes that a model file keeps of it."""
         gaps = [*self.gaps, *[False] * len(self.categories)]
         columns = {
-            column.name: {"kind": column.kind, "labels": column.labels, "origin": column.origin, "missing": gap}
-            for column, gap in zip(self.columns, gaps, strict=True)
+            c.name: {"kind": c.kind, "labels": c.labels, "origin": c.origin, "missing": gap}
+            for c, gap in zip(self.columns, gaps, strict=True)
         }
         return {"format": FORMAT, "features": self.names, "columns": columns}
 

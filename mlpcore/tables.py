@@ -324,10 +324,13 @@ def _names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:
         values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
     coded = values.combine_chunks().dictionary_encode() if values.num_chunks != 1 else values.chunk(0).dictionary_encode()
     texts = coded.dictionary.cast(pa.large_string()).drop_null().to_pylist()
-    finite = [text for text in texts if not labels.INFINITE.fullmatch(text)] if source == "text" else texts
+    finite = texts
+    if source == "text":
+        finite = [text for text in texts if not labels.INFINITE.fullmatch(text)]
     kind = kind or (labels.kind_of(finite) if source == "text" else source)
     kept = set(finite if kind == "number" else texts)
-    names = np.array([*(labels.name_of(text, kind, source) if text in kept else None for text in texts), None], object)
+    named = [labels.name_of(text, kind, source) if text in kept else None for text in texts]
+    names = np.array([*named, None], object)
     return names[pc.fill_null(coded.indices, len(texts)).to_numpy()], kind
 
 
@@ -701,7 +704,8 @@ def truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
 
 
 def _unfit(path: str | Path, column: Column, held: str) -> ValueError:
-    return ValueError(f"{path}: column {shown(column.name)} holds {held}; it was a {column.kind} in training")
+    was = f"it was a {column.kind} in training"
+    return ValueError(f"{path}: column {shown(column.name)} holds {held}; {was}")
 
 
 class Transformer(Pipeline):

@@ -46,7 +46,8 @@ def predict(options: argparse.Namespace) -> None:
     say(f"{len(Z):,} predictions written to {'standard output' if to_stdout else options.out}")
     lost = int(np.sum(~np.isfinite(answers).all(axis=1)))
     if lost:
-        say(f"note: the prediction of {count_rows(lost)} is not finite: the numbers there are too large for the model")
+        why = "the numbers there are too large for the model"
+        say(f"note: the prediction of {count_rows(lost)} is not finite: {why}")
     elif truth is not None:
         column = f"its column {printable(model.about['target'], 60)}" if "pipeline" in model.tensors else "its Y"
         say(f"against {column}: " + "\n  ".join(_against(model, Z, truth)))

@@ -21,10 +21,15 @@ Array = NDArray[Any]
 
 
 def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
-    """As `MLP.load_with`; ValueError if parameters are not finite, or the notes are none, or name no loss that there is."""
+    """Return what `MLP.load_with` does.
+
+    Raises:
+        ValueError: the parameters are not finite, or the notes are none, or name no loss that there is.
+    """
     net, tensors, about = mc.MLP.load_with(path)
     if not np.isfinite(to_host(net.device, net.store.flat)).all():
-        raise ValueError(f"{path!r}: its parameters are not all finite. The file is damaged or made up; train again")
+        advice = "The file is damaged or made up; train again"
+        raise ValueError(f"{path!r}: its parameters are not all finite. {advice}")
     if not isinstance(about, dict):
         raise ValueError(f"{path!r}: its notes must be names and values; got {shown(about)}")
     if not data.is_text(json.dumps(about, ensure_ascii=False)):

@@ -53,7 +53,7 @@ def _status(path: str | Path) -> os.stat_result:
 
 
 def require_folder(out: Path, name: str) -> None:
-    """Raise an OSError that begins with a name unless files can be written in a folder, or in one that can be made there."""
+    """Raise an OSError that begins with `name` unless a folder can be written, or be made."""
     place = next((place for place in (out, *out.parents) if os.path.lexists(place)), Path())
     if place.is_symlink() and not place.exists():
         raise NotADirectoryError(f"{name}: {printable(str(place))} is a link that leads nowhere; name another folder")

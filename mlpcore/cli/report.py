@@ -35,7 +35,7 @@ def quantity_figures(Z: Array, Y: Array, scale: data.Standardizer) -> dict[str, 
     """Return R2, averaged over the outputs, and RMSE of standardised predictions (m, k), against the targets as they were."""
     largest = scale.scale.max()
     with np.errstate(all="ignore"):
-        truth = scale.exactly(Y)  # in units of the deviation, where differences have the most digits
+        truth = scale.exactly(Y)  # in deviations, where differences have the most digits
         squares, spread = np.mean(np.square(truth - Z), axis=0), truth.var(axis=0)
         r2 = np.mean(np.where(spread > 0, 1 - squares / spread, np.nan))
         rmse = largest * np.sqrt(np.mean(squares * np.square(scale.scale / largest)))

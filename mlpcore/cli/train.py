@@ -213,7 +213,8 @@ def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, forc
                 f"--resume: {printable(str(path))}: {other}; call it as before, or with --force alone to begin anew"
             )
     elif not force and found.name == "unfinished":
-        raise ValueError(f"{name}: there is an unfinished run ({found.where}); --resume goes on with it, --force begins anew")
+        advice = "--resume goes on with it, --force begins anew"
+        raise ValueError(f"{name}: there is an unfinished run ({found.where}); {advice}")
     elif not force and other:
         raise ValueError(
             f"{name}: there is the checkpoint of another call: {other}; name another file, or write over it with --force"

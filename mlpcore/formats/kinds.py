@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from mlpcore.formats import atomic, model_file, onnx_file
 
 NETWORKS = ("model", "checkpoint")  # what another network may replace
-CHECKPOINTS = ("checkpoint", "unfinished")  # what `fit` may replace: a run saves itself again and again
+CHECKPOINTS = ("checkpoint", "unfinished")  # what `fit` may replace, as a run saves itself
 TRAINERS = ("model", *CHECKPOINTS)  # what `Trainer.save` may replace
-VACANT = ("nothing", "empty", "folder", "special")  # nothing is lost; a folder is refused by who writes
+VACANT = ("nothing", "empty", "folder", "special")  # a folder is refused by who writes
 BEGINNINGS = (
     (b"\x89PNG\r\n\x1a\n", "a picture (PNG)"), (b"\xff\xd8\xff", "a picture (JPEG)"),
     (b"GIF8", "a picture (GIF)"), (b"RIFF", "a RIFF file, such as a picture (WebP) or sound"),
