@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mlpcore import tables
 from mlpcore.backends import device as devices
 from mlpcore.core.errors import cut, shown
-from mlpcore.data import Split, Standardizer, digest
+from mlpcore.data import Split, Standardizer
 from mlpcore.streams import BUFFER, Footer, opened, read_batches
 from mlpcore.tables import Table, Transformer
 
@@ -68,7 +68,9 @@ class BigTable(Table):
         reader = _Reader(self, footer)
         held: list[list[Any]] = [[], [], []]  # test, validation, and the sample of the training rows
         totals = [0, 0, 0]
+        content = hashlib.sha256()
         for first, piece in reader.everything():
+            _add(content, piece)
             codes = parts.codes(first, piece)
             thin = _uniform(seed ^ _THIN, np.arange(first, first + len(piece)))
             known = tables.with_target(piece.column(self.target))
@@ -85,7 +87,7 @@ class BigTable(Table):
         test_table, validation_table, sample = (pa.concat_tables(part) for part in held)
         frame, Y = reader.frame(sample)
         transformer = Transformer.fit(frame, np.arange(len(frame)), self.columns)
-        scale = None if self.class_names else Standardizer.fit(Y)
+        scale = None if self.class_names else Standardizer.fit(Y, names=[self.target])
         made = _Maker(reader, transformer, scale, parts)
         validation, test = made.whole(validation_table), made.whole(test_table)
         answers = reader.frame(test_table)[1]
@@ -96,8 +98,22 @@ class BigTable(Table):
             said += f", those of validation and test a sample of the {totals[1]:,} and {totals[0]:,} held out"
         return Split(
             (batches(made, order, batch_size, seed),), validation, test, answers, Y, counts, said, transformer, scale,
-            digest(*validation, *test, np.array([totals[2], footer.metadata.serialized_size])),
+            self.digest(
+                transformer, scale, *validation, *test, np.array(footer.rows),
+                np.frombuffer(content.digest(), np.uint8),
+            ),
         )  # fmt: skip
+
+
+def _add(content: Any, piece: Any) -> None:
+    """Add a piece of a table to a digest: types, which values are missing, and the others."""
+    content.update(str(piece.schema.types).encode())
+    for values in map(tables.decoded, piece.columns):
+        known = values.drop_null().combine_chunks()
+        if pa.types.is_boolean(known.type):
+            known = known.cast(pa.uint8())  # the last bits of a byte may be anything
+        content.update(np.packbits(values.is_valid().to_numpy()).data)
+        content.update(pa.record_batch([known], ["values"]).serialize())
 
 
 def _where(path: str | Path) -> str:

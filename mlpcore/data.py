@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import math
 import struct
 import tokenize
@@ -65,7 +66,7 @@ class Dataset:
 
     def prepare(self, rows: np.ndarray) -> Preparation:
         """What makes the network's input of X, fitted on these rows."""
-        return Standardizer.fit(self.X, rows, alike=self.alike)
+        return Standardizer.fit(self.X, rows, self.alike, self.feature_names)
 
     def cut(self, seed: int, batch_size: int) -> Split:
         """The rows of `split`, as a network reads them. ValueError where there is nothing to hold out, or one class only."""
@@ -74,11 +75,14 @@ class Dataset:
         for name, part in (("validation", rows[1]), ("test", rows[2])):
             if not len(part):
                 many = f"{len(self.X)} rows" if self.groups is None else f"{len(np.unique(self.groups))} {self.unit}"
-                raise ValueError(f"data: {many} are too few to hold out any for the {name}")
+                raise ValueError(f"{many} are too few to hold out any for the {name}")
         if len(self.class_names) == 1:
-            raise ValueError(f"data: every row has the class {shown(self.class_names[0])}; nothing to tell apart")
+            raise ValueError(f"every row has the class {shown(self.class_names[0])}; nothing to tell apart")
         preparation = self.prepare(rows[0])
-        scale = None if self.class_names else Standardizer.fit(self.Y, rows[0])
+        scale = None
+        if not self.class_names:
+            names = [self.target or "Y"] * self.Y.shape[1]
+            scale = Standardizer.fit(self.Y, rows[0], names=names)
         X, Y = preparation.apply(self.X), scale.apply(self.Y) if scale else self.Y
         groups = self.groups
         units = "" if groups is None else " + ".join(str(len(np.unique(groups[part]))) for part in rows)
@@ -86,8 +90,15 @@ class Dataset:
         counts = (len(rows[0]), len(rows[1]), len(rows[2]))
         said = f" of {units} {self.unit}" if units else ""
         return Split(
-            training, validation, test, self.Y[rows[2]], training[1], counts, said, preparation, scale, digest(X, Y, *rows)
-        )
+            training, validation, test, self.Y[rows[2]], training[1], counts, said, preparation, scale,
+            self.digest(preparation, scale, X, Y, *rows),
+        )  # fmt: skip
+
+    def digest(self, preparation: Preparation, scale: Standardizer | None, *arrays: np.ndarray) -> str:
+        """Return a digest of arrays, the columns and classes they stand for, and all that was fitted."""
+        told = [self.feature_names, self.class_names, self.labels, self.target, preparation.about]
+        fitted = [*preparation.tensors.values(), *(scale.tensors.values() if scale else ())]
+        return digest(told, *fitted, *arrays)
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ class Split:
         said: what the rows are held out by.
         preparation: what made X.
         scale: what made Y of a quantity; None for classes.
-        digest: of the numbers, to tell whether two splits are the same.
+        digest: of the rows, their names and what was fitted: equal where two splits are the same.
     """
 
     training: tuple[Any, ...]
@@ -118,10 +129,11 @@ class Split:
     digest: str
 
 
-def digest(*arrays: np.ndarray) -> str:
-    """SHA-256 of the numbers."""
-    whole = hashlib.sha256()
+def digest(told: Any, *arrays: np.ndarray) -> str:
+    """Return the SHA-256 of what JSON can hold, and of arrays with their types and shapes."""
+    whole = hashlib.sha256(json.dumps(told).encode())
     for array in arrays:
+        whole.update(f"{array.dtype} {array.shape}".encode())
         whole.update(np.ascontiguousarray(array).data)
     return whole.hexdigest()
 
@@ -155,13 +167,13 @@ class Standardizer:
     rest: np.ndarray | float = 0.0
 
     @classmethod
-    def fit(cls, X: np.ndarray, rows: np.ndarray | None = None, alike: bool = False) -> Standardizer:
+    def fit(cls, X: np.ndarray, rows: np.ndarray | None = None, alike: bool = False, names: Sequence[str] = ()) -> Standardizer:
         """Return mean and standard deviation of the given rows (all, where None) of `X` (m, n), of any real dtype.
 
         Sums run in float64, by chunks of rows, of differences from the first row, where need be in units of the largest of
         them: an offset costs no digits, and nothing over- or underflows. A column that is constant on these rows, up to
         rounding in its own dtype, gets scale 1. Where the columns are `alike` (pixels), all get one mean and one scale,
-        those of all numbers together.
+        those of all numbers together. `names` are the columns', for the error.
 
         Raises:
             ValueError: there are no rows, or a column's values are further apart than float64 can say.
@@ -190,7 +202,9 @@ class Standardizer:
                 total += chunk.sum(axis=0)
         if not np.isfinite(widest).all():
             column = int(np.argmin(np.isfinite(widest)))
-            raise ValueError(f"X must be finite and its values less than 1.8e308 apart; column {column} is not")
+            name = shown(names[column]) if names else column
+            wanted = "X must be finite and its values less than 1.8e308 apart"
+            raise ValueError(f"{wanted}; column {name} is not")
         if alike:
             widest[:] = widest.max(initial=0)
         if not ((widest == 0) | (widest > 1e-100) & (widest < 1e100)).all():  # whose squares would not fit
@@ -239,8 +253,9 @@ class Standardizer:
         return Z
 
     def invert(self, Z: np.ndarray) -> np.ndarray:
-        """Return Z · scale + mean (m, n) in float64: the way back from `apply`."""
-        return np.asarray(Z.astype(np.float64) * self.scale + self.rest + self.mean)
+        """Return Z · scale + mean (m, n) in float64: too large a number is infinite."""
+        with np.errstate(all="ignore"):
+            return np.asarray(Z.astype(np.float64) * self.scale + self.rest + self.mean)
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ __all__ = ["KINDS", "array_kind", "array_names", "codes", "kind_of", "matched", 
 Array = NDArray[Any]
 KINDS = ("number", "boolean", "date", "text")
 NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?"  # what counts as a number in a text
+INFINITE = re.compile("[+-]?inf(inity)?", re.IGNORECASE)
 HEXADECIMAL = "0[xX][0-9a-fA-F]{1,16}"
 _NUMBER, _HEXADECIMAL = re.compile(NUMBER), re.compile(HEXADECIMAL)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}.*)?")

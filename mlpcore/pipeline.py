@@ -55,29 +55,17 @@ class Column:
     @classmethod
     def restore(cls, name: str, told: Any) -> Column:
         """Return the column that a model file tells of; ValueError where it tells of none."""
-        require(
-            isinstance(told, dict) and set(told) == _KEYS,
-            "columns",
-            f"{shown(name)} must tell kind, labels, origin, missing",
-        )
-        kind, origin, kinds = (
-            told["kind"],
-            told["origin"],
-            ("",) if told["kind"] == "number" else labels.KINDS,
-        )
-        require(
-            kind in ("number", "category", "boolean"),
-            "columns",
-            f"{shown(name)} has a kind that there is not",
-        )
+        wanted = f"{shown(name)} must tell kind, labels, origin, missing"
+        require(isinstance(told, dict) and set(told) == _KEYS, "columns", wanted)
+        kind, origin = told["kind"], told["origin"]
+        kinds = ("",) if kind == "number" else labels.KINDS
+        known = kind in ("number", "category", "boolean")
+        require(known, "columns", f"{shown(name)} has a kind that there is not")
         require(told["labels"] in kinds, "columns", f"{shown(name)} has labels that do not fit its kind")
         finite = type(origin) in (int, float) and abs(origin) < 1e300
         require(finite, "columns", f"the origin of {shown(name)} must be a number")
-        require(
-            type(told["missing"]) is bool,
-            "columns",
-            f"'missing' of {shown(name)} must be true or false",
-        )
+        marked = type(told["missing"]) is bool
+        require(marked, "columns", f"'missing' of {shown(name)} must be true or false")
         return cls(name, kind, labels=told["labels"], origin=float(origin))
 
 
@@ -114,23 +102,14 @@ class Category:
     def restore(cls, name: str, told: Any) -> Category:
         """Return the category that a model file tells of; ValueError where it tells of none."""
         where = f"those of {shown(name)}"
-        require(
-            isinstance(told, dict) and set(told) == {"apart", "rare"},
-            "pipeline",
-            f"{where} must be 'apart' and 'rare'",
-        )
+        both = isinstance(told, dict) and set(told) == {"apart", "rare"}
+        require(both, "pipeline", f"{where} must be 'apart' and 'rare'")
         parts = [told["apart"], told["rare"]]
-        require(
-            all(isinstance(part, list) for part in parts),
-            "pipeline",
-            f"{where} must be lists of texts",
-        )
+        lists = all(isinstance(part, list) for part in parts)
+        require(lists, "pipeline", f"{where} must be lists of texts")
         values = [*parts[0], *parts[1]]
-        require(
-            all(value is None or is_text(value) for value in values),
-            "pipeline",
-            f"{where} must be texts",
-        )
+        texts = all(value is None or is_text(value) for value in values)
+        require(texts, "pipeline", f"{where} must be texts")
         require(len(set(values)) == len(values) > 0, "pipeline", f"{where} must differ, and be there")
         return cls(*map(tuple, parts))
 
@@ -203,7 +182,8 @@ class Pipeline:
             values[missing[:, j], j] = median[j]
         scaler = Standardizer(np.empty(0), np.empty(0))
         if numbers:
-            scaler = Standardizer.fit(np.hstack([values, missing[:, gaps]]))
+            names = [column.name for column in numbers]
+            scaler = Standardizer.fit(np.hstack([values, missing[:, gaps]]), names=names)
         used = (*numbers, *(column for column, _ in found))
         return cls(used, median, tuple(gaps.tolist()), scaler, tuple(category for _, category in found))
 
@@ -217,11 +197,8 @@ class Pipeline:
         """The names of the columns that it makes, in order."""
         numbers = [column.name for column in self.columns[: len(self.median)]]
         gaps = [f"missingindicator_{name}" for name, gap in zip(numbers, self.gaps, strict=True) if gap]
-        return (
-            *numbers,
-            *gaps,
-            *(name for c, category in self.coded() for name in category.names(c.name)),
-        )
+        ones = [name for column, category in self.coded() for name in category.names(column.name)]
+        return (*numbers, *gaps, *ones)
 
     def coded(self) -> list[tuple[Column, Category]]:
         """Return the columns that are categories, with their values."""
@@ -269,23 +246,16 @@ class Pipeline:
         told = {column.name: {"apart": category.apart, "rare": category.rare} for column, category in self.coded()}
         numbers = {"median": self.median, "mean": self.scaler.mean, "scale": self.scaler.scale}
         text = json.dumps(told, ensure_ascii=False).encode()
-        return {
-            "pipeline": np.frombuffer(text, np.uint8),
-            **{f"pipeline {key}": value for key, value in numbers.items()},
-        }
+        tensors = {f"pipeline {key}": value for key, value in numbers.items()}
+        return {"pipeline": np.frombuffer(text, np.uint8), **tensors}
 
     @property
     def about(self) -> dict[str, Any]:
         """The notes that a model file keeps of it."""
         gaps = [*self.gaps, *[False] * len(self.categories)]
         columns = {
-            column.name: {
-                "kind": column.kind,
-                "labels": column.labels,
-                "origin": column.origin,
-                "missing": gap,
-            }
-            for column, gap in zip(self.columns, gaps, strict=True)
+            c.name: {"kind": c.kind, "labels": c.labels, "origin": c.origin, "missing": gap}
+            for c, gap in zip(self.columns, gaps, strict=True)
         }
         return {"format": FORMAT, "features": self.names, "columns": columns}
 
@@ -302,34 +272,22 @@ class Pipeline:
         if text[:4].tobytes() == b"PK\3\4" or "format" not in about:
             raise ValueError("its table pipeline was written by an older development version of mlpcore; train again")
         told: Any = about.get("columns")
-        require(
-            isinstance(told, dict) and bool(told) and all(map(is_text, told)),
-            "columns",
-            "they must be named",
-        )
+        named = isinstance(told, dict) and bool(told) and all(map(is_text, told))
+        require(named, "columns", "they must be named")
         columns = [Column.restore(name, value) for name, value in told.items()]
         gaps = tuple(bool(value["missing"]) for value in told.values() if value["kind"] == "number")
         numbers = [column for column in columns if column.kind == "number"]
         others = [column for column in columns if column.kind != "number"]
-        require(
-            not any(told[column.name]["missing"] for column in others),
-            "columns",
-            "only numbers have 'missing' as true",
-        )
+        marked = any(told[column.name]["missing"] for column in others)
+        require(not marked, "columns", "only numbers have 'missing' as true")
         median = numbers_of(tensors, "pipeline median", len(gaps))
         scaler = Standardizer.restore(tensors, len(gaps) + sum(gaps), "pipeline ", exact=False)
         found = _categories(text.tobytes(), [column.name for column in others])
         made = cls((*numbers, *others), median, gaps, scaler, found)
-        require(
-            made.width == width,
-            "pipeline",
-            f"it makes {made.width:,} columns; the network takes {width:,}",
-        )
-        require(
-            about.get("features") == list(made.names),
-            "features",
-            "they must be the columns that the pipeline makes",
-        )
+        wanted = f"it makes {made.width:,} columns; the network takes {width:,}"
+        require(made.width == width, "pipeline", wanted)
+        right = about.get("features") == list(made.names)
+        require(right, "features", "they must be the columns that the pipeline makes")
         return made
 
 
@@ -339,11 +297,8 @@ def _categories(text: bytes, names: Sequence[str]) -> tuple[Category, ...]:
         told = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
         told = error
-    require(
-        isinstance(told, dict) and list(told) == list(names),
-        "pipeline",
-        "it must be JSON of the categories' values",
-    )
+    right = isinstance(told, dict) and list(told) == list(names)
+    require(right, "pipeline", "it must be JSON of the categories' values")
     return tuple(Category.restore(name, told[name]) for name in names)
 
 

@@ -10,6 +10,7 @@ tell integers with gaps from floats); `mlpcore.pipeline` makes the network's inp
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -103,6 +104,9 @@ def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
 
 def _csv_table(path: str | Path, source: Path, texts: Sequence[str]) -> pa.Table:
     """Return the table of a CSV file, with the whole numbers beyond int64 as such."""
+    with open(source, "rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ValueError(f"{path}: is UTF-16 text; save it as UTF-8")
     try:
         table = _read_csv(source, texts)
         names = table.column_names
@@ -221,13 +225,17 @@ def _delimiter(source: Path) -> str:
     return "\t" if source.suffix.lower() == ".tsv" else ","
 
 
+def decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the values themselves, of a column that lists the different ones apart."""
+    return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
+
+
 def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return the values decoded, without spaces around texts; NaN and what CSV takes as missing are missing.
 
     Decimals have 128 bits at least and times with a zone are in UTC: Arrow does little with others.
     """
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
+    values = decoded(values)
     kind = values.type
     if pa.types.is_decimal(kind) and kind.bit_width < 128:
         values = values.cast(pa.decimal128(kind.precision, kind.scale))
@@ -306,15 +314,23 @@ def _origin(numbers: Array, values: pa.ChunkedArray) -> float:
 
 
 def _names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:
-    """Return the names (m,) of the values, None for a missing one, and their kind, told from them where not given."""
+    """Return the names (m,) of the values, None for a missing one, and their kind, told from them where not given.
+
+    Among numbers that are text, infinite ones are missing, as they are among numbers.
+    """
     values = plain(values)
     source = _source(values.type)
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
     coded = values.combine_chunks().dictionary_encode() if values.num_chunks != 1 else values.chunk(0).dictionary_encode()
     texts = coded.dictionary.cast(pa.large_string()).drop_null().to_pylist()
-    kind = kind or (labels.kind_of(texts) if source == "text" else source)
-    names = np.array([*(labels.name_of(text, kind, source) for text in texts), None], object)
+    finite = texts
+    if source == "text":
+        finite = [text for text in texts if not labels.INFINITE.fullmatch(text)]
+    kind = kind or (labels.kind_of(finite) if source == "text" else source)
+    kept = set(finite if kind == "number" else texts)
+    named = [labels.name_of(text, kind, source) if text in kept else None for text in texts]
+    names = np.array([*named, None], object)
     return names[pc.fill_null(coded.indices, len(texts)).to_numpy()], kind
 
 
@@ -571,6 +587,8 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
             raise ValueError(f"--target {shown(name)} is {Y[0, 0]:.6g} in every row; nothing to learn")
         return _Goal(Y, filled, note=note, infinite=int(infinite.sum()))
     names, kind = _names(values)
+    named = np.array([name is not None for name in names])  # of numbers that are text as well
+    infinite, filled = infinite | (filled & ~named), filled & named
     names = names[filled]
     if kind == "date":
         raise ValueError(f"--target {shown(name)} holds dates, such as {shown(names[0])}; expected numbers, text or booleans")
@@ -685,6 +703,11 @@ def truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
 # -- the pipeline ----------------------------------------------------------------------------------------------------------
 
 
+def _unfit(path: str | Path, column: Column, held: str) -> ValueError:
+    was = f"it was a {column.kind} in training"
+    return ValueError(f"{path}: column {shown(column.name)} holds {held}; {was}")
+
+
 class Transformer(Pipeline):
     """A `Pipeline` that reads other files by what their columns were in training."""
 
@@ -694,7 +717,7 @@ class Transformer(Pipeline):
         Each column is read as what it was in training; `texts` names others that are read as text, where the file is.
 
         Raises:
-            ValueError: a column is missing; and as `tables.read`.
+            ValueError: a column is missing, or holds nothing of its kind; and as `tables.read`.
         """
         table = read(path, [*texts, *(column.name for column in self.columns if column.kind != "number")])
         known = set(table.column_names)
@@ -702,11 +725,18 @@ class Transformer(Pipeline):
             if column.name not in known:
                 raise _no_column(f"{path}: the model needs a column", column.name, table.column_names)
             held = plain(table.column(column.name)).type
-            if column.kind != "number" and not (_source(held) or pa.types.is_time(held)):
-                raise ValueError(f"{path}: column {shown(column.name)} holds {cut(held)}; it was a {column.kind} in training")
+            fits = _source(held) or pa.types.is_time(held)
+            if column.kind == "number":
+                fits = _source(held) not in ("", "date")
+            if not fits:
+                raise _unfit(path, column, cut(held))
         arrays = _arrays(table, self.columns)
         for column, category in self.coded():
             arrays[column.name] = labels.matched(arrays[column.name], category.known)
+        for column in self.columns[: len(self.median)]:
+            values = plain(table.column(column.name)).drop_null()
+            if _is_text(values.type) and len(values) and np.isnan(arrays[column.name]).all():
+                raise _unfit(path, column, f"no numbers, but text such as {shown(values[0].as_py())}")
         return _frame(arrays), table, list(self._remarks(arrays, table))
 
     def _remarks(self, arrays: Mapping[str, Array], table: pa.Table) -> Iterator[str]:

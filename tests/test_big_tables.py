@@ -208,6 +208,20 @@ def test_cuts_differ_by_seed_and_their_digests_with_them(path):
     assert one.digest == again.digest != other.digest
 
 
+def test_the_digest_of_a_cut_tells_every_training_row_and_the_row_groups(path, frame, tmp_path):
+    training = np.flatnonzero(big_tables._uniform(0, np.arange(ROWS)) >= 0.3)
+    flat, house = (training[frame["kind"][training] == kind][-1] for kind in ("flat", "house"))
+    swapped = frame.copy()
+    swapped.loc[[flat, house], "kind"] = ["house", "flat"]  # what is fitted stays as it is
+    renamed = frame.rename(columns={"kind": "sort"})
+    digests = [big_tables.load(path, "price").cut(0, 64).digest]
+    for changed, group in ((swapped, GROUP), (renamed, GROUP), (frame, GROUP // 2), (frame, GROUP)):
+        changed.to_parquet(tmp_path / "other.parquet", row_group_size=group)
+        digests.append(big_tables.load(tmp_path / "other.parquet", "price").cut(0, 64).digest)
+    assert len(set(digests[:-1])) == 4
+    assert digests[-1] == digests[0]
+
+
 def test_a_table_is_too_big_from_a_quarter_of_the_free_memory_on(path, tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "free_bytes", lambda device: 4 * 5 * ROWS * 32 - 1)
     assert big_tables.is_too_big(path)

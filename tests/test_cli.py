@@ -498,7 +498,7 @@ def test_a_tiny_and_a_huge_quantity_have_figures_of_their_size(tmp_path, capsys)
     X = np.random.default_rng(0).normal(size=(300, 2))
     for unit in (1e-300, 1e-9, 1e300):
         np.savez(tmp_path / "t.npz", X=X * unit, Y=X.sum(axis=1) * unit)
-        assert train(tmp_path / "t.npz", tmp_path, "--hidden", "none", "--learning-rate", "0.05") == 0
+        assert train(tmp_path / "t.npz", tmp_path, "--hidden", "none", "--learning-rate", "0.05", "--force") == 0
         line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mlpcore "))
         assert float(line.split()[1]) > 0.95
         assert 0 < float(line.split()[2]) < 0.3 * unit

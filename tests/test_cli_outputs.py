@@ -4,10 +4,13 @@ import contextlib
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +19,8 @@ from safetensors.numpy import save_file
 import mlpcore as mc
 from mlpcore.cli import main
 from mlpcore.cli.outputs import cell
+from mlpcore.cli.report import figure
+from mlpcore.formats import model_file
 
 
 @pytest.fixture
@@ -116,6 +121,80 @@ def test_no_output_is_the_input_by_whatever_link_even_by_force(folder, capsys):
 
 
 @contextlib.contextmanager
+def meanwhile(action):
+    """Do something in the middle of the training."""
+    real = mc.Trainer.fit
+
+    def fit(*rest, **settings):
+        action()
+        return real(*rest, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mc.Trainer, "fit", fit)
+        yield
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("kind", ["text", "a library's model"])
+@pytest.mark.parametrize("force", [False, True])
+def test_what_appears_during_the_training_is_kept_and_so_is_the_model(before, kind, force, folder, capsys):
+    more = ["--force"] if force else []
+    if before:
+        assert train() == 0
+
+    def appear():
+        for name in ("t.safetensors", "t.png"):
+            put(folder / "new", kind)
+            os.replace("new", name)
+        left.append((folder / "t.safetensors").read_bytes())
+
+    left = []
+
+    capsys.readouterr()
+    with meanwhile(appear):
+        status = train(*more)
+    output, error = capsys.readouterr()
+    assert status == 2
+    assert "t.safetensors" in error
+    assert "the model is in t.1.safetensors" in error
+    assert "mlpcore predict t.1.safetensors" in output
+    assert (folder / "t.safetensors").read_bytes() == left[0]
+    assert main(["predict", "t.1.safetensors", "t.npz"]) == 0
+    if not force:
+        assert "note: no picture of the learning curve: t.png is not written over" in output
+        with meanwhile(appear):
+            assert train("--force") == 2
+        assert (folder / "t.2.safetensors").exists()
+
+
+def test_two_trainings_into_one_model_are_refused_at_the_start(folder, capsys):
+    assert train() == 0
+    with meanwhile(lambda: refused(capsys, train(), "t.safetensors", "another training is writing it")):
+        capsys.readouterr()
+        assert train() == 0
+
+
+def test_the_model_is_saved_though_the_last_checkpoint_is_not(folder, capsys):
+    most = 30_000  # bytes: the checkpoint has more, the model has not
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        status = train("--hidden", "64,64", "--every", "9 epochs")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    output, error = capsys.readouterr()
+    assert status == 2
+    assert error.startswith("mlpcore: 't.checkpoint.safetensors' cannot be written: File too large")
+    assert output.index("saved t.safetensors") < output.index("to use it:")
+    model = (folder / "t.safetensors").read_bytes()
+    assert len(model) < most
+    assert train("--hidden", "64,64") == 0
+    net = mc.MLP.load("t.safetensors")
+    (folder / "t.safetensors").write_bytes(model)
+    assert np.array_equal(mc.MLP.load("t.safetensors").parameters, net.parameters)
+
+
+@contextlib.contextmanager
 def stopped_at(step):
     """Interrupt the training after so many steps."""
     real, steps = mc.Trainer._update, []
@@ -170,6 +249,42 @@ def test_an_unfinished_run_is_not_begun_anew_by_mistake(folder, capsys):
     assert train(*call, "--seed", "1", "--out", "new", "--checkpoint", kept.name, "--force") == 0
 
 
+def forged(path, header, **changes):
+    """Write a model file again with another header, its digest made to fit."""
+    tensors = model_file.read(path)[1]
+    model_file.write("forged.safetensors", {**header, **changes}, tensors)
+    os.replace("forged.safetensors", path)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_checkpoint_that_tells_of_no_run_of_ours_is_damaged(resume, folder, capsys):
+    with stopped_at(8):
+        assert train("--every", "1 epoch", "--epochs", "3") == 130
+    header = model_file.read("t.checkpoint.safetensors")[0]
+    runs = ({}, [], 1, "x", {"epochs": 3}, {"epochs": "a", "epoch": None, "batch": {}})
+    trainers = (None, [], "x", *({**header["trainer"], "run": run} for run in runs))
+    for trainer in trainers:
+        forged("t.checkpoint.safetensors", header, trainer=trainer)
+        capsys.readouterr()
+        more = ["--resume"] if resume else []
+        status = train("--every", "1 epoch", "--epochs", "3", *more)
+        refused(capsys, status, "--checkpoint t.checkpoint.safetensors", "a damaged checkpoint of mlpcore")
+
+
+def test_a_file_that_is_only_to_be_read_is_refused_without_force(folder, capsys):
+    assert train() == 0
+    assert main(["predict", "t.safetensors", "t.npz"]) == 0
+    saved = partial(train, "--every", "1 epoch")
+    assert saved() == 0
+    calls = {"t.safetensors": train, "t.png": train, "t.checkpoint.safetensors": saved, "predictions.csv": predict}
+    for name, call in calls.items():
+        (folder / name).chmod(0o444)
+        capsys.readouterr()
+        refused(capsys, call(), name, "only to be read", "--force")
+        assert call("--force") == 0
+        (folder / name).chmod(0o644)
+
+
 def test_a_call_that_was_killed_is_refused_or_resumed_by_what_the_checkpoint_itself_says(folder, capsys):
     with stopped_at(8):
         assert train("--every", "1 epoch") == 130
@@ -193,6 +308,8 @@ def test_a_call_that_was_killed_is_refused_or_resumed_by_what_the_checkpoint_its
 )  # fmt: skip
 def test_an_out_that_is_no_folder_to_write_in_is_refused_before_the_data_are_read(make, word, folder, capsys):
     make(folder / "out")
+    (folder / "mine").mkdir()
+    (folder / "mine").chmod(0o777)
     user = os.geteuid()
     if user == 0:  # whom no permission binds
         folder.chmod(0o755)
@@ -200,6 +317,9 @@ def test_an_out_that_is_no_folder_to_write_in_is_refused_before_the_data_are_rea
     try:
         refused(capsys, train("--out", "out", data="absent.npz"), "--out out", word)
         refused(capsys, train("--out", "out/deeper", data="absent.npz"), "--out out/deeper", word)
+        if word == "cannot be written":
+            call = ["--out", "mine", "--checkpoint", "out/c"]
+            refused(capsys, train(*call, data="absent.npz"), "--checkpoint out/c", word)
     finally:
         os.seteuid(user)
 
@@ -250,6 +370,57 @@ def test_a_dash_is_standard_output_and_leaves_it_to_the_predictions(folder, capf
         assert (done.stdout if done else said.out) == whole
         assert b"60 predictions written to standard output\nagainst its Y: " in (done.stderr if done else said.err)
     assert not (folder / "-").exists()
+
+
+@pytest.mark.parametrize("name", ["t.npz", "t.safetensors"])
+@pytest.mark.parametrize("out", ["-", "/dev/stdout"])
+def test_predictions_are_not_appended_to_what_they_are_made_of(name, out, folder):
+    assert train() == 0
+    before = (folder / name).read_bytes()
+    call = [sys.executable, "-m", "mlpcore", "predict", "t.safetensors", "t.npz", "--force", "--out", out]
+    with open(name, "ab") as end:
+        done = subprocess.run(call, stdout=end, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert f"--out {out} is where the " in done.stderr
+    assert (folder / name).read_bytes() == before
+
+
+def test_predictions_do_not_replace_what_has_appeared_meanwhile(folder, capsys):
+    assert train() == 0
+    real = mc.MLP.predict
+
+    def slowly(*rest):
+        put(folder / "predictions.csv", "text")
+        return real(*rest)
+
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mc.MLP, "predict", slowly)
+        refused(capsys, predict(), "predictions.csv", "no predictions of this model")
+    assert (folder / "predictions.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_parameters_and_predictions_that_are_not_finite_are_said(folder, capsys):
+    np.savez("q.npz", X=np.arange(60.0).reshape(20, 3), Y=np.arange(20) / 7)
+    assert train(data="q.npz") == 0
+    header, tensors = model_file.read("q.safetensors")
+    for value, status, words in (
+        (1e30, 0, "rows is not finite: the numbers there are too large"),
+        (np.nan, 2, "q.safetensors': its parameters are not all finite"),
+    ):
+        parameters = np.full_like(tensors["parameters"], value)
+        model_file.write("q.safetensors", header, {**tensors, "parameters": parameters})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert main(["predict", "q.safetensors", "q.npz"]) == status
+        output, error = capsys.readouterr()
+        assert words in output + error
+    huge = {"target scale": tensors["target scale"] * 0 + 1.7e308, "parameters": tensors["parameters"] * 100}
+    model_file.write("q.safetensors", header, {**tensors, **huge})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["predict", "q.safetensors", "q.npz"]) == 0
+    assert "rows is not finite" in capsys.readouterr().out
 
 
 def test_predictions_go_into_pipes_and_devices(folder, capsys):
@@ -309,6 +480,16 @@ def test_no_cell_of_predictions_is_a_formula_and_numbers_stay_as_they_are(folder
     assert [cell(name) for name in ("\ttab", "-1", "+3.5e2", "a;=2", "-inf")] == [
         "\"'\ttab\"", "-1", "+3.5e2", '"a;=2"', "'-inf",
     ]  # fmt: skip
+
+
+def test_a_formula_behind_marks_that_are_not_seen_is_none_either():
+    assert [cell(text) for text in ("\0=1+1", "\ufeff@x", "\ufeffx")] == ["'\0=1+1", "'\ufeff@x", "\ufeffx"]
+
+
+def test_no_figure_is_hundreds_of_digits_long():
+    assert figure("R2", -1.5e300) == "-1.5e+300"
+    assert figure("R2", -99999.4) == "-99999.4000"
+    assert [figure("RMSE", value) for value in (0.0, 0.01234, 2.5e6)] == ["0.0000", "0.01234", "2.5e+06"]
 
 
 def test_the_picture_notes_the_call_as_text(folder):

@@ -167,12 +167,15 @@ def test_files_whose_names_are_not_utf_8_are_read_and_written(suffix, folder, ca
 
 SURROUNDED = """
 import os, sys
-os.environ["MPLBACKEND"] = "module://matplotlib_inline.no_such"
+os.environ["MPLBACKEND"] = "no such backend"
+with open("matplotlibrc", "w") as file:
+    file.write("text.usetex: True\\n")
 sys.modules["resource"] = None
 from mlpcore.cli import main
 from mlpcore.cli.messages import printable
 assert main(["train", "$x^{$.npz", *sys.argv[1:]]) == 0
 assert main(["train", "数.npz", *sys.argv[1:]]) == 0
+assert os.environ["MPLBACKEND"] == "no such backend"
 for name in [name for name in sys.modules if name.startswith("matplotlib")]:
     sys.modules[name] = None
 sys.modules["sklearn.metrics"] = None
@@ -188,7 +191,7 @@ def test_a_finished_training_fails_for_no_library_backend_font_or_name(folder):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     both = [f"{name}.{suffix}" for name in ("$x^{$", "数") for suffix in ("npz", "png", "safetensors")]
-    assert sorted(os.listdir()) == sorted([*both, "t.npz", "t.safetensors"])
+    assert sorted(os.listdir()) == sorted([*both, "matplotlibrc", "t.npz", "t.safetensors"])
     assert "at its peak" not in done.stdout
     last = done.stdout[done.stdout.index("saved t.safetensors") :]
     assert re.search(r"^note: no figures: .*sklearn", last, re.M)
@@ -280,6 +283,15 @@ def test_a_number_that_cannot_be_is_named_before_any_work(arguments, words, fold
     assert os.listdir() == ["t.npz"]
 
 
+@pytest.mark.parametrize("call", [["no\33[31m" + "x" * 3000], ["info", "\33[31m" + "x" * 3000], [*CALL, "--task", "\33[2J"]])
+def test_what_the_parser_says_is_short_and_does_not_command_the_terminal(call, capsys):
+    with pytest.raises(SystemExit):
+        main(call)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "\33" not in error
+    assert len(error) < 600
+
+
 def test_a_text_in_place_of_a_number_is_said_in_short(capsys):
     for option in ("--epochs", "--learning-rate", "--memory-limit"):
         with pytest.raises(SystemExit, match="2"):
@@ -287,3 +299,54 @@ def test_a_text_in_place_of_a_number_is_said_in_short(capsys):
         error = capsys.readouterr().err
         assert f"argument {option}: expected " in error
         assert len(error) < 3000
+
+
+# -- what an error names -----------------------------------------------------------------------------------------------
+
+
+def columns(name, number, encoding="utf-8"):
+    """Write a table whose column x holds these numbers."""
+    rows = [f"{number(i)},{i * i % 7},{i / 7}" for i in range(60)]
+    with open(name, "w", encoding=encoding) as file:
+        file.write("\n".join(["x,b,y", *rows]))
+
+
+def test_an_error_of_the_data_names_file_and_column(folder, capsys):
+    columns("far.csv", lambda i: 1.7e308 * (-1) ** i)
+    columns("huge.csv", lambda i: 1.7e308)
+    columns("utf-16.csv", lambda i: i * i, "utf-16")
+    columns("t.csv", lambda i: i * i)
+    call = [*CALL[2:], "--target", "y"]
+    assert main(["train", "t.csv", *call]) == 0
+    for arguments, words in (
+        (["train", "far.csv", *call], ["far.csv: ", "column 'x'", "1.8e308"]),
+        (["train", "far.csv", *CALL[2:], "--target", "x", "--task", "regression"], ["far.csv: ", "column 'x'"]),
+        (["predict", "t.safetensors", "huge.csv"], ["huge.csv: ", "row 1: 'x' is too far"]),
+        (["train", "utf-16.csv", *call], ["utf-16.csv: is UTF-16 text; save it as UTF-8"]),
+        (["predict", "t.safetensors", "utf-16.csv"], ["utf-16.csv: is UTF-16 text; save it as UTF-8"]),
+    ):
+        capsys.readouterr()
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert all(word in error for word in words), error
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be_there(folder, capsys):
+    assert main(CALL) == 0
+    folder.chmod(0o777)
+    (folder / "t.safetensors").chmod(0)
+    user = os.geteuid()
+    if user == 0:  # whom no permission binds
+        os.seteuid(65534)
+    try:
+        capsys.readouterr()
+        assert main(["predict", "t.safetensors", "t.npz"]) == 2
+        assert capsys.readouterr().err == "mlpcore: t.safetensors: Permission denied\n"
+    finally:
+        os.seteuid(user)
+        (folder / "t.safetensors").chmod(0o644)
+
+
+def test_a_dash_is_no_checkpoint(folder, capsys):
+    assert main([*CALL, "--checkpoint", "-"]) == 2
+    assert "'-' is no file name" in capsys.readouterr().err

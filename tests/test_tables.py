@@ -394,6 +394,31 @@ def test_infinite_targets_of_a_csv_file_are_no_class(tmp_path):
     assert table.note == "whole numbers, 2 different: taken as classes (as a quantity: --task regression)"
 
 
+@pytest.mark.parametrize("texts", [False, True])
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_infinity_is_missing_in_a_category_of_numbers_and_in_classes_in_every_file(form, texts, tmp_path):
+    numbers = np.array([1, 2, np.inf, -np.inf] * 30)
+    infinite = np.isinf(numbers)
+    values = [str(x).removesuffix(".0") for x in numbers] if texts else numbers
+    frame = pd.DataFrame({"a": np.arange(120.0) ** 2, "k": values, "y": np.arange(120) / 7})
+    frame.to_parquet(tmp_path / "t.parquet") if form == "parquet" else frame.to_csv(tmp_path / "t.csv", index=False)
+    path = tmp_path / f"t.{form}"
+    table = tables.load(path, "y", wishes={"k": "category"})
+    assert [name is None for name in table.X["k"]] == infinite.tolist()
+    made, _, remarks = table.prepare(np.arange(120)).read(path)
+    assert [name is None for name in made["k"]] == infinite.tolist()
+    assert remarks == []
+    assert set(table.X["k"]) == {"1", "2", None}
+    table = tables.load(path, "k", "classification")
+    assert table.class_names == ("1", "2")
+    assert (table.rows, table.infinite) == (60, 60)
+
+
+def test_a_text_that_reads_as_infinity_is_a_text_among_texts(tmp_path):
+    path = written(tmp_path, "a,k,y\n" + "".join(f"{i * i},{['inf', 'sup'][i % 2]},{i / 7}\n" for i in range(60)))
+    assert set(tables.load(path, "y").X["k"]) == {"inf", "sup"}
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_codes_of_groups_are_kept_apart_in_every_file(form, tmp_path):
     frame = pd.DataFrame({"a": np.arange(60.0) ** 2, "g": ["1.1", "1.10", "2"] * 20, "y": np.arange(60) / 7})
@@ -729,6 +754,24 @@ def test_a_category_of_lists_is_refused(kept, frame, tmp_path):
         kept[1].read(tmp_path / "new.parquet")
 
 
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        ([1.0], "list<"), (b"1", "binary"), (pd.Timestamp("2024-05-01"), "timestamp"),
+        ("red", "no numbers, but text such as 'red'"),
+    ],
+)  # fmt: skip
+def test_a_number_that_can_be_none_is_refused_and_one_among_texts_is_enough(value, held, kept, frame, tmp_path):
+    new = frame.assign(number=[value] * ROWS)
+    new.to_parquet(tmp_path / "new.parquet")
+    with pytest.raises(ValueError, match=rf"new\.parquet: column 'number' holds {held}.*it was a number in training"):
+        kept[1].read(tmp_path / "new.parquet")
+    if isinstance(value, str):
+        new.loc[3, "number"] = "7"
+        new.to_parquet(tmp_path / "new.parquet")
+        assert any("number: no finite number" in remark for remark in kept[1].read(tmp_path / "new.parquet")[2])
+
+
 def test_texts_as_views_are_texts(tmp_path):
     columns = {"s": pa.array(["x", "y", None] * 20, pa.string_view()), "y": np.arange(60) / 7}
     parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
@@ -755,3 +798,27 @@ def test_targets_that_are_no_class_of_the_model_stay_in_the_count():
     truth = tables.truth(pa.chunked_array([["1.5", "n/k", None]]), (), "")
     assert truth.values.tolist() == [[1.5]]
     assert (truth.missing, truth.wrong, truth.such) == (1, 1, "n/k")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda frame: frame.rename(columns={"x": "size"}), lambda frame: frame.rename(columns={"y": "z"}),
+        lambda frame: frame.assign(x=frame["x"] * 2), lambda frame: frame.assign(y=frame["y"] * 2),
+        lambda frame: frame.assign(c=frame["c"].map({"p": "q", "q": "r"})),
+        lambda frame: frame.assign(c=frame["c"].map({"p": 1, "q": 2})),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("target", ["y", "c"])
+def test_tables_whose_standardised_numbers_are_equal_have_different_digests(change, target):
+    rng = np.random.default_rng(0)
+    columns = {"x": rng.normal(size=90), "c": np.tile(["p", "q"], 45), "y": rng.normal(size=90)}
+
+    def digest(frame):
+        name = "z" if target == "y" and "z" in frame else target
+        table = tables.take(pa.Table.from_pandas(frame), "t", name, None, None, None, np.arange(90))
+        return table.cut(0, 8).digest
+
+    frame = pd.DataFrame(columns)
+    assert digest(frame) == digest(frame.copy())
+    assert digest(frame) != digest(change(frame))

@@ -29,17 +29,26 @@ def predict(options: argparse.Namespace) -> None:
     to_stdout = outputs.is_standard_output(options.out)
     if to_stdout:
         carry_data()
-    else:
+
+    def require_place() -> None:
         others = {"the model is": options.model, "the data are": options.data}
         outputs.require_distinct("--out", options.out, others)
+        if not to_stdout:
+            outputs.require_table_place(options.out, _header(model), options.force)
+
     model = Model.load(options.model)
-    if not to_stdout:
-        outputs.require_table_place(options.out, _header(model), options.force)
+    require_place()
     X, truth = model.rows(options.data, target=False)
     Z = model.net.predict(X)
-    outputs.write_lines(options.out, _lines(model, Z))
+    answers = model.scale.invert(Z) if model.scale else Z
+    require_place()  # which may have been taken meanwhile
+    outputs.write_lines(options.out, _lines(model, answers))
     say(f"{len(Z):,} predictions written to {'standard output' if to_stdout else options.out}")
-    if truth is not None:
+    lost = int(np.sum(~np.isfinite(answers).all(axis=1)))
+    if lost:
+        why = "the numbers there are too large for the model"
+        say(f"note: the prediction of {count_rows(lost)} is not finite: {why}")
+    elif truth is not None:
         column = f"its column {printable(model.about['target'], 60)}" if "pipeline" in model.tensors else "its Y"
         say(f"against {column}: " + "\n  ".join(_against(model, Z, truth)))
 
@@ -52,16 +61,15 @@ def _header(model: Model) -> str:
     return ",".join(map(outputs.cell, first + others)) + "\r\n"
 
 
-def _lines(model: Model, Z: Array) -> Iterator[str]:
+def _lines(model: Model, answers: Array) -> Iterator[str]:
     """Yield the lines of a file of predictions: probabilities, or a quantity in all digits that float64 has."""
     yield _header(model)
     if model.about["classes"]:
         names = [outputs.cell(name) for name in model.about["classes"]]
-        for row in Z:
+        for row in answers:
             yield ",".join([names[row.argmax()], *(f"{p:.6f}" for p in row)]) + "\r\n"
     else:
-        assert model.scale is not None
-        for row in model.scale.invert(Z).tolist():
+        for row in answers.tolist():
             yield ",".join(map(repr, row)) + "\r\n"
 
 

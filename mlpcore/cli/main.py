@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import mlpcore as mc
 from mlpcore.cli import commands, messages
-from mlpcore.cli.messages import complain, printable
+from mlpcore.cli.messages import complain, printable, reason
 from mlpcore.cli.train import train as run_train
 from mlpcore.core import activations
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             return 141
         except ERRORS as error:
-            complain(f"mlpcore: {printable(str(error), 2000) or type(error).__name__}")
+            complain(f"mlpcore: {printable(reason(error), 2000)}")
             return 2
         except KeyboardInterrupt as stop:
             complain(_ending("interrupted", stop))
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if isinstance(output.lost, BrokenPipeError):
         return 141
-    complain(f"mlpcore: standard output takes no more: {getattr(output.lost, 'strerror', None) or output.lost}")
+    complain(f"mlpcore: standard output takes no more: {reason(output.lost)}")
     return 0 if options.writes else 2
 
 
@@ -87,8 +87,15 @@ def _ended_by_exception() -> Iterator[None]:
 # -- what it can be told -------------------------------------------------------------------------------------------------
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are short, and do not command the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message, 500))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("mlpcore", description="Train multilayer perceptrons, use them, and look inside.")
+    parser = _Parser("mlpcore", description="Train multilayer perceptrons, use them, and look inside.")
     parser.add_argument("--version", action="version", version=f"mlpcore {mc.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 

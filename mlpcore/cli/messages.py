@@ -77,6 +77,13 @@ def carry_data() -> None:
     _output.get().aside = True
 
 
+def reason(error: BaseException) -> str:
+    """Return an error in words, without the number that the system has for it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
 def printable(text: str, most: int = 1000) -> str:
     """Return a text of somebody else's in one line without control characters, cut to `most`."""
     cut = text if len(text) <= most else f"{text[: most - 1]}…"

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 import mlpcore as mc
 from mlpcore import data, labels
+from mlpcore.backends.device import to_host
 from mlpcore.cli.messages import printable, say
-from mlpcore.cli.sources import is_table, load, refuse_folder
+from mlpcore.cli.sources import is_table, load, naming, refuse_folder
 from mlpcore.core import losses
 from mlpcore.core.errors import cut, shown
 
@@ -20,8 +21,15 @@ Array = NDArray[Any]
 
 
 def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
-    """As `MLP.load_with`; ValueError where its notes are none, or name no loss that there is."""
+    """Return what `MLP.load_with` does.
+
+    Raises:
+        ValueError: the parameters are not finite, or the notes are none, or name no loss that there is.
+    """
     net, tensors, about = mc.MLP.load_with(path)
+    if not np.isfinite(to_host(net.device, net.store.flat)).all():
+        advice = "The file is damaged or made up; train again"
+        raise ValueError(f"{path!r}: its parameters are not all finite. {advice}")
     if not isinstance(about, dict):
         raise ValueError(f"{path!r}: its notes must be names and values; got {shown(about)}")
     if not data.is_text(json.dumps(about, ensure_ascii=False)):
@@ -94,7 +102,8 @@ class Model:
             dataset = load(name, target=False)
             if dataset.X.shape[1] != self.net.sizes[0]:
                 raise ValueError(f"data {name!r} has {dataset.X.shape[1]} columns; the model takes {self.net.sizes[0]}")
-            X = self.preparation.apply(dataset.X)
+            with naming(name):
+                X = self.preparation.apply(dataset.X)
             if dataset.Y is None:
                 truth = data.load_truth(name, len(X), classes, kind, self.net.sizes[-1])
             else:  # flights, digits
@@ -109,7 +118,8 @@ class Model:
         frame, table, remarks = self.preparation.read(name, [column] if classes else [])
         for remark in remarks:
             say(f"note: {printable(remark)}")
-        X = self.preparation.apply(frame)
+        with naming(name):
+            X = self.preparation.apply(frame)
         if column in table.column_names:
             return X, tables.truth(table.column(column), classes, kind)
         if target:

@@ -19,7 +19,7 @@ from mlpcore.cli.messages import empty, printable
 from mlpcore.core import inputs
 from mlpcore.formats import model_file
 from mlpcore.formats.atomic import replacing
-from mlpcore.formats.kinds import VACANT, Kind, kind, progress
+from mlpcore.formats.kinds import VACANT, Kind, kind
 
 Call = Mapping[str, Any]
 KEY = "mlpcore"  # of the text in a picture
@@ -42,15 +42,19 @@ def _is_one_file(one: str | Path, other: str | Path) -> bool:
     if os.path.realpath(one) == os.path.realpath(other):
         return True
     try:
-        return os.path.samefile(one, other)
-    except OSError:  # one of them is not there
+        return os.path.samestat(_status(one), os.stat(other))
+    except (OSError, ValueError, AttributeError):  # as in `is_standard_output`
         return False
 
 
-def require_folder(out: Path) -> None:
-    """Raise an OSError unless files can be written in a folder, or in one that can be made there."""
+def _status(path: str | Path) -> os.stat_result:
+    """Return the status of a file; of standard output for "-"."""
+    return os.fstat(sys.stdout.fileno()) if path == "-" else os.stat(path)
+
+
+def require_folder(out: Path, name: str) -> None:
+    """Raise an OSError that begins with `name` unless a folder can be written, or be made."""
     place = next((place for place in (out, *out.parents) if os.path.lexists(place)), Path())
-    name = f"--out {printable(str(out))}"
     if place.is_symlink() and not place.exists():
         raise NotADirectoryError(f"{name}: {printable(str(place))} is a link that leads nowhere; name another folder")
     if not place.is_dir():
@@ -115,7 +119,16 @@ def _looked_at(path: str | Path, what: str, force: bool) -> Kind | None:
     found = kind(path)
     if found.name == "folder":
         raise IsADirectoryError(f"{printable(str(path))}: is a folder, where {what} would be written; name a file")
-    return None if force or found.name in VACANT else found
+    if force or found.name in VACANT:
+        return None
+    require_writable(path, found)
+    return found
+
+
+def require_writable(path: str | Path, found: Kind) -> None:
+    """Raise a ValueError if a file of this kind is marked as one that nobody is to write."""
+    if found.name not in VACANT and not os.stat(path).st_mode & 0o222:
+        _refuse(path, f"{found.text} that is only to be read")
 
 
 def _require_call(path: Path, what: str, before: Call | None, call: Call) -> None:
@@ -131,12 +144,6 @@ def _refuse(path: str | Path, there: str) -> NoReturn:
 
 
 # -- the calls that made them --------------------------------------------------------------------------------------------
-
-
-def where_stopped(path: Path) -> str:
-    """Return in words how far the unfinished run in a checkpoint has come."""
-    run = _header(path)["trainer"]["run"]
-    return progress(run["epochs"], run["epoch"], run["batch"])
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -189,7 +196,7 @@ def is_standard_output(path: str) -> bool:
     if path == "-":
         return True
     try:
-        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
+        return os.path.samestat(os.stat(path), _status("-"))
     except (OSError, ValueError, AttributeError):  # not there; a stream without a file, or none at all
         return False
 
@@ -248,6 +255,6 @@ def cell(text: str) -> str:
     As OWASP's page on CSV injection says: a quote mark goes in front of what could begin a formula, and what separates cells in
     any country stands between quotes.
     """
-    if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text):
+    if text.lstrip("\0\ufeff").startswith(_FORMULA) and not _NUMBER.fullmatch(text):
         text = f"'{text}"
     return '"' + text.replace('"', '""') + '"' if _SPECIAL & set(text) else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,17 +33,19 @@ def class_figures(p: Array, Y: Array) -> dict[str, float]:
 
 def quantity_figures(Z: Array, Y: Array, scale: data.Standardizer) -> dict[str, float]:
     """Return R2, averaged over the outputs, and RMSE of standardised predictions (m, k), against the targets as they were."""
-    truth = scale.exactly(Y)  # in units of the deviation, where differences have the most digits
-    squares, spread = np.mean(np.square(truth - Z), axis=0), truth.var(axis=0)
-    with np.errstate(all="ignore"):
-        r2 = np.mean(np.where(spread > 0, 1 - squares / spread, np.nan))
     largest = scale.scale.max()
-    return {"R2": float(r2), "RMSE": float(largest * np.sqrt(np.mean(squares * np.square(scale.scale / largest))))}
+    with np.errstate(all="ignore"):
+        truth = scale.exactly(Y)  # in deviations, where differences have the most digits
+        squares, spread = np.mean(np.square(truth - Z), axis=0), truth.var(axis=0)
+        r2 = np.mean(np.where(spread > 0, 1 - squares / spread, np.nan))
+        rmse = largest * np.sqrt(np.mean(squares * np.square(scale.scale / largest)))
+    return {"R2": float(r2), "RMSE": float(rmse)}
 
 
 def figure(name: str, value: float) -> str:
     """Return a figure as text; an RMSE has the size of its target."""
-    return f"{value:.4f}" if name != "RMSE" or 0.1 <= value < 1e5 or not value else f"{value:.4g}"
+    short = (name == "RMSE" and 0 < value < 0.1) or abs(value) >= 1e5
+    return f"{value:.4g}" if short else f"{value:.4f}"
 
 
 def baselines_of(validation: tuple[Array, Array]) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -79,31 +82,36 @@ def draw(path: Path, title: str, history: dict[str, list[float]], loss: str, sco
         ImportError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
+    backend = os.environ.pop("MPLBACKEND", None)  # which matplotlib may refuse
     try:
+        import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError('it needs matplotlib: pip install "mlpcore[cli]"') from None
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
-    epochs = np.arange(1, len(history["loss"]) + 1)
-    best = int(np.argmin(history["validation_loss"]))
-    axes[0].plot(epochs, history["loss"], "o-", ms=3, label="training rows")
-    axes[0].plot(epochs, history["validation_loss"], "o-", ms=3, label="held-out validation rows")
-    axes[0].set_ylabel(loss)
-    axes[1].plot(epochs, history[f"validation_{score}"], "o-", ms=3, color="C1", label="held-out validation rows")
-    axes[1].set_ylabel(score)
-    for axis in axes:
-        axis.axvline(epochs[best], color="grey", lw=0.8, ls="--", label="weights kept")
-        axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].legend()
-    figure.suptitle(title, parse_math=False, usetex=False)
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
     picture = io.BytesIO()
-    with warnings.catch_warnings():
+    with matplotlib.rc_context({"text.usetex": False}), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a font without the letters of the title
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, 2)
+        epochs = np.arange(1, len(history["loss"]) + 1)
+        best = int(np.argmin(history["validation_loss"]))
+        axes[0].plot(epochs, history["loss"], "o-", ms=3, label="training rows")
+        axes[0].plot(epochs, history["validation_loss"], "o-", ms=3, label="held-out validation rows")
+        axes[0].set_ylabel(loss)
+        axes[1].plot(epochs, history[f"validation_{score}"], "o-", ms=3, color="C1", label="held-out validation rows")
+        axes[1].set_ylabel(score)
+        for axis in axes:
+            axis.axvline(epochs[best], color="grey", lw=0.8, ls="--", label="weights kept")
+            axis.set_xlabel("epoch")
+            axis.grid(alpha=0.3)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        axes[0].legend()
+        figure.suptitle(title, parse_math=False, usetex=False)
         figure.savefig(picture, format="png", dpi=120, metadata={KEY: json.dumps(call)})
     with replacing(path) as file:
         file.write(picture.getvalue())

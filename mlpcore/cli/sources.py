@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,17 @@ from mlpcore.cli.messages import printable, say
 from mlpcore.cli.recipes import RECIPES, Recipe, suited
 from mlpcore.cli.report import have
 from mlpcore.core.errors import listed
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Have a ValueError of the block name the data."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith(f"{name}:"):
+            raise
+        raise ValueError(f"{name}: {error}") from None
 
 
 def is_table(name: str) -> bool:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,11 @@ import mlpcore as mc
 from mlpcore import data
 from mlpcore.checkpoint import interval
 from mlpcore.cli import outputs
-from mlpcore.cli.messages import on_terminal, printable, say
+from mlpcore.cli.messages import on_terminal, printable, reason, say
 from mlpcore.cli.recipes import RECIPES, Recipe, require_settings, widths
 from mlpcore.cli.report import baselines_of, class_figures, draw, print_table, quantity_figures
-from mlpcore.cli.sources import dataset_of, is_table
-from mlpcore.formats import kinds
+from mlpcore.cli.sources import dataset_of, is_table, naming
+from mlpcore.formats import atomic, kinds
 from mlpcore.formats.kinds import VACANT, kind
 from mlpcore.training.plan import human
 
@@ -48,7 +50,9 @@ def train(options: argparse.Namespace) -> None:
     recipe = Recipe(**{**vars(base), **chosen})
     runs: list[_Run] = []
     done: list[str] = []
-    with kinds.overwriting(options.force), _saying(done):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(kinds.overwriting(options.force))
+        stack.enter_context(_saying(done))
         for i in range(options.splits):
             if i:
                 say("")
@@ -57,13 +61,16 @@ def train(options: argparse.Namespace) -> None:
                 call = {**_call(options, recipe), "the data": runs[0].split.digest}
                 places.require(call, options)
                 places.out.mkdir(parents=True, exist_ok=True)  # after everything that is wrong with the input
+                stack.enter_context(atomic.claimed(places.model))
                 if places.checkpoint:
                     runs[0].keep(places.checkpoint, call, options)
             _complete(runs[i], None if i else places, call, options, done)
     if len(runs) > 1:
         _medians(runs)
     source = "TABLE" if is_table(options.data) else shlex.quote(options.data)
-    say(f"to use it: mlpcore predict {shlex.quote(str(places.model))} {source} --out predictions.csv")
+    say(f"to use it: mlpcore predict {shlex.quote(done[0])} {source} --out predictions.csv")
+    if runs[0].failed:
+        raise OSError("; ".join(runs[0].failed))
 
 
 @contextlib.contextmanager
@@ -81,17 +88,33 @@ def _complete(run: _Run, places: _Places | None, call: outputs.Call, options: ar
     """Train, and leave behind what there is to be left, which `done` lists; of splits after the first the figures alone."""
     run.train()
     if places:
-        run.save(places.model, call)
-        done.append(str(places.model))
-        say(f"saved {places.model}" + (f" (seed {run.seed})" if options.splits > 1 else ""))
+        done.append(str(_saved(run, places.model, call, options.force)))
+        say(f"saved {done[0]}" + (f" (seed {run.seed})" if options.splits > 1 else ""))
     with_baselines = options.data == "flights" and not options.no_baselines
     _try("figures", lambda: run.report(with_baselines))
     if places:
-        drawn = _try("picture of the learning curve", lambda: run.draw(places.picture, places.name, call))
-        if drawn:
+
+        def draw_picture() -> None:
+            outputs.require_picture_place(places.picture, call, options.force)
+            run.draw(places.picture, places.name, call)
+
+        if _try("picture of the learning curve", draw_picture):
             done.append(str(places.picture))
             say(f"saved {places.picture}")
     del run.split
+
+
+def _saved(run: _Run, path: Path, call: outputs.Call, force: bool) -> Path:
+    """Save a model, under a free name if its place was taken during the training; return where."""
+    try:
+        outputs.require_model_place(path, call, force)
+        run.save(path, call)
+    except (ValueError, OSError) as error:
+        places = (atomic.numbered(path, number) for number in itertools.count(1))
+        path = next(place for place in places if not os.path.lexists(place))
+        run.save(path, call)
+        run.failed.append(f"{reason(error)}; the model is in {printable(str(path))}")
+    return path
 
 
 def _try(what: str, action: Callable[[], None]) -> bool:
@@ -99,7 +122,7 @@ def _try(what: str, action: Callable[[], None]) -> bool:
     try:
         action()
     except FAILURES as error:
-        say(f"note: no {what}: {printable(str(error) or type(error).__name__, 300)}")
+        say(f"note: no {what}: {printable(reason(error), 300)}")
         return False
     return True
 
@@ -140,6 +163,8 @@ class _Places:
         out, name = Path(options.out), Path(options.data).stem
         checkpoint = None
         if options.checkpoint or options.every or options.resume:
+            if options.checkpoint == "-":
+                raise ValueError("--checkpoint: '-' is no file name; name a file")
             if options.splits > 1:
                 raise ValueError("--checkpoint, --every and --resume are for one run; leave out --splits")
             checkpoint = Path(options.checkpoint or out / f"{name}.checkpoint.safetensors")
@@ -147,7 +172,7 @@ class _Places:
 
     def require(self, call: outputs.Call, options: argparse.Namespace) -> None:
         """Raise an error that names the place and what is there, if something would be lost that --force does not give up."""
-        outputs.require_folder(self.out)
+        outputs.require_folder(self.out, f"--out {printable(str(self.out))}")
         others = {"the data are": options.data}
         for argument, path, what in (
             ("the model", self.model, "the model goes"), ("the picture", self.picture, "the picture goes"),
@@ -160,11 +185,10 @@ class _Places:
         outputs.require_picture_place(self.picture, call, options.force)
         if self.checkpoint is not None:
             interval(options.every or EVERY)
-            folder = self.checkpoint.parent
-            if not folder.is_dir() and folder != self.out:
-                raise FileNotFoundError(
-                    f"--checkpoint {printable(str(self.checkpoint))}: the folder {printable(str(folder))} does not exist"
-                )
+            name, folder = f"--checkpoint {printable(str(self.checkpoint))}", self.checkpoint.parent
+            if not folder.exists() and folder != self.out:
+                raise FileNotFoundError(f"{name}: the folder {printable(str(folder))} does not exist")
+            outputs.require_folder(folder, name)
             _require_checkpoint_place(self.checkpoint, call, options.resume, options.force)
 
 
@@ -174,6 +198,8 @@ def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, forc
     name = f"--checkpoint {printable(str(path))}"
     if found.name == "folder":
         raise IsADirectoryError(f"{name}: is a folder; name a file")
+    if not force:
+        outputs.require_writable(path, found)
     if found.name not in ("checkpoint", "unfinished"):
         if found.name not in VACANT and (resume or not force):
             remedy = "name another file" if resume else "name another file, or write over it with --force"
@@ -187,8 +213,8 @@ def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, forc
                 f"--resume: {printable(str(path))}: {other}; call it as before, or with --force alone to begin anew"
             )
     elif not force and found.name == "unfinished":
-        where = outputs.where_stopped(path)
-        raise ValueError(f"{name}: there is an unfinished run ({where}); --resume goes on with it, --force begins anew")
+        advice = "--resume goes on with it, --force begins anew"
+        raise ValueError(f"{name}: there is an unfinished run ({found.where}); {advice}")
     elif not force and other:
         raise ValueError(
             f"{name}: there is the checkpoint of another call: {other}; name another file, or write over it with --force"
@@ -227,11 +253,16 @@ def _identity(path: Path) -> tuple[int, ...] | None:
 
 
 class _Run:
-    """One split of a data set: train, report, save."""
+    """One split of a data set: train, report, save.
+
+    Attributes:
+        failed: the errors that did not end the work.
+    """
 
     def __init__(self, dataset: data.Dataset, recipe: Recipe, options: argparse.Namespace, seed: int):
         self.dataset, self.recipe, self.seed, self.quiet = dataset, recipe, seed, options.quiet
-        self.split = dataset.cut(seed, recipe.batch)
+        with naming(options.data):
+            self.split = dataset.cut(seed, recipe.batch)
         self.regression = not dataset.class_names
         X, Y = self.split.test
         sizes = [X.shape[1], *widths(recipe.hidden, "--hidden"), Y.shape[1] if self.regression else len(dataset.class_names)]
@@ -244,6 +275,7 @@ class _Run:
         self.trainer = mc.Trainer(self.net, loss, optimizer, memory_limit=options.memory_limit, seed=seed)
         self.plan = self.trainer.plan(min(recipe.batch, rows), rows, True)  # also says whether the limit can be kept
         self.checkpoint: _Checkpoint | None = None
+        self.failed: list[str] = []
         self.history: dict[str, list[float]] = {}
         self.results: dict[str, dict[str, float]] = {}
 
@@ -281,20 +313,26 @@ class _Run:
 
     def _fit(self) -> dict[str, list[float]]:
         kept = self.checkpoint
+        fit = partial(
+            self.trainer.fit,
+            *self.split.training,
+            epochs=self.recipe.epochs,
+            batch_size=self.recipe.batch,
+            validation=self.split.validation,
+            early_stopping=mc.EarlyStopping(self.recipe.patience),
+            progress=not self.quiet and on_terminal(),  # a log keeps every frame
+        )
         try:
-            return self.trainer.fit(
-                *self.split.training,
-                epochs=self.recipe.epochs,
-                batch_size=self.recipe.batch,
-                validation=self.split.validation,
-                early_stopping=mc.EarlyStopping(self.recipe.patience),
-                progress=not self.quiet and on_terminal(),  # a log keeps every frame
-                checkpoint=kept.path if kept else None,
-                every=kept.every if kept else EVERY,
-            )
+            return fit(checkpoint=kept.path, every=kept.every) if kept else fit()
+        except OSError as error:
+            left = self.trainer._unfinished
+            if left is None or not left[0].ended:
+                raise
+            self.failed.append(reason(error))
+            return fit()  # nothing is left to do but to give the history
         except (KeyboardInterrupt, SystemExit) as stop:
             if kept and kept.written:
-                where = outputs.where_stopped(kept.path) if kind(kept.path).name == "unfinished" else "at the end"
+                where = kind(kept.path).where or "at the end"
                 stop.add_note(f"stopped {where}, saved in {kept.path}; the same command with --resume goes on from there")
             else:
                 stop.add_note("nothing had been saved")

@@ -40,11 +40,13 @@ class Kind(NamedTuple):
             "nothing" at that path, "empty", "folder", "special" (a device, a pipe, a socket).
         text: for a message, with its article: "a picture (PNG)".
         trainer: of an unfinished run, the identifier of its trainer; "" where the file has none.
+        where: how far an unfinished run has come.
     """
 
     name: str
     text: str
     trainer: str = ""
+    where: str = ""
 
 
 def kind(path: str | os.PathLike[str]) -> Kind:
@@ -95,23 +97,24 @@ def _safetensors(path: str | os.PathLike[str], beginning: bytes) -> Kind:
     if "trainer" not in header:
         return Kind("model", "a model of mlpcore")
     trainer = header["trainer"]
-    if not isinstance(trainer, dict):
-        return Kind("damaged", "a damaged checkpoint of mlpcore")
-    run = trainer.get("run")
+    run = trainer.get("run") if isinstance(trainer, dict) else {}
     if run is None:
         return Kind("checkpoint", "a checkpoint of mlpcore")
-    text = f"a checkpoint of mlpcore with an unfinished run{_where(run)}"
-    return Kind("unfinished", text, str(trainer.get("id", "")))
+    where = _where(run)
+    if not where:
+        return Kind("damaged", "a damaged checkpoint of mlpcore")
+    text = f"a checkpoint of mlpcore with an unfinished run ({where})"
+    return Kind("unfinished", text, str(trainer.get("id", "")), where)
 
 
 def _where(run: Any) -> str:
-    """Return how far a run has come, in brackets; nothing where its description is none of ours."""
+    """Return how far a run has come; nothing if its description is none of ours."""
     if not isinstance(run, Mapping):
         return ""
     epochs, epoch, batch = (run.get(name) for name in ("epochs", "epoch", "batch"))
     if not (isinstance(epochs, int) and isinstance(epoch, int) and isinstance(batch, int)):
         return ""
-    return f" ({progress(epochs, epoch, batch, run.get('ended') is True)})"
+    return progress(epochs, epoch, batch, run.get("ended") is True)
 
 
 def progress(epochs: int, epoch: int, batch: int, ended: bool = False) -> str:

@@ -167,6 +167,8 @@ def _opened(
     place = Path(inputs.path(path))
     if not place.is_file():
         raise FileNotFoundError(f"model file {str(path)!r} does not exist" + (" (a folder)" if place.is_dir() else ""))
+    with open(place, "rb"):  # of a file that may not be read, safetensors says that there is none
+        pass
     try:
         with safe_open(str(path), "numpy") as file:
             names = file.keys() if tensors else ()
