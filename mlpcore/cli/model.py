@@ -72,7 +72,7 @@ def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: d
 
 @dataclass(frozen=True)
 class Model:
-    """What `mlpcore train` saved."""
+    """A model that `mlpcore train` saved, with what its input needs."""
 
     net: mc.MLP
     tensors: dict[str, Array]
@@ -89,7 +89,7 @@ class Model:
 
     @property
     def scale(self) -> data.Standardizer | None:
-        """Of the target; None for classes."""
+        """The standardisation of the target; None for classes."""
         if self.about["classes"]:
             return None
         return data.Standardizer(*(self.tensors[f"target {name}"] for name in ("mean", "scale", "rest")))

@@ -50,7 +50,7 @@ def refuse_folder(name: str) -> None:
 
 
 def dataset_of(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
-    """What to train on, with a recipe that suits it; says what it is."""
+    """Return the data to train on and a recipe that suits them; say what they are."""
     refuse_folder(options.data)
     if is_table(options.data):
         return _table_dataset(options)

@@ -223,7 +223,7 @@ def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, forc
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """Where and how often a run is saved meanwhile.
+    """The place of a run's checkpoints, and how often it is saved there.
 
     Attributes:
         before: of the file that was there when the run began; None if there was none.
@@ -240,7 +240,7 @@ class _Checkpoint:
 
     @property
     def written(self) -> bool:
-        """Whether this run has been saved."""
+        """Return whether this run has been saved."""
         return _identity(self.path) not in (None, self.before)
 
 
