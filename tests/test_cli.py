@@ -587,7 +587,7 @@ def test_another_call_does_not_go_on_with_a_run(table, shops, tmp_path, capsys):
     X[0, 0] += 1
     np.savez(table, X=X, Y=Y)
     assert main(["train", str(table), *call, "--resume"]) == 2
-    assert "the data are others" in capsys.readouterr().err
+    assert "the data differ" in capsys.readouterr().err
     assert main(["train", str(table), *call, "--every", "1 epoch", "--force"]) == 0  # begins anew
     assert "had come" not in capsys.readouterr().out
     assert main(["train", str(table), *call, "--resume"]) == 0
@@ -609,7 +609,7 @@ def test_no_output_replaces_a_file_that_is_something_else(table, tmp_path, capsy
     model = (tmp_path / "table.safetensors").read_bytes()
     for path, said in (
         (table, "is where the data are"), (tmp_path / "table.safetensors", "is where the model goes"),
-        (tmp_path / "table.png", "is where the picture goes"), (own, "no checkpoint of mlpcore train; name another file"),
+        (tmp_path / "table.png", "is where the picture goes"), (own, "not a checkpoint of mlpcore train; name another file"),
         (tmp_path / "gone" / "x", "does not exist"), (tmp_path, "is a folder"),
     ):  # fmt: skip
         assert train(table, tmp_path, "--epochs", "1", "--checkpoint", str(path)) == 2

@@ -73,7 +73,7 @@ def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(fol
     capsys.readouterr()
     refused(capsys, train("--seed", "1"), "t.safetensors", "another call", "--seed was 0 and is 1", "--force")
     os.replace("other.npz", "t.npz")
-    refused(capsys, train(), "another call", "the data are others")
+    refused(capsys, train(), "another call", "the data differ")
     assert (folder / "t.safetensors").read_bytes() == model
     assert train("--force") == 0
     assert (folder / "t.safetensors").read_bytes() != model
@@ -87,7 +87,7 @@ def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(fol
         ("t.safetensors", "text", "text"), ("t.safetensors", "another library's", "another library"),
         ("t.safetensors", "a library's model", "did not make"), ("t.safetensors", "a checkpoint", "checkpoint"),
         ("t.png", "a picture", "a picture (PNG)"), ("t.png", "text", "text"),
-        ("t.checkpoint.safetensors", "a library's model", "no checkpoint"), ("t.checkpoint.safetensors", "text", "text"),
+        ("t.checkpoint.safetensors", "a library's model", "not a checkpoint"), ("t.checkpoint.safetensors", "text", "text"),
     ],
 )  # fmt: skip
 def test_a_file_of_another_kind_is_refused_before_the_data_are_read(name, kind, word, folder, capsys):
@@ -396,7 +396,7 @@ def test_predictions_do_not_replace_what_has_appeared_meanwhile(folder, capsys):
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mc.MLP, "predict", slowly)
-        refused(capsys, predict(), "predictions.csv", "no predictions of this model")
+        refused(capsys, predict(), "predictions.csv", "not predictions of this model")
     assert (folder / "predictions.csv").read_text() == "a,b\n1,2\n"
 
 
@@ -498,3 +498,13 @@ def test_the_picture_notes_the_call_as_text(folder):
     start = picture.index(b"tEXtmlpcore\0") + 12
     size = int.from_bytes(picture[start - 16 : start - 12], "big") - 8
     assert json.loads(picture[start : start + size])["--epochs"] == 2
+
+
+def test_a_place_or_a_model_of_the_wrong_kind_is_said_to_be_so(folder, capsys):
+    refused(capsys, train("--out", "-"), "--out is a folder", "'-'")
+    assert train("--every", "1 epoch") == 0
+    capsys.readouterr()
+    for name in ("p.parquet", "p.NPZ"):
+        refused(capsys, predict("--out", name), f"--out {name}", "predictions are CSV")
+    checkpoint = ["predict", "t.checkpoint.safetensors", "t.npz"]
+    refused(capsys, main(checkpoint), "t.checkpoint.safetensors", "is a checkpoint of 'mlpcore train'")

@@ -33,6 +33,8 @@ def predict(options: argparse.Namespace) -> None:
     def require_place() -> None:
         others = {"the model is": options.model, "the data are": options.data}
         outputs.require_distinct("--out", options.out, others)
+        if options.out.lower().endswith((".parquet", ".pq", ".npz", ".xlsx")):
+            raise ValueError(f"--out {options.out}: predictions are CSV; name a .csv file")
         if not to_stdout:
             outputs.require_table_place(options.out, _header(model), options.force)
 

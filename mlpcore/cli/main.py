@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--dtype", default="float32", choices=["float32", "float64"], help="number type (default: %(default)s)")
     plan.add_argument("--chunk-rows", type=_whole, help="most rows that a worker takes at a time (default: chosen)")
     plan.add_argument("--workers", type=_whole, help="most threads that share a batch (default: chosen)")
-    plan.add_argument("--memory-limit", type=_limit, metavar="BYTES", help="most bytes of all arrays, e.g. '64 MiB'")
+    plan.add_argument("--memory-limit", type=_limit, metavar="BYTES", help="maximum bytes of all arrays, e.g. '64 MiB'")
 
     command("info", commands.info, False, "Print device, BLAS and versions.")
     return parser
@@ -170,7 +170,9 @@ def _tell_train(train: argparse.ArgumentParser) -> None:
     net.add_argument("--hidden", help="widths of the hidden layers, e.g. 128,64; 'none' for a linear model")
     net.add_argument("--activation", help=f"activation of the hidden layers (default: relu): {', '.join(activations.names())}")
     net.add_argument(
-        "--epochs", type=_whole, help="most passes over the training rows (default: 30; flights 6, digits 60, tables by rows)"
+        "--epochs",
+        type=_whole,
+        help="maximum passes over the rows (default: 30; flights 6, digits 60, tables by rows)",
     )
     net.add_argument("--batch", type=_whole, help="rows of a mini-batch (default: 256; flights 512, digits 32, tables by rows)")
     net.add_argument(
@@ -179,14 +181,14 @@ def _tell_train(train: argparse.ArgumentParser) -> None:
     net.add_argument(
         "--weight-decay", type=_number, help="weight decay of AdamW (default: 0.01; flights and tables 1, digits 0.5)"
     )
-    net.add_argument("--patience", type=_whole, help="stop after so many epochs without a better validation loss")
+    net.add_argument("--patience", type=_whole, help="stop after this many epochs without a better validation loss")
     net.add_argument(
         "--seed", type=_whole, default=0,
         help="random seed for the split, the initial weights and the shuffling (default: %(default)s)",
     )  # fmt: skip
-    net.add_argument("--splits", type=_whole, default=1, help="train with so many seeds, and report the medians (default: 1)")
+    net.add_argument("--splits", type=_whole, default=1, help="train with this many seeds, and report the medians (default: 1)")
     net.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: %(default)s)")
-    net.add_argument("--memory-limit", type=_limit, metavar="BYTES", help="most bytes of the engine's arrays, e.g. '64 MiB'")
+    net.add_argument("--memory-limit", type=_limit, metavar="BYTES", help="maximum bytes of the engine's arrays, e.g. '64 MiB'")
     net.add_argument("--no-baselines", action="store_true", help="flights: leave out scikit-learn's models")
     files = train.add_argument_group("files")
     files.add_argument("--out", default=".", metavar="FOLDER", help="folder for the model and its picture (default: here)")

@@ -84,7 +84,10 @@ class Model:
         """Read a model; raise a ValueError that names the file if it is not from `mlpcore train`."""
         net, tensors, about = load_with(path)
         if "classes" not in about or not ({"mean", "scale"} <= set(tensors) or "pipeline" in tensors):
-            raise ValueError(f"{path!r} holds a network without its standardisation: it is not from 'mlpcore train'")
+            source = "is not from 'mlpcore train'"
+            if "call" in about:  # of a checkpoint
+                source = "is a checkpoint of 'mlpcore train', which saves its model at the end of the training"
+            raise ValueError(f"{path!r} holds a network without its standardisation: it {source}")
         return cls(net, tensors, about, _require_fitting(path, net, tensors, about))
 
     @property

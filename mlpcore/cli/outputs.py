@@ -93,7 +93,7 @@ def require_table_place(path: str, header: str, force: bool) -> None:
     with open(path, "rb") as file:
         line = file.read(len(first) + 2)
     if line.rstrip(b"\r\n") != first and line[: len(first) + 1] != first + b"\n":
-        _refuse(path, f"{found.text}, no predictions of this model")
+        _refuse(path, f"{found.text}, not predictions of this model")
 
 
 def require_onnx_place(path: str, about: Mapping[str, Any], force: bool) -> None:
@@ -162,7 +162,7 @@ def difference(before: Call, call: Call) -> str:
     for name, value in json.loads(json.dumps(call)).items():
         if before.get(name) != value:
             was = f"was {before.get(name)!r:.100} and is {value!r:.100}"
-            return printable(f"{name} {was}" if name.startswith("--") else f"{name} are others")
+            return printable(f"{name} {was}" if name.startswith("--") else f"{name} differ")
     return ""
 
 

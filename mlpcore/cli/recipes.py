@@ -67,7 +67,7 @@ def require_settings(options: argparse.Namespace) -> None:
         widths(options.hidden, "--hidden")
     parse_bytes(options.memory_limit, "--memory-limit", lambda: 1 << 60)  # what is free is known later
     inputs.path(options.out, "--out")
-    if Path(options.out).suffix.lower() in (".safetensors", ".png", ".csv"):
+    if options.out == "-" or Path(options.out).suffix.lower() in (".safetensors", ".png", ".csv"):
         raise ValueError(f"--out is a folder, where the model and the picture go; got {options.out!r}")
 
 

@@ -203,7 +203,7 @@ def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, forc
     if found.name not in ("checkpoint", "unfinished"):
         if found.name not in VACANT and (resume or not force):
             remedy = "name another file" if resume else "name another file, or write over it with --force"
-            raise ValueError(f"{name}: there is {found.text}, no checkpoint of mlpcore train; {remedy}")
+            raise ValueError(f"{name}: there is {found.text}, not a checkpoint of mlpcore train; {remedy}")
         return
     before = outputs.saved_call(path)
     other = "it does not say which call began it" if before is None else outputs.difference(before, call)
