@@ -557,10 +557,10 @@ class Trainer:
                 if best is not None:
                     arrays["best"][...] = devices.to_device(self.net.device, best)
                 keeper = arrays.get("best")
-                self._run = Run(self, source, state, held_out, measures, stopping, keeper, observers, checkpoints)
-                self._unfinished = None
+                run = Run(self, source, state, held_out, measures, stopping, keeper, observers, checkpoints)
+                self._run, self._unfinished = run, (state, best) if checkpoints else None
                 self.progress.begun, self.progress.total = begins.begun, begins.total
-                return self._go(self._run, progress)
+                return self._go(run, progress)
         finally:
             self._rest()
 
@@ -588,18 +588,21 @@ class Trainer:
 
     def _go(self, run: Run, progress: bool) -> History:
         """Train to the end; return the history. With a checkpoint, what stops before is unfinished."""
-        kept = run.checkpoints is not None
         try:
-            return run.go(progress)
+            try:
+                return run.go(progress)
+            except (KeyboardInterrupt, SystemExit) as error:
+                run.leave(error)
+                raise
+            finally:
+                if self._unfinished is not None:
+                    run.pause()
+                    best = run.best_so_far()
+                    kept_best = None if best is None else devices.to_host(self.net.device, best).copy()
+                    self._unfinished = run.state, kept_best
         except NonFiniteLoss:
-            kept = False  # the step would overflow again
+            self._unfinished = None  # the step would overflow again
             raise
-        finally:
-            if kept and self._run is not None and (run.state.epoch or run.state.batch):
-                run.pause()
-                best = run.best_so_far()
-                kept_best = None if best is None else devices.to_host(self.net.device, best).copy()
-                self._unfinished = run.state, kept_best
 
     def _begin(
         self,
@@ -613,6 +616,8 @@ class Trainer:
             ValueError: another call than that of the unfinished run; names the argument.
         """
         left, best = (None, None) if self._unfinished is None else self._unfinished
+        if left is not None and not (left.epoch or left.batch):  # nothing is done: any call begins
+            left, best = None, None
         if left is not None:
             left.require_same(new)
         device, loss, dtype = self.net.device, self.loss, self.net.dtype
@@ -633,6 +638,8 @@ class Trainer:
             )
         total = None if steps is None else new.epochs * steps
         state = dataclasses.replace(left, epochs=new.epochs)
+        if new.epochs > left.epochs:
+            state.ended, state.told = False, 0
         state.data, state.held_out = left.data or new.data, left.held_out or new.held_out
         return state, best, dataclasses.replace(self.progress, begun=begun, total=total)
 
@@ -702,13 +709,13 @@ class Trainer:
     @contextlib.contextmanager
     def _at_rest(self, history: History) -> Iterator[None]:
         """A run has come to its end: what is saved is a trainer at rest, unless the saving fails."""
-        before = self._run, self.history, self.progress.total
-        self._run, self.history, self.progress.total = None, history, None
+        before = self._run, self._unfinished, self.history, self.progress.total
+        self._run, self._unfinished, self.history, self.progress.total = None, None, history, None
         try:
             yield
-            before = self._run, self.history, self.progress.total
+            before = None, None, self.history, None
         finally:
-            self._run, self.history, self.progress.total = before
+            self._run, self._unfinished, self.history, self.progress.total = before
 
     @property
     def unfinished(self) -> str | None:
@@ -716,7 +723,7 @@ class Trainer:
 
         It is that of a loaded checkpoint, or one with `checkpoint=` that this trainer could not end.
         """
-        return None if self._unfinished is None else str(self._unfinished[0])
+        return None if self._unfinished is None or self._run else str(self._unfinished[0])
 
     def abandon(self) -> None:
         """Give up the unfinished run: the next `fit` begins a new one, from the parameters and optimizer state as they are."""
@@ -808,11 +815,6 @@ class Trainer:
 
     def save(self, path: str | os.PathLike[str], keep: int = 1) -> None:
         """Write all that the training depends on to a safetensors file, atomically; also while `fit` runs.
-
-                elsewhere, and the same call goes on with it; where only the last save is missing, it
-                trains no further step and tells no callback again. At the start, when nothing is trained
-                yet: another training writes the file, or it is no checkpoint, or holds an unfinished run
-                and this trainer was not loaded from one.
 
         Args:
             path: of the file.

@@ -139,10 +139,22 @@ def test_what_would_end_as_before_is_not_unfinished(tmp_path):
     with pytest.raises(mc.NonFiniteLoss):
         one.fit(X, Y, checkpoint=tmp_path / "run", **FIT)
     assert one.unfinished is None
-    two = make()  # nothing is done yet
+
+
+def test_a_run_of_which_nothing_is_done_is_begun_by_any_call(tmp_path):
+    class Save(mc.Callback):
+        def fit_begin(self, trainer):
+            trainer.save(tmp_path / "run")
+
+    one, whole = make(), make()
     with pytest.raises(ZeroDivisionError):
-        two.fit(Faulty((0, 0), ZeroDivisionError), epochs=3, checkpoint=tmp_path / "run", progress=False)
-    assert two.unfinished is None
+        one.fit(Faulty((0, 0), ZeroDivisionError), epochs=3, checkpoint=tmp_path / "run", callbacks=[Save()], progress=False)
+    loaded = mc.Trainer.load(tmp_path / "run")
+    whole.fit(X, Y, **FIT)
+    for other in (one, loaded):
+        assert other.unfinished == "in epoch 1 of 3, after 0 of its batches"
+        other.fit(X, Y, checkpoint=tmp_path / "run", **FIT)
+        assert same(other, whole)
 
 
 # -- more epochs, and fewer ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ gradients add up in one place.
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 from mlpcore.core.errors import shown
+from mlpcore.core.ops import Call, make
 
 
 class Tie(NamedTuple):
@@ -128,8 +130,11 @@ class Parameters:
 
     def write(self, flat: Any) -> None:
         """Overwrite all parameters by those of another flat vector on the same device."""
-        self.flat[...] = flat
-        self.writer = None
+        make(self.writes(flat))
+
+    def writes(self, flat: Any) -> list[Call]:
+        """Return the calls that `write` makes."""
+        return [(operator.setitem, self.flat, ..., flat), (vars(self).update, {"writer": None})]
 
 
 def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:

@@ -91,6 +91,7 @@ class PlannedStep(ABC):
         self.gradient: Array = None  # of the last batch, flat
         self.untouched = False  # whether nobody else has written the parameters since the last update
         self.inputs: Inputs | None = None
+        self.J: Any = None  # of the last step that was begun
         self.torn = 0  # the number of the step whose update has begun and not ended
 
     # -- what the kinds of step differ in --
@@ -195,6 +196,9 @@ class PlannedStep(ABC):
     @abstractmethod
     def weight(self, batch: Batch) -> float | None:
         """Σ w over the rows of a batch; None where only the device knows."""
+
+    def count_launched(self) -> None:
+        """Count the steps that a device has done where an interrupt came between launch and count."""
 
     def require_whole(self) -> None:
         """Raise a RuntimeError if an update, or a change of the state vectors, was left half done."""

@@ -380,6 +380,7 @@ class Step(PlannedStep):
 
     def _update(self, J: float, squares: float, progress: Progress, pool: Executor | None) -> None:
         """Check, clip, and one pass of the optimizer over the flat vectors, its lanes side by side."""
+        self.J = J
         values = self.optimizer.scalars(progress)
         rate = values["rate"]
         norm = math.sqrt(squares) if math.isfinite(squares) else self._norm()
