@@ -609,3 +609,74 @@ except RuntimeError as error:
 assert pids[0] and os.waitpid(pids[0], 0)[1] == 0
 """
     assert "is not in this process" in " ".join(child(script))
+
+
+# -- a run counts what it has done -----------------------------------------------------------------
+
+WATCHED = tuple(
+    os.path.join(ROOT, "mlpcore", *name.split("/"))
+    for name in ("run.py", "trainer.py", "training/step.py", "training/cuda_graph.py")
+)
+
+
+class Boom(BaseException):
+    """What a handler of the user's raises."""
+
+
+def interrupted(fit, at):
+    """Call `fit` and raise before the line of this number that a run executes; the line, None if there are fewer."""
+    count, line = 0, None
+
+    def trace(frame, event, _):
+        nonlocal count, line
+        if not frame.f_code.co_filename.startswith(WATCHED):
+            return None
+        count += event in ("line", "return")
+        if count == at and line is None:
+            line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+            sys.settrace(None)
+            raise Boom
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        fit()
+    except Boom:
+        pass
+    finally:
+        sys.settrace(before)
+    return line
+
+
+def told(trainer):
+    """Return a trainer's history without the times."""
+    return {name: values for name, values in trainer.history.items() if name != "seconds"}
+
+
+def test_interrupted_before_any_line_a_run_goes_on_as_if_it_had_not_been(tmp_path, device):
+    path, stopping = tmp_path / "run", mc.EarlyStopping(1)
+    fit = {"epochs": 2, "batch_size": 40, "progress": False, "validation": (X[:9], Y[:9]), "early_stopping": stopping}
+    fit |= {"checkpoint": path, "every": "1 h"}
+    whole = make(device)
+    whole.fit(X, Y, **fit)
+    at, wrong = 1, []
+    while True:
+        path.unlink(missing_ok=True)
+        trainer = make(device)
+        line = interrupted(lambda trainer=trainer: trainer.fit(X, Y, **fit), at)
+        if line is None:
+            break
+        if trainer.progress.step and trainer.progress.step < whole.progress.step:
+            assert trainer.unfinished, line
+        if trainer.unfinished or not trainer.progress.step:
+            if trainer.unfinished:
+                trainer.save(path)
+                trainer = mc.Trainer.load(path, device) if at % 2 else trainer
+            trainer.fit(X, Y, **fit)
+        same = trainer.progress.step == whole.progress.step and told(trainer) == told(whole)
+        if not same or state(trainer) != state(whole):
+            wrong.append((at, line))
+        at += 11 if device == "cpu" else 41  # not a multiple of a step's lines
+    assert at > 500
+    assert not wrong
