@@ -539,6 +539,7 @@ class Trainer:
             log.warning("every=%s saves nothing without checkpoint=…", shown(every))
         if checkpoints is not None:
             files.describe(self._optimizer)  # what cannot be saved is noticed here, not after an hour
+            model_file.as_json(self.about, "about")
         self._require_followed(self._optimizer.learning_rate, held_out is not None, measures)
         monitor = None if stopping is None else dataclasses.asdict(stopping)
         rows = len(table.X) if isinstance(table, Data) else table.rows

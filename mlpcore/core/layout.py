@@ -119,6 +119,7 @@ class Parameters:
         W, b, a: views, index 0 None.
         exposed: whether a user has been handed a view, and may write the parameters at any time.
         writer: the step that wrote or copied them last; None where others have written them since.
+        torn: the number of the step that was interrupted in the middle of its update; 0: none was.
     """
 
     def __init__(self, layout: Layout, flat: Any):
@@ -127,6 +128,7 @@ class Parameters:
         self.a = layout.slopes(flat)
         self.exposed = False
         self.writer: object = None
+        self.torn = 0
 
     def write(self, flat: Any) -> None:
         """Overwrite all parameters by those of another flat vector on the same device."""
@@ -134,7 +136,15 @@ class Parameters:
 
     def writes(self, flat: Any) -> list[Call]:
         """Return the calls that `write` makes."""
-        return [(operator.setitem, self.flat, ..., flat), (vars(self).update, {"writer": None})]
+        return [(operator.setitem, self.flat, ..., flat), (vars(self).update, {"writer": None, "torn": 0})]
+
+    def require_whole(self, torn: int = 0) -> None:
+        """Raise a RuntimeError if an update was left half done: this step's, or one after which nobody wrote them all."""
+        if torn := torn or self.torn:
+            raise RuntimeError(
+                f"step {torn} was interrupted in the middle of its update: parameters and optimizer "
+                "state are of no step. Load the trainer from its last checkpoint by mc.Trainer.load"
+            )
 
 
 def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:

@@ -301,7 +301,7 @@ class GraphStep(PlannedStep):
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
         """The plan for batches of this size, and its arrays allocated behind the last step's work."""
         plan = self._plans.get((batch_rows, inputs))
-        whole = not (self._uncounted or self.torn)
+        whole = not (self._uncounted or self.torn or self.store.torn)
         bound = whole and self.rule == self.optimizer.row and not self._outdated()
         if plan is not None and plan is self._covered and bound:
             self.optimizer.require_epsilon(self.dtype)

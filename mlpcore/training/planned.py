@@ -202,11 +202,7 @@ class PlannedStep(ABC):
 
     def require_whole(self) -> None:
         """Raise a RuntimeError if an update, or a change of the state vectors, was left half done."""
-        if self.torn:
-            raise RuntimeError(
-                f"step {self.torn} was interrupted in the middle of its update: parameters and optimizer "
-                "state are of no step. Load the trainer from its last checkpoint by mc.Trainer.load"
-            )
+        self.store.require_whole(self.torn)
 
     def renew(self) -> None:
         """Give up what another thread was doing here when the process was forked."""

@@ -410,17 +410,18 @@ class Step(PlannedStep):
         and the others are done here. Until all is done the step is `torn`.
         """
         step, own = progress.step + 1, vars(self)
-        begin: Call = (own.update, {"torn": step})
-        counts = {"torn": 0, "done": step - progress.skipped, **facts}
-        end: list[Call] = [(vars(progress).update, {"step": step}), (own.update, counts)]
+        torn, whole, store = {"torn": step}, {"torn": 0}, vars(self.store)
+        begin: list[Call] = [(own.update, torn), (store.update, torn)]
+        counts = {**whole, "done": step - progress.skipped, **facts}
+        end: list[Call] = [(vars(progress).update, {"step": step}), (own.update, counts), (store.update, whole)]
         calls = [self._calls(lane) for lane in range(self.lanes)]
         if pool is None:
-            make(itertools.chain([begin], *calls, end))
+            make(itertools.chain(begin, *calls, end))
             return
         left, done = [*range(self.lanes)], list[int]()
 
         def do(lane: int) -> None:
-            make(itertools.chain([(left.remove, lane), begin], calls[lane], [(done.append, lane)]))
+            make(itertools.chain([(left.remove, lane), *begin], calls[lane], [(done.append, lane)]))
 
         def finish() -> None:
             for lane in [*left]:

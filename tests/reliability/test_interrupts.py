@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -126,6 +127,7 @@ def test_interrupted_at_any_moment_a_trainer_has_made_whole_steps(case):
 
 def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path):
     trainer = make()
+    net, other = trainer.net, mc.Trainer(trainer.net)
     trainer.step(X, Y)
     trainer.save(tmp_path / "run")
     gradient = np.zeros(trainer.net.layout.size)
@@ -139,10 +141,14 @@ def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path):
     for call in (
         lambda: trainer.step(X, Y), lambda: trainer.apply(gradient), lambda: trainer.evaluate(X, Y),
         lambda: trainer.gradient(X, Y), lambda: trainer.fit(X, Y, **FIT), trainer.__getstate__,
-        lambda: trainer.save(tmp_path / "run"),
+        lambda: trainer.save(tmp_path / "run"), lambda: net.save(tmp_path / "net"), lambda: net.predict(X),
+        lambda: net.forward(X), net.copy, lambda: pickle.dumps(net), lambda: mc.Trainer(net),
+        lambda: other.step(X, Y), lambda: net.hvp(X, Y, gradient), lambda: net.to_onnx(tmp_path / "net"),
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match=r"step 2 was interrupted .* by mc\.Trainer\.load"):
             call()
+    assert not (tmp_path / "net").exists()
+    assert np.isfinite(net.parameters).all()  # they can be looked at
     again, whole = mc.Trainer.load(tmp_path / "run"), make()
     for _ in range(2):
         whole.step(X, Y)
@@ -431,9 +437,33 @@ def test_a_fit_within_a_fit_gives_the_handlers_back_in_order(tmp_path):
         inner.fit(X, Y, checkpoint=tmp_path / "inner", callbacks=[ask], **FIT)
 
     with pytest.raises(KeyboardInterrupt):
-        outer.fit(X, Y, checkpoint=tmp_path / "outer", callbacks=[within], **FIT)
+        outer.fit(X, Y, checkpoint=tmp_path / "outer", every="1 h", callbacks=[within], **FIT)
     assert signal.getsignal(signal.SIGINT) is before
     assert mc.Trainer.load(tmp_path / "inner").unfinished
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_a_fit_within_a_fit_saves_both(number, tmp_path, caplog):
+    got, inner, outer, whole = [], make(), make(), make()
+    fit = {"every": "1 h", **FIT}
+
+    def ask(*_):
+        signal.raise_signal(number)
+
+    def within(trainer, entry):
+        inner.fit(X, Y, checkpoint=tmp_path / "inner", callbacks=[ask], **fit)
+
+    users = handled(number, lambda *_: got.append(number))
+    with users, pytest.raises((KeyboardInterrupt, SystemExit), match="143|saved in .*outer"):
+        outer.fit(X, Y, checkpoint=tmp_path / "outer", callbacks=[within], **fit)
+    assert got == [number]
+    assert "not saved" not in caplog.text
+    whole.fit(X, Y, **FIT)
+    for name in ("inner", "outer"):
+        other = mc.Trainer.load(tmp_path / name)
+        assert other.unfinished.startswith("in epoch 2 of 4")
+        other.fit(X, Y, **FIT)
+        assert state(other) == state(whole)
 
 
 def test_a_second_interrupt_leaves_a_metric_that_takes_long(tmp_path):
