@@ -238,7 +238,7 @@ class Run:
                     stream.waiting = self._waiting_for_rows
             stop = state.ended or self._out_of_patience()
             if state.given is not None:  # a run that goes on, perhaps with a short batch
-                trainer._step.prepare(state.widest, Inputs(*state.given))
+                trainer._step.prepare_anew(state.widest, Inputs(*state.given))
             while state.epoch < state.epochs and not stop:
                 bar.set_description(f"epoch {state.epoch + 1}/{state.epochs}", refresh=False)
                 self._epoch(bar)

@@ -386,6 +386,12 @@ class PlannedStep(ABC):
         self._covered = plan
         return plan
 
+    def prepare_anew(self, batch_rows: int, inputs: Inputs) -> None:
+        """Allocate the arrays for batches of this size, and no larger ones, on which evaluation would work."""
+        if self.allocated is not None and (self.allocated.batch_rows, self.inputs) != (batch_rows, inputs):
+            self._drop_workspace()
+        self.prepare(batch_rows, inputs)
+
     def _planned(self, batch_rows: int, inputs: Inputs) -> Plan:
         key = batch_rows, inputs
         if key not in self._plans:
