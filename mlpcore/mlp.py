@@ -198,7 +198,7 @@ class MLP:
 
     @property
     def store(self) -> Parameters:
-        """The parameters' place. Raises a RuntimeError if an update that broke off has left them half written."""
+        """Return the parameters' store; raise a RuntimeError if an update has left them half written."""
         self._store.require_whole()
         return self._store
 

@@ -107,7 +107,7 @@ class State:
 
     @classmethod
     def read(cls, described: Mapping[str, Any]) -> State:
-        """Return the state that `describe` described. Raises TypeError or ValueError if it is of no run."""
+        """Return the state that `describe` described; raise TypeError or ValueError if it is of no run."""
         kept = [name for name in ("data", "held_out") if described.get(name)]
         samples = {name: typed(Sample, described[name]) for name in kept}
         state = typed(cls, {**described, **samples})
@@ -123,16 +123,16 @@ class State:
     def require_same(self, other: State) -> None:
         """Raise a ValueError that names the first argument of `fit` by which another call differs.
 
-        More epochs than before are no difference, nor fewer, unless they are done. A run that has ended goes on
-        to more if it had come to its last epoch, and its last parameters are there.
+        Another number of epochs is no difference if it is not below what is done. A run that has ended
+        goes on to more only from its last epoch, and where early stopping has not put back others.
         """
         begun = self.epochs if self.ended else self.epoch + (self.batch > 0)
         restored = self.monitor is not None and self.monitor.get("restore_best", False)
         fixed = self.ended and (self.epoch < self.epochs or restored)
         if other.epochs < begun or (fixed and other.epochs != begun):
             raise ValueError(
-                f"epochs: the unfinished run is {self}; got {other.epochs}. Pass {'' if fixed else 'at least '}{begun}, "
-                "or begin anew after trainer.abandon()"
+                f"epochs: the unfinished run is {self}; got {other.epochs}. "
+                f"Pass {'' if fixed else 'at least '}{begun}, or begin anew after trainer.abandon()"
             )
         for name in ("batch_size", "shuffle", "rows", "validated", "monitor", "metrics"):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -155,7 +155,7 @@ class State:
                 mine.require_same(theirs, prefix)
 
     def require_possible(self) -> None:
-        """Raise a ValueError if no run can have come to this: of a file that somebody has made up."""
+        """Raise a ValueError if no run can have come to this, as in a file that somebody has made up."""
         most = math.inf if self.rows is None else self.rows  # a list's batches may be of a row each
         if not (self.batch_size >= 1 and self.epoch <= self.epochs and self.batch <= most and (self.given or not self.widest)):
             raise ValueError(f"run: no run is {self} with batches of {self.batch_size} of {self.rows} rows")
@@ -208,7 +208,8 @@ class Run:
         self._unread: list[_Unread] = []
         self._fault: Exception | None = None  # found in them, perhaps by a `save` in another thread
         self._waiting = 0  # steps in it
-        self._begun: tuple[int, float | None, Data, Batch] | None = None  # steps before a step that is not counted
+        # a step that is not counted yet: steps before it, Σ w, its rows
+        self._begun: tuple[int, float | None, Data, Batch] | None = None
         step = trainer._step
         if state.given is None and step.allocated is not None and step.inputs is not None:
             state.widest, state.given = step.allocated.batch_rows, list(step.inputs)
@@ -217,7 +218,7 @@ class Run:
         self._began = time.perf_counter()
 
     def go(self, progress: bool) -> History:
-        """Train to the end; the history."""
+        """Train to the end; return the history."""
         from tqdm.auto import tqdm  # not at import: it brings asyncio
 
         state, trainer = self.state, self.trainer
@@ -298,7 +299,7 @@ class Run:
 
     @contextlib.contextmanager
     def _waiting_for_rows(self) -> Iterator[Callable[[], object]]:
-        """Let other threads save; give what saves and leaves if a signal has come."""
+        """Let other threads save; yield a function that saves and leaves if a signal has come."""
 
         def look() -> None:
             if self.checkpoints is not None and self.checkpoints.signals.asked is not None:
@@ -324,7 +325,10 @@ class Run:
                 observer.step_end(trainer, J)
 
     def _count(self) -> None:
-        """Count the step that has begun, with its J, if it was done: in one assignment, which no interrupt parts."""
+        """Count the step that has begun, with its J, if it was done.
+
+        It is done by one assignment, which no interrupt parts, and can be repeated until then.
+        """
         if self._begun is None:
             return
         (before, w, data, batch), state, J = self._begun, self.state, self.trainer._step.J
@@ -367,7 +371,10 @@ class Run:
         return error
 
     def _close(self) -> Entry:
-        """End an epoch: its line of the history, early stopping, the schedule; all of it or, where it breaks off, nothing."""
+        """End an epoch; return its line of the history.
+
+        History, early stopping and schedule are brought up to date together, or not at all.
+        """
         state, trainer = self.state, self.trainer
         self._settle()
         entry = {"loss": state.loss / state.weight if state.weight else float("nan")}
@@ -380,7 +387,7 @@ class Run:
         self._lap()
         entry["seconds"] = state.seconds
         calls: list[Call] = [(state.history.setdefault(key, []).append, value) for key, value in entry.items()]
-        ends = {"epoch": state.epoch + 1, "batch": 0, "loss": 0.0, "weight": 0.0, "seconds": 0.0}
+        ends: dict[str, float | None] = {"epoch": state.epoch + 1, "batch": 0, "loss": 0.0, "weight": 0.0, "seconds": 0.0}
         adaptive = self._adaptive()
         if adaptive is not None:
             watch = EarlyStopping(adaptive.patience, adaptive.monitor, adaptive.tolerance, False, adaptive.mode)
@@ -396,7 +403,7 @@ class Run:
         return entry
 
     def _tell(self, entry: Entry) -> bool:
-        """Tell the callbacks of an epoch: whether to stop."""
+        """Tell the callbacks of an epoch; return whether to stop."""
         # every callback sees every epoch: no short cut
         answers = [observer.epoch_end(self.trainer, entry) for observer in self.observers]
         return self._out_of_patience() or any(isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers)
@@ -430,9 +437,9 @@ class Run:
             checkpoints.leave(str(self.state))
 
     def leave(self, error: KeyboardInterrupt | SystemExit) -> None:
-        """Save and leave if a signal has come that a `fit` in a callback has obeyed by this error, saved itself.
+        """Save before this error goes on, if a `fit` in a callback raised it for a signal that came.
 
-        A second SIGINT, which says nothing, is obeyed as it is.
+        A second SIGINT has no message: nothing is saved.
         """
         if error.args and self.checkpoints is not None and self.checkpoints.signals.asked is not None:
             self._save_if_due(epoch_ended=False)

@@ -194,7 +194,7 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         return self._optimizer.rate(self.progress)
 
     @property
@@ -446,7 +446,9 @@ class Trainer:
         and their values as the network computes with them: all up to 1 MiB, of more up to 16 blocks of
         64 KiB spread over the rows. Their container and dtype may be others. Batches as they come,
         callbacks and the functions behind metrics are not compared. `epochs` may be another number
-        that is not below what is done; schedules that read the length of the run follow it.
+        that is not below what is done; schedules that read the length of the run follow it. After the
+        last epoch, where only the last save is missing, it may not if early stopping has put the best
+        parameters back. A run of which no batch is done is begun anew by any call.
 
         Args:
             X, Y, sample_weight: as in `step`; scanned once for NaN, infinity and impossible labels. Rows that lie in files are
@@ -479,8 +481,8 @@ class Trainer:
             OSError: the checkpoint cannot be written; the one before is intact. The run is `unfinished`: it can be saved
                 elsewhere, and the same call goes on with it; where only the last save is missing, it
                 trains no further step and tells no callback again. At the start, when nothing is trained
-                yet: another training writes the file, or it is not a checkpoint, or holds another trainer's
-                unfinished run.
+                yet: no file can be written there, another training writes it, or it is not a checkpoint, or
+                holds another trainer's unfinished run.
         """
         with self._calls, contextlib.ExitStack() as leaving:
             if self._run is not None:
@@ -709,7 +711,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _at_rest(self, history: History) -> Iterator[None]:
-        """A run has come to its end: what is saved is a trainer at rest, unless the saving fails."""
+        """Be a trainer at rest, which is what is saved at a run's end; be in the run again if the saving fails."""
         before = self._run, self._unfinished, self.history, self.progress.total
         self._run, self._unfinished, self.history, self.progress.total = None, None, history, None
         try:
@@ -720,9 +722,9 @@ class Trainer:
 
     @property
     def unfinished(self) -> str | None:
-        """Where the run stopped that the same call of `fit` goes on with; None if there is none.
+        """The place where the run stopped with which the same call of `fit` goes on; None if there is none.
 
-        It is that of a loaded checkpoint, or one with `checkpoint=` that this trainer could not end.
+        The run is that of a loaded checkpoint, or one with `checkpoint=` that this trainer could not end.
         """
         return None if self._unfinished is None or self._run else str(self._unfinished[0])
 
@@ -824,7 +826,7 @@ class Trainer:
         Raises:
             OSError: the file cannot be written, or there is one that is not mlpcore's, or another
                 trainer's unfinished run; what was there before is intact.
-            TypeError: optimizer or schedule is a class of the user's own.
+            TypeError: optimizer or schedule is a class of the user's own, or JSON cannot hold `about`.
         """
         with self._between_steps():
             run = self._run
@@ -916,8 +918,8 @@ class Trainer:
         """Return the mean loss over these rows, without penalties, "accuracy" (classification) or "r2", and metrics.
 
         Accuracy is the share of right classes, of right outputs with binary_cross_entropy; class weights, label smoothing and
-        pos_weight count in the loss alone. r2 is the mean over the outputs;
-        that of an output whose target is constant is 1 for perfect predictions, else 0, as scikit-learn's `r2_score` has it.
+        pos_weight count in the loss alone. r2 is the mean over the outputs; that of an output
+        whose target is constant is 1 for perfect predictions, else 0, as scikit-learn's `r2_score` has it.
 
         Args:
             X, Y, sample_weight: as in `fit`.

@@ -139,7 +139,7 @@ class Parameters:
         return [(operator.setitem, self.flat, ..., flat), (vars(self).update, {"writer": None, "torn": 0})]
 
     def require_whole(self, torn: int = 0) -> None:
-        """Raise a RuntimeError if an update was left half done: this step's, or one after which nobody wrote them all."""
+        """Raise a RuntimeError if an update was left half done: that of step `torn`, or the last one here."""
         if torn := torn or self.torn:
             raise RuntimeError(
                 f"step {torn} was interrupted in the middle of its update: parameters and optimizer "

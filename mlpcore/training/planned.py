@@ -197,6 +197,7 @@ class PlannedStep(ABC):
     def weight(self, batch: Batch) -> float | None:
         """Σ w over the rows of a batch; None where only the device knows."""
 
+    @abstractmethod
     def count_launched(self) -> None:
         """Count the steps that a device has done where an interrupt came between launch and count."""
 
@@ -387,8 +388,9 @@ class PlannedStep(ABC):
         return plan
 
     def prepare_anew(self, batch_rows: int, inputs: Inputs) -> None:
-        """Allocate the arrays for batches of this size, and no larger ones, on which evaluation would work."""
-        if self.allocated is not None and (self.allocated.batch_rows, self.inputs) != (batch_rows, inputs):
+        """Prepare for batches of this size; larger arrays, in which evaluation would differ, are given back."""
+        there = self.allocated
+        if there is not None and (there.batch_rows, self.inputs) != (batch_rows, inputs):
             self._drop_workspace()
         self.prepare(batch_rows, inputs)
 

@@ -194,6 +194,9 @@ class Step(PlannedStep):
     def count_skipped(self, progress: Progress) -> None:
         """Nothing to do: each step counts itself."""
 
+    def count_launched(self) -> None:
+        """Nothing to do: each step counts itself."""
+
     def _facts(self) -> dict[str, Any]:
         return {"threads": self.threads}
 

@@ -188,7 +188,7 @@ def test_a_run_whose_last_save_failed_goes_on_to_more_epochs(tmp_path, monkeypat
     whole, trainer = make(), make()
     with contextlib.ExitStack() as stack, pytest.raises(PermissionError):
         trainer.fit(X, Y, checkpoint="run", callbacks=[Ends(stack, read_only("run"))], **fit)
-    with pytest.raises(ValueError, match="after the last of 4 epochs; got 3. Pass at least 4, or begin"):
+    with pytest.raises(ValueError, match=r"after the last of 4 epochs; got 3\. Pass at least 4, or begin"):
         trainer.fit(X, Y, **{**fit, "epochs": 3})
     trainer.save("elsewhere")
     whole.fit(X, Y, **fit)
@@ -203,7 +203,7 @@ def test_a_run_whose_last_save_failed_goes_on_to_more_epochs(tmp_path, monkeypat
 def test_a_folder_that_cannot_be_written_and_one_in_a_files_place_are_refused_at_the_start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = make()
-    with read_only("run"), pytest.raises(PermissionError, match="checkpoint 'run', .* cannot be written; name another"):
+    with read_only("run"), pytest.raises(PermissionError, match=r"checkpoint 'run', .* cannot be written; name another"):
         trainer.fit(X, Y, checkpoint="run", **FIT)
     os.mkdir("run.1")
     with pytest.raises(IsADirectoryError, match=r"checkpoint 'run', keep=2: 'run\.1' is a folder"):

@@ -454,7 +454,7 @@ def test_a_signal_within_a_fit_within_a_fit_saves_both(number, tmp_path, caplog)
         inner.fit(X, Y, checkpoint=tmp_path / "inner", callbacks=[ask], **fit)
 
     users = handled(number, lambda *_: got.append(number))
-    with users, pytest.raises((KeyboardInterrupt, SystemExit), match="143|saved in .*outer"):
+    with users, pytest.raises((KeyboardInterrupt, SystemExit), match=r"143|saved in .*outer"):
         outer.fit(X, Y, checkpoint=tmp_path / "outer", callbacks=[within], **fit)
     assert got == [number]
     assert "not saved" not in caplog.text
