@@ -207,6 +207,7 @@ class PlannedStep(ABC):
 
     def renew(self) -> None:
         """Give up what another thread was doing here when the process was forked."""
+        self.store.torn = self.torn
         self._drop_workspace()
 
     # -- what a checkpoint holds --

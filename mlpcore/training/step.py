@@ -403,7 +403,10 @@ class Step(PlannedStep):
         certain, reach = self._excludes_overflow(values, largest)
         if not certain and any(update.overflows(self.lane_ops[0]) for update in self.updates):
             return self._leave_out("the update is not finite", progress, rate)
-        self._write(progress, pool, {"reach": reach, "rate": rate or self.rate})
+        try:
+            self._write(progress, pool, {"reach": reach, "rate": rate or self.rate})
+        finally:
+            self.store.torn = self.torn
         return None
 
     def _write(self, progress: Progress, pool: Executor | None, facts: dict[str, Any]) -> None:
@@ -413,18 +416,17 @@ class Step(PlannedStep):
         and the others are done here. Until all is done the step is `torn`.
         """
         step, own = progress.step + 1, vars(self)
-        torn, whole, store = {"torn": step}, {"torn": 0}, vars(self.store)
-        begin: list[Call] = [(own.update, torn), (store.update, torn)]
-        counts = {**whole, "done": step - progress.skipped, **facts}
-        end: list[Call] = [(vars(progress).update, {"step": step}), (own.update, counts), (store.update, whole)]
+        begin: Call = (own.update, {"torn": step})
+        counts = {"torn": 0, "done": step - progress.skipped, **facts}
+        end: list[Call] = [(vars(progress).update, {"step": step}), (own.update, counts)]
         calls = [self._calls(lane) for lane in range(self.lanes)]
         if pool is None:
-            make(itertools.chain(begin, *calls, end))
+            make(itertools.chain([begin], *calls, end))
             return
         left, done = [*range(self.lanes)], list[int]()
 
         def do(lane: int) -> None:
-            make(itertools.chain([(left.remove, lane), *begin], calls[lane], [(done.append, lane)]))
+            make(itertools.chain([(left.remove, lane), begin], calls[lane], [(done.append, lane)]))
 
         def finish() -> None:
             for lane in [*left]:

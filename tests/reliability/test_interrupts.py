@@ -156,6 +156,14 @@ def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path):
     assert state(again) == state(whole)
 
 
+def test_other_threads_may_predict_while_an_update_is_made():
+    trainer = make()
+    trainer.step(X, Y)
+    trainer._step.updates[0].lanes[0].calls.insert(4, (trainer.net.predict, X))
+    trainer.step(X, Y)
+    assert trainer.progress.step == 2
+
+
 def test_a_change_of_the_optimizer_that_broke_off_is_known(monkeypatch):
     trainer = make(optimizer=mc.SGD(0.1))
     trainer.step(X, Y)
@@ -600,12 +608,14 @@ work.start()
 inside.wait(60)
 pid = os.fork()
 if not pid:
-    try:
-        trainer.step(X, Y)
-    except RuntimeError as error:
-        print(error, flush=True)
-        os._exit(0)
-    os._exit(1)
+    for call in (trainer.step, trainer.net.predict):
+        try:
+            call(*(X, Y)[: 1 + (call == trainer.step)])
+        except RuntimeError as error:
+            print(error, flush=True)
+        else:
+            os._exit(1)
+    os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 go_on.set()
 work.join()
