@@ -125,6 +125,34 @@ def test_interrupted_at_any_moment_a_trainer_has_made_whole_steps(case):
     child(STEPS, case)
 
 
+LOCKS = """
+import sys, threading
+import numpy as np, mlpcore as mc
+X, Y = np.ones((64, 3)), np.ones((64, 1))
+trainer = mc.Trainer(mc.MLP([3, 1], device="cpu"), "squared_error", workers=2)
+
+def interrupted(frame, event, _):  # with the lock held, before its block begins
+    if event == "return" and frame.f_code is threading.Condition.__enter__.__code__:
+        sys.settrace(None)
+        raise KeyboardInterrupt
+    return interrupted
+
+for _ in range(3):
+    sys.settrace(interrupted)
+    try:
+        trainer.step(X, Y)
+    except KeyboardInterrupt:
+        pass
+    sys.settrace(None)
+trainer.step(X, Y)
+print(trainer.progress.step)
+"""
+
+
+def test_no_interrupt_leaves_a_lock_for_which_a_step_waits():
+    assert child(LOCKS, timeout=20) == ["4"]
+
+
 def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path):
     trainer = make()
     net, other = trainer.net, mc.Trainer(trainer.net)
