@@ -192,6 +192,13 @@ class Checkpoints:
             raise FileNotFoundError(f"checkpoint {self.path!r}: the folder {folder!r} does not exist")
         self.count, self.unit = interval(every)
         self.keep = inputs.positive_integer(keep, "keep")
+        for place in atomic.versions(self.path, self.keep):
+            where = f"checkpoint {self.path!r}, keep={self.keep}: {str(place)!r}"
+            if place.is_dir():
+                raise IsADirectoryError(f"{where} is a folder; move it away, or name another file")
+            rights = os.access(place.parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+            if not rights and (place.is_file() or not place.exists()):  # a device or a pipe needs none
+                raise PermissionError(f"{where} is in a folder that cannot be written; name another one")
         self.signals = Signals()
         self.saved(0)
 

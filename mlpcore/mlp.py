@@ -153,7 +153,7 @@ class MLP:
 
     def _set(self, parameters: Array) -> None:
         """Take a flat vector of the host's as the parameters, on the network's device."""
-        self.store = Parameters(self.layout, devices.to_device(self.device, parameters))
+        self._store = Parameters(self.layout, devices.to_device(self.device, parameters))
 
     def _drawn(self, init: str, seed: int) -> Array:
         """The initial parameters, on the host."""
@@ -183,7 +183,7 @@ class MLP:
         return flat
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in vars(self).items() if key != "store"}
+        state = {key: value for key, value in vars(self).items() if key != "_store"}
         return state | {"parameters": devices.to_host(self.device, self.store.flat)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -196,32 +196,38 @@ class MLP:
             self.device = "cpu"
         self._set(parameters)  # a copy's views belong to the copy
 
+    @property
+    def store(self) -> Parameters:
+        """Return the parameters' store; raise a RuntimeError if an update has left them half written."""
+        self._store.require_whole()
+        return self._store
+
     # read-only, so that nobody puts an array beside the one that is trained: write with net.W[1][...] = …
 
     @property
     def parameters(self) -> Array:
         """The flat vector: all W, then all b, then all a."""
-        self.store.exposed = True
-        flat: Array = self.store.flat
+        self._store.exposed = True
+        flat: Array = self._store.flat
         return flat
 
     @property
     def W(self) -> tuple[Any, ...]:
         """Views of the weights, W[l] (n_{l-1}, n_l); W[0] is None."""
-        self.store.exposed = True
-        return self.store.W
+        self._store.exposed = True
+        return self._store.W
 
     @property
     def b(self) -> tuple[Any, ...]:
         """Views of the biases, b[l] (n_l,); b[0], and every one without bias, is None."""
-        self.store.exposed = True
-        return self.store.b
+        self._store.exposed = True
+        return self._store.b
 
     @property
     def a(self) -> tuple[Any, ...]:
         """Views of the activations' learned parameters, a[l] (1,) or (n_l,); None where there is none."""
-        self.store.exposed = True
-        return self.store.a
+        self._store.exposed = True
+        return self._store.a
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import operator
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from mlpcore.callbacks import Callback, EarlyStopping, Entry
 from mlpcore.checkpoint import Checkpoints, typed
 from mlpcore.core.errors import NonFiniteLoss
+from mlpcore.core.ops import Call, make
 from mlpcore.core.optimizers import Adaptive
 from mlpcore.formats import kinds
 from mlpcore.scores import Metric
@@ -105,7 +107,7 @@ class State:
 
     @classmethod
     def read(cls, described: Mapping[str, Any]) -> State:
-        """Return the state that `describe` described. Raises TypeError or ValueError if it is of no run."""
+        """Return the state that `describe` described; raise TypeError or ValueError if it is of no run."""
         kept = [name for name in ("data", "held_out") if described.get(name)]
         samples = {name: typed(Sample, described[name]) for name in kept}
         state = typed(cls, {**described, **samples})
@@ -121,13 +123,16 @@ class State:
     def require_same(self, other: State) -> None:
         """Raise a ValueError that names the first argument of `fit` by which another call differs.
 
-        More epochs than before are no difference, nor fewer, unless they are done or the run has ended.
+        Another number of epochs is no difference if it is not below what is done. A run that has ended
+        goes on to more only from its last epoch, and where early stopping has not put back others.
         """
         begun = self.epochs if self.ended else self.epoch + (self.batch > 0)
-        if other.epochs < begun or (self.ended and other.epochs != begun):
+        restored = self.monitor is not None and self.monitor.get("restore_best", False)
+        fixed = self.ended and (self.epoch < self.epochs or restored)
+        if other.epochs < begun or (fixed and other.epochs != begun):
             raise ValueError(
-                f"epochs: the unfinished run is {self}; got {other.epochs}. Pass at least {begun}, "
-                "or begin anew after trainer.abandon()"
+                f"epochs: the unfinished run is {self}; got {other.epochs}. "
+                f"Pass {'' if fixed else 'at least '}{begun}, or begin anew after trainer.abandon()"
             )
         for name in ("batch_size", "shuffle", "rows", "validated", "monitor", "metrics"):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -150,7 +155,7 @@ class State:
                 mine.require_same(theirs, prefix)
 
     def require_possible(self) -> None:
-        """Raise a ValueError if no run can have come to this: of a file that somebody has made up."""
+        """Raise a ValueError if no run can have come to this, as in a file that somebody has made up."""
         most = math.inf if self.rows is None else self.rows  # a list's batches may be of a row each
         if not (self.batch_size >= 1 and self.epoch <= self.epochs and self.batch <= most and (self.given or not self.widest)):
             raise ValueError(f"run: no run is {self} with batches of {self.batch_size} of {self.rows} rows")
@@ -203,6 +208,8 @@ class Run:
         self._unread: list[_Unread] = []
         self._fault: Exception | None = None  # found in them, perhaps by a `save` in another thread
         self._waiting = 0  # steps in it
+        # a step that is not counted yet: steps before it, Σ w, its rows
+        self._begun: tuple[int, float | None, Data, Batch] | None = None
         step = trainer._step
         if state.given is None and step.allocated is not None and step.inputs is not None:
             state.widest, state.given = step.allocated.batch_rows, list(step.inputs)
@@ -211,7 +218,7 @@ class Run:
         self._began = time.perf_counter()
 
     def go(self, progress: bool) -> History:
-        """Train to the end; the history."""
+        """Train to the end; return the history."""
         from tqdm.auto import tqdm  # not at import: it brings asyncio
 
         state, trainer = self.state, self.trainer
@@ -232,13 +239,13 @@ class Run:
                     stream.waiting = self._waiting_for_rows
             stop = state.ended or self._out_of_patience()
             if state.given is not None:  # a run that goes on, perhaps with a short batch
-                trainer._step.prepare(state.widest, Inputs(*state.given))
+                trainer._step.prepare_anew(state.widest, Inputs(*state.given))
             while state.epoch < state.epochs and not stop:
                 bar.set_description(f"epoch {state.epoch + 1}/{state.epochs}", refresh=False)
                 self._epoch(bar)
                 entry = self._close()
                 bar.set_postfix({k: f"{entry[k]:.4g}" for k in entry if k.startswith(("loss", "validation"))})
-                stop = self._decide(entry)
+                stop = self._tell(entry)
                 if not stop and state.epoch < state.epochs:
                     self._save_if_due(epoch_ended=True)
             self._end()
@@ -252,9 +259,8 @@ class Run:
     def _end(self) -> None:
         """Put the best parameters back and tell the callbacks: once, also where a run is taken up here."""
         best, state = self.best_so_far(), self.state
-        if best is not None:
-            self.trainer.net.store.write(best)
-        state.ended = True
+        writes = [] if best is None else self.trainer.net.store.writes(best)
+        make([*writes, (vars(state).update, {"ended": True})])
         for observer in self.observers:
             observer.fit_end(self.trainer, state.history)
             state.told += 1
@@ -293,7 +299,7 @@ class Run:
 
     @contextlib.contextmanager
     def _waiting_for_rows(self) -> Iterator[Callable[[], object]]:
-        """Let other threads save; give what saves and leaves if a signal has come."""
+        """Let other threads save; yield a function that saves and leaves if a signal has come."""
 
         def look() -> None:
             if self.checkpoints is not None and self.checkpoints.signals.asked is not None:
@@ -305,27 +311,44 @@ class Run:
     def _step(self, data: Data, batch: Batch) -> None:
         trainer = self.trainer
         w = trainer._step.weight(batch)
-        J = None if w == 0 else trainer._update(data, batch)  # rows that weigh nothing say nothing
-        self.state.batch += batch.steps  # a step that has failed is not counted
-        if J is None:
+        if w == 0:  # rows that weigh nothing say nothing
+            self.state.batch += batch.steps
             return
+        self._begun = trainer.progress.step, w, data, batch
+        J = trainer._update(data, batch)
+        self._count()
         trainer._step.untouched = not self.observers
-        if isinstance(J, float):
-            self._add(J, w or 0.0)
-        else:
-            self._unread.append(_Unread(trainer.progress.step, J, w, (data, batch) if self.source.lasting else None))
-            self._waiting += batch.steps
-            if self._waiting >= UNREAD:
-                self._settle()
+        if self._waiting >= UNREAD:
+            self._settle()
         if self._each_step:
             for observer in self.observers:
                 observer.step_end(trainer, J)
+
+    def _count(self) -> None:
+        """Count the step that has begun, with its J, if it was done.
+
+        It is done by one assignment, which no interrupt parts, and can be repeated until then.
+        """
+        if self._begun is None:
+            return
+        (before, w, data, batch), state, J = self._begun, self.state, self.trainer._step.J
+        done = self.trainer.progress.step - before
+        if done <= 0:  # it has failed
+            self._begun = None
+        elif isinstance(J, float):
+            loss, weight = _added(state.loss, state.weight, J, w or 0.0)
+            state.batch, state.loss, state.weight, self._begun = state.batch + done, loss, weight, None
+        else:
+            if not (self._unread and self._unread[-1].J is J):
+                self._unread.append(_Unread(before + done, J, w, (data, batch) if self.source.lasting else None))
+            state.batch, self._waiting, self._begun = state.batch + done, self._waiting + done, None
 
     def _settle(self) -> None:
         """Read the losses that have been left on the device, and add them up."""
         if self._fault is not None:
             raise self._fault
-        launches, self._unread, self._waiting = self._unread, [], 0
+        state, launches = self.state, self._unread
+        loss, weight = state.loss, state.weight
         for one in launches:
             try:
                 values = one.J.values()
@@ -335,8 +358,9 @@ class Run:
             except ValueError as error:
                 self._fault = error
                 raise
-            for J, weight in values:
-                self._add(J, weight if one.weight is None else one.weight)
+            for J, w in values:
+                loss, weight = _added(loss, weight, J, w if one.weight is None else one.weight)
+        state.loss, state.weight, self._unread, self._waiting = loss, weight, [], 0
 
     def _explained(self, error: NonFiniteLoss, launches: Sequence[_Unread]) -> Exception:
         """Return the error with the layer where it began, if its batch is still there."""
@@ -346,12 +370,11 @@ class Run:
                 return self.trainer._explained(error, data, batch.single(error.step - one.step + batch.steps - 1))
         return error
 
-    def _add(self, J: float, weight: float) -> None:
-        if math.isfinite(J):  # else the step was skipped
-            self.state.loss, self.state.weight = self.state.loss + weight * J, self.state.weight + weight
-
     def _close(self) -> Entry:
-        """End an epoch: its line of the history."""
+        """End an epoch; return its line of the history.
+
+        History, early stopping and schedule are brought up to date together, or not at all.
+        """
         state, trainer = self.state, self.trainer
         self._settle()
         entry = {"loss": state.loss / state.weight if state.weight else float("nan")}
@@ -363,27 +386,26 @@ class Run:
             entry["skipped"] = float(trainer.skipped)
         self._lap()
         entry["seconds"] = state.seconds
-        for key, value in entry.items():
-            state.history.setdefault(key, []).append(value)
-        state.epoch, state.batch, state.loss, state.weight, state.seconds = state.epoch + 1, 0, 0.0, 0.0, 0.0
-        return entry
-
-    def _decide(self, entry: Entry) -> bool:
-        """Early stopping, the schedule, the callbacks: whether to stop."""
-        state, trainer = self.state, self.trainer
+        calls: list[Call] = [(state.history.setdefault(key, []).append, value) for key, value in entry.items()]
+        ends: dict[str, float | None] = {"epoch": state.epoch + 1, "batch": 0, "loss": 0.0, "weight": 0.0, "seconds": 0.0}
         adaptive = self._adaptive()
         if adaptive is not None:
             watch = EarlyStopping(adaptive.patience, adaptive.monitor, adaptive.tolerance, False, adaptive.mode)
-            state.floor, state.idle = watch.follow(entry, state.floor, state.idle)
-            if state.idle >= adaptive.patience:
-                state.idle = 0
-                trainer.progress.reductions += 1
+            floor, idle = watch.follow(entry, state.floor, state.idle)
+            lowers = idle >= adaptive.patience
+            ends |= {"floor": floor, "idle": 0 if lowers else idle}
+            calls.append((vars(trainer.progress).update, {"reductions": trainer.progress.reductions + lowers}))
         if self.stopping is not None:
-            state.best, state.waited = self.stopping.follow(entry, state.best, state.waited)
-            if state.waited == 0 and self.best is not None:
-                self.best[...] = trainer.net.store.flat
+            ends["best"], ends["waited"] = self.stopping.follow(entry, state.best, state.waited)
+            if ends["waited"] == 0 and self.best is not None:
+                calls.append((operator.setitem, self.best, ..., trainer.net.store.flat))
+        make([*calls, (vars(state).update, ends)])
+        return entry
+
+    def _tell(self, entry: Entry) -> bool:
+        """Tell the callbacks of an epoch; return whether to stop."""
         # every callback sees every epoch: no short cut
-        answers = [observer.epoch_end(trainer, entry) for observer in self.observers]
+        answers = [observer.epoch_end(self.trainer, entry) for observer in self.observers]
         return self._out_of_patience() or any(isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers)
 
     def _out_of_patience(self) -> bool:
@@ -403,8 +425,7 @@ class Run:
 
     def _lap(self) -> None:
         now = time.perf_counter()
-        self.state.seconds += now - self._began
-        self._began = now
+        self.state.seconds, self._began = self.state.seconds + now - self._began, now
 
     def _save_if_due(self, epoch_ended: bool) -> None:
         checkpoints, trainer = self.checkpoints, self.trainer
@@ -415,8 +436,18 @@ class Run:
         if checkpoints.signals.asked is not None:
             checkpoints.leave(str(self.state))
 
+    def leave(self, error: KeyboardInterrupt | SystemExit) -> None:
+        """Save before this error goes on, if a `fit` in a callback raised it for a signal that came.
+
+        A second SIGINT has no message: nothing is saved.
+        """
+        if error.args and self.checkpoints is not None and self.checkpoints.signals.asked is not None:
+            self._save_if_due(epoch_ended=False)
+
     def pause(self) -> None:
         """Bring state and progress up to date, so that they can be saved."""
+        self.trainer._step.count_launched()
+        self._count()
         self._settle()
         self._lap()
         state = self.state  # a pass of which no batch is done begins anew
@@ -425,6 +456,11 @@ class Run:
     def best_so_far(self) -> Array | None:
         """Return the best parameters, if there are any that are not in the network already."""
         return self.best if self.state.best is not None and not self.state.ended else None
+
+
+def _added(loss: float, weight: float, J: float, w: float) -> tuple[float, float]:
+    """Return Σ w J and Σ w with those of a further step, unless it was skipped."""
+    return (loss + w * J, weight + w) if math.isfinite(J) else (loss, weight)
 
 
 def _is_open(stream: TextIO | None) -> bool:

@@ -194,7 +194,7 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         return self._optimizer.rate(self.progress)
 
     @property
@@ -446,7 +446,9 @@ class Trainer:
         and their values as the network computes with them: all up to 1 MiB, of more up to 16 blocks of
         64 KiB spread over the rows. Their container and dtype may be others. Batches as they come,
         callbacks and the functions behind metrics are not compared. `epochs` may be another number
-        that is not below what is done; schedules that read the length of the run follow it.
+        that is not below what is done; schedules that read the length of the run follow it. After the
+        last epoch, where only the last save is missing, it may not if early stopping has put the best
+        parameters back. A run of which no batch is done is begun anew by any call.
 
         Args:
             X, Y, sample_weight: as in `step`; scanned once for NaN, infinity and impossible labels. Rows that lie in files are
@@ -479,8 +481,8 @@ class Trainer:
             OSError: the checkpoint cannot be written; the one before is intact. The run is `unfinished`: it can be saved
                 elsewhere, and the same call goes on with it; where only the last save is missing, it
                 trains no further step and tells no callback again. At the start, when nothing is trained
-                yet: another training writes the file, or it is not a checkpoint, or holds another trainer's
-                unfinished run.
+                yet: no file can be written there, another training writes it, or it is not a checkpoint, or
+                holds another trainer's unfinished run.
         """
         with self._calls, contextlib.ExitStack() as leaving:
             if self._run is not None:
@@ -539,6 +541,7 @@ class Trainer:
             log.warning("every=%s saves nothing without checkpoint=…", shown(every))
         if checkpoints is not None:
             files.describe(self._optimizer)  # what cannot be saved is noticed here, not after an hour
+            model_file.as_json(self.about, "about")
         self._require_followed(self._optimizer.learning_rate, held_out is not None, measures)
         monitor = None if stopping is None else dataclasses.asdict(stopping)
         rows = len(table.X) if isinstance(table, Data) else table.rows
@@ -557,10 +560,10 @@ class Trainer:
                 if best is not None:
                     arrays["best"][...] = devices.to_device(self.net.device, best)
                 keeper = arrays.get("best")
-                self._run = Run(self, source, state, held_out, measures, stopping, keeper, observers, checkpoints)
-                self._unfinished = None
+                run = Run(self, source, state, held_out, measures, stopping, keeper, observers, checkpoints)
+                self._run, self._unfinished = run, (state, best) if checkpoints else None
                 self.progress.begun, self.progress.total = begins.begun, begins.total
-                return self._go(self._run, progress)
+                return self._go(run, progress)
         finally:
             self._rest()
 
@@ -588,18 +591,21 @@ class Trainer:
 
     def _go(self, run: Run, progress: bool) -> History:
         """Train to the end; return the history. With a checkpoint, what stops before is unfinished."""
-        kept = run.checkpoints is not None
         try:
-            return run.go(progress)
+            try:
+                return run.go(progress)
+            except (KeyboardInterrupt, SystemExit) as error:
+                run.leave(error)
+                raise
+            finally:
+                if self._unfinished is not None:
+                    run.pause()
+                    best = run.best_so_far()
+                    kept_best = None if best is None else devices.to_host(self.net.device, best).copy()
+                    self._unfinished = run.state, kept_best
         except NonFiniteLoss:
-            kept = False  # the step would overflow again
+            self._unfinished = None  # the step would overflow again
             raise
-        finally:
-            if kept and self._run is not None and (run.state.epoch or run.state.batch):
-                run.pause()
-                best = run.best_so_far()
-                kept_best = None if best is None else devices.to_host(self.net.device, best).copy()
-                self._unfinished = run.state, kept_best
 
     def _begin(
         self,
@@ -613,6 +619,8 @@ class Trainer:
             ValueError: another call than that of the unfinished run; names the argument.
         """
         left, best = (None, None) if self._unfinished is None else self._unfinished
+        if left is not None and not (left.epoch or left.batch):  # nothing is done: any call begins
+            left, best = None, None
         if left is not None:
             left.require_same(new)
         device, loss, dtype = self.net.device, self.loss, self.net.dtype
@@ -633,6 +641,8 @@ class Trainer:
             )
         total = None if steps is None else new.epochs * steps
         state = dataclasses.replace(left, epochs=new.epochs)
+        if new.epochs > left.epochs:
+            state.ended, state.told = False, 0
         state.data, state.held_out = left.data or new.data, left.held_out or new.held_out
         return state, best, dataclasses.replace(self.progress, begun=begun, total=total)
 
@@ -701,22 +711,22 @@ class Trainer:
 
     @contextlib.contextmanager
     def _at_rest(self, history: History) -> Iterator[None]:
-        """A run has come to its end: what is saved is a trainer at rest, unless the saving fails."""
-        before = self._run, self.history, self.progress.total
-        self._run, self.history, self.progress.total = None, history, None
+        """Be a trainer at rest, which is what is saved at a run's end; be in the run again if the saving fails."""
+        before = self._run, self._unfinished, self.history, self.progress.total
+        self._run, self._unfinished, self.history, self.progress.total = None, None, history, None
         try:
             yield
-            before = self._run, self.history, self.progress.total
+            before = None, None, self.history, None
         finally:
-            self._run, self.history, self.progress.total = before
+            self._run, self._unfinished, self.history, self.progress.total = before
 
     @property
     def unfinished(self) -> str | None:
-        """Where the run stopped that the same call of `fit` goes on with; None if there is none.
+        """The place where the run stopped with which the same call of `fit` goes on; None if there is none.
 
-        It is that of a loaded checkpoint, or one with `checkpoint=` that this trainer could not end.
+        The run is that of a loaded checkpoint, or one with `checkpoint=` that this trainer could not end.
         """
-        return None if self._unfinished is None else str(self._unfinished[0])
+        return None if self._unfinished is None or self._run else str(self._unfinished[0])
 
     def abandon(self) -> None:
         """Give up the unfinished run: the next `fit` begins a new one, from the parameters and optimizer state as they are."""
@@ -809,11 +819,6 @@ class Trainer:
     def save(self, path: str | os.PathLike[str], keep: int = 1) -> None:
         """Write all that the training depends on to a safetensors file, atomically; also while `fit` runs.
 
-                elsewhere, and the same call goes on with it; where only the last save is missing, it
-                trains no further step and tells no callback again. At the start, when nothing is trained
-                yet: another training writes the file, or it is no checkpoint, or holds an unfinished run
-                and this trainer was not loaded from one.
-
         Args:
             path: of the file.
             keep: versions to keep; those before are `name.1.suffix`, `name.2.suffix`, …
@@ -821,7 +826,7 @@ class Trainer:
         Raises:
             OSError: the file cannot be written, or there is one that is not mlpcore's, or another
                 trainer's unfinished run; what was there before is intact.
-            TypeError: optimizer or schedule is a class of the user's own.
+            TypeError: optimizer or schedule is a class of the user's own, or JSON cannot hold `about`.
         """
         with self._between_steps():
             run = self._run
@@ -913,8 +918,8 @@ class Trainer:
         """Return the mean loss over these rows, without penalties, "accuracy" (classification) or "r2", and metrics.
 
         Accuracy is the share of right classes, of right outputs with binary_cross_entropy; class weights, label smoothing and
-        pos_weight count in the loss alone. r2 is the mean over the outputs;
-        that of an output whose target is constant is 1 for perfect predictions, else 0, as scikit-learn's `r2_score` has it.
+        pos_weight count in the loss alone. r2 is the mean over the outputs; that of an output
+        whose target is constant is 1 for perfect predictions, else 0, as scikit-learn's `r2_score` has it.
 
         Args:
             X, Y, sample_weight: as in `fit`.

@@ -103,6 +103,21 @@ def test_a_callback_that_raises_leaves_a_run_with_a_checkpoint_where_it_was(stop
         assert other.unfinished is None
 
 
+@pytest.mark.parametrize("between", ["evaluate", "gradient", "losses"])
+def test_what_is_evaluated_between_an_error_and_the_same_call_leaves_the_history_as_it_is(between, device, tmp_path):
+    whole, one = make(device), make(device)
+    rows = [np.concatenate([table] * 4) for table in (X, Y)]
+    fit = {**FIT, "validation": rows}
+    whole.fit(X, Y, **fit)
+    with pytest.raises(KeyboardInterrupt):
+        one.fit(X, Y, callbacks=[Stop(15)], checkpoint=tmp_path / "run", **fit)
+    one.save(tmp_path / "run")
+    for other in (one, mc.Trainer.load(tmp_path / "run", device)):
+        getattr(other, between)(*rows)
+        other.fit(X, Y, **fit)
+        assert same(other, whole)
+
+
 def test_a_metric_that_raises_is_measured_again(tmp_path):
     def mae(Y, output):
         if mae.faults:
@@ -139,10 +154,22 @@ def test_what_would_end_as_before_is_not_unfinished(tmp_path):
     with pytest.raises(mc.NonFiniteLoss):
         one.fit(X, Y, checkpoint=tmp_path / "run", **FIT)
     assert one.unfinished is None
-    two = make()  # nothing is done yet
+
+
+def test_a_run_of_which_nothing_is_done_is_begun_by_any_call(tmp_path):
+    class Save(mc.Callback):
+        def fit_begin(self, trainer):
+            trainer.save(tmp_path / "run")
+
+    one, whole = make(), make()
     with pytest.raises(ZeroDivisionError):
-        two.fit(Faulty((0, 0), ZeroDivisionError), epochs=3, checkpoint=tmp_path / "run", progress=False)
-    assert two.unfinished is None
+        one.fit(Faulty((0, 0), ZeroDivisionError), epochs=3, checkpoint=tmp_path / "run", callbacks=[Save()], progress=False)
+    loaded = mc.Trainer.load(tmp_path / "run")
+    whole.fit(X, Y, **FIT)
+    for other in (one, loaded):
+        assert other.unfinished == "in epoch 1 of 3, after 0 of its batches"
+        other.fit(X, Y, checkpoint=tmp_path / "run", **FIT)
+        assert same(other, whole)
 
 
 # -- more epochs, and fewer ------------------------------------------------------------------------

@@ -11,6 +11,7 @@ gradients add up in one place.
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 from mlpcore.core.errors import shown
+from mlpcore.core.ops import Call, make
 
 
 class Tie(NamedTuple):
@@ -117,6 +119,7 @@ class Parameters:
         W, b, a: views, index 0 None.
         exposed: whether a user has been handed a view, and may write the parameters at any time.
         writer: the step that wrote or copied them last; None where others have written them since.
+        torn: the number of the step that was interrupted in the middle of its update; 0: none was.
     """
 
     def __init__(self, layout: Layout, flat: Any):
@@ -125,11 +128,23 @@ class Parameters:
         self.a = layout.slopes(flat)
         self.exposed = False
         self.writer: object = None
+        self.torn = 0
 
     def write(self, flat: Any) -> None:
         """Overwrite all parameters by those of another flat vector on the same device."""
-        self.flat[...] = flat
-        self.writer = None
+        make(self.writes(flat))
+
+    def writes(self, flat: Any) -> list[Call]:
+        """Return the calls that `write` makes."""
+        return [(operator.setitem, self.flat, ..., flat), (vars(self).update, {"writer": None, "torn": 0})]
+
+    def require_whole(self, torn: int = 0) -> None:
+        """Raise a RuntimeError if an update was left half done: that of step `torn`, or the last one here."""
+        if torn := torn or self.torn:
+            raise RuntimeError(
+                f"step {torn} was interrupted in the middle of its update: parameters and optimizer "
+                "state are of no step. Load the trainer from its last checkpoint by mc.Trainer.load"
+            )
 
 
 def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:

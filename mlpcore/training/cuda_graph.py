@@ -172,12 +172,19 @@ class GraphStep(PlannedStep):
 
     @_guarded
     def require_whole(self) -> None:
-        """Count the steps that the device has done where an interrupt came between launch and count."""
+        """Raise a RuntimeError if an update was left half done; else count what was launched."""
         super().require_whole()
+        self.count_launched()
+
+    @_guarded
+    def count_launched(self) -> None:
+        """Count the steps that the device has done where an interrupt came between launch and count."""
         if self._uncounted and self._progress is not None:
             control = self.kernels.read_control()
-            self._progress.step = int(control["updates"]) + int(control["skipped"])
-            self._uncounted = False
+            step = int(control["updates"]) + int(control["skipped"])
+            if step > self._progress.step and self.J is not None:
+                self.J.ask()
+            self._progress.step, self._uncounted = step, False
 
     @_guarded
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -294,7 +301,7 @@ class GraphStep(PlannedStep):
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
         """The plan for batches of this size, and its arrays allocated behind the last step's work."""
         plan = self._plans.get((batch_rows, inputs))
-        whole = not (self._uncounted or self.torn)
+        whole = not (self._uncounted or self.torn or self.store.torn)
         bound = whole and self.rule == self.optimizer.row and not self._outdated()
         if plan is not None and plan is self._covered and bound:
             self.optimizer.require_epsilon(self.dtype)
@@ -324,12 +331,13 @@ class GraphStep(PlannedStep):
             if self._varies():
                 self._set_values(self.optimizer.scalars(progress))
             self._set_rates(progress, batch.steps)
+            self.J = J = DeviceLoss(self, results, first, batch.steps, progress)
             self._progress, self._uncounted = progress, True
             self._launch("step", batch, plan, progress.step + 1, results.address + device_loss.ROW_BYTES * first)
-            results.asked = first + batch.steps  # from here on they may be read
+            J.ask()
             progress.step, self._uncounted = progress.step + batch.steps, False
             self.store.writer = self
-        return DeviceLoss(self, results, first, batch.steps, progress)
+        return J
 
     @_guarded
     def apply(self, gradient: Array, progress: Progress) -> None:
@@ -348,7 +356,7 @@ class GraphStep(PlannedStep):
         end = self._recorded(("end",), self._end)
         self.kernels.set_applied(progress.step + 1, results.address + device_loss.ROW_BYTES * first)
         self._values = None  # the penalties are to be set anew
-        self._progress, self._uncounted = progress, True
+        self.J, self._progress, self._uncounted = None, progress, True
         end.replay()
         results.asked = first + 1
         progress.step, self._uncounted = progress.step + 1, False

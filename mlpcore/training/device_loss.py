@@ -68,6 +68,10 @@ class DeviceLoss:
         """J as a 0-d float64 array on the device; `float(J)` looks for faults, too."""
         return self._results.array[self._first, :1].reshape(())
 
+    def ask(self) -> None:
+        """Let the results be read: their steps have been launched."""
+        self._results.asked = self._first + self._count
+
     def values(self) -> list[tuple[float, float]]:
         """Return J and Σ w of each step of the launch that this one belongs to; wait for them."""
         rows = self._step.read_results(self._results, self._first, self._count, self._progress)

@@ -91,6 +91,7 @@ class PlannedStep(ABC):
         self.gradient: Array = None  # of the last batch, flat
         self.untouched = False  # whether nobody else has written the parameters since the last update
         self.inputs: Inputs | None = None
+        self.J: Any = None  # of the last step that was begun
         self.torn = 0  # the number of the step whose update has begun and not ended
 
     # -- what the kinds of step differ in --
@@ -196,16 +197,17 @@ class PlannedStep(ABC):
     def weight(self, batch: Batch) -> float | None:
         """Σ w over the rows of a batch; None where only the device knows."""
 
+    @abstractmethod
+    def count_launched(self) -> None:
+        """Count the steps that a device has done where an interrupt came between launch and count."""
+
     def require_whole(self) -> None:
         """Raise a RuntimeError if an update, or a change of the state vectors, was left half done."""
-        if self.torn:
-            raise RuntimeError(
-                f"step {self.torn} was interrupted in the middle of its update: parameters and optimizer "
-                "state are of no step. Load the trainer from its last checkpoint by mc.Trainer.load"
-            )
+        self.store.require_whole(self.torn)
 
     def renew(self) -> None:
         """Give up what another thread was doing here when the process was forked."""
+        self.store.torn = self.torn
         self._drop_workspace()
 
     # -- what a checkpoint holds --
@@ -385,6 +387,13 @@ class PlannedStep(ABC):
                 self.allocated, self.inputs = plan, inputs
         self._covered = plan
         return plan
+
+    def prepare_anew(self, batch_rows: int, inputs: Inputs) -> None:
+        """Prepare for batches of this size; larger arrays, in which evaluation would differ, are given back."""
+        there = self.allocated
+        if there is not None and (there.batch_rows, self.inputs) != (batch_rows, inputs):
+            self._drop_workspace()
+        self.prepare(batch_rows, inputs)
 
     def _planned(self, batch_rows: int, inputs: Inputs) -> Plan:
         key = batch_rows, inputs

@@ -9,9 +9,12 @@ import functools
 import itertools
 import math
 import os
+import queue
+import time
+from _thread import start_new_thread
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,9 +30,6 @@ from mlpcore.training import plan as planning
 from mlpcore.training.chunks import Batch, Chunk, Worker, cut
 from mlpcore.training.plan import Inputs, Plan
 from mlpcore.training.planned import Parts, PlannedStep, Settings, log
-
-if TYPE_CHECKING:
-    from concurrent.futures import Executor
 
 T = TypeVar("T")
 WORKER_ROWS = 256  # a worker's rows, per other worker
@@ -84,6 +84,31 @@ class Update:
         return False
 
 
+class Threads:
+    """Threads that do jobs, and end with this.
+
+    They are handed over in queues written in C: in `concurrent.futures`, or in `threading.Thread.start`,
+    an interrupt may leave a lock held, for which a thread then waits for ever.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self.jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        for _ in range(count):
+            start_new_thread(_work, (self.jobs,))
+
+    def __del__(self) -> None:
+        for _ in range(self._count):
+            self.jobs.put(None)
+
+
+def _work(jobs: queue.SimpleQueue[Callable[[], object] | None]) -> None:
+    """Do jobs until there is None."""
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # it holds arrays
+
+
 class Step(PlannedStep):
     """A step whose operations run as they are called, on threads of its own where the batch is large.
 
@@ -110,7 +135,7 @@ class Step(PlannedStep):
         self.additions: list[list[EagerRecording]] = []  # of each further worker's gradient, lane by lane
         self.penalty: Update | None = None
         self.lane_ops = [new_ops() for _ in range(self.lanes)]
-        self._executor: tuple[int, Executor] | None = None  # and the process that it belongs to
+        self._threads: tuple[int, Threads] | None = None  # and the process that it belongs to
         dtype = np.finfo(self.dtype)
         self._halves = float(dtype.max) * float(dtype.eps) / 512  # what the largest number swallows, 128 times over
         self._roots = math.sqrt(float(dtype.max)) / 2  # a square of it, kept as a mean, is finite
@@ -194,6 +219,9 @@ class Step(PlannedStep):
     def count_skipped(self, progress: Progress) -> None:
         """Nothing to do: each step counts itself."""
 
+    def count_launched(self) -> None:
+        """Nothing to do: each step counts itself."""
+
     def _facts(self) -> dict[str, Any]:
         return {"threads": self.threads}
 
@@ -251,7 +279,7 @@ class Step(PlannedStep):
         for worker in self.workers:
             worker.ops.step = number
 
-    def _loss_and_gradient(self, batch: Batch, plan: Plan, pool: Executor | None) -> tuple[float, float]:
+    def _loss_and_gradient(self, batch: Batch, plan: Plan, pool: Threads | None) -> tuple[float, float]:
         """J, and the squared norm of its gradient."""
         self.set_scale(batch)
         self._set_penalty()
@@ -304,15 +332,13 @@ class Step(PlannedStep):
             return self.threads
         return max(1, min(self.threads, rows // BLAS_ROWS))
 
-    def _pool(self) -> Executor:
+    def _pool(self) -> Threads:
         """The threads of this step, which wait in between and end with it; a forked process has its own."""
-        if self._executor is None or self._executor[0] != os.getpid():
-            from concurrent.futures import ThreadPoolExecutor
+        if self._threads is None or self._threads[0] != os.getpid():
+            self._threads = os.getpid(), Threads(max(1, self.threads - 1, len(self.workers) - 1))
+        return self._threads[1]
 
-            self._executor = os.getpid(), ThreadPoolExecutor(max(1, self.threads - 1, len(self.workers) - 1))
-        return self._executor[1]
-
-    def _forward_loss_backward(self, batch: Batch, shares: list[list[tuple[int, int]]], pool: Executor | None) -> None:
+    def _forward_loss_backward(self, batch: Batch, shares: list[list[tuple[int, int]]], pool: Threads | None) -> None:
         """Each worker's share of the chunks, side by side, or one after the other without a pool."""
         if pool is None:
             for worker, chunks in zip(self.workers, shares, strict=False):
@@ -324,23 +350,45 @@ class Step(PlannedStep):
         ]
         self._side_by_side(jobs[0], jobs[1:], pool)
 
-    def _lane_by_lane(self, do: Callable[[int], T], pool: Executor | None) -> list[T]:
+    def _lane_by_lane(self, do: Callable[[int], T], pool: Threads | None) -> list[T]:
         """What `do(lane)` returns for each lane."""
         if pool is None:
             return [do(lane) for lane in range(self.lanes)]
         jobs = [functools.partial(ops.quietly, do, lane) for lane, ops in enumerate(self.lane_ops)]
         return self._side_by_side(jobs[0], jobs[1:], pool)
 
-    def _side_by_side(self, here: Callable[[], T], there: Sequence[Callable[[], T]], pool: Executor) -> list[T]:
+    def _side_by_side(self, here: Callable[[], T], there: Sequence[Callable[[], T]], pool: Threads) -> list[T]:
         """What the jobs return, the first done by this thread, the others by those of the pool. All have ended when it ends."""
+        ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+        found, errors = dict[int, T](), list[BaseException]()
+        sent, over, left = list[int](), list[int](), list[bool]()
+
+        def do(number: int) -> None:
+            try:
+                if not left:
+                    found[number] = there[number]()
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                over.append(number)
+                ended.put(None)
+
+        numbers = range(len(there))
+        calls = [(pool.jobs.put, functools.partial(do, number)) for number in numbers]
         try:
-            jobs = [pool.submit(job) for job in there]
-            return [here(), *(job.result() for job in jobs)]
+            make([*calls, (sent.extend, numbers)])
+            first = here()
+            for _ in numbers:
+                ended.get()
         except BaseException:  # an interrupt, say: no thread may go on writing into the next step's arrays
+            left.append(True)
             self._drop_workspace()
-            self._executor = None
-            pool.shutdown(cancel_futures=True)
+            while len(over) < len(sent):
+                time.sleep(0.0001)
             raise
+        if errors:
+            raise errors[0]
+        return [first, *(found[number] for number in numbers)]
 
     def _reduce_lane(self, count: int, lane: int) -> float:
         """Add up the gradients of the `count` workers that had rows, and the penalties'. Returns Σ g²."""
@@ -378,8 +426,9 @@ class Step(PlannedStep):
         squares = sum(map(self._lane_squares, range(self.lanes)))
         self._update(0.0, squares, progress, None)
 
-    def _update(self, J: float, squares: float, progress: Progress, pool: Executor | None) -> None:
+    def _update(self, J: float, squares: float, progress: Progress, pool: Threads | None) -> None:
         """Check, clip, and one pass of the optimizer over the flat vectors, its lanes side by side."""
+        self.J = J
         values = self.optimizer.scalars(progress)
         rate = values["rate"]
         norm = math.sqrt(squares) if math.isfinite(squares) else self._norm()
@@ -399,10 +448,13 @@ class Step(PlannedStep):
         certain, reach = self._excludes_overflow(values, largest)
         if not certain and any(update.overflows(self.lane_ops[0]) for update in self.updates):
             return self._leave_out("the update is not finite", progress, rate)
-        self._write(progress, pool, {"reach": reach, "rate": rate or self.rate})
+        try:
+            self._write(progress, pool, {"reach": reach, "rate": rate or self.rate})
+        finally:
+            self.store.torn = self.torn
         return None
 
-    def _write(self, progress: Progress, pool: Executor | None, facts: dict[str, Any]) -> None:
+    def _write(self, progress: Progress, pool: Threads | None, facts: dict[str, Any]) -> None:
         """Update parameters and state, and count the step: all of it, also where an interrupt comes.
 
         What C does in a row is not interrupted. Of several threads' lanes those that have begun are waited for,

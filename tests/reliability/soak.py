@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import json
 import statistics
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -55,7 +55,7 @@ def soak(kind: str, steps: int) -> Soaked:
             del clock
         gc.collect()
         memory.append(resident())
-        threads.add(threading.active_count())
+        threads.add(_thread._count())
     return Soaked(max(memory[2:]) - memory[1], sum(times[-2:]) / sum(times[2:4]), threads)
 
 

@@ -168,7 +168,7 @@ def test_a_last_save_that_fails_loses_nothing_and_nothing_is_trained_twice(name,
         assert other.unfinished == where
         assert other.history == {}
         np.testing.assert_array_equal(other.net.parameters, whole.net.parameters)
-        with pytest.raises(ValueError, match=f"epochs: the unfinished run is {where}; got 5"):
+        with pytest.raises(ValueError, match=f"epochs: the unfinished run is {where}; got 5. Pass 4, or begin"):
             other.fit(X, Y, **{**fit, "epochs": 5})
         last = Ends()
         found = other.fit(X, Y, callbacks=[last], **{**fit, "checkpoint": "run again"})
@@ -180,6 +180,41 @@ def test_a_last_save_that_fails_loses_nothing_and_nothing_is_trained_twice(name,
         np.testing.assert_array_equal(other.net.parameters, whole.net.parameters)
         assert other.unfinished is mc.Trainer.load("run again", "cpu").unfinished is None
         assert mc.Trainer.load("run again", "cpu").history == found == other.history
+
+
+def test_a_run_whose_last_save_failed_goes_on_to_more_epochs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit = {**FIT, "early_stopping": mc.EarlyStopping(30, restore_best=False), "every": "1 h"}
+    whole, trainer = make(), make()
+    with contextlib.ExitStack() as stack, pytest.raises(PermissionError):
+        trainer.fit(X, Y, checkpoint="run", callbacks=[Ends(stack, read_only("run"))], **fit)
+    with pytest.raises(ValueError, match=r"after the last of 4 epochs; got 3\. Pass at least 4, or begin"):
+        trainer.fit(X, Y, **{**fit, "epochs": 3})
+    trainer.save("elsewhere")
+    whole.fit(X, Y, **fit)
+    for other in (mc.Trainer.load("elsewhere", "cpu"), trainer):
+        last = Ends()
+        history = other.fit(X, Y, callbacks=[last], **{**fit, "epochs": 6}, checkpoint="run")
+        assert [len(history["loss"]), other.progress.step, last.told] == [6, 66, ["begin", "end"]]
+        assert history["loss"][:4] == whole.history["loss"]
+        assert mc.Trainer.load("run", "cpu").unfinished is None
+
+
+def test_a_folder_that_cannot_be_written_and_one_in_a_files_place_are_refused_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = make()
+    with read_only("run"), pytest.raises(PermissionError, match=r"checkpoint 'run', .* cannot be written; name another"):
+        trainer.fit(X, Y, checkpoint="run", **FIT)
+    os.mkdir("run.1")
+    with pytest.raises(IsADirectoryError, match=r"checkpoint 'run', keep=2: 'run\.1' is a folder"):
+        trainer.fit(X, Y, checkpoint="run", keep=2, **FIT)
+    trainer.about["data"] = X
+    with pytest.raises(TypeError, match="about must be what JSON can hold"):
+        trainer.fit(X, Y, checkpoint="run", **FIT)
+    assert trainer.progress.step == 0
+    assert os.listdir() == ["run.1"]
+    trainer.about.clear()
+    trainer.fit(X, Y, checkpoint="run", **FIT)
 
 
 def test_a_callback_that_raises_at_the_end_is_told_again_and_those_before_it_are_not(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -124,8 +125,37 @@ def test_interrupted_at_any_moment_a_trainer_has_made_whole_steps(case):
     child(STEPS, case)
 
 
+LOCKS = """
+import sys, threading
+import numpy as np, mlpcore as mc
+X, Y = np.ones((64, 3)), np.ones((64, 1))
+trainer = mc.Trainer(mc.MLP([3, 1], device="cpu"), "squared_error", workers=2)
+
+def interrupted(frame, event, _):  # with the lock held, before its block begins
+    if event == "return" and frame.f_code is threading.Condition.__enter__.__code__:
+        sys.settrace(None)
+        raise KeyboardInterrupt
+    return interrupted
+
+for _ in range(3):
+    sys.settrace(interrupted)
+    try:
+        trainer.step(X, Y)
+    except KeyboardInterrupt:
+        pass
+    sys.settrace(None)
+trainer.step(X, Y)
+print(trainer.progress.step)
+"""
+
+
+def test_no_interrupt_leaves_a_lock_for_which_a_step_waits():
+    assert child(LOCKS, timeout=20) == ["4"]
+
+
 def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path):
     trainer = make()
+    net, other = trainer.net, mc.Trainer(trainer.net)
     trainer.step(X, Y)
     trainer.save(tmp_path / "run")
     gradient = np.zeros(trainer.net.layout.size)
@@ -139,15 +169,27 @@ def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path):
     for call in (
         lambda: trainer.step(X, Y), lambda: trainer.apply(gradient), lambda: trainer.evaluate(X, Y),
         lambda: trainer.gradient(X, Y), lambda: trainer.fit(X, Y, **FIT), trainer.__getstate__,
-        lambda: trainer.save(tmp_path / "run"),
+        lambda: trainer.save(tmp_path / "run"), lambda: net.save(tmp_path / "net"), lambda: net.predict(X),
+        lambda: net.forward(X), net.copy, lambda: pickle.dumps(net), lambda: mc.Trainer(net),
+        lambda: other.step(X, Y), lambda: net.hvp(X, Y, gradient), lambda: net.to_onnx(tmp_path / "net"),
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match=r"step 2 was interrupted .* by mc\.Trainer\.load"):
             call()
+    assert not (tmp_path / "net").exists()
+    assert np.isfinite(net.parameters).all()  # they can be looked at
     again, whole = mc.Trainer.load(tmp_path / "run"), make()
     for _ in range(2):
         whole.step(X, Y)
     again.step(X, Y)
     assert state(again) == state(whole)
+
+
+def test_other_threads_may_predict_while_an_update_is_made():
+    trainer = make()
+    trainer.step(X, Y)
+    trainer._step.updates[0].lanes[0].calls.insert(4, (trainer.net.predict, X))
+    trainer.step(X, Y)
+    assert trainer.progress.step == 2
 
 
 def test_a_change_of_the_optimizer_that_broke_off_is_known(monkeypatch):
@@ -431,9 +473,33 @@ def test_a_fit_within_a_fit_gives_the_handlers_back_in_order(tmp_path):
         inner.fit(X, Y, checkpoint=tmp_path / "inner", callbacks=[ask], **FIT)
 
     with pytest.raises(KeyboardInterrupt):
-        outer.fit(X, Y, checkpoint=tmp_path / "outer", callbacks=[within], **FIT)
+        outer.fit(X, Y, checkpoint=tmp_path / "outer", every="1 h", callbacks=[within], **FIT)
     assert signal.getsignal(signal.SIGINT) is before
     assert mc.Trainer.load(tmp_path / "inner").unfinished
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_a_fit_within_a_fit_saves_both(number, tmp_path, caplog):
+    got, inner, outer, whole = [], make(), make(), make()
+    fit = {"every": "1 h", **FIT}
+
+    def ask(*_):
+        signal.raise_signal(number)
+
+    def within(trainer, entry):
+        inner.fit(X, Y, checkpoint=tmp_path / "inner", callbacks=[ask], **fit)
+
+    users = handled(number, lambda *_: got.append(number))
+    with users, pytest.raises((KeyboardInterrupt, SystemExit), match=r"143|saved in .*outer"):
+        outer.fit(X, Y, checkpoint=tmp_path / "outer", callbacks=[within], **fit)
+    assert got == [number]
+    assert "not saved" not in caplog.text
+    whole.fit(X, Y, **FIT)
+    for name in ("inner", "outer"):
+        other = mc.Trainer.load(tmp_path / name)
+        assert other.unfinished.startswith("in epoch 2 of 4")
+        other.fit(X, Y, **FIT)
+        assert state(other) == state(whole)
 
 
 def test_a_second_interrupt_leaves_a_metric_that_takes_long(tmp_path):
@@ -570,12 +636,14 @@ work.start()
 inside.wait(60)
 pid = os.fork()
 if not pid:
-    try:
-        trainer.step(X, Y)
-    except RuntimeError as error:
-        print(error, flush=True)
-        os._exit(0)
-    os._exit(1)
+    for call in (trainer.step, trainer.net.predict):
+        try:
+            call(*(X, Y)[: 1 + (call == trainer.step)])
+        except RuntimeError as error:
+            print(error, flush=True)
+        else:
+            os._exit(1)
+    os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 go_on.set()
 work.join()
@@ -609,3 +677,74 @@ except RuntimeError as error:
 assert pids[0] and os.waitpid(pids[0], 0)[1] == 0
 """
     assert "is not in this process" in " ".join(child(script))
+
+
+# -- a run counts what it has done -----------------------------------------------------------------
+
+WATCHED = tuple(
+    os.path.join(ROOT, "mlpcore", *name.split("/"))
+    for name in ("run.py", "trainer.py", "training/step.py", "training/cuda_graph.py")
+)
+
+
+class Boom(BaseException):
+    """What a handler of the user's raises."""
+
+
+def interrupted(fit, at):
+    """Call `fit` and raise before the line of this number that a run executes; the line, None if there are fewer."""
+    count, line = 0, None
+
+    def trace(frame, event, _):
+        nonlocal count, line
+        if not frame.f_code.co_filename.startswith(WATCHED):
+            return None
+        count += event in ("line", "return")
+        if count == at and line is None:
+            line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+            sys.settrace(None)
+            raise Boom
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        fit()
+    except Boom:
+        pass
+    finally:
+        sys.settrace(before)
+    return line
+
+
+def told(trainer):
+    """Return a trainer's history without the times."""
+    return {name: values for name, values in trainer.history.items() if name != "seconds"}
+
+
+def test_interrupted_before_any_line_a_run_goes_on_as_if_it_had_not_been(tmp_path, device):
+    path, stopping = tmp_path / "run", mc.EarlyStopping(1)
+    fit = {"epochs": 2, "batch_size": 40, "progress": False, "validation": (X[:9], Y[:9]), "early_stopping": stopping}
+    fit |= {"checkpoint": path, "every": "1 h"}
+    whole = make(device)
+    whole.fit(X, Y, **fit)
+    at, wrong = 1, []
+    while True:
+        path.unlink(missing_ok=True)
+        trainer = make(device)
+        line = interrupted(lambda trainer=trainer: trainer.fit(X, Y, **fit), at)
+        if line is None:
+            break
+        if trainer.progress.step and trainer.progress.step < whole.progress.step:
+            assert trainer.unfinished, line
+        if trainer.unfinished or not trainer.progress.step:
+            if trainer.unfinished:
+                trainer.save(path)
+                trainer = mc.Trainer.load(path, device) if at % 2 else trainer
+            trainer.fit(X, Y, **fit)
+        same = trainer.progress.step == whole.progress.step and told(trainer) == told(whole)
+        if not same or state(trainer) != state(whole):
+            wrong.append((at, line))
+        at += 11 if device == "cpu" else 41  # not a multiple of a step's lines
+    assert at > 500
+    assert not wrong
