@@ -548,7 +548,7 @@ class Trainer:
         if state.epoch < epochs:  # a schedule without a rate is noticed before anything changes
             self._optimizer.rate(dataclasses.replace(begins, epochs=begins.epochs + (state.batch == 0)))
         keeps_best = stopping is not None and stopping.restore_best
-        claim = checkpoints.claimed(self._id) if checkpoints else contextlib.nullcontext()
+        claim = checkpoints.claimed(self, self._id) if checkpoints else contextlib.nullcontext()
         if checkpoints is not None:
             leaving.enter_context(checkpoints.signals)  # obeyed when all below is done
         try:
@@ -842,7 +842,7 @@ class Trainer:
             header = {"version": model_file.NEWEST, **self.net.header(), "trainer": described}
             if self.about:
                 header["about"] = self.about
-            model_file.write(path, header, tensors, keep)
+            model_file.write(path, header, tensors, keep, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> Trainer:
