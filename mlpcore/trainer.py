@@ -55,6 +55,7 @@ Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
 _PRECISIONS = ("tf32", "bfloat16", "float16")
 EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated, at most
+LEAST = 64  # rows of a chunk of an evaluation, where the memory allows: fewer take long
 FORK_WAITS = 1.0  # seconds that a fork waits for steps of other threads
 _trainers: weakref.WeakSet[Trainer] = weakref.WeakSet()
 _forking = threading.local()  # the trainers that a thread which forks has paused
@@ -1025,7 +1026,8 @@ class Trainer:
     def _evaluate_data(self, data: Data, see: Callable[[Array, Array, Array | None], None]) -> float:
         """Return the mean loss; `see` gets each chunk on the host, as `Scores.add` takes it."""
         batch, step = data.batch(None), self._step
-        rows = step.allocated.rows if step.allocated else planning.WIDEST  # those that are there will do
+        # the arrays that are there will do, unless those of a short batch are
+        rows = max(LEAST, step.allocated.rows) if step.allocated else planning.WIDEST
         plan = step.prepare(min(batch.size, rows), data.inputs)
 
         def chunk(output: Array, start: int, stop: int) -> None:

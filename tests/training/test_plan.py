@@ -14,6 +14,7 @@ from mlpcore import derivatives
 from mlpcore.backends import device as devices
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core.ops import Buffer
+from mlpcore.training import chunks
 from mlpcore.training import plan as planning
 from mlpcore.training.plan import Inputs, parse_bytes
 
@@ -190,6 +191,27 @@ def test_fit_with_early_stopping_allocates_its_plan_also_beside_the_last_partial
     trainer.fit(X, Y, epochs=2, batch_size=batch_size, early_stopping=mc.EarlyStopping(monitor="loss"), progress=False)
     assert ledger.peak == plan.total_bytes - planning.part_bytes(plan.parts["parameters"])
     assert sorted(ledger.sizes) == sorted(planning.part_bytes(p) for name, p in plan.parts.items() if name != "parameters")
+
+
+@pytest.mark.parametrize("limit", [None, "100 KiB"])
+def test_evaluation_after_a_step_of_one_row_does_not_go_row_by_row(limit):
+    X, Y = data(20_000, 2, 1)
+    trainer = mc.Trainer(mc.MLP([2, 4, 1]), "squared_error", memory_limit=limit)
+    trainer.step(X[:1], Y[:1])
+    sizes = []
+    trainer._step.evaluate = lambda batch, plan, see: sizes.append(plan.rows)
+    trainer.losses(X, Y)
+    assert sizes == [64]
+
+
+def test_long_lists_of_chunks_are_not_kept():
+    tracemalloc.start()
+    try:
+        for size in (100_000, 100_001):
+            chunks.cut(size, 1, 1)
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_fit_with_validation_allocates_its_plan_too(ledger):
