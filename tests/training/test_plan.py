@@ -193,6 +193,22 @@ def test_fit_with_early_stopping_allocates_its_plan_also_beside_the_last_partial
     assert sorted(ledger.sizes) == sorted(planning.part_bytes(p) for name, p in plan.parts.items() if name != "parameters")
 
 
+@pytest.mark.parametrize("name", ["hvp", "gnvp"])
+def test_the_curvature_of_a_loss_is_not_worked_out_for_each_chunk(name):
+    """Python's trees of formulas took more than the arrays of a small limit."""
+    X, Y = data(2000, 20, 5)
+    net = mc.MLP([20, 64, 64, 5], output="sigmoid", seed=1, device="cpu")
+    loss, v = mc.loss("binary_cross_entropy", pos_weight=[1, 2, 3, 4, 5]), net.parameters.copy()
+    multiply = functools.partial(getattr(net, name), X, Y > 0, v, loss, memory_limit="600 KiB")
+    multiply()
+    tracemalloc.start()
+    try:
+        multiply()
+        assert tracemalloc.get_traced_memory()[1] < 600 << 10
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("limit", [None, "100 KiB"])
 def test_evaluation_after_a_step_of_one_row_does_not_go_row_by_row(limit):
     X, Y = data(20_000, 2, 1)
