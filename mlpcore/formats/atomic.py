@@ -103,7 +103,9 @@ def claimed(path: str | os.PathLike[str], keep: int = 1, owner: object = None) -
         with naming(path):
             target = followed(path)
             if _is_replaced(target):
-                target = Path(os.path.realpath(target.parent)) / target.name
+                folder = os.path.realpath(target.parent)
+                if os.path.isdir(folder):  # one above the working directory may be closed to us
+                    target = Path(folder) / target.name
                 _require_short_names(target, keep)
                 _begin(claim, target)
                 _require_free_versions(target, keep)

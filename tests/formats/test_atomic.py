@@ -123,7 +123,9 @@ def test_a_path_is_relative_to_the_working_directory_also_where_that_cannot_be_r
         if ROOT:
             os.chown(".", NOBODY, NOBODY)
             os.seteuid(NOBODY)
-        put("file")
+        with atomic.claimed("file") as place:
+            put(place)
+            put("file")
 
     (tmp_path / "above").chmod(0 if ROOT else 0o700)
     try:
