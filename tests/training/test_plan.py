@@ -209,6 +209,24 @@ def test_the_curvature_of_a_loss_is_not_worked_out_for_each_chunk(name):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("name", ["step", "gradient", "evaluate", "losses"])
+def test_weights_by_class_are_made_for_the_rows_in_use(name):
+    X, Y = np.zeros((200_000, 2), np.float32), np.zeros(200_000, int)
+    net = mc.MLP([2, 4, 2], output="softmax", device="cpu")
+    trainer = mc.Trainer(net, class_weight=[1, 2], memory_limit="1 MiB")
+    rows = {} if name in ("evaluate", "losses") else {"rows": [1, 2, 3]}
+    call = functools.partial(getattr(trainer, name), **rows)
+    call(X[:9], Y[:9])
+    trainer.step(X, Y, rows=[1, 2, 3])
+    tracemalloc.start()
+    try:
+        result = call(X, Y)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most - getattr(result, "nbytes", 0) < 400 << 10  # all of them take 800 KiB
+
+
 @pytest.mark.parametrize("limit", [None, "100 KiB"])
 def test_evaluation_after_a_step_of_one_row_does_not_go_row_by_row(limit):
     X, Y = data(20_000, 2, 1)
