@@ -184,7 +184,7 @@ class Checkpoints:
     """
 
     def __init__(self, path: object, every: object = "1 epoch", keep: object = 1):
-        self.path = inputs.path(path, "checkpoint")
+        self.path = self._given = inputs.path(path, "checkpoint")
         folder = os.path.dirname(self.path) or "."
         if os.path.isdir(self.path):
             raise IsADirectoryError(f"checkpoint {self.path!r} is a folder; name a file in it")
@@ -203,15 +203,20 @@ class Checkpoints:
         self.saved(0)
 
     @contextlib.contextmanager
-    def claimed(self, trainer: str) -> Iterator[None]:
-        """Claim the file for one training, by the trainer of this identifier.
+    def claimed(self, owner: object, trainer: str) -> Iterator[None]:
+        """Claim the file for one training; what is saved goes there, wherever links then lead.
+
+        Args:
+            owner: the trainer, which alone may write the file.
+            trainer: its identifier.
 
         Raises:
             OSError: another training writes the file, or it holds what this one must not replace:
                 no checkpoint, or another trainer's unfinished run.
         """
-        with atomic.claimed(self.path, self.keep):
-            kinds.require_replaceable(self.path, kinds.CHECKPOINTS, self.keep, trainer)
+        with atomic.claimed(self.path, self.keep, owner) as place:
+            self.path = str(place)
+            kinds.require_replaceable(self._given, kinds.CHECKPOINTS, self.keep, trainer)
             yield
 
     def saved(self, steps: int) -> None:
@@ -230,4 +235,4 @@ class Checkpoints:
 
     def leave(self, where: str) -> None:
         """Obey the signal that has come, now that all is saved."""
-        self.signals.leave(f"stopped {where}; saved in {self.path}, Trainer.load goes on from there")
+        self.signals.leave(f"stopped {where}; saved in {self._given}, Trainer.load goes on from there")

@@ -9,6 +9,7 @@ hvp 8L - 5, gnvp 5L - 2. No tape: the recurrences of `core/differentials.py` on 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -283,18 +284,24 @@ class _Pass:
             t = mixed(objective.loss, Y, x.shape[1], x.dtype, self.xp) if mixes else Y
             self.ops.scale_rows(into, k if t.ndim == 1 else k * t.sum(axis=1, keepdims=True))
             return
-        numbers = {key: f"T({value!r})" for key, value in objective.scalars}
-        formula = formulas.substitute(objective.curvature, {**numbers, "x": "s", "y": "z"})
         columns = objective.loss.columns
         if not columns:
-            self.ops.activation_gradient(dx, x, Y, Activation("loss", "s", formula), into, None)
+            self.ops.activation_gradient(dx, x, Y, _bent(objective), into, None)
         for p in dict.fromkeys(columns):  # columns of one weight together
             at = self.xp.asarray([column for column, weight in enumerate(columns) if weight == p])
             d, s, y = (self.xp.ascontiguousarray(array[:, at]) for array in (dx, x, Y))
-            bent = Activation("loss", "s", formulas.substitute(formula, {"p": f"T({p!r})"}))
-            self.ops.activation_gradient(d, s, y, bent, d, None)
+            self.ops.activation_gradient(d, s, y, _bent(objective, p), d, None)
             into[:, at] = d
         self.ops.scale_rows(into, k)
+
+
+@functools.lru_cache(64)
+def _bent(objective: loss_sheet.Objective, p: float | None = None) -> Activation:
+    """Return the loss as an activation whose slope is the loss's curvature, of columns of weight p."""
+    numbers = dict(objective.scalars) | ({} if p is None else {"p": p})
+    written = {key: f"T({value!r})" for key, value in numbers.items()}
+    formula = formulas.substitute(objective.curvature, {**written, "x": "s", "y": "z"})
+    return Activation("loss", "s", formula)
 
 
 class _Gradient:

@@ -37,7 +37,7 @@ from mlpcore.core.dropout import rates
 from mlpcore.core.errors import NonFiniteLoss, named, shown
 from mlpcore.core.ops import Buffer
 from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
-from mlpcore.core.targets import row_weights
+from mlpcore.core.targets import RowWeights, row_weights
 from mlpcore.formats import kinds, model_file
 from mlpcore.mlp import MLP, Gradient
 from mlpcore.run import History, Run, State
@@ -55,6 +55,7 @@ Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
 _PRECISIONS = ("tf32", "bfloat16", "float16")
 EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated, at most
+LEAST = 64  # rows of a chunk of an evaluation, where the memory allows: fewer take long
 FORK_WAITS = 1.0  # seconds that a fork waits for steps of other threads
 _trainers: weakref.WeakSet[Trainer] = weakref.WeakSet()
 _forking = threading.local()  # the trainers that a thread which forks has paused
@@ -258,7 +259,7 @@ class Trainer:
         data = self._scanned(X, Y, sample_weight)
         strided = data.strided().items()
         copies: dict[str, Any] = {name: np.array(x, dtype, order="C") for name, (x, dtype) in strided}
-        return data._replace(**copies)
+        return _weighed(data._replace(**copies))
 
     def step(
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
@@ -378,8 +379,9 @@ class Trainer:
         w = inputs.weights(sample_weight, len(x), adopt=adopt)
         staged = device != "cpu" and not devices.open_device(device).holds(x)
         y, w = self._laid(y, staged), None if w is None else self._laid(w, staged)
-        by_class = self._by_class(y, w)
-        if by_class is not None and inputs.on_host(by_class) and not by_class.any():
+        lazy = device == "cpu" and self.loss.class_weight is not None
+        by_class: Any = RowWeights(self.loss, y, w, self.net.dtype) if lazy else self._by_class(y, w)
+        if by_class is not None and (lazy or inputs.on_host(by_class)) and not by_class.any():
             raise ValueError("sample_weight, times class_weight, must not be all zero")
         flat = not classes and given.ndim == 1
         return Data.of(self._laid(x, staged), y, w, classes, staged, by_class, self.loss.class_weight, flat)
@@ -551,7 +553,7 @@ class Trainer:
         if state.epoch < epochs:  # a schedule without a rate is noticed before anything changes
             self._optimizer.rate(dataclasses.replace(begins, epochs=begins.epochs + (state.batch == 0)))
         keeps_best = stopping is not None and stopping.restore_best
-        claim = checkpoints.claimed(self._id) if checkpoints else contextlib.nullcontext()
+        claim = checkpoints.claimed(self, self._id) if checkpoints else contextlib.nullcontext()
         if checkpoints is not None:
             leaving.enter_context(checkpoints.signals)  # obeyed when all below is done
         try:
@@ -652,6 +654,7 @@ class Trainer:
         """The arrays of a `fit` beside those of the steps, and where its batches come from."""
         device, step = self.net.device, self._step
         if isinstance(table, Data):
+            table = _weighed(table)
             rows = 0 if table.inputs.host else len(table.X)
             buffers, weights = step.fit_buffers(rows, keeps_best), self._row_weights(rows)
             copies = self._copies(table, size, [*buffers, *weights])
@@ -847,7 +850,7 @@ class Trainer:
             header = {"version": model_file.NEWEST, **self.net.header(), "trainer": described}
             if self.about:
                 header["about"] = self.about
-            model_file.write(path, header, tensors, keep)
+            model_file.write(path, header, tensors, keep, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> Trainer:
@@ -1030,7 +1033,8 @@ class Trainer:
     def _evaluate_data(self, data: Data, see: Callable[[Array, Array, Array | None], None]) -> float:
         """Return the mean loss; `see` gets each chunk on the host, as `Scores.add` takes it."""
         batch, step = data.batch(None), self._step
-        rows = step.allocated.rows if step.allocated else planning.WIDEST  # those that are there will do
+        # the arrays that are there will do, unless those of a short batch are
+        rows = max(LEAST, step.allocated.rows) if step.allocated else planning.WIDEST
         plan = step.prepare(min(batch.size, rows), data.inputs)
 
         def chunk(output: Array, start: int, stop: int) -> None:
@@ -1083,6 +1087,11 @@ def _renew_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(before=_pause_for_fork, after_in_parent=_go_on_after_fork, after_in_child=_renew_after_fork)
+
+
+def _weighed(data: Data) -> Data:
+    """Return the data with the weights of all rows, where they are worked out for those in use."""
+    return data._replace(weights=data.weights[:]) if isinstance(data.weights, RowWeights) else data
 
 
 def _penalty(value: object, name: str, net: MLP) -> float:

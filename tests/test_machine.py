@@ -119,3 +119,11 @@ def test_no_thread_is_used_beyond_the_usable_cpus_although_blas_would(limit):
     run = subprocess.run([sys.executable, "-c", CHILD, limit], env=env, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["1", "1", "of", str(os.cpu_count()), f"({limit})", "1", *"11111", "True"]
+
+
+@pytest.mark.parametrize("line", [b"40 23 0:50 / /mnt/\xff\xe9 rw - tmpfs tmpfs rw\n", b""])
+def test_a_mount_point_of_any_bytes_hides_no_quota(line, tree):
+    root = tree("0::/\n", V2.format("/"), **{f"{TOP}/cpu.max": "250000 100000\n"})
+    mounts = root / "proc/self/mountinfo"
+    mounts.write_bytes(line + mounts.read_bytes())
+    assert machine.usable_cpus(root) == 3

@@ -99,7 +99,7 @@ def _decoded(name: str) -> str:
 def _text(file: Path) -> str:
     """Return what a file of the system says, "" if it is not there."""
     try:
-        return file.read_text()
+        return file.read_text(errors="surrogateescape")  # a mount point may have any name
     except OSError:
         return ""
 

@@ -41,6 +41,34 @@ def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> Non
             out[part] = found if weights is None else found * weights[part]
 
 
+class RowWeights:
+    """The weights of rows by their own weights and by class, worked out for the rows in use, on the host.
+
+    Args: as of `row_weights`.
+        dtype: of the weights.
+    """
+
+    def __init__(self, loss: Loss, Y: Any, weights: Any, dtype: Any):
+        self.loss, self.Y, self.weights, self.dtype = loss, Y, weights, np.dtype(dtype)
+
+    def __getitem__(self, rows: Any) -> Any:
+        Y = self.Y[rows]
+        found = np.empty(len(Y), self.dtype)
+        row_weights(self.loss, Y, None if self.weights is None else self.weights[rows], found)
+        return found
+
+    def take(self, rows: Any, axis: int = 0, out: Any = None, mode: str = "raise") -> Any:
+        """Return the weights of the rows of these numbers, as NumPy's method does."""
+        found = self[rows]
+        if out is not None:
+            out[...] = found
+        return found
+
+    def any(self) -> bool:
+        """Return whether a row weighs something."""
+        return any(self[i : i + PIECE].any() for i in range(0, len(self.Y), PIECE))
+
+
 def weighed(loss: Loss, Y: Any, weights: Any, dtype: Any, xp: Any = np) -> Any:
     """Return the row weights (m,) that count: the rows' own (or None), times those of their classes where there are any.
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -20,6 +22,7 @@ import stat
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +39,9 @@ REPLACED = "another training, or a program, has written it since this one began;
 
 Identity = tuple[int, int]  # device and inode
 Entry = tuple[Identity | None, str]  # a folder, and a name in it, whatever path leads there
-_held: set[int] = set()  # handles that hold a lock
-_claims: dict[Entry, _Claim] = {}
+Lock = io.FileIO | None  # a file that is open for its lock alone; None where the system has none
+_held: weakref.WeakSet[io.FileIO] = weakref.WeakSet()  # the locks; one that nobody has is let go
+_claims: weakref.WeakValueDictionary[Entry, _Claim] = weakref.WeakValueDictionary()
 _guard = threading.RLock()  # of both, and of renaming
 
 
@@ -45,7 +49,7 @@ _guard = threading.RLock()  # of both, and of renaming
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], keep: int = 1) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str], keep: int = 1, owner: object = None) -> Iterator[BinaryIO]:
     """Open a binary file to write into, which takes the place of `path` when the block ends well.
 
     If the process is killed, the disk fills up, or the block raises, what was at `path` is still there, unchanged.
@@ -61,22 +65,26 @@ def replacing(path: str | os.PathLike[str], keep: int = 1) -> Iterator[BinaryIO]
     Args:
         path: of the file.
         keep: versions to keep: those before become `name.1.suffix`, `name.2.suffix`, …
+        owner: who writes: a file that is `claimed` is written by the owner of the claim alone.
 
     Raises:
-        OSError: the folder is missing, the path is a folder, it cannot be written, or another process
-            trains into it; names the path.
+        OSError: the folder is missing, the path is a folder, it cannot be written, or another
+            training writes it, or a version that would be renamed; names the path.
     """
     with naming(path):
         target = followed(path)
-        with _beside(target, keep) if _is_replaced(target) else _into(target) as file:
+        with _beside(target, keep, owner) if _is_replaced(target) else _into(target) as file:
             yield file
 
 
 @contextlib.contextmanager
-def claimed(path: str | os.PathLike[str], keep: int = 1) -> Iterator[None]:
+def claimed(path: str | os.PathLike[str], keep: int = 1, owner: object = None) -> Iterator[Path]:
     """Claim a file for one training, until the block ends or the process does, however it ends.
 
-    The claim is a lock on the file itself, which moves on with each `replacing` by this process: no
+    The block gets the file's place, absolute and without links: what is written there goes into the
+    claimed file, whatever becomes of the links and the working directory.
+
+    The claim is a lock on the file itself, which moves on with each `replacing` by its owner: no
     other file is needed. Readers do not see it, forked children do not inherit it. Where there is no
     file yet, the first training to write one has it; any other that claimed it as well then gets an
     error from `replacing`. On a file system without locks, only trainings of this process are seen.
@@ -84,35 +92,39 @@ def claimed(path: str | os.PathLike[str], keep: int = 1) -> Iterator[None]:
     Args:
         path: of the file, as for `replacing`.
         keep: versions to keep, as there.
+        owner: who may write the file, as there.
 
     Raises:
-        OSError: another training has claimed it, in this process or another; or a version's name is
-            too long. Names the path.
+        OSError: another training has claimed it, or one of its versions, in this process or another;
+            or a version's name is too long. Names the path.
     """
-    claim = None
-    with naming(path):
-        target = followed(path)
-        if _is_replaced(target):
-            _require_short_names(target, keep)
-            claim = _claim(target)
+    claim = _Claim(owner)  # alive as long as the block, and so is its entry
     try:
-        yield
+        with naming(path):
+            target = followed(path)
+            if _is_replaced(target):
+                folder = os.path.realpath(target.parent)
+                if os.path.isdir(folder):  # one above the working directory may be closed to us
+                    target = Path(folder) / target.name
+                _require_short_names(target, keep)
+                _begin(claim, target)
+                _require_free_versions(target, keep)
+        yield target
     finally:
-        if claim is not None:
-            with _guard:
-                _claims.pop(claim.entry, None)
-                _release(claim.handle)
+        _end(claim)
 
 
 def followed(path: str | os.PathLike[str]) -> Path:
     """Return the end of a path's links; they end at a file that a process has open, /proc/…/fd/1.
+
+    They end at a claimed place as well, which was none when it was claimed.
 
     Raises:
         OSError: the links go round in a circle, or cannot be read.
     """
     place = Path(path)
     for _ in range(40):  # as many as Linux follows
-        if _is_open_file(place) or not place.is_symlink():
+        if not place.is_symlink() or _is_open_file(place) or _entry(place) in _claims:
             return place
         place = place.parent / os.readlink(place)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -177,18 +189,19 @@ def _into(target: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _beside(target: Path, keep: int) -> Iterator[BinaryIO]:
+def _beside(target: Path, keep: int, owner: object) -> Iterator[BinaryIO]:
     """Write a temporary file, and give it the place of the target at the end."""
     _require_short_names(target, keep)
     claim, before = _claims.get(_entry(target)), _attributes(target)
-    if claim is None:
+    if claim is None or claim.owner is not owner:
+        claim = None
         _require_unclaimed(target)
     _tidy(target, claim)
     mode = 0o666 if before is None else 0o600
     with _part(target, mode, "exclusive" if claim else "shared") as part:
-        with os.fdopen(part.handle, "wb") as file:
-            yield file
-            _finish(file, before)
+        with part.file:
+            yield part.file
+            _finish(part.file, before)
         with _guard:
             _put(part, target, keep, claim)
     _force(target.parent)
@@ -208,12 +221,10 @@ def _put(part: _Part, target: Path, keep: int, claim: _Claim | None) -> None:
     Raises:
         OSError: a training that is not ours has the target.
     """
-    if _claims.get(_entry(target)) is not claim:
-        raise OSError(errno.EBUSY, BUSY)
     found = _identity(target)
     if claim is None:
         _require_unclaimed(target)
-    elif found not in (None, claim.seen):
+    elif _claims.get(_entry(target)) is not claim or found not in (None, claim.seen):
         raise OSError(errno.EBUSY, REPLACED)
     _move_on(target, keep)
     if claim is not None and found is None:
@@ -221,7 +232,7 @@ def _put(part: _Part, target: Path, keep: int, claim: _Claim | None) -> None:
     else:
         os.replace(part.name, target)
     if claim is not None:
-        old, claim.handle, claim.seen = claim.handle, part.lock, _identity(target)
+        old, claim.lock, claim.seen = claim.lock, part.lock, _identity(target)
         _release(old)
 
 
@@ -246,11 +257,11 @@ def _require_short_names(target: Path, keep: int) -> None:
 
 
 class _Part(NamedTuple):
-    """A temporary file: its handle, its name, and the handle that holds its lock (-1: none)."""
+    """A temporary file, open, with its name and its lock."""
 
-    handle: int
+    file: BinaryIO
     name: Path
-    lock: int
+    lock: Lock
 
 
 def _stem(target: Path) -> str:
@@ -265,30 +276,25 @@ def _new_name(target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _part(target: Path, mode: int, lock: str) -> Iterator[_Part]:
+def _part(target: Path, mode: int, how: str) -> Iterator[_Part]:
     """Make a temporary file, locked; at the end its name is gone, and its lock unless a claim has it."""
-    part = _begun(target, mode, lock)
-    try:
-        yield part
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(part.name)
-        if all(claim.handle != part.lock for claim in list(_claims.values())):
-            _release(part.lock)
-
-
-def _begun(target: Path, mode: int, lock: str) -> _Part:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    opener = functools.partial(os.open, mode=mode)
     while True:
-        name = _new_name(target)
-        with contextlib.suppress(FileExistsError):
-            handle = os.open(name, flags, mode)
-            with contextlib.suppress(BlockingIOError):
-                held = _locked(name, lock)
+        name, lock = _new_name(target), None
+        try:
+            with open(name, "xb", opener=opener) as file:
+                try:
+                    lock = _locked(name, how)
+                except BlockingIOError:
+                    continue  # somebody has taken it for a dead one's before the lock was on it
                 if os.path.exists(name):
-                    return _Part(handle, name, held)
-                _release(held)
-            os.close(handle)  # somebody has taken it for a dead one's before the lock was on it
+                    yield _Part(file, name, lock)
+                    return
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            if all(claim.lock is not lock for claim in list(_claims.values())):
+                _release(lock)
 
 
 def _tidy(target: Path, claim: _Claim | None) -> None:
@@ -302,10 +308,9 @@ def _tidy(target: Path, claim: _Claim | None) -> None:
                 left.unlink(missing_ok=True)
                 continue
             with contextlib.suppress(BlockingIOError):
-                held = _locked(left, "exclusive")
-                if held >= 0:
-                    left.unlink(missing_ok=True)
-                _release(held)
+                if (lock := _locked(left, "exclusive")) is not None:
+                    with lock:
+                        left.unlink(missing_ok=True)
 
 
 def _move_on(target: Path, keep: int) -> None:
@@ -315,9 +320,7 @@ def _move_on(target: Path, keep: int) -> None:
     """
     if keep < 2 or not target.exists():
         return
-    last = 1
-    while last < keep - 1 and numbered(target, last).exists():
-        last += 1
+    last = _require_free_versions(target, keep)
     with contextlib.suppress(FileNotFoundError), _second_name(target) as second:
         for number in range(last, 1, -1):
             with contextlib.suppress(FileNotFoundError):
@@ -325,10 +328,24 @@ def _move_on(target: Path, keep: int) -> None:
         os.replace(second, numbered(target, 1))
 
 
+def _require_free_versions(target: Path, keep: int) -> int:
+    """Return the number of the oldest version that is to be. Raises OSError if one is a training's."""
+    last = 0
+    while last < keep - 1:
+        last += 1
+        version = numbered(target, last)
+        found = _identity(version)
+        if found is None or found != _identity(target):  # a writer that was killed left two names
+            _require_unclaimed(version)
+        if found is None:
+            break
+    return last
+
+
 @contextlib.contextmanager
 def _second_name(target: Path) -> Iterator[Path]:
     """Give the file in place another name, or a copy one, for as long as the block lasts."""
-    second, lock = _new_name(target), -1
+    second, lock = _new_name(target), None
     with contextlib.suppress(BlockingIOError):  # a training's lock serves as well
         lock = _locked(target, "shared")
     with contextlib.ExitStack() as stack:
@@ -338,9 +355,9 @@ def _second_name(target: Path) -> Iterator[Path]:
             stack.callback(second.unlink, missing_ok=True)  # one file is not renamed to itself
         except OSError:  # a file system without hard links
             part = stack.enter_context(_part(target, 0o600, "shared"))
-            with open(target, "rb") as file, os.fdopen(part.handle, "wb") as copy:
-                shutil.copyfileobj(file, copy)
-                _finish(copy, _attributes(target))
+            with open(target, "rb") as file, part.file:
+                shutil.copyfileobj(file, part.file)
+                _finish(part.file, _attributes(target))
             second = part.name
         yield second
 
@@ -425,41 +442,43 @@ class _Claim:
     """A training's claim on a file.
 
     Attributes:
-        entry: of the file.
-        handle: holds the lock on the file in place; -1: none.
+        owner: who may write it.
+        lock: on the file in place.
         seen: the file that the training found or wrote there.
     """
 
-    entry: Entry
-    handle: int = -1
+    owner: object
+    lock: Lock = None
     seen: Identity | None = None
 
 
-def _claim(target: Path) -> _Claim:
+def _begin(claim: _Claim, target: Path) -> None:
     """Lock the file in place, if there is one. Raises OSError if another training has done so."""
+    if _claims.setdefault(_entry(target), claim) is not claim:
+        raise OSError(errno.EBUSY, BUSY)
+    for _ in range(100):  # a file that is replaced at every moment is not
+        claim.lock, claim.seen = _patiently_locked(target, "exclusive"), _identity(target)
+        if claim.lock is None or _identity(claim.lock.fileno()) == claim.seen:
+            break
+        _release(claim.lock)  # that file has been replaced meanwhile
+
+
+def _end(claim: _Claim) -> None:
     with _guard:
-        claim = _Claim(_entry(target))
-        if claim.entry in _claims:
-            raise OSError(errno.EBUSY, BUSY)
-        _claims[claim.entry] = claim
-    try:
-        for _ in range(100):  # a file that is replaced at every moment is not
-            claim.handle, claim.seen = _patiently_locked(target, "exclusive"), _identity(target)
-            if claim.handle < 0 or _identity(claim.handle) == claim.seen:
-                break
-            _release(claim.handle)  # that file has been replaced meanwhile
-        return claim
-    except BaseException:
-        _claims.pop(claim.entry, None)
-        raise
+        for entry, other in list(_claims.items()):
+            if other is claim:
+                del _claims[entry]
+        _release(claim.lock)
 
 
 def _require_unclaimed(target: Path) -> None:
-    """Raise an OSError if another process trains into a file."""
+    """Raise an OSError if a training writes a file, in this process or another."""
+    if _entry(target) in _claims:
+        raise OSError(errno.EBUSY, BUSY)
     _release(_patiently_locked(target, "shared"))
 
 
-def _patiently_locked(target: Path, how: str) -> int:
+def _patiently_locked(target: Path, how: str) -> Lock:
     """Lock a file as `_locked` does. Raises OSError where another lock, a training's, stays."""
     end = time.monotonic() + PATIENCE
     while True:
@@ -484,10 +503,10 @@ def _entry(target: Path) -> Entry:
     return _identity(target.parent), target.name
 
 
-def _locked(place: Path, how: str) -> int:
-    """Open a file and lock it; return the handle that holds the lock, -1 where the system has none.
+def _locked(place: Path, how: str) -> Lock:
+    """Open a file and lock it; return what holds the lock, None where the system has none.
 
-    The handle is opened for that alone, so that a forked child can close it.
+    It is opened for that alone, so that a forked child can close it.
 
     Args:
         place: of the file.
@@ -497,42 +516,46 @@ def _locked(place: Path, how: str) -> int:
         BlockingIOError: another lock is in the way.
     """
     if sys.platform == "win32":  # an open file cannot be renamed there
-        return -1
+        return None
     kind = fcntl.LOCK_SH if how == "shared" else fcntl.LOCK_EX
-    for access in (os.O_RDONLY, os.O_RDWR):  # the second for NFS, where an exclusive lock takes it
+    for mode in ("rb", "rb+"):  # the second for NFS, where an exclusive lock takes it
         with _guard:
             try:
-                handle = os.open(place, access | os.O_NONBLOCK)
+                lock = io.FileIO(place, mode, opener=_opened)
             except OSError:
-                return -1
-            _held.add(handle)
+                return None
+            _held.add(lock)
             try:
-                fcntl.flock(handle, kind | fcntl.LOCK_NB)
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
             except OSError as error:
-                _release(handle)
+                _release(lock)
                 if isinstance(error, BlockingIOError):
                     raise
                 if error.errno != errno.EBADF:
-                    return -1
+                    return None
             else:
-                return handle
-    return -1
+                return lock
+    return None
 
 
-def _release(handle: int) -> None:
-    """Close a handle of `_locked`, unless a fork has done so."""
-    with _guard:
-        if handle in _held:
-            _held.remove(handle)
-            with contextlib.suppress(OSError):
-                os.close(handle)
+def _opened(place: str, flags: int) -> int:
+    return os.open(place, flags | os.O_NONBLOCK)
+
+
+def _release(lock: Lock) -> None:
+    """Let go of a lock, unless a fork has done so."""
+    if lock is not None:
+        _held.discard(lock)
+        with contextlib.suppress(OSError):
+            lock.close()
 
 
 def _forget() -> None:
-    """Let go of the parent's locks, in a forked child."""
-    for handle in list(_held):
-        _release(handle)
-    _claims.clear()
+    """Let go of the parent's locks, in a forked child, to whom its claims are another's."""
+    for lock in list(_held):
+        _release(lock)
+    for claim in list(_claims.values()):
+        claim.owner = object()
     _guard.release()
 
 

@@ -32,14 +32,17 @@ TYPES = {
 }  # fmt: skip
 
 
-def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], keep: int = 1) -> None:
+def write(
+    path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]],
+    keep: int = 1, owner: object = None,
+) -> None:  # fmt: skip
     """Write a model file, atomically, straight from the arrays: the library's writers copy every one of them first.
 
     Args:
         path: of the file.
         header: what JSON can hold and `read` gives back equal, as `as_json` has it.
         tensors: arrays by name.
-        keep: versions to keep, as in `atomic.replacing`.
+        keep, owner: as in `atomic.replacing`.
 
     Raises:
         OSError: it cannot be written; what was there before is intact.
@@ -71,7 +74,7 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapp
     if len(head) > LARGEST:
         limit = f"a file that can be read again holds at most {LARGEST:,}"
         raise ValueError(f"about, and all else in the header, has {len(head):,} bytes; {limit}")
-    with replacing(path, keep) as file:
+    with replacing(path, keep, owner) as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for array in arrays:
             file.write(_bytes(array))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,17 +103,23 @@ class Data(NamedTuple):
         return Batch(self.X, self.Y, self.weights, rows, size // steps, steps)
 
 
-@functools.lru_cache(64)
 def cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]]:
     """For each worker its chunks (start, stop), of at most `chunk_rows` rows and as equal as can be; together 0 … size."""
+    few = size <= SHAPES * chunk_rows  # longer lists would take memory that no plan lists
+    return (_cut if few else _cut.__wrapped__)(size, chunk_rows, workers)
+
+
+@functools.lru_cache(64)
+def _cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]]:
     workers = min(workers, -(-size // chunk_rows))
-    return [_even(size * i // workers, size * (i + 1) // workers, chunk_rows) for i in range(workers)]
+    ends = [size * i // workers for i in range(workers + 1)]
+    return [list(even(*part, chunk_rows)) for part in itertools.pairwise(ends)]
 
 
-def _even(start: int, stop: int, most: int) -> list[tuple[int, int]]:
+def even(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+    """Yield the chunks of at most `most` rows, as equal as can be, one after the other."""
     count = -(-(stop - start) // most)
-    edges = [start + (stop - start) * i // count for i in range(count + 1)]
-    return list(itertools.pairwise(edges))
+    return itertools.pairwise(start + (stop - start) * i // count for i in range(count + 1))
 
 
 class Chunk:

@@ -34,7 +34,7 @@ from mlpcore.core.ops import Array, Buffer, Recording
 from mlpcore.core.optimizers import Optimizer, Progress, Schedule, segments
 from mlpcore.training import device_loss
 from mlpcore.training import plan as planning
-from mlpcore.training.chunks import SHAPES, Batch, Chunk, cut
+from mlpcore.training.chunks import SHAPES, Batch, Chunk, cut, even
 from mlpcore.training.device_loss import DeviceLoss, StepResults
 from mlpcore.training.parts import StepParts
 from mlpcore.training.plan import Inputs, Plan
@@ -590,9 +590,8 @@ class GraphStep(PlannedStep):
         weighted = batch.weights is not None
         self.follow()
         self._refresh()
-        chunks = cut(batch.size, plan.rows, 1)[0]
         begin = self._recorded(("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted))
-        for i, (start, stop) in enumerate(chunks):
+        for i, (start, stop) in enumerate(even(0, batch.size, plan.rows)):
             n = stop - start
             forward = self._recorded(("forward", n, weighted), functools.partial(self._forward, n, weighted))
             loss_of = self._recorded(("loss", n, weighted), functools.partial(self._arrays().run, "loss", n, weighted, False))

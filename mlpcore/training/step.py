@@ -27,7 +27,7 @@ from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Call, EagerOps, EagerRecording, make
 from mlpcore.core.optimizers import Layer, Optimizer, Progress, Segment
 from mlpcore.training import plan as planning
-from mlpcore.training.chunks import Batch, Chunk, Worker, cut
+from mlpcore.training.chunks import Batch, Chunk, Worker, cut, even
 from mlpcore.training.plan import Inputs, Plan
 from mlpcore.training.planned import Parts, PlannedStep, Settings, log
 
@@ -298,7 +298,7 @@ class Step(PlannedStep):
         worker = self.workers[0]
         self.set_scale(batch)
         worker.J[...] = 0
-        for start, stop in cut(batch.size, plan.rows, 1)[0]:
+        for start, stop in even(0, batch.size, plan.rows):
             output = worker.forward(batch, start, stop)
             see(self._to_host(output), start, stop)
             worker.loss(batch, start, stop)

@@ -123,7 +123,9 @@ def test_a_path_is_relative_to_the_working_directory_also_where_that_cannot_be_r
         if ROOT:
             os.chown(".", NOBODY, NOBODY)
             os.seteuid(NOBODY)
-        put("file")
+        with atomic.claimed("file") as place:
+            put(place)
+            put("file")
 
     (tmp_path / "above").chmod(0 if ROOT else 0o700)
     try:
@@ -511,6 +513,15 @@ def test_of_two_trainings_that_began_without_a_file_the_first_to_write_keeps_it(
     assert path.read_bytes() == b"copy"
 
 
+def test_a_version_that_is_a_second_name_of_the_file_is_no_other_trainings(tmp_path):
+    path = tmp_path / "file"
+    put(path, b"1")
+    os.link(path, tmp_path / "file.1")  # as a writer leaves it that was killed after numbering
+    with atomic.claimed(path, 2):
+        put(path, b"2", keep=2)
+    assert (path.read_bytes(), (tmp_path / "file.1").read_bytes()) == (b"2", b"1")
+
+
 def test_a_moments_lock_is_waited_for_and_a_handle_is_left_to_nobody(tmp_path):
     path = tmp_path / "file"
     put(path)
@@ -524,3 +535,57 @@ def test_a_moments_lock_is_waited_for_and_a_handle_is_left_to_nobody(tmp_path):
     assert not atomic._held
     assert not atomic._claims
     assert sys.platform != "linux" or len(os.listdir("/proc/self/fd")) == before
+
+
+class Interrupt(BaseException):
+    """Comes like a signal's, between any two lines."""
+
+
+def interrupted(work, number):
+    """Run a function until so many lines of atomic.py; return whether it was interrupted there."""
+    lines = iter(range(number))
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename != atomic.__file__:
+            return None
+        if next(lines, None) is None:
+            sys.settrace(None)
+            raise Interrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except Interrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an open file
+@pytest.mark.parametrize("there", [False, True])
+def test_an_interrupt_wherever_it_comes_leaves_neither_claim_nor_lock_nor_part(there, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # it takes long
+    # a tracer, unlike a signal, can come between a block and the release of its lock
+    monkeypatch.setattr(atomic, "_guard", threading.RLock())
+    path, number = tmp_path / "file", 0
+
+    def work():
+        with atomic.claimed(path, 2):
+            put(path, keep=2)
+
+    def again():
+        path.unlink(missing_ok=True)
+        if there:
+            put(path)
+        return interrupted(work, number)
+
+    while again():
+        number += 1
+        assert not [*atomic._claims, *atomic._held]
+        with atomic.claimed(path):
+            put(path)
+        assert {*os.listdir(tmp_path)} <= {"file", "file.1"}
+    assert number > 100

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.formats import atomic
+from mlpcore.formats import atomic, kinds
 from tests.formats.test_atomic import ended, forked
 
 RNG = np.random.default_rng(0)
@@ -63,9 +63,12 @@ def test_of_two_trainings_that_begin_at_once_both_runs_can_go_on(tmp_path):
     whole.fit(X, Y, **FIT)
     faster = make(2)
     faster.fit(X, Y, **FIT)
+    told = os.pipe()
+    child = forked(lambda: (os.read(told[0], 1), make(2).fit(X, Y, checkpoint=path, **FIT)))
 
     def another(trainer):
-        assert ended(forked(lambda: make(2).fit(X, Y, checkpoint=path, **FIT))) == 0
+        os.write(told[1], b"x")
+        assert ended(child) == 0
 
     one = make()
     with pytest.raises(OSError, match="run' cannot be written: another training, or a program, has written it"):
@@ -87,3 +90,91 @@ def test_a_fit_that_fails_leaves_no_claim(tmp_path):
         make().fit(X, Y, checkpoint=path, callbacks=[At(3, fail)], **FIT)
     make().fit(X, Y, checkpoint=path, **FIT)
     assert caught.tb is not None  # its frames are still there
+
+
+@pytest.mark.parametrize("step", [2, 8])
+def test_nobody_but_the_trainer_saves_into_its_checkpoint(step, tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "PATIENCE", 0.1)
+    path, copy = tmp_path / "run", tmp_path / "copy"
+    one = make()
+    one.save(copy)
+    twin = mc.Trainer.load(copy, "cpu")
+
+    def others(trainer):
+        for other in (make(2), make(2).net, trainer.net, twin):
+            with pytest.raises(OSError, match="run' cannot be written"):
+                other.save(path)
+        with kinds.overwriting(), pytest.raises(OSError, match="another training"):
+            trainer.net.save(path)
+
+        def child():
+            for other in (trainer, twin):
+                with pytest.raises(OSError, match="another training"):
+                    other.save(path)
+
+        assert ended(forked(child)) == 0
+        trainer.save(path)
+
+    one.fit(X, Y, checkpoint=path, callbacks=[At(step, others)], **FIT)
+    assert mc.Trainer.load(path, "cpu").progress.step == 18
+    assert sorted(os.listdir(tmp_path)) == ["copy", "run"]
+
+
+def to_elsewhere(folder):
+    os.chdir(folder / "else")
+
+
+def to_another_file(folder):
+    (folder / "link").unlink()
+    (folder / "link").symlink_to("else/run")
+
+
+def to_a_link(folder):
+    (folder / "run").unlink(missing_ok=True)
+    (folder / "run").symlink_to("else/run")
+
+
+@pytest.mark.parametrize("name", ["run", "link"])
+@pytest.mark.parametrize("change", [to_elsewhere, to_another_file, to_a_link])
+def test_a_run_writes_the_file_that_it_has_claimed_or_none(change, name, tmp_path, monkeypatch):
+    (tmp_path / "else").mkdir()
+    make(2).save(tmp_path / "else/run")
+    theirs = (tmp_path / "else/run").read_bytes()
+    (tmp_path / "link").symlink_to("run")
+    monkeypatch.chdir(tmp_path)
+    one = make()
+    call = {"checkpoint": name, "callbacks": [At(8, lambda trainer: change(tmp_path))], **FIT}
+    if change is to_a_link:
+        with pytest.raises(OSError, match="run' cannot be written: another training, or a program"):
+            one.fit(X, Y, **call)
+        assert one.unfinished == "in epoch 3 of 3, after 0 of its batches"
+    else:
+        one.fit(X, Y, **call)
+        assert mc.Trainer.load(tmp_path / "run", "cpu").progress.step == 18
+    assert (tmp_path / "else/run").read_bytes() == theirs
+    assert os.listdir(tmp_path / "else") == ["run"]
+
+
+def test_a_file_that_a_training_writes_is_no_version_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "PATIENCE", 0.1)
+    path = tmp_path / "m.x"
+    make(3).save(path)
+    other = make(2)
+
+    def others():
+        for attempt in (
+            lambda: other.fit(X, Y, checkpoint=path, keep=2, **FIT),
+            lambda: other.save(path, keep=3),
+        ):
+            with pytest.raises(OSError, match=r"m\.x' cannot be written: another training"):
+                attempt()
+
+    def both(trainer):
+        others()
+        trainer.save(tmp_path / "m.1.x")
+        others()
+        assert ended(forked(others)) == 0
+
+    make().fit(X, Y, checkpoint=tmp_path / "m.1.x", callbacks=[At(2, both)], **FIT)
+    assert mc.Trainer.load(tmp_path / "m.1.x", "cpu").progress.step == 18
+    assert sorted(os.listdir(tmp_path)) == ["m.1.x", "m.x"]

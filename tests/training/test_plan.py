@@ -14,6 +14,7 @@ from mlpcore import derivatives
 from mlpcore.backends import device as devices
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core.ops import Buffer
+from mlpcore.training import chunks
 from mlpcore.training import plan as planning
 from mlpcore.training.plan import Inputs, parse_bytes
 
@@ -190,6 +191,61 @@ def test_fit_with_early_stopping_allocates_its_plan_also_beside_the_last_partial
     trainer.fit(X, Y, epochs=2, batch_size=batch_size, early_stopping=mc.EarlyStopping(monitor="loss"), progress=False)
     assert ledger.peak == plan.total_bytes - planning.part_bytes(plan.parts["parameters"])
     assert sorted(ledger.sizes) == sorted(planning.part_bytes(p) for name, p in plan.parts.items() if name != "parameters")
+
+
+@pytest.mark.parametrize("name", ["hvp", "gnvp"])
+def test_the_curvature_of_a_loss_is_not_worked_out_for_each_chunk(name):
+    """Python's trees of formulas took more than the arrays of a small limit."""
+    X, Y = data(2000, 20, 5)
+    net = mc.MLP([20, 64, 64, 5], output="sigmoid", seed=1, device="cpu")
+    loss, v = mc.loss("binary_cross_entropy", pos_weight=[1, 2, 3, 4, 5]), net.parameters.copy()
+    multiply = functools.partial(getattr(net, name), X, Y > 0, v, loss, memory_limit="600 KiB")
+    multiply()
+    tracemalloc.start()
+    try:
+        multiply()
+        assert tracemalloc.get_traced_memory()[1] < 600 << 10
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["step", "gradient", "evaluate", "losses"])
+def test_weights_by_class_are_made_for_the_rows_in_use(name):
+    X, Y = np.zeros((200_000, 2), np.float32), np.zeros(200_000, int)
+    net = mc.MLP([2, 4, 2], output="softmax", device="cpu")
+    trainer = mc.Trainer(net, class_weight=[1, 2], memory_limit="1 MiB")
+    rows = {} if name in ("evaluate", "losses") else {"rows": [1, 2, 3]}
+    call = functools.partial(getattr(trainer, name), **rows)
+    call(X[:9], Y[:9])
+    trainer.step(X, Y, rows=[1, 2, 3])
+    tracemalloc.start()
+    try:
+        result = call(X, Y)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most - getattr(result, "nbytes", 0) < 400 << 10  # all of them take 800 KiB
+
+
+@pytest.mark.parametrize("limit", [None, "100 KiB"])
+def test_evaluation_after_a_step_of_one_row_does_not_go_row_by_row(limit):
+    X, Y = data(20_000, 2, 1)
+    trainer = mc.Trainer(mc.MLP([2, 4, 1]), "squared_error", memory_limit=limit)
+    trainer.step(X[:1], Y[:1])
+    sizes = []
+    trainer._step.evaluate = lambda batch, plan, see: sizes.append(plan.rows)
+    trainer.losses(X, Y)
+    assert sizes == [64]
+
+
+def test_long_lists_of_chunks_are_not_kept():
+    tracemalloc.start()
+    try:
+        for size in (100_000, 100_001):
+            chunks.cut(size, 1, 1)
+        assert tracemalloc.get_traced_memory()[0] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_fit_with_validation_allocates_its_plan_too(ledger):
