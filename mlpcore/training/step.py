@@ -12,7 +12,7 @@ import os
 import queue
 import time
 from _thread import start_new_thread
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -449,29 +449,31 @@ class Step(PlannedStep):
         if not certain and any(update.overflows(self.lane_ops[0]) for update in self.updates):
             return self._leave_out("the update is not finite", progress, rate)
         try:
-            self._write(progress, pool, {"reach": reach, "rate": rate or self.rate})
+            self._write(progress, pool, reach, rate or self.rate)
         finally:
             self.store.torn = self.torn
         return None
 
-    def _write(self, progress: Progress, pool: Threads | None, facts: dict[str, Any]) -> None:
+    def _write(self, progress: Progress, pool: Threads | None, reach: float, rate: float) -> None:
         """Update parameters and state, and count the step: all of it, also where an interrupt comes.
 
         What C does in a row is not interrupted. Of several threads' lanes those that have begun are waited for,
         and the others are done here. Until all is done the step is `torn`.
         """
-        step, own = progress.step + 1, vars(self)
-        begin: Call = (own.update, {"torn": step})
-        counts = {"torn": 0, "done": step - progress.skipped, **facts}
-        end: list[Call] = [(vars(progress).update, {"step": step}), (own.update, counts)]
-        calls = [self._calls(lane) for lane in range(self.lanes)]
+        step = progress.step + 1
+        begin: Call = (setattr, self, "torn", step)
+        end: list[Call] = [
+            (setattr, progress, "step", step), (setattr, self, "done", step - progress.skipped),
+            (setattr, self, "reach", reach), (setattr, self, "rate", rate), (setattr, self, "torn", 0),
+        ]  # fmt: skip
+        calls = [[call for update in self.updates for call in update.lanes[lane].calls] for lane in range(self.lanes)]
         if pool is None:
-            make(itertools.chain([begin], *calls, end))
+            make([begin, *itertools.chain(*calls), *end])
             return
         left, done = [*range(self.lanes)], list[int]()
 
         def do(lane: int) -> None:
-            make(itertools.chain([(left.remove, lane), begin], calls[lane], [(done.append, lane)]))
+            make([(left.remove, lane), begin, *calls[lane], (done.append, lane)])
 
         def finish() -> None:
             for lane in [*left]:
@@ -485,11 +487,6 @@ class Step(PlannedStep):
         except BaseException:
             finish()
             raise
-
-    def _calls(self, lane: int) -> Iterable[Call]:
-        """Return the calls of one lane of the update."""
-        lanes = [update.lanes[lane].calls for update in self.updates]  # no generator: it would be Python
-        return itertools.chain.from_iterable(lanes)
 
     def _excludes_overflow(self, values: Mapping[str, float], largest: float) -> tuple[bool, float]:
         """Return whether the row's bounds exclude it where no |g| is above `largest`, and `reach` afterwards.
