@@ -1,6 +1,7 @@
-"""Time of an entry in each activation's forward pass and slope on NumPy: `python -m bench.rows [TREE …]`.
+"""Time of each activation's forward pass and slope on NumPy, by entry: `python bench/rows.py [TREE …]`.
 
-With the paths of other checkouts of this repository it runs in each of them by turns, and prints the ratios to the first.
+With `--steps` in front, the time of a step by itself and in `fit`. With the paths of other checkouts of
+this repository it runs in each of them by turns, and prints the ratios to the first.
 """
 
 from __future__ import annotations
@@ -16,10 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
+import mlpcore as mc
 from mlpcore.backends.numpy_ops import NumpyOps
 from mlpcore.core import activations
 
 ROWS, COLUMNS, REPEATS, TURNS = 512, 256, 60, 5
+STEPS = {  # sizes and batch
+    "64x4-1, 32": ([64, 64, 64, 64, 1], 32),
+    "64x4-1, 512": ([64, 64, 64, 64, 1], 512),
+    "784-128-10, 32": ([784, 128, 10], 32),
+    "784-512-512-10, 1024": ([784, 512, 512, 10], 1024),
+}
+SECONDS = 0.5  # of a measurement of steps
 
 
 def measured() -> dict[str, tuple[float, float]]:
@@ -46,25 +55,53 @@ def measured() -> dict[str, tuple[float, float]]:
     return found
 
 
+def stepped() -> dict[str, tuple[float, float]]:
+    """Return microseconds of a step on prepared rows, and of a step of `fit`, tanh, AdamW, float32."""
+    rng, found = np.random.default_rng(0), {}
+    for name, (sizes, batch) in STEPS.items():
+        X, Y = (rng.standard_normal((16 * batch, width)).astype(np.float32) for width in (sizes[0], sizes[-1]))
+        trainer = mc.Trainer(mc.MLP(sizes, "tanh", device="cpu"), "squared_error")
+        part = trainer.prepare(X[:batch], Y[:batch])
+        once = _microseconds(lambda trainer=trainer, part=part: trainer.step(part))
+        epochs = max(1, int(1e6 * SECONDS / once / 16))
+        fit = {"epochs": epochs, "batch_size": batch, "progress": False}
+        found[name] = once, _microseconds(lambda trainer=trainer, X=X, Y=Y, fit=fit: trainer.fit(X, Y, **fit)) / 16 / epochs
+    return found
+
+
+def _microseconds(run: Callable[[], object]) -> float:
+    """Return the median time of a call, from calls that take a while together."""
+    run()
+    seconds: list[float] = []
+    while sum(seconds) < SECONDS:
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return 1e6 * statistics.median(seconds)
+
+
 def main() -> None:
-    """Print a table, a row for each activation that all trees have."""
-    if sys.argv[1:] == ["--json"]:
-        print(json.dumps(measured()))
+    """Print a table, a row for each activation, or step, that all trees have."""
+    steps = sys.argv[1:2] == ["--steps"]
+    rest = sys.argv[2:] if steps else sys.argv[1:]
+    if rest == ["--json"]:
+        print(json.dumps(stepped() if steps else measured()))
         return
-    trees = sys.argv[1:] or [str(Path(__file__).resolve().parent.parent)]
+    trees = rest or [str(Path(__file__).resolve().parent.parent)]
     turns: dict[str, list[dict[str, list[float]]]] = {tree: [] for tree in trees}
     for _ in range(TURNS):
         for tree in trees:  # its mlpcore, this file
-            run = [sys.executable, __file__, "--json"]
+            run = [sys.executable, __file__, *["--steps"] * steps, "--json"]
             there = {**os.environ, "PYTHONPATH": str(Path(tree).resolve())}
             out = subprocess.run(run, env=there, check=True, capture_output=True, text=True)
             turns[tree].append(json.loads(out.stdout))
-    print("ns an entry  " + "".join(f"{'forward':>9}{'slope':>7}" for _ in trees))
+    unit, heads = ("µs a step", ("alone", "fit")) if steps else ("ns an entry", ("forward", "slope"))
+    print(f"{unit:21}" + "".join(f"{heads[0]:>9}{heads[1]:>9}" for _ in trees))
     for name in turns[trees[0]][0]:
         if all(name in turn[0] for turn in turns.values()):
             figures = [[statistics.median(turn[name][i] for turn in turns[tree]) for i in (0, 1)] for tree in trees]
             ratios = [f"   {a / figures[0][0]:5.2f} {b / figures[0][1]:5.2f}" for a, b in figures[1:] if figures[0][0]]
-            print(f"{name:13}" + "".join(f"{a:9.2f}{b:7.2f}" for a, b in figures) + "".join(ratios))
+            print(f"{name:21}" + "".join(f"{a:9.2f}{b:9.2f}" for a, b in figures) + "".join(ratios))
 
 
 if __name__ == "__main__":

@@ -139,6 +139,7 @@ def require_resumed(made, twin, path):
     """A `fit` that is left goes on with the settings that the file holds."""
     arguments = {"epochs": 2, "batch_size": 3, "progress": False}
     one, other = trainer(), trainer()
+    path.unlink(missing_ok=True)
     one.fit(X, Y, early_stopping=made, callbacks=[lambda one, _: one.save(path)], **arguments)
     other.fit(X, Y, early_stopping=twin, **arguments)
     loaded = mc.Trainer.load(path, device="cpu")
