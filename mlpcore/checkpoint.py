@@ -172,7 +172,7 @@ def interval(every: object) -> tuple[float, str]:
 
 
 class Checkpoints:
-    """Where and how often `fit` saves; when a signal asks it to stop, as well.
+    """The place where `fit` saves, and the moments when it does, a signal's included.
 
     Args:
         path: of the file.

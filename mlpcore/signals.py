@@ -12,7 +12,7 @@ log = logging.getLogger("mlpcore")
 
 
 class Signals:
-    """What a process is asked by signals while it is entered.
+    """A record of the signals that ask the process to stop, kept while it is entered.
 
     SIGINT and SIGTERM are noted instead of obeyed, so that the step can be finished and saved; a second SIGINT is obeyed
     at once. Only the main thread can do that; in others signals do what they always do. So does a signal that is ignored,

@@ -133,7 +133,7 @@ class Stream(ABC):
             self.require_targets(Y, prefix + "Y", first)
 
     def _ahead(self, fill: Callable[[Slot], Piece | None], slots: Sequence[Slot], stop: threading.Event) -> Pieces:
-        """What `fill` makes of one slot after the other, until None, with one thread that is a piece ahead.
+        """Yield the pieces that `fill` makes of one slot after the other, until None, read a piece ahead.
 
         A thread whose source does not answer is left behind after a moment; it does not keep the process alive.
         """

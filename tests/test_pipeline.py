@@ -29,7 +29,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def of_sklearn(frame, rows, columns):
-    """The same by scikit-learn, with means and deviations that keep their digits."""
+    """Return names and values of the columns that scikit-learn makes, with exact means and deviations."""
     numbers = [column.name for column in columns if column.kind == "number"]
     scaled = make_pipeline(
         SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True),
@@ -206,7 +206,7 @@ def test_a_newer_format_asks_for_an_upgrade_and_the_one_of_before_for_training(t
 
 
 def forged(made):
-    """What somebody may have made of a file: the field that must be named, tensors, notes."""
+    """Return forged variants of a file: the field that must be named, tensors, notes."""
     tensors, about = made.tensors, notes(made)
     names = list(about["columns"])
     told = json.loads(tensors["pipeline"].tobytes())
@@ -334,7 +334,7 @@ def test_random_changes_of_a_model_never_end_in_anything_but_a_sentence_or_predi
 
 
 def test_reading_takes_memory_and_steps_in_proportion_to_the_file():
-    """Of 55 KiB, whatever they hold, and of ten times as many names."""
+    """Files of 55 KiB are read in bounded time, whatever they hold, as are ten times as many names."""
     frame = pd.DataFrame({"a": np.arange(20.0)})
     made = Pipeline.fit(frame, np.arange(20), [Column("a", "number")])
     about = notes(made)
@@ -404,7 +404,7 @@ def test_training_and_predicting_take_steps_in_proportion_to_the_columns(tmp_pat
 
 
 def test_time_is_in_proportion_to_the_columns(tmp_path):
-    """Of the process, not of the clock; four times the columns took it sixteen times as long."""
+    """The time is the process's, not the clock's; four times the columns took it sixteen times as long."""
     seconds = {}
     for columns in (2000, 8000):
         path = tmp_path / f"{columns}.parquet"

@@ -343,7 +343,7 @@ def test_labels_of_another_file_are_read_as_those_of_the_first(values, others, n
 
 
 def in_both(labels, tmp_path, **options):
-    """The same texts as targets of a CSV file, where they have no type, and of a Parquet file, where they are text."""
+    """Return two tables with these texts as targets: from CSV, untyped, and from Parquet, as text."""
     frame = pd.DataFrame({"a": np.arange(60.0) ** 2, "y": [labels[i % len(labels)] for i in range(60)]})
     frame.to_csv(tmp_path / "t.csv", index=False)
     frame.to_parquet(tmp_path / "t.parquet")

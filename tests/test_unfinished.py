@@ -48,7 +48,7 @@ def left(tmp_path, table=(X, Y), steps=15, **fit):
 
 
 def same(one, other):
-    """Whether two trainers have come to the same parameters and histories, to the bit."""
+    """Return whether two trainers have come to the same parameters and histories, to the bit."""
     kept = [{k: v for k, v in trainer.history.items() if k != "seconds"} for trainer in (one, other)]
     return kept[0] == kept[1] and one.net.parameters.tobytes() == other.net.parameters.tobytes()
 

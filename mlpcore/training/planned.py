@@ -163,7 +163,7 @@ class PlannedStep(ABC):
 
     @abstractmethod
     def _program(self) -> Program:
-        """What an update does to each entry, scalars folded."""
+        """Return the program that updates each entry, with its scalars folded."""
 
     @abstractmethod
     def _take(self, facts: Mapping[str, Any]) -> None:

@@ -394,7 +394,7 @@ def test_a_handler_of_a_host_that_python_does_not_know_is_left_alone(tmp_path, m
 
 
 class Broken(Exception):
-    """What a callback raises."""
+    """An error that a callback raises."""
 
 
 def asked_and_broken(number, error=Broken):
@@ -688,7 +688,7 @@ WATCHED = tuple(
 
 
 class Boom(BaseException):
-    """What a handler of the user's raises."""
+    """An error that a user's handler raises."""
 
 
 def interrupted(fit, at):

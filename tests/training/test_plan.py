@@ -517,7 +517,7 @@ def _least(call):
 
 
 def _refusal(call):
-    """What the MemoryError of a call says."""
+    """Return the message of a call's MemoryError."""
     with pytest.raises(MemoryError) as caught:
         call()
     return str(caught.value)
