@@ -25,11 +25,11 @@ from mpmath import mpf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone, nothing installed
 
-from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, formulas, losses
 from mlpcore.core.activations import Activation
 from mlpcore.core.losses import Objective
-from mlpcore.formats.atomic import replacing
+from mlpcore.io.atomic import replacing
 from mlpcore.mlp import MLP
 
 Array = Any

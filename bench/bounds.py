@@ -76,7 +76,7 @@ def _cpu(n: int = 2048, megabytes: int = 256) -> tuple[float, float]:
 
 def _gpu(precision: str) -> tuple[float, float]:
     """TF32 by CuPy's environment variable CUPY_TF32, which the parent sets; bfloat16 at float16's rate, which is the same."""
-    from mlpcore.backends import device as devices
+    from mlpcore.backends import devices
 
     device, n = devices.open_device("cuda:0"), GPU_ORDER
     xp = device.xp

@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone, nothing installed
 
 import mlpcore as mc
-from mlpcore.backends import numpy_ops
+from mlpcore.backends.numpy import ops as numpy_ops
 from mlpcore.core.activations import resolve
 from mlpcore.core.formulas import program
 from mlpcore.core.optimizers import Progress

@@ -19,13 +19,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone, nothing installed
 
 from bench import machine
-from mlpcore.backends import device as devices
-from mlpcore.backends.cuda_device import Device
+from mlpcore.backends import devices
+from mlpcore.backends.cuda.device import Device
+from mlpcore.checks.errors import DeviceUnavailable
 from mlpcore.core import formulas, losses
 from mlpcore.core.activations import resolve
-from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.ops import storage
-from mlpcore.training.plan import allocate
+from mlpcore.engine.plan import allocate
 
 COLUMNS = 4096
 ACTIVATIONS = ("relu", "tanh", "gelu")

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone,
 import mlpcore as mc
 from bench import bounds, null_device
 from bench.cases import CASES, Case, Point
-from mlpcore.backends.cuda_source import TYPES
-from mlpcore.backends.products import Product
+from mlpcore.backends.cuda.gemm import Product
+from mlpcore.backends.cuda.source import TYPES
 
 POINTS = (
     Point("wide", 8192, "AdamW", "bfloat16", "cuda"),

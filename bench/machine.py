@@ -89,7 +89,7 @@ def available_bytes() -> int:
 
 def write(result: dict[str, Any], file: Path) -> None:
     """Write JSON: a reader sees the old result or the new one."""
-    from mlpcore.formats.atomic import replacing
+    from mlpcore.io.atomic import replacing
 
     with replacing(file) as opened:
         opened.write((json.dumps(result, indent=1) + "\n").encode())

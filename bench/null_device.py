@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 
 ALIGNMENT = 256  # bytes, as of CUDA's own allocations
 FREE = 64 << 30  # bytes that count as free
@@ -39,7 +39,7 @@ class NullRecording:
 
 
 class NullDevice:
-    """A `Device` (mlpcore/backends/cuda_device.py) that keeps memory and does no work.
+    """A `Device` (mlpcore/backends/cuda/device.py) that keeps memory and does no work.
 
     Args:
         multiprocessors: the number that launch plans are made for; an H100 and an H200 have 132.

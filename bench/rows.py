@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import mlpcore as mc
-from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations
 
 ROWS, COLUMNS, REPEATS, TURNS = 512, 256, 60, 5

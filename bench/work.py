@@ -80,7 +80,7 @@ def prepare(case: Case, folder: Path) -> str:
         return "normal numbers from a seed"
     if not (folder / "flights.npz").exists():
         try:
-            from mlpcore.data import Standardizer, load_flights
+            from mlpcore.tables.datasets import Standardizer, load_flights
 
             table = load_flights()
         except ImportError:

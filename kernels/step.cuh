@@ -2,7 +2,7 @@
 // before each launch and advanced from step to step, and the control block, which stays.
 #pragma once
 #include "numbers.cuh"
-#include "slot.cuh" // struct Slot, struct Control: generated from mlpcore/backends/cuda_slot.py
+#include "slot.cuh" // struct Slot, struct Control: generated from mlpcore/backends/cuda/slot.py
 
 __device__ __forceinline__ void report(Control* control, Status fault) {
   if (control) atomicOr(&control->status, unsigned(fault));

@@ -8,10 +8,9 @@ trainer.fit(X, Y, epochs=10, batch_size=256)
 """
 
 from mlpcore._version import __version__
-from mlpcore.backends.device import info
-from mlpcore.callbacks import Callback, EarlyStopping
+from mlpcore.backends.devices import info
+from mlpcore.checks.errors import DeviceUnavailable, NonFiniteLoss
 from mlpcore.core.activations import Activation
-from mlpcore.core.errors import DeviceUnavailable, NonFiniteLoss
 from mlpcore.core.losses import Loss
 from mlpcore.core.optimizers import (
     SGD,
@@ -27,10 +26,11 @@ from mlpcore.core.optimizers import (
     RMSprop,
     StepDecay,
 )
+from mlpcore.data.streams import Parquet
 from mlpcore.gradcheck import GradientCheck, check_gradients
 from mlpcore.mlp import MLP, Cache, Gradient, loss
-from mlpcore.streams import Parquet
 from mlpcore.trainer import Trainer
+from mlpcore.training.callbacks import Callback, EarlyStopping
 
 __all__ = [
     "MLP",

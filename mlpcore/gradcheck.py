@@ -24,19 +24,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlpcore.backends import blas
-from mlpcore.backends import device as devices
-from mlpcore.core import backprop, differentials, formulas, inputs
+from mlpcore.backends import devices
+from mlpcore.backends.numpy import blas
+from mlpcore.checks import arrays, values
+from mlpcore.core import backprop, differentials, formulas
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation, bind
 from mlpcore.core.optimizers import SGD
 from mlpcore.core.targets import mixed, weighed
+from mlpcore.engine.chunks import Batch
+from mlpcore.engine.cpu_step import weight_of
+from mlpcore.engine.make_step import make_step
+from mlpcore.engine.plan import Inputs
+from mlpcore.engine.workspace import Settings
 from mlpcore.mlp import MLP
-from mlpcore.training.chunks import Batch
-from mlpcore.training.new_step import new_step
-from mlpcore.training.plan import Inputs
-from mlpcore.training.planned import Settings
-from mlpcore.training.step import weight_of
 
 Array = NDArray[Any]
 Direction = tuple[Array | None, Array | None]  # of the parameters, and of X; None: they stay
@@ -150,9 +151,9 @@ def check_gradients(
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
     """
-    tolerance = inputs.number(tolerance, "tolerance", above=0)
-    count, entries = inputs.positive_integer(directions, "directions"), inputs.boolean(entries, "entries")
-    rng = np.random.default_rng(inputs.seed(seed))
+    tolerance = values.number(tolerance, "tolerance", above=0)
+    count, entries = values.positive_integer(directions, "directions"), values.boolean(entries, "entries")
+    rng = np.random.default_rng(values.seed(seed))
     with np.errstate(all="ignore"):  # a net may overflow: then the errors say so
         checker = _Checker(net, X, Y, loss, sample_weight, tolerance)
         g = checker.gradient() if gradient is None else _flat(gradient, net.layout.size)
@@ -183,7 +184,7 @@ def check_gradients(
 
 def _flat(gradient: Any, size: int) -> Array:
     flat = gradient if hasattr(gradient, "dtype") else getattr(gradient, "flat", gradient)  # arrays have a flat of their own
-    array = inputs.numeric(flat, "gradient", devices.adopt_on_host)
+    array = arrays.numeric(flat, "gradient", devices.adopt_on_host)
     if array.shape != (size,):
         raise ValueError(f"gradient must be flat, shape ({size},), laid out as net.parameters; got {array.shape}")
     return array.astype(np.float64)
@@ -409,17 +410,17 @@ class _Checker:
         self.net = self.on_device.to("cpu")
         self.activations = bind(self.net.activations, self.net.a)
         self.theta = self.net.parameters.copy()
-        self.X = np.ascontiguousarray(inputs.matrix(X, net.sizes[0], adopt=devices.adopt_on_host))
+        self.X = np.ascontiguousarray(arrays.matrix(X, net.sizes[0], adopt=devices.adopt_on_host))
         last = self.net.activations[-1]
         assert last is not None
         self.loss = loss_sheet.resolve(loss_sheet.matching(last) if loss is None else loss)
         self.objective = loss_sheet.pair(self.loss, last)
-        Y_, self.classes = inputs.target(Y, len(self.X), net.sizes[-1], self.loss, adopt=devices.adopt_on_host)
+        Y_, self.classes = arrays.target(Y, len(self.X), net.sizes[-1], self.loss, adopt=devices.adopt_on_host)
         self.Y = np.ascontiguousarray(Y_)
-        w = inputs.weights(sample_weight, len(self.X), adopt=devices.adopt_on_host)
+        w = arrays.weights(sample_weight, len(self.X), adopt=devices.adopt_on_host)
         self.weights = None if w is None else np.ascontiguousarray(w)
         for array, name in ((self.X, "X"), (self.Y, "Y")):
-            inputs.require_finite(array, name)
+            arrays.require_finite(array, name)
         self.sample_weight = self.weights
         self.weights = weighed(self.loss, self.Y, self.sample_weight, np.float64)
         self.batch = Batch(self.X, self.Y, self.weights, None, len(self.X))
@@ -441,7 +442,7 @@ class _Checker:
     def gradient(self, rows: Array | None = None) -> Array:
         """Return the engine's gradient of J over these rows, their weights over the *whole* batch's weight."""
         net = self.on_device
-        step = new_step(net.device, net.layout, net.store, net.activations, self.objective, SGD(0.0), Settings())
+        step = make_step(net.device, net.layout, net.store, net.activations, self.objective, SGD(0.0), Settings())
         batch = self.batch if rows is None else self.batch._replace(rows=rows, size=len(rows))
         weight = "" if self.weights is None else self.weights.dtype.str
         given = Inputs(self.X.dtype.str, self.Y.dtype.str, weight, self.classes, host=net.device != "cpu")

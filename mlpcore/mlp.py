@@ -17,19 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlpcore import convert, derivatives
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
+from mlpcore.checks import arrays, values
+from mlpcore.checks.errors import DeviceUnavailable, shown
 from mlpcore.core import activations as activation_sheet
-from mlpcore.core import backprop, inputs
+from mlpcore.core import backprop
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation
-from mlpcore.core.errors import DeviceUnavailable, shown
 from mlpcore.core.layout import Layout, Parameters, Tie, parse_ties
 from mlpcore.core.ops import Buffer
 from mlpcore.core.targets import mixed, weighed
-from mlpcore.derivatives import Cotangent, Size, Tangent
-from mlpcore.formats import kinds, model_file, onnx_file
-from mlpcore.streams import MappedFile
+from mlpcore.data.streams import MappedFile
+from mlpcore.engine import derivatives
+from mlpcore.engine.derivatives import Cotangent, Size, Tangent
+from mlpcore.io import convert, kinds, model_file, onnx_file
 
 Array = NDArray[Any]
 DTYPES = ("float32", "float64")
@@ -136,7 +137,7 @@ class MLP:
         widths = _sizes(sizes)
         self.activations = _activations(activations, output, len(widths) - 1)
         ties = () if tied is None else parse_ties(tied, widths)
-        self.layout = _layout(widths, inputs.boolean(bias, "bias"), ties, self.activations)
+        self.layout = _layout(widths, values.boolean(bias, "bias"), ties, self.activations)
         try:
             self.dtype = np.dtype("" if dtype is None else dtype).newbyteorder("=")
         except (RuntimeError, TypeError, ValueError):
@@ -146,10 +147,10 @@ class MLP:
         for i, activation in enumerate(self.activations[1:]):
             if activation is not None and activation.parameter is not None:
                 where = "output" if i == len(widths) - 2 else f"activations[{i}]"
-                inputs.require_held(activation.parameter, self.dtype.name, f"{where}: the parameter of {activation.name}")
+                values.require_held(activation.parameter, self.dtype.name, f"{where}: the parameter of {activation.name}")
         self.device = devices.choose(device)
         self._predicts_1d = False
-        self._set(self._drawn(init, inputs.seed(seed)))
+        self._set(self._drawn(init, values.seed(seed)))
 
     def _set(self, parameters: Array) -> None:
         """Take a flat vector of the host's as the parameters, on the network's device."""
@@ -157,7 +158,7 @@ class MLP:
 
     def _drawn(self, init: str, seed: int) -> Array:
         """The initial parameters, on the host."""
-        init = inputs.one_of(init, "init", ("auto", *activation_sheet.INITIAL, "zeros"))
+        init = values.one_of(init, "init", ("auto", *activation_sheet.INITIAL, "zeros"))
         try:
             flat = np.zeros(self.layout.size, self.dtype)
         except MemoryError:
@@ -244,7 +245,7 @@ class MLP:
 
     @predicts_1d.setter
     def predicts_1d(self, value: bool) -> None:
-        if inputs.boolean(value, "predicts_1d") and self.sizes[-1] != 1:
+        if values.boolean(value, "predicts_1d") and self.sizes[-1] != 1:
             raise ValueError(f"predicts_1d must be False: the network has {self.sizes[-1]} outputs")
         self._predicts_1d = bool(value)
 
@@ -273,7 +274,7 @@ class MLP:
             return self._forward(X, self.activations)
 
     def _forward(self, X: ArrayLike, activations: tuple[Activation | None, ...]) -> Cache:
-        source = inputs.matrix(X, self.sizes[0], adopt=devices.adopter(self.device))
+        source = arrays.matrix(X, self.sizes[0], adopt=devices.adopter(self.device))
         xp = devices.module(self.device)
         with np.errstate(over="ignore"):
             Z0 = devices.to_device(self.device, source).astype(self.dtype, order="C", copy=False)
@@ -305,12 +306,12 @@ class MLP:
         """
         if not isinstance(cache, Cache):
             raise TypeError(f"cache must be what net.forward(X) returned; got {type(cache).__name__}")
-        wanted = inputs.boolean(input_gradient, "input_gradient"), inputs.boolean(keep, "keep")
+        wanted = values.boolean(input_gradient, "input_gradient"), values.boolean(keep, "keep")
         with devices.active(self.device), np.errstate(all="ignore"):
             return self._backward(cache, G, *wanted)
 
     def _backward(self, cache: Cache, G: ArrayLike, input_gradient: bool, keep: bool) -> Gradient:
-        given = inputs.matrix(G, self.sizes[-1], "G", devices.adopter(self.device))
+        given = arrays.matrix(G, self.sizes[-1], "G", devices.adopter(self.device))
         G_L = devices.to_device(self.device, given).astype(self.dtype, order="C", copy=False)
         xp = devices.module(self.device)
         like = [(self.sizes[l], bool(l) and bool(a and a.slope_reads_s)) for l, a in enumerate(self.activations)]
@@ -379,17 +380,17 @@ class MLP:
         memory_limit: float | str | None = None,
     ) -> Array:  # fmt: skip
         """Return what `predict` does with these activations, always (m, n_L)."""
-        source = inputs.matrix(X, self.sizes[0], adopt=devices.adopter(self.device))
+        source = arrays.matrix(X, self.sizes[0], adopt=devices.adopter(self.device))
         if chunk_rows is None:
             most = PREDICT_BYTES if self.device == "cpu" else PREDICT_CUDA_BYTES
             chunk_rows = max(1, most // (2 * sum(self.sizes) * self.dtype.itemsize))
-        rows = inputs.positive_integer(chunk_rows, "chunk_rows")
+        rows = values.positive_integer(chunk_rows, "chunk_rows")
         if memory_limit is not None:
             result_ = Buffer("output", (len(source), self.sizes[-1]), self.dtype.name, "a result")
             chunk = functools.partial(self._forward_buffers, activations)
             size = Size(memory_limit=memory_limit)
             rows = size.plan(self, len(source), rows, [result_], chunk).rows
-        here = inputs.on_host(source)
+        here = arrays.on_host(source)
         mapped = MappedFile.of(X) if len(source) > rows else None
         with devices.active(self.device):
             result: Array = (np if here else devices.module(self.device)).empty((len(source), self.sizes[-1]), self.dtype)
@@ -398,7 +399,7 @@ class MLP:
                 result[start : start + rows] = self._output(part, activations, here)
                 if mapped is not None:
                     mapped.give_back(part)
-        returned: Array = inputs.in_library_of(X, result)
+        returned: Array = arrays.in_library_of(X, result)
         return returned
 
     def _output(self, X: Array, activations: tuple[Activation | None, ...], to_host: bool) -> Array:
@@ -542,7 +543,7 @@ class MLP:
         for name in named:
             if not isinstance(name, str) or name in ("parameters", "__metadata__"):
                 raise ValueError(f"tensors: {shown(name)} cannot be a name: it is no text, or the file's own")
-        kinds.require_replaceable(inputs.path(path), kinds.NETWORKS)
+        kinds.require_replaceable(values.path(path), kinds.NETWORKS)
         parameters = devices.to_host(self.device, self.store.flat)
         header = {**self.header(), "about": {} if about is None else about}
         model_file.write(path, header, {"parameters": parameters, **named})
@@ -576,13 +577,13 @@ class MLP:
                 before is intact.
         """
         rows = {
-            name: None if value is None else inputs.row_of(value, n, name, adopt=devices.adopt_on_host)
+            name: None if value is None else arrays.row_of(value, n, name, adopt=devices.adopt_on_host)
             for name, value, n in (
                 ("mean", mean, self.sizes[0]), ("scale", scale, self.sizes[0]),
                 ("target_mean", target_mean, self.sizes[-1]), ("target_scale", target_scale, self.sizes[-1]),
             )
         }  # fmt: skip
-        kinds.require_replaceable(inputs.path(path), ("onnx",))
+        kinds.require_replaceable(values.path(path), ("onnx",))
         parameters = devices.to_host(self.device, self.store.flat)
         onnx_file.write(path, self.layout, self.activations, parameters, rows, about or {})
 
@@ -611,7 +612,7 @@ class MLP:
             rows = [Activation(**row) for row in header["activations"]]
             tied = {int(layer): what for layer, what in header.get("tied", {}).items()}
             widths = _sizes(header["sizes"])
-            size = _layout(widths, inputs.boolean(header["bias"], "bias"), parse_ties(tied, widths), (None, *rows)).size
+            size = _layout(widths, values.boolean(header["bias"], "bias"), parse_ties(tied, widths), (None, *rows)).size
             if parameters.shape != (size,):
                 raise ValueError(f"parameters of shape {parameters.shape} for a network of {size}")
             net = cls(
@@ -684,14 +685,14 @@ class LossFunction:
 
     def _on(self, device: str, Z: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, Array]:
         xp, adopt = devices.module(device), devices.adopter(device)
-        given = inputs.numeric(Z, "Z", adopt)
-        raw = inputs.matrix(given[:, None] if given.ndim == 1 else given, None, "Z", adopt)
+        given = arrays.numeric(Z, "Z", adopt)
+        raw = arrays.matrix(given[:, None] if given.ndim == 1 else given, None, "Z", adopt)
         with np.errstate(over="ignore"):
             output = xp.ascontiguousarray(raw, raw.dtype if raw.dtype.name in DTYPES else np.float64)
         rows, columns = output.shape
-        target, classes = inputs.target(Y, rows, columns, self.loss, adopt=adopt)
+        target, classes = arrays.target(Y, rows, columns, self.loss, adopt=adopt)
         target = devices.to_device(device, target)
-        w = inputs.weights(sample_weight, rows, adopt=adopt)
+        w = arrays.weights(sample_weight, rows, adopt=adopt)
         if self.loss.class_weight is not None:
             w = weighed(self.loss, target, None if w is None else devices.to_device(device, w), np.float64, xp)
         if w is None:
@@ -699,25 +700,25 @@ class LossFunction:
         else:
             with np.errstate(over="ignore"):
                 total = w.sum(dtype=np.float64)
-            if inputs.on_host(w) and not np.isfinite(total):
+            if arrays.on_host(w) and not np.isfinite(total):
                 raise ValueError(f"sample_weight sums to {total:g}, out of the range of float64: rescale the weights")
             share = devices.to_device(device, w / total)
         k = share.astype(output.dtype)[:, None]
         if self.loss.rowwise:
-            if inputs.on_host(output) and (output < 0).any():
+            if arrays.on_host(output) and (output < 0).any():
                 least = f"got {output.min():g} (np.exp makes them of what log_softmax puts out)"
                 raise ValueError(f"Z must hold probabilities for cross_entropy, at least 0; {least}")
             if classes:
-                inputs.require_classes(target, columns)
+                arrays.require_classes(target, columns)
             with np.errstate(all="ignore"):
                 J, G = _cross_entropy(xp, output, target, self.loss, k)
-            return J, inputs.in_library_of(Z, G.reshape(given.shape))
+            return J, arrays.in_library_of(Z, G.reshape(given.shape))
         G, J = xp.empty_like(output), xp.zeros((), np.float64 if device == "cpu" else output.dtype)
         objective = loss_sheet.pair(self.loss, None)
         with np.errstate(all="ignore"):
             Y_ = xp.ascontiguousarray(target, output.dtype)
             devices.operations(device)().loss(output, Y_, k, objective, G, None, J, accumulate=False)
-        return float(J), inputs.in_library_of(Z, G.reshape(given.shape))
+        return float(J), arrays.in_library_of(Z, G.reshape(given.shape))
 
 
 def _cross_entropy(xp: Any, Z: Array, Y: Array, loss: loss_sheet.Loss, k: Array) -> tuple[float, Array]:
@@ -749,7 +750,7 @@ def _sizes(sizes: object) -> tuple[int, ...]:
     if unordered or not isinstance(sizes, Iterable) or getattr(sizes, "shape", None) == ():
         raise TypeError(f"sizes must be a list of widths such as [784, 512, 10]; got {shown(sizes)}")
     several = itertools.islice(sizes, MOST_LAYERS + 2)  # not more of a generator that never ends
-    widths = tuple(inputs.positive_integer(n, f"sizes[{i}]") for i, n in enumerate(several))
+    widths = tuple(values.positive_integer(n, f"sizes[{i}]") for i, n in enumerate(several))
     if len(widths) < 2:
         raise ValueError(f"sizes needs at least an input and an output width; got {list(widths)}")
     if len(widths) > MOST_LAYERS + 1:

@@ -23,33 +23,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlpcore import callbacks as hooks
-from mlpcore import checkpoint as files
-from mlpcore import scores
 from mlpcore._version import __version__
-from mlpcore.backends import device as devices
-from mlpcore.backends.numpy_ops import NumpyOps
-from mlpcore.callbacks import EarlyStopping, Entry
-from mlpcore.checkpoint import Checkpoints
-from mlpcore.core import inputs
+from mlpcore.backends import devices
+from mlpcore.backends.numpy.ops import NumpyOps
+from mlpcore.checks import arrays, values
+from mlpcore.checks.errors import NonFiniteLoss, named, shown
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.dropout import rates
-from mlpcore.core.errors import NonFiniteLoss, named, shown
 from mlpcore.core.ops import Buffer
 from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
 from mlpcore.core.targets import RowWeights, row_weights
-from mlpcore.formats import kinds, model_file
+from mlpcore.data.epochs import Rows, Sample, Streamed, inputs_of
+from mlpcore.data.streams import Parquet, Stream, open_stream
+from mlpcore.engine import plan as planning
+from mlpcore.engine.chunks import Batch, Data
+from mlpcore.engine.make_step import make_step
+from mlpcore.engine.parts import StepParts
+from mlpcore.engine.plan import Inputs, Plan
+from mlpcore.engine.workspace import Settings
+from mlpcore.io import kinds, model_file
 from mlpcore.mlp import MLP, Gradient
-from mlpcore.run import History, Run, State
-from mlpcore.scores import Metric
-from mlpcore.sources import Rows, Sample, Streamed, inputs_of
-from mlpcore.streams import Parquet, Stream, open_stream
-from mlpcore.training import plan as planning
-from mlpcore.training.chunks import Batch, Data
-from mlpcore.training.new_step import new_step
-from mlpcore.training.parts import StepParts
-from mlpcore.training.plan import Inputs, Plan
-from mlpcore.training.planned import Settings
+from mlpcore.training import callbacks as hooks
+from mlpcore.training import saving as files
+from mlpcore.training import scores
+from mlpcore.training.callbacks import EarlyStopping, Entry
+from mlpcore.training.loop import History, Run, State
+from mlpcore.training.saving import Checkpoints
+from mlpcore.training.scores import Metric
 
 Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
@@ -127,26 +127,26 @@ class Trainer:
         optimizer.require_epsilon(net.dtype.name)
         optimizer.require_layers(net.layout.layers)
         if precision is not None:
-            precision = inputs.one_of(precision, "precision", _PRECISIONS)
+            precision = values.one_of(precision, "precision", _PRECISIONS)
         if precision is not None and net.device == "cpu":
             log.warning("precision=%r is for GPUs: on the CPU the network computes in %s", precision, net.dtype.name)
         elif precision is not None and net.dtype != np.float32:
             raise ValueError(f"precision={precision!r} is for a float32 network; this one is {net.dtype.name}")
         if isinstance(chunk_rows, str) and chunk_rows != "auto":
             raise ValueError(f"chunk_rows must be 'auto' or a number of rows; got {shown(chunk_rows)}")
-        seed = inputs.seed(seed)
+        seed = values.seed(seed)
         settings = Settings(
             l1=_penalty(l1, "l1", net),
             l2=_penalty(l2, "l2", net),
-            clip_norm=None if clip_norm is None else inputs.number(clip_norm, "clip_norm", above=0),
-            chunk_rows=None if isinstance(chunk_rows, str) else inputs.positive_integer(chunk_rows, "chunk_rows"),
+            clip_norm=None if clip_norm is None else values.number(clip_norm, "clip_norm", above=0),
+            chunk_rows=None if isinstance(chunk_rows, str) else values.positive_integer(chunk_rows, "chunk_rows"),
             memory_limit=planning.parse_bytes(memory_limit, free=lambda: devices.free_bytes(net.device)),
-            workers=None if workers is None else inputs.positive_integer(workers, "workers", most=_MOST_WORKERS),
-            tolerant=inputs.one_of(on_non_finite, "on_non_finite", ("raise", "skip")) == "skip",
+            workers=None if workers is None else values.positive_integer(workers, "workers", most=_MOST_WORKERS),
+            tolerant=values.one_of(on_non_finite, "on_non_finite", ("raise", "skip")) == "skip",
             dropout=rates(dropout, len(net.sizes) - 2),
             seed=seed,
         )
-        deterministic = inputs.boolean(deterministic, "deterministic")
+        deterministic = values.boolean(deterministic, "deterministic")
         last = net.activations[-1]
         assert last is not None
         resolved = loss_sheet.resolve(loss_sheet.matching(last) if loss is None else loss)
@@ -172,7 +172,7 @@ class Trainer:
         _trainers.add(self)
         self._run: Run | None = None  # the fit that is under way
         self._unfinished: tuple[State, Array | None] | None = None  # a loaded one, and its best parameters
-        self._step = new_step(
+        self._step = make_step(
             net.device, net.layout, net.store, net.activations, loss_sheet.pair(loss, last), optimizer, settings,
             precision, deterministic,
         )  # fmt: skip
@@ -233,12 +233,12 @@ class Trainer:
         Raises:
             MemoryError: `memory_limit` cannot be kept; prints the largest buffers.
         """
-        size = inputs.positive_integer(batch_size, "batch_size")
+        size = values.positive_integer(batch_size, "batch_size")
         dtype = self.net.dtype.str
         weight = "" if self.loss.class_weight is None else dtype
         like = Inputs(dtype, "int64" if self.loss.takes_classes else dtype, weight, self.loss.takes_classes)
-        keeps_best = inputs.boolean(early_stopping, "early_stopping")
-        rows = inputs.positive_integer(rows, "rows", least=0)
+        keeps_best = values.boolean(early_stopping, "early_stopping")
+        rows = values.positive_integer(rows, "rows", least=0)
         reserved = [*self._step.fit_buffers(rows, keeps_best), *self._row_weights(rows)]
         return self._step.make_plan(size, like, reserved)
 
@@ -323,7 +323,7 @@ class Trainer:
         flat = gradient.flat if isinstance(gradient, Gradient) else gradient
         device, size = self.net.device, self.net.layout.size
         with self._calls, self._state, devices.active(device):
-            array = inputs.numeric(flat, "gradient", devices.adopter(device))
+            array = arrays.numeric(flat, "gradient", devices.adopter(device))
             if array.shape != (size,):
                 raise ValueError(f"gradient must be laid out as net.parameters, ({size},); got {array.shape}")
             self._step.apply(devices.to_device(device, array), self.progress)
@@ -361,7 +361,7 @@ class Trainer:
         return data
 
     def _batch(self, data: Data, rows: ArrayLike | None) -> Batch:
-        index = inputs.row_index(rows, len(data.X), adopt=devices.adopter(self.net.device))
+        index = arrays.row_index(rows, len(data.X), adopt=devices.adopter(self.net.device))
         if index is not None:
             index = self._laid(index, data.inputs.host)
         batch = data.batch(index)
@@ -373,15 +373,15 @@ class Trainer:
     def _checked(self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
         device = self.net.device
         adopt = devices.adopter(device)
-        x = inputs.matrix(X, self.net.sizes[0], adopt=adopt)
-        given = inputs.numeric(Y, "Y", adopt)
-        y, classes = inputs.target(given, len(x), self.net.sizes[-1], self.loss, adopt=adopt)
-        w = inputs.weights(sample_weight, len(x), adopt=adopt)
+        x = arrays.matrix(X, self.net.sizes[0], adopt=adopt)
+        given = arrays.numeric(Y, "Y", adopt)
+        y, classes = arrays.target(given, len(x), self.net.sizes[-1], self.loss, adopt=adopt)
+        w = arrays.weights(sample_weight, len(x), adopt=adopt)
         staged = device != "cpu" and not devices.open_device(device).holds(x)
         y, w = self._laid(y, staged), None if w is None else self._laid(w, staged)
         lazy = device == "cpu" and self.loss.class_weight is not None
         by_class: Any = RowWeights(self.loss, y, w, self.net.dtype) if lazy else self._by_class(y, w)
-        if by_class is not None and (lazy or inputs.on_host(by_class)) and not by_class.any():
+        if by_class is not None and (lazy or arrays.on_host(by_class)) and not by_class.any():
             raise ValueError("sample_weight, times class_weight, must not be all zero")
         flat = not classes and given.ndim == 1
         return Data.of(self._laid(x, staged), y, w, classes, staged, by_class, self.loss.class_weight, flat)
@@ -390,7 +390,7 @@ class Trainer:
         """Return the rows' weights times those of their classes, in `place` if it is given; None without class weights."""
         if self.loss.class_weight is None:
             return None
-        xp = np if inputs.on_host(Y) else devices.module(self.net.device)
+        xp = np if arrays.on_host(Y) else devices.module(self.net.device)
         found: Array = xp.empty(len(Y), self.net.dtype) if place is None else place[: len(Y)]
         row_weights(self.loss, Y, weights, found, xp)
         return found
@@ -399,8 +399,8 @@ class Trainer:
         """Return the array where X lies, on the host if it is staged, for rows to be gathered."""
         device = self.net.device
         if staged:
-            array = devices.to_host(device, array) if not inputs.on_host(array) else array
-        return inputs.by_rows(array if staged else devices.to_device(device, array))
+            array = devices.to_host(device, array) if not arrays.on_host(array) else array
+        return arrays.by_rows(array if staged else devices.to_device(device, array))
 
     def _update(self, data: Data, batch: Batch) -> Any:
         plan = self._step.prepare(batch.size, data.inputs)
@@ -413,8 +413,8 @@ class Trainer:
 
     def _explained(self, error: NonFiniteLoss, data: Data, batch: Batch) -> Exception:
         """The error with the layer where it began; or another one, if the data are to blame. Looked for only now."""
-        inputs.require_finite(data.X, "X", self.net.dtype)
-        inputs.require_finite(data.Y, "Y", self.net.dtype)
+        arrays.require_finite(data.X, "X", self.net.dtype)
+        arrays.require_finite(data.Y, "Y", self.net.dtype)
         layer = self._step.first_not_finite(batch, self._step.prepare(batch.size, data.inputs))
         where = "" if layer is None else f"; it began in layer {layer} of {self.net.layout.layers}"
         explained = NonFiniteLoss(f"{error}{where}", error.step, error.learning_rate, layer)
@@ -536,8 +536,8 @@ class Trainer:
             raise ValueError("metrics are measured on the validation rows, but fit was given no validation=(Xv, Yv)")
         stopping = self._early_stopping(early_stopping, held_out is not None, measures)
         observers = hooks.resolve(callbacks)
-        shuffle, progress = inputs.boolean(shuffle, "shuffle"), inputs.boolean(progress, "progress")
-        epochs, size = inputs.positive_integer(epochs, "epochs"), inputs.positive_integer(batch_size, "batch_size")
+        shuffle, progress = values.boolean(shuffle, "shuffle"), values.boolean(progress, "progress")
+        epochs, size = values.positive_integer(epochs, "epochs"), values.positive_integer(batch_size, "batch_size")
         checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, keep)
         if checkpoints is None and every != "1 epoch":
             log.warning("every=%s saves nothing without checkpoint=…", shown(every))
@@ -637,9 +637,9 @@ class Trainer:
             left.require_same_rows(new)
             total, begun = self.progress.total, self.progress.begun
             steps = None if total is None else total // left.epochs
-        if steps is not None and new.epochs * steps > inputs.LARGEST:
+        if steps is not None and new.epochs * steps > values.LARGEST:
             raise ValueError(
-                f"epochs must be at most {inputs.LARGEST // steps}, with {steps} batches in each; got {new.epochs}"
+                f"epochs must be at most {values.LARGEST // steps}, with {steps} batches in each; got {new.epochs}"
             )
         total = None if steps is None else new.epochs * steps
         state = dataclasses.replace(left, epochs=new.epochs)
@@ -699,9 +699,9 @@ class Trainer:
     def _laid_piece(self, X: Array, Y: Array, sample_weight: Array | None, place: Array | None = None) -> Data:
         """A piece of a stream, whose values the stream has looked at; its weights may be all zero."""
         staged = self.net.device != "cpu"
-        x = inputs.matrix(X, self.net.sizes[0])
-        y, classes = inputs.target_form(Y, len(x), self.net.sizes[-1], self.loss)
-        w = None if sample_weight is None else self._laid(inputs.numeric(sample_weight, "sample_weight"), staged)
+        x = arrays.matrix(X, self.net.sizes[0])
+        y, classes = arrays.target_form(Y, len(x), self.net.sizes[-1], self.loss)
+        w = None if sample_weight is None else self._laid(arrays.numeric(sample_weight, "sample_weight"), staged)
         y = self._laid(y, staged)
         return Data.of(
             self._laid(x, staged), y, w, classes, staged, self._by_class(y, w, place), self.loss.class_weight,
@@ -709,7 +709,7 @@ class Trainer:
         )  # fmt: skip
 
     def _require_stream_targets(self, Y: Array, name: str, first: int) -> None:
-        y, classes = inputs.target_form(Y, len(Y), self.net.sizes[-1], self.loss, name)
+        y, classes = arrays.target_form(Y, len(Y), self.net.sizes[-1], self.loss, name)
         _require_targets(y, classes, self.loss, self.net, name, first)
 
     @contextlib.contextmanager
@@ -760,7 +760,7 @@ class Trainer:
         if stream.like is not None and stream.rows is not None:
             Y = stream.like[1]
             Y = np.broadcast_to(np.zeros((), Y.dtype), (stream.rows, *Y.shape[1:]))
-            inputs.target_form(Y, stream.rows, self.net.sizes[-1], self.loss)
+            arrays.target_form(Y, stream.rows, self.net.sizes[-1], self.loss)
         stream.require_targets = self._require_stream_targets
         return stream
 
@@ -795,7 +795,7 @@ class Trainer:
         figures = [f"validation_{key}" for key in (*scores.names(self.loss), *measures)] if validated else []
         if monitor.startswith("validation_") and not validated:
             raise ValueError(f"{argument} monitors {monitor!r}, but fit was given no validation=(Xv, Yv)")
-        inputs.one_of(monitor, f"{argument}: monitor", ("loss", *figures))
+        values.one_of(monitor, f"{argument}: monitor", ("loss", *figures))
         if monitored.mode is None and monitor.removeprefix("validation_") in measures:
             raise ValueError(f"{argument} monitors {monitor!r}: say which is better, mode='min' or mode='max'")
 
@@ -842,8 +842,8 @@ class Trainer:
             if best is not None:
                 tensors["best"] = devices.to_host(self.net.device, best)
             versions = {"mlpcore": __version__, "numpy": np.__version__}
-            keep = inputs.positive_integer(keep, "keep")
-            kinds.require_replaceable(inputs.path(path), kinds.TRAINERS, keep, self._id)
+            keep = values.positive_integer(keep, "keep")
+            kinds.require_replaceable(values.path(path), kinds.TRAINERS, keep, self._id)
             described = {**self._description(), "step": facts, "versions": versions}
             lists = {name: files.pack(part, names) for name, part, names in _lists(described)}
             tensors |= {name: numbers for name, numbers in lists.items() if len(numbers)}
@@ -1096,15 +1096,15 @@ def _weighed(data: Data) -> Data:
 
 def _penalty(value: object, name: str, net: MLP) -> float:
     """Return the factor of a penalty as a float that the network's dtype holds."""
-    factor = inputs.number(value, name, least=0)
-    inputs.require_held(factor, net.dtype.name, name)
+    factor = values.number(value, name, least=0)
+    values.require_held(factor, net.dtype.name, name)
     return factor
 
 
 def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:
     """The scan of `fit` and `evaluate`: no NaN, no infinity (in the network's dtype), no target outside the loss's range."""
-    inputs.require_finite(data.X, "X", net.dtype)
-    inputs.require_finite(data.Y, "Y", net.dtype)
+    arrays.require_finite(data.X, "X", net.dtype)
+    arrays.require_finite(data.Y, "Y", net.dtype)
     _require_targets(data.Y, data.inputs.classes, loss, net)
 
 
@@ -1113,8 +1113,8 @@ def _require_targets(
 ) -> None:  # fmt: skip
     """Raise a ValueError that names the first row whose target is outside the loss's range; `first` is that of Y."""
     if classes:
-        inputs.require_classes(Y, net.sizes[-1], name, first)
+        arrays.require_classes(Y, net.sizes[-1], name, first)
     elif loss.takes_classes:
-        inputs.require_distribution(Y, name, first)
+        arrays.require_distribution(Y, name, first)
     low, high = {"binary_cross_entropy": (0, 1), "poisson": (0, math.inf)}.get(loss.name, (-math.inf, math.inf))
-    inputs.require_range(Y, low, high, f"{name}: {loss.name}", first)
+    arrays.require_range(Y, low, high, f"{name}: {loss.name}", first)

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 from tests.cuda_on_cpu.device import CpuDevice
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 from tests.cuda_on_cpu.device import CpuDevice
 
 CUDA = pytest.param(

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlpcore import big_tables, tables
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
+from mlpcore.tables import columns as tables
+from mlpcore.tables import streamed as big_tables
 
 ROWS, GROUP = 5_300, 100
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore import checkpoint
-from mlpcore.backends import device as devices
-from mlpcore.formats import model_file
+from mlpcore.backends import devices
+from mlpcore.io import model_file
+from mlpcore.training import saving as checkpoint
 from tests.cuda_on_cpu.device import CpuDevice
 
 RNG = np.random.default_rng(0)

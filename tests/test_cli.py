@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 import mlpcore as mc
-from mlpcore import tables
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 from mlpcore.cli import main
+from mlpcore.tables import columns as tables
 
 
 @pytest.fixture

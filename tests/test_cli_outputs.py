@@ -20,7 +20,7 @@ import mlpcore as mc
 from mlpcore.cli import main
 from mlpcore.cli.outputs import cell
 from mlpcore.cli.report import figure
-from mlpcore.formats import model_file
+from mlpcore.io import model_file
 
 
 @pytest.fixture

@@ -13,8 +13,11 @@ import pytest
 from pyarrow import parquet
 
 import mlpcore as mc
-from mlpcore import big_tables, data, tables
 from mlpcore.cli import main
+from mlpcore.data import streams
+from mlpcore.tables import columns as tables
+from mlpcore.tables import datasets as data
+from mlpcore.tables import streamed as big_tables
 
 ROWS = 120
 
@@ -235,7 +238,7 @@ def test_rows_that_are_promised_and_not_there_are_missed(tmp_path):
         parquet.ParquetFile(path) as file,
         pytest.raises(ValueError, match="20 rows fewer than it says"),
     ):
-        for _ in mc.streams.read_batches(_Short(file), "t.parquet", 64, 0, ["a"]):
+        for _ in streams.read_batches(_Short(file), "t.parquet", 64, 0, ["a"]):
             pass
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import mlpcore as mc
-from mlpcore import data
+from mlpcore.tables import datasets as data
 
 
 @pytest.fixture(scope="module")

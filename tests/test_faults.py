@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends.numpy_ops import NumpyOps
-from mlpcore.training.plan import part_bytes
+from mlpcore.backends.numpy.ops import NumpyOps
+from mlpcore.engine.plan import part_bytes
 from tests.cuda_on_cpu.device import CpuDevice
 
 RNG = np.random.default_rng(0)
@@ -248,7 +248,7 @@ def test_trainers_work_under_joblib():
 
 HASH = """
 import sys, hashlib, numpy as np, mlpcore as mc
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 from tests.cuda_on_cpu.device import CpuDevice
 device = sys.argv[1]
 if device != "cpu":

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import mlpcore as mc
 from mlpcore import gradcheck
-from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.backends.numpy.ops import NumpyOps
 
 
 def problem(sizes, hidden, output="identity", loss="squared_error", rows=6, bias=True, seed=0):

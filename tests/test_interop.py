@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends import device as devices
-from mlpcore.core import inputs
+from mlpcore.backends import devices
+from mlpcore.checks import arrays
 from tests.cuda_on_cpu.device import CpuDevice
 
 RNG = np.random.default_rng(0)
@@ -77,7 +77,7 @@ LIBRARIES = {
 def address(x):
     if hasattr(x, "data_ptr"):
         return x.data_ptr()
-    return x.unsafe_buffer_pointer() if hasattr(x, "unsafe_buffer_pointer") else inputs.host_array(x, "x").ctypes.data
+    return x.unsafe_buffer_pointer() if hasattr(x, "unsafe_buffer_pointer") else arrays.host_array(x, "x").ctypes.data
 
 
 def net(device="cpu"):
@@ -101,7 +101,7 @@ def everything(network, X, V, U, CLASSES, WEIGHTS):
         float(classifier.step(X, CLASSES, WEIGHTS, rows=CLASSES)),
         mc.check_gradients(network, X, CLASSES).max_relative_error,
     ]
-    return [inputs.host_array(x, "a result") for x in found]
+    return [arrays.host_array(x, "a result") for x in found]
 
 
 @functools.cache
@@ -122,9 +122,9 @@ def test_arrays_of_every_library_go_in_at_every_door(library):
 def test_what_belongs_to_the_rows_comes_back_in_the_library_of_x_sharing_memory_where_it_can(library, monkeypatch):
     x, v = map(LIBRARIES[library], (X, V))
     given = []
-    inner = inputs.in_library_of
+    inner = arrays.in_library_of
     monkeypatch.setattr(
-        inputs, "in_library_of", lambda value, array: given.append((array, inner(value, array))) or given[-1][1]
+        arrays, "in_library_of", lambda value, array: given.append((array, inner(value, array))) or given[-1][1]
     )
     network = net()
     results = [network.predict(x), *network.jvp(x, x), network.vjp(x, v).X, mc.loss("squared_error")(v, v)[1]]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpcore import labels
+from mlpcore.tables import labels
 
 
 @pytest.mark.parametrize(

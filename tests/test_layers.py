@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 from mlpcore.core.layout import Layout, Tie
 from mlpcore.core.optimizers import segments
-from mlpcore.training import step as steps
+from mlpcore.engine import cpu_step as steps
 from tests.cuda_on_cpu.device import CpuDevice
 
 COMPILED = shutil.which("g++") is not None or "CI" in os.environ

@@ -10,7 +10,7 @@ import pytest
 
 import mlpcore as mc
 from mlpcore.core import activations, losses
-from mlpcore.formats import model_file
+from mlpcore.io import model_file
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((40, 4)), RNG.standard_normal((40, 2))

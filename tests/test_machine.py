@@ -91,7 +91,7 @@ CHILD = """
 import os, sys, numpy as np
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}) if sys.argv[1] == "affinity" else None
 import mlpcore as mc
-from mlpcore.backends import blas
+from mlpcore.backends.numpy import blas
 seen, count = [], lambda: blas._libraries()[0].get_num_threads()
 before = count()
 def look(function):

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import mlpcore as mc
-from mlpcore.formats import model_file
+from mlpcore.io import model_file
 
 # -- initial weights -------------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ import pytest
 import zarr
 
 import mlpcore as mc
-from mlpcore import streams
 from mlpcore import trainer as trainer_module
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
+from mlpcore.data import streams
 from tests.cuda_on_cpu.device import CpuDevice
 
 RNG = np.random.default_rng(0)

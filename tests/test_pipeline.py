@@ -20,10 +20,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import mlpcore as mc
-from mlpcore import tables
 from mlpcore.cli import main
-from mlpcore.data import Standardizer
-from mlpcore.pipeline import LEAST_ROWS, MOST_CATEGORIES, Category, Column, Pipeline
+from mlpcore.tables import columns as tables
+from mlpcore.tables.datasets import Standardizer
+from mlpcore.tables.pipeline import LEAST_ROWS, MOST_CATEGORIES, Category, Column, Pipeline
 
 DATA = Path(__file__).parent / "data"
 

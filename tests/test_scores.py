@@ -8,8 +8,8 @@ from mpmath import mp
 from sklearn import metrics as theirs
 
 import mlpcore as mc
-from mlpcore import scores
 from mlpcore.core.losses import pair, resolve
+from mlpcore.training import scores
 
 RNG = np.random.default_rng(0)
 

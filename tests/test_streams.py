@@ -20,10 +20,10 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlpcore import streams
-from mlpcore.backends.numpy_ops import NumpyOps
-from mlpcore.streams import BatchStream, Parquet, RowStream, open_stream
-from mlpcore.training import plan
+from mlpcore.backends.numpy.ops import NumpyOps
+from mlpcore.data import streams
+from mlpcore.data.streams import BatchStream, Parquet, RowStream, open_stream
+from mlpcore.engine import plan
 
 
 class Sliced:
@@ -654,7 +654,7 @@ def test_a_forked_process_reads_for_itself():
     run("""
         import os
         import numpy as np
-        from mlpcore import streams
+        from mlpcore.data import streams
 
         X = [(np.full((3, 2), i), np.arange(3)) for i in range(5)]
         stream = streams.open_stream(X)
@@ -672,9 +672,9 @@ def test_a_forked_process_reads_for_itself():
 FLAT = """
 from pathlib import Path
 import numpy as np
-from mlpcore import streams
-from mlpcore.backends.numpy_ops import NumpyOps
-from mlpcore.training import plan
+from mlpcore.data import streams
+from mlpcore.backends.numpy.ops import NumpyOps
+from mlpcore.engine import plan
 
 def resident():
     status = Path("/proc/self/status").read_text()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from mlpcore import tables
+from mlpcore.tables import columns as tables
 
 ROWS = 200
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore import convert
 from mlpcore.core import activations
+from mlpcore.io import convert
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 Module = pytest.importorskip("mlpcore.torch").Module

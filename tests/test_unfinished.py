@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore import sources
+from mlpcore.data import epochs as sources
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((103, 4)), RNG.standard_normal((103, 1))

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from mlpcore.backends.cuda_device import Device, Launch
+from mlpcore.backends.cuda.device import Device, Launch
 
 Run = Callable[[], object]
 ONE = Launch((1, 1), (1, 1))

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 
 BROKEN = 86  # exit status of a process with a broken context
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import machine
-from mlpcore.backends import device as devices
-from mlpcore.backends.cuda_device import Device
-from mlpcore.core.errors import DeviceUnavailable
+from mlpcore.backends import devices
+from mlpcore.backends.cuda.device import Device
+from mlpcore.checks.errors import DeviceUnavailable
 
 
 def options(description: str | None, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from bench.gpu import clock, kit, resume
-from mlpcore.backends import device as devices
-from mlpcore.backends.cuda_device import Device, Launch
-from mlpcore.backends.cuda_ops import EPILOGUES, OWN
-from mlpcore.backends.numpy_ops import NumpyOps
-from mlpcore.backends.products import Refused, describe
+from mlpcore.backends import devices
+from mlpcore.backends.cuda.device import Device, Launch
+from mlpcore.backends.cuda.gemm import Refused, describe
+from mlpcore.backends.cuda.ops import EPILOGUES, OWN
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.activations import Activation
 from mlpcore.core.ops import Array, accumulator, storage
 from tests.cuda_on_cpu.device import narrow, widen

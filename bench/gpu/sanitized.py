@@ -11,7 +11,7 @@ import numpy as np
 
 import mlpcore as mc
 from bench.gpu import kit
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 from mlpcore.core import activations, losses
 
 DTYPES = "float16", "float32", "float64"

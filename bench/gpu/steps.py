@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import mlpcore as mc
 from bench.cases import BETAS, CASES, DECAY, EPSILON, TIMED_RATE
 from bench.gpu import clock, kit
-from mlpcore.backends.cuda_device import Device
+from mlpcore.backends.cuda.device import Device
 
 ENOUGH = 2e4  # microseconds of a timed block
 TRACED = 5  # steps whose nodes are averaged

@@ -10,7 +10,7 @@ import mlpcore as mc
 from bench.cases import BETAS, DECAY, EPSILON, POOL
 from bench.peers import Unsupported
 from bench.work import Work
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 
 
 class Mlpcore:
@@ -93,7 +93,7 @@ def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
     net = trainer.net
     if net.device != "cpu":
         return trainer.parts(X, Y).products.replay
-    from mlpcore.backends.numpy_ops import NumpyOps
+    from mlpcore.backends.numpy.ops import NumpyOps
 
     ops, L = NumpyOps(), len(net.sizes) - 1
     cache = net.forward(X)

@@ -1,1 +1,1 @@
-"""How the operations run."""
+"""The operations of the mathematics on each device, and the devices themselves."""

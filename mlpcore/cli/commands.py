@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mlpcore as mc
-from mlpcore import data
 from mlpcore.cli import outputs
 from mlpcore.cli.messages import carry_data, printable, say
 from mlpcore.cli.model import Model, load_with
@@ -19,7 +18,8 @@ from mlpcore.cli.recipes import require_count, widths
 from mlpcore.cli.report import class_figures, count_rows, figure, have, quantity_figures
 from mlpcore.cli.sources import some
 from mlpcore.core.optimizers import Optimizer
-from mlpcore.formats import kinds
+from mlpcore.io import kinds
+from mlpcore.tables import datasets as data
 
 Array = NDArray[Any]
 
@@ -106,7 +106,7 @@ def _said(figures: dict[str, float]) -> str:
 
 def export(options: argparse.Namespace) -> None:
     """Write a model as ONNX, and say what the file takes and gives."""
-    from mlpcore.export import export as write_onnx
+    from mlpcore.cli.export import export as write_onnx
 
     if importlib.util.find_spec("onnx") is None:
         raise ImportError('export needs the package onnx: pip install "mlpcore[cli,onnx]"')

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mlpcore as mc
-from mlpcore import data, labels
-from mlpcore.backends.device import to_host
+from mlpcore.backends.devices import to_host
+from mlpcore.checks.errors import cut, shown
 from mlpcore.cli.messages import printable, say
 from mlpcore.cli.sources import is_table, load, naming, refuse_folder
 from mlpcore.core import losses
-from mlpcore.core.errors import cut, shown
+from mlpcore.tables import datasets as data
+from mlpcore.tables import labels
 
 Array = NDArray[Any]
 
@@ -63,7 +64,7 @@ def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: d
             data.Standardizer.restore(tensors, net.sizes[-1], "target ")
         if "pipeline" not in tensors:
             return data.Standardizer.restore(tensors, net.sizes[0])
-        from mlpcore import tables
+        from mlpcore.tables import columns as tables
 
         return tables.Transformer.restore(tensors, about, net.sizes[0])
     except ValueError as error:
@@ -116,7 +117,7 @@ class Model:
             return X, truth
         if not is_table(name):
             raise ValueError(f"data {name!r}: the model takes a table (.csv, .tsv, .parquet)")
-        from mlpcore import tables
+        from mlpcore.tables import columns as tables
 
         frame, table, remarks = self.preparation.read(name, [column] if classes else [])
         for remark in remarks:

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mlpcore.checks import values
 from mlpcore.cli.messages import empty, printable
-from mlpcore.core import inputs
-from mlpcore.formats import model_file
-from mlpcore.formats.atomic import replacing
-from mlpcore.formats.kinds import VACANT, Kind, kind
+from mlpcore.io import model_file
+from mlpcore.io.atomic import replacing
+from mlpcore.io.kinds import VACANT, Kind, kind
 
 Call = Mapping[str, Any]
 KEY = "mlpcore"  # of the text in a picture
@@ -32,7 +32,7 @@ _BATCH = 1024  # lines that are written at once
 
 def require_distinct(argument: str, path: str | Path, others: Mapping[str, str | Path]) -> None:
     """Raise a ValueError if a path leads to one of the others, by whatever name or link."""
-    inputs.path(path, argument)
+    values.path(path, argument)
     for what, other in others.items():
         if _is_one_file(path, other):
             raise ValueError(f"{argument} {printable(str(path))} is where {what}; name another file")

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlpcore.core import inputs
-from mlpcore.training.plan import parse_bytes
+from mlpcore.checks import values
+from mlpcore.engine.plan import parse_bytes
 
 MOST = 1 << 63
 MOST_LAYERS = 1000  # planning them takes a second or so
@@ -66,7 +66,7 @@ def require_settings(options: argparse.Namespace) -> None:
     if options.hidden is not None:
         widths(options.hidden, "--hidden")
     parse_bytes(options.memory_limit, "--memory-limit", lambda: 1 << 60)  # what is free is known later
-    inputs.path(options.out, "--out")
+    values.path(options.out, "--out")
     if options.out == "-" or Path(options.out).suffix.lower() in (".safetensors", ".png", ".csv"):
         raise ValueError(f"--out is a folder, where the model and the picture go; got {options.out!r}")
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpcore import data
 from mlpcore.cli.messages import say
 from mlpcore.cli.outputs import KEY
-from mlpcore.formats.atomic import replacing
+from mlpcore.io.atomic import replacing
+from mlpcore.tables import datasets as data
 
 Array = NDArray[Any]
 

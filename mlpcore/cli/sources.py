@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mlpcore import data
+from mlpcore.checks.errors import listed
 from mlpcore.cli.messages import printable, say
 from mlpcore.cli.recipes import RECIPES, Recipe, suited
 from mlpcore.cli.report import have
-from mlpcore.core.errors import listed
+from mlpcore.tables import datasets as data
 
 
 @contextlib.contextmanager
@@ -75,9 +75,9 @@ def _kind(dataset: data.Dataset) -> str:
 
 
 def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
-    from mlpcore import tables  # not at import: pandas and pyarrow
-    from mlpcore.big_tables import is_too_big
-    from mlpcore.big_tables import load as load_in_pieces
+    from mlpcore.tables import columns as tables  # not at import: pandas and pyarrow
+    from mlpcore.tables.streamed import is_too_big
+    from mlpcore.tables.streamed import load as load_in_pieces
 
     if not options.target:
         raise ValueError(f"{options.data}: say which column to predict: --target COLUMN")

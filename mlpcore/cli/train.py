@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 
 import mlpcore as mc
-from mlpcore import data
-from mlpcore.checkpoint import interval
 from mlpcore.cli import outputs
 from mlpcore.cli.messages import on_terminal, printable, reason, say
 from mlpcore.cli.recipes import RECIPES, Recipe, require_settings, widths
 from mlpcore.cli.report import baselines_of, class_figures, draw, print_table, quantity_figures
 from mlpcore.cli.sources import dataset_of, is_table, naming
-from mlpcore.formats import atomic, kinds
-from mlpcore.formats.kinds import VACANT, kind
-from mlpcore.training.plan import human
+from mlpcore.engine.plan import human
+from mlpcore.io import atomic, kinds
+from mlpcore.io.kinds import VACANT, kind
+from mlpcore.tables import datasets as data
+from mlpcore.training.saving import interval
 
 # what scikit-learn and matplotlib raise where they, their fonts, their settings or the disk fail
 FAILURES = (

@@ -1,1 +1,1 @@
-"""The mathematics: it is handed arrays and the operations of a backend."""
+"""The mathematics: formulas, activations, losses, optimizers, the layout of parameters, the recurrences."""

@@ -17,20 +17,21 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mlpcore import kernel_files
-from mlpcore.core import formulas, inputs
-from mlpcore.core.errors import shown, unknown
+from mlpcore.checks import values
+from mlpcore.checks.errors import shown, unknown
+from mlpcore.core import formulas
 
 INITIAL = ("he", "glorot", "lecun")
 LEARNED = ("per layer", "per output")  # how many numbers a learned parameter is
 Kind = TypeVar("Kind", bound="Activation")
-_CHECKS: dict[str, inputs.Check] = {
-    "name": inputs.text,
+_CHECKS: dict[str, values.Check] = {
+    "name": values.text,
     "value": formulas.text,
-    "slope": inputs.optional(formulas.text),
-    "parameter": inputs.optional(inputs.number),
-    "init": functools.partial(inputs.one_of, known=INITIAL),
-    "default": inputs.optional(inputs.number),
-    "learned": inputs.optional(functools.partial(inputs.one_of, known=LEARNED)),
+    "slope": values.optional(formulas.text),
+    "parameter": values.optional(values.number),
+    "init": functools.partial(values.one_of, known=INITIAL),
+    "default": values.optional(values.number),
+    "learned": values.optional(functools.partial(values.one_of, known=LEARNED)),
 }
 
 
@@ -70,7 +71,7 @@ class Activation:
     da: Any = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        inputs.settle(self, _CHECKS)
+        values.settle(self, _CHECKS)
         if not self.rowwise:
             formulas.check("value", self.value, ("s",), self.scalars)
             if self.slope is None:
@@ -241,7 +242,7 @@ def row_parameter(
             raise ValueError(f"{argument}: {name} takes no parameter; got {shown(given)}")
         return None, None
     standard = formulas.evaluate_scalar(default)
-    number = standard if given is None else inputs.number(given, f"{argument}: the parameter of {name}")
+    number = standard if given is None else values.number(given, f"{argument}: the parameter of {name}")
     if condition != "learned" and not formulas.holds(condition, **{letter: number}):
         raise ValueError(f"{argument}: the parameter of {name} must satisfy {condition}; got {letter} = {number}")
     return number, standard

@@ -16,9 +16,10 @@ import functools
 import re
 from dataclasses import dataclass
 
-from mlpcore.core import formulas, inputs
+from mlpcore.checks import values
+from mlpcore.checks.errors import shown
+from mlpcore.core import formulas
 from mlpcore.core.activations import Activation
-from mlpcore.core.errors import shown
 
 GOLDEN = 0x9E3779B9  # 2³² over the golden ratio: what is added to tell one use of a number from the next
 # C. Wellons, "Prospecting for Hash Functions" (2018), nullprogram.com: the one he calls lowbias32
@@ -75,7 +76,7 @@ def rates(given: object, hidden: int) -> tuple[float, ...]:
         return ()
     several = isinstance(given, list | tuple)
     each = list(given) if isinstance(given, list | tuple) else [given] * max(1, hidden)
-    found = tuple(inputs.number(p, f"dropout[{i}]" if several else "dropout", least=0, below=1) for i, p in enumerate(each))
+    found = tuple(values.number(p, f"dropout[{i}]" if several else "dropout", least=0, below=1) for i, p in enumerate(each))
     if several and len(found) != hidden:
         raise ValueError(f"dropout must be a rate, or {hidden}, one for each hidden layer; got {len(found)}")
     if any(found) and not hidden:

@@ -18,8 +18,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from mlpcore.checks.errors import named, shown
 from mlpcore.core import special
-from mlpcore.core.errors import named, shown
 
 LONGEST = 4000  # characters of a formula: those of files are read, too
 FUNCTIONS = (

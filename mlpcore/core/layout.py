@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from mlpcore.core.errors import shown
+from mlpcore.checks.errors import shown
 from mlpcore.core.ops import Call, make
 
 

@@ -15,9 +15,10 @@ from numbers import Integral
 from typing import Any
 
 from mlpcore import kernel_files
-from mlpcore.core import activations, formulas, inputs
+from mlpcore.checks import values
+from mlpcore.checks.errors import shown, unknown
+from mlpcore.core import activations, formulas
 from mlpcore.core.activations import Activation, row_parameter
-from mlpcore.core.errors import shown, unknown
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Loss:
     pos_weight: float | tuple[float, ...] | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
-        inputs.settle(self, _CHECKS)
+        values.settle(self, _CHECKS)
         if not self.rowwise:
             formulas.check("value", self.value, ("z", "y"), self.scalars)
             if self.slope is None:
@@ -71,7 +72,7 @@ class Loss:
             if not self.binary and not (self.rowwise and name != "pos_weight"):
                 also = "" if name == "pos_weight" else "cross_entropy or "
                 raise ValueError(f"{name} is for the loss {also}binary_cross_entropy; got loss {self.name!r}")
-        inputs.settle(self, _WEIGHTS)
+        values.settle(self, _WEIGHTS)
         weights = self.class_weight
         if weights is not None and not any(weights):
             raise ValueError("class_weight must not be all zero")
@@ -110,7 +111,7 @@ class Loss:
         numbers = {f"loss: the parameter of {self.name}": self.parameter, "most": self.most, **self.options}
         for name, value in numbers.items():
             for number in value if isinstance(value, tuple) else () if value is None else (value,):
-                inputs.require_held(number, dtype, name)
+                values.require_held(number, dtype, name)
 
     def require_outputs(self, outputs: int) -> None:
         """Raise a ValueError that names the option that is not for a network of so many outputs."""
@@ -175,8 +176,8 @@ def _weights(value: Any, name: str) -> float | tuple[float, ...]:
     """Return the weight, or the tuple of weights, that a number, a list or an array means."""
     given = value.tolist() if getattr(value, "ndim", None) == 1 else value
     if not isinstance(given, list | tuple):
-        return inputs.number(given, name, least=0)
-    return tuple(inputs.number(x, f"{name}[{i}]", least=0) for i, x in enumerate(given))
+        return values.number(given, name, least=0)
+    return tuple(values.number(x, f"{name}[{i}]", least=0) for i, x in enumerate(given))
 
 
 def _class_weights(value: object, name: str) -> tuple[float, ...]:
@@ -194,19 +195,19 @@ def _matched(value: object, name: str) -> tuple[str, str]:
     return formulas.text(value[0], name), formulas.text(value[1], name)
 
 
-_CHECKS: dict[str, inputs.Check] = {
-    "name": inputs.text,
+_CHECKS: dict[str, values.Check] = {
+    "name": values.text,
     "value": formulas.text,
-    "slope": inputs.optional(formulas.text),
-    "parameter": inputs.optional(inputs.number),
-    "outputs": inputs.text,
-    "matched": inputs.optional(_matched),
-    "most": inputs.optional(inputs.number),
-    "label_smoothing": functools.partial(inputs.number, least=0, below=1),
+    "slope": values.optional(formulas.text),
+    "parameter": values.optional(values.number),
+    "outputs": values.text,
+    "matched": values.optional(_matched),
+    "most": values.optional(values.number),
+    "label_smoothing": functools.partial(values.number, least=0, below=1),
 }
-_WEIGHTS: dict[str, inputs.Check] = {
-    "class_weight": inputs.optional(_class_weights),
-    "pos_weight": inputs.optional(_weights),
+_WEIGHTS: dict[str, values.Check] = {
+    "class_weight": values.optional(_class_weights),
+    "pos_weight": values.optional(_weights),
 }
 
 
@@ -334,7 +335,7 @@ def _by_class(weights: Any, classes: int | None) -> Any:
     for label, weight in weights.items():
         if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= int(label) < classes:
             raise ValueError(f"class_weight names the class {shown(label)}; the classes are 0 … {classes - 1}")
-        found[int(label)] = inputs.number(weight, f"class_weight[{label}]", least=0)
+        found[int(label)] = values.number(weight, f"class_weight[{label}]", least=0)
     return found
 
 

@@ -14,17 +14,18 @@ from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
 from mlpcore import kernel_files
-from mlpcore.core import formulas, inputs
-from mlpcore.core.errors import named, shown
+from mlpcore.checks import values
+from mlpcore.checks.errors import named, shown
+from mlpcore.core import formulas
 from mlpcore.core.layout import Layout
 from mlpcore.core.ops import Array
 
-_NOT_NEGATIVE = functools.partial(inputs.number, least=0)
-_SHARE = functools.partial(inputs.number, least=0, below=1)
-FOLLOWED: dict[str, inputs.Check] = {  # settings of what follows a figure of the history
-    "patience": inputs.positive_integer,
-    "monitor": functools.partial(inputs.text, what="a key of the history"),
-    "mode": inputs.optional(functools.partial(inputs.one_of, known=("min", "max"))),
+_NOT_NEGATIVE = functools.partial(values.number, least=0)
+_SHARE = functools.partial(values.number, least=0, below=1)
+FOLLOWED: dict[str, values.Check] = {  # settings of what follows a figure of the history
+    "patience": values.positive_integer,
+    "monitor": functools.partial(values.text, what="a key of the history"),
+    "mode": values.optional(functools.partial(values.one_of, known=("min", "max"))),
 }
 
 # -- schedules ---------------------------------------------------------------------------------------------------------
@@ -32,18 +33,18 @@ FOLLOWED: dict[str, inputs.Check] = {  # settings of what follows a figure of th
 
 def _updates(value: object, name: str, least: int = 1) -> float:
     """Return a number of updates, an int where it is whole: it may be a share of others."""
-    count = inputs.number(value, name, least=least, most=2**53)
+    count = values.number(value, name, least=least, most=2**53)
     return int(count) if count.is_integer() else count
 
 
-_SCHEDULED: dict[str, inputs.Check] = {
-    "rate": functools.partial(inputs.number, above=0),
+_SCHEDULED: dict[str, values.Check] = {
+    "rate": functools.partial(values.number, above=0),
     "every": _updates,
-    "factor": functools.partial(inputs.number, above=0, most=1),
-    "steps": inputs.optional(_updates),
+    "factor": functools.partial(values.number, above=0, most=1),
+    "steps": values.optional(_updates),
     "warmup": functools.partial(_updates, least=0),
     "final": _NOT_NEGATIVE,
-    "power": functools.partial(inputs.number, least=0, most=16),  # t ** 16 is a number for every t
+    "power": functools.partial(values.number, least=0, most=16),  # t ** 16 is a number for every t
     "tolerance": _NOT_NEGATIVE,
     "minimum": _NOT_NEGATIVE,
     "formula": formulas.text,
@@ -81,7 +82,7 @@ class Schedule:
     rate: float
 
     def __post_init__(self) -> None:
-        inputs.settle(self, _SCHEDULED, f"{type(self).__name__}: ")
+        values.settle(self, _SCHEDULED, f"{type(self).__name__}: ")
 
     def at(self, progress: Progress) -> float:
         """The rate of the next update, number `progress.step + 1`."""
@@ -276,13 +277,13 @@ class Layer:
     frozen: bool = False
 
     def __post_init__(self) -> None:
-        inputs.settle(self, _LAYER, "Layer: ")
+        values.settle(self, _LAYER, "Layer: ")
 
 
-_LAYER: dict[str, inputs.Check] = {
+_LAYER: dict[str, values.Check] = {
     "rate": _NOT_NEGATIVE,
-    "weight_decay": inputs.optional(_NOT_NEGATIVE),
-    "frozen": inputs.boolean,
+    "weight_decay": values.optional(_NOT_NEGATIVE),
+    "frozen": values.boolean,
 }
 
 
@@ -379,17 +380,17 @@ class Optimizer:
     learning_rate: float | Schedule
     layers: Mapping[int, Layer] = field(default_factory=dict, kw_only=True)
 
-    checks: ClassVar[dict[str, inputs.Check]] = {
+    checks: ClassVar[dict[str, values.Check]] = {
         "learning_rate": _rate,
-        "momentum": functools.partial(inputs.number, least=0, most=1),
+        "momentum": functools.partial(values.number, least=0, most=1),
         "beta1": _SHARE,
         "beta2": _SHARE,
         "alpha": _SHARE,
-        "epsilon": functools.partial(inputs.number, above=0),
+        "epsilon": functools.partial(values.number, above=0),
         "weight_decay": _NOT_NEGATIVE,
-        "nesterov": inputs.boolean,
-        "epsilon_hat": inputs.boolean,
-        "velocity": functools.partial(inputs.one_of, known=("steps", "gradients")),
+        "nesterov": values.boolean,
+        "epsilon_hat": values.boolean,
+        "velocity": functools.partial(values.one_of, known=("steps", "gradients")),
     }
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -455,7 +456,7 @@ class Optimizer:
         """Raise a ValueError if epsilon is not a number of this dtype, so that a gradient of 0 would be divided by 0."""
         epsilon = getattr(self, "epsilon", 1.0)
         least = epsilon * math.sqrt(1 - getattr(self, "beta2", 0.0))  # at the first update
-        smallest, largest = inputs.RANGES[dtype]
+        smallest, largest = values.RANGES[dtype]
         if not (smallest <= least and epsilon <= largest):
             raise ValueError(
                 f"{type(self).__name__}: epsilon, and where there is a beta2 epsilon * sqrt(1 - beta2), must be a number that "

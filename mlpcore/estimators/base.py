@@ -33,12 +33,12 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
+from mlpcore.checks import arrays, values
+from mlpcore.checks.errors import DeviceUnavailable
 from mlpcore.core import activations as activation_sheet
-from mlpcore.core import inputs
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation
-from mlpcore.core.errors import DeviceUnavailable
 from mlpcore.core.losses import Loss
 from mlpcore.core.optimizers import SGD, Adam
 from mlpcore.estimators.epochs import SPARSE_BYTES, Rows, Run, epoch, restore, state_of
@@ -179,7 +179,7 @@ class Estimator(BaseEstimator, ABC):
         hidden = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
         if np.any(np.array(hidden) <= 0):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
-        hidden = [inputs.positive_integer(n, f"hidden_layer_sizes[{i}]", most=WIDEST) for i, n in enumerate(hidden)]
+        hidden = [values.positive_integer(n, f"hidden_layer_sizes[{i}]", most=WIDEST) for i, n in enumerate(hidden)]
         first = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
         if validation is not None and self.solver not in STOCHASTIC:
             raise ValueError(f"validation needs solver='adam' or 'sgd': {self.solver!r} has no epochs to score")
@@ -520,8 +520,8 @@ class Estimator(BaseEstimator, ABC):
         return X, y
 
     def _adopted(self, X: Any, reset: bool) -> Any:
-        X = inputs.matrix(X, None, adopt=devices.adopter(devices.of(X, "X")))
-        inputs.require_finite(X, "X")
+        X = arrays.matrix(X, None, adopt=devices.adopter(devices.of(X, "X")))
+        arrays.require_finite(X, "X")
         _check_n_features(self, X, reset=reset)
         return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
 

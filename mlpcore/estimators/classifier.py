@@ -18,9 +18,9 @@ from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
 
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
+from mlpcore.checks.errors import shown
 from mlpcore.core import losses as loss_sheet
-from mlpcore.core.errors import shown
 from mlpcore.core.losses import Loss
 from mlpcore.estimators.base import STOCHASTIC, Array, Estimator, host
 from mlpcore.mlp import MLP

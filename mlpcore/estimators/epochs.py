@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.utils import gen_batches
 
-from mlpcore import callbacks as hooks
-from mlpcore.backends import device as devices
-from mlpcore.core.errors import NonFiniteLoss
+from mlpcore.backends import devices
+from mlpcore.checks.errors import NonFiniteLoss
 from mlpcore.trainer import Trainer
+from mlpcore.training import callbacks as hooks
 
 Array = NDArray[Any]
 SPARSE_BYTES = 64 << 20  # of the rows of a sparse X that are made dense in one go

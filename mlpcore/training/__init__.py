@@ -1,1 +1,1 @@
-"""The plan, the chunks, the step."""
+"""The loop over epochs and what accompanies it: callbacks, scores, checkpoints."""

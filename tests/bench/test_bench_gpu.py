@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from bench import kernels, store
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 from tests.cuda_on_cpu import compiler
 from tests.cuda_on_cpu.device import CpuDevice
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None and "CI" not in os.e
 PLAYED = """
 import dataclasses
 from bench import bounds, cases
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 from tests.cuda_on_cpu.device import CpuDevice
 
 devices._opened["cuda:0"] = CpuDevice()

@@ -9,8 +9,8 @@ import pytest
 from bench import launch_plan
 from bench.cases import CASES, Case, Point
 from bench.launch_plan import Call, Moved, Multiplication, NotingDevice, count, least, moved
-from mlpcore.backends import cuda_source
-from mlpcore.backends.products import Product
+from mlpcore.backends.cuda import source as cuda_source
+from mlpcore.backends.cuda.gemm import Product
 
 TINY = Case("tiny", (8, 4, 3), "relu", "squared_error")
 BATCH, PARAMETERS = 16, 8 * 4 + 4 * 3 + 4 + 3

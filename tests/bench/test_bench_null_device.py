@@ -9,9 +9,9 @@ import pytest
 import mlpcore as mc
 from bench import null_device
 from bench.null_device import NullDevice
-from mlpcore.backends import device as devices
-from mlpcore.backends.cuda_device import Device
-from mlpcore.core.errors import DeviceUnavailable
+from mlpcore.backends import devices
+from mlpcore.backends.cuda.device import Device
+from mlpcore.checks.errors import DeviceUnavailable
 
 METHODS = [name for name, one in vars(Device).items() if inspect.isfunction(one) and name[0] != "_"]
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from bench.gpu import check, clock, kit, probe, profiled, resume, run, sanitized, steps, warm
-from mlpcore.backends import device as devices
-from mlpcore.training import cuda_graph
+from mlpcore.backends import devices
+from mlpcore.engine import graph_step
 from tests.cuda.nvrtc import compile_kernels
 from tests.cuda.test_compile import FOUND
 from tests.cuda_on_cpu import device as emulator
@@ -119,7 +119,7 @@ def test_instances_are_compiled_and_those_that_cannot_be_fail_the_section(played
 
 
 def test_steps_are_taken_apart(played, tmp_path, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "UNROLLED", 8)
+    monkeypatch.setattr(graph_step, "UNROLLED", 8)
     assert steps.main(["--small", "--out", str(tmp_path)]) == 0
     whole, chunked = entries(tmp_path, "steps").values()
     assert (whole["chunks"], whole["layers fused, of"][1]) == (1, 2)
@@ -368,7 +368,7 @@ def test_a_broken_context_ends_the_process_and_blames_its_test(broken_after_one,
     if worker:
         with open(broken_after_one / "conftest.py", "a") as file:
             file.write("def pytest_configure(config): config.workerinput = {}\n")
-    pretend = "from mlpcore.backends import device\ndevice.why_no_cuda = lambda: ''\n"
+    pretend = "from mlpcore.backends import devices\ndevices.why_no_cuda = lambda: ''\n"
     (broken_after_one / "sitecustomize.py").write_text(pretend)
     done = pytest_run(broken_after_one, PYTHONPATH=f"{broken_after_one}{os.pathsep}{root}")
     assert done.returncode == 86

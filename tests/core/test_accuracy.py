@@ -10,8 +10,8 @@ from mpmath import mpf
 import mlpcore as mc
 from bench import accuracy
 from bench.accuracy import BOUND, CASES, DTYPES, QUANTITIES
-from mlpcore.backends.cupy_reference import CupyReference
-from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.backends.cuda.eager import CupyReference
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, losses
 
 CROSS_ENTROPY = losses.pair(losses.CROSS_ENTROPY, activations.SOFTMAX)

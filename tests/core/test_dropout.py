@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, dropout
 from mlpcore.core.activations import Activation
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import mlpcore as mc
 from mlpcore import kernel_files
-from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, formulas, losses, optimizers
 from mlpcore.core.formulas import Program
 from tests.formula_text import NOT_ANALYTIC, NUMPY, value

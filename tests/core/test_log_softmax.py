@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations
 
 rng = np.random.default_rng(0)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.optimizers import Progress
-from mlpcore.training.step import Update
+from mlpcore.engine.cpu_step import Update
 
 # A loss that is linear in the output has whatever gradient the targets say: dW = Xᵀ Y / m, db = the mean of Y.
 LINEAR = mc.Loss("linear", "y * z", "y + 0 * z")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mpmath import mp
 
-from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, special
 from mlpcore.core.formulas import Program
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mlpcore.backends import cuda_source
+from mlpcore.backends.cuda import source as cuda_source
 from mlpcore.core import activations, dropout, losses, optimizers
 from mlpcore.core.activations import Activation
 from mlpcore.core.formulas import program

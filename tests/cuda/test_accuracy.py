@@ -7,7 +7,8 @@ import pytest
 
 from bench import accuracy
 from bench.accuracy import BOUND, CASES, DTYPES, QUANTITIES
-from mlpcore.backends import cuda_source, launches
+from mlpcore.backends.cuda import grids as launches
+from mlpcore.backends.cuda import source as cuda_source
 from tests.cuda_on_cpu import compiler
 from tests.cuda_on_cpu.device import CpuDevice
 

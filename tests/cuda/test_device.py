@@ -9,9 +9,9 @@ import threading
 import numpy as np
 import pytest
 
-from mlpcore.backends import products
-from mlpcore.backends.cuda_device import Launch
-from mlpcore.backends.products import Product
+from mlpcore.backends.cuda import gemm as products
+from mlpcore.backends.cuda.device import Launch
+from mlpcore.backends.cuda.gemm import Product
 from tests.cuda.trial import fresh, launch, read, stored
 from tests.cuda_on_cpu import compiler
 from tests.cuda_on_cpu.device import CpuDevice

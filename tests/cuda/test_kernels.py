@@ -13,11 +13,13 @@ import shutil
 import numpy as np
 import pytest
 
-from mlpcore.backends import cuda_slot, cuda_source, launches
-from mlpcore.backends.cuda_device import Launch
-from mlpcore.backends.cuda_slot import CONTROL, Scalar, Status
-from mlpcore.backends.cuda_step import SET_SLOT
-from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.backends.cuda import grids as launches
+from mlpcore.backends.cuda import slot as cuda_slot
+from mlpcore.backends.cuda import source as cuda_source
+from mlpcore.backends.cuda.device import Launch
+from mlpcore.backends.cuda.slot import CONTROL, Scalar, Status
+from mlpcore.backends.cuda.step_kernels import SET_SLOT
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, dropout, losses, optimizers, targets
 from mlpcore.core.formulas import program
 from tests.cuda import instances

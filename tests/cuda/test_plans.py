@@ -8,9 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlpcore.backends import cuda_ops, cuda_slot, cuda_source, device, launches, products
-from mlpcore.backends.cupy_reference import CupyReference
-from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.backends import devices as device
+from mlpcore.backends.cuda import gemm as products
+from mlpcore.backends.cuda import grids as launches
+from mlpcore.backends.cuda import ops as cuda_ops
+from mlpcore.backends.cuda import slot as cuda_slot
+from mlpcore.backends.cuda import source as cuda_source
+from mlpcore.backends.cuda.eager import CupyReference
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, losses
 from mlpcore.core.formulas import program
 from tests.cuda_on_cpu.device import CpuDevice, algorithm, matrix, narrow, widen

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore import sources
-from mlpcore.backends import cuda_slot, cuda_step
-from mlpcore.backends import device as devices
-from mlpcore.sources import Rows
-from mlpcore.training import cuda_graph
-from mlpcore.training.cuda_graph import GraphStep
+from mlpcore.backends import devices
+from mlpcore.backends.cuda import slot as cuda_slot
+from mlpcore.backends.cuda import step_kernels
+from mlpcore.data import epochs as sources
+from mlpcore.data.epochs import Rows
+from mlpcore.engine import graph_step
+from mlpcore.engine.graph_step import GraphStep
 from tests.cuda_on_cpu.device import CpuDevice, algorithm
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++")
@@ -28,7 +29,7 @@ ROWS = 60
 def device(monkeypatch):
     """A CUDA device that is none, whose graphs hold 8 chunks; algorithms are chosen anew."""
     opened = CpuDevice()
-    monkeypatch.setattr(cuda_graph, "UNROLLED", 8)
+    monkeypatch.setattr(graph_step, "UNROLLED", 8)
     monkeypatch.setitem(devices._opened, "cuda:0", opened)
     monkeypatch.setattr(devices, "_algorithms", {})
     return opened
@@ -465,7 +466,7 @@ def test_float16_recovers_from_an_overflow_by_a_smaller_loss_scale(device):
 
 
 def test_the_loss_scale_grows_after_enough_good_steps(device, monkeypatch):
-    monkeypatch.setattr(cuda_step, "GROWTH", 3)
+    monkeypatch.setattr(step_kernels, "GROWTH", 3)
     X, Y, _ = data("identity")
     one = trainer("cuda", "squared_error", "identity", precision="float16", optimizer=mc.SGD(1e-4))
     first = None
@@ -785,14 +786,14 @@ def test_a_run_of_more_steps_than_one_launch_holds_is_cut(device, monkeypatch):
     one = trainer("cuda")
     one.fit(X, Y, epochs=1, batch_size=5, progress=False)
     assert (len(replays), one.progress.step) == (3, 12)
-    monkeypatch.setattr(cuda_graph, "NODES", 1)
+    monkeypatch.setattr(graph_step, "NODES", 1)
     replays.clear()
     one.fit(X, Y, epochs=1, batch_size=5, progress=False)
     assert len(replays) == 12
 
 
 def test_steps_of_more_chunks_than_one_graph_holds_are_launched_one_by_one(device, monkeypatch):
-    monkeypatch.setattr(cuda_graph, "UNROLLED", 64)
+    monkeypatch.setattr(graph_step, "UNROLLED", 64)
     X, Y, _ = data()
     X, Y, found = np.tile(X, (3, 1))[:130], np.tile(Y, 3)[:130], []
     for callbacks in ([], [AtEachStep()]):
@@ -884,7 +885,7 @@ def test_rows_from_the_host_and_large_steps_are_launched_one_by_one(device, monk
     given = one.prepare(X, Y).inputs
     assert one._step.together(10, given) > 1
     assert one._step.together(10, given._replace(host=True)) == 1
-    monkeypatch.setattr(cuda_graph, "WORTHWHILE", 6 * 9 * one.net.layout.weights)
+    monkeypatch.setattr(graph_step, "WORTHWHILE", 6 * 9 * one.net.layout.weights)
     assert one._step.together(10, given) == 1
 
 

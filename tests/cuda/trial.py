@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mlpcore.backends.cuda_device import Launch
+from mlpcore.backends.cuda.device import Launch
 from tests.cuda_on_cpu.device import POISON, CpuDevice, extent, narrow, widen
 
 ORDERS = (0, 1, 7)  # in order, reversed, shuffled

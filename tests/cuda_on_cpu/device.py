@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlpcore.backends.cuda_device import Launch
-from mlpcore.backends.products import Product
-from mlpcore.core.inputs import host_array
+from mlpcore.backends.cuda.device import Launch
+from mlpcore.backends.cuda.gemm import Product
+from mlpcore.checks.arrays import host_array
 from tests.cuda_on_cpu import compiler
 
 POISON = 0xFF

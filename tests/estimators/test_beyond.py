@@ -16,7 +16,7 @@ from sklearn.preprocessing import scale
 from sklearn.utils import compute_class_weight
 
 import mlpcore as mc
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 from mlpcore.estimators import MLPClassifier, MLPRegressor
 from mlpcore.estimators.epochs import Rows
 

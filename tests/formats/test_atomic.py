@@ -15,7 +15,7 @@ import warnings
 
 import pytest
 
-from mlpcore.formats import atomic
+from mlpcore.io import atomic
 
 ROOT = os.geteuid() == 0
 NOBODY = 65534

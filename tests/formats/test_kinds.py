@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import mlpcore as mc
-from mlpcore.formats import kinds, model_file
+from mlpcore.io import kinds, model_file
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((30, 2)), RNG.standard_normal((30, 1))

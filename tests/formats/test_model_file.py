@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
 from safetensors.numpy import load_file
 
 import mlpcore as mc
-from mlpcore.formats import atomic, model_file
+from mlpcore.io import atomic, model_file
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 
 import mlpcore as mc
-from mlpcore import data
 from mlpcore.cli import main
+from mlpcore.cli.export import export
 from mlpcore.core import activations
 from mlpcore.core.formulas import FUNCTIONS
-from mlpcore.export import export
+from mlpcore.tables import datasets as data
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 EDGES = np.array(
@@ -280,7 +280,7 @@ def test_without_onnx_and_without_a_folder_it_says_so(tmp_path, monkeypatch):
 
 
 def test_parameters_beyond_what_protobuf_holds_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlpcore.formats.onnx_file.LARGEST", 31)
+    monkeypatch.setattr("mlpcore.io.onnx_file.LARGEST", 31)
     with pytest.raises(ValueError, match="32 bytes; an ONNX file holds at most 2 GiB"):
         mc.MLP([3, 2]).to_onnx(tmp_path / "net.onnx")
     assert not os.listdir(tmp_path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlpcore.core.inputs import host_array
+from mlpcore.checks.arrays import host_array
 from tests.cuda_on_cpu.device import CpuDevice
 
 METHODS = ("sum", "min", "max", "any", "all", "argmax", "argmin", "take", "copy", "ravel", "mean", "fill", "cumsum")

@@ -5,7 +5,7 @@ import pytest
 
 from bench import accuracy
 from bench.accuracy import BOUND, CASES, DTYPES, QUANTITIES
-from mlpcore.backends.cuda_ops import CudaOps
+from mlpcore.backends.cuda.ops import CudaOps
 from mlpcore.core import activations, losses
 
 

@@ -4,7 +4,8 @@ import ctypes
 
 import pytest
 
-from mlpcore.backends import cublaslt, products
+from mlpcore.backends.cuda import cublaslt
+from mlpcore.backends.cuda import gemm as products
 
 pytestmark = pytest.mark.gpu
 

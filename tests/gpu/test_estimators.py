@@ -10,7 +10,7 @@ from sklearn.datasets import load_diabetes, load_wine
 from sklearn.preprocessing import scale
 
 from mlpcore import estimators
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 
 WINE, DIABETES = (scale(load_wine().data), load_wine().target), (scale(load_diabetes().data), load_diabetes().target)
 BOTH = [(name, data) for name, data in (("MLPClassifier", WINE), ("MLPRegressor", DIABETES))]

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends import cuda_slot, launches
-from mlpcore.backends.cuda_ops import CudaOps
+from mlpcore.backends.cuda import grids as launches
+from mlpcore.backends.cuda import slot as cuda_slot
+from mlpcore.backends.cuda.ops import CudaOps
 from mlpcore.core import activations, losses
 from tests.gpu.test_training import ROWS, data, near, trainer
 
@@ -476,7 +477,7 @@ def test_a_batch_of_a_million_rows(cupy):
 
 
 def test_the_kernels_leave_room_for_their_own_shared_memory(gpu):
-    from mlpcore.backends import cuda_source
+    from mlpcore.backends.cuda import source as cuda_source
 
     kernel = gpu.kernel(cuda_source.text("losses.cu"), "softmax_cross_entropy<double>")
     with gpu.device:

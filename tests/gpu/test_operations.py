@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from mlpcore.backends.cuda_device import Launch
-from mlpcore.backends.cuda_ops import EPILOGUES, OWN, CudaOps
-from mlpcore.backends.cupy_reference import CupyReference
-from mlpcore.backends.numpy_ops import NumpyOps
-from mlpcore.backends.products import describe
+from mlpcore.backends.cuda.device import Launch
+from mlpcore.backends.cuda.eager import CupyReference
+from mlpcore.backends.cuda.gemm import describe
+from mlpcore.backends.cuda.ops import EPILOGUES, OWN, CudaOps
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, losses
 from mlpcore.core.formulas import program
 from mlpcore.core.ops import accumulator

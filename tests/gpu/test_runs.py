@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 from tests.gpu.test_training import data, host, near, trainer
 
 FIT = {"epochs": 3, "batch_size": 13, "progress": False}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends.cupy_reference import CupyReference
+from mlpcore.backends.cuda.eager import CupyReference
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.optimizers import Progress
-from mlpcore.training.step import Step
+from mlpcore.engine.cpu_step import Step
 
 ROWS, SIZES = 61, [7, 17, 12, 5]
 PAIRS = {

@@ -30,7 +30,7 @@ import numpy as np
 
 import mlpcore as mc
 from mlpcore import cli
-from mlpcore.core.errors import shown as _shown
+from mlpcore.checks.errors import shown as _shown
 
 SECONDS = 20  # that one call may take
 LONGEST = 500  # characters of a message that repeats no path

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.formats import atomic, kinds
+from mlpcore.io import atomic, kinds
 from tests.formats.test_atomic import ended, forked
 
 RNG = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.formats import model_file
+from mlpcore.io import model_file
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((8, 2)), RNG.standard_normal((8, 1))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends import device as devices
+from mlpcore.backends import devices
 from tests.cuda_on_cpu.device import CpuDevice
 from tests.test_checkpoint import FIT, X, Y, make, state
 
@@ -683,7 +683,7 @@ assert pids[0] and os.waitpid(pids[0], 0)[1] == 0
 
 WATCHED = tuple(
     os.path.join(ROOT, "mlpcore", *name.split("/"))
-    for name in ("run.py", "trainer.py", "training/step.py", "training/cuda_graph.py")
+    for name in ("run.py", "trainer.py", "engine/cpu_step.py", "engine/graph_step.py")
 )
 
 

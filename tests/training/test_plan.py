@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore import derivatives
-from mlpcore.backends import device as devices
-from mlpcore.backends.numpy_ops import NumpyOps
+from mlpcore.backends import devices
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.ops import Buffer
-from mlpcore.training import chunks
-from mlpcore.training import plan as planning
-from mlpcore.training.plan import Inputs, parse_bytes
+from mlpcore.engine import chunks, derivatives
+from mlpcore.engine import plan as planning
+from mlpcore.engine.plan import Inputs, parse_bytes
 
 LARGE = 2048  # bytes: what is smaller are 0-d arrays, not buffers
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlpcore as mc
-from mlpcore.training.chunks import cut
+from mlpcore.engine.chunks import cut
 
 PAIRS = [
     ("identity", "squared_error"), ("identity", ("huber", 0.5)), ("tanh", "log_cosh"), ("softmax", "squared_error"),
@@ -388,7 +388,7 @@ def test_two_trainers_of_one_network_see_each_others_updates():
 def test_a_step_on_several_threads_limits_blas_while_it_runs_and_puts_its_setting_back():
     code = """
 import numpy as np, mlpcore as mc
-from mlpcore.backends import blas
+from mlpcore.backends.numpy import blas
 count = lambda: {pool["num_threads"] for pool in blas.describe()}
 print(count())
 trainer = mc.Trainer(mc.MLP([3, 8, 2]), loss="squared_error", workers=2, chunk_rows=100)
@@ -414,7 +414,7 @@ print(count())
 def test_blas_gets_one_thread_where_a_cache_holds_the_parameters_and_rows_are_few(rows, sizes, threads):
     code = f"""
 import numpy as np, mlpcore as mc
-from mlpcore.backends import blas
+from mlpcore.backends.numpy import blas
 trainer = mc.Trainer(mc.MLP({sizes}, output="softmax"), optimizer=mc.SGD(0.1))
 seen, update = [], trainer._step._update
 def look(*arguments):

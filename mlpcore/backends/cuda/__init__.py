@@ -1,0 +1,1 @@
+"""CUDA: fused kernels, matrix products and the device that runs them."""

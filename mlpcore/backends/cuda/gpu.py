@@ -1,0 +1,320 @@
+"""`Device` on an NVIDIA GPU, through CuPy: its memory pool, kernels through `RawModule`, products by cuBLASLt, CUDA graphs.
+
+The only module that imports CuPy. It is imported when a CUDA device is asked for, or looked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import statistics
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import cupy
+import cupyx
+import numpy as np
+
+from mlpcore.backends.cuda.cublaslt import CublasLt
+from mlpcore.backends.cuda.device import Launch, Mark
+from mlpcore.backends.cuda.gemm import Product
+from mlpcore.checks import arrays
+from mlpcore.checks.errors import DeviceUnavailable
+from mlpcore.core.ops import Array
+
+log = logging.getLogger("mlpcore")
+OLDEST = (14, 2)  # of CuPy: reads template instances back from its disk cache
+PRODUCT_WORKSPACE = 32 << 20  # bytes: what cuBLAS itself takes on Hopper
+RUNS, LONG = 16, 2e-4  # of what is timed in one graph, unless it takes so many seconds
+AHEAD, TIMED = 2, 5  # graphs launched before the one that is timed, and how often
+PER_THREAD = 2  # cudaStreamPerThread: the same number in all threads
+
+
+@functools.cache
+def why_not() -> str:
+    """Why CUDA cannot be used though CuPy is there, with what to do about it; "" where it can."""
+    version = tuple(int(part) for part in cupy.__version__.split(".")[:2] if part.isdigit())
+    if version < OLDEST:
+        return f"CuPy {cupy.__version__} is too old: {'.'.join(map(str, OLDEST))} or later is needed"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"CuPy finds no usable NVIDIA driver or GPU ({error}): install the driver, or use device='cpu'"
+    if count == 0:
+        return "CuPy finds no NVIDIA GPU: use device='cpu'"
+    try:
+        cupy.RawKernel('extern "C" __global__ void nothing() {}', "nothing").compile()
+    except (cupy.cuda.compiler.CompileException, RuntimeError, OSError, ImportError) as error:
+        last = str(error).strip().splitlines()[-1]
+        return f"NVRTC cannot compile ({last}): pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]'"
+    return ""
+
+
+def describe() -> str:
+    """Device 0 and the versions of what drives it, in a line."""
+    runtime = cupy.cuda.runtime
+    found = runtime.getDeviceProperties(0)
+    gpu = f"{found['name'].decode()}, sm_{found['major']}{found['minor']}, {found['totalGlobalMem'] >> 30} GiB"
+    return f"{gpu}; driver {runtime.driverGetVersion()}, runtime {runtime.runtimeGetVersion()}, {products_by()}"
+
+
+@functools.cache
+def products(index: int) -> CublasLt | None:
+    """CuBLASLt for one GPU (a handle belongs to the GPU that it was made on), or None where it cannot be loaded."""
+    try:
+        return CublasLt()
+    except OSError:
+        return None
+
+
+def products_by() -> str:
+    """What multiplies matrices, for people."""
+    library = products(0)
+    return f"cuBLASLt {library.version}" if library else "cuBLASLt cannot be loaded: unfused CuPy operations, without graphs"
+
+
+def _argument(x: object) -> object:
+    """Return what CuPy passes for a kernel's argument without looking at it again, and keeps alive."""
+    if isinstance(x, cupy.ndarray):
+        return x.data
+    value: object = 0 if x is None else x
+    return cupy.cuda.function.CNumpyArray(np.asarray(value))  # takes the address of its bytes
+
+
+class GraphRecording:
+    """A captured CUDA graph."""
+
+    def __init__(self, graph: Any):
+        self.graph = graph
+
+    def replay(self) -> None:
+        """Launch it on the current stream. The caller holds `active()`."""
+        self.graph.launch()
+
+
+class CupyDevice:
+    """An NVIDIA GPU.
+
+    Args:
+        index: which one.
+
+    Raises:
+        DeviceUnavailable: there are not so many.
+    """
+
+    xp: Any = cupy
+    product_workspace = PRODUCT_WORKSPACE
+
+    def __init__(self, index: int):
+        count = cupy.cuda.runtime.getDeviceCount()
+        if index >= count:
+            raise DeviceUnavailable(f"device='cuda:{index}': there {'is 1 GPU' if count == 1 else f'are {count} GPUs'}")
+        self.index, self.name = index, f"cuda:{index}"
+        self.device = cupy.cuda.Device(index)
+        self.multiprocessors = int(self.device.attributes["MultiProcessorCount"])
+        self.products = products(index)
+        model = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
+        self.captures, self.library = self.products is not None, f"{products_by()} on {model}"
+        self.lock: AbstractContextManager[object] = threading.RLock()
+        if not self.captures:
+            log.warning("%s: %s", self.name, self.library)
+        self._kernels: dict[tuple[str, str], Any] = {}
+        with self.device:
+            self._copies = cupy.cuda.Stream(non_blocking=True)
+
+    def active(self) -> AbstractContextManager[object]:
+        """Makes this CuPy's current device inside the `with` block."""
+        device: AbstractContextManager[object] = cupy.cuda.Device(self.index)  # a new one: it remembers where to go back to
+        return device
+
+    # -- memory and kernels --
+
+    def empty(self, nbytes: int) -> Array:
+        """`nbytes` of uninitialised device memory, as a 1-D uint8 array."""
+        with self.device:
+            return cupy.empty(nbytes, cupy.uint8)
+
+    def free_bytes(self) -> int:
+        """Memory that CuPy may still take: what the GPU has left, and what CuPy's pool holds unused."""
+        with self.device:
+            return int(cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes())
+
+    def address(self, array: Array) -> int:
+        """Where the array begins in the device's memory."""
+        return int(array.data.ptr)
+
+    def kernel(self, source: str, name: str) -> Any:
+        """The kernel instance `name` of a source; compiled once (CuPy keeps it on disk), then kept and loaded."""
+        if (source, name) not in self._kernels:
+            with self.device, self.lock:
+                code = source.encode("ascii", "ignore").decode()  # comments; CuPy writes it to a file in the locale's encoding
+                module = cupy.RawModule(code=code, options=("--std=c++17",), name_expressions=(name,))
+                kernel = module.get_function(name)
+                _ = kernel.num_regs  # loads it: a first launch inside a capture would
+            self._kernels[source, name] = kernel
+        return self._kernels[source, name]
+
+    def launch(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> None:
+        """Run a kernel on the current stream."""
+        given = tuple(0 if x is None else x for x in arguments)  # CuPy makes no null pointer of None (its issue 9046)
+        kernel(launch.grid, launch.block, given, shared_mem=launch.shared)
+
+    def bind(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> Callable[[], None]:
+        """Prepare a launch whose arguments are these same objects at each call."""
+        with self.device:
+            function = kernel.kernel  # `RawKernel.__call__` looks it up by the current device
+        given = tuple(map(_argument, arguments))
+        return functools.partial(function, launch.grid, launch.block, given, launch.shared)
+
+    # -- products --
+
+    def algorithms(self, product: Product) -> Sequence[bytes]:
+        """CuBLASLt's candidates, the likeliest to be fast first."""
+        assert self.products is not None
+        with self.device:
+            found = self.products.algorithms(product, PRODUCT_WORKSPACE)
+        if not found and not product.epilogue:
+            raise RuntimeError(f"cuBLASLt has no algorithm for {product}")
+        return found
+
+    def multiply(
+        self, product: Product, algorithm: bytes, left: int, right: int, result: int, bias: int, aux: int, workspace: int
+    ) -> None:
+        """Run a matrix product on the current stream."""
+        assert self.products is not None
+        stream = cupy.cuda.get_current_stream().ptr
+        self.products.multiply(product, algorithm, left, right, result, bias, aux, workspace, PRODUCT_WORKSPACE, stream)
+
+    def seconds(self, run: Callable[[], None]) -> float:
+        """Return how long the device takes for `run`: the median by events, from graphs of several runs.
+
+        Events around a launch on an idle stream measure how long the host takes to launch. So the graph that is timed is
+        launched while the device is still busy with those before it.
+        """
+
+        def several() -> None:
+            for _ in range(runs):
+                run()
+
+        with self.device, self.lock:
+            run()  # loads what a first call loads, or is refused, before anything is captured
+            runs = 1 if min(self._elapsed(run) for _ in range(3)) > LONG else RUNS
+            graph = self.record(several)
+            times = []
+            for _ in range(TIMED):
+                for _ in range(AHEAD):
+                    graph.replay()
+                times.append(self._elapsed(graph.replay))
+        return statistics.median(times) / runs
+
+    @staticmethod
+    def _elapsed(run: Callable[[], None]) -> float:
+        """Seconds between two events around what `run` launches; waits for it."""
+        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        return float(cupy.cuda.get_elapsed_time(start, stop)) / 1e3
+
+    # -- recording --
+
+    def record(self, run: Callable[[], None]) -> GraphRecording:
+        """What `run` launches, captured as a CUDA graph."""
+        with self.device, self.lock, cupy.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
+            try:
+                run()
+            except BaseException:
+                with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # of the capture that failed
+                    stream.end_capture()
+                raise
+            return GraphRecording(stream.end_capture())
+
+    # -- arrays of the host and of the device --
+
+    def holds(self, array: Array) -> bool:
+        """Whether an array lies in this device's memory."""
+        return isinstance(array, cupy.ndarray)
+
+    def adopt(self, value: object, name: str) -> Array:
+        """What a user passed as an argument: an array of this device's, without a copy, or one of NumPy's."""
+        if not isinstance(value, cupy.ndarray):
+            if arrays.gpu(value, name) is None:
+                return arrays.host_array(value, name)
+            value = (
+                cupy.from_dlpack(value) if hasattr(value, "__dlpack__") else cupy.asarray(value)
+            )  # DLPack orders the streams
+        assert isinstance(value, cupy.ndarray)
+        if value.device.id != self.index:
+            raise ValueError(f"{name} lies on cuda:{value.device.id}; the network on {self.name}")
+        return value
+
+    def to_device(self, array: Array) -> Array:
+        """The array on this device."""
+        with self.device:
+            return cupy.asarray(array)
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """The array as NumPy's; waits for it."""
+        with self.device:
+            host: np.ndarray = cupy.asnumpy(array)
+            return host
+
+    def host_buffer(self, nbytes: int) -> np.ndarray:
+        """Page-locked host memory, as a 1-D uint8 array."""
+        with self.device:
+            buffer: np.ndarray = cupyx.empty_pinned(nbytes, np.uint8)
+            return buffer
+
+    def upload(self, source: np.ndarray, destination: Array, after: Mark | None) -> Mark:
+        """Copy page-locked memory to the device on a stream of its own, once `after` has passed; the mark of its end."""
+        with self.device:
+            if after is not None:
+                self._copies.wait_event(after)
+            destination.data.copy_from_host_async(source.ctypes.data, source.nbytes, self._copies)
+            return self._event(self._copies)
+
+    # -- order --
+
+    @staticmethod
+    def _event(stream: Any) -> Mark:
+        event = cupy.cuda.Event(disable_timing=True)
+        event.record(stream)
+        return event
+
+    def mark(self) -> Mark:
+        """The point that the current stream has been asked to reach so far."""
+        with self.device:
+            return self._event(cupy.cuda.get_current_stream())
+
+    def wait(self, mark: Mark) -> None:
+        """Let the current stream wait for a mark."""
+        with self.device:
+            cupy.cuda.get_current_stream().wait_event(mark)
+
+    def settle(self, mark: Mark) -> None:
+        """Wait, here on the host, for a mark."""
+        mark.synchronize()
+
+    def follow(self, stream: object) -> tuple[Any, threading.Thread | None]:
+        """Let the current stream, which is returned, wait for what `stream` (None: none) has been asked so far.
+
+        A per-thread default stream, which has one number in all threads, is returned with its thread.
+        """
+        now = cupy.cuda.get_current_stream(self.index)
+        current = now, threading.current_thread() if now.ptr == PER_THREAD else None
+        if stream is None or current == stream:
+            return current
+        assert isinstance(stream, tuple)
+        theirs, thread = stream
+        with self.device:
+            if thread in (None, current[1]):
+                now.wait_event(self._event(theirs))
+            else:  # a default stream of another thread, into which this one can put no event
+                with self.lock:
+                    cupy.cuda.runtime.deviceSynchronize()
+        return current

@@ -1,0 +1,256 @@
+"""The kernels around the chunks of a captured step: slot, rows, norm and finite test, update.
+
+    set_slot | sum_weights, per chunk: gather … | prepare_update, update
+
+The slot is written by a launch of its own before the graph, so that a replay reads other rows,
+rates and addresses.
+"""
+
+from __future__ import annotations
+
+import array
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from mlpcore.backends.cuda import grids as launches
+from mlpcore.backends.cuda import source as cuda_source
+from mlpcore.backends.cuda.device import Launch
+from mlpcore.backends.cuda.ops import CudaOps
+from mlpcore.backends.cuda.slot import APPLIED, CONTROL, SEGMENT, SETTINGS, SLOT, WORD, Scalar, SlotRecord
+from mlpcore.core.formulas import Program
+from mlpcore.core.ops import Array, Buffer
+from mlpcore.core.optimizers import Segment
+
+SET_SLOT = Launch((1, 1), (128, 1))  # a thread for each word, and more
+FIRST_LOSS_SCALE, GROWTH = 65536.0, 2000  # of float16: where the loss scale begins, steps until it doubles
+
+_SOURCE, _ROW_STRIDE, _COLUMN_STRIDE = WORD["source"], WORD["row_stride"], WORD["column_stride"]
+_ROWS, _SOURCE_ROWS, _FIRST, _BATCH_ROW = WORD["rows"], WORD["source_rows"], WORD["first"], WORD["batch_row"]
+_BATCH_ROWS, _STEP, _ANSWER, _RESUME = WORD["batch_rows"], WORD["step"], WORD["answer"], WORD["resume"]
+_WEIGHT, _SETTINGS, _RATES = WORD["weight"], WORD["settings"], WORD["rates"]
+
+References = Sequence[Callable[[], Array | None]]
+
+
+def _nothing() -> None:
+    """Stand for a reference to an array that is not there."""
+
+
+def _same(references: References, sources: Sequence[Array | None]) -> bool:
+    """Return whether these arrays are those that are referred to; one that is gone is not None."""
+    x, y, w = references
+    weights = sources[2]
+    same = w is _nothing if weights is None else w() is weights
+    return same and x() is sources[0] and y() is sources[1]
+
+
+def _table(segments: Sequence[Segment]) -> np.ndarray:
+    """Return the segments as the bytes of their structs."""
+    rows = [(x.stop, x.weights, x.layer.frozen, x.layer.rate, -1.0 if x.decay is None else x.decay, x.missed) for x in segments]
+    table = np.array(rows, SEGMENT)
+    return table.view(np.uint8)
+
+
+class StepKernels:
+    """The kernels around a step's chunks, on the arrays that `buffers` lists.
+
+    Args:
+        ops: the operations whose stream, device and scratch are used.
+        program: the update's statements, scalars folded.
+        bounds: of what they do, as `cuda_source.update` takes them.
+        settings: names of the scalars that the host sets, in the slot's order: rate, l1, l2, then the optimizer's.
+        flags: those that are 0 on biases.
+        scaled: whether there is a loss scale.
+        wide: dtype of parameters, gradient and sums.
+        size: of the flat vectors.
+        segments: their parts, where layers have settings of their own; else none.
+    """
+
+    def __init__(
+        self, ops: CudaOps, program: Program, bounds: tuple[str, str], settings: Sequence[str], flags: Sequence[str],
+        scaled: bool, wide: str, size: int, segments: Sequence[Segment] = (),
+    ) -> None:  # fmt: skip
+        assert tuple(settings[:3]) == ("rate", "l1", "l2")
+        assert len(settings) <= SETTINGS, settings
+        self.ops, self.program, self.settings, self.flags, self.scaled = ops, program, settings, flags, scaled
+        self.type = cuda_source.TYPES[wide]
+        self.wide, self.bounds, self.segments = wide, bounds, segments
+        self._grid = launches.flat(size, ops.device.multiprocessors)
+
+    def buffers(self) -> list[Buffer]:
+        """Return the arrays that these kernels share."""
+        numbers = Scalar.FIRST_OF_UPDATE + max(2, len(self.segments)) * len(self.program.folded)
+        table = (len(self.segments) * SEGMENT.itemsize,)
+        own = [Buffer("segments", table, "uint8", "settings of layers")] if self.segments else []
+        return [
+            *own,
+            Buffer("scalars", (numbers,), self.wide, "1 / Σ w, loss scale, J, penalties, update's"),
+            Buffer("slot", (SLOT.itemsize,), "uint8", "addresses, sizes and rates of the step"),
+            Buffer("control", (CONTROL.itemsize,), "uint8", "update count, loss scale, faults"),
+            Buffer("sums", (2 * self._grid.grid[0],), self.wide, "of squares and penalties, two for each block"),
+            Buffer("finished", (1,), "uint32", "blocks that have added up theirs"),
+        ]
+
+    def use(self, arrays: Mapping[str, Array]) -> None:
+        """Take these arrays; the control block starts anew."""
+        self.scalars, self.slot, self.control = arrays["scalars"], arrays["slot"], arrays["control"]
+        self._sums, self._finished = arrays["sums"], arrays["finished"]
+        self.scalars[...] = 0
+        self._finished[...] = 0
+        self._segments = arrays.get("segments")
+        if self._segments is not None:
+            self._segments[...] = self.ops.device.to_device(_table(self.segments))
+        self.write_control(np.zeros((), CONTROL))
+        self.record = SlotRecord()
+        self._pointed: References = [_nothing] * 3  # what the record's sources belong to
+        self._before: tuple[References, array.array[int], int] = (self._pointed, array.array("q", bytes(8 * _ROWS)), 0)
+        kernel = self.ops.device.kernel(cuda_source.text("updates.cu"), f"set_slot<{self.type}>")
+        self._set_slot = self.ops.device.bind(kernel, SET_SLOT, (self.record.array, self.slot, self.control, self.scalars))
+
+    def scalar(self, entry: int) -> Array:
+        """Return one of the scalars, 0-d."""
+        return self.scalars[entry : entry + 1].reshape(())
+
+    def read_control(self) -> np.ndarray:
+        """Return the control block, 0-d; waits for the device."""
+        control: np.ndarray = self.ops.device.to_host(self.control).view(CONTROL)[0].copy()
+        return control
+
+    def write_control(self, control: np.ndarray) -> None:
+        """Set the control block."""
+        if not self.scaled or not control["loss_scale"]:
+            control["loss_scale"] = FIRST_LOSS_SCALE if self.scaled else 1.0
+        self.control[...] = self.ops.device.to_device(np.frombuffer(control.tobytes(), np.uint8))
+
+    # -- before the graph --
+
+    def set_values(self, values: Mapping[str, float]) -> None:
+        """Set the scalars of the optimizer's formulas, but for the rate, in the slots from here on."""
+        for i, name in enumerate(self.settings[1:], _SETTINGS + 1):
+            self.record.numbers[i] = values.get(name, 0.0)
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """Set the learning rates of the next slot's steps, the first of which comes first."""
+        numbers = self.record.numbers
+        numbers[_SETTINGS] = rates[0]
+        for i, rate in enumerate(rates, _RATES):
+            numbers[i] = rate
+
+    def set_slot(
+        self, sources: Sequence[Array | None], rows: Array | None, first: int, batch_row: int, batch_rows: int, step: int,
+        answer: int, weight: float, resume: bool,
+    ) -> None:  # fmt: skip
+        """Tell the next launches what to read.
+
+        Args:
+            sources: X, Y, row weights or None.
+            rows: row numbers of X, or None for all in order.
+            first: the entry of `rows`, or the row of X, that is row `batch_row` of the batch.
+            batch_rows: how much further on the next step of the same launch begins, 0 where it holds one step.
+            step: number of the update, from 1.
+            answer: address that the results go to, or 0.
+            weight: Σ w of the batch, 0 if the device is to find it.
+            resume: whether a step that has begun goes on.
+        """
+        words = self.record.words
+        if not _same(self._pointed, sources):
+            self._point(sources)
+        words[_ROWS] = 0 if rows is None else self.ops.device.address(rows)
+        words[_FIRST], words[_BATCH_ROW], words[_BATCH_ROWS] = first, batch_row, batch_rows
+        words[_STEP], words[_ANSWER], words[_RESUME] = step, answer, resume
+        self.record.numbers[_WEIGHT] = weight
+        self._set_slot()
+
+    def set_applied(self, step: int, answer: int) -> None:
+        """Tell the next launch to update by a gradient that is there: no rows, and no penalties beside those that it holds.
+
+        The penalties in the slot are 0 until `set_values` sets them anew.
+
+        Args:
+            step: number of the update, from 1.
+            answer: address that the results go to.
+        """
+        words, numbers = self.record.words, self.record.numbers
+        words[:_SOURCE_ROWS] = memoryview(bytes(8 * _SOURCE_ROWS)).cast("q")  # the rows of before may be gone
+        self._pointed = [_nothing] * 3
+        words[_BATCH_ROWS], words[_STEP], words[_ANSWER], words[_RESUME] = 0, step, answer, APPLIED
+        numbers[_WEIGHT] = 1.0
+        numbers[_SETTINGS + 1] = numbers[_SETTINGS + 2] = 0.0
+        self._set_slot()
+
+    def _point(self, sources: Sequence[Array | None]) -> None:
+        """Let the slot lead to X, Y and row weights.
+
+        The arrays before the last ones are remembered as well, since staged rows take turns.
+        """
+        words = self.record.words
+        before, self._before = self._before, (self._pointed, array.array("q", words[:_ROWS]), words[_SOURCE_ROWS])
+        if _same(before[0], sources):
+            self._pointed, words[:_ROWS], words[_SOURCE_ROWS] = before
+            return
+        for i, source in enumerate(sources):
+            if source is None:
+                words[_SOURCE + i] = 0
+                continue
+            item, strides = source.dtype.itemsize, source.strides
+            words[_SOURCE + i] = self.ops.device.address(source)
+            words[_ROW_STRIDE + i] = strides[0] // item
+            words[_COLUMN_STRIDE + i] = strides[1] // item if len(strides) > 1 else 1
+        assert sources[0] is not None
+        words[_SOURCE_ROWS] = len(sources[0])
+        self._pointed = [_nothing if source is None else weakref.ref(source) for source in sources]
+
+    # -- in the graph --
+
+    def gather(self, source: str, out: Array, first: int) -> None:
+        """Set out to rows first … first + len(out) of the batch's X, whose dtype is `source`."""
+        m, n = out.shape
+        layer = {"uint16": "bfloat16"}.get(out.dtype.name, out.dtype.name)
+        width = max(np.dtype(source).itemsize, out.dtype.itemsize)
+        tiled = launches.tiles(m, n, launches.vector_width(n, width), self.ops.device.multiprocessors)
+        name = f"gather<{cuda_source.TYPES[np.dtype(source).name]}, {cuda_source.TYPES[layer]}, {tiled.vector}>"
+        self.ops.launch(cuda_source.text("gather.cu"), name, tiled.launch, self.slot, out, self.control, first, m, n)
+
+    def sum_weights(self, source: str, rows: int) -> None:
+        """Put 1 / Σ w of the batch's rows into the scalars."""
+        launch = launches.flat(rows, self.ops.device.multiprocessors)
+        partials, counters = self.ops.partials(launch.grid[0], 1, self.wide)
+        name = f"sum_weights<{cuda_source.TYPES[np.dtype(source).name]}, {self.type}>"
+        scale = self.scalar(Scalar.SCALE)
+        self.ops.launch(cuda_source.text("gather.cu"), name, launch, self.slot, scale, partials, counters, self.control, rows)
+
+    def recast(self, parameters: Array, low: Array) -> None:
+        """Make the low-precision copy of the parameters anew."""
+        launch = launches.flat(parameters.size, self.ops.device.multiprocessors)
+        self._launch(f"recast<{self.type}, {self._low(low)}>", launch, parameters, low, parameters.size)
+
+    def update(
+        self, arrays: Mapping[str, Array], low: Array | None, weights: int, clip_norm: float, tolerant: bool
+    ) -> None:  # fmt: skip
+        """Take norm and finite test of the penalised gradient, and update unless a fault forbids it."""
+        w, g = arrays["w"], arrays["g"]
+        first, second = [*list(arrays.values())[2:], None, None][:2]
+        formula = cuda_source.update(self.program, list(arrays), self.settings, self.flags, "g", self.bounds)
+        self.ops.launch(
+            cuda_source.text("updates.cu", formula), f"prepare_update<{self.type}, Formula>", self._grid,
+            self.slot, self.control, self.scalars, w, g, first, second, self._sums, self._finished,
+            float(clip_norm), np.int32(self.scaled), GROWTH, np.int32(tolerant), self._segments, np.int32(len(self.segments)),
+            weights, w.size,
+        )  # fmt: skip
+        k = self.scalars[Scalar.FIRST_OF_UPDATE :]
+        names, flags = tuple(self.settings), tuple(self.flags)
+        self.ops.update(self.program, arrays, k, low, weights, self.control, names, flags, "g", self._segments)
+
+    def randomize(self, array: Array, seed: int) -> None:
+        """Fill the array with numbers in [-1, 1), so that what is timed runs on data."""
+        launch = launches.flat(array.size, self.ops.device.multiprocessors)
+        self._launch(f"randomize<{self._low(array)}>", launch, array, array.size, np.uint32(seed))
+
+    def _launch(self, name: str, launch: Launch, *arguments: object) -> None:
+        self.ops.launch(cuda_source.text("updates.cu"), name, launch, *arguments)
+
+    @staticmethod
+    def _low(array: Array) -> str:
+        return cuda_source.TYPES[{"uint16": "bfloat16"}.get(array.dtype.name, array.dtype.name)]

@@ -1,0 +1,1 @@
+"""Errors, and checks of numbers and arrays that users pass."""

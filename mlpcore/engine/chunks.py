@@ -1,0 +1,255 @@
+"""A batch cut into chunks of rows, and the worker that runs chunks: gather, forward, loss, backward.
+
+Rows are independent, so dW and db of a batch are sums over its chunks; the first chunk of a worker writes them, the others add.
+A worker has arrays of its own and records each shape of chunk once.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlpcore.backends.numpy.ops import Input
+from mlpcore.checks.arrays import Strided
+from mlpcore.core import backprop, dropout
+from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.losses import Objective
+from mlpcore.core.ops import Array, EagerOps, Ops, Recording
+from mlpcore.engine.plan import Inputs
+
+SHAPES = 32  # recordings that a worker keeps; the least recently used goes first
+IDENTITY = resolve("identity")
+
+
+class Batch(NamedTuple):
+    """The rows of an update: all of X, or those that `rows` lists.
+
+    Attributes:
+        X, Y: the caller's arrays.
+        weights: row weights, or None.
+        rows: row numbers of the batch, or None for all rows in order.
+        size: how many rows.
+        steps: updates that it is for: `rows` lists so many batches of `size` rows, one after the other.
+    """
+
+    X: Array
+    Y: Array
+    weights: Array | None
+    rows: Array | None
+    size: int
+    steps: int = 1
+
+    def single(self, number: int) -> Batch:
+        """Return one of the batches, counted from 0."""
+        if self.steps == 1:
+            return self
+        assert self.rows is not None
+        return self._replace(rows=self.rows[number * self.size : (number + 1) * self.size], steps=1)
+
+
+class Data(NamedTuple):
+    """Checked arrays, of `Trainer.prepare`: what `fit`, `step` and `evaluate` work on.
+
+    Attributes:
+        X, Y, weights: as in `Batch`.
+        inputs: what the plan must know of them.
+        given: the user's row weights: without those of the classes, which accuracy does not count.
+        by_class: the weights of classes that are in `weights`, or None.
+        flat: whether Y, a number a row, came as (m,).
+    """
+
+    X: Array
+    Y: Array
+    weights: Array | None
+    inputs: Inputs
+    given: Array | None
+    by_class: tuple[float, ...] | None
+    flat: bool = False
+
+    @classmethod
+    def of(
+        cls, X: Array, Y: Array, given: Array | None, classes: bool, staged: bool, weights: Array | None = None,
+        by_class: tuple[float, ...] | None = None, flat: bool = False,
+    ) -> Data:  # fmt: skip
+        """With what the plan must know; `staged`: they lie on the host and go to the device row by row."""
+        weights = given if weights is None else weights
+        weight = "" if weights is None else weights.dtype.str
+        inputs = Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged)
+        found = cls(X, Y, weights, inputs, given, by_class, flat)
+        return found._staged() if staged else found
+
+    def _staged(self) -> Data:
+        """Return the data as a device takes them: in the machine's byte order."""
+        x, y, w = (name and np.dtype(name).newbyteorder("=").str for name in self.inputs[:3])
+        return self._replace(inputs=self.inputs._replace(x_dtype=x, y_dtype=y, w_dtype=w))
+
+    def strided(self) -> dict[str, tuple[Array, np.dtype[Any]]]:
+        """Return those of X, Y and weights that are not row-major, each with a copy's dtype."""
+        named = {"X": self.X, "Y": self.Y, "weights": self.weights}
+        return {
+            name: (array, array.dtype.newbyteorder("=") if self.inputs.host else array.dtype)
+            for name, array in named.items()
+            if isinstance(array, Strided)
+        }
+
+    def batch(self, rows: Array | None, steps: int = 1) -> Batch:
+        """Return the rows of these numbers, or all for None, as batches of equal size for so many updates."""
+        size = len(self.X) if rows is None else len(rows)
+        return Batch(self.X, self.Y, self.weights, rows, size // steps, steps)
+
+
+def cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]]:
+    """For each worker its chunks (start, stop), of at most `chunk_rows` rows and as equal as can be; together 0 … size."""
+    few = size <= SHAPES * chunk_rows  # longer lists would take memory that no plan lists
+    return (_cut if few else _cut.__wrapped__)(size, chunk_rows, workers)
+
+
+@functools.lru_cache(64)
+def _cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]]:
+    workers = min(workers, -(-size // chunk_rows))
+    ends = [size * i // workers for i in range(workers + 1)]
+    return [list(even(*part, chunk_rows)) for part in itertools.pairwise(ends)]
+
+
+def even(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
+    """Yield the chunks of at most `most` rows, as equal as can be, one after the other."""
+    count = -(-(stop - start) // most)
+    return itertools.pairwise(start + (stop - start) * i // count for i in range(count + 1))
+
+
+class Chunk:
+    """The arrays of a chunk of rows, and the operations on them.
+
+    Args:
+        ops: a backend's operations, for this chunk's arrays alone.
+        W, b: the parameters' views; dW, db: of the gradient that the chunk adds to.
+        buffers: the arrays that `plan.chunk_buffers` lists.
+        scale: 0-d, 1 / Σ w of the batch.
+        J: 0-d, the loss that the chunk adds to.
+        repeats: of the layout: which dW are written by a layer above, too.
+        x: Z[0] where it is not the buffer of that name.
+    """
+
+    def __init__(
+        self, ops: Ops, W: backprop.Arrays, b: backprop.Arrays, activations: tuple[Activation | None, ...],
+        objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array, J: Array,
+        repeats: Sequence[bool], x: Input | None = None,
+    ) -> None:  # fmt: skip
+        self.ops, self.W, self.b, self.activations, self.objective = ops, W, b, activations, objective
+        self.dW, self.db, self.buffers, self.scale, self.J, self.repeats, self.x = dW, db, buffers, scale, J, repeats, x
+        ops.use(buffers)
+        if "column weights" in buffers:
+            columns = buffers["column weights"]
+            columns[...] = ops.xp.asarray(objective.loss.columns, columns.dtype)
+
+    def rows(self, name: str, rows: int) -> Array:
+        """The first rows of a buffer."""
+        return self.buffers[name][:rows]
+
+    def output(self, rows: int) -> Array:
+        """What the loss reads: S[L] if the pair is matched, else Z[L]."""
+        return self.rows(f"{'S' if self.objective.matched else 'Z'}[{len(self.W) - 1}]", rows)
+
+    def targets(self, rows: int, weighted: bool) -> tuple[Any, Any]:
+        """Return Y and the row weights over the batch's weight, as `ops.loss` takes them."""
+        return self.rows("Y", rows), self.rows("w", rows)[:, None] if weighted else self.scale
+
+    def run(self, what: str, rows: int, weighted: bool, accumulate: bool) -> None:
+        """The operations of a chunk, on the first `rows` rows of the buffers."""
+        L, matched = len(self.W) - 1, self.objective.matched
+        activations = [σ if what == "step" else dropout.undropped(σ) for σ in self.activations]
+        if matched:
+            activations[L] = IDENTITY  # the loss reads S[L] itself
+        Z: list[Array] = [self.rows("X", rows) if self.x is None else self.x]
+        S: list[Array] = [None]
+        G: list[Array] = [None]
+        for l in range(1, L + 1):
+            last = matched and l == L
+            S.append(self.rows(f"S[{l}]", rows) if f"S[{l}]" in self.buffers else self.rows(f"Z[{l}]", rows))
+            Z.append(S[l] if last or f"S[{l}]" not in self.buffers else self.rows(f"Z[{l}]", rows))
+            G.append(None if last else self.buffers["G"][: rows * Z[l].shape[1]].reshape(Z[l].shape))
+        target = Z[L] if matched else G[L]
+        db = self.db[L] if matched else None
+        if what in ("step", "forward"):
+            backprop.forward(self.ops, self.W, self.b, activations, S, Z)
+        if what in ("step", "loss"):
+            db = None if what == "loss" else db
+            Y, k = self.targets(rows, weighted)
+            self.ops.loss(Z[L], Y, k, self.objective, target, db, self.J, accumulate)
+        if what == "step":
+            backprop.backward(self.ops, self.W, activations, S, Z, G, Z, self.dW, self.db, self.repeats, accumulate)
+
+
+class Worker(Chunk):
+    """One stream of chunks whose operations run as they are called: it puts rows in place and records each shape once.
+
+    Args: as `Chunk`, without J, which is its own: its share of the batch's.
+    """
+
+    ops: EagerOps
+
+    def __init__(
+        self, ops: EagerOps, W: backprop.Arrays, b: backprop.Arrays, activations: tuple[Activation | None, ...],
+        objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array,
+        repeats: Sequence[bool],
+    ) -> None:  # fmt: skip
+        self.input = Input()
+        J = ops.xp.zeros((), np.float64)
+        super().__init__(ops, W, b, activations, objective, dW, db, buffers, scale, J, repeats, self.input)
+        self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
+
+    def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:
+        """Forward, loss and backward, chunk by chunk: J, dW and db of these rows in this worker's arrays."""
+        self.J[...] = 0
+        for i, (start, stop) in enumerate(chunks):
+            self.place(batch, start, stop)
+            self._recorded("step", stop - start, batch.weights is not None, i > 0).replay()
+
+    def forward(self, batch: Batch, start: int, stop: int) -> Array:
+        """The output of one chunk, S[L] if the pair is matched, else Z[L]; it holds until the next call."""
+        self.place(batch, start, stop)
+        self._recorded("forward", stop - start, batch.weights is not None, False).replay()
+        return self.output(stop - start)
+
+    def loss(self, batch: Batch, start: int, stop: int) -> None:
+        """Adds the loss of the chunk that went forward last to J; its output is overwritten."""
+        self._recorded("loss", stop - start, batch.weights is not None, False).replay()
+
+    def place(self, batch: Batch, start: int, stop: int) -> None:
+        """Put the rows of a chunk where the recordings read them."""
+        self.ops.first = start
+        rows = slice(start, stop) if batch.rows is None else batch.rows[start:stop]
+        X, size = self.rows("X", stop - start), stop - start
+        if batch.rows is None and _like(batch.X, X):
+            self.input.array = batch.X[rows]  # where they lie: no copy
+        else:
+            self._gather("X", batch.X, rows, size)
+            self.input.array = X
+        self._gather("Y", batch.Y, rows, size)
+        if batch.weights is not None:
+            self._gather("w", batch.weights, rows, size)
+            w = self.rows("w", size)
+            np.multiply(w, self.scale, w)
+
+    def _gather(self, name: str, source: Array, rows: slice | Array, size: int) -> None:
+        stage = self.rows(f"{name} as given", size) if f"{name} as given" in self.buffers else None
+        self.ops.gather(source, rows, self.rows(name, size), stage)
+
+    def _recorded(self, what: str, rows: int, weighted: bool, accumulate: bool) -> Recording:
+        key = what, rows, weighted, accumulate
+        if key not in self.recordings:
+            self.recordings[key] = self.ops.record(lambda: self.run(what, rows, weighted, accumulate))
+            if len(self.recordings) > SHAPES:
+                self.recordings.popitem(last=False)
+        self.recordings.move_to_end(key)
+        return self.recordings[key]
+
+
+def _like(source: Array, X: Array) -> bool:
+    """Whether a GEMM can read rows of `source` in place of X."""
+    return type(source) is type(X) and source.dtype == X.dtype and source.strides[1] == X.strides[1]

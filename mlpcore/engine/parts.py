@@ -1,0 +1,39 @@
+"""A training step on a CUDA device taken apart, to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from mlpcore.backends.cuda.gemm import Product
+from mlpcore.core.ops import Recording
+from mlpcore.engine.chunks import Batch
+
+
+class StepParts(NamedTuple):
+    """The graphs of a step on one batch, and what was chosen for them.
+
+    `replay()` of each launches it on the current stream and does not wait. They are for timing: every
+    replay of `step` updates the parameters and the optimizer state without counting the step, J adds up
+    over replays of `gradient`, and `products` leaves nonsense in the gradient. They hold until the
+    trainer's next call with other rows.
+
+    Attributes:
+        step: the whole step; None where the batch is cut into more chunks than one graph holds.
+        gradient: forward, loss and backward alone; None where `step` is.
+        products: the matrix products alone, on the step's own arrays and by its own algorithms.
+        chunks: the rows that go forward and backward together, as (start, stop).
+        rows: most rows of a chunk.
+        fused: layers whose activation joined the matrix product, and layers for which that was tried.
+        algorithms: the algorithm of each matrix product of the step.
+        batch: the arrays that `step` and `gradient` read, kept alive here.
+    """
+
+    step: Recording | None
+    gradient: Recording | None
+    products: Recording
+    chunks: list[tuple[int, int]]
+    rows: int
+    fused: tuple[int, int]
+    algorithms: Mapping[Product, bytes]
+    batch: Batch

@@ -1,0 +1,1 @@
+"""Files: networks, checkpoints, ONNX, and models of other libraries."""

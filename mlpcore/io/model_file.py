@@ -1,0 +1,200 @@
+"""Networks and trainers as safetensors files: flat vectors, and a header that says what they are. No pickle.
+
+    tensors:   "parameters" (size,); of a trainer also its optimizer's state; and what the caller adds
+    metadata:  "mlpcore" = JSON {"version": 3, "sizes": …, "bias": …, "activations": [{"name": …, "value": …}, …], …}
+               "digest"  = SHA-256 of that text and of all tensors
+
+Versions 1 and 2 (with tied layers) had no digest; they are still read. A trainer's file has version 4:
+its long lists are tensors. A file is whole or not there (`atomic.replacing`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpcore.checks import values
+from mlpcore.io.atomic import replacing
+
+VERSION, NEWEST = 3, 4  # of a network, of a trainer
+LARGEST = 100_000_000  # bytes of a header that the safetensors library reads
+DEEPEST = 100  # levels of a header: JSON's readers stop at some depth of the stack
+TYPES = {
+    "float16": "F16", "float32": "F32", "float64": "F64", "bfloat16": "BF16", "bool": "BOOL",
+    **{f"{sign}int{bits}": f"{letter}{bits}" for sign, letter in (("", "I"), ("u", "U")) for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+
+
+def write(
+    path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]],
+    keep: int = 1, owner: object = None,
+) -> None:  # fmt: skip
+    """Write a model file, atomically, straight from the arrays: the library's writers copy every one of them first.
+
+    Args:
+        path: of the file.
+        header: what JSON can hold and `read` gives back equal, as `as_json` has it.
+        tensors: arrays by name.
+        keep, owner: as in `atomic.replacing`.
+
+    Raises:
+        OSError: it cannot be written; what was there before is intact.
+        TypeError, ValueError: a tensor's name or dtype, or something in the header, has no place in
+            such a file, or the header has more than 100,000,000 bytes. Nothing has been written then.
+    """
+    values.path(path)
+    text = as_json({"version": VERSION, **header}, "about, and all else in the header,")
+    for name in tensors:
+        require_text(name, "tensors: the name")
+        if name == "__metadata__":
+            raise ValueError(f"tensors: {name!r} cannot be a name: it is the file's own")
+    entries: dict[str, Any] = {}
+    arrays, offset = [], 0
+    for name, array in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):  # so that all are aligned
+        if array.dtype.name not in TYPES:
+            raise TypeError(f"tensors[{name!r}] of dtype {array.dtype} cannot be stored; known: {', '.join(TYPES)}")
+        if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+            advice = "fill them first, e.g. with .filled(0)"
+            raise TypeError(f"tensors[{name!r}] has masked entries; {advice}")
+        whole = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+        arrays.append(whole)
+        place = [offset, offset + whole.nbytes]
+        entries[name] = {"dtype": TYPES[array.dtype.name], "shape": array.shape, "data_offsets": place}
+        offset += whole.nbytes
+    digest = _digest(text, dict(zip(entries, arrays, strict=True)))
+    head = json.dumps({"__metadata__": {"mlpcore": text, "digest": digest}, **entries}).encode()
+    head += b" " * (-len(head) % 8)
+    if len(head) > LARGEST:
+        limit = f"a file that can be read again holds at most {LARGEST:,}"
+        raise ValueError(f"about, and all else in the header, has {len(head):,} bytes; {limit}")
+    with replacing(path, keep, owner) as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for array in arrays:
+            file.write(_bytes(array))
+
+
+def as_json(value: Any, name: str) -> str:
+    """Return a value as JSON that is read back equal, apart from tuples, which come back as lists.
+
+    Raises:
+        TypeError: it is nested deeper than 100 levels, or would not be read back equal, such as a dict
+            whose keys are not text; says so of `name`.
+    """
+    try:
+        text = json.dumps(value)
+        _require_equal(value, json.loads(text), DEEPEST)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"{name} must be what JSON can hold: {error}") from None
+    return text
+
+
+def _require_equal(given: Any, found: Any, levels: int) -> None:
+    """Raise a ValueError unless what JSON gave back equals what it was given, in so many levels."""
+    if isinstance(given, Mapping | list | tuple) and not levels:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+    if isinstance(given, Mapping):
+        for key, value in given.items():
+            if key not in found:
+                raise ValueError(f"the key {key!r:.100} is no text")
+            _require_equal(value, found[key], levels - 1)
+    elif isinstance(given, list | tuple):
+        for one, other in zip(given, found, strict=True):
+            _require_equal(one, other, levels - 1)
+    elif given != found and given == given:  # NaN
+        raise ValueError(f"{given!r:.100} comes back as {found!r:.100}")
+
+
+def require_text(value: object, name: str) -> None:
+    """Raise a TypeError or ValueError that names a value unless it is text that UTF-8 can hold."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} {value!r:.100} is no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        reason = "is no text that UTF-8 can hold: it has a lone surrogate"
+        raise ValueError(f"{name} {value!r:.100} {reason}") from None
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _digest(text: str, tensors: Mapping[str, NDArray[Any]]) -> str:
+    hashed = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        hashed.update(json.dumps([name, TYPES[array.dtype.name], array.shape]).encode())
+        hashed.update(_bytes(array))
+    return hashed.hexdigest()
+
+
+class NewerVersion(ValueError):
+    """The refusal of a file whose format this mlpcore does not know yet."""
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Return header and tensors of a model file.
+
+    Raises:
+        FileNotFoundError, OSError: it cannot be read.
+        ValueError: it is no model file of mlpcore, a damaged one, or one of a newer version; says which.
+    """
+    metadata, tensors = _opened(path, tensors=True)
+    header = parsed(path, metadata)
+    if "digest" in metadata or header["version"] >= 3:
+        whole = metadata.get("digest") == _digest(metadata["mlpcore"], tensors)
+        if not whole:
+            raise ValueError(f"{str(path)!r} is damaged: its digest does not match what it holds")
+    return header, tensors
+
+
+def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the metadata of a safetensors file, without its tensors. Raises as `read` does."""
+    return _opened(path, tensors=False)[0]
+
+
+def _opened(
+    path: str | os.PathLike[str],
+    tensors: bool,
+) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Return metadata and, where they are wanted, tensors of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    place = Path(values.path(path))
+    if not place.is_file():
+        raise FileNotFoundError(f"model file {str(path)!r} does not exist" + (" (a folder)" if place.is_dir() else ""))
+    with open(place, "rb"):  # of a file that may not be read, safetensors says that there is none
+        pass
+    try:
+        with safe_open(str(path), "numpy") as file:
+            names = file.keys() if tensors else ()
+            found = {name: np.asarray(file.get_tensor(name), order="C") for name in names}
+            return file.metadata() or {}, found
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} is not a safetensors file, or a damaged one: {error}") from None
+
+
+def parsed(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the header in a file's metadata.
+
+    Raises:
+        NewerVersion, ValueError: it is no model file of mlpcore, or a damaged one; says which.
+    """
+    if "mlpcore" not in metadata:
+        raise ValueError(f"{str(path)!r} is a safetensors file, but not one of mlpcore's")
+    try:
+        header: dict[str, Any] = json.loads(metadata["mlpcore"])
+        version = values.positive_integer(header["version"], "version")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} has a damaged header: {error!r}") from None
+    if version > NEWEST:
+        known = f"this mlpcore reads up to {NEWEST}: upgrade it"
+        raise NewerVersion(f"{str(path)!r} has version {version}; {known}")
+    return header

@@ -1,0 +1,228 @@
+"""Networks as ONNX files, for inference elsewhere: opset 17, one Gemm a layer, activations spelled out in primitive operations.
+
+    Z = Z[L] · target_scale + target_mean,   Z[0] = (X - mean) / scale        input "X" (rows, n_0), output "Z" (rows, n_L)
+
+A formula goes by way of the same `Program` that NumPy and CUDA run, so every activation has its form here, those that a user
+writes too, and computes the same operations in the same order. ONNX lacks expm1 and log1p: they are put together so that no
+digits are lost near 0.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.formulas import program, reads
+from mlpcore.core.layout import Layout
+from mlpcore.io.atomic import replacing
+from mlpcore.io.model_file import as_json, require_text
+
+Array = NDArray[Any]
+OPSET, IR = 17, 8  # what belongs together, and what every runtime since 2022 reads
+NUMBERS, PARTS = {1, 5}, {2, 3, 4, 6, 7, 8, 14, 20, 25, 26}  # fields of ModelProto in onnx.proto
+NEEDED = {1, 7}  # the version of the format, and the graph
+LARGEST = (2 << 30) - (1 << 20)  # bytes of arrays in a protobuf message
+SAME = {
+    "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "negative": "Neg", "maximum": "Max", "minimum": "Min",
+    "tanh": "Tanh", "exp": "Exp", "log": "Log", "abs": "Abs", "sqrt": "Sqrt", "sign": "Sign", "copy": "Identity",
+    "sin": "Sin", "cos": "Cos",
+}  # fmt: skip
+
+
+def write(
+    path: str | os.PathLike[str], layout: Layout, activations: Sequence[Activation | None], parameters: Array,
+    rows: Mapping[str, Array | None], about: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Write a network as an ONNX file, atomically, in the dtype of its parameters.
+
+    Args:
+        path: of the file.
+        layout: how the parameters are cut. A tied matrix is stored once.
+        activations: of the layers, index 0 None.
+        parameters: flat, on the host.
+        rows: "mean", "scale" (n_0,) and "target_mean", "target_scale" (n_L,), each an array or None.
+        about: what to note in the file, as far as JSON can hold it.
+
+    Raises:
+        ImportError: the package onnx is not installed.
+        ValueError: the parameters are more than an ONNX file holds, 2 GiB; they or `rows` are not finite, or "scale" is 0, in
+            the parameters' dtype.
+        TypeError, ValueError: `about` is no dict of text, or JSON cannot hold it.
+        OSError: it cannot be written; what was there before is intact.
+    """
+    notes = _notes(about)
+    try:
+        from onnx import checker, helper, numpy_helper
+    except ImportError:
+        raise ImportError("ONNX files need the package onnx: pip install 'mlpcore[onnx]'") from None
+    if parameters.nbytes > LARGEST:
+        raise ValueError(f"the parameters are {parameters.nbytes:,} bytes; an ONNX file holds at most 2 GiB")
+    if not np.isfinite(parameters).all():
+        raise ValueError(f"the network's parameters must be finite; {np.sum(~np.isfinite(parameters)):,} are not")
+    with np.errstate(over="ignore", under="ignore"):
+        rows = {name: None if row is None else row.astype(parameters.dtype) for name, row in rows.items()}
+    for name, row in rows.items():
+        if row is not None and not np.isfinite(row).all():
+            raise ValueError(f"{name} must be finite in the network's dtype, {row.dtype}; it holds numbers beyond its range")
+        if row is not None and name == "scale" and not row.all():
+            raise ValueError(f"scale must not be 0 anywhere, in {row.dtype}: columns are divided by it")
+    graph = _Graph(parameters.dtype)
+    _network(graph, layout, activations, parameters, rows)
+    number = helper.np_dtype_to_tensor_dtype(parameters.dtype)
+    nodes = [helper.make_node(op, given, [out], name=out, **attributes) for op, given, out, attributes in graph.nodes]
+    ends = [
+        helper.make_tensor_value_info(end, number, ["rows", n])
+        for end, n in zip("XZ", layout.sizes[:: layout.layers], strict=True)
+    ]
+    arrays = [numpy_helper.from_array(array, name) for name, array in graph.arrays.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "mlpcore", ends[:1], ends[1:], arrays),
+        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="mlpcore",
+    )  # fmt: skip
+    helper.set_model_props(model, notes)
+    checker.check_model(model)
+    with replacing(path) as file:
+        file.write(model.SerializeToString())
+
+
+def _notes(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return notes as text, all but text as JSON."""
+    if not isinstance(about, Mapping):
+        raise TypeError(f"about must be a dict; got {about!r:.100}")
+    notes = {}
+    for key, value in about.items():
+        require_text(key, "about: the key")
+        notes[key] = value if isinstance(value, str) else as_json(value, "about")
+        require_text(notes[key], f"about[{key!r:.100}]")
+    return notes
+
+
+def is_onnx(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is an ONNX model, told from the tags and lengths of its outermost fields."""
+    with open(path, "rb") as file:
+        size, seen = os.fstat(file.fileno()).st_size, set()
+        while file.tell() < size:
+            field, coding = divmod(_varint(file), 8)
+            value = _varint(file)
+            if value < 0 or field not in {0: NUMBERS, 2: PARTS}.get(coding, ()):
+                return False
+            file.seek(value if coding == 2 else 0, os.SEEK_CUR)
+            seen.add(field)
+        return file.tell() == size and seen >= NEEDED
+
+
+def _varint(file: BinaryIO) -> int:
+    """Read one of protobuf's integers, seven bits a byte; -1 where there is none."""
+    value = 0
+    for i in range(10):
+        byte = file.read(1)
+        if not byte:
+            break
+        value |= (byte[0] & 127) << 7 * i
+        if byte[0] < 128:
+            return value
+    return -1
+
+
+class _Graph:
+    """Nodes and constant arrays, in the order in which they are added.
+
+    Attributes:
+        nodes: (operation, inputs, output, attributes).
+        arrays: constants by name.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]):
+        self.dtype = dtype
+        self.nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
+        self.arrays: dict[str, Array] = {}
+
+    def node(self, op: str, *given: str, out: str = "", **attributes: Any) -> str:
+        """Add an operation; the name of its output."""
+        out = out or f"{op}_{len(self.nodes)}"
+        self.nodes.append((op, list(given), out, attributes))
+        return out
+
+    def array(self, name: str, array: Array) -> str:
+        """Add a constant."""
+        self.arrays[name] = np.ascontiguousarray(array, self.dtype)
+        return name
+
+    def number(self, value: float) -> str:
+        """A 0-d constant; equal ones are there once."""
+        return self.array(f"number_{float(value)!r}", np.array(value))
+
+    def call(self, function: str, *given: str) -> str:
+        """A function of the formulas."""
+        if function in SAME:
+            return self.node(SAME[function], *given)
+        (u,), node, one = given, self.node, self.number(1)
+        if function == "positive":
+            return node("CastLike", node("Greater", u, self.number(0)), one)
+        if function == "expm1":  # (e^u - 1) = 2 t / (1 - t) with t = tanh(u/2): exact near 0, and e^u - 1 where t nears 1
+            t = node("Tanh", node("Mul", u, self.number(0.5)))
+            near = node("Div", node("Add", t, t), node("Sub", one, t))
+            near = node("Where", node("Less", node("Abs", u), self.number(1e-20)), u, near)  # t's own runtime may flush it
+            return node("Where", node("Less", u, self.number(0.5)), near, node("Sub", node("Exp", u), one))
+        assert function == "log1p", function
+        # u log(w) / (w - 1) with w the rounded 1 + u, whose error cancels (Goldberg 1991, theorem 4)
+        w = node("Add", u, one)
+        rounded, log = node("Sub", w, one), node("Log", w)
+        exact, tiny = node("Equal", rounded, u), node("Equal", rounded, self.number(0))
+        safe = node("Where", tiny, one, rounded)
+        return node("Where", exact, log, node("Where", tiny, u, node("Mul", log, node("Div", u, safe))))
+
+
+def _network(
+    graph: _Graph, layout: Layout, activations: Sequence[Activation | None], parameters: Array, rows: Mapping[str, Array | None]
+) -> None:
+    """The whole graph, from "X" to "Z"."""
+
+    def shifted(z: str, op: str, name: str) -> str:
+        array = rows[name]
+        return z if array is None else graph.node(op, z, graph.array(name, array))
+
+    (W, b), a = layout.views(parameters), layout.slopes(parameters)
+    ties = {tie.layer: tie for tie in layout.ties}
+    z = shifted(shifted("X", "Sub", "mean"), "Div", "scale")
+    for l in range(1, layout.layers + 1):
+        tie, activation = ties.get(l), activations[l]
+        assert activation is not None
+        owner = f"W{tie.owner}" if tie else graph.array(f"W{l}", W[l])
+        bias = [graph.array(f"b{l}", b[l])] if layout.bias else []
+        s = graph.node("Gemm", z, owner, *bias, out=f"S{l}", transB=int(tie is not None and tie.transposed))
+        z = _activation(graph, activation if a[l] is None else activation.bound(a[l]), s, f"a{l}")
+    z = shifted(shifted(z, "Mul", "target_scale"), "Add", "target_mean")
+    graph.node("Identity", z, out="Z")
+
+
+def _log_softmax(graph: _Graph, s: str) -> str:
+    """Log-probabilities as the backends compute them: runtimes round those above -6e-8 to 0 in their own LogSoftmax."""
+    node, zero, one = graph.node, graph.number(0), graph.number(1)
+    graph.arrays["columns"] = np.array([1])  # an axis
+    below = node("Sub", s, node("ReduceMax", s, axes=[1]))
+    largest = node("Equal", below, zero)
+    others = node("ReduceSum", node("Where", largest, zero, node("Exp", below)), "columns")
+    ties = node("Sub", node("ReduceSum", node("CastLike", largest, one), "columns"), one)
+    return node("Sub", below, graph.call("log1p", node("Add", others, ties)))
+
+
+def _activation(graph: _Graph, activation: Activation, s: str, a: str) -> str:
+    """The name of σ(s), with a learned parameter as an array of the name `a`."""
+    if activation.rowwise:
+        return _log_softmax(graph, s) if activation.logarithmic else graph.node("Softmax", s, axis=1)
+    learned = {} if activation.a is None else {"a": graph.array(a, activation.a)}
+    if learned and activation.value == resolve("prelu").value:
+        return graph.node("PRelu", s, a)
+    compiled = program(f"z = {activation.value}", frozenset(activation.scalars), graph.dtype.name)
+    numbers = {key: graph.number(value) for key, value in compiled.fold(activation.scalars).items()}
+    places = {"s": s, **numbers, **learned}  # what a variable or register holds by now
+    for function, operands, out in compiled.steps:
+        places[out] = graph.call(function, *(places[name] for name in operands))
+    z = places["z"]
+    return z if "s" in reads(activation.value) else graph.node("Expand", z, graph.node("Shape", s))  # a constant

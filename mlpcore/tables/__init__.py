@@ -1,0 +1,1 @@
+"""Tables as training data: reading files, deciding on columns, preparing them."""
