@@ -37,7 +37,10 @@ Number = Any  # of mpmath
 DTYPES = ("float32", "float64")
 QUANTITIES = ("value", "slope", "curvature")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "accuracy.md"
-DIGITS, MORE = 130, 800  # so many that 1 + 1e-38 and its logarithm keep 50 right ones; where differences vanish in them
+DIGITS, MORE = (
+    130,
+    800,
+)  # so many that 1 + 1e-38 and its logarithm keep 50 right ones; where differences vanish in them
 BOUND = 8  # ulp that no formula exceeds, on any machine and at any door
 mpmath.mp.dps = DIGITS
 
@@ -129,7 +132,10 @@ def tanh(u: Taylor) -> Taylor:
 
 # -- the functions, once more ------------------------------------------------------------------------------------------
 
-LAMBDA, LAMBDA_ALPHA = mpf("1.0507009873554804934193349852946"), mpf("1.7580993408473768599402175208123")
+LAMBDA, LAMBDA_ALPHA = (
+    mpf("1.0507009873554804934193349852946"),
+    mpf("1.7580993408473768599402175208123"),
+)
 
 
 def _gelu(s: Taylor, a: Number) -> Taylor:
@@ -147,7 +153,9 @@ def _gelu_erf(s: Taylor, a: Number) -> Taylor:
     return s * _integral(mpmath.erfc(-s.c[0] / mpmath.sqrt(2)) / 2, density * _derivative(s))
 
 
-def _pieces(below: Callable[..., Taylor], above: Callable[..., Taylor]) -> Callable[[Taylor, Number], Taylor]:
+def _pieces(
+    below: Callable[..., Taylor], above: Callable[..., Taylor]
+) -> Callable[[Taylor, Number], Taylor]:
     return lambda s, a: above(s, a) if s.c[0] > 0 else below(s, a)
 
 
@@ -206,14 +214,18 @@ def _sign(r: Number) -> int:
     return int(r > 0) - int(r < 0)
 
 
-OF_OUTPUT: dict[str, Callable[[Taylor, Number, Number], Taylor]] = {  # of x = z, or x = s of a matched pair
+OF_OUTPUT: dict[
+    str, Callable[[Taylor, Number, Number], Taylor]
+] = {  # of x = z, or x = s of a matched pair
     "squared_error": lambda z, y, q: (z - y) * (z - y) / 2,
     "absolute_error": lambda z, y, q: _sign(z.c[0] - y) * (z - y),
     "huber": lambda z, y, q: _huber(z - y, q),
     "log_cosh": lambda z, y, q: _log_cosh(z - y),
     "quantile": lambda z, y, q: ((1 - q) if z.c[0] > y else -q) * (z - y),
     "poisson": lambda z, y, q: z - y * log(z) if y else z,
-    "binary_cross_entropy": lambda z, y, q: (-y * log(z) if y else 0) - ((1 - y) * log1p(-z) if y < 1 else Taylor(0)),
+    "binary_cross_entropy": lambda z, y, q: (
+        (-y * log(z) if y else 0) - ((1 - y) * log1p(-z) if y < 1 else Taylor(0))
+    ),
     "binary_cross_entropy of sigmoid": lambda s, y, a: _bce(a * s, y),
     "poisson of exp": lambda s, y, a: exp(s) - y * s,
     "poisson of softplus": lambda s, y, a: softplus(s) - y * log(softplus(s)),
@@ -241,12 +253,20 @@ class Case:
     @property
     def moves(self) -> int:
         """The number of last places of the input that are allowed for: more than one for sums that have roots."""
-        return {"gelu": 4, "gelu_erf": 4, "mish": 4, "poisson of exp": 4, "poisson of softplus": 4}.get(self.name, 1)
+        return {
+            "gelu": 4,
+            "gelu_erf": 4,
+            "mish": 4,
+            "poisson of exp": 4,
+            "poisson of softplus": 4,
+        }.get(self.name, 1)
 
     @functools.cached_property
     def sigma(self) -> Activation:
         """The activation."""
-        return activations.resolve(self.name if self.parameter is None else (self.name, self.parameter))
+        return activations.resolve(
+            self.name if self.parameter is None else (self.name, self.parameter)
+        )
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -254,7 +274,8 @@ class Case:
         loss, _, output = self.name.partition(" of ")
         if output:
             return losses.pair(
-                losses.resolve(loss), activations.resolve((output, self.parameter) if self.parameter else output)
+                losses.resolve(loss),
+                activations.resolve((output, self.parameter) if self.parameter else output),
             )
         return losses.pair(losses.resolve((loss, self.parameter) if self.parameter else loss), None)
 
@@ -269,7 +290,9 @@ class Case:
         if self.y is not None:
             scalars["y"] = float(np.dtype(dtype).type(self.y))
         names = {"x": "s", "z": "s", **{name: f"T({number!r})" for name, number in scalars.items()}}
-        return Activation(f"{self.name}'s {quantity}", formulas.substitute(getattr(row, quantity), names), "1")
+        return Activation(
+            f"{self.name}'s {quantity}", formulas.substitute(getattr(row, quantity), names), "1"
+        )
 
 
 CASES = [
@@ -295,13 +318,23 @@ CASES = [
 def grid(dtype: str, thin: int) -> Array:
     """Numbers from ±1e-38 to ±1e38, more of them where functions bend or end; every `thin`-th."""
     middle = np.linspace(-20, 20, 331)
-    tails = np.concatenate([np.linspace(86, 95, 28), np.linspace(100, 760, 45), [708.4, 709.7, 745.2]])
-    positive = np.concatenate([10 ** np.linspace(-38, 38, 191), tails, [7, 8, 15, 16.7, 17, 25, 36.8, 40, 45]])
+    tails = np.concatenate(
+        [np.linspace(86, 95, 28), np.linspace(100, 760, 45), [708.4, 709.7, 745.2]]
+    )
+    positive = np.concatenate(
+        [10 ** np.linspace(-38, 38, 191), tails, [7, 8, 15, 16.7, 17, 25, 36.8, 40, 45]]
+    )
     roots = [-1.2784645, -0.7524614, -1.1924, 0.54132485, 0.7, 1.7, 0.8, 0.6]
     near = np.concatenate([k + np.array([-1e-3, -1e-6, 0, 1e-6, 1e-3]) for k in (-1, 0, 1, *roots)])
-    numbers = np.concatenate([middle, positive, -positive, near])[::thin].astype(np.float32).astype(dtype)
+    numbers = (
+        np.concatenate([middle, positive, -positive, near])[::thin].astype(np.float32).astype(dtype)
+    )
     more = np.nextafter(numbers[::9], np.array(np.inf, dtype))
-    return np.unique(np.concatenate([numbers, more, np.array([0, 1e-38, -1e-38, 1e38, -1e38, 1e8, 40, -20, 20], dtype)]))
+    return np.unique(
+        np.concatenate(
+            [numbers, more, np.array([0, 1e-38, -1e-38, 1e38, -1e38, 1e8, 40, -20, 20], dtype)]
+        )
+    )
 
 
 def points(case: Case, dtype: str, thin: int) -> Array:
@@ -330,7 +363,9 @@ def exact(case: Case, x: float, y: float | None) -> list[Number]:
 
 
 @functools.cache
-def references(case: Case, quantity: str, dtype: str, thin: int) -> tuple[Array, list[tuple[Number, Number]]]:
+def references(
+    case: Case, quantity: str, dtype: str, thin: int
+) -> tuple[Array, list[tuple[Number, Number]]]:
     """The stored numbers that the formula reads, and for each the result and what the last place of the input changes."""
     k, found = QUANTITIES.index(quantity), []
     y = None if case.y is None else float(np.dtype(dtype).type(case.y))
@@ -341,8 +376,12 @@ def references(case: Case, quantity: str, dtype: str, thin: int) -> tuple[Array,
         z = np.unique(z[np.isfinite(z)])
         for x in z:
             moved = float(np.spacing(abs(x)))
-            below, here, above = (OF_Z[case.name](mpf(float(x)) + by, parameter)[k - 1] for by in (-moved, 0, moved))
-            found.append((here, min(abs(below - here), abs(above - here))))  # at a jump the side without it
+            below, here, above = (
+                OF_Z[case.name](mpf(float(x)) + by, parameter)[k - 1] for by in (-moved, 0, moved)
+            )
+            found.append(
+                (here, min(abs(below - here), abs(above - here)))
+            )  # at a jump the side without it
         return z, found
     for x in s:
         here = exact(case, float(x), y)
@@ -364,7 +403,9 @@ def error(result: Any, f: Number, allowance: Number) -> float:
     off = abs(mpf(float(result)) - f) - allowance
     if abs(f) < tiny * mpf("1.001"):
         off -= tiny
-    return float(max(mpf(0), off) / mpf(float(np.spacing(max(result.dtype.type(abs(float(f))), info.tiny)))))
+    return float(
+        max(mpf(0), off) / mpf(float(np.spacing(max(result.dtype.type(abs(float(f))), info.tiny))))
+    )
 
 
 Door = Callable[[Case, str, Array], Array]
@@ -375,7 +416,10 @@ def worst(case: Case, quantity: str, dtype: str, door: Door, thin: int = 1) -> t
     x, expected = references(case, quantity, dtype, thin)
     found = door(case, quantity, x)
     assert found.dtype == x.dtype, (found.dtype, x.dtype)
-    errors = [error(r, f, case.moves * allowance) for r, (f, allowance) in zip(found, expected, strict=True)]
+    errors = [
+        error(r, f, case.moves * allowance)
+        for r, (f, allowance) in zip(found, expected, strict=True)
+    ]
     i = int(np.argmax(errors))
     return errors[i], float(x[i])
 
@@ -386,7 +430,9 @@ def worst(case: Case, quantity: str, dtype: str, door: Door, thin: int = 1) -> t
 def numpy_door(case: Case, quantity: str, x: Array) -> Array:
     """Return the results of the NumPy backend."""
     ops, out = NumpyOps(), np.empty((1, len(x)), x.dtype)
-    ops.quietly(ops.bias_activation, x[None].copy(), None, case.formula(quantity, x.dtype.name), out)
+    ops.quietly(
+        ops.bias_activation, x[None].copy(), None, case.formula(quantity, x.dtype.name), out
+    )
     return out[0]
 
 
@@ -401,7 +447,9 @@ def onnx_door(case: Case, quantity: str, x: Array) -> Array:
         net.to_onnx(f"{folder}/net.onnx")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(f"{folder}/net.onnx", options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            f"{folder}/net.onnx", options, providers=["CPUExecutionProvider"]
+        )
         return session.run(None, {"X": x[:, None]})[0][:, 0]
 
 
@@ -421,7 +469,9 @@ def table(door: Door, names: list[str], quantities: tuple[str, ...], thin: int) 
         cells = []
         for dtype in DTYPES:
             for quantity in quantities:
-                ulp, where = max(worst(case, quantity, dtype, door, thin) for case in CASES if case.name == name)
+                ulp, where = max(
+                    worst(case, quantity, dtype, door, thin) for case in CASES if case.name == name
+                )
                 cells.append(scale(ulp) + (f" at {where:.3g}" if ulp > 1 else ""))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -453,8 +503,14 @@ def written(text: str, parts: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write the tables into docs/accuracy.md instead of printing them")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="write the tables into docs/accuracy.md instead of printing them",
+    )
     found = {"machine": machine(), **tables()}
     if parser.parse_args().write:
         text = written(PAGE.read_text(), found)

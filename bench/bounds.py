@@ -41,7 +41,12 @@ def bound(case: Case, batch: int, optimizer: str, ceiling: dict[str, Any]) -> di
         "bytes": traffic(case, batch, optimizer) / ceiling["bytes_per_second"],
     }
     which = max(times, key=lambda name: times[name])
-    return {"seconds": times[which], "by": which, "flop": flop(case, batch), "bytes": traffic(case, batch, optimizer)}
+    return {
+        "seconds": times[which],
+        "by": which,
+        "flop": flop(case, batch),
+        "bytes": traffic(case, batch, optimizer),
+    }
 
 
 def _fastest(run: Callable[[], Any], repeats: int = 7) -> float:

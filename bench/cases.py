@@ -117,8 +117,19 @@ class Suite:
         return (2 + bool(peers)) * START + compiling + (2 + len(peers)) * CALIBRATE + self.limit
 
 
-def _points(case: str, batches: Sequence[int], optimizers: str = "SGD AdamW", precisions: str = "float32", device: str = "cpu"):
-    return [Point(case, m, o, p, device) for p in precisions.split() for m in batches for o in optimizers.split()]
+def _points(
+    case: str,
+    batches: Sequence[int],
+    optimizers: str = "SGD AdamW",
+    precisions: str = "float32",
+    device: str = "cpu",
+):
+    return [
+        Point(case, m, o, p, device)
+        for p in precisions.split()
+        for m in batches
+        for o in optimizers.split()
+    ]
 
 
 TABLE = [  # the table of docs/performance.md

@@ -26,7 +26,10 @@ from bench.peers import Runner, Unsupported, build
 from bench.work import Work
 
 Answer = dict[str, Any]
-GEMM_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}  # beyond so much for their arrays, the GEMMs alone are not run
+GEMM_BYTES = {
+    "cpu": 1 << 30,
+    "cuda": 16 << 30,
+}  # beyond so much for their arrays, the GEMMs alone are not run
 
 
 def serve(peer: str, work: Work) -> Iterator[Answer]:
@@ -35,8 +38,14 @@ def serve(peer: str, work: Work) -> Iterator[Answer]:
     first: Answer = {"losses": runner.losses(STEPS), "note": runner.note, "blas": machine.blas()}
     if (most := runner.peak()) is not None:  # now, before GEMMs alone get arrays of their own
         rows = sum(array.nbytes for array in work.XY)
-        first["memory"] = {"peak_bytes": max(0, most - rows), "how": "allocator", "nvml_bytes": memory.nvml()}
-    yield first | {key: getattr(runner, key) for key in ("plan_bytes", "chunk_rows") if hasattr(runner, key)}
+        first["memory"] = {
+            "peak_bytes": max(0, most - rows),
+            "how": "allocator",
+            "nvml_bytes": memory.nvml(),
+        }
+    yield first | {
+        key: getattr(runner, key) for key in ("plan_bytes", "chunk_rows") if hasattr(runner, key)
+    }
     runner.set_rate(TIMED_RATE)
     runs: dict[str, Callable[[int], float | None] | None] = {"step": runner.run}
     for line in sys.stdin:
@@ -50,7 +59,11 @@ def _answer(request: Answer, runner: Runner, work: Work, runs: dict[str, Any]) -
     run = runs[request["what"]]
     if run is None:
         return {"count": None}
-    return {"count": calibrate(run, request["seconds"])} if request["do"] == "calibrate" else block(run, request["count"])
+    return (
+        {"count": calibrate(run, request["seconds"])}
+        if request["do"] == "calibrate"
+        else block(run, request["count"])
+    )
 
 
 def calibrate(run: Callable[[int], Any], seconds: float) -> int:
@@ -74,7 +87,10 @@ def block(run: Callable[[int], float | None], count: int) -> Answer:
     begin = time.perf_counter()
     device = run(count)
     seconds = time.perf_counter() - begin
-    return {"seconds": seconds / count, "device_seconds": None if device is None else device / count}
+    return {
+        "seconds": seconds / count,
+        "device_seconds": None if device is None else device / count,
+    }
 
 
 def peak(peer: str, point: Point, folder: Path, chunk_rows: int) -> Answer:
@@ -104,7 +120,11 @@ def answers(job: str, request: Answer) -> Iterator[Answer]:
 
         yield from host_path.serve(request)
     else:
-        point, folder, rows = Point(**request["point"]), Path(request["folder"]), request.get("chunk_rows", 0)
+        point, folder, rows = (
+            Point(**request["point"]),
+            Path(request["folder"]),
+            request.get("chunk_rows", 0),
+        )
         try:
             if job == "memory":
                 yield peak(request["peer"], point, folder, rows)

@@ -52,7 +52,9 @@ def gemm_and_accumulate() -> Ways:
     return ways
 
 
-def _scipy_gemms(Z: np.ndarray, W: np.ndarray, D: np.ndarray, S: np.ndarray, dW: np.ndarray) -> Callable[[], None]:
+def _scipy_gemms(
+    Z: np.ndarray, W: np.ndarray, D: np.ndarray, S: np.ndarray, dW: np.ndarray
+) -> Callable[[], None]:
     """The same two GEMMs by the pointer that SciPy publishes for other compiled code. Column-major: C = A B is Cᵀ = Bᵀ Aᵀ."""
     from scipy.linalg import cython_blas
 
@@ -135,8 +137,14 @@ def adamw_pieces() -> Ways:
     """AdamW on 669,706 parameters, one thread, by the entries that go through all eleven passes together."""
     optimizer, vectors = mc.AdamW(1e-8), {name: abs(numbers(669706)) for name in "wgmv"}
     compiled = program(optimizer.statements, frozenset(optimizer.scalars(Progress(total=1))))
-    scalars = {key: np.float32(value) for key, value in compiled.fold(optimizer.scalars(Progress(step=9))).items()}
-    return {f"{piece:,} entries": _by_pieces(compiled, vectors, scalars, piece) for piece in (32768, 4096, 669706)}
+    scalars = {
+        key: np.float32(value)
+        for key, value in compiled.fold(optimizer.scalars(Progress(step=9))).items()
+    }
+    return {
+        f"{piece:,} entries": _by_pieces(compiled, vectors, scalars, piece)
+        for piece in (32768, 4096, 669706)
+    }
 
 
 def gelu_slope_pieces() -> Ways:
@@ -144,13 +152,22 @@ def gelu_slope_pieces() -> Ways:
     compiled = program(f"g = g * ({resolve('gelu').slope})", frozenset())
     arrays = {name: numbers(512 * 1024) for name in "gs"}
     scalars = {key: np.float32(value) for key, value in compiled.fold({}).items()}
-    return {f"{piece:,} entries": _by_pieces(compiled, arrays, scalars, piece) for piece in (32768, 524288)}
+    return {
+        f"{piece:,} entries": _by_pieces(compiled, arrays, scalars, piece)
+        for piece in (32768, 524288)
+    }
 
 
-def _by_pieces(compiled: Any, arrays: dict[str, np.ndarray], scalars: dict[str, Any], piece: int) -> Callable[[], None]:
+def _by_pieces(
+    compiled: Any, arrays: dict[str, np.ndarray], scalars: dict[str, Any], piece: int
+) -> Callable[[], None]:
     ops, kept = numpy_ops.NumpyOps(), numpy_ops.PIECE
     numpy_ops.PIECE = piece
-    tape = ops.record(lambda: ops.map(compiled, arrays, {key: np.asarray(value) for key, value in scalars.items()}))
+    tape = ops.record(
+        lambda: ops.map(
+            compiled, arrays, {key: np.asarray(value) for key, value in scalars.items()}
+        )
+    )
     numpy_ops.PIECE = kept
     return lambda: ops.quietly(tape.replay)
 
@@ -175,7 +192,10 @@ def small_product() -> Ways:
 def large_product() -> Ways:
     """The product dW = Zᵀ D, 784 x 32 x 128."""
     Z, D, dW = numbers(32, 784), numbers(32, 128), numbers(784, 128)
-    return {"matmul": lambda: np.matmul(Z.T, D, dW), "dot, which writes zeros first": lambda: np.dot(Z.T, D, dW)}
+    return {
+        "matmul": lambda: np.matmul(Z.T, D, dW),
+        "dot, which writes zeros first": lambda: np.dot(Z.T, D, dW),
+    }
 
 
 def quiet() -> Ways:
@@ -210,7 +230,11 @@ def main() -> None:
                     count += 1
                 times[name].append((time.perf_counter() - begin) / count * 1e6)
         print(question.__doc__)
-        print("   " + ";  ".join(f"{name}: {statistics.median(v):,.1f} us" for name, v in times.items()), flush=True)
+        print(
+            "   "
+            + ";  ".join(f"{name}: {statistics.median(v):,.1f} us" for name, v in times.items()),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,11 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> str:
     for key in common:
         before, after = old["points"][key]["peers"], new["points"][key]["peers"]
         width = max(before["mlpcore"]["band"], after["mlpcore"]["band"])
-        for name in (name for name in before if "seconds" in before[name] and "seconds" in after.get(name, {})):
+        for name in (
+            name
+            for name in before
+            if "seconds" in before[name] and "seconds" in after.get(name, {})
+        ):
             ratio, verdict = changed(before[name], after[name], width)
             times = f"{duration(before[name]['seconds'][0]):>10}{duration(after[name]['seconds'][0]):>10}"
             lines.append(f"{key:<44}{name:<20}{times}{ratio:>7.2f}{width:>7.1%}  {verdict}")
@@ -40,4 +44,9 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> str:
     ]
     if not common:
         lines.append("no point in common")
-    return "\n".join([*lines, "The two runs were not interleaved: what the machine did meanwhile is in B / A as well."])
+    return "\n".join(
+        [
+            *lines,
+            "The two runs were not interleaved: what the machine did meanwhile is in B / A as well.",
+        ]
+    )

@@ -24,14 +24,20 @@ import mlpcore as mc
 from bench import machine, stats
 
 LAYERS = 4
-POINTS = [(width, rows, activation) for width, rows in ((256, 2048), (512, 4096)) for activation in ("tanh", "relu", "gelu")]
+POINTS = [
+    (width, rows, activation)
+    for width, rows in ((256, 2048), (512, 4096))
+    for activation in ("tanh", "relu", "gelu")
+]
 COUNTS = {
     "gradient": 3 * LAYERS - 1, "again": 3 * LAYERS - 1, "jvp in X": 2 * LAYERS, "jvp in the parameters": 3 * LAYERS - 1,
     "gnvp": 5 * LAYERS - 2, "hvp": 8 * LAYERS - 5,
 }  # fmt: skip
 
 
-def runs(width: int, rows: int, activation: str, device: str) -> tuple[dict[str, Callable[[], Any]], int]:
+def runs(
+    width: int, rows: int, activation: str, device: str
+) -> tuple[dict[str, Callable[[], Any]], int]:
     """What is timed, by name, and the rows of a chunk."""
     rng = np.random.default_rng(0)
     sizes = [width] * (LAYERS + 1)
@@ -71,7 +77,9 @@ def runs(width: int, rows: int, activation: str, device: str) -> tuple[dict[str,
     return {name: waiting(run) for name, run in every.items()}, chunk
 
 
-def measure(width: int, rows: int, activation: str, device: str, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    width: int, rows: int, activation: str, device: str, rounds: int
+) -> list[dict[str, Any]]:
     """One row a product: seconds, its time over the gradient's, and that over the share of the counts."""
     every, chunk = runs(width, rows, activation, device)
     series: dict[str, list[float]] = {name: [] for name in every}
@@ -95,13 +103,17 @@ def measure(width: int, rows: int, activation: str, device: str, rounds: int) ->
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, help="folder of derivatives.json")
     options = parser.parse_args()
     found = []
-    print(f"{LAYERS} square layers, {options.device}; time over a gradient's, and that over the share of matrix products")
+    print(
+        f"{LAYERS} square layers, {options.device}; time over a gradient's, and that over the share of matrix products"
+    )
     for width, rows, activation in POINTS:
         for row in measure(width, rows, activation, options.device, options.rounds):
             found.append(row)
@@ -109,7 +121,8 @@ def main() -> int:
             times = f"{1e3 * row['seconds'].median:8.2f} ms  {row['over gradient'].median:5.2f} (share {row['share']:.2f})"
             ratio = row["over share"]
             print(
-                f"{point}  {row['product']:<22} {times}  {ratio.median:5.2f} ({ratio.low:.2f} … {ratio.high:.2f})", flush=True
+                f"{point}  {row['product']:<22} {times}  {ratio.median:5.2f} ({ratio.low:.2f} … {ratio.high:.2f})",
+                flush=True,
             )
     machine.save(options.out, "derivatives", options.device, found)
     return 0

@@ -28,7 +28,12 @@ from sklearn.preprocessing import StandardScaler
 from bench import machine, stats
 from mlpcore import estimators
 
-SETS = {"digits": "MLPClassifier", "breast_cancer": "MLPClassifier", "wine": "MLPClassifier", "diabetes": "MLPRegressor"}
+SETS = {
+    "digits": "MLPClassifier",
+    "breast_cancer": "MLPClassifier",
+    "wine": "MLPClassifier",
+    "diabetes": "MLPRegressor",
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {},
     "adam 256-256": {"hidden_layer_sizes": (256, 256)},
@@ -50,7 +55,9 @@ def rows(name: str, dtype: str, seed: int) -> list[np.ndarray]:
     return [scaler.transform(X).astype(dtype), scaler.transform(Xv).astype(dtype), y, yv]
 
 
-def fit(module: Any, name: str, settings: dict[str, Any], seed: int, data: list[np.ndarray], device: str) -> tuple[Any, float]:
+def fit(
+    module: Any, name: str, settings: dict[str, Any], seed: int, data: list[np.ndarray], device: str
+) -> tuple[Any, float]:
     """A fitted estimator, and the seconds it took."""
     own = {"device": device} if module is estimators else {}
     model = getattr(module, SETS[name])(random_state=seed, **settings, **own)
@@ -75,7 +82,10 @@ def measure(name: str, setting: str, dtype: str, seeds: int, device: str) -> dic
             scores[who].append(float(model.score(data[1], data[3])))
             seconds[who].append(took)
             epochs[who].append(int(model.n_iter_))
-    figures = {who: {"mean": float(np.mean(found)), "spread": float(np.std(found))} for who, found in scores.items()}
+    figures = {
+        who: {"mean": float(np.mean(found)), "spread": float(np.std(found))}
+        for who, found in scores.items()
+    }
     return {
         "data": name, "setting": setting, "dtype": dtype, "device": device,
         "scores": scores, "score": figures, "epochs": epochs,
@@ -85,14 +95,18 @@ def measure(name: str, setting: str, dtype: str, seeds: int, device: str) -> dic
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="folder of estimators.json")
     options = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
     found = []
-    print(f"{options.device}, {options.seeds} seeds; accuracy or R² on a quarter held out, mean ± deviation; time of a fit")
+    print(
+        f"{options.device}, {options.seeds} seeds; accuracy or R² on a quarter held out, mean ± deviation; time of a fit"
+    )
     for dtype in ("float64", "float32"):
         for setting in SETTINGS:
             for name in SETS:

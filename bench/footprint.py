@@ -35,7 +35,9 @@ def _seconds(code: str, **environment: str) -> float:
     kept = {key: value for key, value in os.environ.items() if key not in PINS}
     path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH", "")]))
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], env={**kept, "PYTHONPATH": path, **environment}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code], env={**kept, "PYTHONPATH": path, **environment}, check=True
+    )
     return time.perf_counter() - begin
 
 
@@ -48,7 +50,11 @@ def _installed(names: list[str]) -> int:
             continue
         seen.add(name)
         distribution = importlib.metadata.distribution(name)
-        files = [Path(str(file.locate())) for file in distribution.files or () if "__pycache__" not in str(file)]
+        files = [
+            Path(str(file.locate()))
+            for file in distribution.files or ()
+            if "__pycache__" not in str(file)
+        ]
         total += sum(file.stat().st_size for file in files if file.is_file())
         needed = [line for line in distribution.requires or () if ";" not in line]
         left += [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in needed]
@@ -87,8 +93,19 @@ def _own() -> int:
 
 def measure(device: str, repeats: int = 3) -> dict[str, Any]:
     """Seconds as medians with bounds, bytes, and what could not be had."""
-    series: dict[str, list[float]] = {"python": [], "import numpy": [], "import mlpcore": [], "first step on the CPU": []}
-    codes = dict(zip(series, ("", "import numpy", "import mlpcore", FIRST_STEP.format(device="cpu")), strict=True))
+    series: dict[str, list[float]] = {
+        "python": [],
+        "import numpy": [],
+        "import mlpcore": [],
+        "first step on the CPU": [],
+    }
+    codes = dict(
+        zip(
+            series,
+            ("", "import numpy", "import mlpcore", FIRST_STEP.format(device="cpu")),
+            strict=True,
+        )
+    )
     for _ in range(repeats):
         for name, code in codes.items():
             series[name].append(_seconds(code))
@@ -96,9 +113,15 @@ def measure(device: str, repeats: int = 3) -> dict[str, Any]:
         series |= {"first step, cold kernel cache": [], "first step, warm kernel cache": []}
         with tempfile.TemporaryDirectory() as cache:
             for name in list(series)[-2:]:
-                series[name].append(_seconds(FIRST_STEP.format(device="cuda"), CUPY_CACHE_DIR=cache))
+                series[name].append(
+                    _seconds(FIRST_STEP.format(device="cuda"), CUPY_CACHE_DIR=cache)
+                )
     own, (wheel, why) = _own(), _wheel()
-    sizes = {"mlpcore's own files": own, "installed, with what it needs": own + _installed(_requirements()), "wheel": wheel}
+    sizes = {
+        "mlpcore's own files": own,
+        "installed, with what it needs": own + _installed(_requirements()),
+        "wheel": wheel,
+    }
     return {
         "seconds": {name: stats.bounded(values) for name, values in series.items()},
         "bytes": {name: size for name, size in sizes.items() if size is not None},

@@ -229,7 +229,9 @@ def main(arguments: Sequence[str]) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--against", metavar="REV", help="a revision to compare with")
-    parser.add_argument("--rounds", type=int, default=9, help="at least 6, or the range stands for the bound")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="at least 6, or the range stands for the bound"
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help="steps that a time is the mean of")
     parser.add_argument("--net", choices=NETS, help="only this one")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file to write")

@@ -37,14 +37,26 @@ def measure(device: Device, dtype: str, gib: float, rounds: int) -> Iterator[dic
     kind = xp.dtype(storage(dtype))
     rows = max(1, int(gib * 2**30) // (COLUMNS * kind.itemsize))
     objective = losses.pair(losses.resolve("squared_error"), None)
-    scratch = ops.scratch(rows, (COLUMNS, COLUMNS), dtype, (None, None), objective, accumulates=False)
+    scratch = ops.scratch(
+        rows, (COLUMNS, COLUMNS), dtype, (None, None), objective, accumulates=False
+    )
     ops.use(allocate(ops, scratch))  # as in a step: else `activation_gradient` allocates each time
 
     def data() -> Any:
         numbers = xp.random.default_rng(0).standard_normal((rows, COLUMNS), dtype=xp.float32)
-        return (numbers.view(xp.uint32) >> 16).astype(xp.uint16) if dtype == "bfloat16" else numbers.astype(kind, copy=False)
+        return (
+            (numbers.view(xp.uint32) >> 16).astype(xp.uint16)
+            if dtype == "bfloat16"
+            else numbers.astype(kind, copy=False)
+        )
 
-    S, G, other, b, db = data(), data(), data(), xp.zeros(COLUMNS, xp.float32), xp.zeros(COLUMNS, xp.float32)
+    S, G, other, b, db = (
+        data(),
+        data(),
+        data(),
+        xp.zeros(COLUMNS, xp.float32),
+        xp.zeros(COLUMNS, xp.float32),
+    )
 
     def copy() -> None:
         xp.copyto(other, S)
@@ -53,7 +65,10 @@ def measure(device: Device, dtype: str, gib: float, rounds: int) -> Iterator[dic
     for name in ACTIVATIONS:
         sigma = resolve(name)
         reads = 1 + len(formulas.reads(sigma.slope) & {"s", "z"})
-        runs[f"bias_activation {name}"] = (2, lambda sigma=sigma: ops.bias_activation(S, b, sigma, S))
+        runs[f"bias_activation {name}"] = (
+            2,
+            lambda sigma=sigma: ops.bias_activation(S, b, sigma, S),
+        )
         runs[f"activation_gradient {name}"] = (
             reads + 1,
             lambda sigma=sigma: ops.activation_gradient(G, other, S, sigma, G, db),
@@ -67,7 +82,9 @@ def measure(device: Device, dtype: str, gib: float, rounds: int) -> Iterator[dic
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gib", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
@@ -87,7 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     rows.append(row)
                     machine.write(result, options.out / "kernels.json")
                     point = f"{row['kernel']:<28} {row['dtype']:<9} {row['GiB']:>5.1f} GiB"
-                    print(f"{point} {row['GB/s']:>8.0f} GB/s  {row['over copy']:>5.2f} x copy", flush=True)
+                    print(
+                        f"{point} {row['GB/s']:>8.0f} GB/s  {row['over copy']:>5.2f} x copy",
+                        flush=True,
+                    )
     return 0
 
 

@@ -226,7 +226,9 @@ def _activation_gradient_learned(call: Call) -> Moved:
 
 def _elementwise_loss(call: Call) -> Moved:
     m, n = call.arguments[14:16]
-    return Moved(call.nbytes(0, 6, *_accumulated(call, 16, 9)) + _given(call, m * n, m), call.nbytes(8, 9))
+    return Moved(
+        call.nbytes(0, 6, *_accumulated(call, 16, 9)) + _given(call, m * n, m), call.nbytes(8, 9)
+    )
 
 
 def _softmax_cross_entropy(call: Call) -> Moved:

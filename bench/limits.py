@@ -33,20 +33,28 @@ WHOLE = 2 << 30  # bytes of a whole batch's arrays that are still tried
 def trainers(sizes: list[int], limits: tuple[str, str], batch: int) -> dict[str, dict[str, Any]]:
     """The trainers' settings, by name."""
     found: dict[str, dict[str, Any]] = {"free": {}, "again": {}}
-    found |= {name: {"memory_limit": limit} for name, limit in zip(("ample", "tight"), limits, strict=True)}
+    found |= {
+        name: {"memory_limit": limit}
+        for name, limit in zip(("ample", "tight"), limits, strict=True)
+    }
     if 4 * batch * 2 * sum(sizes) < WHOLE:
         found["whole"] = {"chunk_rows": batch, "workers": 1}
     return found
 
 
-def measure(sizes: list[int], activation: str, limits: tuple[str, str], batch: int, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    sizes: list[int], activation: str, limits: tuple[str, str], batch: int, rounds: int
+) -> list[dict[str, Any]]:
     """One row a trainer."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((batch, sizes[0]), np.float32)
     Y = rng.standard_normal((batch, sizes[-1]), np.float32)
     net = mc.MLP(sizes, activation, device="cpu")
     settings = trainers(sizes, limits, batch)
-    made = {name: mc.Trainer(net, "squared_error", mc.SGD(0.0), **more) for name, more in settings.items()}
+    made = {
+        name: mc.Trainer(net, "squared_error", mc.SGD(0.0), **more)
+        for name, more in settings.items()
+    }
     data = {name: trainer.prepare(X, Y) for name, trainer in made.items()}
     series: dict[str, list[float]] = {name: [] for name in made}
     for i in range(-1, rounds):
@@ -76,7 +84,9 @@ def measure(sizes: list[int], activation: str, limits: tuple[str, str], batch: i
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, help="folder of limits.json")
     options = parser.parse_args()

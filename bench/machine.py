@@ -15,7 +15,10 @@ from typing import Any
 import threadpoolctl
 
 ROOT = Path(__file__).resolve().parent.parent
-PINS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # taken out of the environment of every process that measures
+PINS = (
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+)  # taken out of the environment of every process that measures
 PACKAGES = (
     "numpy", "torch", "jax", "jaxlib", "scikit-learn", "warp-nn", "warp-lang", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python",
 )  # fmt: skip
@@ -61,7 +64,8 @@ def blas() -> list[dict[str, Any]]:
     """Every BLAS and OpenMP that this process has loaded: library, version, kernel family, threads. No paths."""
     keys = ("internal_api", "version", "architecture", "num_threads")
     return [
-        {"file": Path(pool["filepath"]).name} | {key: pool.get(key) for key in keys} for pool in threadpoolctl.threadpool_info()
+        {"file": Path(pool["filepath"]).name} | {key: pool.get(key) for key in keys}
+        for pool in threadpoolctl.threadpool_info()
     ]
 
 
@@ -76,7 +80,11 @@ def describe(device: str) -> dict[str, Any]:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(0)
         name, driver = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlSystemGetDriverVersion()
-        found["gpu"] = {"name": name, "driver": driver, "bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total}
+        found["gpu"] = {
+            "name": name,
+            "driver": driver,
+            "bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+        }
     return found
 
 
@@ -84,7 +92,9 @@ def available_bytes() -> int:
     """Memory that may still be allocated; 2^63 where the system does not tell."""
     file = Path("/proc/meminfo")
     lines = file.read_text().splitlines() if file.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 63)
+    return next(
+        (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 1 << 63
+    )
 
 
 def write(result: dict[str, Any], file: Path) -> None:

@@ -17,7 +17,12 @@ from bench.work import prepare
 
 Answer = dict[str, Any]
 # |J - J of mlpcore| <= a |J| + b |J - J of the first step|: rounding of the value, and a share of what training changed
-TOLERANCE = {"float32": (3e-5, 0.01), "tf32": (3e-3, 0.05), "bfloat16": (2e-2, 0.2), "float16": (5e-3, 0.1)}
+TOLERANCE = {
+    "float32": (3e-5, 0.01),
+    "tf32": (3e-3, 0.05),
+    "bfloat16": (2e-2, 0.2),
+    "float16": (5e-3, 0.1),
+}
 
 
 def agree(losses: Sequence[float], reference: Sequence[float], precision: str) -> str:
@@ -39,17 +44,30 @@ def measure(point: Point, suite: Suite, ceiling: Answer, folder: Path) -> Answer
     }  # fmt: skip
     found: dict[str, Answer] = result["peers"]
     with contextlib.ExitStack() as stack:
-        children = {"mlpcore": stack.enter_context(_child("serve", "mlpcore", point, folder, 0, suite.patience))}
+        children = {
+            "mlpcore": stack.enter_context(
+                _child("serve", "mlpcore", point, folder, 0, suite.patience)
+            )
+        }
         found["mlpcore"] = _first(children["mlpcore"], point)
         if found["mlpcore"]["status"] != "ok":
             raise ChildFailed(found["mlpcore"]["reason"])
-        room, needed, rows = machine.available_bytes(), _bytes(point), found["mlpcore"]["chunk_rows"]
+        room, needed, rows = (
+            machine.available_bytes(),
+            _bytes(point),
+            found["mlpcore"]["chunk_rows"],
+        )
         losses = found["mlpcore"]["losses"]
         for name in ("mlpcore again", *suite.peers_of(point)):
             if point.device == "cpu" and needed * len(children) > 0.8 * room:
-                found[name] = {"status": "missing", "reason": f"no memory for one more process of {needed >> 20:,} MiB"}
+                found[name] = {
+                    "status": "missing",
+                    "reason": f"no memory for one more process of {needed >> 20:,} MiB",
+                }
             else:  # they import and compile side by side
-                children[name] = stack.enter_context(_child("serve", name, point, folder, rows, suite.patience))
+                children[name] = stack.enter_context(
+                    _child("serve", name, point, folder, rows, suite.patience)
+                )
             if name == "mlpcore again" and point.device != "cpu":
                 # its choice of algorithms is by time: no peer may use the GPU meanwhile
                 found[name] = _first(children[name], point, losses)
@@ -68,18 +86,34 @@ def measure(point: Point, suite: Suite, ceiling: Answer, folder: Path) -> Answer
     return result
 
 
-def _child(job: str, name: str, point: Point, folder: Path, rows: int, patience: float = 300.0) -> Child:
+def _child(
+    job: str, name: str, point: Point, folder: Path, rows: int, patience: float = 300.0
+) -> Child:
     peer = name.removesuffix(" again")
-    return Child(job, patience=patience, peer=peer, point=dataclasses.asdict(point), folder=str(folder), chunk_rows=rows)
+    return Child(
+        job,
+        patience=patience,
+        peer=peer,
+        point=dataclasses.asdict(point),
+        folder=str(folder),
+        chunk_rows=rows,
+    )
 
 
 def _bytes(point: Point) -> int:
     """Roughly what a process takes that keeps every layer's output."""
     case = CASES[point.case]
-    return (300 << 20) + 4 * (point.batch * (case.sizes[0] + 3 * sum(case.sizes[1:])) + 6 * case.parameters)
+    return (300 << 20) + 4 * (
+        point.batch * (case.sizes[0] + 3 * sum(case.sizes[1:])) + 6 * case.parameters
+    )
 
 
-def _first(child: Child, point: Point, reference: Sequence[float] | None = None, deadline: float | None = None) -> Answer:
+def _first(
+    child: Child,
+    point: Point,
+    reference: Sequence[float] | None = None,
+    deadline: float | None = None,
+) -> Answer:
     """Whether an implementation is there, and whether it computes what mlpcore computes."""
     try:
         answer = child.answer(deadline)
@@ -97,7 +131,9 @@ def _time(children: dict[str, Child], found: dict[str, Answer], suite: Suite) ->
 
     def ask(name: str, do: str, **request: Any) -> Answer:
         """An answer; {} from a peer that just failed, which is reported so and asked no more."""
-        time.sleep(suite.pause)  # an idle BLAS thread spins for a while: let those of the process before fall asleep
+        time.sleep(
+            suite.pause
+        )  # an idle BLAS thread spins for a while: let those of the process before fall asleep
         try:
             return children[name].ask(do, **request)
         except ChildFailed as error:
@@ -110,12 +146,18 @@ def _time(children: dict[str, Child], found: dict[str, Answer], suite: Suite) ->
     for name in list(children):
         found[name] |= {"series": {}, "device_series": []}
         for what in ("step", "gemms") if name != "mlpcore again" else ("step",):
-            if name in children and (count := ask(name, "calibrate", what=what, seconds=suite.seconds).get("count")):
+            if name in children and (
+                count := ask(name, "calibrate", what=what, seconds=suite.seconds).get("count")
+            ):
                 counts[name, what], found[name]["series"][what] = count, []
     begin, done = time.perf_counter(), 0
-    while done < suite.rounds and (done < stats.FEWEST or time.perf_counter() - begin < suite.limit):
+    while done < suite.rounds and (
+        done < stats.FEWEST or time.perf_counter() - begin < suite.limit
+    ):
         for name, what in list(counts)[:: 1 if done % 2 else -1]:
-            if name in children and (answer := ask(name, "time", what=what, count=counts[name, what])):
+            if name in children and (
+                answer := ask(name, "time", what=what, count=counts[name, what])
+            ):
                 found[name]["series"][what].append(answer["seconds"])
                 if what == "step" and answer["device_seconds"] is not None:
                     found[name]["device_series"].append(answer["device_seconds"])
@@ -140,7 +182,9 @@ def _compare(found: dict[str, Answer]) -> None:
             entry["over_gemms"] = stats.paired(series["step"], series["gemms"])
         if name != "mlpcore":
             entry["over_mlpcore"] = stats.paired(series["step"], ours)
-            entry["verdict"] = "A/A" if name == "mlpcore again" else stats.verdict(entry["over_mlpcore"], width)
+            entry["verdict"] = (
+                "A/A" if name == "mlpcore again" else stats.verdict(entry["over_mlpcore"], width)
+            )
             if len(ours) < stats.FEWEST:
                 entry["verdict"] = "too few"  # rounds for a bound
     found["mlpcore"]["band"] = math.expm1(width)
@@ -156,4 +200,6 @@ def _memory(name: str, point: Point, folder: Path, rows: int) -> Answer:
 
 def ceiling(point: Point) -> Answer:
     """The rates measured for a point's device and precision. Raises ChildFailed."""
-    return once("ceiling", tf32=point.precision == "tf32", precision=point.precision, device=point.device)
+    return once(
+        "ceiling", tf32=point.precision == "tf32", precision=point.precision, device=point.device
+    )

@@ -54,4 +54,6 @@ def nvml() -> int | None:
         return None
     pynvml.nvmlInit()
     processes = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(0))
-    return next((process.usedGpuMemory for process in processes if process.pid == os.getpid()), None)
+    return next(
+        (process.usedGpuMemory for process in processes if process.pid == os.getpid()), None
+    )

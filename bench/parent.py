@@ -29,11 +29,16 @@ class Child:
         patience: seconds that it may take for an answer.
     """
 
-    def __init__(self, job: str, *, tf32: bool = False, patience: float = 300.0, **request: Any) -> None:
+    def __init__(
+        self, job: str, *, tf32: bool = False, patience: float = 300.0, **request: Any
+    ) -> None:
         self.patience = patience
         environment = {key: value for key, value in os.environ.items() if key not in PINS}
         paths = [str(ROOT), environment.get("PYTHONPATH", "")]
-        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        environment |= {
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        }
         environment |= {"CUPY_TF32": "1"} if tf32 else {}
         if request.get("point", request)["device"] == "cpu":
             environment |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
@@ -68,7 +73,11 @@ class Child:
         finally:
             timer.cancel()
         if not line:
-            late = f"stopped, no answer in {limit:.0f} s; " if time.monotonic() - begin >= limit else ""
+            late = (
+                f"stopped, no answer in {limit:.0f} s; "
+                if time.monotonic() - begin >= limit
+                else ""
+            )
             raise ChildFailed(late + self._last_words())
         found: Answer = json.loads(line)
         return found
@@ -98,7 +107,12 @@ class Child:
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close(0.0 if error else 5.0)
 
 

@@ -29,7 +29,9 @@ def draw(result: dict[str, Any], folder: Path) -> list[Path]:
     for name, points in groups.items():
         if len(points) > 1:
             file = folder / f"{'_'.join(name)}.png"
-            _picture(sorted(points, key=lambda point: point["batch"]), result).savefig(file, dpi=100)
+            _picture(sorted(points, key=lambda point: point["batch"]), result).savefig(
+                file, dpi=100
+            )
             files.append(file)
     return files
 
@@ -41,21 +43,33 @@ def _picture(points: list[dict[str, Any]], result: dict[str, Any]) -> Figure:
     axes = figure.subplots(2 if memory else 1, 1, squeeze=False)[:, 0]
     first = points[0]
     sizes = first["sizes"]
-    shape = "-".join(map(str, sizes)) if len(sizes) < 8 else f"{len(sizes) - 1} layers of {sizes[0]}"
+    shape = (
+        "-".join(map(str, sizes)) if len(sizes) < 8 else f"{len(sizes) - 1} layers of {sizes[0]}"
+    )
     title = f"{shape} {first['activation']}, {first['optimizer']}, {first['precision']}"
     machine = result["machine"].get("gpu", {}).get("name") if first["device"] == "cuda" else None
-    figure.suptitle(f"{title}\n{machine or '{cpu}, {cpus} CPUs'.format(**result['machine'])}", fontsize=11)
+    figure.suptitle(
+        f"{title}\n{machine or '{cpu}, {cpus} CPUs'.format(**result['machine'])}", fontsize=11
+    )
 
     rates = _lines(points, lambda point, entry: point["batch"] / entry["seconds"][0])
     bound = ([p["batch"] for p in points], [p["batch"] / p["bound"]["seconds"] for p in points])
     _panel(axes[0], [*rates, ("bound", *bound)], "throughput, rows / s")
     for point in points:
         low, high = point["peers"]["mlpcore"]["seconds"][1:]
-        axes[0].plot([point["batch"]] * 2, [point["batch"] / low, point["batch"] / high], color=OURS, linewidth=3, alpha=0.35)
+        axes[0].plot(
+            [point["batch"]] * 2,
+            [point["batch"] / low, point["batch"] / high],
+            color=OURS,
+            linewidth=3,
+            alpha=0.35,
+        )
     if memory:
         plan = [point["peers"]["mlpcore"]["plan_bytes"] / 2**20 for point in points]
         mebibytes = [(name, x, [max(value, 2**16) / 2**20 for value in y]) for name, x, y in memory]
-        _panel(axes[1], [*mebibytes, ("planned", bound[0], plan)], "peak memory beyond X and Y, MiB")
+        _panel(
+            axes[1], [*mebibytes, ("planned", bound[0], plan)], "peak memory beyond X and Y, MiB"
+        )
     axes[-1].set_xlabel("batch, rows")
     return figure
 
@@ -65,7 +79,11 @@ def _lines(points: list[dict[str, Any]], value: Any) -> list[Line]:
     lines: dict[str, tuple[list[float], list[float]]] = {}
     for point in points:
         for name, entry in point["peers"].items():
-            if entry["status"] == "ok" and name != "mlpcore again" and (found := value(point, entry)) is not None:
+            if (
+                entry["status"] == "ok"
+                and name != "mlpcore again"
+                and (found := value(point, entry)) is not None
+            ):
                 x, y = lines.setdefault(name, ([], []))
                 x.append(point["batch"])
                 y.append(found)
@@ -76,11 +94,22 @@ def _look(name: str, seen: dict[str, int]) -> dict[str, Any]:
     if name == "mlpcore":
         return {"color": OURS, "linewidth": 2.6, "marker": "o", "markersize": 5, "zorder": 5}
     if name in ("bound", "planned"):
-        return {"color": "black" if name == "bound" else OURS, "linewidth": 1.2, "linestyle": (0, (1, 1.5)), "zorder": 4}
+        return {
+            "color": "black" if name == "bound" else OURS,
+            "linewidth": 1.2,
+            "linestyle": (0, (1, 1.5)),
+            "zorder": 4,
+        }
     family = next((key for key in COLORS if name.startswith(key)), "")
     turn = seen.setdefault(family, 0)
     seen[family] += 1
-    return {"color": COLORS.get(family, GREY), "linewidth": 1.4, "linestyle": STYLES[turn % 5], "marker": "o", "markersize": 3}
+    return {
+        "color": COLORS.get(family, GREY),
+        "linewidth": 1.4,
+        "linestyle": STYLES[turn % 5],
+        "marker": "o",
+        "markersize": 3,
+    }
 
 
 def _panel(axes: Axes, lines: list[Line], label: str) -> None:
@@ -92,7 +121,9 @@ def _panel(axes: Axes, lines: list[Line], label: str) -> None:
         ends.append((y[-1], x[-1], name, line.get_color()))
     batches = sorted({batch for _, x, _ in lines for batch in x})
     axes.set(xscale="log", yscale="log", ylabel=label)
-    axes.set_xticks(batches, [f"{batch:,}" if batch < 10000 else number(batch) for batch in batches], fontsize=9)
+    axes.set_xticks(
+        batches, [f"{batch:,}" if batch < 10000 else number(batch) for batch in batches], fontsize=9
+    )
     axes.xaxis.set_minor_locator(NullLocator())
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
@@ -108,8 +139,14 @@ def _name(axes: Axes, ends: list[tuple[float, float, str, Any]]) -> None:
     """Names at the lines' ends, moved apart where they would cover each other."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
-    height, step = 3.6 if len(axes.figure.axes) > 1 else 3.7, 0.165  # inches of the panel, and of a line of text
-    places = [axes.transLimits.transform(axes.transScale.transform((x, y)))[1] * height for y, x, _, _ in sorted(ends)]
+    height, step = (
+        3.6 if len(axes.figure.axes) > 1 else 3.7,
+        0.165,
+    )  # inches of the panel, and of a line of text
+    places = [
+        axes.transLimits.transform(axes.transScale.transform((x, y)))[1] * height
+        for y, x, _, _ in sorted(ends)
+    ]
     for _ in range(200):  # push neighbours apart, both by half
         for i in range(len(places) - 1):
             gap = step - (places[i + 1] - places[i])

@@ -59,13 +59,21 @@ def stepped() -> dict[str, tuple[float, float]]:
     """Return microseconds of a step on prepared rows, and of a step of `fit`, tanh, AdamW, float32."""
     rng, found = np.random.default_rng(0), {}
     for name, (sizes, batch) in STEPS.items():
-        X, Y = (rng.standard_normal((16 * batch, width)).astype(np.float32) for width in (sizes[0], sizes[-1]))
+        X, Y = (
+            rng.standard_normal((16 * batch, width)).astype(np.float32)
+            for width in (sizes[0], sizes[-1])
+        )
         trainer = mc.Trainer(mc.MLP(sizes, "tanh", device="cpu"), "squared_error")
         part = trainer.prepare(X[:batch], Y[:batch])
         once = _microseconds(lambda trainer=trainer, part=part: trainer.step(part))
         epochs = max(1, int(1e6 * SECONDS / once / 16))
         fit = {"epochs": epochs, "batch_size": batch, "progress": False}
-        found[name] = once, _microseconds(lambda trainer=trainer, X=X, Y=Y, fit=fit: trainer.fit(X, Y, **fit)) / 16 / epochs
+        found[name] = (
+            once,
+            _microseconds(lambda trainer=trainer, X=X, Y=Y, fit=fit: trainer.fit(X, Y, **fit))
+            / 16
+            / epochs,
+        )
     return found
 
 
@@ -95,12 +103,21 @@ def main() -> None:
             there = {**os.environ, "PYTHONPATH": str(Path(tree).resolve())}
             out = subprocess.run(run, env=there, check=True, capture_output=True, text=True)
             turns[tree].append(json.loads(out.stdout))
-    unit, heads = ("µs a step", ("alone", "fit")) if steps else ("ns an entry", ("forward", "slope"))
+    unit, heads = (
+        ("µs a step", ("alone", "fit")) if steps else ("ns an entry", ("forward", "slope"))
+    )
     print(f"{unit:21}" + "".join(f"{heads[0]:>9}{heads[1]:>9}" for _ in trees))
     for name in turns[trees[0]][0]:
         if all(name in turn[0] for turn in turns.values()):
-            figures = [[statistics.median(turn[name][i] for turn in turns[tree]) for i in (0, 1)] for tree in trees]
-            ratios = [f"   {a / figures[0][0]:5.2f} {b / figures[0][1]:5.2f}" for a, b in figures[1:] if figures[0][0]]
+            figures = [
+                [statistics.median(turn[name][i] for turn in turns[tree]) for i in (0, 1)]
+                for tree in trees
+            ]
+            ratios = [
+                f"   {a / figures[0][0]:5.2f} {b / figures[0][1]:5.2f}"
+                for a, b in figures[1:]
+                if figures[0][0]
+            ]
             print(f"{name:21}" + "".join(f"{a:9.2f}{b:9.2f}" for a, b in figures) + "".join(ratios))
 
 

@@ -36,10 +36,18 @@ def selected(options: argparse.Namespace) -> Suite:
     """The suite with what the command line changes. ValueError where nothing is left or a peer is unknown."""
     suite = SUITES[options.suite]
     names = {case.name: f"{case.name} {'-'.join(map(str, case.sizes))}" for case in CASES.values()}
-    points = [point for point in suite.points if any(part in names[point.case] for part in options.cases.split(","))]
+    points = [
+        point
+        for point in suite.points
+        if any(part in names[point.case] for part in options.cases.split(","))
+    ]
     if options.batches:
         sizes = [int(size) for size in options.batches.split(",")]
-        points = list(dict.fromkeys(dataclasses.replace(point, batch=size) for point in points for size in sizes))
+        points = list(
+            dict.fromkeys(
+                dataclasses.replace(point, batch=size) for point in points for size in sizes
+            )
+        )
         points = [point for point in points if point.batch == 1 or point.case != "online"]
     if not points:
         raise ValueError(f"--cases {options.cases!r} leaves no point of suite {options.suite!r}")
@@ -49,7 +57,9 @@ def selected(options: argparse.Namespace) -> Suite:
         if unknown := [name for name in peers if name not in PEERS]:
             raise ValueError(f"--peers: {', '.join(unknown)} unknown; there are {', '.join(PEERS)}")
         changes |= {"peers": peers, "light": peers}
-    return dataclasses.replace(suite, **changes, **({"rounds": options.rounds} if options.rounds else {}))
+    return dataclasses.replace(
+        suite, **changes, **({"rounds": options.rounds} if options.rounds else {})
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -63,12 +73,17 @@ def run(options: argparse.Namespace) -> None:
     file, device = options.out / "result.json", suite.points[0].device
     result = store.resume(store.fresh(options.suite, suite, once("describe", device=device)), file)
     left = [point for point in suite.points if point.key not in result["points"]]
-    print(f"suite {options.suite}: {len(left)} of {len(suite.points)} points to measure; all take {suite.expected}")
+    print(
+        f"suite {options.suite}: {len(left)} of {len(suite.points)} points to measure; all take {suite.expected}"
+    )
     if device == "cuda" and result["machine"]["device"] == "cpu":
         sys.exit(f"no point measured, no CUDA device to use: {result['machine']['cuda']}")
     print(tables.LEGEND)
     failed, late = [], []
-    with tempfile.TemporaryDirectory() as folder, tqdm(left, unit="point", disable=None) as progress:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tqdm(left, unit="point", disable=None) as progress,
+    ):
         for point in progress:
             kind = f"{point.device}/{point.precision}"
             if not fits(suite.reckoned(point) + START * (kind not in result["ceilings"])):
@@ -112,28 +127,53 @@ def summary(result: store.Result, folder: Path | None) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["compare"]:
-        parser = argparse.ArgumentParser(prog="run.py compare", description="Two results side by side.")
+        parser = argparse.ArgumentParser(
+            prog="run.py compare", description="Two results side by side."
+        )
         parser.add_argument("files", nargs=2, type=Path, metavar="RESULT.json")
         old, new = (store.load(file) for file in parser.parse_args(arguments[1:]).files)
         print(compare.compare(old, new))
         return
     if arguments[:1] == ["show"]:
-        parser = argparse.ArgumentParser(prog="run.py show", description="Prints a result and draws its pictures.")
+        parser = argparse.ArgumentParser(
+            prog="run.py show", description="Prints a result and draws its pictures."
+        )
         parser.add_argument("file", type=Path)
-        parser.add_argument("--out", type=Path, help="folder of the pictures; none are drawn without it")
+        parser.add_argument(
+            "--out", type=Path, help="folder of the pictures; none are drawn without it"
+        )
         options = parser.parse_args(arguments[1:])
         result = store.load(options.file)
         print(tables.LEGEND, *map(tables.block, result["points"].values()), sep="\n")
         summary(result, options.out)
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--suite", choices=list(SUITES), required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder of result.json and the pictures")
-    parser.add_argument("--cases", default="", help="only cases whose names or sizes contain one of these, separated by commas")
-    parser.add_argument("--batches", default="", help="these batch sizes instead of the suite's, separated by commas")
-    parser.add_argument("--peers", help=f"instead of the suite's, separated by commas: {', '.join(PEERS)}; '' for none")
-    parser.add_argument("--no-footprint", dest="footprint", action="store_false", help="no import times, no sizes")
-    parser.add_argument("--rounds", type=int, default=0, help="interleaved repeats, at least 6 for a 95%% bound")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of result.json and the pictures"
+    )
+    parser.add_argument(
+        "--cases",
+        default="",
+        help="only cases whose names or sizes contain one of these, separated by commas",
+    )
+    parser.add_argument(
+        "--batches",
+        default="",
+        help="these batch sizes instead of the suite's, separated by commas",
+    )
+    parser.add_argument(
+        "--peers",
+        help=f"instead of the suite's, separated by commas: {', '.join(PEERS)}; '' for none",
+    )
+    parser.add_argument(
+        "--no-footprint", dest="footprint", action="store_false", help="no import times, no sizes"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="interleaved repeats, at least 6 for a 95%% bound"
+    )
     try:
         run(parser.parse_args(arguments))
     except ValueError as error:

@@ -25,7 +25,10 @@ class Median(NamedTuple):
 
 def order(count: int) -> int:
     """How many values from either end the bound of a median of `count` values stands (0: at the ends)."""
-    k, tail = 0, 1.0  # tail = Σ_{i <= k} C(n, i), the outcomes with fewer than k + 1 values on one side
+    k, tail = (
+        0,
+        1.0,
+    )  # tail = Σ_{i <= k} C(n, i), the outcomes with fewer than k + 1 values on one side
     while 2 * (tail + math.comb(count, k + 1)) <= 0.05 * 2**count:
         k += 1
         tail += math.comb(count, k)

@@ -23,7 +23,11 @@ Result = dict[str, Any]
 
 def fresh(name: str, suite: Suite, described: dict[str, Any]) -> Result:
     """An empty result with what identifies it."""
-    identity = {"sources": machine.sources(), "versions": machine.versions(), "python": platform.python_version()}
+    identity = {
+        "sources": machine.sources(),
+        "versions": machine.versions(),
+        "python": platform.python_version(),
+    }
     identity |= {"cpu": described["cpu"], "cpus": described["cpus"], "gpu": described.get("gpu")}
     identity |= {"peers": list(suite.peers), "rounds": suite.rounds}
     return {
@@ -36,7 +40,9 @@ def load(file: Path) -> Result:
     """A result. ValueError where the file is none of this schema."""
     result: Result = json.loads(file.read_text())
     if result.get("schema") != SCHEMA:
-        raise ValueError(f"{file}: expected a result of schema {SCHEMA}; got {result.get('schema')!r}")
+        raise ValueError(
+            f"{file}: expected a result of schema {SCHEMA}; got {result.get('schema')!r}"
+        )
     return result
 
 
@@ -48,7 +54,9 @@ def resume(new: Result, file: Path) -> Result:
     differs = [key for key in new["identity"] if new["identity"][key] != old["identity"].get(key)]
     if not differs:
         return old
-    kept = file.with_name(f"{file.stem}-{old['identity']['sources']}-{int(file.stat().st_mtime)}.json")
+    kept = file.with_name(
+        f"{file.stem}-{old['identity']['sources']}-{int(file.stat().st_mtime)}.json"
+    )
     os.replace(file, kept)
     print(f"{file} is of other {', '.join(differs)}: kept as {kept.name}, starting anew")
     return new

@@ -31,7 +31,12 @@ def gemm(ops: Ops) -> None:
 
 def _activation(name: str, gradient: bool) -> Callable[[Ops], None]:
     def piece(ops: Ops) -> None:
-        row, S, Z, b = activations.resolve(name), _numbers(ROWS, UNITS), _numbers(ROWS, UNITS), np.zeros(UNITS, np.float32)
+        row, S, Z, b = (
+            activations.resolve(name),
+            _numbers(ROWS, UNITS),
+            _numbers(ROWS, UNITS),
+            np.zeros(UNITS, np.float32),
+        )
         if gradient:  # D is not G, nor Z, so that every replay finds the same numbers
             ops.activation_gradient(_numbers(ROWS, UNITS), S, Z, row, np.empty_like(Z), b)
         else:
@@ -42,7 +47,10 @@ def _activation(name: str, gradient: bool) -> Callable[[Ops], None]:
 
 PIECES: dict[str, Callable[[Ops], None]] = {"gemm": gemm}
 for _name in ("identity", "relu", "tanh", "sigmoid", "gelu"):
-    PIECES |= {f"bias_activation {_name}": _activation(_name, False), f"activation_gradient {_name}": _activation(_name, True)}
+    PIECES |= {
+        f"bias_activation {_name}": _activation(_name, False),
+        f"activation_gradient {_name}": _activation(_name, True),
+    }
 
 
 @pytest.mark.parametrize("piece", PIECES)
@@ -53,7 +61,9 @@ def test_piece(benchmark: Any, piece: str) -> None:
     benchmark(recording.replay)
 
 
-@pytest.mark.parametrize("optimizer", [mc.SGD(1e-8), mc.AdamW(1e-8)], ids=lambda optimizer: type(optimizer).__name__)
+@pytest.mark.parametrize(
+    "optimizer", [mc.SGD(1e-8), mc.AdamW(1e-8)], ids=lambda optimizer: type(optimizer).__name__
+)
 def test_update(benchmark: Any, optimizer: mc.AdamW) -> None:
     """The optimizer's pass over a million parameters, by a step on one row of a net with hardly any GEMM."""
     net = mc.MLP([1000, 1000], device="cpu")

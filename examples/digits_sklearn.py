@@ -14,7 +14,9 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from mlpcore.estimators import MLPClassifier  # was: from sklearn.neural_network import MLPClassifier
+from mlpcore.estimators import (
+    MLPClassifier,
+)  # was: from sklearn.neural_network import MLPClassifier
 
 
 def data():
@@ -25,13 +27,19 @@ def data():
 
 def model(MLP=MLPClassifier, **parameters):
     """Pixels between 0 and 1, then one hidden layer; stops where a tenth of the rows, held out, is guessed no better."""
-    parameters = {"hidden_layer_sizes": (32,), "early_stopping": True, "random_state": 0} | parameters
+    parameters = {
+        "hidden_layer_sizes": (32,),
+        "early_stopping": True,
+        "random_state": 0,
+    } | parameters
     return make_pipeline(MinMaxScaler(), MLP(learning_rate_init=0.01, **parameters))
 
 
 def main():
     """Fit, report, search, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", help="as in the other examples; this one draws nothing")
     parser.parse_args()
     X, X_test, y, y_test = data()
@@ -40,15 +48,27 @@ def main():
     print(classification_report(y_test, digits.predict(X_test), digits=3))
     print(confusion_matrix(y_test, digits.predict(X_test)), "\n")
 
-    search = GridSearchCV(model(), {"mlpclassifier__alpha": [1e-4, 1.0], "mlpclassifier__activation": ["relu", "gelu"]}, cv=3)
+    search = GridSearchCV(
+        model(),
+        {"mlpclassifier__alpha": [1e-4, 1.0], "mlpclassifier__activation": ["relu", "gelu"]},
+        cv=3,
+    )
     search.fit(X, y)  # gelu: one that scikit-learn has not
-    for parameters, score in zip(search.cv_results_["params"], search.cv_results_["mean_test_score"], strict=True):
+    for parameters, score in zip(
+        search.cv_results_["params"], search.cv_results_["mean_test_score"], strict=True
+    ):
         print(f"{score:.3f}  {parameters}")
 
-    ours, theirs = (model(MLP).fit(X, y)[-1] for MLP in (MLPClassifier, neural_network.MLPClassifier))
+    ours, theirs = (
+        model(MLP).fit(X, y)[-1] for MLP in (MLPClassifier, neural_network.MLPClassifier)
+    )
     off = np.abs(np.divide(ours.loss_curve_, theirs.loss_curve_) - 1).max()
-    print(f"\nloss by epoch, ours: {np.round(ours.loss_curve_[:4], 4)} … after {ours.n_iter_} epochs")
-    print(f"scikit-learn's:      {np.round(theirs.loss_curve_[:4], 4)} … after {theirs.n_iter_} epochs")
+    print(
+        f"\nloss by epoch, ours: {np.round(ours.loss_curve_[:4], 4)} … after {ours.n_iter_} epochs"
+    )
+    print(
+        f"scikit-learn's:      {np.round(theirs.loss_curve_[:4], 4)} … after {theirs.n_iter_} epochs"
+    )
     print(f"largest relative difference of any epoch: {off:.0e}")
 
 

@@ -33,7 +33,9 @@ def data(noise, seed=0):
 
 def one_layer(theta, bias):
     """The network Z = Xθ; with `bias` its first entry is `b` and X has no column of ones."""
-    net = mc.MLP([len(theta) - bias, 1], output="identity", bias=bias, dtype="float64", init="zeros")
+    net = mc.MLP(
+        [len(theta) - bias, 1], output="identity", bias=bias, dtype="float64", init="zeros"
+    )
     net.W[1][:, 0] = theta[bias:]
     if bias:
         net.b[1][0] = theta[0]
@@ -84,17 +86,25 @@ def main(quick=False):
     print(f"   (1/m) Xᵀ(Xθ - y) = {np.array2string(formula, precision=6)}\n")
     print("   largest difference from it       backward    one step at rate 1")
     for bias, text in ((False, "intercept as column of ones"), (True, "intercept as b")):
-        differences = [np.abs(f(X, y, theta, bias) - formula).max() for f in (gradient, step_change)]
+        differences = [
+            np.abs(f(X, y, theta, bias) - formula).max() for f in (gradient, step_change)
+        ]
         print(f"   {text:<30} {differences[0]:10.1e} {differences[1]:14.1e}")
 
     solution, epochs, rate = np.linalg.lstsq(X, y)[0], 200 if quick else 1000, best_rate(X)
     print("\n2. Training with whole batches against least squares\n")
-    names = "".join(f"{name:>12}" for name in ("intercept", *(f"θ{k}" for k in range(1, FEATURES + 1))))
+    names = "".join(
+        f"{name:>12}" for name in ("intercept", *(f"θ{k}" for k in range(1, FEATURES + 1)))
+    )
     print(f"   {'':<30}{names}   largest difference")
     print(f"   {'np.linalg.lstsq':<30}" + "".join(f"{t:12.6f}" for t in solution))
     for bias, text in ((False, f"{epochs} steps, column of ones"), (True, f"{epochs} steps, b")):
         found = trained(X, y, rate, len(X), epochs, bias)
-        print(f"   {text:<30}" + "".join(f"{t:12.6f}" for t in found) + f"   {np.abs(found - solution).max():.1e}")
+        print(
+            f"   {text:<30}"
+            + "".join(f"{t:12.6f}" for t in found)
+            + f"   {np.abs(found - solution).max():.1e}"
+        )
 
     print(f"\n3. Mini-batches of 20 rows, {epochs} epochs\n")
     exact_X, exact_y = data(noise=0.0)
@@ -105,7 +115,9 @@ def main(quick=False):
         ("with noise", "0.1, falling to 0", mc.Cosine(0.1), (X, y, solution)),
         ("exactly linear", "0.1, constant", 0.1, (exact_X, exact_y, exact)),
     ):
-        print(f"   {targets:<20} {name:<20} {np.abs(trained(A, t, schedule, 20, epochs) - goal).max():.1e}")
+        print(
+            f"   {targets:<20} {name:<20} {np.abs(trained(A, t, schedule, 20, epochs) - goal).max():.1e}"
+        )
 
 
 if __name__ == "__main__":

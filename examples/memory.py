@@ -41,7 +41,10 @@ def cache_bytes(sizes, rows):
 def measured_bytes(sizes, batch, chunk_rows):
     """Highest memory in use during the first step, beyond the caller's X and Y."""
     rng = np.random.default_rng(0)
-    X, Y = rng.standard_normal((batch, sizes[0]), np.float32), rng.standard_normal((batch, sizes[-1]), np.float32)
+    X, Y = (
+        rng.standard_normal((batch, sizes[0]), np.float32),
+        rng.standard_normal((batch, sizes[-1]), np.float32),
+    )
     tracemalloc.start()
     try:
         trainer = make_trainer(sizes, chunk_rows)
@@ -75,7 +78,12 @@ def draw(results, path):
     for i, (name, rows) in enumerate(results.items()):
         batch, cache, whole, whole_measured, _, auto, auto_measured = np.array(rows).T
         color, sizes = f"C{i}", NETS[name]
-        axes.plot(batch, whole / MIB, color=color, label=f"{name}: {len(sizes) - 1} layers, width {sizes[0]}")
+        axes.plot(
+            batch,
+            whole / MIB,
+            color=color,
+            label=f"{name}: {len(sizes) - 1} layers, width {sizes[0]}",
+        )
         axes.plot(batch, auto / MIB, color=color, linestyle="--")
         axes.plot(batch, cache / MIB, color=color, linestyle=":", linewidth=1)
         axes.plot(batch, whole_measured / MIB, "o", color=color)
@@ -108,12 +116,24 @@ def main(out, quick=False):
         print("                         chunk_rows=batch          chunk_rows=auto")
         print("     batch     cache    planned  measured     rows   planned  measured")
         for batch, cache, whole, whole_measured, chunk, auto, auto_measured in rows:
-            print(f"{batch:10,} {cache / MIB:9.2f} {whole / MIB:10.2f} {whole_measured / MIB:9.2f}", end="")
+            print(
+                f"{batch:10,} {cache / MIB:9.2f} {whole / MIB:10.2f} {whole_measured / MIB:9.2f}",
+                end="",
+            )
             print(f"{chunk:9,} {auto / MIB:9.2f} {auto_measured / MIB:9.2f}")
-        print(f"{batches[0]:,} to {batches[-1]:,} rows: x {batches[-1] / batches[0]:.0f} rows,", end=" ")
-        print(f"memory x {rows[-1][3] / rows[0][3]:.1f} with whole batches, x {rows[-1][6] / rows[0][6]:.1f} with chunks\n")
-    worst = max(abs(row[i + 1] - row[i]) for rows in results.values() for row in rows for i in (2, 5))
-    print(f"Largest difference between measured and planned: {worst / 1024:.0f} KiB (Python's own objects are measured, too)")
+        print(
+            f"{batches[0]:,} to {batches[-1]:,} rows: x {batches[-1] / batches[0]:.0f} rows,",
+            end=" ",
+        )
+        print(
+            f"memory x {rows[-1][3] / rows[0][3]:.1f} with whole batches, x {rows[-1][6] / rows[0][6]:.1f} with chunks\n"
+        )
+    worst = max(
+        abs(row[i + 1] - row[i]) for rows in results.values() for row in rows for i in (2, 5)
+    )
+    print(
+        f"Largest difference between measured and planned: {worst / 1024:.0f} KiB (Python's own objects are measured, too)"
+    )
     draw(results, Path(out) / "memory.png")
     print(f"saved {Path(out) / 'memory.png'}")
 

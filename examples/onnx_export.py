@@ -26,15 +26,25 @@ def trained(epochs, seed=0):
     X, y = X[order], y[order]
     columns, target = Standardizer.fit(X[:350]), Standardizer.fit(y[:350])
     net = mc.MLP([10, 32, 1], "gelu", seed=seed)
-    trainer = mc.Trainer(net, "squared_error", mc.AdamW(mc.Cosine(3e-3), weight_decay=0.1), seed=seed)
-    trainer.fit(columns.apply(X[:350]), target.apply(y[:350]), epochs=epochs, batch_size=25, progress=False)
+    trainer = mc.Trainer(
+        net, "squared_error", mc.AdamW(mc.Cosine(3e-3), weight_decay=0.1), seed=seed
+    )
+    trainer.fit(
+        columns.apply(X[:350]), target.apply(y[:350]), epochs=epochs, batch_size=25, progress=False
+    )
     return net, columns, target, X[350:], y[350:]
 
 
 def compared(net, columns, target, X, folder):
     """Predictions of rows as they are in the table: ours, and those of onnxruntime."""
     path = Path(folder) / "diabetes.onnx"
-    net.to_onnx(path, mean=columns.mean, scale=columns.scale, target_mean=target.mean, target_scale=target.scale)
+    net.to_onnx(
+        path,
+        mean=columns.mean,
+        scale=columns.scale,
+        target_mean=target.mean,
+        target_scale=target.scale,
+    )
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     ours = net.predict(columns.apply(X)) * target.scale + target.mean
     return ours, session.run(["Z"], {"X": X})[0], path.stat().st_size

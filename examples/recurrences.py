@@ -46,7 +46,9 @@ def forward_row(x, w):
     """s[l][j] and z[l][j] of one row x."""
     s, z = [None], [x]
     for l in range(1, L + 1):
-        s.append([sum(z[l - 1][k] * w[l][k][j] for k in range(SIZES[l - 1])) for j in range(SIZES[l])])
+        s.append(
+            [sum(z[l - 1][k] * w[l][k][j] for k in range(SIZES[l - 1])) for j in range(SIZES[l])]
+        )
         z.append([VALUE[l](number) for number in s[l]])
     return s, z
 
@@ -71,7 +73,9 @@ def scalar_derivation(x, y, w):
     dW = [None] + [[[0.0] * SIZES[l] for _ in range(SIZES[l - 1])] for l in range(1, L + 1)]
     for i in range(m):
         s, z = forward_row(x[i], w)
-        dJ_dz = [(z[L][r] - y[i][r]) / m for r in range(SIZES[L])]  # J = 1/(2m) Σ_rows Σ_r (z_r - y_r)²
+        dJ_dz = [
+            (z[L][r] - y[i][r]) / m for r in range(SIZES[L])
+        ]  # J = 1/(2m) Σ_rows Σ_r (z_r - y_r)²
         for l in range(L + 1):
             Z[l].append(z[l])
             G[l].append([by_paths(l, j, w, s, dJ_dz) for j in range(SIZES[l])])
@@ -103,17 +107,24 @@ def table(net, X, Y):
         pairs.append((f"G[{l}]", grad.G[l], g[l], math.prod(SIZES[l + 1 :])))
         pairs += [(f"D[{l}]", grad.D[l], d[l], None), (f"dW[{l}]", grad.W[l], dw[l], None)]
     pairs.append(("G[0]", grad.X, g[0], math.prod(SIZES[1:])))
-    return [(name, A.shape, np.abs(A).max(), np.abs(A - np.array(B)).max(), paths) for name, A, B, paths in pairs]
+    return [
+        (name, A.shape, np.abs(A).max(), np.abs(A - np.array(B)).max(), paths)
+        for name, A, B, paths in pairs
+    ]
 
 
 def main():
     """Print the table."""
     net, X, Y = problem()
-    print(f"{'-'.join(map(str, SIZES))} net, no biases; {', '.join(map(str, ACTIVATIONS))}; {len(X)} rows\n")
+    print(
+        f"{'-'.join(map(str, SIZES))} net, no biases; {', '.join(map(str, ACTIVATIONS))}; {len(X)} rows\n"
+    )
     print("        shape    largest entry   engine - scalars   paths from each unit")
     rows = table(net, X, Y)
     for name, shape, size, difference, paths in rows:
-        print(f"{name:<6} {shape[0]:>3} x {shape[1]:<3} {size:12.6f} {difference:16.1e} {paths or '':>16}")
+        print(
+            f"{name:<6} {shape[0]:>3} x {shape[1]:<3} {size:12.6f} {difference:16.1e} {paths or '':>16}"
+        )
     print(f"\nlargest difference of all: {max(row[3] for row in rows):.1e}")
 
 

@@ -45,7 +45,12 @@ def products(factors):
     known = {}  # by the set of names used
     for size in range(1, len(factors) + 1):
         for used in map(frozenset, combinations(factors, size)):
-            found = known[used] = {x + t: A for x in used if size == 1 for t, A in (("", factors[x]), ("ᵀ", factors[x].T))}
+            found = known[used] = {
+                x + t: A
+                for x in used
+                if size == 1
+                for t, A in (("", factors[x]), ("ᵀ", factors[x].T))
+            }
             for left in (frozenset(part) for k in range(1, size) for part in combinations(used, k)):
                 for (x, A), (y, B) in product(known[left].items(), known[used - left].items()):
                     if A.shape[1] == B.shape[0]:
@@ -93,7 +98,9 @@ def candidates(m, n_before, n):
     net, X, Y, factors = problem(m, n_before, n)
     every = products(factors)
     true = differences(net, X, Y)
-    return [{x: relative_error(A, T) for x, A in every.items() if A.shape == T.shape} for T in true], len(every)
+    return [
+        {x: relative_error(A, T) for x, A in every.items() if A.shape == T.shape} for T in true
+    ], len(every)
 
 
 def verdict(error):
@@ -103,7 +110,11 @@ def verdict(error):
 
 def names(expression):
     """The factors that an expression uses, transposes dropped."""
-    return {expression.rstrip("ᵀ")} if isinstance(expression, str) else set().union(*map(names, expression[1:]))
+    return (
+        {expression.rstrip("ᵀ")}
+        if isinstance(expression, str)
+        else set().union(*map(names, expression[1:]))
+    )
 
 
 def same_form(errors, outer):
@@ -123,7 +134,10 @@ def print_counts(goal, errors, outer):
     three = [x for x in errors if names(x) == {"G", "σ'", outer}]
     right = [text(x) for x, error in errors.items() if error < RIGHT]
     nearest = min(error for error in errors.values() if error > RIGHT)
-    print(f"   {goal}: {len(errors):,} fit, of which {len(three)} made of exactly G, σ', {outer};", end=" ")
+    print(
+        f"   {goal}: {len(errors):,} fit, of which {len(three)} made of exactly G, σ', {outer};",
+        end=" ",
+    )
     print(f"right: {len(right)}, {right[0]}; the nearest wrong one is off by {nearest:.0%}")
 
 
@@ -131,17 +145,23 @@ def main():
     """Print the tables and counts."""
     goals = ("dW[l]", "Z"), ("G[l-1]", "W")
     tables, count = candidates(7, 5, 4)
-    print(f"A. All sizes different: m = 7 rows, n_{{l-1}} = 5, n_l = 4. {count} products of G, σ', W, Z exist.")
+    print(
+        f"A. All sizes different: m = 7 rows, n_{{l-1}} = 5, n_l = 4. {count} products of G, σ', W, Z exist."
+    )
     for (goal, outer), errors in zip(goals, tables, strict=True):
         print(f"\n   {'fits ' + goal:<22} verdict  relative error")
         print_table(errors)
         print_counts(goal, errors, outer)
     tables, count = candidates(4, 4, 4)
-    print(f"\nB. m = n_{{l-1}} = n_l = 4: all matrices are square. {count:,} products exist, and every one fits.\n")
+    print(
+        f"\nB. m = n_{{l-1}} = n_l = 4: all matrices are square. {count:,} products exist, and every one fits.\n"
+    )
     for (goal, outer), errors in zip(goals, tables, strict=True):
         print_counts(goal, errors, outer)
     for (goal, outer), errors in zip(goals, tables, strict=True):
-        print(f"\n   {'like ' + goal:<22} verdict  relative error (the right one up to order and transposes)")
+        print(
+            f"\n   {'like ' + goal:<22} verdict  relative error (the right one up to order and transposes)"
+        )
         print_table(same_form(errors, outer))
     print("""
 Where the sizes differ and the three factors are known, the shape leaves one way to put them together, and it is right.

@@ -36,7 +36,14 @@ INITS = {"glorot": "regardless of a", "auto": "takes a into account"}
 
 def network(sizes, a, init="auto", seed=1):
     """Three layers, each sigmoid with slope a."""
-    return mc.MLP(sizes, activations=("sigmoid", a), output=("sigmoid", a), dtype="float64", init=init, seed=seed)
+    return mc.MLP(
+        sizes,
+        activations=("sigmoid", a),
+        output=("sigmoid", a),
+        dtype="float64",
+        init=init,
+        seed=seed,
+    )
 
 
 def by_hand(W, b, x, y, a, rate):
@@ -102,11 +109,19 @@ def draw(curves, path):
     for axes, (init, meaning) in zip(panels, INITS.items(), strict=True):
         for a, shade in zip(SLOPES, (0.85, 0.6, 0.3, 0.0), strict=True):
             curve = curves[init, a]
-            axes.plot(range(1, len(curve) + 1), curve, color=colormaps["viridis"](shade), linewidth=1.8, label=f"a = {a:g}")
+            axes.plot(
+                range(1, len(curve) + 1),
+                curve,
+                color=colormaps["viridis"](shade),
+                linewidth=1.8,
+                label=f"a = {a:g}",
+            )
         axes.set(title=f'init="{init}": {meaning}', xlabel="epoch (200 steps)", yscale="log")
         axes.grid(alpha=0.3, which="both", linewidth=0.5)
     rescaled = curves["auto", "rescaled"]
-    panels[1].plot(range(1, len(rescaled) + 1), rescaled, "k:", linewidth=1.8, label="a = 4, rate / 16")
+    panels[1].plot(
+        range(1, len(rescaled) + 1), rescaled, "k:", linewidth=1.8, label="a = 4, rate / 16"
+    )
     panels[0].set_ylabel("mean loss of the epoch")
     panels[1].set_xlim(0, len(rescaled) + 1)
     panels[1].legend(loc="lower left", frameon=False)
@@ -122,20 +137,30 @@ def main(out, quick=False):
     step_W, step_b = by_trainer(net, x, y, rate)
     print(f"1. One step on one data point, 3-4-3-2 net, a = {a:g}: what W[2] and b[2] lose\n")
     print("   entry         by hand            trainer.step       difference")
-    for name, hand, step in (("W[2]", np.array(hand_W), step_W), ("b[2]", np.array(hand_b), step_b)):
+    for name, hand, step in (
+        ("W[2]", np.array(hand_W), step_W),
+        ("b[2]", np.array(hand_b), step_b),
+    ):
         for at in np.ndindex(step.shape):
             place = name + str(list(at))
-            print(f"   {place:<12} {hand[at]:18.15f} {step[at]:18.15f} {abs(hand[at] - step[at]):10.0e}")
+            print(
+                f"   {place:<12} {hand[at]:18.15f} {step[at]:18.15f} {abs(hand[at] - step[at]):10.0e}"
+            )
 
     epochs = 15 if quick else 80
     curves = {(init, a): learning_curve(a, init, RATE, epochs)[0] for init in INITS for a in SLOPES}
     level = curves["auto", 1.0][0] / 2
     print(f"\n2. Learning: 2-8-8-1 net, 200 points, one a step, rate {RATE:g}, {epochs} epochs\n")
-    print(f"              spread of the output at the start    epochs until the loss is below {level:.3f}")
+    print(
+        f"              spread of the output at the start    epochs until the loss is below {level:.3f}"
+    )
     print("   a             glorot            auto              glorot            auto")
     for a in SLOPES:
         spread = "".join(f"{spread_at_start(a, init):16.5f}" for init in INITS)
-        print(f"   {a:<4g} {spread}    " + "".join(f"{epochs_to(curves[init, a], level):>16}" for init in INITS))
+        print(
+            f"   {a:<4g} {spread}    "
+            + "".join(f"{epochs_to(curves[init, a], level):>16}" for init in INITS)
+        )
     print("""
    Without regard to a, a small a sees no difference between the points at first: it stands on a plateau.
    With it, all four start as the same net; what differs is the length of the steps, a² times as long.
@@ -143,12 +168,16 @@ def main(out, quick=False):
 
     short = 2 if quick else 5
     reference, net_1 = learning_curve(1.0, "auto", RATE, short)
-    print(f'\n3. init="auto" and rate {RATE:g}/a²: the first {short * 200:,} steps against those of a = 1\n')
+    print(
+        f'\n3. init="auto" and rate {RATE:g}/a²: the first {short * 200:,} steps against those of a = 1\n'
+    )
     print("   a       largest difference of losses    of a·θ")
     for a in (0.5, 2.0, 3.0, 4.0):
         curve, net = learning_curve(a, "auto", RATE / a**2, short)
         loss_difference = np.abs(np.array(curve) - reference).max()
-        print(f"   {a:<7g} {loss_difference:28.1e} {np.abs(a * net.parameters - net_1.parameters).max():9.1e}")
+        print(
+            f"   {a:<7g} {loss_difference:28.1e} {np.abs(a * net.parameters - net_1.parameters).max():9.1e}"
+        )
     print("\n   One and the same run. (Powers of two scale without rounding.)")
     curves["auto", "rescaled"] = learning_curve(4.0, "auto", RATE / 16, epochs)[0]
     draw(curves, Path(out) / "sigmoid_slope.png")

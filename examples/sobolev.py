@@ -34,7 +34,9 @@ def potential(points):
     dx, dy = points[:, :1] - X0, points[:, 1:] - Y0
     terms = A * np.exp(a * dx**2 + b * dx * dy + c * dy**2) / 100
     slopes = [terms * (2 * a * dx + b * dy), terms * (b * dx + 2 * c * dy)]
-    return terms.sum(axis=1, keepdims=True), np.stack([slope.sum(axis=1) for slope in slopes], axis=1)
+    return terms.sum(axis=1, keepdims=True), np.stack(
+        [slope.sum(axis=1) for slope in slopes], axis=1
+    )
 
 
 def J_and_gradient(net, X, E, F, weight):
@@ -48,9 +50,15 @@ def J_and_gradient(net, X, E, F, weight):
         direction = np.zeros_like(X)
         direction[:, i] = 1
         output, tangent = net.jvp(X, direction)
-        residual, slip = (output - E) * (i == 0), tangent - F[:, i : i + 1]  # the energies count once
+        residual, slip = (
+            (output - E) * (i == 0),
+            tangent - F[:, i : i + 1],
+        )  # the energies count once
         J += float(np.sum(residual**2) + weight * np.sum(slip**2)) / m
-        gradient = gradient + net.vjp(X, 2 / m * residual, dX=direction, dV=2 * weight / m * slip).parameters
+        gradient = (
+            gradient
+            + net.vjp(X, 2 / m * residual, dX=direction, dV=2 * weight / m * slip).parameters
+        )
     return J, gradient
 
 
@@ -63,7 +71,11 @@ def fit(X, E, F, weight, iterations, seed=0):
         return J_and_gradient(net, X, E, F, weight)
 
     net.parameters[...] = minimize(
-        objective, net.parameters.copy(), jac=True, method="L-BFGS-B", options={"maxiter": iterations}
+        objective,
+        net.parameters.copy(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": iterations},
     ).x
     return net
 
@@ -75,20 +87,28 @@ def errors(net, count=4000):
     low = E[:, 0] < 1
     X, E, F = X[low], E[low], F[low]
     units = np.eye(2)
-    slopes = np.concatenate([net.jvp(X, np.tile(unit, (len(X), 1))).tangent for unit in units], axis=1)
-    return float(np.sqrt(np.mean((net.predict(X) - E) ** 2))), float(np.sqrt(np.mean((slopes - F) ** 2)))
+    slopes = np.concatenate(
+        [net.jvp(X, np.tile(unit, (len(X), 1))).tangent for unit in units], axis=1
+    )
+    return float(np.sqrt(np.mean((net.predict(X) - E) ** 2))), float(
+        np.sqrt(np.mean((slopes - F) ** 2))
+    )
 
 
 def draw(nets, X, path):
     """Contours of the potential and of each network, with the points they were fitted to."""
     x, y = (np.linspace(low, high, 160) for low, high in BOX)
     grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    surfaces = {"Müller-Brown potential": potential(grid)[0]} | {name: net.predict(grid) for name, net in nets.items()}
+    surfaces = {"Müller-Brown potential": potential(grid)[0]} | {
+        name: net.predict(grid) for name, net in nets.items()
+    }
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     panels = figure.subplots(1, len(surfaces), sharey=True)
     for panel, (name, surface) in zip(panels, surfaces.items(), strict=True):
         levels = np.linspace(-1.5, 1, 16)
-        drawn = panel.contourf(x, y, np.clip(surface, -1.5, 1).reshape(len(y), len(x)), levels, cmap="viridis")
+        drawn = panel.contourf(
+            x, y, np.clip(surface, -1.5, 1).reshape(len(y), len(x)), levels, cmap="viridis"
+        )
         panel.contour(x, y, surface.reshape(len(y), len(x)), levels, colors="white", linewidths=0.4)
         panel.plot(*X.T, ".", color="black", markersize=4)
         panel.set(title=name, xlabel="$x_1$")
@@ -108,7 +128,9 @@ def main():
     X = candidates[potential(candidates)[0][:, 0] < 1][: options.points]
     E, F = potential(X)
     iterations = 60 if options.quick else 800
-    print(f"{len(X)} points of the Müller-Brown potential, {iterations} iterations of L-BFGS, net 2-32-32-1 tanh")
+    print(
+        f"{len(X)} points of the Müller-Brown potential, {iterations} iterations of L-BFGS, net 2-32-32-1 tanh"
+    )
     net = mc.MLP([2, 32, 32, 1], "tanh", dtype="float64")
     v = np.random.default_rng(2).standard_normal(net.layout.size)
     theta, h = net.parameters.copy(), 1e-6
@@ -118,8 +140,12 @@ def main():
         net.parameters[...] = theta + sign * h * v
         around.append(J_and_gradient(net, X, E, F, 0.1)[0])
     numeric = (around[0] - around[1]) / (2 * h)
-    print(f"the gradient of J along a random direction: {gradient @ v:.8f}, by a central difference {numeric:.8f}\n")
-    print("fitted to              energy error   force error   (root mean square over fresh points, units of 100)")
+    print(
+        f"the gradient of J along a random direction: {gradient @ v:.8f}, by a central difference {numeric:.8f}\n"
+    )
+    print(
+        "fitted to              energy error   force error   (root mean square over fresh points, units of 100)"
+    )
     nets = {}
     for name, weight in (("energies alone", 0.0), ("energies and forces", 0.1)):
         nets[name] = fit(X, E, F, weight, iterations)

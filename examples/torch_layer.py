@@ -72,7 +72,9 @@ def main():
     print("\nepoch   with mlpcore inside   PyTorch's layers")
     for epoch, (a, b) in enumerate(zip(*histories, strict=True), 1):
         print(f"{epoch:5}   {a:19.6f}   {b:16.6f}")
-    print(f"\nright on {len(test[0])} other rows: {accuracy(ours, *test):.1%} and {accuracy(theirs, *test):.1%}")
+    print(
+        f"\nright on {len(test[0])} other rows: {accuracy(ours, *test):.1%} and {accuracy(theirs, *test):.1%}"
+    )
     shared = ours[2].flat.data_ptr() == net.parameters.ctypes.data
     print(f"the network was trained in place, in shared memory: {shared}")
 

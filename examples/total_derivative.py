@@ -88,7 +88,11 @@ def main():
     print(f"  tied={{2: 1}}: {two_uses(True, x)[0]:.4f}, their sum: the third answer above")
     one_use, total, numeric = autoencoder()
     print("\nAn autoencoder 8-3-8 with W[2] = W[1].T: dJ along a change of W[1]")
-    for name, value in (("one use of W alone", one_use), ("tied={2: '1.T'}", total), ("central difference", numeric)):
+    for name, value in (
+        ("one use of W alone", one_use),
+        ("tied={2: '1.T'}", total),
+        ("central difference", numeric),
+    ):
         print(f"  {name:<26} {value:8.4f}")
     print("One use alone has the right shape, and not even the right sign.")
 

@@ -48,7 +48,9 @@ ULPS = 4 * EPS  # of one operation or function of NumPy's, relative: what its ow
 LEVELS = np.array([1, -20, 64]) / 45  # of D(h), D(h/2), D(h/4): exact up to h⁶
 LOWER = np.array([0, -1, 4]) / 3  # exact up to h⁴
 START = 2.0**-5  # how far the first step moves the pre-activations
-CLOSE = 2.0**-15  # the same relative to the largest, where there are kinks to keep clear of; its root for curvatures
+CLOSE = (
+    2.0**-15
+)  # the same relative to the largest, where there are kinks to keep clear of; its root for curvatures
 TOLD = 1e-3  # a block is told where an error of this size, or of twice the tolerance, would be seen
 TRIES = 12  # steps that are tried, each 4 times the one before or a quarter of it
 PRODUCTS = ("<V, J u> = <J' V, u>", "<u, H v> = <v, H u>", "H v by differences")
@@ -90,7 +92,11 @@ class GradientCheck:
         """
         told = max(TOLD, 2 * self.tolerance)
         return {
-            name: "wrong" if error > self.tolerance else "right" if self.resolution[name] <= told else "cannot tell"
+            name: "wrong"
+            if error > self.tolerance
+            else "right"
+            if self.resolution[name] <= told
+            else "cannot tell"
             for name, error in (self.errors | self.products).items()
         }
 
@@ -115,7 +121,9 @@ class GradientCheck:
         else:
             verdict = "gradient right"
         left_out = f", {self.rows_left_out} row(s) at a kink left out" if self.rows_left_out else ""
-        lines.append(f"{verdict}: largest relative error {self.max_relative_error:.1e} (bound {self.tolerance:.0e}){left_out}")
+        lines.append(
+            f"{verdict}: largest relative error {self.max_relative_error:.1e} (bound {self.tolerance:.0e}){left_out}"
+        )
         return "\n".join(lines)
 
 
@@ -152,7 +160,10 @@ def check_gradients(
         TypeError, ValueError: names the argument, what was expected and what came.
     """
     tolerance = values.number(tolerance, "tolerance", above=0)
-    count, entries = values.positive_integer(directions, "directions"), values.boolean(entries, "entries")
+    count, entries = (
+        values.positive_integer(directions, "directions"),
+        values.boolean(entries, "entries"),
+    )
     rng = np.random.default_rng(values.seed(seed))
     with np.errstate(all="ignore"):  # a net may overflow: then the errors say so
         checker = _Checker(net, X, Y, loss, sample_weight, tolerance)
@@ -163,7 +174,11 @@ def check_gradients(
         for name, start, stop in _blocks(net):
             typical = _length(g[start:stop]) / math.sqrt(stop - start)
             errors[name] = resolution[name] = 0.0
-            units = _units(start, stop, net) if entries else ((name, v) for v in _directions(g, start, stop, count, rng))
+            units = (
+                _units(start, stop, net)
+                if entries
+                else ((name, v) for v in _directions(g, start, stop, count, rng))
+            )
             for place, v in units:
                 found = checker.along(v, g, typical)
                 if not worst or found.errors[0] > max(errors.values()):
@@ -179,21 +194,36 @@ def check_gradients(
     wrong = [name for name, error in products.items() if error > tolerance]
     if wrong and largest <= tolerance:
         worst = wrong[0]
-    return GradientCheck(largest, worst, largest <= tolerance and not wrong, errors, left_out, tolerance, products, resolution)
+    return GradientCheck(
+        largest,
+        worst,
+        largest <= tolerance and not wrong,
+        errors,
+        left_out,
+        tolerance,
+        products,
+        resolution,
+    )
 
 
 def _flat(gradient: Any, size: int) -> Array:
-    flat = gradient if hasattr(gradient, "dtype") else getattr(gradient, "flat", gradient)  # arrays have a flat of their own
+    flat = (
+        gradient if hasattr(gradient, "dtype") else getattr(gradient, "flat", gradient)
+    )  # arrays have a flat of their own
     array = arrays.numeric(flat, "gradient", devices.adopt_on_host)
     if array.shape != (size,):
-        raise ValueError(f"gradient must be flat, shape ({size},), laid out as net.parameters; got {array.shape}")
+        raise ValueError(
+            f"gradient must be flat, shape ({size},), laid out as net.parameters; got {array.shape}"
+        )
     return array.astype(np.float64)
 
 
 def _blocks(net: MLP) -> Iterator[tuple[str, int, int]]:
     """Name and range in the flat vector of each W[l], b[l] and a[l]."""
     offset = 0
-    tied = {tie.layer for tie in net.layout.ties}  # whose matrix is checked where it stands first, with all its uses
+    tied = {
+        tie.layer for tie in net.layout.ties
+    }  # whose matrix is checked where it stands first, with all its uses
     for letter, views, there in (("W", net.W, tied), ("b", net.b, set()), ("a", net.a, set())):
         for l, view in enumerate(views):
             if view is not None and l not in there:
@@ -208,15 +238,24 @@ def _units(start: int, stop: int, net: MLP) -> Iterator[tuple[str, Array]]:
         yield net.layout.name(at), v
 
 
-def _directions(g: Array, start: int, stop: int, count: int, rng: np.random.Generator) -> Iterator[Array]:
+def _directions(
+    g: Array, start: int, stop: int, count: int, rng: np.random.Generator
+) -> Iterator[Array]:
     """Yield directions within a block, about √size long: that of g, and random ones.
 
     Along g an error of its scale shows best. Of the random ones no entry is near 0, so that each shows an error in one entry.
     """
     given = g[start:stop]
     length = _length(given)
-    along = [given / length * math.sqrt(stop - start)] if 0 < length < math.inf and stop - start > 1 else []
-    drawn = (rng.uniform(0.5, 1.5, stop - start) * rng.choice([-1.0, 1.0], stop - start) for _ in range(count))
+    along = (
+        [given / length * math.sqrt(stop - start)]
+        if 0 < length < math.inf and stop - start > 1
+        else []
+    )
+    drawn = (
+        rng.uniform(0.5, 1.5, stop - start) * rng.choice([-1.0, 1.0], stop - start)
+        for _ in range(count)
+    )
     for part in (*along, *drawn):
         v = np.zeros(len(g))
         v[start:stop] = part
@@ -236,7 +275,9 @@ class _Numbers:
     def sum(self) -> _Numbers:
         """Return the sums over the last axis."""
         total = np.sum(self.value, axis=-1)
-        return _Numbers(total, np.sum(self.error + self.value.shape[-1] * EPS * np.abs(self.value), axis=-1))
+        return _Numbers(
+            total, np.sum(self.error + self.value.shape[-1] * EPS * np.abs(self.value), axis=-1)
+        )
 
 
 class _RunningErrors:
@@ -250,7 +291,15 @@ class _RunningErrors:
         self.ops = ops
         self.bounded = True  # False: only the numbers are wanted, their errors are given as 0
 
-    def layer(self, below: _Numbers, W: Array, b: Array | None, activation: Activation, S: _Numbers, Z: _Numbers) -> None:
+    def layer(
+        self,
+        below: _Numbers,
+        W: Array,
+        b: Array | None,
+        activation: Activation,
+        S: _Numbers,
+        Z: _Numbers,
+    ) -> None:
         """Fill S and Z of one layer."""
         rounding = (len(W) + 4) * EPS / 2
         S.value, S.error = below.value @ W, 0.0
@@ -267,14 +316,24 @@ class _RunningErrors:
             Z.value = t / t.sum(axis=1, keepdims=True)
             Z.error = Z.value * ((1 - Z.value) * 2 * _largest(S) + (t.shape[1] + 8) * EPS) + TINY
         else:
-            learned = {name: _Numbers(a, EPS / 2 * np.abs(a)) for name, a in _learned(activation, S.value).items()}
+            learned = {
+                name: _Numbers(a, EPS / 2 * np.abs(a))
+                for name, a in _learned(activation, S.value).items()
+            }
             found = self.formula(activation.value, activation.scalars, s=S, **learned)
             Z.value, Z.error = found.value, found.error
 
-    def formula(self, formula: str, scalars: Mapping[str, float], **arguments: _Numbers) -> _Numbers:
+    def formula(
+        self, formula: str, scalars: Mapping[str, float], **arguments: _Numbers
+    ) -> _Numbers:
         """Return the values of a formula, operation by operation."""
         if not self.bounded:
-            return _Numbers(self.evaluate(formula, scalars, {name: number.value for name, number in arguments.items()}), 0.0)
+            return _Numbers(
+                self.evaluate(
+                    formula, scalars, {name: number.value for name, number in arguments.items()}
+                ),
+                0.0,
+            )
         like = next(iter(arguments.values())).value
         known = dict(arguments)
         operations, result = _operations(formula, frozenset(scalars))
@@ -291,14 +350,21 @@ class _RunningErrors:
         here = {f"u{i}": part.value for i, part in enumerate(parts)}
         value = self.evaluate(call, {}, here)
         error = ULPS * np.abs(value) + TINY
-        if not call.startswith(("positive", "sign")):  # a jump is a kink's affair, or that of two branches that agree there
+        if not call.startswith(
+            ("positive", "sign")
+        ):  # a jump is a kink's affair, or that of two branches that agree there
             for name, part in zip(here, parts, strict=True):
                 if part.error.any():
-                    ends = [self.evaluate(call, {}, here | {name: here[name] + e}) for e in (part.error, -part.error)]
+                    ends = [
+                        self.evaluate(call, {}, here | {name: here[name] + e})
+                        for e in (part.error, -part.error)
+                    ]
                     error += np.fmax(*(np.abs(end - value) for end in ends))
         return _Numbers(value, error)
 
-    def evaluate(self, formula: str, scalars: Mapping[str, float], arrays: Mapping[str, Array]) -> Array:
+    def evaluate(
+        self, formula: str, scalars: Mapping[str, float], arrays: Mapping[str, Array]
+    ) -> Array:
         """Return a formula's values, in the names of the arrays and scalars."""
         out = np.empty_like(next(iter(arrays.values())))
         compiled = formulas.program(f"out = {formula}", frozenset(scalars), "float64")
@@ -310,11 +376,17 @@ class _RunningErrors:
 
 def _learned(activation: Activation, s: Array) -> dict[str, Array]:
     """Return the learned parameter beside each pre-activation, by the name that formulas have for it, if there is one."""
-    return {} if activation.a is None else {"a": np.ascontiguousarray(np.broadcast_to(activation.a, s.shape))}
+    return (
+        {}
+        if activation.a is None
+        else {"a": np.ascontiguousarray(np.broadcast_to(activation.a, s.shape))}
+    )
 
 
 @functools.cache
-def _operations(formula: str, scalars: frozenset[str]) -> tuple[list[tuple[str, str, list[str]]], str]:
+def _operations(
+    formula: str, scalars: frozenset[str]
+) -> tuple[list[tuple[str, str, list[str]]], str]:
     """Return a formula's operations in order and the text of the last.
 
     Of each its text, the operation as a formula of u0, u1, … ("" for a scalar), and the texts of its operands.
@@ -336,8 +408,15 @@ def _operations(formula: str, scalars: frozenset[str]) -> tuple[list[tuple[str, 
                 case ast.UnaryOp(operand=operand):
                     parts, call = [operand], ast.UnaryOp(node.op, ast.Name("u0"))
                 case _:
-                    parts, call = node.args, ast.Call(node.func, [ast.Name(f"u{i}") for i in range(len(node.args))], [])
-            found[text] = (text, ast.unparse(call), [visit(part) for part in parts])  # after its operands
+                    parts, call = (
+                        node.args,
+                        ast.Call(node.func, [ast.Name(f"u{i}") for i in range(len(node.args))], []),
+                    )
+            found[text] = (
+                text,
+                ast.unparse(call),
+                [visit(part) for part in parts],
+            )  # after its operands
         return text
 
     result = visit(formulas.parse(formula))
@@ -361,7 +440,9 @@ def _cross_entropies(S: _Numbers) -> _Numbers:
     others = np.exp(t)
     np.put_along_axis(others, first, 0, axis=1)
     value = np.log1p(others.sum(axis=1, keepdims=True)) - t
-    return _Numbers(value, -np.expm1(-value) * 2 * _largest(S) + (value.shape[1] + 10) * EPS * value + ULPS)
+    return _Numbers(
+        value, -np.expm1(-value) * 2 * _largest(S) + (value.shape[1] + 10) * EPS * value + ULPS
+    )
 
 
 # -- the comparison -------------------------------------------------------------------------------------------------------
@@ -387,7 +468,9 @@ class _Difference(NamedTuple):
     def bound(self) -> float:
         """Bound of the value's error."""
         bound = self.truncation + self.rounding
-        return bound if self.kept and math.isfinite(bound) and math.isfinite(self.value) else math.inf
+        return (
+            bound if self.kept and math.isfinite(bound) and math.isfinite(self.value) else math.inf
+        )
 
 
 class _Found(NamedTuple):
@@ -402,11 +485,21 @@ class _Found(NamedTuple):
 class _Checker:
     """The two sides of the comparison, on a float64 copy."""
 
-    def __init__(self, net: MLP, X: ArrayLike, Y: ArrayLike, loss: Any, sample_weight: ArrayLike | None, tolerance: float):
+    def __init__(
+        self,
+        net: MLP,
+        X: ArrayLike,
+        Y: ArrayLike,
+        loss: Any,
+        sample_weight: ArrayLike | None,
+        tolerance: float,
+    ):
         if not isinstance(net, MLP):
             raise TypeError(f"net must be an mc.MLP; got {type(net).__name__}")
         self.tolerance = tolerance
-        self.on_device = net.copy("float64")  # whose gradient it is; the differences are taken on the CPU
+        self.on_device = net.copy(
+            "float64"
+        )  # whose gradient it is; the differences are taken on the CPU
         self.net = self.on_device.to("cpu")
         self.activations = bind(self.net.activations, self.net.a)
         self.theta = self.net.parameters.copy()
@@ -415,7 +508,9 @@ class _Checker:
         assert last is not None
         self.loss = loss_sheet.resolve(loss_sheet.matching(last) if loss is None else loss)
         self.objective = loss_sheet.pair(self.loss, last)
-        Y_, self.classes = arrays.target(Y, len(self.X), net.sizes[-1], self.loss, adopt=devices.adopt_on_host)
+        Y_, self.classes = arrays.target(
+            Y, len(self.X), net.sizes[-1], self.loss, adopt=devices.adopt_on_host
+        )
         self.Y = np.ascontiguousarray(Y_)
         w = arrays.weights(sample_weight, len(self.X), adopt=devices.adopt_on_host)
         self.weights = None if w is None else np.ascontiguousarray(w)
@@ -425,14 +520,18 @@ class _Checker:
         self.weights = weighed(self.loss, self.Y, self.sample_weight, np.float64)
         self.batch = Batch(self.X, self.Y, self.weights, None, len(self.X))
         self.total = weight_of(self.batch)
-        self.share = np.full(len(self.X), 1.0) if self.weights is None else self.weights.astype(np.float64)
+        self.share = (
+            np.full(len(self.X), 1.0) if self.weights is None else self.weights.astype(np.float64)
+        )
         self.share /= self.total
         self.ops = devices.operations("cpu")()
         self.numbers = _RunningErrors(self.ops)
         self.rows = min(len(self.X), max(256, WIDE // max(net.sizes)))
         alone = self.rows * max(a * b for a, b in itertools.pairwise(net.sizes)) < SHARED
         self.threads = functools.partial(blas.limited, 1) if alone else contextlib.nullcontext
-        self.kinks = [[] if a is None or a.rowwise else formulas.kinks(a.value) for a in self.net.activations]
+        self.kinks = [
+            [] if a is None or a.rowwise else formulas.kinks(a.value) for a in self.net.activations
+        ]
         slope = self.objective.slope
         for _ in range(2):
             slope = "" if self.loss.rowwise else formulas.differentiate(slope, {"x": "1"})
@@ -442,10 +541,14 @@ class _Checker:
     def gradient(self, rows: Array | None = None) -> Array:
         """Return the engine's gradient of J over these rows, their weights over the *whole* batch's weight."""
         net = self.on_device
-        step = make_step(net.device, net.layout, net.store, net.activations, self.objective, SGD(0.0), Settings())
+        step = make_step(
+            net.device, net.layout, net.store, net.activations, self.objective, SGD(0.0), Settings()
+        )
         batch = self.batch if rows is None else self.batch._replace(rows=rows, size=len(rows))
         weight = "" if self.weights is None else self.weights.dtype.str
-        given = Inputs(self.X.dtype.str, self.Y.dtype.str, weight, self.classes, host=net.device != "cpu")
+        given = Inputs(
+            self.X.dtype.str, self.Y.dtype.str, weight, self.classes, host=net.device != "cpu"
+        )
         plan = step.prepare(batch.size, given)
         if not weight_of(batch):
             return np.zeros(self.net.layout.size)
@@ -471,22 +574,38 @@ class _Checker:
         for du, dx in ((u, None), (None, dX)):
             terms = V * net.jvp(self.X, dx, du).tangent
 
-            def transposed(left_out: Array, du: Array | None = du, terms: Array = terms) -> list[float]:
+            def transposed(
+                left_out: Array, du: Array | None = du, terms: Array = terms
+            ) -> list[float]:
                 kept = np.delete(rows, left_out)
                 if not len(kept):
                     return [0.0, 0.0]
                 by_parameters, by_X = net.vjp(self.X[kept], V[kept])
-                back = by_X * dX[kept] if du is None else devices.to_host(net.device, by_parameters) * du
+                back = (
+                    by_X * dX[kept]
+                    if du is None
+                    else devices.to_host(net.device, by_parameters) * du
+                )
                 return [float(np.sum(terms[kept])), float(np.sum(back))]
 
-            stencil = [(0.5, (du, dx)), (-0.5, (None if du is None else -du, None if dx is None else -dx))]
+            stencil = [
+                (0.5, (du, dx)),
+                (-0.5, (None if du is None else -du, None if dx is None else -dx)),
+            ]
             pairs.append(self._compare(stencil, 1, transposed, _length(terms), V))
-        yield PRODUCTS[0], max(max(found.errors) for found in pairs), max(found.resolution for found in pairs)
+        yield (
+            PRODUCTS[0],
+            max(max(found.errors) for found in pairs),
+            max(found.resolution for found in pairs),
+        )
         typical = _length(self._hessian_product(v, rows)) * _length(u) / math.sqrt(len(u))
 
         def curved(left_out: Array) -> list[float]:
             kept = np.delete(rows, left_out)
-            return [float(u @ self._hessian_product(v, kept)), float(v @ self._hessian_product(u, kept))]
+            return [
+                float(u @ self._hessian_product(v, kept)),
+                float(v @ self._hessian_product(u, kept)),
+            ]
 
         corners = [(0.25 * a * b, (a * u + b * v, None)) for a in (1, -1) for b in (1, -1)]
         found = self._compare(corners, 2, curved, typical)
@@ -531,14 +650,19 @@ class _Checker:
         h, longest = self._steps(stencil, order)
         while len(tried) < TRIES and h not in tried and h <= longest:
             found, goal = take(h), self.tolerance * size(h) / 8
-            crowded = len(found.left_out) > most and (4**order * found.rounding <= goal or not found.kept)
+            crowded = len(found.left_out) > most and (
+                4**order * found.rounding <= goal or not found.kept
+            )
             if found.bound <= goal and not crowded:
                 break
             h = h * 4 if found.rounding >= found.truncation and not crowded else h / 4
         steps = sorted(tried)
         best = steps[0]
         for i, h in enumerate(steps):
-            agrees = all(abs(tried[h].value - tried[k].value) <= tried[h].bound + tried[k].bound for k in steps[:i])
+            agrees = all(
+                abs(tried[h].value - tried[k].value) <= tried[h].bound + tried[k].bound
+                for k in steps[:i]
+            )
             if not agrees:
                 break
             best = h if tried[h].bound < tried[best].bound else best
@@ -559,9 +683,13 @@ class _Checker:
         """
         (_, (v, dX)), net, L = stencil[0], self.net, self.net.layout.layers
         m = self.rows
-        S, Z, dS, dZ = (list[Any]([None, *(np.empty((m, n)) for n in net.sizes[1:])]) for _ in range(4))
+        S, Z, dS, dZ = (
+            list[Any]([None, *(np.empty((m, n)) for n in net.sizes[1:])]) for _ in range(4)
+        )
         Z[0], dZ[0] = self.X[:m].astype(np.float64), None if dX is None else dX[:m]
-        (dW, db), da = ((None, None), None) if v is None else (net.layout.views(v), net.layout.slopes(v))
+        (dW, db), da = (
+            ((None, None), None) if v is None else (net.layout.views(v), net.layout.slopes(v))
+        )
         differentials.forward(self.ops, net.W, net.b, self.activations, S, Z, dW, db, dS, dZ, da)
         steps, longest = [], math.inf
         for l, activation in enumerate(net.activations[1:], 1):
@@ -575,20 +703,29 @@ class _Checker:
                     longest = min(longest, 1 / moved)
         return min(steps, default=START), max(longest, min(steps, default=START))
 
-    def _difference(self, stencil: Sequence[tuple[float, Direction]], order: int, h: float, V: Array | None) -> _Difference:
+    def _difference(
+        self, stencil: Sequence[tuple[float, Direction]], order: int, h: float, V: Array | None
+    ) -> _Difference:
         """Return Σ c J(θ + h v) / h^order over (c, v) of the stencil, at h, h/2 and h/4, extrapolated to h = 0."""
         sums, rounding, weights, excluded = np.zeros(3), np.zeros(3), np.zeros(2), []
         reach = sum(abs(c) for c, _ in stencil)
         for start in range(0, len(self.X), self.rows):
             part = slice(start, start + self.rows)
-            X, share = self.X[part].astype(np.float64), np.ones_like(self.share[part]) if V is not None else self.share[part]
+            X, share = (
+                self.X[part].astype(np.float64),
+                np.ones_like(self.share[part]) if V is not None else self.share[part],
+            )
             values, error = np.zeros((3, len(X))), np.zeros(len(X))
             first: Any = None
             kept = share > 0
             for k in range(3):
-                self.numbers.bounded = k == 0  # the nearer points lie between the outer ones, and so do their errors
+                self.numbers.bounded = (
+                    k == 0
+                )  # the nearer points lie between the outer ones, and so do their errors
                 for c, (v, dX) in stencil:
-                    self.net.parameters[...] = self.theta if v is None else self.theta + h / 2**k * v
+                    self.net.parameters[...] = (
+                        self.theta if v is None else self.theta + h / 2**k * v
+                    )
                     rows, signs = self._rows(part, X if dX is None else X + h / 2**k * dX[part], V)
                     first = signs if first is None else first
                     kept &= (signs == first).all(axis=-1)
@@ -597,7 +734,9 @@ class _Checker:
                         error = np.maximum(error, rows.error + EPS * np.abs(rows.value))
             sums += values[:, kept] @ share[kept]
             for k in range(3):
-                rounding[k] += reach * (error[kept] @ share[kept]) + len(X) * EPS * (np.abs(values[k, kept]) @ share[kept])
+                rounding[k] += reach * (error[kept] @ share[kept]) + len(X) * EPS * (
+                    np.abs(values[k, kept]) @ share[kept]
+                )
             weights += share.sum(), share[kept].sum()
             excluded.append(start + np.flatnonzero(~kept & (share > 0)))
         self.net.parameters[...] = self.theta
@@ -616,19 +755,35 @@ class _Checker:
         for s, activation, kinks in zip(S, self.activations, self.kinks, strict=True):
             if activation is not None:
                 given = {"s": s.value, **_learned(activation, s.value)} if kinks else {}
-                signs += [self.numbers.evaluate(kink, activation.scalars, given) > 0 for kink in kinks]
+                signs += [
+                    self.numbers.evaluate(kink, activation.scalars, given) > 0 for kink in kinks
+                ]
         if V is not None:
             top = _Numbers(V[part] * Z[-1].value, np.abs(V[part]) * Z[-1].error)
-        elif self.loss.rowwise:  # from S[L], as the engine: Z[L] says nothing where it has rounded to 0 or 1
-            each, Y = _cross_entropies(S[-1]), mixed(self.loss, self.Y[part], net.sizes[-1], np.float64)
+        elif (
+            self.loss.rowwise
+        ):  # from S[L], as the engine: Z[L] says nothing where it has rounded to 0 or 1
+            each, Y = (
+                _cross_entropies(S[-1]),
+                mixed(self.loss, self.Y[part], net.sizes[-1], np.float64),
+            )
             top = _Numbers(Y * each.value, Y * each.error)
         else:
-            x, Y = S[-1] if objective.matched else Z[-1], np.ascontiguousarray(self.Y[part], np.float64)
+            x, Y = (
+                S[-1] if objective.matched else Z[-1],
+                np.ascontiguousarray(self.Y[part], np.float64),
+            )
             scalars = dict(objective.scalars)
-            given = {"y": Y, **({"p": np.tile(self.loss.columns, (len(Y), 1))} if self.loss.columns else {})}
+            given = {
+                "y": Y,
+                **({"p": np.tile(self.loss.columns, (len(Y), 1))} if self.loss.columns else {}),
+            }
             numbers = {name: _Numbers(array, np.zeros_like(array)) for name, array in given.items()}
             top = self.numbers.formula(objective.value, scalars, x=x, **numbers)
-            signs += [self.numbers.evaluate(kink, scalars, {"x": x.value, **given}) > 0 for kink in self.loss_kinks]
+            signs += [
+                self.numbers.evaluate(kink, scalars, {"x": x.value, **given}) > 0
+                for kink in self.loss_kinks
+            ]
         return top.sum(), np.concatenate(signs, axis=1)
 
 

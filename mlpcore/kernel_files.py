@@ -10,7 +10,9 @@ def folder() -> Path:
     for place in _PLACES:
         if (place / "activations.def").is_file():
             return place
-    raise FileNotFoundError(f"the folder 'kernels' of mlpcore is missing: looked in {', '.join(map(str, _PLACES))}")
+    raise FileNotFoundError(
+        f"the folder 'kernels' of mlpcore is missing: looked in {', '.join(map(str, _PLACES))}"
+    )
 
 
 def read(name: str) -> str:

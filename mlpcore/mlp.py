@@ -141,13 +141,21 @@ class MLP:
         try:
             self.dtype = np.dtype("" if dtype is None else dtype).newbyteorder("=")
         except (RuntimeError, TypeError, ValueError):
-            raise TypeError(f"dtype must be one of {', '.join(DTYPES)}; got {shown(dtype)}") from None
+            raise TypeError(
+                f"dtype must be one of {', '.join(DTYPES)}; got {shown(dtype)}"
+            ) from None
         if self.dtype.name not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {shown(self.dtype.name)}")
+            raise ValueError(
+                f"dtype must be one of {', '.join(DTYPES)}; got {shown(self.dtype.name)}"
+            )
         for i, activation in enumerate(self.activations[1:]):
             if activation is not None and activation.parameter is not None:
                 where = "output" if i == len(widths) - 2 else f"activations[{i}]"
-                values.require_held(activation.parameter, self.dtype.name, f"{where}: the parameter of {activation.name}")
+                values.require_held(
+                    activation.parameter,
+                    self.dtype.name,
+                    f"{where}: the parameter of {activation.name}",
+                )
         self.device = devices.choose(device)
         self._predicts_1d = False
         self._set(self._drawn(init, values.seed(seed)))
@@ -177,7 +185,9 @@ class MLP:
             if init == "auto":
                 deviation = activation.standard_deviation(sizes[l - 1], sizes[l], output=l == L)
             else:
-                deviation = Activation("identity", "s", "1", init=init).standard_deviation(sizes[l - 1], sizes[l], False)
+                deviation = Activation("identity", "s", "1", init=init).standard_deviation(
+                    sizes[l - 1], sizes[l], False
+                )
             draw = rng.standard_normal(W[l].shape)
             draw *= deviation
             W[l][...] = draw
@@ -252,10 +262,17 @@ class MLP:
     @property
     def tied(self) -> dict[int, int | str]:
         """Which layers have no matrix of their own, as they were given: `{4: "1.T"}`."""
-        return {layer: f"{owner}.T" if transposed else owner for layer, owner, transposed in self.layout.ties}
+        return {
+            layer: f"{owner}.T" if transposed else owner
+            for layer, owner, transposed in self.layout.ties
+        }
 
     def __repr__(self) -> str:
-        hidden = ", ".join(str(a.spec) if isinstance(a.spec, tuple) else a.name for a in self.activations[1:-1] if a)
+        hidden = ", ".join(
+            str(a.spec) if isinstance(a.spec, tuple) else a.name
+            for a in self.activations[1:-1]
+            if a
+        )
         last = self.activations[-1]
         assert last is not None
         size = f"{self.layout.size:,} parameters, {self.dtype.name} on {self.device}"
@@ -289,10 +306,19 @@ class MLP:
         with np.errstate(all="ignore"):
             pre = [s if s is not None else z for s, z in zip(S, Z, strict=True)]
             bound = activation_sheet.bind(activations, self.store.a)
-            backprop.forward(devices.operations(self.device, deterministic=True)(), self.store.W, self.store.b, bound, pre, Z)
+            backprop.forward(
+                devices.operations(self.device, deterministic=True)(),
+                self.store.W,
+                self.store.b,
+                bound,
+                pre,
+                Z,
+            )
         return Cache(tuple(Z), tuple(S))
 
-    def backward(self, cache: Cache, G: ArrayLike, *, input_gradient: bool = False, keep: bool = False) -> Gradient:
+    def backward(
+        self, cache: Cache, G: ArrayLike, *, input_gradient: bool = False, keep: bool = False
+    ) -> Gradient:
         """The gradient for any G = ∂J/∂Z[L] (m, n_L). Neither `G` nor the cache is changed.
 
         Args:
@@ -305,7 +331,9 @@ class MLP:
             TypeError, ValueError: G is not numeric or not of the output's shape.
         """
         if not isinstance(cache, Cache):
-            raise TypeError(f"cache must be what net.forward(X) returned; got {type(cache).__name__}")
+            raise TypeError(
+                f"cache must be what net.forward(X) returned; got {type(cache).__name__}"
+            )
         wanted = values.boolean(input_gradient, "input_gradient"), values.boolean(keep, "keep")
         with devices.active(self.device), np.errstate(all="ignore"):
             return self._backward(cache, G, *wanted)
@@ -314,12 +342,17 @@ class MLP:
         given = arrays.matrix(G, self.sizes[-1], "G", devices.adopter(self.device))
         G_L = devices.to_device(self.device, given).astype(self.dtype, order="C", copy=False)
         xp = devices.module(self.device)
-        like = [(self.sizes[l], bool(l) and bool(a and a.slope_reads_s)) for l, a in enumerate(self.activations)]
+        like = [
+            (self.sizes[l], bool(l) and bool(a and a.slope_reads_s))
+            for l, a in enumerate(self.activations)
+        ]
         same = like == [(z.shape[1], s is not None) for z, s in zip(cache.Z, cache.S, strict=True)]
         if not same or cache.output.dtype != self.dtype:
             raise ValueError(f"cache is of another network: {cache!r}")
         if G_L.shape != cache.output.shape:
-            raise ValueError(f"G must have the output's shape {cache.output.shape}; got {G_L.shape}")
+            raise ValueError(
+                f"G must have the output's shape {cache.output.shape}; got {G_L.shape}"
+            )
         L = self.layout.layers
         flat = xp.zeros(self.layout.size, self.dtype)
         (dW, db), da = self.layout.views(flat), self.layout.slopes(flat)
@@ -327,7 +360,9 @@ class MLP:
         Gs = [xp.empty_like(z) if want else None for z, want in zip(cache.Z, wanted, strict=True)]
         Gs[L] = G_L
         # D[L] must not overwrite the caller's G; the others may take the place of G[l] unless both are wanted
-        D: list[Any] = [None] + [xp.empty_like(z) if keep or l == L else Gs[l] for l, z in enumerate(cache.Z) if l]
+        D: list[Any] = [None] + [
+            xp.empty_like(z) if keep or l == L else Gs[l] for l, z in enumerate(cache.Z) if l
+        ]
         S = [s if s is not None else z for s, z in zip(cache.S, cache.Z, strict=True)]
         ops = devices.operations(self.device, deterministic=True)()
         bound = activation_sheet.bind(self.activations, self.store.a, da)
@@ -393,7 +428,9 @@ class MLP:
         here = arrays.on_host(source)
         mapped = MappedFile.of(X) if len(source) > rows else None
         with devices.active(self.device):
-            result: Array = (np if here else devices.module(self.device)).empty((len(source), self.sizes[-1]), self.dtype)
+            result: Array = (np if here else devices.module(self.device)).empty(
+                (len(source), self.sizes[-1]), self.dtype
+            )
             for start in range(0, len(source), rows):
                 part = source[start : start + rows]
                 result[start : start + rows] = self._output(part, activations, here)
@@ -522,7 +559,11 @@ class MLP:
         return self if chosen == self.device else self._copy(self.dtype, chosen)
 
     def save(
-        self, path: str | os.PathLike[str], *, tensors: dict[str, Array] | None = None, about: dict[str, Any] | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tensors: dict[str, Array] | None = None,
+        about: dict[str, Any] | None = None,
     ) -> None:
         """Write the network to a safetensors file, atomically.
 
@@ -538,11 +579,15 @@ class MLP:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
         named = {} if tensors is None else tensors
-        if not isinstance(named, Mapping) or not all(isinstance(x, np.ndarray | np.generic) for x in named.values()):
+        if not isinstance(named, Mapping) or not all(
+            isinstance(x, np.ndarray | np.generic) for x in named.values()
+        ):
             raise TypeError(f"tensors must be a dict of NumPy arrays; got {shown(named)}")
         for name in named:
             if not isinstance(name, str) or name in ("parameters", "__metadata__"):
-                raise ValueError(f"tensors: {shown(name)} cannot be a name: it is no text, or the file's own")
+                raise ValueError(
+                    f"tensors: {shown(name)} cannot be a name: it is no text, or the file's own"
+                )
         kinds.require_replaceable(values.path(path), kinds.NETWORKS)
         parameters = devices.to_host(self.device, self.store.flat)
         header = {**self.header(), "about": {} if about is None else about}
@@ -598,21 +643,30 @@ class MLP:
         return cls.load_with(path, device)[0]
 
     @classmethod
-    def load_with(cls, path: str | os.PathLike[str], device: str = "auto") -> tuple[MLP, dict[str, Array], dict[str, Any]]:
+    def load_with(
+        cls, path: str | os.PathLike[str], device: str = "auto"
+    ) -> tuple[MLP, dict[str, Array], dict[str, Any]]:
         """The network of a file, and the `tensors` and `about` that were saved with it."""
         devices.choose(device)
         header, tensors = model_file.read(path)
         return cls.from_header(path, header, tensors, device), tensors, header.get("about", {})
 
     @classmethod
-    def from_header(cls, path: str | os.PathLike[str], header: Any, tensors: dict[str, Array], device: str) -> MLP:
+    def from_header(
+        cls, path: str | os.PathLike[str], header: Any, tensors: dict[str, Array], device: str
+    ) -> MLP:
         """The network that a file's header describes; takes "parameters" out of `tensors`. Raises ValueError with the path."""
         try:
             parameters = tensors.pop("parameters")
             rows = [Activation(**row) for row in header["activations"]]
             tied = {int(layer): what for layer, what in header.get("tied", {}).items()}
             widths = _sizes(header["sizes"])
-            size = _layout(widths, values.boolean(header["bias"], "bias"), parse_ties(tied, widths), (None, *rows)).size
+            size = _layout(
+                widths,
+                values.boolean(header["bias"], "bias"),
+                parse_ties(tied, widths),
+                (None, *rows),
+            ).size
             if parameters.shape != (size,):
                 raise ValueError(f"parameters of shape {parameters.shape} for a network of {size}")
             net = cls(
@@ -620,7 +674,15 @@ class MLP:
                 device=device,
             )  # fmt: skip
             net.predicts_1d = header.get("predicts_1d", False)
-        except (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:
             raise ValueError(f"{str(path)!r} does not hold a network: {error!r}") from None
         net._set(parameters)
         return net
@@ -671,7 +733,9 @@ class LossFunction:
     def __repr__(self) -> str:
         return f"loss({self.loss})"
 
-    def __call__(self, Z: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None) -> tuple[float, Array]:
+    def __call__(
+        self, Z: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> tuple[float, Array]:
         """Return J = Σ w ℓ / Σ w and G = ∂J/∂Z, in Z's dtype and shape: (m, n_L), or (m,) of one output.
 
         Y is as in `Trainer.step`.
@@ -683,31 +747,45 @@ class LossFunction:
         with devices.active(device):
             return self._on(device, Z, Y, sample_weight)
 
-    def _on(self, device: str, Z: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[float, Array]:
+    def _on(
+        self, device: str, Z: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[float, Array]:
         xp, adopt = devices.module(device), devices.adopter(device)
         given = arrays.numeric(Z, "Z", adopt)
         raw = arrays.matrix(given[:, None] if given.ndim == 1 else given, None, "Z", adopt)
         with np.errstate(over="ignore"):
-            output = xp.ascontiguousarray(raw, raw.dtype if raw.dtype.name in DTYPES else np.float64)
+            output = xp.ascontiguousarray(
+                raw, raw.dtype if raw.dtype.name in DTYPES else np.float64
+            )
         rows, columns = output.shape
         target, classes = arrays.target(Y, rows, columns, self.loss, adopt=adopt)
         target = devices.to_device(device, target)
         w = arrays.weights(sample_weight, rows, adopt=adopt)
         if self.loss.class_weight is not None:
-            w = weighed(self.loss, target, None if w is None else devices.to_device(device, w), np.float64, xp)
+            w = weighed(
+                self.loss,
+                target,
+                None if w is None else devices.to_device(device, w),
+                np.float64,
+                xp,
+            )
         if w is None:
             share = xp.full(rows, 1 / rows)
         else:
             with np.errstate(over="ignore"):
                 total = w.sum(dtype=np.float64)
             if arrays.on_host(w) and not np.isfinite(total):
-                raise ValueError(f"sample_weight sums to {total:g}, out of the range of float64: rescale the weights")
+                raise ValueError(
+                    f"sample_weight sums to {total:g}, out of the range of float64: rescale the weights"
+                )
             share = devices.to_device(device, w / total)
         k = share.astype(output.dtype)[:, None]
         if self.loss.rowwise:
             if arrays.on_host(output) and (output < 0).any():
                 least = f"got {output.min():g} (np.exp makes them of what log_softmax puts out)"
-                raise ValueError(f"Z must hold probabilities for cross_entropy, at least 0; {least}")
+                raise ValueError(
+                    f"Z must hold probabilities for cross_entropy, at least 0; {least}"
+                )
             if classes:
                 arrays.require_classes(target, columns)
             with np.errstate(all="ignore"):
@@ -717,11 +795,15 @@ class LossFunction:
         objective = loss_sheet.pair(self.loss, None)
         with np.errstate(all="ignore"):
             Y_ = xp.ascontiguousarray(target, output.dtype)
-            devices.operations(device)().loss(output, Y_, k, objective, G, None, J, accumulate=False)
+            devices.operations(device)().loss(
+                output, Y_, k, objective, G, None, J, accumulate=False
+            )
         return float(J), arrays.in_library_of(Z, G.reshape(given.shape))
 
 
-def _cross_entropy(xp: Any, Z: Array, Y: Array, loss: loss_sheet.Loss, k: Array) -> tuple[float, Array]:
+def _cross_entropy(
+    xp: Any, Z: Array, Y: Array, loss: loss_sheet.Loss, k: Array
+) -> tuple[float, Array]:
     """-Σ y log z from probabilities: J and G = -k y / z. A trainer evaluates it from S[L] instead."""
     hot = mixed(loss, Y, Z.shape[1], Z.dtype, xp)
     least = xp.maximum(Z, np.finfo(Z.dtype).tiny)
@@ -742,13 +824,17 @@ def loss(
     Raises:
         TypeError, ValueError: no such loss (with the nearest match), a parameter or an option that it does not take.
     """
-    return LossFunction(loss_sheet.with_options(loss_sheet.resolve(spec), class_weight, label_smoothing, pos_weight))
+    return LossFunction(
+        loss_sheet.with_options(loss_sheet.resolve(spec), class_weight, label_smoothing, pos_weight)
+    )
 
 
 def _sizes(sizes: object) -> tuple[int, ...]:
     unordered = isinstance(sizes, str | bytes | Set | Mapping)
     if unordered or not isinstance(sizes, Iterable) or getattr(sizes, "shape", None) == ():
-        raise TypeError(f"sizes must be a list of widths such as [784, 512, 10]; got {shown(sizes)}")
+        raise TypeError(
+            f"sizes must be a list of widths such as [784, 512, 10]; got {shown(sizes)}"
+        )
     several = itertools.islice(sizes, MOST_LAYERS + 2)  # not more of a generator that never ends
     widths = tuple(values.positive_integer(n, f"sizes[{i}]") for i, n in enumerate(several))
     if len(widths) < 2:
@@ -758,29 +844,54 @@ def _sizes(sizes: object) -> tuple[int, ...]:
     return widths
 
 
-def _layout(widths: tuple[int, ...], bias: bool, ties: tuple[Tie, ...], activations: Sequence[Activation | None]) -> Layout:
-    learned = tuple(σ.learned_numbers(n) for n, σ in zip(widths, activations, strict=True) if σ is not None)
+def _layout(
+    widths: tuple[int, ...],
+    bias: bool,
+    ties: tuple[Tie, ...],
+    activations: Sequence[Activation | None],
+) -> Layout:
+    learned = tuple(
+        σ.learned_numbers(n) for n, σ in zip(widths, activations, strict=True) if σ is not None
+    )
     layout = Layout(widths, bias, ties, learned if any(learned) else ())
     if layout.size > MOST_PARAMETERS:
-        raise ValueError(f"sizes must make at most 2**58 parameters; {shown(list(widths))} make {layout.size:.3g}")
+        raise ValueError(
+            f"sizes must make at most 2**58 parameters; {shown(list(widths))} make {layout.size:.3g}"
+        )
     return layout
 
 
 def _described(activation: Activation) -> dict[str, Any]:
     """Return the arguments of an activation, for a file; files of networks without learned parameters say nothing of them."""
-    values = {field.name: getattr(activation, field.name) for field in dataclasses.fields(Activation) if field.init}
-    return values if activation.learned else {name: value for name, value in values.items() if name != "learned"}
+    values = {
+        field.name: getattr(activation, field.name)
+        for field in dataclasses.fields(Activation)
+        if field.init
+    }
+    return (
+        values
+        if activation.learned
+        else {name: value for name, value in values.items() if name != "learned"}
+    )
 
 
 def _activations(hidden: Any, output: Any, layers: int) -> tuple[Activation | None, ...]:
     one = isinstance(hidden, str | Activation) or (
-        isinstance(hidden, tuple) and len(hidden) in (2, 3) and not isinstance(hidden[1], str | Activation | tuple | list)
+        isinstance(hidden, tuple)
+        and len(hidden) in (2, 3)
+        and not isinstance(hidden[1], str | Activation | tuple | list)
     )
     if one:
         hidden = [hidden] * (layers - 1)
     elif not isinstance(hidden, list | tuple):
-        raise TypeError(f"activations must be a name, (name, parameter), mc.Activation or a list of them; got {shown(hidden)}")
+        raise TypeError(
+            f"activations must be a name, (name, parameter), mc.Activation or a list of them; got {shown(hidden)}"
+        )
     if len(hidden) != layers - 1:
-        raise ValueError(f"activations must be one, or {layers - 1}, one for each hidden layer; got {len(hidden)}")
-    resolved = [activation_sheet.resolve(spec, f"activations[{i}]") for i, spec in enumerate(hidden)]
+        raise ValueError(
+            f"activations must be one, or {layers - 1}, one for each hidden layer; got {len(hidden)}"
+        )
+    resolved = [
+        activation_sheet.resolve(spec, f"activations[{i}]") for i, spec in enumerate(hidden)
+    ]
     return (None, *resolved, activation_sheet.resolve(output, "output", output=True))

@@ -37,8 +37,12 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:
         if torch.is_grad_enabled():  # a second derivative would silently be taken as 0
-            raise RuntimeError("mlpcore.torch.Module has first derivatives only, no create_graph=True; see net.vjp and net.hvp")
-        _ = ctx.saved_tensors  # the cache is the same memory: this raises if any was written into meanwhile
+            raise RuntimeError(
+                "mlpcore.torch.Module has first derivatives only, no create_graph=True; see net.vjp and net.hvp"
+            )
+        _ = (
+            ctx.saved_tensors
+        )  # the cache is the same memory: this raises if any was written into meanwhile
         gradient = ctx.net.backward(ctx.cache, G, input_gradient=ctx.needs_input_grad[0])
         by_X = torch.from_dlpack(gradient.X) if ctx.needs_input_grad[0] else None
         return by_X, torch.from_dlpack(gradient.flat), None
@@ -95,10 +99,15 @@ class Module(torch.nn.Module):
         if X.device != self.flat.device:
             raise ValueError(f"X lies on {X.device}, the module on {self.flat.device}")
         if X.ndim == 0 or X.shape[-1] != self.net.sizes[0]:
-            raise ValueError(f"X has shape {tuple(X.shape)}; the last axis must be {self.net.sizes[0]}")
+            raise ValueError(
+                f"X has shape {tuple(X.shape)}; the last axis must be {self.net.sizes[0]}"
+            )
         rows = X.reshape(-1, X.shape[-1])
         if not len(rows):  # both gradients are 0
-            output = rows.to(self.flat.dtype) @ self.flat.new_zeros(net.sizes[0], net.sizes[-1]) + 0 * self.flat.sum()
+            output = (
+                rows.to(self.flat.dtype) @ self.flat.new_zeros(net.sizes[0], net.sizes[-1])
+                + 0 * self.flat.sum()
+            )
         elif torch.is_grad_enabled() and (rows.requires_grad or self.flat.requires_grad):
             output = _Rows.apply(rows, self.flat, net)
         else:
@@ -115,7 +124,9 @@ class Module(torch.nn.Module):
         with torch.inference_mode(False):  # what is made in inference mode could train no more
             given, memory = self.flat.detach(), torch.from_dlpack(self.net.parameters)
             if given.shape != memory.shape:
-                raise ValueError(f"flat has shape {tuple(given.shape)}; the network's parameters have {tuple(memory.shape)}")
+                raise ValueError(
+                    f"flat has shape {tuple(given.shape)}; the network's parameters have {tuple(memory.shape)}"
+                )
             if given.device != memory.device:
                 raise ValueError(f"flat lies on {given.device}, the network on {memory.device}: use DistributedDataParallel, "
                                  "not DataParallel")  # fmt: skip
@@ -127,9 +138,13 @@ class Module(torch.nn.Module):
                     return self.net
                 if self._memory.data_ptr() != memory.data_ptr():
                     self._memory = memory
-                self.flat.data = self._memory  # this memory, as a tensor that knows whether it is shared
+                self.flat.data = (
+                    self._memory
+                )  # this memory, as a tensor that knows whether it is shared
                 with torch.no_grad():
-                    self.flat.copy_(given)  # by way of `flat`, whose version a backward pass looks at
+                    self.flat.copy_(
+                        given
+                    )  # by way of `flat`, whose version a backward pass looks at
                 return self.net
         twin = self.net.copy()
         torch.from_dlpack(twin.parameters).copy_(given)
@@ -139,7 +154,10 @@ class Module(torch.nn.Module):
         """Take another network, with its parameters in the memory of a tensor that holds their values, or in its own."""
         if memory is not None:
             net._set(memory.numpy())
-        self.net, self._memory = net, torch.from_dlpack(net.parameters) if memory is None else memory
+        self.net, self._memory = (
+            net,
+            torch.from_dlpack(net.parameters) if memory is None else memory,
+        )
         self.flat.data = self._memory
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Module:
@@ -165,9 +183,13 @@ class Module(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_memory"}
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *more: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *more: Any
+    ) -> None:
         """Copies, where `assign=True` is asked for, too: `flat` stays the network's memory."""
-        super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "assign_to_params_buffers": False}, *more)
+        super()._load_from_state_dict(
+            state_dict, prefix, {**local_metadata, "assign_to_params_buffers": False}, *more
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy: its parameter is the memory of its own network, or that is the memory which the processes share."""

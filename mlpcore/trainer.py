@@ -123,25 +123,41 @@ class Trainer:
             raise TypeError(f"net must be an mc.MLP; got {type(net).__name__}")
         optimizer = AdamW() if optimizer is None else optimizer
         if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
-            raise TypeError(f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {shown(optimizer)}")
+            raise TypeError(
+                f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {shown(optimizer)}"
+            )
         optimizer.require_epsilon(net.dtype.name)
         optimizer.require_layers(net.layout.layers)
         if precision is not None:
             precision = values.one_of(precision, "precision", _PRECISIONS)
         if precision is not None and net.device == "cpu":
-            log.warning("precision=%r is for GPUs: on the CPU the network computes in %s", precision, net.dtype.name)
+            log.warning(
+                "precision=%r is for GPUs: on the CPU the network computes in %s",
+                precision,
+                net.dtype.name,
+            )
         elif precision is not None and net.dtype != np.float32:
-            raise ValueError(f"precision={precision!r} is for a float32 network; this one is {net.dtype.name}")
+            raise ValueError(
+                f"precision={precision!r} is for a float32 network; this one is {net.dtype.name}"
+            )
         if isinstance(chunk_rows, str) and chunk_rows != "auto":
-            raise ValueError(f"chunk_rows must be 'auto' or a number of rows; got {shown(chunk_rows)}")
+            raise ValueError(
+                f"chunk_rows must be 'auto' or a number of rows; got {shown(chunk_rows)}"
+            )
         seed = values.seed(seed)
         settings = Settings(
             l1=_penalty(l1, "l1", net),
             l2=_penalty(l2, "l2", net),
             clip_norm=None if clip_norm is None else values.number(clip_norm, "clip_norm", above=0),
-            chunk_rows=None if isinstance(chunk_rows, str) else values.positive_integer(chunk_rows, "chunk_rows"),
-            memory_limit=planning.parse_bytes(memory_limit, free=lambda: devices.free_bytes(net.device)),
-            workers=None if workers is None else values.positive_integer(workers, "workers", most=_MOST_WORKERS),
+            chunk_rows=None
+            if isinstance(chunk_rows, str)
+            else values.positive_integer(chunk_rows, "chunk_rows"),
+            memory_limit=planning.parse_bytes(
+                memory_limit, free=lambda: devices.free_bytes(net.device)
+            ),
+            workers=None
+            if workers is None
+            else values.positive_integer(workers, "workers", most=_MOST_WORKERS),
             tolerant=values.one_of(on_non_finite, "on_non_finite", ("raise", "skip")) == "skip",
             dropout=rates(dropout, len(net.sizes) - 2),
             seed=seed,
@@ -150,7 +166,9 @@ class Trainer:
         last = net.activations[-1]
         assert last is not None
         resolved = loss_sheet.resolve(loss_sheet.matching(last) if loss is None else loss)
-        resolved = loss_sheet.with_options(resolved, class_weight, label_smoothing, pos_weight, net.sizes[-1])
+        resolved = loss_sheet.with_options(
+            resolved, class_weight, label_smoothing, pos_weight, net.sizes[-1]
+        )
         resolved.require_held(net.dtype.name)
         self._build(net, resolved, optimizer, settings, precision, deterministic, seed)
 
@@ -164,14 +182,23 @@ class Trainer:
         self.progress = Progress()
         self.history: History = {}
         self.about: dict[str, Any] = {}
-        self._id = secrets.token_hex(8)  # kept by files and copies, which may replace its unfinished run
-        self._optimizer, self._settings, self._precision, self._seed = optimizer, settings, precision, seed
+        self._id = secrets.token_hex(
+            8
+        )  # kept by files and copies, which may replace its unfinished run
+        self._optimizer, self._settings, self._precision, self._seed = (
+            optimizer,
+            settings,
+            precision,
+            seed,
+        )
         self._calls = threading.RLock()  # held by a call, whatever the thread: one at a time
         self._state = threading.RLock()  # held as well, but not between the steps of `fit`
         self._visitors: dict[object, None] = {}  # who waits for that, or makes use of it
         _trainers.add(self)
         self._run: Run | None = None  # the fit that is under way
-        self._unfinished: tuple[State, Array | None] | None = None  # a loaded one, and its best parameters
+        self._unfinished: tuple[State, Array | None] | None = (
+            None  # a loaded one, and its best parameters
+        )
         self._step = make_step(
             net.device, net.layout, net.store, net.activations, loss_sheet.pair(loss, last), optimizer, settings,
             precision, deterministic,
@@ -236,7 +263,9 @@ class Trainer:
         size = values.positive_integer(batch_size, "batch_size")
         dtype = self.net.dtype.str
         weight = "" if self.loss.class_weight is None else dtype
-        like = Inputs(dtype, "int64" if self.loss.takes_classes else dtype, weight, self.loss.takes_classes)
+        like = Inputs(
+            dtype, "int64" if self.loss.takes_classes else dtype, weight, self.loss.takes_classes
+        )
         keeps_best = values.boolean(early_stopping, "early_stopping")
         rows = values.positive_integer(rows, "rows", least=0)
         reserved = [*self._step.fit_buffers(rows, keeps_best), *self._row_weights(rows)]
@@ -245,11 +274,17 @@ class Trainer:
     def _row_weights(self, rows: int) -> list[Buffer]:
         """The weights of so many rows where they depend on the class, for the plan."""
         there = rows > 0 and self.loss.class_weight is not None
-        return [Buffer("row weights", (rows,), self.net.dtype.name, "by class, times sample_weight")] if there else []
+        return (
+            [Buffer("row weights", (rows,), self.net.dtype.name, "by class, times sample_weight")]
+            if there
+            else []
+        )
 
     # -- one step --
 
-    def prepare(self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None = None) -> Data:
+    def prepare(
+        self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None = None
+    ) -> Data:
         """The arrays checked and laid out once, to be given to many calls of `step`, `gradient` or `evaluate` in place of X.
 
         An array that is not row-major is copied as a whole; the copy is yours, outside `memory_limit`.
@@ -258,7 +293,9 @@ class Trainer:
         """
         data = self._scanned(X, Y, sample_weight)
         strided = data.strided().items()
-        copies: dict[str, Any] = {name: np.array(x, dtype, order="C") for name, (x, dtype) in strided}
+        copies: dict[str, Any] = {
+            name: np.array(x, dtype, order="C") for name, (x, dtype) in strided
+        }
         return _weighed(data._replace(**copies))
 
     def step(
@@ -299,7 +336,9 @@ class Trainer:
         with self._calls, self._state, devices.active(self.net.device):
             data = self._given(X, Y, sample_weight)
             batch = self._batch(data, rows)
-            J = self._step.loss_and_gradient(batch, self._step.prepare(batch.size, data.inputs), self.progress.step + 1)
+            J = self._step.loss_and_gradient(
+                batch, self._step.prepare(batch.size, data.inputs), self.progress.step + 1
+            )
             self.net.predicts_1d = data.flat
             return J, self._step.gradient
 
@@ -319,13 +358,17 @@ class Trainer:
                 on_non_finite="skip" the step is counted as skipped instead.
         """
         if isinstance(gradient, tuple) and not isinstance(gradient, Gradient):
-            raise TypeError("gradient must be one flat array; got a tuple: trainer.gradient returns J and the gradient")
+            raise TypeError(
+                "gradient must be one flat array; got a tuple: trainer.gradient returns J and the gradient"
+            )
         flat = gradient.flat if isinstance(gradient, Gradient) else gradient
         device, size = self.net.device, self.net.layout.size
         with self._calls, self._state, devices.active(device):
             array = arrays.numeric(flat, "gradient", devices.adopter(device))
             if array.shape != (size,):
-                raise ValueError(f"gradient must be laid out as net.parameters, ({size},); got {array.shape}")
+                raise ValueError(
+                    f"gradient must be laid out as net.parameters, ({size},); got {array.shape}"
+                )
             self._step.apply(devices.to_device(device, array), self.progress)
 
     def parts(
@@ -341,20 +384,28 @@ class Trainer:
         with self._calls, self._state, devices.active(self.net.device):
             data = self._given(X, Y, sample_weight)
             batch = self._batch(data, rows)
-            return self._step.parts(batch, self._step.prepare(batch.size, data.inputs), self.progress)
+            return self._step.parts(
+                batch, self._step.prepare(batch.size, data.inputs), self.progress
+            )
 
-    def _given(self, X: ArrayLike | Data, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
+    def _given(
+        self, X: ArrayLike | Data, Y: ArrayLike | None, sample_weight: ArrayLike | None
+    ) -> Data:
         if not isinstance(X, Data):
             return self._checked(X, Y, sample_weight)
         if Y is not None or sample_weight is not None:
-            raise TypeError("Y and sample_weight must be left out where X is what prepare returned: it holds them")
+            raise TypeError(
+                "Y and sample_weight must be left out where X is what prepare returned: it holds them"
+            )
         if X.by_class != self.loss.class_weight:
             raise ValueError(
                 f"X was prepared by a trainer with class_weight={X.by_class}; this one has {self.loss.class_weight}"
             )
         return X
 
-    def _scanned(self, X: ArrayLike | Data, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
+    def _scanned(
+        self, X: ArrayLike | Data, Y: ArrayLike | None, sample_weight: ArrayLike | None
+    ) -> Data:
         data = self._given(X, Y, sample_weight)
         if data is not X:
             _require_finite(data, self.loss, self.net)
@@ -367,7 +418,9 @@ class Trainer:
         batch = data.batch(index)
         if self._step.weight(batch) == 0:
             by_class = "" if self.loss.class_weight is None else ", times class_weight,"
-            raise ValueError(f"sample_weight{by_class} must not be all zero on the rows of the batch")
+            raise ValueError(
+                f"sample_weight{by_class} must not be all zero on the rows of the batch"
+            )
         return batch
 
     def _checked(self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None) -> Data:
@@ -380,13 +433,19 @@ class Trainer:
         staged = device != "cpu" and not devices.open_device(device).holds(x)
         y, w = self._laid(y, staged), None if w is None else self._laid(w, staged)
         lazy = device == "cpu" and self.loss.class_weight is not None
-        by_class: Any = RowWeights(self.loss, y, w, self.net.dtype) if lazy else self._by_class(y, w)
+        by_class: Any = (
+            RowWeights(self.loss, y, w, self.net.dtype) if lazy else self._by_class(y, w)
+        )
         if by_class is not None and (lazy or arrays.on_host(by_class)) and not by_class.any():
             raise ValueError("sample_weight, times class_weight, must not be all zero")
         flat = not classes and given.ndim == 1
-        return Data.of(self._laid(x, staged), y, w, classes, staged, by_class, self.loss.class_weight, flat)
+        return Data.of(
+            self._laid(x, staged), y, w, classes, staged, by_class, self.loss.class_weight, flat
+        )
 
-    def _by_class(self, Y: Array, weights: Array | None, place: Array | None = None) -> Array | None:
+    def _by_class(
+        self, Y: Array, weights: Array | None, place: Array | None = None
+    ) -> Array | None:
         """Return the rows' weights times those of their classes, in `place` if it is given; None without class weights."""
         if self.loss.class_weight is None:
             return None
@@ -488,7 +547,9 @@ class Trainer:
         """
         with self._calls, contextlib.ExitStack() as leaving:
             if self._run is not None:
-                raise RuntimeError("fit is running: a callback may call step, evaluate and predict, but not fit")
+                raise RuntimeError(
+                    "fit is running: a callback may call step, evaluate and predict, but not fit"
+                )
             leaving.callback(self._release_state)
             self._state.acquire()
             return self._fit(
@@ -533,16 +594,23 @@ class Trainer:
         held_out = self._validation(validation)
         measures = self._metrics(metrics, held_out)
         if measures and held_out is None:
-            raise ValueError("metrics are measured on the validation rows, but fit was given no validation=(Xv, Yv)")
+            raise ValueError(
+                "metrics are measured on the validation rows, but fit was given no validation=(Xv, Yv)"
+            )
         stopping = self._early_stopping(early_stopping, held_out is not None, measures)
         observers = hooks.resolve(callbacks)
         shuffle, progress = values.boolean(shuffle, "shuffle"), values.boolean(progress, "progress")
-        epochs, size = values.positive_integer(epochs, "epochs"), values.positive_integer(batch_size, "batch_size")
+        epochs, size = (
+            values.positive_integer(epochs, "epochs"),
+            values.positive_integer(batch_size, "batch_size"),
+        )
         checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, keep)
         if checkpoints is None and every != "1 epoch":
             log.warning("every=%s saves nothing without checkpoint=…", shown(every))
         if checkpoints is not None:
-            files.describe(self._optimizer)  # what cannot be saved is noticed here, not after an hour
+            files.describe(
+                self._optimizer
+            )  # what cannot be saved is noticed here, not after an hour
             model_file.as_json(self.about, "about")
         self._require_followed(self._optimizer.learning_rate, held_out is not None, measures)
         monitor = None if stopping is None else dataclasses.asdict(stopping)
@@ -551,7 +619,9 @@ class Trainer:
         state = State(epochs, size, shuffle, rows, held_out is not None, monitor, sorted(measures))
         state, best, begins = self._begin(state, table, held_out)
         if state.epoch < epochs:  # a schedule without a rate is noticed before anything changes
-            self._optimizer.rate(dataclasses.replace(begins, epochs=begins.epochs + (state.batch == 0)))
+            self._optimizer.rate(
+                dataclasses.replace(begins, epochs=begins.epochs + (state.batch == 0))
+            )
         keeps_best = stopping is not None and stopping.restore_best
         claim = checkpoints.claimed(self, self._id) if checkpoints else contextlib.nullcontext()
         if checkpoints is not None:
@@ -562,7 +632,17 @@ class Trainer:
                 if best is not None:
                     arrays["best"][...] = devices.to_device(self.net.device, best)
                 keeper = arrays.get("best")
-                run = Run(self, source, state, held_out, measures, stopping, keeper, observers, checkpoints)
+                run = Run(
+                    self,
+                    source,
+                    state,
+                    held_out,
+                    measures,
+                    stopping,
+                    keeper,
+                    observers,
+                    checkpoints,
+                )
                 self._run, self._unfinished = run, (state, best) if checkpoints else None
                 self.progress.begun, self.progress.total = begins.begun, begins.total
                 return self._go(run, progress)
@@ -603,7 +683,9 @@ class Trainer:
                 if self._unfinished is not None:
                     run.pause()
                     best = run.best_so_far()
-                    kept_best = None if best is None else devices.to_host(self.net.device, best).copy()
+                    kept_best = (
+                        None if best is None else devices.to_host(self.net.device, best).copy()
+                    )
                     self._unfinished = run.state, kept_best
         except NonFiniteLoss:
             self._unfinished = None  # the step would overflow again
@@ -686,7 +768,10 @@ class Trainer:
         There are none where `memory_limit` leaves them no room beside chunks of the usual size.
         """
         why = "a copy that rows are gathered from faster"
-        copies = {name: Buffer(f"{name} row-major", x.shape, dtype.str, why) for name, (x, dtype) in table.strided().items()}
+        copies = {
+            name: Buffer(f"{name} row-major", x.shape, dtype.str, why)
+            for name, (x, dtype) in table.strided().items()
+        }
         if self._settings.memory_limit is None or self.net.device != "cpu" or not copies:
             return copies
         alone = self._step.make_plan(size, table.inputs, reserved)
@@ -696,12 +781,18 @@ class Trainer:
             return {}
         return copies if (beside.rows, beside.workers) == (alone.rows, alone.workers) else {}
 
-    def _laid_piece(self, X: Array, Y: Array, sample_weight: Array | None, place: Array | None = None) -> Data:
+    def _laid_piece(
+        self, X: Array, Y: Array, sample_weight: Array | None, place: Array | None = None
+    ) -> Data:
         """A piece of a stream, whose values the stream has looked at; its weights may be all zero."""
         staged = self.net.device != "cpu"
         x = arrays.matrix(X, self.net.sizes[0])
         y, classes = arrays.target_form(Y, len(x), self.net.sizes[-1], self.loss)
-        w = None if sample_weight is None else self._laid(arrays.numeric(sample_weight, "sample_weight"), staged)
+        w = (
+            None
+            if sample_weight is None
+            else self._laid(arrays.numeric(sample_weight, "sample_weight"), staged)
+        )
         y = self._laid(y, staged)
         return Data.of(
             self._laid(x, staged), y, w, classes, staged, self._by_class(y, w, place), self.loss.class_weight,
@@ -739,8 +830,12 @@ class Trainer:
     def _validation(self, validation: Any) -> Data | Stream | None:
         if validation is None:
             return None
-        parts = [validation] if isinstance(validation, Parquet) or callable(validation) else validation
-        if not isinstance(parts, list | tuple) or (parts is validation and len(parts) not in (2, 3)):
+        parts = (
+            [validation] if isinstance(validation, Parquet) or callable(validation) else validation
+        )
+        if not isinstance(parts, list | tuple) or (
+            parts is validation and len(parts) not in (2, 3)
+        ):
             raise TypeError(
                 "validation must be (X, Y), (X, Y, sample_weight), mc.Parquet(…) or a function that returns batches"
             )
@@ -778,7 +873,9 @@ class Trainer:
         if stopping is None:
             return None
         if not isinstance(stopping, EarlyStopping):
-            raise TypeError(f"early_stopping must be mc.EarlyStopping(patience=…); got {shown(stopping)}")
+            raise TypeError(
+                f"early_stopping must be mc.EarlyStopping(patience=…); got {shown(stopping)}"
+            )
         self._require_figure("early_stopping", stopping, validated, measures)
         return stopping
 
@@ -788,16 +885,28 @@ class Trainer:
             self._require_figure("learning_rate: Adaptive", rate, validated, measures)
 
     def _require_figure(
-        self, argument: str, monitored: EarlyStopping | Adaptive, validated: bool, measures: Collection[str]
+        self,
+        argument: str,
+        monitored: EarlyStopping | Adaptive,
+        validated: bool,
+        measures: Collection[str],
     ) -> None:
         """Raise a ValueError if `fit`'s history will not have the figure, or nobody says which side of it is better."""
         monitor = monitored.monitor
-        figures = [f"validation_{key}" for key in (*scores.names(self.loss), *measures)] if validated else []
+        figures = (
+            [f"validation_{key}" for key in (*scores.names(self.loss), *measures)]
+            if validated
+            else []
+        )
         if monitor.startswith("validation_") and not validated:
-            raise ValueError(f"{argument} monitors {monitor!r}, but fit was given no validation=(Xv, Yv)")
+            raise ValueError(
+                f"{argument} monitors {monitor!r}, but fit was given no validation=(Xv, Yv)"
+            )
         values.one_of(monitor, f"{argument}: monitor", ("loss", *figures))
         if monitored.mode is None and monitor.removeprefix("validation_") in measures:
-            raise ValueError(f"{argument} monitors {monitor!r}: say which is better, mode='min' or mode='max'")
+            raise ValueError(
+                f"{argument} monitors {monitor!r}: say which is better, mode='min' or mode='max'"
+            )
 
     # -- checkpoints and copies --
 
@@ -838,7 +947,10 @@ class Trainer:
             self._step.count_skipped(self.progress)
             vectors, facts = self._step.snapshot()
             best = run.best_so_far() if run else self._unfinished[1] if self._unfinished else None
-            tensors = {"parameters": devices.to_host(self.net.device, self.net.store.flat), **vectors}
+            tensors = {
+                "parameters": devices.to_host(self.net.device, self.net.store.flat),
+                **vectors,
+            }
             if best is not None:
                 tensors["best"] = devices.to_host(self.net.device, best)
             versions = {"mlpcore": __version__, "numpy": np.__version__}
@@ -867,17 +979,30 @@ class Trainer:
         devices.choose(device)
         header, tensors = model_file.read(path)
         if "trainer" not in header:
-            raise ValueError(f"{str(path)!r} holds a network without a trainer: load it by mc.MLP.load")
+            raise ValueError(
+                f"{str(path)!r} holds a network without a trainer: load it by mc.MLP.load"
+            )
         net = MLP.from_header(path, header, tensors, device)
         try:
             described = header["trainer"]
             for name, part, names in _lists(described):
                 files.unpack(part, names, tensors.pop(name, np.empty(0)))
-            loss, optimizer = loss_sheet.Loss(**described["loss"]), files.optimizer(described["optimizer"])
+            loss, optimizer = (
+                loss_sheet.Loss(**described["loss"]),
+                files.optimizer(described["optimizer"]),
+            )
             trainer = cls(net, loss, optimizer, **files.arguments(described))
             trainer._go_on(described, tensors)
             trainer.about = files.typed_value(header.get("about", {}), dict[str, Any], "about")
-        except (ArithmeticError, AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            RecursionError,
+        ) as error:
             raise ValueError(f"{str(path)!r} does not hold a trainer: {error!r}") from None
         return trainer
 
@@ -887,12 +1012,21 @@ class Trainer:
         self._id = files.typed_value(described.get("id", ""), str, "id")
         if described["run"] is not None:
             state, best = State.read(described["run"]), tensors.pop("best", None)
-            if best is not None and (best.shape, best.dtype) != (self.net.store.flat.shape, self.net.dtype):
-                raise ValueError(f"best: {best.dtype} {best.shape}, where the parameters are {self.net.layout.size}")
+            if best is not None and (best.shape, best.dtype) != (
+                self.net.store.flat.shape,
+                self.net.dtype,
+            ):
+                raise ValueError(
+                    f"best: {best.dtype} {best.shape}, where the parameters are {self.net.layout.size}"
+                )
             self._unfinished = state, best
         self._step.restore(tensors, described["step"])
         if described["device"] != self.net.device:
-            log.warning("saved on %s, goes on on %s: not equal to the bit", described["device"], self.net.device)
+            log.warning(
+                "saved on %s, goes on on %s: not equal to the bit",
+                described["device"],
+                self.net.device,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         with self._calls, self._state:
@@ -902,13 +1036,31 @@ class Trainer:
             vectors, facts = self._step.snapshot()
             kept = ("net", "loss", "_optimizer", "_settings", "_precision", "deterministic", "_seed", "progress", "history",
                     "about", "_id", "_unfinished")  # fmt: skip
-            return {name: getattr(self, name) for name in kept} | {"vectors": vectors, "facts": facts}
+            return {name: getattr(self, name) for name in kept} | {
+                "vectors": vectors,
+                "facts": facts,
+            }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._build(
-            *(state[name] for name in ("net", "loss", "_optimizer", "_settings", "_precision", "deterministic", "_seed"))
+            *(
+                state[name]
+                for name in (
+                    "net",
+                    "loss",
+                    "_optimizer",
+                    "_settings",
+                    "_precision",
+                    "deterministic",
+                    "_seed",
+                )
+            )
         )
-        self.progress, self.history, self._unfinished = state["progress"], state["history"], state["_unfinished"]
+        self.progress, self.history, self._unfinished = (
+            state["progress"],
+            state["history"],
+            state["_unfinished"],
+        )
         self.about, self._id = state["about"], state["_id"]
         self._step.restore(state["vectors"], state["facts"])
 
@@ -989,11 +1141,15 @@ class Trainer:
                     weights.append(w)
                     flat = data.flat
                 elif data.by_class:  # their classes weigh nothing: accuracy counts them
-                    plain = Data.of(data.X, data.Y, data.given, data.inputs.classes, data.inputs.host)
+                    plain = Data.of(
+                        data.X, data.Y, data.given, data.inputs.classes, data.inputs.host
+                    )
                     if self._step.weight(plain.batch(None)):
                         self._evaluate_data(plain, see)
         if not sum(weights) < math.inf:
-            raise ValueError(f"sample_weight sums to {sum(weights):g}, out of the range of float64: rescale the weights")
+            raise ValueError(
+                f"sample_weight sums to {sum(weights):g}, out of the range of float64: rescale the weights"
+            )
         loss = losses[0] if len(losses) == 1 else float(np.average(losses, weights=weights))
         own = collected.measure(metrics, flat) if metrics else {}
         return dict(zip(scores.names(self.loss), (loss, found.result()), strict=True)) | own
@@ -1030,7 +1186,9 @@ class Trainer:
             size = 1
         return size, windows(size)
 
-    def _evaluate_data(self, data: Data, see: Callable[[Array, Array, Array | None], None]) -> float:
+    def _evaluate_data(
+        self, data: Data, see: Callable[[Array, Array, Array | None], None]
+    ) -> float:
         """Return the mean loss; `see` gets each chunk on the host, as `Scores.add` takes it."""
         batch, step = data.batch(None), self._step
         # the arrays that are there will do, unless those of a short batch are
@@ -1039,7 +1197,8 @@ class Trainer:
 
         def chunk(output: Array, start: int, stop: int) -> None:
             Y, w = (
-                None if x is None else np.asarray(devices.to_host(self.net.device, x[start:stop])) for x in (data.Y, data.given)
+                None if x is None else np.asarray(devices.to_host(self.net.device, x[start:stop]))
+                for x in (data.Y, data.given)
             )
             assert Y is not None
             see(output, Y, w)
@@ -1086,7 +1245,9 @@ def _renew_after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(before=_pause_for_fork, after_in_parent=_go_on_after_fork, after_in_child=_renew_after_fork)
+    os.register_at_fork(
+        before=_pause_for_fork, after_in_parent=_go_on_after_fork, after_in_child=_renew_after_fork
+    )
 
 
 def _weighed(data: Data) -> Data:
@@ -1116,5 +1277,7 @@ def _require_targets(
         arrays.require_classes(Y, net.sizes[-1], name, first)
     elif loss.takes_classes:
         arrays.require_distribution(Y, name, first)
-    low, high = {"binary_cross_entropy": (0, 1), "poisson": (0, math.inf)}.get(loss.name, (-math.inf, math.inf))
+    low, high = {"binary_cross_entropy": (0, 1), "poisson": (0, math.inf)}.get(
+        loss.name, (-math.inf, math.inf)
+    )
     arrays.require_range(Y, low, high, f"{name}: {loss.name}", first)

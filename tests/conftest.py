@@ -17,7 +17,9 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def cpu(request, monkeypatch):
     if "tests/gpu" not in request.node.nodeid:
-        monkeypatch.setattr(devices, "why_no_cuda", lambda: f"CuPy is not installed: {devices.INSTALL}")
+        monkeypatch.setattr(
+            devices, "why_no_cuda", lambda: f"CuPy is not installed: {devices.INSTALL}"
+        )
 
 
 @pytest.fixture(params=["cpu", "cuda:0"])

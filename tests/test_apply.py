@@ -11,7 +11,10 @@ from mlpcore.backends import devices
 from tests.cuda_on_cpu.device import CpuDevice
 
 CUDA = pytest.param(
-    "cuda", marks=pytest.mark.skipif(shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++")
+    "cuda",
+    marks=pytest.mark.skipif(
+        shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++"
+    ),
 )
 RNG = np.random.default_rng(0)
 X, Y, W = RNG.standard_normal((24, 5)), RNG.integers(0, 3, 24), RNG.random(24) + 0.1
@@ -88,7 +91,9 @@ def test_what_backward_returned_is_applied_without_penalties(device):
 
 @pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, np.int64, list])
-def test_a_gradient_of_any_number_type_is_read_and_left_alone_before_the_first_step_too(device, kind):
+def test_a_gradient_of_any_number_type_is_read_and_left_alone_before_the_first_step_too(
+    device, kind
+):
     one = make(device, mc.SGD(0.5, momentum=0.9), clip_norm=1.0)
     size, before = one.net.layout.size, one.net.parameters.copy()
     values = np.arange(size) % 7 - 3
@@ -96,7 +101,9 @@ def test_a_gradient_of_any_number_type_is_read_and_left_alone_before_the_first_s
     one.apply(gradient)
     np.testing.assert_array_equal(np.asarray(gradient), values)
     length = np.linalg.norm(values)
-    np.testing.assert_allclose(one.net.parameters, before - 0.5 * values / length, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        one.net.parameters, before - 0.5 * values / length, rtol=1e-5, atol=1e-6
+    )
     assert one.progress.step == 1
     assert one.optimizer.momentum == 0.9
 
@@ -131,7 +138,9 @@ def test_a_gradient_that_is_not_finite_or_overflows_changes_nothing(device, bad)
     with pytest.raises(mc.NonFiniteLoss, match=r"step 2: .* not finite"):
         one.apply(gradient)
     tolerant.apply(gradient)
-    for x, y, was in zip(state, [tolerant.net.parameters, *tolerant._step.state.values()], before, strict=True):
+    for x, y, was in zip(
+        state, [tolerant.net.parameters, *tolerant._step.state.values()], before, strict=True
+    ):
         np.testing.assert_array_equal(x, was)
         np.testing.assert_array_equal(y, was)
     assert (one.progress.step, tolerant.progress.step, tolerant.skipped) == (1, 2, 1)
@@ -144,13 +153,21 @@ def test_a_gradient_that_is_not_finite_or_overflows_changes_nothing(device, bad)
 @pytest.mark.parametrize(
     ("bad", "error", "words"),
     [
-        (np.zeros(3), ValueError, r"gradient must be laid out as net.parameters, \(147,\); got \(3,\)"),
+        (
+            np.zeros(3),
+            ValueError,
+            r"gradient must be laid out as net.parameters, \(147,\); got \(3,\)",
+        ),
         (np.zeros((1, 147)), ValueError, r"got \(1, 147\)"),
         (0.5, ValueError, r"got \(\)"),
         ("no", TypeError, "gradient"),
         (None, TypeError, "gradient"),
         (np.zeros(147, complex), TypeError, "gradient"),
-        ((1.0, np.zeros(147)), TypeError, "got a tuple: trainer.gradient returns J and the gradient"),
+        (
+            (1.0, np.zeros(147)),
+            TypeError,
+            "got a tuple: trainer.gradient returns J and the gradient",
+        ),
     ],
 )
 def test_what_is_no_gradient_is_refused_by_name(device, bad, error, words):
@@ -164,14 +181,19 @@ def test_what_is_no_gradient_is_refused_by_name(device, bad, error, words):
 
 @pytest.mark.parametrize("device", [CUDA], indirect=True)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_in_low_precision_gradients_come_unscaled_and_the_copy_of_the_parameters_follows(device, precision):
+def test_in_low_precision_gradients_come_unscaled_and_the_copy_of_the_parameters_follows(
+    device, precision
+):
     one, other = (make(device, mc.SGD(0.1), precision=precision) for _ in range(2))
     for _ in range(3):
         one.apply(one.gradient(X, Y)[1])
         float(other.step(X, Y))
     np.testing.assert_array_equal(one.net.parameters, other.net.parameters)
     np.testing.assert_array_equal(one._step.low, other._step.low)
-    assert one._step.kernels.read_control()["loss_scale"] == other._step.kernels.read_control()["loss_scale"]
+    assert (
+        one._step.kernels.read_control()["loss_scale"]
+        == other._step.kernels.read_control()["loss_scale"]
+    )
     gradient = np.full(one.net.layout.size, np.inf)
     scale = one._step.kernels.read_control()["loss_scale"]
     with pytest.raises(mc.NonFiniteLoss):

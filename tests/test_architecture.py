@@ -62,21 +62,33 @@ def own(path):
 
 def test_the_reader_of_imports_sees_imports():
     """The tests below could not fail if it saw none."""
-    assert own(PACKAGE / "trainer.py") >= {"mlp", "training.callbacks", "checks.arrays", "engine.make_step"}
+    assert own(PACKAGE / "trainer.py") >= {
+        "mlp",
+        "training.callbacks",
+        "checks.arrays",
+        "engine.make_step",
+    }
     assert "core.optimizers" in own(PACKAGE / "__init__.py")
     assert "trainer" not in own(PACKAGE / "training" / "callbacks.py")
     assert any(
-        target.startswith("mlpcore.trainer") for target in imports(PACKAGE / "training" / "callbacks.py", at_run_time=False)
+        target.startswith("mlpcore.trainer")
+        for target in imports(PACKAGE / "training" / "callbacks.py", at_run_time=False)
     )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=[name(path) for path in MODULES])
 def test_imports_point_one_way(path):
     unit = name(path).split(".")[0]
-    assert unit in LEVEL, f"{unit} has no place in the house yet: give it one in LEVELS and in docs/architecture.md"
+    assert unit in LEVEL, (
+        f"{unit} has no place in the house yet: give it one in LEVELS and in docs/architecture.md"
+    )
     for target in own(path):
         other = target.split(".")[0]
-        below = LEVEL[other] < LEVEL[unit] or other == unit or LEVEL[other] == LEVEL["trainer"] == LEVEL[unit]
+        below = (
+            LEVEL[other] < LEVEL[unit]
+            or other == unit
+            or LEVEL[other] == LEVEL["trainer"] == LEVEL[unit]
+        )
         assert below, f"{name(path)} must not import {target}"
 
 
@@ -102,7 +114,15 @@ def test_the_mathematics_needs_numpy_alone_and_its_heart_not_even_that():
         outside = {target.split(".")[0] for target in imports(path)} - {"mlpcore", "__future__"}
         foreign = {target for target in outside if target not in _standard()}
         assert foreign <= {"numpy"}, path.name
-        if path.name in ("backprop.py", "layout.py", "formulas.py", "activations.py", "losses.py", "optimizers.py", "ops.py"):
+        if path.name in (
+            "backprop.py",
+            "layout.py",
+            "formulas.py",
+            "activations.py",
+            "losses.py",
+            "optimizers.py",
+            "ops.py",
+        ):
             assert not foreign, path.name
 
 
@@ -125,7 +145,9 @@ def test_cupy_and_pickle_stay_outside():
 def test_nothing_evaluates_text():
     for path in MODULES:
         calls = {
-            n.func.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+            n.func.id
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
         }
         assert not calls & {"eval", "exec", "compile", "__import__"}, path
 
@@ -141,8 +163,12 @@ def test_a_backend_has_the_operations_of_the_protocol_with_the_same_signatures()
     for operation, function in wanted.items():
         theirs = list(inspect.signature(getattr(NumpyOps, operation)).parameters.values())
         ours = list(inspect.signature(function).parameters.values())
-        assert [(p.name, p.kind, p.default) for p in theirs] == [(p.name, p.kind, p.default) for p in ours], operation
-    public = {n for n, f in vars(NumpyOps).items() if inspect.isfunction(f) and not n.startswith("_")}
+        assert [(p.name, p.kind, p.default) for p in theirs] == [
+            (p.name, p.kind, p.default) for p in ours
+        ], operation
+    public = {
+        n for n, f in vars(NumpyOps).items() if inspect.isfunction(f) and not n.startswith("_")
+    }
     assert public == set(wanted)
 
 
@@ -168,8 +194,14 @@ def sheets(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("row", "spec"),
     [
-        ("ACTIVATION(softsign, glorot, none, none, s / (1 + abs(s)), (1 - abs(z)) * (1 - abs(z)))", "softsign"),
-        ("ACTIVATION(bent, he, T(0.5), a > 0, a * s * tanh(s), a * (tanh(s) + s * (1 - tanh(s) * tanh(s))))", ("bent", 1.5)),
+        (
+            "ACTIVATION(softsign, glorot, none, none, s / (1 + abs(s)), (1 - abs(z)) * (1 - abs(z)))",
+            "softsign",
+        ),
+        (
+            "ACTIVATION(bent, he, T(0.5), a > 0, a * s * tanh(s), a * (tanh(s) + s * (1 - tanh(s) * tanh(s))))",
+            ("bent", 1.5),
+        ),
     ],
 )
 def test_adding_an_activation_is_one_row(sheets, tmp_path, row, spec):
@@ -183,16 +215,24 @@ def test_adding_an_activation_is_one_row(sheets, tmp_path, row, spec):
     Y = np.tanh(X @ rng.standard_normal((3, 2)))
     net = mc.MLP([3, 8, 8, 2], [spec, "tanh"], spec)
     assert mc.check_gradients(net, X, Y, "squared_error").ok
-    history = mc.Trainer(net, loss="squared_error", optimizer=mc.Adam(1e-2)).fit(X, Y, epochs=20, batch_size=16, progress=False)
+    history = mc.Trainer(net, loss="squared_error", optimizer=mc.Adam(1e-2)).fit(
+        X, Y, epochs=20, batch_size=16, progress=False
+    )
     assert history["loss"][-1] < 0.5 * history["loss"][0]
     net.save(tmp_path / "net.safetensors")
-    np.testing.assert_array_equal(mc.MLP.load(tmp_path / "net.safetensors").predict(X), net.predict(X))
+    np.testing.assert_array_equal(
+        mc.MLP.load(tmp_path / "net.safetensors").predict(X), net.predict(X)
+    )
 
 
 def test_adding_a_loss_and_a_matched_pair_is_a_row_each(sheets):
     with open(sheets / "losses.def", "a") as file:
-        file.write("\nLOSS(fourth, any, none, none, (z - y) * (z - y) * (z - y) * (z - y), 4 * (z - y) * (z - y) * (z - y))\n")
-        file.write("MATCHED(fourth, identity, (s - y) * (s - y) * (s - y) * (s - y), 4 * (s - y) * (s - y) * (s - y))\n")
+        file.write(
+            "\nLOSS(fourth, any, none, none, (z - y) * (z - y) * (z - y) * (z - y), 4 * (z - y) * (z - y) * (z - y))\n"
+        )
+        file.write(
+            "MATCHED(fourth, identity, (s - y) * (s - y) * (s - y) * (s - y), 4 * (s - y) * (s - y) * (s - y))\n"
+        )
     losses.sheet.cache_clear()
     losses.matched.cache_clear()
     X, Y = np.random.default_rng(0).standard_normal((2, 50, 3))
@@ -246,10 +286,13 @@ def test_each_public_name_and_each_of_its_methods_has_a_docstring(public):
     thing = getattr(mc, public)
     assert inspect.getdoc(thing)
     if inspect.isclass(thing):
-        assert not (thing.__doc__ or "").startswith(f"{public}("), "a dataclass's signature is no docstring"
+        assert not (thing.__doc__ or "").startswith(f"{public}("), (
+            "a dataclass's signature is no docstring"
+        )
         for method, value in vars(thing).items():
             if not method.startswith("_") and (
-                inspect.isfunction(value) or isinstance(value, property | classmethod | staticmethod)
+                inspect.isfunction(value)
+                or isinstance(value, property | classmethod | staticmethod)
             ):
                 assert inspect.getdoc(value), f"{public}.{method}"
 

@@ -95,7 +95,10 @@ def test_bad_data_is_refused_at_every_door(case, door):
 @pytest.mark.parametrize("door", ["step", "fit", "evaluate", "validation", "check_gradients"])
 @pytest.mark.parametrize("name", ["X", "Y"])
 def test_a_number_that_is_not_finite_is_named_by_row_and_column(name, door, bad):
-    x, y = with_(X, (4, 2), bad) if name == "X" else X, with_(NUMBERS, (4, 2), bad) if name == "Y" else NUMBERS
+    x, y = (
+        with_(X, (4, 2), bad) if name == "X" else X,
+        with_(NUMBERS, (4, 2), bad) if name == "Y" else NUMBERS,
+    )
     trainer = regressor()
     calls = {
         "step": lambda: trainer.step(x, y),
@@ -104,7 +107,12 @@ def test_a_number_that_is_not_finite_is_named_by_row_and_column(name, door, bad)
         "validation": lambda: trainer.fit(X, NUMBERS, validation=(x, y), progress=False),
         "check_gradients": lambda: mc.check_gradients(trainer.net, x, y, loss="squared_error"),
     }
-    refused(calls[door], ValueError, [f"{name} must be finite", "row 4, column 2", str(bad)], trainer.net)
+    refused(
+        calls[door],
+        ValueError,
+        [f"{name} must be finite", "row 4, column 2", str(bad)],
+        trainer.net,
+    )
     assert trainer.progress.step == 0
 
 
@@ -112,7 +120,12 @@ def test_a_bad_number_far_down_a_large_array_is_found_where_it_is():
     big = np.zeros((300_000, 4), np.float32)
     big[299_998, 3] = np.nan
     trainer = regressor((4, 1))
-    refused(lambda: trainer.fit(big, np.zeros(300_000), progress=False), ValueError, ["row 299998, column 3"], trainer.net)
+    refused(
+        lambda: trainer.fit(big, np.zeros(300_000), progress=False),
+        ValueError,
+        ["row 299998, column 3"],
+        trainer.net,
+    )
     y = np.zeros(300_000)
     y[299_999] = np.inf
     refused(
@@ -124,7 +137,9 @@ def test_a_bad_number_far_down_a_large_array_is_found_where_it_is():
 
 
 @pytest.mark.parametrize("door", ["fit", "evaluate", "validation"])
-@pytest.mark.parametrize("Y", [np.full((6, 3), 5.0), np.zeros((6, 3)), with_(np.eye(3)[CLASSES], (2, 1), -1.0)])
+@pytest.mark.parametrize(
+    "Y", [np.full((6, 3), 5.0), np.zeros((6, 3)), with_(np.eye(3)[CLASSES], (2, 1), -1.0)]
+)
 def test_rows_of_y_that_are_no_distribution_over_classes_are_refused_in_a_scan(door, Y):
     trainer = classifier()
     calls = {
@@ -137,8 +152,17 @@ def test_rows_of_y_that_are_no_distribution_over_classes_are_refused_in_a_scan(d
 
 def test_numbers_for_a_regression_of_another_shape():
     trainer = regressor()
-    for y, got in ((np.ones(6), "(6,)"), (np.ones((6, 2)), "(6, 2)"), (np.ones((6, 3, 1)), "(6, 3, 1)")):
-        refused(lambda y=y: trainer.step(X, y), ValueError, ["Y must have shape (6, 3)", f"got {got}"], trainer.net)
+    for y, got in (
+        (np.ones(6), "(6,)"),
+        (np.ones((6, 2)), "(6, 2)"),
+        (np.ones((6, 3, 1)), "(6, 3, 1)"),
+    ):
+        refused(
+            lambda y=y: trainer.step(X, y),
+            ValueError,
+            ["Y must have shape (6, 3)", f"got {got}"],
+            trainer.net,
+        )
 
 
 @pytest.mark.parametrize(
@@ -303,9 +327,21 @@ FITS = {
     "batch_size None": ({"batch_size": None}, TypeError, ["batch_size must be an integer", "None"]),
     "validation an array": ({"validation": X}, TypeError, ["validation must be (X, Y)"]),
     "validation of one": ({"validation": (X,)}, TypeError, ["validation must be (X, Y)"]),
-    "validation columns": ({"validation": (X[:, :3], CLASSES)}, ValueError, ["validation: X has 3 columns", "takes 4"]),
-    "validation NaN": ({"validation": (with_(X, (1, 1), math.nan), CLASSES)}, ValueError, ["validation: X", "row 1, column 1"]),
-    "stopping True": ({"early_stopping": True}, TypeError, ["early_stopping must be mc.EarlyStopping", "True"]),
+    "validation columns": (
+        {"validation": (X[:, :3], CLASSES)},
+        ValueError,
+        ["validation: X has 3 columns", "takes 4"],
+    ),
+    "validation NaN": (
+        {"validation": (with_(X, (1, 1), math.nan), CLASSES)},
+        ValueError,
+        ["validation: X", "row 1, column 1"],
+    ),
+    "stopping True": (
+        {"early_stopping": True},
+        TypeError,
+        ["early_stopping must be mc.EarlyStopping", "True"],
+    ),
     "callbacks": ({"callbacks": ["print"]}, TypeError, ["callbacks[0]", "'print'"]),
 }
 

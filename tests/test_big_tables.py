@@ -49,11 +49,18 @@ def as_rows(X, Y):
 
 @pytest.mark.parametrize("target", ["price", "name"])
 def test_the_parts_of_a_cut_hold_each_row_once_as_the_pipeline_makes_it(path, frame, target):
-    table = big_tables.load(path, target, wishes={"name": "out"} if target == "price" else {"price": "out"})
+    table = big_tables.load(
+        path, target, wishes={"name": "out"} if target == "price" else {"price": "out"}
+    )
     split = table.cut(0, 64)
-    X, Y = (np.concatenate(parts) for parts in zip(*taken(split, 0), split.validation, split.test, strict=True))
+    X, Y = (
+        np.concatenate(parts)
+        for parts in zip(*taken(split, 0), split.validation, split.test, strict=True)
+    )
     known = frame[frame[target].notna()]
-    made = split.preparation.apply(tables.as_frame(tables.read(path), split.preparation.columns).loc[known.index])
+    made = split.preparation.apply(
+        tables.as_frame(tables.read(path), split.preparation.columns).loc[known.index]
+    )
     if target == "name":
         assert table.class_names == ("a", "b", "seldom")
         wanted = known["name"].map({"a": 0, "b": 1, "seldom": 2}).to_numpy()
@@ -62,15 +69,23 @@ def test_the_parts_of_a_cut_hold_each_row_once_as_the_pipeline_makes_it(path, fr
     np.testing.assert_array_equal(as_rows(X, Y), as_rows(made, wanted))
     assert {column.name: column.kind for column in table.columns}["row"] == ""  # it counts the rows
     assert (table.rows, table.dropped, table.total) == (ROWS - 20, 20, ROWS)
-    assert split.counts == (sum(len(y) for _, y in taken(split, 0)), len(split.validation[1]), len(split.test[1]))
-    assert np.array_equal(split.answers if target == "name" else split.scale.apply(split.answers), split.test[1])
+    assert split.counts == (
+        sum(len(y) for _, y in taken(split, 0)),
+        len(split.validation[1]),
+        len(split.test[1]),
+    )
+    assert np.array_equal(
+        split.answers if target == "name" else split.scale.apply(split.answers), split.test[1]
+    )
 
 
 def rows_of(split, path):
     """The numbers of the training, validation and test rows, read off the column `row`."""
     at = split.preparation.names.index("row")
     parts = [np.concatenate([X for X, _ in taken(split, 0)]), split.validation[0], split.test[0]]
-    numbers = split.preparation.apply(tables.as_frame(tables.read(path), split.preparation.columns))[:, at]
+    numbers = split.preparation.apply(
+        tables.as_frame(tables.read(path), split.preparation.columns)
+    )[:, at]
     return [set(np.searchsorted(numbers, np.unique(part[:, at]))) for part in parts]
 
 
@@ -86,7 +101,9 @@ def splitmix(seed, number):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12345678901234567890])
-def test_rows_are_held_out_by_a_hash_of_seed_and_number_however_the_file_is_cut(seed, path, frame, tmp_path):
+def test_rows_are_held_out_by_a_hash_of_seed_and_number_however_the_file_is_cut(
+    seed, path, frame, tmp_path
+):
     frame.to_parquet(tmp_path / "other.parquet", row_group_size=977)
     wishes = {"row": "number", "name": "out"}
     found = [
@@ -97,20 +114,26 @@ def test_rows_are_held_out_by_a_hash_of_seed_and_number_however_the_file_is_cut(
     place = [splitmix(seed, row) for row in range(ROWS)]
     known = set(np.flatnonzero(frame["price"].notna()))
     test = {row for row in known if place[row] < 0.2}
-    validation = {row for row in known if 0.2 <= place[row] < big_tables.SHARES[0] + big_tables.SHARES[1]}
+    validation = {
+        row for row in known if 0.2 <= place[row] < big_tables.SHARES[0] + big_tables.SHARES[1]
+    }
     assert found[0] == [known - test - validation, validation, test]
     assert abs(len(test) / ROWS - 0.2) < 0.02
     assert abs(len(validation) / ROWS - 0.1) < 0.02
 
 
-def test_what_is_held_out_and_the_sample_come_from_the_whole_of_a_sorted_file(tmp_path, monkeypatch):
+def test_what_is_held_out_and_the_sample_come_from_the_whole_of_a_sorted_file(
+    tmp_path, monkeypatch
+):
     """Each row group is sorted, so that its first rows would be easier, and of other means, than the group."""
     monkeypatch.setattr(big_tables, "HELD_OUT", 900)
     monkeypatch.setattr(big_tables, "SAMPLE", 1_000)
     monkeypatch.setattr(big_tables, "WINDOW", 3_000)
     rows, groups = 30_000, 6
     place = np.tile(np.arange(rows // groups), groups) / (rows // groups)
-    frame = pd.DataFrame({"place": place, "y": 100 * place + np.random.default_rng(0).normal(size=rows)})
+    frame = pd.DataFrame(
+        {"place": place, "y": 100 * place + np.random.default_rng(0).normal(size=rows)}
+    )
     frame.to_parquet(tmp_path / "t.parquet", row_group_size=rows // groups)
     table = big_tables.load(tmp_path / "t.parquet", "y")
     assert abs(len(table.X) - 1_000) < 120
@@ -135,15 +158,23 @@ def test_groups_of_a_streamed_table_stay_whole(path, frame, tmp_path, monkeypatc
     monkeypatch.setattr(big_tables, "WINDOW", 700)
     frame = frame.assign(who=[f"p{i * 7 % 100}" for i in range(ROWS)]).drop(columns="name")
     frame.to_parquet(tmp_path / "who.parquet", row_group_size=GROUP)
-    table = big_tables.load(tmp_path / "who.parquet", "price", groups="who", wishes={"row": "number"})
+    table = big_tables.load(
+        tmp_path / "who.parquet", "price", groups="who", wishes={"row": "number"}
+    )
     split = table.cut(0, 64)
     assert split.said == " of 70 + 10 + 20 groups of who"
-    held = [set(frame["who"].iloc[sorted(part)]) for part in rows_of(split, tmp_path / "who.parquet")]
+    held = [
+        set(frame["who"].iloc[sorted(part)]) for part in rows_of(split, tmp_path / "who.parquet")
+    ]
     assert [len(part) for part in held] == [70, 10, 20]
     assert len(set.union(*held)) == 100
-    again = big_tables.load(tmp_path / "who.parquet", "price", groups="who", wishes={"row": "number"})
+    again = big_tables.load(
+        tmp_path / "who.parquet", "price", groups="who", wishes={"row": "number"}
+    )
     assert again.cut(0, 64).digest == split.digest != table.cut(1, 64).digest
-    frame.assign(who=frame["who"].where(frame.index != 3000)).to_parquet(tmp_path / "gap.parquet", row_group_size=GROUP)
+    frame.assign(who=frame["who"].where(frame.index != 3000)).to_parquet(
+        tmp_path / "gap.parquet", row_group_size=GROUP
+    )
     with pytest.raises(ValueError, match="--groups 'who' has no value in 1 row"):
         big_tables.load(tmp_path / "gap.parquet", "price", groups="who")
     frame.assign(who=frame["row"] % 2).to_parquet(tmp_path / "two.parquet", row_group_size=GROUP)
@@ -154,20 +185,26 @@ def test_groups_of_a_streamed_table_stay_whole(path, frame, tmp_path, monkeypatc
 def test_what_the_sample_does_not_hold_is_found_all_the_same(frame, tmp_path, monkeypatch):
     monkeypatch.setattr(big_tables, "SAMPLE", 500)
     codes = frame.assign(name=np.where(frame["row"] % 2 == 0, "1", "2")).drop(columns="price")
-    codes.loc[4001, "name"] = "01"  # which is not 1, though no other value says that these are codes
+    codes.loc[4001, "name"] = (
+        "01"  # which is not 1, though no other value says that these are codes
+    )
     codes.loc[[17, 18], "name"] = None
     codes.to_parquet(tmp_path / "codes.parquet", row_group_size=GROUP)
     table = big_tables.load(tmp_path / "codes.parquet", "name")
     assert table.class_names == ("01", "1", "2")
     assert table.labels == "text"
     assert table.dropped == 2
-    assert {column.name: column.note for column in table.columns}["row"].startswith("counts the rows")
+    assert {column.name: column.note for column in table.columns}["row"].startswith(
+        "counts the rows"
+    )
     rare = frame.assign(name=np.where(frame["row"] == 4321, "fraud", "usual")).drop(columns="price")
     rare.to_parquet(tmp_path / "rare.parquet", row_group_size=GROUP)
     table = big_tables.load(tmp_path / "rare.parquet", "name")
     assert table.class_names == ("fraud", "usual")
     assert np.bincount(table.Y)[0] == 1
-    gaps = frame.assign(price=frame["price"].where(frame["row"] % 3 > 0).where(frame["row"] != 4001, np.inf))
+    gaps = frame.assign(
+        price=frame["price"].where(frame["row"] % 3 > 0).where(frame["row"] != 4001, np.inf)
+    )
     gaps.to_parquet(tmp_path / "gaps.parquet", row_group_size=GROUP)
     table = big_tables.load(tmp_path / "gaps.parquet", "price")
     known = np.isfinite(gaps["price"])
@@ -191,7 +228,10 @@ def test_batches_are_full_and_in_an_order_of_their_own_each_epoch(path, monkeypa
         np.testing.assert_array_equal(X, X_again)
         np.testing.assert_array_equal(Y, Y_again)
     assert not np.array_equal(first[0][0], second[0][0])
-    whole = [as_rows(*(np.concatenate(parts) for parts in zip(*epoch, strict=True))) for epoch in (first, second)]
+    whole = [
+        as_rows(*(np.concatenate(parts) for parts in zip(*epoch, strict=True)))
+        for epoch in (first, second)
+    ]
     np.testing.assert_array_equal(*whole)
 
 
@@ -236,14 +276,21 @@ def test_what_cannot_be_streamed_is_refused(path, frame, tmp_path):
     (tmp_path / "t.csv").write_text("a,y\n1,2\n")
     (tmp_path / "broken.parquet").write_bytes(path.read_bytes()[:1000])
     frame.to_parquet(tmp_path / "few.parquet", row_group_size=2000)
-    for name, word in (("t.csv", "only Parquet"), ("broken.parquet", "cannot be read"), ("few.parquet", "3 row group")):
+    for name, word in (
+        ("t.csv", "only Parquet"),
+        ("broken.parquet", "cannot be read"),
+        ("few.parquet", "3 row group"),
+    ):
         with pytest.raises(ValueError, match=word):
             big_tables.load(tmp_path / name, "price")
     with pytest.raises(FileNotFoundError):
         big_tables.load(tmp_path / "absent.parquet", "price")
     with pytest.raises(ValueError, match="no column 'cost'"):
         big_tables.load(path, "cost")
-    for column, word in (([[1]] * ROWS, "list"), (pd.to_timedelta(np.arange(ROWS), "s"), "duration")):
+    for column, word in (
+        ([[1]] * ROWS, "list"),
+        (pd.to_timedelta(np.arange(ROWS), "s"), "duration"),
+    ):
         frame.assign(price=column).to_parquet(tmp_path / "odd.parquet", row_group_size=GROUP)
         with pytest.raises(ValueError, match=f"--target 'price' holds {word}"):
             big_tables.load(tmp_path / "odd.parquet", "price")
@@ -255,6 +302,9 @@ def test_categories_of_a_streamed_table_are_taken_as_such(frame, tmp_path):
         tmp_path / "t.parquet", row_group_size=GROUP
     )
     table = big_tables.load(tmp_path / "t.parquet", "kind")
-    assert {column.name: column.kind for column in table.columns} == {"k": "category", "size": "number"}
+    assert {column.name: column.kind for column in table.columns} == {
+        "k": "category",
+        "size": "number",
+    }
     assert table.class_names == ("flat", "house")
     assert big_tables.load(tmp_path / "t.parquet", "k").class_names == ("0", "7", "14")

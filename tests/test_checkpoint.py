@@ -66,11 +66,17 @@ def test_a_run_goes_on_from_any_batch_as_if_it_had_never_stopped(name, stop, dev
     more = {"sample_weight": W, "early_stopping": mc.EarlyStopping(2), **FIT}
     whole = make(device, OPTIMIZERS[name], l2=1e-3, clip_norm=0.5)
     history = whole.fit(X, Y, **more)
-    path, first = tmp_path / "run.safetensors", make(device, OPTIMIZERS[name], l2=1e-3, clip_norm=0.5)
+    path, first = (
+        tmp_path / "run.safetensors",
+        make(device, OPTIMIZERS[name], l2=1e-3, clip_norm=0.5),
+    )
     with pytest.raises(KeyboardInterrupt):
         first.fit(X, Y, callbacks=[StopAfter(stop, path)], **more)
     second = mc.Trainer.load(path, device)
-    assert second.unfinished == f"in epoch {1 + (stop - 1) // 11} of 4, after {(stop - 1) % 11 + 1} of its batches"
+    assert (
+        second.unfinished
+        == f"in epoch {1 + (stop - 1) // 11} of 4, after {(stop - 1) % 11 + 1} of its batches"
+    )
     assert second.optimizer == OPTIMIZERS[name]
     assert without_times(second.fit(X, Y, **more)) == without_times(history)
     assert second.unfinished is None
@@ -83,7 +89,12 @@ def state(trainer):
     vectors, facts = trainer._step.snapshot()
     facts = {key: value for key, value in facts.items() if key != "plans"}
     progress = dataclasses.asdict(trainer.progress)
-    return [trainer.net.parameters.tobytes(), {k: v.tobytes() for k, v in vectors.items()}, facts, progress]
+    return [
+        trainer.net.parameters.tobytes(),
+        {k: v.tobytes() for k, v in vectors.items()},
+        facts,
+        progress,
+    ]
 
 
 def test_a_run_after_larger_steps_goes_on_with_their_validation(tmp_path):
@@ -109,17 +120,30 @@ def test_a_run_is_saved_between_two_steps_of_ones_own_too(device, tmp_path):
     assert state(one) == state(other)
     fresh = make(device)
     fresh.save(tmp_path / "fresh")
-    assert float(mc.Trainer.load(tmp_path / "fresh", device).step(X, Y, rows=[1])) == float(fresh.step(X, Y, rows=[1]))
+    assert float(mc.Trainer.load(tmp_path / "fresh", device).step(X, Y, rows=[1])) == float(
+        fresh.step(X, Y, rows=[1])
+    )
 
 
 def test_checkpoints_come_as_often_as_asked_and_so_many_are_kept(tmp_path, monkeypatch):
     path, written = tmp_path / "run.safetensors", []
     save = mc.Trainer.save
-    monkeypatch.setattr(mc.Trainer, "save", lambda self, *a, **k: written.append(self.progress.step) or save(self, *a, **k))
+    monkeypatch.setattr(
+        mc.Trainer,
+        "save",
+        lambda self, *a, **k: written.append(self.progress.step) or save(self, *a, **k),
+    )
     make().fit(X, Y, checkpoint=path, every="15 steps", keep=3, **FIT)
     assert written == [15, 30, 44]
-    assert sorted(os.listdir(tmp_path)) == ["run.1.safetensors", "run.2.safetensors", "run.safetensors"]
-    steps = [model_file.read(tmp_path / name)[0]["trainer"]["progress"]["step"] for name in sorted(os.listdir(tmp_path))]
+    assert sorted(os.listdir(tmp_path)) == [
+        "run.1.safetensors",
+        "run.2.safetensors",
+        "run.safetensors",
+    ]
+    steps = [
+        model_file.read(tmp_path / name)[0]["trainer"]["progress"]["step"]
+        for name in sorted(os.listdir(tmp_path))
+    ]
     assert steps == [30, 15, 44]
     written.clear()
     make().fit(X, Y, checkpoint=path, **FIT)
@@ -139,7 +163,9 @@ def test_a_finished_run_says_so_and_the_next_fit_is_a_new_one(tmp_path):
     assert other.history == history == one.history
     np.testing.assert_array_equal(other.net.parameters, one.net.parameters)
     assert without_times(one.fit(X, Y, **FIT)) == without_times(other.fit(X, Y, **FIT))
-    np.testing.assert_array_equal(mc.MLP.load(path).parameters, mc.Trainer.load(path).net.parameters)
+    np.testing.assert_array_equal(
+        mc.MLP.load(path).parameters, mc.Trainer.load(path).net.parameters
+    )
 
 
 def test_the_file_of_a_finished_run_has_no_schedule_of_that_run(tmp_path):
@@ -158,7 +184,9 @@ def test_another_call_than_the_one_that_was_interrupted_is_refused_by_the_argume
         ({"validation": None}, "validation"), ({"early_stopping": mc.EarlyStopping(3)}, "early_stopping"),
     ):  # fmt: skip
         trainer = mc.Trainer.load(path)
-        with pytest.raises(ValueError, match=rf"{name}: the unfinished run .*; got .*trainer\.abandon\(\)"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: the unfinished run .*; got .*trainer\.abandon\(\)"
+        ):
             trainer.fit(X, Y, **{**FIT, **change})
         assert trainer.unfinished
     with pytest.raises(ValueError, match=r"X: the unfinished run had 103 rows; got 50 rows"):
@@ -167,7 +195,10 @@ def test_another_call_than_the_one_that_was_interrupted_is_refused_by_the_argume
     assert len(trainer.fit(X, Y, epochs=2, progress=False)["loss"]) == 2
 
 
-@pytest.mark.parametrize("text", ["", "5", "min", "5 parsecs", "0 steps", "1.5 steps", "-1 min", "5 min 3 s", "1e3 steps"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "5", "min", "5 parsecs", "0 steps", "1.5 steps", "-1 min", "5 min 3 s", "1e3 steps"],
+)
 def test_an_interval_that_is_none_is_refused(text, tmp_path):
     with pytest.raises(ValueError, match="every must be text such as '1000 steps'"):
         make().fit(X, Y, checkpoint=tmp_path / "run", every=text, **FIT)
@@ -179,13 +210,22 @@ def test_intervals_are_read():
     assert checkpoint.interval("1 step") == (1, "steps")
     assert checkpoint.interval("5 min") == (300, "seconds")
     assert checkpoint.interval("0.5 h") == (1800, "seconds")
-    assert checkpoint.interval("30 s") == checkpoint.interval("30 seconds") == checkpoint.interval("30s") == (30, "seconds")
+    assert (
+        checkpoint.interval("30 s")
+        == checkpoint.interval("30 seconds")
+        == checkpoint.interval("30s")
+        == (30, "seconds")
+    )
     assert checkpoint.interval("2 epochs") == (2, "epochs")
 
 
 def test_a_path_that_cannot_be_written_is_noticed_before_the_training(tmp_path):
     trainer = make()
-    for path, error in ((tmp_path, IsADirectoryError), (tmp_path / "gone" / "run", FileNotFoundError), (3, TypeError)):
+    for path, error in (
+        (tmp_path, IsADirectoryError),
+        (tmp_path / "gone" / "run", FileNotFoundError),
+        (3, TypeError),
+    ):
         with pytest.raises(error, match="checkpoint"):
             trainer.fit(X, Y, checkpoint=path, **FIT)
     with pytest.raises(ValueError, match="keep must be at least 1"):
@@ -195,7 +235,9 @@ def test_a_path_that_cannot_be_written_is_noticed_before_the_training(tmp_path):
 
 def test_files_that_hold_no_trainer_are_refused(tmp_path):
     make().net.save(tmp_path / "net")
-    with pytest.raises(ValueError, match=r"holds a network without a trainer: load it by mc\.MLP\.load"):
+    with pytest.raises(
+        ValueError, match=r"holds a network without a trainer: load it by mc\.MLP\.load"
+    ):
         mc.Trainer.load(tmp_path / "net")
     trainer = make()
     trainer.step(X, Y)
@@ -211,7 +253,10 @@ def test_files_that_hold_no_trainer_are_refused(tmp_path):
         model_file.write(tmp_path / "bad", {**header, "trainer": {**described, **change}}, tensors)
         with pytest.raises(ValueError, match="bad' does not hold a trainer"):
             mc.Trainer.load(tmp_path / "bad")
-    for wrong in ({**tensors, "state m": tensors["state m"][1:]}, {k: v for k, v in tensors.items() if k != "state v"}):
+    for wrong in (
+        {**tensors, "state m": tensors["state m"][1:]},
+        {k: v for k, v in tensors.items() if k != "state v"},
+    ):
         model_file.write(tmp_path / "bad", header, wrong)
         with pytest.raises(ValueError, match="state vectors"):
             mc.Trainer.load(tmp_path / "bad")
@@ -230,7 +275,9 @@ def test_an_optimizer_of_the_users_own_is_said_not_to_be_saved(tmp_path):
 
 def test_a_users_own_loss_and_activation_come_back(tmp_path):
     net = mc.MLP([4, 5, 2], mc.Activation("cubic", "s * s * s", "3 * s * s"))
-    fourth = mc.Loss("fourth", "(z - y) * (z - y) * (z - y) * (z - y)", "4 * (z - y) * (z - y) * (z - y)")
+    fourth = mc.Loss(
+        "fourth", "(z - y) * (z - y) * (z - y) * (z - y)", "4 * (z - y) * (z - y) * (z - y)"
+    )
     one = mc.Trainer(net, fourth, mc.SGD(1e-4))
     one.save(tmp_path / "run")
     other = mc.Trainer.load(tmp_path / "run")
@@ -287,7 +334,9 @@ def start(path, epochs, every="10 steps"):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)]
+)
 def test_a_signal_finishes_the_step_saves_and_leaves_with_a_message(number, status, tmp_path):
     path = tmp_path / "run.safetensors"
     process = start(path, 100_000, "1 h")
@@ -330,7 +379,13 @@ def test_a_users_handler_gets_the_signal_after_the_save(tmp_path):
     before = signal.signal(signal.SIGTERM, lambda *_: got.append(path.exists()))
     try:
         with pytest.raises(SystemExit):
-            make().fit(X, Y, checkpoint=path, callbacks=[lambda *_: signal.raise_signal(signal.SIGTERM)], **FIT)
+            make().fit(
+                X,
+                Y,
+                checkpoint=path,
+                callbacks=[lambda *_: signal.raise_signal(signal.SIGTERM)],
+                **FIT,
+            )
         assert got == [True]
         assert mc.Trainer.load(path).unfinished
     finally:
@@ -367,8 +422,12 @@ def test_a_copy_of_a_trainer_goes_its_own_way_from_the_same_point(how, device):
 
 @pytest.mark.parametrize("replaced_by", ["schedule", "number"])
 @pytest.mark.parametrize("how", ["save", "pickle", "deepcopy"])
-def test_an_adaptive_schedule_that_was_replaced_lends_its_reductions_to_none_after_it(how, replaced_by, tmp_path):
-    first, second = (mc.Adaptive(rate, factor=0.5, patience=1, tolerance=1e9) for rate in (0.1, 0.01))
+def test_an_adaptive_schedule_that_was_replaced_lends_its_reductions_to_none_after_it(
+    how, replaced_by, tmp_path
+):
+    first, second = (
+        mc.Adaptive(rate, factor=0.5, patience=1, tolerance=1e9) for rate in (0.1, 0.01)
+    )
     one = make(optimizer=mc.SGD(first))
     one.fit(X, Y, epochs=5, progress=False)
     assert one.learning_rate == 0.1 / 2**4
@@ -387,7 +446,9 @@ def test_an_adaptive_schedule_that_was_replaced_lends_its_reductions_to_none_aft
     assert state(one) == state(other)
 
 
-def test_a_schedule_of_ones_own_that_was_replaced_does_not_keep_a_trainer_from_being_saved(tmp_path):
+def test_a_schedule_of_ones_own_that_was_replaced_does_not_keep_a_trainer_from_being_saved(
+    tmp_path,
+):
     class Own(mc.Adaptive):
         pass
 
@@ -447,7 +508,11 @@ def test_a_checkpoint_of_version_3_goes_on():
 def test_histories_come_back_to_the_bit_and_their_keys_may_begin_later(tmp_path):
     trainer = make()
     odd = np.array([0x7FF8_0000_0000_0ABC, 0xFFF0_0000_0000_0000, 1 << 63, 1], np.uint64)
-    trainer.history = {"loss": [*odd.view(np.float64).tolist(), 0.1], "\ud800": [], "skipped": [1.0, 3.0]}
+    trainer.history = {
+        "loss": [*odd.view(np.float64).tolist(), 0.1],
+        "\ud800": [],
+        "skipped": [1.0, 3.0],
+    }
     trainer.save(tmp_path / "run")
     found = mc.Trainer.load(tmp_path / "run").history
     assert list(found) == list(trainer.history)
@@ -495,7 +560,16 @@ def test_lists_that_are_not_as_long_as_the_header_says_are_refused(tmp_path):
 
 # -- what is saved can be loaded -------------------------------------------------------------------
 
-EXTREMES = [2**53 + 1, 2**63 - 1, 2**63, 2**128, 10**400, 5e-324, 1.7976931348623157e308, 1 - 2**-53]
+EXTREMES = [
+    2**53 + 1,
+    2**63 - 1,
+    2**63,
+    2**128,
+    10**400,
+    5e-324,
+    1.7976931348623157e308,
+    1 - 2**-53,
+]
 SCHEDULED = {
     mc.Constant: {}, mc.StepDecay: {"every": 3}, mc.Cosine: {"steps": 9}, mc.InverseScaling: {}, mc.Adaptive: {},
     mc.FormulaSchedule: {"formula": "rate"},
@@ -509,19 +583,35 @@ def small(optimizer=None, **settings):
 
 def doors():
     """Functions by name that make a trainer with an extreme value of one setting."""
-    numbers = ("l1", "l2", "clip_norm", "dropout", "chunk_rows", "workers", "seed", "label_smoothing", "pos_weight")
+    numbers = (
+        "l1",
+        "l2",
+        "clip_norm",
+        "dropout",
+        "chunk_rows",
+        "workers",
+        "seed",
+        "label_smoothing",
+        "pos_weight",
+    )
     made = {name: lambda x, name=name: small(**{name: x}) for name in numbers}
     made["class_weight"] = lambda x: small(class_weight=[1, x])
     for rule in (mc.SGD, mc.Adam, mc.AdamW, mc.RMSprop, mc.Lion):
         for field in {f.name for f in dataclasses.fields(rule)} - {"layers"}:
-            made[f"{rule.__name__} {field}"] = lambda x, rule=rule, field=field: small(rule(**{"learning_rate": 0.1, field: x}))
+            made[f"{rule.__name__} {field}"] = lambda x, rule=rule, field=field: small(
+                rule(**{"learning_rate": 0.1, field: x})
+            )
     for schedule, given in SCHEDULED.items():
         for field in (f.name for f in dataclasses.fields(schedule)):
-            made[f"{schedule.__name__} {field}"] = lambda x, make=schedule, given=given, field=field: small(
-                mc.SGD(make(**{"rate": 0.1, **given, field: x}))
+            made[f"{schedule.__name__} {field}"] = (
+                lambda x, make=schedule, given=given, field=field: small(
+                    mc.SGD(make(**{"rate": 0.1, **given, field: x}))
+                )
             )
     for field in (f.name for f in dataclasses.fields(mc.Layer)):
-        made[f"Layer {field}"] = lambda x, field=field: small(mc.AdamW(0.1, layers={1: mc.Layer(**{field: x})}))
+        made[f"Layer {field}"] = lambda x, field=field: small(
+            mc.AdamW(0.1, layers={1: mc.Layer(**{field: x})})
+        )
     return made
 
 
@@ -550,13 +640,24 @@ def test_a_setting_of_any_size_comes_back_as_it_was_or_is_refused_by_its_name(tm
     assert came_back > 150
 
 
-@pytest.mark.parametrize("argument", ["epochs", "batch_size", "keep", "every", "patience", "minimum_change"])
+@pytest.mark.parametrize(
+    "argument", ["epochs", "batch_size", "keep", "every", "patience", "minimum_change"]
+)
 @pytest.mark.parametrize("streamed", [False, True], ids=["arrays", "batches"])
-def test_an_argument_of_fit_of_any_size_goes_on_or_is_refused_before_a_step(argument, streamed, tmp_path):
-    rows = ((lambda: iter([(X[:4], Y[:4, :1] > 0), (X, Y[:, :1] > 0)])),) if streamed else (X, Y[:, :1] > 0)
+def test_an_argument_of_fit_of_any_size_goes_on_or_is_refused_before_a_step(
+    argument, streamed, tmp_path
+):
+    rows = (
+        ((lambda: iter([(X[:4], Y[:4, :1] > 0), (X, Y[:, :1] > 0)])),)
+        if streamed
+        else (X, Y[:, :1] > 0)
+    )
     went_on = 0
     for value in EXTREMES:
-        fit, trainer = {"epochs": 3, "batch_size": 40, "progress": False}, small(mc.SGD(mc.Constant(0.1)))
+        fit, trainer = (
+            {"epochs": 3, "batch_size": 40, "progress": False},
+            small(mc.SGD(mc.Constant(0.1))),
+        )
         saved = tmp_path / f"{value}"[:40]
         (tmp_path / "run").unlink(missing_ok=True)
 
@@ -577,7 +678,9 @@ def test_an_argument_of_fit_of_any_size_goes_on_or_is_refused_before_a_step(argu
             continue
         other = mc.Trainer.load(saved, "cpu")
         assert other.unfinished
-        mine, theirs = (dataclasses.replace(one._unfinished[0], seconds=0) for one in (trainer, other))
+        mine, theirs = (
+            dataclasses.replace(one._unfinished[0], seconds=0) for one in (trainer, other)
+        )
         assert mine == theirs
         with pytest.raises(KeyboardInterrupt):
             call(other, callbacks=[StopAfter(1, saved)])
@@ -586,7 +689,11 @@ def test_an_argument_of_fit_of_any_size_goes_on_or_is_refused_before_a_step(argu
 
 
 def test_epochs_beyond_what_a_checkpoint_counts_are_refused_with_the_limit():
-    for epochs, limit in ((sys.maxsize, sys.maxsize // 11), (sys.maxsize // 11 + 1, sys.maxsize // 11), (1 << 63, sys.maxsize)):
+    for epochs, limit in (
+        (sys.maxsize, sys.maxsize // 11),
+        (sys.maxsize // 11 + 1, sys.maxsize // 11),
+        (1 << 63, sys.maxsize),
+    ):
         trainer = make()
         with pytest.raises(ValueError, match=f"epochs must be at most {limit}"):
             trainer.fit(X, Y, **{**FIT, "epochs": epochs})

@@ -71,7 +71,14 @@ def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(fol
     assert train() == 0
     assert (folder / "t.safetensors").read_bytes() == model
     capsys.readouterr()
-    refused(capsys, train("--seed", "1"), "t.safetensors", "another call", "--seed was 0 and is 1", "--force")
+    refused(
+        capsys,
+        train("--seed", "1"),
+        "t.safetensors",
+        "another call",
+        "--seed was 0 and is 1",
+        "--force",
+    )
     os.replace("other.npz", "t.npz")
     refused(capsys, train(), "another call", "the data differ")
     assert (folder / "t.safetensors").read_bytes() == model
@@ -90,7 +97,9 @@ def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(fol
         ("t.checkpoint.safetensors", "a library's model", "not a checkpoint"), ("t.checkpoint.safetensors", "text", "text"),
     ],
 )  # fmt: skip
-def test_a_file_of_another_kind_is_refused_before_the_data_are_read(name, kind, word, folder, capsys):
+def test_a_file_of_another_kind_is_refused_before_the_data_are_read(
+    name, kind, word, folder, capsys
+):
     before = put(folder / name, kind)
     data = (folder / "t.npz").read_bytes()
     (folder / "t.npz").write_bytes(b"no archive")
@@ -137,7 +146,9 @@ def meanwhile(action):
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("kind", ["text", "a library's model"])
 @pytest.mark.parametrize("force", [False, True])
-def test_what_appears_during_the_training_is_kept_and_so_is_the_model(before, kind, force, folder, capsys):
+def test_what_appears_during_the_training_is_kept_and_so_is_the_model(
+    before, kind, force, folder, capsys
+):
     more = ["--force"] if force else []
     if before:
         assert train() == 0
@@ -169,7 +180,9 @@ def test_what_appears_during_the_training_is_kept_and_so_is_the_model(before, ki
 
 def test_two_trainings_into_one_model_are_refused_at_the_start(folder, capsys):
     assert train() == 0
-    with meanwhile(lambda: refused(capsys, train(), "t.safetensors", "another training is writing it")):
+    with meanwhile(
+        lambda: refused(capsys, train(), "t.safetensors", "another training is writing it")
+    ):
         capsys.readouterr()
         assert train() == 0
 
@@ -221,7 +234,13 @@ def test_an_unfinished_run_is_not_begun_anew_by_mistake(folder, capsys):
     )
     before = kept.read_bytes()
     for more in ((), ("--seed", "1")):
-        refused(capsys, train(*call, *more), "an unfinished run (in epoch 2 of 3", "--resume goes on", "--force begins anew")
+        refused(
+            capsys,
+            train(*call, *more),
+            "an unfinished run (in epoch 2 of 3",
+            "--resume goes on",
+            "--force begins anew",
+        )
     refused(capsys, train(*call, "--seed", "1", "--resume", "--force"), "--seed was 0 and is 1")
     assert kept.read_bytes() == before
     real = mc.Trainer.save
@@ -245,7 +264,11 @@ def test_an_unfinished_run_is_not_begun_anew_by_mistake(folder, capsys):
     assert train(*call) == 0  # the same call may begin anew
     assert (folder / "t.safetensors").read_bytes() == resumed
     capsys.readouterr()
-    refused(capsys, train(*call, "--seed", "1", "--out", "new", "--checkpoint", kept.name), "checkpoint of another call")
+    refused(
+        capsys,
+        train(*call, "--seed", "1", "--out", "new", "--checkpoint", kept.name),
+        "checkpoint of another call",
+    )
     assert train(*call, "--seed", "1", "--out", "new", "--checkpoint", kept.name, "--force") == 0
 
 
@@ -268,7 +291,12 @@ def test_a_checkpoint_that_tells_of_no_run_of_ours_is_damaged(resume, folder, ca
         capsys.readouterr()
         more = ["--resume"] if resume else []
         status = train("--every", "1 epoch", "--epochs", "3", *more)
-        refused(capsys, status, "--checkpoint t.checkpoint.safetensors", "a damaged checkpoint of mlpcore")
+        refused(
+            capsys,
+            status,
+            "--checkpoint t.checkpoint.safetensors",
+            "a damaged checkpoint of mlpcore",
+        )
 
 
 def test_a_file_that_is_only_to_be_read_is_refused_without_force(folder, capsys):
@@ -276,7 +304,12 @@ def test_a_file_that_is_only_to_be_read_is_refused_without_force(folder, capsys)
     assert main(["predict", "t.safetensors", "t.npz"]) == 0
     saved = partial(train, "--every", "1 epoch")
     assert saved() == 0
-    calls = {"t.safetensors": train, "t.png": train, "t.checkpoint.safetensors": saved, "predictions.csv": predict}
+    calls = {
+        "t.safetensors": train,
+        "t.png": train,
+        "t.checkpoint.safetensors": saved,
+        "predictions.csv": predict,
+    }
     for name, call in calls.items():
         (folder / name).chmod(0o444)
         capsys.readouterr()
@@ -285,11 +318,17 @@ def test_a_file_that_is_only_to_be_read_is_refused_without_force(folder, capsys)
         (folder / name).chmod(0o644)
 
 
-def test_a_call_that_was_killed_is_refused_or_resumed_by_what_the_checkpoint_itself_says(folder, capsys):
+def test_a_call_that_was_killed_is_refused_or_resumed_by_what_the_checkpoint_itself_says(
+    folder, capsys
+):
     with stopped_at(8):
         assert train("--every", "1 epoch") == 130
     capsys.readouterr()
-    assert sorted(os.listdir()) == ["other.npz", "t.checkpoint.safetensors", "t.npz"]  # no note that could disagree
+    assert sorted(os.listdir()) == [
+        "other.npz",
+        "t.checkpoint.safetensors",
+        "t.npz",
+    ]  # no note that could disagree
     about = mc.MLP.load_with("t.checkpoint.safetensors")[2]
     assert about["call"]["--epochs"] == 2
     trainer = mc.Trainer.load("t.checkpoint.safetensors")
@@ -306,7 +345,9 @@ def test_a_call_that_was_killed_is_refused_or_resumed_by_what_the_checkpoint_its
         (lambda place: place.mkdir(mode=0o555), "cannot be written"),
     ],
 )  # fmt: skip
-def test_an_out_that_is_no_folder_to_write_in_is_refused_before_the_data_are_read(make, word, folder, capsys):
+def test_an_out_that_is_no_folder_to_write_in_is_refused_before_the_data_are_read(
+    make, word, folder, capsys
+):
     make(folder / "out")
     (folder / "mine").mkdir()
     (folder / "mine").chmod(0o777)
@@ -368,7 +409,9 @@ def test_a_dash_is_standard_output_and_leaves_it_to_the_predictions(folder, capf
         said = capfdbinary.readouterr()
         assert status == 0
         assert (done.stdout if done else said.out) == whole
-        assert b"60 predictions written to standard output\nagainst its Y: " in (done.stderr if done else said.err)
+        assert b"60 predictions written to standard output\nagainst its Y: " in (
+            done.stderr if done else said.err
+        )
     assert not (folder / "-").exists()
 
 
@@ -377,7 +420,17 @@ def test_a_dash_is_standard_output_and_leaves_it_to_the_predictions(folder, capf
 def test_predictions_are_not_appended_to_what_they_are_made_of(name, out, folder):
     assert train() == 0
     before = (folder / name).read_bytes()
-    call = [sys.executable, "-m", "mlpcore", "predict", "t.safetensors", "t.npz", "--force", "--out", out]
+    call = [
+        sys.executable,
+        "-m",
+        "mlpcore",
+        "predict",
+        "t.safetensors",
+        "t.npz",
+        "--force",
+        "--out",
+        out,
+    ]
     with open(name, "ab") as end:
         done = subprocess.run(call, stdout=end, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
@@ -415,7 +468,10 @@ def test_parameters_and_predictions_that_are_not_finite_are_said(folder, capsys)
             assert main(["predict", "q.safetensors", "q.npz"]) == status
         output, error = capsys.readouterr()
         assert words in output + error
-    huge = {"target scale": tensors["target scale"] * 0 + 1.7e308, "parameters": tensors["parameters"] * 100}
+    huge = {
+        "target scale": tensors["target scale"] * 0 + 1.7e308,
+        "parameters": tensors["parameters"] * 100,
+    }
     model_file.write("q.safetensors", header, {**tensors, **huge})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -450,8 +506,20 @@ def test_an_export_replaces_that_of_the_same_model_and_nothing_else(folder, caps
     before = (folder / "t.onnx").read_bytes()
     assert main(["export", "t.safetensors", "t.onnx"]) == 0
     capsys.readouterr()
-    refused(capsys, main(["export", "other.safetensors", "t.onnx"]), "t.onnx", "ONNX file of another model", "--force")
-    refused(capsys, main(["export", "t.safetensors", "other.npz"]), "other.npz", "ZIP archive", "--force")
+    refused(
+        capsys,
+        main(["export", "other.safetensors", "t.onnx"]),
+        "t.onnx",
+        "ONNX file of another model",
+        "--force",
+    )
+    refused(
+        capsys,
+        main(["export", "t.safetensors", "other.npz"]),
+        "other.npz",
+        "ZIP archive",
+        "--force",
+    )
     refused(capsys, main(["export", "t.safetensors", "-"]), "'-' is no file name")
     assert (folder / "t.onnx").read_bytes() == before
     assert main(["export", "other.safetensors", "t.onnx", "--force"]) == 0
@@ -470,7 +538,9 @@ def test_no_cell_of_predictions_is_a_formula_and_numbers_stay_as_they_are(folder
     text = (folder / "predictions.csv").read_text()
     assert '"p(a;=2)"' in text.splitlines()[0]
     rows = list(csv.reader(text.splitlines()))
-    classes = mc.MLP.load_with("t.safetensors")[2]["classes"]  # the names as they are, in the order of the columns
+    classes = mc.MLP.load_with("t.safetensors")[2][
+        "classes"
+    ]  # the names as they are, in the order of the columns
     assert rows[0] == ["prediction", *(f"p({name})" for name in classes)]
     assert sorted(classes) == sorted(names)
     marked = {name: f"'{name}" for name in ("=1+1", "-x", "@sum(a1)", "＝1")}
@@ -483,13 +553,21 @@ def test_no_cell_of_predictions_is_a_formula_and_numbers_stay_as_they_are(folder
 
 
 def test_a_formula_behind_marks_that_are_not_seen_is_none_either():
-    assert [cell(text) for text in ("\0=1+1", "\ufeff@x", "\ufeffx")] == ["'\0=1+1", "'\ufeff@x", "\ufeffx"]
+    assert [cell(text) for text in ("\0=1+1", "\ufeff@x", "\ufeffx")] == [
+        "'\0=1+1",
+        "'\ufeff@x",
+        "\ufeffx",
+    ]
 
 
 def test_no_figure_is_hundreds_of_digits_long():
     assert figure("R2", -1.5e300) == "-1.5e+300"
     assert figure("R2", -99999.4) == "-99999.4000"
-    assert [figure("RMSE", value) for value in (0.0, 0.01234, 2.5e6)] == ["0.0000", "0.01234", "2.5e+06"]
+    assert [figure("RMSE", value) for value in (0.0, 0.01234, 2.5e6)] == [
+        "0.0000",
+        "0.01234",
+        "2.5e+06",
+    ]
 
 
 def test_the_picture_notes_the_call_as_text(folder):
@@ -507,4 +585,6 @@ def test_a_place_or_a_model_of_the_wrong_kind_is_said_to_be_so(folder, capsys):
     for name in ("p.parquet", "p.NPZ"):
         refused(capsys, predict("--out", name), f"--out {name}", "predictions are CSV")
     checkpoint = ["predict", "t.checkpoint.safetensors", "t.npz"]
-    refused(capsys, main(checkpoint), "t.checkpoint.safetensors", "is a checkpoint of 'mlpcore train'")
+    refused(
+        capsys, main(checkpoint), "t.checkpoint.safetensors", "is a checkpoint of 'mlpcore train'"
+    )

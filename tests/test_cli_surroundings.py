@@ -32,7 +32,9 @@ CALL = ["train", "t.npz", "--quiet", "--epochs", "2", "--hidden", "4", "--batch"
 def child(*arguments, **settings):
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     settings = {"stdout": subprocess.PIPE, "env": buffered, **settings}
-    return subprocess.Popen([sys.executable, "-m", "mlpcore", *arguments], stderr=subprocess.PIPE, **settings)
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlpcore", *arguments], stderr=subprocess.PIPE, **settings
+    )
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
@@ -48,12 +50,17 @@ def test_a_training_whose_messages_nobody_reads_is_saved_and_ends_quietly(folder
     assert sorted(os.listdir()) == ["t.npz", "t.png", "t.safetensors"]
 
 
-def test_a_full_disk_behind_standard_output_is_said_and_what_is_saved_is_saved(folder, monkeypatch, capsys):
+def test_a_full_disk_behind_standard_output_is_said_and_what_is_saved_is_saved(
+    folder, monkeypatch, capsys
+):
     with open("/dev/full", "w") as device:
         monkeypatch.setattr(sys, "stdout", device)
         for arguments, status in ((CALL, 0), (["info"], 2)):
             assert main(arguments) == status
-            assert capsys.readouterr().err == "mlpcore: standard output takes no more: No space left on device\n"
+            assert (
+                capsys.readouterr().err
+                == "mlpcore: standard output takes no more: No space left on device\n"
+            )
     assert sorted(os.listdir()) == ["t.npz", "t.png", "t.safetensors"]
 
 
@@ -113,7 +120,9 @@ def test_no_name_commands_the_terminal(folder, capsys):
     (folder / "t.csv").write_text("\n".join(lines))
     assert main(CALL) == 0
     assert main(["predict", "t.safetensors", "t.npz"]) == 0
-    assert main(["train", "t.csv", "--target", "y\nsaved all", "--epochs", "1", "--out", "table"]) == 0
+    assert (
+        main(["train", "t.csv", "--target", "y\nsaved all", "--epochs", "1", "--out", "table"]) == 0
+    )
     assert main(["predict", "table/t.safetensors", "t.csv", "--out", "table.csv"]) == 0
     assert main(["train", "t.csv", "--target", "\x1b[31mno"]) == 2
     said = "".join(capsys.readouterr())
@@ -187,10 +196,18 @@ def test_a_finished_training_fails_for_no_library_backend_font_or_name(folder):
     for name in ("$x^{$", "数"):
         os.link("t.npz", f"{name}.npz")
     call = [sys.executable, "-c", SURROUNDED, *CALL[2:]]
-    done = subprocess.run(call, capture_output=True, text=True, encoding="utf-8", env={**os.environ, "PYTHONUTF8": "1"})
+    done = subprocess.run(
+        call,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    both = [f"{name}.{suffix}" for name in ("$x^{$", "数") for suffix in ("npz", "png", "safetensors")]
+    both = [
+        f"{name}.{suffix}" for name in ("$x^{$", "数") for suffix in ("npz", "png", "safetensors")
+    ]
     assert sorted(os.listdir()) == sorted([*both, "matplotlibrc", "t.npz", "t.safetensors"])
     assert "at its peak" not in done.stdout
     last = done.stdout[done.stdout.index("saved t.safetensors") :]
@@ -202,7 +219,9 @@ def test_a_disk_that_is_full_at_the_picture_leaves_the_model_and_says_so(folder,
     os.symlink("/dev/full", "t.png")
     assert main(CALL) == 0
     said = capsys.readouterr().out
-    assert said.index("saved t.safetensors") < said.index("note: no picture of the learning curve: ")
+    assert said.index("saved t.safetensors") < said.index(
+        "note: no picture of the learning curve: "
+    )
     assert "No space left on device" in said
     assert main(["predict", "t.safetensors", "t.npz"]) == 0
 
@@ -211,9 +230,12 @@ def test_a_disk_that_is_full_at_the_picture_leaves_the_model_and_says_so(folder,
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
 )
-def test_a_signal_ends_a_training_with_one_line_that_says_what_was_saved(number, status, word, folder):
+def test_a_signal_ends_a_training_with_one_line_that_says_what_was_saved(
+    number, status, word, folder
+):
     run = child(*CALL, "--epochs", "1000000", "--patience", "1000000")
     while not run.stdout.readline().startswith(b"MLP("):
         assert run.poll() is None
@@ -283,7 +305,10 @@ def test_a_number_that_cannot_be_is_named_before_any_work(arguments, words, fold
     assert os.listdir() == ["t.npz"]
 
 
-@pytest.mark.parametrize("call", [["no\33[31m" + "x" * 3000], ["info", "\33[31m" + "x" * 3000], [*CALL, "--task", "\33[2J"]])
+@pytest.mark.parametrize(
+    "call",
+    [["no\33[31m" + "x" * 3000], ["info", "\33[31m" + "x" * 3000], [*CALL, "--task", "\33[2J"]],
+)
 def test_what_the_parser_says_is_short_and_does_not_command_the_terminal(call, capsys):
     with pytest.raises(SystemExit):
         main(call)
@@ -320,10 +345,16 @@ def test_an_error_of_the_data_names_file_and_column(folder, capsys):
     assert main(["train", "t.csv", *call]) == 0
     for arguments, words in (
         (["train", "far.csv", *call], ["far.csv: ", "column 'x'", "1.8e308"]),
-        (["train", "far.csv", *CALL[2:], "--target", "x", "--task", "regression"], ["far.csv: ", "column 'x'"]),
+        (
+            ["train", "far.csv", *CALL[2:], "--target", "x", "--task", "regression"],
+            ["far.csv: ", "column 'x'"],
+        ),
         (["predict", "t.safetensors", "huge.csv"], ["huge.csv: ", "row 1: 'x' is too far"]),
         (["train", "utf-16.csv", *call], ["utf-16.csv: is UTF-16 text; save it as UTF-8"]),
-        (["predict", "t.safetensors", "utf-16.csv"], ["utf-16.csv: is UTF-16 text; save it as UTF-8"]),
+        (
+            ["predict", "t.safetensors", "utf-16.csv"],
+            ["utf-16.csv: is UTF-16 text; save it as UTF-8"],
+        ),
     ):
         capsys.readouterr()
         assert main(arguments) == 2

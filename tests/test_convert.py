@@ -33,16 +33,25 @@ def fitted(model, X, y):
 @pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
 @pytest.mark.parametrize("kind", list(Y))
 def test_predictions_are_the_models_own(kind, activation, dtype):
-    settings = {"activation": activation, "hidden_layer_sizes": (7, 5), "max_iter": 5, "random_state": 0}
+    settings = {
+        "activation": activation,
+        "hidden_layer_sizes": (7, 5),
+        "max_iter": 5,
+        "random_state": 0,
+    }
     regression = kind in ("one target", "two targets", "counts")
     settings |= {"loss": "poisson"} if kind == "counts" else {}
-    model = fitted((MLPRegressor if regression else MLPClassifier)(**settings), X.astype(dtype), Y[kind])
+    model = fitted(
+        (MLPRegressor if regression else MLPClassifier)(**settings), X.astype(dtype), Y[kind]
+    )
     net = mc.MLP.from_sklearn(model)
     assert net.dtype == dtype
     assert net.sizes[1:3] == (7, 5)
     wanted = model.predict(X.astype(dtype)) if regression else model.predict_proba(X.astype(dtype))
     wanted = wanted[:, 1:] if kind == "two classes" else wanted
-    np.testing.assert_allclose(net.predict(X.astype(dtype)), wanted, rtol=1e-12 if dtype == "float64" else 2e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        net.predict(X.astype(dtype)), wanted, rtol=1e-12 if dtype == "float64" else 2e-5, atol=1e-6
+    )
     assert not np.shares_memory(net.parameters, model.coefs_[0])
 
 
@@ -65,25 +74,35 @@ def test_without_hidden_layers_too():
                                         ("prelu", 0.4, "per output")], ids=str)  # fmt: skip
 def test_estimators_of_our_own_with_activations_of_their_own_kind_come_over(activation):
     model = fitted(
-        estimators.MLPRegressor(hidden_layer_sizes=(5, 3), activation=activation, max_iter=3, random_state=0),
+        estimators.MLPRegressor(
+            hidden_layer_sizes=(5, 3), activation=activation, max_iter=3, random_state=0
+        ),
         X,
         Y["one target"],
     )
     net = mc.MLP.from_sklearn(model, device="cpu")
-    wanted = ["sigmoid" if x == "logistic" else x for x in (activation if isinstance(activation, list) else [activation] * 2)]
+    wanted = [
+        "sigmoid" if x == "logistic" else x
+        for x in (activation if isinstance(activation, list) else [activation] * 2)
+    ]
     assert net.activations[1:3] == mc.MLP([4, 5, 3, 1], wanted).activations[1:3]
     np.testing.assert_allclose(net.predict(X), model.predict(X), rtol=1e-12)
 
 
 def test_what_is_no_fitted_network_is_refused():
-    with pytest.raises(TypeError, match="model must be a fitted MLPClassifier or MLPRegressor; got LinearRegression"):
+    with pytest.raises(
+        TypeError,
+        match="model must be a fitted MLPClassifier or MLPRegressor; got LinearRegression",
+    ):
         mc.MLP.from_sklearn(LinearRegression())
     with pytest.raises(ValueError, match="this MLPRegressor is not fitted yet"):
         mc.MLP.from_sklearn(MLPRegressor())
 
 
 def test_training_goes_on_from_there():
-    model = fitted(MLPRegressor(hidden_layer_sizes=(8,), max_iter=20, random_state=0), X, Y["one target"])
+    model = fitted(
+        MLPRegressor(hidden_layer_sizes=(8,), max_iter=20, random_state=0), X, Y["one target"]
+    )
     net = mc.MLP.from_sklearn(model, device="cpu")
     trainer = mc.Trainer(net, "squared_error", mc.Adam(1e-2))
     before = trainer.evaluate(X, Y["one target"])["loss"]

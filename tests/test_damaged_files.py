@@ -34,7 +34,9 @@ def refuses(function, path, most=700):
     if error is None:
         return False
     assert not isinstance(error, pa.ArrowException)
-    sound = isinstance(error, ValueError) and any(word in str(error) for word in ("column '", "too far", "--target"))
+    sound = isinstance(error, ValueError) and any(
+        word in str(error) for word in ("column '", "too far", "--target")
+    )
     assert str(path) in str(error) or sound, error  # sound, but no table to learn from
     assert len(str(error)) < most + len(str(path))
     return True
@@ -46,7 +48,9 @@ def bent(rng, raw, first=0, last=None):
     if rng.random() < 0.2:
         return changed[: rng.integers(len(raw))]
     for place in rng.integers(first, last or len(raw), rng.integers(1, 4)):
-        changed[place] = rng.integers(256) if rng.random() < 0.5 else changed[place] ^ (1 << rng.integers(8))
+        changed[place] = (
+            rng.integers(256) if rng.random() < 0.5 else changed[place] ^ (1 << rng.integers(8))
+        )
     return changed
 
 
@@ -62,7 +66,9 @@ def archive(tmp_path):
 
 def header(shape, descr="<f8", rest=b""):
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
     return file.getvalue() + rest
 
 
@@ -87,14 +93,24 @@ def encrypted(raw):
 
 SOUND = header((40, 3), rest=np.zeros((40, 3)).tobytes())
 MANGLED = {
-    "an array that promises 10^12 rows": lambda path, raw: zipped(path, X=header((10**12, 3), rest=b"0" * 960)),
+    "an array that promises 10^12 rows": lambda path, raw: zipped(
+        path, X=header((10**12, 3), rest=b"0" * 960)
+    ),
     "an array of no size": lambda path, raw: zipped(path, X=header((40, 3))),
     "more than the array": lambda path, raw: zipped(path, X=SOUND + b"0"),
     "a negative shape": lambda path, raw: zipped(path, X=header((-40, -3), rest=b"0" * 960)),
-    "a header that is no dict": lambda path, raw: zipped(path, X=b"\x93NUMPY\1\0\6\0[[[[[\n" + b"0" * 960),
-    "a header that does not end": lambda path, raw: zipped(path, X=b"\x93NUMPY\1\0\6\0{'de'\n" + b"0" * 960),
-    "a header of uneven lines": lambda path, raw: zipped(path, X=b"\x93NUMPY\1\0\x0e\0if a:\n  b\n c\n" + b"0" * 960),
-    "a header of 10^9 bytes": lambda path, raw: zipped(path, X=b"\x93NUMPY\2\0\0\0\0\x40" + b"0" * 960),
+    "a header that is no dict": lambda path, raw: zipped(
+        path, X=b"\x93NUMPY\1\0\6\0[[[[[\n" + b"0" * 960
+    ),
+    "a header that does not end": lambda path, raw: zipped(
+        path, X=b"\x93NUMPY\1\0\6\0{'de'\n" + b"0" * 960
+    ),
+    "a header of uneven lines": lambda path, raw: zipped(
+        path, X=b"\x93NUMPY\1\0\x0e\0if a:\n  b\n c\n" + b"0" * 960
+    ),
+    "a header of 10^9 bytes": lambda path, raw: zipped(
+        path, X=b"\x93NUMPY\2\0\0\0\0\x40" + b"0" * 960
+    ),
     "another version": lambda path, raw: zipped(path, X=SOUND.replace(b"NUMPY\1", b"NUMPY\7")),
     "no array": lambda path, raw: zipped(path, X=b"some text"),
     "nothing": lambda path, raw: zipped(path, X=b""),
@@ -160,7 +176,9 @@ def test_random_damages_of_an_archive_are_found_or_harmless(save, archive):
     raw, found = archive.read_bytes(), 0
     for _ in range(300):
         archive.write_bytes(bent(rng, raw))
-        found += refuses(lambda path: np.testing.assert_array_equal(data.load_npz(path).X, X), archive)
+        found += refuses(
+            lambda path: np.testing.assert_array_equal(data.load_npz(path).X, X), archive
+        )
         refuses(lambda path: data.load_truth(path, 40, ("a", "b"), "text", 2), archive)
     assert 150 < found < 300
 
@@ -179,7 +197,9 @@ def sound(path, **options):
         "s": rng.choice(["p", "q"], ROWS),
         "k": pa.array(rng.choice(["x", "y"], ROWS)).dictionary_encode(),
     }
-    parquet.write_table(pa.table(columns), path.with_name("numbers.parquet"), row_group_size=20, **options)
+    parquet.write_table(
+        pa.table(columns), path.with_name("numbers.parquet"), row_group_size=20, **options
+    )
     parquet.write_table(pa.table({**columns, **words}), path, row_group_size=20, **options)
     return path
 
@@ -191,7 +211,9 @@ def in_pieces(path):
 
 def trained(path):
     net = mc.MLP([2, 1])
-    mc.Trainer(net, "squared_error", mc.SGD(1e-3)).fit(mc.Parquet(path, "y"), epochs=1, batch_size=16, progress=False)
+    mc.Trainer(net, "squared_error", mc.SGD(1e-3)).fit(
+        mc.Parquet(path, "y"), epochs=1, batch_size=16, progress=False
+    )
 
 
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
@@ -217,7 +239,9 @@ def test_random_damages_of_a_parquet_file_are_errors_that_name_it(codec, tmp_pat
 
 def test_pages_are_compared_with_their_checksums(tmp_path):
     """One bit of a number: no reader would see it without."""
-    path = sound(tmp_path / "t.parquet", compression="none", use_dictionary=False, write_page_checksum=True)
+    path = sound(
+        tmp_path / "t.parquet", compression="none", use_dictionary=False, write_page_checksum=True
+    )
     for file, reader in (
         (path, lambda path: tables.read(path)),
         (path, in_pieces),
@@ -253,7 +277,9 @@ class _Short:
 
 
 def test_a_run_that_meets_a_damaged_file_keeps_the_parameters_of_its_last_step(tmp_path):
-    sound(tmp_path / "t.parquet", compression="none", use_dictionary=False, write_page_checksum=True)
+    sound(
+        tmp_path / "t.parquet", compression="none", use_dictionary=False, write_page_checksum=True
+    )
     path = tmp_path / "numbers.parquet"
     raw = bytearray(path.read_bytes())
     place = raw.find(tables.read(path).column("y").to_numpy()[80:100].tobytes())
@@ -322,7 +348,9 @@ def test_a_column_of_any_type_is_used_left_out_or_refused_by_name(kind, tmp_path
     in_pieces(path)
     used = 0
     for wish in ("number", "category"):
-        used += attempt(lambda wish=wish: tables.load(path, "y", wishes={"cc": wish}).prepare(np.arange(ROWS)))
+        used += attempt(
+            lambda wish=wish: tables.load(path, "y", wishes={"cc": wish}).prepare(np.arange(ROWS))
+        )
     used += attempt(lambda: tables.load(path, "cc", "classification"))
     used += attempt(lambda: big_tables.load(path, "cc"))
     used += attempt(lambda: tables.load(path, "y", groups="cc"))
@@ -359,7 +387,9 @@ def attempt(function):
 
 
 def test_categories_whose_texts_are_views_are_categories(tmp_path):
-    coded = pa.DictionaryArray.from_arrays(pa.array([0, 1, None], pa.int32()), pa.array(["x", "y"], pa.string_view()))
+    coded = pa.DictionaryArray.from_arrays(
+        pa.array([0, 1, None], pa.int32()), pa.array(["x", "y"], pa.string_view())
+    )
     table = tables.without_views(pa.table({"c": coded}))
     assert pa.types.is_dictionary(table.schema.field("c").type)
     assert tables.plain(table.column("c")).to_pylist() == ["x", "y", None]
@@ -388,7 +418,10 @@ LONG = "n" * 40_000
 )
 def test_messages_are_short_however_long_names_and_values_are(names, call, tmp_path, capsys):
     path = tmp_path / "t.csv"
-    rows = [",".join(f"{LONG}{i}{k}" if i < 1 else str(k * k) for i in range(len(names))) for k in range(12)]
+    rows = [
+        ",".join(f"{LONG}{i}{k}" if i < 1 else str(k * k) for i in range(len(names)))
+        for k in range(12)
+    ]
     path.write_text("\n".join([",".join(names), *rows]) + "\n")
     assert main(["train", str(path), *call, "--out", str(tmp_path)]) == 2
     said = capsys.readouterr()
@@ -419,7 +452,9 @@ def test_what_is_said_in_training_and_predicting_is_short_too(tmp_path, capsys):
         == 0
     )
     for value in (LONG, None):
-        parquet.write_table(pa.table({f"{LONG}k": pa.array([value] * 3, pa.string())}), tmp_path / "new.parquet")
+        parquet.write_table(
+            pa.table({f"{LONG}k": pa.array([value] * 3, pa.string())}), tmp_path / "new.parquet"
+        )
         new, out = str(tmp_path / "new.parquet"), str(tmp_path / "p.csv")
         assert main(["predict", str(tmp_path / "t.safetensors"), new, "--out", out]) == 0
     parquet.write_table(pa.table({f"{LONG}l": [1.0]}), tmp_path / "new.parquet")

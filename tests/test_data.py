@@ -29,7 +29,9 @@ def test_flights_are_those_with_an_arrival_delay_and_a_quarter_of_them_late(flig
 
 def test_no_flight_column_is_known_only_after_departure(flights):
     for forbidden in ("dep_delay", "arr_delay", "dep_time", "arr_time", "air_time"):
-        assert not any(name == forbidden or name.startswith(f"{forbidden}_") for name in flights.feature_names)
+        assert not any(
+            name == forbidden or name.startswith(f"{forbidden}_") for name in flights.feature_names
+        )
     late, worst = flights.Y - flights.Y.mean(), 0.0
     for column in range(flights.X.shape[1]):
         x = flights.X[:, column].astype(np.float64)
@@ -135,9 +137,16 @@ def test_standardising_loses_no_digits_to_an_offset_or_a_scale(origin, unit, dty
     assert scale.apply(X).dtype == np.float32
     back = scale.invert(scale.exactly(X))
     assert back.dtype == np.float64
-    np.testing.assert_allclose(back, X.astype(np.float64), rtol=4e-16, atol=1e-13 * float(scale.scale.max()))
+    np.testing.assert_allclose(
+        back, X.astype(np.float64), rtol=4e-16, atol=1e-13 * float(scale.scale.max())
+    )
     rows = np.arange(0, 60, 3)
-    np.testing.assert_allclose(data.Standardizer.fit(X, rows).exactly(X[rows]), standardised(X[rows]), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        data.Standardizer.fit(X, rows).exactly(X[rows]),
+        standardised(X[rows]),
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("value", [7, 2**62 + 1, 0.1, 1.7e9, 1e300, np.float32(0.1), 0])
@@ -188,7 +197,9 @@ def test_what_cannot_be_standardised_is_named():
         (np.arange(10, dtype=np.uint8).reshape(5, 2), "regression", 0),
     ],
 )
-def test_whole_numbers_are_classes_where_they_are_few_or_the_task_says_so(Y, task, classes, tmp_path):
+def test_whole_numbers_are_classes_where_they_are_few_or_the_task_says_so(
+    Y, task, classes, tmp_path
+):
     np.savez(tmp_path / "x.npz", X=np.random.default_rng(0).normal(size=(len(Y), 2)), Y=Y)
     loaded = data.load_npz(tmp_path / "x.npz", task=task)
     assert len(loaded.class_names) == classes
@@ -217,7 +228,12 @@ def test_a_target_that_does_not_fit_its_task_is_refused(Y, task, word, tmp_path)
 
 
 def test_an_archive_is_judged_by_the_classes_of_the_model_and_not_by_its_own(tmp_path):
-    for Y in (np.array([7, 3, 9]), np.array([7.0, 3.0, 9.0]), np.array(["7", "3", "9"]), np.array(["7.0", " 3", "+9"])):
+    for Y in (
+        np.array([7, 3, 9]),
+        np.array([7.0, 3.0, 9.0]),
+        np.array(["7", "3", "9"]),
+        np.array(["7.0", " 3", "+9"]),
+    ):
         np.savez(tmp_path / "x.npz", X=np.zeros((3, 1)), Y=Y)
         truth = data.load_truth(tmp_path / "x.npz", 3, ("3", "7"), "number", 2)
         assert truth.values.tolist() == [1, 0, -1]
@@ -268,7 +284,9 @@ def test_a_frame_of_several_types_is_read_column_by_column():
 def test_a_column_of_a_frame_that_holds_no_numbers_is_named(column, error, words):
     frame = pd.DataFrame({"flag": [True, False] * 2, "x": np.arange(4.0), "bad": column})
     with pytest.raises(error, match=re.escape(words[0])) as caught:
-        mc.Trainer(mc.MLP([3, 1]), "squared_error").fit(frame, np.zeros(4), epochs=1, progress=False)
+        mc.Trainer(mc.MLP([3, 1]), "squared_error").fit(
+            frame, np.zeros(4), epochs=1, progress=False
+        )
     assert all(word in str(caught.value) for word in words), caught.value
 
 

@@ -18,7 +18,9 @@ def close(said: str, found: str) -> bool:
     return abs(a - b) <= 0.1 * max(abs(a), abs(b))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
+)
 def test_the_snippets_of_a_page_run_in_order_and_print_what_it_says(page, tmp_path, monkeypatch):
     if page.name == "torch.md":
         pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -35,8 +37,12 @@ def test_the_snippets_of_a_page_run_in_order_and_print_what_it_says(page, tmp_pa
         said = [line for line in said if line.strip()]
         assert len(found) == len(said)
         for a, b in zip(said, found, strict=True):
-            assert NUMBER.sub("#", a).split() == NUMBER.sub("#", b).split(), f"the page says {a!r}; printed was {b!r}"
-            assert all(close(x, y) for x, y in zip(NUMBER.findall(a), NUMBER.findall(b), strict=True)), (a, b)
+            assert NUMBER.sub("#", a).split() == NUMBER.sub("#", b).split(), (
+                f"the page says {a!r}; printed was {b!r}"
+            )
+            assert all(
+                close(x, y) for x, y in zip(NUMBER.findall(a), NUMBER.findall(b), strict=True)
+            ), (a, b)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -26,12 +26,16 @@ def problem(rows, loss="squared_error", dtype="float64", seed=0):
 def network(hidden="tanh", output="identity", dtype="float64", sizes=SIZES, **settings):
     net = mc.MLP(sizes, hidden, output, dtype=dtype, seed=1, **settings)
     for b in net.b[1:]:
-        b[...] = np.random.default_rng(2).uniform(0.05, 0.3, b.shape)  # away from the kinks: a row may lose all its inputs
+        b[...] = np.random.default_rng(2).uniform(
+            0.05, 0.3, b.shape
+        )  # away from the kinks: a row may lose all its inputs
     return net
 
 
 def trainer(net, loss="squared_error", **settings):
-    return mc.Trainer(net, loss, mc.SGD(0.1, momentum=0.9), **{"dropout": [0.3, 0.5], "seed": 4, **settings})
+    return mc.Trainer(
+        net, loss, mc.SGD(0.1, momentum=0.9), **{"dropout": [0.3, 0.5], "seed": 4, **settings}
+    )
 
 
 def masks(one, rows, step=None):
@@ -103,7 +107,12 @@ def test_a_step_is_that_of_the_recurrences_with_z_times_m_over_1_minus_p():
         expected += [D.sum(axis=0) for D in (D1, D2, D3)]
         J = one.step(X, Y)
         assert pytest.approx(0.5 * len(X) * (D3**2).sum(), rel=1e-13) == J
-        np.testing.assert_allclose(one._step.gradient, np.concatenate([x.ravel() for x in expected]), rtol=1e-11, atol=1e-15)
+        np.testing.assert_allclose(
+            one._step.gradient,
+            np.concatenate([x.ravel() for x in expected]),
+            rtol=1e-11,
+            atol=1e-15,
+        )
 
 
 # -- the same masks --------------------------------------------------------------------------------------------------------
@@ -114,7 +123,9 @@ def test_a_step_is_that_of_the_recurrences_with_z_times_m_over_1_minus_p():
     st.integers(1, 40), st.integers(1, 45), st.integers(1, 3), st.lists(st.sampled_from(activations.names()), max_size=3),
     st.sampled_from(["float32", "float64"]), st.booleans(), st.integers(0, 2**40),
 )  # fmt: skip
-def test_chunks_and_threads_change_nothing_but_summation_order(rows, chunk_rows, workers, hidden, dtype, indexed, seed):
+def test_chunks_and_threads_change_nothing_but_summation_order(
+    rows, chunk_rows, workers, hidden, dtype, indexed, seed
+):
     rng = np.random.default_rng(seed)
     sizes = [5, *[int(rng.integers(1, 7)) for _ in hidden], 3]
     X, Y = problem(rows + 5, dtype=dtype, seed=seed)
@@ -128,7 +139,9 @@ def test_chunks_and_threads_change_nothing_but_summation_order(rows, chunk_rows,
         J = [one.step(X, Y, rows=index) for _ in range(3)]
         found.append(np.array([*J, *one._step.gradient]))
     epsilon = float(np.finfo(dtype).eps)
-    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=1000 * epsilon * (1 + abs(found[0]).max()))
+    np.testing.assert_allclose(
+        found[1], found[0], rtol=0, atol=1000 * epsilon * (1 + abs(found[0]).max())
+    )
 
 
 def test_steps_seeds_and_layers_have_masks_of_their_own_and_a_row_has_its_place_in_the_batch():
@@ -160,13 +173,20 @@ def test_no_dropout_is_a_rate_of_0_to_the_bit():
     found = []
     for rate in (None, 0, 0.0, [0, 0.0]):
         one = trainer(network("gelu", dtype="float32"), dropout=rate)
-        found.append(([one.step(X, Y) for _ in range(3)], one.net.parameters.tobytes(), str(one.plan(100))))
+        found.append(
+            ([one.step(X, Y) for _ in range(3)], one.net.parameters.tobytes(), str(one.plan(100)))
+        )
     assert found[1:] == found[:1] * 3
 
 
 def test_a_layer_with_rate_0_is_left_alone():
     one = trainer(network(), dropout=[0, 0.5])
-    assert [sigma is one.net.activations[l] for l, sigma in enumerate(one._step.activations)] == [True, True, False, True]
+    assert [sigma is one.net.activations[l] for l, sigma in enumerate(one._step.activations)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
 # -- everything else drops nothing -----------------------------------------------------------------------------------------
@@ -204,14 +224,21 @@ def test_fit_with_dropout_learns():
     rng = np.random.default_rng(0)
     X = rng.standard_normal((600, 8))
     Y = (X @ rng.standard_normal((8, 3))).argmax(axis=1)
-    one = mc.Trainer(mc.MLP([8, 64, 64, 3], "relu", "softmax", seed=0), "cross_entropy", mc.AdamW(3e-3), dropout=0.2, seed=1)
+    one = mc.Trainer(
+        mc.MLP([8, 64, 64, 3], "relu", "softmax", seed=0),
+        "cross_entropy",
+        mc.AdamW(3e-3),
+        dropout=0.2,
+        seed=1,
+    )
     one.fit(X[:500], Y[:500], epochs=15, batch_size=32, progress=False)
     assert one.evaluate(X[500:], Y[500:])["accuracy"] > 0.85
 
 
 def test_dropout_takes_no_memory_that_the_plan_does_not_list_nor_grows_with_the_batch():
     one, other = (
-        trainer(mc.MLP([20, 64, 64, 3], "relu"), chunk_rows=256, workers=1, dropout=rate) for rate in ([0.3, 0.5], None)
+        trainer(mc.MLP([20, 64, 64, 3], "relu"), chunk_rows=256, workers=1, dropout=rate)
+        for rate in ([0.3, 0.5], None)
     )
     more = [one.plan(rows).total_bytes - other.plan(rows).total_bytes for rows in (256, 100_000)]
     assert more[0] == more[1] < 256 << 10
@@ -225,9 +252,17 @@ BAD = {
     "nan": (float("nan"), ValueError, "dropout must be finite"),
     "text": ("0.2", TypeError, "dropout must be a number; got '0.2'"),
     "bool": (True, TypeError, "dropout must be a number; got True"),
-    "too few": ([0.2], ValueError, "dropout must be a rate, or 2, one for each hidden layer; got 1"),
+    "too few": (
+        [0.2],
+        ValueError,
+        "dropout must be a rate, or 2, one for each hidden layer; got 1",
+    ),
     "too many": ((0.1, 0.2, 0.3), ValueError, "one for each hidden layer; got 3"),
-    "one of them": ([0.1, 1.5], ValueError, r"dropout\[1\] must be at least 0 and less than 1; got 1.5"),
+    "one of them": (
+        [0.1, 1.5],
+        ValueError,
+        r"dropout\[1\] must be at least 0 and less than 1; got 1.5",
+    ),
     "text in a list": ([0.1, "a"], TypeError, r"dropout\[1\] must be a number; got 'a'"),
     "none in a list": ([None, 0.1], TypeError, r"dropout\[0\] must be a number; got None"),
 }
@@ -241,6 +276,8 @@ def test_a_bad_rate_is_refused_with_what_was_expected_and_what_came(case):
 
 
 def test_a_network_without_hidden_layers_has_nothing_to_drop():
-    with pytest.raises(ValueError, match=r"dropout=0.2 has nothing to drop: the network has no hidden layer"):
+    with pytest.raises(
+        ValueError, match=r"dropout=0.2 has nothing to drop: the network has no hidden layer"
+    ):
         trainer(network([], sizes=[5, 3]), dropout=0.2)
     trainer(network([], sizes=[5, 3]), dropout=0)

@@ -9,7 +9,9 @@ import pytest
 
 import mlpcore as mc
 
-example = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "examples" / "memory.py")))
+example = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).parents[1] / "examples" / "memory.py"))
+)
 OBJECTS = 256 << 10  # of Python itself, beside the arrays
 
 
@@ -55,7 +57,10 @@ def test_the_table_lists_the_batches_and_the_larger_of_them_needs_more_only_with
     results = example.measure([2048, 8192])
     assert set(results) == set(example.NETS)
     for rows in results.values():
-        (batch, cache, whole, _, chunk, auto, _), (batch_4, cache_4, whole_4, _, chunk_4, auto_4, _) = rows
+        (
+            (batch, cache, whole, _, chunk, auto, _),
+            (batch_4, cache_4, whole_4, _, chunk_4, auto_4, _),
+        ) = rows
         assert (batch, batch_4, cache_4) == (2048, 8192, 4 * cache)
         assert whole_4 > 2.5 * whole
         assert auto_4 <= 1.05 * auto

@@ -8,14 +8,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-example = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "examples" / "recurrences.py")))
+example = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).parents[1] / "examples" / "recurrences.py"))
+)
 SIZES, L = example.SIZES, example.L
 
 
 def activation(l, s):
     """σ_l(s), written otherwise than in the example."""
     half = 0.5 + 0.5 * math.tanh(s / 2)
-    return [None, (math.exp(2 * s) - 1) / (math.exp(2 * s) + 1), 0.5 + 0.5 * math.tanh(s), s * half, math.exp(s)][l]
+    return [
+        None,
+        (math.exp(2 * s) - 1) / (math.exp(2 * s) + 1),
+        0.5 + 0.5 * math.tanh(s),
+        s * half,
+        math.exp(s),
+    ][l]
 
 
 def J_from(l, rows, y, w, before_activation=False):
@@ -57,7 +65,9 @@ def problem():
 def test_the_path_sum_is_the_derivative_by_the_outputs_of_a_layer(problem, l):
     _, _, Y, w, (Z, G, _, _) = problem
     z, y = [list(row) for row in Z[l]], Y.tolist()
-    np.testing.assert_allclose(G[l], differences(lambda: J_from(l, z, y, w), z), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        G[l], differences(lambda: J_from(l, z, y, w), z), rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("l", range(1, L + 1))
@@ -73,13 +83,17 @@ def test_D_is_the_derivative_by_the_pre_activations(problem, l):
 def test_dW_is_the_derivative_by_the_weights(problem, l):
     _, X, Y, w, (_, _, _, dW) = problem
     x, y = X.tolist(), Y.tolist()
-    np.testing.assert_allclose(dW[l], differences(lambda: J_from(0, x, y, w), w[l]), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        dW[l], differences(lambda: J_from(0, x, y, w), w[l]), rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 4, 7])
 def test_every_array_of_the_engine_equals_the_scalars(rows):
     table = example.table(*example.problem(rows, seed=12))
-    expected = {f"{letter}[{l}]" for letter in ("Z", "G", "D", "dW") for l in range(1, L + 1)} | {"G[0]"}
+    expected = {f"{letter}[{l}]" for letter in ("Z", "G", "D", "dW") for l in range(1, L + 1)} | {
+        "G[0]"
+    }
     assert {name for name, *_ in table} == expected
     for _name, _, size, difference, _ in table:
         assert size > 1e-3
@@ -87,7 +101,9 @@ def test_every_array_of_the_engine_equals_the_scalars(rows):
 
 
 @pytest.mark.parametrize("l", [1, 2, 3, 4])
-def test_a_slope_taken_at_the_output_instead_of_the_pre_activation_shows_from_its_layer_down(monkeypatch, l):
+def test_a_slope_taken_at_the_output_instead_of_the_pre_activation_shows_from_its_layer_down(
+    monkeypatch, l
+):
     value, slope = example.VALUE[l], example.SLOPE[l]
     monkeypatch.setitem(example.SLOPE, l, lambda s: slope(value(s)))
     difference = {name: row for name, _, _, row, _ in example.table(*example.problem())}

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-example = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "examples" / "shape_trick.py")))
+example = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).parents[1] / "examples" / "shape_trick.py"))
+)
 DW, G_BEFORE = "Zᵀ·(G ⊙ σ')", "(G ⊙ σ')·Wᵀ"
 
 
@@ -43,7 +45,9 @@ def test_the_list_holds_every_product_once(m, n_before, n):
     assert len(set(listed)) == len(listed)
 
 
-@pytest.mark.parametrize(("m", "n_before", "n"), [(7, 5, 4), (6, 3, 5), (5, 5, 5), (4, 5, 4), (1, 3, 2)])
+@pytest.mark.parametrize(
+    ("m", "n_before", "n"), [(7, 5, 4), (6, 3, 5), (5, 5, 5), (4, 5, 4), (1, 3, 2)]
+)
 def test_the_recurrence_is_right_and_nothing_else_is(m, n_before, n):
     tables, _ = example.candidates(m, n_before, n)
     for errors, right in zip(tables, (DW, G_BEFORE), strict=True):
@@ -55,7 +59,9 @@ def test_with_sizes_that_differ_several_products_fit_but_one_of_exactly_the_thre
     tables, count = example.candidates(7, 5, 4)
     for errors, outer, right in zip(tables, "ZW", (DW, G_BEFORE), strict=True):
         assert 1 < len(errors) < count / 5
-        assert [example.text(x) for x in errors if example.names(x) == {"G", "σ'", outer}] == [right]
+        assert [example.text(x) for x in errors if example.names(x) == {"G", "σ'", outer}] == [
+            right
+        ]
 
 
 def test_with_equal_sizes_every_product_fits_and_order_and_transposes_are_free():
@@ -64,7 +70,9 @@ def test_with_equal_sizes_every_product_fits_and_order_and_transposes_are_free()
         assert len(errors) == count > 1000
         alike = {example.text(x) for x in example.same_form(errors, outer)}
         marks = list(product(("", "ᵀ"), repeat=3))
-        expected = {f"{outer}{t}·(G{u} ⊙ σ'{v})" for t, u, v in marks} | {f"(G{u} ⊙ σ'{v})·{outer}{t}" for t, u, v in marks}
+        expected = {f"{outer}{t}·(G{u} ⊙ σ'{v})" for t, u, v in marks} | {
+            f"(G{u} ⊙ σ'{v})·{outer}{t}" for t, u, v in marks
+        }
         assert alike == expected
         assert right in alike
 
@@ -89,5 +97,7 @@ def test_the_central_differences_are_the_derivatives_of_the_loss():
         return (((np.tanh(moved["X"] @ moved["W"]) @ V - Y) ** 2).sum() / (2 * len(X))).imag / h
 
     for variable, found in (("W", by_W), ("X", by_X)):
-        exact = np.array([slope(at, variable) for at in np.ndindex(found.shape)]).reshape(found.shape)
+        exact = np.array([slope(at, variable) for at in np.ndindex(found.shape)]).reshape(
+            found.shape
+        )
         np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-9)

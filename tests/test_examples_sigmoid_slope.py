@@ -10,7 +10,9 @@ import pytest
 
 import mlpcore as mc
 
-example = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "examples" / "sigmoid_slope.py")))
+example = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).parents[1] / "examples" / "sigmoid_slope.py"))
+)
 SIZES, x, y = [3, 5, 4, 2], [0.3, -1.2, 0.8], [0.9, 0.2]
 
 
@@ -30,7 +32,10 @@ def test_the_update_by_hand_is_the_rate_times_the_slope_of_the_loss(a):
     change_W, change_b = example.by_hand(W, b, x, y, a, rate=0.7)
     h = 1e-5
     for j in range(SIZES[2]):
-        for where, change in [*((W[2][k], change_W[k][j]) for k in range(SIZES[1])), (b[2], change_b[j])]:
+        for where, change in [
+            *((W[2][k], change_W[k][j]) for k in range(SIZES[1])),
+            (b[2], change_b[j]),
+        ]:
             here = where[j]
             where[j] = here + h
             above = J(W, b, a)
@@ -70,13 +75,19 @@ def test_slope_a_at_rate_eta_takes_the_steps_of_slope_1_at_rate_a_squared_eta(in
     other.parameters[...] = a * net.parameters
     start = other.parameters.copy()
     for one, eta in ((net, rate), (other, a**2 * rate)):
-        mc.Trainer(one, "squared_error", mc.SGD(eta), seed=1).fit(X, Y, epochs=5, batch_size=1, progress=False)
+        mc.Trainer(one, "squared_error", mc.SGD(eta), seed=1).fit(
+            X, Y, epochs=5, batch_size=1, progress=False
+        )
     np.testing.assert_allclose(a * net.parameters, other.parameters, rtol=1e-9, atol=1e-12)
     assert np.abs(other.parameters - start).max() > 0.05
 
 
 def test_at_rate_over_a_squared_the_curves_from_auto_weights_coincide_and_from_glorot_weights_do_not():
-    rescaled = {(init, a): example.learning_curve(a, init, 0.3 / a**2, 4)[0] for init in ("auto", "glorot") for a in (1.0, 4.0)}
+    rescaled = {
+        (init, a): example.learning_curve(a, init, 0.3 / a**2, 4)[0]
+        for init in ("auto", "glorot")
+        for a in (1.0, 4.0)
+    }
     assert rescaled["auto", 4.0] == rescaled["auto", 1.0]
     assert np.abs(np.subtract(rescaled["glorot", 4.0], rescaled["glorot", 1.0])).max() > 1e-4
 
@@ -84,8 +95,12 @@ def test_at_rate_over_a_squared_the_curves_from_auto_weights_coincide_and_from_g
 def test_auto_weights_start_every_a_as_the_same_net_and_glorot_weights_a_small_a_as_a_flat_one():
     for a in example.SLOPES:
         auto = example.network(SIZES, a, "auto")
-        np.testing.assert_allclose(a * auto.parameters, example.network(SIZES, 1.0, "auto").parameters, rtol=1e-14)
-        assert example.spread_at_start(a, "auto") == pytest.approx(example.spread_at_start(1.0, "auto"), rel=1e-12)
+        np.testing.assert_allclose(
+            a * auto.parameters, example.network(SIZES, 1.0, "auto").parameters, rtol=1e-14
+        )
+        assert example.spread_at_start(a, "auto") == pytest.approx(
+            example.spread_at_start(1.0, "auto"), rel=1e-12
+        )
     # a/4 in each of the three layers: half the slope, an eighth of the spread, the more exactly the smaller a
     halved = example.spread_at_start(0.02, "glorot") / example.spread_at_start(0.01, "glorot")
     assert halved == pytest.approx(8, rel=0.01)
@@ -93,7 +108,11 @@ def test_auto_weights_start_every_a_as_the_same_net_and_glorot_weights_a_small_a
 
 
 def test_without_regard_to_a_a_small_one_stands_on_a_plateau_that_auto_weights_shorten():
-    last = {(init, a): example.learning_curve(a, init, 0.3, 25, seed=3)[0][-1] for init in example.INITS for a in (1.0, 4.0)}
+    last = {
+        (init, a): example.learning_curve(a, init, 0.3, 25, seed=3)[0][-1]
+        for init in example.INITS
+        for a in (1.0, 4.0)
+    }
     start = 0.08  # half the mean of (0.5 ± 0.4 - 0.5)²: every output 0.5
     assert last["glorot", 1.0] > 0.95 * start
     assert last["glorot", 4.0] < 0.5 * start

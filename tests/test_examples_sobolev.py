@@ -9,7 +9,9 @@ import pytest
 
 import mlpcore as mc
 
-example = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "examples" / "sobolev.py")))
+example = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).parents[1] / "examples" / "sobolev.py"))
+)
 
 
 def points(count):
@@ -20,7 +22,9 @@ def test_the_forces_are_the_slopes_of_the_energy():
     X, h = points(50), 1e-6
     _, F = example.potential(X)
     for i, unit in enumerate(np.eye(2)):
-        numeric = (example.potential(X + h * unit)[0] - example.potential(X - h * unit)[0])[:, 0] / (2 * h)
+        numeric = (example.potential(X + h * unit)[0] - example.potential(X - h * unit)[0])[
+            :, 0
+        ] / (2 * h)
         np.testing.assert_allclose(F[:, i], numeric, rtol=1e-5, atol=1e-6)
 
 
@@ -51,6 +55,8 @@ def test_forces_help():
     X = points(300)
     X = X[example.potential(X)[0][:, 0] < 1][:40]
     E, F = example.potential(X)
-    alone, together = (example.errors(example.fit(X, E, F, weight, 150), 500) for weight in (0.0, 0.1))
+    alone, together = (
+        example.errors(example.fit(X, E, F, weight, 150), 500) for weight in (0.0, 0.1)
+    )
     assert together[0] < 0.7 * alone[0]
     assert together[1] < 0.7 * alone[1]

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-example = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "examples" / "total_derivative.py")))
+example = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).parents[1] / "examples" / "total_derivative.py"))
+)
 
 
 @pytest.mark.parametrize(("x", "y"), [(1.5, 0.7), (0.3, 2.0), (4.0, -1.0)])

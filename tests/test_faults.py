@@ -18,7 +18,10 @@ from mlpcore.engine.plan import part_bytes
 from tests.cuda_on_cpu.device import CpuDevice
 
 RNG = np.random.default_rng(0)
-X, Y = RNG.standard_normal((60, 4)).astype(np.float32), RNG.standard_normal((60, 2)).astype(np.float32)
+X, Y = (
+    RNG.standard_normal((60, 4)).astype(np.float32),
+    RNG.standard_normal((60, 2)).astype(np.float32),
+)
 
 
 def make(device="cpu", activations="tanh", optimizer=None, **settings):
@@ -40,13 +43,17 @@ CASES = {  # hidden activations, weights that overflow → the layer where it be
 def test_an_overflow_names_step_learning_rate_and_layer_and_changes_nothing(case, device):
     activations, scales, layer = CASES[case]
     trainer = make(device, activations)
-    if case == "the loss alone":  # outputs and gradient are finite, the squares of the outputs are not
+    if (
+        case == "the loss alone"
+    ):  # outputs and gradient are finite, the squares of the outputs are not
         trainer.net.parameters[...] = 0
         trainer.net.b[3][...] = 1e20
     for l, scale in scales.items():
         trainer.net.W[l][...] = scale
     before = trainer.net.parameters.copy()
-    with pytest.raises(mc.NonFiniteLoss, match=r"step 1: .*learning rate 0\.01; the parameters are as before it") as caught:
+    with pytest.raises(
+        mc.NonFiniteLoss, match=r"step 1: .*learning rate 0\.01; the parameters are as before it"
+    ) as caught:
         float(trainer.fit(abs(X), Y, epochs=1, batch_size=60, progress=False)["loss"][0])
     assert (caught.value.step, caught.value.learning_rate, caught.value.layer) == (1, 0.01, layer)
     assert (f"; it began in layer {layer} of 3" in str(caught.value)) == (layer is not None)
@@ -71,7 +78,9 @@ def batches():
     return [(rows[i : i + 6], Y[i : i + 6]) for i in range(0, 60, 6)]
 
 
-@pytest.mark.parametrize("optimizer", [mc.AdamW(1e-2), mc.SGD(0.01, momentum=0.9)], ids=["adamw", "momentum"])
+@pytest.mark.parametrize(
+    "optimizer", [mc.AdamW(1e-2), mc.SGD(0.01, momentum=0.9)], ids=["adamw", "momentum"]
+)
 def test_steps_that_overflow_are_skipped_and_counted_and_leave_no_trace(optimizer, device):
     one = make(device, "relu", optimizer, on_non_finite="skip")
     other = make(device, "relu", optimizer)
@@ -85,7 +94,9 @@ def test_steps_that_overflow_are_skipped_and_counted_and_leave_no_trace(optimize
     np.testing.assert_array_equal(one.net.parameters, other.net.parameters)
 
 
-def test_the_history_says_how_many_steps_were_skipped_and_its_loss_is_that_of_the_others(device, tmp_path):
+def test_the_history_says_how_many_steps_were_skipped_and_its_loss_is_that_of_the_others(
+    device, tmp_path
+):
     rows = X.copy()
     rows[13] = 1e30
     trainer = make(device, "relu", on_non_finite="skip")
@@ -108,7 +119,16 @@ def test_after_an_overflow_the_checkpoint_is_that_of_before_and_goes_on(device, 
 
     path, trainer = tmp_path / "run", make(device, "relu")
     with pytest.raises(mc.NonFiniteLoss):
-        trainer.fit(X, Y, epochs=5, batch_size=6, progress=False, checkpoint=path, every="10 steps", callbacks=[Spoil()])
+        trainer.fit(
+            X,
+            Y,
+            epochs=5,
+            batch_size=6,
+            progress=False,
+            checkpoint=path,
+            every="10 steps",
+            callbacks=[Spoil()],
+        )
     again = mc.Trainer.load(path, device)
     assert again.progress.step == 20
     whole = make(device, "relu")
@@ -125,7 +145,9 @@ def test_a_setting_that_is_neither_raise_nor_skip_is_refused():
 # -- memory that runs out --------------------------------------------------------------------------------------------------
 
 
-def test_when_memory_runs_out_the_chunk_is_halved_and_the_step_is_the_same(device, monkeypatch, caplog):
+def test_when_memory_runs_out_the_chunk_is_halved_and_the_step_is_the_same(
+    device, monkeypatch, caplog
+):
     plain, short = make(device, chunk_rows=32, workers=1), make(device, chunk_rows=32, workers=1)
     allowed = part_bytes(make(device, chunk_rows=16, workers=1).plan(60).parts["workspace"])
     target = NumpyOps if device == "cpu" else CpuDevice
@@ -159,7 +181,10 @@ def test_when_not_even_one_row_fits_the_largest_arrays_are_named(monkeypatch):
         raise MemoryError(f"{nbytes} bytes")
 
     monkeypatch.setattr(NumpyOps, "empty", none)
-    with pytest.raises(MemoryError, match="not even one row at a time fits the memory that is left; the largest: parameters"):
+    with pytest.raises(
+        MemoryError,
+        match="not even one row at a time fits the memory that is left; the largest: parameters",
+    ):
         trainer.step(X, Y)
     monkeypatch.undo()
     assert np.isfinite(trainer.step(X, Y))
@@ -174,8 +199,16 @@ def digest(parameters):
 
 def trained(seed, workers=None):
     rng = np.random.default_rng(seed)
-    x, y = rng.standard_normal((3000, 16)).astype(np.float32), rng.standard_normal((3000, 1)).astype(np.float32)
-    trainer = mc.Trainer(mc.MLP([16, 64, 64, 1], "tanh", seed=seed, device="cpu"), "squared_error", seed=seed, workers=workers)
+    x, y = (
+        rng.standard_normal((3000, 16)).astype(np.float32),
+        rng.standard_normal((3000, 1)).astype(np.float32),
+    )
+    trainer = mc.Trainer(
+        mc.MLP([16, 64, 64, 1], "tanh", seed=seed, device="cpu"),
+        "squared_error",
+        seed=seed,
+        workers=workers,
+    )
     trainer.fit(x, y, epochs=2, batch_size=1024, progress=False)
     return digest(trainer.net.parameters)
 
@@ -183,7 +216,9 @@ def trained(seed, workers=None):
 def test_two_trainers_in_two_threads_train_as_one_after_the_other():
     alone = [trained(seed) for seed in (1, 2)]
     together = {}
-    threads = [threading.Thread(target=lambda s=seed: together.update({s: trained(s)})) for seed in (1, 2)]
+    threads = [
+        threading.Thread(target=lambda s=seed: together.update({s: trained(s)})) for seed in (1, 2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -269,7 +304,13 @@ def test_the_parameters_after_100_steps_are_the_same_bits_in_two_processes(devic
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": f"{Path(mc.__file__).parents[1]}{os.pathsep}{root}"}
     runs = [
-        subprocess.run([sys.executable, "-c", HASH, device], capture_output=True, text=True, env=environment, timeout=300)
+        subprocess.run(
+            [sys.executable, "-c", HASH, device],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+        )
         for _ in range(2)
     ]
     assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
@@ -300,12 +341,18 @@ print(plan.total_bytes, plan.total_bytes - net.parameters.nbytes, status("VmHWM"
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak"
+)
 @pytest.mark.parametrize("limit", ["", "100 MiB"])
 def test_the_process_takes_what_the_plan_says_within_2_percent(limit):
     environment = {**os.environ, "PYTHONPATH": str(Path(mc.__file__).parents[1])}
     run = subprocess.run(
-        [sys.executable, "-c", PEAK, *([limit] if limit else [])], capture_output=True, text=True, env=environment, timeout=300
+        [sys.executable, "-c", PEAK, *([limit] if limit else [])],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     total, planned, peak = map(int, run.stdout.split())
@@ -341,7 +388,9 @@ for call in (
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak"
+)
 def test_the_process_evaluates_and_predicts_a_mapped_file_within_the_limit(tmp_path):
     """32 MiB in a file, 6 MiB allowed: windows, and those pages of the file that are in use."""
     environment = {**os.environ, "PYTHONPATH": str(Path(mc.__file__).parents[1])}

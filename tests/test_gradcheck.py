@@ -52,7 +52,9 @@ def plain_gradient(net, X, Y, make_D=None, make_dW=None, share=None):
         assert dW[l].shape == net.W[l].shape
         G = D @ net.W[l].T
     L = range(1, net.layout.layers + 1)
-    return np.concatenate([dW[l].ravel() for l in L] + ([db[l] for l in L] if net.layout.bias else []))
+    return np.concatenate(
+        [dW[l].ravel() for l in L] + ([db[l] for l in L] if net.layout.bias else [])
+    )
 
 
 def check(net, X, Y, gradient=None, **settings):
@@ -157,7 +159,10 @@ def test_the_same_seed_checks_along_the_same_directions():
     net, X, Y = problem([3, 5, 2], "tanh")
     wrong = plain_gradient(net, X, Y) * 1.01
     assert check(net, X, Y, wrong, seed=3) == check(net, X, Y, wrong, seed=3)
-    assert check(net, X, Y, wrong, seed=3).max_relative_error != check(net, X, Y, wrong, seed=4).max_relative_error
+    assert (
+        check(net, X, Y, wrong, seed=3).max_relative_error
+        != check(net, X, Y, wrong, seed=4).max_relative_error
+    )
 
 
 # -- wrong ones fail, and are named ---------------------------------------------------------------------------------------
@@ -200,7 +205,11 @@ def misprint(number, net):
         1: {"make_D": lambda G, S, Z, l: G * Z},  # σ for σ'
         2: {"make_D": lambda G, S, Z, l: G * own(l, Z, _value(act[l], Z))},  # σ' at the output
         3: {"make_dW": lambda Z, D: Z.T @ D.T},  # D transposed
-        4: {"make_D": lambda G, S, Z, l: G * own(m := min(l + 1, len(act) - 1), S, _value(act[m], S))},  # σ_{l+1}
+        4: {
+            "make_D": lambda G, S, Z, l: (
+                G * own(m := min(l + 1, len(act) - 1), S, _value(act[m], S))
+            )
+        },  # σ_{l+1}
         5: {"make_D": lambda G, S, Z, l: G * own(l, S, Z) / (act[l].parameter or 1)},  # no a
     }[number]
 
@@ -228,12 +237,16 @@ MISPRINTS = [  # number, the net that hides it, the one that exposes it, the blo
 
 
 @pytest.mark.parametrize(("number", "hides", "exposes", "wrong"), MISPRINTS)
-def test_a_misprint_passes_on_the_net_that_hides_it_and_fails_on_the_one_that_exposes_it(number, hides, exposes, wrong):
+def test_a_misprint_passes_on_the_net_that_hides_it_and_fails_on_the_one_that_exposes_it(
+    number, hides, exposes, wrong
+):
     for (sizes, hidden, output, rows), exposed in ((hides, False), (exposes, True)):
         net, X, Y = problem(sizes, hidden, output, rows=rows, seed=4)
         assert check(net, X, Y, plain_gradient(net, X, Y)).ok
         for entries in (False, True):
-            result = check(net, X, Y, plain_gradient(net, X, Y, **misprint(number, net)), entries=entries)
+            result = check(
+                net, X, Y, plain_gradient(net, X, Y, **misprint(number, net)), entries=entries
+            )
             assert result.ok == (not exposed), str(result)
             bad = [name for name, error in result.errors.items() if error > result.tolerance]
             assert bad == (wrong if exposed else [])
@@ -289,7 +302,10 @@ def test_the_engine_itself_is_checked_a_wrong_slope_in_a_formula_fails():
     net, X, Y = problem([3, 5, 2], wrong)
     result = check(net, X, Y)
     assert not result.ok
-    assert [name for name, error in result.errors.items() if error > result.tolerance] == ["W[1]", "b[1]"]
+    assert [name for name, error in result.errors.items() if error > result.tolerance] == [
+        "W[1]",
+        "b[1]",
+    ]
 
 
 def test_a_gradient_of_another_shape_is_refused():
@@ -324,12 +340,16 @@ def test_saturation_and_large_inputs_are_no_faults_of_the_products():
     net.b[1][...] = -30
     assert mc.check_gradients(net, [[1.0]], [[1.0]], "poisson").ok
     X = 1000 * np.random.default_rng(0).standard_normal((20, 5))
-    found = mc.check_gradients(mc.MLP([5, 8, 1], "tanh", init="zeros"), X, X[:, :1] / 1000, "squared_error")
+    found = mc.check_gradients(
+        mc.MLP([5, 8, 1], "tanh", init="zeros"), X, X[:, :1] / 1000, "squared_error"
+    )
     assert found.ok
     assert len(found.products) == 3
 
 
-@pytest.mark.parametrize(("method", "check"), [("jvp", "<V, J u> = <J' V, u>"), ("hvp", "H v by differences")])
+@pytest.mark.parametrize(
+    ("method", "check"), [("jvp", "<V, J u> = <J' V, u>"), ("hvp", "H v by differences")]
+)
 def test_a_wrong_product_is_found_out(monkeypatch, method, check):
     right = getattr(mc.MLP, method)
 
@@ -339,7 +359,9 @@ def test_a_wrong_product_is_found_out(monkeypatch, method, check):
 
     monkeypatch.setattr(mc.MLP, method, wrong)
     rng = np.random.default_rng(0)
-    found = mc.check_gradients(mc.MLP([3, 5, 2], "tanh"), rng.standard_normal((8, 3)), rng.standard_normal((8, 2)))
+    found = mc.check_gradients(
+        mc.MLP([3, 5, 2], "tanh"), rng.standard_normal((8, 3)), rng.standard_normal((8, 2))
+    )
     assert not found.ok
     assert found.worst == check
     assert "<- wrong" in str(found)
@@ -355,7 +377,9 @@ def by_the_engine(net, X, Y, loss="squared_error"):
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e-5, 1e-2, 30.0])
-def test_a_doubled_gradient_is_found_whatever_the_size_of_the_weights_and_the_right_one_passes(scale):
+def test_a_doubled_gradient_is_found_whatever_the_size_of_the_weights_and_the_right_one_passes(
+    scale,
+):
     net, X, Y = problem([3, 5, 2], "tanh", rows=20)
     net.parameters[...] *= scale
     g = by_the_engine(net, X, Y)
@@ -367,7 +391,9 @@ def test_a_doubled_gradient_is_found_whatever_the_size_of_the_weights_and_the_ri
         W, b = net.layout.views(wrong)
         eval(block, {"W": W, "b": b})[...] *= 2
         result = check(net, X, Y, wrong)
-        assert [name for name, verdict in result.verdicts.items() if verdict == "wrong"] == [block], str(result)
+        assert [name for name, verdict in result.verdicts.items() if verdict == "wrong"] == [
+            block
+        ], str(result)
         assert result.errors[block] == pytest.approx(0.5, rel=1e-3)
 
 
@@ -395,8 +421,12 @@ def test_a_right_gradient_of_a_regression_that_has_converged_passes_and_a_wrong_
     assert all(seen > 1 for seen in result.resolution.values())
 
 
-@pytest.mark.parametrize(("nats", "told"), [(1, True), (20, True), (25, True), (60, False), (800, False)])
-def test_a_classifier_that_is_sure_of_every_row_passes_and_is_told_as_long_as_float64_can(nats, told):
+@pytest.mark.parametrize(
+    ("nats", "told"), [(1, True), (20, True), (25, True), (60, False), (800, False)]
+)
+def test_a_classifier_that_is_sure_of_every_row_passes_and_is_told_as_long_as_float64_can(
+    nats, told
+):
     net = mc.MLP([1, 2], output="softmax", bias=False, dtype="float64")
     net.W[1][...] = [[nats / 2, -nats / 2]]
     X, Y = np.array([[1.0], [1.1], [-1.0]]), np.array([0, 0, 1])
@@ -472,7 +502,9 @@ def test_an_error_in_one_entry_of_a_big_block_is_found():
 NETS = st.fixed_dictionaries(
     {
         "sizes": st.lists(st.integers(1, 8), min_size=2, max_size=4),
-        "hidden": st.sampled_from(["tanh", "relu", "gelu", ("sigmoid", 3.0), "softplus", "exp", "leaky_relu"]),
+        "hidden": st.sampled_from(
+            ["tanh", "relu", "gelu", ("sigmoid", 3.0), "softplus", "exp", "leaky_relu"]
+        ),
         "output": st.sampled_from(["identity", "softmax", "tanh"]),
         "rows": st.integers(1, 20),
         "weights": st.floats(-6, 1.5),
@@ -484,9 +516,13 @@ NETS = st.fixed_dictionaries(
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(case=NETS, factor=st.floats(-3, 2), sign=st.sampled_from([1, -1]), data=st.data())
-def test_right_gradients_are_never_wrong_and_errors_above_the_resolution_are_always_found(case, factor, sign, data):
+def test_right_gradients_are_never_wrong_and_errors_above_the_resolution_are_always_found(
+    case, factor, sign, data
+):
     loss = "cross_entropy" if case["output"] == "softmax" else "squared_error"
-    net, X, Y = problem(case["sizes"], case["hidden"], case["output"], loss, case["rows"], seed=case["seed"])
+    net, X, Y = problem(
+        case["sizes"], case["hidden"], case["output"], loss, case["rows"], seed=case["seed"]
+    )
     net.parameters[...] *= 10 ** case["weights"]
     X *= 10 ** case["inputs"]
     right = mc.check_gradients(net, X, Y, loss)
@@ -500,7 +536,9 @@ def test_right_gradients_are_never_wrong_and_errors_above_the_resolution_are_alw
     result = mc.check_gradients(net, X, Y, loss, g)
     relative = 10**factor / max(1, abs(1 + sign * 10**factor))
     assert result.verdicts[name] == "wrong" or relative <= result.resolution[name], str(result)
-    assert [other for other, verdict in result.verdicts.items() if verdict == "wrong" and other != name] == []
+    assert [
+        other for other, verdict in result.verdicts.items() if verdict == "wrong" and other != name
+    ] == []
 
 
 FORMULAS = [
@@ -523,14 +561,22 @@ def test_the_running_error_bounds_what_60_digits_say(formula):
     off = 1e-14 * np.abs(u)
     moved = u + off * rng.uniform(-0.9, 0.9, 200)
     numbers = gradcheck._RunningErrors(NumpyOps())
-    found = numbers.formula(formula, {}, u=gradcheck._Numbers(u, off), v=gradcheck._Numbers(v, np.zeros(200)))
+    found = numbers.formula(
+        formula, {}, u=gradcheck._Numbers(u, off), v=gradcheck._Numbers(v, np.zeros(200))
+    )
     mpmath.mp.dps = 60
     names = {name: getattr(mpmath, name) for name in ("exp", "log1p", "tanh", "expm1", "sqrt")}
     names |= {"abs": abs, "maximum": max, "minimum": min, "T": mpmath.mpf}
     exact = [
-        eval(formula, names | {"u": mpmath.mpf(float(x)), "v": mpmath.mpf(float(y))}) for x, y in zip(moved, v, strict=True)
+        eval(formula, names | {"u": mpmath.mpf(float(x)), "v": mpmath.mpf(float(y))})
+        for x, y in zip(moved, v, strict=True)
     ]
-    errors = np.array([float(abs(mpmath.mpf(float(value)) - right)) for value, right in zip(found.value, exact, strict=True)])
+    errors = np.array(
+        [
+            float(abs(mpmath.mpf(float(value)) - right))
+            for value, right in zip(found.value, exact, strict=True)
+        ]
+    )
     assert (errors <= found.error).all()
     assert np.median(found.error / (np.abs(found.value) + 1e-300)) < 1e-2
 
@@ -541,11 +587,16 @@ def test_the_bound_of_a_layers_sums_holds_in_exact_arithmetic():
     A, W, b = rng.standard_normal((5, 300)), rng.standard_normal((300, 4)), rng.standard_normal(4)
     S, Z = gradcheck._Numbers(), gradcheck._Numbers()
     identity = mc.MLP([1, 1]).activations[1]
-    gradcheck._RunningErrors(NumpyOps()).layer(gradcheck._Numbers(A, np.zeros_like(A)), W, b, identity, S, Z)
+    gradcheck._RunningErrors(NumpyOps()).layer(
+        gradcheck._Numbers(A, np.zeros_like(A)), W, b, identity, S, Z
+    )
     mpmath.mp.dps = 60
     for i, j in itertools.product(range(5), range(4)):
         exact = mpmath.fsum(
-            [mpmath.mpf(x) * mpmath.mpf(y) for x, y in zip(A[i].tolist(), W[:, j].tolist(), strict=True)],
+            [
+                mpmath.mpf(x) * mpmath.mpf(y)
+                for x, y in zip(A[i].tolist(), W[:, j].tolist(), strict=True)
+            ],
         )
         error = abs(mpmath.mpf(float(S.value[i, j])) - exact - mpmath.mpf(float(b[j])))
         assert error <= S.error[i, j] < 1e-10

@@ -22,13 +22,19 @@ RNG = np.random.default_rng(0)
 def test_r2_behind_an_exponential_output_is_that_of_the_predictions():
     X = RNG.standard_normal((700, 3))
     Y = RNG.poisson(np.exp(X[:, :1])).astype(float)
-    trainer = mc.Trainer(mc.MLP([3, 8, 1], "tanh", "exp", dtype="float64"), "poisson", mc.Adam(1e-2))
+    trainer = mc.Trainer(
+        mc.MLP([3, 8, 1], "tanh", "exp", dtype="float64"), "poisson", mc.Adam(1e-2)
+    )
     trainer.fit(X, Y, epochs=20, progress=False)
     Z = trainer.net.predict(X)
-    assert trainer.evaluate(X, Y)["r2"] == pytest.approx(1 - np.sum((Y - Z) ** 2) / np.sum((Y - Y.mean()) ** 2))
+    assert trainer.evaluate(X, Y)["r2"] == pytest.approx(
+        1 - np.sum((Y - Z) ** 2) / np.sum((Y - Y.mean()) ** 2)
+    )
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net)), copy.copy])
+@pytest.mark.parametrize(
+    "clone", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net)), copy.copy]
+)
 def test_the_views_of_a_copied_network_are_of_its_own_parameters(clone):
     net = clone(mc.MLP([3, 4, 2]))
     assert np.shares_memory(net.W[1], net.parameters)
@@ -43,11 +49,15 @@ def test_an_array_cannot_be_put_beside_the_one_that_is_trained(name):
         setattr(net, name, getattr(net, name))
 
 
-def test_an_interrupt_waits_for_the_other_workers_so_that_none_writes_into_the_next_step(monkeypatch):
+def test_an_interrupt_waits_for_the_other_workers_so_that_none_writes_into_the_next_step(
+    monkeypatch,
+):
     X, Y = RNG.standard_normal((64, 3)), RNG.standard_normal((64, 2))
     losses, ended = [], []
     for interrupted in (False, True):
-        trainer = mc.Trainer(mc.MLP([3, 8, 2], seed=1), "squared_error", mc.SGD(0.1), workers=2, chunk_rows=4)
+        trainer = mc.Trainer(
+            mc.MLP([3, 8, 2], seed=1), "squared_error", mc.SGD(0.1), workers=2, chunk_rows=4
+        )
         trainer.step(X, Y)
         before = trainer._step.workers
         if interrupted:
@@ -90,7 +100,9 @@ assert os.waitpid(child, 0)[1] == 0
 print("parent", J)
 """
     command = [sys.executable, "-W", "ignore", "-c", code]
-    out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+    out = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=60
+    ).stdout.split()
     assert out[0] == "child"
     assert out[2] == "parent"
     assert out[1] == out[3]
@@ -135,7 +147,11 @@ def test_the_gradient_checks_where_outputs_have_rounded_to_0_or_1():
 
 @pytest.mark.parametrize(
     ("loss", "output", "Y"),
-    [("binary_cross_entropy", "sigmoid", [1, -1]), ("poisson", "exp", [2, -3]), ("poisson", "softplus", [2, -3])],
+    [
+        ("binary_cross_entropy", "sigmoid", [1, -1]),
+        ("poisson", "exp", [2, -3]),
+        ("poisson", "softplus", [2, -3]),
+    ],
 )
 def test_targets_outside_the_range_of_a_loss_are_refused_by_row(loss, output, Y):
     trainer = mc.Trainer(mc.MLP([2, 1], output=output), loss)
@@ -168,7 +184,9 @@ def test_fit_inside_fit_is_refused_and_the_outer_one_unharmed():
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize(("value", "slope"), [("s * s * s", "3 * s * s"), ("1 / s", "-1 / (s * s)"), ("log(s)", "1 / s")])
+@pytest.mark.parametrize(
+    ("value", "slope"), [("s * s * s", "3 * s * s"), ("1 / s", "-1 / (s * s)"), ("log(s)", "1 / s")]
+)
 def test_an_activation_without_a_slope_at_zero_starts_as_plain_glorot(value, slope):
     own = mc.Activation("own", value, slope)
     expected = mc.MLP([4, 8, 1], "identity").parameters
@@ -188,7 +206,9 @@ def test_an_adaptive_schedule_set_during_fit_counts_from_then_on():
 
     def change(trainer, entry):
         if trainer.progress.step == 2:
-            trainer.optimizer.learning_rate = mc.Adaptive(1e-9, patience=1, tolerance=1.0, minimum=1e-12)
+            trainer.optimizer.learning_rate = mc.Adaptive(
+                1e-9, patience=1, tolerance=1.0, minimum=1e-12
+            )
 
     trainer.fit(np.ones((4, 2)), np.ones(4), epochs=6, callbacks=[change], progress=False)
     assert trainer.progress.reductions >= 2

@@ -77,7 +77,11 @@ LIBRARIES = {
 def address(x):
     if hasattr(x, "data_ptr"):
         return x.data_ptr()
-    return x.unsafe_buffer_pointer() if hasattr(x, "unsafe_buffer_pointer") else arrays.host_array(x, "x").ctypes.data
+    return (
+        x.unsafe_buffer_pointer()
+        if hasattr(x, "unsafe_buffer_pointer")
+        else arrays.host_array(x, "x").ctypes.data
+    )
 
 
 def net(device="cpu"):
@@ -89,8 +93,16 @@ def everything(network, X, V, U, CLASSES, WEIGHTS):
     twin = network.copy()
     trainer = mc.Trainer(twin, mc.Loss("sum", "y * z", "y + 0 * z"), mc.SGD(0.1))
     cache = network.forward(X)
-    found = [*cache.Z[1:], network.backward(cache, V, input_gradient=True).X, network.predict(X, chunk_rows=5)]
-    found += [*network.jvp(X, X), *network.vjp(X, V), network.hvp(X, CLASSES, network.parameters, "cross_entropy")]
+    found = [
+        *cache.Z[1:],
+        network.backward(cache, V, input_gradient=True).X,
+        network.predict(X, chunk_rows=5),
+    ]
+    found += [
+        *network.jvp(X, X),
+        *network.vjp(X, V),
+        network.hvp(X, CLASSES, network.parameters, "cross_entropy"),
+    ]
     found += [*mc.loss("squared_error")(V, U, WEIGHTS), *mc.loss("cross_entropy")(U, CLASSES)]
     found += [network.logits(X, chunk_rows=5), trainer.losses(X, V)]
     found += [float(trainer.step(X, V, WEIGHTS)), trainer.evaluate(X, V, WEIGHTS)["loss"]]
@@ -119,20 +131,31 @@ def test_arrays_of_every_library_go_in_at_every_door(library):
 
 
 @pytest.mark.parametrize("library", ["torch", "jax", "the array API"])
-def test_what_belongs_to_the_rows_comes_back_in_the_library_of_x_sharing_memory_where_it_can(library, monkeypatch):
+def test_what_belongs_to_the_rows_comes_back_in_the_library_of_x_sharing_memory_where_it_can(
+    library, monkeypatch
+):
     x, v = map(LIBRARIES[library], (X, V))
     given = []
     inner = arrays.in_library_of
     monkeypatch.setattr(
-        arrays, "in_library_of", lambda value, array: given.append((array, inner(value, array))) or given[-1][1]
+        arrays,
+        "in_library_of",
+        lambda value, array: given.append((array, inner(value, array))) or given[-1][1],
     )
     network = net()
-    results = [network.predict(x), *network.jvp(x, x), network.vjp(x, v).X, mc.loss("squared_error")(v, v)[1]]
+    results = [
+        network.predict(x),
+        *network.jvp(x, x),
+        network.vjp(x, v).X,
+        mc.loss("squared_error")(v, v)[1],
+    ]
     results += [mc.loss("cross_entropy")(LIBRARIES[library](abs(V)), CLASSES)[1]]
     for result in results:
         assert isinstance(result, type(x))
     for ours, theirs in given:
-        assert address(theirs) == address(ours) or library == "jax"  # JAX copies what is not aligned to 64 bytes
+        assert (
+            address(theirs) == address(ours) or library == "jax"
+        )  # JAX copies what is not aligned to 64 bytes
     assert len(given) == len(results)
     assert isinstance(network.vjp(x, v).parameters, np.ndarray)
     assert isinstance(network.forward(x).output, np.ndarray)
@@ -148,12 +171,16 @@ def test_arrays_of_the_networks_dtype_are_read_where_they_lie(library):
     x, y, w = map(LIBRARIES[library], (X, V, WEIGHTS))
     assert net().forward(x).Z[0].ctypes.data == address(x)
     data = mc.Trainer(net(), mc.Loss("sum", "y * z", "y + 0 * z"))._checked(x, y, w)
-    assert [a.ctypes.data for a in (data.X, data.Y, data.weights)] == [address(a) for a in (x, y, w)]
+    assert [a.ctypes.data for a in (data.X, data.Y, data.weights)] == [
+        address(a) for a in (x, y, w)
+    ]
 
 
 def test_an_array_of_the_standard_library_is_an_array():
     weights = array.array("d", WEIGHTS.tolist())
-    assert mc.Trainer(net()).evaluate(X, CLASSES, weights) == mc.Trainer(net()).evaluate(X, CLASSES, WEIGHTS)
+    assert mc.Trainer(net()).evaluate(X, CLASSES, weights) == mc.Trainer(net()).evaluate(
+        X, CLASSES, WEIGHTS
+    )
 
 
 # -- kinds of NumPy arrays, on both backends ---------------------------------------------------------------------------------
@@ -168,7 +195,11 @@ def read_only(x):
 KINDS = {
     "read-only": read_only,
     "Fortran order": lambda x: np.asfortranarray(x),
-    "strided": lambda x: np.repeat(np.repeat(x, 2, axis=0), 2, axis=-1)[::2, ..., ::2] if x.ndim == 2 else np.repeat(x, 2)[::2],
+    "strided": lambda x: (
+        np.repeat(np.repeat(x, 2, axis=0), 2, axis=-1)[::2, ..., ::2]
+        if x.ndim == 2
+        else np.repeat(x, 2)[::2]
+    ),
     "negative strides": lambda x: np.flip(np.flip(x).copy()),
     "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
     "float16": lambda x: x.astype(np.float16),
@@ -184,10 +215,22 @@ KINDS = {
 def numbers_of(network, x, v, w):
     trainer = mc.Trainer(network.copy(), mc.Loss("sum", "y * z", "y + 0 * z"), mc.SGD(0.1))
     cache = network.forward(x)
-    found = [cache.output, network.backward(cache, v).flat, network.predict(x), network.jvp(x, x).tangent]
-    found += [network.vjp(x, v).parameters, float(trainer.step(x, v, w)), float(trainer.step(x, v, w, rows=[1, 1, 5]))]
+    found = [
+        cache.output,
+        network.backward(cache, v).flat,
+        network.predict(x),
+        network.jvp(x, x).tangent,
+    ]
+    found += [
+        network.vjp(x, v).parameters,
+        float(trainer.step(x, v, w)),
+        float(trainer.step(x, v, w, rows=[1, 1, 5])),
+    ]
     trainer.fit(x, v, w, epochs=1, batch_size=5, progress=False)
-    return [np.asarray(value) for value in (*found, trainer.evaluate(x, v, w)["loss"], trainer.net.parameters)]
+    return [
+        np.asarray(value)
+        for value in (*found, trainer.evaluate(x, v, w)["loss"], trainer.net.parameters)
+    ]
 
 
 @pytest.mark.parametrize("where", ["cpu", "cuda", "cuda, rows on the host"])
@@ -270,7 +313,9 @@ DOORS = {
 
 @pytest.mark.parametrize("name", DOORS)
 def test_a_tensor_that_autograd_follows_is_refused_with_what_to_do(name):
-    with pytest.raises(TypeError, match=rf"^{name} requires grad.*{name}\.detach\(\).*mlpcore\.torch\.Module"):
+    with pytest.raises(
+        TypeError, match=rf"^{name} requires grad.*{name}\.detach\(\).*mlpcore\.torch\.Module"
+    ):
         DOORS[name](torch().zeros(12, 4, requires_grad=True))
 
 
@@ -278,7 +323,10 @@ def test_a_tensor_that_autograd_follows_is_refused_with_what_to_do(name):
 def test_tensors_that_have_no_numbers_to_read_are_refused_by_name(name):
     t = torch()
     for x in (t.zeros(12, 4, device="meta"), t.zeros(12, 4).to_sparse()):
-        with pytest.raises(TypeError, match=rf"^{name} (lies on no device that can be read|cannot be read as an array)"):
+        with pytest.raises(
+            TypeError,
+            match=rf"^{name} (lies on no device that can be read|cannot be read as an array)",
+        ):
             DOORS[name](x)
 
 

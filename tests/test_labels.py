@@ -112,7 +112,13 @@ def test_names_are_in_the_order_of_their_values():
 
 
 def test_arrays_have_the_names_of_their_values():
-    for values in ([3, 10, 0], [3.0, 10.0, -0.0], ["3", "10", "0"], ["3.0", "10.0", "0.0"], [b"3", b"10", b"0"]):
+    for values in (
+        [3, 10, 0],
+        [3.0, 10.0, -0.0],
+        ["3", "10", "0"],
+        ["3.0", "10.0", "0.0"],
+        [b"3", b"10", b"0"],
+    ):
         array = np.array(values)
         assert labels.array_kind(array) == "number"
         assert labels.array_names(array, "number").tolist() == ["3", "10", "0"]
@@ -124,4 +130,11 @@ def test_arrays_have_the_names_of_their_values():
 
 def test_a_whole_number_written_with_a_fraction_is_the_known_one_and_nothing_else_is():
     names = np.array(["3.0", "4", "5.5", "07.0", None, "8.0"], object)
-    assert labels.matched(names, ["3", "4", "5", "7", "8.0", "8"]).tolist() == ["3", "4", "5.5", "07.0", None, "8.0"]
+    assert labels.matched(names, ["3", "4", "5", "7", "8.0", "8"]).tolist() == [
+        "3",
+        "4",
+        "5.5",
+        "07.0",
+        None,
+        "8.0",
+    ]

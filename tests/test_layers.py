@@ -33,7 +33,9 @@ def device(request, monkeypatch):
 
 def make(device="cpu", optimizer=None, dtype="float64", tied=None, bias=True, **settings):
     net = mc.MLP([5, 7, 7, 7, 3], "tanh", bias=bias, tied=tied, dtype=dtype, device=device, seed=1)
-    return mc.Trainer(net, "squared_error", optimizer or mc.AdamW(0.01, 0.5, layers=LAYERS), **settings)
+    return mc.Trainer(
+        net, "squared_error", optimizer or mc.AdamW(0.01, 0.5, layers=LAYERS), **settings
+    )
 
 
 def by_entry(net, values, default):
@@ -55,19 +57,29 @@ def reference(net, optimizer, gradient, states, t):
     live = by_entry(net, {l: not x.frozen for l, x in layers.items()}, 1.0) == 1
     w, g = net.parameters.copy(), np.where(live, gradient, 0.0)
     if isinstance(optimizer, mc.SGD):
-        states["v"] = np.where(live, optimizer.momentum * states.get("v", 0.0) - rate * g, states.get("v", 0.0))
+        states["v"] = np.where(
+            live, optimizer.momentum * states.get("v", 0.0) - rate * g, states.get("v", 0.0)
+        )
         return np.where(live, w + states["v"], w)
-    decay = {l: optimizer.weight_decay if x.weight_decay is None else x.weight_decay for l, x in layers.items()}
+    decay = {
+        l: optimizer.weight_decay if x.weight_decay is None else x.weight_decay
+        for l, x in layers.items()
+    }
     decay = by_entry(net, decay, optimizer.weight_decay) * (np.arange(w.size) < net.layout.weights)
     m, v = states.get("m", 0 * g), states.get("v", 0 * g)
-    states["m"], states["v"] = np.where(live, 0.9 * m + 0.1 * g, m), np.where(live, 0.999 * v + 0.001 * g * g, v)
+    states["m"], states["v"] = (
+        np.where(live, 0.9 * m + 0.1 * g, m),
+        np.where(live, 0.999 * v + 0.001 * g * g, v),
+    )
     root = np.sqrt(states["v"] / (1 - 0.999**t)) + 1e-8
     return np.where(live, w - rate * (states["m"] / (1 - 0.9**t) / root + decay * w), w)
 
 
 OPTIMIZERS = {
     "adamw": lambda: mc.AdamW(0.01, 0.5, layers=LAYERS),
-    "momentum": lambda: mc.SGD(0.1, 0.9, layers={1: mc.Layer(rate=0.1), 3: mc.Layer(frozen=True), 4: mc.Layer(rate=0.0)}),
+    "momentum": lambda: mc.SGD(
+        0.1, 0.9, layers={1: mc.Layer(rate=0.1), 3: mc.Layer(frozen=True), 4: mc.Layer(rate=0.0)}
+    ),
     "all frozen": lambda: mc.SGD(0.1, 0.9, layers={l: mc.Layer(frozen=True) for l in (1, 2, 3, 4)}),
 }
 NETS = {"plain": {}, "no bias": {"bias": False}, "tied": {"tied": {3: "2.T"}}}
@@ -80,14 +92,18 @@ def test_each_layer_is_updated_by_its_own_settings(device, name, kind):
     trainer = make(device, OPTIMIZERS[name](), l2=0.1, **NETS[kind])
     net, states = trainer.net, {}
     for t in range(1, 5):
-        free = make(device, mc.SGD(0.1), l2=0.1, **NETS[kind])  # the gradient, penalties included, of all layers
+        free = make(
+            device, mc.SGD(0.1), l2=0.1, **NETS[kind]
+        )  # the gradient, penalties included, of all layers
         free.net.parameters[...] = net.parameters
         gradient = np.asarray(free.gradient(X, Y, W)[1])
         wanted = reference(net, trainer.optimizer, gradient, states, t)
         float(trainer.step(X, Y, W))
         np.testing.assert_allclose(net.parameters, wanted, rtol=1e-11, atol=1e-13)
     for key, vector in trainer._step.state.items():
-        np.testing.assert_allclose(vector, states[key.removeprefix("state ")], rtol=1e-11, atol=1e-13)
+        np.testing.assert_allclose(
+            vector, states[key.removeprefix("state ")], rtol=1e-11, atol=1e-13
+        )
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
@@ -96,13 +112,17 @@ def test_a_frozen_layer_keeps_its_bits_and_does_not_count_for_the_clip_norm(devi
     trainer = make(device, mc.SGD(1.0), dtype, l1=0.2)
     net, before = trainer.net, trainer.net.parameters.copy()
     gradient = np.array(trainer.gradient(X, Y)[1], np.float64)
-    trainer = mc.Trainer(net, "squared_error", mc.SGD(1.0, layers={2: mc.Layer(frozen=True)}), l1=0.2, clip_norm=0.3)
+    trainer = mc.Trainer(
+        net, "squared_error", mc.SGD(1.0, layers={2: mc.Layer(frozen=True)}), l1=0.2, clip_norm=0.3
+    )
     live = by_entry(net, {2: 0.0}, 1.0)
     np.testing.assert_allclose(trainer.gradient(X, Y)[1], gradient * live, rtol=1e-5, atol=1e-6)
     float(trainer.step(X, Y))
     length = np.linalg.norm(gradient * live)
     assert length > 0.3
-    np.testing.assert_allclose(net.parameters, before - 0.3 / length * gradient * live, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        net.parameters, before - 0.3 / length * gradient * live, rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_array_equal(net.parameters[live == 0], before[live == 0])
 
 
@@ -111,7 +131,10 @@ def test_settings_of_layers_may_change_between_steps_and_the_state_goes_on(devic
     trainer, plain = make(device, mc.AdamW(0.01, 0.5)), make(device, mc.AdamW(0.01, 0.5))
     for one in (trainer, plain):
         float(one.step(X, Y))
-    trainer.optimizer.layers = {1: mc.Layer(), 3: mc.Layer(weight_decay=0.5)}  # the same settings, said otherwise
+    trainer.optimizer.layers = {
+        1: mc.Layer(),
+        3: mc.Layer(weight_decay=0.5),
+    }  # the same settings, said otherwise
     for one in (trainer, plain):
         float(one.step(X, Y))
     np.testing.assert_array_equal(trainer.net.parameters, plain.net.parameters)
@@ -146,18 +169,35 @@ ADAMS = {
     "adam_hat": (lambda: mc.Adam(0.01, epsilon=1e-2, epsilon_hat=True), {"hat": True}),
     "adamw": (lambda: mc.AdamW(0.01, 0.5, epsilon=1e-2), {"decay": 0.5}),
 }
-FROZEN = [(1,), (1,), (), (2, 3), (2,), (2,), (), (1, 2, 3, 4), (), (1,), ()]  # each for some updates
+FROZEN = [
+    (1,),
+    (1,),
+    (),
+    (2, 3),
+    (2,),
+    (2,),
+    (),
+    (1, 2, 3, 4),
+    (),
+    (1,),
+    (),
+]  # each for some updates
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
 @pytest.mark.parametrize("how", ["goes on", "load", "load, then set", "copy"])
 @pytest.mark.parametrize("name", ADAMS)
 @pytest.mark.parametrize("kind", ["plain", "tied"])
-def test_a_thawed_layer_has_the_bias_correction_of_its_own_updates(device, how, name, kind, tmp_path):
+def test_a_thawed_layer_has_the_bias_correction_of_its_own_updates(
+    device, how, name, kind, tmp_path
+):
     make_it, settings = ADAMS[name]
     trainer = make(device, make_it(), **NETS[kind])
     rng, states = np.random.default_rng(7), {}
-    counts, weights = np.zeros(trainer.net.layout.size), np.arange(trainer.net.layout.size) < trainer.net.layout.weights
+    counts, weights = (
+        np.zeros(trainer.net.layout.size),
+        np.arange(trainer.net.layout.size) < trainer.net.layout.weights,
+    )
     given = {**settings, "decay": settings.get("decay", 0.0) * weights}
     for turn, frozen in enumerate(FROZEN):
         layers = {l: mc.Layer(frozen=True) for l in frozen}
@@ -172,7 +212,9 @@ def test_a_thawed_layer_has_the_bias_correction_of_its_own_updates(device, how, 
         live = by_entry(trainer.net, dict.fromkeys(frozen, 0.0), 1.0)
         for _ in range(1 + turn % 3):
             gradient, counts = rng.standard_normal(counts.size), counts + live
-            wanted = adam(np.array(trainer.net.parameters), gradient * live, states, counts, 0.01, **given)
+            wanted = adam(
+                np.array(trainer.net.parameters), gradient * live, states, counts, 0.01, **given
+            )
             trainer.apply(gradient)
             np.testing.assert_allclose(trainer.net.parameters, wanted, rtol=1e-11, atol=1e-13)
 
@@ -197,7 +239,12 @@ def test_counts_of_layers_that_are_of_no_run_are_refused():
     trainer.step(X, Y)
     vectors, facts = trainer._step.snapshot()
     assert (facts["updates"], facts["kept"], facts["missed"]) == (2, [], [(1, 1)])
-    for wrong in ({"missed": [[1, 3]]}, {"missed": [[1, -1]]}, {"kept": [[1, 0.5]]}, {"updates": -1}):
+    for wrong in (
+        {"missed": [[1, 3]]},
+        {"missed": [[1, -1]]},
+        {"kept": [[1, 0.5]]},
+        {"updates": -1},
+    ):
         with pytest.raises(ValueError, match="updates, layers have seen"):
             trainer._step.restore(vectors, {**facts, **wrong})
 
@@ -223,7 +270,9 @@ def test_runs_with_layers_of_their_own_settings_resume_and_apply_to_the_bit(devi
     float(whole.step(X, Y))
     np.testing.assert_array_equal(resumed.net.parameters, whole.net.parameters)
     frozen = resumed.net.parameters.copy()
-    resumed.apply(np.where(by_entry(resumed.net, {2: 1}, 0) == 1, np.nan, 0.0))  # of a frozen layer: counts for nothing
+    resumed.apply(
+        np.where(by_entry(resumed.net, {2: 1}, 0) == 1, np.nan, 0.0)
+    )  # of a frozen layer: counts for nothing
     live = by_entry(resumed.net, {2: 0}, 1) == 1
     np.testing.assert_array_equal(resumed.net.parameters[~live], frozen[~live])
     assert np.isfinite(resumed.net.parameters).all()
@@ -279,12 +328,19 @@ def test_a_velocity_carried_over_goes_by_each_layers_rate():
 def test_the_segments_cover_the_vector_and_equal_neighbours_are_one():
     layout = Layout((5, 7, 7, 7, 3), True, (Tie(3, 2, True),))
     found = segments(layout, LAYERS)
-    assert [found[0].start, *(x.stop for x in found)] == [0, *(x.start for x in found[1:]), layout.size]
+    assert [found[0].start, *(x.stop for x in found)] == [
+        0,
+        *(x.start for x in found[1:]),
+        layout.size,
+    ]
     assert [(x.stop, x.weights, x.layer) for x in found] == [
         (35, True, LAYERS[1]), (84, True, LAYERS[2]), (105, True, LAYERS[4]),
         (112, False, LAYERS[1]), (119, False, LAYERS[2]), (126, False, mc.Layer()), (129, False, LAYERS[4]),
     ]  # fmt: skip
-    assert [(x.stop, x.weights) for x in segments(layout, {1: mc.Layer()})] == [(105, True), (129, False)]
+    assert [(x.stop, x.weights) for x in segments(layout, {1: mc.Layer()})] == [
+        (105, True),
+        (129, False),
+    ]
     assert len(segments(Layout((5, 3), False), {})) == 1
 
 
@@ -295,13 +351,25 @@ def test_the_segments_cover_the_vector_and_equal_neighbours_are_one():
         (lambda: mc.Layer(rate="x"), TypeError, "Layer: rate must"),
         (lambda: mc.Layer(weight_decay=-1), ValueError, "Layer: weight_decay must"),
         (lambda: mc.Layer(frozen=1), TypeError, "Layer: frozen must be True or False; got 1"),
-        (lambda: mc.SGD(0.1, layers={1: mc.Layer(weight_decay=0.1)}), ValueError, "weight_decay is for AdamW and Lion"),
+        (
+            lambda: mc.SGD(0.1, layers={1: mc.Layer(weight_decay=0.1)}),
+            ValueError,
+            "weight_decay is for AdamW and Lion",
+        ),
         (lambda: mc.SGD(0.1, layers=[mc.Layer()]), TypeError, "SGD: layers must be a dict"),
         (lambda: mc.SGD(0.1, layers={1: 0.1}), TypeError, "SGD: layers must be a dict"),
         (lambda: mc.SGD(0.1, layers={"1": mc.Layer()}), TypeError, "SGD: layers must be a dict"),
         (lambda: mc.SGD(0.1, layers=None), TypeError, "SGD: layers must be a dict"),
-        (lambda: make(optimizer=mc.SGD(0.1, layers={0: mc.Layer()})), ValueError, "layers 1 … 4; got 0"),
-        (lambda: make(optimizer=mc.SGD(0.1, layers={5: mc.Layer()})), ValueError, "layers 1 … 4; got 5"),
+        (
+            lambda: make(optimizer=mc.SGD(0.1, layers={0: mc.Layer()})),
+            ValueError,
+            "layers 1 … 4; got 0",
+        ),
+        (
+            lambda: make(optimizer=mc.SGD(0.1, layers={5: mc.Layer()})),
+            ValueError,
+            "layers 1 … 4; got 5",
+        ),
     ],
 )
 def test_what_is_no_setting_of_a_layer_is_refused_by_name(make_it, error, words):

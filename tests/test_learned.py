@@ -27,7 +27,9 @@ def swish(learned):
 SPECS = [PER_LAYER, PER_OUTPUT, swish("per layer"), swish("per output")]
 
 
-@pytest.fixture(params=SPECS, ids=["prelu per layer", "prelu per output", "swish per layer", "swish per output"])
+@pytest.fixture(
+    params=SPECS, ids=["prelu per layer", "prelu per output", "swish per layer", "swish per output"]
+)
 def spec(request):
     return request.param
 
@@ -50,7 +52,9 @@ def test_the_gradient_of_a_net_of_one_unit_by_hand():
     np.testing.assert_array_equal(grad.W[1], [[7 * 3 * 0.5 * -3 + 11 * 3 * 4]])
     np.testing.assert_array_equal(grad.X, [[7 * 3 * 0.5 * 2], [11 * 3 * 2]])
     assert (grad.a[0], grad.a[2]) == (None, None)
-    np.testing.assert_array_equal(grad.flat, [*grad.W[1].ravel(), *grad.W[2].ravel(), *grad.b[1], *grad.b[2], *grad.a[1]])
+    np.testing.assert_array_equal(
+        grad.flat, [*grad.W[1].ravel(), *grad.W[2].ravel(), *grad.b[1], *grad.b[2], *grad.a[1]]
+    )
 
 
 @pytest.mark.parametrize("a", [-2.0, -0.3, 0.0, 1.0, 1.7])
@@ -60,7 +64,9 @@ def test_a_slope_of_any_sign_is_right(a):
     net.W[1][...] = np.eye(4)
     cache = net.forward(s)
     np.testing.assert_array_equal(cache.output, z)
-    np.testing.assert_array_equal(net.backward(cache, np.ones((1, 4)), keep=True).D[1], [[a, a, a, 1.0]])
+    np.testing.assert_array_equal(
+        net.backward(cache, np.ones((1, 4)), keep=True).D[1], [[a, a, a, 1.0]]
+    )
 
 
 @pytest.mark.parametrize("output", ["identity", "softmax", ("prelu", 0.1, "per output")], ids=str)
@@ -78,11 +84,16 @@ def test_an_output_that_learns_is_not_matched_with_its_loss():
     _, _, _, value, slope = activations.sheet()["sigmoid"]
     output = mc.Activation("sigmoid", value, slope, parameter=1.0, learned="per output")
     net = make("tanh", output)
-    assert mc.check_gradients(net, X, RNG.random((len(X), 2)), "binary_cross_entropy", entries=True).ok
+    assert mc.check_gradients(
+        net, X, RNG.random((len(X), 2)), "binary_cross_entropy", entries=True
+    ).ok
     straight = mc.Loss("own", "(z - y) * (z - y)", "2 * (z - y)", outputs="swish",
                        matched=("(z - y) * (z - y)", "2 * (z - y)"))  # fmt: skip
     for fixed, matched in ((None, True), ("per layer", False)):
-        assert losses.pair(straight, dataclasses.replace(swish("per layer"), learned=fixed)).matched == matched
+        assert (
+            losses.pair(straight, dataclasses.replace(swish("per layer"), learned=fixed)).matched
+            == matched
+        )
 
 
 def test_the_gradient_check_finds_a_wrong_one(spec):
@@ -112,7 +123,9 @@ def test_per_layer_is_the_sum_of_per_output(spec):
                          ids=str)  # fmt: skip
 def test_chunks_and_workers_change_nothing_but_the_order_of_sums(spec, settings):
     net, w = make(spec), RNG.uniform(0.5, 2, len(X))
-    whole, cut = (mc.Trainer(net, "squared_error", **more).gradient(X, Y, w) for more in ({}, settings))
+    whole, cut = (
+        mc.Trainer(net, "squared_error", **more).gradient(X, Y, w) for more in ({}, settings)
+    )
     np.testing.assert_allclose(cut[1], whole[1], rtol=1e-12, atol=1e-15)
     again = mc.Trainer(net, "squared_error", **settings).gradient(X, Y, w)[1]
     np.testing.assert_array_equal(again, cut[1])
@@ -127,11 +140,17 @@ def test_layers_as_narrow_and_as_wide_as_a_piece_and_wider(columns):
         net.a[1][...] = RNG.standard_normal(net.a[1].shape)
         s = x @ net.W[1]
         cache = net.forward(x)
-        np.testing.assert_allclose(cache.output, np.where(s > 0, s, net.a[1] * s), rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(
+            cache.output, np.where(s > 0, s, net.a[1] * s), rtol=1e-13, atol=1e-13
+        )
         grad = net.backward(cache, V, keep=True)
-        np.testing.assert_allclose(grad.D[1], V * np.where(s > 0, 1, net.a[1]), rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(
+            grad.D[1], V * np.where(s > 0, 1, net.a[1]), rtol=1e-13, atol=1e-13
+        )
         shares = (V * np.minimum(s, 0)).sum(axis=0)
-        np.testing.assert_allclose(grad.a[1], shares if net.a[1].size == columns else [shares.sum()], rtol=1e-9)
+        np.testing.assert_allclose(
+            grad.a[1], shares if net.a[1].size == columns else [shares.sum()], rtol=1e-9
+        )
 
 
 # -- training ------------------------------------------------------------------------------------------------------------
@@ -141,7 +160,9 @@ def test_training_finds_the_slope_of_the_data():
     x = np.linspace(-2, 2, 200)[:, None]
     net = mc.MLP([1, 1], output="prelu", init="zeros", bias=False, dtype="float64")
     net.W[1][...] = 1.0
-    mc.Trainer(net, "squared_error", mc.SGD(0.3)).fit(x, np.where(x > 0, x, -0.7 * x), epochs=60, batch_size=50, progress=False)
+    mc.Trainer(net, "squared_error", mc.SGD(0.3)).fit(
+        x, np.where(x > 0, x, -0.7 * x), epochs=60, batch_size=50, progress=False
+    )
     assert net.a[1][0] == pytest.approx(-0.7, abs=1e-6)
 
 
@@ -163,11 +184,15 @@ def test_a_layer_with_a_rate_of_its_own_has_it_for_its_slopes_too(spec):
     net = make(spec)
     one = net.backward(net.forward(X), mc.loss("squared_error")(net.predict(X), Y)[1])
     before = net.parameters.copy()
-    mc.Trainer(net, "squared_error", mc.SGD(0.1, layers={1: mc.Layer(rate=3.0), 2: mc.Layer(frozen=True)})).step(X, Y)
+    mc.Trainer(
+        net, "squared_error", mc.SGD(0.1, layers={1: mc.Layer(rate=3.0), 2: mc.Layer(frozen=True)})
+    ).step(X, Y)
     a = net.layout.slopes(before)
     np.testing.assert_allclose(net.a[1], a[1] - 0.3 * one.a[1], rtol=1e-12)
     np.testing.assert_array_equal(net.a[2], a[2])
-    np.testing.assert_allclose(net.b[3], net.layout.views(before)[1][3] - 0.1 * one.b[3], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        net.b[3], net.layout.views(before)[1][3] - 0.1 * one.b[3], rtol=1e-12, atol=1e-15
+    )
 
 
 def test_early_stopping_puts_the_best_slopes_back(spec):
@@ -201,7 +226,9 @@ def test_dropout_leaves_what_is_kept(spec):
     g = net.parameters - after.parameters
     for i in range(net.layout.weights + 13, net.layout.size):
         v = np.eye(net.layout.size)[i]
-        assert (J(1e-6, v) - J(-1e-6, v)) / 2e-6 == pytest.approx(g[i], rel=1e-6, abs=1e-9), net.layout.name(i)
+        assert (J(1e-6, v) - J(-1e-6, v)) / 2e-6 == pytest.approx(g[i], rel=1e-6, abs=1e-9), (
+            net.layout.name(i)
+        )
 
 
 @pytest.mark.parametrize("limit", [None, 12_000])
@@ -218,7 +245,10 @@ def test_the_plan_lists_the_parameters_and_a_limit_is_kept(spec, limit):
 
 
 def test_a_run_is_taken_up_to_the_bit(spec, tmp_path):
-    straight, first = (mc.Trainer(make(spec), "squared_error", mc.Adam(1e-2), seed=2, dropout=0.2) for _ in range(2))
+    straight, first = (
+        mc.Trainer(make(spec), "squared_error", mc.Adam(1e-2), seed=2, dropout=0.2)
+        for _ in range(2)
+    )
     straight.fit(X, Y, epochs=6, batch_size=7, progress=False)
     first.fit(X, Y, epochs=3, batch_size=7, progress=False)
     first.save(tmp_path / "run.safetensors")
@@ -236,11 +266,20 @@ def test_what_a_begins_with_and_where_it_stands():
     net = mc.MLP([4, 8, 8, 1], activations="prelu")
     assert [None if a is None else a.tolist() for a in net.a] == [None, [0.25], [0.25], None]
     net = mc.MLP([4, 8, 3, 1], [("prelu", None, "per output"), ("prelu", 0.1)], init="zeros")
-    assert [None if a is None else a.tolist() for a in net.a] == [None, [0.25] * 8, [pytest.approx(0.1)], None]
+    assert [None if a is None else a.tolist() for a in net.a] == [
+        None,
+        [0.25] * 8,
+        [pytest.approx(0.1)],
+        None,
+    ]
     assert net.layout.size == net.layout.weights + 12 + 9
     net.a[1][...] = np.arange(8)
     np.testing.assert_array_equal(net.parameters[-9:-1], np.arange(8))
-    assert [net.layout.name(net.layout.size - i) for i in (9, 2, 1)] == ["a[1][0]", "a[1][7]", "a[2][0]"]
+    assert [net.layout.name(net.layout.size - i) for i in (9, 2, 1)] == [
+        "a[1][0]",
+        "a[1][7]",
+        "a[2][0]",
+    ]
     assert "activations=[('prelu', 0.25, 'per output'), ('prelu', 0.1)]" in repr(net)
     assert ", b, a;" in repr(net.backward(net.forward(X), np.ones((40, 1))))
 
@@ -253,7 +292,12 @@ def test_the_weights_are_those_of_a_net_without(spec):
 
 @pytest.mark.parametrize(
     "clone",
-    [mc.MLP.copy, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net)), lambda net: net.copy("float32").copy("float64")],
+    [
+        mc.MLP.copy,
+        copy.deepcopy,
+        lambda net: pickle.loads(pickle.dumps(net)),
+        lambda net: net.copy("float32").copy("float64"),
+    ],
 )
 def test_a_copy_has_slopes_of_its_own(spec, clone):
     net = make(spec)
@@ -289,17 +333,32 @@ def test_files_of_other_networks_say_nothing_of_them(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: mc.MLP([2, 3, 1], ("prelu", 0.1, "per row")), "prelu is learned 'per layer' or 'per output'; got 'per row'"),
-        (lambda: mc.MLP([2, 3, 1], [("prelu", 0.1, True)]), "prelu is learned 'per layer' or 'per output'; got True"),
+        (
+            lambda: mc.MLP([2, 3, 1], ("prelu", 0.1, "per row")),
+            "prelu is learned 'per layer' or 'per output'; got 'per row'",
+        ),
+        (
+            lambda: mc.MLP([2, 3, 1], [("prelu", 0.1, True)]),
+            "prelu is learned 'per layer' or 'per output'; got True",
+        ),
         (lambda: mc.MLP([2, 3, 1], ("elu", 0.1, "per layer")), "elu has no learned parameter"),
-        (lambda: mc.MLP([2, 3, 1], ("prelu", np.nan)), "the parameter of prelu must be finite; got nan"),
+        (
+            lambda: mc.MLP([2, 3, 1], ("prelu", np.nan)),
+            "the parameter of prelu must be finite; got nan",
+        ),
         (lambda: mc.MLP([2, 3, 1], ("prelu", "0.1")), "activations"),
-        (lambda: mc.MLP([2, 3, 1], output=("softmax", None, "per layer")), "softmax takes no parameter"),
+        (
+            lambda: mc.MLP([2, 3, 1], output=("softmax", None, "per layer")),
+            "softmax takes no parameter",
+        ),
         (
             lambda: mc.Activation("mine", "a * s", "a", 1.0, learned="often"),
             "learned: unknown name 'often'. Known: per layer, per output",
         ),
-        (lambda: mc.Activation("mine", "s", "1", 1.0, learned="per layer"), "needs a value that reads a"),
+        (
+            lambda: mc.Activation("mine", "s", "1", 1.0, learned="per layer"),
+            "needs a value that reads a",
+        ),
         (lambda: mc.Activation("mine", "a * s", "a", learned="per layer"), "'a'"),
     ],
 )

@@ -48,13 +48,17 @@ def test_cross_entropy_of_class_numbers_is_pytorchs(weights, by_class, smoothing
     w = np.ones(ROWS) if weights is None else weights
     rows = np.arange(ROWS)
     # torch.nn.CrossEntropyLoss(weight=c, label_smoothing=ε): the smoothed share of each class counts with that class's weight
-    loss = -(1 - smoothing) * c[LABELS] * log_p[rows, LABELS] - smoothing / CLASSES * (c * log_p).sum(axis=1)
+    loss = -(1 - smoothing) * c[LABELS] * log_p[rows, LABELS] - smoothing / CLASSES * (
+        c * log_p
+    ).sum(axis=1)
     want = (w * loss).sum() / (w * c[LABELS]).sum()
     for Y in (LABELS, ONE_HOT, LABELS.astype(np.uint8), ONE_HOT.astype(bool)):
         J, _ = one.gradient(X, Y, weights)
         assert pytest.approx(want, rel=1e-13) == J
         assert one.evaluate(X, Y, weights)["loss"] == pytest.approx(want, rel=1e-13)
-        assert mc.loss(one.loss)(one.net.predict(X), Y, weights)[0] == pytest.approx(want, rel=1e-12)
+        assert mc.loss(one.loss)(one.net.predict(X), Y, weights)[0] == pytest.approx(
+            want, rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
@@ -85,7 +89,9 @@ def test_binary_cross_entropy_is_pytorchs(positive, smoothing, outputs):
 
 def test_numbers_worked_by_hand():
     log_p = np.log([0.7, 0.2, 0.1])
-    J, _ = mc.loss("cross_entropy", class_weight=[1, 2, 4], label_smoothing=0.3)([[0.7, 0.2, 0.1]], [1])
+    J, _ = mc.loss("cross_entropy", class_weight=[1, 2, 4], label_smoothing=0.3)(
+        [[0.7, 0.2, 0.1]], [1]
+    )
     assert pytest.approx(-(0.1 * 1 * log_p[0] + 0.8 * 2 * log_p[1] + 0.1 * 4 * log_p[2]) / 2) == J
     J, _ = mc.loss("binary_cross_entropy", pos_weight=3)([[0.2], [0.2]], [1, 0])
     assert pytest.approx((-3 * np.log(0.2) - np.log(0.8)) / 2) == J
@@ -100,7 +106,9 @@ def test_two_classes_weigh_the_same_behind_a_sigmoid_as_behind_a_softmax(by_clas
     multi.W[1][...], multi.b[1][...] = binary.W[1], binary.b[1]
     multi.W[2][...], multi.b[2][...] = binary.W[2] * [[-0.5, 0.5]], binary.b[2] * [-0.5, 0.5]
     options = {"class_weight": by_class, "label_smoothing": smoothing}
-    one, other = (mc.Trainer(net, losses.matching(net.activations[-1]), **options) for net in (binary, multi))
+    one, other = (
+        mc.Trainer(net, losses.matching(net.activations[-1]), **options) for net in (binary, multi)
+    )
     for y in (BINARY[:, 0], PROBABLE[:, 0]):
         J, g = one.gradient(X, y, W)
         K, h = other.gradient(X, np.stack([1 - y, y], axis=1), W)
@@ -110,27 +118,48 @@ def test_two_classes_weigh_the_same_behind_a_sigmoid_as_behind_a_softmax(by_clas
 
 EVERY = [
     ("softmax", "cross_entropy", options, Y)
-    for options in ({"label_smoothing": 0.1}, {"class_weight": BY_CLASS}, {"class_weight": BY_CLASS, "label_smoothing": 0.4})
+    for options in (
+        {"label_smoothing": 0.1},
+        {"class_weight": BY_CLASS},
+        {"class_weight": BY_CLASS, "label_smoothing": 0.4},
+    )
     for Y in (LABELS, ONE_HOT, SOFT)
 ]
 EVERY += [
     (output, "binary_cross_entropy", options, Y)
     for output in (("sigmoid", 1.3), mc.Activation("own", "1 / (1 + exp(-s))", "z * (1 - z)"))
-    for options in ({"label_smoothing": 0.1}, {"pos_weight": 3.0}, {"pos_weight": [2.0, 0.0, 0.5, 2.0], "label_smoothing": 0.2})
+    for options in (
+        {"label_smoothing": 0.1},
+        {"pos_weight": 3.0},
+        {"pos_weight": [2.0, 0.0, 0.5, 2.0], "label_smoothing": 0.2},
+    )
     for Y in (BINARY, PROBABLE)
 ]
-EVERY += [("sigmoid", "binary_cross_entropy", {"class_weight": [2.0, 0.3], "label_smoothing": 0.1}, BINARY[:, :1])]
+EVERY += [
+    (
+        "sigmoid",
+        "binary_cross_entropy",
+        {"class_weight": [2.0, 0.3], "label_smoothing": 0.1},
+        BINARY[:, :1],
+    )
+]
 
 
-@pytest.mark.parametrize(("output", "loss", "options", "Y"), EVERY, ids=[str(i) for i in range(len(EVERY))])
+@pytest.mark.parametrize(
+    ("output", "loss", "options", "Y"), EVERY, ids=[str(i) for i in range(len(EVERY))]
+)
 def test_gradient_and_curvature_agree_with_differences(output, loss, options, Y):
     net = network(output, 1 if Y.shape[1:] == (1,) else CLASSES)
     for weights in (None, W):
-        found = mc.check_gradients(net, X, Y, mc.Trainer(net, loss, **options).loss, sample_weight=weights, entries=True)
+        found = mc.check_gradients(
+            net, X, Y, mc.Trainer(net, loss, **options).loss, sample_weight=weights, entries=True
+        )
         assert found.ok, found
 
 
-@pytest.mark.parametrize(("output", "loss", "options", "Y"), EVERY, ids=[str(i) for i in range(len(EVERY))])
+@pytest.mark.parametrize(
+    ("output", "loss", "options", "Y"), EVERY, ids=[str(i) for i in range(len(EVERY))]
+)
 def test_chunks_threads_rows_and_precision_change_rounding_alone(output, loss, options, Y):
     outputs = 1 if Y.shape[1:] == (1,) else CLASSES
 
@@ -154,7 +183,9 @@ def test_chunks_threads_rows_and_precision_change_rounding_alone(output, loss, o
 
 @pytest.mark.parametrize("classes", [3, 70])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_smoothed_cross_entropy_is_finite_and_right_at_pre_activations_of_ten_thousand(dtype, classes):
+def test_smoothed_cross_entropy_is_finite_and_right_at_pre_activations_of_ten_thousand(
+    dtype, classes
+):
     net = mc.MLP([classes, classes], [], "softmax", dtype=dtype, device="cpu")
     net.W[1][...] = np.eye(classes)
     S = np.zeros((2, classes))
@@ -173,19 +204,29 @@ def test_smoothed_cross_entropy_is_finite_and_right_at_pre_activations_of_ten_th
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "options", [{"pos_weight": 3.0}, {"pos_weight": [3.0]}, {"class_weight": [0.5, 2.0]}, {"label_smoothing": 0.25}], ids=str
+    "options",
+    [
+        {"pos_weight": 3.0},
+        {"pos_weight": [3.0]},
+        {"class_weight": [0.5, 2.0]},
+        {"label_smoothing": 0.25},
+    ],
+    ids=str,
 )
 def test_value_and_gradient_behind_a_sigmoid_keep_their_digits_on_both_sides(options, dtype):
     net = mc.MLP([1, 1], [], "sigmoid", bias=False, dtype=dtype, device="cpu")
     net.W[1][...] = 1
     one, tolerance = mc.Trainer(net, "binary_cross_entropy", **options), 8 * np.finfo(dtype).eps
     smoothing, p = options.get("label_smoothing", 0.0), 3.0 if "pos_weight" in options else 1.0
-    for s, y in itertools.product((-80.0, -40.0, -20.0, -5.0, -0.5, 0.0, 0.5, 5.0, 20.0, 40.0, 80.0), (0.0, 0.125, 1.0)):
+    for s, y in itertools.product(
+        (-80.0, -40.0, -20.0, -5.0, -0.5, 0.0, 0.5, 5.0, 20.0, 40.0, 80.0), (0.0, 0.125, 1.0)
+    ):
         J, g = one.gradient(np.array([[s]], dtype), np.array([[y]], dtype))
         with mpmath.workdps(60):
             e, share = mpmath.exp(-mpmath.mpf(s)), (1 - smoothing) * y + smoothing / 2
             c0, c1 = (
-                mpmath.mpf(c) / (0.5 * (1 - y) + 2 * y) for c in options.get("class_weight", (0.5 * (1 - y) + 2 * y,) * 2)
+                mpmath.mpf(c) / (0.5 * (1 - y) + 2 * y)
+                for c in options.get("class_weight", (0.5 * (1 - y) + 2 * y,) * 2)
             )
             u, v = p * c1 * share, c0 * (1 - mpmath.mpf(share))
             value = u * mpmath.log1p(e) + v * mpmath.log1p(1 / e)
@@ -197,21 +238,32 @@ def test_value_and_gradient_behind_a_sigmoid_keep_their_digits_on_both_sides(opt
 
 def test_the_curvature_behind_a_sigmoid_is_one_formula_at_0():
     net = mc.MLP([3, 2], [], "sigmoid", init="zeros", dtype="float64", device="cpu")
-    loss, v = mc.loss("binary_cross_entropy", pos_weight=[3.0, 0.5], label_smoothing=0.2).loss, RNG.standard_normal(8)
+    loss, v = (
+        mc.loss("binary_cross_entropy", pos_weight=[3.0, 0.5], label_smoothing=0.2).loss,
+        RNG.standard_normal(8),
+    )
     y = 0.8 * BINARY[:, :2] + 0.1
     dS = X @ v[:6].reshape(3, 2) + v[6:]
     D = (np.array([3.0, 0.5]) * y + 1 - y) * 0.25 * dS / ROWS
-    np.testing.assert_allclose(net.hvp(X, BINARY[:, :2], v, loss), [*(X.T @ D).ravel(), *D.sum(axis=0)], rtol=1e-12)
+    np.testing.assert_allclose(
+        net.hvp(X, BINARY[:, :2], v, loss), [*(X.T @ D).ravel(), *D.sum(axis=0)], rtol=1e-12
+    )
 
 
 def test_it_is_pytorchs_own_loss():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     one = trainer(class_weight=BY_CLASS, label_smoothing=0.1)
     S = torch.tensor(log_softmax(one.net))
-    theirs = torch.nn.CrossEntropyLoss(weight=torch.tensor(BY_CLASS, dtype=S.dtype), label_smoothing=0.1)
-    assert one.gradient(X, LABELS)[0] == pytest.approx(float(theirs(S, torch.tensor(LABELS))), rel=1e-13)
+    theirs = torch.nn.CrossEntropyLoss(
+        weight=torch.tensor(BY_CLASS, dtype=S.dtype), label_smoothing=0.1
+    )
+    assert one.gradient(X, LABELS)[0] == pytest.approx(
+        float(theirs(S, torch.tensor(LABELS))), rel=1e-13
+    )
     theirs = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
-    assert trainer(label_smoothing=0.1).gradient(X, SOFT)[0] == pytest.approx(float(theirs(S, torch.tensor(SOFT))), rel=1e-13)
+    assert trainer(label_smoothing=0.1).gradient(X, SOFT)[0] == pytest.approx(
+        float(theirs(S, torch.tensor(SOFT))), rel=1e-13
+    )
     weights = torch.tensor(BY_CLASS)  # taken as it is
     assert trainer(class_weight=weights).loss.class_weight == tuple(BY_CLASS)
 
@@ -223,14 +275,18 @@ def test_class_weights_train_as_row_weights_do_and_accuracy_does_not_count_them(
     one, other = trainer(class_weight=dict(enumerate(BY_CLASS))), trainer()
     by_row = np.array(BY_CLASS)[LABELS]
     history = one.fit(X, LABELS, W, validation=(X[:30], LABELS[:30], W[:30]), **FIT)
-    expected = other.fit(X, LABELS, W * by_row, validation=(X[:30], LABELS[:30], (W * by_row)[:30]), **FIT)
+    expected = other.fit(
+        X, LABELS, W * by_row, validation=(X[:30], LABELS[:30], (W * by_row)[:30]), **FIT
+    )
     for name in ("loss", "validation_loss"):
         np.testing.assert_allclose(history[name], expected[name], rtol=1e-13)
     np.testing.assert_allclose(one.net.parameters, other.net.parameters, rtol=1e-12)
     right = one.net.predict(X).argmax(axis=1) == LABELS
     assert one.evaluate(X, LABELS, W)["accuracy"] == pytest.approx(np.average(right, weights=W))
     assert one.evaluate(X, LABELS)["accuracy"] == pytest.approx(right.mean())
-    assert history["validation_accuracy"][-1] == pytest.approx(np.average(right[:30], weights=W[:30]))
+    assert history["validation_accuracy"][-1] == pytest.approx(
+        np.average(right[:30], weights=W[:30])
+    )
 
 
 def batches(weighted):
@@ -248,7 +304,11 @@ def test_a_stream_trains_as_rows_in_memory_do(kind, weighted, tmp_path):
     table = (batches(weighted),)
     if kind == "memmap":
         X.tofile(tmp_path / "X")
-        table = np.memmap(tmp_path / "X", X.dtype, "r", shape=X.shape), LABELS, W if weighted else None
+        table = (
+            np.memmap(tmp_path / "X", X.dtype, "r", shape=X.shape),
+            LABELS,
+            W if weighted else None,
+        )
     options = {"class_weight": [0.5, 0.0, 0.25, 1.0]}
     one, other = trainer(**options), trainer(**options)
     stopping = {"early_stopping": mc.EarlyStopping(patience=1, monitor="validation_loss")}
@@ -276,7 +336,9 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("output", "loss", "options", "Y"), OPTIONS, ids=["classes", "outputs", "positives"])
+@pytest.mark.parametrize(
+    ("output", "loss", "options", "Y"), OPTIONS, ids=["classes", "outputs", "positives"]
+)
 def test_they_are_in_checkpoints_copies_and_repr(output, loss, options, Y, tmp_path):
     class Stop(mc.Callback):
         def step_end(self, trainer, J):
@@ -300,7 +362,9 @@ def test_they_are_in_checkpoints_copies_and_repr(output, loss, options, Y, tmp_p
     for name, value in options.items():
         assert f"{name}={value!r}" in repr(one)
         assert name not in repr(mc.Trainer(network(output), loss))
-    assert "class_weight=(70 numbers)" in repr(mc.Trainer(network("softmax", 70), class_weight=np.ones(70)))
+    assert "class_weight=(70 numbers)" in repr(
+        mc.Trainer(network("softmax", 70), class_weight=np.ones(70))
+    )
 
 
 def test_a_trainer_keeps_the_options_of_the_loss_it_is_given():
@@ -309,13 +373,19 @@ def test_a_trainer_keeps_the_options_of_the_loss_it_is_given():
     one = mc.Trainer(network(), loss, label_smoothing=0.2)
     assert one.loss.class_weight == tuple(BY_CLASS)
     assert one.loss.label_smoothing == 0.2
-    assert one.gradient(X, LABELS)[0] == trainer(class_weight=BY_CLASS, label_smoothing=0.2).gradient(X, LABELS)[0]
+    assert (
+        one.gradient(X, LABELS)[0]
+        == trainer(class_weight=BY_CLASS, label_smoothing=0.2).gradient(X, LABELS)[0]
+    )
 
 
 def test_rows_that_another_trainer_prepared_have_that_ones_class_weights():
     one, data = trainer(class_weight=BY_CLASS), trainer().prepare(X, LABELS)
     for call in (one.step, one.gradient, one.evaluate, one.fit):
-        with pytest.raises(ValueError, match=r"X was prepared by a trainer with class_weight=None; this one has \(0.5, 3.0"):
+        with pytest.raises(
+            ValueError,
+            match=r"X was prepared by a trainer with class_weight=None; this one has \(0.5, 3.0",
+        ):
             call(data)
     same = trainer(class_weight=BY_CLASS).prepare(X, LABELS)
     assert one.step(same) == trainer(class_weight=BY_CLASS).step(X, LABELS)
@@ -327,7 +397,10 @@ def test_no_option_is_no_change():
     assert not plain.loss.mixes(classes=False)
     (J, g), (K, h) = plain.gradient(X, SOFT), zero.gradient(X, SOFT)
     assert (J, g.tobytes()) == (K, h.tobytes())
-    assert plain.plan(64, rows=ROWS).total_bytes == trainer(label_smoothing=0.1).plan(64, rows=ROWS).total_bytes
+    assert (
+        plain.plan(64, rows=ROWS).total_bytes
+        == trainer(label_smoothing=0.1).plan(64, rows=ROWS).total_bytes
+    )
 
 
 def test_the_weights_of_the_rows_are_in_the_plan_of_a_run_and_under_its_limit():
@@ -343,7 +416,9 @@ def test_the_weights_of_the_rows_are_in_the_plan_of_a_run_and_under_its_limit():
     assert (named["column weights"].shape, named["w"].dtype) == ((CLASSES,), "float32")
 
     def note(trainer, _):
-        return plans.append(trainer._step.make_plan(100, trainer._step.inputs, trainer._step.reserved))
+        return plans.append(
+            trainer._step.make_plan(100, trainer._step.inputs, trainer._step.reserved)
+        )
 
     limit = make().plan(1, rows=rows).total_bytes + 4096
     make(memory_limit=limit).fit(X, Y, epochs=1, batch_size=100, callbacks=[note], progress=False)
@@ -354,28 +429,64 @@ def test_the_weights_of_the_rows_are_in_the_plan_of_a_run_and_under_its_limit():
 # -- errors ---------------------------------------------------------------------------------------------------------------
 
 REFUSED = [
-    ({"class_weight": "balanced"}, ValueError, r"class_weight must be a list .* got 'balanced'.*compute_class_weight"),
-    ({"class_weight": [1, 2]}, ValueError, "class_weight must have a number for each of 4 classes; got 2"),
+    (
+        {"class_weight": "balanced"},
+        ValueError,
+        r"class_weight must be a list .* got 'balanced'.*compute_class_weight",
+    ),
+    (
+        {"class_weight": [1, 2]},
+        ValueError,
+        "class_weight must have a number for each of 4 classes; got 2",
+    ),
     ({"class_weight": [1, 2, 3, -1]}, ValueError, r"class_weight\[3\] must be at least 0; got -1"),
     ({"class_weight": [1, 2, 3, np.nan]}, ValueError, r"class_weight\[3\] must be finite; got nan"),
     ({"class_weight": [1, 2, 3, "a"]}, TypeError, r"class_weight\[3\] must be a number; got 'a'"),
     ({"class_weight": np.zeros(4)}, ValueError, "class_weight must not be all zero"),
-    ({"class_weight": 2.0}, TypeError, "class_weight must be a list, a number for each class; got 2.0"),
-    ({"class_weight": {4: 2.0}}, ValueError, r"class_weight names the class 4; the classes are 0 … 3"),
+    (
+        {"class_weight": 2.0},
+        TypeError,
+        "class_weight must be a list, a number for each class; got 2.0",
+    ),
+    (
+        {"class_weight": {4: 2.0}},
+        ValueError,
+        r"class_weight names the class 4; the classes are 0 … 3",
+    ),
     ({"class_weight": {"a": 2.0}}, ValueError, r"class_weight names the class 'a'"),
     ({"class_weight": {0: -1}}, ValueError, r"class_weight\[0\] must be at least 0; got -1"),
-    ({"label_smoothing": 1.0}, ValueError, "label_smoothing must be at least 0 and less than 1; got 1"),
-    ({"label_smoothing": -0.1}, ValueError, "label_smoothing must be at least 0 and less than 1; got -0.1"),
+    (
+        {"label_smoothing": 1.0},
+        ValueError,
+        "label_smoothing must be at least 0 and less than 1; got 1",
+    ),
+    (
+        {"label_smoothing": -0.1},
+        ValueError,
+        "label_smoothing must be at least 0 and less than 1; got -0.1",
+    ),
     ({"label_smoothing": np.nan}, ValueError, "label_smoothing must be finite"),
     ({"label_smoothing": "0.1"}, TypeError, "label_smoothing must be a number; got '0.1'"),
-    ({"pos_weight": 2.0}, ValueError, "pos_weight is for the loss binary_cross_entropy; got loss 'cross_entropy'"),
+    (
+        {"pos_weight": 2.0},
+        ValueError,
+        "pos_weight is for the loss binary_cross_entropy; got loss 'cross_entropy'",
+    ),
 ]
 REFUSED_BINARY = [
-    ({"pos_weight": [1.0, 2.0]}, ValueError, r"pos_weight must be a number, or one for each of 4 output\(s\); got 2 of them"),
+    (
+        {"pos_weight": [1.0, 2.0]},
+        ValueError,
+        r"pos_weight must be a number, or one for each of 4 output\(s\); got 2 of them",
+    ),
     ({"pos_weight": -1.0}, ValueError, "pos_weight must be at least 0; got -1"),
     ({"pos_weight": np.inf}, ValueError, "pos_weight must be finite; got inf"),
     ({"pos_weight": [1, 2, -3, 4]}, ValueError, r"pos_weight\[2\] must be at least 0; got -3"),
-    ({"class_weight": [1.0, 2.0]}, ValueError, "class_weight is for binary_cross_entropy of one output; the network has 4"),
+    (
+        {"class_weight": [1.0, 2.0]},
+        ValueError,
+        "class_weight is for binary_cross_entropy of one output; the network has 4",
+    ),
 ]
 
 
@@ -392,10 +503,19 @@ def test_what_cannot_be_behind_a_sigmoid_is_refused_by_name(options, kind, messa
 
 
 @pytest.mark.parametrize(
-    "options", [{"class_weight": [1, 2]}, {"class_weight": {0: 1}}, {"label_smoothing": 0.1}, {"pos_weight": 2}], ids=str
+    "options",
+    [
+        {"class_weight": [1, 2]},
+        {"class_weight": {0: 1}},
+        {"label_smoothing": 0.1},
+        {"pos_weight": 2},
+    ],
+    ids=str,
 )
 def test_other_losses_have_no_such_options(options):
-    with pytest.raises(ValueError, match=rf"{next(iter(options))} is for the loss .*; got loss 'squared_error'"):
+    with pytest.raises(
+        ValueError, match=rf"{next(iter(options))} is for the loss .*; got loss 'squared_error'"
+    ):
         mc.Trainer(network("identity"), "squared_error", **options)
     with pytest.raises(ValueError, match=rf"{next(iter(options))} is for the loss"):
         mc.loss("huber", **options)
@@ -415,7 +535,11 @@ def test_rows_that_weigh_nothing_by_their_class_are_no_batch():
 
 
 def test_a_loss_for_another_number_of_classes_is_refused_at_every_door():
-    net, loss, message = network(outputs=3), trainer(class_weight=BY_CLASS).loss, "a number for each of 3 classes; got 4"
+    net, loss, message = (
+        network(outputs=3),
+        trainer(class_weight=BY_CLASS).loss,
+        "a number for each of 3 classes; got 4",
+    )
     Y, v = LABELS % 3, np.zeros(network(outputs=3).parameters.size)
     for call in (
         lambda: mc.Trainer(net, loss), lambda: mc.check_gradients(net, X, Y, loss), lambda: net.hvp(X, Y, v, loss),
@@ -423,7 +547,9 @@ def test_a_loss_for_another_number_of_classes_is_refused_at_every_door():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()
-    with pytest.raises(TypeError, match=r"class_weight must be a list.*where there is no network; got a dict"):
+    with pytest.raises(
+        TypeError, match=r"class_weight must be a list.*where there is no network; got a dict"
+    ):
         mc.loss("cross_entropy", class_weight={0: 1})
 
 

@@ -24,7 +24,11 @@ def tree(tmp_path, monkeypatch):
         monkeypatch.delattr(os, name, raising=False)
 
     def write(group, mounts, **files):
-        told = {"proc/self/cgroup": group, "proc/self/mountinfo": mounts, **{k.replace("__", "."): v for k, v in files.items()}}
+        told = {
+            "proc/self/cgroup": group,
+            "proc/self/mountinfo": mounts,
+            **{k.replace("__", "."): v for k, v in files.items()},
+        }
         for name, text in told.items():
             file = tmp_path / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +66,9 @@ def test_a_quota_of_the_process_own_control_group_counts(tree, case):
     group, mounts, files, cpus = CASES[case]
     root = tree(group, mounts, **files)
     assert machine.usable_cpus(root) == cpus
-    assert machine.describe_cpus(root) == (f"{cpus} of 64 (cgroup quota)" if cpus < 64 else "64 of 64")
+    assert machine.describe_cpus(root) == (
+        f"{cpus} of 64 (cgroup quota)" if cpus < 64 else "64 of 64"
+    )
 
 
 def test_the_lowest_limit_counts_and_is_named(tree, monkeypatch):
@@ -84,7 +90,10 @@ def test_free_memory_is_that_of_the_process_own_control_group(tree):
     assert machine.free_memory(tree("0::/a\n", V2.format("/"), **info, **mine)) == 30000
     above = {f"{TOP}/memory.max": "30000", f"{TOP}/memory.current": "29000"}
     assert machine.free_memory(tree("0::/a\n", V2.format("/"), **info, **mine, **above)) == 1000
-    assert machine.free_memory(tree("0::/a\n", V2.format("/"), **info, **mine, **above) / "nowhere") is None
+    assert (
+        machine.free_memory(tree("0::/a\n", V2.format("/"), **info, **mine, **above) / "nowhere")
+        is None
+    )
 
 
 CHILD = """
@@ -114,11 +123,27 @@ def test_no_thread_is_used_beyond_the_usable_cpus_although_blas_would(limit):
     """Where one CPU is allowed BLAS uses one thread in each call of ours, and two again after it."""
     if limit == "affinity" and not hasattr(os, "sched_setaffinity"):
         pytest.skip("a system without affinities")
-    env = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(mc.__file__).parents[1])}
+    env = {
+        **os.environ,
+        "OPENBLAS_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "2",
+        "PYTHONPATH": str(Path(mc.__file__).parents[1]),
+    }
     env |= {limit: "1"} if limit != "affinity" else {}
-    run = subprocess.run([sys.executable, "-c", CHILD, limit], env=env, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", CHILD, limit], env=env, capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["1", "1", "of", str(os.cpu_count()), f"({limit})", "1", *"11111", "True"]
+    assert run.stdout.split() == [
+        "1",
+        "1",
+        "of",
+        str(os.cpu_count()),
+        f"({limit})",
+        "1",
+        *"11111",
+        "True",
+    ]
 
 
 @pytest.mark.parametrize("line", [b"40 23 0:50 / /mnt/\xff\xe9 rw - tmpfs tmpfs rw\n", b""])

@@ -31,9 +31,13 @@ def deviation(hidden, n_in=300, n_out=500, **settings):
         ("sigmoid", 2 / 800 / 0.25**2), (("sigmoid", 2.0), 2 / 800 / 0.5**2), (("sigmoid", 0.5), 2 / 800 / 0.125**2),
     ],
 )  # fmt: skip
-def test_hidden_weights_have_the_variance_of_their_activation_and_biases_start_at_zero(hidden, variance):
+def test_hidden_weights_have_the_variance_of_their_activation_and_biases_start_at_zero(
+    hidden, variance
+):
     found, net = deviation(hidden)
-    assert found == pytest.approx(np.sqrt(variance), rel=0.01)  # 150,000 numbers: 0.2% is one standard error
+    assert found == pytest.approx(
+        np.sqrt(variance), rel=0.01
+    )  # 150,000 numbers: 0.2% is one standard error
     assert abs(net.W[1].mean()) < 0.01 * found
     assert not net.b[1].any()
     assert not net.b[2].any()
@@ -60,23 +64,34 @@ def test_a_net_of_sigmoid_a_starts_with_the_same_outputs_whatever_a():
     """Substituting a s for s: the nets are one and the same up to the scale of W."""
     X = np.random.default_rng(0).standard_normal((50, 10))
     outputs = [
-        mc.MLP([10, 20, 20, 1], ("sigmoid", a), ("sigmoid", a), dtype="float64", seed=3).predict(X) for a in (0.5, 1.0, 4.0)
+        mc.MLP([10, 20, 20, 1], ("sigmoid", a), ("sigmoid", a), dtype="float64", seed=3).predict(X)
+        for a in (0.5, 1.0, 4.0)
     ]
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-12)
     np.testing.assert_allclose(outputs[2], outputs[1], rtol=1e-12)
 
 
 def test_a_seed_draws_the_same_weights_in_every_dtype_and_another_seed_others():
-    nets = {(dtype, seed): mc.MLP([5, 6, 2], dtype=dtype, seed=seed) for dtype in ("float32", "float64") for seed in (0, 1)}
-    np.testing.assert_array_equal(nets["float32", 0].parameters, nets["float64", 0].parameters.astype(np.float32))
+    nets = {
+        (dtype, seed): mc.MLP([5, 6, 2], dtype=dtype, seed=seed)
+        for dtype in ("float32", "float64")
+        for seed in (0, 1)
+    }
+    np.testing.assert_array_equal(
+        nets["float32", 0].parameters, nets["float64", 0].parameters.astype(np.float32)
+    )
     assert (nets["float64", 0].parameters[:42] != nets["float64", 1].parameters[:42]).all()
     assert nets["float32", 0].dtype == np.float32
 
 
 def test_a_custom_activation_says_how_its_weights_start():
     for init, variance in (("he", 2 / 300), ("lecun", 1 / 300)):
-        assert deviation(mc.Activation("mine", "s", "1", init=init))[0] == pytest.approx(np.sqrt(variance), rel=0.01)
-    assert deviation(mc.Activation("steep", "4 * s", "4"))[0] == pytest.approx(np.sqrt(2 / 800) / 4, rel=0.01)
+        assert deviation(mc.Activation("mine", "s", "1", init=init))[0] == pytest.approx(
+            np.sqrt(variance), rel=0.01
+        )
+    assert deviation(mc.Activation("steep", "4 * s", "4"))[0] == pytest.approx(
+        np.sqrt(2 / 800) / 4, rel=0.01
+    )
     assert np.isfinite(deviation(mc.Activation("flat at 0", "s * s", "2 * s"))[0])
 
 
@@ -130,9 +145,18 @@ def test_logits_are_what_the_output_activation_takes(output, dtype):
         found = net.logits(X, chunk_rows=rows)
         assert found.dtype == dtype
         np.testing.assert_allclose(found, S, rtol=0, atol=20 * float(np.finfo(dtype).eps))
-    σ = {"identity": lambda s: s, "softmax": lambda s: np.exp(s) / np.exp(s).sum(axis=1)[:, None], "exp": np.exp}
+    σ = {
+        "identity": lambda s: s,
+        "softmax": lambda s: np.exp(s) / np.exp(s).sum(axis=1)[:, None],
+        "exp": np.exp,
+    }
     Z = σ.get(output, lambda s: 1 / (1 + np.exp(-2 * s)))(S)
-    np.testing.assert_allclose(net.predict(X), Z, rtol=40 * float(np.finfo(dtype).eps), atol=40 * float(np.finfo(dtype).eps))
+    np.testing.assert_allclose(
+        net.predict(X),
+        Z,
+        rtol=40 * float(np.finfo(dtype).eps),
+        atol=40 * float(np.finfo(dtype).eps),
+    )
 
 
 def test_logits_tell_rows_apart_whose_probabilities_are_rounded_to_1():
@@ -155,7 +179,9 @@ def lines(rows=40):
 
 TRAINED = {
     "fit": lambda trainer, X, Y: trainer.fit(X, Y, epochs=1, progress=False),
-    "fit on a stream": lambda trainer, X, Y: trainer.fit(lambda: [(X, Y)], epochs=1, progress=False),
+    "fit on a stream": lambda trainer, X, Y: trainer.fit(
+        lambda: [(X, Y)], epochs=1, progress=False
+    ),
     "step": lambda trainer, X, Y: trainer.step(X, Y, rows=[0, 1]),
     "step of what is prepared": lambda trainer, X, Y: trainer.step(trainer.prepare(X, Y)),
     "gradient": lambda trainer, X, Y: trainer.gradient(X, Y),
@@ -269,7 +295,14 @@ def test_a_copy_is_equal_and_independent():
 
 def test_a_network_says_what_it_is():
     text = repr(mc.MLP([3, 4, 4, 2], [("sigmoid", 2.0), "tanh"], "softmax"))
-    for part in ("3-4-4-2", "('sigmoid', 2.0)", "tanh", "softmax", "46 parameters", "float32 on cpu"):
+    for part in (
+        "3-4-4-2",
+        "('sigmoid', 2.0)",
+        "tanh",
+        "softmax",
+        "46 parameters",
+        "float32 on cpu",
+    ):
         assert part in text
 
 
@@ -280,7 +313,9 @@ NETS = [
     mc.MLP([3, 4, 2], seed=1),
     mc.MLP([3, 2], output="softmax", bias=False, dtype="float64"),
     mc.MLP([3, 4, 5, 2], [("sigmoid", 2.5), ("leaky_relu", 0.2)], ("sigmoid", 0.5)),
-    mc.MLP([3, 4, 5, 2], [CUBIC, mc.Activation("own", "tanh(s)", "1 - z * z")], CUBIC, dtype="float64"),
+    mc.MLP(
+        [3, 4, 5, 2], [CUBIC, mc.Activation("own", "tanh(s)", "1 - z * z")], CUBIC, dtype="float64"
+    ),
 ]
 
 
@@ -313,7 +348,9 @@ def test_a_saved_network_can_be_trained_on(tmp_path):
     assert (net.parameters != NETS[3].parameters).any()
 
 
-def test_tensors_and_facts_saved_beside_the_network_come_back_also_from_views_that_are_not_contiguous(tmp_path):
+def test_tensors_and_facts_saved_beside_the_network_come_back_also_from_views_that_are_not_contiguous(
+    tmp_path,
+):
     mean = np.arange(12.0).reshape(3, 4).T[::2]
     about = {"classes": ["a", "ß"], "rate": 0.1}
     NETS[0].save(tmp_path / "net.safetensors", tensors={"mean": mean}, about=about)
@@ -373,7 +410,10 @@ def _file(path, header=None, tensors=None, **changes):
     import safetensors
 
     with safetensors.safe_open(str(path), "numpy") as file:
-        meta, found = json.loads(file.metadata()["mlpcore"]), {"parameters": file.get_tensor("parameters")}
+        meta, found = (
+            json.loads(file.metadata()["mlpcore"]),
+            {"parameters": file.get_tensor("parameters")},
+        )
     text = json.dumps({**meta, **changes}) if header is None else header
     held = found if tensors is None else tensors
     save_file(held, str(path), {"mlpcore": text, "digest": model_file._digest(text, held)})
@@ -384,7 +424,16 @@ def test_a_file_that_is_cut_short_or_changed_is_refused(tmp_path):
     path = tmp_path / "net.safetensors"
     NETS[0].save(path)
     whole = path.read_bytes()
-    for data in (b"", b"\0", whole[:7], whole[:40], whole[:-1], whole + b"\0", b"\xff" * 8 + whole[8:], b"not a model\n" * 9):
+    for data in (
+        b"",
+        b"\0",
+        whole[:7],
+        whole[:40],
+        whole[:-1],
+        whole + b"\0",
+        b"\xff" * 8 + whole[8:],
+        b"not a model\n" * 9,
+    ):
         path.write_bytes(data)
         with pytest.raises(ValueError, match=r"net\.safetensors.*(not a safetensors file|damaged)"):
             mc.MLP.load(path)
@@ -416,7 +465,9 @@ def test_a_file_of_a_newer_version_says_so(tmp_path):
     ],
     ids=lambda changes: str(changes)[:60],
 )  # fmt: skip
-def test_a_file_whose_header_and_tensors_do_not_make_a_network_is_refused_by_name(changes, tmp_path):
+def test_a_file_whose_header_and_tensors_do_not_make_a_network_is_refused_by_name(
+    changes, tmp_path
+):
     path = _file(tmp_path / "net.safetensors", **changes)
     with pytest.raises(ValueError, match=r"net\.safetensors"):
         mc.MLP.load(path)
@@ -441,7 +492,9 @@ def test_a_device_that_is_not_there_is_an_error_of_its_own_with_the_reason(tmp_p
         lambda: mc.MLP.load(tmp_path / "net.safetensors", device="cuda"),
     ]
     for call in calls:
-        with pytest.raises(mc.DeviceUnavailable, match=r"device='cuda.*CuPy is not installed: pip install"):
+        with pytest.raises(
+            mc.DeviceUnavailable, match=r"device='cuda.*CuPy is not installed: pip install"
+        ):
             call()
     assert mc.MLP([3, 2], device="auto").device == mc.MLP([3, 2], device="cpu").device == "cpu"
     assert NETS[0].to("cpu") is NETS[0]
@@ -455,7 +508,16 @@ def test_an_unknown_device_is_not_blamed_on_the_file(tmp_path):
 
 def test_info_says_what_there_is():
     info = mc.info()
-    assert {"device", "cuda", "cpu", "cpus", "blas", "blas pinned by the environment", "python", "versions"} <= set(info)
+    assert {
+        "device",
+        "cuda",
+        "cpu",
+        "cpus",
+        "blas",
+        "blas pinned by the environment",
+        "python",
+        "versions",
+    } <= set(info)
     assert info["device"] == "cpu"
     assert info["versions"]["numpy"] == np.__version__
     assert info["cpus"] >= 1
@@ -467,10 +529,19 @@ def test_info_says_what_there_is():
 
 def test_info_sees_a_pin_of_the_environment():
     code = "import mlpcore as mc; print(mc.info()['blas pinned by the environment'])"
-    for pin, expected in (({"OPENBLAS_CORETYPE": "Haswell"}, "OPENBLAS_CORETYPE=Haswell"), ({}, "None")):
-        env = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")} | pin
+    for pin, expected in (
+        ({"OPENBLAS_CORETYPE": "Haswell"}, "OPENBLAS_CORETYPE=Haswell"),
+        ({}, "None"),
+    ):
+        env = {
+            k: v
+            for k, v in os.environ.items()
+            if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+        } | pin
         assert (
-            subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout.strip()
+            subprocess.run(
+                [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
+            ).stdout.strip()
             == expected
         )
 
@@ -487,7 +558,12 @@ mc.Trainer(mc.MLP([3, 2]), loss="squared_error").fit(np.ones((9, 3)), np.ones((9
 heavy = {"matplotlib", "sklearn", "pandas", "scipy", "cupy", "torch", "jax", "IPython", "ml_dtypes"}
 print(sorted(heavy & {name.split(".")[0] for name in sys.modules}))
 """
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_importing_changes_no_setting_of_the_process():
@@ -499,4 +575,9 @@ before = see()
 import mlpcore
 print(see() == before)
 """
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "True"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        == "True"
+    )

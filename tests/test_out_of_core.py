@@ -17,7 +17,10 @@ from mlpcore.data import streams
 from tests.cuda_on_cpu.device import CpuDevice
 
 RNG = np.random.default_rng(0)
-X, Y = RNG.standard_normal((330, 4)).astype(np.float32), RNG.standard_normal((330, 2)).astype(np.float32)
+X, Y = (
+    RNG.standard_normal((330, 4)).astype(np.float32),
+    RNG.standard_normal((330, 2)).astype(np.float32),
+)
 LABELS, W = RNG.integers(0, 3, 330), RNG.uniform(0, 1, 330).astype(np.float32)
 KINDS = ["memmap", "h5py", "zarr", "parquet", "function"]
 
@@ -28,23 +31,39 @@ def in_file(kind, folder, labels=False):
     if kind == "memmap":
         X.tofile(folder / "X")
         y.tofile(folder / "Y")
-        return np.memmap(folder / "X", X.dtype, "r", shape=X.shape), np.memmap(folder / "Y", y.dtype, "r", shape=y.shape)
+        return np.memmap(folder / "X", X.dtype, "r", shape=X.shape), np.memmap(
+            folder / "Y", y.dtype, "r", shape=y.shape
+        )
     if kind == "h5py":
         file = h5py.File(folder / "data.h5", "w")
         return file.create_dataset("X", data=X), file.create_dataset("Y", data=y)
     if kind == "zarr":
         group = zarr.open_group(folder / "data.zarr", mode="w")
-        return group.create_array("X", data=X, chunks=(50, 4)), group.create_array("Y", data=y, chunks=(50, *y.shape[1:]))
+        return group.create_array("X", data=X, chunks=(50, 4)), group.create_array(
+            "Y", data=y, chunks=(50, *y.shape[1:])
+        )
     if kind == "parquet":
-        columns = {f"x{i}": X[:, i] for i in range(4)} | ({"y": y} if labels else {f"y{i}": y[:, i] for i in range(2)})
-        pyarrow.parquet.write_table(pyarrow.table(columns), folder / "data.parquet", row_group_size=47)
+        columns = {f"x{i}": X[:, i] for i in range(4)} | (
+            {"y": y} if labels else {f"y{i}": y[:, i] for i in range(2)}
+        )
+        pyarrow.parquet.write_table(
+            pyarrow.table(columns), folder / "data.parquet", row_group_size=47
+        )
         return (mc.Parquet(folder / "data.parquet", target="y" if labels else ["y0", "y1"]),)
     return (lambda: ((X[i : i + 20], y[i : i + 20]) for i in range(0, 330, 20)),)
 
 
 def make(device="cpu", labels=False, **settings):
-    net = mc.MLP([4, 6, 3 if labels else 2], "tanh", "softmax" if labels else "identity", device=device, seed=1)
-    return mc.Trainer(net, "cross_entropy" if labels else "squared_error", mc.AdamW(1e-2), **settings)
+    net = mc.MLP(
+        [4, 6, 3 if labels else 2],
+        "tanh",
+        "softmax" if labels else "identity",
+        device=device,
+        seed=1,
+    )
+    return mc.Trainer(
+        net, "cross_entropy" if labels else "squared_error", mc.AdamW(1e-2), **settings
+    )
 
 
 def times_out(history):
@@ -64,7 +83,9 @@ def test_rows_of_a_file_train_as_rows_in_memory_do(kind, device, labels, tmp_pat
     y = LABELS if labels else Y
     fit = {"epochs": 2, "batch_size": 20, "shuffle": False, "progress": False}
     history = one.fit(X, y, validation=(X[:60], y[:60]), **fit)
-    assert times_out(other.fit(*in_file(kind, tmp_path, labels), validation=(X[:60], y[:60]), **fit)) == times_out(history)
+    assert times_out(
+        other.fit(*in_file(kind, tmp_path, labels), validation=(X[:60], y[:60]), **fit)
+    ) == times_out(history)
     np.testing.assert_array_equal(one.net.parameters, other.net.parameters)
     want, got = one.evaluate(X, y), other.evaluate(*in_file(kind, tmp_path, labels))
     assert list(want) == list(got)
@@ -76,7 +97,9 @@ def test_validation_may_lie_in_a_file_too(kind, tmp_path):
     one, other = make(), make()
     there = in_file(kind, tmp_path)
     want = one.fit(X, Y, validation=(X, Y), epochs=1, progress=False)
-    got = other.fit(X, Y, validation=there[0] if kind == "parquet" else there, epochs=1, progress=False)
+    got = other.fit(
+        X, Y, validation=there[0] if kind == "parquet" else there, epochs=1, progress=False
+    )
     for key in ("validation_loss", "validation_r2"):
         np.testing.assert_allclose(got[key], want[key], rtol=1e-6)
 
@@ -96,7 +119,10 @@ def test_a_run_on_a_file_goes_on_from_any_batch_to_the_bit(kind, stop, tmp_path,
                 raise KeyboardInterrupt
 
     small_windows(monkeypatch)
-    table, fit = in_file(kind, tmp_path), {"epochs": 3, "batch_size": 20, "progress": False, "validation": (X[:50], Y[:50])}
+    table, fit = (
+        in_file(kind, tmp_path),
+        {"epochs": 3, "batch_size": 20, "progress": False, "validation": (X[:50], Y[:50])},
+    )
     whole = make()
     history = whole.fit(*table, **fit)
     with pytest.raises(KeyboardInterrupt):
@@ -120,12 +146,16 @@ def test_the_windows_are_in_the_plan_and_under_the_memory_limit(tmp_path, monkey
 
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5]])
 @pytest.mark.parametrize("kind", ["memmap", "parquet"])
-def test_evaluation_of_a_file_keeps_the_limit_and_lists_its_windows(kind, weights, tmp_path, monkeypatch):
+def test_evaluation_of_a_file_keeps_the_limit_and_lists_its_windows(
+    kind, weights, tmp_path, monkeypatch
+):
     """330 rows are read through windows of some of them, in `evaluate`, `losses` and `fit`."""
     table, seen = in_file(kind, tmp_path, labels=True), []
     more = {"class_weight": weights} if weights else {}
     free = make(labels=True, chunk_rows=20, **more)
-    limited = make(labels=True, chunk_rows=20, memory_limit=free.plan(20).total_bytes + 6000, **more)
+    limited = make(
+        labels=True, chunk_rows=20, memory_limit=free.plan(20).total_bytes + 6000, **more
+    )
     evaluate = type(limited._step).evaluate
 
     def look(step, batch, plan, see):
@@ -140,7 +170,14 @@ def test_evaluation_of_a_file_keeps_the_limit_and_lists_its_windows(kind, weight
         assert got[key] == pytest.approx(want[key], rel=1e-6)
     np.testing.assert_allclose(limited.losses(*table), losses, rtol=1e-6)
     before = limited.plan(20)
-    limited.fit(X, LABELS, epochs=2, batch_size=20, validation=table if kind == "memmap" else table[0], progress=False)
+    limited.fit(
+        X,
+        LABELS,
+        epochs=2,
+        batch_size=20,
+        validation=table if kind == "memmap" else table[0],
+        progress=False,
+    )
     assert len(seen) > 8, "windows"
     for plan, rows in seen:
         assert plan.total_bytes <= limited._settings.memory_limit
@@ -190,7 +227,9 @@ def test_faults_of_a_file_are_named_and_leave_no_thread(tmp_path):
     labels.tofile(tmp_path / "Y")
     trainer = make(labels=True)
     with pytest.raises(ValueError, match=r"^Y must hold classes 0 … 2; row 200 holds 7$"):
-        trainer.fit(table[0], np.memmap(tmp_path / "Y", labels.dtype, "r"), batch_size=400, progress=False)
+        trainer.fit(
+            table[0], np.memmap(tmp_path / "Y", labels.dtype, "r"), batch_size=400, progress=False
+        )
     assert trainer.progress.step == 0
     assert not [t for t in threading.enumerate() if "reader" in t.name]
 
@@ -214,13 +253,17 @@ def test_a_function_is_told_the_epoch_and_batches_may_differ_in_size(tmp_path):
 
 @pytest.mark.parametrize("window", [400, 2000, 1 << 20])
 @pytest.mark.parametrize("kind", ["memmap", "function"])
-def test_batches_that_weigh_nothing_are_passed_over_as_in_memory(kind, window, tmp_path, monkeypatch):
+def test_batches_that_weigh_nothing_are_passed_over_as_in_memory(
+    kind, window, tmp_path, monkeypatch
+):
     monkeypatch.setattr(streams, "WINDOW", window)
     w = W.copy()
     w[60:240] = 0
     table = (*in_file("memmap", tmp_path), w)
     if kind == "function":
-        table = (lambda: ((X[i : i + 20], Y[i : i + 20], w[i : i + 20]) for i in range(0, 330, 20)),)
+        table = (
+            lambda: ((X[i : i + 20], Y[i : i + 20], w[i : i + 20]) for i in range(0, 330, 20)),
+        )
     one, other = make(), make()
     fit = {"epochs": 2, "batch_size": 20, "shuffle": False, "progress": False}
     assert times_out(other.fit(*table, **fit)) == times_out(one.fit(X, Y, w, **fit))
@@ -243,7 +286,9 @@ def test_either_all_batches_have_weights_or_none_has(first):
     weighted, plain = (X[:20], Y[:20], W[:20]), (X[:20], Y[:20])
     batches = [weighted, weighted, plain] if first else [plain, plain, weighted]
     match = "batch 2: has " + (
-        "no sample_weight; those before have one" if first else "a sample_weight; those before have none"
+        "no sample_weight; those before have one"
+        if first
+        else "a sample_weight; those before have none"
     )
     for source in (batches, lambda: iter(batches)):
         with pytest.raises(TypeError, match=match):
@@ -251,28 +296,40 @@ def test_either_all_batches_have_weights_or_none_has(first):
 
 
 @pytest.mark.parametrize("kind", ["memmap", "parquet", "h5py"])
-def test_a_bad_label_is_named_by_its_row_in_the_file_whatever_the_window(kind, tmp_path, monkeypatch):
+def test_a_bad_label_is_named_by_its_row_in_the_file_whatever_the_window(
+    kind, tmp_path, monkeypatch
+):
     small_windows(monkeypatch)
     monkeypatch.setitem(globals(), "LABELS", np.where(np.arange(330) == 321, 9, LABELS))
     table = in_file(kind, tmp_path, labels=True)
-    for call in (make(labels=True).evaluate, lambda *t: make(labels=True).fit(*t, batch_size=20, progress=False)):
+    for call in (
+        make(labels=True).evaluate,
+        lambda *t: make(labels=True).fit(*t, batch_size=20, progress=False),
+    ):
         with pytest.raises(ValueError, match=r"^Y must hold classes 0 … 2; row 321 holds 9$"):
             call(*table)
     share = np.full((330, 3), 1 / 3)
     share[300] = 1
-    with pytest.raises(ValueError, match=r"^Y must be one-hot, or each row a distribution over classes; row 300 is"):
+    with pytest.raises(
+        ValueError, match=r"^Y must be one-hot, or each row a distribution over classes; row 300 is"
+    ):
         make(labels=True).fit(in_file("memmap", tmp_path)[0], share, batch_size=20, progress=False)
     net = mc.MLP([4, 2], output="sigmoid")
     y = np.where(np.arange(330)[:, None] == 320, 2.0, abs(Y) / 9)
     with pytest.raises(ValueError, match=r"^Y: binary_cross_entropy takes 0 … 1; row 320 holds"):
-        mc.Trainer(net, "binary_cross_entropy").fit(in_file("memmap", tmp_path)[0], y, batch_size=20, progress=False)
+        mc.Trainer(net, "binary_cross_entropy").fit(
+            in_file("memmap", tmp_path)[0], y, batch_size=20, progress=False
+        )
 
 
 def test_a_bad_label_of_a_batch_is_named_with_the_batch():
     bad = (X[:20], np.where(np.arange(20) == 5, 9, LABELS[:20]))
     with pytest.raises(ValueError, match=r"^batch 1: Y must hold classes 0 … 2; row 5 holds 9$"):
         make(labels=True).fit(lambda: iter([(X[:20], LABELS[:20]), bad]), progress=False)
-    with pytest.raises(ValueError, match=r"^batch 0: Y must have shape \(20, 3\) or \(20,\) class indices; got \(20, 2\)$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^batch 0: Y must have shape \(20, 3\) or \(20,\) class indices; got \(20, 2\)$",
+    ):
         make(labels=True).fit(lambda: iter([(X[:20], Y[:20])]), progress=False)
 
 
@@ -286,20 +343,32 @@ def test_the_form_of_targets_is_refused_before_a_row_is_read(tmp_path):
     for trainer, y, message in (
         (make(), Y[:, :1], r"Y must have shape \(330, 2\); got \(330, 1\)"),
         (make(), LABELS, r"Y must have shape \(330, 2\); got \(330,\)"),
-        (make(labels=True), LABELS.astype(float), "Y holds class indices and must have an integer dtype; got float64"),
+        (
+            make(labels=True),
+            LABELS.astype(float),
+            "Y holds class indices and must have an integer dtype; got float64",
+        ),
     ):
         for call in (trainer.evaluate, lambda *t, trainer=trainer: trainer.fit(*t, progress=False)):
             with pytest.raises(ValueError, match=f"^{message}$") as caught:
                 call(Unreadable(), y)
             assert not hasattr(caught.value, "__notes__")
         with pytest.raises(ValueError, match=f"^validation: {message}$"):
-            trainer.fit(X, LABELS if trainer.loss.takes_classes else Y, validation=(Unreadable(), y), progress=False)
+            trainer.fit(
+                X,
+                LABELS if trainer.loss.takes_classes else Y,
+                validation=(Unreadable(), y),
+                progress=False,
+            )
 
 
 def test_what_is_no_array_is_called_by_its_name(tmp_path):
     (table,) = in_file("parquet", tmp_path)
     for call in (make().net.predict, make().step, make().prepare):
-        with pytest.raises(TypeError, match=r"^X must hold real numbers; got Parquet; it goes into fit and evaluate alone$"):
+        with pytest.raises(
+            TypeError,
+            match=r"^X must hold real numbers; got Parquet; it goes into fit and evaluate alone$",
+        ):
             call(*((table,) if call.__name__ == "predict" else (table, Y)))
     with pytest.raises(TypeError, match=r"^X must hold real numbers; got dict$"):
         make().fit({"a": 1}, Y, progress=False)
@@ -329,8 +398,12 @@ def fitted(*table, **settings):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
-@pytest.mark.parametrize("kind", ["memmap", "view", "slice", "read-only", "h5py", "zarr", "parquet"])
-def test_rows_that_fit_one_window_are_shuffled_as_in_memory_wherever_they_lie(kind, device, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "kind", ["memmap", "view", "slice", "read-only", "h5py", "zarr", "parquet"]
+)
+def test_rows_that_fit_one_window_are_shuffled_as_in_memory_wherever_they_lie(
+    kind, device, tmp_path, monkeypatch
+):
     if device != "cpu":
         emulated = CpuDevice()
         emulated.host_inputs = True
@@ -396,7 +469,10 @@ class Loader:
         return self.length
 
 
-@pytest.mark.parametrize("length", [TypeError("object of type 'IterableDataset' has no len()"), NotImplementedError(), 17, 3])
+@pytest.mark.parametrize(
+    "length",
+    [TypeError("object of type 'IterableDataset' has no len()"), NotImplementedError(), 17, 3],
+)
 def test_a_loader_that_does_not_know_its_length_is_read_until_it_ends(length):
     want, got = make(), make()
     history = want.fit(X, Y, epochs=2, batch_size=20, shuffle=False, progress=False)
@@ -425,7 +501,9 @@ def test_a_loader_of_an_iterable_dataset_of_pytorch_is_read_until_it_ends():
     np.testing.assert_array_equal(got.net.parameters, want.net.parameters)
 
 
-@pytest.mark.parametrize("described", [{"shape": None, "dtype": None}, {"shape": (330, 4), "dtype": None}])
+@pytest.mark.parametrize(
+    "described", [{"shape": None, "dtype": None}, {"shape": (330, 4), "dtype": None}]
+)
 def test_batches_with_a_shape_of_none_are_batches(described):
     class Described(Loader):
         def __getitem__(self, index):

@@ -23,7 +23,9 @@ def net(dtype="float64"):
 def test_gradients_are_right_and_training_gets_on(dtype):
     network = net(dtype)
     assert mc.check_gradients(network, X, Y, FOURTH).ok
-    history = mc.Trainer(network, FOURTH, mc.Adam(1e-2)).fit(X, Y, epochs=40, batch_size=8, progress=False)
+    history = mc.Trainer(network, FOURTH, mc.Adam(1e-2)).fit(
+        X, Y, epochs=40, batch_size=8, progress=False
+    )
     assert history["loss"][-1] < 0.7 * history["loss"][0]
 
 
@@ -35,7 +37,9 @@ def test_a_hessian_product_is_the_gradients_derivative():
         network.parameters[...] = start + t * v
         sides.append(trainer.gradient(X, Y)[1].copy())
     network.parameters[...] = start
-    np.testing.assert_allclose(network.hvp(X, Y, v, FOURTH), (sides[0] - sides[1]) / (2 * h), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        network.hvp(X, Y, v, FOURTH), (sides[0] - sides[1]) / (2 * h), rtol=1e-6, atol=1e-7
+    )
 
 
 def test_files_keep_formulas_and_slopes_and_a_run_goes_on_to_the_bit(tmp_path):
@@ -53,6 +57,10 @@ def test_files_keep_formulas_and_slopes_and_a_run_goes_on_to_the_bit(tmp_path):
 def test_onnx_computes_the_same(dtype, tmp_path):
     network = net(dtype)
     network.to_onnx(tmp_path / "net.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"]
+    )
     (Z,) = session.run(["Z"], {"X": X.astype(dtype)})
-    np.testing.assert_allclose(Z, network.predict(X), rtol=200 * np.finfo(dtype).eps, atol=20 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        Z, network.predict(X), rtol=200 * np.finfo(dtype).eps, atol=20 * np.finfo(dtype).eps
+    )

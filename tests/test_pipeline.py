@@ -62,24 +62,37 @@ def random_frame(seed, rows=700):
     rng = np.random.default_rng(seed)
 
     def gaps(values, share):
-        return np.where(rng.random(rows) < share, None if values.dtype == object else np.nan, values)
+        return np.where(
+            rng.random(rows) < share, None if values.dtype == object else np.nan, values
+        )
 
-    frame = {f"n{i}": gaps(rng.normal(size=rows) * 10.0 ** rng.integers(-30, 30), rng.choice([0, 0.3])) for i in range(6)}
-    frame["late gap"] = np.where(np.arange(rows) > rows - 5, np.nan, rng.integers(0, 3, rows))  # none in the training rows
+    frame = {
+        f"n{i}": gaps(rng.normal(size=rows) * 10.0 ** rng.integers(-30, 30), rng.choice([0, 0.3]))
+        for i in range(6)
+    }
+    frame["late gap"] = np.where(
+        np.arange(rows) > rows - 5, np.nan, rng.integers(0, 3, rows)
+    )  # none in the training rows
     frame["none"], frame["same"] = np.full(rows, np.nan), np.ones(rows)
     for i, count in enumerate((2, 30, 99, 100, 101, 400)):
         words = np.array([f"{k}ü" for k in range(count)], object)
         frame[f"c{i}"] = gaps(words[rng.integers(0, count, rows)], rng.choice([0, 0.01, 0.3]))
-    frame["tied"] = np.array([f"{k % 120:03}" for k in range(rows)], object)  # 120 values, 5 or 6 rows each
+    frame["tied"] = np.array(
+        [f"{k % 120:03}" for k in range(rows)], object
+    )  # 120 values, 5 or 6 rows each
     frame["last"] = np.array(["a"] * (rows - 3) + ["b"] * 3, object)  # new after training
-    return pd.DataFrame({name: pd.Series(values, dtype=values.dtype) for name, values in frame.items()})
+    return pd.DataFrame(
+        {name: pd.Series(values, dtype=values.dtype) for name, values in frame.items()}
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_columns_names_and_numbers_are_those_of_scikit_learn_to_the_bit(seed):
     frame = random_frame(seed)
     rows = np.random.default_rng(seed).permutation(len(frame) - 10)[:600]
-    columns = [Column(name, "category" if frame[name].dtype == object else "number") for name in frame]
+    columns = [
+        Column(name, "category" if frame[name].dtype == object else "number") for name in frame
+    ]
     made = Pipeline.fit(frame, rows, columns)
     used = [column for column in columns if column in made.columns]
     names, X = of_sklearn(frame, rows, used)
@@ -91,9 +104,13 @@ def test_columns_names_and_numbers_are_those_of_scikit_learn_to_the_bit(seed):
     assert "missingindicator_late gap" not in names
 
 
-@pytest.mark.parametrize("counts", [[5] * 99, [5] * 100, [5] * 101, [9, 4, 5], [4] * 3 + [5] * 99, range(1, 150), [5]])
+@pytest.mark.parametrize(
+    "counts", [[5] * 99, [5] * 100, [5] * 101, [9, 4, 5], [4] * 3 + [5] * 99, range(1, 150), [5]]
+)
 def test_values_apart_are_those_of_scikit_learn_with_ties(counts):
-    values = np.array([f"{k:03}" for k, count in enumerate(counts) for _ in range(count)] + [None] * 5, object)
+    values = np.array(
+        [f"{k:03}" for k, count in enumerate(counts) for _ in range(count)] + [None] * 5, object
+    )
     found = Category.fit(np.random.default_rng(0).permutation(values))
     encoder = OneHotEncoder(
         min_frequency=LEAST_ROWS,
@@ -103,7 +120,9 @@ def test_values_apart_are_those_of_scikit_learn_with_ties(counts):
     encoder.fit(values[:, None])
     rare = encoder.infrequent_categories_[0]
     assert found.rare == (() if rare is None else tuple(rare))
-    assert found.names("c") == [name.replace("x0_", "c_") for name in encoder.get_feature_names_out()]
+    assert found.names("c") == [
+        name.replace("x0_", "c_") for name in encoder.get_feature_names_out()
+    ]
 
 
 def test_medians_of_huge_numbers_do_not_overflow():
@@ -147,7 +166,9 @@ def test_a_pipeline_is_the_same_after_saving(kept, tmp_path):
     assert b"\xc3\xbc" in tensors["pipeline"].tobytes()  # UTF-8, no escapes
 
 
-FORMATS = [1]  # each that has been written since the first; files of it are read as long as the version stands here
+FORMATS = [
+    1
+]  # each that has been written since the first; files of it are read as long as the version stands here
 
 
 @pytest.mark.parametrize("version", FORMATS)
@@ -168,7 +189,10 @@ def test_models_of_each_format_predict_what_they_did(version, what, tmp_path, ca
         )
         == 0
     )
-    wanted, found = (list(csv.reader(io.StringIO(path.read_text()))) for path in (DATA / f"{name}.csv", tmp_path / "p.csv"))
+    wanted, found = (
+        list(csv.reader(io.StringIO(path.read_text())))
+        for path in (DATA / f"{name}.csv", tmp_path / "p.csv")
+    )
     assert found[0] == wanted[0]
     assert len(found) == len(wanted) > 5
     for ours, theirs in zip(found[1:], wanted[1:], strict=True):
@@ -200,8 +224,13 @@ def test_a_newer_format_asks_for_an_upgrade_and_the_one_of_before_for_training(t
         tensors={**tensors, "pipeline": np.frombuffer(b"PK\3\4 a zip file of skops", np.uint8)},
         about=about,
     )
-    assert main(["predict", path, str(DATA / "table-format-1.csv"), "--out", str(tmp_path / "p.csv")]) == 2
-    assert "written by an older development version of mlpcore; train again" in capsys.readouterr().err
+    assert (
+        main(["predict", path, str(DATA / "table-format-1.csv"), "--out", str(tmp_path / "p.csv")])
+        == 2
+    )
+    assert (
+        "written by an older development version of mlpcore; train again" in capsys.readouterr().err
+    )
     assert not (tmp_path / "p.csv").exists()
 
 
@@ -226,7 +255,10 @@ def forged(made):
         ("columns", {}, {"columns": value})
         for value in (None, [], {}, 5, {"a": 1}, {"a": {}}, {**about["columns"], "\ud800": {}})
     )
-    yield from (column(number, origin=value) for value in (None, "0", True, 1e300, float("nan"), 10**400, [0.0]))
+    yield from (
+        column(number, origin=value)
+        for value in (None, "0", True, 1e300, float("nan"), 10**400, [0.0])
+    )
     yield from (column(number, missing=value) for value in (None, 1, "true"))
     yield from (column(number, kind=value) for value in (None, "", "numbers", ["number"], {}))
     yield from (
@@ -235,8 +267,13 @@ def forged(made):
         column(category, labels=[]),
     )
     yield from (column(category, missing=True), column(category, more=1))
-    yield from (values(category, apart=value) for value in (None, "ab", 5, {}, [1], [["a"]], ["a", "a"], ["\ud800"], [{}]))
-    yield from (values(category, rare=value) for value in (None, told[category]["apart"], [True], [1.5]))
+    yield from (
+        values(category, apart=value)
+        for value in (None, "ab", 5, {}, [1], [["a"]], ["a", "a"], ["\ud800"], [{}])
+    )
+    yield from (
+        values(category, rare=value) for value in (None, told[category]["apart"], [True], [1.5])
+    )
     yield values(category, apart=[], rare=[])
     yield values(category, apart=[str(k) for k in range(100_000)])
     for text in (
@@ -268,7 +305,10 @@ def forged(made):
         ]
         for value in [*bad, *([np.zeros_like(tensor), -tensor] if name == "scale" else [])]:
             yield f"pipeline {name}", {f"pipeline {name}": value}, {}
-    yield from (("features", {}, {"features": value}) for value in (None, [], list(made.names)[::-1], ["x"] * made.width))
+    yield from (
+        ("features", {}, {"features": value})
+        for value in (None, [], list(made.names)[::-1], ["x"] * made.width)
+    )
 
 
 def test_what_somebody_made_up_is_refused_by_its_field(kept):
@@ -277,7 +317,9 @@ def test_what_somebody_made_up_is_refused_by_its_field(kept):
     count = 0
     for field, arrays, changes in forged(made):
         given = {name: value for name, value in {**tensors, **arrays}.items() if value is not None}
-        with pytest.raises(ValueError, match=rf"its '{field}' is missing or does not fit.*train again") as error:
+        with pytest.raises(
+            ValueError, match=rf"its '{field}' is missing or does not fit.*train again"
+        ) as error:
             Pipeline.restore(given, {**about, **changes}, made.width)
         assert len(str(error.value)) < 400
         count += 1
@@ -286,7 +328,9 @@ def test_what_somebody_made_up_is_refused_by_its_field(kept):
         Pipeline.restore(tensors, about, 3)
 
 
-def test_random_changes_of_a_model_never_end_in_anything_but_a_sentence_or_predictions(tmp_path, capsys):
+def test_random_changes_of_a_model_never_end_in_anything_but_a_sentence_or_predictions(
+    tmp_path, capsys
+):
     """Each note and tensor is replaced, at random, by one of another kind, anywhere in their trees."""
     rng = np.random.default_rng(0)
     net, tensors, about = mc.MLP.load_with(DATA / "table-format-1-classes.safetensors")
@@ -384,7 +428,10 @@ class Name(str):
 
 def wide(columns, path):
     rng = np.random.default_rng(0)
-    held = {f"c{i}": rng.normal(size=60) if i % 2 else rng.choice(["x", "y"], 60) for i in range(columns)}
+    held = {
+        f"c{i}": rng.normal(size=60) if i % 2 else rng.choice(["x", "y"], 60)
+        for i in range(columns)
+    }
     parquet.write_table(pa.table({**held, "y": rng.normal(size=60)}), path)
     return path
 
@@ -397,7 +444,9 @@ def test_training_and_predicting_take_steps_in_proportion_to_the_columns(tmp_pat
         steps[columns] = [
             calls(lambda path=path: tables.load(path, "y").prepare(np.arange(60))),
             calls(lambda path=path, made=made: made.apply(made.read(path)[0])),
-            calls(lambda made=made: tables.Transformer.restore(made.tensors, notes(made), made.width)),
+            calls(
+                lambda made=made: tables.Transformer.restore(made.tensors, notes(made), made.width)
+            ),
         ]
     for few, many in zip(steps[60], steps[240], strict=True):
         assert many < 5 * few
@@ -410,7 +459,9 @@ def test_time_is_in_proportion_to_the_columns(tmp_path):
         path = tmp_path / f"{columns}.parquet"
         parquet.write_table(pa.table({f"c{i}": [0.0, 1.0] for i in range(columns)}), path)
         frame = tables.read(path).to_pandas()
-        made = tables.Transformer.fit(frame, np.arange(2), [Column(name, "number") for name in frame])
+        made = tables.Transformer.fit(
+            frame, np.arange(2), [Column(name, "number") for name in frame]
+        )
         began = time.process_time()
         made.read(path)
         between = time.process_time()

@@ -96,7 +96,11 @@ def test_r2_is_right_to_ten_digits_whatever_weights_offsets_and_chunks(kind, chu
     assert figure(Y, Z, w, chunk) == pytest.approx(expected, rel=1e-10, abs=1e-10)
 
 
-ROUNDED = ("one constant output", "one row of weight", "weights that add up to 1e308")  # scikit-learn's means of these
+ROUNDED = (
+    "one constant output",
+    "one row of weight",
+    "weights that add up to 1e308",
+)  # scikit-learn's means of these
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ROUNDED])
@@ -113,7 +117,10 @@ def test_a_weight_of_2_is_the_row_twice_and_0_is_none():
     repeated = np.repeat(np.arange(600), w)
     assert figure(Y, Z, w) == pytest.approx(figure(Y[repeated], Z[repeated]), rel=1e-13)
     labels, one_hot = RNG.integers(0, 2, 600), RNG.integers(0, 2, (600, 2))
-    for target, loss, output in ((labels, "cross_entropy", "softmax"), (one_hot, "binary_cross_entropy", "sigmoid")):
+    for target, loss, output in (
+        (labels, "cross_entropy", "softmax"),
+        (one_hot, "binary_cross_entropy", "sigmoid"),
+    ):
         once = figure(target[repeated], Z[repeated], None, 97, loss, output)
         assert figure(target, Z, w, 97, loss, output) == pytest.approx(once, rel=1e-13)
 
@@ -124,8 +131,12 @@ def test_accuracy_of_rows_that_are_all_right_is_1_to_the_bit():
 
 
 @pytest.mark.parametrize("chunk", [1, 50, 700])
-@pytest.mark.parametrize(("prediction", "expected"), [(np.inf, -math.inf), (-np.inf, -math.inf), (np.nan, math.nan)])
-def test_predictions_that_are_not_finite_show_however_little_they_weigh(prediction, expected, chunk):
+@pytest.mark.parametrize(
+    ("prediction", "expected"), [(np.inf, -math.inf), (-np.inf, -math.inf), (np.nan, math.nan)]
+)
+def test_predictions_that_are_not_finite_show_however_little_they_weigh(
+    prediction, expected, chunk
+):
     Y = RNG.standard_normal((700, 1))
     for row in (0, 300, 699):
         w, Z = np.ones(700), Y + 0.1
@@ -158,13 +169,19 @@ def problem(loss, output, dtype="float64", outputs=3, rows=700):
     """Return a trainer, X, Y and row weights."""
     net = mc.MLP([4, 8, outputs], "tanh", output, dtype=dtype, seed=1)
     X, w = RNG.standard_normal((rows, 4)), RNG.uniform(0, 2, rows)
-    Y = RNG.integers(0, outputs, rows) if loss == "cross_entropy" else RNG.uniform(0, 1, (rows, outputs))
+    Y = (
+        RNG.integers(0, outputs, rows)
+        if loss == "cross_entropy"
+        else RNG.uniform(0, 1, (rows, outputs))
+    )
     return mc.Trainer(net, loss, chunk_rows=64), X, Y, w
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("loss", "output"), PAIRS)
-def test_losses_are_those_of_the_rows_one_by_one_and_their_mean_is_that_of_evaluate(loss, output, dtype):
+def test_losses_are_those_of_the_rows_one_by_one_and_their_mean_is_that_of_evaluate(
+    loss, output, dtype
+):
     trainer, X, Y, w = problem(loss, output, dtype)
     bound = 1e-12 if dtype == "float64" else 2e-6
     found = trainer.losses(X, Y)
@@ -175,7 +192,9 @@ def test_losses_are_those_of_the_rows_one_by_one_and_their_mean_is_that_of_evalu
     for weights in (None, w):
         mean = np.average(found, weights=weights)
         np.testing.assert_allclose(mean, trainer.evaluate(X, Y, weights)["loss"], rtol=bound)
-    np.testing.assert_array_equal(trainer.losses(trainer.prepare(X, Y, w)), found)  # weights do not count
+    np.testing.assert_array_equal(
+        trainer.losses(trainer.prepare(X, Y, w)), found
+    )  # weights do not count
 
 
 def test_losses_of_soft_labels_and_of_a_loss_of_ones_own():
@@ -184,9 +203,16 @@ def test_losses_of_soft_labels_and_of_a_loss_of_ones_own():
     expected = -(soft * np.log(trainer.net.predict(X))).sum(axis=1)
     np.testing.assert_allclose(trainer.losses(X, soft), expected, rtol=1e-12)
     np.testing.assert_array_equal(trainer.losses(X, np.eye(3)[Y]), trainer.losses(X, Y))
-    fourth = mc.Loss("fourth", "q * (z - y) * (z - y) * (z - y) * (z - y)", "4 * q * (z - y) * (z - y) * (z - y)", 0.5)
+    fourth = mc.Loss(
+        "fourth",
+        "q * (z - y) * (z - y) * (z - y) * (z - y)",
+        "4 * q * (z - y) * (z - y) * (z - y)",
+        0.5,
+    )
     trainer, X, Y, _ = problem(fourth, "tanh")
-    np.testing.assert_allclose(trainer.losses(X, Y), (0.5 * (trainer.net.predict(X) - Y) ** 4).sum(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(
+        trainer.losses(X, Y), (0.5 * (trainer.net.predict(X) - Y) ** 4).sum(axis=1), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -194,32 +220,46 @@ def test_losses_of_sure_rows_neither_overflow_nor_round_to_0(dtype):
     """Against 60 digits, from logits that float32 holds exactly."""
     net = mc.MLP([2, 2], [], "softmax", dtype=dtype, init="zeros")
     net.W[1][...] = np.eye(2)
-    X = np.array([[0.0, 40.0], [40.0, 0.0], [1e4, -1e4], [-1e4, 1e4], [60.5, 0.25], [3e38, 0.0], [0.0, 3e38]])
+    X = np.array(
+        [[0.0, 40.0], [40.0, 0.0], [1e4, -1e4], [-1e4, 1e4], [60.5, 0.25], [3e38, 0.0], [0.0, 3e38]]
+    )
     found = mc.Trainer(net).losses(X, np.zeros(7, int))
     sure = X.astype(dtype).astype(np.float64)
     with mp.workdps(60):
         margins = [mp.mpf(float(right)) - mp.mpf(float(wrong)) for right, wrong in sure]
-        expected = [float(mp.log1p(mp.exp(-margin)) if margin > -1e6 else -margin) for margin in margins]
+        expected = [
+            float(mp.log1p(mp.exp(-margin)) if margin > -1e6 else -margin) for margin in margins
+        ]
     np.testing.assert_allclose(found, expected, rtol=1e-14, atol=0)
     one = mc.MLP([1, 1], [], "sigmoid", dtype=dtype, init="zeros")
     one.W[1][...] = 1
     S = np.array([[-90.0], [-30.0], [30.0], [1e30]], dtype)
-    np.testing.assert_allclose(mc.Trainer(one).losses(S, np.zeros(4)), np.logaddexp(0, S[:, 0].astype(float)), rtol=1e-14)
+    np.testing.assert_allclose(
+        mc.Trainer(one).losses(S, np.zeros(4)), np.logaddexp(0, S[:, 0].astype(float)), rtol=1e-14
+    )
 
 
 def batches_of(X, Y, w=None, size=150):
     """Return a function that yields batches, as a stream of rows."""
     parts = [slice(i, i + size) for i in range(0, len(X), size)]
-    return lambda: ((X[part], Y[part]) if w is None else (X[part], Y[part], w[part]) for part in parts)
+    return lambda: (
+        (X[part], Y[part]) if w is None else (X[part], Y[part], w[part]) for part in parts
+    )
 
 
-@pytest.mark.parametrize(("loss", "output"), [("squared_error", "identity"), ("cross_entropy", "softmax")])
+@pytest.mark.parametrize(
+    ("loss", "output"), [("squared_error", "identity"), ("cross_entropy", "softmax")]
+)
 def test_streams_give_the_figures_of_arrays(loss, output):
     trainer, X, Y, w = problem(loss, output)
     w[:300] = 0  # whole batches that weigh nothing
     np.testing.assert_allclose(trainer.losses(batches_of(X, Y)), trainer.losses(X, Y), rtol=1e-14)
-    np.testing.assert_allclose(trainer.losses(batches_of(X, Y, w)), trainer.losses(X, Y), rtol=1e-14)
-    metrics = {"first": lambda y, z, sample_weight=None: float(np.average(z[:, 0], weights=sample_weight))}
+    np.testing.assert_allclose(
+        trainer.losses(batches_of(X, Y, w)), trainer.losses(X, Y), rtol=1e-14
+    )
+    metrics = {
+        "first": lambda y, z, sample_weight=None: float(np.average(z[:, 0], weights=sample_weight))
+    }
     for weights in (None, w):
         there = trainer.evaluate(X, Y, weights, metrics=metrics)
         for name, value in trainer.evaluate(batches_of(X, Y, weights), metrics=metrics).items():
@@ -232,11 +272,17 @@ def test_streams_give_the_figures_of_arrays(loss, output):
 def test_metrics_are_scikit_learns_functions_with_weights_if_there_are_any():
     trainer, X, Y, w = problem("squared_error", "identity")
     Z = trainer.net.predict(X)
-    own = {"mae": theirs.mean_absolute_error, "r2 of theirs": theirs.r2_score, "max": lambda y, z, **_: abs(y - z).max()}
+    own = {
+        "mae": theirs.mean_absolute_error,
+        "r2 of theirs": theirs.r2_score,
+        "max": lambda y, z, **_: abs(y - z).max(),
+    }
     for weights in (None, w):
         found = trainer.evaluate(X, Y, weights, metrics=own)
         assert list(found) == ["loss", "r2", *own]
-        assert found["mae"] == pytest.approx(theirs.mean_absolute_error(Y, Z, sample_weight=weights), rel=1e-13)
+        assert found["mae"] == pytest.approx(
+            theirs.mean_absolute_error(Y, Z, sample_weight=weights), rel=1e-13
+        )
         assert found["r2 of theirs"] == pytest.approx(found["r2"], rel=1e-12)
         assert found["max"] == abs(Y - Z).max()
     assert all(type(value) is float for value in found.values())
@@ -255,8 +301,12 @@ def test_metrics_of_classes_get_labels_and_probabilities():
     net = mc.MLP([4, 8, 1], "tanh", "sigmoid", seed=1)
     labels = RNG.integers(0, 2, 700)
     for target in (labels, labels[:, None]):
-        found = mc.Trainer(net).evaluate(X, target, metrics={"auc": theirs.roc_auc_score, "brier": theirs.brier_score_loss})
-        assert found["auc"] == pytest.approx(theirs.roc_auc_score(labels, net.predict(X)[:, 0]), abs=1e-4)
+        found = mc.Trainer(net).evaluate(
+            X, target, metrics={"auc": theirs.roc_auc_score, "brier": theirs.brier_score_loss}
+        )
+        assert found["auc"] == pytest.approx(
+            theirs.roc_auc_score(labels, net.predict(X)[:, 0]), abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("flat", [True, False])
@@ -265,7 +315,9 @@ def test_a_metric_sees_targets_and_outputs_in_one_shape_so_that_nothing_broadcas
     shapes = []
     target = Y[:, 0] if flat else Y
     for rows in ((X, target), (batches_of(X, target),)):
-        trainer.evaluate(*rows, metrics={"seen": lambda y, z: shapes.append((y.shape, z.shape)) or 0.0})
+        trainer.evaluate(
+            *rows, metrics={"seen": lambda y, z: shapes.append((y.shape, z.shape)) or 0.0}
+        )
     assert shapes == [((700,), (700,)) if flat else ((700, 1), (700, 1))] * 2
 
 
@@ -325,9 +377,21 @@ def test_a_run_with_metrics_goes_on_with_the_same_metrics_only(tmp_path):
             TypeError,
             r"metrics\['rows'\] must return a number; it returned an array of shape",
         ),
-        ({"text": lambda y, z: "0.5"}, TypeError, r"metrics\['text'\] must return a number; it returned '0.5'"),
-        ({"flag": lambda y, z: np.True_}, TypeError, r"metrics\['flag'\] must return a number; it returned True"),
-        ({"none": lambda y, z: None}, TypeError, r"metrics\['none'\] must return a number; it returned None"),
+        (
+            {"text": lambda y, z: "0.5"},
+            TypeError,
+            r"metrics\['text'\] must return a number; it returned '0.5'",
+        ),
+        (
+            {"flag": lambda y, z: np.True_},
+            TypeError,
+            r"metrics\['flag'\] must return a number; it returned True",
+        ),
+        (
+            {"none": lambda y, z: None},
+            TypeError,
+            r"metrics\['none'\] must return a number; it returned None",
+        ),
         ({"complex": lambda y, z: 1j}, TypeError, r"metrics\['complex'\] must return a number"),
     ],
 )
@@ -342,12 +406,22 @@ def test_what_is_wrong_with_metrics_in_fit_is_said_before_the_first_step():
 
     def fit(metrics, monitor="validation_loss", mode=None, validation=(X, Y)):
         stopping = mc.EarlyStopping(2, monitor, mode=mode)
-        trainer.fit(X, Y, validation=validation, metrics=metrics, early_stopping=stopping, epochs=1, progress=False)
+        trainer.fit(
+            X,
+            Y,
+            validation=validation,
+            metrics=metrics,
+            early_stopping=stopping,
+            epochs=1,
+            progress=False,
+        )
 
     mae = {"mae": lambda y, z: 0.0}
     with pytest.raises(ValueError, match="metrics are measured on the validation rows"):
         fit(mae, validation=None)
-    with pytest.raises(TypeError, match=r"metrics\['mae'\] must be a function .* as the rows have weights"):
+    with pytest.raises(
+        TypeError, match=r"metrics\['mae'\] must be a function .* as the rows have weights"
+    ):
         fit(mae, validation=(X, Y, w))
     with pytest.raises(ValueError, match="'validation_mae': say which is better"):
         fit(mae, "validation_mae")

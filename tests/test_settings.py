@@ -20,7 +20,11 @@ from mlpcore.core.optimizers import Optimizer, Schedule
 from mlpcore.estimators import MLPClassifier as Classifier
 
 rng = np.random.default_rng(0)
-X, Y, LABELS = rng.standard_normal((6, 2)), rng.standard_normal((6, 1)), np.array([0, 1, 1, 0, 1, 0])
+X, Y, LABELS = (
+    rng.standard_normal((6, 2)),
+    rng.standard_normal((6, 1)),
+    np.array([0, 1, 1, 0, 1, 0]),
+)
 PLAIN = (int, float, bool, str, type(None))
 
 
@@ -60,14 +64,26 @@ MADE = {
     mc.Cosine: ({"rate": 0.1, "steps": 9}, lambda made: trainer(optimizer=mc.SGD(made))),
     mc.InverseScaling: ({"rate": 0.1}, lambda made: trainer(optimizer=mc.SGD(made))),
     mc.Adaptive: ({"rate": 0.1}, lambda made: trainer(optimizer=mc.SGD(made))),
-    mc.FormulaSchedule: ({"rate": 0.1, "formula": "rate / step"}, lambda made: trainer(optimizer=mc.SGD(made))),
+    mc.FormulaSchedule: (
+        {"rate": 0.1, "formula": "rate / step"},
+        lambda made: trainer(optimizer=mc.SGD(made)),
+    ),
     mc.Layer: ({}, lambda made: trainer(optimizer=mc.AdamW(layers={1: made}))),
     mc.EarlyStopping: ({"monitor": "loss"}, None),
     mc.Loss: ({"name": "own", "value": "q * (z - y) ** 2", "parameter": 1.0}, trainer),
-    mc.Activation: ({"name": "own", "value": "a * s", "parameter": 1.0}, lambda made: trainer(activation=made)),
+    mc.Activation: (
+        {"name": "own", "value": "a * s", "parameter": 1.0},
+        lambda made: trainer(activation=made),
+    ),
     mc.loss: ({"spec": "binary_cross_entropy"}, classifier),
-    mc.MLP: ({"sizes": [2, 1], "device": "cpu"}, lambda made: mc.Trainer(made, "squared_error", mc.SGD(0.1))),
-    mc.Trainer: ({"net": mc.MLP([2, 3, 1], device="cpu"), "loss": "squared_error", "optimizer": mc.SGD(0.1)}, copy.deepcopy),
+    mc.MLP: (
+        {"sizes": [2, 1], "device": "cpu"},
+        lambda made: mc.Trainer(made, "squared_error", mc.SGD(0.1)),
+    ),
+    mc.Trainer: (
+        {"net": mc.MLP([2, 3, 1], device="cpu"), "loss": "squared_error", "optimizer": mc.SGD(0.1)},
+        copy.deepcopy,
+    ),
 }
 INSIDE = {  # arguments that hold a number inside
     "sizes": lambda value: [2, value, 1],
@@ -80,7 +96,13 @@ INSIDE = {  # arguments that hold a number inside
     "class_weight": lambda value: [1, value],
     "matched": lambda value: (value, value),
 }
-TEXTS = {"monitor": "loss", "mode": "min", "velocity": "gradients", "learned": "per layer", "device": "cpu"}
+TEXTS = {
+    "monitor": "loss",
+    "mode": "min",
+    "velocity": "gradients",
+    "learned": "per layer",
+    "device": "cpu",
+}
 NO_SETTINGS = {"net", "optimizer", "dtype"}
 CASES = [
     (make, name)
@@ -113,7 +135,11 @@ def leaves(value):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         value = [*value, *value.values()]
-    return [leaf for part in value for leaf in leaves(part)] if isinstance(value, list | tuple) else [value]
+    return (
+        [leaf for part in value for leaf in leaves(part)]
+        if isinstance(value, list | tuple)
+        else [value]
+    )
 
 
 def steps(one):
@@ -130,7 +156,11 @@ def require_saved(use, made, twin, path):
     one, other = made, use(twin)
     one.save(path)
     loaded = mc.Trainer.load(path, device="cpu")
-    assert (loaded.optimizer, loaded.loss, loaded._settings) == (one.optimizer, one.loss, one._settings)
+    assert (loaded.optimizer, loaded.loss, loaded._settings) == (
+        one.optimizer,
+        one.loss,
+        one._settings,
+    )
     assert loaded.net.activations == one.net.activations
     assert steps(loaded) == steps(one) == steps(other)
 
@@ -148,8 +178,12 @@ def require_resumed(made, twin, path):
     np.testing.assert_array_equal(one.net.parameters, other.net.parameters)
 
 
-@pytest.mark.parametrize(("make", "name"), CASES, ids=[f"{make.__name__} {name}" for make, name in CASES])
-def test_every_kind_of_number_is_refused_by_name_or_stored_as_pythons_own_and_saved(make, name, tmp_path):
+@pytest.mark.parametrize(
+    ("make", "name"), CASES, ids=[f"{make.__name__} {name}" for make, name in CASES]
+)
+def test_every_kind_of_number_is_refused_by_name_or_stored_as_pythons_own_and_saved(
+    make, name, tmp_path
+):
     good, use = MADE[make]
     text = {**TEXTS, **good}.get(name)
     words = [kind(text) for kind in (np.str_, Text, np.array)] if isinstance(text, str) else []
@@ -167,7 +201,9 @@ def test_every_kind_of_number_is_refused_by_name_or_stored_as_pythons_own_and_sa
                 raise AssertionError(f"{name} is not named, of {value!r}") from error
             continue
         accepted += 1
-        if isinstance(made, Schedule | Optimizer | mc.Layer | mc.EarlyStopping | mc.Loss | mc.Activation):
+        if isinstance(
+            made, Schedule | Optimizer | mc.Layer | mc.EarlyStopping | mc.Loss | mc.Activation
+        ):
             twin = make(**{**good, name: getattr(made, name)})
             assert made == twin == copy.deepcopy(made) == pickle.loads(pickle.dumps(made))
             assert made == dataclasses.replace(made, **({} if name == "layers" else {name: given}))
@@ -180,13 +216,17 @@ def test_every_kind_of_number_is_refused_by_name_or_stored_as_pythons_own_and_sa
         if key not in done:
             done.add(key)
             path = tmp_path / "saved"
-            require_resumed(made, twin, path) if use is None else require_saved(use, used, twin, path)
+            require_resumed(made, twin, path) if use is None else require_saved(
+                use, used, twin, path
+            )
     assert accepted or name not in good or name in ("loss", "spec")
 
 
 def test_every_public_constructor_of_settings_is_tried():
     public = {getattr(mc, name) for name in mc.__all__}
-    settings = {kind for kind in public if isinstance(kind, type) and issubclass(kind, Optimizer | Schedule)}
+    settings = {
+        kind for kind in public if isinstance(kind, type) and issubclass(kind, Optimizer | Schedule)
+    }
     assert settings <= {*MADE}
     assert {kind for kind in public if dataclasses.is_dataclass(kind)} - {*MADE} == {
         mc.Cache, mc.Gradient, mc.GradientCheck,
@@ -196,7 +236,9 @@ def test_every_public_constructor_of_settings_is_tried():
 # -- what is set on a live optimizer or trainer ---------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [np.float32(0.3), Decimal("0.25"), Fraction(1, 3), np.array(0.3)], ids=str)
+@pytest.mark.parametrize(
+    "value", [np.float32(0.3), Decimal("0.25"), Fraction(1, 3), np.array(0.3)], ids=str
+)
 def test_what_is_set_later_is_converted_as_what_is_given_to_the_constructor(value, tmp_path):
     one, other = trainer(optimizer=mc.AdamW(0.01)), trainer(optimizer=mc.AdamW(0.01))
     for made, given in ((one, value), (other, float(value))):
@@ -215,7 +257,11 @@ ODD = [None, "0.1", True, np.bool_(1), 1j, np.ones(1), -1, math.nan, 10**400, De
 def test_what_is_set_later_is_refused_as_by_the_constructor(value):
     one = trainer(optimizer=mc.AdamW(0.01))
     before = repr(one.optimizer), one.l1
-    for thing, name in ((one.optimizer, "learning_rate"), (one.optimizer, "weight_decay"), (one, "l1")):
+    for thing, name in (
+        (one.optimizer, "learning_rate"),
+        (one.optimizer, "weight_decay"),
+        (one, "l1"),
+    ):
         with pytest.raises((TypeError, ValueError), match=rf"\b{name} must be"):
             setattr(thing, name, value)
     assert (repr(one.optimizer), one.l1) == before
@@ -224,7 +270,10 @@ def test_what_is_set_later_is_refused_as_by_the_constructor(value):
 def test_a_penalty_that_the_networks_numbers_do_not_hold_is_refused():
     for value in (1e39, 1e-46):
         for name in ("l1", "l2"):
-            with pytest.raises(ValueError, match=f"{name} must be a number that float32 holds; got {re.escape(str(value))}"):
+            with pytest.raises(
+                ValueError,
+                match=f"{name} must be a number that float32 holds; got {re.escape(str(value))}",
+            ):
                 trainer(**{name: value})
             with pytest.raises(ValueError, match=f"{name} must be a number that float32 holds"):
                 setattr(trainer(), name, value)

@@ -89,11 +89,19 @@ def readers():
 sizes = st.sampled_from([1, 2, 3, 7, 13, 64, 97, 1000])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    rows=sizes, batch_size=sizes, chunks=st.sampled_from([None, 1, 5, 50, 2000]), limit=st.integers(1, 40_000), data=st.data()
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_each_row_comes_once_an_epoch_and_a_skipped_start_changes_nothing(rows, batch_size, chunks, limit, data):
+@given(
+    rows=sizes,
+    batch_size=sizes,
+    chunks=st.sampled_from([None, 1, 5, 50, 2000]),
+    limit=st.integers(1, 40_000),
+    data=st.data(),
+)
+def test_each_row_comes_once_an_epoch_and_a_skipped_start_changes_nothing(
+    rows, batch_size, chunks, limit, data
+):
     X, Y = table(rows)
     stream = open_stream(Sliced(X, chunks), Y)
     order = data.draw(st.sampled_from([None, 0, 1]))
@@ -121,7 +129,9 @@ def test_the_generator_moves_on_by_the_same_amount_however_much_of_the_epoch_is_
     states = []
     for pieces in (0, 1, 100):
         order = generator(3)
-        for _ in zip(range(pieces), stream.epoch(32, order, 0, arrays(stream, 32, 5000)), strict=False):
+        for _ in zip(
+            range(pieces), stream.epoch(32, order, 0, arrays(stream, 32, 5000)), strict=False
+        ):
             pass
         states.append(order.bit_generator.state)
     assert states[0] == states[1] == states[2]
@@ -129,7 +139,11 @@ def test_the_generator_moves_on_by_the_same_amount_however_much_of_the_epoch_is_
 
 def test_all_rows_in_one_window_are_shuffled_as_a_whole():
     stream = open_stream(Sliced(table(1000)[0]), table(1000)[1])
-    assert [buffer.name for buffer in stream.buffers(10)] == ["X window 1", "Y window 1", "order window 1"]
+    assert [buffer.name for buffer in stream.buffers(10)] == [
+        "X window 1",
+        "Y window 1",
+        "order window 1",
+    ]
     firsts = [epoch(stream, 100, seed)[0] for seed in range(20)]
     assert len({tuple(rows) for rows in firsts}) == 20
     assert 480 < np.mean(firsts) < 520
@@ -145,10 +159,15 @@ def test_a_sorted_file_comes_out_mixed():
     worst = 0.0
     for seed in range(3):
         batches = epoch(stream, 1000, seed, limit=limit)
-        shares = np.array([np.bincount(np.array(batch) // 10_000, minlength=10) for batch in batches]) / 1000
+        shares = (
+            np.array([np.bincount(np.array(batch) // 10_000, minlength=10) for batch in batches])
+            / 1000
+        )
         worst = max(worst, shares.max())
         assert abs(np.corrcoef(np.arange(rows), flat(batches))[0, 1]) < 0.3
-    assert worst < 0.6  # 16 blocks a window, ten classes: by chance one has three or four times its share
+    assert (
+        worst < 0.6
+    )  # 16 blocks a window, ten classes: by chance one has three or four times its share
 
 
 def test_blocks_are_cut_elsewhere_in_each_epoch():
@@ -158,7 +177,9 @@ def test_blocks_are_cut_elsewhere_in_each_epoch():
     cuts = set()
     for seed in range(20):
         source.read.clear()
-        epoch(stream, 10, seed)  # one window: read in blocks of 62 rows, but for the two ends of the file
+        epoch(
+            stream, 10, seed
+        )  # one window: read in blocks of 62 rows, but for the two ends of the file
         cuts.add(frozenset(start % 62 for start, _ in source.read if start))
     assert len(cuts) > 10
 
@@ -167,7 +188,9 @@ def test_each_window_has_an_order_of_its_own():
     stream = open_stream(Sliced(table(1000)[0]), table(1000)[1])
     pieces = stream.epoch(10, generator(), 0, arrays(stream, 10, 8000))
     orders = [np.concatenate(piece.batches).tolist() for piece in pieces]
-    assert [sorted(order) for order in orders[:-1]] == [list(range(len(orders[0])))] * (len(orders) - 1)
+    assert [sorted(order) for order in orders[:-1]] == [list(range(len(orders[0])))] * (
+        len(orders) - 1
+    )
     assert len({tuple(order) for order in orders}) == len(orders) > 5
 
 
@@ -178,7 +201,9 @@ def test_what_only_skipped_batches_need_is_not_read():
         source.read.clear()
         epoch(stream, 10, order, skip=97, limit=8000)
         window = stream.buffers(10, 8000)[0].shape[0]
-        needed = 30 if order is None else 1000 - 970 // window * window  # shuffled: the rows of whole windows
+        needed = (
+            30 if order is None else 1000 - 970 // window * window
+        )  # shuffled: the rows of whole windows
         assert sum(stop - start for start, stop in source.read) == needed
 
 
@@ -198,7 +223,11 @@ def test_the_windows_keep_to_the_limit_and_hold_a_batch_at_least():
     stream = open_stream(Sliced(np.zeros((10**6, 100), np.float32)), np.zeros(10**6, np.float32))
     for limit in (10**6, 10**7):
         buffers = stream.buffers(128, limit)
-        assert 0.8 * limit < sum(plan.nbytes(buffer) for buffer in buffers) <= limit + 6 * plan.ALIGNMENT
+        assert (
+            0.8 * limit
+            < sum(plan.nbytes(buffer) for buffer in buffers)
+            <= limit + 6 * plan.ALIGNMENT
+        )
         assert buffers[0].shape[0] % 128 == 0
     assert [buffer.shape[0] for buffer in stream.buffers(128, 1)] == [128] * 6
     assert sum(plan.nbytes(buffer) for buffer in stream.buffers(128)) <= 2 * streams.WINDOW
@@ -212,7 +241,10 @@ def memmap(folder, array, name="X.npy"):
     return np.load(folder / name, mmap_mode="r")
 
 
-@pytest.mark.parametrize("kind", ["memmap", "view", "fortran", "swapped", "written", "copied", "zarr", "h5py", "h5py chunks"])
+@pytest.mark.parametrize(
+    "kind",
+    ["memmap", "view", "fortran", "swapped", "written", "copied", "zarr", "h5py", "h5py chunks"],
+)
 def test_sources_are_read_as_they_are(kind, tmp_path):
     X, Y = table(1000, 5)
     if kind in ("memmap", "view", "fortran", "swapped", "written", "copied"):
@@ -226,7 +258,9 @@ def test_sources_are_read_as_they_are(kind, tmp_path):
     elif kind == "zarr":
         source = zarr.create_array(str(tmp_path / "X.zarr"), data=X, chunks=(64, 5))
     else:
-        source = h5py.File(tmp_path / "X.h5", "w").create_dataset("X", data=X, chunks=(64, 5) if "chunks" in kind else None)
+        source = h5py.File(tmp_path / "X.h5", "w").create_dataset(
+            "X", data=X, chunks=(64, 5) if "chunks" in kind else None
+        )
     stream = open_stream(source, Y, np.arange(1000) / 1000)
     assert isinstance(stream, RowStream)
     assert (stream.rows, stream.columns) == X.shape
@@ -263,9 +297,16 @@ def flights(folder, rows=1000, files=3, group=70):
     for i, part in enumerate(np.array_split(np.arange(rows), files)):
         (folder / f"{i % 2}").mkdir(exist_ok=True)
         pq.write_table(
-            pa.table({k: v[part] for k, v in columns.items()}), folder / f"{i % 2}/{i}.parquet", row_group_size=group
+            pa.table({k: v[part] for k, v in columns.items()}),
+            folder / f"{i % 2}/{i}.parquet",
+            row_group_size=group,
         )
-    order = np.concatenate([np.array_split(np.arange(rows), files)[i] for i in sorted(range(files), key=lambda i: (i % 2, i))])
+    order = np.concatenate(
+        [
+            np.array_split(np.arange(rows), files)[i]
+            for i in sorted(range(files), key=lambda i: (i % 2, i))
+        ]
+    )
     return {k: v[order] for k, v in columns.items()}
 
 
@@ -287,7 +328,9 @@ def test_parquet_files_are_one_table(tmp_path, group, monkeypatch):
             labels += piece.Y.tolist()
         assert sorted(labels) == list(range(300))
         assert order is not None or labels == columns["late"].tolist()
-    batches = [b for p in stream.epoch(7, generator(), 0, arrays(stream, 7, 2000)) for b in p.batches]
+    batches = [
+        b for p in stream.epoch(7, generator(), 0, arrays(stream, 7, 2000)) for b in p.batches
+    ]
     assert len(batches) == stream.batches(7) == 43
 
 
@@ -297,8 +340,12 @@ def test_parquet_columns_are_chosen_by_name(tmp_path):
     source = Parquet(files[:1], target=["even", "w"], features=["b", "a"])
     assert repr(source).endswith("2 features, target=['even', 'w'], weight=None)")
     (piece,) = open_stream(source).epoch(10**6, None, 0, arrays(open_stream(source), 10**6))
-    np.testing.assert_array_equal(piece.X, np.stack([columns["b"], columns["a"]], 1)[: len(piece.X)])
-    np.testing.assert_array_equal(piece.Y, np.stack([columns["even"], columns["w"]], 1)[: len(piece.X)])
+    np.testing.assert_array_equal(
+        piece.X, np.stack([columns["b"], columns["a"]], 1)[: len(piece.X)]
+    )
+    np.testing.assert_array_equal(
+        piece.Y, np.stack([columns["even"], columns["w"]], 1)[: len(piece.X)]
+    )
     assert Parquet(files[0], target="even").like[1].dtype == np.uint8
     assert Parquet(str(files[0]), "late").features == ("a", "b", "even", "w")
 
@@ -323,7 +370,9 @@ def test_parquet_errors_name_file_column_and_row(tmp_path):
         Parquet(good, "a", [])
     with pytest.raises(ValueError, match="target: no column"):
         Parquet(good, [])
-    with pytest.raises(TypeError, match=r"column 'carrier' of .*must hold numbers; it holds (large_)?string"):
+    with pytest.raises(
+        TypeError, match=r"column 'carrier' of .*must hold numbers; it holds (large_)?string"
+    ):
         Parquet(write("2.parquet", late=[0], carrier=["UA"]), "late")
     other = {"date": pa.array([0], pa.date32()), "time": pa.array([0], pa.timestamp("ns", "UTC")), "list": [[1.0]],
              "category": pa.array(["x"]).dictionary_encode(), "money": pa.array([1]).cast(pa.decimal128(30, 2))}  # fmt: skip
@@ -334,7 +383,9 @@ def test_parquet_errors_name_file_column_and_row(tmp_path):
                                 ("features", (good, "late", 3)), ("weight", (good, "late", None, ["a"]))):  # fmt: skip
         with pytest.raises(TypeError, match=f"{argument} must be .*; got"):
             Parquet(*arguments)
-    with pytest.raises(ValueError, match=r"column 'a' is float64 in .*1\.parquet' and int64 in .*3\.parquet"):
+    with pytest.raises(
+        ValueError, match=r"column 'a' is float64 in .*1\.parquet' and int64 in .*3\.parquet"
+    ):
         Parquet([good, write("3.parquet", late=[0], a=[1])], "late")
     with pytest.raises(ValueError, match="path: no rows"):
         Parquet(write("4.parquet", late=np.zeros(0), a=np.zeros(0)), "late")
@@ -358,12 +409,18 @@ def test_a_folder_gives_its_data_files_and_no_others(tmp_path):
 
     for name in ("1.parquet", "b/2.parquet", "c.parquet/part.parquet"):
         write(name, y=[0, 1], a=[1.0, 2.0])
-    for name in (".3.parquet", "_4.parquet", "_temporary/0/5.parquet", "b/.ipynb_checkpoints/2-checkpoint.parquet"):
+    for name in (
+        ".3.parquet",
+        "_4.parquet",
+        "_temporary/0/5.parquet",
+        "b/.ipynb_checkpoints/2-checkpoint.parquet",
+    ):
         write(name, y=[7] * 100, a=[1.0] * 100)
     assert Parquet(tmp_path, "y").rows == 6
     part = write("hive/year=2001/6.parquet", y=[0], a=[1.0])
     with pytest.raises(
-        ValueError, match="the column that their folder 'year=2001' names: write it into the files, or pass a list"
+        ValueError,
+        match="the column that their folder 'year=2001' names: write it into the files, or pass a list",
     ):
         Parquet(tmp_path, "y")
     assert Parquet([part], "y").rows == Parquet(part.parent, "y").rows == 1
@@ -376,16 +433,32 @@ def test_no_column_is_dropped_or_used_twice(tmp_path):
         pq.write_table(pa.table(columns), tmp_path / name)
         return tmp_path / name
 
-    one, other = write("1.parquet", delay=[0], a=[1.0]), write("2.parquet", delay=[0], a=[1.0], extra=[2.0])
-    with pytest.raises(ValueError, match=r"column 'extra' of .*2\.parquet' is not in .*1\.parquet'; features="):
+    one, other = (
+        write("1.parquet", delay=[0], a=[1.0]),
+        write("2.parquet", delay=[0], a=[1.0], extra=[2.0]),
+    )
+    with pytest.raises(
+        ValueError, match=r"column 'extra' of .*2\.parquet' is not in .*1\.parquet'; features="
+    ):
         Parquet([one, other], "delay")
     with pytest.raises(ValueError, match=r"1\.parquet' must have one column 'extra'"):
         Parquet([other, one], "delay")
     assert Parquet([one, other], "delay", ["a"]).features == ("a",)
-    with pytest.raises(ValueError, match=r"must have one column 'dellay'; did you mean 'delay'\? Its columns: delay, a"):
+    with pytest.raises(
+        ValueError,
+        match=r"must have one column 'dellay'; did you mean 'delay'\? Its columns: delay, a",
+    ):
         Parquet(one, "dellay")
-    for arguments in (("a", ["a", "delay"]), (["a", "a"],), ("delay", ["a", "a"]), ("delay", ["a"], "a"), ("a", None, "a")):
-        with pytest.raises(ValueError, match="column 'a' must be used once, in features, target or weight"):
+    for arguments in (
+        ("a", ["a", "delay"]),
+        (["a", "a"],),
+        ("delay", ["a", "a"]),
+        ("delay", ["a"], "a"),
+        ("a", None, "a"),
+    ):
+        with pytest.raises(
+            ValueError, match="column 'a' must be used once, in features, target or weight"
+        ):
             Parquet(one, *arguments)
 
 
@@ -404,7 +477,12 @@ def test_batches_come_as_they_are(kind):
         numbers.append(epoch)
         return iter(ready)
 
-    source = {"list": ready, "lists": [list(b[:2]) for b in ready], "function": lambda: iter(ready), "loader": Loader()}
+    source = {
+        "list": ready,
+        "lists": [list(b[:2]) for b in ready],
+        "function": lambda: iter(ready),
+        "loader": Loader(),
+    }
     stream = open_stream(source.get(kind, of_epoch))
     assert isinstance(stream, BatchStream)
     assert stream.buffers(30) == []
@@ -419,7 +497,11 @@ def test_what_a_list_of_batches_holds_is_known_before_and_of_others_nothing():
     X, Y = table(100)
     stream = open_stream([(X, Y), (X[:3], Y[:3])])
     assert (stream.rows, stream.columns, stream.batches(7)) == (103, 3, 2)
-    assert [None if x is None else (x.shape, x.dtype) for x in stream.like] == [((0, 3), X.dtype), ((0,), Y.dtype), None]
+    assert [None if x is None else (x.shape, x.dtype) for x in stream.like] == [
+        ((0, 3), X.dtype),
+        ((0,), Y.dtype),
+        None,
+    ]
     stream = open_stream(lambda: iter([(X, Y)]))
     assert (stream.rows, stream.columns, stream.batches(7), stream.like) == (None, None, None, None)
 
@@ -439,7 +521,9 @@ def test_a_torch_loader_is_a_stream_and_its_tensors_are_none():
     torch = pytest.importorskip("torch")
     X, Y = map(torch.from_numpy, table(100))
     assert open_stream(X, Y) is None
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=30, shuffle=True)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(X, Y), batch_size=30, shuffle=True
+    )
     batches = epoch(open_stream(loader), 30)
     assert sorted(flat(batches)) == list(range(100))
     assert [len(batch) for batch in batches] == [30, 30, 30, 10]
@@ -452,7 +536,17 @@ def test_arrays_in_memory_are_not_for_streams():
 
     X, Y = table(10)
     frames = pd.DataFrame(X), pd.DataFrame(X)[0], pl.DataFrame(X), pl.DataFrame(X).to_arrow()
-    for value in (*frames, X, X.tolist(), scipy.sparse.csr_array(X), np.ma.masked_array(X), memoryview(X), range(10), 3, "X"):
+    for value in (
+        *frames,
+        X,
+        X.tolist(),
+        scipy.sparse.csr_array(X),
+        np.ma.masked_array(X),
+        memoryview(X),
+        range(10),
+        3,
+        "X",
+    ):
         assert open_stream(value, Y) is None
     assert open_stream(X) is None
     assert open_stream(None) is None
@@ -472,14 +566,30 @@ def test_the_door_names_the_argument():
         ((Sliced(X), Y[:5]), ValueError, "Y has 5 rows; X has 10"),
         ((Sliced(X), X[None]), ValueError, "Y must have 1 or 2 axes; it has shape (1, 10, 3)"),
         ((Sliced(X), Y.astype(object)), TypeError, "Y must hold real numbers; its dtype is object"),
-        ((Sliced(X), np.ma.masked_equal(Y, 3)), TypeError, "Y is a masked array with masked entries; fill them first"),
+        (
+            (Sliced(X), np.ma.masked_equal(Y, 3)),
+            TypeError,
+            "Y is a masked array with masked entries; fill them first",
+        ),
         ((Sliced(X), Y, X), ValueError, "sample_weight must have 1 axes; it has shape (10, 3)"),
         ((Sliced(X), Y, Y[:3]), ValueError, "sample_weight has 3 rows; X has 10"),
         ((lambda: batches, Y), TypeError, "Y must be None: X (function) brings it along"),
         ((batches, None, Y), TypeError, "sample_weight must be None: X (list) brings it along"),
-        ((iter(batches),), TypeError, "X is a list_iterator, which would be empty in the second epoch: pass a function"),
-        ((([X, Y] for _ in range(3)),), TypeError, "X is a generator, which would be empty in the second epoch"),
-        ((lambda n: batches,), TypeError, "X, a function that makes batches, takes nothing or `epoch`; its parameters are (n)"),
+        (
+            (iter(batches),),
+            TypeError,
+            "X is a list_iterator, which would be empty in the second epoch: pass a function",
+        ),
+        (
+            (([X, Y] for _ in range(3)),),
+            TypeError,
+            "X is a generator, which would be empty in the second epoch",
+        ),
+        (
+            (lambda n: batches,),
+            TypeError,
+            "X, a function that makes batches, takes nothing or `epoch`; its parameters are (n)",
+        ),
         (([],), ValueError, "X is empty: a list of batches needs at least one"),
         (((X, Y),), TypeError, "batch 0: must be (X, Y) or (X, Y, sample_weight); got ndarray"),
         (([(X, Y), (X[:, 1:], Y)],), ValueError, "batch 1: X has 2 columns; those before have 3"),
@@ -494,8 +604,16 @@ def test_the_door_names_the_argument():
 def test_functions_that_give_no_batches_are_found_in_the_epoch():
     X, Y = table(10)
     for function, error, message in (
-        (lambda: 3, TypeError, r"X\(\) must return an iterator of batches \(X, Y\); it returned int"),
-        (lambda: iter([]), ValueError, "X gave no batches in epoch 0; it must begin again in each epoch"),
+        (
+            lambda: 3,
+            TypeError,
+            r"X\(\) must return an iterator of batches \(X, Y\); it returned int",
+        ),
+        (
+            lambda: iter([]),
+            ValueError,
+            "X gave no batches in epoch 0; it must begin again in each epoch",
+        ),
         (lambda: iter([X]), TypeError, r"batch 0: must be \(X, Y\) or"),
         (lambda: iter([(X, Y), (X[:, 1:], Y)]), ValueError, "batch 1: X has 2 columns"),
     ):
@@ -515,14 +633,19 @@ def test_numbers_that_are_not_finite_are_named_by_their_place_in_the_source(orde
         X[321, 1] = bad
         with pytest.raises(ValueError, match=rf"^X must be finite; row 321, column 1 holds {bad}$"):
             epoch(open_stream(Sliced(X), Y), 10, order, limit=2000)
-        with pytest.raises(ValueError, match=rf"^batch 1: X must be finite; row 21, column 1 holds {bad}$"):
+        with pytest.raises(
+            ValueError, match=rf"^batch 1: X must be finite; row 21, column 1 holds {bad}$"
+        ):
             epoch(open_stream([(X[:300], Y[:300]), (X[300:], Y[300:])]), 10, order)
     X, Y = table(500)
     big = Y * 1e36
     assert open_stream(Sliced(X), big).epoch(500, None, 0, arrays(open_stream(Sliced(X), big), 500))
     with pytest.raises(ValueError, match=r"^Y must be finite; row 341 holds 3.41e\+38$"):
         epoch(open_stream(Sliced(X), big, dtype=np.float32), 500, None)
-    for weights, message in ((-Y, "row 1 holds -1"), (np.where(Y == 7, np.nan, 1.0), "row 7 holds nan")):
+    for weights, message in (
+        (-Y, "row 1 holds -1"),
+        (np.where(Y == 7, np.nan, 1.0), "row 7 holds nan"),
+    ):
         with pytest.raises(ValueError, match=f"^sample_weight must be finite.*; {message}$"):
             epoch(open_stream(Sliced(X), Y, weights), 500, None)
 
@@ -531,7 +654,9 @@ def test_a_source_that_gives_another_shape_than_it_said_is_refused():
     X, Y = table(100)
     source = Sliced(X)
     source.array = X[:1]
-    with pytest.raises(ValueError, match=r"X\[\d+:\d+\] must have shape \(\d+, 3\); it has \(\d+, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"X\[\d+:\d+\] must have shape \(\d+, 3\); it has \(\d+, 3\)"
+    ):
         epoch(open_stream(source, Y), 10, limit=2000)
 
 
@@ -597,7 +722,9 @@ def test_closing_waits_for_one_block_at_most():
             assert closed.wait(30)
 
     stream = open_stream(Sliced(X, before=slow), Y)
-    pieces = stream.epoch(10, None, 0, arrays(stream, 10, 2 * 500 * 28))  # windows of 500 rows, 16 blocks each
+    pieces = stream.epoch(
+        10, None, 0, arrays(stream, 10, 2 * 500 * 28)
+    )  # windows of 500 rows, 16 blocks each
     next(pieces)
     assert begun.wait(30)
     at = len(reads)
@@ -637,7 +764,9 @@ def test_waiting_is_measured():
     quick, begin = open_stream(lambda: iter([(X, Y)] * 3)), time.perf_counter()
     for _ in quick.epoch(1, None, 0, {}):
         time.sleep(0.05)
-    assert time.perf_counter() - begin - quick.waited >= 0.15  # what its consumer does is no waiting
+    assert (
+        time.perf_counter() - begin - quick.waited >= 0.15
+    )  # what its consumer does is no waiting
 
 
 def test_two_epochs_of_two_streams_of_one_source_do_not_disturb_each_other(tmp_path):
@@ -702,7 +831,13 @@ def test_memory_is_flat_on_a_file_many_times_the_windows(tmp_path, kind):
         rows = 1 << 21
         X = np.random.default_rng(0).standard_normal((16, rows), np.float32)
         columns = {f"x{i}": column for i, column in enumerate(X)}
-        pq.write_table(pa.table(columns), tmp_path / "X.parquet", row_group_size=rows, compression=None, use_dictionary=False)
+        pq.write_table(
+            pa.table(columns),
+            tmp_path / "X.parquet",
+            row_group_size=rows,
+            compression=None,
+            use_dictionary=False,
+        )
         source = f"(streams.Parquet({str(tmp_path / 'X.parquet')!r}, target='x0'),)"
     else:
         with open(tmp_path / "X.raw", "wb") as file:
@@ -712,15 +847,23 @@ def test_memory_is_flat_on_a_file_many_times_the_windows(tmp_path, kind):
         mapped = f"np.memmap({str(tmp_path / 'X.raw')!r}, np.float32, 'r', shape=({rows}, 128))"
         source = f"({'np.asarray(' + mapped + ')[:, :100]' if kind == 'view' else mapped}, np.zeros({rows}, np.int8))"
     base, most = map(int, run(FLAT.format(source=source)).split())
-    assert most - base <= (110 if kind == "parquet" else 16), f"{base} MiB before, {most} MiB at most"
+    assert most - base <= (110 if kind == "parquet" else 16), (
+        f"{base} MiB before, {most} MiB at most"
+    )
 
 
 def test_a_parquet_column_of_categories_that_are_numbers_is_no_feature(tmp_path):
     import pandas as pd
 
     codes = pd.Categorical([30, 10, 20, 10])
-    pd.DataFrame({"a": codes, "b": [1.0, 2.0, 3.0, 4.0], "y": codes.codes}).to_parquet(tmp_path / "rows.parquet")
-    with pytest.raises(TypeError, match=r"column 'a' of .*rows.parquet.* must hold numbers; it holds categories"):
+    pd.DataFrame({"a": codes, "b": [1.0, 2.0, 3.0, 4.0], "y": codes.codes}).to_parquet(
+        tmp_path / "rows.parquet"
+    )
+    with pytest.raises(
+        TypeError, match=r"column 'a' of .*rows.parquet.* must hold numbers; it holds categories"
+    ):
         Parquet(tmp_path / "rows.parquet", "y")
     assert Parquet(tmp_path / "rows.parquet", "y", features=["b"]).features == ("b",)
-    assert Parquet(tmp_path / "rows.parquet", "a", features=["b"]).rows == 4  # as a target its numbers count
+    assert (
+        Parquet(tmp_path / "rows.parquet", "a", features=["b"]).rows == 4
+    )  # as a target its numbers count

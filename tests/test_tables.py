@@ -23,7 +23,9 @@ def frame():
         {
             "number": np.where(rng.random(ROWS) < 0.1, np.nan, rng.normal(50, 10, ROWS)),
             "whole": pd.array(rng.integers(0, 9, ROWS), dtype="Int64"),
-            "city": np.where(rng.random(ROWS) < 0.1, None, rng.choice(["Oslo", "Rome", "Bonn"], ROWS)),
+            "city": np.where(
+                rng.random(ROWS) < 0.1, None, rng.choice(["Oslo", "Rome", "Bonn"], ROWS)
+            ),
             "rare": ["seldom"] + ["x", "y"] * (ROWS // 2 - 1) + ["once"],
             "flag": rng.random(ROWS) < 0.5,
             "grade": pd.Categorical(rng.choice(["a", "b"], ROWS)),
@@ -77,32 +79,43 @@ def test_a_column_is_taken_by_its_type_and_values_whatever_the_format(path, fram
     assert "'always'" in said["same"]
     assert "no value" in said["empty"]
     assert said["day"] == "a date or time"
-    assert said["hour"] in ("a date or time", "dates as text, such as '2024-01-01T00:00:00Z'")  # as read from CSV, from Parquet
+    assert said["hour"] in (
+        "a date or time",
+        "dates as text, such as '2024-01-01T00:00:00Z'",
+    )  # as read from CSV, from Parquet
     assert table.class_names == ("no", "yes")
     assert np.array_equal(table.Y, (frame["late"] == "yes").astype(int))
     assert table.target == "late"
 
 
-def test_numbers_are_standardised_with_the_median_and_an_indicator_for_gaps_categories_one_hot(path, frame):
+def test_numbers_are_standardised_with_the_median_and_an_indicator_for_gaps_categories_one_hot(
+    path, frame
+):
     table = tables.load(path, "late")
     rows = np.arange(ROWS - 20)
     made = table.prepare(rows)
     X = dict(zip(made.names, made.apply(table.X).T, strict=True))
     raw = frame["number"].to_numpy()
     filled = np.where(np.isnan(raw), np.nanmedian(raw[rows]), raw)
-    np.testing.assert_allclose(X["number"], (filled - filled[rows].mean()) / filled[rows].std(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        X["number"], (filled - filled[rows].mean()) / filled[rows].std(), rtol=1e-4, atol=1e-5
+    )
     assert set(X["missingindicator_number"][np.isnan(raw)]) == {X["missingindicator_number"].max()}
     for city in ("Oslo", "Rome", "Bonn"):
         assert np.array_equal(X[f"city_{city}"], frame["city"] == city)
     assert np.array_equal(X["city_None"], frame["city"].isna())
     assert np.array_equal(X["flag_True"], frame["flag"])
-    assert X["rare_infrequent_sklearn"].sum() == 2  # "seldom" was in the training rows, "once" was not
+    assert (
+        X["rare_infrequent_sklearn"].sum() == 2
+    )  # "seldom" was in the training rows, "once" was not
     assert made.apply(table.X).dtype == np.float32
 
 
 def test_what_a_column_is_taken_as_can_be_said(tmp_path):
     text = "zip,room,junk,y\n" + "".join(f"0{i % 3}1,{i % 4},{i},{i / 7}\n" for i in range(60))
-    table = tables.load(written(tmp_path, text), "y", wishes={"zip": "category", "room": "category", "junk": "out"})
+    table = tables.load(
+        written(tmp_path, text), "y", wishes={"zip": "category", "room": "category", "junk": "out"}
+    )
     assert kinds(table) == {"zip": "category", "room": "category", "junk": ""}
     assert set(table.X["zip"]) == {"001", "011", "021"}  # read as text: zeros in front stay
     assert set(table.X["room"]) == {"0", "1", "2", "3"}
@@ -150,7 +163,9 @@ def test_missing_values_are_counted_once_with_the_text_among_them(tmp_path):
         (["?"] * 3, "3 missing, all of them text such as '?'"),
         (["?", "", ""], "3 missing, 1 of them text such as '?'"),
     ):
-        text = "a,y\n" + "".join(f"{a},{i / 7}\n" for i, a in enumerate([*(j * j for j in range(97)), *gaps]))
+        text = "a,y\n" + "".join(
+            f"{a},{i / 7}\n" for i, a in enumerate([*(j * j for j in range(97)), *gaps])
+        )
         assert notes(tables.load(written(tmp_path, text), "y"))["a"] == f"0 to 9216; {said}"
 
 
@@ -163,11 +178,15 @@ def test_a_category_of_rare_values_only_is_left_out_before_and_after_the_split(t
     assert made.names == ("c",)
     assert [column.name for column in made.columns] == ["c"]
     with pytest.raises(ValueError, match="5 training rows"):
-        tables.Transformer.fit(table.X[["b"]], np.arange(0, 90, 2), [tables.Column("b", "category")])
+        tables.Transformer.fit(
+            table.X[["b"]], np.arange(0, 90, 2), [tables.Column("b", "category")]
+        )
 
 
 def test_the_note_of_a_category_counts_the_columns_it_makes(tmp_path):
-    text = "a,y\n" + "".join(f"{'pqr'[i % 3] if i < 60 else f'u{i % 20}'},{i / 7}\n" for i in range(100))
+    text = "a,y\n" + "".join(
+        f"{'pqr'[i % 3] if i < 60 else f'u{i % 20}'},{i / 7}\n" for i in range(100)
+    )
     table = tables.load(written(tmp_path, text), "y")
     assert notes(table)["a"] == "23 values, those in 5 training rows apart, 3 at most"
     assert table.prepare(np.arange(100)).width == 4  # and the rare ones
@@ -205,8 +224,12 @@ def test_the_listing_of_columns_names_them_all_up_to_its_limit():
         ([0.5, 1.5, 2.5] * 20, "classification", ("0.5", "1.5", "2.5")),
     ],
 )
-def test_classes_or_a_quantity_is_told_from_the_target_or_by_the_task(values, task, classes, tmp_path):
-    pd.DataFrame({"a": np.random.default_rng(0).normal(size=len(values)), "y": values}).to_parquet(tmp_path / "t.parquet")
+def test_classes_or_a_quantity_is_told_from_the_target_or_by_the_task(
+    values, task, classes, tmp_path
+):
+    pd.DataFrame({"a": np.random.default_rng(0).normal(size=len(values)), "y": values}).to_parquet(
+        tmp_path / "t.parquet"
+    )
     table = tables.load(tmp_path / "t.parquet", "y", task)
     assert table.class_names == classes
     if classes:
@@ -234,8 +257,14 @@ def test_groups_are_the_values_of_their_column_which_is_not_learnt_from(tmp_path
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [
-        ([1, 2, 3] * 20, "whole numbers, 3 different: taken as classes (as a quantity: --task regression)"),
-        (list(range(40)), "whole numbers, 40 different: taken as a quantity (as classes: --task classification)"),
+        (
+            [1, 2, 3] * 20,
+            "whole numbers, 3 different: taken as classes (as a quantity: --task regression)",
+        ),
+        (
+            list(range(40)),
+            "whole numbers, 40 different: taken as a quantity (as classes: --task classification)",
+        ),
         (
             [2**60 + i for i in range(40)],
             "whole numbers, 40 different: taken as a quantity (as classes: --task classification)",
@@ -244,7 +273,9 @@ def test_groups_are_the_values_of_their_column_which_is_not_learnt_from(tmp_path
     ],
 )
 def test_how_whole_numbers_were_taken_is_said_with_how_to_say_otherwise(numbers, said, tmp_path):
-    pd.DataFrame({"a": np.random.default_rng(0).normal(size=len(numbers)), "y": numbers}).to_parquet(tmp_path / "t.parquet")
+    pd.DataFrame(
+        {"a": np.random.default_rng(0).normal(size=len(numbers)), "y": numbers}
+    ).to_parquet(tmp_path / "t.parquet")
     assert tables.load(tmp_path / "t.parquet", "y").note == said
     assert tables.load(tmp_path / "t.parquet", "y", "regression").note == ""
 
@@ -257,12 +288,25 @@ def written_as(how, values, tmp_path, name="y"):
     a = np.random.default_rng(0).normal(size=len(values)).tolist()
     path = tmp_path / f"{how}.{'csv' if how.startswith('csv') else 'parquet'}"
     if how.startswith("csv"):
-        form = {"csv": "{}", "csv float": "{}.0", "csv spaces": "  {} ", "csv decimal": "{}.00"}[how]
-        lines = [f"{x},{'' if v is None else form.format(v)}" for x, v in zip(a, values, strict=True)]
+        form = {"csv": "{}", "csv float": "{}.0", "csv spaces": "  {} ", "csv decimal": "{}.00"}[
+            how
+        ]
+        lines = [
+            f"{x},{'' if v is None else form.format(v)}" for x, v in zip(a, values, strict=True)
+        ]
         path.write_text(f"a,{name}\n" + "\n".join(lines) + "\n")
         return path
-    types = {"int": pa.int8(), "float": pa.float64(), "half": pa.float16(), "decimal": pa.decimal128(8, 2), "text": pa.string()}
-    values = [None if v is None else Decimal(v) if how == "decimal" else str(v) if how == "text" else v for v in values]
+    types = {
+        "int": pa.int8(),
+        "float": pa.float64(),
+        "half": pa.float16(),
+        "decimal": pa.decimal128(8, 2),
+        "text": pa.string(),
+    }
+    values = [
+        None if v is None else Decimal(v) if how == "decimal" else str(v) if how == "text" else v
+        for v in values
+    ]
     if how == "half":
         values = [None if v is None else np.float16(v) for v in values]
     parquet.write_table(pa.table({"a": a, name: pa.array(values, types[how])}), path)
@@ -278,7 +322,10 @@ def test_a_number_is_the_same_class_and_category_in_whatever_type(trained, used,
     values = [3, 10, 2, None] * 10
     (tmp_path / "trained").mkdir()
     (tmp_path / "used").mkdir()
-    path, other = written_as(trained, values, tmp_path / "trained"), written_as(used, values, tmp_path / "used")
+    path, other = (
+        written_as(trained, values, tmp_path / "trained"),
+        written_as(used, values, tmp_path / "used"),
+    )
     table = tables.load(path, "y", "classification")
     assert table.class_names == ("2", "3", "10")
     truth = tables.truth(tables.read(other, ["y"]).column("y"), table.class_names, table.labels)
@@ -314,9 +361,17 @@ def test_zeros_are_one_category_whatever_their_sign_and_the_file(form, tmp_path)
 @pytest.mark.parametrize(
     ("values", "others", "names"),
     [
-        (["01", "02", "A"], ["02", "01"], ("01", "02", "A")),  # read as text where no "A" stands, too
+        (
+            ["01", "02", "A"],
+            ["02", "01"],
+            ("01", "02", "A"),
+        ),  # read as text where no "A" stands, too
         (["01", "02"], ["02", "01"], ("01", "02")),
-        (["3", "4", "A"], ["4.0", "3.0"], ("3", "4", "A")),  # pandas writes so where a value is missing
+        (
+            ["3", "4", "A"],
+            ["4.0", "3.0"],
+            ("3", "4", "A"),
+        ),  # pandas writes so where a value is missing
         (["true", "FALSE"], ["True", "false"], ("False", "True")),
         (["true", "false"], ["1", "0"], ("False", "True")),
         (["0", "1"], ["True", "False"], ("0", "1")),
@@ -332,10 +387,21 @@ def test_labels_of_another_file_are_read_as_those_of_the_first(values, others, n
 
     table = tables.load(written(tmp_path, text(values)), "y", "classification")
     assert table.class_names == names
-    truth = tables.truth(tables.read(written(tmp_path, text(others)), ["y"]).column("y"), names, table.labels)
+    truth = tables.truth(
+        tables.read(written(tmp_path, text(others)), ["y"]).column("y"), names, table.labels
+    )
     assert truth.wrong == truth.missing == 0
     at = [table.Y[i] for i in range(len(values))]
-    order = {"02": 1, "4.0": 1, "y": 1, "1": 0, ".3": 0, "16": 0, "100000000000000000000": 0, "True": None}
+    order = {
+        "02": 1,
+        "4.0": 1,
+        "y": 1,
+        "1": 0,
+        ".3": 0,
+        "16": 0,
+        "100000000000000000000": 0,
+        "True": None,
+    }
     if (first := order[others[0]]) is not None:
         assert truth.values[:2].tolist() == [at[first], at[1 - first]]
     else:
@@ -344,7 +410,9 @@ def test_labels_of_another_file_are_read_as_those_of_the_first(values, others, n
 
 def in_both(labels, tmp_path, **options):
     """Return two tables with these texts as targets: from CSV, untyped, and from Parquet, as text."""
-    frame = pd.DataFrame({"a": np.arange(60.0) ** 2, "y": [labels[i % len(labels)] for i in range(60)]})
+    frame = pd.DataFrame(
+        {"a": np.arange(60.0) ** 2, "y": [labels[i % len(labels)] for i in range(60)]}
+    )
     frame.to_csv(tmp_path / "t.csv", index=False)
     frame.to_parquet(tmp_path / "t.parquet")
     return [tables.load(tmp_path / name, "y", **options) for name in ("t.csv", "t.parquet")]
@@ -358,7 +426,11 @@ def in_both(labels, tmp_path, **options):
         (["1E5", "100000", "2E3"], None, ("100000", "1E5", "2E3")),
         (["00.5", "0.5"], "classification", ("0.5", "00.5")),
         (["007", "7"], None, ("007", "7")),
-        (["18446744073709551617", "18446744073709551616"], None, ("18446744073709551616", "18446744073709551617")),
+        (
+            ["18446744073709551617", "18446744073709551616"],
+            None,
+            ("18446744073709551616", "18446744073709551617"),
+        ),
         (["-0", "+18446744073709551615"], None, ("0", "18446744073709551615")),
         (["1", "1.0", "+1", "0", "-0.0"], None, ("0", "1")),
         (["10", "9.0", "2"], None, ("2", "9", "10")),
@@ -375,14 +447,21 @@ def test_classes_are_the_same_from_csv_and_from_text(texts, task, names, tmp_pat
     np.testing.assert_array_equal(of_csv.Y, of_text.Y)
 
 
-@pytest.mark.parametrize("days", [["2024-01-01", "2024-01-02"], ["2024-01-01 10:00", "2024-01-02T11:30:00"]])
+@pytest.mark.parametrize(
+    "days", [["2024-01-01", "2024-01-02"], ["2024-01-01 10:00", "2024-01-02T11:30:00"]]
+)
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet", "dates.parquet"])
 def test_dates_are_no_target_in_any_file(days, name, tmp_path):
     frame = pd.DataFrame({"a": np.arange(60.0) ** 2, "y": days * 30})
     frame.to_csv(tmp_path / "t.csv", index=False)
     frame.to_parquet(tmp_path / "t.parquet")
-    frame.assign(y=pd.to_datetime(frame["y"], format="ISO8601")).to_parquet(tmp_path / "dates.parquet")
-    with pytest.raises(ValueError, match=r"--target 'y' holds .*(date|timestamp).*; expected numbers, text or booleans"):
+    frame.assign(y=pd.to_datetime(frame["y"], format="ISO8601")).to_parquet(
+        tmp_path / "dates.parquet"
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"--target 'y' holds .*(date|timestamp).*; expected numbers, text or booleans",
+    ):
         tables.load(tmp_path / name, "y")
 
 
@@ -391,17 +470,24 @@ def test_infinite_targets_of_a_csv_file_are_no_class(tmp_path):
     table = tables.load(written(tmp_path, text), "y")
     assert table.class_names == ("1", "2")
     assert (table.dropped, table.infinite) == (40, 20)
-    assert table.note == "whole numbers, 2 different: taken as classes (as a quantity: --task regression)"
+    assert (
+        table.note
+        == "whole numbers, 2 different: taken as classes (as a quantity: --task regression)"
+    )
 
 
 @pytest.mark.parametrize("texts", [False, True])
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_infinity_is_missing_in_a_category_of_numbers_and_in_classes_in_every_file(form, texts, tmp_path):
+def test_infinity_is_missing_in_a_category_of_numbers_and_in_classes_in_every_file(
+    form, texts, tmp_path
+):
     numbers = np.array([1, 2, np.inf, -np.inf] * 30)
     infinite = np.isinf(numbers)
     values = [str(x).removesuffix(".0") for x in numbers] if texts else numbers
     frame = pd.DataFrame({"a": np.arange(120.0) ** 2, "k": values, "y": np.arange(120) / 7})
-    frame.to_parquet(tmp_path / "t.parquet") if form == "parquet" else frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet") if form == "parquet" else frame.to_csv(
+        tmp_path / "t.csv", index=False
+    )
     path = tmp_path / f"t.{form}"
     table = tables.load(path, "y", wishes={"k": "category"})
     assert [name is None for name in table.X["k"]] == infinite.tolist()
@@ -415,14 +501,21 @@ def test_infinity_is_missing_in_a_category_of_numbers_and_in_classes_in_every_fi
 
 
 def test_a_text_that_reads_as_infinity_is_a_text_among_texts(tmp_path):
-    path = written(tmp_path, "a,k,y\n" + "".join(f"{i * i},{['inf', 'sup'][i % 2]},{i / 7}\n" for i in range(60)))
+    path = written(
+        tmp_path,
+        "a,k,y\n" + "".join(f"{i * i},{['inf', 'sup'][i % 2]},{i / 7}\n" for i in range(60)),
+    )
     assert set(tables.load(path, "y").X["k"]) == {"inf", "sup"}
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_codes_of_groups_are_kept_apart_in_every_file(form, tmp_path):
-    frame = pd.DataFrame({"a": np.arange(60.0) ** 2, "g": ["1.1", "1.10", "2"] * 20, "y": np.arange(60) / 7})
-    frame.to_parquet(tmp_path / "t.parquet") if form == "parquet" else frame.to_csv(tmp_path / "t.csv", index=False)
+    frame = pd.DataFrame(
+        {"a": np.arange(60.0) ** 2, "g": ["1.1", "1.10", "2"] * 20, "y": np.arange(60) / 7}
+    )
+    frame.to_parquet(tmp_path / "t.parquet") if form == "parquet" else frame.to_csv(
+        tmp_path / "t.csv", index=False
+    )
     assert tables.load(tmp_path / f"t.{form}", "y", groups="g").groups.tolist() == [0, 1, 2] * 20
 
 
@@ -434,16 +527,24 @@ def test_codes_stay_text_in_a_file_whose_every_value_is_digits(tmp_path):
     assert set(frame["code"]) == {"01", "02"}
     parquet.write_table(pa.table({"code": pa.array([1, 2])}), tmp_path / "numbers.parquet")
     _, _, remarks = made.read(tmp_path / "numbers.parquet")
-    assert remarks == ["code: values that training never saw, such as '1', in 2 of the rows: taken as rare"]
+    assert remarks == [
+        "code: values that training never saw, such as '1', in 2 of the rows: taken as rare"
+    ]
 
 
 def test_booleans_with_gaps_are_the_same_from_any_file(tmp_path):
     flags = [True, False, None] * 20
     y = np.random.default_rng(0).normal(size=60)
     pd.DataFrame({"f": pd.array(flags, "boolean"), "y": y}).to_parquet(tmp_path / "bool.parquet")
-    pd.DataFrame({"f": pd.array(flags, "boolean"), "y": y}).to_csv(tmp_path / "bool.csv", index=False)
-    pd.DataFrame({"f": pd.Series(flags, dtype=object).astype(float), "y": y}).to_csv(tmp_path / "float.csv", index=False)
-    pd.DataFrame({"f": [None if f is None else str(f).upper() for f in flags], "y": y}).to_parquet(tmp_path / "text.parquet")
+    pd.DataFrame({"f": pd.array(flags, "boolean"), "y": y}).to_csv(
+        tmp_path / "bool.csv", index=False
+    )
+    pd.DataFrame({"f": pd.Series(flags, dtype=object).astype(float), "y": y}).to_csv(
+        tmp_path / "float.csv", index=False
+    )
+    pd.DataFrame({"f": [None if f is None else str(f).upper() for f in flags], "y": y}).to_parquet(
+        tmp_path / "text.parquet"
+    )
     names = ("bool.parquet", "bool.csv", "float.csv", "text.parquet")
     for trained in (name for name in names if name != "float.csv"):  # by itself, numbers
         table = tables.load(tmp_path / trained, "y", "regression")
@@ -456,7 +557,10 @@ def test_booleans_with_gaps_are_the_same_from_any_file(tmp_path):
 
 
 def test_dates_asked_for_are_the_same_from_any_type(tmp_path):
-    days, y = pd.date_range("2024-01-01", periods=3).tolist() * 20, np.random.default_rng(0).normal(size=60)
+    days, y = (
+        pd.date_range("2024-01-01", periods=3).tolist() * 20,
+        np.random.default_rng(0).normal(size=60),
+    )
     files = {
         "time.parquet": pd.Series(days), "date.parquet": [day.date() for day in days],
         "text.parquet": [f"{day:%Y-%m-%d}T00:00:00" for day in days],
@@ -476,7 +580,9 @@ def test_missing_values_are_missing_in_every_file(tmp_path):
     words = ["x", "NA", "", " ", "nan", "null"] * 10
     y = np.random.default_rng(0).normal(size=60)
     pd.DataFrame({"w": words, "y": y}).to_parquet(tmp_path / "t.parquet")
-    (tmp_path / "t.csv").write_text("w,y\n" + "".join(f"{w},{v}\n" for w, v in zip(words, y, strict=True)))
+    (tmp_path / "t.csv").write_text(
+        "w,y\n" + "".join(f"{w},{v}\n" for w, v in zip(words, y, strict=True))
+    )
     for name in ("t.parquet", "t.csv"):
         table = tables.load(tmp_path / name, "y", "regression")
         assert set(table.X["w"]) == {"x", None}
@@ -491,35 +597,55 @@ def test_many_values_with_fractions_are_the_same_from_text_and_from_numbers(tmp_
         frame.to_parquet(tmp_path / "v.parquet")
         frame.to_csv(tmp_path / "v.csv", index=False)
         for trained, used in (("v.parquet", "v.csv"), ("v.csv", "v.parquet")):
-            made = tables.load(tmp_path / trained, "y", wishes={"v": "category"}).prepare(np.arange(200))
+            made = tables.load(tmp_path / trained, "y", wishes={"v": "category"}).prepare(
+                np.arange(200)
+            )
             assert made.width == 40
             assert made.read(tmp_path / used)[2] == []
 
 
 @pytest.mark.parametrize("dtype", [int, float, bool, str])
 def test_a_category_of_pandas_is_one_whatever_it_holds(dtype, tmp_path):
-    values = np.array([0, 1] if dtype is bool else [7, 14, 21])[np.random.default_rng(0).integers(0, 2, 60)].astype(dtype)
+    values = np.array([0, 1] if dtype is bool else [7, 14, 21])[
+        np.random.default_rng(0).integers(0, 2, 60)
+    ].astype(dtype)
     y = np.random.default_rng(0).normal(size=60)
     pd.DataFrame({"k": pd.Categorical(values), "y": y}).to_parquet(tmp_path / "t.parquet")
-    parquet.write_table(pa.table({"k": pa.array(values).dictionary_encode(), "y": y}), tmp_path / "arrow.parquet")
+    parquet.write_table(
+        pa.table({"k": pa.array(values).dictionary_encode(), "y": y}), tmp_path / "arrow.parquet"
+    )
     for name in ("t.parquet", "arrow.parquet"):
         table = tables.load(tmp_path / name, "y")
         assert kinds(table) == {"k": "category"}, name
         assert kinds(
-            tables.load(tmp_path / name, "y", wishes={"k": "out"} if dtype is str else {"k": "number"})
+            tables.load(
+                tmp_path / name, "y", wishes={"k": "out"} if dtype is str else {"k": "number"}
+            )
             if dtype in (int, float)
             else table
         ) == {"k": "number" if dtype in (int, float) else "category"}
-    many = pd.DataFrame({"a": y, "y": pd.Categorical(np.arange(30).repeat(2).astype(dtype if dtype is not bool else str))})
+    many = pd.DataFrame(
+        {
+            "a": y,
+            "y": pd.Categorical(
+                np.arange(30).repeat(2).astype(dtype if dtype is not bool else str)
+            ),
+        }
+    )
     many.to_parquet(tmp_path / "y.parquet")
     assert len(tables.load(tmp_path / "y.parquet", "y").class_names) == 30
 
 
 def test_groups_without_a_name_are_refused_and_one_group_has_one_name(tmp_path):
-    frame = pd.DataFrame({"a": np.arange(40.0) ** 2, "g": [0.0, -0.0, 1.0, 2.0] * 10, "y": np.arange(40) / 7})
+    frame = pd.DataFrame(
+        {"a": np.arange(40.0) ** 2, "g": [0.0, -0.0, 1.0, 2.0] * 10, "y": np.arange(40) / 7}
+    )
     frame.to_parquet(tmp_path / "g.parquet")
     assert tables.load(tmp_path / "g.parquet", "y", groups="g").groups.tolist() == [0, 0, 1, 2] * 10
-    parquet.write_table(pa.table({"a": frame["a"], "g": pa.array([[1]] * 40), "y": frame["y"]}), tmp_path / "g.parquet")
+    parquet.write_table(
+        pa.table({"a": frame["a"], "g": pa.array([[1]] * 40), "y": frame["y"]}),
+        tmp_path / "g.parquet",
+    )
     with pytest.raises(ValueError, match="--groups 'g' holds list"):
         tables.load(tmp_path / "g.parquet", "y", groups="g")
     frame.assign(g=frame["g"].replace(2.0, np.nan)).to_parquet(tmp_path / "g.parquet")
@@ -553,7 +679,9 @@ def test_numbers_are_standardised_as_if_they_were_around_0(origin, unit, dtype, 
         held = (origin + near * unit).astype(dtype)
         near = (held - origin) / unit
     frame = pd.DataFrame({"a": held[:, 0], "y": held[:, 1]})
-    frame.to_parquet(tmp_path / "t.parquet") if suffix == "parquet" else frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet") if suffix == "parquet" else frame.to_csv(
+        tmp_path / "t.csv", index=False
+    )
     table = tables.load(tmp_path / f"t.{suffix}", "y", "regression")
     rows = np.arange(200)
     wanted = (near - near[rows].mean(axis=0)) / near[rows].std(axis=0)
@@ -562,17 +690,25 @@ def test_numbers_are_standardised_as_if_they_were_around_0(origin, unit, dtype, 
     cut = table.cut(0, 16)
     assert cut.scale is not None
     back = cut.scale.invert(cut.test[1])
-    np.testing.assert_allclose(back, cut.answers.astype(np.float64), rtol=2e-16, atol=1e-6 * float(cut.scale.scale[0]))
+    np.testing.assert_allclose(
+        back, cut.answers.astype(np.float64), rtol=2e-16, atol=1e-6 * float(cut.scale.scale[0])
+    )
     again = tables.Transformer.restore(made.tensors, json.loads(json.dumps(made.about)), made.width)
-    np.testing.assert_array_equal(again.apply(again.read(tmp_path / f"t.{suffix}")[0]), made.apply(table.X))
+    np.testing.assert_array_equal(
+        again.apply(again.read(tmp_path / f"t.{suffix}")[0]), made.apply(table.X)
+    )
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 @pytest.mark.parametrize("first", [2**53 + 1, 2**60, -(2**62)])
 def test_integers_of_many_digits_may_have_gaps(first, suffix, tmp_path):
     steps = [i * 7 % 1000 for i in range(299)]
-    frame = pd.DataFrame({"f": pd.array([*(first + k for k in steps), None], "Int64"), "y": [*steps, 0.5]})
-    frame.to_parquet(tmp_path / "t.parquet") if suffix == "parquet" else frame.to_csv(tmp_path / "t.csv", index=False)
+    frame = pd.DataFrame(
+        {"f": pd.array([*(first + k for k in steps), None], "Int64"), "y": [*steps, 0.5]}
+    )
+    frame.to_parquet(tmp_path / "t.parquet") if suffix == "parquet" else frame.to_csv(
+        tmp_path / "t.csv", index=False
+    )
     table = tables.load(tmp_path / f"t.{suffix}", "y", "regression")
     (column,) = table.columns
     assert column.note == f"{first} to {first + max(steps)}; 1 missing"
@@ -591,22 +727,33 @@ def test_integers_beyond_int64_keep_their_digits_in_csv(first, tmp_path):
     assert np.isnan(f[-1])
     assert table.columns[0].note == f"{first} to {first + max(steps)}; 1 missing"
     made = table.prepare(np.arange(200))
-    parquet.write_table(pa.table({"f": [str(first + k) for k in steps], "g": [0.0] * 299}), tmp_path / "t.parquet")
+    parquet.write_table(
+        pa.table({"f": [str(first + k) for k in steps], "g": [0.0] * 299}), tmp_path / "t.parquet"
+    )
     frame, _, _ = made.read(tmp_path / "t.parquet")
     np.testing.assert_array_equal(made.apply(frame)[:, 0], made.apply(table.X)[:-1, 0])
 
 
 def test_integers_of_many_digits_are_the_same_from_text(tmp_path):
     values = [2**60 + i * i for i in range(60)]
-    parquet.write_table(pa.table({"a": values, "y": [i / 7 for i in range(60)]}), tmp_path / "t.parquet")
+    parquet.write_table(
+        pa.table({"a": values, "y": [i / 7 for i in range(60)]}), tmp_path / "t.parquet"
+    )
     made = tables.load(tmp_path / "t.parquet", "y").prepare(np.arange(60))
     assert made.columns[0].origin > 2.0**59
-    parquet.write_table(pa.table({"a": [str(v) for v in values], "y": [i / 7 for i in range(60)]}), tmp_path / "s.parquet")
+    parquet.write_table(
+        pa.table({"a": [str(v) for v in values], "y": [i / 7 for i in range(60)]}),
+        tmp_path / "s.parquet",
+    )
     of_text = tables.load(tmp_path / "s.parquet", "y")
     np.testing.assert_array_equal(
-        of_text.prepare(np.arange(60)).apply(of_text.X), made.apply(made.read(tmp_path / "t.parquet")[0])
+        of_text.prepare(np.arange(60)).apply(of_text.X),
+        made.apply(made.read(tmp_path / "t.parquet")[0]),
     )
-    forms = {"text": [str(v) for v in values], "decimal": pa.array([Decimal(v) for v in values], pa.decimal128(25, 1))}
+    forms = {
+        "text": [str(v) for v in values],
+        "decimal": pa.array([Decimal(v) for v in values], pa.decimal128(25, 1)),
+    }
     X = made.apply(made.read(tmp_path / "t.parquet")[0])
     assert len(set(X[:, 0].tolist())) == 60
     for name, column in forms.items():
@@ -617,7 +764,8 @@ def test_integers_of_many_digits_are_the_same_from_text(tmp_path):
 def test_a_column_far_from_0_that_is_constant_on_the_training_rows_is_left_at_0(tmp_path):
     values = [2**60] * 50 + [2**60 + 3] * 10
     parquet.write_table(
-        pa.table({"a": values, "b": [1.7e9 + i % 2 for i in range(60)], "y": np.arange(60) / 7}), tmp_path / "t.parquet"
+        pa.table({"a": values, "b": [1.7e9 + i % 2 for i in range(60)], "y": np.arange(60) / 7}),
+        tmp_path / "t.parquet",
     )
     table = tables.load(tmp_path / "t.parquet", "y")
     X = table.prepare(np.arange(50)).apply(table.X)
@@ -682,7 +830,10 @@ def test_a_wrong_argument_is_refused_by_name(more, words, tmp_path):
 
 def test_files_that_are_not_there_or_not_parquet_are_refused(tmp_path):
     (tmp_path / "folder.csv").mkdir()
-    for name, error, word in (("no.csv", FileNotFoundError, "no such file"), ("folder.csv", FileNotFoundError, "a folder")):
+    for name, error, word in (
+        ("no.csv", FileNotFoundError, "no such file"),
+        ("folder.csv", FileNotFoundError, "a folder"),
+    ):
         with pytest.raises(error, match=word):
             tables.load(tmp_path / name, "y")
     with pytest.raises(ValueError, match=r"t\.parquet: cannot be read"):
@@ -711,7 +862,9 @@ def test_the_same_rows_give_the_same_input_after_saving(kept, path):
     table, made, tensors, about = kept
     again = tables.Transformer.restore(tensors, about, made.width)
     frame, whole, remarks = again.read(path)
-    assert remarks == ["rare: values that training never saw, such as 'once', in 1 of the rows: taken as rare"]
+    assert remarks == [
+        "rare: values that training never saw, such as 'once', in 1 of the rows: taken as rare"
+    ]
     assert again.names == made.names
     assert np.array_equal(again.apply(frame), made.apply(table.X))
     truth = tables.truth(whole.column("late"), table.class_names, table.labels)
@@ -722,7 +875,9 @@ def test_the_same_rows_give_the_same_input_after_saving(kept, path):
 def test_a_table_of_other_types_without_target_gives_the_same_input(kept, frame, tmp_path):
     table, made, tensors, about = kept
     again = tables.Transformer.restore(tensors, about, made.width)
-    other = frame.drop(columns=["late", "id", "day"])[::-1].assign(whole=frame["whole"].astype(float), extra=1)
+    other = frame.drop(columns=["late", "id", "day"])[::-1].assign(
+        whole=frame["whole"].astype(float), extra=1
+    )
     other["number"] = other["number"].map(lambda x: "unknown" if np.isnan(x) else repr(x))
     other.to_parquet(tmp_path / "other.parquet")
     X, whole, remarks = again.read(tmp_path / "other.parquet")
@@ -750,7 +905,9 @@ def test_a_missing_column_is_refused_with_the_nearest(kept, frame, tmp_path):
 
 def test_a_category_of_lists_is_refused(kept, frame, tmp_path):
     frame.assign(city=[["Oslo"]] * ROWS).to_parquet(tmp_path / "new.parquet")
-    with pytest.raises(ValueError, match=r"new\.parquet: column 'city' holds list<.*it was a category in training"):
+    with pytest.raises(
+        ValueError, match=r"new\.parquet: column 'city' holds list<.*it was a category in training"
+    ):
         kept[1].read(tmp_path / "new.parquet")
 
 
@@ -761,15 +918,23 @@ def test_a_category_of_lists_is_refused(kept, frame, tmp_path):
         ("red", "no numbers, but text such as 'red'"),
     ],
 )  # fmt: skip
-def test_a_number_that_can_be_none_is_refused_and_one_among_texts_is_enough(value, held, kept, frame, tmp_path):
+def test_a_number_that_can_be_none_is_refused_and_one_among_texts_is_enough(
+    value, held, kept, frame, tmp_path
+):
     new = frame.assign(number=[value] * ROWS)
     new.to_parquet(tmp_path / "new.parquet")
-    with pytest.raises(ValueError, match=rf"new\.parquet: column 'number' holds {held}.*it was a number in training"):
+    with pytest.raises(
+        ValueError,
+        match=rf"new\.parquet: column 'number' holds {held}.*it was a number in training",
+    ):
         kept[1].read(tmp_path / "new.parquet")
     if isinstance(value, str):
         new.loc[3, "number"] = "7"
         new.to_parquet(tmp_path / "new.parquet")
-        assert any("number: no finite number" in remark for remark in kept[1].read(tmp_path / "new.parquet")[2])
+        assert any(
+            "number: no finite number" in remark
+            for remark in kept[1].read(tmp_path / "new.parquet")[2]
+        )
 
 
 def test_texts_as_views_are_texts(tmp_path):
@@ -780,7 +945,9 @@ def test_texts_as_views_are_texts(tmp_path):
 
 
 def test_of_many_columns_the_nearest_and_ten_at_most_are_named(tmp_path):
-    text = ",".join(f"c{i}" for i in range(30)) + ",size\n" + ",".join("1" for _ in range(31)) + "\n"
+    text = (
+        ",".join(f"c{i}" for i in range(30)) + ",size\n" + ",".join("1" for _ in range(31)) + "\n"
+    )
     with pytest.raises(ValueError, match="did you mean 'size'") as error:
         tables.load(written(tmp_path, text), "sizes")
     assert str(error.value).endswith("There are size, c0, c1, c2, c3, c4, c5, c6, c7, c8, …")

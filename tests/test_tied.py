@@ -33,7 +33,10 @@ def settings(request):
 
 def test_the_matrix_is_there_once(settings):
     net = make(settings)
-    distinct = {tuple(sorted((l, int(str(what).removesuffix(".T"))))) for l, what in settings["tied"].items()}
+    distinct = {
+        tuple(sorted((l, int(str(what).removesuffix(".T")))))
+        for l, what in settings["tied"].items()
+    }
     assert len(distinct) == len(settings["tied"])
     sizes = settings["sizes"]
     own = [l for l in range(1, len(sizes)) if l not in settings["tied"]]
@@ -104,13 +107,17 @@ def test_a_penalty_counts_the_matrix_once(settings):
 def test_training_an_autoencoder_keeps_the_tie(settings):
     net = make(settings, dtype="float32")
     X = RNG.standard_normal((500, 2)) @ RNG.standard_normal((2, net.sizes[0]))
-    losses = mc.Trainer(net, "squared_error", mc.AdamW(1e-2)).fit(X, X, epochs=30, batch_size=50, progress=False)["loss"]
+    losses = mc.Trainer(net, "squared_error", mc.AdamW(1e-2)).fit(
+        X, X, epochs=30, batch_size=50, progress=False
+    )["loss"]
     assert losses[-1] < 0.5 * losses[0]
     for layer, owner, transposed in net.layout.ties:
         np.testing.assert_array_equal(net.W[layer], net.W[owner].T if transposed else net.W[owner])
 
 
-@pytest.mark.parametrize("clone", [mc.MLP.copy, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+@pytest.mark.parametrize(
+    "clone", [mc.MLP.copy, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))]
+)
 def test_a_copy_is_tied_likewise(settings, clone):
     net = make(settings)
     other = clone(net)

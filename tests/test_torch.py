@@ -46,7 +46,9 @@ def test_gradcheck_passes_for_the_input_and_the_parameters(hidden, output):
 def test_gradcheck_passes_with_tied_weights_and_without_bias():
     module = Module(mc.MLP([4, 3, 3, 4], "tanh", tied={3: "1.T"}, bias=False, dtype="float64"))
     flat = module.flat.detach().clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda flat: torch.func.functional_call(module, {"flat": flat}, (rows(),)), (flat,))
+    assert torch.autograd.gradcheck(
+        lambda flat: torch.func.functional_call(module, {"flat": flat}, (rows(),)), (flat,)
+    )
 
 
 def test_gradients_are_those_of_the_same_network_made_of_torch_layers():
@@ -59,7 +61,9 @@ def test_gradients_are_those_of_the_same_network_made_of_torch_layers():
     torch.testing.assert_close(X.grad, other.grad, rtol=1e-12, atol=1e-15)
     weights = [p.grad.T.flatten() for p in theirs.parameters() if p.ndim == 2]
     biases = [p.grad for p in theirs.parameters() if p.ndim == 1]
-    torch.testing.assert_close(module.flat.grad, torch.cat([*weights, *biases]), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(
+        module.flat.grad, torch.cat([*weights, *biases]), rtol=1e-12, atol=1e-15
+    )
 
 
 def test_a_layer_used_twice_gets_the_sum_of_both_gradients():
@@ -70,7 +74,9 @@ def test_a_layer_used_twice_gets_the_sum_of_both_gradients():
     for l in (1, 2):
         twice.W[l][...] = ours.W[1]
     grad = twice.backward(twice.forward(X), np.ones((7, 4)))
-    np.testing.assert_allclose(module.flat.grad.numpy()[:16].reshape(4, 4), grad.W[1] + grad.W[2], rtol=1e-12)
+    np.testing.assert_allclose(
+        module.flat.grad.numpy()[:16].reshape(4, 4), grad.W[1] + grad.W[2], rtol=1e-12
+    )
 
 
 def test_what_needs_no_gradient_gets_none():
@@ -89,7 +95,10 @@ def test_what_needs_no_gradient_gets_none():
 def test_second_derivatives_are_refused_where_they_would_be_taken_as_0():
     X = rows(requires_grad=True)
     J = Module(net())(X).sum()
-    with pytest.raises(RuntimeError, match=r"first derivatives only, no create_graph=True; see net\.vjp and net\.hvp"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"first derivatives only, no create_graph=True; see net\.vjp and net\.hvp",
+    ):
         torch.autograd.grad(J, X, create_graph=True)
 
 
@@ -112,7 +121,9 @@ def test_no_array_is_copied_on_the_way(monkeypatch):
     module, X, seen = Module(ours), rows(requires_grad=True), {}
     forward, backward = mc.MLP.forward, mc.MLP.backward
     monkeypatch.setattr(mc.MLP, "forward", lambda net, X: seen.setdefault("cache", forward(net, X)))
-    monkeypatch.setattr(mc.MLP, "backward", lambda net, *a, **k: seen.setdefault("gradient", backward(net, *a, **k)))
+    monkeypatch.setattr(
+        mc.MLP, "backward", lambda net, *a, **k: seen.setdefault("gradient", backward(net, *a, **k))
+    )
     assert module.flat.data_ptr() == ours.parameters.ctypes.data
     Z = module(X)
     assert X.data_ptr() == seen["cache"].Z[0].ctypes.data
@@ -136,8 +147,13 @@ def test_torchs_optimizers_train_the_network_in_place_as_they_train_torchs_layer
             optimizer.step()
         losses.append(J.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
-    assert losses[0] < 0.9 * ((mc.MLP([4, 6, 5, 3], "relu", dtype="float64", seed=1).predict(X) - Y) ** 2).mean()
-    np.testing.assert_allclose(ours.predict(X.numpy()), theirs(X).detach().numpy(), rtol=1e-7, atol=1e-9)
+    assert (
+        losses[0]
+        < 0.9 * ((mc.MLP([4, 6, 5, 3], "relu", dtype="float64", seed=1).predict(X) - Y) ** 2).mean()
+    )
+    np.testing.assert_allclose(
+        ours.predict(X.numpy()), theirs(X).detach().numpy(), rtol=1e-7, atol=1e-9
+    )
 
 
 def test_a_trainer_and_a_module_share_one_network():
@@ -214,7 +230,9 @@ def test_another_flat_for_one_call_leaves_the_network_as_it_is():
         assert not Z.any()
     np.testing.assert_array_equal(ours.parameters, before)
     assert module.flat.data_ptr() == ours.parameters.ctypes.data
-    with pytest.raises(ValueError, match=r"flat has shape \(1,\); the network's parameters have \(83,\)"):
+    with pytest.raises(
+        ValueError, match=r"flat has shape \(1,\); the network's parameters have \(83,\)"
+    ):
         torch.func.functional_call(module, {"flat": torch.zeros(1, dtype=torch.float64)}, (rows(),))
 
 
@@ -278,7 +296,9 @@ def test_shared_parameters_stay_shared_and_the_networks():
         lambda: module.double().cpu().to("cpu"),
         lambda: module.load_state_dict(other.state_dict()),
         lambda: module.load_state_dict(Module(ours).state_dict(), assign=True),
-        lambda: torch.nn.utils.vector_to_parameters(torch.ones_like(module.flat), module.parameters()),
+        lambda: torch.nn.utils.vector_to_parameters(
+            torch.ones_like(module.flat), module.parameters()
+        ),
         lambda: optimizer.step(),
         lambda: mc.Trainer(shared, "squared_error", mc.SGD(0.1)).step(rows(), rows()[:, :3]),
     ):
@@ -287,7 +307,11 @@ def test_shared_parameters_stay_shared_and_the_networks():
         assert module.net is shared
         assert module.flat.is_shared()
         assert module.flat.data_ptr() == shared.parameters.ctypes.data
-    for twin in (copy.deepcopy(module), copy.deepcopy(module).float(), pickle.loads(pickle.dumps(module))):
+    for twin in (
+        copy.deepcopy(module),
+        copy.deepcopy(module).float(),
+        pickle.loads(pickle.dumps(module)),
+    ):
         assert twin.flat.data_ptr() == twin.net.parameters.ctypes.data
         before = module.flat.detach().clone()
         twin.flat.data.zero_()
@@ -313,7 +337,9 @@ def test_parametrized_parameters_train_their_originals_and_are_not_moved_silentl
     torch.testing.assert_close(module.parametrizations.flat.original.grad, 2 * plain.flat.grad)
     module.double()  # nothing to move
     for move in (module.float, module.share_memory):
-        with pytest.raises(RuntimeError, match=r"flat is computed from other tensors \(parametrize, prune\)"):
+        with pytest.raises(
+            RuntimeError, match=r"flat is computed from other tensors \(parametrize, prune\)"
+        ):
             move()
     torch.nn.utils.parametrize.remove_parametrizations(module, "flat")
     assert module.float().net.dtype == np.float32
@@ -334,7 +360,9 @@ def test_leading_axes_stay_and_other_dtypes_are_cast_there_and_back():
         assert found.dtype == torch.float64
         assert x.grad.dtype == dtype
         torch.testing.assert_close(found, Z, rtol=0, atol=bound)
-    torch.testing.assert_close(module(torch.ones(2, 4, dtype=torch.int64)), module(torch.ones(2, 4)))
+    torch.testing.assert_close(
+        module(torch.ones(2, 4, dtype=torch.int64)), module(torch.ones(2, 4))
+    )
     strided = X.repeat_interleave(2, dim=1)[:, ::2]
     torch.testing.assert_close(module(strided), Z)
     torch.testing.assert_close(module(X.T.contiguous().T), Z)
@@ -342,7 +370,10 @@ def test_leading_axes_stay_and_other_dtypes_are_cast_there_and_back():
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
 def test_no_rows_give_no_rows_and_zero_gradients(shape):
-    module, X = Module(net(dtype="float32")), torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    module, X = (
+        Module(net(dtype="float32")),
+        torch.zeros(shape, dtype=torch.float64, requires_grad=True),
+    )
     Z = module(X)
     assert Z.shape == (*shape[:-1], 3)
     assert Z.dtype == torch.float32
@@ -399,7 +430,9 @@ def test_double_and_float_take_the_network_along():
     module(rows()).sum().backward()
 
 
-@pytest.mark.parametrize("move", [lambda m: m.half(), lambda m: m.to("meta"), lambda m: m.to("cuda:7")])
+@pytest.mark.parametrize(
+    "move", [lambda m: m.half(), lambda m: m.to("meta"), lambda m: m.to("cuda:7")]
+)
 def test_a_move_that_cannot_be_made_is_refused_and_changes_nothing(move):
     module = Module(net())
     ours, before = module.net, module.flat.detach().clone()
@@ -426,7 +459,9 @@ def test_bad_input_is_refused_by_name(X, error, message):
         Module(torch.nn.Linear(2, 2))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's own, where its graph breaks
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning"
+)  # PyTorch's own, where its graph breaks
 def test_a_compiled_model_calls_the_layer_as_it_is():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), Module(net(dtype="float32")))
     X = rows(dtype=torch.float32)
@@ -448,7 +483,12 @@ def test_importing_mlpcore_imports_no_torch():
 
 # -- from_torch, to_torch ----------------------------------------------------------------------------------------------------
 
-KINDS = [*(name for name in convert.TORCH if name not in activations.ROWWISE), ("leaky_relu", 0.2), ("elu", 1.7), "identity"]
+KINDS = [
+    *(name for name in convert.TORCH if name not in activations.ROWWISE),
+    ("leaky_relu", 0.2),
+    ("elu", 1.7),
+    "identity",
+]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -461,7 +501,9 @@ def test_to_torch_and_back_predicts_the_same_for_every_activation_that_both_have
         model, X = ours.to_torch(), rows(50).to(getattr(torch, dtype))
         assert all(p.dtype == X.dtype for p in model.parameters())
         bound = 1e-5 if dtype == "float32" else 1e-13
-        np.testing.assert_allclose(model(X).detach().numpy(), ours.predict(X.numpy()), rtol=bound, atol=10 * bound)
+        np.testing.assert_allclose(
+            model(X).detach().numpy(), ours.predict(X.numpy()), rtol=bound, atol=10 * bound
+        )
         again = mc.MLP.from_torch(model)
         assert again.activations == ours.activations
         np.testing.assert_array_equal(again.parameters, ours.parameters)
@@ -488,7 +530,9 @@ def test_both_forms_of_gelu_go_over_and_back_each_as_itself():
 
 def test_a_model_with_log_softmax_trains_as_it_does_under_torchs_nll_loss():
     nn = torch.nn
-    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3), nn.LogSoftmax(dim=1)).double()
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3), nn.LogSoftmax(dim=1)
+    ).double()
     ours, X, Y = mc.MLP.from_torch(model), rows(50), torch.arange(50) % 3
     torch.testing.assert_close(ours.predict(X), model(X).detach())
     theirs = nn.NLLLoss()(model(X), Y)
@@ -506,12 +550,23 @@ def test_a_model_with_log_softmax_trains_as_it_does_under_torchs_nll_loss():
 
 
 def test_learned_slopes_go_to_torch_and_back_and_their_gradients_agree():
-    ours = mc.MLP([4, 6, 5, 2], [("prelu", 0.1, "per output"), ("prelu", -0.2)], ("prelu", 0.4, "per output"), dtype="float64")
+    ours = mc.MLP(
+        [4, 6, 5, 2],
+        [("prelu", 0.1, "per output"), ("prelu", -0.2)],
+        ("prelu", 0.4, "per output"),
+        dtype="float64",
+    )
     ours.parameters[...] += 0.3 * np.random.default_rng(0).standard_normal(ours.layout.size)
     model, X = ours.to_torch(), rows(50)
-    assert [(module.num_parameters, module.init) for module in model[1::2]] == [(6, 0.1), (1, -0.2), (2, 0.4)]
+    assert [(module.num_parameters, module.init) for module in model[1::2]] == [
+        (6, 0.1),
+        (1, -0.2),
+        (2, 0.4),
+    ]
     output = model(X)
-    np.testing.assert_allclose(output.detach().numpy(), ours.predict(X.numpy()), rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(
+        output.detach().numpy(), ours.predict(X.numpy()), rtol=1e-13, atol=1e-14
+    )
     again = mc.MLP.from_torch(model)
     assert again.activations == ours.activations
     np.testing.assert_array_equal(again.parameters, ours.parameters)
@@ -547,7 +602,9 @@ def test_a_model_with_all_that_may_stand_in_it_predicts_what_eval_does():
     ).double()  # fmt: skip
     ours = mc.MLP.from_torch(model)
     assert [a.name for a in ours.activations[1:]] == ["relu", "identity", "softplus"]
-    np.testing.assert_allclose(ours.predict(rows(50)).numpy(), model.eval()(rows(50)).detach().numpy(), rtol=1e-7)
+    np.testing.assert_allclose(
+        ours.predict(rows(50)).numpy(), model.eval()(rows(50)).detach().numpy(), rtol=1e-7
+    )
     assert mc.MLP.from_torch(nn.Linear(4, 2, bias=False)).layout.bias is False
 
 
@@ -582,22 +639,46 @@ def _own():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda nn: nn.Sequential(nn.Linear(2, 3), nn.Softplus(beta=2)), ValueError, r"model\[1\]: .*beta must be 1"),
-        (lambda nn: nn.Sequential(nn.Linear(2, 3), nn.Hardtanh(-2, 1)), ValueError, "min_val must be -1"),
-        (lambda nn: nn.Sequential(nn.Linear(2, 3), nn.Softmax(dim=0)), ValueError, "dim must be 1 or -1"),
+        (
+            lambda nn: nn.Sequential(nn.Linear(2, 3), nn.Softplus(beta=2)),
+            ValueError,
+            r"model\[1\]: .*beta must be 1",
+        ),
+        (
+            lambda nn: nn.Sequential(nn.Linear(2, 3), nn.Hardtanh(-2, 1)),
+            ValueError,
+            "min_val must be -1",
+        ),
+        (
+            lambda nn: nn.Sequential(nn.Linear(2, 3), nn.Softmax(dim=0)),
+            ValueError,
+            "dim must be 1 or -1",
+        ),
         (
             lambda nn: nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)),
             TypeError,
             r"model\[1\] must be one of torch.nn's Sequential",
         ),
-        (lambda nn: nn.Sequential(nn.Sequential(nn.Conv1d(1, 1, 1))), ValueError, r"model\[0\]\[0\]"),
+        (
+            lambda nn: nn.Sequential(nn.Sequential(nn.Conv1d(1, 1, 1))),
+            ValueError,
+            r"model\[0\]\[0\]",
+        ),
         (
             lambda nn: nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.ReLU()),
             ValueError,
             r"model\[2\]: ReLU\(\) has no place here: from_torch",
         ),
-        (lambda nn: nn.Sequential(nn.Linear(2, 3), nn.Softmax(1), nn.Linear(3, 1)), ValueError, "softmax is for the output"),
-        (lambda nn: nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3)), ValueError, "layer 1 gives 3 numbers, the next takes 2"),
+        (
+            lambda nn: nn.Sequential(nn.Linear(2, 3), nn.Softmax(1), nn.Linear(3, 1)),
+            ValueError,
+            "softmax is for the output",
+        ),
+        (
+            lambda nn: nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3)),
+            ValueError,
+            "layer 1 gives 3 numbers, the next takes 2",
+        ),
         (lambda nn: nn.Sequential(), ValueError, "no Linear layer"),
         (lambda nn: nn.Linear(2, 3, device="meta"), TypeError, "model lies on no device"),
         (lambda nn: _own(), ValueError, "has no place here"),
@@ -621,18 +702,28 @@ def _replaced_forward(nn):
     ("change", "place"),
     [
         (_pre_hook, r"\[0\]: Linear"),
-        (lambda nn: nn[1].register_forward_hook(lambda module, given, out: 2 * out), r"\[1\]: ReLU"),
-        (lambda nn: nn[2].register_forward_hook(lambda module, given, out: 2 * out), r"\[2\]: Dropout"),
+        (
+            lambda nn: nn[1].register_forward_hook(lambda module, given, out: 2 * out),
+            r"\[1\]: ReLU",
+        ),
+        (
+            lambda nn: nn[2].register_forward_hook(lambda module, given, out: 2 * out),
+            r"\[2\]: Dropout",
+        ),
         (lambda nn: nn.register_forward_hook(lambda module, given, out: 2 * out), ": Sequential"),
         (lambda nn: prune.l1_unstructured(nn[0], "weight", 0.5), r"\[0\]: Linear"),
         (_replaced_forward, r"\[1\]: ReLU"),
     ],
 )
-def test_modules_that_compute_more_than_their_class_does_are_refused_with_their_place(change, place):
+def test_modules_that_compute_more_than_their_class_does_are_refused_with_their_place(
+    change, place
+):
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Dropout())
     mc.MLP.from_torch(model)
     change(model)
-    with pytest.raises(ValueError, match=f"(?s)^model{place}.* has forward hooks .*remove them first"):
+    with pytest.raises(
+        ValueError, match=f"(?s)^model{place}.* has forward hooks .*remove them first"
+    ):
         mc.MLP.from_torch(model)
 
 
@@ -640,5 +731,7 @@ def test_modules_that_compute_more_than_their_class_does_are_refused_with_their_
     mc.Activation("leaky_relu", "maximum(s, 0) + a * minimum(s, 0)", "a + (1 - a) * positive(s)", 0.1, learned="per layer"),
 ], ids=str)  # fmt: skip
 def test_what_has_no_equal_in_torch_is_refused_with_its_layer(spec):
-    with pytest.raises(ValueError, match=r"layer 2: PyTorch has no module that equals .*mlpcore\.torch\.Module"):
+    with pytest.raises(
+        ValueError, match=r"layer 2: PyTorch has no module that equals .*mlpcore\.torch\.Module"
+    ):
         mc.MLP([2, 3, 1], "relu", spec).to_torch()

@@ -25,7 +25,10 @@ def classifier(seed=0, dtype="float32", optimizer=None, **settings):
 
 def regressor(optimizer=None, **settings):
     return mc.Trainer(
-        mc.MLP([4, 8, 2], "tanh", dtype="float64"), loss="squared_error", optimizer=optimizer or mc.Adam(1e-2), **settings
+        mc.MLP([4, 8, 2], "tanh", dtype="float64"),
+        loss="squared_error",
+        optimizer=optimizer or mc.Adam(1e-2),
+        **settings,
     )
 
 
@@ -66,11 +69,17 @@ def test_the_same_seed_gives_the_same_bits_in_this_process_and_in_others():
     X, Y = blobs()
     digests = set()
     for _ in range(2):
-        trainer = mc.Trainer(mc.MLP([4, 8, 3], "tanh", "softmax", seed=0), optimizer=mc.AdamW(1e-2), seed=5)
+        trainer = mc.Trainer(
+            mc.MLP([4, 8, 3], "tanh", "softmax", seed=0), optimizer=mc.AdamW(1e-2), seed=5
+        )
         trainer.fit(X, Y, epochs=3, batch_size=32, validation=(X[:50], Y[:50]), progress=False)
         digests.add(hashlib.sha256(trainer.net.parameters.tobytes()).hexdigest())
     for _ in range(2):
-        digests.add(subprocess.run([sys.executable, "-c", RUN], check=True, capture_output=True, text=True).stdout.strip())
+        digests.add(
+            subprocess.run(
+                [sys.executable, "-c", RUN], check=True, capture_output=True, text=True
+            ).stdout.strip()
+        )
     assert len(digests) == 1
 
 
@@ -97,7 +106,9 @@ def test_two_fits_go_on_where_the_first_ended_and_shuffle_anew():
     for _ in range(2):
         seen = []
         trainer = _weights_of_rows(seen)
-        trainer.fit(np.eye(9), np.ones(9), epochs=2, batch_size=1, progress=False, callbacks=[_Watch(seen)])
+        trainer.fit(
+            np.eye(9), np.ones(9), epochs=2, batch_size=1, progress=False, callbacks=[_Watch(seen)]
+        )
         orders.append(tuple(seen))
     assert orders[0] == orders[1]
     assert orders[0][:9] != orders[0][9:]
@@ -134,7 +145,13 @@ def test_an_epoch_takes_every_row_once_the_last_batch_is_what_is_left(batch_size
     seen = []
     trainer = _weights_of_rows(seen)
     trainer.fit(
-        np.eye(9), np.ones(9), epochs=3, batch_size=batch_size, shuffle=shuffle, progress=False, callbacks=[_Watch(seen)]
+        np.eye(9),
+        np.ones(9),
+        epochs=3,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        progress=False,
+        callbacks=[_Watch(seen)],
     )
     per_epoch = -(-9 // batch_size)
     assert len(seen) == trainer.progress.step == 3 * per_epoch
@@ -215,8 +232,12 @@ def test_evaluate_equals_the_loss_and_plain_accuracy_with_and_without_weights():
     for weights in (None, w):
         found = trainer.evaluate(X, Y, weights)
         assert list(found) == ["loss", "accuracy"]
-        assert found["loss"] == pytest.approx(mc.loss("cross_entropy")(P, Y, weights)[0], rel=1e-12)  # without penalties
-        assert found["accuracy"] == pytest.approx(np.average(P.argmax(axis=1) == Y, weights=weights), rel=1e-12)
+        assert found["loss"] == pytest.approx(
+            mc.loss("cross_entropy")(P, Y, weights)[0], rel=1e-12
+        )  # without penalties
+        assert found["accuracy"] == pytest.approx(
+            np.average(P.argmax(axis=1) == Y, weights=weights), rel=1e-12
+        )
     hot = trainer.evaluate(X, np.eye(3)[Y])
     assert hot["accuracy"] == pytest.approx((P.argmax(axis=1) == Y).mean())
     assert hot["loss"] == pytest.approx(mc.loss("cross_entropy")(P, Y)[0])
@@ -228,7 +249,9 @@ def test_accuracy_of_soft_labels_is_the_share_of_rows_whose_likeliest_classes_ag
     trainer = classifier(dtype="float64")
     P = trainer.net.predict(X)
     for Y in (soft, soft.astype(np.float32)):
-        assert trainer.evaluate(X, Y)["accuracy"] == pytest.approx((P.argmax(axis=1) == soft.argmax(axis=1)).mean())
+        assert trainer.evaluate(X, Y)["accuracy"] == pytest.approx(
+            (P.argmax(axis=1) == soft.argmax(axis=1)).mean()
+        )
 
 
 @pytest.mark.parametrize("labels", ["any number of ones", "one a row"])
@@ -240,7 +263,9 @@ def test_accuracy_of_several_yes_or_no_outputs_is_the_share_of_right_outputs(lab
     net = mc.MLP([4, 3], output="sigmoid", dtype="float64")
     for loss in ("binary_cross_entropy",):
         trainer = mc.Trainer(net, loss=loss)
-        assert trainer.evaluate(X, Y)["accuracy"] == pytest.approx(((net.predict(X) > 0.5) == Y).mean())
+        assert trainer.evaluate(X, Y)["accuracy"] == pytest.approx(
+            ((net.predict(X) > 0.5) == Y).mean()
+        )
 
 
 def test_accuracy_of_one_yes_or_no_output():
@@ -249,7 +274,9 @@ def test_accuracy_of_one_yes_or_no_output():
     net = mc.MLP([4, 1], output=("sigmoid", 2.0), dtype="float64")
     trainer = mc.Trainer(net, loss="binary_cross_entropy")
     for target in (Y, Y[:, None], Y.astype(bool), Y.astype(np.float32)):
-        assert trainer.evaluate(X, target)["accuracy"] == pytest.approx(((net.predict(X)[:, 0] > 0.5) == Y).mean())
+        assert trainer.evaluate(X, target)["accuracy"] == pytest.approx(
+            ((net.predict(X)[:, 0] > 0.5) == Y).mean()
+        )
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e6])
@@ -317,7 +344,9 @@ def test_validation_data_may_be_of_another_kind_than_the_training_data(kind, wor
         validation = (Xv[:1], Yv[:1])
     plain, validated = (classifier(workers=workers, chunk_rows=16) for _ in range(2))
     plain.fit(X, Y, weights, epochs=3, batch_size=64, progress=False)
-    history = validated.fit(X, Y, weights, epochs=3, batch_size=64, validation=validation, progress=False)
+    history = validated.fit(
+        X, Y, weights, epochs=3, batch_size=64, validation=validation, progress=False
+    )
     np.testing.assert_array_equal(validated.net.parameters, plain.net.parameters)
     assert history["validation_loss"][-1] == pytest.approx(
         mc.loss("cross_entropy")(plain.net.predict(validation[0]), *validation[1:])[0], rel=1e-5
@@ -406,7 +435,9 @@ def test_a_figure_that_will_not_be_there_is_refused_before_training(stopping, va
     X, Y = blobs(20)
     trainer = classifier()
     with pytest.raises(ValueError, match=message):
-        trainer.fit(X, Y, validation=(X, Y) if validated else None, early_stopping=stopping, progress=False)
+        trainer.fit(
+            X, Y, validation=(X, Y) if validated else None, early_stopping=stopping, progress=False
+        )
     assert trainer.progress.step == 0
 
 
@@ -417,7 +448,12 @@ def test_callbacks_are_called_in_order_with_what_happened():
     X, Y = blobs(20)
     calls = []
     history = classifier().fit(
-        X, Y, epochs=2, batch_size=10, progress=False, callbacks=[Recorder(calls, "a"), Recorder(calls, "b")]
+        X,
+        Y,
+        epochs=2,
+        batch_size=10,
+        progress=False,
+        callbacks=[Recorder(calls, "a"), Recorder(calls, "b")],
     )
     order = [call[:2] for call in calls]
 
@@ -429,7 +465,10 @@ def test_callbacks_are_called_in_order_with_what_happened():
     entries = [call[2] for call in calls if call[:2] == ("a", "epoch_end")]
     assert {key: [entry[key] for entry in entries] for key in entries[0]} == history
     losses = [call[2] for call in calls if call[:2] == ("a", "step_end")]
-    assert history["loss"] == [pytest.approx(np.mean(losses[:2])), pytest.approx(np.mean(losses[2:]))]
+    assert history["loss"] == [
+        pytest.approx(np.mean(losses[:2])),
+        pytest.approx(np.mean(losses[2:])),
+    ]
     assert calls[-1][2] is history
 
 
@@ -438,7 +477,9 @@ def test_a_callback_that_returns_true_stops_and_the_others_still_see_the_epoch(f
     X, Y = blobs(20)
     calls = []
     callbacks = [Recorder(calls, "stops", stop_at=2), Recorder(calls, "sees")]
-    history = classifier().fit(X, Y, epochs=9, callbacks=callbacks if first else callbacks[::-1], progress=False)
+    history = classifier().fit(
+        X, Y, epochs=9, callbacks=callbacks if first else callbacks[::-1], progress=False
+    )
     assert len(history["loss"]) == 2
     assert sum(call[:2] == ("sees", "epoch_end") for call in calls) == 2
     assert sum(call[1] == "fit_end" for call in calls) == 2
@@ -448,12 +489,24 @@ def test_a_function_is_an_epoch_end_and_only_true_itself_stops():
     X, Y = blobs(20)
     seen = []
     history = classifier().fit(
-        X, Y, epochs=3, progress=False, callbacks=[lambda trainer, entry: seen.append(entry["loss"]) or 1]
+        X,
+        Y,
+        epochs=3,
+        progress=False,
+        callbacks=[lambda trainer, entry: seen.append(entry["loss"]) or 1],
     )
     assert seen == history["loss"]
     assert len(seen) == 3
     assert (
-        len(classifier().fit(X, Y, epochs=3, progress=False, callbacks=[lambda trainer, entry: entry["loss"] < 99])["loss"])
+        len(
+            classifier().fit(
+                X,
+                Y,
+                epochs=3,
+                progress=False,
+                callbacks=[lambda trainer, entry: entry["loss"] < 99],
+            )["loss"]
+        )
         == 1
     )
 
@@ -479,10 +532,18 @@ def test_history_has_a_list_a_figure_and_an_entry_an_epoch():
     assert set(plain) == {"loss", "learning_rate", "seconds"}
     assert plain["learning_rate"] == [0.1, 0.05, 0.025]  # of the last of three steps each
     full = classifier().fit(X, Y, epochs=3, validation=(X, Y), progress=False)
-    assert set(full) == {"loss", "learning_rate", "seconds", "validation_loss", "validation_accuracy"}
+    assert set(full) == {
+        "loss",
+        "learning_rate",
+        "seconds",
+        "validation_loss",
+        "validation_accuracy",
+    }
     assert {len(column) for column in full.values()} == {3}
     assert all(type(x) is float for column in full.values() for x in column)
-    numbers = regressor().fit(X, np.eye(3)[Y][:, :2], epochs=1, validation=(X, np.eye(3)[Y][:, :2]), progress=False)
+    numbers = regressor().fit(
+        X, np.eye(3)[Y][:, :2], epochs=1, validation=(X, np.eye(3)[Y][:, :2]), progress=False
+    )
     assert set(numbers) == {"loss", "learning_rate", "seconds", "validation_loss", "validation_r2"}
 
 
@@ -511,8 +572,12 @@ def test_training_gets_better():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_custom_activation_and_a_custom_loss_train(dtype):
-    bent = mc.Activation("bent", "(sqrt(s * s + 1) - 1) / 2 + a * s", "s / (2 * sqrt(s * s + 1)) + a", 1.0)
-    quartic = mc.Loss("quartic", "(z - y) * (z - y) * (z - y) * (z - y)", "4 * (z - y) * (z - y) * (z - y)")
+    bent = mc.Activation(
+        "bent", "(sqrt(s * s + 1) - 1) / 2 + a * s", "s / (2 * sqrt(s * s + 1)) + a", 1.0
+    )
+    quartic = mc.Loss(
+        "quartic", "(z - y) * (z - y) * (z - y) * (z - y)", "4 * (z - y) * (z - y) * (z - y)"
+    )
     rng = np.random.default_rng(0)
     X = rng.standard_normal((200, 4))
     Y = np.tanh(X @ rng.standard_normal((4, 2)))
@@ -520,7 +585,9 @@ def test_a_custom_activation_and_a_custom_loss_train(dtype):
     trainer = mc.Trainer(net, loss=quartic, optimizer=mc.Adam(1e-2))
     history = trainer.fit(X, Y, epochs=40, batch_size=32, validation=(X, Y), progress=False)
     assert history["loss"][-1] < 0.1 * history["loss"][0]
-    assert history["validation_loss"][-1] == pytest.approx(((net.predict(X) - Y) ** 4).sum(axis=1).mean(), rel=1e-4)
+    assert history["validation_loss"][-1] == pytest.approx(
+        ((net.predict(X) - Y) ** 4).sum(axis=1).mean(), rel=1e-4
+    )
     assert net.parameters.dtype == dtype
 
 
@@ -551,9 +618,13 @@ def test_a_loss_that_turns_non_finite_in_fit_says_so_and_training_can_go_on():
     X, Y = blobs(64)
     overflow = X.copy()
     overflow[60] = 3e30
-    trainer = mc.Trainer(mc.MLP([4, 8, 1], "relu"), loss="squared_error", optimizer=mc.SGD(mc.Cosine(1e-3)))
+    trainer = mc.Trainer(
+        mc.MLP([4, 8, 1], "relu"), loss="squared_error", optimizer=mc.SGD(mc.Cosine(1e-3))
+    )
     with pytest.raises(mc.NonFiniteLoss) as caught:
-        trainer.fit(overflow, Y.astype(float), epochs=1, batch_size=8, shuffle=False, progress=False)
+        trainer.fit(
+            overflow, Y.astype(float), epochs=1, batch_size=8, shuffle=False, progress=False
+        )
     assert caught.value.step == 8
     assert trainer.progress.step == 7
     assert np.isfinite(trainer.net.parameters).all()
@@ -564,7 +635,10 @@ def test_a_loss_that_turns_non_finite_in_fit_says_so_and_training_can_go_on():
 
 def test_clipping_penalties_and_chunks_work_together_in_fit():
     X, Y = blobs(100)
-    one, other = (classifier(clip_norm=0.1, l1=1e-3, l2=1e-2, dtype="float64", chunk_rows=rows) for rows in (7, 1000))
+    one, other = (
+        classifier(clip_norm=0.1, l1=1e-3, l2=1e-2, dtype="float64", chunk_rows=rows)
+        for rows in (7, 1000)
+    )
     for trainer in (one, other):
         trainer.fit(X, Y, epochs=3, batch_size=32, progress=False)
     np.testing.assert_allclose(one.net.parameters, other.net.parameters, rtol=1e-6, atol=1e-9)

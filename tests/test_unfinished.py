@@ -49,7 +49,9 @@ def left(tmp_path, table=(X, Y), steps=15, **fit):
 
 def same(one, other):
     """Return whether two trainers have come to the same parameters and histories, to the bit."""
-    kept = [{k: v for k, v in trainer.history.items() if k != "seconds"} for trainer in (one, other)]
+    kept = [
+        {k: v for k, v in trainer.history.items() if k != "seconds"} for trainer in (one, other)
+    ]
     return kept[0] == kept[1] and one.net.parameters.tobytes() == other.net.parameters.tobytes()
 
 
@@ -86,7 +88,9 @@ def test_a_batch_that_cannot_be_read_is_read_again_by_the_same_call(at, error, d
     assert same(one, whole)
 
 
-@pytest.mark.parametrize("stop", [Stop(17, error=ValueError), Stop(epochs=2, error=RuntimeError), Stop(1)])
+@pytest.mark.parametrize(
+    "stop", [Stop(17, error=ValueError), Stop(epochs=2, error=RuntimeError), Stop(1)]
+)
 def test_a_callback_that_raises_leaves_a_run_with_a_checkpoint_where_it_was(stop, device, tmp_path):
     if device != "cpu" and stop.epochs is None:
         return
@@ -104,7 +108,9 @@ def test_a_callback_that_raises_leaves_a_run_with_a_checkpoint_where_it_was(stop
 
 
 @pytest.mark.parametrize("between", ["evaluate", "gradient", "losses"])
-def test_what_is_evaluated_between_an_error_and_the_same_call_leaves_the_history_as_it_is(between, device, tmp_path):
+def test_what_is_evaluated_between_an_error_and_the_same_call_leaves_the_history_as_it_is(
+    between, device, tmp_path
+):
     whole, one = make(device), make(device)
     rows = [np.concatenate([table] * 4) for table in (X, Y)]
     fit = {**FIT, "validation": rows}
@@ -163,7 +169,13 @@ def test_a_run_of_which_nothing_is_done_is_begun_by_any_call(tmp_path):
 
     one, whole = make(), make()
     with pytest.raises(ZeroDivisionError):
-        one.fit(Faulty((0, 0), ZeroDivisionError), epochs=3, checkpoint=tmp_path / "run", callbacks=[Save()], progress=False)
+        one.fit(
+            Faulty((0, 0), ZeroDivisionError),
+            epochs=3,
+            checkpoint=tmp_path / "run",
+            callbacks=[Save()],
+            progress=False,
+        )
     loaded = mc.Trainer.load(tmp_path / "run")
     whole.fit(X, Y, **FIT)
     for other in (one, loaded):
@@ -201,7 +213,9 @@ def test_a_schedule_over_the_whole_run_follows_the_new_number_of_epochs(tmp_path
         **{**FIT, "epochs": 6},
     )
     assert totals == [66] * 5
-    expected = [0.05 * (1 + np.cos(np.pi * (11 * n - 1) / (44 if n == 1 else 66))) for n in range(1, 7)]
+    expected = [
+        0.05 * (1 + np.cos(np.pi * (11 * n - 1) / (44 if n == 1 else 66))) for n in range(1, 7)
+    ]
     np.testing.assert_allclose(history["learning_rate"], expected, rtol=1e-12)
 
 
@@ -222,7 +236,9 @@ def test_a_run_that_was_given_up_is_replaced_by_the_next_one_of_its_trainer_and_
     trainer = mc.Trainer.load(path, "cpu")
     trainer.abandon()
     for attempt in (lambda: make().fit(X, Y, **FIT, checkpoint=path), lambda: make().save(path)):
-        with pytest.raises(FileExistsError, match=r"unfinished run .*Trainer\.load goes on with it"):
+        with pytest.raises(
+            FileExistsError, match=r"unfinished run .*Trainer\.load goes on with it"
+        ):
             attempt()
     assert mc.Trainer.load(path, "cpu").unfinished
     pickle.loads(pickle.dumps(trainer)).fit(X, Y, **FIT, checkpoint=path)
@@ -256,8 +272,15 @@ def test_other_rows_are_refused_by_the_argument(name, weighted):
     path, whole, fit = weighted
     trainer = mc.Trainer.load(path, "cpu")
     table, changed = OTHERS[name]
-    argument = name.removesuffix(" scaled").removesuffix(" one").removesuffix(" none").removesuffix(" rows")
-    with pytest.raises(ValueError, match=rf"^{argument}: the unfinished run had .*trainer\.abandon\(\)"):
+    argument = (
+        name.removesuffix(" scaled")
+        .removesuffix(" one")
+        .removesuffix(" none")
+        .removesuffix(" rows")
+    )
+    with pytest.raises(
+        ValueError, match=rf"^{argument}: the unfinished run had .*trainer\.abandon\(\)"
+    ):
         trainer.fit(*table, **{**fit, **changed})
     assert trainer.unfinished == "in epoch 2 of 4, after 4 of its batches"
     trainer.fit(X, Y, W, **fit)
@@ -366,7 +389,9 @@ def test_parquet_is_known_by_the_first_rows_of_some_of_its_groups(tmp_path):
     assert len(state.data.places) == 16
     assert all(start % 1000 == 0 for start, _ in state.data.places[:-1])
     with pytest.raises(ValueError, match=r"^X: the unfinished run had other values"):
-        mc.Trainer.load(path, "cpu").fit(write("other", np.random.default_rng(1).permutation(values)), **fit)
+        mc.Trainer.load(path, "cpu").fit(
+            write("other", np.random.default_rng(1).permutation(values)), **fit
+        )
     trainer = mc.Trainer.load(path, "cpu")
     trainer.fit(values[:, :4], values[:, 4], **fit)  # the same rows in memory
     assert trainer.unfinished is None

@@ -7,7 +7,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or it takes three quarters of a GPU at once
+os.environ.setdefault(
+    "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+)  # or it takes three quarters of a GPU at once
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,18 @@ from bench.cases import BETAS, DECAY, EPSILON
 from bench.peers import Unsupported
 from bench.work import Work
 
-ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "gelu": jax.nn.gelu}
-MULTIPLICATION = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16", "float16": "default"}
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "gelu": jax.nn.gelu,
+}
+MULTIPLICATION = {
+    "float32": "float32",
+    "tf32": "tensorfloat32",
+    "bfloat16": "bfloat16",
+    "float16": "default",
+}
 
 
 class Jax:
@@ -35,7 +47,10 @@ class Jax:
         self.chunks = work.chunks if "chunks" in way else [slice(0, work.batch)]
         self.note = f"accumulates over {len(self.chunks)} chunks" if "chunks" in way else ""
         parameters = [(jnp.array(W), jnp.array(b)) for W, b in zip(work.W, work.b, strict=True)]
-        zeros = [jax.tree.map(jnp.zeros_like, parameters) for _ in range(0 if work.optimizer == "SGD" else 2)]
+        zeros = [
+            jax.tree.map(jnp.zeros_like, parameters)
+            for _ in range(0 if work.optimizer == "SGD" else 2)
+        ]
         self.carry = (parameters, zeros, jnp.zeros((), jnp.int32))
         self.rate = self.case.rate
         self.steps = jax.jit(self._steps, static_argnames="count", donate_argnums=0)
@@ -71,7 +86,11 @@ class Jax:
             total, _ = lax.scan(add, zero, tuple(cut))
             if equal * rows < self.work.batch:
                 total, _ = add(total, (X[equal * rows :], Y[equal * rows :]))
-        return jax.tree.map(lambda value: value / self.work.scale, total) if self.work.scale != 1 else total
+        return (
+            jax.tree.map(lambda value: value / self.work.scale, total)
+            if self.work.scale != 1
+            else total
+        )
 
     def _step(self, carry: Any, rate: Any, X: Any, Y: Any) -> tuple[Any, Any]:
         parameters, state, t = carry

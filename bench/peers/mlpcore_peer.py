@@ -23,14 +23,18 @@ class Mlpcore:
         for l, (W, b) in enumerate(zip(work.W, work.b, strict=True), start=1):
             net.W[l][...], net.b[l][...] = self.xp.asarray(W), self.xp.asarray(b)
         rate = case.rate
-        optimizer = mc.SGD(rate) if work.optimizer == "SGD" else mc.AdamW(rate, DECAY, *BETAS, EPSILON)
+        optimizer = (
+            mc.SGD(rate) if work.optimizer == "SGD" else mc.AdamW(rate, DECAY, *BETAS, EPSILON)
+        )
         precision = None if work.precision == "float32" else work.precision
         # of a copy nobody holds a view, so that no step makes its low-precision weights anew
         self.trainer = mc.Trainer(net.copy(), case.loss, optimizer, precision=precision)
         self.X, self.Y = (self.xp.asarray(array) for array in work.XY)
         plan = self.trainer.plan(work.batch)
         self.note = (
-            f"chunks of {plan.rows:,} rows x {plan.workers}" if hasattr(plan, "workers") else f"chunks of {plan.rows:,} rows"
+            f"chunks of {plan.rows:,} rows x {plan.workers}"
+            if hasattr(plan, "workers")
+            else f"chunks of {plan.rows:,} rows"
         )
         self.plan_bytes, self.chunk_rows = plan.total_bytes, plan.rows
 
@@ -82,7 +86,11 @@ class Mlpcore:
         return lambda count: self._timed(run, count)
 
     def peak(self) -> int | None:
-        return int(self.xp.get_default_memory_pool().total_bytes()) if self.xp.__name__ == "cupy" else None
+        return (
+            int(self.xp.get_default_memory_pool().total_bytes())
+            if self.xp.__name__ == "cupy"
+            else None
+        )
 
 
 def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
@@ -99,7 +107,11 @@ def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
     cache = net.forward(X)
     _, G = mc.loss(trainer.loss)(cache.output, Y)
     D = net.backward(cache, G, keep=True).D
-    Z, S, dW = cache.Z, [ops.xp.empty_like(z) for z in cache.Z], [ops.xp.empty_like(W) for W in net.W]
+    Z, S, dW = (
+        cache.Z,
+        [ops.xp.empty_like(z) for z in cache.Z],
+        [ops.xp.empty_like(W) for W in net.W],
+    )
 
     def run() -> None:
         for l in range(1, L + 1):

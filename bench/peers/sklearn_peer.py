@@ -37,14 +37,20 @@ class Sklearn:
             solver="sgd" if work.optimizer == "SGD" else "adam", learning_rate_init=case.rate, momentum=0.0, shuffle=False,
             nesterovs_momentum=False, beta_1=BETAS[0], beta_2=BETAS[1], epsilon=EPSILON,
         )  # fmt: skip
-        self._fit(slice(0, work.batch))  # makes its arrays and its optimizer, which then get our values
-        for mine, given in zip(self.model.coefs_ + self.model.intercepts_, work.W + work.b, strict=True):
+        self._fit(
+            slice(0, work.batch)
+        )  # makes its arrays and its optimizer, which then get our values
+        for mine, given in zip(
+            self.model.coefs_ + self.model.intercepts_, work.W + work.b, strict=True
+        ):
             mine[...] = given
         del self.model._optimizer  # partial_fit makes a new one, its state zero
 
     def _fit(self, part: slice) -> None:
         if self.classifier:
-            self.model.partial_fit(self.X[part], self.Y[part], classes=np.arange(self.work.case.sizes[-1]))
+            self.model.partial_fit(
+                self.X[part], self.Y[part], classes=np.arange(self.work.case.sizes[-1])
+            )
         else:
             self.model.partial_fit(self.X[part], self.Y[part])
 
@@ -52,7 +58,9 @@ class Sklearn:
         m, values = self.work.batch, []
         for i in range(count):
             self._fit(slice(i * m % len(self.X), i * m % len(self.X) + m))
-            values.append(self.model.loss_ * (1 if self.classifier else self.work.case.sizes[-1]))  # it averages over outputs
+            values.append(
+                self.model.loss_ * (1 if self.classifier else self.work.case.sizes[-1])
+            )  # it averages over outputs
         return values
 
     def set_rate(self, rate: float) -> None:

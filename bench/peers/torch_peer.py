@@ -15,14 +15,24 @@ from bench.peers import Unsupported
 from bench.work import Work
 from mlpcore.backends import machine
 
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": lambda: nn.GELU(approximate="tanh")}
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": lambda: nn.GELU(approximate="tanh"),
+}
 
 
 class Torch:
     """Linear layers, fused optimizer, autocast for half precisions; `way` names what is done to the step."""
 
     def __init__(self, work: Work, way: str) -> None:
-        self.work, self.case, self.way, self.device = work, work.case, way, torch.device(work.device)
+        self.work, self.case, self.way, self.device = (
+            work,
+            work.case,
+            way,
+            torch.device(work.device),
+        )
         self.cuda = self.device.type == "cuda"
         if self.cuda and not torch.cuda.is_available():
             raise Unsupported("this PyTorch finds no CUDA device")
@@ -32,17 +42,25 @@ class Torch:
             raise Unsupported("one row at a time: eager only")
         torch.set_num_threads(machine.usable_cpus())
         torch.backends.cuda.matmul.allow_tf32 = work.precision == "tf32"
-        self.half = getattr(torch, work.precision) if work.precision in ("float16", "bfloat16") else None
+        self.half = (
+            getattr(torch, work.precision) if work.precision in ("float16", "bfloat16") else None
+        )
         self.net = self._net()
         self.X, self.Y = (torch.from_numpy(array).to(self.device) for array in work.XY)
         self.chunks = work.chunks if "chunks" in way else [slice(0, work.batch)]
         self.note = f"accumulates over {len(self.chunks)} chunks" if "chunks" in way else ""
-        self.rate: Any = torch.tensor(self.case.rate, device=self.device) if "graph" in way else self.case.rate
+        self.rate: Any = (
+            torch.tensor(self.case.rate, device=self.device) if "graph" in way else self.case.rate
+        )
         self.optimizer = self._optimizer()
-        if work.precision == "float16":  # fused optimizers divide the gradient by this, as torch.amp.GradScaler has them do
+        if (
+            work.precision == "float16"
+        ):  # fused optimizers divide the gradient by this, as torch.amp.GradScaler has them do
             self.optimizer.grad_scale = torch.tensor(work.scale, device=self.device)
             self.optimizer.found_inf = torch.tensor(0.0, device=self.device)
-        self.loss: Callable[..., Any] = torch.compile(self._loss) if "compile" in way else self._loss
+        self.loss: Callable[..., Any] = (
+            torch.compile(self._loss) if "compile" in way else self._loss
+        )
         self.replay = self._capture_step() if "graph" in way else None
 
     def _net(self) -> nn.Sequential:
@@ -59,8 +77,13 @@ class Torch:
         parameters = list(self.net.parameters())
         if self.work.optimizer == "SGD":
             return torch.optim.SGD(parameters, self.rate, fused=True)
-        groups = [{"params": parameters[::2], "weight_decay": DECAY}, {"params": parameters[1::2], "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, self.rate, BETAS, EPSILON, fused=True, capturable=self.cuda)
+        groups = [
+            {"params": parameters[::2], "weight_decay": DECAY},
+            {"params": parameters[1::2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            groups, self.rate, BETAS, EPSILON, fused=True, capturable=self.cuda
+        )
 
     def _loss(self, X: Any, Y: Any) -> Any:
         with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
@@ -74,7 +97,10 @@ class Torch:
         total: Any = 0.0
         for part in self.chunks:
             share = (part.stop - part.start) / self.work.batch
-            J = self.loss(self.X[part.start + row : part.stop + row], self.Y[part.start + row : part.stop + row])
+            J = self.loss(
+                self.X[part.start + row : part.stop + row],
+                self.Y[part.start + row : part.stop + row],
+            )
             (J * (share * self.work.scale)).backward()
             total = total + J.detach() * share
         self.optimizer.step()

@@ -13,7 +13,12 @@ from bench.cases import BETAS, EPSILON
 from bench.peers import Unsupported
 from bench.work import Work
 
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": lambda: nn.GELU(approximate="tanh")}
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "gelu": lambda: nn.GELU(approximate="tanh"),
+}
 
 
 @wp.kernel(grid_stride=False)
@@ -44,13 +49,21 @@ class Warp:
             self.net, self.parameters = nn.Sequential(*layers[:-1]), []
             for linear in layers[::2]:
                 self.parameters += [linear.weight.data, linear.bias.data]
-            self.X, self.Y = (wp.array(array, dtype=wp.float32, device=self.device) for array in work.XY)
+            self.X, self.Y = (
+                wp.array(array, dtype=wp.float32, device=self.device) for array in work.XY
+            )
             self.J = wp.zeros(1, dtype=wp.float32, requires_grad=True, device=self.device)
-            settings: dict[str, Any] = {"lr": case.rate, "device": self.device, "disable_graph": True}
+            settings: dict[str, Any] = {
+                "lr": case.rate,
+                "device": self.device,
+                "disable_graph": True,
+            }
             if work.optimizer == "SGD":
                 self.optimizer: Any = optimizers.SGD(self.parameters, **settings)
             else:
-                self.optimizer = optimizers.Adam(self.parameters, betas=BETAS, eps=EPSILON, **settings)
+                self.optimizer = optimizers.Adam(
+                    self.parameters, betas=BETAS, eps=EPSILON, **settings
+                )
         self.note = "Adam, without decay" if work.optimizer == "AdamW" else ""
         self.rate: float | None = None
         self.graph: Any = None
@@ -60,7 +73,13 @@ class Warp:
         self.J.zero_()
         with tape:
             Z = self.net(self.X)
-            wp.launch(squared_error, Z.shape, [Z, self.Y, 1.0 / self.work.batch], [self.J], device=self.device)
+            wp.launch(
+                squared_error,
+                Z.shape,
+                [Z, self.Y, 1.0 / self.work.batch],
+                [self.J],
+                device=self.device,
+            )
         tape.backward(self.J)
         self.optimizer.step(lr=self.rate)
         tape.zero()  # its gradients add up, those of the cached outputs as well
@@ -80,7 +99,10 @@ class Warp:
             self.graph = capture.graph
 
     def run(self, count: int) -> float | None:
-        start, stop = (wp.Event(self.device, enable_timing=True) if self.device.is_cuda else None for _ in range(2))
+        start, stop = (
+            wp.Event(self.device, enable_timing=True) if self.device.is_cuda else None
+            for _ in range(2)
+        )
         if self.device.is_cuda:
             wp.record_event(start)
         for _ in range(count):

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("mlpcore")
 INSTALL = "pip install 'mlpcore[cuda13]' (CUDA 13 driver) or 'mlpcore[cuda12]'"
 _opened: dict[str, Device] = {}  # CUDA devices in use, by name
-_algorithms: dict[tuple[str, bool], Algorithms] = {}  # of matrix products, by device and whether they may be timed
+_algorithms: dict[
+    tuple[str, bool], Algorithms
+] = {}  # of matrix products, by device and whether they may be timed
 
 
 def choose(device: object) -> str:
@@ -86,7 +88,11 @@ def why_no_cuda() -> str:
         return f"{len(wheels)} CuPy packages ({', '.join(wheels)}) overwrite each other: pip uninstall all but one"
     try:
         from mlpcore.backends.cuda import gpu as cupy_device
-    except (ImportError, AttributeError, OSError) as error:  # half installed; a home where its kernel cache cannot be made
+    except (
+        ImportError,
+        AttributeError,
+        OSError,
+    ) as error:  # half installed; a home where its kernel cache cannot be made
         return f"CuPy cannot be imported ({error}): {INSTALL}"
     return cupy_device.why_not()
 
@@ -98,7 +104,8 @@ def _cupy_wheels() -> list[str]:
     found = {
         f"{name} {dist.version}"
         for dist in importlib.metadata.distributions()
-        if (name := (dist.metadata["Name"] or "").lower()) == "cupy" or name.startswith(("cupy-cuda", "cupy_cuda", "cupy-rocm"))
+        if (name := (dist.metadata["Name"] or "").lower()) == "cupy"
+        or name.startswith(("cupy-cuda", "cupy_cuda", "cupy-rocm"))
     }
     return sorted(found)
 
@@ -140,7 +147,11 @@ def adopter(device: str) -> Callable[[object, str], Array]:
 def adopt_on_host(value: object, name: str) -> Array:
     """A user's array as NumPy's, from wherever it lies."""
     device = of(value, name)
-    return adopter(device)(value, name) if device == "cpu" else to_host(device, adopter(device)(value, name))
+    return (
+        adopter(device)(value, name)
+        if device == "cpu"
+        else to_host(device, adopter(device)(value, name))
+    )
 
 
 def of(array: object, name: str) -> str:
@@ -159,13 +170,19 @@ def free_bytes(device: str) -> int:
         return open_device(device).free_bytes()
     free = machine.free_memory()
     if free is None:
-        raise ValueError("memory_limit: this system does not say how much memory is free; give bytes, or text such as '2 GiB'")
+        raise ValueError(
+            "memory_limit: this system does not say how much memory is free; give bytes, or text such as '2 GiB'"
+        )
     return free
 
 
 def to_device(device: str, array: Array) -> Array:
     """The array on this device; itself if it is there."""
-    return array if device == "cpu" or not arrays.on_host(array) else open_device(device).to_device(array)
+    return (
+        array
+        if device == "cpu" or not arrays.on_host(array)
+        else open_device(device).to_device(array)
+    )
 
 
 def to_host(device: str, array: Array) -> Array:
@@ -184,9 +201,19 @@ def info() -> dict[str, Any]:
     """What mlpcore finds on this machine: device and why not CUDA, CPUs, BLAS with its kernels, versions."""
     import importlib.metadata
 
-    packages = ("mlpcore", "numpy", "threadpoolctl", "safetensors", "tqdm", "scikit-learn", "matplotlib")
+    packages = (
+        "mlpcore",
+        "numpy",
+        "threadpoolctl",
+        "safetensors",
+        "tqdm",
+        "scikit-learn",
+        "matplotlib",
+    )
     names = {
-        dist.metadata["Name"].lower(): dist.version for dist in importlib.metadata.distributions() if dist.metadata["Name"]
+        dist.metadata["Name"].lower(): dist.version
+        for dist in importlib.metadata.distributions()
+        if dist.metadata["Name"]
     }
     reason = why_no_cuda()
     if not reason:

@@ -18,8 +18,16 @@ Adopt = Callable[[object, str], Array]
 _PLAIN = "fdeilqhbILQHB?"  # dtypes that are taken as they are
 _PIECE = 1 << 20  # entries looked at in one go
 _FEW = 2048  # entries that are gathered in one go: 16 KiB
-_HOST, _CUDA = (1, 3), (2, 13)  # DLPack's numbers: pageable and page-locked memory; a GPU's own and managed memory
-_UNREADABLE = (ValueError, TypeError, RuntimeError, BufferError)  # what libraries raise where an array cannot be had
+_HOST, _CUDA = (
+    (1, 3),
+    (2, 13),
+)  # DLPack's numbers: pageable and page-locked memory; a GPU's own and managed memory
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    BufferError,
+)  # what libraries raise where an array cannot be had
 
 
 class TargetForm(Protocol):
@@ -47,7 +55,9 @@ def gpu(value: object, name: str) -> int | None:
         except _UNREADABLE as error:
             raise TypeError(f"{name} lies on no device that can be read: {_line(error)}") from None
         if kind not in (*_HOST, *_CUDA):
-            raise TypeError(f"{name} lies on a device that is neither the CPU nor a CUDA GPU (number {int(kind)} of DLPack)")
+            raise TypeError(
+                f"{name} lies on a device that is neither the CPU nor a CUDA GPU (number {int(kind)} of DLPack)"
+            )
         return int(number) if kind in _CUDA else None
     if hasattr(value, "__cuda_array_interface__"):
         device = getattr(value, "device", None)
@@ -68,7 +78,12 @@ def host_array(value: object, name: str) -> Array:
     except _UNREADABLE as error:  # a ragged list, a sparse tensor, what JAX traces
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"{name} cannot be read as an array: {_line(error)}") from None
-    is_frame = array.dtype.kind == "O" and array.ndim == 2 and hasattr(value, "dtypes") and hasattr(value, "items")
+    is_frame = (
+        array.dtype.kind == "O"
+        and array.ndim == 2
+        and hasattr(value, "dtypes")
+        and hasattr(value, "items")
+    )
     return _frame(value, name) if is_frame else array
 
 
@@ -81,9 +96,13 @@ def _frame(frame: Any, name: str) -> Array:
     columns = []
     for label, column in frame.items():
         if getattr(column.dtype, "kind", "O") not in "fiub":
-            raise TypeError(f"{name} must hold real numbers; its column {label!r} is {column.dtype}")
+            raise TypeError(
+                f"{name} must hold real numbers; its column {label!r} is {column.dtype}"
+            )
         values = np.asarray(column)
-        columns.append(values if values.dtype.kind != "O" else column.to_numpy(np.float64, na_value=np.nan))
+        columns.append(
+            values if values.dtype.kind != "O" else column.to_numpy(np.float64, na_value=np.nan)
+        )
     return np.column_stack(columns)
 
 
@@ -117,8 +136,14 @@ def matrix(X: object, columns: int | None, name: str = "X", adopt: Adopt = host_
     """
     array = numeric(X, name, adopt)
     if array.ndim != 2:
-        hint = f"; for one row write {name}[None, :], for one column {name}[:, None]" if array.ndim == 1 else ""
-        raise ValueError(f"{name} must have 2 axes, rows and columns; it has shape {array.shape}{hint}")
+        hint = (
+            f"; for one row write {name}[None, :], for one column {name}[:, None]"
+            if array.ndim == 1
+            else ""
+        )
+        raise ValueError(
+            f"{name} must have 2 axes, rows and columns; it has shape {array.shape}{hint}"
+        )
     if array.size == 0:
         raise ValueError(f"{name} is empty: shape {array.shape}")
     if columns is not None and array.shape[1] != columns:
@@ -132,10 +157,14 @@ def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
     Raises:
         TypeError, ValueError: names the argument: not numeric, masked, followed by autograd, or on another device.
     """
-    if type(value) is np.ndarray and adopt is host_array and value.dtype.char in _PLAIN:  # as most are
+    if (
+        type(value) is np.ndarray and adopt is host_array and value.dtype.char in _PLAIN
+    ):  # as most are
         return value
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise TypeError(f"{name} is a masked array with masked entries; fill them first, e.g. with {name}.filled(0)")
+        raise TypeError(
+            f"{name} is a masked array with masked entries; fill them first, e.g. with {name}.filled(0)"
+        )
     if not isinstance(value, np.ndarray):
         if getattr(value, "requires_grad", False) is True:
             raise TypeError(
@@ -184,7 +213,9 @@ def target_form(
         raise ValueError(f"{name} has {0 if array.ndim == 0 else len(array)} rows; X has {rows}")
     if loss.takes_classes and array.ndim == 1:
         if array.dtype.kind not in "iu":
-            raise ValueError(f"{name} holds class indices and must have an integer dtype; got {array.dtype}")
+            raise ValueError(
+                f"{name} holds class indices and must have an integer dtype; got {array.dtype}"
+            )
         return array, True
     if array.ndim == 1 and outputs == 1:
         array = array[:, None]
@@ -198,10 +229,14 @@ def require_classes(array: Array, outputs: int, name: str = "Y", first: int = 0)
     """Raise a ValueError that names the first row that holds no class 0 … outputs - 1; `first` is the array's first row."""
     if array.min() < 0 or array.max() >= outputs:
         at = int(((array < 0) | (array >= outputs)).argmax())
-        raise ValueError(f"{name} must hold classes 0 … {outputs - 1}; row {first + at} holds {array[at]}")
+        raise ValueError(
+            f"{name} must hold classes 0 … {outputs - 1}; row {first + at} holds {array[at]}"
+        )
 
 
-def weights(sample_weight: object, rows: int, name: str = "sample_weight", adopt: Adopt = host_array) -> Array | None:
+def weights(
+    sample_weight: object, rows: int, name: str = "sample_weight", adopt: Adopt = host_array
+) -> Array | None:
     """Row weights (m,), finite, none negative, not all zero; None for None.
 
     Raises:
@@ -228,12 +263,16 @@ def row_of(value: object, columns: int, name: str, adopt: Adopt = host_array) ->
     """`value` as a finite number for each column, (columns,); a TypeError or ValueError that names it otherwise."""
     array = numeric(value, name, adopt)
     if array.shape != (columns,):
-        raise ValueError(f"{name} must have shape ({columns},), a number a column; got {array.shape}")
+        raise ValueError(
+            f"{name} must have shape ({columns},), a number a column; got {array.shape}"
+        )
     require_finite(array, name)
     return array
 
 
-def row_index(rows: object, count: int, name: str = "rows", adopt: Adopt = host_array) -> Array | None:
+def row_index(
+    rows: object, count: int, name: str = "rows", adopt: Adopt = host_array
+) -> Array | None:
     """Row numbers (k,) as int64 in 0 … count - 1, k >= 1; None for None.
 
     Raises:
@@ -245,7 +284,9 @@ def row_index(rows: object, count: int, name: str = "rows", adopt: Adopt = host_
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integers; its dtype is {array.dtype}")
     if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"{name} must be a list of row numbers, at least one; got shape {array.shape}")
+        raise ValueError(
+            f"{name} must be a list of row numbers, at least one; got shape {array.shape}"
+        )
     if not on_host(array):
         return array.astype(np.int64, order="C", copy=False)
     if array.min() < 0 or array.max() >= count:
@@ -293,12 +334,16 @@ def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int 
     step = max(1, _PIECE // max(1, array[:1].size))
     for start in range(0, len(array), step):
         piece = array[start : start + step]
-        if not (-largest <= piece.min() and piece.max() <= largest):  # no array of the piece's size where all is well
+        if not (
+            -largest <= piece.min() and piece.max() <= largest
+        ):  # no array of the piece's size where all is well
             bad = ~(abs(piece) <= largest)
             place = np.unravel_index(int(bad.argmax()), bad.shape)
             row, rest = start + int(place[0]), place[1:]
             column = f", column {int(rest[0])}" if rest else ""
-            raise ValueError(f"{name} must be finite; row {first + row}{column} holds {array[(row, *rest)]}")
+            raise ValueError(
+                f"{name} must be finite; row {first + row}{column} holds {array[(row, *rest)]}"
+            )
 
 
 def require_range(array: Array, low: float, high: float, name: str, first: int = 0) -> None:

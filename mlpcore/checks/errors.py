@@ -29,7 +29,9 @@ class NonFiniteLoss(ArithmeticError):
         self.learning_rate = learning_rate
         self.layer = layer
 
-    def __reduce__(self) -> tuple[object, ...]:  # an exception is pickled by its message alone, otherwise
+    def __reduce__(
+        self,
+    ) -> tuple[object, ...]:  # an exception is pickled by its message alone, otherwise
         return type(self), (str(self), self.step, self.learning_rate, self.layer)
 
 

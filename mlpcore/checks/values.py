@@ -60,8 +60,15 @@ def number(
     try:
         found = float(given)
     except OverflowError:
-        raise ValueError(f"{name} must be finite; got {shown(given)}, which no float64 holds") from None
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:  # whatever the library says
+        raise ValueError(
+            f"{name} must be finite; got {shown(given)}, which no float64 holds"
+        ) from None
+    except (
+        ArithmeticError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # whatever the library says
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name} must be a number; got {shown(given)}: {line(error)}") from None
     if not math.isfinite(found):

@@ -51,7 +51,11 @@ def predict(options: argparse.Namespace) -> None:
         why = "the numbers there are too large for the model"
         say(f"note: the prediction of {count_rows(lost)} is not finite: {why}")
     elif truth is not None:
-        column = f"its column {printable(model.about['target'], 60)}" if "pipeline" in model.tensors else "its Y"
+        column = (
+            f"its column {printable(model.about['target'], 60)}"
+            if "pipeline" in model.tensors
+            else "its Y"
+        )
         say(f"against {column}: " + "\n  ".join(_against(model, Z, truth)))
 
 
@@ -59,7 +63,9 @@ def _header(model: Model) -> str:
     """Return the first line of a file of predictions."""
     classes, count = model.about["classes"], model.net.sizes[-1]
     others = [f"p({name})" for name in classes] if classes else []
-    first = [f"prediction {i}" for i in range(count)] if not classes and count > 1 else ["prediction"]
+    first = (
+        [f"prediction {i}" for i in range(count)] if not classes and count > 1 else ["prediction"]
+    )
     return ",".join(map(outputs.cell, first + others)) + "\r\n"
 
 
@@ -79,13 +85,19 @@ def _against(model: Model, Z: Array, truth: data.Truth) -> list[str]:
     """Return the lines that say the figures of predictions, of how many rows, and what became of the others."""
     count, Z = len(truth.values), Z[truth.rows]
     such = f", such as {truth.such[:60]!r}" if truth.such else ""
-    others = [f"{count_rows(truth.missing)} {have(truth.missing)} no value"] if truth.missing else []
+    others = (
+        [f"{count_rows(truth.missing)} {have(truth.missing)} no value"] if truth.missing else []
+    )
     if model.scale and truth.wrong:
         others.append(f"{count_rows(truth.wrong)} {have(truth.wrong)} no finite number{such}")
     left_out = f"; {' and '.join(others)}: not counted" if others else ""
     if not count:
         return [f"no figures, since no row has a {'number' if model.scale else 'label'}{left_out}"]
-    of = f"of {count_rows(count)}" if count == len(truth.rows) else f"on {count:,} of {count_rows(len(truth.rows))}"
+    of = (
+        f"of {count_rows(count)}"
+        if count == len(truth.rows)
+        else f"on {count:,} of {count_rows(len(truth.rows))}"
+    )
     if model.scale:
         return [f"{_said(quantity_figures(Z, truth.values, model.scale))} {of}{left_out}"]
     known = truth.values >= 0
@@ -96,7 +108,9 @@ def _against(model: Model, Z: Array, truth: data.Truth) -> list[str]:
     wrong = f"{truth.wrong:,} {have(truth.wrong)} a label that the model does not know{such}: counted as wrong"
     lines = [f"accuracy {accuracy:.4f} {of}; {wrong}{left_out}"]
     if figures:
-        lines.append(f"of the {count_rows(int(known.sum()))} with a label that it knows: {_said(figures)}")
+        lines.append(
+            f"of the {count_rows(int(known.sum()))} with a label that it knows: {_said(figures)}"
+        )
     return lines
 
 
@@ -111,7 +125,9 @@ def export(options: argparse.Namespace) -> None:
     if importlib.util.find_spec("onnx") is None:
         raise ImportError('export needs the package onnx: pip install "mlpcore[cli,onnx]"')
     if options.onnx == "-":
-        raise ValueError("export: '-' is no file name; name a file, or /dev/stdout where there is such")
+        raise ValueError(
+            "export: '-' is no file name; name a file, or /dev/stdout where there is such"
+        )
     outputs.require_distinct("export:", options.onnx, {"the model is": options.model})
     if outputs.is_standard_output(options.onnx):
         carry_data()
@@ -120,19 +136,34 @@ def export(options: argparse.Namespace) -> None:
     with kinds.overwriting(options.force):
         write_onnx(options.model, options.onnx)
     if "pipeline" in model.tensors:
-        say(f"{options.onnx}, the network alone: X takes the {model.preparation.width} columns that the pipeline makes")
+        say(
+            f"{options.onnx}, the network alone: X takes the {model.preparation.width} columns that the pipeline makes"
+        )
         say("(standardised numbers and ones for categories), in this order:")
         for number, name in enumerate(model.preparation.names):
             say(f"  {number:>4}  {printable(name, 60)}")
     else:
         names = model.about.get("features", ())
-        say(f"{options.onnx}: X takes the {model.net.sizes[0]} columns as they are ({some(names)}), standardisation included")
+        say(
+            f"{options.onnx}: X takes the {model.net.sizes[0]} columns as they are ({some(names)}), standardisation included"
+        )
         _say_rounding(names, model.tensors["mean"], model.tensors["scale"], "X")
     classes = model.about["classes"]
     if not classes:
-        ends = ["the target"] if model.net.sizes[-1] == 1 else [f"output {i}" for i in range(model.net.sizes[-1])]
+        ends = (
+            ["the target"]
+            if model.net.sizes[-1] == 1
+            else [f"output {i}" for i in range(model.net.sizes[-1])]
+        )
         _say_rounding(ends, model.tensors["target mean"], model.tensors["target scale"], "Z")
-    say("Z holds " + (f"the probabilities of {some(classes)}" if classes else "the predictions, in the units of the target"))
+    say(
+        "Z holds "
+        + (
+            f"the probabilities of {some(classes)}"
+            if classes
+            else "the predictions, in the units of the target"
+        )
+    )
 
 
 def _say_rounding(names: Sequence[str], mean: Array, scale: Array, end: str) -> None:
@@ -140,7 +171,9 @@ def _say_rounding(names: Sequence[str], mean: Array, scale: Array, end: str) -> 
     far = np.abs(mean) * np.finfo(np.float32).eps > 1e-3 * scale
     if far.any():
         listed = some([name for name, lost in zip(names, far, strict=True) if lost])
-        say(f"note: {end} is float32, too coarse for {listed}, far from 0 for the spread: figures will be worse than here")
+        say(
+            f"note: {end} is float32, too coarse for {listed}, far from 0 for the spread: figures will be worse than here"
+        )
 
 
 def check(options: argparse.Namespace) -> None:
@@ -158,7 +191,9 @@ def check(options: argparse.Namespace) -> None:
         if not len(Y):
             raise ValueError(f"data {options.data!r}: no row has a target that the model knows")
         if len(Y) < len(truth.rows):
-            say(f"{len(Y):,} of {count_rows(len(truth.rows))} have a target that the model knows; the others are left out")
+            say(
+                f"{len(Y):,} of {count_rows(len(truth.rows))} have a target that the model knows; the others are left out"
+            )
         rows = rng.permutation(len(Y))[: options.rows]
         X, Y = X[rows], model.scale.apply(Y[rows]) if model.scale else Y[rows]
     else:
@@ -172,7 +207,9 @@ def check(options: argparse.Namespace) -> None:
             if loss == "cross_entropy"
             else rng.random((options.rows, net.sizes[-1]))
         )
-    say(f"{net!r}\nloss {loss}, {len(X)} {'rows of ' + options.data if options.data else 'random rows'}, in float64")
+    say(
+        f"{net!r}\nloss {loss}, {len(X)} {'rows of ' + options.data if options.data else 'random rows'}, in float64"
+    )
     result = mc.check_gradients(net, X, Y, loss)
     say(str(result))
     if not result.ok:
@@ -183,7 +220,13 @@ def plan(options: argparse.Namespace) -> None:
     """Print every array of a training step."""
     for name in ("batch", "chunk_rows", "workers"):
         require_count(getattr(options, name), f"--{name.replace('_', '-')}")
-    net = mc.MLP(widths(options.sizes, "sizes"), options.activation, options.output, dtype=options.dtype, init="zeros")
+    net = mc.MLP(
+        widths(options.sizes, "sizes"),
+        options.activation,
+        options.output,
+        dtype=options.dtype,
+        init="zeros",
+    )
     last = net.activations[-1]
     assert last is not None
     optimizers: dict[str, Optimizer] = {

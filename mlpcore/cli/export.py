@@ -6,7 +6,12 @@ import os
 
 from mlpcore.mlp import MLP
 
-STORED = {"mean": "mean", "scale": "scale", "target_mean": "target mean", "target_scale": "target scale"}
+STORED = {
+    "mean": "mean",
+    "scale": "scale",
+    "target_mean": "target mean",
+    "target_scale": "target scale",
+}
 
 
 def export(model_path: str | os.PathLike[str], onnx_path: str | os.PathLike[str]) -> MLP:

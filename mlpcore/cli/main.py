@@ -17,7 +17,15 @@ from mlpcore.cli.train import train as run_train
 from mlpcore.core import activations
 
 TERMINATED = 128 + signal.SIGTERM
-ERRORS = (ValueError, TypeError, OSError, ImportError, MemoryError, mc.NonFiniteLoss, mc.DeviceUnavailable)
+ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    MemoryError,
+    mc.NonFiniteLoss,
+    mc.DeviceUnavailable,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +72,9 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _ending(how: str, stop: BaseException) -> str:
     """Return the line that says how the command ended, and what was saved."""
-    return "; ".join([f"mlpcore: {how}", *(printable(note) for note in getattr(stop, "__notes__", ()))])
+    return "; ".join(
+        [f"mlpcore: {how}", *(printable(note) for note in getattr(stop, "__notes__", ()))]
+    )
 
 
 @contextlib.contextmanager
@@ -74,7 +84,10 @@ def _ended_by_exception() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(TERMINATED)
 
-    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    mine = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
     if mine:
         signal.signal(signal.SIGTERM, end)
     try:
@@ -95,11 +108,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser("mlpcore", description="Train multilayer perceptrons, use them, and look inside.")
+    parser = _Parser(
+        "mlpcore", description="Train multilayer perceptrons, use them, and look inside."
+    )
     parser.add_argument("--version", action="version", version=f"mlpcore {mc.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], writes: bool, text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], None], writes: bool, text: str
+    ) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run, writes=writes)
         return sub
@@ -111,41 +128,90 @@ def _parser() -> argparse.ArgumentParser:
         )
     )  # fmt: skip
 
-    predict = command("predict", commands.predict, True, "Apply a trained model to the rows of a data set.")
+    predict = command(
+        "predict", commands.predict, True, "Apply a trained model to the rows of a data set."
+    )
     predict.add_argument("model", help="a .safetensors file of mlpcore train")
-    predict.add_argument("data", help="a table (the target may be missing), an .npz file with an array X, flights or digits")
+    predict.add_argument(
+        "data",
+        help="a table (the target may be missing), an .npz file with an array X, flights or digits",
+    )
     predict.add_argument(
         "--out", default="predictions.csv", metavar="FILE",
         help="the CSV file to write (default: %(default)s); - is standard output",
     )  # fmt: skip
-    predict.add_argument("--force", action="store_true", help="write over FILE even if it holds something else")
+    predict.add_argument(
+        "--force", action="store_true", help="write over FILE even if it holds something else"
+    )
 
     export = command(
-        "export", commands.export, True, "Write a trained model as ONNX; of a table, the network without the table's pipeline."
+        "export",
+        commands.export,
+        True,
+        "Write a trained model as ONNX; of a table, the network without the table's pipeline.",
     )
     export.add_argument("model", help="a .safetensors file of mlpcore train")
     export.add_argument("onnx", help="the file to write, e.g. model.onnx")
-    export.add_argument("--force", action="store_true", help="write over it even if it holds something else")
+    export.add_argument(
+        "--force", action="store_true", help="write over it even if it holds something else"
+    )
 
-    check = command("check", commands.check, False, "Check the gradient of a model by central differences.")
+    check = command(
+        "check", commands.check, False, "Check the gradient of a model by central differences."
+    )
     check.add_argument("model", help="a .safetensors file")
-    check.add_argument("data", nargs="?", help="a table, an .npz file, flights or digits (default: random rows)")
-    check.add_argument("--rows", type=_whole, default=256, help="number of rows to check on (default: %(default)s)")
+    check.add_argument(
+        "data", nargs="?", help="a table, an .npz file, flights or digits (default: random rows)"
+    )
+    check.add_argument(
+        "--rows", type=_whole, default=256, help="number of rows to check on (default: %(default)s)"
+    )
 
-    plan = command("plan", commands.plan, False, "Print every array of a training step, before any is allocated.")
+    plan = command(
+        "plan",
+        commands.plan,
+        False,
+        "Print every array of a training step, before any is allocated.",
+    )
     plan.add_argument("sizes", help="widths from input to output, e.g. 784,512,10")
-    plan.add_argument("--batch", type=_whole, default=256, help="rows of a batch (default: %(default)s)")
-    plan.add_argument("--activation", default="relu", help="activation of the hidden layers (default: %(default)s)")
-    plan.add_argument("--output", default="softmax", help="activation of the output (default: %(default)s)")
-    plan.add_argument("--loss", default=None, help="loss (default: the one that matches the output)")
+    plan.add_argument(
+        "--batch", type=_whole, default=256, help="rows of a batch (default: %(default)s)"
+    )
+    plan.add_argument(
+        "--activation",
+        default="relu",
+        help="activation of the hidden layers (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--output", default="softmax", help="activation of the output (default: %(default)s)"
+    )
+    plan.add_argument(
+        "--loss", default=None, help="loss (default: the one that matches the output)"
+    )
     plan.add_argument(
         "--optimizer", default="adamw", choices=["sgd", "momentum", "adam", "adamw", "rmsprop", "lion"],
         help="optimizer (default: %(default)s)",
     )  # fmt: skip
-    plan.add_argument("--dtype", default="float32", choices=["float32", "float64"], help="number type (default: %(default)s)")
-    plan.add_argument("--chunk-rows", type=_whole, help="most rows that a worker takes at a time (default: chosen)")
-    plan.add_argument("--workers", type=_whole, help="most threads that share a batch (default: chosen)")
-    plan.add_argument("--memory-limit", type=_limit, metavar="BYTES", help="maximum bytes of all arrays, e.g. '64 MiB'")
+    plan.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "float64"],
+        help="number type (default: %(default)s)",
+    )
+    plan.add_argument(
+        "--chunk-rows",
+        type=_whole,
+        help="most rows that a worker takes at a time (default: chosen)",
+    )
+    plan.add_argument(
+        "--workers", type=_whole, help="most threads that share a batch (default: chosen)"
+    )
+    plan.add_argument(
+        "--memory-limit",
+        type=_limit,
+        metavar="BYTES",
+        help="maximum bytes of all arrays, e.g. '64 MiB'",
+    )
 
     command("info", commands.info, False, "Print device, BLAS and versions.")
     return parser
@@ -153,49 +219,101 @@ def _parser() -> argparse.ArgumentParser:
 
 def _tell_train(train: argparse.ArgumentParser) -> None:
     """Add the options of `mlpcore train`."""
-    train.add_argument("data", help="a file such as table.csv, table.parquet or data.npz; or flights, digits")
+    train.add_argument(
+        "data", help="a file such as table.csv, table.parquet or data.npz; or flights, digits"
+    )
     table = train.add_argument_group("tables")
     table.add_argument("--target", metavar="COLUMN", help="the column to predict")
     table.add_argument(
         "--task", choices=["classification", "regression"],
         help="kind of prediction, also of an .npz file (default: decided from the target, and printed)",
     )  # fmt: skip
-    table.add_argument("--groups", metavar="COLUMN", help="hold out whole groups of rows, those of one value in this column")
+    table.add_argument(
+        "--groups",
+        metavar="COLUMN",
+        help="hold out whole groups of rows, those of one value in this column",
+    )
     table.add_argument(
         "--as", action="append", default=[], metavar="COLUMN=KIND",
         help="treat a column as number or category, or leave it out (COLUMN=out); may be repeated",
     )  # fmt: skip
-    table.add_argument("--stream", action="store_true", help="read a Parquet file in pieces (default: where memory is short)")
+    table.add_argument(
+        "--stream",
+        action="store_true",
+        help="read a Parquet file in pieces (default: where memory is short)",
+    )
     net = train.add_argument_group("network and training")
-    net.add_argument("--hidden", help="widths of the hidden layers, e.g. 128,64; 'none' for a linear model")
-    net.add_argument("--activation", help=f"activation of the hidden layers (default: relu): {', '.join(activations.names())}")
+    net.add_argument(
+        "--hidden", help="widths of the hidden layers, e.g. 128,64; 'none' for a linear model"
+    )
+    net.add_argument(
+        "--activation",
+        help=f"activation of the hidden layers (default: relu): {', '.join(activations.names())}",
+    )
     net.add_argument(
         "--epochs",
         type=_whole,
         help="maximum passes over the rows (default: 30; flights 6, digits 60, tables by rows)",
     )
-    net.add_argument("--batch", type=_whole, help="rows of a mini-batch (default: 256; flights 512, digits 32, tables by rows)")
     net.add_argument(
-        "--learning-rate", type=_number, help="first learning rate of a cosine schedule (default: 0.001; digits, tables 0.002)"
+        "--batch",
+        type=_whole,
+        help="rows of a mini-batch (default: 256; flights 512, digits 32, tables by rows)",
     )
     net.add_argument(
-        "--weight-decay", type=_number, help="weight decay of AdamW (default: 0.01; flights and tables 1, digits 0.5)"
+        "--learning-rate",
+        type=_number,
+        help="first learning rate of a cosine schedule (default: 0.001; digits, tables 0.002)",
     )
-    net.add_argument("--patience", type=_whole, help="stop after this many epochs without a better validation loss")
+    net.add_argument(
+        "--weight-decay",
+        type=_number,
+        help="weight decay of AdamW (default: 0.01; flights and tables 1, digits 0.5)",
+    )
+    net.add_argument(
+        "--patience",
+        type=_whole,
+        help="stop after this many epochs without a better validation loss",
+    )
     net.add_argument(
         "--seed", type=_whole, default=0,
         help="random seed for the split, the initial weights and the shuffling (default: %(default)s)",
     )  # fmt: skip
-    net.add_argument("--splits", type=_whole, default=1, help="train with this many seeds, and report the medians (default: 1)")
-    net.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: %(default)s)")
-    net.add_argument("--memory-limit", type=_limit, metavar="BYTES", help="maximum bytes of the engine's arrays, e.g. '64 MiB'")
-    net.add_argument("--no-baselines", action="store_true", help="flights: leave out scikit-learn's models")
-    files = train.add_argument_group("files")
-    files.add_argument("--out", default=".", metavar="FOLDER", help="folder for the model and its picture (default: here)")
-    files.add_argument(
-        "--checkpoint", metavar="FILE", help="save the run there meanwhile (default with --every or --resume: in --out)"
+    net.add_argument(
+        "--splits",
+        type=_whole,
+        default=1,
+        help="train with this many seeds, and report the medians (default: 1)",
     )
-    files.add_argument("--every", metavar="SPAN", help="how often, e.g. '5 min', '1000 steps' or '1 epoch' (the default)")
+    net.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: %(default)s)"
+    )
+    net.add_argument(
+        "--memory-limit",
+        type=_limit,
+        metavar="BYTES",
+        help="maximum bytes of the engine's arrays, e.g. '64 MiB'",
+    )
+    net.add_argument(
+        "--no-baselines", action="store_true", help="flights: leave out scikit-learn's models"
+    )
+    files = train.add_argument_group("files")
+    files.add_argument(
+        "--out",
+        default=".",
+        metavar="FOLDER",
+        help="folder for the model and its picture (default: here)",
+    )
+    files.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="save the run there meanwhile (default with --every or --resume: in --out)",
+    )
+    files.add_argument(
+        "--every",
+        metavar="SPAN",
+        help="how often, e.g. '5 min', '1000 steps' or '1 epoch' (the default)",
+    )
     files.add_argument(
         "--resume", action="store_true",
         help="continue from the checkpoint, if there is one; all other options must be those it was begun with",
@@ -204,7 +322,9 @@ def _tell_train(train: argparse.ArgumentParser) -> None:
         "--force", action="store_true",
         help="write over models and pictures of other calls, and other files; without --resume also over an unfinished run",
     )  # fmt: skip
-    files.add_argument("--quiet", action="store_true", help="show no progress bar (default: shown on a terminal)")
+    files.add_argument(
+        "--quiet", action="store_true", help="show no progress bar (default: shown on a terminal)"
+    )
 
 
 def _whole(text: str) -> int:

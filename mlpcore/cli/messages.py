@@ -46,7 +46,9 @@ def opened() -> Iterator[Output]:
 
 class _Log(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        if record.funcName != "leave":  # how a run was stopped, which the command says in its own words
+        if (
+            record.funcName != "leave"
+        ):  # how a run was stopped, which the command says in its own words
             complain(f"note: {record.getMessage()}")
 
 
@@ -99,11 +101,16 @@ def _write(stream: TextIO | None, text: str) -> OSError | ValueError | None:
     if stream is None:  # a program without a console, or with the stream closed
         return None
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    lines = "\n".join("".join(m if m.isprintable() else _escaped(m) for m in line) for line in text.split("\n"))
+    lines = "\n".join(
+        "".join(m if m.isprintable() else _escaped(m) for m in line) for line in text.split("\n")
+    )
     try:
         stream.write(lines.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
-    except (OSError, ValueError) as error:  # of a closed pipe, a full disk; ValueError: a closed stream
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # of a closed pipe, a full disk; ValueError: a closed stream
         empty(stream)
         return error
     return None

@@ -43,7 +43,9 @@ def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
     return net, tensors, about
 
 
-def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: dict[str, Any]) -> Any:
+def _require_fitting(
+    path: str, net: mc.MLP, tensors: dict[str, Array], about: dict[str, Any]
+) -> Any:
     """Return what makes the network's input; ValueError where a note or a scale does not fit."""
 
     def texts(values: Any) -> bool:
@@ -56,9 +58,15 @@ def _require_fitting(path: str, net: mc.MLP, tensors: dict[str, Array], about: d
         data.require_format(about)
         fits = texts(classes) and len(set(classes)) == len(classes) in (0, net.sizes[-1])
         data.require(fits, "classes", f"{net.sizes[-1]:,} different names, or none")
-        data.require(about.get("labels") in (kinds if classes else ("", *kinds)), "labels", f"one of {', '.join(kinds)}")
+        data.require(
+            about.get("labels") in (kinds if classes else ("", *kinds)),
+            "labels",
+            f"one of {', '.join(kinds)}",
+        )
         data.require(about.get("loss") is not None, "loss", "the name of a loss")
-        data.require(texts(features) and len(features) == net.sizes[0], "features", f"{net.sizes[0]:,} names")
+        data.require(
+            texts(features) and len(features) == net.sizes[0], "features", f"{net.sizes[0]:,} names"
+        )
         data.require(data.is_text(about.get("target")), "target", "the name of a column")
         if not classes:
             data.Standardizer.restore(tensors, net.sizes[-1], "target ")
@@ -84,7 +92,9 @@ class Model:
     def load(cls, path: str) -> Model:
         """Read a model; raise a ValueError that names the file if it is not from `mlpcore train`."""
         net, tensors, about = load_with(path)
-        if "classes" not in about or not ({"mean", "scale"} <= set(tensors) or "pipeline" in tensors):
+        if "classes" not in about or not (
+            {"mean", "scale"} <= set(tensors) or "pipeline" in tensors
+        ):
             source = "is not from 'mlpcore train'"
             if "call" in about:  # of a checkpoint
                 source = "is a checkpoint of 'mlpcore train', which saves its model at the end of the training"
@@ -96,7 +106,9 @@ class Model:
         """The standardisation of the target; None for classes."""
         if self.about["classes"]:
             return None
-        return data.Standardizer(*(self.tensors[f"target {name}"] for name in ("mean", "scale", "rest")))
+        return data.Standardizer(
+            *(self.tensors[f"target {name}"] for name in ("mean", "scale", "rest"))
+        )
 
     def rows(self, name: str, target: bool) -> tuple[Array, data.Truth | None]:
         """Return the network's input of every row, and its target if there is one; with `target` there must be one."""
@@ -105,15 +117,23 @@ class Model:
         if "pipeline" not in self.tensors:
             dataset = load(name, target=False)
             if dataset.X.shape[1] != self.net.sizes[0]:
-                raise ValueError(f"data {name!r} has {dataset.X.shape[1]} columns; the model takes {self.net.sizes[0]}")
+                raise ValueError(
+                    f"data {name!r} has {dataset.X.shape[1]} columns; the model takes {self.net.sizes[0]}"
+                )
             with naming(name):
                 X = self.preparation.apply(dataset.X)
             if dataset.Y is None:
                 truth = data.load_truth(name, len(X), classes, kind, self.net.sizes[-1])
             else:  # flights, digits
-                truth = data.Truth.of_names(np.array(dataset.class_names, object)[dataset.Y], classes) if classes else None
+                truth = (
+                    data.Truth.of_names(np.array(dataset.class_names, object)[dataset.Y], classes)
+                    if classes
+                    else None
+                )
             if target and truth is None:
-                raise ValueError(f"data {name!r} has no target Y that the model could be checked on")
+                raise ValueError(
+                    f"data {name!r} has no target Y that the model could be checked on"
+                )
             return X, truth
         if not is_table(name):
             raise ValueError(f"data {name!r}: the model takes a table (.csv, .tsv, .parquet)")

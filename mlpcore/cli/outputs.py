@@ -35,7 +35,9 @@ def require_distinct(argument: str, path: str | Path, others: Mapping[str, str |
     values.path(path, argument)
     for what, other in others.items():
         if _is_one_file(path, other):
-            raise ValueError(f"{argument} {printable(str(path))} is where {what}; name another file")
+            raise ValueError(
+                f"{argument} {printable(str(path))} is where {what}; name another file"
+            )
 
 
 def _is_one_file(one: str | Path, other: str | Path) -> bool:
@@ -56,11 +58,17 @@ def require_folder(out: Path, name: str) -> None:
     """Raise an OSError that begins with `name` unless a folder can be written, or be made."""
     place = next((place for place in (out, *out.parents) if os.path.lexists(place)), Path())
     if place.is_symlink() and not place.exists():
-        raise NotADirectoryError(f"{name}: {printable(str(place))} is a link that leads nowhere; name another folder")
+        raise NotADirectoryError(
+            f"{name}: {printable(str(place))} is a link that leads nowhere; name another folder"
+        )
     if not place.is_dir():
         raise NotADirectoryError(f"{name}: {printable(str(place))} is a file; name a folder")
-    if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise PermissionError(f"{name}: the folder {printable(str(place))} cannot be written; name another one")
+    if not os.access(
+        place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
+    ):
+        raise PermissionError(
+            f"{name}: the folder {printable(str(place))} cannot be written; name another one"
+        )
 
 
 def require_model_place(path: Path, call: Call, force: bool) -> None:
@@ -107,7 +115,10 @@ def require_onnx_place(path: str, about: Mapping[str, Any], force: bool) -> None
     from google.protobuf.message import DecodeError
 
     try:
-        notes = {note.key: note.value for note in onnx.load(path, load_external_data=False).metadata_props}
+        notes = {
+            note.key: note.value
+            for note in onnx.load(path, load_external_data=False).metadata_props
+        }
     except DecodeError:
         _refuse(path, "a damaged ONNX file")
     if "call" not in about or _parsed(notes.get("call")) != about["call"]:
@@ -118,7 +129,9 @@ def _looked_at(path: str | Path, what: str, force: bool) -> Kind | None:
     """Return the kind of the file at `path`; None where it may be replaced whatever it is."""
     found = kind(path)
     if found.name == "folder":
-        raise IsADirectoryError(f"{printable(str(path))}: is a folder, where {what} would be written; name a file")
+        raise IsADirectoryError(
+            f"{printable(str(path))}: is a folder, where {what} would be written; name a file"
+        )
     if force or found.name in VACANT:
         return None
     require_writable(path, found)
@@ -140,7 +153,9 @@ def _require_call(path: Path, what: str, before: Call | None, call: Call) -> Non
 
 
 def _refuse(path: str | Path, there: str) -> NoReturn:
-    raise ValueError(f"{printable(str(path))} is not written over: there is {there}; name another place, or use --force")
+    raise ValueError(
+        f"{printable(str(path))} is not written over: there is {there}; name another place, or use --force"
+    )
 
 
 # -- the calls that made them --------------------------------------------------------------------------------------------
@@ -197,7 +212,11 @@ def is_standard_output(path: str) -> bool:
         return True
     try:
         return os.path.samestat(os.stat(path), _status("-"))
-    except (OSError, ValueError, AttributeError):  # not there; a stream without a file, or none at all
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+    ):  # not there; a stream without a file, or none at all
         return False
 
 
@@ -241,7 +260,9 @@ def _standard_output(path: str) -> Iterator[Any]:
         file.flush()
     except OSError as error:
         empty(stream)
-        raise type(error)(error.errno, f"--out {path}: standard output takes no more: {error.strerror}") from None
+        raise type(error)(
+            error.errno, f"--out {path}: standard output takes no more: {error.strerror}"
+        ) from None
 
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)

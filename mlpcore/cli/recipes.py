@@ -29,7 +29,9 @@ class Recipe:
 
 RECIPES = {
     "flights": Recipe(hidden="128,64", epochs=6, batch=512, weight_decay=1.0, patience=6),
-    "digits": Recipe(hidden="256", epochs=60, batch=32, learning_rate=2e-3, weight_decay=0.5, patience=20),
+    "digits": Recipe(
+        hidden="256", epochs=60, batch=32, learning_rate=2e-3, weight_decay=0.5, patience=20
+    ),
 }
 
 
@@ -38,7 +40,14 @@ def suited(rows: int) -> Recipe:
     batch = min(512, max(16, 1 << (rows // 50).bit_length()))
     epochs = min(300, max(20, 3000 * batch // max(rows, 1)))
     hidden = "64" if rows < 5000 else "128,64"
-    return Recipe(hidden, epochs=epochs, batch=batch, learning_rate=2e-3, weight_decay=1.0, patience=max(5, epochs // 5))
+    return Recipe(
+        hidden,
+        epochs=epochs,
+        batch=batch,
+        learning_rate=2e-3,
+        weight_decay=1.0,
+        patience=max(5, epochs // 5),
+    )
 
 
 def widths(text: str, argument: str) -> list[int]:
@@ -65,10 +74,14 @@ def require_settings(options: argparse.Namespace) -> None:
             raise ValueError(f"{option} must be a finite number, and not negative; got {value}")
     if options.hidden is not None:
         widths(options.hidden, "--hidden")
-    parse_bytes(options.memory_limit, "--memory-limit", lambda: 1 << 60)  # what is free is known later
+    parse_bytes(
+        options.memory_limit, "--memory-limit", lambda: 1 << 60
+    )  # what is free is known later
     values.path(options.out, "--out")
     if options.out == "-" or Path(options.out).suffix.lower() in (".safetensors", ".png", ".csv"):
-        raise ValueError(f"--out is a folder, where the model and the picture go; got {options.out!r}")
+        raise ValueError(
+            f"--out is a folder, where the model and the picture go; got {options.out!r}"
+        )
 
 
 def require_count(value: int | None, option: str, least: int = 1) -> None:

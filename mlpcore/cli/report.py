@@ -25,10 +25,18 @@ def class_figures(p: Array, Y: Array) -> dict[str, float]:
     """AUC (two classes), accuracy and log loss of class probabilities (m, classes)."""
     from sklearn.metrics import log_loss, roc_auc_score
 
-    scores = {"AUC": float(roc_auc_score(Y, p[:, 1]))} if p.shape[1] == 2 and len(np.unique(Y)) == 2 else {}
+    scores = (
+        {"AUC": float(roc_auc_score(Y, p[:, 1]))}
+        if p.shape[1] == 2 and len(np.unique(Y)) == 2
+        else {}
+    )
     p = p.astype(np.float64)
     p /= p.sum(axis=1, keepdims=True)
-    return {**scores, "accuracy": float(np.mean(p.argmax(1) == Y)), "log loss": log_loss(Y, p, labels=range(p.shape[1]))}
+    return {
+        **scores,
+        "accuracy": float(np.mean(p.argmax(1) == Y)),
+        "log loss": log_loss(Y, p, labels=range(p.shape[1])),
+    }
 
 
 def quantity_figures(Z: Array, Y: Array, scale: data.Standardizer) -> dict[str, float]:
@@ -68,12 +76,22 @@ def print_table(title: str, results: dict[str, dict[str, float]]) -> None:
     columns = list(dict.fromkeys(key for figures in results.values() for key in figures))
     say(f"\n{title:<24}" + "".join(f"{column:>11}" for column in columns))
     for name, figures in results.items():
-        texts = {c: f"{value:.1f}" if c == "seconds" else figure(c, value) for c, value in figures.items()}
+        texts = {
+            c: f"{value:.1f}" if c == "seconds" else figure(c, value)
+            for c, value in figures.items()
+        }
         cells = [f"{texts.get(c, ''):>11}" for c in columns]
         say(f"{name:<24}" + "".join(cells).rstrip())
 
 
-def draw(path: Path, title: str, history: dict[str, list[float]], loss: str, score: str, call: Mapping[str, Any]) -> None:
+def draw(
+    path: Path,
+    title: str,
+    history: dict[str, list[float]],
+    loss: str,
+    score: str,
+    call: Mapping[str, Any],
+) -> None:
     """Draw a learning curve as a PNG file, atomically; a text in it notes the call that it is of.
 
     No backend, window or font of the user's has a part in it.
@@ -101,9 +119,18 @@ def draw(path: Path, title: str, history: dict[str, list[float]], loss: str, sco
         epochs = np.arange(1, len(history["loss"]) + 1)
         best = int(np.argmin(history["validation_loss"]))
         axes[0].plot(epochs, history["loss"], "o-", ms=3, label="training rows")
-        axes[0].plot(epochs, history["validation_loss"], "o-", ms=3, label="held-out validation rows")
+        axes[0].plot(
+            epochs, history["validation_loss"], "o-", ms=3, label="held-out validation rows"
+        )
         axes[0].set_ylabel(loss)
-        axes[1].plot(epochs, history[f"validation_{score}"], "o-", ms=3, color="C1", label="held-out validation rows")
+        axes[1].plot(
+            epochs,
+            history[f"validation_{score}"],
+            "o-",
+            ms=3,
+            color="C1",
+            label="held-out validation rows",
+        )
         axes[1].set_ylabel(score)
         for axis in axes:
             axis.axvline(epochs[best], color="grey", lw=0.8, ls="--", label="weights kept")

@@ -39,14 +39,18 @@ def load(name: str, target: bool = True, task: str | None = None) -> data.Datase
     if name == "digits":
         return data.load_digits()
     if not name.endswith(".npz") and not Path(name).exists():
-        raise ValueError(f"data {name!r} is neither 'flights' nor 'digits' nor a .csv, .tsv, .parquet or .npz file")
+        raise ValueError(
+            f"data {name!r} is neither 'flights' nor 'digits' nor a .csv, .tsv, .parquet or .npz file"
+        )
     return data.load_npz(name, target, task)
 
 
 def refuse_folder(name: str) -> None:
     """Raise a ValueError if the data is a folder."""
     if name not in RECIPES and Path(name).is_dir():
-        raise ValueError(f"data {name!r} is a folder; the command line reads one file (in Python, mc.Parquet reads folders)")
+        raise ValueError(
+            f"data {name!r} is a folder; the command line reads one file (in Python, mc.Parquet reads folders)"
+        )
 
 
 def dataset_of(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
@@ -56,14 +60,18 @@ def dataset_of(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
         return _table_dataset(options)
     for argument in ("target", "groups", "as", "stream"):
         if getattr(options, argument):
-            raise ValueError(f"--{argument} is for tables (.csv, .tsv, .parquet); {options.data!r} is none")
+            raise ValueError(
+                f"--{argument} is for tables (.csv, .tsv, .parquet); {options.data!r} is none"
+            )
     if options.task and options.data in RECIPES:
         raise ValueError(f"--task is for tables and .npz files; {options.data} has classes")
     started = time.perf_counter()
     dataset = load(options.data, task=options.task)
     rows, columns = dataset.X.shape
     seconds = time.perf_counter() - started
-    say(f"{options.data}: {rows:,} rows, {columns} columns, {_kind(dataset)}; read in {seconds:.1f} s")
+    say(
+        f"{options.data}: {rows:,} rows, {columns} columns, {_kind(dataset)}; read in {seconds:.1f} s"
+    )
     if dataset.note:
         say(f"Y: {dataset.note}")
     return dataset, RECIPES.get(options.data, Recipe())
@@ -97,11 +105,20 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
     target = printable(table.target, 60)
     if table.dropped:
         what = f"no {target}" if table.infinite < table.dropped else f"an infinite {target}"
-        part = f" ({table.infinite:,} of them an infinite one)" if 0 < table.infinite < table.dropped else ""
+        part = (
+            f" ({table.infinite:,} of them an infinite one)"
+            if 0 < table.infinite < table.dropped
+            else ""
+        )
         source += f"; {table.dropped:,} more {have(table.dropped)} {what}{part} and are not used"
     note = f"\n  {printable(table.note)}" if table.note else ""
-    say(f"{options.data}: {table.rows:,} rows{source}\nto predict: {target}, {_kind(table)}{note}\nfrom:")
-    columns = [replace(column, name=printable(column.name, 60), note=printable(column.note)) for column in table.columns]
+    say(
+        f"{options.data}: {table.rows:,} rows{source}\nto predict: {target}, {_kind(table)}{note}\nfrom:"
+    )
+    columns = [
+        replace(column, name=printable(column.name, 60), note=printable(column.note))
+        for column in table.columns
+    ]
     say(tables.describe(columns))
     return table, suited(table.rows)
 

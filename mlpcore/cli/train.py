@@ -60,7 +60,9 @@ def train(options: argparse.Namespace) -> None:
             if not i:
                 call = {**_call(options, recipe), "the data": runs[0].split.digest}
                 places.require(call, options)
-                places.out.mkdir(parents=True, exist_ok=True)  # after everything that is wrong with the input
+                places.out.mkdir(
+                    parents=True, exist_ok=True
+                )  # after everything that is wrong with the input
                 stack.enter_context(atomic.claimed(places.model))
                 if places.checkpoint:
                     runs[0].keep(places.checkpoint, call, options)
@@ -84,7 +86,13 @@ def _saying(done: list[str]) -> Iterator[None]:
         raise
 
 
-def _complete(run: _Run, places: _Places | None, call: outputs.Call, options: argparse.Namespace, done: list[str]) -> None:
+def _complete(
+    run: _Run,
+    places: _Places | None,
+    call: outputs.Call,
+    options: argparse.Namespace,
+    done: list[str],
+) -> None:
     """Train, and leave behind what there is to be left, which `done` lists; of splits after the first the figures alone."""
     run.train()
     if places:
@@ -166,7 +174,9 @@ class _Places:
             if options.checkpoint == "-":
                 raise ValueError("--checkpoint: '-' is no file name; name a file")
             if options.splits > 1:
-                raise ValueError("--checkpoint, --every and --resume are for one run; leave out --splits")
+                raise ValueError(
+                    "--checkpoint, --every and --resume are for one run; leave out --splits"
+                )
             checkpoint = Path(options.checkpoint or out / f"{name}.checkpoint.safetensors")
         return cls(out, name, out / f"{name}.safetensors", out / f"{name}.png", checkpoint)
 
@@ -187,7 +197,9 @@ class _Places:
             interval(options.every or EVERY)
             name, folder = f"--checkpoint {printable(str(self.checkpoint))}", self.checkpoint.parent
             if not folder.exists() and folder != self.out:
-                raise FileNotFoundError(f"{name}: the folder {printable(str(folder))} does not exist")
+                raise FileNotFoundError(
+                    f"{name}: the folder {printable(str(folder))} does not exist"
+                )
             outputs.require_folder(folder, name)
             _require_checkpoint_place(self.checkpoint, call, options.resume, options.force)
 
@@ -202,11 +214,21 @@ def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, forc
         outputs.require_writable(path, found)
     if found.name not in ("checkpoint", "unfinished"):
         if found.name not in VACANT and (resume or not force):
-            remedy = "name another file" if resume else "name another file, or write over it with --force"
-            raise ValueError(f"{name}: there is {found.text}, not a checkpoint of mlpcore train; {remedy}")
+            remedy = (
+                "name another file"
+                if resume
+                else "name another file, or write over it with --force"
+            )
+            raise ValueError(
+                f"{name}: there is {found.text}, not a checkpoint of mlpcore train; {remedy}"
+            )
         return
     before = outputs.saved_call(path)
-    other = "it does not say which call began it" if before is None else outputs.difference(before, call)
+    other = (
+        "it does not say which call began it"
+        if before is None
+        else outputs.difference(before, call)
+    )
     if resume:
         if other:
             raise ValueError(
@@ -259,21 +281,31 @@ class _Run:
         failed: the errors that did not end the work.
     """
 
-    def __init__(self, dataset: data.Dataset, recipe: Recipe, options: argparse.Namespace, seed: int):
+    def __init__(
+        self, dataset: data.Dataset, recipe: Recipe, options: argparse.Namespace, seed: int
+    ):
         self.dataset, self.recipe, self.seed, self.quiet = dataset, recipe, seed, options.quiet
         with naming(options.data):
             self.split = dataset.cut(seed, recipe.batch)
         self.regression = not dataset.class_names
         X, Y = self.split.test
-        sizes = [X.shape[1], *widths(recipe.hidden, "--hidden"), Y.shape[1] if self.regression else len(dataset.class_names)]
+        sizes = [
+            X.shape[1],
+            *widths(recipe.hidden, "--hidden"),
+            Y.shape[1] if self.regression else len(dataset.class_names),
+        ]
         output = "identity" if self.regression else "softmax"
         self.net = mc.MLP(sizes, recipe.activation, output, seed=seed, device=options.device)
         loss = "squared_error" if self.regression else "cross_entropy"
         rows = self.split.counts[0]
         rate = mc.Cosine(recipe.learning_rate, recipe.epochs * -(-rows // recipe.batch))
         optimizer = mc.AdamW(rate, weight_decay=recipe.weight_decay)
-        self.trainer = mc.Trainer(self.net, loss, optimizer, memory_limit=options.memory_limit, seed=seed)
-        self.plan = self.trainer.plan(min(recipe.batch, rows), rows, True)  # also says whether the limit can be kept
+        self.trainer = mc.Trainer(
+            self.net, loss, optimizer, memory_limit=options.memory_limit, seed=seed
+        )
+        self.plan = self.trainer.plan(
+            min(recipe.batch, rows), rows, True
+        )  # also says whether the limit can be kept
         self.checkpoint: _Checkpoint | None = None
         self.failed: list[str] = []
         self.history: dict[str, list[float]] = {}
@@ -285,20 +317,32 @@ class _Run:
         if options.resume and self.checkpoint.before and kind(path).name != "empty":
             self.trainer = mc.Trainer.load(path, options.device)
             self.net, unfinished = self.trainer.net, self.trainer.unfinished
-            say(f"{path}: " + (f"goes on {unfinished}" if unfinished else "the run had come to its end"))
+            say(
+                f"{path}: "
+                + (f"goes on {unfinished}" if unfinished else "the run had come to its end")
+            )
         self.trainer.about = {"call": dict(call)}
 
     def train(self) -> None:
         """Fit, and say how it went."""
-        counts = ", ".join(f"{n:,} {p}" for n, p in zip(self.split.counts, ("training", "validation", "test"), strict=True))
+        counts = ", ".join(
+            f"{n:,} {p}"
+            for n, p in zip(self.split.counts, ("training", "validation", "test"), strict=True)
+        )
         say(f"seed {self.seed}: {counts} rows{printable(self.split.said)}")
         used = set(self.split.preparation.about.get("columns", self.dataset.feature_names))
         for name in self.dataset.feature_names:
             if name not in used:
-                say(f"{printable(name, 60)} is left out: no value of it is in enough training rows to get a column")
+                say(
+                    f"{printable(name, 60)} is left out: no value of it is in enough training rows to get a column"
+                )
         say(repr(self.net))
         began = time.perf_counter()
-        complete = self.checkpoint is not None and bool(self.trainer.history) and not self.trainer.unfinished
+        complete = (
+            self.checkpoint is not None
+            and bool(self.trainer.history)
+            and not self.trainer.unfinished
+        )
         done = self.trainer.progress.step
         self.history = self.trainer.history if complete else self._fit()
         seconds = time.perf_counter() - began
@@ -333,7 +377,9 @@ class _Run:
         except (KeyboardInterrupt, SystemExit) as stop:
             if kept and kept.written:
                 where = kind(kept.path).where or "at the end"
-                stop.add_note(f"stopped {where}, saved in {kept.path}; the same command with --resume goes on from there")
+                stop.add_note(
+                    f"stopped {where}, saved in {kept.path}; the same command with --resume goes on from there"
+                )
             else:
                 stop.add_note("nothing had been saved")
             raise
@@ -345,7 +391,10 @@ class _Run:
         if self.regression:
             assert self.split.scale is not None
             answers, scale = self.split.answers, self.split.scale
-            self.results["mlpcore"] = {**quantity_figures(prediction, answers, scale), "seconds": self.seconds}
+            self.results["mlpcore"] = {
+                **quantity_figures(prediction, answers, scale),
+                "seconds": self.seconds,
+            }
             self.results["mean only"] = quantity_figures(np.zeros_like(Y), answers, scale)
         else:
             self.results["mlpcore"] = {**class_figures(prediction, Y), "seconds": self.seconds}
@@ -355,8 +404,13 @@ class _Run:
                     began = time.perf_counter()
                     model.fit(*self.split.training, **more)
                     seconds = time.perf_counter() - began
-                    self.results[name] = {**class_figures(model.predict_proba(X), Y), "seconds": seconds}
-            shares = np.bincount(self.split.sample, minlength=prediction.shape[1]) / len(self.split.sample)
+                    self.results[name] = {
+                        **class_figures(model.predict_proba(X), Y),
+                        "seconds": seconds,
+                    }
+            shares = np.bincount(self.split.sample, minlength=prediction.shape[1]) / len(
+                self.split.sample
+            )
             self.results["class shares only"] = class_figures(np.tile(shares, (len(Y), 1)), Y)
         print_table(f"{len(Y):,} test rows", self.results)
 
@@ -364,7 +418,9 @@ class _Run:
         """Write the model with all that `predict` needs, and the call that made it."""
         tensors = self.split.preparation.tensors
         if self.split.scale:
-            tensors |= {f"target {name}": tensor for name, tensor in self.split.scale.tensors.items()}
+            tensors |= {
+                f"target {name}": tensor for name, tensor in self.split.scale.tensors.items()
+            }
         about = {
             "features": self.dataset.feature_names, "classes": self.dataset.class_names, "labels": self.dataset.labels,
             "loss": self.trainer.loss.name, "target": self.dataset.target, "call": call, **self.split.preparation.about,
@@ -375,7 +431,14 @@ class _Run:
         """Draw the learning curve as a picture, which notes the call."""
         title = f"{printable(name, 40)}: {'-'.join(map(str, self.net.sizes))}, batch {self.recipe.batch}, seed {self.seed}"
         score = "r2" if self.regression else "accuracy"
-        draw(path, title, self.history, "squared error" if self.regression else "cross-entropy", score, call)
+        draw(
+            path,
+            title,
+            self.history,
+            "squared error" if self.regression else "cross-entropy",
+            score,
+            call,
+        )
 
 
 def _peak() -> str:
@@ -384,12 +447,17 @@ def _peak() -> str:
         import resource
     except ImportError:  # Windows
         return ""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
     return f", the process {human(peak)} at its peak"
 
 
 def _medians(runs: list[_Run]) -> None:
     names = list(runs[0].results)
     keys = {name: list(runs[0].results[name]) for name in names}
-    medians = {n: {k: float(np.median([run.results[n][k] for run in runs])) for k in keys[n]} for n in names}
+    medians = {
+        n: {k: float(np.median([run.results[n][k] for run in runs])) for k in keys[n]}
+        for n in names
+    }
     print_table(f"medians, {len(runs)} splits", medians)

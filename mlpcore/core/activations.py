@@ -126,7 +126,11 @@ class Activation:
         """The name, `(name, parameter)`, or `(name, parameter, "per output")`: what a user writes."""
         if self.parameter is None:
             return self.name
-        return (self.name, self.parameter, self.learned) if self.learned == LEARNED[1] else (self.name, self.parameter)
+        return (
+            (self.name, self.parameter, self.learned)
+            if self.learned == LEARNED[1]
+            else (self.name, self.parameter)
+        )
 
     def learned_numbers(self, n: int) -> int:
         """Return how many numbers of a layer of n outputs are learned beside its weights and biases."""
@@ -163,7 +167,11 @@ class Activation:
             return math.sqrt(2 / n_in)
         slope = self.slope_at_zero()
         if output:
-            standard = Activation(self.name, self.value, self.slope, self.default) if self.default else self
+            standard = (
+                Activation(self.name, self.value, self.slope, self.default)
+                if self.default
+                else self
+            )
             slope /= standard.slope_at_zero()
         return math.sqrt(2 / (n_in + n_out)) / slope
 
@@ -199,9 +207,13 @@ def resolve(spec: object, argument: str = "activations", output: bool = False) -
     """
     own = spec if isinstance(spec, Activation) else None
     several = isinstance(spec, tuple | list) and 2 <= len(spec) <= 3
-    name, parameter, *shared = spec if isinstance(spec, tuple | list) and several else (own.name if own else spec, None)
+    name, parameter, *shared = (
+        spec if isinstance(spec, tuple | list) and several else (own.name if own else spec, None)
+    )
     if not isinstance(name, str):
-        raise TypeError(f"{argument} must be a name, (name, parameter) or mc.Activation; got {shown(spec)}")
+        raise TypeError(
+            f"{argument} must be a name, (name, parameter) or mc.Activation; got {shown(spec)}"
+        )
     if name in ROWWISE and not output and (own is None or own.rowwise):
         raise ValueError(f"{argument}: {name} is for the output layer only (output={name!r})")
     if own is not None:
@@ -215,11 +227,17 @@ def resolve(spec: object, argument: str = "activations", output: bool = False) -
     init, default, condition, value, slope = sheet()[name]
     learned = LEARNED[0] if condition == "learned" else None
     if shared and learned is None:
-        raise ValueError(f"{argument}: {name} has no learned parameter, so it is not {shown(shared[0])}; got {shown(spec)}")
+        raise ValueError(
+            f"{argument}: {name} has no learned parameter, so it is not {shown(shared[0])}; got {shown(spec)}"
+        )
     if shared and shared[0] not in LEARNED:
-        raise ValueError(f"{argument}: {name} is learned {' or '.join(map(repr, LEARNED))}; got {shown(shared[0])}")
+        raise ValueError(
+            f"{argument}: {name} is learned {' or '.join(map(repr, LEARNED))}; got {shown(shared[0])}"
+        )
     number, default_number = row_parameter(argument, name, parameter, default, condition, "a")
-    return Activation(name, value, slope, number, init, default_number, shared[0] if shared else learned)
+    return Activation(
+        name, value, slope, number, init, default_number, shared[0] if shared else learned
+    )
 
 
 def bind(
@@ -242,7 +260,11 @@ def row_parameter(
             raise ValueError(f"{argument}: {name} takes no parameter; got {shown(given)}")
         return None, None
     standard = formulas.evaluate_scalar(default)
-    number = standard if given is None else values.number(given, f"{argument}: the parameter of {name}")
+    number = (
+        standard if given is None else values.number(given, f"{argument}: the parameter of {name}")
+    )
     if condition != "learned" and not formulas.holds(condition, **{letter: number}):
-        raise ValueError(f"{argument}: the parameter of {name} must satisfy {condition}; got {letter} = {number}")
+        raise ValueError(
+            f"{argument}: the parameter of {name} must satisfy {condition}; got {letter} = {number}"
+        )
     return number, standard

@@ -24,7 +24,9 @@ from mlpcore.core.ops import Array, Ops
 Arrays = Sequence[Array]
 
 
-def forward(ops: Ops, W: Arrays, b: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays) -> None:
+def forward(
+    ops: Ops, W: Arrays, b: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays
+) -> None:
     """Fills S and Z from Z[0] = X."""
     for l in range(1, len(W)):
         ops.layer(Z[l - 1], W[l], b[l], activations[l], S[l], Z[l])

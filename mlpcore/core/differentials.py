@@ -53,7 +53,9 @@ def forward(
         else:
             ops.activation_gradient(dS[l], S[l], Z[l], activations[l], dZ[l], None)
         if da is not None and da[l] is not None:
-            dZ[l][...] += _product(ops, da[l], S[l], Z[l], activations[l], activations[l].by_parameter)
+            dZ[l][...] += _product(
+                ops, da[l], S[l], Z[l], activations[l], activations[l].by_parameter
+            )
 
 
 def backward(
@@ -69,7 +71,9 @@ def backward(
         more, bend = accumulate or repeats[l], None
         if ga is not None and ga[l] is not None:
             along = None if da is None else da[l]
-            bend = _by_parameter(ops, activations[l], S[l], Z[l], dS[l], G[l], H[l], along, ga[l], accumulate)
+            bend = _by_parameter(
+                ops, activations[l], S[l], Z[l], dS[l], G[l], H[l], along, ga[l], accumulate
+            )
         if G[l] is None:
             ops.activation_gradient(D[l], D[l], D[l], IDENTITY, D[l], gb[l], accumulate)
         else:
@@ -77,7 +81,9 @@ def backward(
             if activations[l].curvature == "0" and not activations[l].rowwise:
                 ops.activation_gradient(G[l], S[l], Z[l], activations[l], D[l], gb[l], accumulate)
             else:
-                ops.curvature(G[l], H[l], dS[l], S[l], Z[l], activations[l], D[l], gb[l], accumulate)
+                ops.curvature(
+                    G[l], H[l], dS[l], S[l], Z[l], activations[l], D[l], gb[l], accumulate
+                )
         if bend is not None:
             D[l][...] += bend
             if gb[l] is not None:
@@ -104,7 +110,9 @@ def _by_parameter(
     total += across * dS
     if da is not None:
         total += _product(ops, H, S, Z, sigma, twice) * da
-    ga[...] = (total.sum(axis=0) if ga.size == Z.shape[1] else total.sum()) + (ga if accumulate else 0)
+    ga[...] = (total.sum(axis=0) if ga.size == Z.shape[1] else total.sum()) + (
+        ga if accumulate else 0
+    )
     return None if da is None else across * da
 
 

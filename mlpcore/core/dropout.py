@@ -21,10 +21,14 @@ from mlpcore.checks.errors import shown
 from mlpcore.core import formulas
 from mlpcore.core.activations import Activation
 
-GOLDEN = 0x9E3779B9  # 2³² over the golden ratio: what is added to tell one use of a number from the next
+GOLDEN = (
+    0x9E3779B9  # 2³² over the golden ratio: what is added to tell one use of a number from the next
+)
 # C. Wellons, "Prospecting for Hash Functions" (2018), nullprogram.com: the one he calls lowbias32
 SHIFTS, FACTORS = (16, 15, 16), (0x7FEB352D, 0x846CA68B)
-BITS = 31  # of a draw: the last shift and xor of `mix` is left out, which the highest bits do not need
+BITS = (
+    31  # of a draw: the last shift and xor of `mix` is left out, which the highest bits do not need
+)
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,18 @@ def rates(given: object, hidden: int) -> tuple[float, ...]:
         return ()
     several = isinstance(given, list | tuple)
     each = list(given) if isinstance(given, list | tuple) else [given] * max(1, hidden)
-    found = tuple(values.number(p, f"dropout[{i}]" if several else "dropout", least=0, below=1) for i, p in enumerate(each))
+    found = tuple(
+        values.number(p, f"dropout[{i}]" if several else "dropout", least=0, below=1)
+        for i, p in enumerate(each)
+    )
     if several and len(found) != hidden:
-        raise ValueError(f"dropout must be a rate, or {hidden}, one for each hidden layer; got {len(found)}")
+        raise ValueError(
+            f"dropout must be a rate, or {hidden}, one for each hidden layer; got {len(found)}"
+        )
     if any(found) and not hidden:
-        raise ValueError(f"dropout={shown(given)} has nothing to drop: the network has no hidden layer")
+        raise ValueError(
+            f"dropout={shown(given)} has nothing to drop: the network has no hidden layer"
+        )
     return found if any(found) else ()
 
 
@@ -119,7 +130,9 @@ def _slope(sigma: Activation, rate: float) -> str:
 
     A slope that jumps at some other z than 0 (hard_tanh at 1) cannot bear the rounding, and is written in s.
     """
-    signs = formulas.substitute(sigma.slope, {"z": "z"}).replace("positive(z)", "positive(same)")  # z̃ has the sign of z
+    signs = formulas.substitute(sigma.slope, {"z": "z"}).replace(
+        "positive(z)", "positive(same)"
+    )  # z̃ has the sign of z
     jumps = re.search(r"\b(positive|sign)\((?!same\))", signs)
     if "s" in formulas.reads(sigma.slope) or jumps:
         return formulas.substitute(sigma.slope, {"z": sigma.value})

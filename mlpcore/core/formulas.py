@@ -29,8 +29,18 @@ FUNCTIONS = (
 POWERS = range(-8, 17)  # exponents
 _BINARY = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"}
 _ARGUMENTS = {"maximum": 2, "minimum": 2, "pow": 2}
-_COMPARISONS = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
-_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+_COMPARISONS = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 def _unlimited(function: Callable[[float], float]) -> Callable[[float], float]:
@@ -55,7 +65,10 @@ _SCALAR: dict[str, Callable[..., float]] = {
     "sign": lambda x: float((x > 0) - (x < 0)),
     "normcdf": lambda x: 0.5 * math.erfc(-x * math.sqrt(0.5)),
     "normpdf": lambda x: math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi),
-    **{name: getattr(math, name) for name in ("tanh", "log", "log1p", "sqrt", "pow", "sin", "cos", "erf", "erfc")},
+    **{
+        name: getattr(math, name)
+        for name in ("tanh", "log", "log1p", "sqrt", "pow", "sin", "cos", "erf", "erfc")
+    },
     **{name: _unlimited(getattr(math, name)) for name in ("exp", "expm1")},
 }
 
@@ -88,7 +101,9 @@ def split_columns(text: str) -> list[str]:
 def text(value: object, name: str) -> str:
     """Return a formula as a Python string, not parsed yet, or raise a TypeError that names it."""
     if not isinstance(value, str):
-        raise TypeError(f"{name}: a formula is a string such as 'maximum(s, 0)'; got {type(value).__name__}")
+        raise TypeError(
+            f"{name}: a formula is a string such as 'maximum(s, 0)'; got {type(value).__name__}"
+        )
     return str.__str__(value)
 
 
@@ -99,15 +114,22 @@ def parse(formula: str, names: Sequence[str] | None = None) -> ast.expr:
         ValueError: the text is not a formula, or uses something outside the common subset; says what.
     """
     if len(formula) > LONGEST:
-        raise ValueError(f"formula {shown(formula)} has {len(formula):,} characters; at most {LONGEST:,} are read")
+        raise ValueError(
+            f"formula {shown(formula)} has {len(formula):,} characters; at most {LONGEST:,} are read"
+        )
     try:
         tree = ast.parse(formula, mode="eval").body
         _check(tree, formula, names)
     except SyntaxError as error:
         raise ValueError(f"formula {shown(formula)} cannot be read: {error.msg}") from None
     except UnicodeEncodeError:
-        raise ValueError(f"formula {shown(formula)} cannot be read: UTF-8 has no such character") from None
-    except (RecursionError, MemoryError):  # how Python's parser says that brackets are nested too deep
+        raise ValueError(
+            f"formula {shown(formula)} cannot be read: UTF-8 has no such character"
+        ) from None
+    except (
+        RecursionError,
+        MemoryError,
+    ):  # how Python's parser says that brackets are nested too deep
         raise ValueError(f"formula {shown(formula)} is nested too deep") from None
     return tree
 
@@ -121,7 +143,9 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
         case ast.Name(id=name):
             if names is not None and name not in names:
                 parameter = " (give parameter=… for a parameter)" if name in ("a", "q") else ""
-                raise ValueError(f"formula {shown(formula)} reads {shown(name)}; it may read {', '.join(names)}{parameter}")
+                raise ValueError(
+                    f"formula {shown(formula)} reads {shown(name)}; it may read {', '.join(names)}{parameter}"
+                )
             return
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             parts = [left, right]
@@ -135,10 +159,17 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             parts = [operand]
         case ast.Call(func=ast.Name(id="pow")) if names is not None:
-            raise ValueError(f"formula {shown(formula)}: pow is for the scalars of updates.def only; write s ** 2")
-        case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in (*FUNCTIONS, *more):
+            raise ValueError(
+                f"formula {shown(formula)}: pow is for the scalars of updates.def only; write s ** 2"
+            )
+        case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in (
+            *FUNCTIONS,
+            *more,
+        ):
             if len(parts) != _ARGUMENTS.get(name, 1):
-                raise ValueError(f"formula {shown(formula)}: {name} takes {_ARGUMENTS.get(name, 1)} argument(s)")
+                raise ValueError(
+                    f"formula {shown(formula)}: {name} takes {_ARGUMENTS.get(name, 1)} argument(s)"
+                )
         case _:
             raise ValueError(
                 f"formula {shown(formula)}: {shown(ast.unparse(node))} is outside the common subset of C++ and Python "
@@ -151,7 +182,9 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
 def _exponent(node: ast.expr) -> int:
     """Return the exponent of a power; one that is refused where it is not a whole number that is written out."""
     match node:
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as n)) if not isinstance(n, bool):
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as n)) if not isinstance(
+            n, bool
+        ):
             return -n
         case ast.Constant(value=int() as n) if not isinstance(n, bool):
             return n
@@ -165,7 +198,9 @@ def reads(formula: str) -> frozenset[str]:
 
 def _variables(tree: ast.AST) -> list[ast.Name]:
     functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in functions]
+    return [
+        node for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in functions
+    ]
 
 
 def substitute(formula: str, replacements: Mapping[str, str]) -> str:
@@ -225,7 +260,13 @@ def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
                 n, base = _exponent(exponent), f"({ast.unparse(u)})"
                 if n in (0, 1):
                     return of(u) if n else "0"
-                power = f"{base} ** ({n}) / {base}" if n < 0 else base if n == 2 else f"{base} ** {n - 1}"
+                power = (
+                    f"{base} ** ({n}) / {base}"
+                    if n < 0
+                    else base
+                    if n == 2
+                    else f"{base} ** {n - 1}"
+                )
                 return times(f"{n} * {power}", of(u))
             case ast.BinOp(left=u, right=v):  # a quotient
                 over = plus(of(u), times(f"({ast.unparse(u)}) / ({ast.unparse(v)})", of(v)), "-")
@@ -236,10 +277,14 @@ def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
                 return plus(times(first, larger), times(f"1 - {first}", smaller))
             case ast.Call(
                 func=ast.Name(id="log1p"),
-                args=[ast.Call(ast.Name("exp"), [ast.UnaryOp(operand=ast.Call(ast.Name("abs"), [u]))])],
+                args=[
+                    ast.Call(ast.Name("exp"), [ast.UnaryOp(operand=ast.Call(ast.Name("abs"), [u]))])
+                ],
             ):  # softplus(u) - maximum(u, 0), which meets the slope of such a maximum
                 text, first = ast.unparse(u), _above(u)
-                return times(f"(1 - {first}) * sigmoid({text}) - {first} * sigmoid(-({text}))", of(u))
+                return times(
+                    f"(1 - {first}) * sigmoid({text}) - {first} * sigmoid(-({text}))", of(u)
+                )
             case ast.Call(func=ast.Name(id=name), args=[u]):
                 return times(_OUTER[name].format(ast.unparse(u)), of(u))
         raise AssertionError(ast.dump(node))
@@ -259,7 +304,9 @@ class _Pieces(ast.NodeTransformer):
             def visit_Call(self, node: ast.Call) -> ast.AST:
                 self.generic_visit(node)
                 if isinstance(node.func, ast.Name) and node.func.id == "abs":
-                    return parse(f"({ast.unparse(node.args[0])}) * (2 * {_above(node.args[0])} - 1)")
+                    return parse(
+                        f"({ast.unparse(node.args[0])}) * (2 * {_above(node.args[0])} - 1)"
+                    )
                 return node
 
         apart: ast.AST = Abs().visit(self.visit(node.args[0]))
@@ -296,7 +343,9 @@ def derive(formula: str, by: str) -> str:
     try:
         return differentiate(formula, {by: "1"})
     except (RecursionError, ValueError):
-        raise ValueError(f"slope: the derivative of {shown(formula)} would be too long a formula; give it yourself") from None
+        raise ValueError(
+            f"slope: the derivative of {shown(formula)} would be too long a formula; give it yourself"
+        ) from None
 
 
 def kinks(formula: str) -> list[str]:
@@ -342,7 +391,8 @@ def holds(condition: str, **values: float) -> bool:
         _check(part, condition, tuple(values))
     parts = [_scalar(part)(values) for part in (tree.left, *tree.comparators)]
     return all(
-        _COMPARISONS[type(op)](left, right) for op, (left, right) in zip(tree.ops, itertools.pairwise(parts), strict=True)
+        _COMPARISONS[type(op)](left, right)
+        for op, (left, right) in zip(tree.ops, itertools.pairwise(parts), strict=True)
     )
 
 
@@ -363,7 +413,10 @@ def _scalar(node: ast.expr) -> Callable[[Mapping[str, float]], float]:
             u, v, operation = _scalar(left), _scalar(right), _OPERATORS[type(op)]
             return lambda names: operation(u(names), v(names))
         case ast.Call(func=ast.Name(id=name), args=[x]) if name in special.SMOOTH:
-            body, inner = [(target, _scalar(part)) for target, part in _statements(special.SMOOTH[name])], _scalar(x)
+            body, inner = (
+                [(target, _scalar(part)) for target, part in _statements(special.SMOOTH[name])],
+                _scalar(x),
+            )
             return lambda names: _last(body, inner(names))
         case ast.Call(func=ast.Name(id=name), args=arguments):
             function, parts = _SCALAR[name], [_scalar(x) for x in arguments]
@@ -419,7 +472,9 @@ class Program:
         return {key: float(value(values)) for key, value in self.folded.items()}
 
     def _compile(self, target: str, tree: ast.expr) -> None:
-        nodes: list[tuple[str, tuple[str | int, ...]]] = []  # operands: names, or indices of earlier nodes
+        nodes: list[
+            tuple[str, tuple[str | int, ...]]
+        ] = []  # operands: names, or indices of earlier nodes
         seen: dict[tuple[str, tuple[str | int, ...]], int] = {}
 
         def call(function: str, *operands: str | int) -> int:
@@ -430,7 +485,9 @@ class Program:
 
         def visit(node: ast.expr, local: Mapping[str, str | int] | None = None) -> str | int:
             """Add what computes a node; inside the body of a function, `local` are its variables."""
-            if not {name.id for name in _variables(node)} - (self.scalars if local is None else frozenset()):
+            if not {name.id for name in _variables(node)} - (
+                self.scalars if local is None else frozenset()
+            ):
                 return self._fold(node)
             match node:
                 case ast.Name(id=name):
@@ -445,10 +502,16 @@ class Program:
                     return visit(x, local)
                 case ast.Call(func=ast.Name(id="sigmoid"), args=[x]):
                     one = self._fold(ast.Constant(1))
-                    return call("divide", one, call("add", one, call("exp", visit(self._negative(x), local))))
+                    return call(
+                        "divide",
+                        one,
+                        call("add", one, call("exp", visit(self._negative(x), local))),
+                    )
                 case ast.Call(func=ast.Name(id=name), args=[x]) if name in special.SMOOTH:
                     return inside(special.SMOOTH[name], visit(x, local))
-                case ast.Call(func=ast.Name(id=name), args=[x]) if self.dtype and name in special.NAMES:
+                case ast.Call(func=ast.Name(id=name), args=[x]) if (
+                    self.dtype and name in special.NAMES
+                ):
                     return inside(special.body(name, self.dtype), visit(x, local))
                 case ast.Call(func=ast.Name(id=name), args=arguments) if name != "pow":
                     return call(name, *(visit(x, local) for x in arguments))
@@ -476,7 +539,9 @@ class Program:
         if root != len(nodes) - 1 or isinstance(root, str):
             nodes.append(("copy", (root,)))
         last = {operand: i for i, (_, operands) in enumerate(nodes) for operand in operands}
-        free = [f"r{i}" for i in reversed(range(self.registers))] + ([] if target in last else [target])
+        free = [f"r{i}" for i in reversed(range(self.registers))] + (
+            [] if target in last else [target]
+        )
         place: dict[str | int, str] = {}
         for i, (function, operands) in enumerate(nodes):
             names = tuple(place.get(x, str(x)) for x in operands)
@@ -522,7 +587,9 @@ def _statements(text: str) -> list[tuple[str, ast.expr]]:
     return [(target.strip(), parse(formula.strip())) for target, _, formula in halves]
 
 
-def check(argument: str, formula: str, variables: Sequence[str], scalars: Mapping[str, float]) -> None:
+def check(
+    argument: str, formula: str, variables: Sequence[str], scalars: Mapping[str, float]
+) -> None:
     """Raise an error that names the argument unless the formula reads only these names and its scalar parts have a value."""
     try:
         parse(formula, (*variables, *scalars))
@@ -533,7 +600,9 @@ def check(argument: str, formula: str, variables: Sequence[str], scalars: Mappin
         if not all(map(math.isfinite, numbers.values())):
             raise ArithmeticError("a part of it is not finite")
     except (ArithmeticError, RecursionError, ValueError) as error:
-        raise ValueError(f"{argument}: formula {shown(formula)} has no value with {dict(scalars)}: {error}") from None
+        raise ValueError(
+            f"{argument}: formula {shown(formula)} has no value with {dict(scalars)}: {error}"
+        ) from None
 
 
 @functools.cache

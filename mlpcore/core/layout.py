@@ -93,7 +93,10 @@ class Layout:
     def slopes(self, flat: Any) -> tuple[Any, ...]:
         """Return a[l], views of `flat`, index 0 None, and None where the activation has no learned parameter."""
         edges = [0, *itertools.accumulate(self.learned or (0,) * self.layers)]
-        parts = [slice(self.size - edges[-1] + i, self.size - edges[-1] + j) for i, j in itertools.pairwise(edges)]
+        parts = [
+            slice(self.size - edges[-1] + i, self.size - edges[-1] + j)
+            for i, j in itertools.pairwise(edges)
+        ]
         return (None, *(flat[part] if part.start < part.stop else None for part in parts))
 
     def name(self, position: int) -> str:
@@ -136,7 +139,10 @@ class Parameters:
 
     def writes(self, flat: Any) -> list[Call]:
         """Return the calls that `write` makes."""
-        return [(operator.setitem, self.flat, ..., flat), (vars(self).update, {"writer": None, "torn": 0})]
+        return [
+            (operator.setitem, self.flat, ..., flat),
+            (vars(self).update, {"writer": None, "torn": 0}),
+        ]
 
     def require_whole(self, torn: int = 0) -> None:
         """Raise a RuntimeError if an update was left half done: that of step `torn`, or the last one here."""
@@ -174,7 +180,9 @@ def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:
                 f"got {shown(tie.layer)}: {shown(tie.owner)}"
             )
         if tie.owner in (other.layer for other in ties):
-            raise ValueError(f"tied: layer {tie.layer} is tied to layer {tie.owner}, which is tied itself: name its owner")
+            raise ValueError(
+                f"tied: layer {tie.layer} is tied to layer {tie.owner}, which is tied itself: name its owner"
+            )
         if (owned[::-1] if tie.transposed else owned) != own:
             shape = f"W[{tie.owner}]{'.T' if tie.transposed else ''} is {owned[::-1] if tie.transposed else owned}"
             raise ValueError(f"tied: {shape}, but W[{tie.layer}] must be {own}")

@@ -71,7 +71,9 @@ class Loss:
         for name in self.options:  # before their values: a dict may be right elsewhere
             if not self.binary and not (self.rowwise and name != "pos_weight"):
                 also = "" if name == "pos_weight" else "cross_entropy or "
-                raise ValueError(f"{name} is for the loss {also}binary_cross_entropy; got loss {self.name!r}")
+                raise ValueError(
+                    f"{name} is for the loss {also}binary_cross_entropy; got loss {self.name!r}"
+                )
         values.settle(self, _WEIGHTS)
         weights = self.class_weight
         if weights is not None and not any(weights):
@@ -86,7 +88,11 @@ class Loss:
     def options(self) -> dict[str, Any]:
         """Class weights, label smoothing and the weight of positives, as far as they are set."""
         smoothing = self.label_smoothing or None
-        values = {"class_weight": self.class_weight, "label_smoothing": smoothing, "pos_weight": self.pos_weight}
+        values = {
+            "class_weight": self.class_weight,
+            "label_smoothing": smoothing,
+            "pos_weight": self.pos_weight,
+        }
         return {name: value for name, value in values.items() if value is not None}
 
     @property
@@ -108,7 +114,11 @@ class Loss:
 
     def require_held(self, dtype: str) -> None:
         """Raise a ValueError that names the parameter or option that a network's dtype does not hold."""
-        numbers = {f"loss: the parameter of {self.name}": self.parameter, "most": self.most, **self.options}
+        numbers = {
+            f"loss: the parameter of {self.name}": self.parameter,
+            "most": self.most,
+            **self.options,
+        }
         for name, value in numbers.items():
             for number in value if isinstance(value, tuple) else () if value is None else (value,):
                 values.require_held(number, dtype, name)
@@ -123,7 +133,9 @@ class Loss:
                 )
             classes = 2 if self.binary else outputs
             if len(self.class_weight) != classes:
-                raise ValueError(f"class_weight must have a number for each of {classes} classes; got {len(self.class_weight)}")
+                raise ValueError(
+                    f"class_weight must have a number for each of {classes} classes; got {len(self.class_weight)}"
+                )
         if isinstance(self.pos_weight, tuple) and len(self.pos_weight) != outputs:
             raise ValueError(
                 f"pos_weight must be a number, or one for each of {outputs} output(s); got {len(self.pos_weight)} of them"
@@ -169,7 +181,11 @@ class Loss:
 
 def _brief(value: Any) -> str:
     many = isinstance(value, tuple) and len(value) > 8
-    return f"({len(value)} numbers)" if many else repr(list(value) if isinstance(value, tuple) else value)
+    return (
+        f"({len(value)} numbers)"
+        if many
+        else repr(list(value) if isinstance(value, tuple) else value)
+    )
 
 
 def _weights(value: Any, name: str) -> float | tuple[float, ...]:
@@ -260,7 +276,10 @@ def sheet() -> dict[str, list[str]]:
 def matched() -> dict[tuple[str, str], tuple[str, str]]:
     """The rows MATCHED of `losses.def`: value and D of (loss, output), in s, z, y, a."""
     rows = formulas.read_sheet(kernel_files.read("losses.def"), "MATCHED")
-    return {(loss, output): (formulas.written_out(value), formulas.written_out(slope)) for loss, output, value, slope in rows}
+    return {
+        (loss, output): (formulas.written_out(value), formulas.written_out(slope))
+        for loss, output, value, slope in rows
+    }
 
 
 @functools.cache
@@ -274,7 +293,9 @@ def bent() -> dict[tuple[str, str], str]:
 def weighed() -> dict[tuple[str, str], tuple[str, str, str]]:
     """The rows WEIGHED of `losses.def`: value, slope and curvature of (loss, output), in x, u, v and the output's a."""
     rows = formulas.read_sheet(kernel_files.read("losses.def"), "WEIGHED")
-    return {(loss, output): (value, slope, curvature) for loss, output, value, slope, curvature in rows}
+    return {
+        (loss, output): (value, slope, curvature) for loss, output, value, slope, curvature in rows
+    }
 
 
 def resolve(spec: object, argument: str = "loss") -> Loss:
@@ -289,15 +310,25 @@ def resolve(spec: object, argument: str = "loss") -> Loss:
         return own
     name, parameter = spec if isinstance(spec, tuple | list) and len(spec) == 2 else (spec, None)
     if not isinstance(name, str):
-        raise TypeError(f"{argument} must be a name, (name, parameter) or mc.Loss; got {shown(spec)}")
+        raise TypeError(
+            f"{argument} must be a name, (name, parameter) or mc.Loss; got {shown(spec)}"
+        )
     if name == CROSS_ENTROPY.name:
         if parameter is not None:
-            raise ValueError(f"{argument}: cross_entropy takes no parameter; got {shown(parameter)}")
+            raise ValueError(
+                f"{argument}: cross_entropy takes no parameter; got {shown(parameter)}"
+            )
         return CROSS_ENTROPY
     if name not in sheet():
         raise unknown(argument, name, [*sheet(), CROSS_ENTROPY.name])
     outputs, default, condition, value, slope = sheet()[name]
-    return Loss(name, value, slope, row_parameter(argument, name, parameter, default, condition, "q")[0], outputs)
+    return Loss(
+        name,
+        value,
+        slope,
+        row_parameter(argument, name, parameter, default, condition, "q")[0],
+        outputs,
+    )
 
 
 def with_options(
@@ -309,7 +340,11 @@ def with_options(
     Raises:
         TypeError, ValueError: names the option, what was expected and what came.
     """
-    given = {"class_weight": class_weight, "label_smoothing": label_smoothing, "pos_weight": pos_weight}
+    given = {
+        "class_weight": class_weight,
+        "label_smoothing": label_smoothing,
+        "pos_weight": pos_weight,
+    }
     given = {name: value for name, value in given.items() if value is not None}
     classes = 2 if loss.binary else outputs
     if class_weight is not None and (loss.rowwise or loss.binary):
@@ -330,11 +365,19 @@ def _by_class(weights: Any, classes: int | None) -> Any:
     if not isinstance(weights, Mapping):
         return weights
     if classes is None:
-        raise TypeError("class_weight must be a list, a number for each class, where there is no network; got a dict")
+        raise TypeError(
+            "class_weight must be a list, a number for each class, where there is no network; got a dict"
+        )
     found = [1.0] * classes
     for label, weight in weights.items():
-        if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= int(label) < classes:
-            raise ValueError(f"class_weight names the class {shown(label)}; the classes are 0 … {classes - 1}")
+        if (
+            not isinstance(label, Integral)
+            or isinstance(label, bool)
+            or not 0 <= int(label) < classes
+        ):
+            raise ValueError(
+                f"class_weight names the class {shown(label)}; the classes are 0 … {classes - 1}"
+            )
         found[int(label)] = values.number(weight, f"class_weight[{label}]", least=0)
     return found
 
@@ -346,16 +389,30 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
         ValueError: the loss is not defined on what the activation puts out (cross_entropy needs softmax, …).
     """
     output = output or ANY_OUTPUT
-    fits = {*loss.outputs.split(), *(activation for name, activation in matched() if name == loss.name)}
-    own = output.name not in activations.names(output=True)  # the user's activation: the user knows its range
-    allowed = output.rowwise if loss.rowwise else output.name in fits or loss.outputs == "any" or own
+    fits = {
+        *loss.outputs.split(),
+        *(activation for name, activation in matched() if name == loss.name),
+    }
+    own = output.name not in activations.names(
+        output=True
+    )  # the user's activation: the user knows its range
+    allowed = (
+        output.rowwise if loss.rowwise else output.name in fits or loss.outputs == "any" or own
+    )
     if not allowed:
         needed = " or ".join(map(repr, activations.ROWWISE if loss.rowwise else sorted(fits)))
-        raise ValueError(f"loss {loss.name!r} needs output {needed}; the network has {output.name!r}")
+        raise ValueError(
+            f"loss {loss.name!r} needs output {needed}; the network has {output.name!r}"
+        )
     if loss.rowwise:
         return Objective(loss, output, True, "", "", ())
-    fixed = output.learned is None  # D from S[L] has no place for the gradient by a learned parameter
-    standard = fixed and activations.sheet().get(output.name, [])[3:] == [output.value, output.slope]
+    fixed = (
+        output.learned is None
+    )  # D from S[L] has no place for the gradient by a learned parameter
+    standard = fixed and activations.sheet().get(output.name, [])[3:] == [
+        output.value,
+        output.slope,
+    ]
     if loss.binary and loss.options:
         return _weighed(loss, output, standard)
     most = {} if loss.most is None else {"most": loss.most}
@@ -366,8 +423,14 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
         row = matched().get((loss.name, output.name)) if standard else None
         curvature = bent().get((loss.name, output.name if row else "any"), "")
     texts = (loss.value, loss.slope) if row is None else row
-    by_x = {"z": "x"} if row is None else {"z": formulas.substitute(output.value, {"s": "x"}), "s": "x"}
-    value, slope, curvature = (text and formulas.substitute(text, by_x) for text in (*texts, curvature))
+    by_x = (
+        {"z": "x"}
+        if row is None
+        else {"z": formulas.substitute(output.value, {"s": "x"}), "s": "x"}
+    )
+    value, slope, curvature = (
+        text and formulas.substitute(text, by_x) for text in (*texts, curvature)
+    )
     if most:
         value = f"minimum({value}, most)"
     return Objective(loss, output, row is not None, value, slope, scalars, curvature)

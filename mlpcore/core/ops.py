@@ -121,11 +121,20 @@ class Ops(Protocol):
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
         """S += b; Z = σ(S), row by row, and what a `Dropped` activation drops -0. Z may be S."""
 
-    def layer(self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array) -> None:
+    def layer(
+        self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
+    ) -> None:
         """S = A W + b; Z = σ(S): `gemm` and `bias_activation`, which a backend may do in one."""
 
     def activation_gradient(
-        self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False
+        self,
+        G: Array,
+        S: Array,
+        Z: Array,
+        activation: Activation,
+        D: Array,
+        db: Array | None,
+        accumulate: bool = False,
     ) -> None:
         """D = G ⊙ σ'(S, Z); db = Σ_rows D, or db += Σ_rows D. D may be G or Z; S, Z and G are otherwise kept.
 
@@ -145,14 +154,24 @@ class Ops(Protocol):
         """A = k ⊙ A, with k 0-d or (rows, 1)."""
 
     def loss(
-        self, x: Array, Y: Array, k: Array, objective: Objective, D: Array, db: Array | None, J: Array, accumulate: bool
+        self,
+        x: Array,
+        Y: Array,
+        k: Array,
+        objective: Objective,
+        D: Array,
+        db: Array | None,
+        J: Array,
+        accumulate: bool,
     ) -> None:
         """J += Σ k ℓ(x, Y) and D = k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if matched, else Z[L]; D may be x.
 
         k is the row weight over the batch's weight: (rows, 1), or 0-d where all rows weigh the same. J is 0-d float64.
         """
 
-    def map(self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]) -> None:
+    def map(
+        self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]
+    ) -> None:
         """Elementwise statements over flat vectors in one pass; `scalars` are 0-d arrays for the keys of `program.folded`."""
 
     def sum_squares(self, v: Array) -> float:

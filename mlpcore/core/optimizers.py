@@ -129,7 +129,9 @@ class Cosine(Schedule):
         if steps is None:
             steps, step = progress.total, progress.step - progress.begun
         if steps is None:
-            raise ValueError("learning_rate: Cosine needs steps=… outside fit, and in a fit whose stream's length is unknown")
+            raise ValueError(
+                "learning_rate: Cosine needs steps=… outside fit, and in a fit whose stream's length is unknown"
+            )
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         share = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
@@ -197,7 +199,9 @@ class FormulaSchedule(Schedule):
         try:
             unknown = formulas.reads(self.formula) - {"rate", *_PROGRESS}
             if unknown:
-                raise ValueError(f"{shown(self.formula)} reads {shown(min(unknown))}; it may read rate, {', '.join(_PROGRESS)}")
+                raise ValueError(
+                    f"{shown(self.formula)} reads {shown(min(unknown))}; it may read rate, {', '.join(_PROGRESS)}"
+                )
             formulas.scalar(self.formula)
         except (TypeError, ValueError) as error:
             raise named("FormulaSchedule: formula", error) from None
@@ -219,7 +223,9 @@ class FormulaSchedule(Schedule):
         try:
             rate = float(formulas.scalar(self.formula)({"rate": self.rate, **values}))
         except (ArithmeticError, ValueError) as error:
-            raise ValueError(f"learning_rate: {shown(self.formula)} has no value with {values}: {error}") from None
+            raise ValueError(
+                f"learning_rate: {shown(self.formula)} has no value with {values}: {error}"
+            ) from None
         if not 0 <= rate < math.inf:
             raise ValueError(
                 f"learning_rate: {shown(self.formula)} must be finite and not negative; it is {rate} with {values}"
@@ -326,7 +332,9 @@ class _Span(NamedTuple):
         return self
 
 
-def segments(layout: Layout, layers: Mapping[int, Layer], missed: Mapping[int, int] | None = None) -> list[Segment]:
+def segments(
+    layout: Layout, layers: Mapping[int, Layer], missed: Mapping[int, int] | None = None
+) -> list[Segment]:
     """Return the parts of the flat vectors that are updated alike, in order.
 
     Args:
@@ -396,7 +404,9 @@ class Optimizer:
     def __setattr__(self, name: str, value: object) -> None:
         settings = sorted((setting.name for setting in fields(self)), key="layers".__eq__)  # last
         if name not in settings:
-            raise AttributeError(f"{type(self).__name__} has no setting {name!r}; it has {', '.join(settings)}")
+            raise AttributeError(
+                f"{type(self).__name__} has no setting {name!r}; it has {', '.join(settings)}"
+            )
         if name == "layers":
             value = self._checked_layers(value)
         elif name in self.checks:
@@ -406,12 +416,18 @@ class Optimizer:
     def _checked_layers(self, value: object) -> dict[int, Layer]:
         what = f"{type(self).__name__}: layers"
         if not isinstance(value, Mapping):
-            raise TypeError(f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {shown(value)}")
+            raise TypeError(
+                f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {shown(value)}"
+            )
         for l, layer in value.items():
             if isinstance(l, bool) or not isinstance(l, Integral) or not isinstance(layer, Layer):
-                raise TypeError(f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {shown({l: layer})}")
+                raise TypeError(
+                    f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {shown({l: layer})}"
+                )
             if layer.weight_decay is not None and not hasattr(type(self), "weight_decay"):
-                raise ValueError(f"{what}: weight_decay is for AdamW and Lion; got {shown({l: layer})}")
+                raise ValueError(
+                    f"{what}: weight_decay is for AdamW and Lion; got {shown({l: layer})}"
+                )
         return {int(l): layer for l, layer in value.items()}
 
     @property
@@ -434,7 +450,9 @@ class Optimizer:
         """The formulas of the row's bounds."""
         return sheet()[self.row].bounds
 
-    def bounds(self, scalars: Mapping[str, float], largest: float, reach: float) -> tuple[float, float]:
+    def bounds(
+        self, scalars: Mapping[str, float], largest: float, reach: float
+    ) -> tuple[float, float]:
         """Return the row's bounds for an update: of its first state vector afterwards, and of the change of a parameter.
 
         Args:
@@ -450,7 +468,9 @@ class Optimizer:
         """Raise a TypeError or ValueError unless `layers` are settings of a network of so many layers."""
         for l in self._checked_layers(self.layers):  # a dict may have been written into
             if not 1 <= l <= count:
-                raise ValueError(f"{type(self).__name__}: layers: the network has layers 1 … {count}; got {shown(l)}")
+                raise ValueError(
+                    f"{type(self).__name__}: layers: the network has layers 1 … {count}; got {shown(l)}"
+                )
 
     def require_epsilon(self, dtype: str) -> None:
         """Raise a ValueError if epsilon is not a number of this dtype, so that a gradient of 0 would be divided by 0."""
@@ -481,7 +501,11 @@ class Optimizer:
 
     def scalars(self, progress: Progress) -> dict[str, float]:
         """Return the values of the row's scalars for the next update: `constants`, `rate` and `t`."""
-        return {**self.constants(), "rate": self.rate(progress), "t": progress.step - progress.skipped + 1.0}
+        return {
+            **self.constants(),
+            "rate": self.rate(progress),
+            "t": progress.step - progress.skipped + 1.0,
+        }
 
 
 @dataclass
@@ -506,7 +530,9 @@ class SGD(Optimizer):
         """The name of the row of `updates.def`."""
         if not self.momentum:
             return "sgd"
-        return ("gradient_" if self.velocity == "gradients" else "") + ("nesterov" if self.nesterov else "momentum")
+        return ("gradient_" if self.velocity == "gradients" else "") + (
+            "nesterov" if self.nesterov else "momentum"
+        )
 
     def carry_over(self, vectors: Mapping[str, Array], rate: float) -> dict[str, Array]:
         """Return the velocity in the unit of this row: a step of v = -rate u stays the step that it was."""

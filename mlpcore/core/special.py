@@ -80,7 +80,9 @@ def body(name: str, dtype: str) -> str:
     if name == "erf":
         middle = _horner("u", [-c for c in fit.middle])
         return f"u = minimum(abs(x), {fit.one!r}); out = -(sign(x) * expm1(u * ({middle})))"
-    square, rest, root = ("-(h * h)", "", 1.0) if name == "erfc" else ("-0.5 * (h * h)", "0.5 * ", math.sqrt(2))
+    square, rest, root = (
+        ("-(h * h)", "", 1.0) if name == "erfc" else ("-0.5 * (h * h)", "0.5 * ", math.sqrt(2))
+    )
     end, k = fit.end / math.sqrt(2) * root, K / math.sqrt(2) * root
     u = f"u = minimum(abs(x), {end!r}); h = (u + {fit.short!r}) - {fit.short!r}"
     e = f"e = exp({square}) * exp({rest}((h - u) * (h + u)))"

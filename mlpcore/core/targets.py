@@ -34,9 +34,15 @@ def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> Non
         part = slice(start, start + piece)
         y = Y[part]
         if y.ndim == 1:
-            found = by_class[y.astype(np.int64) % len(by_class)]  # the step itself reports what is no class
+            found = by_class[
+                y.astype(np.int64) % len(by_class)
+            ]  # the step itself reports what is no class
         else:
-            found = by_class[0] * (1.0 - y[:, 0]) + by_class[1] * y[:, 0] if loss.binary else y @ by_class
+            found = (
+                by_class[0] * (1.0 - y[:, 0]) + by_class[1] * y[:, 0]
+                if loss.binary
+                else y @ by_class
+            )
         with np.errstate(over="ignore"):  # a sum that is infinite is refused
             out[part] = found if weights is None else found * weights[part]
 
@@ -91,7 +97,9 @@ def mixed(loss: Loss, Y: Any, outputs: int, dtype: Any, xp: Any = np) -> Any:
     """
     t = (Y[:, None] == xp.arange(outputs)).astype(dtype) if Y.ndim == 1 else xp.array(Y, dtype)
     by_class = xp.asarray(loss.columns or (1.0,), dtype)
-    weight = (t * by_class).sum(axis=1, keepdims=True) if loss.columns else xp.ones((len(t), 1), dtype)
+    weight = (
+        (t * by_class).sum(axis=1, keepdims=True) if loss.columns else xp.ones((len(t), 1), dtype)
+    )
     if loss.label_smoothing:
         t = (1 - loss.label_smoothing) * t + loss.label_smoothing / outputs
     weight[weight == 0] = 1  # such a row weighs nothing

@@ -49,7 +49,9 @@ class Rows:
     def _draw(self, seeds: Seeds | None) -> None:
         rows = self._order
         rows[...] = 1
-        np.subtract(np.cumsum(rows, out=rows), 1, out=rows)  # 0, 1, 2, … without a second array of that size
+        np.subtract(
+            np.cumsum(rows, out=rows), 1, out=rows
+        )  # 0, 1, 2, … without a second array of that size
         if seeds is not None:
             np.random.default_rng(seeds).shuffle(rows)
         self._drawn = seeds
@@ -129,7 +131,9 @@ class Streamed:
                 by_class = data.by_class is not None
                 yield data, piece.batches
         if not weighs:
-            raise ValueError(f"sample_weight{', times class_weight,' if by_class else ''} must not be all zero")
+            raise ValueError(
+                f"sample_weight{', times class_weight,' if by_class else ''} must not be all zero"
+            )
 
 
 def inputs_of(stream: Stream, loss: Loss, dtype: str) -> Inputs | None:
@@ -205,7 +209,9 @@ class Sample:
 
     def require_possible(self) -> None:
         """Raise a ValueError if no rows have these places."""
-        if not all(len(place) == 2 and 0 <= place[0] < place[1] <= self.rows for place in self.places):
+        if not all(
+            len(place) == 2 and 0 <= place[0] < place[1] <= self.rows for place in self.places
+        ):
             raise ValueError(f"run: {self.places!r:.100} are no places in {self.rows} rows")
 
 

@@ -50,8 +50,21 @@ LOOK = 0.05  # seconds of a wait for rows after which it is asked whether to wai
 PATIENCE = 1.0  # seconds in which a thread that reads may come to its end
 NAMES = ("X", "Y", "sample_weight")
 _AXES = {"X": (2,), "Y": (1, 2), "sample_weight": (1,)}
-_UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, LookupError)  # what libraries raise where rows cannot be read
-_IN_MEMORY = ("__array_interface__", "__cuda_array_interface__", "__dlpack__", "__arrow_c_stream__", "to_numpy", "toarray")
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+)  # what libraries raise where rows cannot be read
+_IN_MEMORY = (
+    "__array_interface__",
+    "__cuda_array_interface__",
+    "__dlpack__",
+    "__arrow_c_stream__",
+    "to_numpy",
+    "toarray",
+)
 
 
 class Piece(NamedTuple):
@@ -120,7 +133,9 @@ class Stream(ABC):
                 take, or what the source raises.
         """
 
-    def _require_values(self, parts: Sequence[Array | None], prefix: str = "", first: int = 0) -> None:
+    def _require_values(
+        self, parts: Sequence[Array | None], prefix: str = "", first: int = 0
+    ) -> None:
         """Raise a ValueError that names the row, counted from `first`, of the first bad number, weight or target."""
         for name, part in zip(NAMES, parts, strict=True):
             if part is not None:
@@ -128,11 +143,15 @@ class Stream(ABC):
         _, Y, weights = parts
         if weights is not None and weights.min() < 0:
             at = int((weights < 0).argmax())
-            raise ValueError(f"{prefix}sample_weight must be finite and not negative; row {first + at} holds {weights[at]}")
+            raise ValueError(
+                f"{prefix}sample_weight must be finite and not negative; row {first + at} holds {weights[at]}"
+            )
         if self.require_targets is not None and Y is not None:
             self.require_targets(Y, prefix + "Y", first)
 
-    def _ahead(self, fill: Callable[[Slot], Piece | None], slots: Sequence[Slot], stop: threading.Event) -> Pieces:
+    def _ahead(
+        self, fill: Callable[[Slot], Piece | None], slots: Sequence[Slot], stop: threading.Event
+    ) -> Pieces:
         """Yield the pieces that `fill` makes of one slot after the other, until None, read a piece ahead.
 
         A thread whose source does not answer is left behind after a moment; it does not keep the process alive.
@@ -208,7 +227,9 @@ class _Reader(threading.Thread):
         except queue.Empty:
             if there:
                 raise
-            raise RuntimeError("the thread that reads X is not in this process: begin a new fit after a fork") from None
+            raise RuntimeError(
+                "the thread that reads X is not in this process: begin a new fit after a fork"
+            ) from None
         return filled.result()
 
 
@@ -249,7 +270,9 @@ class RowStream(Stream):
         self._source = source
         self.rows: int = source.rows
         self.like = source.like
-        self._row_bytes = sum(x.itemsize * math.prod(x.shape[1:]) for x in source.like if x is not None)
+        self._row_bytes = sum(
+            x.itemsize * math.prod(x.shape[1:]) for x in source.like if x is not None
+        )
         self.columns = source.like[0].shape[1]
 
     def batches(self, batch_size: int) -> int:
@@ -264,7 +287,11 @@ class RowStream(Stream):
         parts = zip((*NAMES, "order"), (*self._source.like, np.empty(0, np.int64)), strict=True)
         held = [(name, (rows, *x.shape[1:]), x.dtype.name) for name, x in parts if x is not None]
         halves = (1, 2) if rows < self.rows else (1,)
-        return [Buffer(f"{name} window {k}", shape, dtype, "rows read ahead") for k in halves for name, shape, dtype in held]
+        return [
+            Buffer(f"{name} window {k}", shape, dtype, "rows read ahead")
+            for k in halves
+            for name, shape, dtype in held
+        ]
 
     def epoch(
         self, batch_size: int, order: np.random.Generator | None, skip: int, arrays: Mapping[str, Array]
@@ -273,13 +300,17 @@ class RowStream(Stream):
         unused = copy.deepcopy(order)
         seed = None if order is None else int(order.integers(1 << 63))
         self.epochs += 1
-        slots = [[arrays.get(f"{name} window {half}") for name in (*NAMES, "order")] for half in (1, 2)]
+        slots = [
+            [arrays.get(f"{name} window {half}") for name in (*NAMES, "order")] for half in (1, 2)
+        ]
         slots = [slot for slot in slots if slot[0] is not None]
         size = min(batch_size, self.rows)
         held = len(arrays["X window 1"])
         window = held if held >= self.rows else held // size * size
         assert window, "arrays of another batch size"
-        as_in_memory = unused if window >= self.rows else None  # shuffles all rows, as it does in `sources.Rows`
+        as_in_memory = (
+            unused if window >= self.rows else None
+        )  # shuffles all rows, as it does in `sources.Rows`
         block = max(1, min(BLOCK, held * self._row_bytes // MIXED) // self._row_bytes)
         windows: Iterator[tuple[int, list[tuple[int, int]]]]
         if seed is None:
@@ -302,7 +333,10 @@ class RowStream(Stream):
                         return None
                     next_start = min(end, start + step - start % chunk)
                     place = at if as_in_memory is None else start
-                    parts = [None if x is None else x[place : place + next_start - start] for x in slot[:3]]
+                    parts = [
+                        None if x is None else x[place : place + next_start - start]
+                        for x in slot[:3]
+                    ]
                     try:
                         read(start, next_start, parts)
                     except _UNREADABLE as error:
@@ -316,9 +350,13 @@ class RowStream(Stream):
             X, Y, weights, rows = used
             if seed is not None:
                 rows[...] = 1
-                np.subtract(np.cumsum(rows, out=rows), 1, out=rows)  # 0, 1, 2, … without a second array of that size
+                np.subtract(
+                    np.cumsum(rows, out=rows), 1, out=rows
+                )  # 0, 1, 2, … without a second array of that size
                 (as_in_memory or np.random.default_rng([seed, 1 + number])).shuffle(rows)
-            return Piece(X, Y, weights, _Batches(None if seed is None else rows, at, size, next(left_out, 0)))
+            return Piece(
+                X, Y, weights, _Batches(None if seed is None else rows, at, size, next(left_out, 0))
+            )
 
         return self._ahead(fill, slots, stop)
 
@@ -332,7 +370,9 @@ class RowStream(Stream):
         read = self._source.reader()
         for start, stop in places:
             like, count = self._source.like, stop - start
-            parts: Slot = [None if x is None else np.empty((count, *x.shape[1:]), x.dtype) for x in like]
+            parts: Slot = [
+                None if x is None else np.empty((count, *x.shape[1:]), x.dtype) for x in like
+            ]
             try:
                 read(start, stop, parts)
             except _UNREADABLE as error:
@@ -359,7 +399,9 @@ class RowStream(Stream):
                 yield edge(max(first - count, 0)), edge(last - count)
 
 
-def _windows(blocks: Iterator[tuple[int, int]] | list[tuple[int, int]], rows: int) -> Iterator[list[tuple[int, int]]]:
+def _windows(
+    blocks: Iterator[tuple[int, int]] | list[tuple[int, int]], rows: int
+) -> Iterator[list[tuple[int, int]]]:
     """The blocks, cut into lists of `rows` rows each; the last may have less."""
     window: list[tuple[int, int]] = []
     room = rows
@@ -393,13 +435,19 @@ class _Batches(Sequence[Array | None]):
         return None if stop - start == self._count else np.arange(start, stop)
 
 
-def _require_form(name: str, shape: tuple[int, ...], dtype: Any, rows: int | None, prefix: str = "") -> None:
+def _require_form(
+    name: str, shape: tuple[int, ...], dtype: Any, rows: int | None, prefix: str = ""
+) -> None:
     """Raise a TypeError or ValueError where an argument cannot be X, Y or sample_weight beside an X of `rows` rows."""
     if np.dtype(dtype).kind not in "fiub":
         raise TypeError(f"{prefix}{name} must hold real numbers; its dtype is {dtype}")
     if len(shape) not in _AXES[name]:
-        raise ValueError(f"{prefix}{name} must have {' or '.join(map(str, _AXES[name]))} axes; it has shape {tuple(shape)}")
-    if not all(isinstance(n, int | np.integer) for n in shape):  # Dask's, before its chunks are computed
+        raise ValueError(
+            f"{prefix}{name} must have {' or '.join(map(str, _AXES[name]))} axes; it has shape {tuple(shape)}"
+        )
+    if not all(
+        isinstance(n, int | np.integer) for n in shape
+    ):  # Dask's, before its chunks are computed
         raise ValueError(f"{prefix}{name} must know its size; it has shape {tuple(shape)}")
     if 0 in shape:
         raise ValueError(f"{prefix}{name} is empty: shape {tuple(shape)}")
@@ -413,7 +461,9 @@ class _Slices:
     def __init__(self, X: Any, Y: Any, sample_weight: Any):
         self._arrays: list[Any] = [X]
         for name, value in (("Y", Y), ("sample_weight", sample_weight)):
-            self._arrays.append(value if value is None or _in_file(value) else _on_host(value, name))
+            self._arrays.append(
+                value if value is None or _in_file(value) else _on_host(value, name)
+            )
         self.like: Slot = []
         for name, array in zip(NAMES, self._arrays, strict=True):
             if array is not None:
@@ -423,7 +473,9 @@ class _Slices:
         self.rows = int(X.shape[0])
         self._maps = [MappedFile.of(array) for array in self._arrays]
         chunks = getattr(X, "chunks", None)
-        self.chunk = chunks[0] if isinstance(chunks, tuple) and isinstance(chunks[0], int) else 1  # Dask's are tuples
+        self.chunk = (
+            chunks[0] if isinstance(chunks, tuple) and isinstance(chunks[0], int) else 1
+        )  # Dask's are tuples
         self.starts = range(0, self.rows, self.chunk)
 
     def reader(self) -> Callable[[int, int, Slot], None]:
@@ -436,7 +488,9 @@ class _Slices:
                 continue
             rows = np.asarray(array[start:stop])
             if rows.shape != part.shape:
-                raise ValueError(f"{name}[{start}:{stop}] must have shape {part.shape}; it has {rows.shape}")
+                raise ValueError(
+                    f"{name}[{start}:{stop}] must have shape {part.shape}; it has {rows.shape}"
+                )
             part[...] = rows
             if mapping is not None:
                 mapping.give_back(rows)
@@ -453,7 +507,9 @@ class MappedFile:
     def of(cls, array: Any) -> MappedFile | None:
         """That of a memmap or of a view of one, where its pages can be given back; None otherwise."""
         mapped = _memmap(array)
-        if mapped is None or mapped.mode == "c" or not hasattr(mmap.mmap, "madvise"):  # "c": what was written is nowhere else
+        if (
+            mapped is None or mapped.mode == "c" or not hasattr(mmap.mmap, "madvise")
+        ):  # "c": what was written is nowhere else
             return None
         return cls(mapped.base)  # type: ignore[arg-type]
 
@@ -475,22 +531,31 @@ def _memmap(array: Any) -> np.memmap[Any, Any] | None:
 
 
 def _in_memory(value: Any) -> bool:
-    return isinstance(value, np.ndarray | memoryview) or any(hasattr(type(value), name) for name in _IN_MEMORY)
+    return isinstance(value, np.ndarray | memoryview) or any(
+        hasattr(type(value), name) for name in _IN_MEMORY
+    )
 
 
 def _in_file(value: Any) -> bool:
     """Whether it is sliced by rows and not in memory as a whole: a memmap or a view of one, Zarr, h5py."""
     if isinstance(value, type) or _in_memory(value):
         return _memmap(value) is not None
-    described = isinstance(getattr(value, "shape", None), tuple) and getattr(value, "dtype", None) is not None
+    described = (
+        isinstance(getattr(value, "shape", None), tuple)
+        and getattr(value, "dtype", None) is not None
+    )
     return described and hasattr(value, "__getitem__")
 
 
 def _on_host(value: Any, name: str) -> Array:
     if hasattr(value, "__cuda_array_interface__"):
-        raise TypeError(f"{name} lies on a GPU; rows that are read block by block must lie on the host")
+        raise TypeError(
+            f"{name} lies on a GPU; rows that are read block by block must lie on the host"
+        )
     if np.ma.is_masked(value):
-        raise TypeError(f"{name} is a masked array with masked entries; fill them first, e.g. with {name}.filled(0)")
+        raise TypeError(
+            f"{name} is a masked array with masked entries; fill them first, e.g. with {name}.filled(0)"
+        )
     return arrays.host_array(value, name)
 
 
@@ -529,7 +594,9 @@ class Parquet:
         weight: str | None = None,
     ) -> None:
         listed = [path] if isinstance(path, str | os.PathLike) else path
-        if not isinstance(listed, list | tuple) or not all(isinstance(file, str | os.PathLike) for file in listed):
+        if not isinstance(listed, list | tuple) or not all(
+            isinstance(file, str | os.PathLike) for file in listed
+        ):
             raise TypeError(f"path must be a file, a folder or a list of files; got {shown(path)}")
         paths = [Path(file) for file in listed]
         if len(paths) == 1 and paths[0].is_dir():
@@ -543,7 +610,9 @@ class Parquet:
         used = [*(columns or ()), *labels, *weights]
         for name, count in Counter(used).items():
             if count > 1:
-                raise ValueError(f"column {shown(name)} must be used once, in features, target or weight")
+                raise ValueError(
+                    f"column {shown(name)} must be used once, in features, target or weight"
+                )
         self.target, self.weight = target, weight
         self.rows = 0
         self.starts: list[int] = []
@@ -555,7 +624,9 @@ class Parquet:
             for field in footer.schema:
                 fields.setdefault(field.name, []).append(field.type)
             if columns is None:
-                columns = tuple(name for name in footer.schema.names if name not in labels + weights)
+                columns = tuple(
+                    name for name in footer.schema.names if name not in labels + weights
+                )
             of_all = {*columns, *labels, *weights}
             for name in fields if features is None else ():
                 if name not in of_all:
@@ -570,18 +641,27 @@ class Parquet:
                         "or leave the column out by features=[…]"
                     )
                 if types.setdefault(name, dtype) != dtype:
-                    raise ValueError(f"column {shown(name)} is {types[name]} in {str(paths[0])!r} and {dtype} in {str(file)!r}")
+                    raise ValueError(
+                        f"column {shown(name)} is {types[name]} in {str(paths[0])!r} and {dtype} in {str(file)!r}"
+                    )
             for group, rows in enumerate(footer.rows):
                 self.starts.append(self.rows)
                 self._groups.append((file, group))
                 self.rows += rows
         self.features = columns or ()
         self._columns = self.features, labels, weights  # of X, Y and row weights
-        for name, missing in (("features", not self.features), ("target", not labels), ("path", not self.rows)):
+        for name, missing in (
+            ("features", not self.features),
+            ("target", not labels),
+            ("path", not self.rows),
+        ):
             if missing:
-                raise ValueError(f"{name}: {'no rows in' if name == 'path' else 'no column of'} {path!r}")
+                raise ValueError(
+                    f"{name}: {'no rows in' if name == 'path' else 'no column of'} {path!r}"
+                )
         X, Y = (
-            np.empty((0, len(names)), np.result_type(*(types[name] for name in names))) for names in (self.features, labels)
+            np.empty((0, len(names)), np.result_type(*(types[name] for name in names)))
+            for names in (self.features, labels)
         )
         Y = Y.astype(np.uint8) if Y.dtype == np.bool_ else Y
         w = None if weight is None else np.empty(0, types[weight])
@@ -605,7 +685,11 @@ class Parquet:
             while done < stop - start:
                 rest = rest or next(batches)
                 count = min(len(rest), stop - at)
-                self._copy(rest.slice(0, count), at, [None if x is None else x[done : done + count] for x in parts])
+                self._copy(
+                    rest.slice(0, count),
+                    at,
+                    [None if x is None else x[done : done + count] for x in parts],
+                )
                 rest = rest.slice(count)
                 done, at = done + count, at + count
 
@@ -634,8 +718,12 @@ class Parquet:
                 column = batch.column(name)
                 if column.null_count:
                     at = row + int(column.is_null().to_numpy(zero_copy_only=False).argmax())
-                    raise ValueError(f"column {shown(name)} must have a number in every row; row {at} holds null")
-                (part if part.ndim == 1 else part[:, i])[...] = column.to_numpy(zero_copy_only=False)
+                    raise ValueError(
+                        f"column {shown(name)} must have a number in every row; row {at} holds null"
+                    )
+                (part if part.ndim == 1 else part[:, i])[...] = column.to_numpy(
+                    zero_copy_only=False
+                )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -643,7 +731,9 @@ def _files(folder: Path) -> list[Path]:
     found = []
     for file in sorted(folder.rglob("*.parquet")):
         parts = file.relative_to(folder).parts
-        if any(part.startswith((".", "_")) for part in parts) or not file.is_file():  # a writer's own
+        if (
+            any(part.startswith((".", "_")) for part in parts) or not file.is_file()
+        ):  # a writer's own
             continue
         for part in parts[:-1]:
             if "=" in part:
@@ -659,7 +749,9 @@ def _names(argument: str, value: Any) -> tuple[str, ...]:
     """Names of columns, given as one or as a list."""
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{argument} must be the name of a column or a list of names; got {shown(value)}")
+        raise TypeError(
+            f"{argument} must be the name of a column or a list of names; got {shown(value)}"
+        )
     return tuple(names)
 
 
@@ -674,7 +766,9 @@ def readable(where: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise MemoryError(f"{where} takes more memory than there is, or is damaged: {line(error)}") from None
+        raise MemoryError(
+            f"{where} takes more memory than there is, or is damaged: {line(error)}"
+        ) from None
     except (ArrowException, AttributeError, ArithmeticError, *_UNREADABLE) as error:
         if isinstance(error, OSError) and (error.errno or type(error) is not OSError):
             raise type(error)(f"{where} cannot be read: {line(error)}") from None
@@ -704,10 +798,15 @@ def arrow_source(path: Path) -> Any:
     return path
 
 
-def read_batches(file: Any, where: str, rows: int, group: int, columns: Sequence[str]) -> Iterator[Any]:
+def read_batches(
+    file: Any, where: str, rows: int, group: int, columns: Sequence[str]
+) -> Iterator[Any]:
     """Yield the validated record batches of a row group, of so many rows at most."""
     with readable(where):
-        batches, left = file.iter_batches(rows, [group], columns), file.metadata.row_group(group).num_rows
+        batches, left = (
+            file.iter_batches(rows, [group], columns),
+            file.metadata.row_group(group).num_rows,
+        )
     while True:
         with readable(where):
             batch = next(batches, None)
@@ -722,7 +821,9 @@ def read_batches(file: Any, where: str, rows: int, group: int, columns: Sequence
 def require_rows(promised: int, read: int) -> None:
     """Raise a ValueError unless as many rows were read as the footer promises."""
     if promised != read:
-        raise ValueError(f"it holds {abs(promised - read):,} rows {'fewer' if read < promised else 'more'} than it says")
+        raise ValueError(
+            f"it holds {abs(promised - read):,} rows {'fewer' if read < promised else 'more'} than it says"
+        )
 
 
 def _where(path: Path) -> str:
@@ -758,7 +859,9 @@ class Footer:
             metadata = file.metadata
             rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
-                raise ValueError(f"its row groups have {sum(rows):,} rows, itself {metadata.num_rows:,}")
+                raise ValueError(
+                    f"its row groups have {sum(rows):,} rows, itself {metadata.num_rows:,}"
+                )
             schema = file.schema_arrow
             return cls(metadata, schema.remove_metadata(), category_columns(metadata), rows)
 
@@ -777,7 +880,11 @@ def category_columns(metadata: Any) -> set[str]:
         names |= {field.name for field in schema if pa.types.is_dictionary(field.type)}
     if b"pandas" in written:
         listed = json.loads(written[b"pandas"]).get("columns", ())
-        names |= {column.get("field_name") for column in listed if column.get("pandas_type") == "categorical"}
+        names |= {
+            column.get("field_name")
+            for column in listed
+            if column.get("pandas_type") == "categorical"
+        }
     return names
 
 
@@ -786,7 +893,9 @@ def _numeric(fields: Mapping[str, Sequence[Any]], name: str, path: Path) -> Any:
     if len(fields.get(name, ())) != 1:
         near = None if name in fields else nearest(name, fields)
         hint = f"did you mean {shown(near)}? Its" if near else "its"
-        raise ValueError(f"{str(path)!r} must have one column {shown(name)}; {hint} columns: {listed(fields)}")
+        raise ValueError(
+            f"{str(path)!r} must have one column {shown(name)}; {hint} columns: {listed(fields)}"
+        )
     from pyarrow import types
 
     (kind,) = fields[name]
@@ -842,7 +951,9 @@ class BatchStream(Stream):
             at, batch = next(batches, (-1, None))
             if at < 0:
                 if not rows and not skip:
-                    raise ValueError(f"X gave no batches in epoch {number}; it must begin again in each epoch")
+                    raise ValueError(
+                        f"X gave no batches in epoch {number}; it must begin again in each epoch"
+                    )
                 if not skip:
                     self.rows = rows
                 return None
@@ -862,27 +973,39 @@ class BatchStream(Stream):
             return iter(source)
         batches = source(epoch=number) if self._takes_epoch else source()
         if not hasattr(batches, "__iter__"):
-            raise TypeError(f"X() must return an iterator of batches (X, Y); it returned {type(batches).__name__}")
+            raise TypeError(
+                f"X() must return an iterator of batches (X, Y); it returned {type(batches).__name__}"
+            )
         return iter(batches)
 
     def _checked(self, batch: Any, number: int) -> Slot:
         """X, Y and row weights (or None) of a batch."""
         prefix = f"batch {number}: "
         if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
-            raise TypeError(f"{prefix}must be (X, Y) or (X, Y, sample_weight); got {type(batch).__name__}")
+            raise TypeError(
+                f"{prefix}must be (X, Y) or (X, Y, sample_weight); got {type(batch).__name__}"
+            )
         X, Y, w = (*batch, None)[:3]
         arrays: Slot = [_on_host(X, prefix + "X"), _on_host(Y, prefix + "Y")]
         arrays.append(None if w is None else _on_host(w, prefix + "sample_weight"))
         for name, array in zip(NAMES, arrays, strict=True):
             if array is not None:
-                _require_form(name, array.shape, array.dtype, None if name == "X" else arrays[0].shape[0], prefix)
+                _require_form(
+                    name,
+                    array.shape,
+                    array.dtype,
+                    None if name == "X" else arrays[0].shape[0],
+                    prefix,
+                )
         self._weighted = w is not None if self._weighted is None else self._weighted
         if self._weighted != (w is not None):
             found, before = ("has no", "have one") if w is None else ("has a", "have none")
             raise TypeError(f"{prefix}{found} sample_weight; those before {before}")
         self.columns = arrays[0].shape[1] if self.columns is None else self.columns
         if arrays[0].shape[1] != self.columns:
-            raise ValueError(f"{prefix}X has {arrays[0].shape[1]} columns; those before have {self.columns}")
+            raise ValueError(
+                f"{prefix}X has {arrays[0].shape[1]} columns; those before have {self.columns}"
+            )
         return arrays
 
 
@@ -904,7 +1027,9 @@ def _takes_epoch(function: Callable[..., Any]) -> bool:
     try:
         signature.bind(**({"epoch": 0} if takes else {}))
     except TypeError:
-        raise TypeError(f"X, a function that makes batches, takes nothing or `epoch`; its parameters are {signature}") from None
+        raise TypeError(
+            f"X, a function that makes batches, takes nothing or `epoch`; its parameters are {signature}"
+        ) from None
     return takes
 
 
@@ -913,7 +1038,12 @@ def _copy_into(slot: Slot, i: int, array: Array | None) -> Any:
     if array is None:
         return None
     old, dtype = slot[i], array.dtype.newbyteorder("=")
-    if old is None or old.dtype != dtype or old.shape[1:] != array.shape[1:] or len(old) < len(array):
+    if (
+        old is None
+        or old.dtype != dtype
+        or old.shape[1:] != array.shape[1:]
+        or len(old) < len(array)
+    ):
         slot[i] = old = np.empty(array.shape, dtype)
     old[: len(array)] = array
     return slot[i][: len(array)]
@@ -922,7 +1052,9 @@ def _copy_into(slot: Slot, i: int, array: Array | None) -> Any:
 # -- the door ------------------------------------------------------------------------------------------------------------
 
 
-def open_stream(X: Any, Y: Any = None, sample_weight: Any = None, dtype: DTypeLike = np.float64) -> Stream | None:
+def open_stream(
+    X: Any, Y: Any = None, sample_weight: Any = None, dtype: DTypeLike = np.float64
+) -> Stream | None:
     """The stream of what is read block by block; None for arrays in memory, of whatever library.
 
     Args:
@@ -939,7 +1071,9 @@ def open_stream(X: Any, Y: Any = None, sample_weight: Any = None, dtype: DTypeLi
         if Y is None:
             raise ValueError(f"Y is missing: X ({type(X).__name__}) holds no targets")
         return RowStream(_Slices(X, Y, sample_weight), dtype)
-    known = Y is not None and (isinstance(X, Sequence) or hasattr(X, "__array__"))  # what NumPy makes an array of
+    known = Y is not None and (
+        isinstance(X, Sequence) or hasattr(X, "__array__")
+    )  # what NumPy makes an array of
     if known or _in_memory(X) or isinstance(X, str | bytes | Mapping):
         return None
     if not (isinstance(X, Parquet) or callable(X) or hasattr(X, "__iter__")):

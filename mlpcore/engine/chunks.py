@@ -140,8 +140,22 @@ class Chunk:
         objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array, J: Array,
         repeats: Sequence[bool], x: Input | None = None,
     ) -> None:  # fmt: skip
-        self.ops, self.W, self.b, self.activations, self.objective = ops, W, b, activations, objective
-        self.dW, self.db, self.buffers, self.scale, self.J, self.repeats, self.x = dW, db, buffers, scale, J, repeats, x
+        self.ops, self.W, self.b, self.activations, self.objective = (
+            ops,
+            W,
+            b,
+            activations,
+            objective,
+        )
+        self.dW, self.db, self.buffers, self.scale, self.J, self.repeats, self.x = (
+            dW,
+            db,
+            buffers,
+            scale,
+            J,
+            repeats,
+            x,
+        )
         ops.use(buffers)
         if "column weights" in buffers:
             columns = buffers["column weights"]
@@ -170,9 +184,15 @@ class Chunk:
         G: list[Array] = [None]
         for l in range(1, L + 1):
             last = matched and l == L
-            S.append(self.rows(f"S[{l}]", rows) if f"S[{l}]" in self.buffers else self.rows(f"Z[{l}]", rows))
+            S.append(
+                self.rows(f"S[{l}]", rows)
+                if f"S[{l}]" in self.buffers
+                else self.rows(f"Z[{l}]", rows)
+            )
             Z.append(S[l] if last or f"S[{l}]" not in self.buffers else self.rows(f"Z[{l}]", rows))
-            G.append(None if last else self.buffers["G"][: rows * Z[l].shape[1]].reshape(Z[l].shape))
+            G.append(
+                None if last else self.buffers["G"][: rows * Z[l].shape[1]].reshape(Z[l].shape)
+            )
         target = Z[L] if matched else G[L]
         db = self.db[L] if matched else None
         if what in ("step", "forward"):
@@ -182,7 +202,19 @@ class Chunk:
             Y, k = self.targets(rows, weighted)
             self.ops.loss(Z[L], Y, k, self.objective, target, db, self.J, accumulate)
         if what == "step":
-            backprop.backward(self.ops, self.W, activations, S, Z, G, Z, self.dW, self.db, self.repeats, accumulate)
+            backprop.backward(
+                self.ops,
+                self.W,
+                activations,
+                S,
+                Z,
+                G,
+                Z,
+                self.dW,
+                self.db,
+                self.repeats,
+                accumulate,
+            )
 
 
 class Worker(Chunk):
@@ -200,7 +232,9 @@ class Worker(Chunk):
     ) -> None:  # fmt: skip
         self.input = Input()
         J = ops.xp.zeros((), np.float64)
-        super().__init__(ops, W, b, activations, objective, dW, db, buffers, scale, J, repeats, self.input)
+        super().__init__(
+            ops, W, b, activations, objective, dW, db, buffers, scale, J, repeats, self.input
+        )
         self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
 
     def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:
@@ -243,7 +277,9 @@ class Worker(Chunk):
     def _recorded(self, what: str, rows: int, weighted: bool, accumulate: bool) -> Recording:
         key = what, rows, weighted, accumulate
         if key not in self.recordings:
-            self.recordings[key] = self.ops.record(lambda: self.run(what, rows, weighted, accumulate))
+            self.recordings[key] = self.ops.record(
+                lambda: self.run(what, rows, weighted, accumulate)
+            )
             if len(self.recordings) > SHAPES:
                 self.recordings.popitem(last=False)
         self.recordings.move_to_end(key)

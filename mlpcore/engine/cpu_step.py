@@ -66,7 +66,9 @@ class Update:
         if self.rate != 1 and "rate" in values:
             values["rate"] *= self.rate
         if self.missed and "t" in values:
-            values["t"] = max(1.0, values["t"] - self.missed)  # somebody may have set the count back
+            values["t"] = max(
+                1.0, values["t"] - self.missed
+            )  # somebody may have set the count back
         if values != self.values:
             self.values = None  # an interrupt may leave some of the old ones
             for key, value in self.program.fold(values).items():
@@ -77,9 +79,13 @@ class Update:
         """Return whether a number that the pass would write is not finite; nothing is written."""
         size = self.vectors["w"].size
         for start in range(0, size, TRIED):
-            copies = {name: vector[start : start + TRIED].copy() for name, vector in self.vectors.items()}
+            copies = {
+                name: vector[start : start + TRIED].copy() for name, vector in self.vectors.items()
+            }
             ops.map(self.program, copies, self.scalars)
-            if not all(bool(ops.xp.isfinite(copy).all()) for name, copy in copies.items() if name != "g"):
+            if not all(
+                bool(ops.xp.isfinite(copy).all()) for name, copy in copies.items() if name != "g"
+            ):
                 return True
         return False
 
@@ -128,30 +134,50 @@ class Step(PlannedStep):
         here = self.ops.xp is np
         self.threads = blas.threads() if here else 1
         self._most_threads = blas.most() if here else 1  # of BLAS by itself
-        self.lanes = self.threads if layout.size >= LANE_ENTRIES else 1  # that the optimizer's pass is cut into
+        self.lanes = (
+            self.threads if layout.size >= LANE_ENTRIES else 1
+        )  # that the optimizer's pass is cut into
         self._largest = max(a * b for a, b in itertools.pairwise(layout.sizes))
         self._in_cache = layout.size * np.dtype(self.dtype).itemsize <= planning.CACHE
         self.workers: list[Worker] = []
-        self.additions: list[list[EagerRecording]] = []  # of each further worker's gradient, lane by lane
+        self.additions: list[
+            list[EagerRecording]
+        ] = []  # of each further worker's gradient, lane by lane
         self.penalty: Update | None = None
         self.lane_ops = [new_ops() for _ in range(self.lanes)]
         self._threads: tuple[int, Threads] | None = None  # and the process that it belongs to
         dtype = np.finfo(self.dtype)
-        self._halves = float(dtype.max) * float(dtype.eps) / 512  # what the largest number swallows, 128 times over
+        self._halves = (
+            float(dtype.max) * float(dtype.eps) / 512
+        )  # what the largest number swallows, 128 times over
         self._roots = math.sqrt(float(dtype.max)) / 2  # a square of it, kept as a mean, is finite
-        self._proved: tuple[dict[str, float], float] = {}, -1.0  # settings and the largest rate that cannot overflow
-        self._floor = 2 * math.sqrt(float(dtype.tiny))  # a bound of what is lost where squares are 0
+        self._proved: tuple[dict[str, float], float] = (
+            {},
+            -1.0,
+        )  # settings and the largest rate that cannot overflow
+        self._floor = 2 * math.sqrt(
+            float(dtype.tiny)
+        )  # a bound of what is lost where squares are 0
 
     # -- the plan --
 
     def _state_buffers(self) -> list[Buffer]:
         (registers,) = self.ops.map_scratch(self._program(), self.layout.size, self.dtype)
-        return self._vectors() + [registers._replace(name=f"registers {lane}") for lane in range(self.lanes)]
+        return self._vectors() + [
+            registers._replace(name=f"registers {lane}") for lane in range(self.lanes)
+        ]
 
     def _workspace(self, rows: int, workers: int, batch_rows: int, inputs: Inputs) -> Parts:
         accumulates = rows * workers < batch_rows
         buffers = planning.chunk_buffers(
-            self.ops, self.layout, self.dtype, self.activations, self.objective, inputs, rows, accumulates
+            self.ops,
+            self.layout,
+            self.dtype,
+            self.activations,
+            self.objective,
+            inputs,
+            rows,
+            accumulates,
         )
         parts: Parts = {"workspace": buffers}
         for i in range(1, workers):
@@ -164,7 +190,9 @@ class Step(PlannedStep):
             return planning.part_bytes(self._workspace(rows, 1, batch_rows, inputs)["workspace"])
 
         itemsize = np.dtype(self.dtype).itemsize
-        rows = self.settings.chunk_rows or planning.choose_rows(workspace, self.layout, itemsize, batch_rows)
+        rows = self.settings.chunk_rows or planning.choose_rows(
+            workspace, self.layout, itemsize, batch_rows
+        )
         workers = min(batch_rows, self.settings.workers or self._choose_workers(batch_rows))
         return min(rows, -(-batch_rows // workers)), workers
 
@@ -194,13 +222,16 @@ class Step(PlannedStep):
         self.gradient = self.state.pop("gradient")
         for lane, ops in enumerate(self.lane_ops):
             ops.use({"registers": self.state.pop(f"registers {lane}")})
-        self.lane_gradients = [self.gradient[begin:end] for begin, end in itertools.pairwise(self._lane_edges())]
+        self.lane_gradients = [
+            self.gradient[begin:end] for begin, end in itertools.pairwise(self._lane_edges())
+        ]
         self.by_layer = dict(self.optimizer.layers)
         self.penalty, self.updates = None, self._record_updates()
         self._proved = {}, -1.0
         edges = [*itertools.pairwise(self._lane_edges())]
         self._frozen = [
-            [self.gradient[max(begin, x.start) : max(begin, min(end, x.stop))] for x in self.frozen] for begin, end in edges
+            [self.gradient[max(begin, x.start) : max(begin, min(end, x.stop))] for x in self.frozen]
+            for begin, end in edges
         ]
         self.rule = self.optimizer.row
         self._plans.clear()
@@ -242,7 +273,18 @@ class Step(PlannedStep):
             self.additions.append(self._record_lanes(sum_, {"g": self.gradient, "h": gradient}, {}))
         dW, db = self.layout.views(gradient)
         activations = self._bound(gradient)
-        worker = Worker(ops, self.W, self.b, activations, self.objective, dW, db, arrays, self.scale, self.layout.repeats)
+        worker = Worker(
+            ops,
+            self.W,
+            self.b,
+            activations,
+            self.objective,
+            dW,
+            db,
+            arrays,
+            self.scale,
+            self.layout.repeats,
+        )
         self.workers.append(worker)
 
     # -- the step --
@@ -279,7 +321,9 @@ class Step(PlannedStep):
         for worker in self.workers:
             worker.ops.step = number
 
-    def _loss_and_gradient(self, batch: Batch, plan: Plan, pool: Threads | None) -> tuple[float, float]:
+    def _loss_and_gradient(
+        self, batch: Batch, plan: Plan, pool: Threads | None
+    ) -> tuple[float, float]:
         """J, and the squared norm of its gradient."""
         self.set_scale(batch)
         self._set_penalty()
@@ -315,7 +359,9 @@ class Step(PlannedStep):
             return
         largest = float(np.finfo(self.dtype).max)
         if not 1 / largest < weight < largest:
-            raise ValueError(f"sample_weight sums to {weight:g}, out of the range of {self.dtype}: rescale the weights")
+            raise ValueError(
+                f"sample_weight sums to {weight:g}, out of the range of {self.dtype}: rescale the weights"
+            )
         self._weight = None  # an interrupt may come before the new one is noted
         self.scale[...] = 1 / weight
         self._weight = weight
@@ -338,7 +384,9 @@ class Step(PlannedStep):
             self._threads = os.getpid(), Threads(max(1, self.threads - 1, len(self.workers) - 1))
         return self._threads[1]
 
-    def _forward_loss_backward(self, batch: Batch, shares: list[list[tuple[int, int]]], pool: Threads | None) -> None:
+    def _forward_loss_backward(
+        self, batch: Batch, shares: list[list[tuple[int, int]]], pool: Threads | None
+    ) -> None:
         """Each worker's share of the chunks, side by side, or one after the other without a pool."""
         if pool is None:
             for worker, chunks in zip(self.workers, shares, strict=False):
@@ -357,7 +405,9 @@ class Step(PlannedStep):
         jobs = [functools.partial(ops.quietly, do, lane) for lane, ops in enumerate(self.lane_ops)]
         return self._side_by_side(jobs[0], jobs[1:], pool)
 
-    def _side_by_side(self, here: Callable[[], T], there: Sequence[Callable[[], T]], pool: Threads) -> list[T]:
+    def _side_by_side(
+        self, here: Callable[[], T], there: Sequence[Callable[[], T]], pool: Threads
+    ) -> list[T]:
         """What the jobs return, the first done by this thread, the others by those of the pool. All have ended when it ends."""
         ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         found, errors = dict[int, T](), list[BaseException]()
@@ -380,7 +430,9 @@ class Step(PlannedStep):
             first = here()
             for _ in numbers:
                 ended.get()
-        except BaseException:  # an interrupt, say: no thread may go on writing into the next step's arrays
+        except (
+            BaseException
+        ):  # an interrupt, say: no thread may go on writing into the next step's arrays
             left.append(True)
             self._drop_workspace()
             while len(over) < len(sent):
@@ -403,7 +455,9 @@ class Step(PlannedStep):
         for part in self._frozen[lane]:
             part[...] = 0
         gradient = self.lane_gradients[lane]
-        if self.settings.clip_norm is None and math.isfinite(squares := float(self.ops.xp.dot(gradient, gradient))):
+        if self.settings.clip_norm is None and math.isfinite(
+            squares := float(self.ops.xp.dot(gradient, gradient))
+        ):
             return squares
         return self.lane_ops[lane].sum_squares(gradient)
 
@@ -413,7 +467,9 @@ class Step(PlannedStep):
         if not l1 and not l2:
             return 0.0
         w = self.parameters[: self.layout.weights]
-        return (l1 * self.ops.sum_abs(w) if l1 else 0.0) + (0.5 * l2 * self.ops.sum_squares(w) if l2 else 0.0)
+        return (l1 * self.ops.sum_abs(w) if l1 else 0.0) + (
+            0.5 * l2 * self.ops.sum_squares(w) if l2 else 0.0
+        )
 
     def apply(self, gradient: Array, progress: Progress) -> None:
         """One update by a gradient of the caller's, flat, which is not written to."""
@@ -444,7 +500,9 @@ class Step(PlannedStep):
         largest = 2 * norm + self._floor
         if self.by_layer:  # the largest of each
             values["rate"] = rate * max((update.rate for update in self.updates), default=0.0)
-            values["decay"] = max([values["decay"], *(update.decay or 0.0 for update in self.updates)])
+            values["decay"] = max(
+                [values["decay"], *(update.decay or 0.0 for update in self.updates)]
+            )
         certain, reach = self._excludes_overflow(values, largest)
         if not certain and any(update.overflows(self.lane_ops[0]) for update in self.updates):
             return self._leave_out("the update is not finite", progress, rate)
@@ -466,7 +524,10 @@ class Step(PlannedStep):
             (setattr, progress, "step", step), (setattr, self, "done", step - progress.skipped),
             (setattr, self, "reach", reach), (setattr, self, "rate", rate), (setattr, self, "torn", 0),
         ]  # fmt: skip
-        calls = [[call for update in self.updates for call in update.lanes[lane].calls] for lane in range(self.lanes)]
+        calls = [
+            [call for update in self.updates for call in update.lanes[lane].calls]
+            for lane in range(self.lanes)
+        ]
         if pool is None:
             make([begin, *itertools.chain(*calls), *end])
             return
@@ -507,7 +568,11 @@ class Step(PlannedStep):
     def _norm(self) -> float:
         """Return the gradient's norm where the squares overflow, or what is not finite in it."""
         largest = float(abs(self.gradient).max())
-        return largest * math.sqrt(self.ops.sum_squares(self.gradient / largest)) if math.isfinite(largest) else largest
+        return (
+            largest * math.sqrt(self.ops.sum_squares(self.gradient / largest))
+            if math.isfinite(largest)
+            else largest
+        )
 
     def _leave_out(self, what: str, progress: Progress, rate: float) -> None:
         """Count a step that changes nothing, or raise it as a NonFiniteLoss."""
@@ -535,7 +600,9 @@ class Step(PlannedStep):
         """A pass over a part of flat vectors, recorded lane by lane. An entry is in the same lane in every pass."""
         start, stop, _ = part.indices(self.layout.size)
         recordings = []
-        for ops, (begin, end) in zip(self.lane_ops, itertools.pairwise(self._lane_edges()), strict=True):
+        for ops, (begin, end) in zip(
+            self.lane_ops, itertools.pairwise(self._lane_edges()), strict=True
+        ):
             lane = slice(max(start, begin), max(start, begin, min(stop, end)))
             arrays = {name: vector[lane] for name, vector in vectors.items()}
             recordings.append(ops.record(functools.partial(ops.map, compiled, arrays, scalars)))
@@ -546,9 +613,15 @@ class Step(PlannedStep):
         if not self.settings.l1 and not self.settings.l2:
             self.penalty = None
             return
-        values = {key: value for key, value in (("l2", self.settings.l2), ("l1", self.settings.l1)) if value}
+        values = {
+            key: value
+            for key, value in (("l2", self.settings.l2), ("l1", self.settings.l1))
+            if value
+        }
         if self.penalty is None or set(self.penalty.program.reads) != set(values):
-            compiled = program(f"g = {' + '.join(['g', *self.settings.penalty_terms])}", frozenset({"l1", "l2"}))
+            compiled = program(
+                f"g = {' + '.join(['g', *self.settings.penalty_terms])}", frozenset({"l1", "l2"})
+            )
             scalars = {key: self.ops.xp.zeros((), self.dtype) for key in compiled.folded}
             vectors = {"g": self.gradient, "w": self.parameters}
             lanes = self._record_lanes(compiled, vectors, scalars, slice(self.layout.weights))
@@ -569,7 +642,17 @@ class Step(PlannedStep):
             scalars = {key: self.ops.xp.zeros((), self.dtype) for key in compiled.folded}
             lanes = self._record_lanes(compiled, vectors, scalars, part)
             parts = {name: vector[part] for name, vector in vectors.items()}
-            updates.append(Update(compiled, parts, scalars, lanes, segment.layer.rate, segment.decay, segment.missed))
+            updates.append(
+                Update(
+                    compiled,
+                    parts,
+                    scalars,
+                    lanes,
+                    segment.layer.rate,
+                    segment.decay,
+                    segment.missed,
+                )
+            )
         return updates
 
 
@@ -578,6 +661,9 @@ def weight_of(batch: Batch) -> float:
     if batch.weights is None:
         return float(batch.size)
     cuts = [slice(i, i + 2048) for i in range(0, batch.size, 2048)]
-    pieces = (batch.weights[part] if batch.rows is None else batch.weights.take(batch.rows[part]) for part in cuts)
+    pieces = (
+        batch.weights[part] if batch.rows is None else batch.weights.take(batch.rows[part])
+        for part in cuts
+    )
     with np.errstate(over="ignore"):  # of a sum that is then refused
         return sum(float(w.astype(np.float64).sum()) for w in pieces)

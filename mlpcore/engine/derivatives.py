@@ -156,7 +156,10 @@ class _Pass:
         objective: loss_sheet.Objective | None = None,
     ) -> None:  # fmt: skip
         self.net, self.X, self.L, self.objective = net, X, net.layout.layers, objective
-        self.xp, self.ops = devices.module(net.device), devices.operations(net.device, deterministic=True)()
+        self.xp, self.ops = (
+            devices.module(net.device),
+            devices.operations(net.device, deterministic=True)(),
+        )
         self.matched = objective is not None and objective.matched
         self.activations = list(bind(net.activations, net.store.a))
         if self.matched:
@@ -165,7 +168,9 @@ class _Pass:
         if size.chunk_rows is not None:
             rows = values.positive_integer(size.chunk_rows, "chunk_rows")
         elif net.device == "cpu":
-            rows = planning.choose_rows(lambda m: planning.part_bytes(self._buffers(m, keeps)), net.layout, itemsize, len(X))
+            rows = planning.choose_rows(
+                lambda m: planning.part_bytes(self._buffers(m, keeps)), net.layout, itemsize, len(X)
+            )
         else:
             rows = max(1, CUDA_BYTES // (planning.part_bytes(self._buffers(1024, keeps)) // 1024))
         curved = keeps == 2
@@ -195,7 +200,11 @@ class _Pass:
     def _buffers(self, rows: int, keeps: int) -> list[Buffer]:
         """The arrays of chunks of `rows` rows. Without a backward pass two layers at a time are enough."""
         sizes, dtype, wide = self.net.sizes, self.net.dtype.name, max(self.net.sizes)
-        shapes: dict[str, tuple[int, ...]] = {"X": (rows, sizes[0]), "dX": (rows, sizes[0]), "top": (rows, sizes[-1])}
+        shapes: dict[str, tuple[int, ...]] = {
+            "X": (rows, sizes[0]),
+            "dX": (rows, sizes[0]),
+            "top": (rows, sizes[-1]),
+        }
         for l in range(1, self.L + 1) if keeps else (0, 1):
             n = sizes[l] if keeps else wide
             shapes[f"Z[{l}]"] = (rows, n)
@@ -206,7 +215,12 @@ class _Pass:
         if keeps < 2:
             shapes |= {"dZ[0]": (rows, wide), "dZ[1]": (rows, wide)}
         if keeps:
-            shapes |= {"G": (rows * wide,), "H": (rows * wide,), "ones": (rows,), "db of a chunk": (wide,)}
+            shapes |= {
+                "G": (rows * wide,),
+                "H": (rows * wide,),
+                "ones": (rows,),
+                "db of a chunk": (wide,),
+            }
         largest = max(rows * wide, *(a * b for a, b in itertools.pairwise(sizes)))
         shapes["dW of a chunk"] = (largest if keeps else rows * wide,)
         return [Buffer(name, shape, dtype, "of a chunk") for name, shape in shapes.items()]
@@ -259,7 +273,9 @@ class _Pass:
         S, Z, dS, dZ = self.of(m)
         dZ[0] = dZ[0] if moved else None
         dW, db, da = along or (None, None, None)
-        differentials.forward(self.ops, self.net.store.W, self.net.store.b, self.activations, S, Z, dW, db, dS, dZ, da)
+        differentials.forward(
+            self.ops, self.net.store.W, self.net.store.b, self.activations, S, Z, dW, db, dS, dZ, da
+        )
 
     def output(self, m: int) -> Array:
         """Z[L] of the chunk, S[L] if the loss reads that."""
@@ -279,7 +295,9 @@ class _Pass:
         assert objective is not None
         if objective.loss.rowwise:
             self.ops.bias_activation(x, None, SOFTMAX, P := self.xp.empty_like(x))
-            apart = dx - dx[self.xp.arange(m), x.argmax(axis=1)][:, None]  # the same to softmax, and 1 - P keeps its digits
+            apart = (
+                dx - dx[self.xp.arange(m), x.argmax(axis=1)][:, None]
+            )  # the same to softmax, and 1 - P keeps its digits
             self.ops.activation_gradient(apart, P, P, SOFTMAX, into, None)
             mixes = objective.loss.mixes(Y.ndim == 1)
             t = mixed(objective.loss, Y, x.shape[1], x.dtype, self.xp) if mixes else Y
@@ -326,9 +344,13 @@ class _Gradient:
         S, Z, _, _ = work.of(m)
         D = [*Z[:-1], Z[-1] if D_top is None else D_top]
         if D_top is not None:
-            work.ops.activation_gradient(D_top, D_top, D_top, IDENTITY, D_top, self.b[-1], self.begun)
+            work.ops.activation_gradient(
+                D_top, D_top, D_top, IDENTITY, D_top, self.b[-1], self.begun
+            )
         repeats, begun = net.layout.repeats, self.begun
-        backprop.backward(work.ops, net.store.W, self.activations, S, Z, G, D, self.W, self.b, repeats, begun)
+        backprop.backward(
+            work.ops, net.store.W, self.activations, S, Z, G, D, self.W, self.b, repeats, begun
+        )
         self.begun = True
 
     def add_second(
@@ -350,7 +372,9 @@ class _Gradient:
 class _Targets:
     """Checked Y and weights of the rows, and the loss on top of a network."""
 
-    def __init__(self, net: MLP, rows: int, Y: ArrayLike, loss: Any, sample_weight: ArrayLike | None) -> None:
+    def __init__(
+        self, net: MLP, rows: int, Y: ArrayLike, loss: Any, sample_weight: ArrayLike | None
+    ) -> None:
         adopt, last = devices.adopter(net.device), net.activations[-1]
         assert last is not None
         self.net, self.loss = net, loss_sheet.resolve(loss)
@@ -358,7 +382,10 @@ class _Targets:
         self.Y, self.classes = arrays.target(Y, rows, net.sizes[-1], self.loss, adopt=adopt)
         self.weights = arrays.weights(sample_weight, rows, adopt=adopt)
         if self.loss.class_weight is not None:
-            Y_, w = (None if x is None else devices.to_device(net.device, x) for x in (self.Y, self.weights))
+            Y_, w = (
+                None if x is None else devices.to_device(net.device, x)
+                for x in (self.Y, self.weights)
+            )
             xp = devices.module(net.device)
             self.weights = weighed(self.loss, Y_, w, net.dtype, xp)
         by_class = Buffer("row weights", (rows,), net.dtype.name, "by class, times sample_weight")
@@ -402,7 +429,9 @@ def vjp(
     source = _rows(net, X, net.sizes[0], "X")
     given = _rows(net, V, net.sizes[-1], "V", len(source))
     if (dX is None) != (dV is None):
-        raise ValueError(f"dX and dV go together, for ⟨dV, dZ⟩ with dZ = (∂Z/∂X) dX; {'dV' if dV is None else 'dX'} is missing")
+        raise ValueError(
+            f"dX and dV go together, for ⟨dV, dZ⟩ with dZ = (∂Z/∂X) dX; {'dV' if dV is None else 'dX'} is missing"
+        )
     along = None if dX is None else _rows(net, dX, net.sizes[0], "dX", len(source))
     weigh = None if dV is None else _rows(net, dV, net.sizes[-1], "dV", len(source))
     result = _result(net, source, net.sizes[0], "gradient by X")
@@ -466,10 +495,14 @@ def _vector(net: MLP, value: Any, name: str) -> tuple[Array, list[Buffer]]:
     Raises:
         TypeError, ValueError: names the argument.
     """
-    flat = value if hasattr(value, "dtype") else getattr(value, "flat", value)  # arrays have a flat of their own
+    flat = (
+        value if hasattr(value, "dtype") else getattr(value, "flat", value)
+    )  # arrays have a flat of their own
     array = arrays.numeric(flat, name, devices.adopter(net.device))
     if array.shape != (net.layout.size,):
-        raise ValueError(f"{name} must have shape ({net.layout.size},), laid out as net.parameters; got {array.shape}")
+        raise ValueError(
+            f"{name} must have shape ({net.layout.size},), laid out as net.parameters; got {array.shape}"
+        )
     moved = _moved(net, array, net.dtype)
     copy = Buffer(name, moved.shape, net.dtype.name, "a copy of the direction")
     return moved, [] if moved is array else [copy]

@@ -38,7 +38,9 @@ class StepResults:
     def read(self, first: int, count: int) -> list[list[float]]:
         """Return rows of steps that have been launched; wait for them, and fetch all others too."""
         if not self.has(first, count):
-            self._fetched += self.device.to_host(self.array[len(self._fetched) : self.asked]).tolist()
+            self._fetched += self.device.to_host(
+                self.array[len(self._fetched) : self.asked]
+            ).tolist()
         return self._fetched[first : first + count]
 
 
@@ -47,7 +49,9 @@ class Reader(Protocol):
 
     device: Device
 
-    def read_results(self, results: StepResults, first: int, count: int, progress: Progress) -> list[list[float]]:
+    def read_results(
+        self, results: StepResults, first: int, count: int, progress: Progress
+    ) -> list[list[float]]:
         """Return rows of results, or raise the fault that one of them tells of."""
 
 
@@ -59,7 +63,9 @@ class DeviceLoss:
 
     __slots__ = ("_count", "_first", "_progress", "_results", "_step")
 
-    def __init__(self, step: Reader, results: StepResults, first: int, count: int, progress: Progress):
+    def __init__(
+        self, step: Reader, results: StepResults, first: int, count: int, progress: Progress
+    ):
         self._step, self._results, self._first = step, results, first
         self._count, self._progress = count, progress
 

@@ -43,7 +43,10 @@ from mlpcore.engine.workspace import Parts, PlannedStep, Settings, log
 
 UNROLLED = 64  # chunks that one graph holds
 CHUNK_BYTES = 32 << 20  # of a chunk's arrays: most of an H200's L2
-NARROW, NARROW_BYTES = 128, 256 << 20  # layers up to this width: kernels so short that their number counts
+NARROW, NARROW_BYTES = (
+    128,
+    256 << 20,
+)  # layers up to this width: kernels so short that their number counts
 NARROWEST, WIDEST = 8192, 1 << 18  # rows of a chunk when chosen by itself
 NODES = 2048  # that a graph of several steps holds, counted from above
 WORTHWHILE = 1e11  # operations of a step from which launching it by itself costs nothing
@@ -69,7 +72,9 @@ class SlotChunk(Chunk):
     def __init__(self, inputs: Inputs, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._targets = SlotRows(np.dtype(inputs.y_dtype).name, inputs.classes)
-        self._weights = SlotRows(np.dtype(inputs.w_dtype).name, scale=self.scale) if inputs.w_dtype else None
+        self._weights = (
+            SlotRows(np.dtype(inputs.w_dtype).name, scale=self.scale) if inputs.w_dtype else None
+        )
 
     def targets(self, rows: int, weighted: bool) -> tuple[Any, Any]:
         """Return Y and the row weights over the batch's weight, as `ops.loss` takes them."""
@@ -95,15 +100,21 @@ class GraphStep(PlannedStep):
     ) -> None:  # fmt: skip
         super().__init__(layout, store, activations, objective, optimizer, settings, new_ops)
         self.device = device
-        self.lock = threading.RLock()  # held while a step is launched, and while its results are read
-        self.layers = precision if precision in ("float16", "bfloat16") else self.dtype  # dtype of Z, S, G, D
+        self.lock = (
+            threading.RLock()
+        )  # held while a step is launched, and while its results are read
+        self.layers = (
+            precision if precision in ("float16", "bfloat16") else self.dtype
+        )  # dtype of Z, S, G, D
         self.scaled = precision == "float16"
         self.low: Array | None = None
         self.chunk: Chunk | None = None
         self.staging: Staging | None = None
         self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
         self._results: StepResults | None = None
-        self._values: tuple[dict[str, Any], Settings] | None = None  # that the slot's scalars were set from
+        self._values: tuple[dict[str, Any], Settings] | None = (
+            None  # that the slot's scalars were set from
+        )
         self._penalties = self._penalised()
         self._fresh = True  # whether the device's update count is still to be set
         self._stream: object = None  # of the last step
@@ -131,7 +142,9 @@ class GraphStep(PlannedStep):
     def _state_buffers(self) -> list[Buffer]:
         size, buffers = self.layout.size, self._vectors()
         if self.layers != self.dtype:
-            buffers.append(Buffer("low-precision parameters", (size,), self.layers, "what the products read"))
+            buffers.append(
+                Buffer("low-precision parameters", (size,), self.layers, "what the products read")
+            )
         return buffers + self._kernels().buffers()
 
     def _unrolled(self, rows: int, batch_rows: int) -> bool:
@@ -140,7 +153,14 @@ class GraphStep(PlannedStep):
     def _workspace(self, rows: int, workers: int, batch_rows: int, inputs: Inputs) -> Parts:
         parts: Parts = {
             "workspace": planning.chunk_buffers(
-                self.ops, self.layout, self.layers, self.activations, self.objective, inputs, rows, rows < batch_rows
+                self.ops,
+                self.layout,
+                self.layers,
+                self.activations,
+                self.objective,
+                inputs,
+                rows,
+                rows < batch_rows,
             )
         }
         if inputs.host:
@@ -151,7 +171,10 @@ class GraphStep(PlannedStep):
     def _choose(self, batch_rows: int, inputs: Inputs) -> tuple[int, int]:
         rows = self.settings.chunk_rows
         if rows is None:
-            fixed, much = (planning.part_bytes(self._workspace(n, 1, n, inputs)["workspace"]) for n in (1, 1025))
+            fixed, much = (
+                planning.part_bytes(self._workspace(n, 1, n, inputs)["workspace"])
+                for n in (1, 1025)
+            )
             most = NARROW_BYTES if max(self.layout.sizes[1:]) <= NARROW else CHUNK_BYTES
             rows = max(NARROWEST, min(WIDEST, most * 1024 // max(1, much - fixed)))
         return min(rows, batch_rows), 1
@@ -202,12 +225,22 @@ class GraphStep(PlannedStep):
         if not self.rule:
             return {}
         with self.device.lock:  # another trainer's thread may be choosing
-            algorithms = [[*dataclasses.astuple(p), a.hex()] for p, a in self.ops.algorithms.chosen.items()]
-            fused = [[*dataclasses.astuple(p), pays] for p, pays in self.ops.algorithms.fused.items()]
-        facts: dict[str, Any] = {"library": self.device.library, "algorithms": algorithms, "fused": fused}
+            algorithms = [
+                [*dataclasses.astuple(p), a.hex()] for p, a in self.ops.algorithms.chosen.items()
+            ]
+            fused = [
+                [*dataclasses.astuple(p), pays] for p, pays in self.ops.algorithms.fused.items()
+            ]
+        facts: dict[str, Any] = {
+            "library": self.device.library,
+            "algorithms": algorithms,
+            "fused": fused,
+        }
         if not self._fresh:
             control = self.kernels.read_control()
-            facts["control"] = {name: control[name].item() for name in cuda_slot.CONTROL.names or ()}
+            facts["control"] = {
+                name: control[name].item() for name in cuda_slot.CONTROL.names or ()
+            }
         return facts
 
     def _count(self) -> int:
@@ -225,11 +258,19 @@ class GraphStep(PlannedStep):
         if "library" not in facts:  # saved on a CPU
             return
         if facts["library"] != self.device.library:
-            log.warning("saved with %s, goes on with %s: not equal to the bit", facts["library"], self.device.library)
+            log.warning(
+                "saved with %s, goes on with %s: not equal to the bit",
+                facts["library"],
+                self.device.library,
+            )
             return
         with self.device.lock:
-            self.ops.algorithms.chosen |= {Product(*fields): bytes.fromhex(text) for *fields, text in facts["algorithms"]}
-            self.ops.algorithms.fused |= {Product(*fields): pays for *fields, pays in facts["fused"]}
+            self.ops.algorithms.chosen |= {
+                Product(*fields): bytes.fromhex(text) for *fields, text in facts["algorithms"]
+            }
+            self.ops.algorithms.fused |= {
+                Product(*fields): pays for *fields, pays in facts["fused"]
+            }
 
     def _first_chunk(self) -> Chunk:
         return self._arrays()
@@ -260,7 +301,9 @@ class GraphStep(PlannedStep):
         self.state.clear()
         self.state = planning.allocate(self.ops, buffers)
         self.kernels = self._kernels()
-        self.kernels.use({buffer.name: self.state.pop(buffer.name) for buffer in self.kernels.buffers()})
+        self.kernels.use(
+            {buffer.name: self.state.pop(buffer.name) for buffer in self.kernels.buffers()}
+        )
         if before is not None:
             self.kernels.write_control(before)
         self.low = self.state.pop("low-precision parameters", None)
@@ -276,7 +319,12 @@ class GraphStep(PlannedStep):
     def _allocate(self, plan: Plan, inputs: Inputs) -> None:
         buffers = planning.allocate(self.ops, plan.parts["workspace"])
         for i, (name, array) in enumerate(buffers.items()):
-            if name[0] in "XSZG" and array.dtype.kind in "fu" and array.ndim and array.dtype.itemsize > 1:
+            if (
+                name[0] in "XSZG"
+                and array.dtype.kind in "fu"
+                and array.ndim
+                and array.dtype.itemsize > 1
+            ):
                 self.kernels.randomize(array, i)
         W = self.W if self.low is None else self.layout.views(self.low)[0]
         scale, J = self.kernels.scalar(Scalar.SCALE), self.kernels.scalar(Scalar.LOSS)
@@ -333,7 +381,13 @@ class GraphStep(PlannedStep):
             self._set_rates(progress, batch.steps)
             self.J = J = DeviceLoss(self, results, first, batch.steps, progress)
             self._progress, self._uncounted = progress, True
-            self._launch("step", batch, plan, progress.step + 1, results.address + device_loss.ROW_BYTES * first)
+            self._launch(
+                "step",
+                batch,
+                plan,
+                progress.step + 1,
+                results.address + device_loss.ROW_BYTES * first,
+            )
             J.ask()
             progress.step, self._uncounted = progress.step + batch.steps, False
             self.store.writer = self
@@ -389,7 +443,9 @@ class GraphStep(PlannedStep):
         optimizer = self.optimizer
         if self._varies():
             return [optimizer.scalars(progress)["rate"]] * count
-        if type(optimizer).rate is Optimizer.rate and not isinstance(optimizer.learning_rate, Schedule):
+        if type(optimizer).rate is Optimizer.rate and not isinstance(
+            optimizer.learning_rate, Schedule
+        ):
             return [float(optimizer.learning_rate)] * count
         ahead, rates = dataclasses.replace(progress), []
         for _ in range(count):
@@ -407,11 +463,15 @@ class GraphStep(PlannedStep):
             self.gradient /= self.kernels.scalar(Scalar.GAIN)
         if terms := self.settings.penalty_terms:  # as in the update, to the bit
             penalty = program(f"g = {' + '.join(['g', *terms])}", frozenset({"l1", "l2"}))
-            scalars = {key: np.float64(value) for key, value in penalty.fold({"l1": l1, "l2": l2}).items()}
+            scalars = {
+                key: np.float64(value) for key, value in penalty.fold({"l1": l1, "l2": l2}).items()
+            }
             self.ops.map(penalty, {"w": weights, "g": self.gradient[:n]}, scalars)
         for part in self.frozen:
             self.gradient[part.start : part.stop] = 0
-        return self._loss() + l1 * self.ops.sum_abs(weights) + 0.5 * l2 * self.ops.sum_squares(weights)
+        return (
+            self._loss() + l1 * self.ops.sum_abs(weights) + 0.5 * l2 * self.ops.sum_squares(weights)
+        )
 
     @_guarded
     def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
@@ -423,7 +483,10 @@ class GraphStep(PlannedStep):
         step = gradient = None
         if len(chunks) <= UNROLLED:
             step, gradient = (
-                self._recorded((what, batch.size, weighted, 1), functools.partial(self._whole, what, chunks, weighted))
+                self._recorded(
+                    (what, batch.size, weighted, 1),
+                    functools.partial(self._whole, what, chunks, weighted),
+                )
                 for what in ("step", "gradient")
             )
 
@@ -447,7 +510,16 @@ class GraphStep(PlannedStep):
         known = self.ops.algorithms
         tried = [known.fused[product] for product in asked if product in known.fused]
         algorithms = {p: known.chosen[p] for p in asked if known.fused.get(p, True)}
-        return StepParts(step, gradient, products, [*chunks], plan.rows, (sum(tried), len(tried)), algorithms, batch)
+        return StepParts(
+            step,
+            gradient,
+            products,
+            [*chunks],
+            plan.rows,
+            (sum(tried), len(tried)),
+            algorithms,
+            batch,
+        )
 
     def _loss(self) -> float:
         """J as it stands on the device."""
@@ -472,19 +544,27 @@ class GraphStep(PlannedStep):
         if len(chunks) > UNROLLED:
             self._launch_by_chunks(what, batch, chunks, number, answer)
             return
-        whole = self._recorded(key, functools.partial(self._whole, what, chunks, weighted, batch.steps))
+        whole = self._recorded(
+            key, functools.partial(self._whole, what, chunks, weighted, batch.steps)
+        )
         self._part(batch, 0, batch.size, number, answer, resume=False)
         whole.replay()
         self._done()
 
-    def _launch_by_chunks(self, what: str, batch: Batch, chunks: list[tuple[int, int]], number: int, answer: int) -> None:
+    def _launch_by_chunks(
+        self, what: str, batch: Batch, chunks: list[tuple[int, int]], number: int, answer: int
+    ) -> None:
         """Launch a step, or the gradient, of a batch of more chunks than one graph holds."""
         assert batch.steps == 1
         weighted = batch.weights is not None
         # all recordings are there before the first is replayed: choosing algorithms overwrites arrays
-        begin = self._recorded(("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted))
+        begin = self._recorded(
+            ("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted)
+        )
         steps = {
-            (n, more): self._recorded(("chunk", n, weighted, more), functools.partial(self._chunk, 0, n, weighted, more))
+            (n, more): self._recorded(
+                ("chunk", n, weighted, more), functools.partial(self._chunk, 0, n, weighted, more)
+            )
             for n, more in {(stop - start, i > 0) for i, (start, stop) in enumerate(chunks)}
         }
         end = self._recorded(("end",), self._end) if what == "step" else None
@@ -508,7 +588,9 @@ class GraphStep(PlannedStep):
         if known is None or known[1] is not settings or known[0] != vars(optimizer):
             self._set_values(optimizer.constants())
         store = self.store
-        if self.low is not None and (store.writer is not self or (store.exposed and not self.untouched)):
+        if self.low is not None and (
+            store.writer is not self or (store.exposed and not self.untouched)
+        ):
             self.kernels.recast(self.parameters, self.low)
             store.writer = self
 
@@ -522,7 +604,9 @@ class GraphStep(PlannedStep):
         self.kernels.set_values({**values, "l1": settings.l1, "l2": settings.l2})
         self._values = dict(vars(self.optimizer)), settings
 
-    def _part(self, batch: Batch, start: int, stop: int, number: int, answer: int, resume: bool) -> None:
+    def _part(
+        self, batch: Batch, start: int, stop: int, number: int, answer: int, resume: bool
+    ) -> None:
         """Set the slot for rows start … stop of the batch; those of the host are staged."""
         sources: Sequence[Array | None] = (batch.X, batch.Y, batch.weights)
         rows, first = batch.rows, start
@@ -547,7 +631,9 @@ class GraphStep(PlannedStep):
 
     # -- what the graphs hold --
 
-    def _whole(self, what: str, chunks: list[tuple[int, int]], weighted: bool, steps: int = 1) -> None:
+    def _whole(
+        self, what: str, chunks: list[tuple[int, int]], weighted: bool, steps: int = 1
+    ) -> None:
         for _ in range(steps):
             self._begin(chunks[-1][1], weighted)
             for i, (start, stop) in enumerate(chunks):
@@ -580,7 +666,9 @@ class GraphStep(PlannedStep):
         arrays = {"w": self.parameters, "g": self.gradient}
         arrays |= {name: self.state[f"state {name}"] for name in self.optimizer.states}
         settings = self.settings
-        self.kernels.update(arrays, self.low, self.layout.weights, settings.clip_norm or 0.0, settings.tolerant)
+        self.kernels.update(
+            arrays, self.low, self.layout.weights, settings.clip_norm or 0.0, settings.tolerant
+        )
 
     # -- evaluation and faults --
 
@@ -590,11 +678,18 @@ class GraphStep(PlannedStep):
         weighted = batch.weights is not None
         self.follow()
         self._refresh()
-        begin = self._recorded(("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted))
+        begin = self._recorded(
+            ("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted)
+        )
         for i, (start, stop) in enumerate(even(0, batch.size, plan.rows)):
             n = stop - start
-            forward = self._recorded(("forward", n, weighted), functools.partial(self._forward, n, weighted))
-            loss_of = self._recorded(("loss", n, weighted), functools.partial(self._arrays().run, "loss", n, weighted, False))
+            forward = self._recorded(
+                ("forward", n, weighted), functools.partial(self._forward, n, weighted)
+            )
+            loss_of = self._recorded(
+                ("loss", n, weighted),
+                functools.partial(self._arrays().run, "loss", n, weighted, False),
+            )
             self._part(batch, start, stop, 1, 0, resume=i > 0)
             if i == 0:
                 begin.replay()
@@ -612,7 +707,9 @@ class GraphStep(PlannedStep):
         self._gather(0, rows)
         self._arrays().run("forward", rows, weighted, False)
 
-    def read_results(self, results: StepResults, first: int, count: int, progress: Progress) -> list[list[float]]:
+    def read_results(
+        self, results: StepResults, first: int, count: int, progress: Progress
+    ) -> list[list[float]]:
         """Return rows of results, or raise the fault that one of them tells of."""
         with self.lock, self.device.active():
             if not results.has(first, count):
@@ -627,18 +724,28 @@ class GraphStep(PlannedStep):
     def raise_fault(self, status: int, step: int, progress: Progress | None) -> None:
         """Take back the fault and raise it: the parameters, and the count of steps, are as before the step it came in."""
         control = self.kernels.read_control()
-        if control["status"] and control["fault_step"] == step:  # else it was taken back when it was read before
+        if (
+            control["status"] and control["fault_step"] == step
+        ):  # else it was taken back when it was read before
             control["status"] = control["fault_step"] = 0
             self.kernels.write_control(control)
             if progress is not None and step:
                 progress.step = min(progress.step, step - 1)
         if status & Status.BAD_LABEL:
-            raise ValueError(f"Y must hold classes 0 … {self.layout.sizes[-1] - 1}; a row of step {step} holds another")
+            raise ValueError(
+                f"Y must hold classes 0 … {self.layout.sizes[-1] - 1}; a row of step {step} holds another"
+            )
         if status & Status.BAD_WEIGHT:
-            raise ValueError(f"sample_weight must be finite, not negative and not all zero; step {step} had others")
+            raise ValueError(
+                f"sample_weight must be finite, not negative and not all zero; step {step} had others"
+            )
         if status & Status.BAD_ROW:
             raise ValueError(f"rows must be row numbers of X; step {step} had others")
-        rate = self.optimizer.rate(dataclasses.replace(progress, step=max(0, step - 1))) if progress else math.nan
+        rate = (
+            self.optimizer.rate(dataclasses.replace(progress, step=max(0, step - 1)))
+            if progress
+            else math.nan
+        )
         message = f"step {step}: the loss, the gradient or the update is not finite at learning rate {rate:g}"
         message += "; the parameters are as before it"
         raise NonFiniteLoss(message, step, rate)

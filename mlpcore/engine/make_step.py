@@ -24,5 +24,13 @@ def make_step(
     from mlpcore.engine.graph_step import GraphStep
 
     return GraphStep(
-        layout, store, activations, objective, optimizer, settings, new_ops, devices.open_device(device), precision
+        layout,
+        store,
+        activations,
+        objective,
+        optimizer,
+        settings,
+        new_ops,
+        devices.open_device(device),
+        precision,
     )

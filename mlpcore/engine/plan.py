@@ -47,8 +47,16 @@ class Inputs(NamedTuple):
     def read(cls, values: Sequence[Any]) -> Inputs:
         """The inputs that a file lists. Raises TypeError or ValueError if they are none."""
         found = cls(*values)
-        kinds = [np.dtype(text).kind if isinstance(text, str) else "?" for text in found[:3] if text != ""]
-        if not {*kinds} <= {*"fiub"} or len(kinds) < 2 or not all(isinstance(flag, bool) for flag in found[3:]):
+        kinds = [
+            np.dtype(text).kind if isinstance(text, str) else "?"
+            for text in found[:3]
+            if text != ""
+        ]
+        if (
+            not {*kinds} <= {*"fiub"}
+            or len(kinds) < 2
+            or not all(isinstance(flag, bool) for flag in found[3:])
+        ):
             raise ValueError(f"inputs {values!r:.100} are none")
         return found
 
@@ -86,18 +94,24 @@ class Plan:
 
     def __str__(self) -> str:
         """The table as text, part by part, and the total."""
-        lines = [f"batch {self.batch_rows:,} rows, in chunks of at most {self.rows:,} rows, {self.workers} worker(s)"]
+        lines = [
+            f"batch {self.batch_rows:,} rows, in chunks of at most {self.rows:,} rows, {self.workers} worker(s)"
+        ]
         for part, buffers in self.parts.items():
             lines.append(f"{part}: {human(part_bytes(buffers))}")
             for x in buffers:
                 shape = " x ".join(f"{n:,}" for n in x.shape)
-                lines.append(f"  {x.name:<16} {shape:>16} {x.dtype:<8} {human(part_bytes([x])):>11}  {x.why}")
+                lines.append(
+                    f"  {x.name:<16} {shape:>16} {x.dtype:<8} {human(part_bytes([x])):>11}  {x.why}"
+                )
         lines.append(f"total: {human(self.total_bytes)} = {self.total_bytes:,} bytes")
         return "\n".join(lines)
 
     def largest(self, count: int = 5) -> str:
         """The largest buffers, for the message of a limit that cannot be kept."""
-        every = sorted((x for buffers in self.parts.values() for x in buffers), key=nbytes, reverse=True)
+        every = sorted(
+            (x for buffers in self.parts.values() for x in buffers), key=nbytes, reverse=True
+        )
         return ", ".join(f"{x.name} {human(nbytes(x))}" for x in every[:count])
 
 
@@ -126,7 +140,9 @@ def human(count: float) -> str:
     raise AssertionError(count)
 
 
-def parse_bytes(limit: object, argument: str = "memory_limit", free: Callable[[], int] | None = None) -> int | None:
+def parse_bytes(
+    limit: object, argument: str = "memory_limit", free: Callable[[], int] | None = None
+) -> int | None:
     """Bytes meant by `2 << 30`, `"2 GiB"`, `"500 MB"`; by 0.5 or `"50%"` of what `free()` says; None for None.
 
     Raises:
@@ -156,7 +172,9 @@ def parse_bytes(limit: object, argument: str = "memory_limit", free: Callable[[]
             raise ValueError(f"{wanted}; got {shown(limit)}")
         count = int(share * free())
     if count <= 0:
-        raise ValueError(f"{argument} must be at least 1 byte and less than 8 EiB; got {shown(limit)}")
+        raise ValueError(
+            f"{argument} must be at least 1 byte and less than 8 EiB; got {shown(limit)}"
+        )
     return count
 
 
@@ -197,13 +215,19 @@ def allocate(ops: Ops, buffers: Sequence[Buffer]) -> dict[str, Array]:
     offset = -_address(memory) % ALIGNMENT if len(buffers) > 1 else 0
     arrays = {}
     for x in buffers:
-        arrays[x.name] = memory[offset : offset + _used(x)].view(np.dtype(storage(x.dtype))).reshape(x.shape)
+        arrays[x.name] = (
+            memory[offset : offset + _used(x)].view(np.dtype(storage(x.dtype))).reshape(x.shape)
+        )
         offset += nbytes(x)
     return arrays
 
 
 def _address(memory: Array) -> int:
-    interface = memory.__array_interface__ if isinstance(memory, np.ndarray) else memory.__cuda_array_interface__
+    interface = (
+        memory.__array_interface__
+        if isinstance(memory, np.ndarray)
+        else memory.__cuda_array_interface__
+    )
     return int(interface["data"][0])
 
 
@@ -227,24 +251,41 @@ def chunk_buffers(
         activation = activations[l]
         assert activation is not None
         if l == L and objective.matched:
-            buffers.append(Buffer(f"S[{l}]", (rows, sizes[l]), dtype, f"pre-activation, then D[{l}]"))
+            buffers.append(
+                Buffer(f"S[{l}]", (rows, sizes[l]), dtype, f"pre-activation, then D[{l}]")
+            )
         else:
             if activation.slope_reads_s:
-                buffers.append(Buffer(f"S[{l}]", (rows, sizes[l]), dtype, f"pre-activation: σ' of {activation.name} reads it"))
-            buffers.append(Buffer(f"Z[{l}]", (rows, sizes[l]), dtype, f"output of layer {l}, then D[{l}]"))
+                buffers.append(
+                    Buffer(
+                        f"S[{l}]",
+                        (rows, sizes[l]),
+                        dtype,
+                        f"pre-activation: σ' of {activation.name} reads it",
+                    )
+                )
+            buffers.append(
+                Buffer(f"Z[{l}]", (rows, sizes[l]), dtype, f"output of layer {l}, then D[{l}]")
+            )
     widths = sizes[1:L] if objective.matched else sizes[1:]
     if widths:
         buffers.append(Buffer("G", (rows * max(widths),), dtype, "∂J/∂Z[l] of one layer at a time"))
-    return buffers + ops.scratch(rows, sizes, dtype, activations, objective, accumulates or any(layout.repeats))
+    return buffers + ops.scratch(
+        rows, sizes, dtype, activations, objective, accumulates or any(layout.repeats)
+    )
 
 
 def _as_given(ops: Ops, name: str, shape: tuple[int, ...], given: str, dtype: str) -> list[Buffer]:
     if not ops.stages or np.dtype(given) == np.dtype(dtype):
         return []
-    return [Buffer(f"{name} as given", shape, np.dtype(given).str, f"{name} before the cast to {dtype}")]
+    return [
+        Buffer(f"{name} as given", shape, np.dtype(given).str, f"{name} before the cast to {dtype}")
+    ]
 
 
-def choose_rows(workspace: Callable[[int], int], layout: Layout, itemsize: int, batch_rows: int) -> int:
+def choose_rows(
+    workspace: Callable[[int], int], layout: Layout, itemsize: int, batch_rows: int
+) -> int:
     """Rows of a chunk: as many as keep its arrays in cache, but enough to pay for a pass over dW.
 
     Adding a chunk's dW costs about as much as 15 rows of its GEMMs, so that 1,024 rows make it 1.5%; where dW itself stays

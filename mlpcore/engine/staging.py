@@ -19,10 +19,16 @@ NAMES = ("X", "Y", "w")
 
 def staging_buffers(layout: Layout, inputs: Inputs, rows: int) -> list[Buffer]:
     """Device memory for two times `rows` rows of the inputs as they are given; the host holds as much."""
-    shapes = {"X": (rows, layout.sizes[0]), "Y": (rows,) if inputs.classes else (rows, layout.sizes[-1]), "w": (rows,)}
+    shapes = {
+        "X": (rows, layout.sizes[0]),
+        "Y": (rows,) if inputs.classes else (rows, layout.sizes[-1]),
+        "w": (rows,),
+    }
     dtypes = {"X": inputs.x_dtype, "Y": inputs.y_dtype, "w": inputs.w_dtype}
     return [
-        Buffer(f"{name} staged {half}", shapes[name], dtypes[name], "rows on their way from the host")
+        Buffer(
+            f"{name} staged {half}", shapes[name], dtypes[name], "rows on their way from the host"
+        )
         for half in (1, 2)
         for name in NAMES
         if dtypes[name]
@@ -42,30 +48,45 @@ class Staging:
 
     def __init__(self, device: Device, arrays: Mapping[str, Array]):
         self.device = device
-        self.halves: list[list[Array | None]] = [[arrays.get(f"{name} staged {half}") for name in NAMES] for half in (1, 2)]
-        self.host = [[None if x is None else self._counterpart(x) for x in half] for half in self.halves]
+        self.halves: list[list[Array | None]] = [
+            [arrays.get(f"{name} staged {half}") for name in NAMES] for half in (1, 2)
+        ]
+        self.host = [
+            [None if x is None else self._counterpart(x) for x in half] for half in self.halves
+        ]
         self.copied: list[Mark] = [None, None]  # when a half's rows have left the host
         born = device.mark()  # what had this memory before may still be at work
         self.free: list[Mark] = [born, born]  # when the work on a half is done
         self.half = 1
-        self._placed: list[dict[int, list[Array | None]]] = [{}, {}]  # the first rows of a half, made once
+        self._placed: list[dict[int, list[Array | None]]] = [
+            {},
+            {},
+        ]  # the first rows of a half, made once
 
     def _counterpart(self, array: Array) -> np.ndarray:
         nbytes = array.size * array.dtype.itemsize
-        counterpart: np.ndarray = self.device.host_buffer(nbytes)[:nbytes].view(array.dtype).reshape(array.shape)
+        counterpart: np.ndarray = (
+            self.device.host_buffer(nbytes)[:nbytes].view(array.dtype).reshape(array.shape)
+        )
         return counterpart
 
     def __del__(self) -> None:
-        for mark in self.copied:  # copies under way read page-locked memory that is somebody else's afterwards
+        for mark in (
+            self.copied
+        ):  # copies under way read page-locked memory that is somebody else's afterwards
             if mark is not None:
                 self.device.settle(mark)
 
-    def put(self, sources: Sequence[Array | None], rows: Array | None, start: int, stop: int) -> list[Array | None]:
+    def put(
+        self, sources: Sequence[Array | None], rows: Array | None, start: int, stop: int
+    ) -> list[Array | None]:
         """Rows start … stop of a batch (`rows` of the sources, or all) on the device, for the current stream's next work."""
         self.half = half = 1 - self.half
         n = stop - start
         if n not in self._placed[half]:
-            self._placed[half] = {n: [None if there is None else there[:n] for there in self.halves[half]]}
+            self._placed[half] = {
+                n: [None if there is None else there[:n] for there in self.halves[half]]
+            }
         placed = self._placed[half][n]
         if self.copied[half] is not None:
             self.device.settle(self.copied[half])

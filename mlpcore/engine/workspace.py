@@ -69,8 +69,15 @@ class PlannedStep(ABC):
         optimizer: Optimizer, settings: Settings, new_ops: Callable[[], Ops],
     ) -> None:  # fmt: skip
         self.layout, self.store, self.parameters = layout, store, store.flat
-        self.activations = bind(dropout.behind(activations, settings.dropout, settings.seed), store.a)
-        self.objective, self.optimizer, self.settings, self.new_ops = objective, optimizer, settings, new_ops
+        self.activations = bind(
+            dropout.behind(activations, settings.dropout, settings.seed), store.a
+        )
+        self.objective, self.optimizer, self.settings, self.new_ops = (
+            objective,
+            optimizer,
+            settings,
+            new_ops,
+        )
         self.ops = new_ops()
         self.dtype = str(store.flat.dtype)
         self.W, self.b = store.W, store.b
@@ -81,15 +88,23 @@ class PlannedStep(ABC):
         self.by_layer: dict[int, Layer] = {}  # settings of layers that the update was bound for
         self.done = 0  # updates, as far as the host knows
         self.kept: dict[int, int] = {}  # updates that the state of each frozen layer has seen
-        self.missed: dict[int, int] = {}  # updates that a layer missed while it was frozen, where the rule reads t
+        self.missed: dict[
+            int, int
+        ] = {}  # updates that a layer missed while it was frozen, where the rule reads t
         self.reserved: Sequence[Buffer] = ()
         self._plans: dict[tuple[int, Inputs], Plan] = {}
-        self._settled: dict[tuple[int, Inputs], tuple[int, int]] = {}  # rows and workers of a run that is continued
+        self._settled: dict[
+            tuple[int, Inputs], tuple[int, int]
+        ] = {}  # rows and workers of a run that is continued
         self._most_rows: int | None = None  # of a chunk, since memory ran out
         self.allocated: Plan | None = None
-        self._covered: Plan | None = None  # the last plan for which the arrays that are allocated will do
+        self._covered: Plan | None = (
+            None  # the last plan for which the arrays that are allocated will do
+        )
         self.gradient: Array = None  # of the last batch, flat
-        self.untouched = False  # whether nobody else has written the parameters since the last update
+        self.untouched = (
+            False  # whether nobody else has written the parameters since the last update
+        )
         self.inputs: Inputs | None = None
         self.J: Any = None  # of the last step that was begun
         self.torn = 0  # the number of the step whose update has begun and not ended
@@ -151,7 +166,9 @@ class PlannedStep(ABC):
     @property
     def frozen(self) -> list[Segment]:
         """Those of them that are not updated."""
-        return [segment for segment in self.segments if segment.layer.frozen] if self.by_layer else []
+        return (
+            [segment for segment in self.segments if segment.layer.frozen] if self.by_layer else []
+        )
 
     @abstractmethod
     def count_skipped(self, progress: Progress) -> None:
@@ -191,7 +208,9 @@ class PlannedStep(ABC):
 
     def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
         """Take a step apart into what can be measured."""
-        raise DeviceUnavailable("a step has parts where it is captured as a graph: on a CUDA device with cuBLASLt")
+        raise DeviceUnavailable(
+            "a step has parts where it is captured as a graph: on a CUDA device with cuBLASLt"
+        )
 
     @abstractmethod
     def weight(self, batch: Batch) -> float | None:
@@ -215,24 +234,47 @@ class PlannedStep(ABC):
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """What the next steps depend on beside the parameters: state vectors, on the host, and what JSON can hold."""
         self.require_whole()
-        plans = [[rows, list(inputs), plan.rows, plan.workers] for (rows, inputs), plan in self._plans.items()]
+        plans = [
+            [rows, list(inputs), plan.rows, plan.workers]
+            for (rows, inputs), plan in self._plans.items()
+        ]
         vectors = {name: self._to_host(vector) for name, vector in self.state.items()}
-        counts = {"updates": self._count(), "kept": [*self.kept.items()], "missed": [*self.missed.items()]}
-        return vectors, {"rule": self.rule, "rate": self.rate, "plans": plans, **counts, **self._facts()}
+        counts = {
+            "updates": self._count(),
+            "kept": [*self.kept.items()],
+            "missed": [*self.missed.items()],
+        }
+        return vectors, {
+            "rule": self.rule,
+            "rate": self.rate,
+            "plans": plans,
+            **counts,
+            **self._facts(),
+        }
 
     def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
         """Go on from a snapshot, chunks and algorithms being those of then. Raises ValueError if it is not of this step."""
-        self._settled = {(rows, Inputs.read(inputs)): (most, workers) for rows, inputs, most, workers in facts["plans"]}
+        self._settled = {
+            (rows, Inputs.read(inputs)): (most, workers)
+            for rows, inputs, most, workers in facts["plans"]
+        }
         for (rows, _), chunk in self._settled.items():
             if not all(isinstance(n, int) and 1 <= n <= rows for n in chunk):
                 raise ValueError(f"chunks of {chunk} rows and workers for {rows} rows")
         self._plans.clear()
         if not facts["rule"]:
             return  # before the first step: the state begins at zero
-        row, known = sheet()[facts["rule"]], {name for row in sheet().values() for name in row.states}
+        row, known = (
+            sheet()[facts["rule"]],
+            {name for row in sheet().values() for name in row.states},
+        )
         vectors = {name.removeprefix("state "): vector for name, vector in vectors.items()}
-        if not {*row.states} <= {*vectors} <= known or any(v.shape != (self.layout.size,) for v in vectors.values()):
-            raise ValueError(f"the state vectors {sorted(vectors)} are not those of {facts['rule']}: {sorted(row.states)}")
+        if not {*row.states} <= {*vectors} <= known or any(
+            v.shape != (self.layout.size,) for v in vectors.values()
+        ):
+            raise ValueError(
+                f"the state vectors {sorted(vectors)} are not those of {facts['rule']}: {sorted(row.states)}"
+            )
         self.rate = float(facts["rate"])
         self._count_layers(facts["updates"], dict(facts["kept"]), dict(facts["missed"]))
         if facts["rule"] != self.optimizer.row:
@@ -247,17 +289,25 @@ class PlannedStep(ABC):
         self._take(facts)
         self.torn = 0
 
-    def _count_layers(self, updates: int, kept: Mapping[int, int], missed: Mapping[int, int]) -> None:
+    def _count_layers(
+        self, updates: int, kept: Mapping[int, int], missed: Mapping[int, int]
+    ) -> None:
         """Begin or end, after so many updates, the count of those that layers miss, where the settings freeze others now.
 
         Raises:
             ValueError: the counts are of no run.
         """
         counts = [updates, *kept, *missed, *kept.values(), *missed.values()]
-        if not all(isinstance(n, int) and n >= 0 for n in counts) or updates < max([0, *kept.values(), *missed.values()]):
-            raise ValueError(f"after {updates} updates, layers have seen {kept} and missed {missed}")
+        if not all(isinstance(n, int) and n >= 0 for n in counts) or updates < max(
+            [0, *kept.values(), *missed.values()]
+        ):
+            raise ValueError(
+                f"after {updates} updates, layers have seen {kept} and missed {missed}"
+            )
         frozen = [l for l, layer in self.optimizer.layers.items() if layer.frozen]
-        thawed = {l: updates - seen for l, seen in kept.items() if l not in frozen and seen < updates}
+        thawed = {
+            l: updates - seen for l, seen in kept.items() if l not in frozen and seen < updates
+        }
         live = {l: n for l, n in missed.items() if l not in frozen}
         self.done, self.kept = updates, {l: kept.get(l, updates - missed.get(l, 0)) for l in frozen}
         self.missed = live | thawed if "t" in self._program().reads else {}
@@ -266,7 +316,8 @@ class PlannedStep(ABC):
         """Return state vectors of another rule as those of the optimizer's, each segment by its learning rate."""
         parts = [
             self.optimizer.carry_over(
-                {name: vector[part.start : part.stop] for name, vector in vectors.items()}, self.rate * part.layer.rate
+                {name: vector[part.start : part.stop] for name, vector in vectors.items()},
+                self.rate * part.layer.rate,
             )
             for part in segments(self.layout, self.by_layer or self.optimizer.layers)
         ]
@@ -280,7 +331,10 @@ class PlannedStep(ABC):
             chunk = self._first_chunk()
             for l in range(1, self.layout.layers + 1):
                 names = [name for name in (f"S[{l}]", f"Z[{l}]") if name in chunk.buffers]
-                if not all(np.isfinite(self._to_host(chunk.rows(name, stop - start))).all() for name in names):
+                if not all(
+                    np.isfinite(self._to_host(chunk.rows(name, stop - start))).all()
+                    for name in names
+                ):
                     bad.append(l)
                     return
 
@@ -306,7 +360,11 @@ class PlannedStep(ABC):
     def fit_buffers(self, rows: int, best: bool) -> list[Buffer]:
         """What `fit` needs beside the step: the order of so many rows, and the best parameters if they are kept."""
         order = [Buffer("row order", (rows,), "int64", "shuffled row numbers")] if rows else []
-        return order + ([Buffer("best", (self.layout.size,), self.dtype, "parameters to go back to")] if best else [])
+        return order + (
+            [Buffer("best", (self.layout.size,), self.dtype, "parameters to go back to")]
+            if best
+            else []
+        )
 
     def make_plan(self, batch_rows: int, inputs: Inputs, reserved: Sequence[Buffer] = ()) -> Plan:
         """The memory table for batches of up to `batch_rows` rows of such inputs, beside what `fit` has reserved.
@@ -321,7 +379,12 @@ class PlannedStep(ABC):
             fixed["fit"] = list(reserved)
 
         def table(rows: int, workers: int) -> Plan:
-            return Plan(rows, workers, batch_rows, {**fixed, **self._workspace(rows, workers, batch_rows, inputs)})
+            return Plan(
+                rows,
+                workers,
+                batch_rows,
+                {**fixed, **self._workspace(rows, workers, batch_rows, inputs)},
+            )
 
         rows, workers = self._settled.get((batch_rows, inputs)) or self._choose(batch_rows, inputs)
         rows = min(rows, self._most_rows or rows)
@@ -412,7 +475,10 @@ class PlannedStep(ABC):
             ) from error
         self._most_rows = plan.rows // 2
         log.warning(
-            "out of memory: chunks of %s rows instead of %s from here on (%s)", f"{self._most_rows:,}", f"{plan.rows:,}", error
+            "out of memory: chunks of %s rows instead of %s from here on (%s)",
+            f"{self._most_rows:,}",
+            f"{plan.rows:,}",
+            error,
         )
         self._plans.clear()
         self._settled.clear()

@@ -48,7 +48,10 @@ from mlpcore.trainer import Trainer
 Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
 STOCHASTIC = ("sgd", "adam")
-WIDEST, LONGEST = 2**29, 480  # a layer, so that NumPy can count its weights; characters of a message
+WIDEST, LONGEST = (
+    2**29,
+    480,
+)  # a layer, so that NumPy can count its weights; characters of a message
 OUTPUTS = {"logistic": "sigmoid"}  # scikit-learn's name of an activation: ours
 VALIDATED = ("best_loss_", "validation_scores_", "best_validation_score_")
 THEIRS: dict[str, Any] = neural_network.MLPClassifier._parameter_constraints
@@ -101,8 +104,17 @@ class Estimator(BaseEstimator, ABC):
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **THEIRS,
-        "activation": [StrOptions({"logistic", *activation_sheet.names()}), tuple, list, Activation],
-        "loss": [StrOptions({"log_loss", *loss_sheet.sheet(), loss_sheet.CROSS_ENTROPY.name}), tuple, Loss],
+        "activation": [
+            StrOptions({"logistic", *activation_sheet.names()}),
+            tuple,
+            list,
+            Activation,
+        ],
+        "loss": [
+            StrOptions({"log_loss", *loss_sheet.sheet(), loss_sheet.CROSS_ENTROPY.name}),
+            tuple,
+            Loss,
+        ],
         "dropout": [Interval(Real, 0, 1, closed="left"), list, tuple, np.ndarray, None],
         "device": [str],
         "precision": [StrOptions({"tf32", "bfloat16", "float16"}), None],
@@ -150,13 +162,18 @@ class Estimator(BaseEstimator, ABC):
     # -- fitting --
 
     def _validate_params(self) -> None:
-        for name, resolve in (("activation", activation_sheet.resolve), ("loss", loss_sheet.resolve)):
+        for name, resolve in (
+            ("activation", activation_sheet.resolve),
+            ("loss", loss_sheet.resolve),
+        ):
             given = getattr(self, name)
             if isinstance(given, str):
                 continue  # its own constraint says more
             if name == "activation" and isinstance(given, list):
                 if not given:
-                    raise InvalidParameterError("activation must name one for each hidden layer if it is a list; got []")
+                    raise InvalidParameterError(
+                        "activation must name one for each hidden layer if it is a list; got []"
+                    )
                 specs = given
             else:
                 specs = [given]
@@ -164,7 +181,9 @@ class Estimator(BaseEstimator, ABC):
                 try:
                     resolve(ours(spec), name)
                 except (TypeError, ValueError) as error:
-                    sizes = isinstance(given, list | tuple) and all(isinstance(entry, Integral) for entry in given)
+                    sizes = isinstance(given, list | tuple) and all(
+                        isinstance(entry, Integral) for entry in given
+                    )
                     hint = f"; did you mean hidden_layer_sizes={given!r}?" if sizes else ""
                     raise InvalidParameterError(f"{error}{hint}") from None
         try:
@@ -179,20 +198,33 @@ class Estimator(BaseEstimator, ABC):
         hidden = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
         if np.any(np.array(hidden) <= 0):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
-        hidden = [values.positive_integer(n, f"hidden_layer_sizes[{i}]", most=WIDEST) for i, n in enumerate(hidden)]
+        hidden = [
+            values.positive_integer(n, f"hidden_layer_sizes[{i}]", most=WIDEST)
+            for i, n in enumerate(hidden)
+        ]
         first = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
         if validation is not None and self.solver not in STOCHASTIC:
-            raise ValueError(f"validation needs solver='adam' or 'sgd': {self.solver!r} has no epochs to score")
+            raise ValueError(
+                f"validation needs solver='adam' or 'sgd': {self.solver!r} has no epochs to score"
+            )
         given = X
         X, y = self._validate_input(X, y, incremental, reset=first)
-        weights = None if sample_weight is None else _check_sample_weight(host(sample_weight, "sample_weight"), X)
+        weights = (
+            None
+            if sample_weight is None
+            else _check_sample_weight(host(sample_weight, "sample_weight"), X)
+        )
         Y = self._targets(y)
         self.n_outputs_ = len(self.classes_) if Y.ndim == 1 else Y.shape[1]
         random = self._random_state = check_random_state(self.random_state)
         if first:
             self._initialize([X.shape[1], *hidden, self.n_outputs_], random, X.dtype)
-        elif len(self.intercepts_[-1]) != self.n_outputs_:  # the hidden layers stay those that were fitted
-            raise ValueError(f"y makes {self.n_outputs_} output(s); what was fitted before has {len(self.intercepts_[-1])}")
+        elif (
+            len(self.intercepts_[-1]) != self.n_outputs_
+        ):  # the hidden layers stay those that were fitted
+            raise ValueError(
+                f"y makes {self.n_outputs_} output(s); what was fitted before has {len(self.intercepts_[-1])}"
+            )
         training = self._weighted(y, weights, incremental)
         place = self._place(X)
         with devices.active(place):
@@ -200,8 +232,12 @@ class Estimator(BaseEstimator, ABC):
             if self.solver == "lbfgs":
                 self._fit_lbfgs(net, X, Y, training, random)
             else:
-                self._fit_stochastic(net, X, y, Y, weights, training, given, validation, random, first, incremental)
-        if not all(np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_, *self.slopes_)):
+                self._fit_stochastic(
+                    net, X, y, Y, weights, training, given, validation, random, first, incremental
+                )
+        if not all(
+            np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_, *self.slopes_)
+        ):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need to be"
                 " preprocessed."
@@ -216,7 +252,9 @@ class Estimator(BaseEstimator, ABC):
         """Initial weights, drawn layer by layer, W before b."""
         for name in ("_net", "_trainer", "_optimizer", "_saved", "loss_curve_", *VALIDATED):
             self.__dict__.pop(name, None)
-        self.slopes_: list[Array] = []  # learned parameters of activations, as the network begins with them
+        self.slopes_: list[
+            Array
+        ] = []  # learned parameters of activations, as the network begins with them
         self.n_iter_ = self.t_ = 0
         self.n_layers_ = len(units)
         self.out_activation_ = self._out_activation()
@@ -225,7 +263,10 @@ class Estimator(BaseEstimator, ABC):
         hidden = self._hidden(len(units) - 2) or [self.activation]
         for l, (wide, out) in enumerate(pairwise(units)):
             name = hidden[min(l, len(hidden) - 1)]
-            bound = np.sqrt((2.0 if activation_sheet.resolve(ours(name)).name == "sigmoid" else 6.0) / (wide + out))
+            bound = np.sqrt(
+                (2.0 if activation_sheet.resolve(ours(name)).name == "sigmoid" else 6.0)
+                / (wide + out)
+            )
             self.coefs_.append(random.uniform(-bound, bound, (wide, out)).astype(dtype, copy=False))
             self.intercepts_.append(random.uniform(-bound, bound, out).astype(dtype, copy=False))
 
@@ -239,7 +280,11 @@ class Estimator(BaseEstimator, ABC):
 
     def _hidden(self, count: int) -> list[Any]:
         """The activation of each hidden layer."""
-        return list(self.activation) if isinstance(self.activation, list) else [self.activation] * count
+        return (
+            list(self.activation)
+            if isinstance(self.activation, list)
+            else [self.activation] * count
+        )
 
     def _dropout(self) -> Any:
         """`dropout`, of an array as a list."""
@@ -247,7 +292,9 @@ class Estimator(BaseEstimator, ABC):
 
     def _begin(self, net: MLP, optimizer: Any, random: np.random.RandomState) -> Trainer:
         dropout = self._dropout()
-        seed = int(random.randint(1 << 31)) if dropout else 0  # without dropout the draws are scikit-learn's
+        seed = (
+            int(random.randint(1 << 31)) if dropout else 0
+        )  # without dropout the draws are scikit-learn's
         return Trainer(
             net, self._objective(net.dtype), optimizer, dropout=dropout, seed=seed, precision=self.precision,
             memory_limit=self.memory_limit,
@@ -257,13 +304,17 @@ class Estimator(BaseEstimator, ABC):
         X = X.tocsr() if issparse(X) else X
         return Rows(trainer, X, Y, weights, self.alpha, *self._reported(Y))
 
-    def _fit_lbfgs(self, net: MLP, X: Any, Y: Array, weights: Array | None, random: np.random.RandomState) -> None:
+    def _fit_lbfgs(
+        self, net: MLP, X: Any, Y: Array, weights: Array | None, random: np.random.RandomState
+    ) -> None:
         """SciPy's L-BFGS-B on the trainer's gradient, in float64 whatever X is, as scikit-learn's."""
         if net.dtype != np.float64:
             self.coefs_ = [w.astype(np.float64) for w in self.coefs_]
             net = self._network(net.device)
         if self._dropout():
-            raise ValueError("dropout is for solver='sgd' or 'adam': L-BFGS needs the same loss at every call")
+            raise ValueError(
+                "dropout is for solver='sgd' or 'adam': L-BFGS needs the same loss at every call"
+            )
         trainer = self._begin(net, SGD(0.0), random)
         rows = self._rows(trainer, X, Y, weights)
 
@@ -327,11 +378,16 @@ class Estimator(BaseEstimator, ABC):
                     entry = {"loss": self.loss_, "learning_rate": trainer.learning_rate}
                     if held_out is not None:
                         entry["validation_score"] = self._score_epoch(net, held_out)
-                        if best is not None and entry["validation_score"] > self.best_validation_score_:
+                        if (
+                            best is not None
+                            and entry["validation_score"] > self.best_validation_score_
+                        ):
                             best[...], found = net.store.flat, True
                     self._count(entry)
                     if self.learning_rate == "invscaling" and self.solver == "sgd":
-                        self._optimizer.learning_rate = self.learning_rate_init / (self.t_ + 1) ** self.power_t
+                        self._optimizer.learning_rate = (
+                            self.learning_rate_init / (self.t_ + 1) ** self.power_t
+                        )
                     stop = run.epoch_end(entry)
                     if self._no_improvement_count > self.n_iter_no_change and self._stops():
                         break
@@ -364,16 +420,31 @@ class Estimator(BaseEstimator, ABC):
         if not incremental or not hasattr(self, "_optimizer"):
             self._saved = None
             if self.solver == "sgd":
-                self._optimizer: Any = SGD(self.learning_rate_init, self.momentum, bool(self.nesterovs_momentum))
+                self._optimizer: Any = SGD(
+                    self.learning_rate_init, self.momentum, bool(self.nesterovs_momentum)
+                )
             else:
-                self._optimizer = Adam(self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon, epsilon_hat=True)
+                self._optimizer = Adam(
+                    self.learning_rate_init,
+                    self.beta_1,
+                    self.beta_2,
+                    self.epsilon,
+                    epsilon_hat=True,
+                )
         trainer = self._begin(net, self._optimizer, random)
         if self._saved:
             restore(trainer, self._saved)
         return trainer
 
     def _hold_out(
-        self, X: Any, y: Any, Y: Array, weights: Array | None, given: Any, validation: Any, random: np.random.RandomState
+        self,
+        X: Any,
+        y: Any,
+        Y: Array,
+        weights: Array | None,
+        given: Any,
+        validation: Any,
+        random: np.random.RandomState,
     ) -> tuple[Array, HeldOut | None]:
         """Numbers of the rows to train on, and those that are held out: the user's, or a part of X for early stopping."""
         everything = np.arange(X.shape[0])
@@ -391,15 +462,24 @@ class Estimator(BaseEstimator, ABC):
             everything, random_state=random, test_size=self.validation_fraction, stratify=stratify
         )  # fmt: skip
         if len(held) < 2:
-            raise ValueError("The validation set is too small. Increase 'validation_fraction' or the size of your dataset.")
-        Xv = _safe_indexing(given, held) if self.scoring else X[devices.to_device(devices.of(X, "X"), held)]
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        Xv = (
+            _safe_indexing(given, held)
+            if self.scoring
+            else X[devices.to_device(devices.of(X, "X"), held)]
+        )
         return train, HeldOut(Xv, y[held], None if weights is None else weights[held])
 
     def _batch_rows(self, count: int) -> int:
         if self.batch_size == "auto":
             return min(200, count)
         if self.batch_size > count:
-            warnings.warn("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=2)
+            warnings.warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
+                stacklevel=2,
+            )
         return int(np.clip(self.batch_size, 1, count))
 
     def _score_epoch(self, net: MLP, held_out: HeldOut) -> float:
@@ -466,20 +546,30 @@ class Estimator(BaseEstimator, ABC):
         sizes = [len(w) for w in self.coefs_] + [len(self.intercepts_[-1])]
         dtype = "float32" if all(array.dtype == np.float32 for array in arrays) else "float64"
         net: MLP | None = vars(self).get("_net")
-        hidden = [activation_sheet.resolve(ours(name), "activation") for name in self._hidden(len(sizes) - 2)]
+        hidden = [
+            activation_sheet.resolve(ours(name), "activation")
+            for name in self._hidden(len(sizes) - 2)
+        ]
         wanted = (sizes, dtype, hidden, device or (net and net.device))
-        if net is not None and (list(net.sizes), net.dtype.name, list(net.activations[1:-1]), net.device) == wanted:
+        if (
+            net is not None
+            and (list(net.sizes), net.dtype.name, list(net.activations[1:-1]), net.device) == wanted
+        ):
             views = (*net.W[1:], *net.b[1:], *_learned(net))
             if net.device == "cpu" and [*map(id, (*arrays, *self.slopes_))] == [*map(id, views)]:
                 return net
         else:
             output = ours(self.out_activation_)
-            net = MLP(sizes, hidden, output, dtype=dtype, init="zeros", device=device or self._usable())
+            net = MLP(
+                sizes, hidden, output, dtype=dtype, init="zeros", device=device or self._usable()
+            )
             self._net = net
         slopes = [devices.to_host(net.device, a) for a in _learned(net)]
         if [a.shape for a in self.slopes_] == [a.shape for a in slopes]:
             slopes = self.slopes_
-        flat = np.concatenate([np.ravel(array) for array in (*arrays, *slopes)]).astype(dtype, copy=False)
+        flat = np.concatenate([np.ravel(array) for array in (*arrays, *slopes)]).astype(
+            dtype, copy=False
+        )
         net.store.write(devices.to_device(net.device, flat))
         if net.device == "cpu":
             self._show(net)
@@ -500,7 +590,11 @@ class Estimator(BaseEstimator, ABC):
         self.slopes_[:] = [devices.to_host(net.device, a) for a in _learned(net)]
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {key: value for key, value in super().__getstate__().items() if key not in ("_net", "_trainer")}
+        state = {
+            key: value
+            for key, value in super().__getstate__().items()
+            if key not in ("_net", "_trainer")
+        }
         return state | {"_saved": state_of(self._trainer)} if "_trainer" in vars(self) else state
 
     # -- X, and predictions --
@@ -556,7 +650,11 @@ class Estimator(BaseEstimator, ABC):
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Accuracy or R² of the prediction for the rows of X (m, n_features_in_), as scikit-learn defines them."""
         weights = None if sample_weight is None else host(sample_weight, "sample_weight")
-        return float(type(self)._metric(host(y, "y"), host(self.predict(X), "prediction"), sample_weight=weights))
+        return float(
+            type(self)._metric(
+                host(y, "y"), host(self.predict(X), "prediction"), sample_weight=weights
+            )
+        )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

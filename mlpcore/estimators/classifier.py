@@ -88,27 +88,35 @@ class MLPClassifier(ClassifierMixin, Estimator):
                 f" {self.classes_}, `y` has {classes}"
             )
         if len(np.setdiff1d(classes, self.classes_, assume_unique=True)):
-            raise ValueError(f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {classes}.")
+            raise ValueError(
+                f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {classes}."
+            )
         return X, y
 
     def _weighted(self, y: Any, weights: Array | None, incremental: bool) -> Array | None:
         if self.class_weight is None:
             return weights
         if incremental and self.class_weight == "balanced":
-            raise ValueError("class_weight='balanced' needs all rows at once, not partial_fit: give partial_fit a dict")
+            raise ValueError(
+                "class_weight='balanced' needs all rows at once, not partial_fit: give partial_fit a dict"
+            )
         try:
             by_class = _by_class(self.class_weight, y, weights)
         except OverflowError:  # an integer of hundreds of digits
             by_class = np.array([np.inf])
         if not np.isfinite(by_class).all() or by_class.min() < 0 or not by_class.any():
-            raise ValueError(f"class_weight must be finite, none below 0 and not all 0; got {shown(self.class_weight)}")
+            raise ValueError(
+                f"class_weight must be finite, none below 0 and not all 0; got {shown(self.class_weight)}"
+            )
         return by_class if weights is None else weights * by_class
 
     def _check_held_out(self, y: Any) -> None:
         if not self._label_binarizer.y_type_.startswith("multilabel"):
             unseen = set(np.ravel(y).tolist()) - set(self.classes_.tolist())
             if unseen:
-                raise ValueError(f"validation: y has labels that the training rows have not: {sorted(map(repr, unseen))}")
+                raise ValueError(
+                    f"validation: y has labels that the training rows have not: {sorted(map(repr, unseen))}"
+                )
 
     def _targets(self, y: Any) -> Array:
         numbers = self.loss in ("log_loss", loss_sheet.CROSS_ENTROPY.name)
@@ -121,20 +129,30 @@ class MLPClassifier(ClassifierMixin, Estimator):
             return loss_sheet.resolve(self.loss)
         # scikit-learn clips probabilities at the dtype's epsilon before it takes their logarithm
         most = float(-np.log(np.finfo(dtype).eps))
-        return dataclasses.replace(loss_sheet.CROSS_ENTROPY if self.out_activation_ == "softmax" else LOG_LOSS, most=most)
+        return dataclasses.replace(
+            loss_sheet.CROSS_ENTROPY if self.out_activation_ == "softmax" else LOG_LOSS, most=most
+        )
 
     def _out_activation(self) -> str:
         return "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
 
     def _score_of(self, y: Any, predicted: Any, weights: Array | None) -> float:
-        if not (isinstance(y, np.ndarray) and isinstance(predicted, np.ndarray) and y.shape == predicted.shape):
+        if not (
+            isinstance(y, np.ndarray)
+            and isinstance(predicted, np.ndarray)
+            and y.shape == predicted.shape
+        ):
             return super()._score_of(y, predicted, weights)
-        right = (y == predicted).reshape(len(y), -1).all(axis=1)  # a tenth of accuracy_score's time, once an epoch
+        right = (
+            (y == predicted).reshape(len(y), -1).all(axis=1)
+        )  # a tenth of accuracy_score's time, once an epoch
         return float(np.average(right, weights=weights))
 
     def _predicted(self, output: Array) -> Array:
         if isinstance(output, np.ndarray):
-            return self._label_binarizer.inverse_transform(output.ravel() if self.n_outputs_ == 1 else output)
+            return self._label_binarizer.inverse_transform(
+                output.ravel() if self.n_outputs_ == 1 else output
+            )
         if self._label_binarizer.y_type_.startswith("multilabel"):
             return (output > 0.5).astype(np.int64)
         numbers = (output > 0.5).reshape(-1) if self.n_outputs_ == 1 else output.argmax(axis=1)
@@ -144,7 +162,9 @@ class MLPClassifier(ClassifierMixin, Estimator):
         return self.classes_[host(numbers, "prediction")]
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None) -> MLPClassifier:
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None
+    ) -> MLPClassifier:
         """Train on X and y.
 
         Args:
@@ -157,12 +177,16 @@ class MLPClassifier(ClassifierMixin, Estimator):
 
     def _check_solver(self) -> bool:
         if self.solver not in STOCHASTIC:
-            raise AttributeError(f"partial_fit is only available for stochastic optimizers. {self.solver} is not stochastic.")
+            raise AttributeError(
+                f"partial_fit is only available for stochastic optimizers. {self.solver} is not stochastic."
+            )
         return True
 
     @available_if(lambda estimator: estimator._check_solver())
     @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
+    def partial_fit(
+        self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None
+    ) -> MLPClassifier:
         """One epoch on X and y, from where the last call left off.
 
         Args:
@@ -170,7 +194,9 @@ class MLPClassifier(ClassifierMixin, Estimator):
             classes: all labels that any call will bring; for the first call.
         """
         if _check_partial_fit_first_call(self, classes):
-            self._label_binarizer = LabelBinarizer().fit(y if type_of_target(y).startswith("multilabel") else classes)
+            self._label_binarizer = LabelBinarizer().fit(
+                y if type_of_target(y).startswith("multilabel") else classes
+            )
         return self._fit(X, y, sample_weight, None, incremental=True)
 
     def predict_proba(self, X: Any) -> Any:
@@ -180,7 +206,9 @@ class MLPClassifier(ClassifierMixin, Estimator):
             if self.n_outputs_ > 1:
                 return self._output(X, self._network())
             S = self._scores(X)
-            of_0, of_1 = (np.exp(np.minimum(S * sign, 0)) / (1 + np.exp(-abs(S))) for sign in (-1, 1))  # 1 - P has lost digits
+            of_0, of_1 = (
+                np.exp(np.minimum(S * sign, 0)) / (1 + np.exp(-abs(S))) for sign in (-1, 1)
+            )  # 1 - P has lost digits
             return _two(of_0, of_1)
 
     def predict_log_proba(self, X: Any) -> Any:
@@ -190,7 +218,9 @@ class MLPClassifier(ClassifierMixin, Estimator):
     def _scores(self, X: Any) -> Array:
         """S[L] (m, n_L) of checked rows: the output before its activation."""
         net = self._network()
-        scores = MLP(net.sizes, list(net.activations[1:-1]), dtype=net.dtype, init="zeros", device=net.device)
+        scores = MLP(
+            net.sizes, list(net.activations[1:-1]), dtype=net.dtype, init="zeros", device=net.device
+        )
         scores._set(net.store.flat)
         return self._output(X, scores)
 
@@ -206,11 +236,18 @@ def _by_class(class_weight: Any, y: Any, weights: Array | None) -> Array:
     specs = class_weight if isinstance(class_weight, list) else [class_weight]
     if weights is None or "balanced" not in specs or not weights.any():
         return product
-    counted, product = weights != 0, np.ones(y.shape[0])  # a label that weighs nothing is no class to balance
-    for spec, column in zip(cycle(specs), (y.toarray() if issparse(y) else y).reshape(y.shape[0], -1).T, strict=False):
+    counted, product = (
+        weights != 0,
+        np.ones(y.shape[0]),
+    )  # a label that weighs nothing is no class to balance
+    for spec, column in zip(
+        cycle(specs), (y.toarray() if issparse(y) else y).reshape(y.shape[0], -1).T, strict=False
+    ):
         if spec == "balanced":
             classes, at = np.unique(column[counted], return_inverse=True)
-            of = compute_class_weight(spec, classes=classes, y=column[counted], sample_weight=weights[counted])
+            of = compute_class_weight(
+                spec, classes=classes, y=column[counted], sample_weight=weights[counted]
+            )
             product[counted] *= of[at]
         else:
             product *= compute_sample_weight(spec, column)

@@ -33,7 +33,14 @@ class Rows:
     """
 
     def __init__(
-        self, trainer: Trainer, X: Any, Y: Array, weights: Array | None, alpha: float, share: float, offsets: Array | None
+        self,
+        trainer: Trainer,
+        X: Any,
+        Y: Array,
+        weights: Array | None,
+        alpha: float,
+        share: float,
+        offsets: Array | None,
     ) -> None:
         self.trainer, self.X, self.Y, self.weights = trainer, X, Y, weights
         self.alpha, self.share, self.offsets = alpha, share, offsets
@@ -63,7 +70,11 @@ class Rows:
         return self.share * J + constant, total
 
     def _dense(self, rows: Any) -> tuple[Array, Array, Array | None]:
-        return self.X[rows].toarray(), self.Y[rows], None if self.weights is None else self.weights[rows]
+        return (
+            self.X[rows].toarray(),
+            self.Y[rows],
+            None if self.weights is None else self.weights[rows],
+        )
 
     def _weight(self, rows: Any) -> float:
         if self.weights is not None:
@@ -74,13 +85,19 @@ class Rows:
         """Sets the penalty for a batch; the constant of its J."""
         weight, trainer = self._weight(rows), self.trainer
         if weight == 0:
-            raise ZeroDivisionError("Weights sum to zero, can't be normalized: sample_weight is 0 on all rows of a batch")
+            raise ZeroDivisionError(
+                "Weights sum to zero, can't be normalized: sample_weight is 0 on all rows of a batch"
+            )
         l2 = self.alpha / weight
         if trainer.l2 != l2:
             trainer.l2 = l2
         constant = 0.0
         if self.offsets is not None:
-            constant = float(np.average(self.offsets[rows], weights=None if self.weights is None else self.weights[rows]))
+            constant = float(
+                np.average(
+                    self.offsets[rows], weights=None if self.weights is None else self.weights[rows]
+                )
+            )
         if self.share != 1 and l2:
             W = trainer.net.store.flat[: trainer.net.layout.weights]
             constant += (1 - self.share) * 0.5 * l2 * trainer._step.ops.sum_squares(W)
@@ -111,7 +128,9 @@ class Run:
         entry["seconds"], self.began = now - self.began, now
         for key, value in entry.items():
             self.history.setdefault(key, []).append(value)
-        self.bar.set_postfix({key: f"{value:.4g}" for key, value in entry.items() if key != "seconds"}, refresh=False)
+        self.bar.set_postfix(
+            {key: f"{value:.4g}" for key, value in entry.items() if key != "seconds"}, refresh=False
+        )
         self.bar.update()
         answers = [observer.epoch_end(self.trainer, entry) for observer in self.observers]
         self.stopped = any(isinstance(answer, bool | np.bool_) and answer for answer in answers)
@@ -138,7 +157,9 @@ def epoch(rows: Rows, order: Array, size: int, run: Run) -> float:
             found.append((J, constant, len(part)))
             for observer in run.observers:
                 observer.step_end(rows.trainer, J)
-        return sum((rows.share * float(J) + constant) * count for J, constant, count in found) / len(order)
+        return sum(
+            (rows.share * float(J) + constant) * count for J, constant, count in found
+        ) / len(order)
     except NonFiniteLoss:
         net.store.write(np.nan)
         return float("nan")

@@ -57,13 +57,17 @@ class MLPRegressor(RegressorMixin, Estimator):
         return (1 / self.n_outputs_ if self.loss == "squared_error" else 1.0), None
 
     def _out_activation(self) -> str:
-        return {"poisson": "exp", "binary_cross_entropy": "logistic"}.get(loss_sheet.resolve(self.loss).name, "identity")
+        return {"poisson": "exp", "binary_cross_entropy": "logistic"}.get(
+            loss_sheet.resolve(self.loss).name, "identity"
+        )
 
     def _predicted(self, output: Array) -> Array:
         return output.reshape(-1) if output.shape[1] == 1 else output
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None) -> MLPRegressor:
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None
+    ) -> MLPRegressor:
         """Train on X and y.
 
         Args:

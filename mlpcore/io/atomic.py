@@ -49,7 +49,9 @@ _guard = threading.RLock()  # of both, and of renaming
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], keep: int = 1, owner: object = None) -> Iterator[BinaryIO]:
+def replacing(
+    path: str | os.PathLike[str], keep: int = 1, owner: object = None
+) -> Iterator[BinaryIO]:
     """Open a binary file to write into, which takes the place of `path` when the block ends well.
 
     If the process is killed, the disk fills up, or the block raises, what was at `path` is still there, unchanged.

@@ -25,7 +25,11 @@ TORCH: dict[str, tuple[str, str | None, dict[str, tuple[Any, ...]]]] = {
     "prelu": ("PReLU", "init", {}),  # whose slope is a weight
     "elu": ("ELU", "alpha", {}),
     "selu": ("SELU", None, {}),
-    "softplus": ("Softplus", None, {"beta": (1,), "threshold": (50, 20)}),  # a straight line from there on: 2e-9 off at 20
+    "softplus": (
+        "Softplus",
+        None,
+        {"beta": (1,), "threshold": (50, 20)},
+    ),  # a straight line from there on: 2e-9 off at 20
     "gelu": ("GELU", None, {"approximate": ("tanh",)}),
     "gelu_erf": ("GELU", None, {"approximate": ("none",)}),
     "silu": ("SiLU", None, {}),
@@ -63,11 +67,18 @@ def from_torch(make: type[MLP], model: Any) -> MLP:
         raise ValueError(f"model has no Linear layer: {model!r}")
     for l, (one, other) in enumerate(itertools.pairwise(linears), 1):
         if one.out_features != other.in_features:
-            raise ValueError(f"model: Linear layer {l} gives {one.out_features} numbers, the next takes {other.in_features}")
+            raise ValueError(
+                f"model: Linear layer {l} gives {one.out_features} numbers, the next takes {other.in_features}"
+            )
     matrices = [layer.weight for layer in linears]
-    first = [next(i for i, x in enumerate(matrices) if x is weight) for weight in matrices]  # where the matrix stands first
+    first = [
+        next(i for i, x in enumerate(matrices) if x is weight) for weight in matrices
+    ]  # where the matrix stands first
     W, b, a = (
-        [None if x is None else arrays.numeric(x.detach(), "model", devices.adopt_on_host) for x in parts]
+        [
+            None if x is None else arrays.numeric(x.detach(), "model", devices.adopt_on_host)
+            for x in parts
+        ]
         for parts in (matrices, [layer.bias for layer in linears], slopes)
     )
     return _assembled(
@@ -87,7 +98,9 @@ def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
     Raises:
         ValueError: one computes more at a call than its class does.
     """
-    if _kind(model) and (model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model)):
+    if _kind(model) and (
+        model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model)
+    ):
         raise ValueError(
             f"{place}: {model!r} has forward hooks (those of weight_norm and prune are such) or a forward of its own: "
             "remove them first"
@@ -102,18 +115,30 @@ def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
 def _spec(module: Any, place: str, n: int) -> Any:
     """Our activation that equals PyTorch's, behind a layer of n outputs."""
     if _kind(module) == "PReLU" and module.num_parameters not in (1, n):
-        raise ValueError(f"{place}: {module!r} has no place behind {n} outputs: its num_parameters must be 1 or {n}")
+        raise ValueError(
+            f"{place}: {module!r} has no place behind {n} outputs: its num_parameters must be 1 or {n}"
+        )
     wrong = []
     for name, (kind, argument, settings) in TORCH.items():
         if kind == _kind(module):
-            found = [f"{s} must be {' or '.join(map(repr, x))}" for s, x in settings.items() if getattr(module, s) not in x]
+            found = [
+                f"{s} must be {' or '.join(map(repr, x))}"
+                for s, x in settings.items()
+                if getattr(module, s) not in x
+            ]
             if not found:
-                several = (sheet.LEARNED[1],) if kind == "PReLU" and module.num_parameters > 1 else ()
+                several = (
+                    (sheet.LEARNED[1],) if kind == "PReLU" and module.num_parameters > 1 else ()
+                )
                 return name if argument is None else (name, getattr(module, argument), *several)
             wrong += found
     if wrong:
         raise ValueError(f"{place}: {module!r} has no equal here: {', or '.join(wrong)}")
-    known = ", ".join(dict.fromkeys(["Sequential", "Linear", "Flatten", *(kind for kind, *_ in TORCH.values()), *NOTHING]))
+    known = ", ".join(
+        dict.fromkeys(
+            ["Sequential", "Linear", "Flatten", *(kind for kind, *_ in TORCH.values()), *NOTHING]
+        )
+    )
     raise TypeError(f"{place} must be one of torch.nn's {known}; got {_kind(module)}")
 
 
@@ -127,7 +152,12 @@ def to_torch(net: MLP) -> Any:
     for l in range(1, net.layout.layers + 1):
         n_in, n_out = net.sizes[l - 1 : l + 1]
         linear = torch.nn.utils.skip_init(
-            torch.nn.Linear, n_in, n_out, bias=net.layout.bias, device=net.device, dtype=getattr(torch, net.dtype.name)
+            torch.nn.Linear,
+            n_in,
+            n_out,
+            bias=net.layout.bias,
+            device=net.device,
+            dtype=getattr(torch, net.dtype.name),
         )
         with torch.no_grad():
             linear.weight.copy_(torch.from_dlpack(net.W[l]).T)
@@ -139,7 +169,9 @@ def to_torch(net: MLP) -> Any:
         layers.append(linear)
         layers += _modules_of(torch.nn, net.activations[l], l)
         if net.a[l] is not None:
-            layers[-1] = torch.nn.PReLU(net.a[l].size, layers[-1].init, device=net.device, dtype=linear.weight.dtype)
+            layers[-1] = torch.nn.PReLU(
+                net.a[l].size, layers[-1].init, device=net.device, dtype=linear.weight.dtype
+            )
             with torch.no_grad():
                 layers[-1].weight.copy_(torch.from_dlpack(net.a[l]))
     return torch.nn.Sequential(*layers)
@@ -150,10 +182,14 @@ def _modules_of(nn: Any, activation: Any, l: int) -> list[Any]:
     if activation.name == "identity":
         return []
     kind, argument, settings = TORCH.get(activation.name, ("", None, {}))
-    equal = kind and (activation.rowwise or activation.value == sheet.resolve(activation.name).value)
+    equal = kind and (
+        activation.rowwise or activation.value == sheet.resolve(activation.name).value
+    )
     equal = equal and (activation.learned is not None) == (kind == "PReLU")
     if not equal or (argument is None and activation.parameter not in (None, 1.0)):
-        raise ValueError(f"layer {l}: PyTorch has no module that equals {activation.spec!r}; use mlpcore.torch.Module(net)")
+        raise ValueError(
+            f"layer {l}: PyTorch has no module that equals {activation.spec!r}; use mlpcore.torch.Module(net)"
+        )
     given = {} if argument is None else {argument: activation.parameter}
     return [getattr(nn, kind)(**given, **{name: values[0] for name, values in settings.items()})]
 
@@ -161,14 +197,20 @@ def _modules_of(nn: Any, activation: Any, l: int) -> list[Any]:
 def from_sklearn(make: type[MLP], model: Any, device: str) -> MLP:
     """See `MLP.from_sklearn`."""
     if not hasattr(model, "hidden_layer_sizes") or not hasattr(model, "activation"):
-        raise TypeError(f"model must be a fitted MLPClassifier or MLPRegressor; got {type(model).__name__}")
+        raise TypeError(
+            f"model must be a fitted MLPClassifier or MLPRegressor; got {type(model).__name__}"
+        )
     if not hasattr(model, "coefs_"):
         raise ValueError(f"model: this {type(model).__name__} is not fitted yet")
     given = model.activation  # a list, one a layer, of mlpcore's own estimators
     hidden = given if isinstance(given, list) else [given] * (len(model.coefs_) - 1)
-    names = [SKLEARN.get(x, x) if isinstance(x, str) else x for x in (*hidden, model.out_activation_)]
+    names = [
+        SKLEARN.get(x, x) if isinstance(x, str) else x for x in (*hidden, model.out_activation_)
+    ]
     slopes = iter(getattr(model, "slopes_", ()))  # those of mlpcore's own estimators
-    learned = [None if sheet.resolve(name, output=True).learned is None else next(slopes) for name in names]
+    learned = [
+        None if sheet.resolve(name, output=True).learned is None else next(slopes) for name in names
+    ]
     net = _assembled(make, model.coefs_, model.intercepts_, learned, names, {}, device)
     net.predicts_1d = not hasattr(model, "classes_") and net.sizes[-1] == 1  # as a regressor does
     return net
@@ -187,7 +229,9 @@ def _assembled(
         dtype=np.result_type(W[0].dtype, np.float32), init="zeros", device=device,
     )  # fmt: skip
     flat = np.zeros(net.layout.size, net.dtype)
-    for views, found in zip((*net.layout.views(flat), net.layout.slopes(flat)), (W, b, a), strict=True):
+    for views, found in zip(
+        (*net.layout.views(flat), net.layout.slopes(flat)), (W, b, a), strict=True
+    ):
         for view, array in zip(views[1:], found, strict=True):
             if view is not None and array is not None:
                 view[...] = array

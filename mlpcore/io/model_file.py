@@ -57,16 +57,24 @@ def write(
             raise ValueError(f"tensors: {name!r} cannot be a name: it is the file's own")
     entries: dict[str, Any] = {}
     arrays, offset = [], 0
-    for name, array in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):  # so that all are aligned
+    for name, array in sorted(
+        tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
+    ):  # so that all are aligned
         if array.dtype.name not in TYPES:
-            raise TypeError(f"tensors[{name!r}] of dtype {array.dtype} cannot be stored; known: {', '.join(TYPES)}")
+            raise TypeError(
+                f"tensors[{name!r}] of dtype {array.dtype} cannot be stored; known: {', '.join(TYPES)}"
+            )
         if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
             advice = "fill them first, e.g. with .filled(0)"
             raise TypeError(f"tensors[{name!r}] has masked entries; {advice}")
         whole = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
         arrays.append(whole)
         place = [offset, offset + whole.nbytes]
-        entries[name] = {"dtype": TYPES[array.dtype.name], "shape": array.shape, "data_offsets": place}
+        entries[name] = {
+            "dtype": TYPES[array.dtype.name],
+            "shape": array.shape,
+            "data_offsets": place,
+        }
         offset += whole.nbytes
     digest = _digest(text, dict(zip(entries, arrays, strict=True)))
     head = json.dumps({"__metadata__": {"mlpcore": text, "digest": digest}, **entries}).encode()
@@ -169,7 +177,9 @@ def _opened(
 
     place = Path(values.path(path))
     if not place.is_file():
-        raise FileNotFoundError(f"model file {str(path)!r} does not exist" + (" (a folder)" if place.is_dir() else ""))
+        raise FileNotFoundError(
+            f"model file {str(path)!r} does not exist" + (" (a folder)" if place.is_dir() else "")
+        )
     with open(place, "rb"):  # of a file that may not be read, safetensors says that there is none
         pass
     try:
@@ -178,7 +188,9 @@ def _opened(
             found = {name: np.asarray(file.get_tensor(name), order="C") for name in names}
             return file.metadata() or {}, found
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is not a safetensors file, or a damaged one: {error}") from None
+        raise ValueError(
+            f"{str(path)!r} is not a safetensors file, or a damaged one: {error}"
+        ) from None
 
 
 def parsed(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -61,20 +61,34 @@ def write(
     except ImportError:
         raise ImportError("ONNX files need the package onnx: pip install 'mlpcore[onnx]'") from None
     if parameters.nbytes > LARGEST:
-        raise ValueError(f"the parameters are {parameters.nbytes:,} bytes; an ONNX file holds at most 2 GiB")
+        raise ValueError(
+            f"the parameters are {parameters.nbytes:,} bytes; an ONNX file holds at most 2 GiB"
+        )
     if not np.isfinite(parameters).all():
-        raise ValueError(f"the network's parameters must be finite; {np.sum(~np.isfinite(parameters)):,} are not")
+        raise ValueError(
+            f"the network's parameters must be finite; {np.sum(~np.isfinite(parameters)):,} are not"
+        )
     with np.errstate(over="ignore", under="ignore"):
-        rows = {name: None if row is None else row.astype(parameters.dtype) for name, row in rows.items()}
+        rows = {
+            name: None if row is None else row.astype(parameters.dtype)
+            for name, row in rows.items()
+        }
     for name, row in rows.items():
         if row is not None and not np.isfinite(row).all():
-            raise ValueError(f"{name} must be finite in the network's dtype, {row.dtype}; it holds numbers beyond its range")
+            raise ValueError(
+                f"{name} must be finite in the network's dtype, {row.dtype}; it holds numbers beyond its range"
+            )
         if row is not None and name == "scale" and not row.all():
-            raise ValueError(f"scale must not be 0 anywhere, in {row.dtype}: columns are divided by it")
+            raise ValueError(
+                f"scale must not be 0 anywhere, in {row.dtype}: columns are divided by it"
+            )
     graph = _Graph(parameters.dtype)
     _network(graph, layout, activations, parameters, rows)
     number = helper.np_dtype_to_tensor_dtype(parameters.dtype)
-    nodes = [helper.make_node(op, given, [out], name=out, **attributes) for op, given, out, attributes in graph.nodes]
+    nodes = [
+        helper.make_node(op, given, [out], name=out, **attributes)
+        for op, given, out, attributes in graph.nodes
+    ]
     ends = [
         helper.make_tensor_value_info(end, number, ["rows", n])
         for end, n in zip("XZ", layout.sizes[:: layout.layers], strict=True)
@@ -164,22 +178,34 @@ class _Graph:
         (u,), node, one = given, self.node, self.number(1)
         if function == "positive":
             return node("CastLike", node("Greater", u, self.number(0)), one)
-        if function == "expm1":  # (e^u - 1) = 2 t / (1 - t) with t = tanh(u/2): exact near 0, and e^u - 1 where t nears 1
+        if (
+            function == "expm1"
+        ):  # (e^u - 1) = 2 t / (1 - t) with t = tanh(u/2): exact near 0, and e^u - 1 where t nears 1
             t = node("Tanh", node("Mul", u, self.number(0.5)))
             near = node("Div", node("Add", t, t), node("Sub", one, t))
-            near = node("Where", node("Less", node("Abs", u), self.number(1e-20)), u, near)  # t's own runtime may flush it
-            return node("Where", node("Less", u, self.number(0.5)), near, node("Sub", node("Exp", u), one))
+            near = node(
+                "Where", node("Less", node("Abs", u), self.number(1e-20)), u, near
+            )  # t's own runtime may flush it
+            return node(
+                "Where", node("Less", u, self.number(0.5)), near, node("Sub", node("Exp", u), one)
+            )
         assert function == "log1p", function
         # u log(w) / (w - 1) with w the rounded 1 + u, whose error cancels (Goldberg 1991, theorem 4)
         w = node("Add", u, one)
         rounded, log = node("Sub", w, one), node("Log", w)
         exact, tiny = node("Equal", rounded, u), node("Equal", rounded, self.number(0))
         safe = node("Where", tiny, one, rounded)
-        return node("Where", exact, log, node("Where", tiny, u, node("Mul", log, node("Div", u, safe))))
+        return node(
+            "Where", exact, log, node("Where", tiny, u, node("Mul", log, node("Div", u, safe)))
+        )
 
 
 def _network(
-    graph: _Graph, layout: Layout, activations: Sequence[Activation | None], parameters: Array, rows: Mapping[str, Array | None]
+    graph: _Graph,
+    layout: Layout,
+    activations: Sequence[Activation | None],
+    parameters: Array,
+    rows: Mapping[str, Array | None],
 ) -> None:
     """The whole graph, from "X" to "Z"."""
 
@@ -195,7 +221,9 @@ def _network(
         assert activation is not None
         owner = f"W{tie.owner}" if tie else graph.array(f"W{l}", W[l])
         bias = [graph.array(f"b{l}", b[l])] if layout.bias else []
-        s = graph.node("Gemm", z, owner, *bias, out=f"S{l}", transB=int(tie is not None and tie.transposed))
+        s = graph.node(
+            "Gemm", z, owner, *bias, out=f"S{l}", transB=int(tie is not None and tie.transposed)
+        )
         z = _activation(graph, activation if a[l] is None else activation.bound(a[l]), s, f"a{l}")
     z = shifted(shifted(z, "Mul", "target_scale"), "Add", "target_mean")
     graph.node("Identity", z, out="Z")
@@ -215,7 +243,9 @@ def _log_softmax(graph: _Graph, s: str) -> str:
 def _activation(graph: _Graph, activation: Activation, s: str, a: str) -> str:
     """The name of σ(s), with a learned parameter as an array of the name `a`."""
     if activation.rowwise:
-        return _log_softmax(graph, s) if activation.logarithmic else graph.node("Softmax", s, axis=1)
+        return (
+            _log_softmax(graph, s) if activation.logarithmic else graph.node("Softmax", s, axis=1)
+        )
     learned = {} if activation.a is None else {"a": graph.array(a, activation.a)}
     if learned and activation.value == resolve("prelu").value:
         return graph.node("PRelu", s, a)
@@ -225,4 +255,6 @@ def _activation(graph: _Graph, activation: Activation, s: str, a: str) -> str:
     for function, operands, out in compiled.steps:
         places[out] = graph.call(function, *(places[name] for name in operands))
     z = places["z"]
-    return z if "s" in reads(activation.value) else graph.node("Expand", z, graph.node("Shape", s))  # a constant
+    return (
+        z if "s" in reads(activation.value) else graph.node("Expand", z, graph.node("Shape", s))
+    )  # a constant

@@ -118,7 +118,9 @@ def _csv_table(path: str | Path, source: Path, texts: Sequence[str]) -> pa.Table
     require_different(path, names)
     for field in table.schema:
         if pa.types.is_binary(field.type):
-            raise ValueError(f"{path}: column {shown(field.name)} is not UTF-8 text; save the file as UTF-8")
+            raise ValueError(
+                f"{path}: column {shown(field.name)} is not UTF-8 text; save the file as UTF-8"
+            )
     return _with_digits(table, source)
 
 
@@ -126,14 +128,18 @@ def require_different(path: str | Path, names: Sequence[str]) -> None:
     """Raise a ValueError where two columns have one name."""
     for name, count in Counter(names).items():
         if count > 1:
-            raise ValueError(f"{path}: {count} columns are named {shown(name)}; which one is meant?")
+            raise ValueError(
+                f"{path}: {count} columns are named {shown(name)}; which one is meant?"
+            )
 
 
 def require_file(path: str | Path) -> Path:
     """The path of a file that is there; FileNotFoundError where it is not, or a folder."""
     source = Path(path)
     if not source.is_file():
-        raise FileNotFoundError(f"{path}: " + ("is a folder; name a file" if source.is_dir() else "no such file"))
+        raise FileNotFoundError(
+            f"{path}: " + ("is a folder; name a file" if source.is_dir() else "no such file")
+        )
     return source
 
 
@@ -149,10 +155,14 @@ def _read_csv(source: Path, texts: Sequence[str], only: Sequence[str] = ()) -> p
         raise ValueError(f"{size:,} bytes of text; from 2 GiB on, write Parquet")
     return csv.read_csv(
         arrow_source(source),
-        read_options=csv.ReadOptions(use_threads=False, block_size=size + 1),  # types from all rows, not from the first ones
+        read_options=csv.ReadOptions(
+            use_threads=False, block_size=size + 1
+        ),  # types from all rows, not from the first ones
         parse_options=csv.ParseOptions(delimiter=_delimiter(source), newlines_in_values=True),
         convert_options=csv.ConvertOptions(
-            strings_can_be_null=True, column_types=dict.fromkeys(texts, pa.string()), include_columns=only
+            strings_can_be_null=True,
+            column_types=dict.fromkeys(texts, pa.string()),
+            include_columns=only,
         ),
     )
 
@@ -160,7 +170,11 @@ def _read_csv(source: Path, texts: Sequence[str], only: Sequence[str] = ()) -> p
 def _with_digits(table: pa.Table, source: Path) -> pa.Table:
     """Return the table of a CSV file with the whole numbers beyond int64 as such, which Arrow reads as floats."""
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-    large = [name for name in floats if pc.any(pc.greater_equal(pc.abs(table.column(name)), 2.0**63)).as_py()]
+    large = [
+        name
+        for name in floats
+        if pc.any(pc.greater_equal(pc.abs(table.column(name)), 2.0**63)).as_py()
+    ]
     if not large:
         return table
     texts = _read_csv(source, large, only=large)
@@ -174,9 +188,13 @@ def _with_digits(table: pa.Table, source: Path) -> pa.Table:
     return _changed(table, lambda field, values: found.get(field.name, values))
 
 
-def _changed(table: pa.Table, change: Callable[[pa.Field, pa.ChunkedArray], pa.ChunkedArray]) -> pa.Table:
+def _changed(
+    table: pa.Table, change: Callable[[pa.Field, pa.ChunkedArray], pa.ChunkedArray]
+) -> pa.Table:
     """Return the table with what `change` makes of each column."""
-    columns = [change(field, values) for field, values in zip(table.schema, table.columns, strict=True)]
+    columns = [
+        change(field, values) for field, values in zip(table.schema, table.columns, strict=True)
+    ]
     return pa.Table.from_arrays(columns, names=table.column_names)
 
 
@@ -251,11 +269,15 @@ def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    )
 
 
 def _is_date(kind: pa.DataType) -> bool:
@@ -289,7 +311,9 @@ def _numbers(values: pa.ChunkedArray, origin: float = 0.0) -> Array:
         numbers[values.is_null().to_numpy()] = np.nan
     elif origin and pa.types.is_decimal(values.type):
         numbers = np.array([_exactly(value, origin) for value in values.to_pylist()])
-    elif _is_number(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type):
+    elif (
+        _is_number(values.type) or pa.types.is_boolean(values.type) or pa.types.is_null(values.type)
+    ):
         numbers = values.cast(pa.float64(), safe=False).to_numpy() - origin
     else:
         numbers = np.full(len(values), np.nan)
@@ -300,8 +324,14 @@ def _exactly(value: str | Decimal | None, origin: float) -> float:
     """Return the number less `origin`, rounded once."""
     if value is None:
         return math.nan
-    number = Decimal(int(value, 16)) if isinstance(value, str) and value[:2] in ("0x", "0X") else Decimal(value)
-    return float(number - Decimal(origin)) if abs(number.adjusted()) < 300 else float(number) - origin
+    number = (
+        Decimal(int(value, 16))
+        if isinstance(value, str) and value[:2] in ("0x", "0X")
+        else Decimal(value)
+    )
+    return (
+        float(number - Decimal(origin)) if abs(number.adjusted()) < 300 else float(number) - origin
+    )
 
 
 def _origin(numbers: Array, values: pa.ChunkedArray) -> float:
@@ -322,7 +352,11 @@ def _names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:
     source = _source(values.type)
     if pa.types.is_floating(values.type):
         values = pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
-    coded = values.combine_chunks().dictionary_encode() if values.num_chunks != 1 else values.chunk(0).dictionary_encode()
+    coded = (
+        values.combine_chunks().dictionary_encode()
+        if values.num_chunks != 1
+        else values.chunk(0).dictionary_encode()
+    )
     texts = coded.dictionary.cast(pa.large_string()).drop_null().to_pylist()
     finite = texts
     if source == "text":
@@ -341,13 +375,17 @@ def as_frame(table: pa.Table, columns: Sequence[Column]) -> pd.DataFrame:
 
 def _arrays(table: pa.Table, columns: Sequence[Column]) -> dict[str, Array]:
     return {
-        c.name: _numbers(table.column(c.name), c.origin) if c.kind == "number" else _names(table.column(c.name), c.labels)[0]
+        c.name: _numbers(table.column(c.name), c.origin)
+        if c.kind == "number"
+        else _names(table.column(c.name), c.labels)[0]
         for c in columns
     }
 
 
 def _frame(arrays: Mapping[str, Array]) -> pd.DataFrame:
-    return pd.DataFrame({name: pd.Series(array, dtype=array.dtype) for name, array in arrays.items()})
+    return pd.DataFrame(
+        {name: pd.Series(array, dtype=array.dtype) for name, array in arrays.items()}
+    )
 
 
 # -- what a column is taken as ---------------------------------------------------------------------------------------------
@@ -387,10 +425,14 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array
     if _is_number(kind):
         return Column(name, "", "no finite number in any row")
     names, made_of = _names(values)
-    return _category(name, "boolean" if made_of == "boolean" else "category", names, made_of, names_rows=True)
+    return _category(
+        name, "boolean" if made_of == "boolean" else "category", names, made_of, names_rows=True
+    )
 
 
-def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None, numbering: Array) -> Column:
+def _number(
+    name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None, numbering: Array
+) -> Column:
     known = np.isfinite(numbers)
     origin = _origin(numbers, values)
     apart = _numbers(values, origin) if origin else numbers
@@ -415,7 +457,9 @@ def _number(name: str, numbers: Array, values: pa.ChunkedArray, wish: str | None
         note += f"; {np.sum(~known):,} missing"
     wrong = pc.filter(values, pc.and_kleene(pc.is_valid(values), pa.array(~known)))
     if len(wrong):
-        what = f"text such as {shown(str(wrong[0]))}" if _is_text(values.type) else "infinite or NaN"
+        what = (
+            f"text such as {shown(str(wrong[0]))}" if _is_text(values.type) else "infinite or NaN"
+        )
         note += f", {'all' if len(wrong) == np.sum(~known) else f'{len(wrong):,}'} of them {what}"
     return Column(name, "number", note, origin=origin)
 
@@ -450,7 +494,10 @@ def describe(columns: Sequence[Column], most: int = 60) -> str:
     ]
     if len(columns) > most:
         rest = [column.kind or "left out" for column in columns[most:]]
-        lines.append(f"  and {len(rest):,} more: " + ", ".join(f"{rest.count(k):,} {k}" for k in dict.fromkeys(rest)))
+        lines.append(
+            f"  and {len(rest):,} more: "
+            + ", ".join(f"{rest.count(k):,} {k}" for k in dict.fromkeys(rest))
+        )
     return "\n".join(lines)
 
 
@@ -491,7 +538,9 @@ def load(
     texts = pc.if_else(pa.array(infinite), pa.scalar(None, texts.type), texts)
     table = _changed(table, lambda field, values: texts if field.name == target else values)
     taken = take(table, path, target, told, groups, wishes)
-    return replace(taken, note=note if taken.labels == "number" else "", infinite=int(infinite.sum()))
+    return replace(
+        taken, note=note if taken.labels == "number" else "", infinite=int(infinite.sum())
+    )
 
 
 def take(
@@ -507,13 +556,18 @@ def take(
     table = table.filter(pa.array(goal.rows))
     codes = None if groups is None else _groups(table.column(groups), groups)
     columns = tuple(
-        Column(name, "", "groups") if name == groups else _take(name, table.column(name), wishes.get(name), numbering)
+        Column(name, "", "groups")
+        if name == groups
+        else _take(name, table.column(name), wishes.get(name), numbering)
         for name in names
         if name != target
     )
     frame = as_frame(table, [column for column in columns if column.kind])
     if not frame.shape[1]:
-        why = "; ".join(f"{cut(c.name)} is left out ({c.note})" for c in columns[:5]) or "there is no other"
+        why = (
+            "; ".join(f"{cut(c.name)} is left out ({c.note})" for c in columns[:5])
+            or "there is no other"
+        )
         raise ValueError(f"{path}: no column is left to predict {shown(target)} from: {why}")
     return Table(
         frame, goal.Y, tuple(frame.columns), goal.classes, codes, unit=f"groups of {cut(groups)}", target=target,
@@ -523,7 +577,9 @@ def take(
 
 def _no_column(where: str, name: str, names: Sequence[str]) -> ValueError:
     if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-        return ValueError(f"{where} {shown(name)}: the header is one column, {shown(names[0])}; {_SEPARATE}")
+        return ValueError(
+            f"{where} {shown(name)}: the header is one column, {shown(names[0])}; {_SEPARATE}"
+        )
     near = nearest(name, names)
     hint = f"; did you mean {shown(near)}?" if near else "."
     there = [*([near] if near else []), *(other for other in names if other != near)]
@@ -535,7 +591,11 @@ def require_columns(
 ) -> None:  # fmt: skip
     """Raise a ValueError where a column that is named is not there, or is asked to be two things."""
     known = set(names)
-    for argument, name in (("--target", target), ("--groups", groups), *(("--as", name) for name in wishes)):
+    for argument, name in (
+        ("--target", target),
+        ("--groups", groups),
+        *(("--as", name) for name in wishes),
+    ):
         if name is not None and name not in known:
             raise _no_column(f"{path}: {argument}", name, names)
     for name, wish in wishes.items():
@@ -584,17 +644,23 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
         require_numbers(values, name)
         Y = quantities(values, filled)
         if (Y[0] == Y).all():
-            raise ValueError(f"--target {shown(name)} is {Y[0, 0]:.6g} in every row; nothing to learn")
+            raise ValueError(
+                f"--target {shown(name)} is {Y[0, 0]:.6g} in every row; nothing to learn"
+            )
         return _Goal(Y, filled, note=note, infinite=int(infinite.sum()))
     names, kind = _names(values)
     named = np.array([name is not None for name in names])  # of numbers that are text as well
     infinite, filled = infinite | (filled & ~named), filled & named
     names = names[filled]
     if kind == "date":
-        raise ValueError(f"--target {shown(name)} holds dates, such as {shown(names[0])}; expected numbers, text or booleans")
+        raise ValueError(
+            f"--target {shown(name)} holds dates, such as {shown(names[0])}; expected numbers, text or booleans"
+        )
     classes = labels.sort_names(set(names), kind)
     if len(classes) == 1:
-        raise ValueError(f"--target {shown(name)} is {shown(classes[0])} in every row; nothing to tell apart")
+        raise ValueError(
+            f"--target {shown(name)} is {shown(classes[0])} in every row; nothing to tell apart"
+        )
     if len(classes) > max(2, len(names) / 2):
         good = int(np.isfinite(numbers[filled]).sum())
         hint = "it looks like an identifier"
@@ -603,7 +669,9 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
         elif good > 0.9 * len(names):
             odd = names[~np.isfinite(numbers[filled])][0]
             hint = f"{good:,} of them are numbers; mend the others, such as {shown(odd)}, for --task regression"
-        raise ValueError(f"--target {shown(name)}: {len(classes):,} classes in {len(names):,} rows; {hint}")
+        raise ValueError(
+            f"--target {shown(name)}: {len(classes):,} classes in {len(names):,} rows; {hint}"
+        )
     return _Goal(labels.codes(names, classes), filled, classes, kind, note, int(infinite.sum()))
 
 
@@ -618,7 +686,9 @@ def require_answers(kind: pa.DataType, name: str) -> None:
     """Raise a ValueError where a target of this type cannot be predicted."""
     held = kind.value_type if pa.types.is_dictionary(kind) else kind
     if _source(held) in ("", "date"):
-        raise ValueError(f"--target {shown(name)} holds {cut(held)}; expected numbers, text or booleans")
+        raise ValueError(
+            f"--target {shown(name)} holds {cut(held)}; expected numbers, text or booleans"
+        )
 
 
 def without_target(values: pa.ChunkedArray) -> tuple[int, int]:
@@ -640,7 +710,9 @@ def require_numbers(values: pa.ChunkedArray, name: str, first: int = 0) -> None:
         wrong = np.flatnonzero(values.is_valid().to_numpy() & np.isnan(_numbers(values)))
         if len(wrong):
             row, text = first + int(wrong[0]) + 1, str(values[int(wrong[0])])
-            raise ValueError(f"--target {shown(name)} of a regression must be numbers; row {row} has {shown(text)}")
+            raise ValueError(
+                f"--target {shown(name)} of a regression must be numbers; row {row} has {shown(text)}"
+            )
 
 
 def quantities(values: pa.ChunkedArray, rows: Array) -> Array:
@@ -663,7 +735,9 @@ def group_names(values: pa.ChunkedArray, name: str) -> Array:
         ValueError: a row has none, or the type has no names.
     """
     if not _source(plain(values).type):
-        raise ValueError(f"--groups {shown(name)} holds {cut(values.type)}; expected numbers, text, booleans or dates")
+        raise ValueError(
+            f"--groups {shown(name)} holds {cut(values.type)}; expected numbers, text, booleans or dates"
+        )
     names, _ = _names(values)
     lost = sum(group is None for group in names)
     if lost:
@@ -690,7 +764,9 @@ def truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
     """
     values = plain(values)
     if not _source(values.type):
-        raise ValueError(f"the column of the target holds {cut(values.type)}; expected numbers, text, booleans or dates")
+        raise ValueError(
+            f"the column of the target holds {cut(values.type)}; expected numbers, text, booleans or dates"
+        )
     if classes:
         return Truth.of_names(_names(values, kind)[0], classes)
     filled = values.is_valid().to_numpy()
@@ -711,7 +787,9 @@ def _unfit(path: str | Path, column: Column, held: str) -> ValueError:
 class Transformer(Pipeline):
     """A `Pipeline` that reads other files by what their columns were in training."""
 
-    def read(self, path: str | Path, texts: Sequence[str] = ()) -> tuple[pd.DataFrame, pa.Table, list[str]]:
+    def read(
+        self, path: str | Path, texts: Sequence[str] = ()
+    ) -> tuple[pd.DataFrame, pa.Table, list[str]]:
         """Return another file's frame, its table, and remarks: values never seen in training.
 
         Each column is read as what it was in training; `texts` names others that are read as text, where the file is.
@@ -719,11 +797,15 @@ class Transformer(Pipeline):
         Raises:
             ValueError: a column is missing, or holds nothing of its kind; and as `tables.read`.
         """
-        table = read(path, [*texts, *(column.name for column in self.columns if column.kind != "number")])
+        table = read(
+            path, [*texts, *(column.name for column in self.columns if column.kind != "number")]
+        )
         known = set(table.column_names)
         for column in self.columns:
             if column.name not in known:
-                raise _no_column(f"{path}: the model needs a column", column.name, table.column_names)
+                raise _no_column(
+                    f"{path}: the model needs a column", column.name, table.column_names
+                )
             held = plain(table.column(column.name)).type
             fits = _source(held) or pa.types.is_time(held)
             if column.kind == "number":
@@ -736,12 +818,17 @@ class Transformer(Pipeline):
         for column in self.columns[: len(self.median)]:
             values = plain(table.column(column.name)).drop_null()
             if _is_text(values.type) and len(values) and np.isnan(arrays[column.name]).all():
-                raise _unfit(path, column, f"no numbers, but text such as {shown(values[0].as_py())}")
+                raise _unfit(
+                    path, column, f"no numbers, but text such as {shown(values[0].as_py())}"
+                )
         return _frame(arrays), table, list(self._remarks(arrays, table))
 
     def _remarks(self, arrays: Mapping[str, Array], table: pa.Table) -> Iterator[str]:
         for column in self.columns[: len(self.median)]:
-            lost = int(np.isnan(arrays[column.name]).sum()) - plain(table.column(column.name)).null_count
+            lost = (
+                int(np.isnan(arrays[column.name]).sum())
+                - plain(table.column(column.name)).null_count
+            )
             if lost:
                 yield f"{cut(column.name)}: no finite number in {lost:,} of the rows: taken as missing"
         for column, category in self.coded():

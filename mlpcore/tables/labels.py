@@ -19,11 +19,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["KINDS", "array_kind", "array_names", "codes", "kind_of", "matched", "name_of", "sort_names"]
+__all__ = [
+    "KINDS",
+    "array_kind",
+    "array_names",
+    "codes",
+    "kind_of",
+    "matched",
+    "name_of",
+    "sort_names",
+]
 
 Array = NDArray[Any]
 KINDS = ("number", "boolean", "date", "text")
-NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?"  # what counts as a number in a text
+NUMBER = (
+    r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?"  # what counts as a number in a text
+)
 INFINITE = re.compile("[+-]?inf(inity)?", re.IGNORECASE)
 HEXADECIMAL = "0[xX][0-9a-fA-F]{1,16}"
 _NUMBER, _HEXADECIMAL = re.compile(NUMBER), re.compile(HEXADECIMAL)
@@ -68,9 +79,16 @@ def kind_of(texts: Iterable[str]) -> str:
         return "boolean"
     if all(_DATE.fullmatch(text) and _is_date(text) for text in distinct):
         return "date"
-    if not all((_NUMBER.fullmatch(text) or _HEXADECIMAL.fullmatch(text)) and not _CODE.match(text) for text in distinct):
+    if not all(
+        (_NUMBER.fullmatch(text) or _HEXADECIMAL.fullmatch(text)) and not _CODE.match(text)
+        for text in distinct
+    ):
         return "text"
-    endings = {(_number(text), len(text) - len(text.rstrip("0"))) for text in distinct if _FRACTION.fullmatch(text)}
+    endings = {
+        (_number(text), len(text) - len(text.rstrip("0")))
+        for text in distinct
+        if _FRACTION.fullmatch(text)
+    }
     return "number" if len(endings) == len({number for number, _ in endings}) else "text"
 
 
@@ -85,7 +103,9 @@ def matched(names: Array, known: Iterable[str | None]) -> Array:
     other = {
         name: whole
         for name in set(names) - known
-        if name is not None and (whole := name.partition(".")[0]) in known and _WHOLE.fullmatch(name)
+        if name is not None
+        and (whole := name.partition(".")[0]) in known
+        and _WHOLE.fullmatch(name)
     }
     return np.array([other.get(name, name) for name in names], object) if other else names
 
@@ -150,4 +170,8 @@ def _date(text: str) -> str:
         return text
     if moment.time() == time():
         return f"{moment.date()}{zone}"
-    return moment.isoformat(" ").rstrip("0").rstrip(".") + zone if moment.microsecond else moment.isoformat(" ") + zone
+    return (
+        moment.isoformat(" ").rstrip("0").rstrip(".") + zone
+        if moment.microsecond
+        else moment.isoformat(" ") + zone
+    )

@@ -61,7 +61,9 @@ class Column:
         kinds = ("",) if kind == "number" else labels.KINDS
         known = kind in ("number", "category", "boolean")
         require(known, "columns", f"{shown(name)} has a kind that there is not")
-        require(told["labels"] in kinds, "columns", f"{shown(name)} has labels that do not fit its kind")
+        require(
+            told["labels"] in kinds, "columns", f"{shown(name)} has labels that do not fit its kind"
+        )
         finite = type(origin) in (int, float) and abs(origin) < 1e300
         require(finite, "columns", f"the origin of {shown(name)} must be a number")
         marked = type(told["missing"]) is bool
@@ -95,7 +97,10 @@ class Category:
         apart = rows >= LEAST_ROWS
         if apart.sum() >= MOST_CATEGORIES:
             apart[np.argsort(rows, kind="stable")[: 1 - MOST_CATEGORIES]] = False
-        parts = ([name for name, kept in zip(names, apart, strict=True) if kept == which] for which in (True, False))
+        parts = (
+            [name for name, kept in zip(names, apart, strict=True) if kept == which]
+            for which in (True, False)
+        )
         return cls(*map(tuple, parts))
 
     @classmethod
@@ -110,7 +115,9 @@ class Category:
         values = [*parts[0], *parts[1]]
         texts = all(value is None or is_text(value) for value in values)
         require(texts, "pipeline", f"{where} must be texts")
-        require(len(set(values)) == len(values) > 0, "pipeline", f"{where} must differ, and be there")
+        require(
+            len(set(values)) == len(values) > 0, "pipeline", f"{where} must differ, and be there"
+        )
         return cls(*map(tuple, parts))
 
     @property
@@ -125,7 +132,9 @@ class Category:
 
     def names(self, column: str) -> list[str]:
         """Return the names of the columns that it makes."""
-        return [f"{column}_{value}" for value in self.apart] + [f"{column}_infrequent_sklearn"] * bool(self.rare)
+        return [f"{column}_{value}" for value in self.apart] + [
+            f"{column}_infrequent_sklearn"
+        ] * bool(self.rare)
 
     def write(self, values: Array, out: Array) -> None:
         """Write ones into `out` (m, width), which holds zeros; unknown values are taken as rare."""
@@ -167,10 +176,16 @@ class Pipeline:
             ValueError: no column is left.
         """
         numbers = [column for column in columns if column.kind == "number"]
-        found = [(c, Category.fit(np.asarray(X[c.name])[rows])) for c in columns if c.kind not in ("", "number")]
+        found = [
+            (c, Category.fit(np.asarray(X[c.name])[rows]))
+            for c in columns
+            if c.kind not in ("", "number")
+        ]
         found = [(column, category) for column, category in found if category.apart]
         if not numbers and not found:
-            raise ValueError(f"no column is left to predict from: no value of any is in {LEAST_ROWS} training rows")
+            raise ValueError(
+                f"no column is left to predict from: no value of any is in {LEAST_ROWS} training rows"
+            )
         values = np.empty((len(rows), len(numbers)))
         for j, column in enumerate(numbers):
             values[:, j] = np.asarray(X[column.name])[rows]
@@ -185,7 +200,9 @@ class Pipeline:
             names = [column.name for column in numbers]
             scaler = Standardizer.fit(np.hstack([values, missing[:, gaps]]), names=names)
         used = (*numbers, *(column for column, _ in found))
-        return cls(used, median, tuple(gaps.tolist()), scaler, tuple(category for _, category in found))
+        return cls(
+            used, median, tuple(gaps.tolist()), scaler, tuple(category for _, category in found)
+        )
 
     @property
     def width(self) -> int:
@@ -196,7 +213,9 @@ class Pipeline:
     def names(self) -> tuple[str, ...]:
         """The names of the columns that it makes, in order."""
         numbers = [column.name for column in self.columns[: len(self.median)]]
-        gaps = [f"missingindicator_{name}" for name, gap in zip(numbers, self.gaps, strict=True) if gap]
+        gaps = [
+            f"missingindicator_{name}" for name, gap in zip(numbers, self.gaps, strict=True) if gap
+        ]
         ones = [name for column, category in self.coded() for name in category.names(column.name)]
         return (*numbers, *gaps, *ones)
 
@@ -213,11 +232,15 @@ class Pipeline:
         columns = [np.asarray(X[column.name]) for column in self.columns]
         rows, count = len(columns[0]), len(self.median)
         out = np.zeros((rows, self.width), np.float32)
-        places = np.cumsum([len(self.scaler.mean), *(category.width for category in self.categories)]).tolist()
+        places = np.cumsum(
+            [len(self.scaler.mean), *(category.width for category in self.categories)]
+        ).tolist()
         for start in range(0, rows, _CHUNK_ROWS):
             part = slice(start, start + _CHUNK_ROWS)
             self._write_numbers([column[part] for column in columns[:count]], out[part])
-            for column, category, first in zip(columns[count:], self.categories, places, strict=False):
+            for column, category, first in zip(
+                columns[count:], self.categories, places, strict=False
+            ):
                 category.write(column[part], out[part, first : first + category.width])
         bad = np.argwhere(~np.isfinite(out))
         if len(bad):
@@ -243,7 +266,10 @@ class Pipeline:
     @property
     def tensors(self) -> dict[str, Array]:
         """The tensors that a model file keeps of it."""
-        told = {column.name: {"apart": category.apart, "rare": category.rare} for column, category in self.coded()}
+        told = {
+            column.name: {"apart": category.apart, "rare": category.rare}
+            for column, category in self.coded()
+        }
         numbers = {"median": self.median, "mean": self.scaler.mean, "scale": self.scaler.scale}
         text = json.dumps(told, ensure_ascii=False).encode()
         tensors = {f"pipeline {key}": value for key, value in numbers.items()}
@@ -270,7 +296,9 @@ class Pipeline:
         text = tensors["pipeline"]
         require(text.dtype == np.uint8 and text.ndim == 1, "pipeline", "it must be text, as bytes")
         if text[:4].tobytes() == b"PK\3\4" or "format" not in about:
-            raise ValueError("its table pipeline was written by an older development version of mlpcore; train again")
+            raise ValueError(
+                "its table pipeline was written by an older development version of mlpcore; train again"
+            )
         told: Any = about.get("columns")
         named = isinstance(told, dict) and bool(told) and all(map(is_text, told))
         require(named, "columns", "they must be named")

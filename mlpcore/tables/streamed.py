@@ -37,7 +37,10 @@ SHARES = (0.2, 0.1)  # of test and validation
 _FEW = 1_000  # targets of so many values, or more, are seen well enough in a sample
 _PIECE = 4_096  # rows of one of them at a time
 _CELL = 32  # bytes that a value of a table in memory takes, roughly
-_THIN, _LOOK = 0x5EED, 0x100C  # hashes that thin the parts out and that pick the first sample are others than the parts' own
+_THIN, _LOOK = (
+    0x5EED,
+    0x100C,
+)  # hashes that thin the parts out and that pick the first sample are others than the parts' own
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,11 @@ class BigTable(Table):
         footer = Footer.read(Path(self.path), _where(self.path))
         parts = _Parts.of(self, seed)
         reader = _Reader(self, footer)
-        held: list[list[Any]] = [[], [], []]  # test, validation, and the sample of the training rows
+        held: list[list[Any]] = [
+            [],
+            [],
+            [],
+        ]  # test, validation, and the sample of the training rows
         totals = [0, 0, 0]
         content = hashlib.sha256()
         for first, piece in reader.everything():
@@ -74,8 +81,12 @@ class BigTable(Table):
             codes = parts.codes(first, piece)
             thin = _uniform(seed ^ _THIN, np.arange(first, first + len(piece)))
             known = tables.with_target(piece.column(self.target))
-            totals = [total + int(np.sum(known & (codes == part))) for part, total in enumerate(totals)]
-            for number, (share, most) in enumerate(zip((*SHARES, 1 - sum(SHARES)), (HELD_OUT, HELD_OUT, SAMPLE), strict=True)):
+            totals = [
+                total + int(np.sum(known & (codes == part))) for part, total in enumerate(totals)
+            ]
+            for number, (share, most) in enumerate(
+                zip((*SHARES, 1 - sum(SHARES)), (HELD_OUT, HELD_OUT, SAMPLE), strict=True)
+            ):
                 chosen = known & (codes == number) & (thin * share * self.rows < most)
                 if chosen.any():
                     held[number].append(piece.filter(pa.array(chosen)))
@@ -126,7 +137,9 @@ def is_too_big(path: str | Path) -> bool:
         return False
     with contextlib.suppress(ValueError, OSError, MemoryError):  # reading it will say what is wrong
         metadata = Footer.read(Path(path), _where(path)).metadata
-        return bool(metadata.num_rows * metadata.num_columns * _CELL > devices.free_bytes("cpu") / 4)
+        return bool(
+            metadata.num_rows * metadata.num_columns * _CELL > devices.free_bytes("cpu") / 4
+        )
     return False
 
 
@@ -144,20 +157,30 @@ def load(
     """
     tables.require_file(path)
     if Path(path).suffix.lower() in (".csv", ".tsv"):
-        raise ValueError(f"{path}: only Parquet can be streamed; write it as Parquet, in row groups of some 100,000 rows")
+        raise ValueError(
+            f"{path}: only Parquet can be streamed; write it as Parquet, in row groups of some 100,000 rows"
+        )
     footer = Footer.read(Path(path), _where(path))
     count, total = len(footer.rows), sum(footer.rows)
     if count < 5:
-        raise ValueError(f"{path}: has {count} row group(s); to mix their rows it takes 5, better 100 (row_group_size=100_000)")
+        raise ValueError(
+            f"{path}: has {count} row group(s); to mix their rows it takes 5, better 100 (row_group_size=100_000)"
+        )
     names = footer.schema.names
     tables.require_different(path, names)
     tables.require_columns(path, names, target, groups, wishes or {})
     tables.require_answers(footer.schema.field(target).type, target)
-    whole = _Reader(BigTable(None, None, (), (), path=str(path), target=target, by=groups or ""), footer, all_columns=True)
+    whole = _Reader(
+        BigTable(None, None, (), (), path=str(path), target=target, by=groups or ""),
+        footer,
+        all_columns=True,
+    )
     chosen, numbers, seen = [], [], set[Any]()
     for first, piece in whole.everything():
         rows = _uniform(_LOOK, np.arange(first, first + len(piece))) * total < SAMPLE
-        if len(seen) < _FEW:  # the first row of each target, so that no class is too rare to be seen
+        if (
+            len(seen) < _FEW
+        ):  # the first row of each target, so that no class is too rare to be seen
             rows[_firsts(piece.column(target), seen)] = True
         if rows.any():
             chosen.append(piece.filter(pa.array(rows)))
@@ -165,7 +188,9 @@ def load(
     sample = tables.with_categories(pa.concat_tables(chosen), footer.categories)
     table = tables.take(sample, path, target, task, groups, wishes, np.concatenate(numbers))
     given = {name: getattr(table, name) for name in table.__dataclass_fields__}
-    return replace(BigTable(**given), path=str(path), total=total, by=groups or "", **whole.survey(table))
+    return replace(
+        BigTable(**given), path=str(path), total=total, by=groups or "", **whole.survey(table)
+    )
 
 
 def _firsts(values: Any, seen: set[Any]) -> list[int]:
@@ -193,7 +218,10 @@ def _uniform(seed: int, numbers: Array) -> Array:
 def _hashes(column: Any, name: str) -> Array:
     """Return a hash (m,) uint64 of each row's group."""
     names = tables.group_names(column, name)
-    known = {group: int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "little") for group in set(names)}
+    known = {
+        group: int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "little")
+        for group in set(names)
+    }
     return np.array([known[group] for group in names], np.uint64)
 
 
@@ -215,13 +243,19 @@ class _Parts:
         count = len(table.units)
         tests, validations = (max(1, round(share * count)) for share in SHARES)
         if tests + validations >= count:
-            raise ValueError(f"--groups {shown(table.by)} has {count} value(s); to hold some out it takes 3")
+            raise ValueError(
+                f"--groups {shown(table.by)} has {count} value(s); to hold some out it takes 3"
+            )
         said = f" of {count - tests - validations} + {validations} + {tests} {table.unit}"
         return cls(seed, table.by, (float(places[tests]), float(places[tests + validations])), said)
 
     def codes(self, first: int, piece: Any) -> Array:
         """Return the part (m,) of each row of a piece that begins with the row of this number."""
-        units = _hashes(piece.column(self.by), self.by) if self.by else np.arange(first, first + len(piece))
+        units = (
+            _hashes(piece.column(self.by), self.by)
+            if self.by
+            else np.arange(first, first + len(piece))
+        )
         return np.searchsorted(self.ends, _uniform(self.seed, units), side="right")
 
 
@@ -235,12 +269,16 @@ class _Reader:
         self.columns = footer.schema.names if all_columns else [*used, table.target, *by]
         self.starts = np.cumsum([0, *footer.rows])[:-1].tolist()
 
-    def pieces(self, group: int, columns: Sequence[str] | None = None, rows: int | None = None) -> Iterator[tuple[int, Any]]:
+    def pieces(
+        self, group: int, columns: Sequence[str] | None = None, rows: int | None = None
+    ) -> Iterator[tuple[int, Any]]:
         """Yield the number of the first row, and the rows, of each piece of a row group."""
         first, path = self.starts[group], self.table.path
         options = {"metadata": self.metadata, "pre_buffer": False, "buffer_size": BUFFER}
         with opened(Path(path), _where(path), **options) as file:
-            for batch in read_batches(file, _where(path), rows or _PIECE, group, columns or self.columns):
+            for batch in read_batches(
+                file, _where(path), rows or _PIECE, group, columns or self.columns
+            ):
                 yield first, tables.without_views(pa.Table.from_batches([batch]))
                 first += len(batch)
 
@@ -257,23 +295,33 @@ class _Reader:
         for first, piece in self.everything([target, *([by] if by else [])]):
             column = piece.column(target)
             if table.class_names:
-                values = tables.distinct(pa.chunked_array([*values, *tables.distinct(column).chunks])).chunks
+                values = tables.distinct(
+                    pa.chunked_array([*values, *tables.distinct(column).chunks])
+                ).chunks
             else:
                 tables.require_numbers(column, target, first)
             missing, unbounded = tables.without_target(column)
             dropped, infinite = dropped + missing + unbounded, infinite + unbounded
             if by:
                 units.append(np.unique(_hashes(piece.column(by), by)))
-                if sum(map(len, units[1:])) > len(units[0]) + WINDOW:  # so seldom that it costs little
+                if (
+                    sum(map(len, units[1:])) > len(units[0]) + WINDOW
+                ):  # so seldom that it costs little
                     units = [np.unique(np.concatenate(units))]
-        found: dict[str, Any] = {"dropped": dropped, "infinite": infinite, "units": np.unique(np.concatenate(units))}
+        found: dict[str, Any] = {
+            "dropped": dropped,
+            "infinite": infinite,
+            "units": np.unique(np.concatenate(units)),
+        }
         if table.class_names:
             found["class_names"], found["labels"] = tables.class_names(pa.chunked_array(values))
         return found
 
     def frame(self, table: Any) -> tuple[Any, Array]:
         """Frame and Y of the rows that have a target."""
-        truth = tables.truth(table.column(self.table.target), self.table.class_names, self.table.labels)
+        truth = tables.truth(
+            table.column(self.table.target), self.table.class_names, self.table.labels
+        )
         used = [column for column in self.table.columns if column.kind]
         return tables.as_frame(table.filter(pa.array(truth.rows)), used), truth.values
 
@@ -297,7 +345,9 @@ class _Maker:
         return piece.filter(pa.array(self.parts.codes(first, piece) == 2))
 
 
-def batches(made: _Maker, groups: Sequence[int], size: int, seed: int) -> Callable[[int], Iterator[tuple[Array, Array]]]:
+def batches(
+    made: _Maker, groups: Sequence[int], size: int, seed: int
+) -> Callable[[int], Iterator[tuple[Array, Array]]]:
     """A function that gives the batches (X, Y) of an epoch: each row once, in an order of seed and epoch, the last smaller."""
 
     def rows(epoch: int) -> Iterator[tuple[Array, Array]]:

@@ -54,7 +54,9 @@ def resolve(callbacks: Any) -> list[Callback]:
     found = []
     for i, callback in enumerate(callbacks):
         if isinstance(callback, type) or not (isinstance(callback, Callback) or callable(callback)):
-            raise TypeError(f"callbacks[{i}] must be an mc.Callback or a function (trainer, entry); got {shown(callback)}")
+            raise TypeError(
+                f"callbacks[{i}] must be an mc.Callback or a function (trainer, entry); got {shown(callback)}"
+            )
         found.append(callback if isinstance(callback, Callback) else _Function(callback))
     return found
 
@@ -84,7 +86,9 @@ class EarlyStopping:
     @property
     def sign(self) -> float:
         """1 where larger is better, else -1."""
-        largest = self.monitor.endswith(("accuracy", "r2")) if self.mode is None else self.mode == "max"
+        largest = (
+            self.monitor.endswith(("accuracy", "r2")) if self.mode is None else self.mode == "max"
+        )
         return 1.0 if largest else -1.0
 
     def follow(self, entry: Entry, best: float | None, waited: int) -> tuple[float | None, int]:

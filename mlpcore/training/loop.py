@@ -137,7 +137,9 @@ class State:
         for name in ("batch_size", "shuffle", "rows", "validated", "monitor", "metrics"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                what = {"rows": "X", "validated": "validation", "monitor": "early_stopping"}.get(name, name)
+                what = {"rows": "X", "validated": "validation", "monitor": "early_stopping"}.get(
+                    name, name
+                )
                 unit = {"rows": " rows"}.get(name, "")
                 if name == "validated":
                     mine, theirs = (("none", "some")[one] for one in (mine, theirs))
@@ -157,15 +159,24 @@ class State:
     def require_possible(self) -> None:
         """Raise a ValueError if no run can have come to this, as in a file that somebody has made up."""
         most = math.inf if self.rows is None else self.rows  # a list's batches may be of a row each
-        if not (self.batch_size >= 1 and self.epoch <= self.epochs and self.batch <= most and (self.given or not self.widest)):
-            raise ValueError(f"run: no run is {self} with batches of {self.batch_size} of {self.rows} rows")
+        if not (
+            self.batch_size >= 1
+            and self.epoch <= self.epochs
+            and self.batch <= most
+            and (self.given or not self.widest)
+        ):
+            raise ValueError(
+                f"run: no run is {self} with batches of {self.batch_size} of {self.rows} rows"
+            )
         if self.given is not None:
             Inputs.read(self.given)
         for sample in (self.data, self.held_out):
             if sample is not None:
                 sample.require_possible()
         if not (self.weight >= 0 and {*map(len, self.history.values())} <= {self.epoch}):
-            raise ValueError(f"run: weight or history is not that of a run after {self.epoch} epochs")
+            raise ValueError(
+                f"run: weight or history is not that of a run after {self.epoch} epochs"
+            )
 
     def __str__(self) -> str:
         return kinds.progress(self.epochs, self.epoch, self.batch, self.ended)
@@ -204,7 +215,9 @@ class Run:
         self.observers, self.checkpoints = observers[state.told :], checkpoints
         # passes over the data before this run
         self._passes = trainer.progress.epochs - state.epoch - (state.batch > 0)
-        self._each_step = any(getattr(x.step_end, "__func__", None) is not Callback.step_end for x in self.observers)
+        self._each_step = any(
+            getattr(x.step_end, "__func__", None) is not Callback.step_end for x in self.observers
+        )
         self._unread: list[_Unread] = []
         self._fault: Exception | None = None  # found in them, perhaps by a `save` in another thread
         self._waiting = 0  # steps in it
@@ -225,9 +238,17 @@ class Run:
         for observer in self.observers:
             observer.fit_begin(trainer)
         every = None if state.rows is None else state.epochs * state.rows
-        done = 0 if state.rows is None else state.epoch * state.rows + min(state.rows, state.batch * state.batch_size)
+        done = (
+            0
+            if state.rows is None
+            else state.epoch * state.rows + min(state.rows, state.batch * state.batch_size)
+        )
         with contextlib.ExitStack() as stack:
-            shown = {"unit": "row", "unit_scale": True, "disable": not (progress and _is_open(sys.stderr))}
+            shown = {
+                "unit": "row",
+                "unit_scale": True,
+                "disable": not (progress and _is_open(sys.stderr)),
+            }
             seen = "ipykernel" in sys.modules or (_is_open(sys.stderr) and sys.stderr.isatty())
             seconds = 0.1 if seen else 10  # between frames: a log file keeps every one
             bar = stack.enter_context(tqdm(total=every, initial=done, mininterval=seconds, **shown))
@@ -244,7 +265,9 @@ class Run:
                 bar.set_description(f"epoch {state.epoch + 1}/{state.epochs}", refresh=False)
                 self._epoch(bar)
                 entry = self._close()
-                bar.set_postfix({k: f"{entry[k]:.4g}" for k in entry if k.startswith(("loss", "validation"))})
+                bar.set_postfix(
+                    {k: f"{entry[k]:.4g}" for k in entry if k.startswith(("loss", "validation"))}
+                )
                 stop = self._tell(entry)
                 if not stop and state.epoch < state.epochs:
                     self._save_if_due(epoch_ended=True)
@@ -295,7 +318,11 @@ class Run:
         if self._each_step:
             return 1
         most = self.trainer._step.together(self.state.batch_size, data.inputs)
-        return most if self.checkpoints is None else min(most, self.checkpoints.steps_left(self.trainer.progress.step))
+        return (
+            most
+            if self.checkpoints is None
+            else min(most, self.checkpoints.steps_left(self.trainer.progress.step))
+        )
 
     @contextlib.contextmanager
     def _waiting_for_rows(self) -> Iterator[Callable[[], object]]:
@@ -337,10 +364,17 @@ class Run:
             self._begun = None
         elif isinstance(J, float):
             loss, weight = _added(state.loss, state.weight, J, w or 0.0)
-            state.batch, state.loss, state.weight, self._begun = state.batch + done, loss, weight, None
+            state.batch, state.loss, state.weight, self._begun = (
+                state.batch + done,
+                loss,
+                weight,
+                None,
+            )
         else:
             if not (self._unread and self._unread[-1].J is J):
-                self._unread.append(_Unread(before + done, J, w, (data, batch) if self.source.lasting else None))
+                self._unread.append(
+                    _Unread(before + done, J, w, (data, batch) if self.source.lasting else None)
+                )
             state.batch, self._waiting, self._begun = state.batch + done, self._waiting + done, None
 
     def _settle(self) -> None:
@@ -367,7 +401,9 @@ class Run:
         for one in launches:
             if one.batch is not None and one.step - one.batch[1].steps < error.step <= one.step:
                 data, batch = one.batch
-                return self.trainer._explained(error, data, batch.single(error.step - one.step + batch.steps - 1))
+                return self.trainer._explained(
+                    error, data, batch.single(error.step - one.step + batch.steps - 1)
+                )
         return error
 
     def _close(self) -> Entry:
@@ -378,7 +414,9 @@ class Run:
         state, trainer = self.state, self.trainer
         self._settle()
         entry = {"loss": state.loss / state.weight if state.weight else float("nan")}
-        entry["learning_rate"] = trainer.optimizer.rate(dataclasses.replace(trainer.progress, step=trainer.progress.step - 1))
+        entry["learning_rate"] = trainer.optimizer.rate(
+            dataclasses.replace(trainer.progress, step=trainer.progress.step - 1)
+        )
         if self.held_out is not None:
             figures = trainer._evaluate(self.held_out, self.metrics)
             entry |= {f"validation_{key}": value for key, value in figures.items()}
@@ -386,15 +424,30 @@ class Run:
             entry["skipped"] = float(trainer.skipped)
         self._lap()
         entry["seconds"] = state.seconds
-        calls: list[Call] = [(state.history.setdefault(key, []).append, value) for key, value in entry.items()]
-        ends: dict[str, float | None] = {"epoch": state.epoch + 1, "batch": 0, "loss": 0.0, "weight": 0.0, "seconds": 0.0}
+        calls: list[Call] = [
+            (state.history.setdefault(key, []).append, value) for key, value in entry.items()
+        ]
+        ends: dict[str, float | None] = {
+            "epoch": state.epoch + 1,
+            "batch": 0,
+            "loss": 0.0,
+            "weight": 0.0,
+            "seconds": 0.0,
+        }
         adaptive = self._adaptive()
         if adaptive is not None:
-            watch = EarlyStopping(adaptive.patience, adaptive.monitor, adaptive.tolerance, False, adaptive.mode)
+            watch = EarlyStopping(
+                adaptive.patience, adaptive.monitor, adaptive.tolerance, False, adaptive.mode
+            )
             floor, idle = watch.follow(entry, state.floor, state.idle)
             lowers = idle >= adaptive.patience
             ends |= {"floor": floor, "idle": 0 if lowers else idle}
-            calls.append((vars(trainer.progress).update, {"reductions": trainer.progress.reductions + lowers}))
+            calls.append(
+                (
+                    vars(trainer.progress).update,
+                    {"reductions": trainer.progress.reductions + lowers},
+                )
+            )
         if self.stopping is not None:
             ends["best"], ends["waited"] = self.stopping.follow(entry, state.best, state.waited)
             if ends["waited"] == 0 and self.best is not None:
@@ -406,7 +459,9 @@ class Run:
         """Tell the callbacks of an epoch; return whether to stop."""
         # every callback sees every epoch: no short cut
         answers = [observer.epoch_end(self.trainer, entry) for observer in self.observers]
-        return self._out_of_patience() or any(isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers)
+        return self._out_of_patience() or any(
+            isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers
+        )
 
     def _out_of_patience(self) -> bool:
         return self.stopping is not None and self.state.waited >= self.stopping.patience
@@ -441,7 +496,11 @@ class Run:
 
         A second SIGINT has no message: nothing is saved.
         """
-        if error.args and self.checkpoints is not None and self.checkpoints.signals.asked is not None:
+        if (
+            error.args
+            and self.checkpoints is not None
+            and self.checkpoints.signals.asked is not None
+        ):
             self._save_if_due(epoch_ended=False)
 
     def pause(self) -> None:

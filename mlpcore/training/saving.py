@@ -30,7 +30,9 @@ from mlpcore.io import atomic, kinds
 from mlpcore.training.signals import Signals
 
 log = logging.getLogger("mlpcore")
-OPTIMIZERS = {rule.__name__: rule for rule in (rules.SGD, rules.Adam, rules.AdamW, rules.RMSprop, rules.Lion)}
+OPTIMIZERS = {
+    rule.__name__: rule for rule in (rules.SGD, rules.Adam, rules.AdamW, rules.RMSprop, rules.Lion)
+}
 SCHEDULES = {
     schedule.__name__: schedule
     for schedule in (
@@ -53,8 +55,12 @@ def describe(settings: Optimizer | Schedule) -> dict[str, Any]:
         raise TypeError(f"{kind}: {name} is not one of mlpcore's own and cannot be saved{hint}")
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     if "layers" in values:
-        values["layers"] = [[l, *dataclasses.astuple(layer)] for l, layer in values["layers"].items()]
-    return {"name": name} | {key: describe(x) if isinstance(x, Schedule) else x for key, x in values.items()}
+        values["layers"] = [
+            [l, *dataclasses.astuple(layer)] for l, layer in values["layers"].items()
+        ]
+    return {"name": name} | {
+        key: describe(x) if isinstance(x, Schedule) else x for key, x in values.items()
+    }
 
 
 def optimizer(described: Mapping[str, Any]) -> Optimizer:
@@ -85,7 +91,9 @@ def describe_progress(progress: Progress) -> dict[str, Any]:
 def progress(described: Mapping[str, Any]) -> Progress:
     """Return the progress that `describe_progress` described. Raises TypeError or ValueError as `typed` does."""
     followed = described["followed"]
-    return typed(Progress, {**described, "followed": None if followed is None else _schedule(followed)})
+    return typed(
+        Progress, {**described, "followed": None if followed is None else _schedule(followed)}
+    )
 
 
 def arguments(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +122,9 @@ def unpack(part: dict[str, Any], names: Collection[str], packed: NDArray[Any]) -
         ValueError: `packed` is not float64, or does not hold as many numbers as the lengths say.
     """
     lengths = {name: part[name] for name in names if type(part[name]) is int}
-    known = packed.dtype == np.float64 and packed.ndim == 1 and min(lengths.values(), default=0) >= 0
+    known = (
+        packed.dtype == np.float64 and packed.ndim == 1 and min(lengths.values(), default=0) >= 0
+    )
     if not known or sum(lengths.values()) != len(packed):
         raise ValueError(f"lists of {lengths} numbers; got {packed.dtype} {packed.shape}")
     numbers = iter(packed.tolist())
@@ -124,7 +134,9 @@ def unpack(part: dict[str, Any], names: Collection[str], packed: NDArray[Any]) -
 def typed(kind: type[T], described: Mapping[str, Any]) -> T:
     """A dataclass made of what JSON held. Raises TypeError or ValueError where a field is not of its type, or is below 0."""
     hints = get_type_hints(kind)
-    return kind(**{name: typed_value(value, hints[name], name) for name, value in described.items()})
+    return kind(
+        **{name: typed_value(value, hints[name], name) for name, value in described.items()}
+    )
 
 
 def typed_value(value: Any, hint: Any, name: str) -> Any:
@@ -158,7 +170,9 @@ def interval(every: object) -> tuple[float, str]:
         TypeError, ValueError: anything else.
     """
     if not isinstance(every, str):
-        raise TypeError(f"every must be text such as '1000 steps', '5 min' or '1 epoch'; got {shown(every)}")
+        raise TypeError(
+            f"every must be text such as '1000 steps', '5 min' or '1 epoch'; got {shown(every)}"
+        )
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+?)s?\s*", every)
     unit = match[2] if match else ""
     count = float(match[1]) if match else 0.0
@@ -168,7 +182,9 @@ def interval(every: object) -> tuple[float, str]:
         return count * _SECONDS[unit], "seconds"
     if unit in ("step", "epoch") and count > 0 and count.is_integer():
         return count, f"{unit}s"
-    raise ValueError(f"every must be text such as '1000 steps', '5 min' or '1 epoch'; got {shown(every)}")
+    raise ValueError(
+        f"every must be text such as '1000 steps', '5 min' or '1 epoch'; got {shown(every)}"
+    )
 
 
 class Checkpoints:
@@ -189,16 +205,26 @@ class Checkpoints:
         if os.path.isdir(self.path):
             raise IsADirectoryError(f"checkpoint {self.path!r} is a folder; name a file in it")
         if not os.path.isdir(folder):
-            raise FileNotFoundError(f"checkpoint {self.path!r}: the folder {folder!r} does not exist")
+            raise FileNotFoundError(
+                f"checkpoint {self.path!r}: the folder {folder!r} does not exist"
+            )
         self.count, self.unit = interval(every)
         self.keep = values.positive_integer(keep, "keep")
         for place in atomic.versions(self.path, self.keep):
             where = f"checkpoint {self.path!r}, keep={self.keep}: {str(place)!r}"
             if place.is_dir():
                 raise IsADirectoryError(f"{where} is a folder; move it away, or name another file")
-            rights = os.access(place.parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
-            if not rights and (place.is_file() or not place.exists()):  # a device or a pipe needs none
-                raise PermissionError(f"{where} is in a folder that cannot be written; name another one")
+            rights = os.access(
+                place.parent,
+                os.W_OK | os.X_OK,
+                effective_ids=os.access in os.supports_effective_ids,
+            )
+            if not rights and (
+                place.is_file() or not place.exists()
+            ):  # a device or a pipe needs none
+                raise PermissionError(
+                    f"{where} is in a folder that cannot be written; name another one"
+                )
         self.signals = Signals()
         self.saved(0)
 
@@ -225,14 +251,22 @@ class Checkpoints:
 
     def steps_left(self, steps: int) -> int:
         """Return how many steps after so many may be done before one is due, at least 1."""
-        return max(1, int(self.count) - (steps - self._steps)) if self.unit == "steps" else sys.maxsize
+        return (
+            max(1, int(self.count) - (steps - self._steps)) if self.unit == "steps" else sys.maxsize
+        )
 
     def due(self, steps: int, epoch_ended: bool) -> bool:
         """Whether one is due after so many steps; to be asked once a step, and once at the end of each epoch."""
         self._epochs += epoch_ended
-        passed = {"steps": steps - self._steps, "epochs": self._epochs, "seconds": time.monotonic() - self._time}
+        passed = {
+            "steps": steps - self._steps,
+            "epochs": self._epochs,
+            "seconds": time.monotonic() - self._time,
+        }
         return self.signals.asked is not None or passed[self.unit] >= self.count
 
     def leave(self, where: str) -> None:
         """Obey the signal that has come, now that all is saved."""
-        self.signals.leave(f"stopped {where}; saved in {self._given}, Trainer.load goes on from there")
+        self.signals.leave(
+            f"stopped {where}; saved in {self._given}, Trainer.load goes on from there"
+        )

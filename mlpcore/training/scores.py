@@ -44,8 +44,12 @@ class Scores:
     def __init__(self, objective: Objective, outputs: int):
         self.objective, self.loss = objective, objective.loss
         self.right = self.weight = 0.0
-        self.origin = np.zeros(outputs)  # a y near which most of the weight lies, from which the mean is measured
-        self.mean, self.spread, self.residual = np.zeros((3, outputs))  # of y - origin, (y - its mean)², (y - z)²
+        self.origin = np.zeros(
+            outputs
+        )  # a y near which most of the weight lies, from which the mean is measured
+        self.mean, self.spread, self.residual = np.zeros(
+            (3, outputs)
+        )  # of y - origin, (y - its mean)², (y - z)²
 
     def add(self, output: Array, Y: Array, weights: Array | None) -> None:
         """Take in a chunk: its outputs, S[L] where loss and output match, else Z[L]; targets and row weights."""
@@ -62,14 +66,18 @@ class Scores:
     def _add(self, output: Array, Y: Array, w: Array, total: float) -> None:
         before, self.weight = self.weight, self.weight + total
         if not self.loss.classifies:  # r2 wants the activation
-            shares = np.array([before, total]) / self.weight  # not 1 - the other: next to 1 that would be 0
+            shares = (
+                np.array([before, total]) / self.weight
+            )  # not 1 - the other: next to 1 that would be 0
             self._merge(activated(self.objective, output), Y.astype(np.float64), w / total, shares)
             return
         if self.loss.takes_classes:  # S[L] and Z[L] rank classes alike
             hits = output.argmax(axis=1) == (Y if Y.ndim == 1 else Y.argmax(axis=1))
         else:
             hits = ((output > (0 if self.objective.matched else 0.5)) == (Y > 0.5)).mean(axis=1)
-        self.right += float((w * hits).sum())  # summed in the order of `total`: 1 where all are right
+        self.right += float(
+            (w * hits).sum()
+        )  # summed in the order of `total`: 1 where all are right
 
     @np.errstate(all="ignore")
     def _merge(self, output: Array, y: Array, w: Array, shares: Array) -> None:
@@ -178,7 +186,9 @@ class Collected:
 
     def add(self, output: Array, Y: Array, weights: Array | None) -> None:
         """Keep a chunk, given as to `Scores.add`."""
-        for kept, array in zip(self.parts, (Y, activated(self.objective, output), weights), strict=True):
+        for kept, array in zip(
+            self.parts, (Y, activated(self.objective, output), weights), strict=True
+        ):
             if array is not None:
                 kept.append(np.array(array))
 
@@ -200,7 +210,9 @@ def require_metrics(metrics: object, loss: Loss) -> dict[str, Metric]:
     if metrics is None:
         return {}
     if not isinstance(metrics, Mapping):
-        raise TypeError(f"metrics must be a dict {{name: function (Y, output)}}; got {type(metrics).__name__}")
+        raise TypeError(
+            f"metrics must be a dict {{name: function (Y, output)}}; got {type(metrics).__name__}"
+        )
     found = {}
     for key, metric in metrics.items():
         name = values.text(key, "metrics: a name")
@@ -209,7 +221,9 @@ def require_metrics(metrics: object, loss: Loss) -> dict[str, Metric]:
         if name in names(loss):
             raise ValueError(f"metrics: {name!r} is reported anyway; choose another name")
         if not callable(metric):
-            raise TypeError(f"metrics[{name!r}] must be a function (Y, output) that returns a number; got {shown(metric)}")
+            raise TypeError(
+                f"metrics[{name!r}] must be a function (Y, output) that returns a number; got {shown(metric)}"
+            )
         found[name] = metric
     return found
 
@@ -224,7 +238,11 @@ def require_weights_taken(name: str, metric: Metric, weighted: bool) -> None:
     try:
         signature.bind(None, None, **more)
     except TypeError as error:
-        needed = "(Y, output, sample_weight=...), as the rows have weights" if weighted else "(Y, output)"
+        needed = (
+            "(Y, output, sample_weight=...), as the rows have weights"
+            if weighted
+            else "(Y, output)"
+        )
         raise TypeError(f"metrics[{name!r}] must be a function {needed}: {error}") from None
 
 
@@ -235,7 +253,11 @@ def _number(name: str, metric: Metric, Y: Array, Z: Array, w: Array | None) -> f
     if isinstance(value, np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
-        what = f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.100}"
+        what = (
+            f"an array of shape {value.shape}"
+            if isinstance(value, np.ndarray)
+            else f"{value!r:.100}"
+        )
         raise TypeError(f"metrics[{name!r}] must return a number; it returned {what}")
     return float(value)
 
@@ -249,6 +271,8 @@ class _Named:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: object, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is not None:
             error.add_note(self.note)

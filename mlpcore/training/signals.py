@@ -44,7 +44,9 @@ class Signals:
         if asked is None:
             return
         if error is not None:
-            shown = None if asked == signal.SIGINT else error  # of SystemExit Python shows no context
+            shown = (
+                None if asked == signal.SIGINT else error
+            )  # of SystemExit Python shows no context
             log.warning("%s: not saved: %r came first", asked.name, error, exc_info=shown)
         if not self._handled(asked) or error is None:
             self._raise(asked, f"{asked.name}: stopped at the end of the training")

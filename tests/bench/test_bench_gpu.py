@@ -13,7 +13,9 @@ from mlpcore.backends import devices
 from tests.cuda_on_cpu import compiler
 from tests.cuda_on_cpu.device import CpuDevice
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++")
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++"
+)
 PLAYED = """
 import dataclasses
 from bench import bounds, cases
@@ -28,9 +30,21 @@ for name, case in cases.CASES.items():
 
 
 def test_a_dry_run_of_the_gpu_suite_measures_its_points(root, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(PLAYED)  # Python imports it at the start of every process
+    (tmp_path / "sitecustomize.py").write_text(
+        PLAYED
+    )  # Python imports it at the start of every process
     path = os.pathsep.join(map(str, (tmp_path, root)))
-    words = ["--suite", "gpu", "--cases", "latency,narrow", "--batches", "8", "--rounds", "6", "--no-footprint"]
+    words = [
+        "--suite",
+        "gpu",
+        "--cases",
+        "latency,narrow",
+        "--batches",
+        "8",
+        "--rounds",
+        "6",
+        "--no-footprint",
+    ]
     command = [sys.executable, str(root / "bench" / "run.py"), *words, "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -42,7 +56,10 @@ def test_a_dry_run_of_the_gpu_suite_measures_its_points(root, tmp_path):
         ours, again = point["peers"]["mlpcore"], point["peers"]["mlpcore again"]
         assert len(ours["losses"]) == 10
         assert ours["losses"] == again["losses"]
-        assert {what: len(series) for what, series in ours["series"].items()} == {"step": 6, "gemms": 6}
+        assert {what: len(series) for what, series in ours["series"].items()} == {
+            "step": 6,
+            "gemms": 6,
+        }
 
 
 class Timer(CpuDevice):
@@ -68,7 +85,10 @@ def test_the_bandwidths_of_the_kernels_are_kept_one_by_one(tmp_path, monkeypatch
     with pytest.raises(TimeoutError):
         kernels.main(["--gib", "0.0001", "--rounds", "1", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "kernels.json").read_text())["kernels"]
-    assert [(row["kernel"], row["over copy"]) for row in rows] == [("copy", 1.0), ("bias_activation relu", 1.0)]
+    assert [(row["kernel"], row["over copy"]) for row in rows] == [
+        ("copy", 1.0),
+        ("bias_activation relu", 1.0),
+    ]
 
 
 def test_bytes_over_the_time_of_a_kernel_are_its_bandwidth(tmp_path, monkeypatch):
@@ -80,4 +100,6 @@ def test_bytes_over_the_time_of_a_kernel_are_its_bandwidth(tmp_path, monkeypatch
     found = {(row["kernel"], row["dtype"]): row for row in rows}
     entries = int(0.0001 * 2**30) // (4 * kernels.COLUMNS) * kernels.COLUMNS  # of float32
     assert found["copy", "float32"]["GB/s"] == pytest.approx(2 * 4 * entries / 1e-3 / 1e9)
-    assert found["activation_gradient tanh", "float32"]["over copy"] == 1.5  # three arrays in the time of a copy's two
+    assert (
+        found["activation_gradient tanh", "float32"]["over copy"] == 1.5
+    )  # three arrays in the time of a copy's two

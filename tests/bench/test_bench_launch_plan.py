@@ -86,7 +86,9 @@ def test_every_kernel_of_a_step_is_in_the_model(root):
 
 def test_a_product_that_accumulates_reads_its_result():
     product = Product(3, 5, 7, False, False, 3, 7, 3, "bfloat16", "float32", accumulate=True)
-    assert moved(Multiplication(product, bias=False, aux=False)) == Moved(2 * (3 * 7 + 7 * 5) + 4 * 3 * 5, 4 * 3 * 5)
+    assert moved(Multiplication(product, bias=False, aux=False)) == Moved(
+        2 * (3 * 7 + 7 * 5) + 4 * 3 * 5, 4 * 3 * 5
+    )
 
 
 def test_a_bound_launch_notes_a_structured_argument_as_it_is_at_the_call():
@@ -102,9 +104,15 @@ def test_a_bound_launch_notes_a_structured_argument_as_it_is_at_the_call():
 def test_targets_and_weights_count_in_the_callers_types():
     x, db = np.zeros((4, 8), np.float32), np.zeros(8, np.float32)
     rest = [np.zeros(1), None, x, db, None, None, None, 0, 4, 8, 0]
-    call = Call("", "elementwise_loss<float, unsigned char, double, Formula, 4, 256>", (x, *[None] * 4, 1, *rest))
+    call = Call(
+        "",
+        "elementwise_loss<float, unsigned char, double, Formula, 4, 256>",
+        (x, *[None] * 4, 1, *rest),
+    )
     assert moved(call) == Moved(128 + 32 * 1 + 4 * 8 + 8, 128 + 32)
-    call = Call("", "softmax_cross_entropy<float, short, float>", (x, *[None] * 4, 0, 1, *rest, np.inf))
+    call = Call(
+        "", "softmax_cross_entropy<float, short, float>", (x, *[None] * 4, 0, 1, *rest, np.inf)
+    )
     assert moved(call) == Moved(128 + 4 * 2 + 8, 128 + 32)
 
 

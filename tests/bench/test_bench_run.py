@@ -17,7 +17,18 @@ from bench.peers import PEERS
 from bench.run import main
 from bench.tables import block, losses
 
-WORDS = ["--suite", "quick", "--cases", "64-64", "--batches", "16,32", "--peers", "torch-graph", "--rounds", "6"]
+WORDS = [
+    "--suite",
+    "quick",
+    "--cases",
+    "64-64",
+    "--batches",
+    "16,32",
+    "--peers",
+    "torch-graph",
+    "--rounds",
+    "6",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +45,20 @@ def ran(tmp_path_factory, root):
 def test_a_run_leaves_a_result_that_says_all(ran):
     out, text = ran
     result = store.load(out / "result.json")
-    assert set(result) == {"schema", "suite", "identity", "machine", "commit", "ceilings", "footprint", "points"}
-    assert list(result["points"]) == ["64-64-64-64-1/16/SGD/float32/cpu", "64-64-64-64-1/32/SGD/float32/cpu"]
+    assert set(result) == {
+        "schema",
+        "suite",
+        "identity",
+        "machine",
+        "commit",
+        "ceilings",
+        "footprint",
+        "points",
+    }
+    assert list(result["points"]) == [
+        "64-64-64-64-1/16/SGD/float32/cpu",
+        "64-64-64-64-1/32/SGD/float32/cpu",
+    ]
     for point in result["points"].values():
         ours, again = point["peers"]["mlpcore"], point["peers"]["mlpcore again"]
         assert len(ours["losses"]) == 10
@@ -63,7 +86,9 @@ def test_a_second_run_measures_only_what_is_left(ran, monkeypatch, capsys):
     file = out / "result.json"
     before = store.load(file)
     assert store.resume({"identity": before["identity"]}, file) == before
-    monkeypatch.setattr("bench.run.measure", lambda *_: pytest.fail("a finished point was measured again"))
+    monkeypatch.setattr(
+        "bench.run.measure", lambda *_: pytest.fail("a finished point was measured again")
+    )
     main([*WORDS, "--out", str(out)])
     assert "0 of 2 points to measure" in capsys.readouterr().out
 
@@ -116,7 +141,10 @@ def test_where_mlpcore_loses_the_summary_says_so(ran):
 
 def test_a_failing_child_is_reported_with_its_words():
     point = {"case": "online", "batch": 1, "device": "cpu"}
-    with Child("serve", peer="mlpcore", point=point, folder="nowhere") as child, pytest.raises(ChildFailed) as raised:
+    with (
+        Child("serve", peer="mlpcore", point=point, folder="nowhere") as child,
+        pytest.raises(ChildFailed) as raised,
+    ):
         child.answer()
     assert "exit 1" in str(raised.value)
     assert "FileNotFoundError" in str(raised.value)
@@ -125,7 +153,10 @@ def test_a_failing_child_is_reported_with_its_words():
 def test_a_child_that_does_not_answer_is_stopped_and_reported_as_late(tmp_path):
     point = {"case": "online", "batch": 1, "device": "cpu"}
     late = pytest.raises(ChildFailed, match=r"stopped, no answer in 0 s; exit -9")
-    with Child("serve", patience=0.001, peer="mlpcore", point=point, folder=str(tmp_path)) as child, late:
+    with (
+        Child("serve", patience=0.001, peer="mlpcore", point=point, folder=str(tmp_path)) as child,
+        late,
+    ):
         child.answer()
 
 
@@ -135,7 +166,9 @@ def test_a_point_that_fails_leaves_the_ones_before_it_on_disk(ran, tmp_path, mon
     monkeypatch.setattr("bench.run.measure", lambda *_: next(left)())
     with pytest.raises(ZeroDivisionError):
         main([*WORDS, "--out", str(tmp_path)])
-    assert list(store.load(tmp_path / "result.json")["points"]) == ["64-64-64-64-1/16/SGD/float32/cpu"]
+    assert list(store.load(tmp_path / "result.json")["points"]) == [
+        "64-64-64-64-1/16/SGD/float32/cpu"
+    ]
 
 
 def test_mlpcore_failing_at_one_point_costs_that_point(ran, tmp_path, monkeypatch):
@@ -156,7 +189,10 @@ def test_mlpcore_failing_at_one_point_costs_that_point(ran, tmp_path, monkeypatc
 
 def test_points_for_which_no_time_is_left_wait_for_another_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SUITES, "quick", dataclasses.replace(SUITES["quick"], budget=5.0))
-    monkeypatch.setattr("bench.run.measure", lambda *_: pytest.fail("a point began that is reckoned to end too late"))
+    monkeypatch.setattr(
+        "bench.run.measure",
+        lambda *_: pytest.fail("a point began that is reckoned to end too late"),
+    )
     main([*WORDS, "--out", str(tmp_path)])
     late = "64-64-64-64-1/16/SGD/float32/cpu, 64-64-64-64-1/32/SGD/float32/cpu"
     assert f"no time was left for {late}: the same command goes on" in capsys.readouterr().out
@@ -186,7 +222,10 @@ def test_the_commit_is_unknown_without_git_or_a_checkout(missing, tmp_path, monk
 
 
 def test_unknown_peers_and_empty_selections_are_refused(capsys):
-    for words, said in ((["--peers", "tensorflow"], "tensorflow unknown"), (["--cases", "nothing"], "leaves no point")):
+    for words, said in (
+        (["--peers", "tensorflow"], "tensorflow unknown"),
+        (["--cases", "nothing"], "leaves no point"),
+    ):
         with pytest.raises(SystemExit):
             main(["--suite", "quick", "--out", "unused", *words])
         assert said in capsys.readouterr().err

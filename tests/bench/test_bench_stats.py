@@ -35,7 +35,12 @@ def test_ratios_are_taken_pair_by_pair():
 
 @pytest.mark.parametrize(
     ("ratio", "said"),
-    [((1.5, 1.2, 1.6), "faster"), ((0.5, 0.4, 0.8), "slower"), ((1.5, 1.05, 1.6), "even"), ((0.8, 0.7, 0.95), "even")],
+    [
+        ((1.5, 1.2, 1.6), "faster"),
+        ((0.5, 0.4, 0.8), "slower"),
+        ((1.5, 1.05, 1.6), "even"),
+        ((0.8, 0.7, 0.95), "even"),
+    ],
 )
 def test_nothing_that_touches_the_band_is_a_difference(ratio, said):
     width = stats.band(stats.Median(1.01, 0.98, 1.1))

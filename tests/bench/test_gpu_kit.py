@@ -63,7 +63,9 @@ def test_the_probe_answers_every_question(played, tmp_path, capsys):
     }
     for name, layer in found["epilogues"].items():
         bound = {"float32": 1e-5, "tf32": 2e-2, "bfloat16": 5e-2, "float16": 5e-3}[name.split()[-1]]
-        assert [row["error"] < bound for row in (layer["apart"], *layer["joined"])] == [True] * 3, name
+        assert [row["error"] < bound for row in (layer["apart"], *layer["joined"])] == [True] * 3, (
+            name
+        )
         assert layer["joined"][0]["NaN kept"], name
     ((name, row),) = found["choices"].items()
     assert name == "8 x 8 x 8 float32"
@@ -115,7 +117,9 @@ def test_instances_are_compiled_and_those_that_cannot_be_fail_the_section(played
     (kernels,) = entries(tmp_path, "warm").values()
     assert "no such thing" in {facts.get("failed") for facts in kernels.values()}
     last = capsys.readouterr().out.splitlines()[-1]
-    assert re.match(r"2 of \d+ instances, 1 failed, 0 with local memory; FAILED: 0 activation_", last)
+    assert re.match(
+        r"2 of \d+ instances, 1 failed, 0 with local memory; FAILED: 0 activation_", last
+    )
 
 
 def test_steps_are_taken_apart(played, tmp_path, monkeypatch):
@@ -204,7 +208,9 @@ def test_the_summary_names_each_section_its_verdict_and_its_last_line(tmp_path, 
     chosen = {
         "good": run.Section(20, python("print('3 things measured')")),
         "bad": run.Section(20, python("print('half of it'); raise SystemExit('it is broken')")),
-        "long": run.Section(1, python("import time; print('going on', flush=True); time.sleep(60)")),
+        "long": run.Section(
+            1, python("import time; print('going on', flush=True); time.sleep(60)")
+        ),
         "killed": run.Section(20, python("import os; os.kill(os.getpid(), 9)")),
         "tool": run.Section(20, ["no-such-tool"]),
     }
@@ -261,13 +267,17 @@ def test_run_sh_fails_without_a_gpu_and_says_why_from_any_folder(tmp_path, root)
         "OUT": str(tmp_path / "out"),
         "CUDA_VISIBLE_DEVICES": "",
     }
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1, done.stderr
     gpu, *others = done.stdout[done.stdout.index("=== summary") :].splitlines()[1:]
     assert re.match(r"gpu +FAILED \(1\) +\d+ s  no GPU: ", gpu)
     assert others == ["probe      not run", "tests      not run"]
     assert (tmp_path / "out" / "log.txt").exists()
-    unknown = subprocess.run([*command, "prob"], capture_output=True, text=True, check=False, env=environment)
+    unknown = subprocess.run(
+        [*command, "prob"], capture_output=True, text=True, check=False, env=environment
+    )
     assert unknown.returncode == 2
     assert "invalid choice: 'prob'" in unknown.stderr
 
@@ -284,20 +294,27 @@ def test_results_go_to_a_fresh_folder_that_is_named(monkeypatch, capsys):
     assert len(set(folders)) == 2
 
 
-def test_a_folder_for_results_that_cannot_be_written_is_refused_by_its_name(tmp_path, monkeypatch, capsys):
+def test_a_folder_for_results_that_cannot_be_written_is_refused_by_its_name(
+    tmp_path, monkeypatch, capsys
+):
     (tmp_path / "file").touch()
     monkeypatch.setenv("OUT", str(tmp_path / "file"))
     with pytest.raises(SystemExit) as left:
         run.main(["probe"])
     assert left.value.code == 2
-    assert f"OUT must be a folder that can be written; got {tmp_path / 'file'}: " in capsys.readouterr().err
+    assert (
+        f"OUT must be a folder that can be written; got {tmp_path / 'file'}: "
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", ["kernels", "peers"])
 def test_the_commands_of_other_scripts_are_understood_by_them(tmp_path, root, name):
     command = run.sections(tmp_path)[name].command
     environment = {**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1, done.stderr  # 2 is argparse's
     assert "CUDA" in done.stderr
 
@@ -310,7 +327,9 @@ def test_all_sections_together_leave_eight_files_and_fit_two_calls_of_ten_minute
     modules = {word for word in words if word.startswith("bench.gpu.")}
     found = {f"bench.gpu.{file.stem}" for file in (run.ROOT / "bench" / "gpu").glob("*.py")}
     assert modules <= found
-    assert found - modules == {f"bench.gpu.{name}" for name in ("__init__", "clock", "kit", "resume", "run")}
+    assert found - modules == {
+        f"bench.gpu.{name}" for name in ("__init__", "clock", "kit", "resume", "run")
+    }
 
 
 # -- the tests' guard ------------------------------------------------------------------------------

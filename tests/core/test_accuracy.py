@@ -40,7 +40,9 @@ def test_every_formula_is_right_to_a_few_units_in_the_last_place(case):
 def test_onnxruntime_computes_the_same_from_an_onnx_file(case):
     pytest.importorskip("onnxruntime")
     ulp, where = accuracy.worst(case, "value", "float32", accuracy.onnx_door, thin=3)
-    assert ulp <= (64 if case.name == "tanh" else BOUND), where  # its Tanh loses the last 6 bits at 1e-38
+    assert ulp <= (64 if case.name == "tanh" else BOUND), (
+        where
+    )  # its Tanh loses the last 6 bits at 1e-38
 
 
 def test_the_sweep_sees_what_is_wrong():
@@ -72,7 +74,9 @@ def one_unit(activation, dtype="float32"):
 def test_small_probabilities_keep_their_digits(p, dtype):
     net = one_unit("sigmoid", dtype)
     s = np.array([[np.log(p)]], dtype)
-    assert net.predict(s)[0, 0] == pytest.approx(np.exp(float(s[0, 0])) / (1 + np.exp(float(s[0, 0]))), rel=1e-6)
+    assert net.predict(s)[0, 0] == pytest.approx(
+        np.exp(float(s[0, 0])) / (1 + np.exp(float(s[0, 0]))), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["silu", "gelu", "mish", "softplus"])
@@ -85,7 +89,9 @@ def test_slopes_far_out_are_1_and_0(name):
 
 def gradient_of_bias(net, loss, s, y):
     """∂J/∂s of one row with s, by a trainer."""
-    _, gradient = mc.Trainer(net, loss).gradient(np.array([[s]], net.dtype), np.array([[y]], net.dtype))
+    _, gradient = mc.Trainer(net, loss).gradient(
+        np.array([[s]], net.dtype), np.array([[y]], net.dtype)
+    )
     return float(gradient[1])
 
 
@@ -145,15 +151,17 @@ def by_hand(s, y):
         b * (mpf(float(x)) - mpf(float(s[top]))) for x, b in zip(s, y, strict=True)
     )
     others = [[j for j in range(len(s)) if j != c] for c in range(len(s))]
-    return value, [mpmath.fsum(e[c] * y[j] - y[c] * e[j] for j in others[c]) / total for c in range(len(s))]
+    return value, [
+        mpmath.fsum(e[c] * y[j] - y[c] * e[j] for j in others[c]) / total for c in range(len(s))
+    ]
 
 
 def rows_of_logits(n, dtype, rng):
     """Logits whose differences are exact, so that nothing but the formulas rounds: unsure, sure, and far apart."""
     near, far, farther = (rng.integers(-reach, reach, (5, n)) / 8 for reach in (8, 300, 3000))
-    return np.concatenate([near, far, farther, np.eye(n)[:2] * [[20.0], [60.0]], rng.integers(-1, 2, (2, n)) * 1e38]).astype(
-        dtype
-    )
+    return np.concatenate(
+        [near, far, farther, np.eye(n)[:2] * [[20.0], [60.0]], rng.integers(-1, 2, (2, n)) * 1e38]
+    ).astype(dtype)
 
 
 @pytest.mark.parametrize("ops", [NumpyOps(), CupyReference(np)], ids=["numpy", "reference"])
@@ -165,15 +173,39 @@ def test_cross_entropy_is_right_where_the_label_is_sure(dtype, n, kind, ops):
     S = rows_of_logits(n, dtype, rng)
     labels = np.where(np.arange(len(S)) % 2, S.argmax(axis=1), rng.integers(0, n, len(S)))
     hot = np.eye(n, dtype=dtype)[labels]
-    targets = {"labels": labels, "one-hot": hot, "smoothed": (hot * 0.875 + 0.125 / n).astype(dtype)}[kind]
-    for i, s in enumerate(S[: -2 if kind == "smoothed" else None]):  # Σ y s overflows in between at 1e38
+    targets = {
+        "labels": labels,
+        "one-hot": hot,
+        "smoothed": (hot * 0.875 + 0.125 / n).astype(dtype),
+    }[kind]
+    for i, s in enumerate(
+        S[: -2 if kind == "smoothed" else None]
+    ):  # Σ y s overflows in between at 1e38
         D, J = np.empty((1, n), dtype), np.zeros(())
-        ops.quietly(ops.loss, s[None].copy(), targets[i : i + 1], np.asarray(1, dtype), CROSS_ENTROPY, D, None, J, False)
+        ops.quietly(
+            ops.loss,
+            s[None].copy(),
+            targets[i : i + 1],
+            np.asarray(1, dtype),
+            CROSS_ENTROPY,
+            D,
+            None,
+            J,
+            False,
+        )
         y = hot[i] if kind == "labels" else targets[i]
         value, slope = by_hand(s, y)
         eps = np.finfo(dtype).eps
-        for found, f, target in zip([dtype_of(J, dtype), *D[0]], [value, *slope], [0, *y], strict=True):
-            allowance = 2 * float(target) * eps if 0 < target < 1 else 2 * eps * float(abs(value)) if kind == "smoothed" else 0
+        for found, f, target in zip(
+            [dtype_of(J, dtype), *D[0]], [value, *slope], [0, *y], strict=True
+        ):
+            allowance = (
+                2 * float(target) * eps
+                if 0 < target < 1
+                else 2 * eps * float(abs(value))
+                if kind == "smoothed"
+                else 0
+            )
             assert accuracy.error(found, f, mpf(float(allowance))) <= BOUND, (i, found, f)
 
 
@@ -187,7 +219,9 @@ def test_cross_entropys_hessian_is_right_where_the_label_is_sure(sure, dtype):
     found = net.hvp(np.zeros((1, 1), dtype), np.array([0]), v, "cross_entropy")[3:]
     e = np.exp([0.0, -sure, -1 - sure])
     p = e / e.sum()
-    expected = [p[c] * sum(p[j] * (float(v[3 + c]) - float(v[3 + j])) for j in range(3)) for c in range(3)]
+    expected = [
+        p[c] * sum(p[j] * (float(v[3 + c]) - float(v[3 + j])) for j in range(3)) for c in range(3)
+    ]
     np.testing.assert_allclose(found, expected, rtol=16 * np.finfo(dtype).eps)
 
 
@@ -208,8 +242,14 @@ def test_the_page_holds_the_tables_that_the_command_writes():
         return re.sub(r"(?<=\| )[\d.]+( at [-+\de.]+)?(?= \|)", "#", page)
 
     assert structure(renewed) == structure(text)
-    figures = [int(figure) for part in ("activations", "losses") for figure in re.findall(r"\| (\d+)\b", _part(text, part))]
-    assert len(figures) == 6 * (len(activations.sheet()) + len(losses.sheet()) + len(losses.matched()))
+    figures = [
+        int(figure)
+        for part in ("activations", "losses")
+        for figure in re.findall(r"\| (\d+)\b", _part(text, part))
+    ]
+    assert len(figures) == 6 * (
+        len(activations.sheet()) + len(losses.sheet()) + len(losses.matched())
+    )
     assert max(figures) <= BOUND
 
 

@@ -97,7 +97,8 @@ def far_from_kinks(net, X, Y, loss):
     loss = losses.resolve(loss)
     own = {} if loss.parameter is None else {"q": loss.parameter}
     near += [
-        np.min(abs(value(k, z=Z, y=Y.reshape(Z.shape), **own))) for k in (formulas.kinks(loss.value) if loss.value else [])
+        np.min(abs(value(k, z=Z, y=Y.reshape(Z.shape), **own)))
+        for k in (formulas.kinks(loss.value) if loss.value else [])
     ]
     return min(near, default=1.0) > 4e-3
 
@@ -126,11 +127,19 @@ def engine(net, X, Y, loss, w=None, **settings):
 def assert_gradient(net, X, Y, loss, w, g):
     exact = analytic(net, loss)
     directions = (
-        np.eye(net.layout.size) if net.layout.size <= 60 else np.random.default_rng(1).standard_normal((20, net.layout.size))
+        np.eye(net.layout.size)
+        if net.layout.size <= 60
+        else np.random.default_rng(1).standard_normal((20, net.layout.size))
     )
-    numeric = [derivative(lambda t: plain_J(net, t, X, Y, loss, w), net.parameters, v, exact) for v in directions]
+    numeric = [
+        derivative(lambda t: plain_J(net, t, X, Y, loss, w), net.parameters, v, exact)
+        for v in directions
+    ]
     np.testing.assert_allclose(
-        directions @ g, numeric, rtol=1e-9 if exact else 1e-7, atol=(1e-12 if exact else 1e-9) * (1 + abs(g).max())
+        directions @ g,
+        numeric,
+        rtol=1e-9 if exact else 1e-7,
+        atol=(1e-12 if exact else 1e-9) * (1 + abs(g).max()),
     )
 
 
@@ -147,7 +156,9 @@ def test_j_and_gradient_are_right_for_every_hidden_activation_under_every_loss(h
 
 
 @pytest.mark.parametrize(("output", "loss"), PAIRS)
-def test_j_and_gradient_are_right_for_every_output_activation_under_every_loss_defined_on_it(output, loss):
+def test_j_and_gradient_are_right_for_every_output_activation_under_every_loss_defined_on_it(
+    output, loss
+):
     net, X, Y, w, _ = case([3, 4, 2], ["tanh"], output, loss)
     J, g = engine(net, X, Y, loss, w)
     np.testing.assert_allclose(J, plain_J(net, net.parameters, X, Y, loss, w), rtol=1e-12)
@@ -174,10 +185,14 @@ def test_a_parameter_of_an_activation_counts_in_value_and_slope(name, parameter)
 @pytest.mark.parametrize("a", [0.5, 3.0])
 def test_the_sigmoids_slope_counts_where_the_loss_matches_it(a):
     net, X, Y, w, _ = case([3, 4, 2], "tanh", ("sigmoid", a), "binary_cross_entropy")
-    assert_gradient(net, X, Y, "binary_cross_entropy", w, engine(net, X, Y, "binary_cross_entropy", w)[1])
+    assert_gradient(
+        net, X, Y, "binary_cross_entropy", w, engine(net, X, Y, "binary_cross_entropy", w)[1]
+    )
 
 
-@pytest.mark.parametrize("loss", [("huber", 0.3), ("huber", 2.0), ("quantile", 0.1), ("quantile", 0.9)])
+@pytest.mark.parametrize(
+    "loss", [("huber", 0.3), ("huber", 2.0), ("quantile", 0.1), ("quantile", 0.9)]
+)
 def test_a_parameter_of_a_loss_counts_in_value_and_slope(loss):
     net, X, Y, w, _ = case([3, 4, 2], "tanh", "identity", loss)
     J, g = engine(net, X, Y, loss, w)
@@ -189,7 +204,11 @@ def test_a_parameter_of_a_loss_counts_in_value_and_slope(loss):
 @pytest.mark.parametrize("L", [1, 2, 3, 4, 5])
 def test_layers_with_activations_of_their_own_with_and_without_bias(L, bias):
     hidden = ["tanh", "gelu", ("sigmoid", 2.0), "leaky_relu"][: L - 1]
-    for output, loss in (("identity", "squared_error"), ("softmax", "cross_entropy"), ("mish", "squared_error")):
+    for output, loss in (
+        ("identity", "squared_error"),
+        ("softmax", "cross_entropy"),
+        ("mish", "squared_error"),
+    ):
         net, X, Y, w, _ = case([*[3, 4, 5, 3, 4, 2][:L], 2], hidden, output, loss, bias)
         assert_gradient(net, X, Y, loss, w, engine(net, X, Y, loss, w, chunk_rows=4)[1])
 
@@ -197,12 +216,16 @@ def test_layers_with_activations_of_their_own_with_and_without_bias(L, bias):
 def test_soft_and_one_hot_targets_of_cross_entropy():
     net, X, Y, w, rng = case([3, 4, 3], "tanh", "softmax", "cross_entropy")
     hot = np.eye(3)[Y]
-    for one, other in zip(engine(net, X, Y, "cross_entropy", w), engine(net, X, hot, "cross_entropy", w), strict=True):
+    for one, other in zip(
+        engine(net, X, Y, "cross_entropy", w), engine(net, X, hot, "cross_entropy", w), strict=True
+    ):
         np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-15)
     soft = rng.dirichlet(np.ones(3), ROWS)
     for Y_ in (soft, soft * rng.uniform(0.5, 2, (ROWS, 1))):  # the formula needs no sum of 1
         J, g = engine(net, X, Y_, "cross_entropy", w)
-        np.testing.assert_allclose(J, plain_J(net, net.parameters, X, Y_, "cross_entropy", w), rtol=1e-12)
+        np.testing.assert_allclose(
+            J, plain_J(net, net.parameters, X, Y_, "cross_entropy", w), rtol=1e-12
+        )
         assert_gradient(net, X, Y_, "cross_entropy", w, g)
 
 
@@ -217,13 +240,22 @@ def test_cross_entropy_over_few_and_many_classes(classes):
     D = w[:, None] / w.sum() * (Z - np.eye(classes)[Y])
     for targets_ in (Y, np.eye(classes)[Y]):
         J, g = engine(net, X, targets_, "cross_entropy", w, chunk_rows=4)
-        np.testing.assert_allclose(J, plain_J(net, net.parameters, X, Y, "cross_entropy", w), rtol=1e-12)
-        np.testing.assert_allclose(g, np.concatenate([(X.T @ D).ravel(), D.sum(axis=0)]), rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(
+            J, plain_J(net, net.parameters, X, Y, "cross_entropy", w), rtol=1e-12
+        )
+        np.testing.assert_allclose(
+            g, np.concatenate([(X.T @ D).ravel(), D.sum(axis=0)]), rtol=1e-10, atol=1e-14
+        )
 
 
 def test_a_user_s_activation_and_loss_have_right_gradients_too():
     cubic = mc.Activation("cubic", "a * s * s * s + s", "3 * a * s * s + 1", 0.2)
-    quartic = mc.Loss("quartic", "q * (z - y) * (z - y) * (z - y) * (z - y)", "4 * q * (z - y) * (z - y) * (z - y)", 0.7)
+    quartic = mc.Loss(
+        "quartic",
+        "q * (z - y) * (z - y) * (z - y) * (z - y)",
+        "4 * q * (z - y) * (z - y) * (z - y)",
+        0.7,
+    )
     net, X, Y, w, _ = case([3, 4, 4, 2], [cubic, "tanh"], cubic, quartic)
     assert_gradient(net, X, Y, quartic, w, engine(net, X, Y, quartic, w)[1])
 
@@ -237,7 +269,9 @@ def test_float32_agrees_with_float64(output, loss):
     narrow.parameters[...] = net.parameters
     J32, g32 = engine(narrow, X.astype(np.float32), Y, loss, w)
     np.testing.assert_allclose(J32, J, rtol=2e-6)
-    np.testing.assert_allclose(g32, g, rtol=0, atol=1e-5 * abs(g).max() + 2e-7 * abs(net.parameters).max())
+    np.testing.assert_allclose(
+        g32, g, rtol=0, atol=1e-5 * abs(g).max() + 2e-7 * abs(net.parameters).max()
+    )
 
 
 # -- backward with any G -------------------------------------------------------------------------------------------------
@@ -248,11 +282,19 @@ def test_float32_agrees_with_float64(output, loss):
 def test_backward_is_the_transpose_of_the_derivative_for_any_g(hidden, output):
     """⟨V, dZ(θ) v⟩ = ⟨backward(V), v⟩, and likewise for X."""
     net, X, _, _, rng = case([3, 4, 4, 3], [hidden, "sigmoid"], output, "squared_error")
-    V, v, u = rng.standard_normal((ROWS, 3)), rng.standard_normal(net.layout.size), rng.standard_normal(X.shape)
+    V, v, u = (
+        rng.standard_normal((ROWS, 3)),
+        rng.standard_normal(net.layout.size),
+        rng.standard_normal(X.shape),
+    )
     grad = net.backward(net.forward(X), V, input_gradient=True)
-    along = derivative(lambda t: (V * forward(net, t, X)[0]).sum(), net.parameters, v, analytic(net))
+    along = derivative(
+        lambda t: (V * forward(net, t, X)[0]).sum(), net.parameters, v, analytic(net)
+    )
     np.testing.assert_allclose(grad.flat @ v, along, rtol=1e-8)
-    along = derivative(lambda x: (V * forward(net, net.parameters, x)[0]).sum(), X, u, analytic(net))
+    along = derivative(
+        lambda x: (V * forward(net, net.parameters, x)[0]).sum(), X, u, analytic(net)
+    )
     np.testing.assert_allclose((grad.X * u).sum(), along, rtol=1e-8)
 
 
@@ -263,7 +305,9 @@ def test_the_input_gradient_entry_by_entry():
     for i, j in np.ndindex(*X.shape):
         unit = np.zeros(X.shape)
         unit[i, j] = 1
-        numeric = derivative(lambda x: (V * forward(net, net.parameters, x)[0]).sum(), X, unit, True)
+        numeric = derivative(
+            lambda x: (V * forward(net, net.parameters, x)[0]).sum(), X, unit, True
+        )
         assert G0[i, j] == pytest.approx(numeric, rel=1e-10, abs=1e-14)
 
 
@@ -273,7 +317,9 @@ def test_behind_a_softmax_output_its_jacobian_is_applied():
     X, V = np.random.default_rng(0).standard_normal((2, 5, 3))
     Z = net.forward(X).output
     expected = [(np.diag(z) - np.outer(z, z)) @ g for z, g in zip(Z, V, strict=True)]
-    np.testing.assert_allclose(net.backward(net.forward(X), V, input_gradient=True).X, expected, rtol=1e-12, atol=1e-16)
+    np.testing.assert_allclose(
+        net.backward(net.forward(X), V, input_gradient=True).X, expected, rtol=1e-12, atol=1e-16
+    )
 
 
 @pytest.mark.parametrize("output", ["identity", "sigmoid", "gelu", "softmax"])
@@ -322,14 +368,22 @@ def test_backward_changes_neither_g_nor_the_cache_nor_the_network(output, keep):
     first = net.backward(cache, V, keep=keep, input_gradient=True).flat
     for array, was in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, was)
-    np.testing.assert_array_equal(net.backward(cache, V, keep=keep, input_gradient=True).flat, first)
+    np.testing.assert_array_equal(
+        net.backward(cache, V, keep=keep, input_gradient=True).flat, first
+    )
 
 
 def test_g_may_be_of_another_type_order_or_a_list():
     net, X, _, _, rng = case([3, 4, 2], "tanh", "identity", "squared_error")
     V, cache = rng.integers(-3, 4, (ROWS, 2)).astype(np.float64), net.forward(X)
     expected = net.backward(cache, V).flat
-    for G in (V.astype(np.float32), V.astype(np.int8), V.tolist(), np.asfortranarray(V), np.repeat(V, 2, axis=0)[::2]):
+    for G in (
+        V.astype(np.float32),
+        V.astype(np.int8),
+        V.tolist(),
+        np.asfortranarray(V),
+        np.repeat(V, 2, axis=0)[::2],
+    ):
         np.testing.assert_array_equal(net.backward(cache, G).flat, expected)
 
 
@@ -372,7 +426,9 @@ def test_a_matched_pair_equals_the_way_through_g(loss, output, a):
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_matched_pair_is_right_and_finite_at_pre_activations_of_ten_thousand(loss, output, s, Y, J, D, dtype):
+def test_a_matched_pair_is_right_and_finite_at_pre_activations_of_ten_thousand(
+    loss, output, s, Y, J, D, dtype
+):
     n = len(s)
     net = mc.MLP([1, n], output=output, dtype=dtype)
     net.parameters[...] = [*s, *[0.0] * n]
@@ -397,10 +453,13 @@ def test_where_a_matched_pair_is_right_the_way_through_g_is_not(loss, output, s,
 
 
 @pytest.mark.parametrize(
-    ("loss", "output"), [("cross_entropy", "softmax"), ("binary_cross_entropy", "sigmoid"), ("huber", "tanh")]
+    ("loss", "output"),
+    [("cross_entropy", "softmax"), ("binary_cross_entropy", "sigmoid"), ("huber", "tanh")],
 )
 @pytest.mark.parametrize("one_hot", [False, True])
-def test_a_loss_of_limited_value_has_the_gradient_of_the_loss_without_a_limit(loss, output, one_hot):
+def test_a_loss_of_limited_value_has_the_gradient_of_the_loss_without_a_limit(
+    loss, output, one_hot
+):
     rng = np.random.default_rng(5)
     X, labels = 9 * rng.standard_normal((40, 3)), rng.integers(0, 3, 40)
     Y = labels if loss == "cross_entropy" and not one_hot else np.eye(3)[labels]

@@ -16,7 +16,13 @@ ROWS = plain.ROWS
 
 def learned(how):
     """An activation whose derivatives by s, by a and by both differ from one another and from 0."""
-    return mc.Activation("bent", "tanh(a * s) + a * a * s", "a * (1 - tanh(a * s) * tanh(a * s)) + a * a", 0.7, learned=how)
+    return mc.Activation(
+        "bent",
+        "tanh(a * s) + a * a * s",
+        "a * (1 - tanh(a * s) * tanh(a * s)) + a * a",
+        0.7,
+        learned=how,
+    )
 
 
 NETS = [
@@ -39,13 +45,18 @@ def net_of(sizes, hidden, output, settings, seed=0):
     return net
 
 
-@pytest.fixture(params=range(len(NETS)), ids=[f"{sizes}-{output}-{more}" for sizes, _, output, more in NETS])
+@pytest.fixture(
+    params=range(len(NETS)), ids=[f"{sizes}-{output}-{more}" for sizes, _, output, more in NETS]
+)
 def net(request):
     return net_of(*NETS[request.param])
 
 
 def smooth(name):
-    return not any(word in activations.resolve(name, output=True).value for word in ("maximum", "minimum", "abs"))
+    return not any(
+        word in activations.resolve(name, output=True).value
+        for word in ("maximum", "minimum", "abs")
+    )
 
 
 # -- forward mode --------------------------------------------------------------------------------------------------------
@@ -93,7 +104,10 @@ def test_vjp_is_backward(net):
 @pytest.mark.parametrize("chunk_rows", [2, None])
 def test_the_gradient_of_a_function_of_output_and_tangent(net, chunk_rows):
     rng = np.random.default_rng(4)
-    X, dX, V, dV = (rng.standard_normal((ROWS, n)) for n in (net.sizes[0], net.sizes[0], net.sizes[-1], net.sizes[-1]))
+    X, dX, V, dV = (
+        rng.standard_normal((ROWS, n))
+        for n in (net.sizes[0], net.sizes[0], net.sizes[-1], net.sizes[-1])
+    )
     v, u = rng.standard_normal(net.layout.size), rng.standard_normal(X.shape)
     copy = net.copy()
 
@@ -122,7 +136,9 @@ def test_hvp_is_the_derivative_of_the_gradient(output, loss):
 
     numeric = plain.derivative(gradient, 0.0, 1.0, False)
     product = net.hvp(X, Y, v, loss, sample_weight=w, chunk_rows=3)
-    np.testing.assert_allclose(product, numeric, rtol=1e-6, atol=1e-7 * max(1e-3, abs(numeric).max()))
+    np.testing.assert_allclose(
+        product, numeric, rtol=1e-6, atol=1e-7 * max(1e-3, abs(numeric).max())
+    )
 
 
 @pytest.mark.parametrize("hidden", plain.HIDDEN)
@@ -145,7 +161,9 @@ def test_the_hessian_is_symmetric_whatever_the_chunks(net):
     u, v = rng.standard_normal((2, net.layout.size))
     Hv, Hu = (net.hvp(X, Y, direction, "squared_error") for direction in (v, u))
     np.testing.assert_allclose(u @ Hv, v @ Hu, rtol=1e-11)
-    np.testing.assert_allclose(net.hvp(X, Y, v, chunk_rows=2), Hv, rtol=1e-11, atol=1e-13 * abs(Hv).max())
+    np.testing.assert_allclose(
+        net.hvp(X, Y, v, chunk_rows=2), Hv, rtol=1e-11, atol=1e-13 * abs(Hv).max()
+    )
 
 
 def test_gnvp_is_the_jacobian_twice_with_the_losss_curvature_between(net):
@@ -156,18 +174,28 @@ def test_gnvp_is_the_jacobian_twice_with_the_losss_curvature_between(net):
     _, G = mc.loss("squared_error")(np.zeros((1, net.sizes[-1])), np.ones((1, net.sizes[-1])))
     curvature = -G[0, 0]  # of one row is the loss's second derivative
     expected = net.vjp(X, curvature * tangent * (w / w.sum())[:, None]).parameters
-    np.testing.assert_allclose(net.gnvp(X, Y, v, "squared_error", sample_weight=w), expected, rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(
+        net.gnvp(X, Y, v, "squared_error", sample_weight=w), expected, rtol=1e-11, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize(
     ("output", "loss"),
-    [("softmax", "cross_entropy"), ("log_softmax", "cross_entropy"), ("sigmoid", "binary_cross_entropy"), ("exp", "poisson")],
+    [
+        ("softmax", "cross_entropy"),
+        ("log_softmax", "cross_entropy"),
+        ("sigmoid", "binary_cross_entropy"),
+        ("exp", "poisson"),
+    ],
 )
 def test_of_one_layer_under_a_matched_loss_gauss_newton_is_the_hessian(output, loss):
     net, X, Y, w, rng = plain.case([4, 3], [], output, loss)
     v = rng.standard_normal(net.layout.size)
     np.testing.assert_allclose(
-        net.gnvp(X, Y, v, loss, sample_weight=w, chunk_rows=2), net.hvp(X, Y, v, loss, sample_weight=w), rtol=1e-11, atol=1e-15
+        net.gnvp(X, Y, v, loss, sample_weight=w, chunk_rows=2),
+        net.hvp(X, Y, v, loss, sample_weight=w),
+        rtol=1e-11,
+        atol=1e-15,
     )
     assert v @ net.gnvp(X, Y, v, loss) > 0
 
@@ -178,7 +206,10 @@ def test_soft_targets_and_labels_have_one_hessian():
     hot = np.eye(3)[Y]
     for product in (net.hvp, net.gnvp):
         np.testing.assert_allclose(
-            product(X, hot, v, "cross_entropy"), product(X, Y, v, "cross_entropy"), rtol=1e-11, atol=1e-15
+            product(X, hot, v, "cross_entropy"),
+            product(X, Y, v, "cross_entropy"),
+            rtol=1e-11,
+            atol=1e-15,
         )
 
 
@@ -217,12 +248,17 @@ def test_the_curvature_of_a_row_is_the_slope_of_its_slope(name):
 
         def slope(x):
             return formulas.evaluate_scalar(
-                activation.slope, s=x, z=formulas.evaluate_scalar(activation.value, s=x, **own), **own
+                activation.slope,
+                s=x,
+                z=formulas.evaluate_scalar(activation.value, s=x, **own),
+                **own,
             )
 
         z = formulas.evaluate_scalar(activation.value, s=s, **own)
         numeric = plain.derivative(slope, s, 1.0, False)
-        assert formulas.evaluate_scalar(activation.curvature, s=s, z=z, **own) == pytest.approx(numeric, rel=1e-8, abs=1e-9)
+        assert formulas.evaluate_scalar(activation.curvature, s=s, z=z, **own) == pytest.approx(
+            numeric, rel=1e-8, abs=1e-9
+        )
 
 
 @pytest.mark.parametrize(
@@ -279,7 +315,9 @@ def _check_at_zero(sigma, bend):
     net = mc.MLP([2, 3], [], sigma, dtype="float64", init="zeros")
     net.parameters[:6] = 1.0  # so that dX moves S, whose value is 0
     found = net.vjp(np.zeros((4, 2)), np.zeros((4, 3)), dX=np.full((4, 2), 0.5), dV=np.ones((4, 3)))
-    np.testing.assert_allclose(found.parameters[6:], 4 * bend, rtol=1e-13, atol=1e-15)  # Σ_rows dV σ'' dS, dS = 1
+    np.testing.assert_allclose(
+        found.parameters[6:], 4 * bend, rtol=1e-13, atol=1e-15
+    )  # Σ_rows dV σ'' dS, dS = 1
     two = mc.MLP([2, 3, 1], sigma, dtype="float64", init="zeros")
     two.W[2][...], two.b[2][...] = 1.0, 0.0
     Z0 = two.predict(np.zeros((1, 2)))
@@ -290,7 +328,9 @@ def _check_at_zero(sigma, bend):
     np.testing.assert_allclose(product[-4:-1], slope * slope.sum() + bend, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("text", ["maximum(s, 0)", "maximum(0, s)", "abs(s)", "maximum(s, -s)", "minimum(s, 2 * s)"])
+@pytest.mark.parametrize(
+    "text", ["maximum(s, 0)", "maximum(0, s)", "abs(s)", "maximum(s, -s)", "minimum(s, 2 * s)"]
+)
 def test_a_kink_keeps_a_slope_between_those_of_its_sides(text):
     slope = formulas.differentiate(text, {"s": "1"})
     low, high = sorted(formulas.evaluate_scalar(slope, s=s) for s in (-1.0, 1.0))

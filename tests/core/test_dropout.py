@@ -37,11 +37,16 @@ def correlated(a, b):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("step", "first", "shape"), [(1, 0, (5, 9)), (2**32 + 3, 2**32 - 2, (4, 3)), (7, 40, (1, 40_000))])
+@pytest.mark.parametrize(
+    ("step", "first", "shape"),
+    [(1, 0, (5, 9)), (2**32 + 3, 2**32 - 2, (4, 3)), (7, 40, (1, 40_000))],
+)
 def test_the_masks_are_those_that_the_formulas_say(step, first, shape, dtype):
     found = masks(0.3, 2**40 + 5, 2, step, first, shape, dtype)
     sample = [(i, j) for i in range(shape[0]) for j in range(0, shape[1], max(1, shape[1] // 50))]
-    assert [found[i, j] for i, j in sample] == [spelled_out(2**40 + 5, 2, step, first + i, j, 0.3) for i, j in sample]
+    assert [found[i, j] for i, j in sample] == [
+        spelled_out(2**40 + 5, 2, step, first + i, j, 0.3) for i, j in sample
+    ]
 
 
 def test_mixing_is_a_permutation_that_spreads_each_bit():
@@ -60,7 +65,10 @@ def test_as_many_are_dropped_as_the_rate_says_in_every_row_and_column(rate):
     assert abs(dropped.mean() - rate) <= 4 * bound / np.sqrt(MANY) + 1e-9
     for axis in (0, 1):
         share = dropped.mean(axis=axis)
-        assert abs(share - rate).max() <= 5.5 * bound / np.sqrt(SHAPE[axis]) + 6 / SHAPE[axis] * (rate < 0.01) + 1e-9
+        assert (
+            abs(share - rate).max()
+            <= 5.5 * bound / np.sqrt(SHAPE[axis]) + 6 / SHAPE[axis] * (rate < 0.01) + 1e-9
+        )
         if 0.1 <= rate <= 0.9:  # and they spread as independent draws do
             spread = ((share - rate) ** 2).mean() / (bound**2 / SHAPE[axis])
             assert abs(spread - 1) < 5 * np.sqrt(2 / len(share))
@@ -71,7 +79,14 @@ def test_masks_of_neighbouring_rows_columns_steps_layers_and_seeds_are_independe
     for distance in (1, 2, 16, 128):
         assert abs(correlated(m[distance:], m[:-distance])) < 4.5
         assert abs(correlated(m[:, distance:], m[:, :-distance])) < 4.5
-    for other in ({"step": 2}, {"step": 2**16 + 1}, {"layer": 2}, {"seed": 1}, {"seed": 2**32}, {"first": 256}):
+    for other in (
+        {"step": 2},
+        {"step": 2**16 + 1},
+        {"layer": 2},
+        {"seed": 1},
+        {"seed": 2**32},
+        {"first": 256},
+    ):
         assert abs(correlated(m, masks(**other))) < 4.5, other
 
 
@@ -91,15 +106,21 @@ def test_no_two_rows_and_no_two_columns_have_the_same_mask():
 
 def test_a_mask_does_not_depend_on_where_a_chunk_begins():
     whole = masks()
-    np.testing.assert_array_equal(np.concatenate([masks(shape=(100, 512)), masks(first=100, shape=(156, 512))]), whole)
+    np.testing.assert_array_equal(
+        np.concatenate([masks(shape=(100, 512)), masks(first=100, shape=(156, 512))]), whole
+    )
 
 
 # -- the formulas ----------------------------------------------------------------------------------------------------------
 
 USERS = [
-    Activation("clipped", "minimum(maximum(s, 0), 6)", "positive(z) * positive(6 - z)"),  # jumps at z = 6
+    Activation(
+        "clipped", "minimum(maximum(s, 0), 6)", "positive(z) * positive(6 - z)"
+    ),  # jumps at z = 6
     Activation("hyperbola", "sqrt(1 + s * s)", "s / z"),  # has no slope at z = 0
-    Activation("bent", "s / sqrt(1 + a * s * s)", "1 / ((1 + a * s * s) * sqrt(1 + a * s * s))", 2.0),
+    Activation(
+        "bent", "s / sqrt(1 + a * s * s)", "1 / ((1 + a * s * s) * sqrt(1 + a * s * s))", 2.0
+    ),
 ]
 EVERY = [*map(activations.resolve, activations.names()), *USERS]
 
@@ -107,13 +128,25 @@ EVERY = [*map(activations.resolve, activations.names()), *USERS]
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.77])
 @pytest.mark.parametrize("sigma", EVERY, ids=lambda sigma: sigma.name)
-def test_value_and_slope_behind_dropout_are_those_without_it_up_to_a_few_roundings(sigma, rate, dtype):
+def test_value_and_slope_behind_dropout_are_those_without_it_up_to_a_few_roundings(
+    sigma, rate, dtype
+):
     """Against float64; σ' reads the undropped z, which is recovered from z̃, also where z is saturated, or 0."""
     (_, dropped), rng = dropout.behind((None, sigma), (rate,), 3), np.random.default_rng(0)
-    S = np.concatenate([2 * rng.standard_normal(2000), 20 * [0.0, -0.0, 1.0, -1.0, 6.0, 30.0, -30.0]])[None].astype(dtype)
+    S = np.concatenate(
+        [2 * rng.standard_normal(2000), 20 * [0.0, -0.0, 1.0, -1.0, 6.0, 30.0, -30.0]]
+    )[None].astype(dtype)
     G, s = rng.standard_normal(S.shape).astype(dtype), S.astype(np.float64)
-    ops, Z, z, D, d = NumpyOps(), np.empty_like(S), np.empty_like(s), np.empty_like(S), np.empty_like(s)
-    ops.quietly(ops.bias_activation, S.copy(), None, dropped, Z)  # exp may overflow, in a denominator
+    ops, Z, z, D, d = (
+        NumpyOps(),
+        np.empty_like(S),
+        np.empty_like(s),
+        np.empty_like(S),
+        np.empty_like(s),
+    )
+    ops.quietly(
+        ops.bias_activation, S.copy(), None, dropped, Z
+    )  # exp may overflow, in a denominator
     ops.quietly(ops.bias_activation, s.copy(), None, sigma, z)
     ops.activation_gradient(G, S, Z, dropped, D, None)
     ops.activation_gradient(G.astype(np.float64), s, z, sigma, d, None)
@@ -123,7 +156,9 @@ def test_value_and_slope_behind_dropout_are_those_without_it_up_to_a_few_roundin
     np.testing.assert_array_equal(np.signbit(Z) & (Z == 0), gone)  # so that the way back can tell
     epsilon, k = np.finfo(dtype).eps, np.where(gone, 0, 1 / (1 - rate))
     np.testing.assert_allclose(Z, k * z, rtol=12 * epsilon, atol=4 * epsilon * k.max())
-    np.testing.assert_allclose(D, k * d, rtol=12 * epsilon, atol=24 * epsilon * abs(G).max() * k.max())
+    np.testing.assert_allclose(
+        D, k * d, rtol=12 * epsilon, atol=24 * epsilon * abs(G).max() * k.max()
+    )
     assert not D[gone].any()
 
 
@@ -143,9 +178,17 @@ def test_where_the_slope_jumps_it_is_exact(name):
 
 def test_only_slopes_that_read_s_or_jump_keep_s():
     behind = dropout.behind((None, *EVERY), (0.2,) * len(EVERY), 0)[1:]
-    more = {after.name for before, after in zip(EVERY, behind, strict=True) if after.slope_reads_s and not before.slope_reads_s}
+    more = {
+        after.name
+        for before, after in zip(EVERY, behind, strict=True)
+        if after.slope_reads_s and not before.slope_reads_s
+    }
     assert more == {"hard_tanh", "relu6", "clipped"}
-    assert all(after.slope_reads_s for before, after in zip(EVERY, behind, strict=True) if before.slope_reads_s)
+    assert all(
+        after.slope_reads_s
+        for before, after in zip(EVERY, behind, strict=True)
+        if before.slope_reads_s
+    )
 
 
 def test_what_dropout_writes_no_user_can():

@@ -37,7 +37,11 @@ ACTIVATIONS = [
     (name, a) for name, (_, default, *_rest) in activations.sheet().items()
     for a in ([None] if default == "none" else [0.5, 1.0, 4.0] if name == "sigmoid" else [0.0, 0.01, 0.7, 1.0, 1.6])
 ]  # fmt: skip
-LOSSES = [(name, q) for name, (_, default, *_) in losses.sheet().items() for q in ([None] if default == "none" else [0.2, 0.9])]
+LOSSES = [
+    (name, q)
+    for name, (_, default, *_) in losses.sheet().items()
+    for q in ([None] if default == "none" else [0.2, 0.9])
+]
 
 
 def scalars(**given):
@@ -104,9 +108,13 @@ def test_the_sheets_hold_every_activation_loss_and_optimizer_of_the_design():
 
 @pytest.mark.parametrize("macro", ["ACTIVATION", "CURVATURE", "LOSS", "MATCHED", "BENT", "UPDATE"])
 def test_reading_a_sheet_loses_no_row(macro):
-    text = "".join(kernel_files.read(f"{sheet}.def") for sheet in ("activations", "losses", "updates"))
+    text = "".join(
+        kernel_files.read(f"{sheet}.def") for sheet in ("activations", "losses", "updates")
+    )
     lines = [line for line in text.splitlines() if line.startswith(f"{macro}(")]
-    assert [row[0] for row in formulas.read_sheet(text, macro)] == [line.split("(")[1].split(",")[0] for line in lines]
+    assert [row[0] for row in formulas.read_sheet(text, macro)] == [
+        line.split("(")[1].split(",")[0] for line in lines
+    ]
 
 
 def test_every_formula_of_the_sheets_reads_what_its_row_may_read_and_no_literal_is_bare():
@@ -114,14 +122,22 @@ def test_every_formula_of_the_sheets_reads_what_its_row_may_read_and_no_literal_
         own = set() if default == "none" else {"a"}
         assert formulas.reads(z) <= {"s"} | own, name
         assert formulas.reads(slope) <= {"s", "z"} | own, name
-        assert formulas.reads(activations.curvatures().get(name, "0")) <= formulas.reads(slope) | own, name
+        assert (
+            formulas.reads(activations.curvatures().get(name, "0")) <= formulas.reads(slope) | own
+        ), name
     for name, (_, default, _, z, slope) in losses.sheet().items():
         own = set() if default == "none" else {"q"}
         assert formulas.reads(z) | formulas.reads(slope) <= {"z", "y"} | own, name
     for sheet in ("activations", "losses", "updates"):
-        rows = "".join(line.split("//")[0] + "\n" for line in kernel_files.read(f"{sheet}.def").splitlines())
+        rows = "".join(
+            line.split("//")[0] + "\n" for line in kernel_files.read(f"{sheet}.def").splitlines()
+        )
         wrapped = {id(c) for n in ast.walk(ast.parse(_as_python(rows))) for c in _literals_of_T(n)}
-        bare = [n for n in ast.walk(ast.parse(_as_python(rows))) if isinstance(n, ast.Constant) and isinstance(n.value, float)]
+        bare = [
+            n
+            for n in ast.walk(ast.parse(_as_python(rows)))
+            if isinstance(n, ast.Constant) and isinstance(n.value, float)
+        ]
         assert len(bare) == len(wrapped), sheet
 
 
@@ -129,18 +145,26 @@ def _as_python(rows):
     numbers = [formulas.written_out(column) for macro in ("ACTIVATION", "CURVATURE", "LOSS", "MATCHED", "BENT")
                for row in formulas.read_sheet(rows, macro) for column in row[1 if macro == "CURVATURE" else 2:]
                if column != "none"]  # fmt: skip
-    statements = [part.split("=", 1)[1] for row in formulas.read_sheet(rows, "UPDATE") for part in row[2].split(";")]
+    statements = [
+        part.split("=", 1)[1]
+        for row in formulas.read_sheet(rows, "UPDATE")
+        for part in row[2].split(";")
+    ]
     return "\n".join(f"({text.strip()})" for text in [*numbers, *statements])
 
 
 def _literals_of_T(node):
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "T":
-        return [x for x in ast.walk(node) if isinstance(x, ast.Constant) and isinstance(x.value, float)]
+        return [
+            x for x in ast.walk(node) if isinstance(x, ast.Constant) and isinstance(x.value, float)
+        ]
     return []
 
 
 def test_every_default_parameter_satisfies_its_own_condition():
-    rows = [(name, row, "a") for name, row in activations.sheet().items()] + [(n, r, "q") for n, r in losses.sheet().items()]
+    rows = [(name, row, "a") for name, row in activations.sheet().items()] + [
+        (n, r, "q") for n, r in losses.sheet().items()
+    ]
     for name, (_, default, condition, *_), letter in rows:
         assert (default == "none") == (condition == "none"), name
         if default != "none" and condition != "learned":  # which may be any number
@@ -164,9 +188,13 @@ def test_the_slope_of_a_loss_is_the_derivative_of_its_value_in_z(name, q):
     _, _, _, formula, slope = losses.sheet()[name]
     y = targets(name, 300)
     z, own = outputs(name, y), scalars(q=q)
-    edge = {"poisson": z, "binary_cross_entropy": np.minimum(z, 1 - z)}.get(name, 1.0)  # the logarithm's pole
+    edge = {"poisson": z, "binary_cross_entropy": np.minimum(z, 1 - z)}.get(
+        name, 1.0
+    )  # the logarithm's pole
     found = value(slope, z=z, y=y, **own)
-    np.testing.assert_allclose(found, derivative(formula, "z", z=z, y=y, h=2e-3 * edge, **own), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        found, derivative(formula, "z", z=z, y=y, h=2e-3 * edge, **own), rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("a", [0.5, 1.0, 2.0])
@@ -177,9 +205,17 @@ def test_a_matched_row_is_the_loss_of_the_output_and_its_derivative_by_s(loss, o
     y = targets(loss, s.size)
     z = value(activations.sheet()[output][3], s=s, a=a)
     composed = formulas.substitute(formula, {"z": activations.sheet()[output][3]})
-    np.testing.assert_allclose(value(slope, s=s, z=z, y=y, a=a), derivative(composed, "s", s=s, y=y, a=a), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(
-        value(formula, s=s, z=z, y=y, a=a), value(losses.sheet()[loss][3], z=z, y=y), rtol=1e-9, atol=1e-12
+        value(slope, s=s, z=z, y=y, a=a),
+        derivative(composed, "s", s=s, y=y, a=a),
+        rtol=1e-9,
+        atol=1e-9,
+    )
+    np.testing.assert_allclose(
+        value(formula, s=s, z=z, y=y, a=a),
+        value(losses.sheet()[loss][3], z=z, y=y),
+        rtol=1e-9,
+        atol=1e-12,
     )
 
 
@@ -188,13 +224,22 @@ def test_values_and_slopes_stay_finite_and_right_in_the_limits(name):
     _, default, _, formula, slope = activations.sheet()[name]
     own = {} if default == "none" else {"a": formulas.evaluate_scalar(default)}
     s = np.array([-1e4, -800.0, 0.0, 700.0 if name == "exp" else 1e4])
-    with np.errstate(over="ignore", invalid="raise", divide="raise"):  # exp may overflow in denominators
+    with np.errstate(
+        over="ignore", invalid="raise", divide="raise"
+    ):  # exp may overflow in denominators
         z = value(formula, s=s, **own)
         d = value(slope, s=s, z=z, **own) + 0 * s
     assert np.isfinite(z).all()
     assert np.isfinite(d).all()
     left = {"identity": 1, "leaky_relu": 0.01, "prelu": 0.25}.get(name, 0)
-    right = {"sigmoid": 0, "tanh": 0, "hard_tanh": 0, "relu6": 0, "selu": 1.0507009873554805, "exp": np.exp(700)}.get(name, 1)
+    right = {
+        "sigmoid": 0,
+        "tanh": 0,
+        "hard_tanh": 0,
+        "relu6": 0,
+        "selu": 1.0507009873554805,
+        "exp": np.exp(700),
+    }.get(name, 1)
     np.testing.assert_allclose([d[0], d[-1]], [left, right], rtol=1e-12, atol=1e-12)
 
 
@@ -205,7 +250,20 @@ LEAVES = st.sampled_from([*ARRAYS, *ARRAYS, *SCALARS, "T(0.5)", "2", "T(-1.5)", 
 
 
 def grow(inner):
-    functions = ["tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign", "positive", "sin", "cos", "-"]
+    functions = [
+        "tanh",
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "abs",
+        "sqrt",
+        "sign",
+        "positive",
+        "sin",
+        "cos",
+        "-",
+    ]
     call1 = st.tuples(st.sampled_from(functions), inner)
     call2 = st.tuples(st.sampled_from(["maximum", "minimum"]), inner, inner)
     binary = st.tuples(inner, st.sampled_from("+-*/"), inner)
@@ -241,7 +299,12 @@ def plain(text, variables):
                 return -go(node.operand)
             case ast.BinOp():
                 left, right = go(node.left), go(node.right)
-                symbol = {ast.Add: "__add__", ast.Sub: "__sub__", ast.Mult: "__mul__", ast.Div: "__truediv__"}[type(node.op)]
+                symbol = {
+                    ast.Add: "__add__",
+                    ast.Sub: "__sub__",
+                    ast.Mult: "__mul__",
+                    ast.Div: "__truediv__",
+                }[type(node.op)]
                 if isinstance(right, np.ndarray) and not isinstance(left, np.ndarray):
                     left = np.asarray(left)
                 return getattr(left, symbol)(right)
@@ -273,14 +336,21 @@ ARITHMETIC = (ZeroDivisionError, ValueError, OverflowError)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["x", "z", "out"]), EXPRESSIONS), min_size=1, max_size=3), st.integers(0, 99))
-def test_a_program_computes_what_its_statements_say_also_in_place_and_keeps_every_other_array(statements, seed):
+@given(
+    st.lists(st.tuples(st.sampled_from(["x", "z", "out"]), EXPRESSIONS), min_size=1, max_size=3),
+    st.integers(0, 99),
+)
+def test_a_program_computes_what_its_statements_say_also_in_place_and_keeps_every_other_array(
+    statements, seed
+):
     state = variables(seed)
     try:
         with np.errstate(all="ignore"):
             expected = dict(state)
             for target, text in statements:
-                expected[target] = np.array(np.broadcast_to(plain(text, expected), 17))  # + 0 would lose the sign of -0
+                expected[target] = np.array(
+                    np.broadcast_to(plain(text, expected), 17)
+                )  # + 0 would lose the sign of -0
     except ARITHMETIC:  # a division by 0 among scalars
         assume(False)
     arrays, _ = run("; ".join(f"{target} = {text}" for target, text in statements), state)
@@ -296,7 +366,11 @@ def test_a_program_uses_as_few_registers_as_its_order_of_steps_allows(text, targ
     def temporary(name):
         return name == target or name.startswith("r")
 
-    written, uses, holds = [], {}, {}  # each step's result by number; who reads it last; what a place holds now
+    written, uses, holds = (
+        [],
+        {},
+        {},
+    )  # each step's result by number; who reads it last; what a place holds now
     for i, step in enumerate(compiled.steps):
         for name in step.operands:
             if name in holds:
@@ -311,9 +385,9 @@ def test_a_program_uses_as_few_registers_as_its_order_of_steps_allows(text, targ
         live = sum(j <= i < uses[j] for j in written[:-1])
         need = max(need, live - (uses.get("old", -1) <= i))
     assert compiled.registers == max(0, need)
-    assert {name for step in compiled.steps for name in (*step.operands, step.out) if name[0] == "r"} == {
-        f"r{i}" for i in range(compiled.registers)
-    }
+    assert {
+        name for step in compiled.steps for name in (*step.operands, step.out) if name[0] == "r"
+    } == {f"r{i}" for i in range(compiled.registers)}
 
 
 @settings(max_examples=200, deadline=None)
@@ -323,7 +397,11 @@ def test_equal_subexpressions_are_computed_once_and_scalars_not_per_entry(text):
     arrays = set()
     for node in ast.walk(ast.parse(text, mode="eval")):
         reads = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & set(ARRAYS)
-        if reads and isinstance(node, ast.BinOp | ast.UnaryOp | ast.Call) and getattr(node, "func", ast.Name("")).id != "T":
+        if (
+            reads
+            and isinstance(node, ast.BinOp | ast.UnaryOp | ast.Call)
+            and getattr(node, "func", ast.Name("")).id != "T"
+        ):
             arrays.add(ast.dump(node))
     assert len(compiled.steps) == max(1, len(arrays))
 
@@ -339,8 +417,12 @@ def test_the_programs_of_the_sheets_give_equal_results_on_separate_and_on_shared
         np.testing.assert_array_equal(kept, s, err_msg=f"{name}: S must be kept for the slope")
         ops.bias_activation(in_place, None, activation, in_place)
         np.testing.assert_array_equal(in_place, z, err_msg=name)
-        rounding = 1e-14 if "norm" in activation.value else 0  # functions that are compiled into steps
-        np.testing.assert_allclose(z, value(activation.value, s=s, **activation.scalars), rounding, err_msg=name)
+        rounding = (
+            1e-14 if "norm" in activation.value else 0
+        )  # functions that are compiled into steps
+        np.testing.assert_allclose(
+            z, value(activation.value, s=s, **activation.scalars), rounding, err_msg=name
+        )
         results = []
         for shared in ("none", "g", "z"):
             S, Z, G, D = s.copy(), z.copy(), g.copy(), np.empty_like(s)
@@ -349,7 +431,9 @@ def test_the_programs_of_the_sheets_give_equal_results_on_separate_and_on_shared
             results.append(D)
             for letter, array, was in (("S", S, s), ("Z", Z, z), ("G", G, g)):
                 if array is not D:
-                    np.testing.assert_array_equal(array, was, err_msg=f"{name}: {letter} must be kept")
+                    np.testing.assert_array_equal(
+                        array, was, err_msg=f"{name}: {letter} must be kept"
+                    )
         expected = g * value(activation.slope, s=s, z=z, **activation.scalars)
         np.testing.assert_allclose(results[0], expected, rounding, err_msg=name)
         np.testing.assert_array_equal(results[1], results[0], err_msg=name)
@@ -428,12 +512,17 @@ def test_a_variable_that_the_row_does_not_have_is_refused_by_name(make, reads):
 
 @pytest.mark.parametrize("text", ["pow(s, 2)", "pow(2, s)"])
 def test_a_power_of_an_array_is_refused_where_the_formula_is_given_not_at_the_first_step(text):
-    with pytest.raises(ValueError, match=r"pow is for the scalars of updates.def only; write s \*\* 2"):
+    with pytest.raises(
+        ValueError, match=r"pow is for the scalars of updates.def only; write s \*\* 2"
+    ):
         mc.Activation("mine", text, "1")
 
 
 def test_an_exponent_that_is_no_small_whole_number_is_refused_with_what_to_write():
-    with pytest.raises(ValueError, match=r"exponent of 's \*\* 2.5' must be a whole number from -8 to 16; .* exp\(exponent"):
+    with pytest.raises(
+        ValueError,
+        match=r"exponent of 's \*\* 2.5' must be a whole number from -8 to 16; .* exp\(exponent",
+    ):
         mc.Activation("mine", "s ** 2.5", "1")
 
 
@@ -442,15 +531,41 @@ def test_a_power_is_its_multiplications_squared_as_often_as_can_be(n):
     x = np.array([-2.0, -1.5, 0.75, 1.0, 3.0])
     arrays, compiled = run(f"out = x ** {n}", {"x": x, "out": np.zeros(5)})
     np.testing.assert_allclose(arrays["out"], [float(v) ** n for v in x], rtol=4e-15)
-    shortest = {0: 1, 1: 1, 2: 1, 3: 2, 4: 2, 5: 3, 6: 3, 7: 4, 8: 3, 9: 4, 10: 4, 11: 5, 12: 4, 13: 5, 14: 5, 15: 6, 16: 4}
+    shortest = {
+        0: 1,
+        1: 1,
+        2: 1,
+        3: 2,
+        4: 2,
+        5: 3,
+        6: 3,
+        7: 4,
+        8: 3,
+        9: 4,
+        10: 4,
+        11: 5,
+        12: 4,
+        13: 5,
+        14: 5,
+        15: 6,
+        16: 4,
+    }
     divided = n < 0
     assert len(compiled.steps) == (shortest[abs(n)] if abs(n) != 1 or n > 0 else 0) + divided
     assert formulas.evaluate_scalar(f"a ** {n}", a=1.7) == pytest.approx(1.7**n, rel=1e-15)
 
 
 def test_powers_share_their_squares_with_products_and_with_each_other_however_deep_they_are():
-    _, compiled = run("out = x ** 4 + x * x + x ** 2 * z", {"x": np.ones(3), "z": np.ones(3), "out": np.ones(3)})
-    assert [step.function for step in compiled.steps] == ["multiply", "multiply", "add", "multiply", "add"]
+    _, compiled = run(
+        "out = x ** 4 + x * x + x ** 2 * z", {"x": np.ones(3), "z": np.ones(3), "out": np.ones(3)}
+    )
+    assert [step.function for step in compiled.steps] == [
+        "multiply",
+        "multiply",
+        "add",
+        "multiply",
+        "add",
+    ]
     deep = "(" * 99 + "x" + ") ** 16" * 99
     assert len(Program(f"out = {deep}", frozenset()).steps) == 4 * 99
     with pytest.raises(ValueError, match="has no value"):
@@ -458,11 +573,15 @@ def test_powers_share_their_squares_with_products_and_with_each_other_however_de
 
 
 def test_a_power_binds_as_in_python():
-    arrays, _ = run("out = -x ** 2 * 3 - (-x) ** 3", {"x": np.array([2.0, -1.0]), "out": np.zeros(2)})
+    arrays, _ = run(
+        "out = -x ** 2 * 3 - (-x) ** 3", {"x": np.array([2.0, -1.0]), "out": np.zeros(2)}
+    )
     np.testing.assert_array_equal(arrays["out"], [-4, -4])
 
 
-@pytest.mark.parametrize("text", ["-" * 3000 + "s", "+".join(["s"] * 3000), "(" * 500 + "s" + ")" * 500])
+@pytest.mark.parametrize(
+    "text", ["-" * 3000 + "s", "+".join(["s"] * 3000), "(" * 500 + "s" + ")" * 500]
+)
 def test_a_formula_too_deep_to_read_is_a_value_error_too(text):
     with pytest.raises(ValueError, match="formula"):
         mc.Activation("mine", text, "1")
@@ -482,11 +601,16 @@ def test_a_slope_that_is_left_out_is_the_values_derivative_at_0_too(text):
     slope = value(derived.slope, s=s, a=1.5) + 0 * s
     np.testing.assert_allclose(slope, derivative(text, "s", s=s, a=1.5), rtol=1e-11, atol=1e-11)
     loss = mc.Loss("own", formulas.substitute(text, {"s": "z - y", "a": "q"}), parameter=1.5)
-    np.testing.assert_allclose(value(loss.slope, z=s + 0.5, y=0.5, q=1.5) + 0 * s, slope, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(
+        value(loss.slope, z=s + 0.5, y=0.5, q=1.5) + 0 * s, slope, rtol=1e-11, atol=1e-11
+    )
 
 
 def test_a_derived_slope_reads_s_alone_and_says_at_a_kink_what_positive_says():
-    cubed, bent = mc.Activation("cubed", "s ** 3"), mc.Activation("bent", "maximum(s, 0) + a * minimum(s, 0)", parameter=0.1)
+    cubed, bent = (
+        mc.Activation("cubed", "s ** 3"),
+        mc.Activation("bent", "maximum(s, 0) + a * minimum(s, 0)", parameter=0.1),
+    )
     assert (cubed.slope, cubed.slope_reads_s) == ("3 * s ** 2", True)
     np.testing.assert_array_equal(value(bent.slope, s=np.array([-1.0, 1.0]), a=0.1), [0.1, 1.0])
     assert mc.Activation("flat", "T(2) - 2").slope == "0"
@@ -494,9 +618,14 @@ def test_a_derived_slope_reads_s_alone_and_says_at_a_kink_what_positive_says():
     assert mc.Loss("pinball", "q * abs(z - y)", parameter=2.0).slope == "q * sign(z - y)"
 
 
-@pytest.mark.parametrize("text", [" * ".join(["tanh(s)"] * 200), "tanh(" * 150 + "s" + ")" * 150, "+".join(["s"] * 400)])
+@pytest.mark.parametrize(
+    "text", [" * ".join(["tanh(s)"] * 200), "tanh(" * 150 + "s" + ")" * 150, "+".join(["s"] * 400)]
+)
 def test_a_slope_too_long_to_derive_is_asked_for(text):
-    with pytest.raises(ValueError, match=r"slope: the derivative of .* would be too long a formula; give it yourself"):
+    with pytest.raises(
+        ValueError,
+        match=r"slope: the derivative of .* would be too long a formula; give it yourself",
+    ):
         mc.Activation("own", text)
     assert mc.Activation("own", text, "1").slope == "1"
 
@@ -513,7 +642,12 @@ def test_reads_substitute_and_kinks_see_the_tree_not_the_text():
         replaced = formulas.substitute(text, replacements)
         z = value(replacements["z"], s=1.7, a=0.4)
         assert value(replaced, s=1.7, a=0.4) == value(text, z=z, a=0.4)
-    for kink, text in ((0.0, "maximum(s, 0)"), (2.0, "abs(s - 2)"), (-1.0, "minimum(-1, s)"), (3.0, "positive(3 - s)")):
+    for kink, text in (
+        (0.0, "maximum(s, 0)"),
+        (2.0, "abs(s - 2)"),
+        (-1.0, "minimum(-1, s)"),
+        (3.0, "positive(3 - s)"),
+    ):
         (sign,) = formulas.kinks(text)
         assert value(sign, s=kink - 1e-9) * value(sign, s=kink + 1e-9) < 0
 

@@ -24,7 +24,9 @@ def test_the_views_cover_every_entry_of_the_vector_once_weights_first(sizes, bia
     np.testing.assert_array_equal(np.concatenate([x.ravel() for x in parts]), flat)
     assert layout.weights == sum(x.size for x in W[1:])
     assert [x.shape for x in W[1:]] == list(itertools.pairwise(sizes))
-    assert [None if x is None else x.shape for x in b[1:]] == [(n,) if bias else None for n in sizes[1:]]
+    assert [None if x is None else x.shape for x in b[1:]] == [
+        (n,) if bias else None for n in sizes[1:]
+    ]
 
 
 @given(SIZES, st.booleans())
@@ -37,7 +39,9 @@ def test_views_share_the_vectors_memory_and_are_row_major(sizes, bias):
         assert view.flags.c_contiguous
         view[...] = i
     assert (flat != 0).all()
-    assert flat.sum() == sum(i * x.size for i, x in enumerate([*W[1:], *(x for x in b[1:] if x is not None)], 1))
+    assert flat.sum() == sum(
+        i * x.size for i, x in enumerate([*W[1:], *(x for x in b[1:] if x is not None)], 1)
+    )
 
 
 @given(SIZES, st.booleans(), st.data())
@@ -57,7 +61,9 @@ def test_learned_parameters_stand_behind_all_else(sizes, bias, data):
 
 @given(SIZES, st.booleans(), st.data())
 def test_the_name_of_an_entry_leads_to_that_entry(sizes, bias, data):
-    layout = Layout(sizes, bias, learned=tuple(data.draw(st.sampled_from([0, 1, n])) for n in sizes[1:]))
+    layout = Layout(
+        sizes, bias, learned=tuple(data.draw(st.sampled_from([0, 1, n])) for n in sizes[1:])
+    )
     flat = np.arange(layout.size)
     (W, b), a = layout.views(flat), layout.slopes(flat)
     names = [layout.name(i) for i in range(layout.size)]

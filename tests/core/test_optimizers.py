@@ -82,12 +82,32 @@ RULES = [
     ("sgd ignores nesterov without momentum", lambda rate: mc.SGD(rate, nesterov=True), sgd, 0.0),
     ("momentum", lambda rate: mc.SGD(rate, momentum=0.9), momentum, 0.0),
     ("nesterov", lambda rate: mc.SGD(rate, momentum=0.9, nesterov=True), nesterov, 0.0),
-    ("gradients", lambda rate: mc.SGD(rate, momentum=0.9, velocity="gradients"), gradient_momentum, 0.0),
-    ("nesterov, gradients", lambda rate: mc.SGD(rate, 0.9, True, velocity="gradients"), gradient_nesterov, 0.0),
+    (
+        "gradients",
+        lambda rate: mc.SGD(rate, momentum=0.9, velocity="gradients"),
+        gradient_momentum,
+        0.0,
+    ),
+    (
+        "nesterov, gradients",
+        lambda rate: mc.SGD(rate, 0.9, True, velocity="gradients"),
+        gradient_nesterov,
+        0.0,
+    ),
     ("adam", lambda rate: mc.Adam(rate, beta1=0.8, beta2=0.95, epsilon=1e-2), adam, 0.0),
-    ("adam hat", lambda rate: mc.Adam(rate, beta1=0.8, beta2=0.95, epsilon=1e-2, epsilon_hat=True), adam_hat, 0.0),
+    (
+        "adam hat",
+        lambda rate: mc.Adam(rate, beta1=0.8, beta2=0.95, epsilon=1e-2, epsilon_hat=True),
+        adam_hat,
+        0.0,
+    ),
     ("adamw", lambda rate: mc.AdamW(rate, 0.3, beta1=0.8, beta2=0.95, epsilon=1e-2), adam, 0.3),
-    ("adamw without decay", lambda rate: mc.AdamW(rate, 0.0, beta1=0.8, beta2=0.95, epsilon=1e-2), adam, 0.0),
+    (
+        "adamw without decay",
+        lambda rate: mc.AdamW(rate, 0.0, beta1=0.8, beta2=0.95, epsilon=1e-2),
+        adam,
+        0.0,
+    ),
     ("rmsprop", lambda rate: mc.RMSprop(rate, alpha=0.9, epsilon=1e-2), rmsprop, 0.0),
     ("lion", lambda rate: mc.Lion(rate, beta1=0.8, beta2=0.95), lion, 0.0),
     ("lion with decay", lambda rate: mc.Lion(rate, 0.3, beta1=0.8, beta2=0.95), lion, 0.3),
@@ -97,7 +117,9 @@ RATES = [0.05, mc.InverseScaling(0.05, 0.7)]
 
 @pytest.mark.parametrize("rate", RATES, ids=["constant", "scheduled"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize(("make", "rule", "decay"), [rule[1:] for rule in RULES], ids=[rule[0] for rule in RULES])
+@pytest.mark.parametrize(
+    ("make", "rule", "decay"), [rule[1:] for rule in RULES], ids=[rule[0] for rule in RULES]
+)
 def test_twenty_updates_are_those_of_the_paper_entry_by_entry(make, rule, decay, bias, rate):
     net = mc.MLP([3, 2], bias=bias, dtype="float64", seed=3)
     net.parameters[...] += 0.5
@@ -106,17 +128,24 @@ def test_twenty_updates_are_those_of_the_paper_entry_by_entry(make, rule, decay,
     plain, states = net.parameters.tolist(), [{} for _ in range(net.layout.size)]
     rng = np.random.default_rng(7)
     for t in range(1, STEPS + 1):
-        X, Y = rng.standard_normal((5, 3)), rng.standard_normal((5, 2)) * rng.choice([1e-3, 1.0, 30.0])
+        X, Y = (
+            rng.standard_normal((5, 3)),
+            rng.standard_normal((5, 2)) * rng.choice([1e-3, 1.0, 30.0]),
+        )
         gradient = [*(X.T @ Y / 5).ravel(), *(Y.mean(axis=0) if bias else [])]
         now = rate if isinstance(rate, float) else 0.05 / t**0.7
         for i, g in enumerate(gradient):
             plain[i] = rule(plain[i], float(g), states[i], t, now, decay if i < weights else 0.0)
         trainer.step(X, Y)
-        np.testing.assert_allclose(net.parameters, plain, rtol=1e-10, atol=1e-13, err_msg=f"update {t}")
+        np.testing.assert_allclose(
+            net.parameters, plain, rtol=1e-10, atol=1e-13, err_msg=f"update {t}"
+        )
     assert trainer.progress.step == STEPS
 
 
-@pytest.mark.parametrize(("make", "rule"), [rule[1:3] for rule in RULES], ids=[rule[0] for rule in RULES])
+@pytest.mark.parametrize(
+    ("make", "rule"), [rule[1:3] for rule in RULES], ids=[rule[0] for rule in RULES]
+)
 def test_float32_updates_agree_with_float64_ones_over_vectors_longer_than_a_piece(make, rule):
     rng = np.random.default_rng(1)
     batches = [(rng.standard_normal((4, 200)).astype(np.float32), rng.standard_normal((4, 200)).astype(np.float32))
@@ -129,10 +158,14 @@ def test_float32_updates_agree_with_float64_ones_over_vectors_longer_than_a_piec
             trainer.step(X, Y)
         found.append(net.parameters.astype(np.float64))
     far = abs(found[0] - found[1]) > 1e-5 * (1 + abs(found[1]))
-    assert far.sum() <= (4 if rule is lion else 0)  # a sign may fall either way where rounding decides
+    assert far.sum() <= (
+        4 if rule is lion else 0
+    )  # a sign may fall either way where rounding decides
 
 
-@pytest.mark.parametrize("optimizer", [mc.AdamW(0.1, weight_decay=0.2), mc.Lion(0.1, weight_decay=0.2)])
+@pytest.mark.parametrize(
+    "optimizer", [mc.AdamW(0.1, weight_decay=0.2), mc.Lion(0.1, weight_decay=0.2)]
+)
 def test_decay_shrinks_weights_and_leaves_biases(optimizer):
     net = mc.MLP([3, 4, 2], "tanh", dtype="float64", seed=1)
     net.parameters[...] = np.arange(1.0, 1 + net.layout.size)
@@ -171,7 +204,13 @@ def _ridge(rng):
 
 def _logistic(rng):
     X, theta = rng.standard_normal((64, 3)), np.array([1.5, -0.7, 0.4, 0.2])
-    return "sigmoid", "binary_cross_entropy", X, 1 / (1 + np.exp(-(X @ theta[:3] + theta[3])))[:, None], theta
+    return (
+        "sigmoid",
+        "binary_cross_entropy",
+        X,
+        1 / (1 + np.exp(-(X @ theta[:3] + theta[3])))[:, None],
+        theta,
+    )
 
 
 def _poisson(rng):
@@ -184,7 +223,13 @@ def _median(rng):
     return "identity", "absolute_error", np.ones((63, 1)), y, np.median(y, axis=0)
 
 
-PROBLEMS = {"least squares": _least_squares, "ridge": _ridge, "logistic": _logistic, "poisson": _poisson, "median": _median}
+PROBLEMS = {
+    "least squares": _least_squares,
+    "ridge": _ridge,
+    "logistic": _logistic,
+    "poisson": _poisson,
+    "median": _median,
+}
 OPTIMIZERS = [
     lambda n: mc.SGD(mc.Cosine(0.2, steps=n)),
     lambda n: mc.SGD(mc.Cosine(0.03, steps=n), momentum=0.9),
@@ -197,12 +242,16 @@ OPTIMIZERS = [
 
 
 @pytest.mark.parametrize("problem", list(PROBLEMS))
-@pytest.mark.parametrize("make", OPTIMIZERS, ids=["SGD", "momentum", "nesterov", "Adam", "AdamW", "RMSprop", "Lion"])
+@pytest.mark.parametrize(
+    "make", OPTIMIZERS, ids=["SGD", "momentum", "nesterov", "Adam", "AdamW", "RMSprop", "Lion"]
+)
 def test_every_optimizer_reaches_the_known_optimum(make, problem):
     output, loss, X, Y, optimum = PROBLEMS[problem](np.random.default_rng(5))
     bias = problem not in ("ridge", "median")
     net = mc.MLP([X.shape[1], Y.shape[1]], output=output, bias=bias, dtype="float64", init="zeros")
-    trainer = mc.Trainer(net, loss=loss, optimizer=make(1500), l2=0.3 if problem == "ridge" else 0.0)
+    trainer = mc.Trainer(
+        net, loss=loss, optimizer=make(1500), l2=0.3 if problem == "ridge" else 0.0
+    )
     for _ in range(1500):
         trainer.step(X, Y)
     np.testing.assert_allclose(net.parameters, optimum, atol=5e-3)
@@ -241,7 +290,9 @@ def test_cosine_without_steps_takes_them_from_fit_and_says_so_outside():
         trainer.step(X, Y)
     np.testing.assert_array_equal(net.parameters, before)
     rates = trainer.fit(X, Y, epochs=5, batch_size=4, progress=False)["learning_rate"]
-    np.testing.assert_allclose(rates, [0.1 * (1 + math.cos(math.pi * (2 * e - 1) / 10)) / 2 for e in range(1, 6)])
+    np.testing.assert_allclose(
+        rates, [0.1 * (1 + math.cos(math.pi * (2 * e - 1) / 10)) / 2 for e in range(1, 6)]
+    )
     again = trainer.fit(X, Y, epochs=5, batch_size=4, progress=False)["learning_rate"]
     np.testing.assert_allclose(again, rates)  # each fit runs the whole curve
 
@@ -255,36 +306,51 @@ def test_adaptive_lowers_the_rate_each_time_the_loss_has_not_fallen_for_patience
     def rates(loss, Y):
         schedule = mc.Adaptive(0.1, factor=0.5, patience=2, minimum=0.02)
         trainer = mc.Trainer(mc.MLP([2, 1], dtype="float64"), loss=loss, optimizer=mc.SGD(schedule))
-        return trainer.fit(np.ones((4, 2)), Y, epochs=10, batch_size=4, progress=False)["learning_rate"]
+        return trainer.fit(np.ones((4, 2)), Y, epochs=10, batch_size=4, progress=False)[
+            "learning_rate"
+        ]
 
-    np.testing.assert_allclose(rates(FLAT, np.ones(4)), [0.1, 0.1, 0.1, 0.05, 0.05, 0.025, 0.025, 0.02, 0.02, 0.02])
+    np.testing.assert_allclose(
+        rates(FLAT, np.ones(4)), [0.1, 0.1, 0.1, 0.05, 0.05, 0.025, 0.025, 0.02, 0.02, 0.02]
+    )
     np.testing.assert_allclose(rates(LINEAR, np.ones(4)), [0.1] * 10)  # falls without end
 
 
 def test_adaptive_counts_a_fall_smaller_than_its_tolerance_as_none():
     def last(tolerance):
         schedule = mc.Adaptive(1e-3, factor=0.5, patience=1, tolerance=tolerance)
-        trainer = mc.Trainer(mc.MLP([1, 1], dtype="float64"), loss=LINEAR, optimizer=mc.SGD(schedule))
-        return trainer.fit(np.ones((2, 1)), np.ones(2), epochs=4, batch_size=2, progress=False)["learning_rate"][-1]
+        trainer = mc.Trainer(
+            mc.MLP([1, 1], dtype="float64"), loss=LINEAR, optimizer=mc.SGD(schedule)
+        )
+        return trainer.fit(np.ones((2, 1)), np.ones(2), epochs=4, batch_size=2, progress=False)[
+            "learning_rate"
+        ][-1]
 
     assert last(tolerance=1e-4) == 1e-3  # J falls by 2e-3 an epoch
     assert last(tolerance=1.0) == pytest.approx(1e-3 / 4)
 
 
 @pytest.mark.parametrize(
-    ("monitor", "falls"), [("loss", 0), ("validation_loss", 4), ("validation_r2", 4), ("validation_off", 4)]
+    ("monitor", "falls"),
+    [("loss", 0), ("validation_loss", 4), ("validation_r2", 4), ("validation_off", 4)],
 )
 def test_adaptive_follows_the_figure_that_it_is_told_to(monitor, falls):
     """The training loss falls without end; the validation's figures do not improve, as its targets go the other way."""
     mode = "min" if monitor == "validation_off" else None
     schedule = mc.Adaptive(0.1, factor=0.5, patience=1, tolerance=0.0, monitor=monitor, mode=mode)
-    trainer = mc.Trainer(mc.MLP([1, 1], dtype="float64", init="zeros"), "squared_error", mc.SGD(schedule))
+    trainer = mc.Trainer(
+        mc.MLP([1, 1], dtype="float64", init="zeros"), "squared_error", mc.SGD(schedule)
+    )
     X, Y = np.ones((4, 1)), np.ones((4, 1))
     held = (np.array([[1.0], [2.0]]), np.array([[-1.0], [-2.0]]))
     metrics = {"off": lambda y, z: abs(y - z).max()}
-    history = trainer.fit(X, Y, epochs=5, batch_size=4, validation=held, metrics=metrics, progress=False)
+    history = trainer.fit(
+        X, Y, epochs=5, batch_size=4, validation=held, metrics=metrics, progress=False
+    )
     assert trainer.progress.reductions == falls
-    np.testing.assert_allclose(history["learning_rate"], [0.1 * 0.5 ** min(falls, max(0, e - 1)) for e in range(5)])
+    np.testing.assert_allclose(
+        history["learning_rate"], [0.1 * 0.5 ** min(falls, max(0, e - 1)) for e in range(5)]
+    )
 
 
 def test_adaptive_goes_on_with_the_validations_figure_in_a_resumed_run(tmp_path):
@@ -293,7 +359,9 @@ def test_adaptive_goes_on_with_the_validations_figure_in_a_resumed_run(tmp_path)
     how = {"epochs": 12, "batch_size": 8, "validation": (X[:9], -Y[:9]), "progress": False}
 
     def make():
-        schedule = mc.Adaptive(0.1, factor=0.5, patience=2, tolerance=1e-3, monitor="validation_loss")
+        schedule = mc.Adaptive(
+            0.1, factor=0.5, patience=2, tolerance=1e-3, monitor="validation_loss"
+        )
         return mc.Trainer(mc.MLP([3, 1]), "squared_error", mc.SGD(schedule))
 
     whole, left = make(), make()
@@ -313,10 +381,14 @@ def test_adaptive_goes_on_with_the_validations_figure_in_a_resumed_run(tmp_path)
     np.testing.assert_array_equal(resumed.net.parameters, whole.net.parameters)
 
 
-@pytest.mark.parametrize("where", ["between two fits", "in a callback", "after a copy", "after a file"])
+@pytest.mark.parametrize(
+    "where", ["between two fits", "in a callback", "after a copy", "after a file"]
+)
 def test_another_adaptive_schedule_begins_at_its_own_rate(where, tmp_path):
     """What the one before was lowered by is no business of the next one."""
-    first, second = (mc.Adaptive(rate, factor=0.5, patience=1, tolerance=1e9) for rate in (0.1, 0.07))
+    first, second = (
+        mc.Adaptive(rate, factor=0.5, patience=1, tolerance=1e9) for rate in (0.1, 0.07)
+    )
     trainer = mc.Trainer(mc.MLP([1, 1]), FLAT, mc.SGD(first))
     how = {"batch_size": 2, "progress": False}
 
@@ -325,7 +397,9 @@ def test_another_adaptive_schedule_begins_at_its_own_rate(where, tmp_path):
             trainer.optimizer.learning_rate = second
 
     if where == "in a callback":
-        rates = trainer.fit(np.ones((2, 1)), np.ones(2), epochs=7, callbacks=[turn], **how)["learning_rate"]
+        rates = trainer.fit(np.ones((2, 1)), np.ones(2), epochs=7, callbacks=[turn], **how)[
+            "learning_rate"
+        ]
     else:
         rates = trainer.fit(np.ones((2, 1)), np.ones(2), epochs=4, **how)["learning_rate"]
         if where == "after a copy":
@@ -347,7 +421,11 @@ def test_a_figure_that_the_history_will_not_have_is_refused_before_and_in_the_mi
 
     for rate, how, words in (
         (followed, {}, "Adaptive monitors 'validation_loss', but fit was given no validation"),
-        (mc.Adaptive(0.1, monitor="validation_accuracy"), {"validation": (X, Y)}, "Adaptive: monitor.*validation_r2"),
+        (
+            mc.Adaptive(0.1, monitor="validation_accuracy"),
+            {"validation": (X, Y)},
+            "Adaptive: monitor.*validation_r2",
+        ),
         (mc.Adaptive(0.1, monitor="seconds"), {"validation": (X, Y)}, "Adaptive: monitor"),
         (
             mc.Adaptive(0.1, monitor="validation_mae"),
@@ -370,9 +448,14 @@ def test_a_figure_that_the_history_will_not_have_is_refused_before_and_in_the_mi
 def test_a_formula_gives_the_rate_of_each_update():
     schedule = mc.FormulaSchedule(0.5, "rate * minimum(1, step / 4)")
     assert [at(schedule, t) for t in range(6)] == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
-    assert at(mc.FormulaSchedule(0.6, "rate / pow(step, 0.5)"), 3) == at(mc.InverseScaling(0.6, 0.5), 3)
+    assert at(mc.FormulaSchedule(0.6, "rate / pow(step, 0.5)"), 3) == at(
+        mc.InverseScaling(0.6, 0.5), 3
+    )
     fit = Progress(step=30, total=40, begun=20, epochs=7)
-    assert mc.FormulaSchedule(1.0, "rate * (1 - (step - begun) / total) + epoch").at(fit) == 1 - 11 / 40 + 7
+    assert (
+        mc.FormulaSchedule(1.0, "rate * (1 - (step - begun) / total) + epoch").at(fit)
+        == 1 - 11 / 40 + 7
+    )
 
 
 def test_a_formula_can_be_scikit_learns_invscaling():
@@ -380,10 +463,14 @@ def test_a_formula_can_be_scikit_learns_invscaling():
     from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
 
     n, power = 20, 0.3
-    theirs = SGDOptimizer([np.zeros(1)], learning_rate_init=0.1, lr_schedule="invscaling", power_t=power)
+    theirs = SGDOptimizer(
+        [np.zeros(1)], learning_rate_init=0.1, lr_schedule="invscaling", power_t=power
+    )
     schedule = mc.FormulaSchedule(0.1, f"rate / pow({n} * (epoch - 1) + 1, {power})")
     trainer = mc.Trainer(mc.MLP([2, 1]), "squared_error", mc.SGD(schedule))
-    found = trainer.fit(np.ones((n, 2)), np.ones(n), epochs=5, batch_size=6, progress=False)["learning_rate"]
+    found = trainer.fit(np.ones((n, 2)), np.ones(n), epochs=5, batch_size=6, progress=False)[
+        "learning_rate"
+    ]
     wanted = []
     for epoch in range(1, 6):
         wanted.append(theirs.learning_rate)
@@ -413,7 +500,9 @@ def test_what_is_no_formula_of_a_rate_is_refused_at_once(formula, error, words):
 
 
 @pytest.mark.parametrize("schedule", [mc.FormulaSchedule(0.1, "rate / total"), mc.Cosine(0.1)])
-def test_a_schedule_that_reads_the_length_of_a_stream_of_unknown_length_is_refused_before_anything_changes(schedule):
+def test_a_schedule_that_reads_the_length_of_a_stream_of_unknown_length_is_refused_before_anything_changes(
+    schedule,
+):
     X, Y = np.eye(4), np.ones((4, 1))
 
     def batches():
@@ -421,7 +510,10 @@ def test_a_schedule_that_reads_the_length_of_a_stream_of_unknown_length_is_refus
 
     trainer = mc.Trainer(mc.MLP([4, 1]), "squared_error", mc.SGD(schedule))
     before = dataclasses.replace(trainer.progress)
-    with pytest.raises(ValueError, match=r"learning_rate: .* stream's length is unknown|the length of its stream is unknown"):
+    with pytest.raises(
+        ValueError,
+        match=r"learning_rate: .* stream's length is unknown|the length of its stream is unknown",
+    ):
         trainer.fit(batches, epochs=2, progress=False)
     assert trainer.progress == before
     trainer.optimizer.learning_rate = 0.1
@@ -467,11 +559,15 @@ def test_a_formula_is_saved_as_text_and_a_run_goes_on_with_it(tmp_path):
     how = {"epochs": 3, "batch_size": 6, "progress": False}
     whole, left = make(), make()
     history = whole.fit(X, Y, **how)
-    np.testing.assert_allclose(history["learning_rate"], [0.1 * (1 - (4 * e - 1) / 12) / e for e in (1, 2, 3)])
+    np.testing.assert_allclose(
+        history["learning_rate"], [0.1 * (1 - (4 * e - 1) / 12) / e for e in (1, 2, 3)]
+    )
     with pytest.raises(KeyboardInterrupt):
         left.fit(X, Y, callbacks=[leave], **how)
     resumed = mc.Trainer.load(tmp_path / "run")
-    assert resumed.optimizer.learning_rate == mc.FormulaSchedule(0.1, "rate * (1 - (step - begun - 1) / total) / epoch")
+    assert resumed.optimizer.learning_rate == mc.FormulaSchedule(
+        0.1, "rate * (1 - (step - begun - 1) / total) / epoch"
+    )
     assert resumed.fit(X, Y, **how)["learning_rate"] == history["learning_rate"]
     np.testing.assert_array_equal(resumed.net.parameters, whole.net.parameters)
 
@@ -486,7 +582,9 @@ def test_what_cannot_be_saved_is_refused_before_the_run_that_is_to_be_saved(tmp_
         lambda: trainer.save(tmp_path / "run"),
         lambda: trainer.fit([[1.0]], [1.0], epochs=1, checkpoint=tmp_path / "run", progress=False),
     ):
-        with pytest.raises(TypeError, match=r"learning_rate: OwnSchedule .* cannot be saved; .*mc\.FormulaSchedule"):
+        with pytest.raises(
+            TypeError, match=r"learning_rate: OwnSchedule .* cannot be saved; .*mc\.FormulaSchedule"
+        ):
             save()
     assert trainer.progress.step == 0
     assert not [*tmp_path.iterdir()]
@@ -540,7 +638,9 @@ def test_an_unknown_velocity_is_refused_with_those_there_are():
 
 
 def test_a_misspelt_setting_is_refused_with_those_there_are():
-    with pytest.raises(AttributeError, match="no setting 'rate'; it has learning_rate, weight_decay"):
+    with pytest.raises(
+        AttributeError, match="no setting 'rate'; it has learning_rate, weight_decay"
+    ):
         mc.AdamW().rate = 0.1
 
 
@@ -561,7 +661,9 @@ def test_a_misspelt_setting_is_refused_with_those_there_are():
         (lambda: mc.Adaptive(0.1, minimum=math.nan), "minimum"),
     ],
 )
-def test_a_schedules_setting_out_of_range_is_refused_by_name_and_none_can_be_changed_later(make, name):
+def test_a_schedules_setting_out_of_range_is_refused_by_name_and_none_can_be_changed_later(
+    make, name
+):
     with pytest.raises(ValueError, match=rf"\w+: {name} must"):
         make()
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -579,7 +681,9 @@ def test_a_schedules_setting_out_of_range_is_refused_by_name_and_none_can_be_cha
         (mc.SGD(0.1, momentum=0.9), {"nesterov": True}, mc.SGD(0.1, momentum=0.9, nesterov=True)),
     ],
 )
-def test_a_setting_changed_before_the_first_step_of_a_trainer_counts_from_then_on(first, change, second):
+def test_a_setting_changed_before_the_first_step_of_a_trainer_counts_from_then_on(
+    first, change, second
+):
     """`Trainer.optimizer`: what is set on it counts from the next step on."""
     X, Y, found = np.random.default_rng(0).standard_normal((6, 3)), np.ones((6, 2)), []
     for optimizer, later in ((dataclasses.replace(first), change), (second, {})):
@@ -617,7 +721,9 @@ def torch_sgd(w, g, state, t, learning_rate, momentum, nesterov, velocity):
     return w - learning_rate * g
 
 
-def torch_adam(w, g, state, t, learning_rate, beta1, beta2, epsilon, epsilon_hat=False, weight_decay=0.0):
+def torch_adam(
+    w, g, state, t, learning_rate, beta1, beta2, epsilon, epsilon_hat=False, weight_decay=0.0
+):
     """PyTorch's Adam and AdamW: exp_avg, exp_avg_sq, and bias corrections by today's betas."""
     w = w - learning_rate * weight_decay * w
     m = state["m"] = beta1 * state.get("m", 0.0) + (1 - beta1) * g
@@ -656,8 +762,13 @@ CHANGES = [
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-11), ("float32", 2e-5)])
 @pytest.mark.parametrize(("optimizer", "rule", "turns"), CHANGES)
-def test_a_setting_changed_in_the_middle_counts_as_in_the_textbook_from_there_on(optimizer, rule, turns, dtype, rtol):
-    random, changes = np.random.default_rng(3), {40 * i + 1: turn for i, turn in enumerate(turns, 1)}
+def test_a_setting_changed_in_the_middle_counts_as_in_the_textbook_from_there_on(
+    optimizer, rule, turns, dtype, rtol
+):
+    random, changes = (
+        np.random.default_rng(3),
+        {40 * i + 1: turn for i, turn in enumerate(turns, 1)},
+    )
     gradients = random.standard_normal((200, 5)) * 10.0 ** random.integers(-2, 3, (200, 1)) + 0.3
     found, trainer = row(gradients, dataclasses.replace(optimizer), changes, dtype)
     settings, w, states = vars(optimizer).copy(), np.ones(5), [{} for _ in range(5)]
@@ -665,7 +776,9 @@ def test_a_setting_changed_in_the_middle_counts_as_in_the_textbook_from_there_on
     for t, g in enumerate(gradients, 1):
         settings |= changes.get(t, {})
         w = np.array([rule(w[i], g[i], states[i], t, **settings) for i in range(5)])
-        np.testing.assert_allclose(found[t - 1], w, rtol=rtol, atol=rtol * abs(w).max(), err_msg=f"update {t}")
+        np.testing.assert_allclose(
+            found[t - 1], w, rtol=rtol, atol=rtol * abs(w).max(), err_msg=f"update {t}"
+        )
     assert trainer.progress.step == 200
 
 
@@ -693,14 +806,21 @@ def test_pytorch_itself_takes_the_same_steps(name, size):
     gradients = np.random.default_rng(12).standard_normal((120, 4))
     if size > 1:
         gradients = size * np.array([[1.0, -0.5], [0.2, 0.1]])
-    found, _ = row(gradients, dataclasses.replace(optimizer), {t: mine for t, (mine, _) in changes.items()}, "float32")
+    found, _ = row(
+        gradients,
+        dataclasses.replace(optimizer),
+        {t: mine for t, (mine, _) in changes.items()},
+        "float32",
+    )
     w = torch.ones(gradients.shape[1], requires_grad=True)
     theirs = getattr(torch.optim, name)([w], **settings)
     for t, g in enumerate(gradients, 1):
         theirs.param_groups[0].update(changes.get(t, ({}, {}))[1])
         w.grad = torch.tensor(g, dtype=torch.float32)
         theirs.step()
-        np.testing.assert_allclose(found[t - 1], w.detach().numpy(), rtol=2e-5, atol=1e-6, err_msg=f"update {t}")
+        np.testing.assert_allclose(
+            found[t - 1], w.detach().numpy(), rtol=2e-5, atol=1e-6, err_msg=f"update {t}"
+        )
 
 
 def test_after_200_equal_gradients_a_longer_memory_takes_a_step_of_1_153_rates():
@@ -710,14 +830,27 @@ def test_after_200_equal_gradients_a_longer_memory_takes_a_step_of_1_153_rates()
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("rates", [[0.1] * 60, [0.1] * 20 + [0.02] * 40, [0.0] * 20 + [0.1] * 40], ids=["one", "two", "none"])
-def test_a_velocity_is_carried_over_into_the_other_convention_as_the_step_that_it_was(rates, nesterov):
+@pytest.mark.parametrize(
+    "rates",
+    [[0.1] * 60, [0.1] * 20 + [0.02] * 40, [0.0] * 20 + [0.1] * 40],
+    ids=["one", "two", "none"],
+)
+def test_a_velocity_is_carried_over_into_the_other_convention_as_the_step_that_it_was(
+    rates, nesterov
+):
     """Where the rate does not change from the switch on, nothing does."""
-    random, changes = np.random.default_rng(4), {t: {"learning_rate": rate} for t, rate in enumerate(rates, 1)}
+    random, changes = (
+        np.random.default_rng(4),
+        {t: {"learning_rate": rate} for t, rate in enumerate(rates, 1)},
+    )
     gradients = random.standard_normal((60, 4))
     for first, second in (("steps", "gradients"), ("gradients", "steps")):
         plain, _ = row(gradients, mc.SGD(0.1, 0.9, nesterov, first), changes)
-        turned, _ = row(gradients, mc.SGD(0.1, 0.9, nesterov, first), {**changes, 41: {**changes[41], "velocity": second}})
+        turned, _ = row(
+            gradients,
+            mc.SGD(0.1, 0.9, nesterov, first),
+            {**changes, 41: {**changes[41], "velocity": second}},
+        )
         np.testing.assert_allclose(turned, plain, rtol=1e-12)
 
 
@@ -726,7 +859,9 @@ def test_the_two_velocities_differ_where_the_rate_changes_and_only_there():
     steps, _ = row(np.ones((3, 1)), mc.SGD(0.1, 0.5), changes)
     gradients, _ = row(np.ones((3, 1)), mc.SGD(0.1, 0.5, velocity="gradients"), changes)
     np.testing.assert_allclose(steps[:2], gradients[:2], rtol=1e-15)
-    np.testing.assert_allclose((steps[1] - steps[2]), 0.5 * 0.15 + 0.01, rtol=1e-12)  # 0.15 was the last step
+    np.testing.assert_allclose(
+        (steps[1] - steps[2]), 0.5 * 0.15 + 0.01, rtol=1e-12
+    )  # 0.15 was the last step
     np.testing.assert_allclose((gradients[1] - gradients[2]), 0.01 * (0.5 * 1.5 + 1), rtol=1e-12)
 
 
@@ -739,9 +874,15 @@ def test_the_two_velocities_differ_where_the_rate_changes_and_only_there():
         (mc.SGD(0.1, 0.9), {"momentum": 0.0}),
     ],
 )
-def test_a_change_of_the_rule_survives_a_checkpoint_between_it_and_the_next_step(optimizer, change, tmp_path):
+def test_a_change_of_the_rule_survives_a_checkpoint_between_it_and_the_next_step(
+    optimizer, change, tmp_path
+):
     gradients = np.random.default_rng(5).standard_normal((9, 3))
-    whole, _ = row(gradients, dataclasses.replace(optimizer), {5: change, 8: {"momentum": 0.9} if "momentum" in change else {}})
+    whole, _ = row(
+        gradients,
+        dataclasses.replace(optimizer),
+        {5: change, 8: {"momentum": 0.9} if "momentum" in change else {}},
+    )
     _, trainer = row(gradients[:4], dataclasses.replace(optimizer), {})
     for name, value in change.items():
         setattr(trainer.optimizer, name, value)
@@ -764,8 +905,13 @@ def test_the_plan_lists_a_velocity_that_waits(tmp_path):
 
 
 @pytest.mark.parametrize("cls", [mc.Adam, mc.AdamW, mc.RMSprop])
-@pytest.mark.parametrize(("dtype", "epsilon"), [("float32", 1e-50), ("float32", 1e-39), ("float32", 1e39), ("float64", 1e-310)])
-def test_an_epsilon_that_the_parameters_dtype_does_not_hold_is_refused_at_first_and_later(cls, dtype, epsilon):
+@pytest.mark.parametrize(
+    ("dtype", "epsilon"),
+    [("float32", 1e-50), ("float32", 1e-39), ("float32", 1e39), ("float64", 1e-310)],
+)
+def test_an_epsilon_that_the_parameters_dtype_does_not_hold_is_refused_at_first_and_later(
+    cls, dtype, epsilon
+):
     net = mc.MLP([1, 1], dtype=dtype)
     with pytest.raises(ValueError, match=re.escape(f"got {epsilon}")):
         mc.Trainer(net, LINEAR, cls(0.1, epsilon=epsilon))
@@ -781,7 +927,11 @@ def test_an_epsilon_that_the_parameters_dtype_does_not_hold_is_refused_at_first_
 
 
 def test_the_smallest_epsilon_that_is_taken_survives_a_gradient_of_0():
-    for optimizer in (mc.RMSprop(0.1, epsilon=1.2e-38), mc.Adam(0.1, epsilon=4e-37), mc.Adam(0.1, 0.9, 0.0, epsilon=1.2e-38)):
+    for optimizer in (
+        mc.RMSprop(0.1, epsilon=1.2e-38),
+        mc.Adam(0.1, epsilon=4e-37),
+        mc.Adam(0.1, 0.9, 0.0, epsilon=1.2e-38),
+    ):
         found, _ = row(np.zeros((3, 2)), optimizer, {}, "float32")
         np.testing.assert_array_equal(found, 1)
 
@@ -790,12 +940,18 @@ def test_the_smallest_epsilon_that_is_taken_survives_a_gradient_of_0():
 def test_memories_that_round_to_1_in_float32_are_those_of_float64(cls):
     gradients = np.random.default_rng(6).standard_normal((50, 3))
     optimizer = cls(0.1, beta1=1 - 1e-9, beta2=1 - 1e-9)
-    narrow, wide = (row(gradients, dataclasses.replace(optimizer), {}, dtype)[0] for dtype in ("float32", "float64"))
+    narrow, wide = (
+        row(gradients, dataclasses.replace(optimizer), {}, dtype)[0]
+        for dtype in ("float32", "float64")
+    )
     np.testing.assert_allclose(narrow, wide, rtol=2e-5)
 
 
 @pytest.mark.parametrize("size", [1e10, 1e18, 1e19, 1e20, 4e20])
-@pytest.mark.parametrize("optimizer", [mc.Adam(0.01), mc.AdamW(0.01), mc.Adam(0.01, epsilon_hat=True), mc.RMSprop(0.01, 0.999)])
+@pytest.mark.parametrize(
+    "optimizer",
+    [mc.Adam(0.01), mc.AdamW(0.01), mc.Adam(0.01, epsilon_hat=True), mc.RMSprop(0.01, 0.999)],
+)
 def test_gradients_are_as_large_as_pytorch_takes_them(optimizer, size):
     """Its (1 - beta2) g g overflows float32 from g = 5.8e20 on, g g from 1.8e19 on."""
     gradients = size * np.array([[1.0, -0.5], [0.2, 0.5], [-0.3, 0.7]])
@@ -824,19 +980,36 @@ HUGE = [  # optimizer, a gradient with which it overflows float32
 ]
 
 
-@pytest.mark.parametrize("clip_norm", [None, 1e300], ids=["free", "clipped by a norm that nothing has"])
+@pytest.mark.parametrize(
+    "clip_norm", [None, 1e300], ids=["free", "clipped by a norm that nothing has"]
+)
 @pytest.mark.parametrize(("optimizer", "large"), HUGE)
 def test_an_update_that_overflows_is_a_step_that_is_not_finite(optimizer, large, clip_norm):
     """Parameters and state stay as they were, with "skip" too, and training goes on as if the step had not been."""
-    gentle = {"learning_rate": 1e-3, "weight_decay": 0.0} if hasattr(optimizer, "weight_decay") else {"learning_rate": 1e-3}
+    gentle = (
+        {"learning_rate": 1e-3, "weight_decay": 0.0}
+        if hasattr(optimizer, "weight_decay")
+        else {"learning_rate": 1e-3}
+    )
     wild = {name: getattr(optimizer, name) for name in gentle}
     gradients, changes = np.array([[1.0, 0.5], [0.5, 1.0], [0.3, 0.3]]), {1: gentle}
-    plain, untouched = row(gradients, dataclasses.replace(optimizer), changes, "float32", clip_norm=clip_norm)
+    plain, untouched = row(
+        gradients, dataclasses.replace(optimizer), changes, "float32", clip_norm=clip_norm
+    )
     hit = np.insert(gradients, 2, [[large, 0.0]], axis=0)
     changes = {1: gentle, 3: wild, 4: gentle}
-    with pytest.raises(mc.NonFiniteLoss, match=r"step 3: the update is not finite at learning rate"):
+    with pytest.raises(
+        mc.NonFiniteLoss, match=r"step 3: the update is not finite at learning rate"
+    ):
         row(hit, dataclasses.replace(optimizer), changes, "float32", clip_norm=clip_norm)
-    found, trainer = row(hit, dataclasses.replace(optimizer), changes, "float32", on_non_finite="skip", clip_norm=clip_norm)
+    found, trainer = row(
+        hit,
+        dataclasses.replace(optimizer),
+        changes,
+        "float32",
+        on_non_finite="skip",
+        clip_norm=clip_norm,
+    )
     np.testing.assert_array_equal(found[[0, 1, 3]], plain)
     np.testing.assert_array_equal(found[2], found[1])
     assert (trainer.skipped, trainer.progress.step) == (1, 4)
@@ -847,7 +1020,9 @@ def test_an_update_that_overflows_is_a_step_that_is_not_finite(optimizer, large,
 @pytest.mark.parametrize("make", [mc.Adam, mc.AdamW, mc.RMSprop])
 def test_rows_of_1e37_do_not_make_the_moments_infinite_for_good(make):
     """The issue's case: the loss is finite, the gradient too, but not its square."""
-    one, plain = (mc.Trainer(mc.MLP([2, 1], seed=1), PULL, make(0.1), on_non_finite="skip") for _ in range(2))
+    one, plain = (
+        mc.Trainer(mc.MLP([2, 1], seed=1), PULL, make(0.1), on_non_finite="skip") for _ in range(2)
+    )
     X, Y = np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)
     for trainer in (one, plain):
         trainer.step(X, Y)
@@ -863,7 +1038,9 @@ def test_a_step_that_is_large_but_finite_takes_place():
         (mc.SGD(1e38), 2.0, -2e38), (mc.SGD(1e-1), 3e38, -3e37), (mc.SGD(1e38, 0.9), -2.0, 2e38), (mc.Lion(3e38), 1.0, -3e38),
     ):  # fmt: skip
         np.testing.assert_allclose(row([[g]], optimizer, {}, "float32")[0], [[wanted]], rtol=1e-6)
-    found, _ = row([[1e200]], mc.SGD(1e-199), {}, clip_norm=1e199)  # whose square is more than float64 holds
+    found, _ = row(
+        [[1e200]], mc.SGD(1e-199), {}, clip_norm=1e199
+    )  # whose square is more than float64 holds
     np.testing.assert_allclose(found, [[0.0]], atol=1e-12)
     found, _ = row([[1e200, 1e200]], mc.SGD(1e-200), {})
     np.testing.assert_allclose(found, [[0.0, 0.0]], atol=1e-12)
@@ -871,7 +1048,9 @@ def test_a_step_that_is_large_but_finite_takes_place():
 
 def test_a_velocity_that_grew_step_by_step_stops_at_the_largest_number():
     """No single step is large: the bound on the velocity is what notices."""
-    found, trainer = row(np.full((8, 1), -1e37), mc.SGD(1.0, 1.0), {}, "float32", on_non_finite="skip")
+    found, trainer = row(
+        np.full((8, 1), -1e37), mc.SGD(1.0, 1.0), {}, "float32", on_non_finite="skip"
+    )
     np.testing.assert_allclose(found[6], 2.8e38, rtol=1e-6)  # (1 + 2 + … + 7) 1e37
     np.testing.assert_array_equal(found[7], found[6])
     assert trainer.skipped == 1
@@ -894,8 +1073,13 @@ def _gradient(clip_norm=None, l1=0.0, l2=0.0, W=1.0):
     net = mc.MLP([3, 2], dtype="float64", seed=1)
     net.parameters[...] = W * np.array([0.5, -1.0, 0.0, 2.0, -0.25, 1.5, 3.0, -4.0])
     before = net.parameters.copy()
-    X, Y = np.arange(12.0).reshape(4, 3) / 10, np.array([[1.0, -2.0], [0.5, 1.0], [2.0, 0.0], [-1.0, 3.0]])
-    J = mc.Trainer(net, loss=LINEAR, optimizer=mc.SGD(1.0), clip_norm=clip_norm, l1=l1, l2=l2).step(X, Y)
+    X, Y = (
+        np.arange(12.0).reshape(4, 3) / 10,
+        np.array([[1.0, -2.0], [0.5, 1.0], [2.0, 0.0], [-1.0, 3.0]]),
+    )
+    J = mc.Trainer(net, loss=LINEAR, optimizer=mc.SGD(1.0), clip_norm=clip_norm, l1=l1, l2=l2).step(
+        X, Y
+    )
     data = np.concatenate([(X.T @ Y / 4).ravel(), Y.mean(axis=0)])
     return before - net.parameters, data, J, before
 
@@ -956,7 +1140,9 @@ def test_clipping_measures_the_norm_of_many_equal_slopes_without_losing_digits()
     net = mc.MLP([300, 300], bias=False)
     net.parameters[...] = np.float32(0.1)
     trainer = mc.Trainer(net, loss=FLAT, optimizer=mc.SGD(1.0), l2=1.0, clip_norm=15.0)
-    trainer.step(np.ones((1, 300)), np.ones((1, 300)))  # each of 90,000 slopes is 0.1, and becomes 15 / 300
+    trainer.step(
+        np.ones((1, 300)), np.ones((1, 300))
+    )  # each of 90,000 slopes is 0.1, and becomes 15 / 300
     np.testing.assert_allclose(net.parameters, 0.05, rtol=3e-7)
 
 

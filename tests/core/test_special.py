@@ -25,7 +25,11 @@ def computed(name, x):
     compiled = Program(f"out = {name}(x)", frozenset(), x.dtype.name)
     arrays = {"x": x, "out": np.empty_like(x)}
     with np.errstate(all="ignore"):
-        NumpyOps().map(compiled, arrays, {key: np.asarray(number, x.dtype) for key, number in compiled.fold({}).items()})
+        NumpyOps().map(
+            compiled,
+            arrays,
+            {key: np.asarray(number, x.dtype) for key, number in compiled.fold({}).items()},
+        )
     return arrays["out"]
 
 
@@ -44,7 +48,9 @@ def off(found, x, function):
 @pytest.mark.parametrize("name", EXACT)
 def test_each_is_right_to_a_few_units_from_the_smallest_numbers_to_the_largest(name, dtype):
     end, far = ENDS[dtype], np.logspace(-38, 38, 77)
-    x = np.concatenate([np.linspace(-end, end, 601), np.linspace(-1.3, 1.1, 200), -far, [0.0], far]).astype(dtype)
+    x = np.concatenate(
+        [np.linspace(-end, end, 601), np.linspace(-1.3, 1.1, 200), -far, [0.0], far]
+    ).astype(dtype)
     assert off(computed(name, x), x, EXACT[name]) <= {"erf": 3, "normpdf": 4}.get(name, 8)
 
 
@@ -75,14 +81,28 @@ def test_value_slope_and_curvature_of_the_exact_gelu_are_right_in_the_tails_and_
         ops.bias_activation(S[:, None], None, sigma, Z[:, None])
         D, E = np.empty_like(s), np.empty_like(s)
         ops.activation_gradient(one[:, None], S[:, None], Z[:, None], sigma, D[:, None], None)
-        ops.curvature(0 * one[:, None], one[:, None], one[:, None], S[:, None], Z[:, None], sigma, E[:, None], None)
+        ops.curvature(
+            0 * one[:, None],
+            one[:, None],
+            one[:, None],
+            S[:, None],
+            Z[:, None],
+            sigma,
+            E[:, None],
+            None,
+        )
     cdf, pdf = mpmath.ncdf, mpmath.npdf
-    assert off(Z, s, lambda x: x * cdf(x)) <= 24  # that many where Z is below the smallest normal number
+    assert (
+        off(Z, s, lambda x: x * cdf(x)) <= 24
+    )  # that many where Z is below the smallest normal number
     normal = abs(Z) > np.finfo(dtype).tiny
     assert off(Z[normal], s[normal], lambda x: x * cdf(x)) <= 8
     near = abs(s) < 2  # where slope and curvature cross 0: as good as 1 is
     for found, exact in ((D, lambda x: cdf(x) + x * pdf(x)), (E, lambda x: pdf(x) * (2 - x * x))):
-        assert max(abs(float(found[i] - exact(mp.mpf(float(s[i]))))) for i in near.nonzero()[0]) <= 4 * np.finfo(dtype).eps
+        assert (
+            max(abs(float(found[i] - exact(mp.mpf(float(s[i]))))) for i in near.nonzero()[0])
+            <= 4 * np.finfo(dtype).eps
+        )
         large = ~near & (abs(s) < 0.85 * end)  # where φ has all its digits
         assert off(found[large], s[large], exact) <= 12
         assert (found[s < -end - 1] == 0).all()
@@ -104,7 +124,9 @@ def test_the_tails_polynomial_is_the_chebyshev_fit_and_as_good_as_its_dtype(dtyp
 
     end = (mp.mpf(fit.end) - k) / (mp.mpf(fit.end) + k)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 1.4 would rather be asked for the other order, which 1.3 lacks
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # 1.4 would rather be asked for the other order, which 1.3 lacks
         coefficients, error = mpmath.chebyfit(scaled, [-1, end], len(fit.tail), error=True)
     np.testing.assert_allclose(fit.tail, [float(c) for c in reversed(coefficients)], rtol=1e-11)
     assert error / scaled(end) < np.finfo(dtype).eps / 4
@@ -114,10 +136,14 @@ def test_the_tails_polynomial_is_the_chebyshev_fit_and_as_good_as_its_dtype(dtyp
 def test_the_polynomial_of_erf_is_a_least_squares_fit_of_what_its_error_costs(dtype):
     fit = special.FITS[dtype]
     count, end = len(fit.middle), mp.mpf(fit.one)
-    nodes = [end / 2 * (1 - mpmath.cospi(mp.mpf(2 * i + 1) / (8 * count))) for i in range(4 * count)]
+    nodes = [
+        end / 2 * (1 - mpmath.cospi(mp.mpf(2 * i + 1) / (8 * count))) for i in range(4 * count)
+    ]
     exponents = [-mpmath.log(mpmath.erfc(u)) for u in nodes]
     costs = [u / mpmath.expm1(w) for u, w in zip(nodes, exponents, strict=True)]
-    A = mpmath.matrix([[cost * u**j for j in range(count)] for u, cost in zip(nodes, costs, strict=True)])
+    A = mpmath.matrix(
+        [[cost * u**j for j in range(count)] for u, cost in zip(nodes, costs, strict=True)]
+    )
     b = mpmath.matrix([cost * w / u for u, w, cost in zip(nodes, exponents, costs, strict=True)])
     coefficients, _ = mpmath.qr_solve(A, b)
     np.testing.assert_allclose(fit.middle, [float(c) for c in coefficients], rtol=1e-9)

@@ -15,7 +15,10 @@ from mlpcore.core.losses import Objective
 STORAGE = {"float": 4, "double": 8, "half_t": 2, "bfloat16_t": 2}  # bytes of an entry
 COMPUTE = ("float", "double")
 SOURCES = list(cuda_source.TYPES.values())
-SIZES = {name: np.dtype("uint16" if dtype == "bfloat16" else dtype).itemsize for dtype, name in cuda_source.TYPES.items()}
+SIZES = {
+    name: np.dtype("uint16" if dtype == "bfloat16" else dtype).itemsize
+    for dtype, name in cuda_source.TYPES.items()
+}
 OPTIONS = (  # of binary cross-entropy
     {"pos_weight": tuple(0.5 * i for i in range(16)), "label_smoothing": 0.2}, {"class_weight": (0.5, 2.0), "pos_weight": 3.0},
 )  # fmt: skip
@@ -42,13 +45,20 @@ def learned_activations() -> list[Activation]:
     """Activations on a learned parameter: whose formulas are straight lines, a user's, and one with dropout behind it."""
     slope = "a * (1 - tanh(a * s) * tanh(a * s)) + a * a"
     own = Activation("own", "tanh(a * s) + a * a * s", slope, 1.0, learned="per output")
-    some = [activations.resolve("prelu"), own, dropout.behind((None, activations.resolve("prelu")), (0.4,), 7)[1]]
+    some = [
+        activations.resolve("prelu"),
+        own,
+        dropout.behind((None, activations.resolve("prelu")), (0.4,), 7)[1],
+    ]
     return [sigma.bound(np.full(1, sigma.parameter)) for sigma in some if sigma]
 
 
 def every_objective() -> list[Objective]:
     """Each elementwise loss behind each output that matches it, and after an output that does not."""
-    found = [losses.pair(losses.resolve(name), activations.resolve(output)) for name, output in losses.matched()]
+    found = [
+        losses.pair(losses.resolve(name), activations.resolve(output))
+        for name, output in losses.matched()
+    ]
     found += [losses.pair(losses.resolve(name), None) for name in losses.sheet()]
     for options in OPTIONS:
         loss = losses.with_options(losses.resolve("binary_cross_entropy"), **options)
@@ -76,7 +86,9 @@ def update_source(name: str) -> str:
     """The source of updates.cu for a row of updates.def, its scalars read from the slot in the order of SETTINGS."""
     row = optimizers.sheet()[name]
     compiled = program(row.statements, frozenset((*SETTINGS, "t")))
-    formula = cuda_source.update(compiled, ["w", "g", *row.states], SETTINGS, ("decay",), "g", row.bounds)
+    formula = cuda_source.update(
+        compiled, ["w", "g", *row.states], SETTINGS, ("decay",), "g", row.bounds
+    )
     return cuda_source.text("updates.cu", formula)
 
 
@@ -85,7 +97,10 @@ def every_instance() -> Iterator[tuple[str, str]]:
         learned = "_learned" if sigma.a is not None else ""
         behind = learned + ("_dropout" if isinstance(sigma, dropout.Dropped) else "")
         formula = cuda_source.activation(sigma)
-        value, gradient = (cuda_source.text(file, formula) for file in ("bias_activation.cu", "activation_gradient.cu"))
+        value, gradient = (
+            cuda_source.text(file, formula)
+            for file in ("bias_activation.cu", "activation_gradient.cu")
+        )
         for T, entry in STORAGE.items():
             for V in widths(entry):
                 yield gradient, f"activation_gradient{learned}<{T}, Formula, {V}, 256>"
@@ -94,7 +109,10 @@ def every_instance() -> Iterator[tuple[str, str]]:
     for objective in every_objective():
         for T, entry in STORAGE.items():
             for V in widths(entry):
-                yield cuda_source.text("losses.cu", cuda_source.loss(objective)), elementwise_loss(T, V)
+                yield (
+                    cuda_source.text("losses.cu", cuda_source.loss(objective)),
+                    elementwise_loss(T, V),
+                )
     any_loss = cuda_source.text("losses.cu", cuda_source.loss(every_objective()[0]))
     for source in SOURCES:
         yield any_loss, elementwise_loss("float", 4, source)
@@ -103,7 +121,11 @@ def every_instance() -> Iterator[tuple[str, str]]:
         yield any_loss, elementwise_loss("bfloat16_t", 8, "float", weight)
         yield any_loss, cross_entropy("bfloat16_t", "int", weight)
     for T in STORAGE:
-        yield from ((any_loss, cross_entropy(T, Y, mixes=mixes)) for Y in {"long long", compute(T)} for mixes in (False, True))
+        yield from (
+            (any_loss, cross_entropy(T, Y, mixes=mixes))
+            for Y in {"long long", compute(T)}
+            for mixes in (False, True)
+        )
         for name in ("softmax", "softmax_gradient", "log_softmax", "log_softmax_gradient"):
             yield cuda_source.text("softmax.cu"), f"{name}<{T}>"
     for name in optimizers.sheet():

@@ -50,7 +50,9 @@ def compile_kernels(source: str, names: Sequence[str], architecture: str) -> dic
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise RuntimeError(f"NVRTC does not compile for {architecture}:\n{log[:4000]}")
         ptx = text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
-        mangled = {name: call(nvrtc.nvrtcGetLoweredName, program, name.encode()).decode() for name in names}
+        mangled = {
+            name: call(nvrtc.nvrtcGetLoweredName, program, name.encode()).decode() for name in names
+        }
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     bodies = dict(re.findall(r"\.entry (\w+)\((.*?)^\}", ptx, re.M | re.S))

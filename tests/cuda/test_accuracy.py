@@ -12,15 +12,25 @@ from mlpcore.backends.cuda import source as cuda_source
 from tests.cuda_on_cpu import compiler
 from tests.cuda_on_cpu.device import CpuDevice
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++")
-SOME = [next(case for case in CASES if case.name == name) for name in dict.fromkeys(case.name for case in CASES)]
-SOME += [accuracy.Case("binary_cross_entropy of sigmoid", 1.0, 0.3), accuracy.Case("poisson of softplus", None, 1.0)]
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++"
+)
+SOME = [
+    next(case for case in CASES if case.name == name)
+    for name in dict.fromkeys(case.name for case in CASES)
+]
+SOME += [
+    accuracy.Case("binary_cross_entropy of sigmoid", 1.0, 0.3),
+    accuracy.Case("poisson of softplus", None, 1.0),
+]
 TYPES = {"float32": "float", "float64": "double"}
 
 
 def kernel(case, quantity, dtype):
     """The source and the name of the kernel that computes a formula."""
-    source = cuda_source.text("bias_activation.cu", cuda_source.activation(case.formula(quantity, dtype)))
+    source = cuda_source.text(
+        "bias_activation.cu", cuda_source.activation(case.formula(quantity, dtype))
+    )
     return source, f"bias_activation<{TYPES[dtype]}, Formula, 1, false>"
 
 
@@ -35,7 +45,11 @@ def cuda_door(case, quantity, x):
     s, z = (device.empty(x.nbytes).view(x.dtype).reshape(len(x), 1) for _ in range(2))
     s[:, 0] = x
     arguments = [s, None, z, len(x), 1]
-    device.launch(device.kernel(*kernel(case, quantity, x.dtype.name)), launches.tiles(len(x), 1, 1, 2).launch, arguments)
+    device.launch(
+        device.kernel(*kernel(case, quantity, x.dtype.name)),
+        launches.tiles(len(x), 1, 1, 2).launch,
+        arguments,
+    )
     return z[:, 0].copy()
 
 

@@ -14,7 +14,9 @@ from tests.cuda.nvrtc import compile_kernels
 
 WHEELS = {str(dist.metadata["Name"]) for dist in importlib.metadata.distributions()}
 FOUND = "cuda-bindings" in WHEELS and any(name.startswith("nvidia-cuda-nvrtc") for name in WHEELS)
-pytestmark = pytest.mark.skipif(not FOUND and "CI" not in os.environ, reason="needs nvidia-cuda-nvrtc and cuda-bindings")
+pytestmark = pytest.mark.skipif(
+    not FOUND and "CI" not in os.environ, reason="needs nvidia-cuda-nvrtc and cuda-bindings"
+)
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 REGISTERS = 128  # of a thread: two blocks of 256 threads on a multiprocessor
@@ -35,7 +37,10 @@ def compile_all(work):
     for i, (source, its) in enumerate(sources.items()):
         if i % 2 == half:
             text.append(f"namespace k{i} {{\n{source}\n}}")
-            names |= {(i, n): f"k{i}::" + re.sub(r"\b(half_t|bfloat16_t|Formula)\b", rf"k{i}::\1", n) for n in its}
+            names |= {
+                (i, n): f"k{i}::" + re.sub(r"\b(half_t|bfloat16_t|Formula)\b", rf"k{i}::\1", n)
+                for n in its
+            }
     compiled = compile_kernels("\n".join(text), list(names.values()), architecture)
     return {(architecture, *key): compiled[name] for key, name in names.items()}
 
@@ -45,7 +50,9 @@ def compiled():
     """(architecture, number of the source, name) → what became of it."""
     found = {}
     with ThreadPoolExecutor(2) as pool:
-        for part in pool.map(compile_all, [(architecture, half) for architecture in ARCHITECTURES for half in (0, 1)]):
+        for part in pool.map(
+            compile_all, [(architecture, half) for architecture in ARCHITECTURES for half in (0, 1)]
+        ):
             found |= part
     return found
 
@@ -81,16 +88,22 @@ def test_kernels_of_float_and_half_types_compute_nothing_in_double(compiled):
 
 def test_the_named_exceptions_and_the_kernels_of_double_do_compute_in_double(compiled):
     """Else the test above looks for the wrong thing."""
-    assert not failing(compiled, lambda kernel: ".f64" in kernel.ptx, lambda name: name.startswith(IN_DOUBLE))
+    assert not failing(
+        compiled, lambda kernel: ".f64" in kernel.ptx, lambda name: name.startswith(IN_DOUBLE)
+    )
 
     def doubles(name):
         return re.match(r"(bias_|activation_|elementwise_|softmax|log_softmax)\w*<double", name)
 
-    assert not failing(compiled, lambda kernel: re.search(r"(add|mul|fma)\.(rn\.)?f64", kernel.ptx), doubles)
+    assert not failing(
+        compiled, lambda kernel: re.search(r"(add|mul|fma)\.(rn\.)?f64", kernel.ptx), doubles
+    )
 
 
 @pytest.mark.parametrize("access", ["ld", "st"])
-@pytest.mark.parametrize("kernel", ["bias_activation", "activation_gradient", "elementwise_loss", "update"])
+@pytest.mark.parametrize(
+    "kernel", ["bias_activation", "activation_gradient", "elementwise_loss", "update"]
+)
 def test_wide_instances_access_16_bytes_at_a_time(compiled, kernel, access):
     pattern = rf"\b{access}\.global(\.nc)?\.(v4\.[fub]32|v2\.[fub]64)"
 

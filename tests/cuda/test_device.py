@@ -16,7 +16,9 @@ from tests.cuda.trial import fresh, launch, read, stored
 from tests.cuda_on_cpu import compiler
 from tests.cuda_on_cpu.device import CpuDevice
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++")
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++"
+)
 
 KERNELS = """
 #define SIGNATURE int* in, int* out, long long n
@@ -52,12 +54,16 @@ __global__ void obeys(const Order order, int* out) {
 }
 __global__ void remembers(Order* kept, Order order) { if (threadIdx.x == 0) *kept = order; }
 """
-ORDER = np.dtype([("source", "u8", 2), ("first", "i8"), ("settings", "f8", 40), ("which", "i4")], align=True)
+ORDER = np.dtype(
+    [("source", "u8", 2), ("first", "i8"), ("settings", "f8", 40), ("which", "i4")], align=True
+)
 BLOCK = Launch((1, 1), (64, 1))
 
 
 def trial(name, n=0, shape=BLOCK, size=64):
-    return launch(KERNELS, name, shape, np.arange(size, dtype=np.int32), np.full(size, -7, np.int32), n)[1]
+    return launch(
+        KERNELS, name, shape, np.arange(size, dtype=np.int32), np.full(size, -7, np.int32), n
+    )[1]
 
 
 for line in KERNELS.splitlines():
@@ -70,10 +76,16 @@ for name in ("takes", "obeys", "remembers"):
 def test_threads_share_memory_and_shuffle_as_cuda_says():
     numbers = np.arange(64)
     np.testing.assert_array_equal(trial("reverses"), numbers[::-1])
-    np.testing.assert_array_equal(trial("writes_dynamic_shared_memory", shape=Launch((2, 1), (64, 1), 256)), numbers[::-1])
-    np.testing.assert_array_equal(trial("sums_a_warp"), np.repeat([numbers[:32].sum(), numbers[32:].sum()], 32))
+    np.testing.assert_array_equal(
+        trial("writes_dynamic_shared_memory", shape=Launch((2, 1), (64, 1), 256)), numbers[::-1]
+    )
+    np.testing.assert_array_equal(
+        trial("sums_a_warp"), np.repeat([numbers[:32].sum(), numbers[32:].sum()], 32)
+    )
     lanes = numbers % 32
-    np.testing.assert_array_equal(trial("shifts_down"), numbers + np.where(lanes < 29, 3, 0) + 100 * (numbers - lanes + 7))
+    np.testing.assert_array_equal(
+        trial("shifts_down"), numbers + np.where(lanes < 29, 3, 0) + 100 * (numbers - lanes + 7)
+    )
 
 
 @pytest.mark.parametrize("name", ["forgets_a_barrier", "reuses_too_early"])
@@ -91,13 +103,27 @@ def test_shared_memory_is_poisoned_before_a_block():
     [
         ("returns_before_a_barrier", {}, "waits in vain at the barrier of line"),
         ("shuffles_with_half_a_warp", {}, "waits in vain"),
-        ("meets_at_two_barriers", {}, "comes to the barrier of line 1[23], where others wait at that of line 1[23]"),
+        (
+            "meets_at_two_barriers",
+            {},
+            "comes to the barrier of line 1[23], where others wait at that of line 1[23]",
+        ),
         ("reads_beyond_the_end", {"n": 1}, r"thread \(63, 0\): out of bounds: a read of 4 bytes"),
-        ("writes_before_the_begin", {"n": 1}, r"thread \(0, 0\): out of bounds: a write of 4 bytes"),
-        ("writes_dynamic_shared_memory", {"shape": Launch((1, 1), (64, 1), 252)}, "out of bounds: a write"),
+        (
+            "writes_before_the_begin",
+            {"n": 1},
+            r"thread \(0, 0\): out of bounds: a write of 4 bytes",
+        ),
+        (
+            "writes_dynamic_shared_memory",
+            {"shape": Launch((1, 1), (64, 1), 252)},
+            "out of bounds: a write",
+        ),
     ],
 )
-def test_what_goes_wrong_in_a_kernel_is_an_error_and_the_next_launch_works(name, arguments, message):
+def test_what_goes_wrong_in_a_kernel_is_an_error_and_the_next_launch_works(
+    name, arguments, message
+):
     for _ in range(2):
         with pytest.raises(RuntimeError, match=f"{name}.*{message}"):
             trial(name, **arguments)
@@ -108,7 +134,9 @@ def test_results_that_are_published_without_a_fence_or_before_all_are_there_are_
     np.testing.assert_array_equal(trial("publishes", size=65)[:64], np.arange(64))
     with pytest.raises(RuntimeError, match=r"publishes what thread \d wrote without a fence"):
         trial("publishes_unfenced", size=65)
-    with pytest.raises(RuntimeError, match="publishes what thread 0 wrote, with no barrier between"):
+    with pytest.raises(
+        RuntimeError, match="publishes what thread 0 wrote, with no barrier between"
+    ):
         trial("publishes_too_early", size=65)
 
 
@@ -126,10 +154,22 @@ def test_an_access_of_16_bytes_to_a_misaligned_address_is_an_error(which):
 def test_a_null_pointer_is_out_of_bounds():
     device = CpuDevice()
     with pytest.raises(RuntimeError, match="out of bounds: a read of 4 bytes at 0x0"):
-        device.launch(device.kernel(KERNELS, "copies"), BLOCK, [None, device.to_device(np.zeros(64, np.int32)), 64])
+        device.launch(
+            device.kernel(KERNELS, "copies"),
+            BLOCK,
+            [None, device.to_device(np.zeros(64, np.int32)), 64],
+        )
 
 
-RIGHT = [np.zeros(3, np.float32), np.float32(1), 2.0, np.int32(3), np.uint32(4), 5, np.zeros(2, np.int8)]
+RIGHT = [
+    np.zeros(3, np.float32),
+    np.float32(1),
+    2.0,
+    np.int32(3),
+    np.uint32(4),
+    5,
+    np.zeros(2, np.int8),
+]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +194,9 @@ def test_an_argument_of_another_type_than_the_parameter_is_an_error(place, wrong
     with pytest.raises(TypeError, match="takes 7 arguments"):
         device.launch(kernel, BLOCK, RIGHT[:6])
     with pytest.raises(TypeError, match=f"argument {place} is"):
-        device.record(lambda: device.launch(kernel, BLOCK, [*RIGHT[:place], wrong, *RIGHT[place + 1 :]]))
+        device.record(
+            lambda: device.launch(kernel, BLOCK, [*RIGHT[:place], wrong, *RIGHT[place + 1 :]])
+        )
 
 
 # -- records -------------------------------------------------------------------------------------
@@ -238,7 +280,13 @@ def test_a_record_arrives_in_device_memory_as_it_is(order):
 
 
 @pytest.mark.parametrize(
-    "shape", [Launch((0, 1), (64, 1)), Launch((1, 65536), (64, 1)), Launch((1, 1), (1025, 1)), Launch((1, 1), (64, 1), 1 << 20)]
+    "shape",
+    [
+        Launch((0, 1), (64, 1)),
+        Launch((1, 65536), (64, 1)),
+        Launch((1, 1), (1025, 1)),
+        Launch((1, 1), (64, 1), 1 << 20),
+    ],
 )
 def test_a_launch_that_no_gpu_takes_is_an_error(shape):
     with pytest.raises(ValueError, match="cannot be launched"):
@@ -263,7 +311,9 @@ def test_a_recording_runs_when_it_is_replayed_on_what_lies_there_then():
     device = CpuDevice()
     a, b = (device.to_device(np.arange(64, dtype=np.int32)) for _ in range(2))
     n = 10
-    recording = device.record(lambda: device.launch(device.kernel(KERNELS, "copies"), BLOCK, [a, b, n]))
+    recording = device.record(
+        lambda: device.launch(device.kernel(KERNELS, "copies"), BLOCK, [a, b, n])
+    )
     n = 64
     np.testing.assert_array_equal(b, np.arange(64))
     for start in (100, 200):
@@ -275,7 +325,9 @@ def test_a_recording_runs_when_it_is_replayed_on_what_lies_there_then():
 def test_a_recording_does_not_keep_memory_alive_and_says_when_it_is_gone():
     device = CpuDevice()
     arrays = [device.to_device(np.zeros(64, np.int32)) for _ in range(2)]
-    recording = device.record(lambda: device.launch(device.kernel(KERNELS, "copies"), BLOCK, [*arrays, 32]))
+    recording = device.record(
+        lambda: device.launch(device.kernel(KERNELS, "copies"), BLOCK, [*arrays, 32])
+    )
     recording.replay()
     arrays.clear()
     with pytest.raises(RuntimeError, match="has been freed"):
@@ -382,10 +434,14 @@ def test_epilogues_add_the_bias_to_every_row_and_apply_the_activation(epilogue):
     )
     at = device.address
     kept = at(aux) if epilogue == "gelu" else 0
-    device.multiply(product, device.algorithms(product)[0], at(B), at(A), at(C), at(b), kept, at(work))
+    device.multiply(
+        product, device.algorithms(product)[0], at(B), at(A), at(C), at(b), kept, at(work)
+    )
     s = A @ B + b
     cdf = 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (s + 0.044715 * s**3)))
-    np.testing.assert_allclose(C, {"bias": s, "relu": np.maximum(s, 0), "gelu": s * cdf}[epilogue], rtol=1e-12)
+    np.testing.assert_allclose(
+        C, {"bias": s, "relu": np.maximum(s, 0), "gelu": s * cdf}[epilogue], rtol=1e-12
+    )
     if kept:
         np.testing.assert_allclose(aux, s, rtol=1e-12)
     assert (work == 0xFF).all()
@@ -393,7 +449,9 @@ def test_epilogues_add_the_bias_to_every_row_and_apply_the_activation(epilogue):
 
 def test_an_algorithm_is_good_for_its_own_product_only():
     device = CpuDevice()
-    one, other = (Product(m, 2, 2, False, False, m, 2, m, "float64", "float64", False) for m in (2, 3))
+    one, other = (
+        Product(m, 2, 2, False, False, m, 2, m, "float64", "float64", False) for m in (2, 3)
+    )
     with pytest.raises(AssertionError, match="is not for"):
         device.multiply(one, device.algorithms(other)[0], 256, 256, 256, 0, 0, 256)
 
@@ -404,7 +462,9 @@ def test_a_recorded_product_of_memory_that_is_freed_is_an_error():
     arrays = [device.to_device(np.zeros((2, 2))) for _ in range(3)]
     at, algorithm = [device.address(x) for x in arrays], device.algorithms(product)[0]
     work = device.empty(device.product_workspace)
-    recording = device.record(lambda: device.multiply(product, algorithm, *at, 0, 0, device.address(work)))
+    recording = device.record(
+        lambda: device.multiply(product, algorithm, *at, 0, 0, device.address(work))
+    )
     recording.replay()
     arrays.pop()
     with pytest.raises(RuntimeError, match="has been freed"):

@@ -23,7 +23,11 @@ from tests.cuda_on_cpu.device import CpuDevice, algorithm, matrix, narrow, widen
 SIZES = st.integers(1, 3000)
 
 
-@given(rows=st.integers(0, 1 << 22), columns=st.integers(1, 1 << 15), itemsize=st.sampled_from([2, 4, 8]))
+@given(
+    rows=st.integers(0, 1 << 22),
+    columns=st.integers(1, 1 << 15),
+    itemsize=st.sampled_from([2, 4, 8]),
+)
 @settings(max_examples=300, deadline=None)
 def test_tiles_cover_every_column_and_stay_within_what_a_gpu_takes(rows, columns, itemsize):
     vector = launches.vector_width(columns, itemsize)
@@ -41,12 +45,20 @@ def test_tiles_cover_every_column_and_stay_within_what_a_gpu_takes(rows, columns
 def test_a_large_matrix_fills_every_multiprocessor():
     for columns in (1, 10, 64, 1000, 4096, 32768):
         tiled = launches.tiles(1 << 20, columns, launches.vector_width(columns, 4), 132)
-        assert 132 * launches.BLOCKS // 2 <= tiled.partials <= 132 * launches.BLOCKS + tiled.launch.grid[0]
+        assert (
+            132 * launches.BLOCKS // 2
+            <= tiled.partials
+            <= 132 * launches.BLOCKS + tiled.launch.grid[0]
+        )
 
 
-@given(rows=st.integers(1, 1 << 21), columns=st.integers(1, 1 << 15), itemsize=st.sampled_from([4, 8]))
+@given(
+    rows=st.integers(1, 1 << 21), columns=st.integers(1, 1 << 15), itemsize=st.sampled_from([4, 8])
+)
 @settings(max_examples=300, deadline=None)
-def test_cross_entropy_keeps_a_row_of_sums_for_each_warp_in_shared_memory_or_none(rows, columns, itemsize):
+def test_cross_entropy_keeps_a_row_of_sums_for_each_warp_in_shared_memory_or_none(
+    rows, columns, itemsize
+):
     launch, fused = launches.cross_entropy(rows, columns, itemsize, 132)
     assert fused == (columns * itemsize <= launches.SHARED)
     assert launch.shared == (launch.block[1] * columns * itemsize if fused else 0)
@@ -55,7 +67,12 @@ def test_cross_entropy_keeps_a_row_of_sums_for_each_warp_in_shared_memory_or_non
     assert 1 <= launch.block[1] <= 8
 
 
-@given(rows=SIZES, columns=st.lists(SIZES, min_size=1, max_size=4), wide=st.booleans(), half=st.booleans())
+@given(
+    rows=SIZES,
+    columns=st.lists(SIZES, min_size=1, max_size=4),
+    wide=st.booleans(),
+    half=st.booleans(),
+)
 @settings(max_examples=200, deadline=None)
 def test_the_planned_scratch_is_enough_for_every_kernel_of_a_step(rows, columns, wide, half):
     layer, accumulator = (2 if half else 8 if wide else 4), (8 if wide else 4)
@@ -82,7 +99,14 @@ def address(array):
     return array.ctypes.data
 
 
-@given(m=st.integers(1, 9), k=st.integers(1, 9), n=st.integers(1, 9), a=st.booleans(), b=st.booleans(), pad=st.integers(0, 3))
+@given(
+    m=st.integers(1, 9),
+    k=st.integers(1, 9),
+    n=st.integers(1, 9),
+    a=st.booleans(),
+    b=st.booleans(),
+    pad=st.integers(0, 3),
+)
 @settings(max_examples=300, deadline=None)
 def test_a_column_major_reading_of_the_buffers_gives_the_row_major_product(m, k, n, a, b, pad):
     rng = np.random.default_rng(m + 10 * k + 100 * n)
@@ -94,7 +118,9 @@ def test_a_column_major_reading_of_the_buffers_gives_the_row_major_product(m, k,
     A, B, C = operand(m, k, a), operand(k, n, b), np.zeros((m, n))
     p = products.describe(A, B, C, False, tuple(map(address, (A, B, C))))
     L = matrix(address(B), (p.k, p.m) if p.transpose_left else (p.m, p.k), p.left_stride, "float64")
-    R = matrix(address(A), (p.n, p.k) if p.transpose_right else (p.k, p.n), p.right_stride, "float64")
+    R = matrix(
+        address(A), (p.n, p.k) if p.transpose_right else (p.k, p.n), p.right_stride, "float64"
+    )
     D = matrix(address(C), (p.m, p.n), p.result_stride, "float64")
     D[...] = (L.T if p.transpose_left else L) @ (R.T if p.transpose_right else R)
     np.testing.assert_allclose(C, A @ B, rtol=1e-12, atol=1e-12)
@@ -109,19 +135,24 @@ def test_strides_that_are_neither_are_refused():
 
 def test_the_alignment_of_an_operand_is_its_own():
     A, B, C = np.zeros((4, 8)), np.zeros((8, 6)), np.zeros((4, 6))
-    p = products.describe(A, B, C, False, (256, 4096 + 64, 512), epilogue="gelu", bias=4, aux=1024 + 16)
+    p = products.describe(
+        A, B, C, False, (256, 4096 + 64, 512), epilogue="gelu", bias=4, aux=1024 + 16
+    )
     assert (p.left_alignment, p.right_alignment, p.result_alignment) == (64, 256, 256)
     assert (p.bias_alignment, p.aux_alignment) == (4, 16)
 
 
 @pytest.mark.parametrize(
-    ("addresses", "expected"), [((256, 1024), 256), ((256, 272), 16), ((4,), 4), ((12, 8), 4), ((0,), 256)]
+    ("addresses", "expected"),
+    [((256, 1024), 256), ((256, 272), 16), ((4,), 4), ((12, 8), 4), ((0,), 256)],
 )
 def test_the_alignment_of_several_addresses(addresses, expected):
     assert products.alignment(*addresses) == expected
 
 
-@pytest.mark.parametrize("ops", [NumpyOps, lambda: cuda_ops.CudaOps(CpuDevice())], ids=["numpy", "cuda"])
+@pytest.mark.parametrize(
+    "ops", [NumpyOps, lambda: cuda_ops.CudaOps(CpuDevice())], ids=["numpy", "cuda"]
+)
 @pytest.mark.parametrize("name", ["identity", "relu", "gelu", "tanh"])
 def test_a_layer_is_its_product_and_its_activation_fused_or_not(ops, name):
     rng = np.random.default_rng(0)
@@ -134,7 +165,9 @@ def test_a_layer_is_its_product_and_its_activation_fused_or_not(ops, name):
         if sigma.slope_reads_s:
             np.testing.assert_allclose(S, expected, rtol=1e-12)
         NumpyOps().bias_activation(expected.copy(), None, sigma, out := np.empty_like(expected))
-        np.testing.assert_allclose(Z, out if name != "identity" else expected, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(
+            Z, out if name != "identity" else expected, rtol=1e-12, atol=1e-14
+        )
 
 
 @pytest.mark.parametrize("faster", ["fused", "apart"])
@@ -199,7 +232,9 @@ def layer(ops, name, dtype=np.float32, b=None):
     A, W = (put(rng.standard_normal(shape).astype(dtype)) for shape in ((70, 16), (16, 24)))
     S, Z = put(np.zeros((70, 24), dtype)), put(np.zeros((70, 24), dtype))
     sigma = activations.resolve(name)
-    ops.layer(A, W, put(np.ones(24, dtype)) if b is None else b, sigma, S if sigma.slope_reads_s else Z, Z)
+    ops.layer(
+        A, W, put(np.ones(24, dtype)) if b is None else b, sigma, S if sigma.slope_reads_s else Z, Z
+    )
     return S, Z
 
 
@@ -256,7 +291,10 @@ def test_a_layer_of_half_precision_adds_the_bias_of_the_copy_in_its_precision(na
     low = device.to_device(narrow(flat, dtype))
     W, b = low[: 16 * 24].reshape(16, 24), flat[-24:]
     A = device.to_device(narrow(rng.standard_normal((70, 16)).astype(np.float32), dtype))
-    S, Z, sigma = (*(device.to_device(np.zeros((70, 24), A.dtype)) for _ in range(2)), activations.resolve(name))
+    S, Z, sigma = (
+        *(device.to_device(np.zeros((70, 24), A.dtype)) for _ in range(2)),
+        activations.resolve(name),
+    )
     apart, ops = cuda_ops.CudaOps(CpuDevice()), cuda_ops.CudaOps(device)
     for one in (apart, ops):
         one.low = None if one is apart else (flat, low)
@@ -269,12 +307,17 @@ def test_a_layer_of_half_precision_adds_the_bias_of_the_copy_in_its_precision(na
     assert not apart.algorithms.fused
     ((product, pays),) = ops.algorithms.fused.items()
     assert pays
-    assert (product.result_dtype, product.bias_alignment) == (dtype, products.alignment(device.address(low[-24:])))
+    assert (product.result_dtype, product.bias_alignment) == (
+        dtype,
+        products.alignment(device.address(low[-24:])),
+    )
 
 
 def test_a_deterministic_product_takes_the_first_algorithm_that_is_not_refused():
     A, B, C = np.ones((6, 4)), np.ones((4, 4)), np.zeros((6, 4))
-    ops = cuda_ops.CudaOps(Offering(_0={"": refuse}), algorithms=cuda_ops.Algorithms(deterministic=True))
+    ops = cuda_ops.CudaOps(
+        Offering(_0={"": refuse}), algorithms=cuda_ops.Algorithms(deterministic=True)
+    )
     for _ in range(2):
         ops.gemm(A, B, C, accumulate=True)
     assert (C == 8).all()
@@ -283,10 +326,14 @@ def test_a_deterministic_product_takes_the_first_algorithm_that_is_not_refused()
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_a_product_that_the_library_refuses_by_every_algorithm_is_an_error_that_names_it(deterministic):
+def test_a_product_that_the_library_refuses_by_every_algorithm_is_an_error_that_names_it(
+    deterministic,
+):
     device = Offering(_0={"": refuse}, _1={"": refuse})
     ops = cuda_ops.CudaOps(device, algorithms=cuda_ops.Algorithms(deterministic))
-    with pytest.raises(products.Refused, match=r"each of the 2 algorithms .* Product\(m=4, n=6, k=5"):
+    with pytest.raises(
+        products.Refused, match=r"each of the 2 algorithms .* Product\(m=4, n=6, k=5"
+    ):
         ops.gemm(np.ones((6, 5)), np.ones((5, 4)), np.zeros((6, 4)))
 
 
@@ -383,11 +430,16 @@ def test_a_slot_has_a_word_for_each_field_and_they_are_where_cpp_has_them():
 
 
 @pytest.mark.parametrize(
-    ("output", "classes"), [("softmax", True), ("softmax", False), ("sigmoid", False), ("identity", False)]
+    ("output", "classes"),
+    [("softmax", True), ("softmax", False), ("sigmoid", False), ("identity", False)],
 )
 def test_the_unfused_reference_is_the_numpy_backend(output, classes):
     rng = np.random.default_rng(0)
-    loss = {"softmax": "cross_entropy", "sigmoid": "binary_cross_entropy", "identity": "squared_error"}[output]
+    loss = {
+        "softmax": "cross_entropy",
+        "sigmoid": "binary_cross_entropy",
+        "identity": "squared_error",
+    }[output]
     objective = losses.pair(losses.resolve(loss), activations.resolve(output, output=True))
     x, k = rng.standard_normal((6, 4)), rng.random((6, 1))
     Y = rng.integers(0, 4, 6) if classes else rng.random((6, 4))

@@ -21,7 +21,9 @@ from mlpcore.engine import graph_step
 from mlpcore.engine.graph_step import GraphStep
 from tests.cuda_on_cpu.device import CpuDevice, algorithm
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++")
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++"
+)
 ROWS = 60
 
 
@@ -43,7 +45,13 @@ def data(output="softmax", dtype="float32", seed=0):
 
 
 def trainer(
-    where, loss="cross_entropy", output="softmax", dtype="float32", optimizer=None, hidden=("relu", "gelu"), **settings
+    where,
+    loss="cross_entropy",
+    output="softmax",
+    dtype="float32",
+    optimizer=None,
+    hidden=("relu", "gelu"),
+    **settings,
 ):
     net = mc.MLP([7, 16, 12, 5], list(hidden), output, dtype=dtype, device=where, seed=1)
     return mc.Trainer(net, loss, optimizer or mc.AdamW(1e-2), **settings)
@@ -72,7 +80,9 @@ def test_every_optimizer_takes_numpys_steps(device, name):
     found = []
     for where in ("cpu", "cuda"):
         one = trainer(where, dtype="float64", optimizer=OPTIMIZERS[name]())
-        found.append(([float(one.step(*data(dtype="float64"))) for _ in range(4)], one.net.parameters))
+        found.append(
+            ([float(one.step(*data(dtype="float64"))) for _ in range(4)], one.net.parameters)
+        )
     (losses, parameters), (there, there_parameters) = found
     close(losses, there, 1e-14)
     close(parameters, there_parameters, 1e-13)
@@ -80,10 +90,22 @@ def test_every_optimizer_takes_numpys_steps(device, name):
 
 
 CHANGES = {
-    "betas": (lambda: mc.AdamW(1e-2), [{"beta1": 0.99}, {"beta2": 0.9, "weight_decay": 0.5}, {"beta1": 0.0}]),
-    "epsilon_hat": (lambda: mc.Adam(1e-2), [{"epsilon_hat": True}, {"epsilon": 1e-3}, {"epsilon_hat": False}]),
-    "momentum": (lambda: mc.SGD(0.1), [{"momentum": 0.9}, {"momentum": 0.0}, {"momentum": 0.5, "nesterov": True}]),
-    "velocity": (lambda: mc.SGD(0.1, 0.9), [{"velocity": "gradients"}, {"learning_rate": 0.01}, {"velocity": "steps"}]),
+    "betas": (
+        lambda: mc.AdamW(1e-2),
+        [{"beta1": 0.99}, {"beta2": 0.9, "weight_decay": 0.5}, {"beta1": 0.0}],
+    ),
+    "epsilon_hat": (
+        lambda: mc.Adam(1e-2),
+        [{"epsilon_hat": True}, {"epsilon": 1e-3}, {"epsilon_hat": False}],
+    ),
+    "momentum": (
+        lambda: mc.SGD(0.1),
+        [{"momentum": 0.9}, {"momentum": 0.0}, {"momentum": 0.5, "nesterov": True}],
+    ),
+    "velocity": (
+        lambda: mc.SGD(0.1, 0.9),
+        [{"velocity": "gradients"}, {"learning_rate": 0.01}, {"velocity": "steps"}],
+    ),
 }
 
 
@@ -131,7 +153,9 @@ def test_an_update_that_overflows_is_left_out_on_the_device(device, name):
             one.optimizer.learning_rate = plain.optimizer.learning_rate = rate
             for setting in ("weight_decay",):
                 if hasattr(optimizer, setting):
-                    setattr(one.optimizer, setting, getattr(optimizer, setting) if step == 2 else 0.0)
+                    setattr(
+                        one.optimizer, setting, getattr(optimizer, setting) if step == 2 else 0.0
+                    )
                     setattr(plain.optimizer, setting, 0.0)
             if step != 2:
                 float(plain.step(X, Y))
@@ -149,8 +173,14 @@ def test_an_update_that_overflows_is_left_out_on_the_device(device, name):
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 @pytest.mark.parametrize("size", [1e17, 1e19, 3e20])
-@pytest.mark.parametrize("optimizer", [mc.Adam(0.01), mc.RMSprop(0.01, 0.999), mc.SGD(1e-20, 0.9)], ids=["adam", "rms", "sgd"])
-def test_gradients_whose_squares_overflow_float32_are_taken_as_numpy_takes_them(device, optimizer, size, clip_norm):
+@pytest.mark.parametrize(
+    "optimizer",
+    [mc.Adam(0.01), mc.RMSprop(0.01, 0.999), mc.SGD(1e-20, 0.9)],
+    ids=["adam", "rms", "sgd"],
+)
+def test_gradients_whose_squares_overflow_float32_are_taken_as_numpy_takes_them(
+    device, optimizer, size, clip_norm
+):
     found = []
     for where in ("cpu", "cuda"):
         one = pulled(where, copy.deepcopy(optimizer), clip_norm=clip_norm)
@@ -188,10 +218,14 @@ class OwnMomentum(mc.SGD):
         return {**super().scalars(progress), "momentum": 0.9 if progress.step % 2 else 0.5}
 
 
-@pytest.mark.parametrize("optimizer", [OwnRate(0.1), OwnMomentum(0.1, momentum=0.9)], ids=["rate", "momentum"])
+@pytest.mark.parametrize(
+    "optimizer", [OwnRate(0.1), OwnMomentum(0.1, momentum=0.9)], ids=["rate", "momentum"]
+)
 def test_a_users_optimizer_is_asked_at_each_step(device, optimizer):
     X, Y, w = data(dtype="float64")
-    here, there = (trainer(where, dtype="float64", optimizer=optimizer) for where in ("cpu", "cuda"))
+    here, there = (
+        trainer(where, dtype="float64", optimizer=optimizer) for where in ("cpu", "cuda")
+    )
     for one in (here, there):
         one.fit(X, Y, w, epochs=2, batch_size=10, progress=False)
     close(here.net.parameters, there.net.parameters, 1e-13)
@@ -226,9 +260,18 @@ def test_ten_losses_are_numpys(device, settings, pair, staged):
     for where in ("cpu", "cuda"):
         one = trainer(where, loss, output, **SETTINGS[settings])
         losses = [one.step(X, Y, w) for _ in range(3)]
-        losses += [one.step(X, Y, rows=np.arange(5 + i, 50)) for i in range(3)]  # other sizes, without weights
+        losses += [
+            one.step(X, Y, rows=np.arange(5 + i, 50)) for i in range(3)
+        ]  # other sizes, without weights
         losses += [one.step(X[::-1], Y[::-1], w[::-1], rows=[3, 3, 59]) for _ in range(4)]
-        found.append(([float(J) for J in losses], one.net.parameters, one.evaluate(X, Y, w), one.net.predict(X)))
+        found.append(
+            (
+                [float(J) for J in losses],
+                one.net.parameters,
+                one.evaluate(X, Y, w),
+                one.net.predict(X),
+            )
+        )
     close(found[0][0], found[1][0], 2e-5)
     close(found[0][1], found[1][1], 2e-4)
     close(found[0][3], found[1][3], 2e-4)
@@ -239,16 +282,34 @@ def test_ten_losses_are_numpys(device, settings, pair, staged):
 BINARY = np.random.default_rng(5).integers(0, 2, (ROWS, 5))
 OPTIONS = {  # of a loss: the network's output and the targets
     "smoothed classes": ({"label_smoothing": 0.1}, "softmax", None),
-    "smoothed distributions": ({"label_smoothing": 0.1}, "softmax", np.random.default_rng(6).dirichlet(np.ones(5), ROWS)),
+    "smoothed distributions": (
+        {"label_smoothing": 0.1},
+        "softmax",
+        np.random.default_rng(6).dirichlet(np.ones(5), ROWS),
+    ),
     "weighed classes": ({"class_weight": [0.5, 0, 2, 1, 3]}, "softmax", None),
-    "weighed one-hot rows": ({"class_weight": [0.5, 0, 2, 1, 3]}, "softmax", np.eye(5)[np.arange(ROWS) % 5]),
-    "smoothed and weighed": ({"class_weight": {0: 0.5, 2: 2.0}, "label_smoothing": 0.2}, "softmax", None),
+    "weighed one-hot rows": (
+        {"class_weight": [0.5, 0, 2, 1, 3]},
+        "softmax",
+        np.eye(5)[np.arange(ROWS) % 5],
+    ),
+    "smoothed and weighed": (
+        {"class_weight": {0: 0.5, 2: 2.0}, "label_smoothing": 0.2},
+        "softmax",
+        None,
+    ),
     "positives": ({"pos_weight": 3.0}, "sigmoid", BINARY),
-    "positives of each output": ({"pos_weight": [0.5, 3, 1, 0, 2], "label_smoothing": 0.1}, "sigmoid", BINARY),
+    "positives of each output": (
+        {"pos_weight": [0.5, 3, 1, 0, 2], "label_smoothing": 0.1},
+        "sigmoid",
+        BINARY,
+    ),
 }
 
 
-@pytest.mark.parametrize("chunk_rows", ["auto", 7], ids=["whole", "a chunk's graph again and again"])
+@pytest.mark.parametrize(
+    "chunk_rows", ["auto", 7], ids=["whole", "a chunk's graph again and again"]
+)
 @pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_of_the_loss_count_as_numpys(device, name, staged, chunk_rows):
@@ -258,11 +319,25 @@ def test_options_of_the_loss_count_as_numpys(device, name, staged, chunk_rows):
     for where in ("cpu", "cuda"):
         one = trainer(where, loss, output, "float64", mc.SGD(0.3), chunk_rows=chunk_rows, **options)
         J, gradient = one.gradient(X, Y, w)
-        figures = [J, *(float(one.step(X, Y)) for _ in range(2)), float(one.step(one.prepare(X, Y, w), rows=[3, 3, 59, 8]))]
-        history = one.fit(X, Y, w, epochs=2, batch_size=16, validation=(X[:20], Y[:20]), progress=False)
+        figures = [
+            J,
+            *(float(one.step(X, Y)) for _ in range(2)),
+            float(one.step(one.prepare(X, Y, w), rows=[3, 3, 59, 8])),
+        ]
+        history = one.fit(
+            X, Y, w, epochs=2, batch_size=16, validation=(X[:20], Y[:20]), progress=False
+        )
         figures += [*one.evaluate(X, Y, w).values(), *history["loss"], *history["validation_loss"]]
         second = one.net.hvp(X, Y, gradient, one.loss, sample_weight=w)
-        found.append((figures, gradient.copy(), one.net.parameters, second, mc.loss(one.loss)(one.net.predict(X), Y)[1]))
+        found.append(
+            (
+                figures,
+                gradient.copy(),
+                one.net.parameters,
+                second,
+                mc.loss(one.loss)(one.net.predict(X), Y)[1],
+            )
+        )
     for here, there in zip(*found, strict=True):
         close(here, there, 1e-12)
 
@@ -295,10 +370,18 @@ def test_logits_losses_of_rows_and_metrics_are_numpys(device, pair, staged):
     found = []
     for where in ("cpu", "cuda"):
         one = trainer(where, loss, output, dtype="float64", chunk_rows=13)
-        metrics = {"largest": lambda y, z, sample_weight: float((sample_weight * z.max(axis=1)).max() + y.max())}
-        history = one.fit(X, Y, epochs=2, batch_size=16, validation=(X, Y, w), metrics=metrics, progress=False)
+        metrics = {
+            "largest": lambda y, z, sample_weight: float(
+                (sample_weight * z.max(axis=1)).max() + y.max()
+            )
+        }
+        history = one.fit(
+            X, Y, epochs=2, batch_size=16, validation=(X, Y, w), metrics=metrics, progress=False
+        )
         losses = one.losses(X, Y)
-        assert np.average(losses, weights=w) == pytest.approx(one.evaluate(X, Y, w)["loss"], rel=1e-12)
+        assert np.average(losses, weights=w) == pytest.approx(
+            one.evaluate(X, Y, w)["loss"], rel=1e-12
+        )
         found.append((losses, one.net.logits(X, chunk_rows=11), history["validation_largest"]))
         assert isinstance(found[-1][1], np.ndarray)
     for here, there in zip(*found, strict=True):
@@ -313,22 +396,43 @@ def test_predictions_of_a_1_d_y_are_1_d_there_too(device):
         assert net.predict(X).shape == net.logits(X).shape == (ROWS,)
 
 
-@pytest.mark.parametrize("chunk_rows", ["auto", 13, 7], ids=["whole", "chunks in one graph", "a chunk's graph again and again"])
+@pytest.mark.parametrize(
+    "chunk_rows",
+    ["auto", 13, 7],
+    ids=["whole", "chunks in one graph", "a chunk's graph again and again"],
+)
 @pytest.mark.parametrize("staged", [False, True], ids=["on the device", "from the host"])
-@pytest.mark.parametrize("hidden", [("relu", "gelu"), ("tanh", "hard_tanh"), ("silu", "identity")], ids=str)
+@pytest.mark.parametrize(
+    "hidden", [("relu", "gelu"), ("tanh", "hard_tanh"), ("silu", "identity")], ids=str
+)
 def test_dropout_has_numpys_masks_whatever_the_chunks(device, hidden, staged, chunk_rows):
     device.host_inputs = staged
     X, Y, w = data(dtype="float64")
     found = []
     for where in ("cpu", "cuda"):
         cut = {"chunk_rows": chunk_rows} if where == "cuda" else {"chunk_rows": 23}
-        one = trainer(where, dtype="float64", hidden=hidden, optimizer=mc.SGD(0.2), dropout=[0.2, 0.6], seed=3, **cut)
+        one = trainer(
+            where,
+            dtype="float64",
+            hidden=hidden,
+            optimizer=mc.SGD(0.2),
+            dropout=[0.2, 0.6],
+            seed=3,
+            **cut,
+        )
         J, gradient = one.gradient(X, Y, w)
         gradient = gradient.copy()
         losses = [one.step(X, Y, w) for _ in range(2)]
         losses += [one.step(X, Y, rows=np.arange(50, 5 + i, -1)) for i in range(2)]
         losses += [one.step(X, Y, w)]
-        found.append(([float(J), *map(float, losses)], gradient, one.net.parameters, [*one.evaluate(X, Y).values()]))
+        found.append(
+            (
+                [float(J), *map(float, losses)],
+                gradient,
+                one.net.parameters,
+                [*one.evaluate(X, Y).values()],
+            )
+        )
     assert found[1][0][0] == found[1][0][1]  # one step's masks
     for here, there in zip(*found, strict=True):
         close(here, there, 1e-12)
@@ -339,14 +443,26 @@ def test_dropout_has_the_same_masks_in_low_precision(device, precision, bound):
     X, Y, w = data()
     exact = trainer("cpu", optimizer=mc.SGD(0.2), dropout=0.4)
     low = trainer("cuda", precision=precision, optimizer=mc.SGD(0.2), dropout=0.4, chunk_rows=13)
-    close(*zip(*[(float(exact.step(X, Y, w)), float(low.step(X, Y, w))) for _ in range(6)], strict=True), bound)
+    close(
+        *zip(
+            *[(float(exact.step(X, Y, w)), float(low.step(X, Y, w))) for _ in range(6)], strict=True
+        ),
+        bound,
+    )
     close(exact.net.parameters, low.net.parameters, bound)
 
 
-LEARNED = {"prelu": ("prelu", ("prelu", -0.4, "per output")), "dropped": (("prelu", 0.6, "per output"), "prelu")}
+LEARNED = {
+    "prelu": ("prelu", ("prelu", -0.4, "per output")),
+    "dropped": (("prelu", 0.6, "per output"), "prelu"),
+}
 
 
-@pytest.mark.parametrize("chunk_rows", ["auto", 13, 7], ids=["whole", "chunks in one graph", "a chunk's graph again and again"])
+@pytest.mark.parametrize(
+    "chunk_rows",
+    ["auto", 13, 7],
+    ids=["whole", "chunks in one graph", "a chunk's graph again and again"],
+)
 @pytest.mark.parametrize("case", LEARNED)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_learned_parameters_go_the_way_of_numpys(device, dtype, case, chunk_rows):
@@ -354,21 +470,40 @@ def test_learned_parameters_go_the_way_of_numpys(device, dtype, case, chunk_rows
     more = {"dropout": 0.3} if case == "dropped" else {"l2": 0.1}
     found = []
     for where in ("cpu", "cuda"):
-        one = trainer(where, "huber", ("prelu", 0.1), dtype, hidden=LEARNED[case], chunk_rows=chunk_rows, **more)
+        one = trainer(
+            where,
+            "huber",
+            ("prelu", 0.1),
+            dtype,
+            hidden=LEARNED[case],
+            chunk_rows=chunk_rows,
+            **more,
+        )
         gradient = one.gradient(X, Y, w)[1].copy()
         losses = [float(one.step(X, Y, w)) for _ in range(4)]
         losses += [float(one.step(X, Y, rows=np.arange(50, 5 + i, -1))) for i in range(2)]
-        found.append((losses, gradient, one.net.parameters, *(a for a in one.net.a if a is not None)))
+        found.append(
+            (losses, gradient, one.net.parameters, *(a for a in one.net.a if a is not None))
+        )
         assert all(np.ptp(a) > 0 for a in one.net.a if a is not None and a.size > 1)
     for here, there in zip(*found, strict=True):
         close(here, there, 1e-12 if dtype == "float64" else 2e-4)
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("tf32", 3e-3), ("bfloat16", 4e-2), ("float16", 4e-3)])
+@pytest.mark.parametrize(
+    ("precision", "bound"), [("tf32", 3e-3), ("bfloat16", 4e-2), ("float16", 4e-3)]
+)
 def test_learned_parameters_stay_float32_in_low_precision(device, precision, bound):
     X, Y, w = data("identity")
     exact, low = (
-        trainer(where, "squared_error", "identity", hidden=LEARNED["prelu"], optimizer=mc.SGD(0.3), **more)
+        trainer(
+            where,
+            "squared_error",
+            "identity",
+            hidden=LEARNED["prelu"],
+            optimizer=mc.SGD(0.3),
+            **more,
+        )
         for where, more in (("cpu", {}), ("cuda", {"precision": precision, "chunk_rows": 13}))
     )
     for _ in range(10):
@@ -381,12 +516,21 @@ def test_learned_parameters_stay_float32_in_low_precision(device, precision, bou
 
 def test_derivatives_by_learned_parameters_are_numpys(device):
     X, Y, _ = data("identity", "float64")
-    v = np.random.default_rng(5).standard_normal(trainer("cpu", hidden=LEARNED["prelu"]).net.layout.size)
+    v = np.random.default_rng(5).standard_normal(
+        trainer("cpu", hidden=LEARNED["prelu"]).net.layout.size
+    )
     found = []
     for where in ("cpu", "cuda"):
-        net = trainer(where, "squared_error", ("prelu", 0.1), "float64", hidden=("gelu", LEARNED["prelu"][1])).net
+        net = trainer(
+            where, "squared_error", ("prelu", 0.1), "float64", hidden=("gelu", LEARNED["prelu"][1])
+        ).net
         u = np.resize(v, net.layout.size)
-        products = net.jvp(X, X, u).tangent, net.vjp(X, Y, dX=X, dV=Y), net.hvp(X, Y, u), net.gnvp(X, Y, u)
+        products = (
+            net.jvp(X, X, u).tangent,
+            net.vjp(X, Y, dX=X, dV=Y),
+            net.hvp(X, Y, u),
+            net.gnvp(X, Y, u),
+        )
         found.append((products[0], *products[1], *products[2:]))
         assert mc.check_gradients(net, X, Y, "squared_error").ok
     for here, there in zip(*found, strict=True):
@@ -396,7 +540,8 @@ def test_derivatives_by_learned_parameters_are_numpys(device):
 def test_a_run_with_learned_parameters_resumes_to_the_bit(device, tmp_path):
     X, Y, _ = data("identity")
     whole, half = (
-        trainer("cuda", "squared_error", "identity", hidden=LEARNED["dropped"], dropout=0.2, seed=4) for _ in range(2)
+        trainer("cuda", "squared_error", "identity", hidden=LEARNED["dropped"], dropout=0.2, seed=4)
+        for _ in range(2)
     )
     whole.fit(X, Y, epochs=4, batch_size=16, progress=False)
     half.fit(X, Y, epochs=2, batch_size=16, progress=False)
@@ -416,7 +561,14 @@ def test_fit_goes_the_way_of_numpys(device, staged):
         one = trainer(where, dtype="float64", optimizer=mc.SGD(mc.Cosine(0.2), momentum=0.9))
         stopping = mc.EarlyStopping(patience=2, monitor="validation_loss")
         history = one.fit(
-            X, Y, w, epochs=4, batch_size=16, validation=(X[:20], Y[:20]), early_stopping=stopping, progress=False
+            X,
+            Y,
+            w,
+            epochs=4,
+            batch_size=16,
+            validation=(X[:20], Y[:20]),
+            early_stopping=stopping,
+            progress=False,
         )
         found.append(({k: v for k, v in history.items() if k != "seconds"}, one.net.parameters))
     assert found[0][0].keys() == found[1][0].keys()
@@ -425,9 +577,13 @@ def test_fit_goes_the_way_of_numpys(device, staged):
     close(found[0][1], found[1][1], 1e-12)
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("tf32", 3e-3), ("bfloat16", 3e-2), ("float16", 3e-3)])
+@pytest.mark.parametrize(
+    ("precision", "bound"), [("tf32", 3e-3), ("bfloat16", 3e-2), ("float16", 3e-3)]
+)
 @pytest.mark.parametrize("chunk_rows", ["auto", 7])
-def test_low_precision_stays_near_float32_and_trains_float32_parameters(device, precision, bound, chunk_rows):
+def test_low_precision_stays_near_float32_and_trains_float32_parameters(
+    device, precision, bound, chunk_rows
+):
     X, Y, w = data()
     exact, low = (
         trainer("cpu", optimizer=mc.SGD(0.5)),
@@ -440,7 +596,11 @@ def test_low_precision_stays_near_float32_and_trains_float32_parameters(device, 
     assert low.net.parameters.dtype == np.float32
     step = low._step
     if step.low is not None:  # the copy that the products read is the parameters, rounded
-        copy = step.low if precision == "float16" else (step.low.astype(np.uint32) << 16).view(np.float32)
+        copy = (
+            step.low
+            if precision == "float16"
+            else (step.low.astype(np.uint32) << 16).view(np.float32)
+        )
         np.testing.assert_allclose(copy, low.net.parameters, rtol=2**-8, atol=1e-7)
     assert np.abs(low.net.parameters - before).max() > 1e-3
     assert low.evaluate(X, Y, w)["loss"] == pytest.approx(losses[-1][1], rel=0.2)
@@ -498,7 +658,9 @@ def faulty(one, X, Y, w=None, rows=None):
         ({"X": np.nan}, mc.NonFiniteLoss, "step 3.*not finite at learning rate 0.01"),
     ],
 )
-def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(device, change, error, words):
+def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(
+    device, change, error, words
+):
     X, Y, w = data()
     one = trainer("cuda")
     for _ in range(2):
@@ -506,7 +668,9 @@ def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(device
     state = [one.net.parameters, *one._step.state.values()]
     before = [x.copy() for x in state]
     X, Y, w, rows = X.copy(), Y.copy(), w.copy(), np.arange(ROWS)
-    {"X": X[:, 3], "Y": Y, "w": w, "rows": rows}[next(iter(change))][17] = next(iter(change.values()))
+    {"X": X[:, 3], "Y": Y, "w": w, "rows": rows}[next(iter(change))][17] = next(
+        iter(change.values())
+    )
     J = faulty(one, X, Y, w, rows)
     later = [one.step(*data()) for _ in range(2)]  # nothing happens any more
     for x, was in zip(state, before, strict=True):
@@ -562,7 +726,11 @@ def test_faults_and_skipped_steps_outlast_a_change_of_the_rule(device):
     one.step(bad, Y)
     one.optimizer.epsilon_hat = True
     one.step(X, Y)
-    assert (one.skipped, one.progress.step, one._step.kernels.read_control()["updates"]) == (1, 2, 1)
+    assert (one.skipped, one.progress.step, one._step.kernels.read_control()["updates"]) == (
+        1,
+        2,
+        1,
+    )
 
 
 def test_a_copy_knows_the_skipped_steps_though_the_rule_has_changed(device):
@@ -666,8 +834,13 @@ def test_the_plan_is_what_is_allocated_and_a_step_allocates_nothing(device):
     plan = one._step.make_plan(ROWS, given)
     taken.clear()
     float(one.step(X, Y, w))
-    beside = [32 * 2048, cuda_slot.CONTROL.itemsize]  # room for 2,048 answers; a control block on its way
-    assert sum(n for n in taken if n not in beside) == plan.total_bytes - 4 * one.net.layout.size  # which are there
+    beside = [
+        32 * 2048,
+        cuda_slot.CONTROL.itemsize,
+    ]  # room for 2,048 answers; a control block on its way
+    assert (
+        sum(n for n in taken if n not in beside) == plan.total_bytes - 4 * one.net.layout.size
+    )  # which are there
     taken.clear()
     for _ in range(3):
         float(one.step(X, Y, w))
@@ -686,7 +859,9 @@ def test_memory_does_not_grow_with_the_batch(device):
 def test_the_slowest_candidate_is_not_taken_and_a_deterministic_trainer_times_nothing(device):
     X, Y, w = data()
     timed = []
-    device.seconds = lambda run: run() or timed.append(run) or 100.0 - len(timed)  # each candidate faster than the one before
+    device.seconds = lambda run: (
+        run() or timed.append(run) or 100.0 - len(timed)
+    )  # each candidate faster than the one before
     one = trainer("cuda", deterministic=True)
     float(one.step(X, Y, w))
     assert not timed
@@ -697,7 +872,9 @@ def test_the_slowest_candidate_is_not_taken_and_a_deterministic_trainer_times_no
     float(other.step(X, Y, w))
     assert timed
     chosen = devices._algorithms["cuda:0", False].chosen
-    assert [p for p in chosen if chosen[p] != algorithm(p, 1)] == []  # the last candidate is the fastest there
+    assert [
+        p for p in chosen if chosen[p] != algorithm(p, 1)
+    ] == []  # the last candidate is the fastest there
 
 
 # -- several steps in one launch ---------------------------------------------------------------------------------------
@@ -740,16 +917,34 @@ RUNS = {
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("settings", RUNS)
-def test_steps_launched_together_have_the_bits_of_steps_launched_one_by_one(device, settings, weighted):
+def test_steps_launched_together_have_the_bits_of_steps_launched_one_by_one(
+    device, settings, weighted
+):
     X, Y, w = data()
     replays, found = counted(device), []
     for callbacks in ([], [AtEachStep()]):
         one = trainer("cuda", optimizer=mc.AdamW(mc.Cosine(1e-2, warmup=3)), **RUNS[settings])
         replays.clear()
-        history = one.fit(X, Y, w if weighted else None, epochs=3, batch_size=8, callbacks=callbacks, progress=False)
+        history = one.fit(
+            X,
+            Y,
+            w if weighted else None,
+            epochs=3,
+            batch_size=8,
+            callbacks=callbacks,
+            progress=False,
+        )
         arrays = [one.net.parameters, *one._step.state.values()]
         control = one._step.kernels.read_control()
-        found.append((len(replays), history["loss"], history["learning_rate"], [x.tobytes() for x in arrays], control))
+        found.append(
+            (
+                len(replays),
+                history["loss"],
+                history["learning_rate"],
+                [x.tobytes() for x in arrays],
+                control,
+            )
+        )
     together, alone = found
     assert (together[0], alone[0]) == (3 * 4, 3 * 8)  # 4, 2, 1 whole batches and 4 rows
     assert together[1:] == alone[1:]
@@ -761,7 +956,9 @@ def test_callbacks_see_every_step_and_its_loss(device):
     history = trainer("cuda").fit(X, Y, epochs=2, batch_size=20, callbacks=[seen], progress=False)
     assert seen.steps == [1, 2, 3, 4, 5, 6]
     losses = [float(J) for J in seen.losses]
-    np.testing.assert_allclose(history["loss"], [np.mean(losses[:3]), np.mean(losses[3:])], rtol=1e-12)
+    np.testing.assert_allclose(
+        history["loss"], [np.mean(losses[:3]), np.mean(losses[3:])], rtol=1e-12
+    )
 
 
 def test_a_step_end_that_one_callback_alone_has_is_called(device):
@@ -775,7 +972,9 @@ def test_a_step_end_that_one_callback_alone_has_is_called(device):
 def test_a_callback_at_the_end_of_an_epoch_leaves_steps_together(device):
     X, Y, _ = data()
     replays = counted(device)
-    trainer("cuda").fit(X, Y, epochs=2, batch_size=15, callbacks=[lambda trainer, entry: False], progress=False)
+    trainer("cuda").fit(
+        X, Y, epochs=2, batch_size=15, callbacks=[lambda trainer, entry: False], progress=False
+    )
     assert len(replays) == 2
 
 
@@ -808,14 +1007,19 @@ def test_a_fault_inside_a_launch_names_its_step_and_leaves_the_steps_after_it_un
     X, Y, _ = data("identity")
     X[37] = 1e30  # step 4 of 6
     how = {"on_non_finite": "skip"} if skip else {}
-    one, other = (trainer("cuda", "squared_error", "identity", optimizer=mc.SGD(1e-3), **how) for _ in range(2))
+    one, other = (
+        trainer("cuda", "squared_error", "identity", optimizer=mc.SGD(1e-3), **how)
+        for _ in range(2)
+    )
     fit = {"epochs": 1, "batch_size": 10, "shuffle": False, "progress": False}
     if skip:
         history = one.fit(X, Y, **fit)
         assert (one.skipped, one.progress.step, history["skipped"]) == (1, 6, [1.0])
         parts = [slice(0, 10), slice(10, 20), slice(20, 30), slice(40, 50), slice(50, 60)]
     else:
-        with pytest.raises(mc.NonFiniteLoss, match=r"step 4: .*; it began in layer 3 of 3") as caught:
+        with pytest.raises(
+            mc.NonFiniteLoss, match=r"step 4: .*; it began in layer 3 of 3"
+        ) as caught:
             one.fit(X, Y, **fit)
         assert (caught.value.step, one.progress.step) == (4, 3)
         parts = [slice(0, 10), slice(10, 20), slice(20, 30)]
@@ -824,11 +1028,21 @@ def test_a_fault_inside_a_launch_names_its_step_and_leaves_the_steps_after_it_un
     np.testing.assert_array_equal(one.net.parameters, other.net.parameters)
 
 
-def test_a_checkpoint_is_written_after_as_many_steps_as_it_was_asked_for(device, tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_after_as_many_steps_as_it_was_asked_for(
+    device, tmp_path, monkeypatch
+):
     X, Y, w = data()
     saved, save = [], mc.Trainer.save
-    monkeypatch.setattr(mc.Trainer, "save", lambda one, *rest: saved.append(one.progress.step) or save(one, *rest))
-    how = {"epochs": 2, "batch_size": 5, "progress": False, "checkpoint": tmp_path / "run", "every": "5 steps"}
+    monkeypatch.setattr(
+        mc.Trainer, "save", lambda one, *rest: saved.append(one.progress.step) or save(one, *rest)
+    )
+    how = {
+        "epochs": 2,
+        "batch_size": 5,
+        "progress": False,
+        "checkpoint": tmp_path / "run",
+        "every": "5 steps",
+    }
     one = trainer("cuda", optimizer=mc.SGD(0.1, momentum=0.9))
     one.fit(X, Y, w, **how)
     assert saved == [5, 10, 15, 20, 24]
@@ -897,7 +1111,9 @@ def test_j_may_be_read_from_another_thread_while_steps_are_launched(device):
     one, taken, found = trainer("cuda", optimizer=mc.SGD(0.1)), queue.SimpleQueue(), []
     alone = trainer("cuda", optimizer=mc.SGD(0.1))
     multiply = device.multiply
-    device.multiply = lambda *arguments: time.sleep(1e-5) or multiply(*arguments)  # lets the other thread in
+    device.multiply = lambda *arguments: (
+        time.sleep(1e-5) or multiply(*arguments)
+    )  # lets the other thread in
 
     def read():
         while (J := taken.get()) is not None:
@@ -948,7 +1164,9 @@ def test_a_fault_read_in_another_thread_does_not_undo_a_step_that_is_being_launc
 def test_parameters_are_cast_again_only_where_somebody_may_have_written_them(device, precision):
     X, Y, _ = data()
     cast, launch = [], device.launch
-    device.launch = lambda kernel, *rest: (cast.append(1) if "recast" in kernel.name else None) or launch(kernel, *rest)
+    device.launch = lambda kernel, *rest: (
+        (cast.append(1) if "recast" in kernel.name else None) or launch(kernel, *rest)
+    )
     one = trainer("cuda", precision=precision, optimizer=mc.SGD(0.1))
     for _ in range(3):
         float(one.step(X, Y))
@@ -988,10 +1206,14 @@ def test_forward_backward_and_predict_are_numpys(device, dtype, output):
     X, _, _ = data(dtype=dtype)
     found = []
     for where in ("cpu", "cuda"):
-        net = mc.MLP([7, 9, 6, 5], ["gelu", ("leaky_relu", 0.2)], output, dtype=dtype, device=where, seed=3)
+        net = mc.MLP(
+            [7, 9, 6, 5], ["gelu", ("leaky_relu", 0.2)], output, dtype=dtype, device=where, seed=3
+        )
         cache = net.forward(X)
         gradient = net.backward(cache, np.cos(cache.output), input_gradient=True, keep=True)
-        found.append((cache.output, gradient.flat, gradient.X, gradient.D[2], net.predict(X, chunk_rows=11)))
+        found.append(
+            (cache.output, gradient.flat, gradient.X, gradient.D[2], net.predict(X, chunk_rows=11))
+        )
     for here, there in zip(*found, strict=True):
         close(here, there, 1e-5 if dtype == "float32" else 1e-13)
 
@@ -1023,7 +1245,11 @@ def test_a_network_moves_between_devices_files_and_pickles(device, tmp_path):
     here = there.to("cpu")
     assert (here.device, there.device, here.to("cuda:0").device) == ("cpu", "cuda:0", "cuda:0")
     there.save(tmp_path / "net.safetensors")
-    copies = [here, mc.MLP.load(tmp_path / "net.safetensors", "cpu"), mc.MLP.load(tmp_path / "net.safetensors", "cuda")]
+    copies = [
+        here,
+        mc.MLP.load(tmp_path / "net.safetensors", "cpu"),
+        mc.MLP.load(tmp_path / "net.safetensors", "cuda"),
+    ]
     copies += [pickle.loads(pickle.dumps(there)), there.copy(), here.to("cuda")]
     for net in copies:
         np.testing.assert_array_equal(net.parameters, there.parameters)
@@ -1032,7 +1258,9 @@ def test_a_network_moves_between_devices_files_and_pickles(device, tmp_path):
 
 
 @pytest.mark.parametrize("between", ["saved", "copied", "evaluated, then penalised"])
-def test_a_run_that_comes_from_a_cpu_counts_its_updates_on_whatever_happens_before_the_next(device, tmp_path, between):
+def test_a_run_that_comes_from_a_cpu_counts_its_updates_on_whatever_happens_before_the_next(
+    device, tmp_path, between
+):
     X, Y, _ = data()
     here = trainer("cpu", optimizer=mc.Adam(1e-2))
     for _ in range(10):
@@ -1062,11 +1290,15 @@ def test_a_pickled_network_of_a_gpu_opens_where_there_is_none(device, monkeypatc
     net = pickle.loads(text)
     assert net.device == "cpu"
     assert "no GPU today" in caplog.text
-    np.testing.assert_array_equal(net.parameters, mc.MLP([7, 9, 5], seed=3, device="cpu").parameters)
+    np.testing.assert_array_equal(
+        net.parameters, mc.MLP([7, 9, 5], seed=3, device="cpu").parameters
+    )
 
 
 def test_a_low_precision_is_for_float32_networks(device):
-    with pytest.raises(ValueError, match="precision='bfloat16' is for a float32 network; this one is float64"):
+    with pytest.raises(
+        ValueError, match="precision='bfloat16' is for a float32 network; this one is float64"
+    ):
         trainer("cuda", dtype="float64", precision="bfloat16")
 
 
@@ -1079,7 +1311,9 @@ def test_a_steps_products_alone_can_be_run_for_measurement(device):
     device.multiply = lambda product, *rest: multiplied.append(product) or multiply(product, *rest)
     one.parts(X, Y)
     weights = [7 * 16, 16 * 12, 12 * 5]
-    products = multiplied[-3 * 8 :]  # of the recording made last: three chunks, each without the gradient of X
+    products = multiplied[
+        -3 * 8 :
+    ]  # of the recording made last: three chunks, each without the gradient of X
     assert sum(p.m * p.n * p.k for p in products) == ROWS * (3 * sum(weights) - weights[0])
     before = one.net.parameters.copy()
     parts.products.replay()
@@ -1110,7 +1344,9 @@ def test_a_step_can_be_taken_apart_and_its_graphs_do_what_it_does(device, staged
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_epilogues_are_tried_on_parameters_before_the_first_step_too(device, precision):
     X, Y, _ = data()
-    device.times = itertools.count()  # what is timed first is the fastest: a product with its activation
+    device.times = (
+        itertools.count()
+    )  # what is timed first is the fastest: a product with its activation
     assert trainer("cuda", hidden=("relu", "tanh"), precision=precision).parts(X, Y).fused == (2, 2)
 
 
@@ -1126,7 +1362,9 @@ def test_row_weights_that_are_gone_are_not_taken_for_none(device):
     assert not one._step.kernels.record.words[where]
 
 
-def test_a_graph_that_is_replayed_after_steps_reads_their_rows_again_and_writes_no_further_result(device):
+def test_a_graph_that_is_replayed_after_steps_reads_their_rows_again_and_writes_no_further_result(
+    device,
+):
     X, Y, _ = data()
     one = trainer("cuda", optimizer=mc.SGD(0.0))
     held = one.prepare(X, Y)
@@ -1140,11 +1378,15 @@ def test_a_graph_that_is_replayed_after_steps_reads_their_rows_again_and_writes_
 
 def test_the_parts_of_a_step_name_the_products_of_that_step_alone(device):
     X, Y, _ = data()
-    device.times = itertools.count(10, -0.01)  # what is timed last is the fastest: a product, then the activation
+    device.times = itertools.count(
+        10, -0.01
+    )  # what is timed last is the fastest: a product, then the activation
     apart = trainer("cuda", chunk_rows=25).parts(X, Y)
     assert apart.fused == (0, 3)
     assert not any(product.epilogue for product in apart.algorithms)
-    assert len(apart.algorithms) == 3 + 3 * 2 + 2  # outputs; gradients of the weights, written and added to; of the inputs
+    assert (
+        len(apart.algorithms) == 3 + 3 * 2 + 2
+    )  # outputs; gradients of the weights, written and added to; of the inputs
     device.times = itertools.count()  # what is timed first is the fastest
     devices._algorithms.clear()
     trainer("cuda", hidden=("tanh", "tanh")).parts(X, Y)  # another step on the same device
@@ -1164,5 +1406,8 @@ def test_a_step_of_more_chunks_than_a_graph_holds_has_its_products_alone(device)
 
 
 def test_a_step_on_a_cpu_has_no_parts():
-    with pytest.raises(mc.DeviceUnavailable, match="a step has parts where it is captured as a graph: on a CUDA device"):
+    with pytest.raises(
+        mc.DeviceUnavailable,
+        match="a step has parts where it is captured as a graph: on a CUDA device",
+    ):
         trainer("cpu").parts(*data()[:2])

@@ -22,7 +22,10 @@ FLAGS = [
     *("-shared", "-fPIC", "-fvisibility=hidden", "-nodefaultlibs", "-lm", "-lc", "-lgcc"),
     *("-U_FORTIFY_SOURCE", "-fcf-protection=none"),  # they take fibers for attacks
     "-fsanitize=kernel-address,alignment",  # every access to memory calls a function of the header's
-    *(f"--param=asan-{option}" for option in ("instrumentation-with-call-threshold=0", "stack=0", "globals=0")),
+    *(
+        f"--param=asan-{option}"
+        for option in ("instrumentation-with-call-threshold=0", "stack=0", "globals=0")
+    ),
 ]
 
 
@@ -98,14 +101,22 @@ def _compile(kernels: Sequence[CpuKernel]) -> None:
         return
     parts = [f'#include "{HEADER}"']
     for i, source in enumerate(dict.fromkeys(kernel.source for kernel in kernels)):
-        instances = [f"CUDA_ON_CPU_KERNEL({n}, {kernel.name})" for n, kernel in enumerate(kernels) if kernel.source == source]
+        instances = [
+            f"CUDA_ON_CPU_KERNEL({n}, {kernel.name})"
+            for n, kernel in enumerate(kernels)
+            if kernel.source == source
+        ]
         parts += [f"namespace k{i} {{ namespace {{", source, "}", *instances, "}"]
     text = "\n".join(parts)
     file = _folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.cpp"
     file.write_text(text)
-    done = subprocess.run(["g++", file, *FLAGS, "-o", file.with_suffix(".so")], capture_output=True, text=True)
+    done = subprocess.run(
+        ["g++", file, *FLAGS, "-o", file.with_suffix(".so")], capture_output=True, text=True
+    )
     if done.returncode:
-        raise RuntimeError(f"g++ does not compile {', '.join(kernel.name for kernel in kernels)}:\n{done.stderr[:4000]}")
+        raise RuntimeError(
+            f"g++ does not compile {', '.join(kernel.name for kernel in kernels)}:\n{done.stderr[:4000]}"
+        )
     library = ctypes.CDLL(str(file.with_suffix(".so")))
     for n, kernel in enumerate(kernels):
         kernel.load(library, n)

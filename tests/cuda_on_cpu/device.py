@@ -125,12 +125,16 @@ class CpuDevice:
         self.lock = threading.RLock()
         self._recording: Recording | None = None
         self._recorder = 0  # the thread that records: others launch at once
-        self.times: Iterator[float] = (i * 0.6180339887 % 1 for i in itertools.count(1))  # what `seconds` gives
+        self.times: Iterator[float] = (
+            i * 0.6180339887 % 1 for i in itertools.count(1)
+        )  # what `seconds` gives
         self._behind: dict[bytes, list[Extent]] = {}  # the memory that a slot leads to
         self._memory: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
         self._addressed: dict[int, Memory] = {}  # by the address that was given out for it
         self._launches = 0
-        self._last_use: dict[Extent, int] = {}  # of memory that uploads write: the launch that read it last
+        self._last_use: dict[
+            Extent, int
+        ] = {}  # of memory that uploads write: the launch that read it last
         self._sources: dict[int, Mark] = {}  # of page-locked memory: the upload that reads it
 
     def active(self) -> contextlib.nullcontext:
@@ -148,7 +152,12 @@ class CpuDevice:
         found = Memory(extent(array), weakref.ref(owner(array)))
         known = self._addressed.get(address, found)
         if known.owner() is found.owner():  # as far as any of its arrays that begin there
-            wide = [f(x) for f, x in zip((min, max), zip(known.extent, found.extent, strict=True), strict=True)]
+            wide = [
+                f(x)
+                for f, x in zip(
+                    (min, max), zip(known.extent, found.extent, strict=True), strict=True
+                )
+            ]
             found = Memory((wide[0], wide[1]), found.owner)
         self._addressed[address] = found
         return address
@@ -156,9 +165,16 @@ class CpuDevice:
     def kernel(self, source: str, name: str) -> compiler.CpuKernel:
         return compiler.kernel(source, name)
 
-    def launch(self, kernel: compiler.CpuKernel, launch: Launch, arguments: Sequence[object]) -> None:
+    def launch(
+        self, kernel: compiler.CpuKernel, launch: Launch, arguments: Sequence[object]
+    ) -> None:
         (grid_x, grid_y), (block_x, block_y), shared = launch
-        if not (grid_x >= 1 and 1 <= grid_y <= 65535 and 1 <= block_x * block_y <= 1024 and 0 <= shared <= SHARED):
+        if not (
+            grid_x >= 1
+            and 1 <= grid_y <= 65535
+            and 1 <= block_x * block_y <= 1024
+            and 0 <= shared <= SHARED
+        ):
             raise ValueError(f"{kernel.name} cannot be launched with {launch}")
         call = Call(kernel, launch, [self._argument(x) for x in arguments])
         if self._records():
@@ -168,7 +184,9 @@ class CpuDevice:
             check(call)
             self.run(call)
 
-    def bind(self, kernel: compiler.CpuKernel, launch: Launch, arguments: Sequence[object]) -> Callable[[], None]:
+    def bind(
+        self, kernel: compiler.CpuKernel, launch: Launch, arguments: Sequence[object]
+    ) -> Callable[[], None]:
         return functools.partial(self.launch, kernel, launch, tuple(arguments))
 
     def run(self, call: Call) -> None:
@@ -185,11 +203,15 @@ class CpuDevice:
             elif wanted in ("Slot*", "const Slot*"):
                 ranges += self._behind.get(given.data, [])
         self._launches += 1
-        self._last_use |= {x: self._launches for x in self._last_use if any(overlap(x, y) for y in ranges)}
+        self._last_use |= {
+            x: self._launches for x in self._last_use if any(overlap(x, y) for y in ranges)
+        }
         cells = [ctypes.create_string_buffer(x.data, len(x.data)) for x in arguments]
         kernel.run(
             (ctypes.c_void_p * len(cells))(*map(ctypes.addressof, cells)),
-            (ctypes.c_uint * 7)(*launch.grid, *launch.block, launch.shared, self.order, len(ranges)),
+            (ctypes.c_uint * 7)(
+                *launch.grid, *launch.block, launch.shared, self.order, len(ranges)
+            ),
             (ctypes.c_size_t * (2 * len(ranges)))(*itertools.chain(*ranges)),
         )
 
@@ -198,11 +220,26 @@ class CpuDevice:
         return [algorithm(product, number) for number in range(2)]
 
     def multiply(
-        self, product: Product, chosen: bytes, left: int, right: int, result: int, bias: int, aux: int, workspace: int
+        self,
+        product: Product,
+        chosen: bytes,
+        left: int,
+        right: int,
+        result: int,
+        bias: int,
+        aux: int,
+        workspace: int,
     ) -> None:
-        assert chosen in (algorithm(product, 0), algorithm(product, 1)), f"{chosen!r} is not for {product}"
+        assert chosen in (algorithm(product, 0), algorithm(product, 1)), (
+            f"{chosen!r} is not for {product}"
+        )
         assert workspace, product
-        owners = [weakref.ref(x) for x in self._memory.values() for at in (left, right, result, workspace) if holds(x, at)]
+        owners = [
+            weakref.ref(x)
+            for x in self._memory.values()
+            for at in (left, right, result, workspace)
+            if holds(x, at)
+        ]
 
         def run() -> None:
             if any(owner() is None for owner in owners):
@@ -268,8 +305,14 @@ class CpuDevice:
         return np.full(nbytes, POISON, np.uint8)
 
     def upload(self, source: np.ndarray, destination: np.ndarray, after: Mark | None) -> Mark:
-        there, here, launches = extent(destination), id(owner(source)), after.launches if after else 0
-        before = [x for x in self._last_use if overlap(x, there)]  # this memory, or parts of what lay there before
+        there, here, launches = (
+            extent(destination),
+            id(owner(source)),
+            after.launches if after else 0,
+        )
+        before = [
+            x for x in self._last_use if overlap(x, there)
+        ]  # this memory, or parts of what lay there before
         last = max((self._last_use.pop(x) for x in before), default=0)
         if last > launches:
             raise RuntimeError("an upload into memory that earlier launches may still read")
@@ -317,7 +360,9 @@ class CpuDevice:
     def _behind_record(self, record: np.ndarray) -> tuple[Memory, ...]:
         """The memory behind the addresses in a record."""
         fields = [record[name] for name in record.dtype.names or ()]
-        addresses = [int(x) for field in fields if field.dtype == np.uint64 for x in field.flat if x]
+        addresses = [
+            int(x) for field in fields if field.dtype == np.uint64 for x in field.flat if x
+        ]
         return tuple(map(self._memory_at, addresses))
 
     def _memory_at(self, address: int) -> Memory:
@@ -373,14 +418,18 @@ def check(call: Call) -> None:
     """
     types = call.kernel.types
     if len(call.arguments) != len(types):
-        raise TypeError(f"{call.kernel.name} takes {len(types)} arguments ({', '.join(types)}); got {len(call.arguments)}")
+        raise TypeError(
+            f"{call.kernel.name} takes {len(types)} arguments ({', '.join(types)}); got {len(call.arguments)}"
+        )
     for i, (wanted, given) in enumerate(zip(types, call.arguments, strict=True)):
         target, pointer = wanted.removeprefix("const ").removesuffix("*"), wanted.endswith("*")
         if given.kind is not None and given.kind.names and not pointer and target not in NUMBERS:
             size = call.kernel.sizes[i]
             if len(given.data) != size:
                 got = f"a record of {len(given.data)}"
-                raise TypeError(f"{call.kernel.name}: argument {i} is {wanted!r} of {size} bytes; got {got}")
+                raise TypeError(
+                    f"{call.kernel.name}: argument {i} is {wanted!r} of {size} bytes; got {got}"
+                )
             continue
         number = np.dtype(NUMBERS.get(target, np.uint8))
         right = given.kind is None or target == "void" or given.kind == number
@@ -406,11 +455,19 @@ def multiply(product: Product, left: int, right: int, result: int, bias: int, au
         assert address % promised == 0, f"{address:#x} for {p}"
     compute = np.float64 if p.dtype == "float64" else np.float32
     storage = "float32" if p.dtype == "tf32" else p.dtype
-    L = widen(matrix(left, (p.k, p.m) if p.transpose_left else (p.m, p.k), p.left_stride, storage), p.dtype)
-    R = widen(matrix(right, (p.n, p.k) if p.transpose_right else (p.k, p.n), p.right_stride, storage), p.dtype)
+    L = widen(
+        matrix(left, (p.k, p.m) if p.transpose_left else (p.m, p.k), p.left_stride, storage),
+        p.dtype,
+    )
+    R = widen(
+        matrix(right, (p.n, p.k) if p.transpose_right else (p.k, p.n), p.right_stride, storage),
+        p.dtype,
+    )
     D = matrix(result, (p.m, p.n), p.result_stride, p.result_dtype)
     with np.errstate(all="ignore"):
-        total = (L.T if p.transpose_left else L).astype(compute) @ (R.T if p.transpose_right else R).astype(compute)
+        total = (L.T if p.transpose_left else L).astype(compute) @ (
+            R.T if p.transpose_right else R
+        ).astype(compute)
         D[...] = narrow(finish(p, total, D, bias, aux).astype(compute), p.result_dtype)
 
 
@@ -430,8 +487,12 @@ def finish(p: Product, total: np.ndarray, D: np.ndarray, bias: int, aux: int) ->
             return np.maximum(total, 0)
         case "gelu":
             assert aux, p
-            matrix(aux, (p.m, p.n), p.result_stride, p.result_dtype)[...] = narrow(total, p.result_dtype)
-            return total * (0.5 * np.tanh(math.sqrt(2 / math.pi) * (total + 0.044715 * total**3)) + 0.5)
+            matrix(aux, (p.m, p.n), p.result_stride, p.result_dtype)[...] = narrow(
+                total, p.result_dtype
+            )
+            return total * (
+                0.5 * np.tanh(math.sqrt(2 / math.pi) * (total + 0.044715 * total**3)) + 0.5
+            )
     raise AssertionError(p)
 
 

@@ -26,15 +26,20 @@ DX, dy = scale(load_diabetes().data), scale(load_diabetes().target)
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
-@pytest.mark.parametrize("activation", ["gelu", "silu", ("elu", 0.5), ["mish", ("leaky_relu", 0.1)], ["logistic", "selu"]])
+@pytest.mark.parametrize(
+    "activation",
+    ["gelu", "silu", ("elu", 0.5), ["mish", ("leaky_relu", 0.1)], ["logistic", "selu"]],
+)
 def test_any_activation_of_the_engine_and_one_for_each_layer(activation):
-    model = MLPClassifier((12, 8), activation, max_iter=60, learning_rate_init=0.01, random_state=0).fit(X, NAMES)
+    model = MLPClassifier(
+        (12, 8), activation, max_iter=60, learning_rate_init=0.01, random_state=0
+    ).fit(X, NAMES)
     assert model.score(X, NAMES) > 0.97
     net = model._network()
     specs = activation if isinstance(activation, list) else [activation] * 2
-    assert [a.spec for a in net.activations[1:-1]] == ["sigmoid" if s == "logistic" else s for s in specs][
-        :2
-    ] or "logistic" in specs
+    assert [a.spec for a in net.activations[1:-1]] == [
+        "sigmoid" if s == "logistic" else s for s in specs
+    ][:2] or "logistic" in specs
     with pytest.raises(ValueError, match="hidden layer"):
         MLPClassifier((12, 8), ["gelu"]).fit(X, y)
     with pytest.raises(ValueError, match=r"activation.*must be"):
@@ -46,7 +51,9 @@ def test_any_activation_of_the_engine_and_one_for_each_layer(activation):
 def test_learned_slopes_are_fitted_kept_and_taken_up(solver, dtype):
     settings = {"solver": solver, "max_iter": 20, "learning_rate_init": 0.01, "random_state": 0}
     data = DX.astype(dtype), dy.astype(dtype)
-    make = partial(MLPRegressor, hidden_layer_sizes=(6, 5), activation=["prelu", ("prelu", 0.1, "per output")])
+    make = partial(
+        MLPRegressor, hidden_layer_sizes=(6, 5), activation=["prelu", ("prelu", 0.1, "per output")]
+    )
     model = make(**settings).fit(*data)
     assert [a.shape for a in model.slopes_] == [(1,), (5,)]
     assert abs(model.slopes_[0] - 0.25).min() > 1e-4
@@ -55,7 +62,9 @@ def test_learned_slopes_are_fitted_kept_and_taken_up(solver, dtype):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(data[0]), predicted)
     net = mc.MLP.from_sklearn(model, device="cpu")
     np.testing.assert_array_equal(net.a[2], model.slopes_[1])
-    np.testing.assert_allclose(net.predict(data[0]).reshape(len(predicted)), predicted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        net.predict(data[0]).reshape(len(predicted)), predicted, rtol=1e-5, atol=1e-6
+    )
     before = [a.copy() for a in model.slopes_]
     model.set_params(warm_start=True, max_iter=1).fit(*data)
     assert all(0 < abs(a - b).max() < 0.2 for a, b in zip(model.slopes_, before, strict=True))
@@ -72,7 +81,9 @@ def test_an_own_activation_is_taken_and_pickled():
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(DX), model.predict(DX))
 
 
-@pytest.mark.parametrize("loss", ["absolute_error", ("huber", 0.5), "log_cosh", ("quantile", 0.8), mc.loss("huber").loss])
+@pytest.mark.parametrize(
+    "loss", ["absolute_error", ("huber", 0.5), "log_cosh", ("quantile", 0.8), mc.loss("huber").loss]
+)
 def test_any_loss_of_the_engine_for_a_regressor(loss):
     model = MLPRegressor(loss, max_iter=80, learning_rate_init=0.01, random_state=0).fit(DX, dy)
     assert model.loss_curve_[-1] < 0.7 * model.loss_curve_[0]
@@ -80,7 +91,9 @@ def test_any_loss_of_the_engine_for_a_regressor(loss):
 
 
 def test_the_quantile_loss_leaves_that_share_of_the_rows_below():
-    model = MLPRegressor(("quantile", 0.8), max_iter=300, learning_rate_init=0.01, random_state=0, alpha=1).fit(DX, dy)
+    model = MLPRegressor(
+        ("quantile", 0.8), max_iter=300, learning_rate_init=0.01, random_state=0, alpha=1
+    ).fit(DX, dy)
     assert 0.74 < np.mean(dy < model.predict(DX)) < 0.86
 
 
@@ -95,7 +108,9 @@ def test_a_regression_of_shares_stays_between_0_and_1():
 
 @pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
 def test_a_classifier_with_another_loss(loss):
-    model = MLPClassifier(loss=loss, max_iter=60, learning_rate_init=0.01, random_state=0).fit(X, NAMES)
+    model = MLPClassifier(loss=loss, max_iter=60, learning_rate_init=0.01, random_state=0).fit(
+        X, NAMES
+    )
     assert model.score(X, NAMES) > 0.97
     J = model._network()
     assert J.activations[-1].name == "softmax"
@@ -107,18 +122,28 @@ def test_class_weight_is_a_row_weight():
     found = MLPClassifier(max_iter=10, random_state=0, class_weight="balanced").fit(X, NAMES)
     np.testing.assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=1e-12)
     by_name = {"barolo": 2.0, "barbera": 5.0}
-    expected = MLPClassifier(max_iter=10, random_state=0).fit(X, NAMES, 3.0 * np.array([2.0, 1.0, 5.0])[y])
-    found = MLPClassifier(max_iter=10, random_state=0, class_weight=by_name).fit(X, NAMES, np.full(len(X), 3.0))
+    expected = MLPClassifier(max_iter=10, random_state=0).fit(
+        X, NAMES, 3.0 * np.array([2.0, 1.0, 5.0])[y]
+    )
+    found = MLPClassifier(max_iter=10, random_state=0, class_weight=by_name).fit(
+        X, NAMES, np.full(len(X), 3.0)
+    )
     np.testing.assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=1e-12)
-    part = MLPClassifier(random_state=0, class_weight=by_name).partial_fit(X, NAMES, classes=np.unique(NAMES))
-    again = MLPClassifier(random_state=0).partial_fit(X, NAMES, np.array([2.0, 1.0, 5.0])[y], classes=np.unique(NAMES))
+    part = MLPClassifier(random_state=0, class_weight=by_name).partial_fit(
+        X, NAMES, classes=np.unique(NAMES)
+    )
+    again = MLPClassifier(random_state=0).partial_fit(
+        X, NAMES, np.array([2.0, 1.0, 5.0])[y], classes=np.unique(NAMES)
+    )
     assert part.loss_ == pytest.approx(again.loss_, rel=1e-12)
     with pytest.raises(ValueError, match=r"balanced.*partial_fit"):
         MLPClassifier(class_weight="balanced").partial_fit(X, y, classes=[0, 1, 2])
 
 
 @pytest.mark.parametrize("solver", ["lbfgs", "adam"])
-@pytest.mark.parametrize("class_weight", ["balanced", {"barolo": 2.0, "barbera": 5.0}], ids=["balanced", "by name"])
+@pytest.mark.parametrize(
+    "class_weight", ["balanced", {"barolo": 2.0, "barbera": 5.0}], ids=["balanced", "by name"]
+)
 def test_a_row_that_weighs_2_is_the_row_twice_to_class_weight_too(class_weight, solver):
     w = np.random.default_rng(0).integers(0, 4, len(X))
     rows = np.repeat(np.arange(len(X)), w)
@@ -136,7 +161,9 @@ def test_a_row_that_weighs_2_is_the_row_twice_to_class_weight_too(class_weight, 
 def test_balanced_weights_are_scikit_learns_of_weighted_rows():
     w = np.random.default_rng(0).uniform(0, 3, len(X))
     shares = compute_class_weight("balanced", classes=np.unique(NAMES), y=NAMES, sample_weight=w)
-    expected = MLPClassifier(max_iter=5, random_state=0).fit(X, NAMES, w * shares[np.unique(NAMES, return_inverse=True)[1]])
+    expected = MLPClassifier(max_iter=5, random_state=0).fit(
+        X, NAMES, w * shares[np.unique(NAMES, return_inverse=True)[1]]
+    )
     found = MLPClassifier(max_iter=5, random_state=0, class_weight="balanced").fit(X, NAMES, w)
     np.testing.assert_allclose(found.loss_curve_, expected.loss_curve_, rtol=1e-12)
 
@@ -161,7 +188,9 @@ def test_many_labels_are_balanced_column_by_column_with_row_weights(class_weight
     A, B = make_multilabel_classification(80, random_state=0, n_classes=2)
     w = np.random.default_rng(1).integers(0, 3, 80)
     rows = np.repeat(np.arange(80), w)
-    model = MLPClassifier((5,), solver="lbfgs", alpha=0.1, max_iter=3, random_state=0, class_weight=class_weight)
+    model = MLPClassifier(
+        (5,), solver="lbfgs", alpha=0.1, max_iter=3, random_state=0, class_weight=class_weight
+    )
     expected = model.fit(A[rows], B[rows]).loss_
     assert model.fit(A, B, w).loss_ == pytest.approx(expected, rel=1e-9)
     assert model.fit(A, csr_matrix(B), w).loss_ == pytest.approx(expected, rel=1e-9)
@@ -172,7 +201,9 @@ def test_class_weight_of_many_labels_is_a_list():
     weights = [{0: 1, 1: 3}, {0: 2, 1: 1}]
     rows = np.array([1, 3])[B[:, 0]] * np.array([2, 1])[B[:, 1]]
     found = MLPClassifier(max_iter=3, random_state=0, class_weight=weights).fit(A, B)
-    assert found.loss_ == pytest.approx(MLPClassifier(max_iter=3, random_state=0).fit(A, B, rows).loss_, rel=1e-12)
+    assert found.loss_ == pytest.approx(
+        MLPClassifier(max_iter=3, random_state=0).fit(A, B, rows).loss_, rel=1e-12
+    )
 
 
 def test_a_validation_set_is_scored_every_epoch_and_stops_if_asked_to():
@@ -183,7 +214,9 @@ def test_a_validation_set_is_scored_every_epoch_and_stops_if_asked_to():
     assert seen.best_validation_score_ == max(seen.validation_scores_)
     plain = MLPClassifier(max_iter=12, random_state=0).fit(A, b)
     assert seen.loss_curve_ == plain.loss_curve_  # looking changes nothing
-    stopped = MLPClassifier(random_state=0, early_stopping=True, n_iter_no_change=3, learning_rate_init=0.01)
+    stopped = MLPClassifier(
+        random_state=0, early_stopping=True, n_iter_no_change=3, learning_rate_init=0.01
+    )
     stopped.fit(A, b, validation=(Av, bv))
     assert stopped.n_iter_ < 200
     assert stopped.score(Av, bv) == stopped.best_validation_score_
@@ -199,11 +232,17 @@ def auc(model, A, b):
 
 @pytest.mark.parametrize("scoring", ["neg_log_loss", "roc_auc_ovr", auc])
 def test_the_score_may_be_any_of_scikit_learns_or_a_function(scoring):
-    table = pd.DataFrame(X, columns=[f"c{i}" for i in range(X.shape[1])])  # whose names the scorer's predict must see
-    model = MLPClassifier(random_state=0, early_stopping=True, scoring=scoring, max_iter=15).fit(table, NAMES)
+    table = pd.DataFrame(
+        X, columns=[f"c{i}" for i in range(X.shape[1])]
+    )  # whose names the scorer's predict must see
+    model = MLPClassifier(random_state=0, early_stopping=True, scoring=scoring, max_iter=15).fit(
+        table, NAMES
+    )
     assert len(model.validation_scores_) == model.n_iter_
     assert model.validation_scores_[0] < model.validation_scores_[-1]
-    given = MLPClassifier(random_state=0, scoring=scoring, max_iter=5).fit(table, NAMES, validation=(table, NAMES))
+    given = MLPClassifier(random_state=0, scoring=scoring, max_iter=5).fit(
+        table, NAMES, validation=(table, NAMES)
+    )
     assert len(given.validation_scores_) == 5
     with pytest.raises(ValueError, match="scoring"):
         MLPClassifier(scoring="roundness").fit(X, y)
@@ -223,13 +262,17 @@ def test_callbacks_see_every_epoch_and_may_stop():
         seen.append((trainer.learning_rate, entry["loss"]))
         return len(seen) == 3
 
-    model = MLPClassifier(callbacks=[third, Counter()], random_state=0, batch_size=60).fit(X, y, validation=(X, y))
+    model = MLPClassifier(callbacks=[third, Counter()], random_state=0, batch_size=60).fit(
+        X, y, validation=(X, y)
+    )
     assert model.n_iter_ == 3
     assert [loss for _, loss in seen[:3]] == model.loss_curve_
     assert seen[3]["validation_score"] == model.validation_scores_
     assert len(steps) == 9
     seen.clear()
-    model = MLPRegressor(solver="lbfgs", callbacks=[lambda trainer, entry: entry["loss"] < 0.3]).fit(DX, dy)
+    model = MLPRegressor(
+        solver="lbfgs", callbacks=[lambda trainer, entry: entry["loss"] < 0.3]
+    ).fit(DX, dy)
     assert model.loss_ < 0.3
     assert model.n_iter_ < 20
     with pytest.raises(ValueError, match="callbacks"):
@@ -246,7 +289,10 @@ def test_progress_shows_a_bar(capsys):
 
 
 def test_memory_limit_and_device_reach_the_engine():
-    small, free = (MLPClassifier(max_iter=3, random_state=0, memory_limit=limit, batch_size=178) for limit in ("99 KiB", None))
+    small, free = (
+        MLPClassifier(max_iter=3, random_state=0, memory_limit=limit, batch_size=178)
+        for limit in ("99 KiB", None)
+    )
     np.testing.assert_allclose(small.fit(X, y).loss_curve_, free.fit(X, y).loss_curve_, rtol=1e-12)
     with pytest.raises(MemoryError):  # the weights of the best epoch count as well
         small.set_params(early_stopping=True, memory_limit="90 KiB", batch_size=160).fit(X, y)
@@ -293,7 +339,9 @@ def test_dropout_is_drawn_from_random_state_and_never_when_predicting(dropout):
     assert one.score(X, y) > 0.95
     assert one.loss_curve_ == fitted().loss_curve_
     assert one.loss_curve_ != fitted(random_state=1).loss_curve_
-    np.testing.assert_allclose(fitted(memory_limit="200 KiB").loss_curve_, one.loss_curve_, rtol=1e-6)  # in chunks
+    np.testing.assert_allclose(
+        fitted(memory_limit="200 KiB").loss_curve_, one.loss_curve_, rtol=1e-6
+    )  # in chunks
     np.testing.assert_array_equal(one.predict_proba(X), one.predict_proba(X))
     plain = MLPClassifier((20, 20), max_iter=60, learning_rate_init=0.01, random_state=0).fit(X, y)
     assert one.loss_ > plain.loss_
@@ -307,7 +355,15 @@ def test_the_penalty_that_is_reported_keeps_its_digits_over_many_equal_weights()
     net = mc.MLP([300, 300], bias=False)
     net.parameters[...] = np.float32(0.1)
     trainer = mc.Trainer(net, loss="squared_error", optimizer=mc.SGD(0.0))
-    rows = Rows(trainer, np.zeros((1, 300), np.float32), np.zeros((1, 300), np.float32), None, 1.0, 0.25, None)
+    rows = Rows(
+        trainer,
+        np.zeros((1, 300), np.float32),
+        np.zeros((1, 300), np.float32),
+        None,
+        1.0,
+        0.25,
+        None,
+    )
     J, constant = rows.step(np.array([0]))
     penalty = 0.5 * 90_000 * float(np.float32(0.1)) ** 2
     assert float(J) == pytest.approx(penalty, rel=1e-7)

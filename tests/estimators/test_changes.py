@@ -18,7 +18,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 
 
 def pair(name="MLPClassifier", **parameters):
-    return [getattr(module, name)(**{"max_iter": 5, "random_state": 0, **parameters}) for module in MODULES]
+    return [
+        getattr(module, name)(**{"max_iter": 5, "random_state": 0, **parameters})
+        for module in MODULES
+    ]
 
 
 def test_an_activation_that_changes_after_the_fit_counts_in_predictions_and_pickles():
@@ -53,20 +56,33 @@ def test_partial_fit_goes_on_with_the_new_loss():
 
 
 @pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
-@pytest.mark.parametrize("more", [{}, {"solver": "sgd"}, {"solver": "lbfgs"}, {"early_stopping": True}, {"batch_size": 40}])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"solver": "sgd"}, {"solver": "lbfgs"}, {"early_stopping": True}, {"batch_size": 40}],
+)
 def test_every_attribute_is_of_the_type_that_scikit_learns_has(name, more):
     theirs, ours = (vars(model.fit(X, y)) for model in pair(name, **more))
-    for key in [key for key in theirs if key.endswith("_")] + ["_random_state", "_no_improvement_count", "_label_binarizer"]:
+    for key in [key for key in theirs if key.endswith("_")] + [
+        "_random_state",
+        "_no_improvement_count",
+        "_label_binarizer",
+    ]:
         if key in theirs and not (more.get("solver") == "lbfgs" and key == "_no_improvement_count"):
             assert type(ours[key]) is type(theirs[key]), key
             if isinstance(theirs[key], list):
-                assert {type(entry) for entry in ours[key]} == {type(entry) for entry in theirs[key]}, key
+                assert {type(entry) for entry in ours[key]} == {
+                    type(entry) for entry in theirs[key]
+                }, key
 
 
 def test_layer_sizes_in_the_place_of_the_loss_are_named_as_such():
-    with pytest.raises(InvalidParameterError, match=r"loss.*did you mean hidden_layer_sizes=\(64,\)\?"):
+    with pytest.raises(
+        InvalidParameterError, match=r"loss.*did you mean hidden_layer_sizes=\(64,\)\?"
+    ):
         MLPRegressor((64,)).fit(X, y)
-    with pytest.raises(InvalidParameterError, match=r"activation.*did you mean hidden_layer_sizes=\[64, 32\]\?"):
+    with pytest.raises(
+        InvalidParameterError, match=r"activation.*did you mean hidden_layer_sizes=\[64, 32\]\?"
+    ):
         MLPClassifier(activation=[64, 32]).fit(X, y)
     for wrong in [[], ("elu", "x"), ["relu", "rleu"], 3]:
         with pytest.raises(InvalidParameterError, match="activation"):
@@ -95,7 +111,9 @@ def test_validation_rows_that_nothing_can_come_of_are_an_error():
         MLPRegressor(solver="lbfgs").fit(X, y, validation=(X, y))
     names = np.array(["barolo", "grignolino", "barbera"])[y]
     with pytest.raises(ValueError, match=r"validation: y has labels.*'merlot'"):
-        MLPClassifier(early_stopping=True).fit(X, names, validation=(X[:3], ["merlot", "barolo", "barolo"]))
+        MLPClassifier(early_stopping=True).fit(
+            X, names, validation=(X[:3], ["merlot", "barolo", "barolo"])
+        )
     with pytest.raises(ValueError, match="validation: y has labels"):
         MLPClassifier(early_stopping=True).fit(X, names, validation=(X, y))
     MLPClassifier(max_iter=1).fit(X, names, validation=(X[:3], ["barolo"] * 3))

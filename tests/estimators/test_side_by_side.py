@@ -12,8 +12,19 @@ from sklearn.preprocessing import StandardScaler
 from mlpcore import estimators
 
 CURVES = ("loss_curve_", "validation_scores_", "best_loss_", "best_validation_score_", "loss_")
-EXACT = ("n_iter_", "t_", "n_layers_", "n_outputs_", "out_activation_", "n_features_in_", "_no_improvement_count")
-RAW = {name: getattr(datasets, f"load_{name}")(return_X_y=True) for name in ("digits", "wine", "breast_cancer", "diabetes")}
+EXACT = (
+    "n_iter_",
+    "t_",
+    "n_layers_",
+    "n_outputs_",
+    "out_activation_",
+    "n_features_in_",
+    "_no_improvement_count",
+)
+RAW = {
+    name: getattr(datasets, f"load_{name}")(return_X_y=True)
+    for name in ("digits", "wine", "breast_cancer", "diabetes")
+}
 
 
 def data(kind, rows=220, seed=0):
@@ -33,10 +44,13 @@ def data(kind, rows=220, seed=0):
 
 def pair(kind, **parameters):
     name = (
-        "MLPClassifier" if kind in ("multiclass", "binary", "multilabel", "digits", "wine", "breast_cancer") else "MLPRegressor"
+        "MLPClassifier"
+        if kind in ("multiclass", "binary", "multilabel", "digits", "wine", "breast_cancer")
+        else "MLPRegressor"
     )
     return [
-        getattr(module, name)(**{"random_state": 3, "max_iter": 25, **parameters}) for module in (neural_network, estimators)
+        getattr(module, name)(**{"random_state": 3, "max_iter": 25, **parameters})
+        for module in (neural_network, estimators)
     ]
 
 
@@ -46,7 +60,9 @@ def both(call, *fitted):
     for estimator in fitted:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            warnings.simplefilter("ignore", RuntimeWarning)  # theirs divides by zero where ours does not
+            warnings.simplefilter(
+                "ignore", RuntimeWarning
+            )  # theirs divides by zero where ours does not
             call(estimator)
         said.append([(w.category, str(w.message)) for w in caught])
     assert said[0] == said[1]
@@ -60,7 +76,9 @@ def same(theirs, ours, X=None, rtol=1e-6):
         assert (expected is None) == (found is None), name
         if expected is not None:
             np.testing.assert_allclose(found, expected, rtol=rtol, atol=1e-12, err_msg=name)
-    for expected, found in zip(theirs.coefs_ + theirs.intercepts_, ours.coefs_ + ours.intercepts_, strict=True):
+    for expected, found in zip(
+        theirs.coefs_ + theirs.intercepts_, ours.coefs_ + ours.intercepts_, strict=True
+    ):
         assert expected.dtype == found.dtype
         np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol)
     if X is not None:
@@ -69,8 +87,14 @@ def same(theirs, ours, X=None, rtol=1e-6):
                 expected, found = getattr(theirs, method)(X), getattr(ours, method)(X)
                 assert expected.dtype == found.dtype
                 assert expected.shape == found.shape
-                if method == "predict_log_proba":  # theirs takes 1 - P, which has lost the digits of a small probability
-                    lost = 4 * np.finfo(expected.dtype).eps / np.maximum(np.exp(found), np.finfo(expected.dtype).tiny)
+                if (
+                    method == "predict_log_proba"
+                ):  # theirs takes 1 - P, which has lost the digits of a small probability
+                    lost = (
+                        4
+                        * np.finfo(expected.dtype).eps
+                        / np.maximum(np.exp(found), np.finfo(expected.dtype).tiny)
+                    )
                     assert (abs(found - expected) <= 1e-5 * abs(expected) + 1e-9 + lost).all()
                 elif expected.dtype.kind == "f":
                     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
@@ -83,7 +107,13 @@ SOLVERS = [
     {"solver": "adam", "beta_1": 0.0, "beta_2": 0.9, "epsilon": 1e-3, "learning_rate_init": 0.01},
     {"solver": "sgd"},
     {"solver": "sgd", "learning_rate": "invscaling", "learning_rate_init": 0.1, "power_t": 0.3},
-    {"solver": "sgd", "learning_rate": "adaptive", "learning_rate_init": 0.2, "tol": 0.02, "n_iter_no_change": 2},
+    {
+        "solver": "sgd",
+        "learning_rate": "adaptive",
+        "learning_rate_init": 0.2,
+        "tol": 0.02,
+        "n_iter_no_change": 2,
+    },
     {"solver": "sgd", "momentum": 0.0, "learning_rate_init": 0.1},
     {"solver": "sgd", "nesterovs_momentum": False, "momentum": 0.5},
     {"solver": "sgd", "momentum": 1.0, "max_iter": 4},
@@ -92,7 +122,9 @@ KINDS = ("multiclass", "binary", "multilabel", "one", "many")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: "-".join(str(value) for value in solver.values()))
+@pytest.mark.parametrize(
+    "solver", SOLVERS, ids=lambda solver: "-".join(str(value) for value in solver.values())
+)
 def test_every_solver_goes_the_same_way_epoch_by_epoch(kind, solver):
     X, y = data(kind)
     theirs, ours = pair(kind, batch_size=32, **solver)  # 220 rows: the last batch has 28
@@ -105,7 +137,9 @@ def test_every_solver_goes_the_same_way_epoch_by_epoch(kind, solver):
 def test_every_activation_with_row_weights_and_a_large_penalty(kind, activation):
     X, y = data(kind)
     w = np.random.default_rng(1).random(len(X)) * 3
-    theirs, ours = pair(kind, activation=activation, hidden_layer_sizes=(9, 5), alpha=2.0, batch_size=50)
+    theirs, ours = pair(
+        kind, activation=activation, hidden_layer_sizes=(9, 5), alpha=2.0, batch_size=50
+    )
     both(lambda estimator: estimator.fit(X, y, sample_weight=w), theirs, ours)
     same(theirs, ours, X)
 
@@ -116,20 +150,28 @@ def test_every_activation_with_row_weights_and_a_large_penalty(kind, activation)
 def test_lbfgs_ends_at_the_same_place(kind, activation, weighted):
     X, y = data(kind, rows=60)
     w = np.random.default_rng(1).random(len(X)) if weighted else None
-    theirs, ours = pair(kind, solver="lbfgs", activation=activation, hidden_layer_sizes=(4,), alpha=0.1, max_iter=15)
+    theirs, ours = pair(
+        kind, solver="lbfgs", activation=activation, hidden_layer_sizes=(4,), alpha=0.1, max_iter=15
+    )
     both(lambda estimator: estimator.fit(X, y, sample_weight=w), theirs, ours)
     same(theirs, ours, X)
 
 
 @pytest.mark.parametrize(
     ("kind", "more"),
-    [*itertools.product(KINDS, [{"solver": "adam", "learning_rate_init": 0.02}, {"solver": "sgd"}])],
+    [
+        *itertools.product(
+            KINDS, [{"solver": "adam", "learning_rate_init": 0.02}, {"solver": "sgd"}]
+        )
+    ],
 )
 @pytest.mark.parametrize("weighted", [False, True])
 def test_early_stopping_holds_out_the_same_rows_and_returns_to_the_same_epoch(kind, more, weighted):
     X, y = data(kind)
     w = np.random.default_rng(1).random(len(X)) + 0.1 if weighted else None
-    theirs, ours = pair(kind, early_stopping=True, n_iter_no_change=3, validation_fraction=0.2, **more)
+    theirs, ours = pair(
+        kind, early_stopping=True, n_iter_no_change=3, validation_fraction=0.2, **more
+    )
     both(lambda estimator: estimator.fit(X, y, sample_weight=w), theirs, ours)
     same(theirs, ours, X)
     assert len(ours.validation_scores_) == ours.n_iter_
@@ -139,7 +181,14 @@ def test_early_stopping_holds_out_the_same_rows_and_returns_to_the_same_epoch(ki
 @pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
 def test_poisson_deviance_is_reported_with_its_constant(kind, solver):
     X, y = data(kind)
-    theirs, ours = pair(kind, loss="poisson", solver=solver, learning_rate_init=1e-3, activation="tanh", hidden_layer_sizes=4)
+    theirs, ours = pair(
+        kind,
+        loss="poisson",
+        solver=solver,
+        learning_rate_init=1e-3,
+        activation="tanh",
+        hidden_layer_sizes=4,
+    )
     w = np.random.default_rng(1).random(len(X))
     both(lambda estimator: estimator.fit(X, y, sample_weight=w), theirs, ours)
     same(theirs, ours, X, rtol=1e-6 if solver != "lbfgs" else 1e-4)
@@ -149,7 +198,9 @@ def test_poisson_deviance_is_reported_with_its_constant(kind, solver):
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("name", RAW)
-@pytest.mark.parametrize("more", [{}, {"solver": "sgd"}, {"early_stopping": True}], ids=["adam", "sgd", "early stopping"])
+@pytest.mark.parametrize(
+    "more", [{}, {"solver": "sgd"}, {"early_stopping": True}], ids=["adam", "sgd", "early stopping"]
+)
 def test_data_sets_as_they_come_unscaled(name, more):
     """Where probabilities are 0 and 1 to the last digit, a loss is what scikit-learn's rounding and clipping make of it."""
     X, y = RAW[name]
@@ -204,7 +255,10 @@ def test_sparse_rows(kind, form, solver, monkeypatch):
     same(theirs, ours, form(X))
 
 
-@pytest.mark.parametrize("more", [{"shuffle": False}, {"batch_size": 1000}, {"batch_size": 1}, {"hidden_layer_sizes": ()}])
+@pytest.mark.parametrize(
+    "more",
+    [{"shuffle": False}, {"batch_size": 1000}, {"batch_size": 1}, {"hidden_layer_sizes": ()}],
+)
 def test_batches_of_all_sizes_in_the_given_order_and_no_hidden_layer(more):
     X, y = data("multiclass")
     theirs, ours = pair("multiclass", max_iter=3, **more)
@@ -248,11 +302,19 @@ def test_a_run_that_diverges_ends_alike(early_stopping):
     X, y = data("one")
     X = X * 1e3
     found = []
-    for estimator in pair("one", solver="sgd", learning_rate_init=10.0, early_stopping=early_stopping, max_iter=30):
+    for estimator in pair(
+        "one", solver="sgd", learning_rate_init=10.0, early_stopping=early_stopping, max_iter=30
+    ):
         try:
             estimator.fit(X, y)
         except ValueError as error:
             found.append(str(error))
         else:
-            found.append((estimator.n_iter_, np.isnan(estimator.validation_scores_[-1]), estimator.best_validation_score_))
+            found.append(
+                (
+                    estimator.n_iter_,
+                    np.isnan(estimator.validation_scores_[-1]),
+                    estimator.best_validation_score_,
+                )
+            )
     assert found[0] == pytest.approx(found[1]) if early_stopping else found[0] == found[1]

@@ -19,7 +19,11 @@ def _theirs():
     with mock.patch.multiple(neural_network, **names):
         spec.loader.exec_module(module)
     assert module.MLPClassifier is estimators.MLPClassifier
-    return {name: test for name, test in vars(module).items() if name.startswith("test_") and name not in INSIDE}
+    return {
+        name: test
+        for name, test in vars(module).items()
+        if name.startswith("test_") and name not in INSIDE
+    }
 
 
 @pytest.fixture

@@ -29,11 +29,18 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
 
 @pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
 def test_the_signature_begins_with_scikit_learns_in_its_order(name):
-    theirs, ours = (list(inspect.signature(getattr(module, name)).parameters.values()) for module in MODULES)
-    assert [(p.name, p.kind, p.default) for p in ours[: len(theirs)]] == [(p.name, p.kind, p.default) for p in theirs]
+    theirs, ours = (
+        list(inspect.signature(getattr(module, name)).parameters.values()) for module in MODULES
+    )
+    assert [(p.name, p.kind, p.default) for p in ours[: len(theirs)]] == [
+        (p.name, p.kind, p.default) for p in theirs
+    ]
     assert [(p.name, p.kind) for p in ours[:2]] == [(p.name, p.kind) for p in theirs[:2]]
     for method in ("fit", "partial_fit", "predict", "score"):
-        theirs, ours = (list(inspect.signature(getattr(getattr(module, name), method)).parameters) for module in MODULES)
+        theirs, ours = (
+            list(inspect.signature(getattr(getattr(module, name), method)).parameters)
+            for module in MODULES
+        )
         assert ours[: len(theirs)] == theirs
 
 
@@ -52,8 +59,12 @@ def test_grid_search_pipeline_and_cross_validation_score_as_scikit_learns():
     scores = []
     for module in MODULES:
         model = make_pipeline(StandardScaler(), module.MLPClassifier(max_iter=20, random_state=0))
-        search = GridSearchCV(model, {"mlpclassifier__alpha": [1e-3, 1.0]}, n_jobs=2, cv=3).fit(*WINE)
-        scores.append([*search.cv_results_["mean_test_score"], *cross_val_score(model, *WINE, cv=3)])
+        search = GridSearchCV(model, {"mlpclassifier__alpha": [1e-3, 1.0]}, n_jobs=2, cv=3).fit(
+            *WINE
+        )
+        scores.append(
+            [*search.cv_results_["mean_test_score"], *cross_val_score(model, *WINE, cv=3)]
+        )
     np.testing.assert_allclose(*scores)
 
 
@@ -64,12 +75,16 @@ def test_calibration_and_permutation_importance():
         model = make_pipeline(StandardScaler(), module.MLPClassifier(max_iter=30, random_state=0))
         calibrated = CalibratedClassifierCV(model, cv=2).fit(X, y)
         importance = permutation_importance(model.fit(X, y), X, y, n_repeats=2, random_state=0)
-        found.append(np.concatenate([calibrated.predict_proba(X).ravel(), importance.importances_mean]))
+        found.append(
+            np.concatenate([calibrated.predict_proba(X).ravel(), importance.importances_mean])
+        )
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-7)
 
 
 def test_a_clone_has_the_parameters_and_nothing_of_the_fit():
-    model = MLPRegressor(hidden_layer_sizes=(3, 4), activation=["gelu", ("elu", 0.5)], device="cpu", max_iter=2).fit(*DIABETES)
+    model = MLPRegressor(
+        hidden_layer_sizes=(3, 4), activation=["gelu", ("elu", 0.5)], device="cpu", max_iter=2
+    ).fit(*DIABETES)
     other = clone(model)
     assert other.get_params() == model.get_params()
     assert not hasattr(other, "coefs_")
@@ -144,7 +159,9 @@ WRONG = [
 OF_A_CLASSIFIER = [
     wrong(y=WINE[0][:, 0]),
     wrong(call=lambda m: m.partial_fit(*WINE)),
-    wrong(call=lambda m: m.partial_fit(*WINE, classes=[0, 1, 2]).partial_fit(*WINE, classes=[1, 2])),
+    wrong(
+        call=lambda m: m.partial_fit(*WINE, classes=[0, 1, 2]).partial_fit(*WINE, classes=[1, 2])
+    ),
     wrong(call=lambda m: m.partial_fit(*WINE, classes=[0, 1])),
     wrong(call=lambda m: m.fit(*WINE).fit(WINE[0][:80], WINE[1][:80]), warm_start=True),
     wrong(call=lambda m: m.partial_fit(*WINE, classes=[0, 1, 2]), solver="lbfgs"),
@@ -155,7 +172,10 @@ OF_A_CLASSIFIER = [
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
     ("name", "mistake"),
-    [*(("MLPClassifier", case) for case in (*WRONG, *OF_A_CLASSIFIER)), *(("MLPRegressor", case) for case in WRONG)],
+    [
+        *(("MLPClassifier", case) for case in (*WRONG, *OF_A_CLASSIFIER)),
+        *(("MLPRegressor", case) for case in WRONG),
+    ],
 )
 def test_a_mistake_is_the_same_error(name, mistake):
     parameters, fit, call, X, y = mistake
@@ -219,7 +239,9 @@ def test_one_class_alone(y):
 def test_multilabel_targets_may_be_sparse_and_predictions_are_then():
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((60, 5)), sparse.csr_array(rng.integers(0, 2, (60, 3)))
-    found = [module.MLPClassifier(max_iter=5, random_state=0).fit(X, y).predict(X) for module in MODULES]
+    found = [
+        module.MLPClassifier(max_iter=5, random_state=0).fit(X, y).predict(X) for module in MODULES
+    ]
     assert type(found[0]) is type(found[1])
     np.testing.assert_array_equal(found[0].toarray(), found[1].toarray())
 
@@ -229,5 +251,7 @@ def test_the_probability_of_either_class_keeps_its_digits():
     model = MLPClassifier((), max_iter=20, random_state=0).fit(X, X[:, 0] > 0)
     steep = X * 50 / (np.abs(X) * np.abs(model.coefs_[0]).sum())
     P, s = model.predict_proba(steep), steep @ model.coefs_[0] + model.intercepts_[0]
-    np.testing.assert_allclose(P, np.exp(-np.maximum(np.hstack([s, -s]), 0)) / (1 + np.exp(-np.abs(s))), rtol=1e-12)
+    np.testing.assert_allclose(
+        P, np.exp(-np.maximum(np.hstack([s, -s]), 0)) / (1 + np.exp(-np.abs(s))), rtol=1e-12
+    )
     assert 0 < P.min() < 1e-18

@@ -30,7 +30,9 @@ def put(path, content=b"new", keep=1):
 def forked(work):
     """Begin a function in a child, which ends with status 0, or with 1 where the function raised."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # BLAS has threads, which the child leaves alone
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # BLAS has threads, which the child leaves alone
         child = os.fork()
     if child:
         return child
@@ -115,7 +117,9 @@ def test_the_file_at_the_end_of_a_link_is_replaced_and_its_versions_stand_beside
     assert caught.value.errno == errno.ELOOP
 
 
-def test_a_path_is_relative_to_the_working_directory_also_where_that_cannot_be_reached(tmp_path, monkeypatch):
+def test_a_path_is_relative_to_the_working_directory_also_where_that_cannot_be_reached(
+    tmp_path, monkeypatch
+):
     (tmp_path / "above/here").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "above/here")
 
@@ -244,7 +248,9 @@ def access_list(*entries):
 
 
 NONE = 0xFFFFFFFF
-READER = access_list((1, 6, NONE), (2, 4, 4321), (4, 0, NONE), (16, 4, NONE), (32, 0, NONE))  # u::rw u:4321:r g::- m::r o::-
+READER = access_list(
+    (1, 6, NONE), (2, 4, 4321), (4, 0, NONE), (16, 4, NONE), (32, 0, NONE)
+)  # u::rw u:4321:r g::- m::r o::-
 
 
 def test_access_lists_and_user_attributes_are_kept_and_none_is_handed_down(tmp_path):
@@ -284,7 +290,9 @@ def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("name", ["x" * 240, "x" * 251 + ".bin", "é" * 127, b"\xff\xfe" * 60 + b".x", b"\xff" * 255])
+@pytest.mark.parametrize(
+    "name", ["x" * 240, "x" * 251 + ".bin", "é" * 127, b"\xff\xfe" * 60 + b".x", b"\xff" * 255]
+)
 def test_a_name_may_be_as_long_as_the_file_system_allows_and_of_any_bytes(name, tmp_path):
     path = tmp_path / os.fsdecode(name)
 
@@ -306,7 +314,9 @@ def test_a_name_may_be_as_long_as_the_file_system_allows_and_of_any_bytes(name, 
 def test_versions_whose_names_are_too_long_are_refused_before_anything_is_written(tmp_path):
     path = tmp_path / ("x" * 251 + ".bin")
     for attempt in (lambda: put(path, keep=2), lambda: atomic.claimed(path, 2).__enter__()):
-        with pytest.raises(OSError, match=r"x\.bin' cannot be written: .*version 1 is too long") as caught:
+        with pytest.raises(
+            OSError, match=r"x\.bin' cannot be written: .*version 1 is too long"
+        ) as caught:
             attempt()
         assert caught.value.errno == errno.ENAMETOOLONG
     with pytest.raises(OSError, match=r"x' cannot be written: .*too long"):
@@ -350,7 +360,9 @@ def failing(function, number, only=lambda handle: True):
     return fail
 
 
-def test_a_file_system_without_modes_owners_attributes_locks_or_forced_folders_will_do(tmp_path, monkeypatch):
+def test_a_file_system_without_modes_owners_attributes_locks_or_forced_folders_will_do(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "file"
     put(path, b"old")
     for name, number in (
@@ -403,7 +415,9 @@ def test_processes_that_number_the_versions_of_one_file_see_no_error_and_leave_w
 
 @pytest.mark.parametrize("when", ["named", "linked", "copied"])
 @pytest.mark.parametrize("claim", [False, True])
-def test_a_writer_that_is_killed_while_it_numbers_leaves_nothing_after_the_next_save(claim, when, tmp_path, monkeypatch):
+def test_a_writer_that_is_killed_while_it_numbers_leaves_nothing_after_the_next_save(
+    claim, when, tmp_path, monkeypatch
+):
     path = tmp_path / "file"
     put(path, b"1")
     if when == "copied":
@@ -454,7 +468,9 @@ def test_a_claimed_file_is_refused_to_others_and_its_holder_writes_it(there, tmp
         for content in (b"2", b"3"):
             put(path, content, keep=2)
             for attempt in (claim, put):
-                assert ended(forked(lambda attempt=attempt: refused(path, lambda: attempt(path)))) == 0
+                assert (
+                    ended(forked(lambda attempt=attempt: refused(path, lambda: attempt(path)))) == 0
+                )
             assert path.read_bytes() == content
         path.unlink()
         put(path, b"4", keep=2)
@@ -566,7 +582,9 @@ def interrupted(work, number):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an open file
 @pytest.mark.parametrize("there", [False, True])
-def test_an_interrupt_wherever_it_comes_leaves_neither_claim_nor_lock_nor_part(there, tmp_path, monkeypatch):
+def test_an_interrupt_wherever_it_comes_leaves_neither_claim_nor_lock_nor_part(
+    there, tmp_path, monkeypatch
+):
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # it takes long
     # a tracer, unlike a signal, can come between a block and the release of its lock
     monkeypatch.setattr(atomic, "_guard", threading.RLock())

@@ -153,7 +153,9 @@ def test_versions_that_would_be_replaced_are_looked_at_as_well(tmp_path):
         lambda: trainer().save(path, keep=2),
         lambda: trainer().fit(X, Y, progress=False, checkpoint=path, keep=3),
     ):
-        with pytest.raises(FileExistsError, match=r"run\.safetensors' .*run\.1\.safetensors' is text; delete it"):
+        with pytest.raises(
+            FileExistsError, match=r"run\.safetensors' .*run\.1\.safetensors' is text; delete it"
+        ):
             attempt()
     trainer().save(path)
     assert other.read_text() == "mine"
@@ -164,7 +166,9 @@ def test_a_fit_that_is_refused_has_changed_nothing(tmp_path, monkeypatch):
     files(tmp_path)
     one = trainer()
     before = one.net.parameters.copy()
-    message = r"in epoch 1 of 3, .*; mc\.Trainer\.load goes on with it; delete it, or name another file"
+    message = (
+        r"in epoch 1 of 3, .*; mc\.Trainer\.load goes on with it; delete it, or name another file"
+    )
     with pytest.raises(FileExistsError, match=message):
         one.fit(X, Y, epochs=2, progress=False, checkpoint="unfinished")
     assert (one.unfinished, one.progress.step, one.history) == (None, 0, {})

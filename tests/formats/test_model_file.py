@@ -21,9 +21,15 @@ DATA = Path(__file__).parents[1] / "data"
 def test_files_of_version_1_and_2_are_still_read():
     one, tensors, about = mc.MLP.load_with(DATA / "network-version-1.safetensors")
     np.testing.assert_allclose(one.predict(np.ones((1, 3))), [[0.27502388, 0.7249762]], rtol=1e-6)
-    assert (one.activations[1].spec, about, list(tensors["mean"])) == (("sigmoid", 2.0), {"classes": ["no", "yes"]}, [0, 1, 2])
+    assert (one.activations[1].spec, about, list(tensors["mean"])) == (
+        ("sigmoid", 2.0),
+        {"classes": ["no", "yes"]},
+        [0, 1, 2],
+    )
     two = mc.MLP.load(DATA / "network-version-2.safetensors")
-    np.testing.assert_allclose(two.predict(np.ones((1, 3))), [[0.47729482, 0.49903145, 0.21469061]], rtol=1e-6)
+    np.testing.assert_allclose(
+        two.predict(np.ones((1, 3))), [[0.47729482, 0.49903145, 0.21469061]], rtol=1e-6
+    )
     assert two.tied == {2: "1.T"}
 
 
@@ -59,7 +65,9 @@ def test_no_byte_can_be_changed_and_no_end_cut_off_unnoticed(tmp_path):
     silent = []
     for position in range(len(whole)):
         for flip in (0x01, 0x80, 0xFF):
-            path.write_bytes(whole[:position] + bytes([whole[position] ^ flip]) + whole[position + 1 :])
+            path.write_bytes(
+                whole[:position] + bytes([whole[position] ^ flip]) + whole[position + 1 :]
+            )
             silent += [(position, flip)] if readable(path, before) else []
         path.write_bytes(whole[:position])
         assert not readable(path, None), position
@@ -80,7 +88,10 @@ def readable(path, before):
 def test_absurd_headers_are_refused_by_size_before_anything_is_allocated(tmp_path):
     path = tmp_path / "file.safetensors"
     entry = {"dtype": "F64", "shape": [1 << 40], "data_offsets": [0, 1 << 43]}
-    for head in (b"{}", json.dumps({"parameters": entry, "__metadata__": {"mlpcore": "{}"}}).encode()):
+    for head in (
+        b"{}",
+        json.dumps({"parameters": entry, "__metadata__": {"mlpcore": "{}"}}).encode(),
+    ):
         for length in (len(head), 1 << 62, 1 << 31):
             path.write_bytes(length.to_bytes(8, "little") + head)
             with pytest.raises(ValueError, match=r"file\.safetensors"):
@@ -103,7 +114,9 @@ def nested(levels):
     ids=range(12),
 )  # fmt: skip
 def test_what_would_not_come_back_as_it_went_in_is_refused(about, tmp_path):
-    with pytest.raises(TypeError, match="about, and all else in the header, must be what JSON can hold"):
+    with pytest.raises(
+        TypeError, match="about, and all else in the header, must be what JSON can hold"
+    ):
         mc.MLP([1, 1]).save(tmp_path / "file", about=about)
     with pytest.raises(TypeError, match="about"):
         mc.MLP([1, 1]).to_onnx(tmp_path / "file", about={"x": [about]})
@@ -112,8 +125,18 @@ def test_what_would_not_come_back_as_it_went_in_is_refused(about, tmp_path):
 
 def test_what_is_saved_comes_back_equal(tmp_path):
     path, nan = tmp_path / "file", float("nan")
-    about = {"a": [nan, float("inf"), -0.0, 1e-320, 1 << 200, None, True], "": "\ud800", "t": (1, 2), "d": nested(98)}
-    tensors = {"": np.zeros(3), "a\0b": np.zeros((0, 2)), "\U0001f600": np.float64(2), "x" * 10_000: np.ones((1,) * 40)}
+    about = {
+        "a": [nan, float("inf"), -0.0, 1e-320, 1 << 200, None, True],
+        "": "\ud800",
+        "t": (1, 2),
+        "d": nested(98),
+    }
+    tensors = {
+        "": np.zeros(3),
+        "a\0b": np.zeros((0, 2)),
+        "\U0001f600": np.float64(2),
+        "x" * 10_000: np.ones((1,) * 40),
+    }
     net = mc.MLP([1, 1])
     net.save(path, about=about, tensors=tensors)
     _, found, header = mc.MLP.load_with(path)
@@ -148,15 +171,23 @@ def test_the_largest_header_that_is_written_is_the_largest_that_is_read(tmp_path
     shortest = int.from_bytes(path.read_bytes()[:8], "little")
     monkeypatch.setattr(model_file, "LARGEST", shortest)
     model_file.write(path, {"x": ""}, {})
-    with pytest.raises(ValueError, match=rf"about, .* has {shortest + 8:,} bytes; .* at most {shortest:,}"):
+    with pytest.raises(
+        ValueError, match=rf"about, .* has {shortest + 8:,} bytes; .* at most {shortest:,}"
+    ):
         model_file.write(path, {"x": "12345678"}, {})
     assert model_file.read(path)[0]["x"] == ""
 
 
 TEXT = st.text(st.characters(exclude_categories=[]), max_size=4)  # surrogates, too
 KEYS = st.one_of(TEXT, st.integers(), st.booleans(), st.none(), st.floats())
-SIMPLE = st.one_of(TEXT, st.integers(), st.booleans(), st.none(), st.floats(), st.binary(max_size=2))
-VALUES = st.recursive(SIMPLE, lambda x: st.one_of(st.lists(x, max_size=3), st.dictionaries(KEYS, x, max_size=3)), max_leaves=8)
+SIMPLE = st.one_of(
+    TEXT, st.integers(), st.booleans(), st.none(), st.floats(), st.binary(max_size=2)
+)
+VALUES = st.recursive(
+    SIMPLE,
+    lambda x: st.one_of(st.lists(x, max_size=3), st.dictionaries(KEYS, x, max_size=3)),
+    max_leaves=8,
+)
 ARRAYS = arrays(
     st.one_of(scalar_dtypes(), st.sampled_from([">f8", "<f2", ">i2", "bool"]).map(np.dtype)),
     array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3),
@@ -200,7 +231,10 @@ def test_what_was_there_stays_when_writing_fails(tmp_path):
 
 
 def test_a_folder_and_a_missing_folder_are_named(tmp_path):
-    for place, error in ((tmp_path, IsADirectoryError), (tmp_path / "gone" / "file", FileNotFoundError)):
+    for place, error in (
+        (tmp_path, IsADirectoryError),
+        (tmp_path / "gone" / "file", FileNotFoundError),
+    ):
         with pytest.raises(error, match=r"cannot be written: .*folder"), atomic.replacing(place):
             raise AssertionError("never reached")
 

@@ -74,22 +74,33 @@ SPECS = [*activations.names(), ("sigmoid", 3.0), ("leaky_relu", 0.3), ("elu", 2.
 
 @pytest.mark.parametrize("dtype", EPS)
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_every_activation_is_the_networks_up_to_rounding_at_extreme_inputs_too(spec, dtype, tmp_path):
+def test_every_activation_is_the_networks_up_to_rounding_at_extreme_inputs_too(
+    spec, dtype, tmp_path
+):
     s, ours, theirs = layer(spec, dtype, tmp_path)
     assert theirs.dtype == dtype
     assert np.isfinite(ours).sum() > 150
-    scale = np.maximum(abs(ours), 1) if spec not in ("exp", "elu", "selu", "tanh", "identity") else abs(ours)
+    scale = (
+        np.maximum(abs(ours), 1)
+        if spec not in ("exp", "elu", "selu", "tanh", "identity")
+        else abs(ours)
+    )
     infinite = ~np.isfinite(ours)
     np.testing.assert_array_equal(ours[infinite], theirs[infinite])
-    error = abs(ours[~infinite] - theirs[~infinite]) / np.maximum(scale[~infinite], np.finfo(dtype).tiny)
+    error = abs(ours[~infinite] - theirs[~infinite]) / np.maximum(
+        scale[~infinite], np.finfo(dtype).tiny
+    )
     assert error.max() <= 16 * EPS[dtype], s[~infinite][error.argmax()]
 
 
 @pytest.mark.parametrize("dtype", EPS)
 @pytest.mark.parametrize(
-    ("formula", "reference"), [("expm1(s)", np.expm1), ("log1p(s)", np.log1p), ("maximum(s, 0) + log1p(exp(-abs(s)))", None)]
+    ("formula", "reference"),
+    [("expm1(s)", np.expm1), ("log1p(s)", np.log1p), ("maximum(s, 0) + log1p(exp(-abs(s)))", None)],
 )
-def test_functions_that_onnx_lacks_keep_their_digits_near_0_and_their_limits(formula, reference, dtype, tmp_path):
+def test_functions_that_onnx_lacks_keep_their_digits_near_0_and_their_limits(
+    formula, reference, dtype, tmp_path
+):
     _, ours, theirs = layer(mc.Activation("own", formula, "1"), dtype, tmp_path)
     np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
     np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
@@ -97,7 +108,10 @@ def test_functions_that_onnx_lacks_keep_their_digits_near_0_and_their_limits(for
     if reference is not None:
         with np.errstate(all="ignore"):
             np.testing.assert_allclose(
-                theirs, reference(S[:, None].astype(dtype)), rtol=16 * EPS[dtype], atol=np.finfo(dtype).tiny
+                theirs,
+                reference(S[:, None].astype(dtype)),
+                rtol=16 * EPS[dtype],
+                atol=np.finfo(dtype).tiny,
             )
 
 
@@ -110,7 +124,16 @@ def test_every_function_of_the_formulas_has_its_form(function, dtype, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", ["2", "a + 1", "s", "s / a - a / (1 + s * s)", "minimum(s, a) * maximum(T(0.5), s)", "-s", "exp(s) * exp(s)"]
+    "value",
+    [
+        "2",
+        "a + 1",
+        "s",
+        "s / a - a / (1 + s * s)",
+        "minimum(s, a) * maximum(T(0.5), s)",
+        "-s",
+        "exp(s) * exp(s)",
+    ],
 )
 def test_activations_of_a_users_own_with_constants_and_parameters(value, tmp_path):
     _, ours, theirs = layer(mc.Activation("own", value, "1", parameter=3.0), "float64", tmp_path)
@@ -120,19 +143,26 @@ def test_activations_of_a_users_own_with_constants_and_parameters(value, tmp_pat
 
 @pytest.mark.parametrize("dtype", EPS)
 def test_learned_parameters_are_arrays_of_the_file_and_prelu_a_node(dtype, tmp_path):
-    own = mc.Activation("own", "tanh(a * s) + a", "a * (1 - tanh(a * s) * tanh(a * s))", 0.5, learned="per output")
+    own = mc.Activation(
+        "own", "tanh(a * s) + a", "a * (1 - tanh(a * s) * tanh(a * s))", 0.5, learned="per output"
+    )
     net = mc.MLP([5, 7, 6, 4], [("prelu", 0.1, "per output"), own], "prelu", dtype=dtype, seed=2)
     rng = np.random.default_rng(1)
     for a in net.a[1:]:
         a[...] = rng.uniform(-1, 1, a.shape)
     net.to_onnx(tmp_path / "net.onnx")
     X = rng.standard_normal((64, 5)).astype(dtype)
-    np.testing.assert_allclose(run(tmp_path / "net.onnx", X), net.predict(X), rtol=1e3 * EPS[dtype], atol=1e2 * EPS[dtype])
+    np.testing.assert_allclose(
+        run(tmp_path / "net.onnx", X), net.predict(X), rtol=1e3 * EPS[dtype], atol=1e2 * EPS[dtype]
+    )
     graph = onnx.load(tmp_path / "net.onnx").graph
     arrays = {x.name: onnx.numpy_helper.to_array(x) for x in graph.initializer}
     for l in (1, 2, 3):
         np.testing.assert_array_equal(arrays[f"a{l}"], net.a[l])
-    assert [[*node.input] for node in graph.node if node.op_type == "PRelu"] == [["S1", "a1"], ["S3", "a3"]]
+    assert [[*node.input] for node in graph.node if node.op_type == "PRelu"] == [
+        ["S1", "a1"],
+        ["S3", "a3"],
+    ]
 
 
 @pytest.mark.parametrize("dtype", EPS)
@@ -146,7 +176,9 @@ def test_every_output_of_a_whole_network_agrees(output, scale, dtype, tmp_path):
     X = np.random.default_rng(0).standard_normal((64, 5)).astype(dtype)
     ours, theirs = net.predict(X), run(tmp_path / "net.onnx", X)
     if output == "exp":  # whose relative error is that of s
-        ours, theirs = (np.log(np.clip(x, np.finfo(dtype).tiny, np.finfo(dtype).max)) for x in (ours, theirs))
+        ours, theirs = (
+            np.log(np.clip(x, np.finfo(dtype).tiny, np.finfo(dtype).max)) for x in (ours, theirs)
+        )
     assert np.abs(ours - theirs).max() <= 50 * EPS[dtype] * max(1, np.abs(ours).max(), scale)
     if output == "softmax":
         assert np.isfinite(theirs).all()
@@ -174,20 +206,32 @@ def test_log_softmax_keeps_the_digits_of_probabilities_near_1(dtype, tmp_path):
     net = mc.MLP([3, 3], output="log_softmax", bias=False, dtype=dtype)
     net.W[1][...] = np.eye(3)
     net.to_onnx(tmp_path / "net.onnx")
-    X = np.array([[0, -20, -30], [5, 5, -60], [1e4, 0, -1e4], [1, 2, 3], [7, 7, 7], [np.nan, 0, 0]], dtype)
-    np.testing.assert_allclose(run(tmp_path / "net.onnx", X), net.predict(X), rtol=8 * EPS[dtype], atol=np.finfo(dtype).tiny)
+    X = np.array(
+        [[0, -20, -30], [5, 5, -60], [1e4, 0, -1e4], [1, 2, 3], [7, 7, 7], [np.nan, 0, 0]], dtype
+    )
+    np.testing.assert_allclose(
+        run(tmp_path / "net.onnx", X),
+        net.predict(X),
+        rtol=8 * EPS[dtype],
+        atol=np.finfo(dtype).tiny,
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_tied_weights_are_stored_once_and_biases_are_left_out_where_there_are_none(bias, tmp_path):
     net = mc.MLP([6, 4, 4, 4, 6], "tanh", bias=bias, tied={3: 2, 4: "1.T"}, dtype="float64")
     net.to_onnx(tmp_path / "net.onnx")
-    stored = {array.name: tuple(array.dims) for array in onnx.load(tmp_path / "net.onnx").graph.initializer}
+    stored = {
+        array.name: tuple(array.dims)
+        for array in onnx.load(tmp_path / "net.onnx").graph.initializer
+    }
     assert {name: shape for name, shape in stored.items() if name[0] in "Wb"} == {
         "W1": (6, 4), "W2": (4, 4), **({f"b{l}": (n,) for l, n in enumerate(net.sizes) if l} if bias else {}),
     }  # fmt: skip
     X = np.random.default_rng(0).standard_normal((9, 6))
-    np.testing.assert_allclose(run(tmp_path / "net.onnx", X), net.predict(X), rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(
+        run(tmp_path / "net.onnx", X), net.predict(X), rtol=1e-13, atol=1e-15
+    )
 
 
 def test_any_number_of_rows_goes_in_and_the_opset_is_pinned(tmp_path):
@@ -197,7 +241,10 @@ def test_any_number_of_rows_goes_in_and_the_opset_is_pinned(tmp_path):
     assert [(x.domain, x.version) for x in model.opset_import] == [("", 17)]
     assert model.ir_version == 8
     one = session(tmp_path / "net.onnx")
-    assert [(x.name, x.shape) for x in (*one.get_inputs(), *one.get_outputs())] == [("X", ["rows", 3]), ("Z", ["rows", 2])]
+    assert [(x.name, x.shape) for x in (*one.get_inputs(), *one.get_outputs())] == [
+        ("X", ["rows", 3]),
+        ("Z", ["rows", 2]),
+    ]
     for rows in (1, 2, 1000):
         X = np.random.default_rng(rows).standard_normal((rows, 3)).astype(np.float32)
         np.testing.assert_allclose(one.run(None, {"X": X})[0], net.predict(X), rtol=2e-5, atol=1e-6)
@@ -212,11 +259,18 @@ def test_standardisation_of_columns_and_target_is_part_of_the_file(tmp_path):
     net = mc.MLP([3, 5, 2], "tanh", dtype="float64")
     mean, scale = X.mean(axis=0), X.std(axis=0)
     net.to_onnx(
-        tmp_path / "net.onnx", mean=mean, scale=scale, target_mean=[7, -1], target_scale=[100, 0.5], about={"classes": ["a"]}
+        tmp_path / "net.onnx",
+        mean=mean,
+        scale=scale,
+        target_mean=[7, -1],
+        target_scale=[100, 0.5],
+        about={"classes": ["a"]},
     )
     wanted = net.predict((X - mean) / scale) * [100, 0.5] + [7, -1]
     np.testing.assert_allclose(run(tmp_path / "net.onnx", X), wanted, rtol=1e-13)
-    assert json.loads(session(tmp_path / "net.onnx").get_modelmeta().custom_metadata_map["classes"]) == ["a"]
+    assert json.loads(
+        session(tmp_path / "net.onnx").get_modelmeta().custom_metadata_map["classes"]
+    ) == ["a"]
 
 
 @pytest.mark.parametrize("classes", [True, False])
@@ -225,7 +279,9 @@ def test_a_model_of_the_command_line_takes_raw_columns(classes, tmp_path, monkey
     rng = np.random.default_rng(0)
     X = rng.normal(30, 10, (300, 4)).astype(np.float32)
     y = X @ [1.0, -2.0, 0.5, 3.0] + 1000
-    np.savez("table.npz", X=X, Y=np.array(["low", "high"])[(y > y.mean()).astype(int)] if classes else y)
+    np.savez(
+        "table.npz", X=X, Y=np.array(["low", "high"])[(y > y.mean()).astype(int)] if classes else y
+    )
     main(["train", "table.npz", "--epochs", "2", "--hidden", "8", "--quiet"])
     net = export("table.safetensors", "table.onnx")
     model, tensors, _ = mc.MLP.load_with("table.safetensors")
@@ -247,7 +303,10 @@ def test_a_model_of_the_command_line_takes_raw_columns(classes, tmp_path, monkey
         ({"mean": [1, 2]}, r"mean must have shape \(3,\)"),
         ({"scale": [1, 0, 1]}, "scale must not be 0"),
         ({"mean": [0, 1e300, 0]}, "mean must be finite in the network's dtype, float32"),
-        ({"target_scale": [-1e300, 0]}, "target_scale must be finite in the network's dtype, float32"),
+        (
+            {"target_scale": [-1e300, 0]},
+            "target_scale must be finite in the network's dtype, float32",
+        ),
         ({"scale": [1, 1e-300, 1]}, "scale must not be 0 anywhere, in float32"),
         ({"scale": [1, np.nan, 1]}, "scale must be finite; row 1"),
         ({"target_mean": ["a", "b"]}, "target_mean must hold real numbers"),
@@ -268,7 +327,9 @@ def test_parameters_that_are_not_finite_are_refused(tmp_path):
 
 
 def test_rows_beyond_float32_go_into_a_float64_network(tmp_path):
-    mc.MLP([3, 2], dtype="float64").to_onnx(tmp_path / "net.onnx", mean=[0, 1e300, 0], scale=[1, 1e-300, 1])
+    mc.MLP([3, 2], dtype="float64").to_onnx(
+        tmp_path / "net.onnx", mean=[0, 1e300, 0], scale=[1, 1e-300, 1]
+    )
 
 
 def test_without_onnx_and_without_a_folder_it_says_so(tmp_path, monkeypatch):

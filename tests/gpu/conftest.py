@@ -17,7 +17,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes 
 
 def pytest_addoption(parser):
     try:  # pyproject.toml says it in every run; `pytest tests/gpu` needs no pytest-benchmark
-        parser.addoption("--benchmark-skip", action="store_true", help="of pytest-benchmark, which is not installed")
+        parser.addoption(
+            "--benchmark-skip",
+            action="store_true",
+            help="of pytest-benchmark, which is not installed",
+        )
     except ValueError:
         return  # it is
 
@@ -30,7 +34,9 @@ def pytest_collection_modifyitems(items):
         warnings.simplefilter("ignore")
         reason = devices.why_no_cuda()
     for item in marked:
-        item.add_marker(pytest.mark.filterwarnings("default"))  # what others deprecate is not ours to fail for
+        item.add_marker(
+            pytest.mark.filterwarnings("default")
+        )  # what others deprecate is not ours to fail for
         if reason:
             item.add_marker(pytest.mark.skip(reason=f"no GPU: {reason}"))
 

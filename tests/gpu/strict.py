@@ -15,7 +15,21 @@ import numpy as np
 from mlpcore.checks.arrays import host_array
 from tests.cuda_on_cpu.device import CpuDevice
 
-METHODS = ("sum", "min", "max", "any", "all", "argmax", "argmin", "take", "copy", "ravel", "mean", "fill", "cumsum")
+METHODS = (
+    "sum",
+    "min",
+    "max",
+    "any",
+    "all",
+    "argmax",
+    "argmin",
+    "take",
+    "copy",
+    "ravel",
+    "mean",
+    "fill",
+    "cumsum",
+)
 
 
 class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -62,7 +76,14 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     def view(self, dtype: Any) -> DeviceArray:
         return DeviceArray(self.array.view(dtype))
 
-    def astype(self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None, copy: bool = True) -> DeviceArray:
+    def astype(
+        self,
+        dtype: Any,
+        order: str = "K",
+        casting: Any = None,
+        subok: Any = None,
+        copy: bool = True,
+    ) -> DeviceArray:
         array = self.array.astype(dtype, order, copy=copy)
         return self if array is self.array else DeviceArray(array)
 
@@ -119,9 +140,13 @@ class Module:
         function = getattr(np, name)
         if isinstance(function, type) or not callable(function):
             return function
-        return lambda *args, **kwargs: wrap(function(*map(own, args), **{key: own(x) for key, x in kwargs.items()}))
+        return lambda *args, **kwargs: wrap(
+            function(*map(own, args), **{key: own(x) for key, x in kwargs.items()})
+        )
 
-    def matmul(self, a: DeviceArray, b: DeviceArray, out: DeviceArray | None = None, **none: object) -> Any:
+    def matmul(
+        self, a: DeviceArray, b: DeviceArray, out: DeviceArray | None = None, **none: object
+    ) -> Any:
         """`out` by name alone."""
         assert not none
         product = np.matmul(own(a), own(b))

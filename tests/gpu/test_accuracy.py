@@ -20,7 +20,9 @@ def test_every_formula_is_right_to_a_few_units_in_the_last_place(case, gpu):
             return gpu.to_host(Z)[:, 0]
 
     found = {
-        (quantity, dtype): accuracy.worst(case, quantity, dtype, door, thin=5) for quantity in QUANTITIES for dtype in DTYPES
+        (quantity, dtype): accuracy.worst(case, quantity, dtype, door, thin=5)
+        for quantity in QUANTITIES
+        for dtype in DTYPES
     }
     assert all(ulp <= BOUND for ulp, _ in found.values()), found
 
@@ -35,5 +37,7 @@ def test_cross_entropy_keeps_its_digits_where_the_label_is_sure(sure, device):
         CudaOps(device).loss(S, Y, one, objective, D, None, J, False)
         D, J = device.to_host(D), float(device.to_host(J))
     rest = np.exp(-sure) + np.exp(-1 - sure)
-    np.testing.assert_allclose(D[0], np.array([-rest, np.exp(-sure), np.exp(-1 - sure)]) / (1 + rest), rtol=1e-6)
+    np.testing.assert_allclose(
+        D[0], np.array([-rest, np.exp(-sure), np.exp(-1 - sure)]) / (1 + rest), rtol=1e-6
+    )
     np.testing.assert_allclose(J, np.log1p(rest), rtol=1e-6)

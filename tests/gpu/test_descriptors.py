@@ -30,7 +30,11 @@ def test_cublaslt_understands_the_descriptors(library, dtype, epilogue):
     def read(function, thing, attribute, kind):
         value, written = kind(), ctypes.c_size_t()
         status = getattr(library._library, function)(
-            thing, ctypes.c_int(attribute), ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(kind)), ctypes.byref(written)
+            thing,
+            ctypes.c_int(attribute),
+            ctypes.byref(value),
+            ctypes.c_size_t(ctypes.sizeof(kind)),
+            ctypes.byref(written),
         )
         assert (status, written.value) == (0, ctypes.sizeof(kind))
         return value.value
@@ -38,11 +42,21 @@ def test_cublaslt_understands_the_descriptors(library, dtype, epilogue):
     layout = [("cublasLtMatrixLayoutGetAttribute", at, kind) for at, kind in
               ((0, ctypes.c_uint32), (2, ctypes.c_uint64), (3, ctypes.c_uint64), (4, ctypes.c_int64))]  # fmt: skip
     number = cublaslt.TYPES[dtype]
-    for thing, expected in ((d.left, (number, 5, 12, 6)), (d.right, (number, 5, 7, 8)), (d.result, (number, 12, 7, 16))):
+    for thing, expected in (
+        (d.left, (number, 5, 12, 6)),
+        (d.right, (number, 5, 7, 8)),
+        (d.result, (number, 12, 7, 16)),
+    ):
         assert tuple(read(function, thing, at, kind) for function, at, kind in layout) == expected
     operation = {
         at: read("cublasLtMatmulDescGetAttribute", d.operation, at, ctypes.c_int32)
         for at in (0, 1, cublaslt.TRANSA, cublaslt.TRANSB, cublaslt.EPILOGUE)
     }
     scale = 1 if dtype == "float64" else 0
-    assert list(operation.values()) == [cublaslt.COMPUTE[dtype], scale, 1, 0, cublaslt.EPILOGUES[epilogue]]
+    assert list(operation.values()) == [
+        cublaslt.COMPUTE[dtype],
+        scale,
+        1,
+        0,
+        cublaslt.EPILOGUES[epilogue],
+    ]

@@ -12,19 +12,29 @@ from sklearn.preprocessing import scale
 from mlpcore import estimators
 from mlpcore.backends import devices
 
-WINE, DIABETES = (scale(load_wine().data), load_wine().target), (scale(load_diabetes().data), load_diabetes().target)
+WINE, DIABETES = (
+    (scale(load_wine().data), load_wine().target),
+    (scale(load_diabetes().data), load_diabetes().target),
+)
 BOTH = [(name, data) for name, data in (("MLPClassifier", WINE), ("MLPRegressor", DIABETES))]
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 def pair(name, **parameters):
-    parameters = {"hidden_layer_sizes": (5,), "max_iter": 3, "random_state": 0, "batch_size": 70} | parameters
+    parameters = {
+        "hidden_layer_sizes": (5,),
+        "max_iter": 3,
+        "random_state": 0,
+        "batch_size": 70,
+    } | parameters
     theirs, ours = (getattr(module, name) for module in (neural_network, estimators))
     return theirs(**parameters), partial(ours, device="cuda", **parameters)()
 
 
 @pytest.mark.parametrize(("name", "data"), BOTH)
-@pytest.mark.parametrize("more", [{}, {"solver": "sgd"}, {"early_stopping": True}, {"solver": "lbfgs"}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, {"solver": "sgd"}, {"early_stopping": True}, {"solver": "lbfgs"}], ids=str
+)
 def test_the_curve_on_the_device_is_scikit_learns(device, name, data, more):
     X, y = data
     w = np.random.default_rng(0).random(len(X))
@@ -33,14 +43,18 @@ def test_the_curve_on_the_device_is_scikit_learns(device, name, data, more):
     ours.fit(X, y, w)
     for attribute in ("loss_curve_", "validation_scores_", "loss_"):
         if getattr(theirs, attribute, None) is not None:
-            np.testing.assert_allclose(getattr(ours, attribute), getattr(theirs, attribute), rtol=1e-6)
+            np.testing.assert_allclose(
+                getattr(ours, attribute), getattr(theirs, attribute), rtol=1e-6
+            )
     assert isinstance(ours.coefs_[0], np.ndarray)
     np.testing.assert_allclose(ours.coefs_[0], theirs.coefs_[0], rtol=1e-5, atol=1e-7)
     assert isinstance(ours.predict(X), np.ndarray)
     ours.coefs_[0][...] *= 3  # counts, though it lies on the host
     theirs.coefs_[0] *= 3
     method = "predict_proba" if name == "MLPClassifier" else "predict"
-    np.testing.assert_allclose(getattr(ours, method)(X), getattr(theirs, method)(X), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        getattr(ours, method)(X), getattr(theirs, method)(X), rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(("name", "data"), BOTH)
@@ -77,7 +91,9 @@ def test_labels_of_every_kind_from_rows_on_the_device(device, put, kind):
     ours.fit(put(X), labels[kind])
     predicted = ours.predict(put(X))
     assert device.holds(predicted) == (kind != "names")
-    np.testing.assert_array_equal(devices.to_host("cpu" if kind == "names" else "cuda:0", predicted), theirs.predict(X))
+    np.testing.assert_array_equal(
+        devices.to_host("cpu" if kind == "names" else "cuda:0", predicted), theirs.predict(X)
+    )
     P = ours.predict_proba(put(X))
     np.testing.assert_allclose(device.to_host(P), theirs.predict_proba(X), rtol=1e-5, atol=1e-9)
 

@@ -91,7 +91,9 @@ def test_a_users_own_work_between_the_steps_changes_no_bit(cupy, chunk_rows, pre
     kept, other = [], cupy.cuda.Stream(non_blocking=True)
 
     def busy(i):
-        kept.append(cupy.full((1 << (10 + i % 8),), cupy.nan, cupy.float32))  # takes memory that was given back
+        kept.append(
+            cupy.full((1 << (10 + i % 8),), cupy.nan, cupy.float32)
+        )  # takes memory that was given back
         kept.append(cupy.random.random((333, 77)) @ cupy.random.random((77, 50)))
         with other:
             kept.append(cupy.full(1 << 16, 7.0))
@@ -119,7 +121,9 @@ def test_steps_on_one_stream_and_another_are_in_order_and_j_may_be_read_on_a_thi
             found.append(one.step(*arrays, rows=np.arange(ROWS - i % 3)))
             if i == 7:
                 assert float(found[3]) == expected[3]
-    assert [float(J) for J in found] == expected  # on the default stream, which waits for none of them by itself
+    assert [
+        float(J) for J in found
+    ] == expected  # on the default stream, which waits for none of them by itself
 
 
 def test_steps_on_the_default_streams_of_several_threads_are_in_order(cupy):
@@ -181,14 +185,18 @@ def test_two_trainers_in_two_threads_do_not_meet(cupy, hidden):
             with stream:
                 net = mc.MLP([7, 32, 16, 5], hidden, "softmax", device="cuda", seed=seed)
                 one = mc.Trainer(net, "cross_entropy", mc.SGD(0.1))
-                found[name] = [float(one.step(X[: ROWS - i % 5], Y[: ROWS - i % 5])) for i in range(40)]
+                found[name] = [
+                    float(one.step(X[: ROWS - i % 5], Y[: ROWS - i % 5])) for i in range(40)
+                ]
         except BaseException as error:
             errors.append(error)
 
     for i in range(4):
         work(("alone", i), i, False)
     for own_stream in (False, True):
-        threads = [threading.Thread(target=work, args=((own_stream, i), i, own_stream)) for i in range(4)]
+        threads = [
+            threading.Thread(target=work, args=((own_stream, i), i, own_stream)) for i in range(4)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -240,7 +248,9 @@ def hook_of(cupy):
     return Asked()
 
 
-@pytest.mark.parametrize("settings", [{}, {"precision": "float16", "l2": 0.1}, {"chunk_rows": 5}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"precision": "float16", "l2": 0.1}, {"chunk_rows": 5}], ids=str
+)
 def test_what_is_allocated_is_what_the_plan_says_to_the_byte(cupy, settings):
     arrays = [cupy.asarray(x) for x in data()[:2]]
     one = trainer("cuda", **settings)
@@ -249,7 +259,10 @@ def test_what_is_allocated_is_what_the_plan_says_to_the_byte(cupy, settings):
     with asked:
         J = one.step(*arrays)
         float(J)
-    beside = [32 * 2048, cuda_slot.CONTROL.itemsize]  # room for 2,048 answers; a control block on its way
+    beside = [
+        32 * 2048,
+        cuda_slot.CONTROL.itemsize,
+    ]  # room for 2,048 answers; a control block on its way
     sizes = [n for n in asked.sizes if n not in beside]
     assert sum(sizes) + one.net.parameters.nbytes == plan.total_bytes, (asked.sizes, str(plan))
     again = hook_of(cupy)
@@ -267,7 +280,10 @@ def test_a_batch_from_the_host_allocates_its_staging_and_nothing_later(cupy):
     with asked:
         float(one.step(X, Y, w))
     beside = [32 * 2048, cuda_slot.CONTROL.itemsize]
-    assert sum(n for n in asked.sizes if n not in beside) + one.net.parameters.nbytes == plan.total_bytes
+    assert (
+        sum(n for n in asked.sizes if n not in beside) + one.net.parameters.nbytes
+        == plan.total_bytes
+    )
     again = hook_of(cupy)
     with again:
         for _ in range(5):
@@ -292,20 +308,26 @@ def test_a_larger_batch_takes_the_place_of_the_smaller_ones_arrays(cupy):
 # -- rows from the host ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk_rows", ["auto", 500], ids=["staged at once", "staged chunk by chunk"])
+@pytest.mark.parametrize(
+    "chunk_rows", ["auto", 500], ids=["staged at once", "staged chunk by chunk"]
+)
 def test_a_batch_of_the_host_may_be_overwritten_as_soon_as_step_returns(cupy, chunk_rows):
     rng = np.random.default_rng(0)
     batches = [rng.standard_normal((5000 - 7 * (i % 3), 256)).astype(np.float32) for i in range(24)]
     found = []
     for on_device in (True, False):
         net = mc.MLP([256, 512, 512, 8], device="cuda", seed=1)
-        one = mc.Trainer(net, "squared_error", mc.SGD(1e-3), chunk_rows=chunk_rows, deterministic=True)
+        one = mc.Trainer(
+            net, "squared_error", mc.SGD(1e-3), chunk_rows=chunk_rows, deterministic=True
+        )
         losses_, buffer = [], np.empty((5000, 256), np.float32)
         for batch in batches:
             X = buffer[: len(batch)]
             X[...] = batch
             Y = X[:, :8].copy()
-            losses_.append(one.step(cupy.asarray(X), cupy.asarray(Y)) if on_device else one.step(X, Y))
+            losses_.append(
+                one.step(cupy.asarray(X), cupy.asarray(Y)) if on_device else one.step(X, Y)
+            )
             X[...] = np.nan
         found.append([float(J) for J in losses_])
     assert found[0] == found[1]
@@ -313,7 +335,10 @@ def test_a_batch_of_the_host_may_be_overwritten_as_soon_as_step_returns(cupy, ch
 
 def test_page_locked_memory_is_not_given_back_while_a_copy_reads_it(cupy):
     rng = np.random.default_rng(0)
-    X, Y = rng.standard_normal((20000, 256)).astype(np.float32), rng.standard_normal((20000, 8)).astype(np.float32)
+    X, Y = (
+        rng.standard_normal((20000, 256)).astype(np.float32),
+        rng.standard_normal((20000, 8)).astype(np.float32),
+    )
 
     def parameters(disturb):
         net = mc.MLP([256, 1024, 1024, 8], device="cuda", seed=1)
@@ -339,7 +364,8 @@ def addresses_of_a_step(one, *arrays):
     """Where a step reads its sources, and J."""
     seen, set_slot = [], one._step.kernels.set_slot
     one._step.kernels.set_slot = lambda sources, *rest: (
-        seen.append([None if x is None else x.data.ptr for x in sources]) or (set_slot(sources, *rest))
+        seen.append([None if x is None else x.data.ptr for x in sources])
+        or (set_slot(sources, *rest))
     )
     return float(one.step(*arrays)), seen[0]
 
@@ -372,11 +398,15 @@ def test_a_layer_of_pytorch_on_a_gpu_has_the_gradients_of_one_on_the_cpu(cupy, o
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     if not torch.cuda.is_available():
         pytest.skip("PyTorch sees no GPU")
-    module = pytest.importorskip("mlpcore.torch").Module(mc.MLP([7, 16, 5], "tanh", dtype="float64", device="cpu"))
+    module = pytest.importorskip("mlpcore.torch").Module(
+        mc.MLP([7, 16, 5], "tanh", dtype="float64", device="cpu")
+    )
     X = torch.from_numpy(data()[0]).double()
     found = []
     for where in ("cpu", "cuda"):
-        stream = torch.cuda.Stream() if own_stream and where == "cuda" else torch.cuda.default_stream()
+        stream = (
+            torch.cuda.Stream() if own_stream and where == "cuda" else torch.cuda.default_stream()
+        )
         with torch.cuda.stream(stream):
             module.to(where)
             module.flat.grad = None
@@ -433,7 +463,10 @@ def test_arrays_of_jax_are_read_where_they_lie(cupy):
 
 @pytest.mark.parametrize("n", [1500, 1536, 3072, 6144, 12288, 12289, 40000])
 def test_cross_entropy_over_as_many_classes_as_fill_shared_memory(cupy, gpu, n):
-    rng, objective = np.random.default_rng(0), losses.pair(losses.resolve("cross_entropy"), activations.SOFTMAX)
+    rng, objective = (
+        np.random.default_rng(0),
+        losses.pair(losses.resolve("cross_entropy"), activations.SOFTMAX),
+    )
     for dtype in ("float32", "float64"):
         S, Y = rng.standard_normal((37, n)).astype(dtype), rng.integers(0, n, 37)
         D, db, J = cupy.empty((37, n), dtype), cupy.empty(n, dtype), cupy.zeros((), dtype)
@@ -456,7 +489,9 @@ def test_matrices_of_more_than_two_thousand_million_entries(cupy, gpu):
     S[-1] = cupy.arange(n) - 500
     b = cupy.ones(n, cupy.float32)
     ops.bias_activation(S, b, sigma, S)
-    np.testing.assert_array_equal(cupy.asnumpy(S[-1]), np.maximum(np.arange(n) - 499, 0).astype(np.float16))
+    np.testing.assert_array_equal(
+        cupy.asnumpy(S[-1]), np.maximum(np.arange(n) - 499, 0).astype(np.float16)
+    )
     assert float(S[:-1].min()) == float(S[:-1].max()) == 1
     db = cupy.empty(n, cupy.float32)
     S[...] = 1
@@ -469,10 +504,14 @@ def test_matrices_of_more_than_two_thousand_million_entries(cupy, gpu):
 def test_a_batch_of_a_million_rows(cupy):
     X = cupy.random.standard_normal((1 << 20, 3), dtype=cupy.float32)
     Y = X @ cupy.asarray([[1.0], [-2.0], [0.5]], cupy.float32)
-    one = mc.Trainer(mc.MLP([3, 16, 1], "tanh", device="cuda", seed=0), "squared_error", mc.Adam(1e-2))
+    one = mc.Trainer(
+        mc.MLP([3, 16, 1], "tanh", device="cuda", seed=0), "squared_error", mc.Adam(1e-2)
+    )
     found = [float(one.step(X, Y)) for _ in range(30)]
     assert found[-1] < 0.5 * found[0]
-    expected = mc.Trainer(mc.MLP([3, 16, 1], "tanh", device="cpu", seed=0), "squared_error", mc.Adam(1e-2))
+    expected = mc.Trainer(
+        mc.MLP([3, 16, 1], "tanh", device="cpu", seed=0), "squared_error", mc.Adam(1e-2)
+    )
     near(expected.step(cupy.asnumpy(X), cupy.asnumpy(Y)), found[0], 1e-4)
 
 

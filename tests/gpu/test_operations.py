@@ -13,7 +13,12 @@ from mlpcore.core.formulas import program
 from mlpcore.core.ops import accumulator
 from tests.cuda_on_cpu.device import narrow, widen
 
-PRECISIONS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # and their epsilon
+PRECISIONS = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}  # and their epsilon
 SHAPES = [(1, 1), (1, 17), (67, 1), (31, 13), (130, 24), (65, 264)]
 
 
@@ -31,14 +36,18 @@ def read(device, array, dtype):
 
 def drawn(rng, shape, dtype):
     """Random numbers of a precision, as they are stored, and in double."""
-    stored = narrow(rng.standard_normal(shape).astype(np.float64 if dtype == "float64" else np.float32), dtype)
+    stored = narrow(
+        rng.standard_normal(shape).astype(np.float64 if dtype == "float64" else np.float32), dtype
+    )
     return stored, widen(stored, dtype).astype(np.float64)
 
 
 def close(got, want, epsilon, scale=1.0):
     assert got.shape == want.shape
     bound = epsilon * (abs(want) + scale)
-    assert (abs(got - want) <= bound).all(), f"off by {(abs(got - want) / bound).max():.1f} times the bound"
+    assert (abs(got - want) <= bound).all(), (
+        f"off by {(abs(got - want) / bound).max():.1f} times the bound"
+    )
 
 
 # -- matrix products ---------------------------------------------------------------------------------------------------
@@ -65,18 +74,24 @@ KINDS = {  # precision of the factors, of the result, tf32, epsilon of what ente
 
 
 @pytest.mark.parametrize("accumulate", [False, True], ids=["", "accumulated"])
-@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize(
+    "transposed", [(False, False), (True, False), (False, True), (True, True)], ids=str
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_product_in_any_transposition_of_any_size_from_any_address(device, kind, transposed, accumulate):
+def test_a_product_in_any_transposition_of_any_size_from_any_address(
+    device, kind, transposed, accumulate
+):
     factor, result, tf32, epsilon = KINDS[kind]
     rng, ops = np.random.default_rng(0), CudaOps(device, tf32)
     for m, k, n in [(1, 1, 1), (7, 1, 5), (1, 33, 8), (33, 17, 65), (64, 128, 32), (130, 257, 31)]:
         for shifts in ((0, 0, 0), (1, 0, 0), (0, 3, 1)):
             (A, a), (B, b), (C, c) = (
-                drawn(rng, shape, dtype) for shape, dtype in (((m, k), factor), ((k, n), factor), ((m, n), result))
+                drawn(rng, shape, dtype)
+                for shape, dtype in (((m, k), factor), ((k, n), factor), ((m, n), result))
             )
             left, right = (
-                operand(device, x, *how) for x, how in zip((A, B), zip(transposed, shifts, strict=False), strict=True)
+                operand(device, x, *how)
+                for x, how in zip((A, B), zip(transposed, shifts, strict=False), strict=True)
             )
             out = operand(device, C, False, shifts[2])
             expected = a @ b + (c if accumulate else 0)
@@ -89,12 +104,18 @@ def test_a_product_in_any_transposition_of_any_size_from_any_address(device, kin
 @pytest.mark.parametrize("name", EPILOGUES)
 def test_a_layer_in_one_product_is_the_layer_in_two_launches(device, put, name, dtype):
     rng, sigma = np.random.default_rng(0), OWN[list(EPILOGUES).index(name)]
-    wide, epsilon = ("float64", 2.0**-50) if dtype == "float64" else ("float32", 2.0**-20 if dtype == "float32" else 2.0**-9)
+    wide, epsilon = (
+        ("float64", 2.0**-50)
+        if dtype == "float64"
+        else ("float32", 2.0**-20 if dtype == "float32" else 2.0**-9)
+    )
     offered = 0
     for m, k, n in [(1, 1, 1), (67, 13, 24), (5, 16, 7), (128, 64, 256)]:
         (A, a), (W, w), (b, bias) = (drawn(rng, shape, wide) for shape in ((m, k), (k, n), (n,)))
         left, right = put(A, W)
-        vector = operand(device, b[None], False, 3)[0]  # as in the flat vector, where nothing is aligned
+        vector = operand(device, b[None], False, 3)[
+            0
+        ]  # as in the flat vector, where nothing is aligned
         s = a @ w + bias
         z = s.copy()
         (reference := NumpyOps()).quietly(reference.bias_activation, s.copy(), None, sigma, z)
@@ -106,7 +127,9 @@ def test_a_layer_in_one_product_is_the_layer_in_two_launches(device, put, name, 
         keep = device.address(S) if sigma.slope_reads_s else 0
         addresses = (device.address(left), device.address(right), device.address(Z))
         bias = device.address(vector)
-        product = describe(left, right, Z, False, addresses, dtype == "tf32", EPILOGUES[name], bias, keep)
+        product = describe(
+            left, right, Z, False, addresses, dtype == "tf32", EPILOGUES[name], bias, keep
+        )
         for algorithm in device.algorithms(product):
             Z[...] = S[...] = 0
             try:
@@ -134,8 +157,14 @@ SLOPES = {"float64": 2.0**-48, "float32": 2.0**-19, "float16": 2.0**-9, "bfloat1
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("name", activations.names(output=True))
 def test_an_activation_and_its_slope(device, put, name, dtype):
-    sigma, rng, wide = activations.resolve(name, output=True), np.random.default_rng(0), accumulator(dtype)
-    for m, n in SHAPES if name in ("relu", "gelu", "gelu_erf", "softmax", "log_softmax") else SHAPES[3:5]:
+    sigma, rng, wide = (
+        activations.resolve(name, output=True),
+        np.random.default_rng(0),
+        accumulator(dtype),
+    )
+    for m, n in (
+        SHAPES if name in ("relu", "gelu", "gelu_erf", "softmax", "log_softmax") else SHAPES[3:5]
+    ):
         (S, s), (G, g) = (drawn(rng, (m, n), dtype) for _ in range(2))
         b = rng.standard_normal(n).astype(wide)
         before = rng.standard_normal(n).astype(wide)
@@ -145,19 +174,31 @@ def test_an_activation_and_its_slope(device, put, name, dtype):
         stored_z = narrow(z.astype(wide), dtype)
         stored_s = narrow(pre.astype(wide), dtype)
         NumpyOps().activation_gradient(
-            g, widen(stored_s, dtype).astype(np.float64), widen(stored_z, dtype).astype(np.float64), sigma, d, db, True
+            g,
+            widen(stored_s, dtype).astype(np.float64),
+            widen(stored_z, dtype).astype(np.float64),
+            sigma,
+            d,
+            db,
+            True,
         )
         for ops in (CudaOps(device), *reference(device, dtype)):
             there, bias = put(S, b)
             out = put(np.zeros_like(S)) if sigma.slope_reads_s else there
             ops.bias_activation(there, bias, sigma, out)
             close(read(device, out, dtype), z, PRECISIONS[dtype] + 16 * PRECISIONS[wide], 8)
-            G_there, S_there, Z_there, D, db_there = put(G, stored_s, stored_z, np.zeros_like(S), before)
+            G_there, S_there, Z_there, D, db_there = put(
+                G, stored_s, stored_z, np.zeros_like(S), before
+            )
             ops.activation_gradient(G_there, S_there, Z_there, sigma, D, db_there, accumulate=True)
             close(read(device, D, dtype), d, SLOPES[dtype], 4)
-            rounded = SLOPES[dtype] if sigma.rowwise else SLOPES[wide]  # softmax sums what is stored
+            rounded = (
+                SLOPES[dtype] if sigma.rowwise else SLOPES[wide]
+            )  # softmax sums what is stored
             close(read(device, db_there, wide), db, rounded, 8 * np.sqrt(m))
-            ops.activation_gradient(G_there, S_there, Z_there, sigma, G_there, None)  # in place, without db
+            ops.activation_gradient(
+                G_there, S_there, Z_there, sigma, G_there, None
+            )  # in place, without db
             close(read(device, G_there, dtype), d, SLOPES[dtype], 4)
 
 
@@ -173,7 +214,9 @@ def test_a_learned_slope_and_its_gradient(device, put, each, dtype):
         share = (g * np.minimum(s, 0)).sum(axis=0)
         da = before + (share if each else share.sum())
         for ops in (CudaOps(device), *reference(device, dtype)):
-            S_there, G_there, Z, D, slope, found = put(S, G, np.zeros_like(S), np.zeros_like(S), a, before)
+            S_there, G_there, Z, D, slope, found = put(
+                S, G, np.zeros_like(S), np.zeros_like(S), a, before
+            )
             sigma = activations.resolve("prelu").bound(slope, found)
             ops.bias_activation(S_there, None, sigma, Z)
             close(read(device, Z, dtype), z, 2 * PRECISIONS[dtype], 1)
@@ -183,18 +226,25 @@ def test_a_learned_slope_and_its_gradient(device, put, each, dtype):
             first = read(device, found, wide)
             found[...] = put(before)
             ops.activation_gradient(G_there, S_there, Z, sigma, G_there, None, accumulate=True)
-            np.testing.assert_array_equal(read(device, found, wide), first)  # the order of sums is fixed
+            np.testing.assert_array_equal(
+                read(device, found, wide), first
+            )  # the order of sums is fixed
 
 
 PAIRS = [(name, None) for name in losses.sheet() if losses.sheet()[name][0] == "any"]
-PAIRS += [(name, output) for name, output in losses.matched()] + [("poisson", "softplus"), ("cross_entropy", "softmax")]
+PAIRS += [(name, output) for name, output in losses.matched()] + [
+    ("poisson", "softplus"),
+    ("cross_entropy", "softmax"),
+]
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_a_loss_its_slope_and_the_bias_gradient(device, put, pair, dtype):
     name, output = pair
-    objective = losses.pair(losses.resolve(name), output and activations.resolve(output, output=True))
+    objective = losses.pair(
+        losses.resolve(name), output and activations.resolve(output, output=True)
+    )
     rng, wide = np.random.default_rng(0), accumulator(dtype)
     for m, n in SHAPES if name == "cross_entropy" else SHAPES[1:5]:
         X, x = drawn(rng, (m, n), dtype)
@@ -214,9 +264,16 @@ def test_a_loss_its_slope_and_the_bias_gradient(device, put, pair, dtype):
                     total = put(np.full(1, 1, wide)).reshape(())
                     ops.loss(there, Y_there, k_there, objective, D, db_there, total, False)
                     scale = float(k.max())
-                    close(read(device, D, dtype), d, SLOPES[dtype], scale * 4 + (6e-8 if dtype == "float16" else 0))
+                    close(
+                        read(device, D, dtype),
+                        d,
+                        SLOPES[dtype],
+                        scale * 4 + (6e-8 if dtype == "float16" else 0),
+                    )
                     close(read(device, db_there, wide), db, SLOPES[wide] * 8, scale * m * 8)
-                    assert float(total) == pytest.approx(1 + float(J), rel=2e-4 if wide == "float32" else 1e-11)
+                    assert float(total) == pytest.approx(
+                        1 + float(J), rel=2e-4 if wide == "float32" else 1e-11
+                    )
 
 
 def test_sums_and_elementwise_statements(device, put):
@@ -225,9 +282,15 @@ def test_sums_and_elementwise_statements(device, put):
         for size in (1, 5, 4096, 100003):
             v, g = rng.standard_normal((2, size)).astype(dtype)
             ops, (w_there, g_there) = CudaOps(device), put(v, g)
-            assert ops.sum_squares(w_there) == pytest.approx(float(v.astype(np.float64) @ v), rel=1e-9)
-            assert ops.sum_abs(w_there) == pytest.approx(float(abs(v.astype(np.float64)).sum()), rel=1e-9)
-            ops.map(compiled, {"w": w_there, "g": g_there}, {"k0": put(np.full(1, 0.5)).reshape(())})
+            assert ops.sum_squares(w_there) == pytest.approx(
+                float(v.astype(np.float64) @ v), rel=1e-9
+            )
+            assert ops.sum_abs(w_there) == pytest.approx(
+                float(abs(v.astype(np.float64)).sum()), rel=1e-9
+            )
+            ops.map(
+                compiled, {"w": w_there, "g": g_there}, {"k0": put(np.full(1, 0.5)).reshape(())}
+            )
             expected = 0.5 * v.astype(np.float64) + g
             close(read(device, w_there, dtype), expected, epsilon)
             close(read(device, g_there, dtype), expected**2, epsilon)
@@ -244,7 +307,9 @@ def test_sums_are_equal_to_the_bit_each_time(device, put):
     assert len(found) == 1
 
 
-RECORD = np.dtype([("source", "u8"), ("first", "i8"), ("factors", "f4", 70), ("which", "i4")], align=True)
+RECORD = np.dtype(
+    [("source", "u8"), ("first", "i8"), ("factors", "f4", 70), ("which", "i4")], align=True
+)
 BY_VALUE = """
 struct Order { const float* source; long long first; float factors[70]; int which; };
 __global__ void takes(const Order order, float* out, long long n, float more) {
@@ -279,4 +344,6 @@ def test_what_is_timed_is_the_device_and_not_the_host(gpu):
     kernel = gpu.kernel("__global__ void nothing() {}", "nothing")
     assert gpu.seconds(lambda: gpu.launch(kernel, Launch((1, 1), (32, 1)), [])) < 4e-6
     x = gpu.empty(1 << 28)
-    assert gpu.seconds(lambda: x.data.memset_async(1, x.nbytes)) > 2**28 / 20e12  # no GPU writes 20 TB/s
+    assert (
+        gpu.seconds(lambda: x.data.memset_async(1, x.nbytes)) > 2**28 / 20e12
+    )  # no GPU writes 20 TB/s

@@ -24,7 +24,13 @@ class Stop(mc.Callback):
 @pytest.mark.parametrize("stop", [1, 5, 8])
 def test_a_run_goes_on_from_a_file_to_the_bit(device, put, precision, stop, tmp_path):
     X, Y, w = put(*data())
-    settings = {"precision": precision, "dropout": 0.2, "clip_norm": 1.0, "l2": 1e-3, "chunk_rows": 5}
+    settings = {
+        "precision": precision,
+        "dropout": 0.2,
+        "clip_norm": 1.0,
+        "l2": 1e-3,
+        "chunk_rows": 5,
+    }
     more = {**FIT, "validation": (X, Y), "early_stopping": mc.EarlyStopping(5)}
     whole, first = (trainer("cuda", **settings) for _ in range(2))
     history = whole.fit(X, Y, w, **more)
@@ -32,8 +38,13 @@ def test_a_run_goes_on_from_a_file_to_the_bit(device, put, precision, stop, tmp_
         first.fit(X, Y, w, callbacks=[Stop(stop, tmp_path / "run")], **more)
     second = mc.Trainer.load(tmp_path / "run", "cuda")
     found = second.fit(X, Y, w, **more)
-    assert {k: v for k, v in found.items() if k != "seconds"} == {k: v for k, v in history.items() if k != "seconds"}
-    assert host(device, second.net.parameters).tobytes() == host(device, whole.net.parameters).tobytes()
+    assert {k: v for k, v in found.items() if k != "seconds"} == {
+        k: v for k, v in history.items() if k != "seconds"
+    }
+    assert (
+        host(device, second.net.parameters).tobytes()
+        == host(device, whole.net.parameters).tobytes()
+    )
     (one, facts), (other, others) = whole._step.snapshot(), second._step.snapshot()
     assert {k: v.tobytes() for k, v in one.items()} == {k: v.tobytes() for k, v in other.items()}
     assert facts["control"] == others["control"]
@@ -43,13 +54,18 @@ def test_steps_that_overflow_are_skipped_and_leave_no_trace(device, put):
     X, Y, _ = data("not matched")
     bad = X.copy()
     bad[3] = np.nan  # which only the device sees
-    one, other = (trainer("cuda", "not matched", hidden=("relu", "relu"), on_non_finite=x) for x in ("skip", "raise"))
+    one, other = (
+        trainer("cuda", "not matched", hidden=("relu", "relu"), on_non_finite=x)
+        for x in ("skip", "raise")
+    )
     for i in range(6):
         one.step(*put(bad if i in (2, 4) else X, Y))
         if i not in (2, 4):
             other.step(*put(X, Y))
     assert one.skipped == 2
-    assert host(device, one.net.parameters).tobytes() == host(device, other.net.parameters).tobytes()
+    assert (
+        host(device, one.net.parameters).tobytes() == host(device, other.net.parameters).tobytes()
+    )
 
 
 def test_an_overflow_in_fit_names_its_layer(device, put):

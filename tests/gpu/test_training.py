@@ -23,11 +23,17 @@ PAIRS = {
 def data(pair="softmax", dtype="float32", rows=ROWS, seed=0):
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((rows, SIZES[0])).astype(dtype)
-    Y = rng.integers(0, SIZES[-1], rows) if pair == "softmax" else rng.random((rows, SIZES[-1])).astype(dtype)
+    Y = (
+        rng.integers(0, SIZES[-1], rows)
+        if pair == "softmax"
+        else rng.random((rows, SIZES[-1])).astype(dtype)
+    )
     return X, Y, rng.random(rows).astype(dtype) + 0.1
 
 
-def trainer(where, pair="softmax", dtype="float32", optimizer=None, hidden=("relu", "gelu"), **settings):
+def trainer(
+    where, pair="softmax", dtype="float32", optimizer=None, hidden=("relu", "gelu"), **settings
+):
     loss, output = PAIRS[pair]
     net = mc.MLP(SIZES, list(hidden), output, dtype=dtype, device=where, seed=1)
     return mc.Trainer(net, loss, optimizer or mc.AdamW(1e-2), **settings)
@@ -46,11 +52,19 @@ def near(one, other, bound):
 OPTIONS = {  # of a loss: the pair, and whether the targets are distributions
     "smoothed classes": ({"label_smoothing": 0.1}, "softmax", False),
     "smoothed distributions": ({"label_smoothing": 0.1}, "softmax", True),
-    "smoothed and weighed": ({"class_weight": [0.5, 0.1, 2, 1, 3], "label_smoothing": 0.2}, "softmax", False),
+    "smoothed and weighed": (
+        {"class_weight": [0.5, 0.1, 2, 1, 3], "label_smoothing": 0.2},
+        "softmax",
+        False,
+    ),
     "weighed distributions": ({"class_weight": [0.5, 0, 2, 1, 3]}, "softmax", True),
     "weighed classes": ({"class_weight": [0.5, 0, 2, 1, 3]}, "softmax", False),
     "positives": ({"pos_weight": 3.0}, "sigmoid", False),
-    "positives of each output": ({"pos_weight": [0.5, 3, 1, 0, 2], "label_smoothing": 0.1}, "sigmoid", False),
+    "positives of each output": (
+        {"pos_weight": [0.5, 3, 1, 0, 2], "label_smoothing": 0.1},
+        "sigmoid",
+        False,
+    ),
 }
 
 
@@ -60,7 +74,10 @@ def test_options_of_the_loss_count_as_numpys(device, put, name, chunk_rows):
     options, pair, soft = OPTIONS[name]
     X, Y, w = data(pair, "float64")
     Y = np.random.default_rng(3).dirichlet(np.ones(SIZES[-1]), ROWS) if soft else Y
-    here, there = (trainer(where, pair, "float64", mc.SGD(0.3), chunk_rows=chunk_rows, **options) for where in ("cpu", "cuda"))
+    here, there = (
+        trainer(where, pair, "float64", mc.SGD(0.3), chunk_rows=chunk_rows, **options)
+        for where in ("cpu", "cuda")
+    )
     eager, _ = reference_losses(device, there, *put(X, Y, w), 3)
     expected = [here.step(X, Y, w) for _ in range(3)]
     near(expected, eager, 1e-12)
@@ -70,7 +87,11 @@ def test_options_of_the_loss_count_as_numpys(device, put, name, chunk_rows):
     near([J], [K], 1e-12)
     near(g, host(device, h), 1e-11)
     v = np.linspace(-1, 1, g.size)
-    near(here.net.hvp(X, Y, v, here.loss), host(device, there.net.hvp(*put(X, Y, v), there.loss)), 1e-11)
+    near(
+        here.net.hvp(X, Y, v, here.loss),
+        host(device, there.net.hvp(*put(X, Y, v), there.loss)),
+        1e-11,
+    )
     fit = {"epochs": 2, "batch_size": 16, "progress": False}
     near(here.fit(X, Y, w, **fit)["loss"], there.fit(*put(X, Y, w), **fit)["loss"], 1e-12)
     near([*here.evaluate(X, Y, w).values()], [*there.evaluate(*put(X, Y, w)).values()], 1e-12)
@@ -84,27 +105,37 @@ def reference_losses(device, like, X, Y, w, count):
     net = like.net.copy()
     objective = loss_sheet.pair(like.loss, net.activations[-1])
     new_ops = partial(CupyReference, device.xp)
-    step = Step(net.layout, net.store, net.activations, objective, like.optimizer, like._settings, new_ops)
+    step = Step(
+        net.layout, net.store, net.activations, objective, like.optimizer, like._settings, new_ops
+    )
     given, progress, found = like._checked(X, Y, w), Progress(), []
     for _ in range(count):
-        found.append(step.run(given.batch(None), step.prepare(len(given.X), given.inputs), progress))
+        found.append(
+            step.run(given.batch(None), step.prepare(len(given.X), given.inputs), progress)
+        )
     return found, net.parameters
 
 
 BOUNDS = {"float64": 1e-12, "float32": 3e-5, "tf32": 3e-3, "bfloat16": 3e-2, "float16": 3e-3}
 
 
-@pytest.mark.parametrize("chunk_rows", ["auto", 20, 7], ids=["whole", "chunks in one graph", "a chunk's graph replayed"])
+@pytest.mark.parametrize(
+    "chunk_rows", ["auto", 20, 7], ids=["whole", "chunks in one graph", "a chunk's graph replayed"]
+)
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_ten_losses_are_those_of_numpy_of_eager_cupy_and_of_the_graph(device, put, precision, pair, chunk_rows):
+def test_ten_losses_are_those_of_numpy_of_eager_cupy_and_of_the_graph(
+    device, put, precision, pair, chunk_rows
+):
     wide = precision if precision.startswith("float") and precision != "float16" else "float32"
     X, Y, w = data(pair, wide)
     low = {} if precision == wide else {"precision": precision}
     optimizer = partial(mc.SGD, 0.3, momentum=0.5)
     here = trainer("cpu", pair, wide, optimizer())
     there = trainer("cuda", pair, wide, optimizer(), chunk_rows=chunk_rows, **low)
-    eager, parameters = reference_losses(device, trainer("cuda", pair, wide, optimizer()), *put(X, Y, w), 10)
+    eager, parameters = reference_losses(
+        device, trainer("cuda", pair, wide, optimizer()), *put(X, Y, w), 10
+    )
     expected = [here.step(X, Y, w) for _ in range(10)]
     found = [float(J) for J in [there.step(*put(X, Y, w)) for _ in range(10)]]
     assert expected[9] < expected[0]
@@ -114,14 +145,23 @@ def test_ten_losses_are_those_of_numpy_of_eager_cupy_and_of_the_graph(device, pu
     near(here.net.parameters, host(device, parameters), 5 * BOUNDS[wide])
 
 
-@pytest.mark.parametrize("chunk_rows", ["auto", 20, 7], ids=["whole", "chunks in one graph", "a chunk's graph replayed"])
+@pytest.mark.parametrize(
+    "chunk_rows", ["auto", 20, 7], ids=["whole", "chunks in one graph", "a chunk's graph replayed"]
+)
 @pytest.mark.parametrize("dropout", [None, 0.3])
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_learned_slopes_are_those_of_numpy_and_of_eager_cupy(device, put, precision, dropout, chunk_rows):
+def test_learned_slopes_are_those_of_numpy_and_of_eager_cupy(
+    device, put, precision, dropout, chunk_rows
+):
     wide = precision if precision.startswith("float") and precision != "float16" else "float32"
     X, Y, w = data(dtype=wide)
     low = {} if precision == wide else {"precision": precision}
-    settings = {"optimizer": mc.SGD(0.1), "hidden": (("prelu", 0.4, "per output"), "prelu"), "dropout": dropout, "seed": 3}
+    settings = {
+        "optimizer": mc.SGD(0.1),
+        "hidden": (("prelu", 0.4, "per output"), "prelu"),
+        "dropout": dropout,
+        "seed": 3,
+    }
     here, like = (trainer(where, dtype=wide, **settings) for where in ("cpu", "cuda"))
     there = trainer("cuda", dtype=wide, chunk_rows=chunk_rows, **low, **settings)
     eager, parameters = reference_losses(device, like, *put(X, Y, w), 5)
@@ -134,7 +174,9 @@ def test_learned_slopes_are_those_of_numpy_and_of_eager_cupy(device, put, precis
         assert np.abs(here.net.a[l] - (0.4, 0.25)[l - 1]).min() > 0
 
 
-@pytest.mark.parametrize("chunk_rows", ["auto", 20, 7], ids=["whole", "chunks in one graph", "a chunk's graph replayed"])
+@pytest.mark.parametrize(
+    "chunk_rows", ["auto", 20, 7], ids=["whole", "chunks in one graph", "a chunk's graph replayed"]
+)
 @pytest.mark.parametrize("precision", BOUNDS)
 def test_dropout_has_the_masks_of_numpy_and_of_eager_cupy(device, put, precision, chunk_rows):
     wide = precision if precision.startswith("float") and precision != "float16" else "float32"
@@ -163,18 +205,37 @@ OPTIMIZERS = [
 def test_every_optimizer_penalised_and_clipped_takes_numpys_steps(device, put, optimizer):
     X, Y, w = data("sigmoid", "float64")
     one, other = (
-        trainer(where, "sigmoid", "float64", optimizer, hidden=("tanh", "silu"), l1=1e-3, l2=1e-2, clip_norm=0.5)
+        trainer(
+            where,
+            "sigmoid",
+            "float64",
+            optimizer,
+            hidden=("tanh", "silu"),
+            l1=1e-3,
+            l2=1e-2,
+            clip_norm=0.5,
+        )
         for where in ("cpu", "cuda")
     )
-    near([one.step(X, Y, w) for _ in range(5)], [float(other.step(*put(X, Y, w))) for _ in range(5)], 1e-11)
+    near(
+        [one.step(X, Y, w) for _ in range(5)],
+        [float(other.step(*put(X, Y, w))) for _ in range(5)],
+        1e-11,
+    )
     near(one.net.parameters, host(device, other.net.parameters), 1e-11)
 
 
 CHANGES = {
     "adamw": (lambda: mc.AdamW(1e-2), [{"beta1": 0.99}, {"beta2": 0.9, "weight_decay": 0.5}]),
     "adam": (lambda: mc.Adam(1e-2), [{"epsilon_hat": True}, {"epsilon": 1e-3}]),
-    "sgd": (lambda: mc.SGD(0.1), [{"momentum": 0.9}, {"velocity": "gradients"}, {"learning_rate": 0.01, "nesterov": True}]),
-    "layers": (lambda: mc.AdamW(1e-2), [{"layers": {1: mc.Layer(frozen=True), 2: mc.Layer(0.1, 0.5)}}, {"layers": {}}]),
+    "sgd": (
+        lambda: mc.SGD(0.1),
+        [{"momentum": 0.9}, {"velocity": "gradients"}, {"learning_rate": 0.01, "nesterov": True}],
+    ),
+    "layers": (
+        lambda: mc.AdamW(1e-2),
+        [{"layers": {1: mc.Layer(frozen=True), 2: mc.Layer(0.1, 0.5)}}, {"layers": {}}],
+    ),
 }
 
 
@@ -183,39 +244,60 @@ def test_settings_changed_in_the_middle_do_what_they_do_in_numpy(device, put, na
     make, changes = CHANGES[name]
     X, Y, w = data("sigmoid", "float64")
     one, other = (
-        trainer(where, "sigmoid", "float64", make(), hidden=("tanh", "silu"), l2=1e-2, clip_norm=0.5)
+        trainer(
+            where, "sigmoid", "float64", make(), hidden=("tanh", "silu"), l2=1e-2, clip_norm=0.5
+        )
         for where in ("cpu", "cuda")
     )
     for change in ({}, *changes):
         for setting, value in change.items():
             setattr(one.optimizer, setting, value)
             setattr(other.optimizer, setting, value)
-        near([one.step(X, Y, w) for _ in range(3)], [float(other.step(*put(X, Y, w))) for _ in range(3)], 1e-11)
+        near(
+            [one.step(X, Y, w) for _ in range(3)],
+            [float(other.step(*put(X, Y, w))) for _ in range(3)],
+            1e-11,
+        )
     near(one.net.parameters, host(device, other.net.parameters), 1e-11)
 
 
 @pytest.mark.parametrize(
-    "optimizer", [mc.SGD(0.1, momentum=0.9), mc.AdamW(1e-2, layers={2: mc.Layer(rate=0.1)})], ids=["sgd", "adamw"]
+    "optimizer",
+    [mc.SGD(0.1, momentum=0.9), mc.AdamW(1e-2, layers={2: mc.Layer(rate=0.1)})],
+    ids=["sgd", "adamw"],
 )
-@pytest.mark.parametrize("settings", [{}, {"l1": 1e-3, "l2": 1e-2, "clip_norm": 0.05}], ids=["plain", "penalised, clipped"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"l1": 1e-3, "l2": 1e-2, "clip_norm": 0.05}],
+    ids=["plain", "penalised, clipped"],
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gradient_and_apply_are_step_to_the_bit(device, put, optimizer, settings, dtype):
     X, Y, w = put(*data(dtype=dtype))
-    one, other = (trainer("cuda", dtype=dtype, optimizer=optimizer, deterministic=True, **settings) for _ in range(2))
+    one, other = (
+        trainer("cuda", dtype=dtype, optimizer=optimizer, deterministic=True, **settings)
+        for _ in range(2)
+    )
     for _ in range(3):
         one.apply(one.gradient(X, Y, w)[1])
         float(other.step(X, Y, w))
-        np.testing.assert_array_equal(host(device, one.net.parameters), host(device, other.net.parameters))
+        np.testing.assert_array_equal(
+            host(device, one.net.parameters), host(device, other.net.parameters)
+        )
     with pytest.raises(mc.NonFiniteLoss, match="step 4"):
         one.apply(np.full(one.net.layout.size, np.nan))
     assert one.progress.step == 3
 
 
 @pytest.mark.parametrize("how", ["raise", "skip"])
-@pytest.mark.parametrize("optimizer", [mc.SGD(1e38, momentum=0.9), mc.Adam(1e39), mc.Lion(1e39)], ids=lambda x: x.row)
+@pytest.mark.parametrize(
+    "optimizer", [mc.SGD(1e38, momentum=0.9), mc.Adam(1e39), mc.Lion(1e39)], ids=lambda x: x.row
+)
 def test_an_update_that_overflows_changes_nothing(device, put, optimizer, how):
     X, Y, w = put(*data())
-    one = trainer("cuda", optimizer=dataclasses.replace(optimizer, learning_rate=1e-3), on_non_finite=how)
+    one = trainer(
+        "cuda", optimizer=dataclasses.replace(optimizer, learning_rate=1e-3), on_non_finite=how
+    )
     float(one.step(X, Y, w))
     state = [one.net.parameters, *one._step.state.values()]
     before = [host(device, x).copy() for x in state]
@@ -242,8 +324,20 @@ def test_a_run_goes_the_way_of_numpys_with_data_on_the_device_or_on_the_host(dev
         one = trainer(where, dtype="float64", optimizer=mc.SGD(mc.Cosine(0.2), momentum=0.9))
         validation = (arrays[0][:20], arrays[1][:20], arrays[2][:20])
         stopping = mc.EarlyStopping(patience=2)
-        history = one.fit(*arrays, epochs=3, batch_size=16, validation=validation, early_stopping=stopping, progress=False)
-        found.append([history[key] for key in ("loss", "validation_loss", "validation_accuracy", "learning_rate")])
+        history = one.fit(
+            *arrays,
+            epochs=3,
+            batch_size=16,
+            validation=validation,
+            early_stopping=stopping,
+            progress=False,
+        )
+        found.append(
+            [
+                history[key]
+                for key in ("loss", "validation_loss", "validation_accuracy", "learning_rate")
+            ]
+        )
         found[-1].append(one.net.parameters if where == "cpu" else host(device, one.net.parameters))
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
@@ -281,12 +375,16 @@ def placed(device, array):
     base = array
     while isinstance(base.base, np.ndarray):
         base = base.base
-    start = (array.__array_interface__["data"][0] - base.__array_interface__["data"][0]) // array.itemsize
+    start = (
+        array.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+    ) // array.itemsize
     flat = device.xp.array(base.ravel(order="K"))
     if hasattr(flat, "array"):
         from tests.gpu.strict import DeviceArray
 
-        return DeviceArray(np.lib.stride_tricks.as_strided(flat.array[start:], array.shape, array.strides))
+        return DeviceArray(
+            np.lib.stride_tricks.as_strided(flat.array[start:], array.shape, array.strides)
+        )
     pointer = flat.data + start * array.itemsize
     return device.xp.ndarray(array.shape, array.dtype, pointer, strides=array.strides)
 
@@ -308,7 +406,9 @@ def test_rows_are_picked_by_numbers_of_the_host_and_of_the_device(device, put):
     for numbers in (rows, rows.astype(np.int32), spread[::2]):
         for arrays in ((X, Y, w), put(X, Y, w)):
             for there in (numbers, placed(device, numbers)):
-                assert float(trainer("cuda").step(*arrays, rows=there)) == pytest.approx(expected, rel=1e-5)
+                assert float(trainer("cuda").step(*arrays, rows=there)) == pytest.approx(
+                    expected, rel=1e-5
+                )
 
 
 def test_x_on_the_device_and_the_rest_on_the_host_meet_there(device, put):
@@ -326,7 +426,9 @@ def test_the_callers_arrays_are_read_where_they_lie_and_left_as_they_are(device,
     step = one._step
     float(one.step(*there))  # allocates
     set_slot = step.kernels.set_slot
-    step.kernels.set_slot = lambda sources, *rest: addresses.append(sources) or set_slot(sources, *rest)
+    step.kernels.set_slot = lambda sources, *rest: (
+        addresses.append(sources) or set_slot(sources, *rest)
+    )
     empty = device.empty
     device.empty = lambda nbytes: taken.append(nbytes) or empty(nbytes)
     try:
@@ -377,9 +479,13 @@ class AtEachStep(mc.Callback):
         pass
 
 
-@pytest.mark.parametrize("settings", [{}, {"dropout": 0.3}, {"chunk_rows": 5, "l2": 0.1, "clip_norm": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"dropout": 0.3}, {"chunk_rows": 5, "l2": 0.1, "clip_norm": 0.1}], ids=str
+)
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_steps_launched_together_have_the_bits_of_steps_launched_one_by_one(device, put, precision, settings):
+def test_steps_launched_together_have_the_bits_of_steps_launched_one_by_one(
+    device, put, precision, settings
+):
     wide = precision if precision.startswith("float") and precision != "float16" else "float32"
     X, Y, w = put(*data(dtype=wide))
     low, found = ({} if precision == wide else {"precision": precision}), []
@@ -404,7 +510,9 @@ def test_a_fault_inside_a_launch_names_its_step_and_leaves_the_steps_after_it_un
     assert one.progress.step == 3
     for start in (0, 10, 20):
         float(other.step(*put(X[start : start + 10], Y[start : start + 10])))
-    np.testing.assert_array_equal(host(device, one.net.parameters), host(device, other.net.parameters))
+    np.testing.assert_array_equal(
+        host(device, one.net.parameters), host(device, other.net.parameters)
+    )
 
 
 def test_float16_recovers_from_an_overflow(device, put):
@@ -437,7 +545,9 @@ def test_float16_recovers_from_an_overflow(device, put):
         ("X", np.nan, mc.NonFiniteLoss, "step 3.*not finite at learning rate 0.01"),
     ],
 )
-def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(device, put, argument, value, error, words):
+def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(
+    device, put, argument, value, error, words
+):
     good = put(*data())
     one = trainer("cuda")
     for _ in range(2):
@@ -466,12 +576,24 @@ def test_forward_backward_and_predict_are_numpys(device, put, dtype, output):
     X, _, _ = data(dtype=dtype)
     found = []
     for where in ("cpu", "cuda"):
-        net = mc.MLP(SIZES, ["gelu", ("leaky_relu", 0.2)], output, dtype=dtype, device=where, seed=3)
+        net = mc.MLP(
+            SIZES, ["gelu", ("leaky_relu", 0.2)], output, dtype=dtype, device=where, seed=3
+        )
         there = X if where == "cpu" else put(X)
         cache = net.forward(there)
         G = np.cos(X[:, : SIZES[-1]])
-        gradient = net.backward(cache, G if where == "cpu" else put(G), input_gradient=True, keep=True)
-        found.append((cache.output, gradient.flat, gradient.X, gradient.D[2], net.predict(there, chunk_rows=11)))
+        gradient = net.backward(
+            cache, G if where == "cpu" else put(G), input_gradient=True, keep=True
+        )
+        found.append(
+            (
+                cache.output,
+                gradient.flat,
+                gradient.X,
+                gradient.D[2],
+                net.predict(there, chunk_rows=11),
+            )
+        )
         if where == "cuda":
             assert device.holds(found[-1][-1])
             assert isinstance(net.predict(X), np.ndarray)
@@ -506,7 +628,11 @@ def test_the_gradient_check_takes_the_devices_arrays_and_gradients(device, put):
 @pytest.mark.parametrize("pair", PAIRS)
 def test_logits_losses_of_rows_and_metrics_are_numpys(device, put, pair):
     X, Y, w = data(pair, "float64")
-    metrics = {"largest": lambda y, z, sample_weight: float((sample_weight * z.max(axis=1)).max() + y.max())}
+    metrics = {
+        "largest": lambda y, z, sample_weight: float(
+            (sample_weight * z.max(axis=1)).max() + y.max()
+        )
+    }
     expected = trainer("cpu", pair, "float64")
     figures = expected.evaluate(X, Y, w, metrics=metrics)
     for arrays in ((X, Y, w), put(X, Y, w)):
@@ -526,14 +652,21 @@ def test_a_network_moves_between_devices_files_and_pickles(device, tmp_path):
     X, _, _ = data()
     there = mc.MLP(SIZES, device="cuda", seed=3)
     there.save(tmp_path / "net.safetensors")
-    copies = [there.to("cpu"), mc.MLP.load(tmp_path / "net.safetensors", "cpu"), there.copy(), there.to("cpu").to("cuda")]
+    copies = [
+        there.to("cpu"),
+        mc.MLP.load(tmp_path / "net.safetensors", "cpu"),
+        there.copy(),
+        there.to("cpu").to("cuda"),
+    ]
     copies += [mc.MLP.load(tmp_path / "net.safetensors", "cuda"), pickle.loads(pickle.dumps(there))]
     for net in copies:
         parameters = net.parameters if net.device == "cpu" else host(device, net.parameters)
         np.testing.assert_array_equal(parameters, host(device, there.parameters))
         near(net.predict(X), there.predict(X), 1e-5)
         assert net.parameters is not there.parameters
-    np.testing.assert_array_equal(host(device, there.parameters), mc.MLP(SIZES, device="cpu", seed=3).parameters)
+    np.testing.assert_array_equal(
+        host(device, there.parameters), mc.MLP(SIZES, device="cpu", seed=3).parameters
+    )
 
 
 def test_without_cublaslt_a_trainer_runs_cupys_operations_one_by_one(device, put, monkeypatch):
@@ -546,7 +679,15 @@ def test_without_cublaslt_a_trainer_runs_cupys_operations_one_by_one(device, put
     for arrays in ((X, Y, w), put(X, Y, w)):
         one = trainer("cuda", dtype="float64")
         assert isinstance(one._step, Step)
-        near(losses, [float(one.step(*arrays)), float(one.step(*arrays[:2])), float(one.step(*arrays, rows=rows))], 1e-11)
+        near(
+            losses,
+            [
+                float(one.step(*arrays)),
+                float(one.step(*arrays[:2])),
+                float(one.step(*arrays, rows=rows)),
+            ],
+            1e-11,
+        )
         found = one.fit(*arrays, epochs=2, batch_size=20, validation=arrays[:2], progress=False)
         for figure in ("loss", "validation_loss", "validation_accuracy"):
             near(history[figure], found[figure], 1e-11)

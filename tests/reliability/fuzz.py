@@ -170,8 +170,17 @@ class Subject:
         """A digest of all that the next step depends on."""
         vectors, _ = self.trainer._step.snapshot()
         arrays = [self.net.parameters, *(vectors[name] for name in sorted(vectors))]
-        text = repr([self.trainer.progress, self.trainer.optimizer, self.trainer._settings, self.trainer.history])
-        return hashlib.sha256(b"".join([array.tobytes() for array in arrays] + [text.encode()])).hexdigest()
+        text = repr(
+            [
+                self.trainer.progress,
+                self.trainer.optimizer,
+                self.trainer._settings,
+                self.trainer.history,
+            ]
+        )
+        return hashlib.sha256(
+            b"".join([array.tobytes() for array in arrays] + [text.encode()])
+        ).hexdigest()
 
 
 def doors(subject: Subject, folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
@@ -301,18 +310,32 @@ class Fuzz:
         from pyarrow import parquet
 
         parquet.write_table(
-            pa.table({"a": np.ones(9), "y": np.ones(9), "w": np.ones(9), "s": ["x"] * 9}), self.folder / "table.parquet"
+            pa.table({"a": np.ones(9), "y": np.ones(9), "w": np.ones(9), "s": ["x"] * 9}),
+            self.folder / "table.parquet",
         )
-        places = {name: self.folder / name for name in ("FOLDER", "TEXT", "ZIP", "DATA", "OUT", "MODEL", "FILE", "RUN")}
+        places = {
+            name: self.folder / name
+            for name in ("FOLDER", "TEXT", "ZIP", "DATA", "OUT", "MODEL", "FILE", "RUN")
+        }
         places |= {"TABLE": self.folder / "table.csv", "PARQUET": self.folder / "table.parquet"}
-        places["TABLE"].write_text("a,y,s\n" + "".join(f"{n % 7},{n},{'uvw'[n % 3]}\n" for n in range(40)))
-        places["DATA"], places["ZIP"] = places["DATA"].with_suffix(".npz"), places["ZIP"].with_suffix(".npz")
+        places["TABLE"].write_text(
+            "a,y,s\n" + "".join(f"{n % 7},{n},{'uvw'[n % 3]}\n" for n in range(40))
+        )
+        places["DATA"], places["ZIP"] = (
+            places["DATA"].with_suffix(".npz"),
+            places["ZIP"].with_suffix(".npz"),
+        )
         places["FOLDER"].mkdir()
         places["TEXT"].write_text("no model, no data")
         np.savez(places["ZIP"], Z=np.ones(3), X=np.array([None]))
         rng = np.random.default_rng(0)
         np.savez(places["DATA"], X=rng.standard_normal((40, 4)), Y=rng.standard_normal(40))
-        tensors = {"mean": np.zeros(4), "scale": np.ones(4), "target mean": np.zeros(1), "target scale": np.ones(1)}
+        tensors = {
+            "mean": np.zeros(4),
+            "scale": np.ones(4),
+            "target mean": np.zeros(1),
+            "target scale": np.ones(1),
+        }
         about = {"classes": [], "features": list("abcd"), "loss": "squared_error"}
         mc.MLP([4, 3, 1], device="cpu").save(places["MODEL"], tensors=tensors, about=about)
         self.places = {name: str(path) for name, path in places.items()}
@@ -329,7 +352,9 @@ class Fuzz:
         rng = self.rng
         name = list(self.doors)[rng.integers(len(self.doors))]
         function, good = self.doors[name]
-        changed = rng.choice(list(good), min(len(good), int(rng.choice([1, 1, 1, 2, 3]))), replace=False).tolist()
+        changed = rng.choice(
+            list(good), min(len(good), int(rng.choice([1, 1, 1, 2, 3]))), replace=False
+        ).tolist()
         values = dict(good)
         for argument in changed:
             value = self.pool[rng.integers(len(self.pool))]()
@@ -350,8 +375,13 @@ class Fuzz:
                     for form in (str(value), repr(str(value))[1:-1])
                     if form
                 ]
-                self._judge(shown, error, [*good, *_parameters(function), *ALIASES.get(name, ())], given)
-                if name not in ("fit", "penalties", "optimizer") and self.subject.state() != self.before:
+                self._judge(
+                    shown, error, [*good, *_parameters(function), *ALIASES.get(name, ())], given
+                )
+                if (
+                    name not in ("fit", "penalties", "optimizer")
+                    and self.subject.state() != self.before
+                ):
                     self._fault(shown, "changed the trainer although it was refused", error)
         if self.subject.state() != self.before:  # a call that worked
             self.subject = Subject.make()
@@ -368,7 +398,9 @@ class Fuzz:
         said = isinstance(error, MemoryError | mc.NonFiniteLoss | mc.DeviceUnavailable) or any(
             text in message for text in given
         )
-        if not said and not any(re.search(rf"(?<![A-Za-z_]){re.escape(word)}(?![A-Za-z_])", message) for word in names):
+        if not said and not any(
+            re.search(rf"(?<![A-Za-z_]){re.escape(word)}(?![A-Za-z_])", message) for word in names
+        ):
             self._fault(shown, "no argument is named", error)
 
     def _command(self) -> None:
@@ -383,8 +415,13 @@ class Fuzz:
             return
         arguments = [command]
         if command == "train":
-            arguments += ["--quiet", *rng.choice(["--stream", "--resume"], int(rng.integers(3)), replace=False).tolist()]
-        if command in ("train", "predict", "export") and rng.integers(4):  # else most outputs are those of another call
+            arguments += [
+                "--quiet",
+                *rng.choice(["--stream", "--resume"], int(rng.integers(3)), replace=False).tolist(),
+            ]
+        if command in ("train", "predict", "export") and rng.integers(
+            4
+        ):  # else most outputs are those of another call
             arguments.append("--force")
         if options.get("") in ("TABLE", "PARQUET") and command == "train":
             options = {**options, "--target": options["--target"] or "y"}
@@ -394,7 +431,11 @@ class Fuzz:
             value = self.places.get(value, value)
             arguments += [value] if not option.strip() else [f"{option}={value}"]
         said = io.StringIO()
-        with _limited(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        with (
+            _limited(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(said),
+        ):
             try:
                 status = cli.main(arguments)
             except SystemExit as error:
@@ -413,7 +454,9 @@ class Fuzz:
 
 def _where(error: BaseException | None) -> str:
     frames = traceback.extract_tb(error.__traceback__) if error else []
-    inside = [frame for frame in frames if "mlpcore" in frame.filename and "tests" not in frame.filename]
+    inside = [
+        frame for frame in frames if "mlpcore" in frame.filename and "tests" not in frame.filename
+    ]
     return f"{os.path.basename(inside[-1].filename)}:{inside[-1].lineno}" if inside else "?"
 
 

@@ -22,22 +22,43 @@ def main(folder: str, kind: str, epochs: str) -> None:
     """Begin the run, or go on with it; print how far it was, and at the end a digest of the parameters."""
     path = Path(folder) / "run.safetensors"
     rng = np.random.default_rng(0)
-    X, Y = rng.standard_normal((BATCHES * 10, 6)).astype(np.float32), rng.standard_normal((BATCHES * 10, 2)).astype(np.float32)
-    optimizer = mc.SGD(mc.StepDecay(0.02, 100), momentum=0.9) if kind == "momentum" else mc.AdamW(mc.Cosine(1e-2, warmup=5))
+    X, Y = (
+        rng.standard_normal((BATCHES * 10, 6)).astype(np.float32),
+        rng.standard_normal((BATCHES * 10, 2)).astype(np.float32),
+    )
+    optimizer = (
+        mc.SGD(mc.StepDecay(0.02, 100), momentum=0.9)
+        if kind == "momentum"
+        else mc.AdamW(mc.Cosine(1e-2, warmup=5))
+    )
     more = {}
     if kind == "early stopping":
         more = {"early_stopping": mc.EarlyStopping(50), "validation": (X[:50], Y[:50])}
     rows = (X, Y)
     if kind == "memmap":
-        rows = tuple(np.memmap(Path(folder).parent / name, np.float32, "r").reshape(len(X), -1) for name in "XY")
+        rows = tuple(
+            np.memmap(Path(folder).parent / name, np.float32, "r").reshape(len(X), -1)
+            for name in "XY"
+        )
     if path.exists():
         trainer = mc.Trainer.load(path, "cpu")
     else:
         net = mc.MLP([6, 24, 2], "gelu", device="cpu", seed=1)
-        trainer = mc.Trainer(net, "squared_error", optimizer, l2=1e-3, clip_norm=1.0, dropout=0.2, seed=2)
+        trainer = mc.Trainer(
+            net, "squared_error", optimizer, l2=1e-3, clip_norm=1.0, dropout=0.2, seed=2
+        )
     print(trainer.progress.step, flush=True)
     if trainer.unfinished or not trainer.progress.step:
-        trainer.fit(*rows, epochs=int(epochs), batch_size=10, progress=False, checkpoint=path, every="1 step", keep=3, **more)
+        trainer.fit(
+            *rows,
+            epochs=int(epochs),
+            batch_size=10,
+            progress=False,
+            checkpoint=path,
+            every="1 step",
+            keep=3,
+            **more,
+        )
     print(hashlib.sha256(trainer.net.parameters.tobytes()).hexdigest(), flush=True)
 
 
@@ -46,7 +67,9 @@ def start(folder: Path, kind: str, times: int) -> subprocess.Popen[str]:
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": f"{Path(mc.__file__).parents[1]}{os.pathsep}{root}"}
     command = [sys.executable, "-m", "tests.reliability.kills", str(folder), kind, str(4 * times)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def killed(folder: Path, kind: str, times: int, seed: int) -> tuple[str, int]:

@@ -42,7 +42,9 @@ def fuzz(folder: Path) -> str:
 
 def reference(folder: Path) -> str:
     """Steps against plain NumPy."""
-    settings(max_examples=EXAMPLES, deadline=None, database=None)(given(test_reference.CASES)(test_reference.check))()
+    settings(max_examples=EXAMPLES, deadline=None, database=None)(
+        given(test_reference.CASES)(test_reference.check)
+    )()
     return f"{EXAMPLES:,} examples equal"
 
 
@@ -76,7 +78,11 @@ def disk(folder: Path) -> str:
         ["unshare", "--map-root-user", "--mount", "sh", "-c", command],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)},
     )  # fmt: skip
-    if "unshare failed" in run.stderr or "permission denied" in run.stderr or "must be superuser" in run.stderr:
+    if (
+        "unshare failed" in run.stderr
+        or "permission denied" in run.stderr
+        or "must be superuser" in run.stderr
+    ):
         return f"NOT RUN: nothing may be mounted here ({run.stderr.strip()})"
     assert run.returncode == 0, run.stderr
     assert run.stdout == "28 2 3 ['run', 'run.1']\n", run.stdout

@@ -48,7 +48,11 @@ def gradient(W, b, names, loss, X, Y, w, kept):
     J = float((k * LOSS[loss][0](Z[-1], Y)).sum())
     L = len(W) - 1
     dW, db = [None] * (L + 1), [None] * (L + 1)
-    D = k * (Z[L] - Y) if names[L] == "softmax" else k * LOSS[loss][1](Z[L], Y) * SIGMA[names[L]][1](S[L], Z[L])
+    D = (
+        k * (Z[L] - Y)
+        if names[L] == "softmax"
+        else k * LOSS[loss][1](Z[L], Y) * SIGMA[names[L]][1](S[L], Z[L])
+    )
     for l in range(L, 0, -1):
         dW[l], db[l] = Z[l - 1].T @ D, None if b[l] is None else D.sum(axis=0)
         if l > 1:
@@ -63,7 +67,10 @@ def masks(rate, seed, step, rows, sizes):
     kept = [None] * len(sizes)
     for l in range(1, len(sizes) - 1) if rate else ():
         base = mix(layer_key(seed, l) + step)
-        x = [[mix(base + i) ^ mix(mix(base + GOLDEN) + j) for j in range(sizes[l])] for i in range(rows)]
+        x = [
+            [mix(base + i) ^ mix(mix(base + GOLDEN) + j) for j in range(sizes[l])]
+            for i in range(rows)
+        ]
         kept[l] = (np.array([[_draw(n) for n in row] for row in x]) >= rate) / (1 - rate)
     return kept
 

@@ -16,7 +16,10 @@ import numpy as np
 import mlpcore as mc
 
 rng = np.random.default_rng(0)
-X, Y = rng.standard_normal((64, 8)).astype(np.float32), rng.standard_normal((64, 2)).astype(np.float32)
+X, Y = (
+    rng.standard_normal((64, 8)).astype(np.float32),
+    rng.standard_normal((64, 2)).astype(np.float32),
+)
 PARTS = 20  # of a soak; the first two are the warm-up
 
 
@@ -50,7 +53,15 @@ def soak(kind: str, steps: int) -> Soaked:
             times.append(statistics.median([_timed(trainer, i) for i in range(each)]))
         else:
             clock = _Clock()
-            trainer.fit(X, Y, epochs=max(1, each // 8), batch_size=8, progress=False, validation=(X, Y), callbacks=[clock])
+            trainer.fit(
+                X,
+                Y,
+                epochs=max(1, each // 8),
+                batch_size=8,
+                progress=False,
+                validation=(X, Y),
+                callbacks=[clock],
+            )
             times.append(statistics.median(clock.times))
             del clock
         gc.collect()
@@ -83,4 +94,8 @@ class _Clock(mc.Callback):
 
 if __name__ == "__main__":
     found = soak(sys.argv[1], int(sys.argv[2]))
-    print(json.dumps({"growth": found.growth, "slowdown": found.slowdown, "threads": sorted(found.threads)}))
+    print(
+        json.dumps(
+            {"growth": found.growth, "slowdown": found.slowdown, "threads": sorted(found.threads)}
+        )
+    )

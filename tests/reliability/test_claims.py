@@ -49,7 +49,9 @@ def test_a_second_training_into_one_checkpoint_is_refused_at_its_start(step, tmp
         trainer.save(path)  # a file is there from now on
         refused(path)
         assert ended(forked(lambda: refused(path))) == 0
-        assert mc.Trainer.load(path, "cpu").progress.step == trainer.progress.step  # a reader sees no lock
+        assert (
+            mc.Trainer.load(path, "cpu").progress.step == trainer.progress.step
+        )  # a reader sees no lock
 
     one = make()
     one.fit(X, Y, checkpoint=path, keep=2, callbacks=[At(step, others)], **FIT)
@@ -71,7 +73,9 @@ def test_of_two_trainings_that_begin_at_once_both_runs_can_go_on(tmp_path):
         assert ended(child) == 0
 
     one = make()
-    with pytest.raises(OSError, match="run' cannot be written: another training, or a program, has written it"):
+    with pytest.raises(
+        OSError, match="run' cannot be written: another training, or a program, has written it"
+    ):
         one.fit(X, Y, checkpoint=path, callbacks=[At(3, another)], **FIT)
     assert one.unfinished == "in epoch 2 of 3, after 0 of its batches"
     one.save(elsewhere)

@@ -13,7 +13,12 @@ from mlpcore.io import model_file
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((8, 2)), RNG.standard_normal((8, 1))
-FIT = {"epochs": 3, "batch_size": 3, "progress": False, "early_stopping": mc.EarlyStopping(9, "loss")}
+FIT = {
+    "epochs": 3,
+    "batch_size": 3,
+    "progress": False,
+    "early_stopping": mc.EarlyStopping(9, "loss"),
+}
 
 
 class Stop(mc.Callback):
@@ -70,7 +75,9 @@ def test_no_byte_of_a_checkpoint_can_be_changed_and_no_end_cut_off(saved, tmp_pa
 def same(one, other):
     """Whether two files hold the same: a byte of the padding, say."""
     (head, tensors), (other_head, others) = model_file.read(one), model_file.read(other)
-    return head == other_head and {k: v.tobytes() for k, v in tensors.items()} == {k: v.tobytes() for k, v in others.items()}
+    return head == other_head and {k: v.tobytes() for k, v in tensors.items()} == {
+        k: v.tobytes() for k, v in others.items()
+    }
 
 
 HUGE, DEEP = 10**9, "(" * 5000 + "s" + ")" * 5000
@@ -134,7 +141,9 @@ ABSURD = [
 
 
 @pytest.mark.parametrize("place", sorted({" ".join(map(str, place)) for place, _ in ABSURD}))
-def test_an_absurd_header_with_a_right_digest_is_refused_and_nothing_big_is_allocated(place, saved, tmp_path):
+def test_an_absurd_header_with_a_right_digest_is_refused_and_nothing_big_is_allocated(
+    place, saved, tmp_path
+):
     header, tensors = model_file.read(saved)
     path = tmp_path / "absurd.safetensors"
     for where, value in ABSURD:
@@ -164,7 +173,11 @@ def file_of(header, tensors):
     entries, data = {}, b""
     for name, array in sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize):
         place = [len(data), len(data) + array.nbytes]
-        entries[name] = {"dtype": model_file.TYPES[array.dtype.name], "shape": array.shape, "data_offsets": place}
+        entries[name] = {
+            "dtype": model_file.TYPES[array.dtype.name],
+            "shape": array.shape,
+            "data_offsets": place,
+        }
         data += array.tobytes()
     head = json.dumps({"__metadata__": metadata, **entries}).encode()
     head += b" " * (-len(head) % 8)
@@ -201,7 +214,12 @@ def test_arrays_that_are_not_those_of_the_run_are_refused(name, saved, tmp_path)
     assert refusal(tmp_path / "absurd")
 
 
-HEADS = [b"[" * 100_000, b'{"a":' * 100_000, b'{"__metadata__":{"mlpcore":"' + b"[" * 100_000 + b'"}}', b"\xff" * 99]
+HEADS = [
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b'{"__metadata__":{"mlpcore":"' + b"[" * 100_000 + b'"}}',
+    b"\xff" * 99,
+]
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -15,7 +15,13 @@ import mlpcore as mc
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((103, 4)), RNG.standard_normal((103, 2))
-FIT = {"epochs": 4, "batch_size": 10, "progress": False, "validation": (X[:20], Y[:20]), "every": "5 steps"}
+FIT = {
+    "epochs": 4,
+    "batch_size": 10,
+    "progress": False,
+    "validation": (X[:20], Y[:20]),
+    "every": "5 steps",
+}
 
 
 @contextlib.contextmanager
@@ -104,7 +110,10 @@ def interrupted(fault, kind, number, path="run.safetensors"):
     """A trainer whose `fit` ended because of the fault, which is over; and the call of `fit`."""
     fit = {**FIT, "early_stopping": mc.EarlyStopping(30), "checkpoint": path}
     trainer = make()
-    with contextlib.ExitStack() as stack, pytest.raises(kind, match=r"run\.safetensors' cannot be written: ") as caught:
+    with (
+        contextlib.ExitStack() as stack,
+        pytest.raises(kind, match=r"run\.safetensors' cannot be written: ") as caught,
+    ):
         trainer.fit(X, Y, callbacks=[Begin(17, stack, fault(path))], **fit)
     assert number is None or caught.value.errno == number
     assert trainer.progress.step == 20
@@ -150,7 +159,9 @@ class Ends(mc.Callback):
 
 @pytest.mark.parametrize("patience", [1, 30])
 @pytest.mark.parametrize("name", ["full", "quota", "read-only"])
-def test_a_last_save_that_fails_loses_nothing_and_nothing_is_trained_twice(name, patience, tmp_path, monkeypatch):
+def test_a_last_save_that_fails_loses_nothing_and_nothing_is_trained_twice(
+    name, patience, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     fault, kind, number = FAULTS[name]
     stopping = mc.EarlyStopping(patience, minimum_change=1 if patience == 1 else 0)
@@ -168,7 +179,9 @@ def test_a_last_save_that_fails_loses_nothing_and_nothing_is_trained_twice(name,
         assert other.unfinished == where
         assert other.history == {}
         np.testing.assert_array_equal(other.net.parameters, whole.net.parameters)
-        with pytest.raises(ValueError, match=f"epochs: the unfinished run is {where}; got 5. Pass 4, or begin"):
+        with pytest.raises(
+            ValueError, match=f"epochs: the unfinished run is {where}; got 5. Pass 4, or begin"
+        ):
             other.fit(X, Y, **{**fit, "epochs": 5})
         last = Ends()
         found = other.fit(X, Y, callbacks=[last], **{**fit, "checkpoint": "run again"})
@@ -188,7 +201,9 @@ def test_a_run_whose_last_save_failed_goes_on_to_more_epochs(tmp_path, monkeypat
     whole, trainer = make(), make()
     with contextlib.ExitStack() as stack, pytest.raises(PermissionError):
         trainer.fit(X, Y, checkpoint="run", callbacks=[Ends(stack, read_only("run"))], **fit)
-    with pytest.raises(ValueError, match=r"after the last of 4 epochs; got 3\. Pass at least 4, or begin"):
+    with pytest.raises(
+        ValueError, match=r"after the last of 4 epochs; got 3\. Pass at least 4, or begin"
+    ):
         trainer.fit(X, Y, **{**fit, "epochs": 3})
     trainer.save("elsewhere")
     whole.fit(X, Y, **fit)
@@ -200,10 +215,17 @@ def test_a_run_whose_last_save_failed_goes_on_to_more_epochs(tmp_path, monkeypat
         assert mc.Trainer.load("run", "cpu").unfinished is None
 
 
-def test_a_folder_that_cannot_be_written_and_one_in_a_files_place_are_refused_at_the_start(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_and_one_in_a_files_place_are_refused_at_the_start(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     trainer = make()
-    with read_only("run"), pytest.raises(PermissionError, match=r"checkpoint 'run', .* cannot be written; name another"):
+    with (
+        read_only("run"),
+        pytest.raises(
+            PermissionError, match=r"checkpoint 'run', .* cannot be written; name another"
+        ),
+    ):
         trainer.fit(X, Y, checkpoint="run", **FIT)
     os.mkdir("run.1")
     with pytest.raises(IsADirectoryError, match=r"checkpoint 'run', keep=2: 'run\.1' is a folder"):
@@ -230,7 +252,11 @@ def test_a_callback_that_raises_at_the_end_is_told_again_and_those_before_it_are
             super().fit_end(trainer, history)
             trainer.net.parameters[...] += 1  # it may write what it likes
 
-    fit = {**FIT, "early_stopping": mc.EarlyStopping(1, minimum_change=1), "checkpoint": tmp_path / "run"}
+    fit = {
+        **FIT,
+        "early_stopping": mc.EarlyStopping(1, minimum_change=1),
+        "checkpoint": tmp_path / "run",
+    }
     whole, trainer = make(), make()
     whole.fit(X, Y, **{**fit, "checkpoint": None})
     callbacks = [Average(), Raise(), Ends()]

@@ -17,7 +17,9 @@ def run(folder, seed, calls):
     return "\n".join(f"{fault}\n{how}" for fault, how in fuzz.faults.items())
 
 
-def test_random_calls_work_or_are_refused_by_the_arguments_name_and_change_nothing(tmp_path, monkeypatch):
+def test_random_calls_work_or_are_refused_by_the_arguments_name_and_change_nothing(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert not run(tmp_path, 0, CALLS)
 
@@ -35,11 +37,17 @@ def test_the_fuzz_notices_each_kind_of_fault(fault, tmp_path, monkeypatch):
         except (TypeError, ValueError):
             if fault == "changed":
                 raise
-            raise {"another error": IndexError, "no name": ValueError}[fault]("tuple index out of range") from None
+            raise {"another error": IndexError, "no name": ValueError}[fault](
+                "tuple index out of range"
+            ) from None
 
     monkeypatch.setattr(mc.MLP, "predict", broken)
     fuzz = Fuzz(tmp_path, 0)
     fuzz.doors = {"predict": fuzz.doors["predict"]}
     fuzz.run(20)
-    said = {"another error": "of another kind", "no name": "no argument is named", "changed": "changed the trainer"}[fault]
+    said = {
+        "another error": "of another kind",
+        "no name": "no argument is named",
+        "changed": "changed the trainer",
+    }[fault]
     assert any(said in found for found in fuzz.faults)

@@ -284,7 +284,11 @@ def blocking(trainer, at, then):
 
 @pytest.mark.parametrize(
     ("where", "number", "at"),
-    [("training", signal.SIGINT, 0), ("training", signal.SIGTERM, 3), ("validation", signal.SIGTERM, 8)],
+    [
+        ("training", signal.SIGINT, 0),
+        ("training", signal.SIGTERM, 3),
+        ("validation", signal.SIGTERM, 8),
+    ],
 )
 def test_a_signal_while_rows_are_waited_for_saves_at_once(where, number, at, tmp_path):
     whole, one, path = make(), make(), tmp_path / "run"
@@ -405,7 +409,9 @@ def asked_and_broken(number, error=Broken):
     return [callback]
 
 
-@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
 def test_a_signal_before_an_error_of_a_callback_is_not_forgotten(number, kind, tmp_path, caplog):
     trainer = make()
     with pytest.raises(kind) as caught:
@@ -724,7 +730,13 @@ def told(trainer):
 
 def test_interrupted_before_any_line_a_run_goes_on_as_if_it_had_not_been(tmp_path, device):
     path, stopping = tmp_path / "run", mc.EarlyStopping(1)
-    fit = {"epochs": 2, "batch_size": 40, "progress": False, "validation": (X[:9], Y[:9]), "early_stopping": stopping}
+    fit = {
+        "epochs": 2,
+        "batch_size": 40,
+        "progress": False,
+        "validation": (X[:9], Y[:9]),
+        "early_stopping": stopping,
+    }
     fit |= {"checkpoint": path, "every": "1 h"}
     whole = make(device)
     whole.fit(X, Y, **fit)

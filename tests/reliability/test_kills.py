@@ -59,11 +59,17 @@ def test_what_a_killed_writer_left_is_taken_away_and_what_others_do_is_not(tmp_p
             process.communicate(timeout=60)
     dead_and_alive = [name for name in os.listdir(tmp_path) if name.endswith(".part")]
     assert len(dead_and_alive) == 1, "the second writer has taken the first one's file away"
-    others = {".run.safetensors.settings", ".other.safetensors.abcdefgh.part", ".run.safetensors.part"}
+    others = {
+        ".run.safetensors.settings",
+        ".other.safetensors.abcdefgh.part",
+        ".run.safetensors.part",
+    }
     for name in others:
         (tmp_path / name).touch()
     mc.MLP([2, 1]).save(path)
-    assert {*os.listdir(tmp_path)} == {path.name, *dead_and_alive, *others}, "a file that is being written is left alone"
+    assert {*os.listdir(tmp_path)} == {path.name, *dead_and_alive, *others}, (
+        "a file that is being written is left alone"
+    )
     process.communicate("", timeout=60)
     assert process.returncode == 0
     assert path.read_bytes() == b"half"

@@ -31,9 +31,17 @@ CASES = st.fixed_dictionaries({
 
 def check(case):
     """Three steps of the engine against three of the reference."""
-    rng, (output, loss), (rule, given_) = np.random.default_rng(case["seed"]), case["pair"], case["rule"]
+    rng, (output, loss), (rule, given_) = (
+        np.random.default_rng(case["seed"]),
+        case["pair"],
+        case["rule"],
+    )
     names = [name for name, _ in case["hidden"]] + [output]
-    sizes = [int(rng.integers(1, 5)), *[n for _, n in case["hidden"]], 3 if output == "softmax" else int(rng.integers(1, 4))]
+    sizes = [
+        int(rng.integers(1, 5)),
+        *[n for _, n in case["hidden"]],
+        3 if output == "softmax" else int(rng.integers(1, 4)),
+    ]
     tied = None
     if case["tie"] and len(sizes) > 2:  # the last layer takes the first one's matrix
         sizes[-2:] = sizes[:2] if case["tie"] == "1" else sizes[1::-1]
@@ -41,7 +49,16 @@ def check(case):
         if len(names) == 2:
             sizes[1] = sizes[0] if case["tie"] == "1" else sizes[1]
             sizes[2] = sizes[1] if case["tie"] == "1" else sizes[0]
-    net = mc.MLP(sizes, names[:-1], output, bias=case["bias"], tied=tied, dtype=case["dtype"], device="cpu", seed=case["seed"])
+    net = mc.MLP(
+        sizes,
+        names[:-1],
+        output,
+        bias=case["bias"],
+        tied=tied,
+        dtype=case["dtype"],
+        device="cpu",
+        seed=case["seed"],
+    )
     net.parameters[...] += 0.1 * rng.standard_normal(net.layout.size)
     rate, dropout = 0.02, case["dropout"] if case["hidden"] else 0.0
     total = case["rows"] + 4
@@ -56,11 +73,26 @@ def check(case):
     rows = rng.integers(0, total, case["rows"])
     w[rows[0]] = 1
     optimizer = getattr(mc, rule)(rate, **given_)
-    more = {"l1": case["l1"], "l2": case["l2"], "clip_norm": case["clip"], "dropout": dropout or None, "seed": case["seed"]}
-    trainer = mc.Trainer(net, loss, optimizer, chunk_rows=case["chunk"], workers=case["workers"], **more)
+    more = {
+        "l1": case["l1"],
+        "l2": case["l2"],
+        "clip_norm": case["clip"],
+        "dropout": dropout or None,
+        "seed": case["seed"],
+    }
+    trainer = mc.Trainer(
+        net, loss, optimizer, chunk_rows=case["chunk"], workers=case["workers"], **more
+    )
     if case["limit"]:  # what one row takes, and half of what is beyond
-        least = mc.Trainer(net, loss, optimizer, chunk_rows=1, workers=1, **more).plan(case["rows"]).total_bytes + 4096
-        trainer = mc.Trainer(net, loss, optimizer, chunk_rows=case["chunk"], memory_limit=least, **more)
+        least = (
+            mc.Trainer(net, loss, optimizer, chunk_rows=1, workers=1, **more)
+            .plan(case["rows"])
+            .total_bytes
+            + 4096
+        )
+        trainer = mc.Trainer(
+            net, loss, optimizer, chunk_rows=case["chunk"], memory_limit=least, **more
+        )
     p = net.parameters.astype(np.float64)
     state, n = {}, net.layout.weights
     for t in (1, 2, 3):
@@ -69,9 +101,15 @@ def check(case):
         kept = reference.masks(dropout, case["seed"], t, case["rows"], sizes)
         w[0] = 1
         with np.errstate(all="ignore"):
-            expected, dW, db = reference.gradient(W, b, [None, *names], loss, X[picked], Y[picked], w[picked], kept)
+            expected, dW, db = reference.gradient(
+                W, b, [None, *names], loss, X[picked], Y[picked], w[picked], kept
+            )
         assume(abs(expected) < 1e3)  # exp runs away: what comes then is in test_faults.py
-        J = trainer.step(X, Y, w, rows=rows) if case["indexed"] else trainer.step(X[picked], Y[picked], w[picked])
+        J = (
+            trainer.step(X, Y, w, rows=rows)
+            if case["indexed"]
+            else trainer.step(X[picked], Y[picked], w[picked])
+        )
         g = np.zeros_like(p)
         gW, gb = net.layout.views(g)
         for l in range(1, len(sizes)):
@@ -86,7 +124,9 @@ def check(case):
         reference.update(rule, given_, rate, t, p, g, state, np.arange(len(p)) < n)
         rel = 1e-9 if case["dtype"] == "float64" else 2e-3
         assert pytest.approx(expected, rel=rel, abs=rel / 10) == J
-    small = abs(g) < (1e-7 if case["dtype"] == "float64" else 1e-2)  # where rounding decides the sign, these rules follow it
+    small = abs(g) < (
+        1e-7 if case["dtype"] == "float64" else 1e-2
+    )  # where rounding decides the sign, these rules follow it
     settled = ~small if rule in ("Adam", "AdamW", "RMSprop", "Lion") else slice(None)
     atol = 1e-9 if case["dtype"] == "float64" else 5e-3
     np.testing.assert_allclose(net.parameters[settled], p[settled], rtol=0, atol=atol)

@@ -23,7 +23,9 @@ def soaked(kind, steps):
     return json.loads(run.stdout)
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells what a process takes")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="Linux tells what a process takes"
+)
 @pytest.mark.parametrize("kind", ["step", "fit"])
 def test_memory_time_and_threads_stay_as_they_are(kind):
     check(kind, STEPS)

@@ -57,7 +57,9 @@ def numpy_blocks():
     """Bytes of each array of size that NumPy holds, as tracemalloc sees it."""
     gc.collect()
     domain = np.lib.tracemalloc_domain
-    return sorted(t.size for t in tracemalloc.take_snapshot().traces if t.domain == domain and t.size >= LARGE)
+    return sorted(
+        t.size for t in tracemalloc.take_snapshot().traces if t.domain == domain and t.size >= LARGE
+    )
 
 
 def peak_of(call):
@@ -79,39 +81,70 @@ def data(rows, n_in, n_out, loss="squared_error", dtype="float32", seed=0):
 
 NETS = {
     "relu": {"sizes": [20, 64, 64, 10], "activations": "relu", "output": "softmax"},
-    "gelu keeps S": {"sizes": [20, 64, 48, 10], "activations": ["gelu", "mish"], "output": "identity"},
+    "gelu keeps S": {
+        "sizes": [20, 64, 48, 10],
+        "activations": ["gelu", "mish"],
+        "output": "identity",
+    },
     "learned slopes": {
         "sizes": [20, 64, 700, 10],
         "activations": ["prelu", ("prelu", 0.1, "per output")],
         "output": "identity",
     },
     "one layer": {"sizes": [64, 32], "output": "identity"},
-    "no bias, float64": {"sizes": [20, 64, 33], "activations": "tanh", "output": "sigmoid", "bias": False, "dtype": "float64"},
+    "no bias, float64": {
+        "sizes": [20, 64, 33],
+        "activations": "tanh",
+        "output": "sigmoid",
+        "bias": False,
+        "dtype": "float64",
+    },
     "softmax unmatched": {"sizes": [20, 64, 40], "activations": "elu", "output": "softmax"},
     "log_softmax unmatched": {"sizes": [20, 64, 40], "activations": "elu", "output": "log_softmax"},
-    "many classes": {"sizes": [20, 64, 100], "activations": [("sigmoid", 2.0)], "output": "softmax"},
+    "many classes": {
+        "sizes": [20, 64, 100],
+        "activations": [("sigmoid", 2.0)],
+        "output": "softmax",
+    },
 }
-LOSS = {"relu": "cross_entropy", "many classes": "cross_entropy", "no bias, float64": "binary_cross_entropy"}
+LOSS = {
+    "relu": "cross_entropy",
+    "many classes": "cross_entropy",
+    "no bias, float64": "binary_cross_entropy",
+}
 OPTIMIZERS = [mc.SGD(0.01), mc.SGD(0.01, momentum=0.9), mc.AdamW(1e-3), mc.Lion(1e-4)]
 
 
 def trainer_of(name, optimizer=None, **settings):
     net = mc.MLP(**NETS[name])
-    return mc.Trainer(net, loss=LOSS.get(name, "squared_error"), optimizer=optimizer or mc.AdamW(1e-3), **settings)
+    return mc.Trainer(
+        net, loss=LOSS.get(name, "squared_error"), optimizer=optimizer or mc.AdamW(1e-3), **settings
+    )
 
 
 def data_of(name, rows):
     net = NETS[name]
-    return data(rows, net["sizes"][0], net["sizes"][-1], LOSS.get(name, "squared_error"), net.get("dtype", "float32"))
+    return data(
+        rows,
+        net["sizes"][0],
+        net["sizes"][-1],
+        LOSS.get(name, "squared_error"),
+        net.get("dtype", "float32"),
+    )
 
 
 # -- to the byte ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"chunk_rows": 96}, {"chunk_rows": 64, "workers": 2}, {"clip_norm": 1.0, "l2": 0.1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"chunk_rows": 96}, {"chunk_rows": 64, "workers": 2}, {"clip_norm": 1.0, "l2": 0.1}],
+)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["sgd", "momentum", "adamw", "lion"])
 @pytest.mark.parametrize("name", list(NETS))
-def test_the_engine_allocates_the_parts_of_the_plan_and_nothing_else(ledger, traced, name, optimizer, settings):
+def test_the_engine_allocates_the_parts_of_the_plan_and_nothing_else(
+    ledger, traced, name, optimizer, settings
+):
     X, Y = data_of(name, 300)
     before = numpy_blocks()
     trainer = trainer_of(name, optimizer, **settings)
@@ -147,7 +180,9 @@ def test_what_the_options_of_a_loss_take_is_in_the_plan(ledger, name, options, c
     ledger.sizes.append(planning.part_bytes(plan.parts["parameters"]))  # made by the network
     for _ in range(3):
         trainer.step(X, Y)
-    assert sorted(ledger.sizes) == sorted(planning.part_bytes(buffers) for buffers in plan.parts.values())
+    assert sorted(ledger.sizes) == sorted(
+        planning.part_bytes(buffers) for buffers in plan.parts.values()
+    )
 
 
 def test_the_networks_parameters_are_in_the_plan_with_the_bytes_they_take():
@@ -176,20 +211,35 @@ def test_the_plan_knows_the_stages_for_inputs_of_other_types(ledger, x, y, w, in
     trainer = mc.Trainer(net, loss="squared_error", optimizer=mc.SGD(0.0), chunk_rows=100)
     rows = np.arange(299, -1, -1) if indexed else None
     trainer.step(X, Y, weights, rows=rows)
-    plan = trainer._step.make_plan(300, Inputs(X.dtype.str, Y.dtype.str, "" if w is None else weights.dtype.str, False))
+    plan = trainer._step.make_plan(
+        300, Inputs(X.dtype.str, Y.dtype.str, "" if w is None else weights.dtype.str, False)
+    )
     fixed = planning.part_bytes(plan.parts["parameters"])
     assert sum(ledger.sizes) == plan.total_bytes - fixed
 
 
 @pytest.mark.parametrize("batch_size", [64, 100, 1000])
-def test_fit_with_early_stopping_allocates_its_plan_also_beside_the_last_partial_batch(ledger, batch_size):
+def test_fit_with_early_stopping_allocates_its_plan_also_beside_the_last_partial_batch(
+    ledger, batch_size
+):
     X, Y = data(1000, 20, 10)
-    trainer = mc.Trainer(mc.MLP([20, 64, 10], "tanh"), loss="squared_error", optimizer=mc.Adam(1e-3), chunk_rows=60)
+    trainer = mc.Trainer(
+        mc.MLP([20, 64, 10], "tanh"), loss="squared_error", optimizer=mc.Adam(1e-3), chunk_rows=60
+    )
     plan = trainer.plan(batch_size=batch_size, rows=1000, early_stopping=True)
     assert set(plan.parts) == {"parameters", "state", "fit", "workspace"}
-    trainer.fit(X, Y, epochs=2, batch_size=batch_size, early_stopping=mc.EarlyStopping(monitor="loss"), progress=False)
+    trainer.fit(
+        X,
+        Y,
+        epochs=2,
+        batch_size=batch_size,
+        early_stopping=mc.EarlyStopping(monitor="loss"),
+        progress=False,
+    )
     assert ledger.peak == plan.total_bytes - planning.part_bytes(plan.parts["parameters"])
-    assert sorted(ledger.sizes) == sorted(planning.part_bytes(p) for name, p in plan.parts.items() if name != "parameters")
+    assert sorted(ledger.sizes) == sorted(
+        planning.part_bytes(p) for name, p in plan.parts.items() if name != "parameters"
+    )
 
 
 @pytest.mark.parametrize("name", ["hvp", "gnvp"])
@@ -250,9 +300,19 @@ def test_long_lists_of_chunks_are_not_kept():
 def test_fit_with_validation_allocates_its_plan_too(ledger):
     """Evaluation goes by chunks as well; it needs no array that training has not."""
     X, Y = data(1000, 20, 10)
-    trainer = mc.Trainer(mc.MLP([20, 64, 10], "tanh"), loss="squared_error", optimizer=mc.Adam(1e-3))
+    trainer = mc.Trainer(
+        mc.MLP([20, 64, 10], "tanh"), loss="squared_error", optimizer=mc.Adam(1e-3)
+    )
     plan = trainer.plan(batch_size=64, rows=1000, early_stopping=True)
-    trainer.fit(X, Y, epochs=2, batch_size=64, validation=(X[:500], Y[:500]), early_stopping=mc.EarlyStopping(), progress=False)
+    trainer.fit(
+        X,
+        Y,
+        epochs=2,
+        batch_size=64,
+        validation=(X[:500], Y[:500]),
+        early_stopping=mc.EarlyStopping(),
+        progress=False,
+    )
     assert ledger.peak == plan.total_bytes - planning.part_bytes(plan.parts["parameters"])
 
 
@@ -281,7 +341,11 @@ def test_a_larger_batch_gives_the_old_arrays_back_before_it_takes_new_ones(ledge
     for rows in (16, 128, 512):
         trainer.step(X[:rows], Y[:rows])
         plan = trainer.plan(batch_size=rows)
-        assert ledger.live == ledger.peak == plan.total_bytes - planning.part_bytes(plan.parts["parameters"])
+        assert (
+            ledger.live
+            == ledger.peak
+            == plan.total_bytes - planning.part_bytes(plan.parts["parameters"])
+        )
 
 
 def test_the_table_prints_every_buffer_and_the_total():
@@ -291,7 +355,8 @@ def test_the_table_prints_every_buffer_and_the_total():
         for buffer in buffers:
             shape = " x ".join(f"{n:,}" for n in buffer.shape)
             assert any(
-                x.strip().startswith(f"{buffer.name} ") and f" {shape} " in x and buffer.why in x for x in text.splitlines()
+                x.strip().startswith(f"{buffer.name} ") and f" {shape} " in x and buffer.why in x
+                for x in text.splitlines()
             )
     assert f"{plan.total_bytes:,} bytes" in text
     assert plan.rows == 100
@@ -315,7 +380,9 @@ def test_arrays_of_a_part_start_at_cache_lines_and_do_not_overlap():
         assert array.ctypes.data % planning.ALIGNMENT == 0
         array[...] = i
     assert all((array == i).all() for i, array in enumerate(arrays.values()))
-    assert [(x.shape, x.dtype.name) for x in arrays.values()] == [(b.shape, b.dtype) for b in buffers]
+    assert [(x.shape, x.dtype.name) for x in arrays.values()] == [
+        (b.shape, b.dtype) for b in buffers
+    ]
 
 
 # -- inside a step -------------------------------------------------------------------------------------------------------
@@ -343,7 +410,10 @@ def test_a_step_allocates_at_most_64_kib_whatever_the_batch(batch, case, optimiz
     w = np.linspace(0, 1, batch, dtype=np.float32) if settings.get("weighted") else None
     rows = np.random.default_rng(0).permutation(batch) if settings.get("indexed") else None
     net = mc.MLP(
-        settings.get("sizes", [16, 32, 3]), settings.get("hidden", "gelu"), "softmax", dtype=settings.get("net", "float32")
+        settings.get("sizes", [16, 32, 3]),
+        settings.get("hidden", "gelu"),
+        "softmax",
+        dtype=settings.get("net", "float32"),
     )
     trainer = mc.Trainer(net, optimizer=optimizer, workers=workers, clip_norm=1.0)
     for _ in range(2):
@@ -359,7 +429,9 @@ def test_a_step_allocates_at_most_64_kib_whatever_the_batch(batch, case, optimiz
 
 
 def test_penalties_take_no_array_of_the_weights_size(traced):
-    trainer = mc.Trainer(mc.MLP([300, 300]), loss="squared_error", optimizer=mc.SGD(0.0), l1=0.1, l2=0.1)
+    trainer = mc.Trainer(
+        mc.MLP([300, 300]), loss="squared_error", optimizer=mc.SGD(0.0), l1=0.1, l2=0.1
+    )
     X, Y = data(4, 300, 300)
     trainer.step(X, Y)
     gc.collect()
@@ -384,9 +456,15 @@ def test_memory_is_flat_in_the_batch_beyond_the_chunk(ledger):
 
 
 def test_without_chunks_memory_grows_with_the_batch():
-    whole = [trainer_of("relu", chunk_rows=n, workers=1).plan(batch_size=n).total_bytes for n in (1024, 4096, 16384)]
+    whole = [
+        trainer_of("relu", chunk_rows=n, workers=1).plan(batch_size=n).total_bytes
+        for n in (1024, 4096, 16384)
+    ]
     assert whole[2] - whole[1] == pytest.approx(4 * (whole[1] - whole[0]), rel=1e-3)
-    assert whole[2] > 8 * trainer_of("relu", chunk_rows=1024, workers=1).plan(batch_size=16384).total_bytes
+    assert (
+        whole[2]
+        > 8 * trainer_of("relu", chunk_rows=1024, workers=1).plan(batch_size=16384).total_bytes
+    )
 
 
 # -- the limit -----------------------------------------------------------------------------------------------------------
@@ -403,17 +481,26 @@ def test_a_limit_sets_the_largest_chunk_that_keeps_it_and_results_do_not_depend_
         plan = trainer.plan(batch_size=1000)
         assert plan.total_bytes <= limit
         if plan.rows < 1000:
-            assert trainer_of("gelu keeps S", chunk_rows=plan.rows + 1).plan(batch_size=1000).total_bytes > limit
+            assert (
+                trainer_of("gelu keeps S", chunk_rows=plan.rows + 1)
+                .plan(batch_size=1000)
+                .total_bytes
+                > limit
+            )
         ledger.live, ledger.peak = 0, 0
         used = trainer_of("gelu keeps S", chunk_rows=1000, memory_limit=limit)
         assert used.step(X, Y) == pytest.approx(J, rel=1e-5)
         assert ledger.peak + used.net.parameters.nbytes <= limit
-        np.testing.assert_allclose(used.net.parameters, after, atol=2e-3)  # Adam's first step is the rate's sign
+        np.testing.assert_allclose(
+            used.net.parameters, after, atol=2e-3
+        )  # Adam's first step is the rate's sign
 
 
 def test_a_limit_gives_up_workers_before_it_fails():
     roomy = trainer_of("relu", workers=2, chunk_rows=64).plan(batch_size=1000)
-    tight = trainer_of("relu", workers=2, chunk_rows=64, memory_limit=roomy.total_bytes - 1).plan(batch_size=1000)
+    tight = trainer_of("relu", workers=2, chunk_rows=64, memory_limit=roomy.total_bytes - 1).plan(
+        batch_size=1000
+    )
     assert (roomy.workers, tight.workers) == (2, 1)
     assert tight.total_bytes < roomy.total_bytes
 
@@ -423,8 +510,14 @@ def test_a_limit_that_one_row_breaks_is_refused_with_the_largest_buffers():
     X, Y = data_of("relu", 1000)
     trainer = trainer_of("relu", memory_limit=smallest - 1)
     before = trainer.net.parameters.copy()
-    for call in (lambda: trainer.plan(batch_size=1000), lambda: trainer.step(X, Y), lambda: trainer.fit(X, Y, batch_size=1000)):
-        with pytest.raises(MemoryError, match=r"memory_limit .* is needed; the largest: \S+ .*KiB, .*state m"):
+    for call in (
+        lambda: trainer.plan(batch_size=1000),
+        lambda: trainer.step(X, Y),
+        lambda: trainer.fit(X, Y, batch_size=1000),
+    ):
+        with pytest.raises(
+            MemoryError, match=r"memory_limit .* is needed; the largest: \S+ .*KiB, .*state m"
+        ):
             call()
     np.testing.assert_array_equal(trainer.net.parameters, before)
     assert trainer_of("relu", memory_limit=smallest).plan(batch_size=1000).rows == 1
@@ -438,7 +531,9 @@ def test_a_limit_is_kept_by_all_of_fit(ledger, traced, share, validated):
     net = mc.MLP([20, 64, 10], "gelu")
 
     def new(limit, rows):
-        return mc.Trainer(net, loss="squared_error", optimizer=mc.Adam(1e-3), memory_limit=limit, chunk_rows=rows)
+        return mc.Trainer(
+            net, loss="squared_error", optimizer=mc.Adam(1e-3), memory_limit=limit, chunk_rows=rows
+        )
 
     low = new(None, 1).plan(900, rows=2000, early_stopping=True).total_bytes
     high = new(None, 900).plan(900, rows=2000, early_stopping=True).total_bytes
@@ -449,7 +544,15 @@ def test_a_limit_is_kept_by_all_of_fit(ledger, traced, share, validated):
     before = tracemalloc.get_traced_memory()[0]
     validation = (X[:1500], Y[:1500]) if validated else None
     stopping = mc.EarlyStopping(monitor="validation_loss" if validated else "loss")
-    new(limit, 900).fit(X, Y, epochs=2, batch_size=900, validation=validation, early_stopping=stopping, progress=False)
+    new(limit, 900).fit(
+        X,
+        Y,
+        epochs=2,
+        batch_size=900,
+        validation=validation,
+        early_stopping=stopping,
+        progress=False,
+    )
     assert ledger.peak + net.parameters.nbytes <= limit
     slack = 192 << 10  # objects of Python, the scan of the inputs, and 64 KiB of a step
     assert tracemalloc.get_traced_memory()[1] - before + net.parameters.nbytes <= limit + slack
@@ -457,14 +560,19 @@ def test_a_limit_is_kept_by_all_of_fit(ledger, traced, share, validated):
 
 CURVED = {
     "mish, softmax": (["mish", "softmax"], "cross_entropy"),
-    "learned slopes, log_softmax": ([("prelu", 0.25, "per output"), "log_softmax"], "squared_error"),
+    "learned slopes, log_softmax": (
+        [("prelu", 0.25, "per output"), "log_softmax"],
+        "squared_error",
+    ),
 }
 CALLS = {
     "predict": lambda net, A, **size: net.predict(A.X, **size),
     "logits": lambda net, A, **size: net.logits(A.X, **size),
     "jvp": lambda net, A, **size: np.hstack(net.jvp(A.X, A.X, A.v, **size)),
     "vjp": lambda net, A, **size: np.append(*net.vjp(A.X, A.Z, **size)),
-    "vjp of a tangent": lambda net, A, **size: np.append(*net.vjp(A.X, A.Z, dX=A.X, dV=A.Z, **size)),
+    "vjp of a tangent": lambda net, A, **size: np.append(
+        *net.vjp(A.X, A.Z, dX=A.X, dV=A.Z, **size)
+    ),
     "hvp": lambda net, A, **size: net.hvp(A.X, A.Y, A.v, A.loss, sample_weight=A.w, **size),
     "gnvp": lambda net, A, **size: net.gnvp(A.X, A.Y, A.v, A.loss, sample_weight=A.w, **size),
 }
@@ -484,7 +592,9 @@ def planned(monkeypatch):
 
 
 @pytest.mark.parametrize("name", CURVED)
-def test_predictions_and_derivatives_take_what_their_plan_says_and_keep_the_limit(traced, planned, name):
+def test_predictions_and_derivatives_take_what_their_plan_says_and_keep_the_limit(
+    traced, planned, name
+):
     """X in Fortran order and float64, the direction too: what must be cast is, a chunk at a time."""
     (hidden, output), loss = CURVED[name]
     net, rng = mc.MLP([64, 48, 12], hidden, output, seed=1), np.random.default_rng(0)
@@ -502,14 +612,24 @@ def test_predictions_and_derivatives_take_what_their_plan_says_and_keep_the_limi
         plan = planned[-1]
         assert plan.total_bytes <= limit, call
         assert 1 < plan.rows < 1000, call
-        result = found.nbytes if call in ("jvp", "vjp", "vjp of a tangent") else 0  # which is put together here
-        assert 0.5 * plan.total_bytes < taken - result + own < plan.total_bytes + (96 << 10), (call, taken, str(plan))
-        np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-4 * abs(whole).max(), err_msg=call)
+        result = (
+            found.nbytes if call in ("jvp", "vjp", "vjp of a tangent") else 0
+        )  # which is put together here
+        assert 0.5 * plan.total_bytes < taken - result + own < plan.total_bytes + (96 << 10), (
+            call,
+            taken,
+            str(plan),
+        )
+        np.testing.assert_allclose(
+            found, whole, rtol=1e-4, atol=1e-4 * abs(whole).max(), err_msg=call
+        )
 
 
 def _least(call):
     """The bytes that a call says it needs."""
-    with pytest.raises(MemoryError, match=r"memory_limit 1 bytes .* that is needed; the largest: ") as caught:
+    with pytest.raises(
+        MemoryError, match=r"memory_limit 1 bytes .* that is needed; the largest: "
+    ) as caught:
         call()
     number, unit = str(caught.value).split(" is less than the ")[1].split()[:2]
     return int(float(number.replace(",", "")) * {"KiB": 1 << 10, "MiB": 1 << 20}[unit]) + (1 << 16)
@@ -523,7 +643,11 @@ def _refusal(call):
 
 
 def test_a_limit_that_a_result_breaks_names_it_before_anything_is_allocated(traced):
-    net, X, one = mc.MLP([8, 8, 100]), np.ones((5000, 8), np.float32), np.ones((5000, 1), np.float32)
+    net, X, one = (
+        mc.MLP([8, 8, 100]),
+        np.ones((5000, 8), np.float32),
+        np.ones((5000, 1), np.float32),
+    )
     wide = mc.MLP([8, 300, 300, 1])
     v = np.ones(wide.parameters.size)
     for call, largest in (
@@ -538,7 +662,9 @@ def test_a_limit_that_a_result_breaks_names_it_before_anything_is_allocated(trac
     with pytest.raises(ValueError, match="memory_limit: expected bytes"):
         net.predict(X, memory_limit="much")
     share = net.hvp(X, np.ones((5000, 100)), np.ones(net.parameters.size), memory_limit="50%")
-    np.testing.assert_array_equal(share, net.hvp(X, np.ones((5000, 100)), np.ones(net.parameters.size)))
+    np.testing.assert_array_equal(
+        share, net.hvp(X, np.ones((5000, 100)), np.ones(net.parameters.size))
+    )
 
 
 # -- arrays that are not row-major -----------------------------------------------------------------------------------------
@@ -556,19 +682,26 @@ LYING = {
     "some of its columns": lambda A: np.repeat(A, 2, axis=-1)[..., ::2],
     "big-endian": lambda A: A.astype(A.dtype.newbyteorder(">")),
     "unaligned": _unaligned,
-    "float64 in Fortran order": lambda A: np.asfortranarray(A, "f8" if A.dtype.kind == "f" else "i8"),
+    "float64 in Fortran order": lambda A: np.asfortranarray(
+        A, "f8" if A.dtype.kind == "f" else "i8"
+    ),
 }
 
 
 def weighted(limit=None):
     net = mc.MLP([64, 16, 4], "tanh", "softmax", seed=1)
-    return mc.Trainer(net, optimizer=mc.Adam(1e-3), memory_limit=limit, workers=1, chunk_rows=256, seed=2)
+    return mc.Trainer(
+        net, optimizer=mc.Adam(1e-3), memory_limit=limit, workers=1, chunk_rows=256, seed=2
+    )
 
 
 def test_rows_that_lie_in_any_way_are_read_without_a_copy_of_all_of_them(traced):
     """Steps, evaluation and prediction take what the same rows take row-major, without 1 MiB of X."""
     X, Y = data(4096, 64, 4, "cross_entropy")
-    X, w = X.astype(np.float16).astype(np.float32), np.linspace(0.5, 1, 4096).astype(np.float16).astype(np.float32)
+    X, w = (
+        X.astype(np.float16).astype(np.float32),
+        np.linspace(0.5, 1, 4096).astype(np.float16).astype(np.float32),
+    )
     calls = {
         "step on three rows": lambda t, X, Y, w: t.step(X, Y, w, rows=[3000, 1, 2]),
         "step on all": lambda t, X, Y, w: t.step(X, Y, w),
@@ -585,12 +718,19 @@ def test_rows_that_lie_in_any_way_are_read_without_a_copy_of_all_of_them(traced)
             taken, found = peak_of(functools.partial(call, other, *arrays))
             np.testing.assert_equal(found, usual[name][1], err_msg=f"{lying}: {name}")
             # a chunk as it is given, two for what is swapped on its way through NumPy
-            assert taken < usual[name][0] + 2 * 256 * 64 * 8 + (64 << 10), (lying, name, taken, usual[name][0])
+            assert taken < usual[name][0] + 2 * 256 * 64 * 8 + (64 << 10), (
+                lying,
+                name,
+                taken,
+                usual[name][0],
+            )
 
 
 @pytest.mark.parametrize("roomy", [True, False])
 @pytest.mark.parametrize("lying", ["Fortran order", "reversed", "big-endian"])
-def test_fit_copies_what_is_not_row_major_only_where_the_limit_leaves_room_and_lists_it(traced, lying, roomy):
+def test_fit_copies_what_is_not_row_major_only_where_the_limit_leaves_room_and_lists_it(
+    traced, lying, roomy
+):
     X, Y = data(8192, 64, 4, "cross_entropy")
     x, y = LYING[lying](X), LYING[lying](Y)
     least = weighted().plan(512, rows=8192).total_bytes
@@ -601,7 +741,13 @@ def test_fit_copies_what_is_not_row_major_only_where_the_limit_leaves_room_and_l
     def look(trainer, entry):
         copies.extend(b.name for b in trainer._step.allocated.parts["fit"] if "row-major" in b.name)
 
-    fit = {"epochs": 2, "batch_size": 512, "validation": (x, y), "progress": False, "callbacks": [look]}
+    fit = {
+        "epochs": 2,
+        "batch_size": 512,
+        "validation": (x, y),
+        "progress": False,
+        "callbacks": [look],
+    }
     taken, history = peak_of(lambda: other.fit(x, y, **fit))
     np.testing.assert_array_equal(other.net.parameters, plain.net.parameters)
     assert ("X row-major" in copies) == roomy
@@ -639,7 +785,23 @@ def test_bytes_may_be_given_as_a_number_or_text(text, count):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "2", "-5%", "GiB", "2 XB", "-1 GiB", "1.2.3 MB", ". MB", "1e3 MB", "two GiB", "0 MiB", 0, -5, "2 GiB!"]
+    "text",
+    [
+        "",
+        "2",
+        "-5%",
+        "GiB",
+        "2 XB",
+        "-1 GiB",
+        "1.2.3 MB",
+        ". MB",
+        "1e3 MB",
+        "two GiB",
+        "0 MiB",
+        0,
+        -5,
+        "2 GiB!",
+    ],
 )
 def test_text_that_is_no_number_of_bytes_is_refused_with_the_text(text):
     with pytest.raises(ValueError, match="memory_limit.*" + (repr(text) if text != ". MB" else "")):
@@ -661,12 +823,19 @@ def test_a_share_is_one_of_the_free_memory():
         == parse_bytes(" 25.0 %", free=lambda: 1000)
     )
     for share in (1.5, 0.0, -0.5, float("nan"), "0%", "101%"):
-        with pytest.raises(ValueError, match=r"memory_limit: expected bytes.*a share of the free memory such as 0\.5"):
+        with pytest.raises(
+            ValueError,
+            match=r"memory_limit: expected bytes.*a share of the free memory such as 0\.5",
+        ):
             parse_bytes(share, free=lambda: 1000)
     net = mc.MLP([2, 1])
     free = devices.free_bytes("cpu")
     assert 1 << 20 < free < 1 << 50
-    assert 0.2 * free < mc.Trainer(net, "squared_error", memory_limit="25%")._settings.memory_limit < 0.3 * free
+    assert (
+        0.2 * free
+        < mc.Trainer(net, "squared_error", memory_limit="25%")._settings.memory_limit
+        < 0.3 * free
+    )
 
 
 def test_a_numpy_integer_is_a_number_of_bytes():

@@ -46,7 +46,9 @@ def one_step(net, X, Y, w=None, rows=None, loss="squared_error", optimizer=None,
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 9))
-def test_chunks_cover_every_row_once_in_order_none_too_long_or_empty_and_workers_share_the_rows_evenly(size, rows, workers):
+def test_chunks_cover_every_row_once_in_order_none_too_long_or_empty_and_workers_share_the_rows_evenly(
+    size, rows, workers
+):
     shares = cut(size, rows, workers)
     chunks = [chunk for share in shares for chunk in share]
     assert chunks[0][0] == 0
@@ -104,7 +106,9 @@ def test_chunking_changes_nothing_but_summation_order(
     np.testing.assert_allclose(whole[3], whole[2] - whole[1], rtol=0, atol=4 * epsilon * scale)
 
 
-@pytest.mark.parametrize("settings_", [{}, {"workers": 2}, {"chunk_rows": 1}, {"chunk_rows": 333, "workers": 3}])
+@pytest.mark.parametrize(
+    "settings_", [{}, {"workers": 2}, {"chunk_rows": 1}, {"chunk_rows": 333, "workers": 3}]
+)
 def test_a_batch_of_many_chunks_equals_a_float64_whole(settings_):
     X, Y = problem(5000, 6, 3, "cross_entropy", 1)
     wide = mc.MLP([6, 16, 3], "gelu", "softmax", dtype="float64", seed=1)
@@ -149,7 +153,10 @@ def test_the_unit_of_the_weights_does_not_matter(factor, dtype):
 def test_equal_weights_are_as_good_as_none():
     X, Y = problem(20, 3, 2, "squared_error", 3)
     net = mc.MLP([3, 4, 2], "tanh", dtype="float64")
-    one, other = one_step(net, X, Y, None, chunk_rows=6), one_step(net, X, Y, np.full(20, 0.7), chunk_rows=6)
+    one, other = (
+        one_step(net, X, Y, None, chunk_rows=6),
+        one_step(net, X, Y, np.full(20, 0.7), chunk_rows=6),
+    )
     assert one[0] == pytest.approx(other[0], rel=1e-14)
     np.testing.assert_allclose(one[1], other[1], rtol=1e-12)
 
@@ -166,7 +173,14 @@ def test_rows_equals_slicing_to_the_bit(dtype, x):
     w = np.random.default_rng(0).uniform(0, 1, 50)
     net = mc.MLP([4, 5, 3], "relu", "softmax")
     for weights in (None, w):
-        picked = one_step(net, X[rows], Y[rows], None if weights is None else w[rows], loss="cross_entropy", chunk_rows=3)
+        picked = one_step(
+            net,
+            X[rows],
+            Y[rows],
+            None if weights is None else w[rows],
+            loss="cross_entropy",
+            chunk_rows=3,
+        )
         indexed = one_step(net, X, Y, weights, rows, "cross_entropy", chunk_rows=3)
         assert indexed[0] == picked[0]
         np.testing.assert_array_equal(indexed[3], picked[3])
@@ -190,7 +204,9 @@ def _kinds(A):
     fixed = A.copy()
     fixed.flags.writeable = False
     reverse = A[::-1].copy()[::-1]
-    bytes_ = np.frombuffer(b"\0" + A.tobytes(), np.uint8)[1:].view(A.dtype).reshape(A.shape)  # not aligned
+    bytes_ = (
+        np.frombuffer(b"\0" + A.tobytes(), np.uint8)[1:].view(A.dtype).reshape(A.shape)
+    )  # not aligned
     kinds = {
         "float64": A.astype(np.float64), "float16": A.astype(np.float16), "uint8": A.astype(np.uint8),
         "bool or int8": A.astype(np.int8),
@@ -207,7 +223,9 @@ KINDS = list(_kinds(np.zeros((2, 2), np.float32)))
 
 @pytest.mark.parametrize("indexed", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_x_y_and_weights_of_every_kind_equal_the_plain_case_to_the_bit_and_are_left_alone(kind, indexed):
+def test_x_y_and_weights_of_every_kind_equal_the_plain_case_to_the_bit_and_are_left_alone(
+    kind, indexed
+):
     rng = np.random.default_rng(6)
     X = rng.integers(0, 9, (30, 4)).astype(np.float32)  # numbers that each dtype holds exactly
     Y = rng.integers(0, 3, (30, 2)).astype(np.float32)
@@ -231,7 +249,10 @@ def test_class_indices_may_be_of_any_integer_type(dtype):
     net = mc.MLP([4, 5, 3], "tanh", "softmax")
     expected = one_step(net, X, Y, loss="cross_entropy", chunk_rows=7)[3]
     for rows in (None, np.arange(30)):
-        np.testing.assert_array_equal(one_step(net, X, Y.astype(dtype), None, rows, "cross_entropy", chunk_rows=7)[3], expected)
+        np.testing.assert_array_equal(
+            one_step(net, X, Y.astype(dtype), None, rows, "cross_entropy", chunk_rows=7)[3],
+            expected,
+        )
 
 
 def test_y_with_one_output_may_be_one_dimensional():
@@ -247,20 +268,32 @@ def test_single_columns_and_rows():
         J, G = mc.loss("squared_error")(net.forward(X).output, Y)
         found = one_step(net, X, Y, chunk_rows=2)
         assert found[0] == pytest.approx(J, rel=1e-14)
-        np.testing.assert_allclose(found[1], net.backward(net.forward(X), G).flat, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(
+            found[1], net.backward(net.forward(X), G).flat, rtol=1e-12, atol=1e-15
+        )
 
 
 # -- a loss that is not finite ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", [mc.SGD(0.1, momentum=0.9), mc.AdamW(0.1), mc.Lion(0.1), mc.RMSprop(0.1)])
+@pytest.mark.parametrize(
+    "optimizer", [mc.SGD(0.1, momentum=0.9), mc.AdamW(0.1), mc.Lion(0.1), mc.RMSprop(0.1)]
+)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_loss_that_is_not_finite_leaves_parameters_state_and_step_count_and_training_goes_on(optimizer, workers):
+def test_a_loss_that_is_not_finite_leaves_parameters_state_and_step_count_and_training_goes_on(
+    optimizer, workers
+):
     X, Y = problem(40, 3, 2, "squared_error", 10)
     overflow = X.copy()
     overflow[37] = 1e30  # finite itself; its square is not, in float32
     plain, hit = (
-        mc.Trainer(mc.MLP([3, 4, 2], "relu", seed=1), loss="squared_error", optimizer=optimizer, workers=workers, chunk_rows=8)
+        mc.Trainer(
+            mc.MLP([3, 4, 2], "relu", seed=1),
+            loss="squared_error",
+            optimizer=optimizer,
+            workers=workers,
+            chunk_rows=8,
+        )
         for _ in range(2)
     )
     for trainer in (plain, hit):
@@ -268,7 +301,8 @@ def test_a_loss_that_is_not_finite_leaves_parameters_state_and_step_count_and_tr
         trainer.step(X, Y)
     before = [hit.net.parameters.copy(), *[vector.copy() for vector in hit._step.state.values()]]
     with pytest.raises(
-        mc.NonFiniteLoss, match=r"step 3: the loss is (inf|nan) at learning rate 0\.1; the parameters"
+        mc.NonFiniteLoss,
+        match=r"step 3: the loss is (inf|nan) at learning rate 0\.1; the parameters",
     ) as caught:
         hit.step(overflow, Y)
     assert (caught.value.step, caught.value.learning_rate) == (3, 0.1)
@@ -371,7 +405,10 @@ def test_inputs_of_changing_kinds_one_after_the_other():
     w = np.linspace(0.1, 1, 80)
     for n in range(1, 81):
         weights, x = (w[:n] if n % 3 == 0 else None), (X.astype(np.float32) if n % 5 == 0 else X)
-        assert trainer.step(x[:n], Y[:n], weights) == one_step(net, x[:n], Y[:n], weights, chunk_rows=16)[0]
+        assert (
+            trainer.step(x[:n], Y[:n], weights)
+            == one_step(net, x[:n], Y[:n], weights, chunk_rows=16)[0]
+        )
 
 
 def test_two_trainers_of_one_network_see_each_others_updates():
@@ -402,16 +439,21 @@ with blas.limited(1):
 print(count())
 """
     env = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-    out = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout.splitlines()
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
     before, after_steps, inner, outer, after = out
     assert before == after_steps == after
     assert inner == outer == "{1}"
 
 
 @pytest.mark.parametrize(
-    ("rows", "sizes", "threads"), [(32, [784, 128, 10], 1), (300, [784, 128, 10], 2), (32, [784, 512, 10], 2)]
+    ("rows", "sizes", "threads"),
+    [(32, [784, 128, 10], 1), (300, [784, 128, 10], 2), (32, [784, 512, 10], 2)],
 )
-def test_blas_gets_one_thread_where_a_cache_holds_the_parameters_and_rows_are_few(rows, sizes, threads):
+def test_blas_gets_one_thread_where_a_cache_holds_the_parameters_and_rows_are_few(
+    rows, sizes, threads
+):
     code = f"""
 import numpy as np, mlpcore as mc
 from mlpcore.backends.numpy import blas
@@ -426,7 +468,9 @@ trainer.step(X, Y)
 print(*seen, blas.threads())
 """
     env = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
-    out = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout.split()
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
+    ).stdout.split()
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert out[-1] == str(min(2, cpus))
     assert out[:-1] == [str(min(threads, cpus))]
@@ -440,9 +484,19 @@ def test_reductions_penalties_and_clipping_go_lane_by_lane_and_count_every_entry
     for lanes, workers in ((1, 1), (2, 2)):
         net = mc.MLP([513, 513], dtype="float64", seed=1)
         trainer = mc.Trainer(
-            net, "squared_error", mc.SGD(0.1), l1=1e-3, l2=1e-2, clip_norm=0.5, workers=workers, chunk_rows=100
+            net,
+            "squared_error",
+            mc.SGD(0.1),
+            l1=1e-3,
+            l2=1e-2,
+            clip_norm=0.5,
+            workers=workers,
+            chunk_rows=100,
         )
-        trainer._step.lanes, trainer._step.lane_ops = lanes, [trainer._step.new_ops() for _ in range(lanes)]
+        trainer._step.lanes, trainer._step.lane_ops = (
+            lanes,
+            [trainer._step.new_ops() for _ in range(lanes)],
+        )
         losses = [trainer.step(X, Y) for _ in range(3)]
         found.append((losses, net.parameters.copy()))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
@@ -454,7 +508,8 @@ def test_a_penalty_that_is_set_counts_from_the_next_step_on():
     X, Y = rng.standard_normal((2, 40, 3))
     for first, then in ((0.5, 0.25), (0.0, 0.25), (0.5, 0.0)):
         changed, fresh = (
-            mc.Trainer(mc.MLP([3, 5, 3], dtype="float64"), "squared_error", mc.SGD(0.1), l1=x) for x in (first, 0.1)
+            mc.Trainer(mc.MLP([3, 5, 3], dtype="float64"), "squared_error", mc.SGD(0.1), l1=x)
+            for x in (first, 0.1)
         )
         changed.step(X, Y)
         fresh.net.parameters[...] = changed.net.parameters
@@ -465,8 +520,12 @@ def test_a_penalty_that_is_set_counts_from_the_next_step_on():
         J, g = changed.gradient(X, Y)
         g, changed.l1, changed.l2 = g.copy(), 0, 0
         plain, without = changed.gradient(X, Y)
-        np.testing.assert_allclose(J - plain, 0.01 * abs(W).sum() + 0.5 * then * (W @ W), rtol=1e-10)
-        np.testing.assert_allclose((g - without)[: len(W)], 0.01 * np.sign(W) + then * W, rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(
+            J - plain, 0.01 * abs(W).sum() + 0.5 * then * (W @ W), rtol=1e-10
+        )
+        np.testing.assert_allclose(
+            (g - without)[: len(W)], 0.01 * np.sign(W) + then * W, rtol=1e-10, atol=1e-14
+        )
 
 
 def test_prepared_arrays_are_checked_once_and_give_the_same_steps():

@@ -14,11 +14,38 @@ from typing import NamedTuple
 from mlpcore.backends.cuda.gemm import Product, Refused
 
 TYPES = {"float32": 0, "tf32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType_t
-COMPUTE = {"float32": 68, "tf32": 77, "float64": 70, "float16": 68, "bfloat16": 68}  # cublasComputeType_t
-EPILOGUES = {"": 1, "bias": 4, "relu": 6, "gelu": 164}  # cublasLtEpilogue_t: with a bias, gelu with aux, too
-TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_STRIDE = 3, 4, 7, 8, 11, 12  # of cublasLtMatmulDescAttributes_t
-MAX_WORKSPACE, LEFT, RIGHT, BEFORE, AFTER = 1, 5, 6, 7, 8  # of cublasLtMatmulPreferenceAttributes_t: alignments of A, B, C, D
-RESULT, STATE = 96, 72  # bytes of cublasLtMatmulHeuristicResult_t, whose first 64 are the algorithm; where its status stands
+COMPUTE = {
+    "float32": 68,
+    "tf32": 77,
+    "float64": 70,
+    "float16": 68,
+    "bfloat16": 68,
+}  # cublasComputeType_t
+EPILOGUES = {
+    "": 1,
+    "bias": 4,
+    "relu": 6,
+    "gelu": 164,
+}  # cublasLtEpilogue_t: with a bias, gelu with aux, too
+TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_STRIDE = (
+    3,
+    4,
+    7,
+    8,
+    11,
+    12,
+)  # of cublasLtMatmulDescAttributes_t
+MAX_WORKSPACE, LEFT, RIGHT, BEFORE, AFTER = (
+    1,
+    5,
+    6,
+    7,
+    8,
+)  # of cublasLtMatmulPreferenceAttributes_t: alignments of A, B, C, D
+RESULT, STATE = (
+    96,
+    72,
+)  # bytes of cublasLtMatmulHeuristicResult_t, whose first 64 are the algorithm; where its status stands
 CANDIDATES = 8  # asked of the heuristic
 
 
@@ -51,7 +78,9 @@ class CublasLt:
                 raise OSError(str(error)) from None
         self._library = ctypes.CDLL(path)
         self._handle: ctypes.c_void_p | None = None
-        self._lock = threading.Lock()  # from setting a descriptor's pointers until they have been read
+        self._lock = (
+            threading.Lock()
+        )  # from setting a descriptor's pointers until they have been read
         self._descriptors: dict[Product, Descriptors] = {}
         self._multiply = self._library.cublasLtMatmul
         self._multiply.argtypes = [ctypes.c_void_p] * 14 + [ctypes.c_size_t, ctypes.c_void_p]
@@ -67,8 +96,16 @@ class CublasLt:
         if status:
             raise RuntimeError(f"{name} failed with cuBLAS status {status}")
 
-    def _set(self, function: str, thing: ctypes.c_void_p, attribute: int, value: ctypes._SimpleCData[int]) -> None:
-        self._call(function, thing, ctypes.c_int(attribute), ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value)))
+    def _set(
+        self, function: str, thing: ctypes.c_void_p, attribute: int, value: ctypes._SimpleCData[int]
+    ) -> None:
+        self._call(
+            function,
+            thing,
+            ctypes.c_int(attribute),
+            ctypes.byref(value),
+            ctypes.c_size_t(ctypes.sizeof(value)),
+        )
 
     def _handle_(self) -> ctypes.c_void_p:
         if self._handle is None:
@@ -85,14 +122,19 @@ class CublasLt:
             operation = ctypes.c_void_p()
             scale = TYPES["float64" if product.dtype == "float64" else "float32"]
             self._call(
-                "cublasLtMatmulDescCreate", ctypes.byref(operation), ctypes.c_int(COMPUTE[product.dtype]), ctypes.c_int(scale)
+                "cublasLtMatmulDescCreate",
+                ctypes.byref(operation),
+                ctypes.c_int(COMPUTE[product.dtype]),
+                ctypes.c_int(scale),
             )
             for attribute, value in (
                 (TRANSA, int(product.transpose_left)),
                 (TRANSB, int(product.transpose_right)),
                 (EPILOGUE, EPILOGUES[product.epilogue]),
             ):
-                self._set("cublasLtMatmulDescSetAttribute", operation, attribute, ctypes.c_int32(value))
+                self._set(
+                    "cublasLtMatmulDescSetAttribute", operation, attribute, ctypes.c_int32(value)
+                )
             if product.epilogue == "gelu":
                 stride = ctypes.c_int64(product.result_stride)
                 self._set("cublasLtMatmulDescSetAttribute", operation, AUX_STRIDE, stride)
@@ -118,7 +160,9 @@ class CublasLt:
     def _point(self, operation: ctypes.c_void_p, bias: int, aux: int) -> None:
         for attribute, address in ((BIAS_POINTER, bias), (AUX_POINTER, aux)):
             if address:
-                self._set("cublasLtMatmulDescSetAttribute", operation, attribute, ctypes.c_uint64(address))
+                self._set(
+                    "cublasLtMatmulDescSetAttribute", operation, attribute, ctypes.c_uint64(address)
+                )
 
     # -- with a driver --
 
@@ -129,8 +173,13 @@ class CublasLt:
 
     def _candidates(self, product: Product, workspace: int) -> list[bytes]:
         p, descriptors = product, self.describe(product)
-        bias, aux = p.bias_alignment if p.epilogue else 0, p.aux_alignment if p.epilogue == "gelu" else 0
-        self._point(descriptors.operation, bias, aux)  # addresses aligned as the real ones: it looks at no more than that
+        bias, aux = (
+            p.bias_alignment if p.epilogue else 0,
+            p.aux_alignment if p.epilogue == "gelu" else 0,
+        )
+        self._point(
+            descriptors.operation, bias, aux
+        )  # addresses aligned as the real ones: it looks at no more than that
         preference = ctypes.c_void_p()
         self._call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
         try:
@@ -152,8 +201,13 @@ class CublasLt:
         finally:
             self._call("cublasLtMatmulPreferenceDestroy", preference)
         if status not in (0, 15) and not product.epilogue:  # 15: not supported
-            raise RuntimeError(f"cublasLtMatmulAlgoGetHeuristic failed with cuBLAS status {status} for {product}")
-        results = [found.raw[RESULT * i : RESULT * (i + 1)] for i in range(count.value if status == 0 else 0)]
+            raise RuntimeError(
+                f"cublasLtMatmulAlgoGetHeuristic failed with cuBLAS status {status} for {product}"
+            )
+        results = [
+            found.raw[RESULT * i : RESULT * (i + 1)]
+            for i in range(count.value if status == 0 else 0)
+        ]
         return [result[:64] for result in results if not any(result[STATE : STATE + 4])]
 
     def multiply(

@@ -78,7 +78,9 @@ class Device(Protocol):
         by value, whose bytes are copied at the launch, or when it is recorded.
         """
 
-    def bind(self, kernel: Kernel, launch: Launch, arguments: Sequence[object]) -> Callable[[], None]:
+    def bind(
+        self, kernel: Kernel, launch: Launch, arguments: Sequence[object]
+    ) -> Callable[[], None]:
         """Prepare a launch whose arguments are these same objects at each call.
 
         Each call copies a record anew, so that the caller may change its fields in between. The caller holds `active()`.
@@ -88,7 +90,15 @@ class Device(Protocol):
         """The ways to compute a matrix product, the likeliest to be fast first; at least one. Not while recording."""
 
     def multiply(
-        self, product: Product, algorithm: bytes, left: int, right: int, result: int, bias: int, aux: int, workspace: int
+        self,
+        product: Product,
+        algorithm: bytes,
+        left: int,
+        right: int,
+        result: int,
+        bias: int,
+        aux: int,
+        workspace: int,
     ) -> None:
         """Run a matrix product on the current stream; the operands are addresses (bias and aux 0 where there is none).
 

@@ -29,7 +29,9 @@ class CupyReference(NumpyOps):
 
     def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
         """Out = source[rows], cast to out's dtype."""
-        picked = source[rows if isinstance(rows, slice) or arrays.on_host(source) else self.xp.asarray(rows)]
+        picked = source[
+            rows if isinstance(rows, slice) or arrays.on_host(source) else self.xp.asarray(rows)
+        ]
         out[...] = self.xp.asarray(picked).astype(out.dtype, copy=False)
 
     def sum_squares(self, v: Array) -> float:
@@ -73,9 +75,14 @@ class CupyReference(NumpyOps):
     ) -> None:
         self._do(self._softmax_cross_entropy_now, S, Y, k, D, J, loss)
 
-    def _softmax_cross_entropy_now(self, S: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss) -> None:
+    def _softmax_cross_entropy_now(
+        self, S: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss
+    ) -> None:
         xp, rows, (classes, most) = self.xp, self.xp.arange(len(S)), (S.shape[1], loss.most)
-        apart = rows, S.argmax(axis=1) if Y.ndim == 2 else Y  # its exponential stands apart from the sum of the others
+        apart = (
+            rows,
+            S.argmax(axis=1) if Y.ndim == 2 else Y,
+        )  # its exponential stands apart from the sum of the others
         if loss.mixes(Y.ndim == 1):
             target = mixed(loss, Y, classes, S.dtype, xp)
         else:

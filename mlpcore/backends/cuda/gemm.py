@@ -9,7 +9,12 @@ from dataclasses import dataclass
 
 from mlpcore.core.ops import Array
 
-STORAGE = {"float32": "float32", "float64": "float64", "float16": "float16", "uint16": "bfloat16"}  # by the array's dtype
+STORAGE = {
+    "float32": "float32",
+    "float64": "float64",
+    "float16": "float16",
+    "uint16": "bfloat16",
+}  # by the array's dtype
 
 
 class Refused(RuntimeError):
@@ -59,7 +64,9 @@ def operand(array: Array) -> tuple[bool, int]:
     down, along = array.strides[0] // item, array.strides[1] // item
     if (along == 1 or columns == 1) and (down >= columns or rows == 1):
         return False, max(down, columns) if rows > 1 else columns
-    assert down == 1 or rows == 1, f"neither row-major nor the transpose of such: strides {array.strides}"
+    assert down == 1 or rows == 1, (
+        f"neither row-major nor the transpose of such: strides {array.strides}"
+    )
     return True, max(along, rows) if columns > 1 else rows
 
 

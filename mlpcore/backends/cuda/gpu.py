@@ -38,7 +38,9 @@ def why_not() -> str:
     """Why CUDA cannot be used though CuPy is there, with what to do about it; "" where it can."""
     version = tuple(int(part) for part in cupy.__version__.split(".")[:2] if part.isdigit())
     if version < OLDEST:
-        return f"CuPy {cupy.__version__} is too old: {'.'.join(map(str, OLDEST))} or later is needed"
+        return (
+            f"CuPy {cupy.__version__} is too old: {'.'.join(map(str, OLDEST))} or later is needed"
+        )
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -49,7 +51,9 @@ def why_not() -> str:
         cupy.RawKernel('extern "C" __global__ void nothing() {}', "nothing").compile()
     except (cupy.cuda.compiler.CompileException, RuntimeError, OSError, ImportError) as error:
         last = str(error).strip().splitlines()[-1]
-        return f"NVRTC cannot compile ({last}): pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]'"
+        return (
+            f"NVRTC cannot compile ({last}): pip install 'cupy-cuda13x[ctk]' or 'cupy-cuda12x[ctk]'"
+        )
     return ""
 
 
@@ -73,7 +77,11 @@ def products(index: int) -> CublasLt | None:
 def products_by() -> str:
     """What multiplies matrices, for people."""
     library = products(0)
-    return f"cuBLASLt {library.version}" if library else "cuBLASLt cannot be loaded: unfused CuPy operations, without graphs"
+    return (
+        f"cuBLASLt {library.version}"
+        if library
+        else "cuBLASLt cannot be loaded: unfused CuPy operations, without graphs"
+    )
 
 
 def _argument(x: object) -> object:
@@ -111,7 +119,9 @@ class CupyDevice:
     def __init__(self, index: int):
         count = cupy.cuda.runtime.getDeviceCount()
         if index >= count:
-            raise DeviceUnavailable(f"device='cuda:{index}': there {'is 1 GPU' if count == 1 else f'are {count} GPUs'}")
+            raise DeviceUnavailable(
+                f"device='cuda:{index}': there {'is 1 GPU' if count == 1 else f'are {count} GPUs'}"
+            )
         self.index, self.name = index, f"cuda:{index}"
         self.device = cupy.cuda.Device(index)
         self.multiprocessors = int(self.device.attributes["MultiProcessorCount"])
@@ -127,7 +137,9 @@ class CupyDevice:
 
     def active(self) -> AbstractContextManager[object]:
         """Makes this CuPy's current device inside the `with` block."""
-        device: AbstractContextManager[object] = cupy.cuda.Device(self.index)  # a new one: it remembers where to go back to
+        device: AbstractContextManager[object] = cupy.cuda.Device(
+            self.index
+        )  # a new one: it remembers where to go back to
         return device
 
     # -- memory and kernels --
@@ -140,7 +152,9 @@ class CupyDevice:
     def free_bytes(self) -> int:
         """Memory that CuPy may still take: what the GPU has left, and what CuPy's pool holds unused."""
         with self.device:
-            return int(cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes())
+            return int(
+                cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
+            )
 
     def address(self, array: Array) -> int:
         """Where the array begins in the device's memory."""
@@ -150,8 +164,12 @@ class CupyDevice:
         """The kernel instance `name` of a source; compiled once (CuPy keeps it on disk), then kept and loaded."""
         if (source, name) not in self._kernels:
             with self.device, self.lock:
-                code = source.encode("ascii", "ignore").decode()  # comments; CuPy writes it to a file in the locale's encoding
-                module = cupy.RawModule(code=code, options=("--std=c++17",), name_expressions=(name,))
+                code = source.encode(
+                    "ascii", "ignore"
+                ).decode()  # comments; CuPy writes it to a file in the locale's encoding
+                module = cupy.RawModule(
+                    code=code, options=("--std=c++17",), name_expressions=(name,)
+                )
                 kernel = module.get_function(name)
                 _ = kernel.num_regs  # loads it: a first launch inside a capture would
             self._kernels[source, name] = kernel
@@ -159,7 +177,9 @@ class CupyDevice:
 
     def launch(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> None:
         """Run a kernel on the current stream."""
-        given = tuple(0 if x is None else x for x in arguments)  # CuPy makes no null pointer of None (its issue 9046)
+        given = tuple(
+            0 if x is None else x for x in arguments
+        )  # CuPy makes no null pointer of None (its issue 9046)
         kernel(launch.grid, launch.block, given, shared_mem=launch.shared)
 
     def bind(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> Callable[[], None]:
@@ -181,12 +201,22 @@ class CupyDevice:
         return found
 
     def multiply(
-        self, product: Product, algorithm: bytes, left: int, right: int, result: int, bias: int, aux: int, workspace: int
+        self,
+        product: Product,
+        algorithm: bytes,
+        left: int,
+        right: int,
+        result: int,
+        bias: int,
+        aux: int,
+        workspace: int,
     ) -> None:
         """Run a matrix product on the current stream."""
         assert self.products is not None
         stream = cupy.cuda.get_current_stream().ptr
-        self.products.multiply(product, algorithm, left, right, result, bias, aux, workspace, PRODUCT_WORKSPACE, stream)
+        self.products.multiply(
+            product, algorithm, left, right, result, bias, aux, workspace, PRODUCT_WORKSPACE, stream
+        )
 
     def seconds(self, run: Callable[[], None]) -> float:
         """Return how long the device takes for `run`: the median by events, from graphs of several runs.
@@ -229,7 +259,9 @@ class CupyDevice:
             try:
                 run()
             except BaseException:
-                with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # of the capture that failed
+                with contextlib.suppress(
+                    cupy.cuda.runtime.CUDARuntimeError
+                ):  # of the capture that failed
                     stream.end_capture()
                 raise
             return GraphRecording(stream.end_capture())

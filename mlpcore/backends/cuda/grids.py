@@ -14,7 +14,9 @@ from mlpcore.backends.cuda.device import Launch
 THREADS = 256
 BLOCKS = 8  # per multiprocessor: 2,048 threads, all that would fit with 32 registers each; activation_gradient takes up to 124
 ROWS = 4  # that a thread has in flight, as in the kernels
-SHARED = 47 << 10  # bytes of dynamic shared memory: of the 48 KiB that a block gets without asking, sums take up to 1 KiB
+SHARED = (
+    47 << 10
+)  # bytes of dynamic shared memory: of the 48 KiB that a block gets without asking, sums take up to 1 KiB
 
 
 class Tiled(NamedTuple):
@@ -50,7 +52,9 @@ def row_warps(rows: int, multiprocessors: int) -> Launch:
     return Launch((max(1, min(-(-rows // 8), BLOCKS * multiprocessors)), 1), (32, 8))
 
 
-def cross_entropy(rows: int, columns: int, itemsize: int, multiprocessors: int) -> tuple[Launch, bool]:
+def cross_entropy(
+    rows: int, columns: int, itemsize: int, multiprocessors: int
+) -> tuple[Launch, bool]:
     """Softmax with cross-entropy: a warp a row, and whether db fits its shared memory, a row of it for each warp."""
     fused = columns * itemsize <= SHARED
     warps = 8
@@ -62,7 +66,9 @@ def cross_entropy(rows: int, columns: int, itemsize: int, multiprocessors: int) 
 
 def flat(size: int, multiprocessors: int) -> Launch:
     """A pass over a vector by blocks that stride over it."""
-    return Launch((max(1, min(-(-size // (THREADS * ROWS)), BLOCKS * multiprocessors)), 1), (THREADS, 1))
+    return Launch(
+        (max(1, min(-(-size // (THREADS * ROWS)), BLOCKS * multiprocessors)), 1), (THREADS, 1)
+    )
 
 
 def each(size: int, vector: int) -> Launch:

@@ -25,11 +25,23 @@ from mlpcore.core.formulas import Program, program
 from mlpcore.core.losses import Loss, Objective
 from mlpcore.core.ops import Array, Buffer, Recording, accumulator, row_major, storage
 
-EPILOGUES = {"identity": "bias", "relu": "relu", "gelu": "gelu"}  # activations that cuBLASLt can apply itself
-OWN = [resolve(name) for name in EPILOGUES]  # as the sheet has them: a user's activation may bear the same name
+EPILOGUES = {
+    "identity": "bias",
+    "relu": "relu",
+    "gelu": "gelu",
+}  # activations that cuBLASLt can apply itself
+OWN = [
+    resolve(name) for name in EPILOGUES
+]  # as the sheet has them: a user's activation may bear the same name
 IDENTITY = resolve("identity")
 SAMPLE = 64  # rows of a layer on which an epilogue is compared with the kernel
-EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+EPSILON = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "tf32": 2.0**-10,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}
 
 
 class SlotRows(NamedTuple):
@@ -94,8 +106,12 @@ class CudaOps:
         self.low: tuple[Array, Array] | None = None
         self._scratch: Mapping[str, Array] = {}
         self._rehearsing = False
-        self.asked: set[Product] = set()  # products met so far, the fused ones that were tried included
-        self.only_products = False  # whether all but matrix products is left out: what a step is measured against
+        self.asked: set[Product] = (
+            set()
+        )  # products met so far, the fused ones that were tried included
+        self.only_products = (
+            False  # whether all but matrix products is left out: what a step is measured against
+        )
 
     # -- memory --
 
@@ -115,9 +131,17 @@ class CudaOps:
         """The arrays of its own that this backend needs for a chunk of up to `rows` rows, for the plan."""
         wide = accumulator(dtype)
         itemsizes = (np.dtype(storage(dtype)).itemsize, np.dtype(wide).itemsize)
-        learned = {n for n, σ in zip(sizes, activations, strict=True) if σ is not None and σ.a is not None and σ.a.size > 1}
-        numbers, counters = launches.partial_sums(rows, sizes[1:], itemsizes, self.device.multiprocessors, learned)
-        columns = Buffer("column weights", (sizes[-1],), wide, "of the loss: by class, or of positive targets")
+        learned = {
+            n
+            for n, σ in zip(sizes, activations, strict=True)
+            if σ is not None and σ.a is not None and σ.a.size > 1
+        }
+        numbers, counters = launches.partial_sums(
+            rows, sizes[1:], itemsizes, self.device.multiprocessors, learned
+        )
+        columns = Buffer(
+            "column weights", (sizes[-1],), wide, "of the loss: by class, or of positive targets"
+        )
         return [
             Buffer("partial sums", (numbers,), wide, "of db and J, one for each block"),
             Buffer("counters", (counters,), "uint32", "of blocks that have finished"),
@@ -166,7 +190,9 @@ class CudaOps:
         product = describe(A, B, C, accumulate, addresses, self.tf32)
         self.asked.add(product)
         if not self.algorithms.is_ready(product):
-            before = C.copy() if accumulate and not self._rehearsing else None  # what is tried accumulates, too
+            before = (
+                C.copy() if accumulate and not self._rehearsing else None
+            )  # what is tried accumulates, too
             self._settle(product, lambda one: self._multiply(product, one, addresses))
             if before is not None:
                 C[...] = before
@@ -177,11 +203,19 @@ class CudaOps:
         return self.device.address(A), self.device.address(B), self.device.address(C)
 
     def _multiply(
-        self, product: Product, algorithm: bytes, addresses: tuple[int, int, int], bias: int = 0, aux: int = 0
+        self,
+        product: Product,
+        algorithm: bytes,
+        addresses: tuple[int, int, int],
+        bias: int = 0,
+        aux: int = 0,
     ) -> None:
         A, B, C = addresses
         if "product workspace" not in self._scratch:
-            self._scratch = {**self._scratch, "product workspace": self.device.empty(self.device.product_workspace)}
+            self._scratch = {
+                **self._scratch,
+                "product workspace": self.device.empty(self.device.product_workspace),
+            }
         workspace = self.device.address(self._scratch["product workspace"])
         self.device.multiply(product, algorithm, B, A, C, bias, aux, workspace)
 
@@ -197,9 +231,15 @@ class CudaOps:
                     chosen = next((one for one in candidates if self._runs(run, one)), None)
                 else:
                     seconds = {one: self._seconds(run, one) for one in candidates}
-                    chosen = min((one for one in candidates if seconds[one] < math.inf), key=seconds.__getitem__, default=None)
+                    chosen = min(
+                        (one for one in candidates if seconds[one] < math.inf),
+                        key=seconds.__getitem__,
+                        default=None,
+                    )
                 if chosen is None:
-                    raise Refused(f"cuBLASLt refuses each of the {len(candidates)} algorithms that it offers for {product}")
+                    raise Refused(
+                        f"cuBLASLt refuses each of the {len(candidates)} algorithms that it offers for {product}"
+                    )
                 known.chosen[product] = chosen
             known.ready[product] = known.chosen[product]
 
@@ -219,7 +259,9 @@ class CudaOps:
         except Refused:
             return math.inf
 
-    def layer(self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array) -> None:
+    def layer(
+        self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
+    ) -> None:
         """S = A W + b; Z = σ(S): one product with the activation in its epilogue where that is faster, else two launches."""
         fused = None if self.only_products else self._epilogue(A, W, b, activation, S, Z)
         if fused is None:
@@ -239,20 +281,31 @@ class CudaOps:
         keeps = Z is not S and activation.slope_reads_s
         if epilogue == "gelu" and not keeps:
             return None
-        addresses, bias, aux = self._addresses(A, W, Z), self.device.address(added), self.device.address(S) if keeps else 0
-        product, known = describe(A, W, Z, False, addresses, self.tf32, epilogue, bias, aux), self.algorithms
+        addresses, bias, aux = (
+            self._addresses(A, W, Z),
+            self.device.address(added),
+            self.device.address(S) if keeps else 0,
+        )
+        product, known = (
+            describe(A, W, Z, False, addresses, self.tf32, epilogue, bias, aux),
+            self.algorithms,
+        )
         self.asked.add(product)
         if not known.is_ready(product):
             run = functools.partial(self._multiply, product, addresses=addresses, aux=aux)
             with self.device.lock:
                 if product not in known.fused:
-                    known.fused[product] = self._fusing_pays(product, run, bias, (A, W, b, activation, S, Z))
+                    known.fused[product] = self._fusing_pays(
+                        product, run, bias, (A, W, b, activation, S, Z)
+                    )
                 elif known.fused[product]:  # says a checkpoint
                     run(known.chosen[product], bias=bias)
                 known.ready[product] = known.chosen.get(product)
         if not known.fused[product]:
             return None
-        return functools.partial(self._multiply, product, known.chosen[product], addresses, bias, aux)
+        return functools.partial(
+            self._multiply, product, known.chosen[product], addresses, bias, aux
+        )
 
     def _as_added(self, b: Array, Z: Array) -> Array | None:
         """Return the bias in the precision of Z, in which a product adds it, or None."""
@@ -264,7 +317,9 @@ class CudaOps:
         first = (self.device.address(b) - self.device.address(vector)) // b.dtype.itemsize
         return low[first : first + b.size] if 0 <= first <= low.size - b.size else None
 
-    def _fusing_pays(self, product: Product, run: Callable[..., None], bias: int, layer: tuple[Any, ...]) -> bool:
+    def _fusing_pays(
+        self, product: Product, run: Callable[..., None], bias: int, layer: tuple[Any, ...]
+    ) -> bool:
         """Return whether an activation in its product's epilogue is right and faster; note the algorithm."""
         A, W, b, activation, S, Z = layer
 
@@ -287,7 +342,9 @@ class CudaOps:
             self._rehearsing = rehearsing
 
     @np.errstate(all="ignore")
-    def _right(self, product: Product, run: Callable[..., None], layer: tuple[Any, ...]) -> list[bytes]:
+    def _right(
+        self, product: Product, run: Callable[..., None], layer: tuple[Any, ...]
+    ) -> list[bytes]:
         """Return the candidates that keep what is not finite and are as exact as the kernel."""
         A, W, _, activation, S, Z = layer
         keeps = activation.slope_reads_s
@@ -311,7 +368,9 @@ class CudaOps:
                     # sums of another order
                     bound = size * EPSILON[product.dtype] * (16 + 4 * math.sqrt(product.k))
                     good = abs(y - z).max() <= bound and (not keeps or abs(t - s).max() <= bound)
-                    good = good and (not keeps or _error(activation, t, y) <= 2 * _error(activation, s, z))
+                    good = good and (
+                        not keeps or _error(activation, t, y) <= 2 * _error(activation, s, z)
+                    )
                 if good:
                     passed.append(one)
             right = passed
@@ -324,7 +383,9 @@ class CudaOps:
         memory = self._aligned(memory)
         wide = memory[:n]
         narrow = wide if wide.dtype == Z.dtype else self._aligned(memory[n:]).view(Z.dtype)[:n]
-        numbers = (math.nan, math.inf, -math.inf) if special else (-3.0, -0.5, 0.25, 1.5, 4.0)  # which all precisions hold
+        numbers = (
+            (math.nan, math.inf, -math.inf) if special else (-3.0, -0.5, 0.25, 1.5, 4.0)
+        )  # which all precisions hold
         for i, number in enumerate(numbers):
             wide[i :: len(numbers)] = number
             if narrow is not wide:
@@ -348,7 +409,16 @@ class CudaOps:
         m, n = S.shape
         if activation.rowwise:
             launch = launches.row_warps(m, self.device.multiprocessors)
-            self.launch(cuda_source.text("softmax.cu"), f"{activation.name}<{_type(S)}>", launch, S, b, Z, m, n)
+            self.launch(
+                cuda_source.text("softmax.cu"),
+                f"{activation.name}<{_type(S)}>",
+                launch,
+                S,
+                b,
+                Z,
+                m,
+                n,
+            )
             return
         keep = Z is not S and activation.slope_reads_s
         tiled = self._tiles(S, S, Z)
@@ -358,12 +428,24 @@ class CudaOps:
             name, more = f"{name}_learned", [activation.a, np.int32(activation.a.size > 1)]
         if isinstance(activation, Dropped):
             name = f"{name}_dropout"
-            more += [self.step, self.first, np.uint32(activation.key), np.uint32(activation.threshold)]
+            more += [
+                self.step,
+                self.first,
+                np.uint32(activation.key),
+                np.uint32(activation.threshold),
+            ]
         name = f"{name}<{_type(S)}, Formula, {tiled.vector}, {_bool(keep)}>"
         self.launch(source, name, tiled.launch, S, b, Z, m, n, *more)
 
     def activation_gradient(
-        self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False
+        self,
+        G: Array,
+        S: Array,
+        Z: Array,
+        activation: Activation,
+        D: Array,
+        db: Array | None,
+        accumulate: bool = False,
     ) -> None:
         """D = G ⊙ σ'(S, Z), db = Σ_rows D, da = Σ G ⊙ ∂z/∂a, or db += …, da += …. D may be G or Z; S, Z and G are kept."""
         m, n = Z.shape
@@ -382,11 +464,17 @@ class CudaOps:
     ) -> None:  # fmt: skip
         """D = G ⊙ σ' + H ⊙ T ⊙ σ'', the derivative of ⟨H, σ' ⊙ T⟩ beside G's; db as in `activation_gradient`."""
         if activation.rowwise:
-            bend_rowwise(G, H, T, self.xp.exp(Z) if activation.logarithmic else Z, activation.logarithmic)
+            bend_rowwise(
+                G, H, T, self.xp.exp(Z) if activation.logarithmic else Z, activation.logarithmic
+            )
             self.activation_gradient(T, S, Z, activation, D, db, accumulate)
             return
-        activation = activation if activation.a is None else activation.bound(activation.a)  # no da is asked for
-        bent = _bent(activation) if activation.a is None else activation.sloped(activation.curvature)
+        activation = (
+            activation if activation.a is None else activation.bound(activation.a)
+        )  # no da is asked for
+        bent = (
+            _bent(activation) if activation.a is None else activation.sloped(activation.curvature)
+        )
         t, h, d = T.reshape(-1), H.reshape(-1), D.reshape(-1)
         self.map(program("t = t * h", frozenset()), {"t": t, "h": h}, {})
         self.activation_gradient(T, S, Z, bent, T, None)
@@ -403,7 +491,14 @@ class CudaOps:
         self._gradient(D, D, D, IDENTITY, None, db, accumulate)
 
     def _gradient(
-        self, G: Array, S: Array, Z: Array, activation: Activation, D: Array | None, db: Array | None, accumulate: bool
+        self,
+        G: Array,
+        S: Array,
+        Z: Array,
+        activation: Activation,
+        D: Array | None,
+        db: Array | None,
+        accumulate: bool,
     ) -> None:
         m, n = Z.shape
         tiled = self._tiles(Z, *(x for x in (G, S, Z, D) if x is not None))
@@ -411,7 +506,9 @@ class CudaOps:
         instance = f"<{_type(Z)}, Formula, {tiled.vector}, {launches.THREADS}>"
         (across, down), a, da = tiled.launch.grid, activation.a, activation.da
         if da is None:
-            partials, counters = (None, None) if db is None else self.partials(down * n, across, db.dtype)
+            partials, counters = (
+                (None, None) if db is None else self.partials(down * n, across, db.dtype)
+            )
         else:
             one, counts = (down * n, across) if da.size > 1 else (tiled.partials, 1)
             partials, counters = self.partials(down * n + one, across + counts, da.dtype)
@@ -420,7 +517,9 @@ class CudaOps:
             self.launch(source, f"activation_gradient{instance}", tiled.launch, *given)
         else:
             learned = a, da, np.int32(a.size > 1)
-            self.launch(source, f"activation_gradient_learned{instance}", tiled.launch, *given, *learned)
+            self.launch(
+                source, f"activation_gradient_learned{instance}", tiled.launch, *given, *learned
+            )
 
     def loss(
         self,
@@ -444,7 +543,13 @@ class CudaOps:
             scale, weighed = k.scale, k.dtype
         elif k.ndim:
             weights, scale = k, None
-        given = slot, self.control, targets, weights, np.int32(isinstance(k, SlotRows) or k.ndim > 0)
+        given = (
+            slot,
+            self.control,
+            targets,
+            weights,
+            np.int32(isinstance(k, SlotRows) or k.ndim > 0),
+        )
         types = ", ".join([_type(x), cuda_source.TYPES[stored], cuda_source.TYPES[weighed]])
         loss, columns = objective.loss, self._column_weights(objective.loss, wide)
         if loss.rowwise:
@@ -454,7 +559,9 @@ class CudaOps:
             partials, counters = self.partials(launch.grid[0] * (1 + n), 2, wide)
             launch = launch._replace(shared=0 if sums is None else launch.shared)
             most = np.inf if loss.most is None else loss.most
-            limits = map(np.dtype(wide).type, (most, 1 - loss.label_smoothing, loss.label_smoothing / n))
+            limits = map(
+                np.dtype(wide).type, (most, 1 - loss.label_smoothing, loss.label_smoothing / n)
+            )
             name = f"softmax_cross_entropy<{types}{', true' if loss.mixes(labels) else ''}>"
             self.launch(
                 cuda_source.text("losses.cu"), name, launch, x, *given, np.int32(labels), scale, self.gain, D, sums, J,
@@ -486,12 +593,18 @@ class CudaOps:
         vector = launches.vector_width(n, like.dtype.itemsize, together)
         return launches.tiles(m, n, vector, self.device.multiprocessors)
 
-    def map(self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]) -> None:
+    def map(
+        self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]
+    ) -> None:
         """Elementwise statements over up to four flat vectors in one pass; the scalars are read now."""
         size = next(iter(arrays.values())).size
-        values = self.xp.asarray(np.array(2 * [float(scalars[key]) for key in program.folded] or [0.0]))
+        values = self.xp.asarray(
+            np.array(2 * [float(scalars[key]) for key in program.folded] or [0.0])
+        )
         k = values.astype(next(iter(arrays.values())).dtype)
-        names = tuple(sorted(program.scalars - {"t", "clip", "unscale"}))  # which the kernel's own `fold` declares
+        names = tuple(
+            sorted(program.scalars - {"t", "clip", "unscale"})
+        )  # which the kernel's own `fold` declares
         self.update(program, arrays, k, None, size, None, names, (), "")
 
     def update(
@@ -504,11 +617,30 @@ class CudaOps:
         """
         vectors = list(arrays.values())
         first = vectors[0]
-        vector = max(1, 16 // first.dtype.itemsize) if alignment(*map(self.device.address, vectors)) >= 16 else 1
-        source = cuda_source.text("updates.cu", cuda_source.update(program, list(arrays), settings, flags, kept))
-        name = f"update<{_type(first)}, {'half_t' if low is None else _type(low)}, Formula, {vector}>"
+        vector = (
+            max(1, 16 // first.dtype.itemsize)
+            if alignment(*map(self.device.address, vectors)) >= 16
+            else 1
+        )
+        source = cuda_source.text(
+            "updates.cu", cuda_source.update(program, list(arrays), settings, flags, kept)
+        )
+        name = (
+            f"update<{_type(first)}, {'half_t' if low is None else _type(low)}, Formula, {vector}>"
+        )
         four = [*vectors, *[None] * (4 - len(vectors))]
-        self.launch(source, name, launches.each(first.size, vector), *four, low, k, control, segments, weights, first.size)
+        self.launch(
+            source,
+            name,
+            launches.each(first.size, vector),
+            *four,
+            low,
+            k,
+            control,
+            segments,
+            weights,
+            first.size,
+        )
 
     def sum_squares(self, v: Array) -> float:
         """Σ v², as a float (waits for it)."""

@@ -39,10 +39,19 @@ SLOT_FIELDS = (
     Field("batch_rows", "int64", 1, "how much further on the launch's next step begins; 0: none"),
     Field("step", "int64", 1, "number of the update, from 1"),
     Field("turn", "int64", 1, "steps done since the slot was set"),
-    Field("answer", "double*", 1, "where J, status, step of the first fault and Σ w go; may be null"),
-    Field("resume", "int64", 1, "1: a further part of the same step follows, sums go on; 2: the gradient is the caller's"),
+    Field(
+        "answer", "double*", 1, "where J, status, step of the first fault and Σ w go; may be null"
+    ),
+    Field(
+        "resume",
+        "int64",
+        1,
+        "1: a further part of the same step follows, sums go on; 2: the gradient is the caller's",
+    ),
     Field("weight", "double", 1, "Σ w of the batch, or 0 where the device is to find it"),
-    Field("settings", "double", SETTINGS, "learning rate, l1, l2, then what else the formulas read"),
+    Field(
+        "settings", "double", SETTINGS, "learning rate, l1, l2, then what else the formulas read"
+    ),
     Field("rates", "double", TOGETHER, "learning rates of the steps from this one on"),
 )
 CONTROL_FIELDS = (
@@ -89,7 +98,9 @@ class Scalar(enum.IntEnum):
 
 def _dtype(fields: Sequence[Field]) -> np.dtype:
     numbers = {"int64": "i8", "double": "f8", "unsigned": "u4"}
-    return np.dtype([(x.name, numbers.get(x.type, "u8"), (x.length,) if x.length > 1 else ()) for x in fields])
+    return np.dtype(
+        [(x.name, numbers.get(x.type, "u8"), (x.length,) if x.length > 1 else ()) for x in fields]
+    )
 
 
 SLOT, CONTROL, SEGMENT = _dtype(SLOT_FIELDS), _dtype(CONTROL_FIELDS), _dtype(SEGMENT_FIELDS)
@@ -128,6 +139,9 @@ def declarations() -> str:
 
 
 def _struct(name: str, fields: Sequence[Field], dtype: np.dtype) -> str:
-    lines = [f"  {x.type} {x.name}{f'[{x.length}]' if x.length > 1 else ''};  // {x.comment}" for x in fields]
+    lines = [
+        f"  {x.type} {x.name}{f'[{x.length}]' if x.length > 1 else ''};  // {x.comment}"
+        for x in fields
+    ]
     check = f'static_assert(sizeof({name}) == {dtype.itemsize}, "the host packs {name} otherwise");'
     return "\n".join([f"struct {name} {{", *lines, "};", check])

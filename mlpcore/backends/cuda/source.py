@@ -76,7 +76,9 @@ def _statements(compiled: Program, values: Mapping[str, float] | None = None) ->
     return " ".join(lines)
 
 
-def _function(name: str, arguments: str, target: str, formula: str, scalars: Mapping[str, float]) -> str:
+def _function(
+    name: str, arguments: str, target: str, formula: str, scalars: Mapping[str, float]
+) -> str:
     parameters = ", ".join(f"C {argument}" for argument in arguments.split())
     body = _statements(program(f"{target} = {formula}", frozenset(scalars)), scalars)
     return f"{_INLINE} C {name}({parameters}) {{ C {target}; {body} return {target}; }}"
@@ -103,8 +105,13 @@ def _activation(sigma: Activation, learned: bool) -> str:
         _function("gradient", f"g s z{a}", "d", slope, sigma.scalars),
     ]
     if learned:
-        functions.append(_function("by_parameter", "g s z a", "d", f"g * ({sigma.by_parameter})", sigma.scalars))
-    return _struct(*(f"  static constexpr bool reads_{x} = {str(x in read).lower()};" for x in "sz"), *functions)
+        functions.append(
+            _function("by_parameter", "g s z a", "d", f"g * ({sigma.by_parameter})", sigma.scalars)
+        )
+    return _struct(
+        *(f"  static constexpr bool reads_{x} = {str(x in read).lower()};" for x in "sz"),
+        *functions,
+    )
 
 
 @functools.cache
@@ -152,7 +159,10 @@ def _update(
         f"const double {x} = {f'weights ? settings[{i}] : 0.0' if x in flags else f'settings[{i}]'};"
         for i, x in enumerate(settings)
     ]
-    folded = [f"k[{i}] = {_scalar(parse(source))};" for i, source in enumerate(compiled.folded_text.values())]
+    folded = [
+        f"k[{i}] = {_scalar(parse(source))};"
+        for i, source in enumerate(compiled.folded_text.values())
+    ]
     lines.append(
         "  static __device__ void fold(const double* settings, double t, double clip, double unscale, bool weights, double* k) "
         f"{{ {' '.join([*values, *folded])} }}"

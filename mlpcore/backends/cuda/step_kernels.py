@@ -18,17 +18,39 @@ from mlpcore.backends.cuda import grids as launches
 from mlpcore.backends.cuda import source as cuda_source
 from mlpcore.backends.cuda.device import Launch
 from mlpcore.backends.cuda.ops import CudaOps
-from mlpcore.backends.cuda.slot import APPLIED, CONTROL, SEGMENT, SETTINGS, SLOT, WORD, Scalar, SlotRecord
+from mlpcore.backends.cuda.slot import (
+    APPLIED,
+    CONTROL,
+    SEGMENT,
+    SETTINGS,
+    SLOT,
+    WORD,
+    Scalar,
+    SlotRecord,
+)
 from mlpcore.core.formulas import Program
 from mlpcore.core.ops import Array, Buffer
 from mlpcore.core.optimizers import Segment
 
 SET_SLOT = Launch((1, 1), (128, 1))  # a thread for each word, and more
-FIRST_LOSS_SCALE, GROWTH = 65536.0, 2000  # of float16: where the loss scale begins, steps until it doubles
+FIRST_LOSS_SCALE, GROWTH = (
+    65536.0,
+    2000,
+)  # of float16: where the loss scale begins, steps until it doubles
 
 _SOURCE, _ROW_STRIDE, _COLUMN_STRIDE = WORD["source"], WORD["row_stride"], WORD["column_stride"]
-_ROWS, _SOURCE_ROWS, _FIRST, _BATCH_ROW = WORD["rows"], WORD["source_rows"], WORD["first"], WORD["batch_row"]
-_BATCH_ROWS, _STEP, _ANSWER, _RESUME = WORD["batch_rows"], WORD["step"], WORD["answer"], WORD["resume"]
+_ROWS, _SOURCE_ROWS, _FIRST, _BATCH_ROW = (
+    WORD["rows"],
+    WORD["source_rows"],
+    WORD["first"],
+    WORD["batch_row"],
+)
+_BATCH_ROWS, _STEP, _ANSWER, _RESUME = (
+    WORD["batch_rows"],
+    WORD["step"],
+    WORD["answer"],
+    WORD["resume"],
+)
 _WEIGHT, _SETTINGS, _RATES = WORD["weight"], WORD["settings"], WORD["rates"]
 
 References = Sequence[Callable[[], Array | None]]
@@ -48,7 +70,17 @@ def _same(references: References, sources: Sequence[Array | None]) -> bool:
 
 def _table(segments: Sequence[Segment]) -> np.ndarray:
     """Return the segments as the bytes of their structs."""
-    rows = [(x.stop, x.weights, x.layer.frozen, x.layer.rate, -1.0 if x.decay is None else x.decay, x.missed) for x in segments]
+    rows = [
+        (
+            x.stop,
+            x.weights,
+            x.layer.frozen,
+            x.layer.rate,
+            -1.0 if x.decay is None else x.decay,
+            x.missed,
+        )
+        for x in segments
+    ]
     table = np.array(rows, SEGMENT)
     return table.view(np.uint8)
 
@@ -74,7 +106,13 @@ class StepKernels:
     ) -> None:  # fmt: skip
         assert tuple(settings[:3]) == ("rate", "l1", "l2")
         assert len(settings) <= SETTINGS, settings
-        self.ops, self.program, self.settings, self.flags, self.scaled = ops, program, settings, flags, scaled
+        self.ops, self.program, self.settings, self.flags, self.scaled = (
+            ops,
+            program,
+            settings,
+            flags,
+            scaled,
+        )
         self.type = cuda_source.TYPES[wide]
         self.wide, self.bounds, self.segments = wide, bounds, segments
         self._grid = launches.flat(size, ops.device.multiprocessors)
@@ -89,7 +127,12 @@ class StepKernels:
             Buffer("scalars", (numbers,), self.wide, "1 / Σ w, loss scale, J, penalties, update's"),
             Buffer("slot", (SLOT.itemsize,), "uint8", "addresses, sizes and rates of the step"),
             Buffer("control", (CONTROL.itemsize,), "uint8", "update count, loss scale, faults"),
-            Buffer("sums", (2 * self._grid.grid[0],), self.wide, "of squares and penalties, two for each block"),
+            Buffer(
+                "sums",
+                (2 * self._grid.grid[0],),
+                self.wide,
+                "of squares and penalties, two for each block",
+            ),
             Buffer("finished", (1,), "uint32", "blocks that have added up theirs"),
         ]
 
@@ -105,9 +148,15 @@ class StepKernels:
         self.write_control(np.zeros((), CONTROL))
         self.record = SlotRecord()
         self._pointed: References = [_nothing] * 3  # what the record's sources belong to
-        self._before: tuple[References, array.array[int], int] = (self._pointed, array.array("q", bytes(8 * _ROWS)), 0)
+        self._before: tuple[References, array.array[int], int] = (
+            self._pointed,
+            array.array("q", bytes(8 * _ROWS)),
+            0,
+        )
         kernel = self.ops.device.kernel(cuda_source.text("updates.cu"), f"set_slot<{self.type}>")
-        self._set_slot = self.ops.device.bind(kernel, SET_SLOT, (self.record.array, self.slot, self.control, self.scalars))
+        self._set_slot = self.ops.device.bind(
+            kernel, SET_SLOT, (self.record.array, self.slot, self.control, self.scalars)
+        )
 
     def scalar(self, entry: int) -> Array:
         """Return one of the scalars, 0-d."""
@@ -173,7 +222,9 @@ class StepKernels:
             answer: address that the results go to.
         """
         words, numbers = self.record.words, self.record.numbers
-        words[:_SOURCE_ROWS] = memoryview(bytes(8 * _SOURCE_ROWS)).cast("q")  # the rows of before may be gone
+        words[:_SOURCE_ROWS] = memoryview(bytes(8 * _SOURCE_ROWS)).cast(
+            "q"
+        )  # the rows of before may be gone
         self._pointed = [_nothing] * 3
         words[_BATCH_ROWS], words[_STEP], words[_ANSWER], words[_RESUME] = 0, step, answer, APPLIED
         numbers[_WEIGHT] = 1.0
@@ -186,7 +237,10 @@ class StepKernels:
         The arrays before the last ones are remembered as well, since staged rows take turns.
         """
         words = self.record.words
-        before, self._before = self._before, (self._pointed, array.array("q", words[:_ROWS]), words[_SOURCE_ROWS])
+        before, self._before = (
+            self._before,
+            (self._pointed, array.array("q", words[:_ROWS]), words[_SOURCE_ROWS]),
+        )
         if _same(before[0], sources):
             self._pointed, words[:_ROWS], words[_SOURCE_ROWS] = before
             return
@@ -209,9 +263,21 @@ class StepKernels:
         m, n = out.shape
         layer = {"uint16": "bfloat16"}.get(out.dtype.name, out.dtype.name)
         width = max(np.dtype(source).itemsize, out.dtype.itemsize)
-        tiled = launches.tiles(m, n, launches.vector_width(n, width), self.ops.device.multiprocessors)
+        tiled = launches.tiles(
+            m, n, launches.vector_width(n, width), self.ops.device.multiprocessors
+        )
         name = f"gather<{cuda_source.TYPES[np.dtype(source).name]}, {cuda_source.TYPES[layer]}, {tiled.vector}>"
-        self.ops.launch(cuda_source.text("gather.cu"), name, tiled.launch, self.slot, out, self.control, first, m, n)
+        self.ops.launch(
+            cuda_source.text("gather.cu"),
+            name,
+            tiled.launch,
+            self.slot,
+            out,
+            self.control,
+            first,
+            m,
+            n,
+        )
 
     def sum_weights(self, source: str, rows: int) -> None:
         """Put 1 / Σ w of the batch's rows into the scalars."""
@@ -219,12 +285,24 @@ class StepKernels:
         partials, counters = self.ops.partials(launch.grid[0], 1, self.wide)
         name = f"sum_weights<{cuda_source.TYPES[np.dtype(source).name]}, {self.type}>"
         scale = self.scalar(Scalar.SCALE)
-        self.ops.launch(cuda_source.text("gather.cu"), name, launch, self.slot, scale, partials, counters, self.control, rows)
+        self.ops.launch(
+            cuda_source.text("gather.cu"),
+            name,
+            launch,
+            self.slot,
+            scale,
+            partials,
+            counters,
+            self.control,
+            rows,
+        )
 
     def recast(self, parameters: Array, low: Array) -> None:
         """Make the low-precision copy of the parameters anew."""
         launch = launches.flat(parameters.size, self.ops.device.multiprocessors)
-        self._launch(f"recast<{self.type}, {self._low(low)}>", launch, parameters, low, parameters.size)
+        self._launch(
+            f"recast<{self.type}, {self._low(low)}>", launch, parameters, low, parameters.size
+        )
 
     def update(
         self, arrays: Mapping[str, Array], low: Array | None, weights: int, clip_norm: float, tolerant: bool
@@ -232,7 +310,9 @@ class StepKernels:
         """Take norm and finite test of the penalised gradient, and update unless a fault forbids it."""
         w, g = arrays["w"], arrays["g"]
         first, second = [*list(arrays.values())[2:], None, None][:2]
-        formula = cuda_source.update(self.program, list(arrays), self.settings, self.flags, "g", self.bounds)
+        formula = cuda_source.update(
+            self.program, list(arrays), self.settings, self.flags, "g", self.bounds
+        )
         self.ops.launch(
             cuda_source.text("updates.cu", formula), f"prepare_update<{self.type}, Formula>", self._grid,
             self.slot, self.control, self.scalars, w, g, first, second, self._sums, self._finished,
@@ -241,7 +321,9 @@ class StepKernels:
         )  # fmt: skip
         k = self.scalars[Scalar.FIRST_OF_UPDATE :]
         names, flags = tuple(self.settings), tuple(self.flags)
-        self.ops.update(self.program, arrays, k, low, weights, self.control, names, flags, "g", self._segments)
+        self.ops.update(
+            self.program, arrays, k, low, weights, self.control, names, flags, "g", self._segments
+        )
 
     def randomize(self, array: Array, seed: int) -> None:
         """Fill the array with numbers in [-1, 1), so that what is timed runs on data."""

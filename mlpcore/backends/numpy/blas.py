@@ -12,8 +12,12 @@ from typing import Any
 from mlpcore.backends import machine
 
 _lock = threading.Lock()
-_found: list[int] = []  # threads that the first of nested limits found, a number a library; empty outside
-_limits: dict[object, tuple[int, int]] = {}  # count and thread of each block under way, for the whole process
+_found: list[
+    int
+] = []  # threads that the first of nested limits found, a number a library; empty outside
+_limits: dict[
+    object, tuple[int, int]
+] = {}  # count and thread of each block under way, for the whole process
 NOTHING: AbstractContextManager[object] = nullcontext()
 
 
@@ -103,10 +107,18 @@ def describe() -> list[dict[str, Any]]:
     import threadpoolctl
 
     keys = ("internal_api", "version", "architecture", "num_threads", "filepath")
-    return [{key: pool.get(key) for key in keys} for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    return [
+        {key: pool.get(key) for key in keys}
+        for pool in threadpoolctl.threadpool_info()
+        if pool["user_api"] == "blas"
+    ]
 
 
 def pin() -> str | None:
     """How the environment pins OpenBLAS to other kernels than it would choose itself, or None."""
-    pins = [f"{name}={os.environ[name]}" for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE") if name in os.environ]
+    pins = [
+        f"{name}={os.environ[name]}"
+        for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+        if name in os.environ
+    ]
     return " ".join(pins) or None

@@ -24,9 +24,14 @@ from mlpcore.core.ops import Array, Buffer, Call, make, row_major
 
 PIECE = 32768  # entries per pass of a formula: what it reads and writes stays in L2
 BUFFER = 2048  # entries that NumPy buffers in a broadcast: 8,192 by default, which is slower and takes 64 KiB
-SHORT, STRETCH = 64, 1 << 17  # entries of a piece of a sum; of as many pieces as are summed by one call
+SHORT, STRETCH = (
+    64,
+    1 << 17,
+)  # entries of a piece of a sum; of as many pieces as are summed by one call
 BLOCK = 2048  # entries that a sum converts to double at a time: 16 KiB for each thread of a step
-FEW = 2048  # entries of a product that cost less to zero than `matmul` takes to look at its arguments
+FEW = (
+    2048  # entries of a product that cost less to zero than `matmul` takes to look at its arguments
+)
 NARROW = 64  # softmax over at most so many classes works on the transpose, where row sums are sums of contiguous rows
 
 
@@ -90,8 +95,14 @@ class NumpyOps:
             "copy": xp.positive,
             "positive": partial(xp.greater, casting="unsafe"),
             "kept": partial(xp.not_equal, casting="unsafe"),
-            **{name: getattr(xp, name) for name in ("add", "subtract", "multiply", "divide", "negative")},
-            **{name: getattr(xp, name) for name in ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p")},
+            **{
+                name: getattr(xp, name)
+                for name in ("add", "subtract", "multiply", "divide", "negative")
+            },
+            **{
+                name: getattr(xp, name)
+                for name in ("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p")
+            },
             **{name: getattr(xp, name) for name in ("abs", "sqrt", "sign", "sin", "cos")},
         }
 
@@ -134,7 +145,9 @@ class NumpyOps:
             registers = max(registers, (1 + max(value.registers, slope.registers)) * rows * classes)
         buffers = [Buffer("ones", (rows,), dtype, "db = 1ᵀ D")]
         if registers:
-            buffers.append(Buffer("registers", (registers,), dtype, "intermediate results of formulas"))
+            buffers.append(
+                Buffer("registers", (registers,), dtype, "intermediate results of formulas")
+            )
         if objective.loss.rowwise:
             buffers += [
                 Buffer("softmax", (rows * classes,), dtype, "exponentials"),
@@ -143,10 +156,24 @@ class NumpyOps:
                 Buffer("label entries", (2, rows), "int64", "where each row's label stands"),
             ]
         if objective.loss.columns:
-            buffers.append(Buffer("column weights", (classes,), dtype, "of the loss: by class, or of positive targets"))
-        dropped = [n for n, activation in zip(sizes, activations, strict=True) if isinstance(activation, Dropped)]
+            buffers.append(
+                Buffer(
+                    "column weights",
+                    (classes,),
+                    dtype,
+                    "of the loss: by class, or of positive targets",
+                )
+            )
+        dropped = [
+            n
+            for n, activation in zip(sizes, activations, strict=True)
+            if isinstance(activation, Dropped)
+        ]
         if dropped:
-            piece, bits = max(_piece_rows(rows, n) * n for n in dropped), 8 * np.dtype(dtype).itemsize
+            piece, bits = (
+                max(_piece_rows(rows, n) * n for n in dropped),
+                8 * np.dtype(dtype).itemsize,
+            )
             buffers += [
                 Buffer("mask numbers", (max(rows, *dropped),), "uint32", "0, 1, 2, …"),
                 Buffer("mask keys", (2, rows + max(dropped)), "uint32", "of rows and columns"),
@@ -157,20 +184,28 @@ class NumpyOps:
             buffers.append(Buffer("row sum", (rows,), dtype, "softmax: maximum, sum"))
             if objective.output.logarithmic:
                 buffers.append(Buffer("row numbers", (rows,), "int64", "0, 1, 2, …"))
-                buffers.append(Buffer("largest entries", (2, rows), "int64", "which they are and where they stand"))
+                buffers.append(
+                    Buffer(
+                        "largest entries", (2, rows), "int64", "which they are and where they stand"
+                    )
+                )
         if accumulates:
             largest = max(a * b for a, b in itertools.pairwise(sizes))
             buffers.append(Buffer("dW of a chunk", (largest,), dtype, "before it is added to dW"))
         if accumulates or shares:
             buffers.append(Buffer("db of a chunk", (wide,), dtype, "before it is added to db"))
         if shares:
-            buffers.append(Buffer("da by output", (shares,), dtype, "before it is added up or added to da"))
+            buffers.append(
+                Buffer("da by output", (shares,), dtype, "before it is added up or added to da")
+            )
         return buffers
 
     def map_scratch(self, program: Program, size: int, dtype: str) -> list[Buffer]:
         """Likewise for `map` over vectors of `size` entries."""
         shape = max(1, program.registers) * min(PIECE, size)
-        return [Buffer("registers", (shape,), dtype, "of the update, a piece of the vectors at a time")]
+        return [
+            Buffer("registers", (shape,), dtype, "of the update, a piece of the vectors at a time")
+        ]
 
     def use(self, scratch: Mapping[str, Array]) -> None:
         """Take these arrays, as `scratch` listed them, instead of allocating at each call."""
@@ -223,7 +258,12 @@ class NumpyOps:
                 self._do(function, *arguments, 0, places[out])
             elif name == "kept":
                 bits = arguments[0].view(f"uint{8 * arguments[0].dtype.itemsize}")
-                self._do(function, bits, self._constant(1 << 8 * bits.dtype.itemsize - 1, bits), places[out])
+                self._do(
+                    function,
+                    bits,
+                    self._constant(1 << 8 * bits.dtype.itemsize - 1, bits),
+                    places[out],
+                )
             elif name in ("maximum", "minimum"):  # NumPy 2.4 wants their `out` by name
                 self._do(partial(function, out=places[out]), *arguments)
             else:
@@ -239,7 +279,11 @@ class NumpyOps:
         elif flat is not arrays:
             self.map(compiled, flat, constants)
         else:
-            self._run(compiled, {**arrays, **constants}, self._registers(compiled.registers, first.shape, first.dtype))
+            self._run(
+                compiled,
+                {**arrays, **constants},
+                self._registers(compiled.registers, first.shape, first.dtype),
+            )
 
     def _given(self, compiled: Program, activation: Activation, dtype: Any) -> dict[str, Array]:
         """Return what a program reads beside the layer's arrays: constants, and the learned parameter, 0-d or (n,)."""
@@ -248,19 +292,28 @@ class NumpyOps:
             constants["a"] = activation.a.reshape(()) if activation.a.size == 1 else activation.a
         return constants
 
-    def _pieces(self, arrays: Mapping[str, Array], registers: int) -> Iterator[tuple[dict[str, Array], list[Array]]]:
+    def _pieces(
+        self, arrays: Mapping[str, Array], registers: int
+    ) -> Iterator[tuple[dict[str, Array], list[Array]]]:
         """Yield matrices of one shape by rows that stay in cache, with so many registers of that size."""
         first = next(iter(arrays.values()))
         (m, n), few = first.shape, _piece_rows(*first.shape)
         own = self._registers(registers, (few, n), first.dtype)
         for start in range(0, m, few):
             rows = slice(start, min(m, start + few))
-            yield {name: array[rows] for name, array in arrays.items()}, [register[: rows.stop - start] for register in own]
+            yield (
+                {name: array[rows] for name, array in arrays.items()},
+                [register[: rows.stop - start] for register in own],
+            )
 
-    def _registers(self, count: int, shape: tuple[int, ...], dtype: Any, skip: int = 0) -> list[Array]:
+    def _registers(
+        self, count: int, shape: tuple[int, ...], dtype: Any, skip: int = 0
+    ) -> list[Array]:
         return list(self._take("registers", (skip + count, *shape), dtype)[skip:])
 
-    def _constants(self, compiled: Program, scalars: Mapping[str, float], dtype: Any) -> dict[str, Array]:
+    def _constants(
+        self, compiled: Program, scalars: Mapping[str, float], dtype: Any
+    ) -> dict[str, Array]:
         return {key: self.xp.asarray(value, dtype) for key, value in compiled.fold(scalars).items()}
 
     # -- operations --
@@ -278,7 +331,13 @@ class NumpyOps:
         """C = A B, or C += A B. All may be transposed views, A an `Input`."""
         A, B, C = row_major(A, B, C)
         if isinstance(A, Input | Transposed):
-            self._do(self._gemm_of_input, A, B, C, self._take("dW of a chunk", C.shape, C.dtype) if accumulate else None)
+            self._do(
+                self._gemm_of_input,
+                A,
+                B,
+                C,
+                self._take("dW of a chunk", C.shape, C.dtype) if accumulate else None,
+            )
         elif accumulate:
             product = self._take("dW of a chunk", C.shape, C.dtype)
             self._multiply(A, B, product)
@@ -287,7 +346,9 @@ class NumpyOps:
             self._multiply(A, B, C)
 
     def _multiply(self, A: Array, B: Array, C: Array) -> None:
-        if A.shape[1] == 1:  # an outer product: matmul would take 6 times as long (docs/performance.md)
+        if (
+            A.shape[1] == 1
+        ):  # an outer product: matmul would take 6 times as long (docs/performance.md)
             self._do(self.xp.multiply, A, B, C)
         else:
             self._do(self._product_into(C), A, B, C)
@@ -296,14 +357,18 @@ class NumpyOps:
         """`dot` looks at less before it calls BLAS than `matmul`, but writes zeros into C first."""
         return self._dot if C.size <= FEW else self._matmul
 
-    def _gemm_of_input(self, A: Input | Transposed, B: Array, C: Array, product: Array | None) -> None:
+    def _gemm_of_input(
+        self, A: Input | Transposed, B: Array, C: Array, product: Array | None
+    ) -> None:
         if product is None:
             self._product_into(C)(A.array, B, C)
         else:
             self._product_into(C)(A.array, B, product)
             self.xp.add(C, product, C)
 
-    def layer(self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array) -> None:
+    def layer(
+        self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
+    ) -> None:
         """S = A W + b; Z = σ(S)."""
         self.gemm(A, W, S)
         self.bias_activation(S, b, activation, Z)
@@ -328,9 +393,16 @@ class NumpyOps:
         """Z = -0 where the mask says so, by pieces of rows that stay in cache; see `core.dropout`."""
         xp, do, (m, n), few = self.xp, self._do, Z.shape, _piece_rows(*Z.shape)
         signed, unsigned = (np.dtype(f"{kind}{8 * Z.dtype.itemsize}") for kind in ("int", "uint"))
-        numbers = self._scratch["mask numbers"] if "mask numbers" in self._scratch else xp.arange(max(m, n), dtype=xp.uint32)
+        numbers = (
+            self._scratch["mask numbers"]
+            if "mask numbers" in self._scratch
+            else xp.arange(max(m, n), dtype=xp.uint32)
+        )
         keys, shifted = self._take("mask keys", (2, m + n), xp.uint32)
-        draws, mask = self._take("draws", (few * n,), xp.uint32), self._take("mask", (few * n,), signed)
+        draws, mask = (
+            self._take("draws", (few * n,), xp.uint32),
+            self._take("mask", (few * n,), signed),
+        )
         do(self._place, key, numbers, keys[:m], keys[m:])
         self._scramble(keys, shifted)
         do(xp.right_shift, keys, self._constant(dropout.SHIFTS[2], keys), shifted)
@@ -344,7 +416,9 @@ class NumpyOps:
             self._scramble(u, dropped.view(xp.uint32)[: words.size])
             do(xp.right_shift, u, self._constant(32 - dropout.BITS, u), u)
             do(xp.subtract, u, self._constant(threshold, u), u)
-            do(xp.right_shift, below, self._constant(31, below), dropped)  # all bits where u was below the threshold
+            do(
+                xp.right_shift, below, self._constant(31, below), dropped
+            )  # all bits where u was below the threshold
             do(xp.bitwise_or, words, dropped, words)
             do(xp.right_shift, bits, self._constant(1, bits), bits)  # all but the sign
             do(xp.bitwise_xor, words, dropped, words)
@@ -376,7 +450,10 @@ class NumpyOps:
     def _log_softmax(self, S: Array, Z: Array) -> None:
         """Z = s - log Σ exp(s), s = S - max: the largest entry's 1 stays out of the sum, and is `log1p`'s."""
         xp, (rows, classes) = self.xp, S.shape
-        row, powers = self._take("row sum", (rows, 1), S.dtype), self._take("registers", S.shape, S.dtype)
+        row, powers = (
+            self._take("row sum", (rows, 1), S.dtype),
+            self._take("registers", S.shape, S.dtype),
+        )
         largest, at = self._take("largest entries", (2, rows), xp.int64)
         self._do(xp.argmax, S, 1, largest)
         self._do(xp.maximum.reduce, S, 1, None, row, True)
@@ -390,16 +467,29 @@ class NumpyOps:
         self._do(xp.subtract, Z, row, Z)
 
     def _row_numbers(self, rows: int) -> Array:
-        return self._scratch["row numbers"][:rows] if "row numbers" in self._scratch else self.xp.arange(rows)
+        return (
+            self._scratch["row numbers"][:rows]
+            if "row numbers" in self._scratch
+            else self.xp.arange(rows)
+        )
 
     def activation_gradient(
-        self, G: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None, accumulate: bool = False
+        self,
+        G: Array,
+        S: Array,
+        Z: Array,
+        activation: Activation,
+        D: Array,
+        db: Array | None,
+        accumulate: bool = False,
     ) -> None:
         """D = G ⊙ σ'(S, Z), db = Σ_rows D, da = Σ G ⊙ ∂z/∂a, or db += …, da += …. D may be G or Z; S, Z and G are kept."""
         if activation.da is not None:
             self._sum_by_parameter(G, S, Z, activation, accumulate)
         if activation.rowwise:
-            (self._log_softmax_gradient if activation.logarithmic else self._softmax_gradient)(G, Z, D)
+            (self._log_softmax_gradient if activation.logarithmic else self._softmax_gradient)(
+                G, Z, D
+            )
         else:
             target = "z" if D is Z else "g" if D is G else "d"
             compiled = self._slope(activation, Z.dtype.name, target)
@@ -407,12 +497,18 @@ class NumpyOps:
             self._formula(compiled, arrays, activation)
         self._sum_rows(D, db, accumulate)
 
-    def _sum_by_parameter(self, G: Array, S: Array, Z: Array, activation: Activation, accumulate: bool) -> None:
+    def _sum_by_parameter(
+        self, G: Array, S: Array, Z: Array, activation: Activation, accumulate: bool
+    ) -> None:
         """Write Σ_rows G ⊙ ∂z/∂a, summed over the outputs as well where they share a, to `da`, or add it."""
         compiled, da, n = self._by_parameter(activation, Z.dtype.name), activation.da, Z.shape[1]
         constants = self._given(compiled, activation, Z.dtype)
-        sums, begun = (da, accumulate) if da.size == n else (self._take("da by output", (n,), Z.dtype), False)
-        for pieces, (product, *registers) in self._pieces({"g": G, "s": S, "z": Z}, 1 + compiled.registers):
+        sums, begun = (
+            (da, accumulate) if da.size == n else (self._take("da by output", (n,), Z.dtype), False)
+        )
+        for pieces, (product, *registers) in self._pieces(
+            {"g": G, "s": S, "z": Z}, 1 + compiled.registers
+        ):
             self._run(compiled, {**pieces, "p": product, **constants}, registers)
             self._sum_rows(product, sums, begun)
             begun = True
@@ -443,13 +539,29 @@ class NumpyOps:
     ) -> None:  # fmt: skip
         """D = G ⊙ σ' + H ⊙ T ⊙ σ'', the derivative of ⟨H, σ' ⊙ T⟩ beside G's; db as in `activation_gradient`."""
         if activation.rowwise:
-            self._do(bend_rowwise, G, H, T, self.xp.exp(Z) if activation.logarithmic else Z, activation.logarithmic)
+            self._do(
+                bend_rowwise,
+                G,
+                H,
+                T,
+                self.xp.exp(Z) if activation.logarithmic else Z,
+                activation.logarithmic,
+            )
             self.activation_gradient(T, S, Z, activation, D, db, accumulate)
             return
         else:
-            arrays = {"z": Z, "g": G, "d": D, "h": H, "t": T, **({"s": S} if activation.slope_reads_s else {})}
+            arrays = {
+                "z": Z,
+                "g": G,
+                "d": D,
+                "h": H,
+                "t": T,
+                **({"s": S} if activation.slope_reads_s else {}),
+            }
             formula = f"g * ({activation.slope}) + h * t * ({activation.curvature})"
-            compiled = program(f"{'z' if D is Z else 'd'} = {formula}", frozenset(activation.scalars), Z.dtype.name)
+            compiled = program(
+                f"{'z' if D is Z else 'd'} = {formula}", frozenset(activation.scalars), Z.dtype.name
+            )
             self._formula(compiled, arrays, activation)
         self._sum_rows(D, db, accumulate)
 
@@ -463,7 +575,11 @@ class NumpyOps:
         if len(D) == 1:
             self._do(*((self.xp.add, db, D[0], db) if accumulate else (self.xp.positive, D[0], db)))
             return
-        ones = self._scratch["ones"][: D.shape[0]] if "ones" in self._scratch else self.xp.ones(D.shape[0], D.dtype)
+        ones = (
+            self._scratch["ones"][: D.shape[0]]
+            if "ones" in self._scratch
+            else self.xp.ones(D.shape[0], D.dtype)
+        )
         if accumulate:
             part = self._take("db of a chunk", db.shape, db.dtype)
             self._do(self._product_into(db), ones, D, part)
@@ -472,7 +588,15 @@ class NumpyOps:
             self._do(self._product_into(db), ones, D, db)
 
     def loss(
-        self, x: Array, Y: Array, k: Array, objective: Objective, D: Array, db: Array | None, J: Array, accumulate: bool
+        self,
+        x: Array,
+        Y: Array,
+        k: Array,
+        objective: Objective,
+        D: Array,
+        db: Array | None,
+        J: Array,
+        accumulate: bool,
     ) -> None:
         """J += Σ k ℓ(x, Y) and D = k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if matched, else Z[L]; D may be x."""
         weights = self._column_weights(objective.loss, x.dtype)
@@ -480,11 +604,17 @@ class NumpyOps:
             self._softmax_cross_entropy(x, Y, k, D, J, objective.loss, weights)
         else:
             value, slope = self._loss(objective, x.dtype.name, in_place=D is x)
-            part, *registers = self._registers(1 + max(value.registers, slope.registers), x.shape, x.dtype)
+            part, *registers = self._registers(
+                1 + max(value.registers, slope.registers), x.shape, x.dtype
+            )
             for compiled in (value, slope):
                 constants = self._constants(compiled, dict(objective.scalars), x.dtype)
                 columns = {} if weights is None else {"p": weights}
-                self._run(compiled, {"x": x, "y": Y, "k": k, "v": part, "d": D, **columns, **constants}, registers)
+                self._run(
+                    compiled,
+                    {"x": x, "y": Y, "k": k, "v": part, "d": D, **columns, **constants},
+                    registers,
+                )
             self._add_sum(part, J)
         self._sum_rows(D, db, accumulate)
 
@@ -528,7 +658,9 @@ class NumpyOps:
         if labels:
             do(flat.take, at, 0, entry[:, 0], "clip")
             if loss.mixes(labels):
-                self._mixed_labels(P, flat, at, Y, k, D, J, loss, weights, (top, total, entry, value))
+                self._mixed_labels(
+                    P, flat, at, Y, k, D, J, loss, weights, (top, total, entry, value)
+                )
                 return
         elif loss.mixes(labels):
             self._mixed_distributions(P, Y, k, D, J, loss, weights, (top, total, entry))
@@ -569,7 +701,15 @@ class NumpyOps:
             do(xp.multiply, P, k, D)
 
     def _mixed_distributions(
-        self, P: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss, weights: Array | None, sums: tuple[Array, ...]
+        self,
+        P: Array,
+        Y: Array,
+        k: Array,
+        D: Array,
+        J: Array,
+        loss: Loss,
+        weights: Array | None,
+        sums: tuple[Array, ...],
     ) -> None:
         """ℓ and D of a distribution over classes as `_mix` changes it, from P = s - max."""
         xp, do, (top, total, entry) = self.xp, self._do, sums
@@ -603,7 +743,10 @@ class NumpyOps:
     ) -> None:  # fmt: skip
         """ℓ = -Σ t log p and D = k (Σ t softmax(s) - t) with t = (1 - ε) onehot(y) + (ε/K) c / c_y, from P = s - max."""
         xp, (top, total, entry, own) = self.xp, sums
-        kept, share = self._number(1 - loss.label_smoothing, P), self._number(loss.label_smoothing / P.shape[1], P)
+        kept, share = (
+            self._number(1 - loss.label_smoothing, P),
+            self._number(loss.label_smoothing / P.shape[1], P),
+        )
 
         def spread() -> Array:
             """(ε/K) / c_y of each row."""
@@ -615,7 +758,13 @@ class NumpyOps:
             return own
 
         self._do(xp.multiply, entry, kept, entry)
-        self._do(*((xp.matmul, P, weights, top[:, 0]) if weights is not None else (xp.add.reduce, P, 1, None, top, True)))
+        self._do(
+            *(
+                (xp.matmul, P, weights, top[:, 0])
+                if weights is not None
+                else (xp.add.reduce, P, 1, None, top, True)
+            )
+        )
         self._do(xp.multiply, top, spread(), top)
         self._do(xp.add, entry, top, entry)
         self._do(xp.exp, P, P)
@@ -641,7 +790,9 @@ class NumpyOps:
         self._do(flat.put, at, entry[:, 0], "clip")
         self._do(xp.copyto, D, P)
 
-    def _add_row_losses(self, value: Array, entry: Array, k: Array, J: Array, most: float | None) -> None:
+    def _add_row_losses(
+        self, value: Array, entry: Array, k: Array, J: Array, most: float | None
+    ) -> None:
         """J += Σ k (value - entry), each row's loss at most `most`; value is overwritten."""
         self._do(self.xp.subtract, value, entry, value)
         if most is not None:
@@ -656,7 +807,9 @@ class NumpyOps:
         """J += Σ v."""
         self._do(_accumulate, self.xp.add.reduce, v.reshape(-1), J)
 
-    def map(self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]) -> None:
+    def map(
+        self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]
+    ) -> None:
         """Elementwise statements over flat vectors in one pass, by pieces that stay in cache."""
         first = next(iter(arrays.values()))
         registers = self._registers(program.registers, (min(PIECE, first.size),), first.dtype)
@@ -676,7 +829,9 @@ class NumpyOps:
             total += float(np.vecdot(rows, rows).sum(dtype=np.float64)) + float(rest.dot(rest))
         if v.size * float(np.finfo(v.dtype).tiny) * 2**27 < total < math.inf:
             return total
-        return sum((float(piece.dot(piece)) for piece in _in_double(v)), 0.0)  # a square was 0, or infinite
+        return sum(
+            (float(piece.dot(piece)) for piece in _in_double(v)), 0.0
+        )  # a square was 0, or infinite
 
     def sum_abs(self, v: Array) -> float:
         """Σ |v|, summed in double precision."""
@@ -688,7 +843,9 @@ class NumpyOps:
         """Z = σ(s), written into s where Z is S; None where nothing is left to do."""
         if activation.value == "s" and in_place:
             return None
-        return program(f"{'s' if in_place else 'z'} = {activation.value}", frozenset(activation.scalars), dtype)
+        return program(
+            f"{'s' if in_place else 'z'} = {activation.value}", frozenset(activation.scalars), dtype
+        )
 
     def _slope(self, activation: Activation, dtype: str, target: str) -> Program:
         """D = G σ', written into the array that D shares memory with."""
@@ -727,7 +884,10 @@ def _piece_rows(rows: int, columns: int) -> int:
 def _flat(places: dict[str, Array]) -> dict[str, Array]:
     """The same arrays in one dimension, where all but the 0-d ones are contiguous and of one shape: less to look at a call."""
     wide = [array for array in places.values() if array.ndim]
-    if any(array.ndim == 1 or array.shape != wide[0].shape or not array.flags.c_contiguous for array in wide):
+    if any(
+        array.ndim == 1 or array.shape != wide[0].shape or not array.flags.c_contiguous
+        for array in wide
+    ):
         return places
     return {name: array.reshape(-1) if array.ndim else array for name, array in places.items()}
 
