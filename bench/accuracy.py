@@ -1,9 +1,12 @@
-"""The worst error of every formula in each dtype, against mpmath: `python -m bench.accuracy` writes docs/accuracy.md's tables.
+"""The worst error of every formula in each dtype, against mpmath: `python -m bench.accuracy` writes
+docs/accuracy.md's tables.
 
-    error = max(0, |computed - f(x)| - moves · |f(x + ulp(x)) - f(x)|) / ulp(f(x))          x as it is stored
+    error = max(0, |computed - f(x)| - moves · |f(x + ulp(x)) - f(x)|) / ulp(f(x))          x as it
+    is stored
 
-The second term is what the last place of x makes of the result: nobody can know x better. Numbers below the smallest normal one
-count as 0. Needs mpmath, onnxruntime for its table and g++ for that of the CUDA kernels' text.
+The second term is what the last place of x makes of the result: nobody can know x better. Numbers
+below the smallest normal one count as 0. Needs mpmath, onnxruntime for its table and g++ for that
+of the CUDA kernels' text.
 """
 
 from __future__ import annotations
@@ -130,7 +133,8 @@ def tanh(u: Taylor) -> Taylor:
     return 1 - 2 / (exp(2 * u) + 1)
 
 
-# -- the functions, once more ------------------------------------------------------------------------------------------
+# -- the functions, once more
+# ------------------------------------------------------------------------------------------
 
 LAMBDA, LAMBDA_ALPHA = (
     mpf("1.0507009873554804934193349852946"),
@@ -233,7 +237,8 @@ OF_OUTPUT: dict[
 }
 
 
-# -- what is compared --------------------------------------------------------------------------------------------------
+# -- what is compared
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -252,7 +257,9 @@ class Case:
 
     @property
     def moves(self) -> int:
-        """The number of last places of the input that are allowed for: more than one for sums that have roots."""
+        """The number of last places of the input that are allowed for: more than one for sums that
+        have roots.
+        """
         return {
             "gelu": 4,
             "gelu_erf": 4,
@@ -366,7 +373,9 @@ def exact(case: Case, x: float, y: float | None) -> list[Number]:
 def references(
     case: Case, quantity: str, dtype: str, thin: int
 ) -> tuple[Array, list[tuple[Number, Number]]]:
-    """The stored numbers that the formula reads, and for each the result and what the last place of the input changes."""
+    """The stored numbers that the formula reads, and for each the result and what the last place of
+    the input changes.
+    """
     k, found = QUANTITIES.index(quantity), []
     y = None if case.y is None else float(np.dtype(dtype).type(case.y))
     s = points(case, dtype, thin)
@@ -412,7 +421,9 @@ Door = Callable[[Case, str, Array], Array]
 
 
 def worst(case: Case, quantity: str, dtype: str, door: Door, thin: int = 1) -> tuple[float, float]:
-    """The largest error of what a door computes, in units in the last place, and the input where it is."""
+    """The largest error of what a door computes, in units in the last place, and the input where it
+    is.
+    """
     x, expected = references(case, quantity, dtype, thin)
     found = door(case, quantity, x)
     assert found.dtype == x.dtype, (found.dtype, x.dtype)
@@ -424,7 +435,8 @@ def worst(case: Case, quantity: str, dtype: str, door: Door, thin: int = 1) -> t
     return errors[i], float(x[i])
 
 
-# -- the doors ---------------------------------------------------------------------------------------------------------
+# -- the doors
+# ---------------------------------------------------------------------------------------------------------
 
 
 def numpy_door(case: Case, quantity: str, x: Array) -> Array:
@@ -437,7 +449,9 @@ def numpy_door(case: Case, quantity: str, x: Array) -> Array:
 
 
 def onnx_door(case: Case, quantity: str, x: Array) -> Array:
-    """Return the results of onnxruntime from the file that `MLP.to_onnx` writes, of a network of one unit."""
+    """Return the results of onnxruntime from the file that `MLP.to_onnx` writes, of a network of
+    one unit.
+    """
     import onnxruntime
 
     sigma = case.sigma if quantity == "value" else case.formula(quantity, x.dtype.name)
@@ -453,7 +467,8 @@ def onnx_door(case: Case, quantity: str, x: Array) -> Array:
         return session.run(None, {"X": x[:, None]})[0][:, 0]
 
 
-# -- the page ----------------------------------------------------------------------------------------------------------
+# -- the page
+# ----------------------------------------------------------------------------------------------------------
 
 
 def scale(ulp: float) -> str:
@@ -462,7 +477,9 @@ def scale(ulp: float) -> str:
 
 
 def table(door: Door, names: list[str], quantities: tuple[str, ...], thin: int) -> str:
-    """A Markdown table of the worst errors, a line a row of the sheets: ulp, and where it is more than 1."""
+    """A Markdown table of the worst errors, a line a row of the sheets: ulp, and where it is more
+    than 1.
+    """
     heads = [f"{quantity}, {dtype}" for dtype in DTYPES for quantity in quantities]
     lines = ["| row | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name in names:

@@ -1,10 +1,12 @@
-"""The least time a step can take on this machine: its FLOP at a measured rate, its bytes at a measured bandwidth.
+"""The least time a step can take on this machine: its FLOP at a measured rate, its bytes at a
+measured bandwidth.
 
-    FLOP  = 2 m (3 Σ_l n_{l-1} n_l - n_0 n_1)             S = Z W and dW = Zᵀ D of every layer, G = D Wᵀ of all but the first
-    bytes = m (n_0 + targets) + (2 + 2 states) parameters X and Y read once, parameters and optimizer state read and written
+    FLOP  = 2 m (3 Σ_l n_{l-1} n_l - n_0 n_1)             S = Z W and dW = Zᵀ D of every layer, G =
+    D Wᵀ of all but the first bytes = m (n_0 + targets) + (2 + 2 states) parameters X and Y read
+    once, parameters and optimizer state read and written
 
-No layer's output is in the bytes: chunks of rows may keep them in cache. Where everything fits into a cache (small nets, the
-same batch again), memory is not asked, and the second bound is none.
+No layer's output is in the bytes: chunks of rows may keep them in cache. Where everything fits into
+a cache (small nets, the same batch again), memory is not asked, and the second bound is none.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def flop(case: Case, batch: int) -> int:
 
 
 def traffic(case: Case, batch: int, optimizer: str) -> int:
-    """Bytes that a step must at least read or write: float32 rows, 8-byte class indices, float32 parameters."""
+    """Bytes that a step must at least read or write: float32 rows, 8-byte class indices, float32
+    parameters.
+    """
     target = 8 if case.loss == "cross_entropy" else 4 * case.sizes[-1]
     return batch * (4 * case.sizes[0] + target) + 4 * case.parameters * (2 + 2 * STATES[optimizer])
 
@@ -60,7 +64,9 @@ def _fastest(run: Callable[[], Any], repeats: int = 7) -> float:
 
 
 def measure(device: str, precision: str) -> dict[str, Any]:
-    """The rate of a large GEMM and the bandwidth of a large copy: the best of seven, for a ceiling is not a median."""
+    """The rate of a large GEMM and the bandwidth of a large copy: the best of seven, for a ceiling
+    is not a median.
+    """
     rate, bandwidth = _cpu() if device == "cpu" else _gpu(precision)
     return {"flop_per_second": rate, "bytes_per_second": bandwidth}
 
@@ -80,7 +86,9 @@ def _cpu(n: int = 2048, megabytes: int = 256) -> tuple[float, float]:
 
 
 def _gpu(precision: str) -> tuple[float, float]:
-    """TF32 by CuPy's environment variable CUPY_TF32, which the parent sets; bfloat16 at float16's rate, which is the same."""
+    """TF32 by CuPy's environment variable CUPY_TF32, which the parent sets; bfloat16 at float16's
+    rate, which is the same.
+    """
     from mlpcore.backends import devices
 
     device, n = devices.open_device("cuda:0"), GPU_ORDER

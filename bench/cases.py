@@ -1,4 +1,6 @@
-"""What is measured: named networks, the points of each suite, and the settings that all implementations share."""
+"""What is measured: named networks, the points of each suite, and the settings that all
+implementations share.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from typing import Any
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 DECAY, BETAS, EPSILON = 1e-2, (0.9, 0.999), 1e-8  # of AdamW; decay acts on weights, not on biases
 STATES = {"SGD": 0, "AdamW": 2}  # vectors as long as the parameters that an optimizer keeps
-TIMED_RATE = 1e-8  # the learning rate while time is taken: weights stay, so do gradients, and none becomes denormal
+# the learning rate while time is taken: weights stay, so do gradients, and none becomes denormal
+TIMED_RATE = 1e-8
 STEPS = 10  # whose losses are compared
 START = 10.0  # seconds for a process to import its library and take the first steps
 COMPILE = {  # seconds more for a compiler
@@ -21,7 +24,9 @@ POOL = 1000  # rows that the case of one row at a time goes through
 
 @dataclass(frozen=True)
 class Case:
-    """A network and its loss: `sizes` n_0 … n_L, hidden activation, "cross_entropy" (softmax) or "squared_error"."""
+    """A network and its loss: `sizes` n_0 … n_L, hidden activation, "cross_entropy" (softmax) or
+    "squared_error".
+    """
 
     name: str
     sizes: tuple[int, ...]
@@ -83,10 +88,13 @@ class Suite:
 
     Attributes:
         rounds: interleaved repeats; `seconds` is a timed block, `pause` the rest before it.
-        peers: implementations beside mlpcore; `memory`: whether peak memory is taken, in processes of its own on a CPU.
-        limit: seconds of blocks that a point may take; beyond it there are fewer rounds, at least 6.
+        peers: implementations beside mlpcore; `memory`: whether peak memory is taken, in processes
+            of its own on a CPU.
+        limit: seconds of blocks that a point may take; beyond it there are fewer rounds, at least
+            6.
         patience: seconds that a process may take for an answer, compilation included.
-        budget: seconds for the whole run, 0 for no limit; a point reckoned to end later is left for another run.
+        budget: seconds for the whole run, 0 for no limit; a point reckoned to end later is left for
+            another run.
         expected: what the command prints before it starts.
     """
 

@@ -1,11 +1,15 @@
-"""One implementation at one point, in a process of its own, which answers one line of JSON to each line of JSON.
+"""One implementation at one point, in a process of its own, which answers one line of JSON to each
+line of JSON.
 
     python -m bench.child '{"job": "serve", "peer": "torch", "point": {…}, "folder": "…"}'
 
-The job "serve" answers first with {"losses": those of the first ten steps, …} or {"missing": reason}, then to
-    {"do": "calibrate", "what": "step", "seconds": 0.1}        {"count": how many make up a block; null: not available}
-    {"do": "time", "what": "step", "count": 40}                {"seconds": a step's, "device_seconds": …}
-The jobs "memory", "ceiling" and "describe" give one answer; "host_path" is described in bench/host_path.py. A fault is not
+The job "serve" answers first with {"losses": those of the first ten steps, …} or {"missing":
+reason}, then to
+    {"do": "calibrate", "what": "step", "seconds": 0.1}        {"count": how many make up a block;
+    null: not available} {"do": "time", "what": "step", "count": 40}                {"seconds": a
+    step's, "device_seconds": …}
+The jobs "memory", "ceiling" and "describe" give one answer; "host_path" is described in
+bench/host_path.py. A fault is not
 caught: the process ends with a traceback, which the parent reads from its error output.
 """
 
@@ -67,7 +71,9 @@ def _answer(request: Answer, runner: Runner, work: Work, runs: dict[str, Any]) -
 
 
 def calibrate(run: Callable[[int], Any], seconds: float) -> int:
-    """How many runs take about so long; runs them once, so that whatever is compiled for that number is."""
+    """How many runs take about so long; runs them once, so that whatever is compiled for that
+    number is.
+    """
     run(1)
     count = 1
     while True:

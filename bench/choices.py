@@ -2,7 +2,8 @@
 
     python bench/choices.py
 
-A line a question: medians in microseconds of each way, interleaved. The first way of a line is the one taken.
+A line a question: medians in microseconds of each way, interleaved. The first way of a line is the
+one taken.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def gemm_and_accumulate() -> Ways:
 def _scipy_gemms(
     Z: np.ndarray, W: np.ndarray, D: np.ndarray, S: np.ndarray, dW: np.ndarray
 ) -> Callable[[], None]:
-    """The same two GEMMs by the pointer that SciPy publishes for other compiled code. Column-major: C = A B is Cᵀ = Bᵀ Aᵀ."""
+    """The same two GEMMs by the pointer that SciPy publishes for other compiled code. Column-major:
+    C = A B is Cᵀ = Bᵀ Aᵀ.
+    """
     from scipy.linalg import cython_blas
 
     capsule = cython_blas.__pyx_capi__["sgemm"]
@@ -134,7 +137,9 @@ def broadcast_buffer() -> Ways:
 
 
 def adamw_pieces() -> Ways:
-    """AdamW on 669,706 parameters, one thread, by the entries that go through all eleven passes together."""
+    """AdamW on 669,706 parameters, one thread, by the entries that go through all eleven passes
+    together.
+    """
     optimizer, vectors = mc.AdamW(1e-8), {name: abs(numbers(669706)) for name in "wgmv"}
     compiled = program(optimizer.statements, frozenset(optimizer.scalars(Progress(total=1))))
     scalars = {

@@ -9,7 +9,9 @@ from bench.tables import duration
 
 
 def changed(old: dict[str, Any], new: dict[str, Any], width: float) -> tuple[float, str]:
-    """The ratio of two medians, and "faster" or "slower" where their bounds are apart and the ratio is beyond the band."""
+    """The ratio of two medians, and "faster" or "slower" where their bounds are apart and the ratio
+    is beyond the band.
+    """
     a, b = stats.Median(*old["seconds"]), stats.Median(*new["seconds"])
     ratio = b.median / a.median
     apart = b.low > a.high * (1 + width) or b.high * (1 + width) < a.low
@@ -17,7 +19,9 @@ def changed(old: dict[str, Any], new: dict[str, Any], width: float) -> tuple[flo
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """A line for each implementation at each point that both results have, and what differs between the two runs."""
+    """A line for each implementation at each point that both results have, and what differs between
+    the two runs.
+    """
     lines = [
         f"{key}: {old['identity'].get(key)} -> {new['identity'].get(key)}"
         for key in new["identity"]
@@ -47,6 +51,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> str:
     return "\n".join(
         [
             *lines,
-            "The two runs were not interleaved: what the machine did meanwhile is in B / A as well.",
+            "The two runs were not interleaved: what the machine did meanwhile is in B / A as "
+            "well.",
         ]
     )

@@ -2,9 +2,10 @@
 
     python bench/derivatives.py [--out DIR]
 
-L square layers: the matrix products of a gradient count 3L - 1, of a jvp in X 2L, in the parameters 3L - 1, of a
-Gauss-Newton product 5L - 2, of a Hessian product 8L - 5. A ratio of 1 is the time of a gradient times the share of the counts.
-The gradient is a training step's without its update, on one worker. Medians of interleaved repeats, with their 95% bound.
+L square layers: the matrix products of a gradient count 3L - 1, of a jvp in X 2L, in the parameters
+3L - 1, of a Gauss-Newton product 5L - 2, of a Hessian product 8L - 5. A ratio of 1 is the time of a
+gradient times the share of the counts. The gradient is a training step's without its update, on one
+worker. Medians of interleaved repeats, with their 95% bound.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ def runs(
 def measure(
     width: int, rows: int, activation: str, device: str, rounds: int
 ) -> list[dict[str, Any]]:
-    """One row a product: seconds, its time over the gradient's, and that over the share of the counts."""
+    """One row a product: seconds, its time over the gradient's, and that over the share of the
+    counts.
+    """
     every, chunk = runs(width, rows, activation, device)
     series: dict[str, list[float]] = {name: [] for name in every}
     for run in every.values():
@@ -112,7 +115,8 @@ def main() -> int:
     options = parser.parse_args()
     found = []
     print(
-        f"{LAYERS} square layers, {options.device}; time over a gradient's, and that over the share of matrix products"
+        f"{LAYERS} square layers, {options.device}; time over a gradient's, and that over the "
+        "share of matrix products"
     )
     for width, rows, activation in POINTS:
         for row in measure(width, rows, activation, options.device, options.rounds):
@@ -121,7 +125,8 @@ def main() -> int:
             times = f"{1e3 * row['seconds'].median:8.2f} ms  {row['over gradient'].median:5.2f} (share {row['share']:.2f})"
             ratio = row["over share"]
             print(
-                f"{point}  {row['product']:<22} {times}  {ratio.median:5.2f} ({ratio.low:.2f} … {ratio.high:.2f})",
+                f"{point}  {row['product']:<22} {times}  {ratio.median:5.2f} ({ratio.low:.2f} … "
+                f"{ratio.high:.2f})",
                 flush=True,
             )
     machine.save(options.out, "derivatives", options.device, found)

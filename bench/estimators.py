@@ -1,10 +1,12 @@
-"""The estimators beside scikit-learn's: score on held-out rows over ten seeds, and the time of a fit.
+"""The estimators beside scikit-learn's: score on held-out rows over ten seeds, and the time of a
+fit.
 
     python bench/estimators.py [--seeds 10] [--out DIR]
 
-Small data sets of scikit-learn's, standardised, a quarter held out. Each seed draws split, weights and shuffles anew. The two
-are fitted in turns, and the ratio of times is that of a seed's two fits: medians with their 95% bound. Both stop by
-scikit-learn's rules, after equally many epochs unless rounding decides otherwise. BLAS has the threads of the process.
+Small data sets of scikit-learn's, standardised, a quarter held out. Each seed draws split, weights
+and shuffles anew. The two are fitted in turns, and the ratio of times is that of a seed's two fits:
+medians with their 95% bound. Both stop by scikit-learn's rules, after equally many epochs unless
+rounding decides otherwise. BLAS has the threads of the process.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ MODULES = {"ours": estimators, "theirs": neural_network}
 
 
 def rows(name: str, dtype: str, seed: int) -> list[np.ndarray]:
-    """X, X held out, y, y held out; standardised by the training rows, a regression's target as well."""
+    """X, X held out, y, y held out; standardised by the training rows, a regression's target as
+    well.
+    """
     X, y = getattr(datasets, f"load_{name}")(return_X_y=True)
     classes = y if SETS[name] == "MLPClassifier" else None
     X, Xv, y, yv = train_test_split(X, y, test_size=0.25, random_state=seed, stratify=classes)
@@ -105,7 +109,8 @@ def main() -> int:
     warnings.simplefilter("ignore", ConvergenceWarning)
     found = []
     print(
-        f"{options.device}, {options.seeds} seeds; accuracy or R² on a quarter held out, mean ± deviation; time of a fit"
+        f"{options.device}, {options.seeds} seeds; accuracy or R² on a quarter held out, mean ± "
+        "deviation; time of a fit"
     )
     for dtype in ("float64", "float32"):
         for setting in SETTINGS:
@@ -115,7 +120,8 @@ def main() -> int:
                 mine, other = row["score"]["ours"], row["score"]["theirs"]
                 ratio, took = row["theirs over ours"], row["seconds"]["ours"].median
                 print(
-                    f"{dtype} {setting:<20} {name:<13} ours {mine['mean']:.4f} ± {mine['spread']:.4f}  scikit-learn's"
+                    f"{dtype} {setting:<20} {name:<13} ours {mine['mean']:.4f} ± "
+                    f"{mine['spread']:.4f}  scikit-learn's"
                     f" {other['mean']:.4f} ± {other['spread']:.4f}  {1e3 * took:7.1f} ms, theirs"
                     f" {ratio.median:5.2f} times ({ratio.low:.2f} … {ratio.high:.2f})",
                     flush=True,

@@ -1,7 +1,8 @@
-"""What mlpcore costs before and beside training: seconds to import it and to the first step, bytes of wheel and installation.
+"""What mlpcore costs before and beside training: seconds to import it and to the first step, bytes
+of wheel and installation.
 
-The first step is timed from the start of Python to the loss of one step of 784-128-10 on 128 rows; on a GPU once with an empty
-kernel cache and once with the cache which that run left.
+The first step is timed from the start of Python to the loss of one step of 784-128-10 on 128 rows;
+on a GPU once with an empty kernel cache and once with the cache which that run left.
 """
 
 from __future__ import annotations

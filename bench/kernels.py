@@ -1,10 +1,12 @@
-"""The elementwise kernels of the CUDA backend against a device copy of equal size: both only move bytes.
+"""The elementwise kernels of the CUDA backend against a device copy of equal size: both only move
+bytes.
 
     python bench/kernels.py [--gib 1 2] --out DIR
 
-`copy` reads and writes an array; `bias_activation` reads and writes S in place; `activation_gradient` reads G and Z (or S) and
-writes D over G. Bandwidth counts each read and each write once. Each kernel is timed in turn with the copy, after a
-first call that compiles it; medians of the repeats. DIR/kernels.json is written anew after each kernel.
+`copy` reads and writes an array; `bias_activation` reads and writes S in place;
+`activation_gradient` reads G and Z (or S) and writes D over G. Bandwidth counts each read and each
+write once. Each kernel is timed in turn with the copy, after a first call that compiles it; medians
+of the repeats. DIR/kernels.json is written anew after each kernel.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Steps under a memory limit against steps without one, and against whole batches: time, planned bytes, the process's peak.
+"""Steps under a memory limit against steps without one, and against whole batches: time, planned
+bytes, the process's peak.
 
     python bench/limits.py [--out DIR]
 
-The same batch goes through trainers in turn: without a limit (chunks as the engine chooses them), the same again (the noise),
-under an ample and under a tight limit, and with the batch in one piece, as frameworks do it. Ratios of times are paired,
-medians with their 95% bound. The peak is how far resident memory grows while a trainer is made and does three steps.
+The same batch goes through trainers in turn: without a limit (chunks as the engine chooses them),
+the same again (the noise), under an ample and under a tight limit, and with the batch in one piece,
+as frameworks do it. Ratios of times are paired, medians with their 95% bound. The peak is how far
+resident memory grows while a trainer is made and does three steps.
 """
 
 from __future__ import annotations
@@ -98,9 +100,12 @@ def main() -> int:
                 found.append(row)
                 speed = row["speed over free"]
                 print(
-                    f"  {batch:>9,} rows  {row['trainer']:<8} chunks of {row['chunk_rows']:>9,} x {row['workers']}  "
-                    f"plan {row['planned_bytes'] / 2**20:9.2f} MiB  process +{row['peak']['peak_bytes'] / 2**20:8.1f} MiB  "
-                    f"{1e3 * row['seconds'].median:9.2f} ms  speed {speed.median:5.2f} ({speed.low:.2f} … {speed.high:.2f})",
+                    f"  {batch:>9,} rows  {row['trainer']:<8} chunks of {row['chunk_rows']:>9,} x "
+                    f"{row['workers']}  "
+                    f"plan {row['planned_bytes'] / 2**20:9.2f} MiB  process "
+                    f"+{row['peak']['peak_bytes'] / 2**20:8.1f} MiB  "
+                    f"{1e3 * row['seconds'].median:9.2f} ms  speed {speed.median:5.2f} "
+                    f"({speed.low:.2f} … {speed.high:.2f})",
                     flush=True,
                 )
     machine.save(options.out, "limits", "cpu", found)

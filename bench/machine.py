@@ -36,7 +36,9 @@ def versions() -> dict[str, str]:
 
 
 def sources() -> str:
-    """A hash of the engine's and the suite's sources: two results with one hash measured the same code."""
+    """A hash of the engine's and the suite's sources: two results with one hash measured the same
+    code.
+    """
     digest = hashlib.sha256()
     for folder, pattern in (("mlpcore", "*.py"), ("kernels", "*"), ("bench", "*.py")):
         for file in sorted((ROOT / folder).rglob(pattern)):
@@ -61,7 +63,9 @@ def commit() -> str:
 
 
 def blas() -> list[dict[str, Any]]:
-    """Every BLAS and OpenMP that this process has loaded: library, version, kernel family, threads. No paths."""
+    """Every BLAS and OpenMP that this process has loaded: library, version, kernel family, threads.
+    No paths.
+    """
     keys = ("internal_api", "version", "architecture", "num_threads")
     return [
         {"file": Path(pool["filepath"]).name} | {key: pool.get(key) for key in keys}
@@ -106,7 +110,9 @@ def write(result: dict[str, Any], file: Path) -> None:
 
 
 def save(folder: Path | None, name: str, device: str, found: Any) -> None:
-    """Write what a script has found, with machine and commit, as `name`.json into a folder; nothing without one."""
+    """Write what a script has found, with machine and commit, as `name`.json into a folder; nothing
+    without one.
+    """
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""One point: start its processes, compare losses, then time the implementations that agree, in turn."""
+"""One point: start its processes, compare losses, then time the implementations that agree, in
+turn.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from bench.parent import Child, ChildFailed, once
 from bench.work import prepare
 
 Answer = dict[str, Any]
-# |J - J of mlpcore| <= a |J| + b |J - J of the first step|: rounding of the value, and a share of what training changed
+# |J - J of mlpcore| <= a |J| + b |J - J of the first step|: rounding of the value, and a share of
+# what training changed
 TOLERANCE = {
     "float32": (3e-5, 0.01),
     "tf32": (3e-3, 0.05),
@@ -26,7 +29,9 @@ TOLERANCE = {
 
 
 def agree(losses: Sequence[float], reference: Sequence[float], precision: str) -> str:
-    """Where the losses first disagree by more than the stated tolerance, or "" where they nowhere do."""
+    """Where the losses first disagree by more than the stated tolerance, or "" where they nowhere
+    do.
+    """
     rounding, share = TOLERANCE[precision]
     for i, (J, ours) in enumerate(zip(losses, reference, strict=True)):
         allowed = rounding * abs(ours) + share * abs(ours - reference[0])
@@ -126,7 +131,9 @@ def _first(
 
 
 def _time(children: dict[str, Child], found: dict[str, Answer], suite: Suite) -> int:
-    """Blocks in turn, the order reversed every round; times in `found[name]["series"]`. Returns the rounds."""
+    """Blocks in turn, the order reversed every round; times in `found[name]["series"]`. Returns the
+    rounds.
+    """
     counts: dict[tuple[str, str], int] = {}
 
     def ask(name: str, do: str, **request: Any) -> Answer:

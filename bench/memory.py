@@ -1,8 +1,10 @@
-"""Peak memory of a process of its own: how far its resident pages grow while a network is made and trained for three steps.
+"""Peak memory of a process of its own: how far its resident pages grow while a network is made and
+trained for three steps.
 
-The peak is VmHWM of /proc/self/status, set back before by writing 5 to /proc/self/clear_refs; where that is not allowed, the
-highest ever of a fresh process. Rows (X, Y) and libraries are there before: a step of a tiny batch has loaded what is loaded
-once. Compilers that a peer runs inside its process count. On a GPU the peak is the allocator's, with NVML's figure beside.
+The peak is VmHWM of /proc/self/status, set back before by writing 5 to /proc/self/clear_refs; where
+that is not allowed, the highest ever of a fresh process. Rows (X, Y) and libraries are there
+before: a step of a tiny batch has loaded what is loaded once. Compilers that a peer runs inside its
+process count. On a GPU the peak is the allocator's, with NVML's figure beside.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def _reset() -> bool:
 
 
 def growth(run: Callable[[], Any]) -> dict[str, Any]:
-    """Bytes by which the resident memory of this process peaks above where it was, while `run` runs."""
+    """Bytes by which the resident memory of this process peaks above where it was, while `run`
+    runs.
+    """
     gc.collect()
     if Path("/proc/self/status").exists() and _reset():
         before = _status("VmRSS")
@@ -47,7 +51,9 @@ def growth(run: Callable[[], Any]) -> dict[str, Any]:
 
 
 def nvml() -> int | None:
-    """Bytes of GPU memory that NVML counts for this process; None where it does not tell (in a container it may not)."""
+    """Bytes of GPU memory that NVML counts for this process; None where it does not tell (in a
+    container it may not).
+    """
     try:
         import pynvml
     except ImportError:

@@ -58,7 +58,8 @@ class Child:
         return self.answer()
 
     def answer(self, deadline: float | None = None) -> Answer:
-        """Read the child's next line; stop the child at `deadline` (time.monotonic), or out of patience.
+        """Read the child's next line; stop the child at `deadline` (time.monotonic), or out of
+        patience.
 
         Raises:
             ChildFailed: it ended, or was stopped.

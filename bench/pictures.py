@@ -1,4 +1,6 @@
-"""Pictures of a result: throughput and peak memory against the batch size, a picture for each case, optimizer and precision."""
+"""Pictures of a result: throughput and peak memory against the batch size, a picture for each case,
+optimizer and precision.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Time of each activation's forward pass and slope on NumPy, by entry: `python bench/rows.py [TREE …]`.
+"""Time of each activation's forward pass and slope on NumPy, by entry: `python bench/rows.py [TREE
+…]`.
 
-With `--steps` in front, the time of a step by itself and in `fit`. With the paths of other checkouts of
-this repository it runs in each of them by turns, and prints the ratios to the first.
+With `--steps` in front, the time of a step by itself and in `fit`. With the paths of other
+checkouts of this repository it runs in each of them by turns, and prints the ratios to the first.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""The benchmark suite: throughput, step time and peak memory of mlpcore and its peers, across batch sizes.
+"""The benchmark suite: throughput, step time and peak memory of mlpcore and its peers, across batch
+sizes.
 
-    python bench/run.py --suite quick|step|cpu|gpu|gpu-sweep --out DIR [--cases 784] [--batches 32,128]
+    python bench/run.py --suite quick|step|cpu|gpu|gpu-sweep --out DIR [--cases 784] [--batches
+    32,128]
         [--peers torch,jax-scan] [--rounds 21] [--no-footprint]
     python bench/run.py compare A.json B.json
     python bench/run.py show RESULT.json [--out DIR]
 
-Results go to DIR/result.json, point by point, and pictures beside it; a second run with the same DIR does what is left. "step"
-is the training step over its GEMMs alone. What every column means: docs/benchmarks.md.
+Results go to DIR/result.json, point by point, and pictures beside it; a second run with the same
+DIR does what is left. "step" is the training step over its GEMMs alone. What every column means:
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ FOOTPRINT = 60.0  # seconds that the footprint should take at most
 
 
 def selected(options: argparse.Namespace) -> Suite:
-    """The suite with what the command line changes. ValueError where nothing is left or a peer is unknown."""
+    """The suite with what the command line changes. ValueError where nothing is left or a peer is
+    unknown.
+    """
     suite = SUITES[options.suite]
     names = {case.name: f"{case.name} {'-'.join(map(str, case.sizes))}" for case in CASES.values()}
     points = [
@@ -74,7 +79,8 @@ def run(options: argparse.Namespace) -> None:
     result = store.resume(store.fresh(options.suite, suite, once("describe", device=device)), file)
     left = [point for point in suite.points if point.key not in result["points"]]
     print(
-        f"suite {options.suite}: {len(left)} of {len(suite.points)} points to measure; all take {suite.expected}"
+        f"suite {options.suite}: {len(left)} of {len(suite.points)} points to measure; all take "
+        f"{suite.expected}"
     )
     if device == "cuda" and result["machine"]["device"] == "cpu":
         sys.exit(f"no point measured, no CUDA device to use: {result['machine']['cuda']}")

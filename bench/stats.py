@@ -1,8 +1,9 @@
 """Medians of repeated measurements, what bounds them, and when a difference is one.
 
-The bound of a median is a pair of order statistics: with n values in order, the median lies between the k-th smallest and the
-k-th largest except with probability 2 P(B < k), B ~ Binomial(n, 1/2), whatever the distribution. k is the largest that leaves
-at least 95%. Below 6 values no pair does; then the smallest and the largest stand for it, and nothing is said of a difference.
+The bound of a median is a pair of order statistics: with n values in order, the median lies between
+the k-th smallest and the k-th largest except with probability 2 P(B < k), B ~ Binomial(n, 1/2),
+whatever the distribution. k is the largest that leaves at least 95%. Below 6 values no pair does;
+then the smallest and the largest stand for it, and nothing is said of a difference.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class Median(NamedTuple):
 
 
 def order(count: int) -> int:
-    """How many values from either end the bound of a median of `count` values stands (0: at the ends)."""
+    """How many values from either end the bound of a median of `count` values stands (0: at the
+    ends).
+    """
     k, tail = (
         0,
         1.0,
@@ -52,7 +55,9 @@ def band(same: Median) -> float:
 
 
 def verdict(ratio: Median, width: float) -> str:
-    """What `time / time of mlpcore` says about mlpcore: "faster", "slower", or "even" where the bound touches the A/A band."""
+    """What `time / time of mlpcore` says about mlpcore: "faster", "slower", or "even" where the
+    bound touches the A/A band.
+    """
     if math.log(ratio.low) > width:
         return "faster"
     return "slower" if math.log(ratio.high) < -width else "even"

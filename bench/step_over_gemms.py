@@ -1,6 +1,7 @@
 """A training step over the time of its GEMMs alone: how much is lost around them.
 
-    python bench/step_over_gemms.py [--cases 784-512-512-10] [--batches 128] [--rounds 21] [--json FILE]
+    python bench/step_over_gemms.py [--cases 784-512-512-10] [--batches 128] [--rounds 21] [--json
+    FILE]
 
 The suite "step" of bench/run.py by itself, in a folder that is thrown away.
 """

@@ -1,9 +1,12 @@
-"""A result on disk: one JSON file, written anew after every point, so that an interruption loses at most the point at hand.
+"""A result on disk: one JSON file, written anew after every point, so that an interruption loses at
+most the point at hand.
 
-    {"schema": 1, "suite", "identity": {…}, "machine": {…}, "commit", "ceilings": {…}, "footprint": {…}, "points": {key: …}}
+    {"schema": 1, "suite", "identity": {…}, "machine": {…}, "commit", "ceilings": {…}, "footprint":
+    {…}, "points": {key: …}}
 
-A run into a folder that has one skips the points that are there, if its identity (sources, versions, machine, peers, rounds)
-is the same; otherwise the old file is kept under another name and the run starts anew.
+A run into a folder that has one skips the points that are there, if its identity (sources,
+versions, machine, peers, rounds) is the same; otherwise the old file is kept under another name and
+the run starts anew.
 """
 
 from __future__ import annotations
@@ -47,7 +50,9 @@ def load(file: Path) -> Result:
 
 
 def resume(new: Result, file: Path) -> Result:
-    """The result in `file` where it goes on with the same code on the same machine, else `new`, the old one renamed."""
+    """The result in `file` where it goes on with the same code on the same machine, else `new`, the
+    old one renamed.
+    """
     if not file.exists():
         return new
     old = load(file)

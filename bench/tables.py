@@ -8,7 +8,8 @@ from typing import Any
 HEAD = f"  {'':<20}{'step':>11}{'rows/s':>10}{'/ GEMMs':>9}{'/ mlpcore':>11}  {'95% bound':<14}{'mlpcore is':<10}"
 HEAD += f"{'peak':>12}{'a row':>12}"
 LEGEND = (
-    "/ GEMMs: step over the same library's GEMMs alone; / mlpcore: step over mlpcore's, above 1 where mlpcore is faster; "
+    "/ GEMMs: step over the same library's GEMMs alone; / mlpcore: step over mlpcore's, above 1 "
+    "where mlpcore is faster; "
     "even: not distinguishable within the A/A band; peak: memory beyond X and Y"
 )
 
@@ -45,7 +46,8 @@ def block(point: dict[str, Any]) -> str:
     title = f"{sizes} {point['activation']}, {point['loss']}, batch {point['batch']:,}, {point['optimizer']}, {point['precision']}"
     lines = [
         f"{title} on {point['device']} ({point['data']})",
-        f"  bound {duration(bound['seconds'])} by {bound['by']}; A/A band {ours['band']:.1%}; {point['rounds']} rounds; "
+        f"  bound {duration(bound['seconds'])} by {bound['by']}; A/A band {ours['band']:.1%}; "
+        f"{point['rounds']} rounds; "
         f"mlpcore: {ours['note']}, planned {mebibytes(ours.get('plan_bytes'))}",
         HEAD,
     ]
@@ -80,7 +82,9 @@ def _line(point: dict[str, Any], entry: dict[str, Any]) -> str:
 
 
 def losses(result: dict[str, Any]) -> str:
-    """How many comparisons ended how, each that mlpcore lost, and what could not be compared and why."""
+    """How many comparisons ended how, each that mlpcore lost, and what could not be compared and
+    why.
+    """
     verdicts: Counter[str] = Counter()
     worse, missing = [], Counter[str]()
     for key, point in result["points"].items():

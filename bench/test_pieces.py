@@ -65,7 +65,9 @@ def test_piece(benchmark: Any, piece: str) -> None:
     "optimizer", [mc.SGD(1e-8), mc.AdamW(1e-8)], ids=lambda optimizer: type(optimizer).__name__
 )
 def test_update(benchmark: Any, optimizer: mc.AdamW) -> None:
-    """The optimizer's pass over a million parameters, by a step on one row of a net with hardly any GEMM."""
+    """The optimizer's pass over a million parameters, by a step on one row of a net with hardly any
+    GEMM.
+    """
     net = mc.MLP([1000, 1000], device="cpu")
     trainer = mc.Trainer(net, "squared_error", optimizer)
     X, Y = _numbers(1, 1000), _numbers(1, 1000)

@@ -1,6 +1,7 @@
 """A whole training step across batch sizes, by pytest-benchmark: `pytest bench/ --benchmark-only`.
 
-`extra_info` holds the peak of Python's own allocations during a step, X and Y not counted, and what the plan foresaw.
+`extra_info` holds the peak of Python's own allocations during a step, X and Y not counted, and what
+the plan foresaw.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What one implementation is given at one point: the network's initial weights, the rows, the settings."""
+"""What one implementation is given at one point: the network's initial weights, the rows, the
+settings.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ class Work:
     Attributes:
         case, batch, optimizer, precision, device: the point's.
         chunk_rows: rows of mlpcore's chunks, for peers that accumulate over as many.
-        W, b: initial parameters, (n_{l-1}, n_l) and (n_l,), from `folder`, where the parent wrote them.
+        W, b: initial parameters, (n_{l-1}, n_l) and (n_l,), from `folder`, where the parent wrote
+            them.
     """
 
     def __init__(self, point: Point, folder: Path, chunk_rows: int = 0) -> None:
@@ -55,7 +58,9 @@ class Work:
 
     @property
     def scale(self) -> float:
-        """By what the loss is multiplied where gradients are float16, so that a share of 1 / batch does not vanish."""
+        """By what the loss is multiplied where gradients are float16, so that a share of 1 / batch
+        does not vanish.
+        """
         return float(2 ** min(16, self.batch.bit_length())) if self.precision == "float16" else 1.0
 
 
@@ -74,7 +79,9 @@ def rows(case: Case, count: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prepare(case: Case, folder: Path) -> str:
-    """Writes initial weights, and real rows where there are any, into `folder`; says what the rows are."""
+    """Writes initial weights, and real rows where there are any, into `folder`; says what the rows
+    are.
+    """
     import mlpcore as mc
 
     if not (folder / f"{case.name}.npz").exists():

@@ -1,7 +1,9 @@
-"""A scikit-learn program with one import changed: handwritten digits in a pipeline, a search, a report.
+"""A scikit-learn program with one import changed: handwritten digits in a pipeline, a search, a
+report.
 
-Only the line that imports MLPClassifier tells this from a scikit-learn program. The last part runs scikit-learn's class as
-well and compares: the same weights at the start, the same shuffles, the same loss after every epoch, up to rounding.
+Only the line that imports MLPClassifier tells this from a scikit-learn program. The last part runs
+scikit-learn's class as well and compares: the same weights at the start, the same shuffles, the
+same loss after every epoch, up to rounding.
 """
 
 import argparse
@@ -26,7 +28,9 @@ def data():
 
 
 def model(MLP=MLPClassifier, **parameters):
-    """Pixels between 0 and 1, then one hidden layer; stops where a tenth of the rows, held out, is guessed no better."""
+    """Pixels between 0 and 1, then one hidden layer; stops where a tenth of the rows, held out, is
+    guessed no better.
+    """
     parameters = {
         "hidden_layer_sizes": (32,),
         "early_stopping": True,
@@ -67,7 +71,8 @@ def main():
         f"\nloss by epoch, ours: {np.round(ours.loss_curve_[:4], 4)} … after {ours.n_iter_} epochs"
     )
     print(
-        f"scikit-learn's:      {np.round(theirs.loss_curve_[:4], 4)} … after {theirs.n_iter_} epochs"
+        f"scikit-learn's:      {np.round(theirs.loss_curve_[:4], 4)} … after {theirs.n_iter_} "
+        "epochs"
     )
     print(f"largest relative difference of any epoch: {off:.0e}")
 

@@ -1,17 +1,19 @@
 """Linear regression is the network of one layer.
 
-One identity layer without bias, Z = Xθ, and squared error, J = 1/(2m) Σ_i (x_i θ - y_i)². The recurrence has a single turn:
+One identity layer without bias, Z = Xθ, and squared error, J = 1/(2m) Σ_i (x_i θ - y_i)². The
+recurrence has a single turn:
 
     G = ∂J/∂Z = (Xθ - y) / m          D = G ⊙ 1          dθ = Xᵀ D = (1/m) Xᵀ (Xθ - y)
 
-The intercept is the weight of a column of ones: X = [1 | features] and `bias=False`. Or it is `b`, whose gradient Σ_rows D is
-the same thing, since 1ᵀ D is the sum over rows. J is convex; its gradient is zero where XᵀX θ = Xᵀy, and that θ* is what
-np.linalg.lstsq computes.
+The intercept is the weight of a column of ones: X = [1 | features] and `bias=False`. Or it is `b`,
+whose gradient Σ_rows D is the same thing, since 1ᵀ D is the sum over rows. J is convex; its
+gradient is zero where XᵀX θ = Xᵀy, and that θ* is what np.linalg.lstsq computes.
 
-Whole batches at a constant rate converge to θ*: with rate 2 / (λ_min + λ_max), λ the eigenvalues of XᵀX/m, every step shrinks
-the distance by at least (κ - 1) / (κ + 1), κ = λ_max / λ_min. A mini-batch has a θ* of its own. So at a constant rate the
-weights keep moving around θ*; with a falling rate they close in; and if a line fits all rows exactly, every mini-batch agrees
-on θ* and the constant rate arrives.
+Whole batches at a constant rate converge to θ*: with rate 2 / (λ_min + λ_max), λ the eigenvalues of
+XᵀX/m, every step shrinks the distance by at least (κ - 1) / (κ + 1), κ = λ_max / λ_min. A
+mini-batch has a θ* of its own. So at a constant rate the weights keep moving around θ*; with a
+falling rate they close in; and if a line fits all rows exactly, every mini-batch agrees on θ* and
+the constant rate arrives.
 """
 
 import argparse
@@ -116,7 +118,8 @@ def main(quick=False):
         ("exactly linear", "0.1, constant", 0.1, (exact_X, exact_y, exact)),
     ):
         print(
-            f"   {targets:<20} {name:<20} {np.abs(trained(A, t, schedule, 20, epochs) - goal).max():.1e}"
+            f"   {targets:<20} {name:<20} "
+            f"{np.abs(trained(A, t, schedule, 20, epochs) - goal).max():.1e}"
         )
 
 

@@ -1,16 +1,19 @@
 """The memory that the cache of the forward pass costs, and how chunks of rows keep it flat.
 
-The backward pass reads every Z[l], so the forward pass keeps them. That is the cache: for a batch of m rows,
+The backward pass reads every Z[l], so the forward pass keeps them. That is the cache: for a batch
+of m rows,
 
     m Σ_l n_l numbers, l = 1 … L          (the weights are Σ_l n_{l-1} n_l numbers, whatever m is)
 
-A trainer with `chunk_rows=m` takes the whole batch at once: its memory is that cache, one G[l] at a time and the rows' own
-scratch, all of them growing with m. But rows are independent, and dW is a sum over rows: with `chunk_rows="auto"` a chunk goes
-forward and backward, adds to dW, and its arrays serve again for the next. Memory stops growing at the size of one chunk.
+A trainer with `chunk_rows=m` takes the whole batch at once: its memory is that cache, one G[l] at a
+time and the rows' own scratch, all of them growing with m. But rows are independent, and dW is a
+sum over rows: with `chunk_rows="auto"` a chunk goes forward and backward, adds to dW, and its
+arrays serve again for the next. Memory stops growing at the size of one chunk.
 
-Planned is what `trainer.plan` lists before anything is allocated. Measured is what Python's tracemalloc, to which NumPy reports
-its arrays, saw at the highest point of the first step; Python's own objects, some 0.1 MiB, are in it too. The batch itself, X
-and Y, belongs to the caller and does not count.
+Planned is what `trainer.plan` lists before anything is allocated. Measured is what Python's
+tracemalloc, to which NumPy reports its arrays, saw at the highest point of the first step; Python's
+own objects, some 0.1 MiB, are in it too. The batch itself, X and Y, belongs to the caller and does
+not count.
 """
 
 import argparse
@@ -56,7 +59,9 @@ def measured_bytes(sizes, batch, chunk_rows):
 
 
 def measure(batches):
-    """{net: rows (batch, cache, planned whole, measured whole, chunk rows, planned auto, measured auto)}."""
+    """{net: rows (batch, cache, planned whole, measured whole, chunk rows, planned auto, measured
+    auto)}.
+    """
     measured_bytes([2, 2, 1], 2, "auto")  # what is imported and compiled once is not counted
     results = {}
     for name, sizes in NETS.items():
@@ -126,13 +131,15 @@ def main(out, quick=False):
             end=" ",
         )
         print(
-            f"memory x {rows[-1][3] / rows[0][3]:.1f} with whole batches, x {rows[-1][6] / rows[0][6]:.1f} with chunks\n"
+            f"memory x {rows[-1][3] / rows[0][3]:.1f} with whole batches, x "
+            f"{rows[-1][6] / rows[0][6]:.1f} with chunks\n"
         )
     worst = max(
         abs(row[i + 1] - row[i]) for rows in results.values() for row in rows for i in (2, 5)
     )
     print(
-        f"Largest difference between measured and planned: {worst / 1024:.0f} KiB (Python's own objects are measured, too)"
+        f"Largest difference between measured and planned: {worst / 1024:.0f} KiB (Python's own "
+        "objects are measured, too)"
     )
     draw(results, Path(out) / "memory.png")
     print(f"saved {Path(out) / 'memory.png'}")

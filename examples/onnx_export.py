@@ -1,7 +1,7 @@
 """Train, export to ONNX, predict in onnxruntime: the same numbers, from the table's own columns.
 
-The net is trained on standardised columns and a standardised target. Both maps go into the file, so that whoever has it needs
-neither mlpcore nor the means:
+The net is trained on standardised columns and a standardised target. Both maps go into the file, so
+that whoever has it needs neither mlpcore nor the means:
 
     Z = net((X - mean) / scale) · target_scale + target_mean
 """

@@ -4,14 +4,16 @@
     S[l] = Z[l-1] W[l]                dW[l]  = Z[l-1]ᵀ D[l]
     Z[l] = σ_l(S[l])                  G[l-1] = D[l] W[l]ᵀ
 
-The other side uses no matrix and no recurrence, only the chain rule by paths. A unit's output z acts on J along every path of
-units j → p → … → r that leads from it to the output layer, and each path contributes the product of what lies on it:
+The other side uses no matrix and no recurrence, only the chain rule by paths. A unit's output z
+acts on J along every path of units j → p → … → r that leads from it to the output layer, and each
+path contributes the product of what lies on it:
 
     ∂J/∂z[l]_j = Σ_paths  (w[l+1]_jp σ'(s[l+1]_p)) (w[l+2]_pq σ'(s[l+2]_q)) …  ∂J/∂z[L]_r
 
-A weight w[l]_kj enters once in every row: ∂J/∂w = Σ_rows z[l-1]_k σ'(s[l]_j) ∂J/∂z[l]_j. All of it is done with Python floats,
-one at a time; the slopes are written in s, from the textbook (the library's are written in z where they can be). Paths multiply
-from layer to layer: the recurrence gets the same sums by adding up each layer once. That is what backpropagation saves.
+A weight w[l]_kj enters once in every row: ∂J/∂w = Σ_rows z[l-1]_k σ'(s[l]_j) ∂J/∂z[l]_j. All of it
+is done with Python floats, one at a time; the slopes are written in s, from the textbook (the
+library's are written in z where they can be). Paths multiply from layer to layer: the recurrence
+gets the same sums by adding up each layer once. That is what backpropagation saves.
 """
 
 import argparse
@@ -117,13 +119,15 @@ def main():
     """Print the table."""
     net, X, Y = problem()
     print(
-        f"{'-'.join(map(str, SIZES))} net, no biases; {', '.join(map(str, ACTIVATIONS))}; {len(X)} rows\n"
+        f"{'-'.join(map(str, SIZES))} net, no biases; {', '.join(map(str, ACTIVATIONS))}; {len(X)} "
+        "rows\n"
     )
     print("        shape    largest entry   engine - scalars   paths from each unit")
     rows = table(net, X, Y)
     for name, shape, size, difference, paths in rows:
         print(
-            f"{name:<6} {shape[0]:>3} x {shape[1]:<3} {size:12.6f} {difference:16.1e} {paths or '':>16}"
+            f"{name:<6} {shape[0]:>3} x {shape[1]:<3} {size:12.6f} {difference:16.1e} "
+            f"{paths or '':>16}"
         )
     print(f"\nlargest difference of all: {max(row[3] for row in rows):.1e}")
 

@@ -1,18 +1,22 @@
 """How far the trick goes to treat everything as a scalar and then to make the shapes match.
 
-With one row and one unit a layer all letters are numbers, and the chain rule gives without a thought about order
+With one row and one unit a layer all letters are numbers, and the chain rule gives without a
+thought about order
 
     dw = g σ' z          (and for the layer before  g_before = g σ' w)
 
-For matrices G, σ' (m, n_l), Z[l-1] (m, n_{l-1}), W[l] (n_{l-1}, n_l) the trick says: put the factors into whatever order, with
-transposes, that has the right shape. Here all candidates are listed: every expression that uses each of G, σ', W, Z at most
-once, as it is or transposed, with matrix products · and products entry by entry ⊙, in every order and with every placing of
-brackets. (Brackets within a chain of equal products change nothing and are counted once; so are A ⊙ B and B ⊙ A, and
-(A·B)ᵀ = Bᵀ·Aᵀ.) Those whose shape fits are compared with central differences of J. The right ones are
+For matrices G, σ' (m, n_l), Z[l-1] (m, n_{l-1}), W[l] (n_{l-1}, n_l) the trick says: put the
+factors into whatever order, with transposes, that has the right shape. Here all candidates are
+listed: every expression that uses each of G, σ', W, Z at most once, as it is or transposed, with
+matrix products · and products entry by entry ⊙, in every order and with every placing of brackets.
+(Brackets within a chain of equal products change nothing and are counted once; so are A ⊙ B and B ⊙
+A, and (A·B)ᵀ = Bᵀ·Aᵀ.) Those whose shape fits are compared with central differences of J. The right
+ones are
 
     dW[l] = Zᵀ·(G ⊙ σ')          G[l-1] = (G ⊙ σ')·Wᵀ
 
-What follows layer l-1 is a net in its own right with Z[l-1] for input, so that l = 1 stands for every layer: Z[l-1] is X.
+What follows layer l-1 is a net in its own right with Z[l-1] for input, so that l = 1 stands for
+every layer: Z[l-1] is X.
 """
 
 import argparse
@@ -27,7 +31,9 @@ RIGHT = 1e-7  # central differences resolve about 1e-10
 
 
 def chain(sign, left, right):
-    """The expression `left sign right`: (sign, part, part, …), flat within equal signs; a leaf is a string."""
+    """The expression `left sign right`: (sign, part, part, …), flat within equal signs; a leaf is a
+    string.
+    """
     parts = [p for x in (left, right) for p in (x[1:] if x[0] == sign else (x,))]
     return (sign, *(sorted(parts, key=text) if sign == "⊙" else parts))
 
@@ -41,7 +47,9 @@ def text(expression):
 
 
 def products(factors):
-    """Every product of two or more of the factors, {expression: value}; `factors` is {name: matrix}."""
+    """Every product of two or more of the factors, {expression: value}; `factors` is {name:
+    matrix}.
+    """
     known = {}  # by the set of names used
     for size in range(1, len(factors) + 1):
         for used in map(frozenset, combinations(factors, size)):
@@ -61,7 +69,9 @@ def products(factors):
 
 
 def problem(m, n_before, n, seed=0):
-    """A tanh layer n_before -> n under an identity layer: net, X (m, n_before), Y, and the four factors by name."""
+    """A tanh layer n_before -> n under an identity layer: net, X (m, n_before), Y, and the four
+    factors by name.
+    """
     rng = np.random.default_rng(seed)
     net = mc.MLP([n_before, n, 2], activations="tanh", dtype="float64", bias=False)
     net.parameters[...] = 0.7 * rng.standard_normal(net.parameters.size)
@@ -94,7 +104,9 @@ def relative_error(A, B):
 
 
 def candidates(m, n_before, n):
-    """For dW[l], then for G[l-1]: {expression: relative error} of the products that fit; and how many products exist at all."""
+    """For dW[l], then for G[l-1]: {expression: relative error} of the products that fit; and how
+    many products exist at all.
+    """
     net, X, Y, factors = problem(m, n_before, n)
     every = products(factors)
     true = differences(net, X, Y)
@@ -146,7 +158,8 @@ def main():
     goals = ("dW[l]", "Z"), ("G[l-1]", "W")
     tables, count = candidates(7, 5, 4)
     print(
-        f"A. All sizes different: m = 7 rows, n_{{l-1}} = 5, n_l = 4. {count} products of G, σ', W, Z exist."
+        f"A. All sizes different: m = 7 rows, n_{{l-1}} = 5, n_l = 4. {count} products of G, σ', "
+        "W, Z exist."
     )
     for (goal, outer), errors in zip(goals, tables, strict=True):
         print(f"\n   {'fits ' + goal:<22} verdict  relative error")
@@ -154,13 +167,15 @@ def main():
         print_counts(goal, errors, outer)
     tables, count = candidates(4, 4, 4)
     print(
-        f"\nB. m = n_{{l-1}} = n_l = 4: all matrices are square. {count:,} products exist, and every one fits.\n"
+        f"\nB. m = n_{{l-1}} = n_l = 4: all matrices are square. {count:,} products exist, and "
+        "every one fits.\n"
     )
     for (goal, outer), errors in zip(goals, tables, strict=True):
         print_counts(goal, errors, outer)
     for (goal, outer), errors in zip(goals, tables, strict=True):
         print(
-            f"\n   {'like ' + goal:<22} verdict  relative error (the right one up to order and transposes)"
+            f"\n   {'like ' + goal:<22} verdict  relative error (the right one up to order and "
+            "transposes)"
         )
         print_table(same_form(errors, outer))
     print("""

@@ -1,22 +1,28 @@
-"""What the slope a of the sigmoid φ(s) = 1 / (1 + exp(-a s)) does to backpropagation and to learning.
+"""What the slope a of the sigmoid φ(s) = 1 / (1 + exp(-a s)) does to backpropagation and to
+learning.
 
-The net has three layers, all of them φ with the same a (two hidden ones and the output), and squared error; it learns from one
-data point at a time. From φ' = a φ (1 - φ), the update of the second-last layer, layer 2, is by hand
+The net has three layers, all of them φ with the same a (two hidden ones and the output), and
+squared error; it learns from one data point at a time. From φ' = a φ (1 - φ), the update of the
+second-last layer, layer 2, is by hand
 
     δ3_r = (z3_r - y_r) · a z3_r (1 - z3_r)                 W2_kj loses  η z1_k δ2_j
     δ2_j = (Σ_r δ3_r W3_jr) · a z2_j (1 - z2_j)             b2_j  loses  η δ2_j
 
-What a does. It enters only as a s = (Z aW + ab): a net with slope a and parameters θ is the net with slope 1 and parameters aθ,
-J_a(θ) = J_1(aθ), and its gradient is a times that of J_1 at aθ. A step θ - η a ∇J_1(aθ) therefore takes u = aθ to
+What a does. It enters only as a s = (Z aW + ab): a net with slope a and parameters θ is the net
+with slope 1 and parameters aθ, J_a(θ) = J_1(aθ), and its gradient is a times that of J_1 at aθ. A
+step θ - η a ∇J_1(aθ) therefore takes u = aθ to
 
     u - a² η ∇J_1(u)
 
-One factor a comes from the chain rule, one from the scale of W. So slope a at rate η *is* slope 1 at rate a² η, started at aθ.
+One factor a comes from the chain rule, one from the scale of W. So slope a at rate η *is* slope 1
+at rate a² η, started at aθ.
 
-How learning starts. Near 0 the sigmoid is 1/2 + (a/4) s. Weights drawn without regard to a (init="glorot") shrink what tells
-two points apart by about a/4 in each layer: with a small a all points get nearly the same output, and learning starts on a
-plateau. init="auto" divides hidden weights by a/4 and output weights by a. Then aθ at the start is the same for every a: the
-same net, and only the factor a² in the rate is left. (At a = 4 both draw the same hidden weights, as a/4 is 1.)
+How learning starts. Near 0 the sigmoid is 1/2 + (a/4) s. Weights drawn without regard to a
+(init="glorot") shrink what tells two points apart by about a/4 in each layer: with a small a all
+points get nearly the same output, and learning starts on a plateau. init="auto" divides hidden
+weights by a/4 and output weights by a. Then aθ at the start is the same for every a: the same net,
+and only the factor a² in the rate is left. (At a = 4 both draw the same hidden weights, as a/4 is
+1.)
 """
 
 import argparse
@@ -47,7 +53,9 @@ def network(sizes, a, init="auto", seed=1):
 
 
 def by_hand(W, b, x, y, a, rate):
-    """What one step on the data point (x, y) subtracts from W[2] and b[2], an index at a time; W and b as nested lists."""
+    """What one step on the data point (x, y) subtracts from W[2] and b[2], an index at a time; W
+    and b as nested lists.
+    """
 
     def layer(z, l):
         s = [sum(z[k] * W[l][k][j] for k in range(len(z))) + b[l][j] for j in range(len(b[l]))]
@@ -78,7 +86,9 @@ def by_trainer(net, x, y, rate):
 
 
 def quadrants(rows=200, seed=0):
-    """Points of a square (m, 2); target 0.9 where the signs of the two coordinates agree, else 0.1 (m, 1)."""
+    """Points of a square (m, 2); target 0.9 where the signs of the two coordinates agree, else 0.1
+    (m, 1).
+    """
     X = np.random.default_rng(seed).uniform(-1, 1, (rows, 2))
     return X, np.where(X[:, :1] * X[:, 1:] > 0, 0.9, 0.1)
 
@@ -144,7 +154,8 @@ def main(out, quick=False):
         for at in np.ndindex(step.shape):
             place = name + str(list(at))
             print(
-                f"   {place:<12} {hand[at]:18.15f} {step[at]:18.15f} {abs(hand[at] - step[at]):10.0e}"
+                f"   {place:<12} {hand[at]:18.15f} {step[at]:18.15f} "
+                f"{abs(hand[at] - step[at]):10.0e}"
             )
 
     epochs = 15 if quick else 80
@@ -152,7 +163,8 @@ def main(out, quick=False):
     level = curves["auto", 1.0][0] / 2
     print(f"\n2. Learning: 2-8-8-1 net, 200 points, one a step, rate {RATE:g}, {epochs} epochs\n")
     print(
-        f"              spread of the output at the start    epochs until the loss is below {level:.3f}"
+        "              spread of the output at the start    epochs until the loss is below "
+        f"{level:.3f}"
     )
     print("   a             glorot            auto              glorot            auto")
     for a in SLOPES:
@@ -176,7 +188,8 @@ def main(out, quick=False):
         curve, net = learning_curve(a, "auto", RATE / a**2, short)
         loss_difference = np.abs(np.array(curve) - reference).max()
         print(
-            f"   {a:<7g} {loss_difference:28.1e} {np.abs(a * net.parameters - net_1.parameters).max():9.1e}"
+            f"   {a:<7g} {loss_difference:28.1e} "
+            f"{np.abs(a * net.parameters - net_1.parameters).max():9.1e}"
         )
     print("\n   One and the same run. (Powers of two scale without rounding.)")
     curves["auto", "rescaled"] = learning_curve(4.0, "auto", RATE / 16, epochs)[0]

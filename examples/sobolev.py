@@ -1,17 +1,20 @@
 """Fit a function together with its derivative: an energy and its forces, from few points.
 
-A computed energy often comes with its gradient for little more. A network that is fitted to both (Czarnecki et al. 2017 call
-it Sobolev training) needs far fewer points. The loss contains a derivative of the network by its *input*,
+A computed energy often comes with its gradient for little more. A network that is fitted to both
+(Czarnecki et al. 2017 call it Sobolev training) needs far fewer points. The loss contains a
+derivative of the network by its *input*,
 
     J(θ) = 1/m Σ_rows [ (Z - E)² + λ Σ_i (∂Z/∂x_i - F_i)² ]
 
-so its gradient by θ holds derivatives of derivatives. In the engine that is one jvp and one vjp for each direction x_i:
+so its gradient by θ holds derivatives of derivatives. In the engine that is one jvp and one vjp for
+each direction x_i:
 
     output, tangent = net.jvp(X, dX=e_i)                            Z and ∂Z/∂x_i, forward
     net.vjp(X, ∂J/∂Z, dX=e_i, dV=∂J/∂(∂Z/∂x_i)).parameters          back through both
 
-Here E is the Müller-Brown potential (1979), a surface with three valleys on which chemists test methods, on a scale of 100.
-Both networks see the same points and do the same number of L-BFGS iterations (SciPy's); only one sees the forces, too.
+Here E is the Müller-Brown potential (1979), a surface with three valleys on which chemists test
+methods, on a scale of 100. Both networks see the same points and do the same number of L-BFGS
+iterations (SciPy's); only one sees the forces, too.
 """
 
 import argparse
@@ -129,7 +132,8 @@ def main():
     E, F = potential(X)
     iterations = 60 if options.quick else 800
     print(
-        f"{len(X)} points of the Müller-Brown potential, {iterations} iterations of L-BFGS, net 2-32-32-1 tanh"
+        f"{len(X)} points of the Müller-Brown potential, {iterations} iterations of L-BFGS, net "
+        "2-32-32-1 tanh"
     )
     net = mc.MLP([2, 32, 32, 1], "tanh", dtype="float64")
     v = np.random.default_rng(2).standard_normal(net.layout.size)
@@ -141,10 +145,12 @@ def main():
         around.append(J_and_gradient(net, X, E, F, 0.1)[0])
     numeric = (around[0] - around[1]) / (2 * h)
     print(
-        f"the gradient of J along a random direction: {gradient @ v:.8f}, by a central difference {numeric:.8f}\n"
+        f"the gradient of J along a random direction: {gradient @ v:.8f}, by a central difference "
+        f"{numeric:.8f}\n"
     )
     print(
-        "fitted to              energy error   force error   (root mean square over fresh points, units of 100)"
+        "fitted to              energy error   force error   (root mean square over fresh points, "
+        "units of 100)"
     )
     nets = {}
     for name, weight in (("energies alone", 0.0), ("energies and forces", 0.1)):

@@ -1,9 +1,11 @@
-"""The engine as a layer inside a PyTorch model, trained on handwritten digits by PyTorch's optimizer.
+"""The engine as a layer inside a PyTorch model, trained on handwritten digits by PyTorch's
+optimizer.
 
     model = Sequential(Linear(64, 48), Tanh(), mlpcore.torch.Module(net))
 
-The module's one parameter is the memory of `net.parameters`, so the optimizer trains the network in place. Its gradient comes
-from the recurrences, autograd does the rest. Beside it the same model made of PyTorch's layers alone, from the same weights.
+The module's one parameter is the memory of `net.parameters`, so the optimizer trains the network in
+place. Its gradient comes from the recurrences, autograd does the rest. Beside it the same model
+made of PyTorch's layers alone, from the same weights.
 """
 
 import argparse
@@ -18,7 +20,9 @@ from mlpcore.torch import Module
 
 
 def models(seed=0):
-    """The model with our network inside, and the one of PyTorch's layers with equal weights; and the network."""
+    """The model with our network inside, and the one of PyTorch's layers with equal weights; and
+    the network.
+    """
     torch.manual_seed(seed)
     net = mc.MLP([48, 64, 10], "relu", seed=seed)
     first = torch.nn.Linear(64, 48)
@@ -73,7 +77,8 @@ def main():
     for epoch, (a, b) in enumerate(zip(*histories, strict=True), 1):
         print(f"{epoch:5}   {a:19.6f}   {b:16.6f}")
     print(
-        f"\nright on {len(test[0])} other rows: {accuracy(ours, *test):.1%} and {accuracy(theirs, *test):.1%}"
+        f"\nright on {len(test[0])} other rows: {accuracy(ours, *test):.1%} and "
+        f"{accuracy(theirs, *test):.1%}"
     )
     shared = ours[2].flat.data_ptr() == net.parameters.ctypes.data
     print(f"the network was trained in place, in shared memory: {shared}")

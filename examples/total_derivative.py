@@ -1,17 +1,19 @@
 """A variable that enters twice contributes twice: the total derivative, by hand and in a network.
 
-V = (4π/3) t x y is the volume of an ellipsoid with half-axes t, x, y. Let t be tied to x, by t = x. How fast does V change
-when x moves? Three answers:
+V = (4π/3) t x y is the volume of an ellipsoid with half-axes t, x, y. Let t be tied to x, by t = x.
+How fast does V change when x moves? Three answers:
 
-    the partial derivative by x                  (4π/3) t y       right to "and t stays", but t does not stay
-    substitution after the differentiation       (4π/3) x y       the same number: too small by the factor 2
-    substitution before the differentiation      (8π/3) x y       right
+    the partial derivative by x                  (4π/3) t y       right to "and t stays", but t does
+    not stay substitution after the differentiation       (4π/3) x y       the same number: too
+    small by the factor 2 substitution before the differentiation      (8π/3) x y       right
 
-The differential has both terms, dV = (4π/3) (x y dt + t y dx + t x dy), and with dt = dx and dy = 0 it is the third.
+The differential has both terms, dV = (4π/3) (x y dt + t y dx + t x dy), and with dt = dx and dy = 0
+it is the third.
 
-In the engine: two layers of one number each, Z = W[2] W[1] x, with W[2] tied to W[1]. Then Z = w² x, and by w it changes at
-2 w x. The gradient that a trainer uses is the total one, because both uses add into one place. The same holds for the matrix
-of an autoencoder that encodes by W and decodes by Wᵀ, where the half-done gradient looks right: its shape is.
+In the engine: two layers of one number each, Z = W[2] W[1] x, with W[2] tied to W[1]. Then Z = w²
+x, and by w it changes at 2 w x. The gradient that a trainer uses is the total one, because both
+uses add into one place. The same holds for the matrix of an autoencoder that encodes by W and
+decodes by Wᵀ, where the half-done gradient looks right: its shape is.
 """
 
 import argparse
@@ -33,7 +35,9 @@ def difference(f, x, h=1e-6):
 
 
 def three_answers(x, y):
-    """The rates at which V changes with x, with t = x: by name, and the central difference of the tied function."""
+    """The rates at which V changes with x, with t = x: by name, and the central difference of the
+    tied function.
+    """
     t = x
     rates = {
         "partial derivative by x": 4 * math.pi / 3 * t * y,
@@ -44,7 +48,9 @@ def three_answers(x, y):
 
 
 def two_uses(tied, w):
-    """d(w² c)/dw with c = 4π/3 · 0.7 by a net of two layers: the gradient as (dW[1], dW[2]), each (1, 1)."""
+    """d(w² c)/dw with c = 4π/3 · 0.7 by a net of two layers: the gradient as (dW[1], dW[2]), each
+    (1, 1).
+    """
     net = mc.MLP([1, 1, 1], "identity", bias=False, dtype="float64", tied={2: 1} if tied else None)
     net.W[1][...] = net.W[2][...] = w
     parameters = net.vjp([[4 * math.pi / 3 * 0.7]], [[1.0]]).parameters
@@ -53,7 +59,9 @@ def two_uses(tied, w):
 
 
 def autoencoder(seed=0):
-    """DJ along a random change of W[1] of a tied autoencoder: by one use, by the engine, and by a central difference."""
+    """DJ along a random change of W[1] of a tied autoencoder: by one use, by the engine, and by a
+    central difference.
+    """
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((50, 3)) @ rng.standard_normal((3, 8))
     net = mc.MLP([8, 3, 8], "tanh", tied={2: "1.T"}, dtype="float64", seed=seed)

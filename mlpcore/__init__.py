@@ -1,4 +1,5 @@
-"""mlpcore: a training engine for multilayer perceptrons, its backward pass written out in matrix form.
+"""mlpcore: a training engine for multilayer perceptrons, its backward pass written out in matrix
+form.
 
 import mlpcore as mc
 

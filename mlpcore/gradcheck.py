@@ -2,12 +2,14 @@
 
     D(h) = (J(θ + h v) - J(θ - h v)) / 2h = ∂J/∂v + c₂ h² + c₄ h⁴ + …            against   g · v
 
-Two step sizes remove c₂, three remove c₄ (Richardson 1911). What differs between the two results bounds the truncation; a
-running error analysis of the forward pass (Wilkinson 1963) bounds the rounding, which is divided by h. The step is the one
-that balances both, block by block. A gradient is called wrong where it is further from D than the two bounds reach.
+Two step sizes remove c₂, three remove c₄ (Richardson 1911). What differs between the two results
+bounds the truncation; a running error analysis of the forward pass (Wilkinson 1963) bounds the
+rounding, which is divided by h. The step is the one that balances both, block by block. A gradient
+is called wrong where it is further from D than the two bounds reach.
 
-A row of a net with kinks (relu) whose activation pattern is not the same at all points has no derivative in between: for such
-rows the engine's own share of g · v stands in for the difference, and the result says how many there were.
+A row of a net with kinks (relu) whose activation pattern is not the same at all points has no
+derivative in between: for such rows the engine's own share of g · v stands in for the difference,
+and the result says how many there were.
 """
 
 from __future__ import annotations
@@ -63,16 +65,18 @@ class GradientCheck:
     Attributes:
         max_relative_error: the largest of `errors`.
         worst: where: "W[2]", or with `entries=True` one entry, "W[2][0, 3]".
-        ok: whether nothing is wrong: no error above `tolerance`. Blocks of which the check cannot tell do not count.
-        errors: the largest error of each block, by name: the part of |g · v - difference| that neither rounding nor truncation
-            can explain, relative to the larger of the two and to the size that g · v typically has in that block.
+        ok: whether nothing is wrong: no error above `tolerance`. Blocks of which the check cannot
+            tell do not count.
+        errors: the largest error of each block, by name: the part of |g · v - difference| that
+            neither rounding nor truncation can explain, relative to the larger of the two and to
+            the size that g · v typically has in that block.
         rows_left_out: rows whose activation pattern differed, at most, in one difference.
         tolerance: the bound.
-        products: the errors of the engine's own derivatives, by name: ⟨V, J u⟩ and ⟨Jᵀ V, u⟩ against a difference of ⟨V, Z[L]⟩,
-            the symmetry ⟨u, H v⟩ = ⟨v, H u⟩, and both against a second difference of J. Empty where somebody else's
-            gradient was checked.
-        resolution: for each block and product the relative error, along the directions of the check, above which one is
-            found for sure.
+        products: the errors of the engine's own derivatives, by name: ⟨V, J u⟩ and ⟨Jᵀ V, u⟩
+            against a difference of ⟨V, Z[L]⟩, the symmetry ⟨u, H v⟩ = ⟨v, H u⟩, and both against a
+            second difference of J. Empty where somebody else's gradient was checked.
+        resolution: for each block and product the relative error, along the directions of the
+            check, above which one is found for sure.
     """
 
     max_relative_error: float
@@ -122,7 +126,8 @@ class GradientCheck:
             verdict = "gradient right"
         left_out = f", {self.rows_left_out} row(s) at a kink left out" if self.rows_left_out else ""
         lines.append(
-            f"{verdict}: largest relative error {self.max_relative_error:.1e} (bound {self.tolerance:.0e}){left_out}"
+            f"{verdict}: largest relative error {self.max_relative_error:.1e} (bound "
+            f"{self.tolerance:.0e}){left_out}"
         )
         return "\n".join(lines)
 
@@ -140,20 +145,24 @@ def check_gradients(
     tolerance: float = 1e-6,
     seed: int = 0,
 ) -> GradientCheck:
-    """Compare ∂J/∂parameters with central differences, block by block (W[1], b[1], …), on a float64 copy of the network.
+    """Compare ∂J/∂parameters with central differences, block by block (W[1], b[1], …), on a float64
+    copy of the network.
 
-    A right gradient is not called wrong, however small it is; where rounding hides it, the check says that it cannot tell
-    (`print` shows it, `conclusive` is then False). Sources: Richardson 1911; Wilkinson 1963; Higham 2002, sections 1 and 3.
+    A right gradient is not called wrong, however small it is; where rounding hides it, the check
+    says that it cannot tell (`print` shows it, `conclusive` is then False). Sources: Richardson
+    1911; Wilkinson 1963; Higham 2002, sections 1 and 3.
 
     Args:
         net: its parameters are where the gradient is checked; it is not changed.
         X, Y, sample_weight: the batch, as in `Trainer.step`.
         loss: a name, `(name, parameter)` or `mc.Loss`; None: the one that matches the output.
-        gradient: somebody else's gradient to check: flat, laid out as `net.parameters`, or an object with `.flat`. None
-            checks the engine's, as a training step computes it.
-        entries: difference every parameter by itself, instead of along the gradient and random directions of a block.
+        gradient: somebody else's gradient to check: flat, laid out as `net.parameters`, or an
+            object with `.flat`. None checks the engine's, as a training step computes it.
+        entries: difference every parameter by itself, instead of along the gradient and random
+            directions of a block.
         directions: random directions a block.
-        tolerance: the bound of `ok`; 1e-6 suits float64, a gradient computed in float32 needs about 1e-3.
+        tolerance: the bound of `ok`; 1e-6 suits float64, a gradient computed in float32 needs about
+            1e-3.
         seed: of the directions.
 
     Raises:
@@ -243,7 +252,8 @@ def _directions(
 ) -> Iterator[Array]:
     """Yield directions within a block, about √size long: that of g, and random ones.
 
-    Along g an error of its scale shows best. Of the random ones no entry is near 0, so that each shows an error in one entry.
+    Along g an error of its scale shows best. Of the random ones no entry is near 0, so that each
+    shows an error in one entry.
     """
     given = g[start:stop]
     length = _length(given)
@@ -262,7 +272,8 @@ def _directions(
         yield v
 
 
-# -- numbers with bounds --------------------------------------------------------------------------------------------------
+# -- numbers with bounds
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -283,8 +294,9 @@ class _Numbers:
 class _RunningErrors:
     """The one operation that `backprop.forward` asks for, on numbers with bounds.
 
-    A sum of n products is off by (n + 4) ε/2 Σ|x||w| at most, in whatever order it is taken, and however x and w were rounded
-    after a step along a direction (Higham 2002, 3.1). Through a function go the errors of its arguments, by its values there.
+    A sum of n products is off by (n + 4) ε/2 Σ|x||w| at most, in whatever order it is taken, and
+    however x and w were rounded after a step along a direction (Higham 2002, 3.1). Through a
+    function go the errors of its arguments, by its values there.
     """
 
     def __init__(self, ops: Any):
@@ -346,7 +358,9 @@ class _RunningErrors:
         return known[result]
 
     def _call(self, call: str, parts: list[_Numbers]) -> _Numbers:
-        """Return one operation's values; each argument's error moves them by what they differ at its ends."""
+        """Return one operation's values; each argument's error moves them by what they differ at
+        its ends.
+        """
         here = {f"u{i}": part.value for i, part in enumerate(parts)}
         value = self.evaluate(call, {}, here)
         error = ULPS * np.abs(value) + TINY
@@ -375,7 +389,9 @@ class _RunningErrors:
 
 
 def _learned(activation: Activation, s: Array) -> dict[str, Array]:
-    """Return the learned parameter beside each pre-activation, by the name that formulas have for it, if there is one."""
+    """Return the learned parameter beside each pre-activation, by the name that formulas have for
+    it, if there is one.
+    """
     return (
         {}
         if activation.a is None
@@ -389,7 +405,8 @@ def _operations(
 ) -> tuple[list[tuple[str, str, list[str]]], str]:
     """Return a formula's operations in order and the text of the last.
 
-    Of each its text, the operation as a formula of u0, u1, … ("" for a scalar), and the texts of its operands.
+    Of each its text, the operation as a formula of u0, u1, … ("" for a scalar), and the texts of
+    its operands.
     """
     found: dict[str, tuple[str, str, list[str]]] = {}
 
@@ -424,16 +441,20 @@ def _operations(
 
 
 def _largest(S: _Numbers) -> Array:
-    """Return how far any pre-activation of a row is off, (m, 1), its subtraction from another one included."""
+    """Return how far any pre-activation of a row is off, (m, 1), its subtraction from another one
+    included.
+    """
     found: Array = (S.error + EPS * np.abs(S.value)).max(axis=1, keepdims=True)
     return found
 
 
 def _cross_entropies(S: _Numbers) -> _Numbers:
-    """Return -log p of each class, (m, n_L), without the largest term's rounding where that one is sure.
+    """Return -log p of each class, (m, n_L), without the largest term's rounding where that one is
+    sure.
 
-    An error e of S changes it by (1 - p) 2 e at most. To that comes what rounding leaves in p - y, which the engine takes for
-    its slope: over a step that moves S by 1, the longest there is, the value changes by as much.
+    An error e of S changes it by (1 - p) 2 e at most. To that comes what rounding leaves in p - y,
+    which the engine takes for its slope: over a step that moves S by 1, the longest there is, the
+    value changes by as much.
     """
     first = S.value.argmax(axis=1)[:, None]
     t = S.value - np.take_along_axis(S.value, first, axis=1)
@@ -445,7 +466,8 @@ def _cross_entropies(S: _Numbers) -> _Numbers:
     )
 
 
-# -- the comparison -------------------------------------------------------------------------------------------------------
+# -- the comparison
+# -------------------------------------------------------------------------------------------------------
 
 
 class _Difference(NamedTuple):
@@ -474,7 +496,9 @@ class _Difference(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The outcome of one comparison: an error for each side, what would be seen, the rows left out, the two sides' distance."""
+    """The outcome of one comparison: an error for each side, what would be seen, the rows left out,
+    the two sides' distance.
+    """
 
     errors: list[float]
     resolution: float
@@ -539,7 +563,9 @@ class _Checker:
         self.loss_kinks = [] if self.loss.rowwise else formulas.kinks(self.objective.value)
 
     def gradient(self, rows: Array | None = None) -> Array:
-        """Return the engine's gradient of J over these rows, their weights over the *whole* batch's weight."""
+        """Return the engine's gradient of J over these rows, their weights over the *whole* batch's
+        weight.
+        """
         net = self.on_device
         step = make_step(
             net.device, net.layout, net.store, net.activations, self.objective, SGD(0.0), Settings()
@@ -628,8 +654,9 @@ class _Checker:
     ) -> _Found:  # fmt: skip
         """Compare analytic sides with the difference, at the step whose bound is least.
 
-        A larger step counts only where it agrees with all smaller ones. Before a side is called wrong, four smaller steps are
-        asked if they could tell: an error is seen by all of them, a truncation that was underestimated is not.
+        A larger step counts only where it agrees with all smaller ones. Before a side is called
+        wrong, four smaller steps are asked if they could tell: an error is seen by all of them, a
+        truncation that was underestimated is not.
         """
         tried: dict[float, _Difference] = {}
         analytic: dict[float, list[float]] = {}
@@ -679,7 +706,8 @@ class _Checker:
     def _steps(self, stencil: Sequence[tuple[float, Direction]], order: int) -> tuple[float, float]:
         """Return the first step along the first direction, and the longest.
 
-        The first moves the pre-activations by `START`, and not past many kinks; the longest by 1 where something bends.
+        The first moves the pre-activations by `START`, and not past many kinks; the longest by 1
+        where something bends.
         """
         (_, (v, dX)), net, L = stencil[0], self.net, self.net.layout.layers
         m = self.rows
@@ -706,7 +734,9 @@ class _Checker:
     def _difference(
         self, stencil: Sequence[tuple[float, Direction]], order: int, h: float, V: Array | None
     ) -> _Difference:
-        """Return Σ c J(θ + h v) / h^order over (c, v) of the stencil, at h, h/2 and h/4, extrapolated to h = 0."""
+        """Return Σ c J(θ + h v) / h^order over (c, v) of the stencil, at h, h/2 and h/4,
+        extrapolated to h = 0.
+        """
         sums, rounding, weights, excluded = np.zeros(3), np.zeros(3), np.zeros(2), []
         reach = sum(abs(c) for c, _ in stencil)
         for start in range(0, len(self.X), self.rows):
@@ -747,7 +777,9 @@ class _Checker:
         return _Difference(value, *off, np.concatenate(excluded), float(weights[1] / weights[0]))
 
     def _rows(self, part: slice, X: Array, V: Array | None) -> tuple[_Numbers, Array]:
-        """Return the loss of each row, or its ⟨V, Z[L]⟩, with a bound, and the signs at every kink (rows, kinks)."""
+        """Return the loss of each row, or its ⟨V, Z[L]⟩, with a bound, and the signs at every kink
+        (rows, kinks).
+        """
         net, objective, signs = self.net, self.objective, [np.zeros((len(X), 0), bool)]
         Z, S = ([_Numbers() for _ in net.sizes] for _ in range(2))
         Z[0] = _Numbers(X, np.zeros_like(X))
@@ -794,7 +826,9 @@ def _length(x: Array) -> float:
 
 
 def _excess(difference: float, bound: float, size: float) -> float:
-    """Return how much of a difference its bound does not explain, relative; infinite where it is no number."""
+    """Return how much of a difference its bound does not explain, relative; infinite where it is no
+    number.
+    """
     if bound == math.inf:  # J itself overflows
         return 0.0
     beyond = max(0.0, abs(difference) - bound) if math.isfinite(difference) else math.inf

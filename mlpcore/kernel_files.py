@@ -1,4 +1,6 @@
-"""Finds and reads the folder `kernels/`: inside the installed package, else beside it (a clone, an editable install)."""
+"""Finds and reads the folder `kernels/`: inside the installed package, else beside it (a clone, an
+editable install).
+"""
 
 from pathlib import Path
 

@@ -97,24 +97,28 @@ class MLP:
 
     Args:
         sizes: widths n_0 … n_L, e.g. `[784, 512, 10]`.
-        activations: of the hidden layers: one for all, or a list of L - 1. A name, `(name, parameter)` or `mc.Activation`.
-            "prelu" learns its slope below 0: `("prelu", 0.25)` one for a layer, `("prelu", 0.25, "per output")` one for each
-            output, from the value given (He et al. 2015).
+        activations: of the hidden layers: one for all, or a list of L - 1. A name, `(name,
+            parameter)` or `mc.Activation`. "prelu" learns its slope below 0: `("prelu", 0.25)` one
+            for a layer, `("prelu", 0.25, "per output")` one for each output, from the value given
+            (He et al. 2015).
         output: activation of the last layer; also "softmax" and "log_softmax".
         bias: whether layers have a bias.
-        tied: layers that share a matrix, or its transpose, with one below: `{4: 1}`, `{4: "1.T"}`. Their biases stay apart.
+        tied: layers that share a matrix, or its transpose, with one below: `{4: 1}`, `{4: "1.T"}`.
+            Their biases stay apart.
         dtype: "float32" or "float64".
-        init: "auto" (by activation), "he", "glorot", "lecun", or "zeros". Biases start at 0, learned parameters of activations
-            at the value given.
+        init: "auto" (by activation), "he", "glorot", "lecun", or "zeros". Biases start at 0,
+            learned parameters of activations at the value given.
         device: "auto", "cpu", "cuda", "cuda:1".
         seed: of the initial weights, drawn in float64 on the host: equal on every device.
 
     Attributes:
-        W, b: tuples of views of `parameters`, index 0 None. `net.W[1][...] = …` writes into the network. A tied W[4] is the
-            view W[1].T of the one matrix there is.
-        a: a tuple of views of the activations' learned parameters, a[l] (1,) or (n_l,), None where there is none.
+        W, b: tuples of views of `parameters`, index 0 None. `net.W[1][...] = …` writes into the
+            network. A tied W[4] is the view W[1].T of the one matrix there is.
+        a: a tuple of views of the activations' learned parameters, a[l] (1,) or (n_l,), None where
+            there is none.
         parameters: the flat vector, all W, then all b, then all a.
-        predicts_1d: whether `predict` and `logits` return (m,) in place of (m, 1); a trainer sets it by the Y that it is given.
+        predicts_1d: whether `predict` and `logits` return (m,) in place of (m, 1); a trainer sets
+            it by the Y that it is given.
 
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
@@ -209,11 +213,14 @@ class MLP:
 
     @property
     def store(self) -> Parameters:
-        """Return the parameters' store; raise a RuntimeError if an update has left them half written."""
+        """Return the parameters' store; raise a RuntimeError if an update has left them half
+        written.
+        """
         self._store.require_whole()
         return self._store
 
-    # read-only, so that nobody puts an array beside the one that is trained: write with net.W[1][...] = …
+    # read-only, so that nobody puts an array beside the one that is trained: write with
+    # net.W[1][...] = …
 
     @property
     def parameters(self) -> Array:
@@ -236,7 +243,9 @@ class MLP:
 
     @property
     def a(self) -> tuple[Any, ...]:
-        """Views of the activations' learned parameters, a[l] (1,) or (n_l,); None where there is none."""
+        """Views of the activations' learned parameters, a[l] (1,) or (n_l,); None where there is
+        none.
+        """
         self._store.exposed = True
         return self._store.a
 
@@ -247,9 +256,11 @@ class MLP:
 
     @property
     def predicts_1d(self) -> bool:
-        """Whether `predict` returns (m,): False at first, then as the Y of the last training step was.
+        """Whether `predict` returns (m,): False at first, then as the Y of the last training step
+        was.
 
-        A residual y - predict(X) of y (m,) and a prediction (m, 1) would be (m, m), without an error.
+        A residual y - predict(X) of y (m,) and a prediction (m, 1) would be (m, m), without an
+        error.
         """
         return self._predicts_1d
 
@@ -359,7 +370,8 @@ class MLP:
         wanted = [input_gradient or keep, *[True] * L]
         Gs = [xp.empty_like(z) if want else None for z, want in zip(cache.Z, wanted, strict=True)]
         Gs[L] = G_L
-        # D[L] must not overwrite the caller's G; the others may take the place of G[l] unless both are wanted
+        # D[L] must not overwrite the caller's G; the others may take the place of G[l] unless both
+        # are wanted
         D: list[Any] = [None] + [
             xp.empty_like(z) if keep or l == L else Gs[l] for l, z in enumerate(cache.Z) if l
         ]
@@ -374,21 +386,24 @@ class MLP:
         self, X: ArrayLike, chunk_rows: int | None = None, *,
         memory_limit: float | str | None = None,
     ) -> Array:  # fmt: skip
-        """Return Z[L] of the rows of X, computed chunk by chunk: memory does not grow with m beyond the result.
+        """Return Z[L] of the rows of X, computed chunk by chunk: memory does not grow with m beyond
+        the result.
 
-        It is (m, n_L); (m,) where the network has one output and was trained on a 1-D Y, see `predicts_1d`. It comes back in
-        the array library of X (NumPy, CuPy, PyTorch, JAX, …) and on its device, in the network's dtype.
-        Of a mapped file (`np.memmap`) the pages that have been read are given back to the system.
+        It is (m, n_L); (m,) where the network has one output and was trained on a 1-D Y, see
+        `predicts_1d`. It comes back in the array library of X (NumPy, CuPy, PyTorch, JAX, …) and on
+        its device, in the network's dtype. Of a mapped file (`np.memmap`) the pages that have been
+        read are given back to the system.
 
         Args:
             X: (m, n_0).
             chunk_rows: so many rows at a time; None: as many as 8 MiB hold, on a GPU 256 MiB.
-            memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5), that
-                the arrays of this call, its result and the parameters may take together; makes the
-                chunks smaller.
+            memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5),
+                that the arrays of this call, its result and the parameters may take together; makes
+                the chunks smaller.
 
         Raises:
-            TypeError, ValueError: X is not numeric, empty, or has another number of columns; chunk_rows < 1.
+            TypeError, ValueError: X is not numeric, empty, or has another number of columns;
+                chunk_rows < 1.
             MemoryError: `memory_limit` cannot be kept; names the largest arrays.
         """
         return self._shaped(self._outputs(X, chunk_rows, self.activations, memory_limit))
@@ -397,10 +412,11 @@ class MLP:
         self, X: ArrayLike, chunk_rows: int | None = None, *,
         memory_limit: float | str | None = None,
     ) -> Array:  # fmt: skip
-        """Return S[L], what goes into the output activation, in the shape that `predict` returns, and as it does.
+        """Return S[L], what goes into the output activation, in the shape that `predict` returns,
+        and as it does.
 
-        Behind softmax these are log-probabilities up to a number a row, behind sigmoid (a = 1) log-odds: with digits left
-        where a probability is rounded to 0 or 1.
+        Behind softmax these are log-probabilities up to a number a row, behind sigmoid (a = 1)
+        log-odds: with digits left where a probability is rounded to 0 or 1.
 
         Args, Raises: as `predict`.
         """
@@ -462,12 +478,14 @@ class MLP:
         self, X: ArrayLike, dX: ArrayLike | None = None, dparameters: Any = None, *,
         chunk_rows: int | None = None, memory_limit: float | str | None = None,
     ) -> Tangent:  # fmt: skip
-        """The output, and its differential dZ = (∂Z/∂X) dX + (∂Z/∂parameters) dparameters: `(output, tangent)`, (m, n_L) each.
+        """The output, and its differential dZ = (∂Z/∂X) dX + (∂Z/∂parameters) dparameters:
+        `(output, tangent)`, (m, n_L) each.
 
         Args:
             X: (m, n_0).
             dX: (m, n_0), a direction for each row; None: X stays.
-            dparameters: flat, laid out as `parameters`, or an object with such a `.flat`; None: they stay.
+            dparameters: flat, laid out as `parameters`, or an object with such a `.flat`; None:
+                they stay.
             chunk_rows: so many rows at a time; None: as many as fit the cache.
             memory_limit: as in `predict`.
 
@@ -484,8 +502,8 @@ class MLP:
     ) -> Cotangent:  # fmt: skip
         """The gradient of ⟨V, Z⟩ by the parameters and by X: `(parameters, X)`, flat and (m, n_0).
 
-        With dX and dV that of ⟨V, Z⟩ + ⟨dV, dZ⟩, where dZ = (∂Z/∂X) dX: what a loss with targets for a derivative needs,
-        with V = ∂J/∂Z and dV = ∂J/∂dZ. dX itself counts as fixed.
+        With dX and dV that of ⟨V, Z⟩ + ⟨dV, dZ⟩, where dZ = (∂Z/∂X) dX: what a loss with targets
+        for a derivative needs, with V = ∂J/∂Z and dV = ∂J/∂dZ. dX itself counts as fixed.
 
         Args:
             X, dX: (m, n_0).
@@ -504,7 +522,8 @@ class MLP:
         self, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any = "squared_error", *, sample_weight: ArrayLike | None = None,
         chunk_rows: int | None = None, memory_limit: float | str | None = None,
     ) -> Array:  # fmt: skip
-        """(∂²J/∂parameters²) v, exact, with J the mean loss over the rows as in `Trainer.step` without penalties; flat.
+        """(∂²J/∂parameters²) v, exact, with J the mean loss over the rows as in `Trainer.step`
+        without penalties; flat.
 
         Args:
             X, Y, sample_weight: the batch, as in `Trainer.step`.
@@ -525,9 +544,11 @@ class MLP:
         self, X: ArrayLike, Y: ArrayLike, v: Any, loss: Any = "squared_error", *, sample_weight: ArrayLike | None = None,
         chunk_rows: int | None = None, memory_limit: float | str | None = None,
     ) -> Array:  # fmt: skip
-        """The Gauss-Newton product (∂x/∂parameters)ᵀ (∂²J/∂x²) (∂x/∂parameters) v, arguments as in `hvp`; flat.
+        """The Gauss-Newton product (∂x/∂parameters)ᵀ (∂²J/∂x²) (∂x/∂parameters) v, arguments as in
+        `hvp`; flat.
 
-        x is what the loss reads: S[L] where it and the output match (softmax and cross_entropy), else Z[L]. Schraudolph 2002.
+        x is what the loss reads: S[L] where it and the output match (softmax and cross_entropy),
+        else Z[L]. Schraudolph 2002.
         """
         with devices.active(self.device), np.errstate(all="ignore"):
             size = Size(chunk_rows, memory_limit)
@@ -550,7 +571,8 @@ class MLP:
         return net
 
     def to(self, device: str) -> MLP:
-        """A copy of the network on another device ("cpu", "cuda", "cuda:1", "auto"); the network itself if it is there.
+        """A copy of the network on another device ("cpu", "cuda", "cuda:1", "auto"); the network
+        itself if it is there.
 
         Raises:
             DeviceUnavailable: the device cannot be used; says why.
@@ -570,8 +592,9 @@ class MLP:
         Args:
             path: of the file.
             tensors: arrays to store beside the parameters, by name.
-            about: what else to remember, as far as JSON can hold it and gives it back equal, but for
-                tuples, which become lists: at most 100,000,000 bytes of it, in at most 100 levels.
+            about: what else to remember, as far as JSON can hold it and gives it back equal, but
+                for tuples, which become lists: at most 100,000,000 bytes of it, in at most 100
+                levels.
 
         Raises:
             OSError: the file cannot be written, or there is one that is no model of mlpcore, or the
@@ -605,21 +628,23 @@ class MLP:
         self, path: str | os.PathLike[str], *, mean: ArrayLike | None = None, scale: ArrayLike | None = None,
         target_mean: ArrayLike | None = None, target_scale: ArrayLike | None = None, about: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        """Write the network as an ONNX file (opset 17), atomically: "X" (rows, n_0) goes in, "Z" (rows, n_L) comes out.
+        """Write the network as an ONNX file (opset 17), atomically: "X" (rows, n_0) goes in, "Z"
+        (rows, n_L) comes out.
 
         That is its shape whatever `predicts_1d` is.
 
         Args:
             path: of the file.
-            mean, scale: (n_0,); with them columns go in as they are, and (X - mean) / scale is part of the file.
+            mean, scale: (n_0,); with them columns go in as they are, and (X - mean) / scale is part
+                of the file.
             target_mean, target_scale: (n_L,); with them Z target_scale + target_mean comes out.
             about: notes to store, e.g. class names, as far as JSON can hold them.
 
         Raises:
             ImportError: the package onnx is not installed.
             TypeError, ValueError: names the argument, what was expected and what came.
-            OSError: the file cannot be written, or there is one that is no ONNX file; what was there
-                before is intact.
+            OSError: the file cannot be written, or there is one that is no ONNX file; what was
+                there before is intact.
         """
         rows = {
             name: None if value is None else arrays.row_of(value, n, name, adopt=devices.adopt_on_host)
@@ -655,7 +680,9 @@ class MLP:
     def from_header(
         cls, path: str | os.PathLike[str], header: Any, tensors: dict[str, Array], device: str
     ) -> MLP:
-        """The network that a file's header describes; takes "parameters" out of `tensors`. Raises ValueError with the path."""
+        """The network that a file's header describes; takes "parameters" out of `tensors`. Raises
+        ValueError with the path.
+        """
         try:
             parameters = tensors.pop("parameters")
             rows = [Activation(**row) for row in header["activations"]]
@@ -691,12 +718,13 @@ class MLP:
 
     @classmethod
     def from_torch(cls, model: Any) -> MLP:
-        """The network that a `torch.nn.Sequential` of Linear layers and activations is, with its weights copied.
+        """The network that a `torch.nn.Sequential` of Linear layers and activations is, with its
+        weights copied.
 
-        It predicts what `model.eval()` does: Dropout is left out. A matrix that two layers share is tied, their biases and
-        slopes (PReLU) are not.
-        Where some layers have a bias and others none, those others get one of 0. It lies where the weights do, in their dtype,
-        float32 where that is float16 or bfloat16.
+        It predicts what `model.eval()` does: Dropout is left out. A matrix that two layers share is
+        tied, their biases and slopes (PReLU) are not. Where some layers have a bias and others
+        none, those others get one of 0. It lies where the weights do, in their dtype, float32 where
+        that is float16 or bfloat16.
 
         Raises:
             TypeError, ValueError: a module that has no equal here; names its place.
@@ -704,19 +732,23 @@ class MLP:
         return convert.from_torch(cls, model)
 
     def to_torch(self) -> Any:
-        """A `torch.nn.Sequential` with copied weights that predicts the same. A transposed tie becomes a matrix of its own.
+        """A `torch.nn.Sequential` with copied weights that predicts the same. A transposed tie
+        becomes a matrix of its own.
 
         Raises:
-            ValueError: PyTorch has no equal of an activation; `mlpcore.torch.Module(net)` takes every network.
+            ValueError: PyTorch has no equal of an activation; `mlpcore.torch.Module(net)` takes
+                every network.
         """
         return convert.to_torch(self)
 
     @classmethod
     def from_sklearn(cls, model: Any, device: str = "auto") -> MLP:
-        """The network of a fitted `MLPClassifier` or `MLPRegressor` of scikit-learn, with its weights copied.
+        """The network of a fitted `MLPClassifier` or `MLPRegressor` of scikit-learn, with its
+        weights copied.
 
-        Its predictions are `model.predict` of a regressor, `model.predict_proba` of a classifier; of one with two classes,
-        which has a single logistic output, `model.predict_proba(X)[:, 1:]`.
+        Its predictions are `model.predict` of a regressor, `model.predict_proba` of a classifier;
+        of one with two classes, which has a single logistic output, `model.predict_proba(X)[:,
+        1:]`.
 
         Raises:
             TypeError, ValueError: no such model, or not fitted.
@@ -736,7 +768,8 @@ class LossFunction:
     def __call__(
         self, Z: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> tuple[float, Array]:
-        """Return J = Σ w ℓ / Σ w and G = ∂J/∂Z, in Z's dtype and shape: (m, n_L), or (m,) of one output.
+        """Return J = Σ w ℓ / Σ w and G = ∂J/∂Z, in Z's dtype and shape: (m, n_L), or (m,) of one
+        output.
 
         Y is as in `Trainer.step`.
 
@@ -776,7 +809,8 @@ class LossFunction:
                 total = w.sum(dtype=np.float64)
             if arrays.on_host(w) and not np.isfinite(total):
                 raise ValueError(
-                    f"sample_weight sums to {total:g}, out of the range of float64: rescale the weights"
+                    f"sample_weight sums to {total:g}, out of the range of float64: rescale the "
+                    "weights"
                 )
             share = devices.to_device(device, w / total)
         k = share.astype(output.dtype)[:, None]
@@ -813,7 +847,8 @@ def _cross_entropy(
 def loss(
     spec: Any, *, class_weight: Any = None, label_smoothing: float | None = None, pos_weight: Any = None
 ) -> LossFunction:  # fmt: skip
-    """Return the loss of this name, `(name, parameter)` or `mc.Loss`, as a function `(Z, Y, sample_weight=None) -> J, G`.
+    """Return the loss of this name, `(name, parameter)` or `mc.Loss`, as a function `(Z, Y,
+    sample_weight=None) -> J, G`.
 
     Its attribute `loss` is an `mc.Loss` that `mc.Trainer`, `mc.check_gradients` and `net.hvp` take.
 
@@ -822,7 +857,8 @@ def loss(
         class_weight, label_smoothing, pos_weight: as in `mc.Trainer`; class weights as a list.
 
     Raises:
-        TypeError, ValueError: no such loss (with the nearest match), a parameter or an option that it does not take.
+        TypeError, ValueError: no such loss (with the nearest match), a parameter or an option that
+            it does not take.
     """
     return LossFunction(
         loss_sheet.with_options(loss_sheet.resolve(spec), class_weight, label_smoothing, pos_weight)
@@ -856,13 +892,16 @@ def _layout(
     layout = Layout(widths, bias, ties, learned if any(learned) else ())
     if layout.size > MOST_PARAMETERS:
         raise ValueError(
-            f"sizes must make at most 2**58 parameters; {shown(list(widths))} make {layout.size:.3g}"
+            f"sizes must make at most 2**58 parameters; {shown(list(widths))} make "
+            f"{layout.size:.3g}"
         )
     return layout
 
 
 def _described(activation: Activation) -> dict[str, Any]:
-    """Return the arguments of an activation, for a file; files of networks without learned parameters say nothing of them."""
+    """Return the arguments of an activation, for a file; files of networks without learned
+    parameters say nothing of them.
+    """
     values = {
         field.name: getattr(activation, field.name)
         for field in dataclasses.fields(Activation)
@@ -885,11 +924,13 @@ def _activations(hidden: Any, output: Any, layers: int) -> tuple[Activation | No
         hidden = [hidden] * (layers - 1)
     elif not isinstance(hidden, list | tuple):
         raise TypeError(
-            f"activations must be a name, (name, parameter), mc.Activation or a list of them; got {shown(hidden)}"
+            "activations must be a name, (name, parameter), mc.Activation or a list of them; got "
+            f"{shown(hidden)}"
         )
     if len(hidden) != layers - 1:
         raise ValueError(
-            f"activations must be one, or {layers - 1}, one for each hidden layer; got {len(hidden)}"
+            f"activations must be one, or {layers - 1}, one for each hidden layer; got "
+            f"{len(hidden)}"
         )
     resolved = [
         activation_sheet.resolve(spec, f"activations[{i}]") for i, spec in enumerate(hidden)

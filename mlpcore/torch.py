@@ -2,8 +2,8 @@
 
     forward:  Z[L] of the rows of X          backward:  G = ∂J/∂Z[L]  →  ∂J/∂X, ∂J/∂parameters
 
-Arrays cross over by DLPack, without a copy. The module's one parameter, `flat`, is the memory of `net.parameters`: PyTorch's
-optimizers train the network in place.
+Arrays cross over by DLPack, without a copy. The module's one parameter, `flat`, is the memory of
+`net.parameters`: PyTorch's optimizers train the network in place.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, G: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:
         if torch.is_grad_enabled():  # a second derivative would silently be taken as 0
             raise RuntimeError(
-                "mlpcore.torch.Module has first derivatives only, no create_graph=True; see net.vjp and net.hvp"
+                "mlpcore.torch.Module has first derivatives only, no create_graph=True; see "
+                "net.vjp and net.hvp"
             )
         _ = (
             ctx.saved_tensors
@@ -49,10 +50,13 @@ class _Rows(torch.autograd.Function):
 
 
 class Module(torch.nn.Module):
-    """A network as a PyTorch module: `torch.nn.Sequential(torch.nn.Linear(8, 4), mlpcore.torch.Module(net))`.
+    """A network as a PyTorch module: `torch.nn.Sequential(torch.nn.Linear(8, 4),
+    mlpcore.torch.Module(net))`.
 
-    X is (…, n_0), on the network's device; the output is (…, n_L), in the network's dtype. Gradients flow to `flat` and to X,
-    once: for second derivatives there are `net.jvp`, `net.vjp` and `net.hvp`. `.to(device)`, `.double()` and `.share_memory()`
+    X is (…, n_0), on the network's device; the output is (…, n_L), in the network's dtype.
+    Gradients flow to `flat` and to X,
+    once: for second derivatives there are `net.jvp`, `net.vjp` and `net.hvp`. `.to(device)`,
+        `.double()` and `.share_memory()`
     replace `net` by a copy, as `net.to` does.
 
     Args:
@@ -84,8 +88,8 @@ class Module(torch.nn.Module):
         """Z[L] of the rows of X.
 
         Raises:
-            TypeError, ValueError: X is no tensor, lies on another device, or has another last axis than n_0; `flat` has another
-                shape than `net.parameters`.
+            TypeError, ValueError: X is no tensor, lies on another device, or has another last axis
+                than n_0; `flat` has another shape than `net.parameters`.
         """
         if torch.compiler.is_compiling():  # a compiled model calls this layer as it is
             called: torch.Tensor = torch.compiler.disable(self._forward)(X)
@@ -116,16 +120,19 @@ class Module(torch.nn.Module):
         return shaped
 
     def _net(self) -> MLP:
-        """The network with `flat` as its parameters: `net`, or a copy where torch.func put another tensor there for one call.
+        """The network with `flat` as its parameters: `net`, or a copy where torch.func put another
+        tensor there for one call.
 
-        Other memory that the module's own parameter got (`flat.data = …`, `vector_to_parameters`) is copied into the network's,
-        but for memory that processes share: that becomes the network's.
+        Other memory that the module's own parameter got (`flat.data = …`, `vector_to_parameters`)
+        is copied into the network's, but for memory that processes share: that becomes the
+        network's.
         """
         with torch.inference_mode(False):  # what is made in inference mode could train no more
             given, memory = self.flat.detach(), torch.from_dlpack(self.net.parameters)
             if given.shape != memory.shape:
                 raise ValueError(
-                    f"flat has shape {tuple(given.shape)}; the network's parameters have {tuple(memory.shape)}"
+                    f"flat has shape {tuple(given.shape)}; the network's parameters have "
+                    f"{tuple(memory.shape)}"
                 )
             if given.device != memory.device:
                 raise ValueError(f"flat lies on {given.device}, the network on {memory.device}: use DistributedDataParallel, "
@@ -151,7 +158,9 @@ class Module(torch.nn.Module):
         return twin
 
     def _adopt(self, net: MLP, memory: torch.Tensor | None = None) -> None:
-        """Take another network, with its parameters in the memory of a tensor that holds their values, or in its own."""
+        """Take another network, with its parameters in the memory of a tensor that holds their
+        values, or in its own.
+        """
         if memory is not None:
             net._set(memory.numpy())
         self.net, self._memory = (
@@ -192,7 +201,9 @@ class Module(torch.nn.Module):
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy: its parameter is the memory of its own network, or that is the memory which the processes share."""
+        """Of a copy: its parameter is the memory of its own network, or that is the memory which
+        the processes share.
+        """
         super().__setstate__(state)
         self._memory = torch.from_dlpack(self.net.parameters)
         self._net()

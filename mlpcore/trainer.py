@@ -67,27 +67,34 @@ class Trainer:
 
     Args:
         net: the network; its parameters are updated in place.
-        loss: a name, `(name, parameter)` or `mc.Loss`, defined on the network's output. None: the one that fits it, i.e.
-            cross_entropy behind softmax, binary_cross_entropy behind sigmoid, poisson behind exp, else squared_error.
+        loss: a name, `(name, parameter)` or `mc.Loss`, defined on the network's output. None: the
+            one that fits it, i.e. cross_entropy behind softmax, binary_cross_entropy behind
+            sigmoid, poisson behind exp, else squared_error.
         optimizer: `mc.SGD(0.1)`, `mc.AdamW(1e-3)` (the default), …
-        class_weight: what the rows of each class count, a list or {class: weight} (others 1), for cross_entropy, and for
-            binary_cross_entropy of one output. J = Σ w ℓ / Σ w C, where C is the weight of the row's class, as PyTorch's
-            `weight=`; accuracy does not count it.
-        label_smoothing: ε in [0, 1): the target of each class is (1 - ε) y + ε/n_L (cross_entropy), of each output
-            (1 - ε) y + ε/2 (binary_cross_entropy).
-        pos_weight: what y = 1 counts in binary_cross_entropy, a number or one for each output, as PyTorch's.
+        class_weight: what the rows of each class count, a list or {class: weight} (others 1), for
+            cross_entropy, and for binary_cross_entropy of one output. J = Σ w ℓ / Σ w C, where C is
+            the weight of the row's class, as PyTorch's `weight=`; accuracy does not count it.
+        label_smoothing: ε in [0, 1): the target of each class is (1 - ε) y + ε/n_L (cross_entropy),
+            of each output (1 - ε) y + ε/2 (binary_cross_entropy).
+        pos_weight: what y = 1 counts in binary_cross_entropy, a number or one for each output, as
+            PyTorch's.
         l1, l2: J gains l1 Σ|W| + ½ l2 Σ W², over weights, not biases.
-        clip_norm: scale the gradient down to this Euclidean norm where it is longer; frozen layers do not count.
-        dropout: in a step, each output of a hidden layer is zeroed with this probability, and the others divided by what is
-            left of 1; or a list of rates, one for each hidden layer. Evaluation and prediction drop nothing.
-        precision: "tf32", "bfloat16", "float16": for GPUs; a CPU computes in the network's dtype and says so.
-        memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5), that all the trainer's arrays
-            together may take; sets the chunk.
-        chunk_rows: at most so many rows at a time go forward and backward; "auto" fits them to the cache.
-        deterministic: on CUDA, no timing in the choice of algorithms; NumPy is deterministic anyway.
+        clip_norm: scale the gradient down to this Euclidean norm where it is longer; frozen layers
+            do not count.
+        dropout: in a step, each output of a hidden layer is zeroed with this probability, and the
+            others divided by what is left of 1; or a list of rates, one for each hidden layer.
+            Evaluation and prediction drop nothing.
+        precision: "tf32", "bfloat16", "float16": for GPUs; a CPU computes in the network's dtype
+            and says so.
+        memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5), that
+            all the trainer's arrays together may take; sets the chunk.
+        chunk_rows: at most so many rows at a time go forward and backward; "auto" fits them to the
+            cache.
+        deterministic: on CUDA, no timing in the choice of algorithms; NumPy is deterministic
+            anyway.
         workers: threads that run chunks of large batches side by side, 1,024 at most; None chooses.
-        on_non_finite: "raise" NonFiniteLoss when loss, gradient or update overflows; "skip" that step, and count it in
-            `skipped`.
+        on_non_finite: "raise" NonFiniteLoss when loss, gradient or update overflows; "skip" that
+            step, and count it in `skipped`.
         seed: of the row order in `fit`, and of dropout.
 
     Attributes:
@@ -124,7 +131,8 @@ class Trainer:
         optimizer = AdamW() if optimizer is None else optimizer
         if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
             raise TypeError(
-                f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {shown(optimizer)}"
+                "optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got "
+                f"{shown(optimizer)}"
             )
         optimizer.require_epsilon(net.dtype.name)
         optimizer.require_layers(net.layout.layers)
@@ -216,7 +224,9 @@ class Trainer:
 
     @property
     def skipped(self) -> int:
-        """Steps left out so far because loss or gradient was not finite; on a GPU it waits for the steps."""
+        """Steps left out so far because loss or gradient was not finite; on a GPU it waits for the
+        steps.
+        """
         self._step.count_skipped(self.progress)
         return self.progress.skipped
 
@@ -250,7 +260,8 @@ class Trainer:
         return f"Trainer({self.net!r}, loss={self.loss}, optimizer={self._optimizer!r}, step {self.progress.step})"
 
     def plan(self, batch_size: int, rows: int = 0, early_stopping: bool = False) -> Plan:
-        """The memory table for steps of `batch_size` rows, before anything is allocated; `print` it.
+        """The memory table for steps of `batch_size` rows, before anything is allocated; `print`
+        it.
 
         Args:
             batch_size: rows of a batch.
@@ -285,9 +296,11 @@ class Trainer:
     def prepare(
         self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None = None
     ) -> Data:
-        """The arrays checked and laid out once, to be given to many calls of `step`, `gradient` or `evaluate` in place of X.
+        """The arrays checked and laid out once, to be given to many calls of `step`, `gradient` or
+        `evaluate` in place of X.
 
-        An array that is not row-major is copied as a whole; the copy is yours, outside `memory_limit`.
+        An array that is not row-major is copied as a whole; the copy is yours, outside
+        `memory_limit`.
 
         Args, Raises: as `step`. The arrays are scanned for NaN and infinity as in `fit`.
         """
@@ -302,17 +315,20 @@ class Trainer:
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
         rows: ArrayLike | None = None,
     ) -> Any:  # fmt: skip
-        """One update on these rows. Returns J before it: a float; on a GPU a `DeviceLoss`, which stays there until `float(J)`.
+        """One update on these rows. Returns J before it: a float; on a GPU a `DeviceLoss`, which
+        stays there until `float(J)`.
 
         Args:
             X: (m, n_0) numbers, or what `prepare` returned, then without Y and sample_weight.
-            Y: (m, n_L) targets; (m,) where there is one output; (m,) class indices or one-hot for cross_entropy.
+            Y: (m, n_L) targets; (m,) where there is one output; (m,) class indices or one-hot for
+                cross_entropy.
             sample_weight: (m,) row weights, not negative; J divides by their sum over the batch.
             rows: row numbers of a mini-batch within X and Y, read without copying the batch.
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
-            NonFiniteLoss: J, its gradient or the update overflowed; the parameters are as before the step.
+            NonFiniteLoss: J, its gradient or the update overflowed; the parameters are as before
+                the step.
         """
         with self._calls, self._state:
             data = self._given(X, Y, sample_weight)
@@ -322,14 +338,16 @@ class Trainer:
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
         rows: ArrayLike | None = None,
     ) -> tuple[float, Array]:  # fmt: skip
-        """J and ∂J/∂parameters of these rows, penalties included, without an update: for `apply`, or optimizers of your own.
+        """J and ∂J/∂parameters of these rows, penalties included, without an update: for `apply`,
+        or optimizers of your own.
 
         It is 0 for frozen layers.
 
         Dropout is that of the next step: `trainer.progress.step` counts them.
 
         Returns:
-            J, and the gradient laid out as `net.parameters`, on its device; it holds until the trainer's next call.
+            J, and the gradient laid out as `net.parameters`, on its device; it holds until the
+            trainer's next call.
 
         Args, Raises: as `step`; a J that is not finite is returned as it is.
         """
@@ -343,23 +361,27 @@ class Trainer:
             return J, self._step.gradient
 
     def apply(self, gradient: Gradient | ArrayLike) -> None:
-        """Update the parameters by a gradient of yours, as `step` does by its own: schedule, clipping, decay, faults, counts.
+        """Update the parameters by a gradient of yours, as `step` does by its own: schedule,
+        clipping, decay, faults, counts.
 
-        `apply` after `trainer.gradient` is `step`, to the bit; in between, the gradients of several machines can be averaged.
-        Penalties are not added: `trainer.gradient` includes them, `net.backward` does not. On a GPU it waits for the update.
+        `apply` after `trainer.gradient` is `step`, to the bit; in between, the gradients of several
+        machines can be averaged. Penalties are not added: `trainer.gradient` includes them,
+        `net.backward` does not. On a GPU it waits for the update.
 
         Args:
-            gradient: flat, laid out as `net.parameters`, from any library and of any number type; or what `net.backward`
-                returned. It is only read, unless it is the trainer's own array.
+            gradient: flat, laid out as `net.parameters`, from any library and of any number type;
+                or what `net.backward` returned. It is only read, unless it is the trainer's own
+                array.
 
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
-            NonFiniteLoss: the gradient is not finite, or the update would overflow; the parameters are as before. With
-                on_non_finite="skip" the step is counted as skipped instead.
+            NonFiniteLoss: the gradient is not finite, or the update would overflow; the parameters
+                are as before. With on_non_finite="skip" the step is counted as skipped instead.
         """
         if isinstance(gradient, tuple) and not isinstance(gradient, Gradient):
             raise TypeError(
-                "gradient must be one flat array; got a tuple: trainer.gradient returns J and the gradient"
+                "gradient must be one flat array; got a tuple: trainer.gradient returns J and the "
+                "gradient"
             )
         flat = gradient.flat if isinstance(gradient, Gradient) else gradient
         device, size = self.net.device, self.net.layout.size
@@ -375,9 +397,11 @@ class Trainer:
         self, X: ArrayLike | Data, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
         rows: ArrayLike | None = None,
     ) -> StepParts:  # fmt: skip
-        """Take the step on these rows apart, to measure it: its graphs, its matrix products alone, what was chosen. CUDA only.
+        """Take the step on these rows apart, to measure it: its graphs, its matrix products alone,
+        what was chosen. CUDA only.
 
-        Nothing is updated here, but replaying the step's graph updates the parameters; see `StepParts`.
+        Nothing is updated here, but replaying the step's graph updates the parameters; see
+        `StepParts`.
 
         Args, Raises: as `step`; DeviceUnavailable where steps are not captured, as on a CPU.
         """
@@ -395,11 +419,13 @@ class Trainer:
             return self._checked(X, Y, sample_weight)
         if Y is not None or sample_weight is not None:
             raise TypeError(
-                "Y and sample_weight must be left out where X is what prepare returned: it holds them"
+                "Y and sample_weight must be left out where X is what prepare returned: it holds "
+                "them"
             )
         if X.by_class != self.loss.class_weight:
             raise ValueError(
-                f"X was prepared by a trainer with class_weight={X.by_class}; this one has {self.loss.class_weight}"
+                f"X was prepared by a trainer with class_weight={X.by_class}; this one has "
+                f"{self.loss.class_weight}"
             )
         return X
 
@@ -446,7 +472,9 @@ class Trainer:
     def _by_class(
         self, Y: Array, weights: Array | None, place: Array | None = None
     ) -> Array | None:
-        """Return the rows' weights times those of their classes, in `place` if it is given; None without class weights."""
+        """Return the rows' weights times those of their classes, in `place` if it is given; None
+        without class weights.
+        """
         if self.loss.class_weight is None:
             return None
         xp = np if arrays.on_host(Y) else devices.module(self.net.device)
@@ -471,7 +499,9 @@ class Trainer:
         return J
 
     def _explained(self, error: NonFiniteLoss, data: Data, batch: Batch) -> Exception:
-        """The error with the layer where it began; or another one, if the data are to blame. Looked for only now."""
+        """The error with the layer where it began; or another one, if the data are to blame. Looked
+        for only now.
+        """
         arrays.require_finite(data.X, "X", self.net.dtype)
         arrays.require_finite(data.Y, "Y", self.net.dtype)
         layer = self._step.first_not_finite(batch, self._step.prepare(batch.size, data.inputs))
@@ -500,49 +530,60 @@ class Trainer:
         every: str = "1 epoch",
         keep: int = 1,
     ) -> History:
-        """Train for `epochs` passes over the rows, in shuffled mini-batches with a last partial one.
+        """Train for `epochs` passes over the rows, in shuffled mini-batches with a last partial
+        one.
 
         An `unfinished` run goes on if the call is as before. Compared are batch_size, shuffle,
-        early_stopping, the names of metrics, and of X, Y, sample_weight and validation the number of rows
-        and their values as the network computes with them: all up to 1 MiB, of more up to 16 blocks of
-        64 KiB spread over the rows. Their container and dtype may be others. Batches as they come,
-        callbacks and the functions behind metrics are not compared. `epochs` may be another number
-        that is not below what is done; schedules that read the length of the run follow it. After the
-        last epoch, where only the last save is missing, it may not if early stopping has put the best
-        parameters back. A run of which no batch is done is begun anew by any call.
+        early_stopping, the names of metrics, and of X, Y, sample_weight and validation the number
+        of rows and their values as the network computes with them: all up to 1 MiB, of more up to
+        16 blocks of 64 KiB spread over the rows. Their container and dtype may be others. Batches
+        as they come, callbacks and the functions behind metrics are not compared. `epochs` may be
+        another number that is not below what is done; schedules that read the length of the run
+        follow it. After the last epoch, where only the last save is missing, it may not if early
+        stopping has put the best parameters back. A run of which no batch is done is begun anew by
+        any call.
 
         Args:
-            X, Y, sample_weight: as in `step`; scanned once for NaN, infinity and impossible labels. Rows that lie in files are
-                read block by block as they are needed, a block ahead, and shuffled in blocks: `np.memmap`, Zarr, h5py, or in
-                place of X and Y `mc.Parquet(path, target)`, an iterable of batches `(X, Y)` or `(X, Y, weights)` that can be
-                iterated once an epoch, or a function that returns one.
-            validation: `(Xv, Yv)` or `(Xv, Yv, weights)`, evaluated after each epoch; also `mc.Parquet` or a function.
+            X, Y, sample_weight: as in `step`; scanned once for NaN, infinity and impossible labels.
+                Rows that lie in files are read block by block as they are needed, a block ahead,
+                and shuffled in blocks: `np.memmap`, Zarr, h5py, or in place of X and Y
+                `mc.Parquet(path, target)`, an iterable of batches `(X, Y)` or `(X, Y, weights)`
+                that can be iterated once an epoch, or a function that returns one.
+            validation: `(Xv, Yv)` or `(Xv, Yv, weights)`, evaluated after each epoch; also
+                `mc.Parquet` or a function.
             metrics: functions of the validation rows by name, as in `evaluate`.
             early_stopping: when to stop before; the best weights come back.
-            callbacks: `mc.Callback` objects, or functions `(trainer, entry)`; one that returns True stops.
+            callbacks: `mc.Callback` objects, or functions `(trainer, entry)`; one that returns True
+                stops.
             shuffle: a new row order each epoch, from the trainer's seed.
             progress: a bar with rows/s, loss and the validation figure.
-            checkpoint: a file that `Trainer.load` can go on from, written at the end and meanwhile, atomically. SIGINT and
-                SIGTERM then finish the step, save, and end the run. Whatever else ends it before its
-                time, but NonFiniteLoss, leaves it `unfinished` in this trainer as well. Without a
-                checkpoint a run that stops is over: the next `fit` trains on from there.
+            checkpoint: a file that `Trainer.load` can go on from, written at the end and meanwhile,
+                atomically. SIGINT and SIGTERM then finish the step, save, and end the run. Whatever
+                else ends it before its time, but NonFiniteLoss, leaves it `unfinished` in this
+                trainer as well. Without a checkpoint a run that stops is over: the next `fit`
+                trains on from there.
             every: how often: "1000 steps", "5 min", "1 epoch".
             keep: versions of the file to keep; those before are `name.1.suffix`, …
 
         Returns:
-            A dict of lists, one entry an epoch: "loss" (mean of J over its steps), "learning_rate" (of its last step),
-            "seconds", with validation "validation_loss", "validation_accuracy" or "validation_r2" and a
-            "validation_<name>" for each metric, and with on_non_finite="skip" "skipped" (steps so far).
+            A dict of lists, one entry an epoch: "loss" (mean of J over its steps), "learning_rate"
+            (of its last step), "seconds", with validation "validation_loss", "validation_accuracy"
+            or "validation_r2" and a "validation_<name>" for each metric, and with
+            on_non_finite="skip" "skipped" (steps so far).
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came; nothing is trained yet, unless a number
-                that is not finite, or a label, lies further on in a file. Numbers that a checkpoint
-                could not count are refused here: epochs times batches must be below 2^63.
-            NonFiniteLoss: J, its gradient or an update overflowed; the parameters, and the checkpoint, are as before that step.
-            OSError: the checkpoint cannot be written; the one before is intact. The run is `unfinished`: it can be saved
-                elsewhere, and the same call goes on with it; where only the last save is missing, it
-                trains no further step and tells no callback again. At the start, when nothing is trained
-                yet: no file can be written there, another training writes it, or it is not a checkpoint, or
+            TypeError, ValueError: names the argument, what was expected and what came; nothing is
+                trained yet, unless a number that is not finite, or a label, lies further on in a
+                file. Numbers that a checkpoint could not count are refused here: epochs times
+                batches must be below 2^63.
+            NonFiniteLoss: J, its gradient or an update overflowed; the parameters, and the
+                checkpoint, are as before that step.
+            OSError: the checkpoint cannot be written; the one before is intact. The run is
+                `unfinished`: it can be saved elsewhere, and the same call goes on with it; where
+                only the last save is missing, it trains no further step and tells no callback
+                again. At the start, when nothing is trained
+                yet: no file can be written there, another training writes it, or it is not a
+                    checkpoint, or
                 holds another trainer's unfinished run.
         """
         with self._calls, contextlib.ExitStack() as leaving:
@@ -575,7 +616,9 @@ class Trainer:
 
     @contextlib.contextmanager
     def _between_steps(self) -> Iterator[None]:
-        """Wait until no step is under way, for a call that may come between two steps of another thread's `fit`."""
+        """Wait until no step is under way, for a call that may come between two steps of another
+        thread's `fit`.
+        """
         visitor = object()
         try:
             self._visitors[visitor] = None
@@ -595,7 +638,8 @@ class Trainer:
         measures = self._metrics(metrics, held_out)
         if measures and held_out is None:
             raise ValueError(
-                "metrics are measured on the validation rows, but fit was given no validation=(Xv, Yv)"
+                "metrics are measured on the validation rows, but fit was given no validation=(Xv, "
+                "Yv)"
             )
         stopping = self._early_stopping(early_stopping, held_out is not None, measures)
         observers = hooks.resolve(callbacks)
@@ -658,7 +702,9 @@ class Trainer:
         self._step.reserve([])
 
     def _renew(self) -> None:
-        """Begin anew in a forked process, where the other threads are not, nor what they were doing with this trainer."""
+        """Begin anew in a forked process, where the other threads are not, nor what they were doing
+        with this trainer.
+        """
         self._visitors.clear()
         if not self._state.acquire(blocking=False):
             self._state = threading.RLock()
@@ -721,7 +767,8 @@ class Trainer:
             steps = None if total is None else total // left.epochs
         if steps is not None and new.epochs * steps > values.LARGEST:
             raise ValueError(
-                f"epochs must be at most {values.LARGEST // steps}, with {steps} batches in each; got {new.epochs}"
+                f"epochs must be at most {values.LARGEST // steps}, with {steps} batches in each; "
+                f"got {new.epochs}"
             )
         total = None if steps is None else new.epochs * steps
         state = dataclasses.replace(left, epochs=new.epochs)
@@ -805,7 +852,9 @@ class Trainer:
 
     @contextlib.contextmanager
     def _at_rest(self, history: History) -> Iterator[None]:
-        """Be a trainer at rest, which is what is saved at a run's end; be in the run again if the saving fails."""
+        """Be a trainer at rest, which is what is saved at a run's end; be in the run again if the
+        saving fails.
+        """
         before = self._run, self._unfinished, self.history, self.progress.total
         self._run, self._unfinished, self.history, self.progress.total = None, None, history, None
         try:
@@ -816,14 +865,18 @@ class Trainer:
 
     @property
     def unfinished(self) -> str | None:
-        """The place where the run stopped with which the same call of `fit` goes on; None if there is none.
+        """The place where the run stopped with which the same call of `fit` goes on; None if there
+        is none.
 
-        The run is that of a loaded checkpoint, or one with `checkpoint=` that this trainer could not end.
+        The run is that of a loaded checkpoint, or one with `checkpoint=` that this trainer could
+        not end.
         """
         return None if self._unfinished is None or self._run else str(self._unfinished[0])
 
     def abandon(self) -> None:
-        """Give up the unfinished run: the next `fit` begins a new one, from the parameters and optimizer state as they are."""
+        """Give up the unfinished run: the next `fit` begins a new one, from the parameters and
+        optimizer state as they are.
+        """
         self._unfinished = None
         self.progress.total = None
 
@@ -837,7 +890,8 @@ class Trainer:
             parts is validation and len(parts) not in (2, 3)
         ):
             raise TypeError(
-                "validation must be (X, Y), (X, Y, sample_weight), mc.Parquet(…) or a function that returns batches"
+                "validation must be (X, Y), (X, Y, sample_weight), mc.Parquet(…) or a function "
+                "that returns batches"
             )
         try:
             return self._held(*([*list(parts), None, None])[:3])
@@ -891,7 +945,9 @@ class Trainer:
         validated: bool,
         measures: Collection[str],
     ) -> None:
-        """Raise a ValueError if `fit`'s history will not have the figure, or nobody says which side of it is better."""
+        """Raise a ValueError if `fit`'s history will not have the figure, or nobody says which side
+        of it is better.
+        """
         monitor = monitored.monitor
         figures = (
             [f"validation_{key}" for key in (*scores.names(self.loss), *measures)]
@@ -914,7 +970,8 @@ class Trainer:
         """Return all but arrays as what JSON can hold, with the lists that `files.pack` takes out.
 
         Raises:
-            TypeError, ValueError: the optimizer has been given settings that could not be loaded again.
+            TypeError, ValueError: the optimizer has been given settings that could not be loaded
+                again.
         """
         self._optimizer.require_epsilon(self.net.dtype.name)
         self._optimizer.require_layers(self.net.layout.layers)
@@ -929,7 +986,8 @@ class Trainer:
         }  # fmt: skip
 
     def save(self, path: str | os.PathLike[str], keep: int = 1) -> None:
-        """Write all that the training depends on to a safetensors file, atomically; also while `fit` runs.
+        """Write all that the training depends on to a safetensors file, atomically; also while
+        `fit` runs.
 
         Args:
             path: of the file.
@@ -938,7 +996,8 @@ class Trainer:
         Raises:
             OSError: the file cannot be written, or there is one that is not mlpcore's, or another
                 trainer's unfinished run; what was there before is intact.
-            TypeError: optimizer or schedule is a class of the user's own, or JSON cannot hold `about`.
+            TypeError: optimizer or schedule is a class of the user's own, or JSON cannot hold
+                `about`.
         """
         with self._between_steps():
             run = self._run
@@ -968,9 +1027,10 @@ class Trainer:
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> Trainer:
         """The trainer of a file that `save`, or `fit(checkpoint=…)`, wrote.
 
-        On the same machine the training goes on as if it had never stopped, to the bit. If it was in the middle of a `fit`
-        (`unfinished` says where), the same call of `fit` goes on there. Callbacks and data are not in the
-        file, but digests of the data are, which `fit` compares. After the end of a run it begins a new one.
+        On the same machine the training goes on as if it had never stopped, to the bit. If it was
+        in the middle of a `fit` (`unfinished` says where), the same call of `fit` goes on there.
+        Callbacks and data are not in the file, but digests of the data are, which `fit` compares.
+        After the end of a run it begins a new one.
 
         Raises:
             FileNotFoundError, OSError: it cannot be read.
@@ -1017,7 +1077,8 @@ class Trainer:
                 self.net.dtype,
             ):
                 raise ValueError(
-                    f"best: {best.dtype} {best.shape}, where the parameters are {self.net.layout.size}"
+                    f"best: {best.dtype} {best.shape}, where the parameters are "
+                    f"{self.net.layout.size}"
                 )
             self._unfinished = state, best
         self._step.restore(tensors, described["step"])
@@ -1070,22 +1131,26 @@ class Trainer:
         self, X: Any, Y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, *,
         metrics: Mapping[str, Metric] | None = None,
     ) -> Entry:  # fmt: skip
-        """Return the mean loss over these rows, without penalties, "accuracy" (classification) or "r2", and metrics.
+        """Return the mean loss over these rows, without penalties, "accuracy" (classification) or
+        "r2", and metrics.
 
-        Accuracy is the share of right classes, of right outputs with binary_cross_entropy; class weights, label smoothing and
-        pos_weight count in the loss alone. r2 is the mean over the outputs; that of an output
-        whose target is constant is 1 for perfect predictions, else 0, as scikit-learn's `r2_score` has it.
+        Accuracy is the share of right classes, of right outputs with binary_cross_entropy; class
+        weights, label smoothing and pos_weight count in the loss alone. r2 is the mean over the
+        outputs; that of an output whose target is constant is 1 for perfect predictions, else 0, as
+        scikit-learn's `r2_score` has it.
 
         Args:
             X, Y, sample_weight: as in `fit`.
-            metrics: `{name: function}`, where `function(Y, output)` returns a number, as those of `sklearn.metrics` do; where
-                rows have weights it gets `sample_weight` (m,), too. It is given all rows at once, on the host: targets as Y
-                has them, outputs as `net.predict` gives them after training on this Y (behind softmax and sigmoid:
+            metrics: `{name: function}`, where `function(Y, output)` returns a number, as those of
+                `sklearn.metrics` do; where rows have weights it gets `sample_weight` (m,), too. It
+                is given all rows at once, on the host: targets as Y has them, outputs as
+                `net.predict` gives them after training on this Y (behind softmax and sigmoid:
                 probabilities). They are kept until then, outside `memory_limit`. Rows of streamed
                 windows that weigh nothing are left out.
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came; of metrics the one at fault.
+            TypeError, ValueError: names the argument, what was expected and what came; of metrics
+                the one at fault.
         """
         with self._calls, self._state, devices.active(self.net.device):
             held = self._held(X, Y, sample_weight)
@@ -1094,9 +1159,10 @@ class Trainer:
     def losses(self, X: Any, Y: ArrayLike | None = None) -> Array:
         """Return the loss ℓ of each row, without weights and penalties: (m,) float64, on the host.
 
-        Their mean, with row weights the weighted one, is the "loss" of `evaluate`; with class weights each is divided by
-        the weight of the row's class, which counts among the row weights. Where loss and output match they are
-        computed from the logits, so that no row overflows or is rounded to 0.
+        Their mean, with row weights the weighted one, is the "loss" of `evaluate`; with class
+        weights each is divided by the weight of the row's class, which counts among the row
+        weights. Where loss and output match they are computed from the logits, so that no row
+        overflows or is rounded to 0.
 
         Args:
             X, Y: as in `fit`; weights that they come with do not count.
@@ -1148,7 +1214,8 @@ class Trainer:
                         self._evaluate_data(plain, see)
         if not sum(weights) < math.inf:
             raise ValueError(
-                f"sample_weight sums to {sum(weights):g}, out of the range of float64: rescale the weights"
+                f"sample_weight sums to {sum(weights):g}, out of the range of float64: rescale the "
+                "weights"
             )
         loss = losses[0] if len(losses) == 1 else float(np.average(losses, weights=weights))
         own = collected.measure(metrics, flat) if metrics else {}
@@ -1170,7 +1237,9 @@ class Trainer:
                 yield data
 
     def _evaluation_windows(self, stream: Stream) -> tuple[int, list[Buffer]]:
-        """Return rows of which windows are multiples, and the windows, in half of what a plan leaves."""
+        """Return rows of which windows are multiples, and the windows, in half of what a plan
+        leaves.
+        """
         given, limit = inputs_of(stream, self.loss, self.net.dtype.str), self._settings.memory_limit
         most, size = EVALUATED, planning.WIDEST
         if limit is not None and given is not None and self.net.device == "cpu":
@@ -1207,7 +1276,9 @@ class Trainer:
 
 
 def _lists(described: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Collection[str]]]:
-    """Yield the parts of a checkpoint's header that hold long lists: a tensor's name, the part, its lists."""
+    """Yield the parts of a checkpoint's header that hold long lists: a tensor's name, the part, its
+    lists.
+    """
     yield "loss options", described["loss"], ("class_weight", "pos_weight")
     yield "history", described["history"], described["history"].keys()
     if described["run"] is not None:
@@ -1217,7 +1288,8 @@ def _lists(described: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Col
 def _pause_for_fork() -> None:
     """Wait for a moment until no thread is in the middle of a step.
 
-    A forked process then finds whole parameters, and BLAS in no product, which it would wait for in vain.
+    A forked process then finds whole parameters, and BLAS in no product, which it would wait for in
+    vain.
     """
     _forking.trainers = held = list[Trainer]()
     deadline = time.monotonic() + FORK_WAITS
@@ -1263,7 +1335,9 @@ def _penalty(value: object, name: str, net: MLP) -> float:
 
 
 def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:
-    """The scan of `fit` and `evaluate`: no NaN, no infinity (in the network's dtype), no target outside the loss's range."""
+    """The scan of `fit` and `evaluate`: no NaN, no infinity (in the network's dtype), no target
+    outside the loss's range.
+    """
     arrays.require_finite(data.X, "X", net.dtype)
     arrays.require_finite(data.Y, "Y", net.dtype)
     _require_targets(data.Y, data.inputs.classes, loss, net)
@@ -1272,7 +1346,9 @@ def _require_finite(data: Data, loss: loss_sheet.Loss, net: MLP) -> None:
 def _require_targets(
     Y: Array, classes: bool, loss: loss_sheet.Loss, net: MLP, name: str = "Y", first: int = 0
 ) -> None:  # fmt: skip
-    """Raise a ValueError that names the first row whose target is outside the loss's range; `first` is that of Y."""
+    """Raise a ValueError that names the first row whose target is outside the loss's range; `first`
+    is that of Y.
+    """
     if classes:
         arrays.require_classes(Y, net.sizes[-1], name, first)
     elif loss.takes_classes:

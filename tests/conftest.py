@@ -1,4 +1,6 @@
-"""Tests mean the CPU unless they stand in tests/gpu: on a machine with a GPU, `device="auto"` would take it."""
+"""Tests mean the CPU unless they stand in tests/gpu: on a machine with a GPU, `device="auto"` would
+take it.
+"""
 
 import gc
 

@@ -1,4 +1,6 @@
-"""The text of a formula, taken as Python, on real or complex arrays: shares nothing with the evaluators that are tested."""
+"""The text of a formula, taken as Python, on real or complex arrays: shares nothing with the
+evaluators that are tested.
+"""
 
 import numpy as np
 from scipy import special

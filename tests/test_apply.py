@@ -1,4 +1,6 @@
-"""`trainer.apply`: an update by a gradient that the caller hands back, on the CPU and on the device that the CPU plays."""
+"""`trainer.apply`: an update by a gradient that the caller hands back, on the CPU and on the device
+that the CPU plays.
+"""
 
 import os
 import shutil

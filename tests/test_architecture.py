@@ -172,7 +172,8 @@ def test_a_backend_has_the_operations_of_the_protocol_with_the_same_signatures()
     assert public == set(wanted)
 
 
-# -- one row ---------------------------------------------------------------------------------------------------------------
+# -- one row
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -195,11 +196,13 @@ def sheets(tmp_path, monkeypatch):
     ("row", "spec"),
     [
         (
-            "ACTIVATION(softsign, glorot, none, none, s / (1 + abs(s)), (1 - abs(z)) * (1 - abs(z)))",
+            "ACTIVATION(softsign, glorot, none, none, s / (1 + abs(s)), (1 - abs(z)) * (1 - "
+            "abs(z)))",
             "softsign",
         ),
         (
-            "ACTIVATION(bent, he, T(0.5), a > 0, a * s * tanh(s), a * (tanh(s) + s * (1 - tanh(s) * tanh(s))))",
+            "ACTIVATION(bent, he, T(0.5), a > 0, a * s * tanh(s), a * (tanh(s) + s * (1 - tanh(s) "
+            "* tanh(s))))",
             ("bent", 1.5),
         ),
     ],
@@ -228,10 +231,12 @@ def test_adding_an_activation_is_one_row(sheets, tmp_path, row, spec):
 def test_adding_a_loss_and_a_matched_pair_is_a_row_each(sheets):
     with open(sheets / "losses.def", "a") as file:
         file.write(
-            "\nLOSS(fourth, any, none, none, (z - y) * (z - y) * (z - y) * (z - y), 4 * (z - y) * (z - y) * (z - y))\n"
+            "\nLOSS(fourth, any, none, none, (z - y) * (z - y) * (z - y) * (z - y), 4 * (z - y) * "
+            "(z - y) * (z - y))\n"
         )
         file.write(
-            "MATCHED(fourth, identity, (s - y) * (s - y) * (s - y) * (s - y), 4 * (s - y) * (s - y) * (s - y))\n"
+            "MATCHED(fourth, identity, (s - y) * (s - y) * (s - y) * (s - y), 4 * (s - y) * (s - "
+            "y) * (s - y))\n"
         )
     losses.sheet.cache_clear()
     losses.matched.cache_clear()
@@ -248,7 +253,8 @@ def test_without_its_sheets_the_library_says_where_it_looked(tmp_path, monkeypat
         kernel_files.folder()
 
 
-# -- words -----------------------------------------------------------------------------------------------------------------
+# -- words
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_the_public_names_are_those_of_the_design_and_each_is_there():

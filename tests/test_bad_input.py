@@ -1,4 +1,6 @@
-"""The public door: what is wrong is refused, in words that name the argument and what came; nothing is half-done."""
+"""The public door: what is wrong is refused, in words that name the argument and what came; nothing
+is half-done.
+"""
 
 import math
 import re
@@ -194,7 +196,8 @@ def test_weights_that_are_zero_on_the_rows_of_the_batch_are_refused():
     )
 
 
-# -- forward, backward, predict, loss --------------------------------------------------------------------------------------
+# -- forward, backward, predict, loss
+# --------------------------------------------------------------------------------------
 
 NET = mc.MLP([4, 5, 3], "tanh")
 CACHE = NET.forward(X)
@@ -233,7 +236,8 @@ def test_bad_calls_on_a_network_are_refused(case):
     refused(call, error, words, NET)
 
 
-# -- constructors ----------------------------------------------------------------------------------------------------------
+# -- constructors
+# ----------------------------------------------------------------------------------------------------------
 
 MAKES = {
     "size 0": (lambda: mc.MLP([4, 0, 3]), ValueError, ["sizes[1] must be at least 1", "0"]),

@@ -1,4 +1,6 @@
-"""Tables that are read in pieces: the rows and the numbers of a table in memory, and never more than a window of them."""
+"""Tables that are read in pieces: the rows and the numbers of a table in memory, and never more
+than a window of them.
+"""
 
 import re
 
@@ -125,7 +127,9 @@ def test_rows_are_held_out_by_a_hash_of_seed_and_number_however_the_file_is_cut(
 def test_what_is_held_out_and_the_sample_come_from_the_whole_of_a_sorted_file(
     tmp_path, monkeypatch
 ):
-    """Each row group is sorted, so that its first rows would be easier, and of other means, than the group."""
+    """Each row group is sorted, so that its first rows would be easier, and of other means, than
+    the group.
+    """
     monkeypatch.setattr(big_tables, "HELD_OUT", 900)
     monkeypatch.setattr(big_tables, "SAMPLE", 1_000)
     monkeypatch.setattr(big_tables, "WINDOW", 3_000)

@@ -301,7 +301,8 @@ def test_what_goes_on_elsewhere_says_that_the_bits_may_differ(tmp_path, monkeypa
     np.testing.assert_allclose(back.net.parameters, other.net.parameters, rtol=1e-4, atol=1e-6)
 
 
-# -- signals ---------------------------------------------------------------------------------------------------------------
+# -- signals
+# ---------------------------------------------------------------------------------------------------------------
 
 SCRIPT = """
 import sys, numpy as np, mlpcore as mc
@@ -404,7 +405,8 @@ def test_outside_the_main_thread_fit_leaves_signals_alone(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-# -- copies ----------------------------------------------------------------------------------------------------------------
+# -- copies
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["pickle", "deepcopy"])

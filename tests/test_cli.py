@@ -261,12 +261,15 @@ def test_a_run_that_diverges_says_so_and_saves_nothing(table, tmp_path, capsys):
     assert not (tmp_path / "table.safetensors").exists()
 
 
-# -- tables ----------------------------------------------------------------------------------------------------------------
+# -- tables
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def shops(tmp_path):
-    """A CSV file with numbers, gaps, categories and an id; `price` depends on them, `dear` is whether it is high."""
+    """A CSV file with numbers, gaps, categories and an id; `price` depends on them, `dear` is
+    whether it is high.
+    """
     rng = np.random.default_rng(0)
     size, kind = rng.uniform(10, 100, 400), rng.choice(["flat", "house"], 400)
     price = 3 * size + 100 * (kind == "house")
@@ -593,7 +596,8 @@ def test_an_exported_model_of_a_table_says_which_columns_it_takes_in_which_order
     np.testing.assert_allclose(onnx_output(tmp_path / "shops.onnx", X)[:, 0], predicted, rtol=1e-4)
 
 
-# -- what the figures are of -------------------------------------------------------------------------------------------------
+# -- what the figures are of
+# -------------------------------------------------------------------------------------------------
 
 
 def predicted(model, data, tmp_path, capsys):
@@ -631,14 +635,15 @@ def test_rows_whose_label_the_model_does_not_know_count_as_wrong_and_are_said(
     said, rows = predicted(model, new, tmp_path, capsys)
     assert [row["prediction"] for row in rows] == ["yes"] * 5
     assert said.startswith(
-        "against its column dear: accuracy 0.2000 of 5 rows; 4 have a label that the model does not know, such as 'oui': "
+        "against its column dear: accuracy 0.2000 of 5 rows; 4 have a label that the model does "
+        "not know, such as 'oui': "
         "counted as wrong\n  of the 1 row with a label that it knows: accuracy 1.0000, log loss 0."
     )
     new.write_text("kind,size,dear\nhouse,99,yes\nhouse,99,no\nhouse,99,\nhouse,99,si\n")
     said, _ = predicted(model, new, tmp_path, capsys)
     assert (
-        "accuracy 0.3333 on 3 of 4 rows; 1 has a label that the model does not know, such as 'si': counted as wrong"
-        in said
+        "accuracy 0.3333 on 3 of 4 rows; 1 has a label that the model does not know, such as 'si': "
+        "counted as wrong" in said
     )
     assert "counted as wrong; 1 row has no value: not counted\n" in said
     assert "of the 2 rows with a label that it knows: AUC 0.5000, accuracy 0.5000" in said
@@ -661,8 +666,8 @@ def test_rows_without_a_number_in_a_quantity_are_left_out_and_said(shops, tmp_pa
     errors = [float(rows[i]["prediction"]) - y for i, y in enumerate((250, 150))]
     rmse, r2 = np.sqrt(np.mean(np.square(errors))), 1 - np.sum(np.square(errors)) / 5000
     assert (
-        f"R2 {r2:.4f}, RMSE {rmse:.4f} on 2 of 5 rows; 1 row has no value and 2 rows have no finite number"
-        in said
+        f"R2 {r2:.4f}, RMSE {rmse:.4f} on 2 of 5 rows; 1 row has no value and 2 rows have no "
+        "finite number" in said
     )
     assert "such as 'n/k': not counted" in said
     assert main(["check", str(model), str(new)]) == 0
@@ -700,7 +705,8 @@ def test_an_archive_with_some_of_the_classes_is_judged_by_those_of_the_model(
     assert "no row has a target that the model knows" in capsys.readouterr().err
 
 
-# -- targets as they were ----------------------------------------------------------------------------------------------------
+# -- targets as they were
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("origin", [1.7e9, 10**15, 2**60])
@@ -809,7 +815,8 @@ def test_an_export_says_which_columns_float32_is_too_coarse_for(tmp_path, capsys
     assert "note: Z is float32, too coarse for the target" in said
 
 
-# -- runs that go on -------------------------------------------------------------------------------------------------------
+# -- runs that go on
+# -------------------------------------------------------------------------------------------------------
 
 
 def command(*arguments):

@@ -62,7 +62,8 @@ def put(path, kind):
     return path.read_bytes()
 
 
-# -- train -------------------------------------------------------------------------------------------------------------
+# -- train
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(folder, capsys):
@@ -229,7 +230,8 @@ def test_an_unfinished_run_is_not_begun_anew_by_mistake(folder, capsys):
     with stopped_at(8):
         assert train(*call) == 130
     assert capsys.readouterr().err == (
-        "mlpcore: interrupted; stopped in epoch 2 of 3, after 2 of its batches, saved in t.checkpoint.safetensors; "
+        "mlpcore: interrupted; stopped in epoch 2 of 3, after 2 of its batches, saved in "
+        "t.checkpoint.safetensors; "
         "the same command with --resume goes on from there\n"
     )
     before = kept.read_bytes()
@@ -365,7 +367,8 @@ def test_an_out_that_is_no_folder_to_write_in_is_refused_before_the_data_are_rea
         os.seteuid(user)
 
 
-# -- predict -----------------------------------------------------------------------------------------------------------
+# -- predict
+# -----------------------------------------------------------------------------------------------------------
 
 
 def predict(*more):
@@ -495,7 +498,8 @@ def test_predictions_go_into_pipes_and_devices(folder, capsys):
     refused(capsys, predict("--out", "."), "is a folder")
 
 
-# -- export ------------------------------------------------------------------------------------------------------------
+# -- export
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_export_replaces_that_of_the_same_model_and_nothing_else(folder, capsys):
@@ -526,7 +530,8 @@ def test_an_export_replaces_that_of_the_same_model_and_nothing_else(folder, caps
     assert (folder / "t.onnx").read_bytes() != before
 
 
-# -- cells -------------------------------------------------------------------------------------------------------------
+# -- cells
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_no_cell_of_predictions_is_a_formula_and_numbers_stay_as_they_are(folder, capsys):

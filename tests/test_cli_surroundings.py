@@ -1,4 +1,6 @@
-"""The command in surroundings that it does not choose: streams, encodings, signals, libraries, names."""
+"""The command in surroundings that it does not choose: streams, encodings, signals, libraries,
+names.
+"""
 
 import contextlib
 import io
@@ -37,7 +39,8 @@ def child(*arguments, **settings):
     )
 
 
-# -- streams -----------------------------------------------------------------------------------------------------------
+# -- streams
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_training_whose_messages_nobody_reads_is_saved_and_ends_quietly(folder):
@@ -141,7 +144,8 @@ def test_help_fits_any_terminal_and_any_encoding(monkeypatch, capsys):
     assert capsys.readouterr().out.isascii()
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
+# -- names
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode there")
@@ -172,7 +176,8 @@ def test_files_whose_names_are_not_utf_8_are_read_and_written(suffix, folder, ca
     assert r"saved \udcff$x^{\.safetensors" in said
 
 
-# -- libraries and systems ---------------------------------------------------------------------------------------------
+# -- libraries and systems
+# ---------------------------------------------------------------------------------------------
 
 SURROUNDED = """
 import os, sys
@@ -226,7 +231,8 @@ def test_a_disk_that_is_full_at_the_picture_leaves_the_model_and_says_so(folder,
     assert main(["predict", "t.safetensors", "t.npz"]) == 0
 
 
-# -- signals -----------------------------------------------------------------------------------------------------------
+# -- signals
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -263,7 +269,8 @@ def test_what_was_saved_before_a_signal_is_said(folder, capsys, monkeypatch):
         main([*CALL, "--splits", "1"])  # goes on: what is ignored stays so
 
 
-# -- numbers -----------------------------------------------------------------------------------------------------------
+# -- numbers
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -326,7 +333,8 @@ def test_a_text_in_place_of_a_number_is_said_in_short(capsys):
         assert len(error) < 3000
 
 
-# -- what an error names -----------------------------------------------------------------------------------------------
+# -- what an error names
+# -----------------------------------------------------------------------------------------------
 
 
 def columns(name, number, encoding="utf-8"):

@@ -1,4 +1,6 @@
-"""Damaged .npz and Parquet files are errors that name the file; columns that cannot be used, errors that name the column."""
+"""Damaged .npz and Parquet files are errors that name the file; columns that cannot be used, errors
+that name the column.
+"""
 
 import contextlib
 import io
@@ -54,7 +56,8 @@ def bent(rng, raw, first=0, last=None):
     return changed
 
 
-# -- .npz ------------------------------------------------------------------------------------------------------------------
+# -- .npz
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -183,7 +186,8 @@ def test_random_damages_of_an_archive_are_found_or_harmless(save, archive):
     assert 150 < found < 300
 
 
-# -- Parquet ---------------------------------------------------------------------------------------------------------------
+# -- Parquet
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def sound(path, **options):
@@ -256,7 +260,9 @@ def test_pages_are_compared_with_their_checksums(tmp_path):
 
 
 def test_rows_that_are_promised_and_not_there_are_missed(tmp_path):
-    """The footer of a longer file on the pages of a shorter one; pyarrow reads fewer rows, and says nothing."""
+    """The footer of a longer file on the pages of a shorter one; pyarrow reads fewer rows, and says
+    nothing.
+    """
     path = sound(tmp_path / "t.parquet")
     with (
         parquet.ParquetFile(path) as file,
@@ -395,7 +401,8 @@ def test_categories_whose_texts_are_views_are_categories(tmp_path):
     assert tables.plain(table.column("c")).to_pylist() == ["x", "y", None]
 
 
-# -- messages --------------------------------------------------------------------------------------------------------------
+# -- messages
+# --------------------------------------------------------------------------------------------------------------
 
 
 LONG = "n" * 40_000

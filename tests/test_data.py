@@ -101,7 +101,8 @@ def test_an_archive_that_cannot_be_trained_on_is_refused_by_name(arrays, words, 
     assert all(word in str(error.value) for word in words)
 
 
-# -- numbers far from 0, of any size ---------------------------------------------------------------------------------------
+# -- numbers far from 0, of any size
+# ---------------------------------------------------------------------------------------
 
 
 def standardised(values):
@@ -176,7 +177,8 @@ def test_what_cannot_be_standardised_is_named():
     assert np.isnan(scale.apply(np.array([[np.nan, 1.0]]))).tolist() == [[True, False]]
 
 
-# -- classes or a quantity, and what another archive says of them ----------------------------------------------------------
+# -- classes or a quantity, and what another archive says of them
+# ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,8 @@ def test_an_archive_is_judged_by_the_classes_of_the_model_and_not_by_its_own(tmp
             data.load_truth(tmp_path / "x.npz", 4, classes, "number", outputs)
 
 
-# -- frames in memory ------------------------------------------------------------------------------------------------------
+# -- frames in memory
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_frame_of_several_types_is_read_column_by_column():

@@ -1,4 +1,6 @@
-"""The documentation is true: its snippets run and print what the page says, its links lead somewhere."""
+"""The documentation is true: its snippets run and print what the page says, its links lead
+somewhere.
+"""
 
 import contextlib
 import io

@@ -1,4 +1,6 @@
-"""Training with dropout: its gradient, its masks whatever the chunks and threads, and that nothing but a step drops."""
+"""Training with dropout: its gradient, its masks whatever the chunks and threads, and that nothing
+but a step drops.
+"""
 
 import numpy as np
 import pytest
@@ -51,11 +53,14 @@ def masks(one, rows, step=None):
     return found
 
 
-# -- the gradient ----------------------------------------------------------------------------------------------------------
+# -- the gradient
+# ----------------------------------------------------------------------------------------------------------
 
 
 def directional(one, X, Y):
-    """The derivative of J along a random direction, the masks held fixed: by central differences, and by the gradient."""
+    """The derivative of J along a random direction, the masks held fixed: by central differences,
+    and by the gradient.
+    """
     net, rng = one.net, np.random.default_rng(3)
     _, gradient = one.gradient(X, Y)
     v, w, step = rng.standard_normal(gradient.size), net.parameters.copy(), 1e-6
@@ -115,7 +120,8 @@ def test_a_step_is_that_of_the_recurrences_with_z_times_m_over_1_minus_p():
         )
 
 
-# -- the same masks --------------------------------------------------------------------------------------------------------
+# -- the same masks
+# --------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -189,7 +195,8 @@ def test_a_layer_with_rate_0_is_left_alone():
     ]
 
 
-# -- everything else drops nothing -----------------------------------------------------------------------------------------
+# -- everything else drops nothing
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hidden", activations.names())
@@ -244,7 +251,8 @@ def test_dropout_takes_no_memory_that_the_plan_does_not_list_nor_grows_with_the_
     assert more[0] == more[1] < 256 << 10
 
 
-# -- arguments -------------------------------------------------------------------------------------------------------------
+# -- arguments
+# -------------------------------------------------------------------------------------------------------------
 
 BAD = {
     "1": (1, ValueError, "dropout must be at least 0 and less than 1; got 1.0"),

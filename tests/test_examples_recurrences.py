@@ -1,4 +1,6 @@
-"""examples/recurrences.py: the path sums are derivatives, and the engine's arrays are the path sums."""
+"""examples/recurrences.py: the path sums are derivatives, and the engine's arrays are the path
+sums.
+"""
 
 import math
 import runpy
@@ -27,7 +29,9 @@ def activation(l, s):
 
 
 def J_from(l, rows, y, w, before_activation=False):
-    """J as a function of the outputs of layer l (or of its pre-activations), the later layers following."""
+    """J as a function of the outputs of layer l (or of its pre-activations), the later layers
+    following.
+    """
     total = 0.0
     for i, start in enumerate(rows):
         z = [activation(l, s) for s in start] if before_activation else start

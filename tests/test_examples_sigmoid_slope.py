@@ -101,7 +101,8 @@ def test_auto_weights_start_every_a_as_the_same_net_and_glorot_weights_a_small_a
         assert example.spread_at_start(a, "auto") == pytest.approx(
             example.spread_at_start(1.0, "auto"), rel=1e-12
         )
-    # a/4 in each of the three layers: half the slope, an eighth of the spread, the more exactly the smaller a
+    # a/4 in each of the three layers: half the slope, an eighth of the spread, the more exactly
+    # the smaller a
     halved = example.spread_at_start(0.02, "glorot") / example.spread_at_start(0.01, "glorot")
     assert halved == pytest.approx(8, rel=0.01)
     assert example.spread_at_start(0.5, "glorot") < 0.05 * example.spread_at_start(0.5, "auto")

@@ -1,4 +1,6 @@
-"""examples/total_derivative.py: which of the three answers is right, and by what factor the others are wrong."""
+"""examples/total_derivative.py: which of the three answers is right, and by what factor the others
+are wrong.
+"""
 
 import math
 import runpy

@@ -1,4 +1,6 @@
-"""What goes wrong in a run, and what must not: overflow, memory that runs out, several threads and processes, equal bits."""
+"""What goes wrong in a run, and what must not: overflow, memory that runs out, several threads and
+processes, equal bits.
+"""
 
 import hashlib
 import logging
@@ -29,7 +31,8 @@ def make(device="cpu", activations="tanh", optimizer=None, **settings):
     return mc.Trainer(net, "squared_error", optimizer or mc.SGD(0.01), **settings)
 
 
-# -- numbers that are not finite -------------------------------------------------------------------------------------------
+# -- numbers that are not finite
+# -------------------------------------------------------------------------------------------
 
 CASES = {  # hidden activations, weights that overflow → the layer where it begins
     "the outputs of layer 2": ("relu", {1: 1e20, 2: 1e30}, 2),
@@ -142,7 +145,8 @@ def test_a_setting_that_is_neither_raise_nor_skip_is_refused():
         make(on_non_finite="ignore")
 
 
-# -- memory that runs out --------------------------------------------------------------------------------------------------
+# -- memory that runs out
+# --------------------------------------------------------------------------------------------------
 
 
 def test_when_memory_runs_out_the_chunk_is_halved_and_the_step_is_the_same(
@@ -190,7 +194,8 @@ def test_when_not_even_one_row_fits_the_largest_arrays_are_named(monkeypatch):
     assert np.isfinite(trainer.step(X, Y))
 
 
-# -- threads and processes -------------------------------------------------------------------------------------------------
+# -- threads and processes
+# -------------------------------------------------------------------------------------------------
 
 
 def digest(parameters):
@@ -279,7 +284,8 @@ def test_trainers_work_under_joblib():
         assert there == [trained(1, 1), trained(2, 1)]
 
 
-# -- determinism -----------------------------------------------------------------------------------------------------------
+# -- determinism
+# -----------------------------------------------------------------------------------------------------------
 
 HASH = """
 import sys, hashlib, numpy as np, mlpcore as mc
@@ -318,7 +324,8 @@ def test_the_parameters_after_100_steps_are_the_same_bits_in_two_processes(devic
     assert len(runs[0].stdout) == 65
 
 
-# -- the memory limit, as the process sees it ------------------------------------------------------------------------------
+# -- the memory limit, as the process sees it
+# ------------------------------------------------------------------------------
 
 PEAK = """
 import sys, numpy as np, mlpcore as mc

@@ -1,5 +1,5 @@
-"""The gradient check passes what is right and exposes what is wrong: each misprint in a net that hides it, and in one that
-does not."""
+"""The gradient check passes what is right and exposes what is wrong: each misprint in a net that
+hides it, and in one that does not."""
 
 import dataclasses
 import itertools
@@ -61,7 +61,8 @@ def check(net, X, Y, gradient=None, **settings):
     return mc.check_gradients(net, X, Y, loss="squared_error", gradient=gradient, **settings)
 
 
-# -- right ones pass -----------------------------------------------------------------------------------------------------
+# -- right ones pass
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("entries", [False, True])
@@ -165,7 +166,8 @@ def test_the_same_seed_checks_along_the_same_directions():
     )
 
 
-# -- wrong ones fail, and are named ---------------------------------------------------------------------------------------
+# -- wrong ones fail, and are named
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("entries", [False, True])
@@ -225,7 +227,8 @@ def _value(activation, s):
 
 
 A, B = [3, 4, 2], [3, 4, 4, 2]
-MISPRINTS = [  # number, the net that hides it, the one that exposes it, the blocks that come out wrong
+# number, the net that hides it, the one that exposes it, the blocks that come out wrong
+MISPRINTS = [
     (1, (A, ["exp"], "exp", 5), (A, ["tanh"], "tanh", 5), ["W[1]", "W[2]", "b[1]", "b[2]"]),
     (2, (A, ["relu"], "relu", 5), (A, ["tanh"], "tanh", 5), ["W[1]", "W[2]", "b[1]", "b[2]"]),
     (3, ([3, 1, 1], ["tanh"], "identity", 1), ([3, 4, 4], ["tanh"], "identity", 4), ["W[1]", "W[2]"]),
@@ -367,7 +370,8 @@ def test_a_wrong_product_is_found_out(monkeypatch, method, check):
     assert "<- wrong" in str(found)
 
 
-# -- any scale ------------------------------------------------------------------------------------------------------------
+# -- any scale
+# ------------------------------------------------------------------------------------------------------------
 
 
 def by_the_engine(net, X, Y, loss="squared_error"):

@@ -1,4 +1,6 @@
-"""Arrays of other libraries and of every kind go in; results come back in the library of X; nothing is copied needlessly."""
+"""Arrays of other libraries and of every kind go in; results come back in the library of X; nothing
+is copied needlessly.
+"""
 
 import array
 import functools
@@ -183,7 +185,8 @@ def test_an_array_of_the_standard_library_is_an_array():
     )
 
 
-# -- kinds of NumPy arrays, on both backends ---------------------------------------------------------------------------------
+# -- kinds of NumPy arrays, on both backends
+# ---------------------------------------------------------------------------------
 
 
 def read_only(x):
@@ -268,7 +271,8 @@ def test_bfloat16_of_other_libraries_goes_in_exactly(library):
     np.testing.assert_array_equal(np.asarray(found), net().predict(X))
 
 
-# -- what is refused -------------------------------------------------------------------------------------------------------
+# -- what is refused
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_structured_arrays_and_raw_bytes_are_no_numbers():

@@ -152,7 +152,9 @@ def test_settings_of_layers_may_change_between_steps_and_the_state_goes_on(devic
 
 
 def adam(w, g, states, t, rate, hat=False, decay=0.0):
-    """Adam's update as Kingma and Ba write it; t, one for each entry, is that entry's own count of updates."""
+    """Adam's update as Kingma and Ba write it; t, one for each entry, is that entry's own count of
+    updates.
+    """
     live = g != 0
     m, v = (states.get(key, 0 * w) for key in "mv")
     m, v = np.where(live, 0.9 * m + 0.1 * g, m), np.where(live, 0.999 * v + 0.001 * g * g, v)

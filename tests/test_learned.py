@@ -38,7 +38,8 @@ def make(spec, output="identity", **settings):
     return mc.MLP([4, 6, 5, 2], spec, output, **{"dtype": "float64", "seed": 3, **settings})
 
 
-# -- the gradient --------------------------------------------------------------------------------------------------------
+# -- the gradient
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_the_gradient_of_a_net_of_one_unit_by_hand():
@@ -153,7 +154,8 @@ def test_layers_as_narrow_and_as_wide_as_a_piece_and_wider(columns):
         )
 
 
-# -- training ------------------------------------------------------------------------------------------------------------
+# -- training
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_training_finds_the_slope_of_the_data():
@@ -259,7 +261,8 @@ def test_a_run_is_taken_up_to_the_bit(spec, tmp_path):
     assert (second.net.a[1] != first.net.a[1]).all()
 
 
-# -- the network -----------------------------------------------------------------------------------------------------------
+# -- the network
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_begins_with_and_where_it_stands():
@@ -327,7 +330,8 @@ def test_files_of_other_networks_say_nothing_of_them(tmp_path):
     assert [{*row} for row in json.loads(json.dumps(header["activations"]))] == rows
 
 
-# -- bad input -------------------------------------------------------------------------------------------------------------
+# -- bad input
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

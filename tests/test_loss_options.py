@@ -1,4 +1,6 @@
-"""Class weights, label smoothing, the weight of positives: PyTorch's formulas by hand, every door that takes them."""
+"""Class weights, label smoothing, the weight of positives: PyTorch's formulas by hand, every door
+that takes them.
+"""
 
 import itertools
 import pickle
@@ -36,7 +38,8 @@ def log_softmax(net):
     return S - np.log(np.exp(S).sum(axis=1, keepdims=True))
 
 
-# -- the numbers ----------------------------------------------------------------------------------------------------------
+# -- the numbers
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
@@ -47,7 +50,8 @@ def test_cross_entropy_of_class_numbers_is_pytorchs(weights, by_class, smoothing
     log_p, c = log_softmax(one.net), np.ones(CLASSES) if by_class is None else np.array(by_class)
     w = np.ones(ROWS) if weights is None else weights
     rows = np.arange(ROWS)
-    # torch.nn.CrossEntropyLoss(weight=c, label_smoothing=ε): the smoothed share of each class counts with that class's weight
+    # torch.nn.CrossEntropyLoss(weight=c, label_smoothing=ε): the smoothed share of each class
+    # counts with that class's weight
     loss = -(1 - smoothing) * c[LABELS] * log_p[rows, LABELS] - smoothing / CLASSES * (
         c * log_p
     ).sum(axis=1)
@@ -268,7 +272,8 @@ def test_it_is_pytorchs_own_loss():
     assert trainer(class_weight=weights).loss.class_weight == tuple(BY_CLASS)
 
 
-# -- runs -----------------------------------------------------------------------------------------------------------------
+# -- runs
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_class_weights_train_as_row_weights_do_and_accuracy_does_not_count_them():
@@ -426,7 +431,8 @@ def test_the_weights_of_the_rows_are_in_the_plan_of_a_run_and_under_its_limit():
     assert plans[0].total_bytes <= limit
 
 
-# -- errors ---------------------------------------------------------------------------------------------------------------
+# -- errors
+# ---------------------------------------------------------------------------------------------------------------
 
 REFUSED = [
     (

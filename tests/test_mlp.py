@@ -1,4 +1,6 @@
-"""The network that people hold: initial weights, views, predict, copies, files, devices, what importing costs."""
+"""The network that people hold: initial weights, views, predict, copies, files, devices, what
+importing costs.
+"""
 
 import json
 import os
@@ -13,7 +15,8 @@ from safetensors.numpy import save_file
 import mlpcore as mc
 from mlpcore.io import model_file
 
-# -- initial weights -------------------------------------------------------------------------------------------------------
+# -- initial weights
+# -------------------------------------------------------------------------------------------------------
 
 
 def deviation(hidden, n_in=300, n_out=500, **settings):
@@ -95,7 +98,8 @@ def test_a_custom_activation_says_how_its_weights_start():
     assert np.isfinite(deviation(mc.Activation("flat at 0", "s * s", "2 * s"))[0])
 
 
-# -- views -----------------------------------------------------------------------------------------------------------------
+# -- views
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_weights_cannot_be_replaced_but_written_into():
@@ -117,7 +121,8 @@ def test_writing_into_the_flat_vector_shows_in_the_views_and_in_predictions():
     np.testing.assert_array_equal(net.predict([[1.0, 10.0]]), [[36.0]])
 
 
-# -- forward and predict ----------------------------------------------------------------------------------------------------
+# -- forward and predict
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("output", ["identity", "softmax", "gelu"])
@@ -167,7 +172,8 @@ def test_logits_tell_rows_apart_whose_probabilities_are_rounded_to_1():
     np.testing.assert_array_equal(net.logits(X), X)
 
 
-# -- one output of a 1-D Y -------------------------------------------------------------------------------------------------
+# -- one output of a 1-D Y
+# -------------------------------------------------------------------------------------------------
 
 
 def lines(rows=40):
@@ -279,7 +285,8 @@ def test_large_inputs_overflow_without_a_warning():
     assert net.predict([[1e300]]).shape == (1, 1)  # beyond float32 already
 
 
-# -- copies ----------------------------------------------------------------------------------------------------------------
+# -- copies
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_copy_is_equal_and_independent():
@@ -306,7 +313,8 @@ def test_a_network_says_what_it_is():
         assert part in text
 
 
-# -- files -----------------------------------------------------------------------------------------------------------------
+# -- files
+# -----------------------------------------------------------------------------------------------------------------
 
 CUBIC = mc.Activation("cubic", "a * s * s * s + s", "3 * a * s * s + 1", 0.3, init="lecun")
 NETS = [
@@ -480,7 +488,8 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         mc.MLP.load(tmp_path)
 
 
-# -- devices ---------------------------------------------------------------------------------------------------------------
+# -- devices
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_a_device_that_is_not_there_is_an_error_of_its_own_with_the_reason(tmp_path):
@@ -546,7 +555,8 @@ def test_info_sees_a_pin_of_the_environment():
         )
 
 
-# -- what importing costs ----------------------------------------------------------------------------------------------------
+# -- what importing costs
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_importing_and_training_load_none_of_the_heavy_packages():

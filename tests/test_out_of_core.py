@@ -388,7 +388,8 @@ def test_a_file_that_is_closed_meanwhile_says_which_rows_were_asked_for(tmp_path
     assert re.fullmatch(r"X was asked for its rows \d+ … \d+", caught.value.__notes__[0])
 
 
-# -- the same rows, the same order -------------------------------------------------------------------------------------------
+# -- the same rows, the same order
+# -------------------------------------------------------------------------------------------
 
 
 def fitted(*table, **settings):
@@ -451,7 +452,8 @@ def _fitted_and_mapped(x, y):
     return fitted(x, y), isinstance(x, np.memmap)
 
 
-# -- loaders that do not know their length -----------------------------------------------------------------------------------
+# -- loaders that do not know their length
+# -----------------------------------------------------------------------------------
 
 
 class Loader:

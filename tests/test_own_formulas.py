@@ -1,4 +1,6 @@
-"""Activations and losses of a user's own, their slopes derived: in training, checks, files, ONNX and second derivatives."""
+"""Activations and losses of a user's own, their slopes derived: in training, checks, files, ONNX
+and second derivatives.
+"""
 
 import numpy as np
 import onnxruntime

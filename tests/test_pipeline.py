@@ -1,4 +1,6 @@
-"""The map from a table's columns to the network's input: scikit-learn's numbers, and a format of its own in model files."""
+"""The map from a table's columns to the network's input: scikit-learn's numbers, and a format of
+its own in model files.
+"""
 
 import csv
 import io
@@ -29,7 +31,9 @@ DATA = Path(__file__).parent / "data"
 
 
 def of_sklearn(frame, rows, columns):
-    """Return names and values of the columns that scikit-learn makes, with exact means and deviations."""
+    """Return names and values of the columns that scikit-learn makes, with exact means and
+    deviations.
+    """
     numbers = [column.name for column in columns if column.kind == "number"]
     scaled = make_pipeline(
         SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True),
@@ -58,7 +62,9 @@ def scaled_input(made, frame):
 
 
 def random_frame(seed, rows=700):
-    """Numbers of all sizes with gaps, and categories with rare values, ties and more than a hundred of them."""
+    """Numbers of all sizes with gaps, and categories with rare values, ties and more than a hundred
+    of them.
+    """
     rng = np.random.default_rng(seed)
 
     def gaps(values, share):
@@ -131,7 +137,8 @@ def test_medians_of_huge_numbers_do_not_overflow():
     assert made.median[0] == 1.3e308
 
 
-# -- in a model file -------------------------------------------------------------------------------------------------------
+# -- in a model file
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +181,9 @@ FORMATS = [
 @pytest.mark.parametrize("version", FORMATS)
 @pytest.mark.parametrize("what", ["table-{}-classes", "table-{}-quantity", "archive-{}"])
 def test_models_of_each_format_predict_what_they_did(version, what, tmp_path, capsys):
-    """The models, and the predictions beside them, were written by `mlpcore train` and `predict` of their time."""
+    """The models, and the predictions beside them, were written by `mlpcore train` and `predict` of
+    their time.
+    """
     name = what.format(f"format-{version}")
     data = DATA / (f"table-format-{version}.csv" if what.startswith("table") else f"{name}.npz")
     assert (
@@ -396,7 +405,8 @@ def test_reading_takes_memory_and_steps_in_proportion_to_the_file():
         assert peak < 20 << 20
 
 
-# -- many columns ----------------------------------------------------------------------------------------------------------
+# -- many columns
+# ----------------------------------------------------------------------------------------------------------
 
 
 def calls(function):
@@ -453,7 +463,9 @@ def test_training_and_predicting_take_steps_in_proportion_to_the_columns(tmp_pat
 
 
 def test_time_is_in_proportion_to_the_columns(tmp_path):
-    """The time is the process's, not the clock's; four times the columns took it sixteen times as long."""
+    """The time is the process's, not the clock's; four times the columns took it sixteen times as
+    long.
+    """
     seconds = {}
     for columns in (2000, 8000):
         path = tmp_path / f"{columns}.parquet"

@@ -1,4 +1,6 @@
-"""Rows that are read block by block: each once an epoch, in an order that a seed fixes, with flat memory and no thread left."""
+"""Rows that are read block by block: each once an epoch, in an order that a seed fixes, with flat
+memory and no thread left.
+"""
 
 import gc
 import itertools
@@ -84,7 +86,8 @@ def readers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("mlpcore-reader")]
 
 
-# -- the order -------------------------------------------------------------------------------------------------------------
+# -- the order
+# -------------------------------------------------------------------------------------------------------------
 
 sizes = st.sampled_from([1, 2, 3, 7, 13, 64, 97, 1000])
 
@@ -151,7 +154,9 @@ def test_all_rows_in_one_window_are_shuffled_as_a_whole():
 
 
 def test_a_sorted_file_comes_out_mixed():
-    """Of 100,000 rows sorted by class, in windows of 10,000, each batch has all ten classes in about equal shares."""
+    """Of 100,000 rows sorted by class, in windows of 10,000, each batch has all ten classes in
+    about equal shares.
+    """
     rows = 100_000
     X, Y = table(rows, 2)
     stream = open_stream(Sliced(X), Y)
@@ -233,7 +238,8 @@ def test_the_windows_keep_to_the_limit_and_hold_a_batch_at_least():
     assert sum(plan.nbytes(buffer) for buffer in stream.buffers(128)) <= 2 * streams.WINDOW
 
 
-# -- sources ---------------------------------------------------------------------------------------------------------------
+# -- sources
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def memmap(folder, array, name="X.npy"):
@@ -552,7 +558,8 @@ def test_arrays_in_memory_are_not_for_streams():
     assert open_stream(None) is None
 
 
-# -- the door --------------------------------------------------------------------------------------------------------------
+# -- the door
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_door_names_the_argument():
@@ -660,7 +667,8 @@ def test_a_source_that_gives_another_shape_than_it_said_is_refused():
         epoch(open_stream(source, Y), 10, limit=2000)
 
 
-# -- the thread ------------------------------------------------------------------------------------------------------------
+# -- the thread
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_error_in_the_source_comes_with_its_traceback_and_ends_the_thread():
@@ -796,7 +804,8 @@ def test_a_forked_process_reads_for_itself():
     """)
 
 
-# -- memory ----------------------------------------------------------------------------------------------------------------
+# -- memory
+# ----------------------------------------------------------------------------------------------------------------
 
 FLAT = """
 from pathlib import Path
@@ -825,7 +834,9 @@ print(base, most)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize("kind", ["memmap", "view", "parquet"])
 def test_memory_is_flat_on_a_file_many_times_the_windows(tmp_path, kind):
-    """Pages of the file included: 128 MiB, 8 MiB of windows. pyarrow takes 70 MiB for itself; with its own defaults 240 MiB."""
+    """Pages of the file included: 128 MiB, 8 MiB of windows. pyarrow takes 70 MiB for itself; with
+    its own defaults 240 MiB.
+    """
     rows = 1 << 18
     if kind == "parquet":  # one row group
         rows = 1 << 21

@@ -63,7 +63,8 @@ def notes(table):
     return {column.name: column.note for column in table.columns}
 
 
-# -- what is taken as what -------------------------------------------------------------------------------------------------
+# -- what is taken as what
+# -------------------------------------------------------------------------------------------------
 
 
 def test_a_column_is_taken_by_its_type_and_values_whatever_the_format(path, frame):
@@ -207,7 +208,8 @@ def test_the_listing_of_columns_names_them_all_up_to_its_limit():
     assert "6 more: 3 left out, 3 number" in text
 
 
-# -- the target ------------------------------------------------------------------------------------------------------------
+# -- the target
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,8 @@ def test_how_whole_numbers_were_taken_is_said_with_how_to_say_otherwise(numbers,
     assert tables.load(tmp_path / "t.parquet", "y", "regression").note == ""
 
 
-# -- a value has one name --------------------------------------------------------------------------------------------------
+# -- a value has one name
+# --------------------------------------------------------------------------------------------------
 
 
 def written_as(how, values, tmp_path, name="y"):
@@ -653,7 +656,8 @@ def test_groups_without_a_name_are_refused_and_one_group_has_one_name(tmp_path):
         tables.load(tmp_path / "g.parquet", "y", groups="g")
 
 
-# -- numbers far from 0, of any size ---------------------------------------------------------------------------------------
+# -- numbers far from 0, of any size
+# ---------------------------------------------------------------------------------------
 
 
 FAR = [
@@ -670,7 +674,9 @@ FAR = [
     ],
 )
 def test_numbers_are_standardised_as_if_they_were_around_0(origin, unit, dtype, suffix, tmp_path):
-    """The reference is the same column without its offset, in Python's exact integers and in double."""
+    """The reference is the same column without its offset, in Python's exact integers and in
+    double.
+    """
     e = np.random.default_rng(0).normal(size=(300, 2))
     near = np.rint(e * unit) if np.issubdtype(dtype, np.integer) else e
     if np.issubdtype(dtype, np.integer):
@@ -773,7 +779,8 @@ def test_a_column_far_from_0_that_is_constant_on_the_training_rows_is_left_at_0(
     np.testing.assert_allclose(X[:, 1], [-1, 1] * 30, rtol=1e-6)
 
 
-# -- errors ----------------------------------------------------------------------------------------------------------------
+# -- errors
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -847,7 +854,8 @@ def test_a_number_that_cannot_be_standardised_is_named(tmp_path):
         table.prepare(np.arange(9)).apply(table.X)
 
 
-# -- kept and used again ---------------------------------------------------------------------------------------------------
+# -- kept and used again
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

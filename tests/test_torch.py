@@ -1,4 +1,6 @@
-"""The network as a layer of PyTorch; networks from PyTorch's models and back: gradients, shared memory, equal predictions."""
+"""The network as a layer of PyTorch; networks from PyTorch's models and back: gradients, shared
+memory, equal predictions.
+"""
 
 import copy
 import io
@@ -27,7 +29,8 @@ def rows(count=7, dtype=torch.float64, **more):
     return X.requires_grad_(**more) if more else X
 
 
-# -- gradients -------------------------------------------------------------------------------------------------------------
+# -- gradients
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("output", ["identity", "softmax", ("sigmoid", 2.0)], ids=str)
@@ -113,7 +116,8 @@ def test_writing_between_forward_and_backward_into_what_backward_reads_is_an_err
         J.backward()
 
 
-# -- memory ----------------------------------------------------------------------------------------------------------------
+# -- memory
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_no_array_is_copied_on_the_way(monkeypatch):
@@ -247,7 +251,8 @@ def test_without_gradients_it_predicts_and_keeps_no_cache(monkeypatch):
         torch.testing.assert_close(Z, expected, rtol=1e-14, atol=1e-15)
 
 
-# -- memory that processes share ---------------------------------------------------------------------------------------------
+# -- memory that processes share
+# ---------------------------------------------------------------------------------------------
 
 
 def _overwrite(module):
@@ -345,7 +350,8 @@ def test_parametrized_parameters_train_their_originals_and_are_not_moved_silentl
     assert module.float().net.dtype == np.float32
 
 
-# -- what PyTorch does with modules ------------------------------------------------------------------------------------------
+# -- what PyTorch does with modules
+# ------------------------------------------------------------------------------------------
 
 
 def test_leading_axes_stay_and_other_dtypes_are_cast_there_and_back():
@@ -481,7 +487,8 @@ def test_importing_mlpcore_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-# -- from_torch, to_torch ----------------------------------------------------------------------------------------------------
+# -- from_torch, to_torch
+# ----------------------------------------------------------------------------------------------------
 
 KINDS = [
     *(name for name in convert.TORCH if name not in activations.ROWWISE),

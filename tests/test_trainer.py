@@ -1,4 +1,6 @@
-"""Whole runs: shuffled batches, validation, early stopping, callbacks, history, the same seed to the bit."""
+"""Whole runs: shuffled batches, validation, early stopping, callbacks, history, the same seed to
+the bit.
+"""
 
 import hashlib
 import math
@@ -52,7 +54,8 @@ class Recorder(mc.Callback):
         self.calls.append((self.name, "fit_end", history))
 
 
-# -- the same, to the bit -------------------------------------------------------------------------------------------------
+# -- the same, to the bit
+# -------------------------------------------------------------------------------------------------
 
 RUN = """
 import numpy as np, mlpcore as mc, hashlib
@@ -114,11 +117,14 @@ def test_two_fits_go_on_where_the_first_ended_and_shuffle_anew():
     assert orders[0][:9] != orders[0][9:]
 
 
-# -- batches --------------------------------------------------------------------------------------------------------------
+# -- batches
+# --------------------------------------------------------------------------------------------------------------
 
 
 def _weights_of_rows(seen):
-    """A net whose weight i moves by exactly the share of row i in a batch: it shows which rows a step has used."""
+    """A net whose weight i moves by exactly the share of row i in a batch: it shows which rows a
+    step has used.
+    """
     net = mc.MLP([9, 1], bias=False, init="zeros", dtype="float64")
     seen.clear()
     return mc.Trainer(net, loss=mc.Loss("count", "-z", "0 * z - 1"), optimizer=mc.SGD(1.0))
@@ -220,7 +226,8 @@ def test_without_a_loss_a_trainer_takes_the_one_that_fits_the_output(output, los
     assert mc.Trainer.load(tmp_path / "run").loss == trainer.loss
 
 
-# -- figures --------------------------------------------------------------------------------------------------------------
+# -- figures
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_evaluate_equals_the_loss_and_plain_accuracy_with_and_without_weights():
@@ -375,7 +382,8 @@ def test_a_callback_may_take_steps_of_its_own():
     assert trainer.progress.step == 2 * (4 + 1)
 
 
-# -- early stopping -------------------------------------------------------------------------------------------------------
+# -- early stopping
+# -------------------------------------------------------------------------------------------------------
 
 
 def overfitting():
@@ -441,7 +449,8 @@ def test_a_figure_that_will_not_be_there_is_refused_before_training(stopping, va
     assert trainer.progress.step == 0
 
 
-# -- callbacks, history, progress -----------------------------------------------------------------------------------------
+# -- callbacks, history, progress
+# -----------------------------------------------------------------------------------------
 
 
 def test_callbacks_are_called_in_order_with_what_happened():
@@ -567,7 +576,8 @@ def test_training_gets_better():
     assert history["learning_rate"] == [1e-2] * 30
 
 
-# -- what users bring -----------------------------------------------------------------------------------------------------
+# -- what users bring
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -1,4 +1,6 @@
-"""Runs that stopped before their end: what leaves one, which call goes on with it, by what it knows its data again."""
+"""Runs that stopped before their end: what leaves one, which call goes on with it, by what it knows
+its data again.
+"""
 
 import contextlib
 import copy

@@ -1,4 +1,6 @@
-"""Measurements that the design rests on: rates, costs of launches, cuBLASLt's epilogues, choices, resuming."""
+"""Measurements that the design rests on: rates, costs of launches, cuBLASLt's epilogues, choices,
+resuming.
+"""
 
 from __future__ import annotations
 

@@ -184,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if missing := [name for name in NEEDED if not importlib.util.find_spec(name)]:
         parser.error(
-            f"{sys.executable} lacks {', '.join(missing)}: install them, or name an interpreter that "
+            f"{sys.executable} lacks {', '.join(missing)}: install them, or name an interpreter "
+            "that "
             "has them: PYTHON=.venv/bin/python bash bench/gpu/run.sh …"
         )
     out = Path(os.environ.get("OUT") or tempfile.mkdtemp(prefix="mlpcore-gpu-")).resolve()

@@ -1,7 +1,8 @@
 """The implementations: mlpcore and its peers, each driven the same way.
 
-A peer's module offers `build(work, way)` and returns a `Runner`. It raises `ImportError` where its package is not installed and
-`Unsupported` where the point is beyond it: both are reported as missing, with the reason.
+A peer's module offers `build(work, way)` and returns a `Runner`. It raises `ImportError` where its
+package is not installed and `Unsupported` where the point is beyond it: both are reported as
+missing, with the reason.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Runner(Protocol):
 
     Attributes:
         note: what a reader must know about it, or "".
-        gemms: runs so many times the step's GEMMs alone, as `run` runs steps; None where they cannot be had.
+        gemms: runs so many times the step's GEMMs alone, as `run` runs steps; None where they
+            cannot be had.
     """
 
     note: str
@@ -51,7 +53,9 @@ class Runner(Protocol):
         ...
 
     def run(self, count: int) -> float | None:
-        """So many steps, waited for; returns their seconds by device events, or None where there are none."""
+        """So many steps, waited for; returns their seconds by device events, or None where there
+        are none.
+        """
         ...
 
     def peak(self) -> int | None:

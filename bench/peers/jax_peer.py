@@ -1,4 +1,6 @@
-"""JAX: a jitted call a step with donated parameters, or all steps in one `lax.scan`, whole or accumulating over chunks."""
+"""JAX: a jitted call a step with donated parameters, or all steps in one `lax.scan`, whole or
+accumulating over chunks.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ MULTIPLICATION = {
 
 
 class Jax:
-    """The step as a pure function of (parameters, state); optimizer written out, decay on weights alone."""
+    """The step as a pure function of (parameters, state); optimizer written out, decay on weights
+    alone.
+    """
 
     def __init__(self, work: Work, way: str) -> None:
         self.work, self.case, self.scan = work, work.case, "scan" in way
@@ -135,7 +139,9 @@ class Jax:
 
     @property
     def gemms(self) -> Callable[[int], float | None] | None:
-        """The step's GEMMs on the whole batch in one jitted call, its outputs newly allocated, as XLA does."""
+        """The step's GEMMs on the whole batch in one jitted call, its outputs newly allocated, as
+        XLA does.
+        """
         if self.case.online:
             return None
         keys = iter(jax.random.split(jax.random.key(0), 2 * len(self.case.sizes)))

@@ -94,9 +94,11 @@ class Mlpcore:
 
 
 def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
-    """The GEMMs of one step on the whole batch, with its own activations and gradients, into preallocated outputs.
+    """The GEMMs of one step on the whole batch, with its own activations and gradients, into
+    preallocated outputs.
 
-    On CUDA they are those of the captured step, chunk by chunk, with the algorithms that it uses, as a graph of their own.
+    On CUDA they are those of the captured step, chunk by chunk, with the algorithms that it uses,
+    as a graph of their own.
     """
     net = trainer.net
     if net.device != "cpu":

@@ -16,7 +16,9 @@ ACTIVATIONS = {"relu": "relu", "tanh": "tanh", "sigmoid": "logistic"}
 
 
 class Sklearn:
-    """`partial_fit` on the batch. Its Adam has no decoupled decay: less work than AdamW, and a change below the tolerance."""
+    """`partial_fit` on the batch. Its Adam has no decoupled decay: less work than AdamW, and a
+    change below the tolerance.
+    """
 
     def __init__(self, work: Work) -> None:
         self.work, case = work, work.case

@@ -24,7 +24,9 @@ ACTIVATIONS = {
 
 
 class Torch:
-    """Linear layers, fused optimizer, autocast for half precisions; `way` names what is done to the step."""
+    """Linear layers, fused optimizer, autocast for half precisions; `way` names what is done to the
+    step.
+    """
 
     def __init__(self, work: Work, way: str) -> None:
         self.work, self.case, self.way, self.device = (
@@ -107,7 +109,9 @@ class Torch:
         return total
 
     def _capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """`run` recorded as a CUDA graph after three runs beside it; what replays it, and what `run` returned."""
+        """`run` recorded as a CUDA graph after three runs beside it; what replays it, and what
+        `run` returned.
+        """
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -167,7 +171,9 @@ class Torch:
 
     @property
     def gemms(self) -> Callable[[int], float | None] | None:
-        """The step's GEMMs on the whole batch by torch.mm, weights as PyTorch keeps them; a CUDA graph on a GPU."""
+        """The step's GEMMs on the whole batch by torch.mm, weights as PyTorch keeps them; a CUDA
+        graph on a GPU.
+        """
         if self.case.online:
             return None
         options = {"device": self.device, "dtype": self.half or torch.float32}

@@ -1,4 +1,6 @@
-"""NVIDIA's warp-nn: forward and backward by a Warp tape, on a GPU in one CUDA graph with the update."""
+"""NVIDIA's warp-nn: forward and backward by a Warp tape, on a GPU in one CUDA graph with the
+update.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def squared_error(Z: wp.array2d[float], Y: wp.array2d[float], scale: float, J: w
 
 
 class Warp:
-    """float32 and squared error, as far as the library goes; its Adam has no decoupled decay: less work than AdamW."""
+    """float32 and squared error, as far as the library goes; its Adam has no decoupled decay: less
+    work than AdamW.
+    """
 
     gemms: Callable[[int], float | None] | None = None
 

@@ -1,6 +1,7 @@
 """Which device runs a network, and what there is to say about it.
 
-CuPy is imported when a CUDA device is asked for, and by `"auto"`; importing mlpcore imports no CuPy and creates no context.
+CuPy is imported when a CUDA device is asked for, and by `"auto"`; importing mlpcore imports no CuPy
+and creates no context.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _algorithms: dict[
 
 
 def choose(device: object) -> str:
-    """The device that `"auto"`, `"cpu"`, `"cuda"` or `"cuda:1"` means on this machine: "cpu", "cuda:0" or another.
+    """The device that `"auto"`, `"cpu"`, `"cuda"` or `"cuda:1"` means on this machine: "cpu",
+    "cuda:0" or another.
 
     Raises:
         DeviceUnavailable: CUDA was asked for and cannot be used; says why.
@@ -111,7 +113,9 @@ def _cupy_wheels() -> list[str]:
 
 
 def operations(device: str, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
-    """What makes the operations of one stream of work on a device: all of them share one choice of algorithms."""
+    """What makes the operations of one stream of work on a device: all of them share one choice of
+    algorithms.
+    """
     if device == "cpu":
         return NumpyOps
     opened = open_device(device)
@@ -171,7 +175,8 @@ def free_bytes(device: str) -> int:
     free = machine.free_memory()
     if free is None:
         raise ValueError(
-            "memory_limit: this system does not say how much memory is free; give bytes, or text such as '2 GiB'"
+            "memory_limit: this system does not say how much memory is free; give bytes, or text "
+            "such as '2 GiB'"
         )
     return free
 
@@ -198,7 +203,9 @@ def _cpu() -> str:
 
 
 def info() -> dict[str, Any]:
-    """What mlpcore finds on this machine: device and why not CUDA, CPUs, BLAS with its kernels, versions."""
+    """What mlpcore finds on this machine: device and why not CUDA, CPUs, BLAS with its kernels,
+    versions.
+    """
     import importlib.metadata
 
     packages = (

@@ -56,7 +56,8 @@ def gpu(value: object, name: str) -> int | None:
             raise TypeError(f"{name} lies on no device that can be read: {_line(error)}") from None
         if kind not in (*_HOST, *_CUDA):
             raise TypeError(
-                f"{name} lies on a device that is neither the CPU nor a CUDA GPU (number {int(kind)} of DLPack)"
+                f"{name} lies on a device that is neither the CPU nor a CUDA GPU (number "
+                f"{int(kind)} of DLPack)"
             )
         return int(number) if kind in _CUDA else None
     if hasattr(value, "__cuda_array_interface__"):
@@ -66,10 +67,13 @@ def gpu(value: object, name: str) -> int | None:
 
 
 def host_array(value: object, name: str) -> Array:
-    """`value` as a NumPy array, where it lies; an error that names the argument if it lies on a GPU or is no array."""
+    """`value` as a NumPy array, where it lies; an error that names the argument if it lies on a GPU
+    or is no array.
+    """
     if gpu(value, name) is not None:
         raise TypeError(
-            f"{name} lies on a GPU and the network on the CPU: pass NumPy arrays, or move the network by net.to('cuda')"
+            f"{name} lies on a GPU and the network on the CPU: pass NumPy arrays, or move the "
+            "network by net.to('cuda')"
         )
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
@@ -88,7 +92,8 @@ def host_array(value: object, name: str) -> Array:
 
 
 def _frame(frame: Any, name: str) -> Array:
-    """The columns of a pandas frame side by side, in the dtype that holds them all; a missing number is NaN.
+    """The columns of a pandas frame side by side, in the dtype that holds them all; a missing
+    number is NaN.
 
     Raises:
         TypeError: a column does not hold numbers; names it.
@@ -111,7 +116,9 @@ def _line(error: Exception) -> str:
 
 
 def in_library_of(value: object, array: Any) -> Any:
-    """`array` in the array library of `value`, where it lies (JAX copies memory that is not aligned to its liking)."""
+    """`array` in the array library of `value`, where it lies (JAX copies memory that is not aligned
+    to its liking).
+    """
     if isinstance(value, np.ndarray | type(array)):
         return array
     torch = sys.modules.get("torch")  # imported by whoever holds a tensor
@@ -123,12 +130,15 @@ def in_library_of(value: object, array: Any) -> Any:
 
 
 def on_host(array: Array) -> bool:
-    """Whether values can be looked at without waiting for a GPU; there they are checked on the way (`DeviceLoss`)."""
+    """Whether values can be looked at without waiting for a GPU; there they are checked on the way
+    (`DeviceLoss`).
+    """
     return isinstance(array, np.ndarray)
 
 
 def matrix(X: object, columns: int | None, name: str = "X", adopt: Adopt = host_array) -> Array:
-    """`X` as a 2-D numeric array of (m, `columns`), m >= 1; a view of it. `adopt` takes in what may lie on a GPU.
+    """`X` as a 2-D numeric array of (m, `columns`), m >= 1; a view of it. `adopt` takes in what may
+    lie on a GPU.
 
     Raises:
         TypeError: not numeric.
@@ -152,10 +162,12 @@ def matrix(X: object, columns: int | None, name: str = "X", adopt: Adopt = host_
 
 
 def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
-    """`value` as an array of real numbers, where it lies; bfloat16 and its like become float32, long doubles float64: a copy.
+    """`value` as an array of real numbers, where it lies; bfloat16 and its like become float32,
+    long doubles float64: a copy.
 
     Raises:
-        TypeError, ValueError: names the argument: not numeric, masked, followed by autograd, or on another device.
+        TypeError, ValueError: names the argument: not numeric, masked, followed by autograd, or on
+            another device.
     """
     if (
         type(value) is np.ndarray and adopt is host_array and value.dtype.char in _PLAIN
@@ -163,12 +175,14 @@ def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
         return value
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise TypeError(
-            f"{name} is a masked array with masked entries; fill them first, e.g. with {name}.filled(0)"
+            f"{name} is a masked array with masked entries; fill them first, e.g. with "
+            f"{name}.filled(0)"
         )
     if not isinstance(value, np.ndarray):
         if getattr(value, "requires_grad", False) is True:
             raise TypeError(
-                f"{name} requires grad, which ends here: pass {name}.detach(), or put the network into a model by "
+                f"{name} requires grad, which ends here: pass {name}.detach(), or put the network "
+                "into a model by "
                 "mlpcore.torch.Module"
             )
         if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which PyTorch hands to no NumPy
@@ -190,12 +204,14 @@ def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
 def target(
     Y: object, rows: int, outputs: int, loss: TargetForm, name: str = "Y", adopt: Adopt = host_array
 ) -> tuple[Array, bool]:
-    """`Y` as the loss takes it, and whether it holds class indices: (m,) integers in 0 … n_L - 1, else (m, n_L) numbers.
+    """`Y` as the loss takes it, and whether it holds class indices: (m,) integers in 0 … n_L - 1,
+    else (m, n_L) numbers.
 
     A 1-D Y is taken as one column where the network has one output.
 
     Raises:
-        TypeError, ValueError: not numeric, another shape or length, labels that are no classes (the first is named).
+        TypeError, ValueError: not numeric, another shape or length, labels that are no classes (the
+            first is named).
     """
     array, classes = target_form(Y, rows, outputs, loss, name, adopt)
     if classes and on_host(array):
@@ -226,7 +242,9 @@ def target_form(
 
 
 def require_classes(array: Array, outputs: int, name: str = "Y", first: int = 0) -> None:
-    """Raise a ValueError that names the first row that holds no class 0 … outputs - 1; `first` is the array's first row."""
+    """Raise a ValueError that names the first row that holds no class 0 … outputs - 1; `first` is
+    the array's first row.
+    """
     if array.min() < 0 or array.max() >= outputs:
         at = int(((array < 0) | (array >= outputs)).argmax())
         raise ValueError(
@@ -260,7 +278,9 @@ def weights(
 
 
 def row_of(value: object, columns: int, name: str, adopt: Adopt = host_array) -> Array:
-    """`value` as a finite number for each column, (columns,); a TypeError or ValueError that names it otherwise."""
+    """`value` as a finite number for each column, (columns,); a TypeError or ValueError that names
+    it otherwise.
+    """
     array = numeric(value, name, adopt)
     if array.shape != (columns,):
         raise ValueError(
@@ -324,7 +344,8 @@ def by_rows(array: Array) -> Array:
 
 
 def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int = 0) -> None:
-    """Raise a ValueError that names row and column of the first number that is not finite in `dtype`, if there is one.
+    """Raise a ValueError that names row and column of the first number that is not finite in
+    `dtype`, if there is one.
 
     `first` is the number of the array's first row.
     """
@@ -347,14 +368,18 @@ def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int 
 
 
 def require_range(array: Array, low: float, high: float, name: str, first: int = 0) -> None:
-    """Raise a ValueError that names the first row with an entry outside `low` … `high`; `first` is the array's first row."""
+    """Raise a ValueError that names the first row with an entry outside `low` … `high`; `first` is
+    the array's first row.
+    """
     if array.min() < low or array.max() > high:
         row = int(((array < low) | (array > high)).reshape(len(array), -1).any(axis=1).argmax())
         raise ValueError(f"{name} takes {low} … {high}; row {first + row} holds {array[row]}")
 
 
 def require_distribution(Y: Array, name: str = "Y", first: int = 0) -> None:
-    """Raise a ValueError that names the first row of a one-hot or soft Y that is no distribution; `first` is that of Y."""
+    """Raise a ValueError that names the first row of a one-hot or soft Y that is no distribution;
+    `first` is that of Y.
+    """
     step = max(1, _PIECE // 16 // max(1, Y[:1].size))
     for start in range(0, len(Y), step):
         piece = Y[start : start + step]
@@ -362,5 +387,6 @@ def require_distribution(Y: Array, name: str = "Y", first: int = 0) -> None:
         if bad.any():
             row = int(bad.argmax())
             raise ValueError(
-                f"{name} must be one-hot, or each row a distribution over classes; row {first + start + row} is {piece[row]}"
+                f"{name} must be one-hot, or each row a distribution over classes; row "
+                f"{first + start + row} is {piece[row]}"
             )

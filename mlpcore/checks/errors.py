@@ -15,12 +15,14 @@ class DeviceUnavailable(RuntimeError):
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss, its gradient or the update became NaN or infinite. The parameters are those before the step.
+    """The loss, its gradient or the update became NaN or infinite. The parameters are those before
+    the step.
 
     Attributes:
         step: the number of the update that failed, counted from 1.
         learning_rate: its learning rate.
-        layer: the first whose outputs, or else the last whose gradient, is not finite; None where that is not known.
+        layer: the first whose outputs, or else the last whose gradient, is not finite; None where
+            that is not known.
     """
 
     def __init__(self, message: str, step: int, learning_rate: float, layer: int | None = None):

@@ -1,7 +1,8 @@
 """Checks of settings: numbers, words, names and paths that users pass.
 
 Each error names the argument, what was expected and what came. A setting is stored as what its
-check returns, Python's own number, bool or text, so that a file gives back what was set, to the bit.
+check returns, Python's own number, bool or text, so that a file gives back what was set, to the
+bit.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _LONGEST_NAME, _LONGEST_PATH = 200, 4096  # characters, bytes
 
 
 def plain(value: object) -> object:
-    """Return what a NumPy scalar or an array without axes holds as Python's own; others as they are."""
+    """Return what a NumPy scalar or an array without axes holds as Python's own; others as they
+    are.
+    """
     if not isinstance(value, np.generic | np.ndarray) or isinstance(value, np.ma.MaskedArray):
         return value
     return value.item() if value.ndim == 0 and value.dtype.kind in "biufU" else value
@@ -52,7 +55,8 @@ def number(
         least, above, most, below: bounds; the second and the fourth are excluded.
 
     Raises:
-        TypeError, ValueError: no real number, not finite, out of bounds, or none that float64 holds.
+        TypeError, ValueError: no real number, not finite, out of bounds, or none that float64
+            holds.
     """
     given = plain(value)
     if not _is_real(given):

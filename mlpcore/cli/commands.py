@@ -70,7 +70,9 @@ def _header(model: Model) -> str:
 
 
 def _lines(model: Model, answers: Array) -> Iterator[str]:
-    """Yield the lines of a file of predictions: probabilities, or a quantity in all digits that float64 has."""
+    """Yield the lines of a file of predictions: probabilities, or a quantity in all digits that
+    float64 has.
+    """
     yield _header(model)
     if model.about["classes"]:
         names = [outputs.cell(name) for name in model.about["classes"]]
@@ -82,7 +84,9 @@ def _lines(model: Model, answers: Array) -> Iterator[str]:
 
 
 def _against(model: Model, Z: Array, truth: data.Truth) -> list[str]:
-    """Return the lines that say the figures of predictions, of how many rows, and what became of the others."""
+    """Return the lines that say the figures of predictions, of how many rows, and what became of
+    the others.
+    """
     count, Z = len(truth.values), Z[truth.rows]
     such = f", such as {truth.such[:60]!r}" if truth.such else ""
     others = (
@@ -137,7 +141,8 @@ def export(options: argparse.Namespace) -> None:
         write_onnx(options.model, options.onnx)
     if "pipeline" in model.tensors:
         say(
-            f"{options.onnx}, the network alone: X takes the {model.preparation.width} columns that the pipeline makes"
+            f"{options.onnx}, the network alone: X takes the {model.preparation.width} columns "
+            "that the pipeline makes"
         )
         say("(standardised numbers and ones for categories), in this order:")
         for number, name in enumerate(model.preparation.names):
@@ -145,7 +150,8 @@ def export(options: argparse.Namespace) -> None:
     else:
         names = model.about.get("features", ())
         say(
-            f"{options.onnx}: X takes the {model.net.sizes[0]} columns as they are ({some(names)}), standardisation included"
+            f"{options.onnx}: X takes the {model.net.sizes[0]} columns as they are "
+            f"({some(names)}), standardisation included"
         )
         _say_rounding(names, model.tensors["mean"], model.tensors["scale"], "X")
     classes = model.about["classes"]
@@ -167,12 +173,15 @@ def export(options: argparse.Namespace) -> None:
 
 
 def _say_rounding(names: Sequence[str], mean: Array, scale: Array, end: str) -> None:
-    """Say where float32, which an ONNX file's ends are in, has too few digits for columns far from 0."""
+    """Say where float32, which an ONNX file's ends are in, has too few digits for columns far from
+    0.
+    """
     far = np.abs(mean) * np.finfo(np.float32).eps > 1e-3 * scale
     if far.any():
         listed = some([name for name, lost in zip(names, far, strict=True) if lost])
         say(
-            f"note: {end} is float32, too coarse for {listed}, far from 0 for the spread: figures will be worse than here"
+            f"note: {end} is float32, too coarse for {listed}, far from 0 for the spread: figures "
+            "will be worse than here"
         )
 
 
@@ -192,7 +201,8 @@ def check(options: argparse.Namespace) -> None:
             raise ValueError(f"data {options.data!r}: no row has a target that the model knows")
         if len(Y) < len(truth.rows):
             say(
-                f"{len(Y):,} of {count_rows(len(truth.rows))} have a target that the model knows; the others are left out"
+                f"{len(Y):,} of {count_rows(len(truth.rows))} have a target that the model knows; "
+                "the others are left out"
             )
         rows = rng.permutation(len(Y))[: options.rows]
         X, Y = X[rows], model.scale.apply(Y[rows]) if model.scale else Y[rows]
@@ -208,7 +218,8 @@ def check(options: argparse.Namespace) -> None:
             else rng.random((options.rows, net.sizes[-1]))
         )
     say(
-        f"{net!r}\nloss {loss}, {len(X)} {'rows of ' + options.data if options.data else 'random rows'}, in float64"
+        f"{net!r}\nloss {loss}, {len(X)} "
+        f"{'rows of ' + options.data if options.data else 'random rows'}, in float64"
     )
     result = mc.check_gradients(net, X, Y, loss)
     say(str(result))

@@ -31,11 +31,10 @@ ERRORS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    0    done: the files that the command writes are whole. Messages that nobody reads any more do not count.
-    2    a wrong call, input or output; one line on standard error says which
-    130  interrupted (SIGINT, Ctrl-C)
-    141  nobody reads standard output, or the pipe, that the results go to
-    143  terminated (SIGTERM), as SystemExit
+    0    done: the files that the command writes are whole. Messages that nobody reads any more do
+    not count. 2    a wrong call, input or output; one line on standard error says which 130
+    interrupted (SIGINT, Ctrl-C) 141  nobody reads standard output, or the pipe, that the results go
+    to 143  terminated (SIGTERM), as SystemExit
     """
     with messages.opened() as output, _ended_by_exception():
         try:
@@ -79,7 +78,9 @@ def _ending(how: str, stop: BaseException) -> str:
 
 @contextlib.contextmanager
 def _ended_by_exception() -> Iterator[None]:
-    """Have SIGTERM end the command like Ctrl-C, by an exception; a handler that somebody else has set stays."""
+    """Have SIGTERM end the command like Ctrl-C, by an exception; a handler that somebody else has
+    set stays.
+    """
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(TERMINATED)
@@ -97,7 +98,8 @@ def _ended_by_exception() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-# -- what it can be told -------------------------------------------------------------------------------------------------
+# -- what it can be told
+# -------------------------------------------------------------------------------------------------
 
 
 class _Parser(argparse.ArgumentParser):
@@ -124,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     _tell_train(
         command(
             "train", run_train, True,
-            "Train on a table (CSV or Parquet), an .npz file with arrays X and Y, flights or digits; report on held-out rows.",
+            "Train on a table (CSV or Parquet), an .npz file with arrays X and Y, flights or "
+            "digits; report on held-out rows.",
         )
     )  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""Messages to the terminal: none of them ends the work that it tells of, and none commands the terminal."""
+"""Messages to the terminal: none of them ends the work that it tells of, and none commands the
+terminal.
+"""
 
 from __future__ import annotations
 

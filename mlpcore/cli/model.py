@@ -25,7 +25,8 @@ def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
     """Return what `MLP.load_with` does.
 
     Raises:
-        ValueError: the parameters are not finite, or the notes are none, or name no loss that there is.
+        ValueError: the parameters are not finite, or the notes are none, or name no loss that there
+            is.
     """
     net, tensors, about = mc.MLP.load_with(path)
     if not np.isfinite(to_host(net.device, net.store.flat)).all():
@@ -111,14 +112,17 @@ class Model:
         )
 
     def rows(self, name: str, target: bool) -> tuple[Array, data.Truth | None]:
-        """Return the network's input of every row, and its target if there is one; with `target` there must be one."""
+        """Return the network's input of every row, and its target if there is one; with `target`
+        there must be one.
+        """
         refuse_folder(name)
         classes, kind, column = self.about["classes"], self.about["labels"], self.about["target"]
         if "pipeline" not in self.tensors:
             dataset = load(name, target=False)
             if dataset.X.shape[1] != self.net.sizes[0]:
                 raise ValueError(
-                    f"data {name!r} has {dataset.X.shape[1]} columns; the model takes {self.net.sizes[0]}"
+                    f"data {name!r} has {dataset.X.shape[1]} columns; the model takes "
+                    f"{self.net.sizes[0]}"
                 )
             with naming(name):
                 X = self.preparation.apply(dataset.X)

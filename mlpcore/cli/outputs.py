@@ -1,7 +1,7 @@
 """The files that a command writes. Each place is looked at before any work.
 
-What is of another kind there, or of another call, is refused unless --force is given. The file that a command reads is never
-written over.
+What is of another kind there, or of another call, is refused unless --force is given. The file that
+a command reads is never written over.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _MOST = 1 << 20  # bytes of that text
 _BATCH = 1024  # lines that are written at once
 
 
-# -- what may be replaced ----------------------------------------------------------------------------------------------
+# -- what may be replaced
+# ----------------------------------------------------------------------------------------------
 
 
 def require_distinct(argument: str, path: str | Path, others: Mapping[str, str | Path]) -> None:
@@ -72,7 +73,9 @@ def require_folder(out: Path, name: str) -> None:
 
 
 def require_model_place(path: Path, call: Call, force: bool) -> None:
-    """Raise a ValueError if the file at `path` is not a model that this call of `mlpcore train` made."""
+    """Raise a ValueError if the file at `path` is not a model that this call of `mlpcore train`
+    made.
+    """
     found = _looked_at(path, "a model", force)
     if found is None:
         return
@@ -82,7 +85,9 @@ def require_model_place(path: Path, call: Call, force: bool) -> None:
 
 
 def require_picture_place(path: Path, call: Call, force: bool) -> None:
-    """Raise a ValueError if the file at `path` is not a picture that this call of `mlpcore train` drew."""
+    """Raise a ValueError if the file at `path` is not a picture that this call of `mlpcore train`
+    drew.
+    """
     found = _looked_at(path, "a picture", force)
     if found is None:
         return
@@ -154,11 +159,13 @@ def _require_call(path: Path, what: str, before: Call | None, call: Call) -> Non
 
 def _refuse(path: str | Path, there: str) -> NoReturn:
     raise ValueError(
-        f"{printable(str(path))} is not written over: there is {there}; name another place, or use --force"
+        f"{printable(str(path))} is not written over: there is {there}; name another place, or use "
+        "--force"
     )
 
 
-# -- the calls that made them --------------------------------------------------------------------------------------------
+# -- the calls that made them
+# --------------------------------------------------------------------------------------------
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -173,7 +180,9 @@ def saved_call(path: Path) -> Call | None:
 
 
 def difference(before: Call, call: Call) -> str:
-    """Return in words the first thing that differs from an earlier call, as far as this one is known; "" if none does."""
+    """Return in words the first thing that differs from an earlier call, as far as this one is
+    known; "" if none does.
+    """
     for name, value in json.loads(json.dumps(call)).items():
         if before.get(name) != value:
             was = f"was {before.get(name)!r:.100} and is {value!r:.100}"
@@ -203,7 +212,8 @@ def _note_in_picture(path: Path) -> str | None:
     return None
 
 
-# -- standard output, and tables as text -----------------------------------------------------------------------------------
+# -- standard output, and tables as text
+# -----------------------------------------------------------------------------------
 
 
 def is_standard_output(path: str) -> bool:
@@ -273,8 +283,8 @@ _SPECIAL = frozenset(',;|"\t\r\n')
 def cell(text: str) -> str:
     """Return a text as a cell of a CSV file that no spreadsheet takes for a formula.
 
-    As OWASP's page on CSV injection says: a quote mark goes in front of what could begin a formula, and what separates cells in
-    any country stands between quotes.
+    As OWASP's page on CSV injection says: a quote mark goes in front of what could begin a formula,
+    and what separates cells in any country stands between quotes.
     """
     if text.lstrip("\0\ufeff").startswith(_FORMULA) and not _NUMBER.fullmatch(text):
         text = f"'{text}"

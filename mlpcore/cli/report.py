@@ -40,7 +40,9 @@ def class_figures(p: Array, Y: Array) -> dict[str, float]:
 
 
 def quantity_figures(Z: Array, Y: Array, scale: data.Standardizer) -> dict[str, float]:
-    """Return R2, averaged over the outputs, and RMSE of standardised predictions (m, k), against the targets as they were."""
+    """Return R2, averaged over the outputs, and RMSE of standardised predictions (m, k), against
+    the targets as they were.
+    """
     largest = scale.scale.max()
     with np.errstate(all="ignore"):
         truth = scale.exactly(Y)  # in deviations, where differences have the most digits
@@ -57,7 +59,9 @@ def figure(name: str, value: float) -> str:
 
 
 def baselines_of(validation: tuple[Array, Array]) -> list[tuple[str, Any, dict[str, Any]]]:
-    """Name, model and further arguments of `fit` of what the network is compared with, each tuned a little."""
+    """Name, model and further arguments of `fit` of what the network is compared with, each tuned a
+    little.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
 

@@ -40,7 +40,8 @@ def load(name: str, target: bool = True, task: str | None = None) -> data.Datase
         return data.load_digits()
     if not name.endswith(".npz") and not Path(name).exists():
         raise ValueError(
-            f"data {name!r} is neither 'flights' nor 'digits' nor a .csv, .tsv, .parquet or .npz file"
+            f"data {name!r} is neither 'flights' nor 'digits' nor a .csv, .tsv, .parquet or .npz "
+            "file"
         )
     return data.load_npz(name, target, task)
 
@@ -49,7 +50,8 @@ def refuse_folder(name: str) -> None:
     """Raise a ValueError if the data is a folder."""
     if name not in RECIPES and Path(name).is_dir():
         raise ValueError(
-            f"data {name!r} is a folder; the command line reads one file (in Python, mc.Parquet reads folders)"
+            f"data {name!r} is a folder; the command line reads one file (in Python, mc.Parquet "
+            "reads folders)"
         )
 
 
@@ -70,7 +72,8 @@ def dataset_of(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
     rows, columns = dataset.X.shape
     seconds = time.perf_counter() - started
     say(
-        f"{options.data}: {rows:,} rows, {columns} columns, {_kind(dataset)}; read in {seconds:.1f} s"
+        f"{options.data}: {rows:,} rows, {columns} columns, {_kind(dataset)}; read in "
+        f"{seconds:.1f} s"
     )
     if dataset.note:
         say(f"Y: {dataset.note}")
@@ -113,7 +116,8 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
         source += f"; {table.dropped:,} more {have(table.dropped)} {what}{part} and are not used"
     note = f"\n  {printable(table.note)}" if table.note else ""
     say(
-        f"{options.data}: {table.rows:,} rows{source}\nto predict: {target}, {_kind(table)}{note}\nfrom:"
+        f"{options.data}: {table.rows:,} rows{source}\nto predict: {target}, "
+        f"{_kind(table)}{note}\nfrom:"
     )
     columns = [
         replace(column, name=printable(column.name, 60), note=printable(column.note))

@@ -1,7 +1,7 @@
 """The command `mlpcore train`.
 
-The model is saved, and reported, as soon as it is trained. Then come the figures and, last, the picture: a training that has
-come to its end does not fail for them.
+The model is saved, and reported, as soon as it is trained. Then come the figures and, last, the
+picture: a training that has come to its end does not fail for them.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def _complete(
     options: argparse.Namespace,
     done: list[str],
 ) -> None:
-    """Train, and leave behind what there is to be left, which `done` lists; of splits after the first the figures alone."""
+    """Train, and leave behind what there is to be left, which `done` lists; of splits after the
+    first the figures alone.
+    """
     run.train()
     if places:
         done.append(str(_saved(run, places.model, call, options.force)))
@@ -136,7 +138,9 @@ def _try(what: str, action: Callable[[], None]) -> bool:
 
 
 def _call(options: argparse.Namespace, recipe: Recipe | None) -> dict[str, Any]:
-    """Return the options that a run depends on, as far as they are known: those of a table's recipe depend on its rows."""
+    """Return the options that a run depends on, as far as they are known: those of a table's recipe
+    depend on its rows.
+    """
     call = {}
     for key in vars(Recipe()):
         value = getattr(options, key)
@@ -181,7 +185,9 @@ class _Places:
         return cls(out, name, out / f"{name}.safetensors", out / f"{name}.png", checkpoint)
 
     def require(self, call: outputs.Call, options: argparse.Namespace) -> None:
-        """Raise an error that names the place and what is there, if something would be lost that --force does not give up."""
+        """Raise an error that names the place and what is there, if something would be lost that
+        --force does not give up.
+        """
         outputs.require_folder(self.out, f"--out {printable(str(self.out))}")
         others = {"the data are": options.data}
         for argument, path, what in (
@@ -205,7 +211,9 @@ class _Places:
 
 
 def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, force: bool) -> None:
-    """Raise a ValueError unless a run that is to begin may replace what is there, or one to resume can go on from it."""
+    """Raise a ValueError unless a run that is to begin may replace what is there, or one to resume
+    can go on from it.
+    """
     found = kind(path)
     name = f"--checkpoint {printable(str(path))}"
     if found.name == "folder":
@@ -232,14 +240,16 @@ def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, forc
     if resume:
         if other:
             raise ValueError(
-                f"--resume: {printable(str(path))}: {other}; call it as before, or with --force alone to begin anew"
+                f"--resume: {printable(str(path))}: {other}; call it as before, or with --force "
+                "alone to begin anew"
             )
     elif not force and found.name == "unfinished":
         advice = "--resume goes on with it, --force begins anew"
         raise ValueError(f"{name}: there is an unfinished run ({found.where}); {advice}")
     elif not force and other:
         raise ValueError(
-            f"{name}: there is the checkpoint of another call: {other}; name another file, or write over it with --force"
+            f"{name}: there is the checkpoint of another call: {other}; name another file, or "
+            "write over it with --force"
         )
 
 
@@ -312,7 +322,9 @@ class _Run:
         self.results: dict[str, dict[str, float]] = {}
 
     def keep(self, path: Path, call: outputs.Call, options: argparse.Namespace) -> None:
-        """Save the run meanwhile, and go on from what was saved, if asked to and there is something."""
+        """Save the run meanwhile, and go on from what was saved, if asked to and there is
+        something.
+        """
         self.checkpoint = _Checkpoint.at(path, options.every or EVERY)
         if options.resume and self.checkpoint.before and kind(path).name != "empty":
             self.trainer = mc.Trainer.load(path, options.device)
@@ -334,7 +346,8 @@ class _Run:
         for name in self.dataset.feature_names:
             if name not in used:
                 say(
-                    f"{printable(name, 60)} is left out: no value of it is in enough training rows to get a column"
+                    f"{printable(name, 60)} is left out: no value of it is in enough training rows "
+                    "to get a column"
                 )
         say(repr(self.net))
         began = time.perf_counter()
@@ -378,7 +391,8 @@ class _Run:
             if kept and kept.written:
                 where = kind(kept.path).where or "at the end"
                 stop.add_note(
-                    f"stopped {where}, saved in {kept.path}; the same command with --resume goes on from there"
+                    f"stopped {where}, saved in {kept.path}; the same command with --resume goes "
+                    "on from there"
                 )
             else:
                 stop.add_note("nothing had been saved")

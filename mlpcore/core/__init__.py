@@ -1,1 +1,3 @@
-"""The mathematics: formulas, activations, losses, optimizers, the layout of parameters, the recurrences."""
+"""The mathematics: formulas, activations, losses, optimizers, the layout of parameters, the
+recurrences.
+"""

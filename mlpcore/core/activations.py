@@ -2,8 +2,9 @@
 
 z = σ(s),   σ' as a formula in z where it can be, so that Z alone is cached
 
-A parameter a is a constant of the formulas, or learned with the weights (prelu): then it is an array beside s and z, one number
-for a layer or one for each of its outputs, and ∂J/∂a = Σ G ⊙ ∂z/∂a over what shares it.
+A parameter a is a constant of the formulas, or learned with the weights (prelu): then it is an
+array beside s and z, one number for a layer or one for each of its outputs, and ∂J/∂a = Σ G ⊙ ∂z/∂a
+over what shares it.
 """
 
 from __future__ import annotations
@@ -42,19 +43,22 @@ class Activation:
     Args:
         name: how it is called in messages and files.
         value: z = σ(s), a formula in `s` and, with a parameter, `a`.
-        slope: σ', a formula in `z`, `s`, `a`; None: the value's derivative, which for a kink says what `positive` says there.
-            One that does without `s` saves the cache of S.
+        slope: σ', a formula in `z`, `s`, `a`; None: the value's derivative, which for a kink says
+            what `positive` says there. One that does without `s` saves the cache of S.
         parameter: the value of `a`, None without one; of a learned one the initial value.
-        init: the variance of initial weights: "he" 2 / n_in, "glorot" 2 / (n_in + n_out) / σ'(0)², "lecun" 1 / n_in.
-        learned: None, or that `a` is trained: "per layer" one number, "per output" one for each output. A trained `a` may come
-            to be any number: value and slope must be right for all of them.
+        init: the variance of initial weights: "he" 2 / n_in, "glorot" 2 / (n_in + n_out) / σ'(0)²,
+            "lecun" 1 / n_in.
+        learned: None, or that `a` is trained: "per layer" one number, "per output" one for each
+            output. A trained `a` may come to be any number: value and slope must be right for all
+            of them.
 
     Attributes:
-        a, da: the arrays of a learned parameter and of its gradient, (1,) or (n_l,), where the activation is `bound` to such;
-            else None, and `parameter` is a constant of the formulas.
+        a, da: the arrays of a learned parameter and of its gradient, (1,) or (n_l,), where the
+            activation is `bound` to such; else None, and `parameter` is a constant of the formulas.
 
     Raises:
-        ValueError: a formula is not in the common subset of C++ and Python, or reads another variable; says which.
+        ValueError: a formula is not in the common subset of C++ and Python, or reads another
+            variable; says which.
 
     Example:
         >>> net = MLP([4, 8, 1], activations=Activation("cubic", "s ** 3"))
@@ -79,13 +83,16 @@ class Activation:
             formulas.check("slope", self.slope, ("s", "z"), self.scalars)
         if self.learned and (self.parameter is None or "a" not in formulas.reads(self.value)):
             raise ValueError(
-                f"learned={self.learned!r} needs a value that reads a, and a parameter to begin with; got value "
+                f"learned={self.learned!r} needs a value that reads a, and a parameter to begin "
+                "with; got value "
                 f"{shown(self.value)}, parameter {self.parameter}"
             )
 
     @property
     def rowwise(self) -> bool:
-        """Whether it mixes the outputs of a row (softmax, log_softmax): then no formula, but code of each backend."""
+        """Whether it mixes the outputs of a row (softmax, log_softmax): then no formula, but code
+        of each backend.
+        """
         return self.name in ("softmax", "log_softmax") and not self.value
 
     @property
@@ -95,7 +102,9 @@ class Activation:
 
     @functools.cached_property
     def slope_reads_s(self) -> bool:
-        """Whether S must be cached beside Z: for the slope, or for ∂z/∂a where the parameter is learned."""
+        """Whether S must be cached beside Z: for the slope, or for ∂z/∂a where the parameter is
+        learned.
+        """
         return not self.rowwise and (self.learned is not None or "s" in formulas.reads(self.slope))
 
     @functools.cached_property
@@ -105,7 +114,9 @@ class Activation:
 
     @functools.cached_property
     def curvature(self) -> str:
-        """σ'', a formula in what the slope reads: the sheet's, or the slope, differentiated; "0" of straight lines."""
+        """σ'', a formula in what the slope reads: the sheet's, or the slope, differentiated; "0" of
+        straight lines.
+        """
         if self.rowwise:
             return "0"
         if self.name in curvatures() and sheet()[self.name][3:] == [self.value, self.slope]:
@@ -113,12 +124,16 @@ class Activation:
         return formulas.differentiate(self.slope, {"s": "1", "z": self.slope})
 
     def sloped(self: Kind, slope: str) -> Kind:
-        """Return this activation, on the same learned parameter, with another formula for its slope."""
+        """Return this activation, on the same learned parameter, with another formula for its
+        slope.
+        """
         return dataclasses.replace(self, slope=slope).bound(self.a)
 
     @property
     def scalars(self) -> dict[str, float]:
-        """The formula's scalar variables; without those of a bound activation, which reads an array in their place."""
+        """The formula's scalar variables; without those of a bound activation, which reads an array
+        in their place.
+        """
         return {} if self.parameter is None or self.a is not None else {"a": self.parameter}
 
     @property
@@ -133,18 +148,24 @@ class Activation:
         )
 
     def learned_numbers(self, n: int) -> int:
-        """Return how many numbers of a layer of n outputs are learned beside its weights and biases."""
+        """Return how many numbers of a layer of n outputs are learned beside its weights and
+        biases.
+        """
         return {None: 0, LEARNED[0]: 1, LEARNED[1]: n}[self.learned]
 
     def bound(self: Kind, a: Any, da: Any = None) -> Kind:
-        """Return this activation on the array of its learned parameter; with `da`, a backward pass writes ∂J/∂a there."""
+        """Return this activation on the array of its learned parameter; with `da`, a backward pass
+        writes ∂J/∂a there.
+        """
         twin = copy.copy(self)
         object.__setattr__(twin, "a", a)
         object.__setattr__(twin, "da", da)
         return twin
 
     def slope_at_zero(self) -> float:
-        """|σ'(0)|, which scales glorot weights so that the signal keeps its size at the start; 1 where that says nothing."""
+        """|σ'(0)|, which scales glorot weights so that the signal keeps its size at the start; 1
+        where that says nothing.
+        """
         try:
             z = formulas.evaluate_scalar(self.value, s=0.0, **self.scalars)
             slope = abs(formulas.evaluate_scalar(self.slope, s=0.0, z=z, **self.scalars))
@@ -153,11 +174,13 @@ class Activation:
         return slope if slope and math.isfinite(slope) else 1.0
 
     def standard_deviation(self, n_in: int, n_out: int, output: bool) -> float:
-        """The standard deviation of initial weights (He et al. 2015, Glorot and Bengio 2010, LeCun et al. 1998).
+        """The standard deviation of initial weights (He et al. 2015, Glorot and Bengio 2010, LeCun
+        et al. 1998).
 
-        Glorot weights are divided by σ'(0), so that sigmoid(a) starts where sigmoid(1) does: substituting a s for s shows
-        that the two nets are the same up to the scale of W. The output layer only follows the parameter (1/a), because
-        what matters there is the size of the prediction, not of a signal passed on.
+        Glorot weights are divided by σ'(0), so that sigmoid(a) starts where sigmoid(1) does:
+        substituting a s for s shows that the two nets are the same up to the scale of W. The output
+        layer only follows the parameter (1/a), because what matters there is the size of the
+        prediction, not of a signal passed on.
         """
         if self.rowwise:
             return math.sqrt(2 / (n_in + n_out))
@@ -182,14 +205,18 @@ ROWWISE = {"softmax": SOFTMAX, "log_softmax": Activation("log_softmax", "", "")}
 
 @functools.cache
 def sheet() -> dict[str, list[str]]:
-    """The rows of `activations.def` by name: initial weights, default parameter, its condition, value, slope."""
+    """The rows of `activations.def` by name: initial weights, default parameter, its condition,
+    value, slope.
+    """
     rows = formulas.read_sheet(kernel_files.read("activations.def"), "ACTIVATION")
     return {name: [*rest[:3], *map(formulas.written_out, rest[3:])] for name, *rest in rows}
 
 
 @functools.cache
 def curvatures() -> dict[str, str]:
-    """The rows CURVATURE of `activations.def`: σ'' by name, where it is not the slope as it is written, differentiated."""
+    """The rows CURVATURE of `activations.def`: σ'' by name, where it is not the slope as it is
+    written, differentiated.
+    """
     rows = formulas.read_sheet(kernel_files.read("activations.def"), "CURVATURE")
     return {name: formulas.written_out(curvature) for name, curvature in rows}
 
@@ -200,10 +227,12 @@ def names(output: bool = False) -> list[str]:
 
 
 def resolve(spec: object, argument: str = "activations", output: bool = False) -> Activation:
-    """The activation that a user's `"relu"`, `("sigmoid", 2.0)`, `("prelu", 0.25, "per output")` or `Activation(…)` means.
+    """The activation that a user's `"relu"`, `("sigmoid", 2.0)`, `("prelu", 0.25, "per output")` or
+    `Activation(…)` means.
 
     Raises:
-        TypeError, ValueError: names `argument`, the nearest known name, or what is wrong with the parameter.
+        TypeError, ValueError: names `argument`, the nearest known name, or what is wrong with the
+            parameter.
     """
     own = spec if isinstance(spec, Activation) else None
     several = isinstance(spec, tuple | list) and 2 <= len(spec) <= 3
@@ -228,11 +257,13 @@ def resolve(spec: object, argument: str = "activations", output: bool = False) -
     learned = LEARNED[0] if condition == "learned" else None
     if shared and learned is None:
         raise ValueError(
-            f"{argument}: {name} has no learned parameter, so it is not {shown(shared[0])}; got {shown(spec)}"
+            f"{argument}: {name} has no learned parameter, so it is not {shown(shared[0])}; got "
+            f"{shown(spec)}"
         )
     if shared and shared[0] not in LEARNED:
         raise ValueError(
-            f"{argument}: {name} is learned {' or '.join(map(repr, LEARNED))}; got {shown(shared[0])}"
+            f"{argument}: {name} is learned {' or '.join(map(repr, LEARNED))}; got "
+            f"{shown(shared[0])}"
         )
     number, default_number = row_parameter(argument, name, parameter, default, condition, "a")
     return Activation(
@@ -243,7 +274,9 @@ def resolve(spec: object, argument: str = "activations", output: bool = False) -
 def bind(
     activations: Sequence[Activation | None], a: Sequence[Any], da: Sequence[Any] | None = None
 ) -> tuple[Activation | None, ...]:  # fmt: skip
-    """Return the activations of layers 0 … L, those with a learned parameter on a[l], and on da[l] where it is given."""
+    """Return the activations of layers 0 … L, those with a learned parameter on a[l], and on da[l]
+    where it is given.
+    """
     bound = list(activations)
     for l, sigma in enumerate(activations):
         if sigma is not None and sigma.learned:
@@ -254,7 +287,9 @@ def bind(
 def row_parameter(
     argument: str, name: str, given: object, default: str, condition: str, letter: str
 ) -> tuple[float | None, float | None]:
-    """The parameter of a sheet's row: the given one, checked against the row's condition, or the default; and the default."""
+    """The parameter of a sheet's row: the given one, checked against the row's condition, or the
+    default; and the default.
+    """
     if default == "none":
         if given is not None:
             raise ValueError(f"{argument}: {name} takes no parameter; got {shown(given)}")

@@ -6,12 +6,12 @@
                                                     G[l-1] = D[l] W[l]ᵀ
         l = 1 … L                                       l = L … 1
 
-Rows are samples: Z[l], S[l], G[l], D[l] are (m, n_l), W[l] is (n_{l-1}, n_l), b[l] is (n_l,), activations[l] is σ_l. Index 0
-is the input's (None where it has none). Which arrays share memory is the caller's choice: S[l] may be Z[l], D[l] may be Z[l]
-or G[l].
+Rows are samples: Z[l], S[l], G[l], D[l] are (m, n_l), W[l] is (n_{l-1}, n_l), b[l] is (n_l,),
+activations[l] is σ_l. Index 0 is the input's (None where it has none). Which arrays share memory is
+the caller's choice: S[l] may be Z[l], D[l] may be Z[l] or G[l].
 
-An activation that is bound to a learned parameter a[l] says where its gradient goes: da[l] = Σ G[l] ⊙ ∂σ_l/∂a, over the rows
-and, if they share a[l], over the outputs.
+An activation that is bound to a learned parameter a[l] says where its gradient goes: da[l] = Σ G[l]
+⊙ ∂σ_l/∂a, over the rows and, if they share a[l], over the outputs.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def backward(
 ) -> None:  # fmt: skip
     """Fills D, dW, db, da (or adds to dW, db, da) and G[l] for l < L from G[L] = ∂J/∂Z[L].
 
-    Where G[L] is None the loss has already given D[L] and db[L]; where G[0] is None the input gradient is left out. A layer
-    that `repeats` a tied matrix adds to its dW: the total derivative is the sum over the uses.
+    Where G[L] is None the loss has already given D[L] and db[L]; where G[0] is None the input
+    gradient is left out. A layer that `repeats` a tied matrix adds to its dW: the total derivative
+    is the sum over the uses.
     """
     for l in range(len(W) - 1, 0, -1):
         if G[l] is not None:

@@ -2,12 +2,15 @@
 
     z̃ = m k z,   ∂J/∂s = g m k σ'(s, z)       k = 1 / (1 - p), m = 0 or 1
 
-m is a pure function of (seed, layer, number of the step, row of the batch, column): no state, and the same whatever the chunks,
-the threads, the device. With `mix` a permutation of 32-bit integers, all sums modulo 2³²:
+m is a pure function of (seed, layer, number of the step, row of the batch, column): no state, and
+the same whatever the chunks, the threads, the device. With `mix` a permutation of 32-bit integers,
+all sums modulo 2³²:
 
-    base = mix(key + step),   r = mix(base + row),   c = mix(mix(base + GOLDEN) + column),   m = 0 where draw(r xor c) < p 2³¹
+    base = mix(key + step),   r = mix(base + row),   c = mix(mix(base + GOLDEN) + column),   m = 0
+    where draw(r xor c) < p 2³¹
 
-Z̃ holds m itself: a dropped entry is -0, a kept one never is. So nothing is stored or drawn twice for the way back.
+Z̃ holds m itself: a dropped entry is -0, a kept one never is. So nothing is stored or drawn twice
+for the way back.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ BITS = (
 
 @dataclass(frozen=True)
 class Dropped(Activation):
-    """An activation with dropout behind it: `value` gives k z, from which a backend takes what the mask says.
+    """An activation with dropout behind it: `value` gives k z, from which a backend takes what the
+    mask says.
 
     Attributes:
         undropped: the activation itself.
@@ -55,7 +59,9 @@ class Dropped(Activation):
 
 
 def mix(x: int) -> int:
-    """A permutation of the 32-bit integers in which each bit of x changes each bit of the result about half the time."""
+    """A permutation of the 32-bit integers in which each bit of x changes each bit of the result
+    about half the time.
+    """
     x &= 0xFFFFFFFF
     for shift, factor in zip(SHIFTS, (*FACTORS, 1), strict=True):
         x = (x ^ x >> shift) * factor & 0xFFFFFFFF
@@ -71,7 +77,8 @@ def layer_key(seed: int, layer: int) -> int:
 
 
 def rates(given: object, hidden: int) -> tuple[float, ...]:
-    """The rates that a user's `dropout=` means, one for each of so many hidden layers; none where nothing is dropped.
+    """The rates that a user's `dropout=` means, one for each of so many hidden layers; none where
+    nothing is dropped.
 
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
@@ -98,7 +105,9 @@ def rates(given: object, hidden: int) -> tuple[float, ...]:
 def behind(
     activations: tuple[Activation | None, ...], given: tuple[float, ...], seed: int
 ) -> tuple[Activation | None, ...]:  # fmt: skip
-    """The activations of layers 0 … L, those of hidden layers with these rates of dropout behind them."""
+    """The activations of layers 0 … L, those of hidden layers with these rates of dropout behind
+    them.
+    """
     dropped = list(activations)
     for l, rate in enumerate(given, 1):
         sigma = activations[l]
@@ -128,7 +137,8 @@ def _dropped(sigma: Activation, rate: float, key: int) -> Dropped:
 def _slope(sigma: Activation, rate: float) -> str:
     """σ' with z̃ in place of z: z is z̃ (1 - p) but for rounding, or σ(s) where S is kept.
 
-    A slope that jumps at some other z than 0 (hard_tanh at 1) cannot bear the rounding, and is written in s.
+    A slope that jumps at some other z than 0 (hard_tanh at 1) cannot bear the rounding, and is
+    written in s.
     """
     signs = formulas.substitute(sigma.slope, {"z": "z"}).replace(
         "positive(z)", "positive(same)"

@@ -1,10 +1,14 @@
-"""The formula sheets: text in the common subset of C++ and Python, parsed, checked, and compiled into in-place array calls.
+"""The formula sheets: text in the common subset of C++ and Python, parsed, checked, and compiled
+into in-place array calls.
 
-A sheet is a list of rows `MACRO(column, column, …)` between `//` comments. A formula is built from names, numbers (`T(0.5)`),
-`+ - * /`, whole powers and the functions below; nothing else passes, so a formula that comes from a file can do no harm.
+A sheet is a list of rows `MACRO(column, column, …)` between `//` comments. A formula is built from
+names, numbers (`T(0.5)`), `+ - * /`, whole powers and the functions below; nothing else passes, so
+a formula that comes from a file can do no harm.
 
-    gelu's slope  →  Program: 15 ufunc calls on at most 3 registers; equal subexpressions computed once,
-                     scalar subexpressions folded into 0-d arrays, registers reused as soon as they are free
+    gelu's slope  →  Program: 15 ufunc calls on at most 3 registers; equal subexpressions computed
+    once,
+                     scalar subexpressions folded into 0-d arrays, registers reused as soon as they
+                     are free
 """
 
 from __future__ import annotations
@@ -44,7 +48,9 @@ _OPERATORS = {
 
 
 def _unlimited(function: Callable[[float], float]) -> Callable[[float], float]:
-    """Return the function with infinity where Python raises OverflowError: 1 / (1 + exp(1000)) is 0."""
+    """Return the function with infinity where Python raises OverflowError: 1 / (1 + exp(1000)) is
+    0.
+    """
 
     def value(x: float) -> float:
         try:
@@ -73,7 +79,8 @@ _SCALAR: dict[str, Callable[..., float]] = {
 }
 
 
-# -- sheets ------------------------------------------------------------------------------------------------------------
+# -- sheets
+# ------------------------------------------------------------------------------------------------------------
 
 
 def read_sheet(text: str, macro: str) -> list[list[str]]:
@@ -83,7 +90,9 @@ def read_sheet(text: str, macro: str) -> list[list[str]]:
 
 
 def split_columns(text: str) -> list[str]:
-    """The comma-separated columns of `text` up to the bracket that closes the row; white space is folded."""
+    """The comma-separated columns of `text` up to the bracket that closes the row; white space is
+    folded.
+    """
     columns, depth, begin = [], 0, 0
     for i, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -95,7 +104,8 @@ def split_columns(text: str) -> list[str]:
     raise ValueError(f"a row of a formula sheet is not closed: {text[:60]!r}")
 
 
-# -- formulas ----------------------------------------------------------------------------------------------------------
+# -- formulas
+# ----------------------------------------------------------------------------------------------------------
 
 
 def text(value: object, name: str) -> str:
@@ -111,11 +121,13 @@ def parse(formula: str, names: Sequence[str] | None = None) -> ast.expr:
     """The checked syntax tree of one formula; `names` are the variables it may read (None: any).
 
     Raises:
-        ValueError: the text is not a formula, or uses something outside the common subset; says what.
+        ValueError: the text is not a formula, or uses something outside the common subset; says
+            what.
     """
     if len(formula) > LONGEST:
         raise ValueError(
-            f"formula {shown(formula)} has {len(formula):,} characters; at most {LONGEST:,} are read"
+            f"formula {shown(formula)} has {len(formula):,} characters; at most {LONGEST:,} are "
+            "read"
         )
     try:
         tree = ast.parse(formula, mode="eval").body
@@ -135,7 +147,8 @@ def parse(formula: str, names: Sequence[str] | None = None) -> ast.expr:
 
 
 def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
-    # smooth(x) is x, made of pieces that meet smoothly; kept(x) is 0 where x is -0, else 1, for dropout's own formulas
+    # smooth(x) is x, made of pieces that meet smoothly; kept(x) is 0 where x is -0, else 1, for
+    # dropout's own formulas
     more = ("T", "smooth", *(("pow", "kept") if names is None else ()))
     match node:
         case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
@@ -144,7 +157,8 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
             if names is not None and name not in names:
                 parameter = " (give parameter=… for a parameter)" if name in ("a", "q") else ""
                 raise ValueError(
-                    f"formula {shown(formula)} reads {shown(name)}; it may read {', '.join(names)}{parameter}"
+                    f"formula {shown(formula)} reads {shown(name)}; it may read "
+                    f"{', '.join(names)}{parameter}"
                 )
             return
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
@@ -152,15 +166,18 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
         case ast.BinOp(left=left, op=ast.Pow(), right=right):
             if _exponent(right) not in POWERS:
                 raise ValueError(
-                    f"formula {shown(formula)}: the exponent of {shown(ast.unparse(node))} must be a "
-                    f"whole number from {POWERS[0]} to {POWERS[-1]}; for others write exp(exponent * log(base))"
+                    f"formula {shown(formula)}: the exponent of {shown(ast.unparse(node))} must be "
+                    "a "
+                    f"whole number from {POWERS[0]} to {POWERS[-1]}; for others write exp(exponent "
+                    "* log(base))"
                 )
             parts = [left]
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             parts = [operand]
         case ast.Call(func=ast.Name(id="pow")) if names is not None:
             raise ValueError(
-                f"formula {shown(formula)}: pow is for the scalars of updates.def only; write s ** 2"
+                f"formula {shown(formula)}: pow is for the scalars of updates.def only; write s ** "
+                "2"
             )
         case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in (
             *FUNCTIONS,
@@ -172,7 +189,8 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
                 )
         case _:
             raise ValueError(
-                f"formula {shown(formula)}: {shown(ast.unparse(node))} is outside the common subset of C++ and Python "
+                f"formula {shown(formula)}: {shown(ast.unparse(node))} is outside the common "
+                "subset of C++ and Python "
                 f"(names, numbers, + - * /, ** with a whole exponent, {', '.join(FUNCTIONS)})"
             )
     for part in parts:
@@ -180,7 +198,9 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
 
 
 def _exponent(node: ast.expr) -> int:
-    """Return the exponent of a power; one that is refused where it is not a whole number that is written out."""
+    """Return the exponent of a power; one that is refused where it is not a whole number that is
+    written out.
+    """
     match node:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as n)) if not isinstance(
             n, bool
@@ -192,7 +212,9 @@ def _exponent(node: ast.expr) -> int:
 
 
 def reads(formula: str) -> frozenset[str]:
-    """The variables that a formula reads: `reads("1 - z * z") == {"z"}`, so the output alone must be cached."""
+    """The variables that a formula reads: `reads("1 - z * z") == {"z"}`, so the output alone must
+    be cached.
+    """
     return frozenset(node.id for node in _variables(parse(formula)))
 
 
@@ -204,7 +226,9 @@ def _variables(tree: ast.AST) -> list[ast.Name]:
 
 
 def substitute(formula: str, replacements: Mapping[str, str]) -> str:
-    """The formula with variables replaced by other formulas: `substitute("a * z", {"z": "s + 1"}) == "a * (s + 1)"`."""
+    """The formula with variables replaced by other formulas: `substitute("a * z", {"z": "s + 1"})
+    == "a * (s + 1)"`.
+    """
 
     class Replace(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.AST:
@@ -214,7 +238,8 @@ def substitute(formula: str, replacements: Mapping[str, str]) -> str:
 
 
 def written_out(text: str) -> str:
-    """The formula of a sheet's `name = formula; …; formula`, with what the names stand for in their places.
+    """The formula of a sheet's `name = formula; …; formula`, with what the names stand for in their
+    places.
 
     `written_out("e = exp(s); e / (1 + e)") == "exp(s) / (1 + exp(s))"`.
     """
@@ -229,9 +254,10 @@ def written_out(text: str) -> str:
 def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
     """The derivative of a formula, where `slopes` gives that of each variable (0 for the others).
 
-    `differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"`. Where pieces of a formula meet, it is that of the piece for
-    smaller variables, in `maximum`, `minimum` and softplus alike: so the derivatives of a smooth formula are right, of any
-    order. A kink of `abs` counts as `sign` does, outside `smooth`; the slopes of `positive` and `sign` are 0.
+    `differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"`. Where pieces of a formula meet,
+    it is that of the piece for smaller variables, in `maximum`, `minimum` and softplus alike: so
+    the derivatives of a smooth formula are right, of any order. A kink of `abs` counts as `sign`
+    does, outside `smooth`; the slopes of `positive` and `sign` are 0.
     """
 
     def times(u: str, v: str) -> str:
@@ -293,7 +319,9 @@ def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
 
 
 class _Pieces(ast.NodeTransformer):
-    """Takes smooth(x) apart: x, with each abs(u) written as u (2 positive(u) - 1), whose slope jumps where others' do."""
+    """Takes smooth(x) apart: x, with each abs(u) written as u (2 positive(u) - 1), whose slope
+    jumps where others' do.
+    """
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """Replace a call of `smooth`."""
@@ -314,7 +342,9 @@ class _Pieces(ast.NodeTransformer):
 
 
 def _above(node: ast.expr) -> str:
-    """Return the formula that is 1 where `node` > 0 and 0 elsewhere; at 0 the one for smaller variables, 0 of x and 1 of -x."""
+    """Return the formula that is 1 where `node` > 0 and 0 elsewhere; at 0 the one for smaller
+    variables, 0 of x and 1 of -x.
+    """
     match node:
         case ast.BinOp(left=u, op=ast.Sub(), right=ast.Constant(value=0)):
             return _above(u)
@@ -344,12 +374,15 @@ def derive(formula: str, by: str) -> str:
         return differentiate(formula, {by: "1"})
     except (RecursionError, ValueError):
         raise ValueError(
-            f"slope: the derivative of {shown(formula)} would be too long a formula; give it yourself"
+            f"slope: the derivative of {shown(formula)} would be too long a formula; give it "
+            "yourself"
         ) from None
 
 
 def kinks(formula: str) -> list[str]:
-    """Formulas whose change of sign marks a kink: `kinks("maximum(s, 0)") == ["s - 0"]`. For the gradient check."""
+    """Formulas whose change of sign marks a kink: `kinks("maximum(s, 0)") == ["s - 0"]`. For the
+    gradient check.
+    """
     found = []
 
     def look(node: ast.AST) -> None:
@@ -369,13 +402,17 @@ def kinks(formula: str) -> list[str]:
 
 
 def evaluate_scalar(formula: str, **values: float) -> float:
-    """The value of a formula of scalars, in double precision: the default of a parameter, a slope at one point."""
+    """The value of a formula of scalars, in double precision: the default of a parameter, a slope
+    at one point.
+    """
     return float(scalar(formula)(values))
 
 
 @functools.lru_cache(256)
 def scalar(formula: str) -> Callable[[Mapping[str, float]], float]:
-    """Return a formula of scalars as a function of its variables' values, computed in double precision."""
+    """Return a formula of scalars as a function of its variables' values, computed in double
+    precision.
+    """
     try:
         return _scalar(parse(formula))
     except KeyError as error:
@@ -432,11 +469,14 @@ def _last(body: Sequence[tuple[str, Callable[[Mapping[str, float]], float]]], x:
     return values["out"]
 
 
-# -- programs ----------------------------------------------------------------------------------------------------------
+# -- programs
+# ----------------------------------------------------------------------------------------------------------
 
 
 class Step(NamedTuple):
-    """One array call: `out = function(*operands)`; operands and `out` are names bound to arrays before the run."""
+    """One array call: `out = function(*operands)`; operands and `out` are names bound to arrays
+    before the run.
+    """
 
     function: str
     operands: tuple[str, ...]
@@ -447,13 +487,17 @@ class Program:
     """Statements `target = formula; …` compiled into steps.
 
     Attributes:
-        steps: the calls in order. Operands are variables, folded scalars `k0, k1, …` and registers `r0, r1, …`.
-        registers: how many registers, each of the arrays' shape, the steps need. Once the old value of a statement's
-            target has been read for the last time, the target itself serves as a register.
-        folded: the scalar subexpressions, evaluated in double by `fold`; `folded_text` holds their text.
+        steps: the calls in order. Operands are variables, folded scalars `k0, k1, …` and registers
+            `r0, r1, …`.
+        registers: how many registers, each of the arrays' shape, the steps need. Once the old value
+            of a statement's target has been read for the last time, the target itself serves as a
+            register.
+        folded: the scalar subexpressions, evaluated in double by `fold`; `folded_text` holds their
+            text.
         reads: the scalars that they depend on.
 
-    With a dtype the functions of `special` are compiled into steps, too; without, they are steps themselves.
+    With a dtype the functions of `special` are compiled into steps, too; without, they are steps
+    themselves.
     """
 
     def __init__(self, statements: str, scalars: frozenset[str], dtype: str | None = None):
@@ -590,7 +634,9 @@ def _statements(text: str) -> list[tuple[str, ast.expr]]:
 def check(
     argument: str, formula: str, variables: Sequence[str], scalars: Mapping[str, float]
 ) -> None:
-    """Raise an error that names the argument unless the formula reads only these names and its scalar parts have a value."""
+    """Raise an error that names the argument unless the formula reads only these names and its
+    scalar parts have a value.
+    """
     try:
         parse(formula, (*variables, *scalars))
     except (TypeError, ValueError) as error:

@@ -1,11 +1,13 @@
-"""The flat vector: all W first, then all b, then all a, one contiguous run of numbers with shaped views.
+"""The flat vector: all W first, then all b, then all a, one contiguous run of numbers with shaped
+views.
 
-    flat = [ W[1] | … | W[L] | b[1] | … | b[L] | a[1] | … | a[L] ],   W[l] (n_{l-1}, n_l) row-major,  b[l] (n_l,)
+    flat = [ W[1] | … | W[L] | b[1] | … | b[L] | a[1] | … | a[L] ],   W[l] (n_{l-1}, n_l) row-major,
+    b[l] (n_l,)
 
-a[l] is the learned parameter of an activation, (1,) or (n_l,); most layers have none.
-Parameters, gradient and each optimizer state share this layout: one update pass, one all-reduce, one file entry. Penalties
-and decay act on the prefix `flat[:weights]`. A tied matrix lies there once: its other uses are views of it, so that their
-gradients add up in one place.
+a[l] is the learned parameter of an activation, (1,) or (n_l,); most layers have none. Parameters,
+gradient and each optimizer state share this layout: one update pass, one all-reduce, one file
+entry. Penalties and decay act on the prefix `flat[:weights]`. A tied matrix lies there once: its
+other uses are views of it, so that their gradients add up in one place.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Layout:
         sizes: the widths n_0 … n_L.
         bias: whether layers have a bias.
         ties: the layers without a matrix of their own.
-        learned: how many numbers a[1] … a[L] hold; empty where no activation has a learned parameter.
+        learned: how many numbers a[1] … a[L] hold; empty where no activation has a learned
+            parameter.
     """
 
     sizes: tuple[int, ...]
@@ -59,7 +62,9 @@ class Layout:
 
     @property
     def weights(self) -> int:
-        """How many numbers all W hold together, each counted once: the prefix on which penalties and decay act."""
+        """How many numbers all W hold together, each counted once: the prefix on which penalties
+        and decay act.
+        """
         return sum(self.sizes[l - 1] * self.sizes[l] for l in self.owners)
 
     @property
@@ -69,7 +74,9 @@ class Layout:
 
     @property
     def repeats(self) -> tuple[bool, ...]:
-        """Whether dW[l] has been written already when the backward pass comes down to l; index 0 False."""
+        """Whether dW[l] has been written already when the backward pass comes down to l; index 0
+        False.
+        """
         owner = {tie.layer: tie.owner for tie in self.ties}
         slots = [owner.get(l, l) for l in range(self.layers + 1)]
         return tuple(slot in slots[l + 1 :] for l, slot in enumerate(slots))
@@ -91,7 +98,9 @@ class Layout:
         return tuple(W), tuple(b)
 
     def slopes(self, flat: Any) -> tuple[Any, ...]:
-        """Return a[l], views of `flat`, index 0 None, and None where the activation has no learned parameter."""
+        """Return a[l], views of `flat`, index 0 None, and None where the activation has no learned
+        parameter.
+        """
         edges = [0, *itertools.accumulate(self.learned or (0,) * self.layers)]
         parts = [
             slice(self.size - edges[-1] + i, self.size - edges[-1] + j)
@@ -100,7 +109,9 @@ class Layout:
         return (None, *(flat[part] if part.start < part.stop else None for part in parts))
 
     def name(self, position: int) -> str:
-        """The entry at a position of the flat vector, in the words of the derivation: `"W[2][0, 3]"`."""
+        """The entry at a position of the flat vector, in the words of the derivation: `"W[2][0,
+        3]"`.
+        """
         for l in self.owners:
             rows, columns = self.sizes[l - 1 : l + 1]
             if position < rows * columns:
@@ -145,10 +156,13 @@ class Parameters:
         ]
 
     def require_whole(self, torn: int = 0) -> None:
-        """Raise a RuntimeError if an update was left half done: that of step `torn`, or the last one here."""
+        """Raise a RuntimeError if an update was left half done: that of step `torn`, or the last
+        one here.
+        """
         if torn := torn or self.torn:
             raise RuntimeError(
-                f"step {torn} was interrupted in the middle of its update: parameters and optimizer "
+                f"step {torn} was interrupted in the middle of its update: parameters and "
+                "optimizer "
                 "state are of no step. Load the trainer from its last checkpoint by mc.Trainer.load"
             )
 
@@ -169,7 +183,8 @@ def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:
         for given in (layer, owner):
             if isinstance(given, bool) or not isinstance(given, Integral):
                 raise TypeError(
-                    f"tied: expected layer: layer, or layer: 'layer.T', such as {{4: '1.T'}}; got {shown({layer: what})}"
+                    f"tied: expected layer: layer, or layer: 'layer.T', such as {{4: '1.T'}}; got "
+                    f"{shown({layer: what})}"
                 )
         ties.append(Tie(int(layer), int(owner), transposed))
     for tie in ties:
@@ -181,7 +196,8 @@ def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:
             )
         if tie.owner in (other.layer for other in ties):
             raise ValueError(
-                f"tied: layer {tie.layer} is tied to layer {tie.owner}, which is tied itself: name its owner"
+                f"tied: layer {tie.layer} is tied to layer {tie.owner}, which is tied itself: name "
+                "its owner"
             )
         if (owned[::-1] if tie.transposed else owned) != own:
             shape = f"W[{tie.owner}]{'.T' if tie.transposed else ''} is {owned[::-1] if tie.transposed else owned}"

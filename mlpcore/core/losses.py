@@ -1,9 +1,11 @@
-"""Losses: rows of `kernels/losses.def`, softmax + cross-entropy, or the same formulas given at run time.
+"""Losses: rows of `kernels/losses.def`, softmax + cross-entropy, or the same formulas given at run
+time.
 
     J = Σ_i w_i ℓ(z_i, y_i) / Σ_i w_i,   ℓ of a row = the sum of the formula over its outputs
 
-A loss and an output activation that match (softmax + cross_entropy, sigmoid + binary_cross_entropy, …) are evaluated from S[L]
-and go straight to D[L] = ∂J/∂S[L]; every other pair goes through G[L] = ∂J/∂Z[L].
+A loss and an output activation that match (softmax + cross_entropy, sigmoid + binary_cross_entropy,
+…) are evaluated from S[L] and go straight to D[L] = ∂J/∂S[L]; every other pair goes through G[L] =
+∂J/∂Z[L].
 """
 
 from __future__ import annotations
@@ -28,18 +30,23 @@ class Loss:
     Args:
         name: how it is called in messages and files.
         value: a formula in `z` (an output), `y` (its target) and, with a parameter, `q`.
-        slope: ∂value/∂z, in the same variables; None: the value's derivative, which for a kink says what `positive` says there.
+        slope: ∂value/∂z, in the same variables; None: the value's derivative, which for a kink says
+            what `positive` says there.
         parameter: the value of `q`, None without one.
-        matched: value and ∂value/∂s behind the output that `outputs` names, in its `s` and `a`, in `z`, `y` and `q`, in place
-            of the way through ∂J/∂Z[L]; None: as `losses.def` has it.
-        most: what an output (cross_entropy: a row) adds to J at most, None without a limit. The gradient is that without it.
-        class_weight: a number for each class: cross_entropy, or binary_cross_entropy of one output (classes 0 and 1).
-        label_smoothing: ε in [0, 1): targets are (1 - ε) y + ε/K over K classes, K = 2 for an output of binary_cross_entropy.
-        pos_weight: what the loss of a positive target counts in binary_cross_entropy: a number, or one for each output.
+        matched: value and ∂value/∂s behind the output that `outputs` names, in its `s` and `a`, in
+            `z`, `y` and `q`, in place of the way through ∂J/∂Z[L]; None: as `losses.def` has it.
+        most: what an output (cross_entropy: a row) adds to J at most, None without a limit. The
+            gradient is that without it.
+        class_weight: a number for each class: cross_entropy, or binary_cross_entropy of one output
+            (classes 0 and 1).
+        label_smoothing: ε in [0, 1): targets are (1 - ε) y + ε/K over K classes, K = 2 for an
+            output of binary_cross_entropy.
+        pos_weight: what the loss of a positive target counts in binary_cross_entropy: a number, or
+            one for each output.
 
     Raises:
-        ValueError: a formula is not in the common subset of C++ and Python, or reads another variable; or the loss has no
-            such option. Says which.
+        ValueError: a formula is not in the common subset of C++ and Python, or reads another
+            variable; or the loss has no such option. Says which.
 
     Example:
         >>> trainer = Trainer(net, loss=Loss("fourth_power", "(z - y) ** 4"))
@@ -102,18 +109,24 @@ class Loss:
 
     @property
     def columns(self) -> tuple[float, ...]:
-        """A number for each output, which the backends read from an array; empty where there are none."""
+        """A number for each output, which the backends read from an array; empty where there are
+        none.
+        """
         if self.rowwise and self.class_weight is not None:
             largest = max(self.class_weight)
             return tuple(weight / largest for weight in self.class_weight)
         return self.pos_weight if isinstance(self.pos_weight, tuple) else ()
 
     def mixes(self, classes: bool) -> bool:
-        """Return whether options change the target of cross-entropy that a row of Y (`classes`: a class number) gives."""
+        """Return whether options change the target of cross-entropy that a row of Y (`classes`: a
+        class number) gives.
+        """
         return self.label_smoothing > 0 or (self.class_weight is not None and not classes)
 
     def require_held(self, dtype: str) -> None:
-        """Raise a ValueError that names the parameter or option that a network's dtype does not hold."""
+        """Raise a ValueError that names the parameter or option that a network's dtype does not
+        hold.
+        """
         numbers = {
             f"loss: the parameter of {self.name}": self.parameter,
             "most": self.most,
@@ -128,22 +141,27 @@ class Loss:
         if self.class_weight is not None:
             if self.binary and outputs != 1:
                 raise ValueError(
-                    f"class_weight is for binary_cross_entropy of one output; the network has {outputs}: give pos_weight, "
+                    "class_weight is for binary_cross_entropy of one output; the network has "
+                    f"{outputs}: give pos_weight, "
                     "a number for each"
                 )
             classes = 2 if self.binary else outputs
             if len(self.class_weight) != classes:
                 raise ValueError(
-                    f"class_weight must have a number for each of {classes} classes; got {len(self.class_weight)}"
+                    f"class_weight must have a number for each of {classes} classes; got "
+                    f"{len(self.class_weight)}"
                 )
         if isinstance(self.pos_weight, tuple) and len(self.pos_weight) != outputs:
             raise ValueError(
-                f"pos_weight must be a number, or one for each of {outputs} output(s); got {len(self.pos_weight)} of them"
+                f"pos_weight must be a number, or one for each of {outputs} output(s); got "
+                f"{len(self.pos_weight)} of them"
             )
 
     @property
     def rowwise(self) -> bool:
-        """Whether it needs sums over a row (cross-entropy): then no formula, but code of each backend."""
+        """Whether it needs sums over a row (cross-entropy): then no formula, but code of each
+        backend.
+        """
         return self.name == "cross_entropy" and not self.value
 
     @property
@@ -172,7 +190,9 @@ class Loss:
         return ", ".join([repr(self.spec), *shown])
 
     def __repr__(self) -> str:
-        """Return what the user would write: the name of a loss of the sheet, the formulas of any other."""
+        """Return what the user would write: the name of a loss of the sheet, the formulas of any
+        other.
+        """
         if self.rowwise or sheet().get(self.name, [])[3:] == [self.value, self.slope]:
             return f"Loss({self})"
         formulas_ = f"value={self.value!r}, slope={self.slope!r}"
@@ -232,7 +252,8 @@ class Objective:
     """A loss on top of an output activation, as the backends compute it.
 
     Attributes:
-        matched: whether `value` and `slope` read `x` = S[L] and give D[L]; otherwise x = Z[L] and they give G[L].
+        matched: whether `value` and `slope` read `x` = S[L] and give D[L]; otherwise x = Z[L] and
+            they give G[L].
         value, slope: formulas in `x`, `y` and the scalars; empty where the loss is row-wise.
         scalars: the parameters `a` of the activation and `q` of the loss.
         bent: ∂slope/∂x where the sheet has it, else "".
@@ -250,7 +271,9 @@ class Objective:
 
     @property
     def curvature(self) -> str:
-        """∂²value/∂x², a formula in what the slope reads: the sheet's, or the slope, differentiated."""
+        """∂²value/∂x², a formula in what the slope reads: the sheet's, or the slope,
+        differentiated.
+        """
         return self.bent or formulas.differentiate(self.slope, {"x": "1"})
 
 
@@ -259,7 +282,9 @@ CROSS_ENTROPY = Loss("cross_entropy", "", "", outputs="softmax")
 
 
 def matching(output: Activation) -> str:
-    """The name of the loss that goes with an output activation: cross_entropy with (log_)softmax, squared_error with most."""
+    """The name of the loss that goes with an output activation: cross_entropy with (log_)softmax,
+    squared_error with most.
+    """
     if output.rowwise:
         return CROSS_ENTROPY.name
     return {"sigmoid": "binary_cross_entropy", "exp": "poisson"}.get(output.name, "squared_error")
@@ -267,7 +292,9 @@ def matching(output: Activation) -> str:
 
 @functools.cache
 def sheet() -> dict[str, list[str]]:
-    """The rows LOSS of `losses.def` by name: outputs, default parameter, its condition, value, slope."""
+    """The rows LOSS of `losses.def` by name: outputs, default parameter, its condition, value,
+    slope.
+    """
     rows = formulas.read_sheet(kernel_files.read("losses.def"), "LOSS")
     return {name: [*rest[:3], *map(formulas.written_out, rest[3:])] for name, *rest in rows}
 
@@ -284,14 +311,18 @@ def matched() -> dict[tuple[str, str], tuple[str, str]]:
 
 @functools.cache
 def bent() -> dict[tuple[str, str], str]:
-    """The rows BENT of `losses.def`: the second derivative of (loss, output), of a pair that is not matched (loss, "any")."""
+    """The rows BENT of `losses.def`: the second derivative of (loss, output), of a pair that is not
+    matched (loss, "any").
+    """
     rows = formulas.read_sheet(kernel_files.read("losses.def"), "BENT")
     return {(loss, output): formulas.written_out(curvature) for loss, output, curvature in rows}
 
 
 @functools.cache
 def weighed() -> dict[tuple[str, str], tuple[str, str, str]]:
-    """The rows WEIGHED of `losses.def`: value, slope and curvature of (loss, output), in x, u, v and the output's a."""
+    """The rows WEIGHED of `losses.def`: value, slope and curvature of (loss, output), in x, u, v
+    and the output's a.
+    """
     rows = formulas.read_sheet(kernel_files.read("losses.def"), "WEIGHED")
     return {
         (loss, output): (value, slope, curvature) for loss, output, value, slope, curvature in rows
@@ -299,10 +330,12 @@ def weighed() -> dict[tuple[str, str], tuple[str, str, str]]:
 
 
 def resolve(spec: object, argument: str = "loss") -> Loss:
-    """Return the loss that a user's `"cross_entropy"`, `("huber", 1.0)`, `Loss(…)` or `mc.loss(…)` means.
+    """Return the loss that a user's `"cross_entropy"`, `("huber", 1.0)`, `Loss(…)` or `mc.loss(…)`
+    means.
 
     Raises:
-        TypeError, ValueError: names `argument`, the nearest known name, or what is wrong with the parameter.
+        TypeError, ValueError: names `argument`, the nearest known name, or what is wrong with the
+            parameter.
     """
     if isinstance(spec, Loss):
         return spec
@@ -335,7 +368,8 @@ def with_options(
     loss: Loss, class_weight: Any = None, label_smoothing: float | None = None, pos_weight: Any = None,
     outputs: int | None = None,
 ) -> Loss:  # fmt: skip
-    """Return the loss with those options that are not None; `class_weight` may be {class: weight} where `outputs` is given.
+    """Return the loss with those options that are not None; `class_weight` may be {class: weight}
+    where `outputs` is given.
 
     Raises:
         TypeError, ValueError: names the option, what was expected and what came.
@@ -359,14 +393,16 @@ def _by_class(weights: Any, classes: int | None) -> Any:
     """The weights as a list; of a {class: weight} the classes that are not in it weigh 1."""
     if isinstance(weights, str):
         raise ValueError(
-            f"class_weight must be a list of numbers or {{class: number}}; got {shown(weights)}. For 'balanced' pass "
+            f"class_weight must be a list of numbers or {{class: number}}; got {shown(weights)}. "
+            "For 'balanced' pass "
             "sklearn.utils.class_weight.compute_class_weight('balanced', classes=np.arange(K), y=Y)"
         )
     if not isinstance(weights, Mapping):
         return weights
     if classes is None:
         raise TypeError(
-            "class_weight must be a list, a number for each class, where there is no network; got a dict"
+            "class_weight must be a list, a number for each class, where there is no network; got "
+            "a dict"
         )
     found = [1.0] * classes
     for label, weight in weights.items():
@@ -386,7 +422,8 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
     """The loss on top of this output activation; with None, of numbers from anywhere.
 
     Raises:
-        ValueError: the loss is not defined on what the activation puts out (cross_entropy needs softmax, …).
+        ValueError: the loss is not defined on what the activation puts out (cross_entropy needs
+            softmax, …).
     """
     output = output or ANY_OUTPUT
     fits = {
@@ -437,12 +474,15 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
 
 
 def _weighed(loss: Loss, output: Activation, standard: bool) -> Objective:
-    """Binary cross-entropy whose targets y and 1 - y are smoothed and weighed: u and v of the rows WEIGHED."""
+    """Binary cross-entropy whose targets y and 1 - y are smoothed and weighed: u and v of the rows
+    WEIGHED.
+    """
     kept, spread = 1 - loss.label_smoothing, loss.label_smoothing / 2
     u, v = (f"(T({kept!r}) * {y} + T({spread!r}))" if spread else y for y in ("y", "(1 - y)"))
     if loss.class_weight is not None:
         negative, positive = (weight / max(loss.class_weight) for weight in loss.class_weight)
-        weight = f"maximum(T({positive!r}) * y + T({negative!r}) * (1 - y), T(1e-30))"  # 0: of a row that weighs nothing
+        # 0: of a row that weighs nothing
+        weight = f"maximum(T({positive!r}) * y + T({negative!r}) * (1 - y), T(1e-30))"
         u, v = f"T({positive!r}) * {u} / {weight}", f"T({negative!r}) * {v} / {weight}"
     if loss.pos_weight is not None:
         u = f"{'p' if loss.columns else f'T({loss.pos_weight!r})'} * ({u})"

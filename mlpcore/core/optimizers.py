@@ -1,7 +1,8 @@
-"""Optimizers: rows of `kernels/updates.def` with their settings. Learning-rate schedules: data, saved with a run.
+"""Optimizers: rows of `kernels/updates.def` with their settings. Learning-rate schedules: data,
+saved with a run.
 
-An optimizer object holds settings only; its state vectors belong to the trainer. `optimizer.learning_rate = 1e-4` counts from
-the next update on.
+An optimizer object holds settings only; its state vectors belong to the trainer.
+`optimizer.learning_rate = 1e-4` counts from the next update on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ FOLLOWED: dict[str, values.Check] = {  # settings of what follows a figure of th
     "mode": values.optional(functools.partial(values.one_of, known=("min", "max"))),
 }
 
-# -- schedules ---------------------------------------------------------------------------------------------------------
+# -- schedules
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _updates(value: object, name: str, least: int = 1) -> float:
@@ -60,7 +62,8 @@ class Progress:
         step: updates done so far.
         total: updates of the current `fit`; None outside `fit`.
         reductions: how often an `Adaptive` schedule has lowered the rate.
-        followed: the `Adaptive` schedule that was lowered so often; another one begins at its own rate. None: any.
+        followed: the `Adaptive` schedule that was lowered so often; another one begins at its own
+            rate. None: any.
         begun: updates that were done when the current `fit` began.
         skipped: of the updates, those left out because loss or gradient was not finite.
         epochs: passes over the data that `fit` has begun: each has a row order of its own.
@@ -87,7 +90,8 @@ class Schedule:
     def at(self, progress: Progress) -> float:
         """The rate of the next update, number `progress.step + 1`."""
         raise TypeError(
-            "Schedule is the common base; use Constant, StepDecay, Cosine, InverseScaling, Adaptive or FormulaSchedule"
+            "Schedule is the common base; use Constant, StepDecay, Cosine, InverseScaling, "
+            "Adaptive or FormulaSchedule"
         )
 
 
@@ -114,7 +118,8 @@ class StepDecay(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Up in a straight line over `warmup` updates, then down along half a cosine to `final` at update `steps`.
+    """Up in a straight line over `warmup` updates, then down along half a cosine to `final` at
+    update `steps`.
 
     Loshchilov and Hutter 2017. `steps=None` takes the number of updates of the `fit` that runs.
     """
@@ -130,7 +135,8 @@ class Cosine(Schedule):
             steps, step = progress.total, progress.step - progress.begun
         if steps is None:
             raise ValueError(
-                "learning_rate: Cosine needs steps=… outside fit, and in a fit whose stream's length is unknown"
+                "learning_rate: Cosine needs steps=… outside fit, and in a fit whose stream's "
+                "length is unknown"
             )
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
@@ -142,8 +148,9 @@ class Cosine(Schedule):
 class InverseScaling(Schedule):
     """`rate / t^power` for update number t; `power` is 16 at most.
 
-    scikit-learn's "invscaling" counts rows, and lowers the rate after each epoch only: with n rows that is
-    `FormulaSchedule(rate, "rate / pow(n * (epoch - 1) + 1, 0.5)")`, n being written as a number.
+    scikit-learn's "invscaling" counts rows, and lowers the rate after each epoch only: with n rows
+    that is `FormulaSchedule(rate, "rate / pow(n * (epoch - 1) + 1, 0.5)")`, n being written as a
+    number.
     """
 
     power: float = 0.5
@@ -155,11 +162,12 @@ class InverseScaling(Schedule):
 
 @dataclass(frozen=True)
 class Adaptive(Schedule):
-    """`rate · factor^reductions`: lowered each time a figure has not improved by `tolerance` for `patience` epochs.
+    """`rate · factor^reductions`: lowered each time a figure has not improved by `tolerance` for
+    `patience` epochs.
 
-    `monitor` is a key of `fit`'s history: "loss", the mean of J over an epoch's steps, or "validation_loss",
-    "validation_accuracy", "validation_r2", of which the last two improve by growing; of a metric of your own `mode` says
-    which is better, "min" or "max".
+    `monitor` is a key of `fit`'s history: "loss", the mean of J over an epoch's steps, or
+    "validation_loss", "validation_accuracy", "validation_r2", of which the last two improve by
+    growing; of a metric of your own `mode` says which is better, "min" or "max".
     """
 
     factor: float = 0.2
@@ -183,10 +191,10 @@ class FormulaSchedule(Schedule):
 
     Args:
         rate: what the formula reads as `rate`.
-        formula: of `rate`; `step`, the number of the update, from 1; `begun`, updates done before the current `fit`; `total`,
-            updates of the current `fit`, if it knows how many; `epoch`, passes over the data begun by `fit`,
-            this one included. In + - * /, numbers and maximum, minimum, tanh, exp, expm1, log, log1p, abs, sqrt, sign,
-            positive, pow.
+        formula: of `rate`; `step`, the number of the update, from 1; `begun`, updates done before
+            the current `fit`; `total`, updates of the current `fit`, if it knows how many; `epoch`,
+            passes over the data begun by `fit`, this one included. In + - * /, numbers and maximum,
+            minimum, tanh, exp, expm1, log, log1p, abs, sqrt, sign, positive, pow.
 
     Raises:
         TypeError, ValueError: the formula cannot be read, or reads something else.
@@ -200,7 +208,8 @@ class FormulaSchedule(Schedule):
             unknown = formulas.reads(self.formula) - {"rate", *_PROGRESS}
             if unknown:
                 raise ValueError(
-                    f"{shown(self.formula)} reads {shown(min(unknown))}; it may read rate, {', '.join(_PROGRESS)}"
+                    f"{shown(self.formula)} reads {shown(min(unknown))}; it may read rate, "
+                    f"{', '.join(_PROGRESS)}"
                 )
             formulas.scalar(self.formula)
         except (TypeError, ValueError) as error:
@@ -210,12 +219,13 @@ class FormulaSchedule(Schedule):
         """Return the rate of the next update.
 
         Raises:
-            ValueError: the formula reads `total` where no `fit` of known length runs, or its value is not a rate;
-                says with which numbers.
+            ValueError: the formula reads `total` where no `fit` of known length runs, or its value
+                is not a rate; says with which numbers.
         """
         if progress.total is None and "total" in _read(self.formula):
             raise ValueError(
-                f"learning_rate: {shown(self.formula)} reads total, which is known only inside fit, "
+                f"learning_rate: {shown(self.formula)} reads total, which is known only inside "
+                "fit, "
                 "and not where the length of its stream is unknown"
             )
         known = (progress.step + 1, progress.begun, progress.total or 0, progress.epochs)
@@ -228,7 +238,8 @@ class FormulaSchedule(Schedule):
             ) from None
         if not 0 <= rate < math.inf:
             raise ValueError(
-                f"learning_rate: {shown(self.formula)} must be finite and not negative; it is {rate} with {values}"
+                f"learning_rate: {shown(self.formula)} must be finite and not negative; it is "
+                f"{rate} with {values}"
             )
         return rate
 
@@ -236,7 +247,8 @@ class FormulaSchedule(Schedule):
 _PROGRESS = ("step", "begun", "total", "epoch")
 _read = functools.lru_cache(256)(formulas.reads)
 
-# -- optimizers --------------------------------------------------------------------------------------------------------
+# -- optimizers
+# --------------------------------------------------------------------------------------------------------
 
 
 class Row(NamedTuple):
@@ -245,8 +257,9 @@ class Row(NamedTuple):
     Attributes:
         states: the names of its state vectors.
         statements: what it does.
-        bounds: formulas of the largest entry of the first state vector after an update, and of what no entry of the
-            parameters moves by; the latter is no less than the rate, and out of all bounds where decay enlarges weights.
+        bounds: formulas of the largest entry of the first state vector after an update, and of what
+            no entry of the parameters moves by; the latter is no less than the rate, and out of all
+            bounds where decay enlarges weights.
     """
 
     states: tuple[str, ...]
@@ -272,10 +285,12 @@ class Layer:
     """Settings of one layer that differ from the optimizer's.
 
     Args:
-        rate: factor of the learning rate, 0 or more. At 0 the optimizer's state goes on, the parameters stay.
+        rate: factor of the learning rate, 0 or more. At 0 the optimizer's state goes on, the
+            parameters stay.
         weight_decay: in place of the optimizer's, which must have one; None: the optimizer's.
-        frozen: whether parameters and state stay as they are, to the bit; the gradient is 0, and counts for nothing. A layer
-            that is thawed goes on where it was: Adam's bias correction counts the updates of its own, as PyTorch's does.
+        frozen: whether parameters and state stay as they are, to the bit; the gradient is 0, and
+            counts for nothing. A layer that is thawed goes on where it was: Adam's bias correction
+            counts the updates of its own, as PyTorch's does.
     """
 
     rate: float = 1.0
@@ -340,7 +355,8 @@ def segments(
     Args:
         layout: of the vectors.
         layers: settings by layer.
-        missed: updates that a layer missed while it was frozen, by layer. Without either, the parts are weights and the rest.
+        missed: updates that a layer missed while it was frozen, by layer. Without either, the parts
+            are weights and the rest.
     """
     missed = missed or {}
     size, n = layout.size, layout.weights
@@ -381,8 +397,8 @@ class Optimizer:
 
     Args:
         learning_rate: a number or a schedule.
-        layers: settings by number of layer, from 1: `{1: mc.Layer(rate=0.1), 2: mc.Layer(frozen=True)}`. A tied matrix goes
-            by the layer that owns it.
+        layers: settings by number of layer, from 1: `{1: mc.Layer(rate=0.1), 2:
+            mc.Layer(frozen=True)}`. A tied matrix goes by the layer that owns it.
     """
 
     learning_rate: float | Schedule
@@ -422,7 +438,8 @@ class Optimizer:
         for l, layer in value.items():
             if isinstance(l, bool) or not isinstance(l, Integral) or not isinstance(layer, Layer):
                 raise TypeError(
-                    f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got {shown({l: layer})}"
+                    f"{what} must be a dict such as {{1: mc.Layer(rate=0.1)}}; got "
+                    f"{shown({l: layer})}"
                 )
             if layer.weight_decay is not None and not hasattr(type(self), "weight_decay"):
                 raise ValueError(
@@ -453,7 +470,8 @@ class Optimizer:
     def bounds(
         self, scalars: Mapping[str, float], largest: float, reach: float
     ) -> tuple[float, float]:
-        """Return the row's bounds for an update: of its first state vector afterwards, and of the change of a parameter.
+        """Return the row's bounds for an update: of its first state vector afterwards, and of the
+        change of a parameter.
 
         Args:
             scalars: of the update, as `scalars` returns them.
@@ -465,26 +483,34 @@ class Optimizer:
         return formulas.scalar(after)(names), formulas.scalar(change)(names)
 
     def require_layers(self, count: int) -> None:
-        """Raise a TypeError or ValueError unless `layers` are settings of a network of so many layers."""
+        """Raise a TypeError or ValueError unless `layers` are settings of a network of so many
+        layers.
+        """
         for l in self._checked_layers(self.layers):  # a dict may have been written into
             if not 1 <= l <= count:
                 raise ValueError(
-                    f"{type(self).__name__}: layers: the network has layers 1 … {count}; got {shown(l)}"
+                    f"{type(self).__name__}: layers: the network has layers 1 … {count}; got "
+                    f"{shown(l)}"
                 )
 
     def require_epsilon(self, dtype: str) -> None:
-        """Raise a ValueError if epsilon is not a number of this dtype, so that a gradient of 0 would be divided by 0."""
+        """Raise a ValueError if epsilon is not a number of this dtype, so that a gradient of 0
+        would be divided by 0.
+        """
         epsilon = getattr(self, "epsilon", 1.0)
         least = epsilon * math.sqrt(1 - getattr(self, "beta2", 0.0))  # at the first update
         smallest, largest = values.RANGES[dtype]
         if not (smallest <= least and epsilon <= largest):
             raise ValueError(
-                f"{type(self).__name__}: epsilon, and where there is a beta2 epsilon * sqrt(1 - beta2), must be a number that "
+                f"{type(self).__name__}: epsilon, and where there is a beta2 epsilon * sqrt(1 - "
+                "beta2), must be a number that "
                 f"{dtype} holds, from {smallest:.3g} to {largest:.3g}; got {epsilon}"
             )
 
     def carry_over(self, vectors: Mapping[str, Array], rate: float) -> dict[str, Array]:
-        """Return the state vectors of another row as those of this one, by name; `rate` is that of the last update."""
+        """Return the state vectors of another row as those of this one, by name; `rate` is that of
+        the last update.
+        """
         return dict(vectors)
 
     def rate(self, progress: Progress) -> float:
@@ -493,7 +519,9 @@ class Optimizer:
         return schedule.at(progress) if isinstance(schedule, Schedule) else schedule
 
     def constants(self) -> dict[str, float]:
-        """Return the values of the row's scalars that do not depend on the update: settings and, where it has one, `decay`."""
+        """Return the values of the row's scalars that do not depend on the update: settings and,
+        where it has one, `decay`.
+        """
         settings = {name: x for name, x in vars(self).items() if isinstance(x, float)}
         for other in ("learning_rate", "weight_decay"):
             settings.pop(other, None)
@@ -516,9 +544,9 @@ class SGD(Optimizer):
         learning_rate: a number or a schedule.
         momentum: share of the last velocity that is kept, in [0, 1].
         nesterov: look ahead along the velocity.
-        velocity: "steps": v = momentum v - rate g, w += v, which keeps the steps that were made (Sutskever et al. 2013,
-            scikit-learn); "gradients": v = momentum v + g, w -= rate v, which a new rate scales as a whole (PyTorch). The two
-            differ where the rate changes.
+        velocity: "steps": v = momentum v - rate g, w += v, which keeps the steps that were made
+            (Sutskever et al. 2013, scikit-learn); "gradients": v = momentum v + g, w -= rate v,
+            which a new rate scales as a whole (PyTorch). The two differ where the rate changes.
     """
 
     momentum: float = 0.0
@@ -535,7 +563,9 @@ class SGD(Optimizer):
         )
 
     def carry_over(self, vectors: Mapping[str, Array], rate: float) -> dict[str, Array]:
-        """Return the velocity in the unit of this row: a step of v = -rate u stays the step that it was."""
+        """Return the velocity in the unit of this row: a step of v = -rate u stays the step that it
+        was.
+        """
         found = dict(vectors)
         if "u" in self.states and "v" in found:
             v = found.pop("v")
@@ -591,7 +621,9 @@ class RMSprop(Optimizer):
 
 @dataclass
 class Lion(Optimizer):
-    """Lion (Chen et al. 2023): the sign of an interpolated momentum, with decoupled weight decay on weights."""
+    """Lion (Chen et al. 2023): the sign of an interpolated momentum, with decoupled weight decay on
+    weights.
+    """
 
     learning_rate: float | Schedule = 1e-4
     weight_decay: float = 0.0

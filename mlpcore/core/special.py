@@ -1,10 +1,12 @@
-"""The functions that NumPy and ONNX lack, as statements of those they have; CUDA has functions of its own.
+"""The functions that NumPy and ONNX lack, as statements of those they have; CUDA has functions of
+its own.
 
-    normcdf(-u) = exp(-u²/2) P(t) / (u + k),  t = (u - k) / (u + k),  u ≥ 0     (as Shepherd and Laframboise 1981 do erfc)
-    erf(u) = -expm1(-u Q(u)),                 Q(u) = -log(erfc(u)) / u
+    normcdf(-u) = exp(-u²/2) P(t) / (u + k),  t = (u - k) / (u + k),  u ≥ 0     (as Shepherd and
+    Laframboise 1981 do erfc) erf(u) = -expm1(-u Q(u)),                 Q(u) = -log(erfc(u)) / u
 
-P and Q are polynomials. u² goes into `exp` in two parts, h² + (u - h)(u + h) with h so short that h² is exact: rounding u²
-would cost u² units in the last place. `tests/core/test_special.py` fits the coefficients anew and measures the errors.
+P and Q are polynomials. u² goes into `exp` in two parts, h² + (u - h)(u + h) with h so short that
+h² is exact: rounding u² would cost u² units in the last place. `tests/core/test_special.py` fits
+the coefficients anew and measures the errors.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 NAMES = ("erf", "erfc", "normcdf", "normpdf")
-# Smooth functions of x that no backend has, for all x. log cosh x = log1p(g² / (2 (1 + g))) with g = expm1(|x|), which
+# Smooth functions of x that no backend has, for all x. log cosh x = log1p(g² / (2 (1 + g))) with g
+# = expm1(|x|), which
 # would overflow; from 20 on it is |x| - log 2
 SMOOTH = {
     "sigmoid": "out = 1 / (1 + exp(-x))",
@@ -72,9 +75,11 @@ FITS = {
 
 @functools.cache
 def body(name: str, dtype: str) -> str:
-    """Return statements `…; out = …` that compute a function of `x` in a dtype, up to a few units in the last place.
+    """Return statements `…; out = …` that compute a function of `x` in a dtype, up to a few units
+    in the last place.
 
-    erfc, normcdf and normpdf keep their digits down to the smallest normal number, erf for all x; NaN passes.
+    erfc, normcdf and normpdf keep their digits down to the smallest normal number, erf for all x;
+    NaN passes.
     """
     fit = FITS["float32" if dtype == "float32" else "float64"]
     if name == "erf":

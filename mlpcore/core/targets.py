@@ -1,8 +1,11 @@
-"""Targets and row weights as a loss with class weights c and label smoothing ε counts them, over K classes.
+"""Targets and row weights as a loss with class weights c and label smoothing ε counts them, over K
+classes.
 
-    J = Σ_i w_i ℓ_i / Σ_i w_i C_i,   ℓ_i = -Σ_k c_k ((1 - ε) y_ik + ε/K) log p_ik,   C_i = Σ_k c_k y_ik
+    J = Σ_i w_i ℓ_i / Σ_i w_i C_i,   ℓ_i = -Σ_k c_k ((1 - ε) y_ik + ε/K) log p_ik,   C_i = Σ_k c_k
+    y_ik
 
-The engine takes w_i C_i as the weight of a row and ℓ_i / C_i as its loss, so that J is a weighted mean like that of any loss.
+The engine takes w_i C_i as the weight of a row and ℓ_i / C_i as its loss, so that J is a weighted
+mean like that of any loss.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> Non
 
 
 class RowWeights:
-    """The weights of rows by their own weights and by class, worked out for the rows in use, on the host.
+    """The weights of rows by their own weights and by class, worked out for the rows in use, on the
+    host.
 
     Args: as of `row_weights`.
         dtype: of the weights.
@@ -76,7 +80,8 @@ class RowWeights:
 
 
 def weighed(loss: Loss, Y: Any, weights: Any, dtype: Any, xp: Any = np) -> Any:
-    """Return the row weights (m,) that count: the rows' own (or None), times those of their classes where there are any.
+    """Return the row weights (m,) that count: the rows' own (or None), times those of their classes
+    where there are any.
 
     Raises:
         ValueError: every row's class weighs nothing.
@@ -91,9 +96,11 @@ def weighed(loss: Loss, Y: Any, weights: Any, dtype: Any, xp: Any = np) -> Any:
 
 
 def mixed(loss: Loss, Y: Any, outputs: int, dtype: Any, xp: Any = np) -> Any:
-    """Return the shares t (m, n_L) in ℓ / C = -Σ t log p of cross-entropy, for Y of class numbers or of distributions.
+    """Return the shares t (m, n_L) in ℓ / C = -Σ t log p of cross-entropy, for Y of class numbers
+    or of distributions.
 
-    t_ik = c_k ((1 - ε) y_ik + ε/K) / C_i: smoothed, weighed by class, over the row's own weight by class.
+    t_ik = c_k ((1 - ε) y_ik + ε/K) / C_i: smoothed, weighed by class, over the row's own weight by
+    class.
     """
     t = (Y[:, None] == xp.arange(outputs)).astype(dtype) if Y.ndim == 1 else xp.array(Y, dtype)
     by_class = xp.asarray(loss.columns or (1.0,), dtype)

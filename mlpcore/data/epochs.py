@@ -1,4 +1,6 @@
-"""Where a run's batches come from: arrays in memory, or a stream of rows that are read as they are needed."""
+"""Where a run's batches come from: arrays in memory, or a stream of rows that are read as they are
+needed.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,9 @@ class Rows:
     ) -> Batches:  # fmt: skip
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
-        `together` is asked how many whole batches may be yielded as one. Where the order is copied to a
-        device, a thread then shuffles that of the epoch after this one, from the seeds `following`.
+        `together` is asked how many whole batches may be yielded as one. Where the order is copied
+        to a device, a thread then shuffles that of the epoch after this one, from the seeds
+        `following`.
         """
         rows = self._order
         if self._ahead is not None:
@@ -153,11 +156,13 @@ def inputs_of(stream: Stream, loss: Loss, dtype: str) -> Inputs | None:
 class Sample:
     """Digests of some of the rows that a run was given, by which it knows them again.
 
-    They are of the values as the network computes with them, whatever container and dtype they are in.
+    They are of the values as the network computes with them, whatever container and dtype they are
+    in.
 
     Attributes:
         rows: their number.
-        places: [start, stop] of the blocks that were read: all rows up to 1 MiB, else up to 16 of 64 KiB.
+        places: [start, stop] of the blocks that were read: all rows up to 1 MiB, else up to 16 of
+            64 KiB.
         X, Y, sample_weight: the digests; None without weights.
     """
 
@@ -176,7 +181,9 @@ class Sample:
         device: str,
         like: Sample | None,
     ) -> Sample | None:
-        """Return the sample of these rows, at the places of another one; None for batches as they come."""
+        """Return the sample of these rows, at the places of another one; None for batches as they
+        come.
+        """
         if not isinstance(held, Data | RowStream):
             return None
         rows = len(held.X) if isinstance(held, Data) else held.rows
@@ -196,7 +203,9 @@ class Sample:
         return cls(rows, places, X, Y, weight if weighted else None)
 
     def require_same(self, other: Sample, prefix: str = "") -> None:
-        """Raise a ValueError that names the first argument of `fit` of which `other` has other rows."""
+        """Raise a ValueError that names the first argument of `fit` of which `other` has other
+        rows.
+        """
         for name in ("rows", *NAMES):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
@@ -204,7 +213,8 @@ class Sample:
                 had = f"{mine} rows, not {theirs}" if name == "rows" else "other values"
                 had = "none" if mine is None else "some" if theirs is None else had
                 raise ValueError(
-                    f"{prefix}{argument}: the unfinished run had {had}; pass what it had, or begin anew after trainer.abandon()"
+                    f"{prefix}{argument}: the unfinished run had {had}; pass what it had, or begin "
+                    "anew after trainer.abandon()"
                 )
 
     def require_possible(self) -> None:
@@ -216,7 +226,9 @@ class Sample:
 
 
 def _places(held: Data | RowStream, rows: int) -> list[list[int]]:
-    """Return up to `PLACES` blocks of rows, spread evenly, [start, stop] each; all rows if they suffice."""
+    """Return up to `PLACES` blocks of rows, spread evenly, [start, stop] each; all rows if they
+    suffice.
+    """
     parts = (held.X, held.Y) if isinstance(held, Data) else held.like or ()
     row = sum(x.dtype.itemsize * math.prod(x.shape[1:]) for x in parts if x is not None)
     length = max(1, PLACE // row)

@@ -1,10 +1,11 @@
 """Rows from anywhere, block by block: data larger than memory.
 
-    source → blocks of consecutive rows, permuted → window (as many as fit) → its rows, permuted → batches
+    source → blocks of consecutive rows, permuted → window (as many as fit) → its rows, permuted →
+    batches
 
-There are two windows: one is in use while a thread reads the next rows into the other. In each epoch the blocks are cut at
-another place, cyclically, and drawn in another order; where one window holds all rows, their order is that of the same rows
-in memory, to the row.
+There are two windows: one is in use while a thread reads the next rows into the other. In each
+epoch the blocks are cut at another place, cyclically, and drawn in another order; where one window
+holds all rows, their order is that of the same rows in memory, to the row.
 """
 
 from __future__ import annotations
@@ -90,12 +91,15 @@ class Stream(ABC):
     Attributes:
         rows: of an epoch; None until they are known.
         columns: n_0; None where it cannot be told without reading.
-        like: X, Y and row weights (or None) of no rows, with the shapes and dtypes of what will come; None as above.
+        like: X, Y and row weights (or None) of no rows, with the shapes and dtypes of what will
+            come; None as above.
         dtype: in which numbers must be finite.
-        require_targets: raises the error of a Y that the loss does not take; called with Y, its name and its first row.
+        require_targets: raises the error of a Y that the loss does not take; called with Y, its
+            name and its first row.
         epochs: begun so far; who resumes a run sets it.
         waited: seconds that the consumer has waited for the reader.
-        waiting: makes a block around each wait for the reader, whose value is called a few times a second meanwhile.
+        waiting: makes a block around each wait for the reader, whose value is called a few times a
+            second meanwhile.
     """
 
     def __init__(self, dtype: DTypeLike):
@@ -114,29 +118,36 @@ class Stream(ABC):
 
     @abstractmethod
     def buffers(self, batch_size: int, limit: int | None = None) -> list[Buffer]:
-        """Its arrays on the host, for the plan: in `limit` bytes, if that holds two batches; else two batches."""
+        """Its arrays on the host, for the plan: in `limit` bytes, if that holds two batches; else
+        two batches.
+        """
 
     @abstractmethod
     def epoch(
         self, batch_size: int, order: np.random.Generator | None, skip: int, arrays: Mapping[str, Array]
     ) -> Pieces:  # fmt: skip
-        """The pieces of one epoch; close the iterator, or drop it, to end it before: its thread ends with it.
+        """The pieces of one epoch; close the iterator, or drop it, to end it before: its thread
+        ends with it.
 
         Args:
             batch_size: rows of a batch, the last one may be smaller.
             order: draws the row order (one number is drawn, now); None: file order.
-            skip: leave out so many first batches, and what only they would read. The others are those that would have come.
-            arrays: as `buffers` listed them; together with `order` and `batch_size` they determine the batches to the bit.
+            skip: leave out so many first batches, and what only they would read. The others are
+                those that would have come.
+            arrays: as `buffers` listed them; together with `order` and `batch_size` they determine
+                the batches to the bit.
 
         Raises:
-            ValueError: in the iteration: a number that is not finite (names row and column), a target that the loss does not
-                take, or what the source raises.
+            ValueError: in the iteration: a number that is not finite (names row and column), a
+                target that the loss does not take, or what the source raises.
         """
 
     def _require_values(
         self, parts: Sequence[Array | None], prefix: str = "", first: int = 0
     ) -> None:
-        """Raise a ValueError that names the row, counted from `first`, of the first bad number, weight or target."""
+        """Raise a ValueError that names the row, counted from `first`, of the first bad number,
+        weight or target.
+        """
         for name, part in zip(NAMES, parts, strict=True):
             if part is not None:
                 arrays.require_finite(part, prefix + name, self.dtype, first)
@@ -144,7 +155,8 @@ class Stream(ABC):
         if weights is not None and weights.min() < 0:
             at = int((weights < 0).argmax())
             raise ValueError(
-                f"{prefix}sample_weight must be finite and not negative; row {first + at} holds {weights[at]}"
+                f"{prefix}sample_weight must be finite and not negative; row {first + at} holds "
+                f"{weights[at]}"
             )
         if self.require_targets is not None and Y is not None:
             self.require_targets(Y, prefix + "Y", first)
@@ -152,9 +164,11 @@ class Stream(ABC):
     def _ahead(
         self, fill: Callable[[Slot], Piece | None], slots: Sequence[Slot], stop: threading.Event
     ) -> Pieces:
-        """Yield the pieces that `fill` makes of one slot after the other, until None, read a piece ahead.
+        """Yield the pieces that `fill` makes of one slot after the other, until None, read a piece
+        ahead.
 
-        A thread whose source does not answer is left behind after a moment; it does not keep the process alive.
+        A thread whose source does not answer is left behind after a moment; it does not keep the
+        process alive.
         """
         reader, turn = _Reader(fill), itertools.cycle(slots)
         try:
@@ -238,7 +252,8 @@ def _nothing_to_do() -> AbstractContextManager[Callable[[], object]]:
     return nullcontext(lambda: None)
 
 
-# -- rows that can be sliced ---------------------------------------------------------------------------------------------
+# -- rows that can be sliced
+# ---------------------------------------------------------------------------------------------
 
 
 class _Source(Protocol):
@@ -259,7 +274,9 @@ class _Source(Protocol):
     def starts(self) -> Sequence[int]: ...
 
     def reader(self) -> Callable[[int, int, Slot], None]:
-        """A function that reads rows start … stop into arrays for X, Y and row weights; for one epoch, in one thread."""
+        """A function that reads rows start … stop into arrays for X, Y and row weights; for one
+        epoch, in one thread.
+        """
 
 
 class RowStream(Stream):
@@ -366,7 +383,9 @@ class RowStream(Stream):
         return self._source.starts
 
     def read(self, places: Sequence[Sequence[int]]) -> Iterator[Slot]:
-        """Yield X, Y and row weights (or None) of the rows start … stop of each place, not yet checked."""
+        """Yield X, Y and row weights (or None) of the rows start … stop of each place, not yet
+        checked.
+        """
         read = self._source.reader()
         for start, stop in places:
             like, count = self._source.like, stop - start
@@ -381,7 +400,9 @@ class RowStream(Stream):
             yield parts
 
     def _blocks(self, block: int, seed: int) -> Iterator[tuple[int, int]]:
-        """Rows (start, stop) of the blocks of one epoch; the two ends of the table may lie in one block."""
+        """Rows (start, stop) of the blocks of one epoch; the two ends of the table may lie in one
+        block.
+        """
         starts = self._source.starts
         count = len(starts)
         each = max(1, block * count // self.rows)  # stretches in a block
@@ -419,7 +440,9 @@ def _windows(
 
 
 class _Batches(Sequence[Array | None]):
-    """`order`, or 0 … count - 1, cut into batches from number `skip` on; views, made when they are asked for."""
+    """`order`, or 0 … count - 1, cut into batches from number `skip` on; views, made when they are
+    asked for.
+    """
 
     def __init__(self, order: Array | None, count: int, size: int, skip: int):
         self._order, self._count, self._size, self._skip = order, count, size, skip
@@ -438,12 +461,15 @@ class _Batches(Sequence[Array | None]):
 def _require_form(
     name: str, shape: tuple[int, ...], dtype: Any, rows: int | None, prefix: str = ""
 ) -> None:
-    """Raise a TypeError or ValueError where an argument cannot be X, Y or sample_weight beside an X of `rows` rows."""
+    """Raise a TypeError or ValueError where an argument cannot be X, Y or sample_weight beside an X
+    of `rows` rows.
+    """
     if np.dtype(dtype).kind not in "fiub":
         raise TypeError(f"{prefix}{name} must hold real numbers; its dtype is {dtype}")
     if len(shape) not in _AXES[name]:
         raise ValueError(
-            f"{prefix}{name} must have {' or '.join(map(str, _AXES[name]))} axes; it has shape {tuple(shape)}"
+            f"{prefix}{name} must have {' or '.join(map(str, _AXES[name]))} axes; it has shape "
+            f"{tuple(shape)}"
         )
     if not all(
         isinstance(n, int | np.integer) for n in shape
@@ -514,7 +540,9 @@ class MappedFile:
         return cls(mapped.base)  # type: ignore[arg-type]
 
     def give_back(self, rows: Array) -> None:
-        """Take the pages of these rows out of the process's memory; the system keeps them cached as long as it has room."""
+        """Take the pages of these rows out of the process's memory; the system keeps them cached as
+        long as it has room.
+        """
         low, high = (end - self._address for end in np.lib.array_utils.byte_bounds(rows))
         start = max(0, low - AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
         self._pages.madvise(mmap.MADV_DONTNEED, start, high + AROUND - start)
@@ -537,7 +565,9 @@ def _in_memory(value: Any) -> bool:
 
 
 def _in_file(value: Any) -> bool:
-    """Whether it is sliced by rows and not in memory as a whole: a memmap or a view of one, Zarr, h5py."""
+    """Whether it is sliced by rows and not in memory as a whole: a memmap or a view of one, Zarr,
+    h5py.
+    """
     if isinstance(value, type) or _in_memory(value):
         return _memmap(value) is not None
     described = (
@@ -554,26 +584,29 @@ def _on_host(value: Any, name: str) -> Array:
         )
     if np.ma.is_masked(value):
         raise TypeError(
-            f"{name} is a masked array with masked entries; fill them first, e.g. with {name}.filled(0)"
+            f"{name} is a masked array with masked entries; fill them first, e.g. with "
+            f"{name}.filled(0)"
         )
     return arrays.host_array(value, name)
 
 
-# -- Parquet -------------------------------------------------------------------------------------------------------------
+# -- Parquet
+# -------------------------------------------------------------------------------------------------------------
 
 
 class Parquet:
     """Parquet files as X and Y: `trainer.fit(mc.Parquet("flights/", target="late"), epochs=3)`.
 
-    Rows are numbered through the files, which come in the order of their names. The blocks of the shuffle are row groups: write
-    files with groups of some 10,000 rows, or with their rows mixed. Needs pyarrow, whose own memory (a few pages of each
-    column) is outside the plan.
+    Rows are numbered through the files, which come in the order of their names. The blocks of the
+    shuffle are row groups: write files with groups of some 10,000 rows, or with their rows mixed.
+    Needs pyarrow, whose own memory (a few pages of each column) is outside the plan.
 
     Args:
-        path: a file, a folder (its *.parquet, also in folders of it, but for names that begin with "." or "_"), or a list of
-            files.
+        path: a file, a folder (its *.parquet, also in folders of it, but for names that begin with
+            "." or "_"), or a list of files.
         target: the column that is Y; a list of columns makes Y (m, k). Booleans become 0 and 1.
-        features: the columns of X; None: all others, in the order of the first file, which each file must have.
+        features: the columns of X; None: all others, in the order of the first file, which each
+            file must have.
         weight: the column of row weights.
 
     Attributes:
@@ -582,8 +615,9 @@ class Parquet:
 
     Raises:
         FileNotFoundError: there is no such file, or none in the folder.
-        TypeError, ValueError: no Parquet file, no such column, one that is used twice or that does not hold numbers
-            (categories that are numbers are refused, too, but in the target), a folder `name=value`; names file and column.
+        TypeError, ValueError: no Parquet file, no such column, one that is used twice or that does
+            not hold numbers (categories that are numbers are refused, too, but in the target), a
+            folder `name=value`; names file and column.
     """
 
     def __init__(
@@ -631,18 +665,21 @@ class Parquet:
             for name in fields if features is None else ():
                 if name not in of_all:
                     raise ValueError(
-                        f"column {shown(name)} of {str(file)!r} is not in {str(paths[0])!r}; features=[…] leaves it out"
+                        f"column {shown(name)} of {str(file)!r} is not in {str(paths[0])!r}; "
+                        "features=[…] leaves it out"
                     )
             for name in columns + labels + weights:
                 dtype = _numeric(fields, name, file)
                 if name in footer.categories and name not in labels:
                     raise TypeError(
-                        f"column {shown(name)} of {str(file)!r} must hold numbers; it holds categories: encode them, "
+                        f"column {shown(name)} of {str(file)!r} must hold numbers; it holds "
+                        "categories: encode them, "
                         "or leave the column out by features=[…]"
                     )
                 if types.setdefault(name, dtype) != dtype:
                     raise ValueError(
-                        f"column {shown(name)} is {types[name]} in {str(paths[0])!r} and {dtype} in {str(file)!r}"
+                        f"column {shown(name)} is {types[name]} in {str(paths[0])!r} and {dtype} "
+                        f"in {str(file)!r}"
                     )
             for group, rows in enumerate(footer.rows):
                 self.starts.append(self.rows)
@@ -673,7 +710,9 @@ class Parquet:
         return f"Parquet({self.rows:,} rows, {len(self.features)} features, target={self.target!r}, weight={self.weight!r})"
 
     def reader(self) -> Callable[[int, int, Slot], None]:
-        """A function that reads rows start … stop into arrays for X, Y and row weights; going on where it stopped is cheap."""
+        """A function that reads rows start … stop into arrays for X, Y and row weights; going on
+        where it stopped is cheap.
+        """
         at, rest = -1, None
         batches: Iterator[Any] = iter(())
 
@@ -708,7 +747,8 @@ class Parquet:
                         yield batch.slice(skipped)
             if start != ([*self.starts[k + 1 : k + 2], self.rows])[0]:
                 raise ValueError(
-                    f"{str(path)!r} has changed since it was opened, or is damaged: it holds another number of rows"
+                    f"{str(path)!r} has changed since it was opened, or is damaged: it holds "
+                    "another number of rows"
                 )
 
     def _copy(self, batch: Any, row: int, parts: Slot) -> None:
@@ -738,7 +778,8 @@ def _files(folder: Path) -> list[Path]:
         for part in parts[:-1]:
             if "=" in part:
                 raise ValueError(
-                    f"path: the files in {str(folder)!r} lack the column that their folder {part!r} names: write it into the "
+                    f"path: the files in {str(folder)!r} lack the column that their folder "
+                    f"{part!r} names: write it into the "
                     "files, or pass a list of files to go without"
                 )
         found.append(file)
@@ -757,7 +798,8 @@ def _names(argument: str, value: Any) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Raise what pyarrow raises within as a ValueError that begins with `where` and says that the file is damaged.
+    """Raise what pyarrow raises within as a ValueError that begins with `where` and says that the
+    file is damaged.
 
     An OSError of the system stays one, and a MemoryError.
     """
@@ -822,7 +864,8 @@ def require_rows(promised: int, read: int) -> None:
     """Raise a ValueError unless as many rows were read as the footer promises."""
     if promised != read:
         raise ValueError(
-            f"it holds {abs(promised - read):,} rows {'fewer' if read < promised else 'more'} than it says"
+            f"it holds {abs(promised - read):,} rows {'fewer' if read < promised else 'more'} than "
+            "it says"
         )
 
 
@@ -901,18 +944,22 @@ def _numeric(fields: Mapping[str, Sequence[Any]], name: str, path: Path) -> Any:
     (kind,) = fields[name]
     if not (types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)):
         raise TypeError(
-            f"column {shown(name)} of {str(path)!r} must hold numbers; it holds {cut(kind)}; features=[…] takes others"
+            f"column {shown(name)} of {str(path)!r} must hold numbers; it holds {cut(kind)}; "
+            "features=[…] takes others"
         )
     return np.dtype(kind.to_pandas_dtype())
 
 
-# -- batches as they come ------------------------------------------------------------------------------------------------
+# -- batches as they come
+# ------------------------------------------------------------------------------------------------
 
 
 class BatchStream(Stream):
-    """A stream of ready batches `(X, Y)` or `(X, Y, sample_weight)`, in the order in which they come.
+    """A stream of ready batches `(X, Y)` or `(X, Y, sample_weight)`, in the order in which they
+    come.
 
-    They are copied in the reader thread, so that the source may use its arrays again. Two copies are held, outside the plan.
+    They are copied in the reader thread, so that the source may use its arrays again. Two copies
+    are held, outside the plan.
     """
 
     def __init__(self, source: Any, dtype: DTypeLike = np.float64):
@@ -939,7 +986,9 @@ class BatchStream(Stream):
     def epoch(
         self, batch_size: int, order: np.random.Generator | None, skip: int, arrays: Mapping[str, Array]
     ) -> Pieces:  # fmt: skip
-        """The batches as they come, one a piece, whatever `batch_size` and `order`; skipped ones are made but not looked at."""
+        """The batches as they come, one a piece, whatever `batch_size` and `order`; skipped ones
+        are made but not looked at.
+        """
         number, rows = self.epochs, 0
         self.epochs += 1
         batches: Iterator[tuple[int, Any]] | None = None
@@ -974,7 +1023,8 @@ class BatchStream(Stream):
         batches = source(epoch=number) if self._takes_epoch else source()
         if not hasattr(batches, "__iter__"):
             raise TypeError(
-                f"X() must return an iterator of batches (X, Y); it returned {type(batches).__name__}"
+                "X() must return an iterator of batches (X, Y); it returned "
+                f"{type(batches).__name__}"
             )
         return iter(batches)
 
@@ -1010,7 +1060,9 @@ class BatchStream(Stream):
 
 
 def _length(source: Any) -> int | None:
-    """Return how many batches a source says it has; None where it cannot say, as a loader of an endless or unknown number."""
+    """Return how many batches a source says it has; None where it cannot say, as a loader of an
+    endless or unknown number.
+    """
     try:
         return len(source)
     except (TypeError, NotImplementedError):
@@ -1028,7 +1080,8 @@ def _takes_epoch(function: Callable[..., Any]) -> bool:
         signature.bind(**({"epoch": 0} if takes else {}))
     except TypeError:
         raise TypeError(
-            f"X, a function that makes batches, takes nothing or `epoch`; its parameters are {signature}"
+            "X, a function that makes batches, takes nothing or `epoch`; its parameters are "
+            f"{signature}"
         ) from None
     return takes
 
@@ -1049,7 +1102,8 @@ def _copy_into(slot: Slot, i: int, array: Array | None) -> Any:
     return slot[i][: len(array)]
 
 
-# -- the door ------------------------------------------------------------------------------------------------------------
+# -- the door
+# ------------------------------------------------------------------------------------------------------------
 
 
 def open_stream(
@@ -1058,9 +1112,10 @@ def open_stream(
     """The stream of what is read block by block; None for arrays in memory, of whatever library.
 
     Args:
-        X: a memmap or a view of one; an array that is sliced by rows (Zarr, h5py …); `Parquet`; with Y None also an iterable of
-            batches that begins anew for each epoch (a list, a DataLoader), or a function that returns an iterator of them and
-            may take the number of the `epoch`, counted from 0.
+        X: a memmap or a view of one; an array that is sliced by rows (Zarr, h5py …); `Parquet`;
+            with Y None also an iterable of batches that begins anew for each epoch (a list, a
+            DataLoader), or a function that returns an iterator of them and may take the number of
+            the `epoch`, counted from 0.
         Y, sample_weight: beside the first two, of their kind or in memory.
         dtype: in which numbers must be finite.
 
@@ -1085,7 +1140,8 @@ def open_stream(
         return RowStream(X, dtype)
     if hasattr(X, "__next__"):
         raise TypeError(
-            f"X is a {type(X).__name__}, which would be empty in the second epoch: pass a function that returns a new one, "
+            f"X is a {type(X).__name__}, which would be empty in the second epoch: pass a function "
+            "that returns a new one, "
             "e.g. the generator function itself"
         )
     return BatchStream(X, dtype)

@@ -1,7 +1,8 @@
-"""A batch cut into chunks of rows, and the worker that runs chunks: gather, forward, loss, backward.
+"""A batch cut into chunks of rows, and the worker that runs chunks: gather, forward, loss,
+backward.
 
-Rows are independent, so dW and db of a batch are sums over its chunks; the first chunk of a worker writes them, the others add.
-A worker has arrays of its own and records each shape of chunk once.
+Rows are independent, so dW and db of a batch are sums over its chunks; the first chunk of a worker
+writes them, the others add. A worker has arrays of its own and records each shape of chunk once.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Batch(NamedTuple):
         weights: row weights, or None.
         rows: row numbers of the batch, or None for all rows in order.
         size: how many rows.
-        steps: updates that it is for: `rows` lists so many batches of `size` rows, one after the other.
+        steps: updates that it is for: `rows` lists so many batches of `size` rows, one after the
+            other.
     """
 
     X: Array
@@ -76,7 +78,9 @@ class Data(NamedTuple):
         cls, X: Array, Y: Array, given: Array | None, classes: bool, staged: bool, weights: Array | None = None,
         by_class: tuple[float, ...] | None = None, flat: bool = False,
     ) -> Data:  # fmt: skip
-        """With what the plan must know; `staged`: they lie on the host and go to the device row by row."""
+        """With what the plan must know; `staged`: they lie on the host and go to the device row by
+        row.
+        """
         weights = given if weights is None else weights
         weight = "" if weights is None else weights.dtype.str
         inputs = Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged)
@@ -98,13 +102,17 @@ class Data(NamedTuple):
         }
 
     def batch(self, rows: Array | None, steps: int = 1) -> Batch:
-        """Return the rows of these numbers, or all for None, as batches of equal size for so many updates."""
+        """Return the rows of these numbers, or all for None, as batches of equal size for so many
+        updates.
+        """
         size = len(self.X) if rows is None else len(rows)
         return Batch(self.X, self.Y, self.weights, rows, size // steps, steps)
 
 
 def cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]]:
-    """For each worker its chunks (start, stop), of at most `chunk_rows` rows and as equal as can be; together 0 … size."""
+    """For each worker its chunks (start, stop), of at most `chunk_rows` rows and as equal as can
+    be; together 0 … size.
+    """
     few = size <= SHAPES * chunk_rows  # longer lists would take memory that no plan lists
     return (_cut if few else _cut.__wrapped__)(size, chunk_rows, workers)
 
@@ -218,7 +226,8 @@ class Chunk:
 
 
 class Worker(Chunk):
-    """One stream of chunks whose operations run as they are called: it puts rows in place and records each shape once.
+    """One stream of chunks whose operations run as they are called: it puts rows in place and
+    records each shape once.
 
     Args: as `Chunk`, without J, which is its own: its share of the batch's.
     """
@@ -238,14 +247,18 @@ class Worker(Chunk):
         self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
 
     def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:
-        """Forward, loss and backward, chunk by chunk: J, dW and db of these rows in this worker's arrays."""
+        """Forward, loss and backward, chunk by chunk: J, dW and db of these rows in this worker's
+        arrays.
+        """
         self.J[...] = 0
         for i, (start, stop) in enumerate(chunks):
             self.place(batch, start, stop)
             self._recorded("step", stop - start, batch.weights is not None, i > 0).replay()
 
     def forward(self, batch: Batch, start: int, stop: int) -> Array:
-        """The output of one chunk, S[L] if the pair is matched, else Z[L]; it holds until the next call."""
+        """The output of one chunk, S[L] if the pair is matched, else Z[L]; it holds until the next
+        call.
+        """
         self.place(batch, start, stop)
         self._recorded("forward", stop - start, batch.weights is not None, False).replay()
         return self.output(stop - start)

@@ -1,6 +1,7 @@
 """One training step: X, Y → forward → loss → backward → reduce → update.
 
-J = Σ_rows w ℓ / Σ_rows w + l1 Σ|W| + ½ l2 Σ W²,    flat gradient g = ∂J/∂parameters,    w ← update(w, g, state)
+J = Σ_rows w ℓ / Σ_rows w + l1 Σ|W| + ½ l2 Σ W²,    flat gradient g = ∂J/∂parameters,    w ←
+update(w, g, state)
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ BLAS_ALONE = 1 << 18  # multiplications of a GEMM up to which BLAS uses one thre
 
 @dataclass
 class Update:
-    """One pass, the optimizer's or the penalties', over a range of the flat vectors, recorded lane by lane; scalars are 0-d.
+    """One pass, the optimizer's or the penalties', over a range of the flat vectors, recorded lane
+    by lane; scalars are 0-d.
 
-    `rate` is a factor of the learning rate; `decay` stands in place of the optimizer's unless it is None; `t` is less by the
-    updates `missed`.
+    `rate` is a factor of the learning rate; `decay` stands in place of the optimizer's unless it is
+    None; `t` is less by the updates `missed`.
     """
 
     program: Program
@@ -93,8 +95,9 @@ class Update:
 class Threads:
     """Threads that do jobs, and end with this.
 
-    They are handed over in queues written in C: in `concurrent.futures`, or in `threading.Thread.start`,
-    an interrupt may leave a lock held, for which a thread then waits for ever.
+    They are handed over in queues written in C: in `concurrent.futures`, or in
+    `threading.Thread.start`, an interrupt may leave a lock held, for which a thread then waits for
+    ever.
     """
 
     def __init__(self, count: int) -> None:
@@ -116,7 +119,8 @@ def _work(jobs: queue.SimpleQueue[Callable[[], object] | None]) -> None:
 
 
 class Step(PlannedStep):
-    """A step whose operations run as they are called, on threads of its own where the batch is large.
+    """A step whose operations run as they are called, on threads of its own where the batch is
+    large.
 
     Args: as `PlannedStep`.
     """
@@ -199,9 +203,10 @@ class Step(PlannedStep):
     def _choose_workers(self, batch_rows: int) -> int:
         """As many threads as BLAS would use, each with rows of its own, or one.
 
-        Adding up two gradients costs about as much as 15 rows of the GEMMs: with 256 rows a worker and more for each further
-        one, that is 6% at most, less than what the passes between the GEMMs gain from several threads. Handing work over and
-        waiting for it takes 0.1 ms, so that a step of less than 0.4 GFLOP stays on one.
+        Adding up two gradients costs about as much as 15 rows of the GEMMs: with 256 rows a worker
+        and more for each further one, that is 6% at most, less than what the passes between the
+        GEMMs gain from several threads. Handing work over and waiting for it takes 0.1 ms, so that
+        a step of less than 0.4 GFLOP stays on one.
         """
         threads = self.threads
         enough = batch_rows >= threads * WORKER_ROWS * (threads - 1)
@@ -259,7 +264,8 @@ class Step(PlannedStep):
     def _take(self, facts: Mapping[str, Any]) -> None:
         if facts.get("threads") != self.threads:
             log.warning(
-                "the run was saved with %s threads of BLAS and goes on with %s: not equal to the bit",
+                "the run was saved with %s threads of BLAS and goes on with %s: not equal to the "
+                "bit",
                 facts.get("threads"),
                 self.threads,
             )
@@ -290,7 +296,9 @@ class Step(PlannedStep):
     # -- the step --
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> float:
-        """X, Y → forward → loss → backward → reduce → update. Returns J; a J that is not finite changes no parameter."""
+        """X, Y → forward → loss → backward → reduce → update. Returns J; a J that is not finite
+        changes no parameter.
+        """
         threads = self._blas_threads(batch.size, plan.workers)
         with blas.limited(threads) if threads < self._most_threads else blas.NOTHING:
             J: float = self.ops.quietly(self._run, batch, plan, progress)
@@ -305,7 +313,9 @@ class Step(PlannedStep):
         return J
 
     def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
-        """J of a batch, its gradient in `self.gradient`: forward → loss → backward by chunks → reduce, and the penalties."""
+        """J of a batch, its gradient in `self.gradient`: forward → loss → backward by chunks →
+        reduce, and the penalties.
+        """
         self._draw(number)
         J: float = self.ops.quietly(self._loss_and_gradient, batch, plan, None)[0]
         return J
@@ -334,7 +344,9 @@ class Step(PlannedStep):
         return J + self._penalty_value(), squares
 
     def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
-        """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's output, S[L] if matched."""
+        """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's
+        output, S[L] if matched.
+        """
         J: float = self.ops.quietly(self._evaluate, batch, plan, see)
         return J
 
@@ -360,7 +372,8 @@ class Step(PlannedStep):
         largest = float(np.finfo(self.dtype).max)
         if not 1 / largest < weight < largest:
             raise ValueError(
-                f"sample_weight sums to {weight:g}, out of the range of {self.dtype}: rescale the weights"
+                f"sample_weight sums to {weight:g}, out of the range of {self.dtype}: rescale the "
+                "weights"
             )
         self._weight = None  # an interrupt may come before the new one is noted
         self.scale[...] = 1 / weight
@@ -369,8 +382,9 @@ class Step(PlannedStep):
     def _blas_threads(self, rows: int, workers: int) -> int:
         """Threads that BLAS may use during a step.
 
-        One beside workers, for the *whole* step: a thread of BLAS's own that still spun would be one too many. Where a core's
-        cache holds the parameters, few rows cost more than they gain: half of dW then lies in another core's cache.
+        One beside workers, for the *whole* step: a thread of BLAS's own that still spun would be
+        one too many. Where a core's cache holds the parameters, few rows cost more than they gain:
+        half of dW then lies in another core's cache.
         """
         if workers > 1:
             return 1
@@ -379,7 +393,9 @@ class Step(PlannedStep):
         return max(1, min(self.threads, rows // BLAS_ROWS))
 
     def _pool(self) -> Threads:
-        """The threads of this step, which wait in between and end with it; a forked process has its own."""
+        """The threads of this step, which wait in between and end with it; a forked process has its
+        own.
+        """
         if self._threads is None or self._threads[0] != os.getpid():
             self._threads = os.getpid(), Threads(max(1, self.threads - 1, len(self.workers) - 1))
         return self._threads[1]
@@ -408,7 +424,9 @@ class Step(PlannedStep):
     def _side_by_side(
         self, here: Callable[[], T], there: Sequence[Callable[[], T]], pool: Threads
     ) -> list[T]:
-        """What the jobs return, the first done by this thread, the others by those of the pool. All have ended when it ends."""
+        """What the jobs return, the first done by this thread, the others by those of the pool. All
+        have ended when it ends.
+        """
         ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         found, errors = dict[int, T](), list[BaseException]()
         sent, over, left = list[int](), list[int](), list[bool]()
@@ -443,7 +461,9 @@ class Step(PlannedStep):
         return [first, *(found[number] for number in numbers)]
 
     def _reduce_lane(self, count: int, lane: int) -> float:
-        """Add up the gradients of the `count` workers that had rows, and the penalties'. Returns Σ g²."""
+        """Add up the gradients of the `count` workers that had rows, and the penalties'. Returns Σ
+        g².
+        """
         for addition in self.additions[: count - 1]:
             addition[lane].replay()
         if self.penalty is not None:
@@ -451,7 +471,9 @@ class Step(PlannedStep):
         return self._lane_squares(lane)
 
     def _lane_squares(self, lane: int) -> float:
-        """Return Σ g², where g of frozen layers is 0 from now on. Without clipping its digits do not matter, only its size."""
+        """Return Σ g², where g of frozen layers is 0 from now on. Without clipping its digits do
+        not matter, only its size.
+        """
         for part in self._frozen[lane]:
             part[...] = 0
         gradient = self.lane_gradients[lane]
@@ -513,10 +535,11 @@ class Step(PlannedStep):
         return None
 
     def _write(self, progress: Progress, pool: Threads | None, reach: float, rate: float) -> None:
-        """Update parameters and state, and count the step: all of it, also where an interrupt comes.
+        """Update parameters and state, and count the step: all of it, also where an interrupt
+        comes.
 
-        What C does in a row is not interrupted. Of several threads' lanes those that have begun are waited for,
-        and the others are done here. Until all is done the step is `torn`.
+        What C does in a row is not interrupted. Of several threads' lanes those that have begun are
+        waited for, and the others are done here. Until all is done the step is `torn`.
         """
         step = progress.step + 1
         begin: Call = (setattr, self, "torn", step)
@@ -550,10 +573,11 @@ class Step(PlannedStep):
             raise
 
     def _excludes_overflow(self, values: Mapping[str, float], largest: float) -> tuple[bool, float]:
-        """Return whether the row's bounds exclude it where no |g| is above `largest`, and `reach` afterwards.
+        """Return whether the row's bounds exclude it where no |g| is above `largest`, and `reach`
+        afterwards.
 
-        They grow with the rate, the slope and the reach. So it is enough to have looked once, with these settings, at a rate,
-        a slope and a reach that are as large.
+        They grow with the rate, the slope and the reach. So it is enough to have looked once, with
+        these settings, at a rate, a slope and a reach that are as large.
         """
         settings = {**values, "rate": 0.0, "t": 0.0, "clip": 1.0}
         if values["rate"] > self._proved[1] or settings != self._proved[0]:
@@ -597,7 +621,9 @@ class Step(PlannedStep):
     def _record_lanes(
         self, compiled: Program, vectors: Mapping[str, Array], scalars: Mapping[str, Array], part: slice = slice(None)
     ) -> list[EagerRecording]:  # fmt: skip
-        """A pass over a part of flat vectors, recorded lane by lane. An entry is in the same lane in every pass."""
+        """A pass over a part of flat vectors, recorded lane by lane. An entry is in the same lane
+        in every pass.
+        """
         start, stop, _ = part.indices(self.layout.size)
         recordings = []
         for ops, (begin, end) in zip(
@@ -609,7 +635,9 @@ class Step(PlannedStep):
         return recordings
 
     def _set_penalty(self) -> None:
-        """The penalties' gradient with l1 and l2 as they are now, recorded anew where another one of them is zero."""
+        """The penalties' gradient with l1 and l2 as they are now, recorded anew where another one
+        of them is zero.
+        """
         if not self.settings.l1 and not self.settings.l2:
             self.penalty = None
             return
@@ -629,7 +657,9 @@ class Step(PlannedStep):
         self.penalty.refresh(values)
 
     def _record_updates(self) -> list[Update]:
-        """One pass over all parameters, or one over each part of them that has settings of its own, as weights that decay."""
+        """One pass over all parameters, or one over each part of them that has settings of its own,
+        as weights that decay.
+        """
         state = {name: self.state[f"state {name}"] for name in self.optimizer.states}
         vectors = {"w": self.parameters, "g": self.gradient, **state}
         compiled, decays = self._program(), hasattr(self.optimizer, "weight_decay")

@@ -1,10 +1,12 @@
-"""Products with the Jacobian and the Hessian of a network, chunk by chunk: `net.jvp`, `vjp`, `hvp`, `gnvp`.
+"""Products with the Jacobian and the Hessian of a network, chunk by chunk: `net.jvp`, `vjp`, `hvp`,
+`gnvp`.
 
     jvp:  dZ = (∂Z/∂X) dX + (∂Z/∂θ) dθ            vjp:   Vᵀ ∂Z/∂θ, Vᵀ ∂Z/∂X
     hvp:  (∂²J/∂θ²) v                              gnvp:  (∂S/∂θ)ᵀ (∂²J/∂S²) (∂S/∂θ) v
 
-Matrix products of a network of L layers with one width: forward L, gradient 3L - 1, jvp in X 2L, jvp in the parameters 3L - 1,
-hvp 8L - 5, gnvp 5L - 2. No tape: the recurrences of `core/differentials.py` on the arrays of one chunk of rows.
+Matrix products of a network of L layers with one width: forward L, gradient 3L - 1, jvp in X 2L,
+jvp in the parameters 3L - 1, hvp 8L - 5, gnvp 5L - 2. No tape: the recurrences of
+`core/differentials.py` on the arrays of one chunk of rows.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Tangent(NamedTuple):
 
 
 class Cotangent(NamedTuple):
-    """What `net.vjp` returns: the gradient by the parameters, flat as `net.parameters`, and by X (m, n_0)."""
+    """What `net.vjp` returns: the gradient by the parameters, flat as `net.parameters`, and by X
+    (m, n_0).
+    """
 
     parameters: Array
     X: Array
@@ -145,7 +149,8 @@ class _Pass:
     Args:
         net: the network.
         X: the caller's rows.
-        keeps: how much a backward pass needs: 0 none comes, 1 every Z[l], 2 every dS[l] and dZ[l], too.
+        keeps: how much a backward pass needs: 0 none comes, 1 every Z[l], 2 every dS[l] and dZ[l],
+            too.
         size: rows of a chunk, and the limit.
         fixed: what the call allocates beside, for the plan.
         objective: the loss on top, if there is one.
@@ -198,7 +203,9 @@ class _Pass:
         return activation is not None and activation.slope_reads_s
 
     def _buffers(self, rows: int, keeps: int) -> list[Buffer]:
-        """The arrays of chunks of `rows` rows. Without a backward pass two layers at a time are enough."""
+        """The arrays of chunks of `rows` rows. Without a backward pass two layers at a time are
+        enough.
+        """
         sizes, dtype, wide = self.net.sizes, self.net.dtype.name, max(self.net.sizes)
         shapes: dict[str, tuple[int, ...]] = {
             "X": (rows, sizes[0]),
@@ -233,7 +240,9 @@ class _Pass:
             yield part, part.stop - part.start
 
     def load(self, source: Array, part: slice, into: Array) -> Array:
-        """Rows of a caller's array: where they lie if they are as the network wants them, else in a buffer."""
+        """Rows of a caller's array: where they lie if they are as the network wants them, else in a
+        buffer.
+        """
         rows = source[part]
         if self.net.device == "cpu" and rows.dtype == self.net.dtype and rows.flags.c_contiguous:
             return rows
@@ -245,7 +254,9 @@ class _Pass:
         return placed
 
     def of(self, m: int) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
-        """The first m rows of S, Z, dS and dZ; one object where two share a buffer, which is how backends know it."""
+        """The first m rows of S, Z, dS and dZ; one object where two share a buffer, which is how
+        backends know it.
+        """
         views: dict[tuple[str, int], Array] = {}
 
         def cut(names: list[str], first: Array) -> list[Any]:
@@ -339,7 +350,9 @@ class _Gradient:
         self.begun = False
 
     def add(self, m: int, G: list[Any], D_top: Array | None = None) -> None:
-        """The backward pass of the chunk from G[L], or from D[L] where that is None; fills the rest of G."""
+        """The backward pass of the chunk from G[L], or from D[L] where that is None; fills the rest
+        of G.
+        """
         work, net = self.work, self.net
         S, Z, _, _ = work.of(m)
         D = [*Z[:-1], Z[-1] if D_top is None else D_top]
@@ -356,7 +369,9 @@ class _Gradient:
     def add_second(
         self, m: int, G: list[Any], H: list[Any], along: _Direction | None, moved: bool, D_top: Array | None = None
     ) -> None:  # fmt: skip
-        """The backward pass behind a tangent, from G[L] and H[L], or from D[L] and from E[L] in the place of Z[L]."""
+        """The backward pass behind a tangent, from G[L] and H[L], or from D[L] and from E[L] in the
+        place of Z[L].
+        """
         work, net = self.work, self.net
         S, Z, dS, dZ = work.of(m)
         D, E = ([*Z[:-1], D_top], [*dZ[:-1], Z[-1]]) if D_top is not None else (Z, dZ)
@@ -430,7 +445,8 @@ def vjp(
     given = _rows(net, V, net.sizes[-1], "V", len(source))
     if (dX is None) != (dV is None):
         raise ValueError(
-            f"dX and dV go together, for ⟨dV, dZ⟩ with dZ = (∂Z/∂X) dX; {'dV' if dV is None else 'dX'} is missing"
+            "dX and dV go together, for ⟨dV, dZ⟩ with dZ = (∂Z/∂X) dX; "
+            f"{'dV' if dV is None else 'dX'} is missing"
         )
     along = None if dX is None else _rows(net, dX, net.sizes[0], "dX", len(source))
     weigh = None if dV is None else _rows(net, dV, net.sizes[-1], "dV", len(source))
@@ -480,7 +496,9 @@ def curvature_product(
 
 
 def _rows(net: MLP, value: ArrayLike, columns: int, name: str, rows: int | None = None) -> Array:
-    """A matrix of so many columns and rows, where it lies. Raises TypeError, ValueError that name it."""
+    """A matrix of so many columns and rows, where it lies. Raises TypeError, ValueError that name
+    it.
+    """
     array = arrays.matrix(value, columns, name, devices.adopter(net.device))
     if rows is not None and len(array) != rows:
         raise ValueError(f"{name} has {len(array)} rows; X has {rows}")
@@ -501,7 +519,8 @@ def _vector(net: MLP, value: Any, name: str) -> tuple[Array, list[Buffer]]:
     array = arrays.numeric(flat, name, devices.adopter(net.device))
     if array.shape != (net.layout.size,):
         raise ValueError(
-            f"{name} must have shape ({net.layout.size},), laid out as net.parameters; got {array.shape}"
+            f"{name} must have shape ({net.layout.size},), laid out as net.parameters; got "
+            f"{array.shape}"
         )
     moved = _moved(net, array, net.dtype)
     copy = Buffer(name, moved.shape, net.dtype.name, "a copy of the direction")

@@ -1,10 +1,12 @@
 """A training step on a CUDA device: captured once for each shape, then launched as a whole.
 
-    row order → slot {addresses, sizes, rates} → one launch for one or many steps → J of each, on the device
+    row order → slot {addresses, sizes, rates} → one launch for one or many steps → J of each, on
+    the device
 
-Nothing waits for the device: a fault is noted there, forbids all later updates, and is raised when J is read, at the
-end of an epoch, or by an evaluation. Rows are gathered chunk by chunk through the slot, and the slot moves on from step
-to step by itself. A batch of more chunks than a graph holds replays the graph of one chunk instead.
+Nothing waits for the device: a fault is noted there, forbids all later updates, and is raised when
+J is read, at the end of an epoch, or by an evaluation. Rows are gathered chunk by chunk through the
+slot, and the slot moves on from step to step by itself. A batch of more chunks than a graph holds
+replays the graph of one chunk instead.
 """
 
 from __future__ import annotations
@@ -86,8 +88,8 @@ class GraphStep(PlannedStep):
 
     Args:
         device: where the parameters lie.
-        precision: None (the network's dtype), "tf32", "bfloat16" or "float16": of products and layers; sums, gradient and
-            parameters stay as they are.
+        precision: None (the network's dtype), "tf32", "bfloat16" or "float16": of products and
+            layers; sums, gradient and parameters stay as they are.
         Others: as `PlannedStep`; `new_ops` gives `CudaOps`.
     """
 
@@ -183,7 +185,9 @@ class GraphStep(PlannedStep):
         return self.settings.l1 != 0, self.settings.l2 != 0
 
     def _outdated(self) -> bool:
-        """Whether another penalty is zero than when the update was compiled, or layers have other settings."""
+        """Whether another penalty is zero than when the update was compiled, or layers have other
+        settings.
+        """
         return super()._outdated() or self._penalties != self._penalised()
 
     def renew(self) -> None:
@@ -201,7 +205,9 @@ class GraphStep(PlannedStep):
 
     @_guarded
     def count_launched(self) -> None:
-        """Count the steps that the device has done where an interrupt came between launch and count."""
+        """Count the steps that the device has done where an interrupt came between launch and
+        count.
+        """
         if self._uncounted and self._progress is not None:
             control = self.kernels.read_control()
             step = int(control["updates"]) + int(control["skipped"])
@@ -288,7 +294,9 @@ class GraphStep(PlannedStep):
 
     @_guarded
     def first_not_finite(self, batch: Batch, plan: Plan) -> int | None:
-        """The first layer whose outputs on this batch are not finite; or the last whose gradient is not; None if all are."""
+        """The first layer whose outputs on this batch are not finite; or the last whose gradient is
+        not; None if all are.
+        """
         return super().first_not_finite(batch, plan)
 
     # -- arrays --
@@ -371,7 +379,9 @@ class GraphStep(PlannedStep):
         return 1 << (max(1, min(cuda_slot.TOGETHER, NODES // nodes)).bit_length() - 1)
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> DeviceLoss:
-        """X, Y → forward → loss → backward → update, launched and not waited for. Returns J, to be read later."""
+        """X, Y → forward → loss → backward → update, launched and not waited for. Returns J, to be
+        read later.
+        """
         with self.lock, self.device.active():
             if self._fresh:
                 self._set_counts(progress)
@@ -395,7 +405,9 @@ class GraphStep(PlannedStep):
 
     @_guarded
     def apply(self, gradient: Array, progress: Progress) -> None:
-        """One update by a gradient of the caller's, flat and on the device; waits for it, and raises what is wrong with it."""
+        """One update by a gradient of the caller's, flat and on the device; waits for it, and
+        raises what is wrong with it.
+        """
         self.follow()
         self.settle()
         self._refresh()
@@ -425,7 +437,9 @@ class GraphStep(PlannedStep):
         return results, results.asked
 
     def _set_counts(self, progress: Progress) -> None:
-        """Tell the device how many updates were done, and skipped, before its first, and how large the state may be."""
+        """Tell the device how many updates were done, and skipped, before its first, and how large
+        the state may be.
+        """
         control = self.kernels.read_control()
         control["updates"], control["skipped"] = progress.step - progress.skipped, progress.skipped
         control["reach"] = self.reach
@@ -526,7 +540,9 @@ class GraphStep(PlannedStep):
         return float(self.device.to_host(self.kernels.scalars)[Scalar.LOSS])
 
     def weight(self, batch: Batch) -> float | None:
-        """Σ w over the rows of a batch, their number without weights; None where the weights lie on the device."""
+        """Σ w over the rows of a batch, their number without weights; None where the weights lie on
+        the device.
+        """
         if batch.weights is None:
             return float(batch.size)
         if self.device.holds(batch.weights):
@@ -557,7 +573,8 @@ class GraphStep(PlannedStep):
         """Launch a step, or the gradient, of a batch of more chunks than one graph holds."""
         assert batch.steps == 1
         weighted = batch.weights is not None
-        # all recordings are there before the first is replayed: choosing algorithms overwrites arrays
+        # all recordings are there before the first is replayed: choosing algorithms overwrites
+        # arrays
         begin = self._recorded(
             ("begin", batch.size, weighted), lambda: self._begin(batch.size, weighted)
         )
@@ -578,7 +595,9 @@ class GraphStep(PlannedStep):
             self._done()
 
     def follow(self) -> None:
-        """The current stream's work comes behind that of the last step, on whatever stream that was."""
+        """The current stream's work comes behind that of the last step, on whatever stream that
+        was.
+        """
         self._stream = self.device.follow(self._stream)
 
     def _refresh(self) -> None:
@@ -674,7 +693,9 @@ class GraphStep(PlannedStep):
 
     @_guarded
     def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
-        """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's output, S[L] if matched."""
+        """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's
+        output, S[L] if matched.
+        """
         weighted = batch.weights is not None
         self.follow()
         self._refresh()
@@ -722,7 +743,9 @@ class GraphStep(PlannedStep):
 
     @_guarded
     def raise_fault(self, status: int, step: int, progress: Progress | None) -> None:
-        """Take back the fault and raise it: the parameters, and the count of steps, are as before the step it came in."""
+        """Take back the fault and raise it: the parameters, and the count of steps, are as before
+        the step it came in.
+        """
         control = self.kernels.read_control()
         if (
             control["status"] and control["fault_step"] == step
@@ -733,11 +756,13 @@ class GraphStep(PlannedStep):
                 progress.step = min(progress.step, step - 1)
         if status & Status.BAD_LABEL:
             raise ValueError(
-                f"Y must hold classes 0 … {self.layout.sizes[-1] - 1}; a row of step {step} holds another"
+                f"Y must hold classes 0 … {self.layout.sizes[-1] - 1}; a row of step {step} holds "
+                "another"
             )
         if status & Status.BAD_WEIGHT:
             raise ValueError(
-                f"sample_weight must be finite, not negative and not all zero; step {step} had others"
+                f"sample_weight must be finite, not negative and not all zero; step {step} had "
+                "others"
             )
         if status & Status.BAD_ROW:
             raise ValueError(f"rows must be row numbers of X; step {step} had others")

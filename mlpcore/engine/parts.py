@@ -13,10 +13,10 @@ from mlpcore.engine.chunks import Batch
 class StepParts(NamedTuple):
     """The graphs of a step on one batch, and what was chosen for them.
 
-    `replay()` of each launches it on the current stream and does not wait. They are for timing: every
-    replay of `step` updates the parameters and the optimizer state without counting the step, J adds up
-    over replays of `gradient`, and `products` leaves nonsense in the gradient. They hold until the
-    trainer's next call with other rows.
+    `replay()` of each launches it on the current stream and does not wait. They are for timing:
+    every replay of `step` updates the parameters and the optimizer state without counting the step,
+    J adds up over replays of `gradient`, and `products` leaves nonsense in the gradient. They hold
+    until the trainer's next call with other rows.
 
     Attributes:
         step: the whole step; None where the batch is cut into more chunks than one graph holds.
@@ -24,7 +24,8 @@ class StepParts(NamedTuple):
         products: the matrix products alone, on the step's own arrays and by its own algorithms.
         chunks: the rows that go forward and backward together, as (start, stop).
         rows: most rows of a chunk.
-        fused: layers whose activation joined the matrix product, and layers for which that was tried.
+        fused: layers whose activation joined the matrix product, and layers for which that was
+            tried.
         algorithms: the algorithm of each matrix product of the step.
         batch: the arrays that `step` and `gradient` read, kept alive here.
     """

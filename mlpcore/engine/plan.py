@@ -3,7 +3,8 @@
     bytes = parameters + gradient + optimizer state                 (fixed by the network)
           + workers × (inputs, S, Z, G, scratch of one chunk)       (∝ chunk rows, not ∝ batch rows)
 
-What the plan lists is what the engine allocates, to the byte. The arrays of each part are cut from one allocation.
+What the plan lists is what the engine allocates, to the byte. The arrays of each part are cut from
+one allocation.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Inputs(NamedTuple):
     """What the caller's arrays look like, as far as the plan depends on it.
 
     Attributes:
-        x_dtype, y_dtype, w_dtype: dtypes as given, as NumPy strings; w_dtype is "" without row weights.
+        x_dtype, y_dtype, w_dtype: dtypes as given, as NumPy strings; w_dtype is "" without row
+            weights.
         classes: whether Y holds class indices, one a row.
         host: whether they lie on the host and must go to the device that trains.
     """
@@ -95,7 +97,8 @@ class Plan:
     def __str__(self) -> str:
         """The table as text, part by part, and the total."""
         lines = [
-            f"batch {self.batch_rows:,} rows, in chunks of at most {self.rows:,} rows, {self.workers} worker(s)"
+            f"batch {self.batch_rows:,} rows, in chunks of at most {self.rows:,} rows, "
+            f"{self.workers} worker(s)"
         ]
         for part, buffers in self.parts.items():
             lines.append(f"{part}: {human(part_bytes(buffers))}")
@@ -125,7 +128,9 @@ def _used(buffer: Buffer) -> int:
 
 
 def part_bytes(buffers: Sequence[Buffer]) -> int:
-    """Bytes of one allocation: its buffers, and what is lost to align the first; a buffer by itself is not aligned."""
+    """Bytes of one allocation: its buffers, and what is lost to align the first; a buffer by itself
+    is not aligned.
+    """
     if len(buffers) == 1:
         return _used(buffers[0])
     return sum(map(nbytes, buffers)) + ALIGNMENT if buffers else 0
@@ -143,7 +148,8 @@ def human(count: float) -> str:
 def parse_bytes(
     limit: object, argument: str = "memory_limit", free: Callable[[], int] | None = None
 ) -> int | None:
-    """Bytes meant by `2 << 30`, `"2 GiB"`, `"500 MB"`; by 0.5 or `"50%"` of what `free()` says; None for None.
+    """Bytes meant by `2 << 30`, `"2 GiB"`, `"500 MB"`; by 0.5 or `"50%"` of what `free()` says;
+    None for None.
 
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
@@ -208,7 +214,9 @@ def most_rows(limit: int, table: Callable[[int], Plan], rows: int) -> int:
 
 
 def allocate(ops: Ops, buffers: Sequence[Buffer]) -> dict[str, Array]:
-    """The buffers of one part as arrays by name, cut from one allocation of `part_bytes(buffers)` bytes."""
+    """The buffers of one part as arrays by name, cut from one allocation of `part_bytes(buffers)`
+    bytes.
+    """
     if not buffers:
         return {}
     memory = ops.empty(part_bytes(buffers))
@@ -288,8 +296,8 @@ def choose_rows(
 ) -> int:
     """Rows of a chunk: as many as keep its arrays in cache, but enough to pay for a pass over dW.
 
-    Adding a chunk's dW costs about as much as 15 rows of its GEMMs, so that 1,024 rows make it 1.5%; where dW itself stays
-    in cache, 256 rows will do.
+    Adding a chunk's dW costs about as much as 15 rows of its GEMMs, so that 1,024 rows make it
+    1.5%; where dW itself stays in cache, 256 rows will do.
     """
     fit = CACHE // max(1, workspace(1024) // 1024)
     least = NARROWEST if layout.weights * itemsize <= CACHE // 4 else WIDEST

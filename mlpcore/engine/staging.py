@@ -1,6 +1,8 @@
-"""Rows that lie on the host, on their way to a CUDA device: gathered into page-locked memory, copied beside the computation.
+"""Rows that lie on the host, on their way to a CUDA device: gathered into page-locked memory,
+copied beside the computation.
 
-There are two of everything: while a step works on one half, the next rows are gathered and copied into the other.
+There are two of everything: while a step works on one half, the next rows are gathered and copied
+into the other.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ NAMES = ("X", "Y", "w")
 
 
 def staging_buffers(layout: Layout, inputs: Inputs, rows: int) -> list[Buffer]:
-    """Device memory for two times `rows` rows of the inputs as they are given; the host holds as much."""
+    """Device memory for two times `rows` rows of the inputs as they are given; the host holds as
+    much.
+    """
     shapes = {
         "X": (rows, layout.sizes[0]),
         "Y": (rows,) if inputs.classes else (rows, layout.sizes[-1]),
@@ -80,7 +84,9 @@ class Staging:
     def put(
         self, sources: Sequence[Array | None], rows: Array | None, start: int, stop: int
     ) -> list[Array | None]:
-        """Rows start … stop of a batch (`rows` of the sources, or all) on the device, for the current stream's next work."""
+        """Rows start … stop of a batch (`rows` of the sources, or all) on the device, for the
+        current stream's next work.
+        """
         self.half = half = 1 - self.half
         n = stop - start
         if n not in self._placed[half]:

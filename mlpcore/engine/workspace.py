@@ -1,7 +1,9 @@
-"""What a training step needs before it runs: settings, the plan, and the arrays that the plan lists.
+"""What a training step needs before it runs: settings, the plan, and the arrays that the plan
+lists.
 
-A step comes in two kinds: `step.Step` runs its operations one by one, on several threads if that pays; `graph_step.GraphStep`
-captures them and launches them together. Both plan, reserve and allocate here.
+A step comes in two kinds: `step.Step` runs its operations one by one, on several threads if that
+pays; `graph_step.GraphStep` captures them and launches them together. Both plan, reserve and
+allocate here.
 """
 
 from __future__ import annotations
@@ -132,7 +134,9 @@ class PlannedStep(ABC):
 
     @abstractmethod
     def _bind_optimizer(self) -> None:
-        """State vectors, zero, for the optimizer's rule as it is now; those of the names in `state` are among them."""
+        """State vectors, zero, for the optimizer's rule as it is now; those of the names in `state`
+        are among them.
+        """
 
     @abstractmethod
     def _allocate(self, plan: Plan, inputs: Inputs) -> None:
@@ -196,11 +200,15 @@ class PlannedStep(ABC):
 
     @abstractmethod
     def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
-        """J of a batch, penalties included, and its gradient in `self.gradient`; dropout as in the step of this number."""
+        """J of a batch, penalties included, and its gradient in `self.gradient`; dropout as in the
+        step of this number.
+        """
 
     @abstractmethod
     def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
-        """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's output, S[L] if matched."""
+        """The mean loss of a batch, without penalties; `see(output, start, stop)` gets each chunk's
+        output, S[L] if matched.
+        """
 
     def together(self, batch_rows: int, inputs: Inputs) -> int:
         """Return how many steps on batches of so many rows may be launched as one."""
@@ -232,7 +240,9 @@ class PlannedStep(ABC):
     # -- what a checkpoint holds --
 
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """What the next steps depend on beside the parameters: state vectors, on the host, and what JSON can hold."""
+        """What the next steps depend on beside the parameters: state vectors, on the host, and what
+        JSON can hold.
+        """
         self.require_whole()
         plans = [
             [rows, list(inputs), plan.rows, plan.workers]
@@ -253,7 +263,9 @@ class PlannedStep(ABC):
         }
 
     def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
-        """Go on from a snapshot, chunks and algorithms being those of then. Raises ValueError if it is not of this step."""
+        """Go on from a snapshot, chunks and algorithms being those of then. Raises ValueError if it
+        is not of this step.
+        """
         self._settled = {
             (rows, Inputs.read(inputs)): (most, workers)
             for rows, inputs, most, workers in facts["plans"]
@@ -273,7 +285,8 @@ class PlannedStep(ABC):
             v.shape != (self.layout.size,) for v in vectors.values()
         ):
             raise ValueError(
-                f"the state vectors {sorted(vectors)} are not those of {facts['rule']}: {sorted(row.states)}"
+                f"the state vectors {sorted(vectors)} are not those of {facts['rule']}: "
+                f"{sorted(row.states)}"
             )
         self.rate = float(facts["rate"])
         self._count_layers(facts["updates"], dict(facts["kept"]), dict(facts["missed"]))
@@ -292,7 +305,8 @@ class PlannedStep(ABC):
     def _count_layers(
         self, updates: int, kept: Mapping[int, int], missed: Mapping[int, int]
     ) -> None:
-        """Begin or end, after so many updates, the count of those that layers miss, where the settings freeze others now.
+        """Begin or end, after so many updates, the count of those that layers miss, where the
+        settings freeze others now.
 
         Raises:
             ValueError: the counts are of no run.
@@ -313,7 +327,9 @@ class PlannedStep(ABC):
         self.missed = live | thawed if "t" in self._program().reads else {}
 
     def _carried_over(self, vectors: dict[str, Array]) -> dict[str, Array]:
-        """Return state vectors of another rule as those of the optimizer's, each segment by its learning rate."""
+        """Return state vectors of another rule as those of the optimizer's, each segment by its
+        learning rate.
+        """
         parts = [
             self.optimizer.carry_over(
                 {name: vector[part.start : part.stop] for name, vector in vectors.items()},
@@ -324,7 +340,9 @@ class PlannedStep(ABC):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def first_not_finite(self, batch: Batch, plan: Plan) -> int | None:
-        """The first layer whose outputs on this batch are not finite; or the last whose gradient is not; None if all are."""
+        """The first layer whose outputs on this batch are not finite; or the last whose gradient is
+        not; None if all are.
+        """
         bad: list[int] = []
 
         def look(_: Array, start: int, stop: int) -> None:
@@ -358,7 +376,9 @@ class PlannedStep(ABC):
         return bind(self.activations, self.store.a, self.layout.slopes(gradient))
 
     def fit_buffers(self, rows: int, best: bool) -> list[Buffer]:
-        """What `fit` needs beside the step: the order of so many rows, and the best parameters if they are kept."""
+        """What `fit` needs beside the step: the order of so many rows, and the best parameters if
+        they are kept.
+        """
         order = [Buffer("row order", (rows,), "int64", "shuffled row numbers")] if rows else []
         return order + (
             [Buffer("best", (self.layout.size,), self.dtype, "parameters to go back to")]
@@ -367,10 +387,12 @@ class PlannedStep(ABC):
         )
 
     def make_plan(self, batch_rows: int, inputs: Inputs, reserved: Sequence[Buffer] = ()) -> Plan:
-        """The memory table for batches of up to `batch_rows` rows of such inputs, beside what `fit` has reserved.
+        """The memory table for batches of up to `batch_rows` rows of such inputs, beside what `fit`
+        has reserved.
 
         Raises:
-            MemoryError: `memory_limit` cannot be kept even with chunks of one row; prints the largest buffers.
+            MemoryError: `memory_limit` cannot be kept even with chunks of one row; prints the
+                largest buffers.
         """
         what = "W[1] … W[L], b[1] … b[L]" + (", a[1] … a[L]" if self.layout.learned else "")
         fixed: Parts = {"parameters": [Buffer("parameters", (self.layout.size,), self.dtype, what)]}
@@ -397,7 +419,9 @@ class PlannedStep(ABC):
         return planning.within(limit, lambda n: table(n, 1), rows)
 
     def reserve(self, buffers: Sequence[Buffer], there: Sequence[Buffer] = ()) -> dict[str, Array]:
-        """Arrays for `fit`, part of every plan until `reserve([])` gives them back, as are those that are there already."""
+        """Arrays for `fit`, part of every plan until `reserve([])` gives them back, as are those
+        that are there already.
+        """
         self._reserve((*buffers, *there))
         return planning.allocate(self.ops, buffers)
 
@@ -435,7 +459,9 @@ class PlannedStep(ABC):
             self.restore(*self.snapshot())
 
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
-        """The plan for batches of this size, and its arrays allocated, unless those that are there will do."""
+        """The plan for batches of this size, and its arrays allocated, unless those that are there
+        will do.
+        """
         self.settle()
         plan = self._planned(batch_rows, inputs)
         if plan is self._covered:  # as most steps are
@@ -452,7 +478,9 @@ class PlannedStep(ABC):
         return plan
 
     def prepare_anew(self, batch_rows: int, inputs: Inputs) -> None:
-        """Prepare for batches of this size; larger arrays, in which evaluation would differ, are given back."""
+        """Prepare for batches of this size; larger arrays, in which evaluation would differ, are
+        given back.
+        """
         there = self.allocated
         if there is not None and (there.batch_rows, self.inputs) != (batch_rows, inputs):
             self._drop_workspace()
@@ -467,11 +495,14 @@ class PlannedStep(ABC):
         return self._plans[key]
 
     def _smaller(self, plan: Plan, inputs: Inputs, error: MemoryError) -> Plan:
-        """A plan with half the chunk, after what others use has left too little memory for this one."""
+        """A plan with half the chunk, after what others use has left too little memory for this
+        one.
+        """
         self._drop_workspace()
         if plan.rows == 1:
             raise MemoryError(
-                f"not even one row at a time fits the memory that is left; the largest: {plan.largest()}"
+                "not even one row at a time fits the memory that is left; the largest: "
+                f"{plan.largest()}"
             ) from error
         self._most_rows = plan.rows // 2
         log.warning(

@@ -1,4 +1,6 @@
-"""What both estimators have in common: parameters, fitting by scikit-learn's rules, the network behind `coefs_`."""
+"""What both estimators have in common: parameters, fitting by scikit-learn's rules, the network
+behind `coefs_`.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,8 @@ class HeldOut(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class Estimator(BaseEstimator, ABC):
-    """What the two have in common: parameters, fitting, the network behind `coefs_` and `intercepts_`.
+    """What the two have in common: parameters, fitting, the network behind `coefs_` and
+    `intercepts_`.
 
     The fields are the parameters; a subclass puts the positional ones before them.
     """
@@ -223,7 +226,8 @@ class Estimator(BaseEstimator, ABC):
             len(self.intercepts_[-1]) != self.n_outputs_
         ):  # the hidden layers stay those that were fitted
             raise ValueError(
-                f"y makes {self.n_outputs_} output(s); what was fitted before has {len(self.intercepts_[-1])}"
+                f"y makes {self.n_outputs_} output(s); what was fitted before has "
+                f"{len(self.intercepts_[-1])}"
             )
         training = self._weighted(y, weights, incremental)
         place = self._place(X)
@@ -239,7 +243,8 @@ class Estimator(BaseEstimator, ABC):
             np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_, *self.slopes_)
         ):
             raise ValueError(
-                "Solver produced non-finite parameter weights. The input data may contain large values and need to be"
+                "Solver produced non-finite parameter weights. The input data may contain large "
+                "values and need to be"
                 " preprocessed."
             )
         return self
@@ -349,7 +354,9 @@ class Estimator(BaseEstimator, ABC):
         self, net: MLP, X: Any, y: Any, Y: Array, weights: Array | None, training: Array | None, given: Any, validation: Any,
         random: np.random.RandomState, first: bool, incremental: bool,
     ) -> None:  # fmt: skip
-        """Epochs of shuffled mini-batches until scikit-learn's rules stop them; one of them if `incremental`."""
+        """Epochs of shuffled mini-batches until scikit-learn's rules stop them; one of them if
+        `incremental`.
+        """
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         if not hasattr(self, "loss_curve_") or (self.best_loss_ is None) != self.early_stopping:
@@ -361,7 +368,9 @@ class Estimator(BaseEstimator, ABC):
         best = trainer._step.reserve(buffers).get("best")
         if best is not None:
             best[...] = net.store.flat
-        found = first  # scikit-learn's weights go on as they are where a warm start has not improved on the score before it
+        # scikit-learn's weights go on as they are where a warm start has not improved on the score
+        # before it
+        found = first
         self.n_iter_ = 0
         with Run(trainer, self.callbacks, self.max_iter, self.progress) as run:
             try:
@@ -395,7 +404,8 @@ class Estimator(BaseEstimator, ABC):
                         break
                     if self.n_iter_ == self.max_iter:
                         warnings.warn(
-                            f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization hasn't"
+                            f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached "
+                            "and the optimization hasn't"
                             " converged yet.",
                             ConvergenceWarning,
                             stacklevel=2,
@@ -446,7 +456,9 @@ class Estimator(BaseEstimator, ABC):
         validation: Any,
         random: np.random.RandomState,
     ) -> tuple[Array, HeldOut | None]:
-        """Numbers of the rows to train on, and those that are held out: the user's, or a part of X for early stopping."""
+        """Numbers of the rows to train on, and those that are held out: the user's, or a part of X
+        for early stopping.
+        """
         everything = np.arange(X.shape[0])
         if validation is not None:
             if not isinstance(validation, list | tuple) or len(validation) not in (2, 3):
@@ -463,7 +475,8 @@ class Estimator(BaseEstimator, ABC):
         )  # fmt: skip
         if len(held) < 2:
             raise ValueError(
-                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+                "The validation set is too small. Increase 'validation_fraction' or the size of "
+                "your dataset."
             )
         Xv = (
             _safe_indexing(given, held)
@@ -477,7 +490,8 @@ class Estimator(BaseEstimator, ABC):
             return min(200, count)
         if self.batch_size > count:
             warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped",
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be "
+                "clipped",
                 stacklevel=2,
             )
         return int(np.clip(self.batch_size, 1, count))
@@ -499,7 +513,9 @@ class Estimator(BaseEstimator, ABC):
         return score
 
     def _count(self, entry: dict[str, float]) -> None:
-        """How many epochs in a row have not improved by `tol`: in the score with early stopping, else in the loss."""
+        """How many epochs in a row have not improved by `tol`: in the score with early stopping,
+        else in the loss.
+        """
         score = entry.get("validation_score", -np.inf)
         if self.early_stopping:
             worse = score < self.best_validation_score_ + self.tol
@@ -513,7 +529,9 @@ class Estimator(BaseEstimator, ABC):
                 self.best_validation_score_ = score
 
     def _stops(self) -> bool:
-        """Whether too many epochs without an improvement end the training; an adaptive rate falls instead while it can."""
+        """Whether too many epochs without an improvement end the training; an adaptive rate falls
+        instead while it can.
+        """
         figure = "Validation score" if self.early_stopping else "Training loss"
         message = f"{figure} did not improve more than tol={self.tol:f} for {self.n_iter_no_change} consecutive epochs."
         if self.learning_rate != "adaptive" or self.solver != "sgd":
@@ -539,7 +557,9 @@ class Estimator(BaseEstimator, ABC):
         return there if self.device == "auto" and there != "cpu" else devices.choose(self.device)
 
     def _network(self, device: str | None = None) -> MLP:
-        """The network of `coefs_`, `intercepts_`, `slopes_` as they are now; on the CPU they become views of its parameters."""
+        """The network of `coefs_`, `intercepts_`, `slopes_` as they are now; on the CPU they become
+        views of its parameters.
+        """
         arrays = (*self.coefs_, *self.intercepts_)
         if not hasattr(self, "slopes_"):  # one whose weights were set by hand
             self.slopes_ = []
@@ -576,7 +596,9 @@ class Estimator(BaseEstimator, ABC):
         return net
 
     def _usable(self) -> str:
-        """The device to predict on; the CPU on a machine without the GPU of the one where it was fitted."""
+        """The device to predict on; the CPU on a machine without the GPU of the one where it was
+        fitted.
+        """
         try:
             return devices.choose(self.device)
         except DeviceUnavailable as reason:
@@ -584,7 +606,9 @@ class Estimator(BaseEstimator, ABC):
             return "cpu"
 
     def _show(self, net: MLP) -> None:
-        """The network's parameters as `coefs_`, `intercepts_`, `slopes_`: views on the CPU, copies from a GPU."""
+        """The network's parameters as `coefs_`, `intercepts_`, `slopes_`: views on the CPU, copies
+        from a GPU.
+        """
         self.coefs_[:] = [devices.to_host(net.device, w) for w in net.W[1:]]
         self.intercepts_[:] = [devices.to_host(net.device, b) for b in net.b[1:]]
         self.slopes_[:] = [devices.to_host(net.device, a) for a in _learned(net)]
@@ -600,7 +624,9 @@ class Estimator(BaseEstimator, ABC):
     # -- X, and predictions --
 
     def _read(self, X: Any, y: Any, reset: bool, **options: Any) -> tuple[Any, Any]:
-        """X and y as scikit-learn checks them; of an X on a GPU the engine does, and it stays there."""
+        """X and y as scikit-learn checks them; of an X on a GPU the engine does, and it stays
+        there.
+        """
         y = host(y, "y")
         options["multi_output"] = True
         if devices.of(X, "X") == "cpu":
@@ -638,7 +664,8 @@ class Estimator(BaseEstimator, ABC):
         return output.astype(np.result_type(X.dtype, net.dtype), copy=False)
 
     def predict(self, X: Any) -> Any:
-        """The prediction for each row of X: a label or number; (m, n_outputs_) of them where y had several columns.
+        """The prediction for each row of X: a label or number; (m, n_outputs_) of them where y had
+        several columns.
 
         Args:
             X: (m, n_features_in_), dense or sparse; on a GPU, the result is there as well.
@@ -648,7 +675,9 @@ class Estimator(BaseEstimator, ABC):
             return self._predicted(self._output(X, self._network()))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Accuracy or R² of the prediction for the rows of X (m, n_features_in_), as scikit-learn defines them."""
+        """Accuracy or R² of the prediction for the rows of X (m, n_features_in_), as scikit-learn
+        defines them.
+        """
         weights = None if sample_weight is None else host(sample_weight, "sample_weight")
         return float(
             type(self)._metric(
@@ -663,7 +692,9 @@ class Estimator(BaseEstimator, ABC):
 
 
 def _scipy_alone() -> AbstractContextManager[object]:
-    """SciPy's own BLAS on one thread: idle ones would spin beside those of NumPy's, at several times the cost of a fit."""
+    """SciPy's own BLAS on one thread: idle ones would spin beside those of NumPy's, at several
+    times the cost of a fit.
+    """
     pools = threadpoolctl.ThreadpoolController()
     own = [pool.filepath for pool in pools.lib_controllers if "scipy.libs" in pool.filepath]
     return pools.select(filepath=own).limit(limits=1)

@@ -25,14 +25,16 @@ from mlpcore.core.losses import Loss
 from mlpcore.estimators.base import STOCHASTIC, Array, Estimator, host
 from mlpcore.mlp import MLP
 
-# the binary cross-entropy of a probability that has been rounded, as scikit-learn's is where it nears 1
+# the binary cross-entropy of a probability that has been rounded, as scikit-learn's is where it
+# nears 1
 LOG_LOSS = Loss(
     "log_loss",
     "-y * log(maximum(z, T(1e-30))) - (1 - y) * log(maximum(1 - z, T(1e-30)))",
     "(z - y) / maximum(z * (1 - z), T(1e-30))",
     outputs="sigmoid",
     matched=(
-        "y * (maximum(-s, 0) + log1p(exp(-abs(s)))) - (1 - y) * log(maximum(1 - 1 / (1 + exp(-s)), T(1e-30)))",
+        "y * (maximum(-s, 0) + log1p(exp(-abs(s)))) - (1 - y) * log(maximum(1 - 1 / (1 + exp(-s)), "
+        "T(1e-30)))",
         loss_sheet.matched()["binary_cross_entropy", "sigmoid"][1],
     ),
 )
@@ -40,24 +42,29 @@ LOG_LOSS = Loss(
 
 @dataclass(eq=False, repr=False)
 class MLPClassifier(ClassifierMixin, Estimator):
-    """scikit-learn's MLPClassifier on the engine: its parameters, attributes, results, warnings and errors, and more.
+    """scikit-learn's MLPClassifier on the engine: its parameters, attributes, results, warnings and
+    errors, and more.
 
     Args:
         hidden_layer_sizes: widths of the hidden layers.
-        activation: "identity", "logistic", "tanh", "relu" or another of the engine's, `(name, parameter)`, `mc.Activation`,
-            or a list with one for each hidden layer.
-        dropout: share of each hidden layer's outputs that a step zeroes, one number or one a layer, drawn by `random_state`.
+        activation: "identity", "logistic", "tanh", "relu" or another of the engine's, `(name,
+            parameter)`, `mc.Activation`, or a list with one for each hidden layer.
+        dropout: share of each hidden layer's outputs that a step zeroes, one number or one a layer,
+            drawn by `random_state`.
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
         precision, memory_limit: as in `mc.Trainer`.
-        scoring: what `validation_scores_` hold: a scorer's name or a function `(estimator, X, y)`; None: accuracy, R².
-        callbacks: a list as in `mc.Trainer.fit`; an entry has "loss", "learning_rate" and perhaps "validation_score".
+        scoring: what `validation_scores_` hold: a scorer's name or a function `(estimator, X, y)`;
+            None: accuracy, R².
+        callbacks: a list as in `mc.Trainer.fit`; an entry has "loss", "learning_rate" and perhaps
+            "validation_score".
         progress: whether to show a bar.
-        class_weight: `{label: weight}` or "balanced" (n / (k n_c), with the sums of `sample_weight` for counts), times
-            `sample_weight`; a list of such for many labels.
+        class_weight: `{label: weight}` or "balanced" (n / (k n_c), with the sums of `sample_weight`
+            for counts), times `sample_weight`; a list of such for many labels.
         loss: "log_loss", or a loss of the engine's that its output, softmax or sigmoid, allows.
 
-    The parameters that are not listed here, and all attributes but `slopes_`, are scikit-learn's. `slopes_` lists the learned
-    parameters of activations ("prelu"), (1,) or (n_l,) for each layer that has some.
+    The parameters that are not listed here, and all attributes but `slopes_`, are scikit-learn's.
+    `slopes_` lists the learned parameters of activations ("prelu"), (1,) or (n_l,) for each layer
+    that has some.
     """
 
     hidden_layer_sizes: Any = (100,)
@@ -84,12 +91,14 @@ class MLPClassifier(ClassifierMixin, Estimator):
         classes = unique_labels(y)
         if self.warm_start and set(classes) != set(self.classes_):
             raise ValueError(
-                "warm_start can only be used where `y` has the same classes as in the previous call to fit. Previously got"
+                "warm_start can only be used where `y` has the same classes as in the previous "
+                "call to fit. Previously got"
                 f" {self.classes_}, `y` has {classes}"
             )
         if len(np.setdiff1d(classes, self.classes_, assume_unique=True)):
             raise ValueError(
-                f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {classes}."
+                f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' "
+                f"has {classes}."
             )
         return X, y
 
@@ -98,7 +107,8 @@ class MLPClassifier(ClassifierMixin, Estimator):
             return weights
         if incremental and self.class_weight == "balanced":
             raise ValueError(
-                "class_weight='balanced' needs all rows at once, not partial_fit: give partial_fit a dict"
+                "class_weight='balanced' needs all rows at once, not partial_fit: give partial_fit "
+                "a dict"
             )
         try:
             by_class = _by_class(self.class_weight, y, weights)
@@ -106,7 +116,8 @@ class MLPClassifier(ClassifierMixin, Estimator):
             by_class = np.array([np.inf])
         if not np.isfinite(by_class).all() or by_class.min() < 0 or not by_class.any():
             raise ValueError(
-                f"class_weight must be finite, none below 0 and not all 0; got {shown(self.class_weight)}"
+                "class_weight must be finite, none below 0 and not all 0; got "
+                f"{shown(self.class_weight)}"
             )
         return by_class if weights is None else weights * by_class
 
@@ -115,7 +126,8 @@ class MLPClassifier(ClassifierMixin, Estimator):
             unseen = set(np.ravel(y).tolist()) - set(self.classes_.tolist())
             if unseen:
                 raise ValueError(
-                    f"validation: y has labels that the training rows have not: {sorted(map(repr, unseen))}"
+                    "validation: y has labels that the training rows have not: "
+                    f"{sorted(map(repr, unseen))}"
                 )
 
     def _targets(self, y: Any) -> Array:
@@ -171,14 +183,16 @@ class MLPClassifier(ClassifierMixin, Estimator):
             X: (m, n) numbers: NumPy, pandas, polars, sparse, or on a GPU.
             y: (m,) labels, or (m, n_outputs_) of 0 and 1.
             sample_weight: (m,) row weights.
-            validation: `(X, y)` or `(X, y, sample_weight)`, scored after each epoch, instead of a part of X.
+            validation: `(X, y)` or `(X, y, sample_weight)`, scored after each epoch, instead of a
+                part of X.
         """
         return self._fit(X, y, sample_weight, validation, incremental=False)
 
     def _check_solver(self) -> bool:
         if self.solver not in STOCHASTIC:
             raise AttributeError(
-                f"partial_fit is only available for stochastic optimizers. {self.solver} is not stochastic."
+                f"partial_fit is only available for stochastic optimizers. {self.solver} is not "
+                "stochastic."
             )
         return True
 
@@ -200,7 +214,9 @@ class MLPClassifier(ClassifierMixin, Estimator):
         return self._fit(X, y, sample_weight, None, incremental=True)
 
     def predict_proba(self, X: Any) -> Any:
-        """The probability of each class in the order of `classes_`, (m, number of classes), for rows X as in `predict`."""
+        """The probability of each class in the order of `classes_`, (m, number of classes), for
+        rows X as in `predict`.
+        """
         X = self._checked(X)
         with devices.active(devices.of(X, "X")):
             if self.n_outputs_ > 1:
@@ -231,7 +247,9 @@ class MLPClassifier(ClassifierMixin, Estimator):
 
 
 def _by_class(class_weight: Any, y: Any, weights: Array | None) -> Array:
-    """Return scikit-learn's `compute_sample_weight`, which knows no row weights, with these: 2 counts as the row twice."""
+    """Return scikit-learn's `compute_sample_weight`, which knows no row weights, with these: 2
+    counts as the row twice.
+    """
     product: Array = compute_sample_weight(class_weight, y)
     specs = class_weight if isinstance(class_weight, list) else [class_weight]
     if weights is None or "balanced" not in specs or not weights.any():

@@ -21,9 +21,11 @@ SPARSE_BYTES = 64 << 20  # of the rows of a sparse X that are made dense in one 
 
 
 class Rows:
-    """The training rows, and scikit-learn's J on them: share * (the trainer's J without penalty) + penalty + offset.
+    """The training rows, and scikit-learn's J on them: share * (the trainer's J without penalty) +
+    penalty + offset.
 
-    Dense rows are prepared once and read by their numbers; sparse ones are made dense batch by batch.
+    Dense rows are prepared once and read by their numbers; sparse ones are made dense batch by
+    batch.
 
     Args:
         trainer: its `l2` is set to `alpha` over the weight of each batch.
@@ -86,7 +88,8 @@ class Rows:
         weight, trainer = self._weight(rows), self.trainer
         if weight == 0:
             raise ZeroDivisionError(
-                "Weights sum to zero, can't be normalized: sample_weight is 0 on all rows of a batch"
+                "Weights sum to zero, can't be normalized: sample_weight is 0 on all rows of a "
+                "batch"
             )
         l2 = self.alpha / weight
         if trainer.l2 != l2:
@@ -146,7 +149,8 @@ class Run:
 def epoch(rows: Rows, order: Array, size: int, run: Run) -> float:
     """One pass over the rows in this order; the mean of J, each batch by its rows.
 
-    J or a gradient that overflows makes all parameters NaN, as it does where nobody looks, and the rest of the training is NaN.
+    J or a gradient that overflows makes all parameters NaN, as it does where nobody looks, and the
+    rest of the training is NaN.
     """
     net = rows.trainer.net
     found = []

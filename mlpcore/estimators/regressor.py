@@ -19,15 +19,18 @@ from mlpcore.estimators.base import Array, Estimator
 
 @dataclass(eq=False, repr=False)
 class MLPRegressor(RegressorMixin, Estimator):
-    """scikit-learn's MLPRegressor on the engine: its parameters, attributes, results, warnings and errors, and more.
+    """scikit-learn's MLPRegressor on the engine: its parameters, attributes, results, warnings and
+    errors, and more.
 
     Args:
-        loss: "squared_error", "poisson" (behind an exponential), or another of the engine's, `(name, parameter)`, `mc.Loss`.
-        hidden_layer_sizes, activation, dropout, device, precision, memory_limit, scoring, callbacks, progress: as in
-            `MLPClassifier`.
+        loss: "squared_error", "poisson" (behind an exponential), or another of the engine's,
+            `(name, parameter)`, `mc.Loss`.
+        hidden_layer_sizes, activation, dropout, device, precision, memory_limit, scoring,
+            callbacks, progress: as in `MLPClassifier`.
 
-    The parameters that are not listed here, and all attributes but `slopes_`, are scikit-learn's. `slopes_` lists the learned
-    parameters of activations ("prelu"), (1,) or (n_l,) for each layer that has some.
+    The parameters that are not listed here, and all attributes but `slopes_`, are scikit-learn's.
+    `slopes_` lists the learned parameters of activations ("prelu"), (1,) or (n_l,) for each layer
+    that has some.
     """
 
     loss: Any = "squared_error"
@@ -74,7 +77,8 @@ class MLPRegressor(RegressorMixin, Estimator):
             X: (m, n) numbers: NumPy, pandas, polars, sparse, or on a GPU.
             y: (m,) or (m, n_outputs_) numbers.
             sample_weight: (m,) row weights.
-            validation: `(X, y)` or `(X, y, sample_weight)`, scored after each epoch, instead of a part of X.
+            validation: `(X, y)` or `(X, y, sample_weight)`, scored after each epoch, instead of a
+                part of X.
         """
         return self._fit(X, y, sample_weight, validation, incremental=False)
 

@@ -54,14 +54,15 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """Open a binary file to write into, which takes the place of `path` when the block ends well.
 
-    If the process is killed, the disk fills up, or the block raises, what was at `path` is still there, unchanged.
+    If the process is killed, the disk fills up, or the block raises, what was at `path` is still
+    there, unchanged.
 
     - Links are followed: the file at their end is replaced, and its versions are in its folder.
-    - Devices, pipes and sockets, and files that a process has open already (/dev/stdout), are written
-      into instead. They have no versions.
-    - Mode, owner, group and, on Linux, access control lists and user attributes are those of the file
-      replaced. Where the system refuses to set them, fewer users can read the new file, never more.
-      A new file's mode follows the umask.
+    - Devices, pipes and sockets, and files that a process has open already (/dev/stdout), are
+      written into instead. They have no versions.
+    - Mode, owner, group and, on Linux, access control lists and user attributes are those of the
+      file replaced. Where the system refuses to set them, fewer users can read the new file, never
+      more. A new file's mode follows the umask.
     - Other hard links to the file replaced keep what it held.
 
     Args:
@@ -87,9 +88,10 @@ def claimed(path: str | os.PathLike[str], keep: int = 1, owner: object = None) -
     claimed file, whatever becomes of the links and the working directory.
 
     The claim is a lock on the file itself, which moves on with each `replacing` by its owner: no
-    other file is needed. Readers do not see it, forked children do not inherit it. Where there is no
-    file yet, the first training to write one has it; any other that claimed it as well then gets an
-    error from `replacing`. On a file system without locks, only trainings of this process are seen.
+    other file is needed. Readers do not see it, forked children do not inherit it. Where there is
+    no file yet, the first training to write one has it; any other that claimed it as well then gets
+    an error from `replacing`. On a file system without locks, only trainings of this process are
+    seen.
 
     Args:
         path: of the file, as for `replacing`.
@@ -97,8 +99,8 @@ def claimed(path: str | os.PathLike[str], keep: int = 1, owner: object = None) -
         owner: who may write the file, as there.
 
     Raises:
-        OSError: another training has claimed it, or one of its versions, in this process or another;
-            or a version's name is too long. Names the path.
+        OSError: another training has claimed it, or one of its versions, in this process or
+            another; or a version's name is too long. Names the path.
     """
     claim = _Claim(owner)  # alive as long as the block, and so is its entry
     try:
@@ -279,7 +281,9 @@ def _new_name(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _part(target: Path, mode: int, how: str) -> Iterator[_Part]:
-    """Make a temporary file, locked; at the end its name is gone, and its lock unless a claim has it."""
+    """Make a temporary file, locked; at the end its name is gone, and its lock unless a claim has
+    it.
+    """
     opener = functools.partial(os.open, mode=mode)
     while True:
         name, lock = _new_name(target), None
@@ -400,7 +404,9 @@ def _attributes(target: Path) -> _Attributes | None:
 
 
 def _inherit(handle: int, before: _Attributes) -> None:
-    """Give an open file, private so far, the attributes of the one that it replaces, where possible."""
+    """Give an open file, private so far, the attributes of the one that it replaces, where
+    possible.
+    """
     if sys.platform == "win32":
         return
     wanted = before.status
@@ -512,7 +518,8 @@ def _locked(place: Path, how: str) -> Lock:
 
     Args:
         place: of the file.
-        how: "shared", by those who write a file once; "exclusive", by a training, or to take it away.
+        how: "shared", by those who write a file once; "exclusive", by a training, or to take it
+            away.
 
     Raises:
         BlockingIOError: another lock is in the way.

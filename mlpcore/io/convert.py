@@ -1,4 +1,6 @@
-"""Networks from models of PyTorch and scikit-learn, and as one of PyTorch: copied weights, equal predictions."""
+"""Networks from models of PyTorch and scikit-learn, and as one of PyTorch: copied weights, equal
+predictions.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from mlpcore.core import activations as sheet
 if TYPE_CHECKING:
     from mlpcore.mlp import MLP
 
-# ours: PyTorch's class, its argument that is our parameter, and the settings with which they are equal, ours first
+# ours: PyTorch's class, its argument that is our parameter, and the settings with which they are
+# equal, ours first
 TORCH: dict[str, tuple[str, str | None, dict[str, tuple[Any, ...]]]] = {
     "sigmoid": ("Sigmoid", None, {}),
     "tanh": ("Tanh", None, {}),
@@ -60,7 +63,8 @@ def from_torch(make: type[MLP], model: Any) -> MLP:
             slopes[-1] = getattr(module, "weight", None)
         else:
             raise ValueError(
-                f"{place}: {module!r} has no place here: from_torch takes a torch.nn.Sequential of Linear layers, each with "
+                f"{place}: {module!r} has no place here: from_torch takes a torch.nn.Sequential of "
+                "Linear layers, each with "
                 "at most one activation behind it"
             )
     if not linears:
@@ -68,7 +72,8 @@ def from_torch(make: type[MLP], model: Any) -> MLP:
     for l, (one, other) in enumerate(itertools.pairwise(linears), 1):
         if one.out_features != other.in_features:
             raise ValueError(
-                f"model: Linear layer {l} gives {one.out_features} numbers, the next takes {other.in_features}"
+                f"model: Linear layer {l} gives {one.out_features} numbers, the next takes "
+                f"{other.in_features}"
             )
     matrices = [layer.weight for layer in linears]
     first = [
@@ -93,7 +98,8 @@ def _kind(module: Any) -> str:
 
 
 def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """The modules of a Sequential, and of those in it, in order, each with the place where it stands.
+    """The modules of a Sequential, and of those in it, in order, each with the place where it
+    stands.
 
     Raises:
         ValueError: one computes more at a call than its class does.
@@ -102,7 +108,8 @@ def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
         model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model)
     ):
         raise ValueError(
-            f"{place}: {model!r} has forward hooks (those of weight_norm and prune are such) or a forward of its own: "
+            f"{place}: {model!r} has forward hooks (those of weight_norm and prune are such) or a "
+            "forward of its own: "
             "remove them first"
         )
     if _kind(model) != "Sequential":
@@ -116,7 +123,8 @@ def _spec(module: Any, place: str, n: int) -> Any:
     """Our activation that equals PyTorch's, behind a layer of n outputs."""
     if _kind(module) == "PReLU" and module.num_parameters not in (1, n):
         raise ValueError(
-            f"{place}: {module!r} has no place behind {n} outputs: its num_parameters must be 1 or {n}"
+            f"{place}: {module!r} has no place behind {n} outputs: its num_parameters must be 1 or "
+            f"{n}"
         )
     wrong = []
     for name, (kind, argument, settings) in TORCH.items():
@@ -188,7 +196,8 @@ def _modules_of(nn: Any, activation: Any, l: int) -> list[Any]:
     equal = equal and (activation.learned is not None) == (kind == "PReLU")
     if not equal or (argument is None and activation.parameter not in (None, 1.0)):
         raise ValueError(
-            f"layer {l}: PyTorch has no module that equals {activation.spec!r}; use mlpcore.torch.Module(net)"
+            f"layer {l}: PyTorch has no module that equals {activation.spec!r}; use "
+            "mlpcore.torch.Module(net)"
         )
     given = {} if argument is None else {argument: activation.parameter}
     return [getattr(nn, kind)(**given, **{name: values[0] for name, values in settings.items()})]
@@ -220,7 +229,8 @@ def _assembled(
     make: type[MLP], W: Sequence[Any], b: Sequence[Any], a: Sequence[Any], activations: list[Any], tied: dict[int, int],
     device: str,
 ) -> MLP:  # fmt: skip
-    """A network with these weights (n_{l-1}, n_l), biases (n_l,) and learned parameters; biases of layers without are 0.
+    """A network with these weights (n_{l-1}, n_l), biases (n_l,) and learned parameters; biases of
+    layers without are 0.
 
     Of half precision becomes a float32 network.
     """

@@ -34,10 +34,11 @@ class Kind(NamedTuple):
     """The kind of a file.
 
     Attributes:
-        name: "model", "checkpoint" (of a finished training), "unfinished" (a checkpoint whose run can
-            go on), "newer" (of a version of mlpcore to come), "damaged" (a safetensors file, cut off,
-            or one of mlpcore with an absurd header), "safetensors" (of others), "onnx", "other";
-            "nothing" at that path, "empty", "folder", "special" (a device, a pipe, a socket).
+        name: "model", "checkpoint" (of a finished training), "unfinished" (a checkpoint whose run
+            can go on), "newer" (of a version of mlpcore to come), "damaged" (a safetensors file,
+            cut off, or one of mlpcore with an absurd header), "safetensors" (of others), "onnx",
+            "other"; "nothing" at that path, "empty", "folder", "special" (a device, a pipe, a
+            socket).
         text: for a message, with its article: "a picture (PNG)".
         trainer: of an unfinished run, the identifier of its trainer; "" where the file has none.
         where: how far an unfinished run has come.

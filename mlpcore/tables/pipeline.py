@@ -87,8 +87,8 @@ class Category:
     def fit(cls, values: Array) -> Category:
         """Return the category of these training rows.
 
-        It has at most `MOST_CATEGORIES` columns, each of `LEAST_ROWS` rows. Of values that are equally
-        frequent and too many, those that come later in the order of names are kept apart.
+        It has at most `MOST_CATEGORIES` columns, each of `LEAST_ROWS` rows. Of values that are
+        equally frequent and too many, those that come later in the order of names are kept apart.
         """
         counts = Counter(values.tolist())
         names: list[Name] = sorted(name for name in counts if name is not None)
@@ -184,7 +184,8 @@ class Pipeline:
         found = [(column, category) for column, category in found if category.apart]
         if not numbers and not found:
             raise ValueError(
-                f"no column is left to predict from: no value of any is in {LEAST_ROWS} training rows"
+                f"no column is left to predict from: no value of any is in {LEAST_ROWS} training "
+                "rows"
             )
         values = np.empty((len(rows), len(numbers)))
         for j, column in enumerate(numbers):
@@ -246,7 +247,8 @@ class Pipeline:
         if len(bad):
             row, place = bad[0]
             raise ValueError(
-                f"row {row + 1}: {shown(self.names[place])} is too far from the other rows to be standardised in float32"
+                f"row {row + 1}: {shown(self.names[place])} is too far from the other rows to be "
+                "standardised in float32"
             )
         return out
 
@@ -290,14 +292,15 @@ class Pipeline:
         """Return the pipeline of a model file whose network takes so many columns.
 
         Raises:
-            ValueError: it is of another format or does not fit; names the field. Time and memory are
-                linear in the file's size.
+            ValueError: it is of another format or does not fit; names the field. Time and memory
+                are linear in the file's size.
         """
         text = tensors["pipeline"]
         require(text.dtype == np.uint8 and text.ndim == 1, "pipeline", "it must be text, as bytes")
         if text[:4].tobytes() == b"PK\3\4" or "format" not in about:
             raise ValueError(
-                "its table pipeline was written by an older development version of mlpcore; train again"
+                "its table pipeline was written by an older development version of mlpcore; train "
+                "again"
             )
         told: Any = about.get("columns")
         named = isinstance(told, dict) and bool(told) and all(map(is_text, told))

@@ -1,11 +1,13 @@
-"""Parquet files larger than memory: rows held out by a hash of their number, the pipeline fitted on a sample, batches made as
-they are read.
+"""Parquet files larger than memory: rows held out by a hash of their number, the pipeline fitted on
+a sample, batches made as they are read.
 
-    row number, seed → u in [0, 1):     u < 0.2 test,   u < 0.3 validation,   else training
-    row groups in a new order each epoch → pieces of eight of them → a window of rows, transformed and mixed → batches
+    row number, seed → u in [0, 1):     u < 0.2 test,   u < 0.3 validation,   else training row
+    groups in a new order each epoch → pieces of eight of them → a window of rows, transformed and
+    mixed → batches
 
-Where rows come in groups, u is of the group's name. The parts are samples of the whole file, however it is sorted and cut.
-Memory holds the sample, the held-out rows (so many at most) and a window, whatever the file's size.
+Where rows come in groups, u is of the group's name. The parts are samples of the whole file,
+however it is sorted and cut. Memory holds the sample, the held-out rows (so many at most) and a
+window, whatever the file's size.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ class BigTable(Table):
         return self.total - self.dropped
 
     def cut(self, seed: int, batch_size: int) -> Split:
-        """A fifth of the rows, or groups, for the test, a tenth for the validation, the others as a function of batches."""
+        """A fifth of the rows, or groups, for the test, a tenth for the validation, the others as a
+        function of batches.
+        """
         footer = Footer.read(Path(self.path), _where(self.path))
         parts = _Parts.of(self, seed)
         reader = _Reader(self, footer)
@@ -93,7 +97,8 @@ class BigTable(Table):
         for name, part in zip(("test", "validation", "training"), held, strict=True):
             if not part:
                 raise ValueError(
-                    f"{self.path}: none of the {name}'s rows has a {cut(self.target)}; {self.rows:,} rows are too few"
+                    f"{self.path}: none of the {name}'s rows has a {cut(self.target)}; "
+                    f"{self.rows:,} rows are too few"
                 )
         test_table, validation_table, sample = (pa.concat_tables(part) for part in held)
         frame, Y = reader.frame(sample)
@@ -132,7 +137,9 @@ def _where(path: str | Path) -> str:
 
 
 def is_too_big(path: str | Path) -> bool:
-    """Whether the table would take more than a quarter of the memory that is free; False where that is not known."""
+    """Whether the table would take more than a quarter of the memory that is free; False where that
+    is not known.
+    """
     if Path(path).suffix.lower() in (".csv", ".tsv") or not Path(path).is_file():
         return False
     with contextlib.suppress(ValueError, OSError, MemoryError):  # reading it will say what is wrong
@@ -150,21 +157,25 @@ def load(
     groups: str | None = None,
     wishes: Mapping[str, str] | None = None,
 ) -> BigTable:
-    """The table, what its columns are taken as being told from a sample of its rows; arguments as in `tables.load`.
+    """The table, what its columns are taken as being told from a sample of its rows; arguments as
+    in `tables.load`.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: as `tables.load`; or the file is not Parquet, or has fewer than 5 row groups.
+        FileNotFoundError, OSError, ValueError: as `tables.load`; or the file is not Parquet, or has
+            fewer than 5 row groups.
     """
     tables.require_file(path)
     if Path(path).suffix.lower() in (".csv", ".tsv"):
         raise ValueError(
-            f"{path}: only Parquet can be streamed; write it as Parquet, in row groups of some 100,000 rows"
+            f"{path}: only Parquet can be streamed; write it as Parquet, in row groups of some "
+            "100,000 rows"
         )
     footer = Footer.read(Path(path), _where(path))
     count, total = len(footer.rows), sum(footer.rows)
     if count < 5:
         raise ValueError(
-            f"{path}: has {count} row group(s); to mix their rows it takes 5, better 100 (row_group_size=100_000)"
+            f"{path}: has {count} row group(s); to mix their rows it takes 5, better 100 "
+            "(row_group_size=100_000)"
         )
     names = footer.schema.names
     tables.require_different(path, names)
@@ -205,7 +216,9 @@ def _firsts(values: Any, seen: set[Any]) -> list[int]:
 
 
 def _uniform(seed: int, numbers: Array) -> Array:
-    """Return a number in [0, 1) for each of `numbers`, of a seed, by SplitMix64 (Steele, Lea and Flood, 2014)."""
+    """Return a number in [0, 1) for each of `numbers`, of a seed, by SplitMix64 (Steele, Lea and
+    Flood, 2014).
+    """
     z = np.asarray(numbers).astype(np.uint64)
     for start in (np.uint64(seed % 2**64), np.uint64(0)):
         z = (z ^ start) + np.uint64(0x9E3779B97F4A7C15)
@@ -260,7 +273,9 @@ class _Parts:
 
 
 class _Reader:
-    """Reads the columns in use, by row groups; a new file handle for each, so that several can be read side by side."""
+    """Reads the columns in use, by row groups; a new file handle for each, so that several can be
+    read side by side.
+    """
 
     def __init__(self, table: BigTable, footer: Footer, all_columns: bool = False):
         self.table, self.metadata = table, footer.metadata
@@ -288,7 +303,9 @@ class _Reader:
             yield from self.pieces(group, columns, WINDOW)
 
     def survey(self, table: Table) -> dict[str, Any]:
-        """Return what a sample does not tell: all classes and their kind, how many rows have no target, all groups."""
+        """Return what a sample does not tell: all classes and their kind, how many rows have no
+        target, all groups.
+        """
         target, by = self.table.target, self.table.by
         values, units = list[Any](), [np.empty(0, np.uint64)]
         dropped = infinite = 0
@@ -348,7 +365,9 @@ class _Maker:
 def batches(
     made: _Maker, groups: Sequence[int], size: int, seed: int
 ) -> Callable[[int], Iterator[tuple[Array, Array]]]:
-    """A function that gives the batches (X, Y) of an epoch: each row once, in an order of seed and epoch, the last smaller."""
+    """A function that gives the batches (X, Y) of an epoch: each row once, in an order of seed and
+    epoch, the last smaller.
+    """
 
     def rows(epoch: int) -> Iterator[tuple[Array, Array]]:
         rng = np.random.default_rng([seed, epoch])

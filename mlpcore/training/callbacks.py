@@ -24,7 +24,9 @@ _CHECKS: dict[str, values.Check] = {
 
 
 class Callback:
-    """Called by `fit`; override what you need. A plain function `f(trainer, entry)` is taken as an `epoch_end`."""
+    """Called by `fit`; override what you need. A plain function `f(trainer, entry)` is taken as an
+    `epoch_end`.
+    """
 
     def fit_begin(self, trainer: Trainer) -> None:
         """Before the first step."""
@@ -36,7 +38,9 @@ class Callback:
         """After each epoch; `entry` is its line of the history. Returning True stops the training."""
 
     def fit_end(self, trainer: Trainer, history: dict[str, list[float]]) -> None:
-        """After the last epoch, also when it was stopped early; not again if the last save is repeated."""
+        """After the last epoch, also when it was stopped early; not again if the last save is
+        repeated.
+        """
 
 
 class _Function(Callback):
@@ -48,14 +52,17 @@ class _Function(Callback):
 
 
 def resolve(callbacks: Any) -> list[Callback]:
-    """The callbacks that a user's list of callbacks and functions means. Raises TypeError for anything else."""
+    """The callbacks that a user's list of callbacks and functions means. Raises TypeError for
+    anything else.
+    """
     if not isinstance(callbacks, list | tuple):
         raise TypeError(f"callbacks must be a list; got {type(callbacks).__name__}")
     found = []
     for i, callback in enumerate(callbacks):
         if isinstance(callback, type) or not (isinstance(callback, Callback) or callable(callback)):
             raise TypeError(
-                f"callbacks[{i}] must be an mc.Callback or a function (trainer, entry); got {shown(callback)}"
+                f"callbacks[{i}] must be an mc.Callback or a function (trainer, entry); got "
+                f"{shown(callback)}"
             )
         found.append(callback if isinstance(callback, Callback) else _Function(callback))
     return found
@@ -63,15 +70,16 @@ def resolve(callbacks: Any) -> list[Callback]:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop when the monitored figure has not improved for `patience` epochs; the best weights come back.
+    """Stop when the monitored figure has not improved for `patience` epochs; the best weights come
+    back.
 
     Args:
         patience: epochs without an improvement before the training stops.
         monitor: a key of the history, e.g. "validation_loss", "validation_accuracy", "loss".
         minimum_change: an improvement is more than this.
         restore_best: whether the parameters of the best epoch are put back at the end.
-        mode: "min" or "max", which is better; None: as accuracy and r2 (max) and losses (min) want it. A metric of one's own
-            needs it.
+        mode: "min" or "max", which is better; None: as accuracy and r2 (max) and losses (min) want
+            it. A metric of one's own needs it.
     """
 
     patience: int = 3
@@ -92,7 +100,9 @@ class EarlyStopping:
         return 1.0 if largest else -1.0
 
     def follow(self, entry: Entry, best: float | None, waited: int) -> tuple[float | None, int]:
-        """The best figure and the epochs since then, with one more epoch taken in; 0 epochs: it is the best one."""
+        """The best figure and the epochs since then, with one more epoch taken in; 0 epochs: it is
+        the best one.
+        """
         value = entry[self.monitor]
         return (value, 0) if self.improves(value, best) else (best, waited + 1)
 

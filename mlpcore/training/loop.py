@@ -1,6 +1,8 @@
-"""One `Trainer.fit`: epochs, validation, early stopping, callbacks, checkpoints; it can be left and taken up at any batch.
+"""One `Trainer.fit`: epochs, validation, early stopping, callbacks, checkpoints; it can be left and
+taken up at any batch.
 
-An epoch's row order depends on the trainer's seed and the number of the epoch alone, so that `State` is all there is to know.
+An epoch's row order depends on the trainer's seed and the number of the epoch alone, so that
+`State` is all there is to know.
 """
 
 from __future__ import annotations
@@ -55,8 +57,8 @@ class Source(Protocol):
     ) -> Generator[tuple[Data, Batch], None, None]:  # fmt: skip
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
-        `together` is asked how many whole batches may be yielded as one; the epoch after this one is
-        shuffled from the seeds `following`, None if there is none.
+        `together` is asked how many whole batches may be yielded as one; the epoch after this one
+        is shuffled from the seeds `following`, None if there is none.
         """
 
 
@@ -107,7 +109,9 @@ class State:
 
     @classmethod
     def read(cls, described: Mapping[str, Any]) -> State:
-        """Return the state that `describe` described; raise TypeError or ValueError if it is of no run."""
+        """Return the state that `describe` described; raise TypeError or ValueError if it is of no
+        run.
+        """
         kept = [name for name in ("data", "held_out") if described.get(name)]
         samples = {name: typed(Sample, described[name]) for name in kept}
         state = typed(cls, {**described, **samples})
@@ -123,8 +127,9 @@ class State:
     def require_same(self, other: State) -> None:
         """Raise a ValueError that names the first argument of `fit` by which another call differs.
 
-        Another number of epochs is no difference if it is not below what is done. A run that has ended
-        goes on to more only from its last epoch, and where early stopping has not put back others.
+        Another number of epochs is no difference if it is not below what is done. A run that has
+        ended goes on to more only from its last epoch, and where early stopping has not put back
+        others.
         """
         begun = self.epochs if self.ended else self.epoch + (self.batch > 0)
         restored = self.monitor is not None and self.monitor.get("restore_best", False)
@@ -144,12 +149,15 @@ class State:
                 if name == "validated":
                     mine, theirs = (("none", "some")[one] for one in (mine, theirs))
                 raise ValueError(
-                    f"{what}: the unfinished run had {mine}{unit}; got {theirs}{unit}. Pass what it had, "
+                    f"{what}: the unfinished run had {mine}{unit}; got {theirs}{unit}. Pass what "
+                    "it had, "
                     "or begin anew after trainer.abandon()"
                 )
 
     def require_same_rows(self, other: State) -> None:
-        """Raise a ValueError that names the first argument of `fit` of whose rows the samples differ."""
+        """Raise a ValueError that names the first argument of `fit` of whose rows the samples
+        differ.
+        """
         for mine, theirs, prefix in (
             (self.data, other.data, ""), (self.held_out, other.held_out, "validation: "),
         ):  # fmt: skip
@@ -157,7 +165,9 @@ class State:
                 mine.require_same(theirs, prefix)
 
     def require_possible(self) -> None:
-        """Raise a ValueError if no run can have come to this, as in a file that somebody has made up."""
+        """Raise a ValueError if no run can have come to this, as in a file that somebody has made
+        up.
+        """
         most = math.inf if self.rows is None else self.rows  # a list's batches may be of a row each
         if not (
             self.batch_size >= 1
@@ -280,7 +290,9 @@ class Run:
         return state.history
 
     def _end(self) -> None:
-        """Put the best parameters back and tell the callbacks: once, also where a run is taken up here."""
+        """Put the best parameters back and tell the callbacks: once, also where a run is taken up
+        here.
+        """
         best, state = self.best_so_far(), self.state
         writes = [] if best is None else self.trainer.net.store.writes(best)
         make([*writes, (vars(state).update, {"ended": True})])
@@ -291,7 +303,9 @@ class Run:
     # -- an epoch --
 
     def _epoch(self, bar: Any) -> None:
-        """Train on the batches of an epoch that are left. On a GPU nobody waits for J before the end."""
+        """Train on the batches of an epoch that are left. On a GPU nobody waits for J before the
+        end.
+        """
         state, trainer = self.state, self.trainer
         self._adaptive()
         self._began = time.perf_counter()
@@ -467,7 +481,9 @@ class Run:
         return self.stopping is not None and self.state.waited >= self.stopping.patience
 
     def _adaptive(self) -> Adaptive | None:
-        """Return the schedule, where it follows a figure; another one than before begins at its own rate."""
+        """Return the schedule, where it follows a figure; another one than before begins at its own
+        rate.
+        """
         rate, trainer = self.trainer.optimizer.learning_rate, self.trainer
         schedule = rate if isinstance(rate, Adaptive) else None
         if schedule is None or schedule == self._schedule:
@@ -492,7 +508,8 @@ class Run:
             checkpoints.leave(str(self.state))
 
     def leave(self, error: KeyboardInterrupt | SystemExit) -> None:
-        """Save before this error goes on, if a `fit` in a callback raised it for a signal that came.
+        """Save before this error goes on, if a `fit` in a callback raised it for a signal that
+        came.
 
         A second SIGINT has no message: nothing is saved.
         """

@@ -1,8 +1,9 @@
 """Checkpoints of a training: what stands in the file, and when `fit` writes one.
 
-Trainer.save → header["trainer"]: settings, optimizer with its schedule, progress, chunks and algorithms, the run that goes on
-               tensors: parameters, the optimizer's state, the best parameters so far, and what would make
-                        the header long: histories, weights of classes
+Trainer.save → header["trainer"]: settings, optimizer with its schedule, progress, chunks and
+algorithms, the run that goes on
+               tensors: parameters, the optimizer's state, the best parameters so far, and what
+                   would make the header long: histories, weights of classes
 """
 
 from __future__ import annotations
@@ -43,11 +44,14 @@ T = TypeVar("T")
 _SECONDS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
 
 
-# -- settings as JSON --------------------------------------------------------------------------------------------------
+# -- settings as JSON
+# --------------------------------------------------------------------------------------------------
 
 
 def describe(settings: Optimizer | Schedule) -> dict[str, Any]:
-    """An optimizer, or a schedule, as what JSON holds. Raises TypeError for one that is not mlpcore's own."""
+    """An optimizer, or a schedule, as what JSON holds. Raises TypeError for one that is not
+    mlpcore's own.
+    """
     name = type(settings).__name__
     if {**OPTIMIZERS, **SCHEDULES}.get(name) is not type(settings):
         kind = "learning_rate" if isinstance(settings, Schedule) else "optimizer"
@@ -79,7 +83,9 @@ def _schedule(described: Mapping[str, Any]) -> Schedule:
 
 
 def describe_progress(progress: Progress) -> dict[str, Any]:
-    """Return how far a run is as what JSON holds, without the reductions of a schedule of the user's own."""
+    """Return how far a run is as what JSON holds, without the reductions of a schedule of the
+    user's own.
+    """
     followed = progress.followed
     if type(followed) not in (type(None), Adaptive):
         progress = dataclasses.replace(progress, reductions=0)
@@ -89,7 +95,9 @@ def describe_progress(progress: Progress) -> dict[str, Any]:
 
 
 def progress(described: Mapping[str, Any]) -> Progress:
-    """Return the progress that `describe_progress` described. Raises TypeError or ValueError as `typed` does."""
+    """Return the progress that `describe_progress` described. Raises TypeError or ValueError as
+    `typed` does.
+    """
     followed = described["followed"]
     return typed(
         Progress, {**described, "followed": None if followed is None else _schedule(followed)}
@@ -97,7 +105,9 @@ def progress(described: Mapping[str, Any]) -> Progress:
 
 
 def arguments(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments with which a trainer that was saved is made again: whatever they are, its door checks them."""
+    """The keyword arguments with which a trainer that was saved is made again: whatever they are,
+    its door checks them.
+    """
     settings = dict(described["settings"])
     tolerant = values.boolean(settings.pop("tolerant"), "tolerant")
     settings["chunk_rows"] = "auto" if settings["chunk_rows"] is None else settings["chunk_rows"]
@@ -116,7 +126,8 @@ def pack(part: dict[str, Any], names: Collection[str]) -> NDArray[np.float64]:
 
 
 def unpack(part: dict[str, Any], names: Collection[str], packed: NDArray[Any]) -> None:
-    """Put back what `pack` took out; lists that a file of version 3 has in its header stay as they are.
+    """Put back what `pack` took out; lists that a file of version 3 has in its header stay as they
+    are.
 
     Raises:
         ValueError: `packed` is not float64, or does not hold as many numbers as the lengths say.
@@ -132,7 +143,9 @@ def unpack(part: dict[str, Any], names: Collection[str], packed: NDArray[Any]) -
 
 
 def typed(kind: type[T], described: Mapping[str, Any]) -> T:
-    """A dataclass made of what JSON held. Raises TypeError or ValueError where a field is not of its type, or is below 0."""
+    """A dataclass made of what JSON held. Raises TypeError or ValueError where a field is not of
+    its type, or is below 0.
+    """
     hints = get_type_hints(kind)
     return kind(
         **{name: typed_value(value, hints[name], name) for name, value in described.items()}
@@ -160,11 +173,13 @@ def _fits(value: Any, hint: Any) -> bool:
     return hint is Any or isinstance(value, hint)
 
 
-# -- when to save ------------------------------------------------------------------------------------------------------
+# -- when to save
+# ------------------------------------------------------------------------------------------------------
 
 
 def interval(every: object) -> tuple[float, str]:
-    """What `"1000 steps"`, `"5 min"`, `"2 epochs"` mean: a number of "steps", "seconds" or "epochs".
+    """What `"1000 steps"`, `"5 min"`, `"2 epochs"` mean: a number of "steps", "seconds" or
+    "epochs".
 
     Raises:
         TypeError, ValueError: anything else.
@@ -196,7 +211,8 @@ class Checkpoints:
         keep: versions to keep.
 
     Raises:
-        TypeError, ValueError, OSError: names the argument; a folder that is missing is noticed here, not after an hour.
+        TypeError, ValueError, OSError: names the argument; a folder that is missing is noticed
+            here, not after an hour.
     """
 
     def __init__(self, path: object, every: object = "1 epoch", keep: object = 1):
@@ -256,7 +272,9 @@ class Checkpoints:
         )
 
     def due(self, steps: int, epoch_ended: bool) -> bool:
-        """Whether one is due after so many steps; to be asked once a step, and once at the end of each epoch."""
+        """Whether one is due after so many steps; to be asked once a step, and once at the end of
+        each epoch.
+        """
         self._epochs += epoch_ended
         passed = {
             "steps": steps - self._steps,

@@ -1,7 +1,8 @@
 """Figures over rows: accuracy, R², metrics of the user's own, and the loss of each row.
 
-Chunks are merged in float64: means and spreads by Chan, Golub and LeVeque (1979), so that no shift of Y, no weight and no order
-of the chunks costs digits. A row of weight 2 counts as the row twice, one of weight 0 as none.
+Chunks are merged in float64: means and spreads by Chan, Golub and LeVeque (1979), so that no shift
+of Y, no weight and no order of the chunks costs digits. A row of weight 2 counts as the row twice,
+one of weight 0 as none.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Scores:
         )  # of y - origin, (y - its mean)², (y - z)²
 
     def add(self, output: Array, Y: Array, weights: Array | None) -> None:
-        """Take in a chunk: its outputs, S[L] where loss and output match, else Z[L]; targets and row weights."""
+        """Take in a chunk: its outputs, S[L] where loss and output match, else Z[L]; targets and
+        row weights.
+        """
         rows = max(ROWS, ENTRIES // output.shape[1])
         for i in range(0, len(output), rows):
             part = slice(i, i + rows)
@@ -104,8 +107,9 @@ class Scores:
     def result(self) -> float:
         """Return the figure over all rows seen.
 
-        R² is the mean over the outputs, with that of an output whose target is constant 1 where the predictions are
-        perfect, else 0: scikit-learn's `r2_score(multioutput="uniform_average", force_finite=True)`.
+        R² is the mean over the outputs, with that of an output whose target is constant 1 where the
+        predictions are perfect, else 0: scikit-learn's `r2_score(multioutput="uniform_average",
+        force_finite=True)`.
         """
         if self.loss.classifies:
             return self.right / self.weight
@@ -162,7 +166,9 @@ def _row_losses(objective: Objective, output: Array, Y: Array) -> Array:
 
 
 def _cross_entropies(S: Array, Y: Array, most: float | None) -> Array:
-    """Return Σ y (log Σ exp(s) - s): as the distance to the likeliest class, so that sure rows keep their digits."""
+    """Return Σ y (log Σ exp(s) - s): as the distance to the likeliest class, so that sure rows keep
+    their digits.
+    """
     rows, top = np.arange(len(S)), S.argmax(axis=1)
     below = S - S[rows, top][:, None]
     others = np.exp(below)
@@ -193,10 +199,12 @@ class Collected:
                 kept.append(np.array(array))
 
     def measure(self, metrics: Mapping[str, Metric], flat: bool) -> dict[str, float]:
-        """Return each metric of all rows; with `flat`, targets and outputs of one column go to it as (m,).
+        """Return each metric of all rows; with `flat`, targets and outputs of one column go to it
+        as (m,).
 
         Raises:
-            TypeError: a metric takes no `sample_weight` where rows have weights, or returns no number; names it.
+            TypeError: a metric takes no `sample_weight` where rows have weights, or returns no
+                number; names it.
         """
         Y, Z = map(np.concatenate, self.parts[:2])
         w = np.concatenate(self.parts[2]) if self.parts[2] else None
@@ -206,7 +214,9 @@ class Collected:
 
 
 def require_metrics(metrics: object, loss: Loss) -> dict[str, Metric]:
-    """Return a user's `{name: function}`, {} for None. Raises TypeError or ValueError for anything else, with its name."""
+    """Return a user's `{name: function}`, {} for None. Raises TypeError or ValueError for anything
+    else, with its name.
+    """
     if metrics is None:
         return {}
     if not isinstance(metrics, Mapping):
@@ -222,7 +232,8 @@ def require_metrics(metrics: object, loss: Loss) -> dict[str, Metric]:
             raise ValueError(f"metrics: {name!r} is reported anyway; choose another name")
         if not callable(metric):
             raise TypeError(
-                f"metrics[{name!r}] must be a function (Y, output) that returns a number; got {shown(metric)}"
+                f"metrics[{name!r}] must be a function (Y, output) that returns a number; got "
+                f"{shown(metric)}"
             )
         found[name] = metric
     return found

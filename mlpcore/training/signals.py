@@ -14,9 +14,10 @@ log = logging.getLogger("mlpcore")
 class Signals:
     """A record of the signals that ask the process to stop, kept while it is entered.
 
-    SIGINT and SIGTERM are noted instead of obeyed, so that the step can be finished and saved; a second SIGINT is obeyed
-    at once. Only the main thread can do that; in others signals do what they always do. So does a signal that is ignored,
-    as SIGINT is in a shell's background jobs, or whose handler Python does not know.
+    SIGINT and SIGTERM are noted instead of obeyed, so that the step can be finished and saved; a
+    second SIGINT is obeyed at once. Only the main thread can do that; in others signals do what
+    they always do. So does a signal that is ignored, as SIGINT is in a shell's background jobs, or
+    whose handler Python does not know.
 
     Attributes:
         asked: the first signal that came, to stop.
@@ -36,9 +37,11 @@ class Signals:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Give the signals back, and obey one that came after the last save, or before something went wrong.
+        """Give the signals back, and obey one that came after the last save, or before something
+        went wrong.
 
-        A user's handler is called, and the error goes on; else what the signal raises has the error for its context.
+        A user's handler is called, and the error goes on; else what the signal raises has the error
+        for its context.
         """
         asked = self._give_back()
         if asked is None:
@@ -52,7 +55,9 @@ class Signals:
             self._raise(asked, f"{asked.name}: stopped at the end of the training")
 
     def _give_back(self) -> signal.Signals | None:
-        """Put the handlers back, where nobody has put others in place of ours; return the signal that is to be obeyed."""
+        """Put the handlers back, where nobody has put others in place of ours; return the signal
+        that is to be obeyed.
+        """
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._note:
                 signal.signal(number, handler)
@@ -66,7 +71,9 @@ class Signals:
         self.asked = signal.Signals(number)
 
     def leave(self, message: str) -> None:
-        """Obey the signal that has come: a user's handler, KeyboardInterrupt, or for SIGTERM exit status 143."""
+        """Obey the signal that has come: a user's handler, KeyboardInterrupt, or for SIGTERM exit
+        status 143.
+        """
         asked = self._give_back()
         assert asked is not None
         message = f"{asked.name}: {message}"

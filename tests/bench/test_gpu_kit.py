@@ -370,7 +370,8 @@ def broken_after_one(tmp_path):
     there = "import types\nimport cupy\ncupy.cuda = types.SimpleNamespace(runtime=cupy)\n"
     (tmp_path / "conftest.py").write_text(there)
     (tmp_path / "test_three.py").write_text(
-        "import cupy\ndef test_one(): pass\ndef test_two(): cupy.broken.append(1)\ndef test_three(): pass\n"
+        "import cupy\ndef test_one(): pass\ndef test_two(): cupy.broken.append(1)\ndef "
+        "test_three(): pass\n"
     )
     return tmp_path
 

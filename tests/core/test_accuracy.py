@@ -1,4 +1,6 @@
-"""Every value, slope and curvature of the sheets against mpmath, from ±1e-38 to ±1e38, in both dtypes: docs/accuracy.md."""
+"""Every value, slope and curvature of the sheets against mpmath, from ±1e-38 to ±1e38, in both
+dtypes: docs/accuracy.md.
+"""
 
 import re
 
@@ -59,7 +61,8 @@ def test_the_sweep_sees_what_is_wrong():
         assert accuracy.worst(case, "value", dtype, door, thin=7)[0] > 1000
 
 
-# -- what users see: numbers worked out by hand ------------------------------------------------------------------------
+# -- what users see: numbers worked out by hand
+# ------------------------------------------------------------------------
 
 
 def one_unit(activation, dtype="float32"):
@@ -138,7 +141,8 @@ def test_the_quantile_losses_slopes_have_the_digits_of_1_minus_q(q):
     assert pytest.approx(1 - q) == J
 
 
-# -- softmax with cross-entropy ----------------------------------------------------------------------------------------
+# -- softmax with cross-entropy
+# ----------------------------------------------------------------------------------------
 
 
 def by_hand(s, y):
@@ -157,7 +161,9 @@ def by_hand(s, y):
 
 
 def rows_of_logits(n, dtype, rng):
-    """Logits whose differences are exact, so that nothing but the formulas rounds: unsure, sure, and far apart."""
+    """Logits whose differences are exact, so that nothing but the formulas rounds: unsure, sure,
+    and far apart.
+    """
     near, far, farther = (rng.integers(-reach, reach, (5, n)) / 8 for reach in (8, 300, 3000))
     return np.concatenate(
         [near, far, farther, np.eye(n)[:2] * [[20.0], [60.0]], rng.integers(-1, 2, (2, n)) * 1e38]
@@ -229,7 +235,8 @@ def dtype_of(J, dtype):
     return np.dtype(dtype).type(J)
 
 
-# -- the page ----------------------------------------------------------------------------------------------------------
+# -- the page
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_holds_the_tables_that_the_command_writes():

@@ -1,4 +1,6 @@
-"""The recurrences through whole networks in float64, against derivatives of an independent forward pass."""
+"""The recurrences through whole networks in float64, against derivatives of an independent forward
+pass.
+"""
 
 import dataclasses
 
@@ -26,7 +28,8 @@ def _defined(output, loss):
 PAIRS = [(output, loss) for loss in LOSSES for output in OUTPUTS if _defined(output, loss)]
 FIRST_OUTPUT = {loss: next(o for o, other in PAIRS if other == loss) for loss in LOSSES}
 
-# -- an independent forward pass: the sheets' text, on real or complex numbers --------------------------------------------
+# -- an independent forward pass: the sheets' text, on real or complex numbers
+# --------------------------------------------
 
 
 def through(activation, s):
@@ -63,7 +66,9 @@ def plain_J(net, theta, X, Y, loss, w):
 
 
 def derivative(f, x, v, analytic):
-    """Of f at x along v: by a complex step where f is analytic, else by a difference of fourth order."""
+    """Of f at x along v: by a complex step where f is analytic, else by a difference of fourth
+    order.
+    """
     if analytic:
         return f(x + 1e-30j * v).imag / 1e-30
     h = 3e-4
@@ -143,7 +148,8 @@ def assert_gradient(net, X, Y, loss, w, g):
     )
 
 
-# -- every pair ----------------------------------------------------------------------------------------------------------
+# -- every pair
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -274,7 +280,8 @@ def test_float32_agrees_with_float64(output, loss):
     )
 
 
-# -- backward with any G -------------------------------------------------------------------------------------------------
+# -- backward with any G
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -397,7 +404,8 @@ def test_the_cache_holds_s_only_where_a_slope_reads_it_and_counts_its_bytes():
     np.testing.assert_allclose(cache.S[1], S[0], rtol=1e-14)
 
 
-# -- matched pairs -------------------------------------------------------------------------------------------------------
+# -- matched pairs
+# -------------------------------------------------------------------------------------------------------
 
 MATCHED = [*losses.matched(), ("cross_entropy", "softmax")]
 

@@ -1,4 +1,6 @@
-"""Products with Jacobian and Hessian in float64, against derivatives of an independent forward pass."""
+"""Products with Jacobian and Hessian in float64, against derivatives of an independent forward
+pass.
+"""
 
 import runpy
 from pathlib import Path
@@ -59,7 +61,8 @@ def smooth(name):
     )
 
 
-# -- forward mode --------------------------------------------------------------------------------------------------------
+# -- forward mode
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_jvp_is_the_derivative_along_a_direction(net):
@@ -98,7 +101,8 @@ def test_vjp_is_backward(net):
     np.testing.assert_allclose(by_X, grad.X, rtol=1e-12, atol=1e-14)
 
 
-# -- the gradient of a loss that contains a jvp ----------------------------------------------------------------------------
+# -- the gradient of a loss that contains a jvp
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk_rows", [2, None])
@@ -121,7 +125,8 @@ def test_the_gradient_of_a_function_of_output_and_tangent(net, chunk_rows):
     np.testing.assert_allclose(parameters @ v + np.sum(by_X * u), numeric, rtol=1e-8)
 
 
-# -- second order --------------------------------------------------------------------------------------------------------
+# -- second order
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("output", "loss"), plain.PAIRS)
@@ -237,7 +242,8 @@ def test_the_network_and_the_arguments_stay_as_they_are(net):
         np.testing.assert_array_equal(array, before)
 
 
-# -- σ'' -----------------------------------------------------------------------------------------------------------------
+# -- σ''
+# -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", plain.HIDDEN)
@@ -282,7 +288,8 @@ def test_what_is_made_of_straight_lines_has_no_curvature():
     assert formulas.differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"
 
 
-# -- where pieces of a formula meet --------------------------------------------------------------------------------------
+# -- where pieces of a formula meet
+# --------------------------------------------------------------------------------------
 
 SMOOTH = {  # σ''(0) by hand
     "sigmoid": 0.0, "tanh": 0.0, "softplus": 0.25, "gelu": 2 / np.sqrt(2 * np.pi), "silu": 0.5, "mish": 0.64, "exp": 1.0,
@@ -290,7 +297,8 @@ SMOOTH = {  # σ''(0) by hand
 SAME = {  # formulas of a user's that are smooth, their slope, and σ''(0)
     "mish": (
         "s * tanh(maximum(s, 0) + log1p(exp(-abs(s))))",
-        "tanh(maximum(s, 0) + log1p(exp(-abs(s)))) + s * (1 - tanh(maximum(s, 0) + log1p(exp(-abs(s)))) "
+        "tanh(maximum(s, 0) + log1p(exp(-abs(s)))) + s * (1 - tanh(maximum(s, 0) + "
+        "log1p(exp(-abs(s)))) "
         "* tanh(maximum(s, 0) + log1p(exp(-abs(s))))) * (T(0.5) * tanh(T(0.5) * s) + T(0.5))",
         0.64,
     ),
@@ -345,7 +353,8 @@ def test_smooth_formulas_have_no_kinks():
     assert formulas.kinks("smooth(abs(s)) + positive(s)") == ["(s)"]
 
 
-# -- bad input -----------------------------------------------------------------------------------------------------------
+# -- bad input
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

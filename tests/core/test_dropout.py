@@ -1,4 +1,6 @@
-"""Masks are what dropout promises: of the right share, independent from entry to entry, a function of their place alone."""
+"""Masks are what dropout promises: of the right share, independent from entry to entry, a function
+of their place alone.
+"""
 
 import numpy as np
 import pytest
@@ -111,7 +113,8 @@ def test_a_mask_does_not_depend_on_where_a_chunk_begins():
     )
 
 
-# -- the formulas ----------------------------------------------------------------------------------------------------------
+# -- the formulas
+# ----------------------------------------------------------------------------------------------------------
 
 USERS = [
     Activation(
@@ -131,7 +134,9 @@ EVERY = [*map(activations.resolve, activations.names()), *USERS]
 def test_value_and_slope_behind_dropout_are_those_without_it_up_to_a_few_roundings(
     sigma, rate, dtype
 ):
-    """Against float64; σ' reads the undropped z, which is recovered from z̃, also where z is saturated, or 0."""
+    """Against float64; σ' reads the undropped z, which is recovered from z̃, also where z is
+    saturated, or 0.
+    """
     (_, dropped), rng = dropout.behind((None, sigma), (rate,), 3), np.random.default_rng(0)
     S = np.concatenate(
         [2 * rng.standard_normal(2000), 20 * [0.0, -0.0, 1.0, -1.0, 6.0, 30.0, -30.0]]
@@ -196,7 +201,8 @@ def test_what_dropout_writes_no_user_can():
         Activation("mine", "s", "kept(z)")
 
 
-# -- the public door -------------------------------------------------------------------------------------------------------
+# -- the public door
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""The formula sheets and the compiler: slopes are derivatives, programs are what their text says, nothing else gets in."""
+"""The formula sheets and the compiler: slopes are derivatives, programs are what their text says,
+nothing else gets in.
+"""
 
 import ast
 import math
@@ -67,7 +69,8 @@ def outputs(loss, y):
     return y + np.resize(gap, y.size)
 
 
-# -- the sheets ----------------------------------------------------------------------------------------------------------
+# -- the sheets
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_sheets_hold_every_activation_loss_and_optimizer_of_the_design():
@@ -171,7 +174,8 @@ def test_every_default_parameter_satisfies_its_own_condition():
             assert formulas.holds(condition, **{letter: formulas.evaluate_scalar(default)}), name
 
 
-# -- slopes are derivatives ----------------------------------------------------------------------------------------------
+# -- slopes are derivatives
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "a"), ACTIVATIONS)
@@ -243,7 +247,8 @@ def test_values_and_slopes_stay_finite_and_right_in_the_limits(name):
     np.testing.assert_allclose([d[0], d[-1]], [left, right], rtol=1e-12, atol=1e-12)
 
 
-# -- programs are what their text says -----------------------------------------------------------------------------------
+# -- programs are what their text says
+# -----------------------------------------------------------------------------------
 
 ARRAYS, SCALARS = ("x", "y", "z"), ("a", "q")
 LEAVES = st.sampled_from([*ARRAYS, *ARRAYS, *SCALARS, "T(0.5)", "2", "T(-1.5)", "T(3)"])
@@ -285,7 +290,9 @@ FLOATS = {
 
 
 def plain(text, variables):
-    """The formula by recursion: scalars in Python floats, arrays by NumPy, every intermediate result a new array."""
+    """The formula by recursion: scalars in Python floats, arrays by NumPy, every intermediate
+    result a new array.
+    """
 
     def go(node):
         names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
@@ -466,7 +473,8 @@ def test_a_nan_in_the_pre_activation_is_a_nan_in_the_output(name):
     np.testing.assert_array_equal(np.isnan(s), [[True, False]])
 
 
-# -- the whitelist -------------------------------------------------------------------------------------------------------
+# -- the whitelist
+# -------------------------------------------------------------------------------------------------------
 
 REFUSED = [
     "s.real", "s.__class__", "().__class__", "s[0]", "s[:, 0]", "(lambda: s)()", "lambda s: s", "'s'", "b's'", "f'{s}'",

@@ -1,4 +1,6 @@
-"""log_softmax as an output: its digits, its place in files and checks, and cross-entropy behind it, which is softmax's."""
+"""log_softmax as an output: its digits, its place in files and checks, and cross-entropy behind it,
+which is softmax's.
+"""
 
 import mpmath
 import numpy as np

@@ -1,4 +1,6 @@
-"""Every update rule against the paper's formulas, entry by entry in Python floats; schedules, clipping, penalties."""
+"""Every update rule against the paper's formulas, entry by entry in Python floats; schedules,
+clipping, penalties.
+"""
 
 import copy
 import dataclasses
@@ -14,14 +16,16 @@ from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.optimizers import Progress
 from mlpcore.engine.cpu_step import Update
 
-# A loss that is linear in the output has whatever gradient the targets say: dW = Xᵀ Y / m, db = the mean of Y.
+# A loss that is linear in the output has whatever gradient the targets say: dW = Xᵀ Y / m, db =
+# the mean of Y.
 LINEAR = mc.Loss("linear", "y * z", "y + 0 * z")
 PULL = mc.Loss("pull", "0 * z", "y + 0 * z")  # the same without a loss that could overflow
 FLAT = mc.Loss("flat", "0 * z + 1", "0 * z")
 STEPS = 20
 
 
-# -- the rules, from the papers ------------------------------------------------------------------------------------------
+# -- the rules, from the papers
+# ------------------------------------------------------------------------------------------
 
 
 def sgd(w, g, state, t, rate, decay):
@@ -184,7 +188,8 @@ def test_optimizers_without_decay_do_not_move_on_a_flat_loss():
         np.testing.assert_array_equal(net.parameters, before)
 
 
-# -- one table of problems -----------------------------------------------------------------------------------------------
+# -- one table of problems
+# -----------------------------------------------------------------------------------------------
 
 
 def _least_squares(rng):
@@ -257,7 +262,8 @@ def test_every_optimizer_reaches_the_known_optimum(make, problem):
     np.testing.assert_allclose(net.parameters, optimum, atol=5e-3)
 
 
-# -- schedules -----------------------------------------------------------------------------------------------------------
+# -- schedules
+# -----------------------------------------------------------------------------------------------------------
 
 
 def at(schedule, step, total=None, reductions=0):
@@ -335,7 +341,9 @@ def test_adaptive_counts_a_fall_smaller_than_its_tolerance_as_none():
     [("loss", 0), ("validation_loss", 4), ("validation_r2", 4), ("validation_off", 4)],
 )
 def test_adaptive_follows_the_figure_that_it_is_told_to(monitor, falls):
-    """The training loss falls without end; the validation's figures do not improve, as its targets go the other way."""
+    """The training loss falls without end; the validation's figures do not improve, as its targets
+    go the other way.
+    """
     mode = "min" if monitor == "validation_off" else None
     schedule = mc.Adaptive(0.1, factor=0.5, patience=1, tolerance=0.0, monitor=monitor, mode=mode)
     trainer = mc.Trainer(
@@ -442,7 +450,8 @@ def test_a_figure_that_the_history_will_not_have_is_refused_before_and_in_the_mi
         mc.Adaptive(0.1, monitor=None)
 
 
-# -- schedules by a formula ----------------------------------------------------------------------------------------------
+# -- schedules by a formula
+# ----------------------------------------------------------------------------------------------
 
 
 def test_a_formula_gives_the_rate_of_each_update():
@@ -459,7 +468,9 @@ def test_a_formula_gives_the_rate_of_each_update():
 
 
 def test_a_formula_can_be_scikit_learns_invscaling():
-    """SGDOptimizer.iteration_ends: learning_rate_init / (t + 1)^power_t with t rows seen, once at the end of an epoch."""
+    """SGDOptimizer.iteration_ends: learning_rate_init / (t + 1)^power_t with t rows seen, once at
+    the end of an epoch.
+    """
     from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
 
     n, power = 20, 0.3
@@ -597,7 +608,8 @@ def test_a_minimum_above_the_rate_does_not_raise_the_rate(schedule):
     assert at(schedule, 0) == 1e-7
 
 
-# -- settings ------------------------------------------------------------------------------------------------------------
+# -- settings
+# ------------------------------------------------------------------------------------------------------------
 
 BAD = [
     *[(cls, "learning_rate", bad) for cls in (mc.SGD, mc.Adam, mc.AdamW, mc.RMSprop, mc.Lion) for bad in (-0.1, math.nan,
@@ -697,11 +709,14 @@ def test_a_setting_changed_before_the_first_step_of_a_trainer_counts_from_then_o
     np.testing.assert_array_equal(found[0], found[1])
 
 
-# -- a setting changed in the middle of a run ----------------------------------------------------------------------------
+# -- a setting changed in the middle of a run
+# ----------------------------------------------------------------------------
 
 
 def row(gradients, optimizer, changes, dtype="float64", **settings):
-    """The parameters after each update by these gradients (steps, n); `changes`: number of the step → settings from then on."""
+    """The parameters after each update by these gradients (steps, n); `changes`: number of the step
+    → settings from then on.
+    """
     net = mc.MLP([1, len(gradients[0])], bias=False, dtype=dtype)
     net.parameters[...] = 1
     trainer, found = mc.Trainer(net, loss=PULL, optimizer=optimizer, **settings), []
@@ -714,7 +729,9 @@ def row(gradients, optimizer, changes, dtype="float64", **settings):
 
 
 def torch_sgd(w, g, state, t, learning_rate, momentum, nesterov, velocity):
-    """PyTorch's, whose buffer begins at the first gradient that meets a momentum, and waits while there is none."""
+    """PyTorch's, whose buffer begins at the first gradient that meets a momentum, and waits while
+    there is none.
+    """
     if momentum:
         b = state["b"] = momentum * state["b"] + g if "b" in state else g
         g = g + momentum * b if nesterov else b
@@ -901,7 +918,8 @@ def test_the_plan_lists_a_velocity_that_waits(tmp_path):
     assert set(trainer._step.state) == {"state v"}
 
 
-# -- numbers at the ends of the range ------------------------------------------------------------------------------------
+# -- numbers at the ends of the range
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cls", [mc.Adam, mc.AdamW, mc.RMSprop])
@@ -985,7 +1003,9 @@ HUGE = [  # optimizer, a gradient with which it overflows float32
 )
 @pytest.mark.parametrize(("optimizer", "large"), HUGE)
 def test_an_update_that_overflows_is_a_step_that_is_not_finite(optimizer, large, clip_norm):
-    """Parameters and state stay as they were, with "skip" too, and training goes on as if the step had not been."""
+    """Parameters and state stay as they were, with "skip" too, and training goes on as if the step
+    had not been.
+    """
     gentle = (
         {"learning_rate": 1e-3, "weight_decay": 0.0}
         if hasattr(optimizer, "weight_decay")
@@ -1065,7 +1085,8 @@ def test_ordinary_updates_are_not_tried_on_copies(monkeypatch):
         row(gradients, make(5.0), {})
 
 
-# -- clipping and penalties ----------------------------------------------------------------------------------------------
+# -- clipping and penalties
+# ----------------------------------------------------------------------------------------------
 
 
 def _gradient(clip_norm=None, l1=0.0, l2=0.0, W=1.0):

@@ -1,4 +1,6 @@
-"""erf, erfc, normcdf and normpdf as NumPy and ONNX compute them, against 40 digits; their coefficients, fitted anew."""
+"""erf, erfc, normcdf and normpdf as NumPy and ONNX compute them, against 40 digits; their
+coefficients, fitted anew.
+"""
 
 import warnings
 
@@ -68,7 +70,8 @@ def test_the_tails_are_not_0_before_they_must_be_and_the_ends_are_exact(dtype):
     assert np.isnan(computed("normpdf", ends)[4])
 
 
-# -- gelu_erf ------------------------------------------------------------------------------------------------------------
+# -- gelu_erf
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ENDS)
@@ -111,7 +114,8 @@ def test_value_slope_and_curvature_of_the_exact_gelu_are_right_in_the_tails_and_
     assert E[s == 0] == pytest.approx(2 / np.sqrt(2 * np.pi), rel=1e-6)
 
 
-# -- the coefficients ----------------------------------------------------------------------------------------------------
+# -- the coefficients
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ENDS)

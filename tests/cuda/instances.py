@@ -35,14 +35,18 @@ def every_activation() -> list[Activation]:
 
 
 def dropped_activations() -> list[Activation]:
-    """Activations with dropout behind them, of each kind: slopes in z̃, in its sign, in s, in both, and the longest one."""
+    """Activations with dropout behind them, of each kind: slopes in z̃, in its sign, in s, in both,
+    and the longest one.
+    """
     some = [activations.resolve(name) for name in ("relu", "sigmoid", "elu", "hard_tanh", "mish")]
     some.insert(4, Activation("silu in both", "s * sigmoid(s)", "z + sigmoid(s) * (1 - z)"))
     return [sigma for sigma in dropout.behind((None, *some), (0.4,) * len(some), 7) if sigma]
 
 
 def learned_activations() -> list[Activation]:
-    """Activations on a learned parameter: whose formulas are straight lines, a user's, and one with dropout behind it."""
+    """Activations on a learned parameter: whose formulas are straight lines, a user's, and one with
+    dropout behind it.
+    """
     slope = "a * (1 - tanh(a * s) * tanh(a * s)) + a * a"
     own = Activation("own", "tanh(a * s) + a * a * s", slope, 1.0, learned="per output")
     some = [
@@ -73,17 +77,23 @@ def compute(T: str) -> str:
 
 
 def elementwise_loss(T: str, V: int, Y: str = "", W: str = "") -> str:
-    """The instance for layers of type T, targets Y and row weights W, the computing type where they are not given."""
+    """The instance for layers of type T, targets Y and row weights W, the computing type where they
+    are not given.
+    """
     return f"elementwise_loss<{T}, {Y or compute(T)}, {W or compute(T)}, Formula, {V}, 256>"
 
 
 def cross_entropy(T: str, Y: str, W: str = "", mixes: bool = False) -> str:
-    """The instance of softmax with cross-entropy for such types; `mixes`: of targets that are smoothed or weighed by class."""
+    """The instance of softmax with cross-entropy for such types; `mixes`: of targets that are
+    smoothed or weighed by class.
+    """
     return f"softmax_cross_entropy<{T}, {Y}, {W or compute(T)}{', true' if mixes else ''}>"
 
 
 def update_source(name: str) -> str:
-    """The source of updates.cu for a row of updates.def, its scalars read from the slot in the order of SETTINGS."""
+    """The source of updates.cu for a row of updates.def, its scalars read from the slot in the
+    order of SETTINGS.
+    """
     row = optimizers.sheet()[name]
     compiled = program(row.statements, frozenset((*SETTINGS, "t")))
     formula = cuda_source.update(

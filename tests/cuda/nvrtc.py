@@ -1,4 +1,6 @@
-"""CUDA C++ compiled by NVRTC as CuPy does it, with no GPU and no driver: PTX, and what ptxas says of each kernel."""
+"""CUDA C++ compiled by NVRTC as CuPy does it, with no GPU and no driver: PTX, and what ptxas says
+of each kernel.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Kernel(NamedTuple):
 
 
 def compile_kernels(source: str, names: Sequence[str], architecture: str) -> dict[str, Kernel]:
-    """The instances `names` of a source, for an architecture such as "sm_90"; a RuntimeError says what does not compile."""
+    """The instances `names` of a source, for an architecture such as "sm_90"; a RuntimeError says
+    what does not compile.
+    """
     from cuda.bindings import nvrtc  # a wheel of its own, which only these tests need
 
     def call(function, *arguments):

@@ -1,4 +1,6 @@
-"""The text of the CUDA kernels' formulas, compiled for a CPU, against mpmath: the sweep of tests/core, thinned."""
+"""The text of the CUDA kernels' formulas, compiled for a CPU, against mpmath: the sweep of
+tests/core, thinned.
+"""
 
 import os
 import shutil

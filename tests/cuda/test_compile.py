@@ -1,4 +1,6 @@
-"""Every kernel instance compiles by NVRTC, and into what the kernels promise: no doubles, no spills, 16-byte accesses."""
+"""Every kernel instance compiles by NVRTC, and into what the kernels promise: no doubles, no
+spills, 16-byte accesses.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def is_wide(name):
 
 
 def compile_all(work):
-    """Half of an architecture's instances, by number of the source and name; each source once, in a namespace of its own."""
+    """Half of an architecture's instances, by number of the source and name; each source once, in a
+    namespace of its own.
+    """
     architecture, half = work
     sources = {}
     for source, name in every_instance():
@@ -58,7 +62,9 @@ def compiled():
 
 
 def failing(compiled, good, names=lambda name: True):
-    """The kernels of these names for which `good(kernel)` is false; there are some of these names on each architecture."""
+    """The kernels of these names for which `good(kernel)` is false; there are some of these names
+    on each architecture.
+    """
     chosen = {key: kernel for key, kernel in compiled.items() if names(key[2])}
     assert {key[0] for key in chosen} == set(ARCHITECTURES)
     return [(key, kernel[1:]) for key, kernel in chosen.items() if not good(kernel)]

@@ -1,4 +1,6 @@
-"""`CpuDevice` notices what a GPU would not forgive; its matrix products are NumPy's, read column by column."""
+"""`CpuDevice` notices what a GPU would not forgive; its matrix products are NumPy's, read column by
+column.
+"""
 
 from __future__ import annotations
 
@@ -304,7 +306,8 @@ def test_a_kernel_that_does_not_compile_is_an_error_and_others_asked_for_with_it
     device.launch(good, BLOCK, [zeros, zeros, 64])
 
 
-# -- recordings ----------------------------------------------------------------------------------------------------------
+# -- recordings
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_recording_runs_when_it_is_replayed_on_what_lies_there_then():
@@ -375,7 +378,8 @@ def test_uploads_come_as_late_as_they_may_and_must_not_overtake_the_work_before_
     device.upload(host, there, device.mark())
 
 
-# -- matrix products -----------------------------------------------------------------------------------------------------
+# -- matrix products
+# -----------------------------------------------------------------------------------------------------
 
 ALIGNED = {"left_alignment": 8, "right_alignment": 8, "result_alignment": 8}
 BITS = {"float64": 52, "float32": 23, "tf32": 10, "bfloat16": 7, "float16": 10}

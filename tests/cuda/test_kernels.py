@@ -1,6 +1,8 @@
-"""Every kernel, thread by thread on the CPU, against the NumPy backend in double: awkward shapes, all types, all formulas.
+"""Every kernel, thread by thread on the CPU, against the NumPy backend in double: awkward shapes,
+all types, all formulas.
 
-Each launch runs in three thread orders, whose results must be equal to the bit, and is stopped if it leaves its arrays.
+Each launch runs in three thread orders, whose results must be equal to the bit, and is stopped if
+it leaves its arrays.
 """
 
 from __future__ import annotations
@@ -84,7 +86,8 @@ def grids(m: int, n: int, V: int) -> list[Launch]:
     ]
 
 
-# -- Z = σ(S + b) --------------------------------------------------------------------------------------------------------
+# -- Z = σ(S + b)
+# --------------------------------------------------------------------------------------------------------
 
 
 def bias_activation(sigma, T, S, b, Z, keep, grid):
@@ -177,7 +180,8 @@ def test_bias_activation_on_awkward_shapes_and_grids_without_bias(m, n, T):
         close(Z, np.tanh(read(S, T)), T)
 
 
-# -- dropout ---------------------------------------------------------------------------------------------------------------
+# -- dropout
+# ---------------------------------------------------------------------------------------------------------------
 
 
 FAINT = activations.Activation(
@@ -252,7 +256,8 @@ def test_dropout_on_awkward_shapes_and_grids(m, n, T):
         np.testing.assert_array_equal(np.signbit(read(Z, T)), np.signbit(want))
 
 
-# -- D = G ⊙ σ', db = Σ_rows D --------------------------------------------------------------------------------------------
+# -- D = G ⊙ σ', db = Σ_rows D
+# --------------------------------------------------------------------------------------------
 
 
 def gradient(sigma, T, G, S, Z, D, db, accumulate, grid):
@@ -318,7 +323,8 @@ def test_activation_gradient_on_awkward_shapes_and_grids(m, n, T):
         close(kept, 1 + d.sum(axis=0), COMPUTE[T], 4, 1 + abs(d).sum(axis=0))
 
 
-# -- learned parameters ----------------------------------------------------------------------------------------------------
+# -- learned parameters
+# ----------------------------------------------------------------------------------------------------
 
 
 def learned_gradient(sigma, T, G, S, Z, D, db, da, accumulate, grid):
@@ -482,7 +488,8 @@ def test_dropout_behind_a_learned_parameter_draws_numpys_masks(T):
         )
 
 
-# -- softmax -------------------------------------------------------------------------------------------------------------
+# -- softmax
+# -------------------------------------------------------------------------------------------------------------
 
 
 def softmax_of(s):
@@ -576,7 +583,8 @@ def test_log_softmax_keeps_the_digits_of_a_probability_near_1():
     np.testing.assert_allclose(Z, S - S.max(axis=1, keepdims=True) - others[:, None], rtol=1e-6)
 
 
-# -- losses --------------------------------------------------------------------------------------------------------------
+# -- losses
+# --------------------------------------------------------------------------------------------------------------
 
 
 def loss_of(objective, x, Y, k, db=None, J=0.0, accumulate=False):
@@ -685,7 +693,9 @@ CROSS_ENTROPY = losses.pair(losses.resolve("cross_entropy"), activations.SOFTMAX
 def cross_entropy(
     T, S, Y, k, gain, D, db, J, accumulate, grid, control=None, most=np.inf, objective=CROSS_ENTROPY
 ):
-    """D, db, J and the control block after the loss of arrays that lie in order, Y class numbers where it is 1-D."""
+    """D, db, J and the control block after the loss of arrays that lie in order, Y class numbers
+    where it is 1-D.
+    """
     (m, n), labels, smoothing = S.shape, Y.ndim == 1, objective.loss.label_smoothing
     name = instances.cross_entropy(
         T, "long long" if labels else COMPUTE[T], mixes=objective.loss.mixes(labels)
@@ -840,7 +850,8 @@ def test_a_label_that_is_no_class_is_reported_and_reads_nothing(bad):
         assert after[3].view(CONTROL)["status"] == status
 
 
-# -- the slot, gathering, weights ----------------------------------------------------------------------------------------
+# -- the slot, gathering, weights
+# ----------------------------------------------------------------------------------------
 
 
 def new_control(**values):
@@ -924,7 +935,9 @@ def test_the_slot_holds_what_the_host_says_and_the_sums_begin_at_0(C):
 
 
 def gather(source, target, X, rows, first, m, grid=None):
-    """Rows of X (a NumPy array of C++ type `source`) gathered as `target`, and the status afterwards."""
+    """Rows of X (a NumPy array of C++ type `source`) gathered as `target`, and the status
+    afterwards.
+    """
     n = X.shape[1]
     V = launches.vector_width(n, max(X.itemsize, STORAGE[target]))
 
@@ -997,7 +1010,9 @@ def test_a_row_number_beyond_the_source_is_reported_and_reads_nothing_there(bad)
 
 
 def loss_through_the_slot(launch_loss, shape, Y, w, rows):
-    """D, J and status of a loss whose targets and weights are read through a slot; `launch_loss(device, given, D, J)`."""
+    """D, J and status of a loss whose targets and weights are read through a slot;
+    `launch_loss(device, given, D, J)`.
+    """
 
     def work(device, Y, w, rows, scale, D, J, control, scalars):
         slot = set_slot(
@@ -1169,7 +1184,8 @@ def test_weights_that_are_all_zero_give_scale_0_and_weights_too_small_to_divide_
     )
 
 
-# -- the end of a step ---------------------------------------------------------------------------------------------------
+# -- the end of a step
+# ---------------------------------------------------------------------------------------------------
 
 
 ALL = "g = unscale * g + l2 * w + l1 * sign(w); g = clip * g; "
@@ -1219,7 +1235,9 @@ def update(source, compiled, vectors, C, V, arrays, k, weights, size, low=None, 
 
 
 def expected(compiled, vectors, arrays, k, weights):
-    """The vectors after NumPy's run of the statements, with one set of scalars for the weights and another for the rest."""
+    """The vectors after NumPy's run of the statements, with one set of scalars for the weights and
+    another for the rest.
+    """
     found = [array.copy() for array in arrays]
     for part, values in zip(
         (slice(0, weights), slice(weights, None)), k.reshape(2, -1), strict=True
@@ -1505,7 +1523,8 @@ def test_what_becomes_of_a_step(case):
     assert answer[3] == (0 if "scale" in arguments else 1)
 
 
-# -- numbers -------------------------------------------------------------------------------------------------------------
+# -- numbers
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("T", TYPES)

@@ -1,4 +1,6 @@
-"""What is computed before a launch, without a device: grids and blocks, scratch, the column-major products for cuBLASLt."""
+"""What is computed before a launch, without a device: grids and blocks, scratch, the column-major
+products for cuBLASLt.
+"""
 
 import itertools
 import threading
@@ -92,7 +94,8 @@ def test_the_planned_scratch_is_enough_for_every_kernel_of_a_step(rows, columns,
     assert counters >= 2
 
 
-# -- products ----------------------------------------------------------------------------------------------------------
+# -- products
+# ----------------------------------------------------------------------------------------------------------
 
 
 def address(array):
@@ -188,7 +191,9 @@ def test_timing_decides_whether_an_activation_joins_its_product(faster):
 
 
 class Offering(CpuDevice):
-    """A device whose algorithms are refused, or spoil the result, as `spoiled` says by their number."""
+    """A device whose algorithms are refused, or spoil the result, as `spoiled` says by their
+    number.
+    """
 
     def __init__(self, **spoiled):
         super().__init__()
@@ -414,7 +419,8 @@ def test_a_users_activation_of_a_known_name_is_not_taken_for_cublas_own():
     assert (Z == 6).all()
 
 
-# -- the rest ------------------------------------------------------------------------------------------------------------
+# -- the rest
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_slot_has_a_word_for_each_field_and_they_are_where_cpp_has_them():

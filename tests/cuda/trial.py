@@ -1,4 +1,6 @@
-"""How a kernel is tried: on `CpuDevice`s whose threads run in three orders, which must leave the same bits everywhere."""
+"""How a kernel is tried: on `CpuDevice`s whose threads run in three orders, which must leave the
+same bits everywhere.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def place(device: CpuDevice, array: np.ndarray | None) -> np.ndarray | None:
 
 
 def try_out(work: Callable[..., None], *arrays: np.ndarray | None) -> list[np.ndarray]:
-    """The arrays after `work(device, *arrays)`, which gets them on a device; an array given twice is there once."""
+    """The arrays after `work(device, *arrays)`, which gets them on a device; an array given twice
+    is there once.
+    """
     found = []
     for order in ORDERS:
         device = CpuDevice(order=order)
@@ -99,7 +103,9 @@ def launch(source: str, name: str, shape: Launch, *arguments: object) -> list[ob
 def close(
     got: np.ndarray, want: np.ndarray, T: str, ulps: float = 4, scale: np.ndarray | float = 1.0
 ) -> None:
-    """`got` (numbers of T) is `want` up to rounding: half a unit of T, and `ulps` of the computing type beside `scale`."""
+    """`got` (numbers of T) is `want` up to rounding: half a unit of T, and `ulps` of the computing
+    type beside `scale`.
+    """
     got, want = read(got, T), np.asarray(want, np.float64)
     assert got.shape == want.shape
     computing = EPSILON[COMPUTE[T]]
@@ -115,5 +121,6 @@ def close(
             & ~(np.isnan(got) & np.isnan(want))
         )
     assert not far.any(), (
-        f"{far.sum()} of {far.size} differ: {got[far][0]} for {want[far][0]} at {np.argwhere(far)[0]}, …"
+        f"{far.sum()} of {far.size} differ: {got[far][0]} for {want[far][0]} at "
+        f"{np.argwhere(far)[0]}, …"
     )

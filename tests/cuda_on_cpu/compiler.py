@@ -1,6 +1,8 @@
-"""Kernels for the CPU: sources compiled by g++ under cuda_on_cpu.hpp, many in one run, and kept for the length of the process.
+"""Kernels for the CPU: sources compiled by g++ under cuda_on_cpu.hpp, many in one run, and kept for
+the length of the process.
 
-A kernel that is asked for is compiled when it is first launched, together with all others that were asked for until then.
+A kernel that is asked for is compiled when it is first launched, together with all others that were
+asked for until then.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ FLAGS = [
     *("-std=c++20", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w"),
     *("-shared", "-fPIC", "-fvisibility=hidden", "-nodefaultlibs", "-lm", "-lc", "-lgcc"),
     *("-U_FORTIFY_SOURCE", "-fcf-protection=none"),  # they take fibers for attacks
-    "-fsanitize=kernel-address,alignment",  # every access to memory calls a function of the header's
+    # every access to memory calls a function of the header's
+    "-fsanitize=kernel-address,alignment",
     *(
         f"--param=asan-{option}"
         for option in ("instrumentation-with-call-threshold=0", "stack=0", "globals=0")
@@ -55,7 +58,9 @@ class CpuKernel:
         self.sizes = tuple(size(i) for i in range(len(self.types)))
 
     def run(self, arguments: ctypes.Array, grid: ctypes.Array, ranges: ctypes.Array) -> None:
-        """Run a grid: void**, Grid and Range[] of cuda_on_cpu.hpp. Raises RuntimeError if it goes wrong."""
+        """Run a grid: void**, Grid and Range[] of cuda_on_cpu.hpp. Raises RuntimeError if it goes
+        wrong.
+        """
         fault = self._launch(arguments, grid, ranges)
         if fault:
             raise RuntimeError(f"{self.name} on {list(grid)[:4]}: {fault.decode()}")
@@ -74,7 +79,9 @@ def kernel(source: str, name: str) -> CpuKernel:
 
 
 def compile_waiting() -> None:
-    """Compile what was asked for and not yet compiled. Raises RuntimeError with g++'s messages; what is right is compiled."""
+    """Compile what was asked for and not yet compiled. Raises RuntimeError with g++'s messages;
+    what is right is compiled.
+    """
     waiting = _waiting.copy()
     _waiting.clear()
     errors = _compile_or_halve(waiting)
@@ -115,7 +122,8 @@ def _compile(kernels: Sequence[CpuKernel]) -> None:
     )
     if done.returncode:
         raise RuntimeError(
-            f"g++ does not compile {', '.join(kernel.name for kernel in kernels)}:\n{done.stderr[:4000]}"
+            "g++ does not compile "
+            f"{', '.join(kernel.name for kernel in kernels)}:\n{done.stderr[:4000]}"
         )
     library = ctypes.CDLL(str(file.with_suffix(".so")))
     for n, kernel in enumerate(kernels):

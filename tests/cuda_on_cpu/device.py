@@ -1,8 +1,9 @@
 """`CpuDevice`: the Protocol `Device` on a CPU, with each CUDA thread as a fiber (cuda_on_cpu.hpp).
 
-What would be silent garbage on a GPU is an error here: arguments of another C++ type, accesses outside the arrays that a
-kernel was given, memory freed under a recording, operations that break one, an algorithm of another product, copies that
-overtake the work before them. Fresh memory is poisoned: each float in it is NaN, each whole number the largest, or -1.
+What would be silent garbage on a GPU is an error here: arguments of another C++ type, accesses
+outside the arrays that a kernel was given, memory freed under a recording, operations that break
+one, an algorithm of another product, copies that overtake the work before them. Fresh memory is
+poisoned: each float in it is NaN, each whole number the largest, or -1.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ class Call(NamedTuple):
 
 
 class Recording:
-    """What was asked for while it was recorded; a replay works on whatever lies at the addresses then."""
+    """What was asked for while it was recorded; a replay works on whatever lies at the addresses
+    then.
+    """
 
     def __init__(self, device: CpuDevice):
         self.device = device
@@ -92,7 +95,9 @@ class Recording:
 
 
 class Mark:
-    """A point of the stream, after `launches` launches; an upload's copy is made only when someone waits for its mark."""
+    """A point of the stream, after `launches` launches; an upload's copy is made only when someone
+    waits for its mark.
+    """
 
     def __init__(self, launches: int, copy: Callable[[], None] | None = None):
         self.launches, self.copy, self.settled = launches, copy, False
@@ -104,13 +109,15 @@ class Mark:
 
 
 class CpuDevice:
-    """A device of `multiprocessors`, whose threads run in this `order`: 0 in order, 1 reversed, else shuffled from this seed.
+    """A device of `multiprocessors`, whose threads run in this `order`: 0 in order, 1 reversed,
+    else shuffled from this seed.
 
-    `misalignment` is added to the address of all fresh memory, which is otherwise a multiple of 256. NumPy arrays that a user
-    passes count as the device's own, or, with `host_inputs`, as the host's.
+    `misalignment` is added to the address of all fresh memory, which is otherwise a multiple of
+    256. NumPy arrays that a user passes count as the device's own, or, with `host_inputs`, as the
+    host's.
 
-    In a record that a kernel gets by value, fields of uint64 are addresses: those that `address` has
-    given out, others inside fresh memory, or 0.
+    In a record that a kernel gets by value, fields of uint64 are addresses: those that `address`
+    has given out, others inside fresh memory, or 0.
     """
 
     xp: Any = np
@@ -386,7 +393,8 @@ class CpuDevice:
             raise RuntimeError(f"{what} during a recording")
 
 
-# -- memory and arguments ----------------------------------------------------------------------------------------------
+# -- memory and arguments
+# ----------------------------------------------------------------------------------------------
 
 
 def owner(array: np.ndarray) -> np.ndarray:
@@ -414,12 +422,14 @@ def overlap(a: Extent, b: Extent) -> bool:
 def check(call: Call) -> None:
     """Raise a TypeError unless the arguments are of the kernel's own C++ types.
 
-    `void*` takes any array, a pointer to a struct raw bytes, a struct by value a record of its size.
+    `void*` takes any array, a pointer to a struct raw bytes, a struct by value a record of its
+    size.
     """
     types = call.kernel.types
     if len(call.arguments) != len(types):
         raise TypeError(
-            f"{call.kernel.name} takes {len(types)} arguments ({', '.join(types)}); got {len(call.arguments)}"
+            f"{call.kernel.name} takes {len(types)} arguments ({', '.join(types)}); got "
+            f"{len(call.arguments)}"
         )
     for i, (wanted, given) in enumerate(zip(types, call.arguments, strict=True)):
         target, pointer = wanted.removeprefix("const ").removesuffix("*"), wanted.endswith("*")
@@ -438,11 +448,14 @@ def check(call: Call) -> None:
             raise TypeError(f"{call.kernel.name}: argument {i} is {wanted!r}; got {kind}")
 
 
-# -- matrix products ---------------------------------------------------------------------------------------------------
+# -- matrix products
+# ---------------------------------------------------------------------------------------------------
 
 
 def multiply(product: Product, left: int, right: int, result: int, bias: int, aux: int) -> None:
-    """The product as cuBLASLt's documentation says it: column-major matrices at addresses, products summed in float."""
+    """The product as cuBLASLt's documentation says it: column-major matrices at addresses, products
+    summed in float.
+    """
     p = product
     assert all((left, right, result)), p
     for address, promised in (
@@ -524,7 +537,9 @@ def narrow(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _round(array: np.ndarray, bits: int) -> np.ndarray:
-    """The bits of float32 numbers without their last `bits`: to nearest, ties to even; NaN stays NaN."""
+    """The bits of float32 numbers without their last `bits`: to nearest, ties to even; NaN stays
+    NaN.
+    """
     whole = np.ascontiguousarray(array).view(np.uint32)
     rounded = (whole + np.uint32((1 << bits - 1) - 1) + (whole >> bits & 1)) >> bits << bits
     return np.where(np.isnan(array), np.uint32(0x7FFF0000), rounded.astype(np.uint32))

@@ -169,7 +169,9 @@ def test_balanced_weights_are_scikit_learns_of_weighted_rows():
 
 
 def test_a_label_that_weighs_nothing_changes_no_balance():
-    """Its rows stay in the batches and its output in the network, as in scikit-learn, but the other weights are as without."""
+    """Its rows stay in the batches and its output in the network, as in scikit-learn, but the other
+    weights are as without.
+    """
     w = np.where(y == 2, 0.0, 1.0)
     two = len(y[y < 2]) / (2 * np.bincount(y[y < 2]))
     expected = MLPClassifier(max_iter=5, random_state=0).fit(X, NAMES, np.append(two, 0)[y])

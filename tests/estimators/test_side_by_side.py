@@ -1,4 +1,6 @@
-"""Ours beside scikit-learn's: the same seed, data and solver in float64 give the same run, epoch by epoch."""
+"""Ours beside scikit-learn's: the same seed, data and solver in float64 give the same run, epoch by
+epoch.
+"""
 
 import itertools
 import warnings
@@ -202,7 +204,9 @@ def test_poisson_deviance_is_reported_with_its_constant(kind, solver):
     "more", [{}, {"solver": "sgd"}, {"early_stopping": True}], ids=["adam", "sgd", "early stopping"]
 )
 def test_data_sets_as_they_come_unscaled(name, more):
-    """Where probabilities are 0 and 1 to the last digit, a loss is what scikit-learn's rounding and clipping make of it."""
+    """Where probabilities are 0 and 1 to the last digit, a loss is what scikit-learn's rounding and
+    clipping make of it.
+    """
     X, y = RAW[name]
     theirs, ours = pair(name, max_iter=30, **more)
     same(theirs.fit(X, y), ours.fit(X, y), rtol=1e-6)

@@ -1,4 +1,6 @@
-"""scikit-learn's own tests of its MLPs, run on ours: what somebody's tests may look at who changes the import."""
+"""scikit-learn's own tests of its MLPs, run on ours: what somebody's tests may look at who changes
+the import.
+"""
 
 import importlib.util
 from unittest import mock

@@ -1,4 +1,6 @@
-"""The kinds of files: each is told from the others, so that none is written over another by mistake."""
+"""The kinds of files: each is told from the others, so that none is written over another by
+mistake.
+"""
 
 import io
 import os

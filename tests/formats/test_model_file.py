@@ -1,4 +1,6 @@
-"""Model files: whole or not there, older versions readable, and nothing that was changed is taken for what was saved."""
+"""Model files: whole or not there, older versions readable, and nothing that was changed is taken
+for what was saved.
+"""
 
 import json
 import os
@@ -75,7 +77,9 @@ def test_no_byte_can_be_changed_and_no_end_cut_off_unnoticed(tmp_path):
 
 
 def readable(path, before):
-    """Whether the file is taken for a model file; refusals are ValueErrors that name it. The same content is no fault."""
+    """Whether the file is taken for a model file; refusals are ValueErrors that name it. The same
+    content is no fault.
+    """
     try:
         header, tensors = model_file.read(path)
     except ValueError as error:

@@ -1,4 +1,6 @@
-"""An ONNX file computes what the network computes: every activation and output, both dtypes, extreme inputs, in onnxruntime."""
+"""An ONNX file computes what the network computes: every activation and output, both dtypes,
+extreme inputs, in onnxruntime.
+"""
 
 import json
 import os
@@ -250,7 +252,8 @@ def test_any_number_of_rows_goes_in_and_the_opset_is_pinned(tmp_path):
         np.testing.assert_allclose(one.run(None, {"X": X})[0], net.predict(X), rtol=2e-5, atol=1e-6)
 
 
-# -- what lies around the network --------------------------------------------------------------------------------------------
+# -- what lies around the network
+# --------------------------------------------------------------------------------------------
 
 
 def test_standardisation_of_columns_and_target_is_part_of_the_file(tmp_path):
@@ -294,7 +297,8 @@ def test_a_model_of_the_command_line_takes_raw_columns(classes, tmp_path, monkey
     assert sorted(names) == (["high", "low"] if classes else [])
 
 
-# -- what is refused -------------------------------------------------------------------------------------------------------
+# -- what is refused
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

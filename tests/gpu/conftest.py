@@ -1,4 +1,6 @@
-"""A real GPU, and beside it a device that the CPU plays: `device` is either, `gpu` and `cupy` are the real one alone."""
+"""A real GPU, and beside it a device that the CPU plays: `device` is either, `gpu` and `cupy` are
+the real one alone.
+"""
 
 from __future__ import annotations
 

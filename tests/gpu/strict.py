@@ -1,7 +1,8 @@
 """`StrictDevice`: the device of tests/cuda_on_cpu, its arrays as unlike NumPy's as CuPy's are.
 
-NumPy takes none of them for its own, none is written from a NumPy array, the two meet in no operation, and everything that is
-picked out of one is an array again. What would be a TypeError on a GPU is one here.
+NumPy takes none of them for its own, none is written from a NumPy array, the two meet in no
+operation, and everything that is picked out of one is an array again. What would be a TypeError on
+a GPU is one here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Every formula on a real GPU against mpmath: its exp, tanh and division, and the products that its compiler fuses."""
+"""Every formula on a real GPU against mpmath: its exp, tanh and division, and the products that its
+compiler fuses.
+"""
 
 import numpy as np
 import pytest

@@ -12,7 +12,9 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def library():
-    """cuBLASLt; its descriptors need no driver, but its wheel takes half a gigabyte, so that CI does without."""
+    """cuBLASLt; its descriptors need no driver, but its wheel takes half a gigabyte, so that CI
+    does without.
+    """
     pytest.importorskip("cuda.pathfinder", reason="cuda-pathfinder is not installed")
     try:
         return cublaslt.CublasLt()

@@ -1,4 +1,6 @@
-"""The estimators on the device: scikit-learn's curve, arrays of the device's in and out, pickles that go home."""
+"""The estimators on the device: scikit-learn's curve, arrays of the device's in and out, pickles
+that go home.
+"""
 
 import pickle
 from functools import partial

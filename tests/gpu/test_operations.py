@@ -1,4 +1,6 @@
-"""Each operation of `CudaOps` on the device, against NumPy in double precision and against CuPy's own operations."""
+"""Each operation of `CudaOps` on the device, against NumPy in double precision and against CuPy's
+own operations.
+"""
 
 import numpy as np
 import pytest
@@ -50,11 +52,14 @@ def close(got, want, epsilon, scale=1.0):
     )
 
 
-# -- matrix products ---------------------------------------------------------------------------------------------------
+# -- matrix products
+# ---------------------------------------------------------------------------------------------------
 
 
 def operand(device, stored, transposed, shift):
-    """The array on the device, `shift` entries beyond an aligned address; as the transpose of a row-major one if asked."""
+    """The array on the device, `shift` entries beyond an aligned address; as the transpose of a
+    row-major one if asked.
+    """
     laid = np.ascontiguousarray(stored.T if transposed else stored)
     memory = device.empty(laid.nbytes + shift * laid.itemsize)[shift * laid.itemsize :]
     array = memory.view(laid.dtype).reshape(laid.shape)
@@ -62,7 +67,8 @@ def operand(device, stored, transposed, shift):
     return array.T if transposed else array
 
 
-KINDS = {  # precision of the factors, of the result, tf32, epsilon of what enters, epsilon of what leaves
+# precision of the factors, of the result, tf32, epsilon of what enters, epsilon of what leaves
+KINDS = {
     "float64": ("float64", "float64", False, 2.0**-52),
     "float32": ("float32", "float32", False, 2.0**-20),
     "tf32": ("float32", "float32", True, 2.0**-10),
@@ -143,7 +149,8 @@ def test_a_layer_in_one_product_is_the_layer_in_two_launches(device, put, name, 
     assert offered or dtype == "float64"
 
 
-# -- passes over a matrix ----------------------------------------------------------------------------------------------
+# -- passes over a matrix
+# ----------------------------------------------------------------------------------------------
 
 
 def reference(device, dtype):

@@ -1,4 +1,6 @@
-"""Long runs on the device: they go on from a file to the bit, faults leave no trace, memory that runs out, rows from files."""
+"""Long runs on the device: they go on from a file to the bit, faults leave no trace, memory that
+runs out, rows from files.
+"""
 
 import numpy as np
 import pytest

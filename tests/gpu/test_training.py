@@ -97,7 +97,8 @@ def test_options_of_the_loss_count_as_numpys(device, put, name, chunk_rows):
     near([*here.evaluate(X, Y, w).values()], [*there.evaluate(*put(X, Y, w)).values()], 1e-12)
 
 
-# -- ten losses --------------------------------------------------------------------------------------------------------
+# -- ten losses
+# --------------------------------------------------------------------------------------------------------
 
 
 def reference_losses(device, like, X, Y, w, count):
@@ -356,7 +357,8 @@ def test_evaluation_takes_arrays_of_the_device_and_of_the_host(device, put, pair
                 assert value == pytest.approx(expected[key], rel=1e-4, abs=1e-5)
 
 
-# -- inputs ------------------------------------------------------------------------------------------------------------
+# -- inputs
+# ------------------------------------------------------------------------------------------------------------
 
 
 def layouts(X, Y, w):
@@ -442,7 +444,8 @@ def test_the_callers_arrays_are_read_where_they_lie_and_left_as_they_are(device,
         np.testing.assert_array_equal(host(device, array), was)
 
 
-# -- between the steps -------------------------------------------------------------------------------------------------
+# -- between the steps
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", [None, "bfloat16"])
@@ -567,7 +570,8 @@ def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(
     assert one.progress.step == 3
 
 
-# -- networks ----------------------------------------------------------------------------------------------------------
+# -- networks
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("output", ["softmax", "log_softmax", "sigmoid"])

@@ -1,7 +1,8 @@
 """Random calls of the public door with wrong types, shapes and values: what may come out of them.
 
-A call is a good one in which some arguments are replaced by objects of a pool. It may work; else it must be refused by an error
-that a user can act on: a documented type, a message that names an argument, and a network and trainer as they were before.
+A call is a good one in which some arguments are replaced by objects of a pool. It may work; else it
+must be refused by an error that a user can act on: a documented type, a message that names an
+argument, and a network and trainer as they were before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""A run that saves after every step, to be killed at any moment: `python -m tests.reliability.kills FOLDER KIND EPOCHS`."""
+"""A run that saves after every step, to be killed at any moment: `python -m tests.reliability.kills
+FOLDER KIND EPOCHS`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ BATCHES = 60  # of an epoch
 
 
 def main(folder: str, kind: str, epochs: str) -> None:
-    """Begin the run, or go on with it; print how far it was, and at the end a digest of the parameters."""
+    """Begin the run, or go on with it; print how far it was, and at the end a digest of the
+    parameters.
+    """
     path = Path(folder) / "run.safetensors"
     rng = np.random.default_rng(0)
     X, Y = (
@@ -73,9 +77,11 @@ def start(folder: Path, kind: str, times: int) -> subprocess.Popen[str]:
 
 
 def killed(folder: Path, kind: str, times: int, seed: int) -> tuple[str, int]:
-    """The digest of a run that was to be killed so many times, and how often it was before it had ended.
+    """The digest of a run that was to be killed so many times, and how often it was before it had
+    ended.
 
-    Whatever lies in its folder is whole, or a temporary file; what a kill left behind is gone after the next save.
+    Whatever lies in its folder is whole, or a temporary file; what a kill left behind is gone after
+    the next save.
     """
     rng, reached = np.random.default_rng(seed), -1
     for kills in range(times):

@@ -1,4 +1,5 @@
-"""The tests of this folder at full length: `python -m tests.reliability.long [NAME …]`; an hour or less, most of it the soak.
+"""The tests of this folder at full length: `python -m tests.reliability.long [NAME …]`; an hour or
+less, most of it the soak.
 
 It prints a line for each part, and ends with status 1 if one has failed.
 """

@@ -1,4 +1,6 @@
-"""Training steps as docs/derivation.md writes them down, in NumPy and float64, without chunks, plans or formula sheets."""
+"""Training steps as docs/derivation.md writes them down, in NumPy and float64, without chunks,
+plans or formula sheets.
+"""
 
 from __future__ import annotations
 

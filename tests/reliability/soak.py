@@ -1,4 +1,6 @@
-"""Many steps on a tiny net: what the process takes and how long a step lasts, at the beginning and at the end."""
+"""Many steps on a tiny net: what the process takes and how long a step lasts, at the beginning and
+at the end.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Soaked(NamedTuple):
 
     Attributes:
         growth: bytes of resident memory from the end of the warm-up to the largest later.
-        slowdown: median seconds of a step in the last tenth, over that in the first tenth after the warm-up.
+        slowdown: median seconds of a step in the last tenth, over that in the first tenth after the
+            warm-up.
         threads: how many there were at the end of each part.
     """
 

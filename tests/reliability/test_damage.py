@@ -1,4 +1,6 @@
-"""Checkpoints that were damaged, cut, or made up with a right digest: refused with a reason, before much is allocated."""
+"""Checkpoints that were damaged, cut, or made up with a right digest: refused with a reason, before
+much is allocated.
+"""
 
 import copy
 import json

@@ -1,4 +1,6 @@
-"""A disk that is full, a folder that is gone or cannot be written: the checkpoint before is intact, the run is not lost."""
+"""A disk that is full, a folder that is gone or cannot be written: the checkpoint before is intact,
+the run is not lost.
+"""
 
 import contextlib
 import copy

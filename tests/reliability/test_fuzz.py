@@ -1,4 +1,6 @@
-"""A fuzz of the public door: what is refused is refused by name, in time, and leaves everything as it was."""
+"""A fuzz of the public door: what is refused is refused by name, in time, and leaves everything as
+it was.
+"""
 
 import pytest
 

@@ -1,4 +1,6 @@
-"""Signals, interrupts and forks at any moment: a step is whole or refused, a run is saved, nobody waits for ever."""
+"""Signals, interrupts and forks at any moment: a step is whole or refused, a run is saved, nobody
+waits for ever.
+"""
 
 import contextlib
 import os
@@ -40,7 +42,8 @@ def until(condition):
         time.sleep(0.001)
 
 
-# -- a step is whole ---------------------------------------------------------------------------------
+# -- a step is whole
+# ---------------------------------------------------------------------------------
 
 STEPS = """
 import ctypes, hashlib, random, signal, sys, threading, time
@@ -245,7 +248,8 @@ def test_an_interrupt_between_a_scale_and_its_note_does_not_outlast_the_step():
     assert state(one) == state(other)
 
 
-# -- sources that do not answer ----------------------------------------------------------------------
+# -- sources that do not answer
+# ----------------------------------------------------------------------
 
 
 OPENED = []
@@ -348,7 +352,8 @@ trainer.fit(batches, epochs=1, progress=False, checkpoint=sys.argv[1])
     assert mc.Trainer.load(tmp_path / "run").unfinished
 
 
-# -- signals ---------------------------------------------------------------------------------------------
+# -- signals
+# ---------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -519,7 +524,8 @@ def test_a_second_interrupt_leaves_a_metric_that_takes_long(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# -- save from another thread ----------------------------------------------------------------------------
+# -- save from another thread
+# ----------------------------------------------------------------------------
 
 
 def in_a_thread(call):
@@ -566,7 +572,8 @@ def test_a_save_from_another_thread_does_not_wait_for_a_source(tmp_path):
     assert state(again) == state(one) == state(whole)
 
 
-# -- forks -----------------------------------------------------------------------------------------------
+# -- forks
+# -----------------------------------------------------------------------------------------------
 
 FORKS = """
 import os, signal, sys, threading, time
@@ -698,7 +705,9 @@ class Boom(BaseException):
 
 
 def interrupted(fit, at):
-    """Call `fit` and raise before the line of this number that a run executes; the line, None if there are fewer."""
+    """Call `fit` and raise before the line of this number that a run executes; the line, None if
+    there are fewer.
+    """
     count, line = 0, None
 
     def trace(frame, event, _):

@@ -1,4 +1,6 @@
-"""Runs that are killed while they write: whatever the moment, what lies there is whole and goes on to the same parameters."""
+"""Runs that are killed while they write: whatever the moment, what lies there is whole and goes on
+to the same parameters.
+"""
 
 import os
 import subprocess

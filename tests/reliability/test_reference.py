@@ -1,4 +1,6 @@
-"""Several steps of any net, loss, optimizer and limit equal a plain reference; nothing but documented exceptions comes."""
+"""Several steps of any net, loss, optimizer and limit equal a plain reference; nothing but
+documented exceptions comes.
+"""
 
 import numpy as np
 import pytest

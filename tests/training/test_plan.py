@@ -1,4 +1,6 @@
-"""The plan is what the engine allocates, to the byte; a step allocates next to nothing beyond it, whatever the batch."""
+"""The plan is what the engine allocates, to the byte; a step allocates next to nothing beyond it,
+whatever the batch.
+"""
 
 import functools
 import gc
@@ -133,7 +135,8 @@ def data_of(name, rows):
     )
 
 
-# -- to the byte ---------------------------------------------------------------------------------------------------------
+# -- to the byte
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -385,7 +388,8 @@ def test_arrays_of_a_part_start_at_cache_lines_and_do_not_overlap():
     ]
 
 
-# -- inside a step -------------------------------------------------------------------------------------------------------
+# -- inside a step
+# -------------------------------------------------------------------------------------------------------
 
 
 CASES = {
@@ -441,7 +445,8 @@ def test_penalties_take_no_array_of_the_weights_size(traced):
     assert tracemalloc.get_traced_memory()[1] - before <= 64 << 10
 
 
-# -- flat in the batch ---------------------------------------------------------------------------------------------------
+# -- flat in the batch
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_memory_is_flat_in_the_batch_beyond_the_chunk(ledger):
@@ -467,7 +472,8 @@ def test_without_chunks_memory_grows_with_the_batch():
     )
 
 
-# -- the limit -----------------------------------------------------------------------------------------------------------
+# -- the limit
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_limit_sets_the_largest_chunk_that_keeps_it_and_results_do_not_depend_on_it(ledger):
@@ -526,7 +532,9 @@ def test_a_limit_that_one_row_breaks_is_refused_with_the_largest_buffers():
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9])
 @pytest.mark.parametrize("validated", [False, True])
 def test_a_limit_is_kept_by_all_of_fit(ledger, traced, share, validated):
-    """Row order, best parameters, the last partial batch, validation: everything the engine allocates."""
+    """Row order, best parameters, the last partial batch, validation: everything the engine
+    allocates.
+    """
     X, Y = data(2000, 20, 10)
     net = mc.MLP([20, 64, 10], "gelu")
 
@@ -667,7 +675,8 @@ def test_a_limit_that_a_result_breaks_names_it_before_anything_is_allocated(trac
     )
 
 
-# -- arrays that are not row-major -----------------------------------------------------------------------------------------
+# -- arrays that are not row-major
+# -----------------------------------------------------------------------------------------
 
 
 def _unaligned(array):
@@ -769,7 +778,8 @@ def test_without_a_limit_fit_lists_its_row_major_copies_and_prepare_makes_them_o
     assert other.step(prepared, rows=[4, 2]) == weighted().step(X, Y, rows=[4, 2])
 
 
-# -- bytes as text -------------------------------------------------------------------------------------------------------
+# -- bytes as text
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""A step's result depends on the rows and their weights alone: not on chunks, threads, dtype or order in memory."""
+"""A step's result depends on the rows and their weights alone: not on chunks, threads, dtype or
+order in memory.
+"""
 
 import itertools
 import math
@@ -42,7 +44,8 @@ def one_step(net, X, Y, w=None, rows=None, loss="squared_error", optimizer=None,
     return J, trainer._step.gradient.copy(), before, net.parameters
 
 
-# -- cutting -------------------------------------------------------------------------------------------------------------
+# -- cutting
+# -------------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 9))
@@ -66,7 +69,8 @@ def test_chunks_cover_every_row_once_in_order_none_too_long_or_empty_and_workers
         assert all(len(share) == 1 for share in shares)
 
 
-# -- the result does not depend on the chunks -----------------------------------------------------------------------------
+# -- the result does not depend on the chunks
+# -----------------------------------------------------------------------------
 
 
 @settings(max_examples=250, deadline=None)
@@ -161,7 +165,8 @@ def test_equal_weights_are_as_good_as_none():
     np.testing.assert_allclose(one[1], other[1], rtol=1e-12)
 
 
-# -- rows= ---------------------------------------------------------------------------------------------------------------
+# -- rows=
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
@@ -194,7 +199,8 @@ def test_rows_may_be_a_list_and_a_view_with_strides():
         np.testing.assert_array_equal(one_step(net, X, Y, rows=rows)[3], expected)
 
 
-# -- inputs of every kind ------------------------------------------------------------------------------------------------
+# -- inputs of every kind
+# ------------------------------------------------------------------------------------------------
 
 
 def _kinds(A):
@@ -273,7 +279,8 @@ def test_single_columns_and_rows():
         )
 
 
-# -- a loss that is not finite ---------------------------------------------------------------------------------------------
+# -- a loss that is not finite
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -345,7 +352,8 @@ def test_the_step_names_the_culprit_only_after_a_failure(bad):
         assert math.isfinite(trainer.step(X, Y))
 
 
-# -- what changes between steps counts ------------------------------------------------------------------------------------
+# -- what changes between steps counts
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [lambda rate: mc.SGD(rate, momentum=0.9), mc.AdamW, mc.RMSprop])

@@ -1,8 +1,9 @@
 """Matrix products by cuBLASLt, through ctypes.
 
-Why not `nvmath.bindings`: it cannot be loaded without a driver, so that nothing of this could be tested where there is no GPU,
-and it would be one more package whose CUDA version must agree with CuPy's. Here the library is the one that CuPy itself uses,
-found by `cuda.pathfinder` (which CuPy requires). The numbers below are the C interface's, the same in CUDA 12 and 13.
+Why not `nvmath.bindings`: it cannot be loaded without a driver, so that nothing of this could be
+tested where there is no GPU, and it would be one more package whose CUDA version must agree with
+CuPy's. Here the library is the one that CuPy itself uses, found by `cuda.pathfinder` (which CuPy
+requires). The numbers below are the C interface's, the same in CUDA 12 and 13.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Descriptors(NamedTuple):
 
 
 class CublasLt:
-    """The library, and descriptors of the products asked for so far. Descriptors need no driver; the rest does.
+    """The library, and descriptors of the products asked for so far. Descriptors need no driver;
+    the rest does.
 
     Args:
         path: of the shared library; None looks for the one that CuPy uses.
@@ -167,7 +169,9 @@ class CublasLt:
     # -- with a driver --
 
     def algorithms(self, product: Product, workspace: int) -> list[bytes]:
-        """The heuristic's candidates, the likeliest first; none where the product is not supported. Not while capturing."""
+        """The heuristic's candidates, the likeliest first; none where the product is not supported.
+        Not while capturing.
+        """
         with self._lock:
             return self._candidates(product, workspace)
 

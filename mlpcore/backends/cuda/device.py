@@ -1,7 +1,7 @@
 """What the CUDA backend asks of a device, and no more: memory, kernels, matrix products, recording.
 
-`CupyDevice` does it on an NVIDIA GPU. The tests do it on a CPU (tests/cuda_on_cpu): the same kernels, launch plans, products
-and steps run there, with each CUDA thread as a fiber.
+`CupyDevice` does it on an NVIDIA GPU. The tests do it on a CPU (tests/cuda_on_cpu): the same
+kernels, launch plans, products and steps run there, with each CUDA thread as a fiber.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Device(Protocol):
         product_workspace: bytes of scratch that matrix products may use, on each stream.
         captures: whether steps can be captured: not where cuBLASLt is missing.
         library: what multiplies matrices: its version, and on which GPU.
-        lock: held while something is recorded or timed. Hold it where `algorithms` is called and where a product runs for
-            the first time: neither goes while another thread records.
+        lock: held while something is recorded or timed. Hold it where `algorithms` is called and
+            where a product runs for the first time: neither goes while another thread records.
     """
 
     xp: Any
@@ -68,14 +68,18 @@ class Device(Protocol):
         """Where the array begins in the device's memory."""
 
     def kernel(self, source: str, name: str) -> Kernel:
-        """The kernel instance `name`, e.g. `"softmax<float>"`, of a source without includes; compiled once, then kept."""
+        """The kernel instance `name`, e.g. `"softmax<float>"`, of a source without includes;
+        compiled once, then kept.
+        """
 
     def launch(self, kernel: Kernel, launch: Launch, arguments: Sequence[object]) -> None:
         """Run a kernel on the current stream. The caller holds `active()`.
 
-        Arguments: device arrays and None stand for pointers; an int for `long long`; a float for `double`; NumPy scalars for
-        themselves (`np.int32` for `int`, `np.float32` for `float`); a record (a 0-d structured NumPy array) for a struct
-        by value, whose bytes are copied at the launch, or when it is recorded.
+        Arguments: device arrays and None stand for pointers; an int for `long long`; a float for
+            `double`; NumPy scalars for
+        themselves (`np.int32` for `int`, `np.float32` for `float`); a record (a 0-d structured
+        NumPy array) for a struct by value, whose bytes are copied at the launch, or when it is
+        recorded.
         """
 
     def bind(
@@ -83,11 +87,14 @@ class Device(Protocol):
     ) -> Callable[[], None]:
         """Prepare a launch whose arguments are these same objects at each call.
 
-        Each call copies a record anew, so that the caller may change its fields in between. The caller holds `active()`.
+        Each call copies a record anew, so that the caller may change its fields in between. The
+        caller holds `active()`.
         """
 
     def algorithms(self, product: Product) -> Sequence[bytes]:
-        """The ways to compute a matrix product, the likeliest to be fast first; at least one. Not while recording."""
+        """The ways to compute a matrix product, the likeliest to be fast first; at least one. Not
+        while recording.
+        """
 
     def multiply(
         self,
@@ -100,7 +107,8 @@ class Device(Protocol):
         aux: int,
         workspace: int,
     ) -> None:
-        """Run a matrix product on the current stream; the operands are addresses (bias and aux 0 where there is none).
+        """Run a matrix product on the current stream; the operands are addresses (bias and aux 0
+        where there is none).
 
         The caller holds `active()`.
 
@@ -111,7 +119,8 @@ class Device(Protocol):
     def seconds(self, run: Callable[[], None]) -> float:
         """Return how long the device itself takes for `run`. Not while recording.
 
-        `run` is called many times, and recorded: it must not wait for the device, nor allocate after its first call.
+        `run` is called many times, and recorded: it must not wait for the device, nor allocate
+        after its first call.
         """
 
     def record(self, run: Callable[[], None]) -> Recording:
@@ -123,7 +132,8 @@ class Device(Protocol):
         """Whether an array lies in this device's memory."""
 
     def adopt(self, value: object, name: str) -> Array:
-        """What a user passed as an argument: an array of this device's (any library's, without a copy), or one of NumPy's.
+        """What a user passed as an argument: an array of this device's (any library's, without a
+        copy), or one of NumPy's.
 
         Raises:
             TypeError, ValueError: names the argument: no array, or one that lies on another device.
@@ -139,7 +149,9 @@ class Device(Protocol):
         """Page-locked host memory, as a 1-D uint8 array: copies from it need not wait."""
 
     def upload(self, source: np.ndarray, destination: Array, after: Mark | None) -> Mark:
-        """Copy page-locked memory to the device beside the current stream, once `after` has passed; the mark of its end."""
+        """Copy page-locked memory to the device beside the current stream, once `after` has passed;
+        the mark of its end.
+        """
 
     def mark(self) -> Mark:
         """The point that the current stream has been asked to reach so far."""
@@ -151,4 +163,6 @@ class Device(Protocol):
         """Wait, here on the host, for a mark."""
 
     def follow(self, stream: object) -> object:
-        """Let the current stream, which is returned, wait for what `stream` (None: none) has been asked so far."""
+        """Let the current stream, which is returned, wait for what `stream` (None: none) has been
+        asked so far.
+        """

@@ -1,7 +1,9 @@
-"""The unfused reference on a GPU: the NumPy backend's code on CuPy's arrays, one CuPy call after the other.
+"""The unfused reference on a GPU: the NumPy backend's code on CuPy's arrays, one CuPy call after
+the other.
 
-The fused kernels are checked against it, and it is what runs where cuBLASLt cannot be loaded. CuPy has no `reduce` of maxima,
-no `take` with a mode, and a `matmul` whose result goes to `out=` alone: what needs them is written out here.
+The fused kernels are checked against it, and it is what runs where cuBLASLt cannot be loaded. CuPy
+has no `reduce` of maxima, no `take` with a mode, and a `matmul` whose result goes to `out=` alone:
+what needs them is written out here.
 """
 
 from __future__ import annotations

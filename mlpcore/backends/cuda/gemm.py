@@ -1,6 +1,8 @@
-"""Matrix products as cuBLASLt takes them: column-major, so a row-major C = A B is handed over as Cᵀ = Bᵀ Aᵀ.
+"""Matrix products as cuBLASLt takes them: column-major, so a row-major C = A B is handed over as Cᵀ
+= Bᵀ Aᵀ.
 
-A row-major (m, n) array, read column by column, is the (n, m) matrix of its transpose: nothing is copied or transposed.
+A row-major (m, n) array, read column by column, is the (n, m) matrix of its transpose: nothing is
+copied or transposed.
 """
 
 from __future__ import annotations
@@ -28,13 +30,17 @@ class Product:
     Attributes:
         m, n, k: as above.
         transpose_left, transpose_right: whether op transposes.
-        left_stride, right_stride, result_stride: leading dimensions: entries from one column to the next.
-        dtype: of L and R: "float64", "float32", "tf32" (float32 rounded on the way in), "bfloat16", "float16".
+        left_stride, right_stride, result_stride: leading dimensions: entries from one column to the
+            next.
+        dtype: of L and R: "float64", "float32", "tf32" (float32 rounded on the way in), "bfloat16",
+            "float16".
         result_dtype: of D.
         accumulate: β = 1, else β = 0.
-        epilogue: "" or what happens to D before it is stored: "bias" (+ a bias for each of its rows), "relu" (with bias),
-            "gelu" (with bias; the sum before it goes to aux, with D's leading dimension).
-        left_alignment, right_alignment, result_alignment: powers of two that divide the operands' addresses, at most 256.
+        epilogue: "" or what happens to D before it is stored: "bias" (+ a bias for each of its
+            rows), "relu" (with bias), "gelu" (with bias; the sum before it goes to aux, with D's
+            leading dimension).
+        left_alignment, right_alignment, result_alignment: powers of two that divide the operands'
+            addresses, at most 256.
         bias_alignment, aux_alignment: likewise, 256 where there is none.
     """
 
@@ -58,7 +64,9 @@ class Product:
 
 
 def operand(array: Array) -> tuple[bool, int]:
-    """How a 2-D array stands as an operand: whether it is a transposed view of a row-major array, and that one's row stride."""
+    """How a 2-D array stands as an operand: whether it is a transposed view of a row-major array,
+    and that one's row stride.
+    """
     item = array.dtype.itemsize
     rows, columns = array.shape
     down, along = array.strides[0] // item, array.strides[1] // item
@@ -82,7 +90,8 @@ def describe(
     A: Array, B: Array, C: Array, accumulate: bool, addresses: tuple[int, int, int], tf32: bool = False, epilogue: str = "",
     bias: int = 0, aux: int = 0,
 ) -> Product:  # fmt: skip
-    """The product C = A B (or C += A B) of row-major arrays or transposed views of such; C is row-major.
+    """The product C = A B (or C += A B) of row-major arrays or transposed views of such; C is
+    row-major.
 
     `addresses` are those of A, B and C; `bias` and `aux` are addresses, too, 0 where there is none.
     Left is B and right is A: Cᵀ = Bᵀ Aᵀ, where Bᵀ is what cuBLASLt reads in B's memory.

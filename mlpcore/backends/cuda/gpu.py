@@ -1,4 +1,5 @@
-"""`Device` on an NVIDIA GPU, through CuPy: its memory pool, kernels through `RawModule`, products by cuBLASLt, CUDA graphs.
+"""`Device` on an NVIDIA GPU, through CuPy: its memory pool, kernels through `RawModule`, products
+by cuBLASLt, CUDA graphs.
 
 The only module that imports CuPy. It is imported when a CUDA device is asked for, or looked for.
 """
@@ -67,7 +68,9 @@ def describe() -> str:
 
 @functools.cache
 def products(index: int) -> CublasLt | None:
-    """CuBLASLt for one GPU (a handle belongs to the GPU that it was made on), or None where it cannot be loaded."""
+    """CuBLASLt for one GPU (a handle belongs to the GPU that it was made on), or None where it
+    cannot be loaded.
+    """
     try:
         return CublasLt()
     except OSError:
@@ -150,7 +153,9 @@ class CupyDevice:
             return cupy.empty(nbytes, cupy.uint8)
 
     def free_bytes(self) -> int:
-        """Memory that CuPy may still take: what the GPU has left, and what CuPy's pool holds unused."""
+        """Memory that CuPy may still take: what the GPU has left, and what CuPy's pool holds
+        unused.
+        """
         with self.device:
             return int(
                 cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
@@ -161,7 +166,9 @@ class CupyDevice:
         return int(array.data.ptr)
 
     def kernel(self, source: str, name: str) -> Any:
-        """The kernel instance `name` of a source; compiled once (CuPy keeps it on disk), then kept and loaded."""
+        """The kernel instance `name` of a source; compiled once (CuPy keeps it on disk), then kept
+        and loaded.
+        """
         if (source, name) not in self._kernels:
             with self.device, self.lock:
                 code = source.encode(
@@ -219,10 +226,11 @@ class CupyDevice:
         )
 
     def seconds(self, run: Callable[[], None]) -> float:
-        """Return how long the device takes for `run`: the median by events, from graphs of several runs.
+        """Return how long the device takes for `run`: the median by events, from graphs of several
+        runs.
 
-        Events around a launch on an idle stream measure how long the host takes to launch. So the graph that is timed is
-        launched while the device is still busy with those before it.
+        Events around a launch on an idle stream measure how long the host takes to launch. So the
+        graph that is timed is launched while the device is still busy with those before it.
         """
 
         def several() -> None:
@@ -273,7 +281,9 @@ class CupyDevice:
         return isinstance(array, cupy.ndarray)
 
     def adopt(self, value: object, name: str) -> Array:
-        """What a user passed as an argument: an array of this device's, without a copy, or one of NumPy's."""
+        """What a user passed as an argument: an array of this device's, without a copy, or one of
+        NumPy's.
+        """
         if not isinstance(value, cupy.ndarray):
             if arrays.gpu(value, name) is None:
                 return arrays.host_array(value, name)
@@ -303,7 +313,9 @@ class CupyDevice:
             return buffer
 
     def upload(self, source: np.ndarray, destination: Array, after: Mark | None) -> Mark:
-        """Copy page-locked memory to the device on a stream of its own, once `after` has passed; the mark of its end."""
+        """Copy page-locked memory to the device on a stream of its own, once `after` has passed;
+        the mark of its end.
+        """
         with self.device:
             if after is not None:
                 self._copies.wait_event(after)
@@ -333,9 +345,11 @@ class CupyDevice:
         mark.synchronize()
 
     def follow(self, stream: object) -> tuple[Any, threading.Thread | None]:
-        """Let the current stream, which is returned, wait for what `stream` (None: none) has been asked so far.
+        """Let the current stream, which is returned, wait for what `stream` (None: none) has been
+        asked so far.
 
-        A per-thread default stream, which has one number in all threads, is returned with its thread.
+        A per-thread default stream, which has one number in all threads, is returned with its
+        thread.
         """
         now = cupy.cuda.get_current_stream(self.index)
         current = now, threading.current_thread() if now.ptr == PER_THREAD else None

@@ -1,7 +1,8 @@
-"""How each kernel is launched: grid, block, vector width. Plain arithmetic on shapes, so that it is tested without a device.
+"""How each kernel is launched: grid, block, vector width. Plain arithmetic on shapes, so that it is
+tested without a device.
 
-A block is (x, y) threads, 256 in all, over a tile of x·V columns; it goes down the rows with a stride. V entries fill 16 bytes
-where the row length and the addresses allow, else V = 1.
+A block is (x, y) threads, 256 in all, over a tile of x·V columns; it goes down the rows with a
+stride. V entries fill 16 bytes where the row length and the addresses allow, else V = 1.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import NamedTuple
 from mlpcore.backends.cuda.device import Launch
 
 THREADS = 256
-BLOCKS = 8  # per multiprocessor: 2,048 threads, all that would fit with 32 registers each; activation_gradient takes up to 124
+# per multiprocessor: 2,048 threads, all that would fit with 32 registers each; activation_gradient
+# takes up to 124
+BLOCKS = 8
 ROWS = 4  # that a thread has in flight, as in the kernels
 SHARED = (
     47 << 10
@@ -55,7 +58,9 @@ def row_warps(rows: int, multiprocessors: int) -> Launch:
 def cross_entropy(
     rows: int, columns: int, itemsize: int, multiprocessors: int
 ) -> tuple[Launch, bool]:
-    """Softmax with cross-entropy: a warp a row, and whether db fits its shared memory, a row of it for each warp."""
+    """Softmax with cross-entropy: a warp a row, and whether db fits its shared memory, a row of it
+    for each warp.
+    """
     fused = columns * itemsize <= SHARED
     warps = 8
     while fused and warps * columns * itemsize > SHARED:
@@ -79,9 +84,11 @@ def each(size: int, vector: int) -> Launch:
 def partial_sums(
     rows: int, widths: Iterable[int], itemsizes: tuple[int, ...], multiprocessors: int, learned: Iterable[int] = ()
 ) -> tuple[int, int]:  # fmt: skip
-    """Scratch for the sums of any kernel over up to `rows` rows of these widths: numbers, and counters.
+    """Scratch for the sums of any kernel over up to `rows` rows of these widths: numbers, and
+    counters.
 
-    Layers of the widths in `learned` have a parameter for each output, whose gradient is a second sum over the rows.
+    Layers of the widths in `learned` have a parameter for each output, whose gradient is a second
+    sum over the rows.
     """
     numbers, counters = 2 * BLOCKS * multiprocessors, 1  # gradient_norm
     for n in set(widths):

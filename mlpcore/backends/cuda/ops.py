@@ -1,8 +1,9 @@
 """The CUDA backend: `core.ops.Ops` by fused kernels and cuBLASLt, on a `Device`.
 
-Every operation is a launch on the current stream and returns at once. Inside `record` the same launches become a graph. Which
-algorithm computes a product is settled before: by timing once for each shape, or by cuBLASLt's first guess (`deterministic`).
-An activation joins its product where cuBLASLt computes it as well as the kernel does, and faster.
+Every operation is a launch on the current stream and returns at once. Inside `record` the same
+launches become a graph. Which algorithm computes a product is settled before: by timing once for
+each shape, or by cuBLASLt's first guess (`deterministic`). An activation joins its product where
+cuBLASLt computes it as well as the kernel does, and faster.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ EPSILON = {
 
 
 class SlotRows(NamedTuple):
-    """The batch's own targets or row weights, which a kernel reads through the slot from `CudaOps.first` on.
+    """The batch's own targets or row weights, which a kernel reads through the slot from
+    `CudaOps.first` on.
 
     Attributes:
         dtype: of the caller's array.
@@ -64,8 +66,8 @@ class Algorithms:
     Attributes:
         chosen: by product; what a checkpoint stores.
         fused: whether an activation joins its product, by product; likewise.
-        ready: the algorithm by which a product has run in this process, None where it never will: the first run loads
-            kernels, which a capture does not allow.
+        ready: the algorithm by which a product has run in this process, None where it never will:
+            the first run loads kernels, which a capture does not allow.
     """
 
     def __init__(self, deterministic: bool = False):
@@ -75,7 +77,9 @@ class Algorithms:
         self.ready: dict[Product, bytes | None] = {}
 
     def is_ready(self, product: Product) -> bool:
-        """Return whether a product is settled and has run; a checkpoint may name another algorithm since."""
+        """Return whether a product is settled and has run; a checkpoint may name another algorithm
+        since.
+        """
         return product in self.ready and self.ready[product] == self.chosen.get(product)
 
 
@@ -88,8 +92,9 @@ class CudaOps:
         algorithms: where the choice of algorithms is kept.
 
     Attributes:
-        low: a flat vector and its copy in the precision of the layers; biases that are views of the first are read from
-            the second by products that add them. None where layers have the precision of the parameters.
+        low: a flat vector and its copy in the precision of the layers; biases that are views of the
+            first are read from the second by products that add them. None where layers have the
+            precision of the parameters.
     """
 
     stages = False  # gather casts on the way: rows need no second buffer
@@ -128,7 +133,9 @@ class CudaOps:
         objective: Objective,
         accumulates: bool,
     ) -> list[Buffer]:
-        """The arrays of its own that this backend needs for a chunk of up to `rows` rows, for the plan."""
+        """The arrays of its own that this backend needs for a chunk of up to `rows` rows, for the
+        plan.
+        """
         wide = accumulator(dtype)
         itemsizes = (np.dtype(storage(dtype)).itemsize, np.dtype(wide).itemsize)
         learned = {
@@ -167,7 +174,9 @@ class CudaOps:
     # -- recording --
 
     def record(self, run: Callable[[], None]) -> Recording:
-        """The operations that `run` calls, recorded. It is rehearsed first: then what must be compiled or timed is."""
+        """The operations that `run` calls, recorded. It is rehearsed first: then what must be
+        compiled or timed is.
+        """
         self._rehearsing = True
         try:
             run()
@@ -220,7 +229,9 @@ class CudaOps:
         self.device.multiply(product, algorithm, B, A, C, bias, aux, workspace)
 
     def _settle(self, product: Product, run: Callable[[bytes], None]) -> None:
-        """Run a product for the first time: by the algorithm that a checkpoint named, or all candidates to choose from."""
+        """Run a product for the first time: by the algorithm that a checkpoint named, or all
+        candidates to choose from.
+        """
         known = self.algorithms
         with self.device.lock:
             if product in known.chosen:
@@ -238,7 +249,8 @@ class CudaOps:
                     )
                 if chosen is None:
                     raise Refused(
-                        f"cuBLASLt refuses each of the {len(candidates)} algorithms that it offers for {product}"
+                        f"cuBLASLt refuses each of the {len(candidates)} algorithms that it offers "
+                        f"for {product}"
                     )
                 known.chosen[product] = chosen
             known.ready[product] = known.chosen[product]
@@ -262,7 +274,9 @@ class CudaOps:
     def layer(
         self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
     ) -> None:
-        """S = A W + b; Z = σ(S): one product with the activation in its epilogue where that is faster, else two launches."""
+        """S = A W + b; Z = σ(S): one product with the activation in its epilogue where that is
+        faster, else two launches.
+        """
         fused = None if self.only_products else self._epilogue(A, W, b, activation, S, Z)
         if fused is None:
             self.gemm(A, W, S)
@@ -273,7 +287,9 @@ class CudaOps:
     def _epilogue(
         self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
     ) -> Callable[[], None] | None:
-        """The layer as one product, if cuBLASLt has it and it was timed to be faster than two launches; None otherwise."""
+        """The layer as one product, if cuBLASLt has it and it was timed to be faster than two
+        launches; None otherwise.
+        """
         epilogue = EPILOGUES.get(activation.name, "") if activation in OWN else ""
         added = None if b is None else self._as_added(b, Z)
         if added is None or not epilogue or self.algorithms.deterministic:
@@ -320,7 +336,9 @@ class CudaOps:
     def _fusing_pays(
         self, product: Product, run: Callable[..., None], bias: int, layer: tuple[Any, ...]
     ) -> bool:
-        """Return whether an activation in its product's epilogue is right and faster; note the algorithm."""
+        """Return whether an activation in its product's epilogue is right and faster; note the
+        algorithm.
+        """
         A, W, b, activation, S, Z = layer
 
         def apart() -> None:
@@ -377,7 +395,9 @@ class CudaOps:
         return right
 
     def _trial_biases(self, product: Product, Z: Array, special: bool) -> tuple[Array, Array]:
-        """Return a bias as the kernel reads it and as the product does: numbers, or none that is finite."""
+        """Return a bias as the kernel reads it and as the product does: numbers, or none that is
+        finite.
+        """
         n = product.m
         memory, _ = self.partials(2 * n + 128, 1, accumulator(product.result_dtype))
         memory = self._aligned(memory)
@@ -405,7 +425,9 @@ class CudaOps:
         return host.astype(np.float64)
 
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
-        """S += b; Z = σ(S), row by row, less what is dropped. Z may be S; S itself is kept only where the slope reads it."""
+        """S += b; Z = σ(S), row by row, less what is dropped. Z may be S; S itself is kept only
+        where the slope reads it.
+        """
         m, n = S.shape
         if activation.rowwise:
             launch = launches.row_warps(m, self.device.multiprocessors)
@@ -447,7 +469,9 @@ class CudaOps:
         db: Array | None,
         accumulate: bool = False,
     ) -> None:
-        """D = G ⊙ σ'(S, Z), db = Σ_rows D, da = Σ G ⊙ ∂z/∂a, or db += …, da += …. D may be G or Z; S, Z and G are kept."""
+        """D = G ⊙ σ'(S, Z), db = Σ_rows D, da = Σ G ⊙ ∂z/∂a, or db += …, da += …. D may be G or Z;
+        S, Z and G are kept.
+        """
         m, n = Z.shape
         if activation.rowwise:
             launch = launches.row_warps(m, self.device.multiprocessors)
@@ -462,7 +486,9 @@ class CudaOps:
         self, G: Array, H: Array, T: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None,
         accumulate: bool = False,
     ) -> None:  # fmt: skip
-        """D = G ⊙ σ' + H ⊙ T ⊙ σ'', the derivative of ⟨H, σ' ⊙ T⟩ beside G's; db as in `activation_gradient`."""
+        """D = G ⊙ σ' + H ⊙ T ⊙ σ'', the derivative of ⟨H, σ' ⊙ T⟩ beside G's; db as in
+        `activation_gradient`.
+        """
         if activation.rowwise:
             bend_rowwise(
                 G, H, T, self.xp.exp(Z) if activation.logarithmic else Z, activation.logarithmic
@@ -532,7 +558,9 @@ class CudaOps:
         J: Array,
         accumulate: bool,
     ) -> None:
-        """J += Σ k ℓ(x, Y), D = gain k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if matched, else Z[L]; D may be x."""
+        """J += Σ k ℓ(x, Y), D = gain k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if
+        matched, else Z[L]; D may be x.
+        """
         (m, n), wide = x.shape, accumulator(STORAGE[x.dtype.name])
         if isinstance(Y, SlotRows):
             slot, targets, stored, labels = self.step, None, Y.dtype, Y.classes
@@ -587,7 +615,9 @@ class CudaOps:
         return self.xp.asarray(loss.columns, dtype) if planned is None else planned
 
     def _tiles(self, like: Array, *arrays: Array) -> launches.Tiled:
-        """The launch over a matrix, its vector width by the addresses of all arrays that are read and written along with it."""
+        """The launch over a matrix, its vector width by the addresses of all arrays that are read
+        and written along with it.
+        """
         m, n = like.shape
         together = alignment(*(self.device.address(array) for array in arrays))
         vector = launches.vector_width(n, like.dtype.itemsize, together)
@@ -596,7 +626,9 @@ class CudaOps:
     def map(
         self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]
     ) -> None:
-        """Elementwise statements over up to four flat vectors in one pass; the scalars are read now."""
+        """Elementwise statements over up to four flat vectors in one pass; the scalars are read
+        now.
+        """
         size = next(iter(arrays.values())).size
         values = self.xp.asarray(
             np.array(2 * [float(scalars[key]) for key in program.folded] or [0.0])
@@ -611,7 +643,8 @@ class CudaOps:
         self, program: Program, arrays: Mapping[str, Array], k: Array, low: Array | None, weights: int, control: Array | None,
         settings: tuple[str, ...], flags: tuple[str, ...], kept: str, segments: Array | None = None,
     ) -> None:  # fmt: skip
-        """The statements entry by entry, with scalars `k` for the first `weights` entries, then those behind for the rest.
+        """The statements entry by entry, with scalars `k` for the first `weights` entries, then
+        those behind for the rest.
 
         With `segments` each of them has its own, one behind the other.
         """

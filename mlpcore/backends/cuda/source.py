@@ -1,8 +1,11 @@
-"""CUDA C++ from `kernels/` and from formulas: one text for each kernel, with nothing left to include.
+"""CUDA C++ from `kernels/` and from formulas: one text for each kernel, with nothing left to
+include.
 
-A formula goes by way of the same `Program` that NumPy runs, so both compute the same operations in the same order:
+A formula goes by way of the same `Program` that NumPy runs, so both compute the same operations in
+the same order:
 
-    relu  →  struct Formula { template <class C> static C value(C s) { C z; z = maximum(s, C(0.0)); return z; } };
+    relu  →  struct Formula { template <class C> static C value(C s) { C z; z = maximum(s, C(0.0));
+    return z; } };
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ _FUNCTIONS = {"abs": "absolute", "negative": "-", "copy": "", "normcdf": "normal
 
 @functools.cache
 def text(file: str, formula: str = "") -> str:
-    """The source of one file of `kernels/`, its includes in place, with a formula's struct before the file itself."""
+    """The source of one file of `kernels/`, its includes in place, with a formula's struct before
+    the file itself.
+    """
     seen: set[str] = set()
     return f"{_inline('numbers.cuh', seen)}\n{formula}\n{_inline(file, seen)}"
 
@@ -56,11 +61,14 @@ def _read(file: str) -> str:
     return cuda_slot.declarations() if file == "slot.cuh" else kernel_files.read(file)
 
 
-# -- formulas ----------------------------------------------------------------------------------------------------------
+# -- formulas
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _statements(compiled: Program, values: Mapping[str, float] | None = None) -> str:
-    """A program's steps as C++ statements; its scalars as numbers where `values` gives them, else as entries of `k`."""
+    """A program's steps as C++ statements; its scalars as numbers where `values` gives them, else
+    as entries of `k`.
+    """
     keys = list(compiled.folded)
     if values is None:
         names = {key: f"k[{i}]" for i, key in enumerate(keys)}
@@ -89,9 +97,11 @@ def _struct(*lines: str) -> str:
 
 
 def activation(sigma: Activation) -> str:
-    """The struct of an activation: `value(s)`, `gradient(g, s, z)` = g σ', and what the latter reads.
+    """The struct of an activation: `value(s)`, `gradient(g, s, z)` = g σ', and what the latter
+    reads.
 
-    Of one that is bound to a learned parameter, both read `a` as well, and `by_parameter(g, s, z, a)` = g ∂z/∂a.
+    Of one that is bound to a learned parameter, both read `a` as well, and `by_parameter(g, s, z,
+    a)` = g ∂z/∂a.
     """
     return _activation(sigma, sigma.a is not None)
 
@@ -116,7 +126,9 @@ def _activation(sigma: Activation, learned: bool) -> str:
 
 @functools.cache
 def loss(objective: Objective) -> str:
-    """The struct of an elementwise loss: `value(x, y, k, p)` = k ℓ and `slope(x, y, k, p)` = k ∂ℓ/∂x, p of the column."""
+    """The struct of an elementwise loss: `value(x, y, k, p)` = k ℓ and `slope(x, y, k, p)` = k
+    ∂ℓ/∂x, p of the column.
+    """
     scalars = dict(objective.scalars)
     return _struct(
         f"  static constexpr bool reads_columns = {str(bool(objective.loss.columns)).lower()};",
@@ -129,7 +141,8 @@ def update(
     compiled: Program, vectors: Sequence[str], settings: Sequence[str] = (), flags: Sequence[str] = (), kept: str = "",
     bounds: tuple[str, str] = ("0", "0"),
 ) -> str:  # fmt: skip
-    """The struct of statements on flat vectors: `run` for one entry, `fold` for the scalars, `bounds` in double.
+    """The struct of statements on flat vectors: `run` for one entry, `fold` for the scalars,
+    `bounds` in double.
 
     Args:
         compiled: the statements' program.
@@ -151,12 +164,16 @@ def _update(
     written = {out for _, _, out in compiled.steps}
     writes = sum(1 << i for i, name in enumerate(vectors) if name in written and name != kept)
     lines = [
-        f"  static constexpr int arrays = {len(vectors)}, scalars = {len(compiled.folded)}, writes = {writes};",
-        f"  static constexpr int decay = {settings.index('decay') if 'decay' in settings else -1};  // its place",
-        f"{_INLINE} void run({', '.join(f'C& {x}' for x in names)}, const C* k) {{ {_statements(compiled)} }}",
+        f"  static constexpr int arrays = {len(vectors)}, scalars = {len(compiled.folded)}, writes "
+        f"= {writes};",
+        f"  static constexpr int decay = {settings.index('decay') if 'decay' in settings else -1}; "
+        " // its place",
+        f"{_INLINE} void run({', '.join(f'C& {x}' for x in names)}, const C* k) "
+        f"{{ {_statements(compiled)} }}",
     ]
     values = [
-        f"const double {x} = {f'weights ? settings[{i}] : 0.0' if x in flags else f'settings[{i}]'};"
+        f"const double {x} = "
+        f"{f'weights ? settings[{i}] : 0.0' if x in flags else f'settings[{i}]'};"
         for i, x in enumerate(settings)
     ]
     folded = [
@@ -164,13 +181,15 @@ def _update(
         for i, source in enumerate(compiled.folded_text.values())
     ]
     lines.append(
-        "  static __device__ void fold(const double* settings, double t, double clip, double unscale, bool weights, double* k) "
+        "  static __device__ void fold(const double* settings, double t, double clip, double "
+        "unscale, bool weights, double* k) "
         f"{{ {' '.join([*values, *folded])} }}"
     )
     read = {"G", "reach"}.union(*map(reads, bounds))
     values = [f"const double {x} = settings[{i}];" for i, x in enumerate(settings) if x in read]
     lines.append(
-        "  static __device__ void bounds(const double* settings, double G, double reach, double& after, double& change) "
+        "  static __device__ void bounds(const double* settings, double G, double reach, double& "
+        "after, double& change) "
         f"{{ {' '.join(values)} after = {_scalar(parse(bounds[0]))}; change = {_scalar(parse(bounds[1]))}; }}"
     )
     return _struct(*lines)

@@ -92,7 +92,8 @@ class StepKernels:
         ops: the operations whose stream, device and scratch are used.
         program: the update's statements, scalars folded.
         bounds: of what they do, as `cuda_source.update` takes them.
-        settings: names of the scalars that the host sets, in the slot's order: rate, l1, l2, then the optimizer's.
+        settings: names of the scalars that the host sets, in the slot's order: rate, l1, l2, then
+            the optimizer's.
         flags: those that are 0 on biases.
         scaled: whether there is a loss scale.
         wide: dtype of parameters, gradient and sums.
@@ -197,7 +198,8 @@ class StepKernels:
             sources: X, Y, row weights or None.
             rows: row numbers of X, or None for all in order.
             first: the entry of `rows`, or the row of X, that is row `batch_row` of the batch.
-            batch_rows: how much further on the next step of the same launch begins, 0 where it holds one step.
+            batch_rows: how much further on the next step of the same launch begins, 0 where it
+                holds one step.
             step: number of the update, from 1.
             answer: address that the results go to, or 0.
             weight: Σ w of the batch, 0 if the device is to find it.
@@ -213,7 +215,8 @@ class StepKernels:
         self._set_slot()
 
     def set_applied(self, step: int, answer: int) -> None:
-        """Tell the next launch to update by a gradient that is there: no rows, and no penalties beside those that it holds.
+        """Tell the next launch to update by a gradient that is there: no rows, and no penalties
+        beside those that it holds.
 
         The penalties in the slot are 0 until `set_values` sets them anew.
 
@@ -307,7 +310,9 @@ class StepKernels:
     def update(
         self, arrays: Mapping[str, Array], low: Array | None, weights: int, clip_norm: float, tolerant: bool
     ) -> None:  # fmt: skip
-        """Take norm and finite test of the penalised gradient, and update unless a fault forbids it."""
+        """Take norm and finite test of the penalised gradient, and update unless a fault forbids
+        it.
+        """
         w, g = arrays["w"], arrays["g"]
         first, second = [*list(arrays.values())[2:], None, None][:2]
         formula = cuda_source.update(

@@ -1,4 +1,6 @@
-"""The BLAS under NumPy: how many threads it uses, which kernels, and a limit for the time that workers share the cores."""
+"""The BLAS under NumPy: how many threads it uses, which kernels, and a limit for the time that
+workers share the cores.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The reference backend: in-place ufuncs and `matmul` on preallocated arrays.
 
-It is written against an array module `xp`, so that the same code on CuPy arrays is the unfused check of the fused kernels.
-Every GEMM goes through NumPy's own BLAS: a second one in the process (SciPy's) would fight the first for the cores.
+It is written against an array module `xp`, so that the same code on CuPy arrays is the unfused
+check of the fused kernels. Every GEMM goes through NumPy's own BLAS: a second one in the process
+(SciPy's) would fight the first for the cores.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from mlpcore.core.losses import Loss, Objective
 from mlpcore.core.ops import Array, Buffer, Call, make, row_major
 
 PIECE = 32768  # entries per pass of a formula: what it reads and writes stays in L2
-BUFFER = 2048  # entries that NumPy buffers in a broadcast: 8,192 by default, which is slower and takes 64 KiB
+# entries that NumPy buffers in a broadcast: 8,192 by default, which is slower and takes 64 KiB
+BUFFER = 2048
 SHORT, STRETCH = (
     64,
     1 << 17,
@@ -32,11 +34,15 @@ BLOCK = 2048  # entries that a sum converts to double at a time: 16 KiB for each
 FEW = (
     2048  # entries of a product that cost less to zero than `matmul` takes to look at its arguments
 )
-NARROW = 64  # softmax over at most so many classes works on the transpose, where row sums are sums of contiguous rows
+# softmax over at most so many classes works on the transpose, where row sums are sums of contiguous
+# rows
+NARROW = 64
 
 
 class Input:
-    """An array that may be another one at each replay: the rows of a chunk where the caller keeps them."""
+    """An array that may be another one at each replay: the rows of a chunk where the caller keeps
+    them.
+    """
 
     def __init__(self, array: Array = None):
         self.array = array
@@ -71,7 +77,9 @@ class Tape:
 
 
 def _quiet_context() -> contextvars.Context:
-    """Where NumPy does not warn of overflow, which the step looks for itself, and broadcasts by `BUFFER` entries."""
+    """Where NumPy does not warn of overflow, which the step looks for itself, and broadcasts by
+    `BUFFER` entries.
+    """
     context = contextvars.copy_context()
     context.run(np.seterr, all="ignore")
     context.run(np.setbufsize, BUFFER)
@@ -121,7 +129,9 @@ class NumpyOps:
         objective: Objective,
         accumulates: bool,
     ) -> list[Buffer]:
-        """The arrays of its own that this backend needs for a chunk of up to `rows` rows, for the plan."""
+        """The arrays of its own that this backend needs for a chunk of up to `rows` rows, for the
+        plan.
+        """
         L, wide, classes = len(sizes) - 1, max(sizes[1:]), sizes[-1]
         registers = shares = 0
         for l, activation in enumerate(activations):
@@ -226,7 +236,9 @@ class NumpyOps:
     # -- recording --
 
     def quietly(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function returns, called in this object's context: an errstate block costs several times as much."""
+        """What the function returns, called in this object's context: an errstate block costs
+        several times as much.
+        """
         return self._context.run(function, *arguments)
 
     def renew(self) -> None:
@@ -270,7 +282,9 @@ class NumpyOps:
                 self._do(function, *arguments, places[out])
 
     def _formula(self, compiled: Program, arrays: dict[str, Array], activation: Activation) -> None:
-        """A program on arrays of one shape, by pieces that stay in cache where the arrays are contiguous."""
+        """A program on arrays of one shape, by pieces that stay in cache where the arrays are
+        contiguous.
+        """
         first = next(iter(arrays.values()))
         constants, flat = self._given(compiled, activation, first.dtype), _flat(arrays)
         if any(array.ndim for array in constants.values()):
@@ -286,7 +300,9 @@ class NumpyOps:
             )
 
     def _given(self, compiled: Program, activation: Activation, dtype: Any) -> dict[str, Array]:
-        """Return what a program reads beside the layer's arrays: constants, and the learned parameter, 0-d or (n,)."""
+        """Return what a program reads beside the layer's arrays: constants, and the learned
+        parameter, 0-d or (n,).
+        """
         constants = self._constants(compiled, activation.scalars, dtype)
         if activation.a is not None:
             constants["a"] = activation.a.reshape(()) if activation.a.size == 1 else activation.a
@@ -295,7 +311,9 @@ class NumpyOps:
     def _pieces(
         self, arrays: Mapping[str, Array], registers: int
     ) -> Iterator[tuple[dict[str, Array], list[Array]]]:
-        """Yield matrices of one shape by rows that stay in cache, with so many registers of that size."""
+        """Yield matrices of one shape by rows that stay in cache, with so many registers of that
+        size.
+        """
         first = next(iter(arrays.values()))
         (m, n), few = first.shape, _piece_rows(*first.shape)
         own = self._registers(registers, (few, n), first.dtype)
@@ -319,7 +337,9 @@ class NumpyOps:
     # -- operations --
 
     def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
-        """Out = source[rows], cast to out's dtype by way of `stage` (source's dtype) where the dtypes differ."""
+        """Out = source[rows], cast to out's dtype by way of `stage` (source's dtype) where the
+        dtypes differ.
+        """
         if stage is None and not isinstance(rows, slice):
             source.take(rows, 0, out, "clip")
             return
@@ -424,7 +444,9 @@ class NumpyOps:
             do(xp.bitwise_xor, words, dropped, words)
 
     def _place(self, key: int, numbers: Array, rows: Array, columns: Array) -> None:
-        """Numbers of rows and columns, moved to where this step's masks lie: the step and the row change between replays."""
+        """Numbers of rows and columns, moved to where this step's masks lie: the step and the row
+        change between replays.
+        """
         base = dropout.mix(key + self.step)
         self.xp.add(numbers[: len(rows)], (base + self.first) & 0xFFFFFFFF, rows)
         self.xp.add(numbers[: len(columns)], dropout.mix(base + dropout.GOLDEN), columns)
@@ -448,7 +470,9 @@ class NumpyOps:
         self._do(xp.divide, Z, row, Z)
 
     def _log_softmax(self, S: Array, Z: Array) -> None:
-        """Z = s - log Σ exp(s), s = S - max: the largest entry's 1 stays out of the sum, and is `log1p`'s."""
+        """Z = s - log Σ exp(s), s = S - max: the largest entry's 1 stays out of the sum, and is
+        `log1p`'s.
+        """
         xp, (rows, classes) = self.xp, S.shape
         row, powers = (
             self._take("row sum", (rows, 1), S.dtype),
@@ -483,7 +507,9 @@ class NumpyOps:
         db: Array | None,
         accumulate: bool = False,
     ) -> None:
-        """D = G ⊙ σ'(S, Z), db = Σ_rows D, da = Σ G ⊙ ∂z/∂a, or db += …, da += …. D may be G or Z; S, Z and G are kept."""
+        """D = G ⊙ σ'(S, Z), db = Σ_rows D, da = Σ G ⊙ ∂z/∂a, or db += …, da += …. D may be G or Z;
+        S, Z and G are kept.
+        """
         if activation.da is not None:
             self._sum_by_parameter(G, S, Z, activation, accumulate)
         if activation.rowwise:
@@ -500,7 +526,9 @@ class NumpyOps:
     def _sum_by_parameter(
         self, G: Array, S: Array, Z: Array, activation: Activation, accumulate: bool
     ) -> None:
-        """Write Σ_rows G ⊙ ∂z/∂a, summed over the outputs as well where they share a, to `da`, or add it."""
+        """Write Σ_rows G ⊙ ∂z/∂a, summed over the outputs as well where they share a, to `da`, or
+        add it.
+        """
         compiled, da, n = self._by_parameter(activation, Z.dtype.name), activation.da, Z.shape[1]
         constants = self._given(compiled, activation, Z.dtype)
         sums, begun = (
@@ -537,7 +565,9 @@ class NumpyOps:
         self, G: Array, H: Array, T: Array, S: Array, Z: Array, activation: Activation, D: Array, db: Array | None,
         accumulate: bool = False,
     ) -> None:  # fmt: skip
-        """D = G ⊙ σ' + H ⊙ T ⊙ σ'', the derivative of ⟨H, σ' ⊙ T⟩ beside G's; db as in `activation_gradient`."""
+        """D = G ⊙ σ' + H ⊙ T ⊙ σ'', the derivative of ⟨H, σ' ⊙ T⟩ beside G's; db as in
+        `activation_gradient`.
+        """
         if activation.rowwise:
             self._do(
                 bend_rowwise,
@@ -598,7 +628,9 @@ class NumpyOps:
         J: Array,
         accumulate: bool,
     ) -> None:
-        """J += Σ k ℓ(x, Y) and D = k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if matched, else Z[L]; D may be x."""
+        """J += Σ k ℓ(x, Y) and D = k ∂ℓ/∂x; with `db` also its sum over rows. x is S[L] if matched,
+        else Z[L]; D may be x.
+        """
         weights = self._column_weights(objective.loss, x.dtype)
         if objective.loss.rowwise:
             self._softmax_cross_entropy(x, Y, k, D, J, objective.loss, weights)
@@ -630,8 +662,9 @@ class NumpyOps:
     ) -> None:
         """ℓ = log Σ exp(s - max) - (s_y - max) and D = k (softmax(s) - onehot(y)), from S.
 
-        Neither overflows nor cancels: in the place of one exponential e, the label's or the largest, stands e - 1, so that the
-        sum is Σ - 1, whose log1p keeps its digits; and that entry of D is -k R / Σ with the sum R of the others.
+        Neither overflows nor cancels: in the place of one exponential e, the label's or the
+        largest, stands e - 1, so that the sum is Σ - 1, whose log1p keeps its digits; and that
+        entry of D is -k R / Σ with the sum R of the others.
         """
         xp, do, (rows, classes) = self.xp, self._do, S.shape
         flat = self._take("softmax", (rows * classes,), S.dtype)
@@ -741,7 +774,9 @@ class NumpyOps:
         self, P: Array, flat: Array, at: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss, weights: Array | None,
         sums: tuple[Array, ...],
     ) -> None:  # fmt: skip
-        """ℓ = -Σ t log p and D = k (Σ t softmax(s) - t) with t = (1 - ε) onehot(y) + (ε/K) c / c_y, from P = s - max."""
+        """ℓ = -Σ t log p and D = k (Σ t softmax(s) - t) with t = (1 - ε) onehot(y) + (ε/K) c / c_y,
+        from P = s - max.
+        """
         xp, (top, total, entry, own) = self.xp, sums
         kept, share = (
             self._number(1 - loss.label_smoothing, P),
@@ -820,7 +855,9 @@ class NumpyOps:
 
     @np.errstate(over="ignore")
     def sum_squares(self, v: Array) -> float:
-        """Σ v²: pieces so short that the dtype loses no digit in them, added up in double precision."""
+        """Σ v²: pieces so short that the dtype loses no digit in them, added up in double
+        precision.
+        """
         total = 0.0
         for start in range(0, v.size, STRETCH):
             part = v[start : start + STRETCH]
@@ -865,7 +902,8 @@ class NumpyOps:
 
 
 def bend_rowwise(G: Array, H: Array, T: Array, P: Array, logarithmic: bool) -> None:
-    """Put into T what the output's gradient turns into that of ⟨H, its differential along T⟩ and of G; P are probabilities.
+    """Put into T what the output's gradient turns into that of ⟨H, its differential along T⟩ and of
+    G; P are probabilities.
 
     softmax: T = G + H ⊙ (T - Σ P T) - T Σ H P, for ⟨H, P ⊙ (T - Σ P T)⟩.
     log_softmax: T = G - P ⊙ (T - Σ P T) Σ H, for ⟨H, T - Σ P T⟩.
@@ -882,7 +920,9 @@ def _piece_rows(rows: int, columns: int) -> int:
 
 
 def _flat(places: dict[str, Array]) -> dict[str, Array]:
-    """The same arrays in one dimension, where all but the 0-d ones are contiguous and of one shape: less to look at a call."""
+    """The same arrays in one dimension, where all but the 0-d ones are contiguous and of one shape:
+    less to look at a call.
+    """
     wide = [array for array in places.values() if array.ndim]
     if any(
         array.ndim == 1 or array.shape != wide[0].shape or not array.flags.c_contiguous
