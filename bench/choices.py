@@ -26,7 +26,7 @@ import mlpcore as mc
 from mlpcore.backends.numpy import ops as numpy_ops
 from mlpcore.core.activations import resolve
 from mlpcore.core.formulas import program
-from mlpcore.core.optimizers import Progress
+from mlpcore.core.schedules import Progress
 
 Ways = dict[str, Callable[[], Any]]
 rng = np.random.default_rng(0)

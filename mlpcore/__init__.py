@@ -13,18 +13,13 @@ from mlpcore.backends.devices import info
 from mlpcore.checks.errors import DeviceUnavailable, NonFiniteLoss
 from mlpcore.core.activations import Activation
 from mlpcore.core.losses import Loss
-from mlpcore.core.optimizers import (
-    SGD,
-    Adam,
-    AdamW,
+from mlpcore.core.optimizers import SGD, Adam, AdamW, Layer, Lion, RMSprop
+from mlpcore.core.schedules import (
     Adaptive,
     Constant,
     Cosine,
     FormulaSchedule,
     InverseScaling,
-    Layer,
-    Lion,
-    RMSprop,
     StepDecay,
 )
 from mlpcore.data.streams import Parquet

@@ -34,10 +34,8 @@ from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation, bind
 from mlpcore.core.optimizers import SGD
 from mlpcore.core.targets import mixed, weighed
-from mlpcore.engine.chunks import Batch
-from mlpcore.engine.cpu_step import weight_of
+from mlpcore.data.batches import Batch, Inputs, weight_of
 from mlpcore.engine.make_step import make_step
-from mlpcore.engine.plan import Inputs
 from mlpcore.engine.workspace import Settings
 from mlpcore.mlp import MLP
 

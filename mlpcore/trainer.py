@@ -31,15 +31,16 @@ from mlpcore.checks.errors import NonFiniteLoss, named, shown
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.dropout import rates
 from mlpcore.core.ops import Buffer
-from mlpcore.core.optimizers import AdamW, Adaptive, Optimizer, Progress
+from mlpcore.core.optimizers import AdamW, Optimizer
+from mlpcore.core.schedules import Adaptive, Progress
 from mlpcore.core.targets import RowWeights, row_weights
+from mlpcore.data.batches import Batch, Data, Inputs
 from mlpcore.data.epochs import Rows, Sample, Streamed, inputs_of
 from mlpcore.data.streams import Parquet, Stream, open_stream
 from mlpcore.engine import plan as planning
-from mlpcore.engine.chunks import Batch, Data
 from mlpcore.engine.make_step import make_step
 from mlpcore.engine.parts import StepParts
-from mlpcore.engine.plan import Inputs, Plan
+from mlpcore.engine.plan import Plan
 from mlpcore.engine.workspace import Settings
 from mlpcore.io import kinds, model_file
 from mlpcore.mlp import MLP, Gradient

@@ -15,7 +15,7 @@ from mlpcore.core.ops import EagerOps, Ops
 
 PACKAGE = Path(mc.__file__).parent
 LEVELS = [
-    ["checks", "kernel_files", "_version"], ["core"], ["backends"], ["engine"], ["data", "io"], ["mlp"],
+    ["checks", "kernel_files", "_version"], ["core"], ["backends"], ["data"], ["engine"], ["io"], ["mlp"],
     ["gradcheck", "training", "trainer", "tables"], ["__init__"], ["estimators", "cli", "torch"], ["__main__"],
 ]  # fmt: skip
 LEVEL = {unit: i for i, units in enumerate(LEVELS) for unit in units}

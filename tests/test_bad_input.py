@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.core.optimizers import Schedule
+from mlpcore.core.schedules import Schedule
 
 X = np.random.default_rng(0).standard_normal((6, 4))
 CLASSES = np.array([0, 1, 2, 0, 1, 2])

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.core.optimizers import Optimizer, Schedule
+from mlpcore.core.optimizers import Optimizer
+from mlpcore.core.schedules import Schedule
 from mlpcore.estimators import MLPClassifier as Classifier
 
 rng = np.random.default_rng(0)

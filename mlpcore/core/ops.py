@@ -225,3 +225,29 @@ class EagerOps(Ops, Protocol):
         """Out = source[rows], cast to out's dtype by way of `stage` (source's dtype) where the
         dtypes differ.
         """
+
+
+class Input:
+    """An array that may be another one at each replay: the rows of a chunk where the caller keeps
+    them.
+    """
+
+    def __init__(self, array: Array = None):
+        self.array = array
+
+    @property
+    def T(self) -> Transposed:
+        """Its transpose, whatever the array is at the time."""
+        return Transposed(self)
+
+
+class Transposed:
+    """The transpose of an `Input`."""
+
+    def __init__(self, source: Input):
+        self.source = source
+
+    @property
+    def array(self) -> Array:
+        """The transpose of the array that the input is now."""
+        return self.source.array.T

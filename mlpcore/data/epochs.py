@@ -18,9 +18,8 @@ from numpy.typing import DTypeLike, NDArray
 from mlpcore.backends import devices
 from mlpcore.checks import arrays
 from mlpcore.core.losses import Loss
+from mlpcore.data.batches import Batch, Data, Inputs
 from mlpcore.data.streams import NAMES, RowStream, Stream
-from mlpcore.engine.chunks import Batch, Data
-from mlpcore.engine.plan import Inputs
 
 Array = NDArray[Any]
 Seeds = list[int]

@@ -26,10 +26,12 @@ from mlpcore.core.formulas import Program, program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Call, EagerOps, EagerRecording, make
-from mlpcore.core.optimizers import Layer, Optimizer, Progress, Segment
+from mlpcore.core.optimizers import Layer, Optimizer, Segment
+from mlpcore.core.schedules import Progress
+from mlpcore.data.batches import Batch, Inputs, weight_of
 from mlpcore.engine import plan as planning
-from mlpcore.engine.chunks import Batch, Chunk, Worker, cut, even
-from mlpcore.engine.plan import Inputs, Plan
+from mlpcore.engine.chunks import Chunk, Worker, cut, even
+from mlpcore.engine.plan import Plan
 from mlpcore.engine.workspace import Parts, PlannedStep, Settings, log
 
 T = TypeVar("T")
@@ -684,16 +686,3 @@ class Step(PlannedStep):
                 )
             )
         return updates
-
-
-def weight_of(batch: Batch) -> float:
-    """Σ w over the rows of a batch; their number without weights."""
-    if batch.weights is None:
-        return float(batch.size)
-    cuts = [slice(i, i + 2048) for i in range(0, batch.size, 2048)]
-    pieces = (
-        batch.weights[part] if batch.rows is None else batch.weights.take(batch.rows[part])
-        for part in cuts
-    )
-    with np.errstate(over="ignore"):  # of a sum that is then refused
-        return sum(float(w.astype(np.float64).sum()) for w in pieces)

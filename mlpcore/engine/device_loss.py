@@ -8,7 +8,7 @@ import numpy as np
 
 from mlpcore.backends.cuda.device import Device
 from mlpcore.core.ops import Array
-from mlpcore.core.optimizers import Progress
+from mlpcore.core.schedules import Progress
 
 ROWS = 2048  # results in one allocation: 64 KiB
 ROW_BYTES = 32

@@ -33,13 +33,15 @@ from mlpcore.core.formulas import Program, program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Recording
-from mlpcore.core.optimizers import Optimizer, Progress, Schedule, segments
+from mlpcore.core.optimizers import Optimizer, segments
+from mlpcore.core.schedules import Progress, Schedule
+from mlpcore.data.batches import Batch, Inputs
 from mlpcore.engine import device_loss
 from mlpcore.engine import plan as planning
-from mlpcore.engine.chunks import SHAPES, Batch, Chunk, cut, even
+from mlpcore.engine.chunks import SHAPES, Chunk, cut, even
 from mlpcore.engine.device_loss import DeviceLoss, StepResults
 from mlpcore.engine.parts import StepParts
-from mlpcore.engine.plan import Inputs, Plan
+from mlpcore.engine.plan import Plan
 from mlpcore.engine.staging import Staging, staging_buffers
 from mlpcore.engine.workspace import Parts, PlannedStep, Settings, log
 

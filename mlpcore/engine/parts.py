@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mlpcore.backends.cuda.gemm import Product
 from mlpcore.core.ops import Recording
-from mlpcore.engine.chunks import Batch
+from mlpcore.data.batches import Batch
 
 
 class StepParts(NamedTuple):

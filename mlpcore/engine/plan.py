@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,44 +22,11 @@ from mlpcore.core.activations import Activation
 from mlpcore.core.layout import Layout
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Ops, accumulator, storage
+from mlpcore.data.batches import Inputs
 
 ALIGNMENT = 256  # bytes: what cuBLASLt likes best, and a multiple of a cache line
 CACHE = 1 << 20  # bytes of a chunk's arrays: half of a common core's L2
 NARROWEST, WIDEST = 256, 1024  # rows of a chunk when chosen by itself (docs/performance.md)
-
-
-class Inputs(NamedTuple):
-    """What the caller's arrays look like, as far as the plan depends on it.
-
-    Attributes:
-        x_dtype, y_dtype, w_dtype: dtypes as given, as NumPy strings; w_dtype is "" without row
-            weights.
-        classes: whether Y holds class indices, one a row.
-        host: whether they lie on the host and must go to the device that trains.
-    """
-
-    x_dtype: str
-    y_dtype: str
-    w_dtype: str = ""
-    classes: bool = False
-    host: bool = False
-
-    @classmethod
-    def read(cls, values: Sequence[Any]) -> Inputs:
-        """The inputs that a file lists. Raises TypeError or ValueError if they are none."""
-        found = cls(*values)
-        kinds = [
-            np.dtype(text).kind if isinstance(text, str) else "?"
-            for text in found[:3]
-            if text != ""
-        ]
-        if (
-            not {*kinds} <= {*"fiub"}
-            or len(kinds) < 2
-            or not all(isinstance(flag, bool) for flag in found[3:])
-        ):
-            raise ValueError(f"inputs {values!r:.100} are none")
-        return found
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from mlpcore.backends.cuda.device import Device, Mark
 from mlpcore.core.layout import Layout
 from mlpcore.core.ops import Array, Buffer
-from mlpcore.engine.plan import Inputs
+from mlpcore.data.batches import Inputs
 
 NAMES = ("X", "Y", "w")
 

@@ -24,11 +24,13 @@ from mlpcore.core.formulas import Program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Ops
-from mlpcore.core.optimizers import Layer, Optimizer, Progress, Segment, segments, sheet
+from mlpcore.core.optimizers import Layer, Optimizer, Segment, segments, sheet
+from mlpcore.core.schedules import Progress
+from mlpcore.data.batches import Batch, Inputs
 from mlpcore.engine import plan as planning
-from mlpcore.engine.chunks import Batch, Chunk
+from mlpcore.engine.chunks import Chunk
 from mlpcore.engine.parts import StepParts
-from mlpcore.engine.plan import Inputs, Plan
+from mlpcore.engine.plan import Plan
 
 log = logging.getLogger("mlpcore")
 Parts = dict[str, Sequence[Buffer]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlpcore.checks import values
 from mlpcore.checks.errors import shown
-from mlpcore.core.optimizers import FOLLOWED
+from mlpcore.core.schedules import FOLLOWED
 
 if TYPE_CHECKING:
     from mlpcore.trainer import Trainer

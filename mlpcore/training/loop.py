@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from mlpcore.checks.errors import NonFiniteLoss
 from mlpcore.core.ops import Call, make
-from mlpcore.core.optimizers import Adaptive
+from mlpcore.core.schedules import Adaptive
+from mlpcore.data.batches import Batch, Data, Inputs
 from mlpcore.data.epochs import Sample
 from mlpcore.data.streams import Stream
-from mlpcore.engine.chunks import Batch, Data
-from mlpcore.engine.plan import Inputs
 from mlpcore.io import kinds
 from mlpcore.training.callbacks import Callback, EarlyStopping, Entry
 from mlpcore.training.saving import Checkpoints, typed

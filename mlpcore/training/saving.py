@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 from mlpcore.checks import values
 from mlpcore.checks.errors import shown
 from mlpcore.core import optimizers as rules
-from mlpcore.core.optimizers import Adaptive, Optimizer, Progress, Schedule
+from mlpcore.core import schedules
+from mlpcore.core.optimizers import Optimizer
+from mlpcore.core.schedules import Adaptive, Progress, Schedule
 from mlpcore.io import atomic, kinds
 from mlpcore.training.signals import Signals
 
@@ -37,7 +39,7 @@ OPTIMIZERS = {
 SCHEDULES = {
     schedule.__name__: schedule
     for schedule in (
-        rules.Constant, rules.StepDecay, rules.Cosine, rules.InverseScaling, rules.Adaptive, rules.FormulaSchedule,
+        schedules.Constant, schedules.StepDecay, schedules.Cosine, schedules.InverseScaling, schedules.Adaptive, schedules.FormulaSchedule,
     )
 }  # fmt: skip
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import pytest
 
 import mlpcore as mc
 from mlpcore.backends.numpy.ops import NumpyOps
-from mlpcore.core.optimizers import Progress
+from mlpcore.core.schedules import Progress
 from mlpcore.engine.cpu_step import Update
 
 # A loss that is linear in the output has whatever gradient the targets say: dW = Xᵀ Y / m, db =

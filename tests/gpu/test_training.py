@@ -9,7 +9,7 @@ import pytest
 import mlpcore as mc
 from mlpcore.backends.cuda.eager import CupyReference
 from mlpcore.core import losses as loss_sheet
-from mlpcore.core.optimizers import Progress
+from mlpcore.core.schedules import Progress
 from mlpcore.engine.cpu_step import Step
 
 ROWS, SIZES = 61, [7, 17, 12, 5]

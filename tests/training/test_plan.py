@@ -15,9 +15,10 @@ import mlpcore as mc
 from mlpcore.backends import devices
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.ops import Buffer
+from mlpcore.data.batches import Inputs
 from mlpcore.engine import chunks, derivatives
 from mlpcore.engine import plan as planning
-from mlpcore.engine.plan import Inputs, parse_bytes
+from mlpcore.engine.plan import parse_bytes
 
 LARGE = 2048  # bytes: what is smaller are 0-d arrays, not buffers
 

@@ -21,7 +21,7 @@ from mlpcore.core.activations import Activation
 from mlpcore.core.dropout import Dropped
 from mlpcore.core.formulas import Program, program
 from mlpcore.core.losses import Loss, Objective
-from mlpcore.core.ops import Array, Buffer, Call, make, row_major
+from mlpcore.core.ops import Array, Buffer, Call, Input, Transposed, make, row_major
 
 PIECE = 32768  # entries per pass of a formula: what it reads and writes stays in L2
 # entries that NumPy buffers in a broadcast: 8,192 by default, which is slower and takes 64 KiB
@@ -37,32 +37,6 @@ FEW = (
 # softmax over at most so many classes works on the transpose, where row sums are sums of contiguous
 # rows
 NARROW = 64
-
-
-class Input:
-    """An array that may be another one at each replay: the rows of a chunk where the caller keeps
-    them.
-    """
-
-    def __init__(self, array: Array = None):
-        self.array = array
-
-    @property
-    def T(self) -> Transposed:
-        """Its transpose, whatever the array is at the time."""
-        return Transposed(self)
-
-
-class Transposed:
-    """The transpose of an `Input`."""
-
-    def __init__(self, source: Input):
-        self.source = source
-
-    @property
-    def array(self) -> Array:
-        """The transpose of the array that the input is now."""
-        return self.source.array.T
 
 
 class Tape:

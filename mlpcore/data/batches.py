@@ -1,0 +1,140 @@
+"""Batches: rows of arrays that were checked and laid out, and what a plan must know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlpcore.checks.arrays import Strided
+from mlpcore.core.ops import Array
+
+
+class Inputs(NamedTuple):
+    """What the caller's arrays look like, as far as the plan depends on it.
+
+    Attributes:
+        x_dtype, y_dtype, w_dtype: dtypes as given, as NumPy strings; w_dtype is "" without row
+            weights.
+        classes: whether Y holds class indices, one a row.
+        host: whether they lie on the host and must go to the device that trains.
+    """
+
+    x_dtype: str
+    y_dtype: str
+    w_dtype: str = ""
+    classes: bool = False
+    host: bool = False
+
+    @classmethod
+    def read(cls, values: Sequence[Any]) -> Inputs:
+        """The inputs that a file lists. Raises TypeError or ValueError if they are none."""
+        found = cls(*values)
+        kinds = [
+            np.dtype(text).kind if isinstance(text, str) else "?"
+            for text in found[:3]
+            if text != ""
+        ]
+        if (
+            not {*kinds} <= {*"fiub"}
+            or len(kinds) < 2
+            or not all(isinstance(flag, bool) for flag in found[3:])
+        ):
+            raise ValueError(f"inputs {values!r:.100} are none")
+        return found
+
+
+class Batch(NamedTuple):
+    """The rows of an update: all of X, or those that `rows` lists.
+
+    Attributes:
+        X, Y: the caller's arrays.
+        weights: row weights, or None.
+        rows: row numbers of the batch, or None for all rows in order.
+        size: how many rows.
+        steps: updates that it is for: `rows` lists so many batches of `size` rows, one after the
+            other.
+    """
+
+    X: Array
+    Y: Array
+    weights: Array | None
+    rows: Array | None
+    size: int
+    steps: int = 1
+
+    def single(self, number: int) -> Batch:
+        """Return one of the batches, counted from 0."""
+        if self.steps == 1:
+            return self
+        assert self.rows is not None
+        return self._replace(rows=self.rows[number * self.size : (number + 1) * self.size], steps=1)
+
+
+class Data(NamedTuple):
+    """Checked arrays, of `Trainer.prepare`: what `fit`, `step` and `evaluate` work on.
+
+    Attributes:
+        X, Y, weights: as in `Batch`.
+        inputs: what the plan must know of them.
+        given: the user's row weights: without those of the classes, which accuracy does not count.
+        by_class: the weights of classes that are in `weights`, or None.
+        flat: whether Y, a number a row, came as (m,).
+    """
+
+    X: Array
+    Y: Array
+    weights: Array | None
+    inputs: Inputs
+    given: Array | None
+    by_class: tuple[float, ...] | None
+    flat: bool = False
+
+    @classmethod
+    def of(
+        cls, X: Array, Y: Array, given: Array | None, classes: bool, staged: bool, weights: Array | None = None,
+        by_class: tuple[float, ...] | None = None, flat: bool = False,
+    ) -> Data:  # fmt: skip
+        """With what the plan must know; `staged`: they lie on the host and go to the device row by
+        row.
+        """
+        weights = given if weights is None else weights
+        weight = "" if weights is None else weights.dtype.str
+        inputs = Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged)
+        found = cls(X, Y, weights, inputs, given, by_class, flat)
+        return found._staged() if staged else found
+
+    def _staged(self) -> Data:
+        """Return the data as a device takes them: in the machine's byte order."""
+        x, y, w = (name and np.dtype(name).newbyteorder("=").str for name in self.inputs[:3])
+        return self._replace(inputs=self.inputs._replace(x_dtype=x, y_dtype=y, w_dtype=w))
+
+    def strided(self) -> dict[str, tuple[Array, np.dtype[Any]]]:
+        """Return those of X, Y and weights that are not row-major, each with a copy's dtype."""
+        named = {"X": self.X, "Y": self.Y, "weights": self.weights}
+        return {
+            name: (array, array.dtype.newbyteorder("=") if self.inputs.host else array.dtype)
+            for name, array in named.items()
+            if isinstance(array, Strided)
+        }
+
+    def batch(self, rows: Array | None, steps: int = 1) -> Batch:
+        """Return the rows of these numbers, or all for None, as batches of equal size for so many
+        updates.
+        """
+        size = len(self.X) if rows is None else len(rows)
+        return Batch(self.X, self.Y, self.weights, rows, size // steps, steps)
+
+
+def weight_of(batch: Batch) -> float:
+    """Σ w over the rows of a batch; their number without weights."""
+    if batch.weights is None:
+        return float(batch.size)
+    cuts = [slice(i, i + 2048) for i in range(0, batch.size, 2048)]
+    pieces = (
+        batch.weights[part] if batch.rows is None else batch.weights.take(batch.rows[part])
+        for part in cuts
+    )
+    with np.errstate(over="ignore"):  # of a sum that is then refused
+        return sum(float(w.astype(np.float64).sum()) for w in pieces)
