@@ -1,14 +1,16 @@
-// D = G ⊙ σ'(S, Z) and db = Σ_rows D (or +=), over (m, n) row-major, in one pass. D may be G or Z, or null where only db is
-// wanted; db may be null.
+// D = G ⊙ σ'(S, Z) and db = Σ_rows D (or +=), over (m, n) row-major, in one pass. D may be G or Z;
+// D or db may be null.
 #include "parameter.cuh"
 #include "reduce.cuh"
 
-// D in a thread's V columns, their share of db, and that of da where a parameter is learned.
+// Computes D in a thread's V columns, their share of db and, for a learned parameter, of da.
 template <class T, class Formula, int V, class Sigma>
-__device__ __forceinline__ void descend(const T* G, const T* S, const T* Z, T* D, int64 m, int64 n, const Tile<V>& tile,
-                                        const Sigma& sigma, Compute<T> (&sum)[V], Compute<T> (&share)[V]) {
+__device__ __forceinline__ void descend(const T* G, const T* S, const T* Z, T* D, int64 m, int64 n,
+                                        const Tile<V>& tile, const Sigma& sigma,
+                                        Compute<T> (&sum)[V], Compute<T> (&share)[V]) {
   using C = Compute<T>;
-  constexpr int ROWS = sizeof(C) == 8 && Formula::reads_s && Formula::reads_z ? 2 : 4;  // rows in flight
+  constexpr int ROWS =
+      sizeof(C) == 8 && Formula::reads_s && Formula::reads_z ? 2 : 4;  // rows in flight
   for (int64 first = tile.row; first < m; first += ROWS * tile.stride) {
     Pack<T, V> g[ROWS], s[ROWS], z[ROWS];
 #pragma unroll
@@ -27,7 +29,7 @@ __device__ __forceinline__ void descend(const T* G, const T* S, const T* Z, T* D
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const C gv = C(widen(g[i].at[v])), sv = Formula::reads_s ? C(widen(s[i].at[v])) : C(0),
-              zv = Formula::reads_z ? C(widen(z[i].at[v])) : C(0);
+                zv = Formula::reads_z ? C(widen(z[i].at[v])) : C(0);
         const C d = sigma.gradient(gv, sv, zv, v);
         pack.at[v] = Narrow<T>::from(d);
         sum[v] += d;
@@ -39,8 +41,9 @@ __device__ __forceinline__ void descend(const T* G, const T* S, const T* Z, T* D
 }
 
 template <class T, class Formula, int V, int threads>
-__global__ void activation_gradient(const T* G, const T* S, const T* Z, T* D, Compute<T>* db, Compute<T>* partials,
-                                    unsigned* counters, int64 m, int64 n, int accumulate) {
+__global__ void activation_gradient(const T* G, const T* S, const T* Z, T* D, Compute<T>* db,
+                                    Compute<T>* partials, unsigned* counters, int64 m, int64 n,
+                                    int accumulate) {
   using C = Compute<T>;
   __shared__ C shared[threads * V];
   const Tile<V> tile;
@@ -49,18 +52,20 @@ __global__ void activation_gradient(const T* G, const T* S, const T* Z, T* D, Co
   if (db) column_sums<V>(sum, shared, db, partials, counters, n, accumulate);
 }
 
-// Likewise, with a learned parameter: one a column (each = 1), or one for all (each = 0). da = Σ G ⊙ ∂z/∂a (or +=) over what
-// shares it; it may be null.
+// The same with a learned parameter: one for each column (each = 1) or one for all (each = 0). da =
+// Σ G ⊙ ∂z/∂a (or +=) over the entries that share a; da may be null.
 template <class T, class Formula, int V, int threads>
-__global__ void activation_gradient_learned(const T* G, const T* S, const T* Z, T* D, Compute<T>* db, Compute<T>* partials,
-                                            unsigned* counters, int64 m, int64 n, int accumulate, const Compute<T>* a,
-                                            Compute<T>* da, int each) {
+__global__ void activation_gradient_learned(const T* G, const T* S, const T* Z, T* D,
+                                            Compute<T>* db, Compute<T>* partials,
+                                            unsigned* counters, int64 m, int64 n, int accumulate,
+                                            const Compute<T>* a, Compute<T>* da, int each) {
   using C = Compute<T>;
   __shared__ C shared[threads * V];
   const Tile<V> tile;
   C sum[V] = {}, share[V] = {};
   if (tile.column < n) {
-    descend<T, Formula>(G, S, Z, D, m, n, tile, Learned<Formula, C, V>(a, each, tile.column), sum, share);
+    descend<T, Formula>(G, S, Z, D, m, n, tile, Learned<Formula, C, V>(a, each, tile.column), sum,
+                        share);
   }
   if (db) column_sums<V>(sum, shared, db, partials, counters, n, accumulate);
   if (!da) return;
@@ -73,5 +78,6 @@ __global__ void activation_gradient_learned(const T* G, const T* S, const T* Z, 
   C total[1] = {};
 #pragma unroll
   for (int v = 0; v < V; ++v) total[0] += share[v];
-  if (grid_sums(total, partials, counters) && thread_number() == 0) *da = (accumulate ? *da : C(0)) + total[0];
+  if (grid_sums(total, partials, counters) && thread_number() == 0)
+    *da = (accumulate ? *da : C(0)) + total[0];
 }

@@ -1,11 +1,13 @@
-// Z = σ(S + b), over (m, n) row-major. S + b is written back where the slope reads it (keep); Z may be S, b may be null.
+// Z = σ(S + b), over (m, n) row-major. S + b is written back if the slope reads it (keep). Z may be
+// S, b may be null.
 #include "dropout.cuh"
 #include "parameter.cuh"
 #include "reduce.cuh"
 
 template <class T, int V, bool keep, class Sigma, class Drop>
-__device__ __forceinline__ void activate(T* S, const Compute<T>* b, T* Z, int64 m, int64 n, const Tile<V>& tile,
-                                         const Sigma& sigma, const Drop& drop) {
+__device__ __forceinline__ void activate(T* S, const Compute<T>* b, T* Z, int64 m, int64 n,
+                                         const Tile<V>& tile, const Sigma& sigma,
+                                         const Drop& drop) {
   using C = Compute<T>;
   constexpr int ROWS = 4;  // rows in flight
   C bias[V];
@@ -41,29 +43,35 @@ __global__ void bias_activation(T* S, const Compute<T>* b, T* Z, int64 m, int64 
   if (tile.column < n) activate<T, V, keep>(S, b, Z, m, n, tile, Fixed<Formula>(), NoMask());
 }
 
-// Likewise, with a learned parameter: one a column (each = 1), or one for all (each = 0).
+// The same with a learned parameter: one for each column (each = 1) or one for all (each = 0).
 template <class T, class Formula, int V, bool keep>
-__global__ void bias_activation_learned(T* S, const Compute<T>* b, T* Z, int64 m, int64 n, const Compute<T>* a, int each) {
+__global__ void bias_activation_learned(T* S, const Compute<T>* b, T* Z, int64 m, int64 n,
+                                        const Compute<T>* a, int each) {
   const Tile<V> tile;
   if (tile.column < n) {
-    activate<T, V, keep>(S, b, Z, m, n, tile, Learned<Formula, Compute<T>, V>(a, each, tile.column), NoMask());
+    activate<T, V, keep>(S, b, Z, m, n, tile, Learned<Formula, Compute<T>, V>(a, each, tile.column),
+                         NoMask());
   }
 }
 
-// Likewise, with dropout behind it: Formula::value gives σ / (1 - p), and a draw below `threshold` drops an entry. `first` is the
-// row of the batch that S begins with, counted from the slot's.
+// The same followed by dropout: Formula::value gives σ / (1 - p), and a draw below `threshold`
+// drops an entry. `first` is the first row of S within the batch, counted from the slot's first
+// row.
 template <class T, class Formula, int V, bool keep>
-__global__ void bias_activation_dropout(T* S, const Compute<T>* b, T* Z, int64 m, int64 n, const Slot* slot, int64 first,
-                                        unsigned key, unsigned threshold) {
+__global__ void bias_activation_dropout(T* S, const Compute<T>* b, T* Z, int64 m, int64 n,
+                                        const Slot* slot, int64 first, unsigned key,
+                                        unsigned threshold) {
   const Tile<V> tile;
   if (tile.column < n) {
-    activate<T, V, keep>(S, b, Z, m, n, tile, Fixed<Formula>(), Mask<V>(slot, first, key, threshold, tile.column));
+    activate<T, V, keep>(S, b, Z, m, n, tile, Fixed<Formula>(),
+                         Mask<V>(slot, first, key, threshold, tile.column));
   }
 }
 
 template <class T, class Formula, int V, bool keep>
-__global__ void bias_activation_learned_dropout(T* S, const Compute<T>* b, T* Z, int64 m, int64 n, const Compute<T>* a,
-                                                int each, const Slot* slot, int64 first, unsigned key, unsigned threshold) {
+__global__ void bias_activation_learned_dropout(T* S, const Compute<T>* b, T* Z, int64 m, int64 n,
+                                                const Compute<T>* a, int each, const Slot* slot,
+                                                int64 first, unsigned key, unsigned threshold) {
   const Tile<V> tile;
   if (tile.column < n) {
     activate<T, V, keep>(S, b, Z, m, n, tile, Learned<Formula, Compute<T>, V>(a, each, tile.column),

@@ -1,6 +1,6 @@
-// The rows of a chunk of X, cast: out[i, j] = X[row(first + i), j], and the sum of the batch's row
-// weights. Addresses, strides and row numbers come from the slot, so that the caller's arrays may be
-// others at each step.
+// Gathers and casts the rows of a chunk, out[i, j] = X[row(first + i), j], and sums the batch's row
+// weights. Addresses, strides and row numbers come from the slot, so the caller's arrays may change
+// from step to step.
 #include "reduce.cuh"
 #include "step.cuh"
 
@@ -23,13 +23,15 @@ __global__ void gather(const Slot* slot, To* out, Control* control, int64 first,
   }
 }
 
-// *scale = 1 / Σ w over the batch's m rows, 0 where all of them are 0: such a batch says nothing and
-// changes nothing. A weight that is negative or not finite is a fault.
+// *scale = 1 / Σ w over the batch's m rows, or 0 if all weights are 0: such a batch changes
+// nothing. A weight that is negative or not finite is a fault.
 template <class From, class C>
-__global__ void sum_weights(const Slot* slot, C* scale, C* partials, unsigned* counter, Control* control, int64 m) {
+__global__ void sum_weights(const Slot* slot, C* scale, C* partials, unsigned* counter,
+                            Control* control, int64 m) {
   const From* w = static_cast<const From*>(slot->source[2]);
   C sum[1] = {};
-  for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < m; i += int64(gridDim.x) * blockDim.x) {
+  for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < m;
+       i += int64(gridDim.x) * blockDim.x) {
     const C weight = C(widen(w[row_of(*slot, slot->first + i, control) * slot->row_stride[2]]));
     if (!(weight >= C(0)) || !is_finite(weight)) report(control, BAD_WEIGHT);
     sum[0] += weight;

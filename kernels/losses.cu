@@ -1,13 +1,14 @@
-// J += Σ k ℓ, D = gain k ∂ℓ/∂x and db = Σ_rows D (or +=), in one pass over (m, n) row-major. k is the row
-// weight over the batch's weight. gain, the loss scale of half precision, may be null. D may be x. J's
-// partial sums, one for each block, stand before those of db.
+// J += Σ k ℓ, D = gain k ∂ℓ/∂x and db = Σ_rows D (or +=), in one pass over (m, n) row-major. k is the
+// row weight over the batch's weight. gain, the loss scale of half precision, may be null. D may be x.
+// J's partial sums, one for each block, precede those of db.
 #include "reduce.cuh"
 #include "step.cuh"
 
-// The targets and weights of the rows: with a slot, the caller's own, those of the batch's rows first …;
-// without one, (m, n) row-major arrays and a weight a row. k = weight · scale; no weights (null) count as 1,
-// no scale as well.
-template <class Y, class W, class C> struct Targets {
+// The targets and weights of the rows. With a slot: the caller's arrays, at the batch's rows from
+// `first` on. Without: (m, n) row-major arrays and one weight per row. k = weight · scale, where
+// null weights or a null scale count as 1.
+template <class Y, class W, class C>
+struct Targets {
   const Slot* slot;
   Control* control;
   const Y* targets;
@@ -15,26 +16,33 @@ template <class Y, class W, class C> struct Targets {
   int64 first, y_row, y_column, w_row;
   C scale;
 
-  __device__ Targets(const Slot* slot, Control* control, const Y* y, const W* w, bool weighted, const C* scale, int64 first,
-                     int64 n)
-      : slot(slot), control(control), targets(y), weights(w), first(first), y_row(n), y_column(1), w_row(1),
-        scale(scale ? *scale : C(1)) {
+  __device__ Targets(const Slot* slot, Control* control, const Y* y, const W* w, bool weighted,
+                     const C* scale, int64 first, int64 n)
+      : slot(slot), control(control), targets(y), weights(w), first(first), y_row(n), y_column(1),
+        w_row(1), scale(scale ? *scale : C(1)) {
     if (!slot) return;
     targets = static_cast<const Y*>(slot->source[1]);
     weights = weighted ? static_cast<const W*>(slot->source[2]) : nullptr;
     y_row = slot->row_stride[1], y_column = slot->column_stride[1], w_row = slot->row_stride[2];
   }
-  __device__ int64 row(int64 i) const { return slot ? row_of(*slot, slot->first + first + i, control) : i; }
-  __device__ C weight(int64 row) const { return weights ? C(widen(weights[row * w_row])) * scale : scale; }
-  __device__ const Y* at(int64 row, int64 column) const { return targets + row * y_row + column * y_column; }
+  __device__ int64 row(int64 i) const {
+    return slot ? row_of(*slot, slot->first + first + i, control) : i;
+  }
+  __device__ C weight(int64 row) const {
+    return weights ? C(widen(weights[row * w_row])) * scale : scale;
+  }
+  __device__ const Y* at(int64 row, int64 column) const {
+    return targets + row * y_row + column * y_column;
+  }
 };
 
-// ℓ = Σ_columns of a formula's value, which may read a number of its column, p.
+// ℓ = Σ_columns of a formula's value, which may read p, a number of its column.
 template <class T, class Y, class W, class Formula, int V, int threads>
-__global__ void elementwise_loss(const T* x, const Slot* slot, Control* control, const Y* y, const W* w, int weighted,
-                                 const Compute<T>* scale, const Compute<T>* gain, T* D, Compute<T>* db, Compute<T>* J,
-                                 Compute<T>* partials, unsigned* counters, int64 first, int64 m, int64 n, int accumulate,
-                                 const Compute<T>* columns) {
+__global__ void elementwise_loss(const T* x, const Slot* slot, Control* control, const Y* y,
+                                 const W* w, int weighted, const Compute<T>* scale,
+                                 const Compute<T>* gain, T* D, Compute<T>* db, Compute<T>* J,
+                                 Compute<T>* partials, unsigned* counters, int64 first, int64 m,
+                                 int64 n, int accumulate, const Compute<T>* columns) {
   using C = Compute<T>;
   __shared__ C shared[threads * V];
   const Tile<V> tile;
@@ -65,19 +73,23 @@ __global__ void elementwise_loss(const T* x, const Slot* slot, Control* control,
     }
   }
   add_grid_sum(value, J, partials, counters);
-  if (db) column_sums<V>(sum, shared, db, partials + gridDim.x * gridDim.y, counters + 1, n, accumulate);
+  if (db)
+    column_sums<V>(sum, shared, db, partials + gridDim.x * gridDim.y, counters + 1, n, accumulate);
 }
 
-// ℓ = log Σ exp(s - max) - (s_y - max), D = gain k (softmax(s) - onehot(y)), a warp a row: blocks of (32, warps) threads, with
-// warps * n numbers of shared memory where db is wanted. Targets are class numbers (labels), or distributions. A row
-// adds `most` to J at most, infinity where there is no limit. One exponential, the label's or the largest, stands apart from
-// the sum of the others, `rest`: so neither log(1 + rest) nor 1 - softmax loses digits. Where it mixes, a target y is another
-// one, t = c (kept y + spread) / Σ c y, with c of `columns`, or 1 where there are none.
+// ℓ = log Σ exp(s - max) - (s_y - max), D = gain k (softmax(s) - onehot(y)), one warp per row:
+// blocks of (32, warps) threads, with warps * n numbers of shared memory if db is computed. Targets
+// are class numbers (labels) or distributions. A row adds at most `most` to J (infinity: no limit).
+// One exponential, the label's or the largest, is kept out of `rest`, the sum of the others, so
+// that neither log(1 + rest) nor 1 - softmax loses digits. With label smoothing or class weights
+// the target y becomes t = c (kept y + spread) / Σ c y, with c from `columns`, or 1 without them.
 template <class T, class Y, class W, bool mixes = false>
-__global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* control, const Y* y, const W* w, int weighted,
-                                      int labels, const Compute<T>* scale, const Compute<T>* gain, T* D, Compute<T>* db,
-                                      Compute<T>* J, Compute<T>* partials, unsigned* counters, int64 first, int64 m, int64 n,
-                                      int accumulate, Compute<T> most, Compute<T> kept, Compute<T> spread,
+__global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* control, const Y* y,
+                                      const W* w, int weighted, int labels, const Compute<T>* scale,
+                                      const Compute<T>* gain, T* D, Compute<T>* db, Compute<T>* J,
+                                      Compute<T>* partials, unsigned* counters, int64 first,
+                                      int64 m, int64 n, int accumulate, Compute<T> most,
+                                      Compute<T> kept, Compute<T> spread,
                                       const Compute<T>* columns) {
   using C = Compute<T>;
   const Targets<Y, W, C> given(slot, control, y, w, weighted, scale, first, labels ? 1 : n);
@@ -131,7 +143,8 @@ __global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* con
       if (columns) {
         C weight = 0;
 #pragma unroll 1  // registers: two blocks are to fit a multiprocessor
-        for (int64 c = lane; c < n; c += 32) weight += columns[c] * (labels ? C(c == apart) : C(widen(target[c * given.y_column])));
+        for (int64 c = lane; c < n; c += 32)
+          weight += columns[c] * (labels ? C(c == apart) : C(widen(target[c * given.y_column])));
         weight = warp_sum(weight);
         unit = weight > C(0) ? C(1) / weight : C(1);
       }
@@ -149,13 +162,16 @@ __global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* con
       if (c != apart) rest += exp(C(widen(s[c])) - largest);
     }
     rest = warp_sum(rest);
-    const C own = labels ? exp(C(widen(s[apart])) - largest) : C(1), more = rest + (own - C(1)), sum = more + C(1);
-    __syncwarp();  // D may be S: every lane has read the label's entry (a shuffle alone orders no memory)
+    const C own = labels ? exp(C(widen(s[apart])) - largest) : C(1), more = rest + (own - C(1)),
+            sum = more + C(1);
+    // D may be S: every lane has read the label's entry (a shuffle alone orders no memory)
+    __syncwarp();
     const C weight = given.weight(row);
     if (lane == 0) value += weight * minimum(whole * log1p(more) - entry, most);
     for (int64 c = lane; c < n; c += 32) {
       const C share = share_of(c);
-      const C numerator = c == apart ? (whole - share) * own - share * rest : whole * exp(C(widen(s[c])) - largest);
+      const C numerator =
+          c == apart ? (whole - share) * own - share * rest : whole * exp(C(widen(s[c])) - largest);
       const C d = factor * weight * (numerator / sum - (c == apart ? C(0) : share));
       D[i * n + c] = Narrow<T>::from(d);
       if (db) sums[c] += d;
@@ -174,7 +190,8 @@ __global__ void softmax_cross_entropy(const T* S, const Slot* slot, Control* con
   if (!last_block(counters + 1, gridDim.x)) return;
   for (int64 c = thread; c < n; c += threads) {
     C sum = accumulate ? db[c] : C(0);
-    for (unsigned block = 0; block < gridDim.x; ++block) sum += load_fresh(partials + block * n + c);
+    for (unsigned block = 0; block < gridDim.x; ++block)
+      sum += load_fresh(partials + block * n + c);
     db[c] = sum;
   }
 }

@@ -1,15 +1,30 @@
-// Number types and 16-byte accesses. Half types are stored, never computed in: formulas run in Compute<T>, float or double.
+// Number types and 16-byte accesses. Half types are for storage only: formulas run in Compute<T>,
+// float or double.
 #pragma once
 
 using int64 = long long;
 
-struct half_t { unsigned short bits; };
-struct bfloat16_t { unsigned short bits; };
+struct half_t {
+  unsigned short bits;
+};
+struct bfloat16_t {
+  unsigned short bits;
+};
 
-template <class T> struct ComputeOf { using type = T; };
-template <> struct ComputeOf<half_t> { using type = float; };
-template <> struct ComputeOf<bfloat16_t> { using type = float; };
-template <class T> using Compute = typename ComputeOf<T>::type;
+template <class T>
+struct ComputeOf {
+  using type = T;
+};
+template <>
+struct ComputeOf<half_t> {
+  using type = float;
+};
+template <>
+struct ComputeOf<bfloat16_t> {
+  using type = float;
+};
+template <class T>
+using Compute = typename ComputeOf<T>::type;
 
 // -- conversions; tests/cuda_on_cpu gives the three instructions below in plain C++ --
 
@@ -30,68 +45,120 @@ __device__ __forceinline__ unsigned short float_to_bfloat16(float x) {
   return bits;
 }
 __device__ __forceinline__ float bits_to_float(unsigned bits) { return __uint_as_float(bits); }
-#define DYNAMIC_SHARED(type, name)                      \
+#define DYNAMIC_SHARED(type, name)                       \
   extern __shared__ __align__(16) unsigned char bytes[]; \
   type* name = reinterpret_cast<type*>(bytes)
 #endif
 
-template <class T> __device__ __forceinline__ T widen(T x) { return x; }
+template <class T>
+__device__ __forceinline__ T widen(T x) {
+  return x;
+}
 __device__ __forceinline__ float widen(half_t x) { return half_to_float(x.bits); }
-__device__ __forceinline__ float widen(bfloat16_t x) { return bits_to_float(unsigned(x.bits) << 16); }
+__device__ __forceinline__ float widen(bfloat16_t x) {
+  return bits_to_float(unsigned(x.bits) << 16);
+}
 
-template <class To> struct Narrow {
-  template <class C> static __device__ __forceinline__ To from(C x) { return To(x); }
+template <class To>
+struct Narrow {
+  template <class C>
+  static __device__ __forceinline__ To from(C x) {
+    return To(x);
+  }
 };
-template <> struct Narrow<half_t> {
-  template <class C> static __device__ __forceinline__ half_t from(C x) { return {float_to_half(float(x))}; }
+template <>
+struct Narrow<half_t> {
+  template <class C>
+  static __device__ __forceinline__ half_t from(C x) {
+    return {float_to_half(float(x))};
+  }
 };
-template <> struct Narrow<bfloat16_t> {
-  template <class C> static __device__ __forceinline__ bfloat16_t from(C x) { return {float_to_bfloat16(float(x))}; }
+template <>
+struct Narrow<bfloat16_t> {
+  template <class C>
+  static __device__ __forceinline__ bfloat16_t from(C x) {
+    return {float_to_bfloat16(float(x))};
+  }
 };
 
 // -- V neighbours in one access: 16 bytes where V fills them --
 
-template <class T, int V> struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack { T at[V]; };
+template <class T, int V>
+struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
+  T at[V];
+};
 
-template <int V, class T> __device__ __forceinline__ Pack<T, V> load(const T* address) {
+template <int V, class T>
+__device__ __forceinline__ Pack<T, V> load(const T* address) {
   return *reinterpret_cast<const Pack<T, V>*>(address);
 }
-template <int V, class T> __device__ __forceinline__ void store(T* address, const Pack<T, V>& pack) {
+template <int V, class T>
+__device__ __forceinline__ void store(T* address, const Pack<T, V>& pack) {
   *reinterpret_cast<Pack<T, V>*>(address) = pack;
 }
-// V entries that are `stride` apart.
-template <int V, class T> __device__ __forceinline__ Pack<T, V> collect(const T* address, int64 stride) {
+// Loads V entries that are `stride` apart.
+template <int V, class T>
+__device__ __forceinline__ Pack<T, V> collect(const T* address, int64 stride) {
   Pack<T, V> pack;
 #pragma unroll
   for (int v = 0; v < V; ++v) pack.at[v] = address[v * stride];
   return pack;
 }
-// Whether every V-th entry of rows that are `stride` entries apart may be loaded as a pack.
-template <int V, class T> __device__ __forceinline__ bool is_aligned(const T* address, int64 stride) {
-  return stride % V == 0 && reinterpret_cast<unsigned long long>(address) % alignof(Pack<T, V>) == 0;
+// Returns whether every V-th entry of rows that are `stride` entries apart may be loaded as a pack.
+template <int V, class T>
+__device__ __forceinline__ bool is_aligned(const T* address, int64 stride) {
+  return stride % V == 0 &&
+         reinterpret_cast<unsigned long long>(address) % alignof(Pack<T, V>) == 0;
 }
-template <class T> __device__ __forceinline__ T load_fresh(const T* address) {  // what another block has just written
+template <class T>
+__device__ __forceinline__ T load_fresh(const T* address) {  // what another block has just written
   return *reinterpret_cast<const volatile T*>(address);
 }
 
 // -- the functions of the formula sheets --
 
-template <class C> __device__ __forceinline__ C maximum(C x, C y) { return x > y || x != x ? x : y; }  // NaN passes, both sides
-template <class C> __device__ __forceinline__ C minimum(C x, C y) { return x < y || x != x ? x : y; }
-template <class C> __device__ __forceinline__ C positive(C x) { return x > C(0) ? C(1) : C(0); }
-template <class C> __device__ __forceinline__ C sign(C x) { return x != x ? x : C(x > C(0)) - C(x < C(0)); }
-template <class C> __device__ __forceinline__ C kept(C x) { return x == C(0) && copysign(C(1), x) < C(0) ? C(0) : C(1); }
-template <class C> __device__ __forceinline__ C absolute(C x) { return x < C(0) ? -x : x; }
-// exp(-u²/2), u²/2 in two parts, since rounding it would cost u²/2 units in the last place; u is at most 40, where it is 0
-template <class C> __device__ __forceinline__ C bell(C u) {
+template <class C>
+__device__ __forceinline__ C maximum(C x, C y) {
+  return x > y || x != x ? x : y;
+}  // NaN passes, both sides
+template <class C>
+__device__ __forceinline__ C minimum(C x, C y) {
+  return x < y || x != x ? x : y;
+}
+template <class C>
+__device__ __forceinline__ C positive(C x) {
+  return x > C(0) ? C(1) : C(0);
+}
+template <class C>
+__device__ __forceinline__ C sign(C x) {
+  return x != x ? x : C(x > C(0)) - C(x < C(0));
+}
+template <class C>
+__device__ __forceinline__ C kept(C x) {
+  return x == C(0) && copysign(C(1), x) < C(0) ? C(0) : C(1);
+}
+template <class C>
+__device__ __forceinline__ C absolute(C x) {
+  return x < C(0) ? -x : x;
+}
+// exp(-u²/2), with u²/2 in two parts, because rounding it would cost u²/2 units in the last place;
+// u is limited to 40, where the result is 0
+template <class C>
+__device__ __forceinline__ C bell(C u) {
   const C square = u * u;
   return exp(C(-0.5) * square) * (C(1) - C(0.5) * fma(u, u, -square));
 }
-template <class C> __device__ __forceinline__ C normpdf(C x) {
+template <class C>
+__device__ __forceinline__ C normpdf(C x) {
   return C(0.3989422804014327) * bell(minimum(absolute(x), C(40)));
 }
-template <class C> __device__ __forceinline__ C normal_cdf(C x) {  // in fewer registers than CUDA's own
-  const C u = minimum(absolute(x), C(40)), tail = C(0.5) * erfcx(C(0.7071067811865476) * u) * bell(u);
+template <class C>
+__device__ __forceinline__ C normal_cdf(C x) {  // in fewer registers than CUDA's own
+  const C u = minimum(absolute(x), C(40)),
+          tail = C(0.5) * erfcx(C(0.7071067811865476) * u) * bell(u);
   return x > C(0) ? C(1) - tail : tail;
 }
-template <class C> __device__ __forceinline__ bool is_finite(C x) { return x - x == C(0); }
+template <class C>
+__device__ __forceinline__ bool is_finite(C x) {
+  return x - x == C(0);
+}

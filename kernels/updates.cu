@@ -1,18 +1,21 @@
-// The slot before a step; after its chunks norm and finite test, the scalars of the optimizer's formulas
-// and one pass over the flat vectors. `Formula` is generated from the optimizer's row of updates.def with
-// the penalties, unscaling and clipping put in front.
+// Before a step's chunks: the slot. After them: the norm and the finite test, the scalars of the
+// optimizer's formulas, and one pass over the flat vectors. `Formula` is generated from the
+// optimizer's row of the sheet, preceded by penalties, unscaling and clipping.
 #include "reduce.cuh"
 #include "step.cuh"
 
-// The sums of a step begin at 0.
-template <class C> __device__ void begin_step(const Control& control, C* scalars) {
+// Resets the sums of a step.
+template <class C>
+__device__ void begin_step(const Control& control, C* scalars) {
   scalars[LOSS] = 0;
   scalars[GAIN] = C(control.loss_scale);
 }
 
-// Puts the slot where the graph reads it, and the scalars that a step begins with. One block.
+// Writes the slot to device memory, where the graph reads it, and a step's initial scalars. One
+// block.
 template <class C>
-__global__ void set_slot(const __grid_constant__ Slot given, Slot* slot, const Control* control, C* scalars) {
+__global__ void set_slot(const __grid_constant__ Slot given, Slot* slot, const Control* control,
+                         C* scalars) {
   const int64* from = reinterpret_cast<const int64*>(&given);
   int64* to = reinterpret_cast<int64*>(slot);
   for (int i = threadIdx.x; i < int(sizeof(Slot) / sizeof(int64)); i += blockDim.x) to[i] = from[i];
@@ -23,17 +26,21 @@ __global__ void set_slot(const __grid_constant__ Slot given, Slot* slot, const C
   if (given.weight > 0) scalars[SCALE] = C(1 / given.weight);
 }
 
-// The number of the part of the flat vectors that entry i lies in: 0 weights, 1 biases; or that of its segment.
+// Returns the part of the flat vectors that holds entry i: 0 for weights, 1 for biases; or its
+// segment.
 __device__ __forceinline__ int part_of(int64 i, int64 weights, const Segment* segments) {
   if (!segments) return i < weights ? 0 : 1;
   int part = 0;
   while (i >= segments[part].stop) ++part;
   return part;
 }
-__device__ __forceinline__ bool is_frozen(int part, const Segment* segments) { return segments && segments[part].frozen; }
+__device__ __forceinline__ bool is_frozen(int part, const Segment* segments) {
+  return segments && segments[part].frozen;
+}
 
-// The slope that an update sees: the gradient, unscaled, with those of the penalties; 0 where a layer is frozen.
-template <class C> struct Slope {
+// The gradient that an update reads: unscaled, with those of the penalties; 0 in a frozen layer.
+template <class C>
+struct Slope {
   const C *w, *g;
   C unscale, l1, l2;
   int64 penalised;  // entries
@@ -45,15 +52,24 @@ template <class C> struct Slope {
   }
 };
 
-// Numbers of a type that bound what can be added without overflow: what half a unit in the last place of the largest number
-// is, 128 times over; half the root of that number; and a slope whose square is lost.
-template <class C> struct Bounds;
-template <> struct Bounds<float> { static constexpr double swallowed = 0x1p96, root = 0x1p63, lost = 0x1p-62, unit = 0x1p-80; };
-template <> struct Bounds<double> { static constexpr double swallowed = 0x1p963, root = 0x1p511, lost = 0x1p-510, unit = 0x1p-600; };
+// Bounds of a number type: terms that can be added without overflow (128 times half a unit in the
+// last place of the largest number), half the root of the largest number, and a slope whose square
+// underflows.
+template <class C>
+struct Bounds;
+template <>
+struct Bounds<float> {
+  static constexpr double swallowed = 0x1p96, root = 0x1p63, lost = 0x1p-62, unit = 0x1p-80;
+};
+template <>
+struct Bounds<double> {
+  static constexpr double swallowed = 0x1p963, root = 0x1p511, lost = 0x1p-510, unit = 0x1p-600;
+};
 
-// The norm of slopes whose squares overflow, for every thread of the block, which goes over all of them; NaN or infinity if
-// one of them is.
-template <class C> __device__ double large_norm(const Slope<C>& slope, int64 size) {
+// Returns the norm of slopes whose squares overflow, to every thread of the block, which reads all
+// of them; NaN or infinity if one of them is.
+template <class C>
+__device__ double large_norm(const Slope<C>& slope, int64 size) {
   C sum = 0;
   for (int64 i = thread_number(); i < size; i += blockDim.x * blockDim.y) {
     const C part = slope(i) * C(Bounds<C>::unit);
@@ -62,10 +78,11 @@ template <class C> __device__ double large_norm(const Slope<C>& slope, int64 siz
   return sqrt(double(block_sum(sum))) / Bounds<C>::unit;
 }
 
-// Whether a number that the update would write is not finite, for every thread of the block, which goes over all entries.
+// Returns, to every thread of the block, whether the update would write a number that is not
+// finite. The block goes over all entries.
 template <class C, class Formula>
-__device__ bool overflows(const C* a0, const C* a1, const C* a2, const C* a3, const C* k, const Segment* segments,
-                          int64 weights, int64 size) {
+__device__ bool overflows(const C* a0, const C* a1, const C* a2, const C* a3, const C* k,
+                          const Segment* segments, int64 weights, int64 size) {
   const C* const arrays[4] = {a0, a1, a2, a3};
   C found = 0;
   for (int64 i = thread_number(); i < size; i += blockDim.x * blockDim.y) {
@@ -83,12 +100,13 @@ __device__ bool overflows(const C* a0, const C* a1, const C* a2, const C* a3, co
   return block_sum(found) != C(0);
 }
 
-// Evaluates the scalar parts of the update's formulas in double, for each part of the vectors, and the bounds. Whether an entry
-// may overflow. One thread.
+// Evaluates the scalar parts of the update's formulas in double, for each part of the vectors, and
+// their bounds. Returns whether an entry may overflow. One thread.
 template <class C, class Formula>
-__device__ bool begin_update(const Slot& slot, const Control& control, C* scalars, double norm, double clip_norm,
-                             const Segment* segments, int count, double& reach) {
-  const double clip = clip_norm > 0 && norm > clip_norm ? clip_norm / norm : 1, largest = 2 * clip * norm + Bounds<C>::lost;
+__device__ bool begin_update(const Slot& slot, const Control& control, C* scalars, double norm,
+                             double clip_norm, const Segment* segments, int count, double& reach) {
+  const double clip = clip_norm > 0 && norm > clip_norm ? clip_norm / norm : 1,
+               largest = 2 * clip * norm + Bounds<C>::lost;
   double change = 0;
   C* to = scalars + FIRST_OF_UPDATE;
   for (int part = 0; part < (segments ? count : 2); ++part, to += Formula::scalars) {
@@ -97,7 +115,8 @@ __device__ bool begin_update(const Slot& slot, const Control& control, C* scalar
     for (int i = 0; i < SETTINGS; ++i) settings[i] = slot.settings[i];
     if (segments) {
       settings[0] *= segments[part].rate;
-      if (Formula::decay >= 0 && segments[part].decay >= 0) settings[Formula::decay] = segments[part].decay;
+      if (Formula::decay >= 0 && segments[part].decay >= 0)
+        settings[Formula::decay] = segments[part].decay;
     }
     const bool weights = segments ? segments[part].weights : part == 0;
     const double t = double(control.updates + 1 - (segments ? segments[part].missed : 0));
@@ -110,12 +129,12 @@ __device__ bool begin_update(const Slot& slot, const Control& control, C* scalar
   return !(largest < Bounds<C>::root && change < Bounds<C>::swallowed);
 }
 
-// Decides whether the update takes place, writes the step's answer, and moves the slot on where a launch holds several steps.
-// A scaled gradient that overflows halves the loss scale and skips the update; so does, if `tolerant`, anything else that is
-// not finite. Any other fault stays. One thread.
+// Decides whether the update happens, writes the step's result, and advances the slot if a launch
+// holds several steps. A scaled gradient that overflows halves the loss scale and skips the update;
+// with `tolerant`, so does anything else that is not finite. Any other fault stays set. One thread.
 template <class C>
-__device__ void end_step(Slot* slot, Control* control, C* scalars, double norm, bool overflow, double reach, bool scaled,
-                         int64 growth, bool tolerant) {
+__device__ void end_step(Slot* slot, Control* control, C* scalars, double norm, bool overflow,
+                         double reach, bool scaled, int64 growth, bool tolerant) {
   const double J = scalars[LOSS];
   const bool by_scale = scaled && slot->resume != APPLIED;
   bool skip = control->status != 0 || scalars[SCALE] == C(0);
@@ -154,16 +173,18 @@ __device__ void end_step(Slot* slot, Control* control, C* scalars, double norm, 
   if (++slot->turn < TOGETHER) slot->settings[0] = slot->rates[slot->turn];
 }
 
-// J += l1 Σ|w| + ½ l2 Σ w² over the weights, and Σ (penalised gradient)²; then, in the block that finishes last, the end of
-// the step but for the pass over the vectors. Where their bounds do not exclude that an entry overflows, that block tries the
-// update on every one. `partials`: two numbers for each block.
+// J += l1 Σ|w| + ½ l2 Σ w² over the weights, and Σ (penalised gradient)². The block that finishes
+// last then completes the step except for the pass over the vectors. If the bounds do not exclude
+// an overflow, that block tries the update on every entry. `partials`: two numbers for each block.
 template <class C, class Formula>
-__global__ void prepare_update(Slot* slot, Control* control, C* scalars, const C* w, const C* g, const C* a2, const C* a3,
-                               C* partials, unsigned* counter, double clip_norm, int scaled, int64 growth, int tolerant,
+__global__ void prepare_update(Slot* slot, Control* control, C* scalars, const C* w, const C* g,
+                               const C* a2, const C* a3, C* partials, unsigned* counter,
+                               double clip_norm, int scaled, int64 growth, int tolerant,
                                const Segment* segments, int count, int64 weights, int64 size) {
   const C l1 = scalars[L1], l2 = scalars[L2];
   const int64 threads = int64(gridDim.x) * blockDim.x;
-  const Slope<C> slope = {w, g, C(1) / scalars[GAIN], l1, l2, l1 != C(0) || l2 != C(0) ? weights : 0, segments};
+  const Slope<C> slope = {
+      w, g, C(1) / scalars[GAIN], l1, l2, l1 != C(0) || l2 != C(0) ? weights : 0, segments};
   C sums[2] = {};  // of squares, of penalties
   for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += threads) {
     const C x = slope(i);
@@ -178,20 +199,22 @@ __global__ void prepare_update(Slot* slot, Control* control, C* scalars, const C
   if (first) {
     scalars[LOSS] += sums[1];
     const bool open = control->status == 0 && is_finite(scalars[LOSS]) && is_finite(norm);
-    doubtful = open && begin_update<C, Formula>(*slot, *control, scalars, norm, clip_norm, segments, count, reach);
+    doubtful = open && begin_update<C, Formula>(*slot, *control, scalars, norm, clip_norm, segments,
+                                                count, reach);
   }
   __syncthreads();
-  const bool overflow =
-      doubtful && overflows<C, Formula>(w, g, a2, a3, scalars + FIRST_OF_UPDATE, segments, weights, size);
+  const bool overflow = doubtful && overflows<C, Formula>(w, g, a2, a3, scalars + FIRST_OF_UPDATE,
+                                                          segments, weights, size);
   if (first) end_step(slot, control, scalars, norm, overflow, reach, scaled, growth, tolerant);
 }
 
-// The formula's statements on up to four vectors, entry by entry: the parameters, their gradient and the optimizer's state, or any
-// others. `k`: scalars for the first `weights` entries, then those for the rest; with `segments`, which may be null, for each
-// segment. `low`, which may be null, gets the first vector cast. With `control`, a step that is to be skipped changes nothing.
+// Runs the formula's statements on up to four vectors, entry by entry: the parameters, their
+// gradient and the optimizer's state, or any others. `k`: scalars for the first `weights` entries,
+// then for the rest; with `segments` (may be null), for each segment. `low` (may be null) receives
+// the first vector cast. With `control`, a skipped step changes nothing.
 template <class C, class Low, class Formula, int V>
-__global__ void update(C* a0, C* a1, C* a2, C* a3, Low* low, const C* k, const Control* control, const Segment* segments,
-                       int64 weights, int64 size) {
+__global__ void update(C* a0, C* a1, C* a2, C* a3, Low* low, const C* k, const Control* control,
+                       const Segment* segments, int64 weights, int64 size) {
   if (control && control->skip) return;
   C* const arrays[4] = {a0, a1, a2, a3};
   const int64 first = (int64(blockIdx.x) * blockDim.x + threadIdx.x) * V;
@@ -233,13 +256,16 @@ __global__ void update(C* a0, C* a1, C* a2, C* a3, Low* low, const C* k, const C
 }
 
 // low = w cast.
-template <class C, class Low> __global__ void recast(const C* w, Low* low, int64 size) {
+template <class C, class Low>
+__global__ void recast(const C* w, Low* low, int64 size) {
   const int64 threads = int64(gridDim.x) * blockDim.x;
-  for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += threads) low[i] = Narrow<Low>::from(w[i]);
+  for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += threads)
+    low[i] = Narrow<Low>::from(w[i]);
 }
 
 // Numbers in [-1, 1) for timing: GEMMs run faster on zeros than on data.
-template <class T> __global__ void randomize(T* x, int64 size, unsigned seed) {
+template <class T>
+__global__ void randomize(T* x, int64 size, unsigned seed) {
   const int64 threads = int64(gridDim.x) * blockDim.x;
   for (int64 i = int64(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += threads) {
     unsigned h = (unsigned(i) + seed) * 2654435761u;
