@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass
-from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,19 +16,16 @@ import numpy as np
 import scipy.optimize
 import threadpoolctl
 from numpy.typing import NDArray
-from scipy.sparse import issparse
+from scipy.sparse import csr_array, issparse
 from sklearn import neural_network
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.model_selection import train_test_split
-from sklearn.utils import _safe_indexing, check_random_state, gen_batches
+from sklearn.utils import _safe_indexing, gen_batches
 from sklearn.utils._param_validation import Interval, InvalidParameterError, StrOptions
 from sklearn.utils.optimize import _check_optimize_result
 from sklearn.utils.validation import (
-    _check_feature_names,
-    _check_n_features,
-    _check_sample_weight,
     check_is_fitted,
     validate_data,
 )
@@ -68,7 +63,7 @@ class HeldOut(NamedTuple):
 
 
 @dataclass(eq=False, repr=False)
-class Estimator(BaseEstimator, ABC):
+class Estimator(BaseEstimator):
     """What the two have in common: parameters, fitting, the network behind `coefs_` and
     `intercepts_`.
 
@@ -130,30 +125,19 @@ class Estimator(BaseEstimator, ABC):
     # what the subclasses know of their targets
 
     _metric: ClassVar[Callable[..., float]]
+    _asked: Any = (None, None)  # during `fit`: its X and validation
 
-    @abstractmethod
-    def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
-        """X and y as scikit-learn checks them for this estimator."""
+    def _targets(self, Y: Array) -> Array:
+        """What the trainer takes for Y (m, n_outputs_): (m,) class numbers, or Y."""
+        return Y
 
-    @abstractmethod
-    def _targets(self, y: Any) -> Array:
-        """What the trainer takes for y: (m,) class numbers, or (m, n_L)."""
-
-    @abstractmethod
     def _objective(self, dtype: Any) -> Loss:
         """The trainer's loss."""
+        return loss_sheet.resolve(self.loss)
 
     def _reported(self, Y: Array) -> tuple[float, Array | None]:
         """Share and offsets, as `Rows` takes them."""
         return 1.0, None
-
-    @abstractmethod
-    def _out_activation(self) -> str:
-        """scikit-learn's name of the output activation."""
-
-    @abstractmethod
-    def _predicted(self, output: Array) -> Array:
-        """The prediction that an output (m, n_L) means."""
 
     def _score_of(self, y: Any, predicted: Any, weights: Array | None) -> float:
         """The metric, of arrays that need no more checks."""
@@ -196,84 +180,70 @@ class Estimator(BaseEstimator, ABC):
                 raise
             raise InvalidParameterError(f"{error!s:.{LONGEST}}…") from None
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, validation: Any, incremental: bool) -> Any:
-        sizes = self.hidden_layer_sizes
-        hidden = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
-        if np.any(np.array(hidden) <= 0):
-            raise ValueError(f"hidden_layer_sizes must be > 0, got {hidden}.")
-        hidden = [
-            values.positive_integer(n, f"hidden_layer_sizes[{i}]", most=WIDEST)
-            for i, n in enumerate(hidden)
-        ]
-        first = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None) -> Any:
+        """Train on X and y.
+
+        Args:
+            X: (m, n) numbers: NumPy, pandas, polars, sparse, or on a GPU.
+            y: (m,) labels or numbers, or (m, n_outputs_).
+            sample_weight: (m,) row weights.
+            validation: `(X, y)` or `(X, y, sample_weight)`, scored after each epoch, instead of a
+                part of X.
+        """
         if validation is not None and self.solver not in STOCHASTIC:
             raise ValueError(
                 f"validation needs solver='adam' or 'sgd': {self.solver!r} has no epochs to score"
             )
-        given = X
-        X, y = self._validate_input(X, y, incremental, reset=first)
-        weights = (
-            None
-            if sample_weight is None
-            else _check_sample_weight(host(sample_weight, "sample_weight"), X)
-        )
-        Y = self._targets(y)
-        self.n_outputs_ = len(self.classes_) if Y.ndim == 1 else Y.shape[1]
-        random = self._random_state = check_random_state(self.random_state)
-        if first:
-            self._initialize([X.shape[1], *hidden, self.n_outputs_], random, X.dtype)
-        elif (
-            len(self.intercepts_[-1]) != self.n_outputs_
-        ):  # the hidden layers stay those that were fitted
-            raise ValueError(
-                f"y makes {self.n_outputs_} output(s); what was fitted before has "
-                f"{len(self.intercepts_[-1])}"
-            )
-        training = self._weighted(y, weights, incremental)
-        place = self._place(X)
-        with devices.active(place):
-            net = self._network(place)
-            if self.solver == "lbfgs":
-                self._fit_lbfgs(net, X, Y, training, random)
-            else:
-                self._fit_stochastic(
-                    net, X, y, Y, weights, training, given, validation, random, first, incremental
-                )
-        if not all(
-            np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_, *self.slopes_)
-        ):
+        self._asked = X, validation
+        try:
+            return self._fit(X, y, sample_weight)
+        finally:
+            del self._asked
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any = None, incremental: bool = False) -> Any:
+        sizes = self.hidden_layer_sizes
+        hidden = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
+        if not np.any(np.array(hidden) <= 0):  # of which scikit-learn has its own error
+            for i, size in enumerate(hidden):
+                values.positive_integer(size, f"hidden_layer_sizes[{i}]", most=WIDEST)
+        if sample_weight is not None:
+            sample_weight = host(sample_weight, "sample_weight")
+        with devices.active(self._place(X)):
+            super()._fit(X, y, sample_weight, incremental)
+        if not all(np.isfinite(slopes).all() for slopes in self.slopes_):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large "
-                "values and need to be"
-                " preprocessed."
+                "values and need to be preprocessed."
             )
         return self
+
+    def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
+        """X and y as scikit-learn checks them; of an X on a GPU an empty one stands in."""
+        rows = self._on_device(X)
+        X, y = super()._validate_input(
+            X if rows is None else csr_array(rows.shape), host(y, "y"), incremental, reset
+        )
+        return X if rows is None else rows, y
 
     def _weighted(self, y: Any, weights: Array | None, incremental: bool) -> Array | None:
         """The row weights that the loss gets."""
         return weights
 
-    def _initialize(self, units: list[int], random: np.random.RandomState, dtype: Any) -> None:
-        """Initial weights, drawn layer by layer, W before b."""
+    def _initialize(self, y: Any, layer_units: list[int], dtype: Any) -> None:
         for name in ("_net", "_trainer", "_optimizer", "_saved", "loss_curve_", *VALIDATED):
             self.__dict__.pop(name, None)
-        self.slopes_: list[
-            Array
-        ] = []  # learned parameters of activations, as the network begins with them
-        self.n_iter_ = self.t_ = 0
-        self.n_layers_ = len(units)
-        self.out_activation_ = self._out_activation()
-        self.coefs_: list[Array] = []
-        self.intercepts_: list[Array] = []
-        hidden = self._hidden(len(units) - 2) or [self.activation]
-        for l, (wide, out) in enumerate(pairwise(units)):
-            name = hidden[min(l, len(hidden) - 1)]
-            bound = np.sqrt(
-                (2.0 if activation_sheet.resolve(ours(name)).name == "sigmoid" else 6.0)
-                / (wide + out)
-            )
-            self.coefs_.append(random.uniform(-bound, bound, (wide, out)).astype(dtype, copy=False))
-            self.intercepts_.append(random.uniform(-bound, bound, out).astype(dtype, copy=False))
+        self.slopes_: list[Array] = []  # learned parameters of activations, as the network begins
+        super()._initialize(y, layer_units, dtype)
+        del self._best_coefs, self._best_intercepts
+
+    def _init_coef(self, fan_in: int, fan_out: int, dtype: Any) -> tuple[Array, Array]:
+        hidden = self._hidden(self.n_layers_ - 2) or [self.activation]
+        name = ours(hidden[min(len(self.coefs_), len(hidden) - 1)])
+        share = 2.0 if activation_sheet.resolve(name).name == "sigmoid" else 6.0
+        bound, draw = np.sqrt(share / (fan_in + fan_out)), self._random_state.uniform
+        W = draw(-bound, bound, (fan_in, fan_out)).astype(dtype, copy=False)
+        return W, draw(-bound, bound, fan_out).astype(dtype, copy=False)
 
     def _begin_curves(self) -> None:
         """The attributes as they are before the first epoch."""
@@ -295,10 +265,14 @@ class Estimator(BaseEstimator, ABC):
         """`dropout`, of an array as a list."""
         return self.dropout.tolist() if isinstance(self.dropout, np.ndarray) else self.dropout
 
-    def _begin(self, net: MLP, optimizer: Any, random: np.random.RandomState) -> Trainer:
+    def _begin(self, net: MLP, optimizer: Any) -> Trainer:
+        if net.sizes[-1] != self.n_outputs_:  # the hidden layers stay those that were fitted
+            raise ValueError(
+                f"y makes {self.n_outputs_} output(s); what was fitted before has {net.sizes[-1]}"
+            )
         dropout = self._dropout()
         seed = (
-            int(random.randint(1 << 31)) if dropout else 0
+            int(self._random_state.randint(1 << 31)) if dropout else 0
         )  # without dropout the draws are scikit-learn's
         return Trainer(
             net, self._objective(net.dtype), optimizer, dropout=dropout, seed=seed, precision=self.precision,
@@ -307,21 +281,18 @@ class Estimator(BaseEstimator, ABC):
 
     def _rows(self, trainer: Trainer, X: Any, Y: Array, weights: Array | None) -> Rows:
         X = X.tocsr() if issparse(X) else X
-        return Rows(trainer, X, Y, weights, self.alpha, *self._reported(Y))
+        return Rows(trainer, X, self._targets(Y), weights, self.alpha, *self._reported(Y))
 
-    def _fit_lbfgs(
-        self, net: MLP, X: Any, Y: Array, weights: Array | None, random: np.random.RandomState
-    ) -> None:
+    def _fit_lbfgs(self, X: Any, Y: Array, sample_weight: Any, *_: Any) -> None:
         """SciPy's L-BFGS-B on the trainer's gradient, in float64 whatever X is, as scikit-learn's."""
-        if net.dtype != np.float64:
-            self.coefs_ = [w.astype(np.float64) for w in self.coefs_]
-            net = self._network(net.device)
+        self.coefs_ = [w.astype(np.float64, copy=False) for w in self.coefs_]
+        net = self._network(self._place(X))
         if self._dropout():
             raise ValueError(
                 "dropout is for solver='sgd' or 'adam': L-BFGS needs the same loss at every call"
             )
-        trainer = self._begin(net, SGD(0.0), random)
-        rows = self._rows(trainer, X, Y, weights)
+        trainer = self._begin(net, SGD(0.0))
+        rows = self._rows(trainer, X, Y, self._weighted(Y, sample_weight, False))
 
         def value_and_gradient(parameters: Array) -> tuple[float, Array]:
             net.store.write(devices.to_device(net.device, parameters))
@@ -350,19 +321,19 @@ class Estimator(BaseEstimator, ABC):
         self.loss_ = np.float64(result.fun)
         self._show(net)
 
-    def _fit_stochastic(
-        self, net: MLP, X: Any, y: Any, Y: Array, weights: Array | None, training: Array | None, given: Any, validation: Any,
-        random: np.random.RandomState, first: bool, incremental: bool,
-    ) -> None:  # fmt: skip
+    def _fit_stochastic(self, X: Any, Y: Array, sample_weight: Any, *more: Any) -> None:
         """Epochs of shuffled mini-batches until scikit-learn's rules stop them; one of them if
         `incremental`.
         """
+        incremental, random = more[-1], self._random_state
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
         if not hasattr(self, "loss_curve_") or (self.best_loss_ is None) != self.early_stopping:
             self._begin_curves()
-        trainer = self._resume(net, random, incremental)
-        train, held_out = self._hold_out(X, y, Y, weights, given, validation, random)
+        net = self._network(self._place(X))
+        trainer = self._resume(net, incremental)
+        train, held_out = self._hold_out(X, Y, sample_weight)
+        training = self._weighted(Y, sample_weight, incremental)
         rows, size = self._rows(trainer, X, Y, training), self._batch_rows(len(train))
         buffers = trainer._step.fit_buffers(0, self.early_stopping)
         best = trainer._step.reserve(buffers).get("best")
@@ -370,7 +341,7 @@ class Estimator(BaseEstimator, ABC):
             best[...] = net.store.flat
         # scikit-learn's weights go on as they are where a warm start has not improved on the score
         # before it
-        found = first
+        found = not self.loss_curve_
         self.n_iter_ = 0
         with Run(trainer, self.callbacks, self.max_iter, self.progress) as run:
             try:
@@ -420,7 +391,7 @@ class Estimator(BaseEstimator, ABC):
             self._saved: Any = state_of(trainer)
         self._show(net)
 
-    def _resume(self, net: MLP, random: np.random.RandomState, incremental: bool) -> Trainer:
+    def _resume(self, net: MLP, incremental: bool) -> Trainer:
         """A trainer of this network: a fresh one, or with the optimizer's state of the last call."""
         trainer = self.__dict__.pop("_trainer", None)
         if incremental and trainer is not None:
@@ -441,25 +412,17 @@ class Estimator(BaseEstimator, ABC):
                     self.epsilon,
                     epsilon_hat=True,
                 )
-        trainer = self._begin(net, self._optimizer, random)
+        trainer = self._begin(net, self._optimizer)
         if self._saved:
             restore(trainer, self._saved)
         return trainer
 
-    def _hold_out(
-        self,
-        X: Any,
-        y: Any,
-        Y: Array,
-        weights: Array | None,
-        given: Any,
-        validation: Any,
-        random: np.random.RandomState,
-    ) -> tuple[Array, HeldOut | None]:
+    def _hold_out(self, X: Any, Y: Array, weights: Any) -> tuple[Array, HeldOut | None]:
         """Numbers of the rows to train on, and those that are held out: the user's, or a part of X
         for early stopping.
         """
-        everything = np.arange(X.shape[0])
+        everything, random = np.arange(X.shape[0]), self._random_state
+        given, validation = self._asked
         if validation is not None:
             if not isinstance(validation, list | tuple) or len(validation) not in (2, 3):
                 raise TypeError("validation must be (X, y) or (X, y, sample_weight)")
@@ -483,7 +446,9 @@ class Estimator(BaseEstimator, ABC):
             if self.scoring
             else X[devices.to_device(devices.of(X, "X"), held)]
         )
-        return train, HeldOut(Xv, y[held], None if weights is None else weights[held])
+        return train, HeldOut(
+            Xv, self._predicted(Y[held]), None if weights is None else weights[held]
+        )
 
     def _batch_rows(self, count: int) -> int:
         if self.batch_size == "auto":
@@ -617,41 +582,27 @@ class Estimator(BaseEstimator, ABC):
         state = {
             key: value
             for key, value in super().__getstate__().items()
-            if key not in ("_net", "_trainer")
+            if key not in ("_net", "_trainer", "_asked")
         }
         return state | {"_saved": state_of(self._trainer)} if "_trainer" in vars(self) else state
 
     # -- X, and predictions --
 
-    def _read(self, X: Any, y: Any, reset: bool, **options: Any) -> tuple[Any, Any]:
-        """X and y as scikit-learn checks them; of an X on a GPU the engine does, and it stays
-        there.
-        """
-        y = host(y, "y")
-        options["multi_output"] = True
+    def _on_device(self, X: Any) -> Any:
+        """X on a GPU as the engine checks it; None of an X that lies elsewhere."""
         if devices.of(X, "X") == "cpu":
-            return validate_data(
-                self, X, y, accept_sparse=["csr", "csc"], dtype=(np.float64, np.float32), reset=reset, **options
-            )  # fmt: skip
-        y = validate_data(self, y=y, reset=reset, **options)
-        X = self._adopted(X, reset)
-        if len(X) != len(y):
-            raise ValueError(f"X has {len(X)} rows and y {len(y)}: they must have as many")
-        return X, y
-
-    def _adopted(self, X: Any, reset: bool) -> Any:
+            return None
         X = arrays.matrix(X, None, adopt=devices.adopter(devices.of(X, "X")))
         arrays.require_finite(X, "X")
-        _check_n_features(self, X, reset=reset)
         return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
 
     def _checked(self, X: Any) -> Any:
         """Rows to predict for."""
         check_is_fitted(self)
-        if devices.of(X, "X") == "cpu":
-            return validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
-        _check_feature_names(self, X, reset=False)
-        return self._adopted(X, reset=False)
+        rows = self._on_device(X)
+        X = X if rows is None else csr_array(rows.shape)
+        X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
+        return X if rows is None else rows
 
     def _output(self, X: Any, net: MLP) -> Array:
         """Z[L] (m, n_L) of checked rows, in X's library and on its device."""
@@ -663,16 +614,15 @@ class Estimator(BaseEstimator, ABC):
             output = net.predict(X)
         return output.astype(np.result_type(X.dtype, net.dtype), copy=False)
 
-    def predict(self, X: Any) -> Any:
-        """The prediction for each row of X: a label or number; (m, n_outputs_) of them where y had
-        several columns.
-
-        Args:
-            X: (m, n_features_in_), dense or sparse; on a GPU, the result is there as well.
-        """
-        X = self._checked(X)
+    def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Array:
+        X = self._checked(X) if check_input else X
         with devices.active(devices.of(X, "X")):
-            return self._predicted(self._output(X, self._network()))
+            return self._output(X, self._network())
+
+    def _predict(self, X: Any, check_input: bool = True) -> Any:
+        output = self._forward_pass_fast(X, check_input)
+        with devices.active(devices.of(output, "output")):
+            return self._predicted(output)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Accuracy or R² of the prediction for the rows of X (m, n_features_in_), as scikit-learn
@@ -684,11 +634,6 @@ class Estimator(BaseEstimator, ABC):
                 host(y, "y"), host(self.predict(X), "prediction"), sample_weight=weights
             )
         )
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
 
 
 def _scipy_alone() -> AbstractContextManager[object]:

@@ -10,19 +10,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.base import ClassifierMixin, _fit_context
+from sklearn import neural_network
 from sklearn.metrics import accuracy_score
-from sklearn.preprocessing import LabelBinarizer
-from sklearn.utils import column_or_1d, compute_class_weight, compute_sample_weight
+from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
 
 from mlpcore.backends import devices
 from mlpcore.checks.errors import shown
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.losses import Loss
-from mlpcore.estimators.base import STOCHASTIC, Array, Estimator, host
+from mlpcore.estimators.base import Array, Estimator, host
 from mlpcore.mlp import MLP
 
 # the binary cross-entropy of a probability that has been rounded, as scikit-learn's is where it
@@ -41,7 +38,7 @@ LOG_LOSS = Loss(
 
 
 @dataclass(eq=False, repr=False)
-class MLPClassifier(ClassifierMixin, Estimator):
+class MLPClassifier(Estimator, neural_network.MLPClassifier):
     """scikit-learn's MLPClassifier on the engine: its parameters, attributes, results, warnings and
     errors, and more.
 
@@ -78,31 +75,8 @@ class MLPClassifier(ClassifierMixin, Estimator):
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
     }
     _metric: ClassVar[Callable[..., float]] = accuracy_score
-    score = Estimator.score  # the mixin's takes no arrays of a GPU
 
-    def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
-        X, y = self._read(X, y, reset)
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        if not hasattr(self, "classes_") or not (self.warm_start or incremental):
-            self._label_binarizer = LabelBinarizer().fit(y)
-            self.classes_ = self._label_binarizer.classes_
-            return X, y
-        classes = unique_labels(y)
-        if self.warm_start and set(classes) != set(self.classes_):
-            raise ValueError(
-                "warm_start can only be used where `y` has the same classes as in the previous "
-                "call to fit. Previously got"
-                f" {self.classes_}, `y` has {classes}"
-            )
-        if len(np.setdiff1d(classes, self.classes_, assume_unique=True)):
-            raise ValueError(
-                f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' "
-                f"has {classes}."
-            )
-        return X, y
-
-    def _weighted(self, y: Any, weights: Array | None, incremental: bool) -> Array | None:
+    def _weighted(self, Y: Any, weights: Array | None, incremental: bool) -> Array | None:
         if self.class_weight is None:
             return weights
         if incremental and self.class_weight == "balanced":
@@ -111,7 +85,7 @@ class MLPClassifier(ClassifierMixin, Estimator):
                 "a dict"
             )
         try:
-            by_class = _by_class(self.class_weight, y, weights)
+            by_class = _by_class(self.class_weight, self._predicted(Y), weights)
         except OverflowError:  # an integer of hundreds of digits
             by_class = np.array([np.inf])
         if not np.isfinite(by_class).all() or by_class.min() < 0 or not by_class.any():
@@ -130,23 +104,18 @@ class MLPClassifier(ClassifierMixin, Estimator):
                     f"{sorted(map(repr, unseen))}"
                 )
 
-    def _targets(self, y: Any) -> Array:
+    def _targets(self, Y: Array) -> Array:
         numbers = self.loss in ("log_loss", loss_sheet.CROSS_ENTROPY.name)
-        if numbers and self._label_binarizer.y_type_ == "multiclass" and y.ndim == 1:
-            return np.searchsorted(self.classes_, y)
-        return self._label_binarizer.transform(y).astype(bool)
+        return Y.argmax(axis=1) if numbers and self.out_activation_ == "softmax" else Y
 
     def _objective(self, dtype: Any) -> Loss:
         if self.loss != "log_loss":
-            return loss_sheet.resolve(self.loss)
+            return super()._objective(dtype)
         # scikit-learn clips probabilities at the dtype's epsilon before it takes their logarithm
         most = float(-np.log(np.finfo(dtype).eps))
         return dataclasses.replace(
             loss_sheet.CROSS_ENTROPY if self.out_activation_ == "softmax" else LOG_LOSS, most=most
         )
-
-    def _out_activation(self) -> str:
-        return "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
 
     def _score_of(self, y: Any, predicted: Any, weights: Array | None) -> float:
         if not (
@@ -172,46 +141,6 @@ class MLPClassifier(ClassifierMixin, Estimator):
         if self.classes_.dtype.kind in "biuf":
             return devices.module(devices.of(output, "output")).asarray(self.classes_)[numbers]
         return self.classes_[host(numbers, "prediction")]
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None
-    ) -> MLPClassifier:
-        """Train on X and y.
-
-        Args:
-            X: (m, n) numbers: NumPy, pandas, polars, sparse, or on a GPU.
-            y: (m,) labels, or (m, n_outputs_) of 0 and 1.
-            sample_weight: (m,) row weights.
-            validation: `(X, y)` or `(X, y, sample_weight)`, scored after each epoch, instead of a
-                part of X.
-        """
-        return self._fit(X, y, sample_weight, validation, incremental=False)
-
-    def _check_solver(self) -> bool:
-        if self.solver not in STOCHASTIC:
-            raise AttributeError(
-                f"partial_fit is only available for stochastic optimizers. {self.solver} is not "
-                "stochastic."
-            )
-        return True
-
-    @available_if(lambda estimator: estimator._check_solver())
-    @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(
-        self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None
-    ) -> MLPClassifier:
-        """One epoch on X and y, from where the last call left off.
-
-        Args:
-            X, y, sample_weight: as in `fit`.
-            classes: all labels that any call will bring; for the first call.
-        """
-        if _check_partial_fit_first_call(self, classes):
-            self._label_binarizer = LabelBinarizer().fit(
-                y if type_of_target(y).startswith("multilabel") else classes
-            )
-        return self._fit(X, y, sample_weight, None, incremental=True)
 
     def predict_proba(self, X: Any) -> Any:
         """The probability of each class in the order of `classes_`, (m, number of classes), for
@@ -239,11 +168,6 @@ class MLPClassifier(ClassifierMixin, Estimator):
         )
         scores._set(net.store.flat)
         return self._output(X, scores)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
 
 
 def _by_class(class_weight: Any, y: Any, weights: Array | None) -> Array:

@@ -45,6 +45,28 @@ def test_the_signature_begins_with_scikit_learns_in_its_order(name):
 
 
 @pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
+def test_a_model_is_an_instance_of_scikit_learns_class(name):
+    assert isinstance(getattr(estimators, name)(), getattr(neural_network, name))
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_a_fit_leaves_neither_its_rows_nor_copies_of_its_weights_behind(solver):
+    model = MLPRegressor(solver=solver, max_iter=2).fit(*DIABETES)
+    assert {"_asked", "_best_coefs", "_best_intercepts"}.isdisjoint(vars(model))
+
+
+def test_a_scorer_gets_a_single_target_as_one_column():
+    shapes = []
+
+    def scoring(model, X, y):
+        shapes.append((len(X), y.shape))
+        return 0.0
+
+    MLPRegressor(scoring=scoring, early_stopping=True, max_iter=2).fit(*DIABETES)
+    assert shapes == [(45, (45,))] * 2
+
+
+@pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
 def test_every_public_attribute_is_there(name):
     X, y = WINE
     for more in ({}, {"solver": "lbfgs"}, {"early_stopping": True}):
