@@ -1,4 +1,4 @@
-"""MLPRegressor: numbers."""
+"""MLPRegressor: targets that are numbers."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from sklearn.utils._param_validation import StrOptions
 
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.losses import Loss
-from mlpcore.estimators.base import Array, Estimator
+from mlpcore.estimators.base import Estimator
+from mlpcore.estimators.fitted import Array
 
 
 @dataclass(eq=False, repr=False)
 class MLPRegressor(Estimator, neural_network.MLPRegressor):
-    """scikit-learn's MLPRegressor on the engine: its parameters, attributes, results, warnings and
-    errors, and more.
+    """A drop-in for scikit-learn's MLPRegressor that trains and predicts on the engine.
 
     Args:
-        loss: "squared_error", "poisson" (behind an exponential), or another of the engine's,
-            `(name, parameter)`, `mc.Loss`.
+        loss: "squared_error", "poisson" (the output is an exponential), another of the engine's
+            losses, `(name, parameter)` or an `mc.Loss`.
         hidden_layer_sizes, activation, dropout, device, precision, memory_limit, scoring,
             callbacks, progress: as in `MLPClassifier`.
 
-    The parameters that are not listed here, and all attributes but `slopes_`, are scikit-learn's.
-    `slopes_` lists the learned parameters of activations ("prelu"), (1,) or (n_l,) for each layer
-    that has some.
+    The other parameters, and all attributes except `slopes_`, are scikit-learn's.
+
+    Attributes:
+        slopes_: learned parameters of activations ("prelu"), (1,) or (n_l,) for each layer that has
+            them.
     """
 
     loss: Any = "squared_error"
@@ -42,7 +44,7 @@ class MLPRegressor(Estimator, neural_network.MLPRegressor):
     }
     _metric: ClassVar[Callable[..., float]] = r2_score
 
-    def _reported(self, Y: Array) -> tuple[float, Array | None]:
+    def _report_terms(self, Y: Array) -> tuple[float, Array | None]:
         if self.loss == "poisson":
             return 1.0, (xlogy(Y, Y) - Y).sum(axis=1)
         return (1 / self.n_outputs_ if self.loss == "squared_error" else 1.0), None
@@ -53,5 +55,5 @@ class MLPRegressor(Estimator, neural_network.MLPRegressor):
             loss_sheet.resolve(self.loss).name, "identity"
         )
 
-    def _predicted(self, output: Array) -> Array:
+    def _decode(self, output: Array) -> Array:
         return output.reshape(-1) if output.shape[1] == 1 else output
