@@ -1,12 +1,11 @@
-"""The estimators beside scikit-learn's: score on held-out rows over ten seeds, and the time of a
-fit.
+"""Compare the estimators with scikit-learn's: score on held-out rows, and time of a fit.
 
     python bench/estimators.py [--seeds 10] [--out DIR]
 
-Small data sets of scikit-learn's, standardised, a quarter held out. Each seed draws split, weights
-and shuffles anew. The two are fitted in turns, and the ratio of times is that of a seed's two fits:
-medians with their 95% bound. Both stop by scikit-learn's rules, after equally many epochs unless
-rounding decides otherwise. BLAS has the threads of the process.
+The data sets are small ones of scikit-learn's, standardised, a quarter held out. Each seed draws
+split, weights and shuffles anew. The two take turns, and a ratio of times is that of a seed's two
+fits: medians with their 95% bounds. Both stop by scikit-learn's rules, after equally many epochs
+unless rounding decides otherwise. BLAS keeps the threads of the process.
 """
 
 from __future__ import annotations
@@ -47,9 +46,7 @@ MODULES = {"ours": estimators, "theirs": neural_network}
 
 
 def rows(name: str, dtype: str, seed: int) -> list[np.ndarray]:
-    """X, X held out, y, y held out; standardised by the training rows, a regression's target as
-    well.
-    """
+    """Return X, X held out, y, y held out; X, and y in regression, are standardised."""
     X, y = getattr(datasets, f"load_{name}")(return_X_y=True)
     classes = y if SETS[name] == "MLPClassifier" else None
     X, Xv, y, yv = train_test_split(X, y, test_size=0.25, random_state=seed, stratify=classes)
@@ -62,7 +59,7 @@ def rows(name: str, dtype: str, seed: int) -> list[np.ndarray]:
 def fit(
     module: Any, name: str, settings: dict[str, Any], seed: int, data: list[np.ndarray], device: str
 ) -> tuple[Any, float]:
-    """A fitted estimator, and the seconds it took."""
+    """Return a fitted estimator, and the seconds that the fit took."""
     own = {"device": device} if module is estimators else {}
     model = getattr(module, SETS[name])(random_state=seed, **settings, **own)
     begin = time.perf_counter()
@@ -71,17 +68,15 @@ def fit(
 
 
 def measure(name: str, setting: str, dtype: str, seeds: int, device: str) -> dict[str, Any]:
-    """One line of the table."""
+    """Return one line of the table."""
     scores: dict[str, list[float]] = {who: [] for who in MODULES}
     seconds: dict[str, list[float]] = {who: [] for who in MODULES}
     epochs: dict[str, list[int]] = {who: [] for who in MODULES}
     for seed in range(seeds):
         data = rows(name, dtype, seed)
         for who in list(MODULES)[:: 1 if seed % 2 else -1]:
-            if seed == 0:
-                fit(
-                    MODULES[who], name, {**SETTINGS[setting], "max_iter": 2}, seed, data, device
-                )  # nothing cold in what is timed
+            if seed == 0:  # not timed: imports and caches
+                fit(MODULES[who], name, {**SETTINGS[setting], "max_iter": 2}, seed, data, device)
             model, took = fit(MODULES[who], name, SETTINGS[setting], seed, data, device)
             scores[who].append(float(model.score(data[1], data[3])))
             seconds[who].append(took)
@@ -91,11 +86,16 @@ def measure(name: str, setting: str, dtype: str, seeds: int, device: str) -> dic
         for who, found in scores.items()
     }
     return {
-        "data": name, "setting": setting, "dtype": dtype, "device": device,
-        "scores": scores, "score": figures, "epochs": epochs,
+        "data": name,
+        "setting": setting,
+        "dtype": dtype,
+        "device": device,
+        "scores": scores,
+        "score": figures,
+        "epochs": epochs,
         "seconds": {who: stats.bounded(found) for who, found in seconds.items()},
         "theirs over ours": stats.paired(seconds["theirs"], seconds["ours"]),
-    }  # fmt: skip
+    }
 
 
 def main() -> int:

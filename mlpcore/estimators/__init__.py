@@ -1,11 +1,10 @@
-"""scikit-learn's MLPClassifier and MLPRegressor, computed by this engine: one import changes and
-nothing else.
+"""scikit-learn's MLPClassifier and MLPRegressor on this engine; only the import changes.
 
     from mlpcore.estimators import MLPClassifier, MLPRegressor
 
-Initial weights and shuffles are drawn from `random_state` in scikit-learn's order; batches,
-penalty, stopping rules and the reported loss are its own. In float64 the loss curves agree to
-rounding. Rows, forward and backward passes and updates are the trainer's. See docs/estimators.md.
+Both are subclasses of scikit-learn's. Checks, labels and initial weights are its code; batches,
+penalty, stopping rules and the reported loss follow it; forward and backward passes and updates are
+the trainer's. In float64 the loss curves agree to rounding. See docs/estimators.md.
 """
 
 from mlpcore.estimators.classifier import MLPClassifier

@@ -1,4 +1,4 @@
-"""MLPClassifier: labels, probabilities, class weights."""
+"""MLPClassifier: targets that are labels; probabilities and class weights."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.base import ClassifierMixin, _fit_context
+from sklearn import neural_network
 from sklearn.metrics import accuracy_score
-from sklearn.preprocessing import LabelBinarizer
-from sklearn.utils import column_or_1d, compute_class_weight, compute_sample_weight
+from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
 
 from mlpcore.backends import devices
 from mlpcore.checks.errors import shown
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.losses import Loss
-from mlpcore.estimators.base import STOCHASTIC, Array, Estimator, host
+from mlpcore.estimators.base import Estimator
+from mlpcore.estimators.fitted import Array, to_numpy
 from mlpcore.mlp import MLP
 
-# the binary cross-entropy of a probability that has been rounded, as scikit-learn's is where it
-# nears 1
+# binary cross-entropy of the rounded probability, as in scikit-learn: near 1 it has lost digits
 LOG_LOSS = Loss(
     "log_loss",
     "-y * log(maximum(z, T(1e-30))) - (1 - y) * log(maximum(1 - z, T(1e-30)))",
@@ -41,30 +38,31 @@ LOG_LOSS = Loss(
 
 
 @dataclass(eq=False, repr=False)
-class MLPClassifier(ClassifierMixin, Estimator):
-    """scikit-learn's MLPClassifier on the engine: its parameters, attributes, results, warnings and
-    errors, and more.
+class MLPClassifier(Estimator, neural_network.MLPClassifier):
+    """A drop-in for scikit-learn's MLPClassifier that trains and predicts on the engine.
 
     Args:
         hidden_layer_sizes: widths of the hidden layers.
-        activation: "identity", "logistic", "tanh", "relu" or another of the engine's, `(name,
-            parameter)`, `mc.Activation`, or a list with one for each hidden layer.
-        dropout: share of each hidden layer's outputs that a step zeroes, one number or one a layer,
-            drawn by `random_state`.
-        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
+        activation: "identity", "logistic", "tanh", "relu", another of the engine's activations,
+            `(name, parameter)`, an `mc.Activation`, or a list with one for each hidden layer.
+        dropout: share of each hidden layer's outputs that a step zeroes, a number or one for each
+            layer; drawn from `random_state`.
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:1".
         precision, memory_limit: as in `mc.Trainer`.
-        scoring: what `validation_scores_` hold: a scorer's name or a function `(estimator, X, y)`;
-            None: accuracy, R².
-        callbacks: a list as in `mc.Trainer.fit`; an entry has "loss", "learning_rate" and perhaps
-            "validation_score".
-        progress: whether to show a bar.
-        class_weight: `{label: weight}` or "balanced" (n / (k n_c), with the sums of `sample_weight`
-            for counts), times `sample_weight`; a list of such for many labels.
-        loss: "log_loss", or a loss of the engine's that its output, softmax or sigmoid, allows.
+        scoring: scorer of `validation_scores_`, a name or a function `(estimator, X, y)`; None for
+            accuracy or R².
+        callbacks: a list as in `mc.Trainer.fit`; an entry has "loss", "learning_rate" and, where
+            rows are held out, "validation_score".
+        progress: True to show a progress bar.
+        class_weight: `{label: weight}` or "balanced" (n / (k n_c), counted in `sample_weight`),
+            times `sample_weight`; for multilabel targets a list of these.
+        loss: "log_loss", or a loss of the engine's that allows the output, softmax or sigmoid.
 
-    The parameters that are not listed here, and all attributes but `slopes_`, are scikit-learn's.
-    `slopes_` lists the learned parameters of activations ("prelu"), (1,) or (n_l,) for each layer
-    that has some.
+    The other parameters, and all attributes except `slopes_`, are scikit-learn's.
+
+    Attributes:
+        slopes_: learned parameters of activations ("prelu"), (1,) or (n_l,) for each layer that has
+            them.
     """
 
     hidden_layer_sizes: Any = (100,)
@@ -78,45 +76,22 @@ class MLPClassifier(ClassifierMixin, Estimator):
         "class_weight": [dict, list, StrOptions({"balanced"}), None],
     }
     _metric: ClassVar[Callable[..., float]] = accuracy_score
-    score = Estimator.score  # the mixin's takes no arrays of a GPU
 
-    def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
-        X, y = self._read(X, y, reset)
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        if not hasattr(self, "classes_") or not (self.warm_start or incremental):
-            self._label_binarizer = LabelBinarizer().fit(y)
-            self.classes_ = self._label_binarizer.classes_
-            return X, y
-        classes = unique_labels(y)
-        if self.warm_start and set(classes) != set(self.classes_):
-            raise ValueError(
-                "warm_start can only be used where `y` has the same classes as in the previous "
-                "call to fit. Previously got"
-                f" {self.classes_}, `y` has {classes}"
-            )
-        if len(np.setdiff1d(classes, self.classes_, assume_unique=True)):
-            raise ValueError(
-                f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' "
-                f"has {classes}."
-            )
-        return X, y
-
-    def _weighted(self, y: Any, weights: Array | None, incremental: bool) -> Array | None:
+    def _row_weights(self, Y: Array, weights: Array | None, incremental: bool) -> Array | None:
         if self.class_weight is None:
             return weights
         if incremental and self.class_weight == "balanced":
             raise ValueError(
-                "class_weight='balanced' needs all rows at once, not partial_fit: give partial_fit "
-                "a dict"
+                "class_weight='balanced' needs all rows at once: call fit, or give partial_fit a "
+                "dict of weights"
             )
         try:
-            by_class = _by_class(self.class_weight, y, weights)
+            by_class = _weigh_classes(self.class_weight, self._decode(Y), weights)
         except OverflowError:  # an integer of hundreds of digits
             by_class = np.array([np.inf])
         if not np.isfinite(by_class).all() or by_class.min() < 0 or not by_class.any():
             raise ValueError(
-                "class_weight must be finite, none below 0 and not all 0; got "
+                "class_weight must be finite, not negative and not all 0; got "
                 f"{shown(self.class_weight)}"
             )
         return by_class if weights is None else weights * by_class
@@ -126,41 +101,35 @@ class MLPClassifier(ClassifierMixin, Estimator):
             unseen = set(np.ravel(y).tolist()) - set(self.classes_.tolist())
             if unseen:
                 raise ValueError(
-                    "validation: y has labels that the training rows have not: "
+                    "validation: y has labels that the training rows do not have: "
                     f"{sorted(map(repr, unseen))}"
                 )
 
-    def _targets(self, y: Any) -> Array:
+    def _trainer_targets(self, Y: Array) -> Array:
         numbers = self.loss in ("log_loss", loss_sheet.CROSS_ENTROPY.name)
-        if numbers and self._label_binarizer.y_type_ == "multiclass" and y.ndim == 1:
-            return np.searchsorted(self.classes_, y)
-        return self._label_binarizer.transform(y).astype(bool)
+        return Y.argmax(axis=1) if numbers and self.out_activation_ == "softmax" else Y
 
-    def _objective(self, dtype: Any) -> Loss:
+    def _trainer_loss(self, dtype: Any) -> Loss:
         if self.loss != "log_loss":
-            return loss_sheet.resolve(self.loss)
-        # scikit-learn clips probabilities at the dtype's epsilon before it takes their logarithm
+            return super()._trainer_loss(dtype)
+        # scikit-learn clips probabilities at the dtype's epsilon before their logarithm
         most = float(-np.log(np.finfo(dtype).eps))
         return dataclasses.replace(
             loss_sheet.CROSS_ENTROPY if self.out_activation_ == "softmax" else LOG_LOSS, most=most
         )
 
-    def _out_activation(self) -> str:
-        return "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
-
-    def _score_of(self, y: Any, predicted: Any, weights: Array | None) -> float:
+    def _measure(self, y: Any, predicted: Any, weights: Array | None) -> float:
         if not (
             isinstance(y, np.ndarray)
             and isinstance(predicted, np.ndarray)
             and y.shape == predicted.shape
         ):
-            return super()._score_of(y, predicted, weights)
-        right = (
-            (y == predicted).reshape(len(y), -1).all(axis=1)
-        )  # a tenth of accuracy_score's time, once an epoch
+            return super()._measure(y, predicted, weights)
+        # a tenth of accuracy_score's time, in every epoch
+        right = (y == predicted).reshape(len(y), -1).all(axis=1)
         return float(np.average(right, weights=weights))
 
-    def _predicted(self, output: Array) -> Array:
+    def _decode(self, output: Array) -> Array:
         if isinstance(output, np.ndarray):
             return self._label_binarizer.inverse_transform(
                 output.ravel() if self.n_outputs_ == 1 else output
@@ -171,68 +140,27 @@ class MLPClassifier(ClassifierMixin, Estimator):
         numbers = numbers.astype(np.int64) * (len(self.classes_) > 1)
         if self.classes_.dtype.kind in "biuf":
             return devices.module(devices.of(output, "output")).asarray(self.classes_)[numbers]
-        return self.classes_[host(numbers, "prediction")]
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None
-    ) -> MLPClassifier:
-        """Train on X and y.
-
-        Args:
-            X: (m, n) numbers: NumPy, pandas, polars, sparse, or on a GPU.
-            y: (m,) labels, or (m, n_outputs_) of 0 and 1.
-            sample_weight: (m,) row weights.
-            validation: `(X, y)` or `(X, y, sample_weight)`, scored after each epoch, instead of a
-                part of X.
-        """
-        return self._fit(X, y, sample_weight, validation, incremental=False)
-
-    def _check_solver(self) -> bool:
-        if self.solver not in STOCHASTIC:
-            raise AttributeError(
-                f"partial_fit is only available for stochastic optimizers. {self.solver} is not "
-                "stochastic."
-            )
-        return True
-
-    @available_if(lambda estimator: estimator._check_solver())
-    @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(
-        self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None
-    ) -> MLPClassifier:
-        """One epoch on X and y, from where the last call left off.
-
-        Args:
-            X, y, sample_weight: as in `fit`.
-            classes: all labels that any call will bring; for the first call.
-        """
-        if _check_partial_fit_first_call(self, classes):
-            self._label_binarizer = LabelBinarizer().fit(
-                y if type_of_target(y).startswith("multilabel") else classes
-            )
-        return self._fit(X, y, sample_weight, None, incremental=True)
+        return self.classes_[to_numpy(numbers, "prediction")]
 
     def predict_proba(self, X: Any) -> Any:
-        """The probability of each class in the order of `classes_`, (m, number of classes), for
-        rows X as in `predict`.
-        """
-        X = self._checked(X)
+        """Return P (m, number of classes) for rows X, in the order of `classes_`."""
+        X = self._check_rows(X)
         with devices.active(devices.of(X, "X")):
             if self.n_outputs_ > 1:
                 return self._output(X, self._network())
             S = self._scores(X)
-            of_0, of_1 = (
-                np.exp(np.minimum(S * sign, 0)) / (1 + np.exp(-abs(S))) for sign in (-1, 1)
-            )  # 1 - P has lost digits
-            return _two(of_0, of_1)
+            of_1, scale = np.exp(np.minimum(S, 0)), 1 + np.exp(-abs(S))
+            of_0 = np.exp(np.minimum(-S, 0))  # 1 - P would lose digits
+            both = devices.module(devices.of(S, "S")).empty((len(S), 2), S.dtype)
+            both[:, :1], both[:, 1:] = of_0 / scale, of_1 / scale
+            return both
 
     def predict_log_proba(self, X: Any) -> Any:
-        """The logarithm of `predict_proba`."""
+        """Return the logarithm of `predict_proba`."""
         return np.log(self.predict_proba(X))
 
     def _scores(self, X: Any) -> Array:
-        """S[L] (m, n_L) of checked rows: the output before its activation."""
+        """Return S[L] (m, n_L) of checked rows, the output before its activation."""
         net = self._network()
         scores = MLP(
             net.sizes, list(net.activations[1:-1]), dtype=net.dtype, init="zeros", device=net.device
@@ -240,40 +168,24 @@ class MLPClassifier(ClassifierMixin, Estimator):
         scores._set(net.store.flat)
         return self._output(X, scores)
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
 
+def _weigh_classes(class_weight: Any, y: Any, weights: Array | None) -> Array:
+    """Return row weights (m,) as scikit-learn's `compute_sample_weight`, which has no row weights.
 
-def _by_class(class_weight: Any, y: Any, weights: Array | None) -> Array:
-    """Return scikit-learn's `compute_sample_weight`, which knows no row weights, with these: 2
-    counts as the row twice.
+    A row of weight 2 counts as the row twice.
     """
     product: Array = compute_sample_weight(class_weight, y)
     specs = class_weight if isinstance(class_weight, list) else [class_weight]
     if weights is None or "balanced" not in specs or not weights.any():
         return product
-    counted, product = (
-        weights != 0,
-        np.ones(y.shape[0]),
-    )  # a label that weighs nothing is no class to balance
-    for spec, column in zip(
-        cycle(specs), (y.toarray() if issparse(y) else y).reshape(y.shape[0], -1).T, strict=False
-    ):
+    counted = weights != 0  # a label without weight is no class to balance
+    product, labels = np.ones(y.shape[0]), y.toarray() if issparse(y) else y
+    for spec, column in zip(cycle(specs), labels.reshape(y.shape[0], -1).T, strict=False):
         if spec == "balanced":
-            classes, at = np.unique(column[counted], return_inverse=True)
-            of = compute_class_weight(
-                spec, classes=classes, y=column[counted], sample_weight=weights[counted]
-            )
-            product[counted] *= of[at]
+            some, w = column[counted], weights[counted]
+            classes, at = np.unique(some, return_inverse=True)
+            by_class = compute_class_weight(spec, classes=classes, y=some, sample_weight=w)
+            product[counted] *= by_class[at]
         else:
             product *= compute_sample_weight(spec, column)
     return product
-
-
-def _two(first: Array, second: Array) -> Array:
-    """Two columns (m, 1) side by side."""
-    both = devices.module(devices.of(first, "P")).empty((len(first), 2), first.dtype)
-    both[:, :1], both[:, 1:] = first, second
-    return both

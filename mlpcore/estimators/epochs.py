@@ -1,9 +1,10 @@
-"""The rows of one fit, its epochs, and what stands around them."""
+"""One fit around the trainer's steps: scikit-learn's J, epochs, callbacks, optimizer state."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,21 +18,20 @@ from mlpcore.trainer import Trainer
 from mlpcore.training import callbacks as hooks
 
 Array = NDArray[Any]
-SPARSE_BYTES = 64 << 20  # of the rows of a sparse X that are made dense in one go
+SPARSE_BYTES = 64 << 20  # of a sparse X that are made dense at a time
 
 
-class Rows:
-    """The training rows, and scikit-learn's J on them: share * (the trainer's J without penalty) +
-    penalty + offset.
+class Objective:
+    """scikit-learn's J on the training rows: share (the trainer's J - penalty) + penalty + offset.
 
-    Dense rows are prepared once and read by their numbers; sparse ones are made dense batch by
-    batch.
+    Dense rows are prepared once and read by number; sparse ones are made dense batch by batch.
 
     Args:
-        trainer: its `l2` is set to `alpha` over the weight of each batch.
-        X, Y, weights: (m, n_0), (m, …) and (m,) or None.
-        share: what scikit-learn reports of the loss, whose gradient is that of all of it.
-        offsets: (m,), what a row's loss is more than the trainer's, or None.
+        trainer: the trainer; its `l2` is set to `alpha` over the weight of each batch.
+        X, Y, weights: (m, n_0), (m, …), and (m,) or None.
+        alpha: scikit-learn's penalty, over the whole batch.
+        share: factor of the reported loss; the gradient is that of the whole loss.
+        offsets: (m,) constants of the rows that the trainer's loss leaves out, or None.
     """
 
     def __init__(
@@ -44,26 +44,27 @@ class Rows:
         share: float,
         offsets: Array | None,
     ) -> None:
-        self.trainer, self.X, self.Y, self.weights = trainer, X, Y, weights
+        self.trainer, self.Y, self.weights = trainer, Y, weights
+        self.X = X.tocsr() if issparse(X) else X
         self.alpha, self.share, self.offsets = alpha, share, offsets
         self.data = None if issparse(X) else trainer.prepare(X, Y, weights)
 
     def step(self, rows: Array) -> tuple[Any, float]:
-        """One update. Returns the trainer's J, and what is to be added to `share` times it."""
-        constant = self._begin(rows)
+        """Update once; return the trainer's J, and the constant to add to `share` times it."""
+        constant = self._set_penalty(rows)
         if self.data is not None:
             return self.trainer.step(self.data, rows=rows), constant
         return self.trainer.step(*self._dense(rows)), constant
 
     def gradient(self) -> tuple[float, Array]:
-        """J over all rows and its gradient, which holds until the next call."""
-        constant = self._begin(slice(None))
+        """Return J over all rows and its gradient on the host, which holds until the next call."""
+        constant = self._set_penalty(slice(None))
         if self.data is not None:
             J, gradient = self.trainer.gradient(self.data)
             return self.share * J + constant, devices.to_host(self.trainer.net.device, gradient)
         J, total = 0.0, np.zeros(self.trainer.net.store.flat.size)
-        width, whole = self.X.shape[1] * self.X.dtype.itemsize, self._weight(slice(None))
-        for part in gen_batches(self.X.shape[0], max(1, SPARSE_BYTES // width)):
+        whole = self._weight(slice(None))
+        for part in dense_parts(self.X):
             weight = self._weight(part) / whole
             if weight:
                 value, gradient = self.trainer.gradient(*self._dense(part))
@@ -72,19 +73,16 @@ class Rows:
         return self.share * J + constant, total
 
     def _dense(self, rows: Any) -> tuple[Array, Array, Array | None]:
-        return (
-            self.X[rows].toarray(),
-            self.Y[rows],
-            None if self.weights is None else self.weights[rows],
-        )
+        weights = None if self.weights is None else self.weights[rows]
+        return self.X[rows].toarray(), self.Y[rows], weights
 
     def _weight(self, rows: Any) -> float:
         if self.weights is not None:
             return float(self.weights[rows].sum())
         return len(range(*rows.indices(len(self.Y)))) if isinstance(rows, slice) else len(rows)
 
-    def _begin(self, rows: Any) -> float:
-        """Sets the penalty for a batch; the constant of its J."""
+    def _set_penalty(self, rows: Any) -> float:
+        """Set the trainer's penalty for a batch; return the constant of its J."""
         weight, trainer = self._weight(rows), self.trainer
         if weight == 0:
             raise ZeroDivisionError(
@@ -96,27 +94,28 @@ class Rows:
             trainer.l2 = l2
         constant = 0.0
         if self.offsets is not None:
-            constant = float(
-                np.average(
-                    self.offsets[rows], weights=None if self.weights is None else self.weights[rows]
-                )
-            )
+            weights = None if self.weights is None else self.weights[rows]
+            constant = float(np.average(self.offsets[rows], weights=weights))
         if self.share != 1 and l2:
             W = trainer.net.store.flat[: trainer.net.layout.weights]
             constant += (1 - self.share) * 0.5 * l2 * trainer._step.ops.sum_squares(W)
         return constant
 
 
-class Run:
-    """What stands around the epochs of one fit: callbacks, the bar, the history."""
+class Reporter:
+    """The callbacks, the progress bar and the history of one fit.
 
-    def __init__(self, trainer: Trainer, callbacks: Any, epochs: int, progress: bool):
+    Attributes:
+        stopped: True if a callback asked for no more epochs.
+    """
+
+    def __init__(self, trainer: Trainer, callbacks: Any, epochs: int, progress: bool) -> None:
         self.trainer, self.observers = trainer, hooks.resolve(callbacks or [])
         self.total, self.shown = epochs, progress
         self.history: dict[str, list[float]] = {}
         self.stopped = False
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Reporter:
         from tqdm.auto import tqdm  # not at import: it brings asyncio
 
         self.bar = tqdm(total=self.total, unit="epoch", disable=not self.shown)
@@ -125,15 +124,14 @@ class Run:
             observer.fit_begin(self.trainer)
         return self
 
-    def epoch_end(self, entry: dict[str, float]) -> bool:
-        """Takes in one epoch; whether a callback wants no more."""
+    def end_epoch(self, entry: dict[str, float]) -> bool:
+        """Report an epoch; return True if a callback asks to stop."""
         now = time.perf_counter()
         entry["seconds"], self.began = now - self.began, now
         for key, value in entry.items():
             self.history.setdefault(key, []).append(value)
-        self.bar.set_postfix(
-            {key: f"{value:.4g}" for key, value in entry.items() if key != "seconds"}, refresh=False
-        )
+        shown = {key: f"{value:.4g}" for key, value in entry.items() if key != "seconds"}
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         answers = [observer.epoch_end(self.trainer, entry) for observer in self.observers]
         self.stopped = any(isinstance(answer, bool | np.bool_) and answer for answer in answers)
@@ -146,37 +144,67 @@ class Run:
                 observer.fit_end(self.trainer, self.history)
 
 
-def epoch(rows: Rows, order: Array, size: int, run: Run) -> float:
-    """One pass over the rows in this order; the mean of J, each batch by its rows.
+class Best:
+    """The parameters of the epoch with the best score, within the trainer's memory plan.
 
-    J or a gradient that overflows makes all parameters NaN, as it does where nobody looks, and the
-    rest of the training is NaN.
+    Args:
+        trainer: the trainer, at the parameters that count until `keep` is called.
+        found: True if `restore` writes even if `keep` was not called.
     """
-    net = rows.trainer.net
+
+    def __init__(self, trainer: Trainer, found: bool) -> None:
+        self.store, self.found = trainer.net.store, found
+        self.array: Array = trainer._step.reserve(trainer._step.fit_buffers(0, True))["best"]
+        self.array[...] = self.store.flat
+
+    def keep(self) -> None:
+        """Copy the network's parameters."""
+        self.array[...], self.found = self.store.flat, True
+
+    def restore(self) -> None:
+        """Write the best parameters into the network."""
+        if self.found:
+            self.store.write(self.array)
+
+
+def train_epoch(objective: Objective, order: Array, size: int, reporter: Reporter) -> float:
+    """Train on the rows in this order; return the mean of J, each batch weighed by its rows.
+
+    A J or gradient that overflows makes all parameters NaN, and so the rest of the training, as in
+    scikit-learn, which does not look.
+    """
+    trainer = objective.trainer
     found = []
     try:
         for batch in gen_batches(len(order), size):
             part = order[batch]
-            J, constant = rows.step(part)
+            J, constant = objective.step(part)
             found.append((J, constant, len(part)))
-            for observer in run.observers:
-                observer.step_end(rows.trainer, J)
-        return sum(
-            (rows.share * float(J) + constant) * count for J, constant, count in found
-        ) / len(order)
+            for observer in reporter.observers:
+                observer.step_end(trainer, J)
+        total = sum((objective.share * float(J) + constant) * rows for J, constant, rows in found)
+        return total / len(order)
     except NonFiniteLoss:
-        net.store.write(np.nan)
+        trainer.net.store.write(np.nan)
         return float("nan")
 
 
-def state_of(trainer: Trainer) -> dict[str, Any]:
-    """What the trainer's next steps depend on beside the parameters, on the host."""
+def dense_parts(X: Any) -> Iterator[slice]:
+    """Return the slices in which the rows of a sparse X are made dense."""
+    parts: Iterator[slice] = gen_batches(
+        X.shape[0], max(1, SPARSE_BYTES // (X.shape[1] * X.dtype.itemsize))
+    )
+    return parts
+
+
+def take_state(trainer: Trainer) -> dict[str, Any]:
+    """Return what the trainer's next steps depend on besides the parameters, on the host."""
     vectors, facts = trainer._step.snapshot()
     vectors = {name: np.array(vector) for name, vector in vectors.items()}
     return {"progress": dataclasses.replace(trainer.progress), "vectors": vectors, "facts": facts}
 
 
-def restore(trainer: Trainer, saved: dict[str, Any]) -> None:
-    """Puts back what `state_of` returned."""
+def restore_state(trainer: Trainer, saved: dict[str, Any]) -> None:
+    """Put a state that `take_state` returned into the trainer."""
     trainer.progress = dataclasses.replace(saved["progress"])
     trainer._step.restore(saved["vectors"], saved["facts"])

@@ -1,4 +1,4 @@
-"""What the estimators take beyond scikit-learn's parameters."""
+"""The estimators' parameters beyond scikit-learn's."""
 
 import math
 import pickle
@@ -18,7 +18,7 @@ from sklearn.utils import compute_class_weight
 import mlpcore as mc
 from mlpcore.backends import devices
 from mlpcore.estimators import MLPClassifier, MLPRegressor
-from mlpcore.estimators.epochs import Rows
+from mlpcore.estimators.epochs import Objective
 
 X, y = scale(load_wine().data), load_wine().target
 NAMES = np.array(["barolo", "grignolino", "barbera"])[y]
@@ -148,8 +148,14 @@ def test_a_row_that_weighs_2_is_the_row_twice_to_class_weight_too(class_weight, 
     w = np.random.default_rng(0).integers(0, 4, len(X))
     rows = np.repeat(np.arange(len(X)), w)
     model = MLPClassifier(
-        (5,), class_weight=class_weight, solver=solver, alpha=0.1, batch_size=len(rows), max_iter=10, random_state=0
-    )  # fmt: skip
+        (5,),
+        class_weight=class_weight,
+        solver=solver,
+        alpha=0.1,
+        batch_size=len(rows),
+        max_iter=10,
+        random_state=0,
+    )
     repeated = model.fit(X[rows], NAMES[rows])
     expected, P = repeated.loss_, repeated.predict_proba(X)
     with warnings.catch_warnings(action="ignore"):  # a batch of fewer rows
@@ -169,9 +175,7 @@ def test_balanced_weights_are_scikit_learns_of_weighted_rows():
 
 
 def test_a_label_that_weighs_nothing_changes_no_balance():
-    """Its rows stay in the batches and its output in the network, as in scikit-learn, but the other
-    weights are as without.
-    """
+    """Its rows stay in the batches and its output in the network, as in scikit-learn."""
     w = np.where(y == 2, 0.0, 1.0)
     two = len(y[y < 2]) / (2 * np.bincount(y[y < 2]))
     expected = MLPClassifier(max_iter=5, random_state=0).fit(X, NAMES, np.append(two, 0)[y])
@@ -357,7 +361,7 @@ def test_the_penalty_that_is_reported_keeps_its_digits_over_many_equal_weights()
     net = mc.MLP([300, 300], bias=False)
     net.parameters[...] = np.float32(0.1)
     trainer = mc.Trainer(net, loss="squared_error", optimizer=mc.SGD(0.0))
-    rows = Rows(
+    rows = Objective(
         trainer,
         np.zeros((1, 300), np.float32),
         np.zeros((1, 300), np.float32),

@@ -1,4 +1,4 @@
-"""Parameters that change after a fit, mistakes in them, and the types of what a fit leaves behind."""
+"""Parameters that change after a fit, mistakes in them, and the types of fitted attributes."""
 
 import pickle
 

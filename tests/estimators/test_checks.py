@@ -1,4 +1,4 @@
-"""Every check that scikit-learn has for estimators, none of them expected to fail."""
+"""All of scikit-learn's checks of estimators, none expected to fail."""
 
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks

@@ -1,6 +1,4 @@
-"""Ours beside scikit-learn's: the same seed, data and solver in float64 give the same run, epoch by
-epoch.
-"""
+"""Ours against scikit-learn's: the same seed, data and solver give the same run in float64."""
 
 import itertools
 import warnings
@@ -57,7 +55,7 @@ def pair(kind, **parameters):
 
 
 def both(call, *fitted):
-    """Call on each, and that both warn alike."""
+    """Call on each; assert that both give the same warnings."""
     said = []
     for estimator in fitted:
         with warnings.catch_warnings(record=True) as caught:
@@ -204,9 +202,7 @@ def test_poisson_deviance_is_reported_with_its_constant(kind, solver):
     "more", [{}, {"solver": "sgd"}, {"early_stopping": True}], ids=["adam", "sgd", "early stopping"]
 )
 def test_data_sets_as_they_come_unscaled(name, more):
-    """Where probabilities are 0 and 1 to the last digit, a loss is what scikit-learn's rounding and
-    clipping make of it.
-    """
+    """Where probabilities round to 0 and 1, the loss depends on rounding and clipping."""
     X, y = RAW[name]
     theirs, ours = pair(name, max_iter=30, **more)
     same(theirs.fit(X, y), ours.fit(X, y), rtol=1e-6)
@@ -252,7 +248,6 @@ def test_sparse_rows(kind, form, solver, monkeypatch):
     X, y = data(kind)
     X[abs(X) < 0.5] = 0
     monkeypatch.setattr(estimators.epochs, "SPARSE_BYTES", 7 * 8 * 50)  # five chunks
-    monkeypatch.setattr(estimators.base, "SPARSE_BYTES", 7 * 8 * 50)
     w = np.random.default_rng(1).random(len(X))
     theirs, ours = pair(kind, solver=solver, max_iter=8, activation="tanh", hidden_layer_sizes=5)
     both(lambda estimator: estimator.fit(form(X), y, sample_weight=w), theirs, ours)

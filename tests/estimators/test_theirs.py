@@ -1,6 +1,4 @@
-"""scikit-learn's own tests of its MLPs, run on ours: what somebody's tests may look at who changes
-the import.
-"""
+"""scikit-learn's own tests of its MLPs, run on ours: a user's tests may look at the same things."""
 
 import importlib.util
 from unittest import mock

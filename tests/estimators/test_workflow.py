@@ -1,4 +1,4 @@
-"""What people do around an estimator: search, pipelines, calibration, frames, pickles, mistakes."""
+"""Use of an estimator: search, pipelines, calibration, frames, pickles, mistakes."""
 
 import copy
 import inspect
@@ -42,6 +42,28 @@ def test_the_signature_begins_with_scikit_learns_in_its_order(name):
             for module in MODULES
         )
         assert ours[: len(theirs)] == theirs
+
+
+@pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
+def test_a_model_is_an_instance_of_scikit_learns_class(name):
+    assert isinstance(getattr(estimators, name)(), getattr(neural_network, name))
+
+
+@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+def test_a_fit_leaves_neither_its_rows_nor_copies_of_its_weights_behind(solver):
+    model = MLPRegressor(solver=solver, max_iter=2).fit(*DIABETES)
+    assert {"_passed", "_best_coefs", "_best_intercepts"}.isdisjoint(vars(model))
+
+
+def test_a_scorer_gets_a_single_target_as_one_column():
+    shapes = []
+
+    def scoring(model, X, y):
+        shapes.append((len(X), y.shape))
+        return 0.0
+
+    MLPRegressor(scoring=scoring, early_stopping=True, max_iter=2).fit(*DIABETES)
+    assert shapes == [(45, (45,))] * 2
 
 
 @pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
@@ -145,17 +167,36 @@ def wrong(*, fit=(), call=None, X=WINE[0], y=WINE[1], **parameters):
 
 
 WRONG = [
-    wrong(solver="newton"), wrong(alpha=-1), wrong(max_iter=0), wrong(learning_rate_init=0), wrong(momentum=2),
-    wrong(validation_fraction=1.0, early_stopping=True), wrong(beta_1=1), wrong(n_iter_no_change=0), wrong(batch_size="all"),
-    wrong(hidden_layer_sizes=-1), wrong(hidden_layer_sizes=(4, 0)), wrong(random_state="x"), wrong(warm_start=3),
-    wrong(power_t=-1), wrong(max_fun=0), wrong(epsilon=0), wrong(tol=-1), wrong(shuffle="yes"),
-    wrong(X=WINE[0][:0]), wrong(X=WINE[0][:9]), wrong(X=WINE[0] * np.nan), wrong(X=WINE[0][0]), wrong(X=[["a", "b"]] * 178),
+    wrong(solver="newton"),
+    wrong(alpha=-1),
+    wrong(max_iter=0),
+    wrong(learning_rate_init=0),
+    wrong(momentum=2),
+    wrong(validation_fraction=1.0, early_stopping=True),
+    wrong(beta_1=1),
+    wrong(n_iter_no_change=0),
+    wrong(batch_size="all"),
+    wrong(hidden_layer_sizes=-1),
+    wrong(hidden_layer_sizes=(4, 0)),
+    wrong(random_state="x"),
+    wrong(warm_start=3),
+    wrong(power_t=-1),
+    wrong(max_fun=0),
+    wrong(epsilon=0),
+    wrong(tol=-1),
+    wrong(shuffle="yes"),
+    wrong(X=WINE[0][:0]),
+    wrong(X=WINE[0][:9]),
+    wrong(X=WINE[0] * np.nan),
+    wrong(X=WINE[0][0]),
+    wrong(X=[["a", "b"]] * 178),
     wrong(early_stopping=True, validation_fraction=0.001),
-    wrong(fit=([1.0, 2.0],)), wrong(fit=(np.full(178, np.nan),)),
+    wrong(fit=([1.0, 2.0],)),
+    wrong(fit=(np.full(178, np.nan),)),
     wrong(call=lambda m: m.partial_fit(*WINE), early_stopping=True),
     wrong(call=lambda m: m.fit(*WINE).predict(WINE[0][:, :4])),
     wrong(call=lambda m: m.predict(WINE[0])),
-]  # fmt: skip
+]
 OF_A_CLASSIFIER = [
     wrong(y=WINE[0][:, 0]),
     wrong(call=lambda m: m.partial_fit(*WINE)),
@@ -193,9 +234,11 @@ def test_a_mistake_is_the_same_error(name, mistake):
 def test_warnings_are_the_same():
     X, y = WINE
     cases = [
-        {"max_iter": 2}, {"max_iter": 2, "solver": "lbfgs"}, {"max_iter": 2, "batch_size": 1000},
+        {"max_iter": 2},
+        {"max_iter": 2, "solver": "lbfgs"},
+        {"max_iter": 2, "batch_size": 1000},
         {"max_iter": 2, "y": y[:, None]},
-    ]  # fmt: skip
+    ]
     for case in cases:
         said = []
         for module in MODULES:
