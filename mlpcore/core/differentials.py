@@ -29,7 +29,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlpcore.core import formulas
-from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.activation import Activation
+from mlpcore.core.activations import resolve
 from mlpcore.core.backprop import Arrays
 from mlpcore.core.ops import Array, Ops
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from mlpcore.checks import values
 from mlpcore.checks.errors import shown
 from mlpcore.core import formulas
-from mlpcore.core.activations import Activation
+from mlpcore.core.activation import Activation
 
 GOLDEN = (
     0x9E3779B9  # 2³² over the golden ratio: what is added to tell one use of a number from the next
@@ -125,9 +125,9 @@ def undropped(sigma: Activation | None) -> Activation | None:
 
 
 def _dropped(sigma: Activation, rate: float, key: int) -> Dropped:
-    k = f"T({1 / (1 - rate)!r})"
+    k = repr(1 / (1 - rate))
     threshold = min(round(rate * 2**BITS), 2**BITS - 1)
-    value = f"{k} * ({sigma.value}) + T(0)"  # which makes a zero +0, whatever its sign was
+    value = f"{k} * ({sigma.value}) + 0"  # which makes a zero +0, whatever its sign was
     slope = f"{k} * ({_slope(sigma, rate)}) * kept(z)"
     return Dropped(
         sigma.name, value, slope, sigma.parameter, sigma.init, sigma.default, sigma.learned, sigma, key, threshold
@@ -146,4 +146,4 @@ def _slope(sigma: Activation, rate: float) -> str:
     jumps = re.search(r"\b(positive|sign)\((?!same\))", signs)
     if "s" in formulas.reads(sigma.slope) or jumps:
         return formulas.substitute(sigma.slope, {"z": sigma.value})
-    return formulas.substitute(signs, {"z": f"z * T({1 - rate!r})", "same": "z"})
+    return formulas.substitute(signs, {"z": f"z * {1 - rate!r}", "same": "z"})

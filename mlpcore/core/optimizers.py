@@ -1,5 +1,4 @@
-"""Optimizers: rows of `kernels/updates.def` with their settings. Learning-rate schedules: data,
-saved with a run.
+"""Optimizers: settings of the sheet's updates.
 
 An optimizer object holds settings only; its state vectors belong to the trainer.
 `optimizer.learning_rate = 1e-4` counts from the next update on.
@@ -14,52 +13,17 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
-from mlpcore import kernel_files
 from mlpcore.checks import values
 from mlpcore.checks.errors import shown
 from mlpcore.core import formulas
 from mlpcore.core.layout import Layout
 from mlpcore.core.ops import Array
-from mlpcore.core.schedules import Progress, Schedule, _rate
+from mlpcore.core.rows import Update
+from mlpcore.core.schedules import Progress, Schedule, rate_or_schedule
+from mlpcore.core.sheet import UPDATES
 
 _NOT_NEGATIVE = functools.partial(values.number, least=0)
 _SHARE = functools.partial(values.number, least=0, below=1)
-
-# -- schedules
-# ---------------------------------------------------------------------------------------------------------
-
-
-# -- optimizers
-# --------------------------------------------------------------------------------------------------------
-
-
-class Row(NamedTuple):
-    """A row of `updates.def`.
-
-    Attributes:
-        states: the names of its state vectors.
-        statements: what it does.
-        bounds: formulas of the largest entry of the first state vector after an update, and of what
-            no entry of the parameters moves by; the latter is no less than the rate, and out of all
-            bounds where decay enlarges weights.
-    """
-
-    states: tuple[str, ...]
-    statements: str
-    bounds: tuple[str, str]
-
-
-@functools.cache
-def sheet() -> dict[str, Row]:
-    """Return the rows of `updates.def` by name."""
-    rows = formulas.read_sheet(kernel_files.read("updates.def"), "UPDATE")
-    return {
-        name: Row(
-            () if states == "none" else tuple(states.split()), statements,
-            (reach, f"maximum(maximum({change}, rate), (rate * decay - 2) * 1e300)"),
-        )
-        for name, states, statements, reach, change in rows
-    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -180,7 +144,7 @@ class Optimizer:
     layers: Mapping[int, Layer] = field(default_factory=dict, kw_only=True)
 
     checks: ClassVar[dict[str, values.Check]] = {
-        "learning_rate": _rate,
+        "learning_rate": rate_or_schedule,
         "momentum": functools.partial(values.number, least=0, most=1),
         "beta1": _SHARE,
         "beta2": _SHARE,
@@ -224,23 +188,28 @@ class Optimizer:
 
     @property
     def row(self) -> str:
-        """The name of the row of `updates.def`."""
+        """Name of the sheet's update."""
         return type(self).__name__.lower()
 
     @property
+    def update(self) -> Update:
+        """The sheet's update."""
+        return UPDATES[self.row]
+
+    @property
     def states(self) -> tuple[str, ...]:
-        """The names of the state vectors, each as long as the parameters."""
-        return sheet()[self.row].states
+        """Names of the state vectors, each as long as the parameters."""
+        return self.update.states
 
     @property
     def statements(self) -> str:
-        """The row's statements."""
-        return sheet()[self.row].statements
+        """Statements of the update."""
+        return self.update.statements
 
     @property
     def bounds_of_row(self) -> tuple[str, str]:
-        """The formulas of the row's bounds."""
-        return sheet()[self.row].bounds
+        """Formulas of the bounds of the update."""
+        return self.update.bounds
 
     def bounds(
         self, scalars: Mapping[str, float], largest: float, reach: float
@@ -330,7 +299,7 @@ class SGD(Optimizer):
 
     @property
     def row(self) -> str:
-        """The name of the row of `updates.def`."""
+        """Name of the sheet's update."""
         if not self.momentum:
             return "sgd"
         return ("gradient_" if self.velocity == "gradients" else "") + (
@@ -370,7 +339,7 @@ class Adam(Optimizer):
 
     @property
     def row(self) -> str:
-        """The name of the row of `updates.def`."""
+        """Name of the sheet's update."""
         return "adam_hat" if self.epsilon_hat else "adam"
 
 

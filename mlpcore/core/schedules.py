@@ -232,7 +232,7 @@ class FormulaSchedule(Schedule):
         return rate
 
 
-def _rate(value: object, name: str) -> float | Schedule:
+def rate_or_schedule(value: object, name: str) -> float | Schedule:
     """Return a learning rate, or the schedule of one."""
     if type(value) is Schedule:
         raise TypeError(f"{name} must be a number or one of the schedules, such as mc.Cosine(0.1)")

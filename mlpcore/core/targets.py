@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlpcore.core.losses import Loss
+from mlpcore.core.loss import Loss
 
 PIECE, PIECE_ELSEWHERE = 4096, 1 << 20  # rows that are weighed at a time: on the host, on a GPU
 ENTRIES = 1 << 16  # of targets that are weighed at a time on the host, at most

@@ -114,7 +114,7 @@ class Estimator(BaseEstimator, ABC):
             Activation,
         ],
         "loss": [
-            StrOptions({"log_loss", *loss_sheet.sheet(), loss_sheet.CROSS_ENTROPY.name}),
+            StrOptions({"log_loss", *loss_sheet.names()}),
             tuple,
             Loss,
         ],

@@ -22,6 +22,7 @@ from mlpcore.backends import devices
 from mlpcore.checks.errors import shown
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.losses import Loss
+from mlpcore.core.sheet import MATCHED
 from mlpcore.estimators.base import STOCHASTIC, Array, Estimator, host
 from mlpcore.mlp import MLP
 
@@ -35,7 +36,7 @@ LOG_LOSS = Loss(
     matched=(
         "y * (maximum(-s, 0) + log1p(exp(-abs(s)))) - (1 - y) * log(maximum(1 - 1 / (1 + exp(-s)), "
         "T(1e-30)))",
-        loss_sheet.matched()["binary_cross_entropy", "sigmoid"][1],
+        MATCHED["binary_cross_entropy", "sigmoid"].slope,
     ),
 )
 
