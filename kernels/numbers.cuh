@@ -74,7 +74,7 @@ template <class T> __device__ __forceinline__ T load_fresh(const T* address) {  
   return *reinterpret_cast<const volatile T*>(address);
 }
 
-// -- the functions of the formula sheets --
+// -- the functions of formulas --
 
 template <class C> __device__ __forceinline__ C maximum(C x, C y) { return x > y || x != x ? x : y; }  // NaN passes, both sides
 template <class C> __device__ __forceinline__ C minimum(C x, C y) { return x < y || x != x ? x : y; }

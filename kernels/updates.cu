@@ -1,5 +1,5 @@
 // The slot before a step; after its chunks norm and finite test, the scalars of the optimizer's formulas
-// and one pass over the flat vectors. `Formula` is generated from the optimizer's row of updates.def with
+// and one pass over the flat vectors. `Formula` is generated from the optimizer's row of the sheet with
 // the penalties, unscaling and clipping put in front.
 #include "reduce.cuh"
 #include "step.cuh"
