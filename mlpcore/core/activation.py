@@ -82,7 +82,7 @@ class Activation(Row):
 
     @property
     def logarithmic(self) -> bool:
-        """True for log_softmax, whose outputs are logarithms and whose Jacobian is not symmetric."""
+        """True for log_softmax: its outputs are logarithms, its Jacobian is not symmetric."""
         return self.rowwise and self.name == "log_softmax"
 
     @functools.cached_property

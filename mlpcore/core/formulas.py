@@ -334,14 +334,12 @@ def _above(node: ast.expr) -> str:
 
 _OUTER = {  # f'(u) of each function f
     "tanh": "4 * sigmoid(2 * ({0})) * sigmoid(-2 * ({0}))",
-    "exp": "exp({0})",
-    "expm1": "exp({0})",
+    **dict.fromkeys(("exp", "expm1"), "exp({0})"),
     "log": "1 / ({0})",
     "log1p": "1 / (1 + ({0}))",
     "abs": "sign({0})",
     "sqrt": "0.5 / sqrt({0})",
-    "sign": "0",
-    "positive": "0",
+    **dict.fromkeys(("sign", "positive"), "0"),
     "sigmoid": "sigmoid({0}) * sigmoid(-({0}))",
     "softplus": "sigmoid({0})",
     "log_cosh": "tanh({0})",
@@ -363,10 +361,8 @@ def derive(formula: str, by: str) -> str:
     try:
         return differentiate(formula, {by: "1"})
     except (RecursionError, ValueError):
-        raise ValueError(
-            f"slope: the derivative of {shown(formula)} would be too long a formula; give it "
-            "yourself"
-        ) from None
+        what = f"slope: the derivative of {shown(formula)}"
+        raise ValueError(f"{what} would be too long a formula; give it yourself") from None
 
 
 def kinks(formula: str) -> list[str]:

@@ -20,8 +20,8 @@ from mlpcore.core.loss import Loss, Matched
 from mlpcore.core.sheet import ACTIVATIONS, LOSSES, MATCHED, OF_PROBABILITIES
 
 __all__ = [
-    "CROSS_ENTROPY", "Loss", "Objective", "described", "matching", "names", "of_probabilities", "pair",
-    "resolve", "restored", "with_options",
+    "CROSS_ENTROPY", "Loss", "Objective", "described", "matching", "names", "of_probabilities",
+    "pair", "resolve", "restored", "with_options",
 ]  # fmt: skip
 
 ANY_OUTPUT = Activation("any output", "s", "1")
@@ -103,8 +103,8 @@ def of_probabilities(dtype: str) -> Loss:
 
 
 def with_options(
-    loss: Loss, class_weight: Any = None, label_smoothing: float | None = None, pos_weight: Any = None,
-    outputs: int | None = None,
+    loss: Loss, class_weight: Any = None, label_smoothing: float | None = None,
+    pos_weight: Any = None, outputs: int | None = None,
 ) -> Loss:  # fmt: skip
     """Return the loss with those options that are not None.
 
