@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone,
 import mlpcore as mc
 from mlpcore.backends.numpy import ops as numpy_ops
 from mlpcore.core.activations import resolve
-from mlpcore.core.formulas import program
+from mlpcore.core.program import program
 from mlpcore.core.schedules import Progress
 
 Ways = dict[str, Callable[[], Any]]

@@ -115,7 +115,7 @@ __device__ __forceinline__ T load_fresh(const T* address) {  // what another blo
   return *reinterpret_cast<const volatile T*>(address);
 }
 
-// -- the functions of the formula sheets --
+// -- the functions of formulas --
 
 template <class C>
 __device__ __forceinline__ C maximum(C x, C y) {

@@ -33,6 +33,7 @@ from mlpcore.core import backprop, differentials, formulas
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import Activation, bind
 from mlpcore.core.optimizers import SGD
+from mlpcore.core.program import program
 from mlpcore.core.targets import mixed, weighed
 from mlpcore.data.batches import Batch, Inputs, weight_of
 from mlpcore.engine.make_step import make_step
@@ -379,7 +380,7 @@ class _RunningErrors:
     ) -> Array:
         """Return a formula's values, in the names of the arrays and scalars."""
         out = np.empty_like(next(iter(arrays.values())))
-        compiled = formulas.program(f"out = {formula}", frozenset(scalars), "float64")
+        compiled = program(f"out = {formula}", frozenset(scalars), "float64")
         folded = {key: np.asarray(value) for key, value in compiled.fold(scalars).items()}
         named = {key: np.ascontiguousarray(array).reshape(-1) for key, array in arrays.items()}
         self.ops.map(compiled, {"out": out.reshape(-1), **named}, folded)

@@ -5,7 +5,6 @@ Z[0] = X,   Z[l] = σ_l(Z[l-1] W[l] + b[l]),   l = 1 … L
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import logging
@@ -618,7 +617,9 @@ class MLP:
 
     def header(self) -> dict[str, Any]:
         """What a file says of the network beside its parameters, as far as JSON holds it."""
-        rows = [_described(activation) for activation in self.activations if activation]
+        rows = [
+            activation_sheet.described(activation) for activation in self.activations if activation
+        ]
         named = {str(layer): owner for layer, owner in self.tied.items()}  # as JSON has it
         ties = {"tied": named} if named else {}
         flat = {"predicts_1d": True} if self.predicts_1d else {}
@@ -685,7 +686,7 @@ class MLP:
         """
         try:
             parameters = tensors.pop("parameters")
-            rows = [Activation(**row) for row in header["activations"]]
+            rows = [activation_sheet.restored(row) for row in header["activations"]]
             tied = {int(layer): what for layer, what in header.get("tied", {}).items()}
             widths = _sizes(header["sizes"])
             size = _layout(
@@ -823,25 +824,16 @@ class LossFunction:
             if classes:
                 arrays.require_classes(target, columns)
             with np.errstate(all="ignore"):
-                J, G = _cross_entropy(xp, output, target, self.loss, k)
-            return J, arrays.in_library_of(Z, G.reshape(given.shape))
+                target = mixed(self.loss, target, columns, output.dtype, xp)
+        loss = loss_sheet.of_probabilities(output.dtype.name) if self.loss.rowwise else self.loss
         G, J = xp.empty_like(output), xp.zeros((), np.float64 if device == "cpu" else output.dtype)
-        objective = loss_sheet.pair(self.loss, None)
+        objective = loss_sheet.pair(loss, None)
         with np.errstate(all="ignore"):
             Y_ = xp.ascontiguousarray(target, output.dtype)
             devices.operations(device)().loss(
                 output, Y_, k, objective, G, None, J, accumulate=False
             )
         return float(J), arrays.in_library_of(Z, G.reshape(given.shape))
-
-
-def _cross_entropy(
-    xp: Any, Z: Array, Y: Array, loss: loss_sheet.Loss, k: Array
-) -> tuple[float, Array]:
-    """-Σ y log z from probabilities: J and G = -k y / z. A trainer evaluates it from S[L] instead."""
-    hot = mixed(loss, Y, Z.shape[1], Z.dtype, xp)
-    least = xp.maximum(Z, np.finfo(Z.dtype).tiny)
-    return float(-xp.sum(k * hot * xp.log(least), dtype=np.float64)), -k * hot / least
 
 
 def loss(
@@ -896,22 +888,6 @@ def _layout(
             f"{layout.size:.3g}"
         )
     return layout
-
-
-def _described(activation: Activation) -> dict[str, Any]:
-    """Return the arguments of an activation, for a file; files of networks without learned
-    parameters say nothing of them.
-    """
-    values = {
-        field.name: getattr(activation, field.name)
-        for field in dataclasses.fields(Activation)
-        if field.init
-    }
-    return (
-        values
-        if activation.learned
-        else {name: value for name, value in values.items() if name != "learned"}
-    )
 
 
 def _activations(hidden: Any, output: Any, layers: int) -> tuple[Activation | None, ...]:

@@ -978,7 +978,7 @@ class Trainer:
         self._optimizer.require_layers(self.net.layout.layers)
         run = self._run.state if self._run else self._unfinished[0] if self._unfinished else None
         return {
-            "loss": dict(vars(self.loss)), "optimizer": files.describe(self._optimizer),
+            "loss": loss_sheet.described(self.loss), "optimizer": files.describe(self._optimizer),
             "settings": dataclasses.asdict(self._settings),
             "id": self._id, "precision": self._precision,
             "deterministic": self.deterministic, "seed": self._seed, "device": self.net.device,
@@ -1049,7 +1049,7 @@ class Trainer:
             for name, part, names in _lists(described):
                 files.unpack(part, names, tensors.pop(name, np.empty(0)))
             loss, optimizer = (
-                loss_sheet.Loss(**described["loss"]),
+                loss_sheet.restored(described["loss"]),
                 files.optimizer(described["optimizer"]),
             )
             trainer = cls(net, loss, optimizer, **files.arguments(described))

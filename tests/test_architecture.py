@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore import kernel_files
+from mlpcore.backends.cuda import kernel_files
 from mlpcore.backends.numpy.ops import NumpyOps
-from mlpcore.core import activations, losses
+from mlpcore.core import loss, losses, sheet
 from mlpcore.core.ops import EagerOps, Ops
 
 PACKAGE = Path(mc.__file__).parent
@@ -176,43 +176,31 @@ def test_a_backend_has_the_operations_of_the_protocol_with_the_same_signatures()
 # ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sheets(tmp_path, monkeypatch):
-    """A copy of the folder `kernels/` that the library reads in place of its own."""
-    folder = tmp_path / "kernels"
-    folder.mkdir()
-    for file in kernel_files.folder().glob("*.def"):
-        (folder / file.name).write_text(file.read_text())
-    caches = (activations.sheet, losses.sheet, losses.matched)
-    monkeypatch.setattr(kernel_files, "_PLACES", (folder,))
-    for cache in caches:
-        cache.cache_clear()
-    yield folder
-    for cache in caches:
-        cache.cache_clear()
-
-
 @pytest.mark.parametrize(
     ("row", "spec"),
     [
         (
-            "ACTIVATION(softsign, glorot, none, none, s / (1 + abs(s)), (1 - abs(z)) * (1 - "
-            "abs(z)))",
+            mc.Activation("softsign", "s / (1 + abs(s))", "(1 - abs(z)) * (1 - abs(z))"),
             "softsign",
         ),
         (
-            "ACTIVATION(bent, he, T(0.5), a > 0, a * s * tanh(s), a * (tanh(s) + s * (1 - tanh(s) "
-            "* tanh(s))))",
+            mc.Activation(
+                "bent",
+                "a * s * tanh(s)",
+                "a * (tanh(s) + s * (1 - tanh(s) * tanh(s)))",
+                parameter=0.5,
+                condition="a > 0",
+                init="he",
+            ),
             ("bent", 1.5),
         ),
     ],
+    ids=["softsign", "bent"],
 )
-def test_adding_an_activation_is_one_row(sheets, tmp_path, row, spec):
+def test_adding_an_activation_is_one_row(monkeypatch, tmp_path, row, spec):
     with pytest.raises(ValueError, match="unknown name"):
         mc.MLP([3, 5, 2], "softsig", spec if isinstance(spec, str) else spec[0])
-    with open(sheets / "activations.def", "a") as file:
-        file.write(f"\n{row}\n")
-    activations.sheet.cache_clear()
+    monkeypatch.setitem(sheet.ACTIVATIONS, row.name, row)
     rng = np.random.default_rng(0)
     X = rng.standard_normal((100, 3))
     Y = np.tanh(X @ rng.standard_normal((3, 2)))
@@ -226,20 +214,16 @@ def test_adding_an_activation_is_one_row(sheets, tmp_path, row, spec):
     np.testing.assert_array_equal(
         mc.MLP.load(tmp_path / "net.safetensors").predict(X), net.predict(X)
     )
+    if row.condition:
+        with pytest.raises(ValueError, match="must satisfy a > 0"):
+            mc.MLP([3, 5, 2], (row.name, -1.0))
 
 
-def test_adding_a_loss_and_a_matched_pair_is_a_row_each(sheets):
-    with open(sheets / "losses.def", "a") as file:
-        file.write(
-            "\nLOSS(fourth, any, none, none, (z - y) * (z - y) * (z - y) * (z - y), 4 * (z - y) * "
-            "(z - y) * (z - y))\n"
-        )
-        file.write(
-            "MATCHED(fourth, identity, (s - y) * (s - y) * (s - y) * (s - y), 4 * (s - y) * (s - "
-            "y) * (s - y))\n"
-        )
-    losses.sheet.cache_clear()
-    losses.matched.cache_clear()
+def test_adding_a_loss_and_a_matched_pair_is_a_row_each(monkeypatch):
+    row = mc.Loss("fourth", "(z - y) ** 4", "4 * (z - y) ** 3")
+    behind = loss.Matched("(s - y) ** 4", "4 * (s - y) ** 3")
+    monkeypatch.setitem(sheet.LOSSES, "fourth", row)
+    monkeypatch.setitem(sheet.MATCHED, ("fourth", "identity"), behind)
     X, Y = np.random.default_rng(0).standard_normal((2, 50, 3))
     net = mc.MLP([3, 5, 3], "tanh")
     assert losses.pair(losses.resolve("fourth"), net.activations[-1]).matched
@@ -247,7 +231,7 @@ def test_adding_a_loss_and_a_matched_pair_is_a_row_each(sheets):
     assert mc.check_gradients(mc.MLP([3, 5, 3], "tanh", "tanh"), X, Y, "fourth").ok
 
 
-def test_without_its_sheets_the_library_says_where_it_looked(tmp_path, monkeypatch):
+def test_without_its_kernels_the_library_says_where_it_looked(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_files, "_PLACES", (tmp_path / "here",))
     with pytest.raises(FileNotFoundError, match=r"kernels.*here"):
         kernel_files.folder()

@@ -82,8 +82,10 @@ def test_the_gradient_is_that_of_central_differences(spec, output):
 
 def test_an_output_that_learns_is_not_matched_with_its_loss():
     """A pair that goes from S[L] straight to D[L] would leave ∂J/∂a out."""
-    _, _, _, value, slope = activations.sheet()["sigmoid"]
-    output = mc.Activation("sigmoid", value, slope, parameter=1.0, learned="per output")
+    sigmoid = activations.resolve("sigmoid")
+    output = mc.Activation(
+        "sigmoid", sigmoid.value, sigmoid.slope, parameter=1.0, learned="per output"
+    )
     net = make("tanh", output)
     assert mc.check_gradients(
         net, X, RNG.random((len(X), 2)), "binary_cross_entropy", entries=True

@@ -27,7 +27,7 @@ Arrays = Sequence[Array]
 def forward(
     ops: Ops, W: Arrays, b: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays
 ) -> None:
-    """Fills S and Z from Z[0] = X."""
+    """Fill S and Z from Z[0] = X."""
     for l in range(1, len(W)):
         ops.layer(Z[l - 1], W[l], b[l], activations[l], S[l], Z[l])
 
@@ -36,7 +36,7 @@ def backward(
     ops: Ops, W: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays, G: Arrays, D: Arrays,
     dW: Arrays, db: Arrays, repeats: Sequence[bool], accumulate: bool = False,
 ) -> None:  # fmt: skip
-    """Fills D, dW, db, da (or adds to dW, db, da) and G[l] for l < L from G[L] = ∂J/∂Z[L].
+    """Fill D, dW, db, da (or add to dW, db, da) and G[l] for l < L from G[L] = ∂J/∂Z[L].
 
     Where G[L] is None the loss has already given D[L] and db[L]; where G[0] is None the input
     gradient is left out. A layer that `repeats` a tied matrix adds to its dW: the total derivative

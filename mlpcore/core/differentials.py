@@ -4,15 +4,16 @@ The differential of the forward pass (Pearlmutter 1994 calls it R-propagation), 
 change of X and dW, db of the parameters:
 
     dS[l] = dZ[l-1] W[l] + Z[l-1] dW[l] + db[l]          dZ[l] = σ_l' ⊙ dS[l]
-    l = 1 … L
+        l = 1 … L
 
 In reverse, for a scalar that depends on Z[L] and on dZ[L], with G[L] and H[L] its derivatives by
 the two:
 
-    E[l] = ∂/∂dS[l] = H[l] ⊙ σ_l'                         D[l] = ∂/∂S[l] = G[l] ⊙ σ_l' + H[l] ⊙
-    dS[l] ⊙ σ_l'' gradient by W[l]: Z[l-1]ᵀ D[l] + dZ[l-1]ᵀ E[l]        gradient by b[l]: Σ_rows
-    D[l] G[l-1] = D[l] W[l]ᵀ + E[l] dW[l]ᵀ                     H[l-1] = E[l] W[l]ᵀ
-    l = L … 1
+    E[l] = ∂/∂dS[l] = H[l] ⊙ σ_l'
+    D[l] = ∂/∂S[l] = G[l] ⊙ σ_l' + H[l] ⊙ dS[l] ⊙ σ_l''
+    gradient by W[l]: Z[l-1]ᵀ D[l] + dZ[l-1]ᵀ E[l]        gradient by b[l]: Σ_rows D[l]
+    G[l-1] = D[l] W[l]ᵀ + E[l] dW[l]ᵀ                     H[l-1] = E[l] W[l]ᵀ
+        l = L … 1
 
 A learned parameter a of σ_l, which changes by da, adds ∂σ/∂a da to dZ and H ⊙ ∂²σ/∂s∂a da to D; the
 gradient by it is Σ G ⊙ ∂σ/∂a + H ⊙ (∂²σ/∂s∂a dS + ∂²σ/∂a² da).
@@ -29,7 +30,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlpcore.core import formulas
-from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.activation import Activation
+from mlpcore.core.activations import resolve
 from mlpcore.core.backprop import Arrays
 from mlpcore.core.ops import Array, Ops
 
@@ -37,10 +39,10 @@ IDENTITY = resolve("identity")
 
 
 def forward(
-    ops: Ops, W: Arrays, b: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays, dW: Arrays | None, db: Arrays | None,
-    dS: Arrays, dZ: Arrays, da: Arrays | None = None,
+    ops: Ops, W: Arrays, b: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays,
+    dW: Arrays | None, db: Arrays | None, dS: Arrays, dZ: Arrays, da: Arrays | None = None,
 ) -> None:  # fmt: skip
-    """Fills S, Z from Z[0], and dS, dZ from dZ[0], dW, db, da.
+    """Fill S, Z from Z[0], and dS, dZ from dZ[0], dW, db, da.
 
     Where dZ[0] is None X stays, where dW is None the parameters do.
     """
@@ -63,15 +65,15 @@ def forward(
 
 
 def backward(
-    ops: Ops, W: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays, dS: Arrays, dZ: Arrays, G: Arrays, H: Arrays,
-    D: Arrays, E: Arrays, gW: Arrays, gb: Arrays, repeats: Sequence[bool], dW: Arrays | None = None, accumulate: bool = False,
+    ops: Ops, W: Arrays, activations: Sequence[Any], S: Arrays, Z: Arrays, dS: Arrays, dZ: Arrays,
+    G: Arrays, H: Arrays, D: Arrays, E: Arrays, gW: Arrays, gb: Arrays, repeats: Sequence[bool],
+    dW: Arrays | None = None, accumulate: bool = False,
     ga: Arrays | None = None, da: Arrays | None = None,
 ) -> None:  # fmt: skip
-    """Fills D, E, the gradient gW, gb, ga (or adds to it) and G[l], H[l] for l < L from G[L] and
-    H[L]; dS is overwritten.
+    """Fill D, E, the gradient gW, gb, ga (or add to it) and G[l], H[l] for l < L.
 
-    Where G[L] is None D[L] and E[L] are there already; G[0] is left out where it is None, H[0]
-    always.
+    They come from G[L] and H[L]; dS is overwritten. Where G[L] is None D[L] and E[L] are there
+    already; G[0] is left out where it is None, H[0] always.
     """
     for l in range(len(W) - 1, 0, -1):
         more, bend = accumulate or repeats[l], None
@@ -106,11 +108,12 @@ def backward(
 
 
 def _by_parameter(
-    ops: Ops, sigma: Activation, S: Array, Z: Array, dS: Array, G: Array, H: Array, da: Array | None, ga: Array,
-    accumulate: bool,
+    ops: Ops, sigma: Activation, S: Array, Z: Array, dS: Array, G: Array, H: Array,
+    da: Array | None, ga: Array, accumulate: bool,
 ) -> Array | None:  # fmt: skip
-    """Fill the gradient ga by a learned parameter, or add to it; return what D gains as a changes
-    by da, if it does.
+    """Fill the gradient ga by a learned parameter, or add to it.
+
+    Returns what D gains as a changes by da, if it does.
     """
     mixed, twice = _second_slopes(sigma)
     total = _product(ops, G, S, Z, sigma, sigma.by_parameter)

@@ -6,8 +6,8 @@ m is a pure function of (seed, layer, number of the step, row of the batch, colu
 the same whatever the chunks, the threads, the device. With `mix` a permutation of 32-bit integers,
 all sums modulo 2³²:
 
-    base = mix(key + step),   r = mix(base + row),   c = mix(mix(base + GOLDEN) + column),   m = 0
-    where draw(r xor c) < p 2³¹
+    base = mix(key + step),   r = mix(base + row),   c = mix(mix(base + GOLDEN) + column)
+    m = 0 where draw(r xor c) < p 2³¹
 
 Z̃ holds m itself: a dropped entry is -0, a kept one never is. So nothing is stored or drawn twice
 for the way back.
@@ -22,22 +22,19 @@ from dataclasses import dataclass
 from mlpcore.checks import values
 from mlpcore.checks.errors import shown
 from mlpcore.core import formulas
-from mlpcore.core.activations import Activation
+from mlpcore.core.activation import Activation
 
-GOLDEN = (
-    0x9E3779B9  # 2³² over the golden ratio: what is added to tell one use of a number from the next
-)
+# 2³² over the golden ratio: added to a number, it tells one use of it from the next
+GOLDEN = 0x9E3779B9
 # C. Wellons, "Prospecting for Hash Functions" (2018), nullprogram.com: the one he calls lowbias32
 SHIFTS, FACTORS = (16, 15, 16), (0x7FEB352D, 0x846CA68B)
-BITS = (
-    31  # of a draw: the last shift and xor of `mix` is left out, which the highest bits do not need
-)
+# of a draw: the last shift and xor of `mix` is left out, which the highest bits do not need
+BITS = 31
 
 
 @dataclass(frozen=True)
 class Dropped(Activation):
-    """An activation with dropout behind it: `value` gives k z, from which a backend takes what the
-    mask says.
+    """An activation with dropout after it: `value` gives k z, which a backend masks.
 
     Attributes:
         undropped: the activation itself.
@@ -50,7 +47,7 @@ class Dropped(Activation):
     threshold: int = 0
 
     def __post_init__(self) -> None:
-        """Nothing to check: the formulas come from checked ones."""
+        """Check nothing: the formulas come from checked ones."""
 
     @functools.cached_property
     def by_parameter(self) -> str:
@@ -59,9 +56,7 @@ class Dropped(Activation):
 
 
 def mix(x: int) -> int:
-    """A permutation of the 32-bit integers in which each bit of x changes each bit of the result
-    about half the time.
-    """
+    """Return x by a permutation of the 32-bit integers that scatters each bit over all bits."""
     x &= 0xFFFFFFFF
     for shift, factor in zip(SHIFTS, (*FACTORS, 1), strict=True):
         x = (x ^ x >> shift) * factor & 0xFFFFFFFF
@@ -69,7 +64,7 @@ def mix(x: int) -> int:
 
 
 def layer_key(seed: int, layer: int) -> int:
-    """32 bits that tell the masks of a layer from those of other layers and seeds."""
+    """Return 32 bits that tell the masks of a layer from those of other layers and seeds."""
     key = mix(layer)
     while seed:
         key, seed = mix(key + GOLDEN + (seed & 0xFFFFFFFF)), seed >> 32
@@ -77,8 +72,7 @@ def layer_key(seed: int, layer: int) -> int:
 
 
 def rates(given: object, hidden: int) -> tuple[float, ...]:
-    """The rates that a user's `dropout=` means, one for each of so many hidden layers; none where
-    nothing is dropped.
+    """Return the rate of each hidden layer that a user's `dropout=` means; () drops nothing.
 
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
@@ -105,9 +99,7 @@ def rates(given: object, hidden: int) -> tuple[float, ...]:
 def behind(
     activations: tuple[Activation | None, ...], given: tuple[float, ...], seed: int
 ) -> tuple[Activation | None, ...]:  # fmt: skip
-    """The activations of layers 0 … L, those of hidden layers with these rates of dropout behind
-    them.
-    """
+    """Return the activations of layers 0 … L, with dropout of these rates in hidden layers."""
     dropped = list(activations)
     for l, rate in enumerate(given, 1):
         sigma = activations[l]
@@ -118,24 +110,33 @@ def behind(
 
 
 def undropped(sigma: Activation | None) -> Activation | None:
-    """The activation without its dropout, if it has one."""
+    """Return the activation without its dropout, if it has one."""
     if not isinstance(sigma, Dropped) or sigma.undropped is None:
         return sigma
     return sigma.undropped.bound(sigma.a, sigma.da) if sigma.learned else sigma.undropped
 
 
 def _dropped(sigma: Activation, rate: float, key: int) -> Dropped:
-    k = f"T({1 / (1 - rate)!r})"
+    k = repr(1 / (1 - rate))
     threshold = min(round(rate * 2**BITS), 2**BITS - 1)
-    value = f"{k} * ({sigma.value}) + T(0)"  # which makes a zero +0, whatever its sign was
+    value = f"{k} * ({sigma.value}) + 0"  # which makes a zero +0, whatever its sign was
     slope = f"{k} * ({_slope(sigma, rate)}) * kept(z)"
     return Dropped(
-        sigma.name, value, slope, sigma.parameter, sigma.init, sigma.default, sigma.learned, sigma, key, threshold
-    )  # fmt: skip
+        sigma.name,
+        value,
+        slope,
+        sigma.parameter,
+        sigma.init,
+        sigma.default,
+        sigma.learned,
+        sigma,
+        key,
+        threshold,
+    )
 
 
 def _slope(sigma: Activation, rate: float) -> str:
-    """σ' with z̃ in place of z: z is z̃ (1 - p) but for rounding, or σ(s) where S is kept.
+    """Return σ' with z̃ in place of z: z is z̃ (1 - p) but for rounding, or σ(s) if S is kept.
 
     A slope that jumps at some other z than 0 (hard_tanh at 1) cannot bear the rounding, and is
     written in s.
@@ -146,4 +147,4 @@ def _slope(sigma: Activation, rate: float) -> str:
     jumps = re.search(r"\b(positive|sign)\((?!same\))", signs)
     if "s" in formulas.reads(sigma.slope) or jumps:
         return formulas.substitute(sigma.slope, {"z": sigma.value})
-    return formulas.substitute(signs, {"z": f"z * T({1 - rate!r})", "same": "z"})
+    return formulas.substitute(signs, {"z": f"z * {1 - rate!r}", "same": "z"})

@@ -1,13 +1,12 @@
-"""The flat vector: all W first, then all b, then all a, one contiguous run of numbers with shaped
-views.
+"""The flat vector: one contiguous run of numbers, with shaped views.
 
-    flat = [ W[1] | … | W[L] | b[1] | … | b[L] | a[1] | … | a[L] ],   W[l] (n_{l-1}, n_l) row-major,
-    b[l] (n_l,)
+    flat = [ W[1] | … | W[L] | b[1] | … | b[L] | a[1] | … | a[L] ]
 
-a[l] is the learned parameter of an activation, (1,) or (n_l,); most layers have none. Parameters,
-gradient and each optimizer state share this layout: one update pass, one all-reduce, one file
-entry. Penalties and decay act on the prefix `flat[:weights]`. A tied matrix lies there once: its
-other uses are views of it, so that their gradients add up in one place.
+W[l] is (n_{l-1}, n_l), row-major, b[l] is (n_l,). a[l] is the learned parameter of an activation,
+(1,) or (n_l,); most layers have none. Parameters, gradient and each optimizer state share this
+layout: one update pass, one all-reduce, one file entry. Penalties and decay act on the prefix
+`flat[:weights]`. A tied matrix lies there once: its other uses are views of it, so that their
+gradients add up in one place.
 """
 
 from __future__ import annotations
@@ -38,10 +37,9 @@ class Layout:
 
     Attributes:
         sizes: the widths n_0 … n_L.
-        bias: whether layers have a bias.
+        bias: True if layers have a bias.
         ties: the layers without a matrix of their own.
-        learned: how many numbers a[1] … a[L] hold; empty where no activation has a learned
-            parameter.
+        learned: the lengths of a[1] … a[L]; empty if no activation has a learned parameter.
     """
 
     sizes: tuple[int, ...]
@@ -56,33 +54,29 @@ class Layout:
 
     @property
     def owners(self) -> list[int]:
-        """The layers that have a matrix of their own, in order."""
+        """Layers that have a matrix of their own, in order."""
         tied = {tie.layer for tie in self.ties}
         return [l for l in range(1, self.layers + 1) if l not in tied]
 
     @property
     def weights(self) -> int:
-        """How many numbers all W hold together, each counted once: the prefix on which penalties
-        and decay act.
-        """
+        """Length of all W together, each counted once: penalties and decay act on this prefix."""
         return sum(self.sizes[l - 1] * self.sizes[l] for l in self.owners)
 
     @property
     def size(self) -> int:
-        """How many numbers the flat vector holds."""
+        """Length of the flat vector."""
         return self.weights + (sum(self.sizes[1:]) if self.bias else 0) + sum(self.learned)
 
     @property
     def repeats(self) -> tuple[bool, ...]:
-        """Whether dW[l] has been written already when the backward pass comes down to l; index 0
-        False.
-        """
+        """True for layers l whose dW[l] is there already when the backward pass comes to them."""
         owner = {tie.layer: tie.owner for tie in self.ties}
         slots = [owner.get(l, l) for l in range(self.layers + 1)]
         return tuple(slot in slots[l + 1 :] for l, slot in enumerate(slots))
 
     def views(self, flat: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """`W, b` as tuples of views of `flat`, index 0 None; every b[l] is None without bias."""
+        """Return W and b, tuples of views of `flat`, index 0 None; b[l] is None without bias."""
         W: list[Any] = [None] * (self.layers + 1)
         b: list[Any] = [None]
         offset = 0
@@ -98,9 +92,7 @@ class Layout:
         return tuple(W), tuple(b)
 
     def slopes(self, flat: Any) -> tuple[Any, ...]:
-        """Return a[l], views of `flat`, index 0 None, and None where the activation has no learned
-        parameter.
-        """
+        """Return a, views of `flat`; None at index 0 and where no parameter is learned."""
         edges = [0, *itertools.accumulate(self.learned or (0,) * self.layers)]
         parts = [
             slice(self.size - edges[-1] + i, self.size - edges[-1] + j)
@@ -109,9 +101,7 @@ class Layout:
         return (None, *(flat[part] if part.start < part.stop else None for part in parts))
 
     def name(self, position: int) -> str:
-        """The entry at a position of the flat vector, in the words of the derivation: `"W[2][0,
-        3]"`.
-        """
+        """Return the name of the entry at a position of the flat vector: `"W[2][0, 3]"`."""
         for l in self.owners:
             rows, columns = self.sizes[l - 1 : l + 1]
             if position < rows * columns:
@@ -126,12 +116,12 @@ class Layout:
 
 
 class Parameters:
-    """The flat vector of a network on its device, the views of it, and who may have written it.
+    """The flat vector of a network on its device, its views, and who may have written it.
 
     Attributes:
         flat: all W, then all b, then all a.
         W, b, a: views, index 0 None.
-        exposed: whether a user has been handed a view, and may write the parameters at any time.
+        exposed: True once a user has a view, and may write the parameters at any time.
         writer: the step that wrote or copied them last; None where others have written them since.
         torn: the number of the step that was interrupted in the middle of its update; 0: none was.
     """
@@ -156,19 +146,17 @@ class Parameters:
         ]
 
     def require_whole(self, torn: int = 0) -> None:
-        """Raise a RuntimeError if an update was left half done: that of step `torn`, or the last
-        one here.
-        """
+        """Raise a RuntimeError if an update was left half done: of step `torn`, or the last."""
         if torn := torn or self.torn:
             raise RuntimeError(
                 f"step {torn} was interrupted in the middle of its update: parameters and "
-                "optimizer "
-                "state are of no step. Load the trainer from its last checkpoint by mc.Trainer.load"
+                "optimizer state are of no step. Load the trainer from its last checkpoint by "
+                "mc.Trainer.load"
             )
 
 
 def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:
-    """The ties that a user's `{4: 1, 5: "2.T"}` means.
+    """Return the ties that a user's `{4: 1, 5: "2.T"}` means.
 
     Raises:
         TypeError, ValueError: names `tied`, what was expected and what came.
@@ -200,6 +188,7 @@ def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:
                 "its owner"
             )
         if (owned[::-1] if tie.transposed else owned) != own:
-            shape = f"W[{tie.owner}]{'.T' if tie.transposed else ''} is {owned[::-1] if tie.transposed else owned}"
-            raise ValueError(f"tied: {shape}, but W[{tie.layer}] must be {own}")
+            name = f"W[{tie.owner}]{'.T' if tie.transposed else ''}"
+            shape = owned[::-1] if tie.transposed else owned
+            raise ValueError(f"tied: {name} is {shape}, but W[{tie.layer}] must be {own}")
     return tuple(sorted(ties))

@@ -14,9 +14,9 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from mlpcore.core.activations import Activation
-from mlpcore.core.formulas import Program
+from mlpcore.core.activation import Activation
 from mlpcore.core.losses import Objective
+from mlpcore.core.program import Program
 
 Array = Any
 

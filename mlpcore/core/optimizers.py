@@ -1,5 +1,4 @@
-"""Optimizers: rows of `kernels/updates.def` with their settings. Learning-rate schedules: data,
-saved with a run.
+"""Optimizers: settings of the sheet's updates.
 
 An optimizer object holds settings only; its state vectors belong to the trainer.
 `optimizer.learning_rate = 1e-4` counts from the next update on.
@@ -14,52 +13,17 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
-from mlpcore import kernel_files
 from mlpcore.checks import values
 from mlpcore.checks.errors import shown
 from mlpcore.core import formulas
 from mlpcore.core.layout import Layout
 from mlpcore.core.ops import Array
-from mlpcore.core.schedules import Progress, Schedule, _rate
+from mlpcore.core.rows import Update
+from mlpcore.core.schedules import Progress, Schedule, rate_or_schedule
+from mlpcore.core.sheet import UPDATES
 
 _NOT_NEGATIVE = functools.partial(values.number, least=0)
 _SHARE = functools.partial(values.number, least=0, below=1)
-
-# -- schedules
-# ---------------------------------------------------------------------------------------------------------
-
-
-# -- optimizers
-# --------------------------------------------------------------------------------------------------------
-
-
-class Row(NamedTuple):
-    """A row of `updates.def`.
-
-    Attributes:
-        states: the names of its state vectors.
-        statements: what it does.
-        bounds: formulas of the largest entry of the first state vector after an update, and of what
-            no entry of the parameters moves by; the latter is no less than the rate, and out of all
-            bounds where decay enlarges weights.
-    """
-
-    states: tuple[str, ...]
-    statements: str
-    bounds: tuple[str, str]
-
-
-@functools.cache
-def sheet() -> dict[str, Row]:
-    """Return the rows of `updates.def` by name."""
-    rows = formulas.read_sheet(kernel_files.read("updates.def"), "UPDATE")
-    return {
-        name: Row(
-            () if states == "none" else tuple(states.split()), statements,
-            (reach, f"maximum(maximum({change}, rate), (rate * decay - 2) * 1e300)"),
-        )
-        for name, states, statements, reach, change in rows
-    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,8 +34,8 @@ class Layer:
         rate: factor of the learning rate, 0 or more. At 0 the optimizer's state goes on, the
             parameters stay.
         weight_decay: in place of the optimizer's, which must have one; None: the optimizer's.
-        frozen: whether parameters and state stay as they are, to the bit; the gradient is 0, and
-            counts for nothing. A layer that is thawed goes on where it was: Adam's bias correction
+        frozen: parameters and state stay as they are, to the bit; the gradient is 0, and counts for
+            nothing. A layer that is thawed goes on where it was: Adam's bias correction
             counts the updates of its own, as PyTorch's does.
     """
 
@@ -95,7 +59,7 @@ class Segment(NamedTuple):
 
     Attributes:
         start, stop: its entries.
-        weights: whether they are weights, which decay and are penalised.
+        weights: True if they are weights, which decay and are penalised.
         layer: the settings.
         missed: updates that went by while it was frozen: its own `t` is less by them.
     """
@@ -108,12 +72,12 @@ class Segment(NamedTuple):
 
     @property
     def decay(self) -> float | None:
-        """Its weight decay; None: the optimizer's."""
+        """Weight decay of the segment; None: the optimizer's."""
         return self.layer.weight_decay if self.weights else 0.0
 
 
 class _Span(NamedTuple):
-    """A vector of which nothing is known but where it lies in the flat one: for `Layout.views`."""
+    """A stand-in for a part of the flat vector, which knows its place alone: for `Layout.views`."""
 
     start: int
     stop: int
@@ -165,7 +129,7 @@ def segments(
 
 @dataclass
 class Optimizer:
-    """Settings of an update rule; the subclasses say which.
+    """Settings of an update; each subclass is an update or several.
 
     They are checked whenever they are set, and stored as Python's own numbers: of a NumPy float32,
     a decimal or a fraction the float64 that is nearest.
@@ -180,7 +144,7 @@ class Optimizer:
     layers: Mapping[int, Layer] = field(default_factory=dict, kw_only=True)
 
     checks: ClassVar[dict[str, values.Check]] = {
-        "learning_rate": _rate,
+        "learning_rate": rate_or_schedule,
         "momentum": functools.partial(values.number, least=0, most=1),
         "beta1": _SHARE,
         "beta2": _SHARE,
@@ -224,29 +188,33 @@ class Optimizer:
 
     @property
     def row(self) -> str:
-        """The name of the row of `updates.def`."""
+        """Name of the sheet's update."""
         return type(self).__name__.lower()
 
     @property
+    def update(self) -> Update:
+        """The sheet's update."""
+        return UPDATES[self.row]
+
+    @property
     def states(self) -> tuple[str, ...]:
-        """The names of the state vectors, each as long as the parameters."""
-        return sheet()[self.row].states
+        """Names of the state vectors, each as long as the parameters."""
+        return self.update.states
 
     @property
     def statements(self) -> str:
-        """The row's statements."""
-        return sheet()[self.row].statements
+        """Statements of the update."""
+        return self.update.statements
 
     @property
     def bounds_of_row(self) -> tuple[str, str]:
-        """The formulas of the row's bounds."""
-        return sheet()[self.row].bounds
+        """Formulas of the bounds of the update."""
+        return self.update.bounds
 
     def bounds(
         self, scalars: Mapping[str, float], largest: float, reach: float
     ) -> tuple[float, float]:
-        """Return the row's bounds for an update: of its first state vector afterwards, and of the
-        change of a parameter.
+        """Return the bounds of the first state vector after an update, and of a parameter's change.
 
         Args:
             scalars: of the update, as `scalars` returns them.
@@ -258,9 +226,7 @@ class Optimizer:
         return formulas.scalar(after)(names), formulas.scalar(change)(names)
 
     def require_layers(self, count: int) -> None:
-        """Raise a TypeError or ValueError unless `layers` are settings of a network of so many
-        layers.
-        """
+        """Raise a TypeError or ValueError unless `layers` fits a network of so many layers."""
         for l in self._checked_layers(self.layers):  # a dict may have been written into
             if not 1 <= l <= count:
                 raise ValueError(
@@ -269,41 +235,40 @@ class Optimizer:
                 )
 
     def require_epsilon(self, dtype: str) -> None:
-        """Raise a ValueError if epsilon is not a number of this dtype, so that a gradient of 0
-        would be divided by 0.
-        """
+        """Raise a ValueError if a dtype does not hold epsilon: a gradient of 0 would be over 0."""
         epsilon = getattr(self, "epsilon", 1.0)
         least = epsilon * math.sqrt(1 - getattr(self, "beta2", 0.0))  # at the first update
         smallest, largest = values.RANGES[dtype]
         if not (smallest <= least and epsilon <= largest):
             raise ValueError(
                 f"{type(self).__name__}: epsilon, and where there is a beta2 epsilon * sqrt(1 - "
-                "beta2), must be a number that "
-                f"{dtype} holds, from {smallest:.3g} to {largest:.3g}; got {epsilon}"
+                f"beta2), must be a number that {dtype} holds, from {smallest:.3g} "
+                f"to {largest:.3g}; got {epsilon}"
             )
 
     def carry_over(self, vectors: Mapping[str, Array], rate: float) -> dict[str, Array]:
-        """Return the state vectors of another row as those of this one, by name; `rate` is that of
-        the last update.
+        """Return the state vectors of another update as those of this one, by name.
+
+        Args:
+            vectors: of the other one.
+            rate: of the last update.
         """
         return dict(vectors)
 
     def rate(self, progress: Progress) -> float:
-        """The learning rate of the next update."""
+        """Return the learning rate of the next update."""
         schedule = self.learning_rate
         return schedule.at(progress) if isinstance(schedule, Schedule) else schedule
 
     def constants(self) -> dict[str, float]:
-        """Return the values of the row's scalars that do not depend on the update: settings and,
-        where it has one, `decay`.
-        """
+        """Return the values of the scalars that are the same for each update: the settings."""
         settings = {name: x for name, x in vars(self).items() if isinstance(x, float)}
         for other in ("learning_rate", "weight_decay"):
             settings.pop(other, None)
         return {**settings, "decay": getattr(self, "weight_decay", 0.0)}
 
     def scalars(self, progress: Progress) -> dict[str, float]:
-        """Return the values of the row's scalars for the next update: `constants`, `rate` and `t`."""
+        """Return the values of the scalars for the next update: `constants`, `rate`, `t`."""
         return {
             **self.constants(),
             "rate": self.rate(progress),
@@ -330,7 +295,7 @@ class SGD(Optimizer):
 
     @property
     def row(self) -> str:
-        """The name of the row of `updates.def`."""
+        """Name of the sheet's update."""
         if not self.momentum:
             return "sgd"
         return ("gradient_" if self.velocity == "gradients" else "") + (
@@ -338,9 +303,7 @@ class SGD(Optimizer):
         )
 
     def carry_over(self, vectors: Mapping[str, Array], rate: float) -> dict[str, Array]:
-        """Return the velocity in the unit of this row: a step of v = -rate u stays the step that it
-        was.
-        """
+        """Return the velocity in the unit of this update: v = -rate u is the same step."""
         found = dict(vectors)
         if "u" in self.states and "v" in found:
             v = found.pop("v")
@@ -370,7 +333,7 @@ class Adam(Optimizer):
 
     @property
     def row(self) -> str:
-        """The name of the row of `updates.def`."""
+        """Name of the sheet's update."""
         return "adam_hat" if self.epsilon_hat else "adam"
 
 
@@ -396,9 +359,7 @@ class RMSprop(Optimizer):
 
 @dataclass
 class Lion(Optimizer):
-    """Lion (Chen et al. 2023): the sign of an interpolated momentum, with decoupled weight decay on
-    weights.
-    """
+    """Lion (Chen et al. 2023): the sign of an interpolated momentum, with decoupled decay."""
 
     learning_rate: float | Schedule = 1e-4
     weight_decay: float = 0.0

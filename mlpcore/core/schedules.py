@@ -41,7 +41,7 @@ _SCHEDULED: dict[str, values.Check] = {
 
 @dataclass
 class Progress:
-    """How far a run is: what a schedule may depend on.
+    """The progress of a run, which a schedule may depend on.
 
     Attributes:
         step: updates done so far.
@@ -65,7 +65,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate that changes from update to update; the subclasses say how."""
+    """A learning rate that changes from update to update; each subclass is a rule."""
 
     rate: float
 
@@ -73,7 +73,7 @@ class Schedule:
         values.settle(self, _SCHEDULED, f"{type(self).__name__}: ")
 
     def at(self, progress: Progress) -> float:
-        """The rate of the next update, number `progress.step + 1`."""
+        """Return the rate of the next update, number `progress.step + 1`."""
         raise TypeError(
             "Schedule is the common base; use Constant, StepDecay, Cosine, InverseScaling, "
             "Adaptive or FormulaSchedule"
@@ -85,7 +85,7 @@ class Constant(Schedule):
     """The same rate throughout: what a plain number means."""
 
     def at(self, progress: Progress) -> float:
-        """The rate of the next update."""
+        """Return the rate of the next update."""
         return self.rate
 
 
@@ -97,16 +97,16 @@ class StepDecay(Schedule):
     factor: float = 0.1
 
     def at(self, progress: Progress) -> float:
-        """The rate of the next update."""
+        """Return the rate of the next update."""
         return self.rate * math.pow(self.factor, progress.step // self.every)
 
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Up in a straight line over `warmup` updates, then down along half a cosine to `final` at
-    update `steps`.
+    """Up in a straight line over `warmup` updates, then down along half a cosine to `final`.
 
-    Loshchilov and Hutter 2017. `steps=None` takes the number of updates of the `fit` that runs.
+    Loshchilov and Hutter 2017. It ends at update `steps`; `steps=None` takes the number of updates
+    of the `fit` that runs.
     """
 
     steps: int | None = None
@@ -114,7 +114,7 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def at(self, progress: Progress) -> float:
-        """The rate of the next update. Raises ValueError if `steps` is None and no `fit` knows it."""
+        """Return the rate of the next update; ValueError if nothing says how many there are."""
         steps, step = self.steps, progress.step
         if steps is None:
             steps, step = progress.total, progress.step - progress.begun
@@ -141,18 +141,18 @@ class InverseScaling(Schedule):
     power: float = 0.5
 
     def at(self, progress: Progress) -> float:
-        """The rate of the next update."""
+        """Return the rate of the next update."""
         return self.rate / math.pow(progress.step + 1, self.power)
 
 
 @dataclass(frozen=True)
 class Adaptive(Schedule):
-    """`rate · factor^reductions`: lowered each time a figure has not improved by `tolerance` for
-    `patience` epochs.
+    """`rate · factor^reductions`, lowered when a figure stops improving.
 
-    `monitor` is a key of `fit`'s history: "loss", the mean of J over an epoch's steps, or
-    "validation_loss", "validation_accuracy", "validation_r2", of which the last two improve by
-    growing; of a metric of your own `mode` says which is better, "min" or "max".
+    That is when it has not improved by `tolerance` for `patience` epochs. `monitor` is a key of
+    `fit`'s history: "loss", the mean of J over an epoch's steps, or "validation_loss",
+    "validation_accuracy", "validation_r2", of which the last two improve by growing; of a metric of
+    your own `mode` says which is better, "min" or "max".
     """
 
     factor: float = 0.2
@@ -163,7 +163,7 @@ class Adaptive(Schedule):
     mode: str | None = None
 
     def at(self, progress: Progress) -> float:
-        """The rate of the next update."""
+        """Return the rate of the next update."""
         reductions = progress.reductions if progress.followed in (None, self) else 0
         return min(self.rate, max(self.minimum, self.rate * math.pow(self.factor, reductions)))
 
@@ -173,7 +173,7 @@ _PROGRESS = ("step", "begun", "total", "epoch")
 
 @dataclass(frozen=True)
 class FormulaSchedule(Schedule):
-    """A learning rate by a formula, which is saved with a run as the text that it is.
+    """A learning rate by a formula, which is saved with a run as text.
 
     FormulaSchedule(0.1, "rate * minimum(1, step / 100)")  # up in a straight line over 100 updates
 
@@ -213,8 +213,7 @@ class FormulaSchedule(Schedule):
         if progress.total is None and "total" in _read(self.formula):
             raise ValueError(
                 f"learning_rate: {shown(self.formula)} reads total, which is known only inside "
-                "fit, "
-                "and not where the length of its stream is unknown"
+                "fit, and not where the length of its stream is unknown"
             )
         known = (progress.step + 1, progress.begun, progress.total or 0, progress.epochs)
         values = dict(zip(_PROGRESS, map(float, known), strict=True))
@@ -232,7 +231,7 @@ class FormulaSchedule(Schedule):
         return rate
 
 
-def _rate(value: object, name: str) -> float | Schedule:
+def rate_or_schedule(value: object, name: str) -> float | Schedule:
     """Return a learning rate, or the schedule of one."""
     if type(value) is Schedule:
         raise TypeError(f"{name} must be a number or one of the schedules, such as mc.Cosine(0.1)")

@@ -1,8 +1,7 @@
-"""Targets and row weights as a loss with class weights c and label smoothing ε counts them, over K
-classes.
+"""Targets and row weights under class weights c and label smoothing ε, over K classes.
 
-    J = Σ_i w_i ℓ_i / Σ_i w_i C_i,   ℓ_i = -Σ_k c_k ((1 - ε) y_ik + ε/K) log p_ik,   C_i = Σ_k c_k
-    y_ik
+    J = Σ_i w_i ℓ_i / Σ_i w_i C_i
+    ℓ_i = -Σ_k c_k ((1 - ε) y_ik + ε/K) log p_ik,   C_i = Σ_k c_k y_ik
 
 The engine takes w_i C_i as the weight of a row and ℓ_i / C_i as its loss, so that J is a weighted
 mean like that of any loss.
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mlpcore.core.losses import Loss
+from mlpcore.core.loss import Loss
 
 PIECE, PIECE_ELSEWHERE = 4096, 1 << 20  # rows that are weighed at a time: on the host, on a GPU
 ENTRIES = 1 << 16  # of targets that are weighed at a time on the host, at most
@@ -51,10 +50,10 @@ def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> Non
 
 
 class RowWeights:
-    """The weights of rows by their own weights and by class, worked out for the rows in use, on the
-    host.
+    """Weights of rows by their own weights and by class, worked out for the rows in use.
 
-    Args: as of `row_weights`.
+    Args:
+        loss, Y, weights: as of `row_weights`, on the host.
         dtype: of the weights.
     """
 
@@ -75,13 +74,12 @@ class RowWeights:
         return found
 
     def any(self) -> bool:
-        """Return whether a row weighs something."""
+        """Return True if a row weighs something."""
         return any(self[i : i + PIECE].any() for i in range(0, len(self.Y), PIECE))
 
 
 def weighed(loss: Loss, Y: Any, weights: Any, dtype: Any, xp: Any = np) -> Any:
-    """Return the row weights (m,) that count: the rows' own (or None), times those of their classes
-    where there are any.
+    """Return the row weights (m,): the rows' own, or None, times those of their classes, if any.
 
     Raises:
         ValueError: every row's class weighs nothing.
@@ -96,8 +94,9 @@ def weighed(loss: Loss, Y: Any, weights: Any, dtype: Any, xp: Any = np) -> Any:
 
 
 def mixed(loss: Loss, Y: Any, outputs: int, dtype: Any, xp: Any = np) -> Any:
-    """Return the shares t (m, n_L) in ℓ / C = -Σ t log p of cross-entropy, for Y of class numbers
-    or of distributions.
+    """Return the shares t (m, n_L) in ℓ / C = -Σ t log p of cross-entropy.
+
+    Y holds class numbers or distributions.
 
     t_ik = c_k ((1 - ε) y_ik + ε/K) / C_i: smoothed, weighed by class, over the row's own weight by
     class.

@@ -22,11 +22,11 @@ import numpy as np
 from mlpcore.backends.numpy import blas
 from mlpcore.checks.errors import NonFiniteLoss
 from mlpcore.core.activations import Activation
-from mlpcore.core.formulas import Program, program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Call, EagerOps, EagerRecording, make
 from mlpcore.core.optimizers import Layer, Optimizer, Segment
+from mlpcore.core.program import Program, program
 from mlpcore.core.schedules import Progress
 from mlpcore.data.batches import Batch, Inputs, weight_of
 from mlpcore.engine import plan as planning

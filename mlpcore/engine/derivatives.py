@@ -26,6 +26,7 @@ from mlpcore.core import backprop, differentials, formulas
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.activations import SOFTMAX, Activation, bind, resolve
 from mlpcore.core.ops import Buffer
+from mlpcore.core.program import program
 from mlpcore.core.targets import mixed, weighed
 from mlpcore.engine import plan as planning
 from mlpcore.engine.plan import Plan
@@ -140,7 +141,7 @@ def temporaries(
 
 def _registers(text: str, scalars: Mapping[str, float], dtype: str) -> int:
     """Return how many intermediate results a formula has at most at a time."""
-    return formulas.program(f"d = {text}", frozenset(scalars), dtype).registers
+    return program(f"d = {text}", frozenset(scalars), dtype).registers
 
 
 class _Pass:

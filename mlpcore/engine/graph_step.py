@@ -29,11 +29,11 @@ from mlpcore.backends.cuda.slot import Scalar, Status
 from mlpcore.backends.cuda.step_kernels import StepKernels
 from mlpcore.checks.errors import NonFiniteLoss
 from mlpcore.core.activations import Activation
-from mlpcore.core.formulas import Program, program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Recording
 from mlpcore.core.optimizers import Optimizer, segments
+from mlpcore.core.program import Program, program
 from mlpcore.core.schedules import Progress, Schedule
 from mlpcore.data.batches import Batch, Inputs
 from mlpcore.engine import device_loss

@@ -20,12 +20,13 @@ import numpy as np
 from mlpcore.checks.errors import DeviceUnavailable
 from mlpcore.core import dropout
 from mlpcore.core.activations import Activation, bind
-from mlpcore.core.formulas import Program
 from mlpcore.core.layout import Layout, Parameters
 from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, Ops
-from mlpcore.core.optimizers import Layer, Optimizer, Segment, segments, sheet
+from mlpcore.core.optimizers import Layer, Optimizer, Segment, segments
+from mlpcore.core.program import Program
 from mlpcore.core.schedules import Progress
+from mlpcore.core.sheet import PENALTIES, UPDATES
 from mlpcore.data.batches import Batch, Inputs
 from mlpcore.engine import plan as planning
 from mlpcore.engine.chunks import Chunk
@@ -54,7 +55,7 @@ class Settings:
     @property
     def penalty_terms(self) -> list[str]:
         """The penalties' terms of a weight's slope, where they are not 0."""
-        return [*(["l2 * w"] if self.l2 else []), *(["l1 * sign(w)"] if self.l1 else [])]
+        return [term.slope for name, term in PENALTIES.items() if getattr(self, name)]
 
 
 class PlannedStep(ABC):
@@ -85,7 +86,7 @@ class PlannedStep(ABC):
         self.ops = new_ops()
         self.dtype = str(store.flat.dtype)
         self.W, self.b = store.W, store.b
-        self.rule = ""  # the row of updates.def that the state vectors belong to
+        self.rule = ""  # the sheet's update that the state vectors belong to
         self.state: dict[str, Array] = {}
         self.reach = 0.0  # bound of the first state vector's entries
         self.rate = 0.0  # the last learning rate that was not 0
@@ -279,8 +280,8 @@ class PlannedStep(ABC):
         if not facts["rule"]:
             return  # before the first step: the state begins at zero
         row, known = (
-            sheet()[facts["rule"]],
-            {name for row in sheet().values() for name in row.states},
+            UPDATES[facts["rule"]],
+            {name for row in UPDATES.values() for name in row.states},
         )
         vectors = {name.removeprefix("state "): vector for name, vector in vectors.items()}
         if not {*row.states} <= {*vectors} <= known or any(

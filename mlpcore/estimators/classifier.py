@@ -18,6 +18,7 @@ from sklearn.utils._param_validation import StrOptions
 from mlpcore.backends import devices
 from mlpcore.checks.errors import shown
 from mlpcore.core import losses as loss_sheet
+from mlpcore.core.sheet import MATCHED
 from mlpcore.core.losses import Loss
 from mlpcore.estimators.base import Estimator
 from mlpcore.estimators.fitted import Array, to_numpy
@@ -32,7 +33,7 @@ LOG_LOSS = Loss(
     matched=(
         "y * (maximum(-s, 0) + log1p(exp(-abs(s)))) - (1 - y) * log(maximum(1 - 1 / (1 + exp(-s)), "
         "T(1e-30)))",
-        loss_sheet.matched()["binary_cross_entropy", "sigmoid"][1],
+        MATCHED["binary_cross_entropy", "sigmoid"].slope,
     ),
 )
 

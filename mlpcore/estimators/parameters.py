@@ -68,7 +68,7 @@ class Parameters(BaseEstimator):
             Activation,
         ],
         "loss": [
-            StrOptions({"log_loss", *loss_sheet.sheet(), loss_sheet.CROSS_ENTROPY.name}),
+            StrOptions({"log_loss", *loss_sheet.names()}),
             tuple,
             Loss,
         ],

@@ -40,7 +40,7 @@ class MLPRegressor(Estimator, neural_network.MLPRegressor):
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **Estimator._parameter_constraints,
-        "loss": [StrOptions(set(loss_sheet.sheet())), tuple, Loss],
+        "loss": [StrOptions(set(loss_sheet.names(rowwise=False))), tuple, Loss],
     }
     _metric: ClassVar[Callable[..., float]] = r2_score
 

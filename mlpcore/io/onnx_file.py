@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpcore.core.activations import Activation, resolve
-from mlpcore.core.formulas import program, reads
+from mlpcore.core.formulas import reads
 from mlpcore.core.layout import Layout
+from mlpcore.core.program import program
 from mlpcore.io.atomic import replacing
 from mlpcore.io.model_file import as_json, require_text
 
@@ -261,7 +262,7 @@ def _activation(graph: _Graph, activation: Activation, s: str, a: str) -> str:
     compiled = program(f"z = {activation.value}", frozenset(activation.scalars), graph.dtype.name)
     numbers = {key: graph.number(value) for key, value in compiled.fold(activation.scalars).items()}
     places = {"s": s, **numbers, **learned}  # what a variable or register holds by now
-    for function, operands, out in compiled.steps:
+    for function, operands, out in compiled.instructions:
         places[out] = graph.call(function, *(places[name] for name in operands))
     z = places["z"]
     return (

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.checks import values
 from mlpcore.checks.errors import shown
-from mlpcore.core.formulas import program
 from mlpcore.core.losses import Loss, Objective
+from mlpcore.core.program import program
 from mlpcore.core.targets import mixed
 
 Array = NDArray[Any]

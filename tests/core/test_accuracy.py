@@ -14,7 +14,7 @@ from bench import accuracy
 from bench.accuracy import BOUND, CASES, DTYPES, QUANTITIES
 from mlpcore.backends.cuda.eager import CupyReference
 from mlpcore.backends.numpy.ops import NumpyOps
-from mlpcore.core import activations, losses
+from mlpcore.core import activations, losses, sheet
 
 CROSS_ENTROPY = losses.pair(losses.CROSS_ENTROPY, activations.SOFTMAX)
 
@@ -24,8 +24,12 @@ def label(case):
 
 
 def test_the_sweep_leaves_no_row_of_the_sheets_out():
-    pairs = [f"{loss} of {output}" for loss, output in losses.matched()]
-    assert {case.name for case in CASES} == {*activations.sheet(), *losses.sheet(), *pairs}
+    pairs = [f"{loss} of {output}" for loss, output in sheet.MATCHED]
+    assert {case.name for case in CASES} == {
+        *activations.names(),
+        *losses.names(rowwise=False),
+        *pairs,
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)
@@ -255,7 +259,7 @@ def test_the_page_holds_the_tables_that_the_command_writes():
         for figure in re.findall(r"\| (\d+)\b", _part(text, part))
     ]
     assert len(figures) == 6 * (
-        len(activations.sheet()) + len(losses.sheet()) + len(losses.matched())
+        len(activations.names()) + len(losses.names(rowwise=False)) + len(sheet.MATCHED)
     )
     assert max(figures) <= BOUND
 

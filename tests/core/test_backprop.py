@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.core import activations, formulas, losses
+from mlpcore.core import activations, formulas, losses, sheet
 from tests.formula_text import NOT_ANALYTIC, value
 
-HIDDEN = list(activations.sheet())
-LOSSES = [*losses.sheet(), "cross_entropy"]
+HIDDEN = activations.names()
+LOSSES = losses.names()
 OUTPUTS = activations.names(output=True)
 ROWS = 7
 
@@ -407,7 +407,7 @@ def test_the_cache_holds_s_only_where_a_slope_reads_it_and_counts_its_bytes():
 # -- matched pairs
 # -------------------------------------------------------------------------------------------------------
 
-MATCHED = [*losses.matched(), ("cross_entropy", "softmax")]
+MATCHED = [*sheet.MATCHED, ("cross_entropy", "softmax")]
 
 
 @pytest.mark.parametrize("a", [1.0, 2.0])

@@ -1,8 +1,9 @@
-"""The formula sheets and the compiler: slopes are derivatives, programs are what their text says,
+"""The sheet and the compiler: slopes are derivatives, programs are what their text says,
 nothing else gets in.
 """
 
 import ast
+import dataclasses
 import math
 
 import numpy as np
@@ -11,10 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import mlpcore as mc
-from mlpcore import kernel_files
 from mlpcore.backends.numpy.ops import NumpyOps
-from mlpcore.core import activations, formulas, losses, optimizers
-from mlpcore.core.formulas import Program
+from mlpcore.core import activations, formulas, losses, program
+from mlpcore.core.program import Program
+from mlpcore.core.sheet import ACTIVATIONS, LOSSES, MATCHED, PENALTIES, UPDATES
 from tests.formula_text import NOT_ANALYTIC, NUMPY, value
 
 
@@ -35,14 +36,20 @@ def grid(low, high, *kinks):
     return x[np.all([abs(x - kink) > 0.01 for kink in kinks], axis=0)] if kinks else x
 
 
-ACTIVATIONS = [
-    (name, a) for name, (_, default, *_rest) in activations.sheet().items()
-    for a in ([None] if default == "none" else [0.5, 1.0, 4.0] if name == "sigmoid" else [0.0, 0.01, 0.7, 1.0, 1.6])
-]  # fmt: skip
-LOSSES = [
-    (name, q)
-    for name, (_, default, *_) in losses.sheet().items()
-    for q in ([None] if default == "none" else [0.2, 0.9])
+PARAMETERS = {"sigmoid": [0.5, 1.0, 4.0]}  # of the others that have one: [0.0, 0.01, 0.7, 1.0, 1.6]
+ELEMENTWISE = activations.names()
+WITH_PARAMETERS = [
+    (name, a)
+    for name in ELEMENTWISE
+    for a in (
+        [None]
+        if ACTIVATIONS[name].parameter is None
+        else PARAMETERS.get(name, [0.0, 0.01, 0.7, 1.0, 1.6])
+    )
+]
+SUMS = losses.names(rowwise=False)
+LOSSES_WITH_PARAMETERS = [
+    (name, q) for name in SUMS for q in ([None] if LOSSES[name].parameter is None else [0.2, 0.9])
 ]
 
 
@@ -69,12 +76,12 @@ def outputs(loss, y):
     return y + np.resize(gap, y.size)
 
 
-# -- the sheets
+# -- the sheet
 # ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_sheets_hold_every_activation_loss_and_optimizer_of_the_design():
-    assert set(activations.sheet()) == {
+def test_the_sheet_holds_every_activation_loss_and_optimizer_of_the_design():
+    assert set(ACTIVATIONS) == {
         "identity",
         "sigmoid",
         "tanh",
@@ -91,8 +98,10 @@ def test_the_sheets_hold_every_activation_loss_and_optimizer_of_the_design():
         "mish",
         "hard_tanh",
         "exp",
+        "softmax",
+        "log_softmax",
     }
-    assert set(losses.sheet()) == {
+    assert set(LOSSES) == {
         "squared_error",
         "absolute_error",
         "huber",
@@ -100,96 +109,98 @@ def test_the_sheets_hold_every_activation_loss_and_optimizer_of_the_design():
         "quantile",
         "poisson",
         "binary_cross_entropy",
+        "cross_entropy",
     }
-    assert set(optimizers.sheet()) == {
+    assert set(UPDATES) == {
         "sgd", "momentum", "nesterov", "gradient_momentum", "gradient_nesterov", "adam", "adam_hat", "adamw", "rmsprop", "lion",
     }  # fmt: skip
-    assert {len(row) for row in activations.sheet().values()} == {5}
-    assert {len(row) for row in losses.sheet().values()} == {5}
-    assert {len(row) for row in optimizers.sheet().values()} == {3}
+    assert set(PENALTIES) == {"l1", "l2"}
 
 
-@pytest.mark.parametrize("macro", ["ACTIVATION", "CURVATURE", "LOSS", "MATCHED", "BENT", "UPDATE"])
-def test_reading_a_sheet_loses_no_row(macro):
-    text = "".join(
-        kernel_files.read(f"{sheet}.def") for sheet in ("activations", "losses", "updates")
-    )
-    lines = [line for line in text.splitlines() if line.startswith(f"{macro}(")]
-    assert [row[0] for row in formulas.read_sheet(text, macro)] == [
-        line.split("(")[1].split(",")[0] for line in lines
-    ]
+def test_a_row_of_the_sheet_is_what_a_user_may_make_and_its_name_means_it():
+    for name, row in ACTIVATIONS.items():
+        assert type(row) is mc.Activation
+        assert activations.resolve(name, output=True) is row
+    for name, row in LOSSES.items():
+        assert type(row) is mc.Loss
+        assert mc.loss(name).loss is row
+    assert {loss for loss, _ in MATCHED} <= set(LOSSES)
+    assert {output for _, output in MATCHED} <= set(ACTIVATIONS)
 
 
-def test_every_formula_of_the_sheets_reads_what_its_row_may_read_and_no_literal_is_bare():
-    for name, (_, default, _, z, slope) in activations.sheet().items():
-        own = set() if default == "none" else {"a"}
-        assert formulas.reads(z) <= {"s"} | own, name
-        assert formulas.reads(slope) <= {"s", "z"} | own, name
-        assert (
-            formulas.reads(activations.curvatures().get(name, "0")) <= formulas.reads(slope) | own
-        ), name
-    for name, (_, default, _, z, slope) in losses.sheet().items():
-        own = set() if default == "none" else {"q"}
-        assert formulas.reads(z) | formulas.reads(slope) <= {"z", "y"} | own, name
-    for sheet in ("activations", "losses", "updates"):
-        rows = "".join(
-            line.split("//")[0] + "\n" for line in kernel_files.read(f"{sheet}.def").splitlines()
-        )
-        wrapped = {id(c) for n in ast.walk(ast.parse(_as_python(rows))) for c in _literals_of_T(n)}
-        bare = [
-            n
-            for n in ast.walk(ast.parse(_as_python(rows)))
-            if isinstance(n, ast.Constant) and isinstance(n.value, float)
-        ]
-        assert len(bare) == len(wrapped), sheet
+def test_every_formula_of_the_sheet_reads_what_its_row_may_read():
+    for name, row in ACTIVATIONS.items():
+        if not row.rowwise:
+            assert formulas.reads(row.value) <= {"s", *row.scalars}, name
+            assert formulas.reads(row.slope) <= {"s", "z", *row.scalars}, name
+            assert formulas.reads(row.curvature) <= formulas.reads(row.slope) | {*row.scalars}, name
+    for name, row in LOSSES.items():
+        if not row.rowwise:
+            read = formulas.reads(row.value) | formulas.reads(row.slope)
+            assert read <= {"z", "y", *row.scalars}, name
+    for (loss, output), row in MATCHED.items():
+        known = {"s", "z", "y", *ACTIVATIONS[output].scalars, *LOSSES[loss].scalars}
+        for formula in row[:3]:
+            assert formula is None or formulas.reads(formula) <= known, (loss, output)
+        for formula in row.weighed or ():
+            assert formulas.reads(formula) <= {"s", "u", "v", *ACTIVATIONS[output].scalars}
 
 
-def _as_python(rows):
-    numbers = [formulas.written_out(column) for macro in ("ACTIVATION", "CURVATURE", "LOSS", "MATCHED", "BENT")
-               for row in formulas.read_sheet(rows, macro) for column in row[1 if macro == "CURVATURE" else 2:]
-               if column != "none"]  # fmt: skip
-    statements = [
-        part.split("=", 1)[1]
-        for row in formulas.read_sheet(rows, "UPDATE")
-        for part in row[2].split(";")
-    ]
-    return "\n".join(f"({text.strip()})" for text in [*numbers, *statements])
+def test_every_default_parameter_satisfies_its_own_condition_and_another_is_refused():
+    conditions = {name: row.condition for name, row in (ACTIVATIONS | LOSSES).items()}
+    assert {name for name, condition in conditions.items() if condition} == {
+        "sigmoid",
+        "leaky_relu",
+        "elu",
+        "huber",
+        "quantile",
+    }
+    for row in (*ACTIVATIONS.values(), *LOSSES.values()):
+        if row.condition is not None:
+            assert formulas.holds(row.condition, **row.scalars)
+            with pytest.raises(ValueError, match=f"must satisfy {row.condition}; got"):
+                dataclasses.replace(row, parameter=-1.0)
 
 
-def _literals_of_T(node):
-    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "T":
-        return [
-            x for x in ast.walk(node) if isinstance(x, ast.Constant) and isinstance(x.value, float)
-        ]
-    return []
+@pytest.mark.parametrize(
+    "condition", ["a", "a > b", "a in 3", "a > 0; 1", "", "f(a) > 0", "(" * 999]
+)
+def test_a_condition_that_is_no_comparison_of_the_parameter_is_refused(condition):
+    with pytest.raises(ValueError, match="a > b|comparison|cannot be read|not allowed|too deep"):
+        mc.Activation("mine", "a * s", parameter=1.0, condition=condition)
 
 
-def test_every_default_parameter_satisfies_its_own_condition():
-    rows = [(name, row, "a") for name, row in activations.sheet().items()] + [
-        (n, r, "q") for n, r in losses.sheet().items()
-    ]
-    for name, (_, default, condition, *_), letter in rows:
-        assert (default == "none") == (condition == "none"), name
-        if default != "none" and condition != "learned":  # which may be any number
-            assert formulas.holds(condition, **{letter: formulas.evaluate_scalar(default)}), name
+def test_a_penaltys_slope_is_the_derivative_of_its_value():
+    for penalty in PENALTIES.values():
+        for w in (-1.3, 0.4):
+            wanted = derivative(penalty.value, "w", w=np.float64(w), l1=0.3, l2=0.7)
+            found = formulas.evaluate_scalar(penalty.slope, w=w, l1=0.3, l2=0.7)
+            assert found == pytest.approx(float(wanted), rel=1e-9)
+
+
+def test_names_stand_for_what_they_mean_a_later_one_in_an_earlier_one():
+    written = formulas.where("e / (1 + e)", e="exp(w)", w="minimum(s, 45)")
+    assert written == "exp(minimum(s, 45)) / (1 + exp(minimum(s, 45)))"
+    assert len(Program(f"z = {written}", frozenset()).instructions) == 4
+    assert formulas.where("a * e", e="b + c") == "a * (b + c)"
 
 
 # -- slopes are derivatives
 # ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "a"), ACTIVATIONS)
+@pytest.mark.parametrize(("name", "a"), WITH_PARAMETERS)
 def test_the_slope_of_an_activation_is_the_derivative_of_its_value(name, a):
-    _, _, _, formula, slope = activations.sheet()[name]
+    formula, slope = ACTIVATIONS[name].value, ACTIVATIONS[name].slope
     s, own = grid(-6, 6.5, 0, 1, -1, 6), scalars(a=a)
     z = value(formula, s=s, **own)
     found = value(slope, s=s, z=z, **own) + 0 * s
     np.testing.assert_allclose(found, derivative(formula, "s", s=s, **own), rtol=1e-9, atol=2e-10)
 
 
-@pytest.mark.parametrize(("name", "q"), LOSSES)
+@pytest.mark.parametrize(("name", "q"), LOSSES_WITH_PARAMETERS)
 def test_the_slope_of_a_loss_is_the_derivative_of_its_value_in_z(name, q):
-    _, _, _, formula, slope = losses.sheet()[name]
+    formula, slope = LOSSES[name].value, LOSSES[name].slope
     y = targets(name, 300)
     z, own = outputs(name, y), scalars(q=q)
     edge = {"poisson": z, "binary_cross_entropy": np.minimum(z, 1 - z)}.get(
@@ -202,13 +213,13 @@ def test_the_slope_of_a_loss_is_the_derivative_of_its_value_in_z(name, q):
 
 
 @pytest.mark.parametrize("a", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize(("loss", "output"), list(losses.matched()))
+@pytest.mark.parametrize(("loss", "output"), list(MATCHED))
 def test_a_matched_row_is_the_loss_of_the_output_and_its_derivative_by_s(loss, output, a):
-    formula, slope = losses.matched()[loss, output]
+    formula, slope = MATCHED[loss, output].value, MATCHED[loss, output].slope
     s = grid(-5, 2, 0)
     y = targets(loss, s.size)
-    z = value(activations.sheet()[output][3], s=s, a=a)
-    composed = formulas.substitute(formula, {"z": activations.sheet()[output][3]})
+    z = value(ACTIVATIONS[output].value, s=s, a=a)
+    composed = formulas.substitute(formula, {"z": ACTIVATIONS[output].value})
     np.testing.assert_allclose(
         value(slope, s=s, z=z, y=y, a=a),
         derivative(composed, "s", s=s, y=y, a=a),
@@ -217,16 +228,16 @@ def test_a_matched_row_is_the_loss_of_the_output_and_its_derivative_by_s(loss, o
     )
     np.testing.assert_allclose(
         value(formula, s=s, z=z, y=y, a=a),
-        value(losses.sheet()[loss][3], z=z, y=y),
+        value(LOSSES[loss].value, z=z, y=y),
         rtol=1e-9,
         atol=1e-12,
     )
 
 
-@pytest.mark.parametrize("name", list(activations.sheet()))
+@pytest.mark.parametrize("name", ELEMENTWISE)
 def test_values_and_slopes_stay_finite_and_right_in_the_limits(name):
-    _, default, _, formula, slope = activations.sheet()[name]
-    own = {} if default == "none" else {"a": formulas.evaluate_scalar(default)}
+    row = ACTIVATIONS[name]
+    formula, slope, own = row.value, row.slope, row.scalars
     s = np.array([-1e4, -800.0, 0.0, 700.0 if name == "exp" else 1e4])
     with np.errstate(
         over="ignore", invalid="raise", divide="raise"
@@ -378,7 +389,7 @@ def test_a_program_uses_as_few_registers_as_its_order_of_steps_allows(text, targ
         {},
         {},
     )  # each step's result by number; who reads it last; what a place holds now
-    for i, step in enumerate(compiled.steps):
+    for i, step in enumerate(compiled.instructions):
         for name in step.operands:
             if name in holds:
                 uses[holds[name]] = i
@@ -393,7 +404,10 @@ def test_a_program_uses_as_few_registers_as_its_order_of_steps_allows(text, targ
         need = max(need, live - (uses.get("old", -1) <= i))
     assert compiled.registers == max(0, need)
     assert {
-        name for step in compiled.steps for name in (*step.operands, step.out) if name[0] == "r"
+        name
+        for step in compiled.instructions
+        for name in (*step.operands, step.out)
+        if name[0] == "r"
     } == {f"r{i}" for i in range(compiled.registers)}
 
 
@@ -410,12 +424,12 @@ def test_equal_subexpressions_are_computed_once_and_scalars_not_per_entry(text):
             and getattr(node, "func", ast.Name("")).id != "T"
         ):
             arrays.add(ast.dump(node))
-    assert len(compiled.steps) == max(1, len(arrays))
+    assert len(compiled.instructions) == max(1, len(arrays))
 
 
-def test_the_programs_of_the_sheets_give_equal_results_on_separate_and_on_shared_arrays():
+def test_the_programs_of_the_sheet_give_equal_results_on_separate_and_on_shared_arrays():
     rng = np.random.default_rng(1)
-    for name in activations.sheet():
+    for name in ELEMENTWISE:
         activation = activations.resolve(name)
         ops, s, g = NumpyOps(), rng.standard_normal((3, 5)), rng.standard_normal((3, 5))
         z, in_place = np.empty_like(s), s.copy()
@@ -450,8 +464,8 @@ def test_the_programs_of_the_sheets_give_equal_results_on_separate_and_on_shared
 @pytest.mark.parametrize(("target", "registers"), [("z", 2), ("g", 3), ("d", 2)])
 def test_the_cost_of_gelus_slope_does_not_creep_up(target, registers):
     compiled = Program(f"{target} = g * ({activations.resolve('gelu').slope})", frozenset())
-    assert len(compiled.steps) <= 16  # of 60 operations that are written out
-    assert sum(step.function in ("exp", "tanh") for step in compiled.steps) == 1
+    assert len(compiled.instructions) <= 16  # of 60 operations that are written out
+    assert sum(step.function in ("exp", "tanh") for step in compiled.instructions) == 1
     assert compiled.registers <= registers
 
 
@@ -466,7 +480,7 @@ def test_maximum_and_minimum_pass_nan_on_from_either_side(function):
         np.testing.assert_array_equal(np.isnan(arrays["out"]), np.isnan(x))
 
 
-@pytest.mark.parametrize("name", list(activations.sheet()))
+@pytest.mark.parametrize("name", ELEMENTWISE)
 def test_a_nan_in_the_pre_activation_is_a_nan_in_the_output(name):
     s = np.array([[np.nan, 0.3]])
     NumpyOps().bias_activation(s, None, activations.resolve(name), s)
@@ -520,9 +534,7 @@ def test_a_variable_that_the_row_does_not_have_is_refused_by_name(make, reads):
 
 @pytest.mark.parametrize("text", ["pow(s, 2)", "pow(2, s)"])
 def test_a_power_of_an_array_is_refused_where_the_formula_is_given_not_at_the_first_step(text):
-    with pytest.raises(
-        ValueError, match=r"pow is for the scalars of updates.def only; write s \*\* 2"
-    ):
+    with pytest.raises(ValueError, match=r"pow is for the scalars of updates only; write s \*\* 2"):
         mc.Activation("mine", text, "1")
 
 
@@ -559,7 +571,7 @@ def test_a_power_is_its_multiplications_squared_as_often_as_can_be(n):
         16: 4,
     }
     divided = n < 0
-    assert len(compiled.steps) == (shortest[abs(n)] if abs(n) != 1 or n > 0 else 0) + divided
+    assert len(compiled.instructions) == (shortest[abs(n)] if abs(n) != 1 or n > 0 else 0) + divided
     assert formulas.evaluate_scalar(f"a ** {n}", a=1.7) == pytest.approx(1.7**n, rel=1e-15)
 
 
@@ -567,7 +579,7 @@ def test_powers_share_their_squares_with_products_and_with_each_other_however_de
     _, compiled = run(
         "out = x ** 4 + x * x + x ** 2 * z", {"x": np.ones(3), "z": np.ones(3), "out": np.ones(3)}
     )
-    assert [step.function for step in compiled.steps] == [
+    assert [step.function for step in compiled.instructions] == [
         "multiply",
         "multiply",
         "add",
@@ -575,9 +587,9 @@ def test_powers_share_their_squares_with_products_and_with_each_other_however_de
         "add",
     ]
     deep = "(" * 99 + "x" + ") ** 16" * 99
-    assert len(Program(f"out = {deep}", frozenset()).steps) == 4 * 99
+    assert len(Program(f"out = {deep}", frozenset()).instructions) == 4 * 99
     with pytest.raises(ValueError, match="has no value"):
-        formulas.check("value", "(" * 99 + "9" + ") ** 16" * 99 + " + s", ("s",), {})
+        program.check("value", "(" * 99 + "9" + ") ** 16" * 99 + " + s", ("s",), {})
 
 
 def test_a_power_binds_as_in_python():
@@ -641,6 +653,7 @@ def test_a_slope_too_long_to_derive_is_asked_for(text):
 def test_reads_substitute_and_kinks_see_the_tree_not_the_text():
     assert formulas.reads("maximum(s, 0) + a * exp(T(2))") == {"s", "a"}
     assert formulas.reads("1 - z * z") == {"z"}
+    assert ast.unparse(formulas.parse("T(0.5) * s + T(-T(2))")) == "0.5 * s + -2"  # of old files
     for text, replacements in [
         ("a * z", {"z": "s + 1"}),
         ("z - z", {"z": "s - a"}),

@@ -11,7 +11,7 @@ from mpmath import mp
 
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, special
-from mlpcore.core.formulas import Program
+from mlpcore.core.program import Program
 
 EXACT = {"erf": mpmath.erf, "erfc": mpmath.erfc, "normcdf": mpmath.ncdf, "normpdf": mpmath.npdf}
 ENDS = {"float32": 15, "float64": 39}

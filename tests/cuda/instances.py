@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from mlpcore.backends.cuda import source as cuda_source
-from mlpcore.core import activations, dropout, losses, optimizers
+from mlpcore.core import activations, dropout, losses, sheet
 from mlpcore.core.activations import Activation
-from mlpcore.core.formulas import program
 from mlpcore.core.losses import Objective
+from mlpcore.core.program import program
 
 STORAGE = {"float": 4, "double": 8, "half_t": 2, "bfloat16_t": 2}  # bytes of an entry
 COMPUTE = ("float", "double")
@@ -31,7 +31,7 @@ def widths(entry: int) -> tuple[int, int]:
 
 
 def every_activation() -> list[Activation]:
-    return [activations.resolve(name) for name in activations.sheet()]
+    return [activations.resolve(name) for name in activations.names()]
 
 
 def dropped_activations() -> list[Activation]:
@@ -61,9 +61,9 @@ def every_objective() -> list[Objective]:
     """Each elementwise loss behind each output that matches it, and after an output that does not."""
     found = [
         losses.pair(losses.resolve(name), activations.resolve(output))
-        for name, output in losses.matched()
+        for name, output in sheet.MATCHED
     ]
-    found += [losses.pair(losses.resolve(name), None) for name in losses.sheet()]
+    found += [losses.pair(losses.resolve(name), None) for name in losses.names(rowwise=False)]
     for options in OPTIONS:
         loss = losses.with_options(losses.resolve("binary_cross_entropy"), **options)
         own = Activation("own", activations.resolve("sigmoid").value, "z * (1 - z)", 1.0)
@@ -91,10 +91,10 @@ def cross_entropy(T: str, Y: str, W: str = "", mixes: bool = False) -> str:
 
 
 def update_source(name: str) -> str:
-    """The source of updates.cu for a row of updates.def, its scalars read from the slot in the
+    """The source of updates.cu for a row of the sheet, its scalars read from the slot in the
     order of SETTINGS.
     """
-    row = optimizers.sheet()[name]
+    row = sheet.UPDATES[name]
     compiled = program(row.statements, frozenset((*SETTINGS, "t")))
     formula = cuda_source.update(
         compiled, ["w", "g", *row.states], SETTINGS, ("decay",), "g", row.bounds
@@ -138,7 +138,7 @@ def every_instance() -> Iterator[tuple[str, str]]:
         )
         for name in ("softmax", "softmax_gradient", "log_softmax", "log_softmax_gradient"):
             yield cuda_source.text("softmax.cu"), f"{name}<{T}>"
-    for name in optimizers.sheet():
+    for name in sheet.UPDATES:
         for C in COMPUTE:
             for V in widths(STORAGE[C]):
                 yield update_source(name), f"update<{C}, half_t, Formula, {V}>"

@@ -22,8 +22,8 @@ from mlpcore.backends.cuda.device import Launch
 from mlpcore.backends.cuda.slot import CONTROL, Scalar, Status
 from mlpcore.backends.cuda.step_kernels import SET_SLOT
 from mlpcore.backends.numpy.ops import NumpyOps
-from mlpcore.core import activations, dropout, losses, optimizers, targets
-from mlpcore.core.formulas import program
+from mlpcore.core import activations, dropout, losses, sheet, targets
+from mlpcore.core.program import program
 from tests.cuda import instances
 from tests.cuda.instances import (
     SETTINGS,
@@ -1196,7 +1196,7 @@ VALUES = {
 
 
 def program_of(name, before=""):
-    row = optimizers.sheet()[name]
+    row = sheet.UPDATES[name]
     compiled = program(
         before + row.statements, frozenset((*SETTINGS, "t", "clip", "unscale", "l1", "l2"))
     )
@@ -1205,14 +1205,14 @@ def program_of(name, before=""):
 
 def penalised(name):
     """The source of updates.cu for an optimizer behind unscaling, penalties and clipping."""
-    bounds = optimizers.sheet()[name].bounds
+    bounds = sheet.UPDATES[name].bounds
     formula = cuda_source.update(
         *program_of(name, ALL), list(VALUES), ("decay", "l1", "l2"), "g", bounds
     )
     return cuda_source.text("updates.cu", formula)
 
 
-for name in optimizers.sheet():
+for name in sheet.UPDATES:
     for C in ("float", "double"):
         compiler.kernel(penalised(name), f"prepare_update<{C}, Formula>")
         compiler.kernel(penalised(name), f"update<{C}, half_t, Formula, {16 // STORAGE[C]}>")
@@ -1251,7 +1251,7 @@ def expected(compiled, vectors, arrays, k, weights):
 
 
 @pytest.mark.parametrize("C", ["float", "double"])
-@pytest.mark.parametrize("name", list(optimizers.sheet()))
+@pytest.mark.parametrize("name", list(sheet.UPDATES))
 def test_update_gives_the_bits_that_numpy_gives(name, C):
     compiled, vectors = program_of(name)
     random, dtype = rng(16), NAMES[C]
@@ -1410,7 +1410,7 @@ def penalised_squares(w, g, gain):
 
 
 @pytest.mark.parametrize("C", ["float", "double"])
-@pytest.mark.parametrize("name", list(optimizers.sheet()))
+@pytest.mark.parametrize("name", list(sheet.UPDATES))
 def test_scalars_are_evaluated_on_the_device_and_biases_neither_decay_nor_are_penalised(name, C):
     size, random = 10, rng(19)
     compiled, vectors = program_of(name, ALL)

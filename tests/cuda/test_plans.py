@@ -19,7 +19,7 @@ from mlpcore.backends.cuda import source as cuda_source
 from mlpcore.backends.cuda.eager import CupyReference
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, losses
-from mlpcore.core.formulas import program
+from mlpcore.core.program import program
 from tests.cuda_on_cpu.device import CpuDevice, algorithm, matrix, narrow, widen
 
 SIZES = st.integers(1, 3000)

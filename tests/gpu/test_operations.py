@@ -10,9 +10,9 @@ from mlpcore.backends.cuda.eager import CupyReference
 from mlpcore.backends.cuda.gemm import describe
 from mlpcore.backends.cuda.ops import EPILOGUES, OWN, CudaOps
 from mlpcore.backends.numpy.ops import NumpyOps
-from mlpcore.core import activations, losses
-from mlpcore.core.formulas import program
+from mlpcore.core import activations, losses, sheet
 from mlpcore.core.ops import accumulator
+from mlpcore.core.program import program
 from tests.cuda_on_cpu.device import narrow, widen
 
 PRECISIONS = {
@@ -238,8 +238,10 @@ def test_a_learned_slope_and_its_gradient(device, put, each, dtype):
             )  # the order of sums is fixed
 
 
-PAIRS = [(name, None) for name in losses.sheet() if losses.sheet()[name][0] == "any"]
-PAIRS += [(name, output) for name, output in losses.matched()] + [
+PAIRS = [
+    (name, None) for name in losses.names(rowwise=False) if losses.resolve(name).outputs == "any"
+]
+PAIRS += [(name, output) for name, output in sheet.MATCHED] + [
     ("poisson", "softplus"),
     ("cross_entropy", "softmax"),
 ]

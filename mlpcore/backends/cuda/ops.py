@@ -22,9 +22,9 @@ from mlpcore.backends.cuda.gemm import STORAGE, Product, Refused, alignment, des
 from mlpcore.backends.numpy.ops import NumpyOps, bend_rowwise
 from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.dropout import Dropped
-from mlpcore.core.formulas import Program, program
 from mlpcore.core.losses import Loss, Objective
 from mlpcore.core.ops import Array, Buffer, Recording, accumulator, row_major, storage
+from mlpcore.core.program import Program, program
 
 EPILOGUES = {
     "identity": "bias",

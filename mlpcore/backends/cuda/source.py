@@ -15,11 +15,12 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 
-from mlpcore import kernel_files
+from mlpcore.backends.cuda import kernel_files
 from mlpcore.backends.cuda import slot as cuda_slot
 from mlpcore.core.activations import Activation
-from mlpcore.core.formulas import Program, parse, program, reads
+from mlpcore.core.formulas import parse, reads
 from mlpcore.core.losses import Objective
+from mlpcore.core.program import Program, program
 
 TYPES = {
     "float32": "float", "float64": "double", "float16": "half_t", "bfloat16": "bfloat16_t", "bool": "bool",
@@ -75,7 +76,7 @@ def _statements(compiled: Program, values: Mapping[str, float] | None = None) ->
     else:
         names = {key: f"C({value!r})" for key, value in compiled.fold(values).items()}
     lines = [f"C r{i};" for i in range(compiled.registers)]
-    for function, operands, out in compiled.steps:
+    for function, operands, out in compiled.instructions:
         inputs = [names.get(x, x) for x in operands]
         if function in _INFIX:
             lines.append(f"{out} = {inputs[0]} {_INFIX[function]} {inputs[1]};")
@@ -161,7 +162,7 @@ def _update(
     bounds: tuple[str, str],
 ) -> str:  # fmt: skip
     names = [*vectors, *(f"unused{i}" for i in range(4 - len(vectors)))]
-    written = {out for _, _, out in compiled.steps}
+    written = {out for _, _, out in compiled.instructions}
     writes = sum(1 << i for i, name in enumerate(vectors) if name in written and name != kept)
     lines = [
         f"  static constexpr int arrays = {len(vectors)}, scalars = {len(compiled.folded)}, writes "

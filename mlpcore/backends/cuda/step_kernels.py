@@ -28,9 +28,9 @@ from mlpcore.backends.cuda.slot import (
     Scalar,
     SlotRecord,
 )
-from mlpcore.core.formulas import Program
 from mlpcore.core.ops import Array, Buffer
 from mlpcore.core.optimizers import Segment
+from mlpcore.core.program import Program
 
 SET_SLOT = Launch((1, 1), (128, 1))  # a thread for each word, and more
 FIRST_LOSS_SCALE, GROWTH = (

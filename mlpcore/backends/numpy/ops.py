@@ -19,9 +19,9 @@ import numpy as np
 from mlpcore.core import dropout
 from mlpcore.core.activations import Activation
 from mlpcore.core.dropout import Dropped
-from mlpcore.core.formulas import Program, program
 from mlpcore.core.losses import Loss, Objective
 from mlpcore.core.ops import Array, Buffer, Call, Input, Transposed, make, row_major
+from mlpcore.core.program import Program, program
 
 PIECE = 32768  # entries per pass of a formula: what it reads and writes stays in L2
 # entries that NumPy buffers in a broadcast: 8,192 by default, which is slower and takes 64 KiB
@@ -238,7 +238,7 @@ class NumpyOps:
     def _run(self, compiled: Program, arrays: Mapping[str, Array], registers: list[Array]) -> None:
         """Each step of a program on its arrays; scalars are among them under their folded keys."""
         places = _flat({**arrays, **{f"r{i}": register for i, register in enumerate(registers)}})
-        for name, operands, out in compiled.steps:
+        for name, operands, out in compiled.instructions:
             function, arguments = self._functions[name], [places[x] for x in operands]
             if name == "positive":
                 self._do(function, *arguments, 0, places[out])
