@@ -12,7 +12,7 @@ import ctypes
 import threading
 from typing import NamedTuple
 
-from mlpcore.backends.cuda.gemm import Product, Refused
+from mlpcore.backends.cuda.gemm import Product, UnsupportedAlgorithm
 
 TYPES = {"float32": 0, "tf32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType_t
 COMPUTE = {
@@ -229,4 +229,6 @@ class CublasLt:
                 result, d.result, result, d.result, algorithm, workspace, workspace_bytes, stream,
             )  # fmt: skip
         if status:
-            raise Refused(f"cublasLtMatmul failed with cuBLAS status {status} for {product}")
+            raise UnsupportedAlgorithm(
+                f"cublasLtMatmul failed with cuBLAS status {status} for {product}"
+            )

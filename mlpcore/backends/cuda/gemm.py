@@ -19,8 +19,8 @@ STORAGE = {
 }  # by the array's dtype
 
 
-class Refused(RuntimeError):
-    """The library does not compute a product by this algorithm, though it was offered."""
+class UnsupportedAlgorithm(RuntimeError):
+    """The library does not compute a product by an algorithm that it has offered itself."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,30 @@ class Product:
     result_alignment: int = 256
     bias_alignment: int = 256
     aux_alignment: int = 256
+
+
+class Algorithms:
+    """The algorithm of each product, chosen once; shared by all operations on a device.
+
+    Args:
+        deterministic: True if cuBLASLt's first candidate is taken, and nothing is timed.
+
+    Attributes:
+        chosen: by product; a checkpoint stores it.
+        fused: True where an activation joins its product, by product; a checkpoint stores it, too.
+        ready: the algorithm by which a product has run in this process, None where it never will:
+            the first run loads kernels, which a capture does not allow.
+    """
+
+    def __init__(self, deterministic: bool = False):
+        self.deterministic = deterministic
+        self.chosen: dict[Product, bytes] = {}
+        self.fused: dict[Product, bool] = {}
+        self.ready: dict[Product, bytes | None] = {}
+
+    def is_ready(self, product: Product) -> bool:
+        """Return whether a product has run by its algorithm; a checkpoint may have changed it."""
+        return product in self.ready and self.ready[product] == self.chosen.get(product)
 
 
 def operand(array: Array) -> tuple[bool, int]:

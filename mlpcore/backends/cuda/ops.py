@@ -1,4 +1,4 @@
-"""The CUDA backend: `core.ops.Ops` by fused kernels and cuBLASLt, on a `Device`.
+"""The CUDA backend: `core.ops.Ops` by fused kernels and cuBLASLt, on a `CudaDevice`.
 
 Every operation is a launch on the current stream and returns at once. Inside `record` the same
 launches become a graph. Which algorithm computes a product is settled before: by timing once for
@@ -17,8 +17,15 @@ import numpy as np
 
 from mlpcore.backends.cuda import grids as launches
 from mlpcore.backends.cuda import source as cuda_source
-from mlpcore.backends.cuda.device import Device, Launch
-from mlpcore.backends.cuda.gemm import STORAGE, Product, Refused, alignment, describe
+from mlpcore.backends.cuda.device import CudaDevice, Launch
+from mlpcore.backends.cuda.gemm import (
+    STORAGE,
+    Algorithms,
+    Product,
+    UnsupportedAlgorithm,
+    alignment,
+    describe,
+)
 from mlpcore.backends.numpy.ops import NumpyOps, bend_rowwise
 from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.dropout import Dropped
@@ -60,29 +67,6 @@ class SlotRows(NamedTuple):
     scale: Array = None
 
 
-class Algorithms:
-    """The algorithm of each product, settled once; shared by all operations on a device.
-
-    Attributes:
-        chosen: by product; what a checkpoint stores.
-        fused: whether an activation joins its product, by product; likewise.
-        ready: the algorithm by which a product has run in this process, None where it never will:
-            the first run loads kernels, which a capture does not allow.
-    """
-
-    def __init__(self, deterministic: bool = False):
-        self.deterministic = deterministic
-        self.chosen: dict[Product, bytes] = {}
-        self.fused: dict[Product, bool] = {}
-        self.ready: dict[Product, bytes | None] = {}
-
-    def is_ready(self, product: Product) -> bool:
-        """Return whether a product is settled and has run; a checkpoint may name another algorithm
-        since.
-        """
-        return product in self.ready and self.ready[product] == self.chosen.get(product)
-
-
 class CudaOps:
     """Operations of one stream of work on a CUDA device.
 
@@ -100,7 +84,9 @@ class CudaOps:
     stages = False  # gather casts on the way: rows need no second buffer
     gathers = False  # the loss reads targets and weights where they are
 
-    def __init__(self, device: Device, tf32: bool = False, algorithms: Algorithms | None = None):
+    def __init__(
+        self, device: CudaDevice, tf32: bool = False, algorithms: Algorithms | None = None
+    ):
         self.device, self.tf32 = device, tf32
         self.xp = device.xp
         self.algorithms = algorithms or Algorithms()
@@ -248,7 +234,7 @@ class CudaOps:
                         default=None,
                     )
                 if chosen is None:
-                    raise Refused(
+                    raise UnsupportedAlgorithm(
                         f"cuBLASLt refuses each of the {len(candidates)} algorithms that it offers "
                         f"for {product}"
                     )
@@ -260,7 +246,7 @@ class CudaOps:
         """Run a product by an algorithm; return whether the library does not refuse it."""
         try:
             run(algorithm)
-        except Refused:
+        except UnsupportedAlgorithm:
             return False
         return True
 
@@ -268,7 +254,7 @@ class CudaOps:
         """Return how long a product takes by an algorithm; infinite where the library refuses it."""
         try:
             return self.device.seconds(lambda: run(algorithm))
-        except Refused:
+        except UnsupportedAlgorithm:
             return math.inf
 
     def layer(
@@ -688,6 +674,14 @@ class CudaOps:
 def _bent(activation: Activation) -> Activation:
     """Return an activation whose slope is the curvature of this one."""
     return Activation(f"{activation.name} bent", "s", activation.curvature, activation.parameter)
+
+
+def new_operations(
+    device: CudaDevice, tf32: bool = False, deterministic: bool = False
+) -> Callable[[], CudaOps]:
+    """Return a factory of operations on a device, which share its choice of algorithms."""
+    algorithms = device.choices.setdefault(deterministic, Algorithms(deterministic))
+    return functools.partial(CudaOps, device, tf32, algorithms)
 
 
 def _error(activation: Activation, s: np.ndarray, z: np.ndarray) -> float:
