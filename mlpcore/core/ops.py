@@ -37,6 +37,26 @@ class Buffer(NamedTuple):
     why: str
 
 
+class ChunkShape(NamedTuple):
+    """The shape of a chunk: how many rows go through which layers.
+
+    Attributes:
+        rows: the most rows.
+        sizes: n_0 … n_L.
+        dtype: of the layers.
+        activations: of layers 0 … L; None for layer 0.
+        objective: the loss and the output's activation.
+        accumulates: True if gradients are added to those of other chunks.
+    """
+
+    rows: int
+    sizes: tuple[int, ...]
+    dtype: str
+    activations: tuple[Activation | None, ...]
+    objective: Objective
+    accumulates: bool
+
+
 def storage(dtype: str) -> str:
     """The NumPy dtype in which numbers of a type are stored: bfloat16, which NumPy does not know,
     as its bits.
@@ -109,18 +129,8 @@ class Ops(Protocol):
     def empty(self, nbytes: int) -> Array:
         """`nbytes` of uninitialised memory, as a 1-D uint8 array."""
 
-    def scratch(
-        self,
-        rows: int,
-        sizes: tuple[int, ...],
-        dtype: str,
-        activations: tuple[Activation | None, ...],
-        objective: Objective,
-        accumulates: bool,
-    ) -> list[Buffer]:
-        """The arrays of its own that the backend needs for a chunk of up to `rows` rows, for the
-        plan.
-        """
+    def scratch(self, chunk: ChunkShape) -> list[Buffer]:
+        """Return the arrays of its own that the backend needs for a chunk, for the plan."""
 
     def use(self, scratch: Mapping[str, Array]) -> None:
         """Take these arrays, as `scratch` listed them, instead of allocating at each call."""

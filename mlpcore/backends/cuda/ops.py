@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlpcore.backends.cuda import grids as launches
-from mlpcore.backends.cuda import source as cuda_source
+from mlpcore.backends.cuda import grids, source
 from mlpcore.backends.cuda.device import CudaDevice, Launch
 from mlpcore.backends.cuda.gemm import (
     STORAGE,
@@ -26,12 +25,13 @@ from mlpcore.backends.cuda.gemm import (
     alignment,
     describe,
 )
-from mlpcore.backends.numpy.ops import NumpyOps, bend_rowwise
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.differentials import softmax_curvature
 from mlpcore.core.dropout import Dropped
 from mlpcore.core.formulas import Program, program
 from mlpcore.core.losses import Loss, Objective
-from mlpcore.core.ops import Array, Buffer, Recording, accumulator, row_major, storage
+from mlpcore.core.ops import Array, Buffer, ChunkShape, Recording, accumulator, row_major, storage
 
 EPILOGUES = {
     "identity": "bias",
@@ -110,37 +110,27 @@ class CudaOps:
         """`nbytes` of uninitialised memory, as a 1-D uint8 array."""
         return self.device.empty(nbytes)
 
-    def scratch(
-        self,
-        rows: int,
-        sizes: tuple[int, ...],
-        dtype: str,
-        activations: tuple[Activation | None, ...],
-        objective: Objective,
-        accumulates: bool,
-    ) -> list[Buffer]:
-        """The arrays of its own that this backend needs for a chunk of up to `rows` rows, for the
-        plan.
-        """
-        wide = accumulator(dtype)
-        itemsizes = (np.dtype(storage(dtype)).itemsize, np.dtype(wide).itemsize)
+    def scratch(self, chunk: ChunkShape) -> list[Buffer]:
+        """Return the arrays of its own that this backend needs for a chunk, for the plan."""
+        rows, sizes, wide = chunk.rows, chunk.sizes, accumulator(chunk.dtype)
+        itemsizes = (np.dtype(storage(chunk.dtype)).itemsize, np.dtype(wide).itemsize)
         learned = {
             n
-            for n, σ in zip(sizes, activations, strict=True)
+            for n, σ in zip(sizes, chunk.activations, strict=True)
             if σ is not None and σ.a is not None and σ.a.size > 1
         }
-        numbers, counters = launches.partial_sums(
+        numbers, counters = grids.partial_sums(
             rows, sizes[1:], itemsizes, self.device.multiprocessors, learned
         )
-        columns = Buffer(
-            "column weights", (sizes[-1],), wide, "of the loss: by class, or of positive targets"
-        )
-        return [
+        buffers = [
             Buffer("partial sums", (numbers,), wide, "of db and J, one for each block"),
             Buffer("counters", (counters,), "uint32", "of blocks that have finished"),
             Buffer("product workspace", (self.device.product_workspace,), "uint8", "of cuBLASLt"),
-            *([columns] if objective.loss.columns else []),
         ]
+        if chunk.objective.loss.columns:
+            why = "of the loss: by class, or of positive targets"
+            buffers.append(Buffer("column weights", (sizes[-1],), wide, why))
+        return buffers
 
     def use(self, scratch: Mapping[str, Array]) -> None:
         """Take these arrays, as `scratch` listed them, instead of allocating at each call."""
@@ -261,7 +251,7 @@ class CudaOps:
         self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
     ) -> None:
         """S = A W + b; Z = σ(S): one product with the activation in its epilogue where that is
-        faster, else two launches.
+        faster, else two grids.
         """
         fused = None if self.only_products else self._epilogue(A, W, b, activation, S, Z)
         if fused is None:
@@ -416,9 +406,9 @@ class CudaOps:
         """
         m, n = S.shape
         if activation.rowwise:
-            launch = launches.row_warps(m, self.device.multiprocessors)
+            launch = grids.row_warps(m, self.device.multiprocessors)
             self.launch(
-                cuda_source.text("softmax.cu"),
+                source.text("softmax.cu"),
                 f"{activation.name}<{_type(S)}>",
                 launch,
                 S,
@@ -430,7 +420,7 @@ class CudaOps:
             return
         keep = Z is not S and activation.slope_reads_s
         tiled = self._tiles(S, S, Z)
-        source = cuda_source.text("bias_activation.cu", cuda_source.activation(activation))
+        code = source.text("bias_activation.cu", source.activation(activation))
         name, more = "bias_activation", []
         if activation.a is not None:
             name, more = f"{name}_learned", [activation.a, np.int32(activation.a.size > 1)]
@@ -443,7 +433,7 @@ class CudaOps:
                 np.uint32(activation.threshold),
             ]
         name = f"{name}<{_type(S)}, Formula, {tiled.vector}, {_bool(keep)}>"
-        self.launch(source, name, tiled.launch, S, b, Z, m, n, *more)
+        self.launch(code, name, tiled.launch, S, b, Z, m, n, *more)
 
     def activation_gradient(
         self,
@@ -460,9 +450,9 @@ class CudaOps:
         """
         m, n = Z.shape
         if activation.rowwise:
-            launch = launches.row_warps(m, self.device.multiprocessors)
+            launch = grids.row_warps(m, self.device.multiprocessors)
             name = f"{activation.name}_gradient<{_type(Z)}>"
-            self.launch(cuda_source.text("softmax.cu"), name, launch, G, Z, D, m, n)
+            self.launch(source.text("softmax.cu"), name, launch, G, Z, D, m, n)
             if db is not None:
                 self._column_sums(D, db, accumulate)
             return
@@ -476,9 +466,8 @@ class CudaOps:
         `activation_gradient`.
         """
         if activation.rowwise:
-            bend_rowwise(
-                G, H, T, self.xp.exp(Z) if activation.logarithmic else Z, activation.logarithmic
-            )
+            P = self.xp.exp(Z) if activation.logarithmic else Z
+            softmax_curvature(G, H, T, P, activation.logarithmic)
             self.activation_gradient(T, S, Z, activation, D, db, accumulate)
             return
         activation = (
@@ -514,8 +503,8 @@ class CudaOps:
     ) -> None:
         m, n = Z.shape
         tiled = self._tiles(Z, *(x for x in (G, S, Z, D) if x is not None))
-        source = cuda_source.text("activation_gradient.cu", cuda_source.activation(activation))
-        instance = f"<{_type(Z)}, Formula, {tiled.vector}, {launches.THREADS}>"
+        code = source.text("activation_gradient.cu", source.activation(activation))
+        instance = f"<{_type(Z)}, Formula, {tiled.vector}, {grids.THREADS}>"
         (across, down), a, da = tiled.launch.grid, activation.a, activation.da
         if da is None:
             partials, counters = (
@@ -526,11 +515,11 @@ class CudaOps:
             partials, counters = self.partials(down * n + one, across + counts, da.dtype)
         given = G, S, Z, D, db, partials, counters, m, n, np.int32(accumulate)
         if a is None:
-            self.launch(source, f"activation_gradient{instance}", tiled.launch, *given)
+            self.launch(code, f"activation_gradient{instance}", tiled.launch, *given)
         else:
             learned = a, da, np.int32(a.size > 1)
             self.launch(
-                source, f"activation_gradient_learned{instance}", tiled.launch, *given, *learned
+                code, f"activation_gradient_learned{instance}", tiled.launch, *given, *learned
             )
 
     def loss(
@@ -564,11 +553,11 @@ class CudaOps:
             weights,
             np.int32(isinstance(k, SlotRows) or k.ndim > 0),
         )
-        types = ", ".join([_type(x), cuda_source.TYPES[stored], cuda_source.TYPES[weighed]])
+        types = ", ".join([_type(x), source.TYPES[stored], source.TYPES[weighed]])
         loss, columns = objective.loss, self._column_weights(objective.loss, wide)
         if loss.rowwise:
             item = np.dtype(wide).itemsize
-            launch, fused = launches.cross_entropy(m, n, item, self.device.multiprocessors)
+            launch, fused = grids.cross_entropy(m, n, item, self.device.multiprocessors)
             sums = db if fused else None
             partials, counters = self.partials(launch.grid[0] * (1 + n), 2, wide)
             launch = launch._replace(shared=0 if sums is None else launch.shared)
@@ -578,7 +567,7 @@ class CudaOps:
             )
             name = f"softmax_cross_entropy<{types}{', true' if loss.mixes(labels) else ''}>"
             self.launch(
-                cuda_source.text("losses.cu"), name, launch, x, *given, np.int32(labels), scale, self.gain, D, sums, J,
+                source.text("losses.cu"), name, launch, x, *given, np.int32(labels), scale, self.gain, D, sums, J,
                 partials, counters, self.first, m, n, np.int32(accumulate), *limits, columns,
             )  # fmt: skip
             if db is not None and not fused:
@@ -587,9 +576,9 @@ class CudaOps:
         tiled = self._tiles(x, x, D)
         across, down = tiled.launch.grid
         partials, counters = self.partials(tiled.partials + down * n, across + 1, wide)
-        name = f"elementwise_loss<{types}, Formula, {tiled.vector}, {launches.THREADS}>"
+        name = f"elementwise_loss<{types}, Formula, {tiled.vector}, {grids.THREADS}>"
         self.launch(
-            cuda_source.text("losses.cu", cuda_source.loss(objective)), name, tiled.launch, x, *given, scale, self.gain, D, db,
+            source.text("losses.cu", source.loss(objective)), name, tiled.launch, x, *given, scale, self.gain, D, db,
             J, partials, counters, self.first, m, n, np.int32(accumulate), columns,
         )  # fmt: skip
 
@@ -600,14 +589,14 @@ class CudaOps:
         planned = self._scratch.get("column weights")
         return self.xp.asarray(loss.columns, dtype) if planned is None else planned
 
-    def _tiles(self, like: Array, *arrays: Array) -> launches.Tiled:
+    def _tiles(self, like: Array, *arrays: Array) -> grids.Tiled:
         """The launch over a matrix, its vector width by the addresses of all arrays that are read
         and written along with it.
         """
         m, n = like.shape
         together = alignment(*(self.device.address(array) for array in arrays))
-        vector = launches.vector_width(n, like.dtype.itemsize, together)
-        return launches.tiles(m, n, vector, self.device.multiprocessors)
+        vector = grids.vector_width(n, like.dtype.itemsize, together)
+        return grids.tiles(m, n, vector, self.device.multiprocessors)
 
     def map(
         self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]
@@ -641,17 +630,17 @@ class CudaOps:
             if alignment(*map(self.device.address, vectors)) >= 16
             else 1
         )
-        source = cuda_source.text(
-            "updates.cu", cuda_source.update(program, list(arrays), settings, flags, kept)
+        code = source.text(
+            "updates.cu", source.update(program, list(arrays), settings, flags, kept)
         )
         name = (
             f"update<{_type(first)}, {'half_t' if low is None else _type(low)}, Formula, {vector}>"
         )
         four = [*vectors, *[None] * (4 - len(vectors))]
         self.launch(
-            source,
+            code,
             name,
-            launches.each(first.size, vector),
+            grids.each(first.size, vector),
             *four,
             low,
             k,
@@ -693,7 +682,7 @@ def _error(activation: Activation, s: np.ndarray, z: np.ndarray) -> float:
 
 def _type(array: Array) -> str:
     """The C++ type of a buffer's entries."""
-    return cuda_source.TYPES[STORAGE[array.dtype.name]]
+    return source.TYPES[STORAGE[array.dtype.name]]
 
 
 def _bool(value: bool) -> str:
