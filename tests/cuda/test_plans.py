@@ -401,7 +401,7 @@ def test_algorithms_are_chosen_while_nobody_records():
 
 
 def test_the_text_of_a_kernel_is_built_once():
-    source, sigma = cuda_ops.cuda_source, activations.resolve("gelu")
+    source, sigma = cuda_source, activations.resolve("gelu")
     objective = losses.pair(losses.resolve("huber"), activations.resolve("tanh", output=True))
     compiled = program("w = w - rate * g", frozenset({"rate"}))
     for build in (

@@ -172,7 +172,7 @@ class CupyDevice:
         return int(array.data.ptr)
 
     def kernel(self, source: str, name: str) -> Any:
-        """Return the instance `name` of a source, compiled once (CuPy keeps it on disk) and loaded."""
+        """Return the instance `name` of a source, compiled once (CuPy keeps it on disk), loaded."""
         if (source, name) not in self._kernels:
             with self.device, self.lock:
                 # without the comments' letters: CuPy writes it in the locale's encoding

@@ -62,9 +62,8 @@ class NumpyOps(MaskOps):
         A, B, C = row_major(A, B, C)
         product = self._take("dW of a chunk", C.shape, C.dtype) if accumulate else C
         if isinstance(A, Input | Transposed):
-            self._do(self._gemm_of_input, A, B, C, product)
-            return
-        if A.shape[1] == 1:
+            self._do(_multiply_input, self._product_into(C), A, B, product)
+        elif A.shape[1] == 1:
             # an outer product: matmul would take 6 times as long (docs/performance.md)
             self._do(self.xp.multiply, A, B, product)
         else:
@@ -75,11 +74,6 @@ class NumpyOps(MaskOps):
     def _product_into(self, C: Array) -> Callable[..., object]:
         """Return `dot` for a small C: it checks less than `matmul`, but sets C to 0 first."""
         return self._dot if C.size <= FEW else self._matmul
-
-    def _gemm_of_input(self, A: Input | Transposed, B: Array, C: Array, product: Array) -> None:
-        self._product_into(C)(A.array, B, product)
-        if product is not C:
-            self.xp.add(C, product, C)
 
     def layer(
         self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
@@ -317,6 +311,12 @@ def _in_double(v: Array) -> Iterator[Array]:
 
 def _add_up(v: Array, total: Array, accumulate: bool) -> None:
     total[...] = total + v.sum() if accumulate else v.sum()
+
+
+def _multiply_input(
+    multiply: Callable[..., object], A: Input | Transposed, B: Array, C: Array
+) -> None:
+    multiply(A.array if isinstance(A, Input) else A.source.array.T, B, C)
 
 
 def _accumulate(reduce: Callable[[Array], Any], v: Array, total: Array) -> None:

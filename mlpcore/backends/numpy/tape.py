@@ -26,7 +26,10 @@ class Tape:
 
 
 def _quiet_context() -> contextvars.Context:
-    """Return a context without floating-point warnings, which broadcasts by `BUFFER` entries."""
+    """Return a context without floating-point warnings, which broadcasts by `BUFFER` entries.
+
+    To call a function in it costs a fraction of an errstate block.
+    """
     context = contextvars.copy_context()
     context.run(np.seterr, all="ignore")
     context.run(np.setbufsize, BUFFER)
@@ -38,11 +41,14 @@ class Recorder:
 
     Args:
         xp: NumPy, or a module with its interface.
+
+    Attributes:
+        quietly: calls a function with its arguments where overflow raises no warning.
     """
 
     def __init__(self, xp: Any = np):
         self.xp = xp
-        self._context = _quiet_context()
+        self.quietly: Callable[..., Any] = _quiet_context().run
         self._tape: Tape | None = None
         self._scratch: Mapping[str, Array] = {}
 
@@ -80,16 +86,9 @@ class Recorder:
 
     # -- recording --
 
-    def quietly(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call `function` without floating-point warnings, in a context that is made once.
-
-        That is several times cheaper than `np.errstate`.
-        """
-        return self._context.run(function, *arguments)
-
     def renew(self) -> None:
         """Give up what another thread was doing here when the process was forked."""
-        self._context, self._tape = _quiet_context(), None
+        self.quietly, self._tape = _quiet_context().run, None
 
     def record(self, run: Callable[[], None]) -> Tape:
         """Record the operations that `run` calls, instead of executing them."""
