@@ -100,7 +100,7 @@ def _gpu(precision: str) -> tuple[float, float]:
     def gemms() -> None:
         for _ in range(10):
             xp.matmul(A, B, out=C)
-        device.settle(device.mark())
+        device.synchronize(device.mark())
 
     source = xp.ones(GPU_ENTRIES, xp.float32)
     target = xp.zeros_like(source)
@@ -108,6 +108,6 @@ def _gpu(precision: str) -> tuple[float, float]:
     def copies() -> None:
         for _ in range(10):
             xp.copyto(target, source)
-        device.settle(device.mark())
+        device.synchronize(device.mark())
 
     return 20 * n**3 / _fastest(gemms), 20 * source.nbytes / _fastest(copies)

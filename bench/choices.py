@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone,
 
 import mlpcore as mc
 from mlpcore.backends.numpy import ops as numpy_ops
+from mlpcore.backends.numpy import programs
 from mlpcore.core.activations import resolve
 from mlpcore.core.program import program
 from mlpcore.core.schedules import Progress
@@ -166,14 +167,14 @@ def gelu_slope_pieces() -> Ways:
 def _by_pieces(
     compiled: Any, arrays: dict[str, np.ndarray], scalars: dict[str, Any], piece: int
 ) -> Callable[[], None]:
-    ops, kept = numpy_ops.NumpyOps(), numpy_ops.PIECE
-    numpy_ops.PIECE = piece
+    ops, kept = numpy_ops.NumpyOps(), programs.PIECE
+    programs.PIECE = piece
     tape = ops.record(
         lambda: ops.map(
             compiled, arrays, {key: np.asarray(value) for key, value in scalars.items()}
         )
     )
-    numpy_ops.PIECE = kept
+    programs.PIECE = kept
     return lambda: ops.quietly(tape.replay)
 
 

@@ -26,7 +26,7 @@ from mlpcore.backends.cuda.device import Device
 from mlpcore.checks.errors import DeviceUnavailable
 from mlpcore.core import formulas, losses
 from mlpcore.core.activations import resolve
-from mlpcore.core.ops import storage
+from mlpcore.core.ops import ChunkShape, storage
 from mlpcore.engine.plan import allocate
 
 COLUMNS = 4096
@@ -39,9 +39,8 @@ def measure(device: Device, dtype: str, gib: float, rounds: int) -> Iterator[dic
     kind = xp.dtype(storage(dtype))
     rows = max(1, int(gib * 2**30) // (COLUMNS * kind.itemsize))
     objective = losses.pair(losses.resolve("squared_error"), None)
-    scratch = ops.scratch(
-        rows, (COLUMNS, COLUMNS), dtype, (None, None), objective, accumulates=False
-    )
+    shape = ChunkShape(rows, (COLUMNS, COLUMNS), dtype, (None, None), objective, accumulates=False)
+    scratch = ops.scratch(shape)
     ops.use(allocate(ops, scratch))  # as in a step: else `activation_gradient` allocates each time
 
     def data() -> Any:

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from mlpcore.backends import devices
+from mlpcore.backends.cuda.gemm import Algorithms
+from mlpcore.backends.cuda.ops import CudaOps, new_operations
 
 ALIGNMENT = 256  # bytes, as of CUDA's own allocations
 FREE = 64 << 30  # bytes that count as free
@@ -39,7 +41,7 @@ class NullRecording:
 
 
 class NullDevice:
-    """A `Device` (mlpcore/backends/cuda/device.py) that keeps memory and does no work.
+    """A `CudaDevice` (mlpcore/backends/cuda/device.py) that keeps memory and does no work.
 
     Args:
         multiprocessors: the number that launch plans are made for; an H100 and an H200 have 132.
@@ -55,11 +57,16 @@ class NullDevice:
     def __init__(self, multiprocessors: int = 132, host_inputs: bool = False):
         self.multiprocessors, self.host_inputs = multiprocessors, host_inputs
         self.lock = threading.RLock()
+        self.choices: dict[bool, Algorithms] = {}
         self._times = itertools.count(1)
 
     def active(self) -> AbstractContextManager[object]:
         """Return a context that changes nothing."""
         return NOTHING
+
+    def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], CudaOps]:
+        """Return a factory of the CUDA backend's operations."""
+        return new_operations(self, tf32, deterministic)
 
     def empty(self, nbytes: int) -> np.ndarray:
         """Return aligned zeros, as a 1-D uint8 array; pages that nobody writes take no memory."""
@@ -139,7 +146,7 @@ class NullDevice:
     def wait(self, mark: object) -> None:
         """Do nothing."""
 
-    def settle(self, mark: object) -> None:
+    def synchronize(self, mark: object) -> None:
         """Do nothing."""
 
     def stream(self) -> object:
@@ -150,20 +157,15 @@ class NullDevice:
         """Return a stream's stand-in."""
         return self
 
-    def synchronize(self) -> None:
-        """Do nothing."""
-
 
 @contextlib.contextmanager
 def installed(device: NullDevice | None = None) -> Iterator[NullDevice]:
-    """Let a device play cuda:0 inside the `with` block, with no algorithms chosen yet."""
+    """Let a device play cuda:0 inside the `with` block."""
     device = NullDevice() if device is None else device
-    opened, chosen = devices._opened.copy(), devices._algorithms.copy()
+    opened = devices._opened.copy()
     devices._opened[device.name] = device
-    devices._algorithms.clear()
     try:
         yield device
     finally:
-        for kept, before in ((devices._opened, opened), (devices._algorithms, chosen)):
-            kept.clear()
-            kept.update(before)
+        devices._opened.clear()
+        devices._opened.update(opened)

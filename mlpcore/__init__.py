@@ -9,7 +9,7 @@ trainer.fit(X, Y, epochs=10, batch_size=256)
 """
 
 from mlpcore._version import __version__
-from mlpcore.backends.devices import info
+from mlpcore.backends.info import info
 from mlpcore.checks.errors import DeviceUnavailable, NonFiniteLoss
 from mlpcore.core.activations import Activation
 from mlpcore.core.losses import Loss

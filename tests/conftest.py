@@ -29,5 +29,4 @@ def device(request, monkeypatch):
     """The name of a device: the CPU, and a CUDA device that the CPU plays."""
     if request.param != "cpu":
         monkeypatch.setitem(devices._opened, "cuda:0", CpuDevice())
-        monkeypatch.setattr(devices, "_algorithms", {})
     return request.param

@@ -166,9 +166,7 @@ def test_a_backend_has_the_operations_of_the_protocol_with_the_same_signatures()
         assert [(p.name, p.kind, p.default) for p in theirs] == [
             (p.name, p.kind, p.default) for p in ours
         ], operation
-    public = {
-        n for n, f in vars(NumpyOps).items() if inspect.isfunction(f) and not n.startswith("_")
-    }
+    public = {n for n, f in inspect.getmembers(NumpyOps, inspect.isfunction) if n[0] != "_"}
     assert public == set(wanted)
 
 

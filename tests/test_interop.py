@@ -245,7 +245,6 @@ def test_arrays_of_every_kind_are_the_numbers_they_hold(kind, where, monkeypatch
         device = CpuDevice()
         device.host_inputs = "host" in where
         monkeypatch.setitem(devices._opened, "cuda:0", device)
-        monkeypatch.setattr(devices, "_algorithms", {})
     network = net(where.split(",")[0])
     plain = numbers_of(network, X, V, WEIGHTS)
     arrays = [KINDS[kind](x) for x in (X, V, WEIGHTS)]

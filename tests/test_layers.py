@@ -27,7 +27,6 @@ def device(request, monkeypatch):
     """ "cpu", or "cuda" on a device that is none."""
     if request.param == "cuda":
         monkeypatch.setitem(devices._opened, "cuda:0", CpuDevice())
-        monkeypatch.setattr(devices, "_algorithms", {})
     return request.param
 
 

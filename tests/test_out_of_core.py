@@ -78,7 +78,6 @@ def test_rows_of_a_file_train_as_rows_in_memory_do(kind, device, labels, tmp_pat
         emulated = CpuDevice()
         emulated.host_inputs = True
         monkeypatch.setitem(devices._opened, "cuda:0", emulated)
-        monkeypatch.setattr(devices, "_algorithms", {})
     one, other = make(device, labels), make(device, labels)
     y = LABELS if labels else Y
     fit = {"epochs": 2, "batch_size": 20, "shuffle": False, "progress": False}
@@ -409,7 +408,6 @@ def test_rows_that_fit_one_window_are_shuffled_as_in_memory_wherever_they_lie(
         emulated = CpuDevice()
         emulated.host_inputs = True
         monkeypatch.setitem(devices._opened, "cuda:0", emulated)
-        monkeypatch.setattr(devices, "_algorithms", {})
     if kind == "view":
         table = [np.asarray(array) for array in in_file("memmap", tmp_path)]
     elif kind == "slice":

@@ -17,7 +17,7 @@ import numpy as np
 from bench.gpu import clock, kit, resume
 from mlpcore.backends import devices
 from mlpcore.backends.cuda.device import Device, Launch
-from mlpcore.backends.cuda.gemm import Refused, describe
+from mlpcore.backends.cuda.gemm import UnsupportedAlgorithm, describe
 from mlpcore.backends.cuda.ops import EPILOGUES, OWN
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.activations import Activation
@@ -172,7 +172,7 @@ class Layer:
         for algorithm in made.algorithms():
             try:
                 found.append(self.looked_at(sigma, functools.partial(made.run, algorithm)))
-            except Refused as error:
+            except UnsupportedAlgorithm as error:
                 found.append({"refused": str(error)})
         return found
 
@@ -210,7 +210,7 @@ def _both_times(made: Multiplied, algorithm: bytes) -> tuple[float, float] | Non
     run = functools.partial(made.run, algorithm)
     try:
         taken = made.device.seconds(run) * 1e6
-    except Refused:
+    except UnsupportedAlgorithm:
         return None
     graph = made.device.record(lambda: times(16, run))
     return taken, clock.microseconds(made.device, graph.replay, 4) / 16

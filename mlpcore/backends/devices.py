@@ -1,4 +1,4 @@
-"""Which device runs a network, and what there is to say about it.
+"""The devices of this machine by name, each opened once.
 
 CuPy is imported when a CUDA device is asked for, and by `"auto"`; importing mlpcore imports no CuPy
 and creates no context.
@@ -9,35 +9,26 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-import platform
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mlpcore.backends import machine
-from mlpcore.backends.numpy import blas
-from mlpcore.backends.numpy.ops import NumpyOps
+from mlpcore.backends.cuda.device import CudaDevice
+from mlpcore.backends.numpy.host import HostDevice
 from mlpcore.checks import arrays
 from mlpcore.checks.errors import DeviceUnavailable, shown
+from mlpcore.core.device import Device
 from mlpcore.core.ops import Array, Ops
-
-if TYPE_CHECKING:
-    from mlpcore.backends.cuda.device import Device
-    from mlpcore.backends.cuda.ops import Algorithms
 
 log = logging.getLogger("mlpcore")
 INSTALL = "pip install 'mlpcore[cuda13]' (CUDA 13 driver) or 'mlpcore[cuda12]'"
-_opened: dict[str, Device] = {}  # CUDA devices in use, by name
-_algorithms: dict[
-    tuple[str, bool], Algorithms
-] = {}  # of matrix products, by device and whether they may be timed
+HOST = HostDevice()
+_opened: dict[str, CudaDevice] = {}  # CUDA devices in use, by name
 
 
 def choose(device: object) -> str:
-    """The device that `"auto"`, `"cpu"`, `"cuda"` or `"cuda:1"` means on this machine: "cpu",
-    "cuda:0" or another.
+    """Return the name of the device that `"auto"`, `"cpu"`, `"cuda"` or `"cuda:1"` means here.
 
     Raises:
         DeviceUnavailable: CUDA was asked for and cannot be used; says why.
@@ -46,12 +37,12 @@ def choose(device: object) -> str:
     if not isinstance(device, str):
         raise TypeError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:1'; got {shown(device)}")
     if device == "cpu":
-        return "cpu"
+        return HOST.name
     if device == "auto":
         reason = "" if "cuda:0" in _opened else why_no_cuda()
         if reason:
             _say_once(reason)
-        return "cpu" if reason else "cuda:0"
+        return HOST.name if reason else "cuda:0"
     if not re.fullmatch(r"cuda(:[0-9]{1,4})?", device):
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:1'; got {shown(device)}")
     name = str.__str__(device) if ":" in device else "cuda:0"
@@ -64,8 +55,21 @@ def _say_once(reason: str) -> None:
     log.info("device='auto' is the CPU: %s", reason)
 
 
-def open_device(name: str, asked: str = "") -> Device:
-    """The CUDA device of this name, "cuda:0" …; opened once. `asked` is what the user called it.
+def find(name: str) -> Device:
+    """Return the device of a name that `choose` has returned.
+
+    Raises:
+        DeviceUnavailable: it cannot be used; says why, and what to install.
+    """
+    return HOST if name == HOST.name else open_device(name)
+
+
+def open_device(name: str, asked: str = "") -> CudaDevice:
+    """Return the CUDA device of this name, "cuda:0" …; opened once.
+
+    Args:
+        name: "cuda:0" or another.
+        asked: the name by which the user called it.
 
     Raises:
         DeviceUnavailable: it cannot be used; says why, and what to install.
@@ -82,25 +86,25 @@ def open_device(name: str, asked: str = "") -> Device:
 
 @functools.cache
 def why_no_cuda() -> str:
-    """Why CUDA cannot be used here, with what to do about it; "" where it can. Found out once."""
+    """Return why CUDA cannot be used and what to do about it, "" where it can; found out once."""
     if importlib.util.find_spec("cupy") is None:
         return f"CuPy is not installed: {INSTALL}"
-    wheels = _cupy_wheels()
+    wheels = cupy_wheels()
     if len(wheels) > 1:
-        return f"{len(wheels)} CuPy packages ({', '.join(wheels)}) overwrite each other: pip uninstall all but one"
+        return (
+            f"{len(wheels)} CuPy packages ({', '.join(wheels)}) overwrite each other: "
+            "pip uninstall all but one"
+        )
     try:
-        from mlpcore.backends.cuda import gpu as cupy_device
-    except (
-        ImportError,
-        AttributeError,
-        OSError,
-    ) as error:  # half installed; a home where its kernel cache cannot be made
+        from mlpcore.backends.cuda import gpu
+    except (ImportError, AttributeError, OSError) as error:
+        # half installed, or a home where its kernel cache cannot be made
         return f"CuPy cannot be imported ({error}): {INSTALL}"
-    return cupy_device.why_not()
+    return gpu.why_not()
 
 
-def _cupy_wheels() -> list[str]:
-    """The installed CuPy packages, e.g. "cupy-cuda13x 14.2.0"."""
+def cupy_wheels() -> list[str]:
+    """Return the installed CuPy packages, e.g. "cupy-cuda13x 14.2.0"."""
     import importlib.metadata  # 30 ms, for those who have CuPy
 
     found = {
@@ -112,132 +116,51 @@ def _cupy_wheels() -> list[str]:
     return sorted(found)
 
 
-def operations(device: str, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
-    """What makes the operations of one stream of work on a device: all of them share one choice of
-    algorithms.
-    """
-    if device == "cpu":
-        return NumpyOps
-    opened = open_device(device)
-    if not opened.captures:
-        from mlpcore.backends.cuda.eager import CupyReference
-
-        return functools.partial(CupyReference, opened.xp)
-    from mlpcore.backends.cuda.ops import Algorithms, CudaOps
-
-    algorithms = _algorithms.setdefault((device, deterministic), Algorithms(deterministic))
-    return functools.partial(CudaOps, opened, tf32, algorithms)
-
-
-def active(device: str) -> AbstractContextManager[object]:
-    """Make a device its module's current one inside the block; on the CPU, bound BLAS's threads."""
-    return blas.within_cpus() if device == "cpu" else open_device(device).active()
-
-
-def module(device: str) -> Any:
-    """The array module of a device: NumPy or CuPy."""
-    if device == "cpu":
-        import numpy
-
-        return numpy
-    return open_device(device).xp
-
-
-def adopter(device: str) -> Callable[[object, str], Array]:
-    """What takes in a user's array for a network on a device: `adopt(value, argument's name)`."""
-    return arrays.host_array if device == "cpu" else open_device(device).adopt
+def of(array: object, name: str) -> str:
+    """Return the name of the device that an argument is on: "cpu", "cuda:0" or another."""
+    number = arrays.gpu(array, name)
+    return HOST.name if number is None else choose(f"cuda:{number}")
 
 
 def adopt_on_host(value: object, name: str) -> Array:
-    """A user's array as NumPy's, from wherever it lies."""
-    device = of(value, name)
-    return (
-        adopter(device)(value, name)
-        if device == "cpu"
-        else to_host(device, adopter(device)(value, name))
-    )
+    """Return a user's argument as NumPy's array, from whatever device it is on."""
+    device = find(of(value, name))
+    return device.to_host(device.adopt(value, name))
 
 
-def of(array: object, name: str) -> str:
-    """The device that an argument of this name lies on: "cpu", "cuda:0" or another."""
-    number = arrays.gpu(array, name)
-    return "cpu" if number is None else choose(f"cuda:{number}")
+# -- the methods of a device by its name --
+
+
+def operations(device: str, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
+    """Return `Device.operations` of the device of this name."""
+    return find(device).operations(tf32, deterministic)
+
+
+def active(device: str) -> AbstractContextManager[object]:
+    """Return `Device.active` of the device of this name."""
+    return find(device).active()
+
+
+def module(device: str) -> Any:
+    """Return `Device.xp` of the device of this name."""
+    return find(device).xp
+
+
+def adopter(device: str) -> Callable[[object, str], Array]:
+    """Return `Device.adopt` of the device of this name."""
+    return find(device).adopt
 
 
 def free_bytes(device: str) -> int:
-    """Memory that a device has left; on the host, no more than this process's control groups leave.
-
-    Raises:
-        ValueError: this system does not say.
-    """
-    if device != "cpu":
-        return open_device(device).free_bytes()
-    free = machine.free_memory()
-    if free is None:
-        raise ValueError(
-            "memory_limit: this system does not say how much memory is free; give bytes, or text "
-            "such as '2 GiB'"
-        )
-    return free
+    """Return `Device.free_bytes` of the device of this name."""
+    return find(device).free_bytes()
 
 
 def to_device(device: str, array: Array) -> Array:
-    """The array on this device; itself if it is there."""
-    return (
-        array
-        if device == "cpu" or not arrays.on_host(array)
-        else open_device(device).to_device(array)
-    )
+    """Return `Device.to_device` of the device of this name."""
+    return find(device).to_device(array)
 
 
 def to_host(device: str, array: Array) -> Array:
-    """The array as NumPy's; itself on the CPU."""
-    return array if device == "cpu" else open_device(device).to_host(array)
-
-
-def _cpu() -> str:
-    """The processor's name, as far as the system tells it."""
-    file = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", file.read_text(), re.M) if file.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def info() -> dict[str, Any]:
-    """What mlpcore finds on this machine: device and why not CUDA, CPUs, BLAS with its kernels,
-    versions.
-    """
-    import importlib.metadata
-
-    packages = (
-        "mlpcore",
-        "numpy",
-        "threadpoolctl",
-        "safetensors",
-        "tqdm",
-        "scikit-learn",
-        "matplotlib",
-    )
-    names = {
-        dist.metadata["Name"].lower(): dist.version
-        for dist in importlib.metadata.distributions()
-        if dist.metadata["Name"]
-    }
-    reason = why_no_cuda()
-    if not reason:
-        from mlpcore.backends.cuda import gpu as cupy_device
-
-        reason = cupy_device.describe()
-    return {
-        "device": choose("auto"),
-        "cuda": reason,
-        "cpu": _cpu(),
-        "cpus": machine.usable_cpus(),
-        "cpus usable": machine.describe_cpus(),
-        "blas": blas.describe(),
-        "blas pinned by the environment": blas.pin(),
-        "python": platform.python_version(),
-        "versions": {
-            **{name: names.get(name, "not installed") for name in packages},
-            "cupy": ", ".join(_cupy_wheels()) or "not installed",
-        },
-    }
+    """Return `Device.to_host` of the device of this name."""
+    return find(device).to_host(array)

@@ -1,4 +1,4 @@
-"""The CPUs and the memory that this process may really use, by its affinity and its control groups.
+"""The CPUs and memory that this process may use, by its affinity and its control groups.
 
 A container, or a job of a cluster, sees all CPUs of the machine and is stopped again and again if
 it uses them: the quota stands in the files of its control group, or of a group above it (Linux).
@@ -17,7 +17,7 @@ JOBLIB = "LOKY_MAX_CPU_COUNT"  # joblib's own name for a user's limit
 
 
 def usable_cpus(root: Path = ROOT) -> int:
-    """Return how many CPUs this process may use, at least 1; joblib counts them so, too.
+    """Return the number of CPUs that this process may use, at least 1, as joblib counts them.
 
     Args:
         root: the folder that stands for "/", for tests.
@@ -26,7 +26,7 @@ def usable_cpus(root: Path = ROOT) -> int:
 
 
 def describe_cpus(root: Path = ROOT) -> str:
-    """Return the usable CPUs of all, and what limits them, e.g. "2 of 64 (cgroup quota)"."""
+    """Return the usable CPUs of all, and their limit, e.g. "2 of 64 (cgroup quota)"."""
     limits = _cpu_limits(root)
     usable, there = min(limits.values()), limits["machine"]
     reason = next(name for name, count in limits.items() if count == usable)
@@ -97,7 +97,7 @@ def _decoded(name: str) -> str:
 
 
 def _text(file: Path) -> str:
-    """Return what a file of the system says, "" if it is not there."""
+    """Return the text of a file of the system, "" if it is not there."""
     try:
         return file.read_text(errors="surrogateescape")  # a mount point may have any name
     except OSError:

@@ -140,3 +140,18 @@ def _second_slopes(sigma: Activation) -> tuple[str, str]:
     """Return ∂²σ/∂s∂a and ∂²σ/∂a², formulas in s and a."""
     mixed, twice = (formulas.differentiate(sigma.by_parameter, {by: "1"}) for by in "sa")
     return mixed, twice
+
+
+def softmax_curvature(G: Array, H: Array, T: Array, P: Array, logarithmic: bool) -> None:
+    """Set T to the vector whose product with the slope of a softmax is the curvature.
+
+    That is D = ∂/∂S of ⟨H, the output's differential along T⟩ + ⟨G, Z⟩; P are probabilities.
+
+    softmax: T = G + H ⊙ (T - Σ P T) - T Σ H P, from ⟨H, P ⊙ (T - Σ P T)⟩.
+    log_softmax: T = G - P ⊙ (T - Σ P T) Σ H, from ⟨H, T - Σ P T⟩.
+    """
+    centred = T - (P * T).sum(axis=1, keepdims=True)
+    if logarithmic:
+        T[...] = G - P * centred * H.sum(axis=1, keepdims=True)
+    else:
+        T[...] = G + H * centred - T * (H * P).sum(axis=1, keepdims=True)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlpcore.backends import devices
-from mlpcore.backends.numpy.ops import PIECE
+from mlpcore.backends.numpy.programs import PIECE
 from mlpcore.checks import arrays, values
 from mlpcore.core import backprop, differentials, formulas
 from mlpcore.core import losses as loss_sheet

@@ -24,7 +24,8 @@ import numpy as np
 from mlpcore.backends.cuda import slot as cuda_slot
 from mlpcore.backends.cuda.device import Device
 from mlpcore.backends.cuda.gemm import Product
-from mlpcore.backends.cuda.ops import CudaOps, SlotRows
+from mlpcore.backends.cuda.loss import SlotRows
+from mlpcore.backends.cuda.ops import CudaOps
 from mlpcore.backends.cuda.slot import Scalar, Status
 from mlpcore.backends.cuda.step_kernels import StepKernels
 from mlpcore.checks.errors import NonFiniteLoss

@@ -21,7 +21,7 @@ from mlpcore.checks.values import LARGEST, plain, positive_integer
 from mlpcore.core.activations import Activation
 from mlpcore.core.layout import Layout
 from mlpcore.core.losses import Objective
-from mlpcore.core.ops import Array, Buffer, Ops, accumulator, storage
+from mlpcore.core.ops import Array, Buffer, ChunkShape, Ops, accumulator, storage
 from mlpcore.data.batches import Inputs
 
 ALIGNMENT = 256  # bytes: what cuBLASLt likes best, and a multiple of a cache line
@@ -244,9 +244,9 @@ def chunk_buffers(
     widths = sizes[1:L] if objective.matched else sizes[1:]
     if widths:
         buffers.append(Buffer("G", (rows * max(widths),), dtype, "∂J/∂Z[l] of one layer at a time"))
-    return buffers + ops.scratch(
-        rows, sizes, dtype, activations, objective, accumulates or any(layout.repeats)
-    )
+    accumulates = accumulates or any(layout.repeats)
+    shape = ChunkShape(rows, sizes, dtype, activations, objective, accumulates)
+    return buffers + ops.scratch(shape)
 
 
 def _as_given(ops: Ops, name: str, shape: tuple[int, ...], given: str, dtype: str) -> list[Buffer]:

@@ -79,7 +79,7 @@ class Staging:
             self.copied
         ):  # copies under way read page-locked memory that is somebody else's afterwards
             if mark is not None:
-                self.device.settle(mark)
+                self.device.synchronize(mark)
 
     def put(
         self, sources: Sequence[Array | None], rows: Array | None, start: int, stop: int
@@ -95,7 +95,7 @@ class Staging:
             }
         placed = self._placed[half][n]
         if self.copied[half] is not None:
-            self.device.settle(self.copied[half])
+            self.device.synchronize(self.copied[half])
         mark = self.free[half]
         for source, host, there in zip(sources, self.host[half], placed, strict=True):
             if source is None or host is None or there is None:

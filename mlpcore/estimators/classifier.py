@@ -18,8 +18,8 @@ from sklearn.utils._param_validation import StrOptions
 from mlpcore.backends import devices
 from mlpcore.checks.errors import shown
 from mlpcore.core import losses as loss_sheet
-from mlpcore.core.sheet import MATCHED
 from mlpcore.core.losses import Loss
+from mlpcore.core.sheet import MATCHED
 from mlpcore.estimators.base import Estimator
 from mlpcore.estimators.fitted import Array, to_numpy
 from mlpcore.mlp import MLP

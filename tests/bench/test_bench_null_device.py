@@ -1,4 +1,4 @@
-"""The device that computes nothing: it is a `Device`, and a trainer runs on it."""
+"""The device that computes nothing: it is a `CudaDevice`, and a trainer runs on it."""
 
 import contextlib
 import inspect
@@ -10,10 +10,12 @@ import mlpcore as mc
 from bench import null_device
 from bench.null_device import NullDevice
 from mlpcore.backends import devices
-from mlpcore.backends.cuda.device import Device
+from mlpcore.backends.cuda.device import CudaDevice
 from mlpcore.checks.errors import DeviceUnavailable
+from mlpcore.core.device import Device
 
-METHODS = [name for name, one in vars(Device).items() if inspect.isfunction(one) and name[0] != "_"]
+MEMBERS = {**vars(Device), **vars(CudaDevice)}
+METHODS = [name for name, one in MEMBERS.items() if inspect.isfunction(one) and name[0] != "_"]
 
 
 def parameters(method):
@@ -23,13 +25,15 @@ def parameters(method):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_takes_what_the_protocols_takes(name):
-    assert parameters(getattr(NullDevice, name)) == parameters(getattr(Device, name))
+    assert parameters(getattr(NullDevice, name)) == parameters(getattr(CudaDevice, name))
 
 
 def test_it_has_every_attribute_of_the_protocol():
     device = NullDevice()
     assert {"launch", "record", "to_host"} <= set(METHODS)
-    assert all(hasattr(device, name) for name in Device.__annotations__)
+    assert all(
+        hasattr(device, name) for name in Device.__annotations__ | CudaDevice.__annotations__
+    )
 
 
 @pytest.mark.parametrize("host_inputs", [False, True], ids=["on the device", "from the host"])

@@ -27,7 +27,6 @@ WITHOUT_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
 def played(monkeypatch):
     device = CpuDevice()
     monkeypatch.setitem(devices._opened, "cuda:0", device)
-    monkeypatch.setattr(devices, "_algorithms", {})
     return device
 
 

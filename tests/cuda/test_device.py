@@ -374,7 +374,7 @@ def test_uploads_come_as_late_as_they_may_and_must_not_overtake_the_work_before_
         device.upload(host, there, mark)
     with pytest.raises(RuntimeError, match="before its last upload was settled"):
         device.upload(host, there, device.mark())
-    device.settle(mark)
+    device.synchronize(mark)
     device.upload(host, there, device.mark())
 
 

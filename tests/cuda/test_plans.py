@@ -215,7 +215,7 @@ def idle(C):
 
 
 def refuse(C):
-    raise products.Refused("no")
+    raise products.UnsupportedAlgorithm("no")
 
 
 def swallow(C):
@@ -321,7 +321,7 @@ def test_a_layer_of_half_precision_adds_the_bias_of_the_copy_in_its_precision(na
 def test_a_deterministic_product_takes_the_first_algorithm_that_is_not_refused():
     A, B, C = np.ones((6, 4)), np.ones((4, 4)), np.zeros((6, 4))
     ops = cuda_ops.CudaOps(
-        Offering(_0={"": refuse}), algorithms=cuda_ops.Algorithms(deterministic=True)
+        Offering(_0={"": refuse}), algorithms=products.Algorithms(deterministic=True)
     )
     for _ in range(2):
         ops.gemm(A, B, C, accumulate=True)
@@ -335,9 +335,9 @@ def test_a_product_that_the_library_refuses_by_every_algorithm_is_an_error_that_
     deterministic,
 ):
     device = Offering(_0={"": refuse}, _1={"": refuse})
-    ops = cuda_ops.CudaOps(device, algorithms=cuda_ops.Algorithms(deterministic))
+    ops = cuda_ops.CudaOps(device, algorithms=products.Algorithms(deterministic))
     with pytest.raises(
-        products.Refused, match=r"each of the 2 algorithms .* Product\(m=4, n=6, k=5"
+        products.UnsupportedAlgorithm, match=r"each of the 2 algorithms .* Product\(m=4, n=6, k=5"
     ):
         ops.gemm(np.ones((6, 5)), np.ones((5, 4)), np.zeros((6, 4)))
 
@@ -401,7 +401,7 @@ def test_algorithms_are_chosen_while_nobody_records():
 
 
 def test_the_text_of_a_kernel_is_built_once():
-    source, sigma = cuda_ops.cuda_source, activations.resolve("gelu")
+    source, sigma = cuda_source, activations.resolve("gelu")
     objective = losses.pair(losses.resolve("huber"), activations.resolve("tanh", output=True))
     compiled = program("w = w - rate * g", frozenset({"rate"}))
     for build in (

@@ -35,7 +35,6 @@ def device(monkeypatch):
     opened = CpuDevice()
     monkeypatch.setattr(graph_step, "UNROLLED", 8)
     monkeypatch.setitem(devices._opened, "cuda:0", opened)
-    monkeypatch.setattr(devices, "_algorithms", {})
     return opened
 
 
@@ -869,13 +868,13 @@ def test_the_slowest_candidate_is_not_taken_and_a_deterministic_trainer_times_no
     one = trainer("cuda", deterministic=True)
     float(one.step(X, Y, w))
     assert not timed
-    chosen = devices._algorithms["cuda:0", True].chosen
+    chosen = device.choices[True].chosen
     assert chosen
     assert all(chosen[p] == algorithm(p, 0) for p in chosen)
     other = trainer("cuda")
     float(other.step(X, Y, w))
     assert timed
-    chosen = devices._algorithms["cuda:0", False].chosen
+    chosen = device.choices[False].chosen
     assert [
         p for p in chosen if chosen[p] != algorithm(p, 1)
     ] == []  # the last candidate is the fastest there
@@ -1395,7 +1394,7 @@ def test_the_parts_of_a_step_name_the_products_of_that_step_alone(device):
         len(apart.algorithms) == 3 + 3 * 2 + 2
     )  # outputs; gradients of the weights, written and added to; of the inputs
     device.times = itertools.count()  # what is timed first is the fastest
-    devices._algorithms.clear()
+    device.choices.clear()
     trainer("cuda", hidden=("tanh", "tanh")).parts(X, Y)  # another step on the same device
     joined = trainer("cuda", hidden=("relu", "tanh")).parts(X, Y)
     assert joined.fused == (2, 2)

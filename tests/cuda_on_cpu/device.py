@@ -1,4 +1,4 @@
-"""`CpuDevice`: the Protocol `Device` on a CPU, with each CUDA thread as a fiber (cuda_on_cpu.hpp).
+"""`CpuDevice`: the Protocol `CudaDevice` on a CPU, with each CUDA thread as a fiber (cuda_on_cpu.hpp).
 
 What would be silent garbage on a GPU is an error here: arguments of another C++ type, accesses
 outside the arrays that a kernel was given, memory freed under a recording, operations that break
@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlpcore.backends.cuda.device import Launch
-from mlpcore.backends.cuda.gemm import Product
+from mlpcore.backends.cuda.gemm import Algorithms, Product
+from mlpcore.backends.cuda.ops import CudaOps, new_operations
 from mlpcore.checks.arrays import host_array
 from tests.cuda_on_cpu import compiler
 
@@ -130,6 +131,7 @@ class CpuDevice:
     def __init__(self, multiprocessors: int = 3, order: int = 0, misalignment: int = 0):
         self.multiprocessors, self.order, self.misalignment = multiprocessors, order, misalignment
         self.lock = threading.RLock()
+        self.choices: dict[bool, Algorithms] = {}
         self._recording: Recording | None = None
         self._recorder = 0  # the thread that records: others launch at once
         self.times: Iterator[float] = (
@@ -146,6 +148,12 @@ class CpuDevice:
 
     def active(self) -> contextlib.nullcontext:
         return contextlib.nullcontext()
+
+    def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], CudaOps]:
+        return new_operations(self, tf32, deterministic)
+
+    def free_bytes(self) -> int:
+        return 64 << 30
 
     def empty(self, nbytes: int) -> np.ndarray:
         self._not_while_recording("empty", alone=False)
@@ -341,7 +349,7 @@ class CpuDevice:
     def wait(self, mark: Mark) -> None:
         mark.reach()
 
-    def settle(self, mark: Mark) -> None:
+    def synchronize(self, mark: Mark) -> None:
         mark.reach()
         for upload in self._sources.values():
             upload.settled = upload.settled or upload.copy is None

@@ -70,7 +70,6 @@ def device(request, monkeypatch):
 
     played = StrictDevice()
     monkeypatch.setitem(devices._opened, "cuda:0", played)
-    monkeypatch.setattr(devices, "_algorithms", {})
     return played
 
 

@@ -12,46 +12,25 @@ import ctypes
 import threading
 from typing import NamedTuple
 
-from mlpcore.backends.cuda.gemm import Product, Refused
+from mlpcore.backends.cuda.gemm import Product, UnsupportedAlgorithm
 
-TYPES = {"float32": 0, "tf32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType_t
-COMPUTE = {
-    "float32": 68,
-    "tf32": 77,
-    "float64": 70,
-    "float16": 68,
-    "bfloat16": 68,
-}  # cublasComputeType_t
-EPILOGUES = {
-    "": 1,
-    "bias": 4,
-    "relu": 6,
-    "gelu": 164,
-}  # cublasLtEpilogue_t: with a bias, gelu with aux, too
-TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_STRIDE = (
-    3,
-    4,
-    7,
-    8,
-    11,
-    12,
-)  # of cublasLtMatmulDescAttributes_t
-MAX_WORKSPACE, LEFT, RIGHT, BEFORE, AFTER = (
-    1,
-    5,
-    6,
-    7,
-    8,
-)  # of cublasLtMatmulPreferenceAttributes_t: alignments of A, B, C, D
-RESULT, STATE = (
-    96,
-    72,
-)  # bytes of cublasLtMatmulHeuristicResult_t, whose first 64 are the algorithm; where its status stands
+# cudaDataType_t
+TYPES = {"float32": 0, "tf32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+# cublasComputeType_t
+COMPUTE = {"float32": 68, "tf32": 77, "float64": 70, "float16": 68, "bfloat16": 68}
+# cublasLtEpilogue_t: with a bias, gelu with aux, too
+EPILOGUES = {"": 1, "bias": 4, "relu": 6, "gelu": 164}
+# cublasLtMatmulDescAttributes_t
+TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_STRIDE = 3, 4, 7, 8, 11, 12
+# cublasLtMatmulPreferenceAttributes_t: workspace, alignments of A, B, C, D
+MAX_WORKSPACE, LEFT, RIGHT, BEFORE, AFTER = 1, 5, 6, 7, 8
+RESULT = 96  # bytes of cublasLtMatmulHeuristicResult_t, whose first 64 are the algorithm
+STATE = 72  # the place of its status in them
 CANDIDATES = 8  # asked of the heuristic
 
 
 class Descriptors(NamedTuple):
-    """What cuBLASLt wants to know of a product: operation, left, right and result."""
+    """The descriptors of a product: its operation and the layouts of its matrices."""
 
     operation: ctypes.c_void_p
     left: ctypes.c_void_p
@@ -60,14 +39,15 @@ class Descriptors(NamedTuple):
 
 
 class CublasLt:
-    """The library, and descriptors of the products asked for so far. Descriptors need no driver;
-    the rest does.
+    """The library, and descriptors of the products asked for so far.
+
+    Descriptors need no driver; the rest does.
 
     Args:
-        path: of the shared library; None looks for the one that CuPy uses.
+        path: the shared library; None looks for the one that CuPy uses.
 
     Raises:
-        OSError: there is none.
+        OSError: it cannot be found or loaded.
     """
 
     def __init__(self, path: str | None = None):
@@ -80,9 +60,8 @@ class CublasLt:
                 raise OSError(str(error)) from None
         self._library = ctypes.CDLL(path)
         self._handle: ctypes.c_void_p | None = None
-        self._lock = (
-            threading.Lock()
-        )  # from setting a descriptor's pointers until they have been read
+        # held from setting a descriptor's pointers until they have been read
+        self._lock = threading.Lock()
         self._descriptors: dict[Product, Descriptors] = {}
         self._multiply = self._library.cublasLtMatmul
         self._multiply.argtypes = [ctypes.c_void_p] * 14 + [ctypes.c_size_t, ctypes.c_void_p]
@@ -90,7 +69,7 @@ class CublasLt:
 
     @property
     def version(self) -> int:
-        """As NVIDIA counts, e.g. 130000."""
+        """The version as NVIDIA counts, e.g. 130000."""
         return int(self._library.cublasLtGetVersion())
 
     def _call(self, name: str, *arguments: object) -> None:
@@ -109,7 +88,8 @@ class CublasLt:
             ctypes.c_size_t(ctypes.sizeof(value)),
         )
 
-    def _handle_(self) -> ctypes.c_void_p:
+    def _open(self) -> ctypes.c_void_p:
+        """Return the library's handle, made once."""
         if self._handle is None:
             handle = ctypes.c_void_p()
             self._call("cublasLtCreate", ctypes.byref(handle))
@@ -119,7 +99,7 @@ class CublasLt:
     # -- descriptors --
 
     def describe(self, product: Product) -> Descriptors:
-        """The descriptors of a product, made once."""
+        """Return the descriptors of a product, made once."""
         if product not in self._descriptors:
             operation = ctypes.c_void_p()
             scale = TYPES["float64" if product.dtype == "float64" else "float32"]
@@ -154,9 +134,13 @@ class CublasLt:
     def _layout(self, dtype: str, rows: int, columns: int, stride: int) -> ctypes.c_void_p:
         layout = ctypes.c_void_p()
         self._call(
-            "cublasLtMatrixLayoutCreate", ctypes.byref(layout), ctypes.c_int(TYPES[dtype]), ctypes.c_uint64(rows),
-            ctypes.c_uint64(columns), ctypes.c_int64(stride),
-        )  # fmt: skip
+            "cublasLtMatrixLayoutCreate",
+            ctypes.byref(layout),
+            ctypes.c_int(TYPES[dtype]),
+            ctypes.c_uint64(rows),
+            ctypes.c_uint64(columns),
+            ctypes.c_int64(stride),
+        )
         return layout
 
     def _point(self, operation: ctypes.c_void_p, bias: int, aux: int) -> None:
@@ -169,7 +153,8 @@ class CublasLt:
     # -- with a driver --
 
     def algorithms(self, product: Product, workspace: int) -> list[bytes]:
-        """The heuristic's candidates, the likeliest first; none where the product is not supported.
+        """Return the heuristic's candidates, the likeliest first; none for unsupported products.
+
         Not while capturing.
         """
         with self._lock:
@@ -177,13 +162,10 @@ class CublasLt:
 
     def _candidates(self, product: Product, workspace: int) -> list[bytes]:
         p, descriptors = product, self.describe(product)
-        bias, aux = (
-            p.bias_alignment if p.epilogue else 0,
-            p.aux_alignment if p.epilogue == "gelu" else 0,
-        )
-        self._point(
-            descriptors.operation, bias, aux
-        )  # addresses aligned as the real ones: it looks at no more than that
+        # addresses aligned as the real ones: it looks at no more than that
+        bias = p.bias_alignment if p.epilogue else 0
+        aux = p.aux_alignment if p.epilogue == "gelu" else 0
+        self._point(descriptors.operation, bias, aux)
         preference = ctypes.c_void_p()
         self._call("cublasLtMatmulPreferenceCreate", ctypes.byref(preference))
         try:
@@ -199,8 +181,8 @@ class CublasLt:
             found, count = ctypes.create_string_buffer(RESULT * CANDIDATES), ctypes.c_int()
             operation, left, right, result = descriptors
             status = self._library.cublasLtMatmulAlgoGetHeuristic(
-                self._handle_(), operation, left, right, result, result, preference, ctypes.c_int(CANDIDATES), found,
-                ctypes.byref(count),
+                self._open(), operation, left, right, result, result, preference,
+                ctypes.c_int(CANDIDATES), found, ctypes.byref(count),
             )  # fmt: skip
         finally:
             self._call("cublasLtMatmulPreferenceDestroy", preference)
@@ -215,9 +197,18 @@ class CublasLt:
         return [result[:64] for result in results if not any(result[STATE : STATE + 4])]
 
     def multiply(
-        self, product: Product, algorithm: bytes, left: int, right: int, result: int, bias: int, aux: int, workspace: int,
-        workspace_bytes: int, stream: int,
-    ) -> None:  # fmt: skip
+        self,
+        product: Product,
+        algorithm: bytes,
+        left: int,
+        right: int,
+        result: int,
+        bias: int,
+        aux: int,
+        workspace: int,
+        workspace_bytes: int,
+        stream: int,
+    ) -> None:
         """Run a product on a stream; all operands are device addresses."""
         number = ctypes.c_double if product.dtype == "float64" else ctypes.c_float
         one, beta = number(1), number(1 if product.accumulate else 0)
@@ -225,8 +216,11 @@ class CublasLt:
             d = self.describe(product)
             self._point(d.operation, bias, aux)
             status = self._multiply(
-                self._handle_(), d.operation, ctypes.addressof(one), left, d.left, right, d.right, ctypes.addressof(beta),
-                result, d.result, result, d.result, algorithm, workspace, workspace_bytes, stream,
+                self._open(), d.operation, ctypes.addressof(one), left, d.left, right, d.right,
+                ctypes.addressof(beta), result, d.result, result, d.result, algorithm, workspace,
+                workspace_bytes, stream,
             )  # fmt: skip
         if status:
-            raise Refused(f"cublasLtMatmul failed with cuBLAS status {status} for {product}")
+            raise UnsupportedAlgorithm(
+                f"cublasLtMatmul failed with cuBLAS status {status} for {product}"
+            )

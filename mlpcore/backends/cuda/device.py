@@ -1,4 +1,4 @@
-"""What the CUDA backend asks of a device, and no more: memory, kernels, matrix products, recording.
+"""The Protocol of a CUDA device: what the kernels and graphs need, and no more.
 
 `CupyDevice` does it on an NVIDIA GPU. The tests do it on a CPU (tests/cuda_on_cpu): the same
 kernels, launch plans, products and steps run there, with each CUDA thread as a fiber.
@@ -12,15 +12,16 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from mlpcore.backends.cuda.gemm import Product
+from mlpcore.backends.cuda.gemm import Algorithms, Product
+from mlpcore.core.device import Device as AnyDevice
 from mlpcore.core.ops import Array, Recording
 
-Kernel = Any  # what `Device.kernel` gives and `Device.launch` takes
+Kernel = Any  # what `CudaDevice.kernel` returns and `CudaDevice.launch` takes
 Mark = Any  # an event
 
 
 class Launch(NamedTuple):
-    """How a kernel is launched.
+    """The shape of a kernel's launch.
 
     Attributes:
         grid: blocks along x and y.
@@ -33,67 +34,58 @@ class Launch(NamedTuple):
     shared: int = 0
 
 
-class Device(Protocol):
-    """A CUDA device, or what stands in for one.
+class CudaDevice(AnyDevice, Protocol):
+    """A CUDA device, or a stand-in for one.
 
     Attributes:
-        xp: the array module whose arrays lie there (CuPy; NumPy in the tests).
-        name: "cuda:0", …
-        multiprocessors: how many there are.
+        multiprocessors: their number.
         product_workspace: bytes of scratch that matrix products may use, on each stream.
-        captures: whether steps can be captured: not where cuBLASLt is missing.
-        library: what multiplies matrices: its version, and on which GPU.
+        library: name and version of the library that multiplies matrices, and its GPU.
         lock: held while something is recorded or timed. Hold it where `algorithms` is called and
             where a product runs for the first time: neither goes while another thread records.
+        choices: the algorithms of its products, by whether they are chosen without timing.
     """
 
-    xp: Any
-    name: str
     multiprocessors: int
     product_workspace: int
-    captures: bool
     library: str
     lock: AbstractContextManager[object]
-
-    def active(self) -> AbstractContextManager[object]:
-        """Makes this the device of what `xp` does inside the `with` block."""
+    choices: dict[bool, Algorithms]
 
     def empty(self, nbytes: int) -> Array:
-        """`nbytes` of uninitialised device memory, as a 1-D uint8 array."""
-
-    def free_bytes(self) -> int:
-        """Memory that may still be allocated."""
+        """Return `nbytes` of uninitialised device memory, as a 1-D uint8 array."""
 
     def address(self, array: Array) -> int:
-        """Where the array begins in the device's memory."""
+        """Return the array's address in the device's memory."""
 
     def kernel(self, source: str, name: str) -> Kernel:
-        """The kernel instance `name`, e.g. `"softmax<float>"`, of a source without includes;
-        compiled once, then kept.
+        """Return the instance `name`, e.g. `"softmax<float>"`, of a source without includes.
+
+        It is compiled once and kept.
         """
 
     def launch(self, kernel: Kernel, launch: Launch, arguments: Sequence[object]) -> None:
         """Run a kernel on the current stream. The caller holds `active()`.
 
-        Arguments: device arrays and None stand for pointers; an int for `long long`; a float for
-            `double`; NumPy scalars for
-        themselves (`np.int32` for `int`, `np.float32` for `float`); a record (a 0-d structured
-        NumPy array) for a struct by value, whose bytes are copied at the launch, or when it is
-        recorded.
+        Arguments: device arrays and None are pointers; an int is a `long long`; a float is a
+        `double`; NumPy scalars keep their type (`np.int32` is an `int`, `np.float32` a `float`); a
+        record (a 0-d structured NumPy array) is a struct by value, whose bytes are copied at the
+        launch, or when it is recorded.
         """
 
     def bind(
         self, kernel: Kernel, launch: Launch, arguments: Sequence[object]
     ) -> Callable[[], None]:
-        """Prepare a launch whose arguments are these same objects at each call.
+        """Return a prepared launch whose arguments are these same objects at each call.
 
         Each call copies a record anew, so that the caller may change its fields in between. The
         caller holds `active()`.
         """
 
     def algorithms(self, product: Product) -> Sequence[bytes]:
-        """The ways to compute a matrix product, the likeliest to be fast first; at least one. Not
-        while recording.
+        """Return the algorithms of a matrix product, the likeliest to be fast first.
+
+        There is at least one. Not while recording.
         """
 
     def multiply(
@@ -107,13 +99,12 @@ class Device(Protocol):
         aux: int,
         workspace: int,
     ) -> None:
-        """Run a matrix product on the current stream; the operands are addresses (bias and aux 0
-        where there is none).
+        """Run a matrix product on the current stream. The caller holds `active()`.
 
-        The caller holds `active()`.
+        The operands are addresses; bias and aux are 0 where there is none.
 
         Raises:
-            Refused: the library does not compute it by this algorithm.
+            UnsupportedAlgorithm: the library does not compute it by this algorithm.
         """
 
     def seconds(self, run: Callable[[], None]) -> float:
@@ -124,45 +115,40 @@ class Device(Protocol):
         """
 
     def record(self, run: Callable[[], None]) -> Recording:
-        """What `run` launches, recorded and not executed."""
+        """Record what `run` launches, without executing it."""
 
-    # -- arrays of the host and of the device --
-
-    def holds(self, array: Array) -> bool:
-        """Whether an array lies in this device's memory."""
-
-    def adopt(self, value: object, name: str) -> Array:
-        """What a user passed as an argument: an array of this device's (any library's, without a
-        copy), or one of NumPy's.
-
-        Raises:
-            TypeError, ValueError: names the argument: no array, or one that lies on another device.
-        """
-
-    def to_device(self, array: Array) -> Array:
-        """The array on this device."""
+    # -- copies and their order --
 
     def to_host(self, array: Array) -> np.ndarray:
-        """The array as NumPy's; waits for it."""
+        """Return the array as NumPy's, once it is computed."""
 
     def host_buffer(self, nbytes: int) -> np.ndarray:
-        """Page-locked host memory, as a 1-D uint8 array: copies from it need not wait."""
+        """Return page-locked host memory as a 1-D uint8 array: copies from it need not wait."""
 
     def upload(self, source: np.ndarray, destination: Array, after: Mark | None) -> Mark:
-        """Copy page-locked memory to the device beside the current stream, once `after` has passed;
-        the mark of its end.
+        """Copy page-locked memory to the device in a stream of its own; return the end's mark.
+
+        The copy begins once `after` has passed.
         """
 
     def mark(self) -> Mark:
-        """The point that the current stream has been asked to reach so far."""
+        """Return a mark of everything that the current stream has been asked for so far."""
 
     def wait(self, mark: Mark) -> None:
         """Let the current stream wait for a mark."""
 
-    def settle(self, mark: Mark) -> None:
+    def synchronize(self, mark: Mark) -> None:
         """Wait, here on the host, for a mark."""
 
     def follow(self, stream: object) -> object:
-        """Let the current stream, which is returned, wait for what `stream` (None: none) has been
-        asked so far.
+        """Let the current stream wait for the work that another has been asked for so far.
+
+        Args:
+            stream: the other one, or None.
+
+        Returns:
+            The current stream.
         """
+
+
+Device = CudaDevice  # the name that modules of other rooms import

@@ -1,5 +1,4 @@
-"""Matrix products as cuBLASLt takes them: column-major, so a row-major C = A B is handed over as Cᵀ
-= Bᵀ Aᵀ.
+"""Matrix products in cuBLASLt's terms: column-major, so that C = A B is passed as Cᵀ = Bᵀ Aᵀ.
 
 A row-major (m, n) array, read column by column, is the (n, m) matrix of its transpose: nothing is
 copied or transposed.
@@ -11,16 +10,14 @@ from dataclasses import dataclass
 
 from mlpcore.core.ops import Array
 
+# a layer's precision, by the dtype of its arrays
 STORAGE = {
-    "float32": "float32",
-    "float64": "float64",
-    "float16": "float16",
-    "uint16": "bfloat16",
-}  # by the array's dtype
+    "float32": "float32", "float64": "float64", "float16": "float16", "uint16": "bfloat16",
+}  # fmt: skip
 
 
-class Refused(RuntimeError):
-    """The library does not compute a product by this algorithm, though it was offered."""
+class UnsupportedAlgorithm(RuntimeError):
+    """The library does not compute a product by an algorithm that it has offered itself."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +26,18 @@ class Product:
 
     Attributes:
         m, n, k: as above.
-        transpose_left, transpose_right: whether op transposes.
-        left_stride, right_stride, result_stride: leading dimensions: entries from one column to the
-            next.
+        transpose_left, transpose_right: True if op transposes.
+        left_stride, right_stride, result_stride: leading dimensions, entries from column to column.
         dtype: of L and R: "float64", "float32", "tf32" (float32 rounded on the way in), "bfloat16",
             "float16".
         result_dtype: of D.
-        accumulate: β = 1, else β = 0.
-        epilogue: "" or what happens to D before it is stored: "bias" (+ a bias for each of its
-            rows), "relu" (with bias), "gelu" (with bias; the sum before it goes to aux, with D's
+        accumulate: True if β = 1, else β = 0.
+        epilogue: the change of D before it is stored: "", "bias" (a bias for each of its rows is
+            added), "relu" (with bias), "gelu" (with bias; the sum before it goes to aux, with D's
             leading dimension).
         left_alignment, right_alignment, result_alignment: powers of two that divide the operands'
             addresses, at most 256.
-        bias_alignment, aux_alignment: likewise, 256 where there is none.
+        bias_alignment, aux_alignment: the same for bias and aux, 256 where there is none.
     """
 
     m: int
@@ -63,10 +59,32 @@ class Product:
     aux_alignment: int = 256
 
 
-def operand(array: Array) -> tuple[bool, int]:
-    """How a 2-D array stands as an operand: whether it is a transposed view of a row-major array,
-    and that one's row stride.
+class Algorithms:
+    """The algorithm of each product, chosen once; shared by all operations on a device.
+
+    Args:
+        deterministic: True if cuBLASLt's first candidate is taken, and nothing is timed.
+
+    Attributes:
+        chosen: by product; a checkpoint stores it.
+        fused: True where an activation joins its product, by product; a checkpoint stores it, too.
+        ready: the algorithm by which a product has run in this process, None where it never will:
+            the first run loads kernels, which a capture does not allow.
     """
+
+    def __init__(self, deterministic: bool = False):
+        self.deterministic = deterministic
+        self.chosen: dict[Product, bytes] = {}
+        self.fused: dict[Product, bool] = {}
+        self.ready: dict[Product, bytes | None] = {}
+
+    def is_ready(self, product: Product) -> bool:
+        """Return whether a product has run by its algorithm; a checkpoint may have changed it."""
+        return product in self.ready and self.ready[product] == self.chosen.get(product)
+
+
+def operand(array: Array) -> tuple[bool, int]:
+    """Return whether an array is the transpose of a row-major one, and the latter's row stride."""
     item = array.dtype.itemsize
     rows, columns = array.shape
     down, along = array.strides[0] // item, array.strides[1] // item
@@ -79,7 +97,7 @@ def operand(array: Array) -> tuple[bool, int]:
 
 
 def alignment(*addresses: int) -> int:
-    """The largest power of two, up to 256, that divides every address."""
+    """Return the largest power of two, up to 256, that divides every address."""
     together = 256
     for address in addresses:
         together |= address
@@ -87,14 +105,21 @@ def alignment(*addresses: int) -> int:
 
 
 def describe(
-    A: Array, B: Array, C: Array, accumulate: bool, addresses: tuple[int, int, int], tf32: bool = False, epilogue: str = "",
-    bias: int = 0, aux: int = 0,
-) -> Product:  # fmt: skip
-    """The product C = A B (or C += A B) of row-major arrays or transposed views of such; C is
-    row-major.
+    A: Array,
+    B: Array,
+    C: Array,
+    accumulate: bool,
+    addresses: tuple[int, int, int],
+    tf32: bool = False,
+    epilogue: str = "",
+    bias: int = 0,
+    aux: int = 0,
+) -> Product:
+    """Return the product C = A B, or C += A B, of row-major arrays or transposed views of such.
 
-    `addresses` are those of A, B and C; `bias` and `aux` are addresses, too, 0 where there is none.
-    Left is B and right is A: Cᵀ = Bᵀ Aᵀ, where Bᵀ is what cuBLASLt reads in B's memory.
+    C is row-major. `addresses` are those of A, B and C; `bias` and `aux` are addresses, too, 0
+    where there is none. Left is B and right is A: Cᵀ = Bᵀ Aᵀ, where cuBLASLt reads Bᵀ in B's
+    memory.
     """
     (rows, inner), columns = A.shape, B.shape[1]
     assert (B.shape[0], *C.shape) == (inner, rows, columns), (A.shape, B.shape, C.shape)
@@ -104,10 +129,21 @@ def describe(
     assert not c_transposed
     dtype = STORAGE[A.dtype.name]
     return Product(
-        m=columns, n=rows, k=inner, transpose_left=b_transposed, transpose_right=a_transposed,
-        left_stride=b_stride, right_stride=a_stride, result_stride=c_stride,
-        dtype="tf32" if tf32 and dtype == "float32" else dtype, result_dtype=STORAGE[C.dtype.name],
-        accumulate=accumulate, epilogue=epilogue, left_alignment=alignment(addresses[1]),
-        right_alignment=alignment(addresses[0]), result_alignment=alignment(addresses[2]), bias_alignment=alignment(bias),
+        m=columns,
+        n=rows,
+        k=inner,
+        transpose_left=b_transposed,
+        transpose_right=a_transposed,
+        left_stride=b_stride,
+        right_stride=a_stride,
+        result_stride=c_stride,
+        dtype="tf32" if tf32 and dtype == "float32" else dtype,
+        result_dtype=STORAGE[C.dtype.name],
+        accumulate=accumulate,
+        epilogue=epilogue,
+        left_alignment=alignment(addresses[1]),
+        right_alignment=alignment(addresses[0]),
+        result_alignment=alignment(addresses[2]),
+        bias_alignment=alignment(bias),
         aux_alignment=alignment(aux),
-    )  # fmt: skip
+    )

@@ -1,7 +1,6 @@
-"""`Device` on an NVIDIA GPU, through CuPy: its memory pool, kernels through `RawModule`, products
-by cuBLASLt, CUDA graphs.
+"""An NVIDIA GPU as a `CudaDevice`, through CuPy: memory pool, `RawModule`, cuBLASLt, CUDA graphs.
 
-The only module that imports CuPy. It is imported when a CUDA device is asked for, or looked for.
+Only this module imports CuPy. It is imported when a CUDA device is asked for, or looked for.
 """
 
 from __future__ import annotations
@@ -21,10 +20,12 @@ import numpy as np
 
 from mlpcore.backends.cuda.cublaslt import CublasLt
 from mlpcore.backends.cuda.device import Launch, Mark
-from mlpcore.backends.cuda.gemm import Product
+from mlpcore.backends.cuda.eager import CupyReference
+from mlpcore.backends.cuda.gemm import Algorithms, Product
+from mlpcore.backends.cuda.ops import new_operations
 from mlpcore.checks import arrays
 from mlpcore.checks.errors import DeviceUnavailable
-from mlpcore.core.ops import Array
+from mlpcore.core.ops import Array, Ops
 
 log = logging.getLogger("mlpcore")
 OLDEST = (14, 2)  # of CuPy: reads template instances back from its disk cache
@@ -36,7 +37,7 @@ PER_THREAD = 2  # cudaStreamPerThread: the same number in all threads
 
 @functools.cache
 def why_not() -> str:
-    """Why CUDA cannot be used though CuPy is there, with what to do about it; "" where it can."""
+    """Return why CUDA cannot be used though CuPy is there, and what to do; "" where it can."""
     version = tuple(int(part) for part in cupy.__version__.split(".")[:2] if part.isdigit())
     if version < OLDEST:
         return (
@@ -45,7 +46,10 @@ def why_not() -> str:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        return f"CuPy finds no usable NVIDIA driver or GPU ({error}): install the driver, or use device='cpu'"
+        return (
+            f"CuPy finds no usable NVIDIA driver or GPU ({error}): install the driver, or use "
+            "device='cpu'"
+        )
     if count == 0:
         return "CuPy finds no NVIDIA GPU: use device='cpu'"
     try:
@@ -59,18 +63,17 @@ def why_not() -> str:
 
 
 def describe() -> str:
-    """Device 0 and the versions of what drives it, in a line."""
+    """Return device 0 and the versions of driver, runtime and cuBLASLt, in a line."""
     runtime = cupy.cuda.runtime
     found = runtime.getDeviceProperties(0)
-    gpu = f"{found['name'].decode()}, sm_{found['major']}{found['minor']}, {found['totalGlobalMem'] >> 30} GiB"
-    return f"{gpu}; driver {runtime.driverGetVersion()}, runtime {runtime.runtimeGetVersion()}, {products_by()}"
+    name, generation = found["name"].decode(), f"sm_{found['major']}{found['minor']}"
+    versions = f"driver {runtime.driverGetVersion()}, runtime {runtime.runtimeGetVersion()}"
+    return f"{name}, {generation}, {found['totalGlobalMem'] >> 30} GiB; {versions}, {products_by()}"
 
 
 @functools.cache
 def products(index: int) -> CublasLt | None:
-    """CuBLASLt for one GPU (a handle belongs to the GPU that it was made on), or None where it
-    cannot be loaded.
-    """
+    """Return cuBLASLt for one GPU, to which its handle belongs, or None if it cannot be loaded."""
     try:
         return CublasLt()
     except OSError:
@@ -78,7 +81,7 @@ def products(index: int) -> CublasLt | None:
 
 
 def products_by() -> str:
-    """What multiplies matrices, for people."""
+    """Return the name and version of the library that multiplies matrices."""
     library = products(0)
     return (
         f"cuBLASLt {library.version}"
@@ -88,7 +91,7 @@ def products_by() -> str:
 
 
 def _argument(x: object) -> object:
-    """Return what CuPy passes for a kernel's argument without looking at it again, and keeps alive."""
+    """Return a kernel's argument in the form that CuPy passes on as it is, and keeps alive."""
     if isinstance(x, cupy.ndarray):
         return x.data
     value: object = 0 if x is None else x
@@ -102,7 +105,7 @@ class GraphRecording:
         self.graph = graph
 
     def replay(self) -> None:
-        """Launch it on the current stream. The caller holds `active()`."""
+        """Launch the graph on the current stream. The caller holds `active()`."""
         self.graph.launch()
 
 
@@ -110,7 +113,7 @@ class CupyDevice:
     """An NVIDIA GPU.
 
     Args:
-        index: which one.
+        index: its number.
 
     Raises:
         DeviceUnavailable: there are not so many.
@@ -132,6 +135,7 @@ class CupyDevice:
         model = cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
         self.captures, self.library = self.products is not None, f"{products_by()} on {model}"
         self.lock: AbstractContextManager[object] = threading.RLock()
+        self.choices: dict[bool, Algorithms] = {}
         if not self.captures:
             log.warning("%s: %s", self.name, self.library)
         self._kernels: dict[tuple[str, str], Any] = {}
@@ -139,41 +143,40 @@ class CupyDevice:
             self._copies = cupy.cuda.Stream(non_blocking=True)
 
     def active(self) -> AbstractContextManager[object]:
-        """Makes this CuPy's current device inside the `with` block."""
-        device: AbstractContextManager[object] = cupy.cuda.Device(
-            self.index
-        )  # a new one: it remembers where to go back to
+        """Return a context in which this is CuPy's current device."""
+        # a new one, which remembers the device to go back to
+        device: AbstractContextManager[object] = cupy.cuda.Device(self.index)
         return device
+
+    def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
+        """Return a factory of fused operations, or of CuPy's own where cuBLASLt is missing."""
+        if not self.captures:
+            return functools.partial(CupyReference, cupy)
+        return new_operations(self, tf32, deterministic)
 
     # -- memory and kernels --
 
     def empty(self, nbytes: int) -> Array:
-        """`nbytes` of uninitialised device memory, as a 1-D uint8 array."""
+        """Return `nbytes` of uninitialised device memory, as a 1-D uint8 array."""
         with self.device:
             return cupy.empty(nbytes, cupy.uint8)
 
     def free_bytes(self) -> int:
-        """Memory that CuPy may still take: what the GPU has left, and what CuPy's pool holds
-        unused.
-        """
+        """Return the memory that the GPU has left and that CuPy's pool holds unused."""
         with self.device:
-            return int(
-                cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
-            )
+            unused = cupy.get_default_memory_pool().free_bytes()
+            return int(cupy.cuda.runtime.memGetInfo()[0] + unused)
 
     def address(self, array: Array) -> int:
-        """Where the array begins in the device's memory."""
+        """Return the array's address in the device's memory."""
         return int(array.data.ptr)
 
     def kernel(self, source: str, name: str) -> Any:
-        """The kernel instance `name` of a source; compiled once (CuPy keeps it on disk), then kept
-        and loaded.
-        """
+        """Return the instance `name` of a source, compiled once (CuPy keeps it on disk), loaded."""
         if (source, name) not in self._kernels:
             with self.device, self.lock:
-                code = source.encode(
-                    "ascii", "ignore"
-                ).decode()  # comments; CuPy writes it to a file in the locale's encoding
+                # without the comments' letters: CuPy writes it in the locale's encoding
+                code = source.encode("ascii", "ignore").decode()
                 module = cupy.RawModule(
                     code=code, options=("--std=c++17",), name_expressions=(name,)
                 )
@@ -184,13 +187,12 @@ class CupyDevice:
 
     def launch(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> None:
         """Run a kernel on the current stream."""
-        given = tuple(
-            0 if x is None else x for x in arguments
-        )  # CuPy makes no null pointer of None (its issue 9046)
+        # CuPy makes no null pointer of None (its issue 9046)
+        given = tuple(0 if x is None else x for x in arguments)
         kernel(launch.grid, launch.block, given, shared_mem=launch.shared)
 
     def bind(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> Callable[[], None]:
-        """Prepare a launch whose arguments are these same objects at each call."""
+        """Return a prepared launch whose arguments are these same objects at each call."""
         with self.device:
             function = kernel.kernel  # `RawKernel.__call__` looks it up by the current device
         given = tuple(map(_argument, arguments))
@@ -199,7 +201,7 @@ class CupyDevice:
     # -- products --
 
     def algorithms(self, product: Product) -> Sequence[bytes]:
-        """CuBLASLt's candidates, the likeliest to be fast first."""
+        """Return cuBLASLt's candidates, the likeliest to be fast first."""
         assert self.products is not None
         with self.device:
             found = self.products.algorithms(product, PRODUCT_WORKSPACE)
@@ -226,8 +228,7 @@ class CupyDevice:
         )
 
     def seconds(self, run: Callable[[], None]) -> float:
-        """Return how long the device takes for `run`: the median by events, from graphs of several
-        runs.
+        """Return the median time of `run` on the device, by events around graphs of several runs.
 
         Events around a launch on an idle stream measure how long the host takes to launch. So the
         graph that is timed is launched while the device is still busy with those before it.
@@ -250,7 +251,7 @@ class CupyDevice:
 
     @staticmethod
     def _elapsed(run: Callable[[], None]) -> float:
-        """Seconds between two events around what `run` launches; waits for it."""
+        """Return the seconds between two events around the work of `run`, and wait for it."""
         start, stop = cupy.cuda.Event(), cupy.cuda.Event()
         start.record()
         run()
@@ -261,15 +262,14 @@ class CupyDevice:
     # -- recording --
 
     def record(self, run: Callable[[], None]) -> GraphRecording:
-        """What `run` launches, captured as a CUDA graph."""
+        """Capture the launches of `run` as a CUDA graph."""
         with self.device, self.lock, cupy.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()
             try:
                 run()
             except BaseException:
-                with contextlib.suppress(
-                    cupy.cuda.runtime.CUDARuntimeError
-                ):  # of the capture that failed
+                failed = cupy.cuda.runtime.CUDARuntimeError  # of the capture
+                with contextlib.suppress(failed):
                     stream.end_capture()
                 raise
             return GraphRecording(stream.end_capture())
@@ -277,45 +277,41 @@ class CupyDevice:
     # -- arrays of the host and of the device --
 
     def holds(self, array: Array) -> bool:
-        """Whether an array lies in this device's memory."""
+        """Return whether an array is in this device's memory."""
         return isinstance(array, cupy.ndarray)
 
     def adopt(self, value: object, name: str) -> Array:
-        """What a user passed as an argument: an array of this device's, without a copy, or one of
-        NumPy's.
-        """
+        """Return a user's argument as this device's array, without a copy, or as NumPy's."""
         if not isinstance(value, cupy.ndarray):
             if arrays.gpu(value, name) is None:
                 return arrays.host_array(value, name)
-            value = (
-                cupy.from_dlpack(value) if hasattr(value, "__dlpack__") else cupy.asarray(value)
-            )  # DLPack orders the streams
+            # DLPack orders the streams
+            dlpack = hasattr(value, "__dlpack__")
+            value = cupy.from_dlpack(value) if dlpack else cupy.asarray(value)
         assert isinstance(value, cupy.ndarray)
         if value.device.id != self.index:
             raise ValueError(f"{name} lies on cuda:{value.device.id}; the network on {self.name}")
         return value
 
     def to_device(self, array: Array) -> Array:
-        """The array on this device."""
+        """Return the array on this device; itself if it is there."""
         with self.device:
             return cupy.asarray(array)
 
     def to_host(self, array: Array) -> np.ndarray:
-        """The array as NumPy's; waits for it."""
+        """Return the array as NumPy's, once it is computed."""
         with self.device:
             host: np.ndarray = cupy.asnumpy(array)
             return host
 
     def host_buffer(self, nbytes: int) -> np.ndarray:
-        """Page-locked host memory, as a 1-D uint8 array."""
+        """Return page-locked host memory, as a 1-D uint8 array."""
         with self.device:
             buffer: np.ndarray = cupyx.empty_pinned(nbytes, np.uint8)
             return buffer
 
     def upload(self, source: np.ndarray, destination: Array, after: Mark | None) -> Mark:
-        """Copy page-locked memory to the device on a stream of its own, once `after` has passed;
-        the mark of its end.
-        """
+        """Copy page-locked memory to the device in a stream of its own; return the end's mark."""
         with self.device:
             if after is not None:
                 self._copies.wait_event(after)
@@ -331,7 +327,7 @@ class CupyDevice:
         return event
 
     def mark(self) -> Mark:
-        """The point that the current stream has been asked to reach so far."""
+        """Return a mark of everything that the current stream has been asked for so far."""
         with self.device:
             return self._event(cupy.cuda.get_current_stream())
 
@@ -340,16 +336,14 @@ class CupyDevice:
         with self.device:
             cupy.cuda.get_current_stream().wait_event(mark)
 
-    def settle(self, mark: Mark) -> None:
+    def synchronize(self, mark: Mark) -> None:
         """Wait, here on the host, for a mark."""
         mark.synchronize()
 
     def follow(self, stream: object) -> tuple[Any, threading.Thread | None]:
-        """Let the current stream, which is returned, wait for what `stream` (None: none) has been
-        asked so far.
+        """Let the current stream wait for the work of another, or of None, and return it.
 
-        A per-thread default stream, which has one number in all threads, is returned with its
-        thread.
+        A per-thread default stream, which has one number in all threads, comes with its thread.
         """
         now = cupy.cuda.get_current_stream(self.index)
         current = now, threading.current_thread() if now.ptr == PER_THREAD else None

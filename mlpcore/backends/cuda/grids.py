@@ -1,5 +1,4 @@
-"""How each kernel is launched: grid, block, vector width. Plain arithmetic on shapes, so that it is
-tested without a device.
+"""Grid, block and vector width of each kernel: arithmetic on shapes, tested without a device.
 
 A block is (x, y) threads, 256 in all, over a tile of x·V columns; it goes down the rows with a
 stride. V entries fill 16 bytes where the row length and the addresses allow, else V = 1.
@@ -17,31 +16,30 @@ THREADS = 256
 # takes up to 124
 BLOCKS = 8
 ROWS = 4  # that a thread has in flight, as in the kernels
-SHARED = (
-    47 << 10
-)  # bytes of dynamic shared memory: of the 48 KiB that a block gets without asking, sums take up to 1 KiB
+# bytes of dynamic shared memory: of the 48 KiB that a block gets without asking, sums take up to 1
+SHARED = 47 << 10
 
 
 class Tiled(NamedTuple):
-    """A launch over a matrix, and its vector width."""
+    """A launch over a matrix, with its vector width."""
 
     launch: Launch
     vector: int
 
     @property
     def partials(self) -> int:
-        """Blocks in the grid: numbers of scratch for a sum over all of it."""
+        """Number of blocks: of entries of scratch for a sum over the matrix."""
         return self.launch.grid[0] * self.launch.grid[1]
 
 
 def vector_width(columns: int, itemsize: int, alignment: int = 16) -> int:
-    """Entries in a 16-byte access, or 1 where a row or an address does not allow it."""
+    """Return the entries in a 16-byte access, or 1 where a row or an address forbids it."""
     wide = max(1, 16 // itemsize)
     return wide if columns % wide == 0 and alignment % 16 == 0 else 1
 
 
 def tiles(rows: int, columns: int, vector: int, multiprocessors: int) -> Tiled:
-    """Blocks over a (rows, columns) matrix; at most as many as run at a time, at least one."""
+    """Return blocks over a matrix: at least one, at most as many as run at a time."""
     packs = -(-columns // vector)
     x = min(32, 1 << (packs - 1).bit_length())
     y = THREADS // x
@@ -51,15 +49,16 @@ def tiles(rows: int, columns: int, vector: int, multiprocessors: int) -> Tiled:
 
 
 def row_warps(rows: int, multiprocessors: int) -> Launch:
-    """A warp for each row, 8 in a block."""
+    """Return a launch of a warp for each row, 8 in a block."""
     return Launch((max(1, min(-(-rows // 8), BLOCKS * multiprocessors)), 1), (32, 8))
 
 
 def cross_entropy(
     rows: int, columns: int, itemsize: int, multiprocessors: int
 ) -> tuple[Launch, bool]:
-    """Softmax with cross-entropy: a warp a row, and whether db fits its shared memory, a row of it
-    for each warp.
+    """Return a launch of a warp for each row, and whether db fits into its shared memory.
+
+    There each warp needs a row of its own.
     """
     fused = columns * itemsize <= SHARED
     warps = 8
@@ -70,22 +69,25 @@ def cross_entropy(
 
 
 def flat(size: int, multiprocessors: int) -> Launch:
-    """A pass over a vector by blocks that stride over it."""
+    """Return a launch of blocks that stride over a vector."""
     return Launch(
         (max(1, min(-(-size // (THREADS * ROWS)), BLOCKS * multiprocessors)), 1), (THREADS, 1)
     )
 
 
 def each(size: int, vector: int) -> Launch:
-    """A thread for every `vector` entries of a vector."""
+    """Return a launch of a thread for every `vector` entries of a vector."""
     return Launch((max(1, -(-size // (THREADS * vector))), 1), (THREADS, 1))
 
 
 def partial_sums(
-    rows: int, widths: Iterable[int], itemsizes: tuple[int, ...], multiprocessors: int, learned: Iterable[int] = ()
-) -> tuple[int, int]:  # fmt: skip
-    """Scratch for the sums of any kernel over up to `rows` rows of these widths: numbers, and
-    counters.
+    rows: int,
+    widths: Iterable[int],
+    itemsizes: tuple[int, ...],
+    multiprocessors: int,
+    learned: Iterable[int] = (),
+) -> tuple[int, int]:
+    """Return the numbers and counters that any kernel's sums over these layers need.
 
     Layers of the widths in `learned` have a parameter for each output, whose gradient is a second
     sum over the rows.

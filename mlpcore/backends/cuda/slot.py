@@ -1,5 +1,4 @@
-"""The structs that host and kernels share, each defined once: the slot, the control block,
-segments.
+"""The structs that host and kernels share, each defined once: slot, control block, segments.
 
 The slot tells the kernels of a step what to read. The host fills a record and passes it by value
 to the kernel `set_slot`, which puts it where a captured graph reads it; the graph advances it from

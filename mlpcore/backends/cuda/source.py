@@ -1,5 +1,4 @@
-"""CUDA C++ from `kernels/` and from formulas: one text for each kernel, with nothing left to
-include.
+"""CUDA C++ from `kernels/` and from formulas: one text for each kernel, without includes.
 
 A formula goes by way of the same `Program` that NumPy runs, so both compute the same operations in
 the same order:
@@ -23,10 +22,10 @@ from mlpcore.core.losses import Objective
 from mlpcore.core.program import Program, program
 
 TYPES = {
-    "float32": "float", "float64": "double", "float16": "half_t", "bfloat16": "bfloat16_t", "bool": "bool",
-    **{f"{sign}int{bits}": name if sign == "" else f"unsigned {name}"
-       for bits, name in ((16, "short"), (32, "int"), (64, "long long")) for sign in ("", "u")},
-    "int8": "signed char", "uint8": "unsigned char",
+    "float32": "float", "float64": "double", "float16": "half_t", "bfloat16": "bfloat16_t",
+    "int8": "signed char", "int16": "short", "int32": "int", "int64": "long long",
+    "uint8": "unsigned char", "uint16": "unsigned short", "uint32": "unsigned int",
+    "uint64": "unsigned long long", "bool": "bool",
 }  # fmt: skip
 _INLINE = "  template <class C> static __device__ __forceinline__"
 _INFIX = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
@@ -35,15 +34,13 @@ _FUNCTIONS = {"abs": "absolute", "negative": "-", "copy": "", "normcdf": "normal
 
 @functools.cache
 def text(file: str, formula: str = "") -> str:
-    """The source of one file of `kernels/`, its includes in place, with a formula's struct before
-    the file itself.
-    """
+    """Return the source of a file of `kernels/`: its includes, a formula's struct, the file."""
     seen: set[str] = set()
     return f"{_inline('numbers.cuh', seen)}\n{formula}\n{_inline(file, seen)}"
 
 
 def _inline(file: str, seen: set[str]) -> str:
-    """A file with the headers it includes, each once; `#line` keeps the compiler's messages true."""
+    """Return a file with its headers in place, each once; `#line` keeps messages true."""
     if file in seen:
         return ""
     seen.add(file)
@@ -62,14 +59,11 @@ def _read(file: str) -> str:
     return cuda_slot.declarations() if file == "slot.cuh" else kernel_files.read(file)
 
 
-# -- formulas
-# ----------------------------------------------------------------------------------------------------------
+# -- formulas --
 
 
 def _statements(compiled: Program, values: Mapping[str, float] | None = None) -> str:
-    """A program's steps as C++ statements; its scalars as numbers where `values` gives them, else
-    as entries of `k`.
-    """
+    """Return a program as C++ statements, with scalars from `values`, or entries of `k`."""
     keys = list(compiled.folded)
     if values is None:
         names = {key: f"k[{i}]" for i, key in enumerate(keys)}
@@ -98,11 +92,10 @@ def _struct(*lines: str) -> str:
 
 
 def activation(sigma: Activation) -> str:
-    """The struct of an activation: `value(s)`, `gradient(g, s, z)` = g σ', and what the latter
-    reads.
+    """Return the struct of an activation: `value(s)` and `gradient(g, s, z)` = g σ'.
 
-    Of one that is bound to a learned parameter, both read `a` as well, and `by_parameter(g, s, z,
-    a)` = g ∂z/∂a.
+    It says which of s and z the gradient reads. If the activation is bound to a learned parameter,
+    both read `a` as well, and there is `by_parameter(g, s, z, a)` = g ∂z/∂a.
     """
     return _activation(sigma, sigma.a is not None)
 
@@ -127,8 +120,9 @@ def _activation(sigma: Activation, learned: bool) -> str:
 
 @functools.cache
 def loss(objective: Objective) -> str:
-    """The struct of an elementwise loss: `value(x, y, k, p)` = k ℓ and `slope(x, y, k, p)` = k
-    ∂ℓ/∂x, p of the column.
+    """Return the struct of an elementwise loss, with p of the column.
+
+    It has `value(x, y, k, p)` = k ℓ and `slope(x, y, k, p)` = k ∂ℓ/∂x.
     """
     scalars = dict(objective.scalars)
     return _struct(
@@ -139,18 +133,23 @@ def loss(objective: Objective) -> str:
 
 
 def update(
-    compiled: Program, vectors: Sequence[str], settings: Sequence[str] = (), flags: Sequence[str] = (), kept: str = "",
+    compiled: Program,
+    vectors: Sequence[str],
+    settings: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    kept: str = "",
     bounds: tuple[str, str] = ("0", "0"),
-) -> str:  # fmt: skip
-    """The struct of statements on flat vectors: `run` for one entry, `fold` for the scalars,
-    `bounds` in double.
+) -> str:
+    """Return the struct of statements on flat vectors.
+
+    It has `run` for one entry, `fold` for the scalars, and `bounds` in double.
 
     Args:
         compiled: the statements' program.
         vectors: the names of the vectors, at most four, in the order in which the kernel gets them.
         settings: scalars that `fold` reads from the slot, in their order there.
         flags: those of them that are 0 on biases.
-        kept: a vector whose entries the statements may change on the way, but which is not written.
+        kept: a vector whose entries change on the way only, and are not written; or "".
         bounds: formulas of the largest entry of the first state vector, and of the largest change.
     """
     return _update(compiled, tuple(vectors), tuple(settings), tuple(flags), kept, bounds)
@@ -158,9 +157,13 @@ def update(
 
 @functools.cache
 def _update(
-    compiled: Program, vectors: tuple[str, ...], settings: tuple[str, ...], flags: tuple[str, ...], kept: str,
+    compiled: Program,
+    vectors: tuple[str, ...],
+    settings: tuple[str, ...],
+    flags: tuple[str, ...],
+    kept: str,
     bounds: tuple[str, str],
-) -> str:  # fmt: skip
+) -> str:
     names = [*vectors, *(f"unused{i}" for i in range(4 - len(vectors)))]
     written = {out for _, _, out in compiled.instructions}
     writes = sum(1 << i for i, name in enumerate(vectors) if name in written and name != kept)
@@ -191,13 +194,14 @@ def _update(
     lines.append(
         "  static __device__ void bounds(const double* settings, double G, double reach, double& "
         "after, double& change) "
-        f"{{ {' '.join(values)} after = {_scalar(parse(bounds[0]))}; change = {_scalar(parse(bounds[1]))}; }}"
+        f"{{ {' '.join(values)} after = {_scalar(parse(bounds[0]))}; "
+        f"change = {_scalar(parse(bounds[1]))}; }}"
     )
     return _struct(*lines)
 
 
 def _scalar(node: ast.expr) -> str:
-    """A checked formula of scalars as a C++ expression in double."""
+    """Return a checked formula of scalars as a C++ expression in double."""
     match node:
         case ast.Constant(value=int() | float() as value):
             return repr(float(value))

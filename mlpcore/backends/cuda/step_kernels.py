@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mlpcore.backends.cuda import grids as launches
-from mlpcore.backends.cuda import source as cuda_source
+from mlpcore.backends.cuda import grids, source
 from mlpcore.backends.cuda.device import Launch
+from mlpcore.backends.cuda.launcher import c_type
 from mlpcore.backends.cuda.ops import CudaOps
 from mlpcore.backends.cuda.slot import (
     APPLIED,
@@ -33,25 +33,15 @@ from mlpcore.core.optimizers import Segment
 from mlpcore.core.program import Program
 
 SET_SLOT = Launch((1, 1), (128, 1))  # a thread for each word, and more
-FIRST_LOSS_SCALE, GROWTH = (
-    65536.0,
-    2000,
-)  # of float16: where the loss scale begins, steps until it doubles
+FIRST_LOSS_SCALE = 65536.0  # of float16
+GROWTH = 2000  # steps until the loss scale of float16 doubles
 
+# places of the slot's fields in its words
 _SOURCE, _ROW_STRIDE, _COLUMN_STRIDE = WORD["source"], WORD["row_stride"], WORD["column_stride"]
-_ROWS, _SOURCE_ROWS, _FIRST, _BATCH_ROW = (
-    WORD["rows"],
-    WORD["source_rows"],
-    WORD["first"],
-    WORD["batch_row"],
-)
-_BATCH_ROWS, _STEP, _ANSWER, _RESUME = (
-    WORD["batch_rows"],
-    WORD["step"],
-    WORD["answer"],
-    WORD["resume"],
-)
-_WEIGHT, _SETTINGS, _RATES = WORD["weight"], WORD["settings"], WORD["rates"]
+_ROWS, _SOURCE_ROWS, _FIRST = WORD["rows"], WORD["source_rows"], WORD["first"]
+_BATCH_ROW, _BATCH_ROWS, _STEP = WORD["batch_row"], WORD["batch_rows"], WORD["step"]
+_ANSWER, _RESUME, _WEIGHT = WORD["answer"], WORD["resume"], WORD["weight"]
+_SETTINGS, _RATES = WORD["settings"], WORD["rates"]
 
 References = Sequence[Callable[[], Array | None]]
 
@@ -70,19 +60,12 @@ def _same(references: References, sources: Sequence[Array | None]) -> bool:
 
 def _table(segments: Sequence[Segment]) -> np.ndarray:
     """Return the segments as the bytes of their structs."""
+    decays = [-1.0 if x.decay is None else x.decay for x in segments]
     rows = [
-        (
-            x.stop,
-            x.weights,
-            x.layer.frozen,
-            x.layer.rate,
-            -1.0 if x.decay is None else x.decay,
-            x.missed,
-        )
-        for x in segments
+        (x.stop, x.weights, x.layer.frozen, x.layer.rate, decay, x.missed)
+        for x, decay in zip(segments, decays, strict=True)
     ]
-    table = np.array(rows, SEGMENT)
-    return table.view(np.uint8)
+    return np.array(rows, SEGMENT).view(np.uint8)
 
 
 class StepKernels:
@@ -91,49 +74,46 @@ class StepKernels:
     Args:
         ops: the operations whose stream, device and scratch are used.
         program: the update's statements, scalars folded.
-        bounds: of what they do, as `cuda_source.update` takes them.
+        bounds: the bounds of its effect, as `source.update` takes them.
         settings: names of the scalars that the host sets, in the slot's order: rate, l1, l2, then
             the optimizer's.
         flags: those that are 0 on biases.
-        scaled: whether there is a loss scale.
+        scaled: True if there is a loss scale.
         wide: dtype of parameters, gradient and sums.
         size: of the flat vectors.
         segments: their parts, where layers have settings of their own; else none.
     """
 
     def __init__(
-        self, ops: CudaOps, program: Program, bounds: tuple[str, str], settings: Sequence[str], flags: Sequence[str],
-        scaled: bool, wide: str, size: int, segments: Sequence[Segment] = (),
-    ) -> None:  # fmt: skip
+        self,
+        ops: CudaOps,
+        program: Program,
+        bounds: tuple[str, str],
+        settings: Sequence[str],
+        flags: Sequence[str],
+        scaled: bool,
+        wide: str,
+        size: int,
+        segments: Sequence[Segment] = (),
+    ) -> None:
         assert tuple(settings[:3]) == ("rate", "l1", "l2")
         assert len(settings) <= SETTINGS, settings
-        self.ops, self.program, self.settings, self.flags, self.scaled = (
-            ops,
-            program,
-            settings,
-            flags,
-            scaled,
-        )
-        self.type = cuda_source.TYPES[wide]
-        self.wide, self.bounds, self.segments = wide, bounds, segments
-        self._grid = launches.flat(size, ops.device.multiprocessors)
+        self.ops, self.program, self.bounds = ops, program, bounds
+        self.settings, self.flags, self.scaled = settings, flags, scaled
+        self.wide, self.type, self.segments = wide, source.TYPES[wide], segments
+        self._grid = grids.flat(size, ops.device.multiprocessors)
 
     def buffers(self) -> list[Buffer]:
         """Return the arrays that these kernels share."""
         numbers = Scalar.FIRST_OF_UPDATE + max(2, len(self.segments)) * len(self.program.folded)
-        table = (len(self.segments) * SEGMENT.itemsize,)
+        table, sums = (len(self.segments) * SEGMENT.itemsize,), (2 * self._grid.grid[0],)
         own = [Buffer("segments", table, "uint8", "settings of layers")] if self.segments else []
         return [
             *own,
             Buffer("scalars", (numbers,), self.wide, "1 / Σ w, loss scale, J, penalties, update's"),
             Buffer("slot", (SLOT.itemsize,), "uint8", "addresses, sizes and rates of the step"),
             Buffer("control", (CONTROL.itemsize,), "uint8", "update count, loss scale, faults"),
-            Buffer(
-                "sums",
-                (2 * self._grid.grid[0],),
-                self.wide,
-                "of squares and penalties, two for each block",
-            ),
+            Buffer("sums", sums, self.wide, "of squares and penalties, two for each block"),
             Buffer("finished", (1,), "uint32", "blocks that have added up theirs"),
         ]
 
@@ -149,15 +129,11 @@ class StepKernels:
         self.write_control(np.zeros((), CONTROL))
         self.record = SlotRecord()
         self._pointed: References = [_nothing] * 3  # what the record's sources belong to
-        self._before: tuple[References, array.array[int], int] = (
-            self._pointed,
-            array.array("q", bytes(8 * _ROWS)),
-            0,
-        )
-        kernel = self.ops.device.kernel(cuda_source.text("updates.cu"), f"set_slot<{self.type}>")
-        self._set_slot = self.ops.device.bind(
-            kernel, SET_SLOT, (self.record.array, self.slot, self.control, self.scalars)
-        )
+        words = array.array("q", bytes(8 * _ROWS))
+        self._before: tuple[References, array.array[int], int] = self._pointed, words, 0
+        kernel = self.ops.device.kernel(source.text("updates.cu"), f"set_slot<{self.type}>")
+        arguments = self.record.array, self.slot, self.control, self.scalars
+        self._set_slot = self.ops.device.bind(kernel, SET_SLOT, arguments)
 
     def scalar(self, entry: int) -> Array:
         """Return one of the scalars, 0-d."""
@@ -177,7 +153,7 @@ class StepKernels:
     # -- before the graph --
 
     def set_values(self, values: Mapping[str, float]) -> None:
-        """Set the scalars of the optimizer's formulas, but for the rate, in the slots from here on."""
+        """Set the scalars of the optimizer's formulas, except the rate, for all slots to come."""
         for i, name in enumerate(self.settings[1:], _SETTINGS + 1):
             self.record.numbers[i] = values.get(name, 0.0)
 
@@ -189,21 +165,30 @@ class StepKernels:
             numbers[i] = rate
 
     def set_slot(
-        self, sources: Sequence[Array | None], rows: Array | None, first: int, batch_row: int, batch_rows: int, step: int,
-        answer: int, weight: float, resume: bool,
-    ) -> None:  # fmt: skip
-        """Tell the next launches what to read.
+        self,
+        sources: Sequence[Array | None],
+        rows: Array | None,
+        first: int,
+        batch_row: int,
+        batch_rows: int,
+        step: int,
+        answer: int,
+        weight: float,
+        resume: bool,
+    ) -> None:
+        """Tell the next launches which rows to read, and where to write the results.
 
         Args:
             sources: X, Y, row weights or None.
             rows: row numbers of X, or None for all in order.
             first: the entry of `rows`, or the row of X, that is row `batch_row` of the batch.
+            batch_row: as above.
             batch_rows: how much further on the next step of the same launch begins, 0 where it
                 holds one step.
             step: number of the update, from 1.
             answer: address that the results go to, or 0.
             weight: Σ w of the batch, 0 if the device is to find it.
-            resume: whether a step that has begun goes on.
+            resume: True if a step that has begun goes on.
         """
         words = self.record.words
         if not _same(self._pointed, sources):
@@ -215,8 +200,7 @@ class StepKernels:
         self._set_slot()
 
     def set_applied(self, step: int, answer: int) -> None:
-        """Tell the next launch to update by a gradient that is there: no rows, and no penalties
-        beside those that it holds.
+        """Tell the next launch to update by the caller's gradient, without rows or penalties.
 
         The penalties in the slot are 0 until `set_values` sets them anew.
 
@@ -225,9 +209,8 @@ class StepKernels:
             answer: address that the results go to.
         """
         words, numbers = self.record.words, self.record.numbers
-        words[:_SOURCE_ROWS] = memoryview(bytes(8 * _SOURCE_ROWS)).cast(
-            "q"
-        )  # the rows of before may be gone
+        # the rows of before may be gone
+        words[:_SOURCE_ROWS] = memoryview(bytes(8 * _SOURCE_ROWS)).cast("q")
         self._pointed = [_nothing] * 3
         words[_BATCH_ROWS], words[_STEP], words[_ANSWER], words[_RESUME] = 0, step, answer, APPLIED
         numbers[_WEIGHT] = 1.0
@@ -240,60 +223,45 @@ class StepKernels:
         The arrays before the last ones are remembered as well, since staged rows take turns.
         """
         words = self.record.words
-        before, self._before = (
-            self._before,
-            (self._pointed, array.array("q", words[:_ROWS]), words[_SOURCE_ROWS]),
-        )
+        last = self._pointed, array.array("q", words[:_ROWS]), words[_SOURCE_ROWS]
+        before, self._before = self._before, last
         if _same(before[0], sources):
             self._pointed, words[:_ROWS], words[_SOURCE_ROWS] = before
             return
-        for i, source in enumerate(sources):
-            if source is None:
+        for i, rows in enumerate(sources):
+            if rows is None:
                 words[_SOURCE + i] = 0
                 continue
-            item, strides = source.dtype.itemsize, source.strides
-            words[_SOURCE + i] = self.ops.device.address(source)
+            item, strides = rows.dtype.itemsize, rows.strides
+            words[_SOURCE + i] = self.ops.device.address(rows)
             words[_ROW_STRIDE + i] = strides[0] // item
             words[_COLUMN_STRIDE + i] = strides[1] // item if len(strides) > 1 else 1
         assert sources[0] is not None
         words[_SOURCE_ROWS] = len(sources[0])
-        self._pointed = [_nothing if source is None else weakref.ref(source) for source in sources]
+        self._pointed = [_nothing if rows is None else weakref.ref(rows) for rows in sources]
 
     # -- in the graph --
 
-    def gather(self, source: str, out: Array, first: int) -> None:
-        """Set out to rows first … first + len(out) of the batch's X, whose dtype is `source`."""
-        m, n = out.shape
-        layer = {"uint16": "bfloat16"}.get(out.dtype.name, out.dtype.name)
-        width = max(np.dtype(source).itemsize, out.dtype.itemsize)
-        tiled = launches.tiles(
-            m, n, launches.vector_width(n, width), self.ops.device.multiprocessors
-        )
-        name = f"gather<{cuda_source.TYPES[np.dtype(source).name]}, {cuda_source.TYPES[layer]}, {tiled.vector}>"
+    def gather(self, dtype: str, out: Array, first: int) -> None:
+        """Set out to rows first … first + len(out) of the batch's X, whose dtype is given."""
+        (m, n), device = out.shape, self.ops.device
+        width = max(np.dtype(dtype).itemsize, out.dtype.itemsize)
+        tiled = grids.tiles(m, n, grids.vector_width(n, width), device.multiprocessors)
+        name = f"gather<{source.TYPES[np.dtype(dtype).name]}, {c_type(out)}, {tiled.vector}>"
         self.ops.launch(
-            cuda_source.text("gather.cu"),
-            name,
-            tiled.launch,
-            self.slot,
-            out,
-            self.control,
-            first,
-            m,
-            n,
+            source.text("gather.cu"), name, tiled.launch, self.slot, out, self.control, first, m, n
         )
 
-    def sum_weights(self, source: str, rows: int) -> None:
-        """Put 1 / Σ w of the batch's rows into the scalars."""
-        launch = launches.flat(rows, self.ops.device.multiprocessors)
+    def sum_weights(self, dtype: str, rows: int) -> None:
+        """Set the scale to 1 / Σ w of the batch's rows, whose weights have this dtype."""
+        launch = grids.flat(rows, self.ops.device.multiprocessors)
         partials, counters = self.ops.partials(launch.grid[0], 1, self.wide)
-        name = f"sum_weights<{cuda_source.TYPES[np.dtype(source).name]}, {self.type}>"
-        scale = self.scalar(Scalar.SCALE)
         self.ops.launch(
-            cuda_source.text("gather.cu"),
-            name,
+            source.text("gather.cu"),
+            f"sum_weights<{source.TYPES[np.dtype(dtype).name]}, {self.type}>",
             launch,
             self.slot,
-            scale,
+            self.scalar(Scalar.SCALE),
             partials,
             counters,
             self.control,
@@ -302,42 +270,62 @@ class StepKernels:
 
     def recast(self, parameters: Array, low: Array) -> None:
         """Make the low-precision copy of the parameters anew."""
-        launch = launches.flat(parameters.size, self.ops.device.multiprocessors)
-        self._launch(
-            f"recast<{self.type}, {self._low(low)}>", launch, parameters, low, parameters.size
-        )
+        launch = grids.flat(parameters.size, self.ops.device.multiprocessors)
+        name = f"recast<{self.type}, {c_type(low)}>"
+        self._launch(name, launch, parameters, low, parameters.size)
 
     def update(
-        self, arrays: Mapping[str, Array], low: Array | None, weights: int, clip_norm: float, tolerant: bool
-    ) -> None:  # fmt: skip
-        """Take norm and finite test of the penalised gradient, and update unless a fault forbids
-        it.
+        self,
+        arrays: Mapping[str, Array],
+        low: Array | None,
+        weights: int,
+        clip_norm: float,
+        tolerant: bool,
+    ) -> None:
+        """Take norm and finite test of the penalised gradient, and update unless there is a fault.
+
+        Args:
+            arrays: parameters, gradient and state vectors, by name.
+            low: the low-precision copy of the parameters, or None.
+            weights: entries of the vectors that are weights.
+            clip_norm: the largest norm of the gradient.
+            tolerant: True if an update that is not finite is skipped.
         """
         w, g = arrays["w"], arrays["g"]
         first, second = [*list(arrays.values())[2:], None, None][:2]
-        formula = cuda_source.update(
-            self.program, list(arrays), self.settings, self.flags, "g", self.bounds
-        )
-        self.ops.launch(
-            cuda_source.text("updates.cu", formula), f"prepare_update<{self.type}, Formula>", self._grid,
-            self.slot, self.control, self.scalars, w, g, first, second, self._sums, self._finished,
-            float(clip_norm), np.int32(self.scaled), GROWTH, np.int32(tolerant), self._segments, np.int32(len(self.segments)),
-            weights, w.size,
-        )  # fmt: skip
-        k = self.scalars[Scalar.FIRST_OF_UPDATE :]
         names, flags = tuple(self.settings), tuple(self.flags)
+        formula = source.update(self.program, list(arrays), names, flags, "g", self.bounds)
+        self.ops.launch(
+            source.text("updates.cu", formula),
+            f"prepare_update<{self.type}, Formula>",
+            self._grid,
+            self.slot,
+            self.control,
+            self.scalars,
+            w,
+            g,
+            first,
+            second,
+            self._sums,
+            self._finished,
+            float(clip_norm),
+            np.int32(self.scaled),
+            GROWTH,
+            np.int32(tolerant),
+            self._segments,
+            np.int32(len(self.segments)),
+            weights,
+            w.size,
+        )
+        k = self.scalars[Scalar.FIRST_OF_UPDATE :]
         self.ops.update(
             self.program, arrays, k, low, weights, self.control, names, flags, "g", self._segments
         )
 
     def randomize(self, array: Array, seed: int) -> None:
         """Fill the array with numbers in [-1, 1), so that what is timed runs on data."""
-        launch = launches.flat(array.size, self.ops.device.multiprocessors)
-        self._launch(f"randomize<{self._low(array)}>", launch, array, array.size, np.uint32(seed))
+        launch = grids.flat(array.size, self.ops.device.multiprocessors)
+        self._launch(f"randomize<{c_type(array)}>", launch, array, array.size, np.uint32(seed))
 
     def _launch(self, name: str, launch: Launch, *arguments: object) -> None:
-        self.ops.launch(cuda_source.text("updates.cu"), name, launch, *arguments)
-
-    @staticmethod
-    def _low(array: Array) -> str:
-        return cuda_source.TYPES[{"uint16": "bfloat16"}.get(array.dtype.name, array.dtype.name)]
+        self.ops.launch(source.text("updates.cu"), name, launch, *arguments)

@@ -1,6 +1,4 @@
-"""The BLAS under NumPy: how many threads it uses, which kernels, and a limit for the time that
-workers share the cores.
-"""
+"""The BLAS under NumPy: its threads, its kernels, and a limit while workers share the cores."""
 
 from __future__ import annotations
 
@@ -14,18 +12,16 @@ from typing import Any
 from mlpcore.backends import machine
 
 _lock = threading.Lock()
-_found: list[
-    int
-] = []  # threads that the first of nested limits found, a number a library; empty outside
-_limits: dict[
-    object, tuple[int, int]
-] = {}  # count and thread of each block under way, for the whole process
+# threads that the first of nested limits found, a number a library; empty outside
+_found: list[int] = []
+# count and thread of each block under way, for the whole process
+_limits: dict[object, tuple[int, int]] = {}
 NOTHING: AbstractContextManager[object] = nullcontext()
 
 
 @functools.cache
 def _libraries() -> list[Any]:
-    """The BLAS that NumPy brought along, or, where it uses one of the system, all that are loaded."""
+    """Return NumPy's own BLAS, or all that are loaded where it uses one of the system."""
     import threadpoolctl
 
     every = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
@@ -84,7 +80,7 @@ def within_cpus() -> AbstractContextManager[object]:
 
 @functools.cache
 def _exceeds() -> bool:
-    """Return whether BLAS would use more threads than there are CPUs for it. Found out once."""
+    """Return whether BLAS would use more threads than there are usable CPUs; found out once."""
     return most() > machine.usable_cpus()
 
 
@@ -105,7 +101,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def describe() -> list[dict[str, Any]]:
-    """Each BLAS loaded: library, version, kernel family, threads."""
+    """Return library, version, kernel family and threads of each BLAS that is loaded."""
     import threadpoolctl
 
     keys = ("internal_api", "version", "architecture", "num_threads", "filepath")
@@ -117,7 +113,7 @@ def describe() -> list[dict[str, Any]]:
 
 
 def pin() -> str | None:
-    """How the environment pins OpenBLAS to other kernels than it would choose itself, or None."""
+    """Return the variables that pin OpenBLAS to other kernels than its own choice, or None."""
     pins = [
         f"{name}={os.environ[name]}"
         for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")

@@ -1,0 +1,50 @@
+"""The CPU as a `core.device.Device`: NumPy's arrays and NumPy's BLAS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mlpcore.backends import machine
+from mlpcore.backends.numpy import blas
+from mlpcore.backends.numpy.ops import NumpyOps
+from mlpcore.checks import arrays
+from mlpcore.core.ops import Array, Ops
+
+
+class HostDevice:
+    """The CPU; every array that it is given is NumPy's already."""
+
+    name = "cpu"
+    xp: Any = np
+    captures = False
+    active = staticmethod(blas.within_cpus)
+    adopt = staticmethod(arrays.host_array)
+
+    def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
+        """Return the class of NumPy's operations: no algorithm is chosen here."""
+        return NumpyOps
+
+    def free_bytes(self) -> int:
+        """Return the memory that the system and this process's control groups leave."""
+        free = machine.free_memory()
+        if free is None:
+            raise ValueError(
+                "memory_limit: this system does not say how much memory is free; give bytes, or "
+                "text such as '2 GiB'"
+            )
+        return free
+
+    def holds(self, array: Array) -> bool:
+        """Return True."""
+        return True
+
+    def to_device(self, array: Array) -> Array:
+        """Return the array itself."""
+        return array
+
+    def to_host(self, array: Array) -> Array:
+        """Return the array itself."""
+        return array
