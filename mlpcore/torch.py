@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mlpcore.engine import passes
 from mlpcore.mlp import MLP
 
 __all__ = ["Module"]
@@ -115,7 +116,7 @@ class Module(torch.nn.Module):
         elif torch.is_grad_enabled() and (rows.requires_grad or self.flat.requires_grad):
             output = _Rows.apply(rows, self.flat, net)
         else:
-            output = net._outputs(rows.detach(), None, net.activations)
+            output = passes.outputs(net, rows.detach())
         shaped: torch.Tensor = output.reshape(*X.shape[:-1], output.shape[-1])
         return shaped
 
