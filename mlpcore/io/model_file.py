@@ -30,7 +30,8 @@ LARGEST = 100_000_000  # bytes of a header that the safetensors library reads
 DEEPEST = 100  # levels of a header: JSON's readers stop at some depth of the stack
 TYPES = {
     "float16": "F16", "float32": "F32", "float64": "F64", "bfloat16": "BF16", "bool": "BOOL",
-    **{f"{sign}int{bits}": f"{letter}{bits}" for sign, letter in (("", "I"), ("u", "U")) for bits in (8, 16, 32, 64)},
+    "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
+    "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
 }  # fmt: skip
 
 
