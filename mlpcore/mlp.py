@@ -13,11 +13,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlpcore.backends import devices
-from mlpcore.checks import arrays, values
+from mlpcore.checks import values
 from mlpcore.checks.errors import DeviceUnavailable
 from mlpcore.core.architecture import Architecture, initial_parameters
 from mlpcore.core.network import Cache, Gradient, Network
@@ -54,7 +53,7 @@ class MLP(Network):
         W, b: tuples of views of `parameters`, index 0 None. `net.W[1][...] = …` writes into the
             network. A tied W[4] is the view W[1].T of the one matrix there is.
         a: a tuple of views of the activations' learned parameters, a[l] (1,) or (n_l,), None where
-            there is none.
+            there are none.
         parameters: the flat vector, all W, then all b, then all a.
         predicts_1d: whether `predict` and `logits` return (m,) in place of (m, 1); a trainer sets
             it by the Y that it is given.
@@ -83,7 +82,6 @@ class MLP(Network):
         chosen = devices.choose(device)
         flat = initial_parameters(architecture, init, values.seed(seed))
         super().__init__(architecture, chosen, devices.to_device(chosen, flat))
-        self._predicts_1d = False
 
     @classmethod
     def _build(
@@ -124,21 +122,6 @@ class MLP(Network):
         flat: Array = devices.to_host(self.device, self.store.flat)
         return flat
 
-    @property
-    def predicts_1d(self) -> bool:
-        """Whether `predict` returns (m,): at first False, then as Y of the last training step was.
-
-        A residual y - predict(X) of y (m,) and a prediction (m, 1) would be (m, m), without an
-        error.
-        """
-        return self._predicts_1d
-
-    @predicts_1d.setter
-    def predicts_1d(self, value: bool) -> None:
-        if values.boolean(value, "predicts_1d") and self.sizes[-1] != 1:
-            raise ValueError(f"predicts_1d must be False: the network has {self.sizes[-1]} outputs")
-        self._predicts_1d = bool(value)
-
     def __repr__(self) -> str:
         hidden = ", ".join(
             str(a.spec) if isinstance(a.spec, tuple) else a.name
@@ -156,56 +139,12 @@ class MLP(Network):
 
     forward = passes.forward
     backward = passes.backward
+    predict = passes.predict
+    logits = passes.logits
     jvp = derivatives.jvp
     vjp = derivatives.vjp
     hvp = derivatives.hvp
     gnvp = derivatives.gnvp
-
-    def predict(
-        self,
-        X: ArrayLike,
-        chunk_rows: int | None = None,
-        *,
-        memory_limit: float | str | None = None,
-    ) -> Array:
-        """Return Z[L] of the rows of X, computed by chunks: memory grows with the result alone.
-
-        It is (m, n_L); (m,) where the network has one output and was trained on a 1-D Y, see
-        `predicts_1d`. It comes back in the array library of X (NumPy, CuPy, PyTorch, JAX, …) and on
-        its device, in the network's dtype. Pages of a mapped file (`np.memmap`) that have been read
-        are given back to the system.
-
-        Args:
-            X: (m, n_0).
-            chunk_rows: so many rows at a time; None: as many as 8 MiB hold, on a GPU 256 MiB.
-            memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5),
-                that the arrays of this call, its result and the parameters may take together; makes
-                the chunks smaller.
-
-        Raises:
-            TypeError, ValueError: X is not numeric, empty, or has another number of columns;
-                chunk_rows < 1.
-            MemoryError: `memory_limit` cannot be kept; names the largest arrays.
-        """
-        output = passes.outputs(self, X, chunk_rows, memory_limit)
-        return output.reshape(-1) if self._predicts_1d else output
-
-    def logits(
-        self,
-        X: ArrayLike,
-        chunk_rows: int | None = None,
-        *,
-        memory_limit: float | str | None = None,
-    ) -> Array:
-        """Return S[L], the input of the output activation, in the shape that `predict` returns.
-
-        Before softmax these are log-probabilities up to a number for each row, before sigmoid
-        (a = 1) log-odds: with digits left where a probability is rounded to 0 or 1.
-
-        Args, Raises: as `predict`.
-        """
-        output = passes.outputs(self, X, chunk_rows, memory_limit, logits=True)
-        return output.reshape(-1) if self._predicts_1d else output
 
     # -- copies and files
 
@@ -238,7 +177,7 @@ class MLP(Network):
 
         Args:
             path: of the file.
-            tensors: arrays to store beside the parameters, by name.
+            tensors: arrays to store with the parameters, by name.
             about: what else to remember, as far as JSON can hold it and gives it back equal, but
                 for tuples, which become lists: at most 100,000,000 bytes of it, in at most 100
                 levels.
@@ -251,7 +190,7 @@ class MLP(Network):
         network_file.write(path, self.header(), self._to_host(), tensors, about)
 
     def header(self) -> dict[str, Any]:
-        """Return what a file says of the network beside its parameters, of types that JSON has."""
+        """Return the entries about the network in a file's header, of types that JSON has."""
         return network_file.describe(self.architecture, self.predicts_1d)
 
     def to_onnx(
@@ -281,20 +220,15 @@ class MLP(Network):
             OSError: the file cannot be written, or there is one that is no ONNX file; what was
                 there before is intact.
         """
-        given: dict[str, tuple[Any, int]] = {
-            "mean": (mean, self.sizes[0]),
-            "scale": (scale, self.sizes[0]),
-            "target_mean": (target_mean, self.sizes[-1]),
-            "target_scale": (target_scale, self.sizes[-1]),
+        given = {
+            "mean": mean,
+            "scale": scale,
+            "target_mean": target_mean,
+            "target_scale": target_scale,
         }
-        rows = {
-            name: None
-            if value is None
-            else arrays.row_of(value, n, name, adopt=devices.adopt_on_host)
-            for name, (value, n) in given.items()
-        }
+        rows = onnx_file.as_rows(self.sizes, given, devices.adopt_on_host)
         kinds.require_replaceable(values.path(path), ("onnx",))
-        onnx_file.write(path, self.layout, self.activations, self._to_host(), rows, about or {})
+        onnx_file.write(path, self.architecture, self._to_host(), rows, about or {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> MLP:

@@ -112,7 +112,7 @@ def initial_parameters(architecture: Architecture, init: object, seed: int) -> N
         seed: of the generator.
 
     Raises:
-        TypeError, ValueError: `init` is none of these.
+        TypeError, ValueError: `init` is not one of these.
         MemoryError: there is no memory for the vector.
     """
     rule = values.one_of(init, "init", ("auto", *activation_sheet.INITIAL, "zeros"))

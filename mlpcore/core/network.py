@@ -18,10 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
-from mlpcore.checks import arrays
+from mlpcore.checks import arrays, values
 from mlpcore.core import backprop, differentials
 from mlpcore.core.activations import Activation, bind, resolve
 from mlpcore.core.architecture import Architecture
@@ -54,11 +53,13 @@ class Network:
         activations: of the layers, index 0 None.
         dtype: of the parameters.
         device: name of the device.
+        predicts_1d: whether predictions are (m,) in place of (m, 1).
     """
 
     def __init__(self, architecture: Architecture, device: str, flat: Any) -> None:
         self.layout, self.activations, self.dtype = architecture
         self.device = device
+        self._predicts_1d = False
         self._set(flat)
 
     def _set(self, flat: Any) -> None:
@@ -113,6 +114,21 @@ class Network:
         """Layers without a matrix of their own, as they were given: `{4: "1.T"}`."""
         return self.architecture.tied
 
+    @property
+    def predicts_1d(self) -> bool:
+        """Whether `predict` returns (m,): at first False, then as Y of the last training step was.
+
+        A residual y - predict(X) of y (m,) and a prediction (m, 1) would be (m, m), without an
+        error.
+        """
+        return self._predicts_1d
+
+    @predicts_1d.setter
+    def predicts_1d(self, value: bool) -> None:
+        if values.boolean(value, "predicts_1d") and self.sizes[-1] != 1:
+            raise ValueError(f"predicts_1d must be False: the network has {self.sizes[-1]} outputs")
+        self._predicts_1d = bool(value)
+
     def cut(self, flat: Any) -> Views:
         """Return the views of a flat vector that is laid out as the parameters."""
         return Views(*self.layout.views(flat), self.layout.slopes(flat))
@@ -137,7 +153,7 @@ class Network:
 def under_loss(
     activations: Sequence[Activation | None], matched: bool
 ) -> tuple[Activation | None, ...]:
-    """Return the activations that a pass applies: a matched loss reads S[L] in place of Z[L]."""
+    """Return a pass's activations, the last one the identity where the loss reads S[L] itself."""
     return (*activations[:-1], IDENTITY) if matched else tuple(activations)
 
 
@@ -154,8 +170,8 @@ class Pass:
         W, b: the parameters' views.
         activations: of the layers, bound to their learned parameters; see `under_loss`.
         X: Z[0].
-        array: returns the memory of an array: `array("Z", l)`, likewise "S", "dS" and "dZ". It is
-            asked only for those that share no other's.
+        array: returns the memory of S[l], Z[l], dS[l] or dZ[l], called as `array("Z", l)`, for
+            those alone that share no other's.
         apart: whether every S has memory of its own.
 
     Attributes:
@@ -238,11 +254,27 @@ class Pass:
         D, E = self.Z, self.dZ
         if top is not None:
             D, E = [*D[:-1], top[0]], [*E[:-1], top[1]]
-        gW, gb, ga = gradient
         W, _, activations, S, Z, dS, dZ = self._arrays()
         differentials.backward(
-            self.ops, W, activations, S, Z, dS, dZ, G, H, D, E, gW, gb, repeats, dW, accumulate, ga, da
-        )  # fmt: skip
+            self.ops,
+            W,
+            activations,
+            S,
+            Z,
+            dS,
+            dZ,
+            G,
+            H,
+            D,
+            E,
+            gradient.W,
+            gradient.b,
+            repeats,
+            dW,
+            accumulate,
+            gradient.a,
+            da,
+        )
 
     def _arrays(self) -> tuple[Any, ...]:
         return self.W, self.b, self.activations, self.S, self.Z, self.dS, self.dZ

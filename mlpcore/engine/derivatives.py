@@ -52,8 +52,9 @@ def jvp(
     chunk_rows: int | None = None,
     memory_limit: float | str | None = None,
 ) -> Tangent:
-    """The output, and its differential dZ = (∂Z/∂X) dX + (∂Z/∂parameters) dparameters:
-    `(output, tangent)`, (m, n_L) each.
+    """Return the output and its differential: `(output, tangent)`, (m, n_L) each.
+
+    The differential is dZ = (∂Z/∂X) dX + (∂Z/∂parameters) dparameters.
 
     Args:
         X: (m, n_0).
@@ -96,9 +97,9 @@ def vjp(
     chunk_rows: int | None = None,
     memory_limit: float | str | None = None,
 ) -> Cotangent:
-    """The gradient of ⟨V, Z⟩ by the parameters and by X: `(parameters, X)`, flat and (m, n_0).
+    """Return the gradient of ⟨V, Z⟩ by parameters and X: `(parameters, X)`, flat and (m, n_0).
 
-    With dX and dV that of ⟨V, Z⟩ + ⟨dV, dZ⟩, where dZ = (∂Z/∂X) dX: what a loss with targets
+    With dX and dV it is that of ⟨V, Z⟩ + ⟨dV, dZ⟩, where dZ = (∂Z/∂X) dX: what a loss with targets
     for a derivative needs, with V = ∂J/∂Z and dV = ∂J/∂dZ. dX itself counts as fixed.
 
     Args:
@@ -150,8 +151,9 @@ def hvp(
     chunk_rows: int | None = None,
     memory_limit: float | str | None = None,
 ) -> Array:
-    """(∂²J/∂parameters²) v, exact, with J the mean loss over the rows as in `Trainer.step`
-    without penalties; flat.
+    """Return the exact Hessian-vector product (∂²J/∂parameters²) v, flat.
+
+    J is the mean loss over the rows as in `Trainer.step`, without penalties.
 
     Args:
         X, Y, sample_weight: the batch, as in `Trainer.step`.
@@ -180,11 +182,10 @@ def gnvp(
     chunk_rows: int | None = None,
     memory_limit: float | str | None = None,
 ) -> Array:
-    """The Gauss-Newton product (∂x/∂parameters)ᵀ (∂²J/∂x²) (∂x/∂parameters) v, arguments as in
-    `hvp`; flat.
+    """Return the Gauss-Newton product (∂x/∂parameters)ᵀ (∂²J/∂x²) (∂x/∂parameters) v, flat.
 
-    x is what the loss reads: S[L] where it and the output match (softmax and cross_entropy),
-    else Z[L]. Schraudolph 2002.
+    x is S[L] where loss and output match (softmax and cross_entropy), else Z[L]. Arguments as in
+    `hvp`. Schraudolph 2002.
     """
     size = Size(chunk_rows, memory_limit)
     return _curvature_product(net, X, Y, v, loss, sample_weight, size, exact=False)
@@ -279,7 +280,7 @@ def _result(net: Network, source: Array, columns: int, name: str) -> Buffer:
 
 
 def _new(net: Network, source: Array, result: Buffer) -> Array:
-    """Return the array that a result goes to: on the host if X lies there."""
+    """Return a new array for a result: on the host if X is there."""
     xp = np if arrays.on_host(source) else devices.module(net.device)
     array: Array = xp.empty(result.shape, result.dtype)
     return array

@@ -96,7 +96,7 @@ def _require_probabilities(Z: Array, Y: Array, classes: bool) -> None:
 def _cross_entropy(
     xp: Any, Z: Array, Y: Array, loss: loss_sheet.Loss, k: Array
 ) -> tuple[float, Array]:
-    """Return -Σ k y log z from probabilities, and G = -k y / z; a trainer evaluates it from S[L]."""
+    """Return -Σ k y log z and G = -k y / z, from probabilities; training takes S[L] instead."""
     hot = mixed(loss, Y, Z.shape[1], Z.dtype, xp)
     least = xp.maximum(Z, np.finfo(Z.dtype).tiny)
     return float(-xp.sum(k * hot * xp.log(least), dtype=np.float64)), -k * hot / least

@@ -43,7 +43,7 @@ class Size(NamedTuple):
             net: the network, whose parameters count.
             rows: of X.
             chosen: rows of a chunk.
-            fixed: the arrays beside those of a chunk.
+            fixed: the call's arrays that are not a chunk's.
             chunk: lists the arrays of a chunk of so many rows.
 
         Raises:

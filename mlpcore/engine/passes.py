@@ -131,6 +131,54 @@ def _require_own(net: Network, cache: Cache) -> None:
 # -- predictions
 
 
+def predict(
+    net: Network,
+    X: ArrayLike,
+    chunk_rows: int | None = None,
+    *,
+    memory_limit: float | str | None = None,
+) -> Array:
+    """Return Z[L] of the rows of X, computed by chunks: memory grows with the result alone.
+
+    It is (m, n_L); (m,) where the network has one output and was trained on a 1-D Y, see
+    `predicts_1d`. It comes back in the array library of X (NumPy, CuPy, PyTorch, JAX, …) and on
+    its device, in the network's dtype. Pages of a mapped file (`np.memmap`) that have been read
+    are given back to the system.
+
+    Args:
+        X: (m, n_0).
+        chunk_rows: so many rows at a time; None: as many as 8 MiB hold, on a GPU 256 MiB.
+        memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5),
+            that the arrays of this call, its result and the parameters may take together; makes
+            the chunks smaller.
+
+    Raises:
+        TypeError, ValueError: X is not numeric, empty, or has another number of columns;
+            chunk_rows < 1.
+        MemoryError: `memory_limit` cannot be kept; names the largest arrays.
+    """
+    output = outputs(net, X, chunk_rows, memory_limit)
+    return output.reshape(-1) if net.predicts_1d else output
+
+
+def logits(
+    net: Network,
+    X: ArrayLike,
+    chunk_rows: int | None = None,
+    *,
+    memory_limit: float | str | None = None,
+) -> Array:
+    """Return S[L], the input of the output activation, in the shape that `predict` returns.
+
+    Before softmax these are log-probabilities up to a number for each row, before sigmoid
+    (a = 1) log-odds: with digits left where a probability is rounded to 0 or 1.
+
+    Args, Raises: as `predict`.
+    """
+    output = outputs(net, X, chunk_rows, memory_limit, logits=True)
+    return output.reshape(-1) if net.predicts_1d else output
+
+
 def outputs(
     net: Network,
     X: ArrayLike,

@@ -35,7 +35,7 @@ class RowChunks:
         keeps: how much a backward pass needs: 0 none comes, 1 every Z[l], 2 every dS[l] and dZ[l],
             too.
         size: rows of a chunk, and the limit.
-        fixed: the arrays of the call beside these, for the plan.
+        fixed: the call's other arrays, for the plan.
         objective: the loss on top, if there is one.
 
     Attributes:
@@ -84,12 +84,8 @@ class RowChunks:
 
     def _buffers(self, rows: int) -> list[Buffer]:
         """Return the arrays of chunks of `rows` rows; two layers suffice for no backward pass."""
-        sizes, dtype, wide, keeps = (
-            self.net.sizes,
-            self.net.dtype.name,
-            max(self.net.sizes),
-            self.keeps,
-        )
+        sizes, dtype, keeps = self.net.sizes, self.net.dtype.name, self.keeps
+        wide = max(sizes)
         shapes: dict[str, tuple[int, ...]] = {
             "X": (rows, sizes[0]),
             "dX": (rows, sizes[0]),
@@ -125,7 +121,12 @@ class RowChunks:
             yield part, m
 
     def _arrays_of(self, m: int) -> Callable[[str, int], Array]:
-        """Return the finder of a pass's arrays; one object for one memory: backends tell by that."""
+        """Return the function that finds a pass's arrays of m rows.
+
+        Without a second backward pass the layers take turns in two memories of dZ, without any in
+        two of Z and one of S. Arrays of the same
+        memory are one object, by which backends know it.
+        """
         views: dict[tuple[str, int], Array] = {}
         kept = {"Z": self.keeps > 0, "S": self.keeps > 0, "dS": True, "dZ": self.keeps == 2}
 
@@ -191,7 +192,7 @@ class RowChunks:
 
 @functools.lru_cache(64)
 def _bent(objective: loss_sheet.Objective, p: float | None = None) -> Activation:
-    """Return the loss as an activation whose slope is the loss's curvature, of columns of weight p."""
+    """Return an activation whose slope is the loss's curvature, in columns of weight p."""
     numbers = dict(objective.scalars) | ({} if p is None else {"p": p})
     written = {key: f"T({value!r})" for key, value in numbers.items()}
     formula = formulas.substitute(objective.curvature, {**written, "x": "s", "y": "z"})
@@ -237,6 +238,6 @@ class GradientSum:
 
 
 def to_device(net: Network, array: Array, dtype: np.dtype[Any]) -> Array:
-    """Return an array in this dtype, row-major, on the network's device; cast where it comes from."""
+    """Return an array, cast where it comes from, row-major, on the network's device."""
     moved: Array = devices.to_device(net.device, array.astype(dtype, order="C", copy=False))
     return moved

@@ -1,8 +1,8 @@
-"""Files that are whole or not there: written beside their place, forced to the disk, then renamed.
+"""Files that are whole or not there: written under another name, forced to the disk, renamed.
 
     .name.xxxxxxxx.part  →  name      at the end; a digest stands for a long name
 
-A process that is killed leaves such a file behind; the next one that writes `name` removes it. A
+A process that is killed leaves such a file; the next one that writes `name` removes it. A
 writer holds a lock on its own, which ends with the process (`claims.py`). A training locks its file
 in place as well (`claimed`).
 """

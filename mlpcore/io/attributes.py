@@ -21,7 +21,7 @@ class Attributes(NamedTuple):
 
 
 def attributes_of(target: Path) -> Attributes | None:
-    """Return the attributes of a file; None if there is none."""
+    """Return the attributes of a file; None if it does not exist."""
     try:
         status = os.stat(target)
     except FileNotFoundError:

@@ -86,7 +86,7 @@ def _lock_patiently(target: Path, how: str) -> Lock:
 
 
 def identity(file: Path | int) -> Identity | None:
-    """Return device and inode of a file; None if there is none."""
+    """Return device and inode of a file; None if it does not exist."""
     try:
         status = os.stat(file)
     except FileNotFoundError:

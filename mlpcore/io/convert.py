@@ -132,7 +132,7 @@ def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def _spec(module: Any, place: str, n: int) -> Any:
-    """Return our activation that equals PyTorch's, behind a layer of n outputs."""
+    """Return our activation that equals PyTorch's, after a layer of n outputs."""
     if _kind(module) == "PReLU" and module.num_parameters not in (1, n):
         raise ValueError(
             f"{place}: {module!r} has no place behind {n} outputs: its num_parameters must be 1 or "

@@ -91,7 +91,7 @@ def _safetensors(path: str | os.PathLike[str], beginning: bytes) -> Kind:
     if "mlpcore" not in metadata:
         return Kind("safetensors", "a safetensors file of another library")
     try:
-        header = model_file.parsed(path, metadata)
+        header = model_file.parse_header(path, metadata)
     except model_file.NewerVersion:
         return Kind("newer", "a model of a newer mlpcore")
     except ValueError:
