@@ -13,18 +13,19 @@ from typing import Any
 
 import torch
 
+from mlpcore.engine import passes
 from mlpcore.mlp import MLP
 
 __all__ = ["Module"]
 
 
 def _shared(tensor: torch.Tensor) -> bool:
-    """Return whether it lies in memory that processes share; on a GPU all does."""
+    """Return whether a host tensor is in memory that processes share; on a GPU all memory is."""
     return bool(tensor.device.type == "cpu" and tensor.is_shared())
 
 
 class _Rows(torch.autograd.Function):
-    """Z[L] of rows (m, n_0), and the recurrences backward for whatever G autograd brings."""
+    """The output Z[L] of rows (m, n_0), and the backward recurrences for the G of autograd."""
 
     @staticmethod
     def forward(ctx: Any, X: torch.Tensor, flat: torch.Tensor, net: MLP) -> torch.Tensor:
@@ -41,23 +42,20 @@ class _Rows(torch.autograd.Function):
                 "mlpcore.torch.Module has first derivatives only, no create_graph=True; see "
                 "net.vjp and net.hvp"
             )
-        _ = (
-            ctx.saved_tensors
-        )  # the cache is the same memory: this raises if any was written into meanwhile
+        # the cache is the same memory: this raises if any was written into meanwhile
+        _ = ctx.saved_tensors
         gradient = ctx.net.backward(ctx.cache, G, input_gradient=ctx.needs_input_grad[0])
         by_X = torch.from_dlpack(gradient.X) if ctx.needs_input_grad[0] else None
         return by_X, torch.from_dlpack(gradient.flat), None
 
 
 class Module(torch.nn.Module):
-    """A network as a PyTorch module: `torch.nn.Sequential(torch.nn.Linear(8, 4),
-    mlpcore.torch.Module(net))`.
+    """A network as a PyTorch module: `torch.nn.Sequential(linear, mlpcore.torch.Module(net))`.
 
     X is (…, n_0), on the network's device; the output is (…, n_L), in the network's dtype.
-    Gradients flow to `flat` and to X,
-    once: for second derivatives there are `net.jvp`, `net.vjp` and `net.hvp`. `.to(device)`,
-        `.double()` and `.share_memory()`
-    replace `net` by a copy, as `net.to` does.
+    Gradients flow to `flat` and to X, once: for second derivatives there are `net.jvp`, `net.vjp`
+    and `net.hvp`. `.to(device)`, `.double()` and `.share_memory()` replace `net` by a copy, as
+    `net.to` does.
 
     Args:
         net: the network; trained in place.
@@ -67,7 +65,7 @@ class Module(torch.nn.Module):
         flat: a `torch.nn.Parameter`, all W, all b and all a, in the memory of `net.parameters`.
 
     Raises:
-        TypeError: `net` is no `mc.MLP`.
+        TypeError: `net` is not an `mc.MLP`.
     """
 
     def __init__(self, net: MLP) -> None:
@@ -79,19 +77,19 @@ class Module(torch.nn.Module):
         self.flat = torch.nn.Parameter(self._memory)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A parameter that is put in the place of `flat` is the network's from the next call on."""
+        """Make a parameter that replaces `flat` the network's, from the next call on."""
         super().__setattr__(name, value)
         if name == "flat" and isinstance(value, torch.nn.Parameter):
             self._own = (value,)  # in a tuple, so that PyTorch does not register it twice
 
     def forward(self, X: torch.Tensor) -> torch.Tensor:
-        """Z[L] of the rows of X.
+        """Return Z[L] of the rows of X.
 
         Raises:
             TypeError, ValueError: X is no tensor, lies on another device, or has another last axis
                 than n_0; `flat` has another shape than `net.parameters`.
         """
-        if torch.compiler.is_compiling():  # a compiled model calls this layer as it is
+        if torch.compiler.is_compiling():  # a compiled model calls this layer uncompiled
             called: torch.Tensor = torch.compiler.disable(self._forward)(X)
             return called
         return self._forward(X)
@@ -115,17 +113,16 @@ class Module(torch.nn.Module):
         elif torch.is_grad_enabled() and (rows.requires_grad or self.flat.requires_grad):
             output = _Rows.apply(rows, self.flat, net)
         else:
-            output = net._outputs(rows.detach(), None, net.activations)
+            output = passes.outputs(net, rows.detach())
         shaped: torch.Tensor = output.reshape(*X.shape[:-1], output.shape[-1])
         return shaped
 
     def _net(self) -> MLP:
-        """The network with `flat` as its parameters: `net`, or a copy where torch.func put another
-        tensor there for one call.
+        """Return the network with `flat` as its parameters.
 
-        Other memory that the module's own parameter got (`flat.data = …`, `vector_to_parameters`)
-        is copied into the network's, but for memory that processes share: that becomes the
-        network's.
+        It is `net`, or a copy where torch.func put another tensor there for one call. Other memory
+        that the module's own parameter got (`flat.data = …`, `vector_to_parameters`) is copied into
+        the network's; memory that processes share becomes the network's.
         """
         with torch.inference_mode(False):  # what is made in inference mode could train no more
             given, memory = self.flat.detach(), torch.from_dlpack(self.net.parameters)
@@ -135,8 +132,10 @@ class Module(torch.nn.Module):
                     f"{tuple(memory.shape)}"
                 )
             if given.device != memory.device:
-                raise ValueError(f"flat lies on {given.device}, the network on {memory.device}: use DistributedDataParallel, "
-                                 "not DataParallel")  # fmt: skip
+                raise ValueError(
+                    f"flat is on {given.device}, the network on {memory.device}: use "
+                    "DistributedDataParallel, not DataParallel"
+                )
             if given.data_ptr() == memory.data_ptr():
                 return self.net
             if self.flat is self._own[0]:
@@ -145,39 +144,33 @@ class Module(torch.nn.Module):
                     return self.net
                 if self._memory.data_ptr() != memory.data_ptr():
                     self._memory = memory
-                self.flat.data = (
-                    self._memory
-                )  # this memory, as a tensor that knows whether it is shared
+                self.flat.data = self._memory  # a tensor that knows whether it is shared
                 with torch.no_grad():
-                    self.flat.copy_(
-                        given
-                    )  # by way of `flat`, whose version a backward pass looks at
+                    self.flat.copy_(given)  # raises the version that a backward pass looks at
                 return self.net
         twin = self.net.copy()
         torch.from_dlpack(twin.parameters).copy_(given)
         return twin
 
     def _adopt(self, net: MLP, memory: torch.Tensor | None = None) -> None:
-        """Take another network, with its parameters in the memory of a tensor that holds their
-        values, or in its own.
-        """
+        """Take another network, on request with its parameters in the memory of an equal tensor."""
         if memory is not None:
             net._set(memory.numpy())
-        self.net, self._memory = (
-            net,
-            torch.from_dlpack(net.parameters) if memory is None else memory,
-        )
+        self.net = net
+        self._memory = torch.from_dlpack(net.parameters) if memory is None else memory
         self.flat.data = self._memory
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Module:
-        """Take the network along in `.to`, `.double`, `.share_memory` and their like."""
+        """Take the network along in `.to`, `.double`, `.share_memory` and similar methods."""
         moved = fn(self.flat.detach().new_empty(1))
         shares = _shared(moved) and not _shared(self.flat)
         if (moved.dtype, moved.device) == (self.flat.dtype, self.flat.device) and not shares:
             return self
         if self.flat is not self._own[0]:
-            raise RuntimeError("flat is computed from other tensors (parametrize, prune), which the network cannot follow to "
-                               "another dtype, device or memory: remove that first")  # fmt: skip
+            raise RuntimeError(
+                "flat is computed from other tensors (parametrize, prune), which the network "
+                "cannot follow to another dtype, device or memory: remove that first"
+            )
         net = self._net()
         if shares:
             self._adopt(net.copy(), self.flat.detach().clone().share_memory_())
@@ -195,19 +188,17 @@ class Module(torch.nn.Module):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *more: Any
     ) -> None:
-        """Copies, where `assign=True` is asked for, too: `flat` stays the network's memory."""
+        """Copy even for `assign=True`: `flat` stays the network's memory."""
         super()._load_from_state_dict(
             state_dict, prefix, {**local_metadata, "assign_to_params_buffers": False}, *more
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy: its parameter is the memory of its own network, or that is the memory which
-        the processes share.
-        """
+        """Restore a copy, whose parameter is the memory of its own network, or shared memory."""
         super().__setstate__(state)
         self._memory = torch.from_dlpack(self.net.parameters)
         self._net()
 
     def extra_repr(self) -> str:
-        """The network, for `print(model)`."""
+        """Return the network's text, for `print(model)`."""
         return repr(self.net)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import mlpcore as mc
 from mlpcore import gradcheck
 from mlpcore.backends.numpy.ops import NumpyOps
+from mlpcore.core.running_errors import Numbers, RunningErrors
 
 
 def problem(sizes, hidden, output="identity", loss="squared_error", rows=6, bias=True, seed=0):
@@ -564,10 +565,8 @@ def test_the_running_error_bounds_what_60_digits_say(formula):
     v[:50] = u[:50] * (1 + 1e-12)
     off = 1e-14 * np.abs(u)
     moved = u + off * rng.uniform(-0.9, 0.9, 200)
-    numbers = gradcheck._RunningErrors(NumpyOps())
-    found = numbers.formula(
-        formula, {}, u=gradcheck._Numbers(u, off), v=gradcheck._Numbers(v, np.zeros(200))
-    )
+    numbers = RunningErrors(NumpyOps())
+    found = numbers.formula(formula, {}, u=Numbers(u, off), v=Numbers(v, np.zeros(200)))
     mpmath.mp.dps = 60
     names = {name: getattr(mpmath, name) for name in ("exp", "log1p", "tanh", "expm1", "sqrt")}
     names |= {"abs": abs, "maximum": max, "minimum": min, "T": mpmath.mpf}
@@ -589,11 +588,9 @@ def test_the_bound_of_a_layers_sums_holds_in_exact_arithmetic():
     mpmath = pytest.importorskip("mpmath")
     rng = np.random.default_rng(0)
     A, W, b = rng.standard_normal((5, 300)), rng.standard_normal((300, 4)), rng.standard_normal(4)
-    S, Z = gradcheck._Numbers(), gradcheck._Numbers()
+    S, Z = Numbers(), Numbers()
     identity = mc.MLP([1, 1]).activations[1]
-    gradcheck._RunningErrors(NumpyOps()).layer(
-        gradcheck._Numbers(A, np.zeros_like(A)), W, b, identity, S, Z
-    )
+    RunningErrors(NumpyOps()).layer(Numbers(A, np.zeros_like(A)), W, b, identity, S, Z)
     mpmath.mp.dps = 60
     for i, j in itertools.product(range(5), range(4)):
         exact = mpmath.fsum(

@@ -169,7 +169,7 @@ def _refuse(path: str | Path, there: str) -> NoReturn:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    return model_file.parsed(path, model_file.metadata(path))
+    return model_file.parse_header(path, model_file.metadata(path))
 
 
 def saved_call(path: Path) -> Call | None:

@@ -1,5 +1,4 @@
-"""A batch cut into chunks of rows, and the worker that runs chunks: gather, forward, loss,
-backward.
+"""Chunks of a batch's rows, and the worker that runs them: gather, forward, loss, backward.
 
 Rows are independent, so dW and db of a batch are sums over its chunks; the first chunk of a worker
 writes them, the others add. A worker has arrays of its own and records each shape of chunk once.
@@ -16,18 +15,19 @@ from typing import Any
 import numpy as np
 
 from mlpcore.core import backprop, dropout
-from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.activations import Activation
 from mlpcore.core.losses import Objective
+from mlpcore.core.network import Pass, Views, in_turn, under_loss
 from mlpcore.core.ops import Array, EagerOps, Input, Ops, Recording
 from mlpcore.data.batches import Batch
 
 SHAPES = 32  # recordings that a worker keeps; the least recently used goes first
-IDENTITY = resolve("identity")
 
 
 def cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]]:
-    """For each worker its chunks (start, stop), of at most `chunk_rows` rows and as equal as can
-    be; together 0 … size.
+    """Return each worker's chunks (start, stop), of at most `chunk_rows` rows, as equal as can be.
+
+    Together they are 0 … size.
     """
     few = size <= SHAPES * chunk_rows  # longer lists would take memory that no plan lists
     return (_cut if few else _cut.__wrapped__)(size, chunk_rows, workers)
@@ -51,110 +51,114 @@ class Chunk:
 
     Args:
         ops: a backend's operations, for this chunk's arrays alone.
-        W, b: the parameters' views; dW, db: of the gradient that the chunk adds to.
+        W, b: the parameters' views.
+        activations: bound to their learned parameters and the gradients of these.
+        objective: the loss.
+        dW, db: views of the gradient that the chunk adds to.
         buffers: the arrays that `plan.chunk_buffers` lists.
         scale: 0-d, 1 / Σ w of the batch.
         J: 0-d, the loss that the chunk adds to.
-        repeats: of the layout: which dW are written by a layer above, too.
+        repeats: the layout's: which dW are written by a layer above, too.
         x: Z[0] where it is not the buffer of that name.
     """
 
     def __init__(
-        self, ops: Ops, W: backprop.Arrays, b: backprop.Arrays, activations: tuple[Activation | None, ...],
-        objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array, J: Array,
-        repeats: Sequence[bool], x: Input | None = None,
-    ) -> None:  # fmt: skip
-        self.ops, self.W, self.b, self.activations, self.objective = (
-            ops,
-            W,
-            b,
-            activations,
-            objective,
-        )
-        self.dW, self.db, self.buffers, self.scale, self.J, self.repeats, self.x = (
-            dW,
-            db,
-            buffers,
-            scale,
-            J,
-            repeats,
-            x,
-        )
+        self,
+        ops: Ops,
+        W: backprop.Arrays,
+        b: backprop.Arrays,
+        activations: tuple[Activation | None, ...],
+        objective: Objective,
+        dW: backprop.Arrays,
+        db: backprop.Arrays,
+        buffers: Mapping[str, Array],
+        scale: Array,
+        J: Array,
+        repeats: Sequence[bool],
+        x: Input | None = None,
+    ) -> None:
+        self.ops, self.W, self.b, self.dW, self.db = ops, W, b, dW, db
+        self.activations, self.objective, self.repeats = activations, objective, repeats
+        self.buffers, self.scale, self.J, self.x = buffers, scale, J, x
         ops.use(buffers)
         if "column weights" in buffers:
             columns = buffers["column weights"]
             columns[...] = ops.xp.asarray(objective.loss.columns, columns.dtype)
 
     def rows(self, name: str, rows: int) -> Array:
-        """The first rows of a buffer."""
+        """Return the first rows of a buffer."""
         return self.buffers[name][:rows]
 
     def output(self, rows: int) -> Array:
-        """What the loss reads: S[L] if the pair is matched, else Z[L]."""
+        """Return the array that the loss reads: S[L] if the pair is matched, else Z[L]."""
         return self.rows(f"{'S' if self.objective.matched else 'Z'}[{len(self.W) - 1}]", rows)
+
+    def _layer(self, rows: int, letter: str, l: int) -> Array:
+        last = l == len(self.W) - 1
+        return self.output(rows) if last and letter == "Z" else self.rows(f"{letter}[{l}]", rows)
 
     def targets(self, rows: int, weighted: bool) -> tuple[Any, Any]:
         """Return Y and the row weights over the batch's weight, as `ops.loss` takes them."""
         return self.rows("Y", rows), self.rows("w", rows)[:, None] if weighted else self.scale
 
     def run(self, what: str, rows: int, weighted: bool, accumulate: bool) -> None:
-        """The operations of a chunk, on the first `rows` rows of the buffers."""
-        L, matched = len(self.W) - 1, self.objective.matched
+        """Call the operations of a chunk, on the first `rows` rows of the buffers.
+
+        Args:
+            what: "step", "forward", or "loss" of the output that is there.
+            rows: of the chunk.
+            weighted: whether the rows have weights.
+            accumulate: whether dW and db are added to.
+        """
         activations = [σ if what == "step" else dropout.undropped(σ) for σ in self.activations]
-        if matched:
-            activations[L] = IDENTITY  # the loss reads S[L] itself
-        Z: list[Array] = [self.rows("X", rows) if self.x is None else self.x]
-        S: list[Array] = [None]
-        G: list[Array] = [None]
-        for l in range(1, L + 1):
-            last = matched and l == L
-            S.append(
-                self.rows(f"S[{l}]", rows)
-                if f"S[{l}]" in self.buffers
-                else self.rows(f"Z[{l}]", rows)
-            )
-            Z.append(S[l] if last or f"S[{l}]" not in self.buffers else self.rows(f"Z[{l}]", rows))
-            G.append(
-                None if last else self.buffers["G"][: rows * Z[l].shape[1]].reshape(Z[l].shape)
-            )
-        target = Z[L] if matched else G[L]
-        db = self.db[L] if matched else None
-        if what in ("step", "forward"):
-            backprop.forward(self.ops, self.W, self.b, activations, S, Z)
-        if what in ("step", "loss"):
-            db = None if what == "loss" else db
-            Y, k = self.targets(rows, weighted)
-            self.ops.loss(Z[L], Y, k, self.objective, target, db, self.J, accumulate)
+        matched = self.objective.matched
+        work = Pass(
+            self.ops,
+            self.W,
+            self.b,
+            under_loss(activations, matched),
+            self.rows("X", rows) if self.x is None else self.x,
+            functools.partial(self._layer, rows),
+        )
+        if what != "loss":
+            work.forward()
+        if what == "forward":
+            return
+        widths = [W.shape[1] for W in self.W[1:]]
+        below = widths[:-1] if matched else widths
+        G = [None, *(in_turn(self.buffers["G"], rows, below) if below else [])]
+        G += [None] if matched else []  # the loss gives D[L] itself
+        db = self.db[-1] if matched and what == "step" else None
+        Y, k = self.targets(rows, weighted)
+        D_or_G = work.Z[-1] if matched else G[-1]
+        self.ops.loss(work.Z[-1], Y, k, self.objective, D_or_G, db, self.J, accumulate)
         if what == "step":
-            backprop.backward(
-                self.ops,
-                self.W,
-                activations,
-                S,
-                Z,
-                G,
-                Z,
-                self.dW,
-                self.db,
-                self.repeats,
-                accumulate,
+            work.backward(
+                G, work.Z, Views(tuple(self.dW), tuple(self.db)), self.repeats, accumulate
             )
 
 
 class Worker(Chunk):
-    """One stream of chunks whose operations run as they are called: it puts rows in place and
-    records each shape once.
+    """One stream of chunks whose operations run as they are called, recorded once for each shape.
 
-    Args: as `Chunk`, without J, which is its own: its share of the batch's.
+    Args: those of `Chunk` but J and x, which are its own: J is its share of the batch's.
     """
 
     ops: EagerOps
 
     def __init__(
-        self, ops: EagerOps, W: backprop.Arrays, b: backprop.Arrays, activations: tuple[Activation | None, ...],
-        objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array,
+        self,
+        ops: EagerOps,
+        W: backprop.Arrays,
+        b: backprop.Arrays,
+        activations: tuple[Activation | None, ...],
+        objective: Objective,
+        dW: backprop.Arrays,
+        db: backprop.Arrays,
+        buffers: Mapping[str, Array],
+        scale: Array,
         repeats: Sequence[bool],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.input = Input()
         J = ops.xp.zeros((), np.float64)
         super().__init__(
@@ -163,27 +167,26 @@ class Worker(Chunk):
         self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
 
     def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:
-        """Forward, loss and backward, chunk by chunk: J, dW and db of these rows in this worker's
-        arrays.
-        """
+        """Compute J, dW and db of these rows in this worker's arrays, chunk by chunk."""
         self.J[...] = 0
         for i, (start, stop) in enumerate(chunks):
-            self.place(batch, start, stop)
+            self.load_chunk(batch, start, stop)
             self._recorded("step", stop - start, batch.weights is not None, i > 0).replay()
 
     def forward(self, batch: Batch, start: int, stop: int) -> Array:
-        """The output of one chunk, S[L] if the pair is matched, else Z[L]; it holds until the next
-        call.
+        """Return the output of one chunk, valid until the next call.
+
+        It is S[L] if the pair is matched, else Z[L].
         """
-        self.place(batch, start, stop)
+        self.load_chunk(batch, start, stop)
         self._recorded("forward", stop - start, batch.weights is not None, False).replay()
         return self.output(stop - start)
 
     def loss(self, batch: Batch, start: int, stop: int) -> None:
-        """Adds the loss of the chunk that went forward last to J; its output is overwritten."""
+        """Add the loss of the chunk that went forward last to J; its output is overwritten."""
         self._recorded("loss", stop - start, batch.weights is not None, False).replay()
 
-    def place(self, batch: Batch, start: int, stop: int) -> None:
+    def load_chunk(self, batch: Batch, start: int, stop: int) -> None:
         """Put the rows of a chunk where the recordings read them."""
         self.ops.first = start
         rows = slice(start, stop) if batch.rows is None else batch.rows[start:stop]
@@ -216,5 +219,5 @@ class Worker(Chunk):
 
 
 def _like(source: Array, X: Array) -> bool:
-    """Whether a GEMM can read rows of `source` in place of X."""
+    """Return whether a GEMM can read rows of `source` in place of X."""
     return type(source) is type(X) and source.dtype == X.dtype and source.strides[1] == X.strides[1]

@@ -1,10 +1,10 @@
-"""Files that are whole or not there: written beside their place, forced to the disk, then renamed.
+"""Files that are whole or not there: written under another name, forced to the disk, renamed.
 
     .name.xxxxxxxx.part  →  name      at the end; a digest stands for a long name
 
-A process that is killed leaves such a file behind; the next one that writes `name` takes it away. A
-writer holds a lock on its own, which ends with the process: what is locked is somebody's work. A
-training locks its file in place as well (`claimed`).
+A process that is killed leaves such a file; the next one that writes `name` removes it. A
+writer holds a lock on its own, which ends with the process (`claims.py`). A training locks its file
+in place as well (`claimed`).
 """
 
 from __future__ import annotations
@@ -13,39 +13,22 @@ import contextlib
 import errno
 import functools
 import hashlib
-import io
 import os
 import re
 import secrets
 import shutil
-import stat
-import sys
-import threading
-import time
-import weakref
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-if sys.platform != "win32":
-    import fcntl
+from mlpcore.io import claims
+from mlpcore.io.attributes import Attributes, attributes_of, inherit
 
 LONGEST = 100  # bytes of a name that temporary names repeat; every file system holds 140
-ACL = "system.posix_acl_access"
-PATIENCE = 1.0  # seconds until a lock counts as a training's; a writer holds one for a moment
-BUSY = "another training is writing it; name another file, or wait until it has ended"
 REPLACED = "another training, or a program, has written it since this one began; name another file"
 
-Identity = tuple[int, int]  # device and inode
-Entry = tuple[Identity | None, str]  # a folder, and a name in it, whatever path leads there
-Lock = io.FileIO | None  # a file that is open for its lock alone; None where the system has none
-_held: weakref.WeakSet[io.FileIO] = weakref.WeakSet()  # the locks; one that nobody has is let go
-_claims: weakref.WeakValueDictionary[Entry, _Claim] = weakref.WeakValueDictionary()
-_guard = threading.RLock()  # of both, and of renaming
 
-
-# -- the public functions --------------------------------------------------------------------------
+# -- the public functions
 
 
 @contextlib.contextmanager
@@ -102,7 +85,7 @@ def claimed(path: str | os.PathLike[str], keep: int = 1, owner: object = None) -
         OSError: another training has claimed it, or one of its versions, in this process or
             another; or a version's name is too long. Names the path.
     """
-    claim = _Claim(owner)  # alive as long as the block, and so is its entry
+    claim = claims.Claim(owner)  # alive as long as the block, and so is its entry
     try:
         with naming(path):
             target = followed(path)
@@ -111,11 +94,11 @@ def claimed(path: str | os.PathLike[str], keep: int = 1, owner: object = None) -
                 if os.path.isdir(folder):  # one above the working directory may be closed to us
                     target = Path(folder) / target.name
                 _require_short_names(target, keep)
-                _begin(claim, target)
+                claims.begin(claim, target)
                 _require_free_versions(target, keep)
         yield target
     finally:
-        _end(claim)
+        claims.end(claim)
 
 
 def followed(path: str | os.PathLike[str]) -> Path:
@@ -128,7 +111,7 @@ def followed(path: str | os.PathLike[str]) -> Path:
     """
     place = Path(path)
     for _ in range(40):  # as many as Linux follows
-        if not place.is_symlink() or _is_open_file(place) or _entry(place) in _claims:
+        if not place.is_symlink() or _is_open_file(place) or claims.entry(place) in claims.registry:
             return place
         place = place.parent / os.readlink(place)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -162,10 +145,11 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise type(error)(error.errno, reason) from error
 
 
-# -- writing ---------------------------------------------------------------------------------------
+# -- writing
 
 
 def _is_open_file(place: Path) -> bool:
+    """Return whether a path leads to a file that a process has open already."""
     return re.fullmatch(r"/proc/.+/fd|/dev/fd", os.path.realpath(place.parent)) is not None
 
 
@@ -196,39 +180,39 @@ def _into(target: Path) -> Iterator[BinaryIO]:
 def _beside(target: Path, keep: int, owner: object) -> Iterator[BinaryIO]:
     """Write a temporary file, and give it the place of the target at the end."""
     _require_short_names(target, keep)
-    claim, before = _claims.get(_entry(target)), _attributes(target)
+    claim, before = claims.registry.get(claims.entry(target)), attributes_of(target)
     if claim is None or claim.owner is not owner:
         claim = None
-        _require_unclaimed(target)
+        claims.require_unclaimed(target)
     _tidy(target, claim)
     mode = 0o666 if before is None else 0o600
     with _part(target, mode, "exclusive" if claim else "shared") as part:
         with part.file:
             yield part.file
             _finish(part.file, before)
-        with _guard:
+        with claims.guard:
             _put(part, target, keep, claim)
     _force(target.parent)
 
 
-def _finish(file: BinaryIO, before: _Attributes | None) -> None:
+def _finish(file: BinaryIO, before: Attributes | None) -> None:
     """Give a file that has been written the attributes of the one before; force it to the disk."""
     file.flush()
     if before is not None:
-        _inherit(file.fileno(), before)
+        inherit(file.fileno(), before)
     os.fsync(file.fileno())
 
 
-def _put(part: _Part, target: Path, keep: int, claim: _Claim | None) -> None:
+def _put(part: _Part, target: Path, keep: int, claim: claims.Claim | None) -> None:
     """Give a temporary file the place of the target; a claim moves on to it.
 
     Raises:
         OSError: a training that is not ours has the target.
     """
-    found = _identity(target)
+    found = claims.identity(target)
     if claim is None:
-        _require_unclaimed(target)
-    elif _claims.get(_entry(target)) is not claim or found not in (None, claim.seen):
+        claims.require_unclaimed(target)
+    elif claims.registry.get(claims.entry(target)) is not claim or found not in (None, claim.seen):
         raise OSError(errno.EBUSY, REPLACED)
     _move_on(target, keep)
     if claim is not None and found is None:
@@ -236,12 +220,12 @@ def _put(part: _Part, target: Path, keep: int, claim: _Claim | None) -> None:
     else:
         os.replace(part.name, target)
     if claim is not None:
-        old, claim.lock, claim.seen = claim.lock, part.lock, _identity(target)
-        _release(old)
+        old, claim.lock, claim.seen = claim.lock, part.lock, claims.identity(target)
+        claims.release(old)
 
 
 def _put_first(part: _Part, target: Path) -> None:
-    """Give a temporary file a place that must be free. Raises OSError if another was faster."""
+    """Give a temporary file a free place; raise an OSError if another was faster."""
     try:
         os.link(part.name, target)
     except FileExistsError:
@@ -265,7 +249,7 @@ class _Part(NamedTuple):
 
     file: BinaryIO
     name: Path
-    lock: Lock
+    lock: claims.Lock
 
 
 def _stem(target: Path) -> str:
@@ -281,16 +265,14 @@ def _new_name(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _part(target: Path, mode: int, how: str) -> Iterator[_Part]:
-    """Make a temporary file, locked; at the end its name is gone, and its lock unless a claim has
-    it.
-    """
+    """Make a temporary file, locked; at the end remove its name, and its lock but a claim's."""
     opener = functools.partial(os.open, mode=mode)
     while True:
         name, lock = _new_name(target), None
         try:
             with open(name, "xb", opener=opener) as file:
                 try:
-                    lock = _locked(name, how)
+                    lock = claims.lock_file(name, how)
                 except BlockingIOError:
                     continue  # somebody has taken it for a dead one's before the lock was on it
                 if os.path.exists(name):
@@ -299,22 +281,22 @@ def _part(target: Path, mode: int, how: str) -> Iterator[_Part]:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(name)
-            if all(claim.lock is not lock for claim in list(_claims.values())):
-                _release(lock)
+            if all(claim.lock is not lock for claim in list(claims.registry.values())):
+                claims.release(lock)
 
 
-def _tidy(target: Path, claim: _Claim | None) -> None:
+def _tidy(target: Path, claim: claims.Claim | None) -> None:
     """Take away what writers of this file that were killed have left."""
     stem, name = re.escape(_stem(target)), re.escape(target.name)
     ours = re.compile(rf"{stem}\.[a-z0-9_]{{8}}\.part|\.{name}\.previous")
     with contextlib.suppress(OSError):  # a folder that may be written but not read
         for name in filter(ours.fullmatch, os.listdir(target.parent)):
             left = target.with_name(name)
-            if claim is not None and _identity(left) == claim.seen:  # a second name of our file
+            if claim is not None and claims.identity(left) == claim.seen:  # our file's second name
                 left.unlink(missing_ok=True)
                 continue
             with contextlib.suppress(BlockingIOError):
-                if (lock := _locked(left, "exclusive")) is not None:
+                if (lock := claims.lock_file(left, "exclusive")) is not None:
                     with lock:
                         left.unlink(missing_ok=True)
 
@@ -335,14 +317,14 @@ def _move_on(target: Path, keep: int) -> None:
 
 
 def _require_free_versions(target: Path, keep: int) -> int:
-    """Return the number of the oldest version that is to be. Raises OSError if one is a training's."""
+    """Return the number of the oldest version to be; raise an OSError if one is a training's."""
     last = 0
     while last < keep - 1:
         last += 1
         version = numbered(target, last)
-        found = _identity(version)
-        if found is None or found != _identity(target):  # a writer that was killed left two names
-            _require_unclaimed(version)
+        found = claims.identity(version)
+        if found is None or found != claims.identity(target):  # a killed writer left two names
+            claims.require_unclaimed(version)
         if found is None:
             break
     return last
@@ -353,9 +335,9 @@ def _second_name(target: Path) -> Iterator[Path]:
     """Give the file in place another name, or a copy one, for as long as the block lasts."""
     second, lock = _new_name(target), None
     with contextlib.suppress(BlockingIOError):  # a training's lock serves as well
-        lock = _locked(target, "shared")
+        lock = claims.lock_file(target, "shared")
     with contextlib.ExitStack() as stack:
-        stack.callback(_release, lock)
+        stack.callback(claims.release, lock)
         try:
             os.link(target, second)
             stack.callback(second.unlink, missing_ok=True)  # one file is not renamed to itself
@@ -363,7 +345,7 @@ def _second_name(target: Path) -> Iterator[Path]:
             part = stack.enter_context(_part(target, 0o600, "shared"))
             with open(target, "rb") as file, part.file:
                 shutil.copyfileobj(file, part.file)
-                _finish(part.file, _attributes(target))
+                _finish(part.file, attributes_of(target))
             second = part.name
         yield second
 
@@ -376,201 +358,3 @@ def _force(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-# -- mode and owner --------------------------------------------------------------------------------
-
-
-class _Attributes(NamedTuple):
-    """Mode, owner and group of a file, and on Linux the extended attributes that are its user's."""
-
-    status: os.stat_result
-    extended: Mapping[str, bytes]
-
-
-def _attributes(target: Path) -> _Attributes | None:
-    """Return the attributes of a file; None if there is none."""
-    try:
-        status = os.stat(target)
-    except FileNotFoundError:
-        return None
-    extended = {}
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            for name in os.listxattr(target):
-                if name.startswith("user.") or name in (ACL, "security.selinux"):
-                    extended[name] = os.getxattr(target, name)
-    return _Attributes(status, extended)
-
-
-def _inherit(handle: int, before: _Attributes) -> None:
-    """Give an open file, private so far, the attributes of the one that it replaces, where
-    possible.
-    """
-    if sys.platform == "win32":
-        return
-    wanted = before.status
-    for owner in (wanted.st_uid, -1):
-        with contextlib.suppress(OSError):
-            os.fchown(handle, owner, wanted.st_gid)
-            break
-    found, mode = os.fstat(handle), stat.S_IMODE(wanted.st_mode)
-    same_group = found.st_gid == wanted.st_gid
-    if found.st_uid != wanted.st_uid or not same_group:
-        mode &= 0o1777  # nobody else's rights for those who run it
-    if not (_extend(handle, before.extended) and same_group):
-        mode &= ~0o70 | (mode & 7) << 3  # another group is allowed no more than all others were
-    with contextlib.suppress(OSError):
-        os.fchmod(handle, mode)
-
-
-def _extend(handle: int, extended: Mapping[str, bytes]) -> bool:
-    """Set extended attributes; return whether the access control list is now the one given, if any."""
-    if sys.platform != "linux":
-        return True
-    for name in sorted(extended, key=ACL.__eq__):  # the list last
-        try:
-            os.setxattr(handle, name, extended[name])
-        except OSError:
-            if name == ACL:
-                return False
-    if ACL not in extended:
-        with contextlib.suppress(OSError):
-            os.removexattr(handle, ACL)  # a folder may hand one down
-        with contextlib.suppress(OSError):
-            return ACL not in os.listxattr(handle)
-    return True
-
-
-# -- locks -----------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Claim:
-    """A training's claim on a file.
-
-    Attributes:
-        owner: who may write it.
-        lock: on the file in place.
-        seen: the file that the training found or wrote there.
-    """
-
-    owner: object
-    lock: Lock = None
-    seen: Identity | None = None
-
-
-def _begin(claim: _Claim, target: Path) -> None:
-    """Lock the file in place, if there is one. Raises OSError if another training has done so."""
-    if _claims.setdefault(_entry(target), claim) is not claim:
-        raise OSError(errno.EBUSY, BUSY)
-    for _ in range(100):  # a file that is replaced at every moment is not
-        claim.lock, claim.seen = _patiently_locked(target, "exclusive"), _identity(target)
-        if claim.lock is None or _identity(claim.lock.fileno()) == claim.seen:
-            break
-        _release(claim.lock)  # that file has been replaced meanwhile
-
-
-def _end(claim: _Claim) -> None:
-    with _guard:
-        for entry, other in list(_claims.items()):
-            if other is claim:
-                del _claims[entry]
-        _release(claim.lock)
-
-
-def _require_unclaimed(target: Path) -> None:
-    """Raise an OSError if a training writes a file, in this process or another."""
-    if _entry(target) in _claims:
-        raise OSError(errno.EBUSY, BUSY)
-    _release(_patiently_locked(target, "shared"))
-
-
-def _patiently_locked(target: Path, how: str) -> Lock:
-    """Lock a file as `_locked` does. Raises OSError where another lock, a training's, stays."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return _locked(target, how)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise OSError(errno.EBUSY, BUSY) from None
-        time.sleep(0.01)
-
-
-def _identity(file: Path | int) -> Identity | None:
-    """Return device and inode of a file; None if there is none."""
-    try:
-        status = os.stat(file)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _entry(target: Path) -> Entry:
-    return _identity(target.parent), target.name
-
-
-def _locked(place: Path, how: str) -> Lock:
-    """Open a file and lock it; return what holds the lock, None where the system has none.
-
-    It is opened for that alone, so that a forked child can close it.
-
-    Args:
-        place: of the file.
-        how: "shared", by those who write a file once; "exclusive", by a training, or to take it
-            away.
-
-    Raises:
-        BlockingIOError: another lock is in the way.
-    """
-    if sys.platform == "win32":  # an open file cannot be renamed there
-        return None
-    kind = fcntl.LOCK_SH if how == "shared" else fcntl.LOCK_EX
-    for mode in ("rb", "rb+"):  # the second for NFS, where an exclusive lock takes it
-        with _guard:
-            try:
-                lock = io.FileIO(place, mode, opener=_opened)
-            except OSError:
-                return None
-            _held.add(lock)
-            try:
-                fcntl.flock(lock, kind | fcntl.LOCK_NB)
-            except OSError as error:
-                _release(lock)
-                if isinstance(error, BlockingIOError):
-                    raise
-                if error.errno != errno.EBADF:
-                    return None
-            else:
-                return lock
-    return None
-
-
-def _opened(place: str, flags: int) -> int:
-    return os.open(place, flags | os.O_NONBLOCK)
-
-
-def _release(lock: Lock) -> None:
-    """Let go of a lock, unless a fork has done so."""
-    if lock is not None:
-        _held.discard(lock)
-        with contextlib.suppress(OSError):
-            lock.close()
-
-
-def _forget() -> None:
-    """Let go of the parent's locks, in a forked child, to whom its claims are another's."""
-    for lock in list(_held):
-        _release(lock)
-    for claim in list(_claims.values()):
-        claim.owner = object()
-    _guard.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_guard.acquire,
-        after_in_parent=_guard.release,
-        after_in_child=_forget,
-    )

@@ -1,22 +1,24 @@
-"""Networks from models of PyTorch and scikit-learn, and as one of PyTorch: copied weights, equal
-predictions.
+"""Networks from models of PyTorch and scikit-learn, and PyTorch models from networks.
+
+Weights are copied, predictions are equal.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mlpcore.backends import devices
 from mlpcore.checks import arrays
 from mlpcore.core import activations as sheet
+from mlpcore.core.architecture import Architecture
+from mlpcore.core.network import Network
 
-if TYPE_CHECKING:
-    from mlpcore.mlp import MLP
-
+Array = NDArray[Any]
+Adopt = Callable[[object, str], Array]  # a user's array and its name: the array on the host
 # ours: PyTorch's class, its argument that is our parameter, and the settings with which they are
 # equal, ours first
 TORCH: dict[str, tuple[str, str | None, dict[str, tuple[Any, ...]]]] = {
@@ -28,11 +30,8 @@ TORCH: dict[str, tuple[str, str | None, dict[str, tuple[Any, ...]]]] = {
     "prelu": ("PReLU", "init", {}),  # whose slope is a weight
     "elu": ("ELU", "alpha", {}),
     "selu": ("SELU", None, {}),
-    "softplus": (
-        "Softplus",
-        None,
-        {"beta": (1,), "threshold": (50, 20)},
-    ),  # a straight line from there on: 2e-9 off at 20
+    # from the threshold on a straight line: 2e-9 off at 20
+    "softplus": ("Softplus", None, {"beta": (1,), "threshold": (50, 20)}),
     "gelu": ("GELU", None, {"approximate": ("tanh",)}),
     "gelu_erf": ("GELU", None, {"approximate": ("none",)}),
     "silu": ("SiLU", None, {}),
@@ -45,8 +44,44 @@ NOTHING = ("Identity", "Dropout", "AlphaDropout")  # what does nothing, at least
 SKLEARN = {"logistic": "sigmoid"}  # the other names are ours
 
 
-def from_torch(make: type[MLP], model: Any) -> MLP:
-    """See `MLP.from_torch`."""
+class Model(NamedTuple):
+    """A network that another library's model describes.
+
+    Attributes:
+        architecture: widths, activations, bias, ties and dtype.
+        parameters: flat, on the host.
+        device: where the model is.
+        predicts_1d: whether the model's predictions have one axis.
+    """
+
+    architecture: Architecture
+    parameters: Array
+    device: str
+    predicts_1d: bool = False
+
+
+def from_torch(model: Any, adopt: Adopt) -> Model:
+    """Return the network of a `torch.nn.Sequential`; see `mc.MLP.from_torch`."""
+    linears, specs, slopes = _layers(model)
+    for l, (one, other) in enumerate(itertools.pairwise(linears), 1):
+        if one.out_features != other.in_features:
+            raise ValueError(
+                f"model: Linear layer {l} gives {one.out_features} numbers, the next takes "
+                f"{other.in_features}"
+            )
+    matrices = [layer.weight for layer in linears]
+    first = [next(i for i, x in enumerate(matrices) if x is weight) for weight in matrices]
+    W, b, a = (
+        [None if x is None else arrays.numeric(x.detach(), "model", adopt) for x in parts]
+        for parts in (matrices, [layer.bias for layer in linears], slopes)
+    )
+    tied = {l + 1: owner + 1 for l, owner in enumerate(first) if owner != l}
+    flat = _assemble([w.T for w in W if w is not None], b, a, specs, tied)
+    return Model(*flat, str(matrices[0].device))
+
+
+def _layers(model: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return the Linear modules, and for each its activation and the slopes that this learns."""
     linears: list[Any] = []
     specs: list[Any] = []
     slopes: list[Any] = []
@@ -64,42 +99,20 @@ def from_torch(make: type[MLP], model: Any) -> MLP:
         else:
             raise ValueError(
                 f"{place}: {module!r} has no place here: from_torch takes a torch.nn.Sequential of "
-                "Linear layers, each with "
-                "at most one activation behind it"
+                "Linear layers, each with at most one activation behind it"
             )
     if not linears:
         raise ValueError(f"model has no Linear layer: {model!r}")
-    for l, (one, other) in enumerate(itertools.pairwise(linears), 1):
-        if one.out_features != other.in_features:
-            raise ValueError(
-                f"model: Linear layer {l} gives {one.out_features} numbers, the next takes "
-                f"{other.in_features}"
-            )
-    matrices = [layer.weight for layer in linears]
-    first = [
-        next(i for i, x in enumerate(matrices) if x is weight) for weight in matrices
-    ]  # where the matrix stands first
-    W, b, a = (
-        [
-            None if x is None else arrays.numeric(x.detach(), "model", devices.adopt_on_host)
-            for x in parts
-        ]
-        for parts in (matrices, [layer.bias for layer in linears], slopes)
-    )
-    return _assembled(
-        make, [w.T for w in W if w is not None], b, a, [spec or "identity" for spec in specs],
-        tied={l + 1: owner + 1 for l, owner in enumerate(first) if owner != l}, device=str(matrices[0].device),
-    )  # fmt: skip
+    return linears, [spec or "identity" for spec in specs], slopes
 
 
 def _kind(module: Any) -> str:
-    """The name of a class of PyTorch's own; "" for a class of somebody else's."""
+    """Return the name of a class of PyTorch's own; "" for a class of somebody else's."""
     return type(module).__name__ if type(module).__module__.startswith("torch.nn.modules.") else ""
 
 
 def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """The modules of a Sequential, and of those in it, in order, each with the place where it
-    stands.
+    """Yield the modules of a Sequential, and of those in it, in order, each with its place.
 
     Raises:
         ValueError: one computes more at a call than its class does.
@@ -109,8 +122,7 @@ def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
     ):
         raise ValueError(
             f"{place}: {model!r} has forward hooks (those of weight_norm and prune are such) or a "
-            "forward of its own: "
-            "remove them first"
+            "forward of its own: remove them first"
         )
     if _kind(model) != "Sequential":
         yield place, model
@@ -120,7 +132,7 @@ def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def _spec(module: Any, place: str, n: int) -> Any:
-    """Our activation that equals PyTorch's, behind a layer of n outputs."""
+    """Return our activation that equals PyTorch's, after a layer of n outputs."""
     if _kind(module) == "PReLU" and module.num_parameters not in (1, n):
         raise ValueError(
             f"{place}: {module!r} has no place behind {n} outputs: its num_parameters must be 1 or "
@@ -135,9 +147,8 @@ def _spec(module: Any, place: str, n: int) -> Any:
                 if getattr(module, s) not in x
             ]
             if not found:
-                several = (
-                    (sheet.LEARNED[1],) if kind == "PReLU" and module.num_parameters > 1 else ()
-                )
+                by_output = kind == "PReLU" and module.num_parameters > 1
+                several = (sheet.LEARNED[1],) if by_output else ()
                 return name if argument is None else (name, getattr(module, argument), *several)
             wrong += found
     if wrong:
@@ -150,8 +161,15 @@ def _spec(module: Any, place: str, n: int) -> Any:
     raise TypeError(f"{place} must be one of torch.nn's {known}; got {_kind(module)}")
 
 
-def to_torch(net: MLP) -> Any:
-    """See `MLP.to_torch`."""
+def to_torch(net: Network) -> Any:
+    """Return a `torch.nn.Sequential` with copied weights that predicts the same.
+
+    A transposed tie becomes a matrix of its own.
+
+    Raises:
+        ValueError: PyTorch has no equal of an activation; `mlpcore.torch.Module(net)` takes
+            every network.
+    """
     import torch
 
     layers: list[Any] = []
@@ -186,7 +204,7 @@ def to_torch(net: MLP) -> Any:
 
 
 def _modules_of(nn: Any, activation: Any, l: int) -> list[Any]:
-    """PyTorch's module that equals an activation; none for the identity."""
+    """Return PyTorch's module that equals an activation, in a list; [] for the identity."""
     if activation.name == "identity":
         return []
     kind, argument, settings = TORCH.get(activation.name, ("", None, {}))
@@ -203,8 +221,8 @@ def _modules_of(nn: Any, activation: Any, l: int) -> list[Any]:
     return [getattr(nn, kind)(**given, **{name: values[0] for name, values in settings.items()})]
 
 
-def from_sklearn(make: type[MLP], model: Any, device: str) -> MLP:
-    """See `MLP.from_sklearn`."""
+def from_sklearn(model: Any, device: str) -> Model:
+    """Return the network of a fitted scikit-learn model; see `mc.MLP.from_sklearn`."""
     if not hasattr(model, "hidden_layer_sizes") or not hasattr(model, "activation"):
         raise TypeError(
             f"model must be a fitted MLPClassifier or MLPRegressor; got {type(model).__name__}"
@@ -220,30 +238,35 @@ def from_sklearn(make: type[MLP], model: Any, device: str) -> MLP:
     learned = [
         None if sheet.resolve(name, output=True).learned is None else next(slopes) for name in names
     ]
-    net = _assembled(make, model.coefs_, model.intercepts_, learned, names, {}, device)
-    net.predicts_1d = not hasattr(model, "classes_") and net.sizes[-1] == 1  # as a regressor does
-    return net
+    found, flat = _assemble(model.coefs_, model.intercepts_, learned, names, {})
+    regression = not hasattr(model, "classes_") and found.layout.sizes[-1] == 1
+    return Model(found, flat, device, predicts_1d=regression)
 
 
-def _assembled(
-    make: type[MLP], W: Sequence[Any], b: Sequence[Any], a: Sequence[Any], activations: list[Any], tied: dict[int, int],
-    device: str,
-) -> MLP:  # fmt: skip
-    """A network with these weights (n_{l-1}, n_l), biases (n_l,) and learned parameters; biases of
-    layers without are 0.
+def _assemble(
+    W: Sequence[Any],
+    b: Sequence[Any],
+    a: Sequence[Any],
+    activations: list[Any],
+    tied: dict[int, int],
+) -> tuple[Architecture, Array]:
+    """Return the architecture with these weights, biases and learned parameters, and them, flat.
 
-    Of half precision becomes a float32 network.
+    W[l] are (n_{l-1}, n_l), b[l] (n_l,); biases of layers without are 0. Half precision becomes
+    float32.
     """
-    net = make(
-        [len(W[0]), *(w.shape[1] for w in W)], activations[:-1], activations[-1], bias=any(x is not None for x in b), tied=tied,
-        dtype=np.result_type(W[0].dtype, np.float32), init="zeros", device=device,
-    )  # fmt: skip
-    flat = np.zeros(net.layout.size, net.dtype)
-    for views, found in zip(
-        (*net.layout.views(flat), net.layout.slopes(flat)), (W, b, a), strict=True
-    ):
+    architecture = Architecture.parse(
+        [len(W[0]), *(w.shape[1] for w in W)],
+        activations[:-1],
+        activations[-1],
+        bias=any(x is not None for x in b),
+        tied=tied,
+        dtype=np.result_type(W[0].dtype, np.float32),
+    )
+    layout = architecture.layout
+    flat: Array = np.zeros(layout.size, architecture.dtype)
+    for views, found in zip((*layout.views(flat), layout.slopes(flat)), (W, b, a), strict=True):
         for view, array in zip(views[1:], found, strict=True):
             if view is not None and array is not None:
                 view[...] = array
-    net._set(flat)
-    return net
+    return architecture, flat

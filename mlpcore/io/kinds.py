@@ -25,7 +25,8 @@ BEGINNINGS = (
     (b"%PDF-", "a PDF document"), (b"PAR1", "a Parquet file"), (b"\x1f\x8b", "a gzip file"),
     (b"\x93NUMPY", "an array of NumPy (.npy)"), (b"PK\x03\x04", "a ZIP archive, such as .npz"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"), (b"SQLite format 3\0", "an SQLite database"),
-    (b"\x7fELF", "a program"), (b"MZ", "a program"), (b"\x80\x04", "a pickle"), (b"\x80\x05", "a pickle"),
+    (b"\x7fELF", "a program"), (b"MZ", "a program"),
+    (b"\x80\x04", "a pickle"), (b"\x80\x05", "a pickle"),
 )  # fmt: skip
 _overwriting: ContextVar[bool] = ContextVar("overwriting", default=False)
 
@@ -90,7 +91,7 @@ def _safetensors(path: str | os.PathLike[str], beginning: bytes) -> Kind:
     if "mlpcore" not in metadata:
         return Kind("safetensors", "a safetensors file of another library")
     try:
-        header = model_file.parsed(path, metadata)
+        header = model_file.parse_header(path, metadata)
     except model_file.NewerVersion:
         return Kind("newer", "a model of a newer mlpcore")
     except ValueError:
@@ -109,7 +110,7 @@ def _safetensors(path: str | os.PathLike[str], beginning: bytes) -> Kind:
 
 
 def _where(run: Any) -> str:
-    """Return how far a run has come; nothing if its description is none of ours."""
+    """Return how far a run has come; "" if its description is malformed."""
     if not isinstance(run, Mapping):
         return ""
     epochs, epoch, batch = (run.get(name) for name in ("epochs", "epoch", "batch"))
@@ -138,7 +139,7 @@ def _is_text(beginning: bytes) -> bool:
 
 @contextlib.contextmanager
 def overwriting(whatever: bool = True) -> Iterator[None]:
-    """Let files of any kind be replaced until the block ends, for a caller who has asked its user."""
+    """Let files of any kind be replaced until the block ends; ask the user before."""
     token = _overwriting.set(whatever)
     try:
         yield
@@ -153,12 +154,12 @@ def anything_goes() -> bool:
 
 def require_replaceable(
     path: str | os.PathLike[str], names: tuple[str, ...], keep: int = 1, trainer: str | None = None
-) -> None:  # fmt: skip
+) -> None:
     """Raise a FileExistsError unless each file that writing would replace is of one of these kinds.
 
     Args:
         path: of the file to be written.
-        names: of kinds that may be replaced, as in `Kind`; nothing is lost of what is `VACANT`.
+        names: of kinds that may be replaced, as in `Kind`; a `VACANT` kind always may.
         keep: versions kept, whose numbered names are replaced as well.
         trainer: identifies the trainer that writes; another one's unfinished run stays.
     """

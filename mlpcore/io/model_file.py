@@ -1,10 +1,8 @@
-"""Networks and trainers as safetensors files: flat vectors, and a header that says what they are.
-No pickle.
+"""Networks and trainers as safetensors files: flat vectors and a header, without pickle.
 
-    tensors:   "parameters" (size,); of a trainer also its optimizer's state; and what the caller
-        adds
-    metadata:  "mlpcore" = JSON {"version": 3, "sizes": …, "bias": …, "activations": [{"name": …,
-        "value": …}, …], …} "digest"  = SHA-256 of that text and of all tensors
+    tensors:   "parameters" (size,), a trainer's optimizer state, and what the caller adds
+    metadata:  "mlpcore" = JSON {"version": 3, "sizes": …, "activations": [{"name": …}, …], …}
+               "digest"  = SHA-256 of that text and of all tensors
 
 Versions 1 and 2 (with tied layers) had no digest; they are still read. A trainer's file has version
 4: its long lists are tensors. A file is whole or not there (`atomic.replacing`).
@@ -30,20 +28,23 @@ LARGEST = 100_000_000  # bytes of a header that the safetensors library reads
 DEEPEST = 100  # levels of a header: JSON's readers stop at some depth of the stack
 TYPES = {
     "float16": "F16", "float32": "F32", "float64": "F64", "bfloat16": "BF16", "bool": "BOOL",
-    **{f"{sign}int{bits}": f"{letter}{bits}" for sign, letter in (("", "I"), ("u", "U")) for bits in (8, 16, 32, 64)},
+    "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
+    "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
 }  # fmt: skip
 
 
 def write(
-    path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]],
-    keep: int = 1, owner: object = None,
-) -> None:  # fmt: skip
-    """Write a model file, atomically, straight from the arrays: the library's writers copy every
-    one of them first.
+    path: str | os.PathLike[str],
+    header: Mapping[str, Any],
+    tensors: Mapping[str, NDArray[Any]],
+    keep: int = 1,
+    owner: object = None,
+) -> None:
+    """Write a model file, atomically, from the arrays: the library's writers copy each one first.
 
     Args:
         path: of the file.
-        header: what JSON can hold and `read` gives back equal, as `as_json` has it.
+        header: of types that JSON can hold and `read` gives back equal, see `as_json`.
         tensors: arrays by name.
         keep, owner: as in `atomic.replacing`.
 
@@ -59,11 +60,30 @@ def write(
         require_text(name, "tensors: the name")
         if name == "__metadata__":
             raise ValueError(f"tensors: {name!r} cannot be a name: it is the file's own")
+    entries, arrays = _lay_out(tensors)
+    digest = _digest(text, dict(zip(entries, arrays, strict=True)))
+    head = json.dumps({"__metadata__": {"mlpcore": text, "digest": digest}, **entries}).encode()
+    head += b" " * (-len(head) % 8)
+    if len(head) > LARGEST:
+        limit = f"a file that can be read again holds at most {LARGEST:,}"
+        raise ValueError(f"about, and all else in the header, has {len(head):,} bytes; {limit}")
+    with replacing(path, keep, owner) as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for array in arrays:
+            file.write(_bytes(array))
+
+
+def _lay_out(
+    tensors: Mapping[str, NDArray[Any]],
+) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    """Return the tensors' entries in the header, and the tensors as the file holds them, in order.
+
+    The largest items come first, so that all are aligned.
+    """
     entries: dict[str, Any] = {}
     arrays, offset = [], 0
-    for name, array in sorted(
-        tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
-    ):  # so that all are aligned
+    order = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    for name, array in order:
         if array.dtype.name not in TYPES:
             raise TypeError(
                 f"tensors[{name!r}] of dtype {array.dtype} cannot be stored; known: "
@@ -81,16 +101,7 @@ def write(
             "data_offsets": place,
         }
         offset += whole.nbytes
-    digest = _digest(text, dict(zip(entries, arrays, strict=True)))
-    head = json.dumps({"__metadata__": {"mlpcore": text, "digest": digest}, **entries}).encode()
-    head += b" " * (-len(head) % 8)
-    if len(head) > LARGEST:
-        limit = f"a file that can be read again holds at most {LARGEST:,}"
-        raise ValueError(f"about, and all else in the header, has {len(head):,} bytes; {limit}")
-    with replacing(path, keep, owner) as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        for array in arrays:
-            file.write(_bytes(array))
+    return entries, arrays
 
 
 def as_json(value: Any, name: str) -> str:
@@ -160,8 +171,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
         ValueError: it is no model file of mlpcore, a damaged one, or one of a newer version; says
             which.
     """
-    metadata, tensors = _opened(path, tensors=True)
-    header = parsed(path, metadata)
+    metadata, tensors = _read_file(path, tensors=True)
+    header = parse_header(path, metadata)
     if "digest" in metadata or header["version"] >= 3:
         whole = metadata.get("digest") == _digest(metadata["mlpcore"], tensors)
         if not whole:
@@ -170,23 +181,21 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the metadata of a safetensors file, without its tensors. Raises as `read` does."""
-    return _opened(path, tensors=False)[0]
+    """Return the metadata of a safetensors file, without its tensors; raise as `read` does."""
+    return _read_file(path, tensors=False)[0]
 
 
-def _opened(
-    path: str | os.PathLike[str],
-    tensors: bool,
+def _read_file(
+    path: str | os.PathLike[str], tensors: bool
 ) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     """Return metadata and, where they are wanted, tensors of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     place = Path(values.path(path))
     if not place.is_file():
-        raise FileNotFoundError(
-            f"model file {str(path)!r} does not exist" + (" (a folder)" if place.is_dir() else "")
-        )
-    with open(place, "rb"):  # of a file that may not be read, safetensors says that there is none
+        folder = " (a folder)" if place.is_dir() else ""
+        raise FileNotFoundError(f"model file {str(path)!r} does not exist{folder}")
+    with open(place, "rb"):  # raises the PermissionError that safetensors turns into "no such file"
         pass
     try:
         with safe_open(str(path), "numpy") as file:
@@ -199,7 +208,7 @@ def _opened(
         ) from None
 
 
-def parsed(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+def parse_header(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the header in a file's metadata.
 
     Raises:

@@ -1,26 +1,26 @@
-"""Networks as ONNX files, for inference elsewhere: opset 17, one Gemm a layer, activations spelled
-out in primitive operations.
+"""Networks as ONNX files, for inference elsewhere: opset 17, one Gemm for each layer.
 
-    Z = Z[L] · target_scale + target_mean,   Z[0] = (X - mean) / scale        input "X" (rows, n_0),
-    output "Z" (rows, n_L)
+    input "X" (rows, n_0)      Z[0] = (X - mean) / scale
+    output "Z" (rows, n_L)     Z = Z[L] · target_scale + target_mean
 
-A formula goes by way of the same `Program` that NumPy and CUDA run, so every activation has its
-form here, those that a user writes too, and computes the same operations in the same order. ONNX
-lacks expm1 and log1p: they are put together so that no digits are lost near 0.
+Activations are spelled out in primitive operations. A formula goes by way of the same `Program`
+that NumPy and CUDA run, so every activation, a user's as well, computes the same operations in the
+same order. ONNX lacks expm1 and log1p: they are composed so that no digits are lost near 0.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpcore.checks import arrays
 from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.architecture import Architecture
 from mlpcore.core.formulas import reads
-from mlpcore.core.layout import Layout
 from mlpcore.core.program import program
 from mlpcore.io.atomic import replacing
 from mlpcore.io.model_file import as_json, require_text
@@ -31,26 +31,43 @@ NUMBERS, PARTS = {1, 5}, {2, 3, 4, 6, 7, 8, 14, 20, 25, 26}  # fields of ModelPr
 NEEDED = {1, 7}  # the version of the format, and the graph
 LARGEST = (2 << 30) - (1 << 20)  # bytes of arrays in a protobuf message
 SAME = {
-    "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "negative": "Neg", "maximum": "Max", "minimum": "Min",
-    "tanh": "Tanh", "exp": "Exp", "log": "Log", "abs": "Abs", "sqrt": "Sqrt", "sign": "Sign", "copy": "Identity",
-    "sin": "Sin", "cos": "Cos",
+    "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "negative": "Neg",
+    "maximum": "Max", "minimum": "Min", "tanh": "Tanh", "exp": "Exp", "log": "Log", "abs": "Abs",
+    "sqrt": "Sqrt", "sign": "Sign", "copy": "Identity", "sin": "Sin", "cos": "Cos",
 }  # fmt: skip
 
 
+def as_rows(
+    sizes: Sequence[int], given: Mapping[str, Any], adopt: Callable[[object, str], Array]
+) -> dict[str, Array | None]:
+    """Return the caller's "mean" and "scale" (n_0,), "target_mean" and "target_scale" (n_L,).
+
+    Raises:
+        TypeError, ValueError: one is not numeric or of another shape; names it.
+    """
+    return {
+        name: None
+        if value is None
+        else arrays.row_of(value, sizes[-1 if name.startswith("target") else 0], name, adopt=adopt)
+        for name, value in given.items()
+    }
+
+
 def write(
-    path: str | os.PathLike[str], layout: Layout, activations: Sequence[Activation | None], parameters: Array,
-    rows: Mapping[str, Array | None], about: Mapping[str, Any],
-) -> None:  # fmt: skip
+    path: str | os.PathLike[str],
+    architecture: Architecture,
+    parameters: Array,
+    rows: Mapping[str, Array | None],
+    about: Mapping[str, Any],
+) -> None:
     """Write a network as an ONNX file, atomically, in the dtype of its parameters.
 
     Args:
         path: of the file.
-        layout: how the parameters are cut. A tied matrix is stored once.
-        activations: of the layers, index 0 None.
+        architecture: the network's. A tied matrix is stored once.
         parameters: flat, on the host.
-        rows: "mean", "scale" (n_0,) and "target_mean", "target_scale" (n_L,), each an array or
-            None.
-        about: what to note in the file, as far as JSON can hold it.
+        rows: as `as_rows` returns them.
+        about: notes to store, as far as JSON can hold them.
 
     Raises:
         ImportError: the package onnx is not installed.
@@ -72,24 +89,10 @@ def write(
         raise ValueError(
             f"the network's parameters must be finite; {np.sum(~np.isfinite(parameters)):,} are not"
         )
-    with np.errstate(over="ignore", under="ignore"):
-        rows = {
-            name: None if row is None else row.astype(parameters.dtype)
-            for name, row in rows.items()
-        }
-    for name, row in rows.items():
-        if row is not None and not np.isfinite(row).all():
-            raise ValueError(
-                f"{name} must be finite in the network's dtype, {row.dtype}; it holds numbers "
-                "beyond its range"
-            )
-        if row is not None and name == "scale" and not row.all():
-            raise ValueError(
-                f"scale must not be 0 anywhere, in {row.dtype}: columns are divided by it"
-            )
-    graph = _Graph(parameters.dtype)
-    _network(graph, layout, activations, parameters, rows)
-    number = helper.np_dtype_to_tensor_dtype(parameters.dtype)
+    layout, _, dtype = architecture
+    graph = _Graph(dtype)
+    _add_network(graph, architecture, parameters, _cast(rows, dtype))
+    number = helper.np_dtype_to_tensor_dtype(dtype)
     nodes = [
         helper.make_node(op, given, [out], name=out, **attributes)
         for op, given, out, attributes in graph.nodes
@@ -98,15 +101,32 @@ def write(
         helper.make_tensor_value_info(end, number, ["rows", n])
         for end, n in zip("XZ", layout.sizes[:: layout.layers], strict=True)
     ]
-    arrays = [numpy_helper.from_array(array, name) for name, array in graph.arrays.items()]
+    constants = [numpy_helper.from_array(array, name) for name, array in graph.arrays.items()]
     model = helper.make_model(
-        helper.make_graph(nodes, "mlpcore", ends[:1], ends[1:], arrays),
-        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="mlpcore",
-    )  # fmt: skip
+        helper.make_graph(nodes, "mlpcore", ends[:1], ends[1:], constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR,
+        producer_name="mlpcore",
+    )
     helper.set_model_props(model, notes)
     checker.check_model(model)
     with replacing(path) as file:
         file.write(model.SerializeToString())
+
+
+def _cast(rows: Mapping[str, Array | None], dtype: np.dtype[Any]) -> dict[str, Array]:
+    """Return the rows that are given, in this dtype, in which they must be finite."""
+    with np.errstate(over="ignore", under="ignore"):
+        cast = {name: row.astype(dtype) for name, row in rows.items() if row is not None}
+    for name, row in cast.items():
+        if not np.isfinite(row).all():
+            raise ValueError(
+                f"{name} must be finite in the network's dtype, {dtype}; it holds numbers "
+                "beyond its range"
+            )
+        if name == "scale" and not row.all():
+            raise ValueError(f"scale must not be 0 anywhere, in {dtype}: columns are divided by it")
+    return cast
 
 
 def _notes(about: Mapping[str, Any]) -> dict[str, str]:
@@ -122,9 +142,7 @@ def _notes(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is an ONNX model, told from the tags and lengths of its outermost
-    fields.
-    """
+    """Return whether a file is an ONNX model, by the tags and lengths of its outermost fields."""
     with open(path, "rb") as file:
         size, seen = os.fstat(file.fileno()).st_size, set()
         while file.tell() < size:
@@ -138,7 +156,7 @@ def is_onnx(path: str | os.PathLike[str]) -> bool:
 
 
 def _varint(file: BinaryIO) -> int:
-    """Read one of protobuf's integers, seven bits a byte; -1 where there is none."""
+    """Read one of protobuf's integers, seven bits a byte; return -1 at the end."""
     value = 0
     for i in range(10):
         byte = file.read(1)
@@ -164,41 +182,38 @@ class _Graph:
         self.arrays: dict[str, Array] = {}
 
     def node(self, op: str, *given: str, out: str = "", **attributes: Any) -> str:
-        """Add an operation; the name of its output."""
+        """Add an operation; return the name of its output."""
         out = out or f"{op}_{len(self.nodes)}"
         self.nodes.append((op, list(given), out, attributes))
         return out
 
     def array(self, name: str, array: Array) -> str:
-        """Add a constant."""
+        """Add a constant; return its name."""
         self.arrays[name] = np.ascontiguousarray(array, self.dtype)
         return name
 
     def number(self, value: float) -> str:
-        """A 0-d constant; equal ones are there once."""
+        """Add a 0-d constant unless an equal one is there; return its name."""
         return self.array(f"number_{float(value)!r}", np.array(value))
 
     def call(self, function: str, *given: str) -> str:
-        """A function of the formulas."""
+        """Add a function of the formulas; return the name of its output."""
         if function in SAME:
             return self.node(SAME[function], *given)
         (u,), node, one = given, self.node, self.number(1)
         if function == "positive":
             return node("CastLike", node("Greater", u, self.number(0)), one)
-        if (
-            function == "expm1"
-        ):  # (e^u - 1) = 2 t / (1 - t) with t = tanh(u/2): exact near 0, and e^u - 1 where t nears 1
+        if function == "expm1":
+            # e^u - 1 = 2 t / (1 - t) with t = tanh(u/2): exact near 0; as written where t nears 1
             t = node("Tanh", node("Mul", u, self.number(0.5)))
             near = node("Div", node("Add", t, t), node("Sub", one, t))
-            near = node(
-                "Where", node("Less", node("Abs", u), self.number(1e-20)), u, near
-            )  # t's own runtime may flush it
+            tiny = node("Less", node("Abs", u), self.number(1e-20))  # where runtimes may flush t
+            near = node("Where", tiny, u, near)
             return node(
                 "Where", node("Less", u, self.number(0.5)), near, node("Sub", node("Exp", u), one)
             )
         assert function == "log1p", function
-        # u log(w) / (w - 1) with w the rounded 1 + u, whose error cancels (Goldberg 1991, theorem
-        # 4)
+        # u log(w) / (w - 1), w the rounded 1 + u, whose error cancels (Goldberg 1991, theorem 4)
         w = node("Add", u, one)
         rounded, log = node("Sub", w, one), node("Log", w)
         exact, tiny = node("Equal", rounded, u), node("Equal", rounded, self.number(0))
@@ -208,18 +223,14 @@ class _Graph:
         )
 
 
-def _network(
-    graph: _Graph,
-    layout: Layout,
-    activations: Sequence[Activation | None],
-    parameters: Array,
-    rows: Mapping[str, Array | None],
+def _add_network(
+    graph: _Graph, architecture: Architecture, parameters: Array, rows: Mapping[str, Array]
 ) -> None:
-    """The whole graph, from "X" to "Z"."""
+    """Add all nodes, from "X" to "Z"."""
+    layout, activations, _ = architecture
 
     def shifted(z: str, op: str, name: str) -> str:
-        array = rows[name]
-        return z if array is None else graph.node(op, z, graph.array(name, array))
+        return graph.node(op, z, graph.array(name, rows[name])) if name in rows else z
 
     (W, b), a = layout.views(parameters), layout.slopes(parameters)
     ties = {tie.layer: tie for tie in layout.ties}
@@ -238,8 +249,9 @@ def _network(
 
 
 def _log_softmax(graph: _Graph, s: str) -> str:
-    """Log-probabilities as the backends compute them: runtimes round those above -6e-8 to 0 in
-    their own LogSoftmax.
+    """Add log_softmax as the backends compute it; return the name of its output.
+
+    Runtimes round log-probabilities above -6e-8 to 0 in their own LogSoftmax.
     """
     node, zero, one = graph.node, graph.number(0), graph.number(1)
     graph.arrays["columns"] = np.array([1])  # an axis
@@ -251,7 +263,7 @@ def _log_softmax(graph: _Graph, s: str) -> str:
 
 
 def _activation(graph: _Graph, activation: Activation, s: str, a: str) -> str:
-    """The name of σ(s), with a learned parameter as an array of the name `a`."""
+    """Add σ(s), with a learned parameter as the array `a`; return the name of its output."""
     if activation.rowwise:
         return (
             _log_softmax(graph, s) if activation.logarithmic else graph.node("Softmax", s, axis=1)
@@ -265,6 +277,5 @@ def _activation(graph: _Graph, activation: Activation, s: str, a: str) -> str:
     for function, operands, out in compiled.instructions:
         places[out] = graph.call(function, *(places[name] for name in operands))
     z = places["z"]
-    return (
-        z if "s" in reads(activation.value) else graph.node("Expand", z, graph.node("Shape", s))
-    )  # a constant
+    constant = "s" not in reads(activation.value)
+    return graph.node("Expand", z, graph.node("Shape", s)) if constant else z

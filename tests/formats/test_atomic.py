@@ -17,7 +17,7 @@ import warnings
 
 import pytest
 
-from mlpcore.io import atomic
+from mlpcore.io import atomic, claims
 
 ROOT = os.geteuid() == 0
 NOBODY = 65534
@@ -465,7 +465,7 @@ def claim(path):
 
 @pytest.mark.parametrize("there", [False, True])
 def test_a_claimed_file_is_refused_to_others_and_its_holder_writes_it(there, tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "PATIENCE", 0.1)
+    monkeypatch.setattr(claims, "PATIENCE", 0.1)
     path = tmp_path / "file"
     (tmp_path / "link").symlink_to("file")
     if there:
@@ -488,7 +488,7 @@ def test_a_claimed_file_is_refused_to_others_and_its_holder_writes_it(there, tmp
 
 
 def test_a_claim_ends_with_its_process_although_a_child_lives_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "PATIENCE", 0.1)
+    monkeypatch.setattr(claims, "PATIENCE", 0.1)
     path, told = tmp_path / "file", os.pipe()
     put(path)
 
@@ -556,8 +556,8 @@ def test_a_moments_lock_is_waited_for_and_a_handle_is_left_to_nobody(tmp_path):
         with atomic.claimed(path):
             put(path)
     put(path, keep=2)
-    assert not atomic._held
-    assert not atomic._claims
+    assert not claims.held
+    assert not claims.registry
     assert sys.platform != "linux" or len(os.listdir("/proc/self/fd")) == before
 
 
@@ -566,11 +566,11 @@ class Interrupt(BaseException):
 
 
 def interrupted(work, number):
-    """Run a function until so many lines of atomic.py; return whether it was interrupted there."""
+    """Run so many lines of atomic.py and claims.py; return whether that interrupted the function."""
     lines = iter(range(number))
 
     def trace(frame, event, argument):
-        if frame.f_code.co_filename != atomic.__file__:
+        if frame.f_code.co_filename not in (atomic.__file__, claims.__file__):
             return None
         if next(lines, None) is None:
             sys.settrace(None)
@@ -595,7 +595,7 @@ def test_an_interrupt_wherever_it_comes_leaves_neither_claim_nor_lock_nor_part(
 ):
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # it takes long
     # a tracer, unlike a signal, can come between a block and the release of its lock
-    monkeypatch.setattr(atomic, "_guard", threading.RLock())
+    monkeypatch.setattr(claims, "guard", threading.RLock())
     path, number = tmp_path / "file", 0
 
     def work():
@@ -610,7 +610,7 @@ def test_an_interrupt_wherever_it_comes_leaves_neither_claim_nor_lock_nor_part(
 
     while again():
         number += 1
-        assert not [*atomic._claims, *atomic._held]
+        assert not [*claims.registry, *claims.held]
         with atomic.claimed(path):
             put(path)
         assert {*os.listdir(tmp_path)} <= {"file", "file.1"}

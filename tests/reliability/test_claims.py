@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.io import atomic, kinds
+from mlpcore.io import claims, kinds
 from tests.formats.test_atomic import ended, forked
 
 RNG = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def refused(path):
 
 @pytest.mark.parametrize("step", [2, 8])
 def test_a_second_training_into_one_checkpoint_is_refused_at_its_start(step, tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "PATIENCE", 0.1)
+    monkeypatch.setattr(claims, "PATIENCE", 0.1)
     path, whole = tmp_path / "run", make()
     whole.fit(X, Y, **FIT)
 
@@ -98,7 +98,7 @@ def test_a_fit_that_fails_leaves_no_claim(tmp_path):
 
 @pytest.mark.parametrize("step", [2, 8])
 def test_nobody_but_the_trainer_saves_into_its_checkpoint(step, tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "PATIENCE", 0.1)
+    monkeypatch.setattr(claims, "PATIENCE", 0.1)
     path, copy = tmp_path / "run", tmp_path / "copy"
     one = make()
     one.save(copy)
@@ -160,7 +160,7 @@ def test_a_run_writes_the_file_that_it_has_claimed_or_none(change, name, tmp_pat
 
 
 def test_a_file_that_a_training_writes_is_no_version_of_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic, "PATIENCE", 0.1)
+    monkeypatch.setattr(claims, "PATIENCE", 0.1)
     path = tmp_path / "m.x"
     make(3).save(path)
     other = make(2)

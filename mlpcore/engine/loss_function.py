@@ -1,0 +1,119 @@
+"""A loss as a function of an output: `J, G = mc.loss("cross_entropy")(Z, Y)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mlpcore.backends import devices
+from mlpcore.checks import arrays
+from mlpcore.core import losses as loss_sheet
+from mlpcore.core.architecture import DTYPES
+from mlpcore.core.targets import mixed, weighed
+
+Array = NDArray[Any]
+
+
+class LossFunction:
+    """A loss on an output, by itself: `J, G = mc.loss("cross_entropy")(Z, Y)`.
+
+    Attributes:
+        loss: the `mc.Loss`.
+    """
+
+    def __init__(self, loss: loss_sheet.Loss):
+        self.loss = loss
+
+    def __repr__(self) -> str:
+        return f"loss({self.loss})"
+
+    def __call__(
+        self, Z: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> tuple[float, Array]:
+        """Return J = Σ w ℓ / Σ w and G = ∂J/∂Z, in Z's dtype and shape: (m, n_L), or (m,).
+
+        Args:
+            Z: the output, (m, n_L), or (m,) of one output.
+            Y, sample_weight: as in `Trainer.step`.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came.
+        """
+        device = devices.of(Z, "Z")
+        adopt, xp = devices.adopter(device), devices.module(device)
+        with devices.active(device), np.errstate(all="ignore"):
+            given = arrays.numeric(Z, "Z", adopt)
+            raw = arrays.matrix(given[:, None] if given.ndim == 1 else given, None, "Z", adopt)
+            dtype = raw.dtype if raw.dtype.name in DTYPES else np.float64
+            output = xp.ascontiguousarray(raw, dtype)
+            rows, columns = output.shape
+            target, classes = arrays.target(Y, rows, columns, self.loss, adopt=adopt)
+            target = devices.to_device(device, target)
+            w = arrays.weights(sample_weight, rows, adopt=adopt)
+            k = self._shares(device, target, w).astype(output.dtype)[:, None]
+            if self.loss.rowwise:
+                _require_probabilities(output, target, classes)
+                target = mixed(self.loss, target, columns, output.dtype, xp)
+            J, G = self._evaluate(device, output, xp.ascontiguousarray(target, dtype), k)
+            return J, arrays.in_library_of(Z, G.reshape(given.shape))
+
+    def _shares(self, device: str, target: Array, w: Array | None) -> Array:
+        """Return each row's weight, by itself and by class, over the sum of them."""
+        xp = devices.module(device)
+        if self.loss.class_weight is not None:
+            own = None if w is None else devices.to_device(device, w)
+            w = weighed(self.loss, target, own, np.float64, xp)
+        if w is None:
+            equal: Array = xp.full(len(target), 1 / len(target))
+            return equal
+        total = w.sum(dtype=np.float64)
+        if arrays.on_host(w) and not np.isfinite(total):
+            beyond = "out of the range of float64: rescale the weights"
+            raise ValueError(f"sample_weight sums to {total:g}, {beyond}")
+        share: Array = devices.to_device(device, w / total)
+        return share
+
+    def _evaluate(self, device: str, x: Array, Y: Array, k: Array) -> tuple[float, Array]:
+        xp = devices.module(device)
+        G, J = xp.empty_like(x), xp.zeros((), np.float64 if device == "cpu" else x.dtype)
+        probable = self.loss.rowwise
+        loss = loss_sheet.of_probabilities(x.dtype.name) if probable else self.loss
+        objective = loss_sheet.pair(loss, None)
+        devices.operations(device)().loss(x, Y, k, objective, G, None, J, accumulate=False)
+        return float(J), G
+
+
+def _require_probabilities(Z: Array, Y: Array, classes: bool) -> None:
+    """Raise a ValueError if an output has a negative entry, or if Y has a class of no column."""
+    if arrays.on_host(Z) and (Z < 0).any():
+        least = f"got {Z.min():g} (np.exp makes them of what log_softmax puts out)"
+        raise ValueError(f"Z must hold probabilities for cross_entropy, at least 0; {least}")
+    if classes:
+        arrays.require_classes(Y, Z.shape[1])
+
+
+def loss(
+    spec: Any,
+    *,
+    class_weight: Any = None,
+    label_smoothing: float | None = None,
+    pos_weight: Any = None,
+) -> LossFunction:
+    """Return the loss of this name, `(name, parameter)` or `mc.Loss`, as a function.
+
+    It is called as `(Z, Y, sample_weight=None)` and returns J, G. Its attribute `loss` is an
+    `mc.Loss` that `mc.Trainer`, `mc.check_gradients` and `net.hvp` take.
+
+    Args:
+        spec: the loss.
+        class_weight, label_smoothing, pos_weight: as in `mc.Trainer`; class weights as a list.
+
+    Raises:
+        TypeError, ValueError: no such loss (with the nearest match), a parameter or an option that
+            it does not take.
+    """
+    return LossFunction(
+        loss_sheet.with_options(loss_sheet.resolve(spec), class_weight, label_smoothing, pos_weight)
+    )
