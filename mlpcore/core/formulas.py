@@ -30,9 +30,8 @@ _COMPARISONS = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
-_OPERATORS = dict(
-    zip(BINARY, (operator.add, operator.sub, operator.mul, operator.truediv), strict=True)
-)
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+_OPERATORS[ast.Div] = operator.truediv
 
 
 def _unlimited(function: Callable[[float], float]) -> Callable[[float], float]:
