@@ -136,6 +136,16 @@ def on_host(array: Array) -> bool:
     return isinstance(array, np.ndarray)
 
 
+def are_plain(*values: object) -> bool:
+    """Return True for NumPy arrays of numbers, with axes, whose rows can be read where they are."""
+    for value in values:
+        if type(value) is not np.ndarray or value.dtype.char not in _PLAIN or not value.ndim:
+            return False
+        if not (value.dtype.isnative and value.flags.c_contiguous and value.flags.aligned):
+            return False
+    return True
+
+
 def matrix(X: object, columns: int | None, name: str = "X", adopt: Adopt = host_array) -> Array:
     """`X` as a 2-D numeric array of (m, `columns`), m >= 1; a view of it. `adopt` takes in what may
     lie on a GPU.
