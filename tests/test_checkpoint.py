@@ -17,6 +17,7 @@ import pytest
 import mlpcore as mc
 from mlpcore.backends import devices
 from mlpcore.io import model_file
+from mlpcore.training import checkpoints
 from mlpcore.training import saving as checkpoint
 from tests.cuda_on_cpu.device import CpuDevice
 
@@ -150,7 +151,7 @@ def test_checkpoints_come_as_often_as_asked_and_so_many_are_kept(tmp_path, monke
     assert written == [11, 22, 33, 44]
     written.clear()
     clock = iter(range(0, 10_000, 7))
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
     make().fit(X, Y, checkpoint=path, every="1 min", **FIT)
     assert 3 < len(written) < 12
 
@@ -206,17 +207,17 @@ def test_an_interval_that_is_none_is_refused(text, tmp_path):
 
 
 def test_intervals_are_read():
-    assert checkpoint.interval("1000 steps") == (1000, "steps")
-    assert checkpoint.interval("1 step") == (1, "steps")
-    assert checkpoint.interval("5 min") == (300, "seconds")
-    assert checkpoint.interval("0.5 h") == (1800, "seconds")
+    assert checkpoints.interval("1000 steps") == (1000, "steps")
+    assert checkpoints.interval("1 step") == (1, "steps")
+    assert checkpoints.interval("5 min") == (300, "seconds")
+    assert checkpoints.interval("0.5 h") == (1800, "seconds")
     assert (
-        checkpoint.interval("30 s")
-        == checkpoint.interval("30 seconds")
-        == checkpoint.interval("30s")
+        checkpoints.interval("30 s")
+        == checkpoints.interval("30 seconds")
+        == checkpoints.interval("30s")
         == (30, "seconds")
     )
-    assert checkpoint.interval("2 epochs") == (2, "epochs")
+    assert checkpoints.interval("2 epochs") == (2, "epochs")
 
 
 def test_a_path_that_cannot_be_written_is_noticed_before_the_training(tmp_path):
@@ -292,7 +293,7 @@ def test_what_goes_on_elsewhere_says_that_the_bits_may_differ(tmp_path, monkeypa
         one.step(X, Y, rows=[1, 2])
     one.save(tmp_path / "run")
     other = mc.Trainer.load(tmp_path / "run", "cpu")
-    assert "saved on cuda:0, goes on on cpu" in caplog.text
+    assert "written on cuda:0, resuming on cpu" in caplog.text
     np.testing.assert_allclose(float(one.step(X, Y)), other.step(X, Y), rtol=1e-5)
     np.testing.assert_allclose(one.net.parameters, other.net.parameters, rtol=1e-4, atol=1e-6)
     other.save(tmp_path / "back")
@@ -528,12 +529,12 @@ def test_many_epochs_leave_the_header_short(tmp_path):
         make().fit(X, Y, **{**FIT, "epochs": 400_000}, callbacks=[StopAfter(3, path)])
     trainer = mc.Trainer.load(path)
     history = {"loss": np.random.default_rng(1).random(200_000).tolist()}
-    state, _ = trainer._unfinished
+    state, _ = trainer._learner.left
     trainer.history, state.history, state.epoch = history, history, 200_000
     trainer.save(path)
     assert head_of(path) < 10_000
     again = mc.Trainer.load(path)
-    assert again.history == again._unfinished[0].history == history
+    assert again.history == again._learner.left.state.history == history
     assert again.unfinished == "in epoch 200001 of 400000, after 3 of its batches"
 
 
@@ -637,7 +638,9 @@ def test_a_setting_of_any_size_comes_back_as_it_was_or_is_refused_by_its_name(tm
                 continue
             found[0].save(tmp_path / "run")
             other = mc.Trainer.load(tmp_path / "run", "cpu")
-            assert other._description() == found[0]._description(), (name, value)
+            assert checkpoint.describe_trainer(other._learner) == checkpoint.describe_trainer(
+                found[0]._learner
+            ), (name, value)
             came_back += 1
     assert came_back > 150
 
@@ -681,7 +684,7 @@ def test_an_argument_of_fit_of_any_size_goes_on_or_is_refused_before_a_step(
         other = mc.Trainer.load(saved, "cpu")
         assert other.unfinished
         mine, theirs = (
-            dataclasses.replace(one._unfinished[0], seconds=0) for one in (trainer, other)
+            dataclasses.replace(one._learner.left.state, seconds=0) for one in (trainer, other)
         )
         assert mine == theirs
         with pytest.raises(KeyboardInterrupt):
@@ -717,4 +720,4 @@ def test_a_run_whose_losses_add_up_to_infinity_can_be_loaded(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(X, 1e153 + X[:, :1], np.full(103, 1e10), batch_size=5, progress=False,
                     callbacks=[StopAfter(9, tmp_path / "run")])  # fmt: skip
-    assert mc.Trainer.load(tmp_path / "run")._unfinished[0].loss == np.inf
+    assert mc.Trainer.load(tmp_path / "run")._learner.left.state.loss == np.inf

@@ -171,7 +171,7 @@ def test_a_run_that_goes_on_has_the_masks_of_one_that_was_never_interrupted(tmp_
     second = mc.Trainer.load(tmp_path / "run.safetensors", "cpu")
     again += [second.step(X, Y) for _ in range(3)]
     assert again == losses
-    assert second._settings == first._settings
+    assert second._step.settings == first._step.settings
 
 
 def test_no_dropout_is_a_rate_of_0_to_the_bit():

@@ -172,7 +172,7 @@ def test_a_result_for_numpy_or_a_list_is_numpys():
 def test_arrays_of_the_networks_dtype_are_read_where_they_lie(library):
     x, y, w = map(LIBRARIES[library], (X, V, WEIGHTS))
     assert net().forward(x).Z[0].ctypes.data == address(x)
-    data = mc.Trainer(net(), mc.Loss("sum", "y * z", "y + 0 * z"))._checked(x, y, w)
+    data = mc.Trainer(net(), mc.Loss("sum", "y * z", "y + 0 * z"))._intake.as_data(x, y, w)
     assert [a.ctypes.data for a in (data.X, data.Y, data.weights)] == [
         address(a) for a in (x, y, w)
     ]

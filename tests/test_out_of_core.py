@@ -11,9 +11,9 @@ import pytest
 import zarr
 
 import mlpcore as mc
-from mlpcore import trainer as trainer_module
 from mlpcore.backends import devices
 from mlpcore.data import streams
+from mlpcore.training import evaluation
 from tests.cuda_on_cpu.device import CpuDevice
 
 RNG = np.random.default_rng(0)
@@ -179,7 +179,7 @@ def test_evaluation_of_a_file_keeps_the_limit_and_lists_its_windows(
     )
     assert len(seen) > 8, "windows"
     for plan, rows in seen:
-        assert plan.total_bytes <= limited._settings.memory_limit
+        assert plan.total_bytes <= limited._step.settings.memory_limit
         shapes = {x.name: x.shape for x in plan.parts["fit"]}
         assert shapes["X window 1"][0] >= rows
         assert not {"order window 1", "order window 2"} & set(shapes)
@@ -267,8 +267,8 @@ def test_batches_that_weigh_nothing_are_passed_over_as_in_memory(
     fit = {"epochs": 2, "batch_size": 20, "shuffle": False, "progress": False}
     assert times_out(other.fit(*table, **fit)) == times_out(one.fit(X, Y, w, **fit))
     np.testing.assert_array_equal(other.net.parameters, one.net.parameters)
-    monkeypatch.setattr(trainer_module, "EVALUATED", window)
-    monkeypatch.setattr(trainer_module.planning, "WIDEST", 20)
+    monkeypatch.setattr(evaluation, "EVALUATED", window)
+    monkeypatch.setattr(evaluation.planning, "WIDEST", 20)
     want, got = one.evaluate(X, Y, w), other.evaluate(*table)
     np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-5)
 

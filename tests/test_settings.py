@@ -19,6 +19,7 @@ import mlpcore as mc
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.core.schedules import Schedule
 from mlpcore.estimators import MLPClassifier as Classifier
+from mlpcore.training import saving
 
 rng = np.random.default_rng(0)
 X, Y, LABELS = (
@@ -127,7 +128,7 @@ def ordinary(value):
 def leaves(value):
     """All numbers and texts in what an object stores."""
     if isinstance(value, mc.Trainer):
-        value = value._description()
+        value = saving.describe_trainer(value._learner)
     if isinstance(value, mc.MLP):
         value = value.header()
     if hasattr(value, "loss"):
@@ -157,10 +158,10 @@ def require_saved(use, made, twin, path):
     one, other = made, use(twin)
     one.save(path)
     loaded = mc.Trainer.load(path, device="cpu")
-    assert (loaded.optimizer, loaded.loss, loaded._settings) == (
+    assert (loaded.optimizer, loaded.loss, loaded._step.settings) == (
         one.optimizer,
         one.loss,
-        one._settings,
+        one._step.settings,
     )
     assert loaded.net.activations == one.net.activations
     assert steps(loaded) == steps(one) == steps(other)

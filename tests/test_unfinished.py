@@ -355,10 +355,10 @@ def test_a_large_table_is_known_by_some_blocks_of_its_rows(chunk, tmp_path):
         3,
         batch_size=20_000,
     )
-    state, _ = mc.Trainer.load(path, "cpu")._unfinished
+    state, _ = mc.Trainer.load(path, "cpu")._learner.left
     table = Counted(rows, chunk or 1)
     trainer = mc.Trainer.load(path, "cpu")
-    held = trainer._held(table, targets, None)
+    held = trainer._intake.open_rows(table, targets)
     found = sources.Sample.of(held, trainer.loss, "f4", "cpu", state.data)
     assert found == state.data
     assert len(table.read) <= sources.PLACES
@@ -387,7 +387,7 @@ def test_parquet_is_known_by_the_first_rows_of_some_of_its_groups(tmp_path):
 
     table, fit = write("one", values), {**FIT, "batch_size": 20_000, "epochs": 3}
     path = left(tmp_path, (table,), 3, **fit)
-    state, _ = mc.Trainer.load(path, "cpu")._unfinished
+    state, _ = mc.Trainer.load(path, "cpu")._learner.left
     assert len(state.data.places) == 16
     assert all(start % 1000 == 0 for start, _ in state.data.places[:-1])
     with pytest.raises(ValueError, match=r"^X: the unfinished run had other values"):
@@ -402,6 +402,6 @@ def test_parquet_is_known_by_the_first_rows_of_some_of_its_groups(tmp_path):
 def test_of_batches_as_they_come_nothing_is_compared(tmp_path):
     path = left(tmp_path, (Faulty(None, None),), 7)
     trainer = mc.Trainer.load(path, "cpu")
-    assert trainer._unfinished[0].data is None
+    assert trainer._learner.left.state.data is None
     trainer.fit(lambda: iter([(X[ORDER][:20], Y[:20])] * 5), **FIT)
     assert trainer.unfinished is None

@@ -15,8 +15,7 @@ class DeviceUnavailable(RuntimeError):
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss, its gradient or the update became NaN or infinite. The parameters are those before
-    the step.
+    """A step whose loss, gradient or update is NaN or infinite; the parameters are as before it.
 
     Attributes:
         step: the number of the update that failed, counted from 1.
@@ -38,8 +37,9 @@ class NonFiniteLoss(ArithmeticError):
 
 
 _ELSEWHERE = {  # what others call it
-    "mse": "squared_error", "l2": "squared_error", "mae": "absolute_error", "l1": "absolute_error", "pinball": "quantile",
-    "bce": "binary_cross_entropy", "ce": "cross_entropy", "linear": "identity", "none": "identity", "swish": "silu",
+    "mse": "squared_error", "l2": "squared_error", "mae": "absolute_error",
+    "l1": "absolute_error", "pinball": "quantile", "bce": "binary_cross_entropy",
+    "ce": "cross_entropy", "linear": "identity", "none": "identity", "swish": "silu",
     "logistic": "sigmoid", "hardtanh": "hard_tanh", "leakyrelu": "leaky_relu",
 }  # fmt: skip
 
@@ -78,7 +78,7 @@ def unknown(argument: str, name: str, known: Iterable[str]) -> ValueError:
 
 
 def named(argument: str, error: Exception) -> TypeError | ValueError:
-    """Return the error of an argument, with its name in front; a UnicodeError becomes a ValueError."""
+    """Return the error with the argument's name in front; a UnicodeError becomes a ValueError."""
     kind = TypeError if isinstance(error, TypeError) else ValueError
     return kind(f"{argument}: {error}")
 

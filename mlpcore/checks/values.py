@@ -12,7 +12,8 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from types import UnionType
+from typing import Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -24,13 +25,12 @@ RANGES = {  # the smallest (normal) and the largest positive number of each dtyp
     "float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127),
     "float64": (sys.float_info.min, sys.float_info.max),
 }
+T = TypeVar("T")
 _LONGEST_NAME, _LONGEST_PATH = 200, 4096  # characters, bytes
 
 
 def plain(value: object) -> object:
-    """Return what a NumPy scalar or an array without axes holds as Python's own; others as they
-    are.
-    """
+    """Return the value of a NumPy scalar, or of an array without axes, as Python's own."""
     if not isinstance(value, np.generic | np.ndarray) or isinstance(value, np.ma.MaskedArray):
         return value
     return value.item() if value.ndim == 0 and value.dtype.kind in "biufU" else value
@@ -87,14 +87,14 @@ def number(
 
 
 def require_held(value: float, dtype: str, name: str) -> None:
-    """Raise a ValueError if a number but 0 becomes 0, infinite or subnormal in a network's dtype."""
+    """Raise a ValueError if the value becomes 0, infinite or subnormal in a network's dtype."""
     smallest, largest = RANGES[dtype]
     if value and not smallest <= abs(value) <= largest:
         raise ValueError(f"{name} must be a number that {dtype} holds; got {value}")
 
 
 def positive_integer(value: object, name: str, least: int = 1, most: int = LARGEST) -> int:
-    """Return `value` as a Python int within the bounds; raise a TypeError or ValueError otherwise."""
+    """Return `value` as a Python int within the bounds; else raise a TypeError or ValueError."""
     given = plain(value)
     if isinstance(given, bool) or not isinstance(given, int):
         raise TypeError(f"{name} must be an integer; got {shown(given)}")
@@ -164,3 +164,36 @@ def settle(settings: object, checks: Mapping[str, Check], prefix: str = "") -> N
     for name, check in checks.items():
         if hasattr(settings, name):
             object.__setattr__(settings, name, check(getattr(settings, name), f"{prefix}{name}"))
+
+
+def typed(kind: type[T], described: Mapping[str, Any]) -> T:
+    """Return a dataclass made of what JSON held.
+
+    Raises:
+        TypeError, ValueError: a field is not of its type, or an integer is negative.
+    """
+    hints = get_type_hints(kind)
+    return kind(
+        **{name: typed_value(value, hints[name], name) for name, value in described.items()}
+    )
+
+
+def typed_value(value: Any, hint: Any, name: str) -> Any:
+    """Return the value, if it is what the hint says; integers must not be negative."""
+    if not _fits(value, hint):
+        raise TypeError(f"{name} must be {getattr(hint, '__name__', hint)}; got {value!r:.100}")
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(x, get_args(hint)[0]) for x in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(x, get_args(hint)[1]) for x in value.values())
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+    if hint is float:
+        return isinstance(value, float) or _fits(value, int)
+    return hint is Any or isinstance(value, hint)

@@ -31,7 +31,7 @@ from mlpcore.engine.plan import human
 from mlpcore.io import atomic, kinds
 from mlpcore.io.kinds import VACANT, kind
 from mlpcore.tables import datasets as data
-from mlpcore.training.saving import interval
+from mlpcore.training.checkpoints import interval
 
 # what scikit-learn and matplotlib raise where they, their fonts, their settings or the disk fail
 FAILURES = (
@@ -382,8 +382,7 @@ class _Run:
         try:
             return fit(checkpoint=kept.path, every=kept.every) if kept else fit()
         except OSError as error:
-            left = self.trainer._unfinished
-            if left is None or not left[0].ended:
+            if not self.trainer.unsaved:
                 raise
             self.failed.append(reason(error))
             return fit()  # nothing is left to do but to give the history

@@ -196,7 +196,7 @@ class Step(PlannedStep):
             return planning.part_bytes(self._workspace(rows, 1, batch_rows, inputs)["workspace"])
 
         itemsize = np.dtype(self.dtype).itemsize
-        rows = self.settings.chunk_rows or planning.choose_rows(
+        rows = self.settings.most_rows or planning.choose_rows(
             workspace, self.layout, itemsize, batch_rows
         )
         workers = min(batch_rows, self.settings.workers or self._choose_workers(batch_rows))

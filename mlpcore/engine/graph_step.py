@@ -174,7 +174,7 @@ class GraphStep(PlannedStep):
         return parts
 
     def _choose(self, batch_rows: int, inputs: Inputs) -> tuple[int, int]:
-        rows = self.settings.chunk_rows
+        rows = self.settings.most_rows
         if rows is None:
             fixed, much = (
                 planning.part_bytes(self._workspace(n, 1, n, inputs)["workspace"])

@@ -40,17 +40,27 @@ SHARED_ROWS = 64  # of a chunk from which several workers are worth their memory
 
 @dataclass(frozen=True)
 class Settings:
-    """What of a trainer's settings the step needs."""
+    """Settings of a trainer that its steps need, with the values that users give."""
 
     l1: float = 0.0
     l2: float = 0.0
     clip_norm: float | None = None
-    chunk_rows: int | None = None  # None: chosen
+    chunk_rows: int | str = "auto"
     memory_limit: int | None = None
     workers: int | None = None  # None: chosen
-    tolerant: bool = False  # whether a step that is not finite is left out instead of raised
-    dropout: tuple[float, ...] = ()  # of each hidden layer
-    seed: int = 0  # of its masks
+    on_non_finite: str = "raise"
+    dropout: tuple[float, ...] | None = None  # of each hidden layer
+    seed: int = 0  # of its masks, and of the row order
+
+    @property
+    def tolerant(self) -> bool:
+        """True if a step that is not finite is left out instead of raised."""
+        return self.on_non_finite == "skip"
+
+    @property
+    def most_rows(self) -> int | None:
+        """Most rows of a chunk; None where the step chooses."""
+        return None if isinstance(self.chunk_rows, str) else self.chunk_rows
 
     @property
     def penalty_terms(self) -> list[str]:
@@ -75,7 +85,7 @@ class PlannedStep(ABC):
     ) -> None:  # fmt: skip
         self.layout, self.store, self.parameters = layout, store, store.flat
         self.activations = bind(
-            dropout.behind(activations, settings.dropout, settings.seed), store.a
+            dropout.behind(activations, settings.dropout or (), settings.seed), store.a
         )
         self.objective, self.optimizer, self.settings, self.new_ops = (
             objective,

@@ -1,135 +1,249 @@
-"""Checkpoints of a training: what stands in the file, and when `fit` writes one.
+"""A trainer as a file, and back: settings and clock as JSON, arrays as tensors.
 
-Trainer.save → header["trainer"]: settings, optimizer with its schedule, progress, chunks and
-algorithms, the run that goes on
-               tensors: parameters, the optimizer's state, the best parameters so far, and what
+header["trainer"]: settings, optimizer with its schedule, progress, chunks and algorithms, the
+                   run that goes on
+tensors:           parameters, the optimizer's state, the best parameters so far, and lists that
                    would make the header long: histories, weights of classes
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
-import re
-import sys
-import time
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain, islice
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpcore._version import __version__
+from mlpcore.backends import devices
 from mlpcore.checks import values
-from mlpcore.checks.errors import shown
+from mlpcore.core import losses, schedules
 from mlpcore.core import optimizers as rules
-from mlpcore.core import schedules
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.core.schedules import Adaptive, Progress, Schedule
-from mlpcore.io import atomic, kinds
-from mlpcore.training.signals import Signals
+from mlpcore.io import kinds, model_file
+from mlpcore.training.learner import Learner
+from mlpcore.training.state import History, State, Unfinished
 
+Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
+DAMAGES = (  # raised by the header of a file that somebody has made up
+    ArithmeticError,
+    AttributeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    RecursionError,
+)
 OPTIMIZERS = {
     rule.__name__: rule for rule in (rules.SGD, rules.Adam, rules.AdamW, rules.RMSprop, rules.Lion)
 }
 SCHEDULES = {
     schedule.__name__: schedule
     for schedule in (
-        schedules.Constant, schedules.StepDecay, schedules.Cosine, schedules.InverseScaling, schedules.Adaptive, schedules.FormulaSchedule,
+        schedules.Constant,
+        schedules.StepDecay,
+        schedules.Cosine,
+        schedules.InverseScaling,
+        schedules.Adaptive,
+        schedules.FormulaSchedule,
     )
-}  # fmt: skip
-T = TypeVar("T")
-_SECONDS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
+}
 
 
-# -- settings as JSON
-# --------------------------------------------------------------------------------------------------
+# -- a trainer --
+
+
+def write(
+    learner: Learner, path: str | os.PathLike[str], keep: int, about: Mapping[str, Any]
+) -> None:
+    """Write a trainer to a safetensors file, atomically; nothing may change it meanwhile.
+
+    Args:
+        learner: the trainer's network in training, perhaps in the middle of a run.
+        path: path of the file.
+        keep: versions to keep.
+        about: the user's notes.
+
+    Raises:
+        OSError: the file cannot be written, or must not be replaced.
+        TypeError: optimizer or schedule is a class of the user's own, or JSON cannot hold `about`.
+    """
+    net, run = learner.net, learner.run
+    if run is not None:
+        run.pause()
+    learner.count_skipped()
+    vectors, facts = learner.step.snapshot()
+    left = run.unfinished() if run else learner.left
+    tensors = {"parameters": devices.to_host(net.device, net.store.flat), **vectors}
+    if left is not None and left.best is not None:
+        tensors["best"] = devices.to_host(net.device, left.best)
+    keep = values.positive_integer(keep, "keep")
+    kinds.require_replaceable(values.path(path), kinds.TRAINERS, keep, learner.id)
+    versions = {"mlpcore": __version__, "numpy": np.__version__}
+    described = {**describe_trainer(learner), "step": facts, "versions": versions}
+    lists = {name: pack(part, names) for name, part, names in _long_lists(described)}
+    tensors |= {name: numbers for name, numbers in lists.items() if len(numbers)}
+    header = {"version": model_file.NEWEST, **net.header(), "trainer": described}
+    if about:
+        header["about"] = about
+    model_file.write(path, header, tensors, keep, learner)
+
+
+def describe_trainer(learner: Learner) -> dict[str, Any]:
+    """Return a trainer without its arrays, as what JSON holds once `pack` has shortened the lists.
+
+    Raises:
+        TypeError, ValueError: the optimizer has been given settings that could not be loaded.
+    """
+    optimizer, run = learner.step.optimizer, learner.run
+    optimizer.require_epsilon(learner.net.dtype.name)
+    optimizer.require_layers(learner.net.layout.layers)
+    left = run.unfinished() if run else learner.left
+    settings = dataclasses.asdict(learner.step.settings)
+    skips = settings.pop("on_non_finite") == "skip"
+    chunk_rows = None if settings["chunk_rows"] == "auto" else settings["chunk_rows"]
+    settings |= {"chunk_rows": chunk_rows, "dropout": settings["dropout"] or (), "tolerant": skips}
+    return {
+        "loss": losses.described(learner.loss),
+        "optimizer": describe(optimizer),
+        "settings": settings,
+        "id": learner.id,
+        "precision": learner.precision,
+        "deterministic": learner.deterministic,
+        "seed": settings["seed"],
+        "device": learner.net.device,
+        "progress": describe_progress(learner.progress),
+        "history": dict(learner.history),
+        "run": None if left is None else left.state.describe(),
+    }
+
+
+def read_arguments(described: dict[str, Any], tensors: dict[str, Array]) -> dict[str, Any]:
+    """Return the constructor's arguments that a file holds, which the constructor validates.
+
+    The lists that `pack` has put into tensors are put back first.
+    """
+    for name, part, names in _long_lists(described):
+        unpack(part, names, tensors.pop(name, np.empty(0)))
+    settings = dict(described["settings"])
+    skips = values.boolean(settings.pop("tolerant"), "tolerant")
+    settings["chunk_rows"] = "auto" if settings["chunk_rows"] is None else settings["chunk_rows"]
+    return settings | {
+        "loss": losses.restored(described["loss"]),
+        "optimizer": read_optimizer(described["optimizer"]),
+        "dropout": settings["dropout"] or None,
+        "on_non_finite": "skip" if skips else "raise",
+        "precision": described["precision"],
+        "deterministic": described["deterministic"],
+    }
+
+
+def restore(learner: Learner, described: dict[str, Any], tensors: dict[str, Array]) -> None:
+    """Put a new learner, of `read_arguments`, where the trainer of a file was.
+
+    Raises:
+        ArithmeticError, LookupError, TypeError, ValueError: the file holds no trainer.
+    """
+    net = learner.net
+    learner.progress = read_progress(described["progress"])
+    learner.history = values.typed_value(described["history"], History, "history")
+    learner.id = values.typed_value(described.get("id", ""), str, "id")
+    if described["run"] is not None:
+        state, best = State.read(described["run"]), tensors.pop("best", None)
+        like = net.store.flat
+        if best is not None and (best.shape, best.dtype) != (like.shape, net.dtype):
+            raise ValueError(
+                f"best: {best.dtype} {best.shape}, where the parameters are {net.layout.size}"
+            )
+        learner.left = Unfinished(state, best)
+    learner.step.restore(tensors, described["step"])
+    if described["device"] != net.device:
+        log.warning(
+            "checkpoint written on %s, resuming on %s: results will not be equal to the bit",
+            described["device"],
+            net.device,
+        )
+
+
+def _long_lists(
+    described: dict[str, Any],
+) -> Iterator[tuple[str, dict[str, Any], Collection[str]]]:
+    """Yield the parts of a header that hold long lists: a tensor's name, the part, its lists."""
+    yield "loss options", described["loss"], ("class_weight", "pos_weight")
+    yield "history", described["history"], described["history"].keys()
+    if described["run"] is not None:
+        yield "run history", described["run"]["history"], described["run"]["history"].keys()
+
+
+# -- its parts --
 
 
 def describe(settings: Optimizer | Schedule) -> dict[str, Any]:
-    """An optimizer, or a schedule, as what JSON holds. Raises TypeError for one that is not
-    mlpcore's own.
+    """Return an optimizer or a schedule as what JSON holds.
+
+    Raises:
+        TypeError: it is not one of mlpcore's own.
     """
     name = type(settings).__name__
     if {**OPTIMIZERS, **SCHEDULES}.get(name) is not type(settings):
         kind = "learning_rate" if isinstance(settings, Schedule) else "optimizer"
         hint = "; a schedule by mc.FormulaSchedule can" if kind == "learning_rate" else ""
         raise TypeError(f"{kind}: {name} is not one of mlpcore's own and cannot be saved{hint}")
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    if "layers" in values:
-        values["layers"] = [
-            [l, *dataclasses.astuple(layer)] for l, layer in values["layers"].items()
-        ]
+    found = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    if "layers" in found:
+        found["layers"] = [[l, *dataclasses.astuple(x)] for l, x in found["layers"].items()]
     return {"name": name} | {
-        key: describe(x) if isinstance(x, Schedule) else x for key, x in values.items()
+        key: describe(x) if isinstance(x, Schedule) else x for key, x in found.items()
     }
 
 
-def optimizer(described: Mapping[str, Any]) -> Optimizer:
-    """The optimizer that `describe` described."""
-    values = dict(described)
-    rule = OPTIMIZERS[values.pop("name")]
-    values["layers"] = {l: rules.Layer(*settings) for l, *settings in values["layers"]}
-    if isinstance(values["learning_rate"], Mapping):
-        values["learning_rate"] = _schedule(values["learning_rate"])
-    return rule(**values)
+def read_optimizer(described: Mapping[str, Any]) -> Optimizer:
+    """Return the optimizer that `describe` described."""
+    found = dict(described)
+    rule = OPTIMIZERS[found.pop("name")]
+    found["layers"] = {l: rules.Layer(*settings) for l, *settings in found["layers"]}
+    if isinstance(found["learning_rate"], Mapping):
+        found["learning_rate"] = _read_schedule(found["learning_rate"])
+    return rule(**found)
 
 
-def _schedule(described: Mapping[str, Any]) -> Schedule:
+def _read_schedule(described: Mapping[str, Any]) -> Schedule:
     settings = dict(described)
     return SCHEDULES[settings.pop("name")](**settings)
 
 
 def describe_progress(progress: Progress) -> dict[str, Any]:
-    """Return how far a run is as what JSON holds, without the reductions of a schedule of the
-    user's own.
-    """
+    """Return the clock as what JSON holds, without the reductions of a user's own schedule."""
     followed = progress.followed
     if type(followed) not in (type(None), Adaptive):
         progress = dataclasses.replace(progress, reductions=0)
         followed = None
-    values = {field.name: getattr(progress, field.name) for field in dataclasses.fields(progress)}
-    return values | {"followed": None if followed is None else describe(followed)}
+    found = {field.name: getattr(progress, field.name) for field in dataclasses.fields(progress)}
+    return found | {"followed": None if followed is None else describe(followed)}
 
 
-def progress(described: Mapping[str, Any]) -> Progress:
-    """Return the progress that `describe_progress` described. Raises TypeError or ValueError as
-    `typed` does.
-    """
+def read_progress(described: Mapping[str, Any]) -> Progress:
+    """Return the clock that `describe_progress` described; raise as `values.typed` does."""
     followed = described["followed"]
-    return typed(
-        Progress, {**described, "followed": None if followed is None else _schedule(followed)}
-    )
-
-
-def arguments(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments with which a trainer that was saved is made again: whatever they are,
-    its door checks them.
-    """
-    settings = dict(described["settings"])
-    tolerant = values.boolean(settings.pop("tolerant"), "tolerant")
-    settings["chunk_rows"] = "auto" if settings["chunk_rows"] is None else settings["chunk_rows"]
-    settings["dropout"] = settings["dropout"] or None
-    return settings | {
-        "on_non_finite": "skip" if tolerant else "raise", "precision": described["precision"],
-        "deterministic": described["deterministic"],
-    }  # fmt: skip
+    followed = None if followed is None else _read_schedule(followed)
+    return values.typed(Progress, {**described, "followed": followed})
 
 
 def pack(part: dict[str, Any], names: Collection[str]) -> NDArray[np.float64]:
     """Return the named lists of numbers as one; `part`, for the header, keeps their lengths."""
     lists = {name: part[name] for name in names if isinstance(part[name], list | tuple)}
-    part |= {name: len(values) for name, values in lists.items()}
+    part |= {name: len(numbers) for name, numbers in lists.items()}
     return np.fromiter(chain.from_iterable(lists.values()), np.float64)
 
 
 def unpack(part: dict[str, Any], names: Collection[str], packed: NDArray[Any]) -> None:
-    """Put back what `pack` took out; lists that a file of version 3 has in its header stay as they
-    are.
+    """Put back what `pack` took out; a file of version 3 has its lists in the header.
 
     Raises:
         ValueError: `packed` is not float64, or does not hold as many numbers as the lengths say.
@@ -142,151 +256,3 @@ def unpack(part: dict[str, Any], names: Collection[str], packed: NDArray[Any]) -
         raise ValueError(f"lists of {lengths} numbers; got {packed.dtype} {packed.shape}")
     numbers = iter(packed.tolist())
     part |= {name: list(islice(numbers, length)) for name, length in lengths.items()}
-
-
-def typed(kind: type[T], described: Mapping[str, Any]) -> T:
-    """A dataclass made of what JSON held. Raises TypeError or ValueError where a field is not of
-    its type, or is below 0.
-    """
-    hints = get_type_hints(kind)
-    return kind(
-        **{name: typed_value(value, hints[name], name) for name, value in described.items()}
-    )
-
-
-def typed_value(value: Any, hint: Any, name: str) -> Any:
-    """`value`, if it is what the hint says; integers count something and are not negative."""
-    if not _fits(value, hint):
-        raise TypeError(f"{name} must be {getattr(hint, '__name__', hint)}; got {value!r:.100}")
-    return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(hint, UnionType):
-        return any(_fits(value, one) for one in get_args(hint))
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(x, get_args(hint)[0]) for x in value)
-    if get_origin(hint) is dict:
-        return isinstance(value, dict) and all(_fits(x, get_args(hint)[1]) for x in value.values())
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-    if hint is float:
-        return isinstance(value, float) or _fits(value, int)
-    return hint is Any or isinstance(value, hint)
-
-
-# -- when to save
-# ------------------------------------------------------------------------------------------------------
-
-
-def interval(every: object) -> tuple[float, str]:
-    """What `"1000 steps"`, `"5 min"`, `"2 epochs"` mean: a number of "steps", "seconds" or
-    "epochs".
-
-    Raises:
-        TypeError, ValueError: anything else.
-    """
-    if not isinstance(every, str):
-        raise TypeError(
-            f"every must be text such as '1000 steps', '5 min' or '1 epoch'; got {shown(every)}"
-        )
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+?)s?\s*", every)
-    unit = match[2] if match else ""
-    count = float(match[1]) if match else 0.0
-    if every.strip().endswith("s") and unit == "":
-        unit = "s"
-    if unit in _SECONDS and count > 0:
-        return count * _SECONDS[unit], "seconds"
-    if unit in ("step", "epoch") and count > 0 and count.is_integer():
-        return count, f"{unit}s"
-    raise ValueError(
-        f"every must be text such as '1000 steps', '5 min' or '1 epoch'; got {shown(every)}"
-    )
-
-
-class Checkpoints:
-    """The place where `fit` saves, and the moments when it does, a signal's included.
-
-    Args:
-        path: of the file.
-        every: e.g. "1000 steps", "5 min", "1 epoch".
-        keep: versions to keep.
-
-    Raises:
-        TypeError, ValueError, OSError: names the argument; a folder that is missing is noticed
-            here, not after an hour.
-    """
-
-    def __init__(self, path: object, every: object = "1 epoch", keep: object = 1):
-        self.path = self._given = values.path(path, "checkpoint")
-        folder = os.path.dirname(self.path) or "."
-        if os.path.isdir(self.path):
-            raise IsADirectoryError(f"checkpoint {self.path!r} is a folder; name a file in it")
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(
-                f"checkpoint {self.path!r}: the folder {folder!r} does not exist"
-            )
-        self.count, self.unit = interval(every)
-        self.keep = values.positive_integer(keep, "keep")
-        for place in atomic.versions(self.path, self.keep):
-            where = f"checkpoint {self.path!r}, keep={self.keep}: {str(place)!r}"
-            if place.is_dir():
-                raise IsADirectoryError(f"{where} is a folder; move it away, or name another file")
-            rights = os.access(
-                place.parent,
-                os.W_OK | os.X_OK,
-                effective_ids=os.access in os.supports_effective_ids,
-            )
-            if not rights and (
-                place.is_file() or not place.exists()
-            ):  # a device or a pipe needs none
-                raise PermissionError(
-                    f"{where} is in a folder that cannot be written; name another one"
-                )
-        self.signals = Signals()
-        self.saved(0)
-
-    @contextlib.contextmanager
-    def claimed(self, owner: object, trainer: str) -> Iterator[None]:
-        """Claim the file for one training; what is saved goes there, wherever links then lead.
-
-        Args:
-            owner: the trainer, which alone may write the file.
-            trainer: its identifier.
-
-        Raises:
-            OSError: another training writes the file, or it holds what this one must not replace:
-                no checkpoint, or another trainer's unfinished run.
-        """
-        with atomic.claimed(self.path, self.keep, owner) as place:
-            self.path = str(place)
-            kinds.require_replaceable(self._given, kinds.CHECKPOINTS, self.keep, trainer)
-            yield
-
-    def saved(self, steps: int) -> None:
-        """A checkpoint has been written after so many steps."""
-        self._steps, self._epochs, self._time = steps, 0, time.monotonic()
-
-    def steps_left(self, steps: int) -> int:
-        """Return how many steps after so many may be done before one is due, at least 1."""
-        return (
-            max(1, int(self.count) - (steps - self._steps)) if self.unit == "steps" else sys.maxsize
-        )
-
-    def due(self, steps: int, epoch_ended: bool) -> bool:
-        """Whether one is due after so many steps; to be asked once a step, and once at the end of
-        each epoch.
-        """
-        self._epochs += epoch_ended
-        passed = {
-            "steps": steps - self._steps,
-            "epochs": self._epochs,
-            "seconds": time.monotonic() - self._time,
-        }
-        return self.signals.asked is not None or passed[self.unit] >= self.count
-
-    def leave(self, where: str) -> None:
-        """Obey the signal that has come, now that all is saved."""
-        self.signals.leave(
-            f"stopped {where}; saved in {self._given}, Trainer.load goes on from there"
-        )

@@ -8,7 +8,7 @@ one of weight 0 as none.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from numbers import Real
 from types import TracebackType
 from typing import Any
@@ -21,7 +21,11 @@ from mlpcore.checks import values
 from mlpcore.checks.errors import shown
 from mlpcore.core.losses import Loss, Objective
 from mlpcore.core.program import program
+from mlpcore.core.schedules import Adaptive
 from mlpcore.core.targets import mixed
+from mlpcore.data.batches import Data
+from mlpcore.data.streams import Stream
+from mlpcore.training.callbacks import EarlyStopping
 
 Array = NDArray[Any]
 Metric = Callable[..., Any]
@@ -32,6 +36,36 @@ ROWS, ENTRIES = 256, 2048  # at a time, whichever is more: what the figures need
 def names(loss: Loss) -> tuple[str, str]:
     """Return the names of the figures that `Trainer.evaluate` reports by itself."""
     return ("loss", "accuracy" if loss.classifies else "r2")
+
+
+def require_followed(rate: object, loss: Loss, validated: bool, metrics: Collection[str]) -> None:
+    """Raise a ValueError if a schedule follows a figure that the history will not have."""
+    if isinstance(rate, Adaptive):
+        require_figure("learning_rate: Adaptive", rate, loss, validated, metrics)
+
+
+def require_figure(
+    argument: str,
+    monitored: EarlyStopping | Adaptive,
+    loss: Loss,
+    validated: bool,
+    metrics: Collection[str],
+) -> None:
+    """Raise a ValueError if `fit`'s history will not have the figure that is monitored.
+
+    It is also raised for a metric of the user's where nobody says which side of it is better.
+    """
+    monitor = monitored.monitor
+    if monitor.startswith("validation_") and not validated:
+        raise ValueError(
+            f"{argument} monitors {monitor!r}, but fit was given no validation=(Xv, Yv)"
+        )
+    figures = [f"validation_{key}" for key in (*names(loss), *metrics)] if validated else []
+    values.one_of(monitor, f"{argument}: monitor", ("loss", *figures))
+    if monitored.mode is None and monitor.removeprefix("validation_") in metrics:
+        raise ValueError(
+            f"{argument} monitors {monitor!r}: say which is better, mode='min' or mode='max'"
+        )
 
 
 class Scores:
@@ -53,9 +87,7 @@ class Scores:
         )  # of y - origin, (y - its mean)², (y - z)²
 
     def add(self, output: Array, Y: Array, weights: Array | None) -> None:
-        """Take in a chunk: its outputs, S[L] where loss and output match, else Z[L]; targets and
-        row weights.
-        """
+        """Take in a chunk: outputs (S[L] where loss and output match, else Z[L]), Y, weights."""
         rows = max(ROWS, ENTRIES // output.shape[1])
         for i in range(0, len(output), rows):
             part = slice(i, i + rows)
@@ -166,9 +198,7 @@ def _row_losses(objective: Objective, output: Array, Y: Array) -> Array:
 
 
 def _cross_entropies(S: Array, Y: Array, most: float | None) -> Array:
-    """Return Σ y (log Σ exp(s) - s): as the distance to the likeliest class, so that sure rows keep
-    their digits.
-    """
+    """Return Σ y (log Σ exp(s) - s), from the likeliest class on: sure rows keep their digits."""
     rows, top = np.arange(len(S)), S.argmax(axis=1)
     below = S - S[rows, top][:, None]
     others = np.exp(below)
@@ -199,8 +229,7 @@ class Collected:
                 kept.append(np.array(array))
 
     def measure(self, metrics: Mapping[str, Metric], flat: bool) -> dict[str, float]:
-        """Return each metric of all rows; with `flat`, targets and outputs of one column go to it
-        as (m,).
+        """Return each metric of all rows; with `flat`, Y and outputs go to it as (m,).
 
         Raises:
             TypeError: a metric takes no `sample_weight` where rows have weights, or returns no
@@ -213,9 +242,11 @@ class Collected:
         return {name: _number(name, metric, Y, Z, w) for name, metric in metrics.items()}
 
 
-def require_metrics(metrics: object, loss: Loss) -> dict[str, Metric]:
-    """Return a user's `{name: function}`, {} for None. Raises TypeError or ValueError for anything
-    else, with its name.
+def require_metrics(metrics: object, loss: Loss, rows: Data | Stream | None) -> dict[str, Metric]:
+    """Return a user's `{name: function}`, {} for None, checked as far as the rows are known.
+
+    Raises:
+        TypeError, ValueError: anything else; names the metric at fault.
     """
     if metrics is None:
         return {}
@@ -236,6 +267,9 @@ def require_metrics(metrics: object, loss: Loss) -> dict[str, Metric]:
                 f"{shown(metric)}"
             )
         found[name] = metric
+    if isinstance(rows, Data):
+        for name, metric in found.items():
+            require_weights_taken(name, metric, rows.weights is not None)
     return found
 
 

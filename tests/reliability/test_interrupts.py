@@ -542,7 +542,7 @@ def test_a_save_from_another_thread_gets_its_turn_after_the_step(tmp_path, devic
         def step_end(self, trainer, J):
             if trainer.progress.step == 13:
                 savers.append(in_a_thread(lambda: trainer.save(path)))
-                until(lambda: trainer._visitors)
+                until(lambda: trainer._turns.visitors)
             if trainer.progress.step == 14:
                 until(lambda: not savers[0].is_alive())
 
@@ -636,7 +636,7 @@ def test_a_fork_in_the_middle_of_an_update_is_known_in_the_child():
     script = """
 import os, sys, threading
 import numpy as np, mlpcore as mc
-from mlpcore import trainer as module
+from mlpcore.training import turns as module
 module.FORK_WAITS = 0.05
 X, Y = np.ones((4, 3)), np.ones((4, 1))
 trainer = mc.Trainer(mc.MLP([3, 1], device="cpu"), "squared_error")

@@ -844,7 +844,7 @@ def test_a_share_is_one_of_the_free_memory():
     assert 1 << 20 < free < 1 << 50
     assert (
         0.2 * free
-        < mc.Trainer(net, "squared_error", memory_limit="25%")._settings.memory_limit
+        < mc.Trainer(net, "squared_error", memory_limit="25%")._step.settings.memory_limit
         < 0.3 * free
     )
 

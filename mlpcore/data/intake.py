@@ -1,0 +1,285 @@
+"""The way in for a user's arrays: X, Y and row weights become `Data`, checked and laid out.
+
+X, Y, weights → as_data → Data → take_batch → Batch            a step
+                open_rows → Data, scanned once, or Stream      fit, evaluate
+a stream's rows → load_piece → Data
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mlpcore.backends import devices
+from mlpcore.checks import arrays
+from mlpcore.checks.errors import named
+from mlpcore.core.losses import Loss
+from mlpcore.core.ops import Buffer
+from mlpcore.core.targets import RowWeights, row_weights
+from mlpcore.data.batches import Batch, Data, Inputs, weight_of
+from mlpcore.data.streams import Parquet, Stream, open_stream
+
+Array = NDArray[Any]
+RANGES: dict[str, tuple[float, float]] = {  # of targets, by loss
+    "binary_cross_entropy": (0, 1),
+    "poisson": (0, math.inf),
+}
+
+
+class Intake:
+    """The checks and the layout of the arrays that one network is trained on.
+
+    Args:
+        device: device of the network.
+        sizes: widths n_0 … n_L.
+        dtype: dtype of the parameters.
+        loss: the loss, which decides which targets are taken.
+    """
+
+    def __init__(self, device: str, sizes: Sequence[int], dtype: np.dtype[Any], loss: Loss):
+        self.device, self.dtype, self.loss = device, dtype, loss
+        self.columns, self.outputs = sizes[0], sizes[-1]
+        self.takes_classes = loss.takes_classes
+        self.on_host = device == "cpu"
+        self._adopt = devices.adopter(device)
+        self._plain = self.on_host and loss.class_weight is None  # arrays may be taken as they are
+
+    # -- arrays in memory --
+
+    def as_data(self, X: Any, Y: Any = None, weights: Any = None) -> Data:
+        """Return the arrays checked by shape, dtype and class, and laid out for rows to be read.
+
+        Args:
+            X: (m, n_0) numbers, or `Data`, which is returned as it is.
+            Y: (m, n_L) targets, (m,) class indices, or (m,) where there is one output.
+            weights: (m,) row weights, or None.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came.
+        """
+        if isinstance(X, Data):
+            return self._require_own(X, Y, weights)
+        given = (X, Y) if weights is None else (X, Y, weights)
+        if self._plain and arrays.are_plain(*given):  # as most are
+            flat = Y.ndim == 1 and not self.takes_classes
+            classes = Y.ndim == 1 and self.takes_classes and Y.dtype.kind in "iu"
+            y = Y[:, None] if flat and self.outputs == 1 else Y
+            form = (len(X),) if classes else (len(X), self.outputs)
+            if X.shape == (len(X), self.columns) and X.size and y.shape == form:
+                if classes:
+                    arrays.require_classes(y, self.outputs)
+                w = None if weights is None else arrays.weights(weights, len(X))
+                w_dtype = "" if w is None else w.dtype.str
+                inputs = Inputs(X.dtype.str, y.dtype.str, w_dtype, classes)
+                return Data(X, y, w, inputs, w, None, flat)
+        return self._check(X, Y, weights)
+
+    def _require_own(self, data: Data, Y: ArrayLike | None, weights: ArrayLike | None) -> Data:
+        """Return the prepared data; raise an error if they are not for this trainer's loss."""
+        if Y is not None or weights is not None:
+            raise TypeError(
+                "Y and sample_weight must be left out where X is what prepare returned: it holds "
+                "them"
+            )
+        if data.by_class != self.loss.class_weight:
+            raise ValueError(
+                f"X was prepared by a trainer with class_weight={data.by_class}; this one has "
+                f"{self.loss.class_weight}"
+            )
+        return data
+
+    def _check(self, X: ArrayLike, Y: ArrayLike | None, weights: ArrayLike | None) -> Data:
+        """Return arrays of any library and form as `Data`; see `as_data`."""
+        adopt = self._adopt
+        x = arrays.matrix(X, self.columns, adopt=adopt)
+        given = arrays.numeric(Y, "Y", adopt)
+        y, classes = arrays.target(given, len(x), self.outputs, self.loss, adopt=adopt)
+        w = arrays.weights(weights, len(x), adopt=adopt)
+        staged = not self.on_host and not devices.open_device(self.device).holds(x)
+        y, w = self._to_layout(y, staged), None if w is None else self._to_layout(w, staged)
+        lazy = self.on_host and self.loss.class_weight is not None
+        by_class: Any = (
+            RowWeights(self.loss, y, w, self.dtype) if lazy else self._weigh_classes(y, w)
+        )
+        if by_class is not None and (lazy or arrays.on_host(by_class)) and not by_class.any():
+            raise ValueError("sample_weight, times class_weight, must not be all zero")
+        return Data.of(
+            self._to_layout(x, staged),
+            y,
+            w,
+            classes,
+            staged,
+            by_class,
+            self.loss.class_weight,
+            flat=not classes and given.ndim == 1,
+        )
+
+    def validate(self, X: ArrayLike | Data, Y: ArrayLike | None, weights: ArrayLike | None) -> Data:
+        """Return the arrays as `as_data` does, after a scan of all their values.
+
+        Raises:
+            ValueError: X or Y is NaN or infinite in the network's dtype, or a target is outside the
+                loss's range; names the row.
+        """
+        data = self.as_data(X, Y, weights)
+        if data is not X:
+            self.require_finite(data)
+            self._require_range(data.Y, data.inputs.classes)
+        return data
+
+    def require_finite(self, data: Data) -> None:
+        """Raise a ValueError that names the first number that the network's dtype does not hold."""
+        arrays.require_finite(data.X, "X", self.dtype)
+        arrays.require_finite(data.Y, "Y", self.dtype)
+
+    def copy_rows(
+        self, X: ArrayLike | Data, Y: ArrayLike | None, weights: ArrayLike | None
+    ) -> Data:
+        """Return the arrays as `validate` does, with row-major copies of those that are not."""
+        data = self.validate(X, Y, weights)
+        copies: dict[str, Any] = {
+            name: np.array(x, dtype, order="C") for name, (x, dtype) in data.strided().items()
+        }
+        return with_all_weights(data._replace(**copies))
+
+    def take_batch(self, data: Data, rows: ArrayLike | None) -> Batch:
+        """Return these rows of the data, or all of them for None, as a batch.
+
+        Raises:
+            TypeError, ValueError: `rows` are no row numbers, or their weights are all zero.
+        """
+        if rows is None:
+            return Batch(data.X, data.Y, data.weights, None, len(data.X))
+        index = arrays.row_index(rows, len(data.X), adopt=self._adopt)
+        batch = data.batch(self._to_layout(index, data.inputs.host))
+        known = isinstance(batch.weights, np.ndarray | RowWeights)
+        if known and weight_of(batch) == 0:
+            by_class = "" if self.loss.class_weight is None else ", times class_weight,"
+            raise ValueError(
+                f"sample_weight{by_class} must not be all zero on the rows of the batch"
+            )
+        return batch
+
+    def as_gradient(self, gradient: object, size: int) -> Array:
+        """Return a user's flat gradient of so many entries, on the network's device."""
+        array = arrays.numeric(gradient, "gradient", self._adopt)
+        if array.shape != (size,):
+            raise ValueError(
+                f"gradient must be laid out as net.parameters, ({size},); got {array.shape}"
+            )
+        placed: Array = devices.to_device(self.device, array)
+        return placed
+
+    def _to_layout(self, array: Any, staged: bool) -> Array:
+        """Return the array where X lies, on the host if it is staged, for rows to be gathered."""
+        if staged:
+            on_host = arrays.on_host(array)
+            return arrays.by_rows(array if on_host else devices.to_host(self.device, array))
+        return arrays.by_rows(devices.to_device(self.device, array))
+
+    def _weigh_classes(
+        self, Y: Array, weights: Array | None, place: Array | None = None
+    ) -> Array | None:
+        """Return the rows' weights times those of their classes; None without class weights.
+
+        They are written to the first entries of `place`, if it is given.
+        """
+        if self.loss.class_weight is None:
+            return None
+        xp = np if arrays.on_host(Y) else devices.module(self.device)
+        found: Array = xp.empty(len(Y), self.dtype) if place is None else place[: len(Y)]
+        row_weights(self.loss, Y, weights, found, xp)
+        return found
+
+    def weight_buffers(self, rows: int) -> list[Buffer]:
+        """Return the plan's entry for the weights of so many rows, if they depend on the class."""
+        if not rows or self.loss.class_weight is None:
+            return []
+        what = "by class, times sample_weight"
+        return [Buffer("row weights", (rows,), self.dtype.name, what)]
+
+    # -- rows that may be read block by block --
+
+    def open_rows(self, X: Any, Y: Any = None, weights: Any = None) -> Data | Stream:
+        """Return arrays in memory as `validate` does, and what is read as it is needed as a stream.
+
+        Raises:
+            TypeError, ValueError: names the argument, what was expected and what came.
+        """
+        stream = None if isinstance(X, Data) else open_stream(X, Y, weights, self.dtype)
+        if stream is None:
+            return self.validate(X, Y, weights)
+        if stream.columns not in (None, self.columns):
+            raise ValueError(f"X has {stream.columns} columns; the network takes {self.columns}")
+        if stream.like is not None and stream.rows is not None:
+            Y = stream.like[1]
+            Y = np.broadcast_to(np.zeros((), Y.dtype), (stream.rows, *Y.shape[1:]))
+            arrays.target_form(Y, stream.rows, self.outputs, self.loss)
+        stream.require_targets = self._require_targets
+        return stream
+
+    def open_validation(self, validation: Any) -> Data | Stream | None:
+        """Return the rows of `fit(validation=…)`, opened as `open_rows` does; None for None."""
+        if validation is None:
+            return None
+        alone = isinstance(validation, Parquet) or callable(validation)
+        parts = (validation,) if alone else validation
+        if not isinstance(parts, list | tuple) or not (alone or len(parts) in (2, 3)):
+            raise TypeError(
+                "validation must be (X, Y), (X, Y, sample_weight), mc.Parquet(…) or a function "
+                "that returns batches"
+            )
+        try:
+            return self.open_rows(*parts)
+        except (TypeError, ValueError) as error:
+            raise named("validation", error) from None
+
+    def load_piece(
+        self, X: Array, Y: Array, weights: Array | None, place: Array | None = None
+    ) -> Data:
+        """Return a piece of a stream, which has looked at its values, laid out for the steps.
+
+        Args:
+            X, Y, weights: the rows; the weights may be all zero.
+            place: where the weights of the rows go, if they depend on the class.
+        """
+        staged = not self.on_host
+        x = arrays.matrix(X, self.columns)
+        y, classes = arrays.target_form(Y, len(x), self.outputs, self.loss)
+        w = None
+        if weights is not None:
+            w = self._to_layout(arrays.numeric(weights, "sample_weight"), staged)
+        y = self._to_layout(y, staged)
+        return Data.of(
+            self._to_layout(x, staged),
+            y,
+            w,
+            classes,
+            staged,
+            self._weigh_classes(y, w, place),
+            self.loss.class_weight,
+            flat=not classes and Y.ndim == 1,
+        )
+
+    def _require_targets(self, Y: Array, name: str, first: int) -> None:
+        """Raise the error of a stream's targets, from row `first` on, that the loss refuses."""
+        y, classes = arrays.target_form(Y, len(Y), self.outputs, self.loss, name)
+        self._require_range(y, classes, name, first)
+
+    def _require_range(self, Y: Array, classes: bool, name: str = "Y", first: int = 0) -> None:
+        """Raise a ValueError that names the first row whose target is outside the loss's range."""
+        if classes:
+            arrays.require_classes(Y, self.outputs, name, first)
+        elif self.takes_classes:
+            arrays.require_distribution(Y, name, first)
+        low, high = RANGES.get(self.loss.name, (-math.inf, math.inf))
+        arrays.require_range(Y, low, high, f"{name}: {self.loss.name}", first)
+
+
+def with_all_weights(data: Data) -> Data:
+    """Return the data with the weights of all rows, where those in use are worked out each time."""
+    return data._replace(weights=data.weights[:]) if isinstance(data.weights, RowWeights) else data
