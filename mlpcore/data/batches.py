@@ -41,7 +41,7 @@ class Inputs(NamedTuple):
             or len(kinds) < 2
             or not all(isinstance(flag, bool) for flag in found[3:])
         ):
-            raise ValueError(f"inputs {values!r:.100} are none")
+            raise ValueError(f"malformed description of a batch in the file: {values!r:.100}")
         return found
 
 
