@@ -207,16 +207,19 @@ class Ops(Protocol):
 
 
 class EagerOps(Ops, Protocol):
-    """Operations for a step that calls them one by one, without a graph."""
+    """Operations for a step that calls them one by one, without a graph.
+
+    Attributes:
+        quietly: calls a function with its arguments where overflow raises no warning.
+    """
+
+    quietly: Callable[..., Any]
 
     def map_scratch(self, program: Program, size: int, dtype: str) -> list[Buffer]:
         """List the arrays that `map` over vectors of `size` entries needs, for the plan."""
 
     def record(self, run: Callable[[], None]) -> EagerRecording:
         """The operations that `run` calls, recorded instead of executed."""
-
-    def quietly(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the function where overflow raises no warning: the step looks for it itself."""
 
     def renew(self) -> None:
         """Give up what another thread was doing here when the process was forked."""
@@ -246,8 +249,3 @@ class Transposed:
 
     def __init__(self, source: Input):
         self.source = source
-
-    @property
-    def array(self) -> Array:
-        """The transpose of the array that the input is now."""
-        return self.source.array.T

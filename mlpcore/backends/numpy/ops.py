@@ -51,8 +51,9 @@ class Tape:
 
 
 def _quiet_context() -> contextvars.Context:
-    """Where NumPy does not warn of overflow, which the step looks for itself, and broadcasts by
-    `BUFFER` entries.
+    """Return a context in which NumPy does not warn of overflow and broadcasts by `BUFFER` entries.
+
+    To call a function in it costs a fraction of an errstate block.
     """
     context = contextvars.copy_context()
     context.run(np.seterr, all="ignore")
@@ -69,7 +70,7 @@ class NumpyOps:
         self.xp = xp
         self._matmul: Callable[..., object] = xp.matmul
         self._dot: Callable[..., object] = xp.dot
-        self._context = _quiet_context()
+        self.quietly = _quiet_context().run
         self._tape: Tape | None = None
         self._scratch: Mapping[str, Array] = {}
         self.step = self.first = 0
@@ -209,15 +210,9 @@ class NumpyOps:
 
     # -- recording --
 
-    def quietly(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function returns, called in this object's context: an errstate block costs
-        several times as much.
-        """
-        return self._context.run(function, *arguments)
-
     def renew(self) -> None:
         """Give up what another thread was doing here when the process was forked."""
-        self._context, self._tape = _quiet_context(), None
+        self.quietly, self._tape = _quiet_context().run, None
 
     def record(self, run: Callable[[], None]) -> Tape:
         """The operations that `run` calls, recorded instead of executed."""
@@ -324,23 +319,15 @@ class NumpyOps:
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
         """C = A B, or C += A B. All may be transposed views, A an `Input`."""
         A, B, C = row_major(A, B, C)
-        if isinstance(A, Input | Transposed):
-            self._do(
-                self._gemm_of_input,
-                A,
-                B,
-                C,
-                self._take("dW of a chunk", C.shape, C.dtype) if accumulate else None,
-            )
-        elif accumulate:
-            product = self._take("dW of a chunk", C.shape, C.dtype)
-            self._multiply(A, B, product)
+        product = self._take("dW of a chunk", C.shape, C.dtype) if accumulate else C
+        self._multiply(A, B, product)
+        if accumulate:
             self._do(self.xp.add, C, product, C)
-        else:
-            self._multiply(A, B, C)
 
     def _multiply(self, A: Array, B: Array, C: Array) -> None:
-        if (
+        if isinstance(A, Input | Transposed):
+            self._do(_multiply_input, self._product_into(C), A, B, C)
+        elif (
             A.shape[1] == 1
         ):  # an outer product: matmul would take 6 times as long (docs/performance.md)
             self._do(self.xp.multiply, A, B, C)
@@ -350,15 +337,6 @@ class NumpyOps:
     def _product_into(self, C: Array) -> Callable[..., object]:
         """`dot` looks at less before it calls BLAS than `matmul`, but writes zeros into C first."""
         return self._dot if C.size <= FEW else self._matmul
-
-    def _gemm_of_input(
-        self, A: Input | Transposed, B: Array, C: Array, product: Array | None
-    ) -> None:
-        if product is None:
-            self._product_into(C)(A.array, B, C)
-        else:
-            self._product_into(C)(A.array, B, product)
-            self.xp.add(C, product, C)
 
     def layer(
         self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
@@ -924,6 +902,12 @@ def _ones_for_zeros(v: Array) -> None:
 
 def _add_up(v: Array, total: Array, accumulate: bool) -> None:
     total[...] = total + v.sum() if accumulate else v.sum()
+
+
+def _multiply_input(
+    multiply: Callable[..., object], A: Input | Transposed, B: Array, C: Array
+) -> None:
+    multiply(A.array if isinstance(A, Input) else A.source.array.T, B, C)
 
 
 def _accumulate(reduce: Callable[[Array], Any], v: Array, total: Array) -> None:
