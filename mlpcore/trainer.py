@@ -41,7 +41,7 @@ from mlpcore.engine import plan as planning
 from mlpcore.engine.make_step import make_step
 from mlpcore.engine.parts import StepParts
 from mlpcore.engine.plan import Plan
-from mlpcore.engine.workspace import Settings
+from mlpcore.engine.problem import Settings
 from mlpcore.io import kinds, model_file
 from mlpcore.mlp import MLP, Gradient
 from mlpcore.training import callbacks as hooks
@@ -255,7 +255,7 @@ class Trainer:
         self._set(l2=_penalty(value, "l2", self.net))
 
     def _set(self, **settings: Any) -> None:
-        self._settings = self._step.settings = dataclasses.replace(self._settings, **settings)
+        self._settings = self._step.problem.settings = dataclasses.replace(self._settings, **settings)
 
     def __repr__(self) -> str:
         return f"Trainer({self.net!r}, loss={self.loss}, optimizer={self._optimizer!r}, step {self.progress.step})"
@@ -280,8 +280,8 @@ class Trainer:
         )
         keeps_best = values.boolean(early_stopping, "early_stopping")
         rows = values.positive_integer(rows, "rows", least=0)
-        reserved = [*self._step.fit_buffers(rows, keeps_best), *self._row_weights(rows)]
-        return self._step.make_plan(size, like, reserved)
+        reserved = [*self._step.workspace.fit_buffers(rows, keeps_best), *self._row_weights(rows)]
+        return self._step.workspace.make_plan(size, like, reserved)
 
     def _row_weights(self, rows: int) -> list[Buffer]:
         """The weights of so many rows where they depend on the class, for the plan."""
@@ -700,7 +700,7 @@ class Trainer:
         if self._unfinished is None:
             self.progress.total = None
         self._step.untouched = False
-        self._step.reserve([])
+        self._step.workspace.reserve([])
 
     def _renew(self) -> None:
         """Begin anew in a forked process, where the other threads are not, nor what they were doing
@@ -786,27 +786,27 @@ class Trainer:
         if isinstance(table, Data):
             table = _weighed(table)
             rows = 0 if table.inputs.host else len(table.X)
-            buffers, weights = step.fit_buffers(rows, keeps_best), self._row_weights(rows)
+            buffers, weights = step.workspace.fit_buffers(rows, keeps_best), self._row_weights(rows)
             copies = self._copies(table, size, [*buffers, *weights])
             if device == "cpu":
-                arrays = step.reserve([*buffers, *copies.values()], weights)
+                arrays = step.workspace.reserve([*buffers, *copies.values()], weights)
             else:  # the copies are the host's
-                arrays = step.reserve(buffers, weights)
+                arrays = step.workspace.reserve(buffers, weights)
                 arrays |= planning.allocate(NumpyOps(), list(copies.values()))
             made: dict[str, Any] = {name: arrays[buffer.name] for name, buffer in copies.items()}
             for name, array in made.items():
                 array[...] = getattr(table, name)
             return arrays, Rows(table._replace(**made), size, arrays.get("row order"), device)
         given = inputs_of(table, self.loss, self.net.dtype.str)
-        buffers, limit = step.fit_buffers(0, keeps_best), self._settings.memory_limit
+        buffers, limit = step.workspace.fit_buffers(0, keeps_best), self._settings.memory_limit
         if limit is not None and given is not None and device == "cpu":
-            limit = max(0, limit - step.make_plan(1, given, buffers).total_bytes) // 2
+            limit = max(0, limit - step.workspace.make_plan(1, given, buffers).total_bytes) // 2
         windows = table.buffers(size, limit)
         windows += self._row_weights(windows[0].shape[0] if windows else 0)
         if device == "cpu":
-            arrays = step.reserve([*buffers, *windows])
+            arrays = step.workspace.reserve([*buffers, *windows])
         else:  # the windows are the host's
-            arrays = step.reserve(buffers) | planning.allocate(NumpyOps(), windows)
+            arrays = step.workspace.reserve(buffers) | planning.allocate(NumpyOps(), windows)
         lay = functools.partial(self._laid_piece, place=arrays.get("row weights"))
         return arrays, Streamed(table, size, arrays, lay)
 
@@ -822,9 +822,9 @@ class Trainer:
         }
         if self._settings.memory_limit is None or self.net.device != "cpu" or not copies:
             return copies
-        alone = self._step.make_plan(size, table.inputs, reserved)
+        alone = self._step.workspace.make_plan(size, table.inputs, reserved)
         try:
-            beside = self._step.make_plan(size, table.inputs, [*reserved, *copies.values()])
+            beside = self._step.workspace.make_plan(size, table.inputs, [*reserved, *copies.values()])
         except MemoryError:
             return {}
         return copies if (beside.rows, beside.workers) == (alone.rows, alone.workers) else {}
@@ -1178,7 +1178,7 @@ class Trainer:
 
             def see(output: Array, Y: Array, weights: Array | None) -> None:
                 nonlocal losses, at
-                found = scores.row_losses(self._step.objective, output, Y)
+                found = scores.row_losses(self._step.problem.objective, output, Y)
                 if rows is None:
                     losses = np.append(losses, found)
                 losses[at : at + len(found)] = found
@@ -1191,7 +1191,7 @@ class Trainer:
         return losses
 
     def _evaluate(self, held: Data | Stream, metrics: Mapping[str, Metric]) -> Entry:
-        objective, flat = self._step.objective, False
+        objective, flat = self._step.problem.objective, False
         found, collected = scores.Scores(objective, self.net.sizes[-1]), scores.Collected(objective)
 
         def see(output: Array, Y: Array, weights: Array | None) -> None:
@@ -1230,7 +1230,7 @@ class Trainer:
         size, buffers = self._evaluation_windows(held)
         here = self.net.device == "cpu"  # on a GPU the windows are the host's
         with contextlib.ExitStack() as stack:
-            lend = self._step.lent(buffers) if here else None
+            lend = self._step.workspace.lent(buffers) if here else None
             arrays = stack.enter_context(lend) if lend else planning.allocate(NumpyOps(), buffers)
             lay = functools.partial(self._laid_piece, place=arrays.get("row weights"))
             source = Streamed(held, size, arrays, lay)
@@ -1244,7 +1244,7 @@ class Trainer:
         given, limit = inputs_of(stream, self.loss, self.net.dtype.str), self._settings.memory_limit
         most, size = EVALUATED, planning.WIDEST
         if limit is not None and given is not None and self.net.device == "cpu":
-            least = self._step.make_plan(1, given, self._step.reserved)
+            least = self._step.workspace.make_plan(1, given, self._step.workspace.reserved)
             most = min(most, max(0, limit - least.total_bytes) // 2)
 
         def windows(size: int) -> list[Buffer]:
@@ -1262,7 +1262,7 @@ class Trainer:
         """Return the mean loss; `see` gets each chunk on the host, as `Scores.add` takes it."""
         batch, step = data.batch(None), self._step
         # the arrays that are there will do, unless those of a short batch are
-        rows = max(LEAST, step.allocated.rows) if step.allocated else planning.WIDEST
+        rows = max(LEAST, step.workspace.allocated.rows) if step.workspace.allocated else planning.WIDEST
         plan = step.prepare(min(batch.size, rows), data.inputs)
 
         def chunk(output: Array, start: int, stop: int) -> None:

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from mlpcore.core import backprop, dropout
 from mlpcore.core.activations import Activation, resolve
 from mlpcore.core.losses import Objective
-from mlpcore.core.ops import Array, EagerOps, Input, Ops, Recording
-from mlpcore.data.batches import Batch
+from mlpcore.core.ops import Array, Input, Ops
 
 SHAPES = 32  # recordings that a worker keeps; the least recently used goes first
 IDENTITY = resolve("identity")
@@ -139,82 +135,3 @@ class Chunk:
                 self.repeats,
                 accumulate,
             )
-
-
-class Worker(Chunk):
-    """One stream of chunks whose operations run as they are called: it puts rows in place and
-    records each shape once.
-
-    Args: as `Chunk`, without J, which is its own: its share of the batch's.
-    """
-
-    ops: EagerOps
-
-    def __init__(
-        self, ops: EagerOps, W: backprop.Arrays, b: backprop.Arrays, activations: tuple[Activation | None, ...],
-        objective: Objective, dW: backprop.Arrays, db: backprop.Arrays, buffers: Mapping[str, Array], scale: Array,
-        repeats: Sequence[bool],
-    ) -> None:  # fmt: skip
-        self.input = Input()
-        J = ops.xp.zeros((), np.float64)
-        super().__init__(
-            ops, W, b, activations, objective, dW, db, buffers, scale, J, repeats, self.input
-        )
-        self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
-
-    def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:
-        """Forward, loss and backward, chunk by chunk: J, dW and db of these rows in this worker's
-        arrays.
-        """
-        self.J[...] = 0
-        for i, (start, stop) in enumerate(chunks):
-            self.place(batch, start, stop)
-            self._recorded("step", stop - start, batch.weights is not None, i > 0).replay()
-
-    def forward(self, batch: Batch, start: int, stop: int) -> Array:
-        """The output of one chunk, S[L] if the pair is matched, else Z[L]; it holds until the next
-        call.
-        """
-        self.place(batch, start, stop)
-        self._recorded("forward", stop - start, batch.weights is not None, False).replay()
-        return self.output(stop - start)
-
-    def loss(self, batch: Batch, start: int, stop: int) -> None:
-        """Adds the loss of the chunk that went forward last to J; its output is overwritten."""
-        self._recorded("loss", stop - start, batch.weights is not None, False).replay()
-
-    def place(self, batch: Batch, start: int, stop: int) -> None:
-        """Put the rows of a chunk where the recordings read them."""
-        self.ops.first = start
-        rows = slice(start, stop) if batch.rows is None else batch.rows[start:stop]
-        X, size = self.rows("X", stop - start), stop - start
-        if batch.rows is None and _like(batch.X, X):
-            self.input.array = batch.X[rows]  # where they lie: no copy
-        else:
-            self._gather("X", batch.X, rows, size)
-            self.input.array = X
-        self._gather("Y", batch.Y, rows, size)
-        if batch.weights is not None:
-            self._gather("w", batch.weights, rows, size)
-            w = self.rows("w", size)
-            np.multiply(w, self.scale, w)
-
-    def _gather(self, name: str, source: Array, rows: slice | Array, size: int) -> None:
-        stage = self.rows(f"{name} as given", size) if f"{name} as given" in self.buffers else None
-        self.ops.gather(source, rows, self.rows(name, size), stage)
-
-    def _recorded(self, what: str, rows: int, weighted: bool, accumulate: bool) -> Recording:
-        key = what, rows, weighted, accumulate
-        if key not in self.recordings:
-            self.recordings[key] = self.ops.record(
-                lambda: self.run(what, rows, weighted, accumulate)
-            )
-            if len(self.recordings) > SHAPES:
-                self.recordings.popitem(last=False)
-        self.recordings.move_to_end(key)
-        return self.recordings[key]
-
-
-def _like(source: Array, X: Array) -> bool:
-    """Whether a GEMM can read rows of `source` in place of X."""
-    return type(source) is type(X) and source.dtype == X.dtype and source.strides[1] == X.strides[1]

@@ -1,14 +1,19 @@
-"""Losses of steps on a CUDA device, fetched when somebody asks for them."""
+"""Results of steps on a CUDA device, fetched when somebody asks for them: losses and faults."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Protocol
 
 import numpy as np
 
 from mlpcore.backends.cuda.device import Device
+from mlpcore.backends.cuda.slot import Status
+from mlpcore.checks.errors import NonFiniteLoss
 from mlpcore.core.ops import Array
 from mlpcore.core.schedules import Progress
+from mlpcore.engine.problem import Problem
 
 ROWS = 2048  # results in one allocation: 64 KiB
 ROW_BYTES = 32
@@ -45,7 +50,7 @@ class StepResults:
 
 
 class Reader(Protocol):
-    """The step that `DeviceLoss` asks for its results."""
+    """A step that `DeviceLoss` asks for its results."""
 
     device: Device
 
@@ -91,3 +96,31 @@ class DeviceLoss:
 
     def __format__(self, spec: str) -> str:
         return format(float(self), spec)
+
+
+def fault(status: int, step: int, problem: Problem, progress: Progress | None) -> Exception:
+    """Return the error that says what went wrong in a step.
+
+    Args:
+        status: bits of `Status`.
+        step: its number, from 1.
+        problem: that the step worked on.
+        progress: counts steps, for the learning rate; None: unknown.
+    """
+    if status & Status.BAD_LABEL:
+        classes = problem.layout.sizes[-1] - 1
+        return ValueError(f"Y must hold classes 0 … {classes}; a row of step {step} holds another")
+    if status & Status.BAD_WEIGHT:
+        return ValueError(
+            f"sample_weight must be finite, not negative and not all zero; step {step} had others"
+        )
+    if status & Status.BAD_ROW:
+        return ValueError(f"rows must be row numbers of X; step {step} had others")
+    rate = math.nan
+    if progress is not None:
+        rate = problem.optimizer.rate(dataclasses.replace(progress, step=max(0, step - 1)))
+    message = (
+        f"step {step}: the loss, the gradient or the update is not finite at learning rate "
+        f"{rate:g}; the parameters are as before it"
+    )
+    return NonFiniteLoss(message, step, rate)

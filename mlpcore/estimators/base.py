@@ -364,8 +364,8 @@ class Estimator(BaseEstimator, ABC):
         trainer = self._resume(net, random, incremental)
         train, held_out = self._hold_out(X, y, Y, weights, given, validation, random)
         rows, size = self._rows(trainer, X, Y, training), self._batch_rows(len(train))
-        buffers = trainer._step.fit_buffers(0, self.early_stopping)
-        best = trainer._step.reserve(buffers).get("best")
+        buffers = trainer._step.workspace.fit_buffers(0, self.early_stopping)
+        best = trainer._step.workspace.reserve(buffers).get("best")
         if best is not None:
             best[...] = net.store.flat
         # scikit-learn's weights go on as they are where a warm start has not improved on the score

@@ -233,8 +233,8 @@ class Run:
         # a step that is not counted yet: steps before it, Σ w, its rows
         self._begun: tuple[int, float | None, Data, Batch] | None = None
         step = trainer._step
-        if state.given is None and step.allocated is not None and step.inputs is not None:
-            state.widest, state.given = step.allocated.batch_rows, list(step.inputs)
+        if state.given is None and step.workspace.allocated is not None and step.workspace.inputs is not None:
+            state.widest, state.given = step.workspace.allocated.batch_rows, list(step.workspace.inputs)
         self._schedule: Adaptive | None = None
         self._adaptive()
         self._began = time.perf_counter()
@@ -269,7 +269,9 @@ class Run:
                     stream.waiting = self._waiting_for_rows
             stop = state.ended or self._out_of_patience()
             if state.given is not None:  # a run that goes on, perhaps with a short batch
-                trainer._step.prepare_anew(state.widest, Inputs(*state.given))
+                shape = state.widest, Inputs(*state.given)
+                trainer._step.workspace.keep_only(*shape)
+                trainer._step.prepare(*shape)
             while state.epoch < state.epochs and not stop:
                 bar.set_description(f"epoch {state.epoch + 1}/{state.epochs}", refresh=False)
                 self._epoch(bar)

@@ -14,7 +14,7 @@ import pytest
 import mlpcore as mc
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.schedules import Progress
-from mlpcore.engine.cpu_step import Update
+from mlpcore.engine.lanes import Update
 
 # A loss that is linear in the output has whatever gradient the targets say: dW = Xᵀ Y / m, db =
 # the mean of Y.
