@@ -1,8 +1,7 @@
-"""What the graphs of a captured step hold: a chunk's operations, and the kernels around them."""
+"""The arrays and the recordings of a captured step: a chunk, and the kernels around it."""
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,8 +17,7 @@ from mlpcore.core.ops import Array, Buffer, Recording
 from mlpcore.core.optimizers import segments
 from mlpcore.data.batches import Batch, Inputs
 from mlpcore.engine import plan as planning
-from mlpcore.engine.chunks import SHAPES, Chunk, cut
-from mlpcore.engine.parts import StepParts
+from mlpcore.engine.chunks import SHAPES, Chunk
 from mlpcore.engine.plan import Plan
 from mlpcore.engine.problem import Problem
 from mlpcore.engine.staging import Staging, staging_buffers
@@ -298,51 +296,3 @@ class Capture:
         """Note that the work on the rows of the slot has been asked for."""
         if self.staging is not None:
             self.staging.done()
-
-
-def take_apart(
-    capture: Capture, batch: Batch, plan: Plan, number: int, weight: float, rates: Sequence[float]
-) -> StepParts:
-    """Record the parts of a step on this batch and point them at its rows.
-
-    Args:
-        capture: of the step.
-        batch: the rows; plan: for them.
-        number: of the step, from 1.
-        weight: Σ w of the batch, 0 where the device finds it.
-        rates: learning rates of the step.
-    """
-    ops, weighted, chunks = capture.ops, batch.weights is not None, cut(batch.size, plan.rows, 1)[0]
-    shapes = sorted({(stop - start, start > 0) for start, stop in chunks})
-    step = gradient = None
-    if len(chunks) <= UNROLLED:
-        step, gradient = (
-            capture.recorded(
-                (what, batch.size, weighted, 1),
-                functools.partial(capture.run_whole, what, chunks, weighted),
-            )
-            for what in ("step", "gradient")
-        )
-
-    def one_of_each_shape() -> None:
-        for n, more in shapes:
-            capture.run_chunk(0, n, weighted, more)
-
-    ops.record(one_of_each_shape)  # settles what is still open
-    ops.asked.clear()
-    ops.record(one_of_each_shape)
-    asked = set(ops.asked)
-    ops.only_products = True
-    try:
-        products = ops.record(functools.partial(capture.run_whole, "step", chunks, weighted))
-    finally:
-        ops.only_products = False
-    if step is not None:
-        capture.kernels.set_rates(rates)
-        capture.set_slot(batch, 0, batch.size, number, 0, weight)
-        capture.done()
-    known = ops.algorithms
-    tried = [known.fused[product] for product in asked if product in known.fused]
-    algorithms = {p: known.chosen[p] for p in asked if known.fused.get(p, True)}
-    fused = sum(tried), len(tried)
-    return StepParts(step, gradient, products, [*chunks], plan.rows, fused, algorithms, batch)

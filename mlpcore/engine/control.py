@@ -1,4 +1,4 @@
-"""What a captured step tells the device before a launch: settings, rates, counts of updates."""
+"""The settings, rates and counts that a captured step tells the device before a launch."""
 
 from __future__ import annotations
 
@@ -28,21 +28,18 @@ class Control:
 
     Attributes:
         fresh: True until the device has been told how many updates were done.
+        varies: True if a user's own optimizer may have other scalars at each step.
     """
 
     def __init__(self, problem: Problem, state: State, capture: Capture) -> None:
         self.problem, self.state, self.capture = problem, state, capture
         self.fresh = True
+        self.varies = type(problem.optimizer).scalars is not Optimizer.scalars
         self._values: tuple[dict[str, Any], Settings] | None = None
 
     def forget(self) -> None:
         """Let the slot's scalars be set anew before the next launch."""
         self._values = None
-
-    @property
-    def varies(self) -> bool:
-        """True if a user's own optimizer may have other scalars at each step."""
-        return type(self.problem.optimizer).scalars is not Optimizer.scalars
 
     def refresh(self) -> None:
         """Bring up to date what somebody may have changed: settings, and the low parameters."""

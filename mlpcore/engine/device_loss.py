@@ -26,7 +26,7 @@ class StepResults:
 
     Attributes:
         asked: rows whose steps have been launched.
-        address: where the first row lies.
+        address: the address of the first row.
     """
 
     def __init__(self, device: Device):
@@ -35,6 +35,11 @@ class StepResults:
         self.address = device.address(self.array)
         self.asked = 0
         self._fetched: list[list[float]] = []
+
+    @property
+    def answer(self) -> int:
+        """The address of the next row that no step has asked for."""
+        return self.address + ROW_BYTES * self.asked
 
     def has(self, first: int, count: int) -> bool:
         """Return whether these rows have been fetched."""
@@ -47,6 +52,13 @@ class StepResults:
                 self.array[len(self._fetched) : self.asked]
             ).tolist()
         return self._fetched[first : first + count]
+
+
+def room(results: StepResults | None, device: Device, steps: int) -> StepResults:
+    """Return results with rows left for so many steps: these, or others."""
+    if results is None or results.asked + steps > ROWS:
+        return StepResults(device)
+    return results
 
 
 class Reader(Protocol):

@@ -26,10 +26,8 @@ from mlpcore.core.formulas import program
 from mlpcore.core.ops import Array
 from mlpcore.core.schedules import Progress
 from mlpcore.data.batches import Batch, Inputs
-from mlpcore.engine import capture as capturing
-from mlpcore.engine import device_loss
+from mlpcore.engine import device_loss, launches
 from mlpcore.engine.capture import Capture
-from mlpcore.engine.chunks import cut, even
 from mlpcore.engine.control import Control
 from mlpcore.engine.device_loss import DeviceLoss, StepResults
 from mlpcore.engine.parts import StepParts
@@ -113,10 +111,9 @@ class GraphStep:
 
     def _is_settled(self) -> bool:
         """Return True if nothing has changed that a step depends on."""
-        if self._uncounted or self.state.torn or self.store.torn or self._settled is None:
+        if self._uncounted or self.state.torn or self.store.torn:
             return False
-        optimizer, settings = self._settled
-        return settings is self.problem.settings and vars(self.problem.optimizer) == optimizer
+        return self._settled == (vars(self.problem.optimizer), self.problem.settings)
 
     def _settle(self) -> None:
         """Bind what the optimizer and the settings have become; the state goes on."""
@@ -128,8 +125,8 @@ class GraphStep:
             self._bind()
         elif state.outdated or capture.penalties != capture.penalised():
             self.restore(*self.snapshot())
-        bound_for = {**vars(optimizer), "layers": dict(optimizer.layers)}
-        self._settled = bound_for, self.problem.settings
+        known = {**vars(optimizer), "layers": dict(optimizer.layers)}
+        self._settled = known, self.problem.settings
 
     def _bind(self) -> None:
         # counts and faults outlast the rule
@@ -208,9 +205,9 @@ class GraphStep:
         if inputs.host or self.control.varies or flop > WORTHWHILE:
             return 1
         rows = self.prepare(batch_rows, inputs).rows
+        chunks = -(-batch_rows // rows)
         if not self.capture.unrolls(rows, batch_rows):
             return 1
-        chunks = -(-batch_rows // rows)
         # gather, layers forward and back, loss; sum_weights, the update
         nodes = chunks * 5 * self.problem.layout.layers + 3
         return 1 << (max(1, min(cuda_slot.TOGETHER, NODES // nodes)).bit_length() - 1)
@@ -218,18 +215,15 @@ class GraphStep:
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> DeviceLoss:
         """Launch the steps of a batch, and do not wait; return J before each, to be read later.
 
-        Args:
-            batch: the rows.
-            plan: that `prepare` returned for them.
-            progress: counts the steps.
+        `plan` is what `prepare` returned for the batch; `progress` counts the steps.
         """
         with self.lock, self.device.active():
             self.control.begin(progress, batch.steps)
-            results, first = self._results_for(batch.steps)
+            self._results = results = device_loss.room(self._results, self.device, batch.steps)
+            first = results.asked
             self.J = J = DeviceLoss(self, results, first, batch.steps, progress)
             self._progress, self._uncounted = progress, True
-            answer = results.address + device_loss.ROW_BYTES * first
-            self._launch("step", batch, plan, progress.step + 1, answer)
+            self._launch("step", batch, plan, progress.step + 1, results.answer)
             results.asked = first + batch.steps
             progress.step, self._uncounted = progress.step + batch.steps, False
             self.store.writer = self
@@ -244,9 +238,10 @@ class GraphStep:
         if gradient is not self.gradient:
             self.gradient[...] = gradient
         self.control.begin(progress, 1)
-        results, first = self._results_for(1)
+        self._results = results = device_loss.room(self._results, self.device, 1)
+        first = results.asked
         end = self.capture.recorded(("end",), self.capture.end)
-        self.kernels.set_applied(progress.step + 1, results.address + device_loss.ROW_BYTES * first)
+        self.kernels.set_applied(progress.step + 1, results.answer)
         self.control.forget()  # the penalties are to be set anew
         self.J, self._progress, self._uncounted = None, progress, True
         end.replay()
@@ -283,27 +278,10 @@ class GraphStep:
         `see(output, start, stop)` gets each chunk's output on the host, S[L] if the pair of output
         and loss is matched.
         """
-        capture, weighted = self.capture, batch.weights is not None
         self.follow()
         self._refresh()
-        run = functools.partial
-        key = "begin", batch.size, weighted
-        begin = capture.recorded(key, run(capture.begin, batch.size, weighted))
-        weight = self.weight(batch) or 0.0
-        for start, stop in even(0, batch.size, plan.rows):
-            n = stop - start
-            key = "forward", n, weighted
-            forward = capture.recorded(key, run(capture.run_forward, n, weighted))
-            loss = capture.recorded(("loss", n, weighted), run(capture.run_loss, n, weighted))
-            capture.set_slot(batch, start, stop, 1, 0, 0.0 if start else weight, resume=start > 0)
-            if not start:
-                begin.replay()
-            forward.replay()
-            output = capture.to_host(capture.chunk.output(n))
-            see(output.astype(self.problem.dtype, copy=False), start, stop)
-            loss.replay()
-            capture.done()
-        J, control = capture.loss(), self.control.read()
+        launches.evaluate(self.capture, batch, plan, self.weight(batch) or 0.0, see)
+        J, control = self.capture.loss(), self.control.read()
         if control["status"]:
             self.raise_fault(int(control["status"]), int(control["fault_step"]), self._progress)
         return J
@@ -320,7 +298,7 @@ class GraphStep:
         self.follow()
         self._refresh()
         weight, rates = self.weight(batch) or 0.0, self.control.rates(progress, 1)
-        return capturing.take_apart(self.capture, batch, plan, progress.step + 1, weight, rates)
+        return launches.take_apart(self.capture, batch, plan, progress.step + 1, weight, rates)
 
     def weight(self, batch: Batch) -> float | None:
         """Return Σ w over the rows of a batch; None where the weights lie on the device."""
@@ -350,61 +328,10 @@ class GraphStep:
         """Launch the steps of a batch, the first of this number, or its "gradient" alone."""
         self.follow()
         self._refresh()
-        capture, weighted = self.capture, batch.weights is not None
         weight = self.weight(batch) or 0.0
-        chunks = cut(batch.size, plan.rows, 1)[0]
-        if len(chunks) > capturing.UNROLLED:
-            self._launch_by_chunks(what, batch, chunks, number, answer, weight)
-            return
-        key = what, batch.size, weighted, batch.steps
-        run = functools.partial(capture.run_whole, what, chunks, weighted, batch.steps)
-        whole = capture.recorded(key, run)
-        capture.set_slot(batch, 0, batch.size, number, answer, weight)
-        whole.replay()
-        capture.done()
-
-    def _launch_by_chunks(
-        self,
-        what: str,
-        batch: Batch,
-        chunks: list[tuple[int, int]],
-        number: int,
-        answer: int,
-        weight: float,
-    ) -> None:
-        """Launch a step, or the gradient, of a batch of more chunks than one graph holds."""
-        assert batch.steps == 1
-        capture, weighted, run = self.capture, batch.weights is not None, functools.partial
-        # all recordings are there before the first is replayed: choosing algorithms overwrites
-        # arrays
-        key = "begin", batch.size, weighted
-        begin = capture.recorded(key, run(capture.begin, batch.size, weighted))
-        shapes = {(stop - start, start > 0) for start, stop in chunks}
-        steps = {
-            (n, more): capture.recorded(
-                ("chunk", n, weighted, more), run(capture.run_chunk, 0, n, weighted, more)
-            )
-            for n, more in shapes
-        }
-        end = capture.recorded(("end",), capture.end) if what == "step" else None
-        for start, stop in chunks:
-            first = 0.0 if start else weight
-            capture.set_slot(batch, start, stop, number, answer, first, resume=start > 0)
-            if not start:
-                begin.replay()
-            steps[stop - start, start > 0].replay()
-            if end is not None and stop == batch.size:
-                end.replay()
-            capture.done()
+        launches.launch(self.capture, what, batch, plan, number, answer, weight)
 
     # -- results --
-
-    def _results_for(self, steps: int) -> tuple[StepResults, int]:
-        """Return where the results of so many steps go, and the number of the first."""
-        results = self._results
-        if results is None or results.asked + steps > device_loss.ROWS:
-            results = self._results = StepResults(self.device)
-        return results, results.asked
 
     def read_results(
         self, results: StepResults, first: int, count: int, progress: Progress

@@ -89,7 +89,7 @@ class Bounds:
     def exclude_overflow(
         self, values: Mapping[str, float], largest: float, reach: float
     ) -> tuple[bool, float]:
-        """Return whether no update with |g| ≤ `largest` overflows, and the state's reach after it.
+        """Return True if no update with |g| ≤ `largest` can overflow, and the reach after it.
 
         Bounds grow with the rate, the slope and the reach. So it is enough to have looked once,
         with these settings, at a rate, a slope and a reach that are as large.

@@ -1,4 +1,4 @@
-"""What trainers, gradient checks and estimators ask of a training step, on any device."""
+"""The training step as trainers, gradient checks and estimators use it, on any device."""
 
 from __future__ import annotations
 
