@@ -32,7 +32,7 @@ from mlpcore.core.targets import weighed
 from mlpcore.data.batches import Batch, Inputs, weight_of
 from mlpcore.engine.differences import Comparer, Comparison, Differences, Stencil
 from mlpcore.engine.make_step import make_step
-from mlpcore.engine.workspace import Settings
+from mlpcore.engine.problem import Settings
 from mlpcore.mlp import MLP
 
 Array = NDArray[Any]

@@ -134,8 +134,11 @@ class Trainer(Controls):
         dtype, classes = self.net.dtype.str, self.loss.takes_classes
         weight = "" if self.loss.class_weight is None else dtype
         like = Inputs(dtype, "int64" if classes else dtype, weight, classes)
-        order, weights = self._step.fit_buffers(rows, keeps_best), self._intake.weight_buffers(rows)
-        return self._step.make_plan(size, like, [*order, *weights])
+        order, weights = (
+            self._step.workspace.fit_buffers(rows, keeps_best),
+            self._intake.weight_buffers(rows),
+        )
+        return self._step.workspace.make_plan(size, like, [*order, *weights])
 
     # -- one step --
 

@@ -62,8 +62,8 @@ def test_gradient_and_apply_are_step_to_the_bit(device, dtype, name, settings):
         assert float(other.step(X, Y, W)) == pytest.approx(J, rel=1e-6)
         np.testing.assert_array_equal(one.net.parameters, other.net.parameters)
     assert one.progress == other.progress
-    for key, vector in one._step.state.items():
-        np.testing.assert_array_equal(vector, other._step.state[key])
+    for key, vector in one._step.state.vectors.items():
+        np.testing.assert_array_equal(vector, other._step.state.vectors[key])
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
@@ -134,13 +134,16 @@ def test_a_gradient_that_is_not_finite_or_overflows_changes_nothing(device, bad)
     gradient[17] = bad
     for trainer in (one, tolerant):
         trainer.apply(np.ones(gradient.size))
-    state = [one.net.parameters, *one._step.state.values()]
+    state = [one.net.parameters, *one._step.state.vectors.values()]
     before = [x.copy() for x in state]
     with pytest.raises(mc.NonFiniteLoss, match=r"step 2: .* not finite"):
         one.apply(gradient)
     tolerant.apply(gradient)
     for x, y, was in zip(
-        state, [tolerant.net.parameters, *tolerant._step.state.values()], before, strict=True
+        state,
+        [tolerant.net.parameters, *tolerant._step.state.vectors.values()],
+        before,
+        strict=True,
     ):
         np.testing.assert_array_equal(x, was)
         np.testing.assert_array_equal(y, was)
@@ -190,7 +193,7 @@ def test_in_low_precision_gradients_come_unscaled_and_the_copy_of_the_parameters
         one.apply(one.gradient(X, Y)[1])
         float(other.step(X, Y))
     np.testing.assert_array_equal(one.net.parameters, other.net.parameters)
-    np.testing.assert_array_equal(one._step.low, other._step.low)
+    np.testing.assert_array_equal(one._step.capture.low, other._step.capture.low)
     assert (
         one._step.kernels.read_control()["loss_scale"]
         == other._step.kernels.read_control()["loss_scale"]

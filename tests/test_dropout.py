@@ -42,14 +42,14 @@ def trainer(net, loss="squared_error", **settings):
 
 def masks(one, rows, step=None):
     """The factors of Z[1] … Z[L-1] in a step of this trainer, by its own activations on Z = 1."""
-    ops, found = one._step.new_ops(), []
+    ops, found = one._step.problem.new_ops(), []
     ops.step = one.progress.step + 1 if step is None else step
     for l, n in enumerate(one.net.sizes[1:-1], 1):
-        sigma = one._step.activations[l]
+        sigma = one._step.problem.activations[l]
         Z = np.ones((rows, n))
         if sigma is not one.net.activations[l]:
             ops._drop(Z, sigma.key, sigma.threshold)
-        found.append(Z / (1 - one._step.settings.dropout[l - 1]))
+        found.append(Z / (1 - one._step.problem.settings.dropout[l - 1]))
     return found
 
 
@@ -171,7 +171,7 @@ def test_a_run_that_goes_on_has_the_masks_of_one_that_was_never_interrupted(tmp_
     second = mc.Trainer.load(tmp_path / "run.safetensors", "cpu")
     again += [second.step(X, Y) for _ in range(3)]
     assert again == losses
-    assert second._step.settings == first._step.settings
+    assert second._step.problem.settings == first._step.problem.settings
 
 
 def test_no_dropout_is_a_rate_of_0_to_the_bit():
@@ -187,7 +187,9 @@ def test_no_dropout_is_a_rate_of_0_to_the_bit():
 
 def test_a_layer_with_rate_0_is_left_alone():
     one = trainer(network(), dropout=[0, 0.5])
-    assert [sigma is one.net.activations[l] for l, sigma in enumerate(one._step.activations)] == [
+    assert [
+        sigma is one.net.activations[l] for l, sigma in enumerate(one._step.problem.activations)
+    ] == [
         True,
         True,
         False,

@@ -12,7 +12,7 @@ import mlpcore as mc
 from mlpcore.backends import devices
 from mlpcore.core.layout import Layout, Tie
 from mlpcore.core.optimizers import segments
-from mlpcore.engine import cpu_step as steps
+from mlpcore.engine import lanes as steps
 from tests.cuda_on_cpu.device import CpuDevice
 
 COMPILED = shutil.which("g++") is not None or "CI" in os.environ
@@ -99,7 +99,7 @@ def test_each_layer_is_updated_by_its_own_settings(device, name, kind):
         wanted = reference(net, trainer.optimizer, gradient, states, t)
         float(trainer.step(X, Y, W))
         np.testing.assert_allclose(net.parameters, wanted, rtol=1e-11, atol=1e-13)
-    for key, vector in trainer._step.state.items():
+    for key, vector in trainer._step.state.vectors.items():
         np.testing.assert_allclose(
             vector, states[key.removeprefix("state ")], rtol=1e-11, atol=1e-13
         )
@@ -300,7 +300,7 @@ def test_low_precision_and_chunks_train_the_same_layers(device, chunk_rows):
         float(trainer.step(X, Y)), float(exact.step(X, Y))
     change, wanted = trainer.net.parameters - before, exact.net.parameters - before
     np.testing.assert_allclose(change, wanted, atol=3e-2 * abs(wanted).max())
-    low = (trainer._step.low.astype(np.uint32) << 16).view(np.float32)
+    low = (trainer._step.capture.low.astype(np.uint32) << 16).view(np.float32)
     np.testing.assert_allclose(low, trainer.net.parameters, rtol=2**-8, atol=1e-7)
     assert not change[by_entry(trainer.net, {2: 1}, 0) == 1].any()
 
@@ -310,7 +310,7 @@ def test_lanes_and_workers_change_nothing(monkeypatch):
     monkeypatch.setattr(steps, "LANE_ENTRIES", 1)
     monkeypatch.setattr(steps.blas, "threads", lambda: 3)
     cut = make(dtype="float32")
-    assert cut._step.lanes == 3
+    assert cut._step.lanes.count == 3
     for _ in range(3):
         plain.step(X, Y), cut.step(X, Y)
     np.testing.assert_allclose(cut.net.parameters, plain.net.parameters, rtol=1e-6)

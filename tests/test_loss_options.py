@@ -422,7 +422,9 @@ def test_the_weights_of_the_rows_are_in_the_plan_of_a_run_and_under_its_limit():
 
     def note(trainer, _):
         return plans.append(
-            trainer._step.make_plan(100, trainer._step.inputs, trainer._step.reserved)
+            trainer._step.workspace.make_plan(
+                100, trainer._step.workspace.inputs, trainer._step.workspace.reserved
+            )
         )
 
     limit = make().plan(1, rows=rows).total_bytes + 4096

@@ -112,9 +112,9 @@ net = mc.MLP([8, 300, 300, 8], "relu")
 trainer = mc.Trainer(net, "squared_error")
 X = np.ones((1024, 8), np.float32)
 step, net._forward = trainer._step, look(net._forward)
-step._loss_and_gradient, step._evaluate = look(step._loss_and_gradient), look(step._evaluate)
+step._loss_and_squares, step.evaluate = look(step._loss_and_squares), look(step.evaluate)
 trainer.step(X, X), trainer.gradient(X, X), trainer.evaluate(X, X), net.predict(X), net.forward(X)
-print(mc.info()["cpus"], mc.info()["cpus usable"], trainer._step.threads, *seen, count() == before)
+print(mc.info()["cpus"], mc.info()["cpus usable"], trainer._step.lanes.threads, *seen, count() == before)
 """
 
 

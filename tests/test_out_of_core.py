@@ -137,7 +137,7 @@ def test_the_windows_are_in_the_plan_and_under_the_memory_limit(tmp_path, monkey
     trainer, plans = make(memory_limit="40 KiB"), []
     trainer.fit(
         *in_file("memmap", tmp_path), epochs=1, batch_size=20, progress=False,
-        callbacks=[lambda t, _: plans.append(t._step.make_plan(20, t._step.inputs, t._step.reserved))],
+        callbacks=[lambda t, _: plans.append(t._step.workspace.make_plan(20, t._step.workspace.inputs, t._step.workspace.reserved))],
     )  # fmt: skip
     assert plans[0].total_bytes <= 40 << 10
     assert {"X window 1", "Y window 2", "order window 1"} <= {x.name for x in plans[0].parts["fit"]}
@@ -179,7 +179,7 @@ def test_evaluation_of_a_file_keeps_the_limit_and_lists_its_windows(
     )
     assert len(seen) > 8, "windows"
     for plan, rows in seen:
-        assert plan.total_bytes <= limited._step.settings.memory_limit
+        assert plan.total_bytes <= limited._step.problem.settings.memory_limit
         shapes = {x.name: x.shape for x in plan.parts["fit"]}
         assert shapes["X window 1"][0] >= rows
         assert not {"order window 1", "order window 2"} & set(shapes)
@@ -203,7 +203,7 @@ def test_an_evaluation_that_fails_gives_its_windows_back(tmp_path):
         trainer.evaluate(np.memmap(tmp_path / "bad", X.dtype, "r", shape=X.shape), Y)
     with pytest.raises(RuntimeError) as also:
         trainer.evaluate(*in_file("memmap", tmp_path), metrics={"m": metric})
-    assert trainer._step.reserved == () or not trainer._step.reserved
+    assert trainer._step.workspace.reserved == () or not trainer._step.workspace.reserved
     assert str(trainer.plan(20)) == before
     assert kept.traceback
     assert also.traceback

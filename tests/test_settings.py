@@ -158,10 +158,10 @@ def require_saved(use, made, twin, path):
     one, other = made, use(twin)
     one.save(path)
     loaded = mc.Trainer.load(path, device="cpu")
-    assert (loaded.optimizer, loaded.loss, loaded._step.settings) == (
+    assert (loaded.optimizer, loaded.loss, loaded._step.problem.settings) == (
         one.optimizer,
         one.loss,
-        one._step.settings,
+        one._step.problem.settings,
     )
     assert loaded.net.activations == one.net.activations
     assert steps(loaded) == steps(one) == steps(other)

@@ -1,25 +1,21 @@
-"""Chunks of a batch's rows, and the worker that runs them: gather, forward, loss, backward.
+"""Chunks of a batch's rows and their operations: forward, loss, backward.
 
 Rows are independent, so dW and db of a batch are sums over its chunks; the first chunk of a worker
-writes them, the others add. A worker has arrays of its own and records each shape of chunk once.
+writes them, the others add.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from mlpcore.core import backprop, dropout
 from mlpcore.core.activations import Activation
 from mlpcore.core.losses import Objective
 from mlpcore.core.network import Pass, Views, in_turn, under_loss
-from mlpcore.core.ops import Array, EagerOps, Input, Ops, Recording
-from mlpcore.data.batches import Batch
+from mlpcore.core.ops import Array, Input, Ops
 
 SHAPES = 32  # recordings that a worker keeps; the least recently used goes first
 
@@ -136,88 +132,3 @@ class Chunk:
             work.backward(
                 G, work.Z, Views(tuple(self.dW), tuple(self.db)), self.repeats, accumulate
             )
-
-
-class Worker(Chunk):
-    """One stream of chunks whose operations run as they are called, recorded once for each shape.
-
-    Args: those of `Chunk` but J and x, which are its own: J is its share of the batch's.
-    """
-
-    ops: EagerOps
-
-    def __init__(
-        self,
-        ops: EagerOps,
-        W: backprop.Arrays,
-        b: backprop.Arrays,
-        activations: tuple[Activation | None, ...],
-        objective: Objective,
-        dW: backprop.Arrays,
-        db: backprop.Arrays,
-        buffers: Mapping[str, Array],
-        scale: Array,
-        repeats: Sequence[bool],
-    ) -> None:
-        self.input = Input()
-        J = ops.xp.zeros((), np.float64)
-        super().__init__(
-            ops, W, b, activations, objective, dW, db, buffers, scale, J, repeats, self.input
-        )
-        self.recordings: OrderedDict[tuple[object, ...], Recording] = OrderedDict()
-
-    def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:
-        """Compute J, dW and db of these rows in this worker's arrays, chunk by chunk."""
-        self.J[...] = 0
-        for i, (start, stop) in enumerate(chunks):
-            self.load_chunk(batch, start, stop)
-            self._recorded("step", stop - start, batch.weights is not None, i > 0).replay()
-
-    def forward(self, batch: Batch, start: int, stop: int) -> Array:
-        """Return the output of one chunk, valid until the next call.
-
-        It is S[L] if the pair is matched, else Z[L].
-        """
-        self.load_chunk(batch, start, stop)
-        self._recorded("forward", stop - start, batch.weights is not None, False).replay()
-        return self.output(stop - start)
-
-    def loss(self, batch: Batch, start: int, stop: int) -> None:
-        """Add the loss of the chunk that went forward last to J; its output is overwritten."""
-        self._recorded("loss", stop - start, batch.weights is not None, False).replay()
-
-    def load_chunk(self, batch: Batch, start: int, stop: int) -> None:
-        """Put the rows of a chunk where the recordings read them."""
-        self.ops.first = start
-        rows = slice(start, stop) if batch.rows is None else batch.rows[start:stop]
-        X, size = self.rows("X", stop - start), stop - start
-        if batch.rows is None and _like(batch.X, X):
-            self.input.array = batch.X[rows]  # where they lie: no copy
-        else:
-            self._gather("X", batch.X, rows, size)
-            self.input.array = X
-        self._gather("Y", batch.Y, rows, size)
-        if batch.weights is not None:
-            self._gather("w", batch.weights, rows, size)
-            w = self.rows("w", size)
-            np.multiply(w, self.scale, w)
-
-    def _gather(self, name: str, source: Array, rows: slice | Array, size: int) -> None:
-        stage = self.rows(f"{name} as given", size) if f"{name} as given" in self.buffers else None
-        self.ops.gather(source, rows, self.rows(name, size), stage)
-
-    def _recorded(self, what: str, rows: int, weighted: bool, accumulate: bool) -> Recording:
-        key = what, rows, weighted, accumulate
-        if key not in self.recordings:
-            self.recordings[key] = self.ops.record(
-                lambda: self.run(what, rows, weighted, accumulate)
-            )
-            if len(self.recordings) > SHAPES:
-                self.recordings.popitem(last=False)
-        self.recordings.move_to_end(key)
-        return self.recordings[key]
-
-
-def _like(source: Array, X: Array) -> bool:
-    """Return whether a GEMM can read rows of `source` in place of X."""
-    return type(source) is type(X) and source.dtype == X.dtype and source.strides[1] == X.strides[1]

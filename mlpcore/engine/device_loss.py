@@ -1,14 +1,19 @@
-"""Losses of steps on a CUDA device, fetched when somebody asks for them."""
+"""Results of steps on a CUDA device, fetched when somebody asks for them: losses and faults."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Protocol
 
 import numpy as np
 
 from mlpcore.backends.cuda.device import Device
+from mlpcore.backends.cuda.slot import Status
+from mlpcore.checks.errors import NonFiniteLoss
 from mlpcore.core.ops import Array
 from mlpcore.core.schedules import Progress
+from mlpcore.engine.problem import Problem
 
 ROWS = 2048  # results in one allocation: 64 KiB
 ROW_BYTES = 32
@@ -21,7 +26,7 @@ class StepResults:
 
     Attributes:
         asked: rows whose steps have been launched.
-        address: where the first row lies.
+        address: the address of the first row.
     """
 
     def __init__(self, device: Device):
@@ -30,6 +35,11 @@ class StepResults:
         self.address = device.address(self.array)
         self.asked = 0
         self._fetched: list[list[float]] = []
+
+    @property
+    def answer(self) -> int:
+        """The address of the next row that no step has asked for."""
+        return self.address + ROW_BYTES * self.asked
 
     def has(self, first: int, count: int) -> bool:
         """Return whether these rows have been fetched."""
@@ -44,8 +54,15 @@ class StepResults:
         return self._fetched[first : first + count]
 
 
+def room(results: StepResults | None, device: Device, steps: int) -> StepResults:
+    """Return results with rows left for so many steps: these, or others."""
+    if results is None or results.asked + steps > ROWS:
+        return StepResults(device)
+    return results
+
+
 class Reader(Protocol):
-    """The step that `DeviceLoss` asks for its results."""
+    """A step that `DeviceLoss` asks for its results."""
 
     device: Device
 
@@ -91,3 +108,31 @@ class DeviceLoss:
 
     def __format__(self, spec: str) -> str:
         return format(float(self), spec)
+
+
+def fault(status: int, step: int, problem: Problem, progress: Progress | None) -> Exception:
+    """Return the error that says what went wrong in a step.
+
+    Args:
+        status: bits of `Status`.
+        step: its number, from 1.
+        problem: that the step worked on.
+        progress: counts steps, for the learning rate; None: unknown.
+    """
+    if status & Status.BAD_LABEL:
+        classes = problem.layout.sizes[-1] - 1
+        return ValueError(f"Y must hold classes 0 … {classes}; a row of step {step} holds another")
+    if status & Status.BAD_WEIGHT:
+        return ValueError(
+            f"sample_weight must be finite, not negative and not all zero; step {step} had others"
+        )
+    if status & Status.BAD_ROW:
+        return ValueError(f"rows must be row numbers of X; step {step} had others")
+    rate = math.nan
+    if progress is not None:
+        rate = problem.optimizer.rate(dataclasses.replace(progress, step=max(0, step - 1)))
+    message = (
+        f"step {step}: the loss, the gradient or the update is not finite at learning rate "
+        f"{rate:g}; the parameters are as before it"
+    )
+    return NonFiniteLoss(message, step, rate)

@@ -23,7 +23,7 @@ class StepParts(NamedTuple):
         gradient: forward, loss and backward alone; None where `step` is.
         products: the matrix products alone, on the step's own arrays and by its own algorithms.
         chunks: the rows that go forward and backward together, as (start, stop).
-        rows: most rows of a chunk.
+        rows: largest number of rows of a chunk.
         fused: layers whose activation joined the matrix product, and layers for which that was
             tried.
         algorithms: the algorithm of each matrix product of the step.

@@ -51,7 +51,7 @@ class Plan:
         return sum(part_bytes(buffers) for buffers in self.parts.values())
 
     def covers(self, other: Plan) -> bool:
-        """Whether this plan's arrays will do for the other plan, made for the same kind of inputs."""
+        """Return True if this plan's arrays will do for another plan, for inputs of one kind."""
         sizes, wanted = self._chunk_sizes(), other._chunk_sizes()
         enough = all(sizes.get(name, -1) >= size for name, size in wanted.items())
         return enough and self.rows >= other.rows and self.workers >= other.workers
@@ -61,7 +61,7 @@ class Plan:
         return {x.name: math.prod(x.shape) for x in buffers}
 
     def __str__(self) -> str:
-        """The table as text, part by part, and the total."""
+        """Return the table as text, part by part, and the total."""
         lines = [
             f"batch {self.batch_rows:,} rows, in chunks of at most {self.rows:,} rows, "
             f"{self.workers} worker(s)"
@@ -77,7 +77,7 @@ class Plan:
         return "\n".join(lines)
 
     def largest(self, count: int = 5) -> str:
-        """The largest buffers, for the message of a limit that cannot be kept."""
+        """Return the largest buffers as text, for the message of a limit that cannot be kept."""
         every = sorted(
             (x for buffers in self.parts.values() for x in buffers), key=nbytes, reverse=True
         )
@@ -85,7 +85,7 @@ class Plan:
 
 
 def nbytes(buffer: Buffer) -> int:
-    """Bytes that a buffer takes up, rounded up to the alignment."""
+    """Return the bytes that a buffer takes up, rounded up to the alignment."""
     return -(-_used(buffer) // ALIGNMENT) * ALIGNMENT
 
 
@@ -94,8 +94,9 @@ def _used(buffer: Buffer) -> int:
 
 
 def part_bytes(buffers: Sequence[Buffer]) -> int:
-    """Bytes of one allocation: its buffers, and what is lost to align the first; a buffer by itself
-    is not aligned.
+    """Return the bytes of one allocation: its buffers, and what is lost to align the first.
+
+    A buffer by itself is not aligned.
     """
     if len(buffers) == 1:
         return _used(buffers[0])
@@ -103,7 +104,7 @@ def part_bytes(buffers: Sequence[Buffer]) -> int:
 
 
 def human(count: float) -> str:
-    """`1536` as "1.5 KiB"."""
+    """Return a number of bytes as text: `1536` as "1.5 KiB"."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
@@ -114,13 +115,20 @@ def human(count: float) -> str:
 def parse_bytes(
     limit: object, argument: str = "memory_limit", free: Callable[[], int] | None = None
 ) -> int | None:
-    """Bytes meant by `2 << 30`, `"2 GiB"`, `"500 MB"`; by 0.5 or `"50%"` of what `free()` says;
-    None for None.
+    """Return the bytes that a user's limit means; None for None.
+
+    Args:
+        limit: `2 << 30`, `"2 GiB"`, `"500 MB"`; 0.5 or `"50%"` of what `free()` returns.
+        argument: its name in errors.
+        free: returns the bytes that are free; None where no share can be taken.
 
     Raises:
         TypeError, ValueError: names the argument, what was expected and what came.
     """
-    wanted = f"{argument}: expected bytes, text such as '2 GiB', or a share of the free memory such as 0.5 or '50%'"
+    wanted = (
+        f"{argument}: expected bytes, text such as '2 GiB', or a share of the free memory such as "
+        "0.5 or '50%'"
+    )
     if limit is None:
         return None
     limit = plain(limit)
@@ -180,8 +188,9 @@ def most_rows(limit: int, table: Callable[[int], Plan], rows: int) -> int:
 
 
 def allocate(ops: Ops, buffers: Sequence[Buffer]) -> dict[str, Array]:
-    """The buffers of one part as arrays by name, cut from one allocation of `part_bytes(buffers)`
-    bytes.
+    """Return the buffers of one part as arrays by name, cut from one allocation.
+
+    It takes `part_bytes(buffers)` bytes.
     """
     if not buffers:
         return {}
@@ -206,10 +215,19 @@ def _address(memory: Array) -> int:
 
 
 def chunk_buffers(
-    ops: Ops, layout: Layout, dtype: str, activations: tuple[Activation | None, ...], objective: Objective,
-    inputs: Inputs, rows: int, accumulates: bool,
-) -> list[Buffer]:  # fmt: skip
-    """The arrays of one worker for chunks of up to `rows` rows, layers in `dtype`."""
+    ops: Ops,
+    layout: Layout,
+    dtype: str,
+    activations: tuple[Activation | None, ...],
+    objective: Objective,
+    inputs: Inputs,
+    rows: int,
+    accumulates: bool,
+) -> list[Buffer]:
+    """List the arrays of one worker for chunks of up to `rows` rows, layers in `dtype`.
+
+    `accumulates` says whether a worker runs several chunks of a batch.
+    """
     sizes, L = layout.sizes, layout.layers
     buffers = [Buffer("X", (rows, sizes[0]), dtype, "rows of the chunk, gathered")]
     if ops.gathers:
@@ -260,7 +278,7 @@ def _as_given(ops: Ops, name: str, shape: tuple[int, ...], given: str, dtype: st
 def choose_rows(
     workspace: Callable[[int], int], layout: Layout, itemsize: int, batch_rows: int
 ) -> int:
-    """Rows of a chunk: as many as keep its arrays in cache, but enough to pay for a pass over dW.
+    """Return the rows of a chunk: as many as keep its arrays in cache, enough to pay for dW.
 
     Adding a chunk's dW costs about as much as 15 rows of its GEMMs, so that 1,024 rows make it
     1.5%; where dW itself stays in cache, 256 rows will do.

@@ -1,8 +1,7 @@
-"""Rows that lie on the host, on their way to a CUDA device: gathered into page-locked memory,
-copied beside the computation.
+"""Rows on their way from the host to a CUDA device, copied while a step computes.
 
-There are two of everything: while a step works on one half, the next rows are gathered and copied
-into the other.
+They are gathered into page-locked memory. There are two of everything: while a step works on one
+half, the next rows are gathered and copied into the other.
 """
 
 from __future__ import annotations
@@ -20,9 +19,7 @@ NAMES = ("X", "Y", "w")
 
 
 def staging_buffers(layout: Layout, inputs: Inputs, rows: int) -> list[Buffer]:
-    """Device memory for two times `rows` rows of the inputs as they are given; the host holds as
-    much.
-    """
+    """List device memory for two times `rows` rows of the inputs; the host holds as much."""
     shapes = {
         "X": (rows, layout.sizes[0]),
         "Y": (rows,) if inputs.classes else (rows, layout.sizes[-1]),
@@ -43,11 +40,15 @@ class Staging:
     """Two halves of device memory for rows, each with its counterpart on the host.
 
     Args:
-        device: where they go.
-        arrays: as `staging_buffers` lists them.
+        device: where the rows go.
+        arrays: those that `staging_buffers` lists.
 
     Attributes:
         halves: the device arrays for X, Y and row weights (or None), half by half.
+        host: their counterparts.
+        copied: when the rows of each half have left the host.
+        free: when the work on each half is done.
+        half: the one that was filled last.
     """
 
     def __init__(self, device: Device, arrays: Mapping[str, Array]):
@@ -58,14 +59,12 @@ class Staging:
         self.host = [
             [None if x is None else self._counterpart(x) for x in half] for half in self.halves
         ]
-        self.copied: list[Mark] = [None, None]  # when a half's rows have left the host
+        self.copied: list[Mark] = [None, None]
         born = device.mark()  # what had this memory before may still be at work
-        self.free: list[Mark] = [born, born]  # when the work on a half is done
+        self.free: list[Mark] = [born, born]
         self.half = 1
-        self._placed: list[dict[int, list[Array | None]]] = [
-            {},
-            {},
-        ]  # the first rows of a half, made once
+        # the first rows of each half, made once
+        self._placed: list[dict[int, list[Array | None]]] = [{}, {}]
 
     def _counterpart(self, array: Array) -> np.ndarray:
         nbytes = array.size * array.dtype.itemsize
@@ -75,17 +74,20 @@ class Staging:
         return counterpart
 
     def __del__(self) -> None:
-        for mark in (
-            self.copied
-        ):  # copies under way read page-locked memory that is somebody else's afterwards
+        # copies under way read page-locked memory that is somebody else's afterwards
+        for mark in self.copied:
             if mark is not None:
                 self.device.synchronize(mark)
 
     def put(
         self, sources: Sequence[Array | None], rows: Array | None, start: int, stop: int
     ) -> list[Array | None]:
-        """Rows start … stop of a batch (`rows` of the sources, or all) on the device, for the
-        current stream's next work.
+        """Return rows start … stop of a batch on the device, for the current stream's next work.
+
+        Args:
+            sources: X, Y and row weights, or None.
+            rows: row numbers of the batch within them; None for all in order.
+            start, stop: the part of the batch.
         """
         self.half = half = 1 - self.half
         n = stop - start
@@ -110,5 +112,5 @@ class Staging:
         return placed
 
     def done(self) -> None:
-        """The work on the rows that were put last has been asked for."""
+        """Note that the work on the rows that were put last has been asked for."""
         self.free[self.half] = self.device.mark()

@@ -154,7 +154,9 @@ class Best:
 
     def __init__(self, trainer: Trainer, found: bool) -> None:
         self.store, self.found = trainer.net.store, found
-        self.array: Array = trainer._step.reserve(trainer._step.fit_buffers(0, True))["best"]
+        self.array: Array = trainer._step.workspace.reserve(
+            trainer._step.workspace.fit_buffers(0, True)
+        )["best"]
         self.array[...] = self.store.flat
 
     def keep(self) -> None:

@@ -17,7 +17,7 @@ class Controls:
     @property
     def optimizer(self) -> Optimizer:
         """Settings of the optimizer; what is set on it counts from the next step on."""
-        return self._learner.step.optimizer
+        return self._learner.step.problem.optimizer
 
     @property
     def progress(self) -> Progress:
@@ -40,7 +40,7 @@ class Controls:
     @property
     def on_non_finite(self) -> str:
         """Fate of a step whose loss or gradient is not finite: "raise" or "skip"."""
-        return self._learner.step.settings.on_non_finite
+        return self._learner.step.problem.settings.on_non_finite
 
     @property
     def skipped(self) -> int:
@@ -50,12 +50,12 @@ class Controls:
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
-        return self._learner.step.optimizer.rate(self.progress)
+        return self._learner.step.problem.optimizer.rate(self.progress)
 
     @property
     def l1(self) -> float:
         """Factor of Σ|W| in J; what is set counts from the next step on."""
-        return self._learner.step.settings.l1
+        return self._learner.step.problem.settings.l1
 
     @l1.setter
     def l1(self, value: float) -> None:
@@ -64,7 +64,7 @@ class Controls:
     @property
     def l2(self) -> float:
         """Factor of ½ Σ W² in J; what is set counts from the next step on."""
-        return self._learner.step.settings.l2
+        return self._learner.step.problem.settings.l2
 
     @l2.setter
     def l2(self, value: float) -> None:

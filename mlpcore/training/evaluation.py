@@ -19,7 +19,7 @@ from mlpcore.data.epochs import Streamed, inputs_of
 from mlpcore.data.intake import Intake
 from mlpcore.data.streams import Stream
 from mlpcore.engine import plan as planning
-from mlpcore.engine.workspace import PlannedStep
+from mlpcore.engine.step import Step
 from mlpcore.training import scores
 from mlpcore.training.callbacks import Entry
 from mlpcore.training.scores import Metric
@@ -38,12 +38,12 @@ class Evaluation:
         intake: lays out what a stream reads.
     """
 
-    def __init__(self, step: PlannedStep, intake: Intake):
+    def __init__(self, step: Step, intake: Intake):
         self.step, self.intake, self.device = step, intake, intake.device
 
     def evaluate(self, rows: Data | Stream, metrics: Mapping[str, Metric]) -> Entry:
         """Return "loss", "accuracy" or "r2", and the metrics, by name."""
-        objective, flat = self.step.objective, False
+        objective, flat = self.step.problem.objective, False
         figure = scores.Scores(objective, self.intake.outputs)
         collected = scores.Collected(objective)
 
@@ -82,7 +82,7 @@ class Evaluation:
 
         def on_output(output: Array, Y: Array, weights: Array | None) -> None:
             nonlocal losses, at
-            found = scores.row_losses(self.step.objective, output, Y)
+            found = scores.row_losses(self.step.problem.objective, output, Y)
             if count is None:
                 losses = np.append(losses, found)
             losses[at : at + len(found)] = found
@@ -103,7 +103,7 @@ class Evaluation:
         size, buffers = self._choose_windows(rows)
         with contextlib.ExitStack() as stack:
             if self.intake.on_host:
-                arrays = stack.enter_context(self.step.lent(buffers))
+                arrays = stack.enter_context(self.step.workspace.lent(buffers))
             else:  # the windows are the host's
                 arrays = planning.allocate(NumpyOps(), buffers)
             load = functools.partial(self.intake.load_piece, place=arrays.get("row weights"))
@@ -115,10 +115,10 @@ class Evaluation:
         """Return rows of which windows are multiples, and windows in half of what a plan leaves."""
         step, on_host = self.step, self.intake.on_host
         given = inputs_of(stream, self.intake.loss, self.intake.dtype.str)
-        limit = step.settings.memory_limit
+        limit = step.problem.settings.memory_limit
         most, size = EVALUATED, planning.WIDEST
         if limit is not None and given is not None and on_host:
-            least = step.make_plan(1, given, step.reserved)
+            least = step.workspace.make_plan(1, given, step.workspace.reserved)
             most = min(most, max(0, limit - least.total_bytes) // 2)
 
         def windows(size: int) -> list[Buffer]:
@@ -134,7 +134,11 @@ class Evaluation:
         """Return the mean loss; `on_output` gets each chunk as `Scores.add` takes it."""
         batch, step = data.batch(None), self.step
         # the arrays that are there will do, unless those of a short batch are
-        rows = max(LEAST, step.allocated.rows) if step.allocated else planning.WIDEST
+        rows = (
+            max(LEAST, step.workspace.allocated.rows)
+            if step.workspace.allocated
+            else planning.WIDEST
+        )
         plan = step.prepare(min(batch.size, rows), data.inputs)
 
         def on_chunk(output: Array, start: int, stop: int) -> None:

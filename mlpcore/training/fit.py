@@ -86,11 +86,11 @@ class Fit:
         size = values.positive_integer(batch_size, "batch_size")
         checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, keep)
         if checkpoints is not None:  # what cannot be saved is noticed here, not after an hour
-            saving.describe(learner.step.optimizer)
+            saving.describe(learner.step.problem.optimizer)
             model_file.as_json(about, "about")
         elif every != "1 epoch":
             log.warning("every=%s saves nothing without checkpoint=…", shown(every))
-        rate = learner.step.optimizer.learning_rate
+        rate = learner.step.problem.optimizer.learning_rate
         scores.require_followed(rate, learner.loss, validated, measures)
         self.terms = Terms(held_out, measures, stopping, observers, checkpoints)
         monitor = None if stopping is None else dataclasses.asdict(stopping)
@@ -149,7 +149,7 @@ class Fit:
     def _require_rate(self, clock: Progress, starts: bool) -> None:
         """Raise the error of a schedule that has no rate for the first step."""
         first = dataclasses.replace(clock, epochs=clock.epochs + starts)
-        self.learner.step.optimizer.rate(first)
+        self.learner.step.problem.optimizer.rate(first)
 
     def _take_samples(self, new: State, left: State | None) -> None:
         """Set the samples of the rows, at the places of those of the unfinished run."""
@@ -209,12 +209,12 @@ class Fit:
     def _open_arrays(self, table: Data, keeps_best: bool) -> tuple[dict[str, Array], Rows]:
         step, intake = self.learner.step, self.learner.intake
         rows = 0 if table.inputs.host else len(table.X)
-        buffers, weights = step.fit_buffers(rows, keeps_best), intake.weight_buffers(rows)
+        buffers, weights = step.workspace.fit_buffers(rows, keeps_best), intake.weight_buffers(rows)
         copies = self._plan_copies(table, [*buffers, *weights])
         if intake.on_host:
-            arrays = step.reserve([*buffers, *copies.values()], weights)
+            arrays = step.workspace.reserve([*buffers, *copies.values()], weights)
         else:  # the copies are the host's
-            arrays = step.reserve(buffers, weights)
+            arrays = step.workspace.reserve(buffers, weights)
             arrays |= planning.allocate(NumpyOps(), list(copies.values()))
         made: dict[str, Any] = {name: arrays[buffer.name] for name, buffer in copies.items()}
         for name, array in made.items():
@@ -232,12 +232,14 @@ class Fit:
             name: Buffer(f"{name} row-major", x.shape, dtype.str, why)
             for name, (x, dtype) in table.strided().items()
         }
-        limited = step.settings.memory_limit is not None and self.learner.intake.on_host
+        limited = step.problem.settings.memory_limit is not None and self.learner.intake.on_host
         if not (limited and copies):
             return copies
-        alone = step.make_plan(self.size, table.inputs, reserved)
+        alone = step.workspace.make_plan(self.size, table.inputs, reserved)
         try:
-            beside = step.make_plan(self.size, table.inputs, [*reserved, *copies.values()])
+            beside = step.workspace.make_plan(
+                self.size, table.inputs, [*reserved, *copies.values()]
+            )
         except MemoryError:
             return {}
         return copies if (beside.rows, beside.workers) == (alone.rows, alone.workers) else {}
@@ -245,14 +247,17 @@ class Fit:
     def _open_stream(self, table: Stream, keeps_best: bool) -> tuple[dict[str, Array], Streamed]:
         step, intake = self.learner.step, self.learner.intake
         given = inputs_of(table, intake.loss, intake.dtype.str)
-        buffers, limit = step.fit_buffers(0, keeps_best), step.settings.memory_limit
+        buffers, limit = (
+            step.workspace.fit_buffers(0, keeps_best),
+            step.problem.settings.memory_limit,
+        )
         if limit is not None and given is not None and intake.on_host:
-            limit = max(0, limit - step.make_plan(1, given, buffers).total_bytes) // 2
+            limit = max(0, limit - step.workspace.make_plan(1, given, buffers).total_bytes) // 2
         windows = table.buffers(self.size, limit)
         windows += intake.weight_buffers(windows[0].shape[0] if windows else 0)
         if intake.on_host:
-            arrays = step.reserve([*buffers, *windows])
+            arrays = step.workspace.reserve([*buffers, *windows])
         else:  # the windows are the host's
-            arrays = step.reserve(buffers) | planning.allocate(NumpyOps(), windows)
+            arrays = step.workspace.reserve(buffers) | planning.allocate(NumpyOps(), windows)
         load = functools.partial(intake.load_piece, place=arrays.get("row weights"))
         return arrays, Streamed(table, self.size, arrays, load)

@@ -21,7 +21,7 @@ from mlpcore.core.schedules import Progress
 from mlpcore.data.batches import Batch, Data
 from mlpcore.data.intake import Intake
 from mlpcore.engine.make_step import make_step
-from mlpcore.engine.workspace import Settings
+from mlpcore.engine.problem import Settings
 from mlpcore.training.evaluation import Evaluation
 from mlpcore.training.state import History, Unfinished
 from mlpcore.training.turns import Turns, watch_forks
@@ -128,7 +128,7 @@ class Learner:
             raise RuntimeError("a trainer cannot be copied or pickled while fit runs")
         self.count_skipped()
         step, precision, deterministic = self.step, self.precision, self.deterministic
-        made_of = self.loss, step.optimizer, step.settings, precision, deterministic
+        made_of = self.loss, step.problem.optimizer, step.problem.settings, precision, deterministic
         kept = ("progress", "history", "id", "left")
         state = {name: getattr(self, name) for name in kept}
         return {"made of": made_of, **state, "snapshot": step.snapshot()}
@@ -141,7 +141,7 @@ class Learner:
 
     def set(self, **settings: Any) -> None:
         """Replace settings of the steps, from the next one on."""
-        self.step.settings = dataclasses.replace(self.step.settings, **settings)
+        self.step.problem.settings = dataclasses.replace(self.step.problem.settings, **settings)
 
     def update(self, data: Data, batch: Batch) -> Any:
         """Update the parameters once by this batch; return J before it.
@@ -202,7 +202,7 @@ class Learner:
         if self.left is None:
             self.progress.total = None
         self.step.untouched = False
-        self.step.reserve([])
+        self.step.workspace.reserve([])
 
     def renew(self) -> None:
         """Begin anew in a forked process, without the threads of its parent."""

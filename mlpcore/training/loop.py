@@ -121,8 +121,15 @@ class Run:
         self._waiting = 0  # steps in it
         # a step that is not counted yet: steps before it, Σ w, its rows
         self._begun: tuple[int, float | None, Data, Batch] | None = None
-        if state.given is None and step.allocated is not None and step.inputs is not None:
-            state.widest, state.given = step.allocated.batch_rows, list(step.inputs)
+        if (
+            state.given is None
+            and step.workspace.allocated is not None
+            and step.workspace.inputs is not None
+        ):
+            state.widest, state.given = (
+                step.workspace.allocated.batch_rows,
+                list(step.workspace.inputs),
+            )
         self._schedule: Adaptive | None = None
         self._follow_schedule()
         self._began = time.perf_counter()
@@ -142,7 +149,9 @@ class Run:
                     stream.waiting = self._wait_for_rows
             stop = state.ended or self._is_out_of_patience()
             if state.given is not None:  # a run that goes on, perhaps with a short batch
-                learner.step.prepare_anew(state.widest, Inputs(*state.given))
+                shape = state.widest, Inputs(*state.given)
+                learner.step.workspace.keep_only(*shape)
+                learner.step.prepare(*shape)
             while state.epoch < state.epochs and not stop:
                 bar.set_description(f"epoch {state.epoch + 1}/{state.epochs}", refresh=False)
                 self._train_epoch(bar)
@@ -177,7 +186,7 @@ class Run:
         state, learner = self.state, self.learner
         self._follow_schedule()
         self._began = time.perf_counter()
-        number, seed = self._passes + state.epoch + 1, learner.step.settings.seed
+        number, seed = self._passes + state.epoch + 1, learner.step.problem.settings.seed
         seeds = [seed, number] if state.shuffle else None
         more = seeds is not None and state.epoch + 1 < state.epochs
         following = [seed, number + 1] if more else None
@@ -315,11 +324,11 @@ class Run:
         state, learner = self.state, self.learner
         entry = {"loss": state.loss / state.weight if state.weight else float("nan")}
         last = dataclasses.replace(learner.progress, step=learner.progress.step - 1)
-        entry["learning_rate"] = learner.step.optimizer.rate(last)
+        entry["learning_rate"] = learner.step.problem.optimizer.rate(last)
         if self.terms.held_out is not None:
             figures = learner.evaluation.evaluate(self.terms.held_out, self.terms.metrics)
             entry |= {f"validation_{key}": value for key, value in figures.items()}
-        if learner.step.settings.on_non_finite == "skip":
+        if learner.step.problem.settings.on_non_finite == "skip":
             entry["skipped"] = float(learner.count_skipped())
         self._update_clock()
         entry["seconds"] = state.seconds
@@ -338,7 +347,11 @@ class Run:
 
     def _follow_schedule(self) -> Adaptive | None:
         """Return the schedule if it follows a figure; a new one begins at its own rate."""
-        rate, learner, terms = self.learner.step.optimizer.learning_rate, self.learner, self.terms
+        rate, learner, terms = (
+            self.learner.step.problem.optimizer.learning_rate,
+            self.learner,
+            self.terms,
+        )
         schedule = rate if isinstance(rate, Adaptive) else None
         if schedule is None or schedule == self._schedule:
             return schedule

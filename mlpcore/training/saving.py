@@ -101,11 +101,11 @@ def describe_trainer(learner: Learner) -> dict[str, Any]:
     Raises:
         TypeError, ValueError: the optimizer has been given settings that could not be loaded.
     """
-    optimizer, run = learner.step.optimizer, learner.run
+    optimizer, run = learner.step.problem.optimizer, learner.run
     optimizer.require_epsilon(learner.net.dtype.name)
     optimizer.require_layers(learner.net.layout.layers)
     left = run.unfinished() if run else learner.left
-    settings = dataclasses.asdict(learner.step.settings)
+    settings = dataclasses.asdict(learner.step.problem.settings)
     skips = settings.pop("on_non_finite") == "skip"
     chunk_rows = None if settings["chunk_rows"] == "auto" else settings["chunk_rows"]
     settings |= {"chunk_rows": chunk_rows, "dropout": settings["dropout"] or (), "tolerant": skips}

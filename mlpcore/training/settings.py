@@ -15,7 +15,7 @@ from mlpcore.core.dropout import rates
 from mlpcore.core.losses import Loss
 from mlpcore.core.optimizers import AdamW, Optimizer
 from mlpcore.engine.plan import parse_bytes
-from mlpcore.engine.workspace import Settings
+from mlpcore.engine.problem import Settings
 from mlpcore.training.learner import Learner, Network
 
 log = logging.getLogger("mlpcore")

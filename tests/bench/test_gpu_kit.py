@@ -14,7 +14,7 @@ import pytest
 
 from bench.gpu import check, clock, kit, probe, profiled, resume, run, sanitized, steps, warm
 from mlpcore.backends import devices
-from mlpcore.engine import graph_step
+from mlpcore.engine import capture
 from tests.cuda.nvrtc import compile_kernels
 from tests.cuda.test_compile import FOUND
 from tests.cuda_on_cpu import device as emulator
@@ -122,7 +122,7 @@ def test_instances_are_compiled_and_those_that_cannot_be_fail_the_section(played
 
 
 def test_steps_are_taken_apart(played, tmp_path, monkeypatch):
-    monkeypatch.setattr(graph_step, "UNROLLED", 8)
+    monkeypatch.setattr(capture, "UNROLLED", 8)
     assert steps.main(["--small", "--out", str(tmp_path)]) == 0
     whole, chunked = entries(tmp_path, "steps").values()
     assert (whole["chunks"], whole["layers fused, of"][1]) == (1, 2)

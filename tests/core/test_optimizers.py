@@ -14,7 +14,7 @@ import pytest
 import mlpcore as mc
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.schedules import Progress
-from mlpcore.engine.cpu_step import Update
+from mlpcore.engine.lanes import Update
 
 # A loss that is linear in the output has whatever gradient the targets say: dW = Xᵀ Y / m, db =
 # the mean of Y.
@@ -915,7 +915,7 @@ def test_a_change_of_the_rule_survives_a_checkpoint_between_it_and_the_next_step
 def test_the_plan_lists_a_velocity_that_waits(tmp_path):
     _, trainer = row(np.ones((3, 2)), mc.SGD(0.1, 0.9), {3: {"momentum": 0.0}})
     assert [x.name for x in trainer.plan(1).parts["state"]][:2] == ["gradient", "state v"]
-    assert set(trainer._step.state) == {"state v"}
+    assert set(trainer._step.state.vectors) == {"state v"}
 
 
 # -- numbers at the ends of the range
@@ -1033,8 +1033,8 @@ def test_an_update_that_overflows_is_a_step_that_is_not_finite(optimizer, large,
     np.testing.assert_array_equal(found[[0, 1, 3]], plain)
     np.testing.assert_array_equal(found[2], found[1])
     assert (trainer.skipped, trainer.progress.step) == (1, 4)
-    for name, vector in untouched._step.state.items():
-        np.testing.assert_array_equal(trainer._step.state[name], vector)
+    for name, vector in untouched._step.state.vectors.items():
+        np.testing.assert_array_equal(trainer._step.state.vectors[name], vector)
 
 
 @pytest.mark.parametrize("make", [mc.Adam, mc.AdamW, mc.RMSprop])

@@ -19,7 +19,7 @@ from mlpcore.backends.cuda import slot as cuda_slot
 from mlpcore.backends.cuda import step_kernels
 from mlpcore.data import epochs as sources
 from mlpcore.data.epochs import Rows
-from mlpcore.engine import graph_step
+from mlpcore.engine import capture, graph_step
 from mlpcore.engine.graph_step import GraphStep
 from tests.cuda_on_cpu.device import CpuDevice, algorithm
 
@@ -33,7 +33,7 @@ ROWS = 60
 def device(monkeypatch):
     """A CUDA device that is none, whose graphs hold 8 chunks; algorithms are chosen anew."""
     opened = CpuDevice()
-    monkeypatch.setattr(graph_step, "UNROLLED", 8)
+    monkeypatch.setattr(capture, "UNROLLED", 8)
     monkeypatch.setitem(devices._opened, "cuda:0", opened)
     return opened
 
@@ -121,7 +121,7 @@ def test_settings_changed_in_the_middle_do_what_they_do_in_numpy(device, name):
             for _ in range(3):
                 float(one.step(*data(dtype="float64")))
         close(here.net.parameters, there.net.parameters, 1e-12)
-        assert here._step.state.keys() == there._step.state.keys()
+        assert here._step.state.vectors.keys() == there._step.state.vectors.keys()
 
 
 PULL = mc.Loss("pull", "0 * z", "y + 0 * z")  # whatever gradient the targets say
@@ -165,8 +165,8 @@ def test_an_update_that_overflows_is_left_out_on_the_device(device, name):
                     float(one.step(X, Y))
             else:
                 float(one.step(X, Y))
-            for a, b in zip((one.net.parameters, *one._step.state.values()),
-                            (plain.net.parameters, *plain._step.state.values()), strict=True):  # fmt: skip
+            for a, b in zip((one.net.parameters, *one._step.state.vectors.values()),
+                            (plain.net.parameters, *plain._step.state.vectors.values()), strict=True):  # fmt: skip
                 np.testing.assert_array_equal(a, b)
         assert one.skipped == (how == "skip")
         assert one._step.kernels.read_control()["updates"] == 2
@@ -596,11 +596,11 @@ def test_low_precision_stays_near_float32_and_trains_float32_parameters(
     assert losses[-1][1] < losses[0][1]
     assert low.net.parameters.dtype == np.float32
     step = low._step
-    if step.low is not None:  # the copy that the products read is the parameters, rounded
+    if step.capture.low is not None:  # the copy that the products read is the parameters, rounded
         copy = (
-            step.low
+            step.capture.low
             if precision == "float16"
-            else (step.low.astype(np.uint32) << 16).view(np.float32)
+            else (step.capture.low.astype(np.uint32) << 16).view(np.float32)
         )
         np.testing.assert_allclose(copy, low.net.parameters, rtol=2**-8, atol=1e-7)
     assert np.abs(low.net.parameters - before).max() > 1e-3
@@ -667,7 +667,7 @@ def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(
     one = trainer("cuda")
     for _ in range(2):
         float(one.step(X, Y, w))
-    state = [one.net.parameters, *one._step.state.values()]
+    state = [one.net.parameters, *one._step.state.vectors.values()]
     before = [x.copy() for x in state]
     X, Y, w, rows = X.copy(), Y.copy(), w.copy(), np.arange(ROWS)
     {"X": X[:, 3], "Y": Y, "w": w, "rows": rows}[next(iter(change))][17] = next(
@@ -834,7 +834,7 @@ def test_the_plan_is_what_is_allocated_and_a_step_allocates_nothing(device):
     X, Y, w = data()
     one = trainer("cuda", precision="float16", chunk_rows=7, l2=0.1)
     given = one._intake.as_data(X, Y, w).inputs
-    plan = one._step.make_plan(ROWS, given)
+    plan = one._step.workspace.make_plan(ROWS, given)
     taken.clear()
     float(one.step(X, Y, w))
     beside = [
@@ -938,7 +938,7 @@ def test_steps_launched_together_have_the_bits_of_steps_launched_one_by_one(
             callbacks=callbacks,
             progress=False,
         )
-        arrays = [one.net.parameters, *one._step.state.values()]
+        arrays = [one.net.parameters, *one._step.state.vectors.values()]
         control = one._step.kernels.read_control()
         found.append(
             (
@@ -996,7 +996,7 @@ def test_a_run_of_more_steps_than_one_launch_holds_is_cut(device, monkeypatch):
 
 
 def test_steps_of_more_chunks_than_one_graph_holds_are_launched_one_by_one(device, monkeypatch):
-    monkeypatch.setattr(graph_step, "UNROLLED", 64)
+    monkeypatch.setattr(capture, "UNROLLED", 64)
     X, Y, _ = data()
     X, Y, found = np.tile(X, (3, 1))[:130], np.tile(Y, 3)[:130], []
     for callbacks in ([], [AtEachStep()]):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlpcore.backends import devices
-from mlpcore.engine import graph_step
+from mlpcore.engine import capture
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or JAX takes most of the GPU
 
@@ -61,7 +61,7 @@ def cupy(gpu):
 @pytest.fixture(params=["played", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
     """A device whose graphs hold 8 chunks, so that a few rows try batches of more."""
-    monkeypatch.setattr(graph_step, "UNROLLED", 8)
+    monkeypatch.setattr(capture, "UNROLLED", 8)
     if request.param == "cuda":
         return real()
     if shutil.which("g++") is None and "CI" not in os.environ:

@@ -123,7 +123,11 @@ def test_rows_of_a_file_train_as_rows_on_the_device_do(device, put, tmp_path):
 def test_a_share_of_the_free_memory_is_one_of_the_gpus(gpu):
     free = devices.free_bytes("cuda:0")
     assert 1 << 30 < free < 1 << 42
-    assert 0.4 * free < trainer("cuda", memory_limit=0.5)._step.settings.memory_limit < 0.6 * free
+    assert (
+        0.4 * free
+        < trainer("cuda", memory_limit=0.5)._step.problem.settings.memory_limit
+        < 0.6 * free
+    )
 
 
 @pytest.mark.gpu

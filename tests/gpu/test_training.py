@@ -10,7 +10,8 @@ import mlpcore as mc
 from mlpcore.backends.cuda.eager import CupyReference
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.schedules import Progress
-from mlpcore.engine.cpu_step import Step
+from mlpcore.engine.cpu_step import CpuStep
+from mlpcore.engine.problem import Problem
 
 ROWS, SIZES = 61, [7, 17, 12, 5]
 PAIRS = {
@@ -106,9 +107,11 @@ def reference_losses(device, like, X, Y, w, count):
     net = like.net.copy()
     objective = loss_sheet.pair(like.loss, net.activations[-1])
     new_ops = partial(CupyReference, device.xp)
-    step = Step(
-        net.layout, net.store, net.activations, objective, like.optimizer, like._step.settings, new_ops
+    settings = like._step.problem.settings
+    problem = Problem(
+        net.layout, net.store, net.activations, objective, like.optimizer, settings, new_ops
     )
+    step = CpuStep(problem)
     given, progress, found = like._intake.as_data(X, Y, w), Progress(), []
     for _ in range(count):
         found.append(
@@ -300,7 +303,7 @@ def test_an_update_that_overflows_changes_nothing(device, put, optimizer, how):
         "cuda", optimizer=dataclasses.replace(optimizer, learning_rate=1e-3), on_non_finite=how
     )
     float(one.step(X, Y, w))
-    state = [one.net.parameters, *one._step.state.values()]
+    state = [one.net.parameters, *one._step.state.vectors.values()]
     before = [host(device, x).copy() for x in state]
     one.optimizer.learning_rate = optimizer.learning_rate
     size = one.net.layout.size
@@ -496,7 +499,10 @@ def test_steps_launched_together_have_the_bits_of_steps_launched_one_by_one(
         one = trainer("cuda", dtype=wide, optimizer=mc.AdamW(mc.Cosine(1e-2)), **low, **settings)
         history = one.fit(X, Y, w, epochs=3, batch_size=9, callbacks=callbacks, progress=False)
         unweighted = one.fit(X, Y, epochs=2, batch_size=9, callbacks=callbacks, progress=False)
-        state = [host(device, x).tobytes() for x in (one.net.parameters, *one._step.state.values())]
+        state = [
+            host(device, x).tobytes()
+            for x in (one.net.parameters, *one._step.state.vectors.values())
+        ]
         found.append((history["loss"], unweighted["loss"], history["learning_rate"], state))
     assert found[0] == found[1]
     assert found[0][0][2] < found[0][0][0]
@@ -555,7 +561,9 @@ def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(
     one = trainer("cuda")
     for _ in range(2):
         one.step(*good)
-    before = [host(device, x).copy() for x in (one.net.parameters, *one._step.state.values())]
+    before = [
+        host(device, x).copy() for x in (one.net.parameters, *one._step.state.vectors.values())
+    ]
     arrays = {**dict(zip("XYw", data(), strict=True)), "rows": np.arange(ROWS)}
     arrays[argument][17] = value
     X, Y, w, rows = put(*arrays.values())
@@ -563,7 +571,7 @@ def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(
     one.step(*good)  # nothing happens any more
     with pytest.raises(error, match=words):
         float(J)
-    for x, was in zip((one.net.parameters, *one._step.state.values()), before, strict=True):
+    for x, was in zip((one.net.parameters, *one._step.state.vectors.values()), before, strict=True):
         np.testing.assert_array_equal(host(device, x), was)
     assert one.progress.step == 2
     assert np.isfinite(float(one.step(*good)))

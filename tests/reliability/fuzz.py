@@ -175,7 +175,7 @@ class Subject:
             [
                 self.trainer.progress,
                 self.trainer.optimizer,
-                self.trainer._step.settings,
+                self.trainer._step.problem.settings,
                 self.trainer.history,
             ]
         )

@@ -166,7 +166,7 @@ def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path):
     def out_of_memory():
         raise MemoryError
 
-    trainer._step.updates[0].lanes[0].calls.insert(4, (out_of_memory,))
+    trainer._step.lanes.updates[0].lanes[0].calls.insert(4, (out_of_memory,))
     with pytest.raises(MemoryError):
         trainer.step(X, Y)
     for call in (
@@ -190,7 +190,7 @@ def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path):
 def test_other_threads_may_predict_while_an_update_is_made():
     trainer = make()
     trainer.step(X, Y)
-    trainer._step.updates[0].lanes[0].calls.insert(4, (trainer.net.predict, X))
+    trainer._step.lanes.updates[0].lanes[0].calls.insert(4, (trainer.net.predict, X))
     trainer.step(X, Y)
     assert trainer.progress.step == 2
 
@@ -199,7 +199,7 @@ def test_a_change_of_the_optimizer_that_broke_off_is_known(monkeypatch):
     trainer = make(optimizer=mc.SGD(0.1))
     trainer.step(X, Y)
     trainer.optimizer.momentum = 0.5
-    monkeypatch.setattr(trainer._step, "_bind_optimizer", lambda: 1 / 0)
+    monkeypatch.setattr(trainer._step, "_bind", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trainer.step(X, Y)
     monkeypatch.undo()
@@ -214,16 +214,16 @@ def test_a_launch_that_was_not_counted_is_counted_by_the_device(monkeypatch):
         trainer.step(X, Y)
         trainer.step(X, Y)
     whole.step(X, Y)
-    step, done = one._step, one._step._done
+    capture, done = one._step.capture, one._step.capture.done
 
     def interrupted():
         done()
         raise KeyboardInterrupt
 
-    step._done = interrupted
+    capture.done = interrupted
     with pytest.raises(KeyboardInterrupt):
         one.step(X, Y)
-    step._done = done
+    capture.done = done
     assert one.progress.step == 2
     assert state(one) == state(whole)
     assert one.progress.step == 3
@@ -240,10 +240,11 @@ def test_an_interrupt_between_a_scale_and_its_note_does_not_outlast_the_step():
             scale[key] = value
             raise KeyboardInterrupt
 
-    scale, one._step.scale = one._step.scale, Scale()
+    crew = one._step.crew
+    scale, crew.scale = crew.scale, Scale()
     with pytest.raises(KeyboardInterrupt):
         one.step(X[:10], Y[:10])
-    one._step.scale = scale
+    crew.scale = scale
     assert one.step(X, Y) == other.step(X, Y)
     assert state(one) == state(other)
 
@@ -642,7 +643,7 @@ X, Y = np.ones((4, 3)), np.ones((4, 1))
 trainer = mc.Trainer(mc.MLP([3, 1], device="cpu"), "squared_error")
 trainer.step(X, Y)
 inside, go_on = threading.Event(), threading.Event()
-calls = trainer._step.updates[0].lanes[0].calls
+calls = trainer._step.lanes.updates[0].lanes[0].calls
 calls.insert(3, (lambda: (inside.set(), go_on.wait(60)),))
 work = threading.Thread(target=trainer.step, args=(X, Y))
 work.start()
@@ -696,7 +697,15 @@ assert pids[0] and os.waitpid(pids[0], 0)[1] == 0
 
 WATCHED = tuple(
     os.path.join(ROOT, "mlpcore", *name.split("/"))
-    for name in ("run.py", "trainer.py", "engine/cpu_step.py", "engine/graph_step.py")
+    for name in (
+        "training/loop.py",
+        "trainer.py",
+        "engine/cpu_step.py",
+        "engine/lanes.py",
+        "engine/state.py",
+        "engine/graph_step.py",
+        "engine/control.py",
+    )  # fmt: skip
 )
 
 

@@ -215,7 +215,7 @@ def test_the_plan_knows_the_stages_for_inputs_of_other_types(ledger, x, y, w, in
     trainer = mc.Trainer(net, loss="squared_error", optimizer=mc.SGD(0.0), chunk_rows=100)
     rows = np.arange(299, -1, -1) if indexed else None
     trainer.step(X, Y, weights, rows=rows)
-    plan = trainer._step.make_plan(
+    plan = trainer._step.workspace.make_plan(
         300, Inputs(X.dtype.str, Y.dtype.str, "" if w is None else weights.dtype.str, False)
     )
     fixed = planning.part_bytes(plan.parts["parameters"])
@@ -749,7 +749,9 @@ def test_fit_copies_what_is_not_row_major_only_where_the_limit_leaves_room_and_l
     plain.fit(X, Y, epochs=2, batch_size=512, progress=False)
 
     def look(trainer, entry):
-        copies.extend(b.name for b in trainer._step.allocated.parts["fit"] if "row-major" in b.name)
+        copies.extend(
+            b.name for b in trainer._step.workspace.allocated.parts["fit"] if "row-major" in b.name
+        )
 
     fit = {
         "epochs": 2,
@@ -770,7 +772,7 @@ def test_without_a_limit_fit_lists_its_row_major_copies_and_prepare_makes_them_o
     trainer, other, plans = weighted(), weighted(), []
     trainer.fit(
         np.asfortranarray(X), Y, epochs=1, batch_size=50, progress=False,
-        callbacks=[lambda t, _: plans.append(t._step.allocated)],
+        callbacks=[lambda t, _: plans.append(t._step.workspace.allocated)],
     )  # fmt: skip
     assert [b.shape for b in plans[0].parts["fit"] if b.name == "X row-major"] == [(500, 64)]
     prepared = other.prepare(np.asfortranarray(X), Y)
@@ -844,7 +846,7 @@ def test_a_share_is_one_of_the_free_memory():
     assert 1 << 20 < free < 1 << 50
     assert (
         0.2 * free
-        < mc.Trainer(net, "squared_error", memory_limit="25%")._step.settings.memory_limit
+        < mc.Trainer(net, "squared_error", memory_limit="25%")._step.problem.settings.memory_limit
         < 0.3 * free
     )
 

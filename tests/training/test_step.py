@@ -306,14 +306,19 @@ def test_a_loss_that_is_not_finite_leaves_parameters_state_and_step_count_and_tr
     for trainer in (plain, hit):
         trainer.step(X, Y)
         trainer.step(X, Y)
-    before = [hit.net.parameters.copy(), *[vector.copy() for vector in hit._step.state.values()]]
+    before = [
+        hit.net.parameters.copy(),
+        *[vector.copy() for vector in hit._step.state.vectors.values()],
+    ]
     with pytest.raises(
         mc.NonFiniteLoss,
         match=r"step 3: the loss is (inf|nan) at learning rate 0\.1; the parameters",
     ) as caught:
         hit.step(overflow, Y)
     assert (caught.value.step, caught.value.learning_rate) == (3, 0.1)
-    for array, was in zip([hit.net.parameters, *hit._step.state.values()], before, strict=True):
+    for array, was in zip(
+        [hit.net.parameters, *hit._step.state.vectors.values()], before, strict=True
+    ):
         np.testing.assert_array_equal(array, was)
     assert hit.progress.step == 2
     assert hit.step(X, Y) == plain.step(X, Y)
@@ -403,7 +408,7 @@ def test_batches_of_many_sizes_one_after_the_other_on_the_same_arrays():
     trainer = mc.Trainer(net, loss="squared_error", optimizer=mc.SGD(0.0), chunk_rows=64)
     for n in [*range(80, 0, -1), *range(1, 81, 3)]:
         assert trainer.step(X[:n], Y[:n]) == one_step(net, X[:n], Y[:n], chunk_rows=64)[0]
-    assert len(trainer._step.workers[0].recordings) <= 32
+    assert len(trainer._step.crew.workers[0].recordings) <= 32
 
 
 def test_inputs_of_changing_kinds_one_after_the_other():
@@ -466,11 +471,11 @@ def test_blas_gets_one_thread_where_a_cache_holds_the_parameters_and_rows_are_fe
 import numpy as np, mlpcore as mc
 from mlpcore.backends.numpy import blas
 trainer = mc.Trainer(mc.MLP({sizes}, output="softmax"), optimizer=mc.SGD(0.1))
-seen, update = [], trainer._step._update
+seen, update = [], trainer._step.lanes.update
 def look(*arguments):
     seen.extend(library.get_num_threads() for library in blas._libraries())
     update(*arguments)
-trainer._step._update = look
+trainer._step.lanes.update = look
 X, Y = np.ones(({rows}, {sizes[0]}), np.float32), np.zeros({rows}, int)
 trainer.step(X, Y)
 print(*seen, blas.threads())
@@ -501,10 +506,8 @@ def test_reductions_penalties_and_clipping_go_lane_by_lane_and_count_every_entry
             workers=workers,
             chunk_rows=100,
         )
-        trainer._step.lanes, trainer._step.lane_ops = (
-            lanes,
-            [trainer._step.new_ops() for _ in range(lanes)],
-        )
+        passes = trainer._step.lanes
+        passes.count, passes.ops = lanes, [passes.problem.new_ops() for _ in range(lanes)]
         losses = [trainer.step(X, Y) for _ in range(3)]
         found.append((losses, net.parameters.copy()))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)

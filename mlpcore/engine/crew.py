@@ -1,0 +1,151 @@
+"""The crew of a step: workers, each with arrays of its own for a chunk of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlpcore.core.ops import Array, Buffer, EagerOps
+from mlpcore.data.batches import Inputs
+from mlpcore.engine import plan as planning
+from mlpcore.engine.lanes import Lanes
+from mlpcore.engine.plan import Plan
+from mlpcore.engine.problem import Problem
+from mlpcore.engine.worker import Worker
+from mlpcore.engine.workspace import Parts
+
+WORKER_ROWS = 256  # a worker's rows, per other worker
+WORKER_FLOP = 4e8  # of a step that is worth handing work over to another thread
+
+
+class Crew:
+    """The workers that a batch is shared out to.
+
+    Args:
+        problem: which they work on.
+        lanes: that add up their gradients.
+        ops: for arrays that outlast the workers.
+
+    Attributes:
+        workers: those of the plan that is allocated.
+        scale: 1 / Σ w of the batch, which every worker reads.
+        weight: the Σ w that `scale` was set for; None where that is not certain.
+    """
+
+    def __init__(self, problem: Problem, lanes: Lanes, ops: EagerOps) -> None:
+        self.problem, self.lanes, self.ops = problem, lanes, ops
+        self.workers: list[Worker] = []
+        self.scale = ops.xp.ones((), problem.dtype)
+        self.weight: float | None = 1.0
+
+    # -- the plan --
+
+    def state_buffers(self) -> list[Buffer]:
+        """List the gradient, the optimizer state and the lanes' registers."""
+        return [*self.lanes.state.buffers(), *self.lanes.buffers()]
+
+    def parts(self, rows: int, workers: int, batch_rows: int, inputs: Inputs) -> Parts:
+        """List the arrays of each worker, for chunks of `rows` rows."""
+        problem = self.problem
+        accumulates = rows * workers < batch_rows
+        buffers = planning.chunk_buffers(
+            self.ops,
+            problem.layout,
+            problem.dtype,
+            problem.activations,
+            problem.objective,
+            inputs,
+            rows,
+            accumulates,
+        )
+        parts: Parts = {"workspace": buffers}
+        size = (problem.layout.size,)
+        for number in range(2, workers + 1):
+            gradient = Buffer("gradient", size, problem.dtype, f"of worker {number}")
+            parts[f"workspace {number}"] = [*buffers, gradient]
+        return parts
+
+    def choose(self, batch_rows: int, inputs: Inputs) -> tuple[int, int]:
+        """Return the rows of a chunk, and the workers, where memory is no object."""
+        settings = self.problem.settings
+
+        def workspace(rows: int) -> int:
+            return planning.part_bytes(self.parts(rows, 1, batch_rows, inputs)["workspace"])
+
+        itemsize = np.dtype(self.problem.dtype).itemsize
+        rows = settings.most_rows or planning.choose_rows(
+            workspace, self.problem.layout, itemsize, batch_rows
+        )
+        workers = min(batch_rows, settings.workers or self._choose_workers(batch_rows))
+        return min(rows, -(-batch_rows // workers)), workers
+
+    def _choose_workers(self, batch_rows: int) -> int:
+        """Return as many as BLAS would use threads, each with rows of its own, or one.
+
+        Adding up two gradients costs about as much as 15 rows of the GEMMs: with 256 rows a worker
+        and more for each further one, that is 6% at most, less than what the passes between the
+        GEMMs gain from several threads. Handing work over and waiting for it takes 0.1 ms, so that
+        a step of less than 0.4 GFLOP stays on one.
+        """
+        threads = self.lanes.threads
+        enough = batch_rows >= threads * WORKER_ROWS * (threads - 1)
+        flop = 6 * batch_rows * self.problem.layout.weights
+        return threads if enough and flop >= WORKER_FLOP else 1
+
+    def allocate(self, plan: Plan, inputs: Inputs) -> None:
+        """Allocate the plan's arrays: a worker for each part."""
+        for i in range(plan.workers):
+            self._add_worker(plan.parts[f"workspace {i + 1}" if i else "workspace"])
+
+    def drop(self) -> None:
+        """Dismiss the workers; their arrays go with them."""
+        self.workers, self.lanes.additions = [], []
+
+    def _add_worker(self, buffers: Sequence[Buffer]) -> None:
+        problem, ops = self.problem, self.problem.new_ops()
+        arrays = planning.allocate(ops, buffers)
+        gradient = arrays.pop("gradient", None)
+        if gradient is None:  # the first adds to the batch's own
+            gradient = self.lanes.state.gradient
+        else:
+            self.lanes.add(gradient)
+        dW, db = problem.layout.views(gradient)
+        self.workers.append(
+            Worker(
+                ops,
+                problem.store.W,
+                problem.store.b,
+                problem.activations_on(gradient),
+                problem.objective,
+                dW,
+                db,
+                arrays,
+                self.scale,
+                problem.layout.repeats,
+            )
+        )
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """Return an array of this step's as NumPy's."""
+        host: np.ndarray = array if self.ops.xp is np else self.ops.xp.asnumpy(array)
+        return host
+
+    # -- a step --
+
+    def set_scale(self, weight: float) -> None:
+        """Set 1 / Σ w for a batch of this weight."""
+        largest = float(np.finfo(self.problem.dtype).max)
+        if not 1 / largest < weight < largest:
+            raise ValueError(
+                f"sample_weight sums to {weight:g}, out of the range of {self.problem.dtype}: "
+                "rescale the weights"
+            )
+        self.weight = None  # an interrupt may come before the new one is noted
+        self.scale[...] = 1 / weight
+        self.weight = weight
+
+    def draw(self, number: int) -> None:
+        """Draw the masks of dropout for the step of this number from now on."""
+        for worker in self.workers:
+            worker.ops.step = number

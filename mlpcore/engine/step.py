@@ -1,0 +1,129 @@
+"""The training step as trainers, gradient checks and estimators use it, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from mlpcore.core.ops import Array
+from mlpcore.core.schedules import Progress
+from mlpcore.data.batches import Batch, Inputs
+from mlpcore.engine.chunks import Chunk
+from mlpcore.engine.parts import StepParts
+from mlpcore.engine.plan import Plan
+from mlpcore.engine.problem import Problem
+from mlpcore.engine.state import State
+from mlpcore.engine.workspace import Workspace
+
+
+class Step(Protocol):
+    """Gradient and update of one network, on arrays planned beforehand.
+
+    Attributes:
+        problem: which it works on; `problem.settings` may be replaced between steps.
+        state: gradient, optimizer state and their counts.
+        workspace: plans and arrays.
+        ops: the operations of the device.
+        J: of the last step that was begun.
+        untouched: True if nobody else has written the parameters since the last step.
+    """
+
+    problem: Problem
+    state: State
+    workspace: Workspace
+    ops: Any
+    J: Any
+    untouched: bool
+
+    @property
+    def gradient(self) -> Array:
+        """The gradient of the last batch, flat."""
+
+    def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
+        """Bring settings up to date; return the plan for such batches, its arrays allocated."""
+
+    def run(self, batch: Batch, plan: Plan, progress: Progress) -> Any:
+        """Make a step on a batch; return J before it."""
+
+    def together(self, batch_rows: int, inputs: Inputs) -> int:
+        """Return how many steps on batches of so many rows may be launched as one."""
+
+    def apply(self, gradient: Array, progress: Progress) -> None:
+        """Make one update by a gradient of the caller's, flat, which is not written to."""
+
+    def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
+        """Return J of a batch, penalties included; its gradient is in `gradient` afterwards."""
+
+    def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
+        """Return the mean loss of a batch, without penalties; `see` gets each chunk's output."""
+
+    def weight(self, batch: Batch) -> float | None:
+        """Return Σ w over the rows of a batch; None where only the device knows."""
+
+    def first_not_finite(self, batch: Batch, plan: Plan) -> int | None:
+        """Return the first layer with outputs, or the last with a gradient, that are not finite."""
+
+    def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
+        """Return the graphs of a step, to be measured."""
+
+    def count_skipped(self, progress: Progress) -> None:
+        """Bring `progress.skipped` up to date; wait for the device."""
+
+    def count_launched(self) -> None:
+        """Count steps that the device has made where an interrupt came before they were counted."""
+
+    def require_whole(self) -> None:
+        """Raise a RuntimeError if an update, or a change of the state, was left half done."""
+
+    def renew(self) -> None:
+        """Give up what another thread was doing here when the process was forked."""
+
+    def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """Return what the next steps depend on besides the parameters: state vectors, and facts."""
+
+    def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
+        """Go on from a snapshot, with its chunks."""
+
+
+def find_not_finite(
+    step: Step,
+    chunk: Callable[[], Chunk],
+    to_host: Callable[[Array], np.ndarray],
+    batch: Batch,
+    plan: Plan,
+) -> int | None:
+    """Return the layer in which a step went wrong, or None.
+
+    That is the first layer whose outputs on this batch are not finite; or, where all are, the last
+    whose gradient is not.
+
+    Args:
+        step: which is evaluated anew.
+        chunk: returns the arrays that `step.evaluate` works on.
+        to_host: makes an array of theirs NumPy's.
+        batch: the rows; plan: for them.
+    """
+    layout, bad = step.problem.layout, list[int]()
+
+    def look(_: Array, start: int, stop: int) -> None:
+        there = chunk()
+        for l in range(1, layout.layers + 1):
+            names = [name for name in (f"S[{l}]", f"Z[{l}]") if name in there.buffers]
+            arrays = (to_host(there.rows(name, stop - start)) for name in names)
+            if not all(np.isfinite(array).all() for array in arrays):
+                bad.append(l)
+                return
+
+    step.evaluate(batch, plan, look)
+    if bad:
+        return min(bad)
+    step.loss_and_gradient(batch, plan)
+    gradient = to_host(step.gradient)
+    (dW, db), da = layout.views(gradient), layout.slopes(gradient)
+    for l in range(layout.layers, 0, -1):
+        arrays = (array for array in (dW[l], db[l], da[l]) if array is not None)
+        if not all(np.isfinite(array).all() for array in arrays):
+            return l
+    return None
