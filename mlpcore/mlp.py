@@ -27,7 +27,7 @@ from mlpcore.core.activations import Activation
 from mlpcore.core.layout import Layout, Parameters, Tie, parse_ties
 from mlpcore.core.ops import Buffer
 from mlpcore.core.targets import mixed, weighed
-from mlpcore.data.streams import MappedFile
+from mlpcore.data.slices import MappedFile
 from mlpcore.engine import derivatives
 from mlpcore.engine.derivatives import Cotangent, Size, Tangent
 from mlpcore.io import convert, kinds, model_file, onnx_file

@@ -36,7 +36,9 @@ from mlpcore.core.schedules import Adaptive, Progress
 from mlpcore.core.targets import RowWeights, row_weights
 from mlpcore.data.batches import Batch, Data, Inputs
 from mlpcore.data.epochs import Rows, Sample, Streamed, inputs_of
-from mlpcore.data.streams import Parquet, Stream, open_stream
+from mlpcore.data.open import open_stream
+from mlpcore.data.parquet import Parquet
+from mlpcore.data.streams import Stream
 from mlpcore.engine import plan as planning
 from mlpcore.engine.make_step import make_step
 from mlpcore.engine.parts import StepParts

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 import mlpcore as mc
 from mlpcore.cli import main
-from mlpcore.data import streams
+from mlpcore.data import parquet as row_groups
 from mlpcore.tables import columns as tables
 from mlpcore.tables import datasets as data
 from mlpcore.tables import streamed as big_tables
@@ -268,7 +268,7 @@ def test_rows_that_are_promised_and_not_there_are_missed(tmp_path):
         parquet.ParquetFile(path) as file,
         pytest.raises(ValueError, match="20 rows fewer than it says"),
     ):
-        for _ in streams.read_batches(_Short(file), "t.parquet", 64, 0, ["a"]):
+        for _ in row_groups.read_batches(_Short(file), "t.parquet", 64, 0, ["a"]):
             pass
 
 

@@ -24,7 +24,10 @@ from hypothesis import strategies as st
 
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.data import streams
-from mlpcore.data.streams import BatchStream, Parquet, RowStream, open_stream
+from mlpcore.data.iterables import BatchStream
+from mlpcore.data.open import open_stream
+from mlpcore.data.parquet import Parquet
+from mlpcore.data.streams import RowStream
 from mlpcore.engine import plan
 
 
@@ -791,10 +794,10 @@ def test_a_forked_process_reads_for_itself():
     run("""
         import os
         import numpy as np
-        from mlpcore.data import streams
+        from mlpcore.data.open import open_stream
 
         X = [(np.full((3, 2), i), np.arange(3)) for i in range(5)]
-        stream = streams.open_stream(X)
+        stream = open_stream(X)
         assert sum(int(piece.X.sum()) for piece in stream.epoch(3, None, 0, {})) == 60
         child = os.fork()
         found = sum(int(piece.X.sum()) for piece in stream.epoch(3, None, 0, {}))
@@ -810,7 +813,8 @@ def test_a_forked_process_reads_for_itself():
 FLAT = """
 from pathlib import Path
 import numpy as np
-from mlpcore.data import streams
+import mlpcore as mc
+from mlpcore.data.open import open_stream
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.engine import plan
 
@@ -819,7 +823,7 @@ def resident():
     return int(status.partition("VmRSS:")[2].split()[0]) >> 10
 
 X = {source}
-stream = streams.open_stream(*X)
+stream = open_stream(*X)
 arrays = plan.allocate(NumpyOps(), stream.buffers(256, 8 << 20))
 for array in arrays.values():
     array[...] = 1
@@ -849,7 +853,7 @@ def test_memory_is_flat_on_a_file_many_times_the_windows(tmp_path, kind):
             compression=None,
             use_dictionary=False,
         )
-        source = f"(streams.Parquet({str(tmp_path / 'X.parquet')!r}, target='x0'),)"
+        source = f"(mc.Parquet({str(tmp_path / 'X.parquet')!r}, target='x0'),)"
     else:
         with open(tmp_path / "X.raw", "wb") as file:
             file.truncate(rows * 512)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpcore.checks.errors import cut, line, listed, nearest, shown, unknown
-from mlpcore.data.streams import Footer, arrow_source, opened, readable, require_rows
+from mlpcore.data.parquet import Footer, arrow_source, opened, readable, require_rows
 from mlpcore.tables import labels
 from mlpcore.tables.datasets import Dataset, Standardizer, Truth, decided, few
 from mlpcore.tables.pipeline import LEAST_ROWS, MOST_CATEGORIES, Column, Pipeline

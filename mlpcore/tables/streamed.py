@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mlpcore.backends import devices
 from mlpcore.checks.errors import cut, shown
-from mlpcore.data.streams import BUFFER, Footer, opened, read_batches
+from mlpcore.data.parquet import BUFFER, Footer, opened, read_batches
 from mlpcore.tables import columns as tables
 from mlpcore.tables.columns import Table, Transformer
 from mlpcore.tables.datasets import Split, Standardizer
