@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from mlpcore.backends import devices
-from mlpcore.tables import columns as tables
 from mlpcore.tables import streamed as big_tables
+from mlpcore.tables.arrow import as_frame
+from mlpcore.tables.files import read_table
 
 ROWS, GROUP = 5_300, 100
 
@@ -54,14 +55,14 @@ def test_the_parts_of_a_cut_hold_each_row_once_as_the_pipeline_makes_it(path, fr
     table = big_tables.load(
         path, target, wishes={"name": "out"} if target == "price" else {"price": "out"}
     )
-    split = table.cut(0, 64)
+    split = table.split(0, 64)
     X, Y = (
         np.concatenate(parts)
         for parts in zip(*taken(split, 0), split.validation, split.test, strict=True)
     )
     known = frame[frame[target].notna()]
     made = split.preparation.apply(
-        tables.as_frame(tables.read(path), split.preparation.columns).loc[known.index]
+        as_frame(read_table(path), split.preparation.columns).loc[known.index]
     )
     if target == "name":
         assert table.class_names == ("a", "b", "seldom")
@@ -85,9 +86,7 @@ def rows_of(split, path):
     """The numbers of the training, validation and test rows, read off the column `row`."""
     at = split.preparation.names.index("row")
     parts = [np.concatenate([X for X, _ in taken(split, 0)]), split.validation[0], split.test[0]]
-    numbers = split.preparation.apply(
-        tables.as_frame(tables.read(path), split.preparation.columns)
-    )[:, at]
+    numbers = split.preparation.apply(as_frame(read_table(path), split.preparation.columns))[:, at]
     return [set(np.searchsorted(numbers, np.unique(part[:, at]))) for part in parts]
 
 
@@ -109,7 +108,7 @@ def test_rows_are_held_out_by_a_hash_of_seed_and_number_however_the_file_is_cut(
     frame.to_parquet(tmp_path / "other.parquet", row_group_size=977)
     wishes = {"row": "number", "name": "out"}
     found = [
-        rows_of(big_tables.load(file, "price", wishes=wishes).cut(seed, 64), file)
+        rows_of(big_tables.load(file, "price", wishes=wishes).split(seed, 64), file)
         for file in (path, tmp_path / "other.parquet")
     ]
     assert found[0] == found[1]
@@ -142,7 +141,7 @@ def test_what_is_held_out_and_the_sample_come_from_the_whole_of_a_sorted_file(
     table = big_tables.load(tmp_path / "t.parquet", "y")
     assert abs(len(table.X) - 1_000) < 120
     assert abs(table.X["place"].mean() - 0.5) < 0.05
-    split = table.cut(0, 64)
+    split = table.split(0, 64)
     assert abs(len(split.test[1]) - 900) < 120
     assert abs(len(split.validation[1]) - 900) < 120
     assert abs(len(split.sample) - 1_000) < 120
@@ -165,7 +164,7 @@ def test_groups_of_a_streamed_table_stay_whole(path, frame, tmp_path, monkeypatc
     table = big_tables.load(
         tmp_path / "who.parquet", "price", groups="who", wishes={"row": "number"}
     )
-    split = table.cut(0, 64)
+    split = table.split(0, 64)
     assert split.said == " of 70 + 10 + 20 groups of who"
     held = [
         set(frame["who"].iloc[sorted(part)]) for part in rows_of(split, tmp_path / "who.parquet")
@@ -175,7 +174,7 @@ def test_groups_of_a_streamed_table_stay_whole(path, frame, tmp_path, monkeypatc
     again = big_tables.load(
         tmp_path / "who.parquet", "price", groups="who", wishes={"row": "number"}
     )
-    assert again.cut(0, 64).digest == split.digest != table.cut(1, 64).digest
+    assert again.split(0, 64).digest == split.digest != table.split(1, 64).digest
     frame.assign(who=frame["who"].where(frame.index != 3000)).to_parquet(
         tmp_path / "gap.parquet", row_group_size=GROUP
     )
@@ -183,7 +182,7 @@ def test_groups_of_a_streamed_table_stay_whole(path, frame, tmp_path, monkeypatc
         big_tables.load(tmp_path / "gap.parquet", "price", groups="who")
     frame.assign(who=frame["row"] % 2).to_parquet(tmp_path / "two.parquet", row_group_size=GROUP)
     with pytest.raises(ValueError, match=r"--groups 'who' has 2 value\(s\)"):
-        big_tables.load(tmp_path / "two.parquet", "price", groups="who").cut(0, 64)
+        big_tables.load(tmp_path / "two.parquet", "price", groups="who").split(0, 64)
 
 
 def test_what_the_sample_does_not_hold_is_found_all_the_same(frame, tmp_path, monkeypatch):
@@ -213,7 +212,7 @@ def test_what_the_sample_does_not_hold_is_found_all_the_same(frame, tmp_path, mo
     table = big_tables.load(tmp_path / "gaps.parquet", "price")
     known = np.isfinite(gaps["price"])
     assert (table.rows, table.infinite) == (known.sum(), 1)
-    split = table.cut(0, 64)
+    split = table.split(0, 64)
     assert split.counts[0] + len(split.validation[1]) + len(split.test[1]) == known.sum()
     texts = frame.assign(price=frame["price"].astype(str).where(frame["row"] != 4001, "n/k"))
     texts.to_parquet(tmp_path / "texts.parquet", row_group_size=GROUP)
@@ -224,7 +223,7 @@ def test_what_the_sample_does_not_hold_is_found_all_the_same(frame, tmp_path, mo
 def test_batches_are_full_and_in_an_order_of_their_own_each_epoch(path, monkeypatch):
     monkeypatch.setattr(big_tables, "WINDOW", 700)
     monkeypatch.setattr(big_tables, "_PIECE", 30)
-    split = big_tables.load(path, "price").cut(0, 64)
+    split = big_tables.load(path, "price").split(0, 64)
     first, again, second = taken(split, 0), taken(split, 0), taken(split, 1)
     assert {len(Y) for _, Y in first[:-1]} == {64}
     assert 0 < len(first[-1][1]) <= 64
@@ -241,7 +240,7 @@ def test_batches_are_full_and_in_an_order_of_their_own_each_epoch(path, monkeypa
 
 def test_a_window_mixes_rows_of_several_row_groups(path, monkeypatch):
     monkeypatch.setattr(big_tables, "WINDOW", 400)
-    split = big_tables.load(path, "price", wishes={"row": "number"}).cut(0, 64)
+    split = big_tables.load(path, "price", wishes={"row": "number"}).split(0, 64)
     at = split.preparation.names.index("row")
     X, _ = taken(split, 0)[0]
     assert len(np.unique((X[:, at] * 1000).round(-2))) > 4
@@ -249,7 +248,7 @@ def test_a_window_mixes_rows_of_several_row_groups(path, monkeypatch):
 
 def test_cuts_differ_by_seed_and_their_digests_with_them(path):
     table = big_tables.load(path, "price")
-    one, again, other = table.cut(0, 64), table.cut(0, 64), table.cut(1, 64)
+    one, again, other = table.split(0, 64), table.split(0, 64), table.split(1, 64)
     assert one.digest == again.digest != other.digest
 
 
@@ -259,10 +258,10 @@ def test_the_digest_of_a_cut_tells_every_training_row_and_the_row_groups(path, f
     swapped = frame.copy()
     swapped.loc[[flat, house], "kind"] = ["house", "flat"]  # what is fitted stays as it is
     renamed = frame.rename(columns={"kind": "sort"})
-    digests = [big_tables.load(path, "price").cut(0, 64).digest]
+    digests = [big_tables.load(path, "price").split(0, 64).digest]
     for changed, group in ((swapped, GROUP), (renamed, GROUP), (frame, GROUP // 2), (frame, GROUP)):
         changed.to_parquet(tmp_path / "other.parquet", row_group_size=group)
-        digests.append(big_tables.load(tmp_path / "other.parquet", "price").cut(0, 64).digest)
+        digests.append(big_tables.load(tmp_path / "other.parquet", "price").split(0, 64).digest)
     assert len(set(digests[:-1])) == 4
     assert digests[-1] == digests[0]
 

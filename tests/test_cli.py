@@ -15,7 +15,7 @@ import pytest
 import mlpcore as mc
 from mlpcore.backends import devices
 from mlpcore.cli import main
-from mlpcore.tables import columns as tables
+from mlpcore.tables.table import Transformer
 
 
 @pytest.fixture
@@ -590,7 +590,7 @@ def test_an_exported_model_of_a_table_says_which_columns_it_takes_in_which_order
     assert main(["predict", model, str(shops), "--out", str(tmp_path / "p.csv")]) == 0
     predicted = [float(line) for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
     _, tensors, about = mc.MLP.load_with(model)
-    transformer = tables.Transformer.restore(tensors, about, len(names))
+    transformer = Transformer.restore(tensors, about, len(names))
     X = transformer.apply(transformer.read(shops)[0])
     assert X.shape == (len(rows), len(names))
     np.testing.assert_allclose(onnx_output(tmp_path / "shops.onnx", X)[:, 0], predicted, rtol=1e-4)

@@ -17,9 +17,10 @@ from pyarrow import parquet
 import mlpcore as mc
 from mlpcore.cli import main
 from mlpcore.data import parquet as row_groups
-from mlpcore.tables import columns as tables
+from mlpcore.tables import arrow, files
 from mlpcore.tables import datasets as data
 from mlpcore.tables import streamed as big_tables
+from mlpcore.tables import table as tables
 
 ROWS = 120
 
@@ -209,7 +210,7 @@ def sound(path, **options):
 
 
 def in_pieces(path):
-    for _ in big_tables.load(path, "y").cut(0, 16).training[0](0):
+    for _ in big_tables.load(path, "y").split(0, 16).training[0](0):
         pass
 
 
@@ -247,7 +248,7 @@ def test_pages_are_compared_with_their_checksums(tmp_path):
         tmp_path / "t.parquet", compression="none", use_dictionary=False, write_page_checksum=True
     )
     for file, reader in (
-        (path, lambda path: tables.read(path)),
+        (path, lambda path: files.read_table(path)),
         (path, in_pieces),
         (path.with_name("numbers.parquet"), trained),
     ):
@@ -288,7 +289,7 @@ def test_a_run_that_meets_a_damaged_file_keeps_the_parameters_of_its_last_step(t
     )
     path = tmp_path / "numbers.parquet"
     raw = bytearray(path.read_bytes())
-    place = raw.find(tables.read(path).column("y").to_numpy()[80:100].tobytes())
+    place = raw.find(files.read_table(path).column("y").to_numpy()[80:100].tobytes())
     net = mc.MLP([2, 1])
     trainer = mc.Trainer(net, "squared_error", mc.SGD(1e-3))
 
@@ -396,9 +397,9 @@ def test_categories_whose_texts_are_views_are_categories(tmp_path):
     coded = pa.DictionaryArray.from_arrays(
         pa.array([0, 1, None], pa.int32()), pa.array(["x", "y"], pa.string_view())
     )
-    table = tables.without_views(pa.table({"c": coded}))
+    table = files.without_views(pa.table({"c": coded}))
     assert pa.types.is_dictionary(table.schema.field("c").type)
-    assert tables.plain(table.column("c")).to_pylist() == ["x", "y", None]
+    assert arrow.plain(table.column("c")).to_pylist() == ["x", "y", None]
 
 
 # -- messages

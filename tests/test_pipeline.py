@@ -23,9 +23,10 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import mlpcore as mc
 from mlpcore.cli import main
-from mlpcore.tables import columns as tables
-from mlpcore.tables.datasets import Standardizer
+from mlpcore.tables import files
+from mlpcore.tables import table as tables
 from mlpcore.tables.pipeline import LEAST_ROWS, MOST_CATEGORIES, Category, Column, Pipeline
+from mlpcore.tables.standardizer import Standardizer
 
 DATA = Path(__file__).parent / "data"
 
@@ -470,7 +471,7 @@ def test_time_is_in_proportion_to_the_columns(tmp_path):
     for columns in (2000, 8000):
         path = tmp_path / f"{columns}.parquet"
         parquet.write_table(pa.table({f"c{i}": [0.0, 1.0] for i in range(columns)}), path)
-        frame = tables.read(path).to_pandas()
+        frame = files.read_table(path).to_pandas()
         made = tables.Transformer.fit(
             frame, np.arange(2), [Column(name, "number") for name in frame]
         )
@@ -486,6 +487,6 @@ def test_time_is_in_proportion_to_the_columns(tmp_path):
 def test_names_are_not_compared_each_with_each():
     names = [Name(f"c{i}") for i in range(2000)]
     Name.compared = 0
-    tables.require_different("t.csv", names)
+    files.require_different("t.csv", names)
     tables.require_columns("t.csv", names, names[-1], names[-2], dict.fromkeys(names, "number"))
     assert Name.compared < 20 * len(names)

@@ -10,7 +10,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from mlpcore.tables import columns as tables
+from mlpcore.tables import files
+from mlpcore.tables import table as tables
+from mlpcore.tables.columns import describe
+from mlpcore.tables.pipeline import Column
+from mlpcore.tables.targets import find_truth
 
 ROWS = 200
 
@@ -180,7 +184,7 @@ def test_a_category_of_rare_values_only_is_left_out_before_and_after_the_split(t
     assert [column.name for column in made.columns] == ["c"]
     with pytest.raises(ValueError, match="5 training rows"):
         tables.Transformer.fit(
-            table.X[["b"]], np.arange(0, 90, 2), [tables.Column("b", "category")]
+            table.X[["b"]], np.arange(0, 90, 2), [Column("b", "category")]
         )
 
 
@@ -201,8 +205,8 @@ def test_many_categories_get_at_most_a_hundred_columns(tmp_path):
 
 
 def test_the_listing_of_columns_names_them_all_up_to_its_limit():
-    columns = [tables.Column(f"c{i}", "number" if i % 2 else "", "note") for i in range(10)]
-    text = tables.describe(columns, most=4)
+    columns = [Column(f"c{i}", "number" if i % 2 else "", "note") for i in range(10)]
+    text = describe(columns, most=4)
     assert all(f"c{i}" in text for i in range(4))
     assert "c4" not in text
     assert "6 more: 3 left out, 3 number" in text
@@ -331,7 +335,7 @@ def test_a_number_is_the_same_class_and_category_in_whatever_type(trained, used,
     )
     table = tables.load(path, "y", "classification")
     assert table.class_names == ("2", "3", "10")
-    truth = tables.truth(tables.read(other, ["y"]).column("y"), table.class_names, table.labels)
+    truth = find_truth(files.read_table(other, ["y"]).column("y"), table.class_names, table.labels)
     assert np.array_equal(truth.values, table.Y)
     assert (truth.missing, truth.wrong) == (10, 0)
     table = tables.load(path, "a", "regression", wishes={"y": "category"})
@@ -390,8 +394,8 @@ def test_labels_of_another_file_are_read_as_those_of_the_first(values, others, n
 
     table = tables.load(written(tmp_path, text(values)), "y", "classification")
     assert table.class_names == names
-    truth = tables.truth(
-        tables.read(written(tmp_path, text(others)), ["y"]).column("y"), names, table.labels
+    truth = find_truth(
+        files.read_table(written(tmp_path, text(others)), ["y"]).column("y"), names, table.labels
     )
     assert truth.wrong == truth.missing == 0
     at = [table.Y[i] for i in range(len(values))]
@@ -693,7 +697,7 @@ def test_numbers_are_standardised_as_if_they_were_around_0(origin, unit, dtype, 
     wanted = (near - near[rows].mean(axis=0)) / near[rows].std(axis=0)
     made = table.prepare(rows)
     np.testing.assert_allclose(made.apply(table.X)[:, 0], wanted[:, 0], rtol=2e-6, atol=2e-6)
-    cut = table.cut(0, 16)
+    cut = table.split(0, 16)
     assert cut.scale is not None
     back = cut.scale.invert(cut.test[1])
     np.testing.assert_allclose(
@@ -875,7 +879,7 @@ def test_the_same_rows_give_the_same_input_after_saving(kept, path):
     ]
     assert again.names == made.names
     assert np.array_equal(again.apply(frame), made.apply(table.X))
-    truth = tables.truth(whole.column("late"), table.class_names, table.labels)
+    truth = find_truth(whole.column("late"), table.class_names, table.labels)
     assert np.array_equal(truth.values, table.Y)
     assert truth.rows.all()
 
@@ -962,15 +966,15 @@ def test_of_many_columns_the_nearest_and_ten_at_most_are_named(tmp_path):
 
 
 def test_targets_that_are_no_class_of_the_model_stay_in_the_count():
-    truth = tables.truth(pa.chunked_array([["b", None, "z", "a", ""]]), ("a", "b"), "text")
+    truth = find_truth(pa.chunked_array([["b", None, "z", "a", ""]]), ("a", "b"), "text")
     assert truth.values.tolist() == [1, -1, 0]
     assert truth.rows.tolist() == [True, False, True, True, False]
     assert (truth.missing, truth.wrong, truth.such) == (2, 1, "z")
-    truth = tables.truth(pa.chunked_array([[1.5, None, float("inf"), float("nan")]]), (), "")
+    truth = find_truth(pa.chunked_array([[1.5, None, float("inf"), float("nan")]]), (), "")
     assert truth.values.tolist() == [[1.5]]
     assert truth.rows.tolist() == [True, False, False, False]
     assert (truth.missing, truth.wrong, truth.such) == (2, 1, "inf")
-    truth = tables.truth(pa.chunked_array([["1.5", "n/k", None]]), (), "")
+    truth = find_truth(pa.chunked_array([["1.5", "n/k", None]]), (), "")
     assert truth.values.tolist() == [[1.5]]
     assert (truth.missing, truth.wrong, truth.such) == (1, 1, "n/k")
 
@@ -991,8 +995,10 @@ def test_tables_whose_standardised_numbers_are_equal_have_different_digests(chan
 
     def digest(frame):
         name = "z" if target == "y" and "z" in frame else target
-        table = tables.take(pa.Table.from_pandas(frame), "t", name, None, None, None, np.arange(90))
-        return table.cut(0, 8).digest
+        table = tables.make_table(
+            pa.Table.from_pandas(frame), "t", name, None, None, None, np.arange(90)
+        )
+        return table.split(0, 8).digest
 
     frame = pd.DataFrame(columns)
     assert digest(frame) == digest(frame.copy())

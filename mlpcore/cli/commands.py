@@ -19,7 +19,7 @@ from mlpcore.cli.report import class_figures, count_rows, figure, have, quantity
 from mlpcore.cli.sources import some
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.io import kinds
-from mlpcore.tables import datasets as data
+from mlpcore.tables.datasets import Truth
 
 Array = NDArray[Any]
 
@@ -83,7 +83,7 @@ def _lines(model: Model, answers: Array) -> Iterator[str]:
             yield ",".join(map(repr, row)) + "\r\n"
 
 
-def _against(model: Model, Z: Array, truth: data.Truth) -> list[str]:
+def _against(model: Model, Z: Array, truth: Truth) -> list[str]:
     """Return the lines that say the figures of predictions, of how many rows, and what became of
     the others.
     """

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mlpcore.cli.messages import say
 from mlpcore.cli.outputs import KEY
 from mlpcore.io.atomic import replacing
-from mlpcore.tables import datasets as data
+from mlpcore.tables.standardizer import Standardizer
 
 Array = NDArray[Any]
 
@@ -39,7 +39,7 @@ def class_figures(p: Array, Y: Array) -> dict[str, float]:
     }
 
 
-def quantity_figures(Z: Array, Y: Array, scale: data.Standardizer) -> dict[str, float]:
+def quantity_figures(Z: Array, Y: Array, scale: Standardizer) -> dict[str, float]:
     """Return R2, averaged over the outputs, and RMSE of standardised predictions (m, k), against
     the targets as they were.
     """

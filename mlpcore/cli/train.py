@@ -30,7 +30,7 @@ from mlpcore.cli.sources import dataset_of, is_table, naming
 from mlpcore.engine.plan import human
 from mlpcore.io import atomic, kinds
 from mlpcore.io.kinds import VACANT, kind
-from mlpcore.tables import datasets as data
+from mlpcore.tables.splits import Dataset
 from mlpcore.training.saving import interval
 
 # what scikit-learn and matplotlib raise where they, their fonts, their settings or the disk fail
@@ -291,12 +291,10 @@ class _Run:
         failed: the errors that did not end the work.
     """
 
-    def __init__(
-        self, dataset: data.Dataset, recipe: Recipe, options: argparse.Namespace, seed: int
-    ):
+    def __init__(self, dataset: Dataset, recipe: Recipe, options: argparse.Namespace, seed: int):
         self.dataset, self.recipe, self.seed, self.quiet = dataset, recipe, seed, options.quiet
         with naming(options.data):
-            self.split = dataset.cut(seed, recipe.batch)
+            self.split = dataset.split(seed, recipe.batch)
         self.regression = not dataset.class_names
         X, Y = self.split.test
         sizes = [

@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from mlpcore.backends import devices
 from mlpcore.checks.errors import cut, shown
 from mlpcore.data.parquet import BUFFER, Footer, opened, read_batches
-from mlpcore.tables import columns as tables
-from mlpcore.tables.columns import Table, Transformer
-from mlpcore.tables.datasets import Split, Standardizer
+from mlpcore.tables import arrow, files, targets
+from mlpcore.tables.splits import Split
+from mlpcore.tables.standardizer import Standardizer
+from mlpcore.tables.table import Table, Transformer, make_table, require_columns
 
 Array = NDArray[Any]
 SAMPLE = 100_000  # rows that the pipeline is fitted on, about
@@ -66,7 +67,7 @@ class BigTable(Table):
         """Number of rows of the file that have a target."""
         return self.total - self.dropped
 
-    def cut(self, seed: int, batch_size: int) -> Split:
+    def split(self, seed: int, batch_size: int) -> Split:
         """A fifth of the rows, or groups, for the test, a tenth for the validation, the others as a
         function of batches.
         """
@@ -84,7 +85,7 @@ class BigTable(Table):
             _add(content, piece)
             codes = parts.codes(first, piece)
             thin = _uniform(seed ^ _THIN, np.arange(first, first + len(piece)))
-            known = tables.with_target(piece.column(self.target))
+            known = targets.with_target(piece.column(self.target))
             totals = [
                 total + int(np.sum(known & (codes == part))) for part, total in enumerate(totals)
             ]
@@ -124,7 +125,7 @@ class BigTable(Table):
 def _add(content: Any, piece: Any) -> None:
     """Add a piece of a table to a digest: types, which values are missing, and the others."""
     content.update(str(piece.schema.types).encode())
-    for values in map(tables.decoded, piece.columns):
+    for values in map(arrow.decoded, piece.columns):
         known = values.drop_null().combine_chunks()
         if pa.types.is_boolean(known.type):
             known = known.cast(pa.uint8())  # the last bits of a byte may be anything
@@ -158,13 +159,13 @@ def load(
     wishes: Mapping[str, str] | None = None,
 ) -> BigTable:
     """The table, what its columns are taken as being told from a sample of its rows; arguments as
-    in `tables.load`.
+    in `table.load`.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: as `tables.load`; or the file is not Parquet, or has
+        FileNotFoundError, OSError, ValueError: as `table.load`; or the file is not Parquet, or has
             fewer than 5 row groups.
     """
-    tables.require_file(path)
+    files.require_file(path)
     if Path(path).suffix.lower() in (".csv", ".tsv"):
         raise ValueError(
             f"{path}: only Parquet can be streamed; write it as Parquet, in row groups of some "
@@ -178,9 +179,9 @@ def load(
             "(row_group_size=100_000)"
         )
     names = footer.schema.names
-    tables.require_different(path, names)
-    tables.require_columns(path, names, target, groups, wishes or {})
-    tables.require_answers(footer.schema.field(target).type, target)
+    files.require_different(path, names)
+    require_columns(path, names, target, groups, wishes or {})
+    targets.require_answers(footer.schema.field(target).type, target)
     whole = _Reader(
         BigTable(None, None, (), (), path=str(path), target=target, by=groups or ""),
         footer,
@@ -196,8 +197,8 @@ def load(
         if rows.any():
             chosen.append(piece.filter(pa.array(rows)))
             numbers.append(first + np.flatnonzero(rows))
-    sample = tables.with_categories(pa.concat_tables(chosen), footer.categories)
-    table = tables.take(sample, path, target, task, groups, wishes, np.concatenate(numbers))
+    sample = files.with_categories(pa.concat_tables(chosen), footer.categories)
+    table = make_table(sample, path, target, task, groups, wishes, np.concatenate(numbers))
     given = {name: getattr(table, name) for name in table.__dataclass_fields__}
     return replace(
         BigTable(**given), path=str(path), total=total, by=groups or "", **whole.survey(table)
@@ -206,7 +207,7 @@ def load(
 
 def _firsts(values: Any, seen: set[Any]) -> list[int]:
     """Return where each value that is not among the seen ones comes first, and count it as seen."""
-    coded = tables.plain(values).combine_chunks().dictionary_encode()
+    coded = arrow.plain(values).combine_chunks().dictionary_encode()
     codes, firsts = np.unique(coded.indices.fill_null(-1).to_numpy(), return_index=True)
     found = dict(zip(codes.tolist(), firsts.tolist(), strict=True))
     texts = [str(value) for value in coded.dictionary.to_pylist()]
@@ -230,7 +231,7 @@ def _uniform(seed: int, numbers: Array) -> Array:
 
 def _hashes(column: Any, name: str) -> Array:
     """Return a hash (m,) uint64 of each row's group."""
-    names = tables.group_names(column, name)
+    names = targets.group_names(column, name)
     known = {
         group: int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "little")
         for group in set(names)
@@ -294,7 +295,7 @@ class _Reader:
             for batch in read_batches(
                 file, _where(path), rows or _PIECE, group, columns or self.columns
             ):
-                yield first, tables.without_views(pa.Table.from_batches([batch]))
+                yield first, files.without_views(pa.Table.from_batches([batch]))
                 first += len(batch)
 
     def everything(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any]]:
@@ -312,12 +313,12 @@ class _Reader:
         for first, piece in self.everything([target, *([by] if by else [])]):
             column = piece.column(target)
             if table.class_names:
-                values = tables.distinct(
-                    pa.chunked_array([*values, *tables.distinct(column).chunks])
+                values = targets.distinct(
+                    pa.chunked_array([*values, *targets.distinct(column).chunks])
                 ).chunks
             else:
-                tables.require_numbers(column, target, first)
-            missing, unbounded = tables.without_target(column)
+                targets.require_numbers(column, target, first)
+            missing, unbounded = targets.without_target(column)
             dropped, infinite = dropped + missing + unbounded, infinite + unbounded
             if by:
                 units.append(np.unique(_hashes(piece.column(by), by)))
@@ -331,16 +332,16 @@ class _Reader:
             "units": np.unique(np.concatenate(units)),
         }
         if table.class_names:
-            found["class_names"], found["labels"] = tables.class_names(pa.chunked_array(values))
+            found["class_names"], found["labels"] = targets.class_names(pa.chunked_array(values))
         return found
 
     def frame(self, table: Any) -> tuple[Any, Array]:
         """Frame and Y of the rows that have a target."""
-        truth = tables.truth(
+        truth = targets.find_truth(
             table.column(self.table.target), self.table.class_names, self.table.labels
         )
         used = [column for column in self.table.columns if column.kind]
-        return tables.as_frame(table.filter(pa.array(truth.rows)), used), truth.values
+        return arrow.as_frame(table.filter(pa.array(truth.rows)), used), truth.values
 
 
 @dataclass(frozen=True)

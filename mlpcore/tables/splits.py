@@ -1,0 +1,180 @@
+"""Data sets in memory, and their split into rows to train, to validate and to test on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from mlpcore.checks.errors import shown
+from mlpcore.tables.standardizer import Standardizer
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A table of `m` rows in memory: `X` (m, n) numbers of any dtype, not standardised.
+
+    `Y` is (m,) int64 class indices into `class_names`; or (m, k) targets of any dtype, where
+    `class_names` is (); or None where the source has no target. `groups` (m,) int64, or None: rows
+    of one group (for flights the day) must not be split. `alike` says that the columns are of one
+    kind (pixels) and share one scale. `unit` names a group, `target` Y. `labels` is the kind of the
+    class names (`mlpcore.tables.labels`), and `note` says how the task was told where nobody named
+    it.
+    """
+
+    X: Any
+    Y: np.ndarray | None
+    feature_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    groups: np.ndarray | None = None
+    alike: bool = False
+    unit: str = "groups"
+    target: str = ""
+    labels: str = "text"
+    note: str = ""
+
+    def prepare(self, rows: np.ndarray) -> Preparation:
+        """What makes the network's input of X, fitted on these rows."""
+        return Standardizer.fit(self.X, rows, self.alike, self.feature_names)
+
+    def split(self, seed: int, batch_size: int) -> Split:
+        """The rows of `split_rows`, as a network reads them. ValueError where there is nothing to hold
+        out, or one class only.
+        """
+        assert self.Y is not None
+        rows = split_rows(self, seed)
+        for name, part in (("validation", rows[1]), ("test", rows[2])):
+            if not len(part):
+                many = (
+                    f"{len(self.X)} rows"
+                    if self.groups is None
+                    else f"{len(np.unique(self.groups))} {self.unit}"
+                )
+                raise ValueError(f"{many} are too few to hold out any for the {name}")
+        if len(self.class_names) == 1:
+            raise ValueError(
+                f"every row has the class {shown(self.class_names[0])}; nothing to tell apart"
+            )
+        preparation = self.prepare(rows[0])
+        scale = None
+        if not self.class_names:
+            names = [self.target or "Y"] * self.Y.shape[1]
+            scale = Standardizer.fit(self.Y, rows[0], names=names)
+        X, Y = preparation.apply(self.X), scale.apply(self.Y) if scale else self.Y
+        groups = self.groups
+        units = (
+            "" if groups is None else " + ".join(str(len(np.unique(groups[part]))) for part in rows)
+        )
+        training, validation, test = ((X[part], Y[part]) for part in rows)
+        counts = (len(rows[0]), len(rows[1]), len(rows[2]))
+        said = f" of {units} {self.unit}" if units else ""
+        return Split(
+            training, validation, test, self.Y[rows[2]], training[1], counts, said, preparation, scale,
+            self.digest(preparation, scale, X, Y, *rows),
+        )  # fmt: skip
+
+    def digest(
+        self, preparation: Preparation, scale: Standardizer | None, *arrays: np.ndarray
+    ) -> str:
+        """Return a digest of arrays, the columns and classes they stand for, and all that was
+        fitted.
+        """
+        told = [self.feature_names, self.class_names, self.labels, self.target, preparation.about]
+        fitted = [*preparation.tensors.values(), *(scale.tensors.values() if scale else ())]
+        return digest(told, *fitted, *arrays)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a network is trained, validated and tested on.
+
+    Attributes:
+        training: what `Trainer.fit` takes: X and Y, or a function that gives batches of both.
+        validation, test: X (m, n_0) float32 and Y, standardised where it is a quantity.
+        answers: Y of the test rows as it was.
+        sample: Y of the training rows, or of some of them.
+        counts: rows of the three.
+        said: what the rows are held out by.
+        preparation: what made X.
+        scale: what made Y of a quantity; None for classes.
+        digest: of the rows, their names and what was fitted: equal where two splits are the same.
+    """
+
+    training: tuple[Any, ...]
+    validation: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    answers: np.ndarray
+    sample: np.ndarray
+    counts: tuple[int, int, int]
+    said: str
+    preparation: Preparation
+    scale: Standardizer | None
+    digest: str
+
+
+def digest(told: Any, *arrays: np.ndarray) -> str:
+    """Return the SHA-256 of what JSON can hold, and of arrays with their types and shapes."""
+    whole = hashlib.sha256(json.dumps(told).encode())
+    for array in arrays:
+        whole.update(f"{array.dtype} {array.shape}".encode())
+        whole.update(np.ascontiguousarray(array).data)
+    return whole.hexdigest()
+
+
+class Preparation(Protocol):
+    """Makes the network's float32 input (m, n_0) of a data set's X, and can be kept in a model
+    file.
+    """
+
+    def apply(self, X: Any) -> np.ndarray:
+        """The input of these rows."""
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What the model file keeps of it."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the model file says of it, beside that."""
+
+
+def split_rows(
+    dataset: Dataset, seed: int, test: float = 0.2, validation: float = 0.1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row indices (train, validation, test), each ascending int64, disjoint, together all rows.
+
+    Whole groups where the data set has them (`test` is then a share of the groups); else rows,
+    stratified by class where `Y` holds classes. The same seed gives the same split. ValueError
+    where the shares leave nothing to train on.
+    """
+    if test < 0 or validation < 0 or test + validation >= 1:
+        raise ValueError(
+            f"test and validation must be >= 0 and sum to < 1; got {test} and {validation}"
+        )
+    rng = np.random.default_rng(seed)
+    if dataset.groups is not None:
+        units, unit_of_row = np.unique(dataset.groups, return_inverse=True)
+        strata = np.zeros(len(units))
+    else:
+        unit_of_row = np.arange(len(dataset.X))
+        strata = (
+            dataset.Y if dataset.class_names and dataset.Y is not None else np.zeros(len(dataset.X))
+        )
+    order = np.lexsort((rng.random(len(strata)), strata))
+    part = np.zeros(len(strata), dtype=np.int64)
+    for name, share in (
+        (2, test),
+        (1, validation),
+    ):  # evenly spaced in the order, so each class gives its share
+        left = order[part[order] == 0]
+        cuts = np.arange(len(left) + 1) * round(share * len(strata)) // max(len(left), 1)
+        part[left[np.diff(cuts) > 0]] = name
+    train, valid, tested = (np.flatnonzero(part[unit_of_row] == k) for k in range(3))
+    if len(train) == 0:
+        raise ValueError(
+            f"{len(strata)} rows or groups leave nothing to train on (test={test}, {validation=})"
+        )
+    return train, valid, tested

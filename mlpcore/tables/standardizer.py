@@ -1,0 +1,225 @@
+"""Columns of mean 0 and standard deviation 1, and what a model file keeps of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlpcore.checks.errors import shown
+
+FORMAT = 1  # of what a model file says of its input: docs/tables.md promises to read them all
+_CHUNK_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """The map of each column to mean 0 and standard deviation 1, in float64 until the last.
+
+    Attributes:
+        mean, scale: (n,) float64.
+        rest: (n,) float64, the part of the mean that float64 has no digits for; 0 except for
+            integers from 2^53 on.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    rest: np.ndarray | float = 0.0
+
+    @classmethod
+    def fit(
+        cls,
+        X: np.ndarray,
+        rows: np.ndarray | None = None,
+        alike: bool = False,
+        names: Sequence[str] = (),
+    ) -> Standardizer:
+        """Return mean and standard deviation of the given rows (all, where None) of `X` (m, n), of
+        any real dtype.
+
+        Sums run in float64, by chunks of rows, of differences from the first row, where need be in
+        units of the largest of
+        them: an offset costs no digits, and nothing over- or underflows. A column that is constant
+            on these rows, up to
+        rounding in its own dtype, gets scale 1. Where the columns are `alike` (pixels), all get one
+        mean and one scale, those of all numbers together. `names` are the columns', for the error.
+
+        Raises:
+            ValueError: there are no rows, or a column's values are further apart than float64 can
+                say.
+        """
+        count = len(X) if rows is None else len(rows)
+        if X.ndim != 2 or count == 0:
+            raise ValueError(
+                f"Standardizer.fit takes at least one row of a 2-D X; got X {X.shape} and {count} "
+                "rows"
+            )
+        origin = X[0 if rows is None else rows[0]].astype(np.float64)
+        if alike:
+            origin[:] = origin[0]
+
+        unit: np.ndarray | float = 1.0
+
+        def chunks() -> Iterator[np.ndarray]:
+            for start in range(0, count, _CHUNK_ROWS):
+                part = slice(start, start + _CHUNK_ROWS)
+                D = _minus(X[part] if rows is None else X[rows[part]], origin)
+                if not isinstance(unit, float):
+                    D /= unit
+                yield D
+
+        widest, total = np.zeros(len(origin)), np.zeros(len(origin))
+        with np.errstate(over="ignore"):
+            for chunk in chunks():
+                np.maximum(widest, np.maximum(chunk.max(axis=0), -chunk.min(axis=0)), out=widest)
+                total += chunk.sum(axis=0)
+        if not np.isfinite(widest).all():
+            column = int(np.argmin(np.isfinite(widest)))
+            name = shown(names[column]) if names else column
+            wanted = "X must be finite and its values less than 1.8e308 apart"
+            raise ValueError(f"{wanted}; column {name} is not")
+        if alike:
+            widest[:] = widest.max(initial=0)
+        if not (
+            (widest == 0) | (widest > 1e-100) & (widest < 1e100)
+        ).all():  # whose squares would not fit
+            unit = np.where(widest > 0, np.ldexp(0.5, np.frexp(widest)[1]), 1.0)
+            total = sum((chunk.sum(axis=0) for chunk in chunks()), np.zeros(len(origin)))
+        mean, variance = total / count, np.zeros(len(origin))
+        for chunk in chunks():
+            chunk -= mean
+            variance += np.einsum("ij,ij->j", chunk, chunk) / count
+        if alike:
+            variance = np.full_like(variance, variance.mean() + mean.var())
+            mean = np.full_like(mean, mean.mean())
+        whole = origin + mean * unit
+        deviation = np.sqrt(variance) * unit
+        rounding = np.finfo(X.dtype).eps if X.dtype.kind == "f" else 0.0
+        scale = np.where(deviation <= rounding * np.abs(whole), 1.0, deviation)
+        return cls(whole, scale, (origin - whole) + mean * unit)
+
+    def exactly(self, X: np.ndarray) -> np.ndarray:
+        """Return (X - mean) / scale as a new (m, n) float64 array. ValueError where n differs."""
+        if X.ndim != 2 or X.shape[1] != len(self.mean):
+            raise ValueError(f"X has shape {X.shape}; the standardizer takes (m, {len(self.mean)})")
+        Z = _minus(X, self.mean)
+        Z -= self.rest
+        Z /= self.scale
+        return Z
+
+    def apply(self, X: np.ndarray) -> np.ndarray:
+        """Return (X - mean) / scale as a new (m, n) float32 array.
+
+        Raises:
+            ValueError: n differs, or a finite number is too far from the mean for float32.
+        """
+        Z = np.empty(X.shape, np.float32)
+        for start in range(0, max(1, len(X)), _CHUNK_ROWS):
+            part = slice(start, start + _CHUNK_ROWS)
+            with np.errstate(over="ignore"):
+                Z[part] = self.exactly(X[part])
+            bad = ~np.isfinite(Z[part]) & np.isfinite(X[part])
+            if bad.any():
+                row, column = np.argwhere(bad)[0]
+                raise ValueError(
+                    f"row {start + row + 1}: {X[start + row, column]} in column {column + 1} is "
+                    "too far from the training "
+                    "rows to be standardised in float32"
+                )
+        return Z
+
+    def invert(self, Z: np.ndarray) -> np.ndarray:
+        """Return Z · scale + mean (m, n) in float64: too large a number is infinite."""
+        with np.errstate(all="ignore"):
+            return np.asarray(Z.astype(np.float64) * self.scale + self.rest + self.mean)
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Mean, scale and rest, for a model file."""
+        return {
+            "mean": self.mean,
+            "scale": self.scale,
+            "rest": np.broadcast_to(self.rest, self.mean.shape).copy(),
+        }
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The format in which a model file keeps them."""
+        return {"format": FORMAT}
+
+    @classmethod
+    def restore(
+        cls, tensors: Mapping[str, np.ndarray], size: int, prefix: str = "", exact: bool = True
+    ) -> Standardizer:
+        """Return the standardizer of so many columns of a model file, with its rest if `exact`.
+
+        Raises:
+            ValueError: a tensor is missing or does not fit; names it.
+        """
+        mean, scale, *rest = (
+            read_numbers(tensors, prefix + name, size)
+            for name in ("mean", "scale", "rest")[: 2 + exact]
+        )
+        require(bool((scale > 0).all()), f"{prefix}scale", "it must be positive")
+        return cls(mean, scale, *rest)
+
+
+def _minus(X: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return X - shift as a new (m, n) float64 array; of 64-bit integers the difference is exact
+    where float64 holds it.
+    """
+    with np.errstate(over="ignore"):
+        D = X.astype(np.float64)
+        D -= shift
+    if X.dtype.kind in "iu" and X.dtype.itemsize == 8:
+        for column in np.flatnonzero(np.abs(shift) >= 2.0**50):
+            near = (
+                np.abs(D[:, column]) < 2.0**62
+            )  # so that the difference modulo 2^64 is the difference
+            whole = math.floor(shift[column])
+            wrapped = X[near, column].astype(np.uint64) - np.uint64(whole % 2**64)
+            D[near, column] = wrapped.view(np.int64) - (shift[column] - whole)
+    return D
+
+
+def require(right: bool, field: str, wanted: str) -> None:
+    """Raise a ValueError that names the field of a model file unless it is right."""
+    if not right:
+        raise ValueError(
+            f"its {field!r} is missing or does not fit: {wanted}. The file is damaged or made up; "
+            "train again"
+        )
+
+
+def require_format(about: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a model file says of its input what only a newer version can read."""
+    version = about.get("format", 1)  # files of arrays have not had one from the start
+    require(type(version) is int and version > 0, "format", "it must be a number")
+    if version > FORMAT:
+        raise ValueError(
+            f"its input is of format {version}; this mlpcore reads up to {FORMAT}: upgrade mlpcore"
+        )
+
+
+def read_numbers(tensors: Mapping[str, np.ndarray], name: str, size: int) -> np.ndarray:
+    """Return a tensor of a model file: so many finite numbers (size,) float64."""
+    tensor = tensors.get(name)
+    fits = (
+        tensor is not None
+        and tensor.dtype == np.float64
+        and tensor.shape == (size,)
+        and np.isfinite(tensor).all()
+    )
+    require(bool(fits), name, f"it must be {size:,} finite numbers in float64")
+    return np.asarray(tensor)
+
+
+def is_unicode(value: object) -> bool:
+    """Return True for a text that UTF-8 can hold."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
