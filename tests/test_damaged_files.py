@@ -16,7 +16,8 @@ from pyarrow import parquet
 
 import mlpcore as mc
 from mlpcore.cli import main
-from mlpcore.data import parquet as row_groups
+from mlpcore.data import row_groups
+from mlpcore.data.streams import Block
 from mlpcore.tables import arrow, files
 from mlpcore.tables import datasets as data
 from mlpcore.tables import streamed as big_tables
@@ -296,7 +297,7 @@ def test_a_run_that_meets_a_damaged_file_keeps_the_parameters_of_its_last_step(t
     def batches(harm=True):
         for first in range(0, ROWS, 20):
             X, Y = np.empty((20, 2)), np.empty(20)
-            mc.Parquet(path, "y").reader()(first, first + 20, [X, Y, None])
+            mc.Parquet(path, "y").reader()(first, first + 20, Block(X, Y))
             yield X, Y
             if harm and first == 20:  # the disk fails while the run is under way
                 raw[place + 3] ^= 1

@@ -23,11 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlpcore.backends.numpy.ops import NumpyOps
-from mlpcore.data import streams
+from mlpcore.data import windows
 from mlpcore.data.iterables import BatchStream
 from mlpcore.data.open import open_stream
 from mlpcore.data.parquet import Parquet
-from mlpcore.data.streams import RowStream
+from mlpcore.data.windows import RowStream
 from mlpcore.engine import plan
 
 
@@ -219,12 +219,12 @@ def test_what_only_skipped_batches_need_is_not_read():
 def test_no_chunk_is_read_twice_but_where_a_window_ends(chunks):
     X, Y = table(1000)
     for order in (None, 0, 1):
-        for limit, windows in ((None, 1), (2 * 400 * 28, 3)):
+        for limit, count in ((None, 1), (2 * 400 * 28, 3)):
             source = Sliced(X, chunks)
             epoch(open_stream(source, Y), 100, order, limit=limit)
             whole = -(-1000 // chunks)
             touched = sum(-(-stop // chunks) - start // chunks for start, stop in source.read)
-            assert touched <= whole + windows - 1
+            assert touched <= whole + count - 1
 
 
 def test_the_windows_keep_to_the_limit_and_hold_a_batch_at_least():
@@ -238,7 +238,7 @@ def test_the_windows_keep_to_the_limit_and_hold_a_batch_at_least():
         )
         assert buffers[0].shape[0] % 128 == 0
     assert [buffer.shape[0] for buffer in stream.buffers(128, 1)] == [128] * 6
-    assert sum(plan.nbytes(buffer) for buffer in stream.buffers(128)) <= 2 * streams.WINDOW
+    assert sum(plan.nbytes(buffer) for buffer in stream.buffers(128)) <= 2 * windows.WINDOW
 
 
 # -- sources
@@ -321,7 +321,7 @@ def flights(folder, rows=1000, files=3, group=70):
 
 @pytest.mark.parametrize("group", [1, 70, 5000])
 def test_parquet_files_are_one_table(tmp_path, group, monkeypatch):
-    monkeypatch.setattr(streams, "BLOCK", 1000)
+    monkeypatch.setattr(windows, "BLOCK", 1000)
     columns = flights(tmp_path, 300, group=group)
     stream = open_stream(Parquet(tmp_path, "late", weight="w"))
     assert stream.rows == 300

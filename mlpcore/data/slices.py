@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpcore.checks import arrays
-from mlpcore.data.streams import NAMES, Slot
+from mlpcore.data.streams import NAMES, Block
+from mlpcore.data.windows import Source
 
 Array = NDArray[Any]
 
@@ -27,34 +28,37 @@ _IN_MEMORY = (
 )
 
 
-class Slices:
-    """Arrays that are sliced by rows, each of a kind of its own: mapped files, Zarr, HDF5, NumPy."""
+class Slices(Source):
+    """Arrays that are sliced by rows, each of any kind: mapped files, Zarr, HDF5, NumPy."""
 
     def __init__(self, X: Any, Y: Any, sample_weight: Any):
-        self._arrays: list[Any] = [X]
-        for name, value in (("Y", Y), ("sample_weight", sample_weight)):
-            self._arrays.append(value if value is None or in_file(value) else on_host(value, name))
-        self.like: Slot = []
+        self._arrays = Block(
+            X,
+            Y if in_file(Y) else on_host(Y, "Y"),
+            sample_weight
+            if sample_weight is None or in_file(sample_weight)
+            else on_host(sample_weight, "sample_weight"),
+        )
         for name, array in zip(NAMES, self._arrays, strict=True):
             if array is not None:
                 require_form(name, array.shape, array.dtype, None if name == "X" else X.shape[0])
-            dtype = None if array is None else np.dtype(array.dtype).newbyteorder("=")
-            self.like.append(None if array is None else np.empty((0, *array.shape[1:]), dtype))
+        self.like = self._arrays.each(
+            lambda x: np.empty((0, *x.shape[1:]), np.dtype(x.dtype).newbyteorder("="))
+        )
         self.rows = int(X.shape[0])
         self._maps = [MappedFile.of(array) for array in self._arrays]
-        chunks = getattr(X, "chunks", None)
-        self.chunk = (
-            chunks[0] if isinstance(chunks, tuple) and isinstance(chunks[0], int) else 1
-        )  # Dask's are tuples
+        chunks = getattr(X, "chunks", None)  # Dask's are tuples
+        if isinstance(chunks, tuple) and isinstance(chunks[0], int):
+            self.chunk = chunks[0]
         self.starts = range(0, self.rows, self.chunk)
 
-    def reader(self) -> Callable[[int, int, Slot], None]:
-        """They are read without a state."""
+    def reader(self) -> Callable[[int, int, Block], None]:
+        """Return the function that slices, which has no state."""
         return self._read
 
-    def _read(self, start: int, stop: int, parts: Slot) -> None:
-        for name, array, mapping, part in zip(NAMES, self._arrays, self._maps, parts, strict=True):
-            if part is None:
+    def _read(self, start: int, stop: int, block: Block) -> None:
+        for name, array, mapping, part in zip(NAMES, self._arrays, self._maps, block, strict=True):
+            if part is None or array is None:
                 continue
             rows = np.asarray(array[start:stop])
             if rows.shape != part.shape:
@@ -75,25 +79,22 @@ class MappedFile:
 
     @classmethod
     def of(cls, array: Any) -> MappedFile | None:
-        """That of a memmap or of a view of one, where its pages can be given back; None otherwise."""
+        """Return that of a memmap, or of a view of one; None where no page can be given back."""
         mapped = _memmap(array)
-        if (
-            mapped is None or mapped.mode == "c" or not hasattr(mmap.mmap, "madvise")
-        ):  # "c": what was written is nowhere else
+        # "c": what was written is nowhere else
+        if mapped is None or mapped.mode == "c" or not hasattr(mmap.mmap, "madvise"):
             return None
         return cls(mapped.base)  # type: ignore[arg-type]
 
     def give_back(self, rows: Array) -> None:
-        """Take the pages of these rows out of the process's memory; the system keeps them cached as
-        long as it has room.
-        """
+        """Take the pages of these rows out of the process's memory; the system may cache them."""
         low, high = (end - self._address for end in np.lib.array_utils.byte_bounds(rows))
         start = max(0, low - AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
         self._pages.madvise(mmap.MADV_DONTNEED, start, high + AROUND - start)
 
 
 def _memmap(array: Any) -> np.memmap[Any, Any] | None:
-    """The memmap that an array is, or is a view of."""
+    """Return the memmap that an array is, or is a view of; None where there is none."""
     ma = sys.modules.get("numpy.ma")  # imported by whoever holds a masked array
     while isinstance(array, np.ndarray) and not (ma and isinstance(array, ma.MaskedArray)):
         if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
@@ -110,9 +111,7 @@ def in_memory(value: Any) -> bool:
 
 
 def in_file(value: Any) -> bool:
-    """Whether it is sliced by rows and not in memory as a whole: a memmap or a view of one, Zarr,
-    h5py.
-    """
+    """Return True for what is sliced by rows and not in memory as a whole: memmaps, Zarr, h5py."""
     if isinstance(value, type) or in_memory(value):
         return _memmap(value) is not None
     described = (
@@ -123,7 +122,7 @@ def in_file(value: Any) -> bool:
 
 
 def on_host(value: Any, name: str) -> Array:
-    """Return an argument as an array on the host; TypeError for one on a GPU or with masked entries."""
+    """Return an argument as an array; TypeError for one on a GPU or with masked entries."""
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(
             f"{name} lies on a GPU; rows that are read block by block must lie on the host"
@@ -139,9 +138,7 @@ def on_host(value: Any, name: str) -> Array:
 def require_form(
     name: str, shape: tuple[int, ...], dtype: Any, rows: int | None, prefix: str = ""
 ) -> None:
-    """Raise a TypeError or ValueError where an argument cannot be X, Y or sample_weight beside an X
-    of `rows` rows.
-    """
+    """Raise an error where an argument cannot be X, Y or sample_weight of `rows` rows."""
     if np.dtype(dtype).kind not in "fiub":
         raise TypeError(f"{prefix}{name} must hold real numbers; its dtype is {dtype}")
     if len(shape) not in _AXES[name]:
@@ -149,9 +146,8 @@ def require_form(
             f"{prefix}{name} must have {' or '.join(map(str, _AXES[name]))} axes; it has shape "
             f"{tuple(shape)}"
         )
-    if not all(
-        isinstance(n, int | np.integer) for n in shape
-    ):  # Dask's, before its chunks are computed
+    # Dask's is NaN before its chunks are computed
+    if not all(isinstance(n, int | np.integer) for n in shape):
         raise ValueError(f"{prefix}{name} must know its size; it has shape {tuple(shape)}")
     if 0 in shape:
         raise ValueError(f"{prefix}{name} is empty: shape {tuple(shape)}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from mlpcore.checks.errors import line, listed, shown
-from mlpcore.data.parquet import Footer, arrow_source, opened, readable, require_rows
+from mlpcore.data.row_groups import Footer, arrow_source, opened, readable, require_rows
 from mlpcore.tables.arrow import csv, pa, pc, plain
 
 SEPARATE = "separate columns by commas (.csv) or tabs (.tsv)"

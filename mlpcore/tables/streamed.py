@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from mlpcore.backends import devices
 from mlpcore.checks.errors import cut, shown
-from mlpcore.data.parquet import BUFFER, Footer, opened, read_batches
+from mlpcore.data.row_groups import BUFFER, Footer, opened, read_batches
 from mlpcore.tables import arrow, files, targets
 from mlpcore.tables.splits import Split
 from mlpcore.tables.standardizer import Standardizer
