@@ -9,6 +9,10 @@ import pandas as pd
 import pytest
 
 from mlpcore.backends import devices
+from mlpcore.backends.numpy.ops import NumpyOps
+from mlpcore.data import windows
+from mlpcore.data.open import open_stream
+from mlpcore.engine import plan
 from mlpcore.tables import streamed as big_tables
 from mlpcore.tables.arrow import as_frame
 from mlpcore.tables.files import read_table
@@ -41,7 +45,11 @@ def path(frame, tmp_path_factory):
 
 
 def taken(split, epoch):
-    return list(split.training[0](epoch))
+    """The batches of an epoch, of 64 rows."""
+    stream = open_stream(*split.training)
+    arrays = plan.allocate(NumpyOps(), stream.buffers(64))
+    pieces = stream.epoch(64, np.random.default_rng(epoch), 0, arrays)
+    return [(piece.X[rows], piece.Y[rows]) for piece in pieces for rows in piece.batches]
 
 
 def as_rows(X, Y):
@@ -55,7 +63,7 @@ def test_the_parts_of_a_cut_hold_each_row_once_as_the_pipeline_makes_it(path, fr
     table = big_tables.load(
         path, target, wishes={"name": "out"} if target == "price" else {"price": "out"}
     )
-    split = table.split(0, 64)
+    split = table.split(0)
     X, Y = (
         np.concatenate(parts)
         for parts in zip(*taken(split, 0), split.validation, split.test, strict=True)
@@ -108,7 +116,7 @@ def test_rows_are_held_out_by_a_hash_of_seed_and_number_however_the_file_is_cut(
     frame.to_parquet(tmp_path / "other.parquet", row_group_size=977)
     wishes = {"row": "number", "name": "out"}
     found = [
-        rows_of(big_tables.load(file, "price", wishes=wishes).split(seed, 64), file)
+        rows_of(big_tables.load(file, "price", wishes=wishes).split(seed), file)
         for file in (path, tmp_path / "other.parquet")
     ]
     assert found[0] == found[1]
@@ -131,7 +139,7 @@ def test_what_is_held_out_and_the_sample_come_from_the_whole_of_a_sorted_file(
     """
     monkeypatch.setattr(big_tables, "HELD_OUT", 900)
     monkeypatch.setattr(big_tables, "SAMPLE", 1_000)
-    monkeypatch.setattr(big_tables, "WINDOW", 3_000)
+    monkeypatch.setattr(windows, "WINDOW", 60_000)  # bytes: 3,000 rows
     rows, groups = 30_000, 6
     place = np.tile(np.arange(rows // groups), groups) / (rows // groups)
     frame = pd.DataFrame(
@@ -141,12 +149,14 @@ def test_what_is_held_out_and_the_sample_come_from_the_whole_of_a_sorted_file(
     table = big_tables.load(tmp_path / "t.parquet", "y")
     assert abs(len(table.X) - 1_000) < 120
     assert abs(table.X["place"].mean() - 0.5) < 0.05
-    split = table.split(0, 64)
+    split = table.split(0)
     assert abs(len(split.test[1]) - 900) < 120
     assert abs(len(split.validation[1]) - 900) < 120
     assert abs(len(split.sample) - 1_000) < 120
     assert abs(split.counts[0] - 21_000) < 400
-    held = [int(number.replace(",", "")) for number in re.findall(r"[0-9,]*[0-9]", split.said)]
+    held = [
+        int(number.replace(",", "")) for number in re.findall(r"[0-9,]*[0-9]", split.description)
+    ]
     assert sum(held) + split.counts[0] == rows  # nothing is left out without a word
     assert sum(len(y) for _, y in taken(split, 0)) == split.counts[0]
     for Y in (split.test[1], split.validation[1]):
@@ -158,14 +168,14 @@ def test_what_is_held_out_and_the_sample_come_from_the_whole_of_a_sorted_file(
 
 
 def test_groups_of_a_streamed_table_stay_whole(path, frame, tmp_path, monkeypatch):
-    monkeypatch.setattr(big_tables, "WINDOW", 700)
+    monkeypatch.setattr(windows, "WINDOW", 30_000)  # bytes: 700 rows or so
     frame = frame.assign(who=[f"p{i * 7 % 100}" for i in range(ROWS)]).drop(columns="name")
     frame.to_parquet(tmp_path / "who.parquet", row_group_size=GROUP)
     table = big_tables.load(
         tmp_path / "who.parquet", "price", groups="who", wishes={"row": "number"}
     )
-    split = table.split(0, 64)
-    assert split.said == " of 70 + 10 + 20 groups of who"
+    split = table.split(0)
+    assert split.description == " of 70 + 10 + 20 groups of who"
     held = [
         set(frame["who"].iloc[sorted(part)]) for part in rows_of(split, tmp_path / "who.parquet")
     ]
@@ -174,7 +184,7 @@ def test_groups_of_a_streamed_table_stay_whole(path, frame, tmp_path, monkeypatc
     again = big_tables.load(
         tmp_path / "who.parquet", "price", groups="who", wishes={"row": "number"}
     )
-    assert again.split(0, 64).digest == split.digest != table.split(1, 64).digest
+    assert again.split(0).digest == split.digest != table.split(1).digest
     frame.assign(who=frame["who"].where(frame.index != 3000)).to_parquet(
         tmp_path / "gap.parquet", row_group_size=GROUP
     )
@@ -182,7 +192,7 @@ def test_groups_of_a_streamed_table_stay_whole(path, frame, tmp_path, monkeypatc
         big_tables.load(tmp_path / "gap.parquet", "price", groups="who")
     frame.assign(who=frame["row"] % 2).to_parquet(tmp_path / "two.parquet", row_group_size=GROUP)
     with pytest.raises(ValueError, match=r"--groups 'who' has 2 value\(s\)"):
-        big_tables.load(tmp_path / "two.parquet", "price", groups="who").split(0, 64)
+        big_tables.load(tmp_path / "two.parquet", "price", groups="who").split(0)
 
 
 def test_what_the_sample_does_not_hold_is_found_all_the_same(frame, tmp_path, monkeypatch):
@@ -212,7 +222,7 @@ def test_what_the_sample_does_not_hold_is_found_all_the_same(frame, tmp_path, mo
     table = big_tables.load(tmp_path / "gaps.parquet", "price")
     known = np.isfinite(gaps["price"])
     assert (table.rows, table.infinite) == (known.sum(), 1)
-    split = table.split(0, 64)
+    split = table.split(0)
     assert split.counts[0] + len(split.validation[1]) + len(split.test[1]) == known.sum()
     texts = frame.assign(price=frame["price"].astype(str).where(frame["row"] != 4001, "n/k"))
     texts.to_parquet(tmp_path / "texts.parquet", row_group_size=GROUP)
@@ -221,9 +231,9 @@ def test_what_the_sample_does_not_hold_is_found_all_the_same(frame, tmp_path, mo
 
 
 def test_batches_are_full_and_in_an_order_of_their_own_each_epoch(path, monkeypatch):
-    monkeypatch.setattr(big_tables, "WINDOW", 700)
-    monkeypatch.setattr(big_tables, "_PIECE", 30)
-    split = big_tables.load(path, "price").split(0, 64)
+    monkeypatch.setattr(windows, "WINDOW", 30_000)  # bytes: 700 rows or so
+    monkeypatch.setattr(big_tables, "_READ", 30)
+    split = big_tables.load(path, "price").split(0)
     first, again, second = taken(split, 0), taken(split, 0), taken(split, 1)
     assert {len(Y) for _, Y in first[:-1]} == {64}
     assert 0 < len(first[-1][1]) <= 64
@@ -239,8 +249,8 @@ def test_batches_are_full_and_in_an_order_of_their_own_each_epoch(path, monkeypa
 
 
 def test_a_window_mixes_rows_of_several_row_groups(path, monkeypatch):
-    monkeypatch.setattr(big_tables, "WINDOW", 400)
-    split = big_tables.load(path, "price", wishes={"row": "number"}).split(0, 64)
+    monkeypatch.setattr(windows, "WINDOW", 17_000)  # bytes: 400 rows or so
+    split = big_tables.load(path, "price", wishes={"row": "number"}).split(0)
     at = split.preparation.names.index("row")
     X, _ = taken(split, 0)[0]
     assert len(np.unique((X[:, at] * 1000).round(-2))) > 4
@@ -248,7 +258,7 @@ def test_a_window_mixes_rows_of_several_row_groups(path, monkeypatch):
 
 def test_cuts_differ_by_seed_and_their_digests_with_them(path):
     table = big_tables.load(path, "price")
-    one, again, other = table.split(0, 64), table.split(0, 64), table.split(1, 64)
+    one, again, other = table.split(0), table.split(0), table.split(1)
     assert one.digest == again.digest != other.digest
 
 
@@ -258,10 +268,10 @@ def test_the_digest_of_a_cut_tells_every_training_row_and_the_row_groups(path, f
     swapped = frame.copy()
     swapped.loc[[flat, house], "kind"] = ["house", "flat"]  # what is fitted stays as it is
     renamed = frame.rename(columns={"kind": "sort"})
-    digests = [big_tables.load(path, "price").split(0, 64).digest]
+    digests = [big_tables.load(path, "price").split(0).digest]
     for changed, group in ((swapped, GROUP), (renamed, GROUP), (frame, GROUP // 2), (frame, GROUP)):
         changed.to_parquet(tmp_path / "other.parquet", row_group_size=group)
-        digests.append(big_tables.load(tmp_path / "other.parquet", "price").split(0, 64).digest)
+        digests.append(big_tables.load(tmp_path / "other.parquet", "price").split(0).digest)
     assert len(set(digests[:-1])) == 4
     assert digests[-1] == digests[0]
 

@@ -15,9 +15,12 @@ import pytest
 from pyarrow import parquet
 
 import mlpcore as mc
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.cli import main
 from mlpcore.data import row_groups
+from mlpcore.data.open import open_stream
 from mlpcore.data.streams import Block
+from mlpcore.engine import plan
 from mlpcore.tables import arrow, files
 from mlpcore.tables import datasets as data
 from mlpcore.tables import streamed as big_tables
@@ -211,7 +214,9 @@ def sound(path, **options):
 
 
 def in_pieces(path):
-    for _ in big_tables.load(path, "y").split(0, 16).training[0](0):
+    stream = open_stream(*big_tables.load(path, "y").split(0).training)
+    arrays = plan.allocate(NumpyOps(), stream.buffers(16))
+    for _ in stream.epoch(16, None, 0, arrays):
         pass
 
 

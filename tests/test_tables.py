@@ -697,7 +697,7 @@ def test_numbers_are_standardised_as_if_they_were_around_0(origin, unit, dtype, 
     wanted = (near - near[rows].mean(axis=0)) / near[rows].std(axis=0)
     made = table.prepare(rows)
     np.testing.assert_allclose(made.apply(table.X)[:, 0], wanted[:, 0], rtol=2e-6, atol=2e-6)
-    cut = table.split(0, 16)
+    cut = table.split(0)
     assert cut.scale is not None
     back = cut.scale.invert(cut.test[1])
     np.testing.assert_allclose(
@@ -998,7 +998,7 @@ def test_tables_whose_standardised_numbers_are_equal_have_different_digests(chan
         table = tables.make_table(
             pa.Table.from_pandas(frame), "t", name, None, None, None, np.arange(90)
         )
-        return table.split(0, 8).digest
+        return table.split(0).digest
 
     frame = pd.DataFrame(columns)
     assert digest(frame) == digest(frame.copy())

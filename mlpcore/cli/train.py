@@ -294,7 +294,7 @@ class _Run:
     def __init__(self, dataset: Dataset, recipe: Recipe, options: argparse.Namespace, seed: int):
         self.dataset, self.recipe, self.seed, self.quiet = dataset, recipe, seed, options.quiet
         with naming(options.data):
-            self.split = dataset.split(seed, recipe.batch)
+            self.split = dataset.split(seed)
         self.regression = not dataset.class_names
         X, Y = self.split.test
         sizes = [
@@ -339,7 +339,7 @@ class _Run:
             f"{n:,} {p}"
             for n, p in zip(self.split.counts, ("training", "validation", "test"), strict=True)
         )
-        say(f"seed {self.seed}: {counts} rows{printable(self.split.said)}")
+        say(f"seed {self.seed}: {counts} rows{printable(self.split.description)}")
         used = set(self.split.preparation.about.get("columns", self.dataset.feature_names))
         for name in self.dataset.feature_names:
             if name not in used:

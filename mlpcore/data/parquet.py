@@ -179,8 +179,8 @@ def _files(folder: Path) -> list[Path]:
         for part in parts[:-1]:
             if "=" in part:
                 raise ValueError(
-                    f"path: the files in {str(folder)!r} lack the column that folder {part!r} "
-                    "names: write it into the files, or pass a list of files to go without"
+                    f"path: the files in {str(folder)!r} lack the column that their folder "
+                    f"{part!r} names: write it into the files, or pass a list of files to go without"
                 )
         found.append(file)
     return found

@@ -22,6 +22,25 @@ try:
 except ImportError as error:
     raise ImportError(f'tables need {error.name}: pip install "mlpcore[cli]"') from error
 
+__all__ = [
+    "as_frame",
+    "choose_origin",
+    "csv",
+    "decoded",
+    "is_date",
+    "is_number",
+    "is_text",
+    "label_kind",
+    "pa",
+    "pc",
+    "pd",
+    "plain",
+    "to_arrays",
+    "to_frame",
+    "to_names",
+    "to_numbers",
+]
+
 Array = NDArray[Any]
 _FULL = f"^({labels.NUMBER}|{labels.HEXADECIMAL})$"
 

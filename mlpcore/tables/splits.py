@@ -40,19 +40,20 @@ class Dataset:
         """What makes the network's input of X, fitted on these rows."""
         return Standardizer.fit(self.X, rows, self.alike, self.feature_names)
 
-    def split(self, seed: int, batch_size: int) -> Split:
-        """The rows of `split_rows`, as a network reads them. ValueError where there is nothing to hold
-        out, or one class only.
+    def split(self, seed: int) -> Split:
+        """Return the rows of `split_rows`, as a network reads them.
+
+        Raises:
+            ValueError: there are too few rows to hold any out, or one class only.
         """
         assert self.Y is not None
         rows = split_rows(self, seed)
+        groups = self.groups
         for name, part in (("validation", rows[1]), ("test", rows[2])):
             if not len(part):
-                many = (
-                    f"{len(self.X)} rows"
-                    if self.groups is None
-                    else f"{len(np.unique(self.groups))} {self.unit}"
-                )
+                many = f"{len(self.X)} rows"
+                if groups is not None:
+                    many = f"{len(np.unique(groups))} {self.unit}"
                 raise ValueError(f"{many} are too few to hold out any for the {name}")
         if len(self.class_names) == 1:
             raise ValueError(
@@ -64,17 +65,23 @@ class Dataset:
             names = [self.target or "Y"] * self.Y.shape[1]
             scale = Standardizer.fit(self.Y, rows[0], names=names)
         X, Y = preparation.apply(self.X), scale.apply(self.Y) if scale else self.Y
-        groups = self.groups
-        units = (
-            "" if groups is None else " + ".join(str(len(np.unique(groups[part]))) for part in rows)
-        )
         training, validation, test = ((X[part], Y[part]) for part in rows)
-        counts = (len(rows[0]), len(rows[1]), len(rows[2]))
-        said = f" of {units} {self.unit}" if units else ""
+        description = ""
+        if groups is not None:
+            units = " + ".join(str(len(np.unique(groups[part]))) for part in rows)
+            description = f" of {units} {self.unit}"
         return Split(
-            training, validation, test, self.Y[rows[2]], training[1], counts, said, preparation, scale,
-            self.digest(preparation, scale, X, Y, *rows),
-        )  # fmt: skip
+            training=training,
+            validation=validation,
+            test=test,
+            answers=self.Y[rows[2]],
+            sample=training[1],
+            counts=(len(rows[0]), len(rows[1]), len(rows[2])),
+            description=description,
+            preparation=preparation,
+            scale=scale,
+            digest=self.digest(preparation, scale, X, Y, *rows),
+        )
 
     def digest(
         self, preparation: Preparation, scale: Standardizer | None, *arrays: np.ndarray
@@ -92,12 +99,12 @@ class Split:
     """What a network is trained, validated and tested on.
 
     Attributes:
-        training: what `Trainer.fit` takes: X and Y, or a function that gives batches of both.
+        training: arguments of `Trainer.fit`: X and Y, or a source of rows of both.
         validation, test: X (m, n_0) float32 and Y, standardised where it is a quantity.
         answers: Y of the test rows as it was.
         sample: Y of the training rows, or of some of them.
         counts: rows of the three.
-        said: what the rows are held out by.
+        description: in words, the units that the rows are held out by; may be "".
         preparation: what made X.
         scale: what made Y of a quantity; None for classes.
         digest: of the rows, their names and what was fitted: equal where two splits are the same.
@@ -109,7 +116,7 @@ class Split:
     answers: np.ndarray
     sample: np.ndarray
     counts: tuple[int, int, int]
-    said: str
+    description: str
     preparation: Preparation
     scale: Standardizer | None
     digest: str

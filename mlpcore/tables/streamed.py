@@ -1,13 +1,11 @@
-"""Parquet files larger than memory: rows held out by a hash of their number, the pipeline fitted on
-a sample, batches made as they are read.
+"""Parquet files larger than memory: rows held out by a hash, the pipeline fitted on a sample.
 
     row number, seed → u in [0, 1):     u < 0.2 test,   u < 0.3 validation,   else training row
-    groups in a new order each epoch → pieces of eight of them → a window of rows, transformed and
-    mixed → batches
 
 Where rows come in groups, u is of the group's name. The parts are samples of the whole file,
-however it is sorted and cut. Memory holds the sample, the held-out rows (so many at most) and a
-window, whatever the file's size.
+however it is sorted and cut. The training rows are a source of `mlpcore.data.windows`, which mixes
+those of eight places in the file. Memory holds the sample, the held-out rows (so many at most) and
+two windows, whatever the file's size.
 """
 
 from __future__ import annotations
@@ -25,8 +23,11 @@ from numpy.typing import NDArray
 
 from mlpcore.backends import devices
 from mlpcore.checks.errors import cut, shown
-from mlpcore.data.row_groups import BUFFER, Footer, opened, read_batches
+from mlpcore.data.row_groups import Footer, follow_rows, read_group
+from mlpcore.data.streams import Block
+from mlpcore.data.windows import Source
 from mlpcore.tables import arrow, files, targets
+from mlpcore.tables.datasets import Truth
 from mlpcore.tables.splits import Split
 from mlpcore.tables.standardizer import Standardizer
 from mlpcore.tables.table import Table, Transformer, make_table, require_columns
@@ -34,16 +35,15 @@ from mlpcore.tables.table import Table, Transformer, make_table, require_columns
 Array = NDArray[Any]
 SAMPLE = 100_000  # rows that the pipeline is fitted on, about
 HELD_OUT = 200_000  # rows of the validation and of the test, about, at most
-WINDOW = 65_536  # rows that are mixed with each other
-WAYS = 8  # row groups that are read side by side
+PIECE = 65_536  # rows that are read at a time, where all are
+WAYS = 8  # places of the file whose rows are mixed with each other
 SHARES = (0.2, 0.1)  # of test and validation
 _FEW = 1_000  # targets of so many values, or more, are seen well enough in a sample
-_PIECE = 4_096  # rows of one of them at a time
+_READ = 4_096  # rows that are read at a time in training, of the file
+_MADE = 1_024  # rows that are made at a time, or more
 _CELL = 32  # bytes that a value of a table in memory takes, roughly
-_THIN, _LOOK = (
-    0x5EED,
-    0x100C,
-)  # hashes that thin the parts out and that pick the first sample are others than the parts' own
+# hashes that thin the parts out and that pick the first sample are others than the parts' own
+_THIN, _LOOK = 0x5EED, 0x100C
 
 
 @dataclass(frozen=True)
@@ -67,59 +67,60 @@ class BigTable(Table):
         """Number of rows of the file that have a target."""
         return self.total - self.dropped
 
-    def split(self, seed: int, batch_size: int) -> Split:
-        """A fifth of the rows, or groups, for the test, a tenth for the validation, the others as a
-        function of batches.
+    def split(self, seed: int) -> Split:
+        """Return a fifth of the rows, or groups, for the test, a tenth for the validation, and the
+        others as a source of training rows.
         """
         footer = Footer.read(Path(self.path), _where(self.path))
-        parts = _Parts.of(self, seed)
-        reader = _Reader(self, footer)
-        held: list[list[Any]] = [
-            [],
-            [],
-            [],
-        ]  # test, validation, and the sample of the training rows
-        totals = [0, 0, 0]
+        parts, reader = _Parts.of(self, seed), _Reader(self, footer)
+        held: tuple[list[Any], ...] = ([], [], [])  # test, validation, a sample of the training
+        shares = (*SHARES, 1 - sum(SHARES))
+        totals = np.zeros(len(shares), np.int64)
+        training = np.zeros(len(footer.rows), np.int64)  # rows of each row group
         content = hashlib.sha256()
-        for first, piece in reader.everything():
+        for group, first, piece in reader.everything():
             _add(content, piece)
-            codes = parts.codes(first, piece)
-            thin = _uniform(seed ^ _THIN, np.arange(first, first + len(piece)))
-            known = targets.with_target(piece.column(self.target))
-            totals = [
-                total + int(np.sum(known & (codes == part))) for part, total in enumerate(totals)
-            ]
-            for number, (share, most) in enumerate(
-                zip((*SHARES, 1 - sum(SHARES)), (HELD_OUT, HELD_OUT, SAMPLE), strict=True)
-            ):
-                chosen = known & (codes == number) & (thin * share * self.rows < most)
+            part_of = parts.codes(first, piece)
+            part_of[~reader.truth(piece).rows] = len(shares)
+            totals += np.bincount(part_of, minlength=len(shares) + 1)[:-1]
+            training[group] += np.sum(part_of == 2)
+            thin = _uniform(seed ^ _THIN, np.arange(first, first + len(piece))) * self.rows
+            for part, most in enumerate((HELD_OUT, HELD_OUT, SAMPLE)):
+                chosen = (part_of == part) & (thin * shares[part] < most)
                 if chosen.any():
-                    held[number].append(piece.filter(pa.array(chosen)))
-        for name, part in zip(("test", "validation", "training"), held, strict=True):
-            if not part:
+                    held[part].append(piece.filter(pa.array(chosen)))
+        for name, pieces in zip(("test", "validation", "training"), held, strict=True):
+            if not pieces:
                 raise ValueError(
                     f"{self.path}: none of the {name}'s rows has a {cut(self.target)}; "
                     f"{self.rows:,} rows are too few"
                 )
-        test_table, validation_table, sample = (pa.concat_tables(part) for part in held)
+        test_rows, validation_rows, sample = map(pa.concat_tables, held)
         frame, Y = reader.frame(sample)
         transformer = Transformer.fit(frame, np.arange(len(frame)), self.columns)
         scale = None if self.class_names else Standardizer.fit(Y, names=[self.target])
         made = _Maker(reader, transformer, scale, parts)
-        validation, test = made.whole(validation_table), made.whole(test_table)
-        answers = reader.frame(test_table)[1]
-        order = range(len(footer.rows))
-        counts = (totals[2], len(validation[1]), len(test[1]))
-        said = parts.said
+        validation, test = made.whole(validation_rows), made.whole(test_rows)
+        counts = (int(totals[2]), len(validation[1]), len(test[1]))
+        description = parts.description
         if counts[1:] != (totals[1], totals[0]):
-            said += f", those of validation and test a sample of the {totals[1]:,} and {totals[0]:,} held out"
+            description += (
+                f", those of validation and test a sample of the {totals[1]:,} and {totals[0]:,} "
+                "held out"
+            )
+        told = np.array(footer.rows), np.frombuffer(content.digest(), np.uint8)
         return Split(
-            (batches(made, order, batch_size, seed),), validation, test, answers, Y, counts, said, transformer, scale,
-            self.digest(
-                transformer, scale, *validation, *test, np.array(footer.rows),
-                np.frombuffer(content.digest(), np.uint8),
-            ),
-        )  # fmt: skip
+            training=(_TrainingRows(made, training, Block(*validation).rows(0, 0)),),
+            validation=validation,
+            test=test,
+            answers=reader.frame(test_rows)[1],
+            sample=Y,
+            counts=counts,
+            description=description,
+            preparation=transformer,
+            scale=scale,
+            digest=self.digest(transformer, scale, *validation, *test, *told),
+        )
 
 
 def _add(content: Any, piece: Any) -> None:
@@ -188,7 +189,7 @@ def load(
         all_columns=True,
     )
     chosen, numbers, seen = [], [], set[Any]()
-    for first, piece in whole.everything():
+    for _, first, piece in whole.everything():
         rows = _uniform(_LOOK, np.arange(first, first + len(piece))) * total < SAMPLE
         if (
             len(seen) < _FEW
@@ -246,7 +247,7 @@ class _Parts:
     seed: int
     by: str
     ends: tuple[float, float]
-    said: str = ""
+    description: str = ""
 
     @classmethod
     def of(cls, table: BigTable, seed: int) -> _Parts:
@@ -260,8 +261,9 @@ class _Parts:
             raise ValueError(
                 f"--groups {shown(table.by)} has {count} value(s); to hold some out it takes 3"
             )
-        said = f" of {count - tests - validations} + {validations} + {tests} {table.unit}"
-        return cls(seed, table.by, (float(places[tests]), float(places[tests + validations])), said)
+        description = f" of {count - tests - validations} + {validations} + {tests} {table.unit}"
+        ends = float(places[tests]), float(places[tests + validations])
+        return cls(seed, table.by, ends, description)
 
     def codes(self, first: int, piece: Any) -> Array:
         """Return the part (m,) of each row of a piece that begins with the row of this number."""
@@ -274,34 +276,31 @@ class _Parts:
 
 
 class _Reader:
-    """Reads the columns in use, by row groups; a new file handle for each, so that several can be
-    read side by side.
-    """
+    """The columns in use of a table's file, read by row groups."""
 
     def __init__(self, table: BigTable, footer: Footer, all_columns: bool = False):
-        self.table, self.metadata = table, footer.metadata
+        self.table = table
         used = [column.name for column in table.columns if column.kind]
         by = [table.by] if table.by else []
         self.columns = footer.schema.names if all_columns else [*used, table.target, *by]
         self.starts = np.cumsum([0, *footer.rows])[:-1].tolist()
 
     def pieces(
-        self, group: int, columns: Sequence[str] | None = None, rows: int | None = None
+        self, group: int, columns: Sequence[str] | None = None, rows: int = _READ
     ) -> Iterator[tuple[int, Any]]:
         """Yield the number of the first row, and the rows, of each piece of a row group."""
         first, path = self.starts[group], self.table.path
-        options = {"metadata": self.metadata, "pre_buffer": False, "buffer_size": BUFFER}
-        with opened(Path(path), _where(path), **options) as file:
-            for batch in read_batches(
-                file, _where(path), rows or _PIECE, group, columns or self.columns
-            ):
-                yield first, files.without_views(pa.Table.from_batches([batch]))
-                first += len(batch)
+        for batch in read_group(Path(path), _where(path), rows, group, columns or self.columns):
+            yield first, files.without_views(pa.Table.from_batches([batch]))
+            first += len(batch)
 
-    def everything(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any]]:
-        """Yield the pieces of the whole file, as large as a window, in order."""
+    def everything(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, int, Any]]:
+        """Yield the row group, the number of the first row, and the rows, of each piece of the
+        file, in order.
+        """
         for group in range(len(self.starts)):
-            yield from self.pieces(group, columns, WINDOW)
+            for first, piece in self.pieces(group, columns, PIECE):
+                yield group, first, piece
 
     def survey(self, table: Table) -> dict[str, Any]:
         """Return what a sample does not tell: all classes and their kind, how many rows have no
@@ -310,7 +309,7 @@ class _Reader:
         target, by = self.table.target, self.table.by
         values, units = list[Any](), [np.empty(0, np.uint64)]
         dropped = infinite = 0
-        for first, piece in self.everything([target, *([by] if by else [])]):
+        for _, first, piece in self.everything([target, *([by] if by else [])]):
             column = piece.column(target)
             if table.class_names:
                 values = targets.distinct(
@@ -322,9 +321,7 @@ class _Reader:
             dropped, infinite = dropped + missing + unbounded, infinite + unbounded
             if by:
                 units.append(np.unique(_hashes(piece.column(by), by)))
-                if (
-                    sum(map(len, units[1:])) > len(units[0]) + WINDOW
-                ):  # so seldom that it costs little
+                if sum(map(len, units[1:])) > len(units[0]) + PIECE:  # seldom, so it costs little
                     units = [np.unique(np.concatenate(units))]
         found: dict[str, Any] = {
             "dropped": dropped,
@@ -335,13 +332,16 @@ class _Reader:
             found["class_names"], found["labels"] = targets.class_names(pa.chunked_array(values))
         return found
 
-    def frame(self, table: Any) -> tuple[Any, Array]:
-        """Frame and Y of the rows that have a target."""
-        truth = targets.find_truth(
-            table.column(self.table.target), self.table.class_names, self.table.labels
-        )
+    def truth(self, piece: Any) -> Truth:
+        """Return the target of a piece."""
+        column = piece.column(self.table.target)
+        return targets.find_truth(column, self.table.class_names, self.table.labels)
+
+    def frame(self, piece: Any) -> tuple[Any, Array]:
+        """Return frame and Y of the rows that have a target."""
+        truth = self.truth(piece)
         used = [column for column in self.table.columns if column.kind]
-        return arrow.as_frame(table.filter(pa.array(truth.rows)), used), truth.values
+        return arrow.as_frame(piece.filter(pa.array(truth.rows)), used), truth.values
 
 
 @dataclass(frozen=True)
@@ -353,59 +353,47 @@ class _Maker:
     scale: Standardizer | None
     parts: _Parts
 
-    def whole(self, table: Any) -> tuple[Array, Array]:
+    def whole(self, piece: Any) -> tuple[Array, Array]:
         """Return X and Y of all rows that have a target."""
-        frame, Y = self.reader.frame(table)
+        frame, Y = self.reader.frame(piece)
         return self.transformer.apply(frame), self.scale.apply(Y) if self.scale else Y
 
-    def training(self, first: int, piece: Any) -> Any:
-        """Return the training rows of a piece that begins with the row of this number."""
-        return piece.filter(pa.array(self.parts.codes(first, piece) == 2))
+    def training(self, group: int) -> Iterator[Any]:
+        """Yield the training rows of a row group."""
+        for first, piece in self.reader.pieces(group):
+            chosen = (self.parts.codes(first, piece) == 2) & self.reader.truth(piece).rows
+            yield piece.filter(pa.array(chosen))
 
 
-def batches(
-    made: _Maker, groups: Sequence[int], size: int, seed: int
-) -> Callable[[int], Iterator[tuple[Array, Array]]]:
-    """A function that gives the batches (X, Y) of an epoch: each row once, in an order of seed and
-    epoch, the last smaller.
+class _TrainingRows(Source):
+    """The training rows of a table, as the network takes them.
+
+    Args:
+        made: makes them.
+        counts: number of training rows in each row group.
+        like: a block of no rows.
     """
 
-    def rows(epoch: int) -> Iterator[tuple[Array, Array]]:
-        rng = np.random.default_rng([seed, epoch])
-        rest: tuple[Array, Array] | None = None
-        for window in _windows(made, rng.permutation(groups).tolist()):
-            X, Y = made.whole(window)
-            if rest is not None:
-                X, Y = np.concatenate([rest[0], X]), np.concatenate([rest[1], Y])
-            order = rng.permutation(len(Y))
-            whole = len(Y) // size * size
-            for start in range(0, whole, size):
-                picked = order[start : start + size]
-                yield X[picked], Y[picked]
-            rest = X[order[whole:]], Y[order[whole:]]
-        if rest is not None and len(rest[1]):
-            yield rest
+    chunk = _MADE
+    ways = WAYS
 
-    return rows
+    def __init__(self, made: _Maker, counts: Array, like: Block):
+        self._made, self.like = made, like
+        self._groups = np.flatnonzero(counts).tolist()
+        ends = np.cumsum(counts[self._groups]).tolist()
+        self.rows = ends[-1]
+        self.starts = [0, *ends[:-1]]
 
+    def __repr__(self) -> str:
+        return f"{self.rows:,} training rows of {self._made.reader.table.path}"
 
-def _windows(made: _Maker, groups: Sequence[int]) -> Iterator[Any]:
-    """Tables of `WINDOW` training rows or more, from several row groups at a time."""
-    waiting, reading = iter(groups), list[Iterator[tuple[int, Any]]]()
-    window: list[Any] = []
-    while True:
-        while len(reading) < WAYS and (group := next(waiting, None)) is not None:
-            reading.append(made.reader.pieces(group))
-        if not reading:
-            break
-        for source in list(reading):
-            piece = next(source, None)
-            if piece is None:
-                reading.remove(source)
-            else:
-                window.append(made.training(*piece))
-        if sum(len(piece) for piece in window) >= WINDOW:
-            yield pa.concat_tables(window)
-            window = []
-    if sum(len(piece) for piece in window):
-        yield pa.concat_tables(window)
+    def reader(self) -> Callable[[int, int, Block], None]:
+        """Return a function that reads rows start … stop; going on where it stopped is cheap."""
+        where = _where(self._made.reader.table.path)
+        return follow_rows(self, self._read_group, self._copy, lambda k: where)
+
+    def _read_group(self, k: int) -> Iterator[Any]:
+        return self._made.training(self._groups[k])
+
+    def _copy(self, piece: Any, row: int, block: Block) -> None:
+        block.X[...], block.Y[...] = self._made.whole(piece)
