@@ -876,6 +876,11 @@ class Trainer:
         """
         return None if self._unfinished is None or self._run else str(self._unfinished[0])
 
+    @property
+    def unsaved(self) -> bool:
+        """True if the `unfinished` run has ended but for its last save, which failed."""
+        return self._unfinished is not None and self._unfinished[0].ended and self._run is None
+
     def abandon(self) -> None:
         """Give up the unfinished run: the next `fit` begins a new one, from the parameters and
         optimizer state as they are.

@@ -92,14 +92,17 @@ class Model:
 
     @classmethod
     def load(cls, path: str) -> Model:
-        """Read a model; raise a ValueError that names the file if it is not from `mlpcore train`."""
+        """Read a model; raise a ValueError if the file is not from `mlpcore train`."""
         net, tensors, about = load_with(path)
         if "classes" not in about or not (
             {"mean", "scale"} <= set(tensors) or "pipeline" in tensors
         ):
             source = "is not from 'mlpcore train'"
             if "call" in about:  # of a checkpoint
-                source = "is a checkpoint of 'mlpcore train', which saves its model at the end of the training"
+                source = (
+                    "is a checkpoint of 'mlpcore train', which saves its model at the end of the "
+                    "training"
+                )
             raise ValueError(f"{path!r} holds a network without its standardisation: it {source}")
         return cls(net, tensors, about, _require_fitting(path, net, tensors, about))
 
@@ -111,8 +114,10 @@ class Model:
         return Standardizer(*(self.tensors[f"target {name}"] for name in ("mean", "scale", "rest")))
 
     def rows(self, name: str, target: bool) -> tuple[Array, Truth | None]:
-        """Return the network's input of every row, and its target if there is one; with `target`
-        there must be one.
+        """Return the network's input of every row and, if there is one, its target.
+
+        Raises:
+            ValueError: the data do not fit the model, or lack the target that `target` asks for.
         """
         refuse_folder(name)
         classes, kind, column = self.about["classes"], self.about["labels"], self.about["target"]

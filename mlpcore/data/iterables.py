@@ -20,8 +20,7 @@ Place = list[Array | None]  # copies of X, Y and row weights, used again if larg
 
 
 class BatchStream(Stream):
-    """A stream of ready batches `(X, Y)` or `(X, Y, sample_weight)`, in the order in which they
-    come.
+    """A stream of ready batches `(X, Y)` or `(X, Y, sample_weight)`, in the order they come.
 
     They are copied in the reader thread, so that the source may use its arrays again. Two copies
     are held, outside the plan.

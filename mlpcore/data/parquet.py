@@ -180,7 +180,8 @@ def _files(folder: Path) -> list[Path]:
             if "=" in part:
                 raise ValueError(
                     f"path: the files in {str(folder)!r} lack the column that their folder "
-                    f"{part!r} names: write it into the files, or pass a list of files to go without"
+                    f"{part!r} names: write it into the files, or pass a list of files to go "
+                    "without"
                 )
         found.append(file)
     return found

@@ -131,9 +131,7 @@ class Stream(ABC):
     def require_values(
         self, parts: Sequence[Array | None], prefix: str = "", first: int = 0
     ) -> None:
-        """Raise a ValueError that names the row, counted from `first`, of the first bad number,
-        weight or target.
-        """
+        """Raise a ValueError that names the row, counted from `first`, of the first bad value."""
         for name, part in zip(NAMES, parts, strict=True):
             if part is not None:
                 arrays.require_finite(part, prefix + name, self.dtype, first)

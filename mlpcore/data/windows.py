@@ -93,8 +93,9 @@ class RowStream(Stream):
         skip: int,
         arrays: Mapping[str, Array],
     ) -> Pieces:
-        """Return windows of rows; of one that was partly left out, all rows are read, but in file
-        order.
+        """Return windows of rows.
+
+        Of a window that is left out in part, all rows are read where they are shuffled.
         """
         self.epochs += 1
         windows = _Windows(self, batch_size, len(arrays["X window 1"]), order, skip)
@@ -265,9 +266,7 @@ def _cut(blocks: Iterable[Range], rows: int) -> Iterator[list[Range]]:
 
 
 class _Batches(Sequence[Array | None]):
-    """Views of `order`, or of 0 … count - 1, as batches from number `skip` on, made when asked
-    for.
-    """
+    """Views of `order`, or of 0 … count - 1, as batches from number `skip` on."""
 
     def __init__(self, order: Array | None, count: int, size: int, skip: int):
         self._order, self._count, self._size, self._skip = order, count, size, skip

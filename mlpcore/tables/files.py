@@ -15,8 +15,7 @@ SEPARATE = "separate columns by commas (.csv) or tabs (.tsv)"
 
 
 def read_table(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
-    """The table of a file, `.csv`, `.tsv` or Parquet; columns named in `texts` are read as text
-    ("007" stays what it is).
+    """Return the table of a file; columns named in `texts` are read as text ("007" stays).
 
     Raises:
         FileNotFoundError, OSError: it cannot be read.
@@ -74,7 +73,7 @@ def require_different(path: str | Path, names: Sequence[str]) -> None:
 
 
 def require_file(path: str | Path) -> Path:
-    """The path of a file that is there; FileNotFoundError where it is not, or a folder."""
+    """Return the path of a file; raise a FileNotFoundError where there is none, or a folder."""
     source = Path(path)
     if not source.is_file():
         raise FileNotFoundError(
@@ -110,9 +109,7 @@ def read_csv(source: Path, texts: Sequence[str], only: Sequence[str] = ()) -> pa
 
 
 def _with_digits(table: pa.Table, source: Path) -> pa.Table:
-    """Return the table of a CSV file with the whole numbers beyond int64 as such, which Arrow reads
-    as floats.
-    """
+    """Return the table of a CSV file with whole numbers beyond int64 exact; Arrow rounds them."""
     floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     large = [
         name
@@ -164,7 +161,7 @@ def without_views(table: pa.Table) -> pa.Table:
 
 
 def with_categories(table: pa.Table, names: Collection[str]) -> pa.Table:
-    """Return the table with these columns as categories: Arrow reads those of numbers as numbers."""
+    """Return the table with these columns as categories, also those of numbers."""
 
     def change(field: pa.Field, values: pa.ChunkedArray) -> pa.ChunkedArray:
         coded = field.name in names and not pa.types.is_dictionary(field.type)
@@ -174,9 +171,7 @@ def with_categories(table: pa.Table, names: Collection[str]) -> pa.Table:
 
 
 def _separated_otherwise(source: Path) -> bool:
-    """Whether the header of a text file has more semicolons, or the like, than what separates
-    columns.
-    """
+    """Return True if another mark than the separator is more frequent in a text file's header."""
     if not is_csv(source):
         return False
     with open(source, encoding="utf-8", errors="replace") as file:

@@ -323,7 +323,7 @@ class Pipeline:
 
 
 def _categories(text: bytes, names: Sequence[str]) -> tuple[Category, ...]:
-    """Return the categories that a model file's text tells of; ValueError where it tells of others."""
+    """Return the categories that a model file's text tells of; ValueError where it does not."""
     try:
         told = json.loads(text.decode())
     except (ValueError, RecursionError) as error:

@@ -37,7 +37,7 @@ class Dataset:
     note: str = ""
 
     def prepare(self, rows: np.ndarray) -> Preparation:
-        """What makes the network's input of X, fitted on these rows."""
+        """Return the map of X to the network's input, fitted on these rows."""
         return Standardizer.fit(self.X, rows, self.alike, self.feature_names)
 
     def split(self, seed: int) -> Split:
@@ -86,9 +86,7 @@ class Dataset:
     def digest(
         self, preparation: Preparation, scale: Standardizer | None, *arrays: np.ndarray
     ) -> str:
-        """Return a digest of arrays, the columns and classes they stand for, and all that was
-        fitted.
-        """
+        """Return a digest of arrays, of the columns and classes they stand for, and of all fits."""
         told = [self.feature_names, self.class_names, self.labels, self.target, preparation.about]
         fitted = [*preparation.tensors.values(), *(scale.tensors.values() if scale else ())]
         return digest(told, *fitted, *arrays)
@@ -132,26 +130,24 @@ def digest(told: Any, *arrays: np.ndarray) -> str:
 
 
 class Preparation(Protocol):
-    """Makes the network's float32 input (m, n_0) of a data set's X, and can be kept in a model
-    file.
-    """
+    """The map of a data set's X to the network's float32 input, which a model file can hold."""
 
     def apply(self, X: Any) -> np.ndarray:
-        """The input of these rows."""
+        """Return the input (m, n_0) of these rows."""
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
-        """What the model file keeps of it."""
+        """Tensors that a model file keeps of it."""
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the model file says of it, beside that."""
+        """Notes that a model file keeps of it."""
 
 
 def split_rows(
     dataset: Dataset, seed: int, test: float = 0.2, validation: float = 0.1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row indices (train, validation, test), each ascending int64, disjoint, together all rows.
+    """Return row indices (train, validation, test): ascending int64, disjoint, together all rows.
 
     Whole groups where the data set has them (`test` is then a share of the groups); else rows,
     stratified by class where `Y` holds classes. The same seed gives the same split. ValueError

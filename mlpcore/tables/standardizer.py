@@ -37,15 +37,17 @@ class Standardizer:
         alike: bool = False,
         names: Sequence[str] = (),
     ) -> Standardizer:
-        """Return mean and standard deviation of the given rows (all, where None) of `X` (m, n), of
-        any real dtype.
+        """Return mean and standard deviation of the given rows of `X` (m, n), of any real dtype.
 
         Sums run in float64, by chunks of rows, of differences from the first row, where need be in
-        units of the largest of
-        them: an offset costs no digits, and nothing over- or underflows. A column that is constant
-            on these rows, up to
-        rounding in its own dtype, gets scale 1. Where the columns are `alike` (pixels), all get one
-        mean and one scale, those of all numbers together. `names` are the columns', for the error.
+        units of the largest of them: an offset costs no digits, and nothing over- or underflows.
+        A column that is constant on these rows, up to rounding in its own dtype, gets scale 1.
+
+        Args:
+            X: numbers, none of them NaN.
+            rows: row numbers; None: all rows.
+            alike: True where the columns (pixels) share one mean and one scale of all numbers.
+            names: the columns', for the error.
 
         Raises:
             ValueError: there are no rows, or a column's values are further apart than float64 can
@@ -60,46 +62,30 @@ class Standardizer:
         origin = X[0 if rows is None else rows[0]].astype(np.float64)
         if alike:
             origin[:] = origin[0]
-
-        unit: np.ndarray | float = 1.0
-
-        def chunks() -> Iterator[np.ndarray]:
-            for start in range(0, count, _CHUNK_ROWS):
-                part = slice(start, start + _CHUNK_ROWS)
-                D = _minus(X[part] if rows is None else X[rows[part]], origin)
-                if not isinstance(unit, float):
-                    D /= unit
-                yield D
-
         widest, total = np.zeros(len(origin)), np.zeros(len(origin))
         with np.errstate(over="ignore"):
-            for chunk in chunks():
-                np.maximum(widest, np.maximum(chunk.max(axis=0), -chunk.min(axis=0)), out=widest)
-                total += chunk.sum(axis=0)
-        if not np.isfinite(widest).all():
-            column = int(np.argmin(np.isfinite(widest)))
-            name = shown(names[column]) if names else column
-            wanted = "X must be finite and its values less than 1.8e308 apart"
-            raise ValueError(f"{wanted}; column {name} is not")
+            for D in _differences(X, rows, origin):
+                np.maximum(widest, np.maximum(D.max(axis=0), -D.min(axis=0)), out=widest)
+                total += D.sum(axis=0)
+        _require_bounded(widest, names)
         if alike:
             widest[:] = widest.max(initial=0)
-        if not (
-            (widest == 0) | (widest > 1e-100) & (widest < 1e100)
-        ).all():  # whose squares would not fit
+        unit: np.ndarray | None = None
+        if not ((widest == 0) | (widest > 1e-100) & (widest < 1e100)).all():  # squares do not fit
             unit = np.where(widest > 0, np.ldexp(0.5, np.frexp(widest)[1]), 1.0)
-            total = sum((chunk.sum(axis=0) for chunk in chunks()), np.zeros(len(origin)))
+            total = sum((D.sum(axis=0) for D in _differences(X, rows, origin, unit)), 0 * total)
         mean, variance = total / count, np.zeros(len(origin))
-        for chunk in chunks():
-            chunk -= mean
-            variance += np.einsum("ij,ij->j", chunk, chunk) / count
+        for D in _differences(X, rows, origin, unit):
+            D -= mean
+            variance += np.einsum("ij,ij->j", D, D) / count
         if alike:
             variance = np.full_like(variance, variance.mean() + mean.var())
             mean = np.full_like(mean, mean.mean())
-        whole = origin + mean * unit
-        deviation = np.sqrt(variance) * unit
+        mean, deviation = (x if unit is None else x * unit for x in (mean, np.sqrt(variance)))
+        whole = origin + mean
         rounding = np.finfo(X.dtype).eps if X.dtype.kind == "f" else 0.0
         scale = np.where(deviation <= rounding * np.abs(whole), 1.0, deviation)
-        return cls(whole, scale, (origin - whole) + mean * unit)
+        return cls(whole, scale, (origin - whole) + mean)
 
     def exactly(self, X: np.ndarray) -> np.ndarray:
         """Return (X - mean) / scale as a new (m, n) float64 array. ValueError where n differs."""
@@ -126,8 +112,7 @@ class Standardizer:
                 row, column = np.argwhere(bad)[0]
                 raise ValueError(
                     f"row {start + row + 1}: {X[start + row, column]} in column {column + 1} is "
-                    "too far from the training "
-                    "rows to be standardised in float32"
+                    "too far from the training rows to be standardised in float32"
                 )
         return Z
 
@@ -167,18 +152,35 @@ class Standardizer:
         return cls(mean, scale, *rest)
 
 
+def _differences(
+    X: np.ndarray, rows: np.ndarray | None, origin: np.ndarray, unit: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Yield X - origin, in units of `unit`, of the rows by chunks."""
+    for start in range(0, len(X) if rows is None else len(rows), _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
+        D = _minus(X[part] if rows is None else X[rows[part]], origin)
+        if unit is not None:
+            D /= unit
+        yield D
+
+
+def _require_bounded(widest: np.ndarray, names: Sequence[str]) -> None:
+    """Raise a ValueError that names the first column whose largest difference is not finite."""
+    if not np.isfinite(widest).all():
+        column = int(np.argmin(np.isfinite(widest)))
+        name = shown(names[column]) if names else column
+        wanted = "X must be finite and its values less than 1.8e308 apart"
+        raise ValueError(f"{wanted}; column {name} is not")
+
+
 def _minus(X: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Return X - shift as a new (m, n) float64 array; of 64-bit integers the difference is exact
-    where float64 holds it.
-    """
+    """Return X - shift in float64; of 64-bit integers exact where float64 holds the difference."""
     with np.errstate(over="ignore"):
         D = X.astype(np.float64)
         D -= shift
     if X.dtype.kind in "iu" and X.dtype.itemsize == 8:
         for column in np.flatnonzero(np.abs(shift) >= 2.0**50):
-            near = (
-                np.abs(D[:, column]) < 2.0**62
-            )  # so that the difference modulo 2^64 is the difference
+            near = np.abs(D[:, column]) < 2.0**62  # so that modulo 2^64 changes nothing
             whole = math.floor(shift[column])
             wrapped = X[near, column].astype(np.uint64) - np.uint64(whole % 2**64)
             D[near, column] = wrapped.view(np.int64) - (shift[column] - whole)

@@ -68,8 +68,9 @@ class BigTable(Table):
         return self.total - self.dropped
 
     def split(self, seed: int) -> Split:
-        """Return a fifth of the rows, or groups, for the test, a tenth for the validation, and the
-        others as a source of training rows.
+        """Return the parts of the table: a fifth for the test, a tenth for the validation.
+
+        The others are a source of training rows.
         """
         footer = Footer.read(Path(self.path), _where(self.path))
         parts, reader = _Parts.of(self, seed), _Reader(self, footer)
@@ -139,9 +140,7 @@ def _where(path: str | Path) -> str:
 
 
 def is_too_big(path: str | Path) -> bool:
-    """Whether the table would take more than a quarter of the memory that is free; False where that
-    is not known.
-    """
+    """Return True if the table is known to take more than a quarter of the free memory."""
     if Path(path).suffix.lower() in (".csv", ".tsv") or not Path(path).is_file():
         return False
     with contextlib.suppress(ValueError, OSError, MemoryError):  # reading it will say what is wrong
@@ -159,8 +158,9 @@ def load(
     groups: str | None = None,
     wishes: Mapping[str, str] | None = None,
 ) -> BigTable:
-    """The table, what its columns are taken as being told from a sample of its rows; arguments as
-    in `table.load`.
+    """Return the table; what its columns are taken as is told from a sample of its rows.
+
+    The arguments are those of `table.load`.
 
     Raises:
         FileNotFoundError, OSError, ValueError: as `table.load`; or the file is not Parquet, or has
@@ -207,7 +207,7 @@ def load(
 
 
 def _firsts(values: Any, seen: set[Any]) -> list[int]:
-    """Return where each value that is not among the seen ones comes first, and count it as seen."""
+    """Return where each value that is not in `seen` comes first, and add it there."""
     coded = arrow.plain(values).combine_chunks().dictionary_encode()
     codes, firsts = np.unique(coded.indices.fill_null(-1).to_numpy(), return_index=True)
     found = dict(zip(codes.tolist(), firsts.tolist(), strict=True))
@@ -218,9 +218,7 @@ def _firsts(values: Any, seen: set[Any]) -> list[int]:
 
 
 def _uniform(seed: int, numbers: Array) -> Array:
-    """Return a number in [0, 1) for each of `numbers`, of a seed, by SplitMix64 (Steele, Lea and
-    Flood, 2014).
-    """
+    """Return a number in [0, 1) for each of `numbers`: SplitMix64 (Steele, Lea, Flood, 2014)."""
     z = np.asarray(numbers).astype(np.uint64)
     for start in (np.uint64(seed % 2**64), np.uint64(0)):
         z = (z ^ start) + np.uint64(0x9E3779B97F4A7C15)
@@ -295,17 +293,13 @@ class _Reader:
             first += len(batch)
 
     def everything(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, int, Any]]:
-        """Yield the row group, the number of the first row, and the rows, of each piece of the
-        file, in order.
-        """
+        """Yield row group, number of the first row, and rows, of each piece of the file."""
         for group in range(len(self.starts)):
             for first, piece in self.pieces(group, columns, PIECE):
                 yield group, first, piece
 
     def survey(self, table: Table) -> dict[str, Any]:
-        """Return what a sample does not tell: all classes and their kind, how many rows have no
-        target, all groups.
-        """
+        """Return what a sample does not tell: all classes and groups, the number of lost rows."""
         target, by = self.table.target, self.table.by
         values, units = list[Any](), [np.empty(0, np.uint64)]
         dropped = infinite = 0

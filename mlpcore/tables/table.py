@@ -34,8 +34,9 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Table(Dataset):
-    """A `Dataset` whose `X` is a frame: float64 numbers with NaN, texts with None, one column for
-    each of `columns` in use.
+    """A `Dataset` whose `X` is a frame, with a column for each of `columns` in use.
+
+    Numbers are float64 with NaN, texts have None.
 
     `dropped` rows had no target, or `infinite` ones.
     """
@@ -46,11 +47,11 @@ class Table(Dataset):
 
     @property
     def rows(self) -> int:
-        """That have a target."""
+        """Number of rows that have a target."""
         return len(self.X)
 
     def prepare(self, rows: Array) -> Transformer:
-        """The transformer of these training rows."""
+        """Return the transformer of these training rows."""
         return Transformer.fit(self.X, rows, self.columns)
 
 
@@ -61,7 +62,7 @@ def load(
     groups: str | None = None,
     wishes: Mapping[str, str] | None = None,
 ) -> Table:
-    """A table with its target; rows without a target are dropped and counted.
+    """Return a table with its target; rows without a target are dropped and counted.
 
     Args:
         path: a `.csv`, `.tsv` or Parquet file.
@@ -96,27 +97,33 @@ def load(
 
 
 def make_table(
-    table: pa.Table, path: str | Path, target: str, task: str | None, groups: str | None, wishes: Mapping[str, str] | None,
+    read: pa.Table,
+    path: str | Path,
+    target: str,
+    task: str | None,
+    groups: str | None,
+    wishes: Mapping[str, str] | None,
     numbering: Array | None = None,
-) -> Table:  # fmt: skip
-    """`load`, of a table that has been read; `path` is for messages, `numbering` (m,) the rows'
-    numbers in the file.
+) -> Table:
+    """Return what `load` does, of a table that has been read.
+
+    `path` is for messages, `numbering` (m,) the rows' numbers in the file.
     """
     wishes = wishes or {}
-    names = table.column_names
+    names = read.column_names
     require_columns(path, names, target, groups, wishes)
-    goal = find_goal(table.column(target), target, task)
-    numbering = (np.arange(len(table)) if numbering is None else numbering)[goal.rows]
-    table = table.filter(pa.array(goal.rows))
-    codes = None if groups is None else group_codes(table.column(groups), groups)
+    goal = find_goal(read.column(target), target, task)
+    numbering = (np.arange(len(read)) if numbering is None else numbering)[goal.rows]
+    read = read.filter(pa.array(goal.rows))
+    codes = None if groups is None else group_codes(read.column(groups), groups)
     columns = tuple(
         Column(name, "", "groups")
         if name == groups
-        else decide(name, table.column(name), wishes.get(name), numbering)
+        else decide(name, read.column(name), wishes.get(name), numbering)
         for name in names
         if name != target
     )
-    frame = as_frame(table, [column for column in columns if column.kind])
+    frame = as_frame(read, [column for column in columns if column.kind])
     if not frame.shape[1]:
         why = (
             "; ".join(f"{cut(c.name)} is left out ({c.note})" for c in columns[:5])
@@ -124,9 +131,19 @@ def make_table(
         )
         raise ValueError(f"{path}: no column is left to predict {shown(target)} from: {why}")
     return Table(
-        frame, goal.Y, tuple(frame.columns), goal.classes, codes, unit=f"groups of {cut(groups)}", target=target,
-        labels=goal.labels, note=goal.note, columns=columns, dropped=int(np.sum(~goal.rows)), infinite=goal.infinite,
-    )  # fmt: skip
+        frame,
+        goal.Y,
+        tuple(frame.columns),
+        goal.classes,
+        codes,
+        unit=f"groups of {cut(groups)}",
+        target=target,
+        labels=goal.labels,
+        note=goal.note,
+        columns=columns,
+        dropped=int(np.sum(~goal.rows)),
+        infinite=goal.infinite,
+    )
 
 
 def _no_column(where: str, name: str, names: Sequence[str]) -> ValueError:
@@ -141,9 +158,13 @@ def _no_column(where: str, name: str, names: Sequence[str]) -> ValueError:
 
 
 def require_columns(
-    path: str | Path, names: Sequence[str], target: str, groups: str | None, wishes: Mapping[str, str]
-) -> None:  # fmt: skip
-    """Raise a ValueError where a column that is named is not there, or is asked to be two things."""
+    path: str | Path,
+    names: Sequence[str],
+    target: str,
+    groups: str | None,
+    wishes: Mapping[str, str],
+) -> None:
+    """Raise a ValueError where a named column is missing, or is asked to be two things."""
     known = set(names)
     for argument, name in (
         ("--target", target),
@@ -176,7 +197,7 @@ class Transformer(Pipeline):
         where the file is.
 
         Raises:
-            ValueError: a column is missing, or holds nothing of its kind; and as `tables.read`.
+            ValueError: a column is missing, or holds nothing of that kind; and as `read_table`.
         """
         table = read_table(
             path, [*texts, *(column.name for column in self.columns if column.kind != "number")]
@@ -211,7 +232,8 @@ class Transformer(Pipeline):
                 - plain(table.column(column.name)).null_count
             )
             if lost:
-                yield f"{cut(column.name)}: no finite number in {lost:,} of the rows: taken as missing"
+                where = f"in {lost:,} of the rows"
+                yield f"{cut(column.name)}: no finite number {where}: taken as missing"
         for column, category in self.coded():
             known = category.known
             new = [name for name in arrays[column.name].tolist() if name not in known]

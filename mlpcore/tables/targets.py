@@ -32,9 +32,7 @@ MOST_CLASSES = 20
 
 @dataclass(frozen=True)
 class Goal:
-    """The target of a table: `Y` of the `rows` that have one, their class names and kind, and how
-    the task was told.
-    """
+    """The target of a table, of the rows that have one."""
 
     Y: Array
     rows: Array
@@ -45,9 +43,7 @@ class Goal:
 
 
 def decide_task(values: pa.ChunkedArray, task: str | None) -> tuple[str, str]:
-    """Return the task, told from the target where it is not given, and how whole numbers were
-    taken.
-    """
+    """Return the task, told from the target where not given, and a note on how it was told."""
     if task is not None:
         return task, ""
     if not is_number(values.type):  # nor a category of numbers
@@ -63,7 +59,7 @@ def decide_task(values: pa.ChunkedArray, task: str | None) -> tuple[str, str]:
 
 
 def find_goal(values: pa.ChunkedArray, name: str, task: str | None) -> Goal:
-    """Return the target that a column is, or raise a ValueError that says why it cannot be one."""
+    """Return the target that a column is; raise a ValueError that says why it cannot be one."""
     task, note = decide_task(values, task)
     values = plain(values)
     require_answers(values.type, name)
@@ -99,7 +95,10 @@ def find_goal(values: pa.ChunkedArray, name: str, task: str | None) -> Goal:
             hint = "is it a quantity (--task regression)?"
         elif good > 0.9 * len(names):
             odd = names[~np.isfinite(numbers[filled])][0]
-            hint = f"{good:,} of them are numbers; mend the others, such as {shown(odd)}, for --task regression"
+            hint = (
+                f"{good:,} of them are numbers; mend the others, such as {shown(odd)}, for --task "
+                "regression"
+            )
         raise ValueError(
             f"--target {shown(name)}: {len(classes):,} classes in {len(names):,} rows; {hint}"
         )
@@ -135,8 +134,9 @@ def with_target(values: pa.ChunkedArray) -> Array:
 
 
 def require_numbers(values: pa.ChunkedArray, name: str, first: int = 0) -> None:
-    """Raise a ValueError that names the first row whose target is no number; `first` is the number
-    of the values' first row.
+    """Raise a ValueError that names the first row whose target is no number.
+
+    `first` is the number of the values' first row.
     """
     values = plain(values)
     if is_text(values.type):
@@ -193,8 +193,7 @@ def class_names(values: pa.ChunkedArray) -> tuple[tuple[str, ...], str]:
 
 
 def find_truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Truth:
-    """Return the target of another table, for a model with these classes of this kind; () where it
-    predicts a quantity.
+    """Return the target of another table, for a model with these classes; () for a quantity.
 
     Raises:
         ValueError: the column holds what is neither numbers nor text nor booleans nor dates.
