@@ -214,7 +214,7 @@ def sound(path, **options):
 
 
 def in_pieces(path):
-    stream = open_stream(*big_tables.load(path, "y").split(0).training)
+    stream = open_stream(*big_tables.stream_table(path, "y").split(0).training)
     arrays = plan.allocate(NumpyOps(), stream.buffers(16))
     for _ in stream.epoch(16, None, 0, arrays):
         pass
@@ -231,9 +231,9 @@ def trained(path):
 def test_random_damages_of_a_parquet_file_are_errors_that_name_it(codec, tmp_path):
     rng = np.random.default_rng(0)
     path = sound(tmp_path / "t.parquet", compression=codec, write_page_checksum=codec == "none")
-    made = tables.load(path, "y").prepare(np.arange(ROWS))
+    made = tables.load_table(path, "y").prepare(np.arange(ROWS))
     readers = [
-        (path, lambda path: tables.load(path, "y")), (path, lambda path: made.apply(made.read(path)[0])),
+        (path, lambda path: tables.load_table(path, "y")), (path, lambda path: made.apply(made.read(path)[0])),
         (path, in_pieces), (path.with_name("numbers.parquet"), trained),
     ]  # fmt: skip
     raw = {file: file.read_bytes() for file, _ in readers}
@@ -356,19 +356,21 @@ def test_a_column_of_any_type_is_used_left_out_or_refused_by_name(kind, tmp_path
     )
     parquet.write_table(pa.table({"cc": ["x", "y"] * 60, "y": columns["y"]}), texts)
     parquet.write_table(pa.table({"cc": columns["a"], "y": columns["y"]}), numbers)
-    taken = {column.name: column for column in tables.load(path, "y").columns}
+    taken = {column.name: column for column in tables.load_table(path, "y").columns}
     assert taken["cc"].note
     in_pieces(path)
     used = 0
     for wish in ("number", "category"):
         used += attempt(
-            lambda wish=wish: tables.load(path, "y", wishes={"cc": wish}).prepare(np.arange(ROWS))
+            lambda wish=wish: tables.load_table(path, "y", wishes={"cc": wish}).prepare(
+                np.arange(ROWS)
+            )
         )
-    used += attempt(lambda: tables.load(path, "cc", "classification"))
-    used += attempt(lambda: big_tables.load(path, "cc"))
-    used += attempt(lambda: tables.load(path, "y", groups="cc"))
+    used += attempt(lambda: tables.load_table(path, "cc", "classification"))
+    used += attempt(lambda: big_tables.stream_table(path, "cc"))
+    used += attempt(lambda: tables.load_table(path, "y", groups="cc"))
     for other in (texts, numbers):
-        made = tables.load(other, "y").prepare(np.arange(ROWS))
+        made = tables.load_table(other, "y").prepare(np.arange(ROWS))
         attempt(lambda made=made: made.apply(made.read(path)[0]))
     attempt(lambda: mc.Parquet(path, "y"))
     assert bool(used) == (

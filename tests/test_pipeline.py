@@ -451,9 +451,9 @@ def test_training_and_predicting_take_steps_in_proportion_to_the_columns(tmp_pat
     steps = {}
     for columns in (60, 240):
         path = wide(columns, tmp_path / f"{columns}.parquet")
-        made = tables.load(path, "y").prepare(np.arange(60))
+        made = tables.load_table(path, "y").prepare(np.arange(60))
         steps[columns] = [
-            calls(lambda path=path: tables.load(path, "y").prepare(np.arange(60))),
+            calls(lambda path=path: tables.load_table(path, "y").prepare(np.arange(60))),
             calls(lambda path=path, made=made: made.apply(made.read(path)[0])),
             calls(
                 lambda made=made: tables.Transformer.restore(made.tensors, notes(made), made.width)

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlpcore.backends.numpy.ops import NumpyOps
-from mlpcore.data import windows
+from mlpcore.data import row_groups, windows
 from mlpcore.data.iterables import BatchStream
 from mlpcore.data.open import open_stream
 from mlpcore.data.parquet import Parquet
@@ -341,6 +341,25 @@ def test_parquet_files_are_one_table(tmp_path, group, monkeypatch):
         b for p in stream.epoch(7, generator(), 0, arrays(stream, 7, 2000)) for b in p.batches
     ]
     assert len(batches) == stream.batches(7) == 43
+
+
+def test_a_footer_is_parsed_once_while_its_file_stays(tmp_path, monkeypatch):
+    flights(tmp_path, 300, files=3, group=10)
+    parsed, parse = [], row_groups.category_columns
+    monkeypatch.setattr(
+        row_groups, "category_columns", lambda metadata: parsed.append(1) or parse(metadata)
+    )
+    stream = open_stream(Parquet(tmp_path, "late", weight="w"))
+    for order in (None, 0, 1):
+        for _ in stream.epoch(7, generator(order), 0, arrays(stream, 7, 2000)):
+            pass
+    assert len(parsed) == 3
+    file = next(tmp_path.rglob("*.parquet"))
+    file.write_bytes(file.read_bytes())
+    os.utime(file, ns=(1, 1))
+    for _ in stream.epoch(7, None, 0, arrays(stream, 7, 2000)):
+        pass
+    assert len(parsed) == 4
 
 
 def test_parquet_columns_are_chosen_by_name(tmp_path):

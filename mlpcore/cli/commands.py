@@ -107,23 +107,22 @@ def _against(model: Model, Z: Array, truth: Truth) -> list[str]:
         else f"on {count:,} of {count_rows(len(truth.rows))}"
     )
     if model.scale:
-        return [f"{_said(quantity_figures(Z, truth.values, model.scale))} {of}{left_out}"]
+        return [f"{_in_words(quantity_figures(Z, truth.values, model.scale))} {of}{left_out}"]
     known = truth.values >= 0
     figures = class_figures(Z[known], truth.values[known]) if known.any() else {}
     if not truth.wrong:
-        return [f"{_said(figures)} {of}{left_out}"]
+        return [f"{_in_words(figures)} {of}{left_out}"]
     accuracy = np.mean(Z.argmax(1) == truth.values)
     unknown = f"a label that the model does not know{such}"
     wrong = f"{truth.wrong:,} {have(truth.wrong)} {unknown}: counted as wrong"
     lines = [f"accuracy {accuracy:.4f} {of}; {wrong}{left_out}"]
     if figures:
-        lines.append(
-            f"of the {count_rows(int(known.sum()))} with a label that it knows: {_said(figures)}"
-        )
+        rows = count_rows(int(known.sum()))
+        lines.append(f"of the {rows} with a label that it knows: {_in_words(figures)}")
     return lines
 
 
-def _said(figures: dict[str, float]) -> str:
+def _in_words(figures: dict[str, float]) -> str:
     return ", ".join(f"{name} {figure(name, value)}" for name, value in figures.items())
 
 

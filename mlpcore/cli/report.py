@@ -56,7 +56,7 @@ def figure(name: str, value: float) -> str:
     return f"{value:.4g}" if short else f"{value:.4f}"
 
 
-def baselines_of(validation: tuple[Array, Array]) -> list[tuple[str, Any, dict[str, Any]]]:
+def baseline_models(validation: tuple[Array, Array]) -> list[tuple[str, Any, dict[str, Any]]]:
     """Return name, model and further arguments of `fit` of each model to compare with."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression

@@ -57,15 +57,15 @@ def refuse_folder(name: str) -> None:
         )
 
 
-def dataset_of(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
+def read_dataset(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
     """Return the data to train on and a recipe that suits them; say what they are."""
     refuse_folder(options.data)
     if is_table(options.data):
-        return _table_dataset(options)
+        return _read_table(options)
     for argument in ("target", "groups", "as", "stream"):
         if getattr(options, argument):
             raise ValueError(
-                f"--{argument} is for tables (.csv, .tsv, .parquet); {options.data!r} is none"
+                f"--{argument} is for tables (.csv, .tsv, .parquet); {options.data!r} is no table"
             )
     if options.task and options.data in RECIPES:
         raise ValueError(f"--task is for tables and .npz files; {options.data} has classes")
@@ -87,9 +87,10 @@ def _kind(dataset: Dataset) -> str:
     return f"{len(names)} classes ({some(names)})" if names else "a quantity (regression)"
 
 
-def _table_dataset(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
-    from mlpcore.tables import columns, streamed  # not at import: pandas, pyarrow
-    from mlpcore.tables import table as tables
+def _read_table(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
+    from mlpcore.tables.columns import describe  # not at import: pandas, pyarrow
+    from mlpcore.tables.streamed import is_too_big, stream_table
+    from mlpcore.tables.table import load_table
 
     if not options.target:
         raise ValueError(f"{options.data}: say which column to predict: --target COLUMN")
@@ -99,13 +100,12 @@ def _table_dataset(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
         if not equals:
             raise ValueError(f"--as takes COLUMN=KIND, such as zip=category; got {wish!r}")
         wishes[column] = kind
-    table: tables.Table
-    if options.stream or streamed.is_too_big(options.data):
-        table = streamed.load(options.data, options.target, options.task, options.groups, wishes)
-        source = f", read in pieces; columns as told from {len(table.X):,} of them"
-    else:
-        table = tables.load(options.data, options.target, options.task, options.groups, wishes)
-        source = ""
+    streams = options.stream or is_too_big(options.data)
+    read = stream_table if streams else load_table
+    table = read(options.data, options.target, options.task, options.groups, wishes)
+    source = ""
+    if streams:
+        source = f", read in pieces; kinds of columns decided from {len(table.X):,} of them"
     target = printable(table.target, 60)
     if table.dropped:
         what = f"no {target}" if table.infinite < table.dropped else f"an infinite {target}"
@@ -124,7 +124,7 @@ def _table_dataset(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
         replace(column, name=printable(column.name, 60), note=printable(column.note))
         for column in table.columns
     ]
-    say(columns.describe(shown))
+    say(describe(shown))
     return table, suited(table.rows)
 
 

@@ -25,8 +25,8 @@ from mlpcore.cli import outputs
 from mlpcore.cli.messages import on_terminal, printable, reason, say
 from mlpcore.cli.places import EVERY, Checkpoint, Places
 from mlpcore.cli.recipes import RECIPES, Recipe, require_settings, widths
-from mlpcore.cli.report import baselines_of, class_figures, draw, print_table, quantity_figures
-from mlpcore.cli.sources import dataset_of, is_table, naming
+from mlpcore.cli.report import baseline_models, class_figures, draw, print_table, quantity_figures
+from mlpcore.cli.sources import is_table, naming, read_dataset
 from mlpcore.engine.plan import human
 from mlpcore.io import atomic, kinds
 from mlpcore.io.kinds import kind
@@ -51,14 +51,14 @@ def train(options: argparse.Namespace) -> None:
     require_settings(options)
     places = Places.of(options)
     places.require(describe_call(options, RECIPES.get(options.data)), options)
-    dataset, base = dataset_of(options)
+    dataset, base = read_dataset(options)
     chosen = {name: value for name in vars(base) if (value := getattr(options, name)) is not None}
     recipe = Recipe(**{**vars(base), **chosen})
     runs: list[_Run] = []
     done: list[str] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(kinds.overwriting(options.force))
-        stack.enter_context(_saying(done))
+        stack.enter_context(_noting_saved(done))
         for i in range(options.splits):
             if i:
                 say("")
@@ -73,7 +73,7 @@ def train(options: argparse.Namespace) -> None:
                     runs[0].keep(places.checkpoint, call, options)
             _complete(runs[i], None if i else places, call, options, done)
     if len(runs) > 1:
-        _medians(runs)
+        _print_medians(runs)
     source = "TABLE" if is_table(options.data) else shlex.quote(options.data)
     say(f"to use it: mlpcore predict {shlex.quote(done[0])} {source} --out predictions.csv")
     if runs[0].failed:
@@ -81,7 +81,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _saying(done: list[str]) -> Iterator[None]:
+def _noting_saved(done: list[str]) -> Iterator[None]:
     """Add the files that had been saved, if any, to an interrupt."""
     try:
         yield
@@ -101,7 +101,7 @@ def _complete(
     """Train and report; save and draw at `places`, where given, and note the files in `done`."""
     run.train()
     if places:
-        done.append(str(_saved(run, places.model, call, options.force)))
+        done.append(str(_save(run, places.model, call, options.force)))
         say(f"saved {done[0]}" + (f" (seed {run.seed})" if options.splits > 1 else ""))
     with_baselines = options.data == "flights" and not options.no_baselines
     _try("figures", lambda: run.report(with_baselines))
@@ -117,7 +117,7 @@ def _complete(
     del run.split
 
 
-def _saved(run: _Run, path: Path, call: outputs.Call, force: bool) -> Path:
+def _save(run: _Run, path: Path, call: outputs.Call, force: bool) -> Path:
     """Save a model, under a free name if its place was taken during the training; return where."""
     try:
         outputs.require_model_place(path, call, force)
@@ -277,7 +277,7 @@ class _Run:
         else:
             self.results["mlpcore"] = {**class_figures(prediction, Y), "seconds": self.seconds}
             if baselines:
-                for name, model, more in baselines_of(self.split.validation):
+                for name, model, more in baseline_models(self.split.validation):
                     say(f"fitting {name}, to compare")
                     began = time.perf_counter()
                     model.fit(*self.split.training, **more)
@@ -337,7 +337,7 @@ def _peak() -> str:
     return f", the process {human(peak)} at its peak"
 
 
-def _medians(runs: list[_Run]) -> None:
+def _print_medians(runs: list[_Run]) -> None:
     names = list(runs[0].results)
     keys = {name: list(runs[0].results[name]) for name in names}
     medians = {

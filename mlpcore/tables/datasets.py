@@ -82,8 +82,8 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
         task = "regression" if Y.dtype.kind == "f" else "classification"
         if Y.dtype.kind in "iu" and Y.ndim == 1:
             count = len(np.unique(Y))
-            task = "classification" if few(count, len(Y), MOST_CLASSES) else "regression"
-            note = decided(count, task)
+            task = "classification" if are_classes(count, len(Y), MOST_CLASSES) else "regression"
+            note = describe_decision(count, task)
     if task == "regression":
         if Y.dtype.kind not in "biuf" or Y.ndim > 2 or Y.size == 0:
             raise ValueError(
@@ -117,12 +117,12 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
     return Dataset(X, labels.codes(found, classes), names, classes, labels=kind, note=note)
 
 
-def few(values: int, rows: int, most: int) -> bool:
+def are_classes(values: int, rows: int, most: int) -> bool:
     """Return True if whole numbers are classes: at most `most`, in some five rows each."""
     return values <= min(most, rows / 5 + 2)
 
 
-def decided(values: int, task: str) -> str:
+def describe_decision(values: int, task: str) -> str:
     """Return the sentence that says how whole numbers were taken, and how to say otherwise."""
     taken, other = (
         ("classes", "a quantity") if task == "classification" else ("a quantity", "classes")

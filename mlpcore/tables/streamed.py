@@ -47,7 +47,7 @@ _THIN, _LOOK = 0x5EED, 0x100C
 
 
 @dataclass(frozen=True)
-class BigTable(Table):
+class StreamedTable(Table):
     """A `Table` of which `X` and `Y` are a sample.
 
     Attributes:
@@ -151,19 +151,19 @@ def is_too_big(path: str | Path) -> bool:
     return False
 
 
-def load(
+def stream_table(
     path: str | Path,
     target: str,
     task: str | None = None,
     groups: str | None = None,
     wishes: Mapping[str, str] | None = None,
-) -> BigTable:
+) -> StreamedTable:
     """Return the table; what its columns are taken as is told from a sample of its rows.
 
-    The arguments are those of `table.load`.
+    The arguments are those of `load_table`.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: as `table.load`; or the file is not Parquet, or has
+        FileNotFoundError, OSError, ValueError: as `load_table`; or the file is not Parquet, or has
             fewer than 5 row groups.
     """
     files.require_file(path)
@@ -184,7 +184,7 @@ def load(
     require_columns(path, names, target, groups, wishes or {})
     targets.require_answers(footer.schema.field(target).type, target)
     whole = _Reader(
-        BigTable(None, None, (), (), path=str(path), target=target, by=groups or ""),
+        StreamedTable(None, None, (), (), path=str(path), target=target, by=groups or ""),
         footer,
         all_columns=True,
     )
@@ -202,7 +202,7 @@ def load(
     table = make_table(sample, path, target, task, groups, wishes, np.concatenate(numbers))
     given = {name: getattr(table, name) for name in table.__dataclass_fields__}
     return replace(
-        BigTable(**given), path=str(path), total=total, by=groups or "", **whole.survey(table)
+        StreamedTable(**given), path=str(path), total=total, by=groups or "", **whole.survey(table)
     )
 
 
@@ -248,7 +248,7 @@ class _Parts:
     description: str = ""
 
     @classmethod
-    def of(cls, table: BigTable, seed: int) -> _Parts:
+    def of(cls, table: StreamedTable, seed: int) -> _Parts:
         """Return the parts of a table: shares of its rows, or of its groups, then to the group."""
         if not table.by:
             return cls(seed, "", (SHARES[0], sum(SHARES)))
@@ -276,7 +276,7 @@ class _Parts:
 class _Reader:
     """The columns in use of a table's file, read by row groups."""
 
-    def __init__(self, table: BigTable, footer: Footer, all_columns: bool = False):
+    def __init__(self, table: StreamedTable, footer: Footer, all_columns: bool = False):
         self.table = table
         used = [column.name for column in table.columns if column.kind]
         by = [table.by] if table.by else []

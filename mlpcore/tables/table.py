@@ -55,7 +55,7 @@ class Table(Dataset):
         return Transformer.fit(self.X, rows, self.columns)
 
 
-def load(
+def load_table(
     path: str | Path,
     target: str,
     task: str | None = None,
@@ -105,7 +105,7 @@ def make_table(
     wishes: Mapping[str, str] | None,
     numbering: Array | None = None,
 ) -> Table:
-    """Return what `load` does, of a table that has been read.
+    """Return what `load_table` does, of a table that has been read.
 
     `path` is for messages, `numbering` (m,) the rows' numbers in the file.
     """

@@ -22,7 +22,7 @@ from mlpcore.tables.arrow import (
     to_names,
     to_numbers,
 )
-from mlpcore.tables.datasets import Truth, decided, few
+from mlpcore.tables.datasets import Truth, are_classes, describe_decision
 
 Array = NDArray[Any]
 
@@ -54,8 +54,8 @@ def decide_task(values: pa.ChunkedArray, task: str | None) -> tuple[str, str]:
         return "regression", ""
     known = plain(values).filter(pa.array(filled))
     count = len(np.unique(numbers) if pa.types.is_floating(known.type) else known.unique())
-    task = "classification" if few(count, len(known), MOST_CLASSES) else "regression"
-    return task, decided(count, task)
+    task = "classification" if are_classes(count, len(known), MOST_CLASSES) else "regression"
+    return task, describe_decision(count, task)
 
 
 def find_goal(values: pa.ChunkedArray, name: str, task: str | None) -> Goal:
