@@ -62,7 +62,6 @@ def bent(rng, raw, first=0, last=None):
 
 
 # -- .npz
-# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -192,7 +191,6 @@ def test_random_damages_of_an_archive_are_found_or_harmless(save, archive):
 
 
 # -- Parquet
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def sound(path, **options):
@@ -233,9 +231,11 @@ def test_random_damages_of_a_parquet_file_are_errors_that_name_it(codec, tmp_pat
     path = sound(tmp_path / "t.parquet", compression=codec, write_page_checksum=codec == "none")
     made = tables.load_table(path, "y").prepare(np.arange(ROWS))
     readers = [
-        (path, lambda path: tables.load_table(path, "y")), (path, lambda path: made.apply(made.read(path)[0])),
-        (path, in_pieces), (path.with_name("numbers.parquet"), trained),
-    ]  # fmt: skip
+        (path, lambda path: tables.load_table(path, "y")),
+        (path, lambda path: made.apply(made.read(path)[0])),
+        (path, in_pieces),
+        (path.with_name("numbers.parquet"), trained),
+    ]
     raw = {file: file.read_bytes() for file, _ in readers}
     found = 0
     for turn in range(80):
@@ -411,7 +411,6 @@ def test_categories_whose_texts_are_views_are_categories(tmp_path):
 
 
 # -- messages
-# --------------------------------------------------------------------------------------------------------------
 
 
 LONG = "n" * 40_000

@@ -105,7 +105,6 @@ def test_an_archive_that_cannot_be_trained_on_is_refused_by_name(arrays, words, 
 
 
 # -- numbers far from 0, of any size
-# ---------------------------------------------------------------------------------------
 
 
 def standardised(values):
@@ -123,11 +122,22 @@ def standardised(values):
 @pytest.mark.parametrize(
     ("origin", "unit", "dtype"),
     [
-        (0, 1, "f8"), (1.7e9, 10, "f8"), (1e15, 10, "f8"), (-3e8, 1000, "f4"), (0, 1e-300, "f8"), (0, 1e300, "f8"),
-        (2**53, 9, "i8"), (2**60, 1000, "i8"), (-(2**63) + 10**6, 1000, "i8"), (2**64 - 10**6, 1000, "u8"), (0, 2.0**61, "i8"),
-        (0, 1e-38, "f4"), (2**31 - 10**4, 100, "i4"), (100, 9, "u1"),
+        (0, 1, "f8"),
+        (1.7e9, 10, "f8"),
+        (1e15, 10, "f8"),
+        (-3e8, 1000, "f4"),
+        (0, 1e-300, "f8"),
+        (0, 1e300, "f8"),
+        (2**53, 9, "i8"),
+        (2**60, 1000, "i8"),
+        (-(2**63) + 10**6, 1000, "i8"),
+        (2**64 - 10**6, 1000, "u8"),
+        (0, 2.0**61, "i8"),
+        (0, 1e-38, "f4"),
+        (2**31 - 10**4, 100, "i4"),
+        (100, 9, "u1"),
     ],
-)  # fmt: skip
+)
 def test_standardising_loses_no_digits_to_an_offset_or_a_scale(origin, unit, dtype):
     e = np.random.default_rng(0).normal(size=(60, 2))
     if dtype[0] == "f":
@@ -181,7 +191,6 @@ def test_what_cannot_be_standardised_is_named():
 
 
 # -- classes or a quantity, and what another archive says of them
-# ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -259,15 +268,18 @@ def test_an_archive_is_judged_by_the_classes_of_the_model_and_not_by_its_own(tmp
 
 
 # -- frames in memory
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_frame_of_several_types_is_read_column_by_column():
     rng = np.random.default_rng(0)
     plain = np.column_stack([rng.random(50) > 0.5, rng.normal(size=50), rng.integers(0, 5, 50)])
-    frame = pd.DataFrame({
-        "flag": plain[:, 0] > 0, "x": plain[:, 1], "whole": pd.array(plain[:, 2].astype(int), dtype="Int64"),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "flag": plain[:, 0] > 0,
+            "x": plain[:, 1],
+            "whole": pd.array(plain[:, 2].astype(int), dtype="Int64"),
+        }
+    )
     y = plain @ [1.0, 2.0, -1.0]
     parameters = []
     for X in (plain, frame):

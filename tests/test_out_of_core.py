@@ -137,9 +137,14 @@ def test_the_windows_are_in_the_plan_and_under_the_memory_limit(tmp_path, monkey
     small_windows(monkeypatch)
     trainer, plans = make(memory_limit="40 KiB"), []
     trainer.fit(
-        *in_file("memmap", tmp_path), epochs=1, batch_size=20, progress=False,
-        callbacks=[lambda t, _: plans.append(t._step.make_plan(20, t._step.inputs, t._step.reserved))],
-    )  # fmt: skip
+        *in_file("memmap", tmp_path),
+        epochs=1,
+        batch_size=20,
+        progress=False,
+        callbacks=[
+            lambda t, _: plans.append(t._step.make_plan(20, t._step.inputs, t._step.reserved))
+        ],
+    )
     assert plans[0].total_bytes <= 40 << 10
     assert {"X window 1", "Y window 2", "order window 1"} <= {x.name for x in plans[0].parts["fit"]}
 
@@ -389,7 +394,6 @@ def test_a_file_that_is_closed_meanwhile_says_which_rows_were_asked_for(tmp_path
 
 
 # -- the same rows, the same order
-# -------------------------------------------------------------------------------------------
 
 
 def fitted(*table, **settings):
@@ -453,7 +457,6 @@ def _fitted_and_mapped(x, y):
 
 
 # -- loaders that do not know their length
-# -----------------------------------------------------------------------------------
 
 
 class Loader:

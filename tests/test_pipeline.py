@@ -41,9 +41,12 @@ def of_sklearn(frame, rows, columns):
         StandardScaler(),
     )
     coded = OneHotEncoder(
-        handle_unknown="infrequent_if_exist", min_frequency=LEAST_ROWS, max_categories=MOST_CATEGORIES,
-        sparse_output=False, dtype=np.float32,
-    )  # fmt: skip
+        handle_unknown="infrequent_if_exist",
+        min_frequency=LEAST_ROWS,
+        max_categories=MOST_CATEGORIES,
+        sparse_output=False,
+        dtype=np.float32,
+    )
     others = [column.name for column in columns if column.kind != "number"]
     made = ColumnTransformer([("n", scaled, numbers), ("c", coded, others)], sparse_threshold=0)
     with warnings.catch_warnings():
@@ -139,7 +142,6 @@ def test_medians_of_huge_numbers_do_not_overflow():
 
 
 # -- in a model file
-# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +178,7 @@ def test_a_pipeline_is_the_same_after_saving(kept, tmp_path):
 
 FORMATS = [
     1
-]  # each that has been written since the first; files of it are read as long as the version stands here
+]  # each that has been written since the first; files of it are read while it stands here
 
 
 @pytest.mark.parametrize("version", FORMATS)
@@ -341,7 +343,7 @@ def test_what_somebody_made_up_is_refused_by_its_field(kept):
 def test_random_changes_of_a_model_never_end_in_anything_but_a_sentence_or_predictions(
     tmp_path, capsys
 ):
-    """Each note and tensor is replaced, at random, by one of another kind, anywhere in their trees."""
+    """Each note and tensor is replaced, at random, by another kind, anywhere in their trees."""
     rng = np.random.default_rng(0)
     net, tensors, about = mc.MLP.load_with(DATA / "table-format-1-classes.safetensors")
     path, data = str(tmp_path / "m.safetensors"), str(DATA / "table-format-1.csv")
@@ -388,7 +390,7 @@ def test_random_changes_of_a_model_never_end_in_anything_but_a_sentence_or_predi
 
 
 def test_reading_takes_memory_and_steps_in_proportion_to_the_file():
-    """Files of 55 KiB are read in bounded time, whatever they hold, as are ten times as many names."""
+    """Files of 55 KiB are read in bounded time, as are ten times as many names."""
     frame = pd.DataFrame({"a": np.arange(20.0)})
     made = Pipeline.fit(frame, np.arange(20), [Column("a", "number")])
     about = notes(made)
@@ -407,7 +409,6 @@ def test_reading_takes_memory_and_steps_in_proportion_to_the_file():
 
 
 # -- many columns
-# ----------------------------------------------------------------------------------------------------------
 
 
 def calls(function):

@@ -90,7 +90,6 @@ def readers():
 
 
 # -- the order
-# -------------------------------------------------------------------------------------------------------------
 
 sizes = st.sampled_from([1, 2, 3, 7, 13, 64, 97, 1000])
 
@@ -242,7 +241,6 @@ def test_the_windows_keep_to_the_limit_and_hold_a_batch_at_least():
 
 
 # -- sources
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def memmap(folder, array, name="X.npy"):
@@ -402,13 +400,24 @@ def test_parquet_errors_name_file_column_and_row(tmp_path):
         TypeError, match=r"column 'carrier' of .*must hold numbers; it holds (large_)?string"
     ):
         Parquet(write("2.parquet", late=[0], carrier=["UA"]), "late")
-    other = {"date": pa.array([0], pa.date32()), "time": pa.array([0], pa.timestamp("ns", "UTC")), "list": [[1.0]],
-             "category": pa.array(["x"]).dictionary_encode(), "money": pa.array([1]).cast(pa.decimal128(30, 2))}  # fmt: skip
+    other = {
+        "date": pa.array([0], pa.date32()),
+        "time": pa.array([0], pa.timestamp("ns", "UTC")),
+        "list": [[1.0]],
+        "category": pa.array(["x"]).dictionary_encode(),
+        "money": pa.array([1]).cast(pa.decimal128(30, 2)),
+    }
     for name, column in other.items():
         with pytest.raises(TypeError, match=rf"column '{name}' of .* must hold numbers"):
             Parquet(write("2.parquet", late=[0], **{name: column}), "late")
-    for argument, arguments in (("path", (3, "late")), ("path", ([3], "late")), ("target", (good, 3)), ("target", (good, [3])),
-                                ("features", (good, "late", 3)), ("weight", (good, "late", None, ["a"]))):  # fmt: skip
+    for argument, arguments in (
+        ("path", (3, "late")),
+        ("path", ([3], "late")),
+        ("target", (good, 3)),
+        ("target", (good, [3])),
+        ("features", (good, "late", 3)),
+        ("weight", (good, "late", None, ["a"])),
+    ):
         with pytest.raises(TypeError, match=f"{argument} must be .*; got"):
             Parquet(*arguments)
     with pytest.raises(
@@ -417,8 +426,10 @@ def test_parquet_errors_name_file_column_and_row(tmp_path):
         Parquet([good, write("3.parquet", late=[0], a=[1])], "late")
     with pytest.raises(ValueError, match="path: no rows"):
         Parquet(write("4.parquet", late=np.zeros(0), a=np.zeros(0)), "late")
-    for values, message in (([1.0, None], "column 'a' must have a number in every row; row 3 holds null"),
-                            ([1.0, np.nan], "X must be finite; row 3, column 0 holds nan")):  # fmt: skip
+    for values, message in (
+        ([1.0, None], "column 'a' must have a number in every row; row 3 holds null"),
+        ([1.0, np.nan], "X must be finite; row 3, column 0 holds nan"),
+    ):
         stream = open_stream(Parquet([good, write("5.parquet", late=[0, 0], a=values)], "late"))
         with pytest.raises(ValueError, match=message):
             epoch(stream, 2)
@@ -448,7 +459,7 @@ def test_a_folder_gives_its_data_files_and_no_others(tmp_path):
     part = write("hive/year=2001/6.parquet", y=[0], a=[1.0])
     with pytest.raises(
         ValueError,
-        match="the column that their folder 'year=2001' names: write it into the files, or pass a list",
+        match="the column that their folder 'year=2001' names: write it into the files, or pass a",
     ):
         Parquet(tmp_path, "y")
     assert Parquet([part], "y").rows == Parquet(part.parent, "y").rows == 1
@@ -581,7 +592,6 @@ def test_arrays_in_memory_are_not_for_streams():
 
 
 # -- the door
-# --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_door_names_the_argument():
@@ -690,7 +700,6 @@ def test_a_source_that_gives_another_shape_than_it_said_is_refused():
 
 
 # -- the thread
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_error_in_the_source_comes_with_its_traceback_and_ends_the_thread():
@@ -765,7 +774,7 @@ def test_closing_waits_for_one_block_at_most():
 
 
 def test_the_next_window_is_read_while_one_is_in_use():
-    """The source would wait for ever if it were asked only when the consumer wants the next piece."""
+    """The source would wait for ever if it were asked only when the next piece is wanted."""
     X, Y = table(1000)
     in_use, read = threading.Event(), threading.Event()
 
@@ -827,7 +836,6 @@ def test_a_forked_process_reads_for_itself():
 
 
 # -- memory
-# ----------------------------------------------------------------------------------------------------------------
 
 FLAT = """
 from pathlib import Path
@@ -879,7 +887,8 @@ def test_memory_is_flat_on_a_file_many_times_the_windows(tmp_path, kind):
             for i in range(0, rows, 1 << 13):
                 file.write(np.full((1 << 13, 128), i, np.float32).tobytes())
         mapped = f"np.memmap({str(tmp_path / 'X.raw')!r}, np.float32, 'r', shape=({rows}, 128))"
-        source = f"({'np.asarray(' + mapped + ')[:, :100]' if kind == 'view' else mapped}, np.zeros({rows}, np.int8))"
+        X = f"np.asarray({mapped})[:, :100]" if kind == "view" else mapped
+        source = f"({X}, np.zeros({rows}, np.int8))"
     base, most = map(int, run(FLAT.format(source=source)).split())
     assert most - base <= (110 if kind == "parquet" else 16), (
         f"{base} MiB before, {most} MiB at most"

@@ -68,15 +68,24 @@ def notes(table):
 
 
 # -- what is taken as what
-# -------------------------------------------------------------------------------------------------
 
 
 def test_a_column_is_taken_by_its_type_and_values_whatever_the_format(path, frame):
     table = tables.load_table(path, "late")
     assert kinds(table) == {
-        "number": "number", "whole": "number", "city": "category", "rare": "category", "flag": "boolean", "grade": "category",
-        "row": "", "id": "", "same": "", "empty": "", "day": "", "hour": "",
-    }  # fmt: skip
+        "number": "number",
+        "whole": "number",
+        "city": "category",
+        "rare": "category",
+        "flag": "boolean",
+        "grade": "category",
+        "row": "",
+        "id": "",
+        "same": "",
+        "empty": "",
+        "day": "",
+        "hour": "",
+    }
     said = notes(table)
     assert "missing" in said["number"]
     assert said["row"] == "counts the rows, 1 to 200"
@@ -138,9 +147,16 @@ def test_text_that_is_nearly_all_numbers_is_numbers_and_the_rest_is_missing_and_
 
 @pytest.mark.parametrize(
     "day",
-    ["2021-{m:02}-{d:02} 10:30:00", "2021/{m:02}/{d:02}", "{d:02}/{m:02}/2021", "{m}/{d}/21 8:26 PM", "{d}.{m}.2021 08:15",
-     "{d:02}-{m:02}-2021", "2021-{m:02}-{d:02}T10:30:00.5+01:00"],
-)  # fmt: skip
+    [
+        "2021-{m:02}-{d:02} 10:30:00",
+        "2021/{m:02}/{d:02}",
+        "{d:02}/{m:02}/2021",
+        "{m}/{d}/21 8:26 PM",
+        "{d}.{m}.2021 08:15",
+        "{d:02}-{m:02}-2021",
+        "2021-{m:02}-{d:02}T10:30:00.5+01:00",
+    ],
+)
 def test_dates_as_text_are_left_out_with_that_note_unless_asked_for(day, tmp_path):
     days = [day.format(d=13 + i % 10, m=1 + i % 2) for i in range(97)] + ["?"] * 3
     text = "a,day,y\n" + "".join(f"{i * i},{day},{i / 7}\n" for i, day in enumerate(days))
@@ -211,7 +227,6 @@ def test_the_listing_of_columns_names_them_all_up_to_its_limit():
 
 
 # -- the target
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -285,7 +300,6 @@ def test_how_whole_numbers_were_taken_is_said_with_how_to_say_otherwise(numbers,
 
 
 # -- a value has one name
-# --------------------------------------------------------------------------------------------------
 
 
 def written_as(how, values, tmp_path, name="y"):
@@ -416,7 +430,7 @@ def test_labels_of_another_file_are_read_as_those_of_the_first(values, others, n
 
 
 def in_both(labels, tmp_path, **options):
-    """Return two tables with these texts as targets: from CSV, untyped, and from Parquet, as text."""
+    """Return two tables with these texts as targets: from CSV, and from Parquet as text."""
     frame = pd.DataFrame(
         {"a": np.arange(60.0) ** 2, "y": [labels[i % len(labels)] for i in range(60)]}
     )
@@ -571,9 +585,10 @@ def test_dates_asked_for_are_the_same_from_any_type(tmp_path):
         np.random.default_rng(0).normal(size=60),
     )
     files = {
-        "time.parquet": pd.Series(days), "date.parquet": [day.date() for day in days],
+        "time.parquet": pd.Series(days),
+        "date.parquet": [day.date() for day in days],
         "text.parquet": [f"{day:%Y-%m-%d}T00:00:00" for day in days],
-    }  # fmt: skip
+    }
     for name, column in files.items():
         pd.DataFrame({"d": column, "y": y}).to_parquet(tmp_path / name)
     pd.DataFrame({"d": days, "y": y}).to_csv(tmp_path / "day.csv", index=False)
@@ -668,13 +683,18 @@ def test_groups_without_a_name_are_refused_and_one_group_has_one_name(tmp_path):
 
 
 # -- numbers far from 0, of any size
-# ---------------------------------------------------------------------------------------
 
 
 FAR = [
-    (0, 1, np.float64), (1.7e9, 1, np.float64), (-1e12, 100, np.float64), (0, 1e-300, np.float64), (0, 1e300, np.float64),
-    (2**60, 100, np.int64), (-(2**62), 100, np.int64), (1_700_000_000_000_000_000, 9, np.int64),
-]  # fmt: skip
+    (0, 1, np.float64),
+    (1.7e9, 1, np.float64),
+    (-1e12, 100, np.float64),
+    (0, 1e-300, np.float64),
+    (0, 1e300, np.float64),
+    (2**60, 100, np.int64),
+    (-(2**62), 100, np.int64),
+    (1_700_000_000_000_000_000, 9, np.int64),
+]
 
 
 @pytest.mark.parametrize(
@@ -791,7 +811,6 @@ def test_a_column_far_from_0_that_is_constant_on_the_training_rows_is_left_at_0(
 
 
 # -- errors
-# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -840,7 +859,10 @@ def test_a_table_that_cannot_be_trained_on_is_refused_by_name(text, words, tmp_p
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(more, words, tmp_path):
-    text = 'a,gap,day,word,income,y\n1,1,2024-01-01,u,"11,525",1\n2,,2024-01-02,v,"9,000",x\n4,3,2024-01-03,v,"1,000",x\n'
+    text = (
+        'a,gap,day,word,income,y\n1,1,2024-01-01,u,"11,525",1\n2,,2024-01-02,v,"9,000",x\n'
+        '4,3,2024-01-03,v,"1,000",x\n'
+    )
     with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         tables.load_table(written(tmp_path, text), "y", **more)
     assert all(word in str(error.value) for word in words), error.value
@@ -866,7 +888,6 @@ def test_a_number_that_cannot_be_standardised_is_named(tmp_path):
 
 
 # -- kept and used again
-# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -933,10 +954,12 @@ def test_a_category_of_lists_is_refused(kept, frame, tmp_path):
 @pytest.mark.parametrize(
     ("value", "held"),
     [
-        ([1.0], "list<"), (b"1", "binary"), (pd.Timestamp("2024-05-01"), "timestamp"),
+        ([1.0], "list<"),
+        (b"1", "binary"),
+        (pd.Timestamp("2024-05-01"), "timestamp"),
         ("red", "no numbers, but text such as 'red'"),
     ],
-)  # fmt: skip
+)
 def test_a_number_that_can_be_none_is_refused_and_one_among_texts_is_enough(
     value, held, kept, frame, tmp_path
 ):
@@ -989,12 +1012,14 @@ def test_targets_that_are_no_class_of_the_model_stay_in_the_count():
 @pytest.mark.parametrize(
     "change",
     [
-        lambda frame: frame.rename(columns={"x": "size"}), lambda frame: frame.rename(columns={"y": "z"}),
-        lambda frame: frame.assign(x=frame["x"] * 2), lambda frame: frame.assign(y=frame["y"] * 2),
+        lambda frame: frame.rename(columns={"x": "size"}),
+        lambda frame: frame.rename(columns={"y": "z"}),
+        lambda frame: frame.assign(x=frame["x"] * 2),
+        lambda frame: frame.assign(y=frame["y"] * 2),
         lambda frame: frame.assign(c=frame["c"].map({"p": "q", "q": "r"})),
         lambda frame: frame.assign(c=frame["c"].map({"p": 1, "q": 2})),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("target", ["y", "c"])
 def test_tables_whose_standardised_numbers_are_equal_have_different_digests(change, target):
     rng = np.random.default_rng(0)

@@ -28,7 +28,6 @@ _BATCH = 1024  # lines that are written at once
 
 
 # -- what may be replaced
-# ----------------------------------------------------------------------------------------------
 
 
 def require_distinct(argument: str, path: str | Path, others: Mapping[str, str | Path]) -> None:
@@ -161,7 +160,6 @@ def _refuse(path: str | Path, there: str) -> NoReturn:
 
 
 # -- the calls that made them
-# --------------------------------------------------------------------------------------------
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -207,7 +205,6 @@ def _note_in_picture(path: Path) -> str | None:
 
 
 # -- standard output, and tables as text
-# -----------------------------------------------------------------------------------
 
 
 def is_standard_output(path: str) -> bool:

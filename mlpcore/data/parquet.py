@@ -101,7 +101,7 @@ class Parquet(Source):
         all_columns: bool,
     ) -> None:
         """Raise an error unless a file has the columns in use, of the types that others have."""
-        used = [name for names in self._columns for name in names]
+        used = dict.fromkeys(name for names in self._columns for name in names)
         fields: dict[str, list[Any]] = {}
         for field in footer.schema:
             fields.setdefault(field.name, []).append(field.type)
