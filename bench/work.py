@@ -96,7 +96,8 @@ def prepare(case: Case, folder: Path) -> str:
         return "normal numbers from a seed"
     if not (folder / "flights.npz").exists():
         try:
-            from mlpcore.tables.datasets import Standardizer, load_flights
+            from mlpcore.tables.flights import load_flights
+            from mlpcore.tables.standardizer import Standardizer
 
             table = load_flights()
         except ImportError:

@@ -15,7 +15,7 @@ import onnxruntime
 from sklearn.datasets import load_diabetes
 
 import mlpcore as mc
-from mlpcore.tables.datasets import Standardizer
+from mlpcore.tables.standardizer import Standardizer
 
 
 def trained(epochs, seed=0):

@@ -22,7 +22,7 @@ from mlpcore.core.schedules import (
     InverseScaling,
     StepDecay,
 )
-from mlpcore.data.streams import Parquet
+from mlpcore.data.parquet import Parquet
 from mlpcore.gradcheck import GradientCheck, check_gradients
 from mlpcore.mlp import MLP, Cache, Gradient, loss
 from mlpcore.trainer import Trainer

@@ -15,7 +15,7 @@ import pytest
 import mlpcore as mc
 from mlpcore.backends import devices
 from mlpcore.cli import main
-from mlpcore.tables import columns as tables
+from mlpcore.tables.table import Transformer
 from mlpcore.training.learner import Learner
 
 
@@ -207,12 +207,20 @@ def test_notes_that_do_not_fit_the_network_are_one_line_with_the_file(
 @pytest.mark.parametrize(
     ("note", "value"),
     [
-        ("columns", ["size"]), ("columns", {"size": "number", "kind": "category"}), ("labels", "words"), ("features", ["size"]),
+        ("columns", ["size"]),
+        ("columns", {"size": "number", "kind": "category"}),
+        ("labels", "words"),
+        ("features", ["size"]),
         ("columns", {"size": {"kind": "number", "labels": "text", "origin": 0.0, "missing": True}}),
-        ("columns", {"size": {"kind": "number", "labels": "", "origin": "0", "missing": True}}), ("format", "1"),
-        ("columns", {"size": {"kind": "number"}}), ("columns", {}), ("columns", None), ("format", None), ("format", 0),
+        ("columns", {"size": {"kind": "number", "labels": "", "origin": "0", "missing": True}}),
+        ("format", "1"),
+        ("columns", {"size": {"kind": "number"}}),
+        ("columns", {}),
+        ("columns", None),
+        ("format", None),
+        ("format", 0),
     ],
-)  # fmt: skip
+)
 def test_notes_of_a_table_that_do_not_fit_are_one_line_with_the_file(
     note, value, shops, tmp_path, capsys
 ):
@@ -263,7 +271,6 @@ def test_a_run_that_diverges_says_so_and_saves_nothing(table, tmp_path, capsys):
 
 
 # -- tables
-# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -591,14 +598,13 @@ def test_an_exported_model_of_a_table_says_which_columns_it_takes_in_which_order
     assert main(["predict", model, str(shops), "--out", str(tmp_path / "p.csv")]) == 0
     predicted = [float(line) for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
     _, tensors, about = mc.MLP.load_with(model)
-    transformer = tables.Transformer.restore(tensors, about, len(names))
+    transformer = Transformer.restore(tensors, about, len(names))
     X = transformer.apply(transformer.read(shops)[0])
     assert X.shape == (len(rows), len(names))
     np.testing.assert_allclose(onnx_output(tmp_path / "shops.onnx", X)[:, 0], predicted, rtol=1e-4)
 
 
 # -- what the figures are of
-# -------------------------------------------------------------------------------------------------
 
 
 def predicted(model, data, tmp_path, capsys):
@@ -652,7 +658,8 @@ def test_rows_whose_label_the_model_does_not_know_count_as_wrong_and_are_said(
     said, _ = predicted(model, new, tmp_path, capsys)
     assert (
         said
-        == "against its column dear: no figures, since no row has a label; 1 row has no value: not counted\n"
+        == "against its column dear: no figures, since no row has a label; 1 row has no value: "
+        "not counted\n"
     )
 
 
@@ -707,7 +714,6 @@ def test_an_archive_with_some_of_the_classes_is_judged_by_those_of_the_model(
 
 
 # -- targets as they were
-# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("origin", [1.7e9, 10**15, 2**60])
@@ -817,7 +823,6 @@ def test_an_export_says_which_columns_float32_is_too_coarse_for(tmp_path, capsys
 
 
 # -- runs that go on
-# -------------------------------------------------------------------------------------------------------
 
 
 def command(*arguments):
@@ -918,10 +923,13 @@ def test_no_output_replaces_a_file_that_is_something_else(table, tmp_path, capsy
     assert train(table, tmp_path, "--epochs", "1") == 0
     model = (tmp_path / "table.safetensors").read_bytes()
     for path, said in (
-        (table, "is where the data are"), (tmp_path / "table.safetensors", "is where the model goes"),
-        (tmp_path / "table.png", "is where the picture goes"), (own, "not a checkpoint of mlpcore train; name another file"),
-        (tmp_path / "gone" / "x", "does not exist"), (tmp_path, "is a folder"),
-    ):  # fmt: skip
+        (table, "is where the data are"),
+        (tmp_path / "table.safetensors", "is where the model goes"),
+        (tmp_path / "table.png", "is where the picture goes"),
+        (own, "not a checkpoint of mlpcore train; name another file"),
+        (tmp_path / "gone" / "x", "does not exist"),
+        (tmp_path, "is a folder"),
+    ):
         assert train(table, tmp_path, "--epochs", "1", "--checkpoint", str(path)) == 2
         assert said in capsys.readouterr().err
     for path, said in (

@@ -64,7 +64,6 @@ def put(path, kind):
 
 
 # -- train
-# -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(folder, capsys):
@@ -93,12 +92,16 @@ def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(fol
 @pytest.mark.parametrize(
     ("name", "kind", "word"),
     [
-        ("t.safetensors", "text", "text"), ("t.safetensors", "another library's", "another library"),
-        ("t.safetensors", "a library's model", "did not make"), ("t.safetensors", "a checkpoint", "checkpoint"),
-        ("t.png", "a picture", "a picture (PNG)"), ("t.png", "text", "text"),
-        ("t.checkpoint.safetensors", "a library's model", "not a checkpoint"), ("t.checkpoint.safetensors", "text", "text"),
+        ("t.safetensors", "text", "text"),
+        ("t.safetensors", "another library's", "another library"),
+        ("t.safetensors", "a library's model", "did not make"),
+        ("t.safetensors", "a checkpoint", "checkpoint"),
+        ("t.png", "a picture", "a picture (PNG)"),
+        ("t.png", "text", "text"),
+        ("t.checkpoint.safetensors", "a library's model", "not a checkpoint"),
+        ("t.checkpoint.safetensors", "text", "text"),
     ],
-)  # fmt: skip
+)
 def test_a_file_of_another_kind_is_refused_before_the_data_are_read(
     name, kind, word, folder, capsys
 ):
@@ -120,10 +123,13 @@ def test_no_output_is_the_input_by_whatever_link_even_by_force(folder, capsys):
     os.mkdir("out")
     os.symlink("../t.npz", "out/t.safetensors")
     calls = [
-        ["train", "t.npz", "--out", "out"], ["train", "t.npz", "--checkpoint", "hard.safetensors"],
-        ["predict", "t.safetensors", "t.npz", "--out", "soft"], ["predict", "t.safetensors", "soft", "--out", "t.npz"],
-        ["predict", "t.safetensors", "t.npz", "--out", "./t.safetensors"], ["export", "t.safetensors", "t.safetensors"],
-    ]  # fmt: skip
+        ["train", "t.npz", "--out", "out"],
+        ["train", "t.npz", "--checkpoint", "hard.safetensors"],
+        ["predict", "t.safetensors", "t.npz", "--out", "soft"],
+        ["predict", "t.safetensors", "soft", "--out", "t.npz"],
+        ["predict", "t.safetensors", "t.npz", "--out", "./t.safetensors"],
+        ["export", "t.safetensors", "t.safetensors"],
+    ]
     os.link("t.safetensors", "hard.onnx")
     for call in (*calls, ["export", "t.safetensors", "hard.onnx"]):
         capsys.readouterr()
@@ -344,10 +350,11 @@ def test_a_call_that_was_killed_is_refused_or_resumed_by_what_the_checkpoint_its
 @pytest.mark.parametrize(
     ("make", "word"),
     [
-        (lambda place: place.write_text("mine"), "is a file"), (lambda place: place.symlink_to("nowhere"), "leads nowhere"),
+        (lambda place: place.write_text("mine"), "is a file"),
+        (lambda place: place.symlink_to("nowhere"), "leads nowhere"),
         (lambda place: place.mkdir(mode=0o555), "cannot be written"),
     ],
-)  # fmt: skip
+)
 def test_an_out_that_is_no_folder_to_write_in_is_refused_before_the_data_are_read(
     make, word, folder, capsys
 ):
@@ -369,7 +376,6 @@ def test_an_out_that_is_no_folder_to_write_in_is_refused_before_the_data_are_rea
 
 
 # -- predict
-# -----------------------------------------------------------------------------------------------------------
 
 
 def predict(*more):
@@ -500,7 +506,6 @@ def test_predictions_go_into_pipes_and_devices(folder, capsys):
 
 
 # -- export
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_export_replaces_that_of_the_same_model_and_nothing_else(folder, capsys):
@@ -532,7 +537,6 @@ def test_an_export_replaces_that_of_the_same_model_and_nothing_else(folder, caps
 
 
 # -- cells
-# -------------------------------------------------------------------------------------------------------------
 
 
 def test_no_cell_of_predictions_is_a_formula_and_numbers_stay_as_they_are(folder, capsys):
@@ -554,8 +558,12 @@ def test_no_cell_of_predictions_is_a_formula_and_numbers_stay_as_they_are(folder
     assert {row[0] for row in rows[1:]} <= set(cells)
     assert {row[0] for row in rows[1:]} & set(marked.values())
     assert [cell(name) for name in ("\ttab", "-1", "+3.5e2", "a;=2", "-inf")] == [
-        "\"'\ttab\"", "-1", "+3.5e2", '"a;=2"', "'-inf",
-    ]  # fmt: skip
+        '"\'\ttab"',
+        "-1",
+        "+3.5e2",
+        '"a;=2"',
+        "'-inf",
+    ]
 
 
 def test_a_formula_behind_marks_that_are_not_seen_is_none_either():

@@ -40,7 +40,6 @@ def child(*arguments, **settings):
 
 
 # -- streams
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_training_whose_messages_nobody_reads_is_saved_and_ends_quietly(folder):
@@ -145,7 +144,6 @@ def test_help_fits_any_terminal_and_any_encoding(monkeypatch, capsys):
 
 
 # -- names
-# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode there")
@@ -177,7 +175,6 @@ def test_files_whose_names_are_not_utf_8_are_read_and_written(suffix, folder, ca
 
 
 # -- libraries and systems
-# ---------------------------------------------------------------------------------------------
 
 SURROUNDED = """
 import os, sys
@@ -232,7 +229,6 @@ def test_a_disk_that_is_full_at_the_picture_leaves_the_model_and_says_so(folder,
 
 
 # -- signals
-# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -270,7 +266,6 @@ def test_what_was_saved_before_a_signal_is_said(folder, capsys, monkeypatch):
 
 
 # -- numbers
-# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -334,7 +329,6 @@ def test_a_text_in_place_of_a_number_is_said_in_short(capsys):
 
 
 # -- what an error names
-# -----------------------------------------------------------------------------------------------
 
 
 def columns(name, number, encoding="utf-8"):

@@ -15,11 +15,16 @@ import pytest
 from pyarrow import parquet
 
 import mlpcore as mc
+from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.cli import main
-from mlpcore.data import streams
-from mlpcore.tables import columns as tables
+from mlpcore.data import row_groups
+from mlpcore.data.open import open_stream
+from mlpcore.data.streams import Block
+from mlpcore.engine import plan
+from mlpcore.tables import arrow, files
 from mlpcore.tables import datasets as data
 from mlpcore.tables import streamed as big_tables
+from mlpcore.tables import table as tables
 
 ROWS = 120
 
@@ -57,7 +62,6 @@ def bent(rng, raw, first=0, last=None):
 
 
 # -- .npz
-# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -187,7 +191,6 @@ def test_random_damages_of_an_archive_are_found_or_harmless(save, archive):
 
 
 # -- Parquet
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def sound(path, **options):
@@ -209,7 +212,9 @@ def sound(path, **options):
 
 
 def in_pieces(path):
-    for _ in big_tables.load(path, "y").cut(0, 16).training[0](0):
+    stream = open_stream(*big_tables.stream_table(path, "y").split(0).training)
+    arrays = plan.allocate(NumpyOps(), stream.buffers(16))
+    for _ in stream.epoch(16, None, 0, arrays):
         pass
 
 
@@ -224,11 +229,13 @@ def trained(path):
 def test_random_damages_of_a_parquet_file_are_errors_that_name_it(codec, tmp_path):
     rng = np.random.default_rng(0)
     path = sound(tmp_path / "t.parquet", compression=codec, write_page_checksum=codec == "none")
-    made = tables.load(path, "y").prepare(np.arange(ROWS))
+    made = tables.load_table(path, "y").prepare(np.arange(ROWS))
     readers = [
-        (path, lambda path: tables.load(path, "y")), (path, lambda path: made.apply(made.read(path)[0])),
-        (path, in_pieces), (path.with_name("numbers.parquet"), trained),
-    ]  # fmt: skip
+        (path, lambda path: tables.load_table(path, "y")),
+        (path, lambda path: made.apply(made.read(path)[0])),
+        (path, in_pieces),
+        (path.with_name("numbers.parquet"), trained),
+    ]
     raw = {file: file.read_bytes() for file, _ in readers}
     found = 0
     for turn in range(80):
@@ -247,7 +254,7 @@ def test_pages_are_compared_with_their_checksums(tmp_path):
         tmp_path / "t.parquet", compression="none", use_dictionary=False, write_page_checksum=True
     )
     for file, reader in (
-        (path, lambda path: tables.read(path)),
+        (path, lambda path: files.read_table(path)),
         (path, in_pieces),
         (path.with_name("numbers.parquet"), trained),
     ):
@@ -268,7 +275,7 @@ def test_rows_that_are_promised_and_not_there_are_missed(tmp_path):
         parquet.ParquetFile(path) as file,
         pytest.raises(ValueError, match="20 rows fewer than it says"),
     ):
-        for _ in streams.read_batches(_Short(file), "t.parquet", 64, 0, ["a"]):
+        for _ in row_groups.read_batches(_Short(file), "t.parquet", 64, 0, ["a"]):
             pass
 
 
@@ -288,14 +295,14 @@ def test_a_run_that_meets_a_damaged_file_keeps_the_parameters_of_its_last_step(t
     )
     path = tmp_path / "numbers.parquet"
     raw = bytearray(path.read_bytes())
-    place = raw.find(tables.read(path).column("y").to_numpy()[80:100].tobytes())
+    place = raw.find(files.read_table(path).column("y").to_numpy()[80:100].tobytes())
     net = mc.MLP([2, 1])
     trainer = mc.Trainer(net, "squared_error", mc.SGD(1e-3))
 
     def batches(harm=True):
         for first in range(0, ROWS, 20):
             X, Y = np.empty((20, 2)), np.empty(20)
-            mc.Parquet(path, "y").reader()(first, first + 20, [X, Y, None])
+            mc.Parquet(path, "y").reader()(first, first + 20, Block(X, Y))
             yield X, Y
             if harm and first == 20:  # the disk fails while the run is under way
                 raw[place + 3] ^= 1
@@ -349,19 +356,21 @@ def test_a_column_of_any_type_is_used_left_out_or_refused_by_name(kind, tmp_path
     )
     parquet.write_table(pa.table({"cc": ["x", "y"] * 60, "y": columns["y"]}), texts)
     parquet.write_table(pa.table({"cc": columns["a"], "y": columns["y"]}), numbers)
-    taken = {column.name: column for column in tables.load(path, "y").columns}
+    taken = {column.name: column for column in tables.load_table(path, "y").columns}
     assert taken["cc"].note
     in_pieces(path)
     used = 0
     for wish in ("number", "category"):
         used += attempt(
-            lambda wish=wish: tables.load(path, "y", wishes={"cc": wish}).prepare(np.arange(ROWS))
+            lambda wish=wish: tables.load_table(path, "y", wishes={"cc": wish}).prepare(
+                np.arange(ROWS)
+            )
         )
-    used += attempt(lambda: tables.load(path, "cc", "classification"))
-    used += attempt(lambda: big_tables.load(path, "cc"))
-    used += attempt(lambda: tables.load(path, "y", groups="cc"))
+    used += attempt(lambda: tables.load_table(path, "cc", "classification"))
+    used += attempt(lambda: big_tables.stream_table(path, "cc"))
+    used += attempt(lambda: tables.load_table(path, "y", groups="cc"))
     for other in (texts, numbers):
-        made = tables.load(other, "y").prepare(np.arange(ROWS))
+        made = tables.load_table(other, "y").prepare(np.arange(ROWS))
         attempt(lambda made=made: made.apply(made.read(path)[0]))
     attempt(lambda: mc.Parquet(path, "y"))
     assert bool(used) == (
@@ -396,13 +405,12 @@ def test_categories_whose_texts_are_views_are_categories(tmp_path):
     coded = pa.DictionaryArray.from_arrays(
         pa.array([0, 1, None], pa.int32()), pa.array(["x", "y"], pa.string_view())
     )
-    table = tables.without_views(pa.table({"c": coded}))
+    table = files.without_views(pa.table({"c": coded}))
     assert pa.types.is_dictionary(table.schema.field("c").type)
-    assert tables.plain(table.column("c")).to_pylist() == ["x", "y", None]
+    assert arrow.plain(table.column("c")).to_pylist() == ["x", "y", None]
 
 
 # -- messages
-# --------------------------------------------------------------------------------------------------------------
 
 
 LONG = "n" * 40_000

@@ -10,11 +10,14 @@ import pytest
 
 import mlpcore as mc
 from mlpcore.tables import datasets as data
+from mlpcore.tables.flights import load_flights
+from mlpcore.tables.splits import split_rows
+from mlpcore.tables.standardizer import Standardizer
 
 
 @pytest.fixture(scope="module")
 def flights():
-    return data.load_flights()
+    return load_flights()
 
 
 def test_flights_are_those_with_an_arrival_delay_and_a_quarter_of_them_late(flights):
@@ -40,7 +43,7 @@ def test_no_flight_column_is_known_only_after_departure(flights):
 
 
 def test_a_split_of_flights_keeps_each_day_whole(flights):
-    parts = data.split(flights, seed=0)
+    parts = split_rows(flights, seed=0)
     days = [set(flights.groups[rows]) for rows in parts]
     assert not days[0] & days[1]
     assert not days[0] & days[2]
@@ -51,7 +54,7 @@ def test_a_split_of_flights_keeps_each_day_whole(flights):
 
 def test_a_split_is_the_same_for_a_seed_and_holds_the_class_shares():
     digits = data.load_digits()
-    first, again, other = (data.split(digits, seed) for seed in (3, 3, 4))
+    first, again, other = (split_rows(digits, seed) for seed in (3, 3, 4))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[2], other[2])
     assert np.abs(np.bincount(digits.Y[first[2]]) - 0.2 * np.bincount(digits.Y)).max() <= 2
@@ -62,7 +65,7 @@ def test_a_standardiser_maps_its_rows_to_mean_0_and_deviation_1_and_leaves_const
     X = (1e6 + rng.standard_normal((40_000, 3))).astype(np.float32)
     X[:, 2] = 7
     rows = np.arange(0, 40_000, 2)
-    Z = data.Standardizer.fit(X, rows).apply(X)[rows].astype(np.float64)
+    Z = Standardizer.fit(X, rows).apply(X)[rows].astype(np.float64)
     np.testing.assert_allclose(Z[:, :2].mean(axis=0), 0, atol=0.1)  # float32 resolves 1/16 at 1e6
     np.testing.assert_allclose(Z[:, :2].std(axis=0), 1, rtol=1e-3)
     assert (Z[:, 2] == 0).all()
@@ -102,7 +105,6 @@ def test_an_archive_that_cannot_be_trained_on_is_refused_by_name(arrays, words, 
 
 
 # -- numbers far from 0, of any size
-# ---------------------------------------------------------------------------------------
 
 
 def standardised(values):
@@ -120,18 +122,29 @@ def standardised(values):
 @pytest.mark.parametrize(
     ("origin", "unit", "dtype"),
     [
-        (0, 1, "f8"), (1.7e9, 10, "f8"), (1e15, 10, "f8"), (-3e8, 1000, "f4"), (0, 1e-300, "f8"), (0, 1e300, "f8"),
-        (2**53, 9, "i8"), (2**60, 1000, "i8"), (-(2**63) + 10**6, 1000, "i8"), (2**64 - 10**6, 1000, "u8"), (0, 2.0**61, "i8"),
-        (0, 1e-38, "f4"), (2**31 - 10**4, 100, "i4"), (100, 9, "u1"),
+        (0, 1, "f8"),
+        (1.7e9, 10, "f8"),
+        (1e15, 10, "f8"),
+        (-3e8, 1000, "f4"),
+        (0, 1e-300, "f8"),
+        (0, 1e300, "f8"),
+        (2**53, 9, "i8"),
+        (2**60, 1000, "i8"),
+        (-(2**63) + 10**6, 1000, "i8"),
+        (2**64 - 10**6, 1000, "u8"),
+        (0, 2.0**61, "i8"),
+        (0, 1e-38, "f4"),
+        (2**31 - 10**4, 100, "i4"),
+        (100, 9, "u1"),
     ],
-)  # fmt: skip
+)
 def test_standardising_loses_no_digits_to_an_offset_or_a_scale(origin, unit, dtype):
     e = np.random.default_rng(0).normal(size=(60, 2))
     if dtype[0] == "f":
         X = (origin + e * unit).astype(dtype)
     else:
         X = np.array([[int(origin) + int(v * unit) for v in row] for row in e], dtype)
-    scale = data.Standardizer.fit(X)
+    scale = Standardizer.fit(X)
     wanted = standardised(X)
     np.testing.assert_allclose(scale.exactly(X), wanted, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(scale.apply(X), wanted, rtol=2e-7, atol=1e-12)
@@ -143,7 +156,7 @@ def test_standardising_loses_no_digits_to_an_offset_or_a_scale(origin, unit, dty
     )
     rows = np.arange(0, 60, 3)
     np.testing.assert_allclose(
-        data.Standardizer.fit(X, rows).exactly(X[rows]),
+        Standardizer.fit(X, rows).exactly(X[rows]),
         standardised(X[rows]),
         rtol=1e-12,
         atol=1e-12,
@@ -153,32 +166,31 @@ def test_standardising_loses_no_digits_to_an_offset_or_a_scale(origin, unit, dty
 @pytest.mark.parametrize("value", [7, 2**62 + 1, 0.1, 1.7e9, 1e300, np.float32(0.1), 0])
 def test_a_constant_column_becomes_0_and_keeps_its_unit(value):
     X = np.full((50_000, 1), value)
-    scale = data.Standardizer.fit(X)
+    scale = Standardizer.fit(X)
     assert scale.scale.tolist() == [1]
     assert not scale.apply(X).any()
     noisy = np.full((40, 1), 0.1) + np.arange(40)[:, None] % 2 * 1.4e-17  # rounding, no signal
-    assert data.Standardizer.fit(noisy).scale.tolist() == [1]
+    assert Standardizer.fit(noisy).scale.tolist() == [1]
 
 
 def test_alike_columns_share_the_mean_and_the_deviation_of_all_numbers():
     X = 1e9 + np.random.default_rng(0).normal(size=(200, 3)) * [1, 2, 3] + [0, 5, 9]
-    Z = data.Standardizer.fit(X, alike=True).exactly(X)
+    Z = Standardizer.fit(X, alike=True).exactly(X)
     np.testing.assert_allclose(Z, (X - X.mean()) / (X - X.mean()).std(), atol=1e-7)
 
 
 def test_what_cannot_be_standardised_is_named():
-    scale = data.Standardizer.fit(np.arange(6.0).reshape(3, 2))
+    scale = Standardizer.fit(np.arange(6.0).reshape(3, 2))
     with pytest.raises(ValueError, match=r"row 2: 1e\+300 in column 1 is too far"):
         scale.apply(np.array([[1.0, 2.0], [1e300, 0.0]]))
     with pytest.raises(ValueError, match="column 1 is not"):
-        data.Standardizer.fit(np.array([[0.0, -1.7e308], [1.0, 1.7e308]]))
+        Standardizer.fit(np.array([[0.0, -1.7e308], [1.0, 1.7e308]]))
     with pytest.raises(ValueError, match=r"takes \(m, 2\)"):
         scale.apply(np.zeros((3, 3)))
     assert np.isnan(scale.apply(np.array([[np.nan, 1.0]]))).tolist() == [[True, False]]
 
 
 # -- classes or a quantity, and what another archive says of them
-# ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -256,15 +268,18 @@ def test_an_archive_is_judged_by_the_classes_of_the_model_and_not_by_its_own(tmp
 
 
 # -- frames in memory
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_frame_of_several_types_is_read_column_by_column():
     rng = np.random.default_rng(0)
     plain = np.column_stack([rng.random(50) > 0.5, rng.normal(size=50), rng.integers(0, 5, 50)])
-    frame = pd.DataFrame({
-        "flag": plain[:, 0] > 0, "x": plain[:, 1], "whole": pd.array(plain[:, 2].astype(int), dtype="Int64"),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "flag": plain[:, 0] > 0,
+            "x": plain[:, 1],
+            "whole": pd.array(plain[:, 2].astype(int), dtype="Int64"),
+        }
+    )
     y = plain @ [1.0, 2.0, -1.0]
     parameters = []
     for X in (plain, frame):

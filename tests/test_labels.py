@@ -1,4 +1,4 @@
-"""The names of values: the same from every type and way of printing that stands for the same value."""
+"""The names of values: the same from each type and spelling of the same value."""
 
 from decimal import Decimal
 

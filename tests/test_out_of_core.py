@@ -12,7 +12,7 @@ import zarr
 
 import mlpcore as mc
 from mlpcore.backends import devices
-from mlpcore.data import streams
+from mlpcore.data import windows
 from mlpcore.training import evaluation
 from tests.cuda_on_cpu.device import CpuDevice
 
@@ -104,8 +104,8 @@ def test_validation_may_lie_in_a_file_too(kind, tmp_path):
 
 
 def small_windows(monkeypatch):
-    monkeypatch.setattr(streams, "WINDOW", 2000)
-    monkeypatch.setattr(streams, "BLOCK", 200)
+    monkeypatch.setattr(windows, "WINDOW", 2000)
+    monkeypatch.setattr(windows, "BLOCK", 200)
 
 
 @pytest.mark.parametrize("stop", [1, 16, 17, 18, 40])
@@ -255,7 +255,7 @@ def test_a_function_is_told_the_epoch_and_batches_may_differ_in_size(tmp_path):
 def test_batches_that_weigh_nothing_are_passed_over_as_in_memory(
     kind, window, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(streams, "WINDOW", window)
+    monkeypatch.setattr(windows, "WINDOW", window)
     w = W.copy()
     w[60:240] = 0
     table = (*in_file("memmap", tmp_path), w)
@@ -388,7 +388,6 @@ def test_a_file_that_is_closed_meanwhile_says_which_rows_were_asked_for(tmp_path
 
 
 # -- the same rows, the same order
-# -------------------------------------------------------------------------------------------
 
 
 def fitted(*table, **settings):
@@ -451,7 +450,6 @@ def _fitted_and_mapped(x, y):
 
 
 # -- loaders that do not know their length
-# -----------------------------------------------------------------------------------
 
 
 class Loader:

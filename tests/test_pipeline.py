@@ -23,9 +23,10 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import mlpcore as mc
 from mlpcore.cli import main
-from mlpcore.tables import columns as tables
-from mlpcore.tables.datasets import Standardizer
+from mlpcore.tables import files
+from mlpcore.tables import table as tables
 from mlpcore.tables.pipeline import LEAST_ROWS, MOST_CATEGORIES, Category, Column, Pipeline
+from mlpcore.tables.standardizer import Standardizer
 
 DATA = Path(__file__).parent / "data"
 
@@ -40,9 +41,12 @@ def of_sklearn(frame, rows, columns):
         StandardScaler(),
     )
     coded = OneHotEncoder(
-        handle_unknown="infrequent_if_exist", min_frequency=LEAST_ROWS, max_categories=MOST_CATEGORIES,
-        sparse_output=False, dtype=np.float32,
-    )  # fmt: skip
+        handle_unknown="infrequent_if_exist",
+        min_frequency=LEAST_ROWS,
+        max_categories=MOST_CATEGORIES,
+        sparse_output=False,
+        dtype=np.float32,
+    )
     others = [column.name for column in columns if column.kind != "number"]
     made = ColumnTransformer([("n", scaled, numbers), ("c", coded, others)], sparse_threshold=0)
     with warnings.catch_warnings():
@@ -138,7 +142,6 @@ def test_medians_of_huge_numbers_do_not_overflow():
 
 
 # -- in a model file
-# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,7 @@ def test_a_pipeline_is_the_same_after_saving(kept, tmp_path):
 
 FORMATS = [
     1
-]  # each that has been written since the first; files of it are read as long as the version stands here
+]  # each that has been written since the first; files of it are read while it stands here
 
 
 @pytest.mark.parametrize("version", FORMATS)
@@ -340,7 +343,7 @@ def test_what_somebody_made_up_is_refused_by_its_field(kept):
 def test_random_changes_of_a_model_never_end_in_anything_but_a_sentence_or_predictions(
     tmp_path, capsys
 ):
-    """Each note and tensor is replaced, at random, by one of another kind, anywhere in their trees."""
+    """Each note and tensor is replaced, at random, by another kind, anywhere in their trees."""
     rng = np.random.default_rng(0)
     net, tensors, about = mc.MLP.load_with(DATA / "table-format-1-classes.safetensors")
     path, data = str(tmp_path / "m.safetensors"), str(DATA / "table-format-1.csv")
@@ -387,7 +390,7 @@ def test_random_changes_of_a_model_never_end_in_anything_but_a_sentence_or_predi
 
 
 def test_reading_takes_memory_and_steps_in_proportion_to_the_file():
-    """Files of 55 KiB are read in bounded time, whatever they hold, as are ten times as many names."""
+    """Files of 55 KiB are read in bounded time, as are ten times as many names."""
     frame = pd.DataFrame({"a": np.arange(20.0)})
     made = Pipeline.fit(frame, np.arange(20), [Column("a", "number")])
     about = notes(made)
@@ -406,7 +409,6 @@ def test_reading_takes_memory_and_steps_in_proportion_to_the_file():
 
 
 # -- many columns
-# ----------------------------------------------------------------------------------------------------------
 
 
 def calls(function):
@@ -450,9 +452,9 @@ def test_training_and_predicting_take_steps_in_proportion_to_the_columns(tmp_pat
     steps = {}
     for columns in (60, 240):
         path = wide(columns, tmp_path / f"{columns}.parquet")
-        made = tables.load(path, "y").prepare(np.arange(60))
+        made = tables.load_table(path, "y").prepare(np.arange(60))
         steps[columns] = [
-            calls(lambda path=path: tables.load(path, "y").prepare(np.arange(60))),
+            calls(lambda path=path: tables.load_table(path, "y").prepare(np.arange(60))),
             calls(lambda path=path, made=made: made.apply(made.read(path)[0])),
             calls(
                 lambda made=made: tables.Transformer.restore(made.tensors, notes(made), made.width)
@@ -470,7 +472,7 @@ def test_time_is_in_proportion_to_the_columns(tmp_path):
     for columns in (2000, 8000):
         path = tmp_path / f"{columns}.parquet"
         parquet.write_table(pa.table({f"c{i}": [0.0, 1.0] for i in range(columns)}), path)
-        frame = tables.read(path).to_pandas()
+        frame = files.read_table(path).to_pandas()
         made = tables.Transformer.fit(
             frame, np.arange(2), [Column(name, "number") for name in frame]
         )
@@ -486,6 +488,6 @@ def test_time_is_in_proportion_to_the_columns(tmp_path):
 def test_names_are_not_compared_each_with_each():
     names = [Name(f"c{i}") for i in range(2000)]
     Name.compared = 0
-    tables.require_different("t.csv", names)
+    files.require_different("t.csv", names)
     tables.require_columns("t.csv", names, names[-1], names[-2], dict.fromkeys(names, "number"))
     assert Name.compared < 20 * len(names)

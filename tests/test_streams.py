@@ -23,8 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlpcore.backends.numpy.ops import NumpyOps
-from mlpcore.data import streams
-from mlpcore.data.streams import BatchStream, Parquet, RowStream, open_stream
+from mlpcore.data import row_groups, windows
+from mlpcore.data.iterables import BatchStream
+from mlpcore.data.open import open_stream
+from mlpcore.data.parquet import Parquet
+from mlpcore.data.windows import RowStream
 from mlpcore.engine import plan
 
 
@@ -87,7 +90,6 @@ def readers():
 
 
 # -- the order
-# -------------------------------------------------------------------------------------------------------------
 
 sizes = st.sampled_from([1, 2, 3, 7, 13, 64, 97, 1000])
 
@@ -216,12 +218,12 @@ def test_what_only_skipped_batches_need_is_not_read():
 def test_no_chunk_is_read_twice_but_where_a_window_ends(chunks):
     X, Y = table(1000)
     for order in (None, 0, 1):
-        for limit, windows in ((None, 1), (2 * 400 * 28, 3)):
+        for limit, count in ((None, 1), (2 * 400 * 28, 3)):
             source = Sliced(X, chunks)
             epoch(open_stream(source, Y), 100, order, limit=limit)
             whole = -(-1000 // chunks)
             touched = sum(-(-stop // chunks) - start // chunks for start, stop in source.read)
-            assert touched <= whole + windows - 1
+            assert touched <= whole + count - 1
 
 
 def test_the_windows_keep_to_the_limit_and_hold_a_batch_at_least():
@@ -235,11 +237,10 @@ def test_the_windows_keep_to_the_limit_and_hold_a_batch_at_least():
         )
         assert buffers[0].shape[0] % 128 == 0
     assert [buffer.shape[0] for buffer in stream.buffers(128, 1)] == [128] * 6
-    assert sum(plan.nbytes(buffer) for buffer in stream.buffers(128)) <= 2 * streams.WINDOW
+    assert sum(plan.nbytes(buffer) for buffer in stream.buffers(128)) <= 2 * windows.WINDOW
 
 
 # -- sources
-# ---------------------------------------------------------------------------------------------------------------
 
 
 def memmap(folder, array, name="X.npy"):
@@ -318,7 +319,7 @@ def flights(folder, rows=1000, files=3, group=70):
 
 @pytest.mark.parametrize("group", [1, 70, 5000])
 def test_parquet_files_are_one_table(tmp_path, group, monkeypatch):
-    monkeypatch.setattr(streams, "BLOCK", 1000)
+    monkeypatch.setattr(windows, "BLOCK", 1000)
     columns = flights(tmp_path, 300, group=group)
     stream = open_stream(Parquet(tmp_path, "late", weight="w"))
     assert stream.rows == 300
@@ -338,6 +339,25 @@ def test_parquet_files_are_one_table(tmp_path, group, monkeypatch):
         b for p in stream.epoch(7, generator(), 0, arrays(stream, 7, 2000)) for b in p.batches
     ]
     assert len(batches) == stream.batches(7) == 43
+
+
+def test_a_footer_is_parsed_once_while_its_file_stays(tmp_path, monkeypatch):
+    flights(tmp_path, 300, files=3, group=10)
+    parsed, parse = [], row_groups.category_columns
+    monkeypatch.setattr(
+        row_groups, "category_columns", lambda metadata: parsed.append(1) or parse(metadata)
+    )
+    stream = open_stream(Parquet(tmp_path, "late", weight="w"))
+    for order in (None, 0, 1):
+        for _ in stream.epoch(7, generator(order), 0, arrays(stream, 7, 2000)):
+            pass
+    assert len(parsed) == 3
+    file = next(tmp_path.rglob("*.parquet"))
+    file.write_bytes(file.read_bytes())
+    os.utime(file, ns=(1, 1))
+    for _ in stream.epoch(7, None, 0, arrays(stream, 7, 2000)):
+        pass
+    assert len(parsed) == 4
 
 
 def test_parquet_columns_are_chosen_by_name(tmp_path):
@@ -380,13 +400,24 @@ def test_parquet_errors_name_file_column_and_row(tmp_path):
         TypeError, match=r"column 'carrier' of .*must hold numbers; it holds (large_)?string"
     ):
         Parquet(write("2.parquet", late=[0], carrier=["UA"]), "late")
-    other = {"date": pa.array([0], pa.date32()), "time": pa.array([0], pa.timestamp("ns", "UTC")), "list": [[1.0]],
-             "category": pa.array(["x"]).dictionary_encode(), "money": pa.array([1]).cast(pa.decimal128(30, 2))}  # fmt: skip
+    other = {
+        "date": pa.array([0], pa.date32()),
+        "time": pa.array([0], pa.timestamp("ns", "UTC")),
+        "list": [[1.0]],
+        "category": pa.array(["x"]).dictionary_encode(),
+        "money": pa.array([1]).cast(pa.decimal128(30, 2)),
+    }
     for name, column in other.items():
         with pytest.raises(TypeError, match=rf"column '{name}' of .* must hold numbers"):
             Parquet(write("2.parquet", late=[0], **{name: column}), "late")
-    for argument, arguments in (("path", (3, "late")), ("path", ([3], "late")), ("target", (good, 3)), ("target", (good, [3])),
-                                ("features", (good, "late", 3)), ("weight", (good, "late", None, ["a"]))):  # fmt: skip
+    for argument, arguments in (
+        ("path", (3, "late")),
+        ("path", ([3], "late")),
+        ("target", (good, 3)),
+        ("target", (good, [3])),
+        ("features", (good, "late", 3)),
+        ("weight", (good, "late", None, ["a"])),
+    ):
         with pytest.raises(TypeError, match=f"{argument} must be .*; got"):
             Parquet(*arguments)
     with pytest.raises(
@@ -395,8 +426,10 @@ def test_parquet_errors_name_file_column_and_row(tmp_path):
         Parquet([good, write("3.parquet", late=[0], a=[1])], "late")
     with pytest.raises(ValueError, match="path: no rows"):
         Parquet(write("4.parquet", late=np.zeros(0), a=np.zeros(0)), "late")
-    for values, message in (([1.0, None], "column 'a' must have a number in every row; row 3 holds null"),
-                            ([1.0, np.nan], "X must be finite; row 3, column 0 holds nan")):  # fmt: skip
+    for values, message in (
+        ([1.0, None], "column 'a' must have a number in every row; row 3 holds null"),
+        ([1.0, np.nan], "X must be finite; row 3, column 0 holds nan"),
+    ):
         stream = open_stream(Parquet([good, write("5.parquet", late=[0, 0], a=values)], "late"))
         with pytest.raises(ValueError, match=message):
             epoch(stream, 2)
@@ -426,7 +459,7 @@ def test_a_folder_gives_its_data_files_and_no_others(tmp_path):
     part = write("hive/year=2001/6.parquet", y=[0], a=[1.0])
     with pytest.raises(
         ValueError,
-        match="the column that their folder 'year=2001' names: write it into the files, or pass a list",
+        match="the column that their folder 'year=2001' names: write it into the files, or pass a",
     ):
         Parquet(tmp_path, "y")
     assert Parquet([part], "y").rows == Parquet(part.parent, "y").rows == 1
@@ -559,7 +592,6 @@ def test_arrays_in_memory_are_not_for_streams():
 
 
 # -- the door
-# --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_door_names_the_argument():
@@ -668,7 +700,6 @@ def test_a_source_that_gives_another_shape_than_it_said_is_refused():
 
 
 # -- the thread
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_error_in_the_source_comes_with_its_traceback_and_ends_the_thread():
@@ -743,7 +774,7 @@ def test_closing_waits_for_one_block_at_most():
 
 
 def test_the_next_window_is_read_while_one_is_in_use():
-    """The source would wait for ever if it were asked only when the consumer wants the next piece."""
+    """The source would wait for ever if it were asked only when the next piece is wanted."""
     X, Y = table(1000)
     in_use, read = threading.Event(), threading.Event()
 
@@ -791,10 +822,10 @@ def test_a_forked_process_reads_for_itself():
     run("""
         import os
         import numpy as np
-        from mlpcore.data import streams
+        from mlpcore.data.open import open_stream
 
         X = [(np.full((3, 2), i), np.arange(3)) for i in range(5)]
-        stream = streams.open_stream(X)
+        stream = open_stream(X)
         assert sum(int(piece.X.sum()) for piece in stream.epoch(3, None, 0, {})) == 60
         child = os.fork()
         found = sum(int(piece.X.sum()) for piece in stream.epoch(3, None, 0, {}))
@@ -805,12 +836,12 @@ def test_a_forked_process_reads_for_itself():
 
 
 # -- memory
-# ----------------------------------------------------------------------------------------------------------------
 
 FLAT = """
 from pathlib import Path
 import numpy as np
-from mlpcore.data import streams
+import mlpcore as mc
+from mlpcore.data.open import open_stream
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.engine import plan
 
@@ -819,7 +850,7 @@ def resident():
     return int(status.partition("VmRSS:")[2].split()[0]) >> 10
 
 X = {source}
-stream = streams.open_stream(*X)
+stream = open_stream(*X)
 arrays = plan.allocate(NumpyOps(), stream.buffers(256, 8 << 20))
 for array in arrays.values():
     array[...] = 1
@@ -849,14 +880,15 @@ def test_memory_is_flat_on_a_file_many_times_the_windows(tmp_path, kind):
             compression=None,
             use_dictionary=False,
         )
-        source = f"(streams.Parquet({str(tmp_path / 'X.parquet')!r}, target='x0'),)"
+        source = f"(mc.Parquet({str(tmp_path / 'X.parquet')!r}, target='x0'),)"
     else:
         with open(tmp_path / "X.raw", "wb") as file:
             file.truncate(rows * 512)
             for i in range(0, rows, 1 << 13):
                 file.write(np.full((1 << 13, 128), i, np.float32).tobytes())
         mapped = f"np.memmap({str(tmp_path / 'X.raw')!r}, np.float32, 'r', shape=({rows}, 128))"
-        source = f"({'np.asarray(' + mapped + ')[:, :100]' if kind == 'view' else mapped}, np.zeros({rows}, np.int8))"
+        X = f"np.asarray({mapped})[:, :100]" if kind == "view" else mapped
+        source = f"({X}, np.zeros({rows}, np.int8))"
     base, most = map(int, run(FLAT.format(source=source)).split())
     assert most - base <= (110 if kind == "parquet" else 16), (
         f"{base} MiB before, {most} MiB at most"

@@ -10,7 +10,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from mlpcore.tables import columns as tables
+from mlpcore.tables import files
+from mlpcore.tables import table as tables
+from mlpcore.tables.columns import describe
+from mlpcore.tables.pipeline import Column
+from mlpcore.tables.targets import find_truth
 
 ROWS = 200
 
@@ -64,15 +68,24 @@ def notes(table):
 
 
 # -- what is taken as what
-# -------------------------------------------------------------------------------------------------
 
 
 def test_a_column_is_taken_by_its_type_and_values_whatever_the_format(path, frame):
-    table = tables.load(path, "late")
+    table = tables.load_table(path, "late")
     assert kinds(table) == {
-        "number": "number", "whole": "number", "city": "category", "rare": "category", "flag": "boolean", "grade": "category",
-        "row": "", "id": "", "same": "", "empty": "", "day": "", "hour": "",
-    }  # fmt: skip
+        "number": "number",
+        "whole": "number",
+        "city": "category",
+        "rare": "category",
+        "flag": "boolean",
+        "grade": "category",
+        "row": "",
+        "id": "",
+        "same": "",
+        "empty": "",
+        "day": "",
+        "hour": "",
+    }
     said = notes(table)
     assert "missing" in said["number"]
     assert said["row"] == "counts the rows, 1 to 200"
@@ -92,7 +105,7 @@ def test_a_column_is_taken_by_its_type_and_values_whatever_the_format(path, fram
 def test_numbers_are_standardised_with_the_median_and_an_indicator_for_gaps_categories_one_hot(
     path, frame
 ):
-    table = tables.load(path, "late")
+    table = tables.load_table(path, "late")
     rows = np.arange(ROWS - 20)
     made = table.prepare(rows)
     X = dict(zip(made.names, made.apply(table.X).T, strict=True))
@@ -114,7 +127,7 @@ def test_numbers_are_standardised_with_the_median_and_an_indicator_for_gaps_cate
 
 def test_what_a_column_is_taken_as_can_be_said(tmp_path):
     text = "zip,room,junk,y\n" + "".join(f"0{i % 3}1,{i % 4},{i},{i / 7}\n" for i in range(60))
-    table = tables.load(
+    table = tables.load_table(
         written(tmp_path, text), "y", wishes={"zip": "category", "room": "category", "junk": "out"}
     )
     assert kinds(table) == {"zip": "category", "room": "category", "junk": ""}
@@ -124,27 +137,34 @@ def test_what_a_column_is_taken_as_can_be_said(tmp_path):
 
 def test_text_that_is_nearly_all_numbers_is_numbers_and_the_rest_is_missing_and_said(tmp_path):
     text = "a,y\n" + "".join(f"{i * i},{i / 7}\n" for i in range(60)) + "unknown,3\ninf,4\n"
-    table = tables.load(written(tmp_path, text), "y")
+    table = tables.load_table(written(tmp_path, text), "y")
     assert kinds(table) == {"a": "number"}
     assert "'unknown'" in notes(table)["a"]
     assert table.X["a"].isna().sum() == 2
     mixed = "a,y\n" + "".join(f"{'ab'[i % 2] if i % 3 else 7},{i / 7}\n" for i in range(60))
-    assert kinds(tables.load(written(tmp_path, mixed), "y")) == {"a": "category"}
+    assert kinds(tables.load_table(written(tmp_path, mixed), "y")) == {"a": "category"}
 
 
 @pytest.mark.parametrize(
     "day",
-    ["2021-{m:02}-{d:02} 10:30:00", "2021/{m:02}/{d:02}", "{d:02}/{m:02}/2021", "{m}/{d}/21 8:26 PM", "{d}.{m}.2021 08:15",
-     "{d:02}-{m:02}-2021", "2021-{m:02}-{d:02}T10:30:00.5+01:00"],
-)  # fmt: skip
+    [
+        "2021-{m:02}-{d:02} 10:30:00",
+        "2021/{m:02}/{d:02}",
+        "{d:02}/{m:02}/2021",
+        "{m}/{d}/21 8:26 PM",
+        "{d}.{m}.2021 08:15",
+        "{d:02}-{m:02}-2021",
+        "2021-{m:02}-{d:02}T10:30:00.5+01:00",
+    ],
+)
 def test_dates_as_text_are_left_out_with_that_note_unless_asked_for(day, tmp_path):
     days = [day.format(d=13 + i % 10, m=1 + i % 2) for i in range(97)] + ["?"] * 3
     text = "a,day,y\n" + "".join(f"{i * i},{day},{i / 7}\n" for i, day in enumerate(days))
     path = written(tmp_path, text)
-    table = tables.load(path, "y")
+    table = tables.load_table(path, "y")
     assert kinds(table) == {"a": "number", "day": ""}
     assert notes(table)["day"] == f"dates as text, such as {days[0]!r}"
-    assert kinds(tables.load(path, "y", wishes={"day": "category"}))["day"] == "category"
+    assert kinds(tables.load_table(path, "y", wishes={"day": "category"}))["day"] == "category"
 
 
 def test_versions_shares_and_texts_with_a_few_dates_are_no_dates(tmp_path):
@@ -156,7 +176,7 @@ def test_versions_shares_and_texts_with_a_few_dates_are_no_dates(tmp_path):
         ["42/02/2021", "x"],
     ):
         text = "a,y\n" + "".join(f"{words[i % 2]},{i / 7}\n" for i in range(40))
-        assert kinds(tables.load(written(tmp_path, text), "y")) == {"a": "category"}, words
+        assert kinds(tables.load_table(written(tmp_path, text), "y")) == {"a": "category"}, words
 
 
 def test_missing_values_are_counted_once_with_the_text_among_them(tmp_path):
@@ -167,49 +187,46 @@ def test_missing_values_are_counted_once_with_the_text_among_them(tmp_path):
         text = "a,y\n" + "".join(
             f"{a},{i / 7}\n" for i, a in enumerate([*(j * j for j in range(97)), *gaps])
         )
-        assert notes(tables.load(written(tmp_path, text), "y"))["a"] == f"0 to 9216; {said}"
+        assert notes(tables.load_table(written(tmp_path, text), "y"))["a"] == f"0 to 9216; {said}"
 
 
 def test_a_category_of_rare_values_only_is_left_out_before_and_after_the_split(tmp_path):
     text = "a,b,c,y\n" + "".join(f"u{i % 30},{'v' * (i // 6)},{i % 2},{i / 7}\n" for i in range(90))
-    table = tables.load(written(tmp_path, text), "y", wishes={"b": "category"})
+    table = tables.load_table(written(tmp_path, text), "y", wishes={"b": "category"})
     assert notes(table)["a"] == "30 values, none of them in 5 rows"
     assert kinds(table) == {"a": "", "b": "category", "c": "number"}
     made = table.prepare(np.arange(0, 90, 2))  # 3 rows of each of b's
     assert made.names == ("c",)
     assert [column.name for column in made.columns] == ["c"]
     with pytest.raises(ValueError, match="5 training rows"):
-        tables.Transformer.fit(
-            table.X[["b"]], np.arange(0, 90, 2), [tables.Column("b", "category")]
-        )
+        tables.Transformer.fit(table.X[["b"]], np.arange(0, 90, 2), [Column("b", "category")])
 
 
 def test_the_note_of_a_category_counts_the_columns_it_makes(tmp_path):
     text = "a,y\n" + "".join(
         f"{'pqr'[i % 3] if i < 60 else f'u{i % 20}'},{i / 7}\n" for i in range(100)
     )
-    table = tables.load(written(tmp_path, text), "y")
+    table = tables.load_table(written(tmp_path, text), "y")
     assert notes(table)["a"] == "23 values, those in 5 training rows apart, 3 at most"
     assert table.prepare(np.arange(100)).width == 4  # and the rare ones
 
 
 def test_many_categories_get_at_most_a_hundred_columns(tmp_path):
     text = "a,y\n" + "".join(f"v{i % 300},{i / 7}\n" for i in range(3000))
-    table = tables.load(written(tmp_path, text), "y")
+    table = tables.load_table(written(tmp_path, text), "y")
     assert "300 values, the 99 most frequent apart" in notes(table)["a"]
     assert table.prepare(np.arange(3000)).width == 100
 
 
 def test_the_listing_of_columns_names_them_all_up_to_its_limit():
-    columns = [tables.Column(f"c{i}", "number" if i % 2 else "", "note") for i in range(10)]
-    text = tables.describe(columns, most=4)
+    columns = [Column(f"c{i}", "number" if i % 2 else "", "note") for i in range(10)]
+    text = describe(columns, most=4)
     assert all(f"c{i}" in text for i in range(4))
     assert "c4" not in text
     assert "6 more: 3 left out, 3 number" in text
 
 
 # -- the target
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -232,7 +249,7 @@ def test_classes_or_a_quantity_is_told_from_the_target_or_by_the_task(
     pd.DataFrame({"a": np.random.default_rng(0).normal(size=len(values)), "y": values}).to_parquet(
         tmp_path / "t.parquet"
     )
-    table = tables.load(tmp_path / "t.parquet", "y", task)
+    table = tables.load_table(tmp_path / "t.parquet", "y", task)
     assert table.class_names == classes
     if classes:
         shown = [table.class_names[k] for k in table.Y]
@@ -243,7 +260,7 @@ def test_classes_or_a_quantity_is_told_from_the_target_or_by_the_task(
 
 def test_rows_without_a_target_are_dropped_and_counted(tmp_path):
     text = "a,y\n" + "".join(f"{i * i},{'' if i % 4 == 0 else i / 7}\n" for i in range(40))
-    table = tables.load(written(tmp_path, text), "y")
+    table = tables.load_table(written(tmp_path, text), "y")
     assert table.dropped == 10
     assert len(table.X) == len(table.Y) == 30
     assert table.X["a"].iloc[0] == 1
@@ -251,7 +268,7 @@ def test_rows_without_a_target_are_dropped_and_counted(tmp_path):
 
 def test_groups_are_the_values_of_their_column_which_is_not_learnt_from(tmp_path):
     text = "a,day,y\n" + "".join(f"{i * i},2024-01-0{1 + i % 5},{i / 7}\n" for i in range(40))
-    table = tables.load(written(tmp_path, text), "y", groups="day")
+    table = tables.load_table(written(tmp_path, text), "y", groups="day")
     assert kinds(table) == {"a": "number", "day": ""}
     assert table.groups.tolist() == [i % 5 for i in range(40)]
 
@@ -278,12 +295,11 @@ def test_how_whole_numbers_were_taken_is_said_with_how_to_say_otherwise(numbers,
     pd.DataFrame(
         {"a": np.random.default_rng(0).normal(size=len(numbers)), "y": numbers}
     ).to_parquet(tmp_path / "t.parquet")
-    assert tables.load(tmp_path / "t.parquet", "y").note == said
-    assert tables.load(tmp_path / "t.parquet", "y", "regression").note == ""
+    assert tables.load_table(tmp_path / "t.parquet", "y").note == said
+    assert tables.load_table(tmp_path / "t.parquet", "y", "regression").note == ""
 
 
 # -- a value has one name
-# --------------------------------------------------------------------------------------------------
 
 
 def written_as(how, values, tmp_path, name="y"):
@@ -329,12 +345,12 @@ def test_a_number_is_the_same_class_and_category_in_whatever_type(trained, used,
         written_as(trained, values, tmp_path / "trained"),
         written_as(used, values, tmp_path / "used"),
     )
-    table = tables.load(path, "y", "classification")
+    table = tables.load_table(path, "y", "classification")
     assert table.class_names == ("2", "3", "10")
-    truth = tables.truth(tables.read(other, ["y"]).column("y"), table.class_names, table.labels)
+    truth = find_truth(files.read_table(other, ["y"]).column("y"), table.class_names, table.labels)
     assert np.array_equal(truth.values, table.Y)
     assert (truth.missing, truth.wrong) == (10, 0)
-    table = tables.load(path, "a", "regression", wishes={"y": "category"})
+    table = tables.load_table(path, "a", "regression", wishes={"y": "category"})
     made = table.prepare(np.arange(len(table.X)))
     frame, _, remarks = made.read(other)
     assert not remarks
@@ -343,7 +359,7 @@ def test_a_number_is_the_same_class_and_category_in_whatever_type(trained, used,
 
 def test_zeros_are_one_class_whatever_their_sign(tmp_path):
     text = "a,y\n" + "".join(f"{i * i},{['0.0', '-0.0', '1.0'][i % 3]}\n" for i in range(60))
-    table = tables.load(written(tmp_path, text), "y")
+    table = tables.load_table(written(tmp_path, text), "y")
     assert table.class_names == ("0", "1")
     assert np.bincount(table.Y).tolist() == [40, 20]
 
@@ -357,8 +373,10 @@ def test_zeros_are_one_category_whatever_their_sign_and_the_file(form, tmp_path)
     else:
         frame.astype({"f": float} if form == "float" else {}).to_parquet(tmp_path / "t.parquet")
     path = tmp_path / ("t.csv" if form == "csv" else "t.parquet")
-    assert tables.load(path, "y", wishes={"f": "category"}).columns[0].note == "2 values: 0, 1"
-    assert tables.load(path, "f", "classification").class_names == ("0", "1")
+    assert (
+        tables.load_table(path, "y", wishes={"f": "category"}).columns[0].note == "2 values: 0, 1"
+    )
+    assert tables.load_table(path, "f", "classification").class_names == ("0", "1")
 
 
 @pytest.mark.parametrize(
@@ -388,10 +406,10 @@ def test_labels_of_another_file_are_read_as_those_of_the_first(values, others, n
     def text(labels):
         return "a,y\n" + "".join(f"{i * i},{labels[i % len(labels)]}\n" for i in range(60))
 
-    table = tables.load(written(tmp_path, text(values)), "y", "classification")
+    table = tables.load_table(written(tmp_path, text(values)), "y", "classification")
     assert table.class_names == names
-    truth = tables.truth(
-        tables.read(written(tmp_path, text(others)), ["y"]).column("y"), names, table.labels
+    truth = find_truth(
+        files.read_table(written(tmp_path, text(others)), ["y"]).column("y"), names, table.labels
     )
     assert truth.wrong == truth.missing == 0
     at = [table.Y[i] for i in range(len(values))]
@@ -412,13 +430,13 @@ def test_labels_of_another_file_are_read_as_those_of_the_first(values, others, n
 
 
 def in_both(labels, tmp_path, **options):
-    """Return two tables with these texts as targets: from CSV, untyped, and from Parquet, as text."""
+    """Return two tables with these texts as targets: from CSV, and from Parquet as text."""
     frame = pd.DataFrame(
         {"a": np.arange(60.0) ** 2, "y": [labels[i % len(labels)] for i in range(60)]}
     )
     frame.to_csv(tmp_path / "t.csv", index=False)
     frame.to_parquet(tmp_path / "t.parquet")
-    return [tables.load(tmp_path / name, "y", **options) for name in ("t.csv", "t.parquet")]
+    return [tables.load_table(tmp_path / name, "y", **options) for name in ("t.csv", "t.parquet")]
 
 
 @pytest.mark.parametrize(
@@ -465,12 +483,12 @@ def test_dates_are_no_target_in_any_file(days, name, tmp_path):
         ValueError,
         match=r"--target 'y' holds .*(date|timestamp).*; expected numbers, text or booleans",
     ):
-        tables.load(tmp_path / name, "y")
+        tables.load_table(tmp_path / name, "y")
 
 
 def test_infinite_targets_of_a_csv_file_are_no_class(tmp_path):
     text = "a,y\n" + "".join(f"{i * i},{['1', '2', 'inf', ''][i % 4]}\n" for i in range(80))
-    table = tables.load(written(tmp_path, text), "y")
+    table = tables.load_table(written(tmp_path, text), "y")
     assert table.class_names == ("1", "2")
     assert (table.dropped, table.infinite) == (40, 20)
     assert (
@@ -492,13 +510,13 @@ def test_infinity_is_missing_in_a_category_of_numbers_and_in_classes_in_every_fi
         tmp_path / "t.csv", index=False
     )
     path = tmp_path / f"t.{form}"
-    table = tables.load(path, "y", wishes={"k": "category"})
+    table = tables.load_table(path, "y", wishes={"k": "category"})
     assert [name is None for name in table.X["k"]] == infinite.tolist()
     made, _, remarks = table.prepare(np.arange(120)).read(path)
     assert [name is None for name in made["k"]] == infinite.tolist()
     assert remarks == []
     assert set(table.X["k"]) == {"1", "2", None}
-    table = tables.load(path, "k", "classification")
+    table = tables.load_table(path, "k", "classification")
     assert table.class_names == ("1", "2")
     assert (table.rows, table.infinite) == (60, 60)
 
@@ -508,7 +526,7 @@ def test_a_text_that_reads_as_infinity_is_a_text_among_texts(tmp_path):
         tmp_path,
         "a,k,y\n" + "".join(f"{i * i},{['inf', 'sup'][i % 2]},{i / 7}\n" for i in range(60)),
     )
-    assert set(tables.load(path, "y").X["k"]) == {"inf", "sup"}
+    assert set(tables.load_table(path, "y").X["k"]) == {"inf", "sup"}
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
@@ -519,12 +537,14 @@ def test_codes_of_groups_are_kept_apart_in_every_file(form, tmp_path):
     frame.to_parquet(tmp_path / "t.parquet") if form == "parquet" else frame.to_csv(
         tmp_path / "t.csv", index=False
     )
-    assert tables.load(tmp_path / f"t.{form}", "y", groups="g").groups.tolist() == [0, 1, 2] * 20
+    assert (
+        tables.load_table(tmp_path / f"t.{form}", "y", groups="g").groups.tolist() == [0, 1, 2] * 20
+    )
 
 
 def test_codes_stay_text_in_a_file_whose_every_value_is_digits(tmp_path):
     text = "code,y\n" + "".join(f"{['01', '02', 'A'][i % 3]},{i / 7}\n" for i in range(60))
-    made = tables.load(written(tmp_path, text), "y").prepare(np.arange(60))
+    made = tables.load_table(written(tmp_path, text), "y").prepare(np.arange(60))
     frame, _, remarks = made.read(written(tmp_path, text.replace("A", "01"), "other.csv"))
     assert remarks == []
     assert set(frame["code"]) == {"01", "02"}
@@ -550,7 +570,7 @@ def test_booleans_with_gaps_are_the_same_from_any_file(tmp_path):
     )
     names = ("bool.parquet", "bool.csv", "float.csv", "text.parquet")
     for trained in (name for name in names if name != "float.csv"):  # by itself, numbers
-        table = tables.load(tmp_path / trained, "y", "regression")
+        table = tables.load_table(tmp_path / trained, "y", "regression")
         assert kinds(table) == {"f": "boolean"}
         made = table.prepare(np.arange(60))
         for name in names:
@@ -565,14 +585,17 @@ def test_dates_asked_for_are_the_same_from_any_type(tmp_path):
         np.random.default_rng(0).normal(size=60),
     )
     files = {
-        "time.parquet": pd.Series(days), "date.parquet": [day.date() for day in days],
+        "time.parquet": pd.Series(days),
+        "date.parquet": [day.date() for day in days],
         "text.parquet": [f"{day:%Y-%m-%d}T00:00:00" for day in days],
-    }  # fmt: skip
+    }
     for name, column in files.items():
         pd.DataFrame({"d": column, "y": y}).to_parquet(tmp_path / name)
     pd.DataFrame({"d": days, "y": y}).to_csv(tmp_path / "day.csv", index=False)
     for trained in (*files, "day.csv"):
-        made = tables.load(tmp_path / trained, "y", wishes={"d": "category"}).prepare(np.arange(60))
+        made = tables.load_table(tmp_path / trained, "y", wishes={"d": "category"}).prepare(
+            np.arange(60)
+        )
         for name in (*files, "day.csv"):
             frame, _, remarks = made.read(tmp_path / name)
             assert not remarks
@@ -587,7 +610,7 @@ def test_missing_values_are_missing_in_every_file(tmp_path):
         "w,y\n" + "".join(f"{w},{v}\n" for w, v in zip(words, y, strict=True))
     )
     for name in ("t.parquet", "t.csv"):
-        table = tables.load(tmp_path / name, "y", "regression")
+        table = tables.load_table(tmp_path / name, "y", "regression")
         assert set(table.X["w"]) == {"x", None}
         assert table.X["w"].isna().sum() == 50
 
@@ -600,7 +623,7 @@ def test_many_values_with_fractions_are_the_same_from_text_and_from_numbers(tmp_
         frame.to_parquet(tmp_path / "v.parquet")
         frame.to_csv(tmp_path / "v.csv", index=False)
         for trained, used in (("v.parquet", "v.csv"), ("v.csv", "v.parquet")):
-            made = tables.load(tmp_path / trained, "y", wishes={"v": "category"}).prepare(
+            made = tables.load_table(tmp_path / trained, "y", wishes={"v": "category"}).prepare(
                 np.arange(200)
             )
             assert made.width == 40
@@ -618,10 +641,10 @@ def test_a_category_of_pandas_is_one_whatever_it_holds(dtype, tmp_path):
         pa.table({"k": pa.array(values).dictionary_encode(), "y": y}), tmp_path / "arrow.parquet"
     )
     for name in ("t.parquet", "arrow.parquet"):
-        table = tables.load(tmp_path / name, "y")
+        table = tables.load_table(tmp_path / name, "y")
         assert kinds(table) == {"k": "category"}, name
         assert kinds(
-            tables.load(
+            tables.load_table(
                 tmp_path / name, "y", wishes={"k": "out"} if dtype is str else {"k": "number"}
             )
             if dtype in (int, float)
@@ -636,7 +659,7 @@ def test_a_category_of_pandas_is_one_whatever_it_holds(dtype, tmp_path):
         }
     )
     many.to_parquet(tmp_path / "y.parquet")
-    assert len(tables.load(tmp_path / "y.parquet", "y").class_names) == 30
+    assert len(tables.load_table(tmp_path / "y.parquet", "y").class_names) == 30
 
 
 def test_groups_without_a_name_are_refused_and_one_group_has_one_name(tmp_path):
@@ -644,26 +667,34 @@ def test_groups_without_a_name_are_refused_and_one_group_has_one_name(tmp_path):
         {"a": np.arange(40.0) ** 2, "g": [0.0, -0.0, 1.0, 2.0] * 10, "y": np.arange(40) / 7}
     )
     frame.to_parquet(tmp_path / "g.parquet")
-    assert tables.load(tmp_path / "g.parquet", "y", groups="g").groups.tolist() == [0, 0, 1, 2] * 10
+    assert (
+        tables.load_table(tmp_path / "g.parquet", "y", groups="g").groups.tolist()
+        == [0, 0, 1, 2] * 10
+    )
     parquet.write_table(
         pa.table({"a": frame["a"], "g": pa.array([[1]] * 40), "y": frame["y"]}),
         tmp_path / "g.parquet",
     )
     with pytest.raises(ValueError, match="--groups 'g' holds list"):
-        tables.load(tmp_path / "g.parquet", "y", groups="g")
+        tables.load_table(tmp_path / "g.parquet", "y", groups="g")
     frame.assign(g=frame["g"].replace(2.0, np.nan)).to_parquet(tmp_path / "g.parquet")
     with pytest.raises(ValueError, match="--groups 'g' has no value in 10 row"):
-        tables.load(tmp_path / "g.parquet", "y", groups="g")
+        tables.load_table(tmp_path / "g.parquet", "y", groups="g")
 
 
 # -- numbers far from 0, of any size
-# ---------------------------------------------------------------------------------------
 
 
 FAR = [
-    (0, 1, np.float64), (1.7e9, 1, np.float64), (-1e12, 100, np.float64), (0, 1e-300, np.float64), (0, 1e300, np.float64),
-    (2**60, 100, np.int64), (-(2**62), 100, np.int64), (1_700_000_000_000_000_000, 9, np.int64),
-]  # fmt: skip
+    (0, 1, np.float64),
+    (1.7e9, 1, np.float64),
+    (-1e12, 100, np.float64),
+    (0, 1e-300, np.float64),
+    (0, 1e300, np.float64),
+    (2**60, 100, np.int64),
+    (-(2**62), 100, np.int64),
+    (1_700_000_000_000_000_000, 9, np.int64),
+]
 
 
 @pytest.mark.parametrize(
@@ -688,12 +719,12 @@ def test_numbers_are_standardised_as_if_they_were_around_0(origin, unit, dtype, 
     frame.to_parquet(tmp_path / "t.parquet") if suffix == "parquet" else frame.to_csv(
         tmp_path / "t.csv", index=False
     )
-    table = tables.load(tmp_path / f"t.{suffix}", "y", "regression")
+    table = tables.load_table(tmp_path / f"t.{suffix}", "y", "regression")
     rows = np.arange(200)
     wanted = (near - near[rows].mean(axis=0)) / near[rows].std(axis=0)
     made = table.prepare(rows)
     np.testing.assert_allclose(made.apply(table.X)[:, 0], wanted[:, 0], rtol=2e-6, atol=2e-6)
-    cut = table.cut(0, 16)
+    cut = table.split(0)
     assert cut.scale is not None
     back = cut.scale.invert(cut.test[1])
     np.testing.assert_allclose(
@@ -715,7 +746,7 @@ def test_integers_of_many_digits_may_have_gaps(first, suffix, tmp_path):
     frame.to_parquet(tmp_path / "t.parquet") if suffix == "parquet" else frame.to_csv(
         tmp_path / "t.csv", index=False
     )
-    table = tables.load(tmp_path / f"t.{suffix}", "y", "regression")
+    table = tables.load_table(tmp_path / f"t.{suffix}", "y", "regression")
     (column,) = table.columns
     assert column.note == f"{first} to {first + max(steps)}; 1 missing"
     numbers = table.X["f"].to_numpy()
@@ -727,7 +758,7 @@ def test_integers_of_many_digits_may_have_gaps(first, suffix, tmp_path):
 def test_integers_beyond_int64_keep_their_digits_in_csv(first, tmp_path):
     steps = [i * 7 % 1000 for i in range(299)]
     text = "f,g,y\n" + "".join(f"{first + k},{first + k}.5,{k / 7}\n" for k in steps) + ",,0.5\n"
-    table = tables.load(written(tmp_path, text), "y")
+    table = tables.load_table(written(tmp_path, text), "y")
     f = table.X["f"].to_numpy()
     np.testing.assert_array_equal(f[:-1] - f[0], steps)
     assert np.isnan(f[-1])
@@ -745,13 +776,13 @@ def test_integers_of_many_digits_are_the_same_from_text(tmp_path):
     parquet.write_table(
         pa.table({"a": values, "y": [i / 7 for i in range(60)]}), tmp_path / "t.parquet"
     )
-    made = tables.load(tmp_path / "t.parquet", "y").prepare(np.arange(60))
+    made = tables.load_table(tmp_path / "t.parquet", "y").prepare(np.arange(60))
     assert made.columns[0].origin > 2.0**59
     parquet.write_table(
         pa.table({"a": [str(v) for v in values], "y": [i / 7 for i in range(60)]}),
         tmp_path / "s.parquet",
     )
-    of_text = tables.load(tmp_path / "s.parquet", "y")
+    of_text = tables.load_table(tmp_path / "s.parquet", "y")
     np.testing.assert_array_equal(
         of_text.prepare(np.arange(60)).apply(of_text.X),
         made.apply(made.read(tmp_path / "t.parquet")[0]),
@@ -773,14 +804,13 @@ def test_a_column_far_from_0_that_is_constant_on_the_training_rows_is_left_at_0(
         pa.table({"a": values, "b": [1.7e9 + i % 2 for i in range(60)], "y": np.arange(60) / 7}),
         tmp_path / "t.parquet",
     )
-    table = tables.load(tmp_path / "t.parquet", "y")
+    table = tables.load_table(tmp_path / "t.parquet", "y")
     X = table.prepare(np.arange(50)).apply(table.X)
     np.testing.assert_array_equal(X[:, 0], [0] * 50 + [3] * 10)
     np.testing.assert_allclose(X[:, 1], [-1, 1] * 30, rtol=1e-6)
 
 
 # -- errors
-# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -808,7 +838,7 @@ def test_a_column_far_from_0_that_is_constant_on_the_training_rows_is_left_at_0(
 )
 def test_a_table_that_cannot_be_trained_on_is_refused_by_name(text, words, tmp_path):
     with pytest.raises(ValueError, match=re.escape(words[0])) as error:
-        tables.load(written(tmp_path, text), "y")
+        tables.load_table(written(tmp_path, text), "y")
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
     assert "t.csv" in str(error.value) or "--target 'y'" in str(error.value)
@@ -829,9 +859,12 @@ def test_a_table_that_cannot_be_trained_on_is_refused_by_name(text, words, tmp_p
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(more, words, tmp_path):
-    text = 'a,gap,day,word,income,y\n1,1,2024-01-01,u,"11,525",1\n2,,2024-01-02,v,"9,000",x\n4,3,2024-01-03,v,"1,000",x\n'
+    text = (
+        'a,gap,day,word,income,y\n1,1,2024-01-01,u,"11,525",1\n2,,2024-01-02,v,"9,000",x\n'
+        '4,3,2024-01-03,v,"1,000",x\n'
+    )
     with pytest.raises(ValueError, match=re.escape(words[0])) as error:
-        tables.load(written(tmp_path, text), "y", **more)
+        tables.load_table(written(tmp_path, text), "y", **more)
     assert all(word in str(error.value) for word in words), error.value
 
 
@@ -842,26 +875,25 @@ def test_files_that_are_not_there_or_not_parquet_are_refused(tmp_path):
         ("folder.csv", FileNotFoundError, "a folder"),
     ):
         with pytest.raises(error, match=word):
-            tables.load(tmp_path / name, "y")
+            tables.load_table(tmp_path / name, "y")
     with pytest.raises(ValueError, match=r"t\.parquet: cannot be read"):
-        tables.load(written(tmp_path, "a,y\n1,2\n", "t.parquet"), "y")
+        tables.load_table(written(tmp_path, "a,y\n1,2\n", "t.parquet"), "y")
 
 
 def test_a_number_that_cannot_be_standardised_is_named(tmp_path):
     text = "a,y\n" + "".join(f"{i * i},{i / 7}\n" for i in range(9)) + "1e300,3\n"
-    table = tables.load(written(tmp_path, text), "y")
+    table = tables.load_table(written(tmp_path, text), "y")
     with pytest.raises(ValueError, match="'a' is too far"):
         table.prepare(np.arange(9)).apply(table.X)
 
 
 # -- kept and used again
-# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def kept(path):
     """A table, its transformer, and what a model file holds of it after a round through JSON."""
-    table = tables.load(path, "late")
+    table = tables.load_table(path, "late")
     made = table.prepare(np.arange(ROWS - 20))
     return table, made, made.tensors, json.loads(json.dumps(made.about))
 
@@ -875,7 +907,7 @@ def test_the_same_rows_give_the_same_input_after_saving(kept, path):
     ]
     assert again.names == made.names
     assert np.array_equal(again.apply(frame), made.apply(table.X))
-    truth = tables.truth(whole.column("late"), table.class_names, table.labels)
+    truth = find_truth(whole.column("late"), table.class_names, table.labels)
     assert np.array_equal(truth.values, table.Y)
     assert truth.rows.all()
 
@@ -922,10 +954,12 @@ def test_a_category_of_lists_is_refused(kept, frame, tmp_path):
 @pytest.mark.parametrize(
     ("value", "held"),
     [
-        ([1.0], "list<"), (b"1", "binary"), (pd.Timestamp("2024-05-01"), "timestamp"),
+        ([1.0], "list<"),
+        (b"1", "binary"),
+        (pd.Timestamp("2024-05-01"), "timestamp"),
         ("red", "no numbers, but text such as 'red'"),
     ],
-)  # fmt: skip
+)
 def test_a_number_that_can_be_none_is_refused_and_one_among_texts_is_enough(
     value, held, kept, frame, tmp_path
 ):
@@ -948,8 +982,8 @@ def test_a_number_that_can_be_none_is_refused_and_one_among_texts_is_enough(
 def test_texts_as_views_are_texts(tmp_path):
     columns = {"s": pa.array(["x", "y", None] * 20, pa.string_view()), "y": np.arange(60) / 7}
     parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
-    assert kinds(tables.load(tmp_path / "t.parquet", "y")) == {"s": "category"}
-    assert tables.load(tmp_path / "t.parquet", "s").class_names == ("x", "y")
+    assert kinds(tables.load_table(tmp_path / "t.parquet", "y")) == {"s": "category"}
+    assert tables.load_table(tmp_path / "t.parquet", "s").class_names == ("x", "y")
 
 
 def test_of_many_columns_the_nearest_and_ten_at_most_are_named(tmp_path):
@@ -957,20 +991,20 @@ def test_of_many_columns_the_nearest_and_ten_at_most_are_named(tmp_path):
         ",".join(f"c{i}" for i in range(30)) + ",size\n" + ",".join("1" for _ in range(31)) + "\n"
     )
     with pytest.raises(ValueError, match="did you mean 'size'") as error:
-        tables.load(written(tmp_path, text), "sizes")
+        tables.load_table(written(tmp_path, text), "sizes")
     assert str(error.value).endswith("There are size, c0, c1, c2, c3, c4, c5, c6, c7, c8, …")
 
 
 def test_targets_that_are_no_class_of_the_model_stay_in_the_count():
-    truth = tables.truth(pa.chunked_array([["b", None, "z", "a", ""]]), ("a", "b"), "text")
+    truth = find_truth(pa.chunked_array([["b", None, "z", "a", ""]]), ("a", "b"), "text")
     assert truth.values.tolist() == [1, -1, 0]
     assert truth.rows.tolist() == [True, False, True, True, False]
     assert (truth.missing, truth.wrong, truth.such) == (2, 1, "z")
-    truth = tables.truth(pa.chunked_array([[1.5, None, float("inf"), float("nan")]]), (), "")
+    truth = find_truth(pa.chunked_array([[1.5, None, float("inf"), float("nan")]]), (), "")
     assert truth.values.tolist() == [[1.5]]
     assert truth.rows.tolist() == [True, False, False, False]
     assert (truth.missing, truth.wrong, truth.such) == (2, 1, "inf")
-    truth = tables.truth(pa.chunked_array([["1.5", "n/k", None]]), (), "")
+    truth = find_truth(pa.chunked_array([["1.5", "n/k", None]]), (), "")
     assert truth.values.tolist() == [[1.5]]
     assert (truth.missing, truth.wrong, truth.such) == (1, 1, "n/k")
 
@@ -978,12 +1012,14 @@ def test_targets_that_are_no_class_of_the_model_stay_in_the_count():
 @pytest.mark.parametrize(
     "change",
     [
-        lambda frame: frame.rename(columns={"x": "size"}), lambda frame: frame.rename(columns={"y": "z"}),
-        lambda frame: frame.assign(x=frame["x"] * 2), lambda frame: frame.assign(y=frame["y"] * 2),
+        lambda frame: frame.rename(columns={"x": "size"}),
+        lambda frame: frame.rename(columns={"y": "z"}),
+        lambda frame: frame.assign(x=frame["x"] * 2),
+        lambda frame: frame.assign(y=frame["y"] * 2),
         lambda frame: frame.assign(c=frame["c"].map({"p": "q", "q": "r"})),
         lambda frame: frame.assign(c=frame["c"].map({"p": 1, "q": 2})),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("target", ["y", "c"])
 def test_tables_whose_standardised_numbers_are_equal_have_different_digests(change, target):
     rng = np.random.default_rng(0)
@@ -991,8 +1027,10 @@ def test_tables_whose_standardised_numbers_are_equal_have_different_digests(chan
 
     def digest(frame):
         name = "z" if target == "y" and "z" in frame else target
-        table = tables.take(pa.Table.from_pandas(frame), "t", name, None, None, None, np.arange(90))
-        return table.cut(0, 8).digest
+        table = tables.make_table(
+            pa.Table.from_pandas(frame), "t", name, None, None, None, np.arange(90)
+        )
+        return table.split(0).digest
 
     frame = pd.DataFrame(columns)
     assert digest(frame) == digest(frame.copy())

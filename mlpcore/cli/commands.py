@@ -19,9 +19,17 @@ from mlpcore.cli.report import class_figures, count_rows, figure, have, quantity
 from mlpcore.cli.sources import some
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.io import kinds
-from mlpcore.tables import datasets as data
+from mlpcore.tables.datasets import Truth
 
 Array = NDArray[Any]
+OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": mc.SGD(0.1),
+    "momentum": mc.SGD(0.1, momentum=0.9),
+    "adam": mc.Adam(),
+    "adamw": mc.AdamW(),
+    "rmsprop": mc.RMSprop(),
+    "lion": mc.Lion(),
+}
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -70,9 +78,7 @@ def _header(model: Model) -> str:
 
 
 def _lines(model: Model, answers: Array) -> Iterator[str]:
-    """Yield the lines of a file of predictions: probabilities, or a quantity in all digits that
-    float64 has.
-    """
+    """Yield the lines of a file of predictions: probabilities, or quantities in all digits."""
     yield _header(model)
     if model.about["classes"]:
         names = [outputs.cell(name) for name in model.about["classes"]]
@@ -83,10 +89,8 @@ def _lines(model: Model, answers: Array) -> Iterator[str]:
             yield ",".join(map(repr, row)) + "\r\n"
 
 
-def _against(model: Model, Z: Array, truth: data.Truth) -> list[str]:
-    """Return the lines that say the figures of predictions, of how many rows, and what became of
-    the others.
-    """
+def _against(model: Model, Z: Array, truth: Truth) -> list[str]:
+    """Return the lines that give the figures of predictions, and say which rows are not counted."""
     count, Z = len(truth.values), Z[truth.rows]
     such = f", such as {truth.such[:60]!r}" if truth.such else ""
     others = (
@@ -103,22 +107,22 @@ def _against(model: Model, Z: Array, truth: data.Truth) -> list[str]:
         else f"on {count:,} of {count_rows(len(truth.rows))}"
     )
     if model.scale:
-        return [f"{_said(quantity_figures(Z, truth.values, model.scale))} {of}{left_out}"]
+        return [f"{_in_words(quantity_figures(Z, truth.values, model.scale))} {of}{left_out}"]
     known = truth.values >= 0
     figures = class_figures(Z[known], truth.values[known]) if known.any() else {}
     if not truth.wrong:
-        return [f"{_said(figures)} {of}{left_out}"]
+        return [f"{_in_words(figures)} {of}{left_out}"]
     accuracy = np.mean(Z.argmax(1) == truth.values)
-    wrong = f"{truth.wrong:,} {have(truth.wrong)} a label that the model does not know{such}: counted as wrong"
+    unknown = f"a label that the model does not know{such}"
+    wrong = f"{truth.wrong:,} {have(truth.wrong)} {unknown}: counted as wrong"
     lines = [f"accuracy {accuracy:.4f} {of}; {wrong}{left_out}"]
     if figures:
-        lines.append(
-            f"of the {count_rows(int(known.sum()))} with a label that it knows: {_said(figures)}"
-        )
+        rows = count_rows(int(known.sum()))
+        lines.append(f"of the {rows} with a label that it knows: {_in_words(figures)}")
     return lines
 
 
-def _said(figures: dict[str, float]) -> str:
+def _in_words(figures: dict[str, float]) -> str:
     return ", ".join(f"{name} {figure(name, value)}" for name, value in figures.items())
 
 
@@ -173,9 +177,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def _say_rounding(names: Sequence[str], mean: Array, scale: Array, end: str) -> None:
-    """Say where float32, which an ONNX file's ends are in, has too few digits for columns far from
-    0.
-    """
+    """Say where float32, the type of an ONNX file's ends, has too few digits for a column."""
     far = np.abs(mean) * np.finfo(np.float32).eps > 1e-3 * scale
     if far.any():
         listed = some([name for name, lost in zip(names, far, strict=True) if lost])
@@ -240,14 +242,10 @@ def plan(options: argparse.Namespace) -> None:
     )
     last = net.activations[-1]
     assert last is not None
-    optimizers: dict[str, Optimizer] = {
-        "sgd": mc.SGD(0.1), "momentum": mc.SGD(0.1, momentum=0.9), "adam": mc.Adam(), "adamw": mc.AdamW(),
-        "rmsprop": mc.RMSprop(), "lion": mc.Lion(),
-    }  # fmt: skip
     trainer = mc.Trainer(
         net,
         options.loss or mc.core.losses.matching(last),
-        optimizers[options.optimizer],
+        OPTIMIZERS[options.optimizer],
         chunk_rows=options.chunk_rows or "auto",
         memory_limit=options.memory_limit,
         workers=options.workers,

@@ -15,8 +15,7 @@ STORED = {
 
 
 def export(model_path: str | os.PathLike[str], onnx_path: str | os.PathLike[str]) -> MLP:
-    """Write the network of a model file as ONNX, with the standardisation of columns and target
-    that lies beside it.
+    """Write the network of a model file as ONNX, with the standardisation of columns and target.
 
     Returns:
         The network.

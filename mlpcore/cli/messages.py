@@ -119,7 +119,7 @@ def _write(stream: TextIO | None, text: str) -> OSError | ValueError | None:
 
 
 def empty(stream: TextIO) -> None:
-    """Drop what a stream could not write, so that the interpreter does not try again when it ends."""
+    """Drop what a stream could not write, so that the interpreter's end does not write it."""
     with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as stack:
         number = stream.fileno()
         kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)

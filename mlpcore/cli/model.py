@@ -15,8 +15,9 @@ from mlpcore.checks.errors import cut, shown
 from mlpcore.cli.messages import printable, say
 from mlpcore.cli.sources import is_table, load, naming, refuse_folder
 from mlpcore.core import losses
-from mlpcore.tables import datasets as data
 from mlpcore.tables import labels
+from mlpcore.tables.datasets import Truth, load_truth
+from mlpcore.tables.standardizer import Standardizer, is_unicode, require, require_format
 
 Array = NDArray[Any]
 
@@ -34,7 +35,7 @@ def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
         raise ValueError(f"{path!r}: its parameters are not all finite. {advice}")
     if not isinstance(about, dict):
         raise ValueError(f"{path!r}: its notes must be names and values; got {shown(about)}")
-    if not data.is_text(json.dumps(about, ensure_ascii=False)):
+    if not is_unicode(json.dumps(about, ensure_ascii=False)):
         raise ValueError(f"{path!r}: its notes hold text that UTF-8 cannot")
     if about.get("loss") is not None:
         try:
@@ -50,32 +51,32 @@ def _require_fitting(
     """Return what makes the network's input; ValueError where a note or a scale does not fit."""
 
     def texts(values: Any) -> bool:
-        return isinstance(values, list) and all(map(data.is_text, values))
+        return isinstance(values, list) and all(map(is_unicode, values))
 
     classes: Any = about["classes"]
     features: Any = about.get("features")
     kinds = labels.KINDS
     try:
-        data.require_format(about)
+        require_format(about)
         fits = texts(classes) and len(set(classes)) == len(classes) in (0, net.sizes[-1])
-        data.require(fits, "classes", f"{net.sizes[-1]:,} different names, or none")
-        data.require(
+        require(fits, "classes", f"{net.sizes[-1]:,} different names, or none")
+        require(
             about.get("labels") in (kinds if classes else ("", *kinds)),
             "labels",
             f"one of {', '.join(kinds)}",
         )
-        data.require(about.get("loss") is not None, "loss", "the name of a loss")
-        data.require(
+        require(about.get("loss") is not None, "loss", "the name of a loss")
+        require(
             texts(features) and len(features) == net.sizes[0], "features", f"{net.sizes[0]:,} names"
         )
-        data.require(data.is_text(about.get("target")), "target", "the name of a column")
+        require(is_unicode(about.get("target")), "target", "the name of a column")
         if not classes:
-            data.Standardizer.restore(tensors, net.sizes[-1], "target ")
+            Standardizer.restore(tensors, net.sizes[-1], "target ")
         if "pipeline" not in tensors:
-            return data.Standardizer.restore(tensors, net.sizes[0])
-        from mlpcore.tables import columns as tables
+            return Standardizer.restore(tensors, net.sizes[0])
+        from mlpcore.tables.table import Transformer
 
-        return tables.Transformer.restore(tensors, about, net.sizes[0])
+        return Transformer.restore(tensors, about, net.sizes[0])
     except ValueError as error:
         raise ValueError(f"{path!r}: {error}") from None
 
@@ -91,29 +92,32 @@ class Model:
 
     @classmethod
     def load(cls, path: str) -> Model:
-        """Read a model; raise a ValueError that names the file if it is not from `mlpcore train`."""
+        """Read a model; raise a ValueError if the file is not from `mlpcore train`."""
         net, tensors, about = load_with(path)
         if "classes" not in about or not (
             {"mean", "scale"} <= set(tensors) or "pipeline" in tensors
         ):
             source = "is not from 'mlpcore train'"
             if "call" in about:  # of a checkpoint
-                source = "is a checkpoint of 'mlpcore train', which saves its model at the end of the training"
+                source = (
+                    "is a checkpoint of 'mlpcore train', which saves its model at the end of the "
+                    "training"
+                )
             raise ValueError(f"{path!r} holds a network without its standardisation: it {source}")
         return cls(net, tensors, about, _require_fitting(path, net, tensors, about))
 
     @property
-    def scale(self) -> data.Standardizer | None:
+    def scale(self) -> Standardizer | None:
         """The standardisation of the target; None for classes."""
         if self.about["classes"]:
             return None
-        return data.Standardizer(
-            *(self.tensors[f"target {name}"] for name in ("mean", "scale", "rest"))
-        )
+        return Standardizer(*(self.tensors[f"target {name}"] for name in ("mean", "scale", "rest")))
 
-    def rows(self, name: str, target: bool) -> tuple[Array, data.Truth | None]:
-        """Return the network's input of every row, and its target if there is one; with `target`
-        there must be one.
+    def rows(self, name: str, target: bool) -> tuple[Array, Truth | None]:
+        """Return the network's input of every row and, if there is one, its target.
+
+        Raises:
+            ValueError: the data do not fit the model, or lack the target that `target` asks for.
         """
         refuse_folder(name)
         classes, kind, column = self.about["classes"], self.about["labels"], self.about["target"]
@@ -127,10 +131,10 @@ class Model:
             with naming(name):
                 X = self.preparation.apply(dataset.X)
             if dataset.Y is None:
-                truth = data.load_truth(name, len(X), classes, kind, self.net.sizes[-1])
+                truth = load_truth(name, len(X), classes, kind, self.net.sizes[-1])
             else:  # flights, digits
                 truth = (
-                    data.Truth.of_names(np.array(dataset.class_names, object)[dataset.Y], classes)
+                    Truth.of_names(np.array(dataset.class_names, object)[dataset.Y], classes)
                     if classes
                     else None
                 )
@@ -141,7 +145,7 @@ class Model:
             return X, truth
         if not is_table(name):
             raise ValueError(f"data {name!r}: the model takes a table (.csv, .tsv, .parquet)")
-        from mlpcore.tables import columns as tables
+        from mlpcore.tables.targets import find_truth
 
         frame, table, remarks = self.preparation.read(name, [column] if classes else [])
         for remark in remarks:
@@ -149,7 +153,7 @@ class Model:
         with naming(name):
             X = self.preparation.apply(frame)
         if column in table.column_names:
-            return X, tables.truth(table.column(column), classes, kind)
+            return X, find_truth(table.column(column), classes, kind)
         if target:
             raise ValueError(f"data {name!r} has no column {shown(column)}, the target")
         return X, None

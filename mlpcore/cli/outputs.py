@@ -28,7 +28,6 @@ _BATCH = 1024  # lines that are written at once
 
 
 # -- what may be replaced
-# ----------------------------------------------------------------------------------------------
 
 
 def require_distinct(argument: str, path: str | Path, others: Mapping[str, str | Path]) -> None:
@@ -73,9 +72,7 @@ def require_folder(out: Path, name: str) -> None:
 
 
 def require_model_place(path: Path, call: Call, force: bool) -> None:
-    """Raise a ValueError if the file at `path` is not a model that this call of `mlpcore train`
-    made.
-    """
+    """Raise a ValueError if the file at `path` is not a model that this call made."""
     found = _looked_at(path, "a model", force)
     if found is None:
         return
@@ -85,9 +82,7 @@ def require_model_place(path: Path, call: Call, force: bool) -> None:
 
 
 def require_picture_place(path: Path, call: Call, force: bool) -> None:
-    """Raise a ValueError if the file at `path` is not a picture that this call of `mlpcore train`
-    drew.
-    """
+    """Raise a ValueError if the file at `path` is not a picture that this call drew."""
     found = _looked_at(path, "a picture", force)
     if found is None:
         return
@@ -110,7 +105,7 @@ def require_table_place(path: str, header: str, force: bool) -> None:
 
 
 def require_onnx_place(path: str, about: Mapping[str, Any], force: bool) -> None:
-    """Raise a ValueError if the file at `path` is not an ONNX file of the model with these notes."""
+    """Raise a ValueError if the file at `path` is not an ONNX file of this model."""
     found = _looked_at(path, "an ONNX file", force)
     if found is None:
         return
@@ -165,7 +160,6 @@ def _refuse(path: str | Path, there: str) -> NoReturn:
 
 
 # -- the calls that made them
-# --------------------------------------------------------------------------------------------
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -173,16 +167,14 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def saved_call(path: Path) -> Call | None:
-    """Return the call that made a model or a checkpoint, from its header; None if it does not say."""
+    """Return the call that made a model or a checkpoint; None if its header does not say."""
     about = _header(path).get("about")
     call = about.get("call") if isinstance(about, dict) else None
     return call if isinstance(call, dict) else None
 
 
 def difference(before: Call, call: Call) -> str:
-    """Return in words the first thing that differs from an earlier call, as far as this one is
-    known; "" if none does.
-    """
+    """Return the first known difference from an earlier call, in words; "" if there is none."""
     for name, value in json.loads(json.dumps(call)).items():
         if before.get(name) != value:
             was = f"was {before.get(name)!r:.100} and is {value!r:.100}"
@@ -213,7 +205,6 @@ def _note_in_picture(path: Path) -> str | None:
 
 
 # -- standard output, and tables as text
-# -----------------------------------------------------------------------------------
 
 
 def is_standard_output(path: str) -> bool:

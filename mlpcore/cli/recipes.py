@@ -36,9 +36,7 @@ RECIPES = {
 
 
 def suited(rows: int) -> Recipe:
-    """For a table: a small net, small batches and many epochs where there are few rows
-    (docs/tables.md).
-    """
+    """Return a recipe for a table: the fewer rows, the smaller net and batches (docs/tables.md)."""
     batch = min(512, max(16, 1 << (rows // 50).bit_length()))
     epochs = min(300, max(20, 3000 * batch // max(rows, 1)))
     hidden = "64" if rows < 5000 else "128,64"
@@ -67,9 +65,7 @@ def widths(text: str, argument: str) -> list[int]:
 
 
 def require_settings(options: argparse.Namespace) -> None:
-    """Raise a ValueError that names the first option of a number that no training can have, before
-    any work.
-    """
+    """Raise a ValueError that names the first option that no training can have, before any work."""
     for name in ("epochs", "batch", "patience", "splits", "seed"):
         require_count(getattr(options, name), f"--{name}", least=0 if name == "seed" else 1)
     for name in ("learning_rate", "weight_decay"):
@@ -89,9 +85,7 @@ def require_settings(options: argparse.Namespace) -> None:
 
 
 def require_count(value: int | None, option: str, least: int = 1) -> None:
-    """Raise a ValueError that names the option if its number is below `least`, or beyond 64 bits;
-    None is a default.
-    """
+    """Raise a ValueError unless a number is None, or `least` to 2^63 - 1; it names the option."""
     if value is not None and value < least:
         raise ValueError(f"{option} must be at least {least}; got {value}")
     if value is not None and value >= MOST:

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from mlpcore.cli.messages import say
 from mlpcore.cli.outputs import KEY
 from mlpcore.io.atomic import replacing
-from mlpcore.tables import datasets as data
+from mlpcore.tables.standardizer import Standardizer
 
 Array = NDArray[Any]
 
 
 def class_figures(p: Array, Y: Array) -> dict[str, float]:
-    """AUC (two classes), accuracy and log loss of class probabilities (m, classes)."""
+    """Return AUC (two classes), accuracy and log loss of class probabilities (m, classes)."""
     from sklearn.metrics import log_loss, roc_auc_score
 
     scores = (
@@ -39,10 +39,8 @@ def class_figures(p: Array, Y: Array) -> dict[str, float]:
     }
 
 
-def quantity_figures(Z: Array, Y: Array, scale: data.Standardizer) -> dict[str, float]:
-    """Return R2, averaged over the outputs, and RMSE of standardised predictions (m, k), against
-    the targets as they were.
-    """
+def quantity_figures(Z: Array, Y: Array, scale: Standardizer) -> dict[str, float]:
+    """Return R2, averaged over the outputs, and RMSE of standardised predictions (m, k)."""
     largest = scale.scale.max()
     with np.errstate(all="ignore"):
         truth = scale.exactly(Y)  # in deviations, where differences have the most digits
@@ -58,17 +56,21 @@ def figure(name: str, value: float) -> str:
     return f"{value:.4g}" if short else f"{value:.4f}"
 
 
-def baselines_of(validation: tuple[Array, Array]) -> list[tuple[str, Any, dict[str, Any]]]:
-    """Name, model and further arguments of `fit` of what the network is compared with, each tuned a
-    little.
-    """
+def baseline_models(validation: tuple[Array, Array]) -> list[tuple[str, Any, dict[str, Any]]]:
+    """Return name, model and further arguments of `fit` of each model to compare with."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
 
     boosting = HistGradientBoostingClassifier(
-        learning_rate=0.15, max_iter=80, min_samples_leaf=200, l2_regularization=10, max_features=0.3, max_bins=63,
-        early_stopping=True, random_state=0,
-    )  # fmt: skip
+        learning_rate=0.15,
+        max_iter=80,
+        min_samples_leaf=200,
+        l2_regularization=10,
+        max_features=0.3,
+        max_bins=63,
+        early_stopping=True,
+        random_state=0,
+    )
     return [
         ("logistic regression", LogisticRegression(C=0.01, max_iter=300), {}),
         ("hist gradient boosting", boosting, {"X_val": validation[0], "y_val": validation[1]}),

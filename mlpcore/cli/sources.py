@@ -13,7 +13,9 @@ from mlpcore.checks.errors import listed
 from mlpcore.cli.messages import printable, say
 from mlpcore.cli.recipes import RECIPES, Recipe, suited
 from mlpcore.cli.report import have
-from mlpcore.tables import datasets as data
+from mlpcore.tables.datasets import load_digits, load_npz
+from mlpcore.tables.flights import load_flights
+from mlpcore.tables.splits import Dataset
 
 
 @contextlib.contextmanager
@@ -32,18 +34,18 @@ def is_table(name: str) -> bool:
     return Path(name).suffix.lower() in (".csv", ".tsv", ".parquet", ".pq")
 
 
-def load(name: str, target: bool = True, task: str | None = None) -> data.Dataset:
+def load(name: str, target: bool = True, task: str | None = None) -> Dataset:
     """Return flights, digits, or what an .npz file holds."""
     if name == "flights":
-        return data.load_flights()
+        return load_flights()
     if name == "digits":
-        return data.load_digits()
+        return load_digits()
     if not name.endswith(".npz") and not Path(name).exists():
         raise ValueError(
             f"data {name!r} is neither 'flights' nor 'digits' nor a .csv, .tsv, .parquet or .npz "
             "file"
         )
-    return data.load_npz(name, target, task)
+    return load_npz(name, target, task)
 
 
 def refuse_folder(name: str) -> None:
@@ -55,15 +57,15 @@ def refuse_folder(name: str) -> None:
         )
 
 
-def dataset_of(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
+def read_dataset(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
     """Return the data to train on and a recipe that suits them; say what they are."""
     refuse_folder(options.data)
     if is_table(options.data):
-        return _table_dataset(options)
+        return _read_table(options)
     for argument in ("target", "groups", "as", "stream"):
         if getattr(options, argument):
             raise ValueError(
-                f"--{argument} is for tables (.csv, .tsv, .parquet); {options.data!r} is none"
+                f"--{argument} is for tables (.csv, .tsv, .parquet); {options.data!r} is no table"
             )
     if options.task and options.data in RECIPES:
         raise ValueError(f"--task is for tables and .npz files; {options.data} has classes")
@@ -80,15 +82,15 @@ def dataset_of(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
     return dataset, RECIPES.get(options.data, Recipe())
 
 
-def _kind(dataset: data.Dataset) -> str:
+def _kind(dataset: Dataset) -> str:
     names = dataset.class_names
     return f"{len(names)} classes ({some(names)})" if names else "a quantity (regression)"
 
 
-def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
-    from mlpcore.tables import columns as tables  # not at import: pandas and pyarrow
-    from mlpcore.tables.streamed import is_too_big
-    from mlpcore.tables.streamed import load as load_in_pieces
+def _read_table(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
+    from mlpcore.tables.columns import describe  # not at import: pandas, pyarrow
+    from mlpcore.tables.streamed import is_too_big, stream_table
+    from mlpcore.tables.table import load_table
 
     if not options.target:
         raise ValueError(f"{options.data}: say which column to predict: --target COLUMN")
@@ -98,13 +100,12 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
         if not equals:
             raise ValueError(f"--as takes COLUMN=KIND, such as zip=category; got {wish!r}")
         wishes[column] = kind
-    table: tables.Table
-    if options.stream or is_too_big(options.data):
-        table = load_in_pieces(options.data, options.target, options.task, options.groups, wishes)
-        source = f", read in pieces; columns as told from {len(table.X):,} of them"
-    else:
-        table = tables.load(options.data, options.target, options.task, options.groups, wishes)
-        source = ""
+    streams = options.stream or is_too_big(options.data)
+    read = stream_table if streams else load_table
+    table = read(options.data, options.target, options.task, options.groups, wishes)
+    source = ""
+    if streams:
+        source = f", read in pieces; kinds of columns decided from {len(table.X):,} of them"
     target = printable(table.target, 60)
     if table.dropped:
         what = f"no {target}" if table.infinite < table.dropped else f"an infinite {target}"
@@ -119,11 +120,11 @@ def _table_dataset(options: argparse.Namespace) -> tuple[data.Dataset, Recipe]:
         f"{options.data}: {table.rows:,} rows{source}\nto predict: {target}, "
         f"{_kind(table)}{note}\nfrom:"
     )
-    columns = [
+    shown = [
         replace(column, name=printable(column.name, 60), note=printable(column.note))
         for column in table.columns
     ]
-    say(tables.describe(columns))
+    say(describe(shown))
     return table, suited(table.rows)
 
 

@@ -17,7 +17,8 @@ from mlpcore.backends import devices
 from mlpcore.checks import arrays
 from mlpcore.core.losses import Loss
 from mlpcore.data.batches import Batch, Data, Inputs
-from mlpcore.data.streams import NAMES, RowStream, Stream
+from mlpcore.data.streams import NAMES, Stream
+from mlpcore.data.windows import RowStream
 
 Array = NDArray[Any]
 Seeds = list[int]
@@ -243,7 +244,7 @@ def _places(held: Data | RowStream, rows: int) -> list[list[int]]:
     return [[start, start + length] for start in (min(start, rows - length) for start in chosen)]
 
 
-def _read(held: Data | RowStream, places: list[list[int]], device: str) -> Iterator[list[Any]]:
+def _read(held: Data | RowStream, places: list[list[int]], device: str) -> Iterator[Sequence[Any]]:
     """Yield X, Y and the user's row weights (or None) of each place, on the host."""
     if isinstance(held, RowStream):
         yield from held.read(places)

@@ -21,7 +21,9 @@ from mlpcore.core.losses import Loss
 from mlpcore.core.ops import Buffer
 from mlpcore.core.targets import RowWeights, row_weights
 from mlpcore.data.batches import Batch, Data, Inputs, weight_of
-from mlpcore.data.streams import Parquet, Stream, open_stream
+from mlpcore.data.open import open_stream
+from mlpcore.data.parquet import Parquet
+from mlpcore.data.streams import Stream
 
 Array = NDArray[Any]
 RANGES: dict[str, tuple[float, float]] = {  # of targets, by loss

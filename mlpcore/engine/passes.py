@@ -17,7 +17,7 @@ from mlpcore.checks import arrays, values
 from mlpcore.core.activations import Activation, bind
 from mlpcore.core.network import Cache, Gradient, Network, Pass, under_loss
 from mlpcore.core.ops import Buffer
-from mlpcore.data.streams import MappedFile
+from mlpcore.data.slices import MappedFile
 from mlpcore.engine.memory import Size, temporaries
 
 Array = NDArray[Any]

@@ -99,9 +99,7 @@ def sort_names(names: Iterable[str], kind: str) -> tuple[str, ...]:
 
 
 def matched(names: Array, known: Iterable[str | None]) -> Array:
-    """Return the names, those such as "3.0" as "3" where that is known and they are not: a gap
-    makes a column of floats.
-    """
+    """Return the names, "3.0" as "3" where only that is known: a gap makes a column of floats."""
     known = set(known)
     other = {
         name: whole
@@ -114,7 +112,7 @@ def matched(names: Array, known: Iterable[str | None]) -> Array:
 
 
 def codes(names: Array, classes: Sequence[str | None]) -> Array:
-    """Return the index (m,) int64 of each name among the classes; -1 for another name and for None."""
+    """Return the index (m,) int64 of each name among the classes; -1 for others and for None."""
     index = {name: i for i, name in enumerate(classes)}
     return np.array([index.get(name, -1) for name in names], np.int64)
 
@@ -127,7 +125,7 @@ def array_kind(values: Array) -> str:
 
 
 def array_names(values: Array, kind: str) -> Array:
-    """Return the names of a NumPy array's values (m,), which are texts, booleans or finite numbers."""
+    """Return the names of a NumPy array's values (m,): texts, booleans or finite numbers."""
     texts = values.dtype.kind in "US"
     distinct, places = np.unique(values.astype(str) if texts else values, return_inverse=True)
     source = "text" if texts else array_kind(values)
@@ -136,9 +134,7 @@ def array_names(values: Array, kind: str) -> Array:
 
 
 def _number(text: str) -> str:
-    """Return the one form of a number: its digits without zeros that say nothing; another text as
-    it is.
-    """
+    """Return the one form of a number, without zeros that say nothing; another text unchanged."""
     if _HEXADECIMAL.fullmatch(text):
         return str(int(text, 16))
     if not _NUMBER.fullmatch(text):
@@ -166,9 +162,7 @@ def _is_date(text: str) -> bool:
 
 
 def _date(text: str) -> str:
-    """Return the one form of a date: no time at midnight, times with a zone in UTC; another text as
-    it is.
-    """
+    """Return the one form of a date, times with a zone in UTC; another text unchanged."""
     try:
         moment = datetime.fromisoformat(text)
         zone = "" if moment.tzinfo is None else "Z"

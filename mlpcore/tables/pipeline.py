@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mlpcore.checks.errors import shown
 from mlpcore.tables import labels
-from mlpcore.tables.datasets import FORMAT, Standardizer, is_text, numbers_of, require
+from mlpcore.tables.standardizer import FORMAT, Standardizer, is_unicode, read_numbers, require
 
 __all__ = ["LEAST_ROWS", "MOST_CATEGORIES", "Category", "Column", "Pipeline"]
 
@@ -113,7 +113,7 @@ class Category:
         lists = all(isinstance(part, list) for part in parts)
         require(lists, "pipeline", f"{where} must be lists of texts")
         values = [*parts[0], *parts[1]]
-        texts = all(value is None or is_text(value) for value in values)
+        texts = all(value is None or is_unicode(value) for value in values)
         require(texts, "pipeline", f"{where} must be texts")
         require(
             len(set(values)) == len(values) > 0, "pipeline", f"{where} must differ, and be there"
@@ -303,7 +303,7 @@ class Pipeline:
                 "again"
             )
         told: Any = about.get("columns")
-        named = isinstance(told, dict) and bool(told) and all(map(is_text, told))
+        named = isinstance(told, dict) and bool(told) and all(map(is_unicode, told))
         require(named, "columns", "they must be named")
         columns = [Column.restore(name, value) for name, value in told.items()]
         gaps = tuple(bool(value["missing"]) for value in told.values() if value["kind"] == "number")
@@ -311,7 +311,7 @@ class Pipeline:
         others = [column for column in columns if column.kind != "number"]
         marked = any(told[column.name]["missing"] for column in others)
         require(not marked, "columns", "only numbers have 'missing' as true")
-        median = numbers_of(tensors, "pipeline median", len(gaps))
+        median = read_numbers(tensors, "pipeline median", len(gaps))
         scaler = Standardizer.restore(tensors, len(gaps) + sum(gaps), "pipeline ", exact=False)
         found = _categories(text.tobytes(), [column.name for column in others])
         made = cls((*numbers, *others), median, gaps, scaler, found)
@@ -323,7 +323,7 @@ class Pipeline:
 
 
 def _categories(text: bytes, names: Sequence[str]) -> tuple[Category, ...]:
-    """Return the categories that a model file's text tells of; ValueError where it tells of others."""
+    """Return the categories that a model file's text tells of; ValueError where it does not."""
     try:
         told = json.loads(text.decode())
     except (ValueError, RecursionError) as error:

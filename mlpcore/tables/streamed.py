@@ -1,13 +1,11 @@
-"""Parquet files larger than memory: rows held out by a hash of their number, the pipeline fitted on
-a sample, batches made as they are read.
+"""Parquet files larger than memory: rows held out by a hash, the pipeline fitted on a sample.
 
     row number, seed → u in [0, 1):     u < 0.2 test,   u < 0.3 validation,   else training row
-    groups in a new order each epoch → pieces of eight of them → a window of rows, transformed and
-    mixed → batches
 
 Where rows come in groups, u is of the group's name. The parts are samples of the whole file,
-however it is sorted and cut. Memory holds the sample, the held-out rows (so many at most) and a
-window, whatever the file's size.
+however it is sorted and cut. The training rows are a source of `mlpcore.data.windows`, which mixes
+those of eight places in the file. Memory holds the sample, the held-out rows (so many at most) and
+two windows, whatever the file's size.
 """
 
 from __future__ import annotations
@@ -25,28 +23,31 @@ from numpy.typing import NDArray
 
 from mlpcore.backends import devices
 from mlpcore.checks.errors import cut, shown
-from mlpcore.data.streams import BUFFER, Footer, opened, read_batches
-from mlpcore.tables import columns as tables
-from mlpcore.tables.columns import Table, Transformer
-from mlpcore.tables.datasets import Split, Standardizer
+from mlpcore.data.row_groups import Footer, follow_rows, read_group
+from mlpcore.data.streams import Block
+from mlpcore.data.windows import Source
+from mlpcore.tables import arrow, files, targets
+from mlpcore.tables.datasets import Truth
+from mlpcore.tables.splits import Split
+from mlpcore.tables.standardizer import Standardizer
+from mlpcore.tables.table import Table, Transformer, make_table, require_columns
 
 Array = NDArray[Any]
 SAMPLE = 100_000  # rows that the pipeline is fitted on, about
 HELD_OUT = 200_000  # rows of the validation and of the test, about, at most
-WINDOW = 65_536  # rows that are mixed with each other
-WAYS = 8  # row groups that are read side by side
+PIECE = 65_536  # rows that are read at a time, where all are
+WAYS = 8  # places of the file whose rows are mixed with each other
 SHARES = (0.2, 0.1)  # of test and validation
 _FEW = 1_000  # targets of so many values, or more, are seen well enough in a sample
-_PIECE = 4_096  # rows of one of them at a time
+_READ = 4_096  # rows that are read at a time in training, of the file
+_MADE = 1_024  # rows that are made at a time, or more
 _CELL = 32  # bytes that a value of a table in memory takes, roughly
-_THIN, _LOOK = (
-    0x5EED,
-    0x100C,
-)  # hashes that thin the parts out and that pick the first sample are others than the parts' own
+# hashes that thin the parts out and that pick the first sample are others than the parts' own
+_THIN, _LOOK = 0x5EED, 0x100C
 
 
 @dataclass(frozen=True)
-class BigTable(Table):
+class StreamedTable(Table):
     """A `Table` of which `X` and `Y` are a sample.
 
     Attributes:
@@ -66,65 +67,67 @@ class BigTable(Table):
         """Number of rows of the file that have a target."""
         return self.total - self.dropped
 
-    def cut(self, seed: int, batch_size: int) -> Split:
-        """A fifth of the rows, or groups, for the test, a tenth for the validation, the others as a
-        function of batches.
+    def split(self, seed: int) -> Split:
+        """Return the parts of the table: a fifth for the test, a tenth for the validation.
+
+        The others are a source of training rows.
         """
         footer = Footer.read(Path(self.path), _where(self.path))
-        parts = _Parts.of(self, seed)
-        reader = _Reader(self, footer)
-        held: list[list[Any]] = [
-            [],
-            [],
-            [],
-        ]  # test, validation, and the sample of the training rows
-        totals = [0, 0, 0]
+        parts, reader = _Parts.of(self, seed), _Reader(self, footer)
+        held: tuple[list[Any], ...] = ([], [], [])  # test, validation, a sample of the training
+        shares = (*SHARES, 1 - sum(SHARES))
+        totals = np.zeros(len(shares), np.int64)
+        training = np.zeros(len(footer.rows), np.int64)  # rows of each row group
         content = hashlib.sha256()
-        for first, piece in reader.everything():
+        for group, first, piece in reader.everything():
             _add(content, piece)
-            codes = parts.codes(first, piece)
-            thin = _uniform(seed ^ _THIN, np.arange(first, first + len(piece)))
-            known = tables.with_target(piece.column(self.target))
-            totals = [
-                total + int(np.sum(known & (codes == part))) for part, total in enumerate(totals)
-            ]
-            for number, (share, most) in enumerate(
-                zip((*SHARES, 1 - sum(SHARES)), (HELD_OUT, HELD_OUT, SAMPLE), strict=True)
-            ):
-                chosen = known & (codes == number) & (thin * share * self.rows < most)
+            part_of = parts.codes(first, piece)
+            part_of[~reader.truth(piece).rows] = len(shares)
+            totals += np.bincount(part_of, minlength=len(shares) + 1)[:-1]
+            training[group] += np.sum(part_of == 2)
+            thin = _uniform(seed ^ _THIN, np.arange(first, first + len(piece))) * self.rows
+            for part, most in enumerate((HELD_OUT, HELD_OUT, SAMPLE)):
+                chosen = (part_of == part) & (thin * shares[part] < most)
                 if chosen.any():
-                    held[number].append(piece.filter(pa.array(chosen)))
-        for name, part in zip(("test", "validation", "training"), held, strict=True):
-            if not part:
+                    held[part].append(piece.filter(pa.array(chosen)))
+        for name, pieces in zip(("test", "validation", "training"), held, strict=True):
+            if not pieces:
                 raise ValueError(
                     f"{self.path}: none of the {name}'s rows has a {cut(self.target)}; "
                     f"{self.rows:,} rows are too few"
                 )
-        test_table, validation_table, sample = (pa.concat_tables(part) for part in held)
+        test_rows, validation_rows, sample = map(pa.concat_tables, held)
         frame, Y = reader.frame(sample)
         transformer = Transformer.fit(frame, np.arange(len(frame)), self.columns)
         scale = None if self.class_names else Standardizer.fit(Y, names=[self.target])
         made = _Maker(reader, transformer, scale, parts)
-        validation, test = made.whole(validation_table), made.whole(test_table)
-        answers = reader.frame(test_table)[1]
-        order = range(len(footer.rows))
-        counts = (totals[2], len(validation[1]), len(test[1]))
-        said = parts.said
+        validation, test = made.whole(validation_rows), made.whole(test_rows)
+        counts = (int(totals[2]), len(validation[1]), len(test[1]))
+        description = parts.description
         if counts[1:] != (totals[1], totals[0]):
-            said += f", those of validation and test a sample of the {totals[1]:,} and {totals[0]:,} held out"
+            description += (
+                f", those of validation and test a sample of the {totals[1]:,} and {totals[0]:,} "
+                "held out"
+            )
+        told = np.array(footer.rows), np.frombuffer(content.digest(), np.uint8)
         return Split(
-            (batches(made, order, batch_size, seed),), validation, test, answers, Y, counts, said, transformer, scale,
-            self.digest(
-                transformer, scale, *validation, *test, np.array(footer.rows),
-                np.frombuffer(content.digest(), np.uint8),
-            ),
-        )  # fmt: skip
+            training=(_TrainingRows(made, training, Block(*validation).rows(0, 0)),),
+            validation=validation,
+            test=test,
+            answers=reader.frame(test_rows)[1],
+            sample=Y,
+            counts=counts,
+            description=description,
+            preparation=transformer,
+            scale=scale,
+            digest=self.digest(transformer, scale, *validation, *test, *told),
+        )
 
 
 def _add(content: Any, piece: Any) -> None:
     """Add a piece of a table to a digest: types, which values are missing, and the others."""
     content.update(str(piece.schema.types).encode())
-    for values in map(tables.decoded, piece.columns):
+    for values in map(arrow.decoded, piece.columns):
         known = values.drop_null().combine_chunks()
         if pa.types.is_boolean(known.type):
             known = known.cast(pa.uint8())  # the last bits of a byte may be anything
@@ -137,9 +140,7 @@ def _where(path: str | Path) -> str:
 
 
 def is_too_big(path: str | Path) -> bool:
-    """Whether the table would take more than a quarter of the memory that is free; False where that
-    is not known.
-    """
+    """Return True if the table is known to take more than a quarter of the free memory."""
     if Path(path).suffix.lower() in (".csv", ".tsv") or not Path(path).is_file():
         return False
     with contextlib.suppress(ValueError, OSError, MemoryError):  # reading it will say what is wrong
@@ -150,21 +151,22 @@ def is_too_big(path: str | Path) -> bool:
     return False
 
 
-def load(
+def stream_table(
     path: str | Path,
     target: str,
     task: str | None = None,
     groups: str | None = None,
     wishes: Mapping[str, str] | None = None,
-) -> BigTable:
-    """The table, what its columns are taken as being told from a sample of its rows; arguments as
-    in `tables.load`.
+) -> StreamedTable:
+    """Return the table; what its columns are taken as is told from a sample of its rows.
+
+    The arguments are those of `load_table`.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: as `tables.load`; or the file is not Parquet, or has
+        FileNotFoundError, OSError, ValueError: as `load_table`; or the file is not Parquet, or has
             fewer than 5 row groups.
     """
-    tables.require_file(path)
+    files.require_file(path)
     if Path(path).suffix.lower() in (".csv", ".tsv"):
         raise ValueError(
             f"{path}: only Parquet can be streamed; write it as Parquet, in row groups of some "
@@ -178,16 +180,16 @@ def load(
             "(row_group_size=100_000)"
         )
     names = footer.schema.names
-    tables.require_different(path, names)
-    tables.require_columns(path, names, target, groups, wishes or {})
-    tables.require_answers(footer.schema.field(target).type, target)
+    files.require_different(path, names)
+    require_columns(path, names, target, groups, wishes or {})
+    targets.require_answers(footer.schema.field(target).type, target)
     whole = _Reader(
-        BigTable(None, None, (), (), path=str(path), target=target, by=groups or ""),
+        StreamedTable(None, None, (), (), path=str(path), target=target, by=groups or ""),
         footer,
         all_columns=True,
     )
     chosen, numbers, seen = [], [], set[Any]()
-    for first, piece in whole.everything():
+    for _, first, piece in whole.everything():
         rows = _uniform(_LOOK, np.arange(first, first + len(piece))) * total < SAMPLE
         if (
             len(seen) < _FEW
@@ -196,17 +198,17 @@ def load(
         if rows.any():
             chosen.append(piece.filter(pa.array(rows)))
             numbers.append(first + np.flatnonzero(rows))
-    sample = tables.with_categories(pa.concat_tables(chosen), footer.categories)
-    table = tables.take(sample, path, target, task, groups, wishes, np.concatenate(numbers))
+    sample = files.with_categories(pa.concat_tables(chosen), footer.categories)
+    table = make_table(sample, path, target, task, groups, wishes, np.concatenate(numbers))
     given = {name: getattr(table, name) for name in table.__dataclass_fields__}
     return replace(
-        BigTable(**given), path=str(path), total=total, by=groups or "", **whole.survey(table)
+        StreamedTable(**given), path=str(path), total=total, by=groups or "", **whole.survey(table)
     )
 
 
 def _firsts(values: Any, seen: set[Any]) -> list[int]:
-    """Return where each value that is not among the seen ones comes first, and count it as seen."""
-    coded = tables.plain(values).combine_chunks().dictionary_encode()
+    """Return where each value that is not in `seen` comes first, and add it there."""
+    coded = arrow.plain(values).combine_chunks().dictionary_encode()
     codes, firsts = np.unique(coded.indices.fill_null(-1).to_numpy(), return_index=True)
     found = dict(zip(codes.tolist(), firsts.tolist(), strict=True))
     texts = [str(value) for value in coded.dictionary.to_pylist()]
@@ -216,9 +218,7 @@ def _firsts(values: Any, seen: set[Any]) -> list[int]:
 
 
 def _uniform(seed: int, numbers: Array) -> Array:
-    """Return a number in [0, 1) for each of `numbers`, of a seed, by SplitMix64 (Steele, Lea and
-    Flood, 2014).
-    """
+    """Return a number in [0, 1) for each of `numbers`: SplitMix64 (Steele, Lea, Flood, 2014)."""
     z = np.asarray(numbers).astype(np.uint64)
     for start in (np.uint64(seed % 2**64), np.uint64(0)):
         z = (z ^ start) + np.uint64(0x9E3779B97F4A7C15)
@@ -230,7 +230,7 @@ def _uniform(seed: int, numbers: Array) -> Array:
 
 def _hashes(column: Any, name: str) -> Array:
     """Return a hash (m,) uint64 of each row's group."""
-    names = tables.group_names(column, name)
+    names = targets.group_names(column, name)
     known = {
         group: int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "little")
         for group in set(names)
@@ -245,10 +245,10 @@ class _Parts:
     seed: int
     by: str
     ends: tuple[float, float]
-    said: str = ""
+    description: str = ""
 
     @classmethod
-    def of(cls, table: BigTable, seed: int) -> _Parts:
+    def of(cls, table: StreamedTable, seed: int) -> _Parts:
         """Return the parts of a table: shares of its rows, or of its groups, then to the group."""
         if not table.by:
             return cls(seed, "", (SHARES[0], sum(SHARES)))
@@ -259,8 +259,9 @@ class _Parts:
             raise ValueError(
                 f"--groups {shown(table.by)} has {count} value(s); to hold some out it takes 3"
             )
-        said = f" of {count - tests - validations} + {validations} + {tests} {table.unit}"
-        return cls(seed, table.by, (float(places[tests]), float(places[tests + validations])), said)
+        description = f" of {count - tests - validations} + {validations} + {tests} {table.unit}"
+        ends = float(places[tests]), float(places[tests + validations])
+        return cls(seed, table.by, ends, description)
 
     def codes(self, first: int, piece: Any) -> Array:
         """Return the part (m,) of each row of a piece that begins with the row of this number."""
@@ -273,57 +274,48 @@ class _Parts:
 
 
 class _Reader:
-    """Reads the columns in use, by row groups; a new file handle for each, so that several can be
-    read side by side.
-    """
+    """The columns in use of a table's file, read by row groups."""
 
-    def __init__(self, table: BigTable, footer: Footer, all_columns: bool = False):
-        self.table, self.metadata = table, footer.metadata
+    def __init__(self, table: StreamedTable, footer: Footer, all_columns: bool = False):
+        self.table = table
         used = [column.name for column in table.columns if column.kind]
         by = [table.by] if table.by else []
         self.columns = footer.schema.names if all_columns else [*used, table.target, *by]
         self.starts = np.cumsum([0, *footer.rows])[:-1].tolist()
 
     def pieces(
-        self, group: int, columns: Sequence[str] | None = None, rows: int | None = None
+        self, group: int, columns: Sequence[str] | None = None, rows: int = _READ
     ) -> Iterator[tuple[int, Any]]:
         """Yield the number of the first row, and the rows, of each piece of a row group."""
         first, path = self.starts[group], self.table.path
-        options = {"metadata": self.metadata, "pre_buffer": False, "buffer_size": BUFFER}
-        with opened(Path(path), _where(path), **options) as file:
-            for batch in read_batches(
-                file, _where(path), rows or _PIECE, group, columns or self.columns
-            ):
-                yield first, tables.without_views(pa.Table.from_batches([batch]))
-                first += len(batch)
+        for batch in read_group(Path(path), _where(path), rows, group, columns or self.columns):
+            yield first, files.without_views(pa.Table.from_batches([batch]))
+            first += len(batch)
 
-    def everything(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any]]:
-        """Yield the pieces of the whole file, as large as a window, in order."""
+    def everything(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, int, Any]]:
+        """Yield row group, number of the first row, and rows, of each piece of the file."""
         for group in range(len(self.starts)):
-            yield from self.pieces(group, columns, WINDOW)
+            for first, piece in self.pieces(group, columns, PIECE):
+                yield group, first, piece
 
     def survey(self, table: Table) -> dict[str, Any]:
-        """Return what a sample does not tell: all classes and their kind, how many rows have no
-        target, all groups.
-        """
+        """Return what a sample does not tell: all classes and groups, the number of lost rows."""
         target, by = self.table.target, self.table.by
         values, units = list[Any](), [np.empty(0, np.uint64)]
         dropped = infinite = 0
-        for first, piece in self.everything([target, *([by] if by else [])]):
+        for _, first, piece in self.everything([target, *([by] if by else [])]):
             column = piece.column(target)
             if table.class_names:
-                values = tables.distinct(
-                    pa.chunked_array([*values, *tables.distinct(column).chunks])
+                values = targets.distinct(
+                    pa.chunked_array([*values, *targets.distinct(column).chunks])
                 ).chunks
             else:
-                tables.require_numbers(column, target, first)
-            missing, unbounded = tables.without_target(column)
+                targets.require_numbers(column, target, first)
+            missing, unbounded = targets.without_target(column)
             dropped, infinite = dropped + missing + unbounded, infinite + unbounded
             if by:
                 units.append(np.unique(_hashes(piece.column(by), by)))
-                if (
-                    sum(map(len, units[1:])) > len(units[0]) + WINDOW
-                ):  # so seldom that it costs little
+                if sum(map(len, units[1:])) > len(units[0]) + PIECE:  # seldom, so it costs little
                     units = [np.unique(np.concatenate(units))]
         found: dict[str, Any] = {
             "dropped": dropped,
@@ -331,16 +323,19 @@ class _Reader:
             "units": np.unique(np.concatenate(units)),
         }
         if table.class_names:
-            found["class_names"], found["labels"] = tables.class_names(pa.chunked_array(values))
+            found["class_names"], found["labels"] = targets.class_names(pa.chunked_array(values))
         return found
 
-    def frame(self, table: Any) -> tuple[Any, Array]:
-        """Frame and Y of the rows that have a target."""
-        truth = tables.truth(
-            table.column(self.table.target), self.table.class_names, self.table.labels
-        )
+    def truth(self, piece: Any) -> Truth:
+        """Return the target of a piece."""
+        column = piece.column(self.table.target)
+        return targets.find_truth(column, self.table.class_names, self.table.labels)
+
+    def frame(self, piece: Any) -> tuple[Any, Array]:
+        """Return frame and Y of the rows that have a target."""
+        truth = self.truth(piece)
         used = [column for column in self.table.columns if column.kind]
-        return tables.as_frame(table.filter(pa.array(truth.rows)), used), truth.values
+        return arrow.as_frame(piece.filter(pa.array(truth.rows)), used), truth.values
 
 
 @dataclass(frozen=True)
@@ -352,59 +347,47 @@ class _Maker:
     scale: Standardizer | None
     parts: _Parts
 
-    def whole(self, table: Any) -> tuple[Array, Array]:
+    def whole(self, piece: Any) -> tuple[Array, Array]:
         """Return X and Y of all rows that have a target."""
-        frame, Y = self.reader.frame(table)
+        frame, Y = self.reader.frame(piece)
         return self.transformer.apply(frame), self.scale.apply(Y) if self.scale else Y
 
-    def training(self, first: int, piece: Any) -> Any:
-        """Return the training rows of a piece that begins with the row of this number."""
-        return piece.filter(pa.array(self.parts.codes(first, piece) == 2))
+    def training(self, group: int) -> Iterator[Any]:
+        """Yield the training rows of a row group."""
+        for first, piece in self.reader.pieces(group):
+            chosen = (self.parts.codes(first, piece) == 2) & self.reader.truth(piece).rows
+            yield piece.filter(pa.array(chosen))
 
 
-def batches(
-    made: _Maker, groups: Sequence[int], size: int, seed: int
-) -> Callable[[int], Iterator[tuple[Array, Array]]]:
-    """A function that gives the batches (X, Y) of an epoch: each row once, in an order of seed and
-    epoch, the last smaller.
+class _TrainingRows(Source):
+    """The training rows of a table, as the network takes them.
+
+    Args:
+        made: makes them.
+        counts: number of training rows in each row group.
+        like: a block of no rows.
     """
 
-    def rows(epoch: int) -> Iterator[tuple[Array, Array]]:
-        rng = np.random.default_rng([seed, epoch])
-        rest: tuple[Array, Array] | None = None
-        for window in _windows(made, rng.permutation(groups).tolist()):
-            X, Y = made.whole(window)
-            if rest is not None:
-                X, Y = np.concatenate([rest[0], X]), np.concatenate([rest[1], Y])
-            order = rng.permutation(len(Y))
-            whole = len(Y) // size * size
-            for start in range(0, whole, size):
-                picked = order[start : start + size]
-                yield X[picked], Y[picked]
-            rest = X[order[whole:]], Y[order[whole:]]
-        if rest is not None and len(rest[1]):
-            yield rest
+    chunk = _MADE
+    ways = WAYS
 
-    return rows
+    def __init__(self, made: _Maker, counts: Array, like: Block):
+        self._made, self.like = made, like
+        self._groups = np.flatnonzero(counts).tolist()
+        ends = np.cumsum(counts[self._groups]).tolist()
+        self.rows = ends[-1]
+        self.starts = [0, *ends[:-1]]
 
+    def __repr__(self) -> str:
+        return f"{self.rows:,} training rows of {self._made.reader.table.path}"
 
-def _windows(made: _Maker, groups: Sequence[int]) -> Iterator[Any]:
-    """Tables of `WINDOW` training rows or more, from several row groups at a time."""
-    waiting, reading = iter(groups), list[Iterator[tuple[int, Any]]]()
-    window: list[Any] = []
-    while True:
-        while len(reading) < WAYS and (group := next(waiting, None)) is not None:
-            reading.append(made.reader.pieces(group))
-        if not reading:
-            break
-        for source in list(reading):
-            piece = next(source, None)
-            if piece is None:
-                reading.remove(source)
-            else:
-                window.append(made.training(*piece))
-        if sum(len(piece) for piece in window) >= WINDOW:
-            yield pa.concat_tables(window)
-            window = []
-    if sum(len(piece) for piece in window):
-        yield pa.concat_tables(window)
+    def reader(self) -> Callable[[int, int, Block], None]:
+        """Return a function that reads rows start … stop; going on where it stopped is cheap."""
+        where = _where(self._made.reader.table.path)
+        return follow_rows(self, self._read_group, self._copy, lambda k: where)
+
+    def _read_group(self, k: int) -> Iterator[Any]:
+        return self._made.training(self._groups[k])
+
+    def _copy(self, piece: Any, row: int, block: Block) -> None:
+        block.X[...], block.Y[...] = self._made.whole(piece)

@@ -16,7 +16,7 @@ from mlpcore.cli import main
 from mlpcore.cli.export import export
 from mlpcore.core import activations
 from mlpcore.core.formulas import FUNCTIONS
-from mlpcore.tables import datasets as data
+from mlpcore.tables.standardizer import Standardizer
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 EDGES = np.array(
@@ -288,7 +288,7 @@ def test_a_model_of_the_command_line_takes_raw_columns(classes, tmp_path, monkey
     main(["train", "table.npz", "--epochs", "2", "--hidden", "8", "--quiet"])
     net = export("table.safetensors", "table.onnx")
     model, tensors, _ = mc.MLP.load_with("table.safetensors")
-    wanted = model.predict(data.Standardizer(tensors["mean"], tensors["scale"]).apply(X))
+    wanted = model.predict(Standardizer(tensors["mean"], tensors["scale"]).apply(X))
     if not classes:
         wanted = wanted * tensors["target scale"] + tensors["target mean"]
     np.testing.assert_allclose(run("table.onnx", X), wanted, rtol=1e-5)

@@ -1,0 +1,183 @@
+"""Data sets in memory, and their split into rows to train, to validate and to test on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from mlpcore.checks.errors import shown
+from mlpcore.tables.standardizer import Standardizer
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A table of `m` rows in memory: `X` (m, n) numbers of any dtype, not standardised.
+
+    `Y` is (m,) int64 class indices into `class_names`; or (m, k) targets of any dtype, where
+    `class_names` is (); or None where the source has no target. `groups` (m,) int64, or None: rows
+    of one group (for flights the day) must not be split. `alike` says that the columns are of one
+    kind (pixels) and share one scale. `unit` names a group, `target` Y. `labels` is the kind of the
+    class names (`mlpcore.tables.labels`), and `note` says how the task was told where nobody named
+    it.
+    """
+
+    X: Any
+    Y: np.ndarray | None
+    feature_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    groups: np.ndarray | None = None
+    alike: bool = False
+    unit: str = "groups"
+    target: str = ""
+    labels: str = "text"
+    note: str = ""
+
+    def prepare(self, rows: np.ndarray) -> Preparation:
+        """Return the map of X to the network's input, fitted on these rows."""
+        return Standardizer.fit(self.X, rows, self.alike, self.feature_names)
+
+    def split(self, seed: int) -> Split:
+        """Return the rows of `split_rows`, as a network reads them.
+
+        Raises:
+            ValueError: there are too few rows to hold any out, or one class only.
+        """
+        assert self.Y is not None
+        rows = split_rows(self, seed)
+        groups = self.groups
+        for name, part in (("validation", rows[1]), ("test", rows[2])):
+            if not len(part):
+                many = f"{len(self.X)} rows"
+                if groups is not None:
+                    many = f"{len(np.unique(groups))} {self.unit}"
+                raise ValueError(f"{many} are too few to hold out any for the {name}")
+        if len(self.class_names) == 1:
+            raise ValueError(
+                f"every row has the class {shown(self.class_names[0])}; nothing to tell apart"
+            )
+        preparation = self.prepare(rows[0])
+        scale = None
+        if not self.class_names:
+            names = [self.target or "Y"] * self.Y.shape[1]
+            scale = Standardizer.fit(self.Y, rows[0], names=names)
+        X, Y = preparation.apply(self.X), scale.apply(self.Y) if scale else self.Y
+        training, validation, test = ((X[part], Y[part]) for part in rows)
+        description = ""
+        if groups is not None:
+            units = " + ".join(str(len(np.unique(groups[part]))) for part in rows)
+            description = f" of {units} {self.unit}"
+        return Split(
+            training=training,
+            validation=validation,
+            test=test,
+            answers=self.Y[rows[2]],
+            sample=training[1],
+            counts=(len(rows[0]), len(rows[1]), len(rows[2])),
+            description=description,
+            preparation=preparation,
+            scale=scale,
+            digest=self.digest(preparation, scale, X, Y, *rows),
+        )
+
+    def digest(
+        self, preparation: Preparation, scale: Standardizer | None, *arrays: np.ndarray
+    ) -> str:
+        """Return a digest of arrays, of the columns and classes they stand for, and of all fits."""
+        told = [self.feature_names, self.class_names, self.labels, self.target, preparation.about]
+        fitted = [*preparation.tensors.values(), *(scale.tensors.values() if scale else ())]
+        return digest(told, *fitted, *arrays)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a network is trained, validated and tested on.
+
+    Attributes:
+        training: arguments of `Trainer.fit`: X and Y, or a source of rows of both.
+        validation, test: X (m, n_0) float32 and Y, standardised where it is a quantity.
+        answers: Y of the test rows as it was.
+        sample: Y of the training rows, or of some of them.
+        counts: rows of the three.
+        description: in words, the units that the rows are held out by; may be "".
+        preparation: what made X.
+        scale: what made Y of a quantity; None for classes.
+        digest: of the rows, their names and what was fitted: equal where two splits are the same.
+    """
+
+    training: tuple[Any, ...]
+    validation: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    answers: np.ndarray
+    sample: np.ndarray
+    counts: tuple[int, int, int]
+    description: str
+    preparation: Preparation
+    scale: Standardizer | None
+    digest: str
+
+
+def digest(told: Any, *arrays: np.ndarray) -> str:
+    """Return the SHA-256 of what JSON can hold, and of arrays with their types and shapes."""
+    whole = hashlib.sha256(json.dumps(told).encode())
+    for array in arrays:
+        whole.update(f"{array.dtype} {array.shape}".encode())
+        whole.update(np.ascontiguousarray(array).data)
+    return whole.hexdigest()
+
+
+class Preparation(Protocol):
+    """The map of a data set's X to the network's float32 input, which a model file can hold."""
+
+    def apply(self, X: Any) -> np.ndarray:
+        """Return the input (m, n_0) of these rows."""
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Tensors that a model file keeps of it."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Notes that a model file keeps of it."""
+
+
+def split_rows(
+    dataset: Dataset, seed: int, test: float = 0.2, validation: float = 0.1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return row indices (train, validation, test): ascending int64, disjoint, together all rows.
+
+    Whole groups where the data set has them (`test` is then a share of the groups); else rows,
+    stratified by class where `Y` holds classes. The same seed gives the same split. ValueError
+    where the shares leave nothing to train on.
+    """
+    if test < 0 or validation < 0 or test + validation >= 1:
+        raise ValueError(
+            f"test and validation must be >= 0 and sum to < 1; got {test} and {validation}"
+        )
+    rng = np.random.default_rng(seed)
+    if dataset.groups is not None:
+        units, unit_of_row = np.unique(dataset.groups, return_inverse=True)
+        strata = np.zeros(len(units))
+    else:
+        unit_of_row = np.arange(len(dataset.X))
+        strata = (
+            dataset.Y if dataset.class_names and dataset.Y is not None else np.zeros(len(dataset.X))
+        )
+    order = np.lexsort((rng.random(len(strata)), strata))
+    part = np.zeros(len(strata), dtype=np.int64)
+    for name, share in (
+        (2, test),
+        (1, validation),
+    ):  # evenly spaced in the order, so each class gives its share
+        left = order[part[order] == 0]
+        cuts = np.arange(len(left) + 1) * round(share * len(strata)) // max(len(left), 1)
+        part[left[np.diff(cuts) > 0]] = name
+    train, valid, tested = (np.flatnonzero(part[unit_of_row] == k) for k in range(3))
+    if len(train) == 0:
+        raise ValueError(
+            f"{len(strata)} rows or groups leave nothing to train on (test={test}, {validation=})"
+        )
+    return train, valid, tested
