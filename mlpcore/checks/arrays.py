@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Adopt = Callable[[object, str], Array]
-_PLAIN = "fdeilqhbILQHB?"  # dtypes that are taken as they are
+PLAIN = "fdeilqhbILQHB?"  # dtypes that are taken as they are
 _PIECE = 1 << 20  # entries looked at in one go
 _FEW = 2048  # entries that are gathered in one go: 16 KiB
 # DLPack's numbers: pageable and page-locked memory; a GPU's own and managed memory
@@ -130,16 +130,6 @@ def on_host(array: Array) -> bool:
     return isinstance(array, np.ndarray)
 
 
-def are_plain(*values: object) -> bool:
-    """Return True for NumPy arrays of numbers, with axes, whose rows can be read where they are."""
-    for value in values:
-        if type(value) is not np.ndarray or value.dtype.char not in _PLAIN or not value.ndim:
-            return False
-        if not (value.dtype.isnative and value.flags.c_contiguous and value.flags.aligned):
-            return False
-    return True
-
-
 def matrix(X: object, columns: int | None, name: str = "X", adopt: Adopt = host_array) -> Array:
     """Return a view of `X` as a 2-D numeric array (m, `columns`), m >= 1.
 
@@ -176,7 +166,7 @@ def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
             another device.
     """
     if (
-        type(value) is np.ndarray and adopt is host_array and value.dtype.char in _PLAIN
+        type(value) is np.ndarray and adopt is host_array and value.dtype.char in PLAIN
     ):  # as most are
         return value
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):

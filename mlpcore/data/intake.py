@@ -32,6 +32,16 @@ RANGES: dict[str, tuple[float, float]] = {  # of targets, by loss
 }
 
 
+def _are_plain(*values: Any) -> bool:
+    """Return True for NumPy arrays of numbers, with axes, whose rows can be read where they are."""
+    for value in values:
+        if type(value) is not np.ndarray or value.dtype.char not in arrays.PLAIN or not value.ndim:
+            return False
+        if not (value.dtype.isnative and value.flags.c_contiguous and value.flags.aligned):
+            return False
+    return True
+
+
 class Intake:
     """The checks and the layout of the arrays that one network is trained on.
 
@@ -66,7 +76,7 @@ class Intake:
         if isinstance(X, Data):
             return self._require_own(X, Y, weights)
         given = (X, Y) if weights is None else (X, Y, weights)
-        if self._plain and arrays.are_plain(*given):  # as most are
+        if self._plain and _are_plain(*given):  # as most are
             flat = Y.ndim == 1 and not self.takes_classes
             classes = Y.ndim == 1 and self.takes_classes and Y.dtype.kind in "iu"
             y = Y[:, None] if flat and self.outputs == 1 else Y

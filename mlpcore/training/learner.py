@@ -114,6 +114,7 @@ class Learner:
             precision,
             deterministic,
         )
+        self._may_be_flat = net.layout.sizes[-1] == 1  # whether Y may come as (m,) numbers
         self.intake = Intake(net.device, net.layout.sizes, net.dtype, loss)
         self.evaluation = Evaluation(self.step, self.intake)
         watch_forks(self)
@@ -154,7 +155,7 @@ class Learner:
             J = self.step.run(batch, plan, self.progress)
         except NonFiniteLoss as error:
             raise self.explain(error, data, batch) from None
-        if self.net.predicts_1d != data.flat:
+        if self._may_be_flat and self.net.predicts_1d != data.flat:
             self.net.predicts_1d = data.flat
         return J
 

@@ -53,3 +53,10 @@ def test_the_command_prints_size_and_trips(options, capsys):
             assert trip["calls"] == sum(trip["rooms"].values()) >= trip["functions"]
     else:
         assert "step(X, Y)" in text
+
+
+def test_a_warm_step_takes_at_most_40_calls_in_8_files():
+    """The promise of a short trip; `python bench/house.py --calls` lists where it goes."""
+    found = house.figures(house.calls(house.trips()["step(X, Y)"]))
+    assert found["calls"] <= 40
+    assert found["files"] <= 8

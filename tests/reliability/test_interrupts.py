@@ -698,14 +698,16 @@ assert pids[0] and os.waitpid(pids[0], 0)[1] == 0
 WATCHED = tuple(
     os.path.join(ROOT, "mlpcore", *name.split("/"))
     for name in (
-        "training/loop.py",
         "trainer.py",
+        "training/fit.py",
+        "training/learner.py",
+        "training/loop.py",
         "engine/cpu_step.py",
         "engine/lanes.py",
         "engine/state.py",
         "engine/graph_step.py",
         "engine/control.py",
-    )  # fmt: skip
+    )
 )
 
 
