@@ -15,33 +15,25 @@ from numpy.typing import ArrayLike, NDArray
 
 from mlpcore.backends import devices
 from mlpcore.checks import values
-from mlpcore.core.losses import Loss
 from mlpcore.core.optimizers import Optimizer
-from mlpcore.core.schedules import Progress
 from mlpcore.data.batches import Data, Inputs
 from mlpcore.engine.parts import StepParts
 from mlpcore.engine.plan import Plan
-from mlpcore.engine.workspace import Settings
 from mlpcore.io import model_file
 from mlpcore.mlp import MLP, Gradient
 from mlpcore.training import saving, scores
 from mlpcore.training.callbacks import EarlyStopping, Entry
+from mlpcore.training.controls import Controls
 from mlpcore.training.fit import Fit
 from mlpcore.training.learner import Learner
 from mlpcore.training.scores import Metric
-from mlpcore.training.settings import (
-    check_loss,
-    check_optimizer,
-    check_penalty,
-    check_precision,
-    check_settings,
-)
+from mlpcore.training.settings import make_learner
 from mlpcore.training.state import History
 
 Array = NDArray[Any]
 
 
-class Trainer:
+class Trainer(Controls):
     """The training of one network: steps, whole runs, evaluation, files.
 
     Args:
@@ -74,12 +66,10 @@ class Trainer:
         workers: threads that run chunks of large batches side by side, 1,024 at most; None chooses.
         on_non_finite: "raise" NonFiniteLoss when loss, gradient or update overflows; "skip" that
             step, and count it in `skipped`.
-        seed: of the row order in `fit`, and of dropout.
+        seed: seed of the row order in `fit`, and of dropout.
 
     Attributes:
-        net: the network.
-        loss: the loss with its options.
-        deterministic: as it was given.
+        net, loss, deterministic: as given; the loss is an `mc.Loss`.
         about: notes for the files, as far as JSON can hold them: `save` writes them, `load` and
             `mc.MLP.load_with` read them.
 
@@ -110,86 +100,18 @@ class Trainer:
     ) -> None:
         if not isinstance(net, MLP):
             raise TypeError(f"net must be an mc.MLP; got {type(net).__name__}")
-        optimizer = check_optimizer(optimizer, net)
-        precision = check_precision(precision, net)
-        settings = check_settings(
-            net, l1=l1, l2=l2, clip_norm=clip_norm, dropout=dropout, memory_limit=memory_limit,
-            chunk_rows=chunk_rows, workers=workers, on_non_finite=on_non_finite, seed=seed,
+        learner = make_learner(
+            net, loss, optimizer, class_weight, label_smoothing, pos_weight, l1, l2, clip_norm,
+            dropout, precision, memory_limit, chunk_rows, deterministic, workers, on_non_finite,
+            seed,
         )  # fmt: skip
-        deterministic = values.boolean(deterministic, "deterministic")
-        loss = check_loss(loss, net, class_weight, label_smoothing, pos_weight)
-        self._build(net, loss, optimizer, settings, precision, deterministic)
+        self._hold(net, learner)
 
-    def _build(
-        self,
-        net: MLP,
-        loss: Loss,
-        optimizer: Optimizer,
-        settings: Settings,
-        precision: str | None,
-        deterministic: bool,
-    ) -> None:
-        self.net, self.loss, self.deterministic = net, loss, deterministic
+    def _hold(self, net: MLP, learner: Learner) -> None:
+        self.net, self.loss, self.deterministic = net, learner.loss, learner.deterministic
         self.about: dict[str, Any] = {}
-        learner = Learner(net, loss, optimizer, settings, precision, deterministic)
-        self._learner = learner
-        self._step, self._intake, self._turns = learner.step, learner.intake, learner.turns
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """Settings of the optimizer; what is set on it counts from the next step on."""
-        return self._step.optimizer
-
-    @property
-    def progress(self) -> Progress:
-        """Clock of the training: steps and epochs so far."""
-        return self._learner.progress
-
-    @progress.setter
-    def progress(self, clock: Progress) -> None:
-        self._learner.progress = clock
-
-    @property
-    def history(self) -> History:
-        """History of the last run of `fit` that has ended."""
-        return self._learner.history
-
-    @history.setter
-    def history(self, history: History) -> None:
-        self._learner.history = history
-
-    @property
-    def on_non_finite(self) -> str:
-        """Fate of a step whose loss or gradient is not finite: "raise" or "skip"."""
-        return self._step.settings.on_non_finite
-
-    @property
-    def skipped(self) -> int:
-        """Number of steps left out because J or its gradient was not finite; waits for a GPU."""
-        return self._learner.count_skipped()
-
-    @property
-    def learning_rate(self) -> float:
-        """Learning rate of the next step."""
-        return self._step.optimizer.rate(self.progress)
-
-    @property
-    def l1(self) -> float:
-        """Factor of Σ|W| in J; what is set counts from the next step on."""
-        return self._step.settings.l1
-
-    @l1.setter
-    def l1(self, value: float) -> None:
-        self._learner.set(l1=check_penalty(value, "l1", self.net))
-
-    @property
-    def l2(self) -> float:
-        """Factor of ½ Σ W² in J; what is set counts from the next step on."""
-        return self._step.settings.l2
-
-    @l2.setter
-    def l2(self, value: float) -> None:
-        self._learner.set(l2=check_penalty(value, "l2", self.net))
+        self._learner, self._step = learner, learner.step
+        self._intake, self._turns = learner.intake, learner.turns
 
     def __repr__(self) -> str:
         rule, step = self.optimizer, self.progress.step
@@ -349,8 +271,7 @@ class Trainer:
         every: str = "1 epoch",
         keep: int = 1,
     ) -> History:
-        """Train for `epochs` passes over the rows, in shuffled mini-batches with a last partial
-        one.
+        """Train for `epochs` passes over the rows, in shuffled mini-batches, the last one partial.
 
         An `unfinished` run goes on if the call is as before. Compared are batch_size, shuffle,
         early_stopping, the names of metrics, and of X, Y, sample_weight and validation the number
@@ -400,10 +321,9 @@ class Trainer:
             OSError: the checkpoint cannot be written; the one before is intact. The run is
                 `unfinished`: it can be saved elsewhere, and the same call goes on with it; where
                 only the last save is missing, it trains no further step and tells no callback
-                again. At the start, when nothing is trained
-                yet: no file can be written there, another training writes it, or it is not a
-                    checkpoint, or
-                holds another trainer's unfinished run.
+                again. At the start, when nothing is trained yet: no file can be written there,
+                another training writes it, or it is not a checkpoint, or holds another trainer's
+                unfinished run.
         """
         with self._turns.calls, contextlib.ExitStack() as leaving:
             if self._learner.run is not None:
@@ -417,29 +337,6 @@ class Trainer:
                 early_stopping, callbacks, shuffle, progress, checkpoint, every, keep,
             ).go()  # fmt: skip
 
-    @property
-    def unfinished(self) -> str | None:
-        """Place where the run stopped with which the same call of `fit` goes on; None without one.
-
-        The run is that of a loaded checkpoint, or one with `checkpoint=` that this trainer could
-        not end.
-        """
-        left = self._learner.left
-        return None if left is None or self._learner.run else str(left.state)
-
-    @property
-    def unsaved(self) -> bool:
-        """True if the `unfinished` run has ended but for its last save, which failed."""
-        left = self._learner.left
-        return left is not None and left.state.ended and self._learner.run is None
-
-    def abandon(self) -> None:
-        """Give up the unfinished run: the next `fit` begins a new one.
-
-        It begins from the parameters and the optimizer state as they are.
-        """
-        self._learner.abandon()
-
     # -- evaluation --
 
     def evaluate(
@@ -450,13 +347,13 @@ class Trainer:
         *,
         metrics: Mapping[str, Metric] | None = None,
     ) -> Entry:
-        """Return the mean loss over these rows, without penalties, "accuracy" (classification) or
-        "r2", and metrics.
+        """Return the "loss" of these rows, "accuracy" or "r2", and the metrics, by name.
 
-        Accuracy is the share of right classes, of right outputs with binary_cross_entropy; class
-        weights, label smoothing and pos_weight count in the loss alone. r2 is the mean over the
-        outputs; that of an output whose target is constant is 1 for perfect predictions, else 0, as
-        scikit-learn's `r2_score` has it.
+        The loss is the mean over the rows, without penalties. Accuracy is the share of right
+        classes, of right outputs with binary_cross_entropy; class weights, label smoothing and
+        pos_weight count in the loss alone. r2, where no classes are told apart, is the mean over
+        the outputs; that of an output whose target is constant is 1 for perfect predictions, else
+        0, as scikit-learn's `r2_score` has it.
 
         Args:
             X, Y, sample_weight: as in `fit`.
@@ -496,11 +393,12 @@ class Trainer:
     # -- files and copies --
 
     def save(self, path: str | os.PathLike[str], keep: int = 1) -> None:
-        """Write all that the training depends on to a safetensors file, atomically; also while
-        `fit` runs.
+        """Write all that the training depends on to a safetensors file, atomically.
+
+        It may be called while `fit` runs, also from another thread.
 
         Args:
-            path: of the file.
+            path: path of the file.
             keep: versions to keep; those before are `name.1.suffix`, `name.2.suffix`, …
 
         Raises:
@@ -546,6 +444,6 @@ class Trainer:
             return {"net": self.net, "about": self.about, **self._learner.copied()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._build(state["net"], *state["made of"])
+        self._hold(state["net"], Learner(state["net"], *state["made of"]))
         self.about = state["about"]
         self._learner.restore(state)

@@ -1,4 +1,4 @@
-"""Checks of the arrays that users pass: once, at the public methods; inner code trusts them.
+"""Checks of the arrays that users pass: once, in the public methods; inner code trusts them.
 
 Each error names the argument, what was expected and what came. No array is copied that can be used
 where it is.
@@ -18,16 +18,10 @@ Adopt = Callable[[object, str], Array]
 _PLAIN = "fdeilqhbILQHB?"  # dtypes that are taken as they are
 _PIECE = 1 << 20  # entries looked at in one go
 _FEW = 2048  # entries that are gathered in one go: 16 KiB
-_HOST, _CUDA = (
-    (1, 3),
-    (2, 13),
-)  # DLPack's numbers: pageable and page-locked memory; a GPU's own and managed memory
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    RuntimeError,
-    BufferError,
-)  # what libraries raise where an array cannot be had
+# DLPack's numbers: pageable and page-locked memory; a GPU's own and managed memory
+_HOST, _CUDA = (1, 3), (2, 13)
+# raised by libraries where an array cannot be had
+_UNREADABLE = (ValueError, TypeError, RuntimeError, BufferError)
 
 
 class TargetForm(Protocol):
@@ -42,10 +36,10 @@ class TargetForm(Protocol):
 
 
 def gpu(value: object, name: str) -> int | None:
-    """The number of the GPU that an array lies on, of whatever library it is; None on the host.
+    """Return the number of the GPU that an array of any library is on; None on the host.
 
     Raises:
-        TypeError: it lies on a device that is neither, or on none.
+        TypeError: it is on a device that is neither, or on none.
     """
     if isinstance(value, np.ndarray):
         return None
@@ -67,8 +61,10 @@ def gpu(value: object, name: str) -> int | None:
 
 
 def host_array(value: object, name: str) -> Array:
-    """`value` as a NumPy array, where it lies; an error that names the argument if it lies on a GPU
-    or is no array.
+    """Return `value` as a NumPy array, without a copy.
+
+    Raises:
+        TypeError, ValueError: it is on a GPU, or is no array; names the argument.
     """
     if gpu(value, name) is not None:
         raise TypeError(
@@ -92,8 +88,7 @@ def host_array(value: object, name: str) -> Array:
 
 
 def _frame(frame: Any, name: str) -> Array:
-    """The columns of a pandas frame side by side, in the dtype that holds them all; a missing
-    number is NaN.
+    """Return the columns of a pandas frame in the dtype that holds all; a missing number is NaN.
 
     Raises:
         TypeError: a column does not hold numbers; names it.
@@ -116,8 +111,9 @@ def _line(error: Exception) -> str:
 
 
 def in_library_of(value: object, array: Any) -> Any:
-    """`array` in the array library of `value`, where it lies (JAX copies memory that is not aligned
-    to its liking).
+    """Return `array` in the array library of `value`, without a copy.
+
+    JAX copies memory that is not aligned as it needs.
     """
     if isinstance(value, np.ndarray | type(array)):
         return array
@@ -130,9 +126,7 @@ def in_library_of(value: object, array: Any) -> Any:
 
 
 def on_host(array: Array) -> bool:
-    """Whether values can be looked at without waiting for a GPU; there they are checked on the way
-    (`DeviceLoss`).
-    """
+    """Return True if values can be read without waiting; on a GPU `DeviceLoss` checks them."""
     return isinstance(array, np.ndarray)
 
 
@@ -147,8 +141,9 @@ def are_plain(*values: object) -> bool:
 
 
 def matrix(X: object, columns: int | None, name: str = "X", adopt: Adopt = host_array) -> Array:
-    """`X` as a 2-D numeric array of (m, `columns`), m >= 1; a view of it. `adopt` takes in what may
-    lie on a GPU.
+    """Return a view of `X` as a 2-D numeric array (m, `columns`), m >= 1.
+
+    `adopt` takes in arrays that may be on a GPU.
 
     Raises:
         TypeError: not numeric.
@@ -172,8 +167,9 @@ def matrix(X: object, columns: int | None, name: str = "X", adopt: Adopt = host_
 
 
 def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
-    """`value` as an array of real numbers, where it lies; bfloat16 and its like become float32,
-    long doubles float64: a copy.
+    """Return `value` as an array of real numbers, without a copy where its dtype stays.
+
+    The types of ml_dtypes become float32, long doubles float64.
 
     Raises:
         TypeError, ValueError: names the argument: not numeric, masked, followed by autograd, or on
@@ -214,10 +210,10 @@ def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
 def target(
     Y: object, rows: int, outputs: int, loss: TargetForm, name: str = "Y", adopt: Adopt = host_array
 ) -> tuple[Array, bool]:
-    """`Y` as the loss takes it, and whether it holds class indices: (m,) integers in 0 … n_L - 1,
-    else (m, n_L) numbers.
+    """Return `Y` as the loss takes it, and True if it holds class indices.
 
-    A 1-D Y is taken as one column where the network has one output.
+    These are (m,) integers in 0 … n_L - 1, else Y is (m, n_L) numbers. A 1-D Y is taken as one
+    column where the network has one output.
 
     Raises:
         TypeError, ValueError: not numeric, another shape or length, labels that are no classes (the
@@ -232,7 +228,7 @@ def target(
 def target_form(
     Y: object, rows: int, outputs: int, loss: TargetForm, name: str = "Y", adopt: Adopt = host_array
 ) -> tuple[Array, bool]:  # fmt: skip
-    """As `target`, by shape and dtype alone."""
+    """Return the same as `target`, after a check of shape and dtype alone."""
     array = numeric(Y, name, adopt)
     loss.require_outputs(outputs)
     if array.ndim == 0 or len(array) != rows:
@@ -252,9 +248,7 @@ def target_form(
 
 
 def require_classes(array: Array, outputs: int, name: str = "Y", first: int = 0) -> None:
-    """Raise a ValueError that names the first row that holds no class 0 … outputs - 1; `first` is
-    the array's first row.
-    """
+    """Raise a ValueError that names the first row, from `first` on, that holds no class."""
     if array.min() < 0 or array.max() >= outputs:
         at = int(((array < 0) | (array >= outputs)).argmax())
         raise ValueError(
@@ -265,7 +259,7 @@ def require_classes(array: Array, outputs: int, name: str = "Y", first: int = 0)
 def weights(
     sample_weight: object, rows: int, name: str = "sample_weight", adopt: Adopt = host_array
 ) -> Array | None:
-    """Row weights (m,), finite, none negative, not all zero; None for None.
+    """Return row weights (m,), finite, none negative, not all zero; None for None.
 
     Raises:
         TypeError, ValueError: anything else; the first bad row is named.
@@ -288,8 +282,10 @@ def weights(
 
 
 def row_of(value: object, columns: int, name: str, adopt: Adopt = host_array) -> Array:
-    """`value` as a finite number for each column, (columns,); a TypeError or ValueError that names
-    it otherwise.
+    """Return `value` as a finite number for each column, (columns,).
+
+    Raises:
+        TypeError, ValueError: anything else; names the argument.
     """
     array = numeric(value, name, adopt)
     if array.shape != (columns,):
@@ -303,7 +299,7 @@ def row_of(value: object, columns: int, name: str, adopt: Adopt = host_array) ->
 def row_index(
     rows: object, count: int, name: str = "rows", adopt: Adopt = host_array
 ) -> Array | None:
-    """Row numbers (k,) as int64 in 0 … count - 1, k >= 1; None for None.
+    """Return row numbers (k,) as int64 in 0 … count - 1, k >= 1; None for None.
 
     Raises:
         TypeError, ValueError: anything else; the first bad one is named.
@@ -354,10 +350,9 @@ def by_rows(array: Array) -> Array:
 
 
 def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int = 0) -> None:
-    """Raise a ValueError that names row and column of the first number that is not finite in
-    `dtype`, if there is one.
+    """Raise a ValueError that names the first number that is not finite in `dtype`.
 
-    `first` is the number of the array's first row.
+    It names row and column; `first` is the number of the array's first row.
     """
     if array.dtype.kind != "f":
         return
@@ -378,18 +373,14 @@ def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int 
 
 
 def require_range(array: Array, low: float, high: float, name: str, first: int = 0) -> None:
-    """Raise a ValueError that names the first row with an entry outside `low` … `high`; `first` is
-    the array's first row.
-    """
+    """Raise a ValueError that names the first row, from `first` on, outside `low` … `high`."""
     if array.min() < low or array.max() > high:
         row = int(((array < low) | (array > high)).reshape(len(array), -1).any(axis=1).argmax())
         raise ValueError(f"{name} takes {low} … {high}; row {first + row} holds {array[row]}")
 
 
 def require_distribution(Y: Array, name: str = "Y", first: int = 0) -> None:
-    """Raise a ValueError that names the first row of a one-hot or soft Y that is no distribution;
-    `first` is that of Y.
-    """
+    """Raise a ValueError that names the first row, from `first` on, that is no distribution."""
     step = max(1, _PIECE // 16 // max(1, Y[:1].size))
     for start in range(0, len(Y), step):
         piece = Y[start : start + step]

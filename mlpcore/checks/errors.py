@@ -15,8 +15,7 @@ class DeviceUnavailable(RuntimeError):
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss, its gradient or the update became NaN or infinite. The parameters are those before
-    the step.
+    """A step whose loss, gradient or update is NaN or infinite; the parameters are as before it.
 
     Attributes:
         step: the number of the update that failed, counted from 1.

@@ -30,9 +30,7 @@ _LONGEST_NAME, _LONGEST_PATH = 200, 4096  # characters, bytes
 
 
 def plain(value: object) -> object:
-    """Return what a NumPy scalar or an array without axes holds as Python's own; others as they
-    are.
-    """
+    """Return the value of a NumPy scalar, or of an array without axes, as Python's own."""
     if not isinstance(value, np.generic | np.ndarray) or isinstance(value, np.ma.MaskedArray):
         return value
     return value.item() if value.ndim == 0 and value.dtype.kind in "biufU" else value

@@ -1,4 +1,4 @@
-"""Batches: rows of arrays that were checked and laid out, and what a plan must know of them."""
+"""Checked arrays, the batches of their rows, and the properties that a plan depends on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mlpcore.core.ops import Array
 
 
 class Inputs(NamedTuple):
-    """What the caller's arrays look like, as far as the plan depends on it.
+    """The properties of the caller's arrays that a plan depends on.
 
     Attributes:
         x_dtype, y_dtype, w_dtype: dtypes as given, as NumPy strings; w_dtype is "" without row
             weights.
-        classes: whether Y holds class indices, one a row.
-        host: whether they lie on the host and must go to the device that trains.
+        classes: True if Y holds class indices, one a row.
+        host: True if they are on the host and must go to the device that trains.
     """
 
     x_dtype: str
@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
 
     @classmethod
     def read(cls, values: Sequence[Any]) -> Inputs:
-        """The inputs that a file lists. Raises TypeError or ValueError if they are none."""
+        """Return the inputs that a file lists; raise TypeError or ValueError for anything else."""
         found = cls(*values)
         kinds = [
             np.dtype(text).kind if isinstance(text, str) else "?"
@@ -41,7 +41,7 @@ class Inputs(NamedTuple):
             or len(kinds) < 2
             or not all(isinstance(flag, bool) for flag in found[3:])
         ):
-            raise ValueError(f"inputs {values!r:.100} are none")
+            raise ValueError(f"malformed description of inputs: {values!r:.100}")
         return found
 
 
@@ -52,9 +52,8 @@ class Batch(NamedTuple):
         X, Y: the caller's arrays.
         weights: row weights, or None.
         rows: row numbers of the batch, or None for all rows in order.
-        size: how many rows.
-        steps: updates that it is for: `rows` lists so many batches of `size` rows, one after the
-            other.
+        size: number of rows.
+        steps: number of updates: `rows` lists so many batches of `size` rows, one after the other.
     """
 
     X: Array
@@ -73,14 +72,14 @@ class Batch(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Checked arrays, of `Trainer.prepare`: what `fit`, `step` and `evaluate` work on.
+    """Checked arrays, on which `fit`, `step` and `evaluate` work, also those of `Trainer.prepare`.
 
     Attributes:
         X, Y, weights: as in `Batch`.
-        inputs: what the plan must know of them.
-        given: the user's row weights: without those of the classes, which accuracy does not count.
+        inputs: properties for the plan.
+        given: the user's row weights, without those of the classes, which accuracy does not count.
         by_class: the weights of classes that are in `weights`, or None.
-        flat: whether Y, a number a row, came as (m,).
+        flat: True if Y, a number a row, came as (m,).
     """
 
     X: Array
@@ -93,11 +92,26 @@ class Data(NamedTuple):
 
     @classmethod
     def of(
-        cls, X: Array, Y: Array, given: Array | None, classes: bool, staged: bool, weights: Array | None = None,
-        by_class: tuple[float, ...] | None = None, flat: bool = False,
-    ) -> Data:  # fmt: skip
-        """With what the plan must know; `staged`: they lie on the host and go to the device row by
-        row.
+        cls,
+        X: Array,
+        Y: Array,
+        given: Array | None,
+        classes: bool,
+        staged: bool,
+        weights: Array | None = None,
+        by_class: tuple[float, ...] | None = None,
+        flat: bool = False,
+    ) -> Data:
+        """Return the arrays with their inputs.
+
+        Args:
+            X, Y: checked and laid out.
+            given: the user's row weights, or None.
+            classes: True if Y holds class indices.
+            staged: True if the arrays are on the host and go to the device row by row.
+            weights: the weights that count, where they depend on the class.
+            by_class: the weights of the classes, or None.
+            flat: True if Y came as (m,).
         """
         weights = given if weights is None else weights
         weight = "" if weights is None else weights.dtype.str
@@ -120,15 +134,13 @@ class Data(NamedTuple):
         }
 
     def batch(self, rows: Array | None, steps: int = 1) -> Batch:
-        """Return the rows of these numbers, or all for None, as batches of equal size for so many
-        updates.
-        """
+        """Return the rows of these numbers, or all for None, as equal batches of so many steps."""
         size = len(self.X) if rows is None else len(rows)
         return Batch(self.X, self.Y, self.weights, rows, size // steps, steps)
 
 
 def weight_of(batch: Batch) -> float:
-    """Σ w over the rows of a batch; their number without weights."""
+    """Return Σ w over the rows of a batch, their number without weights."""
     if batch.weights is None:
         return float(batch.size)
     cuts = [slice(i, i + 2048) for i in range(0, batch.size, 2048)]

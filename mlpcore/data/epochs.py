@@ -1,6 +1,4 @@
-"""Where a run's batches come from: arrays in memory, or a stream of rows that are read as they are
-needed.
-"""
+"""The batches of a run: of arrays in memory, or of a stream that is read as it is needed."""
 
 from __future__ import annotations
 
@@ -58,9 +56,13 @@ class Rows:
         self._drawn = seeds
 
     def epoch(
-        self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] = lambda _: 1,
+        self,
+        number: int,
+        seeds: Seeds | None,
+        skip: int,
+        together: Callable[[Data], int] = lambda _: 1,
         following: Seeds | None = None,
-    ) -> Batches:  # fmt: skip
+    ) -> Batches:
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
         `together` is asked how many whole batches may be yielded as one. Where the order is copied
@@ -94,21 +96,29 @@ class Streamed:
         stream: the rows.
         size: rows of a batch.
         arrays: as the stream's `buffers` lists them.
-        lay: makes a piece's X, Y and row weights what the steps take.
+        load: makes `Data` of a piece's X, Y and row weights.
     """
 
     lasting = False  # the next window takes the place of this one
 
     def __init__(
-        self, stream: Stream, size: int, arrays: Mapping[str, Array], lay: Callable[[Array, Array, Array | None], Data]
-    ) -> None:  # fmt: skip
-        self.stream, self.size, self.arrays, self.lay = stream, size, arrays, lay
+        self,
+        stream: Stream,
+        size: int,
+        arrays: Mapping[str, Array],
+        load: Callable[[Array, Array, Array | None], Data],
+    ) -> None:
+        self.stream, self.size, self.arrays, self.load = stream, size, arrays, load
         self.rows = stream.rows
 
     def epoch(
-        self, number: int, seeds: Seeds | None, skip: int, together: Callable[[Data], int] | None = None,
+        self,
+        number: int,
+        seeds: Seeds | None,
+        skip: int,
+        together: Callable[[Data], int] | None = None,
         following: Seeds | None = None,
-    ) -> Batches:  # fmt: skip
+    ) -> Batches:
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
         Raises:
@@ -128,7 +138,7 @@ class Streamed:
         weighs, by_class = skip > 0, False  # what was left out may have weighed
         with contextlib.closing(self.stream.epoch(self.size, order, skip, self.arrays)) as pieces:
             for piece in pieces:
-                data = self.lay(piece.X, piece.Y, piece.weights)
+                data = self.load(piece.X, piece.Y, piece.weights)
                 weighs = weighs or data.weights is None or bool(data.weights.any())
                 by_class = data.by_class is not None
                 yield data, piece.batches
@@ -139,7 +149,7 @@ class Streamed:
 
 
 def inputs_of(stream: Stream, loss: Loss, dtype: str) -> Inputs | None:
-    """What the plan on a CPU must know of a stream's rows; None where only the first batch tells.
+    """Return a stream's inputs for the plan on a CPU; None where only the first batch tells.
 
     Row weights are of this dtype where they depend on the class.
     """
@@ -159,7 +169,7 @@ class Sample:
     in.
 
     Attributes:
-        rows: their number.
+        rows: number of all rows.
         places: [start, stop] of the blocks that were read: all rows up to 1 MiB, else up to 16 of
             64 KiB.
         X, Y, sample_weight: the digests; None without weights.
@@ -180,9 +190,7 @@ class Sample:
         device: str,
         like: Sample | None,
     ) -> Sample | None:
-        """Return the sample of these rows, at the places of another one; None for batches as they
-        come.
-        """
+        """Return the sample of these rows, at the places of `like`; None for loose batches."""
         if not isinstance(held, Data | RowStream):
             return None
         rows = len(held.X) if isinstance(held, Data) else held.rows
@@ -202,9 +210,7 @@ class Sample:
         return cls(rows, places, X, Y, weight if weighted else None)
 
     def require_same(self, other: Sample, prefix: str = "") -> None:
-        """Raise a ValueError that names the first argument of `fit` of which `other` has other
-        rows.
-        """
+        """Raise a ValueError that names the first argument of `fit` whose rows are others."""
         for name in ("rows", *NAMES):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
@@ -225,9 +231,7 @@ class Sample:
 
 
 def _places(held: Data | RowStream, rows: int) -> list[list[int]]:
-    """Return up to `PLACES` blocks of rows, spread evenly, [start, stop] each; all rows if they
-    suffice.
-    """
+    """Return up to `PLACES` blocks of rows, [start, stop], spread evenly; all rows if few."""
     parts = (held.X, held.Y) if isinstance(held, Data) else held.like or ()
     row = sum(x.dtype.itemsize * math.prod(x.shape[1:]) for x in parts if x is not None)
     length = max(1, PLACE // row)

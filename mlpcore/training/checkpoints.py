@@ -18,8 +18,7 @@ _SECONDS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 360
 
 
 def interval(every: object) -> tuple[float, str]:
-    """What `"1000 steps"`, `"5 min"`, `"2 epochs"` mean: a number of "steps", "seconds" or
-    "epochs".
+    """Return the number of "steps", "seconds" or "epochs" that text such as "5 min" means.
 
     Raises:
         TypeError, ValueError: anything else.
@@ -46,7 +45,7 @@ class Checkpoints:
     """The place where `fit` saves, and the moments when it does, a signal's included.
 
     Args:
-        path: of the file.
+        path: path of the file.
         every: e.g. "1000 steps", "5 min", "1 epoch".
         keep: versions to keep.
 
@@ -82,7 +81,7 @@ class Checkpoints:
                     f"{where} is in a folder that cannot be written; name another one"
                 )
         self.signals = Signals()
-        self.saved(0)
+        self.note_saved(0)
 
     @contextlib.contextmanager
     def claimed(self, owner: object, trainer: str) -> Iterator[None]:
@@ -101,8 +100,8 @@ class Checkpoints:
             kinds.require_replaceable(self._given, kinds.CHECKPOINTS, self.keep, trainer)
             yield
 
-    def saved(self, steps: int) -> None:
-        """A checkpoint has been written after so many steps."""
+    def note_saved(self, steps: int) -> None:
+        """Note that a checkpoint has been written after so many steps."""
         self._steps, self._epochs, self._time = steps, 0, time.monotonic()
 
     def steps_left(self, steps: int) -> int:
@@ -112,8 +111,9 @@ class Checkpoints:
         )
 
     def due(self, steps: int, epoch_ended: bool) -> bool:
-        """Whether one is due after so many steps; to be asked once a step, and once at the end of
-        each epoch.
+        """Return True if a checkpoint is due after so many steps.
+
+        It must be asked once a step, and once at the end of each epoch.
         """
         self._epochs += epoch_ended
         passed = {

@@ -112,9 +112,7 @@ class Evaluation:
                 yield data
 
     def _choose_windows(self, stream: Stream) -> tuple[int, list[Buffer]]:
-        """Return rows of which windows are multiples, and the windows, in half of what a plan
-        leaves.
-        """
+        """Return rows of which windows are multiples, and windows in half of what a plan leaves."""
         step, on_host = self.step, self.intake.on_host
         given = inputs_of(stream, self.intake.loss, self.intake.dtype.str)
         limit = step.settings.memory_limit

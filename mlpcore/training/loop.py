@@ -35,7 +35,7 @@ UNREAD = 2048  # losses that may wait on a GPU before they are read
 
 
 class Source(Protocol):
-    """Where a run's batches come from.
+    """The batches of a run.
 
     Attributes:
         rows: rows of an epoch; None where only the first epoch tells.
@@ -61,7 +61,7 @@ class Source(Protocol):
 
 
 class Terms(NamedTuple):
-    """What a run does around its steps.
+    """The accompaniment of a run's steps: validation, stopping, callbacks, checkpoints.
 
     Attributes:
         held_out: rows of the validation, or None.
@@ -112,8 +112,7 @@ class Run:
         self.best, self.terms, self.checkpoints = best, terms, terms.checkpoints
         self.observers = terms.observers[state.told :]
         progress, step = learner.progress, learner.step
-        # passes over the data before this run
-        self._passes = progress.epochs - state.epoch - (state.batch > 0)
+        self._passes = progress.epochs - state.epoch - (state.batch > 0)  # before this run
         self._each_step = any(
             getattr(x.step_end, "__func__", None) is not Callback.step_end for x in self.observers
         )
@@ -134,9 +133,9 @@ class Run:
         for observer in self.observers:
             observer.fit_begin(self.session)
         with contextlib.ExitStack() as stack:
-            bar = stack.enter_context(self._open_bar(progress))
+            bar = stack.enter_context(_open_bar(state, progress))
             if self.checkpoints is not None:
-                self.checkpoints.saved(learner.progress.step)
+                self.checkpoints.note_saved(learner.progress.step)
             for stream in (getattr(self.source, "stream", None), self.terms.held_out):
                 if isinstance(stream, Stream):
                     stack.callback(setattr, stream, "waiting", stream.waiting)  # no circle is left
@@ -162,29 +161,8 @@ class Run:
                 self.checkpoints.leave("at the end of the training")
         return state.history
 
-    def _open_bar(self, progress: bool) -> Any:
-        """Return the bar of the run, which shows nothing where nobody can see it."""
-        from tqdm.auto import tqdm  # not at import: it brings asyncio
-
-        state = self.state
-        every, done = None, 0
-        if state.rows is not None:
-            every = state.epochs * state.rows
-            done = state.epoch * state.rows + min(state.rows, state.batch * state.batch_size)
-        seen = "ipykernel" in sys.modules or (_is_open(sys.stderr) and sys.stderr.isatty())
-        return tqdm(
-            total=every,
-            initial=done,
-            mininterval=0.1 if seen else 10,  # seconds between frames: a log file keeps every one
-            unit="row",
-            unit_scale=True,
-            disable=not (progress and _is_open(sys.stderr)),
-        )
-
     def _end(self) -> None:
-        """Put the best parameters back and tell the callbacks: once, also where a run is taken up
-        here.
-        """
+        """Put the best parameters back and tell the callbacks: once, also in a resumed run."""
         best, state = self._best_so_far(), self.state
         writes = [] if best is None else self.learner.net.store.writes(best)
         make([*writes, (vars(state).update, {"ended": True})])
@@ -232,7 +210,7 @@ class Run:
         """Let other threads save; yield a function that saves and leaves if a signal has come."""
 
         def look() -> None:
-            if self.checkpoints is not None and self.checkpoints.signals.asked is not None:
+            if self._is_asked_to_stop():
                 self._save_if_due(epoch_ended=False)
 
         with self.learner.turns.away():
@@ -311,9 +289,8 @@ class Run:
         state, stopping = self.state, self.terms.stopping
         self._collect_losses()
         entry = self._measure()
-        calls: list[Call] = [
-            (state.history.setdefault(key, []).append, value) for key, value in entry.items()
-        ]
+        history = state.history
+        calls: list[Call] = [(history.setdefault(k, []).append, x) for k, x in entry.items()]
         ends: dict[str, float | None] = {
             "epoch": state.epoch + 1, "batch": 0, "loss": 0.0, "weight": 0.0, "seconds": 0.0
         }  # fmt: skip
@@ -352,18 +329,15 @@ class Run:
         """Tell the callbacks of an epoch; return whether to stop."""
         # every callback sees every epoch: no short cut
         answers = [observer.epoch_end(self.session, entry) for observer in self.observers]
-        return self._is_out_of_patience() or any(
-            isinstance(answer, bool | np.bool_) and bool(answer) for answer in answers
-        )
+        wishes = [isinstance(x, bool | np.bool_) and bool(x) for x in answers]
+        return self._is_out_of_patience() or any(wishes)
 
     def _is_out_of_patience(self) -> bool:
         stopping = self.terms.stopping
         return stopping is not None and self.state.waited >= stopping.patience
 
     def _follow_schedule(self) -> Adaptive | None:
-        """Return the schedule, where it follows a figure; another one than before begins at its own
-        rate.
-        """
+        """Return the schedule if it follows a figure; a new one begins at its own rate."""
         rate, learner, terms = self.learner.step.optimizer.learning_rate, self.learner, self.terms
         schedule = rate if isinstance(rate, Adaptive) else None
         if schedule is None or schedule == self._schedule:
@@ -383,22 +357,20 @@ class Run:
         if checkpoints is None or not checkpoints.due(clock.step, epoch_ended):
             return
         self.session.save(checkpoints.path, checkpoints.keep)
-        checkpoints.saved(clock.step)
+        checkpoints.note_saved(clock.step)
         if checkpoints.signals.asked is not None:
             checkpoints.leave(str(self.state))
 
     def leave(self, error: KeyboardInterrupt | SystemExit) -> None:
-        """Save before this error goes on, if a `fit` in a callback raised it for a signal that
-        came.
+        """Save before this error goes on, if a `fit` in a callback raised it for a signal.
 
         A second SIGINT has no message: nothing is saved.
         """
-        if (
-            error.args
-            and self.checkpoints is not None
-            and self.checkpoints.signals.asked is not None
-        ):
+        if error.args and self._is_asked_to_stop():
             self._save_if_due(epoch_ended=False)
+
+    def _is_asked_to_stop(self) -> bool:
+        return self.checkpoints is not None and self.checkpoints.signals.asked is not None
 
     def pause(self) -> None:
         """Bring state and progress up to date, so that they can be saved."""
@@ -416,6 +388,25 @@ class Run:
     def _best_so_far(self) -> Array | None:
         """Return the best parameters, if there are any that are not in the network already."""
         return self.best if self.state.best is not None and not self.state.ended else None
+
+
+def _open_bar(state: State, progress: bool) -> Any:
+    """Return the bar of the run, which shows nothing where nobody can see it."""
+    from tqdm.auto import tqdm  # not at import: it brings asyncio
+
+    every, done = None, 0
+    if state.rows is not None:
+        every = state.epochs * state.rows
+        done = state.epoch * state.rows + min(state.rows, state.batch * state.batch_size)
+    seen = "ipykernel" in sys.modules or (_is_open(sys.stderr) and sys.stderr.isatty())
+    return tqdm(
+        total=every,
+        initial=done,
+        mininterval=0.1 if seen else 10,  # seconds between frames: a log file keeps every one
+        unit="row",
+        unit_scale=True,
+        disable=not (progress and _is_open(sys.stderr)),
+    )
 
 
 def _add(loss: float, weight: float, J: float, w: float) -> tuple[float, float]:

@@ -87,9 +87,7 @@ class Scores:
         )  # of y - origin, (y - its mean)², (y - z)²
 
     def add(self, output: Array, Y: Array, weights: Array | None) -> None:
-        """Take in a chunk: its outputs, S[L] where loss and output match, else Z[L]; targets and
-        row weights.
-        """
+        """Take in a chunk: outputs (S[L] where loss and output match, else Z[L]), Y, weights."""
         rows = max(ROWS, ENTRIES // output.shape[1])
         for i in range(0, len(output), rows):
             part = slice(i, i + rows)
@@ -200,9 +198,7 @@ def _row_losses(objective: Objective, output: Array, Y: Array) -> Array:
 
 
 def _cross_entropies(S: Array, Y: Array, most: float | None) -> Array:
-    """Return Σ y (log Σ exp(s) - s): as the distance to the likeliest class, so that sure rows keep
-    their digits.
-    """
+    """Return Σ y (log Σ exp(s) - s), from the likeliest class on: sure rows keep their digits."""
     rows, top = np.arange(len(S)), S.argmax(axis=1)
     below = S - S[rows, top][:, None]
     others = np.exp(below)
@@ -233,8 +229,7 @@ class Collected:
                 kept.append(np.array(array))
 
     def measure(self, metrics: Mapping[str, Metric], flat: bool) -> dict[str, float]:
-        """Return each metric of all rows; with `flat`, targets and outputs of one column go to it
-        as (m,).
+        """Return each metric of all rows; with `flat`, Y and outputs go to it as (m,).
 
         Raises:
             TypeError: a metric takes no `sample_weight` where rows have weights, or returns no

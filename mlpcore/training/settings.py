@@ -1,9 +1,9 @@
-"""Checks of a trainer's settings: each error names the argument, what was expected and came."""
+"""A trainer's settings, checked: each error names the argument, what was expected and came."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,45 +14,57 @@ from mlpcore.core import losses as loss_sheet
 from mlpcore.core.dropout import rates
 from mlpcore.core.losses import Loss
 from mlpcore.core.optimizers import AdamW, Optimizer
-from mlpcore.engine import plan as planning
+from mlpcore.engine.plan import parse_bytes
 from mlpcore.engine.workspace import Settings
-from mlpcore.training.learner import Network
+from mlpcore.training.learner import Learner, Network
 
 log = logging.getLogger("mlpcore")
 PRECISIONS = ("tf32", "bfloat16", "float16")
 MOST_WORKERS = 1024
 
 
-def check_settings(
+def make_learner(
     net: Network,
-    *,
-    l1: object,
-    l2: object,
-    clip_norm: object,
-    dropout: float | Sequence[float] | None,
-    memory_limit: float | str | None,
-    chunk_rows: object,
-    workers: object,
-    on_non_finite: object,
-    seed: object,
-) -> Settings:
-    """Return the settings of the steps, as `mc.Trainer` takes them."""
+    loss: Any,
+    optimizer: Any,
+    class_weight: Any,
+    label_smoothing: Any,
+    pos_weight: Any,
+    l1: Any,
+    l2: Any,
+    clip_norm: Any,
+    dropout: Any,
+    precision: Any,
+    memory_limit: Any,
+    chunk_rows: Any,
+    deterministic: Any,
+    workers: Any,
+    on_non_finite: Any,
+    seed: Any,
+) -> Learner:
+    """Return the learner of a trainer with these settings, which are as `mc.Trainer` takes them.
+
+    Raises:
+        TypeError, ValueError: names the argument, what was expected and what came.
+    """
+    rule, precision = _check_optimizer(optimizer, net), _check_precision(precision, net)
     if isinstance(chunk_rows, str) and chunk_rows != "auto":
         raise ValueError(f"chunk_rows must be 'auto' or a number of rows; got {shown(chunk_rows)}")
-    integer, norm = values.positive_integer, clip_norm
-    return Settings(
+    integer, norm, device = values.positive_integer, clip_norm, net.device
+    settings = Settings(
         l1=check_penalty(l1, "l1", net),
         l2=check_penalty(l2, "l2", net),
         clip_norm=None if norm is None else values.number(norm, "clip_norm", above=0),
         chunk_rows="auto" if isinstance(chunk_rows, str) else integer(chunk_rows, "chunk_rows"),
-        memory_limit=planning.parse_bytes(
-            memory_limit, free=lambda: devices.free_bytes(net.device)
-        ),
+        memory_limit=parse_bytes(memory_limit, free=lambda: devices.free_bytes(device)),
         workers=None if workers is None else integer(workers, "workers", most=MOST_WORKERS),
         on_non_finite=values.one_of(on_non_finite, "on_non_finite", ("raise", "skip")),
         dropout=rates(dropout, net.layout.layers - 1) or None,
         seed=values.seed(seed),
     )
+    deterministic = values.boolean(deterministic, "deterministic")
+    objective = _choose_loss(loss, net, class_weight, label_smoothing, pos_weight)
+    return Learner(net, objective, rule, settings, precision, deterministic)
 
 
 def check_penalty(value: object, name: str, net: Network) -> float:
@@ -62,7 +74,7 @@ def check_penalty(value: object, name: str, net: Network) -> float:
     return factor
 
 
-def check_optimizer(optimizer: object, net: Network) -> Optimizer:
+def _check_optimizer(optimizer: object, net: Network) -> Optimizer:
     """Return the optimizer, AdamW for None, if it can train this network."""
     optimizer = AdamW() if optimizer is None else optimizer
     if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
@@ -74,7 +86,7 @@ def check_optimizer(optimizer: object, net: Network) -> Optimizer:
     return optimizer
 
 
-def check_precision(precision: object, net: Network) -> str | None:
+def _check_precision(precision: object, net: Network) -> str | None:
     """Return the precision; warn where the device has but one."""
     if precision is None:
         return None
@@ -88,7 +100,7 @@ def check_precision(precision: object, net: Network) -> str | None:
     return precision
 
 
-def check_loss(
+def _choose_loss(
     loss: object,
     net: Network,
     class_weight: object,

@@ -37,8 +37,7 @@ class Signals:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Give the signals back, and obey one that came after the last save, or before something
-        went wrong.
+        """Give the signals back, and obey one that came after the last save, or before an error.
 
         A user's handler is called, and the error goes on; else what the signal raises has the error
         for its context.
@@ -55,9 +54,7 @@ class Signals:
             self._raise(asked, f"{asked.name}: stopped at the end of the training")
 
     def _give_back(self) -> signal.Signals | None:
-        """Put the handlers back, where nobody has put others in place of ours; return the signal
-        that is to be obeyed.
-        """
+        """Put the handlers back, unless they have been replaced; return the signal to be obeyed."""
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._note:
                 signal.signal(number, handler)
@@ -71,9 +68,7 @@ class Signals:
         self.asked = signal.Signals(number)
 
     def leave(self, message: str) -> None:
-        """Obey the signal that has come: a user's handler, KeyboardInterrupt, or for SIGTERM exit
-        status 143.
-        """
+        """Obey the signal: by a user's handler, KeyboardInterrupt, or exit status 143 (SIGTERM)."""
         asked = self._give_back()
         assert asked is not None
         message = f"{asked.name}: {message}"

@@ -1,4 +1,4 @@
-"""How far a run of `fit` has come: all that it takes to go on from there."""
+"""The state of a run of `fit`: all that it takes to go on from there."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ History = dict[str, list[float]]
 
 @dataclass
 class State:
-    """How far a run has come: what it takes to go on from there.
+    """The place that a run has come to: all that it takes to go on from there.
 
     Attributes:
-        epochs, batch_size, shuffle, rows, validated, monitor, metrics: what `fit` was called with,
-            of metrics the names; a run goes on only with the same, or with more epochs.
+        epochs, batch_size, shuffle, rows, validated, monitor, metrics: the arguments of `fit`, of
+            metrics the names; a run goes on only with the same, or with more epochs.
         data, held_out: samples of the rows and of the validation's; None: nothing is compared.
         epoch: epochs that are complete.
         batch: batches of the current epoch that are done.
         loss, weight: Σ w J and Σ w of these.
-        seconds: that they took.
+        seconds: time that they took.
         history: of the complete epochs.
         best, waited: early stopping: the best figure so far, epochs since then.
-        floor, idle: of an `Adaptive` schedule: the same of the figure that it follows.
+        floor, idle: the same of the figure that an `Adaptive` schedule follows.
         widest, given: rows of the largest batch, also of steps before, and its `Inputs`:
             evaluation works on its arrays.
-        ended: whether the epochs are over and the best parameters back in their place.
+        ended: True once the epochs are over and the best parameters back in their place.
         told: callbacks whose `fit_end` has returned, the first ones of the list.
     """
 
@@ -64,8 +64,10 @@ class State:
 
     @classmethod
     def read(cls, described: Mapping[str, Any]) -> State:
-        """Return the state that `describe` described; raise TypeError or ValueError if it is of no
-        run.
+        """Return the state that `describe` described.
+
+        Raises:
+            TypeError, ValueError: it is of no run.
         """
         kept = [name for name in ("data", "held_out") if described.get(name)]
         samples = {name: values.typed(Sample, described[name]) for name in kept}
@@ -110,9 +112,7 @@ class State:
                 )
 
     def require_same_rows(self, other: State) -> None:
-        """Raise a ValueError that names the first argument of `fit` of whose rows the samples
-        differ.
-        """
+        """Raise a ValueError that names the first argument of `fit` with other rows."""
         for mine, theirs, prefix in (
             (self.data, other.data, ""), (self.held_out, other.held_out, "validation: "),
         ):  # fmt: skip
@@ -120,9 +120,7 @@ class State:
                 mine.require_same(theirs, prefix)
 
     def require_possible(self) -> None:
-        """Raise a ValueError if no run can have come to this, as in a file that somebody has made
-        up.
-        """
+        """Raise a ValueError if no run can be like this, as in a file that somebody made up."""
         most = math.inf if self.rows is None else self.rows  # a list's batches may be of a row each
         if not (
             self.batch_size >= 1
