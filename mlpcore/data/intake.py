@@ -63,16 +63,19 @@ class Intake:
         """
         if isinstance(X, Data):
             return self._require_own(X, Y, weights)
-        if self._plain and weights is None and arrays.are_plain(X, Y):
-            flat = Y.ndim == 1 and not self.takes_classes  # most steps get such arrays
+        given = (X, Y) if weights is None else (X, Y, weights)
+        if self._plain and arrays.are_plain(*given):  # as most are
+            flat = Y.ndim == 1 and not self.takes_classes
             classes = Y.ndim == 1 and self.takes_classes and Y.dtype.kind in "iu"
             y = Y[:, None] if flat and self.outputs == 1 else Y
             form = (len(X),) if classes else (len(X), self.outputs)
             if X.shape == (len(X), self.columns) and X.size and y.shape == form:
                 if classes:
                     arrays.require_classes(y, self.outputs)
-                inputs = Inputs(X.dtype.str, y.dtype.str, "", classes)
-                return Data(X, y, None, inputs, None, None, flat)
+                w = None if weights is None else arrays.weights(weights, len(X))
+                w_dtype = "" if w is None else w.dtype.str
+                inputs = Inputs(X.dtype.str, y.dtype.str, w_dtype, classes)
+                return Data(X, y, w, inputs, w, None, flat)
         return self._check(X, Y, weights)
 
     def _require_own(self, data: Data, Y: ArrayLike | None, weights: ArrayLike | None) -> Data:
