@@ -16,6 +16,7 @@ import mlpcore as mc
 from mlpcore.backends import devices
 from mlpcore.cli import main
 from mlpcore.tables import columns as tables
+from mlpcore.training.learner import Learner
 
 
 @pytest.fixture
@@ -847,16 +848,16 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(number, status, table, t
 
     stopped, entire = tmp_path / "stopped", tmp_path / "entire"
     assert main([*map(str, call), "--out", str(entire)]) == 0
-    real, steps = mc.Trainer._update, []
+    real, steps = Learner.update, []
 
-    def stop(trainer, *rest):
+    def stop(learner, *rest):
         steps.append(1)
         if len(steps) == 501:
             signal.raise_signal(number)
-        return real(trainer, *rest)
+        return real(learner, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mc.Trainer, "_update", stop)
+        patch.setattr(Learner, "update", stop)
         with contextlib.suppress(SystemExit):
             assert main([*map(str, call), "--out", str(stopped), "--resume"]) == 130
     assert len(steps) == 501

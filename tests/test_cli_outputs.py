@@ -21,6 +21,7 @@ from mlpcore.cli import main
 from mlpcore.cli.outputs import cell
 from mlpcore.cli.report import figure
 from mlpcore.io import model_file
+from mlpcore.training.learner import Learner
 
 
 @pytest.fixture
@@ -211,16 +212,16 @@ def test_the_model_is_saved_though_the_last_checkpoint_is_not(folder, capsys):
 @contextlib.contextmanager
 def stopped_at(step):
     """Interrupt the training after so many steps."""
-    real, steps = mc.Trainer._update, []
+    real, steps = Learner.update, []
 
-    def update(trainer, *rest):
+    def update(learner, *rest):
         steps.append(1)
         if len(steps) == step:
             signal.raise_signal(signal.SIGINT)
-        return real(trainer, *rest)
+        return real(learner, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mc.Trainer, "_update", update)
+        patch.setattr(Learner, "update", update)
         yield
 
 

@@ -644,9 +644,9 @@ def test_the_loss_scale_grows_after_enough_good_steps(device, monkeypatch):
 
 def faulty(one, X, Y, w=None, rows=None):
     """A step whose arrays nobody has looked at, as on a GPU."""
-    data = one._checked(X, np.zeros_like(Y), None)
+    data = one._intake.as_data(X, np.zeros_like(Y), None)
     data = type(data).of(data.X, Y, w, data.inputs.classes, staged=False)
-    return one._update(data, data.batch(rows))
+    return one._learner.update(data, data.batch(rows))
 
 
 @pytest.mark.parametrize(
@@ -834,7 +834,7 @@ def test_the_plan_is_what_is_allocated_and_a_step_allocates_nothing(device):
     device.host_inputs = True
     X, Y, w = data()
     one = trainer("cuda", precision="float16", chunk_rows=7, l2=0.1)
-    given = one._checked(X, Y, w).inputs
+    given = one._intake.as_data(X, Y, w).inputs
     plan = one._step.make_plan(ROWS, given)
     taken.clear()
     float(one.step(X, Y, w))
@@ -1365,7 +1365,7 @@ def test_row_weights_that_are_gone_are_not_taken_for_none(device):
     where = cuda_slot.WORD["source"] + 2
     assert one._step.kernels.record.words[where]
     del w
-    one._update(held, held.batch(None))
+    one._learner.update(held, held.batch(None))
     assert not one._step.kernels.record.words[where]
 
 

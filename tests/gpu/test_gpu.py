@@ -281,7 +281,7 @@ def test_a_batch_from_the_host_allocates_its_staging_and_nothing_later(cupy):
     X, Y, w = data()
     trainer("cuda").step(X, Y, w)
     one, asked = trainer("cuda"), hook_of(cupy)
-    plan = one._step.make_plan(ROWS, one._checked(X, Y, w).inputs)
+    plan = one._step.make_plan(ROWS, one._intake.as_data(X, Y, w).inputs)
     with asked:
         float(one.step(X, Y, w))
     beside = [32 * 2048, cuda_slot.CONTROL.itemsize]
