@@ -107,9 +107,15 @@ def reference_losses(device, like, X, Y, w, count):
     objective = loss_sheet.pair(like.loss, net.activations[-1])
     new_ops = partial(CupyReference, device.xp)
     step = Step(
-        net.layout, net.store, net.activations, objective, like.optimizer, like._step.settings, new_ops
+        net.layout,
+        net.store,
+        net.activations,
+        objective,
+        like.optimizer,
+        like._step.settings,
+        new_ops,
     )
-    given, progress, found = like._checked(X, Y, w), Progress(), []
+    given, progress, found = like._intake.as_data(X, Y, w), Progress(), []
     for _ in range(count):
         found.append(
             step.run(given.batch(None), step.prepare(len(given.X), given.inputs), progress)
