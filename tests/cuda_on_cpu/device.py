@@ -1,4 +1,4 @@
-"""`CpuDevice`: the Protocol `CudaDevice` on a CPU, with each CUDA thread as a fiber (cuda_on_cpu.hpp).
+"""`CpuDevice`: the Protocol `CudaDevice` on a CPU; each CUDA thread is a fiber (cuda_on_cpu.hpp).
 
 What would be silent garbage on a GPU is an error here: arguments of another C++ type, accesses
 outside the arrays that a kernel was given, memory freed under a recording, operations that break
