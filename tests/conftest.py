@@ -7,7 +7,7 @@ import gc
 import pytest
 
 from mlpcore.backends import devices
-from tests.cuda_on_cpu.device import CpuDevice
+from tests.backends.cuda.emulator.device import CpuDevice
 
 
 def pytest_collection_finish():

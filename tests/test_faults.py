@@ -17,7 +17,7 @@ import pytest
 import mlpcore as mc
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.engine.plan import part_bytes
-from tests.cuda_on_cpu.device import CpuDevice
+from tests.backends.cuda.emulator.device import CpuDevice
 
 RNG = np.random.default_rng(0)
 X, Y = (
@@ -290,7 +290,7 @@ def test_trainers_work_under_joblib():
 HASH = """
 import sys, hashlib, numpy as np, mlpcore as mc
 from mlpcore.backends import devices
-from tests.cuda_on_cpu.device import CpuDevice
+from tests.backends.cuda.emulator.device import CpuDevice
 device = sys.argv[1]
 if device != "cpu":
     devices._opened["cuda:0"] = CpuDevice()

@@ -10,8 +10,8 @@ import pytest
 
 from bench import kernels, store
 from mlpcore.backends import devices
-from tests.cuda_on_cpu import compiler
-from tests.cuda_on_cpu.device import CpuDevice
+from tests.backends.cuda.emulator import compiler
+from tests.backends.cuda.emulator.device import CpuDevice
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++"
@@ -20,7 +20,7 @@ PLAYED = """
 import dataclasses
 from bench import bounds, cases
 from mlpcore.backends import devices
-from tests.cuda_on_cpu.device import CpuDevice
+from tests.backends.cuda.emulator.device import CpuDevice
 
 devices._opened["cuda:0"] = CpuDevice()
 bounds.GPU_ORDER, bounds.GPU_ENTRIES = 16, 1024

@@ -15,10 +15,10 @@ import pytest
 from bench.gpu import check, clock, kit, probe, profiled, resume, run, sanitized, steps, warm
 from mlpcore.backends import devices
 from mlpcore.engine import graph_step
-from tests.cuda.nvrtc import compile_kernels
-from tests.cuda.test_compile import FOUND
-from tests.cuda_on_cpu import device as emulator
-from tests.cuda_on_cpu.device import CpuDevice
+from tests.backends.cuda.emulator import device as emulator
+from tests.backends.cuda.emulator.device import CpuDevice
+from tests.backends.cuda.nvrtc import compile_kernels
+from tests.backends.cuda.test_compile import FOUND
 
 WITHOUT_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
 

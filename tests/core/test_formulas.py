@@ -15,7 +15,7 @@ from mlpcore import kernel_files
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, formulas, losses, optimizers
 from mlpcore.core.formulas import Program
-from tests.formula_text import NOT_ANALYTIC, NUMPY, value
+from tests.core.formula_text import NOT_ANALYTIC, NUMPY, value
 
 
 def derivative(text, by, h=2e-3, **variables):

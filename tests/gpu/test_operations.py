@@ -13,7 +13,7 @@ from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, losses
 from mlpcore.core.formulas import program
 from mlpcore.core.ops import accumulator
-from tests.cuda_on_cpu.device import narrow, widen
+from tests.backends.cuda.emulator.device import narrow, widen
 
 PRECISIONS = {
     "float64": 2.0**-52,
