@@ -106,7 +106,7 @@ def check(case):
             expected, dW, db = reference.gradient(
                 W, b, [None, *names], loss, X[picked], Y[picked], w[picked], kept
             )
-        assume(abs(expected) < 1e3)  # exp runs away: what comes then is in test_faults.py
+        assume(abs(expected) < 1e3)  # exp runs away: what comes then is in test_non_finite.py
         J = (
             trainer.step(X, Y, w, rows=rows)
             if case["indexed"]
