@@ -81,6 +81,19 @@ def test_a_run_draws_what_has_two_batch_sizes(ran):
     assert (ran[0] / "64-64-64-64-1_SGD_float32_cpu.png").stat().st_size > 10_000
 
 
+def test_results_are_written_without_loss_and_not_a_number_a_line(tmp_path):
+    value = {
+        "long": [1 / 3**i for i in range(60)], "short": (1, 2.5, None), "empty": [[], {}], 7: float("inf"),
+        "points": {"a, b": [{"seconds": [0.1, 0.2], "why": "one, two"}] * 9}, "words": ["x y", "z"] * 40,
+    }  # fmt: skip
+    machine.write(value, tmp_path / "result.json")
+    text = (tmp_path / "result.json").read_text()
+    assert json.dumps(json.loads(text)) == json.dumps(value)
+    assert max(map(len, text.splitlines())) <= 100
+    assert ' "short": [1, 2.5, null],' in text.splitlines()
+    assert len(machine.layout(value["long"]).splitlines()) < 20
+
+
 def test_a_second_run_measures_only_what_is_left(ran, monkeypatch, capsys):
     out, _ = ran
     file = out / "result.json"
