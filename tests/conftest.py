@@ -16,6 +16,16 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """Mark as `emulated` the tests of the CUDA room, and those on a device that the CPU plays."""
+    for item in items:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        played = any(isinstance(value, str) and value in ("cuda:0", "played") for value in values)
+        if played or "tests/backends/cuda/" in item.nodeid:
+            item.add_marker(pytest.mark.emulated)
+
+
 @pytest.fixture(autouse=True)
 def cpu(request, monkeypatch):
     if "tests/gpu" not in request.node.nodeid:
