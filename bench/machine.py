@@ -49,7 +49,7 @@ def sources() -> str:
 
 
 def commit() -> str:
-    """Return MLPCORE_COMMIT, else the checkout's commit ("+" where files differ), else "unknown"."""
+    """Return MLPCORE_COMMIT, else the checkout's commit ("+": files differ), else "unknown"."""
     if named := os.environ.get("MLPCORE_COMMIT"):
         return named
     if not (ROOT / ".git").exists() or shutil.which("git") is None:

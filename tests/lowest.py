@@ -1,4 +1,4 @@
-"""Print requirements that pin the lowest versions pyproject.toml allows: `python tests/lowest.py`."""
+"""Print requirements with the lowest versions of pyproject.toml: `python tests/lowest.py`."""
 
 import re
 import tomllib
@@ -9,7 +9,7 @@ UNUSED = ("mlpcore", "mypy", "ruff", "cuda-bindings", "nvidia-cuda-nvrtc")
 
 
 def lowest(project):
-    """Return {name: version}: of a package that several extras name, the highest of their bounds."""
+    """Return {name: version}; several bounds of one package count by their highest."""
     extras = project["optional-dependencies"]
     found = {}
     for requirement in [

@@ -40,22 +40,29 @@ def tree(tmp_path, monkeypatch):
 
 TOP = "sys/fs/cgroup"
 CASES = {
-    "v2, the top of a container": ("0::/\n", V2.format("/"), {f"{TOP}/cpu.max": "250000 100000\n"}, 3),
+    "v2, the top of a container": ("0::/\n", V2.format("/"), {f"{TOP}/cpu.max": "250000 100000\n"},
+        3),
     "v2, no quota": ("0::/\n", V2.format("/"), {f"{TOP}/cpu.max": "max 100000\n"}, 64),
-    "v2, its own group, not the top": ("0::/a/b\n", V2.format("/"), {f"{TOP}/a/b/cpu.max": "200000 100000"}, 2),
+    "v2, its own group, not the top": ("0::/a/b\n", V2.format("/"),
+        {f"{TOP}/a/b/cpu.max": "200000 100000"}, 2),
     "v2, a group above": (
-        "0::/a/b\n", V2.format("/"), {f"{TOP}/a/b/cpu.max": "800000 100000", f"{TOP}/a/cpu.max": "400000 100000"}, 4,
+        "0::/a/b\n", V2.format("/"),
+        {f"{TOP}/a/b/cpu.max": "800000 100000", f"{TOP}/a/cpu.max": "400000 100000"}, 4,
     ),
     "v2, another's group": ("0::/a\n", V2.format("/"), {f"{TOP}/b/cpu.max": "100000 100000"}, 64),
-    "v2, mounted from its own group": ("0::/docker/7\n", V2.format("/docker/7"), {f"{TOP}/cpu.max": "50000 100000"}, 1),
-    "v2, a group beside the mount": ("0::/../x\n", V2.format("/"), {f"{TOP}/cpu.max": "100000 50000"}, 2),
+    "v2, mounted from its own group": ("0::/docker/7\n", V2.format("/docker/7"),
+        {f"{TOP}/cpu.max": "50000 100000"}, 1),
+    "v2, a group beside the mount": ("0::/../x\n", V2.format("/"),
+        {f"{TOP}/cpu.max": "100000 50000"}, 2),
     "v1": (
         "4:cpu,cpuacct:/job\n0::/\n", V1.format("/"),
-        {f"{TOP}/cpu,cpuacct/job/cpu.cfs_quota_us": "300000", f"{TOP}/cpu,cpuacct/job/cpu.cfs_period_us": "100000"}, 3,
+        {f"{TOP}/cpu,cpuacct/job/cpu.cfs_quota_us": "300000",
+            f"{TOP}/cpu,cpuacct/job/cpu.cfs_period_us": "100000"}, 3,
     ),
     "v1, no quota": (
         "4:cpu,cpuacct:/\n", V1.format("/"),
-        {f"{TOP}/cpu,cpuacct/cpu.cfs_quota_us": "-1", f"{TOP}/cpu,cpuacct/cpu.cfs_period_us": "100000"}, 64,
+        {f"{TOP}/cpu,cpuacct/cpu.cfs_quota_us": "-1",
+            f"{TOP}/cpu,cpuacct/cpu.cfs_period_us": "100000"}, 64,
     ),
     "no files at all": ("", "", {}, 64),
 }  # fmt: skip
@@ -120,7 +127,7 @@ print(mc.info()["cpus"], mc.info()["cpus usable"], trainer._step.threads, *seen,
 
 @pytest.mark.parametrize("limit", ["affinity", "LOKY_MAX_CPU_COUNT"])
 def test_no_thread_is_used_beyond_the_usable_cpus_although_blas_would(limit):
-    """Where one CPU is allowed BLAS uses one thread in each call of ours, and two again after it."""
+    """With one CPU allowed, BLAS uses one thread in each call of ours, and two again after it."""
     if limit == "affinity" and not hasattr(os, "sched_setaffinity"):
         pytest.skip("a system without affinities")
     env = {

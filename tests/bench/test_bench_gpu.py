@@ -63,7 +63,7 @@ def test_a_dry_run_of_the_gpu_suite_measures_its_points(root, tmp_path):
 
 
 class Timer(CpuDevice):
-    """A played device on which everything takes a millisecond; it fails after `patience` timings."""
+    """A played device on which all takes a millisecond; it fails after `patience` timings."""
 
     def __init__(self, patience):
         super().__init__()

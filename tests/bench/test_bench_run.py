@@ -83,8 +83,10 @@ def test_a_run_draws_what_has_two_batch_sizes(ran):
 
 def test_results_are_written_without_loss_and_not_a_number_a_line(tmp_path):
     value = {
-        "long": [1 / 3**i for i in range(60)], "short": (1, 2.5, None), "empty": [[], {}], 7: float("inf"),
-        "points": {"a, b": [{"seconds": [0.1, 0.2], "why": "one, two"}] * 9}, "words": ["x y", "z"] * 40,
+        "long": [1 / 3**i for i in range(60)], "short": (1, 2.5, None), "empty": [[], {}],
+        7: float("inf"),
+        "points": {"a, b": [{"seconds": [0.1, 0.2], "why": "one, two"}] * 9},
+        "words": ["x y", "z"] * 40,
     }  # fmt: skip
     machine.write(value, tmp_path / "result.json")
     text = (tmp_path / "result.json").read_text()

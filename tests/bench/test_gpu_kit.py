@@ -152,7 +152,8 @@ def test_a_trace_becomes_a_table_of_kernels_and_the_gaps_before_them():
         return {"cat": cat, "name": name, "ts": ts, "dur": dur}
 
     events = [
-        kernel("gemm", 12, 10), kernel("gather", 0, 10), {"cat": "cpu_op", "name": "x", "ts": 0, "dur": 99},
+        kernel("gemm", 12, 10), kernel("gather", 0, 10),
+        {"cat": "cpu_op", "name": "x", "ts": 0, "dur": 99},
         kernel("gather", 30, 12), kernel("gemm", 43, 12), kernel("Memset", 40, 1, "gpu_memset"),
     ]  # fmt: skip
     assert steps.table(events, runs=2) == {

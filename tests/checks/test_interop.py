@@ -185,8 +185,7 @@ def test_an_array_of_the_standard_library_is_an_array():
     )
 
 
-# -- kinds of NumPy arrays, on both backends
-# ---------------------------------------------------------------------------------
+# -- kinds of NumPy arrays, on both backends -------------------------------------------------------
 
 
 def read_only(x):
@@ -271,8 +270,7 @@ def test_bfloat16_of_other_libraries_goes_in_exactly(library):
     np.testing.assert_array_equal(np.asarray(found), net().predict(X))
 
 
-# -- what is refused
-# -------------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
 def test_structured_arrays_and_raw_bytes_are_no_numbers():

@@ -38,8 +38,7 @@ def make(spec, output="identity", **settings):
     return mc.MLP([4, 6, 5, 2], spec, output, **{"dtype": "float64", "seed": 3, **settings})
 
 
-# -- the gradient
-# --------------------------------------------------------------------------------------------------------
+# -- the gradient ----------------------------------------------------------------------------------
 
 
 def test_the_gradient_of_a_net_of_one_unit_by_hand():
@@ -120,7 +119,8 @@ def test_per_layer_is_the_sum_of_per_output(spec):
         np.testing.assert_allclose(together.a[l], apart.a[l].sum(), rtol=1e-13)
 
 
-@pytest.mark.parametrize("settings", [{"chunk_rows": 1}, {"chunk_rows": 7}, {"workers": 2}, {"chunk_rows": 7, "workers": 2}],
+@pytest.mark.parametrize("settings",
+    [{"chunk_rows": 1}, {"chunk_rows": 7}, {"workers": 2}, {"chunk_rows": 7, "workers": 2}],
                          ids=str)  # fmt: skip
 def test_chunks_and_workers_change_nothing_but_the_order_of_sums(spec, settings):
     net, w = make(spec), RNG.uniform(0.5, 2, len(X))
@@ -154,8 +154,7 @@ def test_layers_as_narrow_and_as_wide_as_a_piece_and_wider(columns):
         )
 
 
-# -- training
-# ------------------------------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------
 
 
 def test_training_finds_the_slope_of_the_data():
@@ -205,7 +204,8 @@ def test_early_stopping_puts_the_best_slopes_back(spec):
         seen.append((entry["validation_loss"], net.a[1].copy()))
 
     mc.Trainer(net, "squared_error", mc.SGD(0.1)).fit(
-        X[:20], Y[:20], epochs=40, batch_size=5, validation=(X[20:], Y[20:]), early_stopping=mc.EarlyStopping(patience=40),
+        X[:20], Y[:20], epochs=40, batch_size=5, validation=(X[20:], Y[20:]),
+        early_stopping=mc.EarlyStopping(patience=40),
         callbacks=[look], progress=False,
     )  # fmt: skip
     best = min(range(len(seen)), key=lambda i: seen[i][0])
@@ -261,8 +261,7 @@ def test_a_run_is_taken_up_to_the_bit(spec, tmp_path):
     assert (second.net.a[1] != first.net.a[1]).all()
 
 
-# -- the network
-# -----------------------------------------------------------------------------------------------------------
+# -- the network -----------------------------------------------------------------------------------
 
 
 def test_what_a_begins_with_and_where_it_stands():
@@ -330,8 +329,7 @@ def test_files_of_other_networks_say_nothing_of_them(tmp_path):
     assert [{*row} for row in json.loads(json.dumps(header["activations"]))] == rows
 
 
-# -- bad input
-# -------------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,7 @@ def log_softmax(net):
     return S - np.log(np.exp(S).sum(axis=1, keepdims=True))
 
 
-# -- the numbers
-# ----------------------------------------------------------------------------------------------------------
+# -- the numbers -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
@@ -272,8 +271,7 @@ def test_it_is_pytorchs_own_loss():
     assert trainer(class_weight=weights).loss.class_weight == tuple(BY_CLASS)
 
 
-# -- runs
-# -----------------------------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------
 
 
 def test_class_weights_train_as_row_weights_do_and_accuracy_does_not_count_them():
@@ -431,8 +429,7 @@ def test_the_weights_of_the_rows_are_in_the_plan_of_a_run_and_under_its_limit():
     assert plans[0].total_bytes <= limit
 
 
-# -- errors
-# ---------------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 REFUSED = [
     (
@@ -531,9 +528,11 @@ def test_rows_that_weigh_nothing_by_their_class_are_no_batch():
     one, none = trainer(class_weight={2: 0.0}), LABELS == 2
     message = "sample_weight, times class_weight, must not be all zero"
     for call in (
-        lambda: one.step(X[none], LABELS[none]), lambda: one.step(X, LABELS, rows=np.flatnonzero(none)),
+        lambda: one.step(X[none], LABELS[none]),
+        lambda: one.step(X, LABELS, rows=np.flatnonzero(none)),
         lambda: one.evaluate(X[none], LABELS[none]), lambda: one.fit(X[none], LABELS[none], **FIT),
-        lambda: one.fit([(X[none], LABELS[none])], **FIT), lambda: one.evaluate([(X[none], LABELS[none])]),
+        lambda: one.fit([(X[none], LABELS[none])], **FIT),
+        lambda: one.evaluate([(X[none], LABELS[none])]),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             call()
@@ -548,7 +547,8 @@ def test_a_loss_for_another_number_of_classes_is_refused_at_every_door():
     )
     Y, v = LABELS % 3, np.zeros(network(outputs=3).parameters.size)
     for call in (
-        lambda: mc.Trainer(net, loss), lambda: mc.check_gradients(net, X, Y, loss), lambda: net.hvp(X, Y, v, loss),
+        lambda: mc.Trainer(net, loss), lambda: mc.check_gradients(net, X, Y, loss),
+        lambda: net.hvp(X, Y, v, loss),
         lambda: mc.loss(loss)(net.predict(X), Y),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

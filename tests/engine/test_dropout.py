@@ -12,7 +12,8 @@ from mlpcore.core import activations
 
 SIZES = [5, 9, 6, 3]
 PAIRS = [
-    ("squared_error", "identity"), ("cross_entropy", "softmax"), ("binary_cross_entropy", "sigmoid"), (("huber", 0.5), "tanh"),
+    ("squared_error", "identity"), ("cross_entropy", "softmax"),
+    ("binary_cross_entropy", "sigmoid"), (("huber", 0.5), "tanh"),
     ("squared_error", "softmax"),
 ]  # fmt: skip
 
@@ -53,8 +54,7 @@ def masks(one, rows, step=None):
     return found
 
 
-# -- the gradient
-# ----------------------------------------------------------------------------------------------------------
+# -- the gradient ----------------------------------------------------------------------------------
 
 
 def directional(one, X, Y):
@@ -120,13 +120,13 @@ def test_a_step_is_that_of_the_recurrences_with_z_times_m_over_1_minus_p():
         )
 
 
-# -- the same masks
-# --------------------------------------------------------------------------------------------------------
+# -- the same masks --------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 40), st.integers(1, 45), st.integers(1, 3), st.lists(st.sampled_from(activations.names()), max_size=3),
+    st.integers(1, 40), st.integers(1, 45), st.integers(1, 3),
+    st.lists(st.sampled_from(activations.names()), max_size=3),
     st.sampled_from(["float32", "float64"]), st.booleans(), st.integers(0, 2**40),
 )  # fmt: skip
 def test_chunks_and_threads_change_nothing_but_summation_order(
@@ -195,8 +195,7 @@ def test_a_layer_with_rate_0_is_left_alone():
     ]
 
 
-# -- everything else drops nothing
-# -----------------------------------------------------------------------------------------
+# -- everything else drops nothing -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hidden", activations.names())
@@ -251,8 +250,7 @@ def test_dropout_takes_no_memory_that_the_plan_does_not_list_nor_grows_with_the_
     assert more[0] == more[1] < 256 << 10
 
 
-# -- arguments
-# -------------------------------------------------------------------------------------------------------------
+# -- arguments -------------------------------------------------------------------------------------
 
 BAD = {
     "1": (1, ValueError, "dropout must be at least 0 and less than 1; got 1.0"),

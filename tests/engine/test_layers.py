@@ -1,4 +1,4 @@
-"""Settings of single layers: rate, decay, frozen; on the CPU and on the device that the CPU plays."""
+"""Settings of single layers: rate, decay, frozen; on the CPU and on a device that it plays."""
 
 import copy
 import dataclasses
@@ -293,7 +293,8 @@ def test_a_rate_that_overflows_in_one_layer_alone_leaves_the_step_out(device):
 @pytest.mark.parametrize("device", [CUDA], indirect=True)
 @pytest.mark.parametrize("chunk_rows", ["auto", 5])
 def test_low_precision_and_chunks_train_the_same_layers(device, chunk_rows):
-    trainer = make(device, mc.SGD(0.1, layers=LAYERS | {1: mc.Layer(rate=0.1)}), "float32", precision="bfloat16",
+    trainer = make(device, mc.SGD(0.1, layers=LAYERS | {1: mc.Layer(rate=0.1)}), "float32",
+        precision="bfloat16",
                    chunk_rows=chunk_rows)  # fmt: skip
     exact = make("cpu", mc.SGD(0.1, layers=LAYERS | {1: mc.Layer(rate=0.1)}), "float32")
     before = trainer.net.parameters.copy()
@@ -337,7 +338,8 @@ def test_the_segments_cover_the_vector_and_equal_neighbours_are_one():
     ]
     assert [(x.stop, x.weights, x.layer) for x in found] == [
         (35, True, LAYERS[1]), (84, True, LAYERS[2]), (105, True, LAYERS[4]),
-        (112, False, LAYERS[1]), (119, False, LAYERS[2]), (126, False, mc.Layer()), (129, False, LAYERS[4]),
+        (112, False, LAYERS[1]), (119, False, LAYERS[2]), (126, False, mc.Layer()),
+        (129, False, LAYERS[4]),
     ]  # fmt: skip
     assert [(x.stop, x.weights) for x in segments(layout, {1: mc.Layer()})] == [
         (105, True),

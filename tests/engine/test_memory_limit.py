@@ -12,7 +12,8 @@ import mlpcore as mc
 PEAK = """
 import sys, numpy as np, mlpcore as mc
 def status(key):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+    lines = open("/proc/self/status").readlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 limit = sys.argv[1] if len(sys.argv) > 1 else None
 rng = np.random.default_rng(0)
 X, Y = rng.standard_normal((4096, 256), np.float32), rng.standard_normal((4096, 8), np.float32)
@@ -53,7 +54,8 @@ def test_the_process_takes_what_the_plan_says_within_2_percent(limit):
 MAPPED = """
 import sys, numpy as np, mlpcore as mc
 def status(key):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+    lines = open("/proc/self/status").readlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 X = np.memmap(sys.argv[1], np.float32, "w+", shape=(65536, 128))
 X[:] = 1
 Y = np.ones((65536, 1), np.float32)
@@ -61,7 +63,8 @@ X._mmap.madvise(4)  # its pages do not count to this process
 net = mc.MLP([128, 32, 1], "relu", device="cpu")
 trainer = mc.Trainer(net, "squared_error", mc.SGD(1e-9), memory_limit="6 MiB")
 small, fit = np.ones((600, 128), np.float32), {"epochs": 1, "batch_size": 64, "progress": False}
-trainer.fit(small, Y[:600], validation=(X[:999], Y[:999]), **fit)  # what Python and BLAS take at first
+# what Python and BLAS take at first
+trainer.fit(small, Y[:600], validation=(X[:999], Y[:999]), **fit)
 net.predict(small, memory_limit="6 MiB"), trainer.losses(X[:999], Y[:999])
 for call in (
     lambda: trainer.evaluate(X, Y),

@@ -205,7 +205,8 @@ rng = np.random.default_rng(1)
 m = 2500 if device == "cpu" else 200
 x, y = rng.standard_normal((m, 16)).astype(np.float32), rng.integers(0, 3, m)
 net = mc.MLP([16, 24, 3], "gelu", "softmax", device=device, seed=2)
-trainer = mc.Trainer(net, "cross_entropy", mc.AdamW(1e-3), clip_norm=1.0, deterministic=True, seed=3)
+settings = {"clip_norm": 1.0, "deterministic": True, "seed": 3}
+trainer = mc.Trainer(net, "cross_entropy", mc.AdamW(1e-3), **settings)
 trainer.fit(x, y, epochs=100 * 50 // m, batch_size=50, progress=False)
 assert trainer.progress.step == 100
 print(hashlib.sha256(devices.to_host(device, net.parameters).tobytes()).hexdigest())

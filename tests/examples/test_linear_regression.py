@@ -76,7 +76,7 @@ def test_a_rate_beyond_2_over_the_largest_eigenvalue_leads_away_and_one_below_it
     assert far > np.linalg.norm(solution) > near
 
 
-def test_mini_batches_hover_at_a_constant_rate_close_in_at_a_falling_one_and_arrive_where_a_line_fits_exactly():
+def test_mini_batches_hover_at_a_constant_rate_close_in_at_a_falling_one_and_arrive_where_a_line_fits_exactly():  # noqa: E501
     def distance(noise, rate):
         X, y = example.data(noise, seed=7)
         return np.abs(

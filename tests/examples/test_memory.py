@@ -1,4 +1,4 @@
-"""examples/memory.py: what is planned is what is used; it grows with the batch only without chunks."""
+"""examples/memory.py: the plan is what is used, and grows with the batch only without chunks."""
 
 import runpy
 from pathlib import Path

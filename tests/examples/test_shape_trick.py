@@ -15,7 +15,7 @@ DW, G_BEFORE = "Zᵀ·(G ⊙ σ')", "(G ⊙ σ')·Wᵀ"
 
 
 def every_value(sequence):
-    """What a sequence of matrices can be worth, with every placing of brackets and either product."""
+    """Return the values of a sequence of matrices, for all brackets and either product."""
     if len(sequence) == 1:
         yield sequence[0]
     for cut in range(1, len(sequence)):

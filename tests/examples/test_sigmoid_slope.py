@@ -82,7 +82,7 @@ def test_slope_a_at_rate_eta_takes_the_steps_of_slope_1_at_rate_a_squared_eta(in
     assert np.abs(other.parameters - start).max() > 0.05
 
 
-def test_at_rate_over_a_squared_the_curves_from_auto_weights_coincide_and_from_glorot_weights_do_not():
+def test_at_rate_over_a_squared_the_curves_from_auto_weights_coincide_and_from_glorot_weights_do_not():  # noqa: E501
     rescaled = {
         (init, a): example.learning_curve(a, init, 0.3 / a**2, 4)[0]
         for init in ("auto", "glorot")

@@ -52,8 +52,7 @@ def close(got, want, epsilon, scale=1.0):
     )
 
 
-# -- matrix products
-# ---------------------------------------------------------------------------------------------------
+# -- matrix products -------------------------------------------------------------------------------
 
 
 def operand(device, stored, transposed, shift):
@@ -149,8 +148,7 @@ def test_a_layer_in_one_product_is_the_layer_in_two_launches(device, put, name, 
     assert offered or dtype == "float64"
 
 
-# -- passes over a matrix
-# ----------------------------------------------------------------------------------------------
+# -- passes over a matrix --------------------------------------------------------------------------
 
 
 def reference(device, dtype):
