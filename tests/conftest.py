@@ -21,7 +21,8 @@ def pytest_collection_modifyitems(items):
     """Mark as `emulated` the tests of the CUDA room, and those on a device that the CPU plays."""
     for item in items:
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        played = any(isinstance(value, str) and value in ("cuda:0", "played") for value in values)
+        names = {value.split(",")[0] for value in values if isinstance(value, str)}
+        played = names & {"cuda", "cuda:0", "played"} or "played" in item.fixturenames
         if played or "tests/backends/cuda/" in item.nodeid:
             item.add_marker(pytest.mark.emulated)
 

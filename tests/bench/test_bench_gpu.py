@@ -13,9 +13,12 @@ from mlpcore.backends import devices
 from tests.backends.cuda.emulator import compiler
 from tests.backends.cuda.emulator.device import CpuDevice
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.emulated,
+    pytest.mark.skipif(shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++"),
+]
+
 PLAYED = """
 import dataclasses
 from bench import bounds, cases

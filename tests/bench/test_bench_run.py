@@ -42,6 +42,7 @@ def ran(tmp_path_factory, root):
     return out, done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_result_that_says_all(ran):
     out, text = ran
     result = store.load(out / "result.json")
@@ -175,6 +176,7 @@ def test_a_child_that_does_not_answer_is_stopped_and_reported_as_late(tmp_path):
         child.answer()
 
 
+@pytest.mark.slow
 def test_a_point_that_fails_leaves_the_ones_before_it_on_disk(ran, tmp_path, monkeypatch):
     done = iter(store.load(ran[0] / "result.json")["points"].values())
     left = iter([lambda: next(done), lambda: 1 / 0])  # a fault of the suite's own, which ends it
@@ -186,6 +188,7 @@ def test_a_point_that_fails_leaves_the_ones_before_it_on_disk(ran, tmp_path, mon
     ]
 
 
+@pytest.mark.slow
 def test_mlpcore_failing_at_one_point_costs_that_point(ran, tmp_path, monkeypatch):
     done = list(store.load(ran[0] / "result.json")["points"].values())
 

@@ -41,6 +41,7 @@ def test_digits_reach_97_percent_on_held_out_rows_and_leave_a_model_and_a_pictur
     assert mc.MLP.load(tmp_path / "digits.safetensors").sizes[0] == 64
 
 
+@pytest.mark.slow
 def test_predictions_of_a_saved_model_are_those_of_its_classes(table, tmp_path, capsys):
     assert train(table, tmp_path, "--epochs", "60") == 0
     assert (
@@ -106,6 +107,7 @@ def test_regression_predicts_in_the_units_of_the_target(tmp_path, capsys):
     assert np.abs(predicted - (170 + 10 * X[:, 0])).mean() < 2
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_saved_model_checks_on_data_and_on_random_rows(table, tmp_path, capsys):
     train(table, tmp_path, "--epochs", "2")
     assert main(["check", str(tmp_path / "table.safetensors"), str(table)]) == 0
@@ -471,6 +473,7 @@ def test_options_for_tables_are_refused_elsewhere(table, capsys):
     assert "--task is for tables and .npz files" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_table_is_streamed_on_demand_or_where_memory_is_short(
     shops, tmp_path, capsys, monkeypatch
 ):
@@ -680,6 +683,7 @@ def test_rows_without_a_number_in_a_quantity_are_left_out_and_said(shops, tmp_pa
     assert "360 rows; 40 more have no price (20 of them an infinite one) and are not used" in said
 
 
+@pytest.mark.slow
 def test_an_archive_with_some_of_the_classes_is_judged_by_those_of_the_model(
     table, tmp_path, capsys
 ):
@@ -709,6 +713,7 @@ def test_an_archive_with_some_of_the_classes_is_judged_by_those_of_the_model(
 # ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", [1.7e9, 10**15, 2**60])
 @pytest.mark.parametrize("suffix", ["npz", "csv", "parquet"])
 def test_a_quantity_far_from_0_is_learnt_and_judged_as_the_same_one_around_0(
@@ -828,6 +833,7 @@ def command(*arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(number, status, table, tmp_path, capsys):
     call = ["train", table, "--quiet", "--batch", 8, "--patience", 100, "--epochs", 40]

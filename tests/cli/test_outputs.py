@@ -400,6 +400,7 @@ def test_predictions_replace_predictions_and_nothing_else(folder, capsys):
     assert (folder / "t.safetensors").read_bytes() == model
 
 
+@pytest.mark.slow
 def test_a_dash_is_standard_output_and_leaves_it_to_the_predictions(folder, capfdbinary):
     assert train() == 0
     assert predict() == 0

@@ -43,6 +43,7 @@ def child(*arguments, **settings):
 # -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_whose_messages_nobody_reads_is_saved_and_ends_quietly(folder):
     read, write = os.pipe()
     os.close(read)
@@ -197,6 +198,7 @@ assert main(["train", "t.npz", *sys.argv[1:]]) == 0
 """
 
 
+@pytest.mark.slow
 def test_a_finished_training_fails_for_no_library_backend_font_or_name(folder):
     for name in ("$x^{$", "数"):
         os.link("t.npz", f"{name}.npz")

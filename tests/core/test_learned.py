@@ -69,6 +69,7 @@ def test_a_slope_of_any_sign_is_right(a):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["identity", "softmax", ("prelu", 0.1, "per output")], ids=str)
 def test_the_gradient_is_that_of_central_differences(spec, output):
     target = RNG.integers(0, 2, len(X)) if output == "softmax" else Y

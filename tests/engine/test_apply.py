@@ -48,6 +48,7 @@ def make(device, optimizer=None, dtype="float32", loss="cross_entropy", **settin
     return mc.Trainer(net, loss, optimizer or mc.AdamW(0.01), **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -77,6 +78,7 @@ def test_the_gradients_of_two_halves_can_be_averaged(device):
     np.testing.assert_allclose(halves.net.parameters, whole.net.parameters, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
 def test_what_backward_returned_is_applied_without_penalties(device):
     one, other = make(device, mc.SGD(0.5), l1=0.1, l2=0.3), make(device, mc.SGD(0.5))
@@ -181,6 +183,7 @@ def test_what_is_no_gradient_is_refused_by_name(device, bad, error, words):
     assert one.progress.step == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", [CUDA], indirect=True)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_in_low_precision_gradients_come_unscaled_and_the_copy_of_the_parameters_follows(

@@ -31,6 +31,7 @@ print(plan.total_bytes, plan.total_bytes - net.parameters.nbytes, status("VmHWM"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak"
 )
@@ -80,6 +81,7 @@ for call in (
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="Linux tells a process's peak"
 )

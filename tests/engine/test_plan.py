@@ -140,6 +140,7 @@ def data_of(name, rows):
 # ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{}, {"chunk_rows": 96}, {"chunk_rows": 64, "workers": 2}, {"clip_norm": 1.0, "l2": 0.1}],
@@ -405,6 +406,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("optimizer", [mc.SGD(1e-3), mc.AdamW(1e-3)], ids=["sgd", "adamw"])
 @pytest.mark.parametrize("case", list(CASES))

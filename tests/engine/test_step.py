@@ -73,6 +73,7 @@ def test_chunks_cover_every_row_once_in_order_none_too_long_or_empty_and_workers
 # -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None)
 @given(
     st.integers(1, 40), st.integers(1, 45), st.integers(1, 3), st.sampled_from(PAIRS),

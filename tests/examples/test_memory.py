@@ -28,6 +28,7 @@ def test_the_formula_counts_what_a_forward_pass_keeps(sizes, rows):
     assert example.cache_bytes(sizes, rows) == cache.nbytes == sum(z.nbytes for z in cache.Z[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(example.NETS))
 @pytest.mark.parametrize("batch", [256, 4096])
 @pytest.mark.parametrize("chunked", [False, True])
@@ -37,6 +38,7 @@ def test_the_first_step_uses_what_was_planned(name, batch, chunked):
     assert planned <= example.measured_bytes(sizes, batch, chunk_rows) <= planned + OBJECTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(example.NETS))
 def test_with_whole_batches_memory_grows_by_the_cache_and_one_G_a_row_at_least(name):
     sizes = example.NETS[name]
@@ -45,6 +47,7 @@ def test_with_whole_batches_memory_grows_by_the_cache_and_one_G_a_row_at_least(n
     assert a_row > example.cache_bytes(sizes, 1) + 4 * max(sizes) - 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(example.NETS))
 def test_with_chunks_memory_is_flat(name):
     sizes = example.NETS[name]
@@ -53,6 +56,7 @@ def test_with_chunks_memory_is_flat(name):
     assert large < example.cache_bytes(sizes, 32768) / 10
 
 
+@pytest.mark.slow
 def test_the_table_lists_the_batches_and_the_larger_of_them_needs_more_only_without_chunks():
     results = example.measure([2048, 8192])
     assert set(results) == set(example.NETS)

@@ -12,6 +12,7 @@ SCRIPTS = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 PICTURES = {"sigmoid_slope", "memory", "sobolev"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_the_script_runs_prints_and_saves_its_pictures(script, tmp_path):
     source = script.read_text(encoding="utf-8")

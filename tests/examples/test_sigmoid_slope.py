@@ -108,6 +108,7 @@ def test_auto_weights_start_every_a_as_the_same_net_and_glorot_weights_a_small_a
     assert example.spread_at_start(0.5, "glorot") < 0.05 * example.spread_at_start(0.5, "auto")
 
 
+@pytest.mark.slow
 def test_without_regard_to_a_a_small_one_stands_on_a_plateau_that_auto_weights_shorten():
     last = {
         (init, a): example.learning_curve(a, init, 0.3, 25, seed=3)[0][-1]

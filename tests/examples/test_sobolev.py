@@ -51,6 +51,7 @@ def test_the_gradient_of_the_loss_with_forces_is_right(weight):
     assert gradient @ v == pytest.approx((J[0] - J[1]) / (2 * h), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_forces_help():
     X = points(300)
     X = X[example.potential(X)[0][:, 0] < 1][:40]

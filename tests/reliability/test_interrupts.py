@@ -207,6 +207,7 @@ def test_a_change_of_the_optimizer_that_broke_off_is_known(monkeypatch):
         trainer.step(X, Y)
 
 
+@pytest.mark.emulated
 def test_a_launch_that_was_not_counted_is_counted_by_the_device(monkeypatch):
     monkeypatch.setitem(devices._opened, "cuda:0", CpuDevice())
     whole, one = make("cuda:0"), make("cuda:0")

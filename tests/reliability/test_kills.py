@@ -42,6 +42,7 @@ def compare(rows, kind, times):
     assert landed >= times // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kills.KINDS)
 def test_killed_while_it_saves_a_run_ends_with_the_same_parameters(kind, rows):
     compare(rows, kind, KILLS)

@@ -141,6 +141,7 @@ def check(case):
     np.testing.assert_allclose(net.parameters[settled], p[settled], rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(CASES)
 def test_steps_equal_the_plain_reference(case):

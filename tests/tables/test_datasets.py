@@ -17,6 +17,7 @@ def flights():
     return data.load_flights()
 
 
+@pytest.mark.slow
 def test_flights_are_those_with_an_arrival_delay_and_a_quarter_of_them_late(flights):
     assert flights.X.shape[0] == 327_346
     assert flights.X.dtype == np.float32

@@ -285,6 +285,7 @@ def test_a_users_own_loss_and_activation_come_back(tmp_path):
     assert one.step(X, Y) == other.step(X, Y)
 
 
+@pytest.mark.emulated
 def test_what_goes_on_elsewhere_says_that_the_bits_may_differ(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(devices._opened, "cuda:0", CpuDevice())
     one = make("cuda:0")
@@ -352,6 +353,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves_with_a_message(number, stat
     assert trainer.progress.step >= 30
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_run_ends_with_the_same_parameters(tmp_path):
     whole, _ = start(tmp_path / "whole", 30).communicate(timeout=120)
     delays = np.random.default_rng(0).uniform(0, 0.3, 5)
@@ -626,6 +628,7 @@ def refusal(function, *arguments, **named):
     return None
 
 
+@pytest.mark.slow
 def test_a_setting_of_any_size_comes_back_as_it_was_or_is_refused_by_its_name(tmp_path):
     came_back = 0
     for name, door in doors().items():
