@@ -133,8 +133,7 @@ def tanh(u: Taylor) -> Taylor:
     return 1 - 2 / (exp(2 * u) + 1)
 
 
-# -- the functions, once more
-# ------------------------------------------------------------------------------------------
+# -- the functions, once more ----------------------------------------------------------------------
 
 LAMBDA, LAMBDA_ALPHA = (
     mpf("1.0507009873554804934193349852946"),
@@ -237,8 +236,7 @@ OF_OUTPUT: dict[
 }
 
 
-# -- what is compared
-# --------------------------------------------------------------------------------------------------
+# -- what is compared ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -291,7 +289,7 @@ class Case:
         return self.y is None and quantity != "value" and not self.sigma.slope_reads_s
 
     def formula(self, quantity: str, dtype: str) -> Activation:
-        """The quantity as the value of an activation of one variable, s, or z where it reads that."""
+        """Return the quantity as an activation of one variable: s, or z if it is read."""
         row = self.sigma if self.y is None else self.objective
         scalars = dict(row.scalars if self.y is None else self.objective.scalars)
         if self.y is not None:
@@ -308,7 +306,8 @@ CASES = [
     *(Case("leaky_relu", a) for a in (0.01, 0.3, 50.0)),
     *(Case("prelu", a) for a in (0.25, -0.7, 50.0)),
     *(Case("elu", a) for a in (1.0, 0.3, 50.0)),
-    *(Case(name, None, y) for name in ("squared_error", "absolute_error", "log_cosh") for y in (0.0, 0.7)),
+    *(Case(name, None, y) for name in ("squared_error", "absolute_error", "log_cosh") for y in (0.0,
+            0.7)),
     *(Case("huber", q, y) for q in (1.0, 0.1) for y in (0.0, 0.7)),
     *(Case("quantile", q, y) for q in (0.5, 0.999, 0.001) for y in (0.0, 0.7)),
     *(Case("poisson", None, y) for y in (0.0, 1.0, 7.0)),
@@ -435,8 +434,7 @@ def worst(case: Case, quantity: str, dtype: str, door: Door, thin: int = 1) -> t
     return errors[i], float(x[i])
 
 
-# -- the doors
-# ---------------------------------------------------------------------------------------------------------
+# -- the doors -------------------------------------------------------------------------------------
 
 
 def numpy_door(case: Case, quantity: str, x: Array) -> Array:
@@ -467,8 +465,7 @@ def onnx_door(case: Case, quantity: str, x: Array) -> Array:
         return session.run(None, {"X": x[:, None]})[0][:, 0]
 
 
-# -- the page
-# ----------------------------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 def scale(ulp: float) -> str:

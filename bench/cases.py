@@ -16,7 +16,8 @@ TIMED_RATE = 1e-8
 STEPS = 10  # whose losses are compared
 START = 10.0  # seconds for a process to import its library and take the first steps
 COMPILE = {  # seconds more for a compiler
-    "torch-compile": 40.0, "torch-compile-graph": 40.0, "jax": 15.0, "jax-scan": 15.0, "jax-chunks": 15.0,
+    "torch-compile": 40.0, "torch-compile-graph": 40.0, "jax": 15.0, "jax-scan": 15.0,
+    "jax-chunks": 15.0,
 }  # fmt: skip
 CALIBRATE = 2.0  # seconds for a process to find out how many steps make a block, and to end
 POOL = 1000  # rows that the case of one row at a time goes through
@@ -68,7 +69,7 @@ CASES = {case.name: case for case in _ALL}
 
 @dataclass(frozen=True)
 class Point:
-    """One row of a result: a case at a batch size, with an optimizer, in a precision, on a device."""
+    """One row of a result: a case, batch size, optimizer, precision and device."""
 
     case: str
     batch: int
@@ -178,13 +179,15 @@ _ON_GPU: dict[str, Any] = {"rounds": 9, "seconds": 0.03, "pause": 0.01, "limit":
 
 SUITES = {
     "quick": Suite(
-        [Point("784-128-10", 128, "AdamW"), Point("64-64-64-64-1", 8192, "SGD")], ("torch", "jax-scan", "sklearn"),
+        [Point("784-128-10", 128, "AdamW"), Point("64-64-64-64-1", 8192, "SGD")],
+        ("torch", "jax-scan", "sklearn"),
         rounds=6, seconds=0.03, pause=0.05, limit=5, expected="under a minute on two cores",
     ),
     "step": Suite(TABLE, (), rounds=21, seconds=0.15, memory=False, expected="about 7 minutes"),
     "cpu": Suite(
         [*TABLE, *_CPU_SWEEP], _CPU_PEERS,
-        expected="about an hour on two cores with every peer, 10 minutes with none; it can be interrupted and resumed",
+        expected="about an hour on two cores with every peer, 10 minutes with none; "
+        "it can be interrupted and resumed",
     ),
     "gpu": Suite(
         [*_GPU, *_GPU_LARGE], _GPU_PEERS, **_ON_GPU, budget=480,

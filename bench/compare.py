@@ -38,7 +38,7 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> str:
             if "seconds" in before[name] and "seconds" in after.get(name, {})
         ):
             ratio, verdict = changed(before[name], after[name], width)
-            times = f"{duration(before[name]['seconds'][0]):>10}{duration(after[name]['seconds'][0]):>10}"
+            times = "".join(f"{duration(side[name]['seconds'][0]):>10}" for side in (before, after))
             lines.append(f"{key:<44}{name:<20}{times}{ratio:>7.2f}{width:>7.1%}  {verdict}")
     lines += [
         f"only in {which}: {key}"

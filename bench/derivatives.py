@@ -31,7 +31,8 @@ POINTS = [
     for activation in ("tanh", "relu", "gelu")
 ]
 COUNTS = {
-    "gradient": 3 * LAYERS - 1, "again": 3 * LAYERS - 1, "jvp in X": 2 * LAYERS, "jvp in the parameters": 3 * LAYERS - 1,
+    "gradient": 3 * LAYERS - 1, "again": 3 * LAYERS - 1, "jvp in X": 2 * LAYERS,
+    "jvp in the parameters": 3 * LAYERS - 1,
     "gnvp": 5 * LAYERS - 2, "hvp": 8 * LAYERS - 5,
 }  # fmt: skip
 
@@ -98,7 +99,8 @@ def measure(
     for name, seconds in series.items():
         over, share = stats.paired(seconds, series["gradient"]), COUNTS[name] / COUNTS["gradient"]
         found.append({
-            "width": width, "rows": rows, "activation": activation, "device": device, "chunk_rows": chunk, "product": name,
+            "width": width, "rows": rows, "activation": activation, "device": device,
+            "chunk_rows": chunk, "product": name,
             "seconds": stats.bounded(seconds), "over gradient": over, "share": share,
             "over share": stats.Median(*(value / share for value in over)),
         })  # fmt: skip
@@ -121,8 +123,10 @@ def main() -> int:
     for width, rows, activation in POINTS:
         for row in measure(width, rows, activation, options.device, options.rounds):
             found.append(row)
-            point = f"{width:>4} x {LAYERS} {activation:<5} {rows:>6,} rows in chunks of {row['chunk_rows']:>5,}"
-            times = f"{1e3 * row['seconds'].median:8.2f} ms  {row['over gradient'].median:5.2f} (share {row['share']:.2f})"
+            point = f"{width:>4} x {LAYERS} {activation:<5} {rows:>6,} rows "
+            point += f"in chunks of {row['chunk_rows']:>5,}"
+            times = f"{1e3 * row['seconds'].median:8.2f} ms  {row['over gradient'].median:5.2f} "
+            times += f"(share {row['share']:.2f})"
             ratio = row["over share"]
             print(
                 f"{point}  {row['product']:<22} {times}  {ratio.median:5.2f} ({ratio.low:.2f} … "

@@ -77,8 +77,10 @@ def measure(
             return trainer
 
         found.append({
-            "sizes": sizes, "activation": activation, "batch": batch, "trainer": name, "limit": more.get("memory_limit"),
-            "chunk_rows": plans[name].rows, "workers": plans[name].workers, "planned_bytes": plans[name].total_bytes,
+            "sizes": sizes, "activation": activation, "batch": batch, "trainer": name,
+            "limit": more.get("memory_limit"),
+            "chunk_rows": plans[name].rows, "workers": plans[name].workers,
+            "planned_bytes": plans[name].total_bytes,
             "peak": memory.growth(run), "seconds": stats.bounded(series[name]),
             "speed over free": stats.paired(series["free"], series[name]),
         })  # fmt: skip

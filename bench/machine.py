@@ -9,19 +9,20 @@ import json
 import os
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import threadpoolctl
 
 ROOT = Path(__file__).resolve().parent.parent
-PINS = (
-    "OPENBLAS_CORETYPE",
-    "OPENBLAS_L2_SIZE",
-)  # taken out of the environment of every process that measures
+COLUMNS = 100  # of a line of JSON
+# taken out of the environment of every process that measures
+PINS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 PACKAGES = (
-    "numpy", "torch", "jax", "jaxlib", "scikit-learn", "warp-nn", "warp-lang", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python",
-)  # fmt: skip
+    *("numpy", "torch", "jax", "jaxlib", "scikit-learn", "warp-nn", "warp-lang"),
+    *("cupy-cuda12x", "cupy-cuda13x", "nvmath-python"),
+)
 
 
 def versions() -> dict[str, str]:
@@ -48,7 +49,7 @@ def sources() -> str:
 
 
 def commit() -> str:
-    """Return MLPCORE_COMMIT, else the checkout's commit ("+" where files differ), else "unknown"."""
+    """Return MLPCORE_COMMIT, else the checkout's commit ("+": files differ), else "unknown"."""
     if named := os.environ.get("MLPCORE_COMMIT"):
         return named
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
@@ -105,8 +106,33 @@ def write(result: dict[str, Any], file: Path) -> None:
     """Write JSON: a reader sees the old result or the new one."""
     from mlpcore.io.atomic import replacing
 
+    plain = json.loads(json.dumps(result))  # tuples are lists, keys are text
     with replacing(file) as opened:
-        opened.write((json.dumps(result, indent=1) + "\n").encode())
+        opened.write((layout(plain) + "\n").encode())
+
+
+def layout(value: Any, indent: int = 0, taken: int = 0) -> str:
+    """Return JSON in which a list or object that fits a line of 100 columns stands on one.
+
+    Args:
+        indent: the depth of the line on which the value begins.
+        taken: the columns before the value on that line, and after it.
+    """
+    line = json.dumps(value)
+    if not value or not isinstance(value, dict | list) or taken + len(line) <= COLUMNS:
+        return line
+    space = "\n" + " " * (indent + 1)
+    if isinstance(value, dict):
+        begin, end = "{", "}"
+        names = {key: f"{json.dumps(key)}: " for key in value}
+        parts = [n + layout(value[k], indent + 1, indent + 2 + len(n)) for k, n in names.items()]
+    elif any(isinstance(item, dict | list | str) for item in value):
+        begin, end = "[", "]"
+        parts = [layout(item, indent + 1, indent + 2) for item in value]
+    else:  # as many numbers on a line as it holds
+        filled = textwrap.fill(line[1:-1], COLUMNS - indent - 1, break_on_hyphens=False)
+        return f"[{space}{filled.replace(chr(10), space)}{space[:-1]}]"
+    return f"{begin}{space}{(',' + space).join(parts)}{space[:-1]}{end}"
 
 
 def save(folder: Path | None, name: str, device: str, found: Any) -> None:

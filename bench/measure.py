@@ -36,7 +36,8 @@ def agree(losses: Sequence[float], reference: Sequence[float], precision: str) -
     for i, (J, ours) in enumerate(zip(losses, reference, strict=True)):
         allowed = rounding * abs(ours) + share * abs(ours - reference[0])
         if not abs(J - ours) <= allowed:
-            return f"the loss of step {i + 1} is {J:.7g}, mlpcore's {ours:.7g}, tolerance {allowed:.2g}"
+            found = f"the loss of step {i + 1} is {J:.7g}, mlpcore's {ours:.7g}"
+            return f"{found}, tolerance {allowed:.2g}"
     return ""
 
 
@@ -44,8 +45,10 @@ def measure(point: Point, suite: Suite, ceiling: Answer, folder: Path) -> Answer
     """All that a result holds about one point. Raises ChildFailed where mlpcore itself fails."""
     case = CASES[point.case]
     result: Answer = {
-        **dataclasses.asdict(point), "sizes": case.sizes, "activation": case.activation, "loss": case.loss,
-        "data": prepare(case, folder), "bound": bounds.bound(case, point.batch, point.optimizer, ceiling), "peers": {},
+        **dataclasses.asdict(point), "sizes": case.sizes, "activation": case.activation,
+        "loss": case.loss,
+        "data": prepare(case, folder),
+        "bound": bounds.bound(case, point.batch, point.optimizer, ceiling), "peers": {},
     }  # fmt: skip
     found: dict[str, Answer] = result["peers"]
     with contextlib.ExitStack() as stack:

@@ -45,7 +45,8 @@ class Child:
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed with the child
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bench.child", json.dumps({"job": job, **request})],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            env=environment,
         )  # fmt: skip
 
     def ask(self, do: str, **request: Any) -> Answer:

@@ -162,7 +162,9 @@ def _name(axes: Axes, ends: list[tuple[float, float, str, Any]]) -> None:
         if x < right / 2:  # not measured at the largest batch: lead the eye to the name
             axes.plot([x, right], [y, y], color=color, linewidth=0.5, alpha=0.5)
         axes.annotate(
-            name, (1.0, y), (1.05, target), xycoords=axes.get_yaxis_transform(), textcoords=axes.get_yaxis_transform(),
+            name, (1.0, y), (1.05, target), xycoords=axes.get_yaxis_transform(),
+            textcoords=axes.get_yaxis_transform(),
             color=color, fontsize=9, fontweight=weight, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)},
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 1,
+                "shrinkB": 0, "relpos": (0, 0.5)},
         )  # fmt: skip

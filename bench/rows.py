@@ -33,7 +33,7 @@ SECONDS = 0.5  # of a measurement of steps
 
 
 def measured() -> dict[str, tuple[float, float]]:
-    """Return nanoseconds an entry of forward pass and slope (D = G σ') of each activation, float32."""
+    """Return nanoseconds an entry of forward pass and slope (D = G σ') of each activation."""
     ops, rng, found = NumpyOps(), np.random.default_rng(0), {}
     given, G = (rng.standard_normal((ROWS, COLUMNS)).astype(np.float32) for _ in range(2))
     S, D = np.empty_like(given), np.empty_like(given)
@@ -57,7 +57,7 @@ def measured() -> dict[str, tuple[float, float]]:
 
 
 def stepped() -> dict[str, tuple[float, float]]:
-    """Return microseconds of a step on prepared rows, and of a step of `fit`, tanh, AdamW, float32."""
+    """Return microseconds of a step on prepared rows, and of a step of `fit` (tanh, AdamW)."""
     rng, found = np.random.default_rng(0), {}
     for name, (sizes, batch) in STEPS.items():
         X, Y = (

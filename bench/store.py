@@ -34,7 +34,8 @@ def fresh(name: str, suite: Suite, described: dict[str, Any]) -> Result:
     identity |= {"cpu": described["cpu"], "cpus": described["cpus"], "gpu": described.get("gpu")}
     identity |= {"peers": list(suite.peers), "rounds": suite.rounds}
     return {
-        "schema": SCHEMA, "suite": name, "identity": identity, "commit": machine.commit(), "machine": described,
+        "schema": SCHEMA, "suite": name, "identity": identity, "commit": machine.commit(),
+        "machine": described,
         "ceilings": {}, "footprint": {}, "points": {},
     }  # fmt: skip
 

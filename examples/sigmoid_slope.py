@@ -174,14 +174,16 @@ def main(out, quick=False):
             + "".join(f"{epochs_to(curves[init, a], level):>16}" for init in INITS)
         )
     print("""
-   Without regard to a, a small a sees no difference between the points at first: it stands on a plateau.
-   With it, all four start as the same net; what differs is the length of the steps, a² times as long.
+   Without regard to a, a small a sees no difference between the points at first: it stands on a
+   plateau. With it, all four start as the same net; what differs is the length of the steps, a²
+   times as long.
    At a = 4 a step is 16 times that of a = 1: fast at first, then too long to settle.""")
 
     short = 2 if quick else 5
     reference, net_1 = learning_curve(1.0, "auto", RATE, short)
     print(
-        f'\n3. init="auto" and rate {RATE:g}/a²: the first {short * 200:,} steps against those of a = 1\n'
+        f'\n3. init="auto" and rate {RATE:g}/a²: '
+        f"the first {short * 200:,} steps against those of a = 1\n"
     )
     print("   a       largest difference of losses    of a·θ")
     for a in (0.5, 2.0, 3.0, 4.0):

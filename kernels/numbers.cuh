@@ -26,7 +26,7 @@ struct ComputeOf<bfloat16_t> {
 template <class T>
 using Compute = typename ComputeOf<T>::type;
 
-// -- conversions; tests/cuda_on_cpu gives the three instructions below in plain C++ --
+// -- conversions; tests/backends/cuda/emulator gives the three instructions below in plain C++ --
 
 #ifndef CUDA_ON_CPU
 __device__ __forceinline__ float half_to_float(unsigned short bits) {

@@ -7,13 +7,24 @@ import gc
 import pytest
 
 from mlpcore.backends import devices
-from tests.cuda_on_cpu.device import CpuDevice
+from tests.backends.cuda.emulator.device import CpuDevice
 
 
 def pytest_collection_finish():
     """Keep the thousands of collected tests out of every garbage collection that follows."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """Mark as `emulated` the tests of the CUDA room, and those on a device that the CPU plays."""
+    for item in items:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        names = {value.split(",")[0] for value in values if isinstance(value, str)}
+        played = names & {"cuda", "cuda:0", "played"} or "played" in item.fixturenames
+        if played or "tests/backends/cuda/" in item.nodeid:
+            item.add_marker(pytest.mark.emulated)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ def close(said: str, found: str) -> bool:
     return abs(a - b) <= 0.1 * max(abs(a), abs(b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
 )

@@ -584,6 +584,15 @@ def test_the_running_error_bounds_what_60_digits_say(formula):
     assert np.median(found.error / (np.abs(found.value) + 1e-300)) < 1e-2
 
 
+def test_the_gradient_checks_where_outputs_have_rounded_to_0_or_1():
+    net = mc.MLP([1, 1], output="sigmoid", dtype="float64")
+    net.W[1][...] = 1
+    assert mc.check_gradients(net, [[50.0], [1.0]], [0, 1]).ok
+    net = mc.MLP([1, 2], output="softmax", dtype="float64")
+    net.W[1][...] = [[1, -1]]
+    assert mc.check_gradients(net, [[500.0], [0.3]], [1, 0]).ok
+
+
 def test_the_bound_of_a_layers_sums_holds_in_exact_arithmetic():
     mpmath = pytest.importorskip("mpmath")
     rng = np.random.default_rng(0)

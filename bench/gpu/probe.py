@@ -22,7 +22,7 @@ from mlpcore.backends.cuda.ops import EPILOGUES, OWN
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.activations import Activation
 from mlpcore.core.ops import Array, accumulator, storage
-from tests.cuda_on_cpu.device import narrow, widen
+from tests.backends.cuda.emulator.device import narrow, widen
 
 NAN = 5  # the row of NaN
 COUNTS = 20, 16  # integers and doubles, as many as a step's settings

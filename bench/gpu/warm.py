@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from bench.gpu import kit
-from tests.cuda.instances import every_instance
+from tests.backends.cuda.instances import every_instance
 
 FACTS = "num_regs", "local_size_bytes", "shared_size_bytes"
 SMALL = 2  # instances of a tiny run

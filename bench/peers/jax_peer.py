@@ -74,7 +74,7 @@ class Jax:
         return value * (self.work.scale / self.work.batch)
 
     def _gradient(self, parameters: Any, X: Any, Y: Any) -> tuple[Any, Any]:
-        """J and its gradient; chunks one after the other, equal ones in a scan, then what is left."""
+        """Return J and its gradient: equal chunks in a scan, then the rest."""
         one = jax.value_and_grad(self._loss)
         rows, count = self.chunks[0].stop, len(self.chunks)
         if count == 1:

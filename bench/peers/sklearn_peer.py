@@ -35,8 +35,10 @@ class Sklearn:
         self.note = "Adam, without decay" if work.optimizer == "AdamW" else ""
         kind = MLPClassifier if self.classifier else MLPRegressor
         self.model: Any = kind(
-            hidden_layer_sizes=case.sizes[1:-1], activation=ACTIVATIONS[case.activation], alpha=0.0, batch_size=work.batch,
-            solver="sgd" if work.optimizer == "SGD" else "adam", learning_rate_init=case.rate, momentum=0.0, shuffle=False,
+            hidden_layer_sizes=case.sizes[1:-1], activation=ACTIVATIONS[case.activation], alpha=0.0,
+            batch_size=work.batch,
+            solver="sgd" if work.optimizer == "SGD" else "adam", learning_rate_init=case.rate,
+            momentum=0.0, shuffle=False,
             nesterovs_momentum=False, beta_1=BETAS[0], beta_2=BETAS[1], epsilon=EPSILON,
         )  # fmt: skip
         self._fit(

@@ -10,17 +10,20 @@ import pytest
 
 from bench import kernels, store
 from mlpcore.backends import devices
-from tests.cuda_on_cpu import compiler
-from tests.cuda_on_cpu.device import CpuDevice
+from tests.backends.cuda.emulator import compiler
+from tests.backends.cuda.emulator.device import CpuDevice
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.emulated,
+    pytest.mark.skipif(shutil.which("g++") is None and "CI" not in os.environ, reason="needs g++"),
+]
+
 PLAYED = """
 import dataclasses
 from bench import bounds, cases
 from mlpcore.backends import devices
-from tests.cuda_on_cpu.device import CpuDevice
+from tests.backends.cuda.emulator.device import CpuDevice
 
 devices._opened["cuda:0"] = CpuDevice()
 bounds.GPU_ORDER, bounds.GPU_ENTRIES = 16, 1024
@@ -63,7 +66,7 @@ def test_a_dry_run_of_the_gpu_suite_measures_its_points(root, tmp_path):
 
 
 class Timer(CpuDevice):
-    """A played device on which everything takes a millisecond; it fails after `patience` timings."""
+    """A played device on which all takes a millisecond; it fails after `patience` timings."""
 
     def __init__(self, patience):
         super().__init__()
@@ -79,10 +82,18 @@ class Timer(CpuDevice):
         return 1e-3
 
 
+GIB = "0.00001"
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    monkeypatch.setattr(kernels, "COLUMNS", 256)
+
+
 def test_the_bandwidths_of_the_kernels_are_kept_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setitem(devices._opened, "cuda:0", Timer(patience=5))
     with pytest.raises(TimeoutError):
-        kernels.main(["--gib", "0.0001", "--rounds", "1", "--out", str(tmp_path)])
+        kernels.main(["--gib", GIB, "--rounds", "1", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "kernels.json").read_text())["kernels"]
     assert [(row["kernel"], row["over copy"]) for row in rows] == [
         ("copy", 1.0),
@@ -92,11 +103,12 @@ def test_the_bandwidths_of_the_kernels_are_kept_one_by_one(tmp_path, monkeypatch
 
 def test_bytes_over_the_time_of_a_kernel_are_its_bandwidth(tmp_path, monkeypatch):
     monkeypatch.setitem(devices._opened, "cuda:0", Timer(patience=-1))
-    assert kernels.main(["--gib", "0.0001", "--rounds", "1", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(devices, "_algorithms", {})
+    assert kernels.main(["--gib", GIB, "--rounds", "1", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "kernels.json").read_text())["kernels"]
     assert len(rows) == 2 * (1 + 2 * len(kernels.ACTIVATIONS))
     found = {(row["kernel"], row["dtype"]): row for row in rows}
-    entries = int(0.0001 * 2**30) // (4 * kernels.COLUMNS) * kernels.COLUMNS  # of float32
+    entries = int(float(GIB) * 2**30) // (4 * kernels.COLUMNS) * kernels.COLUMNS  # of float32
     assert found["copy", "float32"]["GB/s"] == pytest.approx(2 * 4 * entries / 1e-3 / 1e9)
     assert (
         found["activation_gradient tanh", "float32"]["over copy"] == 1.5

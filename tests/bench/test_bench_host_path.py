@@ -33,6 +33,7 @@ def test_the_command_times_every_call_and_keeps_the_series(tmp_path, capsys):
         assert f"{us:.1f}" in line
 
 
+@pytest.mark.slow
 @clone
 def test_another_revision_takes_its_turns_and_leaves_no_worktree(tmp_path, capsys):
     before = worktrees()

@@ -42,6 +42,7 @@ def ran(tmp_path_factory, root):
     return out, done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_result_that_says_all(ran):
     out, text = ran
     result = store.load(out / "result.json")
@@ -79,6 +80,21 @@ def test_a_run_leaves_a_result_that_says_all(ran):
 def test_a_run_draws_what_has_two_batch_sizes(ran):
     pytest.importorskip("matplotlib")
     assert (ran[0] / "64-64-64-64-1_SGD_float32_cpu.png").stat().st_size > 10_000
+
+
+def test_results_are_written_without_loss_and_not_a_number_a_line(tmp_path):
+    value = {
+        "long": [1 / 3**i for i in range(60)], "short": (1, 2.5, None), "empty": [[], {}],
+        7: float("inf"),
+        "points": {"a, b": [{"seconds": [0.1, 0.2], "why": "one, two"}] * 9},
+        "words": ["x y", "z"] * 40,
+    }  # fmt: skip
+    machine.write(value, tmp_path / "result.json")
+    text = (tmp_path / "result.json").read_text()
+    assert json.dumps(json.loads(text)) == json.dumps(value)
+    assert max(map(len, text.splitlines())) <= 100
+    assert ' "short": [1, 2.5, null],' in text.splitlines()
+    assert len(machine.layout(value["long"]).splitlines()) < 20
 
 
 def test_a_second_run_measures_only_what_is_left(ran, monkeypatch, capsys):
@@ -160,6 +176,7 @@ def test_a_child_that_does_not_answer_is_stopped_and_reported_as_late(tmp_path):
         child.answer()
 
 
+@pytest.mark.slow
 def test_a_point_that_fails_leaves_the_ones_before_it_on_disk(ran, tmp_path, monkeypatch):
     done = iter(store.load(ran[0] / "result.json")["points"].values())
     left = iter([lambda: next(done), lambda: 1 / 0])  # a fault of the suite's own, which ends it
@@ -171,6 +188,7 @@ def test_a_point_that_fails_leaves_the_ones_before_it_on_disk(ran, tmp_path, mon
     ]
 
 
+@pytest.mark.slow
 def test_mlpcore_failing_at_one_point_costs_that_point(ran, tmp_path, monkeypatch):
     done = list(store.load(ran[0] / "result.json")["points"].values())
 

@@ -15,10 +15,10 @@ import pytest
 from bench.gpu import check, clock, kit, probe, profiled, resume, run, sanitized, steps, warm
 from mlpcore.backends import devices
 from mlpcore.engine import capture
-from tests.cuda.nvrtc import compile_kernels
-from tests.cuda.test_compile import FOUND
-from tests.cuda_on_cpu import device as emulator
-from tests.cuda_on_cpu.device import CpuDevice
+from tests.backends.cuda.emulator import device as emulator
+from tests.backends.cuda.emulator.device import CpuDevice
+from tests.backends.cuda.nvrtc import compile_kernels
+from tests.backends.cuda.test_compile import FOUND
 
 WITHOUT_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
 
@@ -151,7 +151,8 @@ def test_a_trace_becomes_a_table_of_kernels_and_the_gaps_before_them():
         return {"cat": cat, "name": name, "ts": ts, "dur": dur}
 
     events = [
-        kernel("gemm", 12, 10), kernel("gather", 0, 10), {"cat": "cpu_op", "name": "x", "ts": 0, "dur": 99},
+        kernel("gemm", 12, 10), kernel("gather", 0, 10),
+        {"cat": "cpu_op", "name": "x", "ts": 0, "dur": 99},
         kernel("gather", 30, 12), kernel("gemm", 43, 12), kernel("Memset", 40, 1, "gpu_memset"),
     ]  # fmt: skip
     assert steps.table(events, runs=2) == {

@@ -32,6 +32,7 @@ def test_the_sweep_leaves_no_row_of_the_sheets_out():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_every_formula_is_right_to_a_few_units_in_the_last_place(case):
     found = {
@@ -174,6 +175,7 @@ def rows_of_logits(n, dtype, rng):
     ).astype(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ops", [NumpyOps(), CupyReference(np)], ids=["numpy", "reference"])
 @pytest.mark.parametrize("kind", ["labels", "one-hot", "smoothed"])
 @pytest.mark.parametrize("n", [2, 10, 70])

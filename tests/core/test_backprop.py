@@ -9,7 +9,7 @@ import pytest
 
 import mlpcore as mc
 from mlpcore.core import activations, formulas, losses, sheet
-from tests.formula_text import NOT_ANALYTIC, value
+from tests.core.formula_text import NOT_ANALYTIC, value
 
 HIDDEN = activations.names()
 LOSSES = losses.names()

@@ -16,7 +16,7 @@ from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, formulas, losses, program
 from mlpcore.core.program import Program
 from mlpcore.core.sheet import ACTIVATIONS, LOSSES, MATCHED, PENALTIES, UPDATES
-from tests.formula_text import NOT_ANALYTIC, NUMPY, value
+from tests.core.formula_text import NOT_ANALYTIC, NUMPY, value
 
 
 def derivative(text, by, h=2e-3, **variables):

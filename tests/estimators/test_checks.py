@@ -13,6 +13,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @parametrize_with_checks(EVERY)
 def test_scikit_learns_check(estimator, check):

@@ -196,6 +196,7 @@ def test_poisson_deviance_is_reported_with_its_constant(kind, solver):
     np.testing.assert_allclose(theirs.loss_, ours.loss_, rtol=1e-6 if solver != "lbfgs" else 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("name", RAW)
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`StrictDevice`: the device of tests/cuda_on_cpu, its arrays as unlike NumPy's as CuPy's are.
+"""`StrictDevice`: the emulated device, its arrays as unlike NumPy's as CuPy's are.
 
 NumPy takes none of them for its own, none is written from a NumPy array, the two meet in no
 operation, and everything that is picked out of one is an array again. What would be a TypeError on
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlpcore.checks.arrays import host_array
-from tests.cuda_on_cpu.device import CpuDevice
+from tests.backends.cuda.emulator.device import CpuDevice
 
 METHODS = (
     "sum",

@@ -41,8 +41,15 @@ def test_cublaslt_understands_the_descriptors(library, dtype, epilogue):
         assert (status, written.value) == (0, ctypes.sizeof(kind))
         return value.value
 
-    layout = [("cublasLtMatrixLayoutGetAttribute", at, kind) for at, kind in
-              ((0, ctypes.c_uint32), (2, ctypes.c_uint64), (3, ctypes.c_uint64), (4, ctypes.c_int64))]  # fmt: skip
+    layout = [
+        ("cublasLtMatrixLayoutGetAttribute", at, kind)
+        for at, kind in (
+            (0, ctypes.c_uint32),
+            (2, ctypes.c_uint64),
+            (3, ctypes.c_uint64),
+            (4, ctypes.c_int64),
+        )
+    ]
     number = cublaslt.TYPES[dtype]
     for thing, expected in (
         (d.left, (number, 5, 12, 6)),

@@ -31,8 +31,7 @@ def run_alone(code):
     return done.returncode, done.stdout + done.stderr
 
 
-# -- devices
-# -----------------------------------------------------------------------------------------------------------
+# -- devices ---------------------------------------------------------------------------------------
 
 
 def test_importing_creates_no_context_and_imports_no_cupy(gpu):
@@ -73,8 +72,7 @@ def test_a_gpu_that_is_not_there_is_said_to_be_none(gpu):
         mc.MLP([2, 1], device="cpu").to("cuda:99")
 
 
-# -- streams and threads
-# -----------------------------------------------------------------------------------------------
+# -- streams and threads ---------------------------------------------------------------------------
 
 
 def run_of(one, arrays, count=12, between=lambda i: None):
@@ -233,8 +231,7 @@ def test_a_capture_goes_on_beside_a_thread_that_allocates_and_launches(cupy):
     assert not errors
 
 
-# -- memory
-# ------------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
 def hook_of(cupy):
@@ -310,8 +307,7 @@ def test_a_larger_batch_takes_the_place_of_the_smaller_ones_arrays(cupy):
     assert used - pool.used_bytes() == pytest.approx(plan + 32 * 2048, abs=8 * 512)
 
 
-# -- rows from the host
-# ------------------------------------------------------------------------------------------------
+# -- rows from the host ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -363,8 +359,7 @@ def test_page_locked_memory_is_not_given_back_while_a_copy_reads_it(cupy):
     np.testing.assert_array_equal(parameters(True), parameters(False))
 
 
-# -- other libraries' arrays
-# -------------------------------------------------------------------------------------------
+# -- other libraries' arrays -----------------------------------------------------------------------
 
 
 def addresses_of_a_step(one, *arrays):
@@ -465,8 +460,7 @@ def test_arrays_of_jax_are_read_where_they_lie(cupy):
     assert addresses_of_a_step(one, *there)[1][:2] == [x.unsafe_buffer_pointer() for x in there]
 
 
-# -- limits of the hardware
-# --------------------------------------------------------------------------------------------
+# -- limits of the hardware ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [1500, 1536, 3072, 6144, 12288, 12289, 40000])

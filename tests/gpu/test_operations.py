@@ -13,7 +13,7 @@ from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, losses, sheet
 from mlpcore.core.ops import accumulator
 from mlpcore.core.program import program
-from tests.cuda_on_cpu.device import narrow, widen
+from tests.backends.cuda.emulator.device import narrow, widen
 
 PRECISIONS = {
     "float64": 2.0**-52,
@@ -52,8 +52,7 @@ def close(got, want, epsilon, scale=1.0):
     )
 
 
-# -- matrix products
-# ---------------------------------------------------------------------------------------------------
+# -- matrix products -------------------------------------------------------------------------------
 
 
 def operand(device, stored, transposed, shift):
@@ -149,8 +148,7 @@ def test_a_layer_in_one_product_is_the_layer_in_two_launches(device, put, name, 
     assert offered or dtype == "float64"
 
 
-# -- passes over a matrix
-# ----------------------------------------------------------------------------------------------
+# -- passes over a matrix --------------------------------------------------------------------------
 
 
 def reference(device, dtype):

@@ -1,4 +1,4 @@
-"""Training on the device: NumPy's losses, faults, memory, and users who do other things meanwhile."""
+"""Training on the device: NumPy's losses, faults, memory, and other work of the user meanwhile."""
 
 import dataclasses
 from functools import partial
@@ -98,8 +98,7 @@ def test_options_of_the_loss_count_as_numpys(device, put, name, chunk_rows):
     near([*here.evaluate(X, Y, w).values()], [*there.evaluate(*put(X, Y, w)).values()], 1e-12)
 
 
-# -- ten losses
-# --------------------------------------------------------------------------------------------------------
+# -- ten losses ------------------------------------------------------------------------------------
 
 
 def reference_losses(device, like, X, Y, w, count):
@@ -199,7 +198,8 @@ def test_dropout_has_the_masks_of_numpy_and_of_eager_cupy(device, put, precision
 
 
 OPTIMIZERS = [
-    mc.SGD(0.1), mc.SGD(0.1, momentum=0.9, nesterov=True), mc.SGD(0.1, momentum=0.9, velocity="gradients"),
+    mc.SGD(0.1), mc.SGD(0.1, momentum=0.9, nesterov=True),
+    mc.SGD(0.1, momentum=0.9, velocity="gradients"),
     mc.Adam(1e-2), mc.AdamW(1e-2, weight_decay=0.1),
     mc.RMSprop(1e-2), mc.Lion(1e-3, weight_decay=0.1),
 ]  # fmt: skip
@@ -360,8 +360,7 @@ def test_evaluation_takes_arrays_of_the_device_and_of_the_host(device, put, pair
                 assert value == pytest.approx(expected[key], rel=1e-4, abs=1e-5)
 
 
-# -- inputs
-# ------------------------------------------------------------------------------------------------------------
+# -- inputs ----------------------------------------------------------------------------------------
 
 
 def layouts(X, Y, w):
@@ -447,8 +446,7 @@ def test_the_callers_arrays_are_read_where_they_lie_and_left_as_they_are(device,
         np.testing.assert_array_equal(host(device, array), was)
 
 
-# -- between the steps
-# -------------------------------------------------------------------------------------------------
+# -- between the steps -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", [None, "bfloat16"])
@@ -578,8 +576,7 @@ def test_a_fault_is_raised_when_j_is_read_and_leaves_everything_as_before(
     assert one.progress.step == 3
 
 
-# -- networks
-# ----------------------------------------------------------------------------------------------------------
+# -- networks --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("output", ["softmax", "log_softmax", "sigmoid"])

@@ -63,7 +63,8 @@ trainer = mc.Trainer(mc.MLP([100, 300, 1], device="cpu"), "squared_error")  # 0.
 try:
     trainer.fit(X, Y, epochs=9, batch_size=64, progress=False, checkpoint="run", keep=9)
 except OSError as error:
-    print(error.errno, mc.Trainer.load("run", "cpu").progress.step, trainer.progress.step, sorted(os.listdir()))
+    there = mc.Trainer.load("run", "cpu").progress.step
+    print(error.errno, there, trainer.progress.step, sorted(os.listdir()))
 trainer.save(sys.argv[1])
 """
 
@@ -73,7 +74,8 @@ def disk(folder: Path) -> str:
     code, place = folder / "full.py", folder / "disk"
     code.write_text(FULL)
     place.mkdir()
-    command = f'mount -t tmpfs -o size=1m none "{place}" && cd "{place}" && exec "{sys.executable}" "{code}" "{folder}/saved"'
+    command = f'mount -t tmpfs -o size=1m none "{place}" && cd "{place}" && '
+    command += f'exec "{sys.executable}" "{code}" "{folder}/saved"'
     root = Path(__file__).parents[2]
     run = subprocess.run(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", command],

@@ -23,7 +23,8 @@ LOSS = {  # ℓ of a row, and ∂ℓ/∂z
     "squared_error": (lambda z, y: 0.5 * (z - y) ** 2, lambda z, y: z - y),
     "log_cosh": (lambda z, y: np.log(np.cosh(z - y)), lambda z, y: np.tanh(z - y)),
     "huber": (
-        lambda z, y: np.where(abs(z - y) < 1, 0.5 * (z - y) ** 2, abs(z - y) - 0.5), lambda z, y: np.clip(z - y, -1, 1)
+        lambda z, y: np.where(abs(z - y) < 1, 0.5 * (z - y) ** 2, abs(z - y) - 0.5), lambda z,
+        y: np.clip(z - y, -1, 1)
     ),
     "binary_cross_entropy": (
         lambda z, y: -y * np.log(z) - (1 - y) * np.log(1 - z), lambda z, y: (z - y) / (z * (1 - z))
@@ -34,7 +35,7 @@ LOSS = {  # ℓ of a row, and ∂ℓ/∂z
 
 
 def forward(W, b, names, X, kept):
-    """S and Z of every layer, index 0 the input; `kept[l]` is what dropout leaves of Z[l], or None."""
+    """S and Z of every layer, index 0 the input; `kept[l]` masks Z[l] (dropout), or is None."""
     S, Z = [None], [np.asarray(X, np.float64)]
     for l in range(1, len(W)):
         S.append(Z[-1] @ W[l] + (0 if b[l] is None else b[l]))

@@ -7,7 +7,7 @@ import pytest
 
 import mlpcore as mc
 from mlpcore.io import claims, kinds
-from tests.formats.test_atomic import ended, forked
+from tests.io.test_atomic import ended, forked
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((60, 3)), RNG.standard_normal((60, 1))

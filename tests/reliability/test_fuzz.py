@@ -19,6 +19,7 @@ def run(folder, seed, calls):
     return "\n".join(f"{fault}\n{how}" for fault, how in fuzz.faults.items())
 
 
+@pytest.mark.slow
 def test_random_calls_work_or_are_refused_by_the_arguments_name_and_change_nothing(
     tmp_path, monkeypatch
 ):

@@ -17,8 +17,8 @@ import pytest
 
 import mlpcore as mc
 from mlpcore.backends import devices
-from tests.cuda_on_cpu.device import CpuDevice
-from tests.test_checkpoint import FIT, X, Y, make, state
+from tests.backends.cuda.emulator.device import CpuDevice
+from tests.training.test_checkpoint import FIT, X, Y, make, state
 
 ROOT = str(Path(mc.__file__).parents[1])
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -207,6 +207,7 @@ def test_a_change_of_the_optimizer_that_broke_off_is_known(monkeypatch):
         trainer.step(X, Y)
 
 
+@pytest.mark.emulated
 def test_a_launch_that_was_not_counted_is_counted_by_the_device(monkeypatch):
     monkeypatch.setitem(devices._opened, "cuda:0", CpuDevice())
     whole, one = make("cuda:0"), make("cuda:0")
@@ -385,7 +386,7 @@ __attribute__((constructor)) static void begin() { signal(SIGTERM, handler); }
 """
 GUEST = """
 import os, signal, sys
-from tests.test_checkpoint import FIT, X, Y, make
+from tests.training.test_checkpoint import FIT, X, Y, make
 assert signal.getsignal(signal.SIGTERM) is None
 ask = [lambda *_: os.kill(os.getpid(), signal.SIGTERM)]
 make().fit(X, Y, checkpoint=sys.argv[1], callbacks=ask, **FIT)

@@ -42,6 +42,7 @@ def compare(rows, kind, times):
     assert landed >= times // 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kills.KINDS)
 def test_killed_while_it_saves_a_run_ends_with_the_same_parameters(kind, rows):
     compare(rows, kind, KILLS)
@@ -49,7 +50,8 @@ def test_killed_while_it_saves_a_run_ends_with_the_same_parameters(kind, rows):
 
 def test_what_a_killed_writer_left_is_taken_away_and_what_others_do_is_not(tmp_path):
     path = tmp_path / "run.safetensors"
-    half = "import sys, os, signal; from mlpcore.io import atomic\nwith atomic.replacing(sys.argv[1]) as file:\n    "
+    half = "import sys, os, signal; from mlpcore.io import atomic\n"
+    half += "with atomic.replacing(sys.argv[1]) as file:\n    "
     for end in ("os.kill(os.getpid(), signal.SIGKILL)", "print(flush=True); sys.stdin.read()"):
         environment = {**os.environ, "PYTHONPATH": str(Path(mc.__file__).parents[1])}
         process = subprocess.Popen(

@@ -1,6 +1,6 @@
 """The Protocol of a CUDA device: what the kernels and graphs need, and no more.
 
-`CupyDevice` does it on an NVIDIA GPU. The tests do it on a CPU (tests/cuda_on_cpu): the same
+`CupyDevice` does it on an NVIDIA GPU. The tests do it on a CPU (tests/backends/cuda/emulator): the same
 kernels, launch plans, products and steps run there, with each CUDA thread as a fiber.
 """
 

@@ -1,0 +1,59 @@
+# The commands of a working day: `just` lists them. They use the environment .venv, or just python=… .
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+python := ".venv/bin/python"
+
+_list:
+    @just --list --unsorted
+
+# make .venv with everything that the tests need
+install:
+    python3 -m venv .venv
+    {{ python }} -m pip install -e ".[test]"
+
+# lint, format and types
+check:
+    {{ python }} -m ruff check .
+    {{ python }} -m ruff format --check .
+    {{ python }} -m mypy
+
+# the tests that catch most mistakes in a minute; more arguments go to pytest
+fast *arguments:
+    {{ python }} -m pytest -q -m "not slow and not emulated" {{ arguments }}
+
+# all tests
+test *arguments:
+    {{ python }} -m pytest {{ arguments }}
+
+# the snippets and links of the documentation, and the examples
+docs:
+    {{ python }} -m pytest -q tests/test_docs.py tests/examples
+
+# a benchmark suite, such as `just bench --suite quick`
+bench *arguments:
+    {{ python }} bench/run.py {{ arguments }}
+
+# the checks on an NVIDIA GPU; arguments choose parts
+gpu *arguments:
+    bash bench/gpu/run.sh {{ arguments }}
+
+# kills, random calls and steps in their thousands, before a release
+long *arguments:
+    {{ python }} -m tests.reliability.long {{ arguments }}
+
+# the fast tests on the lowest versions that pyproject.toml allows
+lowest *arguments:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    python3.11 -m venv "$scratch/venv"
+    python3.11 tests/lowest.py >"$scratch/lowest.txt"
+    "$scratch/venv/bin/pip" install -q -r "$scratch/lowest.txt"
+    PYTHONPATH=$PWD "$scratch/venv/bin/python" -m pytest -q -p no:cacheprovider \
+        -m "not slow and not emulated" {{ arguments }}
+
+# all that CI does, in environments of its own
+ci:
+    bash .ci/run
