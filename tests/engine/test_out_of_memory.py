@@ -53,7 +53,7 @@ def test_when_memory_runs_out_the_chunk_is_halved_and_the_step_is_the_same(
 def test_when_not_even_one_row_fits_the_largest_arrays_are_named(monkeypatch):
     trainer = make(workers=1)
     trainer.step(X[:1], Y[:1])
-    trainer._step._drop_workspace()
+    trainer._step.workspace.drop()
 
     def none(self, nbytes):
         raise MemoryError(f"{nbytes} bytes")

@@ -41,7 +41,7 @@ def test_an_interrupt_waits_for_the_other_workers_so_that_none_writes_into_the_n
             mc.MLP([3, 8, 2], seed=1), "squared_error", mc.SGD(0.1), workers=2, chunk_rows=4
         )
         trainer.step(X, Y)
-        before = trainer._step.workers
+        before = trainer._step.crew.workers
         if interrupted:
             started, gradient = threading.Event(), before[1].gradient
 
@@ -60,9 +60,9 @@ def test_an_interrupt_waits_for_the_other_workers_so_that_none_writes_into_the_n
             with pytest.raises(KeyboardInterrupt):
                 trainer.step(X, Y)
             assert ended
-            assert trainer._step.workers == []
+            assert trainer._step.crew.workers == []
         losses.append(trainer.step(X, Y))
-        assert (trainer._step.workers is before) != interrupted
+        assert (trainer._step.crew.workers is before) != interrupted
     assert losses[0] == losses[1]
 
 

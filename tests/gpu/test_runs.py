@@ -97,7 +97,7 @@ def test_a_chunk_that_does_not_fit_is_halved(device, put, monkeypatch, caplog):
     empty, calls = device.empty, []
 
     def scarce(nbytes):
-        if short._step.rule and not calls:
+        if short._step.state.rule and not calls:
             calls.append(nbytes)
             raise MemoryError(f"{nbytes} bytes")
         return empty(nbytes)
