@@ -305,10 +305,7 @@ class Run:
         }  # fmt: skip
         adaptive, clock = self._follow_schedule(), self.learner.progress
         if adaptive is not None:
-            watch = EarlyStopping(
-                adaptive.patience, adaptive.monitor, adaptive.tolerance, False, adaptive.mode
-            )
-            floor, idle = watch.follow(entry, state.floor, state.idle)
+            floor, idle = _watch(adaptive).follow(entry, state.floor, state.idle)
             lowers = idle >= adaptive.patience
             ends |= {"floor": floor, "idle": 0 if lowers else idle}
             calls.append((vars(clock).update, {"reductions": clock.reductions + lowers}))
@@ -347,11 +344,8 @@ class Run:
 
     def _follow_schedule(self) -> Adaptive | None:
         """Return the schedule if it follows a figure; a new one begins at its own rate."""
-        rate, learner, terms = (
-            self.learner.step.problem.optimizer.learning_rate,
-            self.learner,
-            self.terms,
-        )
+        learner, terms = self.learner, self.terms
+        rate = learner.step.problem.optimizer.learning_rate
         schedule = rate if isinstance(rate, Adaptive) else None
         if schedule is None or schedule == self._schedule:
             return schedule
@@ -395,12 +389,16 @@ class Run:
         self.learner.progress.epochs = self._passes + state.epoch + (state.batch > 0)
 
     def unfinished(self) -> Unfinished:
-        """Return the run as a file holds it, with the best parameters where they are."""
-        return Unfinished(self.state, self._best_so_far())
+        """Return the run as a file holds it, with the best parameters if they are still needed."""
+        needed = self.state.best is not None and not self.state.ended
+        return Unfinished(self.state, self.best if needed else None)
 
-    def _best_so_far(self) -> Array | None:
-        """Return the best parameters, if there are any that are not in the network already."""
-        return self.best if self.state.best is not None and not self.state.ended else None
+
+def _watch(adaptive: Adaptive) -> EarlyStopping:
+    """Return an observer of the figure that a schedule follows."""
+    return EarlyStopping(
+        adaptive.patience, adaptive.monitor, adaptive.tolerance, False, adaptive.mode
+    )
 
 
 def _open_bar(state: State, progress: bool) -> Any:
