@@ -121,15 +121,9 @@ class Run:
         self._waiting = 0  # steps in it
         # a step that is not counted yet: steps before it, Σ w, its rows
         self._begun: tuple[int, float | None, Data, Batch] | None = None
-        if (
-            state.given is None
-            and step.workspace.allocated is not None
-            and step.workspace.inputs is not None
-        ):
-            state.widest, state.given = (
-                step.workspace.allocated.batch_rows,
-                list(step.workspace.inputs),
-            )
+        there, given = step.workspace.allocated, step.workspace.inputs
+        if state.given is None and there is not None and given is not None:
+            state.widest, state.given = there.batch_rows, list(given)
         self._schedule: Adaptive | None = None
         self._follow_schedule()
         self._began = time.perf_counter()
@@ -172,7 +166,7 @@ class Run:
 
     def _end(self) -> None:
         """Put the best parameters back and tell the callbacks: once, also in a resumed run."""
-        best, state = self._best_so_far(), self.state
+        best, state = self.unfinished().best, self.state
         writes = [] if best is None else self.learner.net.store.writes(best)
         make([*writes, (vars(state).update, {"ended": True})])
         for observer in self.observers:
