@@ -35,7 +35,7 @@ ACTIVATIONS = ("relu", "tanh", "gelu")
 
 def measure(device: Device, dtype: str, gib: float, rounds: int) -> Iterator[dict[str, Any]]:
     """Yield each kernel's bandwidth at one dtype and size, and its ratio to the copy's."""
-    xp, ops = device.xp, devices.operations(device.name)()
+    xp, ops = device.xp, devices.find(device.name).operations()()
     kind = xp.dtype(storage(dtype))
     rows = max(1, int(gib * 2**30) // (COLUMNS * kind.itemsize))
     objective = losses.pair(losses.resolve("squared_error"), None)

@@ -255,7 +255,9 @@ class _Checker:
         if not weight_of(batch):
             return np.zeros(net.layout.size)
         step.loss_and_gradient(batch, plan)
-        share: Array = devices.to_host(net.device, step.gradient) * (weight_of(batch) / self.total)
+        share: Array = devices.find(net.device).to_host(step.gradient) * (
+            weight_of(batch) / self.total
+        )
         return share
 
     def check_blocks(self, g: Array, directions: int, rng: np.random.Generator) -> GradientCheck:
@@ -332,7 +334,7 @@ class _Checker:
             if dX is not None:
                 back = by_X * dX[kept]
             else:
-                back = devices.to_host(net.device, by_parameters) * du
+                back = devices.find(net.device).to_host(by_parameters) * du
             return [float(np.sum(terms[kept])), float(np.sum(back))]
 
         back = None if du is None else -du, None if dX is None else -dX
@@ -360,7 +362,7 @@ class _Checker:
             return np.zeros_like(v)
         given = None if self.sample_weight is None else self.sample_weight[rows]
         product = self.net.hvp(self.X[rows], self.Y[rows], v, self.loss, sample_weight=given)
-        there: Array = devices.to_host(self.net.device, product) * share
+        there: Array = devices.find(self.net.device).to_host(product) * share
         return there
 
     def _compare(

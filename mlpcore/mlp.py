@@ -81,7 +81,7 @@ class MLP(Network):
         )
         chosen = devices.choose(device)
         flat = initial_parameters(architecture, init, values.seed(seed))
-        super().__init__(architecture, chosen, devices.to_device(chosen, flat))
+        super().__init__(architecture, chosen, devices.find(chosen).to_device(flat))
 
     @classmethod
     def _build(
@@ -99,7 +99,7 @@ class MLP(Network):
             init="zeros",
             device=device,
         )
-        net._set(devices.to_device(net.device, flat))
+        net._set(devices.find(net.device).to_device(flat))
         net.predicts_1d = predicts_1d
         return net
 
@@ -115,11 +115,11 @@ class MLP(Network):
         except DeviceUnavailable as reason:  # pickled on a machine with a GPU
             log.warning("a network of %s is put on the CPU: %s", self.device, reason)
             self.device = "cpu"
-        self._set(devices.to_device(self.device, parameters))  # a copy has views of its own
+        self._set(devices.find(self.device).to_device(parameters))  # a copy has views of its own
 
     def _to_host(self) -> Array:
         """Return the parameters, flat, on the host."""
-        flat: Array = devices.to_host(self.device, self.store.flat)
+        flat: Array = devices.find(self.device).to_host(self.store.flat)
         return flat
 
     def __repr__(self) -> str:

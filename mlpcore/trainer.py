@@ -233,7 +233,7 @@ class Trainer(Steps):
             TypeError, ValueError: names the argument, what was expected and what came; of metrics
                 the one at fault.
         """
-        with self._turns.calls, self._turns.steps, devices.active(self.net.device):
+        with self._turns.calls, self._turns.steps, devices.find(self.net.device).active():
             table = self._intake.open_rows(X, Y, sample_weight)
             measures = scores.require_metrics(metrics, self.loss, table)
             return self._learner.evaluation.evaluate(table, measures)
@@ -252,7 +252,7 @@ class Trainer(Steps):
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
-        with self._turns.calls, self._turns.steps, devices.active(self.net.device):
+        with self._turns.calls, self._turns.steps, devices.find(self.net.device).active():
             return self._learner.evaluation.row_losses(self._intake.open_rows(X, Y))
 
     # -- files and copies --

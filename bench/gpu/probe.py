@@ -55,7 +55,7 @@ def rates(device: Device, small: bool) -> dict[str, Any]:
         out[f"copy of {mib} MiB, GB/s"] = 2 * n * 4 / clock.microseconds(device, copy, 4) / 1e3
     n = 32 if small else 4096
     for name in ("float32", "tf32", "float16"):
-        ops: Any = devices.operations(device.name, name == "tf32")()
+        ops: Any = devices.find(device.name).operations(name == "tf32")()
         dtype = xp.float16 if name == "float16" else xp.float32
         A, B = (rng.standard_normal((n, n), dtype=xp.float32).astype(dtype) for _ in "AB")
         product = functools.partial(ops.gemm, A, B, xp.empty_like(A))
@@ -139,7 +139,7 @@ class Layer:
         self.A, self.W, self.b = (device.to_device(x) for x in stored)
         self.wide_b = device.to_device(b.astype(accumulator(self.dtype)))
         self.S, self.Z = (device.to_device(np.zeros((m, n), storage(self.dtype))) for _ in "SZ")
-        self.ops: Any = devices.operations(device.name, self.tf32)()
+        self.ops: Any = devices.find(device.name).operations(self.tf32)()
 
     def looked_at(self, sigma: Activation, run: Callable[[], None]) -> dict[str, Any]:
         """The largest error of Z after a run, whether NaN stays NaN, and its time."""

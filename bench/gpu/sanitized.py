@@ -37,7 +37,7 @@ def kernels(dtypes: Sequence[str] = DTYPES, shapes: Sequence[tuple[int, int]] = 
     device: Any = kit.opened()
     xp, J = device.xp, None
     for dtype in dtypes:
-        ops: Any = devices.operations(device.name)()
+        ops: Any = devices.find(device.name).operations()()
         wide = "float32" if dtype == "float16" else dtype
         for m, n in shapes:
             S, G = xp.ones((m, n), dtype), xp.ones((m, n), dtype)

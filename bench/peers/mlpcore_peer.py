@@ -19,7 +19,7 @@ class Mlpcore:
     def __init__(self, work: Work) -> None:
         self.work, case = work, work.case
         net = mc.MLP(case.sizes, case.activation, case.output, device=work.device)
-        self.xp = devices.module(net.device)
+        self.xp = devices.find(net.device).xp
         for l, (W, b) in enumerate(zip(work.W, work.b, strict=True), start=1):
             net.W[l][...], net.b[l][...] = self.xp.asarray(W), self.xp.asarray(b)
         rate = case.rate

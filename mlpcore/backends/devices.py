@@ -10,16 +10,13 @@ import functools
 import importlib.util
 import logging
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
 
 from mlpcore.backends.cuda.device import CudaDevice
 from mlpcore.backends.numpy.host import HostDevice
 from mlpcore.checks import arrays
 from mlpcore.checks.errors import DeviceUnavailable, shown
 from mlpcore.core.device import Device
-from mlpcore.core.ops import Array, Ops
+from mlpcore.core.ops import Array
 
 log = logging.getLogger("mlpcore")
 INSTALL = "pip install 'mlpcore[cuda13]' (CUDA 13 driver) or 'mlpcore[cuda12]'"
@@ -126,41 +123,3 @@ def adopt_on_host(value: object, name: str) -> Array:
     """Return a user's argument as NumPy's array, from whatever device it is on."""
     device = find(of(value, name))
     return device.to_host(device.adopt(value, name))
-
-
-# -- the methods of a device by its name --
-
-
-def operations(device: str, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
-    """Return `Device.operations` of the device of this name."""
-    return find(device).operations(tf32, deterministic)
-
-
-def active(device: str) -> AbstractContextManager[object]:
-    """Return `Device.active` of the device of this name."""
-    return find(device).active()
-
-
-def module(device: str) -> Any:
-    """Return `Device.xp` of the device of this name."""
-    return find(device).xp
-
-
-def adopter(device: str) -> Callable[[object, str], Array]:
-    """Return `Device.adopt` of the device of this name."""
-    return find(device).adopt
-
-
-def free_bytes(device: str) -> int:
-    """Return `Device.free_bytes` of the device of this name."""
-    return find(device).free_bytes()
-
-
-def to_device(device: str, array: Array) -> Array:
-    """Return `Device.to_device` of the device of this name."""
-    return find(device).to_device(array)
-
-
-def to_host(device: str, array: Array) -> Array:
-    """Return `Device.to_host` of the device of this name."""
-    return find(device).to_host(array)

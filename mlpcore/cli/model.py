@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mlpcore as mc
-from mlpcore.backends.devices import to_host
+from mlpcore.backends import devices
 from mlpcore.checks.errors import cut, shown
 from mlpcore.cli.messages import printable, say
 from mlpcore.cli.sources import is_table, load, naming, refuse_folder
@@ -30,7 +30,7 @@ def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
             is.
     """
     net, tensors, about = mc.MLP.load_with(path)
-    if not np.isfinite(to_host(net.device, net.store.flat)).all():
+    if not np.isfinite(devices.find(net.device).to_host(net.store.flat)).all():
         advice = "The file is damaged or made up; train again"
         raise ValueError(f"{path!r}: its parameters are not all finite. {advice}")
     if not isinstance(about, dict):

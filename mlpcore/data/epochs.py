@@ -77,7 +77,7 @@ class Rows:
             self._draw(seeds)
         self._drawn = self._ahead = None  # that thread may never come to its end
         if self.place is not None and self.place is not rows:
-            self.place[...] = devices.to_device(self.device, rows)
+            self.place[...] = devices.find(self.device).to_device(rows)
             if following is not None and len(rows) >= AHEAD:
                 self._ahead = threading.Thread(target=self._draw, args=(following,))
                 self._ahead.start()
@@ -251,4 +251,6 @@ def _read(held: Data | RowStream, places: list[list[int]], device: str) -> Itera
         return
     for start, stop in places:
         parts = [None if x is None else x[start:stop] for x in (held.X, held.Y, held.given)]
-        yield [x if x is None or arrays.on_host(x) else devices.to_host(device, x) for x in parts]
+        yield [
+            x if x is None or arrays.on_host(x) else devices.find(device).to_host(x) for x in parts
+        ]

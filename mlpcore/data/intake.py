@@ -57,7 +57,7 @@ class Intake:
         self.columns, self.outputs = sizes[0], sizes[-1]
         self.takes_classes = loss.takes_classes
         self.on_host = device == "cpu"
-        self._adopt = devices.adopter(device)
+        self._adopt = devices.find(device).adopt
         self._plain = self.on_host and loss.class_weight is None  # arrays may be taken as they are
 
     # -- arrays in memory --
@@ -183,15 +183,15 @@ class Intake:
             raise ValueError(
                 f"gradient must be laid out as net.parameters, ({size},); got {array.shape}"
             )
-        placed: Array = devices.to_device(self.device, array)
+        placed: Array = devices.find(self.device).to_device(array)
         return placed
 
     def _to_layout(self, array: Any, staged: bool) -> Array:
         """Return the array where X lies, on the host if it is staged, for rows to be gathered."""
         if staged:
             on_host = arrays.on_host(array)
-            return arrays.by_rows(array if on_host else devices.to_host(self.device, array))
-        return arrays.by_rows(devices.to_device(self.device, array))
+            return arrays.by_rows(array if on_host else devices.find(self.device).to_host(array))
+        return arrays.by_rows(devices.find(self.device).to_device(array))
 
     def _weigh_classes(
         self, Y: Array, weights: Array | None, place: Array | None = None
@@ -202,7 +202,7 @@ class Intake:
         """
         if self.loss.class_weight is None:
             return None
-        xp = np if arrays.on_host(Y) else devices.module(self.device)
+        xp = np if arrays.on_host(Y) else devices.find(self.device).xp
         found: Array = xp.empty(len(Y), self.dtype) if place is None else place[: len(Y)]
         row_weights(self.loss, Y, weights, found, xp)
         return found

@@ -230,7 +230,7 @@ class _Targets:
     def __init__(
         self, net: Network, rows: int, Y: ArrayLike, loss: Any, sample_weight: ArrayLike | None
     ) -> None:
-        adopt, last = devices.adopter(net.device), net.activations[-1]
+        adopt, last = devices.find(net.device).adopt, net.activations[-1]
         assert last is not None
         self.net, self.loss = net, loss_sheet.resolve(loss)
         self.objective = loss_sheet.pair(self.loss, last)
@@ -238,10 +238,10 @@ class _Targets:
         self.weights = arrays.weights(sample_weight, rows, adopt=adopt)
         if self.loss.class_weight is not None:
             Y_, w = (
-                None if x is None else devices.to_device(net.device, x)
+                None if x is None else devices.find(net.device).to_device(x)
                 for x in (self.Y, self.weights)
             )
-            xp = devices.module(net.device)
+            xp = devices.find(net.device).xp
             self.weights = weighed(self.loss, Y_, w, net.dtype, xp)
         by_class = Buffer("row weights", (rows,), net.dtype.name, "by class, times sample_weight")
         self.buffers = [by_class] if self.loss.class_weight is not None else []
@@ -249,7 +249,7 @@ class _Targets:
 
     def of(self, part: slice) -> tuple[Array, Array]:
         """Y of a chunk as the loss takes it, and k = w / Σ w: 0-d, or (m, 1)."""
-        net, xp = self.net, devices.module(self.net.device)
+        net, xp = self.net, devices.find(self.net.device).xp
         Y = to_device(net, self.Y[part], np.dtype(np.int64) if self.classes else net.dtype)
         if self.weights is None:
             return Y, xp.asarray(1 / self.total, net.dtype)
@@ -260,7 +260,7 @@ def _rows(
     net: Network, value: ArrayLike, columns: int, name: str, rows: int | None = None
 ) -> Array:
     """Return a matrix of so many columns and rows, uncopied; raise an error that names it."""
-    array = arrays.matrix(value, columns, name, devices.adopter(net.device))
+    array = arrays.matrix(value, columns, name, devices.find(net.device).adopt)
     if rows is not None and len(array) != rows:
         raise ValueError(f"{name} has {len(array)} rows; X has {rows}")
     return array
@@ -268,7 +268,7 @@ def _rows(
 
 def _vector(net: Network, value: Any, name: str) -> tuple[Array, list[Buffer]]:
     """Return a flat vector on the network's device, and for the plan the copy that it may be."""
-    array = net.to_flat(value, name, devices.adopter(net.device))
+    array = net.to_flat(value, name, devices.find(net.device).adopt)
     moved = to_device(net, array, net.dtype)
     copy = Buffer(name, moved.shape, net.dtype.name, "a copy of the direction")
     return moved, [] if moved is array else [copy]
@@ -281,10 +281,10 @@ def _result(net: Network, source: Array, columns: int, name: str) -> Buffer:
 
 def _new(net: Network, source: Array, result: Buffer) -> Array:
     """Return a new array for a result: on the host if X is there."""
-    xp = np if arrays.on_host(source) else devices.module(net.device)
+    xp = np if arrays.on_host(source) else devices.find(net.device).xp
     array: Array = xp.empty(result.shape, result.dtype)
     return array
 
 
 def _store(net: Network, result: Array, part: slice, rows: Array) -> None:
-    result[part] = devices.to_host(net.device, rows) if arrays.on_host(result) else rows
+    result[part] = devices.find(net.device).to_host(rows) if arrays.on_host(result) else rows

@@ -102,7 +102,7 @@ class Differences:
         self.net, self.X, self.Y, self.share, self.objective = net, X, Y, share, objective
         self.loss, self.theta = objective.loss, net.parameters.copy()
         self.activations = bind(net.activations, net.a)
-        self.ops = devices.operations("cpu")()
+        self.ops = devices.find("cpu").operations()()
         self.numbers: Any = RunningErrors(self.ops)
         self.rows = min(len(X), max(256, WIDE // max(net.sizes)))
         alone = self.rows * max(a * b for a, b in itertools.pairwise(net.sizes)) < SHARED

@@ -11,6 +11,7 @@ from mlpcore.backends import devices
 from mlpcore.checks import arrays
 from mlpcore.core import losses as loss_sheet
 from mlpcore.core.architecture import DTYPES
+from mlpcore.core.device import Device
 from mlpcore.core.targets import mixed, weighed
 
 Array = NDArray[Any]
@@ -41,16 +42,16 @@ class LossFunction:
         Raises:
             TypeError, ValueError: names the argument, what was expected and what came.
         """
-        device = devices.of(Z, "Z")
-        adopt, xp = devices.adopter(device), devices.module(device)
-        with devices.active(device), np.errstate(all="ignore"):
+        device = devices.find(devices.of(Z, "Z"))
+        adopt, xp = device.adopt, device.xp
+        with device.active(), np.errstate(all="ignore"):
             given = arrays.numeric(Z, "Z", adopt)
             raw = arrays.matrix(given[:, None] if given.ndim == 1 else given, None, "Z", adopt)
             dtype = raw.dtype if raw.dtype.name in DTYPES else np.float64
             output = xp.ascontiguousarray(raw, dtype)
             rows, columns = output.shape
             target, classes = arrays.target(Y, rows, columns, self.loss, adopt=adopt)
-            target = devices.to_device(device, target)
+            target = device.to_device(target)
             w = arrays.weights(sample_weight, rows, adopt=adopt)
             k = self._shares(device, target, w).astype(output.dtype)[:, None]
             if self.loss.rowwise:
@@ -59,11 +60,11 @@ class LossFunction:
             J, G = self._evaluate(device, output, xp.ascontiguousarray(target, dtype), k)
             return J, arrays.in_library_of(Z, G.reshape(given.shape))
 
-    def _shares(self, device: str, target: Array, w: Array | None) -> Array:
+    def _shares(self, device: Device, target: Array, w: Array | None) -> Array:
         """Return each row's weight, by itself and by class, over the sum of them."""
-        xp = devices.module(device)
+        xp = device.xp
         if self.loss.class_weight is not None:
-            own = None if w is None else devices.to_device(device, w)
+            own = None if w is None else device.to_device(w)
             w = weighed(self.loss, target, own, np.float64, xp)
         if w is None:
             equal: Array = xp.full(len(target), 1 / len(target))
@@ -72,16 +73,15 @@ class LossFunction:
         if arrays.on_host(w) and not np.isfinite(total):
             beyond = "out of the range of float64: rescale the weights"
             raise ValueError(f"sample_weight sums to {total:g}, {beyond}")
-        share: Array = devices.to_device(device, w / total)
+        share: Array = device.to_device(w / total)
         return share
 
-    def _evaluate(self, device: str, x: Array, Y: Array, k: Array) -> tuple[float, Array]:
-        xp = devices.module(device)
-        G, J = xp.empty_like(x), xp.zeros((), np.float64 if device == "cpu" else x.dtype)
-        probable = self.loss.rowwise
+    def _evaluate(self, device: Device, x: Array, Y: Array, k: Array) -> tuple[float, Array]:
+        xp, probable = device.xp, self.loss.rowwise
+        G, J = xp.empty_like(x), xp.zeros((), np.float64 if xp is np else x.dtype)
         loss = loss_sheet.of_probabilities(x.dtype.name) if probable else self.loss
         objective = loss_sheet.pair(loss, None)
-        devices.operations(device)().loss(x, Y, k, objective, G, None, J, accumulate=False)
+        device.operations()().loss(x, Y, k, objective, G, None, J, accumulate=False)
         return float(J), G
 
 

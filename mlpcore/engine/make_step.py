@@ -31,7 +31,7 @@ def make_step(
         precision: as in `GraphStep`, or "tf32".
         deterministic: True to choose algorithms without timing them.
     """
-    new_ops = devices.operations(device, precision == "tf32", deterministic)
+    new_ops = devices.find(device).operations(precision == "tf32", deterministic)
     problem = Problem(layout, store, activations, objective, optimizer, settings, new_ops)
     if device == "cpu" or not devices.open_device(device).captures:
         return CpuStep(problem)

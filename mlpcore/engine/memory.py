@@ -49,7 +49,9 @@ class Size(NamedTuple):
         Raises:
             MemoryError: not even one row at a time keeps the limit; names the largest arrays.
         """
-        limit = planning.parse_bytes(self.memory_limit, free=lambda: devices.free_bytes(net.device))
+        limit = planning.parse_bytes(
+            self.memory_limit, free=lambda: devices.find(net.device).free_bytes()
+        )
         parameters = Buffer("parameters", (net.layout.size,), net.dtype.name, "of the network")
 
         def table(n: int) -> Plan:

@@ -36,7 +36,7 @@ def on_its_device(
 
     @functools.wraps(function)
     def run(net: Net, /, *args: P.args, **kwargs: P.kwargs) -> Result:
-        with devices.active(net.device), np.errstate(all="ignore"):
+        with devices.find(net.device).active(), np.errstate(all="ignore"):
             return function(net, *args, **kwargs)
 
     return run
@@ -53,8 +53,8 @@ def forward(net: Network, X: ArrayLike) -> Cache:
 
 
 def _forward(net: Network, X: ArrayLike, activations: Activations) -> Cache:
-    Z0 = to_rows(net, arrays.matrix(X, net.sizes[0], adopt=devices.adopter(net.device)))
-    xp = devices.module(net.device)
+    Z0 = to_rows(net, arrays.matrix(X, net.sizes[0], adopt=devices.find(net.device).adopt))
+    xp = devices.find(net.device).xp
     sizes = net.sizes
     work = _pass(net, activations, Z0, lambda _, l: xp.empty((len(Z0), sizes[l]), net.dtype))
     work.forward()
@@ -65,13 +65,13 @@ def _forward(net: Network, X: ArrayLike, activations: Activations) -> Cache:
 def _pass(
     net: Network, activations: Activations, X: Array, array: Callable[[str, int], Any]
 ) -> Pass:
-    ops = devices.operations(net.device, deterministic=True)()
+    ops = devices.find(net.device).operations(deterministic=True)()
     return Pass(ops, net.store.W, net.store.b, bind(activations, net.store.a), X, array)
 
 
 def to_rows(net: Network, array: Array, dtype: Any = None) -> Array:
     """Return an array in the network's dtype, or another, row-major, on the network's device."""
-    moved: Array = devices.to_device(net.device, array)
+    moved: Array = devices.find(net.device).to_device(array)
     return moved.astype(net.dtype if dtype is None else dtype, order="C", copy=False)
 
 
@@ -99,11 +99,11 @@ def backward(
         raise TypeError(f"cache must be what net.forward(X) returned; got {type(cache).__name__}")
     wants_X = values.boolean(input_gradient, "input_gradient")
     keeps = values.boolean(keep, "keep")
-    G_L = to_rows(net, arrays.matrix(G, net.sizes[-1], "G", devices.adopter(net.device)))
+    G_L = to_rows(net, arrays.matrix(G, net.sizes[-1], "G", devices.find(net.device).adopt))
     _require_own(net, cache)
     if G_L.shape != cache.output.shape:
         raise ValueError(f"G must have the output's shape {cache.output.shape}; got {G_L.shape}")
-    xp, Z = devices.module(net.device), cache.Z
+    xp, Z = devices.find(net.device).xp, cache.Z
     flat = xp.zeros(net.layout.size, net.dtype)
     gradient = net.cut(flat)
     cached = {"Z": Z, "S": cache.S}
@@ -189,7 +189,7 @@ def outputs(
 ) -> Array:
     """Return Z[L] of the rows of X, or S[L], always (m, n_L), else as `MLP.predict` does."""
     activations = under_loss(net.activations, logits)
-    source = arrays.matrix(X, net.sizes[0], adopt=devices.adopter(net.device))
+    source = arrays.matrix(X, net.sizes[0], adopt=devices.find(net.device).adopt)
     if chunk_rows is None:
         most = PREDICT_BYTES if net.device == "cpu" else PREDICT_CUDA_BYTES
         chunk_rows = max(1, most // (2 * sum(net.sizes) * net.dtype.itemsize))
@@ -201,12 +201,14 @@ def outputs(
         rows = size.plan(net, len(source), rows, [output], chunk).rows
     here = arrays.on_host(source)
     mapped = MappedFile.of(X) if len(source) > rows else None
-    with devices.active(net.device), np.errstate(all="ignore"):
-        result: Array = (np if here else devices.module(net.device)).empty(shape, net.dtype)
+    with devices.find(net.device).active(), np.errstate(all="ignore"):
+        result: Array = (np if here else devices.find(net.device).xp).empty(shape, net.dtype)
         for start in range(0, len(source), rows):
             part = source[start : start + rows]
             found = _forward(net, part, activations).output
-            result[start : start + rows] = devices.to_host(net.device, found) if here else found
+            result[start : start + rows] = (
+                devices.find(net.device).to_host(found) if here else found
+            )
             if mapped is not None:
                 mapped.give_back(part)
     returned: Array = arrays.in_library_of(X, result)

@@ -54,8 +54,8 @@ class RowChunks:
         objective: loss_sheet.Objective | None = None,
     ) -> None:
         self.net, self.X, self.keeps, self.objective = net, X, keeps, objective
-        self.xp = devices.module(net.device)
-        self.ops = devices.operations(net.device, deterministic=True)()
+        self.xp = devices.find(net.device).xp
+        self.ops = devices.find(net.device).operations(deterministic=True)()
         self.matched = objective is not None and objective.matched
         self.activations = bind(under_loss(net.activations, self.matched), net.store.a)
         self.reads_s = [σ is not None and σ.slope_reads_s for σ in self.activations]
@@ -239,5 +239,5 @@ class GradientSum:
 
 def to_device(net: Network, array: Array, dtype: np.dtype[Any]) -> Array:
     """Return an array, cast where it comes from, row-major, on the network's device."""
-    moved: Array = devices.to_device(net.device, array.astype(dtype, order="C", copy=False))
+    moved: Array = devices.find(net.device).to_device(array.astype(dtype, order="C", copy=False))
     return moved

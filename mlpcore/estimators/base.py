@@ -47,7 +47,7 @@ class Estimator(StochasticSolver):
         self._check_widths()
         if sample_weight is not None:
             sample_weight = to_numpy(sample_weight, "sample_weight")
-        with devices.active(self._fit_device(X)):
+        with devices.find(self._fit_device(X)).active():
             super()._fit(X, y, sample_weight, incremental)
         if not all(np.isfinite(slopes).all() for slopes in self.slopes_):
             raise ValueError(

@@ -140,19 +140,19 @@ class MLPClassifier(Estimator, neural_network.MLPClassifier):
         numbers = (output > 0.5).reshape(-1) if self.n_outputs_ == 1 else output.argmax(axis=1)
         numbers = numbers.astype(np.int64) * (len(self.classes_) > 1)
         if self.classes_.dtype.kind in "biuf":
-            return devices.module(devices.of(output, "output")).asarray(self.classes_)[numbers]
+            return devices.find(devices.of(output, "output")).xp.asarray(self.classes_)[numbers]
         return self.classes_[to_numpy(numbers, "prediction")]
 
     def predict_proba(self, X: Any) -> Any:
         """Return P (m, number of classes) for rows X, in the order of `classes_`."""
         X = self._check_rows(X)
-        with devices.active(devices.of(X, "X")):
+        with devices.find(devices.of(X, "X")).active():
             if self.n_outputs_ > 1:
                 return self._output(X, self._network())
             S = self._scores(X)
             of_1, scale = np.exp(np.minimum(S, 0)), 1 + np.exp(-abs(S))
             of_0 = np.exp(np.minimum(-S, 0))  # 1 - P would lose digits
-            both = devices.module(devices.of(S, "S")).empty((len(S), 2), S.dtype)
+            both = devices.find(devices.of(S, "S")).xp.empty((len(S), 2), S.dtype)
             both[:, :1], both[:, 1:] = of_0 / scale, of_1 / scale
             return both
 

@@ -61,7 +61,9 @@ class Objective:
         constant = self._set_penalty(slice(None))
         if self.data is not None:
             J, gradient = self.trainer.gradient(self.data)
-            return self.share * J + constant, devices.to_host(self.trainer.net.device, gradient)
+            return self.share * J + constant, devices.find(self.trainer.net.device).to_host(
+                gradient
+            )
         J, total = 0.0, np.zeros(self.trainer.net.store.flat.size)
         whole = self._weight(slice(None))
         for part in dense_parts(self.X):
@@ -69,7 +71,7 @@ class Objective:
             if weight:
                 value, gradient = self.trainer.gradient(*self._dense(part))
                 J += weight * value
-                total += weight * devices.to_host(self.trainer.net.device, gradient)
+                total += weight * devices.find(self.trainer.net.device).to_host(gradient)
         return self.share * J + constant, total
 
     def _dense(self, rows: Any) -> tuple[Array, Array, Array | None]:

@@ -76,11 +76,11 @@ class FittedNetwork(Parameters):
                 device=device or self._predict_device(),
             )
             self._net = net
-        slopes = [devices.to_host(net.device, a) for a in learned_slopes(net)]
+        slopes = [devices.find(net.device).to_host(a) for a in learned_slopes(net)]
         if [a.shape for a in self.slopes_] == [a.shape for a in slopes]:
             slopes = self.slopes_
         flat = np.concatenate([np.ravel(array) for array in (*arrays, *slopes)])
-        net.store.write(devices.to_device(net.device, flat.astype(dtype, copy=False)))
+        net.store.write(devices.find(net.device).to_device(flat.astype(dtype, copy=False)))
         if net.device == "cpu":
             self._expose(net)
         return net
@@ -95,9 +95,9 @@ class FittedNetwork(Parameters):
 
     def _expose(self, net: MLP) -> None:
         """Set `coefs_`, `intercepts_` and `slopes_` to the network's parameters."""
-        self.coefs_[:] = [devices.to_host(net.device, w) for w in net.W[1:]]
-        self.intercepts_[:] = [devices.to_host(net.device, b) for b in net.b[1:]]
-        self.slopes_[:] = [devices.to_host(net.device, a) for a in learned_slopes(net)]
+        self.coefs_[:] = [devices.find(net.device).to_host(w) for w in net.W[1:]]
+        self.intercepts_[:] = [devices.find(net.device).to_host(b) for b in net.b[1:]]
+        self.slopes_[:] = [devices.find(net.device).to_host(a) for a in learned_slopes(net)]
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__().copy()
@@ -112,7 +112,7 @@ class FittedNetwork(Parameters):
         device = devices.of(X, "X")
         if device == "cpu":
             return None
-        X = arrays.matrix(X, None, adopt=devices.adopter(device))
+        X = arrays.matrix(X, None, adopt=devices.find(device).adopt)
         arrays.require_finite(X, "X")
         return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
 
@@ -134,12 +134,12 @@ class FittedNetwork(Parameters):
 
     def _forward_pass_fast(self, X: Any, check_input: bool = True) -> Array:
         X = self._check_rows(X) if check_input else X
-        with devices.active(devices.of(X, "X")):
+        with devices.find(devices.of(X, "X")).active():
             return self._output(X, self._network())
 
     def _predict(self, X: Any, check_input: bool = True) -> Any:
         output = self._forward_pass_fast(X, check_input)
-        with devices.active(devices.of(output, "output")):
+        with devices.find(devices.of(output, "output")).active():
             return self._decode(output)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:

@@ -77,7 +77,7 @@ class Solver(FittedNetwork):
         objective = self._make_objective(trainer, X, Y, weights)
 
         def value_and_gradient(parameters: Array) -> tuple[float, Array]:
-            net.store.write(devices.to_device(net.device, parameters))
+            net.store.write(devices.find(net.device).to_device(parameters))
             J, gradient = objective.gradient()
             return J, gradient.copy()
 
@@ -90,13 +90,13 @@ class Solver(FittedNetwork):
             with _limit_scipy_threads():
                 result = scipy.optimize.minimize(
                     value_and_gradient,
-                    devices.to_host(net.device, net.store.flat).copy(),
+                    devices.find(net.device).to_host(net.store.flat).copy(),
                     method="L-BFGS-B",
                     jac=True,
                     options={"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol},
                     callback=end_iteration,
                 )
-            net.store.write(devices.to_device(net.device, result.x))
+            net.store.write(devices.find(net.device).to_device(result.x))
         if reporter.stopped:
             result.status = 0  # no warning: the user asked for it
         self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)

@@ -168,7 +168,7 @@ class StochasticSolver(Solver):
         if self.scoring:  # a scorer gets the columns' names as well
             Xv = _safe_indexing(passed, held)
         else:
-            Xv = X[devices.to_device(devices.of(X, "X"), held)]
+            Xv = X[devices.find(devices.of(X, "X")).to_device(held)]
         wv = None if weights is None else weights[held]
         return rows, HeldOut(Xv, self._decode(Y[held]), wv)
 

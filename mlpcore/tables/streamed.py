@@ -146,7 +146,7 @@ def is_too_big(path: str | Path) -> bool:
     with contextlib.suppress(ValueError, OSError, MemoryError):  # reading it will say what is wrong
         metadata = Footer.read(Path(path), _where(path)).metadata
         return bool(
-            metadata.num_rows * metadata.num_columns * _CELL > devices.free_bytes("cpu") / 4
+            metadata.num_rows * metadata.num_columns * _CELL > devices.find("cpu").free_bytes() / 4
         )
     return False
 

@@ -143,7 +143,7 @@ class Evaluation:
 
         def on_chunk(output: Array, start: int, stop: int) -> None:
             Y, w = (
-                None if x is None else np.asarray(devices.to_host(self.device, x[start:stop]))
+                None if x is None else np.asarray(devices.find(self.device).to_host(x[start:stop]))
                 for x in (data.Y, data.given)
             )
             assert Y is not None

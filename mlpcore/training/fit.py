@@ -154,7 +154,7 @@ class Fit:
     def _take_samples(self, new: State, left: State | None) -> None:
         """Set the samples of the rows, at the places of those of the unfinished run."""
         loss, dtype, device = self.learner.loss, self.learner.net.dtype, self.learner.net.device
-        with devices.active(device):
+        with devices.find(device).active():
             for name, rows in (("data", self.table), ("held_out", self.terms.held_out)):
                 like = getattr(left, name, None)
                 setattr(new, name, Sample.of(rows, loss, dtype, device, like))
@@ -166,13 +166,13 @@ class Fit:
             if checkpoints is not None:
                 leaving.enter_context(checkpoints.signals)  # obeyed when all below is done
             leaving.callback(learner.rest)
-            leaving.enter_context(devices.active(learner.net.device))
+            leaving.enter_context(devices.find(learner.net.device).active())
             if checkpoints is not None:
                 leaving.enter_context(checkpoints.claimed(learner, learner.id))
             arrays, source = self._open_source()
             keeper = arrays.get("best")
             if self.best is not None and keeper is not None:
-                keeper[...] = devices.to_device(learner.net.device, self.best)
+                keeper[...] = devices.find(learner.net.device).to_device(self.best)
             run = Run(learner, self.session, self.state, source, keeper, self.terms)
             learner.run = run
             learner.left = None if checkpoints is None else Unfinished(self.state, self.best)

@@ -220,5 +220,5 @@ class Learner:
         """Keep a run that has broken off, with a copy of its best parameters on the host."""
         best = left.best
         if best is not None:
-            best = devices.to_host(self.net.device, best).copy()
+            best = devices.find(self.net.device).to_host(best).copy()
         self.left = left._replace(best=best)

@@ -80,9 +80,9 @@ def write(
     learner.count_skipped()
     vectors, facts = learner.step.snapshot()
     left = run.unfinished() if run else learner.left
-    tensors = {"parameters": devices.to_host(net.device, net.store.flat), **vectors}
+    tensors = {"parameters": devices.find(net.device).to_host(net.store.flat), **vectors}
     if left is not None and left.best is not None:
-        tensors["best"] = devices.to_host(net.device, left.best)
+        tensors["best"] = devices.find(net.device).to_host(left.best)
     keep = values.positive_integer(keep, "keep")
     kinds.require_replaceable(values.path(path), kinds.TRAINERS, keep, learner.id)
     versions = {"mlpcore": __version__, "numpy": np.__version__}

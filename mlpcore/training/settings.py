@@ -56,7 +56,7 @@ def make_learner(
         l2=check_penalty(l2, "l2", net),
         clip_norm=None if norm is None else values.number(norm, "clip_norm", above=0),
         chunk_rows="auto" if isinstance(chunk_rows, str) else integer(chunk_rows, "chunk_rows"),
-        memory_limit=parse_bytes(memory_limit, free=lambda: devices.free_bytes(device)),
+        memory_limit=parse_bytes(memory_limit, free=lambda: devices.find(device).free_bytes()),
         workers=None if workers is None else integer(workers, "workers", most=MOST_WORKERS),
         on_non_finite=values.one_of(on_non_finite, "on_non_finite", ("raise", "skip")),
         dropout=rates(dropout, net.layout.layers - 1) or None,

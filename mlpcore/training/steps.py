@@ -114,7 +114,7 @@ class Steps(Controls):
 
         Args, Raises: as `step`; a J that is not finite is returned as it is.
         """
-        with self._turns.calls, self._turns.steps, devices.active(self.net.device):
+        with self._turns.calls, self._turns.steps, devices.find(self.net.device).active():
             data = self._intake.as_data(X, Y, sample_weight)
             return self._learner.gradient(data, self._intake.take_batch(data, rows))
 
@@ -142,7 +142,7 @@ class Steps(Controls):
                 "gradient"
             )
         flat = gradient.flat if isinstance(gradient, Gradient) else gradient
-        with self._turns.calls, self._turns.steps, devices.active(self.net.device):
+        with self._turns.calls, self._turns.steps, devices.find(self.net.device).active():
             array = self._intake.as_gradient(flat, self.net.layout.size)
             self._step.apply(array, self.progress)
 
@@ -161,7 +161,7 @@ class Steps(Controls):
 
         Args, Raises: as `step`; DeviceUnavailable where steps are not captured, as on a CPU.
         """
-        with self._turns.calls, self._turns.steps, devices.active(self.net.device):
+        with self._turns.calls, self._turns.steps, devices.find(self.net.device).active():
             data = self._intake.as_data(X, Y, sample_weight)
             batch = self._intake.take_batch(data, rows)
             plan = self._step.prepare(batch.size, data.inputs)

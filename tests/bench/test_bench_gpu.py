@@ -103,7 +103,6 @@ def test_the_bandwidths_of_the_kernels_are_kept_one_by_one(tmp_path, monkeypatch
 
 def test_bytes_over_the_time_of_a_kernel_are_its_bandwidth(tmp_path, monkeypatch):
     monkeypatch.setitem(devices._opened, "cuda:0", Timer(patience=-1))
-    monkeypatch.setattr(devices, "_algorithms", {})
     assert kernels.main(["--gib", GIB, "--rounds", "1", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "kernels.json").read_text())["kernels"]
     assert len(rows) == 2 * (1 + 2 * len(kernels.ACTIVATIONS))

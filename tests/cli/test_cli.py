@@ -530,7 +530,7 @@ def test_a_table_is_streamed_on_demand_or_where_memory_is_short(
     assert main([*call, "--out", str(out), "--stream", "--resume"]) == 0
     assert "had come to its end" in capsys.readouterr().out
     assert np.array_equal(mc.MLP.load(out / "shops.safetensors").parameters, first)
-    monkeypatch.setattr(devices, "free_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr(devices.HOST, "free_bytes", lambda: 1 << 20)
     assert main([*call, "--out", str(tmp_path / "by itself")]) == 0
     assert "read in pieces" in capsys.readouterr().out
     for more, word in ((["--groups", "kind"], "has 2 value(s)"), (["--splits", "0"], "--splits")):

@@ -844,7 +844,7 @@ def test_a_share_is_one_of_the_free_memory():
         ):
             parse_bytes(share, free=lambda: 1000)
     net = mc.MLP([2, 1])
-    free = devices.free_bytes("cpu")
+    free = devices.find("cpu").free_bytes()
     assert 1 << 20 < free < 1 << 50
     assert (
         0.2 * free

@@ -209,7 +209,7 @@ settings = {"clip_norm": 1.0, "deterministic": True, "seed": 3}
 trainer = mc.Trainer(net, "cross_entropy", mc.AdamW(1e-3), **settings)
 trainer.fit(x, y, epochs=100 * 50 // m, batch_size=50, progress=False)
 assert trainer.progress.step == 100
-print(hashlib.sha256(devices.to_host(device, net.parameters).tobytes()).hexdigest())
+print(hashlib.sha256(devices.find(device).to_host(net.parameters).tobytes()).hexdigest())
 """
 
 

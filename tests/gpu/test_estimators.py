@@ -94,7 +94,7 @@ def test_labels_of_every_kind_from_rows_on_the_device(device, put, kind):
     predicted = ours.predict(put(X))
     assert device.holds(predicted) == (kind != "names")
     np.testing.assert_array_equal(
-        devices.to_host("cpu" if kind == "names" else "cuda:0", predicted), theirs.predict(X)
+        devices.find("cpu" if kind == "names" else "cuda:0").to_host(predicted), theirs.predict(X)
     )
     P = ours.predict_proba(put(X))
     np.testing.assert_allclose(device.to_host(P), theirs.predict_proba(X), rtol=1e-5, atol=1e-9)

@@ -121,7 +121,7 @@ def test_rows_of_a_file_train_as_rows_on_the_device_do(device, put, tmp_path):
 
 @pytest.mark.gpu
 def test_a_share_of_the_free_memory_is_one_of_the_gpus(gpu):
-    free = devices.free_bytes("cuda:0")
+    free = devices.find("cuda:0").free_bytes()
     assert 1 << 30 < free < 1 << 42
     assert (
         0.4 * free

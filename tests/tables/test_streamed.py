@@ -289,9 +289,9 @@ def test_the_digest_of_a_cut_tells_every_training_row_and_the_row_groups(path, f
 
 
 def test_a_table_is_too_big_from_a_quarter_of_the_free_memory_on(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "free_bytes", lambda device: 4 * 5 * ROWS * 32 - 1)
+    monkeypatch.setattr(devices.HOST, "free_bytes", lambda: 4 * 5 * ROWS * 32 - 1)
     assert big_tables.is_too_big(path)
-    monkeypatch.setattr(devices, "free_bytes", lambda device: 4 * 5 * ROWS * 32)
+    monkeypatch.setattr(devices.HOST, "free_bytes", lambda: 4 * 5 * ROWS * 32)
     assert not big_tables.is_too_big(path)
     assert not big_tables.is_too_big(tmp_path / "absent.parquet")
     assert not big_tables.is_too_big(tmp_path / "text.csv")

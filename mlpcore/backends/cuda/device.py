@@ -1,7 +1,8 @@
-"""The Protocol of a CUDA device: what the kernels and graphs need, and no more.
+"""The Protocol of a CUDA device: the memory, kernels, products and recordings that steps need.
 
-`CupyDevice` does it on an NVIDIA GPU. The tests do it on a CPU (tests/backends/cuda/emulator): the same
-kernels, launch plans, products and steps run there, with each CUDA thread as a fiber.
+`CupyDevice` implements it on an NVIDIA GPU. The tests implement it on a CPU, where the same
+kernels, launch plans, products and steps run with each CUDA thread as a fiber
+(tests/backends/cuda/emulator).
 """
 
 from __future__ import annotations
