@@ -108,6 +108,7 @@ import os, sys, numpy as np
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}) if sys.argv[1] == "affinity" else None
 import mlpcore as mc
 from mlpcore.backends.numpy import blas
+from mlpcore.engine import passes
 seen, count = [], lambda: blas._libraries()[0].get_num_threads()
 before = count()
 def look(function):
@@ -118,7 +119,7 @@ def look(function):
 net = mc.MLP([8, 300, 300, 8], "relu")
 trainer = mc.Trainer(net, "squared_error")
 X = np.ones((1024, 8), np.float32)
-step, net._forward = trainer._step, look(net._forward)
+step, passes._forward = trainer._step, look(passes._forward)
 step._loss_and_squares, step.evaluate = look(step._loss_and_squares), look(step.evaluate)
 trainer.step(X, X), trainer.gradient(X, X), trainer.evaluate(X, X), net.predict(X), net.forward(X)
 print(mc.info()["cpus"], mc.info()["cpus usable"], trainer._step.lanes.threads, *seen, count() == before)
