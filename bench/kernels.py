@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone,
 
 from bench import machine
 from mlpcore.backends import devices
-from mlpcore.backends.cuda.device import Device
+from mlpcore.backends.cuda.device import CudaDevice
 from mlpcore.checks.errors import DeviceUnavailable
 from mlpcore.core import formulas, losses
 from mlpcore.core.activations import resolve
@@ -33,7 +33,7 @@ COLUMNS = 4096
 ACTIVATIONS = ("relu", "tanh", "gelu")
 
 
-def measure(device: Device, dtype: str, gib: float, rounds: int) -> Iterator[dict[str, Any]]:
+def measure(device: CudaDevice, dtype: str, gib: float, rounds: int) -> Iterator[dict[str, Any]]:
     """Yield each kernel's bandwidth at one dtype and size, and its ratio to the copy's."""
     xp, ops = device.xp, devices.find(device.name).operations()()
     kind = xp.dtype(storage(dtype))

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from mlpcore.backends.cuda.device import Device, Launch
+from mlpcore.backends.cuda.device import CudaDevice, Launch
 
 Run = Callable[[], object]
 ONE = Launch((1, 1), (1, 1))
@@ -19,18 +19,18 @@ template <int> __global__ void spin(long long nanoseconds) {
 """
 
 
-def is_gpu(device: Device) -> bool:
+def is_gpu(device: CudaDevice) -> bool:
     """Return whether it is a GPU, not a device that a CPU plays."""
     return hasattr(device.xp, "cuda")
 
 
-def wait(device: Device) -> None:
+def wait(device: CudaDevice) -> None:
     """Wait for all work on the GPU."""
     if is_gpu(device):
         device.xp.cuda.runtime.deviceSynchronize()
 
 
-def host_and_wall(device: Device, run: Run, count: int) -> tuple[float, float]:
+def host_and_wall(device: CudaDevice, run: Run, count: int) -> tuple[float, float]:
     """Microseconds of one of `count` runs: until the host has asked, until the device is done."""
     wait(device)
     begin = time.perf_counter()
@@ -41,7 +41,7 @@ def host_and_wall(device: Device, run: Run, count: int) -> tuple[float, float]:
     return (asked - begin) / count * 1e6, (time.perf_counter() - begin) / count * 1e6
 
 
-def microseconds(device: Device, run: Run, count: int = 1, repeats: int = 7) -> float:
+def microseconds(device: CudaDevice, run: Run, count: int = 1, repeats: int = 7) -> float:
     """Microseconds that the device takes for one of `count` runs, the median of `repeats`.
 
     A kernel that waits goes first, so that the host is ahead by all runs. Some thousand launches

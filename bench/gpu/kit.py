@@ -13,7 +13,7 @@ from typing import Any
 
 from bench import machine
 from mlpcore.backends import devices
-from mlpcore.backends.cuda.device import Device
+from mlpcore.backends.cuda.device import CudaDevice
 from mlpcore.checks.errors import DeviceUnavailable
 
 
@@ -25,7 +25,7 @@ def options(description: str | None, arguments: Sequence[str] | None) -> argpars
     return parser.parse_args(arguments)
 
 
-def opened() -> Device:
+def opened() -> CudaDevice:
     """The first GPU. Ends the process with a message where there is none."""
     try:
         device = devices.open_device("cuda:0")

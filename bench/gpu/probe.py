@@ -16,7 +16,7 @@ import numpy as np
 
 from bench.gpu import clock, kit, resume
 from mlpcore.backends import devices
-from mlpcore.backends.cuda.device import Device, Launch
+from mlpcore.backends.cuda.device import CudaDevice, Launch
 from mlpcore.backends.cuda.gemm import UnsupportedAlgorithm, describe
 from mlpcore.backends.cuda.ops import EPILOGUES, OWN
 from mlpcore.backends.numpy.ops import NumpyOps
@@ -43,7 +43,7 @@ def times(count: int, run: Callable[[], None]) -> None:
         run()
 
 
-def rates(device: Device, small: bool) -> dict[str, Any]:
+def rates(device: CudaDevice, small: bool) -> dict[str, Any]:
     """The device's ceilings: GB/s of a copy (read and written), TFLOP/s of a square product."""
     xp, out, rng = device.xp, {}, device.xp.random.default_rng(0)
     sizes = (1,) if small else (4, 32, 256, 1024)
@@ -65,7 +65,7 @@ def rates(device: Device, small: bool) -> dict[str, Any]:
     return out
 
 
-def launches(device: Device, small: bool) -> dict[str, Any]:
+def launches(device: CudaDevice, small: bool) -> dict[str, Any]:
     """Microseconds of a launch by its arguments, of a graph's node, and of a graph's launch."""
     x = device.xp.ones(1 << 20, device.xp.float32)
     count, nodes = (2, (2,)) if small else (200, (16, 64, 256))
@@ -104,7 +104,7 @@ class Multiplied:
     """C = A B through the device itself: a product, its operands, and what runs it."""
 
     def __init__(
-        self, device: Device, A: Array, B: Array, C: Array, tf32: bool = False, epilogue: str = "",
+        self, device: CudaDevice, A: Array, B: Array, C: Array, tf32: bool = False, epilogue: str = "",
         bias: Array | None = None, aux: Array | None = None,
     ) -> None:  # fmt: skip
         self.device, self.arrays = device, (A, B, C, bias, aux)
@@ -126,7 +126,7 @@ class Multiplied:
 class Layer:
     """One layer in a precision, with a row of NaN: as one product with an epilogue, or apart."""
 
-    def __init__(self, device: Device, precision: str, m: int, k: int, n: int) -> None:
+    def __init__(self, device: CudaDevice, precision: str, m: int, k: int, n: int) -> None:
         self.device, self.tf32 = device, precision == "tf32"
         self.dtype = "float32" if self.tf32 else precision
         rng = np.random.default_rng(0)
@@ -177,7 +177,7 @@ class Layer:
         return found
 
 
-def epilogues(device: Device, small: bool) -> dict[str, Any]:
+def epilogues(device: CudaDevice, small: bool) -> dict[str, Any]:
     """Error and NaN of every epilogue that cuBLASLt offers, beside a product and a kernel."""
     found = {}
     for precision in ("float32", "tf32", "bfloat16", "float16"):
@@ -188,7 +188,7 @@ def epilogues(device: Device, small: bool) -> dict[str, Any]:
     return found
 
 
-def choices(device: Device, small: bool) -> dict[str, Any]:
+def choices(device: CudaDevice, small: bool) -> dict[str, Any]:
     """The time of each candidate by `Device.seconds`, and in a graph, where steps run it."""
     sizes = [(128, 256, 256, False, "float32"), (256, 128, 256, True, "float32")]
     sizes += [(29127, 64, 64, False, "float16"), (64, 29127, 64, True, "float16")]
@@ -216,7 +216,7 @@ def _both_times(made: Multiplied, algorithm: bytes) -> tuple[float, float] | Non
     return taken, clock.microseconds(made.device, graph.replay, 4) / 16
 
 
-def resumed(device: Device, small: bool) -> dict[str, Any]:
+def resumed(device: CudaDevice, small: bool) -> dict[str, Any]:
     """J of the step after a checkpoint, in the run that wrote it and resumed in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "run")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import mlpcore as mc
 from bench.cases import BETAS, CASES, DECAY, EPSILON, TIMED_RATE
 from bench.gpu import clock, kit
-from mlpcore.backends.cuda.device import Device
+from mlpcore.backends.cuda.device import CudaDevice
 
 ENOUGH = 2e4  # microseconds of a timed block
 TRACED = 5  # steps whose nodes are averaged
@@ -48,7 +48,7 @@ HEADLINES = [
 SMALL = [Apart("784-128-10", 64, None), Apart("64-64-64-64-1", 96, "float16", 7)]
 
 
-def apart(device: Device, what: Apart) -> dict[str, Any]:
+def apart(device: CudaDevice, what: Apart) -> dict[str, Any]:
     """All times of a step in microseconds, and what was chosen for it."""
     case, xp, rng = CASES[what.case], device.xp, device.xp.random.default_rng(0)
     net = mc.MLP(case.sizes, case.activation, case.output, device=device.name, seed=0)
@@ -85,7 +85,7 @@ def apart(device: Device, what: Apart) -> dict[str, Any]:
     return found
 
 
-def nodes(device: Device, run: Any) -> dict[str, Any]:
+def nodes(device: CudaDevice, run: Any) -> dict[str, Any]:
     """The kernels of a run, by PyTorch's profiler, which sees all kernels of the process."""
     if not clock.is_gpu(device) or not importlib.util.find_spec("torch"):
         return {"missing": "a GPU and PyTorch, whose profiler is used"}

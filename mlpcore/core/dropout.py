@@ -96,7 +96,7 @@ def rates(given: object, hidden: int) -> tuple[float, ...]:
     return found if any(found) else ()
 
 
-def behind(
+def with_dropout(
     activations: tuple[Activation | None, ...], given: tuple[float, ...], seed: int
 ) -> tuple[Activation | None, ...]:  # fmt: skip
     """Return the activations of layers 0 … L, with dropout of these rates in hidden layers."""

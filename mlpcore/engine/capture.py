@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlpcore.backends.cuda.device import Device
+from mlpcore.backends.cuda.device import CudaDevice
 from mlpcore.backends.cuda.loss import SlotRows
 from mlpcore.backends.cuda.ops import CudaOps
 from mlpcore.backends.cuda.slot import Scalar
@@ -73,7 +73,7 @@ class Capture:
     inputs: Inputs
 
     def __init__(
-        self, problem: Problem, state: State, device: Device, precision: str | None
+        self, problem: Problem, state: State, device: CudaDevice, precision: str | None
     ) -> None:
         self.problem, self.state, self.device = problem, state, device
         self.ops: CudaOps = problem.new_ops()

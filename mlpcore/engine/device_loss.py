@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mlpcore.backends.cuda.device import Device
+from mlpcore.backends.cuda.device import CudaDevice
 from mlpcore.backends.cuda.slot import Status
 from mlpcore.checks.errors import NonFiniteLoss
 from mlpcore.core.ops import Array
@@ -29,7 +29,7 @@ class StepResults:
         address: the address of the first row.
     """
 
-    def __init__(self, device: Device):
+    def __init__(self, device: CudaDevice):
         self.device = device
         self.array = device.empty(ROW_BYTES * ROWS).view(np.float64).reshape(ROWS, 4)
         self.address = device.address(self.array)
@@ -54,7 +54,7 @@ class StepResults:
         return self._fetched[first : first + count]
 
 
-def room(results: StepResults | None, device: Device, steps: int) -> StepResults:
+def room(results: StepResults | None, device: CudaDevice, steps: int) -> StepResults:
     """Return results with rows left for so many steps: these, or others."""
     if results is None or results.asked + steps > ROWS:
         return StepResults(device)
@@ -64,7 +64,7 @@ def room(results: StepResults | None, device: Device, steps: int) -> StepResults
 class Reader(Protocol):
     """A step that `DeviceLoss` asks for its results."""
 
-    device: Device
+    device: CudaDevice
 
     def read_results(
         self, results: StepResults, first: int, count: int, progress: Progress

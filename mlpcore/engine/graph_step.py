@@ -19,7 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from mlpcore.backends.cuda import slot as cuda_slot
-from mlpcore.backends.cuda.device import Device
+from mlpcore.backends.cuda.device import CudaDevice
 from mlpcore.backends.cuda.slot import Scalar
 from mlpcore.backends.cuda.step_kernels import StepKernels
 from mlpcore.core.ops import Array
@@ -71,7 +71,7 @@ class GraphStep:
         untouched: True if nobody else has written the parameters since the last step.
     """
 
-    def __init__(self, problem: Problem, device: Device, precision: str | None) -> None:
+    def __init__(self, problem: Problem, device: CudaDevice, precision: str | None) -> None:
         self.problem, self.store, self.device = problem, problem.store, device
         self.lock = threading.RLock()
         self.state = State(problem)

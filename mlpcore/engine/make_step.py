@@ -31,9 +31,10 @@ def make_step(
         precision: as in `GraphStep`, or "tf32".
         deterministic: True to choose algorithms without timing them.
     """
-    new_ops = devices.find(device).operations(precision == "tf32", deterministic)
+    there = devices.find(device)
+    new_ops = there.operations(precision == "tf32", deterministic)
     problem = Problem(layout, store, activations, objective, optimizer, settings, new_ops)
-    if device == "cpu" or not devices.open_device(device).captures:
+    if not there.captures:
         return CpuStep(problem)
     from mlpcore.engine.graph_step import GraphStep
 

@@ -84,7 +84,7 @@ class Problem:
         new_ops: Callable[[], Any],
     ) -> None:
         self.layout, self.store, self.parameters = layout, store, store.flat
-        dropped = dropout.behind(activations, settings.dropout or (), settings.seed)
+        dropped = dropout.with_dropout(activations, settings.dropout or (), settings.seed)
         self.activations = bind(dropped, store.a)
         self.objective, self.optimizer, self.settings = objective, optimizer, settings
         self.new_ops = new_ops

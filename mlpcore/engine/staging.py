@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mlpcore.backends.cuda.device import Device, Mark
+from mlpcore.backends.cuda.device import CudaDevice, Mark
 from mlpcore.core.layout import Layout
 from mlpcore.core.ops import Array, Buffer
 from mlpcore.data.batches import Inputs
@@ -51,7 +51,7 @@ class Staging:
         half: the one that was filled last.
     """
 
-    def __init__(self, device: Device, arrays: Mapping[str, Array]):
+    def __init__(self, device: CudaDevice, arrays: Mapping[str, Array]):
         self.device = device
         self.halves: list[list[Array | None]] = [
             [arrays.get(f"{name} staged {half}") for name in NAMES] for half in (1, 2)

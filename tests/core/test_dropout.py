@@ -16,7 +16,7 @@ MANY = SHAPE[0] * SHAPE[1]
 def masks(rate=RATE, seed=0, layer=1, step=1, first=0, shape=SHAPE, dtype="float32"):
     """1 where an entry is dropped."""
     hidden = (None, *[activations.resolve("identity")] * layer)
-    sigma = dropout.behind(hidden, (rate,) * layer, seed)[layer]
+    sigma = dropout.with_dropout(hidden, (rate,) * layer, seed)[layer]
     ops, Z = NumpyOps(), np.ones(shape, dtype)
     ops.step, ops.first = step, first
     ops.bias_activation(Z, None, sigma, Z)
@@ -137,7 +137,7 @@ def test_value_and_slope_behind_dropout_are_those_without_it_up_to_a_few_roundin
     """Against float64; σ' reads the undropped z, which is recovered from z̃, also where z is
     saturated, or 0.
     """
-    (_, dropped), rng = dropout.behind((None, sigma), (rate,), 3), np.random.default_rng(0)
+    (_, dropped), rng = dropout.with_dropout((None, sigma), (rate,), 3), np.random.default_rng(0)
     S = np.concatenate(
         [2 * rng.standard_normal(2000), 20 * [0.0, -0.0, 1.0, -1.0, 6.0, 30.0, -30.0]]
     )[None].astype(dtype)
@@ -172,7 +172,7 @@ def test_where_the_slope_jumps_it_is_exact(name):
     """tanh bears a rounding of z, hard_tanh at z = 1 and relu at 0 would not."""
     sigma = activations.resolve(name)
     for rate in np.linspace(0.01, 0.9, 60).tolist():
-        (_, dropped), ops = dropout.behind((None, sigma), (rate,), 3), NumpyOps()
+        (_, dropped), ops = dropout.with_dropout((None, sigma), (rate,), 3), NumpyOps()
         S = np.array([[1.0, -1.0, 1.5, -7.0, 0.0, -0.0, 0.25, -1e-30]] * 50, np.float32)
         Z, D = np.empty_like(S), np.empty_like(S)
         ops.bias_activation(S.copy(), None, dropped, Z)
@@ -182,7 +182,7 @@ def test_where_the_slope_jumps_it_is_exact(name):
 
 
 def test_only_slopes_that_read_s_or_jump_keep_s():
-    behind = dropout.behind((None, *EVERY), (0.2,) * len(EVERY), 0)[1:]
+    behind = dropout.with_dropout((None, *EVERY), (0.2,) * len(EVERY), 0)[1:]
     more = {
         after.name
         for before, after in zip(EVERY, behind, strict=True)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mlpcore.backends.cuda.gemm import Algorithms, Product
-from mlpcore.core.device import Device as AnyDevice
+from mlpcore.core.device import Device
 from mlpcore.core.ops import Array, Recording
 
 Kernel = Any  # what `CudaDevice.kernel` returns and `CudaDevice.launch` takes
@@ -35,7 +35,7 @@ class Launch(NamedTuple):
     shared: int = 0
 
 
-class CudaDevice(AnyDevice, Protocol):
+class CudaDevice(Device, Protocol):
     """A CUDA device, or a stand-in for one.
 
     Attributes:
@@ -150,6 +150,3 @@ class CudaDevice(AnyDevice, Protocol):
         Returns:
             The current stream.
         """
-
-
-Device = CudaDevice  # the name that modules of other rooms import

@@ -11,7 +11,8 @@ import numpy as np
 from mlpcore.backends.cuda import grids, source
 from mlpcore.backends.cuda.gemm import alignment
 from mlpcore.backends.cuda.launcher import Launcher, c_type
-from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.activation import Activation
+from mlpcore.core.activations import resolve
 from mlpcore.core.differentials import softmax_curvature
 from mlpcore.core.dropout import Dropped
 from mlpcore.core.ops import Array

@@ -20,7 +20,8 @@ from mlpcore.backends.cuda.gemm import Algorithms, Product, describe
 from mlpcore.backends.cuda.loss import LossOps
 from mlpcore.backends.cuda.products import ProductOps
 from mlpcore.backends.numpy.ops import NumpyOps
-from mlpcore.core.activations import Activation, resolve
+from mlpcore.core.activation import Activation
+from mlpcore.core.activations import resolve
 from mlpcore.core.ops import Array, accumulator
 
 # activations that cuBLASLt can apply itself

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from mlpcore.backends.cuda import kernel_files
 from mlpcore.backends.cuda import slot as cuda_slot
-from mlpcore.core.activations import Activation
+from mlpcore.core.activation import Activation
 from mlpcore.core.formulas import parse, reads
 from mlpcore.core.losses import Objective
 from mlpcore.core.program import Program, program

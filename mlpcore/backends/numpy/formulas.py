@@ -10,7 +10,7 @@ import numpy as np
 
 from mlpcore.backends.numpy import programs
 from mlpcore.backends.numpy.tape import Recorder
-from mlpcore.core.activations import Activation
+from mlpcore.core.activation import Activation
 from mlpcore.core.ops import Array
 from mlpcore.core.program import Program
 

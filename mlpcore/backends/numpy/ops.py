@@ -15,7 +15,7 @@ import numpy as np
 
 from mlpcore.backends.numpy import programs, scratch, softmax
 from mlpcore.backends.numpy.masks import MaskOps
-from mlpcore.core.activations import Activation
+from mlpcore.core.activation import Activation
 from mlpcore.core.differentials import softmax_curvature
 from mlpcore.core.dropout import Dropped
 from mlpcore.core.losses import Loss, Objective

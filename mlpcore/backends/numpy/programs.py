@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlpcore.core.activations import Activation
+from mlpcore.core.activation import Activation
 from mlpcore.core.losses import Objective
 from mlpcore.core.program import Program, program
 

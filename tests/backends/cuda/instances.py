@@ -40,7 +40,7 @@ def dropped_activations() -> list[Activation]:
     """
     some = [activations.resolve(name) for name in ("relu", "sigmoid", "elu", "hard_tanh", "mish")]
     some.insert(4, Activation("silu in both", "s * sigmoid(s)", "z + sigmoid(s) * (1 - z)"))
-    return [sigma for sigma in dropout.behind((None, *some), (0.4,) * len(some), 7) if sigma]
+    return [sigma for sigma in dropout.with_dropout((None, *some), (0.4,) * len(some), 7) if sigma]
 
 
 def learned_activations() -> list[Activation]:
@@ -52,7 +52,7 @@ def learned_activations() -> list[Activation]:
     some = [
         activations.resolve("prelu"),
         own,
-        dropout.behind((None, activations.resolve("prelu")), (0.4,), 7)[1],
+        dropout.with_dropout((None, activations.resolve("prelu")), (0.4,), 7)[1],
     ]
     return [sigma.bound(np.full(1, sigma.parameter)) for sigma in some if sigma]
 

@@ -190,7 +190,7 @@ FAINT = activations.Activation(
 
 
 def dropped(sigma, rate=0.4):
-    return dropout.behind((None, activations.resolve(sigma)), (rate,), seed=7)[1]
+    return dropout.with_dropout((None, activations.resolve(sigma)), (rate,), seed=7)[1]
 
 
 def reference(step, first):
