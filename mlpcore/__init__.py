@@ -1,5 +1,4 @@
-"""mlpcore: a training engine for multilayer perceptrons, its backward pass written out in matrix
-form.
+"""A training engine for multilayer perceptrons with the backward pass in matrix form.
 
 import mlpcore as mc
 

@@ -1,5 +1,6 @@
-"""Messages to the terminal: none of them ends the work that it tells of, and none commands the
-terminal.
+"""Messages to the terminal.
+
+A message that cannot be written does not stop the work, and none can control the terminal.
 """
 
 from __future__ import annotations

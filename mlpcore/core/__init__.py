@@ -1,3 +1,1 @@
-"""The mathematics: formulas, activations, losses, optimizers, the layout of parameters, the
-recurrences.
-"""
+"""The mathematics: formulas, activations, losses, optimizers, parameters, the recurrences."""

@@ -116,7 +116,7 @@ class Network:
 
     @property
     def predicts_1d(self) -> bool:
-        """Whether `predict` returns (m,): at first False, then as Y of the last training step was.
+        """True if `predict` returns (m,): False at first, then as Y of the last training step.
 
         A residual y - predict(X) of y (m,) and a prediction (m, 1) would be (m, m), without an
         error.

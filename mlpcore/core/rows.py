@@ -170,7 +170,7 @@ class Penalty(NamedTuple):
 
 @dataclass(frozen=True)
 class Update:
-    """What an optimizer does to each entry of the parameters: one pass over the flat vectors.
+    """An optimizer's update of each entry of the parameters, in one pass over the flat vectors.
 
     Where no |g| is above G and no entry of the first state vector is above `reach`, none is above
     `reach_after` afterwards, and no parameter moves by more than `change`, its decay aside, which

@@ -17,7 +17,7 @@ VALIDATED = ("best_loss_", "validation_scores_", "best_validation_score_")
 
 
 class Estimator(StochasticSolver):
-    """What both estimators put before scikit-learn's class in their bases.
+    """The base of both estimators, which precedes scikit-learn's class among their bases.
 
     `super()` is scikit-learn's MLPClassifier or MLPRegressor.
     """

@@ -1,4 +1,4 @@
-"""What a fit needs whatever its solver: targets, loss and row weights; and L-BFGS."""
+"""The parts of a fit that every solver needs (targets, loss, row weights), and L-BFGS."""
 
 from __future__ import annotations
 

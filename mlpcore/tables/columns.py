@@ -1,4 +1,4 @@
-"""What each column of a table is taken as, told once, in training, and kept with the model.
+"""The use of each column of a table, decided once, in training, and kept with the model.
 
 number     standardised; a missing value becomes the median of the training rows, and a column
            says so

@@ -94,7 +94,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Split:
-    """What a network is trained, validated and tested on.
+    """The rows on which a network is trained, validated and tested.
 
     Attributes:
         training: arguments of `Trainer.fit`: X and Y, or a source of rows of both.

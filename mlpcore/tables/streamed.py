@@ -240,7 +240,7 @@ def _hashes(column: Any, name: str) -> Array:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Which part a row belongs to: 0 for the test, 1 for the validation, 2 for training."""
+    """The part that each row belongs to: 0 for the test, 1 for the validation, 2 for training."""
 
     seed: int
     by: str

@@ -1,4 +1,4 @@
-"""Where and when `fit` saves: the file, the interval, and the signals that end a run."""
+"""The saving of `fit`: the file, the interval, and the signals that end a run."""
 
 from __future__ import annotations
 
