@@ -77,6 +77,7 @@ def test_a_run_leaves_a_result_that_says_all(ran):
     assert str(machine.ROOT) not in (out / "result.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_draws_what_has_two_batch_sizes(ran):
     pytest.importorskip("matplotlib")
     assert (ran[0] / "64-64-64-64-1_SGD_float32_cpu.png").stat().st_size > 10_000
@@ -97,6 +98,7 @@ def test_results_are_written_without_loss_and_not_a_number_a_line(tmp_path):
     assert len(machine.layout(value["long"]).splitlines()) < 20
 
 
+@pytest.mark.slow
 def test_a_second_run_measures_only_what_is_left(ran, monkeypatch, capsys):
     out, _ = ran
     file = out / "result.json"
