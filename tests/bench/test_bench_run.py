@@ -111,6 +111,7 @@ def test_a_second_run_measures_only_what_is_left(ran, monkeypatch, capsys):
     assert "0 of 2 points to measure" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_sources_start_anew_and_keep_the_old_result(ran, tmp_path, capsys):
     result = store.load(ran[0] / "result.json")
     machine.write(result, tmp_path / "result.json")
@@ -135,6 +136,7 @@ def test_an_interrupted_write_leaves_the_old_result(tmp_path):
     assert store.load(file) == {"schema": 1, "points": {}}
 
 
+@pytest.mark.slow
 def test_compare_finds_what_changed_and_nothing_else(ran):
     old = store.load(ran[0] / "result.json")
     assert " slower" not in compare(old, old)
@@ -150,6 +152,7 @@ def test_compare_finds_what_changed_and_nothing_else(ran):
     assert "2.00" in line
 
 
+@pytest.mark.slow
 def test_where_mlpcore_loses_the_summary_says_so(ran):
     result = store.load(ran[0] / "result.json")
     point = next(iter(result["points"].values()))

@@ -454,6 +454,7 @@ def test_penalties_take_no_array_of_the_weights_size(traced):
 # ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_batch_beyond_the_chunk(ledger):
     trainer = trainer_of("relu", mc.SGD(0.01), workers=1)
     totals = [trainer.plan(batch_size=rows).total_bytes for rows in (4096, 65536, 1 << 20, 1 << 24)]

@@ -41,6 +41,7 @@ def test_no_flight_column_is_known_only_after_departure(flights):
     assert worst < 0.3  # a departure delay would show up with 0.6
 
 
+@pytest.mark.slow
 def test_a_split_of_flights_keeps_each_day_whole(flights):
     parts = data.split(flights, seed=0)
     days = [set(flights.groups[rows]) for rows in parts]
