@@ -66,6 +66,7 @@ def check(net, X, Y, gradient=None, **settings):
 # -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entries", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_right_gradients_pass_the_engines_and_by_the_book(seed, entries):
@@ -103,6 +104,7 @@ def test_a_gradient_computed_in_float32_passes_at_a_thousandth_and_not_at_a_mill
     assert not check(narrow, X, Y, flat, tolerance=1e-12).ok
 
 
+@pytest.mark.slow
 def test_a_relu_net_with_65536_rows_passes_and_the_rows_at_kinks_are_reported():
     net, X, Y = problem([4, 8, 8, 1], "relu", rows=65536, seed=1)
     begin = time.process_time()
@@ -113,6 +115,7 @@ def test_a_relu_net_with_65536_rows_passes_and_the_rows_at_kinks_are_reported():
     assert time.process_time() - begin < 60
 
 
+@pytest.mark.slow
 def test_rows_at_kinks_do_not_hide_a_wrong_gradient():
     net, X, Y = problem([4, 8, 8, 1], "relu", rows=65536, seed=1)
     wrong = plain_gradient(net, X, Y)
@@ -135,6 +138,7 @@ def test_rows_at_the_kink_of_a_loss_are_left_out_too(loss):
         assert result.rows_left_out >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", ["softplus", "mish", "gelu", "tanh", "silu", "exp"])
 def test_hardly_a_row_is_left_out_where_the_activation_is_smooth(hidden):
     """softplus and mish are written with |s|, though their slope does not jump."""
@@ -171,6 +175,7 @@ def test_the_same_seed_checks_along_the_same_directions():
 # ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entries", [False, True])
 @pytest.mark.parametrize("block", ["W[1]", "W[2]", "W[3]", "b[1]", "b[2]", "b[3]"])
 def test_an_error_of_a_ten_thousandth_in_one_block_is_caught_and_named(block, entries):
@@ -240,6 +245,7 @@ MISPRINTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "hides", "exposes", "wrong"), MISPRINTS)
 def test_a_misprint_passes_on_the_net_that_hides_it_and_fails_on_the_one_that_exposes_it(
     number, hides, exposes, wrong
@@ -519,6 +525,7 @@ NETS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(case=NETS, factor=st.floats(-3, 2), sign=st.sampled_from([1, -1]), data=st.data())
 def test_right_gradients_are_never_wrong_and_errors_above_the_resolution_are_always_found(

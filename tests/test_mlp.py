@@ -251,6 +251,7 @@ def test_copies_files_and_checkpoints_remember_the_shape_of_predictions(tmp_path
         net.predicts_1d = 1
 
 
+@pytest.mark.slow
 def test_predicting_many_rows_takes_the_result_and_little_more():
     import tracemalloc
 
@@ -536,6 +537,7 @@ def test_info_says_what_there_is():
         assert blas["num_threads"] >= 1
 
 
+@pytest.mark.slow
 def test_info_sees_a_pin_of_the_environment():
     code = "import mlpcore as mc; print(mc.info()['blas pinned by the environment'])"
     for pin, expected in (

@@ -33,6 +33,7 @@ def rows(count=7, dtype=torch.float64, **more):
 # -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["identity", "softmax", ("sigmoid", 2.0)], ids=str)
 @pytest.mark.parametrize("hidden", ["tanh", "gelu", "softplus", "mish"])
 def test_gradcheck_passes_for_the_input_and_the_parameters(hidden, output):
@@ -271,6 +272,7 @@ SHARED = [  # how parameters come to be shared, and how the other process begins
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "start"), SHARED)
 def test_another_process_writes_the_parameters_once_they_are_shared(share, start):
     module, before = Module(net()), net().parameters
@@ -465,6 +467,7 @@ def test_bad_input_is_refused_by_name(X, error, message):
         Module(torch.nn.Linear(2, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor:UserWarning"
 )  # PyTorch's own, where its graph breaks
@@ -482,6 +485,7 @@ def test_it_prints_the_network():
     assert "MLP(4-6-5-3" in repr(torch.nn.Sequential(Module(net())))
 
 
+@pytest.mark.slow
 def test_importing_mlpcore_imports_no_torch():
     code = "import sys, mlpcore; assert 'torch' not in sys.modules; import mlpcore.torch; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

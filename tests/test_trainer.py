@@ -68,6 +68,7 @@ print(hashlib.sha256(trainer.net.parameters.tobytes()).hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_in_this_process_and_in_others():
     X, Y = blobs()
     digests = set()

@@ -126,6 +126,7 @@ print(mc.info()["cpus"], mc.info()["cpus usable"], trainer._step.lanes.threads, 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["affinity", "LOKY_MAX_CPU_COUNT"])
 def test_no_thread_is_used_beyond_the_usable_cpus_although_blas_would(limit):
     """With one CPU allowed, BLAS uses one thread in each call of ours, and two again after it."""

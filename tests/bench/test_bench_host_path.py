@@ -18,6 +18,7 @@ def worktrees():
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_the_command_times_every_call_and_keeps_the_series(tmp_path, capsys):
     host_path.main([*FEW, "--out", str(tmp_path / "host.json")])
     head, *lines = capsys.readouterr().out.strip().splitlines()

@@ -77,6 +77,7 @@ def test_a_run_leaves_a_result_that_says_all(ran):
     assert str(machine.ROOT) not in (out / "result.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_draws_what_has_two_batch_sizes(ran):
     pytest.importorskip("matplotlib")
     assert (ran[0] / "64-64-64-64-1_SGD_float32_cpu.png").stat().st_size > 10_000
@@ -97,6 +98,7 @@ def test_results_are_written_without_loss_and_not_a_number_a_line(tmp_path):
     assert len(machine.layout(value["long"]).splitlines()) < 20
 
 
+@pytest.mark.slow
 def test_a_second_run_measures_only_what_is_left(ran, monkeypatch, capsys):
     out, _ = ran
     file = out / "result.json"
@@ -109,6 +111,7 @@ def test_a_second_run_measures_only_what_is_left(ran, monkeypatch, capsys):
     assert "0 of 2 points to measure" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_sources_start_anew_and_keep_the_old_result(ran, tmp_path, capsys):
     result = store.load(ran[0] / "result.json")
     machine.write(result, tmp_path / "result.json")
@@ -133,6 +136,7 @@ def test_an_interrupted_write_leaves_the_old_result(tmp_path):
     assert store.load(file) == {"schema": 1, "points": {}}
 
 
+@pytest.mark.slow
 def test_compare_finds_what_changed_and_nothing_else(ran):
     old = store.load(ran[0] / "result.json")
     assert " slower" not in compare(old, old)
@@ -148,6 +152,7 @@ def test_compare_finds_what_changed_and_nothing_else(ran):
     assert "2.00" in line
 
 
+@pytest.mark.slow
 def test_where_mlpcore_loses_the_summary_says_so(ran):
     result = store.load(ran[0] / "result.json")
     point = next(iter(result["points"].values()))

@@ -308,6 +308,7 @@ def test_a_folder_for_results_that_cannot_be_written_is_refused_by_its_name(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kernels", "peers"])
 def test_the_commands_of_other_scripts_are_understood_by_them(tmp_path, root, name):
     command = run.sections(tmp_path)[name].command
@@ -383,6 +384,7 @@ def test_without_a_gpu_the_tests_are_a_failure_and_not_skipped(broken_after_one,
     assert "passed" not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("worker", [False, True], ids=["alone", "as a worker of pytest-xdist"])
 def test_a_broken_context_ends_the_process_and_blames_its_test(broken_after_one, root, worker):
     if worker:

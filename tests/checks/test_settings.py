@@ -180,6 +180,7 @@ def require_resumed(made, twin, path):
     np.testing.assert_array_equal(one.net.parameters, other.net.parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "name"), CASES, ids=[f"{make.__name__} {name}" for make, name in CASES]
 )

@@ -32,6 +32,7 @@ def train(table, tmp_path, *more):
     return main(["train", str(table), "--out", str(tmp_path), "--quiet", *more])
 
 
+@pytest.mark.slow
 def test_digits_reach_97_percent_on_held_out_rows_and_leave_a_model_and_a_picture(tmp_path, capsys):
     assert main(["train", "digits", "--out", str(tmp_path), "--quiet"]) == 0
     line = next(
@@ -174,6 +175,7 @@ def test_a_model_of_other_columns_or_without_standardisation_is_refused(table, t
     assert "standardisation" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("note", "value"),
     [
@@ -206,6 +208,7 @@ def test_notes_that_do_not_fit_the_network_are_one_line_with_the_file(
     assert not (tmp_path / "p.csv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("note", "value"),
     [
@@ -666,6 +669,7 @@ def test_rows_whose_label_the_model_does_not_know_count_as_wrong_and_are_said(
     )
 
 
+@pytest.mark.slow
 def test_rows_without_a_number_in_a_quantity_are_left_out_and_said(shops, tmp_path, capsys):
     call = ["--target", "price", "--as", "dear=out", "--out", str(tmp_path), "--quiet"]
     assert main(["train", str(shops), *call]) == 0
@@ -766,6 +770,7 @@ def test_a_quantity_far_from_0_is_learnt_and_judged_as_the_same_one_around_0(
     assert figures[1][0] > 0.9
 
 
+@pytest.mark.slow
 def test_a_tiny_and_a_huge_quantity_have_figures_of_their_size(tmp_path, capsys):
     X = np.random.default_rng(0).normal(size=(300, 2))
     for unit in (1e-300, 1e-9, 1e300):
@@ -789,6 +794,7 @@ def test_a_tiny_and_a_huge_quantity_have_figures_of_their_size(tmp_path, capsys)
         assert 0 < float(line.split()[2]) < 0.3 * unit
 
 
+@pytest.mark.slow
 def test_the_task_of_an_archive_is_said_and_can_be_chosen(tmp_path, capsys):
     X = np.random.default_rng(0).normal(size=(300, 2))
     np.savez(tmp_path / "t.npz", X=X, Y=np.rint(3 * X[:, 0]).astype(int))
@@ -881,6 +887,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(number, status, table, t
     assert (stopped / "table.safetensors").read_bytes() == models[0]
 
 
+@pytest.mark.slow
 def test_another_call_does_not_go_on_with_a_run(table, shops, tmp_path, capsys):
     call = ["--out", str(tmp_path), "--quiet", "--epochs", "2"]
     assert main(["train", str(table), *call, "--every", "1 epoch"]) == 0

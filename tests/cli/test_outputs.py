@@ -66,6 +66,7 @@ def put(path, kind):
 # -- train
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(folder, capsys):
     assert train() == 0
     model = (folder / "t.safetensors").read_bytes()
@@ -89,6 +90,7 @@ def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(fol
     assert train("--splits", "2") == 0  # whose model is that of the first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "word"),
     [
@@ -151,6 +153,7 @@ def meanwhile(action):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("kind", ["text", "a library's model"])
 @pytest.mark.parametrize("force", [False, True])
@@ -231,6 +234,7 @@ def stopped_at(step):
         yield
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_not_begun_anew_by_mistake(folder, capsys):
     call = ["--every", "1 epoch", "--epochs", "3"]
     kept = folder / "t.checkpoint.safetensors"
@@ -308,6 +312,7 @@ def test_a_checkpoint_that_tells_of_no_run_of_ours_is_damaged(resume, folder, ca
         )
 
 
+@pytest.mark.slow
 def test_a_file_that_is_only_to_be_read_is_refused_without_force(folder, capsys):
     assert train() == 0
     assert main(["predict", "t.safetensors", "t.npz"]) == 0
@@ -426,6 +431,7 @@ def test_a_dash_is_standard_output_and_leaves_it_to_the_predictions(folder, capf
     assert not (folder / "-").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t.npz", "t.safetensors"])
 @pytest.mark.parametrize("out", ["-", "/dev/stdout"])
 def test_predictions_are_not_appended_to_what_they_are_made_of(name, out, folder):

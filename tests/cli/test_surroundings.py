@@ -147,6 +147,7 @@ def test_help_fits_any_terminal_and_any_encoding(monkeypatch, capsys):
 # -- names
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode there")
 @pytest.mark.parametrize("suffix", ["npz", "csv", "parquet"])
 def test_files_whose_names_are_not_utf_8_are_read_and_written(suffix, folder, capsys):
@@ -233,6 +234,7 @@ def test_a_disk_that_is_full_at_the_picture_leaves_the_model_and_says_so(folder,
 # -- signals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "word"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],

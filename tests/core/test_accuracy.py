@@ -43,6 +43,7 @@ def test_every_formula_is_right_to_a_few_units_in_the_last_place(case):
     assert all(ulp <= BOUND for ulp, _ in found.values()), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case.y is None], ids=label)
 def test_onnxruntime_computes_the_same_from_an_onnx_file(case):
     pytest.importorskip("onnxruntime")
@@ -245,6 +246,7 @@ def dtype_of(J, dtype):
 # ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_tables_that_the_command_writes():
     text = accuracy.PAGE.read_text()
     found = {"machine": accuracy.machine(), **accuracy.tables(thin=101)}

@@ -171,6 +171,7 @@ def test_j_and_gradient_are_right_for_every_output_activation_under_every_loss_d
     assert_gradient(net, X, Y, loss, w, g)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_the_gradient_check_agrees_on_every_hidden_activation_under_every_loss(hidden, loss):

@@ -353,6 +353,7 @@ def variables(seed):
 ARITHMETIC = (ZeroDivisionError, ValueError, OverflowError)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["x", "z", "out"]), EXPRESSIONS), min_size=1, max_size=3),

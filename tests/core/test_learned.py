@@ -99,6 +99,7 @@ def test_an_output_that_learns_is_not_matched_with_its_loss():
         )
 
 
+@pytest.mark.slow
 def test_the_gradient_check_finds_a_wrong_one(spec):
     net = make(spec)
     _, G = mc.loss("squared_error")(net.predict(X), Y)

@@ -148,6 +148,7 @@ EVERY += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("output", "loss", "options", "Y"), EVERY, ids=[str(i) for i in range(len(EVERY))]
 )

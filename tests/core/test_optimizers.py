@@ -815,6 +815,7 @@ THEIRS = {  # optimizer, PyTorch's, number of the step → settings from then on
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1.0, 1e19, 1e20])
 @pytest.mark.parametrize("name", THEIRS)
 def test_pytorch_itself_takes_the_same_steps(name, size):

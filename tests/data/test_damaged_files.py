@@ -225,6 +225,7 @@ def trained(path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
 def test_random_damages_of_a_parquet_file_are_errors_that_name_it(codec, tmp_path):
     rng = np.random.default_rng(0)

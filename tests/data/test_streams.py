@@ -317,6 +317,7 @@ def flights(folder, rows=1000, files=3, group=70):
     return {k: v[order] for k, v in columns.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [1, 70, 5000])
 def test_parquet_files_are_one_table(tmp_path, group, monkeypatch):
     monkeypatch.setattr(windows, "BLOCK", 1000)
@@ -862,6 +863,7 @@ print(base, most)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize("kind", ["memmap", "view", "parquet"])
 def test_memory_is_flat_on_a_file_many_times_the_windows(tmp_path, kind):

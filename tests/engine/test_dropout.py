@@ -200,6 +200,7 @@ def test_a_layer_with_rate_0_is_left_alone():
 # -- everything else drops nothing -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", activations.names())
 def test_evaluation_and_prediction_drop_nothing_and_leave_the_masks_of_the_next_step(hidden):
     X, Y = problem(300)

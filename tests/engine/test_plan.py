@@ -247,6 +247,7 @@ def test_fit_with_early_stopping_allocates_its_plan_also_beside_the_last_partial
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hvp", "gnvp"])
 def test_the_curvature_of_a_loss_is_not_worked_out_for_each_chunk(name):
     """Python's trees of formulas took more than the arrays of a small limit."""
@@ -263,6 +264,7 @@ def test_the_curvature_of_a_loss_is_not_worked_out_for_each_chunk(name):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["step", "gradient", "evaluate", "losses"])
 def test_weights_by_class_are_made_for_the_rows_in_use(name):
     X, Y = np.zeros((200_000, 2), np.float32), np.zeros(200_000, int)
@@ -452,6 +454,7 @@ def test_penalties_take_no_array_of_the_weights_size(traced):
 # ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_batch_beyond_the_chunk(ledger):
     trainer = trainer_of("relu", mc.SGD(0.01), workers=1)
     totals = [trainer.plan(batch_size=rows).total_bytes for rows in (4096, 65536, 1 << 20, 1 << 24)]
@@ -532,6 +535,7 @@ def test_a_limit_that_one_row_breaks_is_refused_with_the_largest_buffers():
     assert trainer_of("relu", memory_limit=smallest).plan(batch_size=1000).rows == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9])
 @pytest.mark.parametrize("validated", [False, True])
 def test_a_limit_is_kept_by_all_of_fit(ledger, traced, share, validated):
@@ -602,6 +606,7 @@ def planned(monkeypatch):
     return plans
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CURVED)
 def test_predictions_and_derivatives_take_what_their_plan_says_and_keep_the_limit(
     traced, planned, name
@@ -653,6 +658,7 @@ def _refusal(call):
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_limit_that_a_result_breaks_names_it_before_anything_is_allocated(traced):
     net, X, one = (
         mc.MLP([8, 8, 100]),
@@ -707,6 +713,7 @@ def weighted(limit=None):
     )
 
 
+@pytest.mark.slow
 def test_rows_that_lie_in_any_way_are_read_without_a_copy_of_all_of_them(traced):
     """Steps, evaluation and prediction take what the same rows take row-major, without 1 MiB of X."""
     X, Y = data(4096, 64, 4, "cross_entropy")
@@ -738,6 +745,7 @@ def test_rows_that_lie_in_any_way_are_read_without_a_copy_of_all_of_them(traced)
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("roomy", [True, False])
 @pytest.mark.parametrize("lying", ["Fortran order", "reversed", "big-endian"])
 def test_fit_copies_what_is_not_row_major_only_where_the_limit_leaves_room_and_lists_it(

@@ -461,6 +461,7 @@ print(count())
     assert inner == outer == "{1}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "sizes", "threads"),
     [(32, [784, 128, 10], 1), (300, [784, 128, 10], 2), (32, [784, 512, 10], 2)],
@@ -490,6 +491,7 @@ print(*seen, blas.threads())
     assert out[:-1] == [str(min(threads, cpus))]
 
 
+@pytest.mark.slow
 def test_reductions_penalties_and_clipping_go_lane_by_lane_and_count_every_entry():
     """Two workers and two lanes against one of each: sums in another order, nothing left out."""
     rng = np.random.default_rng(3)

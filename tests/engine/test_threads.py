@@ -128,6 +128,7 @@ def trained(seed, workers=None):
     return digest(trainer.net.parameters)
 
 
+@pytest.mark.slow
 def test_two_trainers_in_two_threads_train_as_one_after_the_other():
     alone = [trained(seed) for seed in (1, 2)]
     together = {}
@@ -185,6 +186,7 @@ def test_a_trainer_goes_on_in_another_process(method):
     assert there == digest(trainer.net.parameters)
 
 
+@pytest.mark.slow
 def test_trainers_work_under_joblib():
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
@@ -213,6 +215,7 @@ print(hashlib.sha256(devices.find(device).to_host(net.parameters).tobytes()).hex
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_the_parameters_after_100_steps_are_the_same_bits_in_two_processes(device):
     root = str(Path(__file__).parents[2])

@@ -132,6 +132,7 @@ def test_every_solver_goes_the_same_way_epoch_by_epoch(kind, solver):
     same(theirs, ours, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
 def test_every_activation_with_row_weights_and_a_large_penalty(kind, activation):
@@ -144,6 +145,7 @@ def test_every_activation_with_row_weights_and_a_large_penalty(kind, activation)
     same(theirs, ours, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one", "many", "multiclass", "binary"])
 @pytest.mark.parametrize("activation", ["logistic", "tanh"])
 @pytest.mark.parametrize("weighted", [False, True])

@@ -90,6 +90,7 @@ def test_grid_search_pipeline_and_cross_validation_score_as_scikit_learns():
     np.testing.assert_allclose(*scores)
 
 
+@pytest.mark.slow
 def test_calibration_and_permutation_importance():
     X, y = WINE
     found = []

@@ -163,6 +163,7 @@ ABSURD = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", sorted({" ".join(map(str, place)) for place, _ in ABSURD}))
 def test_an_absurd_header_with_a_right_digest_is_refused_and_nothing_big_is_allocated(
     place, saved, tmp_path

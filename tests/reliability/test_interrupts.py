@@ -117,6 +117,7 @@ print(trainer.progress.step)
 """
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize(
     "case",
@@ -628,6 +629,7 @@ for thread in threads:
 """
 
 
+@pytest.mark.slow
 @posix
 def test_a_fork_beside_a_fit_and_a_save_leaves_a_trainer_that_works(tmp_path):
     child(FORKS, tmp_path, 25)
@@ -749,6 +751,7 @@ def told(trainer):
     return {name: values for name, values in trainer.history.items() if name != "seconds"}
 
 
+@pytest.mark.slow
 def test_interrupted_before_any_line_a_run_goes_on_as_if_it_had_not_been(tmp_path, device):
     path, stopping = tmp_path / "run", mc.EarlyStopping(1)
     fit = {

@@ -23,6 +23,7 @@ def soaked(kind, steps):
     return json.loads(run.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="Linux tells what a process takes"
 )

@@ -31,6 +31,7 @@ def test_flights_are_those_with_an_arrival_delay_and_a_quarter_of_them_late(flig
     assert set(flights.groups) == set(range(1, 366))
 
 
+@pytest.mark.slow
 def test_no_flight_column_is_known_only_after_departure(flights):
     for forbidden in ("dep_delay", "arr_delay", "dep_time", "arr_time", "air_time"):
         assert not any(
@@ -43,6 +44,7 @@ def test_no_flight_column_is_known_only_after_departure(flights):
     assert worst < 0.3  # a departure delay would show up with 0.6
 
 
+@pytest.mark.slow
 def test_a_split_of_flights_keeps_each_day_whole(flights):
     parts = split_rows(flights, seed=0)
     days = [set(flights.groups[rows]) for rows in parts]

@@ -448,6 +448,7 @@ def wide(columns, path):
     return path
 
 
+@pytest.mark.slow
 def test_training_and_predicting_take_steps_in_proportion_to_the_columns(tmp_path):
     steps = {}
     for columns in (60, 240):
@@ -464,6 +465,7 @@ def test_training_and_predicting_take_steps_in_proportion_to_the_columns(tmp_pat
         assert many < 5 * few
 
 
+@pytest.mark.slow
 def test_time_is_in_proportion_to_the_columns(tmp_path):
     """The time is the process's, not the clock's; four times the columns took it sixteen times as
     long.

@@ -109,6 +109,7 @@ def splitmix(seed, number):
     return (z >> 11) / 2**53
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 12345678901234567890])
 def test_rows_are_held_out_by_a_hash_of_seed_and_number_however_the_file_is_cut(
     seed, path, frame, tmp_path
@@ -167,6 +168,7 @@ def test_what_is_held_out_and_the_sample_come_from_the_whole_of_a_sorted_file(
     assert abs(X[:, 0].std() - 1) < 0.1
 
 
+@pytest.mark.slow
 def test_groups_of_a_streamed_table_stay_whole(path, frame, tmp_path, monkeypatch):
     monkeypatch.setattr(windows, "WINDOW", 30_000)  # bytes: 700 rows or so
     frame = frame.assign(who=[f"p{i * 7 % 100}" for i in range(ROWS)]).drop(columns="name")
@@ -274,6 +276,7 @@ def test_cuts_differ_by_seed_and_their_digests_with_them(path):
     assert one.digest == again.digest != other.digest
 
 
+@pytest.mark.slow
 def test_the_digest_of_a_cut_tells_every_training_row_and_the_row_groups(path, frame, tmp_path):
     training = np.flatnonzero(big_tables._uniform(0, np.arange(ROWS)) >= 0.3)
     flat, house = (training[frame["kind"][training] == kind][-1] for kind in ("flat", "house"))

@@ -87,6 +87,7 @@ KINDS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 97, 700])
 @pytest.mark.parametrize("kind", KINDS)
 def test_r2_is_right_to_ten_digits_whatever_weights_offsets_and_chunks(kind, chunk):
