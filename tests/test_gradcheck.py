@@ -62,8 +62,7 @@ def check(net, X, Y, gradient=None, **settings):
     return mc.check_gradients(net, X, Y, loss="squared_error", gradient=gradient, **settings)
 
 
-# -- right ones pass
-# -----------------------------------------------------------------------------------------------------
+# -- right ones pass -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -71,7 +70,8 @@ def check(net, X, Y, gradient=None, **settings):
 @pytest.mark.parametrize("seed", range(3))
 def test_right_gradients_pass_the_engines_and_by_the_book(seed, entries):
     net, X, Y = problem([3, 5, 4, 2], ["tanh", ("sigmoid", 2.0)], seed=seed)
-    for gradient in (None, plain_gradient(net, X, Y), net.backward(net.forward(X), mc.loss("squared_error")(
+    for gradient in (None, plain_gradient(net, X, Y),
+        net.backward(net.forward(X), mc.loss("squared_error")(
             net.forward(X).output, Y)[1])):  # fmt: skip
         result = check(net, X, Y, gradient, entries=entries)
         assert result.ok
@@ -94,7 +94,7 @@ def test_the_network_its_data_and_its_dtype_are_left_as_they_were():
     assert narrow.parameters.dtype == np.float32
 
 
-def test_a_gradient_computed_in_float32_passes_at_a_thousandth_and_not_at_a_millionth_of_a_millionth():
+def test_a_gradient_computed_in_float32_passes_at_a_thousandth_and_not_at_a_millionth_of_a_millionth():  # noqa: E501
     net, X, Y = problem([3, 5, 2], "tanh")
     narrow = mc.MLP([3, 5, 2], "tanh", init="zeros")
     narrow.parameters[...] = net.parameters
@@ -171,8 +171,7 @@ def test_the_same_seed_checks_along_the_same_directions():
     )
 
 
-# -- wrong ones fail, and are named
-# ---------------------------------------------------------------------------------------
+# -- wrong ones fail, and are named ----------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -237,9 +236,12 @@ A, B = [3, 4, 2], [3, 4, 4, 2]
 MISPRINTS = [
     (1, (A, ["exp"], "exp", 5), (A, ["tanh"], "tanh", 5), ["W[1]", "W[2]", "b[1]", "b[2]"]),
     (2, (A, ["relu"], "relu", 5), (A, ["tanh"], "tanh", 5), ["W[1]", "W[2]", "b[1]", "b[2]"]),
-    (3, ([3, 1, 1], ["tanh"], "identity", 1), ([3, 4, 4], ["tanh"], "identity", 4), ["W[1]", "W[2]"]),
-    (4, (B, ["tanh", "tanh"], "tanh", 5), (B, ["tanh", "sigmoid"], "identity", 5), ["W[1]", "W[2]", "b[1]", "b[2]"]),
-    (4, (B, ["tanh", "tanh"], "tanh", 5), (B, ["tanh", "tanh"], "identity", 5), ["W[1]", "W[2]", "b[1]", "b[2]"]),
+    (3, ([3, 1, 1], ["tanh"], "identity", 1), ([3, 4, 4], ["tanh"], "identity", 4),
+        ["W[1]", "W[2]"]),
+    (4, (B, ["tanh", "tanh"], "tanh", 5), (B, ["tanh", "sigmoid"], "identity", 5),
+        ["W[1]", "W[2]", "b[1]", "b[2]"]),
+    (4, (B, ["tanh", "tanh"], "tanh", 5), (B, ["tanh", "tanh"], "identity", 5),
+        ["W[1]", "W[2]", "b[1]", "b[2]"]),
     (5, (B, [("sigmoid", 1.0)] * 2, "identity", 5), (B, [("sigmoid", 2.0)] * 2, "identity", 5),
         ["W[1]", "W[2]", "b[1]", "b[2]"]),
 ]  # fmt: skip
@@ -377,8 +379,7 @@ def test_a_wrong_product_is_found_out(monkeypatch, method, check):
     assert "<- wrong" in str(found)
 
 
-# -- any scale
-# ------------------------------------------------------------------------------------------------------------
+# -- any scale -------------------------------------------------------------------------------------
 
 
 def by_the_engine(net, X, Y, loss="squared_error"):
@@ -418,7 +419,7 @@ def test_a_bias_gradient_of_zero_is_found_where_the_biases_are_tiny():
     assert result.errors["b[1]"] == pytest.approx(1, rel=1e-6)
 
 
-def test_a_right_gradient_of_a_regression_that_has_converged_passes_and_a_wrong_one_is_found_as_long_as_there_is_one():
+def test_a_right_gradient_of_a_regression_that_has_converged_passes_and_a_wrong_one_is_found_as_long_as_there_is_one():  # noqa: E501
     net, X, Y = problem([3, 2], [], rows=50)
     X1 = np.c_[X, np.ones(50)]
     solution = np.linalg.lstsq(X1, Y, rcond=None)[0]

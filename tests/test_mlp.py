@@ -15,8 +15,7 @@ from safetensors.numpy import save_file
 import mlpcore as mc
 from mlpcore.io import model_file
 
-# -- initial weights
-# -------------------------------------------------------------------------------------------------------
+# -- initial weights -------------------------------------------------------------------------------
 
 
 def deviation(hidden, n_in=300, n_out=500, **settings):
@@ -27,11 +26,14 @@ def deviation(hidden, n_in=300, n_out=500, **settings):
 @pytest.mark.parametrize(
     ("hidden", "variance"),
     [
-        ("relu", 2 / 300), ("leaky_relu", 2 / 300), ("elu", 2 / 300), ("softplus", 2 / 300), ("gelu", 2 / 300),
+        ("relu", 2 / 300), ("leaky_relu", 2 / 300), ("elu", 2 / 300), ("softplus", 2 / 300),
+        ("gelu", 2 / 300),
         ("silu", 2 / 300),
-        ("mish", 2 / 300), ("selu", 1 / 300), ("tanh", 2 / 800), ("identity", 2 / 800), ("hard_tanh", 2 / 800),
+        ("mish", 2 / 300), ("selu", 1 / 300), ("tanh", 2 / 800), ("identity", 2 / 800),
+        ("hard_tanh", 2 / 800),
         ("exp", 2 / 800),
-        ("sigmoid", 2 / 800 / 0.25**2), (("sigmoid", 2.0), 2 / 800 / 0.5**2), (("sigmoid", 0.5), 2 / 800 / 0.125**2),
+        ("sigmoid", 2 / 800 / 0.25**2), (("sigmoid", 2.0), 2 / 800 / 0.5**2),
+        (("sigmoid", 0.5), 2 / 800 / 0.125**2),
     ],
 )  # fmt: skip
 def test_hidden_weights_have_the_variance_of_their_activation_and_biases_start_at_zero(
@@ -98,8 +100,7 @@ def test_a_custom_activation_says_how_its_weights_start():
     assert np.isfinite(deviation(mc.Activation("flat at 0", "s * s", "2 * s"))[0])
 
 
-# -- views
-# -----------------------------------------------------------------------------------------------------------------
+# -- views -----------------------------------------------------------------------------------------
 
 
 def test_weights_cannot_be_replaced_but_written_into():
@@ -121,8 +122,7 @@ def test_writing_into_the_flat_vector_shows_in_the_views_and_in_predictions():
     np.testing.assert_array_equal(net.predict([[1.0, 10.0]]), [[36.0]])
 
 
-# -- forward and predict
-# ----------------------------------------------------------------------------------------------------
+# -- forward and predict ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("output", ["identity", "softmax", "gelu"])
@@ -172,8 +172,7 @@ def test_logits_tell_rows_apart_whose_probabilities_are_rounded_to_1():
     np.testing.assert_array_equal(net.logits(X), X)
 
 
-# -- one output of a 1-D Y
-# -------------------------------------------------------------------------------------------------
+# -- one output of a 1-D Y -------------------------------------------------------------------------
 
 
 def lines(rows=40):
@@ -236,8 +235,16 @@ def test_copies_files_and_checkpoints_remember_the_shape_of_predictions(tmp_path
     trainer.net.save(tmp_path / "net")
     trainer.save(tmp_path / "trainer")
     net, again = trainer.net, mc.Trainer.load(tmp_path / "trainer")
-    others = [net.copy(), net.copy("float64"), net.to("cpu"), pickle.loads(pickle.dumps(net)), mc.MLP.load(tmp_path / "net"),
-              mc.MLP.load(tmp_path / "trainer"), again.net, pickle.loads(pickle.dumps(trainer)).net]  # fmt: skip
+    others = [
+        net.copy(),
+        net.copy("float64"),
+        net.to("cpu"),
+        pickle.loads(pickle.dumps(net)),
+        mc.MLP.load(tmp_path / "net"),
+        mc.MLP.load(tmp_path / "trainer"),
+        again.net,
+        pickle.loads(pickle.dumps(trainer)).net,
+    ]
     for other in others:
         assert other.predict(X).shape == (40,)
     J, G = mc.loss("squared_error")(net.predict(X), y)
@@ -271,7 +278,8 @@ def test_inputs_of_every_kind_predict_alike_and_are_not_changed():
     expected = net.predict(X)
     fixed = X.copy()
     fixed.flags.writeable = False
-    for kind in (X.astype(np.float64), X.astype(np.int8), X.tolist(), np.asfortranarray(X), np.repeat(X, 2, axis=1)[:, ::2],
+    for kind in (X.astype(np.float64), X.astype(np.int8), X.tolist(), np.asfortranarray(X),
+        np.repeat(X, 2, axis=1)[:, ::2],
         fixed,
                  X.astype(">f4"), X.astype(np.float16)):  # fmt: skip
         before = np.array(kind)
@@ -286,8 +294,7 @@ def test_large_inputs_overflow_without_a_warning():
     assert net.predict([[1e300]]).shape == (1, 1)  # beyond float32 already
 
 
-# -- copies
-# ----------------------------------------------------------------------------------------------------------------
+# -- copies ----------------------------------------------------------------------------------------
 
 
 def test_a_copy_is_equal_and_independent():
@@ -314,8 +321,7 @@ def test_a_network_says_what_it_is():
         assert part in text
 
 
-# -- files
-# -----------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 CUBIC = mc.Activation("cubic", "a * s * s * s + s", "3 * a * s * s + 1", 0.3, init="lecun")
 NETS = [
@@ -357,7 +363,7 @@ def test_a_saved_network_can_be_trained_on(tmp_path):
     assert (net.parameters != NETS[3].parameters).any()
 
 
-def test_tensors_and_facts_saved_beside_the_network_come_back_also_from_views_that_are_not_contiguous(
+def test_tensors_and_facts_saved_beside_the_network_come_back_also_from_views_that_are_not_contiguous(  # noqa: E501
     tmp_path,
 ):
     mean = np.arange(12.0).reshape(3, 4).T[::2]
@@ -465,11 +471,15 @@ def test_a_file_of_a_newer_version_says_so(tmp_path):
     "changes",
     [
         {"header": "[" * 100_000},
-        {"sizes": [3, 4]}, {"sizes": [3, 5, 2]}, {"sizes": "3-4-2"}, {"sizes": None}, {"bias": "yes"}, {"activations": []},
-        {"activations": [{"name": "x", "value": "__import__('os')", "slope": "1"}] * 2}, {"activations": [["relu"]] * 2},
-        {"activations": 3}, {"version": "one"}, {"version": None}, {"header": "not JSON"}, {"header": "[]"}, {"header": "{}"},
+        {"sizes": [3, 4]}, {"sizes": [3, 5, 2]}, {"sizes": "3-4-2"}, {"sizes": None},
+        {"bias": "yes"}, {"activations": []},
+        {"activations": [{"name": "x", "value": "__import__('os')", "slope": "1"}] * 2},
+        {"activations": [["relu"]] * 2},
+        {"activations": 3}, {"version": "one"}, {"version": None}, {"header": "not JSON"},
+        {"header": "[]"}, {"header": "{}"},
         {"header": '{"version": 1}'}, {"tensors": {"other": np.zeros(3, np.float32)}},
-        {"tensors": {"parameters": np.zeros(26, np.float16)}}, {"tensors": {"parameters": np.zeros((2, 13), np.float32)}},
+        {"tensors": {"parameters": np.zeros(26, np.float16)}},
+        {"tensors": {"parameters": np.zeros((2, 13), np.float32)}},
         {"tensors": {"parameters": np.zeros(26, np.int64)}},
     ],
     ids=lambda changes: str(changes)[:60],
@@ -489,8 +499,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         mc.MLP.load(tmp_path)
 
 
-# -- devices
-# ---------------------------------------------------------------------------------------------------------------
+# -- devices ---------------------------------------------------------------------------------------
 
 
 def test_a_device_that_is_not_there_is_an_error_of_its_own_with_the_reason(tmp_path):
@@ -557,8 +566,7 @@ def test_info_sees_a_pin_of_the_environment():
         )
 
 
-# -- what importing costs
-# ----------------------------------------------------------------------------------------------------
+# -- what importing costs --------------------------------------------------------------------------
 
 
 def test_importing_and_training_load_none_of_the_heavy_packages():
@@ -566,7 +574,8 @@ def test_importing_and_training_load_none_of_the_heavy_packages():
 import sys
 import mlpcore as mc
 import numpy as np
-mc.Trainer(mc.MLP([3, 2]), loss="squared_error").fit(np.ones((9, 3)), np.ones((9, 2)), epochs=1, progress=False)
+trainer = mc.Trainer(mc.MLP([3, 2]), loss="squared_error")
+trainer.fit(np.ones((9, 3)), np.ones((9, 2)), epochs=1, progress=False)
 heavy = {"matplotlib", "sklearn", "pandas", "scipy", "cupy", "torch", "jax", "IPython", "ml_dtypes"}
 print(sorted(heavy & {name.split(".")[0] for name in sys.modules}))
 """
@@ -581,8 +590,8 @@ print(sorted(heavy & {name.split(".")[0] for name in sys.modules}))
 def test_importing_changes_no_setting_of_the_process():
     code = """
 import os, warnings, logging, numpy as np, threadpoolctl
-see = lambda: (dict(os.environ), np.geterr(), list(warnings.filters), logging.root.handlers[:], logging.root.level,
-               [pool["num_threads"] for pool in threadpoolctl.threadpool_info()], np.getbufsize())
+see = lambda: (dict(os.environ), np.geterr(), list(warnings.filters), logging.root.handlers[:],
+               logging.root.level, [pool["num_threads"] for pool in threadpoolctl.threadpool_info()], np.getbufsize())
 before = see()
 import mlpcore
 print(see() == before)

@@ -29,8 +29,7 @@ def rows(count=7, dtype=torch.float64, **more):
     return X.requires_grad_(**more) if more else X
 
 
-# -- gradients
-# -------------------------------------------------------------------------------------------------------------
+# -- gradients -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -117,8 +116,7 @@ def test_writing_between_forward_and_backward_into_what_backward_reads_is_an_err
         J.backward()
 
 
-# -- memory
-# ----------------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
 
 
 def test_no_array_is_copied_on_the_way(monkeypatch):
@@ -252,8 +250,7 @@ def test_without_gradients_it_predicts_and_keeps_no_cache(monkeypatch):
         torch.testing.assert_close(Z, expected, rtol=1e-14, atol=1e-15)
 
 
-# -- memory that processes share
-# ---------------------------------------------------------------------------------------------
+# -- memory that processes share -------------------------------------------------------------------
 
 
 def _overwrite(module):
@@ -352,8 +349,7 @@ def test_parametrized_parameters_train_their_originals_and_are_not_moved_silentl
     assert module.float().net.dtype == np.float32
 
 
-# -- what PyTorch does with modules
-# ------------------------------------------------------------------------------------------
+# -- what PyTorch does with modules ----------------------------------------------------------------
 
 
 def test_leading_axes_stay_and_other_dtypes_are_cast_there_and_back():
@@ -487,12 +483,14 @@ def test_it_prints_the_network():
 
 @pytest.mark.slow
 def test_importing_mlpcore_imports_no_torch():
-    code = "import sys, mlpcore; assert 'torch' not in sys.modules; import mlpcore.torch; assert 'torch' in sys.modules"
+    code = (
+        "import sys, mlpcore; assert 'torch' not in sys.modules; "
+        "import mlpcore.torch; assert 'torch' in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-# -- from_torch, to_torch
-# ----------------------------------------------------------------------------------------------------
+# -- from_torch, to_torch --------------------------------------------------------------------------
 
 KINDS = [
     *(name for name in convert.TORCH if name in activations.names()),
@@ -608,7 +606,8 @@ def test_a_prelu_of_another_width_is_refused(count):
 def test_a_model_with_all_that_may_stand_in_it_predicts_what_eval_does():
     nn = torch.nn
     model = nn.Sequential(
-        nn.Flatten(), nn.Dropout(0.5), nn.Sequential(nn.Linear(4, 6, bias=False), nn.Identity(), nn.ReLU(), nn.Dropout()),
+        nn.Flatten(), nn.Dropout(0.5),
+        nn.Sequential(nn.Linear(4, 6, bias=False), nn.Identity(), nn.ReLU(), nn.Dropout()),
         nn.Linear(6, 5), nn.Linear(5, 3), nn.Softplus(), nn.AlphaDropout(0.1),
     ).double()  # fmt: skip
     ours = mc.MLP.from_torch(model)
@@ -738,8 +737,10 @@ def test_modules_that_compute_more_than_their_class_does_are_refused_with_their_
         mc.MLP.from_torch(model)
 
 
-@pytest.mark.parametrize("spec", ["exp", ("sigmoid", 2.0), mc.Activation("relu", "s * positive(s)", "positive(z)"),
-    mc.Activation("leaky_relu", "maximum(s, 0) + a * minimum(s, 0)", "a + (1 - a) * positive(s)", 0.1, learned="per layer"),
+@pytest.mark.parametrize("spec",
+    ["exp", ("sigmoid", 2.0), mc.Activation("relu", "s * positive(s)", "positive(z)"),
+    mc.Activation("leaky_relu", "maximum(s, 0) + a * minimum(s, 0)", "a + (1 - a) * positive(s)",
+        0.1, learned="per layer"),
 ], ids=str)  # fmt: skip
 def test_what_has_no_equal_in_torch_is_refused_with_its_layer(spec):
     with pytest.raises(

@@ -54,8 +54,7 @@ class Recorder(mc.Callback):
         self.calls.append((self.name, "fit_end", history))
 
 
-# -- the same, to the bit
-# -------------------------------------------------------------------------------------------------
+# -- the same, to the bit --------------------------------------------------------------------------
 
 RUN = """
 import numpy as np, mlpcore as mc, hashlib
@@ -118,8 +117,7 @@ def test_two_fits_go_on_where_the_first_ended_and_shuffle_anew():
     assert orders[0][:9] != orders[0][9:]
 
 
-# -- batches
-# --------------------------------------------------------------------------------------------------------------
+# -- batches ---------------------------------------------------------------------------------------
 
 
 def _weights_of_rows(seen):
@@ -216,8 +214,10 @@ def test_fit_equals_steps_on_the_rows_of_its_order():
 
 @pytest.mark.parametrize(
     ("output", "loss"),
-    [("identity", "squared_error"), ("softmax", "cross_entropy"), (("sigmoid", 2.0), "binary_cross_entropy"),
-     ("exp", "poisson"), ("tanh", "squared_error"), (mc.Activation("own", "s * s", "2 * s"), "squared_error")],
+    [("identity", "squared_error"), ("softmax", "cross_entropy"),
+        (("sigmoid", 2.0), "binary_cross_entropy"),
+     ("exp", "poisson"), ("tanh", "squared_error"),
+     (mc.Activation("own", "s * s", "2 * s"), "squared_error")],
 )  # fmt: skip
 def test_without_a_loss_a_trainer_takes_the_one_that_fits_the_output(output, loss, tmp_path):
     trainer = mc.Trainer(mc.MLP([4, 3], output=output))
@@ -227,8 +227,7 @@ def test_without_a_loss_a_trainer_takes_the_one_that_fits_the_output(output, los
     assert mc.Trainer.load(tmp_path / "run").loss == trainer.loss
 
 
-# -- figures
-# --------------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------
 
 
 def test_evaluate_equals_the_loss_and_plain_accuracy_with_and_without_weights():
@@ -311,8 +310,15 @@ def test_validation_figures_in_fit_are_those_of_evaluate(rows):
     Xv, Yv = blobs(rows, seed=1)
     found = []
     trainer = classifier()
-    history = trainer.fit(X, Y, epochs=3, batch_size=32, validation=(Xv, Yv), progress=False,
-                          callbacks=[lambda t, entry: found.append(t.evaluate(Xv, Yv))])  # fmt: skip
+    history = trainer.fit(
+        X,
+        Y,
+        epochs=3,
+        batch_size=32,
+        validation=(Xv, Yv),
+        progress=False,
+        callbacks=[lambda t, entry: found.append(t.evaluate(Xv, Yv))],
+    )
     assert history["validation_loss"] == [entry["loss"] for entry in found]
     assert history["validation_accuracy"] == [entry["accuracy"] for entry in found]
 
@@ -366,8 +372,16 @@ def test_evaluating_ten_times_the_rows_between_epochs_changes_no_later_bit():
     big, Ybig = blobs(3000, seed=2)
     plain, disturbed = classifier(), classifier()
     plain.fit(X, Y, epochs=3, batch_size=64, progress=False)
-    disturbed.fit(X, Y, epochs=3, batch_size=64, progress=False,
-                  callbacks=[lambda trainer, entry: trainer.evaluate(big.astype(np.float64), Ybig, np.ones(3000))])  # fmt: skip
+    disturbed.fit(
+        X,
+        Y,
+        epochs=3,
+        batch_size=64,
+        progress=False,
+        callbacks=[
+            lambda trainer, entry: trainer.evaluate(big.astype(np.float64), Ybig, np.ones(3000))
+        ],
+    )
     np.testing.assert_array_equal(plain.net.parameters, disturbed.net.parameters)
     plain.step(X, Y)
     disturbed.evaluate(big, Ybig)
@@ -378,13 +392,18 @@ def test_evaluating_ten_times_the_rows_between_epochs_changes_no_later_bit():
 def test_a_callback_may_take_steps_of_its_own():
     X, Y = blobs(100)
     trainer = classifier()
-    trainer.fit(X, Y, epochs=2, batch_size=32, progress=False,
-                callbacks=[lambda t, entry: t.step(X[:3].astype(np.float64), Y[:3], np.ones(3))])  # fmt: skip
+    trainer.fit(
+        X,
+        Y,
+        epochs=2,
+        batch_size=32,
+        progress=False,
+        callbacks=[lambda t, entry: t.step(X[:3].astype(np.float64), Y[:3], np.ones(3))],
+    )
     assert trainer.progress.step == 2 * (4 + 1)
 
 
-# -- early stopping
-# -------------------------------------------------------------------------------------------------------
+# -- early stopping --------------------------------------------------------------------------------
 
 
 def overfitting():
@@ -399,8 +418,16 @@ def test_early_stopping_stops_after_patience_and_puts_the_best_weights_back(moni
     X, Y, Xv, Yv = overfitting()
     trainer, kept = classifier(optimizer=mc.Adam(3e-2)), []
     stopping = mc.EarlyStopping(patience=4, monitor=monitor, restore_best=restore)
-    history = trainer.fit(X, Y, epochs=200, batch_size=5, validation=(Xv, Yv), early_stopping=stopping, progress=False,
-                          callbacks=[lambda t, entry: kept.append(t.net.parameters.copy())])  # fmt: skip
+    history = trainer.fit(
+        X,
+        Y,
+        epochs=200,
+        batch_size=5,
+        validation=(Xv, Yv),
+        early_stopping=stopping,
+        progress=False,
+        callbacks=[lambda t, entry: kept.append(t.net.parameters.copy())],
+    )
     figures = np.array(history[monitor]) * (1 if monitor.endswith("accuracy") else -1)
     best = int(np.argmax(figures))
     assert len(figures) == best + 1 + 4 < 200
@@ -417,8 +444,16 @@ def test_early_stopping_may_watch_the_training_loss_and_a_minimum_change():
 def test_the_best_weights_come_back_also_when_the_last_epoch_ends_the_run():
     X, Y, Xv, Yv = overfitting()
     trainer, kept = classifier(optimizer=mc.Adam(3e-2)), []
-    history = trainer.fit(X, Y, epochs=40, batch_size=5, validation=(Xv, Yv), early_stopping=mc.EarlyStopping(patience=100),
-                          progress=False, callbacks=[lambda t, entry: kept.append(t.net.parameters.copy())])  # fmt: skip
+    history = trainer.fit(
+        X,
+        Y,
+        epochs=40,
+        batch_size=5,
+        validation=(Xv, Yv),
+        early_stopping=mc.EarlyStopping(patience=100),
+        progress=False,
+        callbacks=[lambda t, entry: kept.append(t.net.parameters.copy())],
+    )
     best = int(np.argmin(history["validation_loss"]))
     assert best < 39 == len(history["loss"]) - 1
     np.testing.assert_array_equal(trainer.net.parameters, kept[best])
@@ -450,8 +485,7 @@ def test_a_figure_that_will_not_be_there_is_refused_before_training(stopping, va
     assert trainer.progress.step == 0
 
 
-# -- callbacks, history, progress
-# -----------------------------------------------------------------------------------------
+# -- callbacks, history, progress ------------------------------------------------------------------
 
 
 def test_callbacks_are_called_in_order_with_what_happened():
@@ -577,8 +611,7 @@ def test_training_gets_better():
     assert history["learning_rate"] == [1e-2] * 30
 
 
-# -- what users bring
-# -----------------------------------------------------------------------------------------------------
+# -- what users bring ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

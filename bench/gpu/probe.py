@@ -104,9 +104,16 @@ class Multiplied:
     """C = A B through the device itself: a product, its operands, and what runs it."""
 
     def __init__(
-        self, device: CudaDevice, A: Array, B: Array, C: Array, tf32: bool = False, epilogue: str = "",
-        bias: Array | None = None, aux: Array | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        device: CudaDevice,
+        A: Array,
+        B: Array,
+        C: Array,
+        tf32: bool = False,
+        epilogue: str = "",
+        bias: Array | None = None,
+        aux: Array | None = None,
+    ) -> None:
         self.device, self.arrays = device, (A, B, C, bias, aux)
         self.at = [0 if x is None else device.address(x) for x in self.arrays]
         self.product = describe(A, B, C, False, tuple(filter(None, self.at)), tf32, epilogue)

@@ -122,7 +122,8 @@ X = np.ones((1024, 8), np.float32)
 step, passes._forward = trainer._step, look(passes._forward)
 step._loss_and_squares, step.evaluate = look(step._loss_and_squares), look(step.evaluate)
 trainer.step(X, X), trainer.gradient(X, X), trainer.evaluate(X, X), net.predict(X), net.forward(X)
-print(mc.info()["cpus"], mc.info()["cpus usable"], trainer._step.lanes.threads, *seen, count() == before)
+info = mc.info()
+print(info["cpus"], info["cpus usable"], trainer._step.lanes.threads, *seen, count() == before)
 """
 
 

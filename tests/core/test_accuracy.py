@@ -67,8 +67,7 @@ def test_the_sweep_sees_what_is_wrong():
         assert accuracy.worst(case, "value", dtype, door, thin=7)[0] > 1000
 
 
-# -- what users see: numbers worked out by hand
-# ------------------------------------------------------------------------
+# -- what users see: numbers worked out by hand ----------------------------------------------------
 
 
 def one_unit(activation, dtype="float32"):
@@ -147,8 +146,7 @@ def test_the_quantile_losses_slopes_have_the_digits_of_1_minus_q(q):
     assert pytest.approx(1 - q) == J
 
 
-# -- softmax with cross-entropy
-# ----------------------------------------------------------------------------------------
+# -- softmax with cross-entropy --------------------------------------------------------------------
 
 
 def by_hand(s, y):
@@ -242,8 +240,7 @@ def dtype_of(J, dtype):
     return np.dtype(dtype).type(J)
 
 
-# -- the page
-# ----------------------------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

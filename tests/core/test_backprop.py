@@ -28,8 +28,7 @@ def _defined(output, loss):
 PAIRS = [(output, loss) for loss in LOSSES for output in OUTPUTS if _defined(output, loss)]
 FIRST_OUTPUT = {loss: next(o for o, other in PAIRS if other == loss) for loss in LOSSES}
 
-# -- an independent forward pass: the sheets' text, on real or complex numbers
-# --------------------------------------------
+# -- an independent forward pass: the sheets' text, on real or complex numbers ---------------------
 
 
 def through(activation, s):
@@ -97,7 +96,8 @@ def targets(loss, rows, outputs, rng):
 def far_from_kinks(net, X, Y, loss):
     """Whether no row stands so near a kink that a difference could step over it."""
     Z, S = forward(net, net.parameters, X)
-    near = [np.min(abs(value(kink, s=s, **a.scalars))) for a, s in zip(net.activations[1:], S, strict=True)
+    near = [np.min(abs(value(kink, s=s, **a.scalars))) for a,
+        s in zip(net.activations[1:], S, strict=True)
             if a.value for kink in formulas.kinks(a.value)]  # fmt: skip
     loss = losses.resolve(loss)
     own = {} if loss.parameter is None else {"q": loss.parameter}
@@ -148,8 +148,7 @@ def assert_gradient(net, X, Y, loss, w, g):
     )
 
 
-# -- every pair
-# ----------------------------------------------------------------------------------------------------------
+# -- every pair ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -281,8 +280,7 @@ def test_float32_agrees_with_float64(output, loss):
     )
 
 
-# -- backward with any G
-# -------------------------------------------------------------------------------------------------
+# -- backward with any G ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
@@ -405,8 +403,7 @@ def test_the_cache_holds_s_only_where_a_slope_reads_it_and_counts_its_bytes():
     np.testing.assert_allclose(cache.S[1], S[0], rtol=1e-14)
 
 
-# -- matched pairs
-# -------------------------------------------------------------------------------------------------------
+# -- matched pairs ---------------------------------------------------------------------------------
 
 MATCHED = [*sheet.MATCHED, ("cross_entropy", "softmax")]
 
@@ -449,7 +446,8 @@ def test_a_matched_pair_is_right_and_finite_at_pre_activations_of_ten_thousand(
 
 
 @pytest.mark.parametrize(("loss", "output", "s", "Y"), [
-    ("binary_cross_entropy", "sigmoid", [-1e4], [[1.0]]), ("cross_entropy", "softmax", [1e4, -1e4], [1]),
+    ("binary_cross_entropy", "sigmoid", [-1e4], [[1.0]]),
+    ("cross_entropy", "softmax", [1e4, -1e4], [1]),
 ])  # fmt: skip
 def test_where_a_matched_pair_is_right_the_way_through_g_is_not(loss, output, s, Y):
     """Why the pairs exist: from a saturated output neither the loss nor its slope can be had."""

@@ -61,8 +61,7 @@ def smooth(name):
     )
 
 
-# -- forward mode
-# --------------------------------------------------------------------------------------------------------
+# -- forward mode ----------------------------------------------------------------------------------
 
 
 def test_jvp_is_the_derivative_along_a_direction(net):
@@ -101,8 +100,7 @@ def test_vjp_is_backward(net):
     np.testing.assert_allclose(by_X, grad.X, rtol=1e-12, atol=1e-14)
 
 
-# -- the gradient of a loss that contains a jvp
-# ----------------------------------------------------------------------------
+# -- the gradient of a loss that contains a jvp ----------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk_rows", [2, None])
@@ -125,8 +123,7 @@ def test_the_gradient_of_a_function_of_output_and_tangent(net, chunk_rows):
     np.testing.assert_allclose(parameters @ v + np.sum(by_X * u), numeric, rtol=1e-8)
 
 
-# -- second order
-# --------------------------------------------------------------------------------------------------------
+# -- second order ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("output", "loss"), plain.PAIRS)
@@ -242,8 +239,7 @@ def test_the_network_and_the_arguments_stay_as_they_are(net):
         np.testing.assert_array_equal(array, before)
 
 
-# -- σ''
-# -----------------------------------------------------------------------------------------------------------------
+# -- σ'' -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", plain.HIDDEN)
@@ -269,9 +265,11 @@ def test_the_curvature_of_a_row_is_the_slope_of_its_slope(name):
 
 @pytest.mark.parametrize(
     "text",
-    ["s * s * s", "1 / (1 + s * s)", "exp(-s) * log(s)", "log1p(s) / sqrt(s)", "abs(s - 2) * expm1(s)", "-(3 - s) * T(0.5)",
+    ["s * s * s", "1 / (1 + s * s)", "exp(-s) * log(s)", "log1p(s) / sqrt(s)",
+        "abs(s - 2) * expm1(s)", "-(3 - s) * T(0.5)",
      "maximum(s * s, 1) * minimum(s, 3 - s)", "tanh(s) - s", "sign(s) * positive(s) * s", "7",
-     "sin(s) * cos(2 * s)", "erf(s) - erfc(s / 2) ** 2", "normcdf(s) * normpdf(2 * s)", "s ** 5 + s ** -3 - s ** 1 * s ** 0",
+     "sin(s) * cos(2 * s)", "erf(s) - erfc(s / 2) ** 2", "normcdf(s) * normpdf(2 * s)",
+     "s ** 5 + s ** -3 - s ** 1 * s ** 0",
      "(3 - s) ** -8 + s ** 16", "-s ** 2"],
 )  # fmt: skip
 def test_formulas_are_differentiated_symbolically(text):
@@ -288,11 +286,11 @@ def test_what_is_made_of_straight_lines_has_no_curvature():
     assert formulas.differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"
 
 
-# -- where pieces of a formula meet
-# --------------------------------------------------------------------------------------
+# -- where pieces of a formula meet ----------------------------------------------------------------
 
 SMOOTH = {  # σ''(0) by hand
-    "sigmoid": 0.0, "tanh": 0.0, "softplus": 0.25, "gelu": 2 / np.sqrt(2 * np.pi), "silu": 0.5, "mish": 0.64, "exp": 1.0,
+    "sigmoid": 0.0, "tanh": 0.0, "softplus": 0.25, "gelu": 2 / np.sqrt(2 * np.pi), "silu": 0.5,
+    "mish": 0.64, "exp": 1.0,
 }  # fmt: skip
 SAME = {  # formulas of a user's that are smooth, their slope, and σ''(0)
     "mish": (
@@ -303,7 +301,8 @@ SAME = {  # formulas of a user's that are smooth, their slope, and σ''(0)
         0.64,
     ),
     "softplus of -s": ("maximum(0, -s) + log1p(exp(-abs(s)))", "-sigmoid(-s)", 0.25),
-    "softplus squared": ("softplus(s) * softplus(s)", "2 * (maximum(0, s) + log1p(exp(-abs(s)))) * sigmoid(s)",
+    "softplus squared": ("softplus(s) * softplus(s)",
+        "2 * (maximum(0, s) + log1p(exp(-abs(s)))) * sigmoid(s)",
                          2 * (0.25 + 0.25 * np.log(2))),
     "pieces": ("smooth(abs(s) * s * s * s) + s * s", "smooth(4 * abs(s) * s * s) + 2 * s", 2.0),
 }  # fmt: skip
@@ -353,8 +352,7 @@ def test_smooth_formulas_have_no_kinks():
     assert formulas.kinks("smooth(abs(s)) + positive(s)") == ["(s)"]
 
 
-# -- bad input
-# -----------------------------------------------------------------------------------------------------------
+# -- bad input -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,7 @@ FLAT = mc.Loss("flat", "0 * z + 1", "0 * z")
 STEPS = 20
 
 
-# -- the rules, from the papers
-# ------------------------------------------------------------------------------------------
+# -- the rules, from the papers --------------------------------------------------------------------
 
 
 def sgd(w, g, state, t, rate, decay):
@@ -152,7 +151,8 @@ def test_twenty_updates_are_those_of_the_paper_entry_by_entry(make, rule, decay,
 )
 def test_float32_updates_agree_with_float64_ones_over_vectors_longer_than_a_piece(make, rule):
     rng = np.random.default_rng(1)
-    batches = [(rng.standard_normal((4, 200)).astype(np.float32), rng.standard_normal((4, 200)).astype(np.float32))
+    batches = [(rng.standard_normal((4, 200)).astype(np.float32),
+            rng.standard_normal((4, 200)).astype(np.float32))
                for _ in range(3)]  # fmt: skip
     found = []
     for dtype in ("float32", "float64"):
@@ -188,8 +188,7 @@ def test_optimizers_without_decay_do_not_move_on_a_flat_loss():
         np.testing.assert_array_equal(net.parameters, before)
 
 
-# -- one table of problems
-# -----------------------------------------------------------------------------------------------
+# -- one table of problems -------------------------------------------------------------------------
 
 
 def _least_squares(rng):
@@ -262,8 +261,7 @@ def test_every_optimizer_reaches_the_known_optimum(make, problem):
     np.testing.assert_allclose(net.parameters, optimum, atol=5e-3)
 
 
-# -- schedules
-# -----------------------------------------------------------------------------------------------------------
+# -- schedules -------------------------------------------------------------------------------------
 
 
 def at(schedule, step, total=None, reductions=0):
@@ -282,8 +280,17 @@ def test_step_decay_multiplies_after_every_so_many_updates():
 def test_cosine_warms_up_in_a_line_and_ends_at_its_final_rate():
     schedule = mc.Cosine(1.0, steps=110, warmup=10, final=0.2)
     np.testing.assert_allclose([at(schedule, t) for t in (0, 4, 9)], [0.1, 0.5, 1.0])
-    np.testing.assert_allclose([at(schedule, t) for t in (10, 35, 60, 85, 110, 500)], [
-        1.0, 0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2, 0.6, 0.2 + 0.8 * (1 - math.sqrt(0.5)) / 2, 0.2, 0.2])  # fmt: skip
+    np.testing.assert_allclose(
+        [at(schedule, t) for t in (10, 35, 60, 85, 110, 500)],
+        [
+            1.0,
+            0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2,
+            0.6,
+            0.2 + 0.8 * (1 - math.sqrt(0.5)) / 2,
+            0.2,
+            0.2,
+        ],
+    )
 
 
 def test_cosine_without_steps_takes_them_from_fit_and_says_so_outside():
@@ -450,8 +457,7 @@ def test_a_figure_that_the_history_will_not_have_is_refused_before_and_in_the_mi
         mc.Adaptive(0.1, monitor=None)
 
 
-# -- schedules by a formula
-# ----------------------------------------------------------------------------------------------
+# -- schedules by a formula ------------------------------------------------------------------------
 
 
 def test_a_formula_gives_the_rate_of_each_update():
@@ -511,7 +517,7 @@ def test_what_is_no_formula_of_a_rate_is_refused_at_once(formula, error, words):
 
 
 @pytest.mark.parametrize("schedule", [mc.FormulaSchedule(0.1, "rate / total"), mc.Cosine(0.1)])
-def test_a_schedule_that_reads_the_length_of_a_stream_of_unknown_length_is_refused_before_anything_changes(
+def test_a_schedule_that_reads_the_length_of_a_stream_of_unknown_length_is_refused_before_anything_changes(  # noqa: E501
     schedule,
 ):
     X, Y = np.eye(4), np.ones((4, 1))
@@ -608,19 +614,21 @@ def test_a_minimum_above_the_rate_does_not_raise_the_rate(schedule):
     assert at(schedule, 0) == 1e-7
 
 
-# -- settings
-# ------------------------------------------------------------------------------------------------------------
+# -- settings --------------------------------------------------------------------------------------
 
 BAD = [
-    *[(cls, "learning_rate", bad) for cls in (mc.SGD, mc.Adam, mc.AdamW, mc.RMSprop, mc.Lion) for bad in (-0.1, math.nan,
+    *[(cls, "learning_rate", bad) for cls in (mc.SGD, mc.Adam, mc.AdamW, mc.RMSprop,
+            mc.Lion) for bad in (-0.1, math.nan,
         math.inf)],
     *[(mc.SGD, "momentum", bad) for bad in (-0.1, 1.1, 2, math.nan)],
-    *[(cls, name, bad) for cls in (mc.Adam, mc.AdamW, mc.Lion) for name in ("beta1", "beta2") for bad in (-0.1, 1.0, math.nan)],
+    *[(cls, name, bad) for cls in (mc.Adam, mc.AdamW, mc.Lion) for name in ("beta1",
+            "beta2") for bad in (-0.1, 1.0, math.nan)],
     *[(cls, "epsilon", bad) for cls in (mc.Adam, mc.AdamW, mc.RMSprop) for bad in (0.0, -1e-8)],
     *[(cls, "weight_decay", bad) for cls in (mc.AdamW, mc.Lion) for bad in (-0.1, math.inf)],
     *[(mc.RMSprop, "alpha", bad) for bad in (-0.1, 1.0)],
 ]  # fmt: skip
-WRONG_TYPE = [(mc.SGD, "learning_rate", "0.1"), (mc.SGD, "momentum", None), (mc.Adam, "beta1", True),
+WRONG_TYPE = [(mc.SGD, "learning_rate", "0.1"), (mc.SGD, "momentum", None),
+    (mc.Adam, "beta1", True),
     (mc.AdamW, "epsilon", [1]),
               (mc.SGD, "nesterov", "yes"), (mc.SGD, "velocity", True)]  # fmt: skip
 
@@ -709,8 +717,7 @@ def test_a_setting_changed_before_the_first_step_of_a_trainer_counts_from_then_o
     np.testing.assert_array_equal(found[0], found[1])
 
 
-# -- a setting changed in the middle of a run
-# ----------------------------------------------------------------------------
+# -- a setting changed in the middle of a run ------------------------------------------------------
 
 
 def row(gradients, optimizer, changes, dtype="float64", **settings):
@@ -764,16 +771,26 @@ def paper_lion(w, g, state, t, learning_rate, weight_decay, beta1, beta2):
 TORCH = {"velocity": "gradients"}
 CHANGES = [
     (mc.Adam(0.01), torch_adam, [{"beta1": 0.99}, {"beta1": 0.5}, {"beta1": 0.0}, {"beta1": 0.9}]),
-    (mc.Adam(0.01), torch_adam, [{"beta2": 0.9}, {"beta2": 0.9999}, {"beta2": 0.0}, {"beta2": 0.99, "beta1": 0.7}]),
-    (mc.Adam(0.01), torch_adam, [{"epsilon_hat": True}, {"epsilon": 1e-3}, {"epsilon_hat": False}, {"learning_rate": 0.1}]),
-    (mc.Adam(0.01, epsilon_hat=True), torch_adam, [{"beta2": 0.5}, {"epsilon_hat": False}, {"beta1": 0.3}]),
-    (mc.AdamW(0.01, 0.1), torch_adam, [{"beta1": 0.99}, {"beta2": 0.9}, {"weight_decay": 1.0}, {"learning_rate": 0.0}]),
-    (mc.RMSprop(0.01), torch_rmsprop, [{"alpha": 0.5}, {"epsilon": 0.1}, {"alpha": 0.999}, {"learning_rate": 0.1}]),
-    (mc.Lion(0.01, 0.1), paper_lion, [{"beta1": 0.5}, {"beta2": 0.5}, {"weight_decay": 0.5}, {"beta1": 0.99}]),
-    (mc.SGD(0.1, 0.9, **TORCH), torch_sgd, [{"learning_rate": 1.0}, {"momentum": 0.5}, {"nesterov": True}, {"momentum": 0.99}]),
-    (mc.SGD(0.1, 0.9, **TORCH), torch_sgd, [{"momentum": 0.0}, {"momentum": 0.9}, {"nesterov": True}, {"momentum": 0.0}]),
-    (mc.SGD(0.1, **TORCH), torch_sgd, [{"nesterov": True}, {"momentum": 0.9}, {"learning_rate": 0.01}, {"nesterov": False}]),
-    (mc.SGD(0.1, 0.9, True), torch_sgd, [{"momentum": 0.5}, {"nesterov": False}, {"momentum": 0.0}, {"momentum": 0.9}]),
+    (mc.Adam(0.01), torch_adam,
+        [{"beta2": 0.9}, {"beta2": 0.9999}, {"beta2": 0.0}, {"beta2": 0.99, "beta1": 0.7}]),
+    (mc.Adam(0.01), torch_adam,
+        [{"epsilon_hat": True}, {"epsilon": 1e-3}, {"epsilon_hat": False}, {"learning_rate": 0.1}]),
+    (mc.Adam(0.01, epsilon_hat=True), torch_adam,
+        [{"beta2": 0.5}, {"epsilon_hat": False}, {"beta1": 0.3}]),
+    (mc.AdamW(0.01, 0.1), torch_adam,
+        [{"beta1": 0.99}, {"beta2": 0.9}, {"weight_decay": 1.0}, {"learning_rate": 0.0}]),
+    (mc.RMSprop(0.01), torch_rmsprop,
+        [{"alpha": 0.5}, {"epsilon": 0.1}, {"alpha": 0.999}, {"learning_rate": 0.1}]),
+    (mc.Lion(0.01, 0.1), paper_lion,
+        [{"beta1": 0.5}, {"beta2": 0.5}, {"weight_decay": 0.5}, {"beta1": 0.99}]),
+    (mc.SGD(0.1, 0.9, **TORCH), torch_sgd,
+        [{"learning_rate": 1.0}, {"momentum": 0.5}, {"nesterov": True}, {"momentum": 0.99}]),
+    (mc.SGD(0.1, 0.9, **TORCH), torch_sgd,
+        [{"momentum": 0.0}, {"momentum": 0.9}, {"nesterov": True}, {"momentum": 0.0}]),
+    (mc.SGD(0.1, **TORCH), torch_sgd,
+        [{"nesterov": True}, {"momentum": 0.9}, {"learning_rate": 0.01}, {"nesterov": False}]),
+    (mc.SGD(0.1, 0.9, True), torch_sgd,
+        [{"momentum": 0.5}, {"nesterov": False}, {"momentum": 0.0}, {"momentum": 0.9}]),
 ]  # fmt: skip
 
 
@@ -805,7 +822,8 @@ THEIRS = {  # optimizer, PyTorch's, number of the step → settings from then on
         81: ({"beta2": 0.9, "epsilon": 1e-3}, {"betas": (0.99, 0.9), "eps": 1e-3}),
     }),
     "AdamW": (mc.AdamW(0.01, 0.1), {"lr": 0.01, "weight_decay": 0.1}, {
-        41: ({"weight_decay": 0.5}, {"weight_decay": 0.5}), 81: ({"learning_rate": 0.1}, {"lr": 0.1}),
+        41: ({"weight_decay": 0.5}, {"weight_decay": 0.5}),
+        81: ({"learning_rate": 0.1}, {"lr": 0.1}),
     }),
     "RMSprop": (mc.RMSprop(0.01), {"lr": 0.01}, {41: ({"alpha": 0.5}, {"alpha": 0.5})}),
     "SGD": (mc.SGD(0.1, 0.9, **TORCH), {"lr": 0.1, "momentum": 0.9}, {
@@ -919,8 +937,7 @@ def test_the_plan_lists_a_velocity_that_waits(tmp_path):
     assert set(trainer._step.state.vectors) == {"state v"}
 
 
-# -- numbers at the ends of the range
-# ------------------------------------------------------------------------------------
+# -- numbers at the ends of the range --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cls", [mc.Adam, mc.AdamW, mc.RMSprop])
@@ -1056,7 +1073,8 @@ def test_rows_of_1e37_do_not_make_the_moments_infinite_for_good(make):
 
 def test_a_step_that_is_large_but_finite_takes_place():
     for optimizer, g, wanted in (
-        (mc.SGD(1e38), 2.0, -2e38), (mc.SGD(1e-1), 3e38, -3e37), (mc.SGD(1e38, 0.9), -2.0, 2e38), (mc.Lion(3e38), 1.0, -3e38),
+        (mc.SGD(1e38), 2.0, -2e38), (mc.SGD(1e-1), 3e38, -3e37), (mc.SGD(1e38, 0.9), -2.0, 2e38),
+        (mc.Lion(3e38), 1.0, -3e38),
     ):  # fmt: skip
         np.testing.assert_allclose(row([[g]], optimizer, {}, "float32")[0], [[wanted]], rtol=1e-6)
     found, _ = row(
@@ -1086,8 +1104,7 @@ def test_ordinary_updates_are_not_tried_on_copies(monkeypatch):
         row(gradients, make(5.0), {})
 
 
-# -- clipping and penalties
-# ----------------------------------------------------------------------------------------------
+# -- clipping and penalties ------------------------------------------------------------------------
 
 
 def _gradient(clip_norm=None, l1=0.0, l2=0.0, W=1.0):

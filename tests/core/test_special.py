@@ -59,8 +59,10 @@ def test_each_is_right_to_a_few_units_from_the_smallest_numbers_to_the_largest(n
 @pytest.mark.parametrize("dtype", ENDS)
 def test_the_tails_are_not_0_before_they_must_be_and_the_ends_are_exact(dtype):
     tiny = float(np.finfo(dtype).tiny)
-    for name, x in (("erfc", mpmath.findroot(lambda x: mpmath.log(mpmath.erfc(x) / tiny), ENDS[dtype] / 1.5)),
-                    ("normcdf", mpmath.findroot(lambda x: mpmath.log(mpmath.ncdf(x) / tiny), -ENDS[dtype]))):  # fmt: skip
+    for name, x in (
+        ("erfc", mpmath.findroot(lambda x: mpmath.log(mpmath.erfc(x) / tiny), ENDS[dtype] / 1.5)),
+        ("normcdf", mpmath.findroot(lambda x: mpmath.log(mpmath.ncdf(x) / tiny), -ENDS[dtype])),
+    ):
         found = computed(name, np.array([float(x)], dtype))
         assert found == pytest.approx(tiny, rel=1e-3)
     ends = np.array([-np.inf, -1e30, 1e30, np.inf, np.nan, 0], dtype)
@@ -70,8 +72,7 @@ def test_the_tails_are_not_0_before_they_must_be_and_the_ends_are_exact(dtype):
     assert np.isnan(computed("normpdf", ends)[4])
 
 
-# -- gelu_erf
-# ------------------------------------------------------------------------------------------------------------
+# -- gelu_erf --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ENDS)
@@ -114,8 +115,7 @@ def test_value_slope_and_curvature_of_the_exact_gelu_are_right_in_the_tails_and_
     assert E[s == 0] == pytest.approx(2 / np.sqrt(2 * np.pi), rel=1e-6)
 
 
-# -- the coefficients
-# ----------------------------------------------------------------------------------------------------
+# -- the coefficients ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ENDS)

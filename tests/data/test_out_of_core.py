@@ -137,7 +137,9 @@ def test_the_windows_are_in_the_plan_and_under_the_memory_limit(tmp_path, monkey
     trainer, plans = make(memory_limit="40 KiB"), []
     trainer.fit(
         *in_file("memmap", tmp_path), epochs=1, batch_size=20, progress=False,
-        callbacks=[lambda t, _: plans.append(t._step.workspace.make_plan(20, t._step.workspace.inputs, t._step.workspace.reserved))],
+        callbacks=[lambda t,
+            _: plans.append(t._step.workspace.make_plan(20, t._step.workspace.inputs,
+                    t._step.workspace.reserved))],
     )  # fmt: skip
     assert plans[0].total_bytes <= 40 << 10
     assert {"X window 1", "Y window 2", "order window 1"} <= {x.name for x in plans[0].parts["fit"]}

@@ -66,7 +66,7 @@ def numpy_blocks():
 
 
 def peak_of(call):
-    """Bytes that a call takes at most at a time beyond what is there before, and what it returns."""
+    """Most bytes that a call takes at a time beyond those before it, and what it returns."""
     gc.collect()
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
@@ -136,8 +136,7 @@ def data_of(name, rows):
     )
 
 
-# -- to the byte
-# ---------------------------------------------------------------------------------------------------------
+# -- to the byte -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -380,7 +379,8 @@ def test_s_is_planned_only_where_a_slope_reads_it():
 
 
 def test_arrays_of_a_part_start_at_cache_lines_and_do_not_overlap():
-    buffers = [Buffer(f"x{i}", shape, dtype, "") for i, (shape, dtype) in enumerate([((3,), "float32"), ((5, 7), "float64"),
+    buffers = [Buffer(f"x{i}", shape, dtype, "") for i,
+        (shape, dtype) in enumerate([((3,), "float32"), ((5, 7), "float64"),
                ((1,), "int64"), ((9,), "uint8"), ((64,), "float32")])]  # fmt: skip
     arrays = planning.allocate(NumpyOps(), buffers)
     for i, array in enumerate(arrays.values()):
@@ -392,8 +392,7 @@ def test_arrays_of_a_part_start_at_cache_lines_and_do_not_overlap():
     ]
 
 
-# -- inside a step
-# -------------------------------------------------------------------------------------------------------
+# -- inside a step ---------------------------------------------------------------------------------
 
 
 CASES = {
@@ -450,8 +449,7 @@ def test_penalties_take_no_array_of_the_weights_size(traced):
     assert tracemalloc.get_traced_memory()[1] - before <= 64 << 10
 
 
-# -- flat in the batch
-# ---------------------------------------------------------------------------------------------------
+# -- flat in the batch -----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -478,8 +476,7 @@ def test_without_chunks_memory_grows_with_the_batch():
     )
 
 
-# -- the limit
-# -----------------------------------------------------------------------------------------------------------
+# -- the limit -------------------------------------------------------------------------------------
 
 
 def test_a_limit_sets_the_largest_chunk_that_keeps_it_and_results_do_not_depend_on_it(ledger):
@@ -611,12 +608,13 @@ def planned(monkeypatch):
 def test_predictions_and_derivatives_take_what_their_plan_says_and_keep_the_limit(
     traced, planned, name
 ):
-    """X in Fortran order and float64, the direction too: what must be cast is, a chunk at a time."""
+    """X and the direction, in Fortran order and float64, are cast a chunk at a time."""
     (hidden, output), loss = CURVED[name]
     net, rng = mc.MLP([64, 48, 12], hidden, output, seed=1), np.random.default_rng(0)
     Y = rng.integers(0, 12, 1000) if loss == "cross_entropy" else rng.standard_normal((1000, 12))
     A = SimpleNamespace(
-        X=np.asfortranarray(rng.standard_normal((1000, 64))), Y=Y, Z=rng.standard_normal((1000, 12)),
+        X=np.asfortranarray(rng.standard_normal((1000, 64))), Y=Y,
+        Z=rng.standard_normal((1000, 12)),
         v=rng.standard_normal(net.parameters.size), w=rng.uniform(size=1000), loss=loss,
     )  # fmt: skip
     own = net.parameters.nbytes
@@ -684,8 +682,7 @@ def test_a_limit_that_a_result_breaks_names_it_before_anything_is_allocated(trac
     )
 
 
-# -- arrays that are not row-major
-# -----------------------------------------------------------------------------------------
+# -- arrays that are not row-major -----------------------------------------------------------------
 
 
 def _unaligned(array):
@@ -715,7 +712,7 @@ def weighted(limit=None):
 
 @pytest.mark.slow
 def test_rows_that_lie_in_any_way_are_read_without_a_copy_of_all_of_them(traced):
-    """Steps, evaluation and prediction take what the same rows take row-major, without 1 MiB of X."""
+    """Steps, evaluation and prediction take what row-major rows take, without 1 MiB of X."""
     X, Y = data(4096, 64, 4, "cross_entropy")
     X, w = (
         X.astype(np.float16).astype(np.float32),
@@ -791,16 +788,17 @@ def test_without_a_limit_fit_lists_its_row_major_copies_and_prepare_makes_them_o
     assert other.step(prepared, rows=[4, 2]) == weighted().step(X, Y, rows=[4, 2])
 
 
-# -- bytes as text
-# -------------------------------------------------------------------------------------------------------
+# -- bytes as text ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "count"),
     [
-        (None, None), (1, 1), (2 << 30, 2 << 30), ("1 B", 1), ("17 bytes", 17), ("2 KiB", 2048), ("2KB", 2000),
+        (None, None), (1, 1), (2 << 30, 2 << 30), ("1 B", 1), ("17 bytes", 17), ("2 KiB", 2048),
+        ("2KB", 2000),
         ("1.5 MiB", 3 << 19),
-        ("500 MB", 500_000_000), (" 2 GiB ", 2 << 30), ("0.5 GB", 500_000_000), ("1 TiB", 1 << 40), ("1TB", 10**12),
+        ("500 MB", 500_000_000), (" 2 GiB ", 2 << 30), ("0.5 GB", 500_000_000), ("1 TiB", 1 << 40),
+        ("1TB", 10**12),
     ],
 )  # fmt: skip
 def test_bytes_may_be_given_as_a_number_or_text(text, count):

@@ -17,10 +17,12 @@ import mlpcore as mc
 from mlpcore.engine.chunks import cut
 
 PAIRS = [
-    ("identity", "squared_error"), ("identity", ("huber", 0.5)), ("tanh", "log_cosh"), ("softmax", "squared_error"),
+    ("identity", "squared_error"), ("identity", ("huber", 0.5)), ("tanh", "log_cosh"),
+    ("softmax", "squared_error"),
     ("log_softmax", "huber"), ("log_softmax", "cross_entropy"),
     ("exp", "poisson"),
-    ("sigmoid", "binary_cross_entropy"), (("sigmoid", 2.0), "binary_cross_entropy"), ("softmax", "cross_entropy"),
+    ("sigmoid", "binary_cross_entropy"), (("sigmoid", 2.0), "binary_cross_entropy"),
+    ("softmax", "cross_entropy"),
     ("softplus", "poisson"), ("gelu", "squared_error"),
 ]  # fmt: skip
 HIDDEN = ["tanh", "gelu", "relu", ("sigmoid", 2.0), "mish", "identity"]
@@ -44,12 +46,11 @@ def one_step(net, X, Y, w=None, rows=None, loss="squared_error", optimizer=None,
     return J, trainer._step.gradient.copy(), before, net.parameters
 
 
-# -- cutting
-# -------------------------------------------------------------------------------------------------------------
+# -- cutting ---------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.integers(1, 9))
-def test_chunks_cover_every_row_once_in_order_none_too_long_or_empty_and_workers_share_the_rows_evenly(
+def test_chunks_cover_every_row_once_in_order_none_too_long_or_empty_and_workers_share_the_rows_evenly(  # noqa: E501
     size, rows, workers
 ):
     shares = cut(size, rows, workers)
@@ -69,8 +70,7 @@ def test_chunks_cover_every_row_once_in_order_none_too_long_or_empty_and_workers
         assert all(len(share) == 1 for share in shares)
 
 
-# -- the result does not depend on the chunks
-# -----------------------------------------------------------------------------
+# -- the result does not depend on the chunks ------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -78,7 +78,8 @@ def test_chunks_cover_every_row_once_in_order_none_too_long_or_empty_and_workers
 @given(
     st.integers(1, 40), st.integers(1, 45), st.integers(1, 3), st.sampled_from(PAIRS),
     st.lists(st.sampled_from(HIDDEN), max_size=3),
-    st.booleans(), st.sampled_from(["float32", "float64"]), st.sampled_from(["none", "some zero", "integers"]), st.booleans(),
+    st.booleans(), st.sampled_from(["float32", "float64"]),
+    st.sampled_from(["none", "some zero", "integers"]), st.booleans(),
     st.booleans(), st.integers(0, 1000),
 )  # fmt: skip
 def test_chunking_changes_nothing_but_summation_order(
@@ -166,8 +167,7 @@ def test_equal_weights_are_as_good_as_none():
     np.testing.assert_allclose(one[1], other[1], rtol=1e-12)
 
 
-# -- rows=
-# ---------------------------------------------------------------------------------------------------------------
+# -- rows= -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8])
@@ -200,8 +200,7 @@ def test_rows_may_be_a_list_and_a_view_with_strides():
         np.testing.assert_array_equal(one_step(net, X, Y, rows=rows)[3], expected)
 
 
-# -- inputs of every kind
-# ------------------------------------------------------------------------------------------------
+# -- inputs of every kind --------------------------------------------------------------------------
 
 
 def _kinds(A):
@@ -215,10 +214,13 @@ def _kinds(A):
         np.frombuffer(b"\0" + A.tobytes(), np.uint8)[1:].view(A.dtype).reshape(A.shape)
     )  # not aligned
     kinds = {
-        "float64": A.astype(np.float64), "float16": A.astype(np.float16), "uint8": A.astype(np.uint8),
+        "float64": A.astype(np.float64), "float16": A.astype(np.float16),
+        "uint8": A.astype(np.uint8),
         "bool or int8": A.astype(np.int8),
-        "int64": A.astype(np.int64), "Fortran order": np.asfortranarray(A), "strided": strided, "read-only": fixed,
-        "big-endian": A.astype(A.dtype.newbyteorder(">")), "a list": A.tolist(), "backwards": reverse, "unaligned": bytes_,
+        "int64": A.astype(np.int64), "Fortran order": np.asfortranarray(A), "strided": strided,
+        "read-only": fixed,
+        "big-endian": A.astype(A.dtype.newbyteorder(">")), "a list": A.tolist(),
+        "backwards": reverse, "unaligned": bytes_,
         "long double": A.astype(np.longdouble),
         "a matrix view of one wider": np.hstack([A, A])[:, : A.shape[1]] if A.ndim == 2 else A,
     }  # fmt: skip
@@ -280,8 +282,7 @@ def test_single_columns_and_rows():
         )
 
 
-# -- a loss that is not finite
-# ---------------------------------------------------------------------------------------------
+# -- a loss that is not finite ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -358,8 +359,7 @@ def test_the_step_names_the_culprit_only_after_a_failure(bad):
         assert math.isfinite(trainer.step(X, Y))
 
 
-# -- what changes between steps counts
-# ------------------------------------------------------------------------------------
+# -- what changes between steps counts -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [lambda rate: mc.SGD(rate, momentum=0.9), mc.AdamW, mc.RMSprop])

@@ -30,7 +30,7 @@ def put(path, content=b"new", keep=1):
 
 
 def forked(work):
-    """Begin a function in a child, which ends with status 0, or with 1 where the function raised."""
+    """Begin a function in a child, which exits with 0, or with 1 if the function raised."""
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", DeprecationWarning
@@ -55,8 +55,7 @@ def mode(path):
     return stat.S_IMODE(os.stat(path).st_mode)
 
 
-# -- what is replaced, and what is written into
-# ------------------------------------------------------------------------
+# -- what is replaced, and what is written into ----------------------------------------------------
 
 
 def test_a_device_a_pipe_and_a_socket_stay_what_they_are(tmp_path):
@@ -149,8 +148,7 @@ def test_other_hard_links_keep_what_they_held(tmp_path):
     assert ((tmp_path / "file").read_bytes(), (tmp_path / "other").read_bytes()) == (b"new", b"old")
 
 
-# -- mode and owner
-# ----------------------------------------------------------------------------------------------------
+# -- mode and owner --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wanted", [0o600, 0o640, 0o444, 0o666, 0o4755, 0o2755, 0o1604])
@@ -282,8 +280,7 @@ def test_access_lists_and_user_attributes_are_kept_and_none_is_handed_down(tmp_p
     assert (ACL in os.listxattr(path), mode(path)) == (False, 0o640)
 
 
-# -- names
-# -------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def killed(work):
@@ -332,8 +329,7 @@ def test_versions_whose_names_are_too_long_are_refused_before_anything_is_writte
     assert len(os.listdir(tmp_path)) == 2
 
 
-# -- what may fail
-# -----------------------------------------------------------------------------------------------------
+# -- what may fail ---------------------------------------------------------------------------------
 
 
 def test_a_folder_that_cannot_be_read_or_forced_costs_nothing(tmp_path):
@@ -399,8 +395,7 @@ def test_a_file_that_cannot_be_forced_to_the_disk_fails_the_save(tmp_path, monke
     assert path.read_bytes() == b"old"
 
 
-# -- several writers
-# ---------------------------------------------------------------------------------------------------
+# -- several writers -------------------------------------------------------------------------------
 
 
 def test_processes_that_number_the_versions_of_one_file_see_no_error_and_leave_whole_files(
@@ -447,8 +442,7 @@ def test_a_writer_that_is_killed_while_it_numbers_leaves_nothing_after_the_next_
         assert os.listdir(tmp_path) == ["file"]
 
 
-# -- claims
-# ------------------------------------------------------------------------------------------------------------
+# -- claims ----------------------------------------------------------------------------------------
 
 
 def refused(path, attempt):
@@ -566,7 +560,7 @@ class Interrupt(BaseException):
 
 
 def interrupted(work, number):
-    """Run so many lines of atomic.py and claims.py; return whether that interrupted the function."""
+    """Run so many lines of atomic.py and claims.py; return True if that interrupted it."""
     lines = iter(range(number))
 
     def trace(frame, event, argument):

@@ -70,7 +70,8 @@ def test_without_hidden_layers_too():
     np.testing.assert_allclose(mc.MLP.from_sklearn(model).predict(X), model.predict(X), rtol=1e-12)
 
 
-@pytest.mark.parametrize("activation", [["tanh", "logistic"], [("leaky_relu", 0.2), "relu"], ("elu", 2.0), ["tanh", "prelu"],
+@pytest.mark.parametrize("activation",
+    [["tanh", "logistic"], [("leaky_relu", 0.2), "relu"], ("elu", 2.0), ["tanh", "prelu"],
                                         ("prelu", 0.4, "per output")], ids=str)  # fmt: skip
 def test_estimators_of_our_own_with_activations_of_their_own_kind_come_over(activation):
     model = fitted(

@@ -36,9 +36,12 @@ def test_files_of_version_1_and_2_are_still_read():
 
 
 TENSORS = {
-    "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)), "strided": np.arange(20, dtype=np.float32)[::3],
-    "big endian": np.arange(4, dtype=">i4"), "bytes": np.arange(5, dtype=np.uint8), "0-d": np.array(1.5),
-    "none": np.zeros((0, 3)), "yes": np.array([True, False]), "half": np.arange(3, dtype=np.float16),
+    "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+    "strided": np.arange(20, dtype=np.float32)[::3],
+    "big endian": np.arange(4, dtype=">i4"), "bytes": np.arange(5, dtype=np.uint8),
+    "0-d": np.array(1.5),
+    "none": np.zeros((0, 3)), "yes": np.array([True, False]),
+    "half": np.arange(3, dtype=np.float16),
     "reversed": np.arange(6.0)[::-1],
 }  # fmt: skip
 
@@ -113,7 +116,8 @@ def nested(levels):
 
 
 @pytest.mark.parametrize(
-    "about", [{1: 2}, {None: 1}, {True: 1}, {"a": {2: 3}}, {"a": {1}}, {"a": b"b"}, {"a": "\ud83d\ude00"}, {"a": 10**5000},
+    "about", [{1: 2}, {None: 1}, {True: 1}, {"a": {2: 3}}, {"a": {1}}, {"a": b"b"},
+        {"a": "\ud83d\ude00"}, {"a": 10**5000},
               {"a": np.float32(1)}, nested(100), nested(100_000), {"a": np.zeros(2)}],
     ids=range(12),
 )  # fmt: skip

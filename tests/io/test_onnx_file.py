@@ -228,7 +228,8 @@ def test_tied_weights_are_stored_once_and_biases_are_left_out_where_there_are_no
         for array in onnx.load(tmp_path / "net.onnx").graph.initializer
     }
     assert {name: shape for name, shape in stored.items() if name[0] in "Wb"} == {
-        "W1": (6, 4), "W2": (4, 4), **({f"b{l}": (n,) for l, n in enumerate(net.sizes) if l} if bias else {}),
+        "W1": (6, 4), "W2": (4, 4),
+        **({f"b{l}": (n,) for l, n in enumerate(net.sizes) if l} if bias else {}),
     }  # fmt: skip
     X = np.random.default_rng(0).standard_normal((9, 6))
     np.testing.assert_allclose(
@@ -252,8 +253,7 @@ def test_any_number_of_rows_goes_in_and_the_opset_is_pinned(tmp_path):
         np.testing.assert_allclose(one.run(None, {"X": X})[0], net.predict(X), rtol=2e-5, atol=1e-6)
 
 
-# -- what lies around the network
-# --------------------------------------------------------------------------------------------
+# -- what lies around the network ------------------------------------------------------------------
 
 
 def test_standardisation_of_columns_and_target_is_part_of_the_file(tmp_path):
@@ -297,8 +297,7 @@ def test_a_model_of_the_command_line_takes_raw_columns(classes, tmp_path, monkey
     assert sorted(names) == (["high", "low"] if classes else [])
 
 
-# -- what is refused
-# -------------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

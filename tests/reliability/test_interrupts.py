@@ -42,8 +42,7 @@ def until(condition):
         time.sleep(0.001)
 
 
-# -- a step is whole
-# ---------------------------------------------------------------------------------
+# -- a step is whole -------------------------------------------------------------------------------
 
 STEPS = """
 import ctypes, hashlib, random, signal, sys, threading, time
@@ -173,9 +172,11 @@ def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path):
     for call in (
         lambda: trainer.step(X, Y), lambda: trainer.apply(gradient), lambda: trainer.evaluate(X, Y),
         lambda: trainer.gradient(X, Y), lambda: trainer.fit(X, Y, **FIT), trainer.__getstate__,
-        lambda: trainer.save(tmp_path / "run"), lambda: net.save(tmp_path / "net"), lambda: net.predict(X),
+        lambda: trainer.save(tmp_path / "run"), lambda: net.save(tmp_path / "net"),
+        lambda: net.predict(X),
         lambda: net.forward(X), net.copy, lambda: pickle.dumps(net), lambda: mc.Trainer(net),
-        lambda: other.step(X, Y), lambda: net.hvp(X, Y, gradient), lambda: net.to_onnx(tmp_path / "net"),
+        lambda: other.step(X, Y), lambda: net.hvp(X, Y, gradient),
+        lambda: net.to_onnx(tmp_path / "net"),
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match=r"step 2 was interrupted .* by mc\.Trainer\.load"):
             call()
@@ -251,8 +252,7 @@ def test_an_interrupt_between_a_scale_and_its_note_does_not_outlast_the_step():
     assert state(one) == state(other)
 
 
-# -- sources that do not answer
-# ----------------------------------------------------------------------
+# -- sources that do not answer --------------------------------------------------------------------
 
 
 OPENED = []
@@ -355,8 +355,7 @@ trainer.fit(batches, epochs=1, progress=False, checkpoint=sys.argv[1])
     assert mc.Trainer.load(tmp_path / "run").unfinished
 
 
-# -- signals
-# ---------------------------------------------------------------------------------------------
+# -- signals ---------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -527,8 +526,7 @@ def test_a_second_interrupt_leaves_a_metric_that_takes_long(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# -- save from another thread
-# ----------------------------------------------------------------------------
+# -- save from another thread ----------------------------------------------------------------------
 
 
 def in_a_thread(call):
@@ -575,8 +573,7 @@ def test_a_save_from_another_thread_does_not_wait_for_a_source(tmp_path):
     assert state(again) == state(one) == state(whole)
 
 
-# -- forks
-# -----------------------------------------------------------------------------------------------
+# -- forks -----------------------------------------------------------------------------------------
 
 FORKS = """
 import os, signal, sys, threading, time
@@ -587,7 +584,8 @@ trainer = mc.Trainer(mc.MLP([8, 16, 2], device="cpu", seed=1), "squared_error", 
 ended = []
 
 def fits():
-    fit = {"epochs": 2, "batch_size": 8, "validation": (X, Y), "callbacks": [lambda *_: bool(ended)]}
+    stop = lambda *_: bool(ended)
+    fit = {"epochs": 2, "batch_size": 8, "validation": (X, Y), "callbacks": [stop]}
     while not ended:
         trainer.fit(X, Y, **fit)  # with a bar, whose lock is another one
 
@@ -686,8 +684,8 @@ def fork(trainer, J):
 class Fork(mc.Callback):
     step_end = lambda self, trainer, J: fork(trainer, J)
 try:
-    trainer.fit(lambda: iter([(np.ones((4, 3)), np.ones((4, 1)))] * 9), epochs=1, callbacks=[Fork()],
-                progress=False)
+    batches = lambda: iter([(np.ones((4, 3)), np.ones((4, 1)))] * 9)
+    trainer.fit(batches, epochs=1, callbacks=[Fork()], progress=False)
 except RuntimeError as error:
     print(error, flush=True)
     os._exit(0)

@@ -181,8 +181,10 @@ def test_another_call_than_the_one_that_was_interrupted_is_refused_by_the_argume
     with pytest.raises(KeyboardInterrupt):
         make().fit(X, Y, callbacks=[StopAfter(13, path)], **FIT)
     for change, name in (
-        ({"epochs": 1}, "epochs"), ({"batch_size": 11}, "batch_size"), ({"shuffle": False}, "shuffle"),
-        ({"validation": None}, "validation"), ({"early_stopping": mc.EarlyStopping(3)}, "early_stopping"),
+        ({"epochs": 1}, "epochs"), ({"batch_size": 11}, "batch_size"),
+        ({"shuffle": False}, "shuffle"),
+        ({"validation": None}, "validation"),
+        ({"early_stopping": mc.EarlyStopping(3)}, "early_stopping"),
     ):  # fmt: skip
         trainer = mc.Trainer.load(path)
         with pytest.raises(
@@ -246,8 +248,10 @@ def test_files_that_hold_no_trainer_are_refused(tmp_path):
     header, tensors = model_file.read(tmp_path / "run")
     described = header["trainer"]
     for change in (
-        {"optimizer": {"name": "Magic"}}, {"optimizer": {"name": "AdamW", "learning_rate": -1}}, {"settings": {"x": 1}},
-        {"loss": None}, {"loss": {**described["loss"], "value": "import os"}}, {"progress": {"steps": 3}}, {"step": {}},
+        {"optimizer": {"name": "Magic"}}, {"optimizer": {"name": "AdamW", "learning_rate": -1}},
+        {"settings": {"x": 1}},
+        {"loss": None}, {"loss": {**described["loss"], "value": "import os"}},
+        {"progress": {"steps": 3}}, {"step": {}},
         {"run": {"epoch": 1}},
         {"step": {**described["step"], "plans": [[1]]}},
     ):  # fmt: skip
@@ -303,8 +307,7 @@ def test_what_goes_on_elsewhere_says_that_the_bits_may_differ(tmp_path, monkeypa
     np.testing.assert_allclose(back.net.parameters, other.net.parameters, rtol=1e-4, atol=1e-6)
 
 
-# -- signals
-# ---------------------------------------------------------------------------------------------------------------
+# -- signals ---------------------------------------------------------------------------------------
 
 SCRIPT = """
 import sys, numpy as np, mlpcore as mc
@@ -316,14 +319,15 @@ if os.path.exists(path):
     trainer = mc.Trainer.load(path)
     print("resumed", trainer.unfinished, flush=True)
 else:
-    trainer = mc.Trainer(mc.MLP([8, 16, 2], seed=1, device="cpu"), "squared_error", mc.AdamW(mc.Cosine(1e-2)), seed=2)
+    net, optimizer = mc.MLP([8, 16, 2], seed=1, device="cpu"), mc.AdamW(mc.Cosine(1e-2))
+    trainer = mc.Trainer(net, "squared_error", optimizer, seed=2)
 class Say(mc.Callback):
     def step_end(self, trainer, J):
         if trainer.progress.step == 30:
             print("running", flush=True)
 if trainer.unfinished or not trainer.progress.step:
-    trainer.fit(X, Y, epochs=int(sys.argv[2]), batch_size=20, progress=False, checkpoint=path, every=sys.argv[3], keep=2,
-                callbacks=[Say()])
+    trainer.fit(X, Y, epochs=int(sys.argv[2]), batch_size=20, progress=False, checkpoint=path,
+                every=sys.argv[3], keep=2, callbacks=[Say()])
 import hashlib
 print("parameters", hashlib.sha256(trainer.net.parameters.tobytes()).hexdigest(), flush=True)
 """
@@ -408,8 +412,7 @@ def test_outside_the_main_thread_fit_leaves_signals_alone(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-# -- copies
-# ----------------------------------------------------------------------------------------------------------------
+# -- copies ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["pickle", "deepcopy"])
@@ -576,7 +579,8 @@ EXTREMES = [
     1 - 2**-53,
 ]
 SCHEDULED = {
-    mc.Constant: {}, mc.StepDecay: {"every": 3}, mc.Cosine: {"steps": 9}, mc.InverseScaling: {}, mc.Adaptive: {},
+    mc.Constant: {}, mc.StepDecay: {"every": 3}, mc.Cosine: {"steps": 9}, mc.InverseScaling: {},
+    mc.Adaptive: {},
     mc.FormulaSchedule: {"formula": "rate"},
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Figures of evaluations: R², accuracy, losses of rows, metrics; a weight counts as so many rows."""
+"""Figures of evaluations: R², accuracy, losses of rows, metrics; weights count as rows."""
 
 import math
 
@@ -80,9 +80,12 @@ def targets(kind):
 
 
 KINDS = (
-    "plain", "far first row of tiny weight", "far rows of tiny weight everywhere", "huge offset", "first half elsewhere",
-    "light first half elsewhere", "float32", "nearly all weight on a row", "weights from 1e-300 to 1e300",
-    "weights below 1e-300", "weights that add up to 1e308", "half of the weights 0", "one constant output",
+    "plain", "far first row of tiny weight", "far rows of tiny weight everywhere", "huge offset",
+    "first half elsewhere",
+    "light first half elsewhere", "float32", "nearly all weight on a row",
+    "weights from 1e-300 to 1e300",
+    "weights below 1e-300", "weights that add up to 1e308", "half of the weights 0",
+    "one constant output",
     "one constant output, met", "one row of weight",
 )  # fmt: skip
 
@@ -160,9 +163,11 @@ def test_evaluate_of_a_constant_target_is_0_and_1_where_it_is_met(dtype):
 
 
 PAIRS = (
-    ("squared_error", "identity"), ("squared_error", "tanh"), ("absolute_error", "identity"), ("huber", "relu"),
+    ("squared_error", "identity"), ("squared_error", "tanh"), ("absolute_error", "identity"),
+    ("huber", "relu"),
     ("quantile", "softplus"), ("log_cosh", "identity"), ("poisson", "exp"), ("poisson", "softplus"),
-    ("binary_cross_entropy", "sigmoid"), ("binary_cross_entropy", ("sigmoid", 2.0)), ("cross_entropy", "softmax"),
+    ("binary_cross_entropy", "sigmoid"), ("binary_cross_entropy", ("sigmoid", 2.0)),
+    ("cross_entropy", "softmax"),
 )  # fmt: skip
 
 
@@ -329,8 +334,10 @@ def test_metrics_in_fit_stand_in_the_history_and_stop_it(tmp_path):
         trainer = mc.Trainer(mc.MLP([4, 16, 1], "tanh", seed=0), optimizer=mc.Adam(1e-2))
         stopping = mc.EarlyStopping(3, monitor, mode=mode)
         history = trainer.fit(
-            X[:50], Y[:50], epochs=60, batch_size=10, validation=(X[50:], Y[50:]), early_stopping=stopping, progress=False,
-            metrics={"mae": theirs.mean_absolute_error, "minus mae": lambda y, z: -theirs.mean_absolute_error(y, z)}, **more,
+            X[:50], Y[:50], epochs=60, batch_size=10, validation=(X[50:], Y[50:]),
+            early_stopping=stopping, progress=False,
+            metrics={"mae": theirs.mean_absolute_error, "minus mae": lambda y,
+                z: -theirs.mean_absolute_error(y, z)}, **more,
         )  # fmt: skip
         return trainer, history
 

@@ -251,8 +251,10 @@ def test_a_run_that_was_given_up_is_replaced_by_the_next_one_of_its_trainer_and_
 
 ORDER = np.random.default_rng(1).permutation(103)
 OTHERS = {
-    "X": ((X[ORDER], Y, W), {}), "X scaled": ((X * 1.01, Y, W), {}), "X one": ((np.where(X[50, 2] == X, 0, X), Y, W), {}),
-    "Y": ((X, Y[ORDER], W), {}), "sample_weight": ((X, Y, W[ORDER]), {}), "sample_weight none": ((X, Y), {}),
+    "X": ((X[ORDER], Y, W), {}), "X scaled": ((X * 1.01, Y, W), {}),
+    "X one": ((np.where(X[50, 2] == X, 0, X), Y, W), {}),
+    "Y": ((X, Y[ORDER], W), {}), "sample_weight": ((X, Y, W[ORDER]), {}),
+    "sample_weight none": ((X, Y), {}),
     "validation: X": ((X, Y, W), {"validation": (X[1:31], Y[:30], W[:30])}),
     "validation: X rows": ((X, Y, W), {"validation": (X[:29], Y[:29], W[:29])}),
     "validation: Y": ((X, Y, W), {"validation": (X[:30], Y[1:31], W[:30])}),
@@ -263,7 +265,7 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def weighted(tmp_path_factory):
-    """The path of a run with row weights and validation, and the trainer of one that was not left."""
+    """The path of a run with row weights and validation, and the trainer of a whole run."""
     whole, more = make(), {"validation": (X[:30], Y[:30], W[:30])}
     whole.fit(X, Y, W, **FIT, **more)
     return left(tmp_path_factory.mktemp("left"), (X, Y, W), **more), whole, {**FIT, **more}

@@ -20,7 +20,8 @@ SIZES = {
     for dtype, name in cuda_source.TYPES.items()
 }
 OPTIONS = (  # of binary cross-entropy
-    {"pos_weight": tuple(0.5 * i for i in range(16)), "label_smoothing": 0.2}, {"class_weight": (0.5, 2.0), "pos_weight": 3.0},
+    {"pos_weight": tuple(0.5 * i for i in range(16)), "label_smoothing": 0.2},
+    {"class_weight": (0.5, 2.0), "pos_weight": 3.0},
 )  # fmt: skip
 SETTINGS = ("rate", "l1", "l2", "decay", "momentum", "beta1", "beta2", "alpha", "epsilon")
 
@@ -58,7 +59,7 @@ def learned_activations() -> list[Activation]:
 
 
 def every_objective() -> list[Objective]:
-    """Each elementwise loss behind each output that matches it, and after an output that does not."""
+    """Each elementwise loss after each output that matches it, and after one that does not."""
     found = [
         losses.pair(losses.resolve(name), activations.resolve(output))
         for name, output in sheet.MATCHED

@@ -63,7 +63,8 @@ def compile_kernels(source: str, names: Sequence[str], architecture: str) -> dic
     reports = {
         name: tuple(map(int, numbers))
         for name, *numbers in re.findall(
-            r"Compiling entry function '(\w+)' for .*?(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers",
+            r"Compiling entry function '(\w+)' for .*?(\d+) bytes stack frame, "
+            r"(\d+) bytes spill stores.*?Used (\d+) registers",
             log, re.S,
         )
     }  # fmt: skip

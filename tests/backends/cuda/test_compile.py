@@ -30,12 +30,14 @@ def is_wide(name):
 
 
 def instances_of(architecture):
-    """The instances to compile: on the second architecture all; on the others each source and each
-    name (a kernel with its types and width), not every name of every source.
+    """Yield the instances to compile: all in CI, and anywhere on the second architecture.
+
+    Elsewhere the other two compile each source and each name (a kernel with its types and width),
+    but not every name of every source.
     """
-    seen = set()
+    seen, every = set(), "CI" in os.environ or architecture == ARCHITECTURES[1]
     for source, name in dict.fromkeys(every_instance()):
-        if architecture == ARCHITECTURES[1] or not {source, name} <= seen:
+        if every or not {source, name} <= seen:
             seen |= {source, name}
             yield source, name
 

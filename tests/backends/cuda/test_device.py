@@ -2,6 +2,8 @@
 column.
 """
 
+# ruff: noqa: E501, a kernel is a row of a table
+
 from __future__ import annotations
 
 import os
@@ -206,7 +208,7 @@ def test_an_argument_of_another_type_than_the_parameter_is_an_error(place, wrong
 
 @pytest.fixture
 def order():
-    """A device, a record that leads to two arrays of 68 numbers there, those arrays, and a result."""
+    """A device, a record of two arrays of 68 numbers there, those arrays, and a result."""
     device = CpuDevice()
     arrays = [device.to_device(np.arange(68, dtype=np.int32) + 1000 * i) for i in range(2)]
     record = np.zeros((), ORDER)
@@ -306,8 +308,7 @@ def test_a_kernel_that_does_not_compile_is_an_error_and_others_asked_for_with_it
     device.launch(good, BLOCK, [zeros, zeros, 64])
 
 
-# -- recordings
-# ----------------------------------------------------------------------------------------------------------
+# -- recordings ------------------------------------------------------------------------------------
 
 
 def test_a_recording_runs_when_it_is_replayed_on_what_lies_there_then():
@@ -378,8 +379,7 @@ def test_uploads_come_as_late_as_they_may_and_must_not_overtake_the_work_before_
     device.upload(host, there, device.mark())
 
 
-# -- matrix products
-# -----------------------------------------------------------------------------------------------------
+# -- matrix products -------------------------------------------------------------------------------
 
 ALIGNED = {"left_alignment": 8, "right_alignment": 8, "result_alignment": 8}
 BITS = {"float64": 52, "float32": 23, "tf32": 10, "bfloat16": 7, "float16": 10}

@@ -86,8 +86,7 @@ def grids(m: int, n: int, V: int) -> list[Launch]:
     ]
 
 
-# -- Z = σ(S + b)
-# --------------------------------------------------------------------------------------------------------
+# -- Z = σ(S + b) ----------------------------------------------------------------------------------
 
 
 def bias_activation(sigma, T, S, b, Z, keep, grid):
@@ -180,8 +179,7 @@ def test_bias_activation_on_awkward_shapes_and_grids_without_bias(m, n, T):
         close(Z, np.tanh(read(S, T)), T)
 
 
-# -- dropout
-# ---------------------------------------------------------------------------------------------------------------
+# -- dropout ---------------------------------------------------------------------------------------
 
 
 FAINT = activations.Activation(
@@ -256,8 +254,7 @@ def test_dropout_on_awkward_shapes_and_grids(m, n, T):
         np.testing.assert_array_equal(np.signbit(read(Z, T)), np.signbit(want))
 
 
-# -- D = G ⊙ σ', db = Σ_rows D
-# --------------------------------------------------------------------------------------------
+# -- D = G ⊙ σ', db = Σ_rows D ---------------------------------------------------------------------
 
 
 def gradient(sigma, T, G, S, Z, D, db, accumulate, grid):
@@ -323,8 +320,7 @@ def test_activation_gradient_on_awkward_shapes_and_grids(m, n, T):
         close(kept, 1 + d.sum(axis=0), COMPUTE[T], 4, 1 + abs(d).sum(axis=0))
 
 
-# -- learned parameters
-# ----------------------------------------------------------------------------------------------------
+# -- learned parameters ----------------------------------------------------------------------------
 
 
 def learned_gradient(sigma, T, G, S, Z, D, db, da, accumulate, grid):
@@ -488,8 +484,7 @@ def test_dropout_behind_a_learned_parameter_draws_numpys_masks(T):
         )
 
 
-# -- softmax
-# -------------------------------------------------------------------------------------------------------------
+# -- softmax ---------------------------------------------------------------------------------------
 
 
 def softmax_of(s):
@@ -583,8 +578,7 @@ def test_log_softmax_keeps_the_digits_of_a_probability_near_1():
     np.testing.assert_allclose(Z, S - S.max(axis=1, keepdims=True) - others[:, None], rtol=1e-6)
 
 
-# -- losses
-# --------------------------------------------------------------------------------------------------------------
+# -- losses ----------------------------------------------------------------------------------------
 
 
 def loss_of(objective, x, Y, k, db=None, J=0.0, accumulate=False):
@@ -620,7 +614,8 @@ def elementwise(objective, T, x, Y, k, gain, D, db, J, accumulate, grid):
         (0, m, n, np.int32(accumulate)),
     )
     after = launch(
-        source, name, grid, x, None, None, Y, *weighing(k), gain, D, db, J, *scratch, *rest, columns_of(objective, T)
+        source, name, grid, x, None, None, Y, *weighing(k), gain, D, db, J, *scratch, *rest,
+        columns_of(objective, T)
     )  # fmt: skip
     return after[0], after[8], after[9], after[10]
 
@@ -703,7 +698,8 @@ def cross_entropy(
     grid = grid._replace(shared=0 if db is None else grid.block[1] * n * computed(0, T).itemsize)
     weights, weighted, scale = weighing(k)
     after = launch(
-        ANY_LOSS, name, grid, S, None, control, Y, weights, weighted, np.int32(labels), scale, gain, D, db, J,
+        ANY_LOSS, name, grid, S, None, control, Y, weights, weighted, np.int32(labels), scale, gain,
+        D, db, J,
         *sums(n, grid.grid[0], T, 2), 0, m, n, np.int32(accumulate), computed(most, T)[()],
         computed(1 - smoothing, T)[()], computed(smoothing / n, T)[()], columns_of(objective, T),
     )  # fmt: skip
@@ -829,7 +825,8 @@ def test_a_row_adds_no_more_to_the_loss_than_its_most_and_has_the_same_gradient(
         False,
         ONE_WARP,
     )
-    capped = cross_entropy("double", S, labels, k, None, fresh((50, 3), "double"), None, computed(0, "double"), False,
+    capped = cross_entropy("double", S, labels, k, None, fresh((50, 3), "double"), None,
+        computed(0, "double"), False,
                            ONE_WARP, most=4.0)  # fmt: skip
     objective = losses.pair(
         dataclasses.replace(losses.resolve("cross_entropy"), most=4.0), activations.SOFTMAX
@@ -845,13 +842,13 @@ def test_a_label_that_is_no_class_is_reported_and_reads_nothing(bad):
     S, k = np.zeros((m, n), np.float32), computed(1.0, "float")
     for label, status in ((labels[33], 0), (bad, Status.BAD_LABEL)):
         labels[33] = label
-        after = cross_entropy("float", S, labels, k, None, fresh((m, n), "float"), None, computed(0, "float"), False,
+        after = cross_entropy("float", S, labels, k, None, fresh((m, n), "float"), None,
+            computed(0, "float"), False,
                               Launch((3, 1), (32, 2)), new_control())  # fmt: skip
         assert after[3].view(CONTROL)["status"] == status
 
 
-# -- the slot, gathering, weights
-# ----------------------------------------------------------------------------------------
+# -- the slot, gathering, weights ------------------------------------------------------------------
 
 
 def new_control(**values):
@@ -1021,7 +1018,8 @@ def loss_through_the_slot(launch_loss, shape, Y, w, rows):
         launch_loss(device, [slot, control, None, None, np.int32(w is not None)], scale, D, J)
 
     found = try_out(
-        work, Y, w, rows, computed(0.25, "float"), fresh(shape, "float"), computed(0, "float"), new_control(),
+        work, Y, w, rows, computed(0.25, "float"), fresh(shape, "float"), computed(0, "float"),
+        new_control(),
         np.zeros(Scalar.FIRST_OF_UPDATE, np.float32),
     )  # fmt: skip
     return found[4], found[5], int(found[6].view(CONTROL)["status"][0])
@@ -1184,13 +1182,13 @@ def test_weights_that_are_all_zero_give_scale_0_and_weights_too_small_to_divide_
     )
 
 
-# -- the end of a step
-# ---------------------------------------------------------------------------------------------------
+# -- the end of a step -----------------------------------------------------------------------------
 
 
 ALL = "g = unscale * g + l2 * w + l1 * sign(w); g = clip * g; "
 VALUES = {
-    "rate": 0.01, "l1": 0.02, "l2": 0.03, "decay": 0.1, "momentum": 0.9, "beta1": 0.8, "beta2": 0.95, "alpha": 0.9,
+    "rate": 0.01, "l1": 0.02, "l2": 0.03, "decay": 0.1, "momentum": 0.9, "beta1": 0.8,
+    "beta2": 0.95, "alpha": 0.9,
     "epsilon": 1e-3,
 }  # fmt: skip
 
@@ -1307,7 +1305,8 @@ def prepare_update(device, source, C, slot, control, scalars, vectors, weights, 
     flags = [float(how.get("clip_norm", 0)), np.int32(how.get("scaled", 0)), how.get("growth", 100)]
     device.launch(
         device.kernel(source, f"prepare_update<{C}, Formula>"), Launch((blocks, 1), (256, 1)),
-        [slot, control, scalars, *four, partials, counter, *flags, np.int32(how.get("tolerant", 0)), None, np.int32(0),
+        [slot, control, scalars, *four, partials, counter, *flags, np.int32(how.get("tolerant", 0)),
+            None, np.int32(0),
          weights, four[0].size],
     )  # fmt: skip
     assert counter == 0
@@ -1372,7 +1371,7 @@ def test_the_end_of_a_step_takes_norm_and_penalties_answers_and_moves_on(size, w
 
 
 def end_of_step(C, name, control, arrays, scale=1.0, gain=1.0, J=1.0, **how):
-    """set_slot, prepare_update, update: the vectors, the control block and the answer afterwards."""
+    """set_slot, prepare_update, update: the vectors, control block and answer afterwards."""
     source, size, compiled = penalised(name), arrays[0].size, program_of(name, ALL)[0]
     scalars = computed(np.full(Scalar.FIRST_OF_UPDATE + 2 * len(compiled.folded), 0.5), C)
 
@@ -1523,8 +1522,7 @@ def test_what_becomes_of_a_step(case):
     assert answer[3] == (0 if "scale" in arguments else 1)
 
 
-# -- numbers
-# -------------------------------------------------------------------------------------------------------------
+# -- numbers ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("T", TYPES)

@@ -94,8 +94,7 @@ def test_the_planned_scratch_is_enough_for_every_kernel_of_a_step(rows, columns,
     assert counters >= 2
 
 
-# -- products
-# ----------------------------------------------------------------------------------------------------------
+# -- products --------------------------------------------------------------------------------------
 
 
 def address(array):
@@ -421,8 +420,7 @@ def test_a_users_activation_of_a_known_name_is_not_taken_for_cublas_own():
     assert (Z == 6).all()
 
 
-# -- the rest
-# ------------------------------------------------------------------------------------------------------------
+# -- the rest --------------------------------------------------------------------------------------
 
 
 def test_a_slot_has_a_word_for_each_field_and_they_are_where_cpp_has_them():

@@ -165,8 +165,11 @@ def test_an_update_that_overflows_is_left_out_on_the_device(device, name):
                     float(one.step(X, Y))
             else:
                 float(one.step(X, Y))
-            for a, b in zip((one.net.parameters, *one._step.state.vectors.values()),
-                            (plain.net.parameters, *plain._step.state.vectors.values()), strict=True):  # fmt: skip
+            for a, b in zip(
+                (one.net.parameters, *one._step.state.vectors.values()),
+                (plain.net.parameters, *plain._step.state.vectors.values()),
+                strict=True,
+            ):
                 np.testing.assert_array_equal(a, b)
         assert one.skipped == (how == "skip")
         assert one._step.kernels.read_control()["updates"] == 2
@@ -637,8 +640,7 @@ def test_the_loss_scale_grows_after_enough_good_steps(device, monkeypatch):
     assert float(one._step.kernels.read_control()["loss_scale"]) == 2 * first
 
 
-# -- faults
-# ------------------------------------------------------------------------------------------------------------
+# -- faults ----------------------------------------------------------------------------------------
 
 
 def faulty(one, X, Y, w=None, rows=None):
@@ -761,8 +763,7 @@ def test_a_batch_that_weighs_nothing_changes_nothing(device):
     assert one._step.kernels.read_control()["updates"] == 1
 
 
-# -- recordings
-# --------------------------------------------------------------------------------------------------------
+# -- recordings ------------------------------------------------------------------------------------
 
 
 def test_a_shape_is_recorded_once_whatever_else_changes(device):
@@ -880,8 +881,7 @@ def test_the_slowest_candidate_is_not_taken_and_a_deterministic_trainer_times_no
     ] == []  # the last candidate is the fastest there
 
 
-# -- several steps in one launch
-# ---------------------------------------------------------------------------------------
+# -- several steps in one launch -------------------------------------------------------------------
 
 
 class AtEachStep(mc.Callback):
@@ -1107,8 +1107,7 @@ def test_rows_from_the_host_and_large_steps_are_launched_one_by_one(device, monk
     assert one._step.together(10, given) == 1
 
 
-# -- threads, and who writes
-# -------------------------------------------------------------------------------------------
+# -- threads, and who writes -----------------------------------------------------------------------
 
 
 def test_j_may_be_read_from_another_thread_while_steps_are_launched(device):
@@ -1202,8 +1201,7 @@ def test_early_stopping_puts_parameters_back_that_the_next_step_reads(device):
     assert float(one.step(X, Y)) == float(fresh.step(X, Y))
 
 
-# -- networks on a device
-# ----------------------------------------------------------------------------------------------
+# -- networks on a device --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("output", ["softmax", "log_softmax", "sigmoid", "identity"])

@@ -30,9 +30,11 @@ POISON = 0xFF
 Extent = tuple[int, int]
 SHARED = 47 << 10  # bytes of dynamic shared memory that a block may ask for, beside 1 KiB of static
 NUMBERS = {
-    "float": "float32", "double": "float64", "half_t": "float16", "bfloat16_t": "uint16", "bool": "bool",
+    "float": "float32", "double": "float64", "half_t": "float16", "bfloat16_t": "uint16",
+    "bool": "bool",
     "int": "int32", "unsigned int": "uint32", "short int": "int16", "short unsigned int": "uint16",
-    "long long int": "int64", "long long unsigned int": "uint64", "signed char": "int8", "unsigned char": "uint8",
+    "long long int": "int64", "long long unsigned int": "uint64", "signed char": "int8",
+    "unsigned char": "uint8",
 }  # fmt: skip
 
 
@@ -401,8 +403,7 @@ class CpuDevice:
             raise RuntimeError(f"{what} during a recording")
 
 
-# -- memory and arguments
-# ----------------------------------------------------------------------------------------------
+# -- memory and arguments --------------------------------------------------------------------------
 
 
 def owner(array: np.ndarray) -> np.ndarray:
@@ -456,8 +457,7 @@ def check(call: Call) -> None:
             raise TypeError(f"{call.kernel.name}: argument {i} is {wanted!r}; got {kind}")
 
 
-# -- matrix products
-# ---------------------------------------------------------------------------------------------------
+# -- matrix products -------------------------------------------------------------------------------
 
 
 def multiply(product: Product, left: int, right: int, result: int, bias: int, aux: int) -> None:
