@@ -591,7 +591,8 @@ def test_importing_changes_no_setting_of_the_process():
     code = """
 import os, warnings, logging, numpy as np, threadpoolctl
 see = lambda: (dict(os.environ), np.geterr(), list(warnings.filters), logging.root.handlers[:],
-               logging.root.level, [pool["num_threads"] for pool in threadpoolctl.threadpool_info()], np.getbufsize())
+               logging.root.level, np.getbufsize(),
+               [pool["num_threads"] for pool in threadpoolctl.threadpool_info()])
 before = see()
 import mlpcore
 print(see() == before)
