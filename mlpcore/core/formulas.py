@@ -76,15 +76,14 @@ def parse(formula: str, names: Sequence[str] | None = None) -> ast.expr:
     """Return the checked syntax tree of a formula.
 
     Args:
-        formula: the text. `T(0.5)`, which formulas of earlier versions write, is 0.5.
+        formula: the text.
         names: the variables that it may read; None: any.
 
     Raises:
         ValueError: the text is not a formula, or uses something that formulas do not have; says
             what.
     """
-    tree: ast.expr = _read(formula, lambda tree: _check(tree, formula, names))
-    return _Unwrapped().visit(tree) if "T" in formula else tree
+    return _read(formula, lambda tree: _check(tree, formula, names))
 
 
 def _read(formula: str, check: Callable[[ast.expr], None]) -> ast.expr:
@@ -106,16 +105,6 @@ def _read(formula: str, check: Callable[[ast.expr], None]) -> ast.expr:
     except (RecursionError, MemoryError):  # brackets that are nested too deep for Python's parser
         raise ValueError(f"formula {shown(formula)} is nested too deep") from None
     return tree
-
-
-class _Unwrapped(ast.NodeTransformer):
-    """Replaces T(x) by x."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Replace a call of T."""
-        wrapped = isinstance(node.func, ast.Name) and node.func.id == "T"
-        found: ast.AST = self.visit(node.args[0]) if wrapped else self.generic_visit(node)
-        return found
 
 
 def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
@@ -158,7 +147,7 @@ def _check_call(node: ast.Call, formula: str, names: Sequence[str] | None) -> No
         raise ValueError(
             f"formula {shown(formula)}: pow is for the scalars of updates only; write s ** 2"
         )
-    if name not in (*FUNCTIONS, "T", "smooth", *(("pow", "kept") if names is None else ())):
+    if name not in (*FUNCTIONS, "smooth", *(("pow", "kept") if names is None else ())):
         raise _outside(node, formula)
     if len(node.args) != _ARGUMENTS.get(name, 1):
         raise ValueError(

@@ -27,12 +27,12 @@ from mlpcore.mlp import MLP
 # binary cross-entropy of the rounded probability, as in scikit-learn: near 1 it has lost digits
 LOG_LOSS = Loss(
     "log_loss",
-    "-y * log(maximum(z, T(1e-30))) - (1 - y) * log(maximum(1 - z, T(1e-30)))",
-    "(z - y) / maximum(z * (1 - z), T(1e-30))",
+    "-y * log(maximum(z, 1e-30)) - (1 - y) * log(maximum(1 - z, 1e-30))",
+    "(z - y) / maximum(z * (1 - z), 1e-30)",
     outputs="sigmoid",
     matched=(
         "y * (maximum(-s, 0) + log1p(exp(-abs(s)))) - (1 - y) * log(maximum(1 - 1 / (1 + exp(-s)), "
-        "T(1e-30)))",
+        "1e-30))",
         MATCHED["binary_cross_entropy", "sigmoid"].slope,
     ),
 )

@@ -1,11 +1,10 @@
 """Networks and trainers as safetensors files: flat vectors and a header, without pickle.
 
     tensors:   "parameters" (size,), a trainer's optimizer state, and what the caller adds
-    metadata:  "mlpcore" = JSON {"version": 3, "sizes": …, "activations": [{"name": …}, …], …}
+    metadata:  "mlpcore" = JSON {"version": 1, "sizes": …, "activations": [{"name": …}, …], …}
                "digest"  = SHA-256 of that text and of all tensors
 
-Versions 1 and 2 (with tied layers) had no digest; they are still read. A trainer's file has version
-4: its long lists are tensors. A file is whole or not there (`atomic.replacing`).
+A trainer's long lists are tensors. A file is whole or not there (`atomic.replacing`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from mlpcore.checks import values
 from mlpcore.io.atomic import replacing
 
-VERSION, NEWEST = 3, 4  # of a network, of a trainer
+VERSION = 1
 LARGEST = 100_000_000  # bytes of a header that the safetensors library reads
 DEEPEST = 100  # levels of a header: JSON's readers stop at some depth of the stack
 TYPES = {
@@ -173,10 +172,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArra
     """
     metadata, tensors = _read_file(path, tensors=True)
     header = parse_header(path, metadata)
-    if "digest" in metadata or header["version"] >= 3:
-        whole = metadata.get("digest") == _digest(metadata["mlpcore"], tensors)
-        if not whole:
-            raise ValueError(f"{str(path)!r} is damaged: its digest does not match what it holds")
+    if metadata.get("digest") != _digest(metadata["mlpcore"], tensors):
+        raise ValueError(f"{str(path)!r} is damaged: its digest does not match what it holds")
     return header, tensors
 
 
@@ -221,7 +218,7 @@ def parse_header(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> d
         version = values.positive_integer(header["version"], "version")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} has a damaged header: {error!r}") from None
-    if version > NEWEST:
-        known = f"this mlpcore reads up to {NEWEST}: upgrade it"
+    if version > VERSION:
+        known = f"this mlpcore reads up to {VERSION}: upgrade it"
         raise NewerVersion(f"{str(path)!r} has version {version}; {known}")
     return header

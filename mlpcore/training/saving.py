@@ -89,7 +89,7 @@ def write(
     described = {**describe_trainer(learner), "step": facts, "versions": versions}
     lists = {name: pack(part, names) for name, part, names in _long_lists(described)}
     tensors |= {name: numbers for name, numbers in lists.items() if len(numbers)}
-    header = {"version": model_file.NEWEST, **net.header(), "trainer": described}
+    header = {**net.header(), "trainer": described}
     if about:
         header["about"] = about
     model_file.write(path, header, tensors, keep, learner)
@@ -243,7 +243,7 @@ def pack(part: dict[str, Any], names: Collection[str]) -> NDArray[np.float64]:
 
 
 def unpack(part: dict[str, Any], names: Collection[str], packed: NDArray[Any]) -> None:
-    """Put back what `pack` took out; a file of version 3 has its lists in the header.
+    """Put back the lists that `pack` took out.
 
     Raises:
         ValueError: `packed` is not float64, or does not hold as many numbers as the lengths say.

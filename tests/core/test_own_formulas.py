@@ -9,9 +9,9 @@ import pytest
 import mlpcore as mc
 
 WAVE = mc.Activation("wave", "s + sin(a * s) ** 2 / a", parameter=2.0)
-BELL = mc.Activation("bell", "s * normcdf(s) + T(0.1) * cos(s) * normpdf(s)")
+BELL = mc.Activation("bell", "s * normcdf(s) + 0.1 * cos(s) * normpdf(s)")
 CUBIC = mc.Activation("cubic", "s ** 3 / (1 + s ** 2)")
-ERROR = mc.Activation("error", "erf(s) - T(0.1) * erfc(s) ** 2")
+ERROR = mc.Activation("error", "erf(s) - 0.1 * erfc(s) ** 2")
 FOURTH = mc.Loss("fourth", "(z - y) ** 4 + q * (z - y) ** 2", parameter=0.5)
 rng = np.random.default_rng(0)
 X, Y = rng.standard_normal((40, 3)), rng.standard_normal((40, 2))

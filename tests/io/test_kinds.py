@@ -37,7 +37,7 @@ def files(folder):
     with pytest.raises(KeyboardInterrupt):
         one.fit(X, Y, epochs=3, batch_size=10, progress=False, callbacks=[Stop()])
     model_file.write("newer", {}, {})
-    newer = (folder / "newer").read_bytes().replace(b'\\"version\\": 3', b'\\"version\\": 9')
+    newer = (folder / "newer").read_bytes().replace(b'\\"version\\": 1', b'\\"version\\": 9')
     (folder / "newer").write_bytes(newer)
     (folder / "cut").write_bytes((folder / "model").read_bytes()[:-1])
     (folder / "absurd").write_bytes(newer.replace(b'\\"version\\": 9', b'\\"version\\": x'))

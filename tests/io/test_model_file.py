@@ -20,15 +20,15 @@ from mlpcore.io import atomic, model_file
 DATA = Path(__file__).parents[1] / "stored"
 
 
-def test_files_of_version_1_and_2_are_still_read():
-    one, tensors, about = mc.MLP.load_with(DATA / "network-version-1.safetensors")
+def test_files_of_version_1_are_read():
+    one, tensors, about = mc.MLP.load_with(DATA / "network-1.safetensors")
     np.testing.assert_allclose(one.predict(np.ones((1, 3))), [[0.27502388, 0.7249762]], rtol=1e-6)
     assert (one.activations[1].spec, about, list(tensors["mean"])) == (
         ("sigmoid", 2.0),
         {"classes": ["no", "yes"]},
         [0, 1, 2],
     )
-    two = mc.MLP.load(DATA / "network-version-2.safetensors")
+    two = mc.MLP.load(DATA / "network-1-tied.safetensors")
     np.testing.assert_allclose(
         two.predict(np.ones((1, 3))), [[0.47729482, 0.49903145, 0.21469061]], rtol=1e-6
     )
@@ -170,7 +170,8 @@ def test_the_largest_header_that_is_written_is_the_largest_that_is_read(tmp_path
         length = model_file.LARGEST + more
         path.write_bytes(length.to_bytes(8, "little") + head + b" " * (length - len(head)))
         if fits:
-            assert model_file.read(path)[0] == {"version": 1}
+            with pytest.raises(ValueError, match="its digest does not match"):  # it is read
+                model_file.read(path)
         else:
             with pytest.raises(ValueError, match="header too large"):
                 model_file.read(path)

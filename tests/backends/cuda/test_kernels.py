@@ -183,7 +183,7 @@ def test_bias_activation_on_awkward_shapes_and_grids_without_bias(m, n, T):
 
 
 FAINT = activations.Activation(
-    "faint", "T(0.000000001) * s", "T(0.000000001)"
+    "faint", "0.000000001 * s", "0.000000001"
 )  # half types store some of it as -0
 
 
