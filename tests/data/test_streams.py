@@ -386,7 +386,7 @@ def test_parquet_errors_name_file_column_and_row(tmp_path):
     with pytest.raises(FileNotFoundError):
         Parquet(tmp_path / "none.parquet", "late")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"path: there is no \*.parquet in"):
+    with pytest.raises(FileNotFoundError, match=r"path: there is no \*.parquet file in"):
         Parquet(tmp_path / "empty", "late")
     (tmp_path / "text.txt").write_text("late,a\n" * 10)
     with pytest.raises(ValueError, match=r"text\.txt' is not a Parquet file"):
@@ -460,7 +460,7 @@ def test_a_folder_gives_its_data_files_and_no_others(tmp_path):
     part = write("hive/year=2001/6.parquet", y=[0], a=[1.0])
     with pytest.raises(
         ValueError,
-        match="the column that their folder 'year=2001' names: write it into the files, or pass a",
+        match="the column that their folder name 'year=2001' stands for: write it into the files",
     ):
         Parquet(tmp_path, "y")
     assert Parquet([part], "y").rows == Parquet(part.parent, "y").rows == 1
@@ -478,7 +478,7 @@ def test_no_column_is_dropped_or_used_twice(tmp_path):
         write("2.parquet", delay=[0], a=[1.0], extra=[2.0]),
     )
     with pytest.raises(
-        ValueError, match=r"column 'extra' of .*2\.parquet' is not in .*1\.parquet'; features="
+        ValueError, match=r"column 'extra' of .*2\.parquet' is not in .*1\.parquet'; pass features="
     ):
         Parquet([one, other], "delay")
     with pytest.raises(ValueError, match=r"1\.parquet' must have one column 'extra'"):
@@ -628,7 +628,8 @@ def test_the_door_names_the_argument():
         (
             (lambda n: batches,),
             TypeError,
-            "must take no argument or `epoch`; its parameters are (n)",
+            "X, a function that makes batches, must take no argument or `epoch`; its parameters "
+            "are (n)",
         ),
         (([],), ValueError, "X is empty: a list of batches needs at least one"),
         (((X, Y),), TypeError, "batch 0: must be (X, Y) or (X, Y, sample_weight); got ndarray"),

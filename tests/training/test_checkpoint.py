@@ -239,7 +239,7 @@ def test_a_path_that_cannot_be_written_is_noticed_before_the_training(tmp_path):
 def test_files_that_hold_no_trainer_are_refused(tmp_path):
     make().net.save(tmp_path / "net")
     with pytest.raises(
-        ValueError, match=r"holds a network without a trainer: load it by mc\.MLP\.load"
+        ValueError, match=r"holds a network without a trainer: load it with mc\.MLP\.load"
     ):
         mc.Trainer.load(tmp_path / "net")
     trainer = make()
