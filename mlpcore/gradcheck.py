@@ -1,15 +1,15 @@
-"""Gradient checking by differences of J in float64, with a bound for what they cannot tell.
+"""Gradient checking by differences of J in float64, with a bound on their own error.
 
     D(h) = (J(θ + h v) - J(θ - h v)) / 2h = ∂J/∂v + c₂ h² + c₄ h⁴ + …            against   g · v
 
-Two step sizes remove c₂, three remove c₄ (Richardson 1911). What differs between the two results
-bounds the truncation; a running error analysis of the forward pass (Wilkinson 1963) bounds the
-rounding, which is divided by h. The step is the one that balances both, block by block. A gradient
-is called wrong where it is further from D than the two bounds reach.
+Two step sizes remove c₂, three remove c₄ (Richardson 1911). The gap between the two results bounds
+the truncation error; a running error analysis of the forward pass (Wilkinson 1963) bounds the
+rounding error, which is divided by h. The step size balances the two, block by block. A gradient is
+called wrong if its distance from D exceeds both bounds together.
 
-A row of a net with kinks (relu) whose activation pattern is not the same at all points has no
-derivative in between: for such rows the engine's own share of g · v stands in for the difference,
-and the result says how many there were.
+In a net with kinks (relu), a row whose activation pattern changes between the evaluation points has
+no derivative in between. For such rows the engine's own share of g · v replaces the difference, and
+the result reports their number.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mlpcore.engine.problem import Settings
 from mlpcore.mlp import MLP
 
 Array = NDArray[Any]
-TOLD = 1e-3  # a block is told where an error of this size, or of twice the tolerance, would be seen
+TOLD = 1e-3  # a block gets a verdict if an error this large, or twice the tolerance, would show
 PRODUCTS = ("<V, J u> = <J' V, u>", "<u, H v> = <v, H u>", "H v by differences")
 
 
@@ -46,19 +46,19 @@ class GradientCheck:
 
     Attributes:
         max_relative_error: the largest of `errors`.
-        worst: where: "W[2]", or with `entries=True` one entry, "W[2][0, 3]".
-        ok: True if nothing is wrong: no error above `tolerance`. Blocks of which the check cannot
-            tell do not count.
-        errors: the largest error of each block, by name: the part of |g · v - difference| that
-            neither rounding nor truncation can explain, relative to the larger of the two and to
-            the size that g · v typically has in that block.
-        rows_left_out: rows whose activation pattern differed, at most, in one difference.
+        worst: location of that error: "W[2]", or with `entries=True` one entry, "W[2][0, 3]".
+        ok: True if no error exceeds `tolerance`. Blocks with the verdict "cannot tell" pass.
+        errors: largest error of each block, by name: the part of |g · v - difference| that neither
+            rounding nor truncation can explain, relative to the largest of |g · v|, |difference|
+            and the typical size of g · v in that block.
+        rows_left_out: largest number of rows left out of one difference because their activation
+            pattern changed.
         tolerance: the bound.
-        products: the errors of the engine's own derivatives, by name: ⟨V, J u⟩ and ⟨Jᵀ V, u⟩
-            against a difference of ⟨V, Z[L]⟩, the symmetry ⟨u, H v⟩ = ⟨v, H u⟩, and both against a
-            second difference of J. Empty where somebody else's gradient was checked.
-        resolution: for each block and product the relative error, along the directions of the
-            check, above which one is found for sure.
+        products: errors of the engine's other derivatives, by name: ⟨V, J u⟩ and ⟨Jᵀ V, u⟩ against
+            a difference of ⟨V, Z[L]⟩, the symmetry ⟨u, H v⟩ = ⟨v, H u⟩, and both against a second
+            difference of J. Empty if a `gradient` was passed to the check.
+        resolution: for each block and product, the relative error above which an error along the
+            checked directions is certain to be found.
     """
 
     max_relative_error: float
@@ -74,7 +74,7 @@ class GradientCheck:
     def verdicts(self) -> dict[str, str]:
         """The verdict on each block and product: "right", "wrong", or "cannot tell".
 
-        The last is said where even an error of 1e-3, or of twice the tolerance, might not be seen.
+        "cannot tell" means that even an error of 1e-3, or of twice the tolerance, might go unseen.
         """
         told = max(TOLD, 2 * self.tolerance)
         return {
@@ -88,11 +88,11 @@ class GradientCheck:
 
     @property
     def conclusive(self) -> bool:
-        """True if every block and product was told to be right or wrong."""
+        """True if every block and product is either right or wrong, none "cannot tell"."""
         return "cannot tell" not in self.verdicts.values()
 
     def __str__(self) -> str:
-        """Return a line for each block, and the verdict."""
+        """Return one line per block, and the verdict."""
         verdicts, errors = self.verdicts, self.errors | self.products
         wide = max(map(len, errors))
         lines = [f"  {'':<{wide}}  {'error':<8}  {'would see':<9}"]
@@ -129,32 +129,35 @@ def check_gradients(
 ) -> GradientCheck:
     """Compare ∂J/∂parameters with central differences, block by block (W[1], b[1], …).
 
-    All is computed on a float64 copy of the network. A right gradient is not called wrong, however
-    small it is; where rounding hides it, the check says that it cannot tell (`print` shows it,
-    `conclusive` is then False). Sources: Richardson 1911; Wilkinson 1963; Higham 2002, sections 1
+    Everything is computed on a float64 copy of the network. A correct gradient is never called
+    wrong, however small it is. If rounding hides it, the verdict is "cannot tell": `print` shows
+    it, and `conclusive` is False. Sources: Richardson 1911; Wilkinson 1963; Higham 2002, sections 1
     and 3.
 
     Args:
-        net: its parameters are where the gradient is checked; it is not changed.
+        net: the network; the gradient is checked at its parameters, which are not changed.
         X, Y, sample_weight: the batch, as in `Trainer.step`.
-        loss: a name, `(name, parameter)` or `mc.Loss`; None: the one that matches the output.
-        gradient: somebody else's gradient to check: flat, laid out as `net.parameters`, or an
-            object with `.flat`. None checks the engine's, as a training step computes it.
-        entries: difference every parameter by itself, instead of along the gradient and random
-            directions of a block.
-        directions: random directions a block.
-        tolerance: the bound of `ok`; 1e-6 suits float64, a gradient computed in float32 needs about
-            1e-3.
-        seed: of the directions.
+        loss: a name, `(name, parameter)` or `mc.Loss`; None picks the one that matches the output.
+        gradient: a gradient from elsewhere to check, flat and laid out as `net.parameters`, or an
+            object with `.flat`. None checks the engine's own, as a training step computes it.
+        entries: True to check every parameter separately, instead of each block along its gradient
+            and random directions.
+        directions: number of random directions per block.
+        tolerance: largest error that is `ok`; 1e-6 suits float64, a gradient computed in float32
+            needs about 1e-3.
+        seed: seed of the random directions.
+
+    Returns:
+        The errors and the verdicts; `print` shows them as a table.
 
     Raises:
-        TypeError, ValueError: names the argument, what was expected and what came.
+        TypeError, ValueError: invalid argument; the message says what was expected.
     """
     tolerance = values.number(tolerance, "tolerance", above=0)
     count = values.positive_integer(directions, "directions")
     entries = values.boolean(entries, "entries")
     rng = np.random.default_rng(values.seed(seed))
-    with np.errstate(all="ignore"):  # a net may overflow: then the errors say so
+    with np.errstate(all="ignore"):  # if the net overflows, the errors show it
         checker = _Checker(net, X, Y, loss, sample_weight, tolerance)
         if gradient is None:
             g = checker.gradient()
@@ -166,7 +169,7 @@ def check_gradients(
 
 
 def _blocks(net: MLP) -> Iterator[tuple[str, int, int]]:
-    """Yield name and range in the flat vector of each W[l], b[l] and a[l]."""
+    """Yield the name of each W[l], b[l] and a[l], and its range in the flat vector."""
     offset = 0
     tied = {tie.layer for tie in net.layout.ties}  # checked at their owners, with all uses
     for letter, views, others in (("W", net.W, tied), ("b", net.b, set()), ("a", net.a, set())):
@@ -177,7 +180,7 @@ def _blocks(net: MLP) -> Iterator[tuple[str, int, int]]:
 
 
 def _units(start: int, stop: int, net: MLP) -> Iterator[tuple[str, Array]]:
-    """Yield each entry of a block: its name, and the direction of it alone."""
+    """Yield the name of each entry of a block, and the unit vector along it."""
     for at in range(start, stop):
         v = np.zeros(net.layout.size)
         v[at] = 1
@@ -187,10 +190,10 @@ def _units(start: int, stop: int, net: MLP) -> Iterator[tuple[str, Array]]:
 def _directions(
     g: Array, start: int, stop: int, count: int, rng: np.random.Generator
 ) -> Iterator[Array]:
-    """Yield directions within a block, about √size long: that of g, and random ones.
+    """Yield directions within a block, about √size long: along g, then random ones.
 
-    Along g an error of its scale shows best. Of the random ones no entry is near 0, so that each
-    shows an error in one entry.
+    An error in the scale of g shows best along g. No entry of a random direction is near 0, so that
+    each of them shows an error in a single entry.
     """
     given, size = g[start:stop], stop - start
     length = _length(given)
@@ -203,7 +206,7 @@ def _directions(
 
 
 class _Checker:
-    """The engine's derivatives of one batch, and the comparison of each with differences."""
+    """A comparison of the engine's derivatives over one batch with differences."""
 
     def __init__(
         self,
@@ -217,7 +220,7 @@ class _Checker:
         if not isinstance(net, MLP):
             raise TypeError(f"net must be an mc.MLP; got {type(net).__name__}")
         self.tolerance, adopt = tolerance, devices.adopt_on_host
-        self.net = net.copy("float64")  # on its device; the differences are taken on the CPU
+        self.net = net.copy("float64")  # on the same device; differences run on the CPU
         self.X = np.ascontiguousarray(arrays.matrix(X, net.sizes[0], adopt=adopt))
         last = net.activations[-1]
         assert last is not None
@@ -240,10 +243,7 @@ class _Checker:
         )
 
     def gradient(self, rows: Array | None = None) -> Array:
-        """Return the engine's gradient of J over these rows.
-
-        Their weights count over the *whole* batch's weight.
-        """
+        """Return the engine's gradient over these rows, divided by the whole batch's weight."""
         net, weights = self.net, self.batch.weights
         step = make_step(
             net.device, net.layout, net.store, net.activations, self.objective, SGD(0.0), Settings()
@@ -261,7 +261,7 @@ class _Checker:
         return share
 
     def check_blocks(self, g: Array, directions: int, rng: np.random.Generator) -> GradientCheck:
-        """Compare a gradient block by block along random directions, or, for 0, by entries."""
+        """Compare a gradient block by block, along random directions or (0) entry by entry."""
         errors: dict[str, float] = {}
         resolution: dict[str, float] = {}
         worst, left_out = "", 0
@@ -288,7 +288,7 @@ class _Checker:
         )
 
     def _along(self, v: Array, g: Array, typical: float) -> Comparison:
-        """Compare g · v with the difference of J along v; `typical` is an entry's size in g."""
+        """Compare g · v with the difference of J along v; `typical` is the size of g's entries."""
 
         def sides(left_out: Array) -> list[float]:
             there = self.gradient(left_out) if len(left_out) else np.zeros(len(g))
@@ -299,7 +299,7 @@ class _Checker:
         return self._compare(stencil, 1, sides, typical * _length(v))
 
     def check_products(self, result: GradientCheck, rng: np.random.Generator) -> GradientCheck:
-        """Return a result with the checks in `PRODUCTS` added, on random directions."""
+        """Return the result with the checks in `PRODUCTS` added, along random directions."""
         net, rows = self.net, len(self.X)
         dX, V = rng.standard_normal(self.X.shape), rng.standard_normal((rows, net.sizes[-1]))
         u, v = (rng.standard_normal(net.layout.size) for _ in range(2))
@@ -356,7 +356,7 @@ class _Checker:
         return self._compare(corners, 2, sides, typical)
 
     def _hessian_product(self, v: Array, rows: Array) -> Array:
-        """Return H v over these rows, their weights over the *whole* batch's weight."""
+        """Return H v over these rows, divided by the whole batch's weight."""
         share = float(self.share[rows].sum())
         if not share:
             return np.zeros_like(v)
@@ -378,6 +378,6 @@ class _Checker:
 
 
 def _length(x: Array) -> float:
-    """Return the Euclidean length, also where squares overflow or underflow."""
+    """Return the Euclidean length, even if squares overflow or underflow."""
     largest = float(np.abs(x).max())
     return float(np.linalg.norm(x / largest)) * largest if 0 < largest < math.inf else largest

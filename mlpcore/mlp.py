@@ -2,8 +2,8 @@
 
     Z[0] = X,   Z[l] = σ_l(Z[l-1] W[l] + b[l]),   l = 1 … L
 
-Parameters and their views are `core.network.Network`'s; the passes and derivatives that are
-methods here are functions of `engine/passes.py` and `engine/derivatives.py`.
+`core.network.Network` holds the parameters and their views. The passes and derivatives, methods of
+`MLP`, are functions in `engine/passes.py` and `engine/derivatives.py`.
 """
 
 from __future__ import annotations
@@ -35,32 +35,33 @@ class MLP(Network):
 
     Args:
         sizes: widths n_0 … n_L, e.g. `[784, 512, 10]`.
-        activations: of the hidden layers: one for all, or a list of L - 1. A name, `(name,
-            parameter)` or `mc.Activation`. "prelu" learns its slope below 0: `("prelu", 0.25)` one
-            for a layer, `("prelu", 0.25, "per output")` one for each output, from the value given
-            (He et al. 2015).
-        output: activation of the last layer; also "softmax" and "log_softmax".
-        bias: whether layers have a bias.
-        tied: layers that share a matrix, or its transpose, with one below: `{4: 1}`, `{4: "1.T"}`.
-            Their biases stay apart.
+        activations: activations of the hidden layers, one for all or a list of L - 1; each is a
+            name, `(name, parameter)` or `mc.Activation`. "prelu" learns its slope below 0, starting
+            from the value given (He et al. 2015): `("prelu", 0.25)` has one slope per layer,
+            `("prelu", 0.25, "per output")` one per output.
+        output: activation of the last layer; may also be "softmax" or "log_softmax".
+        bias: True if layers have a bias.
+        tied: layers that share the matrix of an earlier layer, or its transpose: `{4: 1}`,
+            `{4: "1.T"}`. Biases are not shared.
         dtype: "float32" or "float64".
         init: "auto" (by activation), "he", "glorot", "lecun", or "zeros". Biases start at 0,
             learned parameters of activations at the value given.
         device: "auto", "cpu", "cuda", "cuda:1".
-        seed: of the initial weights, drawn in float64 on the host: equal on every device.
+        seed: seed of the initial weights, which are drawn in float64 on the host and are the same
+            on every device.
 
     Attributes:
-        W, b: tuples of views of `parameters`, index 0 None. `net.W[1][...] = …` writes into the
-            network. A tied W[4] is the view W[1].T of the one matrix there is.
-        a: a tuple of views of the activations' learned parameters, a[l] (1,) or (n_l,), None where
-            there are none.
-        parameters: the flat vector, all W, then all b, then all a.
-        predicts_1d: whether `predict` and `logits` return (m,) in place of (m, 1); a trainer sets
-            it by the Y that it is given.
+        W, b: tuples of views of `parameters`; index 0 is None. `net.W[1][...] = …` writes into the
+            network. A transposed tie such as W[4] is a view W[1].T of the shared matrix.
+        a: tuple of views of the activations' learned parameters; a[l] is (1,) or (n_l,), or None
+            if layer l has none.
+        parameters: flat vector of all W, then all b, then all a.
+        predicts_1d: True if `predict` and `logits` return (m,) instead of (m, 1). A trainer sets
+            it to match the shape of Y.
 
     Raises:
-        TypeError, ValueError: names the argument, what was expected and what came.
-        DeviceUnavailable: the device cannot be used; says why.
+        TypeError, ValueError: invalid argument; the message says what was expected.
+        DeviceUnavailable: the device cannot be used; the message says why.
     """
 
     def __init__(
@@ -113,9 +114,9 @@ class MLP(Network):
         try:
             self.device = devices.choose(self.device)
         except DeviceUnavailable as reason:  # pickled on a machine with a GPU
-            log.warning("a network of %s is put on the CPU: %s", self.device, reason)
+            log.warning("network pickled on %s is restored on the CPU: %s", self.device, reason)
             self.device = "cpu"
-        self._set(devices.find(self.device).to_device(parameters))  # a copy has views of its own
+        self._set(devices.find(self.device).to_device(parameters))  # a copy needs its own views
 
     def _to_host(self) -> Array:
         """Return the parameters, flat, on the host."""
@@ -149,7 +150,7 @@ class MLP(Network):
     # -- copies and files
 
     def copy(self, dtype: Any = None) -> MLP:
-        """Return an independent network with equal parameters, on request in another dtype."""
+        """Return an independent network with equal parameters, in another dtype if one is given."""
         return self._copy(self.dtype if dtype is None else dtype, self.device)
 
     def _copy(self, dtype: Any, device: str) -> MLP:
@@ -158,10 +159,13 @@ class MLP(Network):
         return MLP._build(architecture, flat, device, self.predicts_1d)
 
     def to(self, device: str) -> MLP:
-        """Return a copy on another device ("cpu", "cuda", "cuda:1", "auto"), or itself if there.
+        """Return a copy of the network on another device, or the network itself if it is there.
+
+        Args:
+            device: "auto", "cpu", "cuda", "cuda:1".
 
         Raises:
-            DeviceUnavailable: the device cannot be used; says why.
+            DeviceUnavailable: the device cannot be used; the message says why.
         """
         chosen = devices.choose(device)
         return self if chosen == self.device else self._copy(self.dtype, chosen)
@@ -176,21 +180,20 @@ class MLP(Network):
         """Write the network to a safetensors file, atomically.
 
         Args:
-            path: of the file.
-            tensors: arrays to store with the parameters, by name.
-            about: what else to remember, as far as JSON can hold it and gives it back equal, but
-                for tuples, which become lists: at most 100,000,000 bytes of it, in at most 100
-                levels.
+            path: path of the file.
+            tensors: NumPy arrays to store with the parameters, by name.
+            about: notes to store. JSON must hold them without change, except that tuples become
+                lists: at most 100,000,000 bytes, nested at most 100 levels deep.
 
         Raises:
-            OSError: the file cannot be written, or there is one that is no model of mlpcore, or the
-                checkpoint of an unfinished run; what was there before is intact.
-            TypeError, ValueError: names the argument, what was expected and what came.
+            OSError: the file cannot be written, or the existing one is not an mlpcore model; a
+                trainer's checkpoint is not overwritten either. The existing file is left intact.
+            TypeError, ValueError: invalid argument; the message says what was expected.
         """
         network_file.write(path, self.header(), self._to_host(), tensors, about)
 
     def header(self) -> dict[str, Any]:
-        """Return the entries about the network in a file's header, of types that JSON has."""
+        """Return the file header's description of the network, as JSON types."""
         return network_file.describe(self.architecture, self.predicts_1d)
 
     def to_onnx(
@@ -203,22 +206,22 @@ class MLP(Network):
         target_scale: ArrayLike | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write an ONNX file (opset 17), atomically: from "X" (rows, n_0) to "Z" (rows, n_L).
+        """Write the network to an ONNX file (opset 17), atomically.
 
-        "Z" has that shape whatever `predicts_1d` is.
+        Its input is "X" (rows, n_0), its output "Z" (rows, n_L), whatever `predicts_1d` is.
 
         Args:
-            path: of the file.
-            mean, scale: (n_0,); with them columns go in as they are, and (X - mean) / scale is part
-                of the file.
-            target_mean, target_scale: (n_L,); with them Z target_scale + target_mean comes out.
-            about: notes to store, e.g. class names, as far as JSON can hold them.
+            path: path of the file.
+            mean, scale: (n_0,); the model then takes raw columns and computes (X - mean) / scale
+                itself.
+            target_mean, target_scale: (n_L,); the model then returns Z target_scale + target_mean.
+            about: notes to store, e.g. class names; JSON must be able to hold them.
 
         Raises:
             ImportError: the package onnx is not installed.
-            TypeError, ValueError: names the argument, what was expected and what came.
-            OSError: the file cannot be written, or there is one that is no ONNX file; what was
-                there before is intact.
+            TypeError, ValueError: invalid argument; the message says what was expected.
+            OSError: the file cannot be written, or the existing one is not an ONNX file; the
+                existing file is left intact.
         """
         given = {
             "mean": mean,
@@ -232,11 +235,16 @@ class MLP(Network):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> MLP:
-        """Return the network of a file that `save` wrote.
+        """Return the network from a file that `save` wrote.
+
+        Args:
+            path: path of the file.
+            device: "auto", "cpu", "cuda", "cuda:1".
 
         Raises:
-            FileNotFoundError, OSError: it cannot be read.
-            ValueError: it is no such file, a damaged one, or one of a newer version.
+            FileNotFoundError, OSError: the file cannot be read.
+            ValueError: it is not an mlpcore model, is damaged, or comes from a newer version.
+            DeviceUnavailable: the device cannot be used; the message says why.
         """
         return cls.load_with(path, device)[0]
 
@@ -244,7 +252,10 @@ class MLP(Network):
     def load_with(
         cls, path: str | os.PathLike[str], device: str = "auto"
     ) -> tuple[MLP, dict[str, Array], dict[str, Any]]:
-        """Return the network of a file, and the `tensors` and `about` that were saved with it."""
+        """Return the network from a file, and the `tensors` and `about` saved with it.
+
+        Raises: as `load`.
+        """
         devices.choose(device)
         header, tensors = model_file.read(path)
         return cls.from_header(path, header, tensors, device), tensors, header.get("about", {})
@@ -256,7 +267,7 @@ class MLP(Network):
         """Return the network that a file's header describes; take "parameters" out of `tensors`.
 
         Raises:
-            ValueError: they do not hold a network; names the path.
+            ValueError: they do not hold a network; the message names the path.
         """
         architecture, parameters, predicts_1d = network_file.parse(path, header, tensors)
         return cls._build(architecture, parameters, device, predicts_1d)
@@ -265,16 +276,16 @@ class MLP(Network):
 
     @classmethod
     def from_torch(cls, model: Any) -> MLP:
-        """Return the network that equals a `torch.nn.Sequential`, with its weights copied.
+        """Return a network that predicts the same as a `torch.nn.Sequential`; weights are copied.
 
-        The model consists of Linear layers and activations. The network predicts what
-        `model.eval()` does: Dropout is left out. A matrix that two layers share is tied, their
-        biases and slopes (PReLU) are not. Where some layers have a bias and others none, those
-        others get one of 0. It is on the device of the weights and in their dtype, float32 where
-        that is float16 or bfloat16.
+        The model must consist of Linear layers and activations. Dropout is left out, as in
+        `model.eval()`. A matrix shared by two layers becomes tied; biases and PReLU slopes are not
+        shared. If only some layers have a bias, the others get a bias of 0. The network has the
+        device and dtype of the weights, but float32 for float16 and bfloat16.
 
         Raises:
-            TypeError, ValueError: a module that has no equal here; names its place.
+            TypeError, ValueError: the model has a module without an equivalent here; the message
+                names its place.
         """
         return cls._build(*convert.from_torch(model, devices.adopt_on_host))
 
@@ -282,13 +293,13 @@ class MLP(Network):
 
     @classmethod
     def from_sklearn(cls, model: Any, device: str = "auto") -> MLP:
-        """Return the network of scikit-learn's fitted `MLPClassifier` or `MLPRegressor`.
+        """Return a network equal to scikit-learn's fitted `MLPClassifier` or `MLPRegressor`.
 
-        Weights are copied. Its predictions are `model.predict` of a regressor,
-        `model.predict_proba` of a classifier; of one with two classes, which has a single logistic
-        output, `model.predict_proba(X)[:, 1:]`.
+        Weights are copied. `predict` returns what `model.predict` does for a regressor and what
+        `model.predict_proba` does for a classifier; with two classes, which have a single logistic
+        output, it returns `model.predict_proba(X)[:, 1:]`.
 
         Raises:
-            TypeError, ValueError: no such model, or not fitted.
+            TypeError, ValueError: not such a model, or not fitted.
         """
         return cls._build(*convert.from_sklearn(model, device))

@@ -2,8 +2,8 @@
 
     forward:  Z[L] of the rows of X          backward:  G = ∂J/∂Z[L]  →  ∂J/∂X, ∂J/∂parameters
 
-Arrays cross over by DLPack, without a copy. The module's one parameter, `flat`, is the memory of
-`net.parameters`: PyTorch's optimizers train the network in place.
+Arrays are exchanged through DLPack, without a copy. The module's one parameter, `flat`, shares the
+memory of `net.parameters`, so PyTorch's optimizers train the network in place.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["Module"]
 
 
 def _shared(tensor: torch.Tensor) -> bool:
-    """Return whether a host tensor is in memory that processes share; on a GPU all memory is."""
+    """Return True for a host tensor in memory shared between processes."""
     return bool(tensor.device.type == "cpu" and tensor.is_shared())
 
 
 class _Rows(torch.autograd.Function):
-    """The output Z[L] of rows (m, n_0), and the backward recurrences for the G of autograd."""
+    """The forward pass to Z[L] for rows (m, n_0), and the backward pass from autograd's G."""
 
     @staticmethod
     def forward(ctx: Any, X: torch.Tensor, flat: torch.Tensor, net: MLP) -> torch.Tensor:
@@ -37,12 +37,12 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, G: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:
-        if torch.is_grad_enabled():  # a second derivative would silently be taken as 0
+        if torch.is_grad_enabled():  # a second derivative would silently be 0
             raise RuntimeError(
-                "mlpcore.torch.Module has first derivatives only, no create_graph=True; see "
-                "net.vjp and net.hvp"
+                "mlpcore.torch.Module has first derivatives only, no create_graph=True; use "
+                "net.jvp, net.vjp or net.hvp"
             )
-        # the cache is the same memory: this raises if any was written into meanwhile
+        # these share the cache's memory: this raises if any was modified after the forward pass
         _ = ctx.saved_tensors
         gradient = ctx.net.backward(ctx.cache, G, input_gradient=ctx.needs_input_grad[0])
         by_X = torch.from_dlpack(gradient.X) if ctx.needs_input_grad[0] else None
@@ -52,17 +52,17 @@ class _Rows(torch.autograd.Function):
 class Module(torch.nn.Module):
     """A network as a PyTorch module: `torch.nn.Sequential(linear, mlpcore.torch.Module(net))`.
 
-    X is (…, n_0), on the network's device; the output is (…, n_L), in the network's dtype.
-    Gradients flow to `flat` and to X, once: for second derivatives there are `net.jvp`, `net.vjp`
-    and `net.hvp`. `.to(device)`, `.double()` and `.share_memory()` replace `net` by a copy, as
-    `net.to` does.
+    The input X is (…, n_0), on the network's device; the output is (…, n_L), in the network's
+    dtype. Gradients flow to `flat` and to X, but only first derivatives: for others use `net.jvp`,
+    `net.vjp` and `net.hvp`. `.to(device)`, `.double()` and `.share_memory()` replace `net` with a
+    copy, as `net.to` does.
 
     Args:
         net: the network; trained in place.
 
     Attributes:
         net: the network.
-        flat: a `torch.nn.Parameter`, all W, all b and all a, in the memory of `net.parameters`.
+        flat: `torch.nn.Parameter` of all W, all b and all a, in the memory of `net.parameters`.
 
     Raises:
         TypeError: `net` is not an `mc.MLP`.
@@ -77,7 +77,7 @@ class Module(torch.nn.Module):
         self.flat = torch.nn.Parameter(self._memory)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Make a parameter that replaces `flat` the network's, from the next call on."""
+        """Let a parameter assigned to `flat` become the network's with the next call."""
         super().__setattr__(name, value)
         if name == "flat" and isinstance(value, torch.nn.Parameter):
             self._own = (value,)  # in a tuple, so that PyTorch does not register it twice
@@ -86,10 +86,10 @@ class Module(torch.nn.Module):
         """Return Z[L] of the rows of X.
 
         Raises:
-            TypeError, ValueError: X is no tensor, lies on another device, or has another last axis
-                than n_0; `flat` has another shape than `net.parameters`.
+            TypeError, ValueError: X is not a tensor, is on another device, or its last axis is not
+                n_0; or `flat` does not have the shape of `net.parameters`.
         """
-        if torch.compiler.is_compiling():  # a compiled model calls this layer uncompiled
+        if torch.compiler.is_compiling():  # this layer runs uncompiled in a compiled model
             called: torch.Tensor = torch.compiler.disable(self._forward)(X)
             return called
         return self._forward(X)
@@ -99,7 +99,7 @@ class Module(torch.nn.Module):
             raise TypeError(f"X must be a torch.Tensor; got {type(X).__name__}")
         net = self._net()
         if X.device != self.flat.device:
-            raise ValueError(f"X lies on {X.device}, the module on {self.flat.device}")
+            raise ValueError(f"X is on {X.device}, the module on {self.flat.device}")
         if X.ndim == 0 or X.shape[-1] != self.net.sizes[0]:
             raise ValueError(
                 f"X has shape {tuple(X.shape)}; the last axis must be {self.net.sizes[0]}"
@@ -120,11 +120,11 @@ class Module(torch.nn.Module):
     def _net(self) -> MLP:
         """Return the network with `flat` as its parameters.
 
-        It is `net`, or a copy where torch.func put another tensor there for one call. Other memory
-        that the module's own parameter got (`flat.data = …`, `vector_to_parameters`) is copied into
-        the network's; memory that processes share becomes the network's.
+        This is `net`, or a copy if torch.func replaced `flat` for one call. If the module's own
+        parameter got new memory (`flat.data = …`, `vector_to_parameters`), its values are copied
+        into the network's memory; memory shared between processes becomes the network's memory.
         """
-        with torch.inference_mode(False):  # what is made in inference mode could train no more
+        with torch.inference_mode(False):  # an inference tensor could not train
             given, memory = self.flat.detach(), torch.from_dlpack(self.net.parameters)
             if given.shape != memory.shape:
                 raise ValueError(
@@ -144,16 +144,16 @@ class Module(torch.nn.Module):
                     return self.net
                 if self._memory.data_ptr() != memory.data_ptr():
                     self._memory = memory
-                self.flat.data = self._memory  # a tensor that knows whether it is shared
+                self.flat.data = self._memory  # a tensor whose is_shared() is right
                 with torch.no_grad():
-                    self.flat.copy_(given)  # raises the version that a backward pass looks at
+                    self.flat.copy_(given)  # bumps the version that backward checks
                 return self.net
         twin = self.net.copy()
         torch.from_dlpack(twin.parameters).copy_(given)
         return twin
 
     def _adopt(self, net: MLP, memory: torch.Tensor | None = None) -> None:
-        """Take another network, on request with its parameters in the memory of an equal tensor."""
+        """Hold another network, with its parameters in `memory`, an equal tensor, if given."""
         if memory is not None:
             net._set(memory.numpy())
         self.net = net
@@ -161,7 +161,7 @@ class Module(torch.nn.Module):
         self.flat.data = self._memory
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Module:
-        """Take the network along in `.to`, `.double`, `.share_memory` and similar methods."""
+        """Move the network as well in `.to`, `.double`, `.share_memory` and similar methods."""
         moved = fn(self.flat.detach().new_empty(1))
         shares = _shared(moved) and not _shared(self.flat)
         if (moved.dtype, moved.device) == (self.flat.dtype, self.flat.device) and not shares:
@@ -188,17 +188,17 @@ class Module(torch.nn.Module):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *more: Any
     ) -> None:
-        """Copy even for `assign=True`: `flat` stays the network's memory."""
+        """Load by copying, even with `assign=True`, so that `flat` stays the network's memory."""
         super()._load_from_state_dict(
             state_dict, prefix, {**local_metadata, "assign_to_params_buffers": False}, *more
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy, whose parameter is the memory of its own network, or shared memory."""
+        """Restore a copy whose parameter is its own network's memory, or shared memory."""
         super().__setstate__(state)
         self._memory = torch.from_dlpack(self.net.parameters)
         self._net()
 
     def extra_repr(self) -> str:
-        """Return the network's text, for `print(model)`."""
+        """Return the network's repr, for `print(model)`."""
         return repr(self.net)

@@ -1,4 +1,4 @@
-"""Training: one step, whole runs, evaluation.
+"""The trainer: single steps, whole runs, evaluation, checkpoints.
 
 trainer = Trainer(net, loss="cross_entropy", optimizer=AdamW(1e-3))
 history = trainer.fit(X, Y, epochs=10, batch_size=256, validation=(Xv, Yv))
@@ -31,47 +31,49 @@ Array = NDArray[Any]
 
 
 class Trainer(Steps):
-    """The training of one network: steps, whole runs, evaluation, files.
+    """A trainer for one network: single steps, whole runs, evaluation and checkpoints.
 
     Args:
         net: the network; its parameters are updated in place.
-        loss: a name, `(name, parameter)` or `mc.Loss`, defined on the network's output. None: the
-            one that fits it, i.e. cross_entropy behind softmax, binary_cross_entropy behind
-            sigmoid, poisson behind exp, else squared_error.
+        loss: a name, `(name, parameter)` or `mc.Loss`, defined on the network's output. None picks
+            the loss that matches the output activation: cross_entropy for softmax,
+            binary_cross_entropy for sigmoid, poisson for exp, squared_error for all others.
         optimizer: `mc.SGD(0.1)`, `mc.AdamW(1e-3)` (the default), …
-        class_weight: what the rows of each class count, a list or {class: weight} (others 1), for
-            cross_entropy, and for binary_cross_entropy of one output. J = Σ w ℓ / Σ w C, where C is
-            the weight of the row's class, as PyTorch's `weight=`; accuracy does not count it.
-        label_smoothing: ε in [0, 1): the target of each class is (1 - ε) y + ε/n_L (cross_entropy),
-            of each output (1 - ε) y + ε/2 (binary_cross_entropy).
-        pos_weight: what y = 1 counts in binary_cross_entropy, a number or one for each output, as
-            PyTorch's.
-        l1, l2: J gains l1 Σ|W| + ½ l2 Σ W², over weights, not biases.
-        clip_norm: scale the gradient down to this Euclidean norm where it is longer; frozen layers
-            do not count.
-        dropout: in a step, each output of a hidden layer is zeroed with this probability, and the
-            others divided by what is left of 1; or a list of rates, one for each hidden layer.
-            Evaluation and prediction drop nothing.
-        precision: "tf32", "bfloat16", "float16": for GPUs; a CPU computes in the network's dtype
-            and says so.
-        memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5), that
-            all the trainer's arrays together may take; sets the chunk.
-        chunk_rows: at most so many rows at a time go forward and backward; "auto" fits them to the
-            cache.
-        deterministic: on CUDA, no timing in the choice of algorithms; NumPy is deterministic
-            anyway.
-        workers: threads that run chunks of large batches side by side, 1,024 at most; None chooses.
-        on_non_finite: "raise" NonFiniteLoss when loss, gradient or update overflows; "skip" that
-            step, and count it in `skipped`.
-        seed: seed of the row order in `fit`, and of dropout.
+        class_weight: weight of each class, as a list or as {class: weight} (1 for classes not
+            named). For cross_entropy, and for binary_cross_entropy with one output. As with
+            PyTorch's `weight=`, J = Σ w ℓ / Σ w C, where C is the weight of the row's class.
+            Accuracy ignores it.
+        label_smoothing: ε in [0, 1). Targets become (1 - ε) y + ε/n_L for cross_entropy, and
+            (1 - ε) y + ε/2 for binary_cross_entropy.
+        pos_weight: weight of y = 1 in binary_cross_entropy, one number or one per output, as in
+            PyTorch.
+        l1, l2: add l1 Σ|W| + ½ l2 Σ W² to J, over weights but not biases.
+        clip_norm: scale the gradient down to this Euclidean norm if it is longer. Frozen layers
+            are left out of the norm.
+        dropout: probability p with which a training step zeroes each output of a hidden layer; the
+            others are divided by 1 - p. One rate, or a list with one per hidden layer. Evaluation
+            and prediction do not use dropout.
+        precision: "tf32", "bfloat16" or "float16", for GPUs. A CPU logs a warning and computes in
+            the network's dtype.
+        memory_limit: limit for all the trainer's arrays together: bytes, "2 GiB", or a share of the
+            device's free memory ("50%" or 0.5). Large batches are processed in chunks that fit.
+        chunk_rows: maximum number of rows that go forward and backward at a time; "auto" fits them
+            to the cache.
+        deterministic: True to choose CUDA algorithms without timing them. NumPy is always
+            deterministic.
+        workers: threads that process chunks of large batches in parallel, at most 1,024; None
+            chooses a number.
+        on_non_finite: "raise" to raise NonFiniteLoss if the loss, the gradient or the update
+            overflows; "skip" to skip that step and count it in `skipped`.
+        seed: seed of the row order in `fit` and of dropout.
 
     Attributes:
         net, loss, deterministic: as given; the loss is an `mc.Loss`.
-        about: notes for the files, as far as JSON can hold them: `save` writes them, `load` and
-            `mc.MLP.load_with` read them.
+        about: dict of notes that JSON can hold. `save` writes them; `load` and `mc.MLP.load_with`
+            read them.
 
     Raises:
-        TypeError, ValueError: names the argument, what was expected and what came.
+        TypeError, ValueError: invalid argument; the message says what was expected.
     """
 
     net: MLP
@@ -136,59 +138,58 @@ class Trainer(Steps):
         every: str = "1 epoch",
         keep: int = 1,
     ) -> History:
-        """Train for `epochs` passes over the rows, in shuffled mini-batches, the last one partial.
+        """Train for a number of epochs in shuffled mini-batches; the last batch may be smaller.
 
-        An `unfinished` run goes on if the call is as before. Compared are batch_size, shuffle,
-        early_stopping, the names of metrics, and of X, Y, sample_weight and validation the number
-        of rows and their values as the network computes with them: all up to 1 MiB, of more up to
-        16 blocks of 64 KiB spread over the rows. Their container and dtype may be others. Batches
-        as they come, callbacks and the functions behind metrics are not compared. `epochs` may be
-        another number that is not below what is done; schedules that read the length of the run
-        follow it. After the last epoch, where only the last save is missing, it may not if early
-        stopping has put the best parameters back. A run of which no batch is done is begun anew by
-        any call.
+        If the trainer has an `unfinished` run, repeating the call resumes it. The call must match
+        in batch_size, shuffle, early_stopping, the names of the metrics, and the data: X, Y,
+        sample_weight and validation must have the same number of rows and the same values in the
+        network's dtype. Up to 1 MiB all values are compared; beyond that, up to 16 blocks of 64 KiB
+        spread over the rows. Container and dtype may differ. Batches from an iterable or a
+        function, callbacks and the metric functions are not compared. `epochs` may change but not
+        fall below what is already done; schedules that depend on the length of the run adjust. If
+        all epochs are done and only the final save failed, `epochs` must not change if early
+        stopping has restored the best parameters. A run without a finished batch restarts with any
+        call.
 
         Args:
-            X, Y, sample_weight: as in `step`; scanned once for NaN, infinity and impossible labels.
-                Rows that lie in files are read block by block as they are needed, a block ahead,
-                and shuffled in blocks: `np.memmap`, Zarr, h5py, or in place of X and Y
-                `mc.Parquet(path, target)`, an iterable of batches `(X, Y)` or `(X, Y, weights)`
-                that can be iterated once an epoch, or a function that returns one.
+            X, Y, sample_weight: as in `step`; scanned once for NaN, infinity and invalid labels.
+                Data in files are read ahead block by block and shuffled by blocks: `np.memmap`,
+                Zarr, h5py. In place of X and Y: `mc.Parquet(path, target)`, an iterable of batches
+                `(X, Y)` or `(X, Y, weights)` that can be iterated once per epoch, or a function
+                that returns one.
             validation: `(Xv, Yv)` or `(Xv, Yv, weights)`, evaluated after each epoch; also
                 `mc.Parquet` or a function.
-            metrics: functions of the validation rows by name, as in `evaluate`.
-            early_stopping: when to stop before; the best weights come back.
-            callbacks: `mc.Callback` objects, or functions `(trainer, entry)`; one that returns True
-                stops.
-            shuffle: a new row order each epoch, from the trainer's seed.
-            progress: a bar with rows/s, loss and the validation figure.
-            checkpoint: a file that `Trainer.load` can go on from, written at the end and meanwhile,
-                atomically. SIGINT and SIGTERM then finish the step, save, and end the run. Whatever
-                else ends it before its time, but NonFiniteLoss, leaves it `unfinished` in this
-                trainer as well. Without a checkpoint a run that stops is over: the next `fit`
-                trains on from there.
-            every: how often: "1000 steps", "5 min", "1 epoch".
-            keep: versions of the file to keep; those before are `name.1.suffix`, …
+            metrics: `{name: function}`, measured on the validation rows as in `evaluate`.
+            early_stopping: `mc.EarlyStopping(patience=…)`; by default it restores the best weights.
+            callbacks: `mc.Callback` objects or functions `(trainer, entry)`, called after each
+                epoch; return True to stop.
+            shuffle: True for a new row order in each epoch, from the trainer's seed.
+            progress: True to show a progress bar with rows/s, loss and validation figures.
+            checkpoint: path of a file that `Trainer.load` can resume from, written atomically
+                during the run and at its end. SIGINT and SIGTERM then finish the step, save, and
+                end the run. A run interrupted in any other way, except by NonFiniteLoss, also stays
+                `unfinished` in this trainer. Without a checkpoint, a stopped run cannot be
+                resumed: the next `fit` starts a new run from the current parameters.
+            every: interval between checkpoints: "1000 steps", "5 min", "1 epoch".
+            keep: versions of the file to keep; older ones are `name.1.suffix`, `name.2.suffix`, …
 
         Returns:
-            A dict of lists, one entry an epoch: "loss" (mean of J over its steps), "learning_rate"
-            (of its last step), "seconds", with validation "validation_loss", "validation_accuracy"
-            or "validation_r2" and a "validation_<name>" for each metric, and with
-            on_non_finite="skip" "skipped" (steps so far).
+            The history, a dict of lists with one entry per epoch: "loss" (mean of J over its
+            steps), "learning_rate" (of its last step) and "seconds"; with validation also
+            "validation_loss", "validation_accuracy" or "validation_r2", and "validation_<name>" for
+            each metric; with on_non_finite="skip" also "skipped" (steps skipped so far).
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came; nothing is
-                trained yet, unless a number that is not finite, or a label, lies further on in a
-                file. Numbers that a checkpoint could not count are refused here: epochs times
-                batches must be below 2^63.
-            NonFiniteLoss: J, its gradient or an update overflowed; the parameters, and the
-                checkpoint, are as before that step.
-            OSError: the checkpoint cannot be written; the one before is intact. The run is
-                `unfinished`: it can be saved elsewhere, and the same call goes on with it; where
-                only the last save is missing, it trains no further step and tells no callback
-                again. At the start, when nothing is trained yet: no file can be written there,
-                another training writes it, or it is not a checkpoint, or holds another trainer's
-                unfinished run.
+            TypeError, ValueError: invalid argument; the message says what was expected. Raised
+                before training, except for a non-finite number or an invalid label further on in a
+                file. The total number of steps, epochs times batches, must be below 2^63.
+            NonFiniteLoss: J, its gradient or an update overflowed; the parameters and the
+                checkpoint are as they were before that step.
+            OSError: the checkpoint cannot be written; the previous one is intact. The run is
+                `unfinished`: it can be saved elsewhere, and the same call resumes it. If only the
+                final save failed, that call takes no step and does not repeat callbacks. Raised
+                before training if no file can be written there, if another training is writing it,
+                if it is not a checkpoint, or if it holds another trainer's unfinished run.
         """
         with self._turns.calls, contextlib.ExitStack() as leaving:
             if self._learner.run is not None:
@@ -212,26 +213,25 @@ class Trainer(Steps):
         *,
         metrics: Mapping[str, Metric] | None = None,
     ) -> Entry:
-        """Return the "loss" of these rows, "accuracy" or "r2", and the metrics, by name.
+        """Return "loss", "accuracy" or "r2", and the metrics over these rows, by name.
 
-        The loss is the mean over the rows, without penalties. Accuracy is the share of right
-        classes, of right outputs with binary_cross_entropy; class weights, label smoothing and
-        pos_weight count in the loss alone. r2, where no classes are told apart, is the mean over
-        the outputs; that of an output whose target is constant is 1 for perfect predictions, else
-        0, as scikit-learn's `r2_score` has it.
+        The loss is the mean over the rows, without penalties. Accuracy is the share of correct
+        classes, or of correct outputs for binary_cross_entropy. Class weights, label smoothing and
+        pos_weight affect only the loss. For regression, r2 is the mean over the outputs; an output
+        with a constant target has 1 if its predictions are perfect, else 0, as in scikit-learn's
+        `r2_score`.
 
         Args:
             X, Y, sample_weight: as in `fit`.
-            metrics: `{name: function}`, where `function(Y, output)` returns a number, as those of
-                `sklearn.metrics` do; where rows have weights it gets `sample_weight` (m,), too. It
-                is given all rows at once, on the host: targets as Y has them, outputs as
-                `net.predict` gives them after training on this Y (behind softmax and sigmoid:
-                probabilities). They are kept until then, outside `memory_limit`. Rows of streamed
-                windows that weigh nothing are left out.
+            metrics: `{name: function}`, where `function(Y, output)` returns a number, as in
+                `sklearn.metrics`; if rows have weights, it also gets `sample_weight` (m,). It is
+                called once with all rows, on the host: targets in the form of Y, outputs in the
+                form that `net.predict` returns after training on this Y (probabilities for softmax
+                and sigmoid). Storing them takes memory outside `memory_limit`. Streamed windows
+                whose rows all have weight 0 are left out.
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came; of metrics
-                the one at fault.
+            TypeError, ValueError: invalid argument or metric; the message says what was expected.
         """
         with self._turns.calls, self._turns.steps, devices.find(self.net.device).active():
             table = self._intake.open_rows(X, Y, sample_weight)
@@ -241,16 +241,16 @@ class Trainer(Steps):
     def losses(self, X: Any, Y: ArrayLike | None = None) -> Array:
         """Return the loss ℓ of each row, without weights and penalties: (m,) float64, on the host.
 
-        Their mean, with row weights the weighted one, is the "loss" of `evaluate`; with class
-        weights each is divided by the weight of the row's class, which counts among the row
-        weights. Where loss and output match they are computed from the logits, so that no row
-        overflows or is rounded to 0.
+        The "loss" of `evaluate` is their mean, weighted by the row weights if there are any. With
+        class weights, each ℓ is divided by the weight of the row's class, which then counts as a
+        row weight. If the loss matches the output activation, ℓ is computed from the logits, so
+        that no row overflows or is rounded to 0.
 
         Args:
-            X, Y: as in `fit`; weights that they come with do not count.
+            X, Y: as in `fit`; row weights that come with them are ignored.
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came.
+            TypeError, ValueError: invalid argument; the message says what was expected.
         """
         with self._turns.calls, self._turns.steps, devices.find(self.net.device).active():
             return self._learner.evaluation.row_losses(self._intake.open_rows(X, Y))
@@ -258,18 +258,18 @@ class Trainer(Steps):
     # -- files and copies --
 
     def save(self, path: str | os.PathLike[str], keep: int = 1) -> None:
-        """Write all that the training depends on to a safetensors file, atomically.
+        """Write a checkpoint, with all that training depends on, to a safetensors file, atomically.
 
-        It may be called while `fit` runs, also from another thread.
+        It may be called while `fit` runs, including from another thread.
 
         Args:
             path: path of the file.
-            keep: versions to keep; those before are `name.1.suffix`, `name.2.suffix`, …
+            keep: versions to keep; older ones are `name.1.suffix`, `name.2.suffix`, …
 
         Raises:
-            OSError: the file cannot be written, or there is one that is not mlpcore's, or another
-                trainer's unfinished run; what was there before is intact.
-            TypeError: optimizer or schedule is a class of the user's own, or JSON cannot hold
+            OSError: the file cannot be written, or the existing one is not an mlpcore file or holds
+                another trainer's unfinished run; the existing file is left intact.
+            TypeError: the optimizer or the schedule is a user-defined class, or JSON cannot hold
                 `about`.
         """
         with self._turns.between_steps():
@@ -277,22 +277,27 @@ class Trainer(Steps):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "auto") -> Trainer:
-        """Return the trainer of a file that `save`, or `fit(checkpoint=…)`, wrote.
+        """Return the trainer from a file that `save` or `fit(checkpoint=…)` wrote.
 
-        On the same machine the training goes on as if it had never stopped, to the bit. If it was
-        in the middle of a `fit` (`unfinished` says where), the same call of `fit` goes on there.
-        Callbacks and data are not in the file, but digests of the data are, which `fit` compares.
-        After the end of a run it begins a new one.
+        On the same machine, training continues bit for bit as if it had never stopped. If the file
+        was written in the middle of a `fit` (`unfinished` tells where), the same call of `fit`
+        resumes the run; after a completed run, `fit` begins a new one. The file holds neither
+        callbacks nor data, only digests of the data, which `fit` compares.
+
+        Args:
+            path: path of the file.
+            device: "auto", "cpu", "cuda", "cuda:1".
 
         Raises:
-            FileNotFoundError, OSError: it cannot be read.
-            ValueError: it is no such file, a damaged one, or one of a newer version.
+            FileNotFoundError, OSError: the file cannot be read.
+            ValueError: it is not an mlpcore checkpoint, is damaged, or comes from a newer version.
+            DeviceUnavailable: the device cannot be used; the message says why.
         """
         devices.choose(device)
         header, tensors = model_file.read(path)
         if "trainer" not in header:
             raise ValueError(
-                f"{str(path)!r} holds a network without a trainer: load it by mc.MLP.load"
+                f"{str(path)!r} holds a network without a trainer: load it with mc.MLP.load"
             )
         net = MLP.from_header(path, header, tensors, device)
         try:

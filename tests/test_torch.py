@@ -100,7 +100,7 @@ def test_second_derivatives_are_refused_where_they_would_be_taken_as_0():
     J = Module(net())(X).sum()
     with pytest.raises(
         RuntimeError,
-        match=r"first derivatives only, no create_graph=True; see net\.vjp and net\.hvp",
+        match=r"first derivatives only, no create_graph=True; use net\.jvp, net\.vjp",
     ):
         torch.autograd.grad(J, X, create_graph=True)
 
@@ -453,7 +453,7 @@ def test_a_move_that_cannot_be_made_is_refused_and_changes_nothing(move):
         (np.zeros((2, 4)), TypeError, "X must be a torch.Tensor; got ndarray"),
         (torch.zeros(2, 5), ValueError, r"X has shape \(2, 5\); the last axis must be 4"),
         (torch.tensor(1.0), ValueError, "the last axis must be 4"),
-        (torch.zeros(2, 4, device="meta"), ValueError, "X lies on meta, the module on cpu"),
+        (torch.zeros(2, 4, device="meta"), ValueError, "X is on meta, the module on cpu"),
     ],
 )
 def test_bad_input_is_refused_by_name(X, error, message):

@@ -1,1 +1,1 @@
-"""The ways that a user's rows take into the engine: arrays, streams, Parquet files."""
+"""Training data: arrays in memory, streams and Parquet files, checked and cut into batches."""

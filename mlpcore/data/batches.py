@@ -1,4 +1,4 @@
-"""Checked arrays, the batches of their rows, and the properties that a plan depends on."""
+"""Checked arrays, their batches, and the properties that a memory plan depends on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mlpcore.core.ops import Array
 
 
 class Inputs(NamedTuple):
-    """The properties of the caller's arrays that a plan depends on.
+    """The properties of the caller's arrays that a memory plan depends on.
 
     Attributes:
-        x_dtype, y_dtype, w_dtype: dtypes as given, as NumPy strings; w_dtype is "" without row
+        x_dtype, y_dtype, w_dtype: the arrays' dtypes, as NumPy strings; w_dtype is "" without row
             weights.
-        classes: True if Y holds class indices, one a row.
-        host: True if they are on the host and must go to the device that trains.
+        classes: True if Y holds class indices, one per row.
+        host: True if the arrays are on the host and must be copied to the training device.
     """
 
     x_dtype: str
@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
 
     @classmethod
     def read(cls, values: Sequence[Any]) -> Inputs:
-        """Return the inputs that a file lists; raise TypeError or ValueError for anything else."""
+        """Return the inputs listed in a file; raise TypeError or ValueError if malformed."""
         found = cls(*values)
         kinds = [
             np.dtype(text).kind if isinstance(text, str) else "?"
@@ -46,14 +46,14 @@ class Inputs(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The rows of an update: all of X, or those that `rows` lists.
+    """The rows of one or more updates: all of X, or those listed in `rows`.
 
     Attributes:
         X, Y: the caller's arrays.
         weights: row weights, or None.
         rows: row numbers of the batch, or None for all rows in order.
         size: number of rows.
-        steps: number of updates: `rows` lists so many batches of `size` rows, one after the other.
+        steps: number of updates; `rows` lists this many batches of `size` rows in sequence.
     """
 
     X: Array
@@ -72,14 +72,14 @@ class Batch(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Checked arrays, on which `fit`, `step` and `evaluate` work, also those of `Trainer.prepare`.
+    """Checked arrays, as `Trainer.prepare` returns them and `fit`, `step` and `evaluate` use them.
 
     Attributes:
         X, Y, weights: as in `Batch`.
         inputs: properties for the plan.
-        given: the user's row weights, without those of the classes, which accuracy does not count.
-        by_class: the weights of classes that are in `weights`, or None.
-        flat: True if Y, a number a row, came as (m,).
+        given: the user's row weights, without class weights, which accuracy ignores.
+        by_class: the class weights that are included in `weights`, or None.
+        flat: True if Y, one number per row, was given as (m,).
     """
 
     X: Array
@@ -108,10 +108,10 @@ class Data(NamedTuple):
             X, Y: checked and laid out.
             given: the user's row weights, or None.
             classes: True if Y holds class indices.
-            staged: True if the arrays are on the host and go to the device row by row.
-            weights: the weights that count, where they depend on the class.
-            by_class: the weights of the classes, or None.
-            flat: True if Y came as (m,).
+            staged: True if the arrays are on the host and their rows are copied to the device.
+            weights: the effective weights if they depend on the class, or None.
+            by_class: the class weights, or None.
+            flat: True if Y was given as (m,).
         """
         weights = given if weights is None else weights
         weight = "" if weights is None else weights.dtype.str
@@ -120,12 +120,12 @@ class Data(NamedTuple):
         return found._staged() if staged else found
 
     def _staged(self) -> Data:
-        """Return the data as a device takes them: in the machine's byte order."""
+        """Return the data with native byte order in `inputs`, as a device needs it."""
         x, y, w = (name and np.dtype(name).newbyteorder("=").str for name in self.inputs[:3])
         return self._replace(inputs=self.inputs._replace(x_dtype=x, y_dtype=y, w_dtype=w))
 
     def strided(self) -> dict[str, tuple[Array, np.dtype[Any]]]:
-        """Return those of X, Y and weights that are not row-major, each with a copy's dtype."""
+        """Return the arrays that are not row-major, by name, each with the dtype for a copy."""
         named = {"X": self.X, "Y": self.Y, "weights": self.weights}
         return {
             name: (array, array.dtype.newbyteorder("=") if self.inputs.host else array.dtype)
@@ -134,13 +134,13 @@ class Data(NamedTuple):
         }
 
     def batch(self, rows: Array | None, steps: int = 1) -> Batch:
-        """Return the rows of these numbers, or all for None, as equal batches of so many steps."""
+        """Return a batch of these row numbers (None: all rows), for this number of equal steps."""
         size = len(self.X) if rows is None else len(rows)
         return Batch(self.X, self.Y, self.weights, rows, size // steps, steps)
 
 
 def weight_of(batch: Batch) -> float:
-    """Return Σ w over the rows of a batch, their number without weights."""
+    """Return Σ w over the rows of a batch, or their number if there are no weights."""
     if batch.weights is None:
         return float(batch.size)
     cuts = [slice(i, i + 2048) for i in range(0, batch.size, 2048)]
@@ -148,5 +148,5 @@ def weight_of(batch: Batch) -> float:
         batch.weights[part] if batch.rows is None else batch.weights.take(batch.rows[part])
         for part in cuts
     )
-    with np.errstate(over="ignore"):  # of a sum that is then refused
+    with np.errstate(over="ignore"):  # an infinite sum is refused later
         return sum(float(w.astype(np.float64).sum()) for w in pieces)

@@ -1,4 +1,4 @@
-"""The batches of a run: of arrays in memory, or of a stream that is read as it is needed."""
+"""The batches of a run, from arrays in memory or from a stream that is read as needed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from mlpcore.data.windows import RowStream
 
 Array = NDArray[Any]
 Seeds = list[int]
-PLACES, PLACE = 16, 64 << 10  # blocks of rows by which a run knows its data again; their bytes
-AHEAD = 8192  # rows whose order takes longer to draw than a thread to start
+PLACES, PLACE = 16, 64 << 10  # blocks of rows by which a run recognizes its data; their bytes
+AHEAD = 8192  # rows from which drawing their order takes longer than starting a thread
 Batches = Generator[tuple[Data, Batch], None, None]
 
 
 class Rows:
-    """The batches of arrays in memory: a shuffled order of their rows, cut into pieces.
+    """The batches of arrays in memory: a shuffled row order, cut into pieces.
 
     Args:
         data: the arrays.
         size: rows of a batch.
-        place: where the order goes, on the data's device; None: an array of its own, on the host.
-        device: the network's.
+        place: array for the order, on the data's device; None allocates one on the host.
+        device: device of the network.
     """
 
     lasting = True
@@ -43,15 +43,14 @@ class Rows:
         self.data, self.size, self.place, self.device = data, size, place, device
         self.rows: int | None = len(data.X)
         self._order = np.empty(self.rows, np.int64) if place is None or device != "cpu" else place
-        self._drawn: Seeds | None = None  # from which the order has been drawn, ahead
-        self._ahead: threading.Thread | None = None  # by this thread
+        self._drawn: Seeds | None = None  # seeds of the order drawn ahead
+        self._ahead: threading.Thread | None = None  # the thread that draws it
 
     def _draw(self, seeds: Seeds | None) -> None:
         rows = self._order
         rows[...] = 1
-        np.subtract(
-            np.cumsum(rows, out=rows), 1, out=rows
-        )  # 0, 1, 2, … without a second array of that size
+        # 0, 1, 2, … without a second array of that size
+        np.subtract(np.cumsum(rows, out=rows), 1, out=rows)
         if seeds is not None:
             np.random.default_rng(seeds).shuffle(rows)
         self._drawn = seeds
@@ -66,16 +65,15 @@ class Rows:
     ) -> Batches:
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
-        `together` is asked how many whole batches may be yielded as one. Where the order is copied
-        to a device, a thread then shuffles that of the epoch after this one, from the seeds
-        `following`.
+        `together` returns how many full batches may be yielded as one. If the order is copied to a
+        device, a thread meanwhile draws the next epoch's order from the seeds `following`.
         """
         rows = self._order
         if self._ahead is not None:
             self._ahead.join()
         if seeds is None or seeds != self._drawn:
             self._draw(seeds)
-        self._drawn = self._ahead = None  # that thread may never come to its end
+        self._drawn = self._ahead = None  # an interrupted thread may never finish
         if self.place is not None and self.place is not rows:
             self.place[...] = devices.find(self.device).to_device(rows)
             if following is not None and len(rows) >= AHEAD:
@@ -96,11 +94,11 @@ class Streamed:
     Args:
         stream: the rows.
         size: rows of a batch.
-        arrays: as the stream's `buffers` lists them.
-        load: makes `Data` of a piece's X, Y and row weights.
+        arrays: host arrays, by the names in the stream's `buffers`.
+        load: turns a piece's X, Y and row weights into `Data`.
     """
 
-    lasting = False  # the next window takes the place of this one
+    lasting = False  # the next window overwrites this one
 
     def __init__(
         self,
@@ -123,7 +121,7 @@ class Streamed:
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
         Raises:
-            ValueError: at the end: no row of the epoch weighs anything.
+            ValueError: at the end, if all row weights of the epoch are 0.
         """
         with contextlib.closing(self.windows(number, seeds, skip)) as windows:
             for data, batches in windows:
@@ -136,7 +134,7 @@ class Streamed:
         """Yield an epoch's windows and the row numbers of their batches; see `epoch`."""
         self.stream.epochs = number
         order = None if seeds is None else np.random.default_rng(seeds)
-        weighs, by_class = skip > 0, False  # what was left out may have weighed
+        weighs, by_class = skip > 0, False  # skipped rows may have weight
         with contextlib.closing(self.stream.epoch(self.size, order, skip, self.arrays)) as pieces:
             for piece in pieces:
                 data = self.load(piece.X, piece.Y, piece.weights)
@@ -150,9 +148,9 @@ class Streamed:
 
 
 def inputs_of(stream: Stream, loss: Loss, dtype: str) -> Inputs | None:
-    """Return a stream's inputs for the plan on a CPU; None where only the first batch tells.
+    """Return a stream's inputs for the plan on a CPU; None if they are unknown before reading.
 
-    Row weights are of this dtype where they depend on the class.
+    Row weights have this dtype if they depend on the class.
     """
     if stream.like is None:
         return None
@@ -164,15 +162,14 @@ def inputs_of(stream: Stream, loss: Loss, dtype: str) -> Inputs | None:
 
 @dataclass(frozen=True)
 class Sample:
-    """Digests of some of the rows that a run was given, by which it knows them again.
+    """Digests of sampled rows, by which a resumed run recognizes its data.
 
-    They are of the values as the network computes with them, whatever container and dtype they are
-    in.
+    Values are digested in the network's dtype, whatever their container and dtype.
 
     Attributes:
-        rows: number of all rows.
-        places: [start, stop] of the blocks that were read: all rows up to 1 MiB, else up to 16 of
-            64 KiB.
+        rows: number of rows in the data.
+        places: [start, stop] of the sampled blocks: all rows up to 1 MiB, beyond that up to 16
+            blocks of 64 KiB.
         X, Y, sample_weight: the digests; None without weights.
     """
 
@@ -191,7 +188,7 @@ class Sample:
         device: str,
         like: Sample | None,
     ) -> Sample | None:
-        """Return the sample of these rows, at the places of `like`; None for loose batches."""
+        """Return the sample of these rows, at the places of `like`; None for a `BatchStream`."""
         if not isinstance(held, Data | RowStream):
             return None
         rows = len(held.X) if isinstance(held, Data) else held.rows
@@ -205,13 +202,13 @@ class Sample:
             kinds = (dtype, np.int64 if classes else dtype, dtype)
             for digest, part, kind in zip(found, parts, kinds, strict=True):
                 if part is not None:
-                    with np.errstate(over="ignore"):  # fit says which row it is
+                    with np.errstate(over="ignore"):  # fit names the row
                         digest.update(part.astype(np.dtype(kind).newbyteorder("<")).tobytes())
         X, Y, weight = (digest.hexdigest() for digest in found)
         return cls(rows, places, X, Y, weight if weighted else None)
 
     def require_same(self, other: Sample, prefix: str = "") -> None:
-        """Raise a ValueError that names the first argument of `fit` whose rows are others."""
+        """Raise a ValueError that names the first argument of `fit` whose rows differ."""
         for name in ("rows", *NAMES):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
@@ -219,8 +216,8 @@ class Sample:
                 had = f"{mine} rows, not {theirs}" if name == "rows" else "other values"
                 had = "none" if mine is None else "some" if theirs is None else had
                 raise ValueError(
-                    f"{prefix}{argument}: the unfinished run had {had}; pass what it had, or begin "
-                    "anew after trainer.abandon()"
+                    f"{prefix}{argument}: the unfinished run had {had}; pass what it had, or call "
+                    "trainer.abandon() to start over"
                 )
 
     def require_possible(self) -> None:
@@ -228,11 +225,11 @@ class Sample:
         if not all(
             len(place) == 2 and 0 <= place[0] < place[1] <= self.rows for place in self.places
         ):
-            raise ValueError(f"run: {self.places!r:.100} are no places in {self.rows} rows")
+            raise ValueError(f"run: {self.places!r:.100} are not ranges of {self.rows} rows")
 
 
 def _places(held: Data | RowStream, rows: int) -> list[list[int]]:
-    """Return up to `PLACES` blocks of rows, [start, stop], spread evenly; all rows if few."""
+    """Return up to `PLACES` blocks [start, stop], spread evenly; they cover small data wholly."""
     parts = (held.X, held.Y) if isinstance(held, Data) else held.like or ()
     row = sum(x.dtype.itemsize * math.prod(x.shape[1:]) for x in parts if x is not None)
     length = max(1, PLACE // row)
@@ -245,7 +242,7 @@ def _places(held: Data | RowStream, rows: int) -> list[list[int]]:
 
 
 def _read(held: Data | RowStream, places: list[list[int]], device: str) -> Iterator[Sequence[Any]]:
-    """Yield X, Y and the user's row weights (or None) of each place, on the host."""
+    """Yield X, Y and the user's row weights (or None) for each place, on the host."""
     if isinstance(held, RowStream):
         yield from held.read(places)
         return

@@ -1,4 +1,4 @@
-"""The way in for a user's arrays: X, Y and row weights become `Data`, checked and laid out.
+"""Checks and layout of a user's X, Y and row weights.
 
 X, Y, weights → as_data → Data → take_batch → Batch            a step
                 open_rows → Data, scanned once, or Stream      fit, evaluate
@@ -26,14 +26,14 @@ from mlpcore.data.parquet import Parquet
 from mlpcore.data.streams import Stream
 
 Array = NDArray[Any]
-RANGES: dict[str, tuple[float, float]] = {  # of targets, by loss
+RANGES: dict[str, tuple[float, float]] = {  # allowed range of targets, by loss
     "binary_cross_entropy": (0, 1),
     "poisson": (0, math.inf),
 }
 
 
 def _are_plain(*values: Any) -> bool:
-    """Return True for NumPy arrays of numbers, with axes, whose rows can be read where they are."""
+    """Return True for numeric NumPy arrays, not 0-d, whose rows can be read in place."""
     for value in values:
         if type(value) is not np.ndarray or value.dtype.char not in arrays.PLAIN or not value.ndim:
             return False
@@ -49,7 +49,7 @@ class Intake:
         device: device of the network.
         sizes: widths n_0 … n_L.
         dtype: dtype of the parameters.
-        loss: the loss, which decides which targets are taken.
+        loss: the loss, which decides which targets are valid.
     """
 
     def __init__(self, device: str, sizes: Sequence[int], dtype: np.dtype[Any], loss: Loss):
@@ -58,25 +58,25 @@ class Intake:
         self.takes_classes = loss.takes_classes
         self.on_host = device == "cpu"
         self._adopt = devices.find(device).adopt
-        self._plain = self.on_host and loss.class_weight is None  # arrays may be taken as they are
+        self._plain = self.on_host and loss.class_weight is None  # plain arrays need no copy
 
     # -- arrays in memory --
 
     def as_data(self, X: Any, Y: Any = None, weights: Any = None) -> Data:
-        """Return the arrays checked by shape, dtype and class, and laid out for rows to be read.
+        """Return the arrays, checked by shape, dtype and class, in a layout that steps can read.
 
         Args:
-            X: (m, n_0) numbers, or `Data`, which is returned as it is.
-            Y: (m, n_L) targets, (m,) class indices, or (m,) where there is one output.
+            X: (m, n_0) numbers, or `Data`, which is returned unchanged.
+            Y: (m, n_L) targets, (m,) class indices, or (m,) if there is one output.
             weights: (m,) row weights, or None.
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came.
+            TypeError, ValueError: invalid argument; the message says what was expected.
         """
         if isinstance(X, Data):
             return self._require_own(X, Y, weights)
         given = (X, Y) if weights is None else (X, Y, weights)
-        if self._plain and _are_plain(*given):  # as most are
+        if self._plain and _are_plain(*given):  # the fast path
             flat = Y.ndim == 1 and not self.takes_classes
             classes = Y.ndim == 1 and self.takes_classes and Y.dtype.kind in "iu"
             y = Y[:, None] if flat and self.outputs == 1 else Y
@@ -94,7 +94,7 @@ class Intake:
         """Return the prepared data; raise an error if they are not for this trainer's loss."""
         if Y is not None or weights is not None:
             raise TypeError(
-                "Y and sample_weight must be left out where X is what prepare returned: it holds "
+                "Y and sample_weight must be left out if X is the result of prepare: it contains "
                 "them"
             )
         if data.by_class != self.loss.class_weight:
@@ -105,7 +105,7 @@ class Intake:
         return data
 
     def _check(self, X: ArrayLike, Y: ArrayLike | None, weights: ArrayLike | None) -> Data:
-        """Return arrays of any library and form as `Data`; see `as_data`."""
+        """Return arrays of any library and layout as `Data`; see `as_data`."""
         adopt = self._adopt
         x = arrays.matrix(X, self.columns, adopt=adopt)
         given = arrays.numeric(Y, "Y", adopt)
@@ -144,14 +144,14 @@ class Intake:
         return data
 
     def require_finite(self, data: Data) -> None:
-        """Raise a ValueError that names the first number that the network's dtype does not hold."""
+        """Raise a ValueError if a number is not finite in the network's dtype; name the first."""
         arrays.require_finite(data.X, "X", self.dtype)
         arrays.require_finite(data.Y, "Y", self.dtype)
 
     def copy_rows(
         self, X: ArrayLike | Data, Y: ArrayLike | None, weights: ArrayLike | None
     ) -> Data:
-        """Return the arrays as `validate` does, with row-major copies of those that are not."""
+        """Return the arrays as `validate` does, with strided ones copied to row-major order."""
         data = self.validate(X, Y, weights)
         copies: dict[str, Any] = {
             name: np.array(x, dtype, order="C") for name, (x, dtype) in data.strided().items()
@@ -162,7 +162,7 @@ class Intake:
         """Return these rows of the data, or all of them for None, as a batch.
 
         Raises:
-            TypeError, ValueError: `rows` are no row numbers, or their weights are all zero.
+            TypeError, ValueError: `rows` are not row numbers, or their weights are all zero.
         """
         if rows is None:
             return Batch(data.X, data.Y, data.weights, None, len(data.X))
@@ -177,7 +177,7 @@ class Intake:
         return batch
 
     def as_gradient(self, gradient: object, size: int) -> Array:
-        """Return a user's flat gradient of so many entries, on the network's device."""
+        """Return a user's flat gradient, of `size` entries, on the network's device."""
         array = arrays.numeric(gradient, "gradient", self._adopt)
         if array.shape != (size,):
             raise ValueError(
@@ -187,7 +187,7 @@ class Intake:
         return placed
 
     def _to_layout(self, array: Any, staged: bool) -> Array:
-        """Return the array where X lies, on the host if it is staged, for rows to be gathered."""
+        """Return the array on the device of X (the host if staged), ready for gathering rows."""
         if staged:
             on_host = arrays.on_host(array)
             return arrays.by_rows(array if on_host else devices.find(self.device).to_host(array))
@@ -196,7 +196,7 @@ class Intake:
     def _weigh_classes(
         self, Y: Array, weights: Array | None, place: Array | None = None
     ) -> Array | None:
-        """Return the rows' weights times those of their classes; None without class weights.
+        """Return row weights times class weights; None without class weights.
 
         They are written to the first entries of `place`, if it is given.
         """
@@ -208,7 +208,7 @@ class Intake:
         return found
 
     def weight_buffers(self, rows: int) -> list[Buffer]:
-        """Return the plan's entry for the weights of so many rows, if they depend on the class."""
+        """Return the plan's buffer for weights that depend on the class, as a list; or []."""
         if not rows or self.loss.class_weight is None:
             return []
         what = "by class, times sample_weight"
@@ -217,10 +217,10 @@ class Intake:
     # -- rows that may be read block by block --
 
     def open_rows(self, X: Any, Y: Any = None, weights: Any = None) -> Data | Stream:
-        """Return arrays in memory as `validate` does, and what is read as it is needed as a stream.
+        """Return arrays in memory as `validate` does; return rows read as needed as a stream.
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came.
+            TypeError, ValueError: invalid argument; the message says what was expected.
         """
         stream = None if isinstance(X, Data) else open_stream(X, Y, weights, self.dtype)
         if stream is None:
@@ -253,11 +253,11 @@ class Intake:
     def load_piece(
         self, X: Array, Y: Array, weights: Array | None, place: Array | None = None
     ) -> Data:
-        """Return a piece of a stream, which has looked at its values, laid out for the steps.
+        """Return a piece of a stream, whose values are checked already, laid out for the steps.
 
         Args:
             X, Y, weights: the rows; the weights may be all zero.
-            place: where the weights of the rows go, if they depend on the class.
+            place: array for the weights of the rows, if they depend on the class.
         """
         staged = not self.on_host
         x = arrays.matrix(X, self.columns)
@@ -278,7 +278,7 @@ class Intake:
         )
 
     def _require_targets(self, Y: Array, name: str, first: int) -> None:
-        """Raise the error of a stream's targets, from row `first` on, that the loss refuses."""
+        """Raise an error if the loss refuses a stream's targets; the first has number `first`."""
         y, classes = arrays.target_form(Y, len(Y), self.outputs, self.loss, name)
         self._require_range(y, classes, name, first)
 
@@ -293,5 +293,5 @@ class Intake:
 
 
 def with_all_weights(data: Data) -> Data:
-    """Return the data with the weights of all rows, where those in use are worked out each time."""
+    """Return the data with lazy weights replaced by an array of the weights of all rows."""
     return data._replace(weights=data.weights[:]) if isinstance(data.weights, RowWeights) else data

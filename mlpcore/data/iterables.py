@@ -1,4 +1,4 @@
-"""Batches as they come, from an iterable or a function of the user."""
+"""Batches from a user's iterable or function, in their own order."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from mlpcore.data.slices import on_host, require_form
 from mlpcore.data.streams import NAMES, Block, Piece, Pieces, Stream
 
 Array = NDArray[Any]
-Place = list[Array | None]  # copies of X, Y and row weights, used again if large enough
+Place = list[Array | None]  # copies of X, Y and row weights, reused if large enough
 
 
 class BatchStream(Stream):
-    """A stream of ready batches `(X, Y)` or `(X, Y, sample_weight)`, in the order they come.
+    """A stream of ready-made batches `(X, Y)` or `(X, Y, sample_weight)`, in their own order.
 
-    They are copied in the reader thread, so that the source may use its arrays again. Two copies
-    are held, outside the plan.
+    The reader thread copies them, so that the source may reuse its arrays. Two copies are held,
+    outside the memory plan.
     """
 
     def __init__(self, source: Any, dtype: DTypeLike = np.float64):
         super().__init__(dtype)
         self._source = source
         self._count = _length(source)
-        self._weighted: bool | None = None  # whether batches have row weights
+        self._weighted: bool | None = None  # True if batches have row weights
         self._takes_epoch = not hasattr(source, "__iter__") and _takes_epoch(source)
         if isinstance(source, list | tuple):
             given = [self._check(batch, number) for number, batch in enumerate(source)]
@@ -40,11 +40,11 @@ class BatchStream(Stream):
             self.like = given[0].rows(0, 0)
 
     def batches(self, batch_size: int) -> int | None:
-        """Return how many the source has, whatever their size; None until they are counted."""
+        """Return the source's number of batches, whatever their size; None until it is known."""
         return self._count
 
     def buffers(self, batch_size: int, limit: int | None = None) -> list[Buffer]:
-        """Return none: the source chooses the size of its batches."""
+        """Return []: the source chooses the size of its batches."""
         return []
 
     def epoch(
@@ -54,9 +54,9 @@ class BatchStream(Stream):
         skip: int,
         arrays: Mapping[str, Array],
     ) -> Pieces:
-        """Return the batches as they come, one a piece, whatever `batch_size` and `order`.
+        """Return the source's batches, one per piece, whatever `batch_size` and `order`.
 
-        Skipped ones are made but not looked at.
+        Skipped batches are produced but not checked.
         """
         number, rows = self.epochs, 0
         self.epochs += 1
@@ -70,7 +70,7 @@ class BatchStream(Stream):
             if at < 0:
                 if not rows and not skip:
                     raise ValueError(
-                        f"X gave no batches in epoch {number}; it must begin again in each epoch"
+                        f"X gave no batches in epoch {number}; it must start over in each epoch"
                     )
                 if not skip:
                     self.rows = rows
@@ -99,7 +99,7 @@ class BatchStream(Stream):
         return iter(batches)
 
     def _check(self, batch: Any, number: int) -> Block:
-        """Return a batch as arrays on the host; raise an error that says what is wrong with it."""
+        """Return a batch as arrays on the host; raise an error if it is not valid."""
         prefix = f"batch {number}: "
         if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
             raise TypeError(
@@ -118,16 +118,16 @@ class BatchStream(Stream):
         self._weighted = w is not None if self._weighted is None else self._weighted
         if self._weighted != (w is not None):
             found, before = ("has no", "have one") if w is None else ("has a", "have none")
-            raise TypeError(f"{prefix}{found} sample_weight; those before {before}")
+            raise TypeError(f"{prefix}{found} sample_weight; earlier ones {before}")
         columns = block.X.shape[1]
         self.columns = columns if self.columns is None else self.columns
         if columns != self.columns:
-            raise ValueError(f"{prefix}X has {columns} columns; those before have {self.columns}")
+            raise ValueError(f"{prefix}X has {columns} columns; earlier ones have {self.columns}")
         return block
 
 
 def _length(source: Any) -> int | None:
-    """Return how many batches a source says it has; None where it does not know."""
+    """Return the number of batches by the source's `len`; None if it has none."""
     try:
         return len(source)
     except (TypeError, NotImplementedError):
@@ -138,21 +138,21 @@ def _takes_epoch(function: Callable[..., Any]) -> bool:
     """Return True if a function takes `epoch`; raise a TypeError if it needs anything else."""
     try:
         signature = inspect.signature(function)
-    except ValueError:  # of what is written in C
+    except ValueError:  # written in C
         return False
     takes = "epoch" in signature.parameters
     try:
         signature.bind(**({"epoch": 0} if takes else {}))
     except TypeError:
         raise TypeError(
-            "X, a function that makes batches, takes nothing or `epoch`; its parameters are "
-            f"{signature}"
+            "X, a function that makes batches, must take no argument or `epoch`; its parameters "
+            f"are {signature}"
         ) from None
     return takes
 
 
 def _copy_into(place: Place, i: int, array: Array | None) -> Any:
-    """Return a copy of the array, in the place's memory where it fits."""
+    """Return a copy of the array, in the place's memory if it fits."""
     if array is None:
         return None
     old, dtype = place[i], array.dtype.newbyteorder("=")

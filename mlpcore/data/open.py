@@ -1,4 +1,4 @@
-"""The stream of whatever a user passes as X, Y and row weights."""
+"""Choice of the stream that reads a user's X, Y and row weights."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from mlpcore.data.windows import RowStream, Source
 def open_stream(
     X: Any, Y: Any = None, sample_weight: Any = None, dtype: DTypeLike = np.float64
 ) -> Stream | None:
-    """Return the stream of what is read block by block; None for arrays in memory.
+    """Return a stream for data that are read block by block; None for arrays in memory.
 
     Args:
-        X: a memmap or a view of one; an array that is sliced by rows (Zarr, h5py …); `Parquet`;
-            with Y None also an iterable of batches that begins anew for each epoch (a list, a
-            DataLoader), or a function that returns an iterator of them and may take the number of
-            the `epoch`, counted from 0.
-        Y, sample_weight: with the first two kinds of X, arrays of such a kind or in memory.
-        dtype: number type in which numbers must be finite.
+        X: a memmap or a view of one; an array that is sliced by rows (Zarr, h5py, …); `Parquet`; or
+            without Y an iterable of batches that starts over in each epoch (a list, a DataLoader),
+            or a function that returns an iterator of batches and may take `epoch`, counted from 0.
+        Y, sample_weight: for a memmap or a sliced X, arrays of the same kinds or in memory.
+        dtype: dtype in which all numbers must be finite.
 
     Raises:
-        TypeError, ValueError: names the argument, what was expected and what came.
+        TypeError, ValueError: invalid argument; the message says what was expected.
     """
     if in_file(X):
         if Y is None:
@@ -41,7 +40,7 @@ def open_stream(
         return None
     for name, value in (("Y", Y), ("sample_weight", sample_weight)):
         if value is not None:
-            raise TypeError(f"{name} must be None: X ({type(X).__name__}) brings it along")
+            raise TypeError(f"{name} must be None: X ({type(X).__name__}) provides it")
     if isinstance(X, Source):
         return RowStream(X, dtype)
     if hasattr(X, "__next__"):

@@ -1,4 +1,4 @@
-"""Parquet files as a source of rows to train on."""
+"""Parquet files as a source of training rows."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from mlpcore.data.windows import BLOCK, Source
 class Parquet(Source):
     """Parquet files as X and Y: `trainer.fit(mc.Parquet("flights/", target="late"), epochs=3)`.
 
-    Rows are numbered through the files, which come in the order of their names. The blocks of the
-    shuffle are row groups: write files with groups of some 10,000 rows, or with their rows mixed.
-    Needs pyarrow, whose own memory (a few pages of each column) is outside the plan.
+    Rows are numbered across all files; the files of a folder are sorted by name. Shuffling moves
+    whole row groups: write files with groups of about 10,000 rows, or with their rows already
+    mixed. Needs pyarrow, whose own memory (a few pages per column) is outside `memory_limit`.
 
     Args:
-        path: a file, a folder (its *.parquet, also in folders of it, but for names that begin with
-            "." or "_"), or a list of files.
-        target: the column that is Y; a list of columns makes Y (m, k). Booleans become 0 and 1.
-        features: the columns of X; None: all others, in the order of the first file, which each
-            file must have.
-        weight: the column of row weights.
+        path: a file, a list of files, or a folder, searched for *.parquet with its subfolders;
+            names that begin with "." or "_" are skipped.
+        target: the column of Y, (m,); a list of k columns makes Y (m, k). Booleans become 0 and 1.
+        features: the columns of X. None takes all other columns, in the order of the first file;
+            every file must then have the same columns.
+        weight: the column of row weights, or None.
 
     Attributes:
         rows: number of rows of all files together.
         features, target, weight: the columns in use.
 
     Raises:
-        FileNotFoundError: there is no such file, or none in the folder.
-        TypeError, ValueError: no Parquet file, no such column, one that is used twice or that does
-            not hold numbers (categories that are numbers are refused, too, but in the target), a
-            folder `name=value`; names file and column.
+        FileNotFoundError: there is no such file, or no Parquet file in the folder.
+        TypeError, ValueError: a file is not Parquet; a column is missing, used twice or not numeric
+            (categorical columns of numbers are accepted only as the target); or a subfolder is
+            named `name=value`. The message names file and column.
+        ImportError: pyarrow is not installed.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Parquet(Source):
         self.target, self.weight = target, weight
         self.rows = 0
         self.starts: list[int] = []
-        self._groups: list[tuple[Path, int]] = []  # file and row group that begin there
+        self._groups: list[tuple[Path, int]] = []  # file and row group at each start
         types: dict[str, np.dtype[Any]] = {}
         for file in paths:
             footer = Footer.read(file, _where(file))
@@ -100,7 +101,7 @@ class Parquet(Source):
         first: Path,
         all_columns: bool,
     ) -> None:
-        """Raise an error unless a file has the columns in use, of the types that others have."""
+        """Raise an error unless a file has the columns in use, of the same types as the others."""
         used = dict.fromkeys(name for names in self._columns for name in names)
         fields: dict[str, list[Any]] = {}
         for field in footer.schema:
@@ -109,14 +110,14 @@ class Parquet(Source):
             if name not in used:
                 raise ValueError(
                     f"column {shown(name)} of {str(file)!r} is not in {str(first)!r}; "
-                    "features=[…] leaves it out"
+                    "pass features=[…] without it"
                 )
         for name in used:
             dtype = _numeric(fields, name, file)
             if name in footer.categories and name not in self._columns[1]:
                 raise TypeError(
                     f"column {shown(name)} of {str(file)!r} must hold numbers; it holds "
-                    "categories: encode them, or leave the column out by features=[…]"
+                    "categories: encode them, or pass features=[…] without it"
                 )
             if types.setdefault(name, dtype) != dtype:
                 raise ValueError(
@@ -131,7 +132,7 @@ class Parquet(Source):
         )
 
     def reader(self) -> Callable[[int, int, Block], None]:
-        """Return a function that reads rows start … stop; going on where it stopped is cheap."""
+        """Return a function that reads rows start … stop; sequential reads are cheap."""
         return follow_rows(self, self._read_group, self._copy, lambda k: _where(self._groups[k][0]))
 
     def _read_group(self, k: int) -> Iterator[Any]:
@@ -140,7 +141,7 @@ class Parquet(Source):
         return read_group(file, _where(file), self._at_once, group, sum(self._columns, ()))
 
     def _copy(self, batch: Any, row: int, block: Block) -> None:
-        """Copy the columns of a record batch that begins with this row into a block."""
+        """Copy the columns of a record batch, whose first row has this number, into a block."""
         for names, part in zip(self._columns, block, strict=True):
             for i, name in enumerate(names):
                 column = batch.column(name)
@@ -165,30 +166,30 @@ def _paths(path: Any) -> list[Path]:
     if len(paths) == 1 and paths[0].is_dir():
         paths = _files(paths[0])
     if not paths:
-        raise FileNotFoundError(f"path: there is no *.parquet in {path!r}")
+        raise FileNotFoundError(f"path: there is no *.parquet file in {path!r}")
     return paths
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the Parquet files in a folder and its folders, in the order of their names."""
+    """Return the Parquet files in a folder and its subfolders, sorted by name."""
     found = []
     for file in sorted(folder.rglob("*.parquet")):
         parts = file.relative_to(folder).parts
         if any(part.startswith((".", "_")) for part in parts) or not file.is_file():
-            continue  # a writer's own
+            continue  # files that writers keep for themselves
         for part in parts[:-1]:
             if "=" in part:
                 raise ValueError(
-                    f"path: the files in {str(folder)!r} lack the column that their folder "
-                    f"{part!r} names: write it into the files, or pass a list of files to go "
-                    "without"
+                    f"path: the files in {str(folder)!r} lack the column that their folder name "
+                    f"{part!r} stands for: write it into the files, or pass a list of files to "
+                    "train without it"
                 )
         found.append(file)
     return found
 
 
 def _names(argument: str, value: Any) -> tuple[str, ...]:
-    """Return the names of columns, given as one or as a list."""
+    """Return the column names of an argument that is one name or a list."""
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise TypeError(
@@ -202,7 +203,7 @@ def _where(path: Path) -> str:
 
 
 def _numeric(fields: Mapping[str, Sequence[Any]], name: str, path: Path) -> Any:
-    """Return the dtype of a column of numbers, given the types of all columns by name."""
+    """Return the dtype of a numeric column; `fields` holds the Arrow types by column name."""
     if len(fields.get(name, ())) != 1:
         near = None if name in fields else nearest(name, fields)
         hint = f"did you mean {shown(near)}? Its" if near else "its"
@@ -215,6 +216,6 @@ def _numeric(fields: Mapping[str, Sequence[Any]], name: str, path: Path) -> Any:
     if not (types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)):
         raise TypeError(
             f"column {shown(name)} of {str(path)!r} must hold numbers; it holds {cut(kind)}; "
-            "features=[…] takes others"
+            "choose others with features=[…]"
         )
     return np.dtype(kind.to_pandas_dtype())

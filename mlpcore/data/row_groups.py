@@ -17,15 +17,15 @@ from mlpcore.checks.errors import line
 from mlpcore.data.streams import UNREADABLE, Block
 from mlpcore.data.windows import Source
 
-BUFFER = 64 << 10  # bytes that pyarrow reads of a column at a time
-FOOTERS = 64  # footers that are kept
+BUFFER = 64 << 10  # bytes of a column that pyarrow reads at a time
+FOOTERS = 64  # number of footers in the cache
 
 
 @contextlib.contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Turn errors of pyarrow into a ValueError that begins with `where` and says what is damaged.
+    """Turn errors of pyarrow into a ValueError that begins with `where` and names the damage.
 
-    An OSError of the system stays one, and a MemoryError.
+    The system's OSErrors and MemoryErrors keep their types.
     """
     from pyarrow import ArrowException
 
@@ -33,16 +33,16 @@ def readable(where: str) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise MemoryError(
-            f"{where} takes more memory than there is, or is damaged: {line(error)}"
+            f"{where} needs more memory than is available, or is damaged: {line(error)}"
         ) from None
     except (ArrowException, AttributeError, ArithmeticError, *UNREADABLE) as error:
         if isinstance(error, OSError) and (error.errno or type(error) is not OSError):
             raise type(error)(f"{where} cannot be read: {line(error)}") from None
-        raise ValueError(f"{where} is no Parquet file, or a damaged one: {line(error)}") from None
+        raise ValueError(f"{where} is not a Parquet file, or is damaged: {line(error)}") from None
 
 
 def opened(path: Path, where: str, **options: Any) -> Any:
-    """Return a `ParquetFile` that verifies the checksums of pages; `where` as in `readable`."""
+    """Return a `ParquetFile` that verifies page checksums; `where` as in `readable`."""
     try:
         from pyarrow import parquet
     except ImportError as error:
@@ -54,7 +54,7 @@ def opened(path: Path, where: str, **options: Any) -> Any:
 
 
 def arrow_source(path: Path) -> Any:
-    """Return what Arrow can open: the path, or an open file where its name is not UTF-8."""
+    """Return the path, or an open file if its name is not UTF-8, which Arrow cannot open."""
     import pyarrow as pa
 
     try:
@@ -67,7 +67,7 @@ def arrow_source(path: Path) -> Any:
 def read_batches(
     file: Any, where: str, rows: int, group: int, columns: Sequence[str]
 ) -> Iterator[Any]:
-    """Yield the validated record batches of a row group, of so many rows at most."""
+    """Yield the validated record batches of a row group, each of at most `rows` rows."""
     with readable(where):
         batches, left = (
             file.iter_batches(rows, [group], columns),
@@ -85,11 +85,11 @@ def read_batches(
 
 
 def require_rows(promised: int, read: int) -> None:
-    """Raise a ValueError unless as many rows were read as the footer promises."""
+    """Raise a ValueError unless the number of rows read is the one in the footer."""
     if promised != read:
         raise ValueError(
             f"it holds {abs(promised - read):,} rows {'fewer' if read < promised else 'more'} than "
-            "it says"
+            "its footer promises"
         )
 
 
@@ -98,9 +98,9 @@ class Footer:
     """The description of a Parquet file.
 
     Attributes:
-        metadata: as pyarrow has it.
-        schema: the one of Arrow.
-        categories: the columns that were written as categories.
+        metadata: pyarrow's metadata.
+        schema: the Arrow schema.
+        categories: names of the columns that were written as categories.
         rows: number of rows of each row group.
     """
 
@@ -111,7 +111,7 @@ class Footer:
 
     @classmethod
     def read(cls, path: Path, where: str) -> Footer:
-        """Return the footer of a file, parsed once while the file stays as it is."""
+        """Return the footer of a file, from a cache while the file is unchanged."""
         status = path.stat() if path.exists() else None
         stamp = status and (status.st_ino, status.st_size, status.st_mtime_ns)
         return _parse_footer(path, where, stamp)
@@ -124,7 +124,7 @@ class Footer:
             rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
                 raise ValueError(
-                    f"its row groups have {sum(rows):,} rows, itself {metadata.num_rows:,}"
+                    f"its row groups have {sum(rows):,} rows, its footer says {metadata.num_rows:,}"
                 )
             schema = file.schema_arrow
             return cls(metadata, schema.remove_metadata(), category_columns(metadata), rows)
@@ -132,7 +132,7 @@ class Footer:
 
 @functools.lru_cache(maxsize=FOOTERS)
 def _parse_footer(path: Path, where: str, stamp: tuple[int, ...] | None) -> Footer:
-    """Return the footer of a file that has this inode, size and time of change."""
+    """Return the footer of a file; `stamp` (inode, size, mtime) is a cache key."""
     with opened(path, where) as file:
         return Footer.of(file, where)
 
@@ -140,7 +140,7 @@ def _parse_footer(path: Path, where: str, stamp: tuple[int, ...] | None) -> Foot
 def read_group(
     path: Path, where: str, rows: int, group: int, columns: Sequence[str]
 ) -> Iterator[Any]:
-    """Yield the record batches of a row group as `read_batches` does, by a handle of its own."""
+    """Yield the record batches of a row group as `read_batches` does, from its own handle."""
     metadata = Footer.read(path, where).metadata
     options = {"metadata": metadata, "buffer_size": BUFFER, "pre_buffer": False}
     with opened(path, where, **options) as file:
@@ -153,18 +153,18 @@ def follow_rows(
     copy: Callable[[Any, int, Block], None],
     where: Callable[[int], str],
 ) -> Callable[[int, int, Block], None]:
-    """Return the `reader` of a source whose stretches are read from their beginnings.
+    """Return the `reader` of a source whose stretches can only be read from their beginnings.
 
-    Going on where one of the last `ways` reads stopped is cheap.
+    A read that begins where one of the last `ways` reads stopped is cheap.
 
     Args:
         source: the table.
-        read: yields the rows of a stretch, by its number, as parts that Arrow can slice.
-        copy: writes a part that begins with a row of this number into a block.
-        where: says which file a stretch is in, for errors.
+        read: yields the rows of a stretch, given its number, as parts that Arrow can slice.
+        copy: writes a part, given the number of its first row, into a block.
+        where: names the file of a stretch, for errors.
     """
     starts = source.starts
-    going: dict[int, tuple[Any, Iterator[Any]]] = {}  # by row, the rest of a part and the others
+    going: dict[int, tuple[Any, Iterator[Any]]] = {}  # by next row: rest of a part, other parts
 
     def parts(row: int) -> Iterator[Any]:
         for k in range(bisect.bisect_right(starts, row) - 1, len(starts)):
@@ -176,8 +176,8 @@ def follow_rows(
                     yield part.slice(skipped)
             if at != end:
                 raise ValueError(
-                    f"{where(k)} has changed since it was opened, or is damaged: it holds another "
-                    "number of rows"
+                    f"{where(k)} has changed since it was opened, or is damaged: its number "
+                    "of rows is different"
                 )
 
     def follow(start: int, stop: int, block: Block) -> None:
@@ -196,9 +196,9 @@ def follow_rows(
 
 
 def category_columns(metadata: Any) -> set[str]:
-    """Return the names of a Parquet file's columns that were written as categories, by its footer.
+    """Return the names of the columns that a Parquet file's footer lists as categories.
 
-    pandas and Arrow note them there: categories that are numbers are read as numbers.
+    pandas and Arrow note them there; without that, categories that are numbers look like numbers.
     """
     import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""Arrays that are sliced by rows: mapped files, Zarr, HDF5, NumPy."""
+"""Arrays that are read by slicing rows: mapped files, Zarr, HDF5, NumPy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlpcore.data.windows import Source
 
 Array = NDArray[Any]
 
-AROUND = 64 << 10  # bytes that the kernel maps at a time
+AROUND = 64 << 10  # bytes that the kernel may map around a fault
 _AXES = {"X": (2,), "Y": (1, 2), "sample_weight": (1,)}
 _IN_MEMORY = (
     "__array_interface__",
@@ -29,7 +29,7 @@ _IN_MEMORY = (
 
 
 class Slices(Source):
-    """Arrays that are sliced by rows, each of any kind: mapped files, Zarr, HDF5, NumPy."""
+    """A source of arrays that are sliced by rows; X, Y and weights may differ in kind."""
 
     def __init__(self, X: Any, Y: Any, sample_weight: Any):
         self._arrays = Block(
@@ -53,7 +53,7 @@ class Slices(Source):
         self.starts = range(0, self.rows, self.chunk)
 
     def reader(self) -> Callable[[int, int, Block], None]:
-        """Return the function that slices, which has no state."""
+        """Return the method that slices; it has no state."""
         return self._read
 
     def _read(self, start: int, stop: int, block: Block) -> None:
@@ -71,7 +71,7 @@ class Slices(Source):
 
 
 class MappedFile:
-    """The mapped file behind an array."""
+    """The mapped file that holds an array's memory."""
 
     def __init__(self, pages: mmap.mmap):
         self._pages = pages
@@ -79,23 +79,23 @@ class MappedFile:
 
     @classmethod
     def of(cls, array: Any) -> MappedFile | None:
-        """Return that of a memmap, or of a view of one; None where no page can be given back."""
+        """Return the mapped file of a memmap or a view of one; None if pages cannot be released."""
         mapped = _memmap(array)
-        # "c": what was written is nowhere else
+        # with mode "c", the pages are the only copy of what was written
         if mapped is None or mapped.mode == "c" or not hasattr(mmap.mmap, "madvise"):
             return None
         return cls(mapped.base)  # type: ignore[arg-type]
 
     def give_back(self, rows: Array) -> None:
-        """Take the pages of these rows out of the process's memory; the system may cache them."""
+        """Release the pages of these rows from the process; the system may keep them cached."""
         low, high = (end - self._address for end in np.lib.array_utils.byte_bounds(rows))
         start = max(0, low - AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
         self._pages.madvise(mmap.MADV_DONTNEED, start, high + AROUND - start)
 
 
 def _memmap(array: Any) -> np.memmap[Any, Any] | None:
-    """Return the memmap that an array is, or is a view of; None where there is none."""
-    ma = sys.modules.get("numpy.ma")  # imported by whoever holds a masked array
+    """Return the memmap that an array is or is a view of; None if there is none."""
+    ma = sys.modules.get("numpy.ma")  # already imported if there are masked arrays
     while isinstance(array, np.ndarray) and not (ma and isinstance(array, ma.MaskedArray)):
         if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
             return array
@@ -104,14 +104,14 @@ def _memmap(array: Any) -> np.memmap[Any, Any] | None:
 
 
 def in_memory(value: Any) -> bool:
-    """Return True for an array in memory, of whatever library."""
+    """Return True for an array in memory, of any library."""
     return isinstance(value, np.ndarray | memoryview) or any(
         hasattr(type(value), name) for name in _IN_MEMORY
     )
 
 
 def in_file(value: Any) -> bool:
-    """Return True for what is sliced by rows and not in memory as a whole: memmaps, Zarr, h5py."""
+    """Return True for data outside memory that is sliced by rows: memmaps, Zarr, h5py."""
     if isinstance(value, type) or in_memory(value):
         return _memmap(value) is not None
     described = (
@@ -122,10 +122,10 @@ def in_file(value: Any) -> bool:
 
 
 def on_host(value: Any, name: str) -> Array:
-    """Return an argument as an array; TypeError for one on a GPU or with masked entries."""
+    """Return an argument as a host array; raise a TypeError for GPU arrays or masked entries."""
     if hasattr(value, "__cuda_array_interface__"):
         raise TypeError(
-            f"{name} lies on a GPU; rows that are read block by block must lie on the host"
+            f"{name} is on a GPU; rows that are read block by block must be on the host"
         )
     if np.ma.is_masked(value):
         raise TypeError(
@@ -138,7 +138,7 @@ def on_host(value: Any, name: str) -> Array:
 def require_form(
     name: str, shape: tuple[int, ...], dtype: Any, rows: int | None, prefix: str = ""
 ) -> None:
-    """Raise an error where an argument cannot be X, Y or sample_weight of `rows` rows."""
+    """Raise an error if an argument cannot be X, Y or sample_weight with `rows` rows."""
     if np.dtype(dtype).kind not in "fiub":
         raise TypeError(f"{prefix}{name} must hold real numbers; its dtype is {dtype}")
     if len(shape) not in _AXES[name]:
@@ -148,7 +148,7 @@ def require_form(
         )
     # Dask's is NaN before its chunks are computed
     if not all(isinstance(n, int | np.integer) for n in shape):
-        raise ValueError(f"{prefix}{name} must know its size; it has shape {tuple(shape)}")
+        raise ValueError(f"{prefix}{name} must have a known shape; it has {tuple(shape)}")
     if 0 in shape:
         raise ValueError(f"{prefix}{name} is empty: shape {tuple(shape)}")
     if rows is not None and shape[0] != rows:

@@ -1,4 +1,4 @@
-"""Streams: rows that come piece by piece, read ahead by a thread: data larger than memory."""
+"""Streams: data larger than memory, read ahead piece by piece in a thread."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mlpcore.checks import arrays
 from mlpcore.core.ops import Buffer
 
 Array = NDArray[Any]
-Place = TypeVar("Place")  # where a piece of rows is kept until the next but one is asked for
-LOOK = 0.05  # seconds of a wait for rows after which it is asked whether to wait on
-PATIENCE = 1.0  # seconds in which a thread that reads may come to its end
+Place = TypeVar("Place")  # memory of a piece, reused for the next piece but one
+LOOK = 0.05  # seconds between checks, while waiting for rows, whether to go on waiting
+PATIENCE = 1.0  # seconds that a reader thread has to end
 NAMES = ("X", "Y", "sample_weight")
-# what libraries raise where rows cannot be read
+# errors that libraries raise if rows cannot be read
 UNREADABLE = (OSError, ValueError, TypeError, RuntimeError, LookupError)
 
 
@@ -42,7 +42,7 @@ class Block(NamedTuple):
     weights: Array | None = None
 
     def each(self, change: Callable[[Array], Array]) -> Block:
-        """Return the block of what `change` makes of each array."""
+        """Return a block with `change` applied to each array."""
         weights = None if self.weights is None else change(self.weights)
         return Block(change(self.X), change(self.Y), weights)
 
@@ -52,11 +52,12 @@ class Block(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A window of rows, valid until an epoch is asked for the next one.
+    """A window of rows, valid until the next one is requested.
 
     Attributes:
-        X, Y, weights: host arrays (k, n_0), (k,) or (k, n_L), (k,) or None.
-        batches: row numbers (int64) within the window, one entry a batch; None: all rows in order.
+        X, Y, weights: host arrays (k, n_0), (k,) or (k, n_L), and (k,) or None.
+        batches: one entry per batch: its row numbers (int64) within the window, or None for all
+            rows in order.
     """
 
     X: Array
@@ -72,17 +73,17 @@ class Stream(ABC):
     """Rows that come piece by piece, in epochs.
 
     Attributes:
-        rows: number of rows of an epoch; None until they are known.
-        columns: n_0; None where only reading tells it.
-        like: a block of no rows, with the shapes and dtypes of those that will come; None where
-            only reading tells them.
-        dtype: number type in which numbers must be finite.
-        require_targets: raises the error of a Y that the loss does not take; called with Y, its
-            name and its first row.
+        rows: number of rows of an epoch; None until it is known.
+        columns: n_0; None if it is unknown before reading.
+        like: a block of 0 rows with the shapes and dtypes of the data; None if they are unknown
+            before reading.
+        dtype: dtype in which numbers must be finite.
+        require_targets: raises an error for a Y that the loss does not accept; called with Y, its
+            name and the number of its first row.
         epochs: number of epochs begun so far; a resumed run sets it.
         waited: seconds that the consumer has waited for the reader.
-        waiting: makes a block around each wait for the reader, whose value is called a few times a
-            second meanwhile.
+        waiting: makes a context manager for each wait for the reader; the function that it yields
+            is called repeatedly during the wait.
     """
 
     def __init__(self, dtype: DTypeLike):
@@ -97,11 +98,11 @@ class Stream(ABC):
 
     @abstractmethod
     def batches(self, batch_size: int) -> int | None:
-        """Return the number of batches of an epoch; None where it is not known."""
+        """Return the number of batches of an epoch; None if it is not known."""
 
     @abstractmethod
     def buffers(self, batch_size: int, limit: int | None = None) -> list[Buffer]:
-        """Return its host arrays, for the plan; of `limit` bytes if two batches fit there."""
+        """Return the stream's host arrays, for the plan; within `limit` bytes if possible."""
 
     @abstractmethod
     def epoch(
@@ -113,19 +114,20 @@ class Stream(ABC):
     ) -> Pieces:
         """Return an iterator of the pieces of one epoch.
 
-        Its thread ends with it; to end both earlier, close the iterator or drop it.
+        Its thread ends with the iterator; to end both earlier, close or drop the iterator.
 
         Args:
-            batch_size: rows of a batch, the last one may be smaller.
-            order: draws the row order (one number is drawn, now); None: file order.
-            skip: first batches to leave out, and what only they would read; the others are those
-                that would have come.
-            arrays: as `buffers` listed them; together with `order` and `batch_size` they determine
-                the batches to the bit.
+            batch_size: rows of a batch; the last one may be smaller.
+            order: generator for the row order, from which one number is drawn immediately; None for
+                file order.
+            skip: number of batches to skip at the beginning, without reading rows that only they
+                need; the other batches are the same as without skipping.
+            arrays: the arrays listed by `buffers`; together with `order` and `batch_size` they
+                determine the batches bit for bit.
 
         Raises:
-            ValueError: in the iteration: a number that is not finite (names row and column), a
-                target that the loss does not take, or what the source raises.
+            ValueError: during the iteration: a number is not finite (names row and column), or the
+                loss does not accept a target. Errors of the source are raised as well.
         """
 
     def require_values(
@@ -150,8 +152,8 @@ class Stream(ABC):
     ) -> Pieces:
         """Yield pieces from `fill` until it returns None, prefetching one piece in a thread.
 
-        A thread whose source does not answer is left behind after a moment; it does not keep the
-        process alive.
+        A thread whose source does not respond is abandoned after `PATIENCE` seconds; it does not
+        keep the process alive.
         """
         reader, turn = _Reader(fill), itertools.cycle(places)
         try:
@@ -172,7 +174,7 @@ class Stream(ABC):
                 reader.join(PATIENCE)
 
     def _next(self, reader: _Reader[Any]) -> Piece | None:
-        """Return the reader's next piece, or raise what the source raised."""
+        """Return the reader's next piece, or raise the error that the source raised."""
         try:
             return reader.take(0)
         except queue.Empty:
@@ -188,10 +190,10 @@ class _Reader(threading.Thread, Generic[Place]):
     """A thread that fills places with rows.
 
     Args:
-        fill: makes a piece of a place; None at the end.
+        fill: fills a place and returns its piece; returns None at the end.
 
     Attributes:
-        places: to be filled; None ends the thread.
+        places: queue of places to fill; None ends the thread.
     """
 
     def __init__(self, fill: Callable[[Place], Piece | None]):
@@ -201,22 +203,22 @@ class _Reader(threading.Thread, Generic[Place]):
         self._filled: queue.SimpleQueue[Future[Piece | None]] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Fill one place after the other."""
+        """Fill the places in turn."""
         for place in iter(self.places.get, None):
             filled: Future[Piece | None] = Future()
             try:
                 filled.set_result(self._fill(place))
-            except BaseException as error:  # into the consumer's thread
+            except BaseException as error:  # raised in the consumer's thread
                 filled.set_exception(error)
             self._filled.put(filled)
-            del filled  # whose traceback would keep the thread's frame alive
+            del filled  # its traceback would keep the thread's frame alive
 
     def take(self, seconds: float) -> Piece | None:
-        """Return the next piece, or raise what the source raised.
+        """Return the next piece, or raise the error that the source raised.
 
         Raises:
-            queue.Empty: none came within so many seconds.
-            RuntimeError: this process has no such thread, as after a fork.
+            queue.Empty: no piece came within this number of seconds.
+            RuntimeError: the thread does not exist in this process, as after a fork.
         """
         there = self.is_alive()
         try:
@@ -225,11 +227,11 @@ class _Reader(threading.Thread, Generic[Place]):
             if there:
                 raise
             raise RuntimeError(
-                "the thread that reads X is not in this process: begin a new fit after a fork"
+                "the thread that reads X does not exist in this process: call fit after the fork"
             ) from None
         return filled.result()
 
 
 def _nothing_to_do() -> AbstractContextManager[Callable[[], object]]:
-    """Make a block in which nothing is done while rows are waited for."""
+    """Return a context manager that does nothing while waiting for rows."""
     return contextlib.nullcontext(lambda: None)

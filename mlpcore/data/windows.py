@@ -1,11 +1,11 @@
-"""Tables that are read by row numbers, as streams of windows of mixed rows.
+"""Streams of shuffled windows from tables that are read by row number.
 
     source → blocks of consecutive rows, permuted → window (as many as fit) → its rows, permuted →
     batches
 
 There are two windows: one is in use while a thread reads the next rows into the other. In each
-epoch the blocks are cut at another place, cyclically, and drawn in another order; where one window
-holds all rows, their order is that of the same rows in memory, to the row.
+epoch the blocks are cut at a different offset, cyclically, and drawn in a different order. If one
+window holds all rows, their order is exactly that of the same rows in memory.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from mlpcore.data.streams import NAMES, UNREADABLE, Block, Piece, Pieces, Stream
 Array = NDArray[Any]
 Range = tuple[int, int]  # first row, and the one after the last
 WINDOW = 64 << 20  # bytes of a window
-BLOCK = 1 << 20  # bytes of a block: a disk reads as much at a time nearly as fast as in a row
-MIXED = 16  # blocks in a window at least, where blocks can be made small enough
+BLOCK = 1 << 20  # bytes of a block: random reads of this size are nearly as fast as sequential ones
+MIXED = 16  # least number of blocks in a window, if blocks can be small enough
 
 
 class Source(ABC):
-    """A table that is read by row numbers.
+    """A table that is read by row number.
 
     Attributes:
-        like: a block of no rows, with the shapes and dtypes of those that are read.
+        like: a block of 0 rows with the shapes and dtypes of the data.
         rows: number of rows.
-        starts: first rows of the stretches that blocks are made of, ascending from 0.
-        chunk: number of rows that are read as a whole anyway, from a multiple of it on.
+        starts: first rows of the stretches that form blocks, ascending from 0.
+        chunk: number of rows that storage can only read as a whole, aligned to multiples of it.
         ways: number of blocks that are read in turns, to mix their rows.
     """
 
@@ -95,7 +95,7 @@ class RowStream(Stream):
     ) -> Pieces:
         """Return windows of rows.
 
-        Of a window that is left out in part, all rows are read where they are shuffled.
+        If rows are shuffled, a partly skipped window is read as a whole.
         """
         self.epochs += 1
         windows = _Windows(self, batch_size, len(arrays["X window 1"]), order, skip)
@@ -109,11 +109,11 @@ class RowStream(Stream):
 
     @property
     def starts(self) -> Sequence[int]:
-        """First rows from which reading is cheap."""
+        """Row numbers at which reads are cheap to begin."""
         return self.source.starts
 
     def read(self, places: Iterable[Sequence[int]]) -> Iterator[Block]:
-        """Yield the rows start … stop of each place, not yet checked."""
+        """Yield the rows start … stop of each place, unchecked."""
         read = self.source.reader()
         for start, stop in places:
             block = self.like.each(partial(_empty, stop - start))
@@ -123,7 +123,7 @@ class RowStream(Stream):
 
 
 def _empty(rows: int, like: Array) -> Array:
-    """Return an uninitialised array of so many rows, like one of none."""
+    """Return an uninitialised array of `rows` rows, otherwise like `like`."""
     return np.empty((rows, *like.shape[1:]), like.dtype)
 
 
@@ -134,11 +134,11 @@ class _Windows:
         stream: the table.
         batch_size: rows of a batch.
         held: rows that the arrays of a window hold.
-        order: draws the row order; None: file order.
-        skip: first batches to leave out.
+        order: generator for the row order; None for file order.
+        skip: number of batches to skip at the beginning.
 
     Attributes:
-        stop: ends `fill` early, from another thread.
+        stop: set it from another thread to end `fill` early.
     """
 
     def __init__(
@@ -171,11 +171,11 @@ class _Windows:
                 enumerate(_cut(blocks, window)), skip * self._size // window, None
             )
             skip = skip % (window // self._size) if window < stream.rows else skip
-        self._skip = iter([skip])  # batches, of the first window
+        self._skip = iter([skip])  # batches to skip in the first window
         self._read = stream.source.reader()
 
     def fill(self, place: tuple[Block, Array | None]) -> Piece | None:
-        """Return the next window, read into a block and an array for its order; None at the end."""
+        """Read the next window into a place (block, order) and return it; None at the end."""
         number, ranges = next(self._ranges, (0, []))
         at = 0
         for start, stop in ranges:
@@ -196,7 +196,7 @@ class _Windows:
         return Piece(*place[0].rows(0, at), _Batches(rows, at, self._size, next(self._skip, 0)))
 
     def _read_range(self, start: int, stop: int, block: Block) -> bool:
-        """Read and check the rows start … stop; return False if the epoch was ended meanwhile."""
+        """Read and check the rows start … stop; return False if the epoch has been stopped."""
         chunk, at = self._stream.source.chunk, start
         while at < stop:
             if self.stop.is_set():
@@ -212,7 +212,7 @@ class _Windows:
 
 @contextlib.contextmanager
 def _naming_rows(start: int, stop: int) -> Iterator[None]:
-    """Have an error of the block note which rows X was asked for."""
+    """Add to errors of the block a note with the rows that X was asked for."""
     try:
         yield
     except UNREADABLE as error:
@@ -221,7 +221,7 @@ def _naming_rows(start: int, stop: int) -> Iterator[None]:
 
 
 def _draw_blocks(starts: Sequence[int], rows: int, block: int, seed: int) -> Iterator[Range]:
-    """Yield the blocks of one epoch; the two ends of the table may lie in one block."""
+    """Yield the blocks of one epoch; one block may span the end and the start of the table."""
     count = len(starts)
     each = max(1, block * count // rows)  # stretches in a block
     rng = np.random.default_rng([seed, 0])
@@ -239,7 +239,7 @@ def _draw_blocks(starts: Sequence[int], rows: int, block: int, seed: int) -> Ite
 
 
 def _take_turns(blocks: Iterator[Range], ways: int, rows: int) -> Iterator[Range]:
-    """Yield parts of so many rows from so many blocks in turns."""
+    """Yield parts of `rows` rows from `ways` blocks at a time, in turns."""
     under_way = list(itertools.islice(blocks, ways))
     while under_way:
         start, stop = under_way.pop(0)
@@ -249,7 +249,7 @@ def _take_turns(blocks: Iterator[Range], ways: int, rows: int) -> Iterator[Range
 
 
 def _cut(blocks: Iterable[Range], rows: int) -> Iterator[list[Range]]:
-    """Yield the blocks, cut into lists of so many rows each; the last may have fewer."""
+    """Yield the blocks, cut into lists of `rows` rows each; the last may have fewer."""
     window: list[Range] = []
     room = rows
     for start, stop in blocks:

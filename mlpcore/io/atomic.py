@@ -1,10 +1,10 @@
-"""Files that are whole or not there: written under another name, forced to the disk, renamed.
+"""Atomic writing: a file is written under a temporary name, flushed to disk, then renamed.
 
-    .name.xxxxxxxx.part  →  name      at the end; a digest stands for a long name
+    .name.xxxxxxxx.part  →  name      at the end; a long name is replaced with a digest
 
-A process that is killed leaves such a file; the next one that writes `name` removes it. A
-writer holds a lock on its own, which ends with the process (`claims.py`). A training locks its file
-in place as well (`claimed`).
+A process that is killed leaves its temporary file behind; the next one that writes `name` removes
+it. A writer holds a lock on its temporary file, which ends with the process (`claims.py`). A
+training also locks the target file itself (`claimed`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import BinaryIO, NamedTuple
 from mlpcore.io import claims
 from mlpcore.io.attributes import Attributes, attributes_of, inherit
 
-LONGEST = 100  # bytes of a name that temporary names repeat; every file system holds 140
-REPLACED = "another training, or a program, has written it since this one began; name another file"
+LONGEST = 100  # longest name in bytes that temporary names repeat; all file systems allow 140
+REPLACED = "another training or program has written it since this one began; name another file"
 
 
 # -- the public functions
@@ -35,27 +35,27 @@ REPLACED = "another training, or a program, has written it since this one began;
 def replacing(
     path: str | os.PathLike[str], keep: int = 1, owner: object = None
 ) -> Iterator[BinaryIO]:
-    """Open a binary file to write into, which takes the place of `path` when the block ends well.
+    """Open a binary file to write; it replaces `path` if the block ends without an error.
 
-    If the process is killed, the disk fills up, or the block raises, what was at `path` is still
-    there, unchanged.
+    If the process is killed, the disk fills up, or the block raises, the file at `path` is left
+    unchanged.
 
-    - Links are followed: the file at their end is replaced, and its versions are in its folder.
-    - Devices, pipes and sockets, and files that a process has open already (/dev/stdout), are
-      written into instead. They have no versions.
-    - Mode, owner, group and, on Linux, access control lists and user attributes are those of the
-      file replaced. Where the system refuses to set them, fewer users can read the new file, never
-      more. A new file's mode follows the umask.
-    - Other hard links to the file replaced keep what it held.
+    - Links are followed: their final target is replaced, and versions are kept in its folder.
+    - Devices, pipes and sockets, and files that a process already has open (/dev/stdout), are
+      written directly. They have no versions.
+    - The new file gets the mode, owner and group of the old one, and on Linux its access control
+      list and user attributes. If the system refuses to set them, fewer users can read the new
+      file, never more. A file without a predecessor gets its mode from the umask.
+    - Other hard links to the old file keep its content.
 
     Args:
-        path: of the file.
-        keep: versions to keep: those before become `name.1.suffix`, `name.2.suffix`, …
-        owner: who writes: a file that is `claimed` is written by the owner of the claim alone.
+        path: path of the file.
+        keep: versions to keep; older ones become `name.1.suffix`, `name.2.suffix`, …
+        owner: the writer; only the owner of its claim can write a `claimed` file.
 
     Raises:
-        OSError: the folder is missing, the path is a folder, it cannot be written, or another
-            training writes it, or a version that would be renamed; names the path.
+        OSError: the folder is missing, the path is a folder or cannot be written, or another
+            training is writing it or a version that would be renamed; names the path.
     """
     with naming(path):
         target = followed(path)
@@ -65,33 +65,31 @@ def replacing(
 
 @contextlib.contextmanager
 def claimed(path: str | os.PathLike[str], keep: int = 1, owner: object = None) -> Iterator[Path]:
-    """Claim a file for one training, until the block ends or the process does, however it ends.
+    """Claim a file for one training, until the block or the process ends, for whatever reason.
 
-    The block gets the file's place, absolute and without links: what is written there goes into the
-    claimed file, whatever becomes of the links and the working directory.
+    The block gets the file's absolute path without links: writing there reaches the claimed file,
+    even if links or the working directory change later.
 
-    The claim is a lock on the file itself, which moves on with each `replacing` by its owner: no
-    other file is needed. Readers do not see it, forked children do not inherit it. Where there is
-    no file yet, the first training to write one has it; any other that claimed it as well then gets
-    an error from `replacing`. On a file system without locks, only trainings of this process are
-    seen.
+    The claim is a lock on the file itself and passes to the new file with each `replacing` by its
+    owner; no other file is needed. It does not affect readers, and forked children do not inherit
+    it. If there is no file yet, the first training to write one gets the claim; any other that
+    claimed it then gets an error from `replacing`. On a file system without locks, only trainings
+    in the same process are detected.
 
     Args:
-        path: of the file, as for `replacing`.
-        keep: versions to keep, as there.
-        owner: who may write the file, as there.
+        path, keep, owner: as in `replacing`.
 
     Raises:
-        OSError: another training has claimed it, or one of its versions, in this process or
-            another; or a version's name is too long. Names the path.
+        OSError: another training, in this process or another, has claimed the file or one of its
+            versions; or the name of a version is too long. Names the path.
     """
-    claim = claims.Claim(owner)  # alive as long as the block, and so is its entry
+    claim = claims.Claim(owner)  # the registry entry exists as long as this reference
     try:
         with naming(path):
             target = followed(path)
             if _is_replaced(target):
                 folder = os.path.realpath(target.parent)
-                if os.path.isdir(folder):  # one above the working directory may be closed to us
+                if os.path.isdir(folder):  # a parent folder may be inaccessible
                     target = Path(folder) / target.name
                 _require_short_names(target, keep)
                 claims.begin(claim, target)
@@ -102,12 +100,12 @@ def claimed(path: str | os.PathLike[str], keep: int = 1, owner: object = None) -
 
 
 def followed(path: str | os.PathLike[str]) -> Path:
-    """Return the end of a path's links; they end at a file that a process has open, /proc/…/fd/1.
+    """Return the target of a path after links; open files (/proc/…/fd/1) are not followed.
 
-    They end at a claimed place as well, which was none when it was claimed.
+    Claimed paths are not followed either: they were not links when they were claimed.
 
     Raises:
-        OSError: the links go round in a circle, or cannot be read.
+        OSError: the links form a loop or cannot be read.
     """
     place = Path(path)
     for _ in range(40):  # as many as Linux follows
@@ -118,13 +116,13 @@ def followed(path: str | os.PathLike[str]) -> Path:
 
 
 def numbered(path: str | os.PathLike[str], number: int) -> Path:
-    """Return where the last version but one goes (1), the one before (2), and so on."""
+    """Return the path of an older version: 1 for the previous one, 2 for the one before it."""
     target = Path(path)
     return target.with_name(f"{target.stem}.{number}{target.suffix}")
 
 
 def versions(path: str | os.PathLike[str], keep: int) -> Iterator[Path]:
-    """Yield the end of a path's links, and the versions that `replacing` would move or replace."""
+    """Yield the target of a path, and the versions that `replacing` would rename or replace."""
     target = followed(path)
     yield target
     for number in range(1, keep):
@@ -135,7 +133,7 @@ def versions(path: str | os.PathLike[str], keep: int) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Have an OSError of the block name the path."""
+    """Make OSErrors of the block name the path."""
     try:
         yield
     except OSError as error:
@@ -149,12 +147,12 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _is_open_file(place: Path) -> bool:
-    """Return whether a path leads to a file that a process has open already."""
+    """Return True if a path leads to a file that a process already has open."""
     return re.fullmatch(r"/proc/.+/fd|/dev/fd", os.path.realpath(place.parent)) is not None
 
 
 def _is_replaced(target: Path) -> bool:
-    """Return whether a file is, or will be, a regular one that may be replaced.
+    """Return True if a path is free or a regular file, so that it can be replaced.
 
     Raises:
         OSError: it is a folder, or its folder does not exist.
@@ -168,7 +166,7 @@ def _is_replaced(target: Path) -> bool:
 
 @contextlib.contextmanager
 def _into(target: Path) -> Iterator[BinaryIO]:
-    """Open what is there already, to write into it: where this process is in it, or at its end."""
+    """Open an existing target to write into: at this process's own position, or at its end."""
     own = re.fullmatch(rf"/proc/{os.getpid()}/fd|/dev/fd", os.path.realpath(target.parent))
     at_end = os.O_APPEND if target.is_file() else 0
     handle = os.dup(int(target.name)) if own else os.open(target, os.O_WRONLY | at_end)
@@ -178,7 +176,7 @@ def _into(target: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _beside(target: Path, keep: int, owner: object) -> Iterator[BinaryIO]:
-    """Write a temporary file, and give it the place of the target at the end."""
+    """Write a temporary file, and replace the target with it at the end."""
     _require_short_names(target, keep)
     claim, before = claims.registry.get(claims.entry(target)), attributes_of(target)
     if claim is None or claim.owner is not owner:
@@ -196,7 +194,7 @@ def _beside(target: Path, keep: int, owner: object) -> Iterator[BinaryIO]:
 
 
 def _finish(file: BinaryIO, before: Attributes | None) -> None:
-    """Give a file that has been written the attributes of the one before; force it to the disk."""
+    """Give a written file the attributes of its predecessor, and flush it to disk."""
     file.flush()
     if before is not None:
         inherit(file.fileno(), before)
@@ -204,10 +202,10 @@ def _finish(file: BinaryIO, before: Attributes | None) -> None:
 
 
 def _put(part: _Part, target: Path, keep: int, claim: claims.Claim | None) -> None:
-    """Give a temporary file the place of the target; a claim moves on to it.
+    """Replace the target with a temporary file, and pass the claim on to it.
 
     Raises:
-        OSError: a training that is not ours has the target.
+        OSError: another training has claimed the target.
     """
     found = claims.identity(target)
     if claim is None:
@@ -225,7 +223,7 @@ def _put(part: _Part, target: Path, keep: int, claim: claims.Claim | None) -> No
 
 
 def _put_first(part: _Part, target: Path) -> None:
-    """Give a temporary file a free place; raise an OSError if another was faster."""
+    """Move a temporary file to a free path; raise an OSError if another writer was faster."""
     try:
         os.link(part.name, target)
     except FileExistsError:
@@ -253,19 +251,19 @@ class _Part(NamedTuple):
 
 
 def _stem(target: Path) -> str:
-    """Return how the names of a file's temporary files begin."""
+    """Return the prefix of the names of a file's temporary files."""
     name = os.fsencode(target.name)
     return f".{target.name if len(name) <= LONGEST else hashlib.sha256(name).hexdigest()[:32]}"
 
 
 def _new_name(target: Path) -> Path:
-    """Return a temporary file's name, which `_tidy` knows."""
+    """Return a new temporary name that `_tidy` recognizes."""
     return target.with_name(f"{_stem(target)}.{secrets.token_hex(4)}.part")
 
 
 @contextlib.contextmanager
 def _part(target: Path, mode: int, how: str) -> Iterator[_Part]:
-    """Make a temporary file, locked; at the end remove its name, and its lock but a claim's."""
+    """Make a locked temporary file; at the end remove its name, and its lock unless claimed."""
     opener = functools.partial(os.open, mode=mode)
     while True:
         name, lock = _new_name(target), None
@@ -274,7 +272,7 @@ def _part(target: Path, mode: int, how: str) -> Iterator[_Part]:
                 try:
                     lock = claims.lock_file(name, how)
                 except BlockingIOError:
-                    continue  # somebody has taken it for a dead one's before the lock was on it
+                    continue  # taken for a leftover before it was locked
                 if os.path.exists(name):
                     yield _Part(file, name, lock)
                     return
@@ -286,10 +284,10 @@ def _part(target: Path, mode: int, how: str) -> Iterator[_Part]:
 
 
 def _tidy(target: Path, claim: claims.Claim | None) -> None:
-    """Take away what writers of this file that were killed have left."""
+    """Remove temporary files of this file that killed writers left behind."""
     stem, name = re.escape(_stem(target)), re.escape(target.name)
     ours = re.compile(rf"{stem}\.[a-z0-9_]{{8}}\.part|\.{name}\.previous")
-    with contextlib.suppress(OSError):  # a folder that may be written but not read
+    with contextlib.suppress(OSError):  # a folder may be writable but not readable
         for name in filter(ours.fullmatch, os.listdir(target.parent)):
             left = target.with_name(name)
             if claim is not None and claims.identity(left) == claim.seen:  # our file's second name
@@ -302,9 +300,9 @@ def _tidy(target: Path, claim: claims.Claim | None) -> None:
 
 
 def _move_on(target: Path, keep: int) -> None:
-    """Number the versions there are, the oldest first; there is always a whole file at `target`.
+    """Rename existing versions, the oldest first; there is a complete file at `target` throughout.
 
-    Other processes may number them meanwhile: what is gone has been moved on by them.
+    Other processes may do the same at the same time: a missing version was renamed by them.
     """
     if keep < 2 or not target.exists():
         return
@@ -317,7 +315,7 @@ def _move_on(target: Path, keep: int) -> None:
 
 
 def _require_free_versions(target: Path, keep: int) -> int:
-    """Return the number of the oldest version to be; raise an OSError if one is a training's."""
+    """Return the number of the oldest version; raise an OSError if a training writes one."""
     last = 0
     while last < keep - 1:
         last += 1
@@ -332,15 +330,15 @@ def _require_free_versions(target: Path, keep: int) -> int:
 
 @contextlib.contextmanager
 def _second_name(target: Path) -> Iterator[Path]:
-    """Give the file in place another name, or a copy one, for as long as the block lasts."""
+    """Give the target, or a copy of it, a second name during the block."""
     second, lock = _new_name(target), None
-    with contextlib.suppress(BlockingIOError):  # a training's lock serves as well
+    with contextlib.suppress(BlockingIOError):  # a training's lock protects it as well
         lock = claims.lock_file(target, "shared")
     with contextlib.ExitStack() as stack:
         stack.callback(claims.release, lock)
         try:
             os.link(target, second)
-            stack.callback(second.unlink, missing_ok=True)  # one file is not renamed to itself
+            stack.callback(second.unlink, missing_ok=True)  # no rename between links of one file
         except OSError:  # a file system without hard links
             part = stack.enter_context(_part(target, 0o600, "shared"))
             with open(target, "rb") as file, part.file:
@@ -351,9 +349,9 @@ def _second_name(target: Path) -> Iterator[Path]:
 
 
 def _force(folder: Path) -> None:
-    """Have the renaming on the disk, where the system can."""
+    """Flush a folder to disk, so that renaming persists, if the system can."""
     with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)  # which Windows refuses
+        handle = os.open(folder, os.O_RDONLY)  # Windows refuses this
         try:
             os.fsync(handle)
         finally:

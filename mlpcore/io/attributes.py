@@ -1,4 +1,4 @@
-"""Mode, owner and extended attributes of files, handed on to the file that replaces one."""
+"""Mode, owner and extended attributes of a file, for the file that replaces it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ACL = "system.posix_acl_access"
 
 
 class Attributes(NamedTuple):
-    """Mode, owner and group of a file, and on Linux the extended attributes that are its user's."""
+    """Mode, owner and group of a file, and on Linux its user-level extended attributes."""
 
     status: os.stat_result
     extended: Mapping[str, bytes]
@@ -36,7 +36,7 @@ def attributes_of(target: Path) -> Attributes | None:
 
 
 def inherit(handle: int, before: Attributes) -> None:
-    """Give an open file, private so far, the attributes of the one it replaces, where possible."""
+    """Give an open, so far private file the attributes of the one it replaces, if possible."""
     if sys.platform == "win32":
         return
     wanted = before.status
@@ -47,18 +47,18 @@ def inherit(handle: int, before: Attributes) -> None:
     found, mode = os.fstat(handle), stat.S_IMODE(wanted.st_mode)
     same_group = found.st_gid == wanted.st_gid
     if found.st_uid != wanted.st_uid or not same_group:
-        mode &= 0o1777  # nobody else's rights for those who run it
+        mode &= 0o1777  # no setuid or setgid for another owner or group
     if not (_extend(handle, before.extended) and same_group):
-        mode &= ~0o70 | (mode & 7) << 3  # another group is allowed no more than all others were
+        mode &= ~0o70 | (mode & 7) << 3  # the new group gets only the rights of others
     with contextlib.suppress(OSError):
         os.fchmod(handle, mode)
 
 
 def _extend(handle: int, extended: Mapping[str, bytes]) -> bool:
-    """Set extended attributes; return whether the access control list is now the given one."""
+    """Set extended attributes; return True if the access control list is now the given one."""
     if sys.platform != "linux":
         return True
-    for name in sorted(extended, key=ACL.__eq__):  # the list last
+    for name in sorted(extended, key=ACL.__eq__):  # the ACL last
         try:
             os.setxattr(handle, name, extended[name])
         except OSError:
@@ -66,7 +66,7 @@ def _extend(handle: int, extended: Mapping[str, bytes]) -> bool:
                 return False
     if ACL not in extended:
         with contextlib.suppress(OSError):
-            os.removexattr(handle, ACL)  # a folder may hand one down
+            os.removexattr(handle, ACL)  # inherited from the folder
         with contextlib.suppress(OSError):
             return ACL not in os.listxattr(handle)
     return True

@@ -1,7 +1,7 @@
-"""Locks on files, and the claims of trainings on theirs.
+"""Locks on files: shared ones of writers, and exclusive ones, the claims of trainings.
 
-A writer holds a shared lock on its temporary file, which ends with the process: a locked file is
-in use. A training holds an exclusive lock on its file in place, its claim.
+A writer holds a shared lock on its temporary file, which ends with the process, so a locked file is
+in use. A training holds an exclusive lock, its claim, on the target file.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-PATIENCE = 1.0  # seconds until a lock counts as a training's; a writer holds one for a moment
+PATIENCE = 1.0  # seconds after which a lock must be a training's, since writers hold theirs briefly
 BUSY = "another training is writing it; name another file, or wait until it has ended"
 
 Identity = tuple[int, int]  # device and inode
-Entry = tuple[Identity | None, str]  # a folder, and a name in it, whatever path leads there
-Lock = io.FileIO | None  # a file that is open for its lock alone; None where the system has none
-held: weakref.WeakSet[io.FileIO] = weakref.WeakSet()  # the locks; one without a holder is let go
+Entry = tuple[Identity | None, str]  # folder and file name, independent of the path used
+Lock = io.FileIO | None  # a file opened only for its lock; None if the system has no locks
+held: weakref.WeakSet[io.FileIO] = weakref.WeakSet()  # all locks; weak, so unused ones close
 registry: weakref.WeakValueDictionary[Entry, Claim] = weakref.WeakValueDictionary()
-guard = threading.RLock()  # of both, and of renaming
+guard = threading.RLock()  # protects `held`, `registry` and renaming
 
 
 @dataclass
@@ -36,9 +36,9 @@ class Claim:
     """A training's claim on a file.
 
     Attributes:
-        owner: who may write it.
-        lock: on the file in place.
-        seen: the file that the training found or wrote there.
+        owner: the only object that may write the file.
+        lock: lock on the target file.
+        seen: identity of the file that the training found or last wrote there.
     """
 
     owner: object
@@ -47,18 +47,18 @@ class Claim:
 
 
 def begin(claim: Claim, target: Path) -> None:
-    """Lock the file in place, if any; raise an OSError if another training has done so."""
+    """Lock the target file, if it exists; raise an OSError if another training has locked it."""
     if registry.setdefault(entry(target), claim) is not claim:
         raise OSError(errno.EBUSY, BUSY)
-    for _ in range(100):  # gives up on a file that is replaced at every moment
+    for _ in range(100):  # gives up if the file is replaced all the time
         claim.lock, claim.seen = _lock_patiently(target, "exclusive"), identity(target)
         if claim.lock is None or identity(claim.lock.fileno()) == claim.seen:
             break
-        release(claim.lock)  # that file has been replaced meanwhile
+        release(claim.lock)  # the locked file has been replaced in the meantime
 
 
 def end(claim: Claim) -> None:
-    """Give up a claim and its lock."""
+    """Release a claim and its lock."""
     with guard:
         for place, other in list(registry.items()):
             if other is claim:
@@ -67,14 +67,14 @@ def end(claim: Claim) -> None:
 
 
 def require_unclaimed(target: Path) -> None:
-    """Raise an OSError if a training writes a file, in this process or another."""
+    """Raise an OSError if a training in this process or another has claimed a file."""
     if entry(target) in registry:
         raise OSError(errno.EBUSY, BUSY)
     release(_lock_patiently(target, "shared"))
 
 
 def _lock_patiently(target: Path, how: str) -> Lock:
-    """Lock a file as `lock_file` does; raise an OSError if another lock stays: a training's."""
+    """Lock a file as `lock_file` does; after `PATIENCE` seconds, raise an OSError."""
     last = time.monotonic() + PATIENCE
     while True:
         try:
@@ -86,7 +86,7 @@ def _lock_patiently(target: Path, how: str) -> Lock:
 
 
 def identity(file: Path | int) -> Identity | None:
-    """Return device and inode of a file; None if it does not exist."""
+    """Return the device and inode of a file; None if it does not exist."""
     try:
         status = os.stat(file)
     except FileNotFoundError:
@@ -95,27 +95,26 @@ def identity(file: Path | int) -> Identity | None:
 
 
 def entry(target: Path) -> Entry:
-    """Return the entry of a folder that a path leads to."""
+    """Return the folder entry of a path, which is independent of how the path is written."""
     return identity(target.parent), target.name
 
 
 def lock_file(place: Path, how: str) -> Lock:
-    """Open a file and lock it; return what holds the lock, None where the system has none.
+    """Open a file only to lock it, and return it; return None if the system has no locks.
 
-    It is opened for that alone, so that a forked child can close it.
+    The separate file object lets a forked child close it.
 
     Args:
-        place: of the file.
-        how: "shared", by those who write a file once; "exclusive", by a training, or to take it
-            away.
+        place: path of the file.
+        how: "shared" for a single write; "exclusive" for a training, or to remove the file.
 
     Raises:
-        BlockingIOError: another lock is in the way.
+        BlockingIOError: another process holds a conflicting lock.
     """
     if sys.platform == "win32":  # an open file cannot be renamed there
         return None
     kind = fcntl.LOCK_SH if how == "shared" else fcntl.LOCK_EX
-    for mode in ("rb", "rb+"):  # the second for NFS, where an exclusive lock takes it
+    for mode in ("rb", "rb+"):  # NFS needs the second for exclusive locks
         with guard:
             try:
                 lock = io.FileIO(place, mode, opener=_open)
@@ -141,7 +140,7 @@ def _open(place: str, flags: int) -> int:
 
 
 def release(lock: Lock) -> None:
-    """Let go of a lock, unless a fork has done so."""
+    """Release a lock, unless a fork already has."""
     if lock is not None:
         held.discard(lock)
         with contextlib.suppress(OSError):
@@ -149,7 +148,7 @@ def release(lock: Lock) -> None:
 
 
 def _forget_after_fork() -> None:
-    """Let go, in a forked child, of the parent's locks, and treat its claims as another's."""
+    """Release, in a forked child, the parent's locks, and treat its claims as another's."""
     for lock in list(held):
         release(lock)
     for claim in list(registry.values()):

@@ -1,6 +1,6 @@
-"""Networks from models of PyTorch and scikit-learn, and PyTorch models from networks.
+"""Conversion of networks from PyTorch and scikit-learn, and to PyTorch.
 
-Weights are copied, predictions are equal.
+Weights are copied; predictions are the same.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from mlpcore.core.network import Network
 
 Array = NDArray[Any]
 Adopt = Callable[[object, str], Array]  # a user's array and its name: the array on the host
-# ours: PyTorch's class, its argument that is our parameter, and the settings with which they are
-# equal, ours first
+# our name: PyTorch's class, its argument for our parameter, and the settings for which both are
+# equal, the one that `to_torch` uses first
 TORCH: dict[str, tuple[str, str | None, dict[str, tuple[Any, ...]]]] = {
     "sigmoid": ("Sigmoid", None, {}),
     "tanh": ("Tanh", None, {}),
     "relu": ("ReLU", None, {}),
     "relu6": ("ReLU6", None, {}),
     "leaky_relu": ("LeakyReLU", "negative_slope", {}),
-    "prelu": ("PReLU", "init", {}),  # whose slope is a weight
+    "prelu": ("PReLU", "init", {}),  # its slope is a weight
     "elu": ("ELU", "alpha", {}),
     "selu": ("SELU", None, {}),
-    # from the threshold on a straight line: 2e-9 off at 20
+    # linear above the threshold: an error of 2e-9 at 20
     "softplus": ("Softplus", None, {"beta": (1,), "threshold": (50, 20)}),
     "gelu": ("GELU", None, {"approximate": ("tanh",)}),
     "gelu_erf": ("GELU", None, {"approximate": ("none",)}),
@@ -40,18 +40,18 @@ TORCH: dict[str, tuple[str, str | None, dict[str, tuple[Any, ...]]]] = {
     "softmax": ("Softmax", None, {"dim": (1, -1)}),
     "log_softmax": ("LogSoftmax", None, {"dim": (1, -1)}),
 }
-NOTHING = ("Identity", "Dropout", "AlphaDropout")  # what does nothing, at least to predictions
-SKLEARN = {"logistic": "sigmoid"}  # the other names are ours
+NOTHING = ("Identity", "Dropout", "AlphaDropout")  # modules without effect on predictions
+SKLEARN = {"logistic": "sigmoid"}  # the other names are the same
 
 
 class Model(NamedTuple):
-    """A network that another library's model describes.
+    """A network read from another library's model.
 
     Attributes:
         architecture: widths, activations, bias, ties and dtype.
         parameters: flat, on the host.
-        device: where the model is.
-        predicts_1d: whether the model's predictions have one axis.
+        device: device of the model.
+        predicts_1d: True if the model's predictions have one axis.
     """
 
     architecture: Architecture
@@ -81,7 +81,7 @@ def from_torch(model: Any, adopt: Adopt) -> Model:
 
 
 def _layers(model: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """Return the Linear modules, and for each its activation and the slopes that this learns."""
+    """Return the Linear modules, and for each its activation and the learned slopes or None."""
     linears: list[Any] = []
     specs: list[Any] = []
     slopes: list[Any] = []
@@ -99,7 +99,7 @@ def _layers(model: Any) -> tuple[list[Any], list[Any], list[Any]]:
         else:
             raise ValueError(
                 f"{place}: {module!r} has no place here: from_torch takes a torch.nn.Sequential of "
-                "Linear layers, each with at most one activation behind it"
+                "Linear layers, each followed by at most one activation"
             )
     if not linears:
         raise ValueError(f"model has no Linear layer: {model!r}")
@@ -107,22 +107,22 @@ def _layers(model: Any) -> tuple[list[Any], list[Any], list[Any]]:
 
 
 def _kind(module: Any) -> str:
-    """Return the name of a class of PyTorch's own; "" for a class of somebody else's."""
+    """Return the class name of one of PyTorch's own modules; "" for any other class."""
     return type(module).__name__ if type(module).__module__.startswith("torch.nn.modules.") else ""
 
 
 def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Yield the modules of a Sequential, and of those in it, in order, each with its place.
+    """Yield the modules of a Sequential, including nested ones, in order, each with its place.
 
     Raises:
-        ValueError: one computes more at a call than its class does.
+        ValueError: a module has hooks or a `forward` that change what its class computes.
     """
     if _kind(model) and (
         model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model)
     ):
         raise ValueError(
-            f"{place}: {model!r} has forward hooks (those of weight_norm and prune are such) or a "
-            "forward of its own: remove them first"
+            f"{place}: {model!r} has forward hooks (as weight_norm and prune set) or its own "
+            "forward: remove them first"
         )
     if _kind(model) != "Sequential":
         yield place, model
@@ -132,11 +132,10 @@ def _modules(model: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def _spec(module: Any, place: str, n: int) -> Any:
-    """Return our activation that equals PyTorch's, after a layer of n outputs."""
+    """Return the activation equal to a PyTorch module that follows a layer of n outputs."""
     if _kind(module) == "PReLU" and module.num_parameters not in (1, n):
         raise ValueError(
-            f"{place}: {module!r} has no place behind {n} outputs: its num_parameters must be 1 or "
-            f"{n}"
+            f"{place}: {module!r} does not fit {n} outputs: its num_parameters must be 1 or {n}"
         )
     wrong = []
     for name, (kind, argument, settings) in TORCH.items():
@@ -152,7 +151,7 @@ def _spec(module: Any, place: str, n: int) -> Any:
                 return name if argument is None else (name, getattr(module, argument), *several)
             wrong += found
     if wrong:
-        raise ValueError(f"{place}: {module!r} has no equal here: {', or '.join(wrong)}")
+        raise ValueError(f"{place}: {module!r} has no equivalent: {', or '.join(wrong)}")
     known = ", ".join(
         dict.fromkeys(
             ["Sequential", "Linear", "Flatten", *(kind for kind, *_ in TORCH.values()), *NOTHING]
@@ -162,13 +161,13 @@ def _spec(module: Any, place: str, n: int) -> Any:
 
 
 def to_torch(net: Network) -> Any:
-    """Return a `torch.nn.Sequential` with copied weights that predicts the same.
+    """Return a `torch.nn.Sequential` that predicts the same; weights are copied.
 
-    A transposed tie becomes a matrix of its own.
+    A matrix tied by its transpose becomes a separate matrix.
 
     Raises:
-        ValueError: PyTorch has no equal of an activation; `mlpcore.torch.Module(net)` takes
-            every network.
+        ValueError: PyTorch has no equivalent of an activation; `mlpcore.torch.Module(net)` works
+            for every network.
     """
     import torch
 
@@ -204,7 +203,7 @@ def to_torch(net: Network) -> Any:
 
 
 def _modules_of(nn: Any, activation: Any, l: int) -> list[Any]:
-    """Return PyTorch's module that equals an activation, in a list; [] for the identity."""
+    """Return a list of the PyTorch module equal to an activation; [] for the identity."""
     if activation.name == "identity":
         return []
     kind, argument, settings = TORCH.get(activation.name, ("", None, {}))
@@ -229,7 +228,7 @@ def from_sklearn(model: Any, device: str) -> Model:
         )
     if not hasattr(model, "coefs_"):
         raise ValueError(f"model: this {type(model).__name__} is not fitted yet")
-    given = model.activation  # a list, one a layer, of mlpcore's own estimators
+    given = model.activation  # mlpcore's own estimators have a list, one per layer
     hidden = given if isinstance(given, list) else [given] * (len(model.coefs_) - 1)
     names = [
         SKLEARN.get(x, x) if isinstance(x, str) else x for x in (*hidden, model.out_activation_)
@@ -250,10 +249,10 @@ def _assemble(
     activations: list[Any],
     tied: dict[int, int],
 ) -> tuple[Architecture, Array]:
-    """Return the architecture with these weights, biases and learned parameters, and them, flat.
+    """Return the architecture with these weights, biases and slopes, and its flat parameters.
 
-    W[l] are (n_{l-1}, n_l), b[l] (n_l,); biases of layers without are 0. Half precision becomes
-    float32.
+    W[l] is (n_{l-1}, n_l), b[l] is (n_l,). If only some layers have biases, the others get 0. Half
+    precision becomes float32.
     """
     architecture = Architecture.parse(
         [len(W[0]), *(w.shape[1] for w in W)],

@@ -1,6 +1,6 @@
-"""The kinds of files, told from their beginnings, so that none is written over another.
+"""Kinds of files, recognized by their first bytes, so that no file of another kind is replaced.
 
-Only headers are read, however large the file is: `model_file.read` finds damaged tensors.
+Only headers are read, however large the file is; `model_file.read` detects damaged tensors.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from mlpcore.io import atomic, model_file, onnx_file
 
-NETWORKS = ("model",)  # kinds that another network may replace
-CHECKPOINTS = ("checkpoint", "unfinished")  # that `fit` may: a run saves itself again and again
-TRAINERS = ("model", *CHECKPOINTS)  # that `Trainer.save` may
+NETWORKS = ("model",)  # kinds that `MLP.save` may replace
+CHECKPOINTS = ("checkpoint", "unfinished")  # kinds that `fit` may replace
+TRAINERS = ("model", *CHECKPOINTS)  # kinds that `Trainer.save` may replace
 VACANT = ("nothing", "empty", "folder", "special")  # nothing is lost; writers refuse a folder
 BEGINNINGS = (
     (b"\x89PNG\r\n\x1a\n", "a picture (PNG)"), (b"\xff\xd8\xff", "a picture (JPEG)"),
@@ -35,14 +35,14 @@ class Kind(NamedTuple):
     """The kind of a file.
 
     Attributes:
-        name: "model", "checkpoint" (of a finished training), "unfinished" (a checkpoint whose run
-            can go on), "newer" (of a version of mlpcore to come), "damaged" (a safetensors file,
-            cut off, or one of mlpcore with an absurd header), "safetensors" (of others), "onnx",
-            "other"; "nothing" at that path, "empty", "folder", "special" (a device, a pipe, a
-            socket).
-        text: for a message, with its article: "a picture (PNG)".
-        trainer: of an unfinished run, the identifier of its trainer; "" where the file has none.
-        where: how far an unfinished run has come.
+        name: "model", "checkpoint" (after a completed run), "unfinished" (a checkpoint whose run
+            can be resumed), "newer" (from a newer mlpcore), "damaged" (a truncated safetensors
+            file, or an mlpcore file with an invalid header), "safetensors" (of another library),
+            "onnx", "other"; "nothing" (no file there), "empty", "folder", "special" (a device, a
+            pipe or a socket).
+        text: description for messages, with its article: "a picture (PNG)".
+        trainer: identifier of an unfinished run's trainer; "" if the file has none.
+        where: description of an unfinished run's progress.
     """
 
     name: str
@@ -55,7 +55,7 @@ def kind(path: str | os.PathLike[str]) -> Kind:
     """Return the kind of the file at a path, after links.
 
     Raises:
-        OSError: the file cannot be looked at; names the path.
+        OSError: the file cannot be read; names the path.
     """
     try:
         status = os.stat(path)
@@ -80,7 +80,7 @@ def kind(path: str | os.PathLike[str]) -> Kind:
 
 
 def _safetensors(path: str | os.PathLike[str], beginning: bytes) -> Kind:
-    """Return the kind of a file that begins as safetensors files do."""
+    """Return the kind of a file that begins like a safetensors file."""
     try:
         metadata = model_file.metadata(path)
     except ValueError:
@@ -110,7 +110,7 @@ def _safetensors(path: str | os.PathLike[str], beginning: bytes) -> Kind:
 
 
 def _where(run: Any) -> str:
-    """Return how far a run has come; "" if its description is malformed."""
+    """Return the progress of a run as text; "" if its description is malformed."""
     if not isinstance(run, Mapping):
         return ""
     epochs, epoch, batch = (run.get(name) for name in ("epochs", "epoch", "batch"))
@@ -120,7 +120,7 @@ def _where(run: Any) -> str:
 
 
 def progress(epochs: int, epoch: int, batch: int, ended: bool = False) -> str:
-    """Return how far a run of so many epochs has come: complete epochs, and batches of the next."""
+    """Return as text the progress of a run: completed epochs, and batches of the next one."""
     if ended and epoch < epochs:
         return f"at its end, after {epoch} of {epochs} epochs"
     if epoch >= epochs:
@@ -129,7 +129,7 @@ def progress(epochs: int, epoch: int, batch: int, ended: bool = False) -> str:
 
 
 def _is_text(beginning: bytes) -> bool:
-    """Return whether a file that begins so is UTF-8 text, as far as can be seen."""
+    """Return True if the beginning of a file looks like UTF-8 text."""
     try:
         beginning[:-3].decode()  # the last character may be cut
     except UnicodeDecodeError:
@@ -139,7 +139,7 @@ def _is_text(beginning: bytes) -> bool:
 
 @contextlib.contextmanager
 def overwriting(whatever: bool = True) -> Iterator[None]:
-    """Let files of any kind be replaced until the block ends; ask the user before."""
+    """Allow files of any kind to be replaced during the block; ask the user first."""
     token = _overwriting.set(whatever)
     try:
         yield
@@ -148,7 +148,7 @@ def overwriting(whatever: bool = True) -> Iterator[None]:
 
 
 def anything_goes() -> bool:
-    """Return whether files of any kind may be replaced."""
+    """Return True if files of any kind may be replaced."""
     return _overwriting.get()
 
 
@@ -158,10 +158,10 @@ def require_replaceable(
     """Raise a FileExistsError unless each file that writing would replace is of one of these kinds.
 
     Args:
-        path: of the file to be written.
-        names: of kinds that may be replaced, as in `Kind`; a `VACANT` kind always may.
-        keep: versions kept, whose numbered names are replaced as well.
-        trainer: identifies the trainer that writes; another one's unfinished run stays.
+        path: path of the file to be written.
+        names: names of kinds that may be replaced, as in `Kind`; `VACANT` kinds always may.
+        keep: versions to keep; files with their numbered names are checked as well.
+        trainer: identifier of the writing trainer; another trainer's unfinished run is protected.
     """
     if anything_goes():
         return
@@ -171,6 +171,6 @@ def require_replaceable(
             others = found.name == "unfinished" and not number and found.trainer != trainer
             if others or found.name not in (*VACANT, *names):
                 what = repr(str(place)) if number else "it"
-                advice = "mc.Trainer.load goes on with it; " if found.name == "unfinished" else ""
+                advice = "mc.Trainer.load resumes it; " if found.name == "unfinished" else ""
                 advice += "delete it, or name another file"
                 raise FileExistsError(errno.EEXIST, f"{what} is {found.text}; {advice}")

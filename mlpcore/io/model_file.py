@@ -4,7 +4,7 @@
     metadata:  "mlpcore" = JSON {"version": 1, "sizes": …, "activations": [{"name": …}, …], …}
                "digest"  = SHA-256 of that text and of all tensors
 
-A trainer's long lists are tensors. A file is whole or not there (`atomic.replacing`).
+A trainer's long lists are tensors. Files are written atomically (`atomic.replacing`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from mlpcore.checks import values
 from mlpcore.io.atomic import replacing
 
-VERSION = 1
-LARGEST = 100_000_000  # bytes of a header that the safetensors library reads
-DEEPEST = 100  # levels of a header: JSON's readers stop at some depth of the stack
+VERSION = 1  # of the format
+LARGEST = 100_000_000  # largest header in bytes that the safetensors library reads
+DEEPEST = 100  # deepest nesting of a header: JSON parsers are limited by the stack
 TYPES = {
     "float16": "F16", "float32": "F32", "float64": "F64", "bfloat16": "BF16", "bool": "BOOL",
     "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
@@ -39,32 +39,31 @@ def write(
     keep: int = 1,
     owner: object = None,
 ) -> None:
-    """Write a model file, atomically, from the arrays: the library's writers copy each one first.
+    """Write a model file atomically, without the copies that the safetensors library would make.
 
     Args:
-        path: of the file.
-        header: of types that JSON can hold and `read` gives back equal, see `as_json`.
+        path: path of the file.
+        header: entries that JSON can hold and `read` returns unchanged; see `as_json`.
         tensors: arrays by name.
         keep, owner: as in `atomic.replacing`.
 
     Raises:
-        OSError: it cannot be written; what was there before is intact.
-        TypeError, ValueError: a tensor's name or dtype, or something in the header, has no place in
-            such a file, or the header has more than 100,000,000 bytes. Nothing has been written
-            then.
+        OSError: the file cannot be written; the existing file is left intact.
+        TypeError, ValueError: a tensor's name or dtype, or an entry of the header, cannot be
+            stored, or the header has more than 100,000,000 bytes. Nothing is written then.
     """
     values.path(path)
     text = as_json({"version": VERSION, **header}, "about, and all else in the header,")
     for name in tensors:
         require_text(name, "tensors: the name")
         if name == "__metadata__":
-            raise ValueError(f"tensors: {name!r} cannot be a name: it is the file's own")
+            raise ValueError(f"tensors: the name {name!r} is reserved; choose another")
     entries, arrays = _lay_out(tensors)
     digest = _digest(text, dict(zip(entries, arrays, strict=True)))
     head = json.dumps({"__metadata__": {"mlpcore": text, "digest": digest}, **entries}).encode()
     head += b" " * (-len(head) % 8)
     if len(head) > LARGEST:
-        limit = f"a file that can be read again holds at most {LARGEST:,}"
+        limit = f"a file that can be read again has at most {LARGEST:,}"
         raise ValueError(f"about, and all else in the header, has {len(head):,} bytes; {limit}")
     with replacing(path, keep, owner) as file:
         file.write(len(head).to_bytes(8, "little") + head)
@@ -75,9 +74,9 @@ def write(
 def _lay_out(
     tensors: Mapping[str, NDArray[Any]],
 ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-    """Return the tensors' entries in the header, and the tensors as the file holds them, in order.
+    """Return the tensors' header entries, and the tensors in the layout and order of the file.
 
-    The largest items come first, so that all are aligned.
+    Tensors with the largest items come first, so that all are aligned.
     """
     entries: dict[str, Any] = {}
     arrays, offset = [], 0
@@ -104,11 +103,11 @@ def _lay_out(
 
 
 def as_json(value: Any, name: str) -> str:
-    """Return a value as JSON that is read back equal, apart from tuples, which come back as lists.
+    """Return a value as JSON text that restores it unchanged, except that tuples become lists.
 
     Raises:
-        TypeError: it is nested deeper than 100 levels, or would not be read back equal, such as a
-            dict whose keys are not text; says so of `name`.
+        TypeError: JSON would not restore the value, such as a dict whose keys are not text, or it
+            is nested deeper than 100 levels; names it by `name`.
     """
     try:
         text = json.dumps(value)
@@ -119,13 +118,13 @@ def as_json(value: Any, name: str) -> str:
 
 
 def _require_equal(given: Any, found: Any, levels: int) -> None:
-    """Raise a ValueError unless what JSON gave back equals what it was given, in so many levels."""
+    """Raise a ValueError unless JSON has restored a value, nested at most `levels` deep."""
     if isinstance(given, Mapping | list | tuple) and not levels:
         raise ValueError(f"it is nested deeper than {DEEPEST} levels")
     if isinstance(given, Mapping):
         for key, value in given.items():
             if key not in found:
-                raise ValueError(f"the key {key!r:.100} is no text")
+                raise ValueError(f"the key {key!r:.100} is not text")
             _require_equal(value, found[key], levels - 1)
     elif isinstance(given, list | tuple):
         for one, other in zip(given, found, strict=True):
@@ -135,13 +134,13 @@ def _require_equal(given: Any, found: Any, levels: int) -> None:
 
 
 def require_text(value: object, name: str) -> None:
-    """Raise a TypeError or ValueError that names a value unless it is text that UTF-8 can hold."""
+    """Raise a TypeError or ValueError, which names the value, unless it is valid UTF-8 text."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} {value!r:.100} is no text")
+        raise TypeError(f"{name} {value!r:.100} is not text")
     try:
         value.encode()
     except UnicodeEncodeError:
-        reason = "is no text that UTF-8 can hold: it has a lone surrogate"
+        reason = "is not text that UTF-8 can hold: it has a lone surrogate"
         raise ValueError(f"{name} {value!r:.100} {reason}") from None
 
 
@@ -159,16 +158,16 @@ def _digest(text: str, tensors: Mapping[str, NDArray[Any]]) -> str:
 
 
 class NewerVersion(ValueError):
-    """The refusal of a file whose format this mlpcore does not know yet."""
+    """An error for a file whose format is newer than this mlpcore."""
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Return header and tensors of a model file.
+    """Return the header and the tensors of a model file.
 
     Raises:
-        FileNotFoundError, OSError: it cannot be read.
-        ValueError: it is no model file of mlpcore, a damaged one, or one of a newer version; says
-            which.
+        FileNotFoundError, OSError: the file cannot be read.
+        ValueError: it is not an mlpcore file, is damaged, or comes from a newer version; the
+            message says which.
     """
     metadata, tensors = _read_file(path, tensors=True)
     header = parse_header(path, metadata)
@@ -185,7 +184,7 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def _read_file(
     path: str | os.PathLike[str], tensors: bool
 ) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
-    """Return metadata and, where they are wanted, tensors of a safetensors file."""
+    """Return the metadata of a safetensors file and, if requested, its tensors."""
     from safetensors import SafetensorError, safe_open
 
     place = Path(values.path(path))
@@ -201,15 +200,16 @@ def _read_file(
             return file.metadata() or {}, found
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{str(path)!r} is not a safetensors file, or a damaged one: {error}"
+            f"{str(path)!r} is not a safetensors file, or is damaged: {error}"
         ) from None
 
 
 def parse_header(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the header in a file's metadata.
+    """Return the header from a file's metadata.
 
     Raises:
-        NewerVersion, ValueError: it is no model file of mlpcore, or a damaged one; says which.
+        NewerVersion: the file comes from a newer mlpcore.
+        ValueError: it is not an mlpcore file, or its header is damaged; the message says which.
     """
     if "mlpcore" not in metadata:
         raise ValueError(f"{str(path)!r} is a safetensors file, but not one of mlpcore's")

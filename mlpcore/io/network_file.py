@@ -1,4 +1,4 @@
-"""A network as a model file: its architecture in the header, its parameters as a tensor."""
+"""Networks in model files: the architecture in the header, the parameters as a tensor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 def describe(architecture: Architecture, predicts_1d: bool) -> dict[str, Any]:
-    """Return the header's entries about a network, of types that JSON has."""
+    """Return the header entries that describe a network, as JSON types."""
     return {**architecture.describe(), **({"predicts_1d": True} if predicts_1d else {})}
 
 
@@ -32,10 +32,10 @@ def write(
     """Write a network to a safetensors file, atomically; see `mc.MLP.save`.
 
     Args:
-        path: of the file.
+        path: path of the file.
         header: as `describe` returns it.
         parameters: flat, on the host.
-        tensors, about: the caller's.
+        tensors, about: as in `mc.MLP.save`.
     """
     named = require_tensors(tensors)
     kinds.require_replaceable(values.path(path), kinds.NETWORKS)
@@ -44,10 +44,10 @@ def write(
 
 
 def require_tensors(tensors: object) -> dict[str, Any]:
-    """Return the caller's tensors, None as none.
+    """Return the caller's tensors as a dict, {} for None.
 
     Raises:
-        TypeError, ValueError: no dict of arrays, or one has a name that the file uses itself.
+        TypeError, ValueError: it is not a dict of NumPy arrays, or a name is reserved.
     """
     named = {} if tensors is None else tensors
     if not isinstance(named, Mapping) or not all(
@@ -57,7 +57,7 @@ def require_tensors(tensors: object) -> dict[str, Any]:
     for name in named:
         if not isinstance(name, str) or name in ("parameters", "__metadata__"):
             raise ValueError(
-                f"tensors: {shown(name)} cannot be a name: it is no text, or the file's own"
+                f"tensors: {shown(name)} cannot be a name: it is not text, or it is reserved"
             )
     return dict(named)
 
@@ -65,7 +65,7 @@ def require_tensors(tensors: object) -> dict[str, Any]:
 def parse(
     path: str | os.PathLike[str], header: Any, tensors: dict[str, Array]
 ) -> tuple[Architecture, Array, bool]:
-    """Return architecture, parameters and `predicts_1d`; take "parameters" out of `tensors`.
+    """Return architecture, parameters and `predicts_1d`; pop "parameters" from `tensors`.
 
     Raises:
         ValueError: header and tensors do not hold a network; names the path.
@@ -75,7 +75,9 @@ def parse(
         architecture = Architecture.from_description(header, parameters.dtype)
         size = architecture.layout.size
         if parameters.shape != (size,):
-            raise ValueError(f"parameters of shape {parameters.shape} for a network of {size}")
+            raise ValueError(
+                f"parameters have shape {parameters.shape}; the network needs ({size},)"
+            )
         predicts_1d = values.boolean(header.get("predicts_1d", False), "predicts_1d")
         if predicts_1d and architecture.layout.sizes[-1] != 1:
             raise ValueError("predicts_1d of a network with several outputs")

@@ -3,9 +3,10 @@
     input "X" (rows, n_0)      Z[0] = (X - mean) / scale
     output "Z" (rows, n_L)     Z = Z[L] · target_scale + target_mean
 
-Activations are spelled out in primitive operations. A formula goes by way of the same `Program`
-that NumPy and CUDA run, so every activation, a user's as well, computes the same operations in the
-same order. ONNX lacks expm1 and log1p: they are composed so that no digits are lost near 0.
+Activations are written out in primitive operations. A formula is compiled to the same `Program`
+that NumPy and CUDA run, so every activation, including user-defined ones, computes the same
+operations in the same order. ONNX lacks expm1 and log1p: they are composed so that no digits are
+lost near 0.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from mlpcore.io.atomic import replacing
 from mlpcore.io.model_file import as_json, require_text
 
 Array = NDArray[Any]
-OPSET, IR = 17, 8  # what belongs together, and what every runtime since 2022 reads
+OPSET, IR = 17, 8  # matching versions that every runtime since 2022 reads
 NUMBERS, PARTS = {1, 5}, {2, 3, 4, 6, 7, 8, 14, 20, 25, 26}  # fields of ModelProto in onnx.proto
-NEEDED = {1, 7}  # the version of the format, and the graph
-LARGEST = (2 << 30) - (1 << 20)  # bytes of arrays in a protobuf message
+NEEDED = {1, 7}  # required fields: the version of the format, and the graph
+LARGEST = (2 << 30) - (1 << 20)  # largest size in bytes of arrays in a protobuf message
 SAME = {
     "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "negative": "Neg",
     "maximum": "Max", "minimum": "Min", "tanh": "Tanh", "exp": "Exp", "log": "Log", "abs": "Abs",
@@ -40,10 +41,10 @@ SAME = {
 def as_rows(
     sizes: Sequence[int], given: Mapping[str, Any], adopt: Callable[[object, str], Array]
 ) -> dict[str, Array | None]:
-    """Return the caller's "mean" and "scale" (n_0,), "target_mean" and "target_scale" (n_L,).
+    """Return "mean" and "scale" (n_0,), "target_mean" and "target_scale" (n_L,), checked.
 
     Raises:
-        TypeError, ValueError: one is not numeric or of another shape; names it.
+        TypeError, ValueError: one is not numeric or has another shape; names it.
     """
     return {
         name: None
@@ -63,18 +64,18 @@ def write(
     """Write a network as an ONNX file, atomically, in the dtype of its parameters.
 
     Args:
-        path: of the file.
-        architecture: the network's. A tied matrix is stored once.
+        path: path of the file.
+        architecture: architecture of the network; a tied matrix is stored once.
         parameters: flat, on the host.
         rows: as `as_rows` returns them.
-        about: notes to store, as far as JSON can hold them.
+        about: notes to store; JSON must be able to hold them.
 
     Raises:
         ImportError: the package onnx is not installed.
-        ValueError: the parameters are more than an ONNX file holds, 2 GiB; they or `rows` are not
-            finite, or "scale" is 0, in the parameters' dtype.
-        TypeError, ValueError: `about` is no dict of text, or JSON cannot hold it.
-        OSError: it cannot be written; what was there before is intact.
+        ValueError: the parameters exceed the 2 GiB of an ONNX file; or in their dtype, they or
+            `rows` are not finite, or "scale" contains 0.
+        TypeError, ValueError: `about` is not a dict with text keys, or JSON cannot hold it.
+        OSError: the file cannot be written; the existing file is left intact.
     """
     notes = _notes(about)
     try:
@@ -115,7 +116,7 @@ def write(
 
 
 def _cast(rows: Mapping[str, Array | None], dtype: np.dtype[Any]) -> dict[str, Array]:
-    """Return the rows that are given, in this dtype, in which they must be finite."""
+    """Return the rows that are not None in this dtype; raise a ValueError unless finite."""
     with np.errstate(over="ignore", under="ignore"):
         cast = {name: row.astype(dtype) for name, row in rows.items() if row is not None}
     for name, row in cast.items():
@@ -130,7 +131,7 @@ def _cast(rows: Mapping[str, Array | None], dtype: np.dtype[Any]) -> dict[str, A
 
 
 def _notes(about: Mapping[str, Any]) -> dict[str, str]:
-    """Return notes as text, all but text as JSON."""
+    """Return notes as text; values that are not text become JSON."""
     if not isinstance(about, Mapping):
         raise TypeError(f"about must be a dict; got {about!r:.100}")
     notes = {}
@@ -142,7 +143,7 @@ def _notes(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_onnx(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is an ONNX model, by the tags and lengths of its outermost fields."""
+    """Return True for an ONNX model, judged by tags and lengths of its outermost fields."""
     with open(path, "rb") as file:
         size, seen = os.fstat(file.fileno()).st_size, set()
         while file.tell() < size:
@@ -156,7 +157,7 @@ def is_onnx(path: str | os.PathLike[str]) -> bool:
 
 
 def _varint(file: BinaryIO) -> int:
-    """Read one of protobuf's integers, seven bits a byte; return -1 at the end."""
+    """Read a protobuf varint, seven bits per byte; return -1 at the end of the file."""
     value = 0
     for i in range(10):
         byte = file.read(1)
@@ -193,18 +194,18 @@ class _Graph:
         return name
 
     def number(self, value: float) -> str:
-        """Add a 0-d constant unless an equal one is there; return its name."""
+        """Add a 0-d constant unless there is an equal one; return its name."""
         return self.array(f"number_{float(value)!r}", np.array(value))
 
     def call(self, function: str, *given: str) -> str:
-        """Add a function of the formulas; return the name of its output."""
+        """Add a function of the formula language; return the name of its output."""
         if function in SAME:
             return self.node(SAME[function], *given)
         (u,), node, one = given, self.node, self.number(1)
         if function == "positive":
             return node("CastLike", node("Greater", u, self.number(0)), one)
         if function == "expm1":
-            # e^u - 1 = 2 t / (1 - t) with t = tanh(u/2): exact near 0; as written where t nears 1
+            # e^u - 1 = 2 t / (1 - t) with t = tanh(u/2): exact near 0; the plain form if t nears 1
             t = node("Tanh", node("Mul", u, self.number(0.5)))
             near = node("Div", node("Add", t, t), node("Sub", one, t))
             tiny = node("Less", node("Abs", u), self.number(1e-20))  # where runtimes may flush t
@@ -251,7 +252,7 @@ def _add_network(
 def _log_softmax(graph: _Graph, s: str) -> str:
     """Add log_softmax as the backends compute it; return the name of its output.
 
-    Runtimes round log-probabilities above -6e-8 to 0 in their own LogSoftmax.
+    The LogSoftmax of runtimes is not used: it rounds log-probabilities above -6e-8 to 0.
     """
     node, zero, one = graph.node, graph.number(0), graph.number(1)
     graph.arrays["columns"] = np.array([1])  # an axis
@@ -273,7 +274,7 @@ def _activation(graph: _Graph, activation: Activation, s: str, a: str) -> str:
         return graph.node("PRelu", s, a)
     compiled = program(f"z = {activation.value}", frozenset(activation.scalars), graph.dtype.name)
     numbers = {key: graph.number(value) for key, value in compiled.fold(activation.scalars).items()}
-    places = {"s": s, **numbers, **learned}  # what a variable or register holds by now
+    places = {"s": s, **numbers, **learned}  # current value of each variable or register
     for function, operands, out in compiled.instructions:
         places[out] = graph.call(function, *(places[name] for name in operands))
     z = places["z"]

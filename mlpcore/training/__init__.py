@@ -1,1 +1,1 @@
-"""The loop over epochs and what accompanies it: callbacks, scores, checkpoints."""
+"""Training: steps, the loop over epochs, callbacks, scores and checkpoints."""

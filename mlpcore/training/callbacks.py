@@ -38,7 +38,7 @@ class Session(Protocol):
         """Learning rate of the next step."""
 
     def step(self, X: Any, Y: Any = None, sample_weight: Any = None, *, rows: Any = None) -> Any:
-        """Update the parameters by these rows, in addition."""
+        """Take an extra step on these rows."""
 
     def evaluate(
         self,
@@ -48,29 +48,41 @@ class Session(Protocol):
         *,
         metrics: Mapping[str, Callable[..., Any]] | None = None,
     ) -> Entry:
-        """Return the loss and the figures of these rows."""
+        """Return the loss and the scores of these rows."""
 
     def save(self, path: str | os.PathLike[str], keep: int = 1) -> None:
-        """Write the trainer, with the run that is under way, to a file."""
+        """Write the trainer, including the current run, to a file."""
 
 
 class Callback:
-    """A user's part in `fit`, whose methods do nothing until a subclass overrides them.
+    """A base class for callbacks of `fit`; its methods do nothing, override those you need.
 
-    Each is given the trainer. A plain function `f(trainer, entry)` serves as an `epoch_end`.
+    Each method gets the trainer and may call its `step`, `evaluate` and `save`, but not `fit`. A
+    plain function `f(trainer, entry)` in `callbacks` is called as `epoch_end`.
     """
 
     def fit_begin(self, trainer: Any) -> None:
-        """Act before the first step."""
+        """Run before the first step of `fit`, also when it resumes a run."""
 
     def step_end(self, trainer: Any, J: float) -> None:
-        """Act after each step; `J` is its loss."""
+        """Run after each step; `J` is its loss, a float, on a GPU a `DeviceLoss`.
+
+        Overriding it makes `fit` launch steps one at a time.
+        """
 
     def epoch_end(self, trainer: Any, entry: Entry) -> object:
-        """Act after each epoch, whose line of the history is `entry`; return True to stop."""
+        """Run after each epoch; return True to stop the training.
+
+        Args:
+            trainer: the trainer.
+            entry: the epoch's entry in the history, e.g. {"loss": 0.31, "learning_rate": 0.001}.
+        """
 
     def fit_end(self, trainer: Any, history: dict[str, list[float]]) -> None:
-        """Act after the last epoch, also after early stopping; not again if a save is repeated."""
+        """Run once at the end, after early stopping as well, with the best parameters restored.
+
+        It is not repeated if only the final save has to be.
+        """
 
 
 class _Function(Callback):
@@ -82,10 +94,10 @@ class _Function(Callback):
 
 
 def resolve(callbacks: Any) -> list[Callback]:
-    """Return the callbacks of a user's list of callbacks and functions.
+    """Return the callbacks in a user's list, with functions wrapped as `epoch_end`.
 
     Raises:
-        TypeError: it is no list, or holds anything else.
+        TypeError: it is not a list of callbacks and functions.
     """
     if not isinstance(callbacks, list | tuple):
         raise TypeError(f"callbacks must be a list; got {type(callbacks).__name__}")
@@ -102,15 +114,19 @@ def resolve(callbacks: Any) -> list[Callback]:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """An end of the training after `patience` epochs in which a figure has not improved.
+    """A rule that stops training when a score has not improved for `patience` epochs.
 
     Args:
-        patience: epochs without an improvement before the training stops.
-        monitor: a key of the history, e.g. "validation_loss", "validation_accuracy", "loss".
-        minimum_change: an improvement is more than this.
-        restore_best: True to put the parameters of the best epoch back at the end.
-        mode: "min" or "max", the better side; None takes "max" for accuracy and r2, "min" for
-            losses. A metric of the user's own needs it.
+        patience: epochs without an improvement after which training stops.
+        monitor: "loss" or a validation key of the history, e.g. "validation_loss",
+            "validation_accuracy".
+        minimum_change: a change must be larger than this to count as an improvement.
+        restore_best: True to restore the parameters of the best epoch at the end.
+        mode: "min" if lower is better, "max" if higher is; None takes "max" for accuracy and r2,
+            "min" for losses. Required for your own metrics.
+
+    Raises:
+        TypeError, ValueError: invalid argument; the message says what was expected.
     """
 
     patience: int = 3
@@ -124,19 +140,19 @@ class EarlyStopping:
 
     @property
     def sign(self) -> float:
-        """1 where larger is better, else -1."""
+        """1 if larger is better, else -1."""
         largest = (
             self.monitor.endswith(("accuracy", "r2")) if self.mode is None else self.mode == "max"
         )
         return 1.0 if largest else -1.0
 
     def follow(self, entry: Entry, best: float | None, waited: int) -> tuple[float | None, int]:
-        """Return the best figure so far and the epochs since then, after one more epoch."""
+        """Return the best score so far and the epochs since, updated with one more epoch."""
         value = entry[self.monitor]
         return (value, 0) if self.improves(value, best) else (best, waited + 1)
 
     def improves(self, value: float, best: float | None) -> bool:
-        """Return True for an improvement on the best so far (None: there is none yet)."""
+        """Return True if a score improves on the best so far (None if there is none yet)."""
         if best is None:
             return not math.isnan(value)
         return self.sign * (value - best) > self.minimum_change

@@ -1,4 +1,4 @@
-"""The saving of `fit`: the file, the interval, and the signals that end a run."""
+"""Checkpoints of `fit`: the file, the interval, and the signals that end a run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SECONDS = {"s": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 360
 
 
 def interval(every: object) -> tuple[float, str]:
-    """Return the number of "steps", "seconds" or "epochs" that text such as "5 min" means.
+    """Return the number and unit ("steps", "seconds" or "epochs") of text such as "5 min".
 
     Raises:
-        TypeError, ValueError: anything else.
+        TypeError, ValueError: it is not such text.
     """
     if not isinstance(every, str):
         raise TypeError(
@@ -42,16 +42,16 @@ def interval(every: object) -> tuple[float, str]:
 
 
 class Checkpoints:
-    """The place where `fit` saves, and the moments when it does, a signal's included.
+    """The file where `fit` saves, and the times when it does, including after a signal.
 
     Args:
         path: path of the file.
-        every: e.g. "1000 steps", "5 min", "1 epoch".
+        every: interval, e.g. "1000 steps", "5 min", "1 epoch".
         keep: versions to keep.
 
     Raises:
-        TypeError, ValueError, OSError: names the argument; a folder that is missing is noticed
-            here, not after an hour.
+        TypeError, ValueError, OSError: invalid argument, or a missing folder, so that it is noticed
+            before training and not at the first save.
     """
 
     def __init__(self, path: object, every: object = "1 epoch", keep: object = 1):
@@ -76,7 +76,7 @@ class Checkpoints:
             )
             if not rights and (
                 place.is_file() or not place.exists()
-            ):  # a device or a pipe needs none
+            ):  # a device or a pipe needs no rights in its folder
                 raise PermissionError(
                     f"{where} is in a folder that cannot be written; name another one"
                 )
@@ -85,15 +85,15 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def claimed(self, owner: object, trainer: str) -> Iterator[None]:
-        """Claim the file for one training; what is saved goes there, wherever links then lead.
+        """Claim the file for one training; saves go there even if links change later.
 
         Args:
-            owner: the trainer, which alone may write the file.
-            trainer: its identifier.
+            owner: the only object that may write the file.
+            trainer: identifier of its trainer.
 
         Raises:
-            OSError: another training writes the file, or it holds what this one must not replace:
-                no checkpoint, or another trainer's unfinished run.
+            OSError: another training is writing the file, it is not a checkpoint, or it holds
+                another trainer's unfinished run.
         """
         with atomic.claimed(self.path, self.keep, owner) as place:
             self.path = str(place)
@@ -101,19 +101,19 @@ class Checkpoints:
             yield
 
     def note_saved(self, steps: int) -> None:
-        """Note that a checkpoint has been written after so many steps."""
+        """Note that a checkpoint has been written after this number of steps."""
         self._steps, self._epochs, self._time = steps, 0, time.monotonic()
 
     def steps_left(self, steps: int) -> int:
-        """Return how many steps after so many may be done before one is due, at least 1."""
+        """Return how many steps may follow the first `steps` before a save is due, at least 1."""
         return (
             max(1, int(self.count) - (steps - self._steps)) if self.unit == "steps" else sys.maxsize
         )
 
     def due(self, steps: int, epoch_ended: bool) -> bool:
-        """Return True if a checkpoint is due after so many steps.
+        """Return True if a checkpoint is due after this number of steps.
 
-        It must be asked once a step, and once at the end of each epoch.
+        Call it once after each step, and once at the end of each epoch.
         """
         self._epochs += epoch_ended
         passed = {
@@ -124,7 +124,7 @@ class Checkpoints:
         return self.signals.asked is not None or passed[self.unit] >= self.count
 
     def leave(self, where: str) -> None:
-        """Obey the signal that has come, now that all is saved."""
+        """Obey the signal that was received, now that everything is saved."""
         self.signals.leave(
-            f"stopped {where}; saved in {self._given}, Trainer.load goes on from there"
+            f"stopped {where}; saved in {self._given}, Trainer.load resumes from there"
         )

@@ -1,4 +1,4 @@
-"""Settings, clock and unfinished run of a trainer, as its user reads and sets them."""
+"""Properties of a trainer: settings, progress, history and the unfinished run."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from mlpcore.training.state import History
 
 
 class Controls:
-    """The part of `mc.Trainer` that reads or sets what its steps and runs work with."""
+    """The part of `mc.Trainer` that reads and sets settings, progress and history."""
 
     _learner: Learner
 
     @property
     def optimizer(self) -> Optimizer:
-        """Settings of the optimizer; what is set on it counts from the next step on."""
+        """Settings of the optimizer; changes take effect with the next step."""
         return self._learner.step.problem.optimizer
 
     @property
     def progress(self) -> Progress:
-        """Clock of the training: steps and epochs so far."""
+        """Progress of the training: steps and epochs so far."""
         return self._learner.progress
 
     @progress.setter
@@ -30,7 +30,7 @@ class Controls:
 
     @property
     def history(self) -> History:
-        """History of the last run of `fit` that has ended."""
+        """History of the last completed run of `fit`."""
         return self._learner.history
 
     @history.setter
@@ -39,12 +39,12 @@ class Controls:
 
     @property
     def on_non_finite(self) -> str:
-        """Fate of a step whose loss or gradient is not finite: "raise" or "skip"."""
+        """Response to a loss, gradient or update that is not finite: "raise" or "skip"."""
         return self._learner.step.problem.settings.on_non_finite
 
     @property
     def skipped(self) -> int:
-        """Number of steps left out because J or its gradient was not finite; waits for a GPU."""
+        """Number of steps skipped because J or its gradient was not finite; waits for a GPU."""
         return self._learner.count_skipped()
 
     @property
@@ -54,7 +54,7 @@ class Controls:
 
     @property
     def l1(self) -> float:
-        """Factor of Σ|W| in J; what is set counts from the next step on."""
+        """Factor of Σ|W| in J; changes take effect with the next step."""
         return self._learner.step.problem.settings.l1
 
     @l1.setter
@@ -63,7 +63,7 @@ class Controls:
 
     @property
     def l2(self) -> float:
-        """Factor of ½ Σ W² in J; what is set counts from the next step on."""
+        """Factor of ½ Σ W² in J; changes take effect with the next step."""
         return self._learner.step.problem.settings.l2
 
     @l2.setter
@@ -72,23 +72,23 @@ class Controls:
 
     @property
     def unfinished(self) -> str | None:
-        """Place where the run stopped with which the same call of `fit` goes on; None without one.
+        """Description of where the unfinished run stopped; None if there is none.
 
-        The run is that of a loaded checkpoint, or one with `checkpoint=` that this trainer could
-        not end.
+        An unfinished run comes from a loaded checkpoint, or is a `fit` with `checkpoint=` that was
+        interrupted. The same call of `fit` resumes it; `abandon` discards it.
         """
         left = self._learner.left
         return None if left is None or self._learner.run else str(left.state)
 
     @property
     def unsaved(self) -> bool:
-        """True if the `unfinished` run has ended but for its last save, which failed."""
+        """True if only the final save of the `unfinished` run is missing, because it failed."""
         left = self._learner.left
         return left is not None and left.state.ended and self._learner.run is None
 
     def abandon(self) -> None:
-        """Give up the unfinished run: the next `fit` begins a new one.
+        """Discard the unfinished run, so that the next `fit` begins a new one.
 
-        It begins from the parameters and the optimizer state as they are.
+        The new run starts from the current parameters and optimizer state.
         """
         self._learner.abandon()

@@ -1,4 +1,4 @@
-"""Evaluation: the mean loss, figures and metrics over many rows, chunk by chunk."""
+"""Evaluation: mean loss, scores and metrics over many rows, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from mlpcore.training.scores import Metric
 
 Array = NDArray[Any]
 OnOutput = Callable[[Array, Array, "Array | None"], None]  # outputs, targets and weights of a chunk
-EVALUATED = 16 << 20  # bytes of the windows in which a stream is evaluated, at most
-LEAST = 64  # rows of a chunk of an evaluation, where the memory allows: fewer take long
+EVALUATED = 16 << 20  # largest size in bytes of the windows in which a stream is evaluated
+LEAST = 64  # smallest chunk in rows, if memory allows: smaller ones are slow
 
 
 class Evaluation:
-    """Figures over rows that need not be in memory, by the arrays of the steps.
+    """An evaluator of rows in memory or streamed, which works in the arrays of the steps.
 
     Args:
         step: the step whose network is evaluated.
-        intake: lays out what a stream reads.
+        intake: checks rows and lays them out for the step.
     """
 
     def __init__(self, step: Step, intake: Intake):
@@ -60,7 +60,7 @@ class Evaluation:
                     losses.append(self._pass_over(data, on_output))
                     weights.append(w)
                     flat = data.flat
-                elif data.by_class:  # their classes weigh nothing: accuracy counts them
+                elif data.by_class:  # class weights are all 0, but accuracy counts these rows
                     plain = Data.of(
                         data.X, data.Y, data.given, data.inputs.classes, data.inputs.host
                     )
@@ -96,7 +96,7 @@ class Evaluation:
         return losses
 
     def _windows(self, rows: Data | Stream) -> Generator[Data, None, None]:
-        """Yield the rows, a stream's window by window."""
+        """Yield the rows as `Data`: all at once from memory, a stream's window by window."""
         if isinstance(rows, Data):
             yield rows
             return
@@ -104,7 +104,7 @@ class Evaluation:
         with contextlib.ExitStack() as stack:
             if self.intake.on_host:
                 arrays = stack.enter_context(self.step.workspace.lent(buffers))
-            else:  # the windows are the host's
+            else:  # windows are on the host
                 arrays = planning.allocate(NumpyOps(), buffers)
             load = functools.partial(self.intake.load_piece, place=arrays.get("row weights"))
             source = Streamed(rows, size, arrays, load)
@@ -112,7 +112,7 @@ class Evaluation:
                 yield data
 
     def _choose_windows(self, stream: Stream) -> tuple[int, list[Buffer]]:
-        """Return rows of which windows are multiples, and windows in half of what a plan leaves."""
+        """Return the batch size of the windows, and their buffers within half the free limit."""
         step, on_host = self.step, self.intake.on_host
         given = inputs_of(stream, self.intake.loss, self.intake.dtype.str)
         limit = step.problem.settings.memory_limit
@@ -123,7 +123,7 @@ class Evaluation:
 
         def windows(size: int) -> list[Buffer]:
             every = stream.buffers(size, most)
-            found = [x for x in every if not x.name.startswith("order")]  # rows come in order
+            found = [x for x in every if not x.name.startswith("order")]  # rows stay in order
             return found + self.intake.weight_buffers(found[0].shape[0] if found else 0)
 
         if limit is not None and planning.part_bytes(windows(size)) > most:
@@ -131,9 +131,9 @@ class Evaluation:
         return size, windows(size)
 
     def _pass_over(self, data: Data, on_output: OnOutput) -> float:
-        """Return the mean loss; `on_output` gets each chunk as `Scores.add` takes it."""
+        """Return the mean loss; pass each chunk to `on_output` in the form of `Scores.add`."""
         batch, step = data.batch(None), self.step
-        # the arrays that are there will do, unless those of a short batch are
+        # allocated arrays are used again, unless they belong to a short batch
         rows = (
             max(LEAST, step.workspace.allocated.rows)
             if step.workspace.allocated

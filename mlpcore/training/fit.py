@@ -1,4 +1,4 @@
-"""A call of `Trainer.fit`: its arguments, the run that it begins or goes on with, its arrays."""
+"""A call of `Trainer.fit`: its arguments, the run that it begins or resumes, its arrays."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ log = logging.getLogger("mlpcore")
 
 
 class Fit:
-    """One call of `fit`, checked; nothing is trained, and nothing has changed, until `go`.
+    """One call of `fit`, with its arguments checked; nothing changes until `go`.
 
     Args:
         learner: the network in training.
         session: the user's trainer.
         rows: X, Y and sample_weight.
-        about: the user's notes, which a checkpoint holds.
-        The others: as in `Trainer.fit`.
+        about: the user's notes, stored in checkpoints.
+        others: as in `Trainer.fit`.
 
     Raises:
         TypeError, ValueError, OSError: as `Trainer.fit`.
@@ -85,11 +85,11 @@ class Fit:
         epochs = values.positive_integer(epochs, "epochs")
         size = values.positive_integer(batch_size, "batch_size")
         checkpoints = None if checkpoint is None else Checkpoints(checkpoint, every, keep)
-        if checkpoints is not None:  # what cannot be saved is noticed here, not after an hour
+        if checkpoints is not None:  # raise now what the first save would raise
             saving.describe(learner.step.problem.optimizer)
             model_file.as_json(about, "about")
         elif every != "1 epoch":
-            log.warning("every=%s saves nothing without checkpoint=…", shown(every))
+            log.warning("every=%s has no effect without checkpoint=…", shown(every))
         rate = learner.step.problem.optimizer.learning_rate
         scores.require_followed(rate, learner.loss, validated, measures)
         self.terms = Terms(held_out, measures, stopping, observers, checkpoints)
@@ -111,14 +111,14 @@ class Fit:
         return stopping
 
     def _begin(self, new: State) -> None:
-        """Set state, best parameters and clock with which this call begins, or goes on.
+        """Set the state, best parameters and clock from which this call begins or resumes.
 
         Raises:
-            ValueError: another call than that of the unfinished run; names the argument.
+            ValueError: the call differs from that of the unfinished run; names the argument.
         """
         learner = self.learner
         left, best = learner.left or (None, None)
-        if left is not None and not (left.epoch or left.batch):  # nothing is done: any call begins
+        if left is not None and not (left.epoch or left.batch):  # any call restarts such a run
             left, best = None, None
         if left is not None:
             left.require_same(new)
@@ -142,17 +142,17 @@ class Fit:
         state.data, state.held_out = left.data or new.data, left.held_out or new.held_out
         total = None if steps is None else new.epochs * steps
         clock = dataclasses.replace(learner.progress, begun=begun, total=total)
-        if state.epoch < state.epochs:  # a schedule without a rate is noticed before all changes
+        if state.epoch < state.epochs:  # a schedule that fails does so before any change
             self._require_rate(clock, starts=state.batch == 0)
         self.state, self.best, self.clock = state, best, clock
 
     def _require_rate(self, clock: Progress, starts: bool) -> None:
-        """Raise the error of a schedule that has no rate for the first step."""
+        """Raise the schedule's error if it gives no rate for the first step."""
         first = dataclasses.replace(clock, epochs=clock.epochs + starts)
         self.learner.step.problem.optimizer.rate(first)
 
     def _take_samples(self, new: State, left: State | None) -> None:
-        """Set the samples of the rows, at the places of those of the unfinished run."""
+        """Take the samples of the rows, at the same places as those of the unfinished run."""
         loss, dtype, device = self.learner.loss, self.learner.net.dtype, self.learner.net.device
         with devices.find(device).active():
             for name, rows in (("data", self.table), ("held_out", self.terms.held_out)):
@@ -164,7 +164,7 @@ class Fit:
         learner, checkpoints = self.learner, self.terms.checkpoints
         with contextlib.ExitStack() as leaving:
             if checkpoints is not None:
-                leaving.enter_context(checkpoints.signals)  # obeyed when all below is done
+                leaving.enter_context(checkpoints.signals)  # obeyed after all that is below
             leaving.callback(learner.rest)
             leaving.enter_context(devices.find(learner.net.device).active())
             if checkpoints is not None:
@@ -180,7 +180,7 @@ class Fit:
             return self._go(run)
 
     def _go(self, run: Run) -> History:
-        """Train to the end; with a checkpoint, a run that stops before is kept as unfinished."""
+        """Train to the end; with a checkpoint, keep an interrupted run as unfinished."""
         learner = self.learner
         try:
             try:
@@ -199,7 +199,7 @@ class Fit:
     # -- arrays --
 
     def _open_source(self) -> tuple[dict[str, Array], Rows | Streamed]:
-        """Return the arrays of a `fit` beside those of the steps, and the source of its batches."""
+        """Return the arrays that `fit` adds to those of the steps, and the source of batches."""
         stopping = self.terms.stopping
         keeps_best = stopping is not None and stopping.restore_best
         if isinstance(self.table, Data):
@@ -213,7 +213,7 @@ class Fit:
         copies = self._plan_copies(table, [*buffers, *weights])
         if intake.on_host:
             arrays = step.workspace.reserve([*buffers, *copies.values()], weights)
-        else:  # the copies are the host's
+        else:  # copies are on the host
             arrays = step.workspace.reserve(buffers, weights)
             arrays |= planning.allocate(NumpyOps(), list(copies.values()))
         made: dict[str, Any] = {name: arrays[buffer.name] for name, buffer in copies.items()}
@@ -223,9 +223,9 @@ class Fit:
         return arrays, Rows(table._replace(**made), self.size, order, intake.device)
 
     def _plan_copies(self, table: Data, reserved: Sequence[Buffer]) -> dict[str, Buffer]:
-        """Return the row-major copies of what is not, which a shuffled epoch reads faster, by name.
+        """Return buffers for row-major copies of strided arrays, by name: epochs read them faster.
 
-        There are none where `memory_limit` leaves them no room beside chunks of the usual size.
+        There are none if `memory_limit` leaves no room for them without smaller chunks.
         """
         step, why = self.learner.step, "a copy that rows are gathered from faster"
         copies = {
@@ -257,7 +257,7 @@ class Fit:
         windows += intake.weight_buffers(windows[0].shape[0] if windows else 0)
         if intake.on_host:
             arrays = step.workspace.reserve([*buffers, *windows])
-        else:  # the windows are the host's
+        else:  # windows are on the host
             arrays = step.workspace.reserve(buffers) | planning.allocate(NumpyOps(), windows)
         load = functools.partial(intake.load_piece, place=arrays.get("row weights"))
         return arrays, Streamed(table, self.size, arrays, load)

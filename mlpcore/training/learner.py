@@ -1,4 +1,4 @@
-"""A network that learns: its step, the clock, and what is known of its runs."""
+"""A network in training: its step, its progress and its runs."""
 
 from __future__ import annotations
 
@@ -39,47 +39,48 @@ class Network(Protocol):
 
     @property
     def store(self) -> Parameters:
-        """Flat vector of the parameters, and its views."""
+        """Flat vector of the parameters, with its views."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the parameters."""
 
     def header(self) -> dict[str, Any]:
-        """Return the network without its parameters, as what JSON holds."""
+        """Return the network without its parameters, as JSON types."""
 
 
 class UnderWay(Protocol):
-    """A run of `fit` that is under way."""
+    """A run of `fit` in progress."""
 
     def pause(self) -> None:
-        """Bring state and clock up to date, so that they can be saved."""
+        """Update state and progress, so that they can be saved."""
 
     def unfinished(self) -> Unfinished:
-        """Return the run as a file holds it, with the best parameters where they are."""
+        """Return the run as it is saved; the best parameters stay on their device."""
 
 
 class Learner:
-    """One network in training: what a trainer's calls and its runs of `fit` work on.
+    """One network in training, shared by a trainer's calls and its runs of `fit`.
 
     Args:
         net: the network.
         loss: the loss on its output.
         optimizer: the update rule's settings.
-        settings: those of the steps.
+        settings: settings of the steps.
         precision: "tf32", "bfloat16", "float16", or None for the network's dtype.
-        deterministic: True if no timing may choose the algorithms.
+        deterministic: True if algorithms must not be chosen by timing them.
 
     Attributes:
         step: the engine's step, with its arrays.
-        intake: the way in for a user's arrays.
-        evaluation: the figures over many rows.
-        turns: the locks of the trainer's calls.
-        progress: the clock: steps and epochs so far.
-        history: the history of the last run that has ended.
-        run: the run of `fit` that is under way.
-        left: the run that the same call of `fit` goes on with.
-        id: identifier kept by files and copies, which may replace its unfinished run.
+        intake: checks and lays out a user's arrays.
+        evaluation: loss, scores and metrics over many rows.
+        turns: locks of the trainer's calls.
+        progress: steps and epochs so far.
+        history: history of the last completed run.
+        run: the current run of `fit`, or None.
+        left: the unfinished run that the same call of `fit` resumes, or None.
+        id: identifier, also of files and copies of this trainer: they may replace its unfinished
+            run.
     """
 
     def __init__(
@@ -114,19 +115,19 @@ class Learner:
             precision,
             deterministic,
         )
-        self._may_be_flat = net.layout.sizes[-1] == 1  # whether Y may come as (m,) numbers
+        self._may_be_flat = net.layout.sizes[-1] == 1  # Y may then be (m,) numbers
         self.intake = Intake(net.device, net.layout.sizes, net.dtype, loss)
         self.evaluation = Evaluation(self.step, self.intake)
         watch_forks(self)
 
     def copied(self) -> dict[str, Any]:
-        """Return what a copy, or a pickle, is made of and goes on from; see `restore`.
+        """Return the state of a copy or pickle: constructor arguments, and input of `restore`.
 
         Raises:
-            RuntimeError: `fit` runs.
+            RuntimeError: `fit` is running.
         """
         if self.run is not None:
-            raise RuntimeError("a trainer cannot be copied or pickled while fit runs")
+            raise RuntimeError("a trainer cannot be copied or pickled while fit is running")
         self.count_skipped()
         step, precision, deterministic = self.step, self.precision, self.deterministic
         made_of = self.loss, step.problem.optimizer, step.problem.settings, precision, deterministic
@@ -135,20 +136,20 @@ class Learner:
         return {"made of": made_of, **state, "snapshot": step.snapshot()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `copied` returned."""
+        """Take over the state that `copied` returned."""
         self.progress, self.history = state["progress"], state["history"]
         self.id, self.left = state["id"], state["left"]
         self.step.restore(*state["snapshot"])
 
     def set(self, **settings: Any) -> None:
-        """Replace settings of the steps, from the next one on."""
+        """Replace settings of the steps; they take effect with the next one."""
         self.step.problem.settings = dataclasses.replace(self.step.problem.settings, **settings)
 
     def update(self, data: Data, batch: Batch) -> Any:
         """Update the parameters once by this batch; return J before it.
 
         Raises:
-            NonFiniteLoss: names the layer where it began.
+            NonFiniteLoss: a value overflowed; the message names the layer where it began.
         """
         plan = self.step.prepare(batch.size, data.inputs)
         try:
@@ -163,7 +164,7 @@ class Learner:
         """Return the error with the layer where it began.
 
         Raises:
-            ValueError: the data are to blame.
+            ValueError: the data are not finite.
         """
         self.intake.require_finite(data)
         layer = self.step.first_not_finite(batch, self.step.prepare(batch.size, data.inputs))
@@ -173,14 +174,14 @@ class Learner:
         return explained
 
     def gradient(self, data: Data, batch: Batch) -> tuple[float, Array]:
-        """Return J and its gradient in the step's own array; dropout is that of the next step."""
+        """Return J and its gradient, in the step's own array, with the next step's dropout."""
         plan = self.step.prepare(batch.size, data.inputs)
         J = self.step.loss_and_gradient(batch, plan, self.progress.step + 1)
         self.net.predicts_1d = data.flat
         return J, self.step.gradient
 
     def count_skipped(self) -> int:
-        """Return how many steps were left out; waits for the device."""
+        """Return the number of skipped steps; waits for the device."""
         self.step.count_skipped(self.progress)
         return self.progress.skipped
 
@@ -188,7 +189,7 @@ class Learner:
 
     @contextlib.contextmanager
     def at_rest(self, history: History) -> Iterator[None]:
-        """Be at rest, as a run's end is saved, and in the run again if the saving fails."""
+        """Leave the run while its end is saved; return to it if saving fails."""
         before = self.run, self.left, self.history, self.progress.total
         self.run, self.left, self.history, self.progress.total = None, None, history, None
         try:
@@ -198,7 +199,7 @@ class Learner:
             self.run, self.left, self.history, self.progress.total = before
 
     def rest(self) -> None:
-        """End the run that was under way, and give its arrays back."""
+        """End the current run and release its arrays."""
         self.run = None
         if self.left is None:
             self.progress.total = None
@@ -206,18 +207,18 @@ class Learner:
         self.step.workspace.reserve([])
 
     def renew(self) -> None:
-        """Begin anew in a forked process, without the threads of its parent."""
+        """Reset in a forked process, which lacks the threads of its parent."""
         if self.turns.renew():
             self.step.renew()
             self.rest()
 
     def abandon(self) -> None:
-        """Give up the unfinished run."""
+        """Discard the unfinished run."""
         self.left = None
         self.progress.total = None
 
     def keep(self, left: Unfinished) -> None:
-        """Keep a run that has broken off, with a copy of its best parameters on the host."""
+        """Keep an interrupted run, with a copy of its best parameters on the host."""
         best = left.best
         if best is not None:
             best = devices.find(self.net.device).to_host(best).copy()

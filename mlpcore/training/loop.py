@@ -1,7 +1,7 @@
 """The loop of one `fit`: epochs, validation, early stopping, callbacks; resumable at any batch.
 
-An epoch's row order depends on the trainer's seed and the number of the epoch alone, so that
-`State` is all there is to know.
+The row order of an epoch depends only on the trainer's seed and the number of the epoch, so `State`
+is enough to resume.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from mlpcore.training.scores import Metric
 from mlpcore.training.state import History, State, Unfinished
 
 Array = NDArray[Any]
-UNREAD = 2048  # losses that may wait on a GPU before they are read
+UNREAD = 2048  # losses that may stay on a GPU before they are read
 
 
 class Source(Protocol):
     """The batches of a run.
 
     Attributes:
-        rows: rows of an epoch; None where only the first epoch tells.
-        lasting: True if a batch's rows are still there when the next one has been asked for.
+        rows: rows of an epoch; None until the first epoch has been read.
+        lasting: True if a batch's rows stay valid after the next batch has been requested.
     """
 
     rows: int | None
@@ -55,18 +55,18 @@ class Source(Protocol):
     ) -> Generator[tuple[Data, Batch], None, None]:
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
-        `together` is asked how many whole batches may be yielded as one; the epoch after this one
-        is shuffled from the seeds `following`, None if there is none.
+        `together` returns how many full batches may be yielded as one. `following` holds the seeds
+        of the next epoch; None if there is none.
         """
 
 
 class Terms(NamedTuple):
-    """The accompaniment of a run's steps: validation, stopping, callbacks, checkpoints.
+    """Options of a run besides its steps: validation, stopping, callbacks, checkpoints.
 
     Attributes:
-        held_out: rows of the validation, or None.
-        metrics: the user's metrics of these rows, by name.
-        stopping: when to stop before the last epoch, or None.
+        held_out: the validation rows, or None.
+        metrics: the user's metrics over these rows, by name.
+        stopping: the early stopping, or None.
         observers: the user's callbacks.
         checkpoints: where and when to save, or None.
     """
@@ -79,7 +79,7 @@ class Terms(NamedTuple):
 
 
 class _Unread(NamedTuple):
-    """Steps, the last of them of this number, whose losses have not been looked at."""
+    """One launch of steps whose losses are not read yet; `step` is the number of the last one."""
 
     step: int
     J: Any
@@ -88,15 +88,15 @@ class _Unread(NamedTuple):
 
 
 class Run:
-    """A `fit` that is under way.
+    """A run of `fit` in progress.
 
     Args:
         learner: the network in training.
         session: the user's trainer, for callbacks and saving.
-        state: where the run begins.
+        state: the state from which the run begins or resumes.
         source: the batches.
-        best: where the best parameters are kept, or None.
-        terms: what the run does around its steps.
+        best: array for the best parameters, or None.
+        terms: validation, early stopping, callbacks and checkpoints.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class Run:
             getattr(x.step_end, "__func__", None) is not Callback.step_end for x in self.observers
         )
         self._unread: list[_Unread] = []
-        self._fault: Exception | None = None  # found in them, perhaps by a `save` in another thread
-        self._waiting = 0  # steps in it
-        # a step that is not counted yet: steps before it, Σ w, its rows
+        self._fault: Exception | None = None  # of `_unread`, perhaps met by another thread's `save`
+        self._waiting = 0  # steps in `_unread`
+        # a step not yet counted: the steps before it, Σ w, data, batch
         self._begun: tuple[int, float | None, Data, Batch] | None = None
         there, given = step.workspace.allocated, step.workspace.inputs
         if state.given is None and there is not None and given is not None:
@@ -139,10 +139,10 @@ class Run:
                 self.checkpoints.note_saved(learner.progress.step)
             for stream in (getattr(self.source, "stream", None), self.terms.held_out):
                 if isinstance(stream, Stream):
-                    stack.callback(setattr, stream, "waiting", stream.waiting)  # no circle is left
+                    stack.callback(setattr, stream, "waiting", stream.waiting)  # avoids a cycle
                     stream.waiting = self._wait_for_rows
             stop = state.ended or self._is_out_of_patience()
-            if state.given is not None:  # a run that goes on, perhaps with a short batch
+            if state.given is not None:  # a resumed run may begin with a short batch
                 shape = state.widest, Inputs(*state.given)
                 learner.step.workspace.keep_only(*shape)
                 learner.step.prepare(*shape)
@@ -165,7 +165,7 @@ class Run:
         return state.history
 
     def _end(self) -> None:
-        """Put the best parameters back and tell the callbacks: once, also in a resumed run."""
+        """Restore the best parameters and call each `fit_end` once, even if the run is resumed."""
         best, state = self.unfinished().best, self.state
         writes = [] if best is None else self.learner.net.store.writes(best)
         make([*writes, (vars(state).update, {"ended": True})])
@@ -176,7 +176,7 @@ class Run:
     # -- an epoch --
 
     def _train_epoch(self, bar: Any) -> None:
-        """Train on the batches of an epoch that are left; on a GPU nobody waits for J meanwhile."""
+        """Train on the remaining batches of an epoch, without waiting for J on a GPU."""
         state, learner = self.state, self.learner
         self._follow_schedule()
         self._began = time.perf_counter()
@@ -187,7 +187,7 @@ class Run:
         epoch = self.source.epoch(state.epoch, seeds, state.batch, self._together, following)
         with contextlib.closing(epoch) as batches:
             for data, batch in batches:
-                learner.progress.epochs = number  # counted when its first batch is there
+                learner.progress.epochs = number  # counted once its first batch has come
                 if batch.size > state.widest:
                     state.widest, state.given = batch.size, list(data.inputs)
                 self._step(data, batch)
@@ -199,7 +199,7 @@ class Run:
                         pass
 
     def _together(self, data: Data) -> int:
-        """Return how many of the next batches callbacks and checkpoints allow in one launch."""
+        """Return how many batches callbacks and checkpoints allow in the next launch."""
         if self._each_step:
             return 1
         step, clock = self.learner.step, self.learner.progress
@@ -210,7 +210,7 @@ class Run:
 
     @contextlib.contextmanager
     def _wait_for_rows(self) -> Iterator[Callable[[], object]]:
-        """Let other threads save; yield a function that saves and leaves if a signal has come."""
+        """Let other threads save; yield a function that saves and stops if a signal has arrived."""
 
         def look() -> None:
             if self._is_asked_to_stop():
@@ -222,7 +222,7 @@ class Run:
     def _step(self, data: Data, batch: Batch) -> None:
         learner = self.learner
         w = learner.step.weight(batch)
-        if w == 0:  # rows that weigh nothing say nothing
+        if w == 0:  # nothing to learn from rows of weight 0
             self.state.batch += batch.steps
             return
         self._begun = learner.progress.step, w, data, batch
@@ -236,15 +236,15 @@ class Run:
                 observer.step_end(self.session, J)
 
     def _count(self) -> None:
-        """Count the step that has begun, with its J, if it was done.
+        """Count the step that has begun, with its J, if it succeeded.
 
-        It is done by one assignment, which no interrupt parts, and can be repeated until then.
+        A single assignment does it, which no interrupt can split; until then it can be repeated.
         """
         if self._begun is None:
             return
         (before, w, data, batch), state, J = self._begun, self.state, self.learner.step.J
         done = self.learner.progress.step - before
-        if done <= 0:  # it has failed
+        if done <= 0:  # it failed
             self._begun = None
         elif isinstance(J, float):
             loss, weight = _add(state.loss, state.weight, J, w or 0.0)
@@ -257,7 +257,7 @@ class Run:
             state.batch, self._waiting, self._begun = state.batch + done, self._waiting + done, None
 
     def _collect_losses(self) -> None:
-        """Read the losses that have been left on the device, and add them up."""
+        """Read the losses still on the device, and add them up."""
         if self._fault is not None:
             raise self._fault
         state, launches = self.state, self._unread
@@ -276,7 +276,7 @@ class Run:
         state.loss, state.weight, self._unread, self._waiting = loss, weight, [], 0
 
     def _explain(self, error: NonFiniteLoss, launches: Sequence[_Unread]) -> Exception:
-        """Return the error with the layer where it began, if its batch is still there."""
+        """Return the error, naming the layer where it began if its batch is still available."""
         for one in launches:
             if one.batch is not None and one.step - one.batch[1].steps < error.step <= one.step:
                 data, batch = one.batch
@@ -285,9 +285,9 @@ class Run:
         return error
 
     def _end_epoch(self) -> Entry:
-        """End an epoch; return its line of the history.
+        """End an epoch; return its entry in the history.
 
-        History, early stopping and schedule are brought up to date together, or not at all.
+        History, early stopping and schedule are updated together or not at all.
         """
         state, stopping = self.state, self.terms.stopping
         self._collect_losses()
@@ -311,7 +311,7 @@ class Run:
         return entry
 
     def _measure(self) -> Entry:
-        """Return the figures of the epoch that is over."""
+        """Return the history entry of the epoch that has just ended."""
         state, learner = self.state, self.learner
         entry = {"loss": state.loss / state.weight if state.weight else float("nan")}
         last = dataclasses.replace(learner.progress, step=learner.progress.step - 1)
@@ -326,8 +326,8 @@ class Run:
         return entry
 
     def _tell(self, entry: Entry) -> bool:
-        """Tell the callbacks of an epoch; return whether to stop."""
-        # every callback sees every epoch: no short cut
+        """Call every `epoch_end`; return True to stop."""
+        # every callback sees every epoch: no short-circuit
         answers = [observer.epoch_end(self.session, entry) for observer in self.observers]
         wishes = [isinstance(x, bool | np.bool_) and bool(x) for x in answers]
         return self._is_out_of_patience() or any(wishes)
@@ -337,7 +337,7 @@ class Run:
         return stopping is not None and self.state.waited >= stopping.patience
 
     def _follow_schedule(self) -> Adaptive | None:
-        """Return the schedule if it follows a figure; a new one begins at its own rate."""
+        """Return the schedule if it is adaptive; a new one begins at its own rate."""
         learner, terms = self.learner, self.terms
         rate = learner.step.problem.optimizer.learning_rate
         schedule = rate if isinstance(rate, Adaptive) else None
@@ -363,9 +363,9 @@ class Run:
             checkpoints.leave(str(self.state))
 
     def leave(self, error: KeyboardInterrupt | SystemExit) -> None:
-        """Save before this error goes on, if a `fit` in a callback raised it for a signal.
+        """Save before this error propagates, if a `fit` in a callback raised it for a signal.
 
-        A second SIGINT has no message: nothing is saved.
+        The KeyboardInterrupt of a second SIGINT has no message: then nothing is saved.
         """
         if error.args and self._is_asked_to_stop():
             self._save_if_due(epoch_ended=False)
@@ -374,29 +374,29 @@ class Run:
         return self.checkpoints is not None and self.checkpoints.signals.asked is not None
 
     def pause(self) -> None:
-        """Bring state and progress up to date, so that they can be saved."""
+        """Update state and progress, so that they can be saved."""
         self.learner.step.count_launched()
         self._count()
         self._collect_losses()
         self._update_clock()
-        state = self.state  # a pass of which no batch is done begins anew
+        state = self.state  # an epoch without a finished batch restarts
         self.learner.progress.epochs = self._passes + state.epoch + (state.batch > 0)
 
     def unfinished(self) -> Unfinished:
-        """Return the run as a file holds it, with the best parameters if they are still needed."""
+        """Return the run as it is saved, with the best parameters if still needed."""
         needed = self.state.best is not None and not self.state.ended
         return Unfinished(self.state, self.best if needed else None)
 
 
 def _watch(adaptive: Adaptive) -> EarlyStopping:
-    """Return an observer of the figure that a schedule follows."""
+    """Return the rule that tracks the score that a schedule follows."""
     return EarlyStopping(
         adaptive.patience, adaptive.monitor, adaptive.tolerance, False, adaptive.mode
     )
 
 
 def _open_bar(state: State, progress: bool) -> Any:
-    """Return the bar of the run, which shows nothing where nobody can see it."""
+    """Return the run's progress bar, disabled if stderr is closed."""
     from tqdm.auto import tqdm  # not at import: it brings asyncio
 
     every, done = None, 0
@@ -415,10 +415,10 @@ def _open_bar(state: State, progress: bool) -> Any:
 
 
 def _add(loss: float, weight: float, J: float, w: float) -> tuple[float, float]:
-    """Return Σ w J and Σ w with those of a further step, unless it was skipped."""
+    """Return Σ w J and Σ w with one more step added, unless it was skipped."""
     return (loss + w * J, weight + w) if math.isfinite(J) else (loss, weight)
 
 
 def _is_open(stream: TextIO | None) -> bool:
-    """Return whether a standard stream can be written to; a program without a console has none."""
+    """Return True if a standard stream can be written to; without a console it is None."""
     return stream is not None and not stream.closed

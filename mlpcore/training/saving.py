@@ -1,9 +1,9 @@
-"""A trainer as a file, and back: settings and clock as JSON, arrays as tensors.
+"""Saving and loading of a trainer: settings and progress as JSON, arrays as tensors.
 
 header["trainer"]: settings, optimizer with its schedule, progress, chunks and algorithms, the
-                   run that goes on
-tensors:           parameters, the optimizer's state, the best parameters so far, and lists that
-                   would make the header long: histories, weights of classes
+                   unfinished run
+tensors:           parameters, the optimizer's state, the best parameters so far, and lists too long
+                   for the header: histories, class weights
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mlpcore.training.state import History, State, Unfinished
 
 Array = NDArray[Any]
 log = logging.getLogger("mlpcore")
-DAMAGES = (  # raised by the header of a file that somebody has made up
+DAMAGES = (  # errors that a forged header may cause
     ArithmeticError,
     AttributeError,
     KeyError,
@@ -62,17 +62,17 @@ SCHEDULES = {
 def write(
     learner: Learner, path: str | os.PathLike[str], keep: int, about: Mapping[str, Any]
 ) -> None:
-    """Write a trainer to a safetensors file, atomically; nothing may change it meanwhile.
+    """Write a trainer to a safetensors file, atomically; nothing may change it during the call.
 
     Args:
-        learner: the trainer's network in training, perhaps in the middle of a run.
+        learner: the network in training, perhaps in the middle of a run.
         path: path of the file.
         keep: versions to keep.
         about: the user's notes.
 
     Raises:
         OSError: the file cannot be written, or must not be replaced.
-        TypeError: optimizer or schedule is a class of the user's own, or JSON cannot hold `about`.
+        TypeError: the optimizer or schedule is a user-defined class, or JSON cannot hold `about`.
     """
     net, run = learner.net, learner.run
     if run is not None:
@@ -96,10 +96,10 @@ def write(
 
 
 def describe_trainer(learner: Learner) -> dict[str, Any]:
-    """Return a trainer without its arrays, as what JSON holds once `pack` has shortened the lists.
+    """Return a trainer without its arrays, as JSON types except for the lists that `pack` takes.
 
     Raises:
-        TypeError, ValueError: the optimizer has been given settings that could not be loaded.
+        TypeError, ValueError: the optimizer has settings that `Trainer.load` would refuse.
     """
     optimizer, run = learner.step.problem.optimizer, learner.run
     optimizer.require_epsilon(learner.net.dtype.name)
@@ -125,9 +125,9 @@ def describe_trainer(learner: Learner) -> dict[str, Any]:
 
 
 def read_arguments(described: dict[str, Any], tensors: dict[str, Array]) -> dict[str, Any]:
-    """Return the constructor's arguments that a file holds, which the constructor validates.
+    """Return the constructor arguments stored in a file; the constructor validates them.
 
-    The lists that `pack` has put into tensors are put back first.
+    First, the lists that `pack` moved into tensors are put back.
     """
     for name, part, names in _long_lists(described):
         unpack(part, names, tensors.pop(name, np.empty(0)))
@@ -145,10 +145,10 @@ def read_arguments(described: dict[str, Any], tensors: dict[str, Array]) -> dict
 
 
 def restore(learner: Learner, described: dict[str, Any], tensors: dict[str, Array]) -> None:
-    """Put a new learner, of `read_arguments`, where the trainer of a file was.
+    """Give a new learner, made from `read_arguments`, the progress and state stored in a file.
 
     Raises:
-        ArithmeticError, LookupError, TypeError, ValueError: the file holds no trainer.
+        ArithmeticError, LookupError, TypeError, ValueError: the file does not hold a trainer.
     """
     net = learner.net
     learner.progress = read_progress(described["progress"])
@@ -159,13 +159,13 @@ def restore(learner: Learner, described: dict[str, Any], tensors: dict[str, Arra
         like = net.store.flat
         if best is not None and (best.shape, best.dtype) != (like.shape, net.dtype):
             raise ValueError(
-                f"best: {best.dtype} {best.shape}, where the parameters are {net.layout.size}"
+                f"best is {best.dtype} {best.shape}; the parameters are {net.dtype} {like.shape}"
             )
         learner.left = Unfinished(state, best)
     learner.step.restore(tensors, described["step"])
     if described["device"] != net.device:
         log.warning(
-            "checkpoint written on %s, resuming on %s: results will not be equal to the bit",
+            "checkpoint written on %s, resuming on %s: results will not be bit-identical",
             described["device"],
             net.device,
         )
@@ -174,7 +174,7 @@ def restore(learner: Learner, described: dict[str, Any], tensors: dict[str, Arra
 def _long_lists(
     described: dict[str, Any],
 ) -> Iterator[tuple[str, dict[str, Any], Collection[str]]]:
-    """Yield the parts of a header that hold long lists: a tensor's name, the part, its lists."""
+    """Yield the header parts with long lists: tensor name, part, names of the lists."""
     yield "loss options", described["loss"], ("class_weight", "pos_weight")
     yield "history", described["history"], described["history"].keys()
     if described["run"] is not None:
@@ -185,7 +185,7 @@ def _long_lists(
 
 
 def describe(settings: Optimizer | Schedule) -> dict[str, Any]:
-    """Return an optimizer or a schedule as what JSON holds.
+    """Return an optimizer or a schedule as JSON types.
 
     Raises:
         TypeError: it is not one of mlpcore's own.
@@ -193,7 +193,7 @@ def describe(settings: Optimizer | Schedule) -> dict[str, Any]:
     name = type(settings).__name__
     if {**OPTIMIZERS, **SCHEDULES}.get(name) is not type(settings):
         kind = "learning_rate" if isinstance(settings, Schedule) else "optimizer"
-        hint = "; a schedule by mc.FormulaSchedule can" if kind == "learning_rate" else ""
+        hint = "; an mc.FormulaSchedule can" if kind == "learning_rate" else ""
         raise TypeError(f"{kind}: {name} is not one of mlpcore's own and cannot be saved{hint}")
     found = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     if "layers" in found:
@@ -219,7 +219,7 @@ def _read_schedule(described: Mapping[str, Any]) -> Schedule:
 
 
 def describe_progress(progress: Progress) -> dict[str, Any]:
-    """Return the clock as what JSON holds, without the reductions of a user's own schedule."""
+    """Return the progress as JSON types, without the reductions of a user-defined schedule."""
     followed = progress.followed
     if type(followed) not in (type(None), Adaptive):
         progress = dataclasses.replace(progress, reductions=0)
@@ -229,14 +229,14 @@ def describe_progress(progress: Progress) -> dict[str, Any]:
 
 
 def read_progress(described: Mapping[str, Any]) -> Progress:
-    """Return the clock that `describe_progress` described; raise as `values.typed` does."""
+    """Return the progress that `describe_progress` described; raise as `values.typed` does."""
     followed = described["followed"]
     followed = None if followed is None else _read_schedule(followed)
     return values.typed(Progress, {**described, "followed": followed})
 
 
 def pack(part: dict[str, Any], names: Collection[str]) -> NDArray[np.float64]:
-    """Return the named lists of numbers as one; `part`, for the header, keeps their lengths."""
+    """Return the named lists of numbers as one array, and leave their lengths in `part`."""
     lists = {name: part[name] for name in names if isinstance(part[name], list | tuple)}
     part |= {name: len(numbers) for name, numbers in lists.items()}
     return np.fromiter(chain.from_iterable(lists.values()), np.float64)
@@ -246,13 +246,13 @@ def unpack(part: dict[str, Any], names: Collection[str], packed: NDArray[Any]) -
     """Put back the lists that `pack` took out.
 
     Raises:
-        ValueError: `packed` is not float64, or does not hold as many numbers as the lengths say.
+        ValueError: `packed` is not float64, or its length is not the sum of the lengths in `part`.
     """
     lengths = {name: part[name] for name in names if type(part[name]) is int}
     known = (
         packed.dtype == np.float64 and packed.ndim == 1 and min(lengths.values(), default=0) >= 0
     )
     if not known or sum(lengths.values()) != len(packed):
-        raise ValueError(f"lists of {lengths} numbers; got {packed.dtype} {packed.shape}")
+        raise ValueError(f"expected lists of {lengths}; got {packed.dtype} {packed.shape}")
     numbers = iter(packed.tolist())
     part |= {name: list(islice(numbers, length)) for name, length in lengths.items()}

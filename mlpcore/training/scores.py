@@ -1,8 +1,8 @@
-"""Figures over rows: accuracy, R², metrics of the user's own, and the loss of each row.
+"""Scores over rows: accuracy, R², user metrics, and the loss of each row.
 
-Chunks are merged in float64: means and spreads by Chan, Golub and LeVeque (1979), so that no shift
-of Y, no weight and no order of the chunks costs digits. A row of weight 2 counts as the row twice,
-one of weight 0 as none.
+Chunks are merged in float64, means and spreads as in Chan, Golub and LeVeque (1979), so that an
+offset in Y, unequal weights or the order of the chunks costs no digits. A row of weight 2 counts
+twice, a row of weight 0 not at all.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from mlpcore.training.callbacks import EarlyStopping
 Array = NDArray[Any]
 Metric = Callable[..., Any]
 HOST = NumpyOps()
-ROWS, ENTRIES = 256, 2048  # at a time, whichever is more: what the figures need stays small
+ROWS, ENTRIES = 256, 2048  # processed at a time, whichever is more: saves memory
 
 
 def names(loss: Loss) -> tuple[str, str]:
-    """Return the names of the figures that `Trainer.evaluate` reports by itself."""
+    """Return the names of the scores that `Trainer.evaluate` always reports."""
     return ("loss", "accuracy" if loss.classifies else "r2")
 
 
 def require_followed(rate: object, loss: Loss, validated: bool, metrics: Collection[str]) -> None:
-    """Raise a ValueError if a schedule follows a figure that the history will not have."""
+    """Raise a ValueError if a schedule follows a score that the history will not have."""
     if isinstance(rate, Adaptive):
         require_figure("learning_rate: Adaptive", rate, loss, validated, metrics)
 
@@ -51,9 +51,9 @@ def require_figure(
     validated: bool,
     metrics: Collection[str],
 ) -> None:
-    """Raise a ValueError if `fit`'s history will not have the figure that is monitored.
+    """Raise a ValueError if `fit`'s history will not have the score that is monitored.
 
-    It is also raised for a metric of the user's where nobody says which side of it is better.
+    Also raise it for a user metric without a `mode`, since it is unknown which side is better.
     """
     monitor = monitored.monitor
     if monitor.startswith("validation_") and not validated:
@@ -69,25 +69,22 @@ def require_figure(
 
 
 class Scores:
-    """Accuracy, where the loss classifies, or R².
+    """An accumulator of accuracy, for losses that classify, or of R².
 
     Args:
         objective: the loss on the output activation.
-        outputs: n_L.
+        outputs: number of outputs, n_L.
     """
 
     def __init__(self, objective: Objective, outputs: int):
         self.objective, self.loss = objective, objective.loss
         self.right = self.weight = 0.0
-        self.origin = np.zeros(
-            outputs
-        )  # a y near which most of the weight lies, from which the mean is measured
-        self.mean, self.spread, self.residual = np.zeros(
-            (3, outputs)
-        )  # of y - origin, (y - its mean)², (y - z)²
+        self.origin = np.zeros(outputs)  # a typical y, subtracted before the mean is taken
+        # means of y - origin, (y - its mean)², (y - z)²
+        self.mean, self.spread, self.residual = np.zeros((3, outputs))
 
     def add(self, output: Array, Y: Array, weights: Array | None) -> None:
-        """Take in a chunk: outputs (S[L] where loss and output match, else Z[L]), Y, weights."""
+        """Add a chunk: outputs (S[L] if loss and output match, else Z[L]), Y and weights."""
         rows = max(ROWS, ENTRIES // output.shape[1])
         for i in range(0, len(output), rows):
             part = slice(i, i + rows)
@@ -100,25 +97,23 @@ class Scores:
 
     def _add(self, output: Array, Y: Array, w: Array, total: float) -> None:
         before, self.weight = self.weight, self.weight + total
-        if not self.loss.classifies:  # r2 wants the activation
-            shares = (
-                np.array([before, total]) / self.weight
-            )  # not 1 - the other: next to 1 that would be 0
+        if not self.loss.classifies:  # r2 needs the activation
+            # each share by division: 1 - the other would be 0 next to a share near 1
+            shares = np.array([before, total]) / self.weight
             self._merge(activated(self.objective, output), Y.astype(np.float64), w / total, shares)
             return
         if self.loss.takes_classes:  # S[L] and Z[L] rank classes alike
             hits = output.argmax(axis=1) == (Y if Y.ndim == 1 else Y.argmax(axis=1))
         else:
             hits = ((output > (0 if self.objective.matched else 0.5)) == (Y > 0.5)).mean(axis=1)
-        self.right += float(
-            (w * hits).sum()
-        )  # summed in the order of `total`: 1 where all are right
+        # summed in the order of `total`, so that the accuracy is 1 if all are right
+        self.right += float((w * hits).sum())
 
     @np.errstate(all="ignore")
     def _merge(self, output: Array, y: Array, w: Array, shares: Array) -> None:
-        """Take in rows whose weights w add up to 1; y is overwritten.
+        """Add rows whose weights w sum to 1; y is overwritten.
 
-        `shares` are those of the rows before and of these in all weight so far.
+        `shares` are the shares of the earlier rows and of these rows in the total weight.
         """
         residual = y - output
         residual *= residual
@@ -137,10 +132,10 @@ class Scores:
             self.mean = self.mean + new * step
 
     def result(self) -> float:
-        """Return the figure over all rows seen.
+        """Return the score over all rows seen.
 
-        R² is the mean over the outputs, with that of an output whose target is constant 1 where the
-        predictions are perfect, else 0: scikit-learn's `r2_score(multioutput="uniform_average",
+        R² is the mean over the outputs; an output with a constant target has 1 if its predictions
+        are perfect, else 0, as in scikit-learn's `r2_score(multioutput="uniform_average",
         force_finite=True)`.
         """
         if self.loss.classifies:
@@ -152,14 +147,14 @@ class Scores:
 
 
 def _mean(w: Array, squares: Array) -> Array:
-    """Return w @ squares; what is not finite stays so, however little it weighs."""
+    """Return w @ squares; a column that is not finite stays so, however small its weight."""
     largest: Array = squares.max(axis=0)
     with np.errstate(invalid="ignore"):
         return np.where(np.isfinite(largest), w @ squares, largest)
 
 
 def activated(objective: Objective, output: Array) -> Array:
-    """Return Z[L] of a chunk's outputs, which are S[L] where loss and output match."""
+    """Return Z[L] from a chunk's outputs, which are S[L] if loss and output match."""
     if not objective.matched:
         return output
     Z = np.array(output, order="C")
@@ -169,9 +164,9 @@ def activated(objective: Objective, output: Array) -> Array:
 
 
 def row_losses(objective: Objective, output: Array, Y: Array) -> Array:
-    """Return ℓ of each row (m,) in float64, from outputs and targets as `Scores.add` takes them.
+    """Return ℓ of each row (m,) in float64, from outputs and targets in the form of `Scores.add`.
 
-    With class weights it is ℓ over the weight of the row's class, as the engine takes it.
+    With class weights, ℓ is divided by the weight of the row's class, as in the engine.
     """
     losses, rows = np.empty(len(output)), max(ROWS, ENTRIES // output.shape[1])
     for start in range(0, len(output), rows):
@@ -198,7 +193,7 @@ def _row_losses(objective: Objective, output: Array, Y: Array) -> Array:
 
 
 def _cross_entropies(S: Array, Y: Array, most: float | None) -> Array:
-    """Return Σ y (log Σ exp(s) - s), from the likeliest class on: sure rows keep their digits."""
+    """Return Σ y (log Σ exp(s) - s), relative to the likeliest class: exact near 0."""
     rows, top = np.arange(len(S)), S.argmax(axis=1)
     below = S - S[rows, top][:, None]
     others = np.exp(below)
@@ -210,7 +205,7 @@ def _cross_entropies(S: Array, Y: Array, most: float | None) -> Array:
 
 
 class Collected:
-    """The rows of an evaluation, copied on the host for metrics that want all of them at once.
+    """The rows of an evaluation, copied to the host for metrics, which need all of them at once.
 
     Args:
         objective: the loss on the output activation.
@@ -221,7 +216,7 @@ class Collected:
         self.parts: tuple[list[Array], ...] = ([], [], [])  # targets, outputs, row weights
 
     def add(self, output: Array, Y: Array, weights: Array | None) -> None:
-        """Keep a chunk, given as to `Scores.add`."""
+        """Keep a copy of a chunk, in the form of `Scores.add`."""
         for kept, array in zip(
             self.parts, (Y, activated(self.objective, output), weights), strict=True
         ):
@@ -229,11 +224,11 @@ class Collected:
                 kept.append(np.array(array))
 
     def measure(self, metrics: Mapping[str, Metric], flat: bool) -> dict[str, float]:
-        """Return each metric of all rows; with `flat`, Y and outputs go to it as (m,).
+        """Return each metric over all rows; with `flat`, it gets Y and outputs as (m,).
 
         Raises:
-            TypeError: a metric takes no `sample_weight` where rows have weights, or returns no
-                number; names it.
+            TypeError: a metric takes no `sample_weight` although the rows have weights, or does not
+                return a number; names the metric.
         """
         Y, Z = map(np.concatenate, self.parts[:2])
         w = np.concatenate(self.parts[2]) if self.parts[2] else None
@@ -246,7 +241,7 @@ def require_metrics(metrics: object, loss: Loss, rows: Data | Stream | None) -> 
     """Return a user's `{name: function}`, {} for None, checked as far as the rows are known.
 
     Raises:
-        TypeError, ValueError: anything else; names the metric at fault.
+        TypeError, ValueError: it is not such a dict; names the metric at fault.
     """
     if metrics is None:
         return {}
@@ -258,7 +253,7 @@ def require_metrics(metrics: object, loss: Loss, rows: Data | Stream | None) -> 
     for key, metric in metrics.items():
         name = values.text(key, "metrics: a name")
         if not name:
-            raise ValueError("metrics: a name must be text that is not empty")
+            raise ValueError("metrics: a name must not be empty")
         if name in names(loss):
             raise ValueError(f"metrics: {name!r} is reported anyway; choose another name")
         if not callable(metric):
@@ -274,11 +269,11 @@ def require_metrics(metrics: object, loss: Loss, rows: Data | Stream | None) -> 
 
 
 def require_weights_taken(name: str, metric: Metric, weighted: bool) -> None:
-    """Raise a TypeError if the metric cannot be called with what the rows have."""
+    """Raise a TypeError if the metric cannot be called with Y, output and, if any, weights."""
     more: dict[str, object] = {"sample_weight": None} if weighted else {}
     try:
         signature = inspect.signature(metric)
-    except (TypeError, ValueError):  # some functions written in C tell nobody
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return
     try:
         signature.bind(None, None, **more)
@@ -308,7 +303,7 @@ def _number(name: str, metric: Metric, Y: Array, Z: Array, w: Array | None) -> f
 
 
 class _Named:
-    """A block whose errors carry a note."""
+    """A context manager that adds a note to errors."""
 
     def __init__(self, note: str):
         self.note = note

@@ -1,4 +1,4 @@
-"""A trainer's settings, checked: each error names the argument, what was expected and came."""
+"""Validation of a trainer's settings; errors name the argument, the expected and the given."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def make_learner(
     on_non_finite: Any,
     seed: Any,
 ) -> Learner:
-    """Return the learner of a trainer with these settings, which are as `mc.Trainer` takes them.
+    """Return the learner for a trainer with these arguments of `mc.Trainer`.
 
     Raises:
-        TypeError, ValueError: names the argument, what was expected and what came.
+        TypeError, ValueError: invalid argument; the message says what was expected.
     """
     rule, precision = _check_optimizer(optimizer, net), _check_precision(precision, net)
     if isinstance(chunk_rows, str) and chunk_rows != "auto":
@@ -68,7 +68,7 @@ def make_learner(
 
 
 def check_penalty(value: object, name: str, net: Network) -> float:
-    """Return the factor of a penalty as a float that the network's dtype holds."""
+    """Return the factor of a penalty as a float; raise an error if the dtype cannot hold it."""
     factor = values.number(value, name, least=0)
     values.require_held(factor, net.dtype.name, name)
     return factor
@@ -79,7 +79,7 @@ def _check_optimizer(optimizer: object, net: Network) -> Optimizer:
     optimizer = AdamW() if optimizer is None else optimizer
     if not isinstance(optimizer, Optimizer) or type(optimizer) is Optimizer:
         raise TypeError(
-            f"optimizer must be one such as mc.SGD(0.1) or mc.AdamW(1e-3); got {shown(optimizer)}"
+            f"optimizer must be e.g. mc.SGD(0.1) or mc.AdamW(1e-3); got {shown(optimizer)}"
         )
     optimizer.require_epsilon(net.dtype.name)
     optimizer.require_layers(net.layout.layers)
@@ -87,7 +87,7 @@ def _check_optimizer(optimizer: object, net: Network) -> Optimizer:
 
 
 def _check_precision(precision: object, net: Network) -> str | None:
-    """Return the precision; warn where the device has but one."""
+    """Return the precision; warn if the device is a CPU, which ignores it."""
     if precision is None:
         return None
     precision, dtype = values.one_of(precision, "precision", PRECISIONS), net.dtype.name
@@ -107,7 +107,7 @@ def _choose_loss(
     label_smoothing: float | None,
     pos_weight: object,
 ) -> Loss:
-    """Return the loss with its options; for None the one that fits the output activation."""
+    """Return the loss with its options; None picks the one that matches the output activation."""
     output = net.activations[-1]
     assert output is not None
     found = loss_sheet.resolve(loss_sheet.matching(output) if loss is None else loss)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM during a run that can be saved: noted, and obeyed when all is saved."""
+"""SIGINT and SIGTERM during a run with checkpoints: noted, and obeyed after saving."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ log = logging.getLogger("mlpcore")
 
 
 class Signals:
-    """A record of the signals that ask the process to stop, kept while it is entered.
+    """A context manager that notes SIGINT and SIGTERM instead of obeying them.
 
-    SIGINT and SIGTERM are noted instead of obeyed, so that the step can be finished and saved; a
-    second SIGINT is obeyed at once. Only the main thread can do that; in others signals do what
-    they always do. So does a signal that is ignored, as SIGINT is in a shell's background jobs, or
-    whose handler Python does not know.
+    This lets the current step finish and be saved. A second SIGINT is obeyed at once. It works only
+    in the main thread; in other threads signals act as usual. So does a signal that is ignored, as
+    SIGINT is in a shell's background jobs, or whose handler was not set from Python.
 
     Attributes:
-        asked: the first signal that came, to stop.
+        asked: the first signal received, or None.
     """
 
     def __init__(self) -> None:
@@ -37,24 +36,23 @@ class Signals:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Give the signals back, and obey one that came after the last save, or before an error.
+        """Restore the handlers, and obey a signal received after the last save or before an error.
 
-        A user's handler is called, and the error goes on; else what the signal raises has the error
-        for its context.
+        If the user has a handler, call it and let the error propagate; otherwise, raise the
+        signal's own exception with the error as its context.
         """
         asked = self._give_back()
         if asked is None:
             return
         if error is not None:
-            shown = (
-                None if asked == signal.SIGINT else error
-            )  # of SystemExit Python shows no context
+            # Python does not show the context of a SystemExit
+            shown = None if asked == signal.SIGINT else error
             log.warning("%s: not saved: %r came first", asked.name, error, exc_info=shown)
         if not self._handled(asked) or error is None:
             self._raise(asked, f"{asked.name}: stopped at the end of the training")
 
     def _give_back(self) -> signal.Signals | None:
-        """Put the handlers back, unless they have been replaced; return the signal to be obeyed."""
+        """Restore the handlers, unless they were replaced; return the signal to obey."""
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._note:
                 signal.signal(number, handler)
@@ -68,7 +66,7 @@ class Signals:
         self.asked = signal.Signals(number)
 
     def leave(self, message: str) -> None:
-        """Obey the signal: by a user's handler, KeyboardInterrupt, or exit status 143 (SIGTERM)."""
+        """Obey the signal: call a user's handler, then raise KeyboardInterrupt or exit with 143."""
         asked = self._give_back()
         assert asked is not None
         message = f"{asked.name}: {message}"
@@ -77,7 +75,7 @@ class Signals:
         self._raise(asked, message)
 
     def _handled(self, asked: signal.Signals) -> bool:
-        """Call the user's handler of the signal; False if there is none."""
+        """Call the user's handler of the signal; return False if there is none."""
         handler = signal.getsignal(asked)
         users = callable(handler) and handler is not signal.default_int_handler
         if users:
@@ -85,7 +83,7 @@ class Signals:
         return users
 
     def _raise(self, asked: signal.Signals, message: str) -> None:
-        """Raise what the signal is in Python."""
+        """Raise the exception of the signal: KeyboardInterrupt for SIGINT, else SystemExit."""
         if asked == signal.SIGINT:
             raise KeyboardInterrupt(message)
         raise SystemExit(128 + asked)

@@ -1,4 +1,4 @@
-"""The state of a run of `fit`: all that it takes to go on from there."""
+"""The state of a run of `fit`: all that is needed to resume it."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ History = dict[str, list[float]]
 
 @dataclass
 class State:
-    """The place that a run has come to: all that it takes to go on from there.
+    """The state of a run: all that is needed to resume it.
 
     Attributes:
-        epochs, batch_size, shuffle, rows, validated, monitor, metrics: the arguments of `fit`, of
-            metrics the names; a run goes on only with the same, or with more epochs.
-        data, held_out: samples of the rows and of the validation's; None: nothing is compared.
-        epoch: epochs that are complete.
-        batch: batches of the current epoch that are done.
-        loss, weight: Σ w J and Σ w of these.
-        seconds: time that they took.
-        history: of the complete epochs.
-        best, waited: early stopping: the best figure so far, epochs since then.
-        floor, idle: the same of the figure that an `Adaptive` schedule follows.
-        widest, given: rows of the largest batch, also of steps before, and its `Inputs`:
-            evaluation works on its arrays.
-        ended: True once the epochs are over and the best parameters back in their place.
-        told: callbacks whose `fit_end` has returned, the first ones of the list.
+        epochs, batch_size, shuffle, rows, validated, monitor, metrics: the arguments of `fit`
+            (metrics: their names); a run resumes only with equal ones, except for epochs.
+        data, held_out: samples of the training and validation rows; None if nothing is compared.
+        epoch: number of completed epochs.
+        batch: number of batches done in the current epoch.
+        loss, weight: Σ w J and Σ w over these batches.
+        seconds: time spent on the current epoch.
+        history: history of the completed epochs.
+        best, waited: for early stopping, the best score so far and the epochs since.
+        floor, idle: the same for the score that an `Adaptive` schedule follows.
+        widest, given: rows of the largest batch, including earlier steps, and its `Inputs`;
+            evaluation uses its arrays.
+        ended: True once the epochs are over and the best parameters restored.
+        told: number of callbacks whose `fit_end` has returned, counted from the first.
     """
 
     epochs: int
@@ -67,7 +67,7 @@ class State:
         """Return the state that `describe` described.
 
         Raises:
-            TypeError, ValueError: it is of no run.
+            TypeError, ValueError: it does not describe a possible run.
         """
         kept = [name for name in ("data", "held_out") if described.get(name)]
         samples = {name: values.typed(Sample, described[name]) for name in kept}
@@ -76,25 +76,25 @@ class State:
         return state
 
     def describe(self) -> dict[str, Any]:
-        """Return the state as what JSON holds."""
+        """Return the state as JSON types."""
         kept = {"data": self.data, "held_out": self.held_out}
         samples = {name: vars(sample) for name, sample in kept.items() if sample is not None}
         return {**vars(self), "history": dict(self.history), **samples}
 
     def require_same(self, other: State) -> None:
-        """Raise a ValueError that names the first argument of `fit` by which another call differs.
+        """Raise a ValueError that names the first argument of `fit` in which another call differs.
 
-        Another number of epochs is no difference if it is not below what is done. A run that has
-        ended goes on to more only from its last epoch, and where early stopping has not put back
-        others.
+        The number of epochs may differ, unless it is below the number begun. A run that has ended
+        can be extended only if it did not stop early and early stopping has not restored earlier
+        parameters.
         """
         begun = self.epochs if self.ended else self.epoch + (self.batch > 0)
         restored = self.monitor is not None and self.monitor.get("restore_best", False)
         fixed = self.ended and (self.epoch < self.epochs or restored)
         if other.epochs < begun or (fixed and other.epochs != begun):
             raise ValueError(
-                f"epochs: the unfinished run is {self}; got {other.epochs}. "
-                f"Pass {'' if fixed else 'at least '}{begun}, or begin anew after trainer.abandon()"
+                f"epochs: the unfinished run is {self}; got {other.epochs}. Pass "
+                f"{'' if fixed else 'at least '}{begun}, or call trainer.abandon() to start over"
             )
         for name in ("batch_size", "shuffle", "rows", "validated", "monitor", "metrics"):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -107,12 +107,11 @@ class State:
                     mine, theirs = (("none", "some")[one] for one in (mine, theirs))
                 raise ValueError(
                     f"{what}: the unfinished run had {mine}{unit}; got {theirs}{unit}. Pass what "
-                    "it had, "
-                    "or begin anew after trainer.abandon()"
+                    "it had, or call trainer.abandon() to start over"
                 )
 
     def require_same_rows(self, other: State) -> None:
-        """Raise a ValueError that names the first argument of `fit` with other rows."""
+        """Raise a ValueError that names the first argument of `fit` whose rows differ."""
         for mine, theirs, prefix in (
             (self.data, other.data, ""), (self.held_out, other.held_out, "validation: "),
         ):  # fmt: skip
@@ -120,8 +119,8 @@ class State:
                 mine.require_same(theirs, prefix)
 
     def require_possible(self) -> None:
-        """Raise a ValueError if no run can be like this, as in a file that somebody made up."""
-        most = math.inf if self.rows is None else self.rows  # a list's batches may be of a row each
+        """Raise a ValueError if no run can have this state, as in a forged file."""
+        most = math.inf if self.rows is None else self.rows  # batches may have one row each
         if not (
             self.batch_size >= 1
             and self.epoch <= self.epochs
@@ -129,7 +128,8 @@ class State:
             and (self.given or not self.widest)
         ):
             raise ValueError(
-                f"run: no run is {self} with batches of {self.batch_size} of {self.rows} rows"
+                f"run: impossible state: {self}, with batches of {self.batch_size} of {self.rows} "
+                "rows"
             )
         if self.given is not None:
             Inputs.read(self.given)
@@ -137,20 +137,18 @@ class State:
             if sample is not None:
                 sample.require_possible()
         if not (self.weight >= 0 and {*map(len, self.history.values())} <= {self.epoch}):
-            raise ValueError(
-                f"run: weight or history is not that of a run after {self.epoch} epochs"
-            )
+            raise ValueError(f"run: weight or history does not match {self.epoch} completed epochs")
 
     def __str__(self) -> str:
         return kinds.progress(self.epochs, self.epoch, self.batch, self.ended)
 
 
 class Unfinished(NamedTuple):
-    """A run that the same call of `fit` goes on with: of a file, or one that has broken off.
+    """An interrupted run, here or from a file, that the same call of `fit` resumes.
 
     Attributes:
-        state: how far it has come.
-        best: the best parameters so far, on the host; None where none are kept.
+        state: the state to resume from.
+        best: the best parameters so far, on the host; None if none are kept.
     """
 
     state: State

@@ -1,4 +1,4 @@
-"""Single steps of a trainer: their plan, a step, a gradient without an update, an update alone."""
+"""Single steps of a trainer: memory plan, step, gradient only, update only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Steps(Controls):
     """The part of `mc.Trainer` for loops of your own.
 
     Attributes:
-        net: the network; loss: an `mc.Loss`.
+        net: the network.
+        loss: the loss, an `mc.Loss`.
     """
 
     net: Network
@@ -35,15 +36,16 @@ class Steps(Controls):
     _turns: Turns
 
     def plan(self, batch_size: int, rows: int = 0, early_stopping: bool = False) -> Plan:
-        """Return the memory table for steps of `batch_size` rows, to `print`; nothing is allocated.
+        """Return a printable table of the memory that steps need; nothing is allocated.
 
         Args:
             batch_size: rows of a batch.
-            rows: rows of the data set, for `fit`: adds their order.
-            early_stopping: adds the best parameters.
+            rows: rows of the data set; for `fit`, this adds their shuffled order.
+            early_stopping: True to add the best parameters that early stopping keeps.
 
         Raises:
-            MemoryError: `memory_limit` cannot be kept; prints the largest buffers.
+            TypeError, ValueError: invalid argument; the message says what was expected.
+            MemoryError: `memory_limit` is too small; the message lists the largest buffers.
         """
         size = values.positive_integer(batch_size, "batch_size")
         keeps_best = values.boolean(early_stopping, "early_stopping")
@@ -58,10 +60,10 @@ class Steps(Controls):
     def prepare(
         self, X: ArrayLike, Y: ArrayLike | None, sample_weight: ArrayLike | None = None
     ) -> Data:
-        """Return the arrays checked and laid out, for many calls of `step`, `gradient`, `evaluate`.
+        """Return the arrays checked and laid out once, for many calls of `step` or `gradient`.
 
-        It is given to them in place of X. An array that is not row-major is copied as a whole; the
-        copy is yours, outside `memory_limit`.
+        Pass the result in place of X to `step`, `gradient`, `evaluate` or `fit`. Arrays that are
+        not row-major are copied as a whole; the copies do not count towards `memory_limit`.
 
         Args, Raises: as `step`. The arrays are scanned for NaN and infinity as in `fit`.
         """
@@ -75,21 +77,22 @@ class Steps(Controls):
         *,
         rows: ArrayLike | None = None,
     ) -> Any:
-        """Update the parameters once by these rows; return J before it.
+        """Update the parameters once from these rows; return the loss J before the update.
 
-        J is a float; on a GPU it is a `DeviceLoss`, which stays there until `float(J)`.
+        J is a float; on a GPU it is a `DeviceLoss`, which is not copied to the host until
+        `float(J)`.
 
         Args:
-            X: (m, n_0) numbers, or what `prepare` returned, then without Y and sample_weight.
-            Y: (m, n_L) targets; (m,) where there is one output; (m,) class indices or one-hot for
-                cross_entropy.
-            sample_weight: (m,) row weights, not negative; J divides by their sum over the batch.
-            rows: row numbers of a mini-batch within X and Y, read without copying the batch.
+            X: (m, n_0) numbers, or the result of `prepare`, then without Y and sample_weight.
+            Y: (m, n_L) targets; (m,) if there is one output; for cross_entropy (m,) class indices
+                or (m, n_L) class probabilities, e.g. one-hot.
+            sample_weight: (m,) non-negative row weights; J is the weighted mean over the batch.
+            rows: row numbers of a mini-batch in X and Y, read without copying the batch.
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came.
-            NonFiniteLoss: J, its gradient or the update overflowed; the parameters are as before
-                the step.
+            TypeError, ValueError: invalid argument; the message says what was expected.
+            NonFiniteLoss: J, its gradient or the update overflowed; the parameters are as they were
+                before the step.
         """
         with self._turns.calls, self._turns.steps:
             data = self._intake.as_data(X, Y, sample_weight)
@@ -105,36 +108,36 @@ class Steps(Controls):
     ) -> tuple[float, Array]:
         """Return J and ∂J/∂parameters of these rows, penalties included, without an update.
 
-        It is meant for `apply`, or for optimizers of your own. It is 0 for frozen layers. Dropout
-        is that of the next step: `trainer.progress.step` counts them.
+        Pass the gradient to `apply`, or to an optimizer of your own. It is 0 for frozen layers.
+        Dropout is that of the next step, which depends on `trainer.progress.step`.
 
         Returns:
-            J, and the gradient laid out as `net.parameters`, on its device; it holds until the
-            trainer's next call.
+            J, and the gradient laid out as `net.parameters`, on its device. The array is valid
+            until the trainer's next call.
 
-        Args, Raises: as `step`; a J that is not finite is returned as it is.
+        Args, Raises: as `step`, but a J that is not finite is returned, not raised.
         """
         with self._turns.calls, self._turns.steps, devices.find(self.net.device).active():
             data = self._intake.as_data(X, Y, sample_weight)
             return self._learner.gradient(data, self._intake.take_batch(data, rows))
 
     def apply(self, gradient: Gradient | ArrayLike) -> None:
-        """Update the parameters by a gradient of yours, as `step` does by its own.
+        """Update the parameters from a given gradient, as `step` does from its own.
 
-        Schedule, clipping, decay, faults and counts are those of `step`: `apply` after
-        `trainer.gradient` is `step`, to the bit; in between, the gradients of several machines can
-        be averaged. Penalties are not added: `trainer.gradient` includes them, `net.backward` does
-        not. On a GPU it waits for the update.
+        Schedule, clipping, decay, errors and counters work as in `step`: `trainer.gradient`
+        followed by `apply` equals `step`, bit for bit. In between you can, for example, average the
+        gradients of several machines. Penalties are not added: `trainer.gradient` includes them,
+        `net.backward` does not. On a GPU, `apply` waits for the update.
 
         Args:
-            gradient: flat, laid out as `net.parameters`, from any library and of any number type;
-                or what `net.backward` returned. It is only read, unless it is the trainer's own
-                array.
+            gradient: flat, laid out as `net.parameters`, from any array library and of any numeric
+                dtype, or the result of `net.backward`. It is not modified, unless it is the
+                trainer's own array.
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came.
+            TypeError, ValueError: invalid argument; the message says what was expected.
             NonFiniteLoss: the gradient is not finite, or the update would overflow; the parameters
-                are as before. With on_non_finite="skip" the step is counted as skipped instead.
+                are unchanged. With on_non_finite="skip", the step counts as skipped instead.
         """
         if isinstance(gradient, tuple) and not isinstance(gradient, Gradient):
             raise TypeError(
@@ -154,12 +157,12 @@ class Steps(Controls):
         *,
         rows: ArrayLike | None = None,
     ) -> StepParts:
-        """Return the parts of the step on these rows, to measure them. CUDA only.
+        """Return the parts of the step on these rows, for measurements; CUDA only.
 
-        They are its graphs, its matrix products alone, and the choices made. Nothing is updated
-        here, but replaying the step's graph updates the parameters; see `StepParts`.
+        These are its CUDA graphs, its matrix products alone, and the algorithms chosen. This call
+        updates nothing, but replaying the graph of the step does; see `StepParts`.
 
-        Args, Raises: as `step`; DeviceUnavailable where steps are not captured, as on a CPU.
+        Args, Raises: as `step`; DeviceUnavailable if steps are not captured, as on a CPU.
         """
         with self._turns.calls, self._turns.steps, devices.find(self.net.device).active():
             data = self._intake.as_data(X, Y, sample_weight)

@@ -1,7 +1,7 @@
-"""Turns of the threads that use one trainer, and what a fork does to them.
+"""Locks for the threads that share one trainer, and their handling when the process forks.
 
-A call holds both locks: `calls` until it returns, `steps` not between the steps of `fit`. There
-another thread may save, and a process may fork.
+Each call holds two locks: `calls` until it returns, and `steps`, which `fit` releases between its
+steps so that another thread can save or the process can fork.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ FORK_WAITS = 1.0  # seconds that a fork waits for steps of other threads
 
 
 class Turns:
-    """The locks of one trainer, and who waits for them.
+    """The locks of one trainer, and the threads that wait for them.
 
     Attributes:
-        calls: lock of a call, whatever its thread: one call at a time.
-        steps: lock of the arrays: held by a call as well, but not between the steps of `fit`.
-        visitors: those who wait for `steps`, or hold it, while a `fit` is under way.
+        calls: lock of a call: only one thread at a time may be in one.
+        steps: lock of the arrays, held during a call but released between the steps of `fit`.
+        visitors: tokens of the threads that wait for `steps` or hold it during a `fit`.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Turns:
         self.visitors: dict[object, None] = {}
 
     def take_steps(self, leaving: contextlib.ExitStack) -> None:
-        """Take the lock of the arrays until the stack is left, also if an interrupt comes here."""
+        """Hold the lock of the arrays until the stack exits, even if an interrupt arrives here."""
         leaving.callback(self._release_steps)
         self.steps.acquire()
 
@@ -43,19 +43,19 @@ class Turns:
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
-        """Let other threads save meanwhile, and those that wait already before the block ends."""
+        """Let other threads save during the block; those already waiting finish before it ends."""
         self.steps.release()
         try:
             yield
         finally:
             waiting = [*self.visitors]
             while any(one in self.visitors for one in waiting):
-                time.sleep(0.001)  # a lock would be this thread's again at once
+                time.sleep(0.001)  # otherwise this thread would get the lock right back
             self.steps.acquire()
 
     @contextlib.contextmanager
     def between_steps(self) -> Iterator[None]:
-        """Keep other threads between two steps of their `fit` until the block ends."""
+        """Stop another thread's `fit` between two steps until the block ends."""
         visitor = object()
         try:
             self.visitors[visitor] = None
@@ -65,7 +65,7 @@ class Turns:
             self.visitors.pop(visitor, None)
 
     def renew(self) -> bool:
-        """Free, in a forked process, what other threads held; return True if one was in a call."""
+        """Release, after a fork, the locks of other threads; return True if one was in a call."""
         self.visitors.clear()
         if not self.steps.acquire(blocking=False):
             self.steps = threading.RLock()
@@ -79,28 +79,28 @@ class Turns:
 
 
 class Holder(Protocol):
-    """An object that a fork must leave whole."""
+    """An object that must be consistent in a forked process."""
 
     turns: Turns
 
     def renew(self) -> None:
-        """Begin anew in a forked process, where the other threads are not."""
+        """Reset in a forked process, where the other threads do not exist."""
 
 
 _holders: weakref.WeakSet[Holder] = weakref.WeakSet()
-_forking = threading.local()  # the turns that a thread which forks has taken
+_forking = threading.local()  # the turns taken by a thread that forks
 
 
 def watch_forks(holder: Holder) -> None:
-    """Let forks wait for the steps of this holder, as long as it lives."""
+    """Make forks wait for the steps of this holder, as long as it exists."""
     _holders.add(holder)
 
 
 def _pause_for_fork() -> None:
-    """Wait for a moment until no thread is in the middle of a step.
+    """Wait briefly until no thread is in the middle of a step.
 
-    A forked process then finds whole parameters, and BLAS in no product, which it would wait for in
-    vain.
+    A forked process then finds consistent parameters, and no BLAS call in progress, for which it
+    would wait forever.
     """
     _forking.taken = taken = list[Turns]()
     deadline = time.monotonic() + FORK_WAITS
@@ -111,7 +111,7 @@ def _pause_for_fork() -> None:
 
 
 def _go_on_after_fork() -> None:
-    """Give back what `_pause_for_fork` took."""
+    """Release the locks that `_pause_for_fork` took."""
     for turns in _forking.taken:
         turns.steps.release()
     for holder in [*_holders]:
@@ -119,7 +119,7 @@ def _go_on_after_fork() -> None:
 
 
 def _renew_after_fork() -> None:
-    """Free, in a forked process, what threads of its parent held."""
+    """Release, in a forked process, the locks that threads of its parent held."""
     _go_on_after_fork()
     for holder in _holders:
         holder.renew()

@@ -357,7 +357,7 @@ REFUSED = {
     "chunk_rows": (lambda: trainer(chunk_rows=2**70), "chunk_rows must be at most"),
     "memory_limit": (lambda: trainer(memory_limit=HUGE), "memory_limit must be at most"),
     "dropout": (lambda: trainer(dropout=[[0.1]]), "dropout[0] must be a number; got [0.1]"),
-    "optimizer": (lambda: trainer(optimizer=LONG), "optimizer must be one such as mc.SGD(0.1)"),
+    "optimizer": (lambda: trainer(optimizer=LONG), "optimizer must be e.g. mc.SGD(0.1)"),
     "layers": (lambda: trainer(optimizer=mc.SGD(0.1, layers={HUGE: mc.Layer()})),
         "the network has layers 1 … 2; got"),
     "class_weight": (lambda: mc.loss("cross_entropy", class_weight=[HUGE]),

@@ -274,7 +274,7 @@ def test_rows_that_are_promised_and_not_there_are_missed(tmp_path):
     path = sound(tmp_path / "t.parquet")
     with (
         parquet.ParquetFile(path) as file,
-        pytest.raises(ValueError, match="20 rows fewer than it says"),
+        pytest.raises(ValueError, match="20 rows fewer than its footer promises"),
     ):
         for _ in row_groups.read_batches(_Short(file), "t.parquet", 64, 0, ["a"]):
             pass

@@ -287,9 +287,9 @@ def test_either_all_batches_have_weights_or_none_has(first):
     weighted, plain = (X[:20], Y[:20], W[:20]), (X[:20], Y[:20])
     batches = [weighted, weighted, plain] if first else [plain, plain, weighted]
     match = "batch 2: has " + (
-        "no sample_weight; those before have one"
+        "no sample_weight; earlier ones have one"
         if first
-        else "a sample_weight; those before have none"
+        else "a sample_weight; earlier ones have none"
     )
     for source in (batches, lambda: iter(batches)):
         with pytest.raises(TypeError, match=match):
@@ -524,5 +524,5 @@ def test_an_array_that_does_not_know_its_rows_is_refused_by_name():
         def __getitem__(self, rows):
             return X[rows]
 
-    with pytest.raises(ValueError, match=r"^X must know its size; it has shape \(nan, 4\)$"):
+    with pytest.raises(ValueError, match=r"^X must have a known shape; it has \(nan, 4\)$"):
         make().fit(Unknown(), Y, progress=False)

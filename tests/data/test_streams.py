@@ -386,10 +386,10 @@ def test_parquet_errors_name_file_column_and_row(tmp_path):
     with pytest.raises(FileNotFoundError):
         Parquet(tmp_path / "none.parquet", "late")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"path: there is no \*.parquet in"):
+    with pytest.raises(FileNotFoundError, match=r"path: there is no \*.parquet file in"):
         Parquet(tmp_path / "empty", "late")
     (tmp_path / "text.txt").write_text("late,a\n" * 10)
-    with pytest.raises(ValueError, match=r"text\.txt' is no Parquet file"):
+    with pytest.raises(ValueError, match=r"text\.txt' is not a Parquet file"):
         Parquet(tmp_path / "text.txt", "late")
     with pytest.raises(ValueError, match="must have one column 'delay'; its columns: late, a"):
         Parquet(good, "delay")
@@ -460,7 +460,7 @@ def test_a_folder_gives_its_data_files_and_no_others(tmp_path):
     part = write("hive/year=2001/6.parquet", y=[0], a=[1.0])
     with pytest.raises(
         ValueError,
-        match="the column that their folder 'year=2001' names: write it into the files, or pass a",
+        match="the column that their folder name 'year=2001' stands for: write it into the files",
     ):
         Parquet(tmp_path, "y")
     assert Parquet([part], "y").rows == Parquet(part.parent, "y").rows == 1
@@ -478,7 +478,7 @@ def test_no_column_is_dropped_or_used_twice(tmp_path):
         write("2.parquet", delay=[0], a=[1.0], extra=[2.0]),
     )
     with pytest.raises(
-        ValueError, match=r"column 'extra' of .*2\.parquet' is not in .*1\.parquet'; features="
+        ValueError, match=r"column 'extra' of .*2\.parquet' is not in .*1\.parquet'; pass features="
     ):
         Parquet([one, other], "delay")
     with pytest.raises(ValueError, match=r"1\.parquet' must have one column 'extra'"):
@@ -613,8 +613,8 @@ def test_the_door_names_the_argument():
         ),
         ((Sliced(X), Y, X), ValueError, "sample_weight must have 1 axes; it has shape (10, 3)"),
         ((Sliced(X), Y, Y[:3]), ValueError, "sample_weight has 3 rows; X has 10"),
-        ((lambda: batches, Y), TypeError, "Y must be None: X (function) brings it along"),
-        ((batches, None, Y), TypeError, "sample_weight must be None: X (list) brings it along"),
+        ((lambda: batches, Y), TypeError, "Y must be None: X (function) provides it"),
+        ((batches, None, Y), TypeError, "sample_weight must be None: X (list) provides it"),
         (
             (iter(batches),),
             TypeError,
@@ -628,11 +628,12 @@ def test_the_door_names_the_argument():
         (
             (lambda n: batches,),
             TypeError,
-            "X, a function that makes batches, takes nothing or `epoch`; its parameters are (n)",
+            "X, a function that makes batches, must take no argument or `epoch`; its parameters "
+            "are (n)",
         ),
         (([],), ValueError, "X is empty: a list of batches needs at least one"),
         (((X, Y),), TypeError, "batch 0: must be (X, Y) or (X, Y, sample_weight); got ndarray"),
-        (([(X, Y), (X[:, 1:], Y)],), ValueError, "batch 1: X has 2 columns; those before have 3"),
+        (([(X, Y), (X[:, 1:], Y)],), ValueError, "batch 1: X has 2 columns; earlier ones have 3"),
         (([(X, Y), (X, Y[:5])],), ValueError, "batch 1: Y has 5 rows; X has 10"),
         (([(X, None)],), TypeError, "batch 0: Y must hold real numbers; its dtype is object"),
     ):
@@ -652,7 +653,7 @@ def test_functions_that_give_no_batches_are_found_in_the_epoch():
         (
             lambda: iter([]),
             ValueError,
-            "X gave no batches in epoch 0; it must begin again in each epoch",
+            "X gave no batches in epoch 0; it must start over in each epoch",
         ),
         (lambda: iter([X]), TypeError, r"batch 0: must be \(X, Y\) or"),
         (lambda: iter([(X, Y), (X[:, 1:], Y)]), ValueError, "batch 1: X has 2 columns"),

@@ -168,9 +168,7 @@ def test_a_fit_that_is_refused_has_changed_nothing(tmp_path, monkeypatch):
     files(tmp_path)
     one = trainer()
     before = one.net.parameters.copy()
-    message = (
-        r"in epoch 1 of 3, .*; mc\.Trainer\.load goes on with it; delete it, or name another file"
-    )
+    message = r"in epoch 1 of 3, .*; mc\.Trainer\.load resumes it; delete it, or name another file"
     with pytest.raises(FileExistsError, match=message):
         one.fit(X, Y, epochs=2, progress=False, checkpoint="unfinished")
     assert (one.unfinished, one.progress.step, one.history) == (None, 0, {})

@@ -74,7 +74,7 @@ def test_of_two_trainings_that_begin_at_once_both_runs_can_go_on(tmp_path):
 
     one = make()
     with pytest.raises(
-        OSError, match="run' cannot be written: another training, or a program, has written it"
+        OSError, match="run' cannot be written: another training or program has written it"
     ):
         one.fit(X, Y, checkpoint=path, callbacks=[At(3, another)], **FIT)
     assert one.unfinished == "in epoch 2 of 3, after 0 of its batches"
@@ -149,7 +149,7 @@ def test_a_run_writes_the_file_that_it_has_claimed_or_none(change, name, tmp_pat
     one = make()
     call = {"checkpoint": name, "callbacks": [At(8, lambda trainer: change(tmp_path))], **FIT}
     if change is to_a_link:
-        with pytest.raises(OSError, match="run' cannot be written: another training, or a program"):
+        with pytest.raises(OSError, match="run' cannot be written: another training or program"):
             one.fit(X, Y, **call)
         assert one.unfinished == "in epoch 3 of 3, after 0 of its batches"
     else:

@@ -691,7 +691,7 @@ except RuntimeError as error:
     os._exit(0)
 assert pids[0] and os.waitpid(pids[0], 0)[1] == 0
 """
-    assert "is not in this process" in " ".join(child(script))
+    assert "does not exist in this process" in " ".join(child(script))
 
 
 # -- a run counts what it has done -----------------------------------------------------------------

@@ -239,7 +239,7 @@ def test_a_path_that_cannot_be_written_is_noticed_before_the_training(tmp_path):
 def test_files_that_hold_no_trainer_are_refused(tmp_path):
     make().net.save(tmp_path / "net")
     with pytest.raises(
-        ValueError, match=r"holds a network without a trainer: load it by mc\.MLP\.load"
+        ValueError, match=r"holds a network without a trainer: load it with mc\.MLP\.load"
     ):
         mc.Trainer.load(tmp_path / "net")
     trainer = make()
@@ -352,7 +352,7 @@ def test_a_signal_finishes_the_step_saves_and_leaves_with_a_message(number, stat
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status
     assert f"{number.name}: stopped in epoch" in errors
-    assert f"saved in {path}, Trainer.load goes on from there" in errors
+    assert f"saved in {path}, Trainer.load resumes from there" in errors
     trainer = mc.Trainer.load(path)
     assert trainer.unfinished
     assert trainer.progress.step >= 30
@@ -470,7 +470,7 @@ def test_a_schedule_of_ones_own_that_was_replaced_does_not_keep_a_trainer_from_b
 
 
 def test_a_trainer_is_not_copied_while_fit_runs():
-    with pytest.raises(RuntimeError, match="cannot be copied or pickled while fit runs"):
+    with pytest.raises(RuntimeError, match="cannot be copied or pickled while fit is running"):
         make().fit(X, Y, callbacks=[lambda trainer, _: copy.deepcopy(trainer)], **FIT)
 
 

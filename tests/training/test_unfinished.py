@@ -238,9 +238,7 @@ def test_a_run_that_was_given_up_is_replaced_by_the_next_one_of_its_trainer_and_
     trainer = mc.Trainer.load(path, "cpu")
     trainer.abandon()
     for attempt in (lambda: make().fit(X, Y, **FIT, checkpoint=path), lambda: make().save(path)):
-        with pytest.raises(
-            FileExistsError, match=r"unfinished run .*Trainer\.load goes on with it"
-        ):
+        with pytest.raises(FileExistsError, match=r"unfinished run .*Trainer\.load resumes it"):
             attempt()
     assert mc.Trainer.load(path, "cpu").unfinished
     pickle.loads(pickle.dumps(trainer)).fit(X, Y, **FIT, checkpoint=path)
