@@ -20,7 +20,8 @@ import numpy as np
 
 from mlpcore.backends import devices
 from mlpcore.backends.cuda.gemm import Algorithms
-from mlpcore.backends.cuda.ops import CudaOps, new_operations
+from mlpcore.backends.cuda.ops import new_operations
+from mlpcore.core.ops import Ops
 
 ALIGNMENT = 256  # bytes, as of CUDA's own allocations
 FREE = 64 << 30  # bytes that count as free
@@ -64,7 +65,7 @@ class NullDevice:
         """Return a context that changes nothing."""
         return NOTHING
 
-    def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], CudaOps]:
+    def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
         """Return a factory of the CUDA backend's operations."""
         return new_operations(self, tf32, deterministic)
 

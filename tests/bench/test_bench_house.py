@@ -45,7 +45,7 @@ def test_a_trip_counts_calls_of_our_own_functions():
 def test_the_command_prints_size_and_trips(options, capsys):
     house.main(options)
     text = capsys.readouterr().out
-    assert ("trainer.py: Trainer.step\n" in text) == ("--calls" in options)
+    assert ("training/steps.py: Steps.step\n" in text) == ("--calls" in options)
     if "--json" in options:
         result = json.loads(text)
         assert result["size"]["tokens"] > 10_000

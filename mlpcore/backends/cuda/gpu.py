@@ -20,7 +20,6 @@ import numpy as np
 
 from mlpcore.backends.cuda.cublaslt import CublasLt
 from mlpcore.backends.cuda.device import Launch, Mark
-from mlpcore.backends.cuda.eager import CupyReference
 from mlpcore.backends.cuda.gemm import Algorithms, Product
 from mlpcore.backends.cuda.ops import new_operations
 from mlpcore.checks import arrays
@@ -150,8 +149,6 @@ class CupyDevice:
 
     def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
         """Return a factory of fused operations, or of CuPy's own where cuBLASLt is missing."""
-        if not self.captures:
-            return functools.partial(CupyReference, cupy)
         return new_operations(self, tf32, deterministic)
 
     # -- memory and kernels --

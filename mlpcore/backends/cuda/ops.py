@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from mlpcore.backends.cuda.device import CudaDevice
+from mlpcore.backends.cuda.eager import CupyReference
 from mlpcore.backends.cuda.gemm import Algorithms, Product, describe
 from mlpcore.backends.cuda.loss import LossOps
 from mlpcore.backends.cuda.products import ProductOps
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.activation import Activation
 from mlpcore.core.activations import resolve
-from mlpcore.core.ops import Array, accumulator
+from mlpcore.core.ops import Array, Ops, accumulator
 
 # activations that cuBLASLt can apply itself
 EPILOGUES = {"identity": "bias", "relu": "relu", "gelu": "gelu"}
@@ -182,8 +183,10 @@ class CudaOps(ProductOps, LossOps):
 
 def new_operations(
     device: CudaDevice, tf32: bool = False, deterministic: bool = False
-) -> Callable[[], CudaOps]:
-    """Return a factory of operations on a device, which share its choice of algorithms."""
+) -> Callable[[], Ops]:
+    """Return `Device.operations` of a CUDA device: CuPy's own where cuBLASLt is missing."""
+    if not device.captures:
+        return functools.partial(CupyReference, device.xp)
     algorithms = device.choices.setdefault(deterministic, Algorithms(deterministic))
     return functools.partial(CudaOps, device, tf32, algorithms)
 

@@ -22,8 +22,9 @@ import numpy as np
 
 from mlpcore.backends.cuda.device import Launch
 from mlpcore.backends.cuda.gemm import Algorithms, Product
-from mlpcore.backends.cuda.ops import CudaOps, new_operations
+from mlpcore.backends.cuda.ops import new_operations
 from mlpcore.checks.arrays import host_array
+from mlpcore.core.ops import Ops
 from tests.backends.cuda.emulator import compiler
 
 POISON = 0xFF
@@ -151,7 +152,7 @@ class CpuDevice:
     def active(self) -> contextlib.nullcontext:
         return contextlib.nullcontext()
 
-    def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], CudaOps]:
+    def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
         return new_operations(self, tf32, deterministic)
 
     def free_bytes(self) -> int:
