@@ -179,13 +179,13 @@ def test_numbers_for_a_regression_of_another_shape():
 @pytest.mark.parametrize(
     ("rows", "error", "words"),
     [
-        ([0, 6], ValueError, ["rows must lie in 0 … 5", "number 1 is 6"]),
-        ([-1, 2], ValueError, ["rows must lie in 0 … 5", "number 0 is -1"]),
+        ([0, 6], ValueError, ["rows must lie in 0 … 5", "entry 1 is 6"]),
+        ([-1, 2], ValueError, ["rows must lie in 0 … 5", "entry 0 is -1"]),
         ([0.0, 1.0], TypeError, ["rows must hold integers", "float64"]),
         ([True, False, True, True, True, True], TypeError, ["rows must hold integers", "bool"]),
-        (np.zeros((2, 2), int), ValueError, ["rows must be a list of row numbers", "(2, 2)"]),
-        (np.zeros(0, int), ValueError, ["rows", "at least one", "(0,)"]),
-        (3, ValueError, ["rows must be a list", "()"]),
+        (np.zeros((2, 2), int), ValueError, ["rows must be a non-empty list", "(2, 2)"]),
+        (np.zeros(0, int), ValueError, ["rows", "non-empty", "(0,)"]),
+        (3, ValueError, ["rows must be a non-empty list", "()"]),
         ("all", TypeError, ["rows"]),
     ],
 )
