@@ -289,7 +289,7 @@ MAKES = {
     "smoothing over a class that weighs 0": (
         lambda: mc.Trainer(mc.MLP([4, 3], output="softmax"), class_weight=[1, 0, 1],
             label_smoothing=0.1), ValueError,
-        ["class_weight must be positive where label_smoothing", "class 1"]),
+        ["class_weight must be positive if label_smoothing", "class 1"]),
     "activations a number": (lambda: mc.MLP([4, 5, 3], 3), TypeError, ["activations must be", "3"]),
     "an activation a number": (lambda: mc.MLP([4, 5, 3], [3]), TypeError,
         ["activations[0] must be a name", "3"]),

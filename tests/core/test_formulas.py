@@ -652,7 +652,7 @@ def test_a_derived_slope_reads_s_alone_and_says_at_a_kink_what_positive_says():
 def test_a_slope_too_long_to_derive_is_asked_for(text):
     with pytest.raises(
         ValueError,
-        match=r"slope: the derivative of .* would be too long a formula; give it yourself",
+        match=r"slope: the derivative of .* is too long for a formula; pass the slope yourself",
     ):
         mc.Activation("own", text)
     assert mc.Activation("own", text, "1").slope == "1"
