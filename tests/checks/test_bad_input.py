@@ -220,7 +220,7 @@ CALLS = {
     "chunk_rows 1.5": (lambda: NET.predict(X, chunk_rows=1.5), TypeError,
         ["chunk_rows must be an integer", "1.5"]),
     "backward without cache": (lambda: NET.backward(X, NUMBERS), TypeError,
-        ["cache must be what net.forward", "ndarray"]),
+        ["cache must be the result of net.forward", "ndarray"]),
     "G of other rows": (lambda: NET.backward(CACHE, np.ones((5, 3))), ValueError,
         ["G must have", "(6, 3)", "(5, 3)"]),
     "G of other columns": (lambda: NET.backward(CACHE, np.ones((6, 2))), ValueError,
