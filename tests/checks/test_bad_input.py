@@ -273,7 +273,7 @@ MAKES = {
     "hidden softmax": (lambda: mc.MLP([4, 5, 3], "softmax"), ValueError,
         ["activations[0]", "softmax is for the output layer only"]),
     "too many activations": (lambda: mc.MLP([4, 5, 3], ["tanh", "tanh"]), ValueError,
-        ["activations", "or 1, one for each hidden layer", "got 2"]),
+        ["activations", "or 1: one per hidden layer", "got 2"]),
     "a slope that is infinite in float32": (lambda: mc.MLP([4, 5, 3], ("prelu", 1e39)), ValueError,
         ["activations[0]: the parameter of prelu must be a number that float32 holds", "1e+39"]),
     "an output's that is 0 there": (lambda: mc.MLP([4, 3], output=("sigmoid", 1e-50)), ValueError,
