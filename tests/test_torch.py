@@ -690,7 +690,7 @@ def _own():
             "layer 1 gives 3 numbers, the next takes 2",
         ),
         (lambda nn: nn.Sequential(), ValueError, "no Linear layer"),
-        (lambda nn: nn.Linear(2, 3, device="meta"), TypeError, "model lies on no device"),
+        (lambda nn: nn.Linear(2, 3, device="meta"), TypeError, "a device that cannot be read"),
         (lambda nn: _own(), ValueError, "has no place here"),
         (lambda nn: "model", ValueError, "'model' has no place here: .*at most one activation"),
     ],

@@ -1,1 +1,1 @@
-"""The operations of the mathematics on each device, and the devices themselves."""
+"""The devices, and the operations of the mathematics on each of them."""

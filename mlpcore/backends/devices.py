@@ -1,7 +1,7 @@
 """The devices of this machine by name, each opened once.
 
-CuPy is imported when a CUDA device is asked for, and by `"auto"`; importing mlpcore imports no CuPy
-and creates no context.
+CuPy is imported when a CUDA device is requested, and by `"auto"`; importing mlpcore does not import
+CuPy or create a context.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _opened: dict[str, CudaDevice] = {}  # CUDA devices in use, by name
 
 
 def choose(device: object) -> str:
-    """Return the name of the device that `"auto"`, `"cpu"`, `"cuda"` or `"cuda:1"` means here.
+    """Return the device name that `"auto"`, `"cpu"`, `"cuda"` or `"cuda:1"` resolves to here.
 
     Raises:
-        DeviceUnavailable: CUDA was asked for and cannot be used; says why.
-        TypeError, ValueError: no such device.
+        DeviceUnavailable: CUDA was requested and cannot be used; says why.
+        TypeError, ValueError: not a device name.
     """
     if not isinstance(device, str):
         raise TypeError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:1'; got {shown(device)}")
@@ -49,7 +49,7 @@ def choose(device: object) -> str:
 
 @functools.cache
 def _say_once(reason: str) -> None:
-    log.info("device='auto' is the CPU: %s", reason)
+    log.info("device='auto' selects the CPU: %s", reason)
 
 
 def find(name: str) -> Device:
@@ -62,11 +62,11 @@ def find(name: str) -> Device:
 
 
 def open_device(name: str, asked: str = "") -> CudaDevice:
-    """Return the CUDA device of this name, "cuda:0" …; opened once.
+    """Return the CUDA device of this name, e.g. "cuda:0"; each is opened once.
 
     Args:
-        name: "cuda:0" or another.
-        asked: the name by which the user called it.
+        name: name of the device, e.g. "cuda:0".
+        asked: the name that the user passed.
 
     Raises:
         DeviceUnavailable: it cannot be used; says why, and what to install.
@@ -83,7 +83,7 @@ def open_device(name: str, asked: str = "") -> CudaDevice:
 
 @functools.cache
 def why_no_cuda() -> str:
-    """Return why CUDA cannot be used and what to do about it, "" where it can; found out once."""
+    """Return why CUDA cannot be used and a remedy, or "" if it can; determined once."""
     if importlib.util.find_spec("cupy") is None:
         return f"CuPy is not installed: {INSTALL}"
     wheels = cupy_wheels()
@@ -95,14 +95,14 @@ def why_no_cuda() -> str:
     try:
         from mlpcore.backends.cuda import gpu
     except (ImportError, AttributeError, OSError) as error:
-        # half installed, or a home where its kernel cache cannot be made
+        # partly installed, or the home directory does not allow a kernel cache
         return f"CuPy cannot be imported ({error}): {INSTALL}"
     return gpu.why_not()
 
 
 def cupy_wheels() -> list[str]:
     """Return the installed CuPy packages, e.g. "cupy-cuda13x 14.2.0"."""
-    import importlib.metadata  # 30 ms, for those who have CuPy
+    import importlib.metadata  # takes 30 ms, only if CuPy is installed
 
     found = {
         f"{name} {dist.version}"
@@ -114,12 +114,12 @@ def cupy_wheels() -> list[str]:
 
 
 def of(array: object, name: str) -> str:
-    """Return the name of the device that an argument is on: "cpu", "cuda:0" or another."""
+    """Return the name of the device that an argument is on, e.g. "cpu" or "cuda:0"."""
     number = arrays.gpu(array, name)
     return HOST.name if number is None else choose(f"cuda:{number}")
 
 
 def adopt_on_host(value: object, name: str) -> Array:
-    """Return a user's argument as NumPy's array, from whatever device it is on."""
+    """Return a user's argument as a NumPy array, from any device."""
     device = find(of(value, name))
     return device.to_host(device.adopt(value, name))

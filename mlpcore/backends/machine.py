@@ -1,7 +1,7 @@
 """The CPUs and memory that this process may use, by its affinity and its control groups.
 
-A container, or a job of a cluster, sees all CPUs of the machine and is stopped again and again if
-it uses them: the quota stands in the files of its control group, or of a group above it (Linux).
+A container, or a job on a cluster, sees all CPUs of the machine, but is throttled if it uses them:
+its quota is in the files of its control group, or of a group above it (Linux).
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
-JOBLIB = "LOKY_MAX_CPU_COUNT"  # joblib's own name for a user's limit
+JOBLIB = "LOKY_MAX_CPU_COUNT"  # joblib's variable for a user's limit
 
 
 def usable_cpus(root: Path = ROOT) -> int:
     """Return the number of CPUs that this process may use, at least 1, as joblib counts them.
 
     Args:
-        root: the folder that stands for "/", for tests.
+        root: the folder that replaces "/", for tests.
     """
     return min(_cpu_limits(root).values())
 
 
 def describe_cpus(root: Path = ROOT) -> str:
-    """Return the usable CPUs of all, and their limit, e.g. "2 of 64 (cgroup quota)"."""
+    """Return the usable CPUs, the total and the limit's cause, e.g. "2 of 64 (cgroup quota)"."""
     limits = _cpu_limits(root)
     usable, there = min(limits.values()), limits["machine"]
     reason = next(name for name, count in limits.items() if count == usable)
@@ -34,11 +34,11 @@ def describe_cpus(root: Path = ROOT) -> str:
 
 
 def _cpu_limits(root: Path) -> dict[str, int]:
-    """Return the limits on this process's CPUs by their names, the machine's own number first."""
+    """Return the limits on this process's CPUs by name, the machine's own number first."""
     limits = {"machine": os.cpu_count() or 1}
     if hasattr(os, "sched_getaffinity"):
         limits["affinity"] = len(os.sched_getaffinity(0))
-    if hasattr(os, "process_cpu_count"):  # Python 3.13: also -X cpu_count
+    if hasattr(os, "process_cpu_count"):  # Python 3.13; includes -X cpu_count
         limits["Python's cpu_count"] = os.process_cpu_count() or limits["machine"]
     quotas = [quota for folder in _groups("cpu", root) if (quota := _quota(folder)) is not None]
     if quotas:
@@ -58,7 +58,7 @@ def _quota(folder: Path) -> int | None:
 
 
 def free_memory(root: Path = ROOT) -> int | None:
-    """Return the bytes that system and control groups have left; None if they do not say."""
+    """Return the bytes that system and control groups leave free; None if they do not report it."""
     found = re.search(r"^MemAvailable:\s*(\d+) kB", _text(root / "proc/meminfo"), re.M)
     if found is None:
         return None
@@ -74,7 +74,7 @@ def free_memory(root: Path = ROOT) -> int | None:
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
     """Yield the folders of this process's control groups, and of the groups above them."""
-    paths: dict[str, str] = {}  # by the controllers of version 1; "" is version 2
+    paths: dict[str, str] = {}  # by the controllers of version 1; "" for version 2
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, names, path = line.split(":", 2)
         paths |= dict.fromkeys(names.split(","), path)
@@ -92,12 +92,12 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _decoded(name: str) -> str:
-    """Return a path of mountinfo, where a space stands as its number."""
+    """Return a path from mountinfo with its numeric escapes decoded."""
     return re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), name)
 
 
 def _text(file: Path) -> str:
-    """Return the text of a file of the system, "" if it is not there."""
+    """Return the text of a system file, "" if it does not exist."""
     try:
         return file.read_text(errors="surrogateescape")  # a mount point may have any name
     except OSError:

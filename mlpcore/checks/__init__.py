@@ -1,1 +1,1 @@
-"""Errors, and checks of numbers and arrays that users pass."""
+"""Errors, and checks of the numbers and arrays that users pass."""

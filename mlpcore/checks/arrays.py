@@ -1,7 +1,7 @@
-"""Checks of the arrays that users pass: once, in the public methods; inner code trusts them.
+"""Checks of the arrays that users pass, made once in the public methods; inner code trusts them.
 
-Each error names the argument, what was expected and what came. No array is copied that can be used
-where it is.
+Each error names the argument, what was expected and what was passed. Arrays are copied only if
+they cannot be used as they are.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Adopt = Callable[[object, str], Array]
-PLAIN = "fdeilqhbILQHB?"  # dtypes that are taken as they are
-_PIECE = 1 << 20  # entries looked at in one go
-_FEW = 2048  # entries that are gathered in one go: 16 KiB
-# DLPack's numbers: pageable and page-locked memory; a GPU's own and managed memory
+PLAIN = "fdeilqhbILQHB?"  # dtypes that need no conversion
+_PIECE = 1 << 20  # entries checked at a time
+_FEW = 2048  # entries gathered at a time: 16 KiB
+# DLPack's device numbers: pageable and page-locked host memory; GPU and managed memory
 _HOST, _CUDA = (1, 3), (2, 13)
-# raised by libraries where an array cannot be had
+# raised by libraries that cannot export an array
 _UNREADABLE = (ValueError, TypeError, RuntimeError, BufferError)
 
 
 class TargetForm(Protocol):
-    """The part of a loss that decides which targets it takes."""
+    """The part of a loss that decides which targets it accepts."""
 
     @property
     def takes_classes(self) -> bool:
         """True if Y may hold class indices."""
 
     def require_outputs(self, outputs: int) -> None:
-        """Raise a ValueError if the loss cannot be computed from so many outputs."""
+        """Raise a ValueError if the loss cannot be computed from this many outputs."""
 
 
 def gpu(value: object, name: str) -> int | None:
-    """Return the number of the GPU that an array of any library is on; None on the host.
+    """Return the number of the GPU that holds an array of any library; None for host memory.
 
     Raises:
-        TypeError: it is on a device that is neither, or on none.
+        TypeError: the array is on another kind of device, or its device cannot be read.
     """
     if isinstance(value, np.ndarray):
         return None
@@ -47,11 +47,11 @@ def gpu(value: object, name: str) -> int | None:
         try:
             kind, number = value.__dlpack_device__()
         except _UNREADABLE as error:
-            raise TypeError(f"{name} lies on no device that can be read: {_line(error)}") from None
+            raise TypeError(f"{name} is on a device that cannot be read: {_line(error)}") from None
         if kind not in (*_HOST, *_CUDA):
             raise TypeError(
-                f"{name} lies on a device that is neither the CPU nor a CUDA GPU (number "
-                f"{int(kind)} of DLPack)"
+                f"{name} is on a device that is neither the CPU nor a CUDA GPU (DLPack"
+                f"device type {int(kind)})"
             )
         return int(number) if kind in _CUDA else None
     if hasattr(value, "__cuda_array_interface__"):
@@ -64,18 +64,18 @@ def host_array(value: object, name: str) -> Array:
     """Return `value` as a NumPy array, without a copy.
 
     Raises:
-        TypeError, ValueError: it is on a GPU, or is no array; names the argument.
+        TypeError, ValueError: `value` is on a GPU or is not an array; names the argument.
     """
     if gpu(value, name) is not None:
         raise TypeError(
-            f"{name} lies on a GPU and the network on the CPU: pass NumPy arrays, or move the "
-            "network by net.to('cuda')"
+            f"{name} is on a GPU, but the network is on the CPU: pass NumPy arrays, or move the "
+            "network with net.to('cuda')"
         )
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
         array = np.asarray(value)
-    except _UNREADABLE as error:  # a ragged list, a sparse tensor, what JAX traces
+    except _UNREADABLE as error:  # a ragged list, a sparse tensor, a tracer of JAX
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"{name} cannot be read as an array: {_line(error)}") from None
     is_frame = (
@@ -88,10 +88,10 @@ def host_array(value: object, name: str) -> Array:
 
 
 def _frame(frame: Any, name: str) -> Array:
-    """Return the columns of a pandas frame in the dtype that holds all; a missing number is NaN.
+    """Return the columns of a pandas frame in a common dtype; missing numbers become NaN.
 
     Raises:
-        TypeError: a column does not hold numbers; names it.
+        TypeError: a column does not hold numbers; names the column.
     """
     columns = []
     for label, column in frame.items():
@@ -113,11 +113,11 @@ def _line(error: Exception) -> str:
 def in_library_of(value: object, array: Any) -> Any:
     """Return `array` in the array library of `value`, without a copy.
 
-    JAX copies memory that is not aligned as it needs.
+    JAX copies memory that does not meet its alignment.
     """
     if isinstance(value, np.ndarray | type(array)):
         return array
-    torch = sys.modules.get("torch")  # imported by whoever holds a tensor
+    torch = sys.modules.get("torch")  # already imported if `value` is a tensor
     if torch is not None and isinstance(value, torch.Tensor):
         return torch.from_dlpack(array)
     if hasattr(value, "__array_namespace__"):
@@ -126,18 +126,18 @@ def in_library_of(value: object, array: Any) -> Any:
 
 
 def on_host(array: Array) -> bool:
-    """Return True if values can be read without waiting; on a GPU `DeviceLoss` checks them."""
+    """Return True if values can be read without waiting; `DeviceLoss` checks those on a GPU."""
     return isinstance(array, np.ndarray)
 
 
 def matrix(X: object, columns: int | None, name: str = "X", adopt: Adopt = host_array) -> Array:
     """Return a view of `X` as a 2-D numeric array (m, `columns`), m >= 1.
 
-    `adopt` takes in arrays that may be on a GPU.
+    `adopt` converts the argument; it may accept arrays on a GPU.
 
     Raises:
-        TypeError: not numeric.
-        ValueError: another number of axes or columns, or empty.
+        TypeError: `X` is not numeric.
+        ValueError: `X` is empty, or has the wrong number of axes or columns.
     """
     array = numeric(X, name, adopt)
     if array.ndim != 2:
@@ -157,17 +157,17 @@ def matrix(X: object, columns: int | None, name: str = "X", adopt: Adopt = host_
 
 
 def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
-    """Return `value` as an array of real numbers, without a copy where its dtype stays.
+    """Return `value` as an array of real numbers; copy only if its dtype has to change.
 
-    The types of ml_dtypes become float32, long doubles float64.
+    The types of ml_dtypes become float32, long doubles become float64.
 
     Raises:
-        TypeError, ValueError: names the argument: not numeric, masked, followed by autograd, or on
-            another device.
+        TypeError, ValueError: `value` is not numeric, is masked, requires grad or is on another
+            device; names the argument.
     """
     if (
         type(value) is np.ndarray and adopt is host_array and value.dtype.char in PLAIN
-    ):  # as most are
+    ):  # the usual case
         return value
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise TypeError(
@@ -177,11 +177,11 @@ def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
     if not isinstance(value, np.ndarray):
         if getattr(value, "requires_grad", False) is True:
             raise TypeError(
-                f"{name} requires grad, which ends here: pass {name}.detach(), or put the network "
-                "into a model by "
+                f"{name} requires grad, but autograd stops here: pass {name}.detach(), or put the "
+                "network into a model with "
                 "mlpcore.torch.Module"
             )
-        if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # which PyTorch hands to no NumPy
+        if str(getattr(value, "dtype", "")) == "torch.bfloat16":  # not convertible to NumPy
             value = cast(Any, value).float()
     array = adopt(value, name)
     if array.dtype.kind == "V" and np.can_cast(array.dtype, np.float32):  # the types of ml_dtypes
@@ -189,8 +189,8 @@ def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
     elif array.dtype.char == "g":
         with np.errstate(over="ignore"):
             array = array.astype(np.float64)
-    if array.dtype.kind == "O" and array.ndim == 0:  # what is no array at all
-        hint = "; it goes into fit and evaluate alone" if type(value).__name__ == "Parquet" else ""
+    if array.dtype.kind == "O" and array.ndim == 0:  # not an array at all
+        hint = "; only fit and evaluate take it" if type(value).__name__ == "Parquet" else ""
         raise TypeError(f"{name} must hold real numbers; got {type(value).__name__}{hint}")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers; its dtype is {array.dtype}")
@@ -200,14 +200,14 @@ def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
 def target(
     Y: object, rows: int, outputs: int, loss: TargetForm, name: str = "Y", adopt: Adopt = host_array
 ) -> tuple[Array, bool]:
-    """Return `Y` as the loss takes it, and True if it holds class indices.
+    """Return `Y` in the form that the loss takes, and True if it holds class indices.
 
-    These are (m,) integers in 0 … n_L - 1, else Y is (m, n_L) numbers. A 1-D Y is taken as one
-    column where the network has one output.
+    Class indices are (m,) integers in 0 … n_L - 1; any other Y is (m, n_L) numbers. A 1-D Y becomes
+    one column if the network has one output.
 
     Raises:
-        TypeError, ValueError: not numeric, another shape or length, labels that are no classes (the
-            first is named).
+        TypeError, ValueError: `Y` is not numeric, has the wrong shape or length, or holds labels
+            that are not classes (the first one is named).
     """
     array, classes = target_form(Y, rows, outputs, loss, name, adopt)
     if classes and on_host(array):
@@ -218,7 +218,7 @@ def target(
 def target_form(
     Y: object, rows: int, outputs: int, loss: TargetForm, name: str = "Y", adopt: Adopt = host_array
 ) -> tuple[Array, bool]:  # fmt: skip
-    """Return the same as `target`, after a check of shape and dtype alone."""
+    """Return the same as `target`, but check only shape and dtype."""
     array = numeric(Y, name, adopt)
     loss.require_outputs(outputs)
     if array.ndim == 0 or len(array) != rows:
@@ -238,7 +238,7 @@ def target_form(
 
 
 def require_classes(array: Array, outputs: int, name: str = "Y", first: int = 0) -> None:
-    """Raise a ValueError that names the first row, from `first` on, that holds no class."""
+    """Raise a ValueError that names the first row without a valid class; rows start at `first`."""
     if array.min() < 0 or array.max() >= outputs:
         at = int(((array < 0) | (array >= outputs)).argmax())
         raise ValueError(
@@ -249,19 +249,19 @@ def require_classes(array: Array, outputs: int, name: str = "Y", first: int = 0)
 def weights(
     sample_weight: object, rows: int, name: str = "sample_weight", adopt: Adopt = host_array
 ) -> Array | None:
-    """Return row weights (m,), finite, none negative, not all zero; None for None.
+    """Return row weights (m,), finite, not negative, not all zero; None for None.
 
     Raises:
-        TypeError, ValueError: anything else; the first bad row is named.
+        TypeError, ValueError: the weights are not of this form; the first bad row is named.
     """
     if sample_weight is None:
         return None
     array = numeric(sample_weight, name, adopt)
     if array.shape != (rows,):
-        raise ValueError(f"{name} must have shape ({rows},), a weight a row; got {array.shape}")
+        raise ValueError(f"{name} must have shape ({rows},), one weight per row; got {array.shape}")
     if not on_host(array):
         return array
-    for start in range(0, rows, 8192):  # piece by piece: a step allocates next to nothing
+    for start in range(0, rows, 8192):  # in pieces, so that a step allocates almost nothing
         bad = ~(np.isfinite(array[start : start + 8192]) & (array[start : start + 8192] >= 0))
         if bad.any():
             at = start + int(np.argmax(bad))
@@ -272,15 +272,15 @@ def weights(
 
 
 def row_of(value: object, columns: int, name: str, adopt: Adopt = host_array) -> Array:
-    """Return `value` as a finite number for each column, (columns,).
+    """Return `value` as one finite number per column, (columns,).
 
     Raises:
-        TypeError, ValueError: anything else; names the argument.
+        TypeError, ValueError: `value` is not of this form; names the argument.
     """
     array = numeric(value, name, adopt)
     if array.shape != (columns,):
         raise ValueError(
-            f"{name} must have shape ({columns},), a number a column; got {array.shape}"
+            f"{name} must have shape ({columns},), one number per column; got {array.shape}"
         )
     require_finite(array, name)
     return array
@@ -292,7 +292,7 @@ def row_index(
     """Return row numbers (k,) as int64 in 0 … count - 1, k >= 1; None for None.
 
     Raises:
-        TypeError, ValueError: anything else; the first bad one is named.
+        TypeError, ValueError: the numbers are not of this form; the first bad one is named.
     """
     if rows is None:
         return None
@@ -300,24 +300,22 @@ def row_index(
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integers; its dtype is {array.dtype}")
     if array.ndim != 1 or array.size == 0:
-        raise ValueError(
-            f"{name} must be a list of row numbers, at least one; got shape {array.shape}"
-        )
+        raise ValueError(f"{name} must be a non-empty list of row numbers; got shape {array.shape}")
     if not on_host(array):
         return array.astype(np.int64, order="C", copy=False)
     if array.min() < 0 or array.max() >= count:
         at = int(np.argmax((array < 0) | (array >= count)))
-        raise ValueError(f"{name} must lie in 0 … {count - 1}; number {at} is {array[at]}")
+        raise ValueError(f"{name} must lie in 0 … {count - 1}; entry {at} is {array[at]}")
     return np.ascontiguousarray(array, np.int64)
 
 
 class Strided(np.ndarray):
-    """Rows that are not row-major, not aligned or swapped: NumPy's own `take` would copy all."""
+    """Rows that are not row-major, aligned or native-endian: NumPy's own `take` would copy all."""
 
     def take(  # type: ignore[override]
         self, indices: Any, axis: int | None = None, out: Any = None, mode: str = "clip"
     ) -> Any:  # fmt: skip
-        """Return the rows of these numbers, or write them to `out`, a few at a time."""
+        """Return the rows with these numbers, or write them to `out`, a few at a time."""
         rows = self.view(np.ndarray)
         if out is None:
             return rows[indices]
@@ -328,10 +326,10 @@ class Strided(np.ndarray):
 
 
 def by_rows(array: Array) -> Array:
-    """Return a view of the array from which `take` gathers rows without a copy of all of them.
+    """Return a view of the array whose `take` gathers rows without copying the whole array.
 
-    That is the array itself where it is row-major, aligned and in the machine's byte order.
-    On a GPU it stays as it is: rows are gathered there from any strides.
+    That is the array itself if it is row-major, aligned and in the machine's byte order, or on a
+    GPU, where rows with any strides can be gathered.
     """
     plain = not on_host(array) or (array.flags.c_contiguous and array.flags.aligned)
     if plain and array.dtype.isnative:
@@ -342,7 +340,7 @@ def by_rows(array: Array) -> Array:
 def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int = 0) -> None:
     """Raise a ValueError that names the first number that is not finite in `dtype`.
 
-    It names row and column; `first` is the number of the array's first row.
+    The message gives row and column; `first` is the number of the array's first row.
     """
     if array.dtype.kind != "f":
         return
@@ -352,7 +350,7 @@ def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int 
         piece = array[start : start + step]
         if not (
             -largest <= piece.min() and piece.max() <= largest
-        ):  # no array of the piece's size where all is well
+        ):  # allocates nothing of the piece's size if all are finite
             bad = ~(abs(piece) <= largest)
             place = np.unravel_index(int(bad.argmax()), bad.shape)
             row, rest = start + int(place[0]), place[1:]
@@ -363,14 +361,14 @@ def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int 
 
 
 def require_range(array: Array, low: float, high: float, name: str, first: int = 0) -> None:
-    """Raise a ValueError that names the first row, from `first` on, outside `low` … `high`."""
+    """Raise a ValueError that names the first row outside `low` … `high`; rows start at `first`."""
     if array.min() < low or array.max() > high:
         row = int(((array < low) | (array > high)).reshape(len(array), -1).any(axis=1).argmax())
         raise ValueError(f"{name} takes {low} … {high}; row {first + row} holds {array[row]}")
 
 
 def require_distribution(Y: Array, name: str = "Y", first: int = 0) -> None:
-    """Raise a ValueError that names the first row, from `first` on, that is no distribution."""
+    """Raise a ValueError that names the first row that is not a distribution."""
     step = max(1, _PIECE // 16 // max(1, Y[:1].size))
     for start in range(0, len(Y), step):
         piece = Y[start : start + step]

@@ -1,4 +1,4 @@
-"""The project's own exceptions, and the words in which all errors name an argument."""
+"""The package's exceptions, and helpers that word error messages."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _LONGEST = 80  # characters of a value in a message
 
 
 class DeviceUnavailable(RuntimeError):
-    """The device asked for cannot be used; the message says why, and what to install."""
+    """The requested device cannot be used; the message says why, and what to install."""
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A step whose loss, gradient or update is NaN or infinite; the parameters are as before it.
+    """A step produced a NaN or infinite loss, gradient or update; the parameters are unchanged.
 
     Attributes:
-        step: the number of the update that failed, counted from 1.
-        learning_rate: its learning rate.
-        layer: the first whose outputs, or else the last whose gradient, is not finite; None where
-            that is not known.
+        step: number of the update that failed, counted from 1.
+        learning_rate: learning rate of that update.
+        layer: the first layer whose outputs are not finite, else the last whose gradient is not
+            finite; None if unknown.
     """
 
     def __init__(self, message: str, step: int, learning_rate: float, layer: int | None = None):
@@ -32,11 +32,11 @@ class NonFiniteLoss(ArithmeticError):
 
     def __reduce__(
         self,
-    ) -> tuple[object, ...]:  # an exception is pickled by its message alone, otherwise
+    ) -> tuple[object, ...]:  # by default, only the message of an exception is pickled
         return type(self), (str(self), self.step, self.learning_rate, self.layer)
 
 
-_ELSEWHERE = {  # what others call it
+_ELSEWHERE = {  # names that other libraries use
     "mse": "squared_error", "l2": "squared_error", "mae": "absolute_error",
     "l1": "absolute_error", "pinball": "quantile", "bce": "binary_cross_entropy",
     "ce": "cross_entropy", "linear": "identity", "none": "identity", "swish": "silu",
@@ -45,31 +45,31 @@ _ELSEWHERE = {  # what others call it
 
 
 def cut(text: object, most: int = 60) -> str:
-    """Return the text as a message shows it: cut after so many characters."""
+    """Return the text for a message, cut after `most` characters."""
     whole = str(text)
     return whole if len(whole) <= most else f"{whole[:most]}…"
 
 
 def line(error: object, most: int = 300) -> str:
-    """Return what another library says as one line, cut after so many characters."""
+    """Return another library's error message as one line, cut after `most` characters."""
     return cut(" ".join(str(error).split()) or type(error).__name__, most)
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:
-    """Return the first names, each cut after 60 characters, as a message lists them."""
+    """Return the first `most` names as a list for a message, each cut after 60 characters."""
     first = list(itertools.islice(names, most + 1))
     return ", ".join([*map(cut, first[:most]), *["…"] * (len(first) > most)])
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name most like this one, judged by the first 60 characters, or None."""
+    """Return the known name closest to this one by its first 60 characters, or None."""
     begins = {other[:60]: other for other in known}
     near = difflib.get_close_matches(name[:60], begins, n=1)
     return begins[near[0]] if near else None
 
 
 def unknown(argument: str, name: str, known: Iterable[str]) -> ValueError:
-    """Return the error for a name that is none of the known ones, with the nearest match."""
+    """Return the error for an unknown name; the message suggests the closest known one."""
     known = list(known)
     other = _ELSEWHERE.get(name[:_LONGEST].lower())
     near = other if other in known else nearest(name, known)
@@ -84,21 +84,21 @@ def named(argument: str, error: Exception) -> TypeError | ValueError:
 
 
 class _Brief(reprlib.Repr):
-    """Writes values so briefly that a message can hold them, and never fails."""
+    """A `repr` that is short enough for a message and never fails."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel, self.maxstring, self.maxother = 3, _LONGEST, _LONGEST
 
     def repr1(self, x: object, level: int) -> str:
-        """Write a container by its first entries, anything else as it writes itself."""
+        """Write a container by its first entries, anything else by its own repr."""
         if isinstance(x, bytes | bytearray):
             x = bytes(x[:_LONGEST])
         own = type(x) in (list, tuple, set, frozenset, dict, str, int)
         return super().repr1(x, level) if own else self.repr_instance(x, level)
 
     def repr_int(self, x: int, level: int) -> str:
-        """Write an integer, or how long it is: Python writes none of more than 4,300 digits."""
+        """Write an integer, or its size in bits if long: Python prints at most 4,300 digits."""
         return repr(x) if x.bit_length() <= 200 else f"an integer of {x.bit_length():,} bits"
 
 
@@ -106,6 +106,6 @@ _brief = _Brief()
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: its repr on one line, cut where it is long."""
+    """Return the value's repr for a message: on one line, cut if it is long."""
     text = " ".join(_brief.repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -1,8 +1,7 @@
-"""Checks of settings: numbers, words, names and paths that users pass.
+"""Checks of the settings that users pass: numbers, words, names and paths.
 
-Each error names the argument, what was expected and what came. A setting is stored as what its
-check returns, Python's own number, bool or text, so that a file gives back what was set, to the
-bit.
+Each error names the argument, what was expected and what was passed. A setting is stored as its
+check returns it, as a plain Python number, bool or string, so that files restore it to the bit.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import numpy as np
 
 from mlpcore.checks.errors import line, shown, unknown
 
-Check = Callable[[object, str], object]  # of a setting and its name: what is stored, or an error
-LARGEST = 2**63 - 1  # integer that NumPy, the kernels and files hold
-RANGES = {  # the smallest (normal) and the largest positive number of each dtype of parameters
+Check = Callable[[object, str], object]  # of a setting and its name; returns the value to store
+LARGEST = 2**63 - 1  # the largest integer that NumPy, the kernels and files hold
+RANGES = {  # the smallest normal and the largest positive number of each parameter dtype
     "float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127),
     "float64": (sys.float_info.min, sys.float_info.max),
 }
@@ -30,7 +29,7 @@ _LONGEST_NAME, _LONGEST_PATH = 200, 4096  # characters, bytes
 
 
 def plain(value: object) -> object:
-    """Return the value of a NumPy scalar, or of an array without axes, as Python's own."""
+    """Return a NumPy scalar or 0-d array as a Python value; anything else unchanged."""
     if not isinstance(value, np.generic | np.ndarray) or isinstance(value, np.ma.MaskedArray):
         return value
     return value.item() if value.ndim == 0 and value.dtype.kind in "biufU" else value
@@ -47,16 +46,16 @@ def number(
     value: object, name: str, *, least: float = -math.inf, above: float = -math.inf,
     most: float = math.inf, below: float = math.inf,
 ) -> float:  # fmt: skip
-    """Return a real number of any library, a decimal or a fraction as a Python float.
+    """Return a real number of any library, a Decimal or a Fraction as a Python float.
 
     Args:
-        value: the number; of a NumPy float32 the result is its exact value.
-        name: of the argument.
-        least, above, most, below: bounds; the second and the fourth are excluded.
+        value: the number; a NumPy float32 keeps its exact value.
+        name: the argument's name.
+        least, above, most, below: bounds; `above` and `below` are exclusive.
 
     Raises:
-        TypeError, ValueError: no real number, not finite, out of bounds, or none that float64
-            holds.
+        TypeError, ValueError: `value` is not a real number, is not finite, is out of bounds or
+            cannot be held by a float64.
     """
     given = plain(value)
     if not _is_real(given):
@@ -65,19 +64,19 @@ def number(
         found = float(given)
     except OverflowError:
         raise ValueError(
-            f"{name} must be finite; got {shown(given)}, which no float64 holds"
+            f"{name} must be finite; got {shown(given)}, which float64 cannot hold"
         ) from None
     except (
         ArithmeticError,
         RuntimeError,
         TypeError,
         ValueError,
-    ) as error:  # whatever the library says
+    ) as error:  # other libraries may raise any of these
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name} must be a number; got {shown(given)}: {line(error)}") from None
     if not math.isfinite(found):
         raise ValueError(f"{name} must be finite; got {shown(given)}")
-    if abs(found) < RANGES["float64"][0] and found != given:  # a decimal that becomes 0, say
+    if abs(found) < RANGES["float64"][0] and found != given:  # e.g. a Decimal that underflows to 0
         raise ValueError(f"{name} must be 0 or a number that float64 holds; got {shown(given)}")
     if not (least <= found <= most and above < found < below):
         limits = {"at least": least, "more than": above, "at most": most, "less than": below}
@@ -87,7 +86,7 @@ def number(
 
 
 def require_held(value: float, dtype: str, name: str) -> None:
-    """Raise a ValueError if the value becomes 0, infinite or subnormal in a network's dtype."""
+    """Raise a ValueError if a network's dtype would make the value 0, infinite or subnormal."""
     smallest, largest = RANGES[dtype]
     if value and not smallest <= abs(value) <= largest:
         raise ValueError(f"{name} must be a number that {dtype} holds; got {value}")
@@ -106,12 +105,12 @@ def positive_integer(value: object, name: str, least: int = 1, most: int = LARGE
 
 
 def seed(value: object, name: str = "seed") -> int:
-    """Return `value` as the seed of random numbers: an int of 128 bits, as NumPy's entropy is."""
+    """Return `value` as the seed of random numbers: an int of up to 128 bits, as in NumPy."""
     return positive_integer(value, name, least=0, most=2**128 - 1)
 
 
 def boolean(value: object, name: str) -> bool:
-    """Return `value` as a bool; raise a TypeError that names it otherwise."""
+    """Return `value` as a bool; otherwise raise a TypeError that names the argument."""
     given = plain(value)
     if not isinstance(given, bool):
         raise TypeError(f"{name} must be True or False; got {shown(given)}")
@@ -119,17 +118,17 @@ def boolean(value: object, name: str) -> bool:
 
 
 def one_of(value: object, name: str, known: Sequence[str]) -> str:
-    """Return `value` as one of the known words; raise a TypeError or ValueError otherwise."""
+    """Return `value` as one of the known words; otherwise raise a TypeError or ValueError."""
     given = plain(value)
     if not isinstance(given, str):
         raise TypeError(f"{name} must be one of {', '.join(known)}; got {shown(given)}")
     if given not in known:
         raise unknown(name, given, known)
-    return str.__str__(given)  # of a subclass, too
+    return str.__str__(given)  # a plain str, also of a subclass
 
 
 def text(value: object, name: str, what: str = "text") -> str:
-    """Return `value` as a name that messages and files can show; `what` says what it should be."""
+    """Return `value` as a printable name; `what` describes it in the error message."""
     given = plain(value)
     if not isinstance(given, str):
         raise TypeError(f"{name} must be {what}; got {shown(given)}")
@@ -140,7 +139,7 @@ def text(value: object, name: str, what: str = "text") -> str:
 
 
 def path(value: object, name: str = "path") -> str:
-    """Return `value` as the path of a file; raise a TypeError or ValueError otherwise."""
+    """Return `value` as a file path; otherwise raise a TypeError or ValueError."""
     given = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(given, str):
         raise TypeError(f"{name} must be the path of a file; got {shown(value)}")
@@ -155,22 +154,22 @@ def path(value: object, name: str = "path") -> str:
 
 
 def optional(check: Check) -> Check:
-    """Return the check of a setting that may also be None."""
+    """Return a check that also accepts None."""
     return lambda value, name: None if value is None else check(value, name)
 
 
 def settle(settings: object, checks: Mapping[str, Check], prefix: str = "") -> None:
-    """Replace the fields of a frozen dataclass by what their checks return."""
+    """Replace the fields of a frozen dataclass with the values that their checks return."""
     for name, check in checks.items():
         if hasattr(settings, name):
             object.__setattr__(settings, name, check(getattr(settings, name), f"{prefix}{name}"))
 
 
 def typed(kind: type[T], described: Mapping[str, Any]) -> T:
-    """Return a dataclass made of what JSON held.
+    """Return a dataclass made from values read from JSON.
 
     Raises:
-        TypeError, ValueError: a field is not of its type, or an integer is negative.
+        TypeError, ValueError: a field has the wrong type, or an integer is negative.
     """
     hints = get_type_hints(kind)
     return kind(
@@ -179,7 +178,7 @@ def typed(kind: type[T], described: Mapping[str, Any]) -> T:
 
 
 def typed_value(value: Any, hint: Any, name: str) -> Any:
-    """Return the value, if it is what the hint says; integers must not be negative."""
+    """Return the value if it matches the type hint; integers must not be negative."""
     if not _fits(value, hint):
         raise TypeError(f"{name} must be {getattr(hint, '__name__', hint)}; got {value!r:.100}")
     return value

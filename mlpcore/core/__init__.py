@@ -1,1 +1,1 @@
-"""The mathematics: formulas, activations, losses, optimizers, parameters, the recurrences."""
+"""The mathematics: formulas, activations, losses, optimizers, parameters and the recurrences."""

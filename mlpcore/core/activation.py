@@ -1,10 +1,10 @@
-"""The class of activations, the sheet's (`activations.py` finds them by name) and a user's own.
+"""The class of activations, built-in (see `activations.py`) and user-defined.
 
-z = σ(s),   σ' as a formula in z where it can be, so that Z alone is cached
+z = σ(s),   σ' as a formula in z if possible, so that only Z is cached
 
-A parameter a is a constant of the formulas, or learned with the weights (prelu): then it is an
-array beside s and z, one number for a layer or one for each of its outputs, and ∂J/∂a = Σ G ⊙ ∂z/∂a
-over what shares it.
+A parameter a is a constant of the formulas, or is learned with the weights (prelu). A learned a is
+an array alongside s and z: one number per layer or one per output. ∂J/∂a = Σ G ⊙ ∂z/∂a over all
+entries that share it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mlpcore.core import formulas
 from mlpcore.core.rows import CHECKS, Row
 
 INITIAL = ("he", "glorot", "lecun")
-LEARNED = ("per layer", "per output")  # how many numbers a learned parameter is
+LEARNED = ("per layer", "per output")  # granularities of a learned parameter
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,26 @@ class Activation(Row):
     """An elementwise activation, given by the formulas of its value and slope.
 
     Args:
-        name: how it is called in messages and files.
+        name: its name in messages and files.
         value: z = σ(s), a formula in `s` and, with a parameter, `a`.
         slope: σ', a formula in `z`, `s`, `a`; None: the derivative of the value, which at a kink
-            says what `positive` says there. One that does without `s` saves the cache of S.
-        parameter: the value of `a`, None without one; of a learned one the initial value.
-        init: the variance of initial weights: "he" 2 / n_in, "glorot" 2 / (n_in + n_out) / σ'(0)²,
-            "lecun" 1 / n_in.
-        default: the parameter of the sheet's row, where `parameter` is another one.
-        learned: None, or that `a` is trained: "per layer" one number, "per output" one for each
-            output. A trained `a` may come to be any number: value and slope must be right for all
-            of them.
-        second_derivative: σ'', a formula in what the slope reads, for a slope that loses digits
-            when it is differentiated as it is written; None: derived.
-        condition: on the parameter, e.g. "a > 0"; None: it may be any number.
+            follows the convention of `positive`. A slope without `s` saves the cache of S.
+        parameter: the value of `a`, or its initial value if it is learned; None without one.
+        init: the variance of initial weights: "he" is 2 / n_in, "glorot" is
+            2 / (n_in + n_out) / σ'(0)², "lecun" is 1 / n_in.
+        default: the default parameter of the built-in activation, if `parameter` differs from it.
+        learned: None, or `a` is trained: "per layer" is one number, "per output" one per output.
+            Training may move `a` anywhere: value and slope must be right for every number.
+        second_derivative: σ'', a formula in the slope's variables, for a slope whose derivative as
+            written loses digits; None: derived.
+        condition: a condition on the parameter, e.g. "a > 0"; None: any number is allowed.
 
     Attributes:
-        a, da: the arrays of a learned parameter and of its gradient, (1,) or (n_l,), where the
-            activation is `bound` to such; else None, and `parameter` is a constant of the formulas.
+        a, da: arrays of a learned parameter and of its gradient, (1,) or (n_l,), if the activation
+            is `bound` to them; else None, and `parameter` is a constant of the formulas.
 
     Raises:
-        ValueError: a formula cannot be read, or reads another variable; says which.
+        ValueError: a formula cannot be read, or reads an unknown variable; names it.
 
     Example:
         >>> net = MLP([4, 8, 1], activations=Activation("cubic", "s ** 3"))
@@ -76,8 +75,8 @@ class Activation(Row):
         super().__post_init__()
         if self.learned and (self.parameter is None or "a" not in formulas.reads(self.value)):
             raise ValueError(
-                f"learned={self.learned!r} needs a value that reads a, and a parameter to begin "
-                f"with; got value {shown(self.value)}, parameter {self.parameter}"
+                f"learned={self.learned!r} needs a value that reads a, and an initial parameter; "
+                f"got value {shown(self.value)}, parameter {self.parameter}"
             )
 
     @property
@@ -87,7 +86,7 @@ class Activation(Row):
 
     @functools.cached_property
     def slope_reads_s(self) -> bool:
-        """True if S must be cached beside Z: for the slope, or for ∂z/∂a of a learned parameter."""
+        """True if S must be cached along with Z: for the slope, or for ∂z/∂a of a learned a."""
         return not self.rowwise and (self.learned is not None or "s" in formulas.reads(self.slope))
 
     @functools.cached_property
@@ -97,7 +96,7 @@ class Activation(Row):
 
     @functools.cached_property
     def curvature(self) -> str:
-        """σ'', a formula in what the slope reads; "0" for straight lines."""
+        """σ'', a formula in the slope's variables; "0" for straight lines."""
         if self.rowwise:
             return "0"
         if self.second_derivative is not None:
@@ -105,12 +104,12 @@ class Activation(Row):
         return formulas.differentiate(self.slope, {"s": "1", "z": self.slope})
 
     def sloped(self, slope: str) -> Self:
-        """Return this activation, on the same learned parameter, with another slope."""
+        """Return this activation with another slope and the same learned parameter."""
         return replace(self, slope=slope, second_derivative=None).bound(self.a)
 
     @property
     def scalars(self) -> dict[str, float]:
-        """Scalar variables of the formulas; none of a bound activation, whose `a` is an array."""
+        """Scalar variables of the formulas; empty for a bound activation, whose `a` is an array."""
         return {} if self.a is not None else super().scalars
 
     @property
@@ -121,15 +120,15 @@ class Activation(Row):
         return self.name if self.parameter is None else (self.name, self.parameter)
 
     def with_parameter(self, given: object, argument: str, **changes: Any) -> Self:
-        """Return the activation with another parameter, its own being the default."""
+        """Return the activation with another parameter; its own parameter becomes the default."""
         return super().with_parameter(given, argument, default=self.parameter, **changes)
 
     def learned_numbers(self, n: int) -> int:
-        """Return how many numbers a layer of n outputs learns besides its weights and biases."""
+        """Return the count of numbers a layer of n outputs learns besides weights and biases."""
         return {None: 0, LEARNED[0]: 1, LEARNED[1]: n}[self.learned]
 
     def bound(self, a: Any, da: Any = None) -> Self:
-        """Return this activation on the array of its learned parameter.
+        """Return this activation bound to the array of its learned parameter.
 
         With `da`, a backward pass writes ∂J/∂a there.
         """
@@ -139,7 +138,7 @@ class Activation(Row):
         return twin
 
     def slope_at_zero(self) -> float:
-        """Return |σ'(0)|, by which glorot weights are divided; 1 where that says nothing."""
+        """Return |σ'(0)|, the divisor of glorot weights; 1 if it is 0, infinite or undefined."""
         try:
             z = formulas.evaluate_scalar(self.value, s=0.0, **self.scalars)
             slope = abs(formulas.evaluate_scalar(self.slope, s=0.0, z=z, **self.scalars))
@@ -151,9 +150,9 @@ class Activation(Row):
         """Return the standard deviation of initial weights.
 
         He et al. 2015, Glorot and Bengio 2010, LeCun et al. 1998. Glorot weights are divided by
-        σ'(0), so that sigmoid(a) starts where sigmoid(1) does: substituting a s for s shows that
-        the two nets are the same up to the scale of W. The output layer only follows the parameter
-        (1/a), because what matters there is the size of the prediction, not of a signal passed on.
+        σ'(0), so that sigmoid(a) starts like sigmoid(1): substituting a s for s shows that the two
+        nets are the same up to the scale of W. The output layer only follows the parameter (1/a),
+        because its scale sets the size of the prediction, not of a signal passed on.
         """
         if self.rowwise:
             return math.sqrt(2 / (n_in + n_out))

@@ -1,4 +1,4 @@
-"""Activations by name: the rows of the sheet, and what a user's `activations=` means."""
+"""Activations by name: the built-in ones, and the parser of a user's `activations=`."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ SOFTMAX = ACTIVATIONS["softmax"]
 
 
 def names(output: bool = False) -> list[str]:
-    """Return the names that may be given for a hidden layer, or for the output layer."""
+    """Return the names allowed for a hidden layer, or for the output layer."""
     return [name for name, sigma in ACTIVATIONS.items() if output or not sigma.rowwise]
 
 
 def resolve(spec: object, argument: str = "activations", output: bool = False) -> Activation:
-    """Return the activation that a user means.
+    """Return the activation that a user's argument describes.
 
     Args:
         spec: `"relu"`, `("sigmoid", 2.0)`, `("prelu", 0.25, "per output")` or `Activation(…)`.
-        argument: named in errors.
-        output: it is the output layer's, which may be a softmax.
+        argument: the argument's name in errors.
+        output: True for the output layer, which may have a softmax.
 
     Raises:
-        TypeError, ValueError: names `argument`, the nearest known name, or what is wrong with the
+        TypeError, ValueError: names `argument`, and the nearest known name or the fault of the
             parameter.
     """
     first = spec[0] if isinstance(spec, tuple | list) and spec else spec
@@ -57,7 +57,7 @@ def resolve(spec: object, argument: str = "activations", output: bool = False) -
 
 
 def described(sigma: Activation) -> dict[str, Any]:
-    """Return the arguments of an activation, for a file; `learned` only where it is."""
+    """Return an activation's arguments for a file; `learned` only if it is set."""
     arguments = sigma.described(ACTIVATIONS)
     if sigma.learned is None:
         del arguments["learned"]
@@ -72,12 +72,12 @@ def restored(arguments: Mapping[str, Any]) -> Activation:
 def bind(
     activations: Sequence[Activation | None], a: Sequence[Any], da: Sequence[Any] | None = None
 ) -> tuple[Activation | None, ...]:
-    """Return the activations of layers 0 … L, each on its learned parameter if it has one.
+    """Return the activations of layers 0 … L, each bound to its learned parameter if it has one.
 
     Args:
-        activations: of the layers.
+        activations: the activations of the layers.
         a: the learned parameters by layer.
-        da: where a backward pass writes their gradients; None: nowhere.
+        da: arrays for their gradients in a backward pass, by layer; None: not written.
     """
     bound = list(activations)
     for l, sigma in enumerate(activations):

@@ -1,7 +1,7 @@
-"""Everything about a network but its numbers: layer widths, activations, bias, ties and dtype.
+"""The structure of a network without its numbers: widths, activations, bias, ties and dtype.
 
-`Architecture.parse` takes what a user, a file or another library gives; `initial_parameters` draws
-the flat vector that a new network starts from.
+`Architecture.parse` takes the input of a user, a file or another library; `initial_parameters`
+draws the flat vector that a new network starts from.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from mlpcore.core.activations import Activation
 from mlpcore.core.layout import Layout, Tie, parse_ties
 
 DTYPES = ("float32", "float64")
-MOST_LAYERS, MOST_PARAMETERS = 10_000, 2**58  # whose bytes, and some more, NumPy can count
+MOST_LAYERS, MOST_PARAMETERS = 10_000, 2**58  # limits that keep byte counts within NumPy's range
 
 
 class Architecture(NamedTuple):
-    """A network without its numbers.
+    """The structure of a network, without its numbers.
 
     Attributes:
-        layout: sizes, bias and ties, and where each parameter is in the flat vector.
-        activations: of the layers, index 0 None.
+        layout: sizes, bias and ties, and the place of each parameter in the flat vector.
+        activations: the activations of the layers; index 0 is None.
         dtype: float32 or float64.
     """
 
@@ -47,10 +47,10 @@ class Architecture(NamedTuple):
         tied: object = None,
         dtype: Any = "float32",
     ) -> Architecture:
-        """Return the architecture that arguments of `mc.MLP` describe.
+        """Return the architecture described by the arguments of `mc.MLP`.
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came.
+            TypeError, ValueError: names the argument, what was expected and what was passed.
         """
         widths = _parse_sizes(sizes)
         resolved = _parse_activations(activations, output, len(widths) - 1)
@@ -62,7 +62,7 @@ class Architecture(NamedTuple):
         """Return this architecture in another dtype, which must hold the activations' parameters.
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came.
+            TypeError, ValueError: names the argument, what was expected and what was passed.
         """
         parsed = _parse_dtype(dtype)
         for i, activation in enumerate(self.activations[1:]):
@@ -74,14 +74,14 @@ class Architecture(NamedTuple):
 
     @property
     def tied(self) -> dict[int, int | str]:
-        """Layers without a matrix of their own, as they were given: `{4: "1.T"}`."""
+        """Layers without a matrix of their own, in the user's notation: `{4: "1.T"}`."""
         return {
             layer: f"{owner}.T" if transposed else owner
             for layer, owner, transposed in self.layout.ties
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return the description that model files store, of types that JSON has."""
+        """Return the description that model files store, made of JSON types."""
         rows = [
             activation_sheet.described(sigma) for sigma in self.activations if sigma is not None
         ]
@@ -91,7 +91,7 @@ class Architecture(NamedTuple):
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any], dtype: Any) -> Architecture:
-        """Return the architecture that `describe` described; raise anything if nothing did."""
+        """Return the architecture that `describe` described; raise any error if it is invalid."""
         rows = [activation_sheet.restored(row) for row in described["activations"]]
         tied = {int(layer): owner for layer, owner in described.get("tied", {}).items()}
         return cls.parse(
@@ -108,13 +108,13 @@ def initial_parameters(architecture: Architecture, init: object, seed: int) -> N
     """Return initial parameters, a flat vector on the host, drawn in float64.
 
     Args:
-        architecture: the network's.
+        architecture: the network's architecture.
         init: "auto" (each activation's own rule), "he", "glorot", "lecun" or "zeros".
-        seed: of the generator.
+        seed: the generator's seed.
 
     Raises:
         TypeError, ValueError: `init` is not one of these.
-        MemoryError: there is no memory for the vector.
+        MemoryError: the vector does not fit into memory.
     """
     rule = values.one_of(init, "init", ("auto", *activation_sheet.INITIAL, "zeros"))
     layout, activations = architecture.layout, architecture.activations
@@ -147,12 +147,12 @@ def _parse_sizes(sizes: object) -> tuple[int, ...]:
         raise TypeError(
             f"sizes must be a list of widths such as [784, 512, 10]; got {shown(sizes)}"
         )
-    several = itertools.islice(sizes, MOST_LAYERS + 2)  # not more of a generator that never ends
+    several = itertools.islice(sizes, MOST_LAYERS + 2)  # stops a generator that never ends
     widths = tuple(values.positive_integer(n, f"sizes[{i}]") for i, n in enumerate(several))
     if len(widths) < 2:
         raise ValueError(f"sizes needs at least an input and an output width; got {list(widths)}")
     if len(widths) > MOST_LAYERS + 1:
-        raise ValueError(f"sizes must be widths of at most {MOST_LAYERS:,} layers; got more")
+        raise ValueError(f"sizes must describe at most {MOST_LAYERS:,} layers; got more")
     return widths
 
 
@@ -171,8 +171,7 @@ def _parse_activations(hidden: Any, output: Any, layers: int) -> tuple[Activatio
         )
     if len(hidden) != layers - 1:
         raise ValueError(
-            f"activations must be one, or {layers - 1}, one for each hidden layer; got "
-            f"{len(hidden)}"
+            f"activations must be one, or {layers - 1}: one per hidden layer; got {len(hidden)}"
         )
     resolved = [
         activation_sheet.resolve(spec, f"activations[{i}]") for i, spec in enumerate(hidden)

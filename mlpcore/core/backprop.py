@@ -1,4 +1,4 @@
-"""The recurrences, forward and backward.
+"""The recurrences of the forward and backward pass.
 
     Z[0] = X                                        D[l]   = G[l] ⊙ σ_l'(S[l], Z[l])
     S[l] = Z[l-1] W[l] + b[l]                       db[l]  = Σ_rows D[l]
@@ -7,11 +7,11 @@
         l = 1 … L                                       l = L … 1
 
 Rows are samples: Z[l], S[l], G[l], D[l] are (m, n_l), W[l] is (n_{l-1}, n_l), b[l] is (n_l,),
-activations[l] is σ_l. Index 0 is the input's (None where it has none). Which arrays share memory is
-the caller's choice: S[l] may be Z[l], D[l] may be Z[l] or G[l].
+activations[l] is σ_l. Index 0 belongs to the input (None if there is nothing for it). The caller
+decides which arrays share memory: S[l] may be Z[l], D[l] may be Z[l] or G[l].
 
-An activation that is bound to a learned parameter a[l] says where its gradient goes: da[l] = Σ G[l]
-⊙ ∂σ_l/∂a, over the rows and, if they share a[l], over the outputs.
+An activation bound to a learned parameter a[l] holds the array da[l] of its gradient: da[l] =
+Σ G[l] ⊙ ∂σ_l/∂a over the rows and, if the outputs share a[l], over the outputs.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def backward(
 ) -> None:  # fmt: skip
     """Fill D, dW, db, da (or add to dW, db, da) and G[l] for l < L from G[L] = ∂J/∂Z[L].
 
-    Where G[L] is None the loss has already given D[L] and db[L]; where G[0] is None the input
-    gradient is left out. A layer that `repeats` a tied matrix adds to its dW: the total derivative
-    is the sum over the uses.
+    If G[L] is None, the loss has already set D[L] and db[L]; if G[0] is None, the input gradient
+    is skipped. A layer that `repeats` a tied matrix adds to its dW: the total derivative is the
+    sum over the uses.
     """
     for l in range(len(W) - 1, 0, -1):
         if G[l] is not None:

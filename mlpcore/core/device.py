@@ -1,6 +1,6 @@
-"""The Protocol of a device: where the arrays of a network are, and which operations run on them.
+"""The Protocol of a device, which holds a network's arrays and runs operations on them.
 
-`backends.devices.find` returns the device of a name; data, io and engine are handed one.
+`backends.devices.find` returns a device by name; data, io and engine receive it as an argument.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mlpcore.core.ops import Array, Ops
 
 
 class Device(Protocol):
-    """A device that runs networks: the CPU, or a GPU.
+    """A device that runs networks: the CPU or a GPU.
 
     Attributes:
         name: "cpu", "cuda:0", …
@@ -26,37 +26,37 @@ class Device(Protocol):
     captures: bool
 
     def active(self) -> AbstractContextManager[object]:
-        """Return a context in which `xp` works here; on the CPU it bounds the threads of BLAS."""
+        """Return a context in which `xp` uses this device; on the CPU it limits BLAS threads."""
 
     def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
-        """Return a factory of operations, one call for each stream of work.
+        """Return a factory of operations, to be called once per stream of work.
 
-        All of them share one choice of algorithms.
+        Operations from one factory share their choice of algorithms.
 
         Args:
-            tf32: True if products of float32 may round their factors to 10 bits.
-            deterministic: True if no algorithm may be chosen by timing.
+            tf32: True if float32 products may round their factors to 10 bits.
+            deterministic: True if algorithms must not be chosen by timing.
         """
 
     def free_bytes(self) -> int:
-        """Return the memory that may still be allocated.
+        """Return the number of bytes that can still be allocated.
 
         Raises:
-            ValueError: the system does not say.
+            ValueError: the system does not report it.
         """
 
     def holds(self, array: Array) -> bool:
-        """Return whether an array is in this device's memory."""
+        """Return True if an array is in this device's memory."""
 
     def adopt(self, value: object, name: str) -> Array:
-        """Return a user's argument as an array: this device's (without a copy) or NumPy's.
+        """Return a user's argument as an array of this device (without a copy) or of NumPy.
 
         Raises:
-            TypeError, ValueError: names the argument: no array, or one on another device.
+            TypeError, ValueError: it is not an array, or is on another device; names the argument.
         """
 
     def to_device(self, array: Array) -> Array:
-        """Return the array on this device; itself if it is there."""
+        """Return the array on this device; the same array if it is already there."""
 
     def to_host(self, array: Array) -> Array:
-        """Return the array as NumPy's, once it is computed; itself on the CPU."""
+        """Return the array as a NumPy array, after it is computed; the same array on the CPU."""

@@ -6,8 +6,8 @@ change of X and dW, db of the parameters:
     dS[l] = dZ[l-1] W[l] + Z[l-1] dW[l] + db[l]          dZ[l] = σ_l' ⊙ dS[l]
         l = 1 … L
 
-In reverse, for a scalar that depends on Z[L] and on dZ[L], with G[L] and H[L] its derivatives by
-the two:
+In reverse, for a scalar that depends on Z[L] and dZ[L], with its derivatives G[L] and H[L] by these
+two:
 
     E[l] = ∂/∂dS[l] = H[l] ⊙ σ_l'
     D[l] = ∂/∂S[l] = G[l] ⊙ σ_l' + H[l] ⊙ dS[l] ⊙ σ_l''
@@ -15,12 +15,12 @@ the two:
     G[l-1] = D[l] W[l]ᵀ + E[l] dW[l]ᵀ                     H[l-1] = E[l] W[l]ᵀ
         l = L … 1
 
-A learned parameter a of σ_l, which changes by da, adds ∂σ/∂a da to dZ and H ⊙ ∂²σ/∂s∂a da to D; the
-gradient by it is Σ G ⊙ ∂σ/∂a + H ⊙ (∂²σ/∂s∂a dS + ∂²σ/∂a² da).
+A learned parameter a of σ_l that changes by da adds ∂σ/∂a da to dZ and H ⊙ ∂²σ/∂s∂a da to D; its
+gradient is Σ G ⊙ ∂σ/∂a + H ⊙ (∂²σ/∂s∂a dS + ∂²σ/∂a² da).
 
 The second block is also the differential of the backward pass: there H is ∂J/∂Z, E is ∂J/∂S, G and
-D are what these two change by along (dW, db), and the gradient is the Hessian's product with that
-direction. Letters as in `backprop.py`.
+D are the changes of these two along (dW, db), and the gradient is the product of the Hessian and
+that direction. Letters as in `backprop.py`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def forward(
 ) -> None:  # fmt: skip
     """Fill S, Z from Z[0], and dS, dZ from dZ[0], dW, db, da.
 
-    Where dZ[0] is None X stays, where dW is None the parameters do.
+    If dZ[0] is None, X does not change; if dW is None, the parameters do not.
     """
     for l in range(1, len(W)):
         ops.layer(Z[l - 1], W[l], b[l], activations[l], S[l], Z[l])
@@ -54,7 +54,7 @@ def forward(
         if dW is not None and db is not None:
             ops.gemm(Z[l - 1], dW[l], dS[l], moved)
             ops.bias_activation(dS[l], db[l], IDENTITY, dS[l])
-        if activations[l].logarithmic:  # whose Jacobian is not its own transpose
+        if activations[l].logarithmic:  # the Jacobian is not its own transpose
             dZ[l][...] = dS[l] - (ops.xp.exp(Z[l]) * dS[l]).sum(axis=1, keepdims=True)
         else:
             ops.activation_gradient(dS[l], S[l], Z[l], activations[l], dZ[l], None)
@@ -72,8 +72,8 @@ def backward(
 ) -> None:  # fmt: skip
     """Fill D, E, the gradient gW, gb, ga (or add to it) and G[l], H[l] for l < L.
 
-    They come from G[L] and H[L]; dS is overwritten. Where G[L] is None D[L] and E[L] are there
-    already; G[0] is left out where it is None, H[0] always.
+    They come from G[L] and H[L]; dS is overwritten. If G[L] is None, D[L] and E[L] are already
+    set; if G[0] is None, it is skipped, and H[0] always is.
     """
     for l in range(len(W) - 1, 0, -1):
         more, bend = accumulate or repeats[l], None
@@ -111,9 +111,9 @@ def _by_parameter(
     ops: Ops, sigma: Activation, S: Array, Z: Array, dS: Array, G: Array, H: Array,
     da: Array | None, ga: Array, accumulate: bool,
 ) -> Array | None:  # fmt: skip
-    """Fill the gradient ga by a learned parameter, or add to it.
+    """Fill the gradient ga of a learned parameter, or add to it.
 
-    Returns what D gains as a changes by da, if it does.
+    Returns the term that a change da of the parameter adds to D, or None.
     """
     mixed, twice = _second_slopes(sigma)
     total = _product(ops, G, S, Z, sigma, sigma.by_parameter)
@@ -128,7 +128,7 @@ def _by_parameter(
 
 
 def _product(ops: Ops, x: Array, S: Array, Z: Array, sigma: Activation, formula: str) -> Array:
-    """Return x ⊙ a formula of an activation's, (m, n_l), in memory of its own."""
+    """Return x ⊙ a formula of an activation, (m, n_l), in newly allocated memory."""
     product = ops.xp.empty_like(Z)
     product[...] = x
     ops.activation_gradient(product, S, Z, sigma.sloped(formula), product, None)

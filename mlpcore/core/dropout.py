@@ -1,16 +1,16 @@
-"""Dropout: entries of a hidden Z are zeroed with probability p; the others count 1 / (1 - p) times.
+"""Dropout zeroes entries of a hidden Z with probability p and scales the others by 1 / (1 - p).
 
     z̃ = m k z,   ∂J/∂s = g m k σ'(s, z)       k = 1 / (1 - p), m = 0 or 1
 
-m is a pure function of (seed, layer, number of the step, row of the batch, column): no state, and
-the same whatever the chunks, the threads, the device. With `mix` a permutation of 32-bit integers,
-all sums modulo 2³²:
+m is a pure function of (seed, layer, step, row in the batch, column): there is no state, and
+chunks, threads and device do not change it. With `mix` a permutation of 32-bit integers and all
+sums modulo 2³²:
 
     base = mix(key + step),   r = mix(base + row),   c = mix(mix(base + GOLDEN) + column)
-    m = 0 where draw(r xor c) < p 2³¹
+    m = 0 if draw(r xor c) < p 2³¹
 
-Z̃ holds m itself: a dropped entry is -0, a kept one never is. So nothing is stored or drawn twice
-for the way back.
+Z̃ itself stores m: a dropped entry is -0, and a kept one never is. So the backward pass needs no
+stored or redrawn mask.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from mlpcore.checks.errors import shown
 from mlpcore.core import formulas
 from mlpcore.core.activation import Activation
 
-# 2³² over the golden ratio: added to a number, it tells one use of it from the next
+# 2³² over the golden ratio: added to a number, it separates one use of it from the next
 GOLDEN = 0x9E3779B9
-# C. Wellons, "Prospecting for Hash Functions" (2018), nullprogram.com: the one he calls lowbias32
+# C. Wellons, "Prospecting for Hash Functions" (2018), nullprogram.com: the function "lowbias32"
 SHIFTS, FACTORS = (16, 15, 16), (0x7FEB352D, 0x846CA68B)
-# of a draw: the last shift and xor of `mix` is left out, which the highest bits do not need
+# bits of a draw: it omits the last shift and xor of `mix`, which do not change the highest bits
 BITS = 31
 
 
 @dataclass(frozen=True)
 class Dropped(Activation):
-    """An activation with dropout after it: `value` gives k z, which a backend masks.
+    """An activation followed by dropout: `value` gives k z, and a backend applies the mask.
 
     Attributes:
-        undropped: the activation itself.
-        key: of this layer's masks, 32 bits.
+        undropped: the activation without dropout.
+        key: 32-bit key of this layer's masks.
         threshold: p 2³¹; a draw below it drops the entry.
     """
 
@@ -47,7 +47,7 @@ class Dropped(Activation):
     threshold: int = 0
 
     def __post_init__(self) -> None:
-        """Check nothing: the formulas come from checked ones."""
+        """Skip the checks: the formulas come from checked ones."""
 
     @functools.cached_property
     def by_parameter(self) -> str:
@@ -56,7 +56,7 @@ class Dropped(Activation):
 
 
 def mix(x: int) -> int:
-    """Return x by a permutation of the 32-bit integers that scatters each bit over all bits."""
+    """Return a permutation of the 32-bit integers at x that spreads each bit over all bits."""
     x &= 0xFFFFFFFF
     for shift, factor in zip(SHIFTS, (*FACTORS, 1), strict=True):
         x = (x ^ x >> shift) * factor & 0xFFFFFFFF
@@ -64,7 +64,7 @@ def mix(x: int) -> int:
 
 
 def layer_key(seed: int, layer: int) -> int:
-    """Return 32 bits that tell the masks of a layer from those of other layers and seeds."""
+    """Return a 32-bit key that makes the masks differ between layers and between seeds."""
     key = mix(layer)
     while seed:
         key, seed = mix(key + GOLDEN + (seed & 0xFFFFFFFF)), seed >> 32
@@ -72,10 +72,10 @@ def layer_key(seed: int, layer: int) -> int:
 
 
 def rates(given: object, hidden: int) -> tuple[float, ...]:
-    """Return the rate of each hidden layer that a user's `dropout=` means; () drops nothing.
+    """Return the dropout rate of each hidden layer from a user's `dropout=`; () drops nothing.
 
     Raises:
-        TypeError, ValueError: names the argument, what was expected and what came.
+        TypeError, ValueError: names the argument, what was expected and what was passed.
     """
     if given is None:
         return ()
@@ -87,7 +87,7 @@ def rates(given: object, hidden: int) -> tuple[float, ...]:
     )
     if several and len(found) != hidden:
         raise ValueError(
-            f"dropout must be a rate, or {hidden}, one for each hidden layer; got {len(found)}"
+            f"dropout must be a rate, or {hidden}: one per hidden layer; got {len(found)}"
         )
     if any(found) and not hidden:
         raise ValueError(
@@ -99,7 +99,7 @@ def rates(given: object, hidden: int) -> tuple[float, ...]:
 def with_dropout(
     activations: tuple[Activation | None, ...], given: tuple[float, ...], seed: int
 ) -> tuple[Activation | None, ...]:  # fmt: skip
-    """Return the activations of layers 0 … L, with dropout of these rates in hidden layers."""
+    """Return the activations of layers 0 … L, with dropout at these rates in hidden layers."""
     dropped = list(activations)
     for l, rate in enumerate(given, 1):
         sigma = activations[l]
@@ -119,7 +119,7 @@ def undropped(sigma: Activation | None) -> Activation | None:
 def _dropped(sigma: Activation, rate: float, key: int) -> Dropped:
     k = repr(1 / (1 - rate))
     threshold = min(round(rate * 2**BITS), 2**BITS - 1)
-    value = f"{k} * ({sigma.value}) + 0"  # which makes a zero +0, whatever its sign was
+    value = f"{k} * ({sigma.value}) + 0"  # adding 0 turns -0 into +0
     slope = f"{k} * ({_slope(sigma, rate)}) * kept(z)"
     return Dropped(
         sigma.name,
@@ -136,9 +136,9 @@ def _dropped(sigma: Activation, rate: float, key: int) -> Dropped:
 
 
 def _slope(sigma: Activation, rate: float) -> str:
-    """Return σ' with z̃ in place of z: z is z̃ (1 - p) but for rounding, or σ(s) if S is kept.
+    """Return σ' with z̃ in place of z: z is z̃ (1 - p) up to rounding, or σ(s) if S is kept.
 
-    A slope that jumps at some other z than 0 (hard_tanh at 1) cannot bear the rounding, and is
+    A slope that jumps at a z other than 0 (hard_tanh at 1) cannot tolerate the rounding, and is
     written in s.
     """
     signs = formulas.substitute(sigma.slope, {"z": "z"}).replace(

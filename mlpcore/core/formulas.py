@@ -1,7 +1,7 @@
-"""Formulas: text of names, numbers, `+ - * /`, whole powers and the functions below.
+"""Formulas: text made of names, numbers, `+ - * /`, integer powers and the functions below.
 
-Nothing else passes `parse`, so a formula that comes from a file can do no harm. A formula can be
-read, composed, differentiated, and computed for scalars; `program.py` compiles it for arrays.
+`parse` accepts nothing else, so a formula from a file can do no harm. Formulas can be parsed,
+composed, differentiated and evaluated for scalars; `program.py` compiles them for arrays.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from mlpcore.checks.errors import shown
 from mlpcore.core import special
 
-LONGEST = 4000  # characters of a formula: those of files are read, too
+LONGEST = 4000  # characters of a formula, since formulas are also read from files
 FUNCTIONS = (
     *("maximum", "minimum", "tanh", "exp", "expm1", "log", "log1p", "abs", "sqrt", "sign"),
     *("positive", "sin", "cos", *special.SMOOTH, *special.NAMES),
 )
-POWERS = range(-8, 17)  # exponents
+POWERS = range(-8, 17)  # allowed exponents
 BINARY = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide"}
 _ARGUMENTS = {"maximum": 2, "minimum": 2, "pow": 2}
 _COMPARISONS = {
@@ -35,7 +35,7 @@ _OPERATORS[ast.Div] = operator.truediv
 
 
 def _unlimited(function: Callable[[float], float]) -> Callable[[float], float]:
-    """Return the function with infinity for OverflowError: 1 / (1 + exp(1000)) is 0."""
+    """Return the function with infinity in place of OverflowError: 1 / (1 + exp(1000)) is 0."""
 
     def value(x: float) -> float:
         try:
@@ -64,7 +64,7 @@ _SCALAR: dict[str, Callable[..., float]] = {
 
 
 def text(value: object, name: str) -> str:
-    """Return a formula as a Python string, not parsed yet, or raise a TypeError that names it."""
+    """Return a formula as a Python string, still unparsed; raise a TypeError that names it."""
     if not isinstance(value, str):
         raise TypeError(
             f"{name}: a formula is a string such as 'maximum(s, 0)'; got {type(value).__name__}"
@@ -80,14 +80,14 @@ def parse(formula: str, names: Sequence[str] | None = None) -> ast.expr:
         names: the variables that it may read; None: any.
 
     Raises:
-        ValueError: the text is not a formula, or uses something that formulas do not have; says
-            what.
+        ValueError: the text is not a formula, or uses something that formulas do not support;
+            says what.
     """
     return _read(formula, lambda tree: _check(tree, formula, names))
 
 
 def _read(formula: str, check: Callable[[ast.expr], None]) -> ast.expr:
-    """Return Python's tree of a text once `check` has passed it; ValueError where it cannot be."""
+    """Return Python's syntax tree of a text that passes `check`; raise a ValueError otherwise."""
     if len(formula) > LONGEST:
         raise ValueError(
             f"formula {shown(formula)} has {len(formula):,} characters; at most {LONGEST:,} are "
@@ -102,8 +102,8 @@ def _read(formula: str, check: Callable[[ast.expr], None]) -> ast.expr:
         raise ValueError(
             f"formula {shown(formula)} cannot be read: UTF-8 has no such character"
         ) from None
-    except (RecursionError, MemoryError):  # brackets that are nested too deep for Python's parser
-        raise ValueError(f"formula {shown(formula)} is nested too deep") from None
+    except (RecursionError, MemoryError):  # brackets nested too deeply for Python's parser
+        raise ValueError(f"formula {shown(formula)} is nested too deeply") from None
     return tree
 
 
@@ -140,8 +140,8 @@ def _check(node: ast.AST, formula: str, names: Sequence[str] | None) -> None:
 
 
 def _check_call(node: ast.Call, formula: str, names: Sequence[str] | None) -> None:
-    # smooth(x) is x, made of pieces that meet smoothly; kept(x), of dropout's own formulas, is 0
-    # where x is -0, else 1
+    # smooth(x) is x, composed of pieces that meet smoothly; kept(x), only in dropout's formulas, is
+    # 0 if x is -0, else 1
     name = ast.unparse(node.func)
     if name == "pow" and names is not None:
         raise ValueError(
@@ -163,7 +163,7 @@ def _outside(node: ast.AST, formula: str) -> ValueError:
 
 
 def exponent_of(node: ast.expr) -> int:
-    """Return the exponent of a power, or one that is refused if no whole number is written out."""
+    """Return the exponent of a power, or one that is rejected if it is not a literal integer."""
     match node:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as n)) if not isinstance(
             n, bool
@@ -190,15 +190,15 @@ def variables(tree: ast.AST) -> set[str]:
 
 
 def statements_of(text: str) -> list[tuple[str, ast.expr]]:
-    """Return the statements `target = formula; …` as targets and checked trees."""
+    """Return the statements `target = formula; …` as pairs of target and checked tree."""
     halves = (statement.partition("=") for statement in text.split(";"))
     return [(target.strip(), parse(formula.strip())) for target, _, formula in halves]
 
 
 def where(formula: str, **names: str) -> str:
-    """Return the formula with each name replaced by its meaning, which may use the names after it.
+    """Return the formula with each name replaced by its definition, which may use later names.
 
-    `where("e / (1 + e)", e="exp(w)", w="minimum(s, 45)")`. What stands twice is computed once.
+    `where("e / (1 + e)", e="exp(w)", w="minimum(s, 45)")`. Repeated parts are computed once.
     """
     for name, meaning in names.items():
         formula = substitute(formula, {name: meaning})
@@ -222,9 +222,9 @@ def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
     """Return the derivative of a formula, given those of its variables (0 for the others).
 
     `differentiate("1 - z * z", {"z": "a"}) == "-(a * z + z * a)"`. Where pieces of a formula meet,
-    it is that of the piece for smaller variables, in `maximum`, `minimum` and softplus alike: so
-    the derivatives of a smooth formula are right, of any order. A kink of `abs` counts as `sign`
-    does, outside `smooth`; the slopes of `positive` and `sign` are 0.
+    the derivative is that of the piece for smaller variables, in `maximum`, `minimum` and softplus
+    alike: so the derivatives of a smooth formula are right to any order. Outside `smooth`, the
+    slope of `abs` at its kink is `sign`; the slopes of `positive` and `sign` are 0.
     """
 
     def of(node: ast.expr) -> str:
@@ -262,7 +262,7 @@ def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
                         ast.Name("exp"), [ast.UnaryOp(ast.USub(), ast.Call(ast.Name("abs"), [u]))]
                     )
                 ],
-            ):  # softplus(u) - maximum(u, 0), which meets the slope of such a maximum
+            ):  # softplus(u) - maximum(u, 0); follows the same convention as maximum
                 text, first = ast.unparse(u), _above(u)
                 return _times(
                     f"(1 - {first}) * sigmoid({text}) - {first} * sigmoid(-({text}))", of(u)
@@ -306,9 +306,9 @@ class _Pieces(ast.NodeTransformer):
 
 
 def _above(node: ast.expr) -> str:
-    """Return the formula that is 1 where `node` > 0 and 0 elsewhere.
+    """Return the formula that is 1 if `node` > 0 and 0 otherwise.
 
-    At 0 it is the one for smaller variables: 0 of x, 1 of -x.
+    At 0 it takes the value for smaller variables: 0 for x, 1 for -x.
     """
     match node:
         case ast.BinOp(left=u, op=ast.Sub(), right=ast.Constant(value=0)):
@@ -341,20 +341,20 @@ _OUTER = {  # f'(u) of each function f
 
 
 def derive(formula: str, by: str) -> str:
-    """Return the slope of a checked formula, for a user who leaves it out.
+    """Return the slope of a checked formula, for a user who omits it.
 
     Raises:
-        ValueError: it is longer than a formula may be.
+        ValueError: it exceeds the maximum length of a formula.
     """
     try:
         return differentiate(formula, {by: "1"})
     except (RecursionError, ValueError):
         what = f"slope: the derivative of {shown(formula)}"
-        raise ValueError(f"{what} would be too long a formula; give it yourself") from None
+        raise ValueError(f"{what} is too long for a formula; pass the slope yourself") from None
 
 
 def kinks(formula: str) -> list[str]:
-    """Return formulas whose change of sign marks a kink: `kinks("maximum(s, 0)") == ["s - 0"]`."""
+    """Return formulas that change sign at a kink: `kinks("maximum(s, 0)") == ["s - 0"]`."""
     found = []
 
     def look(node: ast.AST) -> None:
@@ -380,7 +380,7 @@ def evaluate_scalar(formula: str, **values: float) -> float:
 
 @functools.lru_cache(256)
 def scalar(formula: str) -> Callable[[Mapping[str, float]], float]:
-    """Return a formula of scalars as a function of its variables' values, in double precision."""
+    """Compile a formula of scalars into a function of its variables, in double precision."""
     try:
         return scalar_of(parse(formula))
     except KeyError as error:
@@ -388,7 +388,7 @@ def scalar(formula: str) -> Callable[[Mapping[str, float]], float]:
 
 
 def holds(condition: str, **values: float) -> bool:
-    """Return whether a condition on a parameter holds, e.g. `holds("0 < q < 1", q=0.5)`."""
+    """Return True if a condition on a parameter holds, e.g. `holds("0 < q < 1", q=0.5)`."""
 
     def check(tree: ast.expr) -> None:
         if not isinstance(tree, ast.Compare) or not {*map(type, tree.ops)} <= {*_COMPARISONS}:
@@ -406,7 +406,7 @@ def holds(condition: str, **values: float) -> bool:
 
 
 def scalar_of(node: ast.expr) -> Callable[[Mapping[str, float]], float]:
-    """Return a checked tree as a function of its variables' values, in double precision."""
+    """Compile a checked tree into a function of its variables, in double precision."""
     match node:
         case ast.Constant(value=int() | float() as value):
             return lambda names: value
@@ -432,7 +432,7 @@ def scalar_of(node: ast.expr) -> Callable[[Mapping[str, float]], float]:
 
 
 def _last(body: Sequence[tuple[str, Callable[[Mapping[str, float]], float]]], x: float) -> float:
-    """Return the value of the last of a function's statements at x."""
+    """Return the value at x of `out`, which a function's last statement sets."""
     values = {"x": x}
     for target, value in body:
         values[target] = value(values)

@@ -1,11 +1,11 @@
-"""The flat vector: one contiguous run of numbers, with shaped views.
+"""The flat vector: one contiguous array of numbers, with shaped views.
 
     flat = [ W[1] | … | W[L] | b[1] | … | b[L] | a[1] | … | a[L] ]
 
-W[l] is (n_{l-1}, n_l), row-major, b[l] is (n_l,). a[l] is the learned parameter of an activation,
+W[l] is (n_{l-1}, n_l), row-major; b[l] is (n_l,). a[l] is the learned parameter of an activation,
 (1,) or (n_l,); most layers have none. Parameters, gradient and each optimizer state share this
 layout: one update pass, one all-reduce, one file entry. Penalties and decay act on the prefix
-`flat[:weights]`. A tied matrix lies there once: its other uses are views of it, so that their
+`flat[:weights]`. A tied matrix is stored once: its other uses are views of it, so that their
 gradients add up in one place.
 """
 
@@ -24,7 +24,7 @@ from mlpcore.core.ops import Call, make
 
 
 class Tie(NamedTuple):
-    """A layer whose W is that of a layer below: `Tie(4, 1, True)` makes W[4] the view W[1].T."""
+    """A layer that shares the W of a lower layer: `Tie(4, 1, True)` makes W[4] the view W[1].T."""
 
     layer: int
     owner: int
@@ -49,7 +49,7 @@ class Layout:
 
     @property
     def layers(self) -> int:
-        """L, the number of layers; index 0 is the input."""
+        """Number of layers L; index 0 is the input."""
         return len(self.sizes) - 1
 
     @property
@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def weights(self) -> int:
-        """Length of all W together, each counted once: penalties and decay act on this prefix."""
+        """Total length of all W, each counted once: penalties and decay act on this prefix."""
         return sum(self.sizes[l - 1] * self.sizes[l] for l in self.owners)
 
     @property
@@ -70,13 +70,13 @@ class Layout:
 
     @property
     def repeats(self) -> tuple[bool, ...]:
-        """True for layers l whose dW[l] is there already when the backward pass comes to them."""
+        """True for each layer l whose dW[l] the backward pass has already set when it reaches l."""
         owner = {tie.layer: tie.owner for tie in self.ties}
         slots = [owner.get(l, l) for l in range(self.layers + 1)]
         return tuple(slot in slots[l + 1 :] for l, slot in enumerate(slots))
 
     def views(self, flat: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Return W and b, tuples of views of `flat`, index 0 None; b[l] is None without bias."""
+        """Return W and b, tuples of views of `flat`; index 0 is None, b[l] is None without bias."""
         W: list[Any] = [None] * (self.layers + 1)
         b: list[Any] = [None]
         offset = 0
@@ -92,7 +92,7 @@ class Layout:
         return tuple(W), tuple(b)
 
     def slopes(self, flat: Any) -> tuple[Any, ...]:
-        """Return a, views of `flat`; None at index 0 and where no parameter is learned."""
+        """Return a, views of `flat`; None at index 0 and for layers that learn no parameter."""
         edges = [0, *itertools.accumulate(self.learned or (0,) * self.layers)]
         parts = [
             slice(self.size - edges[-1] + i, self.size - edges[-1] + j)
@@ -116,14 +116,14 @@ class Layout:
 
 
 class Parameters:
-    """The flat vector of a network on its device, its views, and who may have written it.
+    """The flat vector of a network on its device, its views, and a record of its last writer.
 
     Attributes:
         flat: all W, then all b, then all a.
-        W, b, a: views, index 0 None.
-        exposed: True once a user has a view, and may write the parameters at any time.
-        writer: the step that wrote or copied them last; None where others have written them since.
-        torn: the number of the step that was interrupted in the middle of its update; 0: none was.
+        W, b, a: views; index 0 is None.
+        exposed: True once a user holds a view and may write the parameters at any time.
+        writer: the step that last wrote or copied them; None if others have written them since.
+        torn: number of the step that was interrupted in the middle of its update; 0 if none was.
     """
 
     def __init__(self, layout: Layout, flat: Any):
@@ -135,7 +135,7 @@ class Parameters:
         self.torn = 0
 
     def write(self, flat: Any) -> None:
-        """Overwrite all parameters by those of another flat vector on the same device."""
+        """Overwrite all parameters with those of another flat vector on the same device."""
         make(self.writes(flat))
 
     def writes(self, flat: Any) -> list[Call]:
@@ -146,20 +146,20 @@ class Parameters:
         ]
 
     def require_whole(self, torn: int = 0) -> None:
-        """Raise a RuntimeError if an update was left half done: of step `torn`, or the last."""
+        """Raise a RuntimeError if an update, of step `torn` or the last one, was interrupted."""
         if torn := torn or self.torn:
             raise RuntimeError(
                 f"step {torn} was interrupted in the middle of its update: parameters and "
-                "optimizer state are of no step. Load the trainer from its last checkpoint by "
+                "optimizer state are inconsistent. Load the last checkpoint with "
                 "mc.Trainer.load"
             )
 
 
 def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:
-    """Return the ties that a user's `{4: 1, 5: "2.T"}` means.
+    """Return the ties that a user's `{4: 1, 5: "2.T"}` describes.
 
     Raises:
-        TypeError, ValueError: names `tied`, what was expected and what came.
+        TypeError, ValueError: names `tied`, what was expected and what was passed.
     """
     if not isinstance(tied, Mapping):
         raise TypeError(f"tied must be a dict such as {{4: 1}} or {{4: '1.T'}}; got {shown(tied)}")
@@ -179,12 +179,12 @@ def parse_ties(tied: object, sizes: tuple[int, ...]) -> tuple[Tie, ...]:
         owned, own = sizes[tie.owner - 1 : tie.owner + 1], sizes[tie.layer - 1 : tie.layer + 1]
         if not 1 <= tie.owner < tie.layer < len(sizes):
             raise ValueError(
-                f"tied: a layer takes the matrix of one below it, layers 1 … {len(sizes) - 1}; "
+                f"tied: a layer takes the matrix of a lower one, of layers 1 … {len(sizes) - 1}; "
                 f"got {shown(tie.layer)}: {shown(tie.owner)}"
             )
         if tie.owner in (other.layer for other in ties):
             raise ValueError(
-                f"tied: layer {tie.layer} is tied to layer {tie.owner}, which is tied itself: name "
+                f"tied: layer {tie.layer} is tied to layer {tie.owner}, which is itself tied: name "
                 "its owner"
             )
         if (owned[::-1] if tie.transposed else owned) != own:

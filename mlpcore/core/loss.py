@@ -1,4 +1,4 @@
-"""The class of losses, the sheet's (`losses.py` finds them by name) and a user's own.
+"""The class of losses, built-in (see `losses.py`) and user-defined.
 
 J = Σ_i w_i ℓ(z_i, y_i) / Σ_i w_i,   ℓ of a row = the sum of the formula over its outputs
 """
@@ -17,15 +17,15 @@ from mlpcore.core.rows import CHECKS, Row
 
 
 class Matched(NamedTuple):
-    """A loss behind an output that matches it, from S[L], where it neither overflows nor rounds.
+    """A loss with a matching output, computed from S[L] without overflow or loss of digits.
 
     Attributes:
-        value: a formula in `s`, `a` (the output's), `z`, `y` and `q`.
+        value: a formula in `s`, `a` (the output's parameter), `z`, `y` and `q`.
         slope: its derivative by s, which gives D[L].
-        second_derivative: by s, where the slope loses digits when it is differentiated as it is
-            written; else None.
+        second_derivative: the second derivative by s, if differentiating the slope as written loses
+            digits; else None.
         weighed: value, slope and second derivative in `s`, `a` and the weights `u` and `v` of y and
-            1 - y, of a loss that takes options; else None.
+            1 - y, for a loss that takes options; else None.
     """
 
     value: str
@@ -36,35 +36,35 @@ class Matched(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Loss(Row):
-    """A loss that is a sum over the outputs of a row, given by the formulas of its value and slope.
+    """A loss summed over the outputs of a row, defined by the formulas of its value and slope.
 
     Args:
-        name: how it is called in messages and files.
+        name: its name in messages and files.
         value: a formula in `z` (an output), `y` (its target) and, with a parameter, `q`.
         slope: ∂value/∂z, in the same variables; None: the derivative of the value, which at a kink
-            says what `positive` says there.
-        parameter: the value of `q`, None without one.
-        outputs: names of the outputs on whose range the loss is defined, with blanks between them.
-        matched: value and ∂value/∂s behind the output that `outputs` names, in its `s` and `a`, in
-            `z`, `y` and `q`, in place of the way through ∂J/∂Z[L]; None: the sheet's, if it is a
-            loss of the sheet.
+            follows the convention of `positive`.
+        parameter: the value of `q`; None without one.
+        outputs: names, separated by blanks, of the outputs on whose range the loss is defined.
+        matched: value and ∂value/∂s for the output named by `outputs`, in its `s` and `a` and in
+            `z`, `y` and `q`, used instead of ∂J/∂Z[L]; None: the built-in formulas, if the loss is
+            built in.
         weighed: value, slope and second derivative in `z` and the weights `u` and `v` of y and
-            1 - y; a loss that has them takes class_weight, label_smoothing and pos_weight.
-        second_derivative: by z, a formula in what the slope reads, for a slope that loses digits
-            when it is differentiated as it is written; None: derived.
-        condition: on the parameter, e.g. "q > 0"; None: it may be any number.
-        most: what an output (cross_entropy: a row) adds to J at most, None without a limit. The
-            gradient is that without it.
-        class_weight: a number for each class: cross_entropy, or binary_cross_entropy of one output
-            (classes 0 and 1).
-        label_smoothing: ε in [0, 1): targets are (1 - ε) y + ε/K over K classes, K = 2 for an
+            1 - y; such a loss takes class_weight, label_smoothing and pos_weight.
+        second_derivative: the second derivative by z, a formula in the slope's variables, for a
+            slope whose derivative as written loses digits; None: derived.
+        condition: a condition on the parameter, e.g. "q > 0"; None: any number is allowed.
+        most: the most that an output (cross_entropy: a row) adds to J; None: no limit. The gradient
+            ignores the limit.
+        class_weight: one number per class, for cross_entropy, or for binary_cross_entropy with one
+            output (classes 0 and 1).
+        label_smoothing: ε in [0, 1): targets become (1 - ε) y + ε/K over K classes, K = 2 for an
             output of binary_cross_entropy.
-        pos_weight: what the loss of a positive target counts in binary_cross_entropy: a number, or
-            one for each output.
+        pos_weight: weight of the loss of a positive target in binary_cross_entropy: one number, or
+            one per output.
 
     Raises:
-        ValueError: a formula cannot be read, or reads another variable; or the loss has no such
-            option. Says which.
+        ValueError: a formula cannot be read, or reads an unknown variable; or the loss does not
+            take an option. Says which.
 
     Example:
         >>> trainer = Trainer(net, loss=Loss("fourth_power", "(z - y) ** 4"))
@@ -94,7 +94,7 @@ class Loss(Row):
         self._check_options()
 
     def _check_options(self) -> None:
-        for name in self.options:  # before their values: a dict may be right elsewhere
+        for name in self.options:  # before their values, since a dict may be valid for another loss
             if not self.binary and not (self.rowwise and name != "pos_weight"):
                 also = "" if name == "pos_weight" else "cross_entropy or "
                 raise ValueError(
@@ -106,13 +106,13 @@ class Loss(Row):
             raise ValueError("class_weight must not be all zero")
         if weights is not None and self.label_smoothing and not all(weights):
             raise ValueError(
-                "class_weight must be positive where label_smoothing gives each class a share; "
-                f"class {weights.index(0)} weighs 0"
+                "class_weight must be positive if label_smoothing gives each class a share; "
+                f"class {weights.index(0)} has weight 0"
             )
 
     @property
     def options(self) -> dict[str, Any]:
-        """Class weights, label smoothing and the weight of positives, as far as they are set."""
+        """The options that are set: class weights, label smoothing and the weight of positives."""
         options = {
             "class_weight": self.class_weight,
             "label_smoothing": self.label_smoothing or None,
@@ -127,22 +127,22 @@ class Loss(Row):
 
     @property
     def columns(self) -> tuple[float, ...]:
-        """A number for each output, which the backends read from an array; empty without any."""
+        """One number per output, which the backends read from an array; empty if there are none."""
         if self.rowwise and self.class_weight is not None:
             largest = max(self.class_weight)
             return tuple(weight / largest for weight in self.class_weight)
         return self.pos_weight if isinstance(self.pos_weight, tuple) else ()
 
     def mixes(self, classes: bool) -> bool:
-        """Return whether options change the target of cross-entropy that a row of Y gives.
+        """Return True if options change the target of cross-entropy that a row of Y gives.
 
         Args:
-            classes: Y holds class numbers, not distributions.
+            classes: True if Y holds class indices, not distributions.
         """
         return self.label_smoothing > 0 or (self.class_weight is not None and not classes)
 
     def require_held(self, dtype: str) -> None:
-        """Raise a ValueError that names a parameter or option that a dtype does not hold."""
+        """Raise a ValueError that names a parameter or option that a dtype cannot hold."""
         numbers = {
             f"loss: the parameter of {self.name}": self.parameter,
             "most": self.most,
@@ -153,23 +153,23 @@ class Loss(Row):
                 values.require_held(number, dtype, name)
 
     def require_outputs(self, outputs: int) -> None:
-        """Raise a ValueError that names an option that does not fit so many outputs."""
+        """Raise a ValueError that names an option that does not fit this many outputs."""
         if self.class_weight is not None:
             if self.binary and outputs != 1:
                 raise ValueError(
                     "class_weight is for binary_cross_entropy of one output; the network has "
-                    f"{outputs}: give pos_weight, a number for each"
+                    f"{outputs}: pass pos_weight with one number per output"
                 )
             classes = 2 if self.binary else outputs
             if len(self.class_weight) != classes:
                 raise ValueError(
-                    f"class_weight must have a number for each of {classes} classes; got "
+                    f"class_weight must have one number per class, {classes} in all; got "
                     f"{len(self.class_weight)}"
                 )
         if isinstance(self.pos_weight, tuple) and len(self.pos_weight) != outputs:
             raise ValueError(
-                f"pos_weight must be a number, or one for each of {outputs} output(s); got "
-                f"{len(self.pos_weight)} of them"
+                f"pos_weight must be a number, or {outputs} numbers, one per output; got "
+                f"{len(self.pos_weight)} numbers"
             )
 
     @property
@@ -179,7 +179,7 @@ class Loss(Row):
 
     @property
     def classifies(self) -> bool:
-        """True if accuracy says something about a model trained with it."""
+        """True if accuracy is meaningful for a model trained with it."""
         return self.name in ("cross_entropy", "binary_cross_entropy")
 
     def __str__(self) -> str:
@@ -188,7 +188,7 @@ class Loss(Row):
         return ", ".join([repr(self.spec), *shown])
 
     def __repr__(self) -> str:
-        """Return the formulas and the options that are set, long lists as their length."""
+        """Return the formulas and the options that are set; long lists appear as their length."""
         if self.rowwise:
             return f"Loss({self})"
         settings = {"value": self.value, "slope": self.slope, "parameter": self.parameter}
@@ -203,7 +203,7 @@ def _brief(value: Any) -> str:
 
 
 def _weights(value: Any, name: str) -> float | tuple[float, ...]:
-    """Return the weight, or the tuple of weights, that a number, a list or an array means."""
+    """Return a number, a list or an array as a weight or a tuple of weights."""
     given = value.tolist() if getattr(value, "ndim", None) == 1 else value
     if not isinstance(given, list | tuple):
         return values.number(given, name, least=0)
@@ -214,12 +214,12 @@ def _class_weights(value: object, name: str) -> tuple[float, ...]:
     """Return the weights of classes as a tuple."""
     weights = _weights(value, name)
     if isinstance(weights, float):
-        raise TypeError(f"{name} must be a list, a number for each class; got {shown(value)}")
+        raise TypeError(f"{name} must be a list of one number per class; got {shown(value)}")
     return weights
 
 
 def _several(value: object, name: str, parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a tuple of formulas, which are these parts of a row."""
+    """Return a tuple of formulas, one for each of these parts."""
     if not isinstance(value, list | tuple) or len(value) != len(parts):
         raise TypeError(
             f"{name} must be {len(parts)} formulas, ({', '.join(parts)}); got {shown(value)}"

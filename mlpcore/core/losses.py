@@ -1,7 +1,7 @@
-"""Losses by name, and a loss on top of an output: what a user's `loss=` means to the backends.
+"""Losses by name, and the pairing of a loss with an output for the backends.
 
 A loss and an output activation that match (softmax + cross_entropy, sigmoid + binary_cross_entropy,
-…) are evaluated from S[L] and go straight to D[L] = ∂J/∂S[L]; every other pair goes through G[L] =
+…) are computed from S[L] and yield D[L] = ∂J/∂S[L] directly; any other pair yields G[L] =
 ∂J/∂Z[L].
 """
 
@@ -35,10 +35,10 @@ class Objective:
     Attributes:
         matched: True if `value` and `slope` read `x` = S[L] and give D[L]; otherwise x = Z[L] and
             they give G[L].
-        value, slope: formulas in `x`, `y`, the scalars and `p`, an entry for each column
-            (`loss.columns`); empty where the loss is row-wise.
+        value, slope: formulas in `x`, `y`, the scalars and `p`, one entry per column
+            (`loss.columns`); empty if the loss is row-wise.
         scalars: the parameters `a` of the activation and `q` of the loss.
-        second_derivative: ∂slope/∂x where the sheet has it, else None.
+        second_derivative: ∂slope/∂x if the sheet defines it, else None.
     """
 
     loss: Loss
@@ -51,29 +51,29 @@ class Objective:
 
     @property
     def curvature(self) -> str:
-        """∂²value/∂x², a formula in what the slope reads."""
+        """∂²value/∂x², a formula in the slope's variables."""
         if self.second_derivative is not None:
             return self.second_derivative
         return formulas.differentiate(self.slope, {"x": "1"})
 
 
 def names(rowwise: bool = True) -> list[str]:
-    """Return the names of losses, those of classes (cross_entropy) included or left out."""
+    """Return the names of losses, with or without the row-wise ones (cross_entropy)."""
     return [name for name, loss in LOSSES.items() if rowwise or not loss.rowwise]
 
 
 def matching(output: Activation) -> str:
-    """Return the name of the loss that goes with an output activation."""
+    """Return the name of the loss that matches an output activation."""
     if output.rowwise:
         return CROSS_ENTROPY.name
     return {"sigmoid": "binary_cross_entropy", "exp": "poisson"}.get(output.name, "squared_error")
 
 
 def resolve(spec: object, argument: str = "loss") -> Loss:
-    """Return the loss that a user's `"cross_entropy"`, `("huber", 1.0)` or `Loss(…)` means.
+    """Return the loss that a user's `"cross_entropy"`, `("huber", 1.0)` or `Loss(…)` describes.
 
     Raises:
-        TypeError, ValueError: names `argument`, the nearest known name, or what is wrong with the
+        TypeError, ValueError: names `argument`, and the nearest known name or the fault of the
             parameter.
     """
     if callable(spec) and isinstance(own := getattr(spec, "loss", None), Loss):  # mc.loss(…)
@@ -82,7 +82,7 @@ def resolve(spec: object, argument: str = "loss") -> Loss:
 
 
 def described(loss: Loss) -> dict[str, Any]:
-    """Return the arguments of a loss, for a file."""
+    """Return a loss's arguments for a file."""
     return loss.described(LOSSES)
 
 
@@ -94,10 +94,10 @@ def restored(arguments: Mapping[str, Any]) -> Loss:
 def of_probabilities(dtype: str) -> Loss:
     """Return cross-entropy of probabilities, elementwise: -y log z.
 
-    A trainer evaluates it from S[L] instead, where nothing is lost to rounding.
+    A trainer computes it from S[L] instead, which loses nothing to rounding.
 
     Args:
-        dtype: of the probabilities; less than its smallest normal number counts as that.
+        dtype: of the probabilities; values below its smallest normal number are raised to it.
     """
     return replace(OF_PROBABILITIES, parameter=values.RANGES[dtype][0])
 
@@ -110,12 +110,12 @@ def with_options(
 
     Args:
         loss: the loss.
-        class_weight, label_smoothing, pos_weight: as of `Loss`; class weights may be {class:
-            weight} where `outputs` is given.
-        outputs: of the network, which the options must fit; None: unknown.
+        class_weight, label_smoothing, pos_weight: as in `Loss`; class weights may be {class:
+            weight} if `outputs` is given.
+        outputs: the network's number of outputs, which the options must fit; None: unknown.
 
     Raises:
-        TypeError, ValueError: names the option, what was expected and what came.
+        TypeError, ValueError: names the option, what was expected and what was passed.
     """
     given = {
         "class_weight": class_weight,
@@ -133,7 +133,7 @@ def with_options(
 
 
 def _by_class(weights: Any, classes: int | None) -> Any:
-    """Return the weights as a list; of a {class: weight} the classes that it leaves out weigh 1."""
+    """Return the weights as a list; classes missing from {class: weight} get weight 1."""
     if isinstance(weights, str):
         raise ValueError(
             f"class_weight must be a list of numbers or {{class: number}}; got {shown(weights)}. "
@@ -144,8 +144,7 @@ def _by_class(weights: Any, classes: int | None) -> Any:
         return weights
     if classes is None:
         raise TypeError(
-            "class_weight must be a list, a number for each class, where there is no network; got "
-            "a dict"
+            "class_weight must be a list of one number per class if there is no network; got a dict"
         )
     found = [1.0] * classes
     for label, weight in weights.items():
@@ -162,17 +161,17 @@ def _by_class(weights: Any, classes: int | None) -> Any:
 
 
 def pair(loss: Loss, output: Activation | None) -> Objective:
-    """Return the loss on top of this output activation; with None, of numbers from anywhere.
+    """Return the loss on top of this output activation; None: its inputs come from anywhere.
 
     Raises:
-        ValueError: the loss is not defined on what the activation puts out (cross_entropy needs
+        ValueError: the loss is not defined on the range of the activation (cross_entropy needs
             softmax, …).
     """
     output = output or ANY_OUTPUT
     _require_fitting(loss, output)
     if loss.rowwise:
         return Objective(loss, output, True, "", "", ())
-    fixed = output.learned is None  # D from S[L] has no place for the gradient by a parameter
+    fixed = output.learned is None  # D computed from S[L] leaves out the parameter's gradient
     in_sheet = fixed and output.is_in(ACTIVATIONS) and loss.is_in(LOSSES)
     matched = MATCHED.get((loss.name, output.name)) if in_sheet else None
     if loss.binary and loss.options:
@@ -197,7 +196,7 @@ def pair(loss: Loss, output: Activation | None) -> Objective:
 
 
 def _require_fitting(loss: Loss, output: Activation) -> None:
-    """Raise a ValueError unless the loss is defined on what the activation puts out."""
+    """Raise a ValueError unless the loss is defined on the range of the activation."""
     if loss.rowwise:
         fits = [name for name, sigma in ACTIVATIONS.items() if sigma.rowwise]
         fitting = output.rowwise
@@ -214,15 +213,15 @@ def _require_fitting(loss: Loss, output: Activation) -> None:
 
 
 def _weighed(loss: Loss, output: Activation, matched: Matched | None) -> Objective:
-    """Return binary cross-entropy whose targets y and 1 - y are smoothed and weighed.
+    """Return binary cross-entropy with smoothed and weighted targets y and 1 - y.
 
-    u and v of the `weighed` formulas stand for them.
+    They replace u and v in the `weighed` formulas.
     """
     kept, spread = 1 - loss.label_smoothing, loss.label_smoothing / 2
     u, v = (f"({kept!r} * {y} + {spread!r})" if spread else y for y in ("y", "(1 - y)"))
     if loss.class_weight is not None:
         negative, positive = (weight / max(loss.class_weight) for weight in loss.class_weight)
-        # 0: of a row that weighs nothing
+        # 0 for a row of weight 0
         weight = f"maximum({positive!r} * y + {negative!r} * (1 - y), 1e-30)"
         u, v = f"{positive!r} * {u} / {weight}", f"{negative!r} * {v} / {weight}"
     if loss.pos_weight is not None:

@@ -5,10 +5,10 @@
 Only `Pass` decides which arrays of a pass share memory:
 
     S[l] is Z[l]    unless σ_l' or ∂z/∂a reads S[l], or the caller wants every S
-    σ_L = identity  where the loss matches the output: it reads S[L], which thus is Z[L]
+    σ_L = identity  if the loss matches the output: it reads S[L], which then is Z[L]
     G[l]            takes turns in one buffer: only two operations of its own layer read it
-    D[l] is Z[l]    where nobody keeps Z: from D[l] on, the backward pass reads Z[l-1] and below
-    D[l] is G[l]    where the caller keeps Z but not G, and l < L: G[L] is the caller's
+    D[l] is Z[l]    if Z is not kept: from D[l] on, the backward pass reads Z[l-1] and below
+    D[l] is G[l]    if the caller keeps Z but not G, and l < L: G[L] belongs to the caller
     dS[l] is dZ[l]  unless a second backward pass reads dS
 """
 
@@ -33,7 +33,7 @@ IDENTITY = resolve("identity")
 
 
 class Views(NamedTuple):
-    """The views W, b and a of a flat vector that is laid out as the parameters, index 0 None."""
+    """The views W, b and a of a flat vector with the parameters' layout; index 0 is None."""
 
     W: tuple[Any, ...]
     b: tuple[Any, ...]
@@ -41,7 +41,7 @@ class Views(NamedTuple):
 
 
 class Network:
-    """The parameters of a network on its device, and all that is needed to compute with them.
+    """The parameters of a network on its device, and everything needed to compute with them.
 
     Args:
         architecture: layer widths, activations, bias, ties and dtype.
@@ -49,11 +49,11 @@ class Network:
         flat: the parameters on that device; the network takes over this array.
 
     Attributes:
-        layout: sizes, bias and ties, and where each parameter is in the flat vector.
-        activations: of the layers, index 0 None.
-        dtype: of the parameters.
+        layout: sizes, bias and ties, and the place of each parameter in the flat vector.
+        activations: the activations of the layers; index 0 is None.
+        dtype: dtype of the parameters.
         device: name of the device.
-        predicts_1d: whether predictions are (m,) in place of (m, 1).
+        predicts_1d: True if predictions are (m,) instead of (m, 1).
     """
 
     def __init__(self, architecture: Architecture, device: str, flat: Any) -> None:
@@ -63,7 +63,7 @@ class Network:
         self._set(flat)
 
     def _set(self, flat: Any) -> None:
-        """Take a flat vector on the network's device as the parameters."""
+        """Use a flat vector on the network's device as the parameters."""
         self._store = Parameters(self.layout, flat)
 
     @property
@@ -73,11 +73,11 @@ class Network:
 
     @property
     def store(self) -> Parameters:
-        """The parameters' store; raises a RuntimeError if an interrupted update tore them."""
+        """The parameters' store; raises a RuntimeError after an interrupted update."""
         self._store.require_whole()
         return self._store
 
-    # read-only, so that nobody replaces the array that is trained: write with net.W[1][...] = …
+    # read-only, so that the trained array is never replaced: write with net.W[1][...] = …
 
     @property
     def parameters(self) -> Array:
@@ -94,7 +94,7 @@ class Network:
 
     @property
     def b(self) -> tuple[Any, ...]:
-        """Views of the biases, b[l] (n_l,); b[0], and every one without bias, is None."""
+        """Views of the biases, b[l] (n_l,); b[0] is None, as are all of them without bias."""
         self._store.exposed = True
         return self._store.b
 
@@ -111,15 +111,15 @@ class Network:
 
     @property
     def tied(self) -> dict[int, int | str]:
-        """Layers without a matrix of their own, as they were given: `{4: "1.T"}`."""
+        """Layers without a matrix of their own, in the user's notation: `{4: "1.T"}`."""
         return self.architecture.tied
 
     @property
     def predicts_1d(self) -> bool:
-        """True if `predict` returns (m,): False at first, then as Y of the last training step.
+        """True if `predict` returns (m,): False at first, then set by Y of the last training step.
 
-        A residual y - predict(X) of y (m,) and a prediction (m, 1) would be (m, m), without an
-        error.
+        Otherwise a residual y - predict(X) of y (m,) and a prediction (m, 1) would silently become
+        (m, m).
         """
         return self._predicts_1d
 
@@ -130,14 +130,14 @@ class Network:
         self._predicts_1d = bool(value)
 
     def cut(self, flat: Any) -> Views:
-        """Return the views of a flat vector that is laid out as the parameters."""
+        """Return the views of a flat vector with the parameters' layout."""
         return Views(*self.layout.views(flat), self.layout.slopes(flat))
 
     def to_flat(self, value: Any, name: str, adopt: Callable[[object, str], Any]) -> Any:
-        """Return a user's flat vector, or the `.flat` of an object that is no array, as an array.
+        """Return a user's flat vector, or the `.flat` of a non-array object, as an array.
 
         Raises:
-            TypeError, ValueError: it is not numeric or not of the parameters' shape; names it.
+            TypeError, ValueError: it is not numeric or not shaped like the parameters; names it.
         """
         flat = value if hasattr(value, "dtype") else getattr(value, "flat", value)
         array = arrays.numeric(flat, name, adopt)
@@ -153,12 +153,12 @@ class Network:
 def under_loss(
     activations: Sequence[Activation | None], matched: bool
 ) -> tuple[Activation | None, ...]:
-    """Return a pass's activations, the last one the identity where the loss reads S[L] itself."""
+    """Return a pass's activations; the last is the identity if the loss reads S[L] itself."""
     return (*activations[:-1], IDENTITY) if matched else tuple(activations)
 
 
 def in_turn(buffer: Any, rows: int, widths: Sequence[int]) -> list[Any]:
-    """Return one buffer as a (rows, n) array for each layer: they take turns in its memory."""
+    """Return a (rows, n) array for each layer; all of them share one buffer's memory in turn."""
     return [buffer[: rows * n].reshape(rows, n) for n in widths]
 
 
@@ -167,15 +167,15 @@ class Pass:
 
     Args:
         ops: a backend's operations.
-        W, b: the parameters' views.
+        W, b: views of the parameters.
         activations: of the layers, bound to their learned parameters; see `under_loss`.
         X: Z[0].
-        array: returns the memory of S[l], Z[l], dS[l] or dZ[l], called as `array("Z", l)`, for
-            those alone that share no other's.
-        apart: whether every S has memory of its own.
+        array: returns memory for S[l], Z[l], dS[l] or dZ[l], called as `array("Z", l)`, only for
+            those that do not share another's memory.
+        apart: True if every S has memory of its own.
 
     Attributes:
-        S, Z: pre-activations and outputs, index 0 None and X.
+        S, Z: pre-activations and outputs; index 0 is None and X.
         dS, dZ: their differentials, once `tangent` has run.
     """
 
@@ -214,7 +214,7 @@ class Pass:
     ) -> None:
         """Fill D, the gradient (or add to it), and G[l] for l < L: see `backprop.backward`.
 
-        An empty `gradient.a` stands for the arrays that the activations are bound to already.
+        If `gradient.a` is empty, the arrays that the activations are already bound to are filled.
         """
         W, S, Z, (dW, db, da) = self.W, self.S, self.Z, gradient
         a = [None if sigma is None else sigma.a for sigma in self.activations]
@@ -225,9 +225,9 @@ class Pass:
         """Fill S, Z and their differentials.
 
         Args:
-            dX: dZ[0]; None: X stays.
-            along: the change of the parameters; None: they stay.
-            apart: whether every dS has memory of its own, for `second_backward`.
+            dX: dZ[0]; None: X does not change.
+            along: the change of the parameters; None: they do not change.
+            apart: True if every dS has memory of its own, for `second_backward`.
         """
         layers = range(1, len(self.W))
         self.dZ = [dX, *(self.array("dZ", l) for l in layers)]
@@ -248,7 +248,7 @@ class Pass:
     ) -> None:
         """Fill the second gradient, or add to it, after `tangent`: see `differentials.backward`.
 
-        D takes the place of Z, and E of dZ, but for D[L] and E[L] where `top` gives these two.
+        D overwrites Z, and E overwrites dZ, except D[L] and E[L] if `top` supplies these two.
         """
         dW, _, da = along or (None, None, None)
         D, E = self.Z, self.dZ
@@ -280,7 +280,7 @@ class Pass:
         return self.W, self.b, self.activations, self.S, self.Z, self.dS, self.dZ
 
 
-# -- the results of a forward and of a backward pass that users hold
+# -- the results of a forward and a backward pass that users hold
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ class Cache:
 
     Attributes:
         Z: layer outputs (m, n_l), Z[0] = X.
-        S: pre-activations (m, n_l) of the layers whose slope reads them; None elsewhere.
+        S: pre-activations (m, n_l) of the layers whose slope reads them; None for the others.
     """
 
     Z: tuple[Array, ...]
@@ -307,19 +307,19 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the cache costs beyond X."""
+        """Size in bytes of the cache in addition to X."""
         return sum(z.nbytes for z in self.Z[1:]) + sum(s.nbytes for s in self.S if s is not None)
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """∂J/∂parameters, and on request the rest.
+    """∂J/∂parameters and, on request, the other derivatives of the pass.
 
     Attributes:
-        flat: all of it, laid out as `net.parameters`.
-        W, b, a: views of it, index 0 None; a[l] None where the activation has no learned parameter.
+        flat: the whole gradient, laid out as `net.parameters`.
+        W, b, a: views of `flat`; index 0 is None, a[l] is None without a learned parameter.
         X: ∂J/∂X = G[0], (m, n_0), or None.
-        D, G: every D[l] = ∂J/∂S[l] and G[l] = ∂J/∂Z[l], (m, n_l), or None unless kept.
+        D, G: every D[l] = ∂J/∂S[l] and G[l] = ∂J/∂Z[l], (m, n_l), if kept, else None.
     """
 
     flat: Array

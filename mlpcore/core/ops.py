@@ -1,9 +1,9 @@
-"""The operations of a backend: every array operation of the engine, and no other.
+"""The operations of a backend: every array operation that the engine uses.
 
 The recurrences of `backprop.py` are written once against this Protocol. A call either runs at once
-(eager) or, inside `record`, is noted and runs at each `replay()`: on NumPy a list of in-place
-calls, on CUDA a graph. Arrays are the backend's, row-major unless said otherwise; the plan decides
-on sizes and aliasing.
+(eager) or, inside `record`, is recorded and runs at each `replay()`: on NumPy as a list of in-place
+calls, on CUDA as a graph. Arrays belong to the backend and are row-major unless stated otherwise;
+the plan decides on sizes and aliasing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Buffer(NamedTuple):
     """One line of the plan: an array that the engine will allocate.
 
     Attributes:
-        name: as in the derivation where it is one of its letters.
+        name: its letter in the derivation, if it has one.
         shape: the array's shape.
         dtype: its NumPy name, e.g. "float32".
-        why: its use.
+        why: its purpose.
     """
 
     name: str
@@ -41,10 +41,10 @@ class ChunkShape(NamedTuple):
     """The shape of a chunk: how many rows go through which layers.
 
     Attributes:
-        rows: the most rows.
+        rows: the maximum number of rows.
         sizes: n_0 … n_L.
-        dtype: of the layers.
-        activations: of layers 0 … L; None for layer 0.
+        dtype: dtype of the layers.
+        activations: activations of layers 0 … L; None for layer 0.
         objective: the loss and the output's activation.
         accumulates: True if gradients are added to those of other chunks.
     """
@@ -58,7 +58,7 @@ class ChunkShape(NamedTuple):
 
 
 def storage(dtype: str) -> str:
-    """Return the NumPy dtype that stores a type: of bfloat16, which NumPy lacks, the bits."""
+    """Return the NumPy dtype that stores a type; bfloat16, which NumPy lacks, is stored as bits."""
     return "uint16" if dtype == "bfloat16" else dtype
 
 
@@ -68,7 +68,7 @@ def accumulator(dtype: str) -> str:
 
 
 def row_major(A: Array, B: Array, C: Array) -> tuple[Array, Array, Array]:
-    """Return the product with a row-major result: Cᵀ = Bᵀ Aᵀ where C itself is transposed."""
+    """Return the product with a row-major result: Cᵀ = Bᵀ Aᵀ if C is transposed."""
     return (B.T, A.T, C.T) if C.strides[0] < C.strides[1] else (A, B, C)
 
 
@@ -83,18 +83,18 @@ class Recording(Protocol):
 
 
 class EagerRecording(Recording, Protocol):
-    """A recorded run whose calls can be looked at."""
+    """A recorded run whose calls can be inspected."""
 
     @property
     def calls(self) -> Sequence[Call]:
-        """The functions, each with its arguments."""
+        """The functions, each followed by its arguments."""
 
 
 def make(calls: Iterable[Call]) -> None:
-    """Make calls in C, one after the other.
+    """Make calls from C, one after another.
 
-    Python looks for signals, and for exceptions that other threads have sent, only while it
-    interprets. So no interrupt comes between two functions that are written in C, as NumPy's are.
+    Python handles signals, and exceptions sent by other threads, only while it interprets. So no
+    interrupt can occur between two functions that are written in C, as NumPy's are.
     """
     collections.deque(itertools.starmap(operator.call, calls), 0)
 
@@ -106,11 +106,11 @@ class Ops(Protocol):
         xp: the array module: NumPy or CuPy.
         stages: True if rows of another dtype are gathered into a buffer of that dtype before they
             are cast.
-        gathers: True if the targets and weights of a chunk's rows are gathered, as X is.
-        step: the number of the step, from which masks of dropout are drawn; on CUDA the slot, which
-            holds it.
-        first: the row of the batch that a chunk begins with; on CUDA counted from the row that the
-            slot begins with.
+        gathers: True if the targets and weights of a chunk's rows are gathered, like X.
+        step: number of the step, which determines the dropout masks; on CUDA the slot that holds
+            it.
+        first: row of the batch at which a chunk begins; on CUDA counted from the slot's first
+            row.
     """
 
     xp: Any
@@ -123,15 +123,15 @@ class Ops(Protocol):
         """Return `nbytes` of uninitialised memory, as a 1-D uint8 array."""
 
     def scratch(self, chunk: ChunkShape) -> list[Buffer]:
-        """Return the arrays of its own that the backend needs for a chunk, for the plan."""
+        """Return the arrays that the backend needs for a chunk in addition, for the plan."""
 
     def use(self, scratch: Mapping[str, Array]) -> None:
-        """Take these arrays, as `scratch` listed them, instead of allocating at each call."""
+        """Use these arrays, as listed by `scratch`, instead of allocating at each call."""
 
     def record(self, run: Callable[[], None]) -> Recording:
-        """Record the operations that `run` calls, instead of executing them.
+        """Record the operations that `run` calls, without executing them.
 
-        A backend may call `run` twice, to prepare itself.
+        A backend may call `run` twice to prepare itself.
         """
 
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
@@ -141,7 +141,7 @@ class Ops(Protocol):
         """
 
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
-        """Set S += b and Z = σ(S), row by row; entries that are dropped are -0. Z may be S."""
+        """Set S += b and Z = σ(S), row by row; dropped entries are -0. Z may be S."""
 
     def layer(
         self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
@@ -160,9 +160,8 @@ class Ops(Protocol):
     ) -> None:
         """Set D = G ⊙ σ'(S, Z) and db = Σ_rows D, or db += Σ_rows D.
 
-        D may be G or Z; S, Z and G are otherwise kept.
-        Where the activation is bound to a `da`: da = Σ G ⊙ ∂z/∂a over the rows, and over the
-        outputs if they share a, or +=.
+        D may be G or Z; otherwise S, Z and G are kept. If the activation is bound to a `da`, set or
+        add to da = Σ G ⊙ ∂z/∂a, summed over the rows, and over the outputs if they share a.
         """
 
     def curvature(
@@ -179,8 +178,8 @@ class Ops(Protocol):
     ) -> None:
         """Set D = G ⊙ σ' + H ⊙ T ⊙ σ'', the gradient of ⟨H, σ' ⊙ T⟩ + ⟨G, Z⟩; db = Σ_rows D.
 
-        Of a softmax, whose slope mixes a row, it is the same gradient. D may be Z. T is
-        overwritten. No `da` is written.
+        For a softmax, whose slope mixes the entries of a row, it is the same gradient. D may be Z.
+        T is overwritten. `da` is not written.
         """
 
     def scale_rows(self, A: Array, k: Array) -> None:
@@ -200,8 +199,8 @@ class Ops(Protocol):
         """Set J += Σ k ℓ(x, Y) and D = k ∂ℓ/∂x; with `db` also its sum over rows.
 
         x is S[L] if matched, else Z[L]; D may be x.
-        k is the row weight over the batch's weight: (rows, 1), or 0-d where all rows weigh the
-        same. J is 0-d float64.
+        k is the row weight over the batch's weight: (rows, 1), or 0-d if all rows have the same
+        weight. J is 0-d float64.
         """
 
     def map(
@@ -213,17 +212,17 @@ class Ops(Protocol):
         """
 
     def sum_squares(self, v: Array) -> float:
-        """Return Σ v², summed in double precision (waits for it)."""
+        """Return Σ v², summed in double precision (waits for the result)."""
 
     def sum_abs(self, v: Array) -> float:
-        """Return Σ |v|, summed in double precision (waits for it)."""
+        """Return Σ |v|, summed in double precision (waits for the result)."""
 
 
 class EagerOps(Ops, Protocol):
     """Operations for a step that calls them one by one, without a graph.
 
     Attributes:
-        quietly: calls a function with its arguments where overflow raises no warning.
+        quietly: calls a function with the given arguments and without overflow warnings.
     """
 
     quietly: Callable[..., Any]
@@ -232,24 +231,24 @@ class EagerOps(Ops, Protocol):
         """Return the arrays that `map` over vectors of `size` entries needs, for the plan."""
 
     def record(self, run: Callable[[], None]) -> EagerRecording:
-        """Record the operations that `run` calls, instead of executing them."""
+        """Record the operations that `run` calls, without executing them."""
 
     def renew(self) -> None:
-        """Give up what another thread was doing here when the process was forked."""
+        """Drop work that another thread had under way here when the process was forked."""
 
     def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
-        """Set out = source[rows], cast by way of `stage`, of source's dtype, where that differs."""
+        """Set out = source[rows], cast through `stage` (of source's dtype) if the dtypes differ."""
 
 
 class Input:
-    """An array that may be another one at each replay: rows in the caller's memory."""
+    """An array that can differ at each replay: rows in the caller's memory."""
 
     def __init__(self, array: Array = None):
         self.array = array
 
     @property
     def T(self) -> Transposed:
-        """The transpose of the array of the time."""
+        """The transpose of the current array."""
         return Transposed(self)
 
 

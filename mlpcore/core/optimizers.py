@@ -1,7 +1,7 @@
 """Optimizers: settings of the sheet's updates.
 
 An optimizer object holds settings only; its state vectors belong to the trainer.
-`optimizer.learning_rate = 1e-4` counts from the next update on.
+Assigning `optimizer.learning_rate = 1e-4` takes effect at the next update.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Layer:
     """Settings of one layer that differ from the optimizer's.
 
     Args:
-        rate: factor of the learning rate, 0 or more. At 0 the optimizer's state goes on, the
-            parameters stay.
-        weight_decay: in place of the optimizer's, which must have one; None: the optimizer's.
-        frozen: parameters and state stay as they are, to the bit; the gradient is 0, and counts for
-            nothing. A layer that is thawed goes on where it was: Adam's bias correction
-            counts the updates of its own, as PyTorch's does.
+        rate: factor of the learning rate, 0 or more. At 0 the optimizer's state is still updated,
+            and the parameters stay.
+        weight_decay: overrides the optimizer's, which must have one; None: the optimizer's.
+        frozen: parameters and state stay bit-identical; the gradient counts as 0. A layer that is
+            thawed resumes from its state: Adam's bias correction counts only the layer's own
+            updates, as in PyTorch.
     """
 
     rate: float = 1.0
@@ -55,13 +55,13 @@ _LAYER: dict[str, values.Check] = {
 
 
 class Segment(NamedTuple):
-    """A part of the flat vectors with settings of its own.
+    """A part of the flat vectors with its own settings.
 
     Attributes:
-        start, stop: its entries.
-        weights: True if they are weights, which decay and are penalised.
-        layer: the settings.
-        missed: updates that went by while it was frozen: its own `t` is less by them.
+        start, stop: the range of its entries.
+        weights: True if they are weights, which are decayed and penalised.
+        layer: its settings.
+        missed: number of updates it missed while frozen, subtracted from its `t`.
     """
 
     start: int
@@ -77,7 +77,7 @@ class Segment(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """A stand-in for a part of the flat vector, which knows its place alone: for `Layout.views`."""
+    """A stand-in for a part of the flat vector that holds only its range, for `Layout.views`."""
 
     start: int
     stop: int
@@ -99,10 +99,10 @@ def segments(
     """Return the parts of the flat vectors that are updated alike, in order.
 
     Args:
-        layout: of the vectors.
+        layout: layout of the vectors.
         layers: settings by layer.
-        missed: updates that a layer missed while it was frozen, by layer. Without either, the parts
-            are weights and the rest.
+        missed: updates that a layer missed while it was frozen, by layer. Without `layers` and
+            `missed`, the parts are the weights and the rest.
     """
     missed = missed or {}
     size, n = layout.size, layout.weights
@@ -129,15 +129,15 @@ def segments(
 
 @dataclass
 class Optimizer:
-    """Settings of an update; each subclass is an update or several.
+    """Settings of an update; each subclass is one update or several.
 
-    They are checked whenever they are set, and stored as Python's own numbers: of a NumPy float32,
-    a decimal or a fraction the float64 that is nearest.
+    Settings are checked when they are set, and stored as Python numbers: a NumPy float32, a Decimal
+    or a Fraction as the nearest float64.
 
     Args:
         learning_rate: a number or a schedule.
-        layers: settings by number of layer, from 1: `{1: mc.Layer(rate=0.1), 2:
-            mc.Layer(frozen=True)}`. A tied matrix goes by the layer that owns it.
+        layers: settings by layer number, from 1: `{1: mc.Layer(rate=0.1), 2:
+            mc.Layer(frozen=True)}`. A tied matrix has the settings of the layer that owns it.
     """
 
     learning_rate: float | Schedule
@@ -203,12 +203,12 @@ class Optimizer:
 
     @property
     def statements(self) -> str:
-        """Statements of the update."""
+        """Statements of the update's formula."""
         return self.update.statements
 
     @property
     def bounds_of_row(self) -> tuple[str, str]:
-        """Formulas of the bounds of the update."""
+        """Formulas of the update's bounds."""
         return self.update.bounds
 
     def bounds(
@@ -217,17 +217,17 @@ class Optimizer:
         """Return the bounds of the first state vector after an update, and of a parameter's change.
 
         Args:
-            scalars: of the update, as `scalars` returns them.
+            scalars: scalars of the update, as returned by `scalars`.
             largest: bound of |g|.
-            reach: bound of the first state vector before.
+            reach: bound of the first state vector before the update.
         """
         names = {**scalars, "G": largest, "reach": reach}
         after, change = self.bounds_of_row
         return formulas.scalar(after)(names), formulas.scalar(change)(names)
 
     def require_layers(self, count: int) -> None:
-        """Raise a TypeError or ValueError unless `layers` fits a network of so many layers."""
-        for l in self._checked_layers(self.layers):  # a dict may have been written into
+        """Raise a TypeError or ValueError unless `layers` fits a network of this many layers."""
+        for l in self._checked_layers(self.layers):  # the user may have modified the dict
             if not 1 <= l <= count:
                 raise ValueError(
                     f"{type(self).__name__}: layers: the network has layers 1 … {count}; got "
@@ -235,23 +235,23 @@ class Optimizer:
                 )
 
     def require_epsilon(self, dtype: str) -> None:
-        """Raise a ValueError if a dtype does not hold epsilon: a gradient of 0 would be over 0."""
+        """Raise a ValueError if a dtype cannot hold epsilon: a zero gradient would give 0 / 0."""
         epsilon = getattr(self, "epsilon", 1.0)
         least = epsilon * math.sqrt(1 - getattr(self, "beta2", 0.0))  # at the first update
         smallest, largest = values.RANGES[dtype]
         if not (smallest <= least and epsilon <= largest):
             raise ValueError(
-                f"{type(self).__name__}: epsilon, and where there is a beta2 epsilon * sqrt(1 - "
-                f"beta2), must be a number that {dtype} holds, from {smallest:.3g} "
+                f"{type(self).__name__}: epsilon, and with a beta2 epsilon * sqrt(1 - beta2), "
+                f"must be a number that {dtype} holds, from {smallest:.3g} "
                 f"to {largest:.3g}; got {epsilon}"
             )
 
     def carry_over(self, vectors: Mapping[str, Array], rate: float) -> dict[str, Array]:
-        """Return the state vectors of another update as those of this one, by name.
+        """Return the state vectors of another update converted to this one's, by name.
 
         Args:
-            vectors: of the other one.
-            rate: of the last update.
+            vectors: state vectors of the other update.
+            rate: learning rate of the last update.
         """
         return dict(vectors)
 
@@ -261,7 +261,7 @@ class Optimizer:
         return schedule.at(progress) if isinstance(schedule, Schedule) else schedule
 
     def constants(self) -> dict[str, float]:
-        """Return the values of the scalars that are the same for each update: the settings."""
+        """Return the values of the scalars that are the same for every update: the settings."""
         settings = {name: x for name, x in vars(self).items() if isinstance(x, float)}
         for other in ("learning_rate", "weight_decay"):
             settings.pop(other, None)
@@ -282,11 +282,11 @@ class SGD(Optimizer):
 
     Args:
         learning_rate: a number or a schedule.
-        momentum: share of the last velocity that is kept, in [0, 1].
-        nesterov: look ahead along the velocity.
-        velocity: "steps": v = momentum v - rate g, w += v, which keeps the steps that were made
+        momentum: fraction of the last velocity that is kept, in [0, 1].
+        nesterov: True to look ahead along the velocity.
+        velocity: "steps": v = momentum v - rate g, w += v, which keeps the steps already made
             (Sutskever et al. 2013, scikit-learn); "gradients": v = momentum v + g, w -= rate v,
-            which a new rate scales as a whole (PyTorch). The two differ where the rate changes.
+            which a new rate scales as a whole (PyTorch). The two differ when the rate changes.
     """
 
     momentum: float = 0.0
@@ -303,7 +303,7 @@ class SGD(Optimizer):
         )
 
     def carry_over(self, vectors: Mapping[str, Array], rate: float) -> dict[str, Array]:
-        """Return the velocity in the unit of this update: v = -rate u is the same step."""
+        """Return the velocity in the units of this update: v = -rate u is the same step."""
         found = dict(vectors)
         if "u" in self.states and "v" in found:
             v = found.pop("v")
@@ -316,13 +316,13 @@ class SGD(Optimizer):
 
 @dataclass
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015): steps of the learning rate's size, along m / √v.
+    """Adam (Kingma and Ba 2015): steps about the size of the learning rate, along m / √v.
 
     Args:
         learning_rate: a number or a schedule.
-        beta1, beta2: shares of the last m and v that are kept, in [0, 1).
+        beta1, beta2: fractions of the last m and v that are kept, in [0, 1).
         epsilon: keeps the quotient finite.
-        epsilon_hat: epsilon is added to √v before its bias is corrected, as scikit-learn does it.
+        epsilon_hat: True to add epsilon to √v before its bias is corrected, as in scikit-learn.
     """
 
     learning_rate: float | Schedule = 1e-3

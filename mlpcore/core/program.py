@@ -30,13 +30,13 @@ class Instruction(NamedTuple):
 class Program:
     """Statements `target = formula; …` compiled into instructions.
 
-    With a dtype the functions of `special` are compiled into instructions, too; without, they are
-    instructions themselves.
+    With a dtype, the functions of `special` are also compiled into instructions; without one, they
+    are instructions themselves.
 
     Attributes:
         instructions: the calls in order. Operands are variables, folded scalars `k0, k1, …` and
             registers `r0, r1, …`.
-        registers: how many registers, each of the arrays' shape, they need. Once the old value of a
+        registers: number of registers needed, each of the arrays' shape. Once the old value of a
             statement's target has been read for the last time, the target itself serves as a
             register.
         folded: the scalar subexpressions, evaluated in double by `fold`; `folded_text` holds their
@@ -61,7 +61,7 @@ class Program:
         return {key: float(value(values)) for key, value in self.folded.items()}
 
     def key(self, node: ast.expr) -> str:
-        """Return the name of a scalar subexpression's value, noted where it is new."""
+        """Return the name of a scalar subexpression's value; a new one is added."""
         text = ast.unparse(node)
         if text not in self._keys:
             self._keys[text] = f"k{len(self._keys)}"
@@ -71,7 +71,7 @@ class Program:
         return self._keys[text]
 
     def _place(self, target: str, nodes: _Nodes, root: _Operand) -> None:
-        """Add the instructions of a statement's nodes, with the places of their results."""
+        """Add the instructions of a statement's nodes, and assign places to their results."""
         if root == target:
             return
         calls = nodes.calls
@@ -99,10 +99,10 @@ class Program:
 
 
 class _Nodes:
-    """The calls of one statement, each once, before their results have places.
+    """The distinct calls of one statement, before their results have places.
 
     Attributes:
-        calls: a function and its operands, which are names or indices of earlier calls.
+        calls: functions with their operands, which are names or indices of earlier calls.
     """
 
     def __init__(self, owner: Program):
@@ -111,7 +111,7 @@ class _Nodes:
         self._seen: dict[tuple[str, tuple[_Operand, ...]], int] = {}
 
     def visit(self, node: ast.expr, local: Mapping[str, _Operand] | None = None) -> _Operand:
-        """Add the calls of a node; inside the body of a function, `local` are its variables."""
+        """Add the calls of a node; inside the body of a function, `local` holds its variables."""
         owner, call = self.owner, self._call
         if not variables(node) - (owner.scalars if local is None else frozenset()):
             return owner.key(node)
@@ -165,7 +165,7 @@ class _Nodes:
 
 
 def _negative(u: ast.expr, scalars: frozenset[str]) -> ast.expr:
-    """Return the tree of -u; a minus goes into a scalar factor, where it costs nothing."""
+    """Return the tree of -u; the minus goes into a scalar factor if there is one, at no cost."""
     match u:
         case ast.UnaryOp(operand=x):
             return x
@@ -188,7 +188,7 @@ def check(argument: str, formula: str, names: Sequence[str], scalars: Mapping[st
     """Raise an error that names the argument unless a formula can be computed.
 
     Args:
-        argument: named in the error.
+        argument: the argument's name in the error.
         formula: the formula.
         names: the arrays that it may read.
         scalars: the scalars that it may read, with values for which its scalar parts are finite.
@@ -203,7 +203,7 @@ def check(argument: str, formula: str, names: Sequence[str], scalars: Mapping[st
     try:
         numbers = program(f"result = {formula}", frozenset(scalars)).fold(scalars)
         if not all(map(math.isfinite, numbers.values())):
-            raise ArithmeticError("a part of it is not finite")
+            raise ArithmeticError("part of it is not finite")
     except (ArithmeticError, RecursionError, ValueError) as error:
         raise ValueError(
             f"{argument}: formula {shown(formula)} has no value with {dict(scalars)}: {error}"

@@ -1,4 +1,4 @@
-"""The classes of the sheet's rows: what activations and losses share, penalties, updates."""
+"""The classes of the sheet's rows: the base of activations and losses, penalties, updates."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Row:
     """A function of one variable, given by formulas: the base of Activation and Loss.
 
     Args:
-        name: how it is called in messages and files.
-        value: a formula in `reads`, the function's variable first, and the parameter.
+        name: its name in messages and files.
+        value: a formula in `reads` (the function's variable comes first) and the parameter.
         slope: its derivative by that variable; None: derived.
-        parameter: the value of the parameter `letter`, None without one.
-        second_derivative: a formula in what the slope reads, for a slope that loses digits when it
-            is differentiated as it is written; None: derived.
-        condition: on the parameter, e.g. "a > 0"; None: it may be any number.
+        parameter: the value of the parameter `letter`; None without one.
+        second_derivative: a formula in the slope's variables, for a slope whose derivative as
+            written loses digits; None: derived.
+        condition: a condition on the parameter, e.g. "a > 0"; None: any number is allowed.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Row:
     slope_may_read: ClassVar[Sequence[str]]
     names_of_rowwise: ClassVar[Sequence[str]]
     checks: ClassVar[Mapping[str, values.Check]]
-    kept_by_sheet: ClassVar[Sequence[str]] = ("second_derivative",)  # files leave them to the sheet
+    kept_by_sheet: ClassVar[Sequence[str]] = ("second_derivative",)  # not stored in files
 
     def __post_init__(self) -> None:
         values.settle(self, self.checks)
@@ -83,11 +83,11 @@ class Row:
 
     @property
     def spec(self) -> Any:
-        """The name, or `(name, parameter)`: what a user writes."""
+        """The name, or `(name, parameter)`, as a user writes it."""
         return self.name if self.parameter is None else (self.name, self.parameter)
 
     def is_in(self, table: Mapping[str, Row]) -> bool:
-        """Return whether a table has this function under its name, with any parameter."""
+        """Return True if a table has this function under its name, with any parameter."""
         row = table.get(self.name)
         return row is not None and (row.value, row.slope) == (self.value, self.slope)
 
@@ -106,9 +106,9 @@ class Row:
             raise named(argument, error) from None
 
     def described(self, table: Mapping[str, Row]) -> dict[str, Any]:
-        """Return the arguments for a file, without those that the table's row of this name has."""
+        """Return the arguments for a file, except those that equal the table's row of this name."""
         arguments = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        del arguments["condition"]  # the parameter satisfies it
+        del arguments["condition"]  # the stored parameter already satisfies it
         for name in self.kept_by_sheet:
             if arguments[name] is None or self.is_in(table):
                 del arguments[name]
@@ -116,7 +116,7 @@ class Row:
 
     @classmethod
     def restored(cls, described: Mapping[str, Any], table: Mapping[str, Row]) -> Self:
-        """Return what `described` described. Raises TypeError or ValueError for anything else."""
+        """Return the object that `described` described; raise TypeError or ValueError otherwise."""
         arguments = dict(described)
         row = table.get(arguments["name"]) if isinstance(arguments.get("name"), str) else None
         formulas_ = arguments.get("value"), arguments.get("slope")
@@ -128,16 +128,16 @@ class Row:
     def resolve(
         cls, spec: object, argument: str, table: Mapping[str, Self], known: Sequence[str]
     ) -> Self:
-        """Return the row that a name, `(name, parameter)` or an instance means.
+        """Return the row that a name, `(name, parameter)` or an instance describes.
 
         Args:
-            spec: what a user gave.
-            argument: named in errors.
+            spec: the user's argument.
+            argument: its name in errors.
             table: the rows by name.
             known: the names that an error lists.
 
         Raises:
-            TypeError, ValueError: no such row, or no such parameter; says what was expected.
+            TypeError, ValueError: there is no such row or parameter; says what was expected.
         """
         if isinstance(spec, cls):
             return spec
@@ -158,7 +158,7 @@ class Penalty(NamedTuple):
     """A term of J for each weight w.
 
     Attributes:
-        name: of its factor, a setting of `Trainer`.
+        name: name of its factor, a setting of `Trainer`.
         value: a formula in `w` and the factor.
         slope: its derivative by w.
     """
@@ -172,18 +172,18 @@ class Penalty(NamedTuple):
 class Update:
     """An optimizer's update of each entry of the parameters, in one pass over the flat vectors.
 
-    Where no |g| is above G and no entry of the first state vector is above `reach`, none is above
-    `reach_after` afterwards, and no parameter moves by more than `change`, its decay aside, which
-    also bounds what is computed on the way. While both are small no entry can overflow, so that
-    none has to be looked at.
+    If no |g| exceeds G and no entry of the first state vector exceeds `reach`, then after the
+    update no entry of it exceeds `reach_after`, and no parameter has moved by more than `change`,
+    apart from its decay. `change` also bounds the intermediate results. While both are small,
+    nothing can overflow, so that no entry has to be checked.
 
     Args:
-        name: of the row.
+        name: name of the row.
         states: names of the state vectors, zero at first.
         statements: `target = formula; …`, in the parameters `w`, the gradient `g` (penalised,
             clipped, unscaled), the states, and scalars: `rate`, the learning rate; `t`, the number
-            of this update, from 1; `decay`, 0 on biases; the optimizer's own settings. What reads
-            scalars alone is computed once an update.
+            of this update, from 1; `decay`, 0 on biases; the optimizer's own settings. Parts that
+            read only scalars are computed once per update.
         reach_after, change: the bounds, formulas in `G`, `reach` and the scalars.
     """
 
@@ -195,9 +195,9 @@ class Update:
 
     @functools.cached_property
     def bounds(self) -> tuple[str, str]:
-        """Formulas of `reach_after`, and of what no parameter moves by.
+        """Formulas of `reach_after`, and of a bound on any parameter's move.
 
-        The latter is no less than the rate, and out of all bounds where decay enlarges weights.
+        The latter is at least the rate, and huge if decay would enlarge weights.
         """
         change = f"maximum(maximum({self.change}, rate), (rate * decay - 2) * 1e300)"
         return self.reach_after, change

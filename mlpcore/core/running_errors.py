@@ -4,12 +4,12 @@
 
 The bounds below, with u = ε/2 the unit roundoff and δs the error of an argument:
 
-- Sums. S = Σ x w + b over n products is off by n u Σ|x||w| in whatever order it is taken, and by u
-  for the bias (Higham 2002, 3.1). Behind a step along a direction w = θ + h v and x are rounded
-  themselves, u each; one more u covers all that is of second order: (n + 4) u in all.
-- Functions of one operation: `ULPS` of their value, and the larger of what the value differs by at
-  the two ends of an argument's bound, for each argument; exact to first order, and for monotonic
-  functions of one argument.
+- Sums. S = Σ x w + b over n products is off by at most n u Σ|x||w| in any order of summation, and
+  by u for the bias (Higham 2002, 3.1). After a step along a direction, w = θ + h v and x are
+  rounded themselves, by u each; one more u covers all second-order terms: (n + 4) u in all.
+- Functions of one operation: `ULPS` of their value, plus for each argument the larger of the
+  changes in value at the two ends of its bound; exact to first order, and for monotonic functions
+  of one argument.
 - Softmax. ∂z_i/∂s_j = z_i (δ_ij - z_j), and Σ_{j≠i} z_j = 1 - z_i, thus
   |δz_i| ≤ z_i ((1 - z_i)|δs_i| + Σ_{j≠i} z_j |δs_j|) ≤ 2 z_i (1 - z_i) max|δs|. Two exponentials,
   n additions and a division add (n + 8) ε z_i.
@@ -34,12 +34,12 @@ from mlpcore.core.program import program
 
 Array = NDArray[Any]
 EPS, TINY = float(np.finfo(np.float64).eps), float(np.finfo(np.float64).tiny)
-ULPS = 4 * EPS  # of one operation or function of NumPy's, relative: what its own tests allow
+ULPS = 4 * EPS  # relative error of one NumPy operation: the tolerance of NumPy's own tests
 
 
 @dataclass
 class Numbers:
-    """Computed numbers, and how far each may lie from what exact arithmetic gives."""
+    """Computed numbers, and bounds of their distance from the exact results."""
 
     value: Any = None
     error: Any = None
@@ -53,13 +53,13 @@ class Numbers:
 
 
 class RunningErrors:
-    """The one operation that `backprop.forward` asks for, on numbers with bounds.
+    """The one operation that `backprop.forward` needs, on numbers with bounds.
 
     Args:
         ops: a backend's operations on the host.
 
     Attributes:
-        bounded: False to get the numbers alone; errors of layers and formulas are then 0.
+        bounded: False to compute only the numbers; errors of layers and formulas are then 0.
     """
 
     def __init__(self, ops: Any):
@@ -117,7 +117,7 @@ class RunningErrors:
         here = {f"u{i}": part.value for i, part in enumerate(parts)}
         value = self.evaluate(call, {}, here)
         error = ULPS * np.abs(value) + TINY
-        if not call.startswith(("positive", "sign")):  # rows at a jump are told apart as kinks
+        if not call.startswith(("positive", "sign")):  # rows at a jump are detected as kinks
             for name, part in zip(here, parts, strict=True):
                 if part.error.any():
                     ends = [
@@ -130,7 +130,7 @@ class RunningErrors:
     def evaluate(
         self, formula: str, scalars: Mapping[str, float], arrays: Mapping[str, Array]
     ) -> Array:
-        """Return a formula's values, in the names of the arrays and scalars."""
+        """Return a formula's values for the given scalars and arrays."""
         out = np.empty_like(next(iter(arrays.values())))
         compiled = program(f"out = {formula}", frozenset(scalars), "float64")
         folded = {key: np.asarray(value) for key, value in compiled.fold(scalars).items()}
@@ -140,7 +140,7 @@ class RunningErrors:
 
 
 def learned_arrays(activation: Activation, s: Array) -> dict[str, Array]:
-    """Return the learned parameter of each pre-activation as the formulas' "a", if there is one."""
+    """Return the learned parameter per pre-activation as {"a": …}, or {} if there is none."""
     if activation.a is None:
         return {}
     return {"a": np.ascontiguousarray(np.broadcast_to(activation.a, s.shape))}
@@ -150,10 +150,10 @@ def learned_arrays(activation: Activation, s: Array) -> dict[str, Array]:
 def _operations(
     formula: str, scalars: frozenset[str]
 ) -> tuple[list[tuple[str, str, list[str]]], str]:
-    """Return a formula's operations in order, and the text of the last.
+    """Return a formula's operations in order, and the text of the last one.
 
-    Each is its text, the operation as a formula of u0, u1, … ("" for a scalar), and the texts of
-    its operands.
+    Each consists of its text, the operation as a formula of u0, u1, … ("" for a scalar), and the
+    texts of its operands.
     """
     found: dict[str, tuple[str, str, list[str]]] = {}
 
@@ -174,7 +174,7 @@ def _operations(
                 case _:
                     names: list[ast.expr] = [ast.Name(f"u{i}") for i in range(len(node.args))]
                     parts, call = node.args, ast.Call(node.func, names, [])
-            operands = [visit(part) for part in parts]  # which come first in `found`
+            operands = [visit(part) for part in parts]  # these come first in `found`
             found[text] = (text, ast.unparse(call), operands)
         return text
 
@@ -183,16 +183,16 @@ def _operations(
 
 
 def _row_error(S: Numbers) -> Array:
-    """Return the largest error of a row's pre-activations less one of them, (m, 1)."""
+    """Return the bound of the error of s_i - s_j for a row's pre-activations, (m, 1)."""
     found: Array = (S.error + EPS * np.abs(S.value)).max(axis=1, keepdims=True)
     return found
 
 
 def cross_entropies(S: Numbers) -> Numbers:
-    """Return -log p of each class, (m, n_L), accurate where p is near 1 as well.
+    """Return -log p of each class, (m, n_L), also accurate if p is near 1.
 
-    To the error comes, by `ULPS`, what rounding leaves in p - y, which the engine takes for its
-    slope: over a step that moves S by 1, the longest there is, the value changes by as much.
+    `ULPS` is added to the error for the rounding of p - y, which the engine uses as the slope: over
+    a step that moves S by 1, the longest there is, the value changes by as much.
     """
     first = S.value.argmax(axis=1)[:, None]
     t = S.value - np.take_along_axis(S.value, first, axis=1)

@@ -1,4 +1,4 @@
-"""Learning rates that change: schedules, and the progress of a run that they depend on."""
+"""Learning rate schedules, and the progress of a run that they depend on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlpcore.checks.errors import named, shown
 from mlpcore.core import formulas
 
 _NOT_NEGATIVE = functools.partial(values.number, least=0)
-FOLLOWED: dict[str, values.Check] = {  # settings of what follows a figure of the history
+FOLLOWED: dict[str, values.Check] = {  # settings for following a figure of the history
     "patience": values.positive_integer,
     "monitor": functools.partial(values.text, what="a key of the history"),
     "mode": values.optional(functools.partial(values.one_of, known=("min", "max"))),
@@ -19,7 +19,7 @@ FOLLOWED: dict[str, values.Check] = {  # settings of what follows a figure of th
 
 
 def _updates(value: object, name: str, least: int = 1) -> float:
-    """Return a number of updates, an int where it is whole: it may be a share of others."""
+    """Return a number of updates, as an int if it is whole; it may be a fraction of another."""
     count = values.number(value, name, least=least, most=2**53)
     return int(count) if count.is_integer() else count
 
@@ -43,15 +43,15 @@ _SCHEDULED: dict[str, values.Check] = {
 class Progress:
     """The progress of a run, which a schedule may depend on.
 
-    Attributes:
+    step: number of updates done so far.
         step: updates done so far.
-        total: updates of the current `fit`; None outside `fit`.
-        reductions: how often an `Adaptive` schedule has lowered the rate.
-        followed: the `Adaptive` schedule that was lowered so often; another one begins at its own
-            rate. None: any.
-        begun: updates that were done when the current `fit` began.
-        skipped: of the updates, those left out because loss or gradient was not finite.
-        epochs: passes over the data that `fit` has begun: each has a row order of its own.
+        total: number of updates of the current `fit`; None outside `fit`.
+        reductions: number of times an `Adaptive` schedule has lowered the rate.
+        followed: the `Adaptive` schedule that these reductions belong to; any other starts at its
+            own rate. None: any.
+        begun: number of updates done before the current `fit` began.
+        skipped: number of updates left out because loss or gradient was not finite.
+        epochs: passes over the data that `fit` has begun: each has its own row order.
     """
 
     step: int = 0
@@ -65,7 +65,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate that changes from update to update; each subclass is a rule."""
+    """A learning rate that changes from update to update; each subclass is one rule."""
 
     rate: float
 
@@ -82,7 +82,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same rate throughout: what a plain number means."""
+    """The same rate throughout, like a plain number."""
 
     def at(self, progress: Progress) -> float:
         """Return the rate of the next update."""
@@ -103,10 +103,10 @@ class StepDecay(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Up in a straight line over `warmup` updates, then down along half a cosine to `final`.
+    """Linear rise over `warmup` updates, then decay along half a cosine to `final`.
 
-    Loshchilov and Hutter 2017. It ends at update `steps`; `steps=None` takes the number of updates
-    of the `fit` that runs.
+    Loshchilov and Hutter 2017. It ends at update `steps`; `steps=None` uses the number of updates
+    of the current `fit`.
     """
 
     steps: int | None = None
@@ -114,14 +114,14 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def at(self, progress: Progress) -> float:
-        """Return the rate of the next update; ValueError if nothing says how many there are."""
+        """Return the rate of the next update; raise a ValueError if the total is unknown."""
         steps, step = self.steps, progress.step
         if steps is None:
             steps, step = progress.total, progress.step - progress.begun
         if steps is None:
             raise ValueError(
-                "learning_rate: Cosine needs steps=… outside fit, and in a fit whose stream's "
-                "length is unknown"
+                "learning_rate: Cosine needs steps=… outside fit, and in a fit on a stream of "
+                "unknown length"
             )
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
@@ -131,10 +131,10 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class InverseScaling(Schedule):
-    """`rate / t^power` for update number t; `power` is 16 at most.
+    """`rate / t^power` for update number t; `power` is at most 16.
 
-    scikit-learn's "invscaling" counts rows, and lowers the rate after each epoch only: with n rows
-    that is `FormulaSchedule(rate, "rate / pow(n * (epoch - 1) + 1, 0.5)")`, n being written as a
+    scikit-learn's "invscaling" counts rows and lowers the rate only after each epoch: with n rows
+    that is `FormulaSchedule(rate, "rate / pow(n * (epoch - 1) + 1, 0.5)")`, with n written as a
     number.
     """
 
@@ -149,10 +149,10 @@ class InverseScaling(Schedule):
 class Adaptive(Schedule):
     """`rate · factor^reductions`, lowered when a figure stops improving.
 
-    That is when it has not improved by `tolerance` for `patience` epochs. `monitor` is a key of
-    `fit`'s history: "loss", the mean of J over an epoch's steps, or "validation_loss",
-    "validation_accuracy", "validation_r2", of which the last two improve by growing; of a metric of
-    your own `mode` says which is better, "min" or "max".
+    The rate is lowered when the figure has not improved by `tolerance` for `patience` epochs.
+    `monitor` is a key of `fit`'s history: "loss", the mean of J over an epoch's steps, or
+    "validation_loss", "validation_accuracy", "validation_r2", of which the last two improve by
+    growing. For a custom metric, `mode` is "min" or "max", whichever is better.
     """
 
     factor: float = 0.2
@@ -173,19 +173,19 @@ _PROGRESS = ("step", "begun", "total", "epoch")
 
 @dataclass(frozen=True)
 class FormulaSchedule(Schedule):
-    """A learning rate by a formula, which is saved with a run as text.
+    """A learning rate given by a formula, which is saved with a run as text.
 
-    FormulaSchedule(0.1, "rate * minimum(1, step / 100)")  # up in a straight line over 100 updates
+    FormulaSchedule(0.1, "rate * minimum(1, step / 100)")  # linear rise over 100 updates
 
     Args:
-        rate: what the formula reads as `rate`.
-        formula: of `rate`; `step`, the number of the update, from 1; `begun`, updates done before
-            the current `fit`; `total`, updates of the current `fit`, if it knows how many; `epoch`,
-            passes over the data begun by `fit`, this one included. In + - * /, numbers and maximum,
+        rate: the value of `rate` in the formula.
+        formula: a formula of `rate`; `step`, the number of the update, from 1; `begun`, updates
+            done before the current `fit`; `total`, updates of the current `fit`, if known; `epoch`,
+            passes over the data begun by `fit`, including this one. Operations: + - * /, maximum,
             minimum, tanh, exp, expm1, log, log1p, abs, sqrt, sign, positive, pow.
 
     Raises:
-        TypeError, ValueError: the formula cannot be read, or reads something else.
+        TypeError, ValueError: the formula cannot be read, or reads an unknown variable.
     """
 
     formula: str
@@ -207,13 +207,13 @@ class FormulaSchedule(Schedule):
         """Return the rate of the next update.
 
         Raises:
-            ValueError: the formula reads `total` where no `fit` of known length runs, or its value
-                is not a rate; says with which numbers.
+            ValueError: the formula reads `total` outside a `fit` of known length, or its value is
+                not a valid rate; says for which numbers.
         """
         if progress.total is None and "total" in _read(self.formula):
             raise ValueError(
                 f"learning_rate: {shown(self.formula)} reads total, which is known only inside "
-                "fit, and not where the length of its stream is unknown"
+                "fit, and not for a stream of unknown length"
             )
         known = (progress.step + 1, progress.begun, progress.total or 0, progress.epochs)
         values = dict(zip(_PROGRESS, map(float, known), strict=True))
@@ -221,18 +221,18 @@ class FormulaSchedule(Schedule):
             rate = float(formulas.scalar(self.formula)({"rate": self.rate, **values}))
         except (ArithmeticError, ValueError) as error:
             raise ValueError(
-                f"learning_rate: {shown(self.formula)} has no value with {values}: {error}"
+                f"learning_rate: {shown(self.formula)} has no value for {values}: {error}"
             ) from None
         if not 0 <= rate < math.inf:
             raise ValueError(
                 f"learning_rate: {shown(self.formula)} must be finite and not negative; it is "
-                f"{rate} with {values}"
+                f"{rate} for {values}"
             )
         return rate
 
 
 def rate_or_schedule(value: object, name: str) -> float | Schedule:
-    """Return a learning rate, or the schedule of one."""
+    """Return a learning rate or a schedule, checked."""
     if type(value) is Schedule:
         raise TypeError(f"{name} must be a number or one of the schedules, such as mc.Cosine(0.1)")
     return value if isinstance(value, Schedule) else _NOT_NEGATIVE(value, name)

@@ -1,23 +1,23 @@
-"""The sheet: each built-in activation, loss, penalty and update, a row each.
+"""The sheet: one row for each built-in activation, loss, penalty and update.
 
-To add one is to add a row here: NumPy and CUDA compile it, the planner sees in it whether S must be
-cached, and the tests compare its slope with differences.
+Adding one means adding a row here: NumPy and CUDA compile it, the planner derives from it whether S
+must be cached, and the tests compare its slope with differences.
 
 In an activation s is the pre-activation, z = σ(s) the output, a the parameter. σ' is written in z
-where it can be, so that only Z is cached; a slope that reads s makes the planner keep S; σ'' may
-read what σ' reads. In a loss z is an output, y its target, q the parameter.
+if possible, so that only Z is cached; a slope that reads s makes the planner keep S; σ'' may read
+the variables of σ'. In a loss z is an output, y its target, q the parameter.
 
-positive(x) is 1 where x > 0 and 0 elsewhere. maximum and minimum pass NaN on from either side.
+positive(x) is 1 if x > 0 and 0 otherwise. maximum and minimum propagate NaN from either side.
 sigmoid, softplus, normcdf and normpdf (of the normal distribution) are right for every x
-(`special.py`). smooth(x) is x and says that its pieces meet without a kink. `where` writes out
-what names stand for; what stands twice is computed once.
+(`special.py`). smooth(x) is x and declares that its pieces meet without a kink. `where` expands
+names into their definitions; repeated parts are computed once.
 
 Every formula is right to a few units in the last place for every finite s (docs/accuracy.md). So no
-difference of rounded numbers that are nearly equal, and no ∞ / ∞ or 0 · ∞: where exp(s) would
-overflow, s is cut off where the rest is 1 already. A `second_derivative` stands where the slope,
-differentiated as it is written, would lose digits. Where a formula is σ'(z), the condition on a is
-what makes it right (leaky_relu must keep the sign). A learned a may come to be any number: such
-formulas read s, not z.
+formula subtracts rounded numbers that are nearly equal or produces ∞ / ∞ or 0 · ∞: before exp(s)
+overflows, s is cut off at a point where the remaining factor is 1 already. A `second_derivative` is
+given if differentiating the slope as written would lose digits. For a slope σ'(z), the condition on
+a makes it right (leaky_relu must keep the sign). A learned a can become any number: such formulas
+read s, not z.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ACTIVATIONS = _by_name(
         condition="a >= 0",
         init="he",
     ),
-    # He et al. 2015, with their initial slope: below 0, the slope is learned
+    # He et al. 2015, with their initial slope: the slope below 0 is learned
     Activation(
         "prelu",
         "maximum(s, 0) + a * minimum(s, 0)",
@@ -70,7 +70,7 @@ ACTIVATIONS = _by_name(
         learned="per layer",
         init="he",
     ),
-    # the slope in s: z + a has lost the digits of exp(s)
+    # the slope in s, because z + a has lost the digits of exp(s)
     Activation(
         "elu",
         "maximum(s, 0) + a * expm1(minimum(s, 0))",
@@ -98,7 +98,7 @@ ACTIVATIONS = _by_name(
     # Hendrycks and Gimpel 2016, the tanh form: s q with q = (1 + tanh(√(2/π) (s + 0.044715 s³))) /
     # 2 = e / (1 + e) and e = exp(2 √(2/π) (s + 0.044715 s³)). Slope q (1 + s v / (1 + e)) with v =
     # 2 √(2/π) (1 + 3 · 0.044715 s²), curvature q (1 - q) (2 v + s (v' - (2 q - 1) v²)), where
-    # q (1 - q) = r² is even in s. They are at their limits at s = 8 and -30.
+    # q (1 - q) = r² is even in s. They reach their limits at s = 8 and -30.
     Activation(
         "gelu",
         where("s / (1 + exp(s * (-c - d * (s * s))))", **_GELU),
@@ -143,7 +143,7 @@ ACTIVATIONS = _by_name(
     # Misra 2019: s t, t = tanh(softplus(s)) = n / (n + 2) with e = exp(s), n = e (e + 2); 1 from
     # s = 20 on. Slope (n + 4 s e (e + 1) / (n + 2)) / (n + 2), 1 from s = 25 on. Curvature
     # 2 t' + s t'' with t' = 4 e (1 + e) / (n + 2)², t'' = t' (1 - 2 e² (e + 2) / (n + 2)) / (1 + e)
-    # and p / q in the place of e, where neither overflows.
+    # and p / q in place of e, so that neither overflows.
     Activation(
         "mish",
         where("s * smooth(n / (n + 2))", n="e * (e + 2)", e="exp(minimum(s, 20))"),
@@ -164,12 +164,12 @@ ACTIVATIONS = _by_name(
     ),
     Activation("hard_tanh", "maximum(minimum(s, 1), -1)", "positive(1 - abs(z))"),
     Activation("exp", "exp(s)", "z"),
-    Activation("softmax", "", ""),  # each backend's own code, as of log_softmax and cross_entropy
+    Activation("softmax", "", ""),  # each backend implements it, log_softmax and cross_entropy
     Activation("log_softmax", "", ""),
 )
 
 
-# A logarithm that is infinite counts as -100, as PyTorch's does
+# An infinite logarithm counts as -100, as in PyTorch
 _BINARY = where(
     "-u * log_z - v * log_1_z",
     log_z="maximum(log(z), -900 * positive(z) - 100)",
@@ -201,8 +201,8 @@ LOSSES = _by_name(
         parameter=0.5,
         condition="0 < q < 1",
     ),
-    # -log of the Poisson probability of y at the mean z, without log(y!). A z less than 9e-39
-    # counts as that, and y / z as 3e38 at most: a slope that is finite gives 0 behind a σ' of 0.
+    # -log of the Poisson probability of y with mean z, without log(y!). A z below 9e-39 counts as
+    # 9e-39, and y / z as at most 3e38: a finite slope times a σ' of 0 is 0.
     Loss(
         "poisson",
         where("z - y * log(w)", w="maximum(z, 9e-39)"),
@@ -210,7 +210,7 @@ LOSSES = _by_name(
         outputs="exp softplus",
         second_derivative=where("y / w / w", w="maximum(z, 9e-39)"),
     ),
-    # options weigh the targets y and 1 - y: class weights, label smoothing, the weight of positives
+    # options weight the targets y and 1 - y: class weights, label smoothing, weight of positives
     Loss(
         "binary_cross_entropy",
         where(_BINARY, u="y", v="1 - y"),
@@ -227,8 +227,8 @@ LOSSES = _by_name(
     ),
     Loss("cross_entropy", "", "", outputs="softmax"),
 )
-# cross-entropy of probabilities z, of which those less than q count as q; a trainer evaluates it
-# from S[L] instead
+# cross-entropy of probabilities z, in which z below q counts as q; a trainer computes it from S[L]
+# instead
 OF_PROBABILITIES = Loss(
     "cross_entropy of probabilities", "-y * log(maximum(z, q))", "-y / maximum(z, q)", parameter=1.0
 )
@@ -252,12 +252,12 @@ MATCHED = {
             where("a * a * (u + v) * e / ((1 + e) * (1 + e))", e="exp(-abs(a * s))"),
         ),
     ),
-    # from s = 1000 on z is infinite
+    # from s = 1000 on, z is infinite
     ("poisson", "exp"): Matched("z - y * smooth(minimum(s, 1000))", "z - y"),
-    # the logarithm of z is s where z is less than 1e-30, whose logarithm is -69.07755278982137; the
-    # slope is σ(s) (z - y) / z with σ(s) = 1 - exp(-z), which is z there. The second derivative is
-    # σ(s) (exp(-z) + y h) with h = (1 - (1 + z) exp(-z)) / z², up to z = 1/2 the series r of
-    # (exp(z) - 1 - z) / z² times exp(-z)
+    # log z is s if z is less than 1e-30, whose logarithm is -69.07755278982137; the slope is
+    # σ(s) (z - y) / z with σ(s) = 1 - exp(-z), which is z there. The second derivative is
+    # σ(s) (exp(-z) + y h) with h = (1 - (1 + z) exp(-z)) / z², computed up to z = 1/2 as the series
+    # r of (exp(z) - 1 - z) / z² times exp(-z)
     ("poisson", "softplus"): Matched(
         where("z - y * smooth(log(w) + minimum(s + 69.07755278982137, 0))", w="maximum(z, 1e-30)"),
         where("(y - z) * (expm1(-w) / w)", w="maximum(z, 1e-30)"),
@@ -282,7 +282,7 @@ PENALTIES = _by_name(
 )
 
 
-# Kingma and Ba 2015. (1 - beta2) * g comes before its product with g, which overflows
+# Kingma and Ba 2015. (1 - beta2) * g is computed before its product with g; this overflows
 # sqrt(1 / (1 - beta2)) times later than g * g
 _M = "m = beta1 * m + (1 - beta1) * g"
 _V = "v = beta2 * v + (1 - beta2) * g * g"
@@ -308,7 +308,7 @@ UPDATES = _by_name(
         "momentum * reach + rate * G",
         "momentum * (momentum * reach + rate * G) + rate * G",
     ),
-    # PyTorch's velocity: a sum of gradients, which the rate of today scales as a whole
+    # PyTorch's velocity: a sum of gradients, which the current rate scales as a whole
     Update(
         "gradient_momentum",
         ("u",),
@@ -324,7 +324,7 @@ UPDATES = _by_name(
         "rate * (G + momentum * (momentum * reach + G))",
     ),
     Update("adam", ("m", "v"), f"{_M}; {_V}; w = w - {_ADAM}", "maximum(reach, G)", _ADAM_CHANGE),
-    # epsilon beside sqrt(v) before the bias of v is corrected: the end of section 2 of their paper
+    # epsilon added to sqrt(v) before the bias of v is corrected: end of section 2 of their paper
     Update(
         "adam_hat",
         ("m", "v"),
@@ -332,7 +332,7 @@ UPDATES = _by_name(
         "maximum(reach, G)",
         _ADAM_CHANGE,
     ),
-    # Loshchilov and Hutter 2019: Adam with the weights drawn to zero by rate * decay
+    # Loshchilov and Hutter 2019: Adam with the weights pulled to zero by rate * decay
     Update(
         "adamw",
         ("m", "v"),

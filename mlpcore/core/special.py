@@ -1,11 +1,11 @@
-"""Functions that NumPy and ONNX lack, as statements of those they have; CUDA has its own.
+"""Functions that NumPy and ONNX lack, in terms of those they have; CUDA has its own.
 
     normcdf(-u) = exp(-u²/2) P(t) / (u + k),  t = (u - k) / (u + k),  u ≥ 0
     erf(u) = -expm1(-u Q(u)),                 Q(u) = -log(erfc(u)) / u
 
-The first is as Shepherd and Laframboise 1981 do erfc. P and Q are polynomials. u² goes into `exp`
-in two parts, h² + (u - h)(u + h) with h so short that h² is exact: rounding u² would cost u² units
-in the last place. `tests/core/test_special.py` fits the coefficients anew and measures the errors.
+The first follows Shepherd and Laframboise 1981 for erfc. P and Q are polynomials. u² enters `exp`
+in two parts, h² + (u - h)(u + h), with h so short that h² is exact: rounding u² would cost u² units
+in the last place. `tests/core/test_special.py` refits the coefficients and measures the errors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 NAMES = ("erf", "erfc", "normcdf", "normpdf")
-# Smooth functions of x that no backend has, for all x. log cosh x = log1p(g² / (2 (1 + g))) with
+# Smooth functions that no backend provides, for all x. log cosh x = log1p(g² / (2 (1 + g))) with
 # g = expm1(|x|), which would overflow; from 20 on it is |x| - log 2
 SMOOTH = {
     "sigmoid": "out = 1 / (1 + exp(-x))",
@@ -28,14 +28,14 @@ SMOOTH = {
 
 
 class Fit(NamedTuple):
-    """Numbers that depend on the precision.
+    """Constants that depend on the precision.
 
     Attributes:
-        tail: P's coefficients, the constant first.
-        middle: those of Q.
-        end: where Φ(-u) has become 0.
-        one: where erf has become 1.
-        short: a number that, added to u and taken off, leaves h.
+        tail: coefficients of P, the constant first.
+        middle: coefficients of Q.
+        end: the u from which Φ(-u) is 0.
+        one: the u from which erf is 1.
+        short: a number that leaves h when added to u and subtracted again.
     """
 
     tail: Sequence[float]
@@ -89,8 +89,8 @@ FITS = {
 def body(name: str, dtype: str) -> str:
     """Return statements `…; out = …` that compute a function of `x` in a dtype.
 
-    They are right to a few units in the last place. erfc, normcdf and normpdf keep their digits
-    down to the smallest normal number, erf for all x; NaN passes.
+    They are accurate to a few units in the last place. erfc, normcdf and normpdf keep their digits
+    down to the smallest normal number, erf for all x; NaN propagates.
     """
     fit = FITS["float32" if dtype == "float32" else "float64"]
     if name == "erf":

@@ -3,8 +3,8 @@
     J = Σ_i w_i ℓ_i / Σ_i w_i C_i
     ℓ_i = -Σ_k c_k ((1 - ε) y_ik + ε/K) log p_ik,   C_i = Σ_k c_k y_ik
 
-The engine takes w_i C_i as the weight of a row and ℓ_i / C_i as its loss, so that J is a weighted
-mean like that of any loss.
+The engine uses w_i C_i as the weight of a row and ℓ_i / C_i as its loss, so that J is a weighted
+mean, as with any loss.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 
 from mlpcore.core.loss import Loss
 
-PIECE, PIECE_ELSEWHERE = 4096, 1 << 20  # rows that are weighed at a time: on the host, on a GPU
-ENTRIES = 1 << 16  # of targets that are weighed at a time on the host, at most
+PIECE, PIECE_ELSEWHERE = 4096, 1 << 20  # rows weighted at a time: on the host, on a GPU
+ENTRIES = 1 << 16  # maximum number of targets weighted at a time on the host
 
 
 def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> None:
-    """Set out (m,) to w_i C_i, the weights of rows by their own weights and by class.
+    """Set out (m,) to w_i C_i, the product of row weight and class weight.
 
     Args:
-        loss: one with class weights.
-        Y: (m,) class numbers, or (m, n_L) targets.
+        loss: a loss with class weights.
+        Y: (m,) class indices, or (m, n_L) targets.
         weights: (m,) or None.
         out: the result.
         xp: the array module of these arrays.
@@ -38,23 +38,23 @@ def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> Non
         if y.ndim == 1:
             found = by_class[
                 y.astype(np.int64) % len(by_class)
-            ]  # the step itself reports what is no class
+            ]  # the step itself reports invalid classes
         else:
             found = (
                 by_class[0] * (1.0 - y[:, 0]) + by_class[1] * y[:, 0]
                 if loss.binary
                 else y @ by_class
             )
-        with np.errstate(over="ignore"):  # a sum that is infinite is refused
+        with np.errstate(over="ignore"):  # an infinite sum is rejected
             out[part] = found if weights is None else found * weights[part]
 
 
 class RowWeights:
-    """Weights of rows by their own weights and by class, worked out for the rows in use.
+    """Row weights times class weights, computed for the rows in use.
 
     Args:
-        loss, Y, weights: as of `row_weights`, on the host.
-        dtype: of the weights.
+        loss, Y, weights: as in `row_weights`, on the host.
+        dtype: dtype of the weights.
     """
 
     def __init__(self, loss: Loss, Y: Any, weights: Any, dtype: Any):
@@ -67,22 +67,22 @@ class RowWeights:
         return found
 
     def take(self, rows: Any, axis: int = 0, out: Any = None, mode: str = "raise") -> Any:
-        """Return the weights of the rows of these numbers, as NumPy's method does."""
+        """Return the weights of the rows with these numbers, like NumPy's method."""
         found = self[rows]
         if out is not None:
             out[...] = found
         return found
 
     def any(self) -> bool:
-        """Return True if a row weighs something."""
+        """Return True if any row has a nonzero weight."""
         return any(self[i : i + PIECE].any() for i in range(0, len(self.Y), PIECE))
 
 
 def weighed(loss: Loss, Y: Any, weights: Any, dtype: Any, xp: Any = np) -> Any:
-    """Return the row weights (m,): the rows' own, or None, times those of their classes, if any.
+    """Return the row weights (m,), or None, times the weights of their classes, if any.
 
     Raises:
-        ValueError: every row's class weighs nothing.
+        ValueError: the class of every row has weight 0.
     """
     if loss.class_weight is None:
         return weights
@@ -96,10 +96,10 @@ def weighed(loss: Loss, Y: Any, weights: Any, dtype: Any, xp: Any = np) -> Any:
 def mixed(loss: Loss, Y: Any, outputs: int, dtype: Any, xp: Any = np) -> Any:
     """Return the shares t (m, n_L) in ℓ / C = -Σ t log p of cross-entropy.
 
-    Y holds class numbers or distributions.
+    Y holds class indices or distributions.
 
-    t_ik = c_k ((1 - ε) y_ik + ε/K) / C_i: smoothed, weighed by class, over the row's own weight by
-    class.
+    t_ik = c_k ((1 - ε) y_ik + ε/K) / C_i: smoothed, weighted by class, divided by the row's class
+    weight.
     """
     t = (Y[:, None] == xp.arange(outputs)).astype(dtype) if Y.ndim == 1 else xp.array(Y, dtype)
     by_class = xp.asarray(loss.columns or (1.0,), dtype)
@@ -108,5 +108,5 @@ def mixed(loss: Loss, Y: Any, outputs: int, dtype: Any, xp: Any = np) -> Any:
     )
     if loss.label_smoothing:
         t = (1 - loss.label_smoothing) * t + loss.label_smoothing / outputs
-    weight[weight == 0] = 1  # such a row weighs nothing
+    weight[weight == 0] = 1  # such a row contributes nothing
     return (t * by_class / weight).astype(dtype)

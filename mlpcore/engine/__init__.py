@@ -1,1 +1,1 @@
-"""Planned steps: every buffer before the first row, chunks of rows, recorded calls."""
+"""Planned steps: all buffers planned before the first row, chunks of rows, recorded calls."""

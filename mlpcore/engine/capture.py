@@ -1,4 +1,4 @@
-"""The arrays and the recordings of a captured step: a chunk, and the kernels around it."""
+"""The arrays and recordings of a captured step: a chunk, and the kernels around it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from mlpcore.engine.staging import Staging, staging_buffers
 from mlpcore.engine.state import State
 from mlpcore.engine.workspace import Parts
 
-UNROLLED = 64  # chunks that one graph holds
-CHUNK_BYTES = 32 << 20  # of a chunk's arrays: most of an H200's L2
-NARROW = 128  # width of layers up to which kernels are so short that their number counts
-NARROW_BYTES = 256 << 20  # of a chunk's arrays then
-NARROWEST, WIDEST = 8192, 1 << 18  # rows of a chunk when chosen by itself
+UNROLLED = 64  # maximum number of chunks in one graph
+CHUNK_BYTES = 32 << 20  # bytes of a chunk's arrays: most of an H200's L2
+NARROW = 128  # width of layers up to which the kernels are so short that their number matters
+NARROW_BYTES = 256 << 20  # bytes of a chunk's arrays in that case
+NARROWEST, WIDEST = 8192, 1 << 18  # range of the rows of an automatic chunk
 
 
 class SlotChunk(Chunk):
-    """A chunk whose targets and row weights the loss reads where the caller has them.
+    """A chunk whose loss reads targets and row weights from the caller's arrays.
 
-    Args: the inputs, then as `Chunk`.
+    Args: the inputs, then those of `Chunk`.
     """
 
     def __init__(self, inputs: Inputs, *arguments: Any) -> None:
@@ -46,7 +46,7 @@ class SlotChunk(Chunk):
         )
 
     def targets(self, rows: int, weighted: bool) -> tuple[Any, Any]:
-        """Return Y and the row weights over the batch's weight, as `ops.loss` takes them."""
+        """Return Y and the row weights over the batch's weight, in the form for `ops.loss`."""
         return self._targets, self._weights if weighted else self.scale
 
 
@@ -55,17 +55,17 @@ class Capture:
 
     Args:
         problem, state: as in a step.
-        device: where the parameters lie.
+        device: the device of the parameters.
         precision: as in `GraphStep`.
 
     Attributes:
         layers: dtype of Z, S, G and D.
         scaled: True if there is a loss scale.
-        low: the parameters in `layers`, or None where that is their own dtype.
-        kernels: those around the chunks.
+        low: the parameters in dtype `layers`, or None if that is their own dtype.
+        kernels: the kernels around the chunks.
         penalties: which of l1 and l2 the update was compiled with.
-        chunk, staging: of the plan that is allocated; `inputs` are what it was made for.
-        recordings: by what they do and the shapes that they do it on.
+        chunk, staging: those of the allocated plan; `inputs` are the inputs it was made for.
+        recordings: by operation and the shapes it works on.
     """
 
     kernels: StepKernels
@@ -91,7 +91,7 @@ class Capture:
         return self.problem.settings.l1 != 0, self.problem.settings.l2 != 0
 
     def _program(self) -> Program:
-        """Return the optimizer's statements after those of unscaling, penalties and clipping."""
+        """Return the statements of unscaling, penalties, clipping and the optimizer, in order."""
         settings, optimizer = self.problem.settings, self.problem.optimizer
         terms = ["unscale * g" if self.scaled else "g", *settings.penalty_terms]
         statements = [f"g = {' + '.join(terms)}"] if len(terms) > 1 or self.scaled else []
@@ -116,7 +116,7 @@ class Capture:
 
     def state_buffers(self) -> list[Buffer]:
         """List the gradient, the optimizer state, low parameters and the kernels' arrays."""
-        size, what = self.problem.layout.size, "what the products read"
+        size, what = self.problem.layout.size, "read by the products"
         low = [Buffer("low-precision parameters", (size,), self.layers, what)]
         return [
             *self.state.buffers(),
@@ -129,7 +129,7 @@ class Capture:
         return -(-batch_rows // rows) <= UNROLLED
 
     def parts(self, rows: int, workers: int, batch_rows: int, inputs: Inputs) -> Parts:
-        """List the arrays of a chunk of `rows` rows, and those for rows on their way here."""
+        """List the arrays of a chunk of `rows` rows, and those that stage rows from the host."""
         problem = self.problem
         parts: Parts = {
             "workspace": planning.chunk_buffers(
@@ -149,7 +149,7 @@ class Capture:
         return parts
 
     def choose(self, batch_rows: int, inputs: Inputs) -> tuple[int, int]:
-        """Return the rows of a chunk, and one worker, where memory is no object."""
+        """Return the rows of a chunk, and one worker, if memory is unlimited."""
         rows = self.problem.settings.most_rows
         if rows is None:
             fixed, much = (
@@ -163,7 +163,7 @@ class Capture:
     # -- arrays --
 
     def bind(self) -> None:
-        """Allocate the state, zero, and make the kernels for the optimizer's rule as it is now."""
+        """Allocate the state as zeros, and make the kernels for the optimizer's current rule."""
         buffers = self.state_buffers()
         self.state.vectors.clear()
         arrays = planning.allocate(self.ops, buffers)
@@ -181,7 +181,7 @@ class Capture:
         for i, (name, array) in enumerate(buffers.items()):
             numbers = array.dtype.kind in "fu" and array.dtype.itemsize > 1
             if name[0] in "XSZG" and numbers and array.ndim:
-                kernels.randomize(array, i)  # what choosing an algorithm computes with
+                kernels.randomize(array, i)  # data for choosing an algorithm
         W = problem.store.W if self.low is None else problem.layout.views(self.low)[0]
         gradient = self.state.gradient
         self.chunk = SlotChunk(
@@ -204,25 +204,25 @@ class Capture:
             self.staging = Staging(self.device, planning.allocate(self.ops, plan.parts["staging"]))
 
     def drop(self) -> None:
-        """Give the arrays back, with what was recorded on them."""
+        """Free the arrays and the recordings that use them."""
         self.staging = None
-        vars(self).pop("chunk", None)  # there is none until the next plan
+        vars(self).pop("chunk", None)  # the next plan makes a new one
         self.recordings.clear()
-        self.ops.use({})  # whose scratch lay in it
+        self.ops.use({})  # its scratch was part of those arrays
 
     def to_host(self, array: Array) -> np.ndarray:
-        """Return an array of the device as NumPy's, in a dtype that NumPy computes in."""
+        """Return an array of the device as a NumPy array, in a dtype that NumPy can compute in."""
         host = self.device.to_host(array)
         return (host.astype(np.uint32) << 16).view(np.float32) if host.dtype == np.uint16 else host
 
     def loss(self) -> float:
-        """Return J as it stands on the device; wait for it."""
+        """Return the current J on the device; wait for it."""
         return float(self.device.to_host(self.kernels.scalars)[Scalar.LOSS])
 
     # -- recordings --
 
     def recorded(self, key: tuple[object, ...], run: Callable[[], None]) -> Recording:
-        """Return the recording of this key; make it of what `run` launches where there is none."""
+        """Return the recording of this key; if there is none, record the launches of `run`."""
         if key not in self.recordings:
             self.recordings[key] = self.ops.record(run)
             if len(self.recordings) > SHAPES:
@@ -233,7 +233,7 @@ class Capture:
     def run_whole(
         self, what: str, chunks: Sequence[tuple[int, int]], weighted: bool, steps: int = 1
     ) -> None:
-        """Run so many steps, or "gradient"s, each of these chunks."""
+        """Run this many steps, or "gradient"s, each on all of these chunks."""
         for _ in range(steps):
             self.begin(chunks[-1][1], weighted)
             for i, (start, stop) in enumerate(chunks):
@@ -242,7 +242,7 @@ class Capture:
                 self.end()
 
     def begin(self, size: int, weighted: bool) -> None:
-        """Add up the weights of a batch of this size, where they lie on the device."""
+        """Add up the weights of a batch of this size, if they are on the device."""
         if weighted and not self.inputs.host:
             self.kernels.sum_weights(self.inputs.w_dtype, size)
 
@@ -257,11 +257,11 @@ class Capture:
         self.chunk.run("forward", rows, weighted, False)
 
     def run_loss(self, rows: int, weighted: bool) -> None:
-        """Add up the loss of the chunk that went forward last."""
+        """Add up the loss of the chunk whose forward pass ran last."""
         self.chunk.run("loss", rows, weighted, False)
 
     def _gather(self, first: int, rows: int) -> None:
-        """Gather X of a chunk; what reads the slot after it begins with the same row."""
+        """Gather X of a chunk; later kernels read the slot from the same row on."""
         self.ops.first = first
         self.kernels.gather(self.inputs.x_dtype, self.chunk.rows("X", rows), first)
 
@@ -285,7 +285,7 @@ class Capture:
         weight: float,
         resume: bool = False,
     ) -> None:
-        """Set the slot for rows start … stop of a batch; those of the host are staged."""
+        """Set the slot for rows start … stop of a batch; rows on the host are staged."""
         sources: Sequence[Array | None] = (batch.X, batch.Y, batch.weights)
         rows, first = batch.rows, start
         if self.staging is not None:
@@ -294,6 +294,6 @@ class Capture:
         self.kernels.set_slot(sources, rows, first, start, further, number, answer, weight, resume)
 
     def done(self) -> None:
-        """Note that the work on the rows of the slot has been asked for."""
+        """Note that all work on the slot's rows has been submitted."""
         if self.staging is not None:
             self.staging.done()

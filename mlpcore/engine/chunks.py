@@ -1,7 +1,7 @@
 """Chunks of a batch's rows and their operations: forward, loss, backward.
 
 Rows are independent, so dW and db of a batch are sums over its chunks; the first chunk of a worker
-writes them, the others add.
+overwrites them, and the others add to them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from mlpcore.core.losses import Objective
 from mlpcore.core.network import Pass, Views, in_turn, under_loss
 from mlpcore.core.ops import Array, Input, Ops
 
-SHAPES = 32  # recordings that a worker keeps; the least recently used goes first
+SHAPES = 32  # recordings that a worker keeps; the least recently used is dropped first
 
 
 def cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]]:
-    """Return each worker's chunks (start, stop), of at most `chunk_rows` rows, as equal as can be.
+    """Return each worker's chunks (start, stop) of at most `chunk_rows` rows, as equal as possible.
 
-    Together they are 0 … size.
+    Together they cover 0 … size.
     """
-    few = size <= SHAPES * chunk_rows  # longer lists would take memory that no plan lists
+    few = size <= SHAPES * chunk_rows  # longer lists would take memory that no plan counts
     return (_cut if few else _cut.__wrapped__)(size, chunk_rows, workers)
 
 
@@ -37,7 +37,7 @@ def _cut(size: int, chunk_rows: int, workers: int) -> list[list[tuple[int, int]]
 
 
 def even(start: int, stop: int, most: int) -> Iterator[tuple[int, int]]:
-    """Yield the chunks of at most `most` rows, as equal as can be, one after the other."""
+    """Yield the chunks of at most `most` rows, as equal as possible, in order."""
     count = -(-(stop - start) // most)
     return itertools.pairwise(start + (stop - start) * i // count for i in range(count + 1))
 
@@ -46,16 +46,16 @@ class Chunk:
     """The arrays of a chunk of rows, and the operations on them.
 
     Args:
-        ops: a backend's operations, for this chunk's arrays alone.
-        W, b: the parameters' views.
-        activations: bound to their learned parameters and the gradients of these.
+        ops: a backend's operations, only for this chunk's arrays.
+        W, b: views of the parameters.
+        activations: bound to their learned parameters and to the gradients of these.
         objective: the loss.
         dW, db: views of the gradient that the chunk adds to.
-        buffers: the arrays that `plan.chunk_buffers` lists.
+        buffers: the arrays listed by `plan.chunk_buffers`.
         scale: 0-d, 1 / Σ w of the batch.
         J: 0-d, the loss that the chunk adds to.
-        repeats: the layout's: which dW are written by a layer above, too.
-        x: Z[0] where it is not the buffer of that name.
+        repeats: the layout's `repeats`: which dW a higher layer writes, too.
+        x: Z[0] if it is not the buffer named X.
     """
 
     def __init__(
@@ -94,17 +94,17 @@ class Chunk:
         return self.output(rows) if last and letter == "Z" else self.rows(f"{letter}[{l}]", rows)
 
     def targets(self, rows: int, weighted: bool) -> tuple[Any, Any]:
-        """Return Y and the row weights over the batch's weight, as `ops.loss` takes them."""
+        """Return Y and the row weights over the batch's weight, in the form for `ops.loss`."""
         return self.rows("Y", rows), self.rows("w", rows)[:, None] if weighted else self.scale
 
     def run(self, what: str, rows: int, weighted: bool, accumulate: bool) -> None:
-        """Call the operations of a chunk, on the first `rows` rows of the buffers.
+        """Call the operations of a chunk on the first `rows` rows of the buffers.
 
         Args:
-            what: "step", "forward", or "loss" of the output that is there.
-            rows: of the chunk.
-            weighted: whether the rows have weights.
-            accumulate: whether dW and db are added to.
+            what: "step", "forward", or "loss" of the current output.
+            rows: number of rows of the chunk.
+            weighted: True if the rows have weights.
+            accumulate: True to add to dW and db.
         """
         activations = [σ if what == "step" else dropout.undropped(σ) for σ in self.activations]
         matched = self.objective.matched
@@ -123,7 +123,7 @@ class Chunk:
         widths = [W.shape[1] for W in self.W[1:]]
         below = widths[:-1] if matched else widths
         G = [None, *(in_turn(self.buffers["G"], rows, below) if below else [])]
-        G += [None] if matched else []  # the loss gives D[L] itself
+        G += [None] if matched else []  # the loss sets D[L] itself
         db = self.db[-1] if matched and what == "step" else None
         Y, k = self.targets(rows, weighted)
         D_or_G = work.Z[-1] if matched else G[-1]

@@ -1,4 +1,4 @@
-"""The settings, rates and counts that a captured step tells the device before a launch."""
+"""The settings, rates and counts that a captured step sends to the device before a launch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = logging.getLogger("mlpcore")
 
 
 class Control:
-    """The device's copies of settings and counts, and what they were made from.
+    """The device's copies of settings and counts, and the values they were made from.
 
     Args:
         problem, state, capture: of the step.
 
     Attributes:
-        fresh: True until the device has been told how many updates were done.
-        varies: True if a user's own optimizer may have other scalars at each step.
+        fresh: True until the device has received the count of updates.
+        varies: True if a custom optimizer may have different scalars at each step.
     """
 
     def __init__(self, problem: Problem, state: State, capture: Capture) -> None:
@@ -38,11 +38,11 @@ class Control:
         self._values: tuple[dict[str, Any], Settings] | None = None
 
     def forget(self) -> None:
-        """Let the slot's scalars be set anew before the next launch."""
+        """Mark the slot's scalars to be set again before the next launch."""
         self._values = None
 
     def refresh(self) -> None:
-        """Bring up to date what somebody may have changed: settings, and the low parameters."""
+        """Refresh what may have been changed from outside: settings, and the low parameters."""
         problem = self.problem
         known = self._values
         settings = problem.settings
@@ -50,7 +50,7 @@ class Control:
             self._set_values(problem.optimizer.constants())
 
     def _set_values(self, values: Mapping[str, float]) -> None:
-        """Let the slots from here on hold these scalars of the optimizer's and the penalties."""
+        """Set these scalars of the optimizer and the penalties in all slots from now on."""
         settings = self.problem.settings
         self.capture.kernels.set_values({**values, "l1": settings.l1, "l2": settings.l2})
         self._values = dict(vars(self.problem.optimizer)), settings
@@ -82,7 +82,7 @@ class Control:
     # -- counts --
 
     def updates(self) -> int:
-        """Return how many updates were done, without those that were skipped; wait for them."""
+        """Return the number of updates done, without the skipped ones; wait for them."""
         return self.state.done if self.fresh else int(self.read()["updates"])
 
     def read(self) -> np.ndarray:
@@ -90,7 +90,7 @@ class Control:
         return self.capture.kernels.read_control()
 
     def _set_counts(self, progress: Progress) -> None:
-        """Tell the device of the updates before its first: counts, and how large the state is."""
+        """Send the device the counts before its first update, and the bound of the state."""
         control = self.read()
         control["updates"], control["skipped"] = progress.step - progress.skipped, progress.skipped
         control["reach"] = self.state.reach
@@ -104,7 +104,7 @@ class Control:
         if not self.state.rule:
             return {}
         device, known = self.capture.device, self.capture.ops.algorithms
-        with device.lock:  # another trainer's thread may be choosing
+        with device.lock:  # another trainer's thread may be choosing algorithms
             chosen = [[*dataclasses.astuple(p), x.hex()] for p, x in known.chosen.items()]
             fused = [[*dataclasses.astuple(p), pays] for p, pays in known.fused.items()]
         facts: dict[str, Any] = {"library": device.library, "algorithms": chosen, "fused": fused}
@@ -115,12 +115,12 @@ class Control:
         return facts
 
     def restore(self, facts: Mapping[str, Any]) -> None:
-        """Go on with a checkpoint's algorithms and counts."""
-        if "control" in facts:  # else the device takes the counts of updates over at the next step
+        """Restore a checkpoint's algorithms and counts."""
+        if "control" in facts:  # else the device takes over the update counts at the next step
             control = np.zeros((), cuda_slot.CONTROL)
             for name, value in facts["control"].items():
                 control[name] = value
-            if facts["rule"] != self.problem.optimizer.row:  # its first vector may be another one
+            if facts["rule"] != self.problem.optimizer.row:  # the first vector may be another one
                 control["reach"] = self.state.reach
             self.capture.kernels.write_control(control)
             self.fresh = False
@@ -129,7 +129,7 @@ class Control:
         device, known = self.capture.device, self.capture.ops.algorithms
         if facts["library"] != device.library:
             log.warning(
-                "saved with %s, goes on with %s: results will not be bit-identical",
+                "saved with %s, resumed with %s: results will not be bit-identical",
                 facts["library"],
                 device.library,
             )

@@ -33,8 +33,8 @@ from mlpcore.engine.threads import Spread, Threads
 from mlpcore.engine.workspace import Workspace
 
 log = logging.getLogger("mlpcore")
-BLAS_ROWS = 64  # rows for each thread of BLAS, where a core's cache holds the parameters
-BLAS_ALONE = 1 << 18  # multiplications of a GEMM up to which BLAS uses one thread by itself
+BLAS_ROWS = 64  # rows per BLAS thread, if a core's cache holds the parameters
+BLAS_ALONE = 1 << 18  # multiplications of a GEMM up to which BLAS by default uses one thread
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -42,7 +42,7 @@ R = TypeVar("R")
 def _quiet(
     method: Callable[Concatenate[CpuStep, P], R],
 ) -> Callable[Concatenate[CpuStep, P], R]:
-    """Make a method run where NumPy does not warn of overflow, which the step looks for itself."""
+    """Make a method run without NumPy's overflow warnings, since the step checks for overflow."""
 
     @functools.wraps(method)
     def quiet(step: CpuStep, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -59,7 +59,7 @@ class CpuStep:
         problem: a network, an objective and an optimizer.
 
     Attributes:
-        J: of the last step.
+        J: loss of the last step.
         untouched: True if nobody else has written the parameters since the last step.
     """
 
@@ -73,10 +73,10 @@ class CpuStep:
         self.J: Any = None
         self.untouched = False
         layout = problem.layout
-        self._most_threads = blas.most() if self.ops.xp is np else 1  # of BLAS by itself
+        self._most_threads = blas.most() if self.ops.xp is np else 1  # of BLAS by default
         self._largest = max(a * b for a, b in itertools.pairwise(layout.sizes))
         self._in_cache = layout.size * np.dtype(problem.dtype).itemsize <= planning.CACHE
-        self._threads: tuple[int, Threads] | None = None  # with the process that they belong to
+        self._threads: tuple[int, Threads] | None = None  # with the owning process
         # the last batch's chunks for each worker, by its size and plan
         self._shares: tuple[int, Plan | None, list[list[tuple[int, int]]]] = 0, None, []
         self._weighed: tuple[Batch, float] | None = None  # the last batch with row weights, Σ w
@@ -89,20 +89,20 @@ class CpuStep:
     # -- what it stands on --
 
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
-        """Bring settings up to date; return the plan for such batches, its arrays allocated."""
+        """Update the settings; return the plan for such batches, with its arrays allocated."""
         plan = self.workspace.plans.get((batch_rows, inputs))
         settled = vars(self.problem.optimizer) == self.lanes.settings
         whole = settled and not (self.state.torn or self.store.torn)
         if whole and plan is not None and plan is self.workspace.covered:
-            return plan  # as most steps are
+            return plan  # the usual case
         self._settle()
         return self.workspace.prepare(batch_rows, inputs)
 
     def _settle(self) -> None:
-        """Bind what the optimizer and the settings have become; the state goes on.
+        """Adapt to changed settings of the optimizer and the trainer; keep the state.
 
         Raises:
-            RuntimeError: an update was left half done.
+            RuntimeError: an update was interrupted.
             ValueError: epsilon is 0, or infinite, in the parameters' dtype.
         """
         self.state.require_valid()
@@ -117,23 +117,23 @@ class CpuStep:
         self.workspace.drop()
         self.lanes.bind()
         self.workspace.plans.clear()
-        self.state.rule = self.problem.optimizer.row  # last: an interrupt may come before it
+        self.state.rule = self.problem.optimizer.row  # last, since an interrupt may come before it
 
     def require_whole(self) -> None:
-        """Raise a RuntimeError if an update, or a change of the state, was left half done."""
+        """Raise a RuntimeError if an update, or a change of the state, was interrupted."""
         self.state.require_whole()
 
     def renew(self) -> None:
-        """Give up what another thread was doing here when the process was forked."""
+        """Drop work that another thread had under way here when the process was forked."""
         self.store.torn = self.state.torn
         self.workspace.drop()
         for ops in (self.ops, *self.lanes.ops):
             ops.renew()
 
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Return what the next steps depend on besides the parameters: state vectors, and facts.
+        """Return what later steps depend on apart from the parameters: state vectors, and facts.
 
-        The vectors lie on the host, and JSON can hold the facts.
+        The vectors are on the host, and the facts can be stored as JSON.
         """
         self.require_whole()
         vectors = {name: self.crew.to_host(x) for name, x in self.state.vectors.items()}
@@ -141,14 +141,14 @@ class CpuStep:
         return vectors, {**facts, "plans": self.workspace.facts(), "threads": self.lanes.threads}
 
     def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
-        """Go on from a snapshot, with its chunks.
+        """Restore a snapshot, with its chunks.
 
         Raises:
-            ValueError: it is not of this step.
+            ValueError: it does not belong to this step.
         """
         self.workspace.restore(facts["plans"])
         if not facts["rule"]:
-            return  # before the first step: the state begins at zero
+            return  # before the first step: the state starts at zero
         vectors = self.state.read(vectors, facts)
         with self.state.replaced(vectors):
             self._bind()
@@ -156,7 +156,7 @@ class CpuStep:
             before, threads = facts.get("threads"), self.lanes.threads
             if before != threads:
                 log.warning(
-                    "the run was saved with %s threads of BLAS and goes on with %s: its results "
+                    "the run was saved with %s BLAS threads and is resumed with %s: its results "
                     "will not be bit-identical",
                     before,
                     threads,
@@ -166,19 +166,19 @@ class CpuStep:
 
     @_quiet
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> float:
-        """Make a step on a batch; return J before it.
+        """Run a step on a batch; return the J before its update.
 
         Args:
             batch: the rows.
-            plan: that `prepare` returned for them.
+            plan: the plan that `prepare` returned for them.
             progress: counts the step.
 
         Raises:
             NonFiniteLoss: J, the gradient or the update is not finite; nothing has changed.
         """
-        # One thread beside workers, for the *whole* step: a thread of BLAS's own that still spun
-        # would be one too many. Where a core's cache holds the parameters, few rows cost more than
-        # they gain: half of dW then lies in another core's cache.
+        # One BLAS thread per worker for the *whole* step: a BLAS thread that was still spinning
+        # would be one too many. If a core's cache holds the parameters, few rows cost more than
+        # they gain, because half of dW is then in another core's cache.
         threads, spread = self.lanes.threads, None
         if plan.workers > 1:
             threads, spread = 1, self._spread()
@@ -196,7 +196,7 @@ class CpuStep:
     def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
         """Return J of a batch, penalties included; its gradient is in `gradient` afterwards.
 
-        Dropout is that of the step of this number.
+        Dropout is that of step `number`.
         """
         self.crew.draw(number)
         return self._loss_and_squares(batch, plan, None)[0]
@@ -238,8 +238,8 @@ class CpuStep:
     def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
         """Return the mean loss of a batch, without penalties.
 
-        `see(output, start, stop)` gets each chunk's output on the host, S[L] if the pair of output
-        and loss is matched.
+        `see(output, start, stop)` gets each chunk's output on the host: S[L] if output and loss
+        match, else Z[L].
         """
         worker = self.crew.workers[0]
         weight = weight_of(batch)
@@ -253,7 +253,7 @@ class CpuStep:
         return float(worker.J)
 
     def apply(self, gradient: Array, progress: Progress) -> None:
-        """Make one update by a gradient of the caller's, flat, which is not written to."""
+        """Make one update with the caller's flat gradient, which is not modified."""
         self._settle()
         self._apply(gradient, progress)
 
@@ -278,26 +278,26 @@ class CpuStep:
         return find_not_finite(self, lambda: self.crew.workers[0], self.crew.to_host, batch, plan)
 
     def _spread(self) -> Spread:
-        """Return what has jobs done by this step's threads; a forked process has its own."""
+        """Return a function that runs jobs on this step's threads; a forked process has its own."""
         if self._threads is None or self._threads[0] != os.getpid():
             count = max(1, self.lanes.threads - 1, len(self.crew.workers) - 1)
             self._threads = os.getpid(), Threads(count)
         return functools.partial(self._threads[1].run, give_up=self.workspace.drop)
 
-    # -- what only a device does --
+    # -- needed only on a device --
 
     def together(self, batch_rows: int, inputs: Inputs) -> int:
-        """Return 1: each step is run by itself."""
+        """Return 1: each step runs separately."""
         return 1
 
     def count_skipped(self, progress: Progress) -> None:
-        """Do nothing: each step has counted itself."""
+        """Do nothing: each step has already been counted."""
 
     def count_launched(self) -> None:
-        """Do nothing: each step has counted itself."""
+        """Do nothing: each step has already been counted."""
 
     def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
         """Raise a DeviceUnavailable: there are no graphs to measure."""
         raise DeviceUnavailable(
-            "a step has parts where it is captured as a graph: on a CUDA device with cuBLASLt"
+            "a step has parts only if it is captured as a graph: on a CUDA device with cuBLASLt"
         )

@@ -1,4 +1,4 @@
-"""The crew of a step: workers, each with arrays of its own for a chunk of rows."""
+"""The crew of a step: workers, each with its own arrays for a chunk of rows."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from mlpcore.engine.problem import Problem
 from mlpcore.engine.worker import Worker
 from mlpcore.engine.workspace import Parts
 
-WORKER_ROWS = 256  # a worker's rows, per other worker
-WORKER_FLOP = 4e8  # of a step that is worth handing work over to another thread
+WORKER_ROWS = 256  # rows of a worker, for each other worker
+WORKER_FLOP = 4e8  # operations of a step from which handing work to another thread pays
 
 
 class Crew:
-    """The workers that a batch is shared out to.
+    """The workers that share a batch.
 
     Args:
-        problem: which they work on.
-        lanes: that add up their gradients.
-        ops: for arrays that outlast the workers.
+        problem: the problem that they work on.
+        lanes: the lanes that add up their gradients.
+        ops: operations for arrays that outlast the workers.
 
     Attributes:
-        workers: those of the plan that is allocated.
+        workers: the workers of the allocated plan.
         scale: 1 / Σ w of the batch, which every worker reads.
-        weight: the Σ w that `scale` was set for; None where that is not certain.
+        weight: the Σ w that `scale` was set for; None if uncertain.
     """
 
     def __init__(self, problem: Problem, lanes: Lanes, ops: EagerOps) -> None:
@@ -67,7 +67,7 @@ class Crew:
         return parts
 
     def choose(self, batch_rows: int, inputs: Inputs) -> tuple[int, int]:
-        """Return the rows of a chunk, and the workers, where memory is no object."""
+        """Return the rows of a chunk, and the number of workers, if memory is unlimited."""
         settings = self.problem.settings
 
         def workspace(rows: int) -> int:
@@ -81,12 +81,12 @@ class Crew:
         return min(rows, -(-batch_rows // workers)), workers
 
     def _choose_workers(self, batch_rows: int) -> int:
-        """Return as many as BLAS would use threads, each with rows of its own, or one.
+        """Return the number of threads that BLAS would use, each with its own rows, or 1.
 
-        Adding up two gradients costs about as much as 15 rows of the GEMMs: with 256 rows a worker
-        and more for each further one, that is 6% at most, less than what the passes between the
-        GEMMs gain from several threads. Handing work over and waiting for it takes 0.1 ms, so that
-        a step of less than 0.4 GFLOP stays on one.
+        Adding up two gradients costs about as much as 15 rows of the GEMMs: with 256 rows per
+        worker and more for each further one, that is 6% at most, less than several threads save in
+        the passes between the GEMMs. Handing work over and waiting for it takes 0.1 ms, so a step
+        of less than 0.4 GFLOP uses one thread.
         """
         threads = self.lanes.threads
         enough = batch_rows >= threads * WORKER_ROWS * (threads - 1)
@@ -94,19 +94,19 @@ class Crew:
         return threads if enough and flop >= WORKER_FLOP else 1
 
     def allocate(self, plan: Plan, inputs: Inputs) -> None:
-        """Allocate the plan's arrays: a worker for each part."""
+        """Allocate the plan's arrays: one worker per part."""
         for i in range(plan.workers):
             self._add_worker(plan.parts[f"workspace {i + 1}" if i else "workspace"])
 
     def drop(self) -> None:
-        """Dismiss the workers; their arrays go with them."""
+        """Dismiss the workers, which frees their arrays."""
         self.workers, self.lanes.additions = [], []
 
     def _add_worker(self, buffers: Sequence[Buffer]) -> None:
         problem, ops = self.problem, self.problem.new_ops()
         arrays = planning.allocate(ops, buffers)
         gradient = arrays.pop("gradient", None)
-        if gradient is None:  # the first adds to the batch's own
+        if gradient is None:  # the first worker adds to the batch's own gradient
             gradient = self.lanes.state.gradient
         else:
             self.lanes.add(gradient)
@@ -127,7 +127,7 @@ class Crew:
         )
 
     def to_host(self, array: Array) -> np.ndarray:
-        """Return an array of this step's as NumPy's."""
+        """Return an array of this step as a NumPy array."""
         host: np.ndarray = array if self.ops.xp is np else self.ops.xp.asnumpy(array)
         return host
 
@@ -141,11 +141,11 @@ class Crew:
                 f"sample_weight sums to {weight:g}, out of the range of {self.problem.dtype}: "
                 "rescale the weights"
             )
-        self.weight = None  # an interrupt may come before the new one is noted
+        self.weight = None  # an interrupt may come before the new one is stored
         self.scale[...] = 1 / weight
         self.weight = weight
 
     def draw(self, number: int) -> None:
-        """Draw the masks of dropout for the step of this number from now on."""
+        """Draw the dropout masks of this step number from now on."""
         for worker in self.workers:
             worker.ops.step = number

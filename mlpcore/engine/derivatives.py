@@ -4,8 +4,8 @@
     hvp:  (∂²J/∂θ²) v                              gnvp:  (∂S/∂θ)ᵀ (∂²J/∂S²) (∂S/∂θ) v
 
 Matrix products of a network of L layers with one width: forward L, gradient 3L - 1, jvp in X 2L,
-jvp in the parameters 3L - 1, hvp 8L - 5, gnvp 5L - 2. No tape: the recurrences of
-`core/differentials.py` on the arrays of one chunk of rows.
+jvp in the parameters 3L - 1, hvp 8L - 5, gnvp 5L - 2. There is no tape: the recurrences of
+`core/differentials.py` run on the arrays of one chunk of rows.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ def jvp(
     chunk_rows: int | None = None,
     memory_limit: float | str | None = None,
 ) -> Tangent:
-    """Return the output and its differential: `(output, tangent)`, (m, n_L) each.
+    """Return the output and its differential: `(output, tangent)`, each (m, n_L).
 
     The differential is dZ = (∂Z/∂X) dX + (∂Z/∂parameters) dparameters.
 
     Args:
         X: (m, n_0).
-        dX: (m, n_0), a direction for each row; None: X stays.
-        dparameters: flat, laid out as `parameters`, or an object with such a `.flat`; None:
-            they stay.
-        chunk_rows: so many rows at a time; None: as many as fit the cache.
+        dX: (m, n_0), one direction per row; None: X does not change.
+        dparameters: flat, laid out as `parameters`, or an object with such a `.flat`; None: they do
+            not change.
+        chunk_rows: number of rows at a time; None: as many as fit into the cache.
         memory_limit: as in `predict`.
 
     Raises:
-        TypeError, ValueError: names the argument, what was expected and what came.
-        MemoryError: `memory_limit` cannot be kept; names the largest arrays.
+        TypeError, ValueError: names the argument, what was expected and what was passed.
+        MemoryError: `memory_limit` is too small; names the largest arrays.
     """
     source = _rows(net, X, net.sizes[0], "X")
     if dX is None and dparameters is None:
@@ -99,18 +99,18 @@ def vjp(
 ) -> Cotangent:
     """Return the gradient of ⟨V, Z⟩ by parameters and X: `(parameters, X)`, flat and (m, n_0).
 
-    With dX and dV it is that of ⟨V, Z⟩ + ⟨dV, dZ⟩, where dZ = (∂Z/∂X) dX: what a loss with targets
-    for a derivative needs, with V = ∂J/∂Z and dV = ∂J/∂dZ. dX itself counts as fixed.
+    With dX and dV it is the gradient of ⟨V, Z⟩ + ⟨dV, dZ⟩, where dZ = (∂Z/∂X) dX. A loss with
+    targets for a derivative needs this, with V = ∂J/∂Z and dV = ∂J/∂dZ. dX is held constant.
 
     Args:
         X, dX: (m, n_0).
         V, dV: (m, n_L).
-        chunk_rows: so many rows at a time; None: as many as fit the cache.
+        chunk_rows: number of rows at a time; None: as many as fit into the cache.
         memory_limit: as in `predict`.
 
     Raises:
-        TypeError, ValueError: names the argument, what was expected and what came.
-        MemoryError: `memory_limit` cannot be kept; names the largest arrays.
+        TypeError, ValueError: names the argument, what was expected and what was passed.
+        MemoryError: `memory_limit` is too small; names the largest arrays.
     """
     source = _rows(net, X, net.sizes[0], "X")
     given = _rows(net, V, net.sizes[-1], "V", len(source))
@@ -159,12 +159,12 @@ def hvp(
         X, Y, sample_weight: the batch, as in `Trainer.step`.
         v: flat, laid out as `parameters`, or an object with such a `.flat`.
         loss: a name, `(name, parameter)` or `mc.Loss`.
-        chunk_rows: so many rows at a time; None: as many as fit the cache.
+        chunk_rows: number of rows at a time; None: as many as fit into the cache.
         memory_limit: as in `predict`.
 
     Raises:
-        TypeError, ValueError: names the argument, what was expected and what came.
-        MemoryError: `memory_limit` cannot be kept; names the largest arrays.
+        TypeError, ValueError: names the argument, what was expected and what was passed.
+        MemoryError: `memory_limit` is too small; names the largest arrays.
     """
     size = Size(chunk_rows, memory_limit)
     return _curvature_product(net, X, Y, v, loss, sample_weight, size, exact=True)
@@ -184,7 +184,7 @@ def gnvp(
 ) -> Array:
     """Return the Gauss-Newton product (∂x/∂parameters)ᵀ (∂²J/∂x²) (∂x/∂parameters) v, flat.
 
-    x is S[L] where loss and output match (softmax and cross_entropy), else Z[L]. Arguments as in
+    x is S[L] if loss and output match (softmax and cross_entropy), else Z[L]. Arguments as in
     `hvp`. Schraudolph 2002.
     """
     size = Size(chunk_rows, memory_limit)
@@ -248,7 +248,7 @@ class _Targets:
         self.total = float(rows if self.weights is None else self.weights.sum(dtype=np.float64))
 
     def of(self, part: slice) -> tuple[Array, Array]:
-        """Y of a chunk as the loss takes it, and k = w / Σ w: 0-d, or (m, 1)."""
+        """Return Y of a chunk as the loss takes it, and k = w / Σ w: 0-d, or (m, 1)."""
         net, xp = self.net, devices.find(self.net.device).xp
         Y = to_device(net, self.Y[part], np.dtype(np.int64) if self.classes else net.dtype)
         if self.weights is None:
@@ -259,7 +259,7 @@ class _Targets:
 def _rows(
     net: Network, value: ArrayLike, columns: int, name: str, rows: int | None = None
 ) -> Array:
-    """Return a matrix of so many columns and rows, uncopied; raise an error that names it."""
+    """Return a checked matrix with this many rows and columns, uncopied; errors name it."""
     array = arrays.matrix(value, columns, name, devices.find(net.device).adopt)
     if rows is not None and len(array) != rows:
         raise ValueError(f"{name} has {len(array)} rows; X has {rows}")
@@ -267,7 +267,7 @@ def _rows(
 
 
 def _vector(net: Network, value: Any, name: str) -> tuple[Array, list[Buffer]]:
-    """Return a flat vector on the network's device, and for the plan the copy that it may be."""
+    """Return a flat vector on the network's device, and the plan's line for a copy, if any."""
     array = net.to_flat(value, name, devices.find(net.device).adopt)
     moved = to_device(net, array, net.dtype)
     copy = Buffer(name, moved.shape, net.dtype.name, "a copy of the direction")
@@ -275,7 +275,7 @@ def _vector(net: Network, value: Any, name: str) -> tuple[Array, list[Buffer]]:
 
 
 def _result(net: Network, source: Array, columns: int, name: str) -> Buffer:
-    """Return the plan's line for a result with a row for each row of X."""
+    """Return the plan's line for a result with one row per row of X."""
     return Buffer(name, (len(source), columns), net.dtype.name, "a result")
 
 

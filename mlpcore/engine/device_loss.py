@@ -1,4 +1,4 @@
-"""Results of steps on a CUDA device, fetched when somebody asks for them: losses and faults."""
+"""Results of steps on a CUDA device, fetched on request: losses and faults."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mlpcore.core.ops import Array
 from mlpcore.core.schedules import Progress
 from mlpcore.engine.problem import Problem
 
-ROWS = 2048  # results in one allocation: 64 KiB
+ROWS = 2048  # results per allocation: 64 KiB
 ROW_BYTES = 32
 
 
 class StepResults:
     """The results of recent steps in device memory.
 
-    A step has a row: J, status, step of the first fault, Σ w.
+    Each step has one row: J, status, step of the first fault, Σ w.
 
     Attributes:
-        asked: rows whose steps have been launched.
+        asked: number of rows whose steps have been launched.
         address: the address of the first row.
     """
 
@@ -38,15 +38,15 @@ class StepResults:
 
     @property
     def answer(self) -> int:
-        """The address of the next row that no step has asked for."""
+        """Address of the next row that no step has been assigned."""
         return self.address + ROW_BYTES * self.asked
 
     def has(self, first: int, count: int) -> bool:
-        """Return whether these rows have been fetched."""
+        """Return True if these rows have been fetched."""
         return first + count <= len(self._fetched)
 
     def read(self, first: int, count: int) -> list[list[float]]:
-        """Return rows of steps that have been launched; wait for them, and fetch all others too."""
+        """Return rows of launched steps; wait for them, and also fetch all other such rows."""
         if not self.has(first, count):
             self._fetched += self.device.to_host(
                 self.array[len(self._fetched) : self.asked]
@@ -55,7 +55,7 @@ class StepResults:
 
 
 def room(results: StepResults | None, device: CudaDevice, steps: int) -> StepResults:
-    """Return results with rows left for so many steps: these, or others."""
+    """Return results with rows left for this many steps: the given ones, or new ones."""
     if results is None or results.asked + steps > ROWS:
         return StepResults(device)
     return results
@@ -69,13 +69,13 @@ class Reader(Protocol):
     def read_results(
         self, results: StepResults, first: int, count: int, progress: Progress
     ) -> list[list[float]]:
-        """Return rows of results, or raise the fault that one of them tells of."""
+        """Return rows of results, or raise the fault that one of them reports."""
 
 
 class DeviceLoss:
     """J of a step, still on the device.
 
-    `float(J)` waits for it, and raises what went wrong up to that step.
+    `float(J)` waits for it, and raises any fault up to that step.
     """
 
     __slots__ = ("_count", "_first", "_progress", "_results", "_step")
@@ -88,15 +88,15 @@ class DeviceLoss:
 
     @property
     def array(self) -> Array:
-        """J as a 0-d float64 array on the device; `float(J)` looks for faults, too."""
+        """J as a 0-d float64 array on the device; only `float(J)` checks for faults."""
         return self._results.array[self._first, :1].reshape(())
 
     def ask(self) -> None:
-        """Let the results be read: their steps have been launched."""
+        """Allow the results to be read, since their steps have been launched."""
         self._results.asked = self._first + self._count
 
     def values(self) -> list[tuple[float, float]]:
-        """Return J and Σ w of each step of the launch that this one belongs to; wait for them."""
+        """Return J and Σ w of each step of this step's launch; wait for them."""
         rows = self._step.read_results(self._results, self._first, self._count, self._progress)
         return [(J, weight) for J, _, _, weight in rows]
 
@@ -111,28 +111,28 @@ class DeviceLoss:
 
 
 def fault(status: int, step: int, problem: Problem, progress: Progress | None) -> Exception:
-    """Return the error that says what went wrong in a step.
+    """Return the error that describes the fault of a step.
 
     Args:
         status: bits of `Status`.
-        step: its number, from 1.
-        problem: that the step worked on.
-        progress: counts steps, for the learning rate; None: unknown.
+        step: number of the step, from 1.
+        problem: the problem that the step worked on.
+        progress: the step's progress, for the learning rate; None: unknown.
     """
     if status & Status.BAD_LABEL:
         classes = problem.layout.sizes[-1] - 1
-        return ValueError(f"Y must hold classes 0 … {classes}; a row of step {step} holds another")
+        return ValueError(f"Y must hold classes 0 … {classes}; a row of step {step} does not")
     if status & Status.BAD_WEIGHT:
         return ValueError(
-            f"sample_weight must be finite, not negative and not all zero; step {step} had others"
+            f"sample_weight must be finite, not negative and not all zero; step {step} failed"
         )
     if status & Status.BAD_ROW:
-        return ValueError(f"rows must be row numbers of X; step {step} had others")
+        return ValueError(f"rows must be row numbers of X; step {step} failed")
     rate = math.nan
     if progress is not None:
         rate = problem.optimizer.rate(dataclasses.replace(progress, step=max(0, step - 1)))
     message = (
         f"step {step}: the loss, the gradient or the update is not finite at learning rate "
-        f"{rate:g}; the parameters are as before it"
+        f"{rate:g}; the parameters are unchanged"
     )
     return NonFiniteLoss(message, step, rate)

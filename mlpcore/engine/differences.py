@@ -1,11 +1,11 @@
-"""Directional derivatives of J by differences in float64, with a bound of what they may be off.
+"""Directional derivatives of J by differences in float64, with error bounds.
 
     D(h) = (J(θ + h v) - J(θ - h v)) / 2h = ∂J/∂v + c₂ h² + c₄ h⁴ + …
 
-From D(h), D(h/2) and D(h/4) two extrapolations come, one exact up to h⁴ and one up to h⁶
-(Richardson 1911): their distance bounds the truncation of the second. The rounding of J is bounded
-by a running error analysis (`core/running_errors.py`) at the outer points; the nearer ones lie
-between these, and so do their errors. A stencil Σ c J(θ + h v) is off by Σ|c| times the largest.
+D(h), D(h/2) and D(h/4) yield two extrapolations, one exact up to h⁴ and one up to h⁶ (Richardson
+1911): their distance bounds the truncation of the second. The rounding of J is bounded by a running
+error analysis (`core/running_errors.py`) at the outer points; the nearer ones lie between these,
+and so do their errors. A stencil Σ c J(θ + h v) has an error of at most Σ|c| times the largest.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from mlpcore.core.running_errors import (
 from mlpcore.core.targets import mixed
 
 Array = NDArray[Any]
-Direction = tuple[Array | None, Array | None]  # of the parameters, and of X; None: they stay
-Stencil = Sequence[tuple[float, Direction]]  # coefficients, and where J is taken
+Direction = tuple[Array | None, Array | None]  # of the parameters, and of X; None: no change
+Stencil = Sequence[tuple[float, Direction]]  # coefficients, and the points at which J is evaluated
 WIDE = 2**15  # entries of a chunk's widest layer in a forward pass
-SHARED = 2e8  # multiplications of a matrix product from which on BLAS may use its threads
-LEVELS = np.array([1, -20, 64]) / 45  # of D(h), D(h/2), D(h/4): exact up to h⁶
-LOWER = np.array([0, -1, 4]) / 3  # exact up to h⁴
-START = 2.0**-5  # how far the first step moves the pre-activations
-# the same relative to the largest, where there are kinks to keep clear of; its root for curvatures
+SHARED = 2e8  # multiplications of a matrix product from which BLAS may use its threads
+LEVELS = np.array([1, -20, 64]) / 45  # weights of D(h), D(h/2), D(h/4): exact up to h⁶
+LOWER = np.array([0, -1, 4]) / 3  # weights that are exact up to h⁴
+START = 2.0**-5  # change of the pre-activations by the first step
+# the same relative to the largest, if there are kinks to keep clear of; its root for curvatures
 CLOSE = 2.0**-15
-TRIES = 12  # steps that are tried, each 4 times the one before or a quarter of it
+TRIES = 12  # number of steps tried, each 4 times or a quarter of the one before
 
 
 class Difference(NamedTuple):
     """A derivative by differences.
 
     Attributes:
-        value: the derivative, over the rows that have one.
-        truncation, rounding: how far either may move it.
-        left_out: the rows that have none.
-        kept: the share of the others in the weight of all.
+        value: the derivative over the rows that have one.
+        truncation, rounding: bounds of these two errors.
+        left_out: number of rows without a derivative.
+        kept: fraction of the total weight in the other rows.
     """
 
     value: float
@@ -76,10 +76,10 @@ class Comparison(NamedTuple):
     """The outcome of one comparison of analytic sides with a difference.
 
     Attributes:
-        errors: of each side, relative: beyond what the bound explains.
-        resolution: the error above which one is found for sure.
-        left_out: the rows that have no derivative in between.
-        apart: the sides' distance from each other, relative, beyond twice the bound.
+        errors: relative error of each side beyond the bound.
+        resolution: any error above it is certain to be found.
+        left_out: number of rows without a derivative.
+        apart: relative distance between the sides beyond twice the bound.
     """
 
     errors: list[float]
@@ -92,9 +92,9 @@ class Differences:
     """Differences of J, or of ⟨V, Z[L]⟩, along directions.
 
     Args:
-        net: a float64 network on the CPU; its parameters are moved and put back.
-        X, Y: the batch, Y as the loss takes it.
-        share: each row's weight over the batch's, (m,).
+        net: a float64 network on the CPU; its parameters are changed and restored.
+        X, Y: the batch, with Y as the loss takes it.
+        share: each row's weight over the batch's weight, (m,).
         objective: the loss on top.
     """
 
@@ -113,14 +113,14 @@ class Differences:
         slope = objective.slope
         for _ in range(2):
             slope = "" if self.loss.rowwise else formulas.differentiate(slope, {"x": "1"})
-        self.bends = slope != "0"  # whether the loss is no polynomial of degree 2
+        self.bends = slope != "0"  # True unless the loss is a polynomial of degree 2
         self.loss_kinks = [] if self.loss.rowwise else formulas.kinks(objective.value)
 
     def first_step(self, stencil: Stencil, order: int) -> tuple[float, float]:
-        """Return the first step along the first direction, and the longest.
+        """Return the first step along the first direction, and the longest one.
 
-        The first moves the pre-activations by `START`, and not past many kinks; the longest by 1
-        where something bends.
+        The first changes the pre-activations by `START`, without passing many kinks; the longest
+        changes them by 1 if anything is curved.
         """
         (_, (v, dX)), net, L, m = stencil[0], self.net, self.net.layout.layers, self.rows
         work = Pass(
@@ -149,7 +149,7 @@ class Differences:
     def take(self, stencil: Stencil, order: int, h: float, V: Array | None) -> Difference:
         """Return Σ c J(θ + h v) / h^order over (c, v) of the stencil, extrapolated to h = 0.
 
-        With V of ⟨V, Z[L]⟩ in place of J.
+        With V, it is taken of ⟨V, Z[L]⟩ instead of J.
         """
         sums, rounding, weights, excluded = np.zeros(3), np.zeros(3), np.zeros(2), []
         reach = sum(abs(c) for c, _ in stencil)
@@ -176,13 +176,13 @@ class Differences:
     ) -> tuple[Array, Array, Array]:
         """Return each row's sums at h, h/2 and h/4 (3, m), its error, and if it has a derivative.
 
-        It has one where its activation pattern is the same at all points.
+        A row has a derivative if its activation pattern is the same at all points.
         """
         X = self.X[part].astype(np.float64)
         values, error, same = np.zeros((3, len(X))), np.zeros(len(X)), np.ones(len(X), bool)
         first: Any = None
         for k in range(3):
-            self.numbers.bounded = k == 0  # the outer points, whose errors hold for the others
+            self.numbers.bounded = k == 0  # only the outer points; their errors bound the others
             for c, (v, dX) in stencil:
                 self.net.parameters[...] = self.theta if v is None else self.theta + h / 2**k * v
                 rows, signs = self._evaluate(part, X if dX is None else X + h / 2**k * dX[part], V)
@@ -210,7 +210,7 @@ class Differences:
             Z = work.Z[-1]
             top = Numbers(V[part] * Z.value, np.abs(V[part]) * Z.error)
         elif self.loss.rowwise:
-            # from S[L], as the engine: Z[L] says nothing where it has rounded to 0 or 1
+            # from S[L], as in the engine: Z[L] is useless once it has rounded to 0 or 1
             each = cross_entropies(work.S[-1])
             Y = mixed(self.loss, self.Y[part], net.sizes[-1], np.float64)
             top = Numbers(Y * each.value, Y * each.error)
@@ -235,12 +235,12 @@ class Comparer:
     """The comparison of analytic sides with differences at several steps, smallest to largest.
 
     Args:
-        differences: of the batch.
+        differences: differences of the batch.
         stencil, order: coefficients and directions, and the order of the derivative.
         sides: returns the analytic sides without the rows that have no derivative.
-        typical: size of the derivative that errors are relative to, at least.
-        tolerance: the relative error that a right side may have.
-        V: with it ⟨V, Z[L]⟩ is differenced in place of J.
+        typical: lower bound of the derivative's size, to which errors are relative.
+        tolerance: the relative error allowed for a correct side.
+        V: if given, ⟨V, Z[L]⟩ is differenced instead of J.
     """
 
     def __init__(
@@ -259,10 +259,10 @@ class Comparer:
         self.analytic: dict[float, list[float]] = {}
 
     def compare(self) -> Comparison:
-        """Compare the sides with the difference, at the step whose bound is least.
+        """Compare the sides with the difference at the step with the smallest bound.
 
-        Before a side is called wrong, four smaller steps are asked if they could tell: an error is
-        seen by all of them, a truncation that was underestimated is not.
+        Before a side is declared wrong, four smaller steps are checked, if they are accurate
+        enough: all of them show a real error, but not an underestimated truncation.
         """
         self._try_steps()
         best = self._best_step()
@@ -292,7 +292,7 @@ class Comparer:
         return [_excess(side - found.value, found.bound, size) for side in self.analytic[h]]
 
     def _try_steps(self) -> None:
-        """Try longer steps while rounding counts most, shorter ones while truncation does."""
+        """Try longer steps while rounding dominates, shorter ones while truncation does."""
         most = len(self.differences.X) // (32 if self.order == 1 else 2)
         h, longest = self.differences.first_step(self.stencil, self.order)
         while len(self.tried) < TRIES and h not in self.tried and h <= longest:
@@ -305,7 +305,7 @@ class Comparer:
             h = h * 4 if found.rounding >= found.truncation and not crowded else h / 4
 
     def _best_step(self) -> float:
-        """Return the step of the least bound; a larger one only if it agrees with all smaller."""
+        """Return the step with the smallest bound; a larger one only if all smaller ones agree."""
         tried, steps = self.tried, sorted(self.tried)
         best = steps[0]
         for i, h in enumerate(steps):
@@ -320,7 +320,7 @@ class Comparer:
 
 
 def _excess(difference: float, bound: float, size: float) -> float:
-    """Return how much of a difference exceeds its bound, relative; infinite if it is no number."""
+    """Return the relative excess of a difference over its bound; infinite if it is NaN."""
     if bound == math.inf:  # J itself overflows
         return 0.0
     beyond = max(0.0, abs(difference) - bound) if math.isfinite(difference) else math.inf

@@ -3,10 +3,10 @@
     row order → slot {addresses, sizes, rates} → one launch for one or many steps → J of each, on
     the device
 
-Nothing waits for the device: a fault is noted there, forbids all later updates, and is raised when
-J is read, at the end of an epoch, or by an evaluation. Rows are gathered chunk by chunk through the
-slot, and the slot moves on from step to step by itself. A batch of more chunks than a graph holds
-replays the graph of one chunk instead.
+Nothing waits for the device: a fault is recorded there, blocks all later updates, and is raised
+when J is read, at the end of an epoch, or by an evaluation. Rows are gathered chunk by chunk
+through the slot, which advances from step to step by itself. If a batch has more chunks than a
+graph holds, the graph of one chunk is replayed instead.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from mlpcore.engine.state import State
 from mlpcore.engine.step import find_not_finite
 from mlpcore.engine.workspace import Workspace
 
-NODES = 2048  # that a graph of several steps holds, counted from above
-WORTHWHILE = 1e11  # operations of a step from which launching it by itself costs nothing
+NODES = 2048  # maximum number of nodes in a graph of several steps, estimated from above
+WORTHWHILE = 1e11  # operations of a step from which launching it separately costs nothing
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -46,7 +46,7 @@ R = TypeVar("R")
 def _guarded(
     method: Callable[Concatenate[GraphStep, P], R],
 ) -> Callable[Concatenate[GraphStep, P], R]:
-    """Make a method of `GraphStep` run alone, with the step's device as the current one."""
+    """Make a method of `GraphStep` hold the lock, with the step's device as the current one."""
 
     @functools.wraps(method)
     def alone(step: GraphStep, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -61,13 +61,13 @@ class GraphStep:
 
     Args:
         problem: a network, an objective and an optimizer; its `new_ops` makes `CudaOps`.
-        device: where the parameters lie.
-        precision: None (the network's dtype), "tf32", "bfloat16" or "float16": of products and
-            layers; sums, gradient and parameters stay as they are.
+        device: the device of the parameters.
+        precision: precision of products and layers: None (the network's dtype), "tf32", "bfloat16"
+            or "float16"; it does not change sums, gradient and parameters.
 
     Attributes:
         lock: held while a step is launched, and while its results are read.
-        J: of the last step.
+        J: loss of the last step.
         untouched: True if nobody else has written the parameters since the last step.
     """
 
@@ -81,11 +81,11 @@ class GraphStep:
         self.ops = self.capture.ops
         self.J: DeviceLoss | None = None
         self.untouched = False
-        self._settled: tuple[dict[str, Any], Settings] | None = None  # that the state was bound for
+        self._settled: tuple[dict[str, Any], Settings] | None = None  # those of the bound state
         self._results: StepResults | None = None
-        self._stream: object = None  # of the last step
-        self._progress: Progress | None = None  # that the last step counted in
-        self._uncounted = False  # True while a step may be launched and not counted
+        self._stream: object = None  # stream of the last step
+        self._progress: Progress | None = None  # progress of the last step
+        self._uncounted = False  # True while a step may be launched but not counted
 
     @property
     def gradient(self) -> Array:
@@ -94,29 +94,29 @@ class GraphStep:
 
     @property
     def kernels(self) -> StepKernels:
-        """The kernels around the chunks; others where the optimizer's rule has changed."""
+        """Kernels around the chunks; they are replaced when the optimizer's rule changes."""
         return self.capture.kernels
 
-    # -- what it stands on --
+    # -- preparation --
 
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
-        """Bring settings up to date; return the plan for such batches, its arrays allocated."""
+        """Update the settings; return the plan for such batches, with its arrays allocated."""
         plan = self.workspace.plans.get((batch_rows, inputs))
         if plan is not None and plan is self.workspace.covered and self._is_settled():
-            return plan  # as most steps are
+            return plan  # the usual case
         with self.lock, self.device.active():
             self.follow()
             self._settle()
             return self.workspace.prepare(batch_rows, inputs)
 
     def _is_settled(self) -> bool:
-        """Return True if nothing has changed that a step depends on."""
+        """Return True if nothing that a step depends on has changed."""
         if self._uncounted or self.state.torn or self.store.torn:
             return False
         return self._settled == (vars(self.problem.optimizer), self.problem.settings)
 
     def _settle(self) -> None:
-        """Bind what the optimizer and the settings have become; the state goes on."""
+        """Adapt to changed settings of the optimizer and the trainer; keep the state."""
         state, capture, optimizer = self.state, self.capture, self.problem.optimizer
         self.require_whole()
         state.require_valid()
@@ -138,17 +138,17 @@ class GraphStep:
         self.store.writer = None
         self.control.forget()
         self.workspace.plans.clear()
-        self.state.rule = self.problem.optimizer.row  # last: an interrupt may come before it
+        self.state.rule = self.problem.optimizer.row  # last, since an interrupt may come before it
 
     @_guarded
     def require_whole(self) -> None:
-        """Raise a RuntimeError if an update was left half done; else count what was launched."""
+        """Raise a RuntimeError if an update was interrupted; otherwise count the launched steps."""
         self.state.require_whole()
         self.count_launched()
 
     @_guarded
     def count_launched(self) -> None:
-        """Count steps that the device has made where an interrupt came before they were counted."""
+        """Count steps that the device has run but an interrupt kept from being counted."""
         if self._uncounted and self._progress is not None:
             control = self.control.read()
             step = int(control["updates"]) + int(control["skipped"])
@@ -158,21 +158,21 @@ class GraphStep:
 
     @_guarded
     def count_skipped(self, progress: Progress) -> None:
-        """Bring `progress.skipped` up to date; wait for the device."""
+        """Update `progress.skipped`; wait for the device."""
         if self.problem.settings.tolerant and not self.control.fresh:
             progress.skipped = int(self.control.read()["skipped"])
 
     def renew(self) -> None:
-        """Give up what another thread was doing here when the process was forked."""
+        """Drop work that another thread had under way here when the process was forked."""
         self.lock = threading.RLock()
         self.store.torn = self.state.torn
         self.workspace.drop()
 
     @_guarded
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Return what the next steps depend on besides the parameters: state vectors, and facts.
+        """Return what later steps depend on apart from the parameters: state vectors, and facts.
 
-        The vectors lie on the host, and JSON can hold the facts. It waits for the steps so far.
+        The vectors are on the host, and the facts can be stored as JSON. Waits for all steps.
         """
         self.follow()
         self.require_whole()
@@ -182,15 +182,15 @@ class GraphStep:
 
     @_guarded
     def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
-        """Go on from a snapshot, with its chunks and algorithms.
+        """Restore a snapshot, with its chunks and algorithms.
 
         Raises:
-            ValueError: it is not of this step.
+            ValueError: it does not belong to this step.
         """
         self.follow()
         self.workspace.restore(facts["plans"])
         if not facts["rule"]:
-            return  # before the first step: the state begins at zero
+            return  # before the first step: the state starts at zero
         vectors = self.state.read(vectors, facts)
         with self.state.replaced(vectors):
             self._bind()
@@ -200,7 +200,7 @@ class GraphStep:
     # -- a step --
 
     def together(self, batch_rows: int, inputs: Inputs) -> int:
-        """Return how many steps on batches of so many rows one launch may hold: a power of two."""
+        """Return the number of steps that one launch may hold for such batches: a power of two."""
         flop = 6 * batch_rows * self.problem.layout.weights
         if inputs.host or self.control.varies or flop > WORTHWHILE:
             return 1
@@ -208,14 +208,14 @@ class GraphStep:
         chunks = -(-batch_rows // rows)
         if not self.capture.unrolls(rows, batch_rows):
             return 1
-        # gather, layers forward and back, loss; sum_weights, the update
+        # gather, layers forward and backward, loss; sum_weights, the update
         nodes = chunks * 5 * self.problem.layout.layers + 3
         return 1 << (max(1, min(cuda_slot.TOGETHER, NODES // nodes)).bit_length() - 1)
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> DeviceLoss:
-        """Launch the steps of a batch, and do not wait; return J before each, to be read later.
+        """Launch the steps of a batch without waiting; return J before each, to be read later.
 
-        `plan` is what `prepare` returned for the batch; `progress` counts the steps.
+        `plan` is the result of `prepare` for the batch; `progress` counts the steps.
         """
         with self.lock, self.device.active():
             self.control.begin(progress, batch.steps)
@@ -231,7 +231,7 @@ class GraphStep:
 
     @_guarded
     def apply(self, gradient: Array, progress: Progress) -> None:
-        """Make one update by a gradient of the caller's, flat and on the device; wait for it."""
+        """Make one update with the caller's gradient, flat and on the device; wait for it."""
         self.follow()
         self._settle()
         self._refresh()
@@ -242,7 +242,7 @@ class GraphStep:
         first = results.asked
         end = self.capture.recorded(("end",), self.capture.end)
         self.kernels.set_applied(progress.step + 1, results.answer)
-        self.control.forget()  # the penalties are to be set anew
+        self.control.forget()  # so that the penalties are set again
         self.J, self._progress, self._uncounted = None, progress, True
         end.replay()
         results.asked = first + 1
@@ -254,7 +254,7 @@ class GraphStep:
     def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
         """Return J of a batch, penalties included; its gradient is in `gradient` afterwards.
 
-        Dropout is that of the step of this number. It waits for both.
+        Dropout is that of step `number`. Waits for both.
         """
         self._launch("gradient", batch, plan, number, 0)
         settings, n, gradient = self.problem.settings, self.problem.layout.weights, self.gradient
@@ -275,8 +275,8 @@ class GraphStep:
     def evaluate(self, batch: Batch, plan: Plan, see: Callable[[Array, int, int], None]) -> float:
         """Return the mean loss of a batch, without penalties.
 
-        `see(output, start, stop)` gets each chunk's output on the host, S[L] if the pair of output
-        and loss is matched.
+        `see(output, start, stop)` gets each chunk's output on the host: S[L] if output and loss
+        match, else Z[L].
         """
         self.follow()
         self._refresh()
@@ -294,14 +294,14 @@ class GraphStep:
 
     @_guarded
     def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
-        """Return the graphs of a step, to be measured, pointed at the rows of this batch."""
+        """Return the graphs of a step, ready to be measured on the rows of this batch."""
         self.follow()
         self._refresh()
         weight, rates = self.weight(batch) or 0.0, self.control.rates(progress, 1)
         return launches.take_apart(self.capture, batch, plan, progress.step + 1, weight, rates)
 
     def weight(self, batch: Batch) -> float | None:
-        """Return Σ w over the rows of a batch; None where the weights lie on the device."""
+        """Return Σ w over the rows of a batch; None if the weights are on the device."""
         if batch.weights is None:
             return float(batch.size)
         if self.device.holds(batch.weights):
@@ -312,11 +312,11 @@ class GraphStep:
     # -- launches --
 
     def follow(self) -> None:
-        """Let the current stream's work come after that of the last step, on whatever stream."""
+        """Make the current stream wait for the work of the last step, on any stream."""
         self._stream = self.device.follow(self._stream)
 
     def _refresh(self) -> None:
-        """Bring up to date what somebody may have changed: settings, and the low parameters."""
+        """Refresh what may have been changed from outside: settings, and the low parameters."""
         self.control.refresh()
         store, low = self.store, self.capture.low
         exposed = store.exposed and not self.untouched
@@ -325,7 +325,7 @@ class GraphStep:
             store.writer = self
 
     def _launch(self, what: str, batch: Batch, plan: Plan, number: int, answer: int) -> None:
-        """Launch the steps of a batch, the first of this number, or its "gradient" alone."""
+        """Launch the steps of a batch, starting at step `number`, or only its "gradient"."""
         self.follow()
         self._refresh()
         weight = self.weight(batch) or 0.0
@@ -336,10 +336,10 @@ class GraphStep:
     def read_results(
         self, results: StepResults, first: int, count: int, progress: Progress
     ) -> list[list[float]]:
-        """Return rows of results, or raise the fault that one of them tells of."""
+        """Return rows of results, or raise the fault that one of them reports."""
         with self.lock, self.device.active():
             if not results.has(first, count):
-                self.follow()  # the current stream may be another one than the steps'
+                self.follow()  # the current stream may differ from the steps'
             rows = results.read(first, count)
             for _, status, step, _ in rows:
                 if status:
@@ -348,9 +348,9 @@ class GraphStep:
 
     @_guarded
     def raise_fault(self, status: int, step: int, progress: Progress | None) -> None:
-        """Take a fault back and raise it; parameters and counts are as before its step."""
+        """Clear a fault and raise it; parameters and counts are as before its step."""
         control = self.control.read()
-        if control["status"] and control["fault_step"] == step:  # else a reader has taken it back
+        if control["status"] and control["fault_step"] == step:  # else already cleared
             control["status"] = control["fault_step"] = 0
             self.kernels.write_control(control)
             if progress is not None and step:

@@ -1,4 +1,4 @@
-"""The update by lanes: passes over the flat vectors, cut so that threads share them.
+"""The update by lanes: passes over the flat vectors, split into lanes that threads share.
 
 norm → finite? → clip → can it overflow? → w, state ← update(w, g, state), and its count, in one go
 """
@@ -26,9 +26,9 @@ from mlpcore.engine.state import State
 from mlpcore.engine.threads import Spread
 
 T = TypeVar("T")
-LANE_ENTRIES = 1 << 18  # of the flat vector from which workers share the passes over it as well
-TRIED = 1 << 15  # entries of an update that is tried on copies before it takes place
-ORDINARY = 2.0**50  # slopes and state up to which bounds are looked at once, not at each step
+LANE_ENTRIES = 1 << 18  # entries of the flat vector from which the workers share its passes
+TRIED = 1 << 15  # entries of an update that is first tried on copies
+ORDINARY = 2.0**50  # slopes and state up to which bounds are checked once, not at each step
 
 
 @dataclass
@@ -37,12 +37,12 @@ class Update:
 
     Attributes:
         program: the pass's statements.
-        vectors: by name, cut to the range; `scalars` are 0-d arrays for the program's folded ones.
+        vectors: vectors by name, cut to the range; `scalars` are 0-d arrays for the folded scalars.
         lanes: the recording of each lane.
-        rate: a factor of the learning rate.
-        decay: in place of the optimizer's weight decay, unless it is None.
-        missed: updates by which this range's `t` is less.
-        values: the scalars as they were set last; None where that is not certain.
+        rate: factor of the learning rate.
+        decay: overrides the optimizer's weight decay; None: the optimizer's.
+        missed: number of missed updates, subtracted from the range's `t`.
+        values: the scalars as last set; None if uncertain.
     """
 
     program: Program
@@ -55,7 +55,7 @@ class Update:
     values: dict[str, float] | None = None
 
     def overflows(self, ops: EagerOps) -> bool:
-        """Return True if a number that the pass would write is not finite; write nothing."""
+        """Return True if the pass would write a number that is not finite; write nothing."""
         size = self.vectors["w"].size
         for start in range(0, size, TRIED):
             copies = {
@@ -73,17 +73,17 @@ class Bounds:
     """A proof, from the rule's bounds, that an update cannot overflow.
 
     Args:
-        optimizer: whose rule it is.
-        dtype: of the parameters.
+        optimizer: the optimizer with the rule.
+        dtype: dtype of the parameters.
     """
 
     def __init__(self, optimizer: Optimizer, dtype: str) -> None:
         self.optimizer = optimizer
         limits = np.finfo(dtype)
-        # what the largest number swallows, 128 times over
+        # a change that adding to the largest number leaves it unchanged, with a margin of 128
         self._halves = float(limits.max) * float(limits.eps) / 512
         self._roots = math.sqrt(float(limits.max)) / 2  # its square, kept as a mean, is finite
-        self.floor = 2 * math.sqrt(float(limits.tiny))  # bounds what is lost where squares are 0
+        self.floor = 2 * math.sqrt(float(limits.tiny))  # bounds what underflowing squares lose
         self._proved: tuple[dict[str, float], float] = {}, -1.0
 
     def exclude_overflow(
@@ -91,8 +91,8 @@ class Bounds:
     ) -> tuple[bool, float]:
         """Return True if no update with |g| ≤ `largest` can overflow, and the reach after it.
 
-        Bounds grow with the rate, the slope and the reach. So it is enough to have looked once,
-        with these settings, at a rate, a slope and a reach that are as large.
+        The bounds grow with the rate, the slope and the reach. So one check with these settings, at
+        a rate, slope and reach at least as large, is enough.
         """
         settings = {**values, "rate": 0.0, "t": 0.0, "clip": 1.0}
         if values["rate"] > self._proved[1] or settings != self._proved[0]:
@@ -106,7 +106,7 @@ class Bounds:
 
 
 def refresh(updates: Sequence[Update], scalars: Mapping[str, float]) -> None:
-    """Set the scalars of passes, where those that the rule reads have changed."""
+    """Set the scalars of passes if those that the rule reads have changed."""
     for update in updates:
         values = {name: scalars[name] for name in update.program.reads}
         if update.decay is not None and "decay" in values:
@@ -114,7 +114,7 @@ def refresh(updates: Sequence[Update], scalars: Mapping[str, float]) -> None:
         if update.rate != 1 and "rate" in values:
             values["rate"] *= update.rate
         if update.missed and "t" in values:
-            values["t"] = max(1.0, values["t"] - update.missed)  # the count may have been set back
+            values["t"] = max(1.0, values["t"] - update.missed)  # the count may have been reset
         if values != update.values:
             update.values = None  # an interrupt may leave some of the old ones
             for key, value in update.program.folded.items():
@@ -126,16 +126,16 @@ class Lanes:
     """The passes over gradient, parameters and state, each recorded lane by lane.
 
     Args:
-        problem, state: whose vectors they are.
+        problem, state: the owners of the vectors.
 
     Attributes:
-        threads: of BLAS, and of a step.
-        count: how many lanes there are.
+        threads: number of threads of BLAS, and of a step.
+        count: number of lanes.
         ops: operations for each lane.
         updates: the optimizer's passes.
         penalty: the penalties' pass, or None.
-        additions: the pass that adds the gradient of each further worker.
-        settings: the optimizer's, for which all this is made; `vars(optimizer)` is compared to it.
+        additions: passes that add the gradients of further workers.
+        settings: the optimizer's settings that all this is made for, compared to `vars(optimizer)`.
     """
 
     def __init__(self, problem: Problem, state: State, xp: object) -> None:
@@ -153,7 +153,7 @@ class Lanes:
     # -- recordings --
 
     def settle(self) -> None:
-        """Note the optimizer's settings, and the scalars that do not change with the step."""
+        """Store the optimizer's settings, and the scalars that do not change with the step."""
         optimizer = self.problem.optimizer
         settings = {**vars(optimizer), "layers": dict(optimizer.layers)}
         kind, own = type(optimizer), ("scalars", "constants", "rate")
@@ -169,7 +169,7 @@ class Lanes:
         return [registers._replace(name=f"registers {lane}") for lane in range(self.count)]
 
     def bind(self) -> None:
-        """Allocate the state, zero, and record the update for the optimizer's rule as it is now."""
+        """Allocate the state as zeros, and record the update for the optimizer's current rule."""
         state, optimizer = self.state, self.problem.optimizer
         buffers = [*state.buffers(), *self.buffers()]
         state.vectors.clear()
@@ -202,7 +202,7 @@ class Lanes:
         return program(statements, frozenset({"clip", "rate", "t", *optimizer.constants()}))
 
     def _edges(self) -> list[int]:
-        """Return the entries at which the lanes of the flat vector begin, and its end."""
+        """Return the entries at which the lanes of the flat vector begin, and the vector's end."""
         return [self.problem.layout.size * lane // self.count for lane in range(self.count + 1)]
 
     def _record(
@@ -214,7 +214,7 @@ class Lanes:
     ) -> list[EagerRecording]:
         """Record a pass over a part of flat vectors, lane by lane.
 
-        An entry is in the same lane in every pass.
+        Each entry is in the same lane in every pass.
         """
         start, stop, _ = part.indices(self.problem.layout.size)
         recordings = []
@@ -229,7 +229,7 @@ class Lanes:
         return {key: xp.zeros((), dtype) for key in compiled.folded}
 
     def _record_updates(self) -> list[Update]:
-        """Record one pass over all parameters, or over each part with settings of its own."""
+        """Record one pass over all parameters, or one over each part with its own settings."""
         problem, state = self.problem, self.state
         vectors = {"w": problem.parameters, "g": state.gradient, **state.own}
         compiled, decays = self._program(), hasattr(problem.optimizer, "weight_decay")
@@ -247,7 +247,7 @@ class Lanes:
         return updates
 
     def set_penalty(self) -> None:
-        """Record the penalties' pass where another one of them is zero; set l1 and l2."""
+        """Record the penalties' pass if a penalty has become zero or nonzero; set l1 and l2."""
         problem = self.problem
         factors = {"l2": problem.settings.l2, "l1": problem.settings.l1}
         values = {key: value for key, value in factors.items() if value}
@@ -264,7 +264,7 @@ class Lanes:
         refresh([self.penalty], values)
 
     def penalty_value(self) -> float:
-        """Return l1 Σ|W| + ½ l2 Σ W² of the weights as they are."""
+        """Return l1 Σ|W| + ½ l2 Σ W² of the current weights."""
         settings, ops = self.problem.settings, self.ops[0]
         w = self.problem.parameters[: self.problem.layout.weights]
         first = settings.l1 * ops.sum_abs(w) if settings.l1 else 0.0
@@ -273,13 +273,13 @@ class Lanes:
     # -- a step --
 
     def jobs(self, do: Callable[[int], T]) -> list[Callable[[], T]]:
-        """Return `do(lane)` of each lane as a job for a thread."""
+        """Return one job per lane, which calls `do(lane)` on a thread."""
         return [functools.partial(ops.quietly, do, lane) for lane, ops in enumerate(self.ops)]
 
     def squares(self, before: Sequence[Sequence[EagerRecording]], lane: int) -> float:
-        """Make these passes over a lane; return Σ g², in which frozen layers count for nothing.
+        """Run these passes over a lane; return Σ g², in which frozen layers do not count.
 
-        Without clipping its digits do not matter, only its size.
+        Without clipping only its order of magnitude matters.
         """
         for recordings in before:
             recordings[lane].replay()
@@ -304,11 +304,11 @@ class Lanes:
         Args:
             J: the loss.
             squares: Σ g².
-            progress: counts it.
-            spread: has the lanes done side by side; None: one after the other.
+            progress: counts the update.
+            spread: runs the lanes in parallel; None: one after another.
         """
         settings, state, optimizer = self.problem.settings, self.state, self.problem.optimizer
-        if self._constants is None:  # a user's own optimizer
+        if self._constants is None:  # a custom optimizer
             values = optimizer.scalars(progress)
         else:
             given = optimizer.learning_rate
@@ -324,7 +324,7 @@ class Lanes:
             norm = min(norm, settings.clip_norm)
         updates = self.updates
         refresh(updates, values)
-        if state.layers:  # the largest of each
+        if state.layers:  # the largest of all segments
             values["rate"] = rate * max((update.rate for update in updates), default=0.0)
             decays = (update.decay or 0.0 for update in updates)
             values["decay"] = max([values["decay"], *decays])
@@ -339,10 +339,10 @@ class Lanes:
         return None
 
     def _write(self, progress: Progress, reach: float, rate: float, spread: Spread | None) -> None:
-        """Update parameters and state, and count the step: all of it, also if an interrupt comes.
+        """Update parameters and state, and count the step, completely even if an interrupt comes.
 
-        What C does in a row is not interrupted. Of several threads' lanes those that have begun are
-        waited for, and the others are done here. Until all is done the step is `torn`.
+        Consecutive calls in C are not interrupted. If several threads run lanes, lanes that have
+        begun are waited for, and the others are run here. Until all are done the step is `torn`.
         """
         step, state = progress.step + 1, self.state
         begin: Call = (setattr, state, "torn", step)
@@ -368,7 +368,7 @@ class Lanes:
         def finish() -> None:
             for lane in [*left]:
                 do(lane)
-            if len(done) == self.count:  # else one of them ran out of memory, say
+            if len(done) == self.count:  # else a lane failed, for lack of memory for instance
                 make(end)
 
         try:
@@ -379,7 +379,7 @@ class Lanes:
             raise
 
     def _norm(self) -> float:
-        """Return the gradient's norm where the squares overflow, or what is not finite in it."""
+        """Return the gradient's norm if the squares overflow, or a non-finite entry's magnitude."""
         gradient = self.state.gradient
         largest = float(abs(gradient).max())
         if not math.isfinite(largest):
@@ -387,10 +387,10 @@ class Lanes:
         return largest * math.sqrt(self.ops[0].sum_squares(gradient / largest))
 
     def _leave_out(self, what: str, progress: Progress, rate: float) -> None:
-        """Count a step that changes nothing, or raise it as a NonFiniteLoss."""
+        """Count a step that changes nothing, or raise a NonFiniteLoss."""
         if self.problem.settings.tolerant:
             vars(progress).update(step=progress.step + 1, skipped=progress.skipped + 1)
             return
         step = progress.step + 1
-        message = f"step {step}: {what} at learning rate {rate:g}; the parameters are as before it"
+        message = f"step {step}: {what} at learning rate {rate:g}; the parameters are unchanged"
         raise NonFiniteLoss(message, step, rate)

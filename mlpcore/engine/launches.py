@@ -1,4 +1,4 @@
-"""Launches of what a step has captured: whole batches, chunk by chunk, an evaluation, its parts."""
+"""Launches of a captured step: whole batches, chunk by chunk, an evaluation, or its parts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from mlpcore.engine.plan import Plan
 def launch(
     capture: Capture, what: str, batch: Batch, plan: Plan, number: int, answer: int, weight: float
 ) -> None:
-    """Launch the steps of a batch, or the gradient of one, and do not wait.
+    """Launch the steps of a batch, or the gradient of one, without waiting.
 
     Args:
-        capture: of the step.
+        capture: capture of the step.
         what: "step" or "gradient".
-        batch: the rows; plan: for them.
-        number: of the first step, from 1.
-        answer: address that the results go to, or 0.
-        weight: Σ w of the batch, 0 where the device finds it.
+        batch, plan: the rows, and the plan for them.
+        number: number of the first step, from 1.
+        answer: address at which the results are stored, or 0.
+        weight: Σ w of the batch, or 0 if the device computes it.
     """
     chunks = cut(batch.size, plan.rows, 1)[0]
     if len(chunks) > capturing.UNROLLED:
@@ -49,10 +49,10 @@ def _launch_by_chunks(
     answer: int,
     weight: float,
 ) -> None:
-    """Launch a step, or the gradient, of a batch of more chunks than one graph holds."""
+    """Launch a step, or the gradient, of a batch with more chunks than one graph holds."""
     assert batch.steps == 1
     weighted, run = batch.weights is not None, functools.partial
-    # all recordings are there before the first is replayed: choosing algorithms overwrites arrays
+    # all recordings exist before the first is replayed, since choosing algorithms overwrites arrays
     key = "begin", batch.size, weighted
     begin = capture.recorded(key, run(capture.begin, batch.size, weighted))
     shapes = {(stop - start, start > 0) for start, stop in chunks}
@@ -109,10 +109,10 @@ def take_apart(
     """Record the parts of a step on this batch and point them at its rows.
 
     Args:
-        capture: of the step.
-        batch: the rows; plan: for them.
-        number: of the step, from 1.
-        weight: Σ w of the batch, 0 where the device finds it.
+        capture: capture of the step.
+        batch, plan: the rows, and the plan for them.
+        number: number of the step, from 1.
+        weight: Σ w of the batch, or 0 if the device computes it.
         rates: learning rates of the step.
     """
     ops, weighted, chunks = capture.ops, batch.weights is not None, cut(batch.size, plan.rows, 1)[0]
@@ -131,7 +131,7 @@ def take_apart(
         for n, more in shapes:
             capture.run_chunk(0, n, weighted, more)
 
-    ops.record(one_of_each_shape)  # settles what is still open
+    ops.record(one_of_each_shape)  # chooses algorithms that are still open
     ops.asked.clear()
     ops.record(one_of_each_shape)
     asked = set(ops.asked)

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 class LossFunction:
-    """A loss on an output, by itself: `J, G = mc.loss("cross_entropy")(Z, Y)`.
+    """A loss on an output, without a network: `J, G = mc.loss("cross_entropy")(Z, Y)`.
 
     Attributes:
         loss: the `mc.Loss`.
@@ -36,11 +36,11 @@ class LossFunction:
         """Return J = Σ w ℓ / Σ w and G = ∂J/∂Z, in Z's dtype and shape: (m, n_L), or (m,).
 
         Args:
-            Z: the output, (m, n_L), or (m,) of one output.
+            Z: the output, (m, n_L), or (m,) for one output.
             Y, sample_weight: as in `Trainer.step`.
 
         Raises:
-            TypeError, ValueError: names the argument, what was expected and what came.
+            TypeError, ValueError: names the argument, what was expected and what was passed.
         """
         device = devices.find(devices.of(Z, "Z"))
         adopt, xp = device.adopt, device.xp
@@ -61,7 +61,7 @@ class LossFunction:
             return J, arrays.in_library_of(Z, G.reshape(given.shape))
 
     def _shares(self, device: Device, target: Array, w: Array | None) -> Array:
-        """Return each row's weight, by itself and by class, over the sum of them."""
+        """Return each row's weight times its class weight, over the sum of all."""
         xp = device.xp
         if self.loss.class_weight is not None:
             own = None if w is None else device.to_device(w)
@@ -86,9 +86,9 @@ class LossFunction:
 
 
 def _require_probabilities(Z: Array, Y: Array, classes: bool) -> None:
-    """Raise a ValueError if an output has a negative entry, or if Y has a class of no column."""
+    """Raise a ValueError if an output has a negative entry, or Y has a class without a column."""
     if arrays.on_host(Z) and (Z < 0).any():
-        least = f"got {Z.min():g} (np.exp makes them of what log_softmax puts out)"
+        least = f"got {Z.min():g} (for log_softmax pass np.exp of the output)"
         raise ValueError(f"Z must hold probabilities for cross_entropy, at least 0; {least}")
     if classes:
         arrays.require_classes(Y, Z.shape[1])
@@ -103,7 +103,7 @@ def loss(
 ) -> LossFunction:
     """Return the loss of this name, `(name, parameter)` or `mc.Loss`, as a function.
 
-    It is called as `(Z, Y, sample_weight=None)` and returns J, G. Its attribute `loss` is an
+    Call it as `(Z, Y, sample_weight=None)`; it returns J, G. Its attribute `loss` is an
     `mc.Loss` that `mc.Trainer`, `mc.check_gradients` and `net.hvp` take.
 
     Args:
@@ -111,8 +111,8 @@ def loss(
         class_weight, label_smoothing, pos_weight: as in `mc.Trainer`; class weights as a list.
 
     Raises:
-        TypeError, ValueError: no such loss (with the nearest match), a parameter or an option that
-            it does not take.
+        TypeError, ValueError: there is no such loss (names the nearest match), or it does not take
+            a parameter or an option.
     """
     return LossFunction(
         loss_sheet.with_options(loss_sheet.resolve(spec), class_weight, label_smoothing, pos_weight)

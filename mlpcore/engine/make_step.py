@@ -26,9 +26,9 @@ def make_step(
     """Return a step for a device: captured on CUDA, operation by operation elsewhere.
 
     Args:
-        device: its name.
+        device: name of the device.
         layout, store, activations, objective, optimizer, settings: as in `Problem`.
-        precision: as in `GraphStep`, or "tf32".
+        precision: as in `GraphStep`.
         deterministic: True to choose algorithms without timing them.
     """
     there = devices.find(device)

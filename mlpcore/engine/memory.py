@@ -1,4 +1,4 @@
-"""Memory of a call that runs over rows outside a training step: its chunks, its plan, its limit."""
+"""Memory of a call on rows outside a training step: its chunks, its plan, its limit."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mlpcore.core.program import program
 from mlpcore.engine import plan as planning
 from mlpcore.engine.plan import Plan
 
-VECTORS = 10  # numbers of 8 bytes for each row: weights, sums, labels
+VECTORS = 10  # 8-byte numbers per row: weights, sums, labels
 
 
 class Size(NamedTuple):
-    """The caller's wishes about memory.
+    """The caller's limits on memory.
 
     Attributes:
-        chunk_rows: most rows of a chunk; None: chosen.
-        memory_limit: as `plan.parse_bytes` takes it.
+        chunk_rows: maximum rows of a chunk; None: automatic.
+        memory_limit: in the form that `plan.parse_bytes` takes.
     """
 
     chunk_rows: int | None = None
@@ -37,17 +37,17 @@ class Size(NamedTuple):
         fixed: Sequence[Buffer],
         chunk: Callable[[int], list[Buffer]],
     ) -> Plan:
-        """Return the plan of a pass over so many rows of X, by `chosen` at a time at most.
+        """Return the plan of a pass over this many rows of X, in chunks of at most `chosen` rows.
 
         Args:
             net: the network, whose parameters count.
-            rows: of X.
-            chosen: rows of a chunk.
-            fixed: the call's arrays that are not a chunk's.
-            chunk: lists the arrays of a chunk of so many rows.
+            rows: number of rows of X.
+            chosen: maximum rows of a chunk.
+            fixed: the call's arrays outside the chunks.
+            chunk: lists the arrays of a chunk with this many rows.
 
         Raises:
-            MemoryError: not even one row at a time keeps the limit; names the largest arrays.
+            MemoryError: even one row at a time exceeds the limit; names the largest arrays.
         """
         limit = planning.parse_bytes(
             self.memory_limit, free=lambda: devices.find(net.device).free_bytes()
@@ -69,14 +69,14 @@ def temporaries(
     curved: bool = False,
     objective: loss_sheet.Objective | None = None,
 ) -> Buffer:
-    """Return, for a plan, a bound of the bytes that the backend allocates itself for a chunk.
+    """Return, for a plan, a bound of the bytes that the backend itself allocates for a chunk.
 
     Args:
         net: the network.
-        activations: of its layers.
-        rows: of a chunk.
-        count: arrays of a chunk's output, or of a layer that learns, that are made at a time.
-        curved: whether second derivatives are taken.
+        activations: activations of its layers.
+        rows: number of rows of a chunk.
+        count: number of arrays of a chunk's output, or of a learned layer, that exist at a time.
+        curved: True if second derivatives are taken.
         objective: the loss on top, if there is one.
     """
     dtype, registers = net.dtype.name, 0
@@ -98,5 +98,5 @@ def temporaries(
 
 
 def _registers(text: str, scalars: Mapping[str, float], dtype: str) -> int:
-    """Return how many intermediate results a formula has at most at a time."""
+    """Return the maximum number of intermediate results that a formula has at a time."""
     return program(f"d = {text}", frozenset(scalars), dtype).registers

@@ -1,4 +1,4 @@
-"""A training step on a CUDA device taken apart, to be measured."""
+"""The separate parts of a training step on a CUDA device, for measurements."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from mlpcore.data.batches import Batch
 
 
 class StepParts(NamedTuple):
-    """The graphs of a step on one batch, and what was chosen for them.
+    """The graphs of a step on one batch, and the choices made for them.
 
     `replay()` of each launches it on the current stream and does not wait. They are for timing:
     every replay of `step` updates the parameters and the optimizer state without counting the step,
-    J adds up over replays of `gradient`, and `products` leaves nonsense in the gradient. They hold
-    until the trainer's next call with other rows.
+    J adds up over replays of `gradient`, and `products` leaves meaningless numbers in the gradient.
+    They are valid until the trainer's next call with other rows.
 
     Attributes:
-        step: the whole step; None where the batch is cut into more chunks than one graph holds.
-        gradient: forward, loss and backward alone; None where `step` is.
-        products: the matrix products alone, on the step's own arrays and by its own algorithms.
+        step: the whole step; None if the batch is cut into more chunks than one graph holds.
+        gradient: only forward, loss and backward; None if `step` is.
+        products: only the matrix products, on the step's own arrays and with its own algorithms.
         chunks: the rows that go forward and backward together, as (start, stop).
-        rows: largest number of rows of a chunk.
-        fused: layers whose activation joined the matrix product, and layers for which that was
-            tried.
+        rows: maximum rows of a chunk.
+        fused: number of layers whose activation is fused into the matrix product, and number of
+            layers for which that was tried.
         algorithms: the algorithm of each matrix product of the step.
         batch: the arrays that `step` and `gradient` read, kept alive here.
     """

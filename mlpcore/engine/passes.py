@@ -1,4 +1,4 @@
-"""Forward and backward passes over rows that users give: `net.forward`, `backward`, `predict`.
+"""Forward and backward passes over a user's rows: `net.forward`, `backward`, `predict`.
 
 The functions here and in `derivatives.py` are methods of `mc.MLP`; they take any `Network`.
 """
@@ -25,8 +25,8 @@ Activations = tuple[Activation | None, ...]
 Net = TypeVar("Net", bound=Network)
 P = ParamSpec("P")
 Result = TypeVar("Result")
-PREDICT_BYTES = 8 << 20  # of a chunk's outputs in predict, unless the caller says how many rows
-PREDICT_CUDA_BYTES = 256 << 20  # on a GPU
+PREDICT_BYTES = 8 << 20  # bytes of a chunk's outputs in predict, unless the caller sets chunk_rows
+PREDICT_CUDA_BYTES = 256 << 20  # the same on a GPU
 
 
 def on_its_device(
@@ -47,7 +47,7 @@ def forward(net: Network, X: ArrayLike) -> Cache:
     """Return Z[1] … Z[L] of the rows of X (m, n_0), kept for `backward`.
 
     Raises:
-        TypeError, ValueError: X is not numeric, empty, or has another number of columns.
+        TypeError, ValueError: X is not numeric, is empty, or has the wrong number of columns.
     """
     return _forward(net, X, net.activations)
 
@@ -70,7 +70,7 @@ def _pass(
 
 
 def to_rows(net: Network, array: Array, dtype: Any = None) -> Array:
-    """Return an array in the network's dtype, or another, row-major, on the network's device."""
+    """Return an array in the network's dtype (or `dtype`), row-major, on the network's device."""
     moved: Array = devices.find(net.device).to_device(array)
     return moved.astype(net.dtype if dtype is None else dtype, order="C", copy=False)
 
@@ -84,19 +84,19 @@ def backward(
     input_gradient: bool = False,
     keep: bool = False,
 ) -> Gradient:
-    """Return the gradient for any G = ∂J/∂Z[L] (m, n_L); `G` and the cache stay unchanged.
+    """Return the gradient for any G = ∂J/∂Z[L] (m, n_L); `G` and the cache are not modified.
 
     Args:
-        cache: of `forward`, with the parameters as they were then.
-        G: ∂J/∂Z[L], e.g. from `mc.loss(...)`. Behind a softmax output its Jacobian is applied.
-        input_gradient: also ∂J/∂X.
-        keep: also every D[l] and G[l].
+        cache: result of `forward`; the parameters must not have changed since.
+        G: ∂J/∂Z[L], e.g. from `mc.loss(...)`. For a softmax output its Jacobian is applied.
+        input_gradient: True to also compute ∂J/∂X.
+        keep: True to also keep every D[l] and G[l].
 
     Raises:
-        TypeError, ValueError: G is not numeric or not of the output's shape.
+        TypeError, ValueError: G is not numeric, or does not have the output's shape.
     """
     if not isinstance(cache, Cache):
-        raise TypeError(f"cache must be what net.forward(X) returned; got {type(cache).__name__}")
+        raise TypeError(f"cache must be the result of net.forward(X); got {type(cache).__name__}")
     wants_X = values.boolean(input_gradient, "input_gradient")
     keeps = values.boolean(keep, "keep")
     G_L = to_rows(net, arrays.matrix(G, net.sizes[-1], "G", devices.find(net.device).adopt))
@@ -118,14 +118,14 @@ def backward(
 
 
 def _require_own(net: Network, cache: Cache) -> None:
-    """Raise a ValueError if another network made a cache, as far as shapes and dtype tell."""
+    """Raise a ValueError if shapes and dtype show that another network made a cache."""
     own = [
         (n, σ is not None and σ.slope_reads_s)
         for n, σ in zip(net.sizes, net.activations, strict=True)
     ]
     found = [(z.shape[1], s is not None) for z, s in zip(cache.Z, cache.S, strict=True)]
     if found != own or cache.output.dtype != net.dtype:
-        raise ValueError(f"cache is of another network: {cache!r}")
+        raise ValueError(f"cache belongs to another network: {cache!r}")
 
 
 # -- predictions
@@ -138,24 +138,24 @@ def predict(
     *,
     memory_limit: float | str | None = None,
 ) -> Array:
-    """Return Z[L] of the rows of X, computed by chunks: memory grows with the result alone.
+    """Return Z[L] of the rows of X, computed in chunks: only the result's memory grows with m.
 
-    It is (m, n_L); (m,) where the network has one output and was trained on a 1-D Y, see
-    `predicts_1d`. It comes back in the array library of X (NumPy, CuPy, PyTorch, JAX, …) and on
+    It is (m, n_L), or (m,) if the network has one output and was trained on a 1-D Y, see
+    `predicts_1d`. It is returned in the array library of X (NumPy, CuPy, PyTorch, JAX, …) and on
     its device, in the network's dtype. Pages of a mapped file (`np.memmap`) that have been read
-    are given back to the system.
+    are released to the system.
 
     Args:
         X: (m, n_0).
-        chunk_rows: so many rows at a time; None: as many as 8 MiB hold, on a GPU 256 MiB.
-        memory_limit: bytes, "2 GiB", or a share of the device's free memory ("50%" or 0.5),
-            that the arrays of this call, its result and the parameters may take together; makes
-            the chunks smaller.
+        chunk_rows: number of rows at a time; None: as many as 8 MiB hold, on a GPU 256 MiB.
+        memory_limit: bytes, "2 GiB", or a fraction of the device's free memory ("50%" or 0.5),
+            which the arrays of this call, its result and the parameters may take together; reduces
+            the chunks.
 
     Raises:
-        TypeError, ValueError: X is not numeric, empty, or has another number of columns;
+        TypeError, ValueError: X is not numeric, is empty, or has the wrong number of columns;
             chunk_rows < 1.
-        MemoryError: `memory_limit` cannot be kept; names the largest arrays.
+        MemoryError: `memory_limit` is too small; names the largest arrays.
     """
     output = outputs(net, X, chunk_rows, memory_limit)
     return output.reshape(-1) if net.predicts_1d else output
@@ -170,10 +170,10 @@ def logits(
 ) -> Array:
     """Return S[L], the input of the output activation, in the shape that `predict` returns.
 
-    Before softmax these are log-probabilities up to a number for each row, before sigmoid
-    (a = 1) log-odds: with digits left where a probability is rounded to 0 or 1.
+    For softmax these are log-probabilities up to a constant per row, for sigmoid (a = 1) log-odds:
+    they keep digits even if a probability is rounded to 0 or 1.
 
-    Args, Raises: as `predict`.
+    Args, Raises: as in `predict`.
     """
     output = outputs(net, X, chunk_rows, memory_limit, logits=True)
     return output.reshape(-1) if net.predicts_1d else output
@@ -187,7 +187,7 @@ def outputs(
     *,
     logits: bool = False,
 ) -> Array:
-    """Return Z[L] of the rows of X, or S[L], always (m, n_L), else as `MLP.predict` does."""
+    """Return Z[L] of the rows of X, or S[L], like `MLP.predict` but always (m, n_L)."""
     activations = under_loss(net.activations, logits)
     source = arrays.matrix(X, net.sizes[0], adopt=devices.find(net.device).adopt)
     if chunk_rows is None:
@@ -216,7 +216,7 @@ def outputs(
 
 
 def _buffers(net: Network, activations: Activations, rows: int) -> list[Buffer]:
-    """Return the allocations of a forward pass of so many rows, for a plan."""
+    """Return the allocations of a forward pass of this many rows, for a plan."""
     dtype = net.dtype.name
     buffers = [Buffer("X", (rows, net.sizes[0]), dtype, "rows of the chunk, cast")]
     for l, n in enumerate(net.sizes[1:], 1):

@@ -3,7 +3,7 @@
     bytes = parameters + gradient + optimizer state                 (fixed by the network)
           + workers × (inputs, S, Z, G, scratch of one chunk)       (∝ chunk rows, not ∝ batch rows)
 
-What the plan lists is what the engine allocates, to the byte. The arrays of each part are cut from
+The plan lists exactly the bytes that the engine allocates. The arrays of each part are cut from
 one allocation.
 """
 
@@ -24,9 +24,9 @@ from mlpcore.core.losses import Objective
 from mlpcore.core.ops import Array, Buffer, ChunkShape, Ops, accumulator, storage
 from mlpcore.data.batches import Inputs
 
-ALIGNMENT = 256  # bytes: what cuBLASLt likes best, and a multiple of a cache line
+ALIGNMENT = 256  # bytes: preferred by cuBLASLt, and a multiple of a cache line
 CACHE = 1 << 20  # bytes of a chunk's arrays: half of a common core's L2
-NARROWEST, WIDEST = 256, 1024  # rows of a chunk when chosen by itself (docs/performance.md)
+NARROWEST, WIDEST = 256, 1024  # range of the rows of an automatic chunk (docs/performance.md)
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Plan:
 
     Attributes:
         rows: rows of the largest chunk.
-        workers: threads that each run chunks of their own.
+        workers: number of threads that each run their own chunks.
         batch_rows: rows of the batch that it was made for.
-        parts: the tables, by the name of the allocation that they are cut from.
+        parts: the tables, by the name of their allocation.
     """
 
     rows: int
@@ -51,7 +51,7 @@ class Plan:
         return sum(part_bytes(buffers) for buffers in self.parts.values())
 
     def covers(self, other: Plan) -> bool:
-        """Return True if this plan's arrays will do for another plan, for inputs of one kind."""
+        """Return True if this plan's arrays suffice for another plan with similar inputs."""
         sizes, wanted = self._chunk_sizes(), other._chunk_sizes()
         enough = all(sizes.get(name, -1) >= size for name, size in wanted.items())
         return enough and self.rows >= other.rows and self.workers >= other.workers
@@ -77,7 +77,7 @@ class Plan:
         return "\n".join(lines)
 
     def largest(self, count: int = 5) -> str:
-        """Return the largest buffers as text, for the message of a limit that cannot be kept."""
+        """Return the largest buffers as text, for the message about a limit that is too small."""
         every = sorted(
             (x for buffers in self.parts.values() for x in buffers), key=nbytes, reverse=True
         )
@@ -85,7 +85,7 @@ class Plan:
 
 
 def nbytes(buffer: Buffer) -> int:
-    """Return the bytes that a buffer takes up, rounded up to the alignment."""
+    """Return the bytes that a buffer occupies, rounded up to the alignment."""
     return -(-_used(buffer) // ALIGNMENT) * ALIGNMENT
 
 
@@ -94,9 +94,9 @@ def _used(buffer: Buffer) -> int:
 
 
 def part_bytes(buffers: Sequence[Buffer]) -> int:
-    """Return the bytes of one allocation: its buffers, and what is lost to align the first.
+    """Return the bytes of one allocation: its buffers, and the padding that aligns the first.
 
-    A buffer by itself is not aligned.
+    A single buffer is not aligned.
     """
     if len(buffers) == 1:
         return _used(buffers[0])
@@ -115,18 +115,18 @@ def human(count: float) -> str:
 def parse_bytes(
     limit: object, argument: str = "memory_limit", free: Callable[[], int] | None = None
 ) -> int | None:
-    """Return the bytes that a user's limit means; None for None.
+    """Return a user's limit in bytes; None for None.
 
     Args:
-        limit: `2 << 30`, `"2 GiB"`, `"500 MB"`; 0.5 or `"50%"` of what `free()` returns.
-        argument: its name in errors.
-        free: returns the bytes that are free; None where no share can be taken.
+        limit: `2 << 30`, `"2 GiB"`, `"500 MB"`; 0.5 or `"50%"` of the result of `free()`.
+        argument: the argument's name in errors.
+        free: returns the free bytes; None if fractions are not allowed.
 
     Raises:
-        TypeError, ValueError: names the argument, what was expected and what came.
+        TypeError, ValueError: names the argument, what was expected and what was passed.
     """
     wanted = (
-        f"{argument}: expected bytes, text such as '2 GiB', or a share of the free memory such as "
+        f"{argument}: expected bytes, text such as '2 GiB', or a fraction of free memory such as "
         "0.5 or '50%'"
     )
     if limit is None:
@@ -159,10 +159,10 @@ def parse_bytes(
 
 
 def within(limit: int | None, table: Callable[[int], Plan], rows: int) -> Plan:
-    """Return the plan of the largest chunk, `rows` at most, that keeps a limit; `table` makes one.
+    """Return the plan of the largest chunk of at most `rows` rows that fits into a limit.
 
     Raises:
-        MemoryError: not even a chunk of one row keeps it; names the largest arrays.
+        MemoryError: not even a chunk of one row fits; names the largest arrays.
     """
     if limit is None:
         return table(rows)
@@ -177,7 +177,7 @@ def within(limit: int | None, table: Callable[[int], Plan], rows: int) -> Plan:
 
 
 def most_rows(limit: int, table: Callable[[int], Plan], rows: int) -> int:
-    """Return the rows of the largest chunk, `rows` at most, whose plan keeps the limit, or 0."""
+    """Return the largest number of rows, at most `rows`, whose plan fits into the limit, or 0."""
     if table(rows).total_bytes <= limit:
         return rows
     low, high = 0, rows - 1
@@ -190,7 +190,7 @@ def most_rows(limit: int, table: Callable[[int], Plan], rows: int) -> int:
 def allocate(ops: Ops, buffers: Sequence[Buffer]) -> dict[str, Array]:
     """Return the buffers of one part as arrays by name, cut from one allocation.
 
-    It takes `part_bytes(buffers)` bytes.
+    The allocation takes `part_bytes(buffers)` bytes.
     """
     if not buffers:
         return {}
@@ -224,12 +224,12 @@ def chunk_buffers(
     rows: int,
     accumulates: bool,
 ) -> list[Buffer]:
-    """List the arrays of one worker for chunks of up to `rows` rows, layers in `dtype`.
+    """List the arrays of one worker for chunks of up to `rows` rows, with layers in `dtype`.
 
-    `accumulates` says whether a worker runs several chunks of a batch.
+    `accumulates` is True if a worker runs several chunks of a batch.
     """
     sizes, L = layout.sizes, layout.layers
-    buffers = [Buffer("X", (rows, sizes[0]), dtype, "rows of the chunk, gathered")]
+    buffers = [Buffer("X", (rows, sizes[0]), dtype, "gathered rows of the chunk")]
     if ops.gathers:
         wide = accumulator(dtype)
         y_shape, y_dtype = ((rows,), "int64") if inputs.classes else ((rows, sizes[L]), wide)
@@ -278,10 +278,10 @@ def _as_given(ops: Ops, name: str, shape: tuple[int, ...], given: str, dtype: st
 def choose_rows(
     workspace: Callable[[int], int], layout: Layout, itemsize: int, batch_rows: int
 ) -> int:
-    """Return the rows of a chunk: as many as keep its arrays in cache, enough to pay for dW.
+    """Return the rows of a chunk: enough to pay for dW, few enough to keep its arrays in cache.
 
-    Adding a chunk's dW costs about as much as 15 rows of its GEMMs, so that 1,024 rows make it
-    1.5%; where dW itself stays in cache, 256 rows will do.
+    Adding a chunk's dW costs about as much as 15 rows of its GEMMs, 1.5% with 1,024 rows; if dW
+    itself stays in cache, 256 rows are enough.
     """
     fit = CACHE // max(1, workspace(1024) // 1024)
     least = NARROWEST if layout.weights * itemsize <= CACHE // 4 else WIDEST

@@ -20,14 +20,14 @@ class Settings:
     """A trainer's settings that a step depends on.
 
     Attributes:
-        l1, l2: J gains l1 Σ|W| + ½ l2 Σ W².
-        clip_norm: the largest norm of a gradient; None: any.
-        chunk_rows: most rows of a chunk; "auto": the step chooses.
-        memory_limit: bytes of all arrays together; None: no limit.
-        workers: threads that run chunks of their own; None: the step chooses.
-        on_non_finite: "skip" to leave out a step that is not finite, "raise" to raise.
-        dropout: the rate of each hidden layer; None for no dropout.
-        seed: of the masks of dropout, and of the row order.
+        l1, l2: coefficients of the penalty l1 Σ|W| + ½ l2 Σ W² in J.
+        clip_norm: maximum norm of a gradient; None: unlimited.
+        chunk_rows: maximum rows of a chunk; "auto": the step chooses.
+        memory_limit: bytes of all arrays together; None: unlimited.
+        workers: number of threads that run their own chunks; None: the step chooses.
+        on_non_finite: "skip" to leave out a step that is not finite, "raise" to raise an error.
+        dropout: rate of each hidden layer; None for no dropout.
+        seed: seed of the dropout masks and the row order.
     """
 
     l1: float = 0.0
@@ -42,17 +42,17 @@ class Settings:
 
     @property
     def most_rows(self) -> int | None:
-        """The most rows of a chunk; None where the step chooses."""
+        """Maximum rows of a chunk; None if the step chooses."""
         return None if isinstance(self.chunk_rows, str) else self.chunk_rows
 
     @property
     def tolerant(self) -> bool:
-        """True if a step that is not finite is left out instead of raised."""
+        """True if a step that is not finite is left out instead of raising an error."""
         return self.on_non_finite == "skip"
 
     @property
     def penalty_terms(self) -> list[str]:
-        """The penalties' terms of a weight's slope that are not 0."""
+        """Terms of the nonzero penalties in a weight's slope."""
         return [term.slope for name, term in PENALTIES.items() if getattr(self, name)]
 
 
@@ -60,17 +60,17 @@ class Problem:
     """Everything that a step is made from.
 
     Args:
-        layout, store: the network's flat vector and the views of it.
-        activations: index 0 None, then one a layer.
+        layout, store: the network's flat vector and its views.
+        activations: index 0 is None, then one per layer.
         objective: the loss on top of the output activation.
-        optimizer: the update rule's settings.
-        settings: the trainer's.
+        optimizer: the settings of the update rule.
+        settings: the trainer's settings.
         new_ops: makes the operations of one more worker.
 
     Attributes:
-        activations: with dropout, on the learned parameters in `store`.
+        activations: with dropout, bound to the learned parameters in `store`.
         parameters: the flat vector.
-        dtype: its NumPy name.
+        dtype: NumPy name of its dtype.
     """
 
     def __init__(
@@ -91,5 +91,5 @@ class Problem:
         self.dtype = str(store.flat.dtype)
 
     def activations_on(self, gradient: Array) -> tuple[Activation | None, ...]:
-        """Return the activations, with the learned ones writing their slopes to a flat gradient."""
+        """Return the activations, bound to a flat gradient that receives their learned slopes."""
         return bind(self.activations, self.store.a, self.layout.slopes(gradient))

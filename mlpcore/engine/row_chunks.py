@@ -22,19 +22,19 @@ from mlpcore.engine import plan as planning
 from mlpcore.engine.memory import Size, temporaries
 
 Array = NDArray[Any]
-CUDA_BYTES = 256 << 20  # of a chunk's arrays on a GPU, unless the caller says how many rows
-TEMPORARIES = 8  # arrays of a chunk's output, or of a layer that learns, that the backend makes
+CUDA_BYTES = 256 << 20  # bytes of a chunk's arrays on a GPU, unless the caller sets chunk_rows
+TEMPORARIES = 8  # arrays as large as a chunk's output or a learned layer's that the backend makes
 
 
 class RowChunks:
-    """The chunks of the caller's rows, and the arrays of one chunk, used for each in turn.
+    """The chunks of the caller's rows, and the arrays of one chunk, reused for each in turn.
 
     Args:
         net: the network.
         X: the caller's rows.
-        keeps: how much a backward pass needs: 0 none comes, 1 every Z[l], 2 every dS[l] and dZ[l],
-            too.
-        size: rows of a chunk, and the limit.
+        keeps: the needs of a backward pass: 0 if there is none, 1 for every Z[l], 2 for every dS[l]
+            and dZ[l], too.
+        size: rows of a chunk, and the memory limit.
         fixed: the call's other arrays, for the plan.
         objective: the loss on top, if there is one.
 
@@ -83,7 +83,7 @@ class RowChunks:
         )
 
     def _buffers(self, rows: int) -> list[Buffer]:
-        """Return the arrays of chunks of `rows` rows; two layers suffice for no backward pass."""
+        """Return the arrays of chunks of `rows` rows; without a backward pass, of two layers."""
         sizes, dtype, keeps = self.net.sizes, self.net.dtype.name, self.keeps
         wide = max(sizes)
         shapes: dict[str, tuple[int, ...]] = {
@@ -112,7 +112,7 @@ class RowChunks:
         return [Buffer(name, shape, dtype, "of a chunk") for name, shape in shapes.items()]
 
     def chunks(self) -> Iterator[tuple[slice, int]]:
-        """Yield the rows of X, chunk by chunk, and how many; `work` is the pass over them."""
+        """Yield each chunk's slice of X and its number of rows; `work` is the pass over them."""
         for start in range(0, len(self.X), self.rows):
             part = slice(start, min(start + self.rows, len(self.X)))
             X, m = self.load(self.X, part, self.arrays["X"]), part.stop - part.start
@@ -123,9 +123,9 @@ class RowChunks:
     def _arrays_of(self, m: int) -> Callable[[str, int], Array]:
         """Return the function that finds a pass's arrays of m rows.
 
-        Without a second backward pass the layers take turns in two memories of dZ, without any in
-        two of Z and one of S. Arrays of the same
-        memory are one object, by which backends know it.
+        Without a second backward pass the layers alternate between two dZ buffers; without any
+        backward pass, between two Z buffers and one of S. Arrays that share memory are one object,
+        by which backends recognise them.
         """
         views: dict[tuple[str, int], Array] = {}
         kept = {"Z": self.keeps > 0, "S": self.keeps > 0, "dS": True, "dZ": self.keeps == 2}
@@ -156,11 +156,11 @@ class RowChunks:
         return in_turn(self.arrays[name], m, self.net.sizes)
 
     def tangent(self, along: Views | None, dX: Array | None = None) -> None:
-        """Fill Z and its differential, S and dS as well where a backward pass reads them."""
+        """Fill Z and its differential, and S and dS if a backward pass reads them."""
         self.work.tangent(dX, along, apart=self.keeps == 2)
 
     def first(self, Y: Array, k: Array, into: Array | None) -> None:
-        """Compute K ∂ℓ/∂x, by x = S[L] if matched, else Z[L]; None: in the place of x."""
+        """Compute K ∂ℓ/∂x for x = S[L] if matched, else Z[L]; if `into` is None, in place of x."""
         assert self.objective is not None
         x = self.work.Z[-1]
         J = self.xp.zeros((), np.float64 if self.net.device == "cpu" else self.net.dtype)
@@ -172,7 +172,7 @@ class RowChunks:
         assert objective is not None
         if objective.loss.rowwise:
             self.ops.bias_activation(x, None, SOFTMAX, P := self.xp.empty_like(x))
-            # softmax does not see what a whole row shares; without it 1 - P keeps its digits
+            # softmax ignores a constant added to a whole row; without it 1 - P keeps its digits
             apart = dx - dx[self.xp.arange(len(x)), x.argmax(axis=1)][:, None]
             self.ops.activation_gradient(apart, P, P, SOFTMAX, into, None)
             mixes = objective.loss.mixes(Y.ndim == 1)
@@ -182,7 +182,7 @@ class RowChunks:
         columns = objective.loss.columns
         if not columns:
             self.ops.activation_gradient(dx, x, Y, _bent(objective), into, None)
-        for p in dict.fromkeys(columns):  # columns of one weight together
+        for p in dict.fromkeys(columns):  # columns with the same weight together
             at = self.xp.asarray([column for column, weight in enumerate(columns) if weight == p])
             d, s, y = (self.xp.ascontiguousarray(array[:, at]) for array in (dx, x, Y))
             self.ops.activation_gradient(d, s, y, _bent(objective, p), d, None)
@@ -192,7 +192,7 @@ class RowChunks:
 
 @functools.lru_cache(64)
 def _bent(objective: loss_sheet.Objective, p: float | None = None) -> Activation:
-    """Return an activation whose slope is the loss's curvature, in columns of weight p."""
+    """Return an activation whose slope is the loss's curvature, for columns of weight p."""
     numbers = dict(objective.scalars) | ({} if p is None else {"p": p})
     written = {key: f"T({value!r})" for key, value in numbers.items()}
     formula = formulas.substitute(objective.curvature, {**written, "x": "s", "y": "z"})
@@ -204,7 +204,7 @@ class GradientSum:
 
     @staticmethod
     def buffer(net: Network) -> Buffer:
-        """Return the plan's line for it."""
+        """Return the plan's line for the gradient."""
         return Buffer("gradient", (net.layout.size,), net.dtype.name, "a result")
 
     def __init__(self, chunks: RowChunks) -> None:
@@ -215,7 +215,7 @@ class GradientSum:
         self.begun = False
 
     def add(self, G: list[Any], D_top: Array | None = None) -> None:
-        """Add a chunk's gradient from G[L], or from D[L] where that is None; fill the rest of G."""
+        """Add a chunk's gradient from G[L], or from D[L] if G[L] is None; fill the rest of G."""
         work = self.chunks.work
         D = work.Z if D_top is None else [*work.Z[:-1], D_top]
         if D_top is not None:
@@ -229,7 +229,7 @@ class GradientSum:
     ) -> None:
         """Add a chunk's second gradient, after `tangent`, from G[L] and H[L].
 
-        With D_top from D[L] and E[L], the latter in the place of Z[L].
+        With D_top, from D[L] and E[L], where E[L] is stored in place of Z[L].
         """
         work = self.chunks.work
         top = None if D_top is None else (D_top, work.Z[-1])
@@ -238,6 +238,6 @@ class GradientSum:
 
 
 def to_device(net: Network, array: Array, dtype: np.dtype[Any]) -> Array:
-    """Return an array, cast where it comes from, row-major, on the network's device."""
+    """Return an array cast on its own device, row-major, on the network's device."""
     moved: Array = devices.find(net.device).to_device(array.astype(dtype, order="C", copy=False))
     return moved

@@ -1,6 +1,6 @@
-"""Rows on their way from the host to a CUDA device, copied while a step computes.
+"""Staging of rows from the host to a CUDA device, copied while a step computes.
 
-They are gathered into page-locked memory. There are two of everything: while a step works on one
+The rows are gathered into page-locked memory. Everything exists twice: while a step works on one
 half, the next rows are gathered and copied into the other.
 """
 
@@ -19,7 +19,7 @@ NAMES = ("X", "Y", "w")
 
 
 def staging_buffers(layout: Layout, inputs: Inputs, rows: int) -> list[Buffer]:
-    """List device memory for two times `rows` rows of the inputs; the host holds as much."""
+    """List device memory for twice `rows` rows of the inputs; the host holds as much."""
     shapes = {
         "X": (rows, layout.sizes[0]),
         "Y": (rows,) if inputs.classes else (rows, layout.sizes[-1]),
@@ -27,9 +27,7 @@ def staging_buffers(layout: Layout, inputs: Inputs, rows: int) -> list[Buffer]:
     }
     dtypes = {"X": inputs.x_dtype, "Y": inputs.y_dtype, "w": inputs.w_dtype}
     return [
-        Buffer(
-            f"{name} staged {half}", shapes[name], dtypes[name], "rows on their way from the host"
-        )
+        Buffer(f"{name} staged {half}", shapes[name], dtypes[name], "rows staged from the host")
         for half in (1, 2)
         for name in NAMES
         if dtypes[name]
@@ -40,15 +38,15 @@ class Staging:
     """Two halves of device memory for rows, each with its counterpart on the host.
 
     Args:
-        device: where the rows go.
-        arrays: those that `staging_buffers` lists.
+        device: destination of the rows.
+        arrays: the arrays listed by `staging_buffers`.
 
     Attributes:
-        halves: the device arrays for X, Y and row weights (or None), half by half.
-        host: their counterparts.
-        copied: when the rows of each half have left the host.
-        free: when the work on each half is done.
-        half: the one that was filled last.
+        halves: the device arrays for X, Y and row weights (or None), by half.
+        host: their counterparts on the host.
+        copied: marks that each half's rows have left the host.
+        free: marks that the work on each half is done.
+        half: the half that was filled last.
     """
 
     def __init__(self, device: CudaDevice, arrays: Mapping[str, Array]):
@@ -60,10 +58,10 @@ class Staging:
             [None if x is None else self._counterpart(x) for x in half] for half in self.halves
         ]
         self.copied: list[Mark] = [None, None]
-        born = device.mark()  # what had this memory before may still be at work
+        born = device.mark()  # earlier users of this memory may still be at work
         self.free: list[Mark] = [born, born]
         self.half = 1
-        # the first rows of each half, made once
+        # the first rows of each half, created once
         self._placed: list[dict[int, list[Array | None]]] = [{}, {}]
 
     def _counterpart(self, array: Array) -> np.ndarray:
@@ -74,7 +72,7 @@ class Staging:
         return counterpart
 
     def __del__(self) -> None:
-        # copies under way read page-locked memory that is somebody else's afterwards
+        # running copies read page-locked memory that is reused afterwards
         for mark in self.copied:
             if mark is not None:
                 self.device.synchronize(mark)
@@ -85,8 +83,8 @@ class Staging:
         """Return rows start … stop of a batch on the device, for the current stream's next work.
 
         Args:
-            sources: X, Y and row weights, or None.
-            rows: row numbers of the batch within them; None for all in order.
+            sources: X, Y, and row weights or None.
+            rows: row numbers of the batch in the sources; None for all in order.
             start, stop: the part of the batch.
         """
         self.half = half = 1 - self.half
@@ -112,5 +110,5 @@ class Staging:
         return placed
 
     def done(self) -> None:
-        """Note that the work on the rows that were put last has been asked for."""
+        """Note that all work on the last rows has been submitted."""
         self.free[self.half] = self.device.mark()

@@ -14,7 +14,7 @@ from mlpcore.core.program import program
 from mlpcore.core.sheet import UPDATES
 from mlpcore.engine.problem import Problem
 
-PREFIX = "state "  # of the names of state vectors, in plans and files
+PREFIX = "state "  # prefix of the names of state vectors, in plans and files
 
 
 class State:
@@ -23,15 +23,15 @@ class State:
     Attributes:
         gradient: ∂J/∂parameters of the last batch, flat.
         vectors: the state vectors by name, `"state m"`.
-        rule: the row of the sheet of updates that they belong to; "" before the first step.
-        layers: settings of layers that the update was recorded for.
+        rule: name of the sheet's update that they belong to; "" before the first step.
+        layers: layer settings that the update was recorded for.
         reach: bound of the first state vector's entries.
-        rate: the last learning rate that was not 0.
-        done: updates, as far as the host knows.
-        kept: for each frozen layer, updates that its state has seen.
-        missed: for each thawed layer, updates that went by while it was frozen, where the rule
+        rate: the last nonzero learning rate.
+        done: number of updates known to the host.
+        kept: for each frozen layer, number of updates that its state has seen.
+        missed: for each thawed layer, number of updates missed while it was frozen, if the rule
             reads t.
-        torn: number of the step whose update has begun and not ended, else 0.
+        torn: number of the step whose update has begun but not ended, else 0.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -46,7 +46,7 @@ class State:
         self.missed: dict[int, int] = {}
 
     def buffers(self) -> list[Buffer]:
-        """List the gradient and the state vectors, those of a former rule among them."""
+        """List the gradient and the state vectors, including those of a former rule."""
         size, dtype = self.problem.layout.size, self.problem.dtype
         own = (f"{PREFIX}{name}" for name in self.problem.optimizer.states)
         return [
@@ -58,7 +58,7 @@ class State:
         ]
 
     def begin(self, arrays: dict[str, Array]) -> None:
-        """Take these arrays, the state being zero; `rule` is set when all is bound to them."""
+        """Use these arrays, with a state of zeros; `rule` is set after everything is bound."""
         self.gradient = arrays.pop("gradient")
         for vector in arrays.values():
             vector[...] = 0
@@ -66,27 +66,27 @@ class State:
 
     @property
     def own(self) -> dict[str, Array]:
-        """The vectors that the optimizer's rule reads, by the rule's names for them."""
+        """Vectors that the optimizer's rule reads, by the rule's names for them."""
         return {name: self.vectors[f"{PREFIX}{name}"] for name in self.problem.optimizer.states}
 
     @property
     def segments(self) -> list[Segment]:
-        """The parts of the flat vectors that are updated alike."""
+        """Parts of the flat vectors that are updated alike."""
         return segments(self.problem.layout, self.layers, self.missed)
 
     @property
     def frozen(self) -> list[Segment]:
-        """The segments that are not updated."""
+        """Segments that are not updated."""
         return [part for part in self.segments if part.layer.frozen] if self.layers else []
 
     @property
     def outdated(self) -> bool:
-        """True if the optimizer has another rule, or other layers, than the vectors."""
+        """True if the optimizer's rule or layer settings differ from those of the vectors."""
         optimizer = self.problem.optimizer
         return self.rule != optimizer.row or self.layers != optimizer.layers
 
     def require_whole(self) -> None:
-        """Raise a RuntimeError if an update, or a change of the vectors, was left half done."""
+        """Raise a RuntimeError if an update, or a change of the vectors, was interrupted."""
         self.problem.store.require_whole(self.torn)
 
     def require_valid(self) -> None:
@@ -107,15 +107,15 @@ class State:
     # -- files --
 
     def facts(self, updates: int) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the state besides the vectors, for JSON."""
+        """Return the state besides the vectors that a checkpoint stores, for JSON."""
         counts = {"kept": [*self.kept.items()], "missed": [*self.missed.items()]}
         return {"rule": self.rule, "rate": self.rate, "updates": updates, **counts}
 
     def read(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> dict[str, Array]:
-        """Take the counts of a snapshot over; return its vectors as the optimizer's rule has them.
+        """Take over the counts of a snapshot; return its vectors converted to the optimizer's rule.
 
         Raises:
-            ValueError: it is not of this step.
+            ValueError: it does not belong to this step.
         """
         rows = UPDATES
         row, known = rows[facts["rule"]], {name for row in rows.values() for name in row.states}
@@ -132,17 +132,17 @@ class State:
         return found if facts["rule"] == self.problem.optimizer.row else self._carried_over(found)
 
     def fill(self, vectors: Mapping[str, Array], xp: Any) -> None:
-        """Fill the state's vectors, which are arrays of `xp`, with these, which lie on the host."""
+        """Fill the state's vectors, arrays of `xp`, with these vectors from the host."""
         for name, vector in vectors.items():
             self.vectors[f"{PREFIX}{name}"][...] = xp.asarray(vector)
         first = [vectors[name] for name in self.problem.optimizer.states[:1] if name in vectors]
         self.reach = max((float(abs(vector).max()) for vector in first), default=0.0)
 
     def count(self, updates: int, kept: Mapping[int, int], missed: Mapping[int, int]) -> None:
-        """Set the count of updates, and of those that layers miss, for the layers frozen now.
+        """Set the counts of updates, and those that layers miss, for the currently frozen layers.
 
         Raises:
-            ValueError: no run has such counts.
+            ValueError: no run can have such counts.
         """
         counts = [updates, *kept, *missed, *kept.values(), *missed.values()]
         most = max([0, *kept.values(), *missed.values()])

@@ -22,11 +22,11 @@ class Step(Protocol):
     """Gradient and update of one network, on arrays planned beforehand.
 
     Attributes:
-        problem: which it works on; `problem.settings` may be replaced between steps.
+        problem: the problem it works on; `problem.settings` may be replaced between steps.
         state: gradient, optimizer state and their counts.
         workspace: plans and arrays.
         ops: the operations of the device.
-        J: of the last step that was begun.
+        J: loss of the last step that was begun.
         untouched: True if nobody else has written the parameters since the last step.
     """
 
@@ -42,16 +42,16 @@ class Step(Protocol):
         """The gradient of the last batch, flat."""
 
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
-        """Bring settings up to date; return the plan for such batches, its arrays allocated."""
+        """Update the settings; return the plan for such batches, with its arrays allocated."""
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> Any:
-        """Make a step on a batch; return J before it."""
+        """Run a step on a batch; return the J before its update."""
 
     def together(self, batch_rows: int, inputs: Inputs) -> int:
-        """Return how many steps on batches of so many rows may be launched as one."""
+        """Return the number of steps on batches of this size that one launch may hold."""
 
     def apply(self, gradient: Array, progress: Progress) -> None:
-        """Make one update by a gradient of the caller's, flat, which is not written to."""
+        """Make one update with the caller's flat gradient, which is not modified."""
 
     def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
         """Return J of a batch, penalties included; its gradient is in `gradient` afterwards."""
@@ -60,31 +60,31 @@ class Step(Protocol):
         """Return the mean loss of a batch, without penalties; `see` gets each chunk's output."""
 
     def weight(self, batch: Batch) -> float | None:
-        """Return Σ w over the rows of a batch; None where only the device knows."""
+        """Return Σ w over the rows of a batch; None if only the device knows it."""
 
     def first_not_finite(self, batch: Batch, plan: Plan) -> int | None:
         """Return the first layer with outputs, or the last with a gradient, that are not finite."""
 
     def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
-        """Return the graphs of a step, to be measured."""
+        """Return the graphs of a step, for measurements."""
 
     def count_skipped(self, progress: Progress) -> None:
-        """Bring `progress.skipped` up to date; wait for the device."""
+        """Update `progress.skipped`; wait for the device."""
 
     def count_launched(self) -> None:
-        """Count steps that the device has made where an interrupt came before they were counted."""
+        """Count steps that the device has run but an interrupt kept from being counted."""
 
     def require_whole(self) -> None:
-        """Raise a RuntimeError if an update, or a change of the state, was left half done."""
+        """Raise a RuntimeError if an update, or a change of the state, was interrupted."""
 
     def renew(self) -> None:
-        """Give up what another thread was doing here when the process was forked."""
+        """Drop work that another thread had under way here when the process was forked."""
 
     def snapshot(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Return what the next steps depend on besides the parameters: state vectors, and facts."""
+        """Return what later steps depend on apart from the parameters: state vectors, and facts."""
 
     def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
-        """Go on from a snapshot, with its chunks."""
+        """Restore a snapshot, with its chunks."""
 
 
 def find_not_finite(
@@ -96,14 +96,14 @@ def find_not_finite(
 ) -> int | None:
     """Return the layer in which a step went wrong, or None.
 
-    That is the first layer whose outputs on this batch are not finite; or, where all are, the last
-    whose gradient is not.
+    That is the first layer whose outputs on this batch are not finite or, if all outputs are
+    finite, the last layer whose gradient is not.
 
     Args:
-        step: which is evaluated anew.
+        step: the step, which is evaluated again.
         chunk: returns the arrays that `step.evaluate` works on.
-        to_host: makes an array of theirs NumPy's.
-        batch: the rows; plan: for them.
+        to_host: converts such an array to a NumPy array.
+        batch, plan: the rows, and the plan for them.
     """
     layout, bad = step.problem.layout, list[int]()
 

@@ -1,4 +1,4 @@
-"""Threads of a step: they wait for jobs and end with it."""
+"""Threads of a step: they wait for jobs and end with the step."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ T = TypeVar("T")
 
 
 class Spread(Protocol):
-    """A function that has jobs done side by side."""
+    """A function that runs jobs in parallel."""
 
     def __call__(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
-        """Return what the jobs return."""
+        """Return the results of the jobs."""
 
 
 class Threads:
-    """Threads that do jobs, and end with this object.
+    """Threads that run jobs, and end with this object.
 
     Jobs are handed over in queues written in C: in `concurrent.futures`, or in
-    `threading.Thread.start`, an interrupt may leave a lock held, for which a thread then waits for
-    ever.
+    `threading.Thread.start`, an interrupt may leave a lock held, and a thread then waits for it
+    forever.
     """
 
     def __init__(self, count: int) -> None:
@@ -40,12 +40,12 @@ class Threads:
             self.jobs.put(None)
 
     def run(self, jobs: Sequence[Callable[[], T]], give_up: Callable[[], object]) -> list[T]:
-        """Return what the jobs return; this thread does the first, and waits for all.
+        """Return the results of the jobs; this thread runs the first, and waits for all.
 
         Args:
             jobs: at least one.
-            give_up: called on an interrupt, before the other threads are waited for: gives back the
-                arrays that they may still write to.
+            give_up: called on an interrupt, before the other threads are waited for; it releases
+                the arrays that they may still write to.
         """
         here, *there = jobs
         ended: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -71,7 +71,7 @@ class Threads:
             first = here()
             for _ in numbers:
                 ended.get()
-        except BaseException:  # no thread may go on writing into the next step's arrays
+        except BaseException:  # no thread may keep writing into the next step's arrays
             left.append(True)
             give_up()
             while len(over) < len(sent):
@@ -83,7 +83,7 @@ class Threads:
 
 
 def _work(jobs: queue.SimpleQueue[Callable[[], object] | None]) -> None:
-    """Do jobs until there is None."""
+    """Run jobs until None arrives."""
     while (job := jobs.get()) is not None:
         job()
-        del job  # it holds arrays
+        del job  # since it references arrays

@@ -15,13 +15,13 @@ from mlpcore.core.ops import Array, EagerOps, EagerRecording, Input, make
 from mlpcore.data.batches import Batch
 from mlpcore.engine.chunks import SHAPES, Chunk
 
-Key = tuple[str, int, bool, bool]  # what is done to how many rows, weighted, added up
+Key = tuple[str, int, bool, bool]  # operation, number of rows, weighted, accumulated
 
 
 class Worker(Chunk):
-    """One stream of chunks whose operations run as they are called, recorded once for each shape.
+    """One stream of chunks whose operations run as they are called, recorded once per shape.
 
-    Args: those of `Chunk` but J and x, which are its own: J is its share of the batch's.
+    Args: those of `Chunk` except J and x, which it owns: J is its share of the batch's.
     """
 
     ops: EagerOps
@@ -47,34 +47,34 @@ class Worker(Chunk):
         self.recordings: OrderedDict[Key, EagerRecording] = OrderedDict()
 
     def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:
-        """Run forward, loss and backward chunk by chunk; J, dW and db are of all these rows."""
+        """Run forward, loss and backward chunk by chunk; J, dW and db cover all these rows."""
         self.J[...] = 0
         weighted, more = batch.weights is not None, False
         for start, stop in chunks:
             self.load_chunk(batch, start, stop)
             key = "step", stop - start, weighted, more
             make((self.recordings.get(key) or self._recorded(key)).calls)
-            self.recordings.move_to_end(key)  # the least recently used goes first
+            self.recordings.move_to_end(key)  # the least recently used is dropped first
             more = True
 
     def forward(self, batch: Batch, start: int, stop: int) -> Array:
         """Return the output of a chunk, valid until the next call.
 
-        It is S[L] if the pair of output and loss is matched, else Z[L].
+        It is S[L] if output and loss match, else Z[L].
         """
         self.load_chunk(batch, start, stop)
         self._recorded(("forward", stop - start, batch.weights is not None, False)).replay()
         return self.output(stop - start)
 
     def loss(self, batch: Batch, start: int, stop: int) -> None:
-        """Add the loss of the chunk that went forward last to J; overwrite its output."""
+        """Add the loss of the chunk whose forward pass ran last to J; overwrite its output."""
         self._recorded(("loss", stop - start, batch.weights is not None, False)).replay()
 
     def load_chunk(self, batch: Batch, start: int, stop: int) -> None:
         """Put the rows of a chunk where the recordings read them."""
         self.ops.first, size, X, own = start, stop - start, batch.X, self.buffers["X"]
         rows = slice(start, stop) if batch.rows is None else batch.rows[start:stop]
-        # X is read where the caller has it, if a GEMM can read it there
+        # X is read from the caller's memory if a GEMM can read it there
         like = type(X) is type(own) and X.dtype == own.dtype and X.strides[1] == own.strides[1]
         there = batch.rows is None and like
         self.input.array = X[rows] if there else own[:size]
@@ -88,7 +88,7 @@ class Worker(Chunk):
             np.multiply(w, self.scale, w)
 
     def _recorded(self, key: Key) -> EagerRecording:
-        """Return the recording of this key; make it where there is none."""
+        """Return the recording of this key; make it if there is none."""
         if key not in self.recordings:
             self.recordings[key] = self.ops.record(functools.partial(self.run, *key))
             if len(self.recordings) > SHAPES:

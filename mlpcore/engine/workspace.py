@@ -1,4 +1,4 @@
-"""The workspace of a step: its plans, and the arrays of the plan that is allocated."""
+"""The workspace of a step: its plans, and the arrays of the allocated plan."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from mlpcore.engine.problem import Problem
 
 log = logging.getLogger("mlpcore")
 Parts = dict[str, Sequence[Buffer]]
-Shape = tuple[int, Inputs]  # rows of a batch, and what its arrays look like
-SHARED_ROWS = 64  # of a chunk from which several workers are worth their memory where it is limited
-PLANS = 64  # that are kept; one for each size of batch
+Shape = tuple[int, Inputs]  # rows of a batch, and a description of its arrays
+SHARED_ROWS = 64  # rows of a chunk from which several workers are worth limited memory
+PLANS = 64  # number of plans kept; one per batch size
 
 
 class Chunks(Protocol):
-    """The chunks of a kind of step: which arrays they need, and the making of them."""
+    """The chunks of a kind of step: the arrays they need, and how to create them."""
 
     ops: Any
 
     def state_buffers(self) -> list[Buffer]:
-        """List the gradient, the optimizer state and what else lasts from step to step."""
+        """List the gradient, the optimizer state and other arrays that last from step to step."""
 
     def parts(self, rows: int, workers: int, batch_rows: int, inputs: Inputs) -> Parts:
-        """List the arrays of chunks of `rows` rows, allocation by allocation."""
+        """List the arrays of chunks of `rows` rows, by allocation."""
 
     def choose(self, batch_rows: int, inputs: Inputs) -> tuple[int, int]:
-        """Return the rows of a chunk, and the workers, where memory is no object."""
+        """Return the rows of a chunk, and the number of workers, if memory is unlimited."""
 
     def allocate(self, plan: Plan, inputs: Inputs) -> None:
         """Allocate the plan's arrays."""
 
     def drop(self) -> None:
-        """Give the arrays back."""
+        """Free the arrays."""
 
 
 class Workspace:
     """Plans for batches of each size, and the arrays that serve the larger ones.
 
     Args:
-        problem: which the arrays are for.
-        chunks: that are made of them.
+        problem: the problem that the arrays are for.
+        chunks: the chunks made from them.
 
     Attributes:
-        plans: by rows and inputs of a batch.
+        plans: plans by rows and inputs of a batch.
         reserved: arrays of `fit` that are part of every plan.
-        allocated: the plan whose arrays are there, or None; `inputs` are what it was made for.
-        covered: the last plan for which these arrays will do.
+        allocated: the plan whose arrays exist, or None; `inputs` are the inputs it was made for.
+        covered: the last plan for which these arrays suffice.
     """
 
     def __init__(self, problem: Problem, chunks: Chunks) -> None:
@@ -63,23 +63,23 @@ class Workspace:
         self.inputs: Inputs | None = None
         self.covered: Plan | None = None
         self._settled: dict[Shape, tuple[int, int]] = {}  # rows and workers of a resumed run
-        self._most_rows: int | None = None  # of a chunk, since memory ran out
+        self._most_rows: int | None = None  # maximum rows of a chunk, set when memory runs out
 
     # -- plans --
 
     def fit_buffers(self, rows: int, best: bool) -> list[Buffer]:
-        """List the order of so many rows and, if they are kept, the best parameters, for `fit`."""
+        """List, for `fit`, an order of this many rows and, if kept, the best parameters."""
         size, dtype = self.problem.layout.size, self.problem.dtype
         order = [Buffer("row order", (rows,), "int64", "shuffled row numbers")] if rows else []
-        kept = [Buffer("best", (size,), dtype, "parameters to go back to")] if best else []
+        kept = [Buffer("best", (size,), dtype, "parameters to restore")] if best else []
         return order + kept
 
     def make_plan(self, batch_rows: int, inputs: Inputs, reserved: Sequence[Buffer] = ()) -> Plan:
-        """Return the memory table for batches of up to `batch_rows` rows and what `fit` reserved.
+        """Return the memory table for batches of up to `batch_rows` rows and the arrays of `fit`.
 
         Raises:
-            MemoryError: `memory_limit` cannot be kept even with chunks of one row; names the
-                largest buffers.
+            MemoryError: `memory_limit` is too small even with chunks of one row; names the largest
+                buffers.
         """
         problem = self.problem
         what = "W[1] … W[L], b[1] … b[L]" + (", a[1] … a[L]" if problem.layout.learned else "")
@@ -111,10 +111,10 @@ class Workspace:
         ]
 
     def restore(self, facts: Sequence[Sequence[Any]]) -> None:
-        """Choose chunks and workers as a checkpoint's run did.
+        """Choose chunks and workers as in a checkpoint's run.
 
         Raises:
-            TypeError, ValueError: no run has such chunks.
+            TypeError, ValueError: no run can have such chunks.
         """
         settled = {
             (rows, Inputs.read(inputs)): (most, workers) for rows, inputs, most, workers in facts
@@ -130,9 +130,9 @@ class Workspace:
     # -- what is reserved --
 
     def reserve(self, buffers: Sequence[Buffer], there: Sequence[Buffer] = ()) -> dict[str, Array]:
-        """Allocate arrays for `fit`, part of every plan until `reserve([])` gives them back.
+        """Allocate arrays for `fit`, part of every plan until `reserve([])` frees them.
 
-        The arrays of `there` exist already; they become part of every plan, too.
+        The arrays listed in `there` exist already; they become part of every plan, too.
         """
         self._reserve((*buffers, *there))
         return planning.allocate(self.chunks.ops, buffers)
@@ -140,7 +140,7 @@ class Workspace:
     def _reserve(self, buffers: Sequence[Buffer]) -> None:
         self.reserved, self.plans = buffers, {}
         if self.problem.settings.memory_limit is not None:
-            self.drop()  # it may be larger than what is left now
+            self.drop()  # it may be larger than the memory that is now left
 
     @contextlib.contextmanager
     def lent(self, buffers: Sequence[Buffer]) -> Iterator[dict[str, Array]]:
@@ -152,12 +152,12 @@ class Workspace:
         finally:
             self._reserve(before)
             if self._most_rows == most_rows:
-                self.plans = plans  # a checkpoint tells them
+                self.plans = plans  # checkpoints store them
 
     # -- what is allocated --
 
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
-        """Return the plan for batches of this size; allocate its arrays unless others will do."""
+        """Return the plan for batches of this size; allocate arrays if others do not suffice."""
         plan = self._planned(batch_rows, inputs)
         if plan is self.covered:
             return plan
@@ -173,13 +173,13 @@ class Workspace:
         return plan
 
     def keep_only(self, batch_rows: int, inputs: Inputs) -> None:
-        """Give back arrays of another size, in which an evaluation would differ by rounding."""
+        """Free arrays of another size, with which an evaluation would differ by rounding."""
         there = self.allocated
         if there is not None and (there.batch_rows, self.inputs) != (batch_rows, inputs):
             self.drop()
 
     def drop(self) -> None:
-        """Give the arrays of the chunks back."""
+        """Free the arrays of the chunks."""
         self.allocated = self.inputs = self.covered = None
         self.chunks.drop()
 
@@ -192,11 +192,11 @@ class Workspace:
         return self.plans[key]
 
     def _smaller(self, plan: Plan, inputs: Inputs, error: MemoryError) -> Plan:
-        """Return a plan with half the chunk, since others have left too little memory for this."""
+        """Return a plan with half the chunk, since there is too little memory for this one."""
         self.drop()
         if plan.rows == 1:
             raise MemoryError(
-                "not even one row at a time fits the memory that is left; the largest: "
+                "not even one row at a time fits into the remaining memory; the largest: "
                 f"{plan.largest()}"
             ) from error
         self._most_rows = plan.rows // 2

@@ -281,8 +281,8 @@ def test_structured_arrays_and_raw_bytes_are_no_numbers():
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ((2, 0), "G lies on a GPU and the network on the CPU"),
-        ((13, 1), "G lies on a GPU"),
+        ((2, 0), "G is on a GPU, but the network is on the CPU"),
+        ((13, 1), "G is on a GPU"),
         ((8, 0), "neither the CPU nor a CUDA"),
     ],
 )
@@ -326,7 +326,7 @@ def test_tensors_that_have_no_numbers_to_read_are_refused_by_name(name):
     for x in (t.zeros(12, 4, device="meta"), t.zeros(12, 4).to_sparse()):
         with pytest.raises(
             TypeError,
-            match=rf"^{name} (lies on no device that can be read|cannot be read as an array)",
+            match=rf"^{name} (is on a device that cannot be read|cannot be read as an array)",
         ):
             DOORS[name](x)
 

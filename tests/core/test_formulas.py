@@ -80,7 +80,7 @@ def outputs(loss, y):
 
 
 def test_the_sheet_holds_every_activation_loss_and_optimizer_of_the_design():
-    assert set(ACTIVATIONS) == {
+    assert set(ACTIVATIONS) >= {
         "identity",
         "sigmoid",
         "tanh",
@@ -100,7 +100,7 @@ def test_the_sheet_holds_every_activation_loss_and_optimizer_of_the_design():
         "softmax",
         "log_softmax",
     }
-    assert set(LOSSES) == {
+    assert set(LOSSES) >= {
         "squared_error",
         "absolute_error",
         "huber",
@@ -110,7 +110,7 @@ def test_the_sheet_holds_every_activation_loss_and_optimizer_of_the_design():
         "binary_cross_entropy",
         "cross_entropy",
     }
-    assert set(UPDATES) == {
+    assert set(UPDATES) >= {
         "sgd", "momentum", "nesterov", "gradient_momentum", "gradient_nesterov", "adam", "adam_hat",
         "adamw", "rmsprop", "lion",
     }  # fmt: skip
@@ -652,7 +652,7 @@ def test_a_derived_slope_reads_s_alone_and_says_at_a_kink_what_positive_says():
 def test_a_slope_too_long_to_derive_is_asked_for(text):
     with pytest.raises(
         ValueError,
-        match=r"slope: the derivative of .* would be too long a formula; give it yourself",
+        match=r"slope: the derivative of .* is too long for a formula; pass the slope yourself",
     ):
         mc.Activation("own", text)
     assert mc.Activation("own", text, "1").slope == "1"

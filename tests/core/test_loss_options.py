@@ -443,7 +443,7 @@ REFUSED = [
     (
         {"class_weight": [1, 2]},
         ValueError,
-        "class_weight must have a number for each of 4 classes; got 2",
+        "class_weight must have one number per class, 4 in all; got 2",
     ),
     ({"class_weight": [1, 2, 3, -1]}, ValueError, r"class_weight\[3\] must be at least 0; got -1"),
     ({"class_weight": [1, 2, 3, np.nan]}, ValueError, r"class_weight\[3\] must be finite; got nan"),
@@ -452,7 +452,7 @@ REFUSED = [
     (
         {"class_weight": 2.0},
         TypeError,
-        "class_weight must be a list, a number for each class; got 2.0",
+        "class_weight must be a list of one number per class; got 2.0",
     ),
     (
         {"class_weight": {4: 2.0}},
@@ -483,7 +483,7 @@ REFUSED_BINARY = [
     (
         {"pos_weight": [1.0, 2.0]},
         ValueError,
-        r"pos_weight must be a number, or one for each of 4 output\(s\); got 2 of them",
+        r"pos_weight must be a number, or 4 numbers, one per output; got 2 numbers",
     ),
     ({"pos_weight": -1.0}, ValueError, "pos_weight must be at least 0; got -1"),
     ({"pos_weight": np.inf}, ValueError, "pos_weight must be finite; got inf"),
@@ -546,7 +546,7 @@ def test_a_loss_for_another_number_of_classes_is_refused_at_every_door():
     net, loss, message = (
         network(outputs=3),
         trainer(class_weight=BY_CLASS).loss,
-        "a number for each of 3 classes; got 4",
+        "one number per class, 3 in all; got 4",
     )
     Y, v = LABELS % 3, np.zeros(network(outputs=3).parameters.size)
     for call in (
@@ -557,7 +557,7 @@ def test_a_loss_for_another_number_of_classes_is_refused_at_every_door():
         with pytest.raises(ValueError, match=message):
             call()
     with pytest.raises(
-        TypeError, match=r"class_weight must be a list.*where there is no network; got a dict"
+        TypeError, match=r"class_weight must be a list.*if there is no network; got a dict"
     ):
         mc.loss("cross_entropy", class_weight={0: 1})
 

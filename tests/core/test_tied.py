@@ -156,9 +156,9 @@ def test_names_plan_and_print_say_so(settings):
         ({"4": 1}, "expected layer: layer"), ({True: 1}, "expected layer: layer"),
         ({4: 1.0}, "expected layer: layer"),
         ({4: 1}, r"W\[1\] is \(6, 4\), but W\[4\] must be \(4, 6\)"),
-        ({1: "4.T"}, "one below it"), ({4: "0.T"}, "one below it"),
-        ({9: 1}, "one below it"), ({4: "4.T"}, "one below it"),
-        ({4: "3.T", 3: "2.T"}, "tied itself"),
+        ({1: "4.T"}, "a lower one"), ({4: "0.T"}, "a lower one"),
+        ({9: 1}, "a lower one"), ({4: "4.T"}, "a lower one"),
+        ({4: "3.T", 3: "2.T"}, "itself tied"),
     ],
 )  # fmt: skip
 def test_a_tie_that_cannot_be_is_refused(tied, message):

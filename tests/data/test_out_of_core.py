@@ -368,7 +368,7 @@ def test_what_is_no_array_is_called_by_its_name(tmp_path):
     for call in (make().net.predict, make().step, make().prepare):
         with pytest.raises(
             TypeError,
-            match=r"^X must hold real numbers; got Parquet; it goes into fit and evaluate alone$",
+            match=r"^X must hold real numbers; got Parquet; only fit and evaluate take it$",
         ):
             call(*((table,) if call.__name__ == "predict" else (table, Y)))
     with pytest.raises(TypeError, match=r"^X must hold real numbers; got dict$"):

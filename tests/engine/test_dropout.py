@@ -264,9 +264,9 @@ BAD = {
     "too few": (
         [0.2],
         ValueError,
-        "dropout must be a rate, or 2, one for each hidden layer; got 1",
+        "dropout must be a rate, or 2: one per hidden layer; got 1",
     ),
-    "too many": ((0.1, 0.2, 0.3), ValueError, "one for each hidden layer; got 3"),
+    "too many": ((0.1, 0.2, 0.3), ValueError, "one per hidden layer; got 3"),
     "one of them": (
         [0.1, 1.5],
         ValueError,

@@ -61,7 +61,7 @@ def test_when_not_even_one_row_fits_the_largest_arrays_are_named(monkeypatch):
     monkeypatch.setattr(NumpyOps, "empty", none)
     with pytest.raises(
         MemoryError,
-        match="not even one row at a time fits the memory that is left; the largest: parameters",
+        match="not even one row at a time fits into the remaining memory; the largest: parameters",
     ):
         trainer.step(X, Y)
     monkeypatch.undo()

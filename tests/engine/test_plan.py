@@ -846,7 +846,7 @@ def test_a_share_is_one_of_the_free_memory():
     for share in (1.5, 0.0, -0.5, float("nan"), "0%", "101%"):
         with pytest.raises(
             ValueError,
-            match=r"memory_limit: expected bytes.*a share of the free memory such as 0\.5",
+            match=r"memory_limit: expected bytes.*a fraction of free memory such as 0\.5",
         ):
             parse_bytes(share, free=lambda: 1000)
     net = mc.MLP([2, 1])

@@ -39,7 +39,7 @@ def test_an_overflow_names_step_learning_rate_and_layer_and_changes_nothing(case
         trainer.net.W[l][...] = scale
     before = trainer.net.parameters.copy()
     with pytest.raises(
-        mc.NonFiniteLoss, match=r"step 1: .*learning rate 0\.01; the parameters are as before it"
+        mc.NonFiniteLoss, match=r"step 1: .*learning rate 0\.01; the parameters are unchanged"
     ) as caught:
         float(trainer.fit(abs(X), Y, epochs=1, batch_size=60, progress=False)["loss"][0])
     assert (caught.value.step, caught.value.learning_rate, caught.value.layer) == (1, 0.01, layer)

@@ -1,9 +1,9 @@
-"""Matrix products by cuBLASLt, through ctypes.
+"""Matrix products by cuBLASLt, called through ctypes.
 
-Why not `nvmath.bindings`: it cannot be loaded without a driver, so that nothing of this could be
-tested where there is no GPU, and it would be one more package whose CUDA version must agree with
-CuPy's. Here the library is the one that CuPy itself uses, found by `cuda.pathfinder` (which CuPy
-requires). The numbers below are the C interface's, the same in CUDA 12 and 13.
+`nvmath.bindings` is not used because it cannot be loaded without a driver, so that nothing here
+could be tested without a GPU; it would also be one more package whose CUDA version must match
+CuPy's. The library is the one that CuPy itself uses, found by `cuda.pathfinder` (which CuPy
+requires). The constants below are those of the C interface, the same in CUDA 12 and 13.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from mlpcore.backends.cuda.gemm import Product, UnsupportedAlgorithm
 TYPES = {"float32": 0, "tf32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 # cublasComputeType_t
 COMPUTE = {"float32": 68, "tf32": 77, "float64": 70, "float16": 68, "bfloat16": 68}
-# cublasLtEpilogue_t: with a bias, gelu with aux, too
+# cublasLtEpilogue_t: gelu with bias and aux, the others with bias
 EPILOGUES = {"": 1, "bias": 4, "relu": 6, "gelu": 164}
 # cublasLtMatmulDescAttributes_t
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_STRIDE = 3, 4, 7, 8, 11, 12
 # cublasLtMatmulPreferenceAttributes_t: workspace, alignments of A, B, C, D
 MAX_WORKSPACE, LEFT, RIGHT, BEFORE, AFTER = 1, 5, 6, 7, 8
-RESULT = 96  # bytes of cublasLtMatmulHeuristicResult_t, whose first 64 are the algorithm
-STATE = 72  # the place of its status in them
-CANDIDATES = 8  # asked of the heuristic
+RESULT = 96  # bytes of cublasLtMatmulHeuristicResult_t; the first 64 are the algorithm
+STATE = 72  # offset of the status in cublasLtMatmulHeuristicResult_t
+CANDIDATES = 8  # number of candidates requested from the heuristic
 
 
 class Descriptors(NamedTuple):
@@ -39,15 +39,15 @@ class Descriptors(NamedTuple):
 
 
 class CublasLt:
-    """The library, and descriptors of the products asked for so far.
+    """The library, and descriptors of the products requested so far.
 
-    Descriptors need no driver; the rest does.
+    Descriptors need no driver; everything else does.
 
     Args:
-        path: the shared library; None looks for the one that CuPy uses.
+        path: the shared library; None finds the one that CuPy uses.
 
     Raises:
-        OSError: it cannot be found or loaded.
+        OSError: the library cannot be found or loaded.
     """
 
     def __init__(self, path: str | None = None):
@@ -60,7 +60,7 @@ class CublasLt:
                 raise OSError(str(error)) from None
         self._library = ctypes.CDLL(path)
         self._handle: ctypes.c_void_p | None = None
-        # held from setting a descriptor's pointers until they have been read
+        # held from setting a descriptor's pointers until the library has read them
         self._lock = threading.Lock()
         self._descriptors: dict[Product, Descriptors] = {}
         self._multiply = self._library.cublasLtMatmul
@@ -69,7 +69,7 @@ class CublasLt:
 
     @property
     def version(self) -> int:
-        """The version as NVIDIA counts, e.g. 130000."""
+        """Version in NVIDIA's numbering, e.g. 130000."""
         return int(self._library.cublasLtGetVersion())
 
     def _call(self, name: str, *arguments: object) -> None:
@@ -89,7 +89,7 @@ class CublasLt:
         )
 
     def _open(self) -> ctypes.c_void_p:
-        """Return the library's handle, made once."""
+        """Return the library's handle, created once."""
         if self._handle is None:
             handle = ctypes.c_void_p()
             self._call("cublasLtCreate", ctypes.byref(handle))
@@ -99,7 +99,7 @@ class CublasLt:
     # -- descriptors --
 
     def describe(self, product: Product) -> Descriptors:
-        """Return the descriptors of a product, made once."""
+        """Return the descriptors of a product, created once."""
         if product not in self._descriptors:
             operation = ctypes.c_void_p()
             scale = TYPES["float64" if product.dtype == "float64" else "float32"]
@@ -153,16 +153,16 @@ class CublasLt:
     # -- with a driver --
 
     def algorithms(self, product: Product, workspace: int) -> list[bytes]:
-        """Return the heuristic's candidates, the likeliest first; none for unsupported products.
+        """Return the heuristic's candidates, the most likely first; none for unsupported products.
 
-        Not while capturing.
+        Must not be called while capturing.
         """
         with self._lock:
             return self._candidates(product, workspace)
 
     def _candidates(self, product: Product, workspace: int) -> list[bytes]:
         p, descriptors = product, self.describe(product)
-        # addresses aligned as the real ones: it looks at no more than that
+        # addresses aligned like the real ones: the heuristic checks only the alignment
         bias = p.bias_alignment if p.epilogue else 0
         aux = p.aux_alignment if p.epilogue == "gelu" else 0
         self._point(descriptors.operation, bias, aux)
@@ -176,7 +176,7 @@ class CublasLt:
                 (RIGHT, p.right_alignment),
                 (BEFORE, p.result_alignment),
                 (AFTER, p.result_alignment),
-            ):  # 256 by default, which a matrix inside the flat vector need not have
+            ):  # the default is 256, more than a matrix inside the flat vector may have
                 self._set(setter, preference, attribute, ctypes.c_uint32(alignment))
             found, count = ctypes.create_string_buffer(RESULT * CANDIDATES), ctypes.c_int()
             operation, left, right, result = descriptors

@@ -1,7 +1,7 @@
 """The Protocol of a CUDA device: the memory, kernels, products and recordings that steps need.
 
 `CupyDevice` implements it on an NVIDIA GPU. The tests implement it on a CPU, where the same
-kernels, launch plans, products and steps run with each CUDA thread as a fiber
+kernels, launch plans, products and steps run, with each CUDA thread as a fiber
 (tests/backends/cuda/emulator).
 """
 
@@ -17,7 +17,7 @@ from mlpcore.backends.cuda.gemm import Algorithms, Product
 from mlpcore.core.device import Device
 from mlpcore.core.ops import Array, Recording
 
-Kernel = Any  # what `CudaDevice.kernel` returns and `CudaDevice.launch` takes
+Kernel = Any  # returned by `CudaDevice.kernel`, taken by `CudaDevice.launch`
 Mark = Any  # an event
 
 
@@ -39,11 +39,11 @@ class CudaDevice(Device, Protocol):
     """A CUDA device, or a stand-in for one.
 
     Attributes:
-        multiprocessors: their number.
+        multiprocessors: number of multiprocessors.
         product_workspace: bytes of scratch that matrix products may use, on each stream.
-        library: name and version of the library that multiplies matrices, and its GPU.
-        lock: held while something is recorded or timed. Hold it where `algorithms` is called and
-            where a product runs for the first time: neither goes while another thread records.
+        library: name and version of the library that multiplies matrices, and the GPU's name.
+        lock: held during recording and timing. Hold it to call `algorithms` and to run a product
+            for the first time: neither works while another thread records.
         choices: the algorithms of its products, by whether they are chosen without timing.
     """
 
@@ -57,36 +57,36 @@ class CudaDevice(Device, Protocol):
         """Return `nbytes` of uninitialised device memory, as a 1-D uint8 array."""
 
     def address(self, array: Array) -> int:
-        """Return the array's address in the device's memory."""
+        """Return the array's address in device memory."""
 
     def kernel(self, source: str, name: str) -> Kernel:
         """Return the instance `name`, e.g. `"softmax<float>"`, of a source without includes.
 
-        It is compiled once and kept.
+        It is compiled once and cached.
         """
 
     def launch(self, kernel: Kernel, launch: Launch, arguments: Sequence[object]) -> None:
-        """Run a kernel on the current stream. The caller holds `active()`.
+        """Run a kernel on the current stream. The caller must hold `active()`.
 
-        Arguments: device arrays and None are pointers; an int is a `long long`; a float is a
+        Device arrays and None are passed as pointers, an int as a `long long`, a float as a
         `double`; NumPy scalars keep their type (`np.int32` is an `int`, `np.float32` a `float`); a
-        record (a 0-d structured NumPy array) is a struct by value, whose bytes are copied at the
-        launch, or when it is recorded.
+        record (a 0-d structured NumPy array) is passed as a struct by value, whose bytes are copied
+        at launch or at recording.
         """
 
     def bind(
         self, kernel: Kernel, launch: Launch, arguments: Sequence[object]
     ) -> Callable[[], None]:
-        """Return a prepared launch whose arguments are these same objects at each call.
+        """Return a prepared launch that passes these same objects at each call.
 
-        Each call copies a record anew, so that the caller may change its fields in between. The
-        caller holds `active()`.
+        Each call copies a record again, so the caller may change its fields between calls. The
+        caller must hold `active()`.
         """
 
     def algorithms(self, product: Product) -> Sequence[bytes]:
         """Return the algorithms of a matrix product, the likeliest to be fast first.
 
-        There is at least one. Not while recording.
+        There is at least one. Must not be called while recording.
         """
 
     def multiply(
@@ -100,52 +100,52 @@ class CudaDevice(Device, Protocol):
         aux: int,
         workspace: int,
     ) -> None:
-        """Run a matrix product on the current stream. The caller holds `active()`.
+        """Run a matrix product on the current stream. The caller must hold `active()`.
 
-        The operands are addresses; bias and aux are 0 where there is none.
+        The operands are addresses; bias and aux are 0 if absent.
 
         Raises:
-            UnsupportedAlgorithm: the library does not compute it by this algorithm.
+            UnsupportedAlgorithm: the library does not support this algorithm for the product.
         """
 
     def seconds(self, run: Callable[[], None]) -> float:
-        """Return how long the device itself takes for `run`. Not while recording.
+        """Return the time in seconds that the device takes for `run`. Not while recording.
 
         `run` is called many times, and recorded: it must not wait for the device, nor allocate
         after its first call.
         """
 
     def record(self, run: Callable[[], None]) -> Recording:
-        """Record what `run` launches, without executing it."""
+        """Record the launches of `run` without executing them."""
 
     # -- copies and their order --
 
     def to_host(self, array: Array) -> np.ndarray:
-        """Return the array as NumPy's, once it is computed."""
+        """Return the array as a NumPy array, after it is computed."""
 
     def host_buffer(self, nbytes: int) -> np.ndarray:
-        """Return page-locked host memory as a 1-D uint8 array: copies from it need not wait."""
+        """Return page-locked host memory as a 1-D uint8 array; copies from it are asynchronous."""
 
     def upload(self, source: np.ndarray, destination: Array, after: Mark | None) -> Mark:
-        """Copy page-locked memory to the device in a stream of its own; return the end's mark.
+        """Copy page-locked memory to the device in a separate stream; return a mark of its end.
 
         The copy begins once `after` has passed.
         """
 
     def mark(self) -> Mark:
-        """Return a mark of everything that the current stream has been asked for so far."""
+        """Return a mark of all work submitted so far to the current stream."""
 
     def wait(self, mark: Mark) -> None:
-        """Let the current stream wait for a mark."""
+        """Make the current stream wait for a mark."""
 
     def synchronize(self, mark: Mark) -> None:
-        """Wait, here on the host, for a mark."""
+        """Block the host until a mark has passed."""
 
     def follow(self, stream: object) -> object:
-        """Let the current stream wait for the work that another has been asked for so far.
+        """Make the current stream wait for the work submitted so far to another one.
 
         Args:
-            stream: the other one, or None.
+            stream: the other stream, or None.
 
         Returns:
             The current stream.

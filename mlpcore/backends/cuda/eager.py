@@ -1,8 +1,8 @@
 """The unfused reference on a GPU: the NumPy backend's code on CuPy's arrays, call by call.
 
-The fused kernels are checked against it, and it runs where cuBLASLt cannot be loaded. CuPy has no
-`reduce` of maxima, no `take` with a mode, and a `matmul` whose result goes to `out=` alone: the
-operations that need them are written out here.
+The fused kernels are checked against it, and it runs if cuBLASLt cannot be loaded. CuPy has no
+`reduce` for maxima, no `take` with a mode, and its `matmul` writes to `out=` but cannot accumulate:
+the operations that need these are written out here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlpcore.core.targets import mixed
 
 
 class CupyReference(NumpyOps):
-    """`core.ops.Ops` on the arrays of `xp`, without kernels of our own."""
+    """`core.ops.Ops` on the arrays of `xp`, without custom kernels."""
 
     stages = False
 
@@ -35,7 +35,7 @@ class CupyReference(NumpyOps):
         out[...] = self.xp.asarray(picked).astype(out.dtype, copy=False)
 
     def sum_squares(self, v: Array) -> float:
-        """Return Σ v², summed in double at one go, since each piece would wait for the device."""
+        """Return Σ v², summed in double in one call, since each piece would wait for the device."""
         return float(self.xp.sum(self.xp.square(v, dtype=self.xp.float64)))
 
     def sum_abs(self, v: Array) -> float:
@@ -85,7 +85,7 @@ def _log_softmax_gradient(xp: Any, G: Array, Z: Array, D: Array) -> None:
 
 def _cross_entropy(xp: Any, S: Array, Y: Array, k: Array, D: Array, J: Array, loss: Loss) -> None:
     rows, (classes, most) = xp.arange(len(S)), (S.shape[1], loss.most)
-    # its exponential stands apart from the sum of the others
+    # its exponential is kept out of the sum of the others
     apart = rows, S.argmax(axis=1) if Y.ndim == 2 else Y
     if loss.mixes(Y.ndim == 1):
         target = mixed(loss, Y, classes, S.dtype, xp)

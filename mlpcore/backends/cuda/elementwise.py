@@ -1,4 +1,4 @@
-"""The kernels that go over a matrix or over flat vectors once: activations, sums, updates."""
+"""Kernels that pass once over a matrix or over flat vectors: activations, sums, updates."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class ElementwiseOps(Launcher):
     """The part of the operations that computes formulas entry by entry."""
 
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
-        """Set S += b and Z = σ(S), row by row, less what is dropped.
+        """Set S += b and Z = σ(S), row by row, with dropout.
 
-        Z may be S; S itself is kept only where the slope reads it.
+        Z may be S; S is kept only if the slope reads it.
         """
         m, n = S.shape
         if activation.rowwise:
@@ -60,7 +60,7 @@ class ElementwiseOps(Launcher):
     ) -> None:
         """Set D = G ⊙ σ'(S, Z), db = Σ_rows D, da = Σ G ⊙ ∂z/∂a, or db += …, da += ….
 
-        D may be G or Z; S, Z and G are otherwise kept.
+        D may be G or Z; otherwise S, Z and G are kept.
         """
         m, n = Z.shape
         if not activation.rowwise:
@@ -93,7 +93,7 @@ class ElementwiseOps(Launcher):
         if activation.a is None:
             second = _curvature_as_slope(activation)
         else:
-            activation = activation.bound(activation.a)  # no da is asked for
+            activation = activation.bound(activation.a)  # no da is requested
             second = activation.sloped(activation.curvature)
         t, h, d = T.reshape(-1), H.reshape(-1), D.reshape(-1)
         self.map(program("t = t * h", frozenset()), {"t": t, "h": h}, {})
@@ -121,7 +121,7 @@ class ElementwiseOps(Launcher):
         db: Array | None,
         accumulate: bool,
     ) -> None:
-        """Launch `activation_gradient`; without D for the sums alone."""
+        """Launch `activation_gradient`; without D only the sums are computed."""
         m, n = Z.shape
         tiled = self._tiles(Z, *(x for x in (G, S, Z, D) if x is not None))
         code = source.text("activation_gradient.cu", source.activation(activation))
@@ -147,7 +147,7 @@ class ElementwiseOps(Launcher):
     ) -> None:
         """Run elementwise statements over up to four flat vectors in one pass.
 
-        The scalars are read now.
+        The scalars are read when the kernel is launched or recorded.
         """
         first = next(iter(arrays.values()))
         numbers = [float(scalars[key]) for key in program.folded] or [0.0]
@@ -168,20 +168,20 @@ class ElementwiseOps(Launcher):
         kept: str,
         segments: Array | None = None,
     ) -> None:
-        """Run statements entry by entry, as `source.update` takes them.
+        """Run statements entry by entry, in the form that `source.update` takes.
 
         Args:
             program: the statements.
             arrays: up to four flat vectors by name.
             k: scalars of the first `weights` entries, then those of the rest; with `segments` those
-                of each segment, one after the other.
-            low: the copy of the first vector in the precision of the layers, or None.
-            weights: as above.
+                of each segment, one after another.
+            low: the copy of the first vector in the layers' precision, or None.
+            weights: number of leading entries that are weights.
             control: the control block, or None.
             settings: scalars that `fold` reads from the slot.
-            flags: those of them that are 0 on biases.
-            kept: a vector whose entries change on the way only, or "".
-            segments: the parts of the vectors that have settings of their own, or None.
+            flags: those `settings` that are 0 on biases.
+            kept: a vector whose entries change only temporarily, or "".
+            segments: the parts of the vectors with their own settings, or None.
         """
         vectors: list[Any] = list(arrays.values())
         first = vectors[0]

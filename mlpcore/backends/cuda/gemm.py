@@ -1,7 +1,7 @@
 """Matrix products in cuBLASLt's terms: column-major, so that C = A B is passed as Cᵀ = Bᵀ Aᵀ.
 
-A row-major (m, n) array, read column by column, is the (n, m) matrix of its transpose: nothing is
-copied or transposed.
+A row-major (m, n) array, read as column-major, is its (n, m) transpose: nothing is copied or
+transposed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STORAGE = {
 
 
 class UnsupportedAlgorithm(RuntimeError):
-    """The library does not compute a product by an algorithm that it has offered itself."""
+    """The library does not compute a product by an algorithm that it has itself proposed."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,19 @@ class Product:
     """D = op(L) op(R) + β D in column-major terms, with D (m, n), op(L) (m, k), op(R) (k, n).
 
     Attributes:
-        m, n, k: as above.
+        m, n, k: dimensions as above.
         transpose_left, transpose_right: True if op transposes.
         left_stride, right_stride, result_stride: leading dimensions, entries from column to column.
-        dtype: of L and R: "float64", "float32", "tf32" (float32 rounded on the way in), "bfloat16",
-            "float16".
-        result_dtype: of D.
+        dtype: dtype of L and R: "float64", "float32", "tf32" (float32 rounded on input),
+            "bfloat16", "float16".
+        result_dtype: dtype of D.
         accumulate: True if β = 1, else β = 0.
-        epilogue: the change of D before it is stored: "", "bias" (a bias for each of its rows is
-            added), "relu" (with bias), "gelu" (with bias; the sum before it goes to aux, with D's
-            leading dimension).
+        epilogue: the operation applied to D before it is stored: "", "bias" (a bias is added to
+            each of its rows), "relu" (with bias), "gelu" (with bias; its input is stored in aux,
+            with D's leading dimension).
         left_alignment, right_alignment, result_alignment: powers of two that divide the operands'
             addresses, at most 256.
-        bias_alignment, aux_alignment: the same for bias and aux, 256 where there is none.
+        bias_alignment, aux_alignment: the same for bias and aux; 256 if absent.
     """
 
     m: int
@@ -63,13 +63,13 @@ class Algorithms:
     """The algorithm of each product, chosen once; shared by all operations on a device.
 
     Args:
-        deterministic: True if cuBLASLt's first candidate is taken, and nothing is timed.
+        deterministic: True to take cuBLASLt's first candidate without timing.
 
     Attributes:
-        chosen: by product; a checkpoint stores it.
-        fused: True where an activation joins its product, by product; a checkpoint stores it, too.
-        ready: the algorithm by which a product has run in this process, None where it never will:
-            the first run loads kernels, which a capture does not allow.
+        chosen: the algorithms by product; a checkpoint stores them.
+        fused: True if an activation is fused into its product, by product; a checkpoint stores it.
+        ready: the algorithm with which a product has already run in this process, or None if it
+            never will: the first run loads kernels, which is not allowed during a capture.
     """
 
     def __init__(self, deterministic: bool = False):
@@ -79,19 +79,19 @@ class Algorithms:
         self.ready: dict[Product, bytes | None] = {}
 
     def is_ready(self, product: Product) -> bool:
-        """Return whether a product has run by its algorithm; a checkpoint may have changed it."""
+        """Return True if a product has run with its algorithm, which a checkpoint may change."""
         return product in self.ready and self.ready[product] == self.chosen.get(product)
 
 
 def operand(array: Array) -> tuple[bool, int]:
-    """Return whether an array is the transpose of a row-major one, and the latter's row stride."""
+    """Return whether an array is a transposed row-major one, and the latter's row stride."""
     item = array.dtype.itemsize
     rows, columns = array.shape
     down, along = array.strides[0] // item, array.strides[1] // item
     if (along == 1 or columns == 1) and (down >= columns or rows == 1):
         return False, max(down, columns) if rows > 1 else columns
     assert down == 1 or rows == 1, (
-        f"neither row-major nor the transpose of such: strides {array.strides}"
+        f"neither row-major nor the transpose of a row-major array: strides {array.strides}"
     )
     return True, max(along, rows) if columns > 1 else rows
 
@@ -115,11 +115,10 @@ def describe(
     bias: int = 0,
     aux: int = 0,
 ) -> Product:
-    """Return the product C = A B, or C += A B, of row-major arrays or transposed views of such.
+    """Return the product C = A B, or C += A B, of row-major arrays or their transposed views.
 
-    C is row-major. `addresses` are those of A, B and C; `bias` and `aux` are addresses, too, 0
-    where there is none. Left is B and right is A: Cᵀ = Bᵀ Aᵀ, where cuBLASLt reads Bᵀ in B's
-    memory.
+    C is row-major. `addresses` are those of A, B and C; `bias` and `aux` are also addresses, or 0
+    if absent. Left is B and right is A: Cᵀ = Bᵀ Aᵀ, where cuBLASLt reads Bᵀ in B's memory.
     """
     (rows, inner), columns = A.shape, B.shape[1]
     assert (B.shape[0], *C.shape) == (inner, rows, columns), (A.shape, B.shape, C.shape)

@@ -1,6 +1,6 @@
 """An NVIDIA GPU as a `CudaDevice`, through CuPy: memory pool, `RawModule`, cuBLASLt, CUDA graphs.
 
-Only this module imports CuPy. It is imported when a CUDA device is asked for, or looked for.
+Only this module imports CuPy. It is imported when a CUDA device is requested or searched for.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from mlpcore.checks.errors import DeviceUnavailable
 from mlpcore.core.ops import Array, Ops
 
 log = logging.getLogger("mlpcore")
-OLDEST = (14, 2)  # of CuPy: reads template instances back from its disk cache
-PRODUCT_WORKSPACE = 32 << 20  # bytes: what cuBLAS itself takes on Hopper
-RUNS, LONG = 16, 2e-4  # of what is timed in one graph, unless it takes so many seconds
-AHEAD, TIMED = 2, 5  # graphs launched before the one that is timed, and how often
+OLDEST = (14, 2)  # the oldest CuPy that reads template instances back from its disk cache
+PRODUCT_WORKSPACE = 32 << 20  # bytes: the default of cuBLAS on Hopper
+RUNS, LONG = 16, 2e-4  # calls timed in one graph, unless one call takes this many seconds
+AHEAD, TIMED = 2, 5  # graphs launched before the timed one, and number of repetitions
 PER_THREAD = 2  # cudaStreamPerThread: the same number in all threads
 
 
 @functools.cache
 def why_not() -> str:
-    """Return why CUDA cannot be used though CuPy is there, and what to do; "" where it can."""
+    """Return why CUDA cannot be used although CuPy is installed, and a remedy; "" if it can."""
     version = tuple(int(part) for part in cupy.__version__.split(".")[:2] if part.isdigit())
     if version < OLDEST:
         return (
@@ -62,7 +62,7 @@ def why_not() -> str:
 
 
 def describe() -> str:
-    """Return device 0 and the versions of driver, runtime and cuBLASLt, in a line."""
+    """Return device 0 and the versions of driver, runtime and cuBLASLt, in one line."""
     runtime = cupy.cuda.runtime
     found = runtime.getDeviceProperties(0)
     name, generation = found["name"].decode(), f"sm_{found['major']}{found['minor']}"
@@ -72,7 +72,7 @@ def describe() -> str:
 
 @functools.cache
 def products(index: int) -> CublasLt | None:
-    """Return cuBLASLt for one GPU, to which its handle belongs, or None if it cannot be loaded."""
+    """Return cuBLASLt for one GPU, since handles belong to a GPU; None if it cannot be loaded."""
     try:
         return CublasLt()
     except OSError:
@@ -90,7 +90,7 @@ def products_by() -> str:
 
 
 def _argument(x: object) -> object:
-    """Return a kernel's argument in the form that CuPy passes on as it is, and keeps alive."""
+    """Return a kernel's argument in a form that CuPy passes on unchanged, and keeps alive."""
     if isinstance(x, cupy.ndarray):
         return x.data
     value: object = 0 if x is None else x
@@ -112,10 +112,10 @@ class CupyDevice:
     """An NVIDIA GPU.
 
     Args:
-        index: its number.
+        index: number of the GPU.
 
     Raises:
-        DeviceUnavailable: there are not so many.
+        DeviceUnavailable: there is no GPU with this number.
     """
 
     xp: Any = cupy
@@ -143,12 +143,12 @@ class CupyDevice:
 
     def active(self) -> AbstractContextManager[object]:
         """Return a context in which this is CuPy's current device."""
-        # a new one, which remembers the device to go back to
+        # a new object each time, since it remembers the device to restore
         device: AbstractContextManager[object] = cupy.cuda.Device(self.index)
         return device
 
     def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
-        """Return a factory of fused operations, or of CuPy's own where cuBLASLt is missing."""
+        """Return a factory of fused operations, or of CuPy's own if cuBLASLt is missing."""
         return new_operations(self, tf32, deterministic)
 
     # -- memory and kernels --
@@ -159,37 +159,37 @@ class CupyDevice:
             return cupy.empty(nbytes, cupy.uint8)
 
     def free_bytes(self) -> int:
-        """Return the memory that the GPU has left and that CuPy's pool holds unused."""
+        """Return the bytes that are free on the GPU or unused in CuPy's pool."""
         with self.device:
             unused = cupy.get_default_memory_pool().free_bytes()
             return int(cupy.cuda.runtime.memGetInfo()[0] + unused)
 
     def address(self, array: Array) -> int:
-        """Return the array's address in the device's memory."""
+        """Return the array's address in device memory."""
         return int(array.data.ptr)
 
     def kernel(self, source: str, name: str) -> Any:
-        """Return the instance `name` of a source, compiled once (CuPy keeps it on disk), loaded."""
+        """Return the instance `name` of a source, loaded; CuPy keeps the compiled code on disk."""
         if (source, name) not in self._kernels:
             with self.device, self.lock:
-                # without the comments' letters: CuPy writes it in the locale's encoding
+                # without the non-ASCII letters of comments: CuPy writes it in the locale's encoding
                 code = source.encode("ascii", "ignore").decode()
                 module = cupy.RawModule(
                     code=code, options=("--std=c++17",), name_expressions=(name,)
                 )
                 kernel = module.get_function(name)
-                _ = kernel.num_regs  # loads it: a first launch inside a capture would
+                _ = kernel.num_regs  # loads it now: inside a capture, a first launch must not
             self._kernels[source, name] = kernel
         return self._kernels[source, name]
 
     def launch(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> None:
         """Run a kernel on the current stream."""
-        # CuPy makes no null pointer of None (its issue 9046)
+        # CuPy does not convert None to a null pointer (its issue 9046)
         given = tuple(0 if x is None else x for x in arguments)
         kernel(launch.grid, launch.block, given, shared_mem=launch.shared)
 
     def bind(self, kernel: Any, launch: Launch, arguments: Sequence[object]) -> Callable[[], None]:
-        """Return a prepared launch whose arguments are these same objects at each call."""
+        """Return a prepared launch that passes these same objects at each call."""
         with self.device:
             function = kernel.kernel  # `RawKernel.__call__` looks it up by the current device
         given = tuple(map(_argument, arguments))
@@ -228,7 +228,7 @@ class CupyDevice:
         """Return the median time of `run` on the device, by events around graphs of several runs.
 
         Events around a launch on an idle stream measure how long the host takes to launch. So the
-        graph that is timed is launched while the device is still busy with those before it.
+        timed graph is launched while the device is still busy with earlier ones.
         """
 
         def several() -> None:
@@ -236,7 +236,7 @@ class CupyDevice:
                 run()
 
         with self.device, self.lock:
-            run()  # loads what a first call loads, or is refused, before anything is captured
+            run()  # loads kernels, or fails, before anything is captured
             runs = 1 if min(self._elapsed(run) for _ in range(3)) > LONG else RUNS
             graph = self.record(several)
             times = []
@@ -248,7 +248,7 @@ class CupyDevice:
 
     @staticmethod
     def _elapsed(run: Callable[[], None]) -> float:
-        """Return the seconds between two events around the work of `run`, and wait for it."""
+        """Return the seconds between two events around the work of `run`; wait for it."""
         start, stop = cupy.cuda.Event(), cupy.cuda.Event()
         start.record()
         run()
@@ -265,20 +265,20 @@ class CupyDevice:
             try:
                 run()
             except BaseException:
-                failed = cupy.cuda.runtime.CUDARuntimeError  # of the capture
+                failed = cupy.cuda.runtime.CUDARuntimeError  # raised by the capture
                 with contextlib.suppress(failed):
                     stream.end_capture()
                 raise
             return GraphRecording(stream.end_capture())
 
-    # -- arrays of the host and of the device --
+    # -- arrays on the host and on the device --
 
     def holds(self, array: Array) -> bool:
-        """Return whether an array is in this device's memory."""
+        """Return True if an array is in this device's memory."""
         return isinstance(array, cupy.ndarray)
 
     def adopt(self, value: object, name: str) -> Array:
-        """Return a user's argument as this device's array, without a copy, or as NumPy's."""
+        """Return a user's argument as this device's array, without a copy, or as a NumPy array."""
         if not isinstance(value, cupy.ndarray):
             if arrays.gpu(value, name) is None:
                 return arrays.host_array(value, name)
@@ -287,16 +287,16 @@ class CupyDevice:
             value = cupy.from_dlpack(value) if dlpack else cupy.asarray(value)
         assert isinstance(value, cupy.ndarray)
         if value.device.id != self.index:
-            raise ValueError(f"{name} lies on cuda:{value.device.id}; the network on {self.name}")
+            raise ValueError(f"{name} is on cuda:{value.device.id}; the network is on {self.name}")
         return value
 
     def to_device(self, array: Array) -> Array:
-        """Return the array on this device; itself if it is there."""
+        """Return the array on this device; the same array if it is already there."""
         with self.device:
             return cupy.asarray(array)
 
     def to_host(self, array: Array) -> np.ndarray:
-        """Return the array as NumPy's, once it is computed."""
+        """Return the array as a NumPy array, after it is computed."""
         with self.device:
             host: np.ndarray = cupy.asnumpy(array)
             return host
@@ -308,7 +308,7 @@ class CupyDevice:
             return buffer
 
     def upload(self, source: np.ndarray, destination: Array, after: Mark | None) -> Mark:
-        """Copy page-locked memory to the device in a stream of its own; return the end's mark."""
+        """Copy page-locked memory to the device in a separate stream; return a mark of its end."""
         with self.device:
             if after is not None:
                 self._copies.wait_event(after)
@@ -324,23 +324,23 @@ class CupyDevice:
         return event
 
     def mark(self) -> Mark:
-        """Return a mark of everything that the current stream has been asked for so far."""
+        """Return a mark of all work submitted so far to the current stream."""
         with self.device:
             return self._event(cupy.cuda.get_current_stream())
 
     def wait(self, mark: Mark) -> None:
-        """Let the current stream wait for a mark."""
+        """Make the current stream wait for a mark."""
         with self.device:
             cupy.cuda.get_current_stream().wait_event(mark)
 
     def synchronize(self, mark: Mark) -> None:
-        """Wait, here on the host, for a mark."""
+        """Block the host until a mark has passed."""
         mark.synchronize()
 
     def follow(self, stream: object) -> tuple[Any, threading.Thread | None]:
-        """Let the current stream wait for the work of another, or of None, and return it.
+        """Make the current stream wait for the work of another, or of None, and return it.
 
-        A per-thread default stream, which has one number in all threads, comes with its thread.
+        A per-thread default stream has one number in all threads, and is returned with its thread.
         """
         now = cupy.cuda.get_current_stream(self.index)
         current = now, threading.current_thread() if now.ptr == PER_THREAD else None
@@ -351,7 +351,7 @@ class CupyDevice:
         with self.device:
             if thread in (None, current[1]):
                 now.wait_event(self._event(theirs))
-            else:  # a default stream of another thread, into which this one can put no event
+            else:  # another thread's default stream: this thread cannot record an event in it
                 with self.lock:
                     cupy.cuda.runtime.deviceSynchronize()
         return current

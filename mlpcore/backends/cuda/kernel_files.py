@@ -1,4 +1,4 @@
-"""Finds and reads `kernels/`: inside the installed package, or beside it (in a clone)."""
+"""Finding and reading `kernels/`: inside the installed package, or next to it in a clone."""
 
 from pathlib import Path
 
@@ -17,5 +17,5 @@ def folder() -> Path:
 
 
 def read(name: str) -> str:
-    """Return the text of a file of the folder, e.g. `read("updates.cu")`."""
+    """Return the text of a file in the folder, e.g. `read("updates.cu")`."""
     return (folder() / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Launches that run at once, are recorded, or are rehearsed, and the planned memory they use."""
+"""Kernel launches that run at once, are recorded, or are rehearsed, and their planned memory."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Launcher:
         device: the device.
 
     Attributes:
-        gain: 0-d, the loss scale, or None.
+        gain: the loss scale, 0-d, or None.
         control: the memory in which kernels report faults, or None.
         step: the slot, or None.
-        first: the row, of those the slot begins with, that a chunk begins with.
-        only_products: True if all but matrix products is left out, to measure a step against.
+        first: the row at which a chunk begins, counted from the slot's first row.
+        only_products: True to leave out everything but matrix products, for measurements.
     """
 
-    stages = False  # gather casts on the way: rows need no second buffer
-    gathers = False  # the loss reads targets and weights where they are
+    stages = False  # gather casts directly: rows need no second buffer
+    gathers = False  # the loss reads targets and weights in place
 
     def __init__(self, device: CudaDevice):
         self.device, self.xp = device, device.xp
@@ -53,7 +53,7 @@ class Launcher:
         return self.device.empty(nbytes)
 
     def scratch(self, chunk: ChunkShape) -> list[Buffer]:
-        """Return the arrays of its own that this backend needs for a chunk, for the plan."""
+        """Return the arrays that this backend needs for a chunk in addition, for the plan."""
         rows, sizes, wide = chunk.rows, chunk.sizes, accumulator(chunk.dtype)
         itemsizes = (np.dtype(storage(chunk.dtype)).itemsize, np.dtype(wide).itemsize)
         learned = {
@@ -65,23 +65,23 @@ class Launcher:
             rows, sizes[1:], itemsizes, self.device.multiprocessors, learned
         )
         buffers = [
-            Buffer("partial sums", (numbers,), wide, "of db and J, one for each block"),
+            Buffer("partial sums", (numbers,), wide, "of db and J, one per block"),
             Buffer("counters", (counters,), "uint32", "of blocks that have finished"),
             Buffer("product workspace", (self.device.product_workspace,), "uint8", "of cuBLASLt"),
         ]
         if chunk.objective.loss.columns:
-            why = "of the loss: by class, or of positive targets"
+            why = "class weights or pos_weight of the loss"
             buffers.append(Buffer("column weights", (sizes[-1],), wide, why))
         return buffers
 
     def use(self, scratch: Mapping[str, Array]) -> None:
-        """Take these arrays, as `scratch` listed them, instead of allocating at each call."""
+        """Use these arrays, as listed by `scratch`, instead of allocating at each call."""
         self._scratch = scratch
         if "counters" in scratch:
             scratch["counters"][...] = 0
 
     def partials(self, numbers: int, counters: int, dtype: Any) -> tuple[Array, Array]:
-        """Return scratch for sums over blocks, and counters that a kernel finds and leaves at 0."""
+        """Return scratch for sums over blocks, and counters that kernels expect and leave at 0."""
         if "partial sums" in self._scratch:
             partials, counted = self._scratch["partial sums"], self._scratch["counters"]
             assert numbers <= partials.size, "the plan's scratch is too small"
@@ -101,13 +101,13 @@ class Launcher:
         return self.device.record(run)
 
     def launch(self, code: str, name: str, launch: Launch, *arguments: object) -> None:
-        """Launch the instance `name` of a kernel's source; in a rehearsal only compile it."""
+        """Launch the instance `name` of a kernel's source; during a rehearsal only compile it."""
         kernel = self.device.kernel(code, name)
         if not self._rehearsing and not self.only_products:
             self.device.launch(kernel, launch, arguments)
 
     def _tiles(self, like: Array, *arrays: Array) -> grids.Tiled:
-        """Return the launch over a matrix, whose vector width all these arrays allow."""
+        """Return the launch over a matrix with a vector width that all these arrays allow."""
         m, n = like.shape
         together = alignment(*(self.device.address(array) for array in arrays))
         vector = grids.vector_width(n, like.dtype.itemsize, together)

@@ -18,9 +18,9 @@ class SlotRows(NamedTuple):
     """The batch's own targets or row weights, read through the slot from `CudaOps.first` on.
 
     Attributes:
-        dtype: of the caller's array.
-        classes: of targets: True if they are class numbers.
-        scale: of weights: 0-d, the factor of each.
+        dtype: dtype of the caller's array.
+        classes: for targets: True if they are class indices.
+        scale: for weights: 0-d, the factor of each.
     """
 
     dtype: str
@@ -29,12 +29,12 @@ class SlotRows(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """The arguments by which a kernel finds targets and weights.
+    """The arguments that tell a kernel where to find targets and weights.
 
     Attributes:
         given: slot, control block, targets, weights, and 1 if rows have weights.
         types: C++ types of targets and weights.
-        labels: True if targets are class numbers.
+        labels: True if targets are class indices.
         scale: the factor of all rows, or of their weights.
     """
 
@@ -90,7 +90,7 @@ class LossOps(ElementwiseOps):
         accumulate: bool,
         columns: Array | None,
     ) -> None:
-        """Launch softmax with cross-entropy, and the sums of D apart where they do not fit in."""
+        """Launch softmax with cross-entropy; sum D separately if the sums do not fit in."""
         (m, n), wide = x.shape, np.dtype(accumulator(STORAGE[x.dtype.name]))
         launch, fused = grids.cross_entropy(m, n, wide.itemsize, self.device.multiprocessors)
         sums = db if fused else None
@@ -109,7 +109,7 @@ class LossOps(ElementwiseOps):
             self._column_sums(D, db, accumulate)
 
     def _inputs(self, Y: Array | SlotRows, k: Array | SlotRows, wide: str) -> _Inputs:
-        """Return the arguments for targets and weights, arrays or the slot's."""
+        """Return the arguments for targets and weights, given as arrays or by the slot."""
         if isinstance(Y, SlotRows):
             slot, targets, stored, labels = self.step, None, Y.dtype, Y.classes
         else:
@@ -123,7 +123,7 @@ class LossOps(ElementwiseOps):
         return _Inputs(given, f"{source.TYPES[stored]}, {source.TYPES[weighed]}", labels, scale)
 
     def _column_weights(self, loss: Loss, dtype: str) -> Array | None:
-        """Return the loss's number for each column, in the plan's array where there is one."""
+        """Return the loss's number for each column, in the plan's array if there is one."""
         if not loss.columns:
             return None
         planned = self._scratch.get("column weights")

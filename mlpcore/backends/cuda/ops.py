@@ -1,9 +1,9 @@
 """The CUDA backend: `core.ops.Ops` by fused kernels and cuBLASLt, on a `CudaDevice`.
 
 Every operation is a launch on the current stream and returns at once. Inside `record` the same
-launches become a graph. Which algorithm computes a product is decided before: by timing once for
-each shape, or by cuBLASLt's first guess (`deterministic`). An activation joins its product where
-cuBLASLt computes it as well as the kernel does, and faster.
+launches become a graph. The algorithm of a product is chosen beforehand: by timing once per shape,
+or as cuBLASLt's first candidate (`deterministic`). An activation is fused into its product if
+cuBLASLt computes it as accurately as the kernel does, and faster.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mlpcore.core.ops import Array, Ops, accumulator
 
 # activations that cuBLASLt can apply itself
 EPILOGUES = {"identity": "bias", "relu": "relu", "gelu": "gelu"}
-# as the sheet has them: a user's activation may bear the same name
+# the sheet's own: a user's activation may have the same name
 OWN = [resolve(name) for name in EPILOGUES]
 SAMPLE = 64  # rows of a layer on which an epilogue is compared with the kernel
 EPSILON = {
@@ -42,12 +42,11 @@ EPSILON = {
 class CudaOps(ProductOps, LossOps):
     """Operations of one stream of work on a CUDA device.
 
-    Args: as `ProductOps` takes them.
+    Args: see `ProductOps`.
 
     Attributes:
-        low: a flat vector and its copy in the precision of the layers; biases that are views of the
-            first are read from the second by products that add them. None where layers have the
-            precision of the parameters.
+        low: a flat vector and its copy in the precision of the layers; products that add biases
+            read views of the first from the second. None if layers have the parameters' precision.
     """
 
     low: tuple[Array, Array] | None = None
@@ -55,7 +54,7 @@ class CudaOps(ProductOps, LossOps):
     def layer(
         self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
     ) -> None:
-        """Set S = A W + b and Z = σ(S): in one product where that is faster, else two launches."""
+        """Set S = A W + b and Z = σ(S): in one product if that is faster, else in two launches."""
         fused = None if self.only_products else self._epilogue(A, W, b, activation, S, Z)
         if fused is None:
             self.gemm(A, W, S)
@@ -66,7 +65,7 @@ class CudaOps(ProductOps, LossOps):
     def _epilogue(
         self, A: Array, W: Array, b: Array | None, activation: Activation, S: Array, Z: Array
     ) -> Callable[[], None] | None:
-        """Return the layer as one product, or None where that is missing, inexact or slower."""
+        """Return the layer as one product, or None if that is missing, inexact or slower."""
         epilogue = EPILOGUES.get(activation.name, "") if activation in OWN else ""
         added = None if b is None else self._as_added(b, Z)
         if added is None or not epilogue or self.algorithms.deterministic:
@@ -84,7 +83,7 @@ class CudaOps(ProductOps, LossOps):
                 if product not in known.fused:
                     layer = A, W, b, activation, S, Z
                     known.fused[product] = self._fusing_pays(product, run, bias, layer)
-                elif known.fused[product]:  # as a checkpoint says
+                elif known.fused[product]:  # set by a checkpoint
                     run(known.chosen[product], bias=bias)
                 known.ready[product] = known.chosen.get(product)
         if not known.fused[product]:
@@ -93,7 +92,7 @@ class CudaOps(ProductOps, LossOps):
         return functools.partial(self._multiply, product, algorithm, addresses, bias, aux)
 
     def _as_added(self, b: Array, Z: Array) -> Array | None:
-        """Return the bias in the precision of Z, in which a product adds it, or None."""
+        """Return the bias in the precision of Z, as a product adds it, or None."""
         if b.dtype == Z.dtype:
             return b
         if self.low is None or self.low[1].dtype != Z.dtype:
@@ -105,7 +104,7 @@ class CudaOps(ProductOps, LossOps):
     def _fusing_pays(
         self, product: Product, run: Callable[..., None], bias: int, layer: tuple[Any, ...]
     ) -> bool:
-        """Return whether an epilogue is right and faster; if so, note its algorithm."""
+        """Return True if an epilogue is accurate and faster; if so, note its algorithm."""
         A, W, b, activation, S, Z = layer
 
         def apart() -> None:
@@ -114,9 +113,9 @@ class CudaOps(ProductOps, LossOps):
 
         rehearsing, self._rehearsing = self._rehearsing, False
         try:
-            apart()  # chooses the product's own algorithm
+            apart()  # chooses the algorithm of the plain product
             right = self._right(product, run, layer)
-            apart()  # what goes on reads these arrays: no NaN may stay in them
+            apart()  # later operations read these arrays, which must not contain NaN
             seconds = {one: self._seconds(functools.partial(run, bias=bias), one) for one in right}
             chosen = min(right, key=seconds.__getitem__, default=b"")
             if not chosen or not seconds[chosen] < self.device.seconds(apart):
@@ -130,7 +129,7 @@ class CudaOps(ProductOps, LossOps):
     def _right(
         self, product: Product, run: Callable[..., None], layer: tuple[Any, ...]
     ) -> list[bytes]:
-        """Return the candidates that keep what is not finite and are as exact as the kernel."""
+        """Return the candidates that keep non-finite values and are as accurate as the kernel."""
         A, W, _, activation, S, Z = layer
         right = list(self.device.algorithms(product))
         for special in (False, True) if right else ():
@@ -154,13 +153,13 @@ class CudaOps(ProductOps, LossOps):
         return right
 
     def _trial_biases(self, product: Product, Z: Array, special: bool) -> tuple[Array, Array]:
-        """Return a bias for the kernel and one for the product: numbers, or none that is finite."""
+        """Return a bias for the kernel and one for the product, all finite or all non-finite."""
         n = product.m
         memory, _ = self.partials(2 * n + 128, 1, accumulator(product.result_dtype))
         memory = self._aligned(memory)
         wide = memory[:n]
         narrow = wide if wide.dtype == Z.dtype else self._aligned(memory[n:]).view(Z.dtype)[:n]
-        # which all precisions hold
+        # exact in every precision
         numbers = (math.nan, math.inf, -math.inf) if special else (-3.0, -0.5, 0.25, 1.5, 4.0)
         for i, number in enumerate(numbers):
             wide[i :: len(numbers)] = number
@@ -170,7 +169,7 @@ class CudaOps(ProductOps, LossOps):
         return wide, narrow
 
     def _aligned(self, array: Array) -> Array:
-        """Return the array from its first well-aligned address on."""
+        """Return the array from its first aligned address on."""
         return array[-self.device.address(array) % 256 // array.dtype.itemsize :]
 
     def _sample(self, array: Array) -> np.ndarray:
@@ -195,7 +194,7 @@ Sample = tuple[np.ndarray, np.ndarray]  # rows of S and Z, in double
 
 
 def _as_finite(activation: Activation, found: Sample, kernels: Sample) -> bool:
-    """Return whether the same entries are finite as in the kernel's result."""
+    """Return True if the same entries are finite as in the kernel's result."""
     (t, y), (s, z) = found, kernels
     if not np.array_equal(np.isfinite(y), np.isfinite(z)):
         return False
@@ -205,13 +204,13 @@ def _as_finite(activation: Activation, found: Sample, kernels: Sample) -> bool:
 def _as_exact(
     activation: Activation, product: Product, found: Sample, kernels: Sample, size: float
 ) -> bool:
-    """Return whether a result is the kernel's but for the rounding of sums in another order.
+    """Return True if a result equals the kernel's up to rounding from another order of summation.
 
     Args:
-        activation: the layer's.
-        product: the layer's, with its epilogue.
+        activation: activation of the layer.
+        product: product of the layer, with its epilogue.
         found: the product's result.
-        kernels: the kernel's.
+        kernels: the kernel's result.
         size: the largest |s|.
     """
     (t, y), (s, z) = found, kernels
@@ -225,7 +224,7 @@ def _as_exact(
 
 
 def _error(activation: Activation, s: np.ndarray, z: np.ndarray) -> float:
-    """Return the largest distance of z from σ(s), over |s|."""
+    """Return the largest distance of z from σ(s), relative to |s|."""
     exact = np.empty_like(s)
     NumpyOps().bias_activation(s.copy(), None, activation, exact)
     return float((abs(z - exact) / (abs(s) + 0.01)).max())

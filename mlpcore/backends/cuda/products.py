@@ -1,4 +1,4 @@
-"""Matrix products, each by an algorithm that is chosen when it runs for the first time."""
+"""Matrix products; the algorithm of each is chosen when it first runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class ProductOps(Launcher):
 
     Args:
         device: the device.
-        tf32: True if products of float32 round their factors to 10 bits.
+        tf32: True if float32 products round their factors to 10 bits.
         algorithms: the choice of algorithms, shared with other operations.
 
     Attributes:
-        asked: products met so far, and the fused ones that were tried.
+        asked: products requested so far, and the fused ones that were tried.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ProductOps(Launcher):
         product = describe(A, B, C, accumulate, addresses, self.tf32)
         self.asked.add(product)
         if not self.algorithms.is_ready(product):
-            # what is tried accumulates, too
+            # candidates under test accumulate, too
             before = C.copy() if accumulate and not self._rehearsing else None
             self._choose(product, lambda one: self._multiply(product, one, addresses))
             if before is not None:
@@ -66,7 +66,7 @@ class ProductOps(Launcher):
         self.device.multiply(product, algorithm, B, A, C, bias, aux, address)
 
     def _choose(self, product: Product, run: Callable[[bytes], None]) -> None:
-        """Run a product for the first time, by a checkpoint's algorithm or by all candidates."""
+        """Run a product for the first time, with a checkpoint's algorithm or all candidates."""
         known = self.algorithms
         with self.device.lock:
             if product in known.chosen:
@@ -89,7 +89,7 @@ class ProductOps(Launcher):
 
     @staticmethod
     def _runs(run: Callable[[bytes], None], algorithm: bytes) -> bool:
-        """Run a product by an algorithm; return whether the library does not refuse it."""
+        """Run a product with an algorithm; return True if the library supports it."""
         try:
             run(algorithm)
         except UnsupportedAlgorithm:
@@ -97,7 +97,7 @@ class ProductOps(Launcher):
         return True
 
     def _seconds(self, run: Callable[[bytes], None], algorithm: bytes) -> float:
-        """Return the seconds that a product takes by an algorithm, infinite where it is refused."""
+        """Return the seconds that a product takes with an algorithm; inf if it is unsupported."""
         try:
             return self.device.seconds(lambda: run(algorithm))
         except UnsupportedAlgorithm:

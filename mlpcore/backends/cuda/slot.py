@@ -1,9 +1,9 @@
-"""The structs that host and kernels share, each defined once: slot, control block, segments.
+"""The structs shared by host and kernels, each defined once: slot, control block, segments.
 
 The slot tells the kernels of a step what to read. The host fills a record and passes it by value
-to the kernel `set_slot`, which puts it where a captured graph reads it; the graph advances it from
-step to step. The control block stays on the device. Segments are the parts of the flat vectors that
-have settings of their own; without such settings there are none.
+to the kernel `set_slot`, which stores it where a captured graph reads it; the graph advances it
+from step to step. The control block stays on the device. Segments are the parts of the flat vectors
+with their own settings; if no part has any, there are no segments.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-SETTINGS = 12  # scalars that the optimizer's formulas may read
-TOGETHER = 64  # steps that one launch may hold
-APPLIED = 2  # `resume` of a slot whose gradient is the caller's
+SETTINGS = 12  # maximum number of scalars that the optimizer's formulas read
+TOGETHER = 64  # maximum number of steps in one launch
+APPLIED = 2  # `resume` of a slot whose gradient comes from the caller
 
 
 class Field(NamedTuple):
@@ -32,51 +32,51 @@ SLOT_FIELDS = (
     Field("source", "const void*", 3, "X, Y, row weights"),
     Field("row_stride", "int64", 3, "in entries"),
     Field("column_stride", "int64", 3, "in entries"),
-    Field("rows", "const int64*", 1, "row numbers of the batch; null: all in order"),
+    Field("rows", "const int64*", 1, "row numbers of the batch; null: all rows in order"),
     Field("source_rows", "int64", 1, "rows of X"),
-    Field("first", "int64", 1, "entry of `rows`, or row of X, that the batch begins with"),
-    Field("batch_row", "int64", 1, "number in the batch of the row that `first` stands for"),
-    Field("batch_rows", "int64", 1, "how much further on the launch's next step begins; 0: none"),
+    Field("first", "int64", 1, "entry of `rows`, or row of X, at which the batch begins"),
+    Field("batch_row", "int64", 1, "number in the batch of the row given by `first`"),
+    Field("batch_rows", "int64", 1, "offset of the launch's next step; 0: there is none"),
     Field("step", "int64", 1, "number of the update, from 1"),
     Field("turn", "int64", 1, "steps done since the slot was set"),
     Field(
-        "answer", "double*", 1, "where J, status, step of the first fault and Σ w go; may be null"
+        "answer", "double*", 1, "destination of J, status, step of first fault, Σ w; may be null"
     ),
     Field(
         "resume",
         "int64",
         1,
-        "1: a further part of the same step follows, sums go on; 2: the gradient is the caller's",
+        "1: another part of the same step, sums continue; 2: the gradient is the caller's",
     ),
-    Field("weight", "double", 1, "Σ w of the batch, or 0 where the device is to find it"),
+    Field("weight", "double", 1, "Σ w of the batch, or 0 if the device computes it"),
     Field(
-        "settings", "double", SETTINGS, "learning rate, l1, l2, then what else the formulas read"
+        "settings", "double", SETTINGS, "learning rate, l1, l2, then other scalars of the formulas"
     ),
-    Field("rates", "double", TOGETHER, "learning rates of the steps from this one on"),
+    Field("rates", "double", TOGETHER, "learning rates of this and the next steps"),
 )
 CONTROL_FIELDS = (
     Field("updates", "int64", 1, "done so far: t of the optimizer"),
     Field("fault_step", "int64", 1, "step of the first fault"),
     Field("good_steps", "int64", 1, "steps since the loss scale last changed"),
-    Field("loss_scale", "double", 1, "of float16; 1 elsewhere"),
-    Field("reach", "double", 1, "bound of the entries of the first state vector"),
+    Field("loss_scale", "double", 1, "for float16; else 1"),
+    Field("reach", "double", 1, "bound of the first state vector's entries"),
     Field("skipped", "int64", 1, "updates left out because loss or gradient was not finite"),
-    Field("status", "unsigned", 1, "faults: they stay, and no update happens after one"),
-    Field("skip", "unsigned", 1, "whether this step's update is left out"),
+    Field("status", "unsigned", 1, "faults: persistent, and no update follows one"),
+    Field("skip", "unsigned", 1, "1 if this step's update is left out"),
 )
 
 SEGMENT_FIELDS = (
-    Field("stop", "int64", 1, "the entry behind the last one"),
-    Field("weights", "int64", 1, "whether these are weights, which decay and are penalised"),
-    Field("frozen", "int64", 1, "whether they stay as they are"),
+    Field("stop", "int64", 1, "one past the last entry"),
+    Field("weights", "int64", 1, "1 for weights, which are decayed and penalised"),
+    Field("frozen", "int64", 1, "1 if they do not change"),
     Field("rate", "double", 1, "factor of the learning rate"),
-    Field("decay", "double", 1, "in place of the optimizer's; below 0: the optimizer's"),
-    Field("missed", "int64", 1, "updates that went by while they were frozen: t is less by them"),
+    Field("decay", "double", 1, "overrides the optimizer's unless below 0"),
+    Field("missed", "int64", 1, "updates missed while frozen, subtracted from t"),
 )
 
 
 class Source(enum.IntEnum):
-    """Places in the slot's sources."""
+    """Indices into the slot's sources."""
 
     X, Y, WEIGHTS = range(3)
 
@@ -91,7 +91,7 @@ class Status(enum.IntFlag):
 
 
 class Scalar(enum.IntEnum):
-    """Places of a step's scalars: 1 / Σ w, the loss scale, J, penalties, then the update's own."""
+    """Indices of a step's scalars: 1 / Σ w, loss scale, J, penalties, then the update's own."""
 
     SCALE, GAIN, LOSS, L1, L2, FIRST_OF_UPDATE = range(6)
 
@@ -111,8 +111,8 @@ class SlotRecord:
     """A slot on the host.
 
     Attributes:
-        array: the record, 0-d; a launch that takes it by value reads it anew each time.
-        words, numbers: its memory as integers and as floats of 8 bytes, at the places of `WORD`:
+        array: the record, 0-d; a launch that takes it by value reads it again each time.
+        words, numbers: its memory as 8-byte integers and floats, at the offsets in `WORD`;
             assigning to them costs a fraction of assigning to a field of the array.
     """
 
@@ -123,7 +123,7 @@ class SlotRecord:
 
 
 def declarations() -> str:
-    """Return the C++ of the structs and of the numbers that name places in them."""
+    """Return the C++ code of the structs and of the constants that index them."""
     scalars = ", ".join(f"{x.name} = {x.value}" for x in Scalar)
     faults = ", ".join(f"{x.name} = {x.value}" for x in Status)
     return "\n".join(

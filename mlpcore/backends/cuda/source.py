@@ -1,6 +1,6 @@
-"""CUDA C++ from `kernels/` and from formulas: one text for each kernel, without includes.
+"""CUDA C++ from `kernels/` and from formulas: one source per kernel, without includes.
 
-A formula goes by way of the same `Program` that NumPy runs, so both compute the same operations in
+A formula goes through the same `Program` that NumPy runs, so both compute the same operations in
 the same order:
 
     relu  →  struct Formula { template <class C> static C value(C s) { C z; z = maximum(s, C(0.0));
@@ -34,13 +34,13 @@ _FUNCTIONS = {"abs": "absolute", "negative": "-", "copy": "", "normcdf": "normal
 
 @functools.cache
 def text(file: str, formula: str = "") -> str:
-    """Return the source of a file of `kernels/`: its includes, a formula's struct, the file."""
+    """Return the source of a file in `kernels/`: its includes, a formula's struct, the file."""
     seen: set[str] = set()
     return f"{_inline('numbers.cuh', seen)}\n{formula}\n{_inline(file, seen)}"
 
 
 def _inline(file: str, seen: set[str]) -> str:
-    """Return a file with its headers in place, each once; `#line` keeps messages true."""
+    """Return a file with each header inlined once; `#line` keeps messages' line numbers correct."""
     if file in seen:
         return ""
     seen.add(file)
@@ -63,7 +63,7 @@ def _read(file: str) -> str:
 
 
 def _statements(compiled: Program, values: Mapping[str, float] | None = None) -> str:
-    """Return a program as C++ statements, with scalars from `values`, or entries of `k`."""
+    """Return a program as C++ statements, with scalars from `values` or from the array `k`."""
     keys = list(compiled.folded)
     if values is None:
         names = {key: f"k[{i}]" for i, key in enumerate(keys)}
@@ -94,8 +94,8 @@ def _struct(*lines: str) -> str:
 def activation(sigma: Activation) -> str:
     """Return the struct of an activation: `value(s)` and `gradient(g, s, z)` = g σ'.
 
-    It says which of s and z the gradient reads. If the activation is bound to a learned parameter,
-    both read `a` as well, and there is `by_parameter(g, s, z, a)` = g ∂z/∂a.
+    Its flags tell which of s and z the gradient reads. If the activation is bound to a learned
+    parameter, both also read `a`, and there is `by_parameter(g, s, z, a)` = g ∂z/∂a.
     """
     return _activation(sigma, sigma.a is not None)
 
@@ -146,10 +146,10 @@ def update(
 
     Args:
         compiled: the statements' program.
-        vectors: the names of the vectors, at most four, in the order in which the kernel gets them.
-        settings: scalars that `fold` reads from the slot, in their order there.
-        flags: those of them that are 0 on biases.
-        kept: a vector whose entries change on the way only, and are not written; or "".
+        vectors: names of the vectors, at most four, in the order of the kernel's arguments.
+        settings: scalars that `fold` reads from the slot, in the slot's order.
+        flags: those `settings` that are 0 on biases.
+        kept: a vector whose entries change only temporarily and are not written; or "".
         bounds: formulas of the largest entry of the first state vector, and of the largest change.
     """
     return _update(compiled, tuple(vectors), tuple(settings), tuple(flags), kept, bounds)
@@ -171,7 +171,7 @@ def _update(
         f"  static constexpr int arrays = {len(vectors)}, scalars = {len(compiled.folded)}, writes "
         f"= {writes};",
         f"  static constexpr int decay = {settings.index('decay') if 'decay' in settings else -1}; "
-        " // its place",
+        " // its index",
         f"{_INLINE} void run({', '.join(f'C& {x}' for x in names)}, const C* k) "
         f"{{ {_statements(compiled)} }}",
     ]

@@ -2,7 +2,7 @@
 
     set_slot | sum_weights, per chunk: gather … | prepare_update, update
 
-The slot is written by a launch of its own before the graph, so that a replay reads other rows,
+The slot is written by a separate launch before the graph, so that a replay can read other rows,
 rates and addresses.
 """
 
@@ -32,11 +32,11 @@ from mlpcore.core.ops import Array, Buffer
 from mlpcore.core.optimizers import Segment
 from mlpcore.core.program import Program
 
-SET_SLOT = Launch((1, 1), (128, 1))  # a thread for each word, and more
-FIRST_LOSS_SCALE = 65536.0  # of float16
-GROWTH = 2000  # steps until the loss scale of float16 doubles
+SET_SLOT = Launch((1, 1), (128, 1))  # at least one thread per word
+FIRST_LOSS_SCALE = 65536.0  # initial loss scale for float16
+GROWTH = 2000  # steps until the loss scale for float16 doubles
 
-# places of the slot's fields in its words
+# offsets of the slot's fields, in words
 _SOURCE, _ROW_STRIDE, _COLUMN_STRIDE = WORD["source"], WORD["row_stride"], WORD["column_stride"]
 _ROWS, _SOURCE_ROWS, _FIRST = WORD["rows"], WORD["source_rows"], WORD["first"]
 _BATCH_ROW, _BATCH_ROWS, _STEP = WORD["batch_row"], WORD["batch_rows"], WORD["step"]
@@ -47,11 +47,11 @@ References = Sequence[Callable[[], Array | None]]
 
 
 def _nothing() -> None:
-    """Stand for a reference to an array that is not there."""
+    """Stand for a reference to a missing array."""
 
 
 def _same(references: References, sources: Sequence[Array | None]) -> bool:
-    """Return whether these arrays are those that are referred to; one that is gone is not None."""
+    """Return True if these are the referenced arrays; a deleted array does not equal None."""
     x, y, w = references
     weights = sources[2]
     same = w is _nothing if weights is None else w() is weights
@@ -69,19 +69,19 @@ def _table(segments: Sequence[Segment]) -> np.ndarray:
 
 
 class StepKernels:
-    """The kernels around a step's chunks, on the arrays that `buffers` lists.
+    """The kernels around a step's chunks, on the arrays listed by `buffers`.
 
     Args:
         ops: the operations whose stream, device and scratch are used.
-        program: the update's statements, scalars folded.
-        bounds: the bounds of its effect, as `source.update` takes them.
+        program: the update's statements, with scalars folded.
+        bounds: the bounds of its effect, in the form that `source.update` takes.
         settings: names of the scalars that the host sets, in the slot's order: rate, l1, l2, then
             the optimizer's.
-        flags: those that are 0 on biases.
+        flags: those `settings` that are 0 on biases.
         scaled: True if there is a loss scale.
         wide: dtype of parameters, gradient and sums.
-        size: of the flat vectors.
-        segments: their parts, where layers have settings of their own; else none.
+        size: length of the flat vectors.
+        segments: parts of the flat vectors, if layers have their own settings; else none.
     """
 
     def __init__(
@@ -113,12 +113,12 @@ class StepKernels:
             Buffer("scalars", (numbers,), self.wide, "1 / Σ w, loss scale, J, penalties, update's"),
             Buffer("slot", (SLOT.itemsize,), "uint8", "addresses, sizes and rates of the step"),
             Buffer("control", (CONTROL.itemsize,), "uint8", "update count, loss scale, faults"),
-            Buffer("sums", sums, self.wide, "of squares and penalties, two for each block"),
-            Buffer("finished", (1,), "uint32", "blocks that have added up theirs"),
+            Buffer("sums", sums, self.wide, "of squares and penalties, two per block"),
+            Buffer("finished", (1,), "uint32", "count of blocks that have finished their sums"),
         ]
 
     def use(self, arrays: Mapping[str, Array]) -> None:
-        """Take these arrays; the control block starts anew."""
+        """Use these arrays; the control block is reset."""
         self.scalars, self.slot, self.control = arrays["scalars"], arrays["slot"], arrays["control"]
         self._sums, self._finished = arrays["sums"], arrays["finished"]
         self.scalars[...] = 0
@@ -128,7 +128,7 @@ class StepKernels:
             self._segments[...] = self.ops.device.to_device(_table(self.segments))
         self.write_control(np.zeros((), CONTROL))
         self.record = SlotRecord()
-        self._pointed: References = [_nothing] * 3  # what the record's sources belong to
+        self._pointed: References = [_nothing] * 3  # arrays that the record's sources point into
         words = array.array("q", bytes(8 * _ROWS))
         self._before: tuple[References, array.array[int], int] = self._pointed, words, 0
         kernel = self.ops.device.kernel(source.text("updates.cu"), f"set_slot<{self.type}>")
@@ -153,12 +153,12 @@ class StepKernels:
     # -- before the graph --
 
     def set_values(self, values: Mapping[str, float]) -> None:
-        """Set the scalars of the optimizer's formulas, except the rate, for all slots to come."""
+        """Set the scalars of the optimizer's formulas, except the rate, for all later slots."""
         for i, name in enumerate(self.settings[1:], _SETTINGS + 1):
             self.record.numbers[i] = values.get(name, 0.0)
 
     def set_rates(self, rates: Sequence[float]) -> None:
-        """Set the learning rates of the next slot's steps, the first of which comes first."""
+        """Set the learning rates of the next slot's steps, in order."""
         numbers = self.record.numbers
         numbers[_SETTINGS] = rates[0]
         for i, rate in enumerate(rates, _RATES):
@@ -179,16 +179,16 @@ class StepKernels:
         """Tell the next launches which rows to read, and where to write the results.
 
         Args:
-            sources: X, Y, row weights or None.
+            sources: X, Y, and row weights or None.
             rows: row numbers of X, or None for all in order.
             first: the entry of `rows`, or the row of X, that is row `batch_row` of the batch.
-            batch_row: as above.
-            batch_rows: how much further on the next step of the same launch begins, 0 where it
-                holds one step.
+            batch_row: number of that row in the batch.
+            batch_rows: offset of the next step in the same launch, 0 if the launch holds only one
+                step.
             step: number of the update, from 1.
-            answer: address that the results go to, or 0.
-            weight: Σ w of the batch, 0 if the device is to find it.
-            resume: True if a step that has begun goes on.
+            answer: address at which the results are stored, or 0.
+            weight: Σ w of the batch, 0 if the device computes it.
+            resume: True to continue a step that has begun.
         """
         words = self.record.words
         if not _same(self._pointed, sources):
@@ -200,16 +200,16 @@ class StepKernels:
         self._set_slot()
 
     def set_applied(self, step: int, answer: int) -> None:
-        """Tell the next launch to update by the caller's gradient, without rows or penalties.
+        """Tell the next launch to update with the caller's gradient, without rows or penalties.
 
-        The penalties in the slot are 0 until `set_values` sets them anew.
+        The penalties in the slot are 0 until `set_values` sets them again.
 
         Args:
             step: number of the update, from 1.
-            answer: address that the results go to.
+            answer: address at which the results are stored.
         """
         words, numbers = self.record.words, self.record.numbers
-        # the rows of before may be gone
+        # the earlier rows may have been freed
         words[:_SOURCE_ROWS] = memoryview(bytes(8 * _SOURCE_ROWS)).cast("q")
         self._pointed = [_nothing] * 3
         words[_BATCH_ROWS], words[_STEP], words[_ANSWER], words[_RESUME] = 0, step, answer, APPLIED
@@ -218,9 +218,9 @@ class StepKernels:
         self._set_slot()
 
     def _point(self, sources: Sequence[Array | None]) -> None:
-        """Let the slot lead to X, Y and row weights.
+        """Make the slot point to X, Y and row weights.
 
-        The arrays before the last ones are remembered as well, since staged rows take turns.
+        The arrays before the current ones are remembered too, since staged rows alternate.
         """
         words = self.record.words
         last = self._pointed, array.array("q", words[:_ROWS]), words[_SOURCE_ROWS]
@@ -243,7 +243,7 @@ class StepKernels:
     # -- in the graph --
 
     def gather(self, dtype: str, out: Array, first: int) -> None:
-        """Set out to rows first … first + len(out) of the batch's X, whose dtype is given."""
+        """Set out to rows first … first + len(out) of the batch's X, which has the given dtype."""
         (m, n), device = out.shape, self.ops.device
         width = max(np.dtype(dtype).itemsize, out.dtype.itemsize)
         tiled = grids.tiles(m, n, grids.vector_width(n, width), device.multiprocessors)
@@ -269,7 +269,7 @@ class StepKernels:
         )
 
     def recast(self, parameters: Array, low: Array) -> None:
-        """Make the low-precision copy of the parameters anew."""
+        """Refresh the low-precision copy of the parameters."""
         launch = grids.flat(parameters.size, self.ops.device.multiprocessors)
         name = f"recast<{self.type}, {c_type(low)}>"
         self._launch(name, launch, parameters, low, parameters.size)
@@ -282,14 +282,14 @@ class StepKernels:
         clip_norm: float,
         tolerant: bool,
     ) -> None:
-        """Take norm and finite test of the penalised gradient, and update unless there is a fault.
+        """Test norm and finiteness of the penalised gradient, and update unless there is a fault.
 
         Args:
             arrays: parameters, gradient and state vectors, by name.
             low: the low-precision copy of the parameters, or None.
-            weights: entries of the vectors that are weights.
-            clip_norm: the largest norm of the gradient.
-            tolerant: True if an update that is not finite is skipped.
+            weights: number of leading entries that are weights.
+            clip_norm: the largest allowed norm of the gradient.
+            tolerant: True to skip an update that is not finite.
         """
         w, g = arrays["w"], arrays["g"]
         first, second = [*list(arrays.values())[2:], None, None][:2]
@@ -323,7 +323,7 @@ class StepKernels:
         )
 
     def randomize(self, array: Array, seed: int) -> None:
-        """Fill the array with numbers in [-1, 1), so that what is timed runs on data."""
+        """Fill the array with random numbers in [-1, 1), so that timing runs on real data."""
         launch = grids.flat(array.size, self.ops.device.multiprocessors)
         self._launch(f"randomize<{c_type(array)}>", launch, array, array.size, np.uint32(seed))
 

@@ -1,4 +1,4 @@
-"""The BLAS under NumPy: its threads, its kernels, and a limit while workers share the cores."""
+"""The BLAS used by NumPy: its threads, its kernels, and a limit while workers share the cores."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 from mlpcore.backends import machine
 
 _lock = threading.Lock()
-# threads that the first of nested limits found, a number a library; empty outside
+# thread counts before the outermost limit, one per library; empty outside
 _found: list[int] = []
-# count and thread of each block under way, for the whole process
+# count and thread of each active block, for the whole process
 _limits: dict[object, tuple[int, int]] = {}
 NOTHING: AbstractContextManager[object] = nullcontext()
 
 
 @functools.cache
 def _libraries() -> list[Any]:
-    """Return NumPy's own BLAS, or all that are loaded where it uses one of the system."""
+    """Return NumPy's own BLAS, or every loaded BLAS if NumPy uses the system's."""
     import threadpoolctl
 
     every = threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
@@ -29,12 +29,12 @@ def _libraries() -> list[Any]:
 
 
 def threads() -> int:
-    """Return the threads of a GEMM: as many as OMP_NUM_THREADS allows, at most the usable CPUs."""
+    """Return the threads of a GEMM: OMP_NUM_THREADS if set, at most the usable CPUs."""
     return max(1, min([machine.usable_cpus(), *(_found or _counts())]))
 
 
 def most() -> int:
-    """Return the threads that BLAS itself would use, which knows of no quota."""
+    """Return the number of threads that BLAS uses by default, which ignores CPU quotas."""
     return max(_found or _counts(), default=1)
 
 
@@ -46,8 +46,8 @@ def _counts() -> list[int]:
 def limited(count: int) -> Iterator[None]:
     """Keep BLAS at `count` threads at most inside the block.
 
-    Of nested and concurrent blocks the lowest count holds; the last one restores what was there
-    before the first.
+    With nested and concurrent blocks the lowest count applies; the last block to end restores the
+    counts from before the first.
     """
     block = object()
     try:
@@ -66,28 +66,28 @@ def limited(count: int) -> Iterator[None]:
 
 
 def _set() -> None:
-    """Give each library the threads that the blocks under way leave it."""
-    for library, own in zip(_libraries(), _found, strict=False):  # none found: an interrupt
+    """Give each library the threads that the active blocks allow."""
+    for library, own in zip(_libraries(), _found, strict=False):  # empty after an interrupt
         wanted = min([own, *(count for count, _ in _limits.values())])
         if library.get_num_threads() != wanted:
             library.set_num_threads(wanted)
 
 
 def within_cpus() -> AbstractContextManager[object]:
-    """Keep BLAS at the usable CPUs inside the block, where it would use more (a quota)."""
+    """Keep BLAS at the usable CPUs inside the block if it would use more (with a quota)."""
     return limited(threads()) if _exceeds() else NOTHING
 
 
 @functools.cache
 def _exceeds() -> bool:
-    """Return whether BLAS would use more threads than there are usable CPUs; found out once."""
+    """Return True if BLAS would use more threads than there are usable CPUs; determined once."""
     return most() > machine.usable_cpus()
 
 
 def _renew_after_fork() -> None:
-    """Forget, in a forked process, the blocks of threads that are not there.
+    """Forget, in a forked process, the blocks of threads that were not forked.
 
-    The next block restores what they found.
+    The next block restores the counts found by those blocks.
     """
     global _lock
     _lock, me = threading.Lock(), threading.get_ident()
@@ -101,7 +101,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def describe() -> list[dict[str, Any]]:
-    """Return library, version, kernel family and threads of each BLAS that is loaded."""
+    """Return library, version, kernel family and threads of each loaded BLAS."""
     import threadpoolctl
 
     keys = ("internal_api", "version", "architecture", "num_threads", "filepath")
@@ -113,7 +113,7 @@ def describe() -> list[dict[str, Any]]:
 
 
 def pin() -> str | None:
-    """Return the variables that pin OpenBLAS to other kernels than its own choice, or None."""
+    """Return the variables that override OpenBLAS's choice of kernels, or None."""
     pins = [
         f"{name}={os.environ[name]}"
         for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")

@@ -1,4 +1,4 @@
-"""Compiled formulas on arrays: step by step, in pieces that stay in cache."""
+"""Compiled formulas on arrays: instruction by instruction, in pieces that stay in cache."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FormulaOps(Recorder):
     def map(
         self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]
     ) -> None:
-        """Run elementwise statements over flat vectors, by pieces that stay in cache."""
+        """Run elementwise statements over flat vectors, in pieces that stay in cache."""
         first, step = next(iter(arrays.values())), programs.PIECE
         registers = self._registers(program.registers, (min(step, first.size),), first.dtype)
         for start in range(0, first.size, step):
@@ -44,7 +44,7 @@ class FormulaOps(Recorder):
             self._run(program, {**pieces, **scalars}, [register[:size] for register in registers])
 
     def _run(self, compiled: Program, arrays: Mapping[str, Array], registers: list[Array]) -> None:
-        """Run each step of a program; `arrays` holds the scalars, too, by their folded keys."""
+        """Run each instruction of a program; `arrays` also holds scalars by their folded keys."""
         places = _flat({**arrays, **{f"r{i}": register for i, register in enumerate(registers)}})
         for name, operands, out in compiled.instructions:
             function, arguments = self._functions[name], [places[x] for x in operands]
@@ -54,13 +54,13 @@ class FormulaOps(Recorder):
                 bits = arguments[0].view(f"uint{8 * arguments[0].dtype.itemsize}")
                 negative_zero = self._constant(1 << 8 * bits.dtype.itemsize - 1, bits)
                 self._do(function, bits, negative_zero, places[out])
-            elif name in ("maximum", "minimum"):  # NumPy 2.4 wants their `out` by name
+            elif name in ("maximum", "minimum"):  # NumPy 2.4 requires `out` as a keyword
                 self._do(partial(function, out=places[out]), *arguments)
             else:
                 self._do(function, *arguments, places[out])
 
     def _formula(self, compiled: Program, arrays: dict[str, Array], activation: Activation) -> None:
-        """Run a program on matrices of one shape, by pieces where they are contiguous."""
+        """Run a program on matrices of one shape, in pieces if they are contiguous."""
         first = next(iter(arrays.values()))
         constants, flat = self._given(compiled, activation, first.dtype), _flat(arrays)
         if any(array.ndim for array in constants.values()):
@@ -103,7 +103,7 @@ class FormulaOps(Recorder):
 
 
 def _flat(places: dict[str, Array]) -> dict[str, Array]:
-    """Return the arrays in one dimension, which NumPy handles faster; else `places` itself.
+    """Return the arrays flattened to one dimension, which is faster; else `places` itself.
 
     All but the 0-d ones must be contiguous and of one shape.
     """

@@ -15,7 +15,7 @@ from mlpcore.core.ops import Array, Ops
 
 
 class HostDevice:
-    """The CPU; every array that it is given is NumPy's already."""
+    """The CPU; every array given to it is already a NumPy array."""
 
     name = "cpu"
     xp: Any = np
@@ -24,15 +24,15 @@ class HostDevice:
     adopt = staticmethod(arrays.host_array)
 
     def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
-        """Return the class of NumPy's operations: no algorithm is chosen here."""
+        """Return the class of NumPy's operations: it has no algorithms to choose."""
         return NumpyOps
 
     def free_bytes(self) -> int:
-        """Return the memory that the system and this process's control groups leave."""
+        """Return the memory that the system and this process's control groups leave free."""
         free = machine.free_memory()
         if free is None:
             raise ValueError(
-                "memory_limit: this system does not say how much memory is free; give bytes, or "
+                "memory_limit: this system does not report free memory; pass bytes, or "
                 "text such as '2 GiB'"
             )
         return free

@@ -15,13 +15,13 @@ class MaskOps(FormulaOps):
 
     Attributes:
         step: the number of the step.
-        first: the row of the batch that the chunk begins with.
+        first: the row of the batch at which the chunk begins.
     """
 
     step = first = 0
 
     def _drop(self, Z: Array, key: int, threshold: int) -> None:
-        """Set Z = -0 where the mask says so."""
+        """Set Z = -0 where the mask drops an entry."""
         xp, do, (m, n), few = self.xp, self._do, Z.shape, piece_rows(*Z.shape)
         signed, unsigned = (np.dtype(f"{kind}{8 * Z.dtype.itemsize}") for kind in ("int", "uint"))
         numbers = self._numbers("mask numbers", max(m, n), xp.uint32)
@@ -41,20 +41,20 @@ class MaskOps(FormulaOps):
             self._scramble(u, dropped.view(xp.uint32)[: words.size])
             do(xp.right_shift, u, self._constant(32 - dropout.BITS, u), u)
             do(xp.subtract, u, self._constant(threshold, u), u)
-            # all bits where u was below the threshold
+            # sets all bits if u was below the threshold
             do(xp.right_shift, below, self._constant(31, below), dropped)
             do(xp.bitwise_or, words, dropped, words)
             do(xp.right_shift, bits, self._constant(1, bits), bits)  # all but the sign
             do(xp.bitwise_xor, words, dropped, words)
 
     def _place(self, key: int, numbers: Array, rows: Array, columns: Array) -> None:
-        """Move numbers of rows and columns to this step's masks; replays are of other steps."""
+        """Shift row and column numbers to this step's masks, since replays differ in step."""
         base = dropout.mix(key + self.step)
         self.xp.add(numbers[: len(rows)], (base + self.first) & 0xFFFFFFFF, rows)
         self.xp.add(numbers[: len(columns)], dropout.mix(base + dropout.GOLDEN), columns)
 
     def _scramble(self, x: Array, shifted: Array) -> None:
-        """Take the steps of `dropout.mix` up to the last multiplication, in place."""
+        """Apply the steps of `dropout.mix` up to the last multiplication, in place."""
         for shift, factor in zip(dropout.SHIFTS, dropout.FACTORS, strict=False):
             self._do(self.xp.right_shift, x, self._constant(shift, x), shifted)
             self._do(self.xp.bitwise_xor, x, shifted, x)

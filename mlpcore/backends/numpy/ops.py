@@ -2,7 +2,7 @@
 
 It is written against an array module `xp`, so that the same code on CuPy arrays is the unfused
 check of the fused kernels. Every GEMM goes through NumPy's own BLAS: a second one in the process
-(SciPy's) would fight the first for the cores.
+(SciPy's) would compete with it for the cores.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mlpcore.core.losses import Loss, Objective
 from mlpcore.core.ops import Array, Buffer, ChunkShape, Input, Transposed, row_major
 from mlpcore.core.program import Program
 
-SHORT = 64  # entries of a piece of a sum
-STRETCH = 1 << 17  # entries of as many pieces as are summed by one call
+SHORT = 64  # entries in a piece of a sum
+STRETCH = 1 << 17  # entries of all pieces that one call sums
 BLOCK = 2048  # entries that a sum converts to double at a time: 16 KiB for each thread of a step
-FEW = 2048  # entries that cost less to zero than `matmul` takes to look at its arguments
+FEW = 2048  # zeroing this many entries costs less than `matmul` takes to check its arguments
 
 
 class NumpyOps(MaskOps):
@@ -39,7 +39,7 @@ class NumpyOps(MaskOps):
         self._dot: Callable[..., object] = xp.dot
 
     def scratch(self, chunk: ChunkShape) -> list[Buffer]:
-        """Return the arrays of its own that this backend needs for a chunk, for the plan."""
+        """Return the arrays that this backend needs for a chunk in addition, for the plan."""
         return scratch.of_chunk(chunk)
 
     def map_scratch(self, program: Program, size: int, dtype: str) -> list[Buffer]:
@@ -49,7 +49,7 @@ class NumpyOps(MaskOps):
     # -- products and layers --
 
     def gather(self, source: Array, rows: slice | Array, out: Array, stage: Array | None) -> None:
-        """Set out = source[rows], cast by way of `stage`, of source's dtype, where that differs."""
+        """Set out = source[rows], cast through `stage` (of source's dtype) if the dtypes differ."""
         if stage is None and not isinstance(rows, slice):
             source.take(rows, 0, out, "clip")
             return
@@ -64,7 +64,7 @@ class NumpyOps(MaskOps):
         if isinstance(A, Input | Transposed):
             self._do(_multiply_input, self._product_into(C), A, B, product)
         elif A.shape[1] == 1:
-            # an outer product: matmul would take 6 times as long (docs/performance.md)
+            # an outer product, for which matmul would take 6 times as long (docs/performance.md)
             self._do(self.xp.multiply, A, B, product)
         else:
             self._do(self._product_into(C), A, B, product)
@@ -85,7 +85,7 @@ class NumpyOps(MaskOps):
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
         """Set S += b and Z = σ(S), row by row. Z may be S."""
         if b is not None and len(S) == 1:
-            self._do(self.xp.add, S[0], b, S[0])  # no broadcast: half the time
+            self._do(self.xp.add, S[0], b, S[0])  # without broadcasting: half the time
         elif b is not None:
             self._do(self.xp.add, S, b, S)
         if activation.rowwise:
@@ -112,7 +112,7 @@ class NumpyOps(MaskOps):
     ) -> None:
         """Set D = G ⊙ σ'(S, Z), db = Σ_rows D, da = Σ G ⊙ ∂z/∂a, or db += …, da += ….
 
-        D may be G or Z; S, Z and G are otherwise kept.
+        D may be G or Z; otherwise S, Z and G are kept.
         """
         if activation.da is not None:
             self._sum_by_parameter(G, S, Z, activation, accumulate)
@@ -131,7 +131,7 @@ class NumpyOps(MaskOps):
     def _sum_by_parameter(
         self, G: Array, S: Array, Z: Array, activation: Activation, accumulate: bool
     ) -> None:
-        """Set da, or add to it: Σ_rows G ⊙ ∂z/∂a, summed over outputs, too, where they share a."""
+        """Set da, or add to it: Σ_rows G ⊙ ∂z/∂a, also summed over outputs if they share a."""
         compiled, da = programs.by_parameter(activation, Z.dtype.name), activation.da
         assert da is not None
         constants, n = self._given(compiled, activation, Z.dtype), Z.shape[1]
@@ -194,7 +194,7 @@ class NumpyOps(MaskOps):
     # -- softmax --
 
     def _row(self, A: Array) -> Array:
-        """Return scratch for a number of each row."""
+        """Return scratch for one number per row."""
         return self._take("row sum", (len(A), 1), A.dtype)
 
     def _softmax(self, S: Array, Z: Array) -> None:
@@ -267,7 +267,7 @@ class NumpyOps(MaskOps):
         self._sum_rows(D, db, accumulate)
 
     def _column_weights(self, loss: Loss, dtype: Any) -> Array | None:
-        """Return the loss's number for each column, in the plan's array where there is one."""
+        """Return the loss's number for each column, in the plan's array if there is one."""
         if not loss.columns:
             return None
         planned = self._scratch.get("column weights")
@@ -279,7 +279,7 @@ class NumpyOps(MaskOps):
 
     @np.errstate(over="ignore")
     def sum_squares(self, v: Array) -> float:
-        """Return Σ v²: of pieces too short for the dtype to lose digits, added up in double."""
+        """Return Σ v²: summed in short pieces that lose no digits, added up in double."""
         total = 0.0
         for start in range(0, v.size, STRETCH):
             part = v[start : start + STRETCH]
@@ -290,7 +290,7 @@ class NumpyOps(MaskOps):
             return total
         return sum(
             (float(piece.dot(piece)) for piece in _in_double(v)), 0.0
-        )  # a square was 0, or infinite
+        )  # a square was 0 or infinite
 
     def sum_abs(self, v: Array) -> float:
         """Return Σ |v|, summed in double precision."""

@@ -6,16 +6,16 @@ from mlpcore.core.activation import Activation
 from mlpcore.core.losses import Objective
 from mlpcore.core.program import Program, program
 
-PIECE = 32768  # entries per pass of a formula: what it reads and writes stays in L2
+PIECE = 32768  # entries per pass of a formula: its inputs and outputs stay in L2
 
 
 def piece_rows(rows: int, columns: int) -> int:
-    """Return how many rows of a matrix are a piece, at least one."""
+    """Return the number of rows in a piece of a matrix, at least one."""
     return max(1, min(rows, PIECE // columns))
 
 
 def value(activation: Activation, dtype: str, in_place: bool) -> Program | None:
-    """Compile Z = σ(s), written into s where Z is S; None where nothing is left to do."""
+    """Compile Z = σ(s), written into s if Z is S; None if there is nothing to compute."""
     if activation.value == "s" and in_place:
         return None
     formula = f"{'s' if in_place else 'z'} = {activation.value}"
@@ -23,13 +23,13 @@ def value(activation: Activation, dtype: str, in_place: bool) -> Program | None:
 
 
 def slope(activation: Activation, dtype: str, target: str) -> Program:
-    """Compile D = G σ', written into the array with which D shares memory."""
+    """Compile D = G σ', written into the array that shares memory with D."""
     formula = "g" if activation.slope == "1" else f"g * ({activation.slope})"
     return program(f"{target} = {formula}", frozenset(activation.scalars), dtype)
 
 
 def curvature(activation: Activation, dtype: str, target: str) -> Program:
-    """Compile D = G σ' + H T σ'', written into the array with which D shares memory."""
+    """Compile D = G σ' + H T σ'', written into the array that shares memory with D."""
     formula = f"g * ({activation.slope}) + h * t * ({activation.curvature})"
     return program(f"{target} = {formula}", frozenset(activation.scalars), dtype)
 
@@ -41,7 +41,7 @@ def by_parameter(activation: Activation, dtype: str) -> Program:
 
 
 def loss(objective: Objective, dtype: str, in_place: bool) -> tuple[Program, Program]:
-    """Compile V = k ℓ and D = k ∂ℓ/∂x, the latter written into x where D is x."""
+    """Compile V = k ℓ and D = k ∂ℓ/∂x, the latter written into x if D is x."""
     scalars, target = frozenset(dict(objective.scalars)), "x" if in_place else "d"
     losses = program(f"v = k * ({objective.value})", scalars, dtype)
     return losses, program(f"{target} = k * ({objective.slope})", scalars, dtype)

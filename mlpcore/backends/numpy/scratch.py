@@ -1,4 +1,4 @@
-"""The arrays of its own that the NumPy backend needs for a chunk, as lines of the plan."""
+"""The arrays that the NumPy backend itself needs for a chunk, as lines of the plan."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def of_chunk(chunk: ChunkShape) -> list[Buffer]:
 def of_map(program: Program, size: int, dtype: str) -> list[Buffer]:
     """Return the arrays that `map` over vectors of `size` entries needs."""
     shape = max(1, program.registers) * min(programs.PIECE, size)
-    return [Buffer("registers", (shape,), dtype, "of the update, a piece of the vectors at a time")]
+    return [Buffer("registers", (shape,), dtype, "of the update, for one piece at a time")]
 
 
 def _registers(chunk: ChunkShape) -> int:
-    """Return the entries of all registers that one formula of the chunk needs at a time."""
+    """Return the total entries of all registers that any one formula of the chunk needs."""
     rows, sizes, dtype, objective = chunk.rows, chunk.sizes, chunk.dtype, chunk.objective
     registers = 0
     for l, activation in enumerate(chunk.activations):
@@ -55,7 +55,7 @@ def _registers(chunk: ChunkShape) -> int:
 
 
 def _matched(chunk: ChunkShape, l: int) -> bool:
-    """Return whether layer l is the output, whose formula is part of the loss's."""
+    """Return True if layer l is the output and its formula is part of the loss's."""
     return l == len(chunk.sizes) - 1 and chunk.objective.matched
 
 
@@ -63,12 +63,12 @@ def _of_loss(chunk: ChunkShape) -> Iterator[Buffer]:
     rows, dtype, classes, loss = chunk.rows, chunk.dtype, chunk.sizes[-1], chunk.objective.loss
     if loss.rowwise:
         yield Buffer("softmax", (rows * classes,), dtype, "exponentials")
-        why = "maximum, sums and label's entry of each row"
+        why = "maximum, sums and label entry per row"
         yield Buffer("row sums", (4, rows), dtype, why)
         yield Buffer("row numbers", (rows,), "int64", "0, 1, 2, …")
-        yield Buffer("label entries", (2, rows), "int64", "where each row's label stands")
+        yield Buffer("label entries", (2, rows), "int64", "position of each row's label")
     if loss.columns:
-        why = "of the loss: by class, or of positive targets"
+        why = "class weights or pos_weight of the loss"
         yield Buffer("column weights", (classes,), dtype, why)
 
 
@@ -81,7 +81,7 @@ def _of_dropout(chunk: ChunkShape) -> Iterator[Buffer]:
         yield Buffer("mask numbers", (max(rows, *dropped),), "uint32", "0, 1, 2, …")
         yield Buffer("mask keys", (2, rows + max(dropped)), "uint32", "of rows and columns")
         yield Buffer("draws", (piece,), "uint32", "for entries of Z, a piece at a time")
-        yield Buffer("mask", (piece,), f"int{bits}", "all bits set where an entry is dropped")
+        yield Buffer("mask", (piece,), f"int{bits}", "all bits set for dropped entries")
 
 
 def _of_output(chunk: ChunkShape) -> Iterator[Buffer]:
@@ -90,7 +90,7 @@ def _of_output(chunk: ChunkShape) -> Iterator[Buffer]:
         yield Buffer("row sum", (rows,), chunk.dtype, "softmax: maximum, sum")
         if objective.output.logarithmic:
             yield Buffer("row numbers", (rows,), "int64", "0, 1, 2, …")
-            why = "which they are and where they stand"
+            why = "their columns and positions"
             yield Buffer("largest entries", (2, rows), "int64", why)
 
 

@@ -1,7 +1,7 @@
-"""Softmax by rows, its Jacobian, and its cross-entropy: each is one call of a tape.
+"""Row-wise softmax, its Jacobian, and its cross-entropy; each is one call on a tape.
 
 All work in place, on arrays that the caller has planned: `row` is (rows, 1), `powers` and `product`
-have Z's shape. Ufuncs and methods are bound once: to look one up costs a tenth of its call.
+have Z's shape. Ufuncs and methods are bound once: looking one up costs a tenth of its call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy import add, copyto, divide, exp, log, log1p, matmul, minimum, multipl
 from mlpcore.core.losses import Loss
 from mlpcore.core.ops import Array
 
-# up to so many classes the work is done on the transpose, where sums over a row are sums of
+# up to this many classes the work is done on the transpose, where sums over a row become sums of
 # contiguous rows
 NARROW = 64
 total_of: Any = np.add.reduce
@@ -36,8 +36,8 @@ def log_softmax(
 ) -> None:  # fmt: skip
     """Set Z = s - log Σ exp(s), s = S - max.
 
-    The largest entry's 1 stays out of the sum, and is `log1p`'s. `largest`, `at` and `numbers` are
-    int64, (rows,); `numbers` holds 0, 1, 2, …
+    The largest entry's 1 is left out of the sum and supplied by `log1p`. `largest`, `at` and
+    `numbers` are int64, (rows,); `numbers` holds 0, 1, 2, …
     """
     S.argmax(1, largest)
     largest_of(S, 1, None, row, True)
@@ -70,15 +70,15 @@ def log_softmax_gradient(G: Array, Z: Array, D: Array, row: Array, powers: Array
 class CrossEntropy:
     """ℓ = log Σ exp(s - max) - (s_y - max) and D = k (softmax(s) - onehot(y)), from S.
 
-    Neither overflows nor cancels: in the place of one exponential e, the label's or the largest,
-    stands e - 1, so that the sum is Σ - 1, whose log1p keeps its digits; and that entry of D is
+    Neither overflows nor cancels: one exponential e, the label's or the largest, is replaced by
+    e - 1, so that the sum is Σ - 1, whose log1p keeps its digits; and that entry of D is
     -k R / Σ with the sum R of the others.
 
     Args:
-        S, Y, k, D, J: as `Ops.loss` has them.
+        S, Y, k, D, J: as in `Ops.loss`.
         loss: the loss.
-        weights: its number for each class, or None.
-        flat: scratch for exponentials, (rows · classes,), in which P is.
+        weights: the loss's number for each class, or None.
+        flat: scratch for exponentials, (rows · classes,), which holds P.
         sums: scratch, (4, rows, 1).
         places: scratch, (2, rows) of int64.
         numbers: 0, 1, 2, …, (rows,).
@@ -96,7 +96,7 @@ class CrossEntropy:
         self.mixes, self.most, smoothing = loss.mixes(labels), loss.most, loss.label_smoothing
         self.labels = labels
         columns = Y if labels else self.largest
-        if classes <= NARROW:  # the place of an entry in `flat`: scaled · factor + added
+        if classes <= NARROW:  # position of an entry in `flat`: scaled · factor + added
             self.P = flat.reshape(classes, rows).T
             self.scaled, self.factor, self.added = columns, rows, numbers
         else:
@@ -109,11 +109,11 @@ class CrossEntropy:
 
     @property
     def run(self) -> Callable[[], None]:
-        """The method that adds the rows' losses to J and sets D."""
+        """Method that adds the rows' losses to J and sets D."""
         return self.of_labels if self.labels else self.of_distributions
 
     def of_labels(self) -> None:
-        """Add the rows' losses to J and set D, where Y holds classes."""
+        """Add the rows' losses to J and set D, if Y holds class indices."""
         P, at, take, put, k, J = self.P, self.at, self.take, self.put, self.k, self.J
         top, total, entry, value, tops = self.top, self.total, self.entry, self.value, self.tops
         copyto(P, self.S)
@@ -145,7 +145,7 @@ class CrossEntropy:
         copyto(self.D, P)
 
     def of_distributions(self) -> None:
-        """Add the rows' losses to J and set D, where a row of Y is a distribution over classes."""
+        """Add the rows' losses to J and set D, if each row of Y is a distribution over classes."""
         P, at, take, put, k, J, D = self.P, self.at, self.take, self.put, self.k, self.J, self.D
         top, total, entry, value, tops = self.top, self.total, self.entry, self.value, self.tops
         copyto(P, self.S)
@@ -195,7 +195,7 @@ class CrossEntropy:
         J += total_of(value.reshape(-1))
 
     def _mixed_distributions(self) -> None:
-        """Set ℓ and D of the shares t = c ((1 - ε) Y + ε/K) / C (`targets.mixed`), held in D."""
+        """Set ℓ and D for the shares t = c ((1 - ε) Y + ε/K) / C (`targets.mixed`), held in D."""
         P, t, top, total = self.P, self.D, self.top, self.total
         multiply(self.Y, self.kept, t)
         add(t, self.share, t)
@@ -217,9 +217,9 @@ class CrossEntropy:
         multiply(P, self.k, self.D)
 
     def _mixed_labels(self) -> None:
-        """Set ℓ = -Σ t log p and D = k (Σ t softmax(s) - t) of mixed targets t.
+        """Set ℓ = -Σ t log p and D = k (Σ t softmax(s) - t) for mixed targets t.
 
-        They are (1 - ε) onehot(y) + (ε/K) c / c_y.
+        The targets are t = (1 - ε) onehot(y) + (ε/K) c / c_y.
         """
         P, weights, kept, share = self.P, self.weights, self.kept, self.share
         top, total, entry, own = self.top, self.total, self.entry, self.value
@@ -258,7 +258,7 @@ class CrossEntropy:
         copyto(self.D, P)
 
     def _spread(self, own: Array) -> None:
-        """Set (ε/K) / c_y of each row."""
+        """Set (ε/K) / c_y for each row."""
         assert self.weights is not None
         self.weights.take(self.Y, 0, self.values, "clip")
         own[own == 0] = 1

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlpcore.core.ops import Array, Call, make
 
-# entries that NumPy buffers in a broadcast: 8,192 by default, which is slower and takes 64 KiB
+# entries that NumPy buffers in a broadcast; the default, 8,192, is slower and takes 64 KiB
 BUFFER = 2048
 
 
@@ -21,14 +21,14 @@ class Tape:
         self.calls: list[Call] = []
 
     def replay(self) -> None:
-        """Make the calls again, inside `NumpyOps.quietly`."""
+        """Repeat the calls, inside `NumpyOps.quietly`."""
         make(self.calls)
 
 
 def _quiet_context() -> contextvars.Context:
     """Return a context without floating-point warnings, which broadcasts by `BUFFER` entries.
 
-    To call a function in it costs a fraction of an errstate block.
+    Calling a function in it costs a fraction of an errstate block.
     """
     context = contextvars.copy_context()
     context.run(np.seterr, all="ignore")
@@ -43,7 +43,7 @@ class Recorder:
         xp: NumPy, or a module with its interface.
 
     Attributes:
-        quietly: calls a function with its arguments where overflow raises no warning.
+        quietly: calls a function with the given arguments and without overflow warnings.
     """
 
     def __init__(self, xp: Any = np):
@@ -59,7 +59,7 @@ class Recorder:
         return self.xp.empty(nbytes, self.xp.uint8)
 
     def use(self, scratch: Mapping[str, Array]) -> None:
-        """Take these arrays, as `scratch` listed them, instead of allocating at each call."""
+        """Use these arrays, as listed by `scratch`, instead of allocating at each call."""
         self._scratch = scratch
         if "ones" in scratch:
             scratch["ones"][...] = 1
@@ -68,14 +68,14 @@ class Recorder:
                 scratch[name][...] = self.xp.arange(len(scratch[name]))
 
     def _take(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return the scratch array of this name, cut to `shape`, or a fresh one without a plan."""
+        """Return the scratch array of this name, cut to `shape`, or a new one without a plan."""
         if name in self._scratch:
             size = int(np.prod(shape))
             return self._scratch[name].reshape(-1)[:size].reshape(shape)
         return self.xp.empty(shape, dtype)
 
     def _numbers(self, name: str, count: int, dtype: Any) -> Array:
-        """Return 0, 1, 2, …: the scratch array of this name, or a fresh one."""
+        """Return 0, 1, 2, …: the scratch array of this name, or a new one."""
         if name in self._scratch:
             return self._scratch[name][:count]
         return self.xp.arange(count, dtype=dtype)
@@ -87,11 +87,11 @@ class Recorder:
     # -- recording --
 
     def renew(self) -> None:
-        """Give up what another thread was doing here when the process was forked."""
+        """Drop work that another thread had under way here when the process was forked."""
         self.quietly, self._tape = _quiet_context().run, None
 
     def record(self, run: Callable[[], None]) -> Tape:
-        """Record the operations that `run` calls, instead of executing them."""
+        """Record the operations that `run` calls, without executing them."""
         assert self._tape is None, "a recording is under way"
         self._tape = tape = Tape()
         try:
@@ -101,7 +101,7 @@ class Recorder:
         return tape
 
     def _do(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Call the function, or note the call on the tape."""
+        """Call the function, or record the call on the tape."""
         if self._tape is None:
             function(*arguments)
         else:

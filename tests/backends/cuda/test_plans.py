@@ -471,7 +471,7 @@ def test_an_array_tells_where_it_lies():
     import mlpcore as mc
 
     net = mc.MLP([3, 2], device="cpu")
-    with pytest.raises(TypeError, match=r"X lies on a GPU and the network on the CPU"):
+    with pytest.raises(TypeError, match=r"X is on a GPU, but the network is on the CPU"):
         net.predict(OnGpu())
     with pytest.raises(mc.DeviceUnavailable, match="CuPy"):
         mc.loss("squared_error")(OnGpu(), np.ones((1, 3)))

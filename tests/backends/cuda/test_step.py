@@ -1412,6 +1412,6 @@ def test_a_step_of_more_chunks_than_a_graph_holds_has_its_products_alone(device)
 def test_a_step_on_a_cpu_has_no_parts():
     with pytest.raises(
         mc.DeviceUnavailable,
-        match="a step has parts where it is captured as a graph: on a CUDA device",
+        match="a step has parts only if it is captured as a graph: on a CUDA device",
     ):
         trainer("cpu").parts(*data()[:2])
