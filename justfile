@@ -1,4 +1,4 @@
-# The commands of a working day: `just` lists them. They use the environment .venv, or just python=… .
+# Everyday commands; `just` lists them. They use .venv unless called as `just python=… COMMAND`.
 
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
@@ -7,18 +7,18 @@ python := ".venv/bin/python"
 _list:
     @just --list --unsorted
 
-# make .venv with everything that the tests need
+# create .venv with everything that the tests need
 install:
     python3 -m venv .venv
     {{ python }} -m pip install -e ".[test]"
 
-# lint, format and types
+# check lint, format and types
 check:
     {{ python }} -m ruff check .
     {{ python }} -m ruff format --check .
     {{ python }} -m mypy
 
-# the tests that catch most mistakes in a minute; more arguments go to pytest
+# the tests that catch most mistakes, in about a minute; arguments go to pytest
 fast *arguments:
     {{ python }} -m pytest -q -m "not slow and not emulated" {{ arguments }}
 
@@ -30,15 +30,15 @@ test *arguments:
 docs:
     {{ python }} -m pytest -q tests/test_docs.py tests/examples
 
-# a benchmark suite, such as `just bench --suite quick`
+# a benchmark suite, for example `just bench --suite quick`
 bench *arguments:
     {{ python }} bench/run.py {{ arguments }}
 
-# the checks on an NVIDIA GPU; arguments choose parts
+# the checks on an NVIDIA GPU; arguments choose sections
 gpu *arguments:
     bash bench/gpu/run.sh {{ arguments }}
 
-# kills, random calls and steps in their thousands, before a release
+# before a release: kills, random calls and steps, thousands of each
 long *arguments:
     {{ python }} -m tests.reliability.long {{ arguments }}
 
@@ -54,6 +54,6 @@ lowest *arguments:
     PYTHONPATH=$PWD "$scratch/venv/bin/python" -m pytest -q -p no:cacheprovider \
         -m "not slow and not emulated" {{ arguments }}
 
-# all that CI does, in environments of its own
+# everything CI does, in separate environments
 ci:
     bash .ci/run

@@ -1,12 +1,12 @@
-"""The worst error of every formula in each dtype, against mpmath: `python -m bench.accuracy` writes
-docs/accuracy.md's tables.
+"""The worst error of every formula in each dtype, against mpmath: the tables of docs/accuracy.md.
 
-    error = max(0, |computed - f(x)| - moves · |f(x + ulp(x)) - f(x)|) / ulp(f(x))          x as it
-    is stored
+    python -m bench.accuracy
 
-The second term is what the last place of x makes of the result: nobody can know x better. Numbers
-below the smallest normal one count as 0. Needs mpmath, onnxruntime for its table and g++ for that
-of the CUDA kernels' text.
+    error = max(0, |computed - f(x)| - moves · |f(x + ulp(x)) - f(x)|) / ulp(f(x)),   x as stored
+
+The second term is the change of the result over one last place of x, since x is not known any
+better. Numbers below the smallest normal one count as 0. Needs mpmath, onnxruntime for its table
+and g++ for the table of the CUDA kernels.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from mlpcore.io.atomic import replacing
 from mlpcore.mlp import MLP
 
 Array = Any
-Number = Any  # of mpmath
+Number = Any  # mpmath's numbers
 DTYPES = ("float32", "float64")
 QUANTITIES = ("value", "slope", "curvature")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "accuracy.md"
 DIGITS, MORE = (
     130,
     800,
-)  # so many that 1 + 1e-38 and its logarithm keep 50 right ones; where differences vanish in them
-BOUND = 8  # ulp that no formula exceeds, on any machine and at any door
+)  # enough for 50 correct digits of log(1 + 1e-38); below this, differences vanish
+BOUND = 8  # ulp that no formula exceeds, on any machine and in any implementation
 mpmath.mp.dps = DIGITS
 
 
@@ -133,7 +133,7 @@ def tanh(u: Taylor) -> Taylor:
     return 1 - 2 / (exp(2 * u) + 1)
 
 
-# -- the functions, once more ----------------------------------------------------------------------
+# -- the functions again ---------------------------------------------------------------------------
 
 LAMBDA, LAMBDA_ALPHA = (
     mpf("1.0507009873554804934193349852946"),
@@ -184,7 +184,7 @@ OF_S: dict[str, Callable[[Taylor, Number], Taylor]] = {
     "hard_tanh": lambda s, a: s if abs(s.c[0]) < 1 else Taylor(mpmath.sign(s.c[0])),
     "exp": lambda s, a: exp(s),
 }  # fmt: skip
-# slope and curvature at a stored output z, where the sheet writes them in it
+# slope and curvature at a stored output z, if the sheet writes them in z
 OF_Z: dict[str, Callable[[Number, Number], tuple[Number, Number]]] = {
     "identity": lambda z, a: (mpf(1), mpf(0)),
     "sigmoid": lambda z, a: (a * z * (1 - z), a * a * z * (1 - z) * (1 - 2 * z)),
@@ -241,10 +241,10 @@ OF_OUTPUT: dict[
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the sheets with its parameter and target.
+    """A row of the sheets with its parameter and target.
 
     Attributes:
-        name: of the row; of a matched pair "loss of output".
+        name: name of the row, or "loss of output" for a matched pair.
         parameter: the value of a or q, None for the default.
         y: the target of a loss, None of an activation.
     """
@@ -255,9 +255,7 @@ class Case:
 
     @property
     def moves(self) -> int:
-        """The number of last places of the input that are allowed for: more than one for sums that
-        have roots.
-        """
+        """Last places of the input to allow for: more than one for sums that have roots."""
         return {
             "gelu": 4,
             "gelu_erf": 4,
@@ -275,7 +273,7 @@ class Case:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """The loss on the output that its name says."""
+        """The loss for the output in its name."""
         loss, _, output = self.name.partition(" of ")
         if output:
             return losses.pair(
@@ -285,7 +283,7 @@ class Case:
         return losses.pair(losses.resolve((loss, self.parameter) if self.parameter else loss), None)
 
     def reads_z(self, quantity: str) -> bool:
-        """Return whether the quantity is a function of the stored output."""
+        """Return True if the quantity is a function of the stored output."""
         return self.y is None and quantity != "value" and not self.sigma.slope_reads_s
 
     def formula(self, quantity: str, dtype: str) -> Activation:
@@ -322,7 +320,7 @@ CASES = [
 
 @functools.cache
 def grid(dtype: str, thin: int) -> Array:
-    """Numbers from ±1e-38 to ±1e38, more of them where functions bend or end; every `thin`-th."""
+    """Return every `thin`-th number of a grid from ±1e-38 to ±1e38, denser where functions bend."""
     middle = np.linspace(-20, 20, 331)
     tails = np.concatenate(
         [np.linspace(86, 95, 28), np.linspace(100, 760, 45), [708.4, 709.7, 745.2]]
@@ -344,14 +342,14 @@ def grid(dtype: str, thin: int) -> Array:
 
 
 def points(case: Case, dtype: str, thin: int) -> Array:
-    """The inputs of a case, in the range where its function is defined."""
+    """Return the inputs of a case, in the range in which its function is defined."""
     s, number = grid(dtype, thin), np.dtype(dtype).type
     if case.name == "poisson":
         return s[s > 1e-37]
     if case.name == "binary_cross_entropy":
         near_1 = (1 - 10 ** np.linspace(-7 if dtype == "float32" else -15, -0.5, 60)).astype(dtype)
         return np.unique(np.concatenate([s[(s > 0) & (s < 1)], near_1]))
-    if case.name in ("huber", "quantile", "absolute_error"):  # not where two pieces meet
+    if case.name in ("huber", "quantile", "absolute_error"):  # except where two pieces meet
         residual = abs(s - number(case.y))
         return s[(residual != 0) & (residual != case.parameter)]
     return s[s != 0] if case.name in ("relu", "relu6", "leaky_relu", "prelu", "elu", "selu") else s
@@ -372,9 +370,7 @@ def exact(case: Case, x: float, y: float | None) -> list[Number]:
 def references(
     case: Case, quantity: str, dtype: str, thin: int
 ) -> tuple[Array, list[tuple[Number, Number]]]:
-    """The stored numbers that the formula reads, and for each the result and what the last place of
-    the input changes.
-    """
+    """Return the stored inputs and, for each, the result and its change per last place."""
     k, found = QUANTITIES.index(quantity), []
     y = None if case.y is None else float(np.dtype(dtype).type(case.y))
     s = points(case, dtype, thin)
@@ -389,7 +385,7 @@ def references(
             )
             found.append(
                 (here, min(abs(below - here), abs(above - here)))
-            )  # at a jump the side without it
+            )  # at a jump, the side without the jump
         return z, found
     for x in s:
         here = exact(case, float(x), y)
@@ -401,7 +397,7 @@ def references(
 
 
 def error(result: Any, f: Number, allowance: Number) -> float:
-    """The error of one number in units in the last place of f, less the allowance."""
+    """Return the error of one number in units in the last place of f, minus the allowance."""
     info = np.finfo(result.dtype)
     largest, tiny = float(info.max), mpf(float(info.tiny))
     if abs(f) > largest * (1 - 8 * mpf(float(info.eps))):
@@ -420,9 +416,7 @@ Door = Callable[[Case, str, Array], Array]
 
 
 def worst(case: Case, quantity: str, dtype: str, door: Door, thin: int = 1) -> tuple[float, float]:
-    """The largest error of what a door computes, in units in the last place, and the input where it
-    is.
-    """
+    """Return the largest error of an implementation, in units in the last place, and its input."""
     x, expected = references(case, quantity, dtype, thin)
     found = door(case, quantity, x)
     assert found.dtype == x.dtype, (found.dtype, x.dtype)
@@ -434,7 +428,7 @@ def worst(case: Case, quantity: str, dtype: str, door: Door, thin: int = 1) -> t
     return errors[i], float(x[i])
 
 
-# -- the doors -------------------------------------------------------------------------------------
+# -- the implementations ---------------------------------------------------------------------------
 
 
 def numpy_door(case: Case, quantity: str, x: Array) -> Array:
@@ -447,9 +441,7 @@ def numpy_door(case: Case, quantity: str, x: Array) -> Array:
 
 
 def onnx_door(case: Case, quantity: str, x: Array) -> Array:
-    """Return the results of onnxruntime from the file that `MLP.to_onnx` writes, of a network of
-    one unit.
-    """
+    """Return the results of onnxruntime for a one-unit network that `MLP.to_onnx` wrote."""
     import onnxruntime
 
     sigma = case.sigma if quantity == "value" else case.formula(quantity, x.dtype.name)
@@ -469,14 +461,12 @@ def onnx_door(case: Case, quantity: str, x: Array) -> Array:
 
 
 def scale(ulp: float) -> str:
-    """The error, rounded up to 1, 2, 4, 8, …: last digits depend on the machine's exp."""
+    """Return the error rounded up to 1, 2, 4, 8, …: last digits depend on the machine's exp."""
     return f"{2 ** max(0, math.ceil(math.log2(ulp)))}" if ulp else "0"
 
 
 def table(door: Door, names: list[str], quantities: tuple[str, ...], thin: int) -> str:
-    """A Markdown table of the worst errors, a line a row of the sheets: ulp, and where it is more
-    than 1.
-    """
+    """Return a Markdown table of the worst errors in ulp, one line per row of the sheets."""
     heads = [f"{quantity}, {dtype}" for dtype in DTYPES for quantity in quantities]
     lines = ["| row | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name in names:
@@ -492,7 +482,7 @@ def table(door: Door, names: list[str], quantities: tuple[str, ...], thin: int) 
 
 
 def tables(thin: int = 1) -> dict[str, str]:
-    """The page's tables by the name of their marker."""
+    """Return the page's tables by the name of their marker."""
     of_losses = list(dict.fromkeys(case.name for case in CASES if case.y is not None))
     return {
         "activations": table(numpy_door, list(OF_S), QUANTITIES, thin),
@@ -502,12 +492,12 @@ def tables(thin: int = 1) -> dict[str, str]:
 
 
 def machine() -> str:
-    """The machine, as far as the last digits depend on it."""
+    """Return the facts about the machine that the last digits depend on."""
     return f"NumPy {np.__version__}, {platform.machine()}, {platform.system()}"
 
 
 def written(text: str, parts: dict[str, str]) -> str:
-    """The page with each table between its markers replaced."""
+    """Return the page with each table between its markers replaced."""
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)

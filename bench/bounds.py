@@ -1,12 +1,13 @@
-"""The least time a step can take on this machine: its FLOP at a measured rate, its bytes at a
-measured bandwidth.
+"""The least time of a step: its FLOP at a measured rate, its bytes at a measured bandwidth.
 
-    FLOP  = 2 m (3 Σ_l n_{l-1} n_l - n_0 n_1)             S = Z W and dW = Zᵀ D of every layer, G =
-    D Wᵀ of all but the first bytes = m (n_0 + targets) + (2 + 2 states) parameters X and Y read
-    once, parameters and optimizer state read and written
+    FLOP  = 2 m (3 Σ_l n_{l-1} n_l - n_0 n_1)
+            S = Z W and dW = Zᵀ D of every layer, G = D Wᵀ of all but the first
+    bytes = m (n_0 + targets) + (2 + 2 states) parameters
+            X and Y read once, parameters and optimizer state read and written
 
-No layer's output is in the bytes: chunks of rows may keep them in cache. Where everything fits into
-a cache (small nets, the same batch again), memory is not asked, and the second bound is none.
+The bytes include no layer's output, since chunks of rows may keep outputs in cache. If everything
+fits into a cache (small nets, the same batch again), memory is not accessed and the second bound
+does not apply.
 """
 
 from __future__ import annotations
@@ -20,26 +21,24 @@ import numpy as np
 
 from bench.cases import STATES, Case
 
-GPU_ORDER = 8192  # of the matrices that are multiplied
-GPU_ENTRIES = 1 << 28  # of the float32 vector that is copied
+GPU_ORDER = 8192  # order of the multiplied matrices
+GPU_ENTRIES = 1 << 28  # length of the copied float32 vector
 
 
 def flop(case: Case, batch: int) -> int:
-    """Floating-point operations of the GEMMs of a step."""
+    """Return the floating-point operations of a step's GEMMs."""
     products = [m * n for m, n in zip(case.sizes, case.sizes[1:], strict=False)]
     return 2 * batch * (3 * sum(products) - products[0])
 
 
 def traffic(case: Case, batch: int, optimizer: str) -> int:
-    """Bytes that a step must at least read or write: float32 rows, 8-byte class indices, float32
-    parameters.
-    """
+    """Return the bytes a step must read or write: float32 rows and parameters, int64 classes."""
     target = 8 if case.loss == "cross_entropy" else 4 * case.sizes[-1]
     return batch * (4 * case.sizes[0] + target) + 4 * case.parameters * (2 + 2 * STATES[optimizer])
 
 
 def bound(case: Case, batch: int, optimizer: str, ceiling: dict[str, Any]) -> dict[str, Any]:
-    """Seconds below which no step can be, and which of the two it is."""
+    """Return the least seconds of a step, and which of the two bounds it is."""
     times = {
         "FLOP": flop(case, batch) / ceiling["flop_per_second"],
         "bytes": traffic(case, batch, optimizer) / ceiling["bytes_per_second"],
@@ -64,9 +63,7 @@ def _fastest(run: Callable[[], Any], repeats: int = 7) -> float:
 
 
 def measure(device: str, precision: str) -> dict[str, Any]:
-    """The rate of a large GEMM and the bandwidth of a large copy: the best of seven, for a ceiling
-    is not a median.
-    """
+    """Return the rate of a large GEMM and the bandwidth of a large copy, the best of seven each."""
     rate, bandwidth = _cpu() if device == "cpu" else _gpu(precision)
     return {"flop_per_second": rate, "bytes_per_second": bandwidth}
 
@@ -80,7 +77,7 @@ def _cpu(n: int = 2048, megabytes: int = 256) -> tuple[float, float]:
     source = np.ones(megabytes << 18, np.float32)
     target, cpus = np.zeros_like(source), machine.usable_cpus()
     pieces = list(zip(np.array_split(source, cpus), np.array_split(target, cpus), strict=True))
-    with ThreadPoolExecutor(cpus) as pool:  # one core alone does not fill the memory's bandwidth
+    with ThreadPoolExecutor(cpus) as pool:  # one core does not saturate the memory bandwidth
         seconds = _fastest(lambda: list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), pieces)))
     return rate, 2 * source.nbytes / seconds
 

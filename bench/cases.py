@@ -1,6 +1,4 @@
-"""What is measured: named networks, the points of each suite, and the settings that all
-implementations share.
-"""
+"""The measured cases: named networks, the points of each suite, and shared settings."""
 
 from __future__ import annotations
 
@@ -10,17 +8,17 @@ from typing import Any
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 DECAY, BETAS, EPSILON = 1e-2, (0.9, 0.999), 1e-8  # of AdamW; decay acts on weights, not on biases
-STATES = {"SGD": 0, "AdamW": 2}  # vectors as long as the parameters that an optimizer keeps
-# the learning rate while time is taken: weights stay, so do gradients, and none becomes denormal
+STATES = {"SGD": 0, "AdamW": 2}  # vectors of the parameters' length kept by an optimizer
+# the learning rate while timing: weights and gradients hardly change, none becomes denormal
 TIMED_RATE = 1e-8
-STEPS = 10  # whose losses are compared
+STEPS = 10  # steps whose losses are compared
 START = 10.0  # seconds for a process to import its library and take the first steps
 COMPILE = {  # seconds more for a compiler
     "torch-compile": 40.0, "torch-compile-graph": 40.0, "jax": 15.0, "jax-scan": 15.0,
     "jax-chunks": 15.0,
 }  # fmt: skip
-CALIBRATE = 2.0  # seconds for a process to find out how many steps make a block, and to end
-POOL = 1000  # rows that the case of one row at a time goes through
+CALIBRATE = 2.0  # seconds for a process to choose the steps per block, and to exit
+POOL = 1000  # rows in the case of one row at a time
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Case:
 
     @property
     def rate(self) -> float:
-        """Learning rate of the ten steps that are compared: the losses move, and none diverges."""
+        """Learning rate of the ten compared steps: the losses change, and none diverges."""
         return 0.05 / max(self.sizes)
 
 
@@ -79,7 +77,7 @@ class Point:
 
     @property
     def key(self) -> str:
-        """`784-128-10/128/SGD/float32/cpu`: its name in a result."""
+        """Name of the point in a result, such as `784-128-10/128/SGD/float32/cpu`."""
         return f"{self.case}/{self.batch}/{self.optimizer}/{self.precision}/{self.device}"
 
 
@@ -88,13 +86,13 @@ class Suite:
     """Points and how they are measured.
 
     Attributes:
-        rounds: interleaved repeats; `seconds` is a timed block, `pause` the rest before it.
-        peers: implementations beside mlpcore; `memory`: whether peak memory is taken, in processes
-            of its own on a CPU.
+        rounds: interleaved repeats; `seconds` per timed block, after a `pause`.
+        peers: implementations to compare with mlpcore; `memory`: True to measure peak memory, on a
+            CPU in separate processes.
         limit: seconds of blocks that a point may take; beyond it there are fewer rounds, at least
             6.
         patience: seconds that a process may take for an answer, compilation included.
-        budget: seconds for the whole run, 0 for no limit; a point reckoned to end later is left for
+        budget: seconds for the whole run, 0 for no limit; a point expected to end later is left for
             another run.
         expected: what the command prints before it starts.
     """
@@ -113,7 +111,7 @@ class Suite:
     sweep: frozenset[str] = frozenset()
 
     def peers_of(self, point: Point) -> Sequence[str]:
-        """The peers of one point."""
+        """Return the peers of one point."""
         return self.light if point.key in self.sweep else self.peers
 
     def reckoned(self, point: Point) -> float:
@@ -191,11 +189,11 @@ SUITES = {
     ),
     "gpu": Suite(
         [*_GPU, *_GPU_LARGE], _GPU_PEERS, **_ON_GPU, budget=480,
-        expected="at most 8 minutes on one GPU; the same command goes on with what does not fit",
+        expected="at most 8 minutes on one GPU; repeat the command to measure what does not fit",
         light=_GPU_LIGHT, sweep=frozenset(point.key for point in _GPU_LARGE),
     ),
     "gpu-sweep": Suite(
         _GPU_SWEEP, ("torch", *_GPU_LIGHT, "warp-nn"), **_ON_GPU,
-        expected="about 12 minutes on one GPU, by reckoning",
+        expected="about 12 minutes on one GPU (estimated)",
     ),
 }  # fmt: skip

@@ -1,16 +1,18 @@
-"""One implementation at one point, in a process of its own, which answers one line of JSON to each
-line of JSON.
+"""One implementation at one point, in its own process: one line of JSON in, one out.
 
     python -m bench.child '{"job": "serve", "peer": "torch", "point": {…}, "folder": "…"}'
 
-The job "serve" answers first with {"losses": those of the first ten steps, …} or {"missing":
-reason}, then to
-    {"do": "calibrate", "what": "step", "seconds": 0.1}        {"count": how many make up a block;
-    null: not available} {"do": "time", "what": "step", "count": 40}                {"seconds": a
-    step's, "device_seconds": …}
+The job "serve" first answers {"losses": of the first ten steps, …} or {"missing": reason}, then
+the requests
+
+    {"do": "calibrate", "what": "step", "seconds": 0.1}
+        with {"count": steps per block; null: not available}
+    {"do": "time", "what": "step", "count": 40}
+        with {"seconds": per step, "device_seconds": …}
+
 The jobs "memory", "ceiling" and "describe" give one answer; "host_path" is described in
-bench/host_path.py. A fault is not
-caught: the process ends with a traceback, which the parent reads from its error output.
+bench/host_path.py. Errors are not caught: the process ends with a traceback on standard error,
+which the parent reads.
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ Answer = dict[str, Any]
 GEMM_BYTES = {
     "cpu": 1 << 30,
     "cuda": 16 << 30,
-}  # beyond so much for their arrays, the GEMMs alone are not run
+}  # most bytes of arrays for running the GEMMs alone
 
 
 def serve(peer: str, work: Work) -> Iterator[Answer]:
-    """Answers to the requests on standard input, in order."""
+    """Answer the requests on standard input, in order."""
     runner = build(peer, work)
     first: Answer = {"losses": runner.losses(STEPS), "note": runner.note, "blas": machine.blas()}
-    if (most := runner.peak()) is not None:  # now, before GEMMs alone get arrays of their own
+    if (most := runner.peak()) is not None:  # before the GEMMs alone allocate arrays
         rows = sum(array.nbytes for array in work.XY)
         first["memory"] = {
             "peak_bytes": max(0, most - rows),
@@ -71,9 +73,7 @@ def _answer(request: Answer, runner: Runner, work: Work, runs: dict[str, Any]) -
 
 
 def calibrate(run: Callable[[int], Any], seconds: float) -> int:
-    """How many runs take about so long; runs them once, so that whatever is compiled for that
-    number is.
-    """
+    """Return the number of runs that takes about this long; run them once, to compile."""
     run(1)
     count = 1
     while True:
@@ -88,7 +88,7 @@ def calibrate(run: Callable[[int], Any], seconds: float) -> int:
 
 
 def block(run: Callable[[int], float | None], count: int) -> Answer:
-    """One timed block after one untimed run, which wakes the threads that slept since the last."""
+    """Time one block after an untimed run, which wakes sleeping threads."""
     run(1)
     begin = time.perf_counter()
     device = run(count)
@@ -100,11 +100,11 @@ def block(run: Callable[[int], float | None], count: int) -> Answer:
 
 
 def peak(peer: str, point: Point, folder: Path, chunk_rows: int) -> Answer:
-    """Growth of this process's memory by making the network and three steps of it."""
+    """Return the growth of this process's memory by making the network and three steps."""
     small = Work(dataclasses.replace(point, batch=min(2, point.batch)), folder)
     build(peer, small).run(1)
     work = Work(point, folder, chunk_rows)
-    assert len(work.XY[0]) == work.pool  # the rows are made before
+    assert len(work.XY[0]) == work.pool  # makes the rows beforehand
 
     def train() -> Runner:
         runner = build(peer, work)
@@ -116,7 +116,7 @@ def peak(peer: str, point: Point, folder: Path, chunk_rows: int) -> Answer:
 
 
 def answers(job: str, request: Answer) -> Iterator[Answer]:
-    """What the process says, line by line."""
+    """Yield the answers of the process."""
     if job == "describe":
         yield machine.describe(request["device"])
     elif job == "ceiling":
@@ -143,7 +143,7 @@ def answers(job: str, request: Answer) -> Iterator[Answer]:
 def main() -> None:
     request = json.loads(sys.argv[1])
     with os.fdopen(os.dup(1), "w") as channel:
-        os.dup2(2, 1)  # what libraries print must not come between
+        os.dup2(2, 1)  # keep the libraries' output out of the answers
         for answer in answers(request.pop("job"), request):
             print(json.dumps(answer), file=channel, flush=True)
 

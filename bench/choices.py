@@ -2,8 +2,8 @@
 
     python bench/choices.py
 
-A line a question: medians in microseconds of each way, interleaved. The first way of a line is the
-one taken.
+One line per question: medians in microseconds of each way, interleaved. The first way is the one in
+use.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def gemm_and_accumulate() -> Ways:
         np.add(dW, product, out=dW)
 
     ways: Ways = {"matmul, matmul, add": numpy_and_add}
-    with contextlib.suppress(ImportError):  # SciPy is no dependency
+    with contextlib.suppress(ImportError):  # SciPy is not a dependency
         ways["SciPy's sgemm, beta = 1"] = _scipy_gemms(Z, W, D, S, dW)
     return ways
 
@@ -57,9 +57,7 @@ def gemm_and_accumulate() -> Ways:
 def _scipy_gemms(
     Z: np.ndarray, W: np.ndarray, D: np.ndarray, S: np.ndarray, dW: np.ndarray
 ) -> Callable[[], None]:
-    """The same two GEMMs by the pointer that SciPy publishes for other compiled code. Column-major:
-    C = A B is Cᵀ = Bᵀ Aᵀ.
-    """
+    """The same two GEMMs by SciPy's C pointer, which is column-major: C = A B is Cᵀ = Bᵀ Aᵀ."""
     from scipy.linalg import cython_blas
 
     capsule = cython_blas.__pyx_capi__["sgemm"]
@@ -138,9 +136,7 @@ def broadcast_buffer() -> Ways:
 
 
 def adamw_pieces() -> Ways:
-    """AdamW on 669,706 parameters, one thread, by the entries that go through all eleven passes
-    together.
-    """
+    """AdamW on 669,706 parameters, one thread, by the number of entries per round of passes."""
     optimizer, vectors = mc.AdamW(1e-8), {name: abs(numbers(669706)) for name in "wgmv"}
     compiled = program(optimizer.statements, frozenset(optimizer.scalars(Progress(total=1))))
     scalars = {
@@ -154,7 +150,7 @@ def adamw_pieces() -> Ways:
 
 
 def gelu_slope_pieces() -> Ways:
-    """D = G ⊙ gelu'(S), 512 x 1,024, by the entries that go through all passes together."""
+    """D = G ⊙ gelu'(S), 512 x 1,024, by the number of entries per round of passes."""
     compiled = program(f"g = g * ({resolve('gelu').slope})", frozenset())
     arrays = {name: numbers(512 * 1024) for name in "gs"}
     scalars = {key: np.float32(value) for key, value in compiled.fold({}).items()}

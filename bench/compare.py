@@ -1,4 +1,4 @@
-"""Two results side by side: which steps became faster, slower, or cannot be told apart."""
+"""Two results side by side: which steps are faster, slower, or indistinguishable."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from bench.tables import duration
 
 
 def changed(old: dict[str, Any], new: dict[str, Any], width: float) -> tuple[float, str]:
-    """The ratio of two medians, and "faster" or "slower" where their bounds are apart and the ratio
-    is beyond the band.
-    """
+    """Return the ratio of two medians, and "faster" or "slower" if bounds and band allow it."""
     a, b = stats.Median(*old["seconds"]), stats.Median(*new["seconds"])
     ratio = b.median / a.median
     apart = b.low > a.high * (1 + width) or b.high * (1 + width) < a.low
@@ -19,9 +17,7 @@ def changed(old: dict[str, Any], new: dict[str, Any], width: float) -> tuple[flo
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """A line for each implementation at each point that both results have, and what differs between
-    the two runs.
-    """
+    """Return one line per implementation and common point, and the differences between runs."""
     lines = [
         f"{key}: {old['identity'].get(key)} -> {new['identity'].get(key)}"
         for key in new["identity"]
@@ -47,11 +43,10 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> str:
         if key not in b["points"]
     ]
     if not common:
-        lines.append("no point in common")
+        lines.append("no points in common")
     return "\n".join(
         [
             *lines,
-            "The two runs were not interleaved: what the machine did meanwhile is in B / A as "
-            "well.",
+            "The two runs were not interleaved: B / A includes changes of the machine in between.",
         ]
     )

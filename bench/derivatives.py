@@ -1,11 +1,11 @@
-"""Products with Jacobian and Hessian against the gradient, on the same network, rows and chunks.
+"""Jacobian and Hessian products against the gradient, on the same network, rows and chunks.
 
     python bench/derivatives.py [--out DIR]
 
-L square layers: the matrix products of a gradient count 3L - 1, of a jvp in X 2L, in the parameters
-3L - 1, of a Gauss-Newton product 5L - 2, of a Hessian product 8L - 5. A ratio of 1 is the time of a
-gradient times the share of the counts. The gradient is a training step's without its update, on one
-worker. Medians of interleaved repeats, with their 95% bound.
+On L square layers, a gradient takes 3L - 1 matrix products, a jvp in X 2L, a jvp in the parameters
+3L - 1, a Gauss-Newton product 5L - 2, a Hessian product 8L - 5. A ratio of 1 means a time
+proportional to these counts. The gradient is that of a training step without the update, on one
+worker. Medians of interleaved repeats, with their 95% bounds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COUNTS = {
 def runs(
     width: int, rows: int, activation: str, device: str
 ) -> tuple[dict[str, Callable[[], Any]], int]:
-    """What is timed, by name, and the rows of a chunk."""
+    """Return the timed functions by name, and the rows per chunk."""
     rng = np.random.default_rng(0)
     sizes = [width] * (LAYERS + 1)
     net = mc.MLP(sizes, activation, device=device)
@@ -82,9 +82,7 @@ def runs(
 def measure(
     width: int, rows: int, activation: str, device: str, rounds: int
 ) -> list[dict[str, Any]]:
-    """One row a product: seconds, its time over the gradient's, and that over the share of the
-    counts.
-    """
+    """Return one row per product: seconds, ratio to the gradient, ratio over share of products."""
     every, chunk = runs(width, rows, activation, device)
     series: dict[str, list[float]] = {name: [] for name in every}
     for run in every.values():
@@ -117,8 +115,8 @@ def main() -> int:
     options = parser.parse_args()
     found = []
     print(
-        f"{LAYERS} square layers, {options.device}; time over a gradient's, and that over the "
-        "share of matrix products"
+        f"{LAYERS} square layers, {options.device}; time over a gradient's, and that "
+        "ratio over the share of matrix products"
     )
     for width, rows, activation in POINTS:
         for row in measure(width, rows, activation, options.device, options.rounds):

@@ -2,10 +2,10 @@
 
     python bench/estimators.py [--seeds 10] [--out DIR]
 
-The data sets are small ones of scikit-learn's, standardised, a quarter held out. Each seed draws
-split, weights and shuffles anew. The two take turns, and a ratio of times is that of a seed's two
-fits: medians with their 95% bounds. Both stop by scikit-learn's rules, after equally many epochs
-unless rounding decides otherwise. BLAS keeps the threads of the process.
+The data sets are small ones from scikit-learn, standardised, with a quarter held out. Each seed
+draws a new split, weights and shuffles. The two take turns, and a ratio of times compares the two
+fits of a seed: medians with 95% bounds. Both stop by scikit-learn's rules, after the same number of
+epochs unless rounding decides otherwise. BLAS uses the threads of the process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What mlpcore costs before and beside training: seconds to import it and to the first step, bytes
-of wheel and installation.
+"""The cost of mlpcore apart from training: seconds to import and first step, installed bytes.
 
 The first step is timed from the start of Python to the loss of one step of 784-128-10 on 128 rows;
-on a GPU once with an empty kernel cache and once with the cache which that run left.
+on a GPU once with an empty kernel cache and once with the cache left by that run.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ float(mlpcore.Trainer(mlpcore.MLP([784, 128, 10], output="softmax", device={devi
 
 
 def _seconds(code: str, **environment: str) -> float:
-    """Seconds that a Python takes that runs `code`."""
+    """Return the seconds that a Python process takes to run `code`."""
     kept = {key: value for key, value in os.environ.items() if key not in PINS}
     path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH", "")]))
     begin = time.perf_counter()
@@ -43,7 +42,7 @@ def _seconds(code: str, **environment: str) -> float:
 
 
 def _installed(names: list[str]) -> int:
-    """Bytes of the files of these distributions and of those that they need, without extras."""
+    """Return the bytes of these distributions and their dependencies, without extras."""
     total, seen, left = 0, set(), list(names)
     while left:
         name = left.pop().lower().replace("_", "-")
@@ -63,7 +62,7 @@ def _installed(names: list[str]) -> int:
 
 
 def _requirements() -> list[str]:
-    """The names in pyproject's dependencies."""
+    """Return the names in pyproject's dependencies."""
     import tomllib
 
     with (ROOT / "pyproject.toml").open("rb") as file:
@@ -72,7 +71,7 @@ def _requirements() -> list[str]:
 
 
 def _wheel() -> tuple[int | None, str]:
-    """Bytes of the wheel built from the checkout, or None and why there is none."""
+    """Return the bytes of the wheel built from the checkout, or None and the reason."""
     if not importlib.util.find_spec("hatchling"):
         return None, "needs hatchling"
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +82,7 @@ def _wheel() -> tuple[int | None, str]:
 
 
 def _own() -> int:
-    """Bytes of mlpcore's own files, kernels with them, wherever it is imported from."""
+    """Return the bytes of mlpcore's own files, kernels included, wherever it is imported from."""
     import mlpcore
 
     package = Path(mlpcore.__file__).parent
@@ -93,7 +92,7 @@ def _own() -> int:
 
 
 def measure(device: str, repeats: int = 3) -> dict[str, Any]:
-    """Seconds as medians with bounds, bytes, and what could not be had."""
+    """Return seconds as medians with bounds, bytes, and what could not be measured."""
     series: dict[str, list[float]] = {
         "python": [],
         "import numpy": [],

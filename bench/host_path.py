@@ -1,22 +1,22 @@
-"""The host's share of a training step: microseconds of Python a call, on a null device.
+"""The host's share of a training step: microseconds of Python per call, on a null device.
 
-On a device that computes nothing (bench/null_device.py) only the host takes time, and nothing of
-that is CuPy's.
+On a device that computes nothing (bench/null_device.py) only the host takes time, none of it in
+CuPy.
 
     python bench/host_path.py [--against REV] [--rounds 9] [--out FILE]
 
-    step(data)          `trainer.step` with what `trainer.prepare` returned
-    step(X, Y)          `trainer.step` with arrays that lie on the device
+    step(data)          `trainer.step` with the result of `trainer.prepare`
+    step(X, Y)          `trainer.step` with arrays on the device
     fit, step_end       a step of `trainer.fit` with a callback that is called after each step
     fit                 a step of `trainer.fit` with rows on the device, their order shuffled
     fit, in order       the same without shuffling
-    fit, from the host  as "fit", with rows on the host, which gathers them
+    fit, from the host  like "fit", with rows on the host, which gathers them
 
-`fit` is timed over one epoch, by the seconds in its history: the row order, which takes time for
-each row and not for each step, is part of it. The calls take turns, in a process of their own, with
-the garbage collector as usual. `--against REV` checks REV out into a temporary git worktree and
-runs the same calls, on the same device, with that mlpcore in a further process; a third process
-runs this mlpcore again and shows what difference is noise (the A/A band).
+`fit` is timed over one epoch, by the seconds in its history, which include shuffling the rows (a
+cost per row, not per step). The calls take turns, in their own process, with the garbage collector
+as usual. `--against REV` checks REV out into a temporary git worktree and runs the same calls, on
+the same device, with that mlpcore in another process; a third process runs this mlpcore again and
+shows how much difference is noise (the A/A band).
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ if TYPE_CHECKING:
     from bench.null_device import NullDevice
 
 Answer = dict[str, Any]
-NETS = {"latency": 128, "784-512-512-10": 1024}  # cases, and rows of their batches
+NETS = {"latency": 128, "784-512-512-10": 1024}  # cases, with their batch sizes
 PRECISIONS = ("float32", "bfloat16")
 GOALS: dict[str, float | None] = {
     "step(data)": 12, "step(X, Y)": 18, "fit, step_end": 10, "fit": 3, "fit, in order": 3,
     "fit, from the host": None,
-}  # microseconds a call  # fmt: skip
-STEPS = 2048  # that a time is the mean of: those of an epoch of `fit`
+}  # microseconds per call  # fmt: skip
+STEPS = 2048  # steps averaged in a time: those of an epoch of `fit`
 
 
-# -- in a child, which imports mlpcore only once the path says which -------------------------------
+# -- in a child, which imports mlpcore after the path is set ---------------------------------------
 
 
 def serve(request: Answer) -> Iterator[Answer]:
-    """Answer requests on standard input with seconds a call, by the mlpcore of request["tree"]."""
+    """Answer requests on standard input with seconds per call, for request["tree"]."""
     sys.path.insert(0, request["tree"])
     import mlpcore
     from bench import null_device
 
     if not Path(mlpcore.__file__).is_relative_to(request["tree"]):
-        raise ImportError(f"mlpcore of {request['tree']} is wanted; got {mlpcore.__file__}")
+        raise ImportError(f"expected the mlpcore of {request['tree']}; got {mlpcore.__file__}")
     made: dict[tuple[str, str], dict[str, Callable[[], float]]] = {}
     with null_device.installed() as device:
         yield {"mlpcore": mlpcore.__version__}
@@ -78,7 +78,7 @@ def serve(request: Answer) -> Iterator[Answer]:
 
 
 def rows(case: Case, count: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return X of zeros, and Y of zeros or one-hot rows: NumPy's class labels would be scanned."""
+    """Return X of zeros, and Y of zeros or one-hot rows (NumPy class labels would be scanned)."""
     X, Y = np.zeros((count, case.sizes[0]), dtype), np.zeros((count, case.sizes[-1]), dtype)
     if case.loss == "cross_entropy":
         Y[:, 0] = 1
@@ -92,7 +92,7 @@ def calls(
     precision: str,
     steps: int,
 ) -> dict[str, Callable[[], float]]:
-    """Return, for each name in GOALS, what times `steps` calls and returns the mean seconds."""
+    """Return, for each name in GOALS, a function that times `steps` calls and returns the mean."""
     import mlpcore as mc
 
     class AfterEachStep(mc.Callback):
@@ -113,7 +113,7 @@ def calls(
 
         def run() -> float:
             device.host_inputs = False
-            one.step(*arguments)  # untimed: whatever this process has lost from its caches
+            one.step(*arguments)  # untimed: refill the caches
             begin = time.perf_counter()
             for _ in range(steps):
                 one.step(*arguments)
@@ -174,7 +174,7 @@ def checkout(revision: str) -> Iterator[Path]:
 
 
 def measure(before: Path | None, rounds: int, steps: int, nets: Sequence[str]) -> list[Answer]:
-    """Return a row for each net, precision and call; `before` is the tree of the other mlpcore."""
+    """Return one row per net, precision and call; `before` is the tree of the other mlpcore."""
     trees = {"now": ROOT} | ({} if before is None else {"before": before, "now again": ROOT})
     found: list[Answer] = [
         {"net": net, "batch": NETS[net], "precision": precision, "call": call, "goal_us": goal,
@@ -187,7 +187,7 @@ def measure(before: Path | None, rounds: int, steps: int, nets: Sequence[str]) -
             child = Child("host_path", device="cpu", tree=str(tree), steps=steps)
             children[name] = stack.enter_context(child)
             child.answer()
-        for i in range(-1, rounds):  # the first round makes the nets and is thrown away
+        for i in range(-1, rounds):  # the first round makes the nets and is discarded
             for row in found:
                 request = {key: row[key] for key in ("net", "precision", "call")}
                 for name in list(children)[:: 1 if i % 2 else -1]:
@@ -205,10 +205,10 @@ def measure(before: Path | None, rounds: int, steps: int, nets: Sequence[str]) -
 
 
 def table(found: Sequence[Answer]) -> str:
-    """Return the rows as text: medians and their 95% bounds, or ranges where the rounds are few."""
+    """Return the rows as text: medians with 95% bounds, or with ranges if rounds are few."""
     enough = len(found[0]["series_us"]["now"]) >= stats.FEWEST
     bound = "95% bound" if enough else "range"
-    lines = [f"{'us a call':<34}{'':<20}{'now':>8}  {bound:<16}{'goal':>5}"]
+    lines = [f"{'us per call':<34}{'':<20}{'now':>8}  {bound:<16}{'goal':>5}"]
     if "before_us" in found[0]:
         lines[0] += f"{'before':>10}{'before / now':>14}  {bound:<14}{'A/A band':<10}now is"
     for row in found:
@@ -229,10 +229,8 @@ def main(arguments: Sequence[str]) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("--against", metavar="REV", help="a revision to compare with")
-    parser.add_argument(
-        "--rounds", type=int, default=9, help="at least 6, or the range stands for the bound"
-    )
-    parser.add_argument("--steps", type=int, default=STEPS, help="steps that a time is the mean of")
+    parser.add_argument("--rounds", type=int, default=9, help="at least 6 for a 95%% bound")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps averaged in a time")
     parser.add_argument("--net", choices=NETS, help="only this one")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file to write")
     options = parser.parse_args(arguments)

@@ -1,12 +1,12 @@
-"""The size of the code, and the trip of the data through it.
+"""The size of the code, and the path of the data through it.
 
     python bench/house.py [--json] [--calls]
 
 Size: tokens of code in mlpcore/ (no comments, docstrings, blank lines or indentation), lines, the
-longest file, class and function, and the share of lines above 100 columns. Trip: calls of our own
-functions that a warm call of the trainer makes on the CPU, counted by `sys.setprofile`, without
-lambdas and comprehensions; how many functions and files they are of, how often the file changes
-from one call to the next, and how many calls each room takes.
+longest file, class and function, and the share of lines above 100 columns. Trip: the calls
+to mlpcore's own functions in a warm call of the trainer on the CPU, counted by `sys.setprofile`,
+without lambdas and comprehensions; the number of functions and files involved, how often the file
+changes from one call to the next, and the calls in each package.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def lengths(text: str, kinds: type | tuple[type, ...]) -> dict[str, int]:
 
 
 def longest(found: dict[str, int]) -> dict[str, Any]:
-    """Return the name of the longest, and its lines."""
+    """Return the name of the longest one, and its lines."""
     name = max(found, key=lambda key: found[key])
     return {"name": name, "lines": found[name]}
 
@@ -112,7 +112,7 @@ def calls(trip: Callable[[], object], package: Path = PACKAGE) -> list[Call]:
 
 
 def figures(found: list[Call]) -> dict[str, Any]:
-    """Count the calls of a trip, and the functions, files and rooms that it leads through."""
+    """Count a trip's calls, functions, files and packages."""
     files = [file for file, _ in found]
     return {
         "calls": len(found),
@@ -124,7 +124,7 @@ def figures(found: list[Call]) -> dict[str, Any]:
 
 
 def trips() -> dict[str, Callable[[], object]]:
-    """Return the trips by name, each of a trainer that has been there before."""
+    """Return the trips by name, each of a warm trainer."""
     rng = np.random.default_rng(0)
     X, Y = (rng.standard_normal((64, n)).astype(np.float32) for n in (8, 2))
     rows, fit = np.arange(32), {"epochs": 1, "batch_size": 32, "progress": False}
@@ -144,7 +144,7 @@ def trips() -> dict[str, Callable[[], object]]:
 
 
 def as_text(value: Any) -> str:
-    """Return a figure as text: a share in percent, the calls of a trip a line each."""
+    """Return a figure as text: a share in percent, the calls of a trip on one line each."""
     if isinstance(value, list):
         return "".join(f"\n    {call}" for call in value)
     if isinstance(value, dict):
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Print size and trips, as text or as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--calls", action="store_true", help="list the calls of each trip as well")
+    parser.add_argument("--calls", action="store_true", help="also list the calls of each trip")
     options = parser.parse_args(arguments)
     made = {name: calls(trip) for name, trip in trips().items()}
     result: dict[str, Any] = {"size": size(), "trips": {k: figures(v) for k, v in made.items()}}

@@ -1,12 +1,11 @@
-"""The elementwise kernels of the CUDA backend against a device copy of equal size: both only move
-bytes.
+"""The CUDA backend's elementwise kernels against a device copy of equal size: both move bytes.
 
     python bench/kernels.py [--gib 1 2] --out DIR
 
 `copy` reads and writes an array; `bias_activation` reads and writes S in place;
 `activation_gradient` reads G and Z (or S) and writes D over G. Bandwidth counts each read and each
 write once. Each kernel is timed in turn with the copy, after a first call that compiles it; medians
-of the repeats. DIR/kernels.json is written anew after each kernel.
+of the repeats. DIR/kernels.json is rewritten after each kernel.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def measure(device: CudaDevice, dtype: str, gib: float, rounds: int) -> Iterator
     objective = losses.pair(losses.resolve("squared_error"), None)
     shape = ChunkShape(rows, (COLUMNS, COLUMNS), dtype, (None, None), objective, accumulates=False)
     scratch = ops.scratch(shape)
-    ops.use(allocate(ops, scratch))  # as in a step: else `activation_gradient` allocates each time
+    ops.use(allocate(ops, scratch))  # as in a step; else `activation_gradient` allocates
 
     def data() -> Any:
         numbers = xp.random.default_rng(0).standard_normal((rows, COLUMNS), dtype=xp.float32)

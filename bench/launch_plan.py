@@ -1,11 +1,11 @@
-"""The launch plan of a training step, counted on a device that computes nothing: no GPU is needed.
+"""The launch plan of a training step, counted on a null device: no GPU is needed.
 
     python bench/launch_plan.py [--case narrow] [--no-epilogues]
 
-Counted are the nodes of a step's graphs, the launches that the host makes for a step (of graphs and
-of single kernels), and the bytes that kernels and products read and write: each array once where it
-is read and once where it is written. Partial sums, counters, the slot and the workspace of the
-products are left out. An epilogue that the product library offers counts as one that pays.
+It counts the nodes of a step's graphs, the host's launches for a step (of graphs and of single
+kernels), and the bytes that kernels and products read and write: each array once when it is read
+and once when it is written. Partial sums, counters, the slot and the workspace of the products are
+left out. Every epilogue of the product library is assumed to pay off.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ POINTS = (
     Point("784-512-512-10", 1024, "AdamW", "float32", "cuda"),
     Point("784-512-512-10", 1024, "AdamW", "tf32", "cuda"),
 )
-SIZES = {"float64": 8, "float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}  # bytes of an entry
+SIZES = {"float64": 8, "float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}  # bytes per entry
 REGISTERS, SHARED = 256 << 10, 227 << 10  # bytes of one multiprocessor
 LATENCY = 1.5e-6, 3e-6  # seconds of a node that depends on the one before
 BANDWIDTH = 3.0e12  # bytes a second
-FIT_STEPS = 64  # of the epoch in which the launches of `fit` are counted
+FIT_STEPS = 64  # steps of the epoch in which the launches of `fit` are counted
 LEGEND = """\
 Counted on a device that computes nothing, not measured. Nodes: kernels and products in the graphs
 of a `trainer.step(X, Y)`. Launches: of graphs + of single kernels, by the host, in such a step; and
@@ -56,7 +56,7 @@ into the registers and shared memory (227 KiB) of one multiprocessor, which then
 by tile."""
 
 
-# -- what the device sees --------------------------------------------------------------------------
+# -- events on the device --------------------------------------------------------------------------
 
 
 class Call(NamedTuple):
@@ -81,15 +81,15 @@ class Call(NamedTuple):
         return sum(0 if self.arguments[i] is None else self.arguments[i].nbytes for i in indices)
 
     def constant(self, name: str) -> str:
-        """Return what the source's formula says of itself, e.g. "true" for "reads_z"."""
+        """Return the value of a constant in the kernel's source, e.g. "true" for "reads_z"."""
         found = re.search(rf"\b{name} = (\w+)", self.source)
         if found is None:
-            raise ValueError(f"the source of {self.name} says nothing of {name}")
+            raise ValueError(f"the source of {self.name} does not define {name}")
         return found[1]
 
 
 class Multiplication(NamedTuple):
-    """A product, and whether it reads a bias and writes what was before the activation."""
+    """A product, and whether it reads a bias and writes the pre-activation."""
 
     product: Product
     bias: bool
@@ -111,12 +111,12 @@ class Graph:
         self.device, self.nodes = device, nodes
 
     def replay(self) -> None:
-        """Note the graph."""
+        """Record the launch of the graph."""
         self.device.events.append(self)
 
 
 class NotingDevice(null_device.NullDevice):
-    """A null device that notes what it is asked to do.
+    """A null device that records its launches.
 
     Attributes:
         events: launches by the host, in order: graphs, or single kernels and products.
@@ -134,7 +134,7 @@ class NotingDevice(null_device.NullDevice):
         return source, name
 
     def launch(self, kernel: tuple[str, str], launch: Any, arguments: Sequence[object]) -> None:
-        """Note a launch."""
+        """Record a launch."""
         self._note(Call(*kernel, tuple(map(_as_it_is, arguments))))
 
     def bind(
@@ -143,18 +143,18 @@ class NotingDevice(null_device.NullDevice):
         launch: Any,
         arguments: Sequence[object],
     ) -> Callable[[], None]:
-        """Return what notes the launch, with the arguments as they are then."""
+        """Return a function that records the launch with its current arguments."""
         return lambda: self.launch(kernel, launch, arguments)
 
     def multiply(
         self, product: Product, algorithm: bytes, left: int, right: int, result: int, bias: int,
         aux: int, workspace: int,
     ) -> None:  # fmt: skip
-        """Note a product."""
+        """Record a product."""
         self._note(Multiplication(product, bool(bias), bool(aux)))
 
     def seconds(self, run: Callable[[], None]) -> float:
-        """Return a microsecond for each node of `run`; always 1 where epilogues do not pay."""
+        """Return one microsecond per node of `run`; always 1 if epilogues do not pay off."""
         before = len(self.events)
         run()
         nodes = sum(len(nodes_of(event)) for event in self.events[before:])
@@ -162,7 +162,7 @@ class NotingDevice(null_device.NullDevice):
         return 1e-6 * nodes if self.epilogues else 1e-6
 
     def record(self, run: Callable[[], None]) -> Graph:
-        """Return the nodes that `run` asks for, as a graph."""
+        """Return the nodes that `run` launches, as a graph."""
         self._recorded = nodes = []
         try:
             run()
@@ -175,7 +175,7 @@ class NotingDevice(null_device.NullDevice):
 
 
 def _fields(argument: Any) -> Sequence[str]:
-    """Return the field names of a structured value, () of anything else."""
+    """Return the field names of a structured value, () for anything else."""
     return getattr(getattr(argument, "dtype", None), "names", None) or ()
 
 
@@ -250,7 +250,7 @@ def _update(call: Call) -> Moved:
 
 
 def _accumulated(call: Call, flag: int, sums: int) -> list[int]:
-    """Return the position of the sums, which are read too, if the argument `flag` says so."""
+    """Return the position of the sums, which are also read if the argument `flag` is true."""
     return [sums] if call.arguments[flag] else []
 
 
@@ -272,7 +272,7 @@ MODEL: dict[str, Callable[[Call], Moved]] = {
     "log_softmax_gradient": lambda call: Moved(call.nbytes(0, 1), call.nbytes(2)),
     "elementwise_loss": _elementwise_loss,
     "softmax_cross_entropy": _softmax_cross_entropy,
-    "prepare_update": lambda call: Moved(call.nbytes(4), 0),  # w too, with penalties
+    "prepare_update": lambda call: Moved(call.nbytes(4), 0),  # also w, with penalties
     "update": _update,
 }
 
@@ -281,13 +281,13 @@ def moved(node: Node) -> Moved:
     """Return the bytes that a node reads and writes.
 
     Raises:
-        ValueError: a kernel that the model does not know; says so.
+        ValueError: the kernel is not in `MODEL`.
     """
     if isinstance(node, Call):
         if node.kernel not in MODEL:
             raise ValueError(
-                f"bench/launch_plan.py does not know what the kernel {node.kernel!r} reads and "
-                f"writes: add it to MODEL, which has {', '.join(MODEL)}"
+                f"bench/launch_plan.py does not know which arrays the kernel "
+                f"{node.kernel!r} reads and writes: add it to MODEL, which has {', '.join(MODEL)}"
             )
         return MODEL[node.kernel](node)
     p = node.product
@@ -298,7 +298,7 @@ def moved(node: Node) -> Moved:
 
 
 def least(case: Case, point: Point, multiprocessors: int) -> int:
-    """Return the bytes that a step must move at least, as LEGEND defines them."""
+    """Return the least bytes that a step must move, as defined in LEGEND."""
     item, wide = SIZES[point.precision], SIZES["float32"]
     low = item != wide
     count = bounds.traffic(case, point.batch, point.optimizer) + 2 * wide * case.parameters
@@ -324,8 +324,8 @@ class LaunchPlan:
         kernels: how often each kernel runs, in the order of their first runs.
         nodes: kernels and products in the graphs.
         moved: bytes read and written.
-        least: bytes that must be.
-        fit_launches: launches a step in `fit`.
+        least: bytes that a step must move.
+        fit_launches: launches per step in `fit`.
     """
 
     title: str
@@ -339,19 +339,19 @@ class LaunchPlan:
 
     @property
     def chain(self) -> int:
-        """The nodes and single kernels that run one after the other."""
+        """Number of nodes and single kernels, which run one after the other."""
         return self.nodes + self.singles
 
 
 def data(case: Case, rows: int, dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
-    """Return X and Y of zeros, which take no memory while nobody writes them."""
+    """Return X and Y of zeros, which take no memory until written."""
     X = np.zeros((rows, case.sizes[0]), dtype)
     classes = case.loss == "cross_entropy"
     return X, np.zeros(rows, np.int64) if classes else np.zeros((rows, case.sizes[-1]), dtype)
 
 
 def steady(device: NotingDevice, trainer: mc.Trainer, X: Any, Y: Any) -> list[Graph | Node]:
-    """Return what the host launches for a step once all is recorded."""
+    """Return the host's launches for a step once everything is recorded."""
     for _ in range(3):
         device.events.clear()
         trainer.step(X, Y)
@@ -369,7 +369,7 @@ def count(case: Case, point: Point, epilogues: bool = True) -> LaunchPlan:
         events = steady(device, trainer, *data(case, point.batch))
         many = trainer.prepare(*data(case, FIT_STEPS * point.batch, "uint8"))
         runs = []
-        for _ in range(2):  # the first records what the second replays
+        for _ in range(2):  # the first records, the second replays
             device.events.clear()
             trainer.fit(many, epochs=1, batch_size=point.batch, shuffle=False, progress=False)
             runs.append(len(device.events))
@@ -396,7 +396,7 @@ HEAD = (
 
 
 def size(count: int) -> str:
-    """`1500000` as "1.50 MB"."""
+    """Return `1500000` as "1.50 MB"."""
     unit, factor = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6)
     return f"{count / factor:.2f} {unit}"
 
@@ -424,7 +424,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     names = {p: f"{p.key} {'-'.join(map(str, CASES[p.case].sizes))}" for p in POINTS}
     parser.add_argument("--case", default="", help="only those whose names or sizes contain this")
-    never = "let no activation in the epilogue of a product pay"
+    never = "assume that no activation in a product's epilogue pays off"
     parser.add_argument("--no-epilogues", action="store_true", help=never)
     options = parser.parse_args(arguments)
     points = [point for point, name in names.items() if options.case in name]

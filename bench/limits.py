@@ -1,12 +1,11 @@
-"""Steps under a memory limit against steps without one, and against whole batches: time, planned
-bytes, the process's peak.
+"""Steps under a memory limit, without one, and with whole batches: time, planned and peak bytes.
 
     python bench/limits.py [--out DIR]
 
 The same batch goes through trainers in turn: without a limit (chunks as the engine chooses them),
 the same again (the noise), under an ample and under a tight limit, and with the batch in one piece,
-as frameworks do it. Ratios of times are paired, medians with their 95% bound. The peak is how far
-resident memory grows while a trainer is made and does three steps.
+as frameworks do it. Ratios of times are paired, medians with their 95% bound. The peak is the
+growth of resident memory while a trainer is made and takes three steps.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ NETS = [  # limits: ample, and tight
     ([784, 512, 512, 10], "relu", ("24 MiB", "12 MiB"), 1 << 17),
 ]
 BATCHES = (1024, 8192, 65536, 1 << 17, 1 << 20)
-WHOLE = 2 << 30  # bytes of a whole batch's arrays that are still tried
+WHOLE = 2 << 30  # most bytes of a whole batch's arrays to try
 
 
 def trainers(sizes: list[int], limits: tuple[str, str], batch: int) -> dict[str, dict[str, Any]]:
-    """The trainers' settings, by name."""
+    """Return the trainers' settings by name."""
     found: dict[str, dict[str, Any]] = {"free": {}, "again": {}}
     found |= {
         name: {"memory_limit": limit}
@@ -47,7 +46,7 @@ def trainers(sizes: list[int], limits: tuple[str, str], batch: int) -> dict[str,
 def measure(
     sizes: list[int], activation: str, limits: tuple[str, str], batch: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """One row a trainer."""
+    """Return one row per trainer."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((batch, sizes[0]), np.float32)
     Y = rng.standard_normal((batch, sizes[-1]), np.float32)

@@ -1,4 +1,4 @@
-"""On what, with what and from which sources a result was measured."""
+"""The machine, packages and sources of a result."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 import threadpoolctl
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = 100  # of a line of JSON
-# taken out of the environment of every process that measures
+COLUMNS = 100  # columns of a line of JSON
+# removed from the environment of every measuring process
 PINS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 PACKAGES = (
     *("numpy", "torch", "jax", "jaxlib", "scikit-learn", "warp-nn", "warp-lang"),
@@ -26,7 +26,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """The packages that take part, as far as they are installed."""
+    """Return the versions of the packages involved that are installed."""
     found = {}
     for name in PACKAGES:
         try:
@@ -37,9 +37,7 @@ def versions() -> dict[str, str]:
 
 
 def sources() -> str:
-    """A hash of the engine's and the suite's sources: two results with one hash measured the same
-    code.
-    """
+    """Return a hash of the engine's and the suite's sources, equal for equal code."""
     digest = hashlib.sha256()
     for folder, pattern in (("mlpcore", "*.py"), ("kernels", "*"), ("bench", "*.py")):
         for file in sorted((ROOT / folder).rglob(pattern)):
@@ -64,9 +62,7 @@ def commit() -> str:
 
 
 def blas() -> list[dict[str, Any]]:
-    """Every BLAS and OpenMP that this process has loaded: library, version, kernel family, threads.
-    No paths.
-    """
+    """Return every loaded BLAS and OpenMP: library, version, kernel family, threads, no paths."""
     keys = ("internal_api", "version", "architecture", "num_threads")
     return [
         {"file": Path(pool["filepath"]).name} | {key: pool.get(key) for key in keys}
@@ -75,7 +71,7 @@ def blas() -> list[dict[str, Any]]:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """The machine as mlpcore sees it, and the GPU as NVML does."""
+    """Return the machine as mlpcore reports it, and the GPU as NVML does."""
     import mlpcore as mc
 
     found = {key: value for key, value in mc.info().items() if key != "blas"} | {"blas": blas()}
@@ -94,7 +90,7 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def available_bytes() -> int:
-    """Memory that may still be allocated; 2^63 where the system does not tell."""
+    """Return the memory that can still be allocated; 2^63 if the system does not tell."""
     file = Path("/proc/meminfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return next(
@@ -103,16 +99,16 @@ def available_bytes() -> int:
 
 
 def write(result: dict[str, Any], file: Path) -> None:
-    """Write JSON: a reader sees the old result or the new one."""
+    """Write JSON atomically: a reader sees the old result or the new one."""
     from mlpcore.io.atomic import replacing
 
-    plain = json.loads(json.dumps(result))  # tuples are lists, keys are text
+    plain = json.loads(json.dumps(result))  # turn tuples into lists and keys into text
     with replacing(file) as opened:
         opened.write((layout(plain) + "\n").encode())
 
 
 def layout(value: Any, indent: int = 0, taken: int = 0) -> str:
-    """Return JSON in which a list or object that fits a line of 100 columns stands on one.
+    """Return JSON with each list or object on one line if it fits 100 columns.
 
     Args:
         indent: the depth of the line on which the value begins.
@@ -129,16 +125,14 @@ def layout(value: Any, indent: int = 0, taken: int = 0) -> str:
     elif any(isinstance(item, dict | list | str) for item in value):
         begin, end = "[", "]"
         parts = [layout(item, indent + 1, indent + 2) for item in value]
-    else:  # as many numbers on a line as it holds
+    else:  # as many numbers per line as fit
         filled = textwrap.fill(line[1:-1], COLUMNS - indent - 1, break_on_hyphens=False)
         return f"[{space}{filled.replace(chr(10), space)}{space[:-1]}]"
     return f"{begin}{space}{(',' + space).join(parts)}{space[:-1]}{end}"
 
 
 def save(folder: Path | None, name: str, device: str, found: Any) -> None:
-    """Write what a script has found, with machine and commit, as `name`.json into a folder; nothing
-    without one.
-    """
+    """Write a script's results, with machine and commit, as `name`.json into a folder, if given."""
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)

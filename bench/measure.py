@@ -1,6 +1,4 @@
-"""One point: start its processes, compare losses, then time the implementations that agree, in
-turn.
-"""
+"""One point: start its processes, compare losses, time the implementations that agree."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from bench.work import prepare
 
 Answer = dict[str, Any]
 # |J - J of mlpcore| <= a |J| + b |J - J of the first step|: rounding of the value, and a share of
-# what training changed
+# the change by training
 TOLERANCE = {
     "float32": (3e-5, 0.01),
     "tf32": (3e-3, 0.05),
@@ -29,9 +27,7 @@ TOLERANCE = {
 
 
 def agree(losses: Sequence[float], reference: Sequence[float], precision: str) -> str:
-    """Where the losses first disagree by more than the stated tolerance, or "" where they nowhere
-    do.
-    """
+    """Return where the losses first disagree by more than the tolerance; "" if they never do."""
     rounding, share = TOLERANCE[precision]
     for i, (J, ours) in enumerate(zip(losses, reference, strict=True)):
         allowed = rounding * abs(ours) + share * abs(ours - reference[0])
@@ -42,7 +38,7 @@ def agree(losses: Sequence[float], reference: Sequence[float], precision: str) -
 
 
 def measure(point: Point, suite: Suite, ceiling: Answer, folder: Path) -> Answer:
-    """All that a result holds about one point. Raises ChildFailed where mlpcore itself fails."""
+    """Return a result's entry for one point; raise ChildFailed if mlpcore itself fails."""
     case = CASES[point.case]
     result: Answer = {
         **dataclasses.asdict(point), "sizes": case.sizes, "activation": case.activation,
@@ -70,14 +66,14 @@ def measure(point: Point, suite: Suite, ceiling: Answer, folder: Path) -> Answer
             if point.device == "cpu" and needed * len(children) > 0.8 * room:
                 found[name] = {
                     "status": "missing",
-                    "reason": f"no memory for one more process of {needed >> 20:,} MiB",
+                    "reason": f"not enough memory for another process of {needed >> 20:,} MiB",
                 }
-            else:  # they import and compile side by side
+            else:  # they import and compile in parallel
                 children[name] = stack.enter_context(
                     _child("serve", name, point, folder, rows, suite.patience)
                 )
             if name == "mlpcore again" and point.device != "cpu":
-                # its choice of algorithms is by time: no peer may use the GPU meanwhile
+                # it chooses algorithms by timing them: no peer may use the GPU meanwhile
                 found[name] = _first(children[name], point, losses)
         deadline = time.monotonic() + suite.patience
         for name in list(children)[1:]:
@@ -109,7 +105,7 @@ def _child(
 
 
 def _bytes(point: Point) -> int:
-    """Roughly what a process takes that keeps every layer's output."""
+    """Return the rough memory of a process that keeps every layer's output."""
     case = CASES[point.case]
     return (300 << 20) + 4 * (
         point.batch * (case.sizes[0] + 3 * sum(case.sizes[1:])) + 6 * case.parameters
@@ -122,7 +118,7 @@ def _first(
     reference: Sequence[float] | None = None,
     deadline: float | None = None,
 ) -> Answer:
-    """Whether an implementation is there, and whether it computes what mlpcore computes."""
+    """Return whether an implementation is available and agrees with mlpcore."""
     try:
         answer = child.answer(deadline)
     except ChildFailed as error:
@@ -134,16 +130,16 @@ def _first(
 
 
 def _time(children: dict[str, Child], found: dict[str, Answer], suite: Suite) -> int:
-    """Blocks in turn, the order reversed every round; times in `found[name]["series"]`. Returns the
-    rounds.
+    """Time blocks in turn, reversing the order every round; return the number of rounds.
+
+    Times go to `found[name]["series"]`.
     """
     counts: dict[tuple[str, str], int] = {}
 
     def ask(name: str, do: str, **request: Any) -> Answer:
-        """An answer; {} from a peer that just failed, which is reported so and asked no more."""
-        time.sleep(
-            suite.pause
-        )  # an idle BLAS thread spins for a while: let those of the process before fall asleep
+        """Return an answer; {} from a peer that just failed, which is not asked again."""
+        # idle BLAS threads spin for a while: let those of the previous process fall asleep
+        time.sleep(suite.pause)
         try:
             return children[name].ask(do, **request)
         except ChildFailed as error:
@@ -176,7 +172,7 @@ def _time(children: dict[str, Child], found: dict[str, Answer], suite: Suite) ->
 
 
 def _compare(found: dict[str, Answer]) -> None:
-    """Medians, ratios and verdicts, from the series."""
+    """Compute medians, ratios and verdicts from the series."""
     ours = found["mlpcore"]["series"]["step"]
     again = found.get("mlpcore again", {}).get("series", {}).get("step")
     width = stats.band(stats.paired(again, ours)) if again else 0.0
@@ -196,7 +192,7 @@ def _compare(found: dict[str, Answer]) -> None:
                 "A/A" if name == "mlpcore again" else stats.verdict(entry["over_mlpcore"], width)
             )
             if len(ours) < stats.FEWEST:
-                entry["verdict"] = "too few"  # rounds for a bound
+                entry["verdict"] = "too few"  # enough rounds for a bound
     found["mlpcore"]["band"] = math.expm1(width)
 
 
@@ -209,7 +205,7 @@ def _memory(name: str, point: Point, folder: Path, rows: int) -> Answer:
 
 
 def ceiling(point: Point) -> Answer:
-    """The rates measured for a point's device and precision. Raises ChildFailed."""
+    """Return the rates measured for a point's device and precision; may raise ChildFailed."""
     return once(
         "ceiling", tf32=point.precision == "tf32", precision=point.precision, device=point.device
     )

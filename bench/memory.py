@@ -1,10 +1,9 @@
-"""Peak memory of a process of its own: how far its resident pages grow while a network is made and
-trained for three steps.
+"""Peak memory of a separate process: the growth while a network is made and takes three steps.
 
-The peak is VmHWM of /proc/self/status, set back before by writing 5 to /proc/self/clear_refs; where
-that is not allowed, the highest ever of a fresh process. Rows (X, Y) and libraries are there
-before: a step of a tiny batch has loaded what is loaded once. Compilers that a peer runs inside its
-process count. On a GPU the peak is the allocator's, with NVML's figure beside.
+The peak is VmHWM of /proc/self/status, reset before by writing 5 to /proc/self/clear_refs; if that
+is not allowed, the highest value of a fresh process. Rows (X, Y) and libraries are loaded before,
+by a step of a tiny batch. Compilers that a peer runs inside its process count. On a GPU the peak is
+the allocator's, together with NVML's figure.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def _status(field: str) -> int:
 
 
 def _reset() -> bool:
-    """Sets VmHWM back to what is resident now, where the system allows it."""
+    """Reset VmHWM to the current resident memory, if the system allows it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -34,9 +33,7 @@ def _reset() -> bool:
 
 
 def growth(run: Callable[[], Any]) -> dict[str, Any]:
-    """Bytes by which the resident memory of this process peaks above where it was, while `run`
-    runs.
-    """
+    """Return the bytes by which this process's resident memory peaks during `run`."""
     gc.collect()
     if Path("/proc/self/status").exists() and _reset():
         before = _status("VmRSS")
@@ -51,9 +48,7 @@ def growth(run: Callable[[], Any]) -> dict[str, Any]:
 
 
 def nvml() -> int | None:
-    """Bytes of GPU memory that NVML counts for this process; None where it does not tell (in a
-    container it may not).
-    """
+    """Return NVML's GPU memory of this process, bytes; None if unknown, as in some containers."""
     try:
         import pynvml
     except ImportError:

@@ -1,4 +1,4 @@
-"""A CUDA device that computes nothing: with it, a training step costs its Python and nothing else.
+"""A CUDA device that computes nothing, so that a training step costs only its Python.
 
     with null_device.installed() as device:
         net = mc.MLP([256, 256, 256], device="cuda")        # on cuda:0, which `device` plays
@@ -23,15 +23,15 @@ from mlpcore.backends.cuda.gemm import Algorithms
 from mlpcore.backends.cuda.ops import new_operations
 from mlpcore.core.ops import Ops
 
-ALIGNMENT = 256  # bytes, as of CUDA's own allocations
-FREE = 64 << 30  # bytes that count as free
-MARK = object()  # a point of the only stream
+ALIGNMENT = 256  # bytes, as in CUDA's own allocations
+FREE = 64 << 30  # bytes reported as free
+MARK = object()  # a mark in the only stream
 STREAM = object()
 NOTHING: AbstractContextManager[object] = contextlib.nullcontext()
 
 
 def nothing() -> None:
-    """Do nothing: a kernel, bound to its arguments."""
+    """A kernel bound to its arguments, which does nothing."""
 
 
 class NullRecording:
@@ -45,8 +45,8 @@ class NullDevice:
     """A `CudaDevice` (mlpcore/backends/cuda/device.py) that keeps memory and does no work.
 
     Args:
-        multiprocessors: the number that launch plans are made for; an H100 and an H200 have 132.
-        host_inputs: whether arrays that a user passes count as the host's, not as the device's own.
+        multiprocessors: number for launch plans; an H100 and an H200 have 132.
+        host_inputs: True if the user's arrays count as host arrays, not as device arrays.
     """
 
     xp: Any = np
@@ -70,13 +70,13 @@ class NullDevice:
         return new_operations(self, tf32, deterministic)
 
     def empty(self, nbytes: int) -> np.ndarray:
-        """Return aligned zeros, as a 1-D uint8 array; pages that nobody writes take no memory."""
+        """Return aligned zeros, as a 1-D uint8 array; unwritten pages take no memory."""
         memory = np.zeros(nbytes + ALIGNMENT, np.uint8)
         begin = -self.address(memory) % ALIGNMENT
         return memory[begin : begin + nbytes]
 
     def free_bytes(self) -> int:
-        """Return a number that no test or benchmark exceeds."""
+        """Return more bytes than any test or benchmark needs."""
         return FREE
 
     def address(self, array: np.ndarray) -> int:
@@ -105,19 +105,19 @@ class NullDevice:
         """Do nothing."""
 
     def seconds(self, run: Callable[[], None]) -> float:
-        """Run once, and return 1, 2, 3, … microseconds: the first candidate is always chosen."""
+        """Run once and return 1, 2, 3, … microseconds: the first candidate is always chosen."""
         run()
         return 1e-6 * next(self._times)
 
     def record(self, run: Callable[[], None]) -> Any:
-        """Run once, and return a recording that does nothing."""
+        """Run once and return a recording that does nothing."""
         run()
         return NullRecording()
 
     # -- arrays of the host and of the device --
 
     def holds(self, array: np.ndarray) -> bool:
-        """Return whether arrays count as the device's own."""
+        """Return whether arrays count as device arrays."""
         return not self.host_inputs
 
     def adopt(self, value: object, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The other end of bench/child.py: a process per implementation, kept alive and asked in turn."""
+"""The parent of bench/child.py: one process per implementation, kept alive and asked in turn."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Answer = dict[str, Any]
 
 
 class ChildFailed(Exception):
-    """A child ended without an answer; the message is the end of what it wrote."""
+    """A child ended without an answer; the message is the end of its output."""
 
 
 class Child:
-    """A process of bench/child.py. Use it as a context manager.
+    """A process of bench/child.py, to be used as a context manager.
 
     Attributes:
-        patience: seconds that it may take for an answer.
+        patience: seconds to wait for an answer.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Child:
         )  # fmt: skip
 
     def ask(self, do: str, **request: Any) -> Answer:
-        """Sends a request and waits for its answer. Raises ChildFailed."""
+        """Send a request and wait for its answer; may raise ChildFailed."""
         assert self.process.stdin
         try:
             print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
@@ -59,8 +59,7 @@ class Child:
         return self.answer()
 
     def answer(self, deadline: float | None = None) -> Answer:
-        """Read the child's next line; stop the child at `deadline` (time.monotonic), or out of
-        patience.
+        """Read the child's next line; stop it at `deadline` (time.monotonic) or after `patience`.
 
         Raises:
             ChildFailed: it ended, or was stopped.
@@ -76,7 +75,7 @@ class Child:
             timer.cancel()
         if not line:
             late = (
-                f"stopped, no answer in {limit:.0f} s; "
+                f"stopped: no answer in {limit:.0f} s; "
                 if time.monotonic() - begin >= limit
                 else ""
             )
@@ -91,7 +90,7 @@ class Child:
         return f"exit {code}: {' | '.join(lines[-2:])[-300:]}"
 
     def close(self, patience: float = 5.0) -> None:
-        """Ends the process, by force after `patience` seconds; a second call does nothing."""
+        """End the process, by force after `patience` seconds; a second call does nothing."""
         if self.errors.closed:
             return
         assert self.process.stdin
@@ -119,6 +118,6 @@ class Child:
 
 
 def once(job: str, *, tf32: bool = False, **request: Any) -> Answer:
-    """The only answer of a job that gives one."""
+    """Return the answer of a job that gives only one."""
     with Child(job, tf32=tf32, **request) as child:
         return child.answer()

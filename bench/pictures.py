@@ -1,6 +1,4 @@
-"""Pictures of a result: throughput and peak memory against the batch size, a picture for each case,
-optimizer and precision.
-"""
+"""Pictures of a result, by case, optimizer and precision: throughput and memory by batch size."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from bench.tables import number
 
 OURS, GREY = "#c4161c", "#707070"
-COLORS = {  # a family a hue; its ways are told apart by line and label
+COLORS = {  # one hue per library; its variants differ by line and label
     "torch": "#e07b00", "jax": "#1f6fb4", "sklearn": "#3a8f3a", "warp-nn": "#7b4fb0",
 }  # fmt: skip
 STYLES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
@@ -23,7 +21,7 @@ Line = tuple[str, list[float], list[float]]
 
 
 def draw(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes the pictures that need at least two batch sizes; returns their files."""
+    """Write a picture for each group with at least two batch sizes; return the files."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for point in result["points"].values():
         groups[point["case"], point["optimizer"], point["precision"], point["device"]].append(point)
@@ -39,7 +37,7 @@ def draw(result: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def _picture(points: list[dict[str, Any]], result: dict[str, Any]) -> Figure:
-    """800 pixels wide: throughput above, memory below where it was measured."""
+    """Draw a picture 800 pixels wide: throughput above and, if measured, memory below."""
     memory = _lines(points, lambda point, entry: entry.get("memory", {}).get("peak_bytes"))
     figure = Figure(figsize=(8, 8.4 if memory else 4.6), layout="constrained")
     axes = figure.subplots(2 if memory else 1, 1, squeeze=False)[:, 0]
@@ -77,7 +75,7 @@ def _picture(points: list[dict[str, Any]], result: dict[str, Any]) -> Figure:
 
 
 def _lines(points: list[dict[str, Any]], value: Any) -> list[Line]:
-    """For each implementation its batch sizes and values, where it has any."""
+    """Return batch sizes and values of each implementation that has any."""
     lines: dict[str, tuple[list[float], list[float]]] = {}
     for point in points:
         for name, entry in point["peers"].items():
@@ -115,7 +113,7 @@ def _look(name: str, seen: dict[str, int]) -> dict[str, Any]:
 
 
 def _panel(axes: Axes, lines: list[Line], label: str) -> None:
-    """Lines on two log axes, each named at its right end."""
+    """Draw lines on two log axes, each labelled at its right end."""
     seen: dict[str, int] = {}
     ends = []
     for name, x, y in lines:
@@ -138,13 +136,13 @@ def _panel(axes: Axes, lines: list[Line], label: str) -> None:
 
 
 def _name(axes: Axes, ends: list[tuple[float, float, str, Any]]) -> None:
-    """Names at the lines' ends, moved apart where they would cover each other."""
+    """Write names at the lines' ends, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
     height, step = (
         3.6 if len(axes.figure.axes) > 1 else 3.7,
         0.165,
-    )  # inches of the panel, and of a line of text
+    )  # height in inches of the panel and of a line of text
     places = [
         axes.transLimits.transform(axes.transScale.transform((x, y)))[1] * height
         for y, x, _, _ in sorted(ends)

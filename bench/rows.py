@@ -1,8 +1,9 @@
-"""Time of each activation's forward pass and slope on NumPy, by entry: `python bench/rows.py [TREE
-…]`.
+"""Time per entry of each activation's forward pass and slope on NumPy.
 
-With `--steps` in front, the time of a step by itself and in `fit`. With the paths of other
-checkouts of this repository it runs in each of them by turns, and prints the ratios to the first.
+    python bench/rows.py [--steps] [TREE …]
+
+With `--steps`, the time of a single step and of a step in `fit`. With the paths of other checkouts
+of this repository it runs in each of them in turn, and prints the ratios to the first.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ STEPS = {  # sizes and batch
     "784-128-10, 32": ([784, 128, 10], 32),
     "784-512-512-10, 1024": ([784, 512, 512, 10], 1024),
 }
-SECONDS = 0.5  # of a measurement of steps
+SECONDS = 0.5  # seconds per measurement of steps
 
 
 def measured() -> dict[str, tuple[float, float]]:
-    """Return nanoseconds an entry of forward pass and slope (D = G σ') of each activation."""
+    """Return nanoseconds per entry of forward pass and slope (D = G σ') of each activation."""
     ops, rng, found = NumpyOps(), np.random.default_rng(0), {}
     given, G = (rng.standard_normal((ROWS, COLUMNS)).astype(np.float32) for _ in range(2))
     S, D = np.empty_like(given), np.empty_like(given)
@@ -79,7 +80,7 @@ def stepped() -> dict[str, tuple[float, float]]:
 
 
 def _microseconds(run: Callable[[], object]) -> float:
-    """Return the median time of a call, from calls that take a while together."""
+    """Return the median time of a call, from batches of calls."""
     run()
     seconds: list[float] = []
     while sum(seconds) < SECONDS:
@@ -90,7 +91,7 @@ def _microseconds(run: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Print a table, a row for each activation, or step, that all trees have."""
+    """Print a table with one row per activation, or step, that all trees have."""
     steps = sys.argv[1:2] == ["--steps"]
     rest = sys.argv[2:] if steps else sys.argv[1:]
     if rest == ["--json"]:
@@ -99,13 +100,13 @@ def main() -> None:
     trees = rest or [str(Path(__file__).resolve().parent.parent)]
     turns: dict[str, list[dict[str, list[float]]]] = {tree: [] for tree in trees}
     for _ in range(TURNS):
-        for tree in trees:  # its mlpcore, this file
+        for tree in trees:  # imports mlpcore from the tree, and this file
             run = [sys.executable, __file__, *["--steps"] * steps, "--json"]
             there = {**os.environ, "PYTHONPATH": str(Path(tree).resolve())}
             out = subprocess.run(run, env=there, check=True, capture_output=True, text=True)
             turns[tree].append(json.loads(out.stdout))
     unit, heads = (
-        ("µs a step", ("alone", "fit")) if steps else ("ns an entry", ("forward", "slope"))
+        ("µs per step", ("alone", "fit")) if steps else ("ns per entry", ("forward", "slope"))
     )
     print(f"{unit:21}" + "".join(f"{heads[0]:>9}{heads[1]:>9}" for _ in trees))
     for name in turns[trees[0]][0]:

@@ -1,5 +1,4 @@
-"""The benchmark suite: throughput, step time and peak memory of mlpcore and its peers, across batch
-sizes.
+"""The benchmark suite: throughput, step time and peak memory of mlpcore and its peers.
 
     python bench/run.py --suite quick|step|cpu|gpu|gpu-sweep --out DIR [--cases 784] [--batches
     32,128]
@@ -7,9 +6,9 @@ sizes.
     python bench/run.py compare A.json B.json
     python bench/run.py show RESULT.json [--out DIR]
 
-Results go to DIR/result.json, point by point, and pictures beside it; a second run with the same
-DIR does what is left. "step" is the training step over its GEMMs alone. What every column means:
-docs/benchmarks.md.
+Results go to DIR/result.json, point by point, and pictures to DIR; a second run with the same DIR
+measures what is left. "step" is the training step over its GEMMs alone. docs/benchmarks.md explains
+every column.
 """
 
 from __future__ import annotations
@@ -32,13 +31,11 @@ from bench.measure import ceiling, measure
 from bench.parent import ChildFailed, once
 from bench.peers import PEERS
 
-FOOTPRINT = 60.0  # seconds that the footprint should take at most
+FOOTPRINT = 60.0  # most seconds for the footprint
 
 
 def selected(options: argparse.Namespace) -> Suite:
-    """The suite with what the command line changes. ValueError where nothing is left or a peer is
-    unknown.
-    """
+    """Return the suite with the options applied; ValueError if empty or a peer is unknown."""
     suite = SUITES[options.suite]
     names = {case.name: f"{case.name} {'-'.join(map(str, case.sizes))}" for case in CASES.values()}
     points = [
@@ -55,7 +52,7 @@ def selected(options: argparse.Namespace) -> Suite:
         )
         points = [point for point in points if point.batch == 1 or point.case != "online"]
     if not points:
-        raise ValueError(f"--cases {options.cases!r} leaves no point of suite {options.suite!r}")
+        raise ValueError(f"--cases {options.cases!r} leaves no point in suite {options.suite!r}")
     changes: dict[str, object] = {"points": points}
     if options.peers is not None:
         peers = tuple(filter(None, options.peers.split(",")))
@@ -68,7 +65,7 @@ def selected(options: argparse.Namespace) -> Suite:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure what is missing from the result and fits the budget, print every point, and draw."""
+    """Measure the missing points that fit the budget, print every point, and draw."""
     begin, suite = time.monotonic(), selected(options)
 
     def fits(seconds: float) -> bool:
@@ -79,11 +76,11 @@ def run(options: argparse.Namespace) -> None:
     result = store.resume(store.fresh(options.suite, suite, once("describe", device=device)), file)
     left = [point for point in suite.points if point.key not in result["points"]]
     print(
-        f"suite {options.suite}: {len(left)} of {len(suite.points)} points to measure; all take "
-        f"{suite.expected}"
+        f"suite {options.suite}: {len(left)} of {len(suite.points)} points to measure; the "
+        f"whole suite takes {suite.expected}"
     )
     if device == "cuda" and result["machine"]["device"] == "cpu":
-        sys.exit(f"no point measured, no CUDA device to use: {result['machine']['cuda']}")
+        sys.exit(f"nothing measured: no usable CUDA device: {result['machine']['cuda']}")
     print(tables.LEGEND)
     failed, late = [], []
     with (
@@ -112,13 +109,13 @@ def run(options: argparse.Namespace) -> None:
     machine.write(result, file)
     summary(result, options.out)
     if late:
-        print(f"no time was left for {', '.join(late)}: the same command goes on with it")
+        print(f"no time was left for {', '.join(late)}: repeat the command to continue")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
 def summary(result: store.Result, folder: Path | None) -> None:
-    """What the run as a whole says, and the pictures."""
+    """Print the summary of the run, and draw the pictures."""
     print(tables.losses(result), tables.footprint(result["footprint"]), sep="\n")
     if folder is None:
         return
@@ -134,7 +131,7 @@ def summary(result: store.Result, folder: Path | None) -> None:
 def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["compare"]:
         parser = argparse.ArgumentParser(
-            prog="run.py compare", description="Two results side by side."
+            prog="run.py compare", description="Print two results side by side."
         )
         parser.add_argument("files", nargs=2, type=Path, metavar="RESULT.json")
         old, new = (store.load(file) for file in parser.parse_args(arguments[1:]).files)
@@ -142,11 +139,11 @@ def main(arguments: Sequence[str]) -> None:
         return
     if arguments[:1] == ["show"]:
         parser = argparse.ArgumentParser(
-            prog="run.py show", description="Prints a result and draws its pictures."
+            prog="run.py show", description="Print a result and draw its pictures."
         )
         parser.add_argument("file", type=Path)
         parser.add_argument(
-            "--out", type=Path, help="folder of the pictures; none are drawn without it"
+            "--out", type=Path, help="folder for the pictures; none are drawn without it"
         )
         options = parser.parse_args(arguments[1:])
         result = store.load(options.file)
@@ -158,7 +155,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--suite", choices=list(SUITES), required=True)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder of result.json and the pictures"
+        "--out", type=Path, required=True, help="folder for result.json and the pictures"
     )
     parser.add_argument(
         "--cases",
@@ -168,17 +165,20 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--batches",
         default="",
-        help="these batch sizes instead of the suite's, separated by commas",
+        help="batch sizes to measure instead of the suite's, separated by commas",
     )
     parser.add_argument(
         "--peers",
         help=f"instead of the suite's, separated by commas: {', '.join(PEERS)}; '' for none",
     )
     parser.add_argument(
-        "--no-footprint", dest="footprint", action="store_false", help="no import times, no sizes"
+        "--no-footprint", dest="footprint", action="store_false", help="skip import times and sizes"
     )
     parser.add_argument(
-        "--rounds", type=int, default=0, help="interleaved repeats, at least 6 for a 95%% bound"
+        "--rounds",
+        type=int,
+        default=0,
+        help="number of interleaved repeats, at least 6 for a 95%% bound",
     )
     try:
         run(parser.parse_args(arguments))

@@ -1,9 +1,9 @@
-"""Medians of repeated measurements, what bounds them, and when a difference is one.
+"""Medians of repeated measurements, their bounds, and significant differences.
 
 The bound of a median is a pair of order statistics: with n values in order, the median lies between
 the k-th smallest and the k-th largest except with probability 2 P(B < k), B ~ Binomial(n, 1/2),
-whatever the distribution. k is the largest that leaves at least 95%. Below 6 values no pair does;
-then the smallest and the largest stand for it, and nothing is said of a difference.
+whatever the distribution. k is the largest that leaves at least 95%. Below 6 values there is
+no such pair: the smallest and the largest value are used, and no difference is reported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-FEWEST = 6  # values that a 95% bound needs
+FEWEST = 6  # fewest values for a 95% bound
 
 
 class Median(NamedTuple):
@@ -25,9 +25,7 @@ class Median(NamedTuple):
 
 
 def order(count: int) -> int:
-    """How many values from either end the bound of a median of `count` values stands (0: at the
-    ends).
-    """
+    """Return the distance of a median's 95% bounds from the ends of `count` sorted values."""
     k, tail = (
         0,
         1.0,
@@ -39,25 +37,23 @@ def order(count: int) -> int:
 
 
 def bounded(values: Sequence[float]) -> Median:
-    """The median of `values` and its 95% bound."""
+    """Return the median of `values` and its 95% bound."""
     ordered, k = sorted(values), order(len(values))
     return Median(median(ordered), ordered[k], ordered[-1 - k])
 
 
 def paired(numerator: Sequence[float], denominator: Sequence[float]) -> Median:
-    """The median of the ratios of measurements that were taken side by side."""
+    """Return the median of the ratios of paired measurements."""
     return bounded([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
 def band(same: Median) -> float:
-    """The A/A band: how far from 1 the ratio of a thing to itself was found, bounds included."""
+    """Return the A/A band: the distance from 1 of a ratio of a thing to itself, with bounds."""
     return max(abs(math.log(value)) for value in same)
 
 
 def verdict(ratio: Median, width: float) -> str:
-    """What `time / time of mlpcore` says about mlpcore: "faster", "slower", or "even" where the
-    bound touches the A/A band.
-    """
+    """Return the verdict on mlpcore: "faster", "slower", or "even" if ratio and band overlap."""
     if math.log(ratio.low) > width:
         return "faster"
     return "slower" if math.log(ratio.high) < -width else "even"

@@ -1,9 +1,9 @@
-"""A training step over the time of its GEMMs alone: how much is lost around them.
+"""The time of a training step over that of its GEMMs alone: the overhead.
 
     python bench/step_over_gemms.py [--cases 784-512-512-10] [--batches 128] [--rounds 21] [--json
     FILE]
 
-The suite "step" of bench/run.py by itself, in a folder that is thrown away.
+Runs the suite "step" of bench/run.py in a temporary folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default="", help="only cases whose names or sizes contain this")
-    parser.add_argument("--batches", default="", help="these batch sizes instead of the suite's")
+    parser.add_argument(
+        "--batches", default="", help="batch sizes to measure instead of the suite's"
+    )
     parser.add_argument("--rounds", default="21")
     parser.add_argument("--json", type=Path, help="keep the result here")
     options = parser.parse_args()

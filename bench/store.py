@@ -1,12 +1,11 @@
-"""A result on disk: one JSON file, written anew after every point, so that an interruption loses at
-most the point at hand.
+"""A result on disk: one JSON file, rewritten after every point.
 
     {"schema": 1, "suite", "identity": {…}, "machine": {…}, "commit", "ceilings": {…}, "footprint":
     {…}, "points": {key: …}}
 
-A run into a folder that has one skips the points that are there, if its identity (sources,
-versions, machine, peers, rounds) is the same; otherwise the old file is kept under another name and
-the run starts anew.
+An interruption loses at most the current point. A run into a folder with a result skips the points
+that are there, if the identity (sources, versions, machine, peers, rounds) is the same; otherwise
+the old file is renamed and the run starts over.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Result = dict[str, Any]
 
 
 def fresh(name: str, suite: Suite, described: dict[str, Any]) -> Result:
-    """An empty result with what identifies it."""
+    """Return an empty result with its identity."""
     identity = {
         "sources": machine.sources(),
         "versions": machine.versions(),
@@ -41,7 +40,7 @@ def fresh(name: str, suite: Suite, described: dict[str, Any]) -> Result:
 
 
 def load(file: Path) -> Result:
-    """A result. ValueError where the file is none of this schema."""
+    """Return a result; raise a ValueError if the file does not have this schema."""
     result: Result = json.loads(file.read_text())
     if result.get("schema") != SCHEMA:
         raise ValueError(
@@ -51,9 +50,7 @@ def load(file: Path) -> Result:
 
 
 def resume(new: Result, file: Path) -> Result:
-    """The result in `file` where it goes on with the same code on the same machine, else `new`, the
-    old one renamed.
-    """
+    """Return the result in `file` if its identity is the same; else rename it and return `new`."""
     if not file.exists():
         return new
     old = load(file)
@@ -64,5 +61,5 @@ def resume(new: Result, file: Path) -> Result:
         f"{file.stem}-{old['identity']['sources']}-{int(file.stat().st_mtime)}.json"
     )
     os.replace(file, kept)
-    print(f"{file} is of other {', '.join(differs)}: kept as {kept.name}, starting anew")
+    print(f"{file} has different {', '.join(differs)}: renamed to {kept.name}, starting over")
     return new

@@ -1,4 +1,4 @@
-"""Results as text: a block a point, a line an implementation."""
+"""Results as text: one block per point, one line per implementation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEGEND = (
 
 
 def duration(seconds: float) -> str:
-    """`0.00123` as "1.23 ms"."""
+    """Return `0.00123` as "1.23 ms"."""
     for unit, factor in (("s", 1), ("ms", 1e3), ("us", 1e6)):
         if seconds * factor >= 1 or unit == "us":
             return (
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """`1234567` as "1.23M"."""
+    """Return `1234567` as "1.23M"."""
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= factor:
             return f"{value / factor:.3g}{unit}"
@@ -36,12 +36,12 @@ def number(value: float) -> str:
 
 
 def mebibytes(count: float | None) -> str:
-    """Bytes as MiB, "-" for None."""
+    """Return bytes as MiB, "-" for None."""
     return "-" if count is None else f"{count / 2**20:,.1f} MiB"
 
 
 def block(point: dict[str, Any]) -> str:
-    """The lines of one point."""
+    """Return the lines of one point."""
     sizes, ours = "-".join(map(str, point["sizes"])), point["peers"]["mlpcore"]
     bound = point["bound"]
     title = f"{sizes} {point['activation']}, {point['loss']}, batch {point['batch']:,}, "
@@ -84,9 +84,7 @@ def _line(point: dict[str, Any], entry: dict[str, Any]) -> str:
 
 
 def losses(result: dict[str, Any]) -> str:
-    """How many comparisons ended how, each that mlpcore lost, and what could not be compared and
-    why.
-    """
+    """Return the counts of verdicts, each lost comparison, and each missing one with its reason."""
     verdicts: Counter[str] = Counter()
     worse, missing = [], Counter[str]()
     for key, point in result["points"].items():
@@ -99,7 +97,7 @@ def losses(result: dict[str, Any]) -> str:
                     worse.append(
                         f"  {key}: {name} takes {entry['over_mlpcore'][0]:.2f} of mlpcore's time"
                     )
-    counts = ", ".join(f"{name} in {count}" for name, count in verdicts.items()) or "none was made"
+    counts = ", ".join(f"{name} in {count}" for name, count in verdicts.items()) or "none made"
     lines = [f"of {sum(verdicts.values())} comparisons, mlpcore is: {counts}", *worse]
     if missing:
         lines += [
@@ -110,7 +108,7 @@ def losses(result: dict[str, Any]) -> str:
 
 
 def footprint(found: dict[str, Any]) -> str:
-    """Import, first step and sizes."""
+    """Return the lines on import, first step and sizes."""
     lines = [
         f"  {name:<34}{duration(entry[0])}" for name, entry in found.get("seconds", {}).items()
     ]

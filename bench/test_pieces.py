@@ -37,7 +37,7 @@ def _activation(name: str, gradient: bool) -> Callable[[Ops], None]:
             _numbers(ROWS, UNITS),
             np.zeros(UNITS, np.float32),
         )
-        if gradient:  # D is not G, nor Z, so that every replay finds the same numbers
+        if gradient:  # D is a separate array, so that every replay finds the same numbers
             ops.activation_gradient(_numbers(ROWS, UNITS), S, Z, row, np.empty_like(Z), b)
         else:
             ops.bias_activation(S, b, row, Z)
@@ -65,9 +65,7 @@ def test_piece(benchmark: Any, piece: str) -> None:
     "optimizer", [mc.SGD(1e-8), mc.AdamW(1e-8)], ids=lambda optimizer: type(optimizer).__name__
 )
 def test_update(benchmark: Any, optimizer: mc.AdamW) -> None:
-    """The optimizer's pass over a million parameters, by a step on one row of a net with hardly any
-    GEMM.
-    """
+    """The optimizer's pass over a million parameters, in a one-row step with hardly any GEMM."""
     net = mc.MLP([1000, 1000], device="cpu")
     trainer = mc.Trainer(net, "squared_error", optimizer)
     X, Y = _numbers(1, 1000), _numbers(1, 1000)

@@ -1,7 +1,7 @@
 """A whole training step across batch sizes, by pytest-benchmark: `pytest bench/ --benchmark-only`.
 
-`extra_info` holds the peak of Python's own allocations during a step, X and Y not counted, and what
-the plan foresaw.
+`extra_info` holds the peak of Python's own allocations during a step, without X and Y, and the
+planned bytes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def test_step(benchmark, tmp_path, name, batch, optimizer):
         net = mc.MLP(case.sizes, case.activation, case.output, device="cpu")
         return mc.Trainer(net, case.loss, getattr(mc, optimizer)(1e-8))
 
-    make().step(X[:1], Y[:1])  # what is imported and compiled once is not counted
+    make().step(X[:1], Y[:1])  # exclude one-time imports and compilation
     tracemalloc.start()
     trainer = make()
-    tracemalloc.reset_peak()  # drawing the weights took temporary arrays
+    tracemalloc.reset_peak()  # drawing the weights used temporary arrays
     trainer.step(X, Y)
     benchmark.extra_info["peak_bytes"] = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -1,6 +1,4 @@
-"""What one implementation is given at one point: the network's initial weights, the rows, the
-settings.
-"""
+"""The input of an implementation at one point: initial weights, rows and settings."""
 
 from __future__ import annotations
 
@@ -20,10 +18,9 @@ class Work:
     """A point's inputs, the same in every process.
 
     Attributes:
-        case, batch, optimizer, precision, device: the point's.
-        chunk_rows: rows of mlpcore's chunks, for peers that accumulate over as many.
-        W, b: initial parameters, (n_{l-1}, n_l) and (n_l,), from `folder`, where the parent wrote
-            them.
+        case, batch, optimizer, precision, device: of the point.
+        chunk_rows: rows per chunk in mlpcore, for peers that accumulate over equal chunks.
+        W, b: initial parameters, (n_{l-1}, n_l) and (n_l,), written to `folder` by the parent.
     """
 
     def __init__(self, point: Point, folder: Path, chunk_rows: int = 0) -> None:
@@ -41,31 +38,29 @@ class Work:
 
     @property
     def pool(self) -> int:
-        """Rows of X and Y: the batch, or, one row at a time, as many as are gone through."""
+        """Number of rows of X and Y: the batch, or for one row at a time the rows of a block."""
         return POOL if self.case.online else self.batch
 
     @functools.cached_property
     def XY(self) -> tuple[np.ndarray, np.ndarray]:
-        """X (pool, n_0) float32; Y class indices (pool,) int64 or targets (pool, n_L) float32."""
+        """X (pool, n_0) float32; Y (pool,) int64 class indices, or (pool, n_L) float32 targets."""
         return rows(self.case, self.pool, self.folder)
 
     @property
     def chunks(self) -> list[slice]:
-        """The batch in as few and as equal pieces of at most `chunk_rows` rows as can be."""
+        """Return the batch in the fewest, most equal pieces of at most `chunk_rows` rows."""
         count = -(-self.batch // self.chunk_rows)
         edges = [self.batch * i // count for i in range(count + 1)]
         return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
     @property
     def scale(self) -> float:
-        """By what the loss is multiplied where gradients are float16, so that a share of 1 / batch
-        does not vanish.
-        """
+        """Loss scale for float16 gradients, so that a share of 1 / batch does not vanish."""
         return float(2 ** min(16, self.batch.bit_length())) if self.precision == "float16" else 1.0
 
 
 def rows(case: Case, count: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Rows from a seed, or those of the flights where the parent found them."""
+    """Return rows from a seed, or those of the flights if the parent wrote them."""
     file = folder / f"{case.data}.npz"
     if file.exists():
         with np.load(file) as table:
@@ -79,9 +74,7 @@ def rows(case: Case, count: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prepare(case: Case, folder: Path) -> str:
-    """Writes initial weights, and real rows where there are any, into `folder`; says what the rows
-    are.
-    """
+    """Write initial weights, and real rows if available, to `folder`; return their description."""
     import mlpcore as mc
 
     if not (folder / f"{case.name}.npz").exists():

@@ -1,9 +1,8 @@
-"""A scikit-learn program with one import changed: handwritten digits in a pipeline, a search, a
-report.
+"""A scikit-learn program with one import changed: digits in a pipeline, a search, a report.
 
-Only the line that imports MLPClassifier tells this from a scikit-learn program. The last part runs
-scikit-learn's class as well and compares: the same weights at the start, the same shuffles, the
-same loss after every epoch, up to rounding.
+Only the import of MLPClassifier differs from a scikit-learn program. The last part also runs
+scikit-learn's class and compares: the same initial weights, the same shuffles, the same loss after
+every epoch, up to rounding.
 """
 
 import argparse
@@ -22,15 +21,13 @@ from mlpcore.estimators import (
 
 
 def data():
-    """Images of 8 x 8 as rows of 64 numbers, and the digits; half to train on, half to test."""
+    """Return 8 x 8 images as rows of 64 numbers, and their digits, half of them held out."""
     X, y = load_digits(return_X_y=True)
     return train_test_split(X, y, test_size=0.5, random_state=0, stratify=y)
 
 
 def model(MLP=MLPClassifier, **parameters):
-    """Pixels between 0 and 1, then one hidden layer; stops where a tenth of the rows, held out, is
-    guessed no better.
-    """
+    """Return a pipeline: pixels scaled to 0 … 1, then one hidden layer with early stopping."""
     parameters = {
         "hidden_layer_sizes": (32,),
         "early_stopping": True,
@@ -44,7 +41,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", help="as in the other examples; this one draws nothing")
+    parser.add_argument("--out", help="unused: this example draws no picture")
     parser.parse_args()
     X, X_test, y, y_test = data()
 
@@ -57,7 +54,7 @@ def main():
         {"mlpclassifier__alpha": [1e-4, 1.0], "mlpclassifier__activation": ["relu", "gelu"]},
         cv=3,
     )
-    search.fit(X, y)  # gelu: one that scikit-learn has not
+    search.fit(X, y)  # gelu is not in scikit-learn
     for parameters, score in zip(
         search.cv_results_["params"], search.cv_results_["mean_test_score"], strict=True
     ):

@@ -1,19 +1,19 @@
-"""Linear regression is the network of one layer.
+"""Linear regression as a network of one layer.
 
 One identity layer without bias, Z = Xθ, and squared error, J = 1/(2m) Σ_i (x_i θ - y_i)². The
-recurrence has a single turn:
+recurrence has a single step:
 
     G = ∂J/∂Z = (Xθ - y) / m          D = G ⊙ 1          dθ = Xᵀ D = (1/m) Xᵀ (Xθ - y)
 
 The intercept is the weight of a column of ones: X = [1 | features] and `bias=False`. Or it is `b`,
-whose gradient Σ_rows D is the same thing, since 1ᵀ D is the sum over rows. J is convex; its
-gradient is zero where XᵀX θ = Xᵀy, and that θ* is what np.linalg.lstsq computes.
+whose gradient Σ_rows D is the same, since 1ᵀ D is the sum over rows. J is convex; its gradient is
+zero where XᵀX θ = Xᵀy, and that θ* is what np.linalg.lstsq computes.
 
 Whole batches at a constant rate converge to θ*: with rate 2 / (λ_min + λ_max), λ the eigenvalues of
-XᵀX/m, every step shrinks the distance by at least (κ - 1) / (κ + 1), κ = λ_max / λ_min. A
-mini-batch has a θ* of its own. So at a constant rate the weights keep moving around θ*; with a
-falling rate they close in; and if a line fits all rows exactly, every mini-batch agrees on θ* and
-the constant rate arrives.
+XᵀX/m, every step shrinks the distance by at least (κ - 1) / (κ + 1), κ = λ_max / λ_min. Each
+mini-batch has its own θ*. So at a constant rate the weights keep moving around θ*; with a falling
+rate they converge; and if a line fits all rows exactly, all mini-batches share θ* and a constant
+rate converges, too.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROWS, FEATURES = 200, 3
 
 
 def data(noise, seed=0):
-    """X with its column of ones (m, 1 + features), y (m,)."""
+    """Return X (m, 1 + features) with a column of ones, and y (m,)."""
     rng = np.random.default_rng(seed)
     features = rng.standard_normal((ROWS, FEATURES)) * [1.0, 0.5, 2.0] + [0.0, 1.0, -1.0]
     X = np.column_stack([np.ones(ROWS), features])
@@ -34,7 +34,7 @@ def data(noise, seed=0):
 
 
 def one_layer(theta, bias):
-    """The network Z = Xθ; with `bias` its first entry is `b` and X has no column of ones."""
+    """Return the network Z = Xθ; with `bias`, θ begins with `b` and X has no column of ones."""
     net = mc.MLP(
         [len(theta) - bias, 1], output="identity", bias=bias, dtype="float64", init="zeros"
     )
@@ -45,12 +45,12 @@ def one_layer(theta, bias):
 
 
 def theta_of(net):
-    """Its parameters as θ, the intercept first."""
+    """Return the network's parameters as θ, the intercept first."""
     return net.W[1][:, 0].copy() if net.b[1] is None else np.concatenate([net.b[1], net.W[1][:, 0]])
 
 
 def gradient(X, y, theta, bias):
-    """∂J/∂θ (1 + features,) as `backward` gives it."""
+    """Return ∂J/∂θ (1 + features,) from `backward`."""
     net = one_layer(theta, bias)
     cache = net.forward(X[:, bias:])
     _, G = mc.loss("squared_error")(cache.output, y)
@@ -59,20 +59,20 @@ def gradient(X, y, theta, bias):
 
 
 def step_change(X, y, theta, bias):
-    """What one `trainer.step` at rate 1 subtracts from θ: the gradient once more."""
+    """Return the change of θ by one `trainer.step` at rate 1: again the gradient."""
     net = one_layer(theta, bias)
     mc.Trainer(net, "squared_error", mc.SGD(1.0)).step(X[:, bias:], y)
     return theta - theta_of(net)
 
 
 def best_rate(X):
-    """2 / (λ_min + λ_max) of XᵀX/m."""
+    """Return 2 / (λ_min + λ_max) of XᵀX/m."""
     eigenvalues = np.linalg.eigvalsh(X.T @ X / len(X))
     return 2 / (eigenvalues[0] + eigenvalues[-1])
 
 
 def trained(X, y, rate, batch_size, epochs, bias=False):
-    """θ after training from zero."""
+    """Return θ after training from zero."""
     net = one_layer(np.zeros(X.shape[1]), bias)
     trainer = mc.Trainer(net, "squared_error", mc.SGD(rate))
     trainer.fit(X[:, bias:], y, epochs=epochs, batch_size=batch_size, progress=False)

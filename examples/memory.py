@@ -1,4 +1,4 @@
-"""The memory that the cache of the forward pass costs, and how chunks of rows keep it flat.
+"""The memory of the forward pass's cache, and its limit by chunks of rows.
 
 The backward pass reads every Z[l], so the forward pass keeps them. That is the cache: for a batch
 of m rows,
@@ -6,14 +6,14 @@ of m rows,
     m Σ_l n_l numbers, l = 1 … L          (the weights are Σ_l n_{l-1} n_l numbers, whatever m is)
 
 A trainer with `chunk_rows=m` takes the whole batch at once: its memory is that cache, one G[l] at a
-time and the rows' own scratch, all of them growing with m. But rows are independent, and dW is a
-sum over rows: with `chunk_rows="auto"` a chunk goes forward and backward, adds to dW, and its
-arrays serve again for the next. Memory stops growing at the size of one chunk.
+time and scratch space per row, all of which grow with m. But rows are independent, and dW is a sum
+over rows: with `chunk_rows="auto"` a chunk goes forward and backward, adds to dW, and its arrays
+are reused for the next chunk. Memory stops growing at the size of one chunk.
 
-Planned is what `trainer.plan` lists before anything is allocated. Measured is what Python's
-tracemalloc, to which NumPy reports its arrays, saw at the highest point of the first step; Python's
-own objects, some 0.1 MiB, are in it too. The batch itself, X and Y, belongs to the caller and does
-not count.
+"Planned" is the total of `trainer.plan`, before anything is allocated. "Measured" is the peak of
+Python's tracemalloc, to which NumPy reports its arrays, during the first step; it includes about
+0.1 MiB of Python's own objects. The batch itself, X and Y, belongs to the caller and is not
+counted.
 """
 
 import argparse
@@ -31,18 +31,18 @@ MIB = 1 << 20
 
 
 def make_trainer(sizes, chunk_rows):
-    """A tanh net in float32, trained by plain SGD with one worker."""
+    """Return a trainer of a tanh net in float32, with plain SGD and one worker."""
     net = mc.MLP(sizes, activations="tanh", init="glorot")
     return mc.Trainer(net, "squared_error", mc.SGD(1e-3), chunk_rows=chunk_rows, workers=1)
 
 
 def cache_bytes(sizes, rows):
-    """Σ_l n_l numbers a row, l = 1 … L, of 4 bytes each."""
+    """Return the bytes of Σ_l n_l numbers per row, l = 1 … L, of 4 bytes each."""
     return 4 * rows * sum(sizes[1:])
 
 
 def measured_bytes(sizes, batch, chunk_rows):
-    """Highest memory in use during the first step, beyond the caller's X and Y."""
+    """Return the peak memory during the first step, without the caller's X and Y."""
     rng = np.random.default_rng(0)
     X, Y = (
         rng.standard_normal((batch, sizes[0]), np.float32),
@@ -51,7 +51,7 @@ def measured_bytes(sizes, batch, chunk_rows):
     tracemalloc.start()
     try:
         trainer = make_trainer(sizes, chunk_rows)
-        tracemalloc.reset_peak()  # drawing the weights took temporary arrays
+        tracemalloc.reset_peak()  # drawing the weights used temporary arrays
         trainer.step(X, Y)
         return tracemalloc.get_traced_memory()[1]
     finally:
@@ -59,10 +59,8 @@ def measured_bytes(sizes, batch, chunk_rows):
 
 
 def measure(batches):
-    """{net: rows (batch, cache, planned whole, measured whole, chunk rows, planned auto, measured
-    auto)}.
-    """
-    measured_bytes([2, 2, 1], 2, "auto")  # what is imported and compiled once is not counted
+    """Return {net: rows (batch, cache, planned and measured whole, chunk, both for auto)}."""
+    measured_bytes([2, 2, 1], 2, "auto")  # exclude one-time imports and compilation
     results = {}
     for name, sizes in NETS.items():
         results[name] = []
@@ -77,7 +75,7 @@ def measure(batches):
 
 
 def draw(results, path):
-    """Memory against batch: lines are planned, points measured."""
+    """Draw memory against batch size: lines are planned, points measured."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for i, (name, rows) in enumerate(results.items()):
@@ -117,7 +115,7 @@ def main(out, quick=False):
         sizes = NETS[name]
         weights = 4 * sum(a * b for a, b in pairwise(sizes)) / MIB
         print(f"{name}: {len(sizes) - 1} layers, width {sizes[0]};", end=" ")
-        print(f"weights {weights:.2f} MiB, cache {cache_bytes(sizes, 1):,} bytes a row")
+        print(f"weights {weights:.2f} MiB, cache {cache_bytes(sizes, 1):,} bytes per row")
         print("                         chunk_rows=batch          chunk_rows=auto")
         print("     batch     cache    planned  measured     rows   planned  measured")
         for batch, cache, whole, whole_measured, chunk, auto, auto_measured in rows:
@@ -139,7 +137,7 @@ def main(out, quick=False):
     )
     print(
         f"Largest difference between measured and planned: {worst / 1024:.0f} KiB (Python's own "
-        "objects are measured, too)"
+        "objects are included in the measurement)"
     )
     draw(results, Path(out) / "memory.png")
     print(f"saved {Path(out) / 'memory.png'}")
@@ -147,7 +145,7 @@ def main(out, quick=False):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default=".", help="folder of the picture")
+    parser.add_argument("--out", default=".", help="folder for the picture")
     parser.add_argument("--quick", action="store_true", help="smaller batches")
     arguments = parser.parse_args()
     main(arguments.out, arguments.quick)

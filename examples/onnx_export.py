@@ -1,7 +1,7 @@
-"""Train, export to ONNX, predict in onnxruntime: the same numbers, from the table's own columns.
+"""Train, export to ONNX, predict in onnxruntime: the same numbers, from the original columns.
 
 The net is trained on standardised columns and a standardised target. Both maps go into the file, so
-that whoever has it needs neither mlpcore nor the means:
+that using it needs neither mlpcore nor the means:
 
     Z = net((X - mean) / scale) · target_scale + target_mean
 """
@@ -19,7 +19,7 @@ from mlpcore.tables.standardizer import Standardizer
 
 
 def trained(epochs, seed=0):
-    """A net for the progression of diabetes, the maps around it, and the rows held out."""
+    """Return a net for the progression of diabetes, the maps around it, and the held-out rows."""
     X, y = load_diabetes(return_X_y=True, scaled=False)
     X, y = X.astype(np.float32), y[:, None].astype(np.float32)
     order = np.random.default_rng(seed).permutation(len(X))
@@ -36,7 +36,7 @@ def trained(epochs, seed=0):
 
 
 def compared(net, columns, target, X, folder):
-    """Predictions of rows as they are in the table: ours, and those of onnxruntime."""
+    """Return the predictions for unscaled rows by mlpcore and by onnxruntime."""
     path = Path(folder) / "diabetes.onnx"
     net.to_onnx(
         path,
@@ -51,9 +51,9 @@ def compared(net, columns, target, X, folder):
 
 
 def main():
-    """Prints predictions side by side, and how far they are apart."""
+    """Print predictions side by side, and their largest difference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", help="as the other examples take it; this one saves no picture")
+    parser.add_argument("--out", help="unused: this example draws no picture")
     parser.add_argument("--quick", action="store_true", help="5 epochs")
     net, columns, target, X, y = trained(5 if parser.parse_args().quick else 60)
     with tempfile.TemporaryDirectory() as folder:

@@ -5,15 +5,15 @@
     Z[l] = σ_l(S[l])                  G[l-1] = D[l] W[l]ᵀ
 
 The other side uses no matrix and no recurrence, only the chain rule by paths. A unit's output z
-acts on J along every path of units j → p → … → r that leads from it to the output layer, and each
-path contributes the product of what lies on it:
+affects J along every path of units j → p → … → r from it to the output layer, and each path
+contributes the product of its factors:
 
     ∂J/∂z[l]_j = Σ_paths  (w[l+1]_jp σ'(s[l+1]_p)) (w[l+2]_pq σ'(s[l+2]_q)) …  ∂J/∂z[L]_r
 
-A weight w[l]_kj enters once in every row: ∂J/∂w = Σ_rows z[l-1]_k σ'(s[l]_j) ∂J/∂z[l]_j. All of it
-is done with Python floats, one at a time; the slopes are written in s, from the textbook (the
-library's are written in z where they can be). Paths multiply from layer to layer: the recurrence
-gets the same sums by adding up each layer once. That is what backpropagation saves.
+A weight w[l]_kj occurs once in every row: ∂J/∂w = Σ_rows z[l-1]_k σ'(s[l]_j) ∂J/∂z[l]_j. All of
+this uses single Python floats; the slopes are the textbook ones in s (the library writes them in z
+if possible). The number of paths multiplies from layer to layer; the recurrence gets the same sums
+by adding up each layer once. That is the saving of backpropagation.
 """
 
 import argparse
@@ -30,7 +30,7 @@ L = len(ACTIVATIONS)
 
 
 def logistic(s):
-    """1 / (1 + exp(-s)) of one number."""
+    """Return 1 / (1 + exp(-s)) of one number."""
     return 1 / (1 + math.exp(-s))
 
 
@@ -45,7 +45,7 @@ SLOPE = {
 
 
 def forward_row(x, w):
-    """s[l][j] and z[l][j] of one row x."""
+    """Return s[l][j] and z[l][j] of one row x."""
     s, z = [None], [x]
     for l in range(1, L + 1):
         s.append(
@@ -56,7 +56,7 @@ def forward_row(x, w):
 
 
 def by_paths(l, j, w, s, dJ_dz):
-    """∂J/∂z[l]_j of one row: the sum over all paths from unit j of layer l to an output."""
+    """Return ∂J/∂z[l]_j of one row: the sum over all paths from unit j of layer l to an output."""
     total = 0.0
     for units in itertools.product(*(range(n) for n in SIZES[l + 1 :])):
         path = (j, *units)
@@ -90,7 +90,7 @@ def scalar_derivation(x, y, w):
 
 
 def problem(rows=6, seed=0):
-    """The net with weights of ordinary size, X (m, 5) and Y (m, 2)."""
+    """Return the net with weights of moderate size, X (m, 5) and Y (m, 2)."""
     rng = np.random.default_rng(seed)
     net = mc.MLP(SIZES, ACTIVATIONS[:-1], ACTIVATIONS[-1], bias=False, dtype="float64")
     net.parameters[...] = 0.7 * rng.standard_normal(net.parameters.size)
@@ -98,7 +98,7 @@ def problem(rows=6, seed=0):
 
 
 def table(net, X, Y):
-    """(name, shape, largest entry, largest difference, paths a unit or None), one row an array."""
+    """Return (name, shape, largest entry, largest difference, paths per unit or None) per array."""
     cache = net.forward(X)
     _, G = mc.loss("squared_error")(cache.output, Y)
     grad = net.backward(cache, G, input_gradient=True, keep=True)

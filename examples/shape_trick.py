@@ -1,22 +1,22 @@
-"""How far the trick goes to treat everything as a scalar and then to make the shapes match.
+"""The limits of a trick: differentiate as with scalars, then make the shapes match.
 
-With one row and one unit a layer all letters are numbers, and the chain rule gives without a
-thought about order
+With one row and one unit per layer all letters are numbers, and the chain rule gives, without
+regard to order,
 
     dw = g σ' z          (and for the layer before  g_before = g σ' w)
 
 For matrices G, σ' (m, n_l), Z[l-1] (m, n_{l-1}), W[l] (n_{l-1}, n_l) the trick says: put the
-factors into whatever order, with transposes, that has the right shape. Here all candidates are
-listed: every expression that uses each of G, σ', W, Z at most once, as it is or transposed, with
-matrix products · and products entry by entry ⊙, in every order and with every placing of brackets.
-(Brackets within a chain of equal products change nothing and are counted once; so are A ⊙ B and B ⊙
-A, and (A·B)ᵀ = Bᵀ·Aᵀ.) Those whose shape fits are compared with central differences of J. The right
-ones are
+factors into any order, with transposes, that gives the right shape. Here all candidates are listed:
+every expression that uses each of G, σ', W, Z at most once, transposed or not, with matrix products
+· and elementwise products ⊙, in every order and with every placing of brackets. (Brackets within a
+chain of equal products change nothing and are counted once; so are A ⊙ B and B ⊙ A, and
+(A·B)ᵀ = Bᵀ·Aᵀ.) Those whose shape fits are compared with central differences of J. The right ones
+are
 
     dW[l] = Zᵀ·(G ⊙ σ')          G[l-1] = (G ⊙ σ')·Wᵀ
 
-What follows layer l-1 is a net in its own right with Z[l-1] for input, so that l = 1 stands for
-every layer: Z[l-1] is X.
+The layers after l-1 form a net with input Z[l-1]. Therefore l = 1 stands for every layer, with
+Z[l-1] = X.
 """
 
 import argparse
@@ -31,15 +31,13 @@ RIGHT = 1e-7  # central differences resolve about 1e-10
 
 
 def chain(sign, left, right):
-    """The expression `left sign right`: (sign, part, part, …), flat within equal signs; a leaf is a
-    string.
-    """
+    """Return `left sign right` as (sign, part, …), flat within equal signs; leaves are strings."""
     parts = [p for x in (left, right) for p in (x[1:] if x[0] == sign else (x,))]
     return (sign, *(sorted(parts, key=text) if sign == "⊙" else parts))
 
 
 def text(expression):
-    """`Zᵀ·(G ⊙ σ')`, as people write it."""
+    """Return an expression as text, such as `Zᵀ·(G ⊙ σ')`."""
     if isinstance(expression, str):
         return expression
     parts = [text(p) if isinstance(p, str) else f"({text(p)})" for p in expression[1:]]
@@ -47,10 +45,8 @@ def text(expression):
 
 
 def products(factors):
-    """Every product of two or more of the factors, {expression: value}; `factors` is {name:
-    matrix}.
-    """
-    known = {}  # by the set of names used
+    """Return {expression: value} of every product of two or more `factors`, {name: matrix}."""
+    known = {}  # keyed by the set of names used
     for size in range(1, len(factors) + 1):
         for used in map(frozenset, combinations(factors, size)):
             found = known[used] = {
@@ -69,9 +65,7 @@ def products(factors):
 
 
 def problem(m, n_before, n, seed=0):
-    """A tanh layer n_before -> n under an identity layer: net, X (m, n_before), Y, and the four
-    factors by name.
-    """
+    """Return a tanh layer n_before -> n with an identity layer after it, X, Y and the factors."""
     rng = np.random.default_rng(seed)
     net = mc.MLP([n_before, n, 2], activations="tanh", dtype="float64", bias=False)
     net.parameters[...] = 0.7 * rng.standard_normal(net.parameters.size)
@@ -83,7 +77,7 @@ def problem(m, n_before, n, seed=0):
 
 
 def differences(net, X, Y):
-    """∂J/∂W[1] and ∂J/∂X by central differences, an entry at a time."""
+    """Return ∂J/∂W[1] and ∂J/∂X by central differences, one entry at a time."""
     X, results = X.copy(), []
     for variable in (net.W[1], X):
         slope = np.empty_like(variable)
@@ -99,13 +93,14 @@ def differences(net, X, Y):
 
 
 def relative_error(A, B):
-    """The largest difference over the largest entry of either."""
+    """Return the largest difference over the largest entry of either matrix."""
     return np.abs(A - B).max() / max(np.abs(A).max(), np.abs(B).max())
 
 
 def candidates(m, n_before, n):
-    """For dW[l], then for G[l-1]: {expression: relative error} of the products that fit; and how
-    many products exist at all.
+    """Return {expression: relative error} of the fitting products for both goals, and a count.
+
+    The goals are dW[l] and G[l-1]. The count is of all products.
     """
     net, X, Y, factors = problem(m, n_before, n)
     every = products(factors)
@@ -116,12 +111,12 @@ def candidates(m, n_before, n):
 
 
 def verdict(error):
-    """Right means: as near as a central difference can tell."""
+    """Return "right" if the error is within the accuracy of a central difference."""
     return "right" if error < RIGHT else "wrong"
 
 
 def names(expression):
-    """The factors that an expression uses, transposes dropped."""
+    """Return the factors that an expression uses, without transposes."""
     return (
         {expression.rstrip("ᵀ")}
         if isinstance(expression, str)
@@ -130,24 +125,24 @@ def names(expression):
 
 
 def same_form(errors, outer):
-    """Those that are the right one up to order and transposes."""
+    """Return the expressions that equal the right one up to order and transposes."""
     forms = f"{outer}·(G ⊙ σ')", f"(G ⊙ σ')·{outer}"
     return {x: error for x, error in errors.items() if text(x).replace("ᵀ", "") in forms}
 
 
 def print_table(errors):
-    """A line an expression, the right ones first."""
+    """Print one line per expression, the right ones first."""
     for x, error in sorted(errors.items(), key=lambda row: row[1] > RIGHT):
         print(f"   {text(x):<22} {verdict(error):<8} {error:.1e}")
 
 
 def print_counts(goal, errors, outer):
-    """How many fit, with and without the knowledge of the three factors, and how many are right."""
+    """Print the counts of products that fit, with any factors and the right ones, and are right."""
     three = [x for x in errors if names(x) == {"G", "σ'", outer}]
     right = [text(x) for x, error in errors.items() if error < RIGHT]
     nearest = min(error for error in errors.values() if error > RIGHT)
     print(
-        f"   {goal}: {len(errors):,} fit, of which {len(three)} made of exactly G, σ', {outer};",
+        f"   {goal}: {len(errors):,} fit, of which {len(three)} use exactly G, σ', {outer};",
         end=" ",
     )
     print(f"right: {len(right)}, {right[0]}; the nearest wrong one is off by {nearest:.0%}")
@@ -179,9 +174,9 @@ def main():
         )
         print_table(same_form(errors, outer))
     print("""
-Where the sizes differ and the three factors are known, the shape leaves one way to put them
-together, and it is right. Leave out or add a factor, and others fit as well. With equal sizes the
-shape says nothing. Only numbers tell.""")
+If the sizes differ and the three factors are known, the shape leaves one way to combine them,
+and it is right. Leave out or add a factor, and others fit as well. With equal sizes the shape
+decides nothing: only numbers do.""")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""What the slope a of the sigmoid φ(s) = 1 / (1 + exp(-a s)) does to backpropagation and to
-learning.
+"""The effect of the slope a of the sigmoid φ(s) = 1 / (1 + exp(-a s)) on learning.
 
-The net has three layers, all of them φ with the same a (two hidden ones and the output), and
-squared error; it learns from one data point at a time. From φ' = a φ (1 - φ), the update of the
-second-last layer, layer 2, is by hand
+The net has three layers (two hidden ones and the output), all φ with the same a, and squared error;
+it learns from one data point at a time. From φ' = a φ (1 - φ), the update of the last hidden layer,
+layer 2, is by hand
 
     δ3_r = (z3_r - y_r) · a z3_r (1 - z3_r)                 W2_kj loses  η z1_k δ2_j
     δ2_j = (Σ_r δ3_r W3_jr) · a z2_j (1 - z2_j)             b2_j  loses  η δ2_j
 
-What a does. It enters only as a s = (Z aW + ab): a net with slope a and parameters θ is the net
+The effect of a. It occurs only in a s = (Z aW + ab): a net with slope a and parameters θ is the net
 with slope 1 and parameters aθ, J_a(θ) = J_1(aθ), and its gradient is a times that of J_1 at aθ. A
 step θ - η a ∇J_1(aθ) therefore takes u = aθ to
 
@@ -17,8 +16,8 @@ step θ - η a ∇J_1(aθ) therefore takes u = aθ to
 One factor a comes from the chain rule, one from the scale of W. So slope a at rate η *is* slope 1
 at rate a² η, started at aθ.
 
-How learning starts. Near 0 the sigmoid is 1/2 + (a/4) s. Weights drawn without regard to a
-(init="glorot") shrink what tells two points apart by about a/4 in each layer: with a small a all
+The start of learning. Near 0 the sigmoid is 1/2 + (a/4) s. With weights drawn regardless of a
+(init="glorot"), each layer scales the differences between points by about a/4: with a small a all
 points get nearly the same output, and learning starts on a plateau. init="auto" divides hidden
 weights by a/4 and output weights by a. Then aθ at the start is the same for every a: the same net,
 and only the factor a² in the rate is left. (At a = 4 both draw the same hidden weights, as a/4 is
@@ -41,7 +40,7 @@ INITS = {"glorot": "regardless of a", "auto": "takes a into account"}
 
 
 def network(sizes, a, init="auto", seed=1):
-    """Three layers, each sigmoid with slope a."""
+    """Return a net of three layers, each a sigmoid with slope a."""
     return mc.MLP(
         sizes,
         activations=("sigmoid", a),
@@ -53,8 +52,9 @@ def network(sizes, a, init="auto", seed=1):
 
 
 def by_hand(W, b, x, y, a, rate):
-    """What one step on the data point (x, y) subtracts from W[2] and b[2], an index at a time; W
-    and b as nested lists.
+    """Return the change of W[2] and b[2] by one step on the point (x, y), one index at a time.
+
+    W and b are nested lists.
     """
 
     def layer(z, l):
@@ -74,27 +74,25 @@ def by_hand(W, b, x, y, a, rate):
 
 
 def as_lists(views):
-    """net.W or net.b as nested lists of floats."""
+    """Return net.W or net.b as nested lists of floats."""
     return [None if view is None else view.tolist() for view in views]
 
 
 def by_trainer(net, x, y, rate):
-    """What one `trainer.step` subtracts from W[2] and b[2]."""
+    """Return the change of W[2] and b[2] by one `trainer.step`."""
     W, b = net.W[2].copy(), net.b[2].copy()
     mc.Trainer(net, "squared_error", mc.SGD(rate)).step([x], [y])
     return W - net.W[2], b - net.b[2]
 
 
 def quadrants(rows=200, seed=0):
-    """Points of a square (m, 2); target 0.9 where the signs of the two coordinates agree, else 0.1
-    (m, 1).
-    """
+    """Return points of a square (m, 2) and targets (m, 1): 0.9 if the signs agree, else 0.1."""
     X = np.random.default_rng(seed).uniform(-1, 1, (rows, 2))
     return X, np.where(X[:, :1] * X[:, 1:] > 0, 0.9, 0.1)
 
 
 def learning_curve(a, init, rate, epochs, seed=1):
-    """Mean loss of each epoch, and the trained net; one data point a step."""
+    """Return the mean loss of each epoch, and the trained net; one data point per step."""
     X, Y = quadrants()
     net = network([2, 8, 8, 1], a, init, seed)
     trainer = mc.Trainer(net, "squared_error", mc.SGD(rate), seed=0)
@@ -102,18 +100,18 @@ def learning_curve(a, init, rate, epochs, seed=1):
 
 
 def spread_at_start(a, init):
-    """Standard deviation of the output over the points, before training."""
+    """Return the standard deviation of the output over the points, before training."""
     return network([2, 8, 8, 1], a, init).predict(quadrants()[0]).std()
 
 
 def epochs_to(curve, level):
-    """The first epoch whose loss is below the level, as text."""
+    """Return the first epoch whose loss is below the level, as text."""
     below = np.flatnonzero(np.array(curve) < level)
     return str(below[0] + 1) if len(below) else f"> {len(curve)}"
 
 
 def draw(curves, path):
-    """Both panels: without regard to a, and with."""
+    """Draw both panels: initial weights regardless of a, and adapted to a."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (init, meaning) in zip(panels, INITS.items(), strict=True):
@@ -145,7 +143,7 @@ def main(out, quick=False):
     x, y = [0.3, -1.2, 0.8], [0.9, 0.2]
     hand_W, hand_b = by_hand(as_lists(net.W), as_lists(net.b), x, y, a, rate)
     step_W, step_b = by_trainer(net, x, y, rate)
-    print(f"1. One step on one data point, 3-4-3-2 net, a = {a:g}: what W[2] and b[2] lose\n")
+    print(f"1. One step on one data point, 3-4-3-2 net, a = {a:g}: decrease of W[2] and b[2]\n")
     print("   entry         by hand            trainer.step       difference")
     for name, hand, step in (
         ("W[2]", np.array(hand_W), step_W),
@@ -161,7 +159,7 @@ def main(out, quick=False):
     epochs = 15 if quick else 80
     curves = {(init, a): learning_curve(a, init, RATE, epochs)[0] for init in INITS for a in SLOPES}
     level = curves["auto", 1.0][0] / 2
-    print(f"\n2. Learning: 2-8-8-1 net, 200 points, one a step, rate {RATE:g}, {epochs} epochs\n")
+    print(f"\n2. Learning: 2-8-8-1 net, 200 points, one per step, rate {RATE:g}, {epochs} epochs\n")
     print(
         "              spread of the output at the start    epochs until the loss is below "
         f"{level:.3f}"
@@ -174,10 +172,9 @@ def main(out, quick=False):
             + "".join(f"{epochs_to(curves[init, a], level):>16}" for init in INITS)
         )
     print("""
-   Without regard to a, a small a sees no difference between the points at first: it stands on a
-   plateau. With it, all four start as the same net; what differs is the length of the steps, a²
-   times as long.
-   At a = 4 a step is 16 times that of a = 1: fast at first, then too long to settle.""")
+   Regardless of a, a net with small a hardly distinguishes the points at first: it starts on a
+   plateau. Adapted to a, all four start as the same net; only the steps differ, a² times as long.
+   At a = 4 a step is 16 times that of a = 1: fast at first, then too long to converge.""")
 
     short = 2 if quick else 5
     reference, net_1 = learning_curve(1.0, "auto", RATE, short)
@@ -193,7 +190,7 @@ def main(out, quick=False):
             f"   {a:<7g} {loss_difference:28.1e} "
             f"{np.abs(a * net.parameters - net_1.parameters).max():9.1e}"
         )
-    print("\n   One and the same run. (Powers of two scale without rounding.)")
+    print("\n   The runs are the same. (Powers of two scale without rounding.)")
     curves["auto", "rescaled"] = learning_curve(4.0, "auto", RATE / 16, epochs)[0]
     draw(curves, Path(out) / "sigmoid_slope.png")
     print(f"\nsaved {Path(out) / 'sigmoid_slope.png'}")
@@ -201,7 +198,7 @@ def main(out, quick=False):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default=".", help="folder of the picture")
+    parser.add_argument("--out", default=".", help="folder for the picture")
     parser.add_argument("--quick", action="store_true", help="fewer epochs")
     arguments = parser.parse_args()
     main(arguments.out, arguments.quick)

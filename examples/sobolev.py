@@ -1,20 +1,20 @@
 """Fit a function together with its derivative: an energy and its forces, from few points.
 
-A computed energy often comes with its gradient for little more. A network that is fitted to both
+When an energy is computed, its gradient often costs little more. A network that is fitted to both
 (Czarnecki et al. 2017 call it Sobolev training) needs far fewer points. The loss contains a
 derivative of the network by its *input*,
 
     J(θ) = 1/m Σ_rows [ (Z - E)² + λ Σ_i (∂Z/∂x_i - F_i)² ]
 
-so its gradient by θ holds derivatives of derivatives. In the engine that is one jvp and one vjp for
-each direction x_i:
+so its gradient by θ contains derivatives of derivatives. In the engine these are one jvp and one
+vjp for each direction x_i:
 
     output, tangent = net.jvp(X, dX=e_i)                            Z and ∂Z/∂x_i, forward
     net.vjp(X, ∂J/∂Z, dX=e_i, dV=∂J/∂(∂Z/∂x_i)).parameters          back through both
 
 Here E is the Müller-Brown potential (1979), a surface with three valleys on which chemists test
-methods, on a scale of 100. Both networks see the same points and do the same number of L-BFGS
-iterations (SciPy's); only one sees the forces, too.
+methods, on a scale of 100. Both networks get the same points and the same number of L-BFGS
+iterations (SciPy's); only one also gets the forces.
 """
 
 import argparse
@@ -29,11 +29,11 @@ import mlpcore as mc
 A = np.array([-200.0, -100.0, -170.0, 15.0])
 a, b, c = np.array([[-1, 0, -10], [-1, 0, -10], [-6.5, 11, -6.5], [0.7, 0.6, 0.7]]).T
 X0, Y0 = np.array([1, 0, -0.5, -1]), np.array([0, 0.5, 1.5, 1])
-BOX = np.array([[-1.4, 1.1], [-0.3, 1.9]])  # where it is sampled
+BOX = np.array([[-1.4, 1.1], [-0.3, 1.9]])  # the sampled region
 
 
 def potential(points):
-    """E (m, 1) and its gradient (m, 2) at points (m, 2), over 100."""
+    """Return E (m, 1) and its gradient (m, 2) at points (m, 2), divided by 100."""
     dx, dy = points[:, :1] - X0, points[:, 1:] - Y0
     terms = A * np.exp(a * dx**2 + b * dx * dy + c * dy**2) / 100
     slopes = [terms * (2 * a * dx + b * dy), terms * (b * dx + 2 * c * dy)]
@@ -43,7 +43,7 @@ def potential(points):
 
 
 def J_and_gradient(net, X, E, F, weight):
-    """J and its gradient by the parameters; weight 0 leaves the forces out."""
+    """Return J and its gradient by the parameters; weight 0 leaves the forces out."""
     m = len(X)
     if not weight:
         residual = net.predict(X) - E
@@ -56,7 +56,7 @@ def J_and_gradient(net, X, E, F, weight):
         residual, slip = (
             (output - E) * (i == 0),
             tangent - F[:, i : i + 1],
-        )  # the energies count once
+        )  # add the energies only once
         J += float(np.sum(residual**2) + weight * np.sum(slip**2)) / m
         gradient = (
             gradient
@@ -66,7 +66,7 @@ def J_and_gradient(net, X, E, F, weight):
 
 
 def fit(X, E, F, weight, iterations, seed=0):
-    """A network fitted by L-BFGS, starting from the seed's weights."""
+    """Return a network fitted by L-BFGS, starting from the seed's weights."""
     net = mc.MLP([2, 32, 32, 1], "tanh", dtype="float64", seed=seed)
 
     def objective(parameters):
@@ -84,7 +84,7 @@ def fit(X, E, F, weight, iterations, seed=0):
 
 
 def errors(net, count=4000):
-    """Root mean square errors of energy and of force on fresh points where E < 1."""
+    """Return root mean square errors of energy and force on new points with E < 1."""
     X = np.random.default_rng(99).uniform(*BOX.T, (count, 2))
     E, F = potential(X)
     low = E[:, 0] < 1
@@ -99,7 +99,7 @@ def errors(net, count=4000):
 
 
 def draw(nets, X, path):
-    """Contours of the potential and of each network, with the points they were fitted to."""
+    """Draw contours of the potential and of each network, with the points they were fitted to."""
     x, y = (np.linspace(low, high, 160) for low, high in BOX)
     grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     surfaces = {"Müller-Brown potential": potential(grid)[0]} | {
@@ -121,9 +121,9 @@ def draw(nets, X, path):
 
 
 def main():
-    """Fits both networks, prints their errors and draws them."""
+    """Fit both networks, print their errors and draw them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(), help="folder of the picture")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the picture")
     parser.add_argument("--points", type=int, default=40)
     parser.add_argument("--quick", action="store_true", help="fewer iterations")
     options = parser.parse_args()
@@ -149,7 +149,7 @@ def main():
         f"{numeric:.8f}\n"
     )
     print(
-        "fitted to              energy error   force error   (root mean square over fresh points, "
+        "fitted to              energy error   force error   (root mean square over new points, "
         "units of 100)"
     )
     nets = {}

@@ -1,11 +1,10 @@
-"""The engine as a layer inside a PyTorch model, trained on handwritten digits by PyTorch's
-optimizer.
+"""The engine as a layer in a PyTorch model, trained on digits by PyTorch's optimizer.
 
     model = Sequential(Linear(64, 48), Tanh(), mlpcore.torch.Module(net))
 
 The module's one parameter is the memory of `net.parameters`, so the optimizer trains the network in
-place. Its gradient comes from the recurrences, autograd does the rest. Beside it the same model
-made of PyTorch's layers alone, from the same weights.
+place. Its gradient comes from the recurrences; autograd does the rest. For comparison, the same
+model is made of PyTorch's layers alone, with the same initial weights.
 """
 
 import argparse
@@ -20,9 +19,7 @@ from mlpcore.torch import Module
 
 
 def models(seed=0):
-    """The model with our network inside, and the one of PyTorch's layers with equal weights; and
-    the network.
-    """
+    """Return the model with our network, an equal one of PyTorch's layers, and the network."""
     torch.manual_seed(seed)
     net = mc.MLP([48, 64, 10], "relu", seed=seed)
     first = torch.nn.Linear(64, 48)
@@ -31,7 +28,7 @@ def models(seed=0):
 
 
 def digits(seed=0):
-    """Training and test rows: X in 0 … 1 and classes, as tensors."""
+    """Return training and test rows: X in 0 … 1 and classes, as tensors."""
     X, y = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(X))
     X, y = torch.from_numpy(X[order] / 16).float(), torch.from_numpy(y[order])
@@ -39,7 +36,7 @@ def digits(seed=0):
 
 
 def train(model, X, y, epochs, batch=50, seed=0):
-    """The mean loss of each epoch."""
+    """Return the mean loss of each epoch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(seed)
     history = []
@@ -57,17 +54,17 @@ def train(model, X, y, epochs, batch=50, seed=0):
 
 @torch.no_grad()
 def accuracy(model, X, y):
-    """The share of rows whose largest output is their class."""
+    """Return the share of rows whose largest output is their class."""
     return float((model(X).argmax(dim=1) == y).double().mean())
 
 
 def main():
-    """Prints both models' losses and what they get right."""
+    """Print both models' losses and accuracies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", help="as the other examples take it; this one saves no picture")
+    parser.add_argument("--out", help="unused: this example draws no picture")
     parser.add_argument("--quick", action="store_true", help="3 epochs")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # nets as small as this one lose time on more
+    torch.set_num_threads(1)  # nets as small as this one are slower with more
     training, test = digits()
     ours, theirs, net = models()
     print(ours)
@@ -77,7 +74,7 @@ def main():
     for epoch, (a, b) in enumerate(zip(*histories, strict=True), 1):
         print(f"{epoch:5}   {a:19.6f}   {b:16.6f}")
     print(
-        f"\nright on {len(test[0])} other rows: {accuracy(ours, *test):.1%} and "
+        f"\naccuracy on {len(test[0])} other rows: {accuracy(ours, *test):.1%} and "
         f"{accuracy(theirs, *test):.1%}"
     )
     shared = ours[2].flat.data_ptr() == net.parameters.ctypes.data

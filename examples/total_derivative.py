@@ -1,19 +1,22 @@
 """A variable that enters twice contributes twice: the total derivative, by hand and in a network.
 
 V = (4π/3) t x y is the volume of an ellipsoid with half-axes t, x, y. Let t be tied to x, by t = x.
-How fast does V change when x moves? Three answers:
+How fast does V change when x changes? Three answers:
 
-    the partial derivative by x                  (4π/3) t y       right to "and t stays", but t does
-    not stay substitution after the differentiation       (4π/3) x y       the same number: too
-    small by the factor 2 substitution before the differentiation      (8π/3) x y       right
+    the partial derivative by x                  (4π/3) t y
+        right if t is held fixed, but it is not
+    substitution after the differentiation       (4π/3) x y
+        the same number: too small by the factor 2
+    substitution before the differentiation      (8π/3) x y
+        right
 
 The differential has both terms, dV = (4π/3) (x y dt + t y dx + t x dy), and with dt = dx and dy = 0
-it is the third.
+it gives the third answer.
 
 In the engine: two layers of one number each, Z = W[2] W[1] x, with W[2] tied to W[1]. Then Z = w²
-x, and by w it changes at 2 w x. The gradient that a trainer uses is the total one, because both
-uses add into one place. The same holds for the matrix of an autoencoder that encodes by W and
-decodes by Wᵀ, where the half-done gradient looks right: its shape is.
+x, whose derivative by w is 2 w x. The gradient that a trainer uses is the total one, because both
+uses add to one gradient. The same holds for the matrix of an autoencoder that encodes by W and
+decodes by Wᵀ, where the incomplete gradient looks right: its shape is.
 """
 
 import argparse
@@ -25,19 +28,17 @@ import mlpcore as mc
 
 
 def volume(t, x, y):
-    """Of an ellipsoid."""
+    """Return the volume of an ellipsoid."""
     return 4 * math.pi / 3 * t * x * y
 
 
 def difference(f, x, h=1e-6):
-    """The central difference of f at x."""
+    """Return the central difference of f at x."""
     return (f(x + h) - f(x - h)) / (2 * h)
 
 
 def three_answers(x, y):
-    """The rates at which V changes with x, with t = x: by name, and the central difference of the
-    tied function.
-    """
+    """Return the rates of V in x if t = x, by name, and the tied function's central difference."""
     t = x
     rates = {
         "partial derivative by x": 4 * math.pi / 3 * t * y,
@@ -48,9 +49,7 @@ def three_answers(x, y):
 
 
 def two_uses(tied, w):
-    """d(w² c)/dw with c = 4π/3 · 0.7 by a net of two layers: the gradient as (dW[1], dW[2]), each
-    (1, 1).
-    """
+    """Return d(w² c)/dw, c = 4π/3 · 0.7, by a net of two layers, as (dW[1], dW[2]), each (1, 1)."""
     net = mc.MLP([1, 1, 1], "identity", bias=False, dtype="float64", tied={2: 1} if tied else None)
     net.W[1][...] = net.W[2][...] = w
     parameters = net.vjp([[4 * math.pi / 3 * 0.7]], [[1.0]]).parameters
@@ -59,8 +58,9 @@ def two_uses(tied, w):
 
 
 def autoencoder(seed=0):
-    """DJ along a random change of W[1] of a tied autoencoder: by one use, by the engine, and by a
-    central difference.
+    """Return dJ along a random change of W[1] of a tied autoencoder, computed in three ways.
+
+    The ways are one use alone, the engine, and a central difference.
     """
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((50, 3)) @ rng.standard_normal((3, 8))
@@ -74,16 +74,16 @@ def autoencoder(seed=0):
     W = net.W[1].copy()
 
     def J(step):
-        net.W[1][...] = W + step * V  # W[2] is a view of it and follows
+        net.W[1][...] = W + step * V  # W[2] is a view of it and changes too
         return loss(net.predict(X), X)[0]
 
     return float((one_use * V).sum()), float((total * V).sum()), difference(J, 0.0, 1e-5)
 
 
 def main():
-    """Prints the three answers, and the networks' beside them."""
+    """Print the three answers and those of the networks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", help="as the other examples take it; this one saves no picture")
+    parser.add_argument("--out", help="unused: this example draws no picture")
     parser.parse_args()
     x, y = 1.5, 0.7
     rates, measured = three_answers(x, y)
@@ -102,7 +102,7 @@ def main():
         ("central difference", numeric),
     ):
         print(f"  {name:<26} {value:8.4f}")
-    print("One use alone has the right shape, and not even the right sign.")
+    print("One use alone has the right shape, but not even the right sign.")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The CUDA backend checked and measured on a GPU, section by section: run.sh, docs/gpu.md."""
+"""Checks and measurements of the CUDA backend on a GPU, by section: run.sh, docs/gpu.md."""

@@ -1,4 +1,4 @@
-"""A check that there is a GPU that computes: two steps of a small network, there and on the CPU."""
+"""A check of the GPU: two steps of a small network on the GPU and on the CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.gpu import kit
 
 
 def losses(device: str) -> list[float]:
-    """The first two losses of a training."""
+    """Return the losses of the first two training steps."""
     rng = np.random.default_rng(0)
     X, Y = rng.standard_normal((61, 7), dtype=np.float32), rng.integers(0, 5, 61)
     net = mc.MLP([7, 17, 5], "relu", "softmax", device=device, seed=0)
@@ -23,7 +23,7 @@ def main() -> int:
     device = kit.opened()
     found, expected = losses(device.name), losses("cpu")
     if not np.allclose(found, expected, rtol=1e-4):
-        sys.exit(f"the GPU computes something else: losses {found} instead of {expected}")
+        sys.exit(f"the GPU computes wrong losses: {found} instead of {expected}")
     print(f"{mc.info()['cuda']}; losses {found} as on the CPU")
     return 0
 

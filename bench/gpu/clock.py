@@ -1,4 +1,4 @@
-"""Time on a device and on its host: by events on a GPU, by a clock on a played device."""
+"""Time on a device and on its host: by events on a GPU, by a clock on an emulated device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ template <int> __global__ void spin(long long nanoseconds) {
 
 
 def is_gpu(device: CudaDevice) -> bool:
-    """Return whether it is a GPU, not a device that a CPU plays."""
+    """Return True for a GPU, False for a device emulated on the CPU."""
     return hasattr(device.xp, "cuda")
 
 
@@ -31,7 +31,7 @@ def wait(device: CudaDevice) -> None:
 
 
 def host_and_wall(device: CudaDevice, run: Run, count: int) -> tuple[float, float]:
-    """Microseconds of one of `count` runs: until the host has asked, until the device is done."""
+    """Return microseconds per run of `count`: until all are launched, until the device is done."""
     wait(device)
     begin = time.perf_counter()
     for _ in range(count):
@@ -42,9 +42,9 @@ def host_and_wall(device: CudaDevice, run: Run, count: int) -> tuple[float, floa
 
 
 def microseconds(device: CudaDevice, run: Run, count: int = 1, repeats: int = 7) -> float:
-    """Microseconds that the device takes for one of `count` runs, the median of `repeats`.
+    """Return the device's microseconds per run, of `count`, as the median of `repeats`.
 
-    A kernel that waits goes first, so that the host is ahead by all runs. Some thousand launches
+    A waiting kernel goes first, so that the host can launch all runs ahead. A few thousand launches
     fill the queue, and then the host's time counts as well.
     """
     host, wall = host_and_wall(device, run, count)

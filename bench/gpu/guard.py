@@ -1,8 +1,8 @@
 """A pytest plugin: without a GPU the run fails, and a broken CUDA context costs one test.
 
-A kernel's fault is reported by some later call, and from then on by every call of the process.
-So the device is waited for after each test; where that fails, the process ends, and pytest-xdist
-reports that test and starts another process.
+A kernel's fault is reported by a later call, and from then on by every call of the process.
+Therefore the device is synchronized after each test; if that fails, the process ends, and
+pytest-xdist reports that test and starts another process.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     try:
         cupy.cuda.runtime.deviceSynchronize()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        message = f"{item.nodeid} has broken the CUDA context: {error}"
-        if not hasattr(item.config, "workerinput"):  # no other process takes over
+        message = f"{item.nodeid} broke the CUDA context: {error}"
+        if not hasattr(item.config, "workerinput"):  # without xdist, no other process takes over
             pytest.exit(message, returncode=BROKEN)
         with item.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The parts that sections share: command line, device, and a result kept after each entry."""
+"""The parts that sections share: command line, device, and a result saved after each entry."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from mlpcore.checks.errors import DeviceUnavailable
 
 
 def options(description: str | None, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line of a section that writes a result."""
+    """Return the command-line options of a section that writes a result."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the result")
-    parser.add_argument("--small", action="store_true", help="tiny sizes, to see it run")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the result")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to check that it runs")
     return parser.parse_args(arguments)
 
 
 def opened() -> CudaDevice:
-    """The first GPU. Ends the process with a message where there is none."""
+    """Return the first GPU; exit with a message if there is none."""
     try:
         device = devices.open_device("cuda:0")
     except DeviceUnavailable as reason:
         sys.exit(f"no GPU: {reason}")
     if not device.captures:
-        sys.exit(f"the GPU cannot be used as meant: {device.library}")
+        sys.exit(f"the GPU cannot be used with cuBLASLt: {device.library}")
     return device
 
 
 class Report:
-    """A result on disk: OUT/name.json, written anew after every entry.
+    """A result on disk: OUT/name.json, rewritten after every entry.
 
         {"machine": {…}, "packages": {…}, "commit", name: {entry: {…}}, "seconds": {entry: …}}
 
     Attributes:
-        failed: the entries that raised; they hold the traceback.
+        failed: the entries that raised; each holds its traceback.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -56,11 +56,11 @@ class Report:
         }  # fmt: skip
 
     def add(self, entry: str, measure: Callable[[], dict[str, Any]]) -> None:
-        """Keep what `measure` returns, or how it failed; the entries after it run all the same."""
+        """Save the result of `measure`, or its error; later entries run in any case."""
         begin = time.perf_counter()
         try:
             self.entries[entry] = measure()
-        except Exception as error:  # it fails the section, in `finish`
+        except Exception as error:  # `finish` reports it and fails the section
             self.failed.append(entry)
             self.entries[entry] = {"failed": repr(error), "traceback": traceback.format_exc()}
             traceback.print_exc()
@@ -70,6 +70,6 @@ class Report:
         print(f"{entry} ({self.seconds[entry]} s): {text[:600]}", flush=True)
 
     def finish(self, words: str) -> int:
-        """Print the section's last line; its exit status."""
+        """Print the section's last line; return its exit status."""
         print(f"{words}; FAILED: {', '.join(self.failed)}" if self.failed else words)
         return int(bool(self.failed))

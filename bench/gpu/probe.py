@@ -1,6 +1,4 @@
-"""Measurements that the design rests on: rates, costs of launches, cuBLASLt's epilogues, choices,
-resuming.
-"""
+"""Measurements behind the design: rates, launch costs, cuBLASLt epilogues, choices, resuming."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from mlpcore.core.activations import Activation
 from mlpcore.core.ops import Array, accumulator, storage
 from tests.backends.cuda.emulator.device import narrow, widen
 
-NAN = 5  # the row of NaN
+NAN = 5  # index of the row of NaN
 COUNTS = 20, 16  # integers and doubles, as many as a step's settings
 KERNELS = """
 struct Record { long long whole[20]; double real[16]; };
@@ -38,13 +36,13 @@ for word, kind, count in (("WHOLE", "long long i", COUNTS[0]), ("REAL", "double 
 
 
 def times(count: int, run: Callable[[], None]) -> None:
-    """Run so many times."""
+    """Run it `count` times."""
     for _ in range(count):
         run()
 
 
 def rates(device: CudaDevice, small: bool) -> dict[str, Any]:
-    """The device's ceilings: GB/s of a copy (read and written), TFLOP/s of a square product."""
+    """Return the device's ceilings: GB/s of a copy (both ways), TFLOP/s of a square product."""
     xp, out, rng = device.xp, {}, device.xp.random.default_rng(0)
     sizes = (1,) if small else (4, 32, 256, 1024)
     source = rng.standard_normal(sizes[-1] << 18, dtype=xp.float32)
@@ -59,14 +57,14 @@ def rates(device: CudaDevice, small: bool) -> dict[str, Any]:
         dtype = xp.float16 if name == "float16" else xp.float32
         A, B = (rng.standard_normal((n, n), dtype=xp.float32).astype(dtype) for _ in "AB")
         product = functools.partial(ops.gemm, A, B, xp.empty_like(A))
-        product()  # settles the algorithm
+        product()  # chooses the algorithm
         us = clock.microseconds(device, product, 2)
         out[f"product of {n} x {n} in {name}, TFLOP/s"] = 2 * n**3 / us / 1e6
     return out
 
 
 def launches(device: CudaDevice, small: bool) -> dict[str, Any]:
-    """Microseconds of a launch by its arguments, of a graph's node, and of a graph's launch."""
+    """Return microseconds of a launch by its arguments, of a graph's node and its launch."""
     x = device.xp.ones(1 << 20, device.xp.float32)
     count, nodes = (2, (2,)) if small else (200, (16, 64, 256))
 
@@ -101,7 +99,7 @@ def launches(device: CudaDevice, small: bool) -> dict[str, Any]:
 
 
 class Multiplied:
-    """C = A B through the device itself: a product, its operands, and what runs it."""
+    """A product C = A B on the device, with its operands and the function that runs it."""
 
     def __init__(
         self,
@@ -131,7 +129,7 @@ class Multiplied:
 
 
 class Layer:
-    """One layer in a precision, with a row of NaN: as one product with an epilogue, or apart."""
+    """One layer in a precision, with a row of NaN: as one product with an epilogue, or separate."""
 
     def __init__(self, device: CudaDevice, precision: str, m: int, k: int, n: int) -> None:
         self.device, self.tf32 = device, precision == "tf32"
@@ -149,7 +147,7 @@ class Layer:
         self.ops: Any = devices.find(device.name).operations(self.tf32)()
 
     def looked_at(self, sigma: Activation, run: Callable[[], None]) -> dict[str, Any]:
-        """The largest error of Z after a run, whether NaN stays NaN, and its time."""
+        """Return the largest error of Z after a run, whether NaN stays NaN, and the time."""
         z = np.empty_like(self.s)
         NumpyOps().bias_activation(self.s.copy(), None, sigma, z)
         self.Z[...] = 7
@@ -160,7 +158,7 @@ class Layer:
         return {"error": error, "NaN kept": bool(np.isnan(got[NAN]).all()), "device us": time}
 
     def apart(self, sigma: Activation) -> dict[str, Any]:
-        """The layer as a product and a kernel."""
+        """Run the layer as a product and a kernel."""
         S = self.S if sigma.slope_reads_s else self.Z
 
         def run() -> None:
@@ -170,7 +168,7 @@ class Layer:
         return self.looked_at(sigma, run)
 
     def joined(self, sigma: Activation) -> list[dict[str, Any]]:
-        """The layer as one product, by every candidate."""
+        """Run the layer as one product, by every candidate."""
         aux = self.S if sigma.slope_reads_s else None
         made = Multiplied(
             self.device, self.A, self.W, self.Z, self.tf32, EPILOGUES[sigma.name], self.b, aux
@@ -185,7 +183,7 @@ class Layer:
 
 
 def epilogues(device: CudaDevice, small: bool) -> dict[str, Any]:
-    """Error and NaN of every epilogue that cuBLASLt offers, beside a product and a kernel."""
+    """Return error and NaN of every cuBLASLt epilogue, compared with a product and a kernel."""
     found = {}
     for precision in ("float32", "tf32", "bfloat16", "float16"):
         layer = Layer(device, precision, *((8, 16, 16) if small else (128, 256, 256)))
@@ -196,7 +194,7 @@ def epilogues(device: CudaDevice, small: bool) -> dict[str, Any]:
 
 
 def choices(device: CudaDevice, small: bool) -> dict[str, Any]:
-    """The time of each candidate by `Device.seconds`, and in a graph, where steps run it."""
+    """Return the time of each candidate by `Device.seconds`, and in a graph as in a step."""
     sizes = [(128, 256, 256, False, "float32"), (256, 128, 256, True, "float32")]
     sizes += [(29127, 64, 64, False, "float16"), (64, 29127, 64, True, "float16")]
     xp, rng, found = device.xp, device.xp.random.default_rng(0), {}
@@ -213,7 +211,7 @@ def choices(device: CudaDevice, small: bool) -> dict[str, Any]:
 
 
 def _both_times(made: Multiplied, algorithm: bytes) -> tuple[float, float] | None:
-    """Microseconds of an algorithm as they are taken, and as they are; None where it is refused."""
+    """Return microseconds of an algorithm when chosen and in a graph; None if unsupported."""
     run = functools.partial(made.run, algorithm)
     try:
         taken = made.device.seconds(run) * 1e6
@@ -224,7 +222,7 @@ def _both_times(made: Multiplied, algorithm: bytes) -> tuple[float, float] | Non
 
 
 def resumed(device: CudaDevice, small: bool) -> dict[str, Any]:
-    """J of the step after a checkpoint, in the run that wrote it and resumed in a fresh process."""
+    """Return J of the step after a checkpoint, in the original run and resumed in a new process."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "run")
         if small:
@@ -232,12 +230,12 @@ def resumed(device: CudaDevice, small: bool) -> dict[str, Any]:
         else:
             here, there = (float(_alone(name, path)) for name in resume.CALLS)
     if here != there:
-        raise ArithmeticError(f"the resumed run goes another way: J {there!r} instead of {here!r}")
+        raise ArithmeticError(f"the resumed run differs: J {there!r} instead of {here!r}")
     return {"J, in the run and resumed": [here, there]}
 
 
 def _alone(name: str, path: str) -> str:
-    """Return what a process of its own prints for a call of `resume`."""
+    """Return the output of a separate process for a call of `resume`."""
     command = [sys.executable, "-m", "bench.gpu.resume", name, path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False)
     if done.returncode:

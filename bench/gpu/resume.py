@@ -1,4 +1,4 @@
-"""A run that goes on from a file; in a fresh process, its first products are captured at once."""
+"""A run resumed from a file; in a new process, its first products are captured at once."""
 
 from __future__ import annotations
 

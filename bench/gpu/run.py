@@ -1,10 +1,10 @@
-"""Runs sections one after the other, each in its own process and within its own time limit.
+"""Run sections one after the other, each in its own process and within its own time limit.
 
     bash bench/gpu/run.sh probe warm tests steps
     bash bench/gpu/run.sh tests kernels peers memcheck ncu
 
-What the sections print goes to OUT/log.txt, their results to files in that folder, and a summary
-ends both the log and the output. What each file and figure means: docs/gpu.md.
+The sections' output goes to OUT/log.txt, their results to files in that folder, and a summary ends
+both the log and the output. docs/gpu.md explains each file and figure.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-STOPPED, MISSING = 124, 127  # exit statuses, as of `timeout` and of a shell
-LOGGED = 1 << 20  # most bytes of a section in the log: its end
+STOPPED, MISSING = 124, 127  # exit statuses, as for `timeout` and a shell
+LOGGED = 1 << 20  # most bytes of a section in the log (its end is kept)
 GRACE = 3.0  # seconds between the request to end and the end
-HANG = 40  # seconds of a test
+HANG = 40  # seconds per test
 NEEDED = ("numpy", "threadpoolctl", "safetensors", "tqdm", "pytest")  # "gpu" looks for CuPy
 PEERS = "torch-graph,torch-compile-graph,jax-scan"
 KERNELS = "bias_activation|activation_gradient|loss|cross_entropy|gather|update|gradient_norm"
 
 
 class Section(NamedTuple):
-    """A command and the seconds that it may take."""
+    """A command and its time limit in seconds."""
 
     seconds: float
     command: Sequence[str]
@@ -89,7 +89,7 @@ def sections(out: Path) -> dict[str, Section]:
 
 
 def tests(out: Path) -> list[str]:
-    """The tests that need a GPU, on several workers and with a limit each where plugins allow."""
+    """Return the command for the GPU tests, with workers and time limits if plugins allow."""
     command = [sys.executable, "-m", "pytest", "-p", "bench.gpu.guard", "-p", "no:cacheprovider"]
     command += ["-p", "no:benchmark", "-m", "gpu", "tests/gpu", "-q", "--tb=short"]
     command += [f"--junitxml={out / 'tests.xml'}"]
@@ -102,7 +102,7 @@ def tests(out: Path) -> list[str]:
 
 
 def run(chosen: Mapping[str, Section], out: Path) -> list[Outcome]:
-    """Run the sections, none after a "gpu" that fails; print the summary and log it."""
+    """Run the sections, or none if "gpu" fails; print and log the summary."""
     outcomes: list[Outcome] = []
     with open(out / "log.txt", "w+b", buffering=0) as log:
         for name, section in chosen.items():
@@ -122,7 +122,7 @@ def run(chosen: Mapping[str, Section], out: Path) -> list[Outcome]:
 
 
 def _run_one(name: str, section: Section, log: FileIO) -> tuple[Outcome, str]:
-    """The outcome of one section and what it printed, which is in the log as well."""
+    """Run one section; return its outcome and its output, which is also logged."""
     begin, start = time.monotonic(), log.tell()
     if shutil.which(section.command[0]) is None:
         status = MISSING
@@ -155,7 +155,7 @@ def _run_one(name: str, section: Section, log: FileIO) -> tuple[Outcome, str]:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a section and whatever it has started."""
+    """End a section and all processes that it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -167,7 +167,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def lacking() -> Iterable[str]:
-    """Yield what the tests go without, in words."""
+    """Yield a message for each missing pytest plugin."""
     if not importlib.util.find_spec("xdist"):
         yield "pytest-xdist is not installed: a broken CUDA context ends the section"
     if not importlib.util.find_spec("pytest_timeout"):
@@ -184,9 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if missing := [name for name in NEEDED if not importlib.util.find_spec(name)]:
         parser.error(
-            f"{sys.executable} lacks {', '.join(missing)}: install them, or name an interpreter "
-            "that "
-            "has them: PYTHON=.venv/bin/python bash bench/gpu/run.sh …"
+            f"{sys.executable} lacks {', '.join(missing)}: install them, or name an "
+            "interpreter that has them: PYTHON=.venv/bin/python bash bench/gpu/run.sh …"
         )
     out = Path(os.environ.get("OUT") or tempfile.mkdtemp(prefix="mlpcore-gpu-")).resolve()
     try:

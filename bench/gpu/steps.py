@@ -1,4 +1,4 @@
-"""The step of each headline case taken apart: host, device, graph, products, every node."""
+"""The step of each headline case in parts: host, device, graph, products, every node."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bench.cases import BETAS, CASES, DECAY, EPSILON, TIMED_RATE
 from bench.gpu import clock, kit
 from mlpcore.backends.cuda.device import CudaDevice
 
-ENOUGH = 2e4  # microseconds of a timed block
-TRACED = 5  # steps whose nodes are averaged
+ENOUGH = 2e4  # microseconds per timed block
+TRACED = 5  # number of steps whose nodes are averaged
 
 
 class Apart(NamedTuple):
@@ -30,7 +30,7 @@ class Apart(NamedTuple):
 
     @property
     def name(self) -> str:
-        """`narrow/262144/float16`, with the rows of a chunk that was asked for."""
+        """Name of the case, such as `narrow/262144/float16`, with the requested chunk if any."""
         chunk = "" if self.chunk_rows == "auto" else f"/chunks of {self.chunk_rows}"
         return f"{self.case}/{self.batch}/{self.precision or 'float32'}{chunk}"
 
@@ -49,7 +49,7 @@ SMALL = [Apart("784-128-10", 64, None), Apart("64-64-64-64-1", 96, "float16", 7)
 
 
 def apart(device: CudaDevice, what: Apart) -> dict[str, Any]:
-    """All times of a step in microseconds, and what was chosen for it."""
+    """Return all times of a step in microseconds, and the choices made for it."""
     case, xp, rng = CASES[what.case], device.xp, device.xp.random.default_rng(0)
     net = mc.MLP(case.sizes, case.activation, case.output, device=device.name, seed=0)
     optimizer = mc.AdamW(TIMED_RATE, DECAY, *BETAS, EPSILON)
@@ -86,9 +86,9 @@ def apart(device: CudaDevice, what: Apart) -> dict[str, Any]:
 
 
 def nodes(device: CudaDevice, run: Any) -> dict[str, Any]:
-    """The kernels of a run, by PyTorch's profiler, which sees all kernels of the process."""
+    """Return the kernels of a run, by PyTorch's profiler, which sees the whole process."""
     if not clock.is_gpu(device) or not importlib.util.find_spec("torch"):
-        return {"missing": "a GPU and PyTorch, whose profiler is used"}
+        return {"missing": "needs a GPU, and PyTorch for its profiler"}
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -104,7 +104,7 @@ def nodes(device: CudaDevice, run: Any) -> dict[str, Any]:
 
 
 def table(events: Iterable[Mapping[str, Any]], runs: int) -> dict[str, Any]:
-    """For each kernel of a trace: launches a run, mean time, mean gap since the one before."""
+    """Return for each kernel of a trace: launches per run, mean time, mean gap before it."""
     kinds = "kernel", "gpu_memset", "gpu_memcpy"
     on_device = [event for event in events if event.get("cat") in kinds]
     found: dict[str, list[float]] = {}
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.add(what.name, lambda what=what: apart(device, what))
         if clock.is_gpu(device):
             device.xp.get_default_memory_pool().free_all_blocks()
-    return report.finish(f"{len(cases) - len(report.failed)} of {len(cases)} steps taken apart")
+    return report.finish(f"{len(cases) - len(report.failed)} of {len(cases)} steps measured")
 
 
 if __name__ == "__main__":

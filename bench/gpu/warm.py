@@ -14,27 +14,27 @@ from bench.gpu import kit
 from tests.backends.cuda.instances import every_instance
 
 FACTS = "num_regs", "local_size_bytes", "shared_size_bytes"
-SMALL = 2  # instances of a tiny run
+SMALL = 2  # number of instances in a tiny run
 
 
 def compile_share(first: int, step: int) -> dict[str, dict[str, Any]]:
-    """Compile and load the instances first, first + step, …; return what was found of each."""
+    """Compile and load the instances first, first + step, …; return the findings for each."""
     device, found = kit.opened(), {}
     with device.active():
         mine = itertools.islice(enumerate(every_instance()), first, None, step)
         for number, (source, name) in mine:
             try:
                 kernel = device.kernel(source, name)
-            except Exception as error:  # CuPy's and the driver's; it fails the section
+            except Exception as error:  # errors of CuPy and the driver; they fail the section
                 found[f"{number} {name}"] = {"failed": str(error)[:2000]}
                 continue
-            # one that a CPU plays has no such attributes
+            # an emulated device has no such attributes
             found[f"{number} {name}"] = {fact: getattr(kernel, fact, None) for fact in FACTS}
     return found
 
 
 def shares(processes: int) -> Iterable[dict[str, dict[str, Any]]]:
-    """Yield what each of so many processes has found."""
+    """Yield the findings of each process."""
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(compile_share, range(processes), itertools.repeat(processes))
 

@@ -1,8 +1,8 @@
 """The implementations: mlpcore and its peers, each driven the same way.
 
-A peer's module offers `build(work, way)` and returns a `Runner`. It raises `ImportError` where its
-package is not installed and `Unsupported` where the point is beyond it: both are reported as
-missing, with the reason.
+A peer's module has `build(work, way)`, which returns a `Runner`. It raises `ImportError` if its
+package is not installed and `Unsupported` if it cannot run the point: both are reported as missing,
+with the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PEERS = {  # name: (module, way)
     "torch-graph": ("torch_peer", "graph"),  # the whole step in one CUDA graph
     "torch-compile-graph": ("torch_peer", "compile graph"),
     "torch-chunks": ("torch_peer", "chunks"),  # accumulates over chunks of mlpcore's size
-    "jax": ("jax_peer", "jit"),  # a call a step, parameters and state donated
+    "jax": ("jax_peer", "jit"),  # one call per step, parameters and state donated
     "jax-scan": ("jax_peer", "scan"),  # all steps of a block in one call
     "jax-chunks": ("jax_peer", "scan chunks"),
     "sklearn": ("sklearn_peer", ""),
@@ -36,35 +36,32 @@ class Runner(Protocol):
     """One implementation at one point.
 
     Attributes:
-        note: what a reader must know about it, or "".
-        gemms: runs so many times the step's GEMMs alone, as `run` runs steps; None where they
-            cannot be had.
+        note: remark for the reader, or "".
+        gemms: runs the step's GEMMs alone `count` times, as `run` runs steps; None if unavailable.
     """
 
     note: str
     gemms: Callable[[int], float | None] | None
 
     def losses(self, count: int) -> list[float]:
-        """J of the first steps, each before its update."""
+        """Return J of the first steps, each before its update."""
         ...
 
     def set_rate(self, rate: float) -> None:
-        """The learning rate from the next step on."""
+        """Set the learning rate from the next step on."""
         ...
 
     def run(self, count: int) -> float | None:
-        """So many steps, waited for; returns their seconds by device events, or None where there
-        are none.
-        """
+        """Run `count` steps to completion; return their seconds by device events, or None."""
         ...
 
     def peak(self) -> int | None:
-        """The most bytes that the device's allocator has handed out, or None on a CPU."""
+        """Return the peak bytes of the device's allocator, or None on a CPU."""
         ...
 
 
 def build(name: str, work: Work) -> Runner:
-    """The runner of a peer by its name."""
+    """Return the runner of a peer by its name."""
     module, way = PEERS[name]
     made: Any = importlib.import_module(f"bench.peers.{module}").build(work, way)
     return made

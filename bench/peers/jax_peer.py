@@ -1,6 +1,4 @@
-"""JAX: a jitted call a step with donated parameters, or all steps in one `lax.scan`, whole or
-accumulating over chunks.
-"""
+"""JAX: one jitted call per step, or all steps in one `lax.scan`, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from typing import Any
 
 os.environ.setdefault(
     "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
-)  # or it takes three quarters of a GPU at once
+)  # otherwise JAX reserves three quarters of the GPU
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +34,7 @@ MULTIPLICATION = {
 
 
 class Jax:
-    """The step as a pure function of (parameters, state); optimizer written out, decay on weights
-    alone.
-    """
+    """The step as a pure function of (parameters, state); the optimizer decays only weights."""
 
     def __init__(self, work: Work, way: str) -> None:
         self.work, self.case, self.scan = work, work.case, "scan" in way
@@ -60,7 +56,7 @@ class Jax:
         self.steps = jax.jit(self._steps, static_argnames="count", donate_argnums=0)
 
     def _loss(self, parameters: Any, X: Any, Y: Any) -> Any:
-        """J of some rows times the share of the batch that they are."""
+        """Return J of some rows times their share of the batch."""
         half = (lambda a: a) if self.half is None else (lambda a: a.astype(self.half))
         Z, last = half(X), len(parameters) - 1
         for l, (W, b) in enumerate(parameters):
@@ -139,9 +135,7 @@ class Jax:
 
     @property
     def gemms(self) -> Callable[[int], float | None] | None:
-        """The step's GEMMs on the whole batch in one jitted call, its outputs newly allocated, as
-        XLA does.
-        """
+        """The step's GEMMs on the whole batch in one jitted call, which allocates its outputs."""
         if self.case.online:
             return None
         keys = iter(jax.random.split(jax.random.key(0), 2 * len(self.case.sizes)))

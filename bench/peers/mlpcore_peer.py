@@ -27,7 +27,7 @@ class Mlpcore:
             mc.SGD(rate) if work.optimizer == "SGD" else mc.AdamW(rate, DECAY, *BETAS, EPSILON)
         )
         precision = None if work.precision == "float32" else work.precision
-        # of a copy nobody holds a view, so that no step makes its low-precision weights anew
+        # a copy leaves no views, so that no step has to remake its low-precision weights
         self.trainer = mc.Trainer(net.copy(), case.loss, optimizer, precision=precision)
         self.X, self.Y = (self.xp.asarray(array) for array in work.XY)
         plan = self.trainer.plan(work.batch)
@@ -50,7 +50,7 @@ class Mlpcore:
         return self._timed(self._fit if self.work.case.online else self._steps, count)
 
     def _steps(self, count: int) -> None:
-        for _ in range(count):  # on a GPU nobody waits here: the event behind them does
+        for _ in range(count):  # on a GPU this does not wait: the event after them does
             self.trainer.step(self.X, self.Y)
 
     def _fit(self, count: int) -> None:
@@ -74,7 +74,7 @@ class Mlpcore:
 
     @property
     def gemms(self) -> Callable[[int], float | None] | None:
-        """Runs the step's GEMMs alone, or None where they cannot be had."""
+        """Return a function that runs the step's GEMMs alone, or None if unavailable."""
         if self.work.case.online:
             return None
         once = gemms(self.trainer, self.X, self.Y)
@@ -94,11 +94,10 @@ class Mlpcore:
 
 
 def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
-    """The GEMMs of one step on the whole batch, with its own activations and gradients, into
-    preallocated outputs.
+    """Run the GEMMs of one step on the whole batch, into preallocated outputs.
 
-    On CUDA they are those of the captured step, chunk by chunk, with the algorithms that it uses,
-    as a graph of their own.
+    On CUDA they are those of the captured step, chunk by chunk and with its algorithms, as a
+    separate graph.
     """
     net = trainer.net
     if net.device != "cpu":

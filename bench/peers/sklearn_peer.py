@@ -1,4 +1,4 @@
-"""scikit-learn's MLPClassifier and MLPRegressor, one `partial_fit` a step."""
+"""scikit-learn's MLPClassifier and MLPRegressor, one `partial_fit` per step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ ACTIVATIONS = {"relu": "relu", "tanh": "tanh", "sigmoid": "logistic"}
 
 
 class Sklearn:
-    """`partial_fit` on the batch. Its Adam has no decoupled decay: less work than AdamW, and a
-    change below the tolerance.
+    """`partial_fit` on the batch.
+
+    Its Adam has no decoupled decay: less work than AdamW, and a difference below the tolerance.
     """
 
     def __init__(self, work: Work) -> None:
@@ -27,7 +28,9 @@ class Sklearn:
         if case.activation not in ACTIVATIONS:
             raise Unsupported(f"scikit-learn's MLP has no {case.activation}")
         if case.sizes[-1] == 2 and case.loss == "cross_entropy":
-            raise Unsupported("scikit-learn's MLP gives two classes one output: another network")
+            raise Unsupported(
+                "scikit-learn's MLP has one output for two classes: a different network"
+            )
         self.classifier = case.loss == "cross_entropy"
         self.X, self.Y = work.XY
         if self.Y.ndim == 2 and self.Y.shape[1] == 1:
@@ -43,12 +46,12 @@ class Sklearn:
         )  # fmt: skip
         self._fit(
             slice(0, work.batch)
-        )  # makes its arrays and its optimizer, which then get our values
+        )  # creates its arrays and its optimizer, which then get our values
         for mine, given in zip(
             self.model.coefs_ + self.model.intercepts_, work.W + work.b, strict=True
         ):
             mine[...] = given
-        del self.model._optimizer  # partial_fit makes a new one, its state zero
+        del self.model._optimizer  # partial_fit makes a new one, with zero state
 
     def _fit(self, part: slice) -> None:
         if self.classifier:
@@ -64,7 +67,7 @@ class Sklearn:
             self._fit(slice(i * m % len(self.X), i * m % len(self.X) + m))
             values.append(
                 self.model.loss_ * (1 if self.classifier else self.work.case.sizes[-1])
-            )  # it averages over outputs
+            )  # scikit-learn averages over outputs
         return values
 
     def set_rate(self, rate: float) -> None:
@@ -80,7 +83,7 @@ class Sklearn:
 
     @property
     def gemms(self) -> Callable[[int], float | None] | None:
-        """Its products, by NumPy as it takes them: Z W, Zᵀ D, D Wᵀ, newly allocated."""
+        """Run its products in NumPy: Z W, Zᵀ D, D Wᵀ, newly allocated."""
         if self.work.case.online:
             return None
         rng, W = np.random.default_rng(1), self.model.coefs_

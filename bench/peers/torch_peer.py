@@ -24,9 +24,7 @@ ACTIVATIONS = {
 
 
 class Torch:
-    """Linear layers, fused optimizer, autocast for half precisions; `way` names what is done to the
-    step.
-    """
+    """Linear layers, fused optimizer, autocast for half precisions; `way` names the variant."""
 
     def __init__(self, work: Work, way: str) -> None:
         self.work, self.case, self.way, self.device = (
@@ -109,9 +107,7 @@ class Torch:
         return total
 
     def _capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """`run` recorded as a CUDA graph after three runs beside it; what replays it, and what
-        `run` returned.
-        """
+        """Record `run` as a CUDA graph after three warm-up runs; return its replay and result."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -124,7 +120,7 @@ class Torch:
         return graph.replay, result
 
     def _capture_step(self) -> Callable[[], Any]:
-        self.rate.fill_(0)  # the runs before the capture must not move the weights
+        self.rate.fill_(0)  # the warm-up runs must not change the weights
         self.optimizer.zero_grad(set_to_none=True)
         replay, J = self._capture(self._step)
         for state in self.optimizer.state.values():
@@ -171,9 +167,7 @@ class Torch:
 
     @property
     def gemms(self) -> Callable[[int], float | None] | None:
-        """The step's GEMMs on the whole batch by torch.mm, weights as PyTorch keeps them; a CUDA
-        graph on a GPU.
-        """
+        """Run the step's GEMMs on the whole batch by torch.mm, on a GPU as a CUDA graph."""
         if self.case.online:
             return None
         options = {"device": self.device, "dtype": self.half or torch.float32}

@@ -31,9 +31,7 @@ def squared_error(Z: wp.array2d[float], Y: wp.array2d[float], scale: float, J: w
 
 
 class Warp:
-    """float32 and squared error, as far as the library goes; its Adam has no decoupled decay: less
-    work than AdamW.
-    """
+    """float32 and squared error only; its Adam has no decoupled decay: less work than AdamW."""
 
     gemms: Callable[[int], float | None] | None = None
 
@@ -86,7 +84,7 @@ class Warp:
             )
         tape.backward(self.J)
         self.optimizer.step(lr=self.rate)
-        tape.zero()  # its gradients add up, those of the cached outputs as well
+        tape.zero()  # its gradients accumulate, also those of the cached outputs
 
     def losses(self, count: int) -> list[float]:
         values = []

@@ -1,4 +1,4 @@
-"""The commands that use a model, or look at one: predict, export, check, plan, info."""
+"""The commands that use or inspect a model: predict, export, check, plan, info."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Write the predictions of a model for the rows of a data set, and say how good they are."""
+    """Write a model's predictions for the rows of a data set, and print how good they are."""
     to_stdout = outputs.is_standard_output(options.out)
     if to_stdout:
         carry_data()
@@ -51,7 +51,7 @@ def predict(options: argparse.Namespace) -> None:
     X, truth = model.rows(options.data, target=False)
     Z = model.net.predict(X)
     answers = model.scale.invert(Z) if model.scale else Z
-    require_place()  # which may have been taken meanwhile
+    require_place()  # another program may have written there meanwhile
     outputs.write_lines(options.out, _lines(model, answers))
     say(f"{len(Z):,} predictions written to {'standard output' if to_stdout else options.out}")
     lost = int(np.sum(~np.isfinite(answers).all(axis=1)))
@@ -64,7 +64,7 @@ def predict(options: argparse.Namespace) -> None:
             if "pipeline" in model.tensors
             else "its Y"
         )
-        say(f"against {column}: " + "\n  ".join(_against(model, Z, truth)))
+        say(f"compared with {column}: " + "\n  ".join(_against(model, Z, truth)))
 
 
 def _header(model: Model) -> str:
@@ -78,7 +78,7 @@ def _header(model: Model) -> str:
 
 
 def _lines(model: Model, answers: Array) -> Iterator[str]:
-    """Yield the lines of a file of predictions: probabilities, or quantities in all digits."""
+    """Yield the lines of a file of predictions: probabilities, or quantities with all digits."""
     yield _header(model)
     if model.about["classes"]:
         names = [outputs.cell(name) for name in model.about["classes"]]
@@ -90,7 +90,7 @@ def _lines(model: Model, answers: Array) -> Iterator[str]:
 
 
 def _against(model: Model, Z: Array, truth: Truth) -> list[str]:
-    """Return the lines that give the figures of predictions, and say which rows are not counted."""
+    """Return the lines with the figures of predictions and a note on the rows left out."""
     count, Z = len(truth.values), Z[truth.rows]
     such = f", such as {truth.such[:60]!r}" if truth.such else ""
     others = (
@@ -98,11 +98,11 @@ def _against(model: Model, Z: Array, truth: Truth) -> list[str]:
     )
     if model.scale and truth.wrong:
         others.append(f"{count_rows(truth.wrong)} {have(truth.wrong)} no finite number{such}")
-    left_out = f"; {' and '.join(others)}: not counted" if others else ""
+    left_out = f"; left out: {' and '.join(others)}" if others else ""
     if not count:
         return [f"no figures, since no row has a {'number' if model.scale else 'label'}{left_out}"]
     of = (
-        f"of {count_rows(count)}"
+        f"on {count_rows(count)}"
         if count == len(truth.rows)
         else f"on {count:,} of {count_rows(len(truth.rows))}"
     )
@@ -127,14 +127,14 @@ def _in_words(figures: dict[str, float]) -> str:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Write a model as ONNX, and say what the file takes and gives."""
+    """Write a model as ONNX, and print its inputs and outputs."""
     from mlpcore.cli.export import export as write_onnx
 
     if importlib.util.find_spec("onnx") is None:
         raise ImportError('export needs the package onnx: pip install "mlpcore[cli,onnx]"')
     if options.onnx == "-":
         raise ValueError(
-            "export: '-' is no file name; name a file, or /dev/stdout where there is such"
+            "export: '-' is not a file name; name a file, or /dev/stdout if the system has it"
         )
     outputs.require_distinct("export:", options.onnx, {"the model is": options.model})
     if outputs.is_standard_output(options.onnx):
@@ -145,17 +145,17 @@ def export(options: argparse.Namespace) -> None:
         write_onnx(options.model, options.onnx)
     if "pipeline" in model.tensors:
         say(
-            f"{options.onnx}, the network alone: X takes the {model.preparation.width} columns "
-            "that the pipeline makes"
+            f"{options.onnx} holds the network alone: X takes the pipeline's output, "
+            f"{model.preparation.width} column(s)"
         )
-        say("(standardised numbers and ones for categories), in this order:")
+        say("(standardised numbers, and ones for categories), in this order:")
         for number, name in enumerate(model.preparation.names):
             say(f"  {number:>4}  {printable(name, 60)}")
     else:
         names = model.about.get("features", ())
         say(
-            f"{options.onnx}: X takes the {model.net.sizes[0]} columns as they are "
-            f"({some(names)}), standardisation included"
+            f"{options.onnx}: X takes the {model.net.sizes[0]} column(s) unscaled "
+            f"({some(names)}); the file standardises them"
         )
         _say_rounding(names, model.tensors["mean"], model.tensors["scale"], "X")
     classes = model.about["classes"]
@@ -177,18 +177,18 @@ def export(options: argparse.Namespace) -> None:
 
 
 def _say_rounding(names: Sequence[str], mean: Array, scale: Array, end: str) -> None:
-    """Say where float32, the type of an ONNX file's ends, has too few digits for a column."""
+    """Print a note if float32, the type of ONNX inputs and outputs, is too coarse for a column."""
     far = np.abs(mean) * np.finfo(np.float32).eps > 1e-3 * scale
     if far.any():
         listed = some([name for name, lost in zip(names, far, strict=True) if lost])
         say(
-            f"note: {end} is float32, too coarse for {listed}, far from 0 for the spread: figures "
-            "will be worse than here"
+            f"note: {end} is float32, too coarse for {listed}, with means "
+            "far larger than their spread: predictions will be less accurate than here"
         )
 
 
 def check(options: argparse.Namespace) -> None:
-    """Check the gradient of a model; raise a ValueError where it is wrong."""
+    """Check the gradient of a model; raise a ValueError if it is wrong."""
     require_count(options.rows, "--rows")
     rng = np.random.default_rng(0)
     if options.data:

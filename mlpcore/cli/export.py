@@ -1,4 +1,4 @@
-"""From a model file of `mlpcore train` to an ONNX file that takes the table's own columns."""
+"""Conversion of a model file of `mlpcore train` to ONNX, with the standardisation included."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STORED = {
 
 
 def export(model_path: str | os.PathLike[str], onnx_path: str | os.PathLike[str]) -> MLP:
-    """Write the network of a model file as ONNX, with the standardisation of columns and target.
+    """Write a model file's network as ONNX, with the standardisation of columns and target.
 
     Returns:
         The network.

@@ -1,4 +1,4 @@
-"""The command `mlpcore`: it runs what its options ask for, and returns an exit status."""
+"""The command `mlpcore`: parse the arguments, run the command, return an exit status."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ERRORS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    - 0: done; the files that the command writes are whole. Messages that nobody reads any more do
-      not count.
-    - 2: a wrong call, input or output; one line on standard error says which.
+    - 0: success; all files are written completely. Messages that could not be delivered do not
+      matter.
+    - 2: wrong arguments, input or output; one line on standard error explains.
     - 130: interrupted (SIGINT, Ctrl-C).
-    - 141: nobody reads standard output, or the pipe, that the results go to.
+    - 141: standard output or a pipe for the results is closed.
     - 143: terminated (SIGTERM), as SystemExit.
     """
     with messages.opened() as output, _ended_by_exception():
@@ -56,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if isinstance(output.lost, BrokenPipeError):
         return 141
-    complain(f"mlpcore: standard output takes no more: {reason(output.lost)}")
+    complain(f"mlpcore: cannot write to standard output: {reason(output.lost)}")
     return 0 if options.writes else 2
 
 
 def _ending(how: str, stop: BaseException) -> str:
-    """Return the line that says how the command ended, and what was saved."""
+    """Return a line on how the command ended and what was saved."""
     return "; ".join(
         [f"mlpcore: {how}", *(printable(note) for note in getattr(stop, "__notes__", ()))]
     )
@@ -69,7 +69,7 @@ def _ending(how: str, stop: BaseException) -> str:
 
 @contextlib.contextmanager
 def _ended_by_exception() -> Iterator[None]:
-    """Have SIGTERM end the command by an exception, as Ctrl-C does; another handler stays."""
+    """Turn SIGTERM into an exception, as Ctrl-C is one; keep any other handler."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(TERMINATED)

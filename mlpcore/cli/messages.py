@@ -1,6 +1,6 @@
 """Messages to the terminal.
 
-A message that cannot be written does not stop the work, and none can control the terminal.
+A message that cannot be written does not stop the work, and no message can control the terminal.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from typing import TextIO
 
 @dataclass
 class Output:
-    """The messages of one call of the command.
+    """The output state of one call of the command.
 
     Attributes:
-        aside: True where standard output carries data, so that messages go to standard error.
-        lost: the error that ended standard output; what is said from then on is dropped.
+        aside: True if standard output carries data, so that messages go to standard error.
+        lost: the error that ended standard output; later messages are dropped.
     """
 
     aside: bool = False
     lost: OSError | ValueError | None = None
 
 
-_ELSEWHERE = Output()  # of functions that are called outside the command
+_ELSEWHERE = Output()  # for functions called outside the command
 _output: ContextVar[Output] = ContextVar("output", default=_ELSEWHERE)
 
 
 @contextlib.contextmanager
 def opened() -> Iterator[Output]:
-    """Take the messages of one call, those of the library's log among them."""
+    """Handle the messages of one call, including the library's log."""
     output, log, handler = Output(), logging.getLogger("mlpcore"), _Log(logging.WARNING)
     token = _output.set(output)
     log.addHandler(handler)
@@ -42,7 +42,7 @@ def opened() -> Iterator[Output]:
         yield output
     finally:
         if output.lost is None:
-            output.lost = _write(sys.stdout, "")  # what argparse has printed
+            output.lost = _write(sys.stdout, "")  # output of argparse
         log.removeHandler(handler)
         _output.reset(token)
 
@@ -51,12 +51,12 @@ class _Log(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if (
             record.funcName != "leave"
-        ):  # how a run was stopped, which the command says in its own words
+        ):  # the library's notice of an interrupt: the command prints its own
             complain(f"note: {record.getMessage()}")
 
 
 def say(text: str) -> None:
-    """Write a message to standard output; where nobody reads it any more, go on without."""
+    """Write a message to standard output; if nobody reads it any more, drop it."""
     output = _output.get()
     if output.aside:
         complain(text)
@@ -70,7 +70,7 @@ def complain(text: str) -> None:
 
 
 def on_terminal() -> bool:
-    """Return whether somebody may be looking at standard error."""
+    """Return True if standard error is a terminal."""
     try:
         return sys.stderr is not None and sys.stderr.isatty()
     except ValueError:  # it is closed
@@ -78,19 +78,19 @@ def on_terminal() -> bool:
 
 
 def carry_data() -> None:
-    """Leave standard output to the data: messages go to standard error."""
+    """Reserve standard output for data: messages go to standard error."""
     _output.get().aside = True
 
 
 def reason(error: BaseException) -> str:
-    """Return an error in words, without the number that the system has for it."""
+    """Return an error's text, without the system's error number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
 
 
 def printable(text: str, most: int = 1000) -> str:
-    """Return a text of somebody else's in one line without control characters, cut to `most`."""
+    """Return foreign text on one line, without control characters, cut to `most`."""
     cut = text if len(text) <= most else f"{text[: most - 1]}…"
     return "".join(mark if mark.isprintable() else _escaped(mark) for mark in cut)
 
@@ -100,7 +100,7 @@ def _escaped(mark: str) -> str:
 
 
 def _write(stream: TextIO | None, text: str) -> OSError | ValueError | None:
-    """Write what a stream can show, at once; return the error where it takes no more."""
+    """Write a text to a stream and flush it; return the error if that fails."""
     if stream is None:  # a program without a console, or with the stream closed
         return None
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -113,14 +113,14 @@ def _write(stream: TextIO | None, text: str) -> OSError | ValueError | None:
     except (
         OSError,
         ValueError,
-    ) as error:  # of a closed pipe, a full disk; ValueError: a closed stream
+    ) as error:  # OSError: a closed pipe, a full disk; ValueError: a closed stream
         empty(stream)
         return error
     return None
 
 
 def empty(stream: TextIO) -> None:
-    """Drop what a stream could not write, so that the interpreter's end does not write it."""
+    """Drop what a stream could not write, so that the interpreter does not retry at exit."""
     with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as stack:
         number = stream.fileno()
         kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)

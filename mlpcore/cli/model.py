@@ -1,4 +1,4 @@
-"""The model file that `mlpcore train` writes, and that the other commands read."""
+"""The model file that `mlpcore train` writes and the other commands read."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ Array = NDArray[Any]
 
 
 def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
-    """Return what `MLP.load_with` does.
+    """Return the network, tensors and notes of a model file, as `MLP.load_with`, and check them.
 
     Raises:
-        ValueError: the parameters are not finite, or the notes are none, or name no loss that there
-            is.
+        ValueError: the parameters are not finite, the notes are malformed, or the loss is unknown.
     """
     net, tensors, about = mc.MLP.load_with(path)
     if not np.isfinite(devices.find(net.device).to_host(net.store.flat)).all():
-        advice = "The file is damaged or made up; train again"
+        advice = "The file is damaged or was altered; train again"
         raise ValueError(f"{path!r}: its parameters are not all finite. {advice}")
     if not isinstance(about, dict):
         raise ValueError(f"{path!r}: its notes must be names and values; got {shown(about)}")
@@ -48,7 +47,7 @@ def load_with(path: str) -> tuple[mc.MLP, dict[str, Array], dict[str, Any]]:
 def _require_fitting(
     path: str, net: mc.MLP, tensors: dict[str, Array], about: dict[str, Any]
 ) -> Any:
-    """Return what makes the network's input; ValueError where a note or a scale does not fit."""
+    """Return the map to the network's input; ValueError if a note or a tensor does not fit."""
 
     def texts(values: Any) -> bool:
         return isinstance(values, list) and all(map(is_unicode, values))
@@ -83,7 +82,7 @@ def _require_fitting(
 
 @dataclass(frozen=True)
 class Model:
-    """A model that `mlpcore train` saved, with what its input needs."""
+    """A model that `mlpcore train` saved, with the preparation of its input."""
 
     net: mc.MLP
     tensors: dict[str, Array]
@@ -97,8 +96,8 @@ class Model:
         if "classes" not in about or not (
             {"mean", "scale"} <= set(tensors) or "pipeline" in tensors
         ):
-            source = "is not from 'mlpcore train'"
-            if "call" in about:  # of a checkpoint
+            source = "was not saved by 'mlpcore train'"
+            if "call" in about:  # a checkpoint
                 source = (
                     "is a checkpoint of 'mlpcore train', which saves its model at the end of the "
                     "training"
@@ -108,16 +107,16 @@ class Model:
 
     @property
     def scale(self) -> Standardizer | None:
-        """The standardisation of the target; None for classes."""
+        """Standardisation of the target; None for classes."""
         if self.about["classes"]:
             return None
         return Standardizer(*(self.tensors[f"target {name}"] for name in ("mean", "scale", "rest")))
 
     def rows(self, name: str, target: bool) -> tuple[Array, Truth | None]:
-        """Return the network's input of every row and, if there is one, its target.
+        """Return the network's input for every row and, if there is one, the target.
 
         Raises:
-            ValueError: the data do not fit the model, or lack the target that `target` asks for.
+            ValueError: the data do not fit the model, or lack a target although `target` is True.
         """
         refuse_folder(name)
         classes, kind, column = self.about["classes"], self.about["labels"], self.about["target"]
@@ -139,9 +138,7 @@ class Model:
                     else None
                 )
             if target and truth is None:
-                raise ValueError(
-                    f"data {name!r} has no target Y that the model could be checked on"
-                )
+                raise ValueError(f"data {name!r} has no target Y to check the model on")
             return X, truth
         if not is_table(name):
             raise ValueError(f"data {name!r}: the model takes a table (.csv, .tsv, .parquet)")

@@ -19,10 +19,10 @@ class Command(NamedTuple):
     """A command of `mlpcore`.
 
     Attributes:
-        run: does it, given the options.
-        writes: True where its result is a file.
-        text: the description in its help.
-        options: those of each group by the group's title; "" for those without a group.
+        run: function that runs it, given the options.
+        writes: True if its result is a file.
+        text: its description in the help.
+        options: its options by the title of their group; "" for those without a group.
     """
 
     run: Callable[[argparse.Namespace], None]
@@ -32,10 +32,8 @@ class Command(NamedTuple):
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options of a call; end the process with status 2 where they are wrong."""
-    parser = _Parser(
-        "mlpcore", description="Train multilayer perceptrons, use them, and look inside."
-    )
+    """Return the options of a call; exit with status 2 if they are wrong."""
+    parser = _Parser("mlpcore", description="Train, use and inspect multilayer perceptrons.")
     parser.add_argument("--version", action="version", version=f"mlpcore {mc.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (run, writes, text, groups) in COMMANDS.items():
@@ -47,13 +45,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                 group.add_argument(option, **more)
     found = parser.parse_args(arguments)
     for name, value in vars(found).items():
-        if value == [] and name != "as":  # what argparse makes of --hidden=--
+        if value == [] and name != "as":  # argparse's value for --hidden=--
             parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
     return found
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are short, and do not command the terminal."""
+    """A parser whose errors are short and cannot control the terminal."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message, 500))
@@ -75,15 +73,15 @@ def _place(name: str, text: str, **more: Any) -> Option:
 
 
 def _whole(text: str) -> int:
-    """Return an option's whole number."""
+    """Return the whole number in an option's text."""
     try:
         return int(text)
-    except ValueError:  # also of more digits than Python converts
+    except ValueError:  # also for more digits than Python converts
         raise argparse.ArgumentTypeError(f"expected a whole number; got {text!r:.60}") from None
 
 
 def _number(text: str) -> float:
-    """Return an option's number."""
+    """Return the number in an option's text."""
     try:
         return float(text)
     except ValueError:
@@ -91,7 +89,7 @@ def _number(text: str) -> float:
 
 
 def _limit(text: str) -> int | str:
-    """Return an option's bytes."""
+    """Return the bytes in an option's text."""
     if len(text) > 60:
         raise argparse.ArgumentTypeError(f"expected bytes, such as '64 MiB'; got {text!r:.60}")
     return int(text) if text.isdecimal() else text
@@ -103,23 +101,23 @@ TRAIN = {
         _option("--target", "the column to predict", metavar="COLUMN"),
         _option(
             "--task",
-            "kind of prediction, also of an .npz file (default: decided from the target, and "
-            "printed)",
+            "kind of prediction, also for .npz files (default: inferred from the target "
+            "and printed)",
             choices=["classification", "regression"],
         ),
         _option(
             "--groups",
-            "hold out whole groups of rows, those of one value in this column",
+            "hold out whole groups of rows: those with the same value in this column",
             metavar="COLUMN",
         ),
         _place(
             "--as",
-            "treat a column as number or category, or leave it out (COLUMN=out); may be repeated",
+            "treat a column as a number or category, or leave it out (COLUMN=out); may be repeated",
             action="append",
             default=[],
             metavar="COLUMN=KIND",
         ),
-        _flag("--stream", "read a Parquet file in pieces (default: where memory is short)"),
+        _flag("--stream", "read a Parquet file in pieces (default: only if memory is short)"),
     ],
     "network and training": [
         _option("--hidden", "widths of the hidden layers, e.g. 128,64; 'none' for a linear model"),
@@ -129,17 +127,18 @@ TRAIN = {
         ),
         _option(
             "--epochs",
-            "maximum passes over the rows (default: 30; flights 6, digits 60, tables by rows)",
+            "maximum number of passes over the rows (default: 30; flights 6, digits 60, "
+            "tables by size)",
             _whole,
         ),
         _option(
             "--batch",
-            "rows of a mini-batch (default: 256; flights 512, digits 32, tables by rows)",
+            "rows per mini-batch (default: 256; flights 512, digits 32, tables by size)",
             _whole,
         ),
         _option(
             "--learning-rate",
-            "first learning rate of a cosine schedule (default: 0.001; digits, tables 0.002)",
+            "initial learning rate of a cosine schedule (default: 0.001; digits, tables 0.002)",
             _number,
         ),
         _option(
@@ -153,7 +152,7 @@ TRAIN = {
         _option(
             "--seed", "random seed for the split, the initial weights and the shuffling", _whole, 0
         ),
-        _option("--splits", "train with this many seeds, and report the medians", _whole, 1),
+        _option("--splits", "train with this many seeds and report the medians", _whole, 1),
         _option("--device", "auto, cpu, cuda or cuda:1", default="auto"),
         _option(
             "--memory-limit",
@@ -161,7 +160,7 @@ TRAIN = {
             _limit,
             metavar="BYTES",
         ),
-        _flag("--no-baselines", "flights: leave out scikit-learn's models"),
+        _flag("--no-baselines", "flights only: skip the comparison with scikit-learn's models"),
     ],
     "files": [
         _place(
@@ -172,23 +171,23 @@ TRAIN = {
         ),
         _option(
             "--checkpoint",
-            "save the run there meanwhile (default with --every or --resume: in --out)",
+            "save the unfinished run here (default with --every or --resume: a file in --out)",
             metavar="FILE",
         ),
         _option(
             "--every",
-            "how often, e.g. '5 min', '1000 steps' or '1 epoch' (the default)",
+            "how often to save it, e.g. '5 min', '1000 steps' or '1 epoch' (the default)",
             metavar="SPAN",
         ),
         _flag(
             "--resume",
-            "continue from the checkpoint, if there is one; all other options must be those it was "
-            "begun with",
+            "continue from the checkpoint, if there is one; all other options must be as in the "
+            "first call",
         ),
         _flag(
             "--force",
-            "write over models and pictures of other calls, and other files; without --resume also "
-            "over an unfinished run",
+            "overwrite existing files, such as the model of another call; without --resume also an "
+            "unfinished run",
         ),
         _flag("--quiet", "show no progress bar (default: shown on a terminal)"),
     ],
@@ -205,12 +204,12 @@ PREDICT = [
         default="predictions.csv",
         metavar="FILE",
     ),
-    _flag("--force", "write over FILE even if it holds something else"),
+    _flag("--force", "overwrite FILE even if it holds something else"),
 ]
 EXPORT = [
     _place("model", "a .safetensors file of mlpcore train"),
     _place("onnx", "the file to write, e.g. model.onnx"),
-    _flag("--force", "write over it even if it holds something else"),
+    _flag("--force", "overwrite the file even if it holds something else"),
 ]
 CHECK = [
     _place("model", "a .safetensors file"),
@@ -219,14 +218,16 @@ CHECK = [
 ]
 PLAN = [
     _place("sizes", "widths from input to output, e.g. 784,512,10"),
-    _option("--batch", "rows of a batch", _whole, 256),
+    _option("--batch", "rows per batch", _whole, 256),
     _option("--activation", "activation of the hidden layers", default="relu"),
-    _option("--output", "activation of the output", default="softmax"),
+    _option("--output", "activation of the output layer", default="softmax"),
     _option("--loss", "loss (default: the one that matches the output)"),
     _option("--optimizer", "optimizer", default="adamw", choices=list(commands.OPTIMIZERS)),
     _option("--dtype", "number type", default="float32", choices=["float32", "float64"]),
-    _option("--chunk-rows", "most rows that a worker takes at a time (default: chosen)", _whole),
-    _option("--workers", "most threads that share a batch (default: chosen)", _whole),
+    _option(
+        "--chunk-rows", "most rows per worker at a time (default: chosen automatically)", _whole
+    ),
+    _option("--workers", "most threads that share a batch (default: chosen automatically)", _whole),
     _option(
         "--memory-limit", "maximum bytes of all arrays, e.g. '64 MiB'", _limit, metavar="BYTES"
     ),
@@ -235,8 +236,8 @@ COMMANDS = {
     "train": Command(
         train,
         True,
-        "Train on a table (CSV or Parquet), an .npz file with arrays X and Y, flights or digits; "
-        "report on held-out rows.",
+        "Train on a table (CSV or Parquet), an .npz file with arrays X and Y, or "
+        "the built-in data sets flights and digits; report on held-out rows.",
         TRAIN,
     ),
     "predict": Command(
@@ -248,19 +249,19 @@ COMMANDS = {
     "export": Command(
         commands.export,
         True,
-        "Write a trained model as ONNX; of a table, the network without the table's pipeline.",
+        "Write a trained model as ONNX; for a table, the network without the table's pipeline.",
         {"": EXPORT},
     ),
     "check": Command(
         commands.check,
         False,
-        "Check the gradient of a model by central differences.",
+        "Check the gradient of a model against central differences.",
         {"": CHECK},
     ),
     "plan": Command(
         commands.plan,
         False,
-        "Print every array of a training step, before any is allocated.",
+        "Print every array that a training step needs, without allocating any.",
         {"": PLAN},
     ),
     "info": Command(commands.info, False, "Print device, BLAS and versions."),

@@ -1,7 +1,7 @@
-"""The files that a command writes. Each place is looked at before any work.
+"""The files that a command writes, checked before any work.
 
-What is of another kind there, or of another call, is refused unless --force is given. The file that
-a command reads is never written over.
+A file of another kind, or from another call, is not overwritten unless --force is given. A
+command's own input is never overwritten.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from mlpcore.io.atomic import replacing
 from mlpcore.io.kinds import VACANT, Kind, kind
 
 Call = Mapping[str, Any]
-KEY = "mlpcore"  # of the text in a picture
-_MOST = 1 << 20  # bytes of that text
-_BATCH = 1024  # lines that are written at once
+KEY = "mlpcore"  # keyword of the text in a picture
+_MOST = 1 << 20  # most bytes of that text
+_BATCH = 1024  # lines written at once
 
 
-# -- what may be replaced
+# -- files that may be replaced
 
 
 def require_distinct(argument: str, path: str | Path, others: Mapping[str, str | Path]) -> None:
-    """Raise a ValueError if a path leads to one of the others, by whatever name or link."""
+    """Raise a ValueError if a path leads to one of the others, under any name or link."""
     values.path(path, argument)
     for what, other in others.items():
         if _is_one_file(path, other):
@@ -50,16 +50,16 @@ def _is_one_file(one: str | Path, other: str | Path) -> bool:
 
 
 def _status(path: str | Path) -> os.stat_result:
-    """Return the status of a file; of standard output for "-"."""
+    """Return the status of a file, or of standard output for "-"."""
     return os.fstat(sys.stdout.fileno()) if path == "-" else os.stat(path)
 
 
 def require_folder(out: Path, name: str) -> None:
-    """Raise an OSError that begins with `name` unless a folder can be written, or be made."""
+    """Raise an OSError that begins with `name` unless a folder can be written or created."""
     place = next((place for place in (out, *out.parents) if os.path.lexists(place)), Path())
     if place.is_symlink() and not place.exists():
         raise NotADirectoryError(
-            f"{name}: {printable(str(place))} is a link that leads nowhere; name another folder"
+            f"{name}: {printable(str(place))} is a broken link; name another folder"
         )
     if not place.is_dir():
         raise NotADirectoryError(f"{name}: {printable(str(place))} is a file; name a folder")
@@ -67,7 +67,7 @@ def require_folder(out: Path, name: str) -> None:
         place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
     ):
         raise PermissionError(
-            f"{name}: the folder {printable(str(place))} cannot be written; name another one"
+            f"{name}: the folder {printable(str(place))} is not writable; name another one"
         )
 
 
@@ -126,7 +126,7 @@ def require_onnx_place(path: str, about: Mapping[str, Any], force: bool) -> None
 
 
 def _looked_at(path: str | Path, what: str, force: bool) -> Kind | None:
-    """Return the kind of the file at `path`; None where it may be replaced whatever it is."""
+    """Return the kind of the file at `path`, or None if it may be replaced."""
     found = kind(path)
     if found.name == "folder":
         raise IsADirectoryError(
@@ -139,27 +139,27 @@ def _looked_at(path: str | Path, what: str, force: bool) -> Kind | None:
 
 
 def require_writable(path: str | Path, found: Kind) -> None:
-    """Raise a ValueError if a file of this kind is marked as one that nobody is to write."""
+    """Raise a ValueError if a file of this kind is read-only for everybody."""
     if found.name not in VACANT and not os.stat(path).st_mode & 0o222:
-        _refuse(path, f"{found.text} that is only to be read")
+        _refuse(path, f"{found.text}, marked read-only")
 
 
 def _require_call(path: Path, what: str, before: Call | None, call: Call) -> None:
     if before is None:
-        _refuse(path, f"{what} that mlpcore train did not make, or an older version of it")
+        _refuse(path, f"{what} not made by this version of mlpcore train")
     other = difference(before, call)
     if other:
-        _refuse(path, f"{what} of another call of mlpcore train: {other}")
+        _refuse(path, f"{what} from another call of mlpcore train: {other}")
 
 
 def _refuse(path: str | Path, there: str) -> NoReturn:
     raise ValueError(
-        f"{printable(str(path))} is not written over: there is {there}; name another place, or use "
-        "--force"
+        f"{printable(str(path))} is not overwritten: it is {there}; name another file, or "
+        "use --force"
     )
 
 
-# -- the calls that made them
+# -- the calls that made the files
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def saved_call(path: Path) -> Call | None:
-    """Return the call that made a model or a checkpoint; None if its header does not say."""
+    """Return the call that made a model or a checkpoint; None if it is not recorded."""
     about = _header(path).get("about")
     call = about.get("call") if isinstance(about, dict) else None
     return call if isinstance(call, dict) else None
@@ -191,7 +191,7 @@ def _parsed(text: str | None) -> Call | None:
 
 
 def _note_in_picture(path: Path) -> str | None:
-    """Return the text that mlpcore left in a PNG file; None where there is none."""
+    """Return the text that mlpcore left in a PNG file, or None."""
     key = KEY.encode() + b"\0"
     with open(path, "rb") as file:
         file.seek(8)
@@ -208,7 +208,7 @@ def _note_in_picture(path: Path) -> str | None:
 
 
 def is_standard_output(path: str) -> bool:
-    """Return whether a path is "-", or leads to what standard output is."""
+    """Return True if a path is "-" or leads to the file or device of standard output."""
     if path == "-":
         return True
     try:
@@ -217,15 +217,15 @@ def is_standard_output(path: str) -> bool:
         OSError,
         ValueError,
         AttributeError,
-    ):  # not there; a stream without a file, or none at all
+    ):  # no such file; standard output without a file, or none at all
         return False
 
 
 def write_lines(path: str, lines: Iterable[str]) -> None:
-    """Write lines of UTF-8 into a file, which is whole or not there, or to standard output.
+    """Write lines as UTF-8 to standard output or, completely or not at all, to a file.
 
     Raises:
-        OSError: it cannot be written; names the path.
+        OSError: it cannot be written; the message names the path.
     """
     with _standard_output(path) if is_standard_output(path) else replacing(path) as file:
         batch: list[str] = []
@@ -262,7 +262,7 @@ def _standard_output(path: str) -> Iterator[Any]:
     except OSError as error:
         empty(stream)
         raise type(error)(
-            error.errno, f"--out {path}: standard output takes no more: {error.strerror}"
+            error.errno, f"--out {path}: cannot write to standard output: {error.strerror}"
         ) from None
 
 
@@ -272,10 +272,10 @@ _SPECIAL = frozenset(',;|"\t\r\n')
 
 
 def cell(text: str) -> str:
-    """Return a text as a cell of a CSV file that no spreadsheet takes for a formula.
+    """Return a text as a CSV cell that no spreadsheet takes for a formula.
 
-    As OWASP's page on CSV injection says: a quote mark goes in front of what could begin a formula,
-    and what separates cells in any country stands between quotes.
+    Following OWASP's page on CSV injection, a quote mark precedes anything that could begin a
+    formula, and text with a separator of any country is quoted.
     """
     if text.lstrip("\0\ufeff").startswith(_FORMULA) and not _NUMBER.fullmatch(text):
         text = f"'{text}"

@@ -1,4 +1,4 @@
-"""The files that `mlpcore train` writes, and what must not be lost there."""
+"""The files that `mlpcore train` writes, and checks that nothing is lost there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlpcore.cli.messages import printable
 from mlpcore.io.kinds import VACANT, kind
 from mlpcore.training.checkpoints import interval
 
-EVERY = "1 epoch"  # a run is saved unless told otherwise
+EVERY = "1 epoch"  # default interval between saves
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Places:
     """The files that a training writes.
 
     Attributes:
-        out: the folder of model and picture.
+        out: folder of model and picture.
         name: name of the data.
-        checkpoint: None where the run is not saved meanwhile.
+        checkpoint: path of the checkpoint; None if there is none.
     """
 
     out: Path
@@ -33,12 +33,12 @@ class Places:
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Places:
-        """Return the places that a call means."""
+        """Return the places for a call."""
         out, name = Path(options.out), Path(options.data).stem
         checkpoint = None
         if options.checkpoint or options.every or options.resume:
             if options.checkpoint == "-":
-                raise ValueError("--checkpoint: '-' is no file name; name a file")
+                raise ValueError("--checkpoint: '-' is not a file name; name a file")
             if options.splits > 1:
                 raise ValueError(
                     "--checkpoint, --every and --resume are for one run; leave out --splits"
@@ -47,7 +47,7 @@ class Places:
         return cls(out, name, out / f"{name}.safetensors", out / f"{name}.png", checkpoint)
 
     def require(self, call: outputs.Call, options: argparse.Namespace) -> None:
-        """Raise an error if something would be lost that --force does not give up."""
+        """Raise an error if a file would be lost without --force."""
         outputs.require_folder(self.out, f"--out {printable(str(self.out))}")
         others = {"the data are": options.data}
         for argument, path, what in (
@@ -72,7 +72,7 @@ class Places:
 
 
 def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, force: bool) -> None:
-    """Raise an error unless a new run may replace what is there, or a resumed one use it."""
+    """Raise an error unless a new run may replace the file, or a resumed one use it."""
     found = kind(path)
     name = f"--checkpoint {printable(str(path))}"
     if found.name == "folder":
@@ -82,42 +82,40 @@ def _require_checkpoint_place(path: Path, call: outputs.Call, resume: bool, forc
     if found.name not in ("checkpoint", "unfinished"):
         if found.name not in VACANT and (resume or not force):
             remedy = (
-                "name another file"
-                if resume
-                else "name another file, or write over it with --force"
+                "name another file" if resume else "name another file, or overwrite it with --force"
             )
             raise ValueError(
-                f"{name}: there is {found.text}, not a checkpoint of mlpcore train; {remedy}"
+                f"{name}: it is {found.text}, not a checkpoint of mlpcore train; {remedy}"
             )
         return
     before = outputs.saved_call(path)
     other = (
-        "it does not say which call began it"
+        "the call that started it is not recorded"
         if before is None
         else outputs.difference(before, call)
     )
     if resume:
         if other:
             raise ValueError(
-                f"--resume: {printable(str(path))}: {other}; call it as before, or with --force "
-                "alone to begin anew"
+                f"--resume: {printable(str(path))}: {other}; repeat the original "
+                "call, or start over with --force alone"
             )
     elif not force and found.name == "unfinished":
-        advice = "--resume goes on with it, --force begins anew"
-        raise ValueError(f"{name}: there is an unfinished run ({found.where}); {advice}")
+        advice = "--resume continues it, --force starts over"
+        raise ValueError(f"{name}: it holds an unfinished run ({found.where}); {advice}")
     elif not force and other:
         raise ValueError(
-            f"{name}: there is the checkpoint of another call: {other}; name another file, or "
-            "write over it with --force"
+            f"{name}: it is the checkpoint of another call: {other}; name another file, or "
+            "overwrite it with --force"
         )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The place of a run's checkpoints, and how often it is saved there.
+    """Path and interval of a run's checkpoints.
 
     Attributes:
-        before: identity of the file that was there when the run began; None if there was none.
+        before: identity of the file at the path when the run began; None if there was none.
     """
 
     path: Path
@@ -126,7 +124,7 @@ class Checkpoint:
 
     @classmethod
     def at(cls, path: Path, every: str) -> Checkpoint:
-        """Return the checkpoint of a run that begins now."""
+        """Return the checkpoint for a run that begins now."""
         return cls(path, every, _identity(path))
 
     @property

@@ -1,4 +1,4 @@
-"""Settings that suit a data set, and those that a user writes as text."""
+"""Settings that suit a data set, and the parsing of a user's settings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mlpcore.checks import values
 from mlpcore.engine.plan import parse_bytes
 
 MOST = 1 << 63
-MOST_LAYERS = 1000  # planning them takes a second or so
+MOST_LAYERS = 1000  # planning this many takes about a second
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings that suit a data set; each can be overruled on the command line."""
+    """Settings that suit a data set; the command line can override each."""
 
     hidden: str = "64,64"
     activation: str = "relu"
@@ -36,7 +36,7 @@ RECIPES = {
 
 
 def suited(rows: int) -> Recipe:
-    """Return a recipe for a table: the fewer rows, the smaller net and batches (docs/tables.md)."""
+    """Return a recipe for a table: fewer rows, smaller network and batches (docs/tables.md)."""
     batch = min(512, max(16, 1 << (rows // 50).bit_length()))
     epochs = min(300, max(20, 3000 * batch // max(rows, 1)))
     hidden = "64" if rows < 5000 else "128,64"
@@ -51,7 +51,7 @@ def suited(rows: int) -> Recipe:
 
 
 def widths(text: str, argument: str) -> list[int]:
-    """Return the widths that an option lists; raise a ValueError that names it otherwise."""
+    """Return the widths listed in an option; raise a ValueError that names it if malformed."""
     parts = [] if text == "none" else text.split(",")
     if len(parts) > MOST_LAYERS:
         raise ValueError(f"{argument} takes at most {MOST_LAYERS:,} widths; got {len(parts):,}")
@@ -65,27 +65,27 @@ def widths(text: str, argument: str) -> list[int]:
 
 
 def require_settings(options: argparse.Namespace) -> None:
-    """Raise a ValueError that names the first option that no training can have, before any work."""
+    """Raise a ValueError that names the first impossible option, before any work."""
     for name in ("epochs", "batch", "patience", "splits", "seed"):
         require_count(getattr(options, name), f"--{name}", least=0 if name == "seed" else 1)
     for name in ("learning_rate", "weight_decay"):
         value, option = getattr(options, name), f"--{name.replace('_', '-')}"
         if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"{option} must be a finite number, and not negative; got {value}")
+            raise ValueError(f"{option} must be finite and not negative; got {value}")
     if options.hidden is not None:
         widths(options.hidden, "--hidden")
     parse_bytes(
         options.memory_limit, "--memory-limit", lambda: 1 << 60
-    )  # what is free is known later
+    )  # free memory is checked later
     values.path(options.out, "--out")
     if options.out == "-" or Path(options.out).suffix.lower() in (".safetensors", ".png", ".csv"):
         raise ValueError(
-            f"--out is a folder, where the model and the picture go; got {options.out!r}"
+            f"--out must be a folder for the model and the picture; got {options.out!r}"
         )
 
 
 def require_count(value: int | None, option: str, least: int = 1) -> None:
-    """Raise a ValueError unless a number is None, or `least` to 2^63 - 1; it names the option."""
+    """Raise a ValueError that names the option unless a number is None or `least` … 2^63 - 1."""
     if value is not None and value < least:
         raise ValueError(f"{option} must be at least {least}; got {value}")
     if value is not None and value >= MOST:

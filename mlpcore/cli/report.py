@@ -1,4 +1,4 @@
-"""Figures of predictions, the models they are compared with, and the tables they are printed in."""
+"""Figures of predictions, the models to compare with, and printed tables."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def quantity_figures(Z: Array, Y: Array, scale: Standardizer) -> dict[str, float
     """Return R2, averaged over the outputs, and RMSE of standardised predictions (m, k)."""
     largest = scale.scale.max()
     with np.errstate(all="ignore"):
-        truth = scale.exactly(Y)  # in deviations, where differences have the most digits
+        truth = scale.exactly(Y)  # in units of the deviation, to keep the most digits
         squares, spread = np.mean(np.square(truth - Z), axis=0), truth.var(axis=0)
         r2 = np.mean(np.where(spread > 0, 1 - squares / spread, np.nan))
         rmse = largest * np.sqrt(np.mean(squares * np.square(scale.scale / largest)))
@@ -51,13 +51,13 @@ def quantity_figures(Z: Array, Y: Array, scale: Standardizer) -> dict[str, float
 
 
 def figure(name: str, value: float) -> str:
-    """Return a figure as text; an RMSE has the size of its target."""
+    """Return a figure as text; an RMSE is on the scale of its target."""
     short = (name == "RMSE" and 0 < value < 0.1) or abs(value) >= 1e5
     return f"{value:.4g}" if short else f"{value:.4f}"
 
 
 def baseline_models(validation: tuple[Array, Array]) -> list[tuple[str, Any, dict[str, Any]]]:
-    """Return name, model and further arguments of `fit` of each model to compare with."""
+    """Return name, model and extra `fit` arguments of each model to compare with."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
 
@@ -78,7 +78,7 @@ def baseline_models(validation: tuple[Array, Array]) -> list[tuple[str, Any, dic
 
 
 def print_table(title: str, results: dict[str, dict[str, float]]) -> None:
-    """Print figures, a line a model."""
+    """Print figures, one line per model."""
     columns = list(dict.fromkeys(key for figures in results.values() for key in figures))
     say(f"\n{title:<24}" + "".join(f"{column:>11}" for column in columns))
     for name, figures in results.items():
@@ -98,15 +98,15 @@ def draw(
     score: str,
     call: Mapping[str, Any],
 ) -> None:
-    """Draw a learning curve as a PNG file, atomically; a text in it notes the call that it is of.
+    """Draw a learning curve as a PNG file, atomically, with the call in a text chunk.
 
-    No backend, window or font of the user's has a part in it.
+    The user's matplotlib backend, windows and fonts play no part.
 
     Raises:
         ImportError: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    backend = os.environ.pop("MPLBACKEND", None)  # which matplotlib may refuse
+    backend = os.environ.pop("MPLBACKEND", None)  # matplotlib may refuse it
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -118,7 +118,7 @@ def draw(
             os.environ["MPLBACKEND"] = backend
     picture = io.BytesIO()
     with matplotlib.rc_context({"text.usetex": False}), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a font without the letters of the title
+        warnings.simplefilter("ignore", UserWarning)  # the font may lack letters of the title
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, 2)

@@ -1,4 +1,4 @@
-"""The data that a command names: read, and said what it is."""
+"""The data that a command names: reading it and describing it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlpcore.tables.splits import Dataset
 
 @contextlib.contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Have a ValueError of the block name the data."""
+    """Prefix a ValueError raised in the block with the name of the data."""
     try:
         yield
     except ValueError as error:
@@ -30,20 +30,19 @@ def naming(name: str) -> Iterator[None]:
 
 
 def is_table(name: str) -> bool:
-    """Return whether a file is a table, by its name."""
+    """Return True if a file's name is that of a table."""
     return Path(name).suffix.lower() in (".csv", ".tsv", ".parquet", ".pq")
 
 
 def load(name: str, target: bool = True, task: str | None = None) -> Dataset:
-    """Return flights, digits, or what an .npz file holds."""
+    """Return the data set flights, digits or an .npz file."""
     if name == "flights":
         return load_flights()
     if name == "digits":
         return load_digits()
     if not name.endswith(".npz") and not Path(name).exists():
         raise ValueError(
-            f"data {name!r} is neither 'flights' nor 'digits' nor a .csv, .tsv, .parquet or .npz "
-            "file"
+            f"data {name!r}: expected a .csv, .tsv, .parquet or .npz file, 'flights' or 'digits'"
         )
     return load_npz(name, target, task)
 
@@ -58,14 +57,14 @@ def refuse_folder(name: str) -> None:
 
 
 def read_dataset(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
-    """Return the data to train on and a recipe that suits them; say what they are."""
+    """Return the data to train on and a recipe that suits them; print a description."""
     refuse_folder(options.data)
     if is_table(options.data):
         return _read_table(options)
     for argument in ("target", "groups", "as", "stream"):
         if getattr(options, argument):
             raise ValueError(
-                f"--{argument} is for tables (.csv, .tsv, .parquet); {options.data!r} is no table"
+                f"--{argument} is for tables (.csv, .tsv, .parquet); got {options.data!r}"
             )
     if options.task and options.data in RECIPES:
         raise ValueError(f"--task is for tables and .npz files; {options.data} has classes")
@@ -93,10 +92,10 @@ def _read_table(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
     from mlpcore.tables.table import load_table
 
     if not options.target:
-        raise ValueError(f"{options.data}: say which column to predict: --target COLUMN")
+        raise ValueError(f"{options.data}: name the column to predict with --target COLUMN")
     wishes = {}
     for wish in getattr(options, "as"):
-        column, equals, kind = str(wish).rpartition("=")  # of --as=-- argparse makes an empty list
+        column, equals, kind = str(wish).rpartition("=")  # argparse turns --as=-- into a list
         if not equals:
             raise ValueError(f"--as takes COLUMN=KIND, such as zip=category; got {wish!r}")
         wishes[column] = kind
@@ -105,16 +104,16 @@ def _read_table(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
     table = read(options.data, options.target, options.task, options.groups, wishes)
     source = ""
     if streams:
-        source = f", read in pieces; kinds of columns decided from {len(table.X):,} of them"
+        source = f", read in pieces; column kinds decided from {len(table.X):,} of them"
     target = printable(table.target, 60)
     if table.dropped:
         what = f"no {target}" if table.infinite < table.dropped else f"an infinite {target}"
         part = (
-            f" ({table.infinite:,} of them an infinite one)"
+            f" (infinite in {table.infinite:,} of them)"
             if 0 < table.infinite < table.dropped
             else ""
         )
-        source += f"; {table.dropped:,} more {have(table.dropped)} {what}{part} and are not used"
+        source += f"; {table.dropped:,} more {have(table.dropped)} {what}{part}; these are not used"
     note = f"\n  {printable(table.note)}" if table.note else ""
     say(
         f"{options.data}: {table.rows:,} rows{source}\nto predict: {target}, "
@@ -129,5 +128,5 @@ def _read_table(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first names, as text."""
+    """Return the first few names as text."""
     return listed(map(printable, names), 6)

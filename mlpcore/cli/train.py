@@ -1,7 +1,7 @@
 """The command `mlpcore train`.
 
-The model is saved, and reported, as soon as it is trained. Then come the figures and, last, the
-picture: a training that has come to its end does not fail for them.
+The model is saved as soon as it is trained. The figures and the picture come last: if they fail,
+the finished training does not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mlpcore.io import atomic, kinds
 from mlpcore.io.kinds import kind
 from mlpcore.tables.splits import Dataset
 
-# what scikit-learn and matplotlib raise where they, their fonts, their settings or the disk fail
+# raised by scikit-learn and matplotlib if they, their fonts, their settings or the disk fail
 FAILURES = (
     ImportError,
     OSError,
@@ -47,7 +47,7 @@ FAILURES = (
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train on a data set, save the model, report on held-out rows, and draw the learning curve."""
+    """Train on a data set, save the model, report on held-out rows, draw the learning curve."""
     require_settings(options)
     places = Places.of(options)
     places.require(describe_call(options, RECIPES.get(options.data)), options)
@@ -66,7 +66,7 @@ def train(options: argparse.Namespace) -> None:
             if not i:
                 call = {**describe_call(options, recipe), "the data": runs[0].split.digest}
                 places.require(call, options)
-                # only now, after all errors of the input
+                # after all checks of the input
                 places.out.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(atomic.claimed(places.model))
                 if places.checkpoint:
@@ -82,12 +82,12 @@ def train(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _noting_saved(done: list[str]) -> Iterator[None]:
-    """Add the files that had been saved, if any, to an interrupt."""
+    """Add a note of the saved files, if any, to an interrupt."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
         if done:
-            stop.add_note(f"{' and '.join(done)} had been saved")
+            stop.add_note(f"{' and '.join(done)} already saved")
         raise
 
 
@@ -98,7 +98,7 @@ def _complete(
     options: argparse.Namespace,
     done: list[str],
 ) -> None:
-    """Train and report; save and draw at `places`, where given, and note the files in `done`."""
+    """Train and report; if `places` is given, save and draw, and add the files to `done`."""
     run.train()
     if places:
         done.append(str(_save(run, places.model, call, options.force)))
@@ -118,7 +118,7 @@ def _complete(
 
 
 def _save(run: _Run, path: Path, call: outputs.Call, force: bool) -> Path:
-    """Save a model, under a free name if its place was taken during the training; return where."""
+    """Save a model, under a free name if another file took its place; return the path."""
     try:
         outputs.require_model_place(path, call, force)
         run.save(path, call)
@@ -131,7 +131,7 @@ def _save(run: _Run, path: Path, call: outputs.Call, force: bool) -> Path:
 
 
 def _try(what: str, action: Callable[[], None]) -> bool:
-    """Do what a finished training can do without; say why if it fails."""
+    """Run an optional step of a finished training; print the reason if it fails."""
     try:
         action()
     except FAILURES as error:
@@ -141,7 +141,7 @@ def _try(what: str, action: Callable[[], None]) -> bool:
 
 
 def describe_call(options: argparse.Namespace, recipe: Recipe | None) -> dict[str, Any]:
-    """Return the options that a run depends on; a table's recipe is known only with its rows."""
+    """Return the options that a run depends on; a table's recipe needs its rows."""
     call = {}
     for key in vars(Recipe()):
         value = getattr(options, key)
@@ -158,7 +158,7 @@ class _Run:
     """One split of a data set: train, report, save.
 
     Attributes:
-        failed: the errors that did not end the work.
+        failed: errors that did not end the work.
     """
 
     def __init__(self, dataset: Dataset, recipe: Recipe, options: argparse.Namespace, seed: int):
@@ -181,7 +181,7 @@ class _Run:
         self.trainer = mc.Trainer(
             self.net, loss, optimizer, memory_limit=options.memory_limit, seed=seed
         )
-        # also says whether the limit can be kept
+        # raises if the memory limit is too small
         self.plan = self.trainer.plan(min(recipe.batch, rows), rows, True)
         self.checkpoint: Checkpoint | None = None
         self.failed: list[str] = []
@@ -189,19 +189,19 @@ class _Run:
         self.results: dict[str, dict[str, float]] = {}
 
     def keep(self, path: Path, call: outputs.Call, options: argparse.Namespace) -> None:
-        """Save the run meanwhile; with --resume, continue from what was saved."""
+        """Save the run while it trains; with --resume, continue from the saved run."""
         self.checkpoint = Checkpoint.at(path, options.every or EVERY)
         if options.resume and self.checkpoint.before and kind(path).name != "empty":
             self.trainer = mc.Trainer.load(path, options.device)
             self.net, unfinished = self.trainer.net, self.trainer.unfinished
             say(
                 f"{path}: "
-                + (f"goes on {unfinished}" if unfinished else "the run had come to its end")
+                + (f"resuming {unfinished}" if unfinished else "the run is already complete")
             )
         self.trainer.about = {"call": dict(call)}
 
     def train(self) -> None:
-        """Fit, and say how it went."""
+        """Fit, and print how it went."""
         counts = ", ".join(
             f"{n:,} {p}"
             for n, p in zip(self.split.counts, ("training", "validation", "test"), strict=True)
@@ -211,8 +211,8 @@ class _Run:
         for name in self.dataset.feature_names:
             if name not in used:
                 say(
-                    f"{printable(name, 60)} is left out: no value of it is in enough training rows "
-                    "to get a column"
+                    f"{printable(name, 60)} is left out: none of its values is in enough "
+                    "training rows for a column"
                 )
         say(repr(self.net))
         began = time.perf_counter()
@@ -242,7 +242,7 @@ class _Run:
             batch_size=self.recipe.batch,
             validation=self.split.validation,
             early_stopping=mc.EarlyStopping(self.recipe.patience),
-            progress=not self.quiet and on_terminal(),  # a log keeps every frame
+            progress=not self.quiet and on_terminal(),  # a log would keep every frame
         )
         try:
             return fit(checkpoint=kept.path, every=kept.every) if kept else fit()
@@ -250,16 +250,16 @@ class _Run:
             if not self.trainer.unsaved:
                 raise
             self.failed.append(reason(error))
-            return fit()  # nothing is left to do but to give the history
+            return fit()  # the run is complete: this returns the history
         except (KeyboardInterrupt, SystemExit) as stop:
             if kept and kept.written:
                 where = kind(kept.path).where or "at the end"
                 stop.add_note(
-                    f"stopped {where}, saved in {kept.path}; the same command with --resume goes "
-                    "on from there"
+                    f"stopped {where}, saved in {kept.path}; to continue, repeat the "
+                    "command with --resume"
                 )
             else:
-                stop.add_note("nothing had been saved")
+                stop.add_note("nothing was saved")
             raise
 
     def report(self, baselines: bool) -> None:
@@ -293,7 +293,7 @@ class _Run:
         print_table(f"{len(Y):,} test rows", self.results)
 
     def save(self, path: Path, call: outputs.Call) -> None:
-        """Write the model with all that `predict` needs, and the call that made it."""
+        """Write the model with everything `predict` needs, and the call that made it."""
         tensors = self.split.preparation.tensors
         if self.split.scale:
             tensors |= {
@@ -311,7 +311,7 @@ class _Run:
         self.net.save(path, tensors=tensors, about=about)
 
     def draw(self, path: Path, name: str, call: outputs.Call) -> None:
-        """Draw the learning curve as a picture, which notes the call."""
+        """Draw the learning curve, with the call stored in the picture."""
         sizes = "-".join(map(str, self.net.sizes))
         title = f"{printable(name, 40)}: {sizes}, batch {self.recipe.batch}, seed {self.seed}"
         score = "r2" if self.regression else "accuracy"
@@ -326,7 +326,7 @@ class _Run:
 
 
 def _peak() -> str:
-    """Return in words how much memory the process had at its peak, where the system counts it."""
+    """Return the process's peak memory in words, or "" if the system does not count it."""
     try:
         import resource
     except ImportError:  # Windows

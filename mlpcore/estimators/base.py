@@ -1,4 +1,4 @@
-"""Fitting as scikit-learn does it: its checks, labels and initial weights, around the solvers."""
+"""Fitting as in scikit-learn: its checks, labels and initial weights, around the solvers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VALIDATED = ("best_loss_", "validation_scores_", "best_validation_score_")
 
 
 class Estimator(StochasticSolver):
-    """The base of both estimators, which precedes scikit-learn's class among their bases.
+    """Base of both estimators, placed before scikit-learn's class in their bases.
 
     `super()` is scikit-learn's MLPClassifier or MLPRegressor.
     """
@@ -28,10 +28,10 @@ class Estimator(StochasticSolver):
 
         Args:
             X: (m, n) numbers: NumPy, pandas, polars, sparse, or on a GPU.
-            y: (m,) or (m, n_outputs_) labels or numbers; several columns of labels are 0 and 1.
+            y: (m,) or (m, n_outputs_) labels or numbers; multilabel columns hold 0 and 1.
             sample_weight: (m,) row weights.
-            validation: `(X, y)` or `(X, y, sample_weight)`, scored after each epoch, instead of a
-                part of X.
+            validation: `(X, y)` or `(X, y, sample_weight)` to score after each epoch, instead
+                of a part of X.
         """
         if validation is not None and self.solver not in STOCHASTIC:
             raise ValueError(
@@ -64,7 +64,7 @@ class Estimator(StochasticSolver):
     def _initialize(self, y: Any, layer_units: list[int], dtype: Any) -> None:
         for name in ("_net", "_trainer", "_optimizer", "_saved", "loss_curve_", *VALIDATED):
             self.__dict__.pop(name, None)
-        self.slopes_: list[Array] = []  # the network has initial ones
+        self.slopes_: list[Array] = []  # the network has initial slopes
         super()._initialize(y, layer_units, dtype)
         del self._best_coefs, self._best_intercepts  # copies of all weights
 

@@ -24,7 +24,7 @@ from mlpcore.estimators.base import Estimator
 from mlpcore.estimators.fitted import Array, to_numpy
 from mlpcore.mlp import MLP
 
-# binary cross-entropy of the rounded probability, as in scikit-learn: near 1 it has lost digits
+# binary cross-entropy of the rounded probability, as in scikit-learn, which loses digits near 1
 LOG_LOSS = Loss(
     "log_loss",
     "-y * log(maximum(z, 1e-30)) - (1 - y) * log(maximum(1 - z, 1e-30))",
@@ -52,8 +52,8 @@ class MLPClassifier(Estimator, neural_network.MLPClassifier):
         precision, memory_limit: as in `mc.Trainer`.
         scoring: scorer of `validation_scores_`, a name or a function `(estimator, X, y)`; None for
             accuracy or R².
-        callbacks: a list as in `mc.Trainer.fit`; an entry has "loss", "learning_rate" and, where
-            rows are held out, "validation_score".
+        callbacks: a list as in `mc.Trainer.fit`; an entry has "loss", "learning_rate" and, if rows
+            are held out, "validation_score".
         progress: True to show a progress bar.
         class_weight: `{label: weight}` or "balanced" (n / (k n_c), counted in `sample_weight`),
             times `sample_weight`; for multilabel targets a list of these.
@@ -88,7 +88,7 @@ class MLPClassifier(Estimator, neural_network.MLPClassifier):
             )
         try:
             by_class = _weigh_classes(self.class_weight, self._decode(Y), weights)
-        except OverflowError:  # an integer of hundreds of digits
+        except OverflowError:  # an integer with hundreds of digits
             by_class = np.array([np.inf])
         if not np.isfinite(by_class).all() or by_class.min() < 0 or not by_class.any():
             raise ValueError(
@@ -102,7 +102,7 @@ class MLPClassifier(Estimator, neural_network.MLPClassifier):
             unseen = set(np.ravel(y).tolist()) - set(self.classes_.tolist())
             if unseen:
                 raise ValueError(
-                    "validation: y has labels that the training rows do not have: "
+                    "validation: y has labels that do not occur in the training rows: "
                     f"{sorted(map(repr, unseen))}"
                 )
 
@@ -126,7 +126,7 @@ class MLPClassifier(Estimator, neural_network.MLPClassifier):
             and y.shape == predicted.shape
         ):
             return super()._measure(y, predicted, weights)
-        # a tenth of accuracy_score's time, in every epoch
+        # ten times as fast as accuracy_score
         right = (y == predicted).reshape(len(y), -1).all(axis=1)
         return float(np.average(right, weights=weights))
 
@@ -171,15 +171,15 @@ class MLPClassifier(Estimator, neural_network.MLPClassifier):
 
 
 def _weigh_classes(class_weight: Any, y: Any, weights: Array | None) -> Array:
-    """Return row weights (m,) as scikit-learn's `compute_sample_weight`, which has no row weights.
+    """Return row weights (m,) as `compute_sample_weight` does, but counting given row weights.
 
-    A row of weight 2 counts as the row twice.
+    A row of weight 2 counts as two rows.
     """
     product: Array = compute_sample_weight(class_weight, y)
     specs = class_weight if isinstance(class_weight, list) else [class_weight]
     if weights is None or "balanced" not in specs or not weights.any():
         return product
-    counted = weights != 0  # a label without weight is no class to balance
+    counted = weights != 0  # a label without weight does not take part in balancing
     product, labels = np.ones(y.shape[0]), y.toarray() if issparse(y) else y
     for spec, column in zip(cycle(specs), labels.reshape(y.shape[0], -1).T, strict=False):
         if spec == "balanced":

@@ -18,19 +18,19 @@ from mlpcore.trainer import Trainer
 from mlpcore.training import callbacks as hooks
 
 Array = NDArray[Any]
-SPARSE_BYTES = 64 << 20  # of a sparse X that are made dense at a time
+SPARSE_BYTES = 64 << 20  # of a sparse X made dense at a time
 
 
 class Objective:
     """scikit-learn's J on the training rows: share (the trainer's J - penalty) + penalty + offset.
 
-    Dense rows are prepared once and read by number; sparse ones are made dense batch by batch.
+    Dense rows are prepared once and read by index; sparse ones are made dense batch by batch.
 
     Args:
         trainer: the trainer; its `l2` is set to `alpha` over the weight of each batch.
         X, Y, weights: (m, n_0), (m, …), and (m,) or None.
-        alpha: scikit-learn's penalty, over the whole batch.
-        share: factor of the reported loss; the gradient is that of the whole loss.
+        alpha: scikit-learn's penalty, for a whole batch.
+        share: factor of the reported loss; the gradient is of the whole loss.
         offsets: (m,) constants of the rows that the trainer's loss leaves out, or None.
     """
 
@@ -50,14 +50,14 @@ class Objective:
         self.data = None if issparse(X) else trainer.prepare(X, Y, weights)
 
     def step(self, rows: Array) -> tuple[Any, float]:
-        """Update once; return the trainer's J, and the constant to add to `share` times it."""
+        """Update once; return the trainer's J and the constant to add to `share` * J."""
         constant = self._set_penalty(rows)
         if self.data is not None:
             return self.trainer.step(self.data, rows=rows), constant
         return self.trainer.step(*self._dense(rows)), constant
 
     def gradient(self) -> tuple[float, Array]:
-        """Return J over all rows and its gradient on the host, which holds until the next call."""
+        """Return J over all rows and its gradient on the host, valid until the next call."""
         constant = self._set_penalty(slice(None))
         if self.data is not None:
             J, gradient = self.trainer.gradient(self.data)
@@ -84,7 +84,7 @@ class Objective:
         return len(range(*rows.indices(len(self.Y)))) if isinstance(rows, slice) else len(rows)
 
     def _set_penalty(self, rows: Any) -> float:
-        """Set the trainer's penalty for a batch; return the constant of its J."""
+        """Set the trainer's penalty for a batch; return the constant part of J."""
         weight, trainer = self._weight(rows), self.trainer
         if weight == 0:
             raise ZeroDivisionError(
@@ -108,7 +108,7 @@ class Reporter:
     """The callbacks, the progress bar and the history of one fit.
 
     Attributes:
-        stopped: True if a callback asked for no more epochs.
+        stopped: True if a callback asked to stop.
     """
 
     def __init__(self, trainer: Trainer, callbacks: Any, epochs: int, progress: bool) -> None:
@@ -118,7 +118,7 @@ class Reporter:
         self.stopped = False
 
     def __enter__(self) -> Reporter:
-        from tqdm.auto import tqdm  # not at import: it brings asyncio
+        from tqdm.auto import tqdm  # imported late, because it imports asyncio
 
         self.bar = tqdm(total=self.total, unit="epoch", disable=not self.shown)
         self.began = time.perf_counter()
@@ -147,11 +147,11 @@ class Reporter:
 
 
 class Best:
-    """The parameters of the epoch with the best score, within the trainer's memory plan.
+    """Parameters of the epoch with the best score, within the trainer's memory plan.
 
     Args:
-        trainer: the trainer, at the parameters that count until `keep` is called.
-        found: True if `restore` writes even if `keep` was not called.
+        trainer: the trainer, whose parameters are the best until `keep` is called.
+        found: True if `restore` should write even without a call of `keep`.
     """
 
     def __init__(self, trainer: Trainer, found: bool) -> None:
@@ -172,10 +172,10 @@ class Best:
 
 
 def train_epoch(objective: Objective, order: Array, size: int, reporter: Reporter) -> float:
-    """Train on the rows in this order; return the mean of J, each batch weighed by its rows.
+    """Train on the rows in this order; return the mean of J, weighted by batch size.
 
-    A J or gradient that overflows makes all parameters NaN, and so the rest of the training, as in
-    scikit-learn, which does not look.
+    If J or the gradient overflows, all parameters become NaN for the rest of the training, as in
+    scikit-learn, which does not check.
     """
     trainer = objective.trainer
     found = []
@@ -194,7 +194,7 @@ def train_epoch(objective: Objective, order: Array, size: int, reporter: Reporte
 
 
 def dense_parts(X: Any) -> Iterator[slice]:
-    """Return the slices in which the rows of a sparse X are made dense."""
+    """Return the slices of rows in which a sparse X is made dense."""
     parts: Iterator[slice] = gen_batches(
         X.shape[0], max(1, SPARSE_BYTES // (X.shape[1] * X.dtype.itemsize))
     )
@@ -202,13 +202,13 @@ def dense_parts(X: Any) -> Iterator[slice]:
 
 
 def take_state(trainer: Trainer) -> dict[str, Any]:
-    """Return what the trainer's next steps depend on besides the parameters, on the host."""
+    """Return the state of the trainer's next steps, without the parameters, on the host."""
     vectors, facts = trainer._step.snapshot()
     vectors = {name: np.array(vector) for name, vector in vectors.items()}
     return {"progress": dataclasses.replace(trainer.progress), "vectors": vectors, "facts": facts}
 
 
 def restore_state(trainer: Trainer, saved: dict[str, Any]) -> None:
-    """Put a state that `take_state` returned into the trainer."""
+    """Set the trainer's state to one returned by `take_state`."""
     trainer.progress = dataclasses.replace(saved["progress"])
     trainer._step.restore(saved["vectors"], saved["facts"])

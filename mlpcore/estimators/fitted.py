@@ -25,7 +25,7 @@ log = logging.getLogger("mlpcore")
 
 
 class FittedNetwork(Parameters):
-    """A network whose parameters the user reads and writes as scikit-learn's attributes.
+    """A network whose parameters are read and written as scikit-learn's attributes.
 
     Attributes:
         coefs_, intercepts_, slopes_: lists of W (n_{l-1}, n_l), b (n_l,) and the learned parameters
@@ -36,22 +36,22 @@ class FittedNetwork(Parameters):
 
     @abstractmethod
     def _decode(self, output: Array) -> Any:
-        """Return the labels or numbers that an output (m, n_L) means."""
+        """Return the labels or numbers for an output (m, n_L)."""
 
     # -- the network --
 
     def _fit_device(self, X: Any) -> str:
-        """Return the device to fit on: with "auto", the GPU that holds X if one does."""
+        """Return the device to fit on; "auto" prefers the GPU that holds X, if any."""
         there = devices.of(X, "X")
         return there if self.device == "auto" and there != "cpu" else devices.choose(self.device)
 
     def _network(self, device: str | None = None) -> MLP:
-        """Return the network of `coefs_`, `intercepts_` and `slopes_` as they are now.
+        """Return the network with the current `coefs_`, `intercepts_` and `slopes_`.
 
         On the CPU they become views of its parameters.
         """
         arrays = (*self.coefs_, *self.intercepts_)
-        if not hasattr(self, "slopes_"):  # an estimator whose weights were set by hand
+        if not hasattr(self, "slopes_"):  # the user set the weights
             self.slopes_: list[Array] = []
         sizes = [len(w) for w in self.coefs_] + [len(self.intercepts_[-1])]
         dtype = "float32" if all(array.dtype == np.float32 for array in arrays) else "float64"
@@ -86,7 +86,7 @@ class FittedNetwork(Parameters):
         return net
 
     def _predict_device(self) -> str:
-        """Return the device to predict on: the CPU on a machine without the GPU of the fit."""
+        """Return the device to predict on: the CPU if the GPU of the fit is not available."""
         try:
             return devices.choose(self.device)
         except DeviceUnavailable as reason:
@@ -108,7 +108,7 @@ class FittedNetwork(Parameters):
     # -- predictions --
 
     def _adopt_rows(self, X: Any) -> Any:
-        """Return X of a GPU as the engine checks it; None if X is on the host."""
+        """Return X on a GPU, checked by the engine; None if X is on the host."""
         device = devices.of(X, "X")
         if device == "cpu":
             return None
@@ -117,14 +117,14 @@ class FittedNetwork(Parameters):
         return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
 
     def _check_rows(self, X: Any) -> Any:
-        """Return checked rows to predict for, on their device."""
+        """Return the rows to predict for, checked, on their device."""
         check_is_fitted(self)
         rows = self._adopt_rows(X)
         X = validate_data(self, stand_in(X, rows), accept_sparse=["csr", "csc"], reset=False)
         return X if rows is None else rows
 
     def _output(self, X: Any, net: MLP) -> Array:
-        """Return Z[L] (m, n_L) of checked rows, from X's library and on its device."""
+        """Return Z[L] (m, n_L) of checked rows, in X's library and on its device."""
         if issparse(X):
             X = X.tocsr()
             output: Array = np.concatenate([net.predict(X[i].toarray()) for i in dense_parts(X)])
@@ -150,7 +150,7 @@ class FittedNetwork(Parameters):
 
 
 def stand_in(X: Any, rows: Any) -> Any:
-    """Return X, or for rows on a GPU an empty sparse matrix that scikit-learn can check."""
+    """Return X, or an empty sparse matrix that scikit-learn can check if the rows are on a GPU."""
     return X if rows is None else csr_array(rows.shape)
 
 
@@ -160,5 +160,5 @@ def learned_slopes(net: MLP) -> list[Any]:
 
 
 def to_numpy(array: Any, name: str) -> Any:
-    """Return an array of a GPU as NumPy's; anything else unchanged."""
+    """Return a GPU array as a NumPy array; anything else unchanged."""
     return array if devices.of(array, name) == "cpu" else devices.adopt_on_host(array, name)

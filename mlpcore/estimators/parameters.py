@@ -1,4 +1,4 @@
-"""Parameters of both estimators, their defaults and their checks."""
+"""Parameters of both estimators, with defaults and checks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mlpcore.core.losses import Loss
 
 THEIRS: dict[str, Any] = neural_network.MLPClassifier._parameter_constraints
 STOCHASTIC = ("sgd", "adam")
-WIDEST = 2**29  # units of a layer: NumPy can still count its weights
-LONGEST = 480  # characters of an error message
+WIDEST = 2**29  # most units in a layer: NumPy can still count its weights
+LONGEST = 480  # most characters in an error message
 
 
 @dataclass(eq=False, repr=False)
 class Parameters(BaseEstimator):
-    """The keyword parameters; a subclass adds the positional ones, and some of its own."""
+    """The keyword parameters; a subclass adds the positional ones and its own."""
 
     _: KW_ONLY
     solver: str = "adam"
@@ -85,7 +85,7 @@ class Parameters(BaseEstimator):
         listed = self.activation if isinstance(self.activation, list) else [self.activation]
         if not listed:
             raise InvalidParameterError(
-                "activation must name one for each hidden layer if it is a list; got []"
+                "a list for activation must have one name per hidden layer; got []"
             )
         _resolve_all("activation", listed, self.activation)
         _resolve_all("loss", [self.loss], self.loss)
@@ -100,7 +100,7 @@ class Parameters(BaseEstimator):
         """Raise TypeError or ValueError if a hidden layer cannot have this many units."""
         sizes = self.hidden_layer_sizes
         hidden = list(sizes) if hasattr(sizes, "__iter__") else [sizes]
-        if not np.any(np.array(hidden) <= 0):  # scikit-learn has an error of its own for these
+        if not np.any(np.array(hidden) <= 0):  # scikit-learn raises its own error for these
             for i, size in enumerate(hidden):
                 values.positive_integer(size, f"hidden_layer_sizes[{i}]", most=WIDEST)
 
@@ -111,17 +111,17 @@ class Parameters(BaseEstimator):
         return [self.activation] * count
 
     def _dropout_rates(self) -> Any:
-        """Return `dropout` as the trainer takes it."""
+        """Return `dropout` in the trainer's form."""
         return self.dropout.tolist() if isinstance(self.dropout, np.ndarray) else self.dropout
 
 
 def engine_name(activation: Any) -> Any:
-    """Return the engine's name for one of scikit-learn's activations; others unchanged."""
+    """Return the engine's name for a scikit-learn activation; other names unchanged."""
     return "sigmoid" if isinstance(activation, str) and activation == "logistic" else activation
 
 
 def _resolve_all(name: str, specs: Iterable[Any], given: Any) -> None:
-    """Raise an InvalidParameterError if the engine has no activation or loss of such a spec.
+    """Raise an InvalidParameterError if the engine has no activation or loss with this spec.
 
     A single string is left to scikit-learn's check, whose message lists the choices.
     """

@@ -23,10 +23,10 @@ from mlpcore.trainer import Trainer
 class Solver(FittedNetwork):
     """The trainer and the objective of a fit, and scikit-learn's L-BFGS on them."""
 
-    # a subclass overrides these by what it knows of its targets Y (m, n_outputs_)
+    # a subclass overrides these for its targets Y (m, n_outputs_)
 
     def _trainer_targets(self, Y: Array) -> Array:
-        """Return Y as the trainer takes it: (m, n_L), or (m,) class numbers."""
+        """Return Y in the trainer's form: (m, n_L), or (m,) class indices."""
         return Y
 
     def _trainer_loss(self, dtype: Any) -> Loss:
@@ -34,7 +34,7 @@ class Solver(FittedNetwork):
         return loss_sheet.resolve(self.loss)
 
     def _report_terms(self, Y: Array) -> tuple[float, Array | None]:
-        """Return share and offsets as `Objective` takes them."""
+        """Return `share` and `offsets` for `Objective`."""
         return 1.0, None
 
     def _row_weights(self, Y: Array, weights: Array | None, incremental: bool) -> Array | None:
@@ -44,9 +44,9 @@ class Solver(FittedNetwork):
     # -- solving --
 
     def _make_trainer(self, net: MLP, optimizer: Any) -> Trainer:
-        if net.sizes[-1] != self.n_outputs_:  # a warm start keeps the layers that were fitted
+        if net.sizes[-1] != self.n_outputs_:  # a warm start keeps the fitted layers
             raise ValueError(
-                f"y makes {self.n_outputs_} output(s); what was fitted before has {net.sizes[-1]}"
+                f"y needs {self.n_outputs_} output(s), but the fitted network has {net.sizes[-1]}"
             )
         dropout = self._dropout_rates()
         return Trainer(
@@ -54,7 +54,7 @@ class Solver(FittedNetwork):
             self._trainer_loss(net.dtype),
             optimizer,
             dropout=dropout,
-            # without dropout all draws are scikit-learn's
+            # without dropout, scikit-learn makes all draws
             seed=int(self._random_state.randint(1 << 31)) if dropout else 0,
             precision=self.precision,
             memory_limit=self.memory_limit,
@@ -65,7 +65,7 @@ class Solver(FittedNetwork):
         return Objective(trainer, X, targets, weights, self.alpha, share, offsets)
 
     def _fit_lbfgs(self, X: Any, Y: Array, sample_weight: Any, *_: Any) -> None:
-        """Run SciPy's L-BFGS-B on the trainer's gradient, in float64 for every X as there."""
+        """Run SciPy's L-BFGS-B on the trainer's gradient, in float64 as in scikit-learn."""
         if self._dropout_rates():
             raise ValueError(
                 "dropout is for solver='sgd' or 'adam': L-BFGS needs the same loss at every call"
@@ -98,7 +98,7 @@ class Solver(FittedNetwork):
                 )
             net.store.write(devices.find(net.device).to_device(result.x))
         if reporter.stopped:
-            result.status = 0  # no warning: the user asked for it
+            result.status = 0  # no warning: the user asked to stop
         self.n_iter_ = _check_optimize_result("lbfgs", result, self.max_iter)
         self.loss_ = np.float64(result.fun)
         self._expose(net)

@@ -1,4 +1,4 @@
-"""SGD and Adam by scikit-learn's rules: its draws, curves, held-out rows, and when it stops."""
+"""SGD and Adam by scikit-learn's rules: its draws, curves, held-out rows and stopping."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mlpcore.trainer import Trainer
 
 
 class HeldOut(NamedTuple):
-    """The rows that `validation_scores_` are about."""
+    """The rows behind `validation_scores_`."""
 
     X: Any
     y: Any
@@ -45,11 +45,11 @@ class StochasticSolver(Solver):
         """Raise a ValueError if predictions can never equal these targets of held-out rows."""
 
     def _measure(self, y: Any, predicted: Any, weights: Array | None) -> float:
-        """Return the metric of targets and predictions that need no more checks."""
+        """Return the metric of targets and predictions that are already checked."""
         return type(self)._metric(y, predicted, sample_weight=weights)
 
     def _fit_stochastic(self, X: Any, Y: Array, sample_weight: Any, *unused: Any) -> None:
-        """Train until scikit-learn's rules stop it; in `partial_fit`, for one epoch."""
+        """Train until scikit-learn's rules end the fit, or in `partial_fit` for one epoch."""
         incremental = unused[-1]
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -107,10 +107,10 @@ class StochasticSolver(Solver):
             stacklevel=2,
         )
 
-    # -- what a fit begins with --
+    # -- the start of a fit --
 
     def _begin_curves(self) -> None:
-        """Set the curves and counts to those before the first epoch."""
+        """Reset curves and counts to their state before the first epoch."""
         self.loss_curve_: list[np.float64] = []
         self._no_improvement_count = 0
         self.best_loss_: Any = None if self.early_stopping else np.inf
@@ -118,7 +118,7 @@ class StochasticSolver(Solver):
         self.best_validation_score_: Any = -np.inf if self.early_stopping else None
 
     def _resume(self, net: MLP, incremental: bool) -> Trainer:
-        """Return a trainer of this network, in `partial_fit` with the state of the last call's."""
+        """Return a trainer of this network, in `partial_fit` with the previous call's state."""
         trainer: Trainer | None = self.__dict__.pop("_trainer", None)
         if incremental and trainer is not None:
             if trainer.net is net and trainer.loss == self._trainer_loss(net.dtype):
@@ -139,9 +139,9 @@ class StochasticSolver(Solver):
         return Adam(rate, self.beta_1, self.beta_2, self.epsilon, epsilon_hat=True)
 
     def _hold_out(self, X: Any, Y: Array, weights: Any) -> tuple[Array, HeldOut | None]:
-        """Return the numbers of the rows to train on, and the rows to score.
+        """Return the indices of the rows to train on, and the rows to score.
 
-        These are the user's, or for early stopping a part of X.
+        The rows to score are the user's, or for early stopping a part of X.
         """
         passed, validation = self._passed
         rows = np.arange(X.shape[0])
@@ -165,7 +165,7 @@ class StochasticSolver(Solver):
                 "The validation set is too small. Increase 'validation_fraction' or the size of "
                 "your dataset."
             )
-        if self.scoring:  # a scorer gets the columns' names as well
+        if self.scoring:  # a scorer also gets the column names
             Xv = _safe_indexing(passed, held)
         else:
             Xv = X[devices.find(devices.of(X, "X")).to_device(held)]
@@ -183,12 +183,12 @@ class StochasticSolver(Solver):
             )
         return int(np.clip(self.batch_size, 1, rows))
 
-    # -- what an epoch ends with --
+    # -- the end of an epoch --
 
     def _record(
         self, trainer: Trainer, held_out: HeldOut | None, best: Best | None
     ) -> dict[str, float]:
-        """Bring curves, counts and learning rate up to date; return the epoch's entry."""
+        """Update curves, counts and learning rate; return the epoch's entry."""
         self.loss_curve_.append(self.loss_)
         self._print("Iteration %d, loss = %.8f", self.n_iter_, self.loss_)
         entry = {"loss": self.loss_, "learning_rate": trainer.learning_rate}
@@ -213,7 +213,7 @@ class StochasticSolver(Solver):
         return entry
 
     def _score_held_out(self, net: MLP, held_out: HeldOut) -> float:
-        """Append the score on the held-out rows; NaN where a prediction is not finite."""
+        """Append and return the score on the held-out rows; NaN if a prediction is not finite."""
         X, y, weights = held_out
         if self.scoring is not None:
             self._expose(net)

@@ -46,14 +46,14 @@ _FULL = f"^({labels.NUMBER}|{labels.HEXADECIMAL})$"
 
 
 def decoded(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the values themselves, of a column that lists the different ones apart."""
+    """Return a column's values, with a dictionary-encoded column decoded."""
     return values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values
 
 
 def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the values decoded, texts without spaces around them, NaN and CSV's blanks as null.
+    """Return the values decoded, with text stripped and NaN and CSV's blanks as null.
 
-    Decimals have 128 bits at least and times with a zone are in UTC: Arrow does little with others.
+    Decimals get at least 128 bits and times with a zone are in UTC: Arrow supports little else.
     """
     values = decoded(values)
     kind = values.type
@@ -71,26 +71,26 @@ def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return True for a type of texts."""
+    """Return True for a text type."""
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )
 
 
 def is_number(kind: pa.DataType) -> bool:
-    """Return True for a type of integers, floats or decimals."""
+    """Return True for a type of integer, float or decimal."""
     return bool(
         pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     )
 
 
 def is_date(kind: pa.DataType) -> bool:
-    """Return True for a type of dates, with or without a time."""
+    """Return True for a date type, with or without a time."""
     return bool(pa.types.is_date(kind) or pa.types.is_timestamp(kind))
 
 
 def label_kind(kind: pa.DataType) -> str:
-    """Return the kind of label (`labels.KINDS`) that an Arrow type is; "" for one without names."""
+    """Return the kind of label (`labels.KINDS`) for an Arrow type; "" for one without names."""
     if is_text(kind) or pa.types.is_null(kind):
         return "text"
     if is_number(kind):
@@ -101,7 +101,7 @@ def label_kind(kind: pa.DataType) -> str:
 
 
 def to_numbers(values: pa.ChunkedArray, origin: float = 0.0) -> Array:
-    """Return the numbers less `origin`, float64 (m,); NaN where there is no finite one."""
+    """Return the numbers minus `origin`, float64 (m,); NaN for a missing or infinite one."""
     values = plain(values)
     if is_text(values.type):
         numeric = pc.fill_null(pc.match_substring_regex(values, _FULL), False)
@@ -126,7 +126,7 @@ def to_numbers(values: pa.ChunkedArray, origin: float = 0.0) -> Array:
 
 
 def _exactly(value: str | Decimal | None, origin: float) -> float:
-    """Return the number less `origin`, rounded once."""
+    """Return the number minus `origin`, rounded once."""
     if value is None:
         return math.nan
     number = (
@@ -140,7 +140,7 @@ def _exactly(value: str | Decimal | None, origin: float) -> float:
 
 
 def choose_origin(numbers: Array, values: pa.ChunkedArray) -> float:
-    """Return a float64 amid close numbers that have more digits than float64; else 0."""
+    """Return a float64 near the numbers if they are close and exceed float64's digits; else 0."""
     low, high = np.nanmin(numbers), np.nanmax(numbers)
     size = max(abs(low), abs(high))
     if pa.types.is_floating(values.type) or not 2.0**53 <= size < 1e300 or high - low > size:
@@ -151,9 +151,9 @@ def choose_origin(numbers: Array, values: pa.ChunkedArray) -> float:
 def to_names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:
     """Return the names (m,) of the values, None for a missing one, and their kind.
 
-    The kind is told from the values where it is not given.
+    The kind is inferred from the values unless given.
 
-    Among numbers that are text, infinite ones are missing, as they are among numbers.
+    Infinite numbers count as missing, also when written as text.
     """
     values = plain(values)
     source = label_kind(values.type)
@@ -176,12 +176,12 @@ def to_names(values: pa.ChunkedArray, kind: str = "") -> tuple[Array, str]:
 
 
 def as_frame(table: pa.Table, columns: Sequence[Column]) -> pd.DataFrame:
-    """Return the columns as their kinds: float64 with NaN, or Python strings with None."""
+    """Return the columns converted to their kinds: float64 with NaN, or strings with None."""
     return to_frame(to_arrays(table, columns))
 
 
 def to_arrays(table: pa.Table, columns: Sequence[Column]) -> dict[str, Array]:
-    """Return the columns by name, as their kinds."""
+    """Return the columns by name, converted to their kinds."""
     return {
         c.name: to_numbers(table.column(c.name), c.origin)
         if c.kind == "number"
@@ -191,7 +191,7 @@ def to_arrays(table: pa.Table, columns: Sequence[Column]) -> dict[str, Array]:
 
 
 def to_frame(arrays: Mapping[str, Array]) -> pd.DataFrame:
-    """Return arrays by name as a frame."""
+    """Return a frame of the named arrays."""
     return pd.DataFrame(
         {name: pd.Series(array, dtype=array.dtype) for name, array in arrays.items()}
     )

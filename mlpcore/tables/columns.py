@@ -1,10 +1,9 @@
-"""The use of each column of a table, decided once, in training, and kept with the model.
+"""The use of each column of a table, decided once in training and stored with the model.
 
-number     standardised; a missing value becomes the median of the training rows, and a column
-           says so
-category   one column a value; missing is a value like another; rare values share a column, with
-           those never seen
-left out   dates, row numbers, one value only, no value at all, another text in nearly every row
+number     standardised; a missing value becomes the median of the training rows, and an extra
+           column marks it
+category   one column per value, "missing" included; rare and unknown values share a column
+left out   dates, row numbers, a single value, no values, a different text in nearly every row
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _DATE = (
 
 
 def decide(name: str, values: pa.ChunkedArray, wish: str | None, numbering: Array) -> Column:
-    """Return one column with its kind, from its type and values, or as wished."""
+    """Return one column with its kind, from its type and values, or as requested."""
     is_category = pa.types.is_dictionary(values.type)
     values = plain(values)
     kind, rows = values.type, len(values)
@@ -101,7 +100,7 @@ def _number(
         and len(numbers) > 9
         and np.mean(np.diff(apart) == np.diff(numbering)) > 0.8
     ):
-        return Column(name, "", f"counts the rows, {low:.0f} to {high:.0f}")
+        return Column(name, "", f"row numbers, {low:.0f} to {high:.0f}")
     note = f"{low:.6g} to {high:.6g}"
     if origin:
         note = f"{int(origin) + int(first)} to {int(origin) + int(last)}"
@@ -127,18 +126,18 @@ def _category(name: str, kind: str, texts: Array, made_of: str, names_rows: bool
     note = f"{len(counts):,} value{'s' if len(counts) > 1 else ''}"
     apart = int(np.sum(counts >= LEAST_ROWS)) + (missing >= LEAST_ROWS)
     if not apart:
-        return Column(name, "", f"{note}, none of them in {LEAST_ROWS} rows")
+        return Column(name, "", f"{note}, none of them in {LEAST_ROWS} rows or more")
     if len(counts) <= 4:
         note += ": " + listed(labels.sort_names(counts.index, made_of))
     elif apart > MOST_CATEGORIES:
-        note += f", the {MOST_CATEGORIES - 1} most frequent apart"
+        note += f", own columns for the {MOST_CATEGORIES - 1} most frequent"
     elif apart < len(counts):
-        note += f", those in {LEAST_ROWS} training rows apart, {apart} at most"
+        note += f", own columns for those in {LEAST_ROWS} training rows or more, {apart} at most"
     return Column(name, kind, note + (f"; {missing:,} missing" if missing else ""), made_of)
 
 
 def describe(columns: Sequence[Column], most: int = 60) -> str:
-    """Return the columns as lines of name, kind and note, at most so many."""
+    """Return one line per column with its name, kind and note, for at most `most` columns."""
     wide = min(32, max(len(column.name) for column in columns))
     lines = [
         f"  {cut(column.name) or '(no name)':<{wide}}  {column.kind or 'left out':<9} {column.note}"

@@ -1,4 +1,4 @@
-"""Data sets of the command line: NumPy archives and digits, and what a model is compared with.
+"""Data sets of the command line, NumPy archives and digits, and the targets to compare with.
 
 Rows are samples. Nothing here needs a network.
 """
@@ -26,8 +26,8 @@ from mlpcore.tables.standardizer import is_unicode
 _INSTALL = 'pip install "mlpcore[cli]"'
 
 
-_DEFLATED = 1032  # times that deflate makes bytes fewer, at most
-_DAMAGES = (  # what zipfile and NumPy raise over a damaged archive
+_DEFLATED = 1032  # the highest compression ratio of deflate
+_DAMAGES = (  # raised by zipfile and NumPy for a damaged archive
     ValueError,
     OSError,
     EOFError,
@@ -42,11 +42,11 @@ _DAMAGES = (  # what zipfile and NumPy raise over a damaged archive
     struct.error,
     tokenize.TokenError,
 )
-MOST_CLASSES = 100  # an archive's Y of whole numbers with more values is a quantity
+MOST_CLASSES = 100  # an archive's Y with more different whole numbers is a quantity
 
 
 def load_digits() -> Dataset:
-    """Return scikit-learn's handwritten digits: X (1797, 64), pixels in 0 … 1; ten classes."""
+    """Return scikit-learn's handwritten digits: X (1797, 64), pixels from 0 to 1; ten classes."""
     try:
         from sklearn.datasets import load_digits as digits
     except ImportError as error:
@@ -60,16 +60,19 @@ def load_digits() -> Dataset:
 
 
 def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> Dataset:
-    """Return a NumPy archive with `X` (m, n) numbers and, where `target`, `Y` of m rows.
+    """Return the data set of a NumPy archive: `X` (m, n) numbers and, if `target`, `Y` of m rows.
 
-    `Y` (m,) of booleans, strings or few different integers (100 at most, and no more than a fifth
-    of the rows or so) becomes class indices, `class_names` the labels in order; other numbers (m,)
-    or (m, k) stay what they are, as (m, k). A `task`, "classification" or "regression", says it
-    outright. With `target=False` no `Y` is read, and `Dataset.Y` is None. Read without pickle.
-    FileNotFoundError, or ValueError naming the file, what was expected and what came.
+    `Y` (m,) of booleans, strings or few different integers (at most 100, and at most about a fifth
+    of the rows) becomes class indices, with the labels in order as `class_names`; other numbers
+    (m,) or (m, k) are kept, as (m, k). A `task`, "classification" or "regression", overrides this
+    choice. With `target=False` no `Y` is read, and `Dataset.Y` is None. Pickles are never loaded.
+
+    Raises:
+        FileNotFoundError, ValueError: the message names the file, what was expected and what was
+            found.
     """
     if not Path(path).is_file():  # a device may have no end
-        what = "is no regular file" if Path(path).exists() else "no such file"
+        what = "is not a regular file" if Path(path).exists() else "no such file"
         raise FileNotFoundError(f"{path}: {what}; expected an .npz archive with X and Y")
     X = _numbers(_read(path, "X"), path, "X")
     if X.ndim != 2 or X.size == 0:
@@ -111,38 +114,38 @@ def load_npz(path: str | Path, target: bool = True, task: str | None = None) -> 
     for name in classes:
         if not is_unicode(name):
             raise ValueError(
-                f"{path}: Y: the label {shown(name)} is no Unicode text, which a model file could "
-                "hold"
+                f"{path}: Y: the label {shown(name)} is not valid Unicode, so a model "
+                "file cannot store it"
             )
     return Dataset(X, labels.codes(found, classes), names, classes, labels=kind, note=note)
 
 
 def are_classes(values: int, rows: int, most: int) -> bool:
-    """Return True if whole numbers are classes: at most `most`, in some five rows each."""
+    """Return True if whole numbers are classes: at most `most`, with about five rows each."""
     return values <= min(most, rows / 5 + 2)
 
 
 def describe_decision(values: int, task: str) -> str:
-    """Return the sentence that says how whole numbers were taken, and how to say otherwise."""
+    """Return a sentence on how whole numbers are treated, and how to override it."""
     taken, other = (
         ("classes", "a quantity") if task == "classification" else ("a quantity", "classes")
     )
     option = "regression" if task == "classification" else "classification"
-    return f"whole numbers, {values:,} different: taken as {taken} (as {other}: --task {option})"
+    return f"{values:,} different whole numbers: treated as {taken} (for {other}: --task {option})"
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The target of a file as a model sees it.
+    """A file's target in a model's terms.
 
     Attributes:
         values: class indices (m,) int64 of `rows`, -1 for a label that the model does not know; or
             numbers (m, k).
-        rows: (all,) bool, the rows that have a label; or a finite number.
-        missing: number of rows that have nothing.
-        wrong: number of labels that the model does not know; or of the other rows that have no
-            finite number.
-        such: the first of these, as text.
+        rows: (all,) bool, True for the rows that have a label or a finite number.
+        missing: number of rows without a value.
+        wrong: number of labels that the model does not know, or of values that are not finite
+            numbers.
+        such: the first such value, as text.
     """
 
     values: np.ndarray
@@ -153,7 +156,7 @@ class Truth:
 
     @classmethod
     def of_names(cls, names: np.ndarray, classes: Sequence[str]) -> Truth:
-        """Return the truth of names (m,) of labels, None where a row has none."""
+        """Return the truth for label names (m,), None for a row without one."""
         names = labels.matched(names, classes)
         rows = np.array([name is not None for name in names], bool)
         values = labels.codes(names[rows], classes)
@@ -166,11 +169,10 @@ class Truth:
 def load_truth(
     path: str | Path, rows: int, classes: Sequence[str], kind: str, outputs: int
 ) -> Truth | None:
-    """Return the target of an archive, for a model with these classes; None where it has no Y.
+    """Return the target of an archive, for a model with these classes; None if it has no Y.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_npz`; or Y holds something else than the model
-            predicts.
+        FileNotFoundError, ValueError: as `load_npz`; or Y is not what the model predicts.
     """
     with _archive(path) as archive:
         if "Y.npy" not in archive.namelist():
@@ -188,7 +190,7 @@ def load_truth(
         return Truth.of_names(found, classes)
     if Y.dtype.kind not in "biuf" or Y.reshape(len(Y), -1).shape[1] != outputs:
         raise ValueError(
-            f"{path}: Y must be numbers, {outputs} a row, as the model predicts; got "
+            f"{path}: Y must be numbers, {outputs} per row, as the model predicts; got "
             f"{cut(Y.dtype)} of shape {Y.shape}"
         )
     Y = (Y.astype(np.int8) if Y.dtype.kind == "b" else Y).reshape(len(Y), -1)
@@ -204,7 +206,7 @@ def load_truth(
 
 
 def _target(path: str | Path, rows: int) -> np.ndarray:
-    """Return Y of an archive of so many rows."""
+    """Return Y of an archive, which must have this many rows."""
     Y = _read(path, "Y")
     if Y.shape[:1] != (rows,):
         raise ValueError(
@@ -215,22 +217,22 @@ def _target(path: str | Path, rows: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _archive(path: str | Path) -> Iterator[zipfile.ZipFile]:
-    """Open an .npz archive; turn what damages raise into a ValueError that names the file."""
+    """Open an .npz archive; turn the errors of a damaged one into a ValueError that names it."""
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 yield archive
         except MemoryError:
-            raise MemoryError(f"{path}: takes more memory than there is, or is damaged") from None
+            raise MemoryError(f"{path}: needs more memory than there is, or is damaged") from None
         except _DAMAGES as error:
             raise ValueError(
-                f"{path}: expected an .npz archive of plain arrays (np.savez); it is another "
-                f"file, or damaged: {line(error)}"
+                f"{path}: expected an .npz archive of plain arrays (np.savez); this file is "
+                f"something else, or damaged: {line(error)}"
             ) from None
 
 
 def _read(path: str | Path, key: str) -> np.ndarray:
-    """Return one array of an .npz archive; ValueError where there is no such plain array."""
+    """Return one array of an .npz archive; raise a ValueError if it has no such plain array."""
     with _archive(path) as archive:
         held = [name.removesuffix(".npy") for name in archive.namelist()]
         if held.count(key) > 1:
@@ -242,8 +244,7 @@ def _read(path: str | Path, key: str) -> np.ndarray:
             )
             if member.file_size > ratio * min(member.compress_size, Path(path).stat().st_size):
                 raise zipfile.BadZipFile(
-                    f"{key} cannot be {member.file_size:,} bytes, or is packed in another way than "
-                    "NumPy's"
+                    f"{key} cannot be {member.file_size:,} bytes, or is not packed as NumPy does"
                 )
             with archive.open(member) as file:
                 _require_size(file, member.file_size)
@@ -259,8 +260,8 @@ def _require_size(file: IO[bytes], size: int) -> None:
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
-    if version not in readers:  # what NumPy writes for names of fields that are not ASCII
-        raise ValueError(f"an array of version {version} of NumPy's format")
+    if version not in readers:  # NumPy writes another version for non-ASCII field names
+        raise ValueError(f"an array in version {version} of NumPy's format, which is not supported")
     shape, _, dtype = readers[version](file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
@@ -271,7 +272,7 @@ def _require_size(file: IO[bytes], size: int) -> None:
 
 
 def _numbers(values: np.ndarray, path: str | Path, name: str) -> np.ndarray:
-    """Return the values as they are; raise a ValueError where they are not all finite numbers."""
+    """Return the values unchanged; raise a ValueError unless all are finite numbers."""
     if values.dtype.kind not in "biuf":
         raise ValueError(f"{path}: {name} must be numbers; got dtype {cut(values.dtype)}")
     bad = ~np.isfinite(values)

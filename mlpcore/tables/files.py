@@ -15,12 +15,12 @@ SEPARATE = "separate columns by commas (.csv) or tabs (.tsv)"
 
 
 def read_table(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
-    """Return the table of a file; columns named in `texts` are read as text ("007" stays).
+    """Return the table of a file; columns named in `texts` are read as text ("007" is kept).
 
     Raises:
         FileNotFoundError, OSError: it cannot be read.
-        ValueError: it is not such a file, has no rows, two columns of one name, or lines of unequal
-            length.
+        ValueError: it is not such a file, has no rows, two columns with the same name, or lines of
+            unequal length.
     """
     source = require_file(path)
     if is_csv(source):
@@ -37,12 +37,12 @@ def read_table(path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
     names = table.column_names
     require_different(path, names)
     if not table.num_rows:
-        raise ValueError(f"{path}: has a header ({listed(names, 5)}) and no rows")
+        raise ValueError(f"{path}: has a header ({listed(names, 5)}) but no rows")
     return table
 
 
 def _csv_table(path: str | Path, source: Path, texts: Sequence[str]) -> pa.Table:
-    """Return the table of a CSV file, with the whole numbers beyond int64 as such."""
+    """Return the table of a CSV file, with whole numbers beyond int64 kept exact."""
     with open(source, "rb") as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise ValueError(f"{path}: is UTF-16 text; save it as UTF-8")
@@ -51,7 +51,7 @@ def _csv_table(path: str | Path, source: Path, texts: Sequence[str]) -> pa.Table
         names = table.column_names
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text ({error}); save it as UTF-8") from None
-    except (ValueError, NotImplementedError, OSError) as error:  # Arrow's errors are such
+    except (ValueError, NotImplementedError, OSError) as error:  # Arrow raises these
         hint = f"; {SEPARATE}" if _separated_otherwise(source) else ""
         raise ValueError(f"{path}: cannot be read: {line(error)}{hint}") from None
     require_different(path, names)
@@ -64,16 +64,14 @@ def _csv_table(path: str | Path, source: Path, texts: Sequence[str]) -> pa.Table
 
 
 def require_different(path: str | Path, names: Sequence[str]) -> None:
-    """Raise a ValueError where two columns have one name."""
+    """Raise a ValueError if two columns have the same name."""
     for name, count in Counter(names).items():
         if count > 1:
-            raise ValueError(
-                f"{path}: {count} columns are named {shown(name)}; which one is meant?"
-            )
+            raise ValueError(f"{path}: {count} columns are named {shown(name)}; rename all but one")
 
 
 def require_file(path: str | Path) -> Path:
-    """Return the path of a file; raise a FileNotFoundError where there is none, or a folder."""
+    """Return the path of a file; raise a FileNotFoundError if it does not exist or is a folder."""
     source = Path(path)
     if not source.is_file():
         raise FileNotFoundError(
@@ -83,17 +81,17 @@ def require_file(path: str | Path) -> Path:
 
 
 def is_csv(source: Path) -> bool:
-    """Return True for a file of separated text, by its name."""
+    """Return True if a file's name is that of a CSV or TSV file."""
     return source.suffix.lower() in (".csv", ".tsv")
 
 
 def read_csv(source: Path, texts: Sequence[str], only: Sequence[str] = ()) -> pa.Table:
-    """Return the table of a CSV file, or some of its columns; those in `texts` as text."""
+    """Return the table of a CSV file, or some of its columns, with those in `texts` as text."""
     size = source.stat().st_size
     if not size:
         raise ValueError("the file is empty")
     if size >= (1 << 31) - 1:
-        raise ValueError(f"{size:,} bytes of text; from 2 GiB on, write Parquet")
+        raise ValueError(f"{size:,} bytes of text; use Parquet from 2 GiB on")
     return csv.read_csv(
         arrow_source(source),
         read_options=csv.ReadOptions(
@@ -132,7 +130,7 @@ def _with_digits(table: pa.Table, source: Path) -> pa.Table:
 def map_columns(
     table: pa.Table, change: Callable[[pa.Field, pa.ChunkedArray], pa.ChunkedArray]
 ) -> pa.Table:
-    """Return the table with what `change` makes of each column."""
+    """Return the table with `change` applied to each column."""
     columns = [
         change(field, values) for field, values in zip(table.schema, table.columns, strict=True)
     ]
@@ -140,7 +138,7 @@ def map_columns(
 
 
 def without_views(table: pa.Table) -> pa.Table:
-    """Return the table with its views of texts and bytes as such, which Arrow can filter."""
+    """Return the table with string and binary views cast to plain types, which Arrow can filter."""
 
     def whole(kind: pa.DataType) -> pa.DataType | None:
         if pa.types.is_string_view(kind):
@@ -161,7 +159,7 @@ def without_views(table: pa.Table) -> pa.Table:
 
 
 def with_categories(table: pa.Table, names: Collection[str]) -> pa.Table:
-    """Return the table with these columns as categories, also those of numbers."""
+    """Return the table with these columns as categories, even if they hold numbers."""
 
     def change(field: pa.Field, values: pa.ChunkedArray) -> pa.ChunkedArray:
         coded = field.name in names and not pa.types.is_dictionary(field.type)
@@ -171,7 +169,7 @@ def with_categories(table: pa.Table, names: Collection[str]) -> pa.Table:
 
 
 def _separated_otherwise(source: Path) -> bool:
-    """Return True if another mark than the separator is more frequent in a text file's header."""
+    """Return True if a text file's header has another mark more often than the separator."""
     if not is_csv(source):
         return False
     with open(source, encoding="utf-8", errors="replace") as file:

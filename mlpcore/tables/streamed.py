@@ -2,10 +2,10 @@
 
     row number, seed → u in [0, 1):     u < 0.2 test,   u < 0.3 validation,   else training row
 
-Where rows come in groups, u is of the group's name. The parts are samples of the whole file,
-however it is sorted and cut. The training rows are a source of `mlpcore.data.windows`, which mixes
-those of eight places in the file. Memory holds the sample, the held-out rows (so many at most) and
-two windows, whatever the file's size.
+If rows come in groups, u is computed from the group's name. The parts are samples of the whole
+file, however it is sorted and cut. `mlpcore.data.windows` reads the training rows and mixes those
+of eight places in the file. Memory holds the sample, a limited number of held-out rows and two
+windows, whatever the file's size.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from mlpcore.tables.standardizer import Standardizer
 from mlpcore.tables.table import Table, Transformer, make_table, require_columns
 
 Array = NDArray[Any]
-SAMPLE = 100_000  # rows that the pipeline is fitted on, about
-HELD_OUT = 200_000  # rows of the validation and of the test, about, at most
-PIECE = 65_536  # rows that are read at a time, where all are
-WAYS = 8  # places of the file whose rows are mixed with each other
-SHARES = (0.2, 0.1)  # of test and validation
-_FEW = 1_000  # targets of so many values, or more, are seen well enough in a sample
-_READ = 4_096  # rows that are read at a time in training, of the file
-_MADE = 1_024  # rows that are made at a time, or more
-_CELL = 32  # bytes that a value of a table in memory takes, roughly
-# hashes that thin the parts out and that pick the first sample are others than the parts' own
+SAMPLE = 100_000  # rows that the pipeline is fitted on, approximately
+HELD_OUT = 200_000  # most rows in each of validation and test, approximately
+PIECE = 65_536  # rows read at a time in a pass over the whole file
+WAYS = 8  # places in the file whose rows are mixed
+SHARES = (0.2, 0.1)  # shares of test and validation
+_FEW = 1_000  # with at least so many target values, a sample is enough to decide the task
+_READ = 4_096  # rows read from the file at a time in training
+_MADE = 1_024  # fewest rows that are prepared at a time
+_CELL = 32  # rough number of bytes per table value in memory
+# separate hashes assign parts, thin them out and pick the first sample
 _THIN, _LOOK = 0x5EED, 0x100C
 
 
 @dataclass(frozen=True)
 class StreamedTable(Table):
-    """A `Table` of which `X` and `Y` are a sample.
+    """A `Table` whose `X` and `Y` are a sample.
 
     Attributes:
-        path: the file.
-        total: its rows.
-        by: the column of groups, or "".
+        path: path of the file.
+        total: number of rows in the file.
+        by: name of the groups' column, or "".
         units: (k,) uint64, the hashes of the groups' names, ascending; empty without groups.
     """
 
@@ -64,17 +64,17 @@ class StreamedTable(Table):
 
     @property
     def rows(self) -> int:
-        """Number of rows of the file that have a target."""
+        """Number of rows in the file that have a target."""
         return self.total - self.dropped
 
     def split(self, seed: int) -> Split:
-        """Return the parts of the table: a fifth for the test, a tenth for the validation.
+        """Return the split of the table: a fifth for test, a tenth for validation.
 
-        The others are a source of training rows.
+        The remaining rows are streamed for training.
         """
         footer = Footer.read(Path(self.path), _where(self.path))
         parts, reader = _Parts.of(self, seed), _Reader(self, footer)
-        held: tuple[list[Any], ...] = ([], [], [])  # test, validation, a sample of the training
+        held: tuple[list[Any], ...] = ([], [], [])  # test, validation, training sample
         shares = (*SHARES, 1 - sum(SHARES))
         totals = np.zeros(len(shares), np.int64)
         training = np.zeros(len(footer.rows), np.int64)  # rows of each row group
@@ -93,8 +93,8 @@ class StreamedTable(Table):
         for name, pieces in zip(("test", "validation", "training"), held, strict=True):
             if not pieces:
                 raise ValueError(
-                    f"{self.path}: none of the {name}'s rows has a {cut(self.target)}; "
-                    f"{self.rows:,} rows are too few"
+                    f"{self.path}: no {name} row has a {cut(self.target)}; {self.rows:,} "
+                    "rows are too few"
                 )
         test_rows, validation_rows, sample = map(pa.concat_tables, held)
         frame, Y = reader.frame(sample)
@@ -106,8 +106,8 @@ class StreamedTable(Table):
         description = parts.description
         if counts[1:] != (totals[1], totals[0]):
             description += (
-                f", those of validation and test a sample of the {totals[1]:,} and {totals[0]:,} "
-                "held out"
+                f", with validation and test rows sampled from {totals[1]:,} and "
+                f"{totals[0]:,} held out"
             )
         told = np.array(footer.rows), np.frombuffer(content.digest(), np.uint8)
         return Split(
@@ -125,12 +125,12 @@ class StreamedTable(Table):
 
 
 def _add(content: Any, piece: Any) -> None:
-    """Add a piece of a table to a digest: types, which values are missing, and the others."""
+    """Add a piece of a table to a digest: types, positions of missing values, and values."""
     content.update(str(piece.schema.types).encode())
     for values in map(arrow.decoded, piece.columns):
         known = values.drop_null().combine_chunks()
         if pa.types.is_boolean(known.type):
-            known = known.cast(pa.uint8())  # the last bits of a byte may be anything
+            known = known.cast(pa.uint8())  # the unused bits of the last byte are undefined
         content.update(np.packbits(values.is_valid().to_numpy()).data)
         content.update(pa.record_batch([known], ["values"]).serialize())
 
@@ -140,10 +140,10 @@ def _where(path: str | Path) -> str:
 
 
 def is_too_big(path: str | Path) -> bool:
-    """Return True if the table is known to take more than a quarter of the free memory."""
+    """Return True if the table is known to need more than a quarter of the free memory."""
     if Path(path).suffix.lower() in (".csv", ".tsv") or not Path(path).is_file():
         return False
-    with contextlib.suppress(ValueError, OSError, MemoryError):  # reading it will say what is wrong
+    with contextlib.suppress(ValueError, OSError, MemoryError):  # reading it reports the error
         metadata = Footer.read(Path(path), _where(path)).metadata
         return bool(
             metadata.num_rows * metadata.num_columns * _CELL > devices.find("cpu").free_bytes() / 4
@@ -158,7 +158,7 @@ def stream_table(
     groups: str | None = None,
     wishes: Mapping[str, str] | None = None,
 ) -> StreamedTable:
-    """Return the table; what its columns are taken as is told from a sample of its rows.
+    """Return the table, with the use of its columns decided from a sample of the rows.
 
     The arguments are those of `load_table`.
 
@@ -176,7 +176,7 @@ def stream_table(
     count, total = len(footer.rows), sum(footer.rows)
     if count < 5:
         raise ValueError(
-            f"{path}: has {count} row group(s); to mix their rows it takes 5, better 100 "
+            f"{path}: has {count} row group(s); to mix rows it needs at least 5, better 100 "
             "(row_group_size=100_000)"
         )
     names = footer.schema.names
@@ -193,7 +193,7 @@ def stream_table(
         rows = _uniform(_LOOK, np.arange(first, first + len(piece))) * total < SAMPLE
         if (
             len(seen) < _FEW
-        ):  # the first row of each target, so that no class is too rare to be seen
+        ):  # the first row of each target value, so that the sample has every class
             rows[_firsts(piece.column(target), seen)] = True
         if rows.any():
             chosen.append(piece.filter(pa.array(rows)))
@@ -207,7 +207,7 @@ def stream_table(
 
 
 def _firsts(values: Any, seen: set[Any]) -> list[int]:
-    """Return where each value that is not in `seen` comes first, and add it there."""
+    """Return the first position of each value not yet in `seen`, and add the values to it."""
     coded = arrow.plain(values).combine_chunks().dictionary_encode()
     codes, firsts = np.unique(coded.indices.fill_null(-1).to_numpy(), return_index=True)
     found = dict(zip(codes.tolist(), firsts.tolist(), strict=True))
@@ -240,7 +240,7 @@ def _hashes(column: Any, name: str) -> Array:
 
 @dataclass(frozen=True)
 class _Parts:
-    """The part that each row belongs to: 0 for the test, 1 for the validation, 2 for training."""
+    """The assignment of rows to parts: 0 for test, 1 for validation, 2 for training."""
 
     seed: int
     by: str
@@ -249,7 +249,7 @@ class _Parts:
 
     @classmethod
     def of(cls, table: StreamedTable, seed: int) -> _Parts:
-        """Return the parts of a table: shares of its rows, or of its groups, then to the group."""
+        """Return the parts of a table: shares of its rows, or of its groups, which stay whole."""
         if not table.by:
             return cls(seed, "", (SHARES[0], sum(SHARES)))
         places = np.append(np.sort(_uniform(seed, table.units)), 1.0)
@@ -257,14 +257,14 @@ class _Parts:
         tests, validations = (max(1, round(share * count)) for share in SHARES)
         if tests + validations >= count:
             raise ValueError(
-                f"--groups {shown(table.by)} has {count} value(s); to hold some out it takes 3"
+                f"--groups {shown(table.by)} has {count} value(s); holding some out needs 3"
             )
         description = f" of {count - tests - validations} + {validations} + {tests} {table.unit}"
         ends = float(places[tests]), float(places[tests + validations])
         return cls(seed, table.by, ends, description)
 
     def codes(self, first: int, piece: Any) -> Array:
-        """Return the part (m,) of each row of a piece that begins with the row of this number."""
+        """Return the part (m,) of each row of a piece, given the number of its first row."""
         units = (
             _hashes(piece.column(self.by), self.by)
             if self.by
@@ -274,7 +274,7 @@ class _Parts:
 
 
 class _Reader:
-    """The columns in use of a table's file, read by row groups."""
+    """Reader of the used columns of a table's file, by row groups."""
 
     def __init__(self, table: StreamedTable, footer: Footer, all_columns: bool = False):
         self.table = table
@@ -286,20 +286,20 @@ class _Reader:
     def pieces(
         self, group: int, columns: Sequence[str] | None = None, rows: int = _READ
     ) -> Iterator[tuple[int, Any]]:
-        """Yield the number of the first row, and the rows, of each piece of a row group."""
+        """Yield each piece of a row group with the number of its first row."""
         first, path = self.starts[group], self.table.path
         for batch in read_group(Path(path), _where(path), rows, group, columns or self.columns):
             yield first, files.without_views(pa.Table.from_batches([batch]))
             first += len(batch)
 
     def everything(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, int, Any]]:
-        """Yield row group, number of the first row, and rows, of each piece of the file."""
+        """Yield row group, number of the first row, and rows for each piece of the file."""
         for group in range(len(self.starts)):
             for first, piece in self.pieces(group, columns, PIECE):
                 yield group, first, piece
 
     def survey(self, table: Table) -> dict[str, Any]:
-        """Return what a sample does not tell: all classes and groups, the number of lost rows."""
+        """Return what a sample cannot show: all classes and groups, and the number of lost rows."""
         target, by = self.table.target, self.table.by
         values, units = list[Any](), [np.empty(0, np.uint64)]
         dropped = infinite = 0
@@ -315,7 +315,7 @@ class _Reader:
             dropped, infinite = dropped + missing + unbounded, infinite + unbounded
             if by:
                 units.append(np.unique(_hashes(piece.column(by), by)))
-                if sum(map(len, units[1:])) > len(units[0]) + PIECE:  # seldom, so it costs little
+                if sum(map(len, units[1:])) > len(units[0]) + PIECE:  # rare, so it is cheap
                     units = [np.unique(np.concatenate(units))]
         found: dict[str, Any] = {
             "dropped": dropped,
@@ -332,7 +332,7 @@ class _Reader:
         return targets.find_truth(column, self.table.class_names, self.table.labels)
 
     def frame(self, piece: Any) -> tuple[Any, Array]:
-        """Return frame and Y of the rows that have a target."""
+        """Return the frame and Y of the rows that have a target."""
         truth = self.truth(piece)
         used = [column for column in self.table.columns if column.kind]
         return arrow.as_frame(piece.filter(pa.array(truth.rows)), used), truth.values
@@ -340,7 +340,7 @@ class _Reader:
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes X and Y, as the network is trained on them, of a table's rows."""
+    """Conversion of a table's rows to X and Y as the network is trained on them."""
 
     reader: _Reader
     transformer: Transformer
@@ -360,12 +360,12 @@ class _Maker:
 
 
 class _TrainingRows(Source):
-    """The training rows of a table, as the network takes them.
+    """Training rows of a table, in the form that the network takes.
 
     Args:
-        made: makes them.
+        made: converts a table's rows.
         counts: number of training rows in each row group.
-        like: a block of no rows.
+        like: an empty block.
     """
 
     chunk = _MADE
@@ -382,7 +382,7 @@ class _TrainingRows(Source):
         return f"{self.rows:,} training rows of {self._made.reader.table.path}"
 
     def reader(self) -> Callable[[int, int, Block], None]:
-        """Return a function that reads rows start … stop; going on where it stopped is cheap."""
+        """Return a function that reads rows start … stop; continuing from `stop` is cheap."""
         where = _where(self._made.reader.table.path)
         return follow_rows(self, self._read_group, self._copy, lambda k: where)
 

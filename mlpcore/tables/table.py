@@ -1,4 +1,4 @@
-"""A table to train on, and what makes a network's input of it and of other tables."""
+"""A table to train on, and the conversion of it and of other tables to a network's input."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Table(Dataset):
-    """A `Dataset` whose `X` is a frame, with a column for each of `columns` in use.
+    """A `Dataset` whose `X` is a frame of the columns in use.
 
     Numbers are float64 with NaN, texts have None.
 
-    `dropped` rows had no target, or `infinite` ones.
+    `dropped` counts the rows without a finite target, `infinite` those with an infinite one.
     """
 
     columns: tuple[Column, ...] = ()
@@ -51,7 +51,7 @@ class Table(Dataset):
         return len(self.X)
 
     def prepare(self, rows: Array) -> Transformer:
-        """Return the transformer of these training rows."""
+        """Return the transformer fitted on these training rows."""
         return Transformer.fit(self.X, rows, self.columns)
 
 
@@ -62,20 +62,19 @@ def load_table(
     groups: str | None = None,
     wishes: Mapping[str, str] | None = None,
 ) -> Table:
-    """Return a table with its target; rows without a target are dropped and counted.
+    """Return a table with its target; drop and count rows without a target.
 
     Args:
         path: a `.csv`, `.tsv` or Parquet file.
         target: the column to predict.
-        task: "classification" or "regression"; None tells it from the target: text, booleans and at
-            most 20 different whole numbers are classes, other numbers a quantity.
+        task: "classification" or "regression"; None infers it from the target: text, booleans and
+            at most 20 different whole numbers are classes, other numbers a quantity.
         groups: a column whose values must not be split between training and test.
-        wishes: column: "number", "category" or "out", where the choice made from the values does
-            not suit.
+        wishes: {column: "number", "category" or "out"}, to override the automatic choice.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: names the file or the column, what was expected and
-            what came.
+        FileNotFoundError, OSError, ValueError: the message names the file or the column, what was
+            expected and what was found.
     """
     as_text = [name for name, wish in (wishes or {}).items() if wish == "category"]
     table = read_table(path, as_text if groups is None else [*as_text, groups])
@@ -86,7 +85,7 @@ def load_table(
     told, note = decide_task(values, task)
     if is_text(values.type) or (told == "regression" and not pa.types.is_temporal(values.type)):
         return make_table(table, path, target, task, groups, wishes)
-    infinite = is_infinite(values)  # which no text is
+    infinite = is_infinite(values)  # text is never infinite
     texts = read_csv(Path(path), [target], only=[target]).column(target)
     texts = pc.if_else(pa.array(infinite), pa.scalar(None, texts.type), texts)
     table = map_columns(table, lambda field, values: texts if field.name == target else values)
@@ -105,9 +104,9 @@ def make_table(
     wishes: Mapping[str, str] | None,
     numbering: Array | None = None,
 ) -> Table:
-    """Return what `load_table` does, of a table that has been read.
+    """Return the result of `load_table` for a table that has already been read.
 
-    `path` is for messages, `numbering` (m,) the rows' numbers in the file.
+    `path` is used in messages; `numbering` (m,) holds the rows' numbers in the file.
     """
     wishes = wishes or {}
     names = read.column_names
@@ -127,7 +126,7 @@ def make_table(
     if not frame.shape[1]:
         why = (
             "; ".join(f"{cut(c.name)} is left out ({c.note})" for c in columns[:5])
-            or "there is no other"
+            or "there is no other column"
         )
         raise ValueError(f"{path}: no column is left to predict {shown(target)} from: {why}")
     return Table(
@@ -164,7 +163,7 @@ def require_columns(
     groups: str | None,
     wishes: Mapping[str, str],
 ) -> None:
-    """Raise a ValueError where a named column is missing, or is asked to be two things."""
+    """Raise a ValueError if a named column is missing, or has two conflicting uses."""
     known = set(names)
     for argument, name in (
         ("--target", target),
@@ -186,18 +185,18 @@ def _unfit(path: str | Path, column: Column, held: str) -> ValueError:
 
 
 class Transformer(Pipeline):
-    """A `Pipeline` that reads other files by what their columns were in training."""
+    """A `Pipeline` that reads other files with the column kinds of training."""
 
     def read(
         self, path: str | Path, texts: Sequence[str] = ()
     ) -> tuple[pd.DataFrame, pa.Table, list[str]]:
-        """Return another file's frame, its table, and remarks: values never seen in training.
+        """Return another file's frame, its table, and remarks on values not seen in training.
 
-        Each column is read as what it was in training; `texts` names others that are read as text,
-        where the file is.
+        Each column is read with its kind of training; `texts` names others to read as text if
+        the file is text.
 
         Raises:
-            ValueError: a column is missing, or holds nothing of that kind; and as `read_table`.
+            ValueError: a column is missing or is not of its kind; and as `read_table`.
         """
         table = read_table(
             path, [*texts, *(column.name for column in self.columns if column.kind != "number")]
@@ -232,12 +231,12 @@ class Transformer(Pipeline):
                 - plain(table.column(column.name)).null_count
             )
             if lost:
-                where = f"in {lost:,} of the rows"
-                yield f"{cut(column.name)}: no finite number {where}: taken as missing"
+                where = f"in {lost:,} row(s)"
+                yield f"{cut(column.name)}: no finite number {where}: treated as missing"
         for column, category in self.coded():
             known = category.known
             new = [name for name in arrays[column.name].tolist() if name not in known]
             if new:
                 such = "no value" if new[0] is None else f"such as {shown(new[0])}"
-                values = f"values that training never saw, {such}, in {len(new):,} of the rows"
-                yield f"{cut(column.name)}: {values}: taken as rare"
+                values = f"values not seen in training, {such}, in {len(new):,} row(s)"
+                yield f"{cut(column.name)}: {values}: treated as rare"

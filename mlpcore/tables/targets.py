@@ -1,4 +1,4 @@
-"""The column to predict: its task, its values, and the rows that have one."""
+"""The target column: its task, its values, and the rows that have a value."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from mlpcore.tables.datasets import Truth, are_classes, describe_decision
 
 Array = NDArray[Any]
 
-# a target of whole numbers with more values is a quantity (an archive's dtype says more: 100 there)
+# a whole-number target with more values is a quantity (for archives 100: their dtype is a clue)
 MOST_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class Goal:
-    """The target of a table, of the rows that have one."""
+    """The target of a table, for the rows that have one."""
 
     Y: Array
     rows: Array
@@ -43,10 +43,10 @@ class Goal:
 
 
 def decide_task(values: pa.ChunkedArray, task: str | None) -> tuple[str, str]:
-    """Return the task, told from the target where not given, and a note on how it was told."""
+    """Return the task, inferred from the target if not given, and a note on the inference."""
     if task is not None:
         return task, ""
-    if not is_number(values.type):  # nor a category of numbers
+    if not is_number(values.type):  # a category of numbers is not a number either
         return "classification", ""
     filled = with_target(values)
     numbers = to_numbers(values)[filled]
@@ -59,7 +59,7 @@ def decide_task(values: pa.ChunkedArray, task: str | None) -> tuple[str, str]:
 
 
 def find_goal(values: pa.ChunkedArray, name: str, task: str | None) -> Goal:
-    """Return the target that a column is; raise a ValueError that says why it cannot be one."""
+    """Return a column as a target; raise a ValueError that explains why it cannot be one."""
     task, note = decide_task(values, task)
     values = plain(values)
     require_answers(values.type, name)
@@ -75,7 +75,7 @@ def find_goal(values: pa.ChunkedArray, name: str, task: str | None) -> Goal:
             )
         return Goal(Y, filled, note=note, infinite=int(infinite.sum()))
     names, kind = to_names(values)
-    named = np.array([name is not None for name in names])  # of numbers that are text as well
+    named = np.array([name is not None for name in names])  # excludes infinite text
     infinite, filled = infinite | (filled & ~named), filled & named
     names = names[filled]
     if kind == "date":
@@ -96,7 +96,7 @@ def find_goal(values: pa.ChunkedArray, name: str, task: str | None) -> Goal:
         elif good > 0.9 * len(names):
             odd = names[~np.isfinite(numbers[filled])][0]
             hint = (
-                f"{good:,} of them are numbers; mend the others, such as {shown(odd)}, for --task "
+                f"{good:,} of them are numbers; fix the others, such as {shown(odd)}, for --task "
                 "regression"
             )
         raise ValueError(
@@ -106,14 +106,14 @@ def find_goal(values: pa.ChunkedArray, name: str, task: str | None) -> Goal:
 
 
 def is_infinite(values: pa.ChunkedArray) -> Array:
-    """Return which rows (m,) of plain values hold an infinite number."""
+    """Return a mask (m,) of the plain values that are infinite."""
     if not pa.types.is_floating(values.type):
         return np.zeros(len(values), bool)
     return np.asarray(pc.fill_null(pc.is_inf(values), False).to_numpy())
 
 
 def require_answers(kind: pa.DataType, name: str) -> None:
-    """Raise a ValueError where a target of this type cannot be predicted."""
+    """Raise a ValueError if a target of this type cannot be predicted."""
     held = kind.value_type if pa.types.is_dictionary(kind) else kind
     if label_kind(held) in ("", "date"):
         raise ValueError(
@@ -122,19 +122,19 @@ def require_answers(kind: pa.DataType, name: str) -> None:
 
 
 def without_target(values: pa.ChunkedArray) -> tuple[int, int]:
-    """Return how many rows have no target, and how many an infinite one."""
+    """Return the numbers of rows without a target and with an infinite one."""
     values = plain(values)
     return values.null_count, int(is_infinite(values).sum())
 
 
 def with_target(values: pa.ChunkedArray) -> Array:
-    """Return which rows (m,) have a target that is not infinite."""
+    """Return a mask (m,) of the rows with a target that is not infinite."""
     values = plain(values)
     return np.asarray(values.is_valid().to_numpy() & ~is_infinite(values))
 
 
 def require_numbers(values: pa.ChunkedArray, name: str, first: int = 0) -> None:
-    """Raise a ValueError that names the first row whose target is no number.
+    """Raise a ValueError that names the first row whose target is not a number.
 
     `first` is the number of the values' first row.
     """
@@ -150,7 +150,7 @@ def require_numbers(values: pa.ChunkedArray, name: str, first: int = 0) -> None:
 
 
 def quantities(values: pa.ChunkedArray, rows: Array) -> Array:
-    """Return the numbers of these rows (k, 1): 64-bit integers as such, others in float64."""
+    """Return the numbers of these rows (k, 1): 64-bit integers unchanged, others in float64."""
     values = plain(values)
     if pa.types.is_integer(values.type):
         return np.asarray(values.filter(pa.array(rows)).to_numpy())[:, None]
@@ -158,16 +158,16 @@ def quantities(values: pa.ChunkedArray, rows: Array) -> Array:
 
 
 def group_codes(values: pa.ChunkedArray, name: str) -> Array:
-    """Return the number (m,) int64 of each row's group."""
+    """Return each row's group number (m,) int64."""
     codes, _ = pd.factorize(group_names(values, name))
     return np.asarray(codes, np.int64)
 
 
 def group_names(values: pa.ChunkedArray, name: str) -> Array:
-    """Return the names (m,) of the groups that the rows are of.
+    """Return the name (m,) of each row's group.
 
     Raises:
-        ValueError: a row has none, or the type has no names.
+        ValueError: a row has no group, or the column's type has no names.
     """
     if not label_kind(plain(values).type):
         raise ValueError(
@@ -182,12 +182,12 @@ def group_names(values: pa.ChunkedArray, name: str) -> Array:
 
 
 def distinct(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the different values, without missing ones."""
+    """Return the distinct values, without missing ones."""
     return pa.chunked_array([plain(values).unique().drop_null()])
 
 
 def class_names(values: pa.ChunkedArray) -> tuple[tuple[str, ...], str]:
-    """Return the names of classes in order, and their kind, from all values that occur."""
+    """Return the class names in order, and their kind, from all values that occur."""
     names, kind = to_names(values)
     return labels.sort_names({name for name in names if name is not None}, kind), kind
 
@@ -196,13 +196,12 @@ def find_truth(values: pa.ChunkedArray, classes: Sequence[str], kind: str) -> Tr
     """Return the target of another table, for a model with these classes; () for a quantity.
 
     Raises:
-        ValueError: the column holds what is neither numbers nor text nor booleans nor dates.
+        ValueError: the column does not hold numbers, text, booleans or dates.
     """
     values = plain(values)
     if not label_kind(values.type):
         raise ValueError(
-            f"the column of the target holds {cut(values.type)}; expected numbers, text, booleans "
-            "or dates"
+            f"the target column holds {cut(values.type)}; expected numbers, text, booleans or dates"
         )
     if classes:
         return Truth.of_names(to_names(values, kind)[0], classes)

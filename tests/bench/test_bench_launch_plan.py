@@ -74,7 +74,7 @@ def test_an_unknown_kernel_is_an_error_that_names_it():
 
 
 def test_a_source_without_its_constant_is_an_error():
-    with pytest.raises(ValueError, match="the source of update<float> says nothing of writes"):
+    with pytest.raises(ValueError, match="the source of update<float> does not define writes"):
         moved(Call("struct Formula {};", "update<float>", (None,) * 5))
 
 

@@ -117,7 +117,7 @@ def test_other_sources_start_anew_and_keep_the_old_result(ran, tmp_path, capsys)
     machine.write(result, tmp_path / "result.json")
     other = {**result, "identity": {**result["identity"], "sources": "changed"}, "points": {}}
     assert store.resume(other, tmp_path / "result.json") is other
-    assert "other sources" in capsys.readouterr().out
+    assert "different sources" in capsys.readouterr().out
     (kept,) = tmp_path.glob("result-*.json")
     assert store.load(kept) == result
 
@@ -173,7 +173,7 @@ def test_a_failing_child_is_reported_with_its_words():
 
 def test_a_child_that_does_not_answer_is_stopped_and_reported_as_late(tmp_path):
     point = {"case": "online", "batch": 1, "device": "cpu"}
-    late = pytest.raises(ChildFailed, match=r"stopped, no answer in 0 s; exit -9")
+    late = pytest.raises(ChildFailed, match=r"stopped: no answer in 0 s; exit -9")
     with (
         Child("serve", patience=0.001, peer="mlpcore", point=point, folder=str(tmp_path)) as child,
         late,
@@ -218,7 +218,7 @@ def test_points_for_which_no_time_is_left_wait_for_another_run(tmp_path, monkeyp
     )
     main([*WORDS, "--out", str(tmp_path)])
     late = "64-64-64-64-1/16/SGD/float32/cpu, 64-64-64-64-1/32/SGD/float32/cpu"
-    assert f"no time was left for {late}: the same command goes on" in capsys.readouterr().out
+    assert f"no time was left for {late}: repeat the command to continue" in capsys.readouterr().out
     assert store.load(tmp_path / "result.json")["points"] == {}
 
 

@@ -46,7 +46,7 @@ def test_the_check_passes_only_where_the_device_computes(played, monkeypatch, ca
     assert "as on the CPU" in capsys.readouterr().out
     finish = emulator.finish
     monkeypatch.setattr(emulator, "finish", lambda *given: finish(*given) * 1.01)
-    with pytest.raises(SystemExit, match="the GPU computes something else: losses"):
+    with pytest.raises(SystemExit, match="the GPU computes wrong losses"):
         check.main()
 
 
@@ -95,7 +95,7 @@ def test_a_run_resumed_another_way_fails_the_probe(played, monkeypatch, tmp_path
     monkeypatch.setitem(resume.CALLS, "go_on", lambda path: 0.0)
     assert probe.main(["--small", "--out", str(tmp_path)]) == 1
     found = entries(tmp_path, "probe")
-    assert "goes another way: J 0.0" in found["resumed"]["failed"]
+    assert "resumed run differs: J 0.0" in found["resumed"]["failed"]
     assert found["launches"]
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 2 questions answered; FAILED: resumed"
 
@@ -394,6 +394,6 @@ def test_a_broken_context_ends_the_process_and_blames_its_test(broken_after_one,
     (broken_after_one / "sitecustomize.py").write_text(pretend)
     done = pytest_run(broken_after_one, PYTHONPATH=f"{broken_after_one}{os.pathsep}{root}")
     assert done.returncode == 86
-    words = "test_two has broken the CUDA context: an illegal memory access"
+    words = "test_two broke the CUDA context: an illegal memory access"
     assert words in done.stdout + done.stderr
     assert ("2 passed" in done.stdout) != worker  # a worker is gone at once

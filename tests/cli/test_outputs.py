@@ -96,7 +96,7 @@ def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(fol
     [
         ("t.safetensors", "text", "text"),
         ("t.safetensors", "another library's", "another library"),
-        ("t.safetensors", "a library's model", "did not make"),
+        ("t.safetensors", "a library's model", "not made by this version"),
         ("t.safetensors", "a checkpoint", "checkpoint"),
         ("t.png", "a picture", "a picture (PNG)"),
         ("t.png", "text", "text"),
@@ -183,7 +183,7 @@ def test_what_appears_during_the_training_is_kept_and_so_is_the_model(
     assert (folder / "t.safetensors").read_bytes() == left[0]
     assert main(["predict", "t.1.safetensors", "t.npz"]) == 0
     if not force:
-        assert "note: no picture of the learning curve: t.png is not written over" in output
+        assert "note: no picture of the learning curve: t.png is not overwritten" in output
         with meanwhile(appear):
             assert train("--force") == 2
         assert (folder / "t.2.safetensors").exists()
@@ -243,7 +243,7 @@ def test_an_unfinished_run_is_not_begun_anew_by_mistake(folder, capsys):
     assert capsys.readouterr().err == (
         "mlpcore: interrupted; stopped in epoch 2 of 3, after 2 of its batches, saved in "
         "t.checkpoint.safetensors; "
-        "the same command with --resume goes on from there\n"
+        "to continue, repeat the command with --resume\n"
     )
     before = kept.read_bytes()
     for more in ((), ("--seed", "1")):
@@ -251,8 +251,8 @@ def test_an_unfinished_run_is_not_begun_anew_by_mistake(folder, capsys):
             capsys,
             train(*call, *more),
             "an unfinished run (in epoch 2 of 3",
-            "--resume goes on",
-            "--force begins anew",
+            "--resume continues",
+            "--force starts over",
         )
     refused(capsys, train(*call, "--seed", "1", "--resume", "--force"), "--seed was 0 and is 1")
     assert kept.read_bytes() == before
@@ -266,14 +266,14 @@ def test_an_unfinished_run_is_not_begun_anew_by_mistake(folder, capsys):
         assert train(*call, "--seed", "1", "--force") == 130  # before its first save
     finally:
         mc.Trainer.save = real
-    assert "nothing had been saved" in capsys.readouterr().err
+    assert "nothing was saved" in capsys.readouterr().err
     assert kept.read_bytes() == before
     assert os.listdir() == sorted(["t.npz", "other.npz", kept.name], key=os.listdir().index)
     assert train(*call, "--resume") == 0
-    assert "goes on in epoch 2 of 3" in capsys.readouterr().out
+    assert "resuming in epoch 2 of 3" in capsys.readouterr().out
     resumed = (folder / "t.safetensors").read_bytes()
     assert train(*call, "--resume") == 0
-    assert "had come to its end" in capsys.readouterr().out
+    assert "is already complete" in capsys.readouterr().out
     assert train(*call) == 0  # the same call may begin anew
     assert (folder / "t.safetensors").read_bytes() == resumed
     capsys.readouterr()
@@ -327,7 +327,7 @@ def test_a_file_that_is_only_to_be_read_is_refused_without_force(folder, capsys)
     for name, call in calls.items():
         (folder / name).chmod(0o444)
         capsys.readouterr()
-        refused(capsys, call(), name, "only to be read", "--force")
+        refused(capsys, call(), name, "read-only", "--force")
         assert call("--force") == 0
         (folder / name).chmod(0o644)
 
@@ -356,8 +356,8 @@ def test_a_call_that_was_killed_is_refused_or_resumed_by_what_the_checkpoint_its
     ("make", "word"),
     [
         (lambda place: place.write_text("mine"), "is a file"),
-        (lambda place: place.symlink_to("nowhere"), "leads nowhere"),
-        (lambda place: place.mkdir(mode=0o555), "cannot be written"),
+        (lambda place: place.symlink_to("nowhere"), "broken link"),
+        (lambda place: place.mkdir(mode=0o555), "not writable"),
     ],
 )
 def test_an_out_that_is_no_folder_to_write_in_is_refused_before_the_data_are_read(
@@ -373,7 +373,7 @@ def test_an_out_that_is_no_folder_to_write_in_is_refused_before_the_data_are_rea
     try:
         refused(capsys, train("--out", "out", data="absent.npz"), "--out out", word)
         refused(capsys, train("--out", "out/deeper", data="absent.npz"), "--out out/deeper", word)
-        if word == "cannot be written":
+        if word == "not writable":
             call = ["--out", "mine", "--checkpoint", "out/c"]
             refused(capsys, train(*call, data="absent.npz"), "--checkpoint out/c", word)
     finally:
@@ -425,7 +425,7 @@ def test_a_dash_is_standard_output_and_leaves_it_to_the_predictions(folder, capf
         said = capfdbinary.readouterr()
         assert status == 0
         assert (done.stdout if done else said.out) == whole
-        assert b"60 predictions written to standard output\nagainst its Y: " in (
+        assert b"60 predictions written to standard output\ncompared with its Y: " in (
             done.stderr if done else said.err
         )
     assert not (folder / "-").exists()
@@ -537,7 +537,7 @@ def test_an_export_replaces_that_of_the_same_model_and_nothing_else(folder, caps
         "ZIP archive",
         "--force",
     )
-    refused(capsys, main(["export", "t.safetensors", "-"]), "'-' is no file name")
+    refused(capsys, main(["export", "t.safetensors", "-"]), "'-' is not a file name")
     assert (folder / "t.onnx").read_bytes() == before
     assert main(["export", "other.safetensors", "t.onnx", "--force"]) == 0
     assert (folder / "t.onnx").read_bytes() != before
@@ -600,7 +600,7 @@ def test_the_picture_notes_the_call_as_text(folder):
 
 
 def test_a_place_or_a_model_of_the_wrong_kind_is_said_to_be_so(folder, capsys):
-    refused(capsys, train("--out", "-"), "--out is a folder", "'-'")
+    refused(capsys, train("--out", "-"), "--out must be a folder", "'-'")
     assert train("--every", "1 epoch") == 0
     capsys.readouterr()
     for name in ("p.parquet", "p.NPZ"):

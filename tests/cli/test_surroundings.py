@@ -62,7 +62,7 @@ def test_a_full_disk_behind_standard_output_is_said_and_what_is_saved_is_saved(
             assert main(arguments) == status
             assert (
                 capsys.readouterr().err
-                == "mlpcore: standard output takes no more: No space left on device\n"
+                == "mlpcore: cannot write to standard output: No space left on device\n"
             )
     assert sorted(os.listdir()) == ["t.npz", "t.png", "t.safetensors"]
 
@@ -249,7 +249,7 @@ def test_a_signal_ends_a_training_with_one_line_that_says_what_was_saved(
     run.send_signal(number)
     errors = run.communicate(timeout=60)[1]
     assert run.returncode == status
-    assert errors.decode() == f"mlpcore: {word}; nothing had been saved\n"
+    assert errors.decode() == f"mlpcore: {word}; nothing was saved\n"
     assert os.listdir() == ["t.npz"]
 
 
@@ -262,7 +262,7 @@ def test_what_was_saved_before_a_signal_is_said(folder, capsys, monkeypatch):
     monkeypatch.setattr(train, "draw", interrupted)
     with pytest.raises(SystemExit, match="143"):
         main(CALL)
-    assert capsys.readouterr().err == "mlpcore: terminated; t.safetensors had been saved\n"
+    assert capsys.readouterr().err == "mlpcore: terminated; t.safetensors already saved\n"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with contextlib.ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.SIG_IGN))
@@ -296,7 +296,7 @@ def test_what_was_saved_before_a_signal_is_said(folder, capsys, monkeypatch):
         ([*CALL, "--out", "a\0b"], ["--out"]),
         ([*CALL, "--out", "x" * 300], ["File name too long"]),
         (["check", "absent.safetensors", "--rows", str(10**30)], ["--rows", "2^63"]),
-        (["train", "/dev/full"], ["/dev/full", "no regular file"]),
+        (["train", "/dev/full"], ["/dev/full", "not a regular file"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else value,
 )
@@ -386,4 +386,4 @@ def test_a_file_that_may_not_be_read_is_said_to_be_there(folder, capsys):
 
 def test_a_dash_is_no_checkpoint(folder, capsys):
     assert main([*CALL, "--checkpoint", "-"]) == 2
-    assert "'-' is no file name" in capsys.readouterr().err
+    assert "'-' is not a file name" in capsys.readouterr().err

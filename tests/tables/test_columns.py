@@ -88,7 +88,7 @@ def test_a_column_is_taken_by_its_type_and_values_whatever_the_format(path, fram
     }
     said = notes(table)
     assert "missing" in said["number"]
-    assert said["row"] == "counts the rows, 1 to 200"
+    assert said["row"] == "row numbers, 1 to 200"
     assert "200 values" in said["id"]
     assert "'always'" in said["same"]
     assert "no value" in said["empty"]
@@ -193,7 +193,7 @@ def test_missing_values_are_counted_once_with_the_text_among_them(tmp_path):
 def test_a_category_of_rare_values_only_is_left_out_before_and_after_the_split(tmp_path):
     text = "a,b,c,y\n" + "".join(f"u{i % 30},{'v' * (i // 6)},{i % 2},{i / 7}\n" for i in range(90))
     table = tables.load_table(written(tmp_path, text), "y", wishes={"b": "category"})
-    assert notes(table)["a"] == "30 values, none of them in 5 rows"
+    assert notes(table)["a"] == "30 values, none of them in 5 rows or more"
     assert kinds(table) == {"a": "", "b": "category", "c": "number"}
     made = table.prepare(np.arange(0, 90, 2))  # 3 rows of each of b's
     assert made.names == ("c",)
@@ -207,14 +207,15 @@ def test_the_note_of_a_category_counts_the_columns_it_makes(tmp_path):
         f"{'pqr'[i % 3] if i < 60 else f'u{i % 20}'},{i / 7}\n" for i in range(100)
     )
     table = tables.load_table(written(tmp_path, text), "y")
-    assert notes(table)["a"] == "23 values, those in 5 training rows apart, 3 at most"
+    note = "23 values, own columns for those in 5 training rows or more, 3 at most"
+    assert notes(table)["a"] == note
     assert table.prepare(np.arange(100)).width == 4  # and the rare ones
 
 
 def test_many_categories_get_at_most_a_hundred_columns(tmp_path):
     text = "a,y\n" + "".join(f"v{i % 300},{i / 7}\n" for i in range(3000))
     table = tables.load_table(written(tmp_path, text), "y")
-    assert "300 values, the 99 most frequent apart" in notes(table)["a"]
+    assert "300 values, own columns for the 99 most frequent" in notes(table)["a"]
     assert table.prepare(np.arange(3000)).width == 100
 
 
@@ -278,15 +279,17 @@ def test_groups_are_the_values_of_their_column_which_is_not_learnt_from(tmp_path
     [
         (
             [1, 2, 3] * 20,
-            "whole numbers, 3 different: taken as classes (as a quantity: --task regression)",
+            "3 different whole numbers: treated as classes (for a quantity: --task regression)",
         ),
         (
             list(range(40)),
-            "whole numbers, 40 different: taken as a quantity (as classes: --task classification)",
+            "40 different whole numbers: treated as a quantity (for classes: --task "
+            "classification)",
         ),
         (
             [2**60 + i for i in range(40)],
-            "whole numbers, 40 different: taken as a quantity (as classes: --task classification)",
+            "40 different whole numbers: treated as a quantity (for classes: --task "
+            "classification)",
         ),
         ([0.5, 1.5] * 20, ""),
     ],
@@ -493,7 +496,7 @@ def test_infinite_targets_of_a_csv_file_are_no_class(tmp_path):
     assert (table.dropped, table.infinite) == (40, 20)
     assert (
         table.note
-        == "whole numbers, 2 different: taken as classes (as a quantity: --task regression)"
+        == "2 different whole numbers: treated as classes (for a quantity: --task regression)"
     )
 
 
@@ -551,7 +554,7 @@ def test_codes_stay_text_in_a_file_whose_every_value_is_digits(tmp_path):
     parquet.write_table(pa.table({"code": pa.array([1, 2])}), tmp_path / "numbers.parquet")
     _, _, remarks = made.read(tmp_path / "numbers.parquet")
     assert remarks == [
-        "code: values that training never saw, such as '1', in 2 of the rows: taken as rare"
+        "code: values not seen in training, such as '1', in 2 row(s): treated as rare"
     ]
 
 
@@ -903,7 +906,7 @@ def test_the_same_rows_give_the_same_input_after_saving(kept, path):
     again = tables.Transformer.restore(tensors, about, made.width)
     frame, whole, remarks = again.read(path)
     assert remarks == [
-        "rare: values that training never saw, such as 'once', in 1 of the rows: taken as rare"
+        "rare: values not seen in training, such as 'once', in 1 row(s): treated as rare"
     ]
     assert again.names == made.names
     assert np.array_equal(again.apply(frame), made.apply(table.X))

@@ -223,7 +223,7 @@ def test_whole_numbers_are_classes_where_they_are_few_or_the_task_says_so(
     told = task is None and Y.dtype.kind == "i"
     assert ("--task" in loaded.note) == told
     if told:
-        assert ("taken as classes" in loaded.note) == (classes > 0)
+        assert ("treated as classes" in loaded.note) == (classes > 0)
     if not classes:
         np.testing.assert_array_equal(loaded.Y, Y.reshape(len(Y), -1))
 
@@ -261,8 +261,8 @@ def test_an_archive_is_judged_by_the_classes_of_the_model_and_not_by_its_own(tmp
     assert truth.rows.tolist() == [True, False, False, True]
     assert (truth.missing, truth.wrong, truth.such) == (1, 1, "inf")
     for Y, classes, outputs, word in (
-        ([[1, 2]] * 4, (), 1, "1 a row"),
-        (["a"] * 4, (), 1, "1 a row"),
+        ([[1, 2]] * 4, (), 1, "1 per row"),
+        (["a"] * 4, (), 1, "1 per row"),
         ([[1]] * 4, ("1",), 2, "labels"),
     ):
         np.savez(tmp_path / "x.npz", X=np.zeros((4, 1)), Y=Y)

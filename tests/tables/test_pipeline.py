@@ -228,7 +228,7 @@ def test_a_newer_format_asks_for_an_upgrade_and_the_one_of_before_for_training(t
         assert main(["predict", path, str(data), "--out", str(tmp_path / "p.csv")]) == 2
         error = capsys.readouterr().err
         assert path in error
-        assert "format 2; this mlpcore reads up to 1: upgrade mlpcore" in error
+        assert "format 2; this mlpcore reads formats up to 1: upgrade mlpcore" in error
     net, tensors, about = mc.MLP.load_with(DATA / "table-format-1-classes.safetensors")
     del about["format"]
     net.save(

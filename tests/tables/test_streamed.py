@@ -78,7 +78,7 @@ def test_the_parts_of_a_cut_hold_each_row_once_as_the_pipeline_makes_it(path, fr
     else:
         wanted = split.scale.apply(known[["price"]].to_numpy())
     np.testing.assert_array_equal(as_rows(X, Y), as_rows(made, wanted))
-    assert {column.name: column.kind for column in table.columns}["row"] == ""  # it counts the rows
+    assert {column.name: column.kind for column in table.columns}["row"] == ""  # it row numbers
     assert (table.rows, table.dropped, table.total) == (ROWS - 20, 20, ROWS)
     assert split.counts == (
         sum(len(y) for _, y in taken(split, 0)),
@@ -209,9 +209,7 @@ def test_what_the_sample_does_not_hold_is_found_all_the_same(frame, tmp_path, mo
     assert table.class_names == ("01", "1", "2")
     assert table.labels == "text"
     assert table.dropped == 2
-    assert {column.name: column.note for column in table.columns}["row"].startswith(
-        "counts the rows"
-    )
+    assert {column.name: column.note for column in table.columns}["row"].startswith("row numbers")
     rare = frame.assign(name=np.where(frame["row"] == 4321, "fraud", "usual")).drop(columns="price")
     rare.to_parquet(tmp_path / "rare.parquet", row_group_size=GROUP)
     table = big_tables.stream_table(tmp_path / "rare.parquet", "name")
