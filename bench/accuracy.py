@@ -292,7 +292,7 @@ class Case:
         scalars = dict(row.scalars if self.y is None else self.objective.scalars)
         if self.y is not None:
             scalars["y"] = float(np.dtype(dtype).type(self.y))
-        names = {"x": "s", "z": "s", **{name: f"T({number!r})" for name, number in scalars.items()}}
+        names = {"x": "s", "z": "s", **{name: repr(number) for name, number in scalars.items()}}
         return Activation(
             f"{self.name}'s {quantity}", formulas.substitute(getattr(row, quantity), names), "1"
         )

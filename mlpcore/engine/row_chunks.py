@@ -194,7 +194,7 @@ class RowChunks:
 def _bent(objective: loss_sheet.Objective, p: float | None = None) -> Activation:
     """Return an activation whose slope is the loss's curvature, for columns of weight p."""
     numbers = dict(objective.scalars) | ({} if p is None else {"p": p})
-    written = {key: f"T({value!r})" for key, value in numbers.items()}
+    written = {key: repr(value) for key, value in numbers.items()}
     formula = formulas.substitute(objective.curvature, {**written, "x": "s", "y": "z"})
     return Activation("loss", "s", formula)
 
