@@ -76,8 +76,6 @@ class Trainer(Steps):
         TypeError, ValueError: invalid argument; the message says what was expected.
     """
 
-    net: MLP
-
     def __init__(
         self,
         net: MLP,
@@ -109,10 +107,15 @@ class Trainer(Steps):
         self._hold(net, learner)
 
     def _hold(self, net: MLP, learner: Learner) -> None:
-        self.net, self.loss, self.deterministic = net, learner.loss, learner.deterministic
+        self._net = net
         self.about: dict[str, Any] = {}
         self._learner, self._step = learner, learner.step
         self._intake, self._turns = learner.intake, learner.turns
+
+    @property
+    def net(self) -> MLP:
+        """The network in training."""
+        return self._net
 
     def __repr__(self) -> str:
         rule, step = self.optimizer, self.progress.step

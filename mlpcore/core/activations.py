@@ -41,7 +41,7 @@ def resolve(spec: object, argument: str = "activations", output: bool = False) -
         raise ValueError(
             f"{argument}: {row.name} is for the output layer only (output={row.name!r})"
         )
-    if not isinstance(spec, tuple | list) or len(spec) != 3:
+    if not isinstance(spec, tuple | list) or len(spec) != 3 or not isinstance(first, str):
         return Activation.resolve(spec, argument, ACTIVATIONS, names(output))
     *pair, shared = spec
     sigma = Activation.resolve(tuple(pair), argument, ACTIVATIONS, names(output))

@@ -188,11 +188,12 @@ class Loss(Row):
         return ", ".join([repr(self.spec), *shown])
 
     def __repr__(self) -> str:
-        """Return the formulas and the options that are set; long lists appear as their length."""
+        """Return parameter, options and formulas; long lists appear as their length."""
         if self.rowwise:
             return f"Loss({self})"
-        settings = {"value": self.value, "slope": self.slope, "parameter": self.parameter}
-        shown = [f"{key}={_brief(value)}" for key, value in {**settings, **self.options}.items()]
+        parameter = {} if self.parameter is None else {"parameter": self.parameter}
+        settings = {**parameter, **self.options, "value": self.value, "slope": self.slope}
+        shown = [f"{key}={_brief(value)}" for key, value in settings.items()]
         return f"Loss({self.name!r}, {', '.join(shown)})"
 
 

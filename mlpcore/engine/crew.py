@@ -137,10 +137,11 @@ class Crew:
         """Set 1 / Σ w for a batch of this weight."""
         largest = float(np.finfo(self.problem.dtype).max)
         if not 1 / largest < weight < largest:
-            raise ValueError(
-                f"sample_weight sums to {weight:g}, out of the range of {self.problem.dtype}: "
-                "rescale the weights"
+            beyond = (
+                f"sums to {weight:g}, out of the range of {self.problem.dtype}: rescale the weights"
             )
+            zero = "must not be all zero on the rows of the batch"
+            raise ValueError(f"sample_weight {beyond if weight else zero}")
         self.weight = None  # an interrupt may come before the new one is stored
         self.scale[...] = 1 / weight
         self.weight = weight

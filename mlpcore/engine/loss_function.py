@@ -77,12 +77,14 @@ class LossFunction:
         return share
 
     def _evaluate(self, device: Device, x: Array, Y: Array, k: Array) -> tuple[float, Array]:
-        xp, probable = device.xp, self.loss.rowwise
+        xp, loss, dtype = device.xp, self.loss, x.dtype
+        if loss.rowwise:  # logarithms of float32 probabilities are summed in float64
+            loss = loss_sheet.of_probabilities(dtype.name)
+            x, Y, k = (array.astype(np.float64, copy=False) for array in (x, Y, k))
         G, J = xp.empty_like(x), xp.zeros((), np.float64 if xp is np else x.dtype)
-        loss = loss_sheet.of_probabilities(x.dtype.name) if probable else self.loss
         objective = loss_sheet.pair(loss, None)
         device.operations()().loss(x, Y, k, objective, G, None, J, accumulate=False)
-        return float(J), G
+        return float(J), G.astype(dtype, copy=False)
 
 
 def _require_probabilities(Z: Array, Y: Array, classes: bool) -> None:

@@ -170,8 +170,11 @@ def within(limit: int | None, table: Callable[[int], Plan], rows: int) -> Plan:
     if most:
         return table(most)
     least = table(1)
+    has, needs = human(limit), human(least.total_bytes)
+    if has == needs:  # to one digit
+        has, needs = f"{limit:,} bytes", f"{least.total_bytes:,} bytes"
     raise MemoryError(
-        f"memory_limit {human(limit)} is less than the {human(least.total_bytes)} that is needed; "
+        f"memory_limit {has} is less than the {needs} that is needed; "
         f"the largest: {least.largest()}"
     )
 

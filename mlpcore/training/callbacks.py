@@ -25,9 +25,12 @@ _CHECKS: dict[str, values.Check] = {
 class Session(Protocol):
     """The parts of `mc.Trainer` that callbacks of `fit` use."""
 
-    net: Any
     progress: Progress
     history: dict[str, list[float]]
+
+    @property
+    def net(self) -> Any:
+        """The network in training."""
 
     @property
     def optimizer(self) -> Optimizer:

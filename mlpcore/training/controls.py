@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlpcore.core.losses import Loss
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.core.schedules import Progress
 from mlpcore.training.learner import Learner
@@ -13,6 +14,16 @@ class Controls:
     """The part of `mc.Trainer` that reads and sets settings, progress and history."""
 
     _learner: Learner
+
+    @property
+    def loss(self) -> Loss:
+        """The loss, defined on the network's output."""
+        return self._learner.loss
+
+    @property
+    def deterministic(self) -> bool:
+        """True if no algorithm is chosen by timing, on CUDA."""
+        return self._learner.deterministic
 
     @property
     def optimizer(self) -> Optimizer:

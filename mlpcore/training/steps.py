@@ -8,8 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mlpcore.backends import devices
 from mlpcore.checks import values
-from mlpcore.core.losses import Loss
-from mlpcore.core.network import Gradient, Network
+from mlpcore.core.network import Gradient
 from mlpcore.data.batches import Data, Inputs
 from mlpcore.data.intake import Intake
 from mlpcore.engine.parts import StepParts
@@ -22,15 +21,8 @@ Array = NDArray[Any]
 
 
 class Steps(Controls):
-    """The part of `mc.Trainer` for loops of your own.
+    """The part of `mc.Trainer` for loops of your own."""
 
-    Attributes:
-        net: the network.
-        loss: the loss, an `mc.Loss`.
-    """
-
-    net: Network
-    loss: Loss
     _step: Step
     _intake: Intake
     _turns: Turns
@@ -50,7 +42,7 @@ class Steps(Controls):
         size = values.positive_integer(batch_size, "batch_size")
         keeps_best = values.boolean(early_stopping, "early_stopping")
         rows = values.positive_integer(rows, "rows", least=0)
-        dtype, classes = self.net.dtype.str, self.loss.takes_classes
+        dtype, classes = self._learner.net.dtype.str, self.loss.takes_classes
         weight = "" if self.loss.class_weight is None else dtype
         like = Inputs(dtype, "int64" if classes else dtype, weight, classes)
         workspace, weights = self._step.workspace, self._intake.weight_buffers(rows)
@@ -117,7 +109,7 @@ class Steps(Controls):
 
         Args, Raises: as `step`, but a J that is not finite is returned, not raised.
         """
-        with self._turns.calls, self._turns.steps, devices.find(self.net.device).active():
+        with self._turns.calls, self._turns.steps, devices.find(self._learner.net.device).active():
             data = self._intake.as_data(X, Y, sample_weight)
             return self._learner.gradient(data, self._intake.take_batch(data, rows))
 
@@ -145,8 +137,8 @@ class Steps(Controls):
                 "gradient"
             )
         flat = gradient.flat if isinstance(gradient, Gradient) else gradient
-        with self._turns.calls, self._turns.steps, devices.find(self.net.device).active():
-            array = self._intake.as_gradient(flat, self.net.layout.size)
+        with self._turns.calls, self._turns.steps, devices.find(self._learner.net.device).active():
+            array = self._intake.as_gradient(flat, self._learner.net.layout.size)
             self._step.apply(array, self.progress)
 
     def parts(
@@ -164,7 +156,7 @@ class Steps(Controls):
 
         Args, Raises: as `step`; DeviceUnavailable if steps are not captured, as on a CPU.
         """
-        with self._turns.calls, self._turns.steps, devices.find(self.net.device).active():
+        with self._turns.calls, self._turns.steps, devices.find(self._learner.net.device).active():
             data = self._intake.as_data(X, Y, sample_weight)
             batch = self._intake.take_batch(data, rows)
             plan = self._step.prepare(batch.size, data.inputs)
