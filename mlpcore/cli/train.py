@@ -338,10 +338,14 @@ def _peak() -> str:
 
 
 def _print_medians(runs: list[_Run]) -> None:
-    names = list(runs[0].results)
-    keys = {name: list(runs[0].results[name]) for name in names}
+    """Print the median of each figure over the splits that have it: one class has no AUC."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        for name, figures in run.results.items():
+            for key, figure in figures.items():
+                found.setdefault(name, {}).setdefault(key, []).append(figure)
     medians = {
-        n: {k: float(np.median([run.results[n][k] for run in runs])) for k in keys[n]}
-        for n in names
+        name: {key: float(np.median(figures)) for key, figures in lists.items()}
+        for name, lists in found.items()
     }
     print_table(f"medians, {len(runs)} splits", medians)

@@ -970,3 +970,15 @@ def test_a_limit_in_bytes_is_one_and_a_negative_seed_is_named(table, tmp_path, c
     assert "memory_limit 7 bytes is less than" in capsys.readouterr().err
     assert train(table, tmp_path, "--seed", "-1") == 2
     assert "--seed must be at least 0" in capsys.readouterr().err
+
+
+def test_medians_are_over_the_splits_that_have_the_figure(capsys):
+    from types import SimpleNamespace
+
+    from mlpcore.cli.train import _print_medians
+
+    runs = [{"AUC": 0.5, "accuracy": 0.25}, {"accuracy": 0.75}, {"AUC": 1.0, "accuracy": 0.5}]
+    _print_medians([SimpleNamespace(results={"mlpcore": figures}) for figures in runs])
+    title, line = capsys.readouterr().out.strip().splitlines()
+    assert title.split() == ["medians,", "3", "splits", "AUC", "accuracy"]
+    assert line.split() == ["mlpcore", "0.7500", "0.5000"]
