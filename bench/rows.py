@@ -20,8 +20,6 @@ from pathlib import Path
 import numpy as np
 
 import mlpcore as mc
-from mlpcore.backends.numpy.ops import NumpyOps
-from mlpcore.core import activations
 
 ROWS, COLUMNS, REPEATS, TURNS = 512, 256, 60, 5
 STEPS = {  # sizes and batch
@@ -35,6 +33,10 @@ SECONDS = 0.5  # seconds per measurement of steps
 
 def measured() -> dict[str, tuple[float, float]]:
     """Return nanoseconds per entry of forward pass and slope (D = G σ') of each activation."""
+    # not at import: the checkouts compared by --steps have other modules
+    from mlpcore.backends.numpy.ops import NumpyOps
+    from mlpcore.core import activations
+
     ops, rng, found = NumpyOps(), np.random.default_rng(0), {}
     given, G = (rng.standard_normal((ROWS, COLUMNS)).astype(np.float32) for _ in range(2))
     S, D = np.empty_like(given), np.empty_like(given)

@@ -529,7 +529,7 @@ def test_a_schedule_that_reads_the_length_of_a_stream_of_unknown_length_is_refus
     before = dataclasses.replace(trainer.progress)
     with pytest.raises(
         ValueError,
-        match=r"learning_rate: .* stream's length is unknown|the length of its stream is unknown",
+        match=r"learning_rate: .*stream of unknown length",
     ):
         trainer.fit(batches, epochs=2, progress=False)
     assert trainer.progress == before
@@ -541,9 +541,9 @@ def test_a_schedule_that_reads_the_length_of_a_stream_of_unknown_length_is_refus
 @pytest.mark.parametrize(
     ("formula", "words"),
     [
-        ("rate / maximum(3 - step, 0)", "has no value with"),
-        ("log(3 - step)", "has no value with"),
-        ("rate * pow(10, 400 * positive(step - 2))", "has no value with"),
+        ("rate / maximum(3 - step, 0)", "has no value for"),
+        ("log(3 - step)", "has no value for"),
+        ("rate * pow(10, 400 * positive(step - 2))", "has no value for"),
         ("rate * (2 - step)", "must be finite and not negative; it is -0.1"),
         ("rate * total", "reads total, which is known only inside fit"),
     ],

@@ -182,7 +182,7 @@ def test_a_last_save_that_fails_loses_nothing_and_nothing_is_trained_twice(
         assert other.history == {}
         np.testing.assert_array_equal(other.net.parameters, whole.net.parameters)
         with pytest.raises(
-            ValueError, match=f"epochs: the unfinished run is {where}; got 5. Pass 4, or begin"
+            ValueError, match=f"epochs: the unfinished run is {where}; got 5. Pass 4, or call"
         ):
             other.fit(X, Y, **{**fit, "epochs": 5})
         last = Ends()
@@ -204,7 +204,7 @@ def test_a_run_whose_last_save_failed_goes_on_to_more_epochs(tmp_path, monkeypat
     with contextlib.ExitStack() as stack, pytest.raises(PermissionError):
         trainer.fit(X, Y, checkpoint="run", callbacks=[Ends(stack, read_only("run"))], **fit)
     with pytest.raises(
-        ValueError, match=r"after the last of 4 epochs; got 3\. Pass at least 4, or begin"
+        ValueError, match=r"after the last of 4 epochs; got 3\. Pass at least 4, or call"
     ):
         trainer.fit(X, Y, **{**fit, "epochs": 3})
     trainer.save("elsewhere")

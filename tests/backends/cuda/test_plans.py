@@ -282,7 +282,7 @@ def test_what_is_not_finite_comes_through_a_layer_fused_or_not(name, fused):
     layer(ops, name)
     assert [*ops.algorithms.fused.values()] == [fused]
     _, Z = layer(
-        ops, name, b=device.find(np.resize(np.array([np.nan, 1], np.float32), 24)).to_device()
+        ops, name, b=device.to_device(np.resize(np.array([np.nan, 1], np.float32), 24))
     )
     assert np.isnan(Z[:, ::2]).all()
     assert np.isfinite(Z[:, 1::2]).all()
@@ -293,12 +293,12 @@ def test_what_is_not_finite_comes_through_a_layer_fused_or_not(name, fused):
 def test_a_layer_of_half_precision_adds_the_bias_of_the_copy_in_its_precision(name, dtype):
     rng, device = np.random.default_rng(3), CpuDevice()
     device.times = iter([0.0, 0.0, 1.0, 1.0, 9.0])
-    flat = device.find(rng.standard_normal(16 * 24 + 1 + 24).astype(np.float32)).to_device()
-    low = device.find(narrow(flat, dtype)).to_device()
+    flat = device.to_device(rng.standard_normal(16 * 24 + 1 + 24).astype(np.float32))
+    low = device.to_device(narrow(flat, dtype))
     W, b = low[: 16 * 24].reshape(16, 24), flat[-24:]
-    A = device.find(narrow(rng.standard_normal((70, 16)).astype(np.float32), dtype)).to_device()
+    A = device.to_device(narrow(rng.standard_normal((70, 16)).astype(np.float32), dtype))
     S, Z, sigma = (
-        *(device.find(np.zeros((70, 24), A.dtype)).to_device() for _ in range(2)),
+        *(device.to_device(np.zeros((70, 24), A.dtype)) for _ in range(2)),
         activations.resolve(name),
     )
     apart, ops = cuda_ops.CudaOps(CpuDevice()), cuda_ops.CudaOps(device)
