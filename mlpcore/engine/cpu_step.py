@@ -1,7 +1,8 @@
 """One training step: X, Y → forward → loss → backward → reduce → update.
 
-J = Σ_rows w ℓ / Σ_rows w + l1 Σ|W| + ½ l2 Σ W²,    flat gradient g = ∂J/∂parameters,    w ←
-update(w, g, state)
+J = Σ_rows w ℓ / Σ_rows w + l1 Σ|W| + ½ l2 Σ W²
+g = ∂J/∂parameters, flat
+parameters ← update(parameters, g, state)
 """
 
 from __future__ import annotations
