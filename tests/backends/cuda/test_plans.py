@@ -281,9 +281,7 @@ def test_what_is_not_finite_comes_through_a_layer_fused_or_not(name, fused):
     ops = cuda_ops.CudaOps(device)
     layer(ops, name)
     assert [*ops.algorithms.fused.values()] == [fused]
-    _, Z = layer(
-        ops, name, b=device.to_device(np.resize(np.array([np.nan, 1], np.float32), 24))
-    )
+    _, Z = layer(ops, name, b=device.to_device(np.resize(np.array([np.nan, 1], np.float32), 24)))
     assert np.isnan(Z[:, ::2]).all()
     assert np.isfinite(Z[:, 1::2]).all()
 
