@@ -57,7 +57,7 @@ def gemm_and_accumulate() -> Ways:
 def _scipy_gemms(
     Z: np.ndarray, W: np.ndarray, D: np.ndarray, S: np.ndarray, dW: np.ndarray
 ) -> Callable[[], None]:
-    """The same two GEMMs by SciPy's C pointer, which is column-major: C = A B is Cᵀ = Bᵀ Aᵀ."""
+    """Multiply by SciPy's C pointer, which is column-major: C = A B is Cᵀ = Bᵀ Aᵀ."""
     from scipy.linalg import cython_blas
 
     capsule = cython_blas.__pyx_capi__["sgemm"]

@@ -202,7 +202,7 @@ def test_entries_name_the_very_entry():
 
 
 def misprint(number, net):
-    """What a book with this misprint would compute, as arguments of `plain_gradient`."""
+    """Return arguments of `plain_gradient` for a book with this misprint."""
     act = net.activations
 
     def own(l, s, z):

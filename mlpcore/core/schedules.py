@@ -82,7 +82,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same rate throughout, like a plain number."""
+    """A constant learning rate, equivalent to a plain number."""
 
     def at(self, progress: Progress) -> float:
         """Return the rate of the next update."""

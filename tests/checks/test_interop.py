@@ -91,7 +91,7 @@ def net(device="cpu"):
 
 
 def everything(network, X, V, U, CLASSES, WEIGHTS):
-    """What comes out of every door that takes arrays."""
+    """Return the results of every method that takes arrays."""
     twin = network.copy()
     trainer = mc.Trainer(twin, mc.Loss("sum", "y * z", "y + 0 * z"), mc.SGD(0.1))
     cache = network.forward(X)

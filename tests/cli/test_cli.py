@@ -32,6 +32,11 @@ def train(table, tmp_path, *more):
     return main(["train", str(table), "--out", str(tmp_path), "--quiet", *more])
 
 
+def predict(table, folder):
+    model, out = folder / "table.safetensors", folder / "p.csv"
+    return main(["predict", str(model), str(table), "--out", str(out)])
+
+
 @pytest.mark.slow
 def test_digits_reach_97_percent_on_held_out_rows_and_leave_a_model_and_a_picture(tmp_path, capsys):
     assert main(["train", "digits", "--out", str(tmp_path), "--quiet"]) == 0
@@ -46,18 +51,7 @@ def test_digits_reach_97_percent_on_held_out_rows_and_leave_a_model_and_a_pictur
 @pytest.mark.slow
 def test_predictions_of_a_saved_model_are_those_of_its_classes(table, tmp_path, capsys):
     assert train(table, tmp_path, "--epochs", "60") == 0
-    assert (
-        main(
-            [
-                "predict",
-                str(tmp_path / "table.safetensors"),
-                str(table),
-                "--out",
-                str(tmp_path / "p.csv"),
-            ]
-        )
-        == 0
-    )
+    assert predict(table, tmp_path) == 0
     with open(tmp_path / "p.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     truth = np.load(table)["Y"]
@@ -554,18 +548,7 @@ def test_an_exported_model_of_an_archive_takes_its_columns_as_they_are(table, tm
     assert train(table, tmp_path, "--epochs", "2") == 0
     assert main(["export", str(tmp_path / "table.safetensors"), str(tmp_path / "table.onnx")]) == 0
     assert "the file standardises them" in capsys.readouterr().out
-    assert (
-        main(
-            [
-                "predict",
-                str(tmp_path / "table.safetensors"),
-                str(table),
-                "--out",
-                str(tmp_path / "p.csv"),
-            ]
-        )
-        == 0
-    )
+    assert predict(table, tmp_path) == 0
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     p = np.array([[float(row["p(other)"]), float(row["p(same)"])] for row in rows])
     np.testing.assert_allclose(
@@ -614,7 +597,7 @@ def test_an_exported_model_of_a_table_says_which_columns_it_takes_in_which_order
 
 
 def predicted(model, data, tmp_path, capsys):
-    """What `predict` prints after the line of the file, and the predictions."""
+    """Return the output of `predict` after the line of the file, and the predictions."""
     capsys.readouterr()
     assert main(["predict", str(model), str(data), "--out", str(tmp_path / "p.csv")]) == 0
     said = capsys.readouterr().out

@@ -65,9 +65,7 @@ def plain_J(net, theta, X, Y, loss, w):
 
 
 def derivative(f, x, v, analytic):
-    """Of f at x along v: by a complex step where f is analytic, else by a difference of fourth
-    order.
-    """
+    """Return the derivative of f at x along v, by a complex step or a fourth-order difference."""
     if analytic:
         return f(x + 1e-30j * v).imag / 1e-30
     h = 3e-4
@@ -94,7 +92,7 @@ def targets(loss, rows, outputs, rng):
 
 
 def far_from_kinks(net, X, Y, loss):
-    """Whether no row stands so near a kink that a difference could step over it."""
+    """Return True if no row is so near a kink that a difference could step over it."""
     Z, S = forward(net, net.parameters, X)
     near = [np.min(abs(value(kink, s=s, **a.scalars))) for a,
         s in zip(net.activations[1:], S, strict=True)

@@ -400,7 +400,7 @@ def test_adaptive_goes_on_with_the_validations_figure_in_a_resumed_run(tmp_path)
     "where", ["between two fits", "in a callback", "after a copy", "after a file"]
 )
 def test_another_adaptive_schedule_begins_at_its_own_rate(where, tmp_path):
-    """What the one before was lowered by is no business of the next one."""
+    """The reductions of a schedule do not apply to the next one."""
     first, second = (
         mc.Adaptive(rate, factor=0.5, patience=1, tolerance=1e9) for rate in (0.1, 0.07)
     )
@@ -874,7 +874,7 @@ def test_after_200_equal_gradients_a_longer_memory_takes_a_step_of_1_153_rates()
 def test_a_velocity_is_carried_over_into_the_other_convention_as_the_step_that_it_was(
     rates, nesterov
 ):
-    """Where the rate does not change from the switch on, nothing does."""
+    """Nothing changes if the rate stays the same after the switch."""
     random, changes = (
         np.random.default_rng(4),
         {t: {"learning_rate": rate} for t, rate in enumerate(rates, 1)},

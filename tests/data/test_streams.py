@@ -80,7 +80,7 @@ def flat(lists):
 
 
 def run(script):
-    """What a script prints, in a process of its own."""
+    """Return the output of a script that runs in its own process."""
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
 
@@ -156,7 +156,7 @@ def test_all_rows_in_one_window_are_shuffled_as_a_whole():
 
 
 def test_a_sorted_file_comes_out_mixed():
-    """Of 100,000 rows sorted by class, in windows of 10,000, each batch has all ten classes in
+    """Each batch of 100,000 rows sorted by class, in windows of 10,000, has all ten classes in
     about equal shares.
     """
     rows = 100_000

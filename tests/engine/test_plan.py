@@ -24,7 +24,7 @@ LARGE = 2048  # bytes: what is smaller are 0-d arrays, not buffers
 
 
 class Ledger:
-    """What `NumpyOps.empty` handed out and is still alive, and the most there ever was."""
+    """The arrays of `NumpyOps.empty` that are still alive, and their largest total size."""
 
     def __init__(self):
         self.live = self.peak = 0

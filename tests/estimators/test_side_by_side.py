@@ -205,7 +205,7 @@ def test_poisson_deviance_is_reported_with_its_constant(kind, solver):
     "more", [{}, {"solver": "sgd"}, {"early_stopping": True}], ids=["adam", "sgd", "early stopping"]
 )
 def test_data_sets_as_they_come_unscaled(name, more):
-    """Where probabilities round to 0 and 1, the loss depends on rounding and clipping."""
+    """The loss depends on rounding and clipping if probabilities round to 0 and 1."""
     X, y = RAW[name]
     theirs, ours = pair(name, max_iter=30, **more)
     same(theirs.fit(X, y), ours.fit(X, y), rtol=1e-6)

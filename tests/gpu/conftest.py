@@ -75,7 +75,7 @@ def device(request, monkeypatch):
 
 @pytest.fixture
 def put(device):
-    """What puts NumPy's arrays on the device, each in memory of its own."""
+    """Return a function that copies NumPy arrays to the device, each to its own memory."""
 
     def there(*arrays):
         found = [None if x is None else device.xp.array(np.ascontiguousarray(x)) for x in arrays]

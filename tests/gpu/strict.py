@@ -113,7 +113,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 def own(x: Any) -> Any:
-    """What is behind an argument; a NumPy array is no argument."""
+    """Return the value of an argument; a NumPy array is not one."""
     if isinstance(x, np.ndarray) and x.ndim:
         raise TypeError("Unsupported type <class 'numpy.ndarray'>")
     return x.array if isinstance(x, DeviceArray) else x

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 
 def run_alone(code):
-    """What a Python of its own prints for this code."""
+    """Return the output of this code in its own Python process."""
     folder = os.environ.get("PYTHONPATH", "")
     environment = {**os.environ, "PYTHONPATH": f"{HERE.parent.parent}{os.pathsep}{folder}"}
     command = [sys.executable, "-c", code]
@@ -363,7 +363,7 @@ def test_page_locked_memory_is_not_given_back_while_a_copy_reads_it(cupy):
 
 
 def addresses_of_a_step(one, *arrays):
-    """Where a step reads its sources, and J."""
+    """Return the addresses from which a step reads, and J."""
     seen, set_slot = [], one._step.kernels.set_slot
     one._step.kernels.set_slot = lambda sources, *rest: (
         seen.append([None if x is None else x.data.ptr for x in sources])

@@ -80,9 +80,7 @@ def test_no_byte_can_be_changed_and_no_end_cut_off_unnoticed(tmp_path):
 
 
 def readable(path, before):
-    """Whether the file is taken for a model file; refusals are ValueErrors that name it. The same
-    content is no fault.
-    """
+    """Return True if the file is read as a model; check that a refusal names it."""
     try:
         header, tensors = model_file.read(path)
     except ValueError as error:

@@ -180,7 +180,7 @@ def _mapped(folder: Path) -> Any:
 
 @dataclass
 class Subject:
-    """What a random call is made on, and what must not change when it is refused."""
+    """The objects of random calls, and the state that a refused call must not change."""
 
     net: mc.MLP
     trainer: mc.Trainer
@@ -210,7 +210,7 @@ class Subject:
 
 
 def doors(subject: Subject, folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
-    """What can be called, and arguments with which it works."""
+    """Return the methods that can be called, with arguments that work."""
     net, trainer = subject.net, subject.trainer
     cache, v = net.forward(X), np.ones(net.layout.size)
     batch = {"X": X, "Y": Y, "sample_weight": np.ones(7)}

@@ -66,7 +66,7 @@ def gradient(W, b, names, loss, X, Y, w, kept):
 
 
 def masks(rate, seed, step, rows, sizes):
-    """What dropout leaves in a step: 0, or 1 / (1 - rate), for each hidden layer."""
+    """Return the factors of dropout in a step: 0 or 1 / (1 - rate), for each hidden layer."""
     kept = [None] * len(sizes)
     for l in range(1, len(sizes) - 1) if rate else ():
         base = mix(layer_key(seed, l) + step)

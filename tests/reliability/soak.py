@@ -26,7 +26,7 @@ PARTS = 20  # of a soak; the first two are the warm-up
 
 
 class Soaked(NamedTuple):
-    """What was found.
+    """The findings of a run.
 
     Attributes:
         growth: bytes of resident memory from the end of the warm-up to the largest later.

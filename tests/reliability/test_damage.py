@@ -75,7 +75,7 @@ def test_no_byte_of_a_checkpoint_can_be_changed_and_no_end_cut_off(saved, tmp_pa
 
 
 def same(one, other):
-    """Whether two files hold the same: a byte of the padding, say."""
+    """Return True if two files have the same contents, apart from padding."""
     (head, tensors), (other_head, others) = model_file.read(one), model_file.read(other)
     return head == other_head and {k: v.tobytes() for k, v in tensors.items()} == {
         k: v.tobytes() for k, v in others.items()

@@ -14,7 +14,7 @@ STEPS = 5_000
 
 
 def soaked(kind, steps):
-    """What `soak.py` finds in a process of its own."""
+    """Return the findings of `soak.py` in its own process."""
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{Path(mc.__file__).parents[1]}{os.pathsep}{root}"}
     command = [sys.executable, "-m", "tests.reliability.soak", kind, str(steps)]

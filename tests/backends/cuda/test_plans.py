@@ -1,4 +1,4 @@
-"""What is computed before a launch, without a device: grids and blocks, scratch, the column-major
+"""Computations before a launch, without a device: grids and blocks, scratch, the column-major
 products for cuBLASLt.
 """
 

@@ -1,4 +1,4 @@
-"""How a kernel is tried: on `CpuDevice`s whose threads run in three orders, which must leave the
+"""The trial of a kernel on `CpuDevice`s whose threads run in three orders, which must leave the
 same bits everywhere.
 """
 

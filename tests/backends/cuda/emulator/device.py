@@ -81,9 +81,7 @@ class Call(NamedTuple):
 
 
 class Recording:
-    """What was asked for while it was recorded; a replay works on whatever lies at the addresses
-    then.
-    """
+    """The recorded calls, replayed on the contents that their addresses have at the time."""
 
     def __init__(self, device: CpuDevice):
         self.device = device
@@ -415,12 +413,12 @@ def owner(array: np.ndarray) -> np.ndarray:
 
 
 def extent(array: np.ndarray) -> Extent:
-    """Where an array's memory begins and ends."""
+    """Return the begin and end of an array's memory."""
     return np.lib.array_utils.byte_bounds(array)
 
 
 def holds(array: np.ndarray, address: int) -> bool:
-    """Whether an address lies in an array's memory."""
+    """Return True if an address lies in an array's memory."""
     begin, end = extent(array)
     return begin <= address < end
 
@@ -494,7 +492,7 @@ def multiply(product: Product, left: int, right: int, result: int, bias: int, au
 
 
 def finish(p: Product, total: np.ndarray, D: np.ndarray, bias: int, aux: int) -> np.ndarray:
-    """What is stored in D: the sum with what was there (β = 1), through the epilogue."""
+    """Return the values stored in D: the sum with its old values (β = 1), after the epilogue."""
     if p.accumulate:
         total = total + widen(D, p.result_dtype)
     if p.epilogue:
