@@ -253,8 +253,7 @@ class CpuDevice:
         owners = [
             weakref.ref(x)
             for x in self._memory.values()
-            for at in (left, right, result, workspace)
-            if holds(x, at)
+            if holds(x, left, right, result, workspace)
         ]
 
         def run() -> None:
@@ -417,10 +416,10 @@ def extent(array: np.ndarray) -> Extent:
     return np.lib.array_utils.byte_bounds(array)
 
 
-def holds(array: np.ndarray, address: int) -> bool:
-    """Return True if an address lies in an array's memory."""
+def holds(array: np.ndarray, *addresses: int) -> bool:
+    """Return True if one of the addresses lies in an array's memory."""
     begin, end = extent(array)
-    return begin <= address < end
+    return any(begin <= address < end for address in addresses)
 
 
 def overlap(a: Extent, b: Extent) -> bool:
