@@ -4,7 +4,7 @@ but a step drops.
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import mlpcore as mc
@@ -132,6 +132,7 @@ def test_a_step_is_that_of_the_recurrences_with_z_times_m_over_1_minus_p():
 def test_chunks_and_threads_change_nothing_but_summation_order(
     rows, chunk_rows, workers, hidden, dtype, indexed, seed
 ):
+    assume(hidden.count("exp") < 2)  # exp(exp(s)) overflows
     rng = np.random.default_rng(seed)
     sizes = [5, *[int(rng.integers(1, 7)) for _ in hidden], 3]
     X, Y = problem(rows + 5, dtype=dtype, seed=seed)
