@@ -14,7 +14,7 @@ EVERY = [
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @parametrize_with_checks(EVERY)
 def test_scikit_learns_check(estimator, check):
     check(estimator)

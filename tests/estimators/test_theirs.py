@@ -9,7 +9,10 @@ from sklearn import neural_network
 from mlpcore import estimators
 
 INSIDE = {"test_gradient"}  # calls their gradient itself
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+]
 
 
 def _theirs():
