@@ -20,11 +20,11 @@ check:
 
 # the tests that catch most mistakes, in about a minute; arguments go to pytest
 fast *arguments:
-    {{ python }} -m pytest -q -m "not slow and not emulated" {{ arguments }}
+    {{ python }} -m pytest -q -n 2 --dist loadfile -m "not slow and not emulated" {{ arguments }}
 
-# all tests
+# all tests, two files at a time; for a few of them .venv/bin/pytest starts sooner
 test *arguments:
-    {{ python }} -m pytest {{ arguments }}
+    {{ python }} -m pytest -n 2 --dist loadfile {{ arguments }}
 
 # the snippets and links of the documentation, and the examples
 docs:
@@ -52,7 +52,7 @@ lowest *arguments:
     python3.11 tests/lowest.py >"$scratch/lowest.txt"
     "$scratch/venv/bin/pip" install -q -r "$scratch/lowest.txt"
     PYTHONPATH=$PWD "$scratch/venv/bin/python" -m pytest -q -p no:cacheprovider \
-        -m "not slow and not emulated" {{ arguments }}
+        -n 2 --dist loadfile -m "not slow and not emulated" {{ arguments }}
 
 # everything CI does, in separate environments
 ci:
