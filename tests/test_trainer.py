@@ -591,7 +591,8 @@ def test_history_has_a_list_a_figure_and_an_entry_an_epoch():
     assert set(numbers) == {"loss", "learning_rate", "seconds", "validation_loss", "validation_r2"}
 
 
-def test_a_bar_is_written_only_on_request(capsys):
+def test_a_bar_is_written_only_on_request(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     X, Y = blobs(50)
     classifier().fit(X, Y, epochs=2, progress=False)
     quiet = capsys.readouterr()
