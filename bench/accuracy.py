@@ -40,10 +40,8 @@ Number = Any  # mpmath's numbers
 DTYPES = ("float32", "float64")
 QUANTITIES = ("value", "slope", "curvature")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "accuracy.md"
-DIGITS, MORE = (
-    130,
-    800,
-)  # enough for 50 correct digits of log(1 + 1e-38); below this, differences vanish
+# enough for 50 correct digits of log(1 + 1e-38); below this, differences vanish
+DIGITS, MORE = 130, 800
 BOUND = 8  # ulp that no formula exceeds, on any machine and in any implementation
 mpmath.mp.dps = DIGITS
 
@@ -383,9 +381,8 @@ def references(
             below, here, above = (
                 OF_Z[case.name](mpf(float(x)) + by, parameter)[k - 1] for by in (-moved, 0, moved)
             )
-            found.append(
-                (here, min(abs(below - here), abs(above - here)))
-            )  # at a jump, the side without the jump
+            # at a jump, the side without the jump
+            found.append((here, min(abs(below - here), abs(above - here))))
         return z, found
     for x in s:
         here = exact(case, float(x), y)

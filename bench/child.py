@@ -32,10 +32,8 @@ from bench.peers import Runner, Unsupported, build
 from bench.work import Work
 
 Answer = dict[str, Any]
-GEMM_BYTES = {
-    "cpu": 1 << 30,
-    "cuda": 16 << 30,
-}  # most bytes of arrays for running the GEMMs alone
+# most bytes of arrays for running the GEMMs alone
+GEMM_BYTES = {"cpu": 1 << 30, "cuda": 16 << 30}
 
 
 def serve(peer: str, work: Work) -> Iterator[Answer]:

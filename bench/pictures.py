@@ -139,10 +139,8 @@ def _name(axes: Axes, ends: list[tuple[float, float, str, Any]]) -> None:
     """Write names at the lines' ends, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
-    height, step = (
-        3.6 if len(axes.figure.axes) > 1 else 3.7,
-        0.165,
-    )  # height in inches of the panel and of a line of text
+    # height in inches of the panel and of a line of text
+    height, step = 3.6 if len(axes.figure.axes) > 1 else 3.7, 0.165
     places = [
         axes.transLimits.transform(axes.transScale.transform((x, y)))[1] * height
         for y, x, _, _ in sorted(ends)

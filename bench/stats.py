@@ -26,10 +26,8 @@ class Median(NamedTuple):
 
 def order(count: int) -> int:
     """Return the distance of a median's 95% bounds from the ends of `count` sorted values."""
-    k, tail = (
-        0,
-        1.0,
-    )  # tail = Σ_{i <= k} C(n, i), the outcomes with fewer than k + 1 values on one side
+    # tail = Σ_{i <= k} C(n, i), the outcomes with fewer than k + 1 values on one side
+    k, tail = 0, 1.0
     while 2 * (tail + math.comb(count, k + 1)) <= 0.05 * 2**count:
         k += 1
         tail += math.comb(count, k)

@@ -15,9 +15,8 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from mlpcore.estimators import (
-    MLPClassifier,
-)  # was: from sklearn.neural_network import MLPClassifier
+# was: from sklearn.neural_network import MLPClassifier
+from mlpcore.estimators import MLPClassifier
 
 
 def data():

@@ -75,9 +75,8 @@ def scalar_derivation(x, y, w):
     dW = [None] + [[[0.0] * SIZES[l] for _ in range(SIZES[l - 1])] for l in range(1, L + 1)]
     for i in range(m):
         s, z = forward_row(x[i], w)
-        dJ_dz = [
-            (z[L][r] - y[i][r]) / m for r in range(SIZES[L])
-        ]  # J = 1/(2m) Σ_rows Σ_r (z_r - y_r)²
+        # J = 1/(2m) Σ_rows Σ_r (z_r - y_r)²
+        dJ_dz = [(z[L][r] - y[i][r]) / m for r in range(SIZES[L])]
         for l in range(L + 1):
             Z[l].append(z[l])
             G[l].append([by_paths(l, j, w, s, dJ_dz) for j in range(SIZES[l])])

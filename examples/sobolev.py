@@ -53,10 +53,8 @@ def J_and_gradient(net, X, E, F, weight):
         direction = np.zeros_like(X)
         direction[:, i] = 1
         output, tangent = net.jvp(X, direction)
-        residual, slip = (
-            (output - E) * (i == 0),
-            tangent - F[:, i : i + 1],
-        )  # add the energies only once
+        # add the energies only once
+        residual, slip = (output - E) * (i == 0), tangent - F[:, i : i + 1]
         J += float(np.sum(residual**2) + weight * np.sum(slip**2)) / m
         gradient = (
             gradient

@@ -212,11 +212,12 @@ def misprint(number, net):
         1: {"make_D": lambda G, S, Z, l: G * Z},  # σ for σ'
         2: {"make_D": lambda G, S, Z, l: G * own(l, Z, _value(act[l], Z))},  # σ' at the output
         3: {"make_dW": lambda Z, D: Z.T @ D.T},  # D transposed
+        # σ_{l+1}
         4: {
             "make_D": lambda G, S, Z, l: (
                 G * own(m := min(l + 1, len(act) - 1), S, _value(act[m], S))
             )
-        },  # σ_{l+1}
+        },
         5: {"make_D": lambda G, S, Z, l: G * own(l, S, Z) / (act[l].parameter or 1)},  # no a
     }[number]
 

@@ -40,9 +40,8 @@ def test_hidden_weights_have_the_variance_of_their_activation_and_biases_start_a
     hidden, variance
 ):
     found, net = deviation(hidden)
-    assert found == pytest.approx(
-        np.sqrt(variance), rel=0.01
-    )  # 150,000 numbers: 0.2% is one standard error
+    # 150,000 numbers: 0.2% is one standard error
+    assert found == pytest.approx(np.sqrt(variance), rel=0.01)
     assert abs(net.W[1].mean()) < 0.01 * found
     assert not net.b[1].any()
     assert not net.b[2].any()

@@ -464,9 +464,8 @@ def test_bad_input_is_refused_by_name(X, error, message):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor:UserWarning"
-)  # PyTorch's own, where its graph breaks
+# PyTorch's own, where its graph breaks
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_a_compiled_model_calls_the_layer_as_it_is():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), Module(net(dtype="float32")))
     X = rows(dtype=torch.float32)

@@ -239,9 +239,8 @@ def test_evaluate_equals_the_loss_and_plain_accuracy_with_and_without_weights():
     for weights in (None, w):
         found = trainer.evaluate(X, Y, weights)
         assert list(found) == ["loss", "accuracy"]
-        assert found["loss"] == pytest.approx(
-            mc.loss("cross_entropy")(P, Y, weights)[0], rel=1e-12
-        )  # without penalties
+        # without penalties
+        assert found["loss"] == pytest.approx(mc.loss("cross_entropy")(P, Y, weights)[0], rel=1e-12)
         assert found["accuracy"] == pytest.approx(
             np.average(P.argmax(axis=1) == Y, weights=weights), rel=1e-12
         )

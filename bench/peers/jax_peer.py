@@ -7,9 +7,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault(
-    "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
-)  # otherwise JAX reserves three quarters of the GPU
+# otherwise JAX reserves three quarters of the GPU
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp

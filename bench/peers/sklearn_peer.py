@@ -44,9 +44,8 @@ class Sklearn:
             momentum=0.0, shuffle=False,
             nesterovs_momentum=False, beta_1=BETAS[0], beta_2=BETAS[1], epsilon=EPSILON,
         )  # fmt: skip
-        self._fit(
-            slice(0, work.batch)
-        )  # creates its arrays and its optimizer, which then get our values
+        # creates its arrays and its optimizer, which then get our values
+        self._fit(slice(0, work.batch))
         for mine, given in zip(
             self.model.coefs_ + self.model.intercepts_, work.W + work.b, strict=True
         ):
@@ -65,9 +64,8 @@ class Sklearn:
         m, values = self.work.batch, []
         for i in range(count):
             self._fit(slice(i * m % len(self.X), i * m % len(self.X) + m))
-            values.append(
-                self.model.loss_ * (1 if self.classifier else self.work.case.sizes[-1])
-            )  # scikit-learn averages over outputs
+            # scikit-learn averages over outputs
+            values.append(self.model.loss_ * (1 if self.classifier else self.work.case.sizes[-1]))
         return values
 
     def set_rate(self, rate: float) -> None:

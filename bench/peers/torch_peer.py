@@ -53,9 +53,8 @@ class Torch:
             torch.tensor(self.case.rate, device=self.device) if "graph" in way else self.case.rate
         )
         self.optimizer = self._optimizer()
-        if (
-            work.precision == "float16"
-        ):  # fused optimizers divide the gradient by this, as torch.amp.GradScaler has them do
+        # fused optimizers divide the gradient by this, as torch.amp.GradScaler has them do
+        if work.precision == "float16":
             self.optimizer.grad_scale = torch.tensor(work.scale, device=self.device)
             self.optimizer.found_inf = torch.tensor(0.0, device=self.device)
         self.loss: Callable[..., Any] = (

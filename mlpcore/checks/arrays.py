@@ -165,9 +165,8 @@ def numeric(value: object, name: str, adopt: Adopt = host_array) -> Array:
         TypeError, ValueError: `value` is not numeric, is masked, requires grad or is on another
             device; names the argument.
     """
-    if (
-        type(value) is np.ndarray and adopt is host_array and value.dtype.char in PLAIN
-    ):  # the usual case
+    # the usual case
+    if type(value) is np.ndarray and adopt is host_array and value.dtype.char in PLAIN:
         return value
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise TypeError(
@@ -348,9 +347,8 @@ def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int 
     step = max(1, _PIECE // max(1, array[:1].size))
     for start in range(0, len(array), step):
         piece = array[start : start + step]
-        if not (
-            -largest <= piece.min() and piece.max() <= largest
-        ):  # allocates nothing of the piece's size if all are finite
+        # allocates nothing of the piece's size if all are finite
+        if not (-largest <= piece.min() and piece.max() <= largest):
             bad = ~(abs(piece) <= largest)
             place = np.unravel_index(int(bad.argmax()), bad.shape)
             row, rest = start + int(place[0]), place[1:]

@@ -49,9 +49,8 @@ def opened() -> Iterator[Output]:
 
 class _Log(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        if (
-            record.funcName != "leave"
-        ):  # the library's notice of an interrupt: the command prints its own
+        # the library's notice of an interrupt: the command prints its own
+        if record.funcName != "leave":
             complain(f"note: {record.getMessage()}")
 
 

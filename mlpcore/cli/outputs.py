@@ -213,11 +213,8 @@ def is_standard_output(path: str) -> bool:
         return True
     try:
         return os.path.samestat(os.stat(path), _status("-"))
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-    ):  # no such file; standard output without a file, or none at all
+    except (OSError, ValueError, AttributeError):
+        # no such file; standard output without a file, or none at all
         return False
 
 

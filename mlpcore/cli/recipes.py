@@ -74,9 +74,8 @@ def require_settings(options: argparse.Namespace) -> None:
             raise ValueError(f"{option} must be finite and not negative; got {value}")
     if options.hidden is not None:
         widths(options.hidden, "--hidden")
-    parse_bytes(
-        options.memory_limit, "--memory-limit", lambda: 1 << 60
-    )  # free memory is checked later
+    # free memory is checked later
+    parse_bytes(options.memory_limit, "--memory-limit", lambda: 1 << 60)
     values.path(options.out, "--out")
     if options.out == "-" or Path(options.out).suffix.lower() in (".safetensors", ".png", ".csv"):
         raise ValueError(

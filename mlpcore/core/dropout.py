@@ -141,9 +141,8 @@ def _slope(sigma: Activation, rate: float) -> str:
     A slope that jumps at a z other than 0 (hard_tanh at 1) cannot tolerate the rounding, and is
     written in s.
     """
-    signs = formulas.substitute(sigma.slope, {"z": "z"}).replace(
-        "positive(z)", "positive(same)"
-    )  # z̃ has the sign of z
+    # z̃ has the sign of z
+    signs = formulas.substitute(sigma.slope, {"z": "z"}).replace("positive(z)", "positive(same)")
     jumps = re.search(r"\b(positive|sign)\((?!same\))", signs)
     if "s" in formulas.reads(sigma.slope) or jumps:
         return formulas.substitute(sigma.slope, {"z": sigma.value})

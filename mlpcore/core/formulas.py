@@ -255,6 +255,7 @@ def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
                 first = _above(ast.BinOp(u, ast.Sub(), v))
                 larger, smaller = (of(u), of(v)) if name == "maximum" else (of(v), of(u))
                 return _plus(_times(first, larger), _times(f"1 - {first}", smaller))
+            # softplus(u) - maximum(u, 0); follows the same convention as maximum
             case ast.Call(
                 func=ast.Name(id="log1p"),
                 args=[
@@ -262,7 +263,7 @@ def differentiate(formula: str, slopes: Mapping[str, str]) -> str:
                         ast.Name("exp"), [ast.UnaryOp(ast.USub(), ast.Call(ast.Name("abs"), [u]))]
                     )
                 ],
-            ):  # softplus(u) - maximum(u, 0); follows the same convention as maximum
+            ):
                 text, first = ast.unparse(u), _above(u)
                 return _times(
                     f"(1 - {first}) * sigmoid({text}) - {first} * sigmoid(-({text}))", of(u)

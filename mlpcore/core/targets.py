@@ -36,9 +36,8 @@ def row_weights(loss: Loss, Y: Any, weights: Any, out: Any, xp: Any = np) -> Non
         part = slice(start, start + piece)
         y = Y[part]
         if y.ndim == 1:
-            found = by_class[
-                y.astype(np.int64) % len(by_class)
-            ]  # the step itself reports invalid classes
+            # the step itself reports invalid classes
+            found = by_class[y.astype(np.int64) % len(by_class)]
         else:
             found = (
                 by_class[0] * (1.0 - y[:, 0]) + by_class[1] * y[:, 0]

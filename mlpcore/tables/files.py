@@ -94,9 +94,8 @@ def read_csv(source: Path, texts: Sequence[str], only: Sequence[str] = ()) -> pa
         raise ValueError(f"{size:,} bytes of text; use Parquet from 2 GiB on")
     return csv.read_csv(
         arrow_source(source),
-        read_options=csv.ReadOptions(
-            use_threads=False, block_size=size + 1
-        ),  # types from all rows, not from the first ones
+        # types from all rows, not from the first ones
+        read_options=csv.ReadOptions(use_threads=False, block_size=size + 1),
         parse_options=csv.ParseOptions(delimiter=_delimiter(source), newlines_in_values=True),
         convert_options=csv.ConvertOptions(
             strings_can_be_null=True,

@@ -168,10 +168,8 @@ def split_rows(
         )
     order = np.lexsort((rng.random(len(strata)), strata))
     part = np.zeros(len(strata), dtype=np.int64)
-    for name, share in (
-        (2, test),
-        (1, validation),
-    ):  # evenly spaced in the order, so each class gives its share
+    # evenly spaced in the order, so each class gives its share
+    for name, share in ((2, test), (1, validation)):
         left = order[part[order] == 0]
         cuts = np.arange(len(left) + 1) * round(share * len(strata)) // max(len(left), 1)
         part[left[np.diff(cuts) > 0]] = name

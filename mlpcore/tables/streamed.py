@@ -191,9 +191,8 @@ def stream_table(
     chosen, numbers, seen = [], [], set[Any]()
     for _, first, piece in whole.everything():
         rows = _uniform(_LOOK, np.arange(first, first + len(piece))) * total < SAMPLE
-        if (
-            len(seen) < _FEW
-        ):  # the first row of each target value, so that the sample has every class
+        # the first row of each target value, so that the sample has every class
+        if len(seen) < _FEW:
             rows[_firsts(piece.column(target), seen)] = True
         if rows.any():
             chosen.append(piece.filter(pa.array(rows)))

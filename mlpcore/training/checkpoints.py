@@ -74,9 +74,8 @@ class Checkpoints:
                 os.W_OK | os.X_OK,
                 effective_ids=os.access in os.supports_effective_ids,
             )
-            if not rights and (
-                place.is_file() or not place.exists()
-            ):  # a device or a pipe needs no rights in its folder
+            # a device or a pipe needs no rights in its folder
+            if not rights and (place.is_file() or not place.exists()):
                 raise PermissionError(
                     f"{where} is in a folder that cannot be written; name another one"
                 )

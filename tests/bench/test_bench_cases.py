@@ -19,9 +19,8 @@ def test_points_of_a_suite_are_distinct_and_of_known_cases():
 
 def test_the_gpu_suite_is_reckoned_to_end_within_its_eight_minutes():
     suite = SUITES["gpu"]
-    described = START * (
-        1 + len({point.precision for point in suite.points})
-    )  # the machine; the ceiling of a precision
+    # the machine; the ceiling of a precision
+    described = START * (1 + len({point.precision for point in suite.points}))
     assert described + sum(map(suite.reckoned, suite.points)) <= suite.budget == 480
 
 
@@ -65,11 +64,8 @@ def test_parameters_and_networks_agree(name):
 
 def test_flop_count_the_products_of_forward_and_backward():
     case = CASES["784-128-10"]
-    m, forward, backward = (
-        32,
-        784 * 128 + 128 * 10,
-        784 * 128 + 128 * 10 + 128 * 10,
-    )  # dW[1], dW[2], G[1]
+    # dW[1], dW[2], G[1]
+    m, forward, backward = 32, 784 * 128 + 128 * 10, 784 * 128 + 128 * 10 + 128 * 10
     assert bounds.flop(case, m) == 2 * m * (forward + backward)
 
 

@@ -33,9 +33,8 @@ for name, case in cases.CASES.items():
 
 
 def test_a_dry_run_of_the_gpu_suite_measures_its_points(root, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        PLAYED
-    )  # Python imports it at the start of every process
+    # Python imports it at the start of every process
+    (tmp_path / "sitecustomize.py").write_text(PLAYED)
     path = os.pathsep.join(map(str, (tmp_path, root)))
     words = [
         "--suite",
@@ -109,6 +108,5 @@ def test_bytes_over_the_time_of_a_kernel_are_its_bandwidth(tmp_path, monkeypatch
     found = {(row["kernel"], row["dtype"]): row for row in rows}
     entries = int(float(GIB) * 2**30) // (4 * kernels.COLUMNS) * kernels.COLUMNS  # of float32
     assert found["copy", "float32"]["GB/s"] == pytest.approx(2 * 4 * entries / 1e-3 / 1e9)
-    assert (
-        found["activation_gradient tanh", "float32"]["over copy"] == 1.5
-    )  # three arrays in the time of a copy's two
+    # three arrays in the time of a copy's two
+    assert found["activation_gradient tanh", "float32"]["over copy"] == 1.5

@@ -155,9 +155,8 @@ def test_what_belongs_to_the_rows_comes_back_in_the_library_of_x_sharing_memory_
     for result in results:
         assert isinstance(result, type(x))
     for ours, theirs in given:
-        assert (
-            address(theirs) == address(ours) or library == "jax"
-        )  # JAX copies what is not aligned to 64 bytes
+        # JAX copies what is not aligned to 64 bytes
+        assert address(theirs) == address(ours) or library == "jax"
     assert len(given) == len(results)
     assert isinstance(network.vjp(x, v).parameters, np.ndarray)
     assert isinstance(network.forward(x).output, np.ndarray)

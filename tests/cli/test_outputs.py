@@ -338,11 +338,8 @@ def test_a_call_that_was_killed_is_refused_or_resumed_by_what_the_checkpoint_its
     with stopped_at(8):
         assert train("--every", "1 epoch") == 130
     capsys.readouterr()
-    assert sorted(os.listdir()) == [
-        "other.npz",
-        "t.checkpoint.safetensors",
-        "t.npz",
-    ]  # no note that could disagree
+    # no note that could disagree
+    assert sorted(os.listdir()) == ["other.npz", "t.checkpoint.safetensors", "t.npz"]
     about = mc.MLP.load_with("t.checkpoint.safetensors")[2]
     assert about["call"]["--epochs"] == 2
     trainer = mc.Trainer.load("t.checkpoint.safetensors")
@@ -555,9 +552,8 @@ def test_no_cell_of_predictions_is_a_formula_and_numbers_stay_as_they_are(folder
     text = (folder / "predictions.csv").read_text()
     assert '"p(a;=2)"' in text.splitlines()[0]
     rows = list(csv.reader(text.splitlines()))
-    classes = mc.MLP.load_with("t.safetensors")[2][
-        "classes"
-    ]  # the names as they are, in the order of the columns
+    # the names as they are, in the order of the columns
+    classes = mc.MLP.load_with("t.safetensors")[2]["classes"]
     assert rows[0] == ["prediction", *(f"p({name})" for name in classes)]
     assert sorted(classes) == sorted(names)
     marked = {name: f"'{name}" for name in ("=1+1", "-x", "@sum(a1)", "＝1")}

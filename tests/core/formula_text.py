@@ -29,15 +29,8 @@ NUMPY = {
     "erf": special.erf, "erfc": special.erfc, "normcdf": special.ndtr,
     "normpdf": lambda x: np.exp(-x * x / 2) / np.sqrt(2 * np.pi),
 }  # fmt: skip
-NOT_ANALYTIC = (
-    "maximum(",
-    "minimum(",
-    "abs(",
-    "sign(",
-    "positive(",
-    "softplus(",
-    "log_cosh(",
-)  # as they are written above
+# as they are written above
+NOT_ANALYTIC = ("maximum(", "minimum(", "abs(", "sign(", "positive(", "softplus(", "log_cosh(")
 
 
 def value(text, **variables):

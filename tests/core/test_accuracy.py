@@ -48,9 +48,8 @@ def test_every_formula_is_right_to_a_few_units_in_the_last_place(case):
 def test_onnxruntime_computes_the_same_from_an_onnx_file(case):
     pytest.importorskip("onnxruntime")
     ulp, where = accuracy.worst(case, "value", "float32", accuracy.onnx_door, thin=3)
-    assert ulp <= (64 if case.name == "tanh" else BOUND), (
-        where
-    )  # its Tanh loses the last 6 bits at 1e-38
+    # its Tanh loses the last 6 bits at 1e-38
+    assert ulp <= (64 if case.name == "tanh" else BOUND), where
 
 
 def test_the_sweep_sees_what_is_wrong():
@@ -189,9 +188,8 @@ def test_cross_entropy_is_right_where_the_label_is_sure(dtype, n, kind, ops):
         "one-hot": hot,
         "smoothed": (hot * 0.875 + 0.125 / n).astype(dtype),
     }[kind]
-    for i, s in enumerate(
-        S[: -2 if kind == "smoothed" else None]
-    ):  # Σ y s overflows in between at 1e38
+    # Σ y s overflows in between at 1e38
+    for i, s in enumerate(S[: -2 if kind == "smoothed" else None]):
         D, J = np.empty((1, n), dtype), np.zeros(())
         ops.quietly(
             ops.loss,

@@ -322,9 +322,8 @@ def _check_at_zero(sigma, bend):
     net = mc.MLP([2, 3], [], sigma, dtype="float64", init="zeros")
     net.parameters[:6] = 1.0  # so that dX moves S, whose value is 0
     found = net.vjp(np.zeros((4, 2)), np.zeros((4, 3)), dX=np.full((4, 2), 0.5), dV=np.ones((4, 3)))
-    np.testing.assert_allclose(
-        found.parameters[6:], 4 * bend, rtol=1e-13, atol=1e-15
-    )  # Σ_rows dV σ'' dS, dS = 1
+    # Σ_rows dV σ'' dS, dS = 1
+    np.testing.assert_allclose(found.parameters[6:], 4 * bend, rtol=1e-13, atol=1e-15)
     two = mc.MLP([2, 3, 1], sigma, dtype="float64", init="zeros")
     two.W[2][...], two.b[2][...] = 1.0, 0.0
     Z0 = two.predict(np.zeros((1, 2)))

@@ -116,9 +116,8 @@ def test_a_mask_does_not_depend_on_where_a_chunk_begins():
 # -- the formulas ----------------------------------------------------------------------------------
 
 USERS = [
-    Activation(
-        "clipped", "minimum(maximum(s, 0), 6)", "positive(z) * positive(6 - z)"
-    ),  # jumps at z = 6
+    # jumps at z = 6
+    Activation("clipped", "minimum(maximum(s, 0), 6)", "positive(z) * positive(6 - z)"),
     Activation("hyperbola", "sqrt(1 + s * s)", "s / z"),  # has no slope at z = 0
     Activation(
         "bent", "s / sqrt(1 + a * s * s)", "1 / ((1 + a * s * s) * sqrt(1 + a * s * s))", 2.0
@@ -148,9 +147,8 @@ def test_value_and_slope_behind_dropout_are_those_without_it_up_to_a_few_roundin
         np.empty_like(S),
         np.empty_like(s),
     )
-    ops.quietly(
-        ops.bias_activation, S.copy(), None, dropped, Z
-    )  # exp may overflow, in a denominator
+    # exp may overflow, in a denominator
+    ops.quietly(ops.bias_activation, S.copy(), None, dropped, Z)
     ops.quietly(ops.bias_activation, s.copy(), None, sigma, z)
     ops.activation_gradient(G, S, Z, dropped, D, None)
     ops.activation_gradient(G.astype(np.float64), s, z, sigma, d, None)

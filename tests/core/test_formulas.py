@@ -202,9 +202,8 @@ def test_the_slope_of_a_loss_is_the_derivative_of_its_value_in_z(name, q):
     formula, slope = LOSSES[name].value, LOSSES[name].slope
     y = targets(name, 300)
     z, own = outputs(name, y), scalars(q=q)
-    edge = {"poisson": z, "binary_cross_entropy": np.minimum(z, 1 - z)}.get(
-        name, 1.0
-    )  # the logarithm's pole
+    # the logarithm's pole
+    edge = {"poisson": z, "binary_cross_entropy": np.minimum(z, 1 - z)}.get(name, 1.0)
     found = value(slope, z=z, y=y, **own)
     np.testing.assert_allclose(
         found, derivative(formula, "z", z=z, y=y, h=2e-3 * edge, **own), rtol=1e-9, atol=1e-9
@@ -238,9 +237,8 @@ def test_values_and_slopes_stay_finite_and_right_in_the_limits(name):
     row = ACTIVATIONS[name]
     formula, slope, own = row.value, row.slope, row.scalars
     s = np.array([-1e4, -800.0, 0.0, 700.0 if name == "exp" else 1e4])
-    with np.errstate(
-        over="ignore", invalid="raise", divide="raise"
-    ):  # exp may overflow in denominators
+    # exp may overflow in denominators
+    with np.errstate(over="ignore", invalid="raise", divide="raise"):
         z = value(formula, s=s, **own)
         d = value(slope, s=s, z=z, **own) + 0 * s
     assert np.isfinite(z).all()
@@ -367,9 +365,8 @@ def test_a_program_computes_what_its_statements_say_also_in_place_and_keeps_ever
         with np.errstate(all="ignore"):
             expected = dict(state)
             for target, text in statements:
-                expected[target] = np.array(
-                    np.broadcast_to(plain(text, expected), 17)
-                )  # + 0 would lose the sign of -0
+                # + 0 would lose the sign of -0
+                expected[target] = np.array(np.broadcast_to(plain(text, expected), 17))
     except ARITHMETIC:  # a division by 0 among scalars
         assume(False)
     arrays, _ = run("; ".join(f"{target} = {text}" for target, text in statements), state)
@@ -385,11 +382,8 @@ def test_a_program_uses_as_few_registers_as_its_order_of_steps_allows(text, targ
     def temporary(name):
         return name == target or name.startswith("r")
 
-    written, uses, holds = (
-        [],
-        {},
-        {},
-    )  # each step's result by number; who reads it last; what a place holds now
+    # each step's result by number; who reads it last; what a place holds now
+    written, uses, holds = [], {}, {}
     for i, step in enumerate(compiled.instructions):
         for name in step.operands:
             if name in holds:
@@ -439,9 +433,8 @@ def test_the_programs_of_the_sheet_give_equal_results_on_separate_and_on_shared_
         np.testing.assert_array_equal(kept, s, err_msg=f"{name}: S must be kept for the slope")
         ops.bias_activation(in_place, None, activation, in_place)
         np.testing.assert_array_equal(in_place, z, err_msg=name)
-        rounding = (
-            1e-14 if "norm" in activation.value else 0
-        )  # functions that are compiled into steps
+        # functions that are compiled into steps
+        rounding = 1e-14 if "norm" in activation.value else 0
         np.testing.assert_allclose(
             z, value(activation.value, s=s, **activation.scalars), rounding, err_msg=name
         )

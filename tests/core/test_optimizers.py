@@ -162,9 +162,8 @@ def test_float32_updates_agree_with_float64_ones_over_vectors_longer_than_a_piec
             trainer.step(X, Y)
         found.append(net.parameters.astype(np.float64))
     far = abs(found[0] - found[1]) > 1e-5 * (1 + abs(found[1]))
-    assert far.sum() <= (
-        4 if rule is lion else 0
-    )  # a sign may fall either way where rounding decides
+    # a sign may fall either way where rounding decides
+    assert far.sum() <= (4 if rule is lion else 0)
 
 
 @pytest.mark.parametrize(
@@ -895,9 +894,8 @@ def test_the_two_velocities_differ_where_the_rate_changes_and_only_there():
     steps, _ = row(np.ones((3, 1)), mc.SGD(0.1, 0.5), changes)
     gradients, _ = row(np.ones((3, 1)), mc.SGD(0.1, 0.5, velocity="gradients"), changes)
     np.testing.assert_allclose(steps[:2], gradients[:2], rtol=1e-15)
-    np.testing.assert_allclose(
-        (steps[1] - steps[2]), 0.5 * 0.15 + 0.01, rtol=1e-12
-    )  # 0.15 was the last step
+    # 0.15 was the last step
+    np.testing.assert_allclose((steps[1] - steps[2]), 0.5 * 0.15 + 0.01, rtol=1e-12)
     np.testing.assert_allclose((gradients[1] - gradients[2]), 0.01 * (0.5 * 1.5 + 1), rtol=1e-12)
 
 
@@ -1077,9 +1075,8 @@ def test_a_step_that_is_large_but_finite_takes_place():
         (mc.Lion(3e38), 1.0, -3e38),
     ):  # fmt: skip
         np.testing.assert_allclose(row([[g]], optimizer, {}, "float32")[0], [[wanted]], rtol=1e-6)
-    found, _ = row(
-        [[1e200]], mc.SGD(1e-199), {}, clip_norm=1e199
-    )  # whose square is more than float64 holds
+    # whose square is more than float64 holds
+    found, _ = row([[1e200]], mc.SGD(1e-199), {}, clip_norm=1e199)
     np.testing.assert_allclose(found, [[0.0]], atol=1e-12)
     found, _ = row([[1e200, 1e200]], mc.SGD(1e-200), {})
     np.testing.assert_allclose(found, [[0.0, 0.0]], atol=1e-12)
@@ -1179,9 +1176,8 @@ def test_clipping_measures_the_norm_of_many_equal_slopes_without_losing_digits()
     net = mc.MLP([300, 300], bias=False)
     net.parameters[...] = np.float32(0.1)
     trainer = mc.Trainer(net, loss=FLAT, optimizer=mc.SGD(1.0), l2=1.0, clip_norm=15.0)
-    trainer.step(
-        np.ones((1, 300)), np.ones((1, 300))
-    )  # each of 90,000 slopes is 0.1, and becomes 15 / 300
+    # each of 90,000 slopes is 0.1, and becomes 15 / 300
+    trainer.step(np.ones((1, 300)), np.ones((1, 300)))
     np.testing.assert_allclose(net.parameters, 0.05, rtol=3e-7)
 
 

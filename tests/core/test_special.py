@@ -96,9 +96,8 @@ def test_value_slope_and_curvature_of_the_exact_gelu_are_right_in_the_tails_and_
             None,
         )
     cdf, pdf = mpmath.ncdf, mpmath.npdf
-    assert (
-        off(Z, s, lambda x: x * cdf(x)) <= 24
-    )  # that many where Z is below the smallest normal number
+    # that many where Z is below the smallest normal number
+    assert off(Z, s, lambda x: x * cdf(x)) <= 24
     normal = abs(Z) > np.finfo(dtype).tiny
     assert off(Z[normal], s[normal], lambda x: x * cdf(x)) <= 8
     near = abs(s) < 2  # where slope and curvature cross 0: as good as 1 is
@@ -128,9 +127,8 @@ def test_the_tails_polynomial_is_the_chebyshev_fit_and_as_good_as_its_dtype(dtyp
 
     end = (mp.mpf(fit.end) - k) / (mp.mpf(fit.end) + k)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # 1.4 would rather be asked for the other order, which 1.3 lacks
+        # 1.4 would rather be asked for the other order, which 1.3 lacks
+        warnings.simplefilter("ignore", DeprecationWarning)
         coefficients, error = mpmath.chebyfit(scaled, [-1, end], len(fit.tail), error=True)
     np.testing.assert_allclose(fit.tail, [float(c) for c in reversed(coefficients)], rtol=1e-11)
     assert error / scaled(end) < np.finfo(dtype).eps / 4

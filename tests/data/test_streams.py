@@ -172,9 +172,8 @@ def test_a_sorted_file_comes_out_mixed():
         )
         worst = max(worst, shares.max())
         assert abs(np.corrcoef(np.arange(rows), flat(batches))[0, 1]) < 0.3
-    assert (
-        worst < 0.6
-    )  # 16 blocks a window, ten classes: by chance one has three or four times its share
+    # 16 blocks a window, ten classes: by chance one has three or four times its share
+    assert worst < 0.6
 
 
 def test_blocks_are_cut_elsewhere_in_each_epoch():
@@ -184,9 +183,8 @@ def test_blocks_are_cut_elsewhere_in_each_epoch():
     cuts = set()
     for seed in range(20):
         source.read.clear()
-        epoch(
-            stream, 10, seed
-        )  # one window: read in blocks of 62 rows, but for the two ends of the file
+        # one window: read in blocks of 62 rows, but for the two ends of the file
+        epoch(stream, 10, seed)
         cuts.add(frozenset(start % 62 for start, _ in source.read if start))
     assert len(cuts) > 10
 
@@ -208,9 +206,8 @@ def test_what_only_skipped_batches_need_is_not_read():
         source.read.clear()
         epoch(stream, 10, order, skip=97, limit=8000)
         window = stream.buffers(10, 8000)[0].shape[0]
-        needed = (
-            30 if order is None else 1000 - 970 // window * window
-        )  # shuffled: the rows of whole windows
+        # shuffled: the rows of whole windows
+        needed = 30 if order is None else 1000 - 970 // window * window
         assert sum(stop - start for start, stop in source.read) == needed
 
 
@@ -763,9 +760,8 @@ def test_closing_waits_for_one_block_at_most():
             assert closed.wait(30)
 
     stream = open_stream(Sliced(X, before=slow), Y)
-    pieces = stream.epoch(
-        10, None, 0, arrays(stream, 10, 2 * 500 * 28)
-    )  # windows of 500 rows, 16 blocks each
+    # windows of 500 rows, 16 blocks each
+    pieces = stream.epoch(10, None, 0, arrays(stream, 10, 2 * 500 * 28))
     next(pieces)
     assert begun.wait(30)
     at = len(reads)
@@ -805,9 +801,8 @@ def test_waiting_is_measured():
     quick, begin = open_stream(lambda: iter([(X, Y)] * 3)), time.perf_counter()
     for _ in quick.epoch(1, None, 0, {}):
         time.sleep(0.05)
-    assert (
-        time.perf_counter() - begin - quick.waited >= 0.15
-    )  # what its consumer does is no waiting
+    # what its consumer does is no waiting
+    assert time.perf_counter() - begin - quick.waited >= 0.15
 
 
 def test_two_epochs_of_two_streams_of_one_source_do_not_disturb_each_other(tmp_path):
@@ -910,6 +905,5 @@ def test_a_parquet_column_of_categories_that_are_numbers_is_no_feature(tmp_path)
     ):
         Parquet(tmp_path / "rows.parquet", "y")
     assert Parquet(tmp_path / "rows.parquet", "y", features=["b"]).features == ("b",)
-    assert (
-        Parquet(tmp_path / "rows.parquet", "a", features=["b"]).rows == 4
-    )  # as a target its numbers count
+    # as a target its numbers count
+    assert Parquet(tmp_path / "rows.parquet", "a", features=["b"]).rows == 4

@@ -29,9 +29,8 @@ def problem(rows, loss="squared_error", dtype="float64", seed=0):
 def network(hidden="tanh", output="identity", dtype="float64", sizes=SIZES, **settings):
     net = mc.MLP(sizes, hidden, output, dtype=dtype, seed=1, **settings)
     for b in net.b[1:]:
-        b[...] = np.random.default_rng(2).uniform(
-            0.05, 0.3, b.shape
-        )  # away from the kinks: a row may lose all its inputs
+        # away from the kinks: a row may lose all its inputs
+        b[...] = np.random.default_rng(2).uniform(0.05, 0.3, b.shape)
     return net
 
 

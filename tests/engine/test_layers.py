@@ -91,9 +91,8 @@ def test_each_layer_is_updated_by_its_own_settings(device, name, kind):
     trainer = make(device, OPTIMIZERS[name](), l2=0.1, **NETS[kind])
     net, states = trainer.net, {}
     for t in range(1, 5):
-        free = make(
-            device, mc.SGD(0.1), l2=0.1, **NETS[kind]
-        )  # the gradient, penalties included, of all layers
+        # the gradient, penalties included, of all layers
+        free = make(device, mc.SGD(0.1), l2=0.1, **NETS[kind])
         free.net.parameters[...] = net.parameters
         gradient = np.asarray(free.gradient(X, Y, W)[1])
         wanted = reference(net, trainer.optimizer, gradient, states, t)
@@ -130,10 +129,8 @@ def test_settings_of_layers_may_change_between_steps_and_the_state_goes_on(devic
     trainer, plain = make(device, mc.AdamW(0.01, 0.5)), make(device, mc.AdamW(0.01, 0.5))
     for one in (trainer, plain):
         float(one.step(X, Y))
-    trainer.optimizer.layers = {
-        1: mc.Layer(),
-        3: mc.Layer(weight_decay=0.5),
-    }  # the same settings, said otherwise
+    # the same settings, said otherwise
+    trainer.optimizer.layers = {1: mc.Layer(), 3: mc.Layer(weight_decay=0.5)}
     for one in (trainer, plain):
         float(one.step(X, Y))
     np.testing.assert_array_equal(trainer.net.parameters, plain.net.parameters)
@@ -170,19 +167,8 @@ ADAMS = {
     "adam_hat": (lambda: mc.Adam(0.01, epsilon=1e-2, epsilon_hat=True), {"hat": True}),
     "adamw": (lambda: mc.AdamW(0.01, 0.5, epsilon=1e-2), {"decay": 0.5}),
 }
-FROZEN = [
-    (1,),
-    (1,),
-    (),
-    (2, 3),
-    (2,),
-    (2,),
-    (),
-    (1, 2, 3, 4),
-    (),
-    (1,),
-    (),
-]  # each for some updates
+# each for some updates
+FROZEN = [(1,), (1,), (), (2, 3), (2,), (2,), (), (1, 2, 3, 4), (), (1,), ()]
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA], indirect=True)
@@ -271,9 +257,8 @@ def test_runs_with_layers_of_their_own_settings_resume_and_apply_to_the_bit(devi
     float(whole.step(X, Y))
     np.testing.assert_array_equal(resumed.net.parameters, whole.net.parameters)
     frozen = resumed.net.parameters.copy()
-    resumed.apply(
-        np.where(by_entry(resumed.net, {2: 1}, 0) == 1, np.nan, 0.0)
-    )  # of a frozen layer: counts for nothing
+    # of a frozen layer: counts for nothing
+    resumed.apply(np.where(by_entry(resumed.net, {2: 1}, 0) == 1, np.nan, 0.0))
     live = by_entry(resumed.net, {2: 0}, 1) == 1
     np.testing.assert_array_equal(resumed.net.parameters[~live], frozen[~live])
     assert np.isfinite(resumed.net.parameters).all()

@@ -500,9 +500,8 @@ def test_a_limit_sets_the_largest_chunk_that_keeps_it_and_results_do_not_depend_
         used = trainer_of("gelu keeps S", chunk_rows=1000, memory_limit=limit)
         assert used.step(X, Y) == pytest.approx(J, rel=1e-5)
         assert ledger.peak + used.net.parameters.nbytes <= limit
-        np.testing.assert_allclose(
-            used.net.parameters, after, atol=2e-3
-        )  # Adam's first step is the rate's sign
+        # Adam's first step is the rate's sign
+        np.testing.assert_allclose(used.net.parameters, after, atol=2e-3)
 
 
 def test_a_limit_gives_up_workers_before_it_fails():
@@ -626,9 +625,8 @@ def test_predictions_and_derivatives_take_what_their_plan_says_and_keep_the_limi
         plan = planned[-1]
         assert plan.total_bytes <= limit, call
         assert 1 < plan.rows < 1000, call
-        result = (
-            found.nbytes if call in ("jvp", "vjp", "vjp of a tangent") else 0
-        )  # which is put together here
+        # which is put together here
+        result = found.nbytes if call in ("jvp", "vjp", "vjp of a tangent") else 0
         assert 0.5 * plan.total_bytes < taken - result + own < plan.total_bytes + (96 << 10), (
             call,
             taken,

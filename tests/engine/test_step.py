@@ -210,9 +210,8 @@ def _kinds(A):
     fixed = A.copy()
     fixed.flags.writeable = False
     reverse = A[::-1].copy()[::-1]
-    bytes_ = (
-        np.frombuffer(b"\0" + A.tobytes(), np.uint8)[1:].view(A.dtype).reshape(A.shape)
-    )  # not aligned
+    # not aligned
+    bytes_ = np.frombuffer(b"\0" + A.tobytes(), np.uint8)[1:].view(A.dtype).reshape(A.shape)
     kinds = {
         "float64": A.astype(np.float64), "float16": A.astype(np.float16),
         "uint8": A.astype(np.uint8),

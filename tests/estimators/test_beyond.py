@@ -238,9 +238,8 @@ def auc(model, A, b):
 
 @pytest.mark.parametrize("scoring", ["neg_log_loss", "roc_auc_ovr", auc])
 def test_the_score_may_be_any_of_scikit_learns_or_a_function(scoring):
-    table = pd.DataFrame(
-        X, columns=[f"c{i}" for i in range(X.shape[1])]
-    )  # whose names the scorer's predict must see
+    # whose names the scorer's predict must see
+    table = pd.DataFrame(X, columns=[f"c{i}" for i in range(X.shape[1])])
     model = MLPClassifier(random_state=0, early_stopping=True, scoring=scoring, max_iter=15).fit(
         table, NAMES
     )
@@ -345,9 +344,10 @@ def test_dropout_is_drawn_from_random_state_and_never_when_predicting(dropout):
     assert one.score(X, y) > 0.95
     assert one.loss_curve_ == fitted().loss_curve_
     assert one.loss_curve_ != fitted(random_state=1).loss_curve_
+    # in chunks
     np.testing.assert_allclose(
         fitted(memory_limit="200 KiB").loss_curve_, one.loss_curve_, rtol=1e-6
-    )  # in chunks
+    )
     np.testing.assert_array_equal(one.predict_proba(X), one.predict_proba(X))
     plain = MLPClassifier((20, 20), max_iter=60, learning_rate_init=0.01, random_state=0).fit(X, y)
     assert one.loss_ > plain.loss_

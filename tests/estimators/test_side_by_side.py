@@ -60,9 +60,8 @@ def both(call, *fitted):
     for estimator in fitted:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            warnings.simplefilter(
-                "ignore", RuntimeWarning
-            )  # theirs divides by zero where ours does not
+            # theirs divides by zero where ours does not
+            warnings.simplefilter("ignore", RuntimeWarning)
             call(estimator)
         said.append([(w.category, str(w.message)) for w in caught])
     assert said[0] == said[1]
@@ -87,9 +86,8 @@ def same(theirs, ours, X=None, rtol=1e-6):
                 expected, found = getattr(theirs, method)(X), getattr(ours, method)(X)
                 assert expected.dtype == found.dtype
                 assert expected.shape == found.shape
-                if (
-                    method == "predict_log_proba"
-                ):  # theirs takes 1 - P, which has lost the digits of a small probability
+                # theirs takes 1 - P, which has lost the digits of a small probability
+                if method == "predict_log_proba":
                     lost = (
                         4
                         * np.finfo(expected.dtype).eps

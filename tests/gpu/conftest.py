@@ -36,9 +36,8 @@ def pytest_collection_modifyitems(items):
         warnings.simplefilter("ignore")
         reason = devices.why_no_cuda()
     for item in marked:
-        item.add_marker(
-            pytest.mark.filterwarnings("default")
-        )  # what others deprecate is not ours to fail for
+        # what others deprecate is not ours to fail for
+        item.add_marker(pytest.mark.filterwarnings("default"))
         if reason:
             item.add_marker(pytest.mark.skip(reason=f"no GPU: {reason}"))
 

@@ -93,9 +93,8 @@ def test_a_users_own_work_between_the_steps_changes_no_bit(cupy, chunk_rows, pre
     kept, other = [], cupy.cuda.Stream(non_blocking=True)
 
     def busy(i):
-        kept.append(
-            cupy.full((1 << (10 + i % 8),), cupy.nan, cupy.float32)
-        )  # takes memory that was given back
+        # takes memory that was given back
+        kept.append(cupy.full((1 << (10 + i % 8),), cupy.nan, cupy.float32))
         kept.append(cupy.random.random((333, 77)) @ cupy.random.random((77, 50)))
         with other:
             kept.append(cupy.full(1 << 16, 7.0))
@@ -261,10 +260,8 @@ def test_what_is_allocated_is_what_the_plan_says_to_the_byte(cupy, settings):
     with asked:
         J = one.step(*arrays)
         float(J)
-    beside = [
-        32 * 2048,
-        cuda_slot.CONTROL.itemsize,
-    ]  # room for 2,048 answers; a control block on its way
+    # room for 2,048 answers; a control block on its way
+    beside = [32 * 2048, cuda_slot.CONTROL.itemsize]
     sizes = [n for n in asked.sizes if n not in beside]
     assert sum(sizes) + one.net.parameters.nbytes == plan.total_bytes, (asked.sizes, str(plan))
     again = hook_of(cupy)
@@ -385,9 +382,10 @@ def test_arrays_of_pytorch_are_read_where_they_lie(cupy):
     J, seen = addresses_of_a_step(one, *there)
     assert np.isfinite(J)
     assert seen == [x.data_ptr() for x in there]
+    # of the host's, too
     assert float(trainer("cuda").step(torch.from_numpy(X), torch.from_numpy(Y))) == pytest.approx(
         float(trainer("cuda").step(X, Y)), rel=1e-6
-    )  # of the host's, too
+    )
     P = one.net.predict(there[0])
     assert isinstance(P, torch.Tensor)
     assert P.device.type == "cuda"

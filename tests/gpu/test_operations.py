@@ -15,12 +15,8 @@ from mlpcore.core.ops import accumulator
 from mlpcore.core.program import program
 from tests.backends.cuda.emulator.device import narrow, widen
 
-PRECISIONS = {
-    "float64": 2.0**-52,
-    "float32": 2.0**-23,
-    "float16": 2.0**-10,
-    "bfloat16": 2.0**-7,
-}  # and their epsilon
+# and their epsilon
+PRECISIONS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 SHAPES = [(1, 1), (1, 17), (67, 1), (31, 13), (130, 24), (65, 264)]
 
 
@@ -118,9 +114,8 @@ def test_a_layer_in_one_product_is_the_layer_in_two_launches(device, put, name, 
     for m, k, n in [(1, 1, 1), (67, 13, 24), (5, 16, 7), (128, 64, 256)]:
         (A, a), (W, w), (b, bias) = (drawn(rng, shape, wide) for shape in ((m, k), (k, n), (n,)))
         left, right = put(A, W)
-        vector = operand(device, b[None], False, 3)[
-            0
-        ]  # as in the flat vector, where nothing is aligned
+        # as in the flat vector, where nothing is aligned
+        vector = operand(device, b[None], False, 3)[0]
         s = a @ w + bias
         z = s.copy()
         (reference := NumpyOps()).quietly(reference.bias_activation, s.copy(), None, sigma, z)
@@ -197,13 +192,11 @@ def test_an_activation_and_its_slope(device, put, name, dtype):
             )
             ops.activation_gradient(G_there, S_there, Z_there, sigma, D, db_there, accumulate=True)
             close(read(device, D, dtype), d, SLOPES[dtype], 4)
-            rounded = (
-                SLOPES[dtype] if sigma.rowwise else SLOPES[wide]
-            )  # softmax sums what is stored
+            # softmax sums what is stored
+            rounded = SLOPES[dtype] if sigma.rowwise else SLOPES[wide]
             close(read(device, db_there, wide), db, rounded, 8 * np.sqrt(m))
-            ops.activation_gradient(
-                G_there, S_there, Z_there, sigma, G_there, None
-            )  # in place, without db
+            # in place, without db
+            ops.activation_gradient(G_there, S_there, Z_there, sigma, G_there, None)
             close(read(device, G_there, dtype), d, SLOPES[dtype], 4)
 
 
@@ -231,9 +224,8 @@ def test_a_learned_slope_and_its_gradient(device, put, each, dtype):
             first = read(device, found, wide)
             found[...] = put(before)
             ops.activation_gradient(G_there, S_there, Z, sigma, G_there, None, accumulate=True)
-            np.testing.assert_array_equal(
-                read(device, found, wide), first
-            )  # the order of sums is fixed
+            # the order of sums is fixed
+            np.testing.assert_array_equal(read(device, found, wide), first)
 
 
 PAIRS = [
@@ -351,6 +343,5 @@ def test_what_is_timed_is_the_device_and_not_the_host(gpu):
     kernel = gpu.kernel("__global__ void nothing() {}", "nothing")
     assert gpu.seconds(lambda: gpu.launch(kernel, Launch((1, 1), (32, 1)), [])) < 4e-6
     x = gpu.empty(1 << 28)
-    assert (
-        gpu.seconds(lambda: x.data.memset_async(1, x.nbytes)) > 2**28 / 20e12
-    )  # no GPU writes 20 TB/s
+    # no GPU writes 20 TB/s
+    assert gpu.seconds(lambda: x.data.memset_async(1, x.nbytes)) > 2**28 / 20e12

@@ -32,9 +32,8 @@ def put(path, content=b"new", keep=1):
 def forked(work):
     """Begin a function in a child, which exits with 0, or with 1 if the function raised."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # BLAS has threads, which the child leaves alone
+        # BLAS has threads, which the child leaves alone
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child:
         return child
@@ -250,9 +249,8 @@ def access_list(*entries):
 
 
 NONE = 0xFFFFFFFF
-READER = access_list(
-    (1, 6, NONE), (2, 4, 4321), (4, 0, NONE), (16, 4, NONE), (32, 0, NONE)
-)  # u::rw u:4321:r g::- m::r o::-
+# u::rw u:4321:r g::- m::r o::-
+READER = access_list((1, 6, NONE), (2, 4, 4321), (4, 0, NONE), (16, 4, NONE), (32, 0, NONE))
 
 
 def test_access_lists_and_user_attributes_are_kept_and_none_is_handed_down(tmp_path):

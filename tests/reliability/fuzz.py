@@ -482,9 +482,8 @@ class Fuzz:
                 "--quiet",
                 *rng.choice(["--stream", "--resume"], int(rng.integers(3)), replace=False).tolist(),
             ]
-        if command in ("train", "predict", "export") and rng.integers(
-            4
-        ):  # else most outputs are those of another call
+        # else most outputs are those of another call
+        if command in ("train", "predict", "export") and rng.integers(4):
             arguments.append("--force")
         if options.get("") in ("TABLE", "PARQUET") and command == "train":
             options = {**options, "--target": options["--target"] or "y"}

@@ -49,9 +49,8 @@ def test_a_second_training_into_one_checkpoint_is_refused_at_its_start(step, tmp
         trainer.save(path)  # a file is there from now on
         refused(path)
         assert ended(forked(lambda: refused(path))) == 0
-        assert (
-            mc.Trainer.load(path, "cpu").progress.step == trainer.progress.step
-        )  # a reader sees no lock
+        # a reader sees no lock
+        assert mc.Trainer.load(path, "cpu").progress.step == trainer.progress.step
 
     one = make()
     one.fit(X, Y, checkpoint=path, keep=2, callbacks=[At(step, others)], **FIT)

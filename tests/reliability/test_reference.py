@@ -133,9 +133,8 @@ def check(case):
         reference.update(rule, given_, rate, t, p, g, state, np.arange(len(p)) < n)
         rel = 1e-9 if case["dtype"] == "float64" else 2e-3
         assert pytest.approx(expected, rel=rel, abs=rel / 10) == J
-    small = abs(g) < (
-        1e-7 if case["dtype"] == "float64" else 1e-2
-    )  # where rounding decides the sign, these rules follow it
+    # where rounding decides the sign, these rules follow it
+    small = abs(g) < (1e-7 if case["dtype"] == "float64" else 1e-2)
     settled = ~small if rule in ("Adam", "AdamW", "RMSprop", "Lion") else slice(None)
     atol = 1e-9 if case["dtype"] == "float64" else 5e-3
     np.testing.assert_allclose(net.parameters[settled], p[settled], rtol=0, atol=atol)

@@ -93,10 +93,8 @@ def test_a_column_is_taken_by_its_type_and_values_whatever_the_format(path, fram
     assert "'always'" in said["same"]
     assert "no value" in said["empty"]
     assert said["day"] == "a date or time"
-    assert said["hour"] in (
-        "a date or time",
-        "dates as text, such as '2024-01-01T00:00:00Z'",
-    )  # as read from CSV, from Parquet
+    # as read from CSV, from Parquet
+    assert said["hour"] in ("a date or time", "dates as text, such as '2024-01-01T00:00:00Z'")
     assert table.class_names == ("no", "yes")
     assert np.array_equal(table.Y, (frame["late"] == "yes").astype(int))
     assert table.target == "late"
@@ -119,9 +117,8 @@ def test_numbers_are_standardised_with_the_median_and_an_indicator_for_gaps_cate
         assert np.array_equal(X[f"city_{city}"], frame["city"] == city)
     assert np.array_equal(X["city_None"], frame["city"].isna())
     assert np.array_equal(X["flag_True"], frame["flag"])
-    assert (
-        X["rare_infrequent_sklearn"].sum() == 2
-    )  # "seldom" was in the training rows, "once" was not
+    # "seldom" was in the training rows, "once" was not
+    assert X["rare_infrequent_sklearn"].sum() == 2
     assert made.apply(table.X).dtype == np.float32
 
 
@@ -385,17 +382,11 @@ def test_zeros_are_one_category_whatever_their_sign_and_the_file(form, tmp_path)
 @pytest.mark.parametrize(
     ("values", "others", "names"),
     [
-        (
-            ["01", "02", "A"],
-            ["02", "01"],
-            ("01", "02", "A"),
-        ),  # read as text where no "A" stands, too
+        # read as text where no "A" stands, too
+        (["01", "02", "A"], ["02", "01"], ("01", "02", "A")),
         (["01", "02"], ["02", "01"], ("01", "02")),
-        (
-            ["3", "4", "A"],
-            ["4.0", "3.0"],
-            ("3", "4", "A"),
-        ),  # pandas writes so where a value is missing
+        # pandas writes so where a value is missing
+        (["3", "4", "A"], ["4.0", "3.0"], ("3", "4", "A")),
         (["true", "FALSE"], ["True", "false"], ("False", "True")),
         (["true", "false"], ["1", "0"], ("False", "True")),
         (["0", "1"], ["True", "False"], ("0", "1")),

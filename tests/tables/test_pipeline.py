@@ -80,16 +80,14 @@ def random_frame(seed, rows=700):
         f"n{i}": gaps(rng.normal(size=rows) * 10.0 ** rng.integers(-30, 30), rng.choice([0, 0.3]))
         for i in range(6)
     }
-    frame["late gap"] = np.where(
-        np.arange(rows) > rows - 5, np.nan, rng.integers(0, 3, rows)
-    )  # none in the training rows
+    # none in the training rows
+    frame["late gap"] = np.where(np.arange(rows) > rows - 5, np.nan, rng.integers(0, 3, rows))
     frame["none"], frame["same"] = np.full(rows, np.nan), np.ones(rows)
     for i, count in enumerate((2, 30, 99, 100, 101, 400)):
         words = np.array([f"{k}ü" for k in range(count)], object)
         frame[f"c{i}"] = gaps(words[rng.integers(0, count, rows)], rng.choice([0, 0.01, 0.3]))
-    frame["tied"] = np.array(
-        [f"{k % 120:03}" for k in range(rows)], object
-    )  # 120 values, 5 or 6 rows each
+    # 120 values, 5 or 6 rows each
+    frame["tied"] = np.array([f"{k % 120:03}" for k in range(rows)], object)
     frame["last"] = np.array(["a"] * (rows - 3) + ["b"] * 3, object)  # new after training
     return pd.DataFrame(
         {name: pd.Series(values, dtype=values.dtype) for name, values in frame.items()}
@@ -176,9 +174,8 @@ def test_a_pipeline_is_the_same_after_saving(kept, tmp_path):
     assert b"\xc3\xbc" in tensors["pipeline"].tobytes()  # UTF-8, no escapes
 
 
-FORMATS = [
-    1
-]  # each that has been written since the first; files of it are read while it stands here
+# each that has been written since the first; files of it are read while it stands here
+FORMATS = [1]
 
 
 @pytest.mark.parametrize("version", FORMATS)

@@ -30,9 +30,8 @@ CASES = {  # hidden activations, weights that overflow → the layer where it be
 def test_an_overflow_names_step_learning_rate_and_layer_and_changes_nothing(case, device):
     activations, scales, layer = CASES[case]
     trainer = make(device, activations)
-    if (
-        case == "the loss alone"
-    ):  # outputs and gradient are finite, the squares of the outputs are not
+    # outputs and gradient are finite, the squares of the outputs are not
+    if case == "the loss alone":
         trainer.net.parameters[...] = 0
         trainer.net.b[3][...] = 1e20
     for l, scale in scales.items():

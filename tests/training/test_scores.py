@@ -100,11 +100,8 @@ def test_r2_is_right_to_ten_digits_whatever_weights_offsets_and_chunks(kind, chu
     assert figure(Y, Z, w, chunk) == pytest.approx(expected, rel=1e-10, abs=1e-10)
 
 
-ROUNDED = (
-    "one constant output",
-    "one row of weight",
-    "weights that add up to 1e308",
-)  # scikit-learn's means of these
+# scikit-learn's means of these
+ROUNDED = ("one constant output", "one row of weight", "weights that add up to 1e308")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ROUNDED])
@@ -198,9 +195,8 @@ def test_losses_are_those_of_the_rows_one_by_one_and_their_mean_is_that_of_evalu
     for weights in (None, w):
         mean = np.average(found, weights=weights)
         np.testing.assert_allclose(mean, trainer.evaluate(X, Y, weights)["loss"], rtol=bound)
-    np.testing.assert_array_equal(
-        trainer.losses(trainer.prepare(X, Y, w)), found
-    )  # weights do not count
+    # weights do not count
+    np.testing.assert_array_equal(trainer.losses(trainer.prepare(X, Y, w)), found)
 
 
 def test_losses_of_soft_labels_and_of_a_loss_of_ones_own():

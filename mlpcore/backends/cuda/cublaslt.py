@@ -171,12 +171,13 @@ class CublasLt:
         try:
             setter = "cublasLtMatmulPreferenceSetAttribute"
             self._set(setter, preference, MAX_WORKSPACE, ctypes.c_size_t(workspace))
+            # the default is 256, more than a matrix inside the flat vector may have
             for attribute, alignment in (
                 (LEFT, p.left_alignment),
                 (RIGHT, p.right_alignment),
                 (BEFORE, p.result_alignment),
                 (AFTER, p.result_alignment),
-            ):  # the default is 256, more than a matrix inside the flat vector may have
+            ):
                 self._set(setter, preference, attribute, ctypes.c_uint32(alignment))
             found, count = ctypes.create_string_buffer(RESULT * CANDIDATES), ctypes.c_int()
             operation, left, right, result = descriptors

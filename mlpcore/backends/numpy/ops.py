@@ -288,9 +288,8 @@ class NumpyOps(MaskOps):
             total += float(np.vecdot(rows, rows).sum(dtype=np.float64)) + float(rest.dot(rest))
         if v.size * float(np.finfo(v.dtype).tiny) * 2**27 < total < math.inf:
             return total
-        return sum(
-            (float(piece.dot(piece)) for piece in _in_double(v)), 0.0
-        )  # a square was 0 or infinite
+        # a square was 0 or infinite
+        return sum((float(piece.dot(piece)) for piece in _in_double(v)), 0.0)
 
     def sum_abs(self, v: Array) -> float:
         """Return Σ |v|, summed in double precision."""

@@ -182,9 +182,8 @@ def test_bias_activation_on_awkward_shapes_and_grids_without_bias(m, n, T):
 # -- dropout ---------------------------------------------------------------------------------------
 
 
-FAINT = activations.Activation(
-    "faint", "0.000000001 * s", "0.000000001"
-)  # half types store some of it as -0
+# half types store some of it as -0
+FAINT = activations.Activation("faint", "0.000000001 * s", "0.000000001")
 
 
 def dropped(sigma, rate=0.4):
@@ -217,12 +216,8 @@ def test_dropout_draws_numpys_masks_and_leaves_no_other_entry_at_minus_0(sigma, 
     S, b = stored(random.standard_normal((m, n)), T), computed(np.zeros(n), T)
     S[0, :8] = stored(np.array([0.0, -0.0, 1e-30, -1e-30, 1e-41, -1e-41, 9.0, -9.0]), T)
     grid, big = launches.tiles(m, n, vector(T, n), 2).launch, 2**32 - 20
-    for step, batch_row, first in [
-        (1, 0, 0),
-        (2, 0, 0),
-        (3, 100, 7),
-        (2**33 + 5, big, 5),
-    ]:  # past 32 bits
+    # past 32 bits
+    for step, batch_row, first in [(1, 0, 0), (2, 0, 0), (3, 100, 7), (2**33 + 5, big, 5)]:
         Z = bias_activation_dropout(sigma, T, S, b, fresh((m, n), T), step, batch_row, first, grid)[
             2
         ]
@@ -497,9 +492,8 @@ def softmax_of(s):
 def test_softmax_and_its_gradient(m, n, T):
     random, source = rng(6, m, n), cuda_source.text("softmax.cu")
     S, G = (stored(5 * random.standard_normal((m, n)), T) for _ in range(2))
-    S[0, :1] = stored(
-        np.array([300.0]), T
-    )  # exp of it overflows in float, that of the next row underflows
+    # exp of it overflows in float, that of the next row underflows
+    S[0, :1] = stored(np.array([300.0]), T)
     S[1:2] = stored(read(S[1:2], T) - 300, T)
     b = computed(random.standard_normal(n), T)
     for grid in (launches.row_warps(m, 1), Launch((1, 1), (32, 2)), Launch((7, 1), (32, 4))):

@@ -264,9 +264,8 @@ def test_ten_losses_are_numpys(device, settings, pair, staged):
     for where in ("cpu", "cuda"):
         one = trainer(where, loss, output, **SETTINGS[settings])
         losses = [one.step(X, Y, w) for _ in range(3)]
-        losses += [
-            one.step(X, Y, rows=np.arange(5 + i, 50)) for i in range(3)
-        ]  # other sizes, without weights
+        # other sizes, without weights
+        losses += [one.step(X, Y, rows=np.arange(5 + i, 50)) for i in range(3)]
         losses += [one.step(X[::-1], Y[::-1], w[::-1], rows=[3, 3, 59]) for _ in range(4)]
         found.append(
             (
@@ -838,13 +837,10 @@ def test_the_plan_is_what_is_allocated_and_a_step_allocates_nothing(device):
     plan = one._step.workspace.make_plan(ROWS, given)
     taken.clear()
     float(one.step(X, Y, w))
-    beside = [
-        32 * 2048,
-        cuda_slot.CONTROL.itemsize,
-    ]  # room for 2,048 answers; a control block on its way
-    assert (
-        sum(n for n in taken if n not in beside) == plan.total_bytes - 4 * one.net.layout.size
-    )  # which are there
+    # room for 2,048 answers; a control block on its way
+    beside = [32 * 2048, cuda_slot.CONTROL.itemsize]
+    # which are there
+    assert sum(n for n in taken if n not in beside) == plan.total_bytes - 4 * one.net.layout.size
     taken.clear()
     for _ in range(3):
         float(one.step(X, Y, w))
@@ -863,9 +859,8 @@ def test_memory_does_not_grow_with_the_batch(device):
 def test_the_slowest_candidate_is_not_taken_and_a_deterministic_trainer_times_nothing(device):
     X, Y, w = data()
     timed = []
-    device.seconds = lambda run: (
-        run() or timed.append(run) or 100.0 - len(timed)
-    )  # each candidate faster than the one before
+    # each candidate faster than the one before
+    device.seconds = lambda run: run() or timed.append(run) or 100.0 - len(timed)
     one = trainer("cuda", deterministic=True)
     float(one.step(X, Y, w))
     assert not timed
@@ -1115,9 +1110,8 @@ def test_j_may_be_read_from_another_thread_while_steps_are_launched(device):
     one, taken, found = trainer("cuda", optimizer=mc.SGD(0.1)), queue.SimpleQueue(), []
     alone = trainer("cuda", optimizer=mc.SGD(0.1))
     multiply = device.multiply
-    device.multiply = lambda *arguments: (
-        time.sleep(1e-5) or multiply(*arguments)
-    )  # lets the other thread in
+    # lets the other thread in
+    device.multiply = lambda *arguments: time.sleep(1e-5) or multiply(*arguments)
 
     def read():
         while (J := taken.get()) is not None:
@@ -1315,9 +1309,8 @@ def test_a_steps_products_alone_can_be_run_for_measurement(device):
     device.multiply = lambda product, *rest: multiplied.append(product) or multiply(product, *rest)
     one.parts(X, Y)
     weights = [7 * 16, 16 * 12, 12 * 5]
-    products = multiplied[
-        -3 * 8 :
-    ]  # of the recording made last: three chunks, each without the gradient of X
+    # of the recording made last: three chunks, each without the gradient of X
+    products = multiplied[-3 * 8 :]
     assert sum(p.m * p.n * p.k for p in products) == ROWS * (3 * sum(weights) - weights[0])
     before = one.net.parameters.copy()
     parts.products.replay()
@@ -1348,9 +1341,8 @@ def test_a_step_can_be_taken_apart_and_its_graphs_do_what_it_does(device, staged
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_epilogues_are_tried_on_parameters_before_the_first_step_too(device, precision):
     X, Y, _ = data()
-    device.times = (
-        itertools.count()
-    )  # what is timed first is the fastest: a product with its activation
+    # what is timed first is the fastest: a product with its activation
+    device.times = itertools.count()
     assert trainer("cuda", hidden=("relu", "tanh"), precision=precision).parts(X, Y).fused == (2, 2)
 
 
@@ -1382,15 +1374,13 @@ def test_a_graph_that_is_replayed_after_steps_reads_their_rows_again_and_writes_
 
 def test_the_parts_of_a_step_name_the_products_of_that_step_alone(device):
     X, Y, _ = data()
-    device.times = itertools.count(
-        10, -0.01
-    )  # what is timed last is the fastest: a product, then the activation
+    # what is timed last is the fastest: a product, then the activation
+    device.times = itertools.count(10, -0.01)
     apart = trainer("cuda", chunk_rows=25).parts(X, Y)
     assert apart.fused == (0, 3)
     assert not any(product.epilogue for product in apart.algorithms)
-    assert (
-        len(apart.algorithms) == 3 + 3 * 2 + 2
-    )  # outputs; gradients of the weights, written and added to; of the inputs
+    # outputs; gradients of the weights, written and added to; of the inputs
+    assert len(apart.algorithms) == 3 + 3 * 2 + 2
     device.times = itertools.count()  # what is timed first is the fastest
     device.choices.clear()
     trainer("cuda", hidden=("tanh", "tanh")).parts(X, Y)  # another step on the same device

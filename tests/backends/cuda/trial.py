@@ -14,12 +14,8 @@ from tests.backends.cuda.emulator.device import POISON, CpuDevice, extent, narro
 ORDERS = (0, 1, 7)  # in order, reversed, shuffled
 NAMES = {"float": "float32", "double": "float64", "half_t": "float16", "bfloat16_t": "bfloat16"}
 EPSILON = {"float": 2.0**-23, "double": 2.0**-52, "half_t": 2.0**-10, "bfloat16_t": 2.0**-7}
-SMALLEST = {
-    "float": 0.0,
-    "double": 0.0,
-    "half_t": 2.0**-25,
-    "bfloat16_t": 0.0,
-}  # half the step between subnormal numbers
+# half the step between subnormal numbers
+SMALLEST = {"float": 0.0, "double": 0.0, "half_t": 2.0**-25, "bfloat16_t": 0.0}
 COMPUTE = {"float": "float", "double": "double", "half_t": "float", "bfloat16_t": "float"}
 
 

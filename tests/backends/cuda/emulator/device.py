@@ -135,9 +135,8 @@ class CpuDevice:
         self.choices: dict[bool, Algorithms] = {}
         self._recording: Recording | None = None
         self._recorder = 0  # the thread that records: others launch at once
-        self.times: Iterator[float] = (
-            i * 0.6180339887 % 1 for i in itertools.count(1)
-        )  # what `seconds` gives
+        # what `seconds` gives
+        self.times: Iterator[float] = (i * 0.6180339887 % 1 for i in itertools.count(1))
         self._behind: dict[bytes, list[Extent]] = {}  # the memory that a slot leads to
         self._memory: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
         self._addressed: dict[int, Memory] = {}  # by the address that was given out for it
@@ -325,9 +324,8 @@ class CpuDevice:
             id(owner(source)),
             after.launches if after else 0,
         )
-        before = [
-            x for x in self._last_use if overlap(x, there)
-        ]  # this memory, or parts of what lay there before
+        # this memory, or parts of what lay there before
+        before = [x for x in self._last_use if overlap(x, there)]
         last = max((self._last_use.pop(x) for x in before), default=0)
         if last > launches:
             raise RuntimeError("an upload into memory that earlier launches may still read")
