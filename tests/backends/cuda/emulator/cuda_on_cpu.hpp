@@ -1,9 +1,11 @@
-// CUDA C++ on a CPU: under this header g++ compiles kernels, and `launch` runs a grid of one, block after block. Each thread of
-// a block is a fiber that runs until it waits at a barrier. `order` says who runs next; a warp runs on as far as it can before
-// another does, and shared memory is poisoned before each block, so that a missing barrier changes the result.
+// CUDA C++ on a CPU: under this header g++ compiles kernels, and `launch` runs a grid, block after
+// block. Each thread of a block is a fiber that runs until it waits at a barrier. `order` decides
+// which runs next; a warp runs as far as it can before another does. Shared memory is poisoned
+// before each block, so a missing barrier changes the result.
 //
-// Every access of a kernel to memory comes by `check`, a call that g++ -fsanitize=kernel-address puts there: it must lie in an
-// array that the kernel was given, in the block's shared memory or in the thread's own, and be aligned to its size.
+// Every access of a kernel to memory calls `check`, inserted by g++ -fsanitize=kernel-address: the
+// address must lie in an array that the kernel was given, in the block's shared memory or in the
+// thread's own, and be aligned to its size.
 #pragma once
 #include <link.h>
 #include <math.h>
@@ -20,8 +22,10 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __shared__ static thread_local  // one block runs at a time; nothing else is thread_local here
-#define DYNAMIC_SHARED(type, name) type* const name = reinterpret_cast<type*>(cuda_on_cpu::state.dynamic_shared)
+#define __shared__ \
+  static thread_local  // one block runs at a time; nothing else is thread_local here
+#define DYNAMIC_SHARED(type, name) \
+  type* const name = reinterpret_cast<type*>(cuda_on_cpu::state.dynamic_shared)
 #define UNCHECKED __attribute__((no_sanitize_address))
 
 namespace cuda_on_cpu {
@@ -29,7 +33,9 @@ namespace {
 
 constexpr unsigned WARP = 32, MOST_THREADS = 1024;
 
-struct Index { unsigned x, y, z; };
+struct Index {
+  unsigned x, y, z;
+};
 
 struct Barrier {
   unsigned size, arrived, passed;  // threads that must come, that have come, times it has opened
@@ -37,20 +43,24 @@ struct Barrier {
 };
 
 struct Fiber {
-  jmp_buf place;       // where it goes on
+  jmp_buf place;  // where it goes on
   bool born, done;
   Barrier* waits_for;  // null: nothing
   unsigned ticket;     // `passed` when it began to wait
-  unsigned wrote;      // to global memory: 1 + how often the block's barrier had opened by then; 0: never
-  bool fenced;         // since
+  // to global memory: 1 + how often the block's barrier had opened by then; 0: never
+  unsigned wrote;
+  bool fenced;  // since
 };
 
 struct Warp {
   Barrier barrier;
-  alignas(16) unsigned char slots[2][WARP][16];  // what lanes show each other, at even and odd meetings
+  // values that lanes show each other, at even and odd meetings
+  alignas(16) unsigned char slots[2][WARP][16];
 };
 
-struct Range { size_t begin, end; };
+struct Range {
+  size_t begin, end;
+};
 
 struct Grid {  // as Python gives it
   unsigned grid_x, grid_y, block_x, block_y, shared, order, ranges;
@@ -71,15 +81,17 @@ void (*body)();  // the kernel, called with `arguments`
 void** arguments;
 Grid grid;
 const Range* ranges;
-Range shared;    // all `__shared__` variables
+Range shared;                   // all `__shared__` variables
 unsigned published, publisher;  // when, counted as `wrote` is, and by whom
 unsigned dice;
 char fault[200];
 
-template <class... Values> UNCHECKED void fail(const char* text, Values... values) {
+template <class... Values>
+UNCHECKED void fail(const char* text, Values... values) {
   if (*fault) return;
   const Index block = state.block, thread = state.thread;
-  const int size = snprintf(fault, sizeof(fault), "block (%u, %u), thread (%u, %u): ", block.x, block.y, thread.x, thread.y);
+  const int size = snprintf(fault, sizeof(fault), "block (%u, %u), thread (%u, %u): ", block.x,
+                            block.y, thread.x, thread.y);
   snprintf(fault + size, sizeof(fault) - size, text, values...);
 }
 
@@ -119,7 +131,9 @@ UNCHECKED void resume(unsigned thread) {
 
 UNCHECKED void wait(Barrier& barrier, int line) {
   if (!barrier.arrived) barrier.line = line;
-  if (barrier.line != line) fail("comes to the barrier of line %d, where others wait at that of line %d", line, barrier.line);
+  if (barrier.line != line)
+    fail("comes to the barrier of line %d, where others wait at that of line %d", line,
+         barrier.line);
   Fiber& me = fibers[state.current];
   me.ticket = barrier.passed;
   if (++barrier.arrived == barrier.size) {
@@ -133,7 +147,8 @@ UNCHECKED void wait(Barrier& barrier, int line) {
 }
 
 // The `value` of lane `source`; every lane of the warp must come.
-template <class T> UNCHECKED T exchange(T value, unsigned source, int line) {
+template <class T>
+UNCHECKED T exchange(T value, unsigned source, int line) {
   static_assert(sizeof(T) <= sizeof(Warp::slots[0][0]));
   Warp& warp = warps[state.current / WARP];
   auto* slots = warp.slots[warp.barrier.passed % 2];
@@ -153,7 +168,8 @@ UNCHECKED int find_shared(dl_phdr_info* library, size_t, void*) {
     const auto& part = library->dlpi_phdr[i];
     const size_t begin = library->dlpi_addr + part.p_vaddr;
     if (part.p_type == PT_LOAD) ours |= size_t(&state) - begin < part.p_memsz;
-    if (part.p_type == PT_TLS) found = {size_t(library->dlpi_tls_data), size_t(library->dlpi_tls_data) + part.p_memsz};
+    if (part.p_type == PT_TLS)
+      found = {size_t(library->dlpi_tls_data), size_t(library->dlpi_tls_data) + part.p_memsz};
   }
   if (ours) shared = found;
   return ours;
@@ -169,12 +185,14 @@ UNCHECKED void check(bool writes, size_t address, size_t size) {
   for (unsigned i = 0; i < grid.ranges && !found; ++i) found = inside(address, size, ranges[i]);
   const bool aligned = size > 16 || size & (size - 1) || address % size == 0;
   if (!found || !aligned) {
-    fail("%s%s of %zu bytes at 0x%zx", found ? "a misaligned " : "out of bounds: a ", writes ? "write" : "read", size, address);
+    fail("%s%s of %zu bytes at 0x%zx", found ? "a misaligned " : "out of bounds: a ",
+         writes ? "write" : "read", size, address);
     _longjmp(scheduler, 1);
   }
   if (!writes || inside(address, size, shared)) return;
   const unsigned now = 1 + block_barrier.passed;
-  if (published == now && publisher != state.current) fail("writes what thread %u has published already", publisher);
+  if (published == now && publisher != state.current)
+    fail("writes what thread %u has published already", publisher);
   fibers[state.current].wrote = now;
   fibers[state.current].fenced = false;
 }
@@ -185,7 +203,8 @@ UNCHECKED void publish() {
   publisher = state.current;
   for (unsigned thread = 0; thread < grid.block_x * grid.block_y; ++thread) {
     const Fiber& fiber = fibers[thread];
-    if (fiber.wrote && !fiber.fenced) fail("publishes what thread %u wrote without a fence", thread);
+    if (fiber.wrote && !fiber.fenced)
+      fail("publishes what thread %u wrote without a fence", thread);
     const bool unordered = fiber.wrote == published && thread != publisher;
     if (unordered) fail("publishes what thread %u wrote, with no barrier between", thread);
   }
@@ -245,13 +264,16 @@ UNCHECKED void run_block(unsigned threads) {
 }
 
 // Runs a grid; what went wrong, or null.
-UNCHECKED const char* launch(void (*kernel)(), void** its_arguments, const Grid* its_grid, const Range* its_ranges) {
+UNCHECKED const char* launch(void (*kernel)(), void** its_arguments, const Grid* its_grid,
+                             const Range* its_ranges) {
   body = kernel, arguments = its_arguments, grid = *its_grid, ranges = its_ranges;
   dice = grid.order;
   *fault = 0;
   static thread_local volatile char first;
+  static volatile char* known;
   first = 0;  // the library's thread_local variables come to be when one is touched
-  dl_iterate_phdr(find_shared, nullptr);
+  if (known != &first) dl_iterate_phdr(find_shared, nullptr);
+  known = &first;
   state.grid_dim = {grid.grid_x, grid.grid_y, 1};
   state.block_dim = {grid.block_x, grid.block_y, 1};
   const unsigned blocks = grid.grid_x * grid.grid_y, start = grid.order > 1 ? roll() % blocks : 0;
@@ -269,9 +291,12 @@ UNCHECKED const char* launch(void (*kernel)(), void** its_arguments, const Grid*
 
 // -- a kernel as Python calls it --
 
-template <auto kernel> struct Kernel;
-template <class... Types, void (*kernel)(Types...)> struct Kernel<kernel> {
-  template <size_t... i> UNCHECKED static void call(std::index_sequence<i...>) {
+template <auto kernel>
+struct Kernel;
+template <class... Types, void (*kernel)(Types...)>
+struct Kernel<kernel> {
+  template <size_t... i>
+  UNCHECKED static void call(std::index_sequence<i...>) {
     kernel(*static_cast<Types*>(arguments[i])...);
   }
   UNCHECKED static void thread() { call(std::index_sequence_for<Types...>()); }
@@ -286,25 +311,34 @@ template <class... Types, void (*kernel)(Types...)> struct Kernel<kernel> {
 }  // namespace cuda_on_cpu
 
 #define CUDA_ON_CPU_EXPORT extern "C" __attribute__((visibility("default"))) const char*
-#define CUDA_ON_CPU_KERNEL(number, ...)                                                                               \
-  CUDA_ON_CPU_EXPORT types_##number() { return cuda_on_cpu::Kernel<__VA_ARGS__>::types(); }                           \
-  extern "C" __attribute__((visibility("default"))) size_t size_##number(size_t i) {                                  \
-    return cuda_on_cpu::Kernel<__VA_ARGS__>::size(i);                                                                 \
-  }                                                                                                                   \
-  CUDA_ON_CPU_EXPORT launch_##number(void** arguments, const cuda_on_cpu::Grid* grid, const cuda_on_cpu::Range* ranges) { \
-    return cuda_on_cpu::launch(cuda_on_cpu::Kernel<__VA_ARGS__>::thread, arguments, grid, ranges);                     \
+#define CUDA_ON_CPU_KERNEL(number, ...)                                                            \
+  CUDA_ON_CPU_EXPORT types_##number() { return cuda_on_cpu::Kernel<__VA_ARGS__>::types(); }        \
+  extern "C" __attribute__((visibility("default"))) size_t size_##number(size_t i) {               \
+    return cuda_on_cpu::Kernel<__VA_ARGS__>::size(i);                                              \
+  }                                                                                                \
+  CUDA_ON_CPU_EXPORT launch_##number(void** arguments, const cuda_on_cpu::Grid* grid,              \
+                                     const cuda_on_cpu::Range* ranges) {                           \
+    return cuda_on_cpu::launch(cuda_on_cpu::Kernel<__VA_ARGS__>::thread, arguments, grid, ranges); \
   }
 
-#define CUDA_ON_CPU_CHECK(size)                                                                              \
-  extern "C" UNCHECKED void __asan_load##size##_noabort(size_t at) { cuda_on_cpu::check(false, at, size); } \
-  extern "C" UNCHECKED void __asan_store##size##_noabort(size_t at) { cuda_on_cpu::check(true, at, size); }
+#define CUDA_ON_CPU_CHECK(size)                                       \
+  extern "C" UNCHECKED void __asan_load##size##_noabort(size_t at) {  \
+    cuda_on_cpu::check(false, at, size);                              \
+  }                                                                   \
+  extern "C" UNCHECKED void __asan_store##size##_noabort(size_t at) { \
+    cuda_on_cpu::check(true, at, size);                               \
+  }
 CUDA_ON_CPU_CHECK(1)
 CUDA_ON_CPU_CHECK(2)
 CUDA_ON_CPU_CHECK(4)
 CUDA_ON_CPU_CHECK(8)
 CUDA_ON_CPU_CHECK(16)
-extern "C" UNCHECKED void __asan_loadN_noabort(size_t at, size_t size) { cuda_on_cpu::check(false, at, size); }
-extern "C" UNCHECKED void __asan_storeN_noabort(size_t at, size_t size) { cuda_on_cpu::check(true, at, size); }
+extern "C" UNCHECKED void __asan_loadN_noabort(size_t at, size_t size) {
+  cuda_on_cpu::check(false, at, size);
+}
+extern "C" UNCHECKED void __asan_storeN_noabort(size_t at, size_t size) {
+  cuda_on_cpu::check(true, at, size);
+}
 extern "C" UNCHECKED void __asan_handle_no_return() {}
 extern "C" UNCHECKED void __ubsan_handle_type_mismatch_v1(void*, size_t at) {
   cuda_on_cpu::fail("a misaligned access at 0x%zx", at);
@@ -318,19 +352,26 @@ extern "C" UNCHECKED void __ubsan_handle_type_mismatch_v1(void*, size_t at) {
 #define blockDim cuda_on_cpu::state.block_dim
 #define gridDim cuda_on_cpu::state.grid_dim
 
-UNCHECKED inline void __syncthreads(int line = __builtin_LINE()) { cuda_on_cpu::wait(cuda_on_cpu::block_barrier, line); }
+UNCHECKED inline void __syncthreads(int line = __builtin_LINE()) {
+  cuda_on_cpu::wait(cuda_on_cpu::block_barrier, line);
+}
 UNCHECKED inline void __syncwarp(unsigned = ~0u, int line = __builtin_LINE()) {
   cuda_on_cpu::wait(cuda_on_cpu::warps[cuda_on_cpu::state.current / 32].barrier, line);
 }
-UNCHECKED inline void __threadfence() { cuda_on_cpu::fibers[cuda_on_cpu::state.current].fenced = true; }
+UNCHECKED inline void __threadfence() {
+  cuda_on_cpu::fibers[cuda_on_cpu::state.current].fenced = true;
+}
 
-template <class T> UNCHECKED T __shfl_sync(unsigned, T value, int lane, int line = __builtin_LINE()) {
+template <class T>
+UNCHECKED T __shfl_sync(unsigned, T value, int lane, int line = __builtin_LINE()) {
   return cuda_on_cpu::exchange(value, lane, line);
 }
-template <class T> UNCHECKED T __shfl_xor_sync(unsigned, T value, int mask, int line = __builtin_LINE()) {
+template <class T>
+UNCHECKED T __shfl_xor_sync(unsigned, T value, int mask, int line = __builtin_LINE()) {
   return cuda_on_cpu::exchange(value, cuda_on_cpu::state.current ^ mask, line);
 }
-template <class T> UNCHECKED T __shfl_down_sync(unsigned, T value, unsigned distance, int line = __builtin_LINE()) {
+template <class T>
+UNCHECKED T __shfl_down_sync(unsigned, T value, unsigned distance, int line = __builtin_LINE()) {
   const T other = cuda_on_cpu::exchange(value, cuda_on_cpu::state.current + distance, line);
   return cuda_on_cpu::state.current % 32 + distance < 32 ? other : value;
 }
@@ -353,8 +394,12 @@ inline float erfcx(float x) { return float(erfcx(double(x))); }
 // -- conversions, as the instructions that numbers.cuh names --
 
 inline float bits_to_float(unsigned bits) { return __builtin_bit_cast(float, bits); }
-inline float half_to_float(unsigned short bits) { return float(__builtin_bit_cast(_Float16, bits)); }
-inline unsigned short float_to_half(float x) { return __builtin_bit_cast(unsigned short, _Float16(x)); }
+inline float half_to_float(unsigned short bits) {
+  return float(__builtin_bit_cast(_Float16, bits));
+}
+inline unsigned short float_to_half(float x) {
+  return __builtin_bit_cast(unsigned short, _Float16(x));
+}
 inline unsigned short float_to_bfloat16(float x) {
   const unsigned bits = __builtin_bit_cast(unsigned, x);
   return x != x ? 0x7FFF : (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
