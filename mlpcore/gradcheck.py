@@ -95,7 +95,7 @@ class GradientCheck:
         """Return one line per block, and the verdict."""
         verdicts, errors = self.verdicts, self.errors | self.products
         wide = max(map(len, errors))
-        lines = [f"  {'':<{wide}}  {'error':<8}  {'would see':<9}"]
+        lines = [f"  {'':<{wide}}  {'error':<8}  {'smallest error that would show'}"]
         for name, error in errors.items():
             mark = {"wrong": "<- wrong"}.get(verdicts[name], verdicts[name])
             lines.append(f"  {name:<{wide}}  {error:<8.1e}  {self.resolution[name]:<9.1e}  {mark}")
@@ -108,8 +108,8 @@ class GradientCheck:
             verdict = "gradient right"
         left_out = f", {self.rows_left_out} row(s) at a kink left out" if self.rows_left_out else ""
         lines.append(
-            f"{verdict}: largest relative error {self.max_relative_error:.1e} (bound "
-            f"{self.tolerance:.0e}){left_out}"
+            f"{verdict}: largest relative error {self.max_relative_error:.1e} beyond rounding and "
+            f"truncation (bound {self.tolerance:.0e}){left_out}"
         )
         return "\n".join(lines)
 

@@ -3,11 +3,16 @@ take it.
 """
 
 import gc
+import signal
 
 import pytest
 
 from mlpcore.backends import devices
 from tests.backends.cuda.emulator.device import CpuDevice
+
+# a shell starts a background job with SIGINT ignored, and all processes that the tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header():

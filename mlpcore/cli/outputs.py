@@ -23,6 +23,7 @@ from mlpcore.io.kinds import VACANT, Kind, kind
 
 Call = Mapping[str, Any]
 KEY = "mlpcore"  # keyword of the text in a picture
+ANOTHER_FOLDER = "name another folder with --out"
 _MOST = 1 << 20  # most bytes of that text
 _BATCH = 1024  # lines written at once
 
@@ -77,7 +78,7 @@ def require_model_place(path: Path, call: Call, force: bool) -> None:
     if found is None:
         return
     if found.name != "model":
-        _refuse(path, found.text)
+        _refuse(path, found.text, ANOTHER_FOLDER)
     _require_call(path, "a model", saved_call(path), call)
 
 
@@ -88,7 +89,7 @@ def require_picture_place(path: Path, call: Call, force: bool) -> None:
         return
     drawn = _parsed(_note_in_picture(path))
     if drawn is None:
-        _refuse(path, found.text)
+        _refuse(path, found.text, ANOTHER_FOLDER)
     _require_call(path, "a picture", drawn, call)
 
 
@@ -146,16 +147,15 @@ def require_writable(path: str | Path, found: Kind) -> None:
 
 def _require_call(path: Path, what: str, before: Call | None, call: Call) -> None:
     if before is None:
-        _refuse(path, f"{what} not made by this version of mlpcore train")
+        _refuse(path, f"{what} not made by this version of mlpcore train", ANOTHER_FOLDER)
     other = difference(before, call)
     if other:
-        _refuse(path, f"{what} from another call of mlpcore train: {other}")
+        _refuse(path, f"{what} from another call of mlpcore train: {other}", ANOTHER_FOLDER)
 
 
-def _refuse(path: str | Path, there: str) -> NoReturn:
+def _refuse(path: str | Path, there: str, remedy: str = "name another file") -> NoReturn:
     raise ValueError(
-        f"{printable(str(path))} is not overwritten: it is {there}; name another file, or "
-        "use --force"
+        f"{printable(str(path))} is not overwritten: it is {there}; {remedy}, or use --force"
     )
 
 

@@ -56,9 +56,14 @@ def refuse_folder(name: str) -> None:
         )
 
 
+def require_target(options: argparse.Namespace) -> None:
+    """Raise a ValueError if the data is a table and no target is named."""
+    if is_table(options.data) and not options.target:
+        raise ValueError(f"{options.data}: name the column to predict with --target COLUMN")
+
+
 def read_dataset(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
     """Return the data to train on and a recipe that suits them; print a description."""
-    refuse_folder(options.data)
     if is_table(options.data):
         return _read_table(options)
     for argument in ("target", "groups", "as", "stream"):
@@ -91,8 +96,6 @@ def _read_table(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
     from mlpcore.tables.streamed import is_too_big, stream_table
     from mlpcore.tables.table import load_table
 
-    if not options.target:
-        raise ValueError(f"{options.data}: name the column to predict with --target COLUMN")
     wishes = {}
     for wish in getattr(options, "as"):
         column, equals, kind = str(wish).rpartition("=")  # argparse turns --as=-- into a list

@@ -26,7 +26,7 @@ from mlpcore.cli.messages import on_terminal, printable, reason, say
 from mlpcore.cli.places import EVERY, Checkpoint, Places
 from mlpcore.cli.recipes import RECIPES, Recipe, require_settings, widths
 from mlpcore.cli.report import baseline_models, class_figures, draw, print_table, quantity_figures
-from mlpcore.cli.sources import is_table, naming, read_dataset
+from mlpcore.cli.sources import is_table, naming, read_dataset, refuse_folder, require_target
 from mlpcore.engine.plan import human
 from mlpcore.io import atomic, kinds
 from mlpcore.io.kinds import kind
@@ -49,6 +49,8 @@ FAILURES = (
 def train(options: argparse.Namespace) -> None:
     """Train on a data set, save the model, report on held-out rows, draw the learning curve."""
     require_settings(options)
+    refuse_folder(options.data)
+    require_target(options)
     places = Places.of(options)
     places.require(describe_call(options, RECIPES.get(options.data)), options)
     dataset, base = read_dataset(options)
@@ -226,9 +228,10 @@ class _Run:
         seconds = time.perf_counter() - began
         losses = self.history["validation_loss"]
         seen = min(self.recipe.batch, self.split.counts[0]) * (self.trainer.progress.step - done)
+        early = ", stopped early" if len(losses) < self.recipe.epochs else ""
         pace = "" if complete else f"{seconds:.1f} s, {seen / max(seconds, 1e-9):,.0f} rows/s; "
         say(
-            f"best epoch {int(np.argmin(losses)) + 1} of {len(losses)}; {pace}"
+            f"best epoch {int(np.argmin(losses)) + 1} of {len(losses)}{early}; {pace}"
             f"the engine's arrays take {human(self.plan.total_bytes)}{_peak()}"
         )
         self.seconds = seconds

@@ -231,8 +231,8 @@ class Transformer(Pipeline):
                 - plain(table.column(column.name)).null_count
             )
             if lost:
-                where = f"in {lost:,} row(s)"
-                yield f"{cut(column.name)}: no finite number {where}: treated as missing"
+                rows = f"{lost:,} row(s) without a finite number"
+                yield f"{cut(column.name)}: {rows}, treated as missing"
         for column, category in self.coded():
             known = category.known
             new = [name for name in arrays[column.name].tolist() if name not in known]

@@ -78,6 +78,7 @@ def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(fol
         train("--seed", "1"),
         "t.safetensors",
         "another call",
+        "name another folder with --out",
         "--seed was 0 and is 1",
         "--force",
     )
@@ -88,6 +89,22 @@ def test_the_same_call_gives_the_same_model_again_and_another_call_leaves_it(fol
     assert (folder / "t.safetensors").read_bytes() != model
     assert train() == 0
     assert train("--splits", "2") == 0  # whose model is that of the first
+
+
+def test_a_forgotten_target_is_said_to_be_so_whatever_model_is_there(folder, capsys):
+    (folder / "t.csv").write_text("a,b\n1,2\n")
+    put(folder / "t.safetensors", "a library's model")
+    refused(capsys, train(data="t.csv"), "t.csv: name the column to predict with --target")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("patience", "early"), [("1", True), ("2", False)])
+def test_a_run_that_stops_before_its_last_epoch_is_said_to(folder, capsys, patience, early):
+    rng = np.random.default_rng(0)
+    np.savez("noise.npz", X=rng.standard_normal((60, 3)), Y=rng.integers(0, 2, 60).astype(str))
+    rate = ("--learning-rate", "3", "--epochs", "3", "--patience", patience)
+    assert train(*rate, data="noise.npz") == 0
+    assert (", stopped early;" in capsys.readouterr().out) == early
 
 
 @pytest.mark.slow
