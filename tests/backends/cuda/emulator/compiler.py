@@ -107,7 +107,8 @@ def _compile(kernels: Sequence[CpuKernel]) -> None:
     """One run of g++, each source once in a namespace of its own."""
     if not kernels:
         return
-    parts = [f'#include "{_header()}"']
+    _copy_header()
+    parts = [f'#include "{HEADER.name}"']
     for i, source in enumerate(dict.fromkeys(kernel.source for kernel in kernels)):
         instances = [
             f"CUDA_ON_CPU_KERNEL({n}, {kernel.name})"
@@ -118,26 +119,27 @@ def _compile(kernels: Sequence[CpuKernel]) -> None:
     text = "\n".join(parts)
     file = _folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.cpp"
     file.write_text(text)
-    done = subprocess.run(
-        ["g++", file, *FLAGS, *LINK, "-o", file.with_suffix(".so")], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(
-            "g++ does not compile "
-            f"{', '.join(kernel.name for kernel in kernels)}:\n{done.stderr[:4000]}"
-        )
-    library = ctypes.CDLL(str(file.with_suffix(".so")))
+    library = file.with_suffix(".so")
+    _run_compiler([file, *LINK, "-o", library], ", ".join(kernel.name for kernel in kernels))
+    functions = ctypes.CDLL(str(library))
     for n, kernel in enumerate(kernels):
-        kernel.load(library, n)
+        kernel.load(functions, n)
+
+
+def _run_compiler(arguments: Sequence[str | Path], what: str) -> None:
+    done = subprocess.run(["g++", *FLAGS, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"g++ does not compile {what}:\n{done.stderr[:4000]}")
 
 
 @functools.cache
-def _header() -> Path:
-    """Precompile the header, or each run of g++ would parse <math.h> for half of its time."""
+def _copy_header() -> None:
+    """Put the header into the folder and precompile it: each run of g++ would parse <math.h> for
+    half of its time.
+    """
     copy = _folder() / HEADER.name
     shutil.copy(HEADER, copy)
-    subprocess.run(["g++", "-x", "c++-header", copy, *FLAGS, "-o", f"{copy}.gch"], check=True)
-    return copy
+    _run_compiler(["-x", "c++-header", copy, "-o", f"{copy}.gch"], HEADER.name)
 
 
 @functools.cache
