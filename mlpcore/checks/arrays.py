@@ -353,8 +353,10 @@ def require_finite(array: Array, name: str, dtype: Any = np.float64, first: int 
             place = np.unravel_index(int(bad.argmax()), bad.shape)
             row, rest = start + int(place[0]), place[1:]
             column = f", column {int(rest[0])}" if rest else ""
+            value = array[(row, *rest)]
+            beyond = f", out of the range of {np.dtype(dtype)}" if np.isfinite(value) else ""
             raise ValueError(
-                f"{name} must be finite; row {first + row}{column} holds {array[(row, *rest)]}"
+                f"{name} must be finite; row {first + row}{column} holds {value}{beyond}"
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlpcore.checks.arrays import Strided
+from mlpcore.core.losses import Loss
 from mlpcore.core.ops import Array
 
 
@@ -71,6 +72,26 @@ class Batch(NamedTuple):
         return self._replace(rows=self.rows[number * self.size : (number + 1) * self.size], steps=1)
 
 
+class Receiver(NamedTuple):
+    """The network and the loss that data are checked for.
+
+    Attributes:
+        columns, outputs: widths n_0 and n_L.
+        dtype: dtype of the parameters.
+        device: device of the network.
+    """
+
+    columns: int
+    outputs: int
+    dtype: str
+    device: str
+    loss: Loss
+
+    def __str__(self) -> str:
+        ends = f"{self.columns} input(s), {self.outputs} output(s)"
+        return f"{ends}, {self.dtype}, {self.device}, {self.loss.name}"
+
+
 class Data(NamedTuple):
     """Checked arrays, as `Trainer.prepare` returns them and `fit`, `step` and `evaluate` use them.
 
@@ -80,6 +101,7 @@ class Data(NamedTuple):
         given: the user's row weights, without class weights, which accuracy ignores.
         by_class: the class weights that are included in `weights`, or None.
         flat: True if Y, one number per row, was given as (m,).
+        receiver: the network and loss that the arrays were checked for; None for a part of a run.
     """
 
     X: Array
@@ -89,6 +111,7 @@ class Data(NamedTuple):
     given: Array | None
     by_class: tuple[float, ...] | None
     flat: bool = False
+    receiver: Receiver | None = None
 
     @classmethod
     def of(
@@ -101,6 +124,7 @@ class Data(NamedTuple):
         weights: Array | None = None,
         by_class: tuple[float, ...] | None = None,
         flat: bool = False,
+        receiver: Receiver | None = None,
     ) -> Data:
         """Return the arrays with their inputs.
 
@@ -112,11 +136,12 @@ class Data(NamedTuple):
             weights: the effective weights if they depend on the class, or None.
             by_class: the class weights, or None.
             flat: True if Y was given as (m,).
+            receiver: the network and loss that the arrays were checked for.
         """
         weights = given if weights is None else weights
         weight = "" if weights is None else weights.dtype.str
         inputs = Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged)
-        found = cls(X, Y, weights, inputs, given, by_class, flat)
+        found = cls(X, Y, weights, inputs, given, by_class, flat, receiver)
         return found._staged() if staged else found
 
     def _staged(self) -> Data:

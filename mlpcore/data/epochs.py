@@ -202,7 +202,7 @@ class Sample:
             kinds = (dtype, np.int64 if classes else dtype, dtype)
             for digest, part, kind in zip(found, parts, kinds, strict=True):
                 if part is not None:
-                    with np.errstate(over="ignore"):  # fit names the row
+                    with np.errstate(over="ignore", under="ignore"):  # fit names the row
                         digest.update(part.astype(np.dtype(kind).newbyteorder("<")).tobytes())
         X, Y, weight = (digest.hexdigest() for digest in found)
         return cls(rows, places, X, Y, weight if weighted else None)

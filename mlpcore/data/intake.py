@@ -20,7 +20,7 @@ from mlpcore.checks.errors import named
 from mlpcore.core.losses import Loss
 from mlpcore.core.ops import Buffer
 from mlpcore.core.targets import RowWeights, row_weights
-from mlpcore.data.batches import Batch, Data, Inputs, weight_of
+from mlpcore.data.batches import Batch, Data, Inputs, Receiver, weight_of
 from mlpcore.data.open import open_stream
 from mlpcore.data.parquet import Parquet
 from mlpcore.data.streams import Stream
@@ -55,6 +55,7 @@ class Intake:
     def __init__(self, device: str, sizes: Sequence[int], dtype: np.dtype[Any], loss: Loss):
         self.device, self.dtype, self.loss = device, dtype, loss
         self.columns, self.outputs = sizes[0], sizes[-1]
+        self.receiver = Receiver(self.columns, self.outputs, dtype.name, device, loss)
         self.takes_classes = loss.takes_classes
         self.on_host = device == "cpu"
         self._adopt = devices.find(device).adopt
@@ -87,7 +88,7 @@ class Intake:
                 w = None if weights is None else arrays.weights(weights, len(X))
                 w_dtype = "" if w is None else w.dtype.str
                 inputs = Inputs(X.dtype.str, y.dtype.str, w_dtype, classes)
-                return Data(X, y, w, inputs, w, None, flat)
+                return Data(X, y, w, inputs, w, None, flat, self.receiver)
         return self._check(X, Y, weights)
 
     def _require_own(self, data: Data, Y: ArrayLike | None, weights: ArrayLike | None) -> Data:
@@ -101,6 +102,10 @@ class Intake:
             raise ValueError(
                 f"X was prepared by a trainer with class_weight={data.by_class}; this one has "
                 f"{self.loss.class_weight}"
+            )
+        if data.receiver != self.receiver:
+            raise ValueError(
+                f"X was prepared by a trainer with {data.receiver}; this one has {self.receiver}"
             )
         return data
 
@@ -128,6 +133,7 @@ class Intake:
             by_class,
             self.loss.class_weight,
             flat=not classes and given.ndim == 1,
+            receiver=self.receiver,
         )
 
     def validate(self, X: ArrayLike | Data, Y: ArrayLike | None, weights: ArrayLike | None) -> Data:

@@ -125,8 +125,8 @@ def _cast(rows: Mapping[str, Array | None], dtype: np.dtype[Any]) -> dict[str, A
                 f"{name} must be finite in the network's dtype, {dtype}; it holds numbers "
                 "beyond its range"
             )
-        if name == "scale" and not row.all():
-            raise ValueError(f"scale must not be 0 anywhere, in {dtype}: columns are divided by it")
+        if name in ("scale", "target_scale") and not row.all():
+            raise ValueError(f"{name} must not be 0 anywhere in {dtype}, the network's dtype")
     return cast
 
 

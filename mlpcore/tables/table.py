@@ -239,4 +239,5 @@ class Transformer(Pipeline):
             if new:
                 such = "no value" if new[0] is None else f"such as {shown(new[0])}"
                 values = f"values not seen in training, {such}, in {len(new):,} row(s)"
-                yield f"{cut(column.name)}: {values}: treated as rare"
+                as_what = "rare" if category.rare else "none of the known ones"
+                yield f"{cut(column.name)}: {values}: treated as {as_what}"

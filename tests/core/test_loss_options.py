@@ -395,6 +395,24 @@ def test_rows_that_another_trainer_prepared_have_that_ones_class_weights():
     assert one.step(same) == trainer(class_weight=BY_CLASS).step(X, LABELS)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "output", "loss"),
+    [
+        ([3, 2], "softmax", "cross_entropy"),
+        ([3, 2], "identity", "squared_error"),
+        ([4, 1], "identity", "squared_error"),
+        ([3, 1], "identity", "absolute_error"),
+    ],
+)
+def test_rows_that_were_prepared_for_another_network_or_loss_are_refused(sizes, output, loss):
+    data = mc.Trainer(mc.MLP([3, 1]), "squared_error").prepare(np.eye(3), np.arange(3.0))
+    other = mc.Trainer(mc.MLP(sizes, output=output), loss)
+    message = rf"1 output.*squared_error; this one has {sizes[0]} input.*{sizes[1]} output.*{loss}$"
+    for call in (other.step, other.gradient, other.evaluate, other.losses, other.fit):
+        with pytest.raises(ValueError, match=message):
+            call(data)
+
+
 def test_no_option_is_no_change():
     plain, zero = trainer(), trainer(label_smoothing=0.0)
     assert plain.loss == zero.loss == losses.CROSS_ENTROPY

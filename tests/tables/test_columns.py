@@ -545,7 +545,8 @@ def test_codes_stay_text_in_a_file_whose_every_value_is_digits(tmp_path):
     parquet.write_table(pa.table({"code": pa.array([1, 2])}), tmp_path / "numbers.parquet")
     _, _, remarks = made.read(tmp_path / "numbers.parquet")
     assert remarks == [
-        "code: values not seen in training, such as '1', in 2 row(s): treated as rare"
+        "code: values not seen in training, such as '1', in 2 row(s): treated as none of the known "
+        "ones"
     ]
 
 

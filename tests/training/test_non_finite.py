@@ -126,3 +126,10 @@ def test_after_an_overflow_the_checkpoint_is_that_of_before_and_goes_on(device, 
 def test_a_setting_that_is_neither_raise_nor_skip_is_refused():
     with pytest.raises(ValueError, match="on_non_finite: unknown name 'ignore'"):
         make(on_non_finite="ignore")
+
+
+def test_numbers_that_underflow_train_whatever_numpys_error_state():
+    with np.errstate(all="raise"):
+        trainer = mc.Trainer(mc.MLP([3, 1]), "squared_error")
+        trainer.fit(1e-300 * np.eye(3), np.arange(3) * 1e-200, epochs=1, progress=False)
+    assert np.isfinite(trainer.net.parameters).all()
