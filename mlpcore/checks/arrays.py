@@ -296,10 +296,10 @@ def row_index(
     if rows is None:
         return None
     array = numeric(rows, name, adopt)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must hold integers; its dtype is {array.dtype}")
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be a non-empty list of row numbers; got shape {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integers; its dtype is {array.dtype}")
     if not on_host(array):
         return array.astype(np.int64, order="C", copy=False)
     if array.min() < 0 or array.max() >= count:

@@ -101,6 +101,13 @@ def _read_table(options: argparse.Namespace) -> tuple[Dataset, Recipe]:
         column, equals, kind = str(wish).rpartition("=")  # argparse turns --as=-- into a list
         if not equals:
             raise ValueError(f"--as takes COLUMN=KIND, such as zip=category; got {wish!r}")
+        if column in wishes:
+            raise ValueError(f"--as names the column {column!r} twice")
+        for argument in ("target", "groups"):
+            if column == getattr(options, argument):
+                raise ValueError(
+                    f"--as {wish}: the column is that of --{argument}, which is no input"
+                )
         wishes[column] = kind
     streams = options.stream or is_too_big(options.data)
     read = stream_table if streams else load_table

@@ -9,11 +9,24 @@ from mlpcore.training.learner import Learner
 from mlpcore.training.settings import check_penalty
 from mlpcore.training.state import History
 
+FIXED = (
+    "class_weight", "label_smoothing", "pos_weight", "clip_norm", "dropout", "precision",
+    "memory_limit", "chunk_rows", "workers", "seed",
+)  # fmt: skip
+
 
 class Controls:
     """The part of `mc.Trainer` that reads and sets settings, progress and history."""
 
     _learner: Learner
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute; raise an AttributeError for a setting that only `mc.Trainer` takes."""
+        if name in FIXED:
+            raise AttributeError(
+                f"{name} of a trainer is fixed; make a new one with mc.Trainer(…, {name}=…)"
+            )
+        super().__setattr__(name, value)
 
     @property
     def loss(self) -> Loss:

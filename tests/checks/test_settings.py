@@ -285,6 +285,17 @@ def test_a_penalty_that_the_networks_numbers_do_not_hold_is_refused():
     assert mc.Trainer(mc.MLP([2, 1], dtype="float64", device="cpu"), l1=1e39).l1 == 1e39
 
 
+@pytest.mark.parametrize("name", [*inspect.signature(mc.Trainer).parameters])
+def test_a_setting_of_a_trainer_that_no_step_would_read_cannot_be_set(name):
+    trainer = mc.Trainer(mc.MLP([2, 1]), "squared_error")
+    if name in ("l1", "l2"):
+        setattr(trainer, name, 0.5)
+        assert getattr(trainer, name) == 0.5
+    else:
+        with pytest.raises(AttributeError, match=name):
+            setattr(trainer, name, 0.5)
+
+
 def test_a_trainer_whose_settings_could_not_be_loaded_is_not_saved(tmp_path):
     one = trainer()
     one.optimizer.layers = {7: mc.Layer()}

@@ -456,6 +456,17 @@ def test_what_a_new_table_holds_and_the_training_did_not_is_said(shops, tmp_path
         ("a,y\n1,2\n3\n", ["--target", "y"], ["#3"]),
         ("a,y\n1,2\n", ["--target", "y", "--as", "a"], ["--as", "COLUMN=KIND"]),
         ("a,y\n1,2\n", ["--target", "y", "--as", "a=text"], ["--as a", "category"]),
+        (
+            "a,y\n1,2\n",
+            ["--target", "y", "--as", "a=out", "--as", "a=number"],
+            ["--as", "'a' twice"],
+        ),
+        ("a,y\n1,2\n", ["--target", "y", "--as", "y=out"], ["--as y=out", "--target"]),
+        (
+            "a,y\n1,2\n",
+            ["--target", "y", "--groups", "a", "--as", "a=out"],
+            ["--as a=out", "--groups"],
+        ),
     ],
 )
 def test_a_table_that_cannot_be_trained_on_leaves_one_line_and_nothing_else(
