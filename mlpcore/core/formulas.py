@@ -11,6 +11,8 @@ import functools
 import itertools
 import math
 import operator
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from mlpcore.checks.errors import shown
@@ -32,6 +34,11 @@ _COMPARISONS = {
 }
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 _OPERATORS[ast.Div] = operator.truediv
+# ast.parse in two threads at once, one in a garbage collection, is a SystemError in CPython 3.11
+_parsing = threading.RLock()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    _after = _parsing.release
+    os.register_at_fork(before=_parsing.acquire, after_in_parent=_after, after_in_child=_after)
 
 
 def _unlimited(function: Callable[[float], float]) -> Callable[[float], float]:
@@ -94,7 +101,8 @@ def _read(formula: str, check: Callable[[ast.expr], None]) -> ast.expr:
             "read"
         )
     try:
-        tree = ast.parse(formula, mode="eval").body
+        with _parsing:
+            tree = ast.parse(formula, mode="eval").body
         check(tree)
     except SyntaxError as error:
         raise ValueError(f"formula {shown(formula)} cannot be read: {error.msg}") from None

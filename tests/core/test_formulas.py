@@ -4,7 +4,11 @@ nothing else gets in.
 
 import ast
 import dataclasses
+import gc
 import math
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -679,3 +683,31 @@ def test_reads_substitute_and_kinks_see_the_tree_not_the_text():
 ])  # fmt: skip
 def test_conditions_of_parameters_hold_where_they_say(condition, values, holds):
     assert formulas.holds(condition, **values) is holds
+
+
+@pytest.mark.slow
+def test_threads_parse_at_the_same_time():
+    """Where one is in a garbage collection, CPython 3.11 counts the depth of another's tree."""
+
+    class Slow:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            time.sleep(0)
+
+    def parse(_):
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            Slow()
+            formulas.parse("((((((((s + 1) * z) + 2) * s) + 3) * z) + 4) * s)")
+
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(10)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(parse, range(3)))
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*threshold)
