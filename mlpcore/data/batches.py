@@ -99,9 +99,9 @@ class Data(NamedTuple):
         X, Y, weights: as in `Batch`.
         inputs: properties for the plan.
         given: the user's row weights, without class weights, which accuracy ignores.
-        by_class: the class weights that are included in `weights`, or None.
+        receiver: the network and loss that the arrays were checked for; None if `weights` leaves
+            out the class weights.
         flat: True if Y, one number per row, was given as (m,).
-        receiver: the network and loss that the arrays were checked for; None for a part of a run.
     """
 
     X: Array
@@ -109,9 +109,13 @@ class Data(NamedTuple):
     weights: Array | None
     inputs: Inputs
     given: Array | None
-    by_class: tuple[float, ...] | None
+    receiver: Receiver | None
     flat: bool = False
-    receiver: Receiver | None = None
+
+    @property
+    def by_class(self) -> tuple[float, ...] | None:
+        """The class weights that are included in `weights`, or None."""
+        return None if self.receiver is None else self.receiver.loss.class_weight
 
     @classmethod
     def of(
@@ -122,9 +126,8 @@ class Data(NamedTuple):
         classes: bool,
         staged: bool,
         weights: Array | None = None,
-        by_class: tuple[float, ...] | None = None,
-        flat: bool = False,
         receiver: Receiver | None = None,
+        flat: bool = False,
     ) -> Data:
         """Return the arrays with their inputs.
 
@@ -134,14 +137,13 @@ class Data(NamedTuple):
             classes: True if Y holds class indices.
             staged: True if the arrays are on the host and their rows are copied to the device.
             weights: the effective weights if they depend on the class, or None.
-            by_class: the class weights, or None.
+            receiver: the network and loss that the arrays were checked for, or None.
             flat: True if Y was given as (m,).
-            receiver: the network and loss that the arrays were checked for.
         """
         weights = given if weights is None else weights
         weight = "" if weights is None else weights.dtype.str
         inputs = Inputs(X.dtype.str, Y.dtype.str, weight, classes, staged)
-        found = cls(X, Y, weights, inputs, given, by_class, flat, receiver)
+        found = cls(X, Y, weights, inputs, given, receiver, flat)
         return found._staged() if staged else found
 
     def _staged(self) -> Data:

@@ -88,7 +88,7 @@ class Intake:
                 w = None if weights is None else arrays.weights(weights, len(X))
                 w_dtype = "" if w is None else w.dtype.str
                 inputs = Inputs(X.dtype.str, y.dtype.str, w_dtype, classes)
-                return Data(X, y, w, inputs, w, None, flat, self.receiver)
+                return Data(X, y, w, inputs, w, self.receiver, flat)
         return self._check(X, Y, weights)
 
     def _require_own(self, data: Data, Y: ArrayLike | None, weights: ArrayLike | None) -> Data:
@@ -131,9 +131,8 @@ class Intake:
             classes,
             staged,
             by_class,
-            self.loss.class_weight,
+            self.receiver,
             flat=not classes and given.ndim == 1,
-            receiver=self.receiver,
         )
 
     def validate(self, X: ArrayLike | Data, Y: ArrayLike | None, weights: ArrayLike | None) -> Data:
@@ -279,7 +278,7 @@ class Intake:
             classes,
             staged,
             self._weigh_classes(y, w, place),
-            self.loss.class_weight,
+            self.receiver,
             flat=not classes and Y.ndim == 1,
         )
 
