@@ -1,6 +1,7 @@
 // Number types and 16-byte accesses. Half types are for storage only: formulas run in Compute<T>,
 // float or double.
 #pragma once
+#include "functions.cuh"
 
 using int64 = long long;
 
@@ -115,32 +116,8 @@ __device__ __forceinline__ T load_fresh(const T* address) {  // what another blo
   return *reinterpret_cast<const volatile T*>(address);
 }
 
-// -- the functions of formulas --
+// -- the normal distribution --
 
-template <class C>
-__device__ __forceinline__ C maximum(C x, C y) {
-  return x > y || x != x ? x : y;
-}  // NaN passes, both sides
-template <class C>
-__device__ __forceinline__ C minimum(C x, C y) {
-  return x < y || x != x ? x : y;
-}
-template <class C>
-__device__ __forceinline__ C positive(C x) {
-  return x > C(0) ? C(1) : C(0);
-}
-template <class C>
-__device__ __forceinline__ C sign(C x) {
-  return x != x ? x : C(x > C(0)) - C(x < C(0));
-}
-template <class C>
-__device__ __forceinline__ C kept(C x) {
-  return x == C(0) && copysign(C(1), x) < C(0) ? C(0) : C(1);
-}
-template <class C>
-__device__ __forceinline__ C absolute(C x) {
-  return x < C(0) ? -x : x;
-}
 // exp(-u²/2), with u²/2 in two parts, because rounding it would cost u²/2 units in the last place;
 // u is limited to 40, where the result is 0
 template <class C>
@@ -157,8 +134,4 @@ __device__ __forceinline__ C normal_cdf(C x) {  // in fewer registers than CUDA'
   const C u = minimum(absolute(x), C(40)),
           tail = C(0.5) * erfcx(C(0.7071067811865476) * u) * bell(u);
   return x > C(0) ? C(1) - tail : tail;
-}
-template <class C>
-__device__ __forceinline__ bool is_finite(C x) {
-  return x - x == C(0);
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends.cuda import kernel_files
+from mlpcore.backends import kernel_files
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import loss, losses, sheet
 from mlpcore.core.ops import EagerOps, Ops

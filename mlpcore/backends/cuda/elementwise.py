@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mlpcore.backends import formula_text
 from mlpcore.backends.cuda import grids, source
 from mlpcore.backends.cuda.gemm import alignment
 from mlpcore.backends.cuda.launcher import Launcher, c_type
@@ -38,7 +39,7 @@ class ElementwiseOps(Launcher):
             return
         keep = Z is not S and activation.slope_reads_s
         tiled = self._tiles(S, S, Z)
-        code = source.text("bias_activation.cu", source.activation(activation))
+        code = source.text("bias_activation.cu", formula_text.activation(activation))
         name, more = "bias_activation", []
         if activation.a is not None:
             name, more = f"{name}_learned", [activation.a, np.int32(activation.a.size > 1)]
@@ -124,7 +125,7 @@ class ElementwiseOps(Launcher):
         """Launch `activation_gradient`; without D only the sums are computed."""
         m, n = Z.shape
         tiled = self._tiles(Z, *(x for x in (G, S, Z, D) if x is not None))
-        code = source.text("activation_gradient.cu", source.activation(activation))
+        code = source.text("activation_gradient.cu", formula_text.activation(activation))
         instance = f"<{c_type(Z)}, Formula, {tiled.vector}, {grids.THREADS}>"
         (across, down), a, da = tiled.launch.grid, activation.a, activation.da
         partials = counters = None

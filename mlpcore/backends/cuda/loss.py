@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlpcore.backends import formula_text
 from mlpcore.backends.cuda import grids, source
 from mlpcore.backends.cuda.elementwise import ElementwiseOps
 from mlpcore.backends.cuda.gemm import STORAGE
@@ -71,7 +72,7 @@ class LossOps(ElementwiseOps):
         (m, n), tiled = x.shape, self._tiles(x, x, D)
         across, down = tiled.launch.grid
         partials, counters = self.partials(tiled.partials + down * n, across + 1, wide)
-        code = source.text("losses.cu", source.loss(objective))
+        code = source.text("losses.cu", formula_text.loss(objective))
         types = f"{c_type(x)}, {inputs.types}, Formula, {tiled.vector}, {grids.THREADS}"
         self.launch(
             code, f"elementwise_loss<{types}>", tiled.launch, x, *inputs.given, inputs.scale,

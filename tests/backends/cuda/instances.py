@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mlpcore.backends import formula_text
 from mlpcore.backends.cuda import source as cuda_source
 from mlpcore.core import activations, dropout, losses, sheet
 from mlpcore.core.activations import Activation
@@ -107,7 +108,7 @@ def every_instance() -> Iterator[tuple[str, str]]:
     for sigma in (*every_activation(), *dropped_activations(), *learned_activations()):
         learned = "_learned" if sigma.a is not None else ""
         behind = learned + ("_dropout" if isinstance(sigma, dropout.Dropped) else "")
-        formula = cuda_source.activation(sigma)
+        formula = formula_text.activation(sigma)
         value, gradient = (
             cuda_source.text(file, formula)
             for file in ("bias_activation.cu", "activation_gradient.cu")
@@ -121,10 +122,10 @@ def every_instance() -> Iterator[tuple[str, str]]:
         for T, entry in STORAGE.items():
             for V in widths(entry):
                 yield (
-                    cuda_source.text("losses.cu", cuda_source.loss(objective)),
+                    cuda_source.text("losses.cu", formula_text.loss(objective)),
                     elementwise_loss(T, V),
                 )
-    any_loss = cuda_source.text("losses.cu", cuda_source.loss(every_objective()[0]))
+    any_loss = cuda_source.text("losses.cu", formula_text.loss(every_objective()[0]))
     for source in SOURCES:
         yield any_loss, elementwise_loss("float", 4, source)
         yield any_loss, cross_entropy("float", source)

@@ -9,6 +9,7 @@ import pytest
 
 from bench import accuracy
 from bench.accuracy import BOUND, CASES, DTYPES, QUANTITIES
+from mlpcore.backends import formula_text
 from mlpcore.backends.cuda import grids as launches
 from mlpcore.backends.cuda import source as cuda_source
 from tests.backends.cuda.emulator import compiler
@@ -31,7 +32,7 @@ TYPES = {"float32": "float", "float64": "double"}
 def kernel(case, quantity, dtype):
     """The source and the name of the kernel that computes a formula."""
     source = cuda_source.text(
-        "bias_activation.cu", cuda_source.activation(case.formula(quantity, dtype))
+        "bias_activation.cu", formula_text.activation(case.formula(quantity, dtype))
     )
     return source, f"bias_activation<{TYPES[dtype]}, Formula, 1, false>"
 

@@ -15,6 +15,7 @@ import shutil
 import numpy as np
 import pytest
 
+from mlpcore.backends import formula_text
 from mlpcore.backends.cuda import grids as launches
 from mlpcore.backends.cuda import slot as cuda_slot
 from mlpcore.backends.cuda import source as cuda_source
@@ -90,7 +91,7 @@ def grids(m: int, n: int, V: int) -> list[Launch]:
 
 
 def bias_activation(sigma, T, S, b, Z, keep, grid):
-    source = cuda_source.text("bias_activation.cu", cuda_source.activation(sigma))
+    source = cuda_source.text("bias_activation.cu", formula_text.activation(sigma))
     name = f"bias_activation<{T}, Formula, {vector(T, S.shape[1])}, {str(keep).lower()}>"
     return launch(source, name, grid, S, b, Z, *S.shape)[:3]
 
@@ -199,7 +200,7 @@ def reference(step, first):
 def bias_activation_dropout(sigma, T, S, b, Z, step, batch_row, first, grid):
     keep = sigma.slope_reads_s and Z is not S
     name = f"bias_activation_dropout<{T}, Formula, {vector(T, S.shape[1])}, {str(keep).lower()}>"
-    source = cuda_source.text("bias_activation.cu", cuda_source.activation(sigma))
+    source = cuda_source.text("bias_activation.cu", formula_text.activation(sigma))
 
     def work(device, S, b, Z, control, scalars):
         slot = set_slot(device, control, scalars, S, batch_row=batch_row, step=step)
@@ -255,7 +256,7 @@ def test_dropout_on_awkward_shapes_and_grids(m, n, T):
 def gradient(sigma, T, G, S, Z, D, db, accumulate, grid):
     m, n = Z.shape
     across, down = grid.grid
-    source = cuda_source.text("activation_gradient.cu", cuda_source.activation(sigma))
+    source = cuda_source.text("activation_gradient.cu", formula_text.activation(sigma))
     scratch = (
         (None, None) if db is None else (fresh(down * n, COMPUTE[T]), np.zeros(across, np.uint32))
     )
@@ -322,7 +323,7 @@ def learned_gradient(sigma, T, G, S, Z, D, db, da, accumulate, grid):
     m, n = Z.shape
     across, down = grid.grid
     each = sigma.a.size > 1
-    source = cuda_source.text("activation_gradient.cu", cuda_source.activation(sigma))
+    source = cuda_source.text("activation_gradient.cu", formula_text.activation(sigma))
     scratch = fresh(down * n + (down * n if each else across * down), COMPUTE[T])
     counters = np.zeros(across + (across if each else 1), np.uint32)
     name = f"activation_gradient_learned<{T}, Formula, {vector(T, n)}, 256>"
@@ -369,7 +370,7 @@ def test_a_learned_parameter_is_read_from_memory_and_da_is_the_sum_over_what_sha
     S, G = (stored(random.standard_normal((m, n)), T) for _ in range(2))
     b, grid = computed(random.standard_normal(n), T), launches.tiles(m, n, vector(T, n), 2).launch
     assert grid.grid[1] > 1
-    source = cuda_source.text("bias_activation.cu", cuda_source.activation(sigma))
+    source = cuda_source.text("bias_activation.cu", formula_text.activation(sigma))
     name = f"bias_activation_learned<{T}, Formula, {vector(T, n)}, true>"
     kept, _, Z = launch(
         source, name, grid, S, b, fresh((m, n), T), m, n, computed(sigma.a, T), np.int32(each)
@@ -446,7 +447,7 @@ def test_dropout_behind_a_learned_parameter_draws_numpys_masks(T):
     for each in (False, True):
         sigma = of_columns(learned_activations()[2], n, each, random)
         name = f"bias_activation_learned_dropout<{T}, Formula, {vector(T, n)}, true>"
-        source = cuda_source.text("bias_activation.cu", cuda_source.activation(sigma))
+        source = cuda_source.text("bias_activation.cu", formula_text.activation(sigma))
         grid = launches.tiles(m, n, vector(T, n), 2).launch
 
         def work(
@@ -601,7 +602,7 @@ def columns_of(objective, T):
 
 def elementwise(objective, T, x, Y, k, gain, D, db, J, accumulate, grid):
     """x, D, db and J after the loss of arrays that lie in order."""
-    source = cuda_source.text("losses.cu", cuda_source.loss(objective))
+    source = cuda_source.text("losses.cu", formula_text.loss(objective))
     (m, n), name = x.shape, elementwise_loss(T, vector(T, x.shape[1]))
     scratch, rest = (
         sums(n, grid.grid[0] * grid.grid[1], T, 1 + grid.grid[0]),
@@ -673,7 +674,7 @@ def test_elementwise_losses_on_awkward_shapes_and_grids(m, n):
         close(after[3], 2 + 2 * (d * d).sum(), "float", 8, 2)
 
 
-ANY_LOSS = cuda_source.text("losses.cu", cuda_source.loss(every_objective()[0]))
+ANY_LOSS = cuda_source.text("losses.cu", formula_text.loss(every_objective()[0]))
 
 
 CROSS_ENTROPY = losses.pair(losses.resolve("cross_entropy"), activations.SOFTMAX)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlpcore.backends import devices as device
+from mlpcore.backends import formula_text
 from mlpcore.backends.cuda import gemm as products
 from mlpcore.backends.cuda import grids as launches
 from mlpcore.backends.cuda import ops as cuda_ops
@@ -404,8 +405,8 @@ def test_the_text_of_a_kernel_is_built_once():
     objective = losses.pair(losses.resolve("huber"), activations.resolve("tanh", output=True))
     compiled = program("w = w - rate * g", frozenset({"rate"}))
     for build in (
-        lambda: source.activation(sigma),
-        lambda: source.loss(objective),
+        lambda: formula_text.activation(sigma),
+        lambda: formula_text.loss(objective),
         lambda: source.update(compiled, ["w", "g"], ["rate"], ("rate",), "g"),
     ):
         assert build() is build()

@@ -1,0 +1,110 @@
+"""C++ from formulas: the text of a struct that CUDA kernels and compiled CPU passes take.
+
+A formula goes through the same `Program` that NumPy runs, so all compute the same operations in
+the same order:
+
+    relu  →  struct Formula { template <class C> static C value(C s) { C z; z = maximum(s, C(0.0));
+    return z; } };
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from mlpcore.core.activation import Activation
+from mlpcore.core.formulas import reads
+from mlpcore.core.losses import Objective
+from mlpcore.core.program import Program, program
+
+INLINE = "  template <class C> static __device__ __forceinline__"
+INFIX = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
+FUNCTIONS = {"abs": "absolute", "negative": "-", "copy": "", "normcdf": "normal_cdf"}
+
+
+def statements(compiled: Program, values: Mapping[str, float] | None = None) -> str:
+    """Return a program as C++ statements, with scalars from `values` or from the array `k`."""
+    keys = list(compiled.folded)
+    if values is None:
+        names = {key: f"k[{i}]" for i, key in enumerate(keys)}
+    else:
+        names = {key: f"C({value!r})" for key, value in compiled.fold(values).items()}
+    lines = [f"C r{i};" for i in range(compiled.registers)]
+    for function, operands, out in compiled.instructions:
+        inputs = [names.get(x, x) for x in operands]
+        if function in INFIX:
+            lines.append(f"{out} = {inputs[0]} {INFIX[function]} {inputs[1]};")
+        else:
+            lines.append(f"{out} = {FUNCTIONS.get(function, function)}({', '.join(inputs)});")
+    return " ".join(lines)
+
+
+def _function(
+    name: str,
+    arguments: str,
+    target: str,
+    formula: str,
+    scalars: Mapping[str, float],
+    dtype: str | None,
+) -> str:
+    parameters = ", ".join(f"C {argument}" for argument in arguments.split())
+    body = statements(program(f"{target} = {formula}", frozenset(scalars), dtype), scalars)
+    return f"{INLINE} C {name}({parameters}) {{ C {target}; {body} return {target}; }}"
+
+
+def struct(*lines: str) -> str:
+    """Return the struct with these members."""
+    return "\n".join(["struct Formula {", *lines, "};"])
+
+
+def activation(sigma: Activation, dtype: str | None = None) -> str:
+    """Return the struct of an activation: `value(s)` and `gradient(g, s, z)` = g σ'.
+
+    Its flags tell which of s and z the gradient reads. If the activation is bound to a learned
+    parameter, both also read `a`, and there is `by_parameter(g, s, z, a)` = g ∂z/∂a.
+
+    Args:
+        sigma: the activation.
+        dtype: as in `Program`: None if the functions of `core.special` are there.
+    """
+    return _activation(sigma, sigma.a is not None, dtype)
+
+
+@functools.cache
+def _activation(sigma: Activation, learned: bool, dtype: str | None) -> str:
+    slope, a = "g" if sigma.slope == "1" else f"g * ({sigma.slope})", " a" if learned else ""
+    read = reads(sigma.slope) | (reads(sigma.by_parameter) if learned else set())
+    functions = [
+        _function("value", f"s{a}", "z", sigma.value, sigma.scalars, dtype),
+        _function("gradient", f"g s z{a}", "d", slope, sigma.scalars, dtype),
+    ]
+    if learned:
+        functions.append(
+            _function(
+                "by_parameter",
+                "g s z a",
+                "d",
+                f"g * ({sigma.by_parameter})",
+                sigma.scalars,
+                dtype,
+            )
+        )
+    return struct(
+        *(f"  static constexpr bool reads_{x} = {str(x in read).lower()};" for x in "sz"),
+        *functions,
+    )
+
+
+@functools.cache
+def loss(objective: Objective, dtype: str | None = None) -> str:
+    """Return the struct of an elementwise loss, with p of the column.
+
+    It has `value(x, y, k, p)` = k ℓ and `slope(x, y, k, p)` = k ∂ℓ/∂x. `dtype` is as in
+    `activation`.
+    """
+    scalars = dict(objective.scalars)
+    return struct(
+        f"  static constexpr bool reads_columns = {str(bool(objective.loss.columns)).lower()};",
+        _function("value", "x y k p", "v", f"k * ({objective.value})", scalars, dtype),
+        _function("slope", "x y k p", "d", f"k * ({objective.slope})", scalars, dtype),
+    )
