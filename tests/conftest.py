@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from mlpcore.backends import devices
+from mlpcore.backends.compiled import compiler
 from tests.backends.cuda.emulator.device import CpuDevice
 
 # a shell starts a background job with SIGINT ignored, and all processes that the tests start
@@ -47,6 +48,13 @@ def cpu(request, monkeypatch):
         monkeypatch.setattr(
             devices, "why_no_cuda", lambda: f"CuPy is not installed: {devices.INSTALL}"
         )
+
+
+@pytest.fixture(autouse=True)
+def compiled():
+    """Fail a test in which a pass did not compile, since NumPy would have computed it in silence."""
+    yield
+    assert not compiler._failure
 
 
 @pytest.fixture(params=["cpu", "cuda:0"])

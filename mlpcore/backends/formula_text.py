@@ -10,19 +10,19 @@ the same order:
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mlpcore.core.activation import Activation
 from mlpcore.core.formulas import reads
 from mlpcore.core.losses import Objective
 from mlpcore.core.program import Program, program
 
-INLINE = "  template <class C> static __device__ __forceinline__"
-INFIX = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
+_INLINE = "  template <class C> static __device__ __forceinline__"
+_INFIX = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
 FUNCTIONS = {"abs": "absolute", "negative": "-", "copy": "", "normcdf": "normal_cdf"}
 
 
-def statements(compiled: Program, values: Mapping[str, float] | None = None) -> str:
+def _statements(compiled: Program, values: Mapping[str, float] | None = None) -> str:
     """Return a program as C++ statements, with scalars from `values` or from the array `k`."""
     keys = list(compiled.folded)
     if values is None:
@@ -32,8 +32,8 @@ def statements(compiled: Program, values: Mapping[str, float] | None = None) -> 
     lines = [f"C r{i};" for i in range(compiled.registers)]
     for function, operands, out in compiled.instructions:
         inputs = [names.get(x, x) for x in operands]
-        if function in INFIX:
-            lines.append(f"{out} = {inputs[0]} {INFIX[function]} {inputs[1]};")
+        if function in _INFIX:
+            lines.append(f"{out} = {inputs[0]} {_INFIX[function]} {inputs[1]};")
         else:
             lines.append(f"{out} = {FUNCTIONS.get(function, function)}({', '.join(inputs)});")
     return " ".join(lines)
@@ -48,8 +48,8 @@ def _function(
     dtype: str | None,
 ) -> str:
     parameters = ", ".join(f"C {argument}" for argument in arguments.split())
-    body = statements(program(f"{target} = {formula}", frozenset(scalars), dtype), scalars)
-    return f"{INLINE} C {name}({parameters}) {{ C {target}; {body} return {target}; }}"
+    body = _statements(program(f"{target} = {formula}", frozenset(scalars), dtype), scalars)
+    return f"{_INLINE} C {name}({parameters}) {{ C {target}; {body} return {target}; }}"
 
 
 def struct(*lines: str) -> str:
@@ -108,3 +108,22 @@ def loss(objective: Objective, dtype: str | None = None) -> str:
         _function("value", "x y k p", "v", f"k * ({objective.value})", scalars, dtype),
         _function("slope", "x y k p", "d", f"k * ({objective.slope})", scalars, dtype),
     )
+
+
+def over_vectors(compiled: Program, vectors: Sequence[str], kept: str = "") -> list[str]:
+    """Return the members of a struct of statements on flat vectors, with `run` for one entry.
+
+    Args:
+        compiled: the statements' program.
+        vectors: names of the vectors, at most four, in the order of the arguments.
+        kept: a vector whose entries change only temporarily and are not written; or "".
+    """
+    names = [*vectors, *(f"unused{i}" for i in range(4 - len(vectors)))]
+    written = {out for _, _, out in compiled.instructions}
+    writes = sum(1 << i for i, name in enumerate(vectors) if name in written and name != kept)
+    return [
+        f"  static constexpr int arrays = {len(vectors)}, scalars = {len(compiled.folded)}, writes "
+        f"= {writes};",
+        f"{_INLINE} void run({', '.join(f'C& {x}' for x in names)}, const C* k) "
+        f"{{ {_statements(compiled)} }}",
+    ]

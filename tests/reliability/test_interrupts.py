@@ -645,7 +645,7 @@ trainer = mc.Trainer(mc.MLP([3, 1], device="cpu"), "squared_error")
 trainer.step(X, Y)
 inside, go_on = threading.Event(), threading.Event()
 calls = trainer._step.lanes.updates[0].lanes[0].calls
-calls.insert(3, (lambda: (inside.set(), go_on.wait(60)),))
+calls.insert(1, (lambda: (inside.set(), go_on.wait(60)),))
 work = threading.Thread(target=trainer.step, args=(X, Y))
 work.start()
 inside.wait(60)
@@ -662,7 +662,7 @@ if not pid:
 assert os.waitpid(pid, 0)[1] == 0
 go_on.set()
 work.join()
-del calls[3]
+del calls[1]
 trainer.step(X, Y)
 print(trainer.progress.step)
 """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mlpcore.backends import kernel_files
 from mlpcore.backends.cuda import slot as cuda_slot
-from mlpcore.backends.formula_text import FUNCTIONS, INLINE, statements, struct
+from mlpcore.backends.formula_text import FUNCTIONS, over_vectors, struct
 from mlpcore.core.formulas import parse, reads
 from mlpcore.core.program import Program
 
@@ -60,16 +60,10 @@ def _update(
     kept: str,
     bounds: tuple[str, str],
 ) -> str:
-    names = [*vectors, *(f"unused{i}" for i in range(4 - len(vectors)))]
-    written = {out for _, _, out in compiled.instructions}
-    writes = sum(1 << i for i, name in enumerate(vectors) if name in written and name != kept)
     lines = [
-        f"  static constexpr int arrays = {len(vectors)}, scalars = {len(compiled.folded)}, writes "
-        f"= {writes};",
+        *over_vectors(compiled, vectors, kept),
         f"  static constexpr int decay = {settings.index('decay') if 'decay' in settings else -1}; "
         " // its index",
-        f"{INLINE} void run({', '.join(f'C& {x}' for x in names)}, const C* k) "
-        f"{{ {statements(compiled)} }}",
     ]
     values = [
         f"const double {x} = "

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from mlpcore.backends import machine
+from mlpcore.backends.compiled import compiler
+from mlpcore.backends.compiled.ops import CompiledOps
 from mlpcore.backends.numpy import blas
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.checks import arrays
@@ -24,8 +26,8 @@ class HostDevice:
     adopt = staticmethod(arrays.host_array)
 
     def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
-        """Return the class of NumPy's operations: it has no algorithms to choose."""
-        return NumpyOps
+        """Return the class of operations: compiled passes if there is a compiler, else NumPy's."""
+        return NumpyOps if compiler.why_not() else CompiledOps
 
     def free_bytes(self) -> int:
         """Return the memory that the system and this process's control groups leave free."""

@@ -1,0 +1,1 @@
+"""The CPU with the passes between its products compiled at run time."""

@@ -1,0 +1,168 @@
+"""NumPy's operations, with the passes between the products compiled: one pass over memory each.
+
+An operation whose pass cannot be compiled, or whose arrays are not contiguous, is NumPy's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mlpcore.backends import formula_text
+from mlpcore.backends.compiled import compiler, passes
+from mlpcore.backends.numpy.ops import NumpyOps
+from mlpcore.core.activation import Activation
+from mlpcore.core.dropout import Dropped
+from mlpcore.core.losses import Loss, Objective
+from mlpcore.core.ops import Array
+from mlpcore.core.program import Program
+
+VECTORS = 4  # most vectors of an update
+
+
+class CompiledOps(NumpyOps):
+    """`core.ops.Ops` on NumPy arrays, by NumPy's products and compiled passes."""
+
+    def __init__(self) -> None:
+        super().__init__(np)
+        # of the dropout masks: the step's number, and the chunk's first row in the batch
+        self._places = np.zeros(2, np.int64)
+
+    @property
+    def step(self) -> Any:
+        """The number of the step, which determines the dropout masks."""
+        return int(self._places[0])
+
+    @step.setter
+    def step(self, number: int) -> None:
+        self._places[0] = number
+
+    @property
+    def first(self) -> Any:
+        """The row of the batch at which the chunk begins."""
+        return int(self._places[1])
+
+    @first.setter
+    def first(self, row: int) -> None:
+        self._places[1] = row
+
+    def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
+        """Set S += b and Z = σ(S), row by row. Z may be S."""
+        if b is None and activation.value == "s" and Z is S:
+            return
+        a, dropped, (m, n) = activation.a, isinstance(activation, Dropped), S.shape
+        options: tuple[bool, ...] = b is not None, Z is not S
+        if activation.rowwise:
+            template, formula = "softmax", ""
+            options = (*options, activation.logarithmic)
+        else:
+            template = "activate_and_drop" if dropped else "activate"
+            formula = formula_text.activation(activation, S.dtype.name)
+            options = (*options, a is not None, a is not None and a.size > 1)
+        given = {"S": S, "b": b, "Z": Z, "a": a, "place": self._places, "m": m, "n": n}
+        if isinstance(activation, Dropped):
+            given |= {"key": activation.key, "threshold": activation.threshold}
+        if not self._pass(f"{template} Activate", S, given, formula, options):
+            super().bias_activation(S, b, activation, Z)
+
+    def activation_gradient(
+        self,
+        G: Array,
+        S: Array,
+        Z: Array,
+        activation: Activation,
+        D: Array,
+        db: Array | None,
+        accumulate: bool = False,
+    ) -> None:
+        """Set D = G ⊙ σ'(S, Z), db = Σ_rows D, da = Σ G ⊙ ∂z/∂a, or db += …, da += ….
+
+        D may be G or Z; otherwise S, Z and G are kept.
+        """
+        a, (m, n) = activation.a, Z.shape
+        if not activation.rowwise and activation.da is None:
+            formula = formula_text.activation(activation, Z.dtype.name)
+            options = a is not None, a is not None and a.size > 1
+            given = {"G": G, "S": S, "Z": Z, "D": D, "db": db, "a": a, "m": m, "n": n}
+            given |= {"accumulate": accumulate}
+            if self._pass("descend Descend", Z, given, formula, options):
+                return
+        super().activation_gradient(G, S, Z, activation, D, db, accumulate)
+
+    def loss(
+        self,
+        x: Array,
+        Y: Array,
+        k: Array,
+        objective: Objective,
+        D: Array,
+        db: Array | None,
+        J: Array,
+        accumulate: bool,
+    ) -> None:
+        """Set J += Σ k ℓ(x, Y) and D = k ∂ℓ/∂x; with `db` also its sum over rows.
+
+        x is S[L] if matched, else Z[L]; D may be x.
+        """
+        loss, (m, n) = objective.loss, x.shape
+        given = {"x": x, "Y": Y, "k": k, "D": D, "db": db, "J": J, "m": m, "n": n}
+        given |= {"columns": self._column_weights(loss, x.dtype), "accumulate": accumulate}
+        given |= {"k_step": int(k.ndim > 0)}
+        options: tuple[bool, ...] = ()
+        if loss.rowwise:
+            template, formula, options = "cross_entropy", "", (Y.ndim == 1, loss.mixes(Y.ndim == 1))
+            given |= _of_classes(loss, n)
+        elif Y.dtype != x.dtype:
+            return super().loss(x, Y, k, objective, D, db, J, accumulate)
+        else:
+            template = "elementwise_loss"
+            formula = formula_text.loss(objective, x.dtype.name)
+        if not self._pass(f"{template} Loss", x, given, formula, options):
+            super().loss(x, Y, k, objective, D, db, J, accumulate)
+
+    def map(
+        self, program: Program, arrays: Mapping[str, Array], scalars: Mapping[str, Array]
+    ) -> None:
+        """Run elementwise statements over flat vectors in one pass."""
+        first = next(iter(arrays.values()))
+        if not first.size:
+            return
+        if len(arrays) <= VECTORS and {*scalars} == {*program.folded}:
+            formula = formula_text.struct(*formula_text.over_vectors(program, [*arrays]))
+            numbers = [scalars[key] for key in program.folded]
+            k = np.array([number.ctypes.data for number in numbers], np.uintp)
+            given = {f"v{i}": vector for i, vector in enumerate(arrays.values())}
+            given |= {"k": k, "n": first.size}
+            if self._pass("update Update", first, given, formula, alive=numbers):
+                return
+        super().map(program, arrays, scalars)
+
+    def _pass(
+        self,
+        template: str,
+        first: Array,
+        given: dict[str, Any],
+        formula: str = "",
+        options: tuple[bool, ...] = (),
+        alive: object = None,
+    ) -> bool:
+        """Run or record a pass; return False if NumPy must do it."""
+        every = [value for value in given.values() if isinstance(value, np.ndarray)]
+        dtype = first.dtype.name
+        if dtype not in passes.TYPES or not all(array.flags.c_contiguous for array in every):
+            return False
+        run = compiler.load(passes.source(template, dtype, formula, options))
+        if run is None:
+            return False
+        self._do(*passes.call(run, template.split()[1], given, alive))
+        return True
+
+
+def _of_classes(loss: Loss, classes: int) -> dict[str, float]:
+    """Return the numbers of a cross-entropy."""
+    smoothing, most = loss.label_smoothing, loss.most
+    limit = math.inf if most is None else most
+    return {"most": limit, "kept": 1 - smoothing, "spread": smoothing / classes}
