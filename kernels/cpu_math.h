@@ -1,5 +1,5 @@
 // exp, expm1, log, log1p and tanh of a float or a double, without branches, tables and calls, so
-// that loops that call them become vectors; sqrt, sin and cos are the compiler's own. Every fused
+// that loops that call them become vectors; sqrt, sin, cos and pow are the compiler's own. Every fused
 // multiply-add is written out: with -ffp-contract=off an entry has the same bits whether it is part
 // of a vector or of what remains of a loop. The errors in units in the last place are at most 1.1,
 // of expm1 1.5 and of tanh 2, subnormal results included; tests/backends/compiled/test_math.py
@@ -213,6 +213,7 @@ template <class F>
 MLP_INLINE F copysign(F x, F sign) {
   return cpu_math::with_sign(x, cpu_math::sign_of(sign));
 }
+MLP_INLINE double pow(double x, double y) { return __builtin_pow(x, y); }
 MLP_INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
 MLP_INLINE double sqrt(double x) { return __builtin_sqrt(x); }
 MLP_INLINE float sin(float x) { return __builtin_sinf(x); }

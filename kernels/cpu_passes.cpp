@@ -6,28 +6,12 @@
 // a fixed order, whatever the compiler, the processor and the arrays' alignment.
 #include "arguments.h"
 #include "hash.cuh"
+#include "sums.h"
 
 // Rows of n columns that stay in a core's first cache.
 inline int64 cached_rows(int64 n) {
   const int64 rows = 4096 / n;
   return rows < 4 ? 4 : rows;
-}
-
-// Returns Σ f(j) over 0 ≤ j < n, in sixteen interleaved sums.
-template <class Sum, class F>
-inline Sum total(int64 n, const F& f) {
-  Sum lane[16] = {};
-  int64 first = 0;
-  for (; first + 16 <= n; first += 16) {
-#pragma omp simd
-    for (int64 j = 0; j < 16; ++j) lane[j] += Sum(f(first + j));
-  }
-#pragma omp simd
-  for (int64 j = 0; j < n - first; ++j) lane[j] += Sum(f(first + j));
-  for (int64 half = 8; half; half /= 2) {
-    for (int64 j = 0; j < half; ++j) lane[j] += lane[j + half];
-  }
-  return lane[0];
 }
 
 // Sets db = Σ_rows D, or adds to it. Rows are added four at a time, and their sums in blocks.

@@ -9,17 +9,18 @@ the same order:
 
 from __future__ import annotations
 
+import ast
 import functools
 from collections.abc import Mapping, Sequence
 
 from mlpcore.core.activation import Activation
-from mlpcore.core.formulas import reads
+from mlpcore.core.formulas import parse, reads
 from mlpcore.core.losses import Objective
 from mlpcore.core.program import Program, program
 
 _INLINE = "  template <class C> static __device__ __forceinline__"
 _INFIX = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
-FUNCTIONS = {"abs": "absolute", "negative": "-", "copy": "", "normcdf": "normal_cdf"}
+_FUNCTIONS = {"abs": "absolute", "negative": "-", "copy": "", "normcdf": "normal_cdf"}
 
 
 def _statements(compiled: Program, values: Mapping[str, float] | None = None) -> str:
@@ -35,7 +36,7 @@ def _statements(compiled: Program, values: Mapping[str, float] | None = None) ->
         if function in _INFIX:
             lines.append(f"{out} = {inputs[0]} {_INFIX[function]} {inputs[1]};")
         else:
-            lines.append(f"{out} = {FUNCTIONS.get(function, function)}({', '.join(inputs)});")
+            lines.append(f"{out} = {_FUNCTIONS.get(function, function)}({', '.join(inputs)});")
     return " ".join(lines)
 
 
@@ -127,3 +128,86 @@ def over_vectors(compiled: Program, vectors: Sequence[str], kept: str = "") -> l
         f"{_INLINE} void run({', '.join(f'C& {x}' for x in names)}, const C* k) "
         f"{{ {_statements(compiled)} }}",
     ]
+
+
+def update(
+    compiled: Program,
+    vectors: Sequence[str],
+    settings: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    kept: str = "",
+    bounds: tuple[str, str] = ("0", "0"),
+) -> str:
+    """Return the struct of statements on flat vectors.
+
+    It has `run` for one entry, `fold` for the scalars, and `bounds` in double.
+
+    Args:
+        compiled: the statements' program.
+        vectors: names of the vectors, at most four, in the order of the kernel's arguments.
+        settings: scalars that `fold` reads from the slot, in the slot's order.
+        flags: those `settings` that are 0 on biases.
+        kept: a vector whose entries change only temporarily and are not written; or "".
+        bounds: formulas of the largest entry of the first state vector, and of the largest change.
+    """
+    return _update(compiled, tuple(vectors), tuple(settings), tuple(flags), kept, bounds)
+
+
+@functools.cache
+def _update(
+    compiled: Program,
+    vectors: tuple[str, ...],
+    settings: tuple[str, ...],
+    flags: tuple[str, ...],
+    kept: str,
+    bounds: tuple[str, str],
+) -> str:
+    lines = [
+        *over_vectors(compiled, vectors, kept),
+        f"  static constexpr int decay = {settings.index('decay') if 'decay' in settings else -1}; "
+        " // its index",
+    ]
+    values = [
+        f"const double {x} = "
+        f"{f'weights ? settings[{i}] : 0.0' if x in flags else f'settings[{i}]'};"
+        for i, x in enumerate(settings)
+    ]
+    folded = [
+        f"k[{i}] = {_scalar(parse(source))};"
+        for i, source in enumerate(compiled.folded_text.values())
+    ]
+    lines.append(
+        "  static __device__ void fold(const double* settings, double t, double clip, double "
+        "unscale, bool weights, double* k) "
+        f"{{ {' '.join([*values, *folded])} }}"
+    )
+    read = {"G", "reach"}.union(*map(reads, bounds))
+    values = [f"const double {x} = settings[{i}];" for i, x in enumerate(settings) if x in read]
+    lines.append(
+        "  static __device__ void bounds(const double* settings, double G, double reach, double& "
+        "after, double& change) "
+        f"{{ {' '.join(values)} after = {_scalar(parse(bounds[0]))}; "
+        f"change = {_scalar(parse(bounds[1]))}; }}"
+    )
+    return struct(*lines)
+
+
+def _scalar(node: ast.expr) -> str:
+    """Return a checked formula of scalars as a C++ expression in double."""
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return repr(float(value))
+        case ast.Name(id=name):
+            return name
+        case ast.UnaryOp(operand=operand):
+            return f"(-{_scalar(operand)})"
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return f"pow({_scalar(left)}, {_scalar(right)})"
+        case ast.BinOp(left=left, op=op, right=right):
+            sign = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}[type(op)]
+            return f"({_scalar(left)} {sign} {_scalar(right)})"
+        case ast.Call(func=ast.Name(id="T"), args=[x]):
+            return _scalar(x)
+        case ast.Call(func=ast.Name(id=name), args=arguments):
+            return f"{_FUNCTIONS.get(name, name)}({', '.join(_scalar(x) for x in arguments)})"
+    raise AssertionError(ast.dump(node))

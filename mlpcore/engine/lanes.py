@@ -75,15 +75,19 @@ class Bounds:
     Args:
         optimizer: the optimizer with the rule.
         dtype: dtype of the parameters.
+
+    Attributes:
+        roots, halves: limits of |g|, and of a parameter's change.
+        floor: bounds what underflowing squares lose of the gradient's norm.
     """
 
     def __init__(self, optimizer: Optimizer, dtype: str) -> None:
         self.optimizer = optimizer
         limits = np.finfo(dtype)
         # a change that adding to the largest number leaves it unchanged, with a margin of 128
-        self._halves = float(limits.max) * float(limits.eps) / 512
-        self._roots = math.sqrt(float(limits.max)) / 2  # its square, kept as a mean, is finite
-        self.floor = 2 * math.sqrt(float(limits.tiny))  # bounds what underflowing squares lose
+        self.halves = float(limits.max) * float(limits.eps) / 512
+        self.roots = math.sqrt(float(limits.max)) / 2  # its square, kept as a mean, is finite
+        self.floor = 2 * math.sqrt(float(limits.tiny))
         self._proved: tuple[dict[str, float], float] = {}, -1.0
 
     def exclude_overflow(
@@ -97,12 +101,12 @@ class Bounds:
         settings = {**values, "rate": 0.0, "t": 0.0, "clip": 1.0}
         if values["rate"] > self._proved[1] or settings != self._proved[0]:
             after, change = self.optimizer.bounds(values, ORDINARY, ORDINARY)
-            closed = after <= ORDINARY and change < self._halves
+            closed = after <= ORDINARY and change < self.halves
             self._proved = settings, values["rate"] if closed else -1.0
         if max(largest, reach) <= ORDINARY and values["rate"] <= self._proved[1]:
             return True, ORDINARY
         after, change = self.optimizer.bounds(values, largest, reach)
-        return largest < self._roots and change < self._halves, after
+        return largest < self.roots and change < self.halves, after
 
 
 def refresh(updates: Sequence[Update], scalars: Mapping[str, float]) -> None:
@@ -136,6 +140,7 @@ class Lanes:
         penalty: the penalties' pass, or None.
         additions: passes that add the gradients of further workers.
         settings: the optimizer's settings that all this is made for, compared to `vars(optimizer)`.
+        bounds: proves that updates cannot overflow.
     """
 
     def __init__(self, problem: Problem, state: State, xp: object) -> None:
@@ -146,7 +151,7 @@ class Lanes:
         self.updates: list[Update] = []
         self.penalty: Update | None = None
         self.additions: list[list[EagerRecording]] = []
-        self._bounds = Bounds(problem.optimizer, problem.dtype)
+        self.bounds = Bounds(problem.optimizer, problem.dtype)
         self.settings: dict[str, Any] | None = None
         self._constants: dict[str, float] | None = None
 
@@ -187,7 +192,7 @@ class Lanes:
             for begin, end in edges
         ]
         self.penalty, self.updates = None, self._record_updates()
-        self._bounds = Bounds(optimizer, self.problem.dtype)
+        self.bounds = Bounds(optimizer, self.problem.dtype)
 
     def add(self, gradient: Array) -> None:
         """Record the pass that adds a further worker's gradient."""
@@ -328,8 +333,8 @@ class Lanes:
             values["rate"] = rate * max((update.rate for update in updates), default=0.0)
             decays = (update.decay or 0.0 for update in updates)
             values["decay"] = max([values["decay"], *decays])
-        largest = 2 * norm + self._bounds.floor
-        certain, reach = self._bounds.exclude_overflow(values, largest, state.reach)
+        largest = 2 * norm + self.bounds.floor
+        certain, reach = self.bounds.exclude_overflow(values, largest, state.reach)
         if not certain and any(update.overflows(self.ops[0]) for update in updates):
             return self._leave_out("the update is not finite", progress, rate)
         try:

@@ -151,11 +151,11 @@ class Learner:
         Raises:
             NonFiniteLoss: a value overflowed; the message names the layer where it began.
         """
-        plan = self.step.prepare(batch.size, data.inputs)
+        plan, before = self.step.prepare(batch.size, data.inputs), self.progress.step
         try:
             J = self.step.run(batch, plan, self.progress)
         except NonFiniteLoss as error:
-            raise self.explain(error, data, batch) from None
+            raise self.explain(error, data, batch.single(self.progress.step - before)) from None
         if self._may_be_flat and self.net.predicts_1d != data.flat:
             self.net.predicts_1d = data.flat
         return J

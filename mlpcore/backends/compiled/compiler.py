@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ FLAGS = (
     "-std=c++17", "-O3", "-fopenmp-simd", "-ffp-contract=off", "-fno-math-errno",
     "-fno-trapping-math", "-fPIC", "-shared", "-w",
 )  # fmt: skip
+FUSED = "-ffp-contract=fast"  # for products, whose bits need not be those of another order
 SECONDS = 120  # limit on one compilation
 
 _lock = threading.Lock()
@@ -56,11 +57,11 @@ class CompilationFailed(Exception):
     """The compiler, or the cache folder, did not do what it should."""
 
 
-def load(source: str) -> Any:
+def load(source: str, *flags: str) -> Any:
     """Return the function `run` of a C++ source; None if it cannot be compiled here.
 
-    It is compiled unless the cache has it. After one failure, which is logged, nothing more is
-    compiled in this process.
+    It is compiled, with these flags in addition, unless the cache has it. After one failure, which
+    is logged, nothing more is compiled in this process.
     """
     function = _functions.get(source)
     if function is not None or why_not():
@@ -68,7 +69,7 @@ def load(source: str) -> Any:
     with _lock:
         if source not in _functions and not _failure:
             try:
-                _functions[source] = _loaded(source)
+                _functions[source] = _loaded(source, (*_flags(), *flags))
             except (CompilationFailed, OSError) as error:
                 _failure.append(f"{shlex.join(_required().command)}: {error}")
                 log.warning("NumPy computes what would be compiled: %s", _failure[0])
@@ -147,12 +148,12 @@ def _flags() -> tuple[str, ...]:
 # -- libraries --
 
 
-def _loaded(source: str) -> Any:
+def _loaded(source: str, flags: Sequence[str]) -> Any:
     compiler = _required()
-    parts = (source, *_flags(), *compiler.command, compiler.identity, _processor(), sys.platform)
+    parts = (source, *flags, *compiler.command, compiler.identity, _processor(), sys.platform)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     with _folder() as folder:
-        library = _kept(folder, key) or _compiled(compiler, source, folder, key)
+        library = _kept(folder, key) or _compiled(compiler, source, flags, folder, key)
         function = ctypes.CDLL(str(library)).run
     function.restype = None
     return function
@@ -213,14 +214,16 @@ def _name(key: str, content: bytes) -> str:
     return f"{key}-{hashlib.sha256(content).hexdigest()[:32]}.so"
 
 
-def _compiled(compiler: Compiler, source: str, folder: Path, key: str) -> Path:
+def _compiled(
+    compiler: Compiler, source: str, flags: Sequence[str], folder: Path, key: str
+) -> Path:
     """Compile a source into a library in this folder; it appears there whole, or not at all."""
     with tempfile.TemporaryDirectory(prefix="part-", dir=folder) as part:
         file, made = Path(part, "passes.cpp"), Path(part, "passes.so")
         file.write_text(source, encoding="utf-8")
         try:
             done = subprocess.run(
-                [*compiler.command, *_flags(), "-o", str(made), str(file)],
+                [*compiler.command, *flags, "-o", str(made), str(file)],
                 capture_output=True, text=True, errors="replace", timeout=SECONDS,
                 stdin=subprocess.DEVNULL, check=False,
             )  # fmt: skip

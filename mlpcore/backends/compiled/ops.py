@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from mlpcore.backends import formula_text
-from mlpcore.backends.compiled import compiler, passes
+from mlpcore.backends.compiled import compiler, passes, steps
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.activation import Activation
 from mlpcore.core.dropout import Dropped
 from mlpcore.core.losses import Loss, Objective
-from mlpcore.core.ops import Array
+from mlpcore.core.ops import Array, Input, Transposed, row_major
 from mlpcore.core.program import Program
 
 VECTORS = 4  # most vectors of an update
+SMALL = 1 << 22  # multiplications of a product up to which ours is as fast as BLAS
 
 
 class CompiledOps(NumpyOps):
@@ -28,26 +29,57 @@ class CompiledOps(NumpyOps):
 
     def __init__(self) -> None:
         super().__init__(np)
-        # of the dropout masks: the step's number, and the chunk's first row in the batch
-        self._places = np.zeros(2, np.int64)
+        # of the dropout masks: the step's number, and the chunk's first row in the batch; and, in a
+        # `StepLoop`, the address of the row numbers
+        self.places = np.zeros(3, np.int64)
+        self.in_one_call = False  # True while products are recorded for a `StepLoop`
 
     @property
     def step(self) -> Any:
         """The number of the step, which determines the dropout masks."""
-        return int(self._places[0])
+        return int(self.places[0])
 
     @step.setter
     def step(self, number: int) -> None:
-        self._places[0] = number
+        self.places[0] = number
 
     @property
     def first(self) -> Any:
         """The row of the batch at which the chunk begins."""
-        return int(self._places[1])
+        return int(self.places[1])
 
     @first.setter
     def first(self, row: int) -> None:
-        self._places[1] = row
+        self.places[1] = row
+
+    def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
+        """Set C = A B, or C += A B. All may be transposed views, A an `Input`."""
+        if not self._multiply(*row_major(A, B, C), accumulate):
+            super().gemm(A, B, C, accumulate)
+
+    def _multiply(self, A: Array, B: Array, C: Array, accumulate: bool) -> bool:
+        """Run or record a compiled product, or BLAS's; return False if NumPy must do it."""
+        dtype, size = C.dtype.name, C.itemsize
+        if isinstance(A, Input | Transposed) or dtype not in passes.TYPES or C.strides[1] != size:
+            return False
+        strides = [stride // size for array in (A, B, C) for stride in array.strides]
+        (m, n), k = C.shape, A.shape[1]
+        names = ("a_row", "a_column", "b_row", "b_column", "c_row")
+        given = {"A": A, "B": B, "C": C, "m": m, "n": n, "k": k, "accumulate": accumulate}
+        given |= dict(zip(names, strides, strict=False))
+        small = m * n * k <= SMALL
+        if not small:
+            if not self.in_one_call or not (gemm := steps.blas_gemm(dtype)):
+                return False
+            given["gemm"] = gemm
+        template = "multiply" if small else "multiply_by_blas"
+        run = compiler.load(
+            passes.source(f"{template} Product", passes.TYPES[dtype]), compiler.FUSED
+        )
+        if run is None:
+            return False
+        self._do(*passes.call(run, "Product", given))
+        return True
 
     def bias_activation(self, S: Array, b: Array | None, activation: Activation, Z: Array) -> None:
         """Set S += b and Z = σ(S), row by row. Z may be S."""
@@ -62,7 +94,7 @@ class CompiledOps(NumpyOps):
             template = "activate_and_drop" if dropped else "activate"
             formula = formula_text.activation(activation, S.dtype.name)
             options = (*options, a is not None, a is not None and a.size > 1)
-        given = {"S": S, "b": b, "Z": Z, "a": a, "place": self._places, "m": m, "n": n}
+        given = {"S": S, "b": b, "Z": Z, "a": a, "place": self.places, "m": m, "n": n}
         if isinstance(activation, Dropped):
             given |= {"key": activation.key, "threshold": activation.threshold}
         if not self._pass(f"{template} Activate", S, given, formula, options):
@@ -154,7 +186,7 @@ class CompiledOps(NumpyOps):
         dtype = first.dtype.name
         if dtype not in passes.TYPES or not all(array.flags.c_contiguous for array in every):
             return False
-        run = compiler.load(passes.source(template, dtype, formula, options))
+        run = compiler.load(passes.source(template, passes.TYPES[dtype], formula, options))
         if run is None:
             return False
         self._do(*passes.call(run, template.split()[1], given, alive))

@@ -27,8 +27,28 @@ ARGUMENTS = {
         " int64 n; int64 k_step; int64 accumulate; double most; double kept; double spread"
     ),
     "Update": "T* v0; T* v1; T* v2; T* v3; const T* const* k; int64 n",
+    "Product": (
+        "const T* A; const T* B; T* C; void* gemm; int64 m; int64 n; int64 k; int64 a_row;"
+        " int64 a_column; int64 b_row; int64 b_column; int64 c_row; int64 accumulate"
+    ),
+    "Gather": (
+        "T* to; const void* source; const int64* place; int64 m; int64 n; int64 row; int64 column"
+    ),
+    "Penalize": "const T* w; double* J; int64 n; double l1; double l2",
+    "Steps": (
+        "const void* calls; const T* g; double* J; double* losses; const double* rates;"
+        " double* settings; const double* factors; T* const* numbers; int64* place;"
+        " double* reach; int64* done; int64 gradient_calls; int64 segments; int64 settings_each;"
+        " int64 steps; int64 rows; int64 n; double updates; double clip_norm; double floor;"
+        " double roots; double halves"
+    ),
 }
 TYPES = {"float32": "float", "float64": "double"}
+# the file of each template
+FILES = {
+    "multiply": "cpu_products.cpp", "multiply_by_blas": "cpu_products.cpp",
+    "gather": "cpu_steps.cpp", "penalize": "cpu_steps.cpp", "run_steps": "cpu_steps.cpp",
+}  # fmt: skip
 
 
 @functools.cache
@@ -46,14 +66,14 @@ _NUMBERS: dict[str, Any] = {"int64": ctypes.c_int64, "double": ctypes.c_double}
 
 
 @functools.cache
-def source(template: str, dtype: str, formula: str = "", options: tuple[bool, ...] = ()) -> str:
+def source(template: str, type: str, formula: str = "", options: tuple[Any, ...] = ()) -> str:
     """Return the C++ of one pass, which exports it as `run`.
 
     Args:
-        template: the pass's name in `cpu_passes.cpp` and that of its arguments: "drop Activate".
-        dtype: "float32" or "float64".
+        template: the pass's name, and that of its arguments: "activate Activate".
+        type: the C++ type of the matrices.
         formula: the struct of its formula, from `formula_text`; "": the pass has none.
-        options: values of the template's flags.
+        options: the template's flags and further types.
     """
     seen = set[str]()
     functions = kernel_files.inlined("cpu_math.h", seen, {})
@@ -61,11 +81,12 @@ def source(template: str, dtype: str, formula: str = "", options: tuple[bool, ..
     declared = "\n".join(
         f"template <class T>\nstruct {name} {{ {fields}; }};" for name, fields in ARGUMENTS.items()
     )
-    passes = kernel_files.inlined("cpu_passes.cpp", seen, {"arguments.h": declared})
     name, arguments = template.split()
-    flags = [str(option).lower() for option in options]
-    instance = ", ".join([TYPES[dtype], *(["Formula"] if formula else []), *flags])
-    given = f"*static_cast<const {arguments}<{TYPES[dtype]}>*>(arguments)"
+    file = FILES.get(name, "cpu_passes.cpp")
+    passes = kernel_files.inlined(file, seen, {"arguments.h": declared})
+    flags = [option if isinstance(option, str) else str(option).lower() for option in options]
+    instance = ", ".join([type, *(["Formula"] if formula else []), *flags])
+    given = f"*static_cast<const {arguments}<{type}>*>(arguments)"
     return "\n".join(
         [
             "#define __device__",

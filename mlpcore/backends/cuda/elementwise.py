@@ -169,7 +169,7 @@ class ElementwiseOps(Launcher):
         kept: str,
         segments: Array | None = None,
     ) -> None:
-        """Run statements entry by entry, in the form that `source.update` takes.
+        """Run statements entry by entry, in the form that `formula_text.update` takes.
 
         Args:
             program: the statements.
@@ -188,7 +188,7 @@ class ElementwiseOps(Launcher):
         first = vectors[0]
         aligned = alignment(*map(self.device.address, vectors)) >= 16
         vector = max(1, 16 // first.dtype.itemsize) if aligned else 1
-        formula = source.update(program, list(arrays), settings, flags, kept)
+        formula = formula_text.update(program, list(arrays), settings, flags, kept)
         half = "half_t" if low is None else c_type(low)
         name = f"update<{c_type(first)}, {half}, Formula, {vector}>"
         four = [*vectors, *[None] * (4 - len(vectors))]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from mlpcore.backends import formula_text
 from mlpcore.backends.cuda import grids, source
 from mlpcore.backends.cuda.device import Launch
 from mlpcore.backends.cuda.launcher import c_type
@@ -74,7 +75,7 @@ class StepKernels:
     Args:
         ops: the operations whose stream, device and scratch are used.
         program: the update's statements, with scalars folded.
-        bounds: the bounds of its effect, in the form that `source.update` takes.
+        bounds: the bounds of its effect, in the form that `formula_text.update` takes.
         settings: names of the scalars that the host sets, in the slot's order: rate, l1, l2, then
             the optimizer's.
         flags: those `settings` that are 0 on biases.
@@ -294,7 +295,7 @@ class StepKernels:
         w, g = arrays["w"], arrays["g"]
         first, second = [*list(arrays.values())[2:], None, None][:2]
         names, flags = tuple(self.settings), tuple(self.flags)
-        formula = source.update(self.program, list(arrays), names, flags, "g", self.bounds)
+        formula = formula_text.update(self.program, list(arrays), names, flags, "g", self.bounds)
         self.ops.launch(
             source.text("updates.cu", formula),
             f"prepare_update<{self.type}, Formula>",

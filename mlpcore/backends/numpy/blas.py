@@ -38,6 +38,11 @@ def most() -> int:
     return max(_found or _counts(), default=1)
 
 
+def files() -> list[str]:
+    """Return the paths of the libraries."""
+    return [library.filepath for library in _libraries()]
+
+
 def _counts() -> list[int]:
     return [library.get_num_threads() for library in _libraries()]
 

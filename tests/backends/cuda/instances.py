@@ -98,7 +98,7 @@ def update_source(name: str) -> str:
     """
     row = sheet.UPDATES[name]
     compiled = program(row.statements, frozenset((*SETTINGS, "t")))
-    formula = cuda_source.update(
+    formula = formula_text.update(
         compiled, ["w", "g", *row.states], SETTINGS, ("decay",), "g", row.bounds
     )
     return cuda_source.text("updates.cu", formula)

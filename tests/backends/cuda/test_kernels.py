@@ -1199,7 +1199,7 @@ def program_of(name, before=""):
 def penalised(name):
     """The source of updates.cu for an optimizer behind unscaling, penalties and clipping."""
     bounds = sheet.UPDATES[name].bounds
-    formula = cuda_source.update(
+    formula = formula_text.update(
         *program_of(name, ALL), list(VALUES), ("decay", "l1", "l2"), "g", bounds
     )
     return cuda_source.text("updates.cu", formula)

@@ -401,13 +401,13 @@ def test_algorithms_are_chosen_while_nobody_records():
 
 
 def test_the_text_of_a_kernel_is_built_once():
-    source, sigma = cuda_source, activations.resolve("gelu")
+    sigma = activations.resolve("gelu")
     objective = losses.pair(losses.resolve("huber"), activations.resolve("tanh", output=True))
     compiled = program("w = w - rate * g", frozenset({"rate"}))
     for build in (
         lambda: formula_text.activation(sigma),
         lambda: formula_text.loss(objective),
-        lambda: source.update(compiled, ["w", "g"], ["rate"], ("rate",), "g"),
+        lambda: formula_text.update(compiled, ["w", "g"], ["rate"], ("rate",), "g"),
     ):
         assert build() is build()
 

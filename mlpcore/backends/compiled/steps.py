@@ -1,0 +1,195 @@
+"""Many training steps in one call: the passes and products of a step, called in turn from C++."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlpcore.backends import formula_text
+from mlpcore.backends.compiled import compiler, passes
+from mlpcore.core.ops import Array, Call
+from mlpcore.core.program import Program
+
+SOURCES = {
+    "float32": "float", "float64": "double", "int8": "signed char", "int16": "short",
+    "int32": "int", "int64": "long long", "uint8": "unsigned char", "uint16": "unsigned short",
+    "uint32": "unsigned int", "uint64": "unsigned long long", "bool": "bool",
+}  # fmt: skip
+
+
+class Segment(NamedTuple):
+    """A part of the flat vectors with its own update.
+
+    Attributes:
+        calls: the recorded update.
+        scalars: 0-d arrays that it reads, in the order of the program's folded scalars.
+        rate: factor of the learning rate.
+        decay: weight decay.
+        missed: updates that it missed, subtracted from `t`.
+    """
+
+    calls: Sequence[Call]
+    scalars: Sequence[Array]
+    rate: float
+    decay: float
+    missed: int
+
+
+class Rule(NamedTuple):
+    """An update and the bounds that keep it finite.
+
+    Attributes:
+        program: the statements.
+        vectors: names of their vectors.
+        constants: the settings by name.
+        bounds: formulas of the state's and the change's bounds.
+        floor, roots, halves: as in `engine.lanes.Bounds`.
+    """
+
+    program: Program
+    vectors: Sequence[str]
+    constants: Mapping[str, float]
+    bounds: tuple[str, str]
+    floor: float
+    roots: float
+    halves: float
+
+
+class NotCompiled(Exception):
+    """Part of a step is not compiled."""
+
+
+def addresses(calls: Sequence[Call]) -> list[int]:
+    """Return function and arguments of each call as addresses; raise NotCompiled."""
+    found = []
+    for function, *arguments in calls:
+        if len(arguments) != 1 or not hasattr(arguments[0], "_obj"):
+            raise NotCompiled
+        structure = arguments[0]._obj
+        found += [_address(function), ctypes.addressof(structure)]
+    return found
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def gather(source: Array, to: Array, places: Array) -> Call:
+    """Return the call that copies a batch's rows; raise NotCompiled."""
+    kind, dtype = source.dtype, to.dtype.name
+    labels = dtype == "int64"
+    if kind.name not in SOURCES or not kind.isnative or not hasattr(source, "__array_interface__"):
+        raise NotCompiled
+    if labels and kind.kind not in "iu":
+        raise NotCompiled
+    row, *column = (stride // kind.itemsize for stride in source.strides)
+    if any(stride % kind.itemsize for stride in source.strides):
+        raise NotCompiled
+    target = "long long" if labels else passes.TYPES[dtype]
+    given = {
+        "to": to, "source": source, "place": places, "m": len(to), "n": to.size // len(to),
+        "row": row, "column": column[0] if column else 1,
+    }  # fmt: skip
+    return _call("gather Gather", target, given, options=(SOURCES[kind.name],))
+
+
+def penalize(w: Array, J: Array, l1: float, l2: float) -> Call:
+    """Return the call that adds the penalties to J; raise NotCompiled."""
+    given = {"w": w, "J": J, "n": w.size, "l1": l1, "l2": l2}
+    return _call("penalize Penalize", passes.TYPES[w.dtype.name], given)
+
+
+def _call(
+    template: str,
+    type: str,
+    given: Mapping[str, Any],
+    options: tuple[str, ...] = (),
+) -> Call:
+    run = compiler.load(passes.source(template, type, "", options))
+    if run is None:
+        raise NotCompiled
+    return passes.call(run, template.split()[1], given)
+
+
+@functools.cache
+def blas_gemm(dtype: str) -> int:
+    """Return the address of NumPy's own GEMM with 64-bit integers, or 0 if it has none."""
+    from mlpcore.backends.numpy import blas
+
+    letter = {"float32": "s", "float64": "d"}[dtype]
+    for path in blas.files():
+        library = ctypes.CDLL(path)
+        for name in (f"scipy_cblas_{letter}gemm64_", f"cblas_{letter}gemm64_"):
+            if hasattr(library, name):
+                return _address(getattr(library, name))
+    return 0
+
+
+class StepLoop:
+    """The loop over a net's training steps.
+
+    Args:
+        gradient: calls that compute J and the gradient of the batch whose rows `places` tells.
+        segments: the updates.
+        rule: their rule.
+        g: the gradient, flat.
+        J: 0-d, the loss.
+        places: number of the step, 0, and the address of the row numbers.
+        rows: rows of a batch.
+        clip_norm: the largest norm of the gradient, or None.
+        most: most steps of a call.
+
+    Raises:
+        NotCompiled: part of a step is not compiled.
+    """
+
+    def __init__(
+        self,
+        gradient: Sequence[Call],
+        segments: Sequence[Segment],
+        rule: Rule,
+        g: Array,
+        J: Array,
+        places: Array,
+        rows: int,
+        clip_norm: float | None,
+        most: int,
+    ) -> None:
+        names = ["rate", "decay", *(name for name in rule.constants if name != "decay")]
+        formula = formula_text.update(rule.program, rule.vectors, names, (), "", rule.bounds)
+        run = compiler.load(passes.source("run_steps Steps", passes.TYPES[g.dtype.name], formula))
+        calls = addresses([*gradient, *(call for one in segments for call in one.calls)])
+        if run is None or any(len(one.calls) != 1 for one in segments):
+            raise NotCompiled
+        self.places, self.most = places, most
+        self.losses, self.rates = np.zeros(most), np.zeros(most)
+        self.done, self.reach = np.zeros(1, np.int64), np.zeros(1)
+        settings = [[0.0, one.decay, *(rule.constants[x] for x in names[2:])] for one in segments]
+        numbers = [number.ctypes.data for one in segments for number in one.scalars]
+        self.arguments = {
+            "calls": np.array(calls, np.uintp), "g": g, "J": J, "losses": self.losses,
+            "rates": self.rates, "settings": np.array(settings),
+            "factors": np.array([[one.rate, one.missed] for one in segments], np.float64),
+            "numbers": np.array(numbers, np.uintp), "place": places, "reach": self.reach,
+            "done": self.done, "gradient_calls": len(calls) // 2 - len(segments),
+            "segments": len(segments), "settings_each": len(names), "rows": rows, "n": g.size,
+            "clip_norm": math.inf if clip_norm is None else clip_norm, "floor": rule.floor,
+            "roots": rule.roots, "halves": rule.halves,
+        }  # fmt: skip
+        self._alive = gradient, segments
+        self.call = passes.call(run, "Steps", self.arguments)
+        self._structure: Any = self.call[1]._obj
+
+    def set(
+        self, rows: Array, number: int, updates: int, rates: Sequence[float], reach: float
+    ) -> None:
+        """Set up the next call: the steps' row numbers, first number, rates and state's bound."""
+        self.places[:] = number, 0, rows.ctypes.data
+        self.rates[: len(rates)] = rates
+        self.done[0], self.reach[0] = 0, reach
+        self._structure.steps, self._structure.updates = len(rates), updates
