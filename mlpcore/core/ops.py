@@ -223,7 +223,11 @@ class EagerOps(Ops, Protocol):
 
     Attributes:
         quietly: calls a function with the given arguments and without overflow warnings.
+        places: an int64 array: `step` and `first`, which replays read, and the address of row
+            numbers.
     """
+
+    places: Array
 
     quietly: Callable[..., Any]
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import operator
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from mlpcore.backends.compiled.steps import StepLoop
 from mlpcore.backends.numpy import blas
 from mlpcore.checks.errors import DeviceUnavailable
-from mlpcore.core.ops import Array, EagerOps, make
+from mlpcore.core.ops import Array, EagerOps
 from mlpcore.core.schedules import Progress
 from mlpcore.data.batches import Batch, Inputs, weight_of
 from mlpcore.engine import plan as planning
@@ -32,7 +30,7 @@ from mlpcore.engine.plan import Plan
 from mlpcore.engine.problem import Problem
 from mlpcore.engine.state import State
 from mlpcore.engine.step import find_not_finite
-from mlpcore.engine.stretch import Losses, Stretch, make_stretch
+from mlpcore.engine.stretch import Losses, Stretches
 from mlpcore.engine.threads import Spread, Threads
 from mlpcore.engine.workspace import Workspace
 
@@ -84,11 +82,7 @@ class CpuStep:
         # the last batch's chunks for each worker, by its size and plan
         self._shares: tuple[int, Plan | None, list[list[tuple[int, int]]]] = 0, None, []
         self._weighed: tuple[Batch, float] | None = None  # the last batch with row weights, Σ w
-        # the stretch for batches of a kind, if there is one, with all that it is made of
-        self._stretched: tuple[Any, tuple[Any, ...], Stretch | None] | None = None
-        # a stretch that an interrupt may have kept from being counted: its progress, with the
-        # steps before it
-        self._launched: tuple[Progress, int, StepLoop, Losses] | None = None
+        self.stretches = Stretches(problem, self.state, self.lanes)
 
     @property
     def gradient(self) -> Array:
@@ -99,7 +93,7 @@ class CpuStep:
 
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
         """Update the settings; return the plan for such batches, with its arrays allocated."""
-        if self._launched is not None:
+        if self.stretches.uncounted:
             self.count_launched()
         plan = self.workspace.plans.get((batch_rows, inputs))
         settled = vars(self.problem.optimizer) == self.lanes.settings
@@ -213,26 +207,17 @@ class CpuStep:
         return J
 
     def _run_several(self, batch: Batch, plan: Plan, progress: Progress) -> Losses:
-        """Run the steps of a batch in stretches, and alone each that may not be finite."""
-        assert self._stretched is not None
-        stretch, before, weight = self._stretched[2], progress.step, float(batch.size)
-        if weight != self.crew.weight:
-            self.crew.set_scale(weight)
-        self._weighed, losses = None, Losses(weight)
-        while (done := progress.step - before) < batch.steps:
-            loop = None if stretch is None else stretch.loop(batch)
-            if stretch is not None and loop is not None:
-                calls = stretch.calls(loop, batch, done, progress)
-                self._launched = progress, progress.step, loop, losses
-                make(calls)
-                self.count_launched()
-            self.J, now = losses, progress.step - before
-            if stretch is None or loop is None or now < min(batch.steps, done + stretch.length):
-                try:
-                    J = self._run_one(batch.single(now), plan, progress)
-                finally:
-                    self.J = losses
-                losses.found.append(J)
+        if self.crew.weight != batch.size:
+            self.crew.set_scale(batch.size)
+        self._weighed, self.J = None, (losses := Losses(float(batch.size)))
+
+        def run_alone(one: Batch) -> float:
+            try:
+                return self._run_one(one, plan, progress)
+            finally:
+                self.J = losses
+
+        self.stretches.run(self.crew.workers[0].stretch, batch, progress, losses, run_alone)
         return losses
 
     @_quiet
@@ -334,38 +319,14 @@ class CpuStep:
         plan = self.prepare(batch_rows, inputs)
         if plan.workers > 1 or plan.rows < batch_rows:
             return 1
-        settings, lanes, worker = self.problem.settings, self.lanes, self.crew.workers[0]
-        if settings.l1 or settings.l2 or lanes.penalty is not None:
-            lanes.set_penalty()
-        kind, parts = (batch_rows, inputs), (worker, lanes.updates, lanes.settings, lanes.penalty)
-        known = self._stretched
-        made_of = (*parts, settings)
-        if known is None or known[0] != kind or any(map(operator.is_not, made_of, known[1])):
-            stretch = make_stretch(self.problem, self.state, lanes, worker, batch_rows, inputs)
-            self._stretched = known = kind, made_of, stretch
-        return 1 if known[2] is None else known[2].length
+        return self.stretches.length(self.crew.workers[0], batch_rows, inputs)
 
     def count_skipped(self, progress: Progress) -> None:
         """Do nothing: each step has already been counted."""
 
     def count_launched(self) -> None:
         """Count the steps of a stretch if an interrupt kept them from being counted."""
-        if self._launched is None:
-            return
-        progress, before, loop, losses = self._launched
-        done = int(loop.done[0])
-        step = before + done
-        rates = [float(rate) for rate in loop.rates[:done] if rate]
-        make(
-            [
-                (setattr, progress, "step", step),
-                (setattr, self.state, "done", step - progress.skipped),
-                (setattr, self.state, "reach", float(loop.reach[0])),
-                (setattr, self.state, "rate", rates[-1] if rates else self.state.rate),
-                (losses.found.extend, loop.losses[:done].tolist()),
-                (setattr, self, "_launched", None),
-            ]
-        )
+        self.stretches.count()
 
     def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
         """Raise a DeviceUnavailable: there are no graphs to measure."""

@@ -6,13 +6,15 @@ rows → X, Y → forward → loss → backward → norm → update, k times, wi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from operator import is_not
 
 import numpy as np
 
 from mlpcore.backends.compiled import steps
 from mlpcore.backends.compiled.ops import CompiledOps
 from mlpcore.backends.compiled.steps import StepLoop
-from mlpcore.core.ops import Array, Call
+from mlpcore.core.ops import Array, Call, make
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.core.schedules import Progress, Schedule
 from mlpcore.data.batches import Batch, Inputs
@@ -67,7 +69,8 @@ class Stretch:
         self, problem: Problem, state: State, lanes: Lanes, worker: Worker, rows: int
     ) -> None:
         self.problem, self.state, self.lanes, self.rows = problem, state, lanes, rows
-        self.worker, self.length = worker, choose_length(problem, rows)
+        self._buffers, self._J = worker.buffers, worker.J  # not the worker, which refers to this
+        self.length = choose_length(problem, rows)
         self._sources: tuple[Array, Array] | None = None
         ops = worker.ops
         assert isinstance(ops, CompiledOps)
@@ -100,9 +103,9 @@ class Stretch:
         return self._loop
 
     def _make_loop(self, batch: Batch) -> StepLoop:
-        worker, lanes, optimizer = self.worker, self.lanes, self.problem.optimizer
+        lanes, optimizer = self.lanes, self.problem.optimizer
         gathers = [
-            steps.gather(source, worker.buffers[name][: self.rows], self._places)
+            steps.gather(source, self._buffers[name][: self.rows], self._places)
             for name, source in (("X", batch.X), ("Y", batch.Y))
         ]
         constants, bounds, updates = optimizer.constants(), lanes.bounds, lanes.updates
@@ -121,7 +124,7 @@ class Stretch:
             bounds.floor, bounds.roots, bounds.halves,
         )  # fmt: skip
         return StepLoop(
-            [*gathers, *self._calls], segments, rule, self.state.gradient, worker.J, self._places,
+            [*gathers, *self._calls], segments, rule, self.state.gradient, self._J, self._places,
             self.rows, self.problem.settings.clip_norm, self.length,
         )  # fmt: skip
 
@@ -151,21 +154,95 @@ class Stretch:
         return rates
 
 
-def make_stretch(
-    problem: Problem, state: State, lanes: Lanes, worker: Worker, rows: int, inputs: Inputs
-) -> Stretch | None:
-    """Return the stretch of steps on such batches, or None if they run one by one."""
-    kind, settings = type(problem.optimizer), problem.settings
-    own = ("scalars", "constants", "rate", "bounds")
-    varies = any(getattr(kind, name) is not getattr(Optimizer, name) for name in own)
-    frozen = any(layer.frozen for layer in problem.optimizer.layers.values())
-    alone = frozen or settings.tolerant or inputs.w_dtype or lanes.count > 1
-    copied = all(np.dtype(x).name in steps.SOURCES for x in (inputs.x_dtype, inputs.y_dtype))
-    if not copied or varies or alone or not isinstance(worker.ops, CompiledOps):
-        return None
-    if choose_length(problem, rows) == 1:
-        return None
-    try:
-        return Stretch(problem, state, lanes, worker, rows)
-    except steps.NotCompiled:
-        return None
+class Stretches:
+    """The stretches of a step, and the count of their steps.
+
+    Args:
+        problem, state, lanes: of the step.
+    """
+
+    def __init__(self, problem: Problem, state: State, lanes: Lanes) -> None:
+        self.problem, self.state, self.lanes = problem, state, lanes
+        # the progress, with the steps before, of a call whose steps are not counted yet
+        self._launched: tuple[Progress, int, StepLoop, Losses] | None = None
+
+    @property
+    def uncounted(self) -> bool:
+        """True if an interrupt kept the last call's steps from being counted."""
+        return self._launched is not None
+
+    def length(self, worker: Worker, rows: int, inputs: Inputs) -> int:
+        """Return the number of steps on batches of this size that one call may make."""
+        lanes, settings = self.lanes, self.problem.settings
+        if settings.l1 or settings.l2 or lanes.penalty is not None:
+            lanes.set_penalty()
+        made_of = lanes.updates, lanes.settings, lanes.penalty, settings, (rows, inputs)
+        known = worker.stretch_of
+        if known is None or made_of[-1] != known[-1] or any(map(is_not, made_of[:-1], known)):
+            worker.stretch, worker.stretch_of = self._find(worker, rows, inputs), made_of
+        return 1 if worker.stretch is None else worker.stretch.length
+
+    def _find(self, worker: Worker, rows: int, inputs: Inputs) -> Stretch | None:
+        """Return the stretch of steps on such batches, or None if they run one by one."""
+        problem, lanes = self.problem, self.lanes
+        kind, settings = type(problem.optimizer), problem.settings
+        own = ("scalars", "constants", "rate", "bounds")
+        varies = any(getattr(kind, name) is not getattr(Optimizer, name) for name in own)
+        frozen = any(layer.frozen for layer in problem.optimizer.layers.values())
+        alone = frozen or settings.tolerant or inputs.w_dtype or lanes.count > 1
+        copied = all(np.dtype(x).name in steps.SOURCES for x in (inputs.x_dtype, inputs.y_dtype))
+        if varies or alone or not copied or not isinstance(worker.ops, CompiledOps):
+            return None
+        if choose_length(problem, rows) == 1:
+            return None
+        try:
+            return Stretch(problem, self.state, lanes, worker, rows)
+        except steps.NotCompiled:
+            return None
+
+    def run(
+        self,
+        stretch: Stretch | None,
+        batch: Batch,
+        progress: Progress,
+        losses: Losses,
+        run_alone: Callable[[Batch], float],
+    ) -> None:
+        """Run the steps of a batch in stretches, and alone each that may not be finite.
+
+        Args:
+            stretch: the stretch of the worker, if it has one.
+            batch: the rows.
+            progress: counts the steps.
+            losses: receives their losses.
+            run_alone: runs a single step and returns its loss.
+        """
+        before = progress.step
+        while (done := progress.step - before) < batch.steps:
+            loop = None if stretch is None else stretch.loop(batch)
+            if stretch is not None and loop is not None:
+                calls = stretch.calls(loop, batch, done, progress)
+                self._launched = progress, progress.step, loop, losses
+                make(calls)
+                self.count()
+            now = progress.step - before
+            if stretch is None or loop is None or now < min(batch.steps, done + stretch.length):
+                losses.found.append(run_alone(batch.single(now)))
+
+    def count(self) -> None:
+        """Count the steps of the last call, if an interrupt kept them from being counted."""
+        if self._launched is None:
+            return
+        progress, before, loop, losses = self._launched
+        done, state = int(loop.done[0]), self.state
+        step, rates = before + done, [float(rate) for rate in loop.rates[:done] if rate]
+        make(
+            [
+                (setattr, progress, "step", step),
+                (setattr, state, "done", step - progress.skipped),
+                (setattr, state, "reach", float(loop.reach[0])),
+                (setattr, state, "rate", rates[-1] if rates else state.rate),
+                (losses.found.extend, loop.losses[:done].tolist()),
+                (setattr, self, "_launched", None),
+            ]
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,10 @@ class Worker(Chunk):
     """One stream of chunks whose operations run as they are called, recorded once per shape.
 
     Args: those of `Chunk` except J and x, which it owns: J is its share of the batch's.
+
+    Attributes:
+        stretch: its steps in one call (`engine.stretch.Stretch`), if they can be.
+        stretch_of: what `stretch` was made for and from.
     """
 
     ops: EagerOps
@@ -44,6 +49,8 @@ class Worker(Chunk):
         super().__init__(
             ops, W, b, activations, objective, dW, db, buffers, scale, J, repeats, self.input
         )
+        self.stretch: Any = None
+        self.stretch_of: tuple[Any, ...] | None = None
         self.recordings: OrderedDict[Key, EagerRecording] = OrderedDict()
 
     def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:
@@ -72,7 +79,7 @@ class Worker(Chunk):
 
     def load_chunk(self, batch: Batch, start: int, stop: int) -> None:
         """Put the rows of a chunk where the recordings read them."""
-        self.ops.first, size, X, own = start, stop - start, batch.X, self.buffers["X"]
+        self.ops.places[1], size, X, own = start, stop - start, batch.X, self.buffers["X"]
         rows = slice(start, stop) if batch.rows is None else batch.rows[start:stop]
         # X is read from the caller's memory if a GEMM can read it there
         like = type(X) is type(own) and X.dtype == own.dtype and X.strides[1] == own.strides[1]

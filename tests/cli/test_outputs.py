@@ -20,6 +20,7 @@ import mlpcore as mc
 from mlpcore.cli import main
 from mlpcore.cli.outputs import cell
 from mlpcore.cli.report import figure
+from mlpcore.engine.cpu_step import CpuStep
 from mlpcore.io import model_file
 from mlpcore.training.learner import Learner
 
@@ -248,6 +249,7 @@ def stopped_at(step):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "update", update)
+        patch.setattr(CpuStep, "together", lambda *_: 1)
         yield
 
 

@@ -16,6 +16,7 @@ import pytest
 
 import mlpcore as mc
 from mlpcore.backends import devices
+from mlpcore.engine.cpu_step import CpuStep
 from mlpcore.io import model_file
 from mlpcore.training import checkpoints
 from mlpcore.training import saving as checkpoint
@@ -150,6 +151,7 @@ def test_checkpoints_come_as_often_as_asked_and_so_many_are_kept(tmp_path, monke
     make().fit(X, Y, checkpoint=path, **FIT)
     assert written == [11, 22, 33, 44]
     written.clear()
+    monkeypatch.setattr(CpuStep, "together", lambda *_: 1)
     clock = iter(range(0, 10_000, 7))
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
     make().fit(X, Y, checkpoint=path, every="1 min", **FIT)

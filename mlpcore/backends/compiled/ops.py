@@ -29,28 +29,7 @@ class CompiledOps(NumpyOps):
 
     def __init__(self) -> None:
         super().__init__(np)
-        # of the dropout masks: the step's number, and the chunk's first row in the batch; and, in a
-        # `StepLoop`, the address of the row numbers
-        self.places = np.zeros(3, np.int64)
         self.in_one_call = False  # True while products are recorded for a `StepLoop`
-
-    @property
-    def step(self) -> Any:
-        """The number of the step, which determines the dropout masks."""
-        return int(self.places[0])
-
-    @step.setter
-    def step(self, number: int) -> None:
-        self.places[0] = number
-
-    @property
-    def first(self) -> Any:
-        """The row of the batch at which the chunk begins."""
-        return int(self.places[1])
-
-    @first.setter
-    def first(self, row: int) -> None:
-        self.places[1] = row
 
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
         """Set C = A B, or C += A B. All may be transposed views, A an `Input`."""

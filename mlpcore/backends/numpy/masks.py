@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mlpcore.backends.numpy.formulas import FormulaOps
@@ -14,11 +16,31 @@ class MaskOps(FormulaOps):
     """The part of the operations that drops entries.
 
     Attributes:
-        step: the number of the step.
-        first: the row of the batch at which the chunk begins.
+        places: number of the step, and the row of the batch at which the chunk begins; the third
+            entry is the address of the row numbers of a `StepLoop`.
     """
 
-    step = first = 0
+    def __init__(self, xp: Any = np):
+        super().__init__(xp)
+        self.places = np.zeros(3, np.int64)
+
+    @property
+    def step(self) -> Any:
+        """The number of the step."""
+        return int(self.places[0])
+
+    @step.setter
+    def step(self, number: int) -> None:
+        self.places[0] = number
+
+    @property
+    def first(self) -> Any:
+        """The row of the batch at which the chunk begins."""
+        return int(self.places[1])
+
+    @first.setter
+    def first(self, row: int) -> None:
+        self.places[1] = row
 
     def _drop(self, Z: Array, key: int, threshold: int) -> None:
         """Set Z = -0 where the mask drops an entry."""
