@@ -52,7 +52,7 @@ def cpu(request, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def compiled():
-    """Fail a test in which a pass did not compile, since NumPy would have taken its place."""
+    """Fail a test in which a pass did not compile: NumPy would have computed it in silence."""
     yield
     assert not compiler._failure
 

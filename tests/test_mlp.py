@@ -531,6 +531,7 @@ def test_info_says_what_there_is():
         "cuda",
         "cpu",
         "cpus",
+        "cpu passes",
         "blas",
         "blas pinned by the environment",
         "python",

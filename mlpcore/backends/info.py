@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlpcore.backends import devices, machine
+from mlpcore.backends.compiled import compiler
 from mlpcore.backends.numpy import blas
 
 PACKAGES = (
@@ -16,7 +17,7 @@ PACKAGES = (
 
 
 def info() -> dict[str, Any]:
-    """Return device, reason against CUDA, CPUs, BLAS with its kernels, and versions, by name."""
+    """Return device, reason against CUDA, CPUs, compiler, BLAS and its kernels, and versions."""
     import importlib.metadata  # takes 10 to 30 ms
 
     names = {
@@ -32,6 +33,7 @@ def info() -> dict[str, Any]:
         "cpu": _cpu(),
         "cpus": machine.usable_cpus(),
         "cpus usable": machine.describe_cpus(),
+        "cpu passes": compiler.describe(),
         "blas": blas.describe(),
         "blas pinned by the environment": blas.pin(),
         "python": platform.python_version(),

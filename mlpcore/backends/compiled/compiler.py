@@ -16,12 +16,14 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +35,18 @@ FLAGS = (
     "-std=c++17", "-O3", "-fopenmp-simd", "-ffp-contract=off", "-fno-math-errno",
     "-fno-trapping-math", "-fPIC", "-shared", "-w",
 )  # fmt: skip
-FUSED = "-ffp-contract=fast"  # for products, whose bits need not be those of another order
 SECONDS = 120  # limit on one compilation
+STALE = 86_400  # seconds after which the folder of a compilation is what a killed process left
+REMEDY = (
+    "install one (for example `apt install g++`), or `pip install ziglang` and set"
+    ' CXX="python -m ziglang c++"'
+)
 
 _lock = threading.Lock()
 _functions: dict[str, Any] = {}  # by source
+_took: dict[str, float] = {}  # seconds by source, of those that the cache did not have
 _failure: list[str] = []  # why the compiler is no longer used
+_unkept: list[str] = []  # why the cache is not used
 
 
 class Compiler(NamedTuple):
@@ -57,11 +65,16 @@ class CompilationFailed(Exception):
     """The compiler, or the cache folder, did not do what it should."""
 
 
-def load(source: str, *flags: str) -> Any:
+def load(source: str, name: str = "a pass", flags: Sequence[str] = ()) -> Any:
     """Return the function `run` of a C++ source; None if it cannot be compiled here.
 
-    It is compiled, with these flags in addition, unless the cache has it. After one failure, which
-    is logged, nothing more is compiled in this process.
+    It is compiled unless the cache has it. After one failure, which is logged, nothing more is
+    compiled in this process.
+
+    Args:
+        source: the text.
+        name: its name in the log.
+        flags: the compiler's flags, in addition to `FLAGS`.
     """
     function = _functions.get(source)
     if function is not None or why_not():
@@ -69,11 +82,16 @@ def load(source: str, *flags: str) -> Any:
     with _lock:
         if source not in _functions and not _failure:
             try:
-                _functions[source] = _loaded(source, (*_flags(), *flags))
-            except (CompilationFailed, OSError) as error:
+                _functions[source] = _loaded(source, name, (*_flags(), *flags))
+            except (CompilationFailed, OSError, AttributeError) as error:  # the last: no `run`
                 _failure.append(f"{shlex.join(_required().command)}: {error}")
                 log.warning("NumPy computes what would be compiled: %s", _failure[0])
     return _functions.get(source)
+
+
+def counts() -> tuple[int, int, float]:
+    """Return the sources compiled by this process, those found in the cache, and the seconds."""
+    return len(_took), len(_functions) - len(_took), sum(_took.values())
 
 
 def why_not() -> str:
@@ -91,28 +109,53 @@ def _why_never(switch: str, cxx: str) -> str:
         return "only on Linux and macOS"
     if _find(cxx) is None:
         missing = f"CXX is {cxx!r}, which is" if cxx else f"no C++ compiler ({', '.join(NAMES)}) is"
-        return f"{missing} not on the PATH"
+        return f"{missing} not on the PATH: {REMEDY}"
     return ""
 
 
 def describe() -> str:
-    """Return the compiler and its version in one line, e.g. "g++ (Debian 12.2.0) 12.2.0"."""
+    """Return in one line the compiler and its cache folder, or why NumPy computes all passes."""
+    if reason := why_not():
+        return f"NumPy: {reason}"
     compiler = _required()
     try:
-        said = subprocess.run(
-            [*compiler.command, "--version"], capture_output=True, text=True, timeout=SECONDS,
-            stdin=subprocess.DEVNULL, check=False,
-        ).stdout  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{shlex.join(compiler.command)} ({error})"
-    return said.partition("\n")[0] or shlex.join(compiler.command)
+        said = _run([*compiler.command, "--version"], 10)[1]
+    except (OSError, CompilationFailed) as error:
+        said = str(error)
+    reason = _why_no_cache()
+    kept = f"not kept: {reason}" if reason else f"kept in {cache_folder()}"
+    return f"compiled by {said.partition(chr(10))[0] or shlex.join(compiler.command)}, {kept}"
+
+
+def _run(command: list[str], seconds: float, **more: Any) -> tuple[int, str, str]:
+    """Return the status, output and errors of a program; however this ends, the program ends.
+
+    It gets no Ctrl-C from the terminal, which is for the caller to handle.
+    """
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, errors="replace", process_group=0, **more,
+    ) as process:  # fmt: skip
+        try:
+            output, errors = process.communicate(timeout=seconds)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()  # which `with` does not after KeyboardInterrupt
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise CompilationFailed(f"took more than {seconds} s") from None
+            raise
+    return process.returncode, output, errors
 
 
 @functools.cache
 def _find(cxx: str) -> Compiler | None:
     """Return the compiler that CXX names or, if it is empty, the first of `NAMES` found."""
     for name in [cxx] if cxx else NAMES:
-        program, *arguments = shlex.split(name) or [""]
+        try:
+            program, *arguments = shlex.split(name) or [""]
+        except ValueError:  # a quotation mark that is not closed
+            return None
         path = shutil.which(program)
         if path is not None:
             there = os.stat(path)
@@ -132,7 +175,9 @@ def _processor() -> str:
     """Return the processor's features, for which `-march=native` compiles."""
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        kept = re.findall(r"^(?:model name|cpu family|model|flags|Features)\s*:.*$", text, re.M)
+        kept = re.findall(
+            r"^(?:model name|cpu family|model|flags|Features|CPU \w+)\s*:.*$", text, re.M
+        )
         if kept:
             return "\n".join(sorted({*kept}))
     return f"{platform.machine()} {platform.processor()} {platform.release()}"
@@ -148,94 +193,97 @@ def _flags() -> tuple[str, ...]:
 # -- libraries --
 
 
-def _loaded(source: str, flags: Sequence[str]) -> Any:
+def _loaded(source: str, name: str, flags: Sequence[str]) -> Any:
     compiler = _required()
     parts = (source, *flags, *compiler.command, compiler.identity, _processor(), sys.platform)
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-    with _folder() as folder:
-        library = _kept(folder, key) or _compiled(compiler, source, flags, folder, key)
-        function = ctypes.CDLL(str(library)).run
-    function.restype = None
+    reason = _why_no_cache()
+    if not reason and (function := _kept(cache_folder(), key)):
+        return function
+    began = time.perf_counter()
+    function = None
+    if not reason:
+        try:
+            function = _compiled(compiler, flags, source, cache_folder(), key)
+        except OSError as error:  # full, read-only, or no place for programs
+            reason = str(error)
+    if function is None:
+        with tempfile.TemporaryDirectory(prefix="mlpcore-", ignore_cleanup_errors=True) as folder:
+            function = _compiled(compiler, flags, source, Path(folder), key)
+        if not _unkept:
+            _unkept.append(reason)
+            log.warning("compiled passes are not kept for the next process: %s", reason)
+    _took[source] = time.perf_counter() - began
+    log.info("compiled %s in %.1f s", name, _took[source])
     return function
 
 
 def cache_folder() -> Path:
     """Return the folder of compiled passes, which may not exist."""
     if named := os.environ.get(CACHE):
-        return Path(named)
+        return Path(named).absolute()  # a library's name without a "/" would be searched for
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "mlpcore"
     named = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(named) if os.path.isabs(named) else Path.home() / ".cache") / "mlpcore"
 
 
-@contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    """Yield the cache folder or, if it cannot be used, one that is removed at the end."""
-    reason = _why_no_cache()
-    if not reason:
-        yield cache_folder()
-        return
-    _say_once(reason)
-    with tempfile.TemporaryDirectory(prefix="mlpcore-") as folder:
-        yield Path(folder)
-
-
 def _why_no_cache() -> str:
+    """Return why the cache folder, which is made, cannot be trusted, or ""."""
     try:
         folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         there = folder.stat()
-        if there.st_uid != os.geteuid() or there.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return f"others may write to {folder}"
-        if not os.access(folder, os.W_OK):
-            return f"{folder} is read-only"
     except (OSError, RuntimeError) as error:  # RuntimeError: no home
         return str(error)
+    if there.st_uid not in (0, os.geteuid()) or there.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others may write to {folder}"
     return ""
 
 
-@functools.cache
-def _say_once(reason: str) -> None:
-    log.warning("compiled passes are not kept for the next process: %s", reason)
-
-
-def _kept(folder: Path, key: str) -> Path | None:
-    """Return the library of this key if it is there and whole."""
+def _kept(folder: Path, key: str) -> Any:
+    """Return the function of the library of this key if it is there, whole and accepted."""
     for library in folder.glob(f"{key}-*.so"):
-        content = library.read_bytes()
-        if library.name == _name(key, content):
-            return library
-        library.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, AttributeError):
+            if library.name == _name(key, library.read_bytes()):
+                return _function(library)
+        with contextlib.suppress(OSError):
+            library.unlink()
     return None
+
+
+def _function(library: Path) -> Any:
+    function = ctypes.CDLL(str(library)).run
+    function.restype = None
+    return function
 
 
 def _name(key: str, content: bytes) -> str:
     return f"{key}-{hashlib.sha256(content).hexdigest()[:32]}.so"
 
 
-def _compiled(
-    compiler: Compiler, source: str, flags: Sequence[str], folder: Path, key: str
-) -> Path:
-    """Compile a source into a library in this folder; it appears there whole, or not at all."""
-    with tempfile.TemporaryDirectory(prefix="part-", dir=folder) as part:
+def _compiled(compiler: Compiler, flags: Sequence[str], source: str, folder: Path, key: str) -> Any:
+    """Compile a source into a library in this folder, where it appears whole or not at all."""
+    for left in folder.glob("part-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE:
+                shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix="part-", dir=folder, ignore_cleanup_errors=True
+    ) as part:
         file, made = Path(part, "passes.cpp"), Path(part, "passes.so")
         file.write_text(source, encoding="utf-8")
-        try:
-            done = subprocess.run(
-                [*compiler.command, *flags, "-o", str(made), str(file)],
-                capture_output=True, text=True, errors="replace", timeout=SECONDS,
-                stdin=subprocess.DEVNULL, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise CompilationFailed(f"took more than {SECONDS} s") from None
-        if done.returncode or not made.is_file():
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            first = next((line for line in lines if "error" in line), lines[0] if lines else "")
-            raise CompilationFailed(f"ended with code {done.returncode}: {first.strip()}")
-        library = folder / _name(key, made.read_bytes())
-        os.replace(made, library)
-    return library
+        command = [*compiler.command, *flags, "-o", str(made), str(file)]
+        environment = {**os.environ, "TMPDIR": part, "LC_ALL": "C"}
+        code, _, errors = _run(command, SECONDS, env=environment)
+        if code or not made.is_file():
+            lines = [line for line in errors.splitlines() if line.strip()]
+            first = lines[0] if lines else "it wrote no library"
+            first = next((line for line in lines if "error" in line), first)
+            raise CompilationFailed(f"ended with code {code}: {first.strip():.300}")
+        function = _function(made)
+        os.replace(made, folder / _name(key, made.read_bytes()))
+    return function
 
 
 def _renew_after_fork() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mlpcore.backends import formula_text
-from mlpcore.backends.compiled import compiler, passes, steps
+from mlpcore.backends.compiled import passes, steps
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.activation import Activation
 from mlpcore.core.dropout import Dropped
@@ -52,9 +52,7 @@ class CompiledOps(NumpyOps):
                 return False
             given["gemm"] = gemm
         template = "multiply" if small else "multiply_by_blas"
-        run = compiler.load(
-            passes.source(f"{template} Product", passes.TYPES[dtype]), compiler.FUSED
-        )
+        run = passes.load(f"{template} Product", passes.TYPES[dtype])
         if run is None:
             return False
         self._do(*passes.call(run, "Product", given))
@@ -165,7 +163,7 @@ class CompiledOps(NumpyOps):
         dtype = first.dtype.name
         if dtype not in passes.TYPES or not all(array.flags.c_contiguous for array in every):
             return False
-        run = compiler.load(passes.source(template, passes.TYPES[dtype], formula, options))
+        run = passes.load(template, passes.TYPES[dtype], formula, options)
         if run is None:
             return False
         self._do(*passes.call(run, template.split()[1], given, alive))

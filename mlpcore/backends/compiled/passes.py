@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mlpcore.backends import kernel_files
+from mlpcore.backends.compiled import compiler
 from mlpcore.core.ops import Call
 
 # the fields of each pass's arguments; T is the type of the matrices
@@ -44,7 +45,8 @@ ARGUMENTS = {
     ),
 }
 TYPES = {"float32": "float", "float64": "double"}
-# the file of each template
+FUSED = ("-ffp-contract=fast",)  # for products: their bits need not be those of another order
+# the file of each template that is not in cpu_passes.cpp
 FILES = {
     "multiply": "cpu_products.cpp", "multiply_by_blas": "cpu_products.cpp",
     "gather": "cpu_steps.cpp", "penalize": "cpu_steps.cpp", "run_steps": "cpu_steps.cpp",
@@ -105,6 +107,13 @@ def source(template: str, type: str, formula: str = "", options: tuple[Any, ...]
             "",
         ]
     )
+
+
+def load(template: str, type: str, formula: str = "", options: tuple[Any, ...] = ()) -> Any:
+    """Return a pass as a function, or None if it cannot be compiled; arguments as in `source`."""
+    name = template.split()[0]
+    flags = FUSED if FILES.get(name) == "cpu_products.cpp" else ()
+    return compiler.load(source(template, type, formula, options), f"{name}<{type}>", flags)
 
 
 def call(run: Any, name: str, given: Mapping[str, Any], alive: object = None) -> Call:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlpcore.backends import formula_text
-from mlpcore.backends.compiled import compiler, passes
+from mlpcore.backends.compiled import passes
 from mlpcore.core.ops import Array, Call
 from mlpcore.core.program import Program
 
@@ -110,7 +110,7 @@ def _call(
     given: Mapping[str, Any],
     options: tuple[str, ...] = (),
 ) -> Call:
-    run = compiler.load(passes.source(template, type, "", options))
+    run = passes.load(template, type, "", options)
     if run is None:
         raise NotCompiled
     return passes.call(run, template.split()[1], given)
@@ -162,7 +162,7 @@ class StepLoop:
     ) -> None:
         names = ["rate", "decay", *(name for name in rule.constants if name != "decay")]
         formula = formula_text.update(rule.program, rule.vectors, names, (), "", rule.bounds)
-        run = compiler.load(passes.source("run_steps Steps", passes.TYPES[g.dtype.name], formula))
+        run = passes.load("run_steps Steps", passes.TYPES[g.dtype.name], formula)
         calls = addresses([*gradient, *(call for one in segments for call in one.calls)])
         if run is None or any(len(one.calls) != 1 for one in segments):
             raise NotCompiled

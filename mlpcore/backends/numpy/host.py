@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,13 @@ from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.checks import arrays
 from mlpcore.core.ops import Array, Ops
 
+log = logging.getLogger("mlpcore")
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    log.info("NumPy computes all passes: %s", reason)
+
 
 class HostDevice:
     """The CPU; every array given to it is already a NumPy array."""
@@ -27,7 +36,10 @@ class HostDevice:
 
     def operations(self, tf32: bool = False, deterministic: bool = False) -> Callable[[], Ops]:
         """Return the class of operations: compiled passes if there is a compiler, else NumPy's."""
-        return NumpyOps if compiler.why_not() else CompiledOps
+        reason = compiler.why_not()
+        if reason:
+            _say_once(reason)
+        return NumpyOps if reason else CompiledOps
 
     def free_bytes(self) -> int:
         """Return the memory that the system and this process's control groups leave free."""
