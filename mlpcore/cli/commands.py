@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mlpcore as mc
-from mlpcore.cli import outputs
+from mlpcore.cli import ahead, outputs
 from mlpcore.cli.messages import carry_data, printable, say
 from mlpcore.cli.model import Model, load_with
 from mlpcore.cli.recipes import require_count, widths
@@ -254,7 +254,7 @@ def plan(options: argparse.Namespace) -> None:
 
 
 def info(options: argparse.Namespace) -> None:
-    """Print device, BLAS and versions."""
+    """Print device, compiler, BLAS and versions; with `--compile` fill the cache of passes."""
     for key, value in mc.info().items():
         if key == "blas":
             for pool in value:
@@ -264,3 +264,5 @@ def info(options: argparse.Namespace) -> None:
             say(f"{key}: " + ", ".join(f"{name} {version}" for name, version in value.items()))
         else:
             say(f"{key}: {value}")
+    if options.compile:
+        say(ahead.compile_all(options.dtype))

@@ -12,6 +12,7 @@ from mlpcore.cli.messages import printable
 from mlpcore.cli.train import train
 from mlpcore.core import activations
 
+DTYPES = ["float32", "float64"]
 Option = tuple[str, dict[str, Any]]  # a name and the further arguments of `add_argument`
 
 
@@ -223,7 +224,7 @@ PLAN = [
     _option("--output", "activation of the output layer", default="softmax"),
     _option("--loss", "loss (default: the one that matches the output)"),
     _option("--optimizer", "optimizer", default="adamw", choices=list(commands.OPTIMIZERS)),
-    _option("--dtype", "number type", default="float32", choices=["float32", "float64"]),
+    _option("--dtype", "number type", default="float32", choices=DTYPES),
     _option(
         "--chunk-rows", "most rows per worker at a time (default: chosen automatically)", _whole
     ),
@@ -231,6 +232,10 @@ PLAN = [
     _option(
         "--memory-limit", "maximum bytes of all arrays, e.g. '64 MiB'", _limit, metavar="BYTES"
     ),
+]
+INFO = [
+    _flag("--compile", "compile the CPU's passes now, for this and later processes"),
+    _option("--dtype", "number type of --compile", default="float32", choices=DTYPES),
 ]
 COMMANDS = {
     "train": Command(
@@ -264,5 +269,5 @@ COMMANDS = {
         "Print every array that a training step needs, without allocating any.",
         {"": PLAN},
     ),
-    "info": Command(commands.info, False, "Print device, BLAS and versions."),
+    "info": Command(commands.info, False, "Print device, BLAS and versions.", {"": INFO}),
 }

@@ -23,6 +23,8 @@ import pytest
 import mlpcore as mc
 from mlpcore.backends.compiled import compiler
 from mlpcore.backends.numpy import host
+from mlpcore.cli import ahead, main
+from mlpcore.core import sheet
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 ROOT = Path(mc.__file__).parents[1]
@@ -94,13 +96,21 @@ def fake(tmp_path, patch):
 
 @pytest.fixture(scope="module")
 def seven(tmp_path_factory):
-    """A library of SEVEN, and a line of a script that gives it as the compiler's."""
-    folder = tmp_path_factory.mktemp("seven")
-    (folder / "seven.cpp").write_text(SEVEN)
-    library = folder / "seven.so"
-    command = ["g++", "-shared", "-fPIC", "-o", str(library), str(folder / "seven.cpp")]
+    """Lines of a script that gives a library of SEVEN, as the compiler would."""
+    return copying(SEVEN, tmp_path_factory.mktemp("seven"))
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory):
+    """Lines of a script whose libraries do nothing."""
+    return copying('extern "C" void run(const void*) {}', tmp_path_factory.mktemp("idle"))
+
+
+def copying(source, folder):
+    (folder / "source.cpp").write_text(source)
+    command = ["g++", "-shared", "-fPIC", "-o", str(folder / "made.so"), str(folder / "source.cpp")]
     subprocess.run(command, check=True)
-    return f'{OUT}cp {library} "$2"'
+    return f'{OUT}cp {folder}/made.so "$2"'
 
 
 def cache():
@@ -543,3 +553,48 @@ def test_a_copy_of_a_net_in_use_goes_on_alike(copied):
     trainers = [mc.Trainer(net) for net in nets]
     np.testing.assert_array_equal(*(float(each.step(X, Y)) for each in trainers))
     np.testing.assert_array_equal(*(net.parameters for net in nets))
+
+
+# -- mlpcore info --compile ------------------------------------------------------------------------
+
+
+def test_after_compiling_ahead_trainings_find_their_passes(fake, idle, capsys):
+    """The compiler is fake, and so are the passes: what they are asked for is looked at alone."""
+    fake(idle)
+    assert main(["info", "--compile"]) == 0
+    made = compiler.counts()[0]
+    assert made == len(cache()) > 60
+    assert f"\n{made} passes of float32 compiled in " in capsys.readouterr().out
+    X = np.full((9, 4), 0.25, np.float32)
+    start_again()
+    for activations, loss, optimizer in (
+        (["gelu", "prelu"], "huber", mc.Lion()),
+        (["sigmoid", "softmax"], "cross_entropy", mc.RMSprop()),
+        (["relu", "sigmoid"], "binary_cross_entropy", mc.SGD(0.1, momentum=0.5, nesterov=True)),
+        (["selu", "softplus"], "poisson", mc.Adam(0.5)),
+    ):
+        net = mc.MLP([4, 7, 4], *activations)
+        trainer = mc.Trainer(net, loss, optimizer, dropout=0.1, on_non_finite="skip")
+        trainer.fit(X, X, epochs=1, progress=False)
+        net.predict(X)
+    assert compiler.counts()[0] == 0
+    start_again()
+    assert main(["info", "--compile"]) == 0
+    said = capsys.readouterr().out
+    assert f"\n0 passes of float32 compiled in 0.0 s, {made} found in the cache" in said
+
+
+def test_each_update_of_the_sheet_is_compiled_ahead():
+    assert sorted(optimizer.row for optimizer in ahead.OPTIMIZERS) == sorted(sheet.UPDATES)
+
+
+@pytest.mark.parametrize(("lines", "reason"), [("exit 3", "ended with code 3"), (None, "not on")])
+def test_compiling_ahead_without_a_compiler_is_an_error(lines, reason, fake, patch, capsys):
+    if lines:
+        fake(lines)
+    else:
+        patch.setenv("CXX", "no-such-compiler")
+    assert main(["info", "--compile", "--dtype", "float64"]) == 2
+    assert re.search(
+        f"--compile: expected a C.* that works; got none: .*{reason}", capsys.readouterr().err
+    )
