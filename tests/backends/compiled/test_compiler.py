@@ -563,7 +563,7 @@ def test_after_compiling_ahead_trainings_find_their_passes(fake, idle, capsys):
     fake(idle)
     assert main(["info", "--compile"]) == 0
     made = compiler.counts()[0]
-    assert made == len(cache()) > 60
+    assert made == len(cache()) > 50
     assert f"\n{made} passes of float32 compiled in " in capsys.readouterr().out
     X = np.full((9, 4), 0.25, np.float32)
     start_again()
@@ -574,7 +574,7 @@ def test_after_compiling_ahead_trainings_find_their_passes(fake, idle, capsys):
         (["selu", "softplus"], "poisson", mc.Adam(0.5)),
     ):
         net = mc.MLP([4, 7, 4], *activations)
-        trainer = mc.Trainer(net, loss, optimizer, dropout=0.1, on_non_finite="skip")
+        trainer = mc.Trainer(net, loss, optimizer, on_non_finite="skip")
         trainer.fit(X, X, epochs=1, progress=False)
         net.predict(X)
     assert compiler.counts()[0] == 0
