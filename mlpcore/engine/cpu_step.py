@@ -93,7 +93,7 @@ class CpuStep:
 
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
         """Update the settings; return the plan for such batches, with its arrays allocated."""
-        if self.stretches.uncounted:
+        if self.stretches.launched is not None:
             self.count_launched()
         plan = self.workspace.plans.get((batch_rows, inputs))
         settled = vars(self.problem.optimizer) == self.lanes.settings

@@ -159,17 +159,15 @@ class Stretches:
 
     Args:
         problem, state, lanes: of the step.
+
+    Attributes:
+        launched: the progress, the steps before, the loop and the losses of a call whose steps are
+            not counted yet, as after an interrupt; else None.
     """
 
     def __init__(self, problem: Problem, state: State, lanes: Lanes) -> None:
         self.problem, self.state, self.lanes = problem, state, lanes
-        # the progress, with the steps before, of a call whose steps are not counted yet
-        self._launched: tuple[Progress, int, StepLoop, Losses] | None = None
-
-    @property
-    def uncounted(self) -> bool:
-        """True if an interrupt kept the last call's steps from being counted."""
-        return self._launched is not None
+        self.launched: tuple[Progress, int, StepLoop, Losses] | None = None
 
     def length(self, worker: Worker, rows: int, inputs: Inputs) -> int:
         """Return the number of steps on batches of this size that one call may make."""
@@ -222,7 +220,7 @@ class Stretches:
             loop = None if stretch is None else stretch.loop(batch)
             if stretch is not None and loop is not None:
                 calls = stretch.calls(loop, batch, done, progress)
-                self._launched = progress, progress.step, loop, losses
+                self.launched = progress, progress.step, loop, losses
                 make(calls)
                 self.count()
             now = progress.step - before
@@ -231,9 +229,9 @@ class Stretches:
 
     def count(self) -> None:
         """Count the steps of the last call, if an interrupt kept them from being counted."""
-        if self._launched is None:
+        if self.launched is None:
             return
-        progress, before, loop, losses = self._launched
+        progress, before, loop, losses = self.launched
         done, state = int(loop.done[0]), self.state
         step, rates = before + done, [float(rate) for rate in loop.rates[:done] if rate]
         make(
