@@ -4,13 +4,14 @@
 #include "arguments.h"
 #include "sums.h"
 
-// Copies and casts rows of a matrix: those whose numbers begin at place[2].
+// Copies and casts rows of a matrix: those whose numbers begin at place[2] or, if that is 0, the
+// first ones.
 template <class T, class Source>
 void gather(const Gather<T>& p) {
   const int64* const rows = reinterpret_cast<const int64*>(p.place[2]);
   const Source* const source = static_cast<const Source*>(p.source);
   for (int64 i = 0; i < p.m; ++i) {
-    const Source* const from = source + rows[i] * p.row;
+    const Source* const from = source + (rows ? rows[i] : i) * p.row;
     T* const to = p.to + i * p.n;
     if (p.column == 1) {
 #pragma omp simd

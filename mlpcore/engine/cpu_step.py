@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from mlpcore.backends.compiled.ops import CompiledOps
 from mlpcore.backends.numpy import blas
 from mlpcore.checks.errors import DeviceUnavailable
 from mlpcore.core.ops import Array, EagerOps
@@ -30,12 +31,13 @@ from mlpcore.engine.plan import Plan
 from mlpcore.engine.problem import Problem
 from mlpcore.engine.state import State
 from mlpcore.engine.step import find_not_finite
-from mlpcore.engine.stretch import Losses, Stretches
+from mlpcore.engine.stretch import Losses, Stretch, Stretches
 from mlpcore.engine.threads import Spread, Threads
 from mlpcore.engine.workspace import Workspace
 
 log = logging.getLogger("mlpcore")
 BLAS_ROWS = 64  # rows per BLAS thread, if a core's cache holds the parameters
+COPIED = 1 << 15  # entries of X that take less time to copy than Python saves in a step
 BLAS_ALONE = 1 << 18  # multiplications of a GEMM up to which BLAS by default uses one thread
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -144,7 +146,13 @@ class CpuStep:
         self.require_whole()
         vectors = {name: self.crew.to_host(x) for name, x in self.state.vectors.items()}
         facts = self.state.facts(self.state.done)
-        return vectors, {**facts, "plans": self.workspace.facts(), "threads": self.lanes.threads}
+        facts |= {"plans": self.workspace.facts(), "threads": self.lanes.threads}
+        return vectors, {**facts, "passes": self.passes}
+
+    @property
+    def passes(self) -> str:
+        """Who computes the passes between the products: "compiled" or "NumPy"."""
+        return "compiled" if isinstance(self.ops, CompiledOps) else "NumPy"
 
     def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
         """Restore a snapshot, with its chunks.
@@ -159,14 +167,17 @@ class CpuStep:
         with self.state.replaced(vectors):
             self._bind()
             self.state.fill(vectors, self.ops.xp)
-            before, threads = facts.get("threads"), self.lanes.threads
-            if before != threads:
-                log.warning(
-                    "the run was saved with %s BLAS threads and is resumed with %s: its results "
-                    "will not be bit-identical",
-                    before,
-                    threads,
-                )
+            now = {"BLAS threads": self.lanes.threads, "passes": self.passes}
+            before = {"BLAS threads": facts.get("threads"), "passes": facts.get("passes", "NumPy")}
+            for what in now:
+                if before[what] != now[what]:
+                    log.warning(
+                        "the run was saved with %s %s and is resumed with %s: its results "
+                        "will not be bit-identical",
+                        before[what],
+                        what,
+                        now[what],
+                    )
 
     # -- a step --
 
@@ -192,8 +203,11 @@ class CpuStep:
         elif self._in_cache and batch.size * self._largest > BLAS_ALONE:
             threads = max(1, min(threads, batch.size // BLAS_ROWS))
         with blas.limited(threads) if threads < self._most_threads else blas.NOTHING:
-            if batch.steps > 1:
-                return self._run_several(batch, plan, progress)
+            stretch = None
+            if batch.rows is not None or batch.X.size <= COPIED:
+                stretch = self._stretch(batch.size, plan)
+            if stretch is not None:
+                return self._run_stretch(stretch, batch, plan, progress)
             return self._run_one(batch, plan, progress, spread)
 
     def _run_one(
@@ -206,7 +220,19 @@ class CpuStep:
         self.lanes.update(J, squares, progress, spread)
         return J
 
-    def _run_several(self, batch: Batch, plan: Plan, progress: Progress) -> Losses:
+    def _stretch(self, rows: int, plan: Plan) -> Stretch | None:
+        """Return the stretch of steps on batches of this size, or None if they run one by one.
+
+        Each step has the same bits in a stretch of any length.
+        """
+        inputs = self.workspace.inputs
+        if plan.workers > 1 or plan.rows < rows or inputs is None:
+            return None
+        return self.stretches.find(self.crew.workers[0], rows, inputs)
+
+    def _run_stretch(
+        self, stretch: Stretch, batch: Batch, plan: Plan, progress: Progress
+    ) -> float | Losses:
         if self.crew.weight != batch.size:
             self.crew.set_scale(batch.size)
         self._weighed, self.J = None, (losses := Losses(float(batch.size)))
@@ -217,8 +243,11 @@ class CpuStep:
             finally:
                 self.J = losses
 
-        self.stretches.run(self.crew.workers[0].stretch, batch, progress, losses, run_alone)
-        return losses
+        self.stretches.run(stretch, batch, progress, losses, run_alone)
+        if batch.steps > 1:
+            return losses
+        self.J = losses.found[0]
+        return losses.found[0]
 
     @_quiet
     def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
@@ -316,10 +345,8 @@ class CpuStep:
 
     def together(self, batch_rows: int, inputs: Inputs) -> int:
         """Return the number of steps on batches of this size that one call may make."""
-        plan = self.prepare(batch_rows, inputs)
-        if plan.workers > 1 or plan.rows < batch_rows:
-            return 1
-        return self.stretches.length(self.crew.workers[0], batch_rows, inputs)
+        stretch = self._stretch(batch_rows, self.prepare(batch_rows, inputs))
+        return 1 if stretch is None else stretch.length
 
     def count_skipped(self, progress: Progress) -> None:
         """Do nothing: each step has already been counted."""

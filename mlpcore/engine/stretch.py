@@ -18,7 +18,7 @@ from mlpcore.core.ops import Array, Call, make
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.core.schedules import Progress, Schedule
 from mlpcore.data.batches import Batch, Inputs
-from mlpcore.engine.chunks import Chunk
+from mlpcore.engine.chunks import SHAPES, Chunk
 from mlpcore.engine.lanes import Lanes
 from mlpcore.engine.problem import Problem
 from mlpcore.engine.state import State
@@ -60,18 +60,25 @@ class Stretch:
         problem, state, lanes: of the step.
         worker: its only worker.
         rows: rows of a batch, all in one chunk.
+        inputs: dtypes of its arrays.
 
     Raises:
         NotCompiled: part of a step is not compiled.
     """
 
     def __init__(
-        self, problem: Problem, state: State, lanes: Lanes, worker: Worker, rows: int
+        self,
+        problem: Problem,
+        state: State,
+        lanes: Lanes,
+        worker: Worker,
+        rows: int,
+        inputs: Inputs,
     ) -> None:
         self.problem, self.state, self.lanes, self.rows = problem, state, lanes, rows
-        self._buffers, self._J = worker.buffers, worker.J  # not the worker, which refers to this
+        self._J = worker.J  # and not the worker, which refers to this
         self.length = choose_length(problem, rows)
-        self._sources: tuple[Array, Array] | None = None
+        self._sources: tuple[Array, Array] | None = None  # the arrays that are read
         ops = worker.ops
         assert isinstance(ops, CompiledOps)
         self._places = ops.places
@@ -89,25 +96,26 @@ class Stretch:
             w = problem.parameters[: problem.layout.weights]
             self._calls += lanes.penalty.lanes[0].calls
             self._calls.append(steps.penalize(w, worker.J, settings.l1, settings.l2))
-
-    def loop(self, batch: Batch) -> StepLoop | None:
-        """Return the loop over steps on rows of a batch's arrays, or None if these are unusual."""
-        sources = self._sources
-        if sources is None or not (sources[0] is batch.X and sources[1] is batch.Y):
-            self._sources = None
-            try:
-                self._loop: StepLoop | None = self._make_loop(batch)
-            except steps.NotCompiled:
-                self._loop = None
-            self._sources = batch.X, batch.Y
-        return self._loop
-
-    def _make_loop(self, batch: Batch) -> StepLoop:
-        lanes, optimizer = self.lanes, self.problem.optimizer
-        gathers = [
-            steps.gather(source, self._buffers[name][: self.rows], self._places)
-            for name, source in (("X", batch.X), ("Y", batch.Y))
+        self._gathers = [
+            steps.gather(np.dtype(dtype), worker.buffers[name][:rows], self._places)
+            for name, dtype in (("X", inputs.x_dtype), ("Y", inputs.y_dtype))
         ]
+        self.loop = self._make_loop()
+
+    def read(self, batch: Batch) -> bool:
+        """Read rows of a batch's arrays from now on; return False if their layout is unusual."""
+        if self._sources is None or not (
+            self._sources[0] is batch.X and self._sources[1] is batch.Y
+        ):
+            self._sources = None
+            pairs = zip(self._gathers, (batch.X, batch.Y), strict=True)
+            if not all(steps.point(call, array) for call, array in pairs):
+                return False
+            self._sources = batch.X, batch.Y
+        return True
+
+    def _make_loop(self) -> StepLoop:
+        lanes, optimizer = self.lanes, self.problem.optimizer
         constants, bounds, updates = optimizer.constants(), lanes.bounds, lanes.updates
         segments = [
             steps.Segment(
@@ -124,24 +132,23 @@ class Stretch:
             bounds.floor, bounds.roots, bounds.halves,
         )  # fmt: skip
         return StepLoop(
-            [*gathers, *self._calls], segments, rule, self.state.gradient, self._J, self._places,
-            self.rows, self.problem.settings.clip_norm, self.length,
+            [*self._gathers, *self._calls], segments, rule, self.state.gradient, self._J,
+            self._places, self.rows, self.problem.settings.clip_norm, self.length,
         )  # fmt: skip
 
-    def calls(self, loop: StepLoop, batch: Batch, first: int, progress: Progress) -> list[Call]:
-        """Return the calls that run a batch's steps from number `first` on; `done` counts them.
+    def calls(self, batch: Batch, first: int, progress: Progress) -> list[Call]:
+        """Return the calls that run a batch's steps from number `first` on; the loop counts them.
 
         No interrupt can come between them.
         """
-        state = self.state
-        assert batch.rows is not None
-        count = min(batch.steps - first, self.length)
-        rows, rates = batch.rows[first * self.rows :], self._rates(progress, count)
+        count, state = min(batch.steps - first, self.length), self.state
+        rows = None if batch.rows is None else batch.rows[first * self.rows :]
         for update in self.lanes.updates:
             update.values = None  # the loop overwrites the scalars
-        loop.set(rows, progress.step + 1, progress.step - progress.skipped, rates, state.reach)
+        updates, rates = progress.step - progress.skipped, self._rates(progress, count)
+        self.loop.set(rows, progress.step + 1, updates, rates, state.reach)
         torn = progress.step + 1
-        return [(setattr, state, "torn", torn), loop.call, (setattr, state, "torn", 0)]
+        return [(setattr, state, "torn", torn), self.loop.call, (setattr, state, "torn", 0)]
 
     def _rates(self, progress: Progress, count: int) -> list[float]:
         rate = self.problem.optimizer.learning_rate
@@ -169,38 +176,41 @@ class Stretches:
         self.problem, self.state, self.lanes = problem, state, lanes
         self.launched: tuple[Progress, int, StepLoop, Losses] | None = None
 
-    def length(self, worker: Worker, rows: int, inputs: Inputs) -> int:
-        """Return the number of steps on batches of this size that one call may make."""
+    def find(self, worker: Worker, rows: int, inputs: Inputs) -> Stretch | None:
+        """Return the stretch of steps on batches of this size, or None if they run one by one."""
         lanes, settings = self.lanes, self.problem.settings
         if settings.l1 or settings.l2 or lanes.penalty is not None:
             lanes.set_penalty()
-        made_of = lanes.updates, lanes.settings, lanes.penalty, settings, (rows, inputs)
-        known = worker.stretch_of
-        if known is None or made_of[-1] != known[-1] or any(map(is_not, made_of[:-1], known)):
-            worker.stretch, worker.stretch_of = self._find(worker, rows, inputs), made_of
-        return 1 if worker.stretch is None else worker.stretch.length
+        made_of = lanes.updates, lanes.settings, lanes.penalty, settings
+        if worker.stretches_of is None or any(map(is_not, made_of, worker.stretches_of)):
+            worker.stretches, worker.stretches_of = {}, made_of
+        key = rows, inputs
+        if key not in worker.stretches:
+            if len(worker.stretches) >= SHAPES:
+                worker.stretches.clear()
+            worker.stretches[key] = self._make(worker, rows, inputs)
+        found: Stretch | None = worker.stretches[key]
+        return found
 
-    def _find(self, worker: Worker, rows: int, inputs: Inputs) -> Stretch | None:
-        """Return the stretch of steps on such batches, or None if they run one by one."""
+    def _make(self, worker: Worker, rows: int, inputs: Inputs) -> Stretch | None:
         problem, lanes = self.problem, self.lanes
         kind, settings = type(problem.optimizer), problem.settings
         own = ("scalars", "constants", "rate", "bounds")
         varies = any(getattr(kind, name) is not getattr(Optimizer, name) for name in own)
         frozen = any(layer.frozen for layer in problem.optimizer.layers.values())
         alone = frozen or settings.tolerant or inputs.w_dtype or lanes.count > 1
-        copied = all(np.dtype(x).name in steps.SOURCES for x in (inputs.x_dtype, inputs.y_dtype))
-        if varies or alone or not copied or not isinstance(worker.ops, CompiledOps):
+        if varies or alone or not isinstance(worker.ops, CompiledOps):
             return None
         if choose_length(problem, rows) == 1:
             return None
         try:
-            return Stretch(problem, self.state, lanes, worker, rows)
+            return Stretch(problem, self.state, lanes, worker, rows, inputs)
         except steps.NotCompiled:
             return None
 
     def run(
         self,
-        stretch: Stretch | None,
+        stretch: Stretch,
         batch: Batch,
         progress: Progress,
         losses: Losses,
@@ -209,22 +219,21 @@ class Stretches:
         """Run the steps of a batch in stretches, and alone each that may not be finite.
 
         Args:
-            stretch: the stretch of the worker, if it has one.
+            stretch: the stretch of such batches.
             batch: the rows.
             progress: counts the steps.
             losses: receives their losses.
             run_alone: runs a single step and returns its loss.
         """
-        before = progress.step
+        before, readable = progress.step, stretch.read(batch)
         while (done := progress.step - before) < batch.steps:
-            loop = None if stretch is None else stretch.loop(batch)
-            if stretch is not None and loop is not None:
-                calls = stretch.calls(loop, batch, done, progress)
-                self.launched = progress, progress.step, loop, losses
+            if readable:
+                calls = stretch.calls(batch, done, progress)
+                self.launched = progress, progress.step, stretch.loop, losses
                 make(calls)
                 self.count()
             now = progress.step - before
-            if stretch is None or loop is None or now < min(batch.steps, done + stretch.length):
+            if not readable or now < min(batch.steps, done + stretch.length):
                 losses.found.append(run_alone(batch.single(now)))
 
     def count(self) -> None:
@@ -241,6 +250,6 @@ class Stretches:
                 (setattr, state, "reach", float(loop.reach[0])),
                 (setattr, state, "rate", rates[-1] if rates else state.rate),
                 (losses.found.extend, loop.losses[:done].tolist()),
-                (setattr, self, "_launched", None),
+                (setattr, self, "launched", None),
             ]
         )

@@ -25,8 +25,8 @@ class Worker(Chunk):
     Args: those of `Chunk` except J and x, which it owns: J is its share of the batch's.
 
     Attributes:
-        stretch: its steps in one call (`engine.stretch.Stretch`), if they can be.
-        stretch_of: what `stretch` was made for and from.
+        stretches: its steps in one call (`engine.stretch.Stretch`), or None, by kind of batch.
+        stretches_of: the objects that `stretches` were made from.
     """
 
     ops: EagerOps
@@ -49,8 +49,8 @@ class Worker(Chunk):
         super().__init__(
             ops, W, b, activations, objective, dW, db, buffers, scale, J, repeats, self.input
         )
-        self.stretch: Any = None
-        self.stretch_of: tuple[Any, ...] | None = None
+        self.stretches: dict[Any, Any] = {}
+        self.stretches_of: tuple[Any, ...] | None = None
         self.recordings: OrderedDict[Key, EagerRecording] = OrderedDict()
 
     def gradient(self, batch: Batch, chunks: list[tuple[int, int]]) -> None:

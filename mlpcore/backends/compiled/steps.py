@@ -79,23 +79,28 @@ def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-def gather(source: Array, to: Array, places: Array) -> Call:
-    """Return the call that copies a batch's rows; raise NotCompiled."""
-    kind, dtype = source.dtype, to.dtype.name
-    labels = dtype == "int64"
-    if kind.name not in SOURCES or not kind.isnative or not hasattr(source, "__array_interface__"):
+def gather(source: np.dtype[Any], to: Array, places: Array) -> Call:
+    """Return the call that copies a batch's rows from an array of this dtype; raise NotCompiled.
+
+    `point` gives it the array.
+    """
+    labels = to.dtype.name == "int64"
+    if source.name not in SOURCES or not source.isnative or (labels and source.kind not in "iu"):
         raise NotCompiled
-    if labels and kind.kind not in "iu":
-        raise NotCompiled
-    row, *column = (stride // kind.itemsize for stride in source.strides)
-    if any(stride % kind.itemsize for stride in source.strides):
-        raise NotCompiled
-    target = "long long" if labels else passes.TYPES[dtype]
-    given = {
-        "to": to, "source": source, "place": places, "m": len(to), "n": to.size // len(to),
-        "row": row, "column": column[0] if column else 1,
-    }  # fmt: skip
-    return _call("gather Gather", target, given, options=(SOURCES[kind.name],))
+    given = {"to": to, "place": places, "m": len(to), "n": to.size // len(to)}
+    target = "long long" if labels else passes.TYPES[to.dtype.name]
+    return _call("gather Gather", target, given, options=(SOURCES[source.name],))
+
+
+def point(call: Call, source: Array) -> bool:
+    """Make a call of `gather` read an array from now on; return False if it cannot."""
+    size = source.itemsize
+    if not isinstance(source, np.ndarray) or any(stride % size for stride in source.strides):
+        return False
+    arguments = call[1]._obj
+    arguments.row, arguments.column = [*(stride // size for stride in source.strides), 1][:2]
+    arguments.source, arguments.read = source.ctypes.data, source
+    return True
 
 
 def penalize(w: Array, J: Array, l1: float, l2: float) -> Call:
@@ -186,10 +191,15 @@ class StepLoop:
         self._structure: Any = self.call[1]._obj
 
     def set(
-        self, rows: Array, number: int, updates: int, rates: Sequence[float], reach: float
+        self,
+        rows: Array | None,
+        number: int,
+        updates: int,
+        rates: Sequence[float],
+        reach: float,
     ) -> None:
         """Set up the next call: the steps' row numbers, first number, rates and state's bound."""
-        self.places[:] = number, 0, rows.ctypes.data
+        self.places[:] = number, 0, 0 if rows is None else rows.ctypes.data
         self.rates[: len(rates)] = rates
         self.done[0], self.reach[0] = 0, reach
         self._structure.steps, self._structure.updates = len(rates), updates

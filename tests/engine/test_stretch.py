@@ -1,0 +1,262 @@
+"""Stretches: many steps in one call give what steps one by one give, and are counted alike."""
+
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+import mlpcore as mc
+from mlpcore.backends.compiled import compiler
+from mlpcore.engine import stretch
+from mlpcore.engine.cpu_step import CpuStep
+
+pytestmark = pytest.mark.skipif(bool(compiler.why_not()), reason=compiler.why_not())
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((203, 5)), RNG.standard_normal((203, 3))
+LABELS, SHARES = RNG.integers(0, 3, 203), RNG.random((203, 3))
+FIT = {"epochs": 3, "batch_size": 8, "progress": False}
+CASES = {
+    "plain": {},
+    "momentum": {"optimizer": mc.SGD(0.01, momentum=0.9, nesterov=True)},
+    "adamw": {"optimizer": mc.AdamW(0.01, weight_decay=0.1)},
+    "layers": {"optimizer": mc.AdamW(0.01, layers={1: mc.Layer(rate=0.1, weight_decay=0.3)})},
+    "lion": {"optimizer": mc.Lion(0.001)},
+    "cosine": {"optimizer": mc.Adam(mc.Cosine(0.01, warmup=7))},
+    "clipped": {"clip_norm": 0.2},
+    "penalised": {"l1": 0.01, "l2": 0.1},
+    "dropout": {"dropout": 0.3, "seed": 5},
+    "all": {"optimizer": mc.AdamW(0.01), "clip_norm": 0.5, "l2": 0.01, "dropout": 0.2},
+}
+
+
+def make(dtype="float64", sizes=(5, 7, 6, 3), hidden="tanh", loss="squared_error", **settings):
+    output = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(loss, "identity")
+    net = mc.MLP(sizes, hidden, output, dtype=dtype, device="cpu", seed=1)
+    optimizer = settings.pop("optimizer", None) or mc.SGD(0.01)
+    return mc.Trainer(net, loss, optimizer, **settings)
+
+
+@pytest.fixture
+def lengths(monkeypatch):
+    """The number of steps of each call; `one_by_one` makes them run without stretches."""
+    found, run = [], stretch.Stretch.calls
+
+    def calls(self, batch, first, progress):
+        found.append(min(batch.steps - first, self.length))
+        return run(self, batch, first, progress)
+
+    monkeypatch.setattr(stretch.Stretch, "calls", calls)
+    return found
+
+
+def one_by_one(monkeypatch):
+    monkeypatch.setattr(CpuStep, "_stretch", lambda *_: None)
+
+
+def results(trainer, X, Y, **fit):
+    history = trainer.fit(X, Y, **{**FIT, **fit})
+    vectors, facts = trainer._step.snapshot()
+    state = {name: vector.copy() for name, vector in vectors.items()}
+    return history["loss"], trainer.net.parameters.copy(), state, facts["updates"]
+
+
+def agree(found, expected, dtype="float64"):
+    rtol = 1e-9 if dtype == "float64" else 2e-3
+    np.testing.assert_allclose(found[0], expected[0], rtol=rtol)
+    scale = abs(expected[1]).max()
+    np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=rtol * scale)
+    assert found[2].keys() == expected[2].keys()
+    for name, vector in expected[2].items():
+        np.testing.assert_allclose(found[2][name], vector, rtol=0, atol=rtol * abs(vector).max())
+    assert found[3] == expected[3]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_stretch_gives_what_single_steps_give(name, dtype, lengths, monkeypatch):
+    found = results(make(dtype, **CASES[name]), X, Y)
+    assert max(lengths) == 16
+    one_by_one(monkeypatch)
+    agree(found, results(make(dtype, **CASES[name]), X, Y), dtype)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "loss", "targets"),
+    [
+        ("relu", "cross_entropy", LABELS),
+        ("gelu", "cross_entropy", SHARES / SHARES.sum(1, keepdims=True)),
+        ("prelu", "binary_cross_entropy", (SHARES > 0.5).astype(np.float64)),
+        ("softplus", "huber", Y),
+    ],
+)
+def test_a_stretch_takes_every_kind_of_loss(hidden, loss, targets, lengths, monkeypatch):
+    settings = {"hidden": hidden, "loss": loss, "optimizer": mc.Adam(0.01)}
+    found = results(make(**settings), X, targets)
+    assert max(lengths) == 16
+    one_by_one(monkeypatch)
+    agree(found, results(make(**settings), X, targets))
+
+
+@pytest.mark.parametrize(
+    ("rows", "targets"),
+    [
+        (X.astype(np.float32), Y.astype(np.float32)),
+        ((X * 9).astype(np.int8), (Y * 9).astype(np.int64)),
+        (np.asfortranarray(X), Y[:, ::-1]),
+        (X[:, ::-1], np.asfortranarray(Y)),
+        (np.repeat(X, 2, 0)[::2], Y),
+        (X > 0, Y),
+    ],
+    ids=["float32", "integers", "by columns", "reversed", "every other row", "booleans"],
+)
+def test_a_stretch_reads_arrays_of_any_layout(rows, targets, monkeypatch, lengths):
+    found = results(make(), rows, targets)
+    assert max(lengths) == 16
+    one_by_one(monkeypatch)
+    agree(found, results(make(), rows, targets))
+
+
+@pytest.mark.parametrize("sizes", [(5, 3), (5, 1, 3), (5, 2, 2, 2, 2, 2, 3), (5, 65, 3)])
+@pytest.mark.parametrize("batch", [1, 2, 7, 203, 1000])
+def test_nets_and_batches_of_any_size(sizes, batch, monkeypatch):
+    fit = {"batch_size": batch, "epochs": 2, "shuffle": False}
+    found = results(make(sizes=sizes), X, Y, **fit)
+    one_by_one(monkeypatch)
+    agree(found, results(make(sizes=sizes), X, Y, **fit))
+
+
+def test_a_step_has_the_same_bits_in_a_stretch_of_any_length(monkeypatch):
+    settings = CASES["all"] | {"dtype": "float32"}
+    expected = results(make(**settings), X, Y)[1]
+    for length in (1, 2, 3, 8):
+        monkeypatch.setattr(stretch, "choose_length", lambda *_, n=length: max(n, 2))
+        if length == 1:
+            monkeypatch.setattr(CpuStep, "together", lambda *_: 1)
+        np.testing.assert_array_equal(results(make(**settings), X, Y)[1], expected)
+        monkeypatch.undo()
+
+
+def test_what_cannot_be_in_a_stretch_runs_alone(lengths):
+    class Own(mc.SGD):
+        def scalars(self, progress):
+            return super().scalars(progress)
+
+    for settings in (
+        {"on_non_finite": "skip"},
+        {"optimizer": Own(0.01)},
+        {"optimizer": mc.SGD(0.01, layers={1: mc.Layer(frozen=True)})},
+        {"workers": 2},
+        {"chunk_rows": 3},
+    ):
+        make(**settings).fit(X, Y, **FIT)
+    make().fit(X, Y, sample_weight=np.ones(len(X)), **FIT)
+    make(loss=mc.loss("cross_entropy", class_weight=[1, 2, 3])).fit(X, LABELS, **FIT)
+    make().fit(X.astype(">f8"), Y, **FIT)
+    make().fit(X.astype(np.float16), Y, **FIT)
+    assert not lengths
+
+
+def test_the_step_that_is_not_finite_is_named_and_changes_nothing(lengths):
+    rows = X.copy()
+    trainer, expected = make(), make()
+    rows[100] = 1e200
+    with pytest.raises(mc.NonFiniteLoss, match="step 13: the loss is inf.*it began in layer"):
+        trainer.fit(rows, Y, shuffle=False, **FIT)
+    assert lengths
+    for start in range(0, 96, 8):
+        expected.step(X[start : start + 8], Y[start : start + 8])
+    np.testing.assert_allclose(trainer.net.parameters, expected.net.parameters, rtol=1e-12)
+    assert trainer.progress.step == 12
+
+
+def test_a_gradient_whose_squares_overflow_is_no_fault(monkeypatch):
+    settings = {"dtype": "float32", "clip_norm": 1.0}
+    targets = Y.astype(np.float32)
+    targets[50] = 3e30
+    found = results(make(**settings), X, targets, shuffle=False)
+    one_by_one(monkeypatch)
+    agree(found, results(make(**settings), X, targets, shuffle=False), "float32")
+
+
+def test_settings_may_change_between_fits_and_steps(lengths, monkeypatch):
+    def train():
+        trainer = make(optimizer=mc.Adam(0.01))
+        trainer.fit(X, Y, **FIT)
+        trainer._step.problem.optimizer.learning_rate = 0.1
+        trainer.fit(X, Y, **FIT)
+        trainer.l2 = 0.5
+        trainer.fit(X, Y, **FIT)
+        trainer.step(X[:8], Y[:8])
+        trainer.l2, trainer.clip_norm = 0.0, 0.1
+        return results(trainer, X, Y)
+
+    found = train()
+    assert max(lengths) == 16
+    one_by_one(monkeypatch)
+    agree(found, train())
+
+
+def test_an_interrupt_between_the_call_and_its_count_loses_no_step(monkeypatch):
+    trainer, twin = make(), make()
+    count = stretch.Stretches.count
+    calls = []
+
+    def interrupted(self):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        count(self)
+
+    monkeypatch.setattr(stretch.Stretches, "count", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(X, Y, **FIT)
+    monkeypatch.setattr(stretch.Stretches, "count", count)
+    done = trainer.progress.step
+    assert done == 24
+    history = trainer.fit(X, Y, **FIT)
+    expected = twin.fit(X, Y, **FIT)
+    np.testing.assert_array_equal(trainer.net.parameters, twin.net.parameters)
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-12)
+
+
+def test_an_interrupt_comes_soon(monkeypatch):
+    many = np.tile(X, (200, 1)), np.tile(Y, (200, 1))
+    trainer = make(dtype="float32")
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(*many, **{**FIT, "epochs": 1000, "batch_size": 1})
+    timer.join()
+    assert trainer.unfinished is not None
+
+
+def test_callbacks_after_each_step_see_each_step():
+    class Each(mc.Callback):
+        steps = 0
+
+        def step_end(self, trainer, J):
+            assert isinstance(J, float)
+            self.steps += 1
+
+    each = Each()
+    with_it, without = make(), make()
+    with_it.fit(X, Y, callbacks=[each], **FIT)
+    without.fit(X, Y, **FIT)
+    assert each.steps == 78
+    np.testing.assert_array_equal(with_it.net.parameters, without.net.parameters)
+
+
+def test_arrays_are_freed_with_the_worker():
+    import gc
+    import weakref
+
+    trainer = make()
+    trainer.fit(X, Y, **FIT)
+    worker = weakref.ref(trainer._step.crew.workers[0])
+    gc.disable()
+    try:
+        trainer._step.workspace.drop()
+        assert worker() is None
+    finally:
+        gc.enable()
