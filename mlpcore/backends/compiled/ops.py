@@ -1,6 +1,7 @@
 """NumPy's operations, with the passes between the products compiled: one pass over memory each.
 
-An operation whose pass cannot be compiled, or whose arrays are not contiguous, is NumPy's.
+An operation whose pass cannot be compiled, or whose arrays are empty, not contiguous or of a type
+that no pass reads, is NumPy's.
 """
 
 from __future__ import annotations
@@ -121,15 +122,15 @@ class CompiledOps(NumpyOps):
         given |= {"columns": self._column_weights(loss, x.dtype), "accumulate": accumulate}
         given |= {"k_step": int(k.ndim > 0)}
         options: tuple[bool, ...] = ()
+        labels = loss.rowwise and Y.ndim == 1
+        fits = k.dtype == x.dtype and Y.dtype == (np.int64 if labels else x.dtype)
         if loss.rowwise:
-            template, formula, options = "cross_entropy", "", (Y.ndim == 1, loss.mixes(Y.ndim == 1))
+            template, formula, options = "cross_entropy", "", (labels, loss.mixes(labels))
             given |= _of_classes(loss, n)
-        elif Y.dtype != x.dtype:
-            return super().loss(x, Y, k, objective, D, db, J, accumulate)
         else:
             template = "elementwise_loss"
             formula = formula_text.loss(objective, x.dtype.name)
-        if not self._pass(f"{template} Loss", x, given, formula, options):
+        if not fits or not self._pass(f"{template} Loss", x, given, formula, options):
             super().loss(x, Y, k, objective, D, db, J, accumulate)
 
     def map(
@@ -161,7 +162,9 @@ class CompiledOps(NumpyOps):
         """Run or record a pass; return False if NumPy must do it."""
         every = [value for value in given.values() if isinstance(value, np.ndarray)]
         dtype = first.dtype.name
-        if dtype not in passes.TYPES or not all(array.flags.c_contiguous for array in every):
+        if dtype not in passes.TYPES or not first.dtype.isnative or not first.size:
+            return False
+        if not all(array.flags.c_contiguous for array in every):
             return False
         run = passes.load(template, passes.TYPES[dtype], formula, options)
         if run is None:
