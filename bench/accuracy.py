@@ -28,6 +28,8 @@ from mpmath import mpf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # from a clone, nothing installed
 
+from mlpcore.backends.compiled import compiler
+from mlpcore.backends.compiled.ops import CompiledOps
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, formulas, losses
 from mlpcore.core.activations import Activation
@@ -430,7 +432,18 @@ def worst(case: Case, quantity: str, dtype: str, door: Door, thin: int = 1) -> t
 
 def numpy_door(case: Case, quantity: str, x: Array) -> Array:
     """Return the results of the NumPy backend."""
-    ops, out = NumpyOps(), np.empty((1, len(x)), x.dtype)
+    return _by(NumpyOps(), case, quantity, x)
+
+
+def compiled_door(case: Case, quantity: str, x: Array) -> Array:
+    """Return the results of a compiled pass. Raises RuntimeError if nothing can be compiled."""
+    if reason := compiler.why_not():
+        raise RuntimeError(f"passes are not compiled: {reason}")
+    return _by(CompiledOps(), case, quantity, x)
+
+
+def _by(ops: NumpyOps, case: Case, quantity: str, x: Array) -> Array:
+    out = np.empty((1, len(x)), x.dtype)
     ops.quietly(
         ops.bias_activation, x[None].copy(), None, case.formula(quantity, x.dtype.name), out
     )
@@ -484,6 +497,8 @@ def tables(thin: int = 1) -> dict[str, str]:
     return {
         "activations": table(numpy_door, list(OF_S), QUANTITIES, thin),
         "losses": table(numpy_door, of_losses, QUANTITIES, thin),
+        "compiled activations": table(compiled_door, list(OF_S), QUANTITIES, thin),
+        "compiled losses": table(compiled_door, of_losses, QUANTITIES, thin),
         "onnx": table(onnx_door, list(OF_S), ("value",), thin),
     }
 

@@ -12,6 +12,8 @@ from mpmath import mpf
 import mlpcore as mc
 from bench import accuracy
 from bench.accuracy import BOUND, CASES, DTYPES, QUANTITIES
+from mlpcore.backends.compiled import compiler
+from mlpcore.backends.compiled.ops import CompiledOps
 from mlpcore.backends.cuda.eager import CupyReference
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core import activations, losses, sheet
@@ -174,7 +176,11 @@ def rows_of_logits(n, dtype, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ops", [NumpyOps(), CupyReference(np)], ids=["numpy", "reference"])
+@pytest.mark.parametrize(
+    "ops",
+    [NumpyOps(), CompiledOps(), CupyReference(np)],
+    ids=["numpy", "compiled", "reference"],
+)
 @pytest.mark.parametrize("kind", ["labels", "one-hot", "smoothed"])
 @pytest.mark.parametrize("n", [2, 10, 70])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -242,6 +248,7 @@ def dtype_of(J, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(bool(compiler.why_not()), reason=compiler.why_not() or "-")
 def test_the_page_holds_the_tables_that_the_command_writes():
     text = accuracy.PAGE.read_text()
     found = {"machine": accuracy.machine(), **accuracy.tables(thin=101)}
@@ -254,10 +261,10 @@ def test_the_page_holds_the_tables_that_the_command_writes():
     assert structure(renewed) == structure(text)
     figures = [
         int(figure)
-        for part in ("activations", "losses")
+        for part in ("activations", "losses", "compiled activations", "compiled losses")
         for figure in re.findall(r"\| (\d+)\b", _part(text, part))
     ]
-    assert len(figures) == 6 * (
+    assert len(figures) == 2 * 6 * (
         len(activations.names()) + len(losses.names(rowwise=False)) + len(sheet.MATCHED)
     )
     assert max(figures) <= BOUND
