@@ -581,6 +581,25 @@ def test_extreme_logits_give_what_numpy_gives(kind, labels, dtype):
 
 
 @by_dtype
+@pytest.mark.parametrize("n", [3, 40])
+def test_the_largest_logit_is_found_wherever_it_is(n, dtype):
+    x, k, empty = 1000 * np.eye(n, dtype=dtype), np.array(1 / n, dtype), nothing((n, n), dtype)
+    shares = np.full((n, n), 1 / n, dtype)
+    for sigma, right in zip(ROWWISE, (np.eye(n), 1000 * np.eye(n) - 1000), strict=True):
+        Z = do(compiled_ops, "bias_activation", x, None, sigma, empty)[3]
+        np.testing.assert_array_equal(Z, right)
+    for objective, Y, loss in [
+        (entropy("labels", n), np.arange(n), 0),
+        (entropy("labels", n), (np.arange(n) + 1) % n, 1000),
+        (entropy("distributions", n), shares, 1000 * (n - 1) / n),
+    ]:
+        D, _, J = do(compiled_ops, "loss", x, Y, k, objective, x, None, np.zeros(()), False)[4:7]
+        target = shares if Y.ndim > 1 else np.eye(n)[Y]
+        np.testing.assert_allclose(D, (np.eye(n) - target) / n, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(J, loss, rtol=1e-5)
+
+
+@by_dtype
 def test_a_row_whose_class_weighs_nothing_adds_nothing(dtype):
     loss = losses.with_options(losses.CROSS_ENTROPY, class_weight=(0.0, 1.0, 3.0))
     objective = losses.pair(loss, ROWWISE[0])
