@@ -137,8 +137,6 @@ def test_every_activation_is_numpys_up_to_rounding(sigma, dtype):
     (kept, _, _, Z), (s, _, _, z) = both("bias_activation", S, b, sigma, nothing(S.shape, dtype))
     close(kept, s, 0)
     close(Z, z, 8, 1 + abs(s))
-    if not sigma.rowwise:  # in_place: another instance
-        same_bits((do(compiled_ops, "bias_activation", S, b, sigma, S)[0], Z))
 
 
 @by_dtype
@@ -161,9 +159,9 @@ def test_infinities_nan_and_zeros_pass_as_in_numpy(sigma, dtype):
 
 @pytest.mark.parametrize("name", ["identity", "tanh", "softplus", "elu", "gelu", "silu", "mish"])
 def test_zero_keeps_its_sign_where_the_function_is_odd_and_is_0_else(name):
-    S = np.array([[0.0, -0.0]], np.float32)
+    S, b = np.array([[0.0, -0.0]], np.float32), np.full(2, -0.0, np.float32)
     sigma = of_name(name)
-    Z = do(compiled_ops, "bias_activation", S, None, sigma, nothing(S.shape, "float32"))[3]
+    Z = do(compiled_ops, "bias_activation", S, b, sigma, nothing(S.shape, "float32"))[3]
     if name == "softplus":
         np.testing.assert_array_equal(Z, np.float32(np.log(2)))
     else:
@@ -326,8 +324,7 @@ def test_chunks_draw_the_masks_of_their_rows_in_the_batch_also_when_replayed(row
 def of_layer(sigma, shape, dtype, *seed):
     random = rng(4, *seed)
     S, G, before = (normal(random, x, dtype, 2) for x in (shape, shape, shape[1]))
-    ops = CompiledOps()
-    S, _, _, Z = do(ops, "bias_activation", S, None, sigma, S.copy())
+    Z = do(numpy_ops, "bias_activation", S, None, sigma, S.copy())[3]
     if isinstance(sigma, dropout.Dropped):
         Z[random.random(shape) < 0.2] = 0.0
     return G, S, Z, before
@@ -620,7 +617,7 @@ PENALTIES = [
 ]
 STATEMENTS = [
     *(row.statements for row in sheet.UPDATES.values()),
-    *(f"g = clip * g; {row.statements}" for row in sheet.UPDATES.values()),
+    f"g = clip * g; {sheet.UPDATES['adamw'].statements}",
     *PENALTIES,
 ]
 
@@ -636,8 +633,10 @@ def of_update(statements, size, dtype):
     return compiled, arrays, {k: np.array(v, dtype) for k, v in compiled.fold(SCALARS).items()}
 
 
-@by_dtype
-@pytest.mark.parametrize("statements", STATEMENTS)
+@pytest.mark.parametrize(
+    ("statements", "dtype"),
+    [(x, dtype) for x in STATEMENTS for dtype in DTYPES if dtype == "float32" or "decay" in x],
+)
 def test_every_update_has_numpys_bits(statements, dtype):
     sizes = (0, 1, 2, 7, 16, 17, 1030) if dtype == "float32" else (0, 3, 1030)
     for size in sizes:
