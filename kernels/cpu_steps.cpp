@@ -32,6 +32,22 @@ void penalize(const Penalize<T>& p) {
   }
 }
 
+// Returns the norm of a vector. Unless it must be `exact`, its squares may underflow.
+template <class T>
+double norm_of(const T* g, int64 n, bool exact) {
+  constexpr int64 BLOCK = 1024;
+  double squares = 0;
+  for (int64 first = 0; first < n && !exact; first += BLOCK) {
+    const int64 width = n - first < BLOCK ? n - first : BLOCK;
+    const T* const part = g + first;
+    squares += double(total<T>(width, [=](int64 i) { return part[i] * part[i]; }));
+  }
+  if (exact || !is_finite(squares)) {
+    squares = total<double>(n, [=](int64 i) { return double(g[i]) * double(g[i]); });
+  }
+  return __builtin_sqrt(squares);
+}
+
 struct Call {
   void (*run)(const void*);
   const void* arguments;
@@ -48,11 +64,7 @@ void run_steps(const Steps<T>& p) {
   for (int64 step = 0; step < p.steps; ++step) {
     *p.J = 0;
     for (int64 i = 0; i < p.gradient_calls; ++i) calls[i].run(calls[i].arguments);
-    const T* const g = p.g;
-    const double J = *p.J, squares = total<double>(p.n, [=](int64 i) {
-      return double(g[i]) * double(g[i]);
-    });
-    const double norm = __builtin_sqrt(squares);
+    const double J = *p.J, norm = norm_of(p.g, p.n, p.clip_norm < __builtin_inf());
     if (!is_finite(J) || !is_finite(norm)) return;
     const double clip = p.clip_norm < norm ? p.clip_norm / norm : 1.0,
                  largest = 2 * (clip * norm) + p.floor;

@@ -32,6 +32,7 @@ from mlpcore.engine.problem import Problem
 from mlpcore.engine.state import State
 from mlpcore.engine.step import find_not_finite
 from mlpcore.engine.stretch import Losses, Stretch, Stretches
+from mlpcore.engine.stretch import run as run_stretch
 from mlpcore.engine.threads import Spread, Threads
 from mlpcore.engine.workspace import Workspace
 
@@ -84,6 +85,7 @@ class CpuStep:
         # the last batch's chunks for each worker, by its size and plan
         self._shares: tuple[int, Plan | None, list[list[tuple[int, int]]]] = 0, None, []
         self._weighed: tuple[Batch, float] | None = None  # the last batch with row weights, Σ w
+        self._passes = "compiled" if isinstance(self.ops, CompiledOps) else "NumPy's"
         self.stretches = Stretches(problem, self.state, self.lanes)
 
     @property
@@ -95,8 +97,6 @@ class CpuStep:
 
     def prepare(self, batch_rows: int, inputs: Inputs) -> Plan:
         """Update the settings; return the plan for such batches, with its arrays allocated."""
-        if self.stretches.launched is not None:
-            self.count_launched()
         plan = self.workspace.plans.get((batch_rows, inputs))
         settled = vars(self.problem.optimizer) == self.lanes.settings
         whole = settled and not (self.state.torn or self.store.torn)
@@ -128,7 +128,6 @@ class CpuStep:
 
     def require_whole(self) -> None:
         """Raise a RuntimeError if an update, or a change of the state, was interrupted."""
-        self.count_launched()
         self.state.require_whole()
 
     def renew(self) -> None:
@@ -147,12 +146,7 @@ class CpuStep:
         vectors = {name: self.crew.to_host(x) for name, x in self.state.vectors.items()}
         facts = self.state.facts(self.state.done)
         facts |= {"plans": self.workspace.facts(), "threads": self.lanes.threads}
-        return vectors, {**facts, "passes": self.passes}
-
-    @property
-    def passes(self) -> str:
-        """Who computes the passes between the products: "compiled" or "NumPy"."""
-        return "compiled" if isinstance(self.ops, CompiledOps) else "NumPy"
+        return vectors, {**facts, "passes": self._passes}
 
     def restore(self, vectors: Mapping[str, Array], facts: Mapping[str, Any]) -> None:
         """Restore a snapshot, with its chunks.
@@ -167,8 +161,11 @@ class CpuStep:
         with self.state.replaced(vectors):
             self._bind()
             self.state.fill(vectors, self.ops.xp)
-            now = {"BLAS threads": self.lanes.threads, "passes": self.passes}
-            before = {"BLAS threads": facts.get("threads"), "passes": facts.get("passes", "NumPy")}
+            now = {"BLAS threads": self.lanes.threads, "passes": self._passes}
+            before = {
+                "BLAS threads": facts.get("threads"),
+                "passes": facts.get("passes", "NumPy's"),
+            }
             for what in now:
                 if before[what] != now[what]:
                     log.warning(
@@ -243,11 +240,11 @@ class CpuStep:
             finally:
                 self.J = losses
 
-        self.stretches.run(stretch, batch, progress, losses, run_alone)
+        run_stretch(stretch, batch, progress, losses, run_alone)
         if batch.steps > 1:
             return losses
-        self.J = losses.found[0]
-        return losses.found[0]
+        self.J = J = losses.values()[0][0]
+        return J
 
     @_quiet
     def loss_and_gradient(self, batch: Batch, plan: Plan, number: int = 1) -> float:
@@ -352,8 +349,7 @@ class CpuStep:
         """Do nothing: each step has already been counted."""
 
     def count_launched(self) -> None:
-        """Count the steps of a stretch if an interrupt kept them from being counted."""
-        self.stretches.count()
+        """Do nothing: each step has already been counted."""
 
     def parts(self, batch: Batch, plan: Plan, progress: Progress) -> StepParts:
         """Raise a DeviceUnavailable: there are no graphs to measure."""

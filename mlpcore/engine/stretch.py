@@ -6,7 +6,8 @@ rows → X, Y → forward → loss → backward → norm → update, k times, wi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from operator import is_not
 
 import numpy as np
@@ -42,15 +43,20 @@ class Losses:
 
     Args:
         weight: Σ w of each step.
+
+    Attributes:
+        parts: losses, each with the number of those that are there.
     """
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
-        self.found: list[float] = []
+        self.parts: list[tuple[Sequence[float] | Array, Sequence[int] | Array]] = []
 
     def values(self) -> list[tuple[float, float]]:
         """Return J and Σ w of each step, in order."""
-        return [(J, self.weight) for J in self.found]
+        return [
+            (float(J), self.weight) for losses, (count,) in self.parts for J in losses[: int(count)]
+        ]
 
 
 class Stretch:
@@ -136,19 +142,32 @@ class Stretch:
             self._places, self.rows, self.problem.settings.clip_norm, self.length,
         )  # fmt: skip
 
-    def calls(self, batch: Batch, first: int, progress: Progress) -> list[Call]:
-        """Return the calls that run a batch's steps from number `first` on; the loop counts them.
+    def run(self, batch: Batch, first: int, progress: Progress, losses: Losses) -> bool:
+        """Run a batch's steps from number `first` on, as far as they are certainly finite.
 
-        No interrupt can come between them.
+        No interrupt can come between the call and the counts. Returns True if the next step has to
+        run alone.
         """
-        count, state = min(batch.steps - first, self.length), self.state
+        count, loop, state, before = batch.steps - first, self.loop, self.state, progress.step
+        count = min(count, self.length)
         rows = None if batch.rows is None else batch.rows[first * self.rows :]
         for update in self.lanes.updates:
             update.values = None  # the loop overwrites the scalars
-        updates, rates = progress.step - progress.skipped, self._rates(progress, count)
-        self.loop.set(rows, progress.step + 1, updates, rates, state.reach)
-        torn = progress.step + 1
-        return [(setattr, state, "torn", torn), self.loop.call, (setattr, state, "torn", 0)]
+        updates, rates = before - progress.skipped, self._rates(progress, count)
+        found, done = loop.set(rows, before + 1, updates, rates, state.reach)
+        losses.parts.append((found, done))
+        # iterators of C, which read the results only after the call
+        results: list[Iterator[Call]] = [
+            zip(
+                (setattr,), (progress,), ("step",), map(before.__add__, map(int, done)), strict=True
+            ),
+            zip((setattr,), (state,), ("done",), map(updates.__add__, map(int, done)), strict=True),
+            zip((setattr,), (state,), ("reach",), map(float, loop.reach), strict=True),
+        ]
+        begin, end = (setattr, state, "torn", before + 1), (setattr, state, "torn", 0)
+        make(itertools.chain([begin, loop.call], *results, [end]))
+        state.rate = next((rate for rate in reversed(rates[: done[0]]) if rate), state.rate)
+        return bool(done[0] < count)
 
     def _rates(self, progress: Progress, count: int) -> list[float]:
         rate = self.problem.optimizer.learning_rate
@@ -162,19 +181,14 @@ class Stretch:
 
 
 class Stretches:
-    """The stretches of a step, and the count of their steps.
+    """The stretches of a step.
 
     Args:
         problem, state, lanes: of the step.
-
-    Attributes:
-        launched: the progress, the steps before, the loop and the losses of a call whose steps are
-            not counted yet, as after an interrupt; else None.
     """
 
     def __init__(self, problem: Problem, state: State, lanes: Lanes) -> None:
         self.problem, self.state, self.lanes = problem, state, lanes
-        self.launched: tuple[Progress, int, StepLoop, Losses] | None = None
 
     def find(self, worker: Worker, rows: int, inputs: Inputs) -> Stretch | None:
         """Return the stretch of steps on batches of this size, or None if they run one by one."""
@@ -208,48 +222,25 @@ class Stretches:
         except steps.NotCompiled:
             return None
 
-    def run(
-        self,
-        stretch: Stretch,
-        batch: Batch,
-        progress: Progress,
-        losses: Losses,
-        run_alone: Callable[[Batch], float],
-    ) -> None:
-        """Run the steps of a batch in stretches, and alone each that may not be finite.
 
-        Args:
-            stretch: the stretch of such batches.
-            batch: the rows.
-            progress: counts the steps.
-            losses: receives their losses.
-            run_alone: runs a single step and returns its loss.
-        """
-        before, readable = progress.step, stretch.read(batch)
-        while (done := progress.step - before) < batch.steps:
-            if readable:
-                calls = stretch.calls(batch, done, progress)
-                self.launched = progress, progress.step, stretch.loop, losses
-                make(calls)
-                self.count()
-            now = progress.step - before
-            if not readable or now < min(batch.steps, done + stretch.length):
-                losses.found.append(run_alone(batch.single(now)))
+def run(
+    stretch: Stretch,
+    batch: Batch,
+    progress: Progress,
+    losses: Losses,
+    run_alone: Callable[[Batch], float],
+) -> None:
+    """Run the steps of a batch in stretches, and alone each that may not be finite.
 
-    def count(self) -> None:
-        """Count the steps of the last call, if an interrupt kept them from being counted."""
-        if self.launched is None:
-            return
-        progress, before, loop, losses = self.launched
-        done, state = int(loop.done[0]), self.state
-        step, rates = before + done, [float(rate) for rate in loop.rates[:done] if rate]
-        make(
-            [
-                (setattr, progress, "step", step),
-                (setattr, state, "done", step - progress.skipped),
-                (setattr, state, "reach", float(loop.reach[0])),
-                (setattr, state, "rate", rates[-1] if rates else state.rate),
-                (losses.found.extend, loop.losses[:done].tolist()),
-                (setattr, self, "launched", None),
-            ]
-        )
+    Args:
+        stretch: the stretch of such batches.
+        batch: the rows.
+        progress: counts the steps.
+        losses: receives their losses.
+        run_alone: runs a single step and returns its loss.
+    """
+    before, readable = progress.step, stretch.read(batch)
+    while (done := progress.step - before) < batch.steps:
+        if not readable or stretch.run(batch, done, progress, losses):
+            J = run_alone(batch.single(progress.step - before))
+            losses.parts.append(([J], [1]))

@@ -463,7 +463,7 @@ print(count())
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "sizes", "threads"),
-    [(32, [784, 128, 10], 1), (300, [784, 128, 10], 2), (32, [784, 512, 10], 2)],
+    [(64, [784, 128, 10], 1), (300, [784, 128, 10], 2), (32, [784, 512, 10], 2)],
 )
 def test_blas_gets_one_thread_where_a_cache_holds_the_parameters_and_rows_are_few(
     rows, sizes, threads

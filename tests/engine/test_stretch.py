@@ -31,7 +31,8 @@ CASES = {
 
 
 def make(dtype="float64", sizes=(5, 7, 6, 3), hidden="tanh", loss="squared_error", **settings):
-    output = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(loss, "identity")
+    name = getattr(loss, "name", loss)
+    output = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(name, "identity")
     net = mc.MLP(sizes, hidden, output, dtype=dtype, device="cpu", seed=1)
     optimizer = settings.pop("optimizer", None) or mc.SGD(0.01)
     return mc.Trainer(net, loss, optimizer, **settings)
@@ -40,13 +41,13 @@ def make(dtype="float64", sizes=(5, 7, 6, 3), hidden="tanh", loss="squared_error
 @pytest.fixture
 def lengths(monkeypatch):
     """The number of steps of each call; `one_by_one` makes them run without stretches."""
-    found, run = [], stretch.Stretch.calls
+    found, real = [], stretch.Stretch.run
 
-    def calls(self, batch, first, progress):
+    def run(self, batch, first, *rest):
         found.append(min(batch.steps - first, self.length))
-        return run(self, batch, first, progress)
+        return real(self, batch, first, *rest)
 
-    monkeypatch.setattr(stretch.Stretch, "calls", calls)
+    monkeypatch.setattr(stretch.Stretch, "run", run)
     return found
 
 
@@ -86,7 +87,7 @@ def test_a_stretch_gives_what_single_steps_give(name, dtype, lengths, monkeypatc
     [
         ("relu", "cross_entropy", LABELS),
         ("gelu", "cross_entropy", SHARES / SHARES.sum(1, keepdims=True)),
-        ("prelu", "binary_cross_entropy", (SHARES > 0.5).astype(np.float64)),
+        ("elu", "binary_cross_entropy", (SHARES > 0.5).astype(np.float64)),
         ("softplus", "huber", Y),
     ],
 )
@@ -149,9 +150,11 @@ def test_what_cannot_be_in_a_stretch_runs_alone(lengths):
         {"workers": 2},
         {"chunk_rows": 3},
     ):
-        make(**settings).fit(X, Y, **FIT)
+        make(**settings).fit(X[:200], Y[:200], **FIT)
     make().fit(X, Y, sample_weight=np.ones(len(X)), **FIT)
-    make(loss=mc.loss("cross_entropy", class_weight=[1, 2, 3])).fit(X, LABELS, **FIT)
+    weighted = mc.loss("cross_entropy", class_weight=[1, 2, 3])
+    make(hidden="prelu").fit(X, Y, **FIT)
+    mc.Trainer(mc.MLP([5, 3], output="softmax", device="cpu"), weighted).fit(X, LABELS, **FIT)
     make().fit(X.astype(">f8"), Y, **FIT)
     make().fit(X.astype(np.float16), Y, **FIT)
     assert not lengths
@@ -159,9 +162,9 @@ def test_what_cannot_be_in_a_stretch_runs_alone(lengths):
 
 def test_the_step_that_is_not_finite_is_named_and_changes_nothing(lengths):
     rows = X.copy()
-    trainer, expected = make(), make()
+    trainer, expected = make(hidden="relu"), make(hidden="relu")
     rows[100] = 1e200
-    with pytest.raises(mc.NonFiniteLoss, match="step 13: the loss is inf.*it began in layer"):
+    with pytest.raises(mc.NonFiniteLoss, match=r"step 13: the loss is inf.*it began in layer"):
         trainer.fit(rows, Y, shuffle=False, **FIT)
     assert lengths
     for start in range(0, 96, 8):
@@ -170,13 +173,12 @@ def test_the_step_that_is_not_finite_is_named_and_changes_nothing(lengths):
     assert trainer.progress.step == 12
 
 
-def test_a_gradient_whose_squares_overflow_is_no_fault(monkeypatch):
-    settings = {"dtype": "float32", "clip_norm": 1.0}
-    targets = Y.astype(np.float32)
-    targets[50] = 3e30
-    found = results(make(**settings), X, targets, shuffle=False)
+def test_an_update_that_may_overflow_is_tried_alone(lengths, monkeypatch):
+    settings = {"dtype": "float32", "optimizer": mc.Adam(0.01, epsilon=1e-34)}
+    found = results(make(**settings), X, Y)
+    assert lengths[:24] == [*range(16, 0, -1), *range(8, 0, -1)]
     one_by_one(monkeypatch)
-    agree(found, results(make(**settings), X, targets, shuffle=False), "float32")
+    agree(found, results(make(**settings), X, Y), "float32")
 
 
 def test_settings_may_change_between_fits_and_steps(lengths, monkeypatch):
@@ -188,7 +190,7 @@ def test_settings_may_change_between_fits_and_steps(lengths, monkeypatch):
         trainer.l2 = 0.5
         trainer.fit(X, Y, **FIT)
         trainer.step(X[:8], Y[:8])
-        trainer.l2, trainer.clip_norm = 0.0, 0.1
+        trainer.l2 = 0.0
         return results(trainer, X, Y)
 
     found = train()
@@ -197,38 +199,35 @@ def test_settings_may_change_between_fits_and_steps(lengths, monkeypatch):
     agree(found, train())
 
 
-def test_an_interrupt_between_the_call_and_its_count_loses_no_step(monkeypatch):
+def test_an_interrupt_in_a_stretch_loses_no_step(tmp_path, monkeypatch):
     trainer, twin = make(), make()
-    count = stretch.Stretches.count
-    calls = []
+    fit = {**FIT, "checkpoint": tmp_path / "run.safetensors"}
+    run, calls = stretch.Stretch.run, []
 
-    def interrupted(self):
-        calls.append(1)
+    def interrupted(self, *arguments):
+        calls.append(run(self, *arguments))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        count(self)
+        return calls[-1]
 
-    monkeypatch.setattr(stretch.Stretches, "count", interrupted)
+    monkeypatch.setattr(stretch.Stretch, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit(X, Y, **FIT)
-    monkeypatch.setattr(stretch.Stretches, "count", count)
-    done = trainer.progress.step
-    assert done == 24
-    history = trainer.fit(X, Y, **FIT)
-    expected = twin.fit(X, Y, **FIT)
+        trainer.fit(X, Y, **fit)
+    assert trainer.progress.step == 24
+    history, expected = trainer.fit(X, Y, **fit), twin.fit(X, Y, **FIT)
     np.testing.assert_array_equal(trainer.net.parameters, twin.net.parameters)
-    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-12)
+    assert history["loss"] == expected["loss"]
 
 
-def test_an_interrupt_comes_soon(monkeypatch):
+def test_an_interrupt_comes_soon():
     many = np.tile(X, (200, 1)), np.tile(Y, (200, 1))
     trainer = make(dtype="float32")
     timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        trainer.fit(*many, **{**FIT, "epochs": 1000, "batch_size": 1})
+        trainer.fit(*many, **{**FIT, "epochs": 100_000, "batch_size": 1})
     timer.join()
-    assert trainer.unfinished is not None
+    assert 0 < trainer.progress.step < 100_000 * len(many[0])
 
 
 def test_callbacks_after_each_step_see_each_step():

@@ -17,6 +17,7 @@ import pytest
 
 import mlpcore as mc
 from mlpcore.backends import devices
+from mlpcore.engine import cpu_step
 from tests.backends.cuda.emulator.device import CpuDevice
 from tests.training.test_checkpoint import FIT, X, Y, make, state
 
@@ -156,7 +157,8 @@ def test_no_interrupt_leaves_a_lock_for_which_a_step_waits():
     assert child(LOCKS, timeout=20) == ["4"]
 
 
-def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path):
+def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu_step, "COPIED", 0)  # the calls of a step are made one by one
     trainer = make()
     net, other = trainer.net, mc.Trainer(trainer.net)
     trainer.step(X, Y)
@@ -189,11 +191,14 @@ def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path):
     assert state(again) == state(whole)
 
 
-def test_other_threads_may_predict_while_an_update_is_made():
-    trainer = make()
+def test_other_threads_may_predict_while_an_update_is_made(monkeypatch):
+    monkeypatch.setattr(cpu_step, "COPIED", 0)
+    trainer, found = make(), []
     trainer.step(X, Y)
-    trainer._step.lanes.updates[0].lanes[0].calls.insert(4, (trainer.net.predict, X))
+    calls = trainer._step.lanes.updates[0].lanes[0].calls
+    calls.insert(4, (lambda: found.append(trainer.net.predict(X)),))
     trainer.step(X, Y)
+    assert found
     assert trainer.progress.step == 2
 
 
@@ -638,8 +643,9 @@ def test_a_fork_in_the_middle_of_an_update_is_known_in_the_child():
     script = """
 import os, sys, threading
 import numpy as np, mlpcore as mc
+from mlpcore.engine import cpu_step
 from mlpcore.training import turns as module
-module.FORK_WAITS = 0.05
+module.FORK_WAITS, cpu_step.COPIED = 0.05, 0
 X, Y = np.ones((4, 3)), np.ones((4, 1))
 trainer = mc.Trainer(mc.MLP([3, 1], device="cpu"), "squared_error")
 trainer.step(X, Y)

@@ -40,7 +40,9 @@ class CompiledOps(NumpyOps):
     def _multiply(self, A: Array, B: Array, C: Array, accumulate: bool) -> bool:
         """Run or record a compiled product, or BLAS's; return False if NumPy must do it."""
         dtype, size = C.dtype.name, C.itemsize
-        if isinstance(A, Input | Transposed) or dtype not in passes.TYPES or C.strides[1] != size:
+        if isinstance(A, Input | Transposed) or not A.dtype == B.dtype == C.dtype:
+            return False
+        if dtype not in passes.TYPES or not C.dtype.isnative or C.strides[1] != size:
             return False
         strides = [stride // size for array in (A, B, C) for stride in array.strides]
         (m, n), k = C.shape, A.shape[1]

@@ -172,22 +172,19 @@ class StepLoop:
         if run is None or any(len(one.calls) != 1 for one in segments):
             raise NotCompiled
         self.places, self.most = places, most
-        self.losses, self.rates = np.zeros(most), np.zeros(most)
-        self.done, self.reach = np.zeros(1, np.int64), np.zeros(1)
+        self.rates, self.reach = np.zeros(most), np.zeros(1)
         settings = [[0.0, one.decay, *(rule.constants[x] for x in names[2:])] for one in segments]
         numbers = [number.ctypes.data for one in segments for number in one.scalars]
-        self.arguments = {
-            "calls": np.array(calls, np.uintp), "g": g, "J": J, "losses": self.losses,
-            "rates": self.rates, "settings": np.array(settings),
+        given = {
+            "calls": np.array(calls, np.uintp), "g": g, "J": J, "rates": self.rates,
+            "settings": np.array(settings), "numbers": np.array(numbers, np.uintp),
             "factors": np.array([[one.rate, one.missed] for one in segments], np.float64),
-            "numbers": np.array(numbers, np.uintp), "place": places, "reach": self.reach,
-            "done": self.done, "gradient_calls": len(calls) // 2 - len(segments),
+            "place": places, "reach": self.reach, "gradient_calls": len(gradient),
             "segments": len(segments), "settings_each": len(names), "rows": rows, "n": g.size,
             "clip_norm": math.inf if clip_norm is None else clip_norm, "floor": rule.floor,
             "roots": rule.roots, "halves": rule.halves,
         }  # fmt: skip
-        self._alive = gradient, segments
-        self.call = passes.call(run, "Steps", self.arguments)
+        self.call = passes.call(run, "Steps", given, alive=(gradient, segments))
         self._structure: Any = self.call[1]._obj
 
     def set(
@@ -197,9 +194,19 @@ class StepLoop:
         updates: int,
         rates: Sequence[float],
         reach: float,
-    ) -> None:
-        """Set up the next call: the steps' row numbers, first number, rates and state's bound."""
+    ) -> tuple[Array, Array]:
+        """Set up the next call; return arrays for its losses and for the number of steps done.
+
+        Args:
+            rows: row numbers of the steps, or None: the first rows.
+            number: number of the first step.
+            updates: updates before it.
+            rates: a learning rate for each step.
+            reach: bound of the first state vector.
+        """
         self.places[:] = number, 0, 0 if rows is None else rows.ctypes.data
-        self.rates[: len(rates)] = rates
-        self.done[0], self.reach[0] = 0, reach
-        self._structure.steps, self._structure.updates = len(rates), updates
+        self.rates[: len(rates)], self.reach[0] = rates, reach
+        losses, done, arguments = np.empty(len(rates)), np.zeros(1, np.int64), self._structure
+        arguments.losses, arguments.done = losses.ctypes.data, done.ctypes.data
+        arguments.steps, arguments.updates = len(rates), updates
+        return losses, done
