@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from operator import is_not
 
 import numpy as np
@@ -50,12 +50,12 @@ class Losses:
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
-        self.parts: list[tuple[Sequence[float] | Array, Sequence[int] | Array]] = []
+        self.parts: list[tuple[Array, Array]] = []
 
     def values(self) -> list[tuple[float, float]]:
         """Return J and Σ w of each step, in order."""
         return [
-            (float(J), self.weight) for losses, (count,) in self.parts for J in losses[: int(count)]
+            (J, self.weight) for losses, count in self.parts for J in losses[: count[0]].tolist()
         ]
 
 
@@ -156,16 +156,14 @@ class Stretch:
         updates, rates = before - progress.skipped, self._rates(progress, count)
         found, done = loop.set(rows, before + 1, updates, rates, state.reach)
         losses.parts.append((found, done))
-        # iterators of C, which read the results only after the call
-        results: list[Iterator[Call]] = [
-            zip(
-                (setattr,), (progress,), ("step",), map(before.__add__, map(int, done)), strict=True
-            ),
-            zip((setattr,), (state,), ("done",), map(updates.__add__, map(int, done)), strict=True),
-            zip((setattr,), (state,), ("reach",), map(float, loop.reach), strict=True),
-        ]
-        begin, end = (setattr, state, "torn", before + 1), (setattr, state, "torn", 0)
-        make(itertools.chain([begin, loop.call], *results, [end]))
+        calls = itertools.chain(
+            [(setattr, state, "torn", before + 1), loop.call],
+            _set_later(progress, "step", map(before.__add__, map(int, done))),
+            _set_later(state, "done", map(updates.__add__, map(int, done))),
+            _set_later(state, "reach", map(float, loop.reach)),
+            [(setattr, state, "torn", 0)],
+        )
+        make(calls)
         state.rate = next((rate for rate in reversed(rates[: done[0]]) if rate), state.rate)
         return bool(done[0] < count)
 
@@ -178,6 +176,14 @@ class Stretch:
             rates.append(rate.at(ahead))
             ahead.step += 1
         return rates
+
+
+def _set_later(owner: object, name: str, value: Iterator[object]) -> Iterator[Call]:
+    """Return the call that sets an attribute, with the value that the iterator then yields.
+
+    All of it is C, which no interrupt splits.
+    """
+    return zip((setattr,), (owner,), (name,), value, strict=True)
 
 
 class Stretches:
@@ -243,4 +249,4 @@ def run(
     while (done := progress.step - before) < batch.steps:
         if not readable or stretch.run(batch, done, progress, losses):
             J = run_alone(batch.single(progress.step - before))
-            losses.parts.append(([J], [1]))
+            losses.parts.append((np.array([J]), np.ones(1, np.int64)))

@@ -12,7 +12,7 @@ import math
 import operator
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TextIO
 
 import numpy as np
@@ -247,7 +247,7 @@ class Run:
         if done <= 0:  # it failed
             self._begun = None
         elif isinstance(J, float):
-            loss, weight = _add(state.loss, state.weight, J, w or 0.0)
+            loss, weight = _add(state.loss, state.weight, [(J, w or 0.0)], None)
             counted = (state.batch + done, loss, weight, None)
             state.batch, state.loss, state.weight, self._begun = counted
         else:
@@ -271,8 +271,7 @@ class Run:
             except ValueError as error:
                 self._fault = error
                 raise
-            for J, w in values:
-                loss, weight = _add(loss, weight, J, w if one.weight is None else one.weight)
+            loss, weight = _add(loss, weight, values, one.weight)
         state.loss, state.weight, self._unread, self._waiting = loss, weight, [], 0
 
     def _explain(self, error: NonFiniteLoss, launches: Sequence[_Unread]) -> Exception:
@@ -414,9 +413,15 @@ def _open_bar(state: State, progress: bool) -> Any:
     )
 
 
-def _add(loss: float, weight: float, J: float, w: float) -> tuple[float, float]:
-    """Return Σ w J and Σ w with one more step added, unless it was skipped."""
-    return (loss + w * J, weight + w) if math.isfinite(J) else (loss, weight)
+def _add(
+    loss: float, weight: float, values: Iterable[tuple[float, float]], known: float | None
+) -> tuple[float, float]:
+    """Return Σ w J and Σ w with more steps added, unless skipped; `known` is their w, if known."""
+    for J, w in values:
+        if math.isfinite(J):
+            own = w if known is None else known
+            loss, weight = loss + own * J, weight + own
+    return loss, weight
 
 
 def _is_open(stream: TextIO | None) -> bool:
