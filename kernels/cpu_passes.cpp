@@ -14,13 +14,14 @@ inline int64 cached_rows(int64 n) {
   return rows < 4 ? 4 : rows;
 }
 
-// Sets db = Σ_rows D, or adds to it. Rows are added four at a time, and their sums in blocks.
+// Sets db = Σ_rows D, or adds to it, in these columns. Rows are added four at a time, and their sums
+// in blocks.
 template <class T>
-void sum_rows(const T* D, int64 m, int64 n, T* db, bool more) {
+void sum_rows(const T* D, int64 m, int64 n, Range columns, T* db, bool more) {
   constexpr int64 TILE = 512;
   T part[TILE];
-  for (int64 first = 0; first < n; first += TILE) {
-    const int64 width = n - first < TILE ? n - first : TILE;
+  for (int64 first = columns.begin; first < columns.end; first += TILE) {
+    const int64 width = columns.end - first < TILE ? columns.end - first : TILE;
     for (int64 j = 0; j < width; ++j) part[j] = 0;
     int64 i = 0;
     for (; i + 4 <= m; i += 4) {
@@ -39,12 +40,31 @@ void sum_rows(const T* D, int64 m, int64 n, T* db, bool more) {
   }
 }
 
+// db = Σ_rows D (or +=) and J += Σ sums, if they are not null: what `descend` and the losses do
+// themselves unless threads share them.
+template <class T>
+void sum_up(const SumUp<T>& p, const Part& part) {
+  const int64 rows = cached_rows(p.n);
+  if (p.db) {
+    const Range columns = part.of(p.n, 16);
+    bool more = p.accumulate;
+    for (int64 first = 0; first < p.m; first += rows, more = true) {
+      const int64 count = p.m - first < rows ? p.m - first : rows;
+      sum_rows(p.D + first * p.n, count, p.n, columns, p.db, more);
+    }
+  }
+  if (p.sums && part.index == 0) {
+    for (int64 i = 0; i * rows < p.m; ++i) *p.J += p.sums[i];
+  }
+}
+
 // -- layers --
 
 // S += b and Z = σ(S). `keeps`: S is not Z. A learned parameter is a[0], or a[j] if there are `each`.
 template <class T, class Formula, bool biased, bool keeps, bool learned, bool each>
-void activate(const Activate<T>& p) {
-  for (int64 i = 0; i < p.m; ++i) {
+void activate(const Activate<T>& p, const Part& part) {
+  const Range rows = part.of(p.m);
+  for (int64 i = rows.begin; i < rows.end; ++i) {
     T *const s = p.S + i * p.n, *const z = p.Z + i * p.n;
 #pragma omp simd
     for (int64 j = 0; j < p.n; ++j) {
@@ -60,10 +80,10 @@ void activate(const Activate<T>& p) {
   }
 }
 
-// Sets dropped entries of Z to -0. place[0] is the number of the step, place[1] the first row's
-// number in the batch.
+// Sets dropped entries of these rows of Z to -0. place[0] is the number of the step, place[1] the
+// first row's number in the batch.
 template <class T>
-void drop(const Activate<T>& p) {
+void drop(const Activate<T>& p, Range rows) {
   constexpr int64 TILE = 1024;
   unsigned column[TILE];
   const unsigned base = mix(unsigned(p.key) + unsigned(p.place[0])),
@@ -72,7 +92,7 @@ void drop(const Activate<T>& p) {
     const int64 width = p.n - first < TILE ? p.n - first : TILE;
 #pragma omp simd
     for (int64 j = 0; j < width; ++j) column[j] = mix(columns + unsigned(first + j));
-    for (int64 i = 0; i < p.m; ++i) {
+    for (int64 i = rows.begin; i < rows.end; ++i) {
       T* const z = p.Z + i * p.n + first;
       const unsigned row = mix(base + unsigned(p.place[1] + i));
 #pragma omp simd
@@ -84,26 +104,19 @@ void drop(const Activate<T>& p) {
 }
 
 template <class T, class Formula, bool biased, bool keeps, bool learned, bool each>
-void activate_and_drop(const Activate<T>& p) {
-  const int64 rows = cached_rows(p.n);
-  int64 place[2] = {p.place[0], p.place[1]};
-  for (int64 first = 0; first < p.m; first += rows) {
-    Activate<T> part = p;
-    part.S = p.S + first * p.n, part.Z = p.Z + first * p.n;
-    part.m = p.m - first < rows ? p.m - first : rows;
-    part.place = place, place[1] = p.place[1] + first;
-    activate<T, Formula, biased, keeps, learned, each>(part);
-    drop(part);
-  }
+void activate_and_drop(const Activate<T>& p, const Part& part) {
+  activate<T, Formula, biased, keeps, learned, each>(p, part);
+  drop(p, part.of(p.m));
 }
 
 // D = G ⊙ σ'(S, Z) and db = Σ_rows D (or +=); db may be null.
 template <class T, class Formula, bool learned, bool each>
-void descend(const Descend<T>& p) {
+void descend(const Descend<T>& p, const Part& part) {
   const int64 rows = cached_rows(p.n);
+  const Range mine = part.of(p.m, rows);
   bool more = p.accumulate;
-  for (int64 first = 0; first < p.m; first += rows, more = true) {
-    const int64 count = p.m - first < rows ? p.m - first : rows;
+  for (int64 first = mine.begin; first < mine.end; first += rows, more = true) {
+    const int64 count = mine.end - first < rows ? mine.end - first : rows;
     for (int64 i = first; i < first + (each ? count : 1); ++i) {
       const int64 at = i * p.n, width = each ? p.n : count * p.n;
       const T *const g = p.G + at, *const s = p.S + at, *const z = p.Z + at;
@@ -118,21 +131,23 @@ void descend(const Descend<T>& p) {
         }
       }
     }
-    if (p.db) sum_rows(p.D + first * p.n, count, p.n, p.db, more);
+    if (p.db) sum_rows(p.D + first * p.n, count, p.n, {0, p.n}, p.db, more);
   }
 }
 
 // -- losses: J += Σ k ℓ(x, Y), D = k ∂ℓ/∂x and db = Σ_rows D (or +=); db may be null. k is a number
-// for each row (k_step = 1) or one for all (0) --
+// for each row (k_step = 1) or one for all (0). If threads share a loss, db is null and `sums` gets
+// the parts of J, one for each block of rows --
 
 template <class T, class Formula>
-void elementwise_loss(const Loss<T>& p) {
+void elementwise_loss(const Loss<T>& p, const Part& part) {
   const int64 rows = cached_rows(p.n);
+  const Range mine = part.of(p.m, rows);
   const bool flat = !Formula::reads_columns && p.k_step == 0;
   bool more = p.accumulate;
-  double J = 0;
-  for (int64 first = 0; first < p.m; first += rows, more = true) {
-    const int64 count = p.m - first < rows ? p.m - first : rows;
+  for (int64 first = mine.begin; first < mine.end; first += rows, more = true) {
+    const int64 count = mine.end - first < rows ? mine.end - first : rows;
+    double J = 0;
     for (int64 i = first; i < first + (flat ? 1 : count); ++i) {
       const int64 at = i * p.n, width = flat ? count * p.n : p.n;
       const T *const x = p.x + at, *const y = static_cast<const T*>(p.Y) + at, k = p.k[i * p.k_step];
@@ -143,9 +158,9 @@ void elementwise_loss(const Loss<T>& p) {
         return Formula::value(xj, yj, k, c);
       });
     }
-    if (p.db) sum_rows(p.D + first * p.n, count, p.n, p.db, more);
+    if (p.db) sum_rows(p.D + first * p.n, count, p.n, {0, p.n}, p.db, more);
+    (p.sums ? p.sums[first / rows] = J : *p.J += J);
   }
-  *p.J += J;
 }
 
 template <class T>
@@ -189,12 +204,13 @@ struct Shares {
 // label's or the largest, is kept out of `rest`, the sum of the others, so that neither
 // log(1 + rest) nor 1 - softmax loses digits.
 template <class T, bool labels, bool mixes>
-void cross_entropy(const Loss<T>& p) {
+void cross_entropy(const Loss<T>& p, const Part& part) {
   const int64 rows = cached_rows(p.n), n = p.n;
+  const Range mine = part.of(p.m, rows);
   bool more = p.accumulate;
-  double J = 0;
-  for (int64 first = 0; first < p.m; first += rows, more = true) {
-    const int64 count = p.m - first < rows ? p.m - first : rows;
+  for (int64 first = mine.begin; first < mine.end; first += rows, more = true) {
+    const int64 count = mine.end - first < rows ? mine.end - first : rows;
+    double J = 0;
     for (int64 i = first; i < first + count; ++i) {
       const T *const s = p.x + i * n, top = largest(s, n), k = p.k[i * p.k_step];
       T* const d = p.D + i * n;
@@ -225,15 +241,16 @@ void cross_entropy(const Loss<T>& p) {
       }
       d[apart] = k * (((whole - share) * own - share * rest) / sum);
     }
-    if (p.db) sum_rows(p.D + first * n, count, n, p.db, more);
+    if (p.db) sum_rows(p.D + first * n, count, n, {0, n}, p.db, more);
+    (p.sums ? p.sums[first / rows] = J : *p.J += J);
   }
-  *p.J += J;
 }
 
 // S += b and Z = exp(s) / Σ exp(s) or, `logarithmic`, s - log Σ exp(s), of s = S - max.
 template <class T, bool biased, bool keeps, bool logarithmic>
-void softmax(const Activate<T>& p) {
-  for (int64 i = 0; i < p.m; ++i) {
+void softmax(const Activate<T>& p, const Part& part) {
+  const Range rows = part.of(p.m);
+  for (int64 i = rows.begin; i < rows.end; ++i) {
     T *const s = p.S + i * p.n, *const z = p.Z + i * p.n;
     if constexpr (biased) {
 #pragma omp simd
@@ -258,12 +275,13 @@ void softmax(const Activate<T>& p) {
 
 // Runs statements on up to four vectors; `k` points to the statements' numbers.
 template <class T, class Formula>
-void update(const Update<T>& p) {
+void update(const Update<T>& p, const Part& part) {
+  const Range mine = part.of(p.n, 16);
   T k[Formula::scalars + 1] = {};
   for (int i = 0; i < Formula::scalars; ++i) k[i] = *p.k[i];
   T *const v0 = p.v0, *const v1 = p.v1, *const v2 = p.v2, *const v3 = p.v3;
 #pragma omp simd
-  for (int64 i = 0; i < p.n; ++i) {
+  for (int64 i = mine.begin; i < mine.end; ++i) {
     T x0 = v0[i], x1 = 0, x2 = 0, x3 = 0;
     if constexpr (Formula::arrays > 1) x1 = v1[i];
     if constexpr (Formula::arrays > 2) x2 = v2[i];

@@ -100,8 +100,16 @@ void multiply_column(const Product<T>& p) {
   }
 }
 
+// Returns the product of these rows of A.
 template <class T>
-void multiply(const Product<T>& p) {
+Product<T> of_rows(Product<T> p, Range rows) {
+  p.A += rows.begin * p.a_row, p.C += rows.begin * p.c_row, p.m = rows.end - rows.begin;
+  return p;
+}
+
+template <class T>
+void multiply(const Product<T>& whole, const Part& part) {
+  const Product<T> p = of_rows(whole, part.of(whole.m, Registers<T>::rows));
   if (p.n == 1) return multiply_column(p);
   constexpr int64 one = Registers<T>::lanes, two = 2 * one;
   int64 j = 0;
@@ -120,7 +128,9 @@ void multiply(const Product<T>& p) {
 
 // The same by the BLAS function at p.gemm, of the interface with 64-bit integers.
 template <class T>
-void multiply_by_blas(const Product<T>& p) {
+void multiply_by_blas(const Product<T>& whole, const Part& part) {
+  const Product<T> p = of_rows(whole, part.of(whole.m, Registers<T>::rows));
+  if (p.m == 0) return;
   enum { ROW_MAJOR = 101, AS_IS = 111, TRANSPOSED = 112 };
   using Gemm = void (*)(int, int, int, int64, int64, int64, T, const T*, int64, const T*, int64, T,
                         T*, int64);

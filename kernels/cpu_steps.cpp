@@ -1,17 +1,23 @@
 // Many training steps in one call: the passes and products of a step are called in turn, so nothing
 // but their arithmetic takes time. Rows come from the order of the epoch, rates from a table; the
 // loop ends before the first update that is not certain to be finite.
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <unistd.h>
+
 #include "arguments.h"
 #include "sums.h"
 
-// Copies and casts rows of a matrix: those whose numbers begin at place[2] or, if that is 0, the
-// first ones.
+// Copies and casts rows of a matrix: those whose numbers begin at place[2] or, if that is 0, those
+// from place[1] on.
 template <class T, class Source>
-void gather(const Gather<T>& p) {
+void gather(const Gather<T>& p, const Part& part) {
   const int64* const rows = reinterpret_cast<const int64*>(p.place[2]);
   const Source* const source = static_cast<const Source*>(p.source);
-  for (int64 i = 0; i < p.m; ++i) {
-    const Source* const from = source + (rows ? rows[i] : i) * p.row;
+  const Range mine = part.of(p.m);
+  for (int64 i = mine.begin; i < mine.end; ++i) {
+    const Source* const from = source + (rows ? rows[i] : p.place[1] + i) * p.row;
     T* const to = p.to + i * p.n;
     if (p.column == 1) {
 #pragma omp simd
@@ -22,9 +28,18 @@ void gather(const Gather<T>& p) {
   }
 }
 
+// Moves on to the next chunk of a batch.
+template <class T>
+void advance(const Advance<T>& p, const Part& part) {
+  if (part.index != 0) return;
+  p.place[1] += p.rows;
+  if (p.place[2]) p.place[2] += p.rows * int64(sizeof(int64));
+}
+
 // J += l1 Σ|w| + ½ l2 Σ w².
 template <class T>
-void penalize(const Penalize<T>& p) {
+void penalize(const Penalize<T>& p, const Part& part) {
+  if (part.index != 0) return;
   const T* const w = p.w;
   if (p.l1 != 0) *p.J += p.l1 * total<double>(p.n, [=](int64 i) { return absolute(w[i]); });
   if (p.l2 != 0) {
@@ -32,40 +47,113 @@ void penalize(const Penalize<T>& p) {
   }
 }
 
-// Returns the norm of a vector. Unless it must be `exact`, its squares may underflow.
-template <class T>
-double norm_of(const T* g, int64 n, bool exact) {
-  constexpr int64 BLOCK = 1024;
-  double squares = 0;
-  for (int64 first = 0; first < n && !exact; first += BLOCK) {
-    const int64 width = n - first < BLOCK ? n - first : BLOCK;
-    const T* const part = g + first;
-    squares += double(total<T>(width, [=](int64 i) { return part[i] * part[i]; }));
+// A point that all threads reach before any goes on. A thread that waits long sleeps.
+class Barrier {
+ public:
+  explicit Barrier(int count) : count(count) {}
+
+  void wait() {
+    if (count == 1) return;
+    const int before = __atomic_load_n(&passed, __ATOMIC_SEQ_CST);
+    if (__atomic_add_fetch(&waiting, 1, __ATOMIC_SEQ_CST) == count) {
+      __atomic_store_n(&waiting, 0, __ATOMIC_SEQ_CST);
+      __atomic_store_n(&passed, before + 1, __ATOMIC_SEQ_CST);
+      if (__atomic_load_n(&sleeping, __ATOMIC_SEQ_CST)) wake();
+      return;
+    }
+    for (int i = 0; i < SPINS; ++i) {
+      if (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) != before) return;
+      pause();
+    }
+    __atomic_add_fetch(&sleeping, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) == before) sleep(before);
+    __atomic_sub_fetch(&sleeping, 1, __ATOMIC_SEQ_CST);
   }
-  if (exact || !is_finite(squares)) {
-    squares = total<double>(n, [=](int64 i) { return double(g[i]) * double(g[i]); });
-  }
-  return __builtin_sqrt(squares);
-}
+
+ private:
+  const int count;
+  int waiting = 0, passed = 0, sleeping = 0;
+
+#if defined(__x86_64__)
+  enum { SPINS = 400, FUTEX = 202 };  // about 20 us
+  static void pause() { __builtin_ia32_pause(); }
+#else
+  enum { SPINS = 4000, FUTEX = 98 };
+  static void pause() { asm volatile("" ::: "memory"); }
+#endif
+#if defined(__linux__) && (defined(__x86_64__) || defined(__aarch64__) || defined(__riscv))
+  enum { WAIT = 128, WAKE = 129 };  // private to the process
+  void sleep(int before) { syscall(FUTEX, &passed, WAIT, before, nullptr); }
+  void wake() { syscall(FUTEX, &passed, WAKE, count); }
+#else
+  void sleep(int) { sched_yield(); }
+  void wake() {}
+#endif
+};
 
 struct Call {
-  void (*run)(const void*);
+  void (*run)(const void*, int64, int64);
   const void* arguments;
 };
 
-// Runs up to p.steps steps; p.done counts them. place[0] is the number of the first step, place[2]
-// the address of its row numbers. A segment is a part of the flat vectors with its own update:
-// `settings` has the numbers of its formulas, `factors` the factor of its rate and its missed
-// updates, and `numbers` the addresses of the scalars that its update reads. The bounds are as in
-// engine/lanes.py.
+// The steps, on several threads: each call is shared by all, and all wait for its end.
 template <class T, class Formula>
-void run_steps(const Steps<T>& p) {
-  const Call* const calls = static_cast<const Call*>(p.calls);
-  for (int64 step = 0; step < p.steps; ++step) {
-    *p.J = 0;
-    for (int64 i = 0; i < p.gradient_calls; ++i) calls[i].run(calls[i].arguments);
-    const double J = *p.J, norm = norm_of(p.g, p.n, p.clip_norm < __builtin_inf());
-    if (!is_finite(J) || !is_finite(norm)) return;
+class Loop {
+ public:
+  Loop(const Steps<T>& p, int threads) : p(p), threads(threads), barrier(threads) {}
+
+  void work(int64 index) {
+    const Call* const calls = static_cast<const Call*>(p.calls);
+    const Part part = {index, threads};
+    for (int64 step = 0; step < p.steps; ++step) {
+      if (index == 0) *p.J = 0, rows = p.place[2];
+      for (int64 i = 0; i < p.gradient_calls; ++i) share(calls[i], index), barrier.wait();
+      sum_squares(part.of(p.n, BLOCK));
+      barrier.wait();
+      if (index == 0) certain = prepare(step);
+      barrier.wait();
+      if (!certain) return;
+      for (int64 i = 0; i < p.segments; ++i) share(calls[p.gradient_calls + i], index);
+      barrier.wait();
+    }
+  }
+
+ private:
+  static constexpr int64 BLOCK = 1024;
+  const Steps<T>& p;
+  const int threads;
+  Barrier barrier;
+  bool certain = false;
+  int64 rows = 0;  // address of the step's row numbers
+
+  void share(const Call& call, int64 index) { call.run(call.arguments, index, threads); }
+
+  // Sums the squares of g in blocks; without clipping they may underflow.
+  void sum_squares(Range mine) {
+    for (int64 first = mine.begin; first < mine.end; first += BLOCK) {
+      const int64 width = mine.end - first < BLOCK ? mine.end - first : BLOCK;
+      const T* const g = p.g + first;
+      p.squares[first / BLOCK] =
+          p.clip_norm < __builtin_inf()
+              ? total<double>(width, [=](int64 i) { return double(g[i]) * double(g[i]); })
+              : double(total<T>(width, [=](int64 i) { return g[i] * g[i]; }));
+    }
+  }
+
+  double norm() const {
+    double squares = 0;
+    for (int64 i = 0; i * BLOCK < p.n; ++i) squares += p.squares[i];
+    if (!is_finite(squares)) {
+      const T* const g = p.g;
+      squares = total<double>(p.n, [=](int64 i) { return double(g[i]) * double(g[i]); });
+    }
+    return __builtin_sqrt(squares);
+  }
+
+  // Sets the scalars of the updates and counts the step; returns false if it may not be finite.
+  bool prepare(int64 step) {
+    const double J = *p.J, norm = this->norm();
+    if (!is_finite(J) || !is_finite(norm)) return false;
     const double clip = p.clip_norm < norm ? p.clip_norm / norm : 1.0,
                  largest = 2 * (clip * norm) + p.floor;
     double reach = *p.reach;
@@ -77,17 +165,61 @@ void run_steps(const Steps<T>& p) {
       Formula::fold(settings, t < 1 ? 1 : t, clip, 1, true, k);
       for (int j = 0; j < Formula::scalars; ++j) *p.numbers[i * Formula::scalars + j] = T(k[j]);
       Formula::bounds(settings, largest, *p.reach, after, change);
-      if (!(largest < p.roots && change < p.halves)) return;
+      if (!(largest < p.roots && change < p.halves)) return false;
       reach = maximum(reach, after);
-    }
-    for (int64 i = 0; i < p.segments; ++i) {
-      const Call& update = calls[p.gradient_calls + i];
-      update.run(update.arguments);
     }
     *p.reach = reach;
     p.losses[step] = J;
     p.place[0] += 1;
-    p.place[2] += p.rows * int64(sizeof(int64));
+    p.place[1] = 0;
+    p.place[2] = rows + p.rows * int64(sizeof(int64));
     *p.done = step + 1;
+    return true;
   }
+};
+
+// A thread that takes part in a loop, once the gate opens.
+template <class L>
+struct Thread {
+  pthread_mutex_t* gate;
+  L** loop;
+  int64 index;
+  pthread_t id;
+
+  static void* run(void* self) {
+    const Thread& thread = *static_cast<Thread*>(self);
+    pthread_mutex_lock(thread.gate);
+    pthread_mutex_unlock(thread.gate);
+    (*thread.loop)->work(thread.index);
+    return nullptr;
+  }
+};
+
+// Runs up to p.steps steps; p.done counts them. place[0] is the number of the first step, place[2]
+// the address of its row numbers. A segment is a part of the flat vectors with its own update:
+// `settings` has the numbers of its formulas, `factors` the factor of its rate and its missed
+// updates, and `numbers` the addresses of the scalars that its update reads. The bounds are as in
+// engine/lanes.py. Fewer threads than p.threads do if no more can be started; they take no signals.
+template <class T, class Formula>
+void run_steps(const Steps<T>& p, const Part&) {
+  constexpr int MOST = 64;
+  using L = Loop<T, Formula>;
+  Thread<L> others[MOST];
+  pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+  L* loop = nullptr;
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_mutex_lock(&gate);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  int started = 0;
+  for (; started < p.threads - 1 && started < MOST; ++started) {
+    Thread<L>& next = others[started] = {&gate, &loop, started + 1, {}};
+    if (pthread_create(&next.id, nullptr, Thread<L>::run, &next)) break;
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  L own(p, started + 1);
+  loop = &own;
+  pthread_mutex_unlock(&gate);
+  own.work(0);
+  for (int i = 0; i < started; ++i) pthread_join(others[i].id, nullptr);
 }

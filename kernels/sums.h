@@ -1,5 +1,19 @@
-// Sums in a fixed order, for the CPU.
+// Sums in a fixed order, and the parts of a pass that threads share, for the CPU.
 #pragma once
+
+struct Range {
+  int64 begin, end;
+};
+
+// The part of a pass that a thread does. It determines no bits of the results.
+struct Part {
+  int64 index, count;
+  // Returns its share of n entries, whose ends are multiples of `unit`, but for n.
+  Range of(int64 n, int64 unit = 1) const {
+    const int64 units = (n + unit - 1) / unit, end = units * (index + 1) / count * unit;
+    return {units * index / count * unit, end < n ? end : n};
+  }
+};
 
 // Returns Σ f(j) over 0 ≤ j < n, in sixteen interleaved sums.
 template <class Sum, class F>

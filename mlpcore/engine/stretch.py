@@ -6,6 +6,7 @@ rows → X, Y → forward → loss → backward → norm → update, k times, wi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from operator import is_not
@@ -19,15 +20,17 @@ from mlpcore.core.ops import Array, Call, make
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.core.schedules import Progress, Schedule
 from mlpcore.data.batches import Batch, Inputs
-from mlpcore.engine.chunks import SHAPES, Chunk
+from mlpcore.engine.chunks import SHAPES, Chunk, cut
 from mlpcore.engine.lanes import Lanes
 from mlpcore.engine.problem import Problem
 from mlpcore.engine.state import State
 from mlpcore.engine.worker import Worker
 
-SECONDS = 0.02  # of a stretch, about: interrupts and other threads wait for its end
-FLOP_PER_SECOND = 2e10
+SECONDS = 0.05  # of a stretch, about: interrupts and other threads wait for its end
+FLOP_PER_SECOND = 5e10
+SHARED = 1e7  # operations of a step for each thread
 CALL = 1e-7  # seconds of a pass apart from its arithmetic
+CHUNKS = 64  # most chunks of a step
 MOST = 4096  # steps of a stretch
 
 
@@ -36,6 +39,12 @@ def choose_length(problem: Problem, rows: int) -> int:
     layers, weights = problem.layout.layers, problem.layout.weights
     flop = 6 * rows * weights + 20 * problem.layout.size
     return max(1, min(MOST, int(SECONDS / (flop / FLOP_PER_SECOND + 10 * layers * CALL))))
+
+
+def choose_threads(problem: Problem, rows: int, lanes: Lanes) -> int:
+    """Return the number of threads that share a step: those of BLAS, if it is long enough."""
+    flop = 6 * rows * problem.layout.weights
+    return max(1, min(lanes.threads, int(flop / SHARED)))
 
 
 class Losses:
@@ -65,8 +74,9 @@ class Stretch:
     Args:
         problem, state, lanes: of the step.
         worker: its only worker.
-        rows: rows of a batch, all in one chunk.
-        inputs: dtypes of its arrays.
+        rows: rows of a batch.
+        chunk_rows: the maximum rows of a chunk.
+        inputs: dtypes of the batch's arrays.
 
     Raises:
         NotCompiled: part of a step is not compiled.
@@ -79,11 +89,15 @@ class Stretch:
         lanes: Lanes,
         worker: Worker,
         rows: int,
+        chunk_rows: int,
         inputs: Inputs,
     ) -> None:
         self.problem, self.state, self.lanes, self.rows = problem, state, lanes, rows
         self._J = worker.J  # and not the worker, which refers to this
-        self.length = choose_length(problem, rows)
+        self.length, self.threads = (
+            choose_length(problem, rows),
+            choose_threads(problem, rows, lanes),
+        )
         self._sources: tuple[Array, Array] | None = None  # the arrays that are read
         ops = worker.ops
         assert isinstance(ops, CompiledOps)
@@ -92,20 +106,26 @@ class Stretch:
             ops, worker.W, worker.b, worker.activations, worker.objective, worker.dW, worker.db,
             worker.buffers, worker.scale, worker.J, worker.repeats,
         )  # fmt: skip
+        settings = problem.settings
+        self._gathers: list[tuple[Call, int]] = []  # each with the position of its array in a batch
+        self._calls: list[Call] = []
         ops.in_one_call = True
         try:
-            calls = ops.record(lambda: chunk.run("step", rows, False, False)).calls
+            for start, stop in cut(rows, chunk_rows, 1)[0]:
+                for number, name, dtype in ((0, "X", inputs.x_dtype), (1, "Y", inputs.y_dtype)):
+                    to = worker.buffers[name][: stop - start]
+                    self._gathers.append((steps.gather(np.dtype(dtype), to, self._places), number))
+                    self._calls.append(self._gathers[-1][0])
+                run = functools.partial(chunk.run, "step", stop - start, False, start > 0)
+                self._calls += ops.record(run).calls
+                if stop < rows:
+                    self._calls.append(steps.advance(self._places, stop - start))
         finally:
             ops.in_one_call = False
-        settings, self._calls = problem.settings, [*calls]
         if lanes.penalty is not None:
             w = problem.parameters[: problem.layout.weights]
             self._calls += lanes.penalty.lanes[0].calls
             self._calls.append(steps.penalize(w, worker.J, settings.l1, settings.l2))
-        self._gathers = [
-            steps.gather(np.dtype(dtype), worker.buffers[name][:rows], self._places)
-            for name, dtype in (("X", inputs.x_dtype), ("Y", inputs.y_dtype))
-        ]
         self.loop = self._make_loop()
 
     def read(self, batch: Batch) -> bool:
@@ -114,8 +134,7 @@ class Stretch:
             self._sources[0] is batch.X and self._sources[1] is batch.Y
         ):
             self._sources = None
-            pairs = zip(self._gathers, (batch.X, batch.Y), strict=True)
-            if not all(steps.point(call, array) for call, array in pairs):
+            if not all(steps.point(call, batch[number]) for call, number in self._gathers):
                 return False
             self._sources = batch.X, batch.Y
         return True
@@ -138,7 +157,7 @@ class Stretch:
             bounds.floor, bounds.roots, bounds.halves,
         )  # fmt: skip
         return StepLoop(
-            [*self._gathers, *self._calls], segments, rule, self.state.gradient, self._J,
+            self._calls, segments, rule, self.state.gradient, self._J,
             self._places, self.rows, self.problem.settings.clip_norm, self.length,
         )  # fmt: skip
 
@@ -154,7 +173,7 @@ class Stretch:
         for update in self.lanes.updates:
             update.values = None  # the loop overwrites the scalars
         updates, rates = before - progress.skipped, self._rates(progress, count)
-        found, done = loop.set(rows, before + 1, updates, rates, state.reach)
+        found, done = loop.set(rows, before + 1, updates, rates, state.reach, self.threads)
         losses.parts.append((found, done))
         calls = itertools.chain(
             [(setattr, state, "torn", before + 1), loop.call],
@@ -196,7 +215,7 @@ class Stretches:
     def __init__(self, problem: Problem, state: State, lanes: Lanes) -> None:
         self.problem, self.state, self.lanes = problem, state, lanes
 
-    def find(self, worker: Worker, rows: int, inputs: Inputs) -> Stretch | None:
+    def find(self, worker: Worker, rows: int, chunk_rows: int, inputs: Inputs) -> Stretch | None:
         """Return the stretch of steps on batches of this size, or None if they run one by one."""
         lanes, settings = self.lanes, self.problem.settings
         if settings.l1 or settings.l2 or lanes.penalty is not None:
@@ -204,15 +223,15 @@ class Stretches:
         made_of = lanes.updates, lanes.settings, lanes.penalty, settings
         if worker.stretches_of is None or any(map(is_not, made_of, worker.stretches_of)):
             worker.stretches, worker.stretches_of = {}, made_of
-        key = rows, inputs
+        key = rows, chunk_rows, inputs
         if key not in worker.stretches:
             if len(worker.stretches) >= SHAPES:
                 worker.stretches.clear()
-            worker.stretches[key] = self._make(worker, rows, inputs)
+            worker.stretches[key] = self._make(worker, *key)
         found: Stretch | None = worker.stretches[key]
         return found
 
-    def _make(self, worker: Worker, rows: int, inputs: Inputs) -> Stretch | None:
+    def _make(self, worker: Worker, rows: int, chunk_rows: int, inputs: Inputs) -> Stretch | None:
         problem, lanes = self.problem, self.lanes
         kind, settings = type(problem.optimizer), problem.settings
         own = ("scalars", "constants", "rate", "bounds")
@@ -221,10 +240,10 @@ class Stretches:
         alone = frozen or settings.tolerant or inputs.w_dtype or lanes.count > 1
         if varies or alone or not isinstance(worker.ops, CompiledOps):
             return None
-        if choose_length(problem, rows) == 1:
+        if choose_length(problem, rows) == 1 or rows > CHUNKS * chunk_rows:
             return None
         try:
-            return Stretch(problem, self.state, lanes, worker, rows, inputs)
+            return Stretch(problem, self.state, lanes, worker, rows, chunk_rows, inputs)
         except steps.NotCompiled:
             return None
 

@@ -26,6 +26,7 @@ CASES = {
     "clipped": {"clip_norm": 0.2},
     "penalised": {"l1": 0.01, "l2": 0.1},
     "dropout": {"dropout": 0.3, "seed": 5},
+    "chunks": {"chunk_rows": 3, "dropout": 0.2},
     "all": {"optimizer": mc.AdamW(0.01), "clip_norm": 0.5, "l2": 0.01, "dropout": 0.2},
 }
 
@@ -138,6 +139,19 @@ def test_a_step_has_the_same_bits_in_a_stretch_of_any_length(monkeypatch):
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
+def test_a_step_has_the_same_bits_on_any_number_of_threads(loss, monkeypatch):
+    settings = CASES["all"] | {"dtype": "float32", "loss": loss, "sizes": (5, 70, 40, 3)}
+    rows, targets = np.tile(X, (8, 1)), np.tile(LABELS if loss == "cross_entropy" else Y.T, 8).T
+    fit = {"batch_size": 211, "epochs": 5}
+    expected = results(make(**settings), rows, targets, **fit)
+    for threads in (2, 3, 5):
+        monkeypatch.setattr(stretch, "choose_threads", lambda *_, n=threads: n)
+        found = results(make(**settings), rows, targets, **fit)
+        assert found[0] == expected[0]
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
 def test_what_cannot_be_in_a_stretch_runs_alone(lengths):
     class Own(mc.SGD):
         def scalars(self, progress):
@@ -148,7 +162,6 @@ def test_what_cannot_be_in_a_stretch_runs_alone(lengths):
         {"optimizer": Own(0.01)},
         {"optimizer": mc.SGD(0.01, layers={1: mc.Layer(frozen=True)})},
         {"workers": 2},
-        {"chunk_rows": 3},
     ):
         make(**settings).fit(X[:200], Y[:200], **FIT)
     make().fit(X, Y, sample_weight=np.ones(len(X)), **FIT)

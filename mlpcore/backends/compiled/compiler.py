@@ -33,7 +33,7 @@ CACHE = "MLPCORE_CACHE"  # environment variable: the folder of compiled passes
 NAMES = ("g++", "clang++", "c++")
 FLAGS = (
     "-std=c++17", "-O3", "-fopenmp-simd", "-ffp-contract=off", "-fno-math-errno",
-    "-fno-trapping-math", "-fPIC", "-shared", "-w",
+    "-fno-trapping-math", "-fPIC", "-shared", "-pthread", "-w",
 )  # fmt: skip
 SECONDS = 120  # limit on one compilation
 STALE = 86_400  # seconds after which the folder of a compilation is what a killed process left
@@ -253,9 +253,10 @@ def _kept(folder: Path, key: str) -> Any:
 
 
 def _function(library: Path) -> Any:
-    function = ctypes.CDLL(str(library)).run
-    function.restype = None
-    return function
+    loaded: Any = ctypes.CDLL(str(library))
+    loaded.run.restype = None
+    loaded.run.library = loaded
+    return loaded.run
 
 
 def _name(key: str, content: bytes) -> str:

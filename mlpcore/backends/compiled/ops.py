@@ -30,7 +30,7 @@ class CompiledOps(NumpyOps):
 
     def __init__(self) -> None:
         super().__init__(np)
-        self.in_one_call = False  # True while products are recorded for a `StepLoop`
+        self.in_one_call = False  # True while calls are recorded for a `StepLoop`
 
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
         """Set C = A B, or C += A B. All may be transposed views, A an `Input`."""
@@ -100,7 +100,8 @@ class CompiledOps(NumpyOps):
             options = a is not None, a is not None and a.size > 1
             given = {"G": G, "S": S, "Z": Z, "D": D, "db": db, "a": a, "m": m, "n": n}
             given |= {"accumulate": accumulate}
-            if self._pass("descend Descend", Z, given, formula, options):
+            later = self._sum_later(given)
+            if self._pass("descend Descend", Z, given, formula, options) and self._sum_up(later):
                 return
         super().activation_gradient(G, S, Z, activation, D, db, accumulate)
 
@@ -132,7 +133,9 @@ class CompiledOps(NumpyOps):
         else:
             template = "elementwise_loss"
             formula = formula_text.loss(objective, x.dtype.name)
-        if not fits or not self._pass(f"{template} Loss", x, given, formula, options):
+        later = self._sum_later(given)
+        done = fits and self._pass(f"{template} Loss", x, given, formula, options)
+        if not (done and self._sum_up(later)):
             super().loss(x, Y, k, objective, D, db, J, accumulate)
 
     def map(
@@ -151,6 +154,21 @@ class CompiledOps(NumpyOps):
             if self._pass("update Update", first, given, formula, alive=numbers):
                 return
         super().map(program, arrays, scalars)
+
+    def _sum_later(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the sums that a pass leaves to `_sum_up`, as threads may share it: else none."""
+        if not self.in_one_call:
+            return {}
+        names = ("D", "db", "m", "n", "accumulate", "J")
+        later = {name: given[name] for name in names if name in given}
+        given["db"] = None
+        if "J" in given:
+            # one for each block of rows, of which there is at most one for four
+            given["sums"] = later["sums"] = np.empty(1 + given["m"] // 4)
+        return later
+
+    def _sum_up(self, later: dict[str, Any]) -> bool:
+        return not later or self._pass("sum_up SumUp", later["D"], later)
 
     def _pass(
         self,

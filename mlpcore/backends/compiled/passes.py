@@ -24,8 +24,12 @@ ARGUMENTS = {
         " int64 accumulate"
     ),
     "Loss": (
-        "const T* x; const void* Y; const T* k; T* D; T* db; double* J; const T* columns; int64 m;"
-        " int64 n; int64 k_step; int64 accumulate; double most; double kept; double spread"
+        "const T* x; const void* Y; const T* k; T* D; T* db; double* J; double* sums;"
+        " const T* columns; int64 m; int64 n; int64 k_step; int64 accumulate; double most;"
+        " double kept; double spread"
+    ),
+    "SumUp": (
+        "const T* D; T* db; double* J; const double* sums; int64 m; int64 n; int64 accumulate"
     ),
     "Update": "T* v0; T* v1; T* v2; T* v3; const T* const* k; int64 n",
     "Product": (
@@ -35,22 +39,24 @@ ARGUMENTS = {
     "Gather": (
         "T* to; const void* source; const int64* place; int64 m; int64 n; int64 row; int64 column"
     ),
+    "Advance": "int64* place; int64 rows",
     "Penalize": "const T* w; double* J; int64 n; double l1; double l2",
     "Steps": (
-        "const void* calls; const T* g; double* J; double* losses; const double* rates;"
+        "const void* calls; const T* g; double* squares; double* J; double* losses;"
+        " const double* rates;"
         " double* settings; const double* factors; T* const* numbers; int64* place;"
         " double* reach; int64* done; int64 gradient_calls; int64 segments; int64 settings_each;"
-        " int64 steps; int64 rows; int64 n; double updates; double clip_norm; double floor;"
-        " double roots; double halves"
+        " int64 steps; int64 rows; int64 n; int64 threads; double updates; double clip_norm;"
+        " double floor; double roots; double halves"
     ),
 }
 TYPES = {"float32": "float", "float64": "double"}
 FUSED = ("-ffp-contract=fast",)  # for products: their bits need not be those of another order
-# the file of each template that is not in cpu_passes.cpp
+PASSES, PRODUCTS, STEPS = "cpu_passes.cpp", "cpu_products.cpp", "cpu_steps.cpp"
 FILES = {
-    "multiply": "cpu_products.cpp", "multiply_by_blas": "cpu_products.cpp",
-    "gather": "cpu_steps.cpp", "penalize": "cpu_steps.cpp", "run_steps": "cpu_steps.cpp",
-}  # fmt: skip
+    **dict.fromkeys(("multiply", "multiply_by_blas"), PRODUCTS),
+    **dict.fromkeys(("gather", "advance", "penalize", "run_steps"), STEPS),
+}
 
 
 @functools.cache
@@ -69,7 +75,7 @@ _NUMBERS: dict[str, Any] = {"int64": ctypes.c_int64, "double": ctypes.c_double}
 
 @functools.cache
 def source(template: str, type: str, formula: str = "", options: tuple[Any, ...] = ()) -> str:
-    """Return the C++ of one pass, which exports it as `run`.
+    """Return the C++ of one pass, which exports it as `run`, and a thread's part as `run_part`.
 
     Args:
         template: the pass's name, and that of its arguments: "activate Activate".
@@ -84,13 +90,15 @@ def source(template: str, type: str, formula: str = "", options: tuple[Any, ...]
         f"template <class T>\nstruct {name} {{ {fields}; }};" for name, fields in ARGUMENTS.items()
     )
     name, arguments = template.split()
-    file = FILES.get(name, "cpu_passes.cpp")
+    file = FILES.get(name, PASSES)
     passes = kernel_files.inlined(file, seen, {"arguments.h": declared})
     flags = [option if isinstance(option, str) else str(option).lower() for option in options]
     instance = ", ".join([type, *(["Formula"] if formula else []), *flags])
     given = f"*static_cast<const {arguments}<{type}>*>(arguments)"
+    system = [line for line in passes.splitlines() if line.startswith("#include <")]
     return "\n".join(
         [
+            *system,
             "#define __device__",
             "#define __forceinline__ inline __attribute__((always_inline))",
             functions,
@@ -98,12 +106,13 @@ def source(template: str, type: str, formula: str = "", options: tuple[Any, ...]
             "using int64 = long long;",
             more_functions,
             formula,
-            passes,
+            passes.replace("#include <", "// #include <"),
             "}  // namespace mlp",
-            'extern "C" void run(const void* arguments) {',
-            "  using namespace mlp;",
-            f"  {name}<{instance}>({given});",
+            "using namespace mlp;",
+            'extern "C" void run_part(const void* arguments, int64 index, int64 count) {',
+            f"  {name}<{instance}>({given}, Part{{index, count}});",
             "}",
+            'extern "C" void run(const void* arguments) { run_part(arguments, 0, 1); }',
             "",
         ]
     )
@@ -112,7 +121,7 @@ def source(template: str, type: str, formula: str = "", options: tuple[Any, ...]
 def load(template: str, type: str, formula: str = "", options: tuple[Any, ...] = ()) -> Any:
     """Return a pass as a function, or None if it cannot be compiled; arguments as in `source`."""
     name = template.split()[0]
-    flags = FUSED if FILES.get(name) == "cpu_products.cpp" else ()
+    flags = FUSED if FILES.get(name) == PRODUCTS else ()
     return compiler.load(source(template, type, formula, options), f"{name}<{type}>", flags)
 
 

@@ -21,6 +21,8 @@ SOURCES = {
     "uint32": "unsigned int", "uint64": "unsigned long long", "bool": "bool",
 }  # fmt: skip
 
+BLOCK = 1024  # entries whose squares are summed at a time, as in cpu_steps.cpp
+
 
 class Segment(NamedTuple):
     """A part of the flat vectors with its own update.
@@ -71,7 +73,7 @@ def addresses(calls: Sequence[Call]) -> list[int]:
         if len(arguments) != 1 or not hasattr(arguments[0], "_obj"):
             raise NotCompiled
         structure = arguments[0]._obj
-        found += [_address(function), ctypes.addressof(structure)]
+        found += [_address(function.library.run_part), ctypes.addressof(structure)]
     return found
 
 
@@ -101,6 +103,11 @@ def point(call: Call, source: Array) -> bool:
     arguments.row, arguments.column = [*(stride // size for stride in source.strides), 1][:2]
     arguments.source, arguments.read = source.ctypes.data, source
     return True
+
+
+def advance(places: Array, rows: int) -> Call:
+    """Return the call that moves on by a chunk of this many rows; raise NotCompiled."""
+    return _call("advance Advance", "double", {"place": places, "rows": rows})
 
 
 def penalize(w: Array, J: Array, l1: float, l2: float) -> Call:
@@ -181,6 +188,7 @@ class StepLoop:
             "factors": np.array([[one.rate, one.missed] for one in segments], np.float64),
             "place": places, "reach": self.reach, "gradient_calls": len(gradient),
             "segments": len(segments), "settings_each": len(names), "rows": rows, "n": g.size,
+            "squares": np.empty(-(-g.size // BLOCK)),
             "clip_norm": math.inf if clip_norm is None else clip_norm, "floor": rule.floor,
             "roots": rule.roots, "halves": rule.halves,
         }  # fmt: skip
@@ -194,6 +202,7 @@ class StepLoop:
         updates: int,
         rates: Sequence[float],
         reach: float,
+        threads: int,
     ) -> tuple[Array, Array]:
         """Set up the next call; return arrays for its losses and for the number of steps done.
 
@@ -203,10 +212,11 @@ class StepLoop:
             updates: updates before it.
             rates: a learning rate for each step.
             reach: bound of the first state vector.
+            threads: number of threads that share each step, which changes no bits.
         """
         self.places[:] = number, 0, 0 if rows is None else rows.ctypes.data
         self.rates[: len(rates)], self.reach[0] = rates, reach
         losses, done, arguments = np.empty(len(rates)), np.zeros(1, np.int64), self._structure
         arguments.losses, arguments.done = losses.ctypes.data, done.ctypes.data
-        arguments.steps, arguments.updates = len(rates), updates
+        arguments.steps, arguments.updates, arguments.threads = len(rates), updates, threads
         return losses, done
