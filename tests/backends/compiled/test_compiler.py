@@ -103,7 +103,8 @@ def seven(tmp_path_factory):
 @pytest.fixture(scope="module")
 def idle(tmp_path_factory):
     """Lines of a script whose libraries do nothing."""
-    return copying('extern "C" void run(const void*) {}', tmp_path_factory.mktemp("idle"))
+    source = 'extern "C" { void run(const void*) {} void run_part(const void*, long, long) {} }'
+    return copying(source, tmp_path_factory.mktemp("idle"))
 
 
 def copying(source, folder):
@@ -345,18 +346,24 @@ def test_the_working_directory_may_be_the_folder(fake, seven, patch, tmp_path):
 # -- libraries that must not be loaded -------------------------------------------------------------
 
 
+def replace(library, content):
+    """Give a library other content, in a new file: this process has mapped the old one."""
+    library.unlink()
+    library.write_bytes(content)
+
+
 def truncated(library):
-    library.write_bytes(library.read_bytes()[:-100])
+    replace(library, library.read_bytes()[:-100])
 
 
 def flipped(library):
     content = bytearray(library.read_bytes())
     content[len(content) // 2] ^= 4
-    library.write_bytes(content)
+    replace(library, content)
 
 
 def emptied(library):
-    library.write_bytes(b"")
+    replace(library, b"")
 
 
 def no_library(library):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -47,7 +48,11 @@ template <class T> T* make(int64 n) {  // exactly n entries, which are -3, -2.5,
   return p;
 }
 static void forget() { while (count) free(held[--count]); }
-using Run = void (*)(const void*);
+using Run = void (*)(const void*, int64, int64);
+static void run_all(Run run, const void* p) {  // as three threads, and as one
+  for (int64 i = 0; i < 3; ++i) run(p, i, 3);
+  run(p, 0, 1);
+}
 template <class T>
 void activate(Run run, int64 m, int64 n, bool biased, bool keeps, bool learned, bool each) {
   Activate<T> p = {};
@@ -56,7 +61,7 @@ void activate(Run run, int64 m, int64 n, bool biased, bool keeps, bool learned, 
   int64* place = make<int64>(2);
   place[0] = 5, place[1] = (1LL << 40) + 3;
   p.place = place, p.m = m, p.n = n, p.key = 0xfedcba98, p.threshold = 1 << 30;
-  run(&p), forget();
+  run_all(run, &p), forget();
 }
 template <class T> void descend(Run run, int64 m, int64 n, bool learned, bool each) {
   for (int way = 0; way < 12; ++way) {
@@ -65,7 +70,7 @@ template <class T> void descend(Run run, int64 m, int64 n, bool learned, bool ea
     p.G = G, p.Z = Z, p.S = make<T>(m * n), p.a = learned ? make<T>(each ? n : 1) : nullptr;
     p.D = way % 3 == 0 ? make<T>(m * n) : way % 3 == 1 ? G : Z;
     p.db = way / 3 % 2 ? make<T>(n) : nullptr, p.accumulate = way / 6, p.m = m, p.n = n;
-    run(&p), forget();
+    run_all(run, &p), forget();
   }
 }
 template <class T> void loss(Run run, int64 m, int64 n, bool labels, bool columns) {
@@ -79,7 +84,7 @@ template <class T> void loss(Run run, int64 m, int64 n, bool labels, bool column
     p.db = way / 4 % 2 ? make<T>(n) : nullptr, p.J = make<double>(1), p.accumulate = way / 8;
     p.columns = columns ? make<T>(n) : nullptr, p.m = m, p.n = n;
     p.most = 3, p.kept = 0.75, p.spread = 0.25 / n;
-    run(&p), forget();
+    run_all(run, &p), forget();
   }
 }
 template <class T> void update(Run run, int64 n, int vectors, int scalars) {
@@ -90,7 +95,38 @@ template <class T> void update(Run run, int64 n, int vectors, int scalars) {
   T* one = make<T>(1);
   for (int i = 0; i < scalars; ++i) k[i] = one;
   p.k = k, p.n = n;
-  run(&p), forget(), free(k);
+  run_all(run, &p), forget(), free(k);
+}
+template <class T> void sum_up(Run run, int64 m, int64 n) {
+  SumUp<T> p = {};
+  p.D = make<T>(m * n), p.db = make<T>(n), p.J = make<double>(1), p.m = m, p.n = n;
+  const int64 rows = 4096 / n < 4 ? 4 : 4096 / n;
+  p.sums = make<double>((m + rows - 1) / rows);
+  run_all(run, &p), forget();
+}
+template <class T> void product(Run run, int64 m, int64 n) {
+  const int64 depths[] = {1, 7, 257};
+  for (const int64 k : depths) {
+    for (int way = 0; way < 8; ++way) {
+      const bool a = way & 1, b = way & 2;
+      Product<T> p = {};
+      p.A = make<T>(m * k), p.B = make<T>(k * n), p.C = make<T>(m * n);
+      p.m = m, p.n = n, p.k = k, p.c_row = n, p.accumulate = way / 4;
+      p.a_row = a ? 1 : k, p.a_column = a ? m : 1, p.b_row = b ? 1 : n, p.b_column = b ? k : 1;
+      run_all(run, &p), forget();
+    }
+  }
+}
+template <class T> void gather(Run run, int64 m, int64 n) {
+  for (int way = 0; way < 4; ++way) {
+    Gather<T> p = {};
+    int64 *place = make<int64>(3), *rows = make<int64>(m);
+    for (int64 i = 0; i < m; ++i) rows[i] = m - 1 - i;
+    place[1] = 0, place[2] = way % 2 ? reinterpret_cast<int64>(rows) : 0;
+    p.to = make<T>(m * n), p.source = make<unsigned char>(m * n), p.place = place, p.m = m, p.n = n;
+    p.row = way / 2 ? 1 : n, p.column = way / 2 ? m : 1;
+    run_all(run, &p), forget();
+  }
 }
 DECLARED
 int main() {
@@ -115,22 +151,22 @@ def layer_units(dtype):
     for options in itertools.product((False, True), repeat=2):
         for name, sigma in (("activate", tanh), ("activate_and_drop", dropped)):
             source = passes.source(
-                f"{name} Activate", dtype, formula_text.activation(sigma, dtype),
+                f"{name} Activate", T, formula_text.activation(sigma, dtype),
                 (*options, False, False),
             )  # fmt: skip
             yield source, f"activate<{T}>(RUN, m, n, {flag(*options, False, False)});"
         for logarithmic in (False, True):
-            source = passes.source("softmax Activate", dtype, "", (*options, logarithmic))
+            source = passes.source("softmax Activate", T, "", (*options, logarithmic))
             yield source, f"activate<{T}>(RUN, m, n, {flag(*options, False, False)});"
     for each, sigma in bound.items():
         formula = formula_text.activation(sigma, dtype)
-        source = passes.source("activate Activate", dtype, formula, (True, True, True, each))
+        source = passes.source("activate Activate", T, formula, (True, True, True, each))
         yield source, f"activate<{T}>(RUN, m, n, {flag(True, True, True, each)});"
-        source = passes.source("descend Descend", dtype, formula, (True, each))
+        source = passes.source("descend Descend", T, formula, (True, each))
         yield source, f"descend<{T}>(RUN, m, n, {flag(True, each)});"
     for name in ("tanh", "gelu"):
         formula = formula_text.activation(activations.resolve(name), dtype)
-        source = passes.source("descend Descend", dtype, formula, (False, False))
+        source = passes.source("descend Descend", T, formula, (False, False))
         yield source, f"descend<{T}>(RUN, m, n, {flag(False, False)});"
 
 
@@ -142,13 +178,22 @@ def loss_units(dtype):
     for objective in (plain, in_columns):
         columns = bool(objective.loss.columns)
         formula = formula_text.loss(objective, dtype)
-        source = passes.source("elementwise_loss Loss", dtype, formula)
+        source = passes.source("elementwise_loss Loss", T, formula)
         yield source, f"loss<{T}>(RUN, m, n, {flag(False, columns)});"
     for labels, mixes in itertools.product((True, False), repeat=2):
-        source = passes.source("cross_entropy Loss", dtype, "", (labels, mixes))
+        source = passes.source("cross_entropy Loss", T, "", (labels, mixes))
         yield source, f"loss<{T}>(RUN, m, n, {flag(labels, mixes)});"
         if mixes:
             yield source, f"loss<{T}>(RUN, m, n, {flag(labels, False)});"
+
+
+def other_units(dtype):
+    """(source, call of the driver) of sums, products and gathered rows."""
+    T = passes.TYPES[dtype]
+    yield passes.source("sum_up SumUp", T), f"sum_up<{T}>(RUN, m, n);"
+    yield passes.source("multiply Product", T), f"product<{T}>(RUN, m < 200 ? m : 200, n);"
+    gathered = passes.source("gather Gather", T, "", ("unsigned char",))
+    yield gathered, f"gather<{T}>(RUN, m, n);"
 
 
 def update_units(dtype):
@@ -159,12 +204,13 @@ def update_units(dtype):
         compiled = program(row.statements, frozenset(SCALARS))
         vectors = ["w", "g", *row.states]
         formula = formula_text.struct(*formula_text.over_vectors(compiled, vectors))
-        source = passes.source("update Update", dtype, formula)
+        source = passes.source("update Update", T, formula)
         yield source, f"update<{T}>(RUN, m * n, {len(vectors)}, {len(compiled.folded)});"
 
 
 def units(dtype):
-    return [*layer_units(dtype), *loss_units(dtype), *update_units(dtype)]
+    each = (layer_units, loss_units, other_units, update_units)
+    return [unit for of in each for unit in of(dtype)]
 
 
 def whole_program(parts, shapes=SHAPES):
@@ -172,11 +218,13 @@ def whole_program(parts, shapes=SHAPES):
     sources = list(dict.fromkeys(source for source, _ in parts))
     functions, declared, calls = [], [], []
     for i, source in enumerate(sources):
-        text = source.replace('extern "C" void run(', f'extern "C" void run_{i}(')
+        text = source.replace("run_part(", f"run_part_{i}(").replace(
+            "void run(const void* a", f"void run_{i}(const void* a"
+        )
         functions.append(f"namespace unit_{i} {{\n{text}\n}}")
-        declared.append(f'extern "C" void run_{i}(const void*);')
+        declared.append(f'extern "C" void run_part_{i}(const void*, int64, int64);')
     for source, call in parts:
-        calls.append(call.replace("RUN", f"run_{sources.index(source)}"))
+        calls.append(call.replace("RUN", f"run_part_{sources.index(source)}"))
     structs = "\n".join(
         f"template <class T> struct {name} {{ {fields}; }};"
         for name, fields in passes.ARGUMENTS.items()
@@ -184,7 +232,9 @@ def whole_program(parts, shapes=SHAPES):
     sizes = ", ".join(f"{{{m}, {n}}}" for m, n in shapes)
     main = DRIVER.replace("STRUCTS", structs).replace("SHAPES", sizes)
     main = main.replace("DECLARED", "\n".join(declared)).replace("CALLS", "\n    ".join(calls))
-    return main + "\n".join(functions)
+    whole = main + "\n".join(functions)
+    system = re.findall("^#include <.*>$", whole, re.M)
+    return "\n".join([*dict.fromkeys(system), re.sub("^#include <.*>$", "", whole, flags=re.M)])
 
 
 def run(text, folder):
@@ -241,7 +291,13 @@ PLANTED = {
         loss_units, "cross_entropy<float, true, false>",
         "apart < n ? apart : n - 1", "apart <= n ? apart : n - 1",
     ),
-    "an update writes one more": (update_units, "update<", "i < p.n; ++i", "i <= p.n; ++i"),
+    "an update writes one more": (update_units, "update<", "i < mine.end; ++i", "i <= p.n; ++i"),
+    "a product's panel has one column less": (
+        other_units, "multiply<", "T panel[depth * columns];", "T panel[depth * columns - 1];",
+    ),
+    "threads share one column too many": (
+        other_units, "sum_up<", "end < n ? end : n}", "end <= n ? end : n + 1}",
+    ),
     "a shift by all bits": (
         layer_units, "activate<", "biased << Of<F>::digits", "biased << (Of<F>::digits + 9)",
     ),
