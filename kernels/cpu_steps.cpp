@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "arguments.h"
@@ -61,10 +62,13 @@ class Barrier {
       if (__atomic_load_n(&sleeping, __ATOMIC_SEQ_CST)) wake();
       return;
     }
-    for (int i = 0; i < SPINS; ++i) {
-      if (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) != before) return;
-      pause();
-    }
+    const long long end = now() + SPIN;
+    do {
+      for (int i = 0; i < 64; ++i) {
+        if (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) != before) return;
+        pause();
+      }
+    } while (now() < end);
     __atomic_add_fetch(&sleeping, 1, __ATOMIC_SEQ_CST);
     while (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) == before) sleep(before);
     __atomic_sub_fetch(&sleeping, 1, __ATOMIC_SEQ_CST);
@@ -74,11 +78,18 @@ class Barrier {
   const int count;
   int waiting = 0, passed = 0, sleeping = 0;
 
+  enum { SPIN = 50'000 };  // nanoseconds
+
+  static long long now() {
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
+  }
 #if defined(__x86_64__)
-  enum { SPINS = 400, FUTEX = 202 };  // about 20 us
+  enum { FUTEX = 202 };
   static void pause() { __builtin_ia32_pause(); }
 #else
-  enum { SPINS = 4000, FUTEX = 98 };
+  enum { FUTEX = 98 };
   static void pause() { asm volatile("" ::: "memory"); }
 #endif
 #if defined(__linux__) && (defined(__x86_64__) || defined(__aarch64__) || defined(__riscv))
