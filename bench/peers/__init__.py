@@ -15,6 +15,7 @@ from bench.work import Work
 
 PEERS = {  # name: (module, way)
     "mlpcore": ("mlpcore_peer", ""),
+    "mlpcore-fit": ("mlpcore_peer", "fit"),  # steps on batches of a larger X, in `trainer.fit`
     "torch": ("torch_peer", "eager"),
     "torch-compile": ("torch_peer", "compile"),
     "torch-graph": ("torch_peer", "graph"),  # the whole step in one CUDA graph

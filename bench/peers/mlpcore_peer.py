@@ -6,11 +6,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 import mlpcore as mc
 from bench.cases import BETAS, DECAY, EPSILON, POOL
 from bench.peers import Unsupported
 from bench.work import Work
 from mlpcore.backends import devices
+
+ENTRIES = 1 << 23  # of X in `fit`
 
 
 class Mlpcore:
@@ -93,6 +97,26 @@ class Mlpcore:
         )
 
 
+class MlpcoreFit(Mlpcore):
+    """`trainer.fit` on copies of the batch, one after the other, without shuffling."""
+
+    def __init__(self, work: Work) -> None:
+        if work.device != "cpu" or work.case.online:
+            raise Unsupported("only on a CPU, and not row by row, where `mlpcore` itself is fit")
+        super().__init__(work)
+        self.copies = max(4, min(64, ENTRIES // self.X.size))
+        self.rows = [np.tile(array, (self.copies, *[1] * (array.ndim - 1))) for array in work.XY]
+
+    def _steps(self, count: int) -> None:
+        m = self.work.batch
+        fit = functools.partial(self.trainer.fit, batch_size=m, shuffle=False, progress=False)
+        epochs, rest = divmod(count, self.copies)
+        if epochs:
+            fit(*self.rows, epochs=epochs)
+        if rest:
+            fit(*(array[: rest * m] for array in self.rows), epochs=1)
+
+
 def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
     """Run the GEMMs of one step on the whole batch, into preallocated outputs.
 
@@ -126,8 +150,7 @@ def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
 
 
 def build(work: Work, way: str) -> Mlpcore:
-    assert way == ""
     try:
-        return Mlpcore(work)
+        return (MlpcoreFit if way == "fit" else Mlpcore)(work)
     except mc.DeviceUnavailable as error:
         raise Unsupported(str(error)) from error
