@@ -10,6 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from operator import is_not
+from typing import Any
 
 import numpy as np
 
@@ -94,10 +95,8 @@ class Stretch:
     ) -> None:
         self.problem, self.state, self.lanes, self.rows = problem, state, lanes, rows
         self._J = worker.J  # and not the worker, which refers to this
-        self.length, self.threads = (
-            choose_length(problem, rows),
-            choose_threads(problem, rows, lanes),
-        )
+        self.length = choose_length(problem, rows)
+        self.threads = choose_threads(problem, rows, lanes)
         self._sources: tuple[Array, Array] | None = None  # the arrays that are read
         ops = worker.ops
         assert isinstance(ops, CompiledOps)
@@ -130,6 +129,10 @@ class Stretch:
 
     def read(self, batch: Batch) -> bool:
         """Read rows of a batch's arrays from now on; return False if their layout is unusual."""
+        if batch.rows is not None and not (
+            batch.rows.dtype == np.int64 and batch.rows.flags.c_contiguous
+        ):
+            return False
         if self._sources is None or not (
             self._sources[0] is batch.X and self._sources[1] is batch.Y
         ):
@@ -214,13 +217,20 @@ class Stretches:
 
     def __init__(self, problem: Problem, state: State, lanes: Lanes) -> None:
         self.problem, self.state, self.lanes = problem, state, lanes
+        self._settings: dict[str, Any] | None = None
+        self._constants: dict[str, float] = {}
 
     def find(self, worker: Worker, rows: int, chunk_rows: int, inputs: Inputs) -> Stretch | None:
         """Return the stretch of steps on batches of this size, or None if they run one by one."""
         lanes, settings = self.lanes, self.problem.settings
         if settings.l1 or settings.l2 or lanes.penalty is not None:
             lanes.set_penalty()
-        made_of = lanes.updates, lanes.settings, lanes.penalty, settings
+        if lanes.settings is not self._settings:
+            constants = self.problem.optimizer.constants()
+            if constants != self._constants:  # not only the learning rate has changed
+                self._constants = constants
+            self._settings = lanes.settings
+        made_of = lanes.updates, self._constants, lanes.penalty, settings
         if worker.stretches_of is None or any(map(is_not, made_of, worker.stretches_of)):
             worker.stretches, worker.stretches_of = {}, made_of
         key = rows, chunk_rows, inputs

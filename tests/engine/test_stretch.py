@@ -212,6 +212,33 @@ def test_settings_may_change_between_fits_and_steps(lengths, monkeypatch):
     agree(found, train())
 
 
+def test_a_new_learning_rate_makes_no_new_stretch(monkeypatch):
+    trainer, made = make(), []
+    real = stretch.Stretch._make_loop
+    monkeypatch.setattr(stretch.Stretch, "_make_loop", lambda self: made.append(1) or real(self))
+    expected = make()
+    for rate in (0.1, 0.2, 0.3):
+        for each in (trainer, expected):
+            each.optimizer.learning_rate = rate
+        trainer.step(X[:8], Y[:8])
+        with monkeypatch.context() as patch:
+            one_by_one(patch)
+            expected.step(X[:8], Y[:8])
+    assert made == [1]
+    np.testing.assert_allclose(trainer.net.parameters, expected.net.parameters, rtol=1e-12)
+
+
+@pytest.mark.parametrize("offset", [1, 4])
+def test_rows_that_are_not_aligned_are_read(offset, monkeypatch):
+    raw = np.zeros(X.nbytes + offset, np.uint8)
+    rows = raw[offset:].view(X.dtype).reshape(X.shape)
+    rows[...] = X
+    assert not rows.flags.aligned
+    found = results(make(), rows, Y)
+    one_by_one(monkeypatch)
+    agree(found, results(make(), X, Y))
+
+
 def test_an_interrupt_in_a_stretch_loses_no_step(tmp_path, monkeypatch):
     trainer, twin = make(), make()
     fit = {**FIT, "checkpoint": tmp_path / "run.safetensors"}

@@ -97,7 +97,9 @@ def gather(source: np.dtype[Any], to: Array, places: Array) -> Call:
 def point(call: Call, source: Array) -> bool:
     """Make a call of `gather` read an array from now on; return False if it cannot."""
     size = source.itemsize
-    if not isinstance(source, np.ndarray) or any(stride % size for stride in source.strides):
+    if not isinstance(source, np.ndarray) or not source.flags.aligned:
+        return False
+    if any(stride % size for stride in source.strides):
         return False
     arguments = call[1]._obj
     arguments.row, arguments.column = [*(stride // size for stride in source.strides), 1][:2]
