@@ -247,7 +247,7 @@ void cross_entropy(const Loss<T>& p, const Part& part) {
 }
 
 // S += b and Z = exp(s) / Σ exp(s) or, `logarithmic`, s - log Σ exp(s), of s = S - max.
-template <class T, bool biased, bool keeps, bool logarithmic>
+template <class T, bool biased, bool logarithmic>
 void softmax(const Activate<T>& p, const Part& part) {
   const Range rows = part.of(p.m);
   for (int64 i = rows.begin; i < rows.end; ++i) {

@@ -126,16 +126,19 @@ void multiply(const Product<T>& whole, const Part& part) {
   if (0 < rest && rest <= one) multiply_packed<T, 1>(p, j, rest);
 }
 
-// The same by the BLAS function at p.gemm, of the interface with 64-bit integers.
+// The same by the BLAS function at p.gemm, of the interface with 64-bit integers, in p.parts parts:
+// BLAS may round a row differently if there are other rows.
 template <class T>
 void multiply_by_blas(const Product<T>& whole, const Part& part) {
-  const Product<T> p = of_rows(whole, part.of(whole.m, Registers<T>::rows));
-  if (p.m == 0) return;
   enum { ROW_MAJOR = 101, AS_IS = 111, TRANSPOSED = 112 };
   using Gemm = void (*)(int, int, int, int64, int64, int64, T, const T*, int64, const T*, int64, T,
                         T*, int64);
-  const bool a = p.a_column == 1, b = p.b_column == 1;
-  reinterpret_cast<Gemm>(p.gemm)(ROW_MAJOR, a ? AS_IS : TRANSPOSED, b ? AS_IS : TRANSPOSED, p.m,
-                                 p.n, p.k, T(1), p.A, a ? p.a_row : p.a_column, p.B,
-                                 b ? p.b_row : p.b_column, T(p.accumulate != 0), p.C, p.c_row);
+  for (int64 i = part.index; i < whole.parts; i += part.count) {
+    const Product<T> p = of_rows(whole, Part{i, whole.parts}.of(whole.m, Registers<T>::rows));
+    if (p.m == 0) continue;
+    const bool a = p.a_column == 1, b = p.b_column == 1;
+    reinterpret_cast<Gemm>(p.gemm)(ROW_MAJOR, a ? AS_IS : TRANSPOSED, b ? AS_IS : TRANSPOSED, p.m,
+                                   p.n, p.k, T(1), p.A, a ? p.a_row : p.a_column, p.B,
+                                   b ? p.b_row : p.b_column, T(p.accumulate != 0), p.C, p.c_row);
+  }
 }

@@ -48,12 +48,16 @@ void penalize(const Penalize<T>& p, const Part& part) {
   }
 }
 
-// A point that all threads reach before any goes on. A thread that waits long sleeps.
+// A point that all threads reach before any goes on. A thread that waits long sleeps, and spins
+// less before it sleeps the next time, since others may need the core.
 class Barrier {
  public:
+  static constexpr long long MOST = 50'000;
+
   explicit Barrier(int count) : count(count) {}
 
-  void wait() {
+  // `spin`: the calling thread's nanoseconds before it sleeps, at first MOST.
+  void wait(long long& spin) {
     if (count == 1) return;
     const int before = __atomic_load_n(&passed, __ATOMIC_SEQ_CST);
     if (__atomic_add_fetch(&waiting, 1, __ATOMIC_SEQ_CST) == count) {
@@ -62,13 +66,17 @@ class Barrier {
       if (__atomic_load_n(&sleeping, __ATOMIC_SEQ_CST)) wake();
       return;
     }
-    const long long end = now() + SPIN;
+    const long long end = now() + spin;
     do {
       for (int i = 0; i < 64; ++i) {
-        if (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) != before) return;
+        if (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) != before) {
+          spin = MOST;
+          return;
+        }
         pause();
       }
     } while (now() < end);
+    spin /= 2;
     __atomic_add_fetch(&sleeping, 1, __ATOMIC_SEQ_CST);
     while (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) == before) sleep(before);
     __atomic_sub_fetch(&sleeping, 1, __ATOMIC_SEQ_CST);
@@ -77,8 +85,6 @@ class Barrier {
  private:
   const int count;
   int waiting = 0, passed = 0, sleeping = 0;
-
-  enum { SPIN = 50'000 };  // nanoseconds
 
   static long long now() {
     timespec time;
@@ -116,16 +122,17 @@ class Loop {
   void work(int64 index) {
     const Call* const calls = static_cast<const Call*>(p.calls);
     const Part part = {index, threads};
+    long long spin = Barrier::MOST;
     for (int64 step = 0; step < p.steps; ++step) {
       if (index == 0) *p.J = 0, rows = p.place[2];
-      for (int64 i = 0; i < p.gradient_calls; ++i) share(calls[i], index), barrier.wait();
+      for (int64 i = 0; i < p.gradient_calls; ++i) share(calls[i], index), barrier.wait(spin);
       sum_squares(part.of(p.n, BLOCK));
-      barrier.wait();
+      barrier.wait(spin);
       if (index == 0) certain = prepare(step);
-      barrier.wait();
+      barrier.wait(spin);
       if (!certain) return;
       for (int64 i = 0; i < p.segments; ++i) share(calls[p.gradient_calls + i], index);
-      barrier.wait();
+      barrier.wait(spin);
     }
   }
 

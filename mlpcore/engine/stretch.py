@@ -5,10 +5,12 @@ rows → X, Y → forward → loss → backward → norm → update, k times, wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from operator import is_not
 from typing import Any
 
@@ -27,6 +29,8 @@ from mlpcore.engine.problem import Problem
 from mlpcore.engine.state import State
 from mlpcore.engine.worker import Worker
 
+FIRST = 4  # steps of a first call
+TRIED = 32  # calls after which another number of threads is tried again
 SECONDS = 0.05  # of a stretch, about: interrupts and other threads wait for its end
 FLOP_PER_SECOND = 5e10
 SHARED = 1e7  # operations of a step for each thread
@@ -95,9 +99,11 @@ class Stretch:
     ) -> None:
         self.problem, self.state, self.lanes, self.rows = problem, state, lanes, rows
         self._J = worker.J  # and not the worker, which refers to this
-        self.length = choose_length(problem, rows)
-        self.threads = choose_threads(problem, rows, lanes)
-        self._sources: tuple[Array, Array] | None = None  # the arrays that are read
+        self._most = choose_length(problem, rows)
+        self.length, self.threads = min(FIRST, self._most), choose_threads(problem, rows, lanes)
+        # seconds of a step by the number of threads, as last measured
+        self._seconds: dict[int, float] = {}
+        self._runs = 0
         ops = worker.ops
         assert isinstance(ops, CompiledOps)
         self._places = ops.places
@@ -108,7 +114,7 @@ class Stretch:
         settings = problem.settings
         self._gathers: list[tuple[Call, int]] = []  # each with the position of its array in a batch
         self._calls: list[Call] = []
-        ops.in_one_call = True
+        ops.in_one_call = lanes.threads
         try:
             for start, stop in cut(rows, chunk_rows, 1)[0]:
                 for number, name, dtype in ((0, "X", inputs.x_dtype), (1, "Y", inputs.y_dtype)):
@@ -120,7 +126,7 @@ class Stretch:
                 if stop < rows:
                     self._calls.append(steps.advance(self._places, stop - start))
         finally:
-            ops.in_one_call = False
+            ops.in_one_call = 0
         if lanes.penalty is not None:
             w = problem.parameters[: problem.layout.weights]
             self._calls += lanes.penalty.lanes[0].calls
@@ -128,19 +134,11 @@ class Stretch:
         self.loop = self._make_loop()
 
     def read(self, batch: Batch) -> bool:
-        """Read rows of a batch's arrays from now on; return False if their layout is unusual."""
-        if batch.rows is not None and not (
-            batch.rows.dtype == np.int64 and batch.rows.flags.c_contiguous
-        ):
+        """Read rows of a batch's arrays in the next calls; return False if they are unusual."""
+        rows = batch.rows
+        if rows is not None and not (rows.dtype == np.int64 and rows.flags.c_contiguous):
             return False
-        if self._sources is None or not (
-            self._sources[0] is batch.X and self._sources[1] is batch.Y
-        ):
-            self._sources = None
-            if not all(steps.point(call, batch[number]) for call, number in self._gathers):
-                return False
-            self._sources = batch.X, batch.Y
-        return True
+        return all(steps.point(call, batch[number]) for call, number in self._gathers)
 
     def _make_loop(self) -> StepLoop:
         lanes, optimizer = self.lanes, self.problem.optimizer
@@ -161,22 +159,35 @@ class Stretch:
         )  # fmt: skip
         return StepLoop(
             self._calls, segments, rule, self.state.gradient, self._J,
-            self._places, self.rows, self.problem.settings.clip_norm, self.length,
+            self._places, self.rows, self.problem.settings.clip_norm, self._most,
         )  # fmt: skip
 
-    def run(self, batch: Batch, first: int, progress: Progress, losses: Losses) -> bool:
+    def run(
+        self,
+        batch: Batch,
+        first: int,
+        rates: Sequence[float],
+        progress: Progress,
+        losses: Losses,
+    ) -> bool:
         """Run a batch's steps from number `first` on, as far as they are certainly finite.
 
         No interrupt can come between the call and the counts. Returns True if the next step has to
         run alone.
+
+        Args:
+            batch: the rows.
+            first: number of steps of the batch that are done.
+            rates: a learning rate for each step of the call.
+            progress: counts the steps.
+            losses: receives their losses.
         """
-        count, loop, state, before = batch.steps - first, self.loop, self.state, progress.step
-        count = min(count, self.length)
+        loop, state, before, count = self.loop, self.state, progress.step, len(rates)
         rows = None if batch.rows is None else batch.rows[first * self.rows :]
         for update in self.lanes.updates:
             update.values = None  # the loop overwrites the scalars
-        updates, rates = before - progress.skipped, self._rates(progress, count)
-        found, done = loop.set(rows, before + 1, updates, rates, state.reach, self.threads)
+        updates, threads = before - progress.skipped, self._choose_threads()
+        found, done = loop.set(rows, before + 1, updates, rates, state.reach, threads)
         losses.parts.append((found, done))
         calls = itertools.chain(
             [(setattr, state, "torn", before + 1), loop.call],
@@ -185,19 +196,43 @@ class Stretch:
             _set_later(state, "reach", map(float, loop.reach)),
             [(setattr, state, "torn", 0)],
         )
+        begin = time.perf_counter()
         make(calls)
+        self._measure(threads, (time.perf_counter() - begin) / max(1, done[0]))
         state.rate = next((rate for rate in reversed(rates[: done[0]]) if rate), state.rate)
         return bool(done[0] < count)
 
-    def _rates(self, progress: Progress, count: int) -> list[float]:
+    def _choose_threads(self) -> int:
+        """Return the faster number of threads, which depends on what else the machine does."""
+        ways = dict.fromkeys((self.threads, 1))
+        untried = [way for way in ways if way not in self._seconds]
+        if untried:
+            return untried[0]
+        best, *others = sorted(ways, key=self._seconds.__getitem__)
+        return others[0] if others and self._runs % TRIED == 0 else best
+
+    def _measure(self, threads: int, seconds: float) -> None:
+        """Note the seconds of a step, and choose the length of the next calls by them."""
+        self._runs += 1
+        if self._runs > 1:  # the first one finds nothing in the caches
+            self._seconds[threads] = seconds
+        self.length = max(1, min(self._most, int(SECONDS / seconds)))
+
+    def rates(self, progress: Progress, count: int) -> list[float]:
+        """Return the learning rates of the next steps, up to the first that has none.
+
+        Raises:
+            ValueError: the very first has none.
+        """
         rate = self.problem.optimizer.learning_rate
         if not isinstance(rate, Schedule):
             return [float(rate)] * count
-        ahead, rates = dataclasses.replace(progress), []
-        for _ in range(count):
-            rates.append(rate.at(ahead))
-            ahead.step += 1
-        return rates
+        ahead, found = dataclasses.replace(progress), [rate.at(progress)]
+        with contextlib.suppress(ValueError):  # raised when it is this step's turn
+            while len(found) < count:
+                ahead.step += 1
+                found.append(rate.at(ahead))
+        return found
 
 
 def _set_later(owner: object, name: str, value: Iterator[object]) -> Iterator[Call]:
@@ -275,7 +310,13 @@ def run(
         run_alone: runs a single step and returns its loss.
     """
     before, readable = progress.step, stretch.read(batch)
+    rates: list[float] = []
     while (done := progress.step - before) < batch.steps:
-        if not readable or stretch.run(batch, done, progress, losses):
-            J = run_alone(batch.single(progress.step - before))
-            losses.parts.append((np.array([J]), np.ones(1, np.int64)))
+        if readable:
+            if done >= len(rates):
+                rates += stretch.rates(progress, batch.steps - done)
+            next_ones = rates[done : done + stretch.length]
+            if not stretch.run(batch, done, next_ones, progress, losses):
+                continue
+        J = run_alone(batch.single(progress.step - before))
+        losses.parts.append((np.array([J]), np.ones(1, np.int64)))

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 log = logging.getLogger("mlpcore")
-SWITCH = "MLPCORE_COMPILE"  # environment variable: 0 leaves all passes to NumPy
+SWITCH = "MLPCORE_COMPILE"  # environment variable: one of OFF leaves all passes to NumPy
+OFF = ("0", "off", "false", "no")
 CACHE = "MLPCORE_CACHE"  # environment variable: the folder of compiled passes
 NAMES = ("g++", "clang++", "c++")
 FLAGS = (
@@ -37,10 +38,7 @@ FLAGS = (
 )  # fmt: skip
 SECONDS = 120  # limit on one compilation
 STALE = 86_400  # seconds after which the folder of a compilation is what a killed process left
-REMEDY = (
-    "install one (for example `apt install g++`), or `pip install ziglang` and set"
-    ' CXX="python -m ziglang c++"'
-)
+REMEDY = "install one, for example by `apt install g++`"
 
 _lock = threading.Lock()
 _functions: dict[str, Any] = {}  # by source
@@ -103,13 +101,14 @@ def why_not() -> str:
 
 @functools.cache
 def _why_never(switch: str, cxx: str) -> str:
-    if switch == "0":
-        return f"{SWITCH} is 0"
+    if switch.strip().lower() in OFF:
+        return f"{SWITCH} is {switch}"
     if os.name != "posix":
         return "only on Linux and macOS"
     if _find(cxx) is None:
-        missing = f"CXX is {cxx!r}, which is" if cxx else f"no C++ compiler ({', '.join(NAMES)}) is"
-        return f"{missing} not on the PATH: {REMEDY}"
+        if cxx:
+            return f"CXX is {cxx!r}, which is not on the PATH: unset it, or name a compiler"
+        return f"no C++ compiler ({', '.join(NAMES)}) is on the PATH: {REMEDY}"
     return ""
 
 
@@ -212,7 +211,11 @@ def _loaded(source: str, name: str, flags: Sequence[str]) -> Any:
             function = _compiled(compiler, flags, source, Path(folder), key)
         if not _unkept:
             _unkept.append(reason)
-            log.warning("compiled passes are not kept for the next process: %s", reason)
+            log.warning(
+                "compiled passes are not kept for the next process: %s; %s may name another folder",
+                reason,
+                CACHE,
+            )
     _took[source] = time.perf_counter() - began
     log.info("compiled %s in %.1f s", name, _took[source])
     return function

@@ -30,7 +30,8 @@ class CompiledOps(NumpyOps):
 
     def __init__(self) -> None:
         super().__init__(np)
-        self.in_one_call = False  # True while calls are recorded for a `StepLoop`
+        # while calls are recorded for a `StepLoop`, the parts into which BLAS's products are cut
+        self.in_one_call = 0
 
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
         """Set C = A B, or C += A B. All may be transposed views, A an `Input`."""
@@ -53,7 +54,7 @@ class CompiledOps(NumpyOps):
         if not small:
             if not self.in_one_call or not (gemm := steps.blas_gemm(dtype)):
                 return False
-            given["gemm"] = gemm
+            given |= {"gemm": gemm, "parts": self.in_one_call}
         template = "multiply" if small else "multiply_by_blas"
         run = passes.load(f"{template} Product", passes.TYPES[dtype])
         if run is None:
@@ -66,14 +67,13 @@ class CompiledOps(NumpyOps):
         if b is None and activation.value == "s" and Z is S:
             return
         a, dropped, (m, n) = activation.a, isinstance(activation, Dropped), S.shape
-        options: tuple[bool, ...] = b is not None, Z is not S
+        options: tuple[bool, ...] = b is not None, activation.logarithmic
         if activation.rowwise:
             template, formula = "softmax", ""
-            options = (*options, activation.logarithmic)
         else:
             template = "activate_and_drop" if dropped else "activate"
             formula = formula_text.activation(activation, S.dtype.name)
-            options = (*options, a is not None, a is not None and a.size > 1)
+            options = options[0], Z is not S, a is not None, a is not None and a.size > 1
         given = {"S": S, "b": b, "Z": Z, "a": a, "place": self.places, "m": m, "n": n}
         if isinstance(activation, Dropped):
             given |= {"key": activation.key, "threshold": activation.threshold}

@@ -34,7 +34,7 @@ ARGUMENTS = {
     "Update": "T* v0; T* v1; T* v2; T* v3; const T* const* k; int64 n",
     "Product": (
         "const T* A; const T* B; T* C; void* gemm; int64 m; int64 n; int64 k; int64 a_row;"
-        " int64 a_column; int64 b_row; int64 b_column; int64 c_row; int64 accumulate"
+        " int64 a_column; int64 b_row; int64 b_column; int64 c_row; int64 accumulate; int64 parts"
     ),
     "Gather": (
         "T* to; const void* source; const int64* place; int64 m; int64 n; int64 row; int64 column"

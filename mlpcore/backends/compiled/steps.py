@@ -103,7 +103,7 @@ def point(call: Call, source: Array) -> bool:
         return False
     arguments = call[1]._obj
     arguments.row, arguments.column = [*(stride // size for stride in source.strides), 1][:2]
-    arguments.source, arguments.read = source.ctypes.data, source
+    arguments.source = source.ctypes.data
     return True
 
 

@@ -22,7 +22,9 @@ log = logging.getLogger("mlpcore")
 
 @functools.cache
 def _say_once(reason: str) -> None:
-    log.info("NumPy computes all passes: %s", reason)
+    mistaken = reason.startswith("CXX")  # while a machine may well lack a compiler
+    level = logging.WARNING if mistaken else logging.INFO
+    log.log(level, "NumPy computes all passes: %s", reason)
 
 
 class HostDevice:

@@ -156,7 +156,7 @@ def layer_units(dtype):
             )  # fmt: skip
             yield source, f"activate<{T}>(RUN, m, n, {flag(*options, False, False)});"
         for logarithmic in (False, True):
-            source = passes.source("softmax Activate", T, "", (*options, logarithmic))
+            source = passes.source("softmax Activate", T, "", (options[0], logarithmic))
             yield source, f"activate<{T}>(RUN, m, n, {flag(*options, False, False)});"
     for each, sigma in bound.items():
         formula = formula_text.activation(sigma, dtype)
