@@ -106,15 +106,21 @@ class MlpcoreFit(Mlpcore):
         super().__init__(work)
         self.copies = max(4, min(64, ENTRIES // self.X.size))
         self.rows = [np.tile(array, (self.copies, *[1] * (array.ndim - 1))) for array in work.XY]
+        # checked beforehand, as they are once in a fit of many epochs
+        self.prepared: dict[int, Any] = {}
 
     def _steps(self, count: int) -> None:
-        m = self.work.batch
-        fit = functools.partial(self.trainer.fit, batch_size=m, shuffle=False, progress=False)
-        epochs, rest = divmod(count, self.copies)
-        if epochs:
-            fit(*self.rows, epochs=epochs)
-        if rest:
-            fit(*(array[: rest * m] for array in self.rows), epochs=1)
+        for batches, epochs in ((self.copies, count // self.copies), (count % self.copies, 1)):
+            if batches and epochs:
+                self._fit_prepared(batches, epochs)
+
+    def _fit_prepared(self, batches: int, epochs: int) -> None:
+        m, trainer = self.work.batch, self.trainer
+        if batches not in self.prepared:
+            self.prepared[batches] = trainer.prepare(*(rows[: batches * m] for rows in self.rows))
+        trainer.fit(
+            self.prepared[batches], epochs=epochs, batch_size=m, shuffle=False, progress=False
+        )
 
 
 def gemms(trainer: mc.Trainer, X: Any, Y: Any) -> Callable[[], None]:
