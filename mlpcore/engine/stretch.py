@@ -33,6 +33,7 @@ FIRST = 4  # steps of a first call
 TRIED = 32  # calls after which another number of threads is tried again
 SECONDS = 0.05  # of a stretch, about: interrupts and other threads wait for its end
 FLOP_PER_SECOND = 5e10
+LARGEST = 2e8  # operations of a step from which its own calls, with BLAS's threads, are as fast
 SHARED = 1e7  # operations of a step for each thread
 CALL = 1e-7  # seconds of a pass apart from its arithmetic
 CHUNKS = 64  # most chunks of a step
@@ -40,9 +41,11 @@ MOST = 4096  # steps of a stretch
 
 
 def choose_length(problem: Problem, rows: int) -> int:
-    """Return the number of steps on this many rows that one call may make."""
+    """Return the number of steps on this many rows that one call may make; 1: none."""
     layers, weights = problem.layout.layers, problem.layout.weights
     flop = 6 * rows * weights + 20 * problem.layout.size
+    if flop > LARGEST:
+        return 1
     return max(1, min(MOST, int(SECONDS / (flop / FLOP_PER_SECOND + 10 * layers * CALL))))
 
 
