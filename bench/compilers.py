@@ -117,11 +117,16 @@ def measure(way: str) -> dict[str, float]:
     return found | {name: 1e6 * statistics.median(each) for name, each in times.items()}
 
 
-def in_a_process(way: str) -> dict[str, float]:
-    """Measure a way in a new process; "numpy", "numba" or the command of a compiler."""
+def in_a_process(way: str, zig: str) -> dict[str, float]:
+    """Measure a way in a new process.
+
+    Args:
+        way: "numpy", "numba" or the command of a compiler.
+        zig: the folder of zig's own libraries.
+    """
     with tempfile.TemporaryDirectory() as cache:
         own = {"MLPCORE_COMPILE": "0" if way == "numpy" else "1", "MLPCORE_CACHE": cache}
-        environment = {**os.environ, **own, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **own, "OMP_NUM_THREADS": "1", "ZIG_GLOBAL_CACHE_DIR": zig}
         if way not in ("numpy", "numba"):
             environment["CXX"] = way
         command = [sys.executable, __file__, "--child", way]
@@ -140,8 +145,8 @@ def main() -> None:
     known += [zig] if importlib.util.find_spec("ziglang") else []
     ways = ["numpy", *(sys.argv[1:] or known)]
     ways += ["numba"] if importlib.util.find_spec("numba") else []
-    first = {way: in_a_process(way) for way in ways}
-    again = {way: in_a_process(way) for way in ways}
+    with tempfile.TemporaryDirectory() as libraries:
+        first, again = ({way: in_a_process(way, libraries) for way in ways} for _ in range(2))
     names = [name for name in again["numpy"] if name != "seconds"]
     print("| way | first, s | again, s |", " | ".join(f"{name}, us" for name in names), "|")
     print("|---" * (3 + len(names)) + "|")
