@@ -36,7 +36,7 @@ FLOP_PER_SECOND = 5e10
 LARGEST = 2e8  # operations of a step from which its own calls, with BLAS's threads, are as fast
 SHARED = 1e7  # operations of a step for each thread
 CALL = 1e-7  # seconds of a pass apart from its arithmetic
-CHUNKS = 64  # most chunks of a step
+CHUNKS = 16  # most chunks of a step
 MOST = 4096  # steps of a stretch
 
 
@@ -118,16 +118,20 @@ class Stretch:
         self._gathers: list[tuple[Call, int]] = []  # each with the position of its array in a batch
         self._calls: list[Call] = []
         ops.in_one_call = lanes.threads
+        recorded: dict[tuple[int, bool], list[Call]] = {}  # chunks of one size have the same calls
         try:
             for start, stop in cut(rows, chunk_rows, 1)[0]:
-                for number, name, dtype in ((0, "X", inputs.x_dtype), (1, "Y", inputs.y_dtype)):
-                    to = worker.buffers[name][: stop - start]
-                    self._gathers.append((steps.gather(np.dtype(dtype), to, self._places), number))
-                    self._calls.append(self._gathers[-1][0])
-                run = functools.partial(chunk.run, "step", stop - start, False, start > 0)
-                self._calls += ops.record(run).calls
-                if stop < rows:
-                    self._calls.append(steps.advance(self._places, stop - start))
+                size, more = kind = stop - start, start > 0
+                if kind not in recorded:
+                    gathers = [
+                        steps.gather(np.dtype(dtype), worker.buffers[name][:size], self._places)
+                        for name, dtype in (("X", inputs.x_dtype), ("Y", inputs.y_dtype))
+                    ]
+                    self._gathers += zip(gathers, (0, 1), strict=True)
+                    run = functools.partial(chunk.run, "step", size, False, more)
+                    then = steps.advance(self._places, size)
+                    recorded[kind] = [*gathers, *ops.record(run).calls, then]
+                self._calls += recorded[kind]
         finally:
             ops.in_one_call = 0
         if lanes.penalty is not None:
@@ -162,7 +166,7 @@ class Stretch:
         )  # fmt: skip
         return StepLoop(
             self._calls, segments, rule, self.state.gradient, self._J,
-            self._places, self.rows, self.problem.settings.clip_norm, self._most,
+            self._places, self.rows, self.problem.settings.clip_norm,
         )  # fmt: skip
 
     def run(
@@ -190,7 +194,7 @@ class Stretch:
         for update in self.lanes.updates:
             update.values = None  # the loop overwrites the scalars
         updates, threads = before - progress.skipped, self._choose_threads()
-        found, done = loop.set(rows, before + 1, updates, rates, state.reach, threads)
+        found, done, _table = loop.set(rows, before + 1, updates, rates, state.reach, threads)
         losses.parts.append((found, done))
         calls = itertools.chain(
             [(setattr, state, "torn", before + 1), loop.call],

@@ -41,8 +41,8 @@ STALE = 86_400  # seconds after which the folder of a compilation is what a kill
 REMEDY = "install one, for example by `apt install g++`"
 
 _lock = threading.Lock()
-_functions: dict[str, Any] = {}  # by source
-_took: dict[str, float] = {}  # seconds by source, of those that the cache did not have
+_functions: dict[bytes, Any] = {}  # by the digest of the source
+_took: dict[bytes, float] = {}  # seconds by digest, of those that the cache did not have
 _failure: list[str] = []  # why the compiler is no longer used
 _unkept: list[str] = []  # why the cache is not used
 
@@ -74,17 +74,28 @@ def load(source: str, name: str = "a pass", flags: Sequence[str] = ()) -> Any:
         name: its name in the log.
         flags: the compiler's flags, in addition to `FLAGS`.
     """
-    function = _functions.get(source)
+    key = digest(source)
+    function = _functions.get(key)
     if function is not None or why_not():
         return function
     with _lock:
-        if source not in _functions and not _failure:
+        if key not in _functions and not _failure:
             try:
-                _functions[source] = _loaded(source, name, (*_flags(), *flags))
+                _functions[key] = _loaded(source, name, (*_flags(), *flags))
             except (CompilationFailed, OSError, AttributeError) as error:  # the last: no `run`
                 _failure.append(f"{shlex.join(_required().command)}: {error}")
                 log.warning("NumPy computes what would be compiled: %s", _failure[0])
-    return _functions.get(source)
+    return _functions.get(key)
+
+
+def digest(source: str) -> bytes:
+    """Return the digest by which a source's function is known in this process."""
+    return hashlib.sha256(source.encode()).digest()
+
+
+def loaded(key: bytes) -> Any:
+    """Return the function of a source that has been loaded, by its digest, or None."""
+    return _functions.get(key)
 
 
 def counts() -> tuple[int, int, float]:
@@ -216,8 +227,8 @@ def _loaded(source: str, name: str, flags: Sequence[str]) -> Any:
                 reason,
                 CACHE,
             )
-    _took[source] = time.perf_counter() - began
-    log.info("compiled %s in %.1f s", name, _took[source])
+    _took[digest(source)] = seconds = time.perf_counter() - began
+    log.info("compiled %s in %.1f s", name, seconds)
     return function
 
 

@@ -73,7 +73,6 @@ def structure(name: str) -> type[ctypes.Structure]:
 _NUMBERS: dict[str, Any] = {"int64": ctypes.c_int64, "double": ctypes.c_double}
 
 
-@functools.cache
 def source(template: str, type: str, formula: str = "", options: tuple[Any, ...] = ()) -> str:
     """Return the C++ of one pass, which exports it as `run`, and a thread's part as `run_part`.
 
@@ -118,8 +117,17 @@ def source(template: str, type: str, formula: str = "", options: tuple[Any, ...]
     )
 
 
+@functools.cache
+def _digest(template: str, type: str, formula: str, options: tuple[Any, ...]) -> bytes:
+    """Return the digest of a pass's source; the text itself, 25 KB each, is not kept."""
+    return compiler.digest(source(template, type, formula, options))
+
+
 def load(template: str, type: str, formula: str = "", options: tuple[Any, ...] = ()) -> Any:
     """Return a pass as a function, or None if it cannot be compiled; arguments as in `source`."""
+    found = compiler.loaded(_digest(template, type, formula, options))
+    if found is not None or compiler.why_not():
+        return found
     name = template.split()[0]
     flags = FUSED if FILES.get(name) == PRODUCTS else ()
     return compiler.load(source(template, type, formula, options), f"{name}<{type}>", flags)

@@ -156,7 +156,6 @@ class StepLoop:
         places: number of the step, 0, and the address of the row numbers.
         rows: rows of a batch.
         clip_norm: the largest norm of the gradient, or None.
-        most: most steps of a call.
 
     Raises:
         NotCompiled: part of a step is not compiled.
@@ -172,7 +171,6 @@ class StepLoop:
         places: Array,
         rows: int,
         clip_norm: float | None,
-        most: int,
     ) -> None:
         names = ["rate", "decay", *(name for name in rule.constants if name != "decay")]
         formula = formula_text.update(rule.program, rule.vectors, names, (), "", rule.bounds)
@@ -180,12 +178,12 @@ class StepLoop:
         calls = addresses([*gradient, *(call for one in segments for call in one.calls)])
         if run is None or any(len(one.calls) != 1 for one in segments):
             raise NotCompiled
-        self.places, self.most = places, most
-        self.rates, self.reach = np.zeros(most), np.zeros(1)
+        self.places = places
+        self.reach = np.zeros(1)
         settings = [[0.0, one.decay, *(rule.constants[x] for x in names[2:])] for one in segments]
         numbers = [number.ctypes.data for one in segments for number in one.scalars]
         given = {
-            "calls": np.array(calls, np.uintp), "g": g, "J": J, "rates": self.rates,
+            "calls": np.array(calls, np.uintp), "g": g, "J": J,
             "settings": np.array(settings), "numbers": np.array(numbers, np.uintp),
             "factors": np.array([[one.rate, one.missed] for one in segments], np.float64),
             "place": places, "reach": self.reach, "gradient_calls": len(gradient),
@@ -205,8 +203,10 @@ class StepLoop:
         rates: Sequence[float],
         reach: float,
         threads: int,
-    ) -> tuple[Array, Array]:
-        """Set up the next call; return arrays for its losses and for the number of steps done.
+    ) -> tuple[Array, Array, Array]:
+        """Set up the next call; return its losses, its number of steps done, and what it reads.
+
+        The arrays must live until the call is over.
 
         Args:
             rows: row numbers of the steps, or None: the first rows.
@@ -217,8 +217,9 @@ class StepLoop:
             threads: number of threads that share each step, which changes no bits.
         """
         self.places[:] = number, 0, 0 if rows is None else rows.ctypes.data
-        self.rates[: len(rates)], self.reach[0] = rates, reach
+        self.reach[0], table = reach, np.array(rates, np.float64)
         losses, done, arguments = np.empty(len(rates)), np.zeros(1, np.int64), self._structure
         arguments.losses, arguments.done = losses.ctypes.data, done.ctypes.data
+        arguments.rates = table.ctypes.data
         arguments.steps, arguments.updates, arguments.threads = len(rates), updates, threads
-        return losses, done
+        return losses, done, table
