@@ -10,6 +10,19 @@
 #include "arguments.h"
 #include "sums.h"
 
+// A number whose bytes are in the other order.
+template <class T>
+struct Swapped {
+  unsigned char bytes[sizeof(T)];
+  operator T() const {
+    unsigned char turned[sizeof(T)];
+    for (unsigned i = 0; i < sizeof(T); ++i) turned[i] = bytes[sizeof(T) - 1 - i];
+    T x;
+    __builtin_memcpy(&x, turned, sizeof x);
+    return x;
+  }
+};
+
 // Copies and casts rows of a matrix: those whose numbers begin at place[2] or, if that is 0, those
 // from place[1] on.
 template <class T, class Source>

@@ -259,7 +259,7 @@ def _kept(folder: Path, key: str) -> Any:
     """Return the function of the library of this key if it is there, whole and accepted."""
     for library in folder.glob(f"{key}-*.so"):
         with contextlib.suppress(OSError, AttributeError):
-            if library.name == _name(key, library.read_bytes()):
+            if library.name == _name(key, library):
                 return _function(library)
         with contextlib.suppress(OSError):
             library.unlink()
@@ -273,8 +273,9 @@ def _function(library: Path) -> Any:
     return loaded.run
 
 
-def _name(key: str, content: bytes) -> str:
-    return f"{key}-{hashlib.sha256(content).hexdigest()[:32]}.so"
+def _name(key: str, library: Path) -> str:
+    with library.open("rb") as file:
+        return f"{key}-{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}.so"
 
 
 def _compiled(compiler: Compiler, flags: Sequence[str], source: str, folder: Path, key: str) -> Any:
@@ -297,7 +298,7 @@ def _compiled(compiler: Compiler, flags: Sequence[str], source: str, folder: Pat
             first = next((line for line in lines if "error" in line), first)
             raise CompilationFailed(f"ended with code {code}: {first.strip():.300}")
         function = _function(made)
-        os.replace(made, folder / _name(key, made.read_bytes()))
+        os.replace(made, folder / _name(key, made))
     return function
 
 

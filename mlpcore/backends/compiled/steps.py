@@ -87,11 +87,12 @@ def gather(source: np.dtype[Any], to: Array, places: Array) -> Call:
     `point` gives it the array.
     """
     labels = to.dtype.name == "int64"
-    if source.name not in SOURCES or not source.isnative or (labels and source.kind not in "iu"):
+    if source.name not in SOURCES or not (source.kind in "iu" if labels else source.isnative):
         raise NotCompiled
+    kind = SOURCES[source.name] if source.isnative else f"Swapped<{SOURCES[source.name]}>"
     given = {"to": to, "place": places, "m": len(to), "n": to.size // len(to)}
     target = "long long" if labels else passes.TYPES[to.dtype.name]
-    return _call("gather Gather", target, given, options=(SOURCES[source.name],))
+    return _call("gather Gather", target, given, options=(kind,))
 
 
 def point(call: Call, source: Array) -> bool:

@@ -371,7 +371,8 @@ def no_library(library):
     """Rubbish under a name that fits it."""
     library.unlink()
     key = library.name.partition("-")[0]
-    (library.parent / compiler._name(key, b"rubbish")).write_bytes(b"rubbish")
+    library.write_bytes(b"rubbish")
+    library.rename(library.with_name(compiler._name(key, library)))
 
 
 @pytest.mark.parametrize("spoil", [truncated, flipped, emptied, no_library])
