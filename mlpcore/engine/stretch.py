@@ -289,7 +289,9 @@ class Stretches:
         own = ("scalars", "constants", "rate", "bounds")
         varies = any(getattr(kind, name) is not getattr(Optimizer, name) for name in own)
         frozen = any(layer.frozen for layer in problem.optimizer.layers.values())
-        alone = frozen or settings.tolerant or inputs.w_dtype or lanes.count > 1
+        # a limit leaves no room for the calls' own objects, which no plan counts
+        limited = settings.memory_limit is not None
+        alone = frozen or limited or settings.tolerant or inputs.w_dtype or lanes.count > 1
         if varies or alone or not isinstance(worker.ops, CompiledOps):
             return None
         if choose_length(problem, rows) == 1 or rows > CHUNKS * chunk_rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,14 +84,14 @@ def source(template: str, type: str, formula: str = "", options: tuple[Any, ...]
         options: the template's flags and further types.
     """
     seen = set[str]()
-    functions = kernel_files.inlined("cpu_math.h", seen, {})
-    more_functions = kernel_files.inlined("functions.cuh", seen, {})
+    functions = _code(kernel_files.inlined("cpu_math.h", seen, {}))
+    more_functions = _code(kernel_files.inlined("functions.cuh", seen, {}))
     declared = "\n".join(
         f"template <class T>\nstruct {name} {{ {fields}; }};" for name, fields in ARGUMENTS.items()
     )
     name, arguments = template.split()
     file = FILES.get(name, PASSES)
-    passes = kernel_files.inlined(file, seen, {"arguments.h": declared})
+    passes = _code(kernel_files.inlined(file, seen, {"arguments.h": declared}))
     flags = [option if isinstance(option, str) else str(option).lower() for option in options]
     instance = ", ".join([type, *(["Formula"] if formula else []), *flags])
     given = f"*static_cast<const {arguments}<{type}>*>(arguments)"
@@ -105,7 +106,7 @@ def source(template: str, type: str, formula: str = "", options: tuple[Any, ...]
             "using int64 = long long;",
             more_functions,
             formula,
-            passes.replace("#include <", "// #include <"),
+            re.sub("#include <.*", "", passes),
             "}  // namespace mlp",
             "using namespace mlp;",
             'extern "C" void run_part(const void* arguments, int64 index, int64 count) {',
@@ -115,6 +116,11 @@ def source(template: str, type: str, formula: str = "", options: tuple[Any, ...]
             "",
         ]
     )
+
+
+def _code(text: str) -> str:
+    """Return a text without its comments, whose letters would double its size in memory."""
+    return re.sub("[ \t]*//.*", "", text)
 
 
 @functools.cache
