@@ -15,69 +15,162 @@ template <class T>
 struct Registers {
   typedef T Vector __attribute__((vector_size(VECTOR_BYTES)));
   static constexpr int lanes = VECTOR_BYTES / sizeof(T);
-  static constexpr int rows = VECTOR_BYTES == 64 ? 8 : 6;  // of a tile of two vectors
-  static constexpr int depth = 256;                        // rows of B in a packed panel
+  static constexpr int sums = VECTOR_BYTES == 64 ? 24 : 12;   // vectors of C in a tile
+  static constexpr int vectors = VECTOR_BYTES == 64 ? 4 : 2;  // of them in a row, at most
+  static constexpr int depth = 192;                           // rows of B in a packed panel
+  static constexpr int block = 96;                            // rows of A packed at a time
+  static constexpr int64 few = 64;                            // rows of A for which B is not packed
 };
 
-// C (rows x V vectors) = or += A B, where B's rows are `b_row` apart. Of the last vector only
-// `width` entries of a row are stored.
+// Rows of a tile whose rows have V vectors.
+template <class T, int V>
+constexpr int tile_rows = Registers<T>::sums / V < 12 ? Registers<T>::sums / V : 12;
+
+// A matrix that begins at `data`.
+template <class T>
+struct Strided {
+  const T* data;
+  int64 row, column;
+};
+
+// C (rows x V vectors) = A B or, `more`, += A B.
 template <class T, int rows, int V>
-void multiply_tile(const T* A, int64 a_row, int64 a_column, const T* B, int64 b_row, T* C,
-                   int64 c_row, int64 k, int64 width, bool more) {
+__attribute__((noinline)) void multiply_tile(Strided<T> A, const T* B, int64 b_row, T* C,
+                                             int64 c_row, int64 k, bool more) {
   using Vector = typename Registers<T>::Vector;
   constexpr int lanes = Registers<T>::lanes;
   Vector sums[rows][V] = {};
   for (int64 p = 0; p < k; ++p) {
     Vector b[V];
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) __builtin_memcpy(&b[v], B + p * b_row + v * lanes, sizeof(Vector));
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int i = 0; i < rows; ++i) {
-      const T a = A[i * a_row + p * a_column];
+      const T a = A.data[i * A.row + p * A.column];
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sums[i][v] += a * b[v];
     }
   }
+  if (more) {
+#pragma GCC unroll 12
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        Vector c;
+        __builtin_memcpy(&c, C + i * c_row + v * lanes, sizeof c);
+        sums[i][v] += c;
+      }
+    }
+  }
+#pragma GCC unroll 12
   for (int i = 0; i < rows; ++i) {
-    T row[V * lanes];
-    __builtin_memcpy(row, sums[i], sizeof row);
-    T* const c = C + i * c_row;
-    if (width == V * lanes && !more) {
-      __builtin_memcpy(c, row, sizeof row);
-    } else {
-      for (int64 j = 0; j < width; ++j) c[j] = more ? c[j] + row[j] : row[j];
-    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v)
+      __builtin_memcpy(C + i * c_row + v * lanes, &sums[i][v], sizeof(Vector));
   }
 }
 
-// The same for any number of rows.
-template <class T, int V, int rows = Registers<T>::rows>
-void multiply_panel(const T* A, int64 a_row, int64 a_column, const T* B, int64 b_row, T* C,
-                    int64 c_row, int64 m, int64 k, int64 width, bool more) {
-  for (; m >= rows; m -= rows, A += rows * a_row, C += rows * c_row)
-    multiply_tile<T, rows, V>(A, a_row, a_column, B, b_row, C, c_row, k, width, more);
-  if constexpr (rows > 1) {
-    if (m) {
-      constexpr int fewer = rows > 4 ? 4 : rows / 2;
-      multiply_panel<T, V, fewer>(A, a_row, a_column, B, b_row, C, c_row, m, k, width, more);
+// The same for m rows, of which `width` entries are stored.
+template <class T, int V, int rows = tile_rows<T, V>>
+void multiply_panel(Strided<T> A, const T* B, int64 b_row, T* C, int64 c_row, int64 m, int64 k,
+                    int64 width, bool more) {
+  constexpr int columns = V * Registers<T>::lanes;
+  for (; m >= rows; m -= rows, A.data += rows * A.row, C += rows * c_row) {
+    if (width == columns) {
+      multiply_tile<T, rows, V>(A, B, b_row, C, c_row, k, more);
+      continue;
     }
-  }
-}
-
-// Packs columns of B into a panel of V vectors with zeros at the end, `depth` rows at a time.
-template <class T, int V>
-void multiply_packed(const Product<T>& p, int64 first, int64 width) {
-  constexpr int columns = V * Registers<T>::lanes, depth = Registers<T>::depth;
-  T panel[depth * columns];
-  for (int64 begin = 0; begin < p.k || begin == 0; begin += depth) {
-    const int64 rows = p.k - begin < depth ? p.k - begin : depth;
+    T tile[rows * columns];
+    multiply_tile<T, rows, V>(A, B, b_row, tile, columns, k, false);
     for (int64 i = 0; i < rows; ++i) {
-      const T* const b = p.B + (begin + i) * p.b_row + first * p.b_column;
-      T* const to = panel + i * columns;
-      for (int64 j = 0; j < width; ++j) to[j] = b[j * p.b_column];
-      for (int64 j = width; j < columns; ++j) to[j] = 0;
+      T *const c = C + i * c_row, *const sums = tile + i * columns;
+      for (int64 j = 0; j < width; ++j) c[j] = more ? c[j] + sums[j] : sums[j];
     }
-    multiply_panel<T, V>(p.A + begin * p.a_column, p.a_row, p.a_column, panel, columns,
-                         p.C + first, p.c_row, p.m, rows, width, p.accumulate || begin > 0);
   }
+  if constexpr (rows > 1) {
+    constexpr int fewer = rows > 4 ? 4 : rows / 2;
+    if (m) multiply_panel<T, V, fewer>(A, B, b_row, C, c_row, m, k, width, more);
+  }
+}
+
+// low, high = a[0], b[0], a[1], b[1], …
+template <class Vector, int lanes>
+inline void interleave(Vector a, Vector b, Vector& low, Vector& high) {
+#if defined(__clang__)
+#pragma unroll
+  for (int i = 0; i < lanes; ++i) {
+    low[i] = (i % 2 ? b : a)[i / 2];
+    high[i] = (i % 2 ? b : a)[(i + lanes) / 2];
+  }
+#else
+  decltype(a < b) first = {}, second = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) {
+    first[i] = i / 2 + i % 2 * lanes;
+    second[i] = (i + lanes) / 2 + i % 2 * lanes;
+  }
+  low = __builtin_shuffle(a, b, first), high = __builtin_shuffle(a, b, second);
+#endif
+}
+
+// Copies a square block whose columns are contiguous into rows of `columns` entries.
+template <class T, int columns>
+void transpose(const T* from, int64 column, T* to) {
+  using Vector = typename Registers<T>::Vector;
+  constexpr int lanes = Registers<T>::lanes, half = lanes / 2;
+  Vector block[lanes], turned[lanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) __builtin_memcpy(&block[i], from + i * column, sizeof(Vector));
+#pragma GCC unroll 4
+  for (int turn = 1; turn < lanes; turn *= 2) {  // the bits of an entry's index, by one place
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) {
+      interleave<Vector, lanes>(block[i], block[half + i], turned[2 * i], turned[2 * i + 1]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) block[i] = turned[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i) __builtin_memcpy(to + i * columns, &block[i], sizeof(Vector));
+}
+
+// Copies B into rows of `columns` entries with zeros at their ends.
+template <class T, int columns>
+void pack(Strided<T> B, int64 k, int64 width, T* to) {
+  constexpr int lanes = Registers<T>::lanes;
+  const bool turned = B.row == 1 && B.column != 1;
+  const int64 whole = turned ? k / lanes * lanes : 0;  // rows that are transposed block by block
+  for (int64 i = 0; i < whole; i += lanes) {
+    for (int64 j = 0; j + lanes <= width; j += lanes)
+      transpose<T, columns>(B.data + i + j * B.column, B.column, to + i * columns + j);
+  }
+  const int64 done = width / lanes * lanes;  // columns of them
+  for (int64 i = 0; i < k; ++i, to += columns) {
+    const T* const from = B.data + i * B.row;
+    if (B.column == 1 && width == columns) {
+      __builtin_memcpy(to, from, sizeof(T) * columns);
+    } else {
+      for (int64 j = i < whole ? done : 0; j < columns; ++j)
+        to[j] = j < width ? from[j * B.column] : T(0);
+    }
+  }
+}
+
+// Columns of C = A B, or +=, of V vectors; a panel of B is packed unless it is read only a few times
+// and its rows are contiguous.
+template <class T, int V>
+void multiply_columns(Strided<T> A, Strided<T> B, T* C, int64 c_row, int64 m, int64 k, int64 width,
+                      bool more) {
+  constexpr int lanes = Registers<T>::lanes, columns = V * lanes;
+  if constexpr (V > 1) {
+    if (width <= columns - lanes)
+      return multiply_columns<T, V - 1>(A, B, C, c_row, m, k, width, more);
+  }
+  if (B.column == 1 && width == columns && m <= Registers<T>::few)
+    return multiply_panel<T, V>(A, B.data, B.row, C, c_row, m, k, width, more);
+  alignas(VECTOR_BYTES) T panel[Registers<T>::depth * columns];
+  pack<T, columns>(B, k, width, panel);
+  multiply_panel<T, V>(A, panel, columns, C, c_row, m, k, width, more);
 }
 
 // C is a column: its entries are inner products, or it is a sum of columns of A.
@@ -88,7 +181,8 @@ void multiply_column(const Product<T>& p) {
       const T b = p.B[j * p.b_row], *const a = p.A + j * p.a_column;
       const bool more = p.accumulate || j > 0;
 #pragma omp simd
-      for (int64 i = 0; i < p.m; ++i) p.C[i * p.c_row] = b * a[i] + (more ? p.C[i * p.c_row] : T(0));
+      for (int64 i = 0; i < p.m; ++i)
+        p.C[i * p.c_row] = b * a[i] + (more ? p.C[i * p.c_row] : T(0));
     }
     return;
   }
@@ -107,38 +201,41 @@ Product<T> of_rows(Product<T> p, Range rows) {
   return p;
 }
 
+// Returns a thread's part of a product: rows or columns of C, so that it reads less of A and B.
 template <class T>
-void multiply(const Product<T>& whole, const Part& part) {
-  const Product<T> p = of_rows(whole, part.of(whole.m, Registers<T>::rows));
-  if (p.n == 1) return multiply_column(p);
-  constexpr int64 one = Registers<T>::lanes, two = 2 * one;
-  int64 j = 0;
-  for (; j + two <= p.n; j += two) {
-    if (p.b_column == 1) {
-      multiply_panel<T, 2>(p.A, p.a_row, p.a_column, p.B + j, p.b_row, p.C + j, p.c_row, p.m, p.k,
-                           two, p.accumulate);
-    } else {
-      multiply_packed<T, 2>(p, j, two);
-    }
-  }
-  const int64 rest = p.n - j;
-  if (rest > one) multiply_packed<T, 2>(p, j, rest);
-  if (0 < rest && rest <= one) multiply_packed<T, 1>(p, j, rest);
+Product<T> of_thread(Product<T> p, const Part& part) {
+  if (p.n <= p.m) return of_rows(p, part.of(p.m, tile_rows<T, Registers<T>::vectors>));
+  const Range columns = part.of(p.n, Registers<T>::lanes);
+  p.B += columns.begin * p.b_column, p.C += columns.begin, p.n = columns.end - columns.begin;
+  return p;
 }
 
-// The same by the BLAS function at p.gemm, of the interface with 64-bit integers, in p.parts parts:
-// BLAS may round a row differently if there are other rows.
 template <class T>
-void multiply_by_blas(const Product<T>& whole, const Part& part) {
-  enum { ROW_MAJOR = 101, AS_IS = 111, TRANSPOSED = 112 };
-  using Gemm = void (*)(int, int, int, int64, int64, int64, T, const T*, int64, const T*, int64, T,
-                        T*, int64);
-  for (int64 i = part.index; i < whole.parts; i += part.count) {
-    const Product<T> p = of_rows(whole, Part{i, whole.parts}.of(whole.m, Registers<T>::rows));
-    if (p.m == 0) continue;
-    const bool a = p.a_column == 1, b = p.b_column == 1;
-    reinterpret_cast<Gemm>(p.gemm)(ROW_MAJOR, a ? AS_IS : TRANSPOSED, b ? AS_IS : TRANSPOSED, p.m,
-                                   p.n, p.k, T(1), p.A, a ? p.a_row : p.a_column, p.B,
-                                   b ? p.b_row : p.b_column, T(p.accumulate != 0), p.C, p.c_row);
+void multiply(const Product<T>& whole, const Part& part) {
+  using R = Registers<T>;
+  const Product<T> p = of_thread(whole, part);
+  if (whole.n == 1) return multiply_column(p);
+  constexpr int64 columns = R::vectors * R::lanes;
+  const bool packs = p.a_row == 1 && p.a_column * int64(sizeof(T)) >= 4096 && p.n >= 4 * columns;
+  const int64 block = packs ? R::block : p.m;
+  alignas(VECTOR_BYTES) T packed[R::block * R::depth];
+  for (int64 begin = 0; begin < p.k || begin == 0; begin += R::depth) {
+    const int64 k = p.k - begin < R::depth ? p.k - begin : R::depth;
+    for (int64 first = 0; first < p.m; first += block) {
+      const int64 m = p.m - first < block ? p.m - first : block;
+      Strided<T> A = {p.A + first * p.a_row + begin * p.a_column, p.a_row, p.a_column};
+      if (packs) {
+        for (int64 i = 0; i < k; ++i) {
+          for (int64 j = 0; j < m; ++j) packed[i * R::block + j] = A.data[i * A.column + j];
+        }
+        A = {packed, 1, R::block};
+      }
+      for (int64 j = 0; j < p.n; j += columns) {
+        const Strided<T> B = {p.B + begin * p.b_row + j * p.b_column, p.b_row, p.b_column};
+        multiply_columns<T, R::vectors>(A, B, p.C + first * p.c_row + j, p.c_row, m, k,
+                                        p.n - j < columns ? p.n - j : columns,
+                                        p.accumulate || begin > 0);
+      }
+    }
   }
 }

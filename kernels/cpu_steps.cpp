@@ -61,16 +61,13 @@ void penalize(const Penalize<T>& p, const Part& part) {
   }
 }
 
-// A point that all threads reach before any goes on. A thread that waits long sleeps, and spins
-// less before it sleeps the next time, since others may need the core.
+// A point that all threads reach before any goes on. A thread that waits long sleeps, since others
+// may need the core.
 class Barrier {
  public:
-  static constexpr long long MOST = 50'000;
-
   explicit Barrier(int count) : count(count) {}
 
-  // `spin`: the calling thread's nanoseconds before it sleeps, at first MOST.
-  void wait(long long& spin) {
+  void wait() {
     if (count == 1) return;
     const int before = __atomic_load_n(&passed, __ATOMIC_SEQ_CST);
     if (__atomic_add_fetch(&waiting, 1, __ATOMIC_SEQ_CST) == count) {
@@ -79,23 +76,21 @@ class Barrier {
       if (__atomic_load_n(&sleeping, __ATOMIC_SEQ_CST)) wake();
       return;
     }
-    const long long end = now() + spin;
+    const long long end = now() + SPIN;
     do {
       for (int i = 0; i < 64; ++i) {
-        if (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) != before) {
-          spin = MOST;
-          return;
-        }
+        if (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) != before) return;
         pause();
       }
     } while (now() < end);
-    spin /= 2;
     __atomic_add_fetch(&sleeping, 1, __ATOMIC_SEQ_CST);
     while (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) == before) sleep(before);
     __atomic_sub_fetch(&sleeping, 1, __ATOMIC_SEQ_CST);
   }
 
  private:
+  // nanoseconds before a thread sleeps: longer than waking one takes, or all sleep at every barrier
+  static constexpr long long SPIN = 200'000;
   const int count;
   int waiting = 0, passed = 0, sleeping = 0;
 
@@ -135,17 +130,16 @@ class Loop {
   void work(int64 index) {
     const Call* const calls = static_cast<const Call*>(p.calls);
     const Part part = {index, threads};
-    long long spin = Barrier::MOST;
     for (int64 step = 0; step < p.steps; ++step) {
       if (index == 0) *p.J = 0, rows = p.place[2];
-      for (int64 i = 0; i < p.gradient_calls; ++i) share(calls[i], index), barrier.wait(spin);
+      for (int64 i = 0; i < p.gradient_calls; ++i) share(calls[i], index), barrier.wait();
       sum_squares(part.of(p.n, BLOCK));
-      barrier.wait(spin);
+      barrier.wait();
       if (index == 0) certain = prepare(step);
-      barrier.wait(spin);
+      barrier.wait();
       if (!certain) return;
       for (int64 i = 0; i < p.segments; ++i) share(calls[p.gradient_calls + i], index);
-      barrier.wait(spin);
+      barrier.wait();
     }
   }
 
@@ -166,7 +160,8 @@ class Loop {
       const T* const g = p.g + first;
       p.squares[first / BLOCK] =
           p.clip_norm < __builtin_inf()
-              ? total<double>(width, [=](int64 i) { return double(g[i]) * double(g[i]); })
+              ? total<double>(
+                    width, [=](int64 i) { return double(g[i]) * double(g[i]); })
               : double(total<T>(width, [=](int64 i) { return g[i] * g[i]; }));
     }
   }
@@ -209,16 +204,57 @@ class Loop {
   }
 };
 
+// Places new threads on other processors than their creator's: left to itself, Linux may keep two on
+// one for milliseconds, while each waits for the other.
+class Placement {
+#if defined(__linux__)
+ public:
+  Placement() : known(!sched_getaffinity(0, sizeof allowed, &allowed)), last(sched_getcpu()) {
+    pthread_attr_init(&attributes);
+  }
+  ~Placement() { pthread_attr_destroy(&attributes); }
+
+  // Returns the attributes of a thread that begins on the next processor.
+  const pthread_attr_t* next() {
+    if (!known) return nullptr;
+    do last = (last + 1) % CPU_SETSIZE;
+    while (!CPU_ISSET(last, &allowed));
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(last, &one);
+    pthread_attr_setaffinity_np(&attributes, sizeof one, &one);
+    return &attributes;
+  }
+
+  // Lets the calling thread move again.
+  void release() const {
+    if (known) pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
+  }
+
+ private:
+  cpu_set_t allowed;
+  const bool known;
+  int last;
+  pthread_attr_t attributes;
+#else
+ public:
+  const pthread_attr_t* next() { return nullptr; }
+  void release() const {}
+#endif
+};
+
 // A thread that takes part in a loop, once the gate opens.
 template <class L>
 struct Thread {
   pthread_mutex_t* gate;
   L** loop;
+  const Placement* placement;
   int64 index;
   pthread_t id;
 
   static void* run(void* self) {
     const Thread& thread = *static_cast<Thread*>(self);
+    thread.placement->release();
     pthread_mutex_lock(thread.gate);
     pthread_mutex_unlock(thread.gate);
     (*thread.loop)->work(thread.index);
@@ -235,17 +271,19 @@ template <class T, class Formula>
 void run_steps(const Steps<T>& p, const Part&) {
   constexpr int MOST = 64;
   using L = Loop<T, Formula>;
+  if (p.threads <= 1) return L(p, 1).work(0);
   Thread<L> others[MOST];
   pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
   L* loop = nullptr;
+  Placement placement;
   sigset_t all, before;
   sigfillset(&all);
   pthread_mutex_lock(&gate);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   int started = 0;
   for (; started < p.threads - 1 && started < MOST; ++started) {
-    Thread<L>& next = others[started] = {&gate, &loop, started + 1, {}};
-    if (pthread_create(&next.id, nullptr, Thread<L>::run, &next)) break;
+    Thread<L>& next = others[started] = {&gate, &loop, &placement, started + 1, {}};
+    if (pthread_create(&next.id, placement.next(), Thread<L>::run, &next)) break;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   L own(p, started + 1);

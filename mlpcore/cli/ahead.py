@@ -7,7 +7,7 @@ import contextlib
 import numpy as np
 
 import mlpcore as mc
-from mlpcore.backends.compiled import compiler, passes
+from mlpcore.backends.compiled import compiler
 from mlpcore.core import losses
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.core.sheet import ACTIVATIONS, LOSSES
@@ -38,7 +38,6 @@ def compile_all(dtype: str) -> str:
             use(output, loss, dtype)
     for optimizer in OPTIMIZERS:
         use("identity", "squared_error", dtype, optimizer)
-    passes.load("multiply_by_blas Product", passes.TYPES[dtype])
     require_compiler()
     now_made, now_found, now = compiler.counts()
     return (

@@ -33,7 +33,7 @@ FIRST = 4  # steps of a first call
 TRIED = 32  # calls after which another number of threads is tried again
 SECONDS = 0.05  # of a stretch, about: interrupts and other threads wait for its end
 FLOP_PER_SECOND = 5e10
-LARGEST = 2e8  # operations of a step from which its own calls, with BLAS's threads, are as fast
+LARGEST = 1e9  # operations of a step from which its own calls, with BLAS's threads, are as fast
 SHARED = 1e7  # operations of a step for each thread
 CALL = 1e-7  # seconds of a pass apart from its arithmetic
 CHUNKS = 16  # most chunks of a step
@@ -117,7 +117,7 @@ class Stretch:
         settings = problem.settings
         self._gathers: list[tuple[Call, int]] = []  # each with the position of its array in a batch
         self._calls: list[Call] = []
-        ops.in_one_call = lanes.threads
+        ops.in_one_call = True
         recorded: dict[tuple[int, bool], list[Call]] = {}  # chunks of one size have the same calls
         try:
             for start, stop in cut(rows, chunk_rows, 1)[0]:
@@ -133,7 +133,7 @@ class Stretch:
                     recorded[kind] = [*gathers, *ops.record(run).calls, then]
                 self._calls += recorded[kind]
         finally:
-            ops.in_one_call = 0
+            ops.in_one_call = False
         if lanes.penalty is not None:
             w = problem.parameters[: problem.layout.weights]
             self._calls += lanes.penalty.lanes[0].calls

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mlpcore as mc
-from mlpcore.backends.compiled import compiler, ops
+from mlpcore.backends.compiled import compiler
 from mlpcore.engine import stretch
 from mlpcore.engine.cpu_step import CpuStep
 
@@ -142,7 +142,6 @@ def test_a_step_has_the_same_bits_in_a_stretch_of_any_length(monkeypatch):
 
 @pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
 def test_a_step_has_the_same_bits_on_any_number_of_threads(loss, monkeypatch):
-    monkeypatch.setattr(ops, "SMALL", 1 << 18)  # one product is BLAS's
     settings = CASES["all"] | {"dtype": "float32", "loss": loss, "sizes": (5, 70, 40, 3)}
     rows, targets = np.tile(X, (8, 1)), np.tile(LABELS if loss == "cross_entropy" else Y.T, 8).T
     fit = {"batch_size": 211, "epochs": 5}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlpcore.backends import formula_text
-from mlpcore.backends.compiled import passes, steps
+from mlpcore.backends.compiled import passes
 from mlpcore.backends.numpy.ops import NumpyOps
 from mlpcore.core.activation import Activation
 from mlpcore.core.dropout import Dropped
@@ -22,7 +22,7 @@ from mlpcore.core.ops import Array, Input, Transposed, row_major
 from mlpcore.core.program import Program
 
 VECTORS = 4  # most vectors of an update
-SMALL = 1 << 22  # multiplications of a product up to which ours is as fast as BLAS
+SMALL = 1 << 22  # multiplications of a product up to which ours needs no second thread
 
 
 class CompiledOps(NumpyOps):
@@ -30,8 +30,7 @@ class CompiledOps(NumpyOps):
 
     def __init__(self) -> None:
         super().__init__(np)
-        # while calls are recorded for a `StepLoop`, the parts into which BLAS's products are cut
-        self.in_one_call = 0
+        self.in_one_call = False  # True while calls are recorded for a `StepLoop`
 
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
         """Set C = A B, or C += A B. All may be transposed views, A an `Input`."""
@@ -39,7 +38,7 @@ class CompiledOps(NumpyOps):
             super().gemm(A, B, C, accumulate)
 
     def _multiply(self, A: Array, B: Array, C: Array, accumulate: bool) -> bool:
-        """Run or record a compiled product, or BLAS's; return False if NumPy must do it."""
+        """Run or record a compiled product; return False if NumPy must do it."""
         dtype, size = C.dtype.name, C.itemsize
         if isinstance(A, Input | Transposed) or not A.dtype == B.dtype == C.dtype:
             return False
@@ -50,13 +49,9 @@ class CompiledOps(NumpyOps):
         names = ("a_row", "a_column", "b_row", "b_column", "c_row")
         given = {"A": A, "B": B, "C": C, "m": m, "n": n, "k": k, "accumulate": accumulate}
         given |= dict(zip(names, strides, strict=False))
-        small = m * n * k <= SMALL
-        if not small:
-            if not self.in_one_call or not (gemm := steps.blas_gemm(dtype)):
-                return False
-            given |= {"gemm": gemm, "parts": self.in_one_call}
-        template = "multiply" if small else "multiply_by_blas"
-        run = passes.load(f"{template} Product", passes.TYPES[dtype])
+        if m * n * k > SMALL and not self.in_one_call:
+            return False
+        run = passes.load("multiply Product", passes.TYPES[dtype])
         if run is None:
             return False
         self._do(*passes.call(run, "Product", given))

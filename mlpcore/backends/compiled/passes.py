@@ -34,8 +34,8 @@ ARGUMENTS = {
     ),
     "Update": "T* v0; T* v1; T* v2; T* v3; const T* const* k; int64 n",
     "Product": (
-        "const T* A; const T* B; T* C; void* gemm; int64 m; int64 n; int64 k; int64 a_row;"
-        " int64 a_column; int64 b_row; int64 b_column; int64 c_row; int64 accumulate; int64 parts"
+        "const T* A; const T* B; T* C; int64 m; int64 n; int64 k; int64 a_row; int64 a_column;"
+        " int64 b_row; int64 b_column; int64 c_row; int64 accumulate"
     ),
     "Gather": (
         "T* to; const void* source; const int64* place; int64 m; int64 n; int64 row; int64 column"
@@ -55,7 +55,7 @@ TYPES = {"float32": "float", "float64": "double"}
 FUSED = ("-ffp-contract=fast",)  # for products: their bits need not be those of another order
 PASSES, PRODUCTS, STEPS = "cpu_passes.cpp", "cpu_products.cpp", "cpu_steps.cpp"
 FILES = {
-    **dict.fromkeys(("multiply", "multiply_by_blas"), PRODUCTS),
+    "multiply": PRODUCTS,
     **dict.fromkeys(("gather", "advance", "penalize", "run_steps"), STEPS),
 }
 

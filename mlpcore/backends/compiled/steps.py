@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -129,20 +128,6 @@ def _call(
     if run is None:
         raise NotCompiled
     return passes.call(run, template.split()[1], given)
-
-
-@functools.cache
-def blas_gemm(dtype: str) -> int:
-    """Return the address of NumPy's own GEMM with 64-bit integers, or 0 if it has none."""
-    from mlpcore.backends.numpy import blas
-
-    letter = {"float32": "s", "float64": "d"}[dtype]
-    for path in blas.files():
-        library = ctypes.CDLL(path)
-        for name in (f"scipy_cblas_{letter}gemm64_", f"cblas_{letter}gemm64_"):
-            if hasattr(library, name):
-                return _address(getattr(library, name))
-    return 0
 
 
 class StepLoop:

@@ -1,5 +1,6 @@
 """Compiled products of small matrices, against NumPy's in float64."""
 
+import ctypes
 import itertools
 
 import numpy as np
@@ -13,6 +14,7 @@ pytestmark = pytest.mark.skipif(bool(compiler.why_not()), reason=compiler.why_no
 SHAPES = [
     (1, 1, 1), (1, 8, 2), (8, 1, 5), (1, 1, 300), (7, 3, 1), (5, 17, 9), (6, 32, 16), (13, 33, 64),
     (16, 16, 257), (3, 70, 600), (32, 10, 128), (9, 31, 256), (4, 8, 0),
+    (66, 64, 200), (100, 300, 193), (65, 47, 17), (2, 600, 700), (1030, 260, 200),
 ]  # fmt: skip
 both_types = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
@@ -35,6 +37,7 @@ def check(found, A, B, before):
 def test_products_of_all_layouts(shape, dtype):
     m, n, k = shape
     rng, ops = np.random.default_rng(0), CompiledOps()
+    ops.in_one_call = True
     for by_columns, accumulate in itertools.product(itertools.product((0, 1), repeat=3), (0, 1)):
         A, B, C = (
             matrix(rng, *sizes, flag, dtype)
@@ -66,20 +69,34 @@ def test_nan_and_infinity_pass(dtype):
 
 
 @both_types
-def test_large_products_are_numpys_or_in_one_call_its_blas(dtype):
+def test_large_products_are_numpys_but_for_those_in_one_call(dtype):
     rng, ops = np.random.default_rng(2), CompiledOps()
     A, B = rng.standard_normal((170, 180)).astype(dtype), rng.standard_normal((180, 190))
     A, B, C = A, B.astype(dtype), np.zeros((170, 190), dtype)
     calls = ops.record(lambda: ops.gemm(A, B, C)).calls
     assert calls[0][0] is np.matmul
-    if not steps.blas_gemm(dtype):
-        pytest.skip("NumPy has no BLAS with 64-bit integers")
     ops.in_one_call = True
     for left, right, out in ((A, B, C), (B.T, A.T, C.T.copy()), (A, B, C.T.copy().T)):
         recorded = ops.record(lambda a=left, b=right, c=out: ops.gemm(a, b, c))
         steps.addresses(recorded.calls)
         recorded.replay()
         check(out, left, right, np.zeros_like(out))
+
+
+@both_types
+def test_threads_share_rows_or_columns_and_change_no_bits(dtype):
+    rng, ops = np.random.default_rng(3), CompiledOps()
+    ops.in_one_call = True
+    for m, n, k in ((70, 300, 20), (300, 70, 20), (129, 129, 400), (5, 5, 5), (3, 1, 9)):
+        A, B = (rng.standard_normal(shape).astype(dtype) for shape in ((m, k), (k, n)))
+        whole, shared = np.empty((m, n), dtype), np.full((m, n), np.nan, dtype)
+        for C, threads in ((whole, 1), (shared, 3)):
+            ((run, arguments),) = ops.record(lambda a=A, b=B, c=C: ops.gemm(a, b, c)).calls
+            for index in range(threads):
+                run.library.run_part(
+                    arguments, ctypes.c_longlong(index), ctypes.c_longlong(threads)
+                )
+        np.testing.assert_array_equal(whole, shared)
 
 
 def test_other_products_are_numpys():
