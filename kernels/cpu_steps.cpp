@@ -121,24 +121,32 @@ struct Call {
   const void* arguments;
 };
 
-// The steps, on several threads: each call is shared by all, and all wait for its end.
+// The steps, on several threads. Workers have rows, arrays and gradients of their own, and a thread
+// makes all calls of a worker; a call of a single worker, and those after the workers', are shared
+// by all threads, which wait for each other's end.
 template <class T, class Formula>
 class Loop {
  public:
-  Loop(const Steps<T>& p, int threads) : p(p), threads(threads), barrier(threads) {}
+  Loop(const Steps<T>& p, int threads) : p(p), threads(threads), barrier(threads) { begin(0); }
 
   void work(int64 index) {
-    const Call* const calls = static_cast<const Call*>(p.calls);
     const Part part = {index, threads};
     for (int64 step = 0; step < p.steps; ++step) {
-      if (index == 0) *p.J = 0, rows = p.place[2];
-      for (int64 i = 0; i < p.gradient_calls; ++i) share(calls[i], index), barrier.wait();
+      if (p.workers == 1) {
+        for (int64 i = 0; i < p.ends[0]; ++i) share(i, index), barrier.wait();
+      } else {
+        for (int64 worker = index; worker < p.workers; worker += threads) {
+          for (int64 i = worker ? p.ends[worker - 1] : 0; i < p.ends[worker]; ++i) run(i, 0, 1);
+        }
+        barrier.wait();
+      }
+      for (int64 i = p.ends[p.workers - 1]; i < p.updates; ++i) share(i, index), barrier.wait();
       sum_squares(part.of(p.n, BLOCK));
       barrier.wait();
       if (index == 0) certain = prepare(step);
       barrier.wait();
       if (!certain) return;
-      for (int64 i = 0; i < p.segments; ++i) share(calls[p.gradient_calls + i], index);
+      for (int64 i = p.updates; i < p.calls_end; ++i) share(i, index);
       barrier.wait();
     }
   }
@@ -149,9 +157,24 @@ class Loop {
   const int threads;
   Barrier barrier;
   bool certain = false;
-  int64 rows = 0;  // address of the step's row numbers
 
-  void share(const Call& call, int64 index) { call.run(call.arguments, index, threads); }
+  void run(int64 call, int64 index, int64 count) {
+    const Call& it = static_cast<const Call*>(p.calls)[call];
+    it.run(it.arguments, index, count);
+  }
+  void share(int64 call, int64 index) { run(call, index, threads); }
+
+  // Sets the losses to 0, and the workers' places to their first rows in a step.
+  void begin(int64 step) {
+    for (int64 worker = 0; worker < p.workers; ++worker) {
+      int64* const place = p.places[worker];
+      const int64 first = step * p.rows + p.starts[worker];
+      place[0] = p.number + step;
+      place[1] = p.starts[worker];
+      place[2] = p.row_numbers ? reinterpret_cast<int64>(p.row_numbers + first) : 0;
+      *p.J[worker] = 0;
+    }
+  }
 
   // Sums the squares of g in blocks; without clipping they may underflow.
   void sum_squares(Range mine) {
@@ -178,7 +201,9 @@ class Loop {
 
   // Sets the scalars of the updates and counts the step; returns false if it may not be finite.
   bool prepare(int64 step) {
-    const double J = *p.J, norm = this->norm();
+    double J = 0;
+    for (int64 worker = 0; worker < p.workers; ++worker) J += *p.J[worker];
+    const double norm = this->norm();
     if (!is_finite(J) || !is_finite(norm)) return false;
     const double clip = p.clip_norm < norm ? p.clip_norm / norm : 1.0,
                  largest = 2 * (clip * norm) + p.floor;
@@ -186,7 +211,7 @@ class Loop {
     for (int64 i = 0; i < p.segments; ++i) {
       double* const settings = p.settings + i * p.settings_each;
       settings[0] = p.rates[step] * p.factors[2 * i];
-      const double t = p.updates + step + 1 - p.factors[2 * i + 1];
+      const double t = p.done_before + step + 1 - p.factors[2 * i + 1];
       double k[Formula::scalars + 1], after, change;
       Formula::fold(settings, t < 1 ? 1 : t, clip, 1, true, k);
       for (int j = 0; j < Formula::scalars; ++j) *p.numbers[i * Formula::scalars + j] = T(k[j]);
@@ -196,10 +221,8 @@ class Loop {
     }
     *p.reach = reach;
     p.losses[step] = J;
-    p.place[0] += 1;
-    p.place[1] = 0;
-    p.place[2] = rows + p.rows * int64(sizeof(int64));
     *p.done = step + 1;
+    begin(step + 1);
     return true;
   }
 };
@@ -262,11 +285,12 @@ struct Thread {
   }
 };
 
-// Runs up to p.steps steps; p.done counts them. place[0] is the number of the first step, place[2]
-// the address of its row numbers. A segment is a part of the flat vectors with its own update:
-// `settings` has the numbers of its formulas, `factors` the factor of its rate and its missed
-// updates, and `numbers` the addresses of the scalars that its update reads. The bounds are as in
-// engine/lanes.py. Fewer threads than p.threads do if no more can be started; they take no signals.
+// Runs up to p.steps steps from p.number on; p.done counts them. Of the calls, the first are those of
+// the workers, up to p.ends; those from p.updates on write the parameters. A segment is a part of
+// the flat vectors with its own update: `settings` has the numbers of its formulas, `factors` the
+// factor of its rate and its missed updates, and `numbers` the addresses of the scalars that its
+// update reads. The bounds are as in engine/lanes.py. Fewer threads than p.threads do if no more can
+// be started; they take no signals.
 template <class T, class Formula>
 void run_steps(const Steps<T>& p, const Part&) {
   constexpr int MOST = 64;

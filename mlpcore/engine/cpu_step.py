@@ -194,23 +194,20 @@ class CpuStep:
         # One BLAS thread per worker for the *whole* step: a BLAS thread that was still spinning
         # would be one too many. If a core's cache holds the parameters, few rows cost more than
         # they gain, because half of dW is then in another core's cache.
-        threads, spread, stretch = self.lanes.threads, None, None
+        threads, stretch = self.lanes.threads, None
         if batch.rows is not None or batch.X.size <= COPIED:
             stretch = self._stretch(batch.size, plan)
-        if plan.workers > 1:
-            threads, spread = 1, self._spread()
-        elif stretch is not None and stretch.threads > 1:
+        if plan.workers > 1 or (stretch is not None and stretch.threads > 1):
             threads = 1
         elif self._in_cache and batch.size * self._largest > BLAS_ALONE:
             threads = max(1, min(threads, batch.size // BLAS_ROWS))
         with blas.limited(threads) if threads < self._most_threads else blas.NOTHING:
             if stretch is not None:
                 return self._run_stretch(stretch, batch, plan, progress)
-            return self._run_one(batch, plan, progress, spread)
+            return self._run_one(batch, plan, progress)
 
-    def _run_one(
-        self, batch: Batch, plan: Plan, progress: Progress, spread: Spread | None = None
-    ) -> float:
+    def _run_one(self, batch: Batch, plan: Plan, progress: Progress) -> float:
+        spread = self._spread() if plan.workers > 1 else None
         if self.problem.settings.dropout:
             self.crew.draw(progress.step + 1)
         J, squares = self._loss_and_squares(batch, plan, spread)
@@ -223,10 +220,8 @@ class CpuStep:
 
         Each step has the same bits in a stretch of any length.
         """
-        inputs = self.workspace.inputs
-        if plan.workers > 1 or inputs is None:
-            return None
-        return self.stretches.find(self.crew.workers[0], rows, plan.rows, inputs)
+        inputs, workers = self.workspace.inputs, self.crew.workers[: plan.workers]
+        return None if inputs is None else self.stretches.find(workers, rows, plan.rows, inputs)
 
     def _run_stretch(
         self, stretch: Stretch, batch: Batch, plan: Plan, progress: Progress

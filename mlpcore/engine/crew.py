@@ -9,6 +9,7 @@ import numpy as np
 from mlpcore.core.ops import Array, Buffer, EagerOps
 from mlpcore.data.batches import Inputs
 from mlpcore.engine import plan as planning
+from mlpcore.engine import stretch
 from mlpcore.engine.lanes import Lanes
 from mlpcore.engine.plan import Plan
 from mlpcore.engine.problem import Problem
@@ -17,6 +18,8 @@ from mlpcore.engine.workspace import Parts
 
 WORKER_ROWS = 256  # rows of a worker, for each other worker
 WORKER_FLOP = 4e8  # operations of a step from which handing work to another thread pays
+# the same of steps in one call: rows if a gradient is in a core's cache, and operations
+STRETCH_ROWS, STRETCH_FLOP = 64, 2e7
 
 
 class Crew:
@@ -77,21 +80,31 @@ class Crew:
         rows = settings.most_rows or planning.choose_rows(
             workspace, self.problem.layout, itemsize, batch_rows
         )
-        workers = min(batch_rows, settings.workers or self._choose_workers(batch_rows))
+        workers = settings.workers or self._choose_workers(batch_rows, inputs, rows)
+        workers = min(batch_rows, workers)
         return min(rows, -(-batch_rows // workers)), workers
 
-    def _choose_workers(self, batch_rows: int) -> int:
+    def _choose_workers(self, batch_rows: int, inputs: Inputs, chunk_rows: int) -> int:
         """Return the number of threads that BLAS would use, each with its own rows, or 1.
 
         Adding up two gradients costs about as much as 15 rows of the GEMMs: with 256 rows per
         worker and more for each further one, that is 6% at most, less than several threads save in
         the passes between the GEMMs. Handing work over and waiting for it takes 0.1 ms, so a step
-        of less than 0.4 GFLOP uses one thread.
+        of less than 0.4 GFLOP uses one thread. In a stretch of steps it takes 1 us, and what pays
+        is that no thread reads rows that another has written.
         """
-        threads = self.lanes.threads
-        enough = batch_rows >= threads * WORKER_ROWS * (threads - 1)
-        flop = 6 * batch_rows * self.problem.layout.weights
-        return threads if enough and flop >= WORKER_FLOP else 1
+        threads, layout = self.lanes.threads, self.problem.layout
+        if threads == 1:
+            return 1
+        rows, flop = batch_rows / threads / (threads - 1), 6 * batch_rows * layout.weights
+        if rows >= WORKER_ROWS and flop >= WORKER_FLOP:
+            return threads
+        cached = layout.size * np.dtype(self.problem.dtype).itemsize <= planning.CACHE
+        if rows < (STRETCH_ROWS if cached else WORKER_ROWS) or flop < STRETCH_FLOP:
+            return 1
+        most = threads * chunk_rows
+        possible = stretch.possible(self.problem, self.ops, batch_rows, inputs, most)
+        return threads if possible else 1
 
     def allocate(self, plan: Plan, inputs: Inputs) -> None:
         """Allocate the plan's arrays: one worker per part."""

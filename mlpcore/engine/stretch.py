@@ -19,7 +19,7 @@ import numpy as np
 from mlpcore.backends.compiled import steps
 from mlpcore.backends.compiled.ops import CompiledOps
 from mlpcore.backends.compiled.steps import StepLoop
-from mlpcore.core.ops import Array, Call, make
+from mlpcore.core.ops import Array, Call, EagerRecording, make
 from mlpcore.core.optimizers import Optimizer
 from mlpcore.core.schedules import Progress, Schedule
 from mlpcore.data.batches import Batch, Inputs
@@ -36,7 +36,7 @@ FLOP_PER_SECOND = 5e10
 LARGEST = 1e9  # operations of a step from which its own calls, with BLAS's threads, are as fast
 SHARED = 1e7  # operations of a step for each thread
 CALL = 1e-7  # seconds of a pass apart from its arithmetic
-CHUNKS = 16  # most chunks of a step
+CHUNKS = 16  # most chunks of a worker in a step
 MOST = 4096  # steps of a stretch
 
 
@@ -49,10 +49,35 @@ def choose_length(problem: Problem, rows: int) -> int:
     return max(1, min(MOST, int(SECONDS / (flop / FLOP_PER_SECOND + 10 * layers * CALL))))
 
 
-def choose_threads(problem: Problem, rows: int, lanes: Lanes) -> int:
-    """Return the number of threads that share a step: those of BLAS, if it is long enough."""
+def choose_threads(problem: Problem, rows: int, lanes: Lanes, workers: int) -> int:
+    """Return the number of threads of a step: one for each worker, or those of BLAS if they can
+    share the calls of a single worker.
+    """
+    if workers > 1:
+        return min(lanes.threads, workers)
     flop = 6 * rows * problem.layout.weights
     return max(1, min(lanes.threads, int(flop / SHARED)))
+
+
+def possible(problem: Problem, ops: object, rows: int, inputs: Inputs, chunk_rows: int) -> bool:
+    """Return True if steps on batches of this size can be in one call, if their passes can.
+
+    Args:
+        problem, ops: of the step.
+        rows: rows of a batch.
+        inputs: dtypes of its arrays.
+        chunk_rows: the maximum rows of a chunk, times the workers.
+    """
+    kind, settings = type(problem.optimizer), problem.settings
+    own = ("scalars", "constants", "rate", "bounds")
+    varies = any(getattr(kind, name) is not getattr(Optimizer, name) for name in own)
+    frozen = any(layer.frozen for layer in problem.optimizer.layers.values())
+    # a limit leaves no room for the calls' own objects, which no plan counts
+    limited = settings.memory_limit is not None
+    alone = varies or frozen or limited or settings.tolerant or bool(inputs.w_dtype)
+    if alone or not isinstance(ops, CompiledOps) or rows > CHUNKS * chunk_rows:
+        return False
+    return choose_length(problem, rows) > 1
 
 
 class Losses:
@@ -81,7 +106,7 @@ class Stretch:
 
     Args:
         problem, state, lanes: of the step.
-        worker: its only worker.
+        workers: its workers.
         rows: rows of a batch.
         chunk_rows: the maximum rows of a chunk.
         inputs: dtypes of the batch's arrays.
@@ -95,50 +120,57 @@ class Stretch:
         problem: Problem,
         state: State,
         lanes: Lanes,
-        worker: Worker,
+        workers: Sequence[Worker],
         rows: int,
         chunk_rows: int,
         inputs: Inputs,
     ) -> None:
         self.problem, self.state, self.lanes, self.rows = problem, state, lanes, rows
-        self._J = worker.J  # and not the worker, which refers to this
         self._most = choose_length(problem, rows)
-        self.length, self.threads = min(FIRST, self._most), choose_threads(problem, rows, lanes)
+        self.length = min(FIRST, self._most)
+        self.threads = choose_threads(problem, rows, lanes, len(workers))
         # seconds of a step by the number of threads, as last measured
         self._seconds: dict[int, float] = {}
         self._runs = 0
+        self._gathers: list[tuple[Call, int]] = []  # each with the position of its array in a batch
+        cuts = cut(rows, chunk_rows, len(workers))
+        shared = len(workers) == 1 and self.threads > 1
+        self.loop = self._make_loop(
+            [self._share(*each, inputs, shared) for each in zip(workers, cuts, strict=False)]
+        )
+
+    def _share(
+        self, worker: Worker, chunks: Sequence[tuple[int, int]], inputs: Inputs, shared: bool
+    ) -> steps.Share:
+        """Record a worker's part of a step, on these chunks of a batch.
+
+        The worker itself, which refers to the stretch, is not kept.
+        """
         ops = worker.ops
         assert isinstance(ops, CompiledOps)
-        self._places = ops.places
         chunk = Chunk(
             ops, worker.W, worker.b, worker.activations, worker.objective, worker.dW, worker.db,
             worker.buffers, worker.scale, worker.J, worker.repeats,
         )  # fmt: skip
-        settings = problem.settings
-        self._gathers: list[tuple[Call, int]] = []  # each with the position of its array in a batch
-        self._calls: list[Call] = []
-        ops.in_one_call = True
+        calls: list[Call] = []
+        ops.in_one_call, ops.shared = True, shared
         recorded: dict[tuple[int, bool], list[Call]] = {}  # chunks of one size have the same calls
         try:
-            for start, stop in cut(rows, chunk_rows, 1)[0]:
-                size, more = kind = stop - start, start > 0
+            for start, stop in chunks:
+                size, more = kind = stop - start, start > chunks[0][0]
                 if kind not in recorded:
                     gathers = [
-                        steps.gather(np.dtype(dtype), worker.buffers[name][:size], self._places)
+                        steps.gather(np.dtype(dtype), worker.buffers[name][:size], ops.places)
                         for name, dtype in (("X", inputs.x_dtype), ("Y", inputs.y_dtype))
                     ]
                     self._gathers += zip(gathers, (0, 1), strict=True)
                     run = functools.partial(chunk.run, "step", size, False, more)
-                    then = steps.advance(self._places, size)
+                    then = steps.advance(ops.places, size)
                     recorded[kind] = [*gathers, *ops.record(run).calls, then]
-                self._calls += recorded[kind]
+                calls += recorded[kind]
         finally:
-            ops.in_one_call = False
-        if lanes.penalty is not None:
-            w = problem.parameters[: problem.layout.weights]
-            self._calls += lanes.penalty.lanes[0].calls
-            self._calls.append(steps.penalize(w, worker.J, settings.l1, settings.l2))
-        self.loop = self._make_loop()
+            ops.in_one_call = ops.shared = False
+        return steps.Share(calls, ops.places, worker.J, chunks[0][0])
 
     def read(self, batch: Batch) -> bool:
         """Read rows of a batch's arrays in the next calls; return False if they are unusual."""
@@ -147,12 +179,17 @@ class Stretch:
             return False
         return all(steps.point(call, batch[number]) for call, number in self._gathers)
 
-    def _make_loop(self) -> StepLoop:
-        lanes, optimizer = self.lanes, self.problem.optimizer
+    def _make_loop(self, shares: Sequence[steps.Share]) -> StepLoop:
+        lanes, optimizer, settings = self.lanes, self.problem.optimizer, self.problem.settings
+        then = [call for one in lanes.additions[: len(shares) - 1] for call in _calls(one)]
+        if lanes.penalty is not None:
+            w = self.problem.parameters[: self.problem.layout.weights]
+            then += _calls(lanes.penalty.lanes)
+            then.append(steps.penalize(w, shares[0].J, settings.l1, settings.l2))
         constants, bounds, updates = optimizer.constants(), lanes.bounds, lanes.updates
         segments = [
             steps.Segment(
-                update.lanes[0].calls,
+                _calls(update.lanes),
                 [update.scalars[key] for key in update.program.folded],
                 update.rate,
                 constants["decay"] if update.decay is None else update.decay,
@@ -164,10 +201,8 @@ class Stretch:
             updates[0].program, [*updates[0].vectors], constants, optimizer.bounds_of_row,
             bounds.floor, bounds.roots, bounds.halves,
         )  # fmt: skip
-        return StepLoop(
-            self._calls, segments, rule, self.state.gradient, self._J,
-            self._places, self.rows, self.problem.settings.clip_norm,
-        )  # fmt: skip
+        gradient = self.state.gradient
+        return StepLoop(shares, then, segments, rule, gradient, self.rows, settings.clip_norm)
 
     def run(
         self,
@@ -242,6 +277,11 @@ class Stretch:
         return found
 
 
+def _calls(lanes: Sequence[EagerRecording]) -> list[Call]:
+    """Return the calls of a pass over all lanes."""
+    return [call for recording in lanes for call in recording.calls]
+
+
 def _set_later(owner: object, name: str, value: Iterator[object]) -> Iterator[Call]:
     """Return the call that sets an attribute, with the value that the iterator then yields.
 
@@ -262,8 +302,11 @@ class Stretches:
         self._settings: dict[str, Any] | None = None
         self._constants: dict[str, float] = {}
 
-    def find(self, worker: Worker, rows: int, chunk_rows: int, inputs: Inputs) -> Stretch | None:
+    def find(
+        self, workers: Sequence[Worker], rows: int, chunk_rows: int, inputs: Inputs
+    ) -> Stretch | None:
         """Return the stretch of steps on batches of this size, or None if they run one by one."""
+        worker = workers[0]
         lanes, settings = self.lanes, self.problem.settings
         if settings.l1 or settings.l2 or lanes.penalty is not None:
             lanes.set_penalty()
@@ -275,29 +318,22 @@ class Stretches:
         made_of = lanes.updates, self._constants, lanes.penalty, settings
         if worker.stretches_of is None or any(map(is_not, made_of, worker.stretches_of)):
             worker.stretches, worker.stretches_of = {}, made_of
-        key = rows, chunk_rows, inputs
+        key = rows, chunk_rows, inputs, len(workers)
         if key not in worker.stretches:
             if len(worker.stretches) >= SHAPES:
                 worker.stretches.clear()
-            worker.stretches[key] = self._make(worker, *key)
+            worker.stretches[key] = self._make(workers, rows, chunk_rows, inputs)
         found: Stretch | None = worker.stretches[key]
         return found
 
-    def _make(self, worker: Worker, rows: int, chunk_rows: int, inputs: Inputs) -> Stretch | None:
+    def _make(
+        self, workers: Sequence[Worker], rows: int, chunk_rows: int, inputs: Inputs
+    ) -> Stretch | None:
         problem, lanes = self.problem, self.lanes
-        kind, settings = type(problem.optimizer), problem.settings
-        own = ("scalars", "constants", "rate", "bounds")
-        varies = any(getattr(kind, name) is not getattr(Optimizer, name) for name in own)
-        frozen = any(layer.frozen for layer in problem.optimizer.layers.values())
-        # a limit leaves no room for the calls' own objects, which no plan counts
-        limited = settings.memory_limit is not None
-        alone = frozen or limited or settings.tolerant or inputs.w_dtype or lanes.count > 1
-        if varies or alone or not isinstance(worker.ops, CompiledOps):
-            return None
-        if choose_length(problem, rows) == 1 or rows > CHUNKS * chunk_rows:
+        if not possible(problem, workers[0].ops, rows, inputs, len(workers) * chunk_rows):
             return None
         try:
-            return Stretch(problem, self.state, lanes, worker, rows, chunk_rows, inputs)
+            return Stretch(problem, self.state, lanes, workers, rows, chunk_rows, inputs)
         except steps.NotCompiled:
             return None
 

@@ -247,6 +247,7 @@ class Run:
         if done <= 0:  # it failed
             self._begun = None
         elif isinstance(J, float):
+            self._collect_losses()  # of the steps before it: the sum is in the order of the steps
             loss, weight = _add(state.loss, state.weight, [(J, w or 0.0)], None)
             counted = (state.batch + done, loss, weight, None)
             state.batch, state.loss, state.weight, self._begun = counted

@@ -27,6 +27,7 @@ CASES = {
     "penalised": {"l1": 0.01, "l2": 0.1},
     "dropout": {"dropout": 0.3, "seed": 5},
     "chunks": {"chunk_rows": 3, "dropout": 0.2},
+    "workers": {"workers": 3, "chunk_rows": 2, "dropout": 0.2, "l1": 0.01},
     "all": {"optimizer": mc.AdamW(0.01), "clip_norm": 0.5, "l2": 0.01, "dropout": 0.2},
 }
 
@@ -140,17 +141,20 @@ def test_a_step_has_the_same_bits_in_a_stretch_of_any_length(monkeypatch):
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
-def test_a_step_has_the_same_bits_on_any_number_of_threads(loss, monkeypatch):
+def test_a_step_has_the_same_bits_on_any_number_of_threads(loss, workers, monkeypatch):
+    monkeypatch.setattr(stretch, "choose_threads", lambda *_: 5)
     settings = CASES["all"] | {"dtype": "float32", "loss": loss, "sizes": (5, 70, 40, 3)}
+    settings |= {"workers": workers, "chunk_rows": 40}
     rows, targets = np.tile(X, (8, 1)), np.tile(LABELS if loss == "cross_entropy" else Y.T, 8).T
     fit = {"batch_size": 211, "epochs": 5}
-    expected = results(make(**settings), rows, targets, **fit)
-    for threads in (2, 3, 5):
+    found = []
+    for threads in (1, 2, 3, 5):
         monkeypatch.setattr(stretch.Stretch, "_choose_threads", lambda self, n=threads: n)
-        found = results(make(**settings), rows, targets, **fit)
-        assert found[0] == expected[0]
-        np.testing.assert_array_equal(found[1], expected[1])
+        found.append(results(make(**settings), rows, targets, **fit))
+        assert found[-1][0] == found[0][0]
+        np.testing.assert_array_equal(found[-1][1], found[0][1])
 
 
 def test_what_cannot_be_in_a_stretch_runs_alone(lengths):
@@ -162,7 +166,6 @@ def test_what_cannot_be_in_a_stretch_runs_alone(lengths):
         {"on_non_finite": "skip"},
         {"optimizer": Own(0.01)},
         {"optimizer": mc.SGD(0.01, layers={1: mc.Layer(frozen=True)})},
-        {"workers": 2},
     ):
         make(**settings).fit(X[:200], Y[:200], **FIT)
     make().fit(X, Y, sample_weight=np.ones(len(X)), **FIT)
@@ -216,7 +219,9 @@ def test_settings_may_change_between_fits_and_steps(lengths, monkeypatch):
 def test_a_new_learning_rate_makes_no_new_stretch(monkeypatch):
     trainer, made = make(), []
     real = stretch.Stretch._make_loop
-    monkeypatch.setattr(stretch.Stretch, "_make_loop", lambda self: made.append(1) or real(self))
+    monkeypatch.setattr(
+        stretch.Stretch, "_make_loop", lambda self, *a: made.append(1) or real(self, *a)
+    )
     expected = make()
     for rate in (0.1, 0.2, 0.3):
         for each in (trainer, expected):

@@ -30,7 +30,8 @@ class CompiledOps(NumpyOps):
 
     def __init__(self) -> None:
         super().__init__(np)
-        self.in_one_call = False  # True while calls are recorded for a `StepLoop`
+        # while calls are recorded for a `StepLoop`: True, and whether threads share each of them
+        self.in_one_call = self.shared = False
 
     def gemm(self, A: Array, B: Array, C: Array, accumulate: bool = False) -> None:
         """Set C = A B, or C += A B. All may be transposed views, A an `Input`."""
@@ -152,7 +153,7 @@ class CompiledOps(NumpyOps):
 
     def _sum_later(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the sums that a pass leaves to `_sum_up`, as threads may share it: else none."""
-        if not self.in_one_call:
+        if not self.shared:
             return {}
         names = ("D", "db", "m", "n", "accumulate", "J")
         later = {name: given[name] for name in names if name in given}

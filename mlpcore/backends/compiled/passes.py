@@ -43,12 +43,12 @@ ARGUMENTS = {
     "Advance": "int64* place; int64 rows",
     "Penalize": "const T* w; double* J; int64 n; double l1; double l2",
     "Steps": (
-        "const void* calls; const T* g; double* squares; double* J; double* losses;"
-        " const double* rates;"
-        " double* settings; const double* factors; T* const* numbers; int64* place;"
-        " double* reach; int64* done; int64 gradient_calls; int64 segments; int64 settings_each;"
-        " int64 steps; int64 rows; int64 n; int64 threads; double updates; double clip_norm;"
-        " double floor; double roots; double halves"
+        "const void* calls; const int64* ends; int64 updates; int64 calls_end; int64 workers;"
+        " int64* const* places; const int64* starts; const int64* row_numbers; double* const* J;"
+        " const T* g; double* squares; double* losses; const double* rates; double* settings;"
+        " const double* factors; T* const* numbers; double* reach; int64* done; int64 segments;"
+        " int64 settings_each; int64 steps; int64 number; int64 rows; int64 n; int64 threads;"
+        " double done_before; double clip_norm; double floor; double roots; double halves"
     ),
 }
 TYPES = {"float32": "float", "float64": "double"}

@@ -130,16 +130,32 @@ def _call(
     return passes.call(run, template.split()[1], given)
 
 
+class Share(NamedTuple):
+    """The part of a worker in each step.
+
+    Attributes:
+        calls: add its rows' loss to J, and compute their gradient.
+        places: where the calls read the step's number, the first row and the row numbers' address.
+        J: 0-d, its loss.
+        start: its first row in a batch.
+    """
+
+    calls: Sequence[Call]
+    places: Array
+    J: Array
+    start: int
+
+
 class StepLoop:
     """The loop over a net's training steps.
 
     Args:
-        gradient: calls that compute J and the gradient of the batch whose rows `places` tells.
+        shares: the workers' parts. Those of several run one on each thread; a single one is
+            recorded so that threads share its calls.
+        then: calls that complete the gradient.
         segments: the updates.
         rule: their rule.
         g: the gradient, flat.
-        J: 0-d, the loss.
-        places: number of the step, 0, and the address of the row numbers.
         rows: rows of a batch.
         clip_norm: the largest norm of the gradient, or None.
 
@@ -149,36 +165,40 @@ class StepLoop:
 
     def __init__(
         self,
-        gradient: Sequence[Call],
+        shares: Sequence[Share],
+        then: Sequence[Call],
         segments: Sequence[Segment],
         rule: Rule,
         g: Array,
-        J: Array,
-        places: Array,
         rows: int,
         clip_norm: float | None,
     ) -> None:
         names = ["rate", "decay", *(name for name in rule.constants if name != "decay")]
         formula = formula_text.update(rule.program, rule.vectors, names, (), "", rule.bounds)
         run = passes.load("run_steps Steps", passes.TYPES[g.dtype.name], formula)
-        calls = addresses([*gradient, *(call for one in segments for call in one.calls)])
-        if run is None or any(len(one.calls) != 1 for one in segments):
+        before = [*(call for share in shares for call in share.calls), *then]
+        every = [*before, *(call for one in segments for call in one.calls)]
+        calls = addresses(every)
+        if run is None:
             raise NotCompiled
-        self.places = places
         self.reach = np.zeros(1)
         settings = [[0.0, one.decay, *(rule.constants[x] for x in names[2:])] for one in segments]
         numbers = [number.ctypes.data for one in segments for number in one.scalars]
         given = {
-            "calls": np.array(calls, np.uintp), "g": g, "J": J,
+            "calls": np.array(calls, np.uintp), "updates": len(before), "calls_end": len(every),
+            "ends": np.cumsum([len(share.calls) for share in shares], dtype=np.int64),
+            "workers": len(shares),
+            "places": np.array([share.places.ctypes.data for share in shares], np.uintp),
+            "starts": np.array([share.start for share in shares], np.int64),
+            "J": np.array([share.J.ctypes.data for share in shares], np.uintp), "g": g,
             "settings": np.array(settings), "numbers": np.array(numbers, np.uintp),
             "factors": np.array([[one.rate, one.missed] for one in segments], np.float64),
-            "place": places, "reach": self.reach, "gradient_calls": len(gradient),
-            "segments": len(segments), "settings_each": len(names), "rows": rows, "n": g.size,
-            "squares": np.empty(-(-g.size // BLOCK)),
+            "reach": self.reach, "segments": len(segments), "settings_each": len(names),
+            "rows": rows, "n": g.size, "squares": np.empty(-(-g.size // BLOCK)),
             "clip_norm": math.inf if clip_norm is None else clip_norm, "floor": rule.floor,
             "roots": rule.roots, "halves": rule.halves,
         }  # fmt: skip
-        self.call = passes.call(run, "Steps", given, alive=(gradient, segments))
+        self.call = passes.call(run, "Steps", given, alive=(shares, then, segments))
         self._structure: Any = self.call[1]._obj
 
     def set(
@@ -202,10 +222,11 @@ class StepLoop:
             reach: bound of the first state vector.
             threads: number of threads that share each step, which changes no bits.
         """
-        self.places[:] = number, 0, 0 if rows is None else rows.ctypes.data
         self.reach[0], table = reach, np.array(rates, np.float64)
         losses, done, arguments = np.empty(len(rates)), np.zeros(1, np.int64), self._structure
         arguments.losses, arguments.done = losses.ctypes.data, done.ctypes.data
         arguments.rates = table.ctypes.data
-        arguments.steps, arguments.updates, arguments.threads = len(rates), updates, threads
+        arguments.row_numbers = None if rows is None else rows.ctypes.data
+        arguments.steps, arguments.number, arguments.threads = len(rates), number, threads
+        arguments.done_before = updates
         return losses, done, table
