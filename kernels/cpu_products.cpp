@@ -35,7 +35,7 @@ struct Strided {
 
 // C (rows x V vectors) = A B or, `more`, += A B.
 template <class T, int rows, int V>
-__attribute__((noinline)) void multiply_tile(Strided<T> A, const T* B, int64 b_row, T* C,
+__attribute__((noinline)) void multiply_tile(const Strided<T>& A, const T* B, int64 b_row, T* C,
                                              int64 c_row, int64 k, bool more) {
   using Vector = typename Registers<T>::Vector;
   constexpr int lanes = Registers<T>::lanes;
@@ -72,9 +72,10 @@ __attribute__((noinline)) void multiply_tile(Strided<T> A, const T* B, int64 b_r
 
 // The same for m rows, of which `width` entries are stored.
 template <class T, int V, int rows = tile_rows<T, V>>
-void multiply_panel(Strided<T> A, const T* B, int64 b_row, T* C, int64 c_row, int64 m, int64 k,
-                    int64 width, bool more) {
+void multiply_panel(const Strided<T>& whole, const T* B, int64 b_row, T* C, int64 c_row, int64 m,
+                    int64 k, int64 width, bool more) {
   constexpr int columns = V * Registers<T>::lanes;
+  Strided<T> A = whole;
   for (; m >= rows; m -= rows, A.data += rows * A.row, C += rows * c_row) {
     if (width == columns) {
       multiply_tile<T, rows, V>(A, B, b_row, C, c_row, k, more);
@@ -88,7 +89,7 @@ void multiply_panel(Strided<T> A, const T* B, int64 b_row, T* C, int64 c_row, in
     }
   }
   if constexpr (rows > 1) {
-    constexpr int fewer = rows > 4 ? 4 : rows / 2;
+    constexpr int fewer = rows > 8 ? 8 : rows > 4 ? 4 : rows / 2;
     if (m) multiply_panel<T, V, fewer>(A, B, b_row, C, c_row, m, k, width, more);
   }
 }
@@ -136,7 +137,7 @@ void transpose(const T* from, int64 column, T* to) {
 
 // Copies B into rows of `columns` entries with zeros at their ends.
 template <class T, int columns>
-void pack(Strided<T> B, int64 k, int64 width, T* to) {
+void pack(const Strided<T>& B, int64 k, int64 width, T* to) {
   constexpr int lanes = Registers<T>::lanes;
   const bool turned = B.row == 1 && B.column != 1;
   const int64 whole = turned ? k / lanes * lanes : 0;  // rows that are transposed block by block
@@ -150,43 +151,82 @@ void pack(Strided<T> B, int64 k, int64 width, T* to) {
     if (B.column == 1 && width == columns) {
       __builtin_memcpy(to, from, sizeof(T) * columns);
     } else {
-      for (int64 j = i < whole ? done : 0; j < columns; ++j)
-        to[j] = j < width ? from[j * B.column] : T(0);
+      for (int64 j = i < whole ? done : 0; j < width; ++j) to[j] = from[j * B.column];
+      for (int64 j = width; j < columns; ++j) to[j] = 0;
     }
   }
 }
 
-// Columns of C = A B, or +=, of V vectors; a panel of B is packed unless it is read only a few times
-// and its rows are contiguous.
-template <class T, int V>
-void multiply_columns(Strided<T> A, Strided<T> B, T* C, int64 c_row, int64 m, int64 k, int64 width,
-                      bool more) {
-  constexpr int lanes = Registers<T>::lanes, columns = V * lanes;
-  if constexpr (V > 1) {
-    if (width <= columns - lanes)
-      return multiply_columns<T, V - 1>(A, B, C, c_row, m, k, width, more);
-  }
-  if (B.column == 1 && width == columns && m <= Registers<T>::few)
-    return multiply_panel<T, V>(A, B.data, B.row, C, c_row, m, k, width, more);
-  alignas(VECTOR_BYTES) T panel[Registers<T>::depth * columns];
+// Columns of C = A B, or +=, with a panel of B of at most `depth` rows that is packed first. (Each
+// function has only the arrays that it needs: a large stack frame takes time.)
+template <class T, int V, int depth>
+__attribute__((noinline)) void multiply_packed(const Strided<T>& A, const Strided<T>& B, T* C,
+                                               int64 c_row, int64 m, int64 k, int64 width,
+                                               bool more) {
+  constexpr int columns = V * Registers<T>::lanes;
+  alignas(VECTOR_BYTES) T panel[depth * columns];
   pack<T, columns>(B, k, width, panel);
   multiply_panel<T, V>(A, panel, columns, C, c_row, m, k, width, more);
 }
 
-// C is a column: its entries are inner products, or it is a sum of columns of A.
+// Columns of C = A B, or +=, of V vectors. B is packed unless it is read only a few times and its
+// rows are contiguous.
+template <class T, int V>
+void multiply_columns(const Strided<T>& A, const Strided<T>& B, T* C, int64 c_row, int64 m, int64 k,
+                      int64 width, bool more) {
+  constexpr int lanes = Registers<T>::lanes, shallow = 16;
+  if constexpr (V > 1) {
+    if (width <= (V - 1) * lanes)
+      return multiply_columns<T, V - 1>(A, B, C, c_row, m, k, width, more);
+  }
+  if (B.column == 1 && width == V * lanes && m <= Registers<T>::few)
+    return multiply_panel<T, V>(A, B.data, B.row, C, c_row, m, k, width, more);
+  if (k <= shallow) return multiply_packed<T, V, shallow>(A, B, C, c_row, m, k, width, more);
+  multiply_packed<T, V, Registers<T>::depth>(A, B, C, c_row, m, k, width, more);
+}
+
+// C = A B, or +=, for at most `depth` columns of A.
 template <class T>
-void multiply_column(const Product<T>& p) {
+void multiply_rows(const Strided<T>& A, const Strided<T>& B, T* C, int64 c_row, int64 m, int64 n,
+                   int64 k, bool more) {
+  constexpr int64 columns = Registers<T>::vectors * Registers<T>::lanes;
+  for (int64 j = 0; j < n; j += columns) {
+    const Strided<T> from = {B.data + j * B.column, B.row, B.column};
+    const int64 width = n - j < columns ? n - j : columns;
+    multiply_columns<T, Registers<T>::vectors>(A, from, C + j, c_row, m, k, width, more);
+  }
+}
+
+// The same for an A whose columns are contiguous and far apart: blocks of it are packed.
+template <class T>
+__attribute__((noinline)) void multiply_blocks(const Strided<T>& A, const Strided<T>& B, T* C,
+                                               int64 c_row, int64 m, int64 n, int64 k, bool more) {
+  constexpr int64 block = Registers<T>::block;
+  alignas(VECTOR_BYTES) T packed[block * Registers<T>::depth];
+  for (int64 first = 0; first < m; first += block) {
+    const int64 rows = m - first < block ? m - first : block;
+    for (int64 i = 0; i < k; ++i) {
+      const T* const from = A.data + first + i * A.column;
+      for (int64 j = 0; j < rows; ++j) packed[i * block + j] = from[j];
+    }
+    multiply_rows<T>({packed, 1, block}, B, C + first * c_row, c_row, rows, n, k, more);
+  }
+}
+
+// These rows of a C that is a column: its entries are inner products, or it is a sum of columns of A.
+template <class T>
+void multiply_column(const Product<T>& p, Range mine) {
   if (p.a_row == 1) {
     for (int64 j = 0; j < p.k; ++j) {
       const T b = p.B[j * p.b_row], *const a = p.A + j * p.a_column;
       const bool more = p.accumulate || j > 0;
 #pragma omp simd
-      for (int64 i = 0; i < p.m; ++i)
+      for (int64 i = mine.begin; i < mine.end; ++i)
         p.C[i * p.c_row] = b * a[i] + (more ? p.C[i * p.c_row] : T(0));
     }
     return;
   }
-  for (int64 i = 0; i < p.m; ++i) {
+  for (int64 i = mine.begin; i < mine.end; ++i) {
     const T* const a = p.A + i * p.a_row;
     const T sum = total<T>(p.k, [=](int64 j) { return a[j * p.a_column] * p.B[j * p.b_row]; });
     T& c = p.C[i * p.c_row];
@@ -194,48 +234,25 @@ void multiply_column(const Product<T>& p) {
   }
 }
 
-// Returns the product of these rows of A.
+// Threads share rows or columns of C, so that each reads less of A and B.
 template <class T>
-Product<T> of_rows(Product<T> p, Range rows) {
-  p.A += rows.begin * p.a_row, p.C += rows.begin * p.c_row, p.m = rows.end - rows.begin;
-  return p;
-}
-
-// Returns a thread's part of a product: rows or columns of C, so that it reads less of A and B.
-template <class T>
-Product<T> of_thread(Product<T> p, const Part& part) {
-  if (p.n <= p.m) return of_rows(p, part.of(p.m, tile_rows<T, Registers<T>::vectors>));
-  const Range columns = part.of(p.n, Registers<T>::lanes);
-  p.B += columns.begin * p.b_column, p.C += columns.begin, p.n = columns.end - columns.begin;
-  return p;
-}
-
-template <class T>
-void multiply(const Product<T>& whole, const Part& part) {
-  using R = Registers<T>;
-  const Product<T> p = of_thread(whole, part);
-  if (whole.n == 1) return multiply_column(p);
-  constexpr int64 columns = R::vectors * R::lanes;
-  const bool packs = p.a_row == 1 && p.a_column * int64(sizeof(T)) >= 4096 && p.n >= 4 * columns;
-  const int64 block = packs ? R::block : p.m;
-  alignas(VECTOR_BYTES) T packed[R::block * R::depth];
-  for (int64 begin = 0; begin < p.k || begin == 0; begin += R::depth) {
-    const int64 k = p.k - begin < R::depth ? p.k - begin : R::depth;
-    for (int64 first = 0; first < p.m; first += block) {
-      const int64 m = p.m - first < block ? p.m - first : block;
-      Strided<T> A = {p.A + first * p.a_row + begin * p.a_column, p.a_row, p.a_column};
-      if (packs) {
-        for (int64 i = 0; i < k; ++i) {
-          for (int64 j = 0; j < m; ++j) packed[i * R::block + j] = A.data[i * A.column + j];
-        }
-        A = {packed, 1, R::block};
-      }
-      for (int64 j = 0; j < p.n; j += columns) {
-        const Strided<T> B = {p.B + begin * p.b_row + j * p.b_column, p.b_row, p.b_column};
-        multiply_columns<T, R::vectors>(A, B, p.C + first * p.c_row + j, p.c_row, m, k,
-                                        p.n - j < columns ? p.n - j : columns,
-                                        p.accumulate || begin > 0);
-      }
-    }
+void multiply(const Product<T>& p, const Part& part) {
+  constexpr int64 depth = Registers<T>::depth,
+                  columns = Registers<T>::vectors * Registers<T>::lanes;
+  if (p.n == 1) return multiply_column(p, part.of(p.m));
+  Range i = {0, p.m}, j = {0, p.n};
+  if (p.n > p.m) {
+    j = part.of(p.n, Registers<T>::lanes);
+  } else {
+    i = part.of(p.m, tile_rows<T, Registers<T>::vectors>);
+  }
+  const int64 m = i.end - i.begin, n = j.end - j.begin;
+  const bool far = p.a_row == 1 && p.a_column * int64(sizeof(T)) >= 4096 && n >= 4 * columns;
+  for (int64 begin = 0; begin < p.k || begin == 0; begin += depth) {
+    const int64 k = p.k - begin < depth ? p.k - begin : depth;
+    const Strided<T> A = {p.A + i.begin * p.a_row + begin * p.a_column, p.a_row, p.a_column},
+                     B = {p.B + begin * p.b_row + j.begin * p.b_column, p.b_row, p.b_column};
+    (far ? multiply_blocks<T> : multiply_rows<T>)(A, B, p.C + i.begin * p.c_row + j.begin, p.c_row,
+                                                  m, n, k, p.accumulate || begin > 0);
   }
 }

@@ -10,6 +10,7 @@ struct Part {
   int64 index, count;
   // Returns its share of n entries, whose ends are multiples of `unit`, but for n.
   Range of(int64 n, int64 unit = 1) const {
+    if (count == 1) return {0, n};
     const int64 units = (n + unit - 1) / unit, end = units * (index + 1) / count * unit;
     return {units * index / count * unit, end < n ? end : n};
   }

@@ -38,7 +38,7 @@ from mlpcore.engine.workspace import Workspace
 
 log = logging.getLogger("mlpcore")
 BLAS_ROWS = 64  # rows per BLAS thread, if a core's cache holds the parameters
-COPIED = 1 << 15  # entries of X that take less time to copy than Python saves in a step
+SHORT = 1e8  # operations of a single step up to which one call of C++ is faster than its calls
 BLAS_ALONE = 1 << 18  # multiplications of a GEMM up to which BLAS by default uses one thread
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -195,7 +195,7 @@ class CpuStep:
         # would be one too many. If a core's cache holds the parameters, few rows cost more than
         # they gain, because half of dW is then in another core's cache.
         threads, stretch = self.lanes.threads, None
-        if batch.rows is not None or batch.X.size <= COPIED:
+        if batch.rows is not None or 6 * batch.size * self.problem.layout.weights <= SHORT:
             stretch = self._stretch(batch.size, plan)
         if plan.workers > 1 or (stretch is not None and stretch.threads > 1):
             threads = 1

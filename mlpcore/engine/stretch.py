@@ -50,8 +50,9 @@ def choose_length(problem: Problem, rows: int) -> int:
 
 
 def choose_threads(problem: Problem, rows: int, lanes: Lanes, workers: int) -> int:
-    """Return the number of threads of a step: one for each worker, or those of BLAS if they can
-    share the calls of a single worker.
+    """Return the number of threads of a step: one for each worker.
+
+    A single worker's calls are shared by BLAS's number of threads, if they are long enough.
     """
     if workers > 1:
         return min(lanes.threads, workers)

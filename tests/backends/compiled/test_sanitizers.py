@@ -293,7 +293,7 @@ PLANTED = {
     ),
     "an update writes one more": (update_units, "update<", "i < mine.end; ++i", "i <= p.n; ++i"),
     "a product's panel has one column less": (
-        other_units, "multiply<", "::depth * columns];", "::depth * columns - 1];",
+        other_units, "multiply<", "panel[depth * columns];", "panel[depth * columns - 1];",
     ),
     "threads share one column too many": (
         other_units, "sum_up<", "end < n ? end : n}", "end <= n ? end : n + 1}",
