@@ -60,13 +60,14 @@ class Rows:
         number: int,
         seeds: Seeds | None,
         skip: int,
-        together: Callable[[Data], int] = lambda _: 1,
+        together: Callable[[Data, int], int] = lambda *_: 1,
         following: Seeds | None = None,
     ) -> Batches:
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
-        `together` returns how many full batches may be yielded as one. If the order is copied to a
-        device, a thread meanwhile draws the next epoch's order from the seeds `following`.
+        `together` returns how many of the full batches that are left are yielded as one. If the
+        order is copied to a device, a thread meanwhile draws the next epoch's order from the seeds
+        `following`.
         """
         rows = self._order
         if self._ahead is not None:
@@ -83,7 +84,7 @@ class Rows:
         start = skip * self.size
         while start < len(rows):
             whole = (len(rows) - start) // self.size
-            steps = 1 << (min(whole, together(self.data)).bit_length() - 1) if whole > 1 else 1
+            steps = together(self.data, whole) if whole > 1 else 1
             yield self.data, self.data.batch(rows[start : start + steps * self.size], steps)
             start += steps * self.size
 
@@ -115,7 +116,7 @@ class Streamed:
         number: int,
         seeds: Seeds | None,
         skip: int,
-        together: Callable[[Data], int] | None = None,
+        together: Callable[[Data, int], int] | None = None,
         following: Seeds | None = None,
     ) -> Batches:
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.

@@ -239,7 +239,7 @@ class CpuStep:
         run_stretch(stretch, batch, progress, losses, run_alone)
         if batch.steps > 1:
             return losses
-        self.J = J = losses.values()[0][0]
+        self.J = J = float(losses.values()[0][0])
         return J
 
     @_quiet
@@ -336,10 +336,10 @@ class CpuStep:
 
     # -- needed only on a device --
 
-    def together(self, batch_rows: int, inputs: Inputs) -> int:
-        """Return the number of steps on batches of this size that one call may make."""
+    def together(self, batch_rows: int, inputs: Inputs, most: int) -> int:
+        """Return how many of the next `most` steps on batches of this size one call makes."""
         stretch = self._stretch(batch_rows, self.prepare(batch_rows, inputs))
-        return 1 if stretch is None else stretch.length
+        return 1 if stretch is None else min(most, stretch.length)
 
     def count_skipped(self, progress: Progress) -> None:
         """Do nothing: each step has already been counted."""

@@ -95,13 +95,14 @@ class DeviceLoss:
         """Allow the results to be read, since their steps have been launched."""
         self._results.asked = self._first + self._count
 
-    def values(self) -> list[tuple[float, float]]:
+    def values(self) -> tuple[np.ndarray, np.ndarray]:
         """Return J and Σ w of each step of this step's launch; wait for them."""
         rows = self._step.read_results(self._results, self._first, self._count, self._progress)
-        return [(J, weight) for J, _, _, weight in rows]
+        J, _, _, weights = np.array(rows, np.float64).reshape(-1, 4).T
+        return J, weights
 
     def __float__(self) -> float:
-        return self.values()[0][0]
+        return float(self.values()[0][0])
 
     def __repr__(self) -> str:
         return f"DeviceLoss(on {self._step.device.name}; float(J) waits for it)"

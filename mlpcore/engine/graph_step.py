@@ -199,8 +199,8 @@ class GraphStep:
 
     # -- a step --
 
-    def together(self, batch_rows: int, inputs: Inputs) -> int:
-        """Return the number of steps that one launch may hold for such batches: a power of two."""
+    def together(self, batch_rows: int, inputs: Inputs, most: int) -> int:
+        """Return how many of the next `most` steps one launch holds: a power of two."""
         flop = 6 * batch_rows * self.problem.layout.weights
         if inputs.host or self.control.varies or flop > WORTHWHILE:
             return 1
@@ -210,7 +210,8 @@ class GraphStep:
             return 1
         # gather, layers forward and backward, loss; sum_weights, the update
         nodes = chunks * 5 * self.problem.layout.layers + 3
-        return 1 << (max(1, min(cuda_slot.TOGETHER, NODES // nodes)).bit_length() - 1)
+        most = min(most, cuda_slot.TOGETHER, NODES // nodes)
+        return 1 << (max(1, most).bit_length() - 1)
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> DeviceLoss:
         """Launch the steps of a batch without waiting; return J before each, to be read later.

@@ -47,8 +47,8 @@ class Step(Protocol):
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> Any:
         """Run a step on a batch; return the J before its update."""
 
-    def together(self, batch_rows: int, inputs: Inputs) -> int:
-        """Return the number of steps on batches of this size that one launch may hold."""
+    def together(self, batch_rows: int, inputs: Inputs, most: int) -> int:
+        """Return how many of the next `most` steps on batches of this size go in one launch."""
 
     def apply(self, gradient: Array, progress: Progress) -> None:
         """Make one update with the caller's flat gradient, which is not modified."""

@@ -95,11 +95,10 @@ class Losses:
         self.weight = weight
         self.parts: list[tuple[Array, Array]] = []
 
-    def values(self) -> list[tuple[float, float]]:
+    def values(self) -> tuple[Array, Array]:
         """Return J and Σ w of each step, in order."""
-        return [
-            (J, self.weight) for losses, count in self.parts for J in losses[: count[0]].tolist()
-        ]
+        J = np.concatenate([losses[: count[0]] for losses, count in self.parts])
+        return J, np.full_like(J, self.weight)
 
 
 class Stretch:

@@ -12,7 +12,7 @@ import math
 import operator
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TextIO
 
 import numpy as np
@@ -50,13 +50,13 @@ class Source(Protocol):
         number: int,
         seeds: list[int] | None,
         skip: int,
-        together: Callable[[Data], int],
+        together: Callable[[Data, int], int],
         following: list[int] | None,
     ) -> Generator[tuple[Data, Batch], None, None]:
         """Yield an epoch's batches from number `skip` on, shuffled from `seeds` or (None) in order.
 
-        `together` returns how many full batches may be yielded as one. `following` holds the seeds
-        of the next epoch; None if there is none.
+        `together` returns how many of the full batches that are left are yielded as one.
+        `following` holds the seeds of the next epoch; None if there is none.
         """
 
 
@@ -198,15 +198,14 @@ class Run:
                     with learner.turns.away():
                         pass
 
-    def _together(self, data: Data) -> int:
-        """Return how many batches callbacks and checkpoints allow in the next launch."""
+    def _together(self, data: Data, most: int) -> int:
+        """Return how many of the next `most` batches go in one launch."""
         if self._each_step:
             return 1
         step, clock = self.learner.step, self.learner.progress
-        most = step.together(self.state.batch_size, data.inputs)
-        return (
-            most if self.checkpoints is None else min(most, self.checkpoints.steps_left(clock.step))
-        )
+        if self.checkpoints is not None:
+            most = min(most, self.checkpoints.steps_left(clock.step))
+        return step.together(self.state.batch_size, data.inputs, most)
 
     @contextlib.contextmanager
     def _wait_for_rows(self) -> Iterator[Callable[[], object]]:
@@ -248,8 +247,9 @@ class Run:
             self._begun = None
         elif isinstance(J, float):
             self._collect_losses()  # of the steps before it: the sum is in the order of the steps
-            loss, weight = _add(state.loss, state.weight, [(J, w or 0.0)], None)
-            counted = (state.batch + done, loss, weight, None)
+            own = (w or 0.0) if math.isfinite(J) else 0.0  # not if it was skipped
+            loss = state.loss + own * J if own else state.loss
+            counted = (state.batch + done, loss, state.weight + own, None)
             state.batch, state.loss, state.weight, self._begun = counted
         else:
             if not (self._unread and self._unread[-1].J is J):
@@ -265,14 +265,16 @@ class Run:
         loss, weight = state.loss, state.weight
         for one in launches:
             try:
-                values = one.J.values()
+                losses, weights = one.J.values()
             except NonFiniteLoss as error:
                 self._fault = self._explain(error, launches)
                 raise self._fault from None
             except ValueError as error:
                 self._fault = error
                 raise
-            loss, weight = _add(loss, weight, values, one.weight)
+            if one.weight is not None:
+                weights = np.full_like(losses, one.weight)
+            loss, weight = _add(loss, weight, losses, weights)
         state.loss, state.weight, self._unread, self._waiting = loss, weight, [], 0
 
     def _explain(self, error: NonFiniteLoss, launches: Sequence[_Unread]) -> Exception:
@@ -414,15 +416,16 @@ def _open_bar(state: State, progress: bool) -> Any:
     )
 
 
-def _add(
-    loss: float, weight: float, values: Iterable[tuple[float, float]], known: float | None
-) -> tuple[float, float]:
-    """Return Σ w J and Σ w with more steps added, unless skipped; `known` is their w, if known."""
-    for J, w in values:
-        if math.isfinite(J):
-            own = w if known is None else known
-            loss, weight = loss + own * J, weight + own
-    return loss, weight
+def _add(loss: float, weight: float, J: np.ndarray, w: np.ndarray) -> tuple[float, float]:
+    """Return Σ w J and Σ w with more steps added, one after the other, unless skipped."""
+    there = np.isfinite(J)
+    w, sums = w[there], w[there] * J[there]
+    if not len(w):
+        return loss, weight
+    sums[0] += loss
+    w[0] += weight
+    # `cumsum` adds in order, so that the sum does not depend on how many steps come at once
+    return float(sums.cumsum()[-1]), float(w.cumsum()[-1])
 
 
 def _is_open(stream: TextIO | None) -> bool:

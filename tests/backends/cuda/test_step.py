@@ -201,7 +201,7 @@ def test_an_overflow_in_the_middle_of_a_launch_of_many_steps_is_left_out(device)
         one = pulled(where, mc.Adam(0.01), on_non_finite="skip")
         X, Y = np.ones((12, 1), np.float32), np.full((12, 700), 0.5, np.float32)
         Y[5] = 1e30
-        assert where == "cpu" or one._step.together(2, one.prepare(X, Y).inputs) > 4
+        assert where == "cpu" or one._step.together(2, one.prepare(X, Y).inputs, 64) > 4
         history = one.fit(X, Y, epochs=2, batch_size=2, shuffle=False, progress=False)
         found.append((one.net.parameters, history["skipped"]))
     close(found[0][0], found[1][0], 1e-5)
@@ -1096,10 +1096,10 @@ def test_rows_from_the_host_and_large_steps_are_launched_one_by_one(device, monk
     X, Y, _ = data()
     one = trainer("cuda")
     given = one.prepare(X, Y).inputs
-    assert one._step.together(10, given) > 1
-    assert one._step.together(10, given._replace(host=True)) == 1
+    assert one._step.together(10, given, 64) > 1
+    assert one._step.together(10, given._replace(host=True), 64) == 1
     monkeypatch.setattr(graph_step, "WORTHWHILE", 6 * 9 * one.net.layout.weights)
-    assert one._step.together(10, given) == 1
+    assert one._step.together(10, given, 64) == 1
 
 
 # -- threads, and who writes -----------------------------------------------------------------------
