@@ -234,12 +234,30 @@ void multiply_column(const Product<T>& p, Range mine) {
   }
 }
 
+// C = A B, or +=, for tiny matrices, without packing.
+template <class T>
+void multiply_tiny(const Product<T>& p) {
+  for (int64 i = 0; i < p.m; ++i) {
+    T sums[Registers<T>::lanes] = {};
+    for (int64 k = 0; k < p.k; ++k) {
+      const T a = p.A[i * p.a_row + k * p.a_column], *const b = p.B + k * p.b_row;
+      for (int64 j = 0; j < p.n; ++j) sums[j] += a * b[j * p.b_column];
+    }
+    T* const c = p.C + i * p.c_row;
+    for (int64 j = 0; j < p.n; ++j) c[j] = p.accumulate ? c[j] + sums[j] : sums[j];
+  }
+}
+
 // Threads share rows or columns of C, so that each reads less of A and B.
 template <class T>
 void multiply(const Product<T>& p, const Part& part) {
   constexpr int64 depth = Registers<T>::depth,
                   columns = Registers<T>::vectors * Registers<T>::lanes;
   if (p.n == 1) return multiply_column(p, part.of(p.m));
+  if (p.n <= Registers<T>::lanes && p.m * p.n * p.k <= 256) {
+    if (part.index == 0) multiply_tiny(p);
+    return;
+  }
   Range i = {0, p.m}, j = {0, p.n};
   if (p.n > p.m) {
     j = part.of(p.n, Registers<T>::lanes);
