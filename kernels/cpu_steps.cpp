@@ -230,7 +230,7 @@ class Loop {
 // Places new threads on other processors than their creator's: left to itself, Linux may keep two on
 // one for milliseconds, while each waits for the other.
 class Placement {
-#if defined(__linux__)
+#if defined(__GLIBC__)
  public:
   Placement() : known(!sched_getaffinity(0, sizeof allowed, &allowed)), last(sched_getcpu()) {
     pthread_attr_init(&attributes);

@@ -210,8 +210,7 @@ class GraphStep:
             return 1
         # gather, layers forward and backward, loss; sum_weights, the update
         nodes = chunks * 5 * self.problem.layout.layers + 3
-        most = min(most, cuda_slot.TOGETHER, NODES // nodes)
-        return 1 << (max(1, most).bit_length() - 1)
+        return 1 << (max(1, min(most, cuda_slot.TOGETHER, NODES // nodes)).bit_length() - 1)
 
     def run(self, batch: Batch, plan: Plan, progress: Progress) -> DeviceLoss:
         """Launch the steps of a batch without waiting; return J before each, to be read later.

@@ -272,9 +272,8 @@ class Run:
             except ValueError as error:
                 self._fault = error
                 raise
-            if one.weight is not None:
-                weights = np.full_like(losses, one.weight)
-            loss, weight = _add(loss, weight, losses, weights)
+            w = weights if one.weight is None else np.full_like(losses, one.weight)
+            loss, weight = _add(loss, weight, losses, w)
         state.loss, state.weight, self._unread, self._waiting = loss, weight, [], 0
 
     def _explain(self, error: NonFiniteLoss, launches: Sequence[_Unread]) -> Exception:

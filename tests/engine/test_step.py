@@ -471,7 +471,9 @@ def test_blas_gets_one_thread_where_a_cache_holds_the_parameters_and_rows_are_fe
     code = f"""
 import numpy as np, mlpcore as mc
 from mlpcore.backends.numpy import blas
-trainer = mc.Trainer(mc.MLP({sizes}, output="softmax"), optimizer=mc.SGD(0.1))
+from mlpcore.engine import cpu_step
+cpu_step.SHORT = 0  # the calls of a step are made one by one
+trainer = mc.Trainer(mc.MLP({sizes}, output="softmax"), optimizer=mc.SGD(0.1), workers=1)
 seen, update = [], trainer._step.lanes.update
 def look(*arguments):
     seen.extend(library.get_num_threads() for library in blas._libraries())
