@@ -61,38 +61,41 @@ void penalize(const Penalize<T>& p, const Part& part) {
   }
 }
 
-// A point that all threads reach before any goes on. A thread that waits long sleeps, since others
-// may need the core.
-class Barrier {
+// A number that threads wait to see change. A thread that waits long sleeps, since others may need
+// the core.
+class Signal {
  public:
-  explicit Barrier(int count) : count(count) {}
+  int read() const { return __atomic_load_n(&number, __ATOMIC_SEQ_CST); }
 
-  void wait() {
-    if (count == 1) return;
-    const int before = __atomic_load_n(&passed, __ATOMIC_SEQ_CST);
-    if (__atomic_add_fetch(&waiting, 1, __ATOMIC_SEQ_CST) == count) {
-      __atomic_store_n(&waiting, 0, __ATOMIC_SEQ_CST);
-      __atomic_store_n(&passed, before + 1, __ATOMIC_SEQ_CST);
-      if (__atomic_load_n(&sleeping, __ATOMIC_SEQ_CST)) wake();
-      return;
-    }
+  void change() {
+    __atomic_add_fetch(&number, 1, __ATOMIC_SEQ_CST);
+    if (!__atomic_load_n(&sleeping, __ATOMIC_SEQ_CST)) return;
+    pthread_mutex_lock(&mutex);
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&mutex);
+  }
+
+  void wait(int before) {
     const long long end = now() + SPIN;
     do {
       for (int i = 0; i < 64; ++i) {
-        if (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) != before) return;
+        if (read() != before) return;
         pause();
       }
     } while (now() < end);
+    pthread_mutex_lock(&mutex);
     __atomic_add_fetch(&sleeping, 1, __ATOMIC_SEQ_CST);
-    while (__atomic_load_n(&passed, __ATOMIC_SEQ_CST) == before) sleep(before);
+    while (read() == before) pthread_cond_wait(&changed, &mutex);
     __atomic_sub_fetch(&sleeping, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&mutex);
   }
 
  private:
-  // nanoseconds before a thread sleeps: longer than waking one takes, or all sleep at every barrier
+  // nanoseconds before a thread sleeps: longer than waking one takes, or all would sleep each time
   static constexpr long long SPIN = 200'000;
-  const int count;
-  int waiting = 0, passed = 0, sleeping = 0;
+  int number = 0, sleeping = 0;
+  pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 
   static long long now() {
     timespec time;
@@ -100,20 +103,29 @@ class Barrier {
     return time.tv_sec * 1'000'000'000LL + time.tv_nsec;
   }
 #if defined(__x86_64__)
-  enum { FUTEX = 202 };
   static void pause() { __builtin_ia32_pause(); }
 #else
-  enum { FUTEX = 98 };
   static void pause() { asm volatile("" ::: "memory"); }
 #endif
-#if defined(__linux__) && (defined(__x86_64__) || defined(__aarch64__) || defined(__riscv))
-  enum { WAIT = 128, WAKE = 129 };  // private to the process
-  void sleep(int before) { syscall(FUTEX, &passed, WAIT, before, nullptr); }
-  void wake() { syscall(FUTEX, &passed, WAKE, count); }
-#else
-  void sleep(int) { sched_yield(); }
-  void wake() {}
-#endif
+};
+
+// A point that all threads reach before any goes on.
+class Barrier {
+ public:
+  explicit Barrier(int count) : count(count) {}
+
+  void wait() {
+    if (count == 1) return;
+    const int before = passed.read();
+    if (__atomic_add_fetch(&waiting, 1, __ATOMIC_SEQ_CST) < count) return passed.wait(before);
+    __atomic_store_n(&waiting, 0, __ATOMIC_SEQ_CST);
+    passed.change();
+  }
+
+ private:
+  const int count;
+  int waiting = 0;
+  Signal passed;
 };
 
 struct Call {
@@ -130,6 +142,7 @@ class Loop {
   Loop(const Steps<T>& p, int threads) : p(p), threads(threads), barrier(threads) { begin(0); }
 
   void work(int64 index) {
+    if (index >= threads) return;
     const Part part = {index, threads};
     for (int64 step = 0; step < p.steps; ++step) {
       if (p.workers == 1) {
@@ -232,87 +245,128 @@ class Loop {
 class Placement {
 #if defined(__GLIBC__)
  public:
-  Placement() : known(!sched_getaffinity(0, sizeof allowed, &allowed)), last(sched_getcpu()) {
-    pthread_attr_init(&attributes);
-  }
-  ~Placement() { pthread_attr_destroy(&attributes); }
+  // From the calling thread's processor on.
+  void begin() { known = !sched_getaffinity(0, sizeof allowed, &allowed), last = sched_getcpu(); }
 
-  // Returns the attributes of a thread that begins on the next processor.
-  const pthread_attr_t* next() {
-    if (!known) return nullptr;
+  // Makes threads with these attributes begin on the next processor.
+  void next(pthread_attr_t* attributes) {
+    if (!known) return;
     do last = (last + 1) % CPU_SETSIZE;
     while (!CPU_ISSET(last, &allowed));
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(last, &one);
-    pthread_attr_setaffinity_np(&attributes, sizeof one, &one);
-    return &attributes;
+    pthread_attr_setaffinity_np(attributes, sizeof one, &one);
   }
 
-  // Lets the calling thread move again.
+  // Lets the calling thread, which has begun, move again.
   void release() const {
     if (known) pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
   }
 
  private:
   cpu_set_t allowed;
-  const bool known;
-  int last;
-  pthread_attr_t attributes;
+  bool known = false;
+  int last = 0;
 #else
  public:
-  const pthread_attr_t* next() { return nullptr; }
+  void begin() {}
+  void next(pthread_attr_t*) {}
   void release() const {}
 #endif
 };
 
-// A thread that takes part in a loop, once the gate opens.
-template <class L>
-struct Thread {
-  pthread_mutex_t* gate;
-  L** loop;
-  const Placement* placement;
-  int64 index;
-  pthread_t id;
-
-  static void* run(void* self) {
-    const Thread& thread = *static_cast<Thread*>(self);
-    thread.placement->release();
-    pthread_mutex_lock(thread.gate);
-    pthread_mutex_unlock(thread.gate);
-    (*thread.loop)->work(thread.index);
-    return nullptr;
+// Threads that help in the loops of one call at a time. They wait for the next call, awake for
+// a while, since steps often follow one another. A forked process has none of its parent's.
+class Helpers {
+ public:
+  // Returns false if another call has them.
+  bool take() {
+    const int process = getpid();
+    int before = __atomic_load_n(&holder, __ATOMIC_SEQ_CST);
+    if (before == process || !__atomic_compare_exchange_n(&holder, &before, process, false,
+                                                          __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+      return false;
+    }
+    if (owner != process) owner = process, count = 0, begun = Signal(), ended = Signal();
+    return true;
   }
+  void give_back() { __atomic_store_n(&holder, 0, __ATOMIC_SEQ_CST); }
+
+  // Starts threads, which take no signals, until there are as many; returns their number.
+  int64 start(int64 wanted) {
+    if (count >= wanted) return count;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, STACK);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (placement.begin(); count < wanted; ++count) {
+      placement.next(&attributes);
+      pthread_t thread;
+      calls[count] = begun.read();
+      if (pthread_create(&thread, &attributes, help, reinterpret_cast<void*>(count))) break;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    pthread_attr_destroy(&attributes);
+    return count;
+  }
+
+  // Calls work(loop, index) on each, and here with index 0.
+  void run(void (*work)(void*, int64), void* loop) {
+    this->work = work, this->loop = loop, working = count;
+    const int before = ended.read();
+    begun.change();
+    work(loop, 0);
+    ended.wait(before);
+  }
+
+  static constexpr int MOST = 63;
+
+ private:
+  static constexpr size_t STACK = 1 << 21;  // bytes, for packed blocks; some systems give 128 KiB
+  int holder = 0, owner = 0;                // processes
+  int64 count = 0, working = 0;
+  int calls[MOST];  // that were begun before each thread
+  Signal begun, ended;
+  void (*work)(void*, int64);
+  void* loop;
+  Placement placement;
+
+  static void* help(void* index);
 };
+
+Helpers helpers;
+
+void* Helpers::help(void* index) {
+  const int64 own = reinterpret_cast<int64>(index);
+  helpers.placement.release();
+  for (int call = helpers.calls[own];; ++call) {
+    helpers.begun.wait(call);
+    helpers.work(helpers.loop, own + 1);
+    if (!__atomic_sub_fetch(&helpers.working, 1, __ATOMIC_SEQ_CST)) helpers.ended.change();
+  }
+}
 
 // Runs up to p.steps steps from p.number on; p.done counts them. Of the calls, the first are those of
 // the workers, up to p.ends; those from p.updates on write the parameters. A segment is a part of
 // the flat vectors with its own update: `settings` has the numbers of its formulas, `factors` the
 // factor of its rate and its missed updates, and `numbers` the addresses of the scalars that its
 // update reads. The bounds are as in engine/lanes.py. Fewer threads than p.threads do if no more can
-// be started; they take no signals.
+// be started, and one if another call has them.
 template <class T, class Formula>
 void run_steps(const Steps<T>& p, const Part&) {
-  constexpr int MOST = 64;
   using L = Loop<T, Formula>;
-  if (p.threads <= 1) return L(p, 1).work(0);
-  Thread<L> others[MOST];
-  pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
-  L* loop = nullptr;
-  Placement placement;
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_mutex_lock(&gate);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  int started = 0;
-  for (; started < p.threads - 1 && started < MOST; ++started) {
-    Thread<L>& next = others[started] = {&gate, &loop, &placement, started + 1, {}};
-    if (pthread_create(&next.id, placement.next(), Thread<L>::run, &next)) break;
+  const int64 wanted = minimum(p.threads - 1, int64(Helpers::MOST));
+  int64 others = 0;
+  if (wanted > 0 && helpers.take()) {
+    others = minimum(wanted, helpers.start(wanted));
+    if (!others) helpers.give_back();
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  L own(p, started + 1);
-  loop = &own;
-  pthread_mutex_unlock(&gate);
-  own.work(0);
-  for (int i = 0; i < started; ++i) pthread_join(others[i].id, nullptr);
+  L loop(p, 1 + int(others));
+  if (!others) return loop.work(0);
+  helpers.run([](void* it, int64 index) { static_cast<L*>(it)->work(index); }, &loop);
+  helpers.give_back();
 }

@@ -38,7 +38,6 @@ from mlpcore.engine.workspace import Workspace
 
 log = logging.getLogger("mlpcore")
 BLAS_ROWS = 64  # rows per BLAS thread, if a core's cache holds the parameters
-SHORT = 1e8  # operations of a single step up to which one call of C++ is faster than its calls
 BLAS_ALONE = 1 << 18  # multiplications of a GEMM up to which BLAS by default uses one thread
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -194,9 +193,7 @@ class CpuStep:
         # One BLAS thread per worker for the *whole* step: a BLAS thread that was still spinning
         # would be one too many. If a core's cache holds the parameters, few rows cost more than
         # they gain, because half of dW is then in another core's cache.
-        threads, stretch = self.lanes.threads, None
-        if batch.rows is not None or 6 * batch.size * self.problem.layout.weights <= SHORT:
-            stretch = self._stretch(batch.size, plan)
+        threads, stretch = self.lanes.threads, self._stretch(batch.size, plan)
         if plan.workers > 1 or (stretch is not None and stretch.threads > 1):
             threads = 1
         elif self._in_cache and batch.size * self._largest > BLAS_ALONE:

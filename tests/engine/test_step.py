@@ -472,7 +472,7 @@ def test_blas_gets_one_thread_where_a_cache_holds_the_parameters_and_rows_are_fe
 import numpy as np, mlpcore as mc
 from mlpcore.backends.numpy import blas
 from mlpcore.engine import cpu_step
-cpu_step.SHORT = 0  # the calls of a step are made one by one
+cpu_step.CpuStep._stretch = lambda *_: None  # the calls of a step are made one by one
 trainer = mc.Trainer(mc.MLP({sizes}, output="softmax"), optimizer=mc.SGD(0.1), workers=1)
 seen, update = [], trainer._step.lanes.update
 def look(*arguments):

@@ -1,6 +1,9 @@
 """Stretches: many steps in one call give what steps one by one give, and are counted alike."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -155,6 +158,57 @@ def test_a_step_has_the_same_bits_on_any_number_of_threads(loss, workers, monkey
         found.append(results(make(**settings), rows, targets, **fit))
         assert found[-1][0] == found[0][0]
         np.testing.assert_array_equal(found[-1][1], found[0][1])
+
+
+def on_threads(monkeypatch, count):
+    monkeypatch.setattr(stretch, "choose_threads", lambda *_: count)
+    monkeypatch.setattr(stretch.Stretch, "_choose_threads", lambda self: count)
+
+
+def test_calls_of_several_threads_at_once_do_not_disturb_each_other(monkeypatch):
+    on_threads(monkeypatch, 3)
+    expected = results(make(workers=3), X, Y, epochs=40)[1]
+    found = {}
+
+    def train(number):
+        found[number] = results(make(workers=3), X, Y, epochs=40)[1]
+
+    threads = [threading.Thread(target=train, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for parameters in found.values():
+        np.testing.assert_array_equal(parameters, expected)
+    assert len(found) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_has_helpers_of_its_own():
+    code = """
+import os, zlib, numpy as np, mlpcore as mc
+from mlpcore.engine import stretch
+stretch.choose_threads = lambda *_: 3
+stretch.Stretch._choose_threads = lambda self: 3
+X, Y = np.ones((64, 3)), np.ones((64, 2))
+trainer = mc.Trainer(mc.MLP([3, 8, 2], seed=0), "squared_error", mc.SGD(0.1), workers=3)
+trainer.fit(X, Y, epochs=3, batch_size=8, progress=False)
+child = os.fork()
+threads = len(os.listdir("/proc/self/task")) if os.path.exists("/proc/self/task") else 0
+trainer.fit(X, Y, epochs=3, batch_size=8, progress=False)
+more = len(os.listdir("/proc/self/task")) - threads if threads else 2 * (child == 0)
+print(more, zlib.crc32(trainer.net.parameters.tobytes()), flush=True)
+if child == 0:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    (more, ours), (none, theirs) = sorted(
+        (line.split() for line in done.stdout.splitlines()), reverse=True
+    )
+    assert int(more) - int(none) == 2  # BLAS starts threads of its own again in both
+    assert ours == theirs
 
 
 def test_what_cannot_be_in_a_stretch_runs_alone(lengths):

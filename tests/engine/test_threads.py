@@ -35,7 +35,8 @@ def make():
 def test_an_interrupt_waits_for_the_other_workers_so_that_none_writes_into_the_next_step(
     monkeypatch,
 ):
-    monkeypatch.setattr(cpu_step, "SHORT", 0)  # the calls of a step are made one by one
+    # the calls of a step are made one by one
+    monkeypatch.setattr(cpu_step.CpuStep, "_stretch", lambda *_: None)
     X, Y = RNG.standard_normal((64, 3)), RNG.standard_normal((64, 2))
     losses, ended = [], []
     for interrupted in (False, True):
@@ -73,7 +74,7 @@ def test_a_forked_process_has_worker_threads_of_its_own():
     code = """
 import os, numpy as np, mlpcore as mc
 from mlpcore.engine import cpu_step
-cpu_step.SHORT = 0
+cpu_step.CpuStep._stretch = lambda *_: None
 X, Y = np.ones((64, 3)), np.ones((64, 2))
 trainer = mc.Trainer(mc.MLP([3, 8, 2]), "squared_error", mc.SGD(0.1), workers=2, chunk_rows=8)
 trainer.step(X, Y)
@@ -95,7 +96,7 @@ print("parent", J)
 
 
 def test_the_threads_of_a_step_end_with_its_trainer(monkeypatch):
-    monkeypatch.setattr(cpu_step, "SHORT", 0)
+    monkeypatch.setattr(cpu_step.CpuStep, "_stretch", lambda *_: None)
     before = _thread._count()
     trainer = mc.Trainer(mc.MLP([3, 8, 2]), "squared_error", workers=3, chunk_rows=8)
     trainer.step(np.ones((64, 3)), np.ones((64, 2)))

@@ -158,7 +158,8 @@ def test_no_interrupt_leaves_a_lock_for_which_a_step_waits():
 
 
 def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu_step, "SHORT", 0)  # the calls of a step are made one by one
+    # the calls of a step are made one by one
+    monkeypatch.setattr(cpu_step.CpuStep, "_stretch", lambda *_: None)
     trainer = make()
     net, other = trainer.net, mc.Trainer(trainer.net)
     trainer.step(X, Y)
@@ -192,7 +193,7 @@ def test_an_update_that_broke_off_is_known_and_nothing_is_made_of_it(tmp_path, m
 
 
 def test_other_threads_may_predict_while_an_update_is_made(monkeypatch):
-    monkeypatch.setattr(cpu_step, "SHORT", 0)
+    monkeypatch.setattr(cpu_step.CpuStep, "_stretch", lambda *_: None)
     trainer, found = make(), []
     trainer.step(X, Y)
     calls = trainer._step.lanes.updates[0].lanes[0].calls
@@ -645,7 +646,7 @@ import os, sys, threading
 import numpy as np, mlpcore as mc
 from mlpcore.engine import cpu_step
 from mlpcore.training import turns as module
-module.FORK_WAITS, cpu_step.SHORT = 0.05, 0
+module.FORK_WAITS, cpu_step.CpuStep._stretch = 0.05, lambda *_: None
 X, Y = np.ones((4, 3)), np.ones((4, 1))
 trainer = mc.Trainer(mc.MLP([3, 1], device="cpu"), "squared_error")
 trainer.step(X, Y)
