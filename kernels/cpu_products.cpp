@@ -213,7 +213,8 @@ __attribute__((noinline)) void multiply_blocks(const Strided<T>& A, const Stride
   }
 }
 
-// These rows of a C that is a column: its entries are inner products, or it is a sum of columns of A.
+// These rows of a C that is a column: its entries are inner products, or it is a sum of columns of
+// A.
 template <class T>
 void multiply_column(const Product<T>& p, Range mine) {
   if (p.a_row == 1) {

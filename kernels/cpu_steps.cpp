@@ -240,8 +240,8 @@ class Loop {
   }
 };
 
-// Places new threads on other processors than their creator's: left to itself, Linux may keep two on
-// one for milliseconds, while each waits for the other.
+// Places new threads on other processors than their creator's: left to itself, Linux may keep two
+// on one for milliseconds, while each waits for the other.
 class Placement {
 #if defined(__GLIBC__)
  public:
@@ -350,12 +350,12 @@ void* Helpers::help(void* index) {
   }
 }
 
-// Runs up to p.steps steps from p.number on; p.done counts them. Of the calls, the first are those of
-// the workers, up to p.ends; those from p.updates on write the parameters. A segment is a part of
+// Runs up to p.steps steps from p.number on; p.done counts them. Of the calls, the first are those
+// of the workers, up to p.ends; those from p.updates on write the parameters. A segment is a part of
 // the flat vectors with its own update: `settings` has the numbers of its formulas, `factors` the
 // factor of its rate and its missed updates, and `numbers` the addresses of the scalars that its
-// update reads. The bounds are as in engine/lanes.py. Fewer threads than p.threads do if no more can
-// be started, and one if another call has them.
+// update reads. The bounds are as in engine/lanes.py. Fewer threads than p.threads do if no more
+// can be started, and one if another call has them.
 template <class T, class Formula>
 void run_steps(const Steps<T>& p, const Part&) {
   using L = Loop<T, Formula>;

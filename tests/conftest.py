@@ -22,6 +22,14 @@ def pytest_report_header():
     return f"tests on a GPU are skipped: {reason}" if reason else "tests on a GPU: they run"
 
 
+def pytest_configure(config):
+    """Let pytest-xdist hand out files as they are collected: by default those with the fewest tests
+    come last, among them the longest.
+    """
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.fixture(autouse=True, scope="module")
 def frozen():
     """Keep collected tests and what earlier files imported out of all garbage collections: a full
