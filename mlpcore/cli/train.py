@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import mlpcore as mc
+from mlpcore.backends.compiled import compiler
 from mlpcore.cli import outputs
 from mlpcore.cli.messages import on_terminal, printable, reason, say
 from mlpcore.cli.places import EVERY, Checkpoint, Places
@@ -223,13 +224,17 @@ class _Run:
             and bool(self.trainer.history)
             and not self.trainer.unfinished
         )
-        done = self.trainer.progress.step
+        done, (passes, _, compiling) = self.trainer.progress.step, compiler.counts()
         self.history = self.trainer.history if complete else self._fit()
         seconds = time.perf_counter() - began
         losses = self.history["validation_loss"]
         seen = min(self.recipe.batch, self.split.counts[0]) * (self.trainer.progress.step - done)
         early = ", stopped early" if len(losses) < self.recipe.epochs else ""
-        pace = "" if complete else f"{seconds:.1f} s, {seen / max(seconds, 1e-9):,.0f} rows/s; "
+        made, _, compiled = compiler.counts()
+        once = f" (and {compiled - compiling:.1f} s to compile, once)" if made > passes else ""
+        seconds -= compiled - compiling
+        rate = f"{seen / max(seconds, 1e-9):,.0f} rows/s"
+        pace = "" if complete else f"{seconds:.1f} s{once}, {rate}; "
         say(
             f"best epoch {int(np.argmin(losses)) + 1} of {len(losses)}{early}; {pace}"
             f"the engine's arrays take {human(self.plan.total_bytes)}{_peak()}"

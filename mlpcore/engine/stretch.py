@@ -97,7 +97,8 @@ class Losses:
 
     def values(self) -> tuple[Array, Array]:
         """Return J and Σ w of each step, in order."""
-        J = np.concatenate([losses[: count[0]] for losses, count in self.parts])
+        found = (losses[: count[0]] for losses, count in self.parts)
+        J = np.concatenate([np.empty(0), *found])  # there is none if an interrupt came first
         return J, np.full_like(J, self.weight)
 
 

@@ -120,6 +120,7 @@ net = mc.MLP([8, 300, 300, 8], "relu")
 trainer = mc.Trainer(net, "squared_error")
 X = np.ones((1024, 8), np.float32)
 step, passes._forward = trainer._step, look(passes._forward)
+type(step)._stretch = lambda *_: None  # the calls of a step are made one by one
 step._loss_and_squares, step.evaluate = look(step._loss_and_squares), look(step.evaluate)
 trainer.step(X, X), trainer.gradient(X, X), trainer.evaluate(X, X), net.predict(X), net.forward(X)
 info = mc.info()
