@@ -90,8 +90,8 @@ class Crew:
         Adding up two gradients costs about as much as 15 rows of the GEMMs: with 256 rows per
         worker and more for each further one, that is 6% at most, less than several threads save in
         the passes between the GEMMs. Handing work over and waiting for it takes 0.1 ms, so a step
-        of less than 0.4 GFLOP uses one thread. In a stretch of steps it takes 1 us, and what pays
-        is that no thread reads rows that another has written.
+        of less than 0.4 GFLOP uses one thread. In a stretch of steps handing over is a barrier, and
+        what pays is that no thread reads rows that another has written.
         """
         threads, layout = self.lanes.threads, self.problem.layout
         if threads == 1:
